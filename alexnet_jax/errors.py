@@ -1,0 +1,25 @@
+"""Errors that the user of a command can mend, and the way a run ends early."""
+
+EXIT_DONE = 0
+EXIT_FAILURE = 1
+EXIT_USER = 2
+EXIT_INTERRUPTED = 75
+
+
+class UserError(ValueError):
+  """Something in the config, the data or the arguments that the user can mend.
+
+  The message says what was wrong, the value received and what to do.
+  """
+
+
+class UnreadableImageError(UserError):
+  """An image that cannot be decoded; the message names it."""
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss became infinite or not a number."""
+
+
+class Interrupted(Exception):
+  """SIGTERM or Ctrl-C asked the run to end; the same command goes on."""
