@@ -1,0 +1,1 @@
+"""Pixels and their order: numpy, OpenCV and Grain, never jax."""

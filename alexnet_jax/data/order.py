@@ -1,0 +1,71 @@
+"""Which examples and which random draws make up batch t.
+
+Pure functions of (seed, t): no state, so nothing to restore. Batch t of B
+examples takes the positions t * B to (t + 1) * B - 1 of an endless sequence of
+epochs without gaps; position p is example `permutation(epoch)[p % n]` of epoch
+p // n. A process takes a slice of the batch, so the batch as a whole does not
+depend on the number of processes.
+"""
+
+import functools
+
+import numpy as np
+
+# The second word of a random stream's seed says what it is for.
+_PERMUTATION, _DRAWS = 0, 1
+DRAWS_PER_EXAMPLE = 3  # crop row, crop column, flip
+
+
+@functools.lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+  """The order of the examples in one epoch, uint32 [num_examples].
+
+  The cache holds two epochs, 8 bytes an example.
+  """
+  order = np.arange(num_examples, dtype=np.uint32)
+  _generator(seed, _PERMUTATION, epoch).shuffle(order)
+  order.setflags(write=False)
+  return order
+
+
+def batch_positions(step: int, global_batch_size: int) -> np.ndarray:
+  """Positions of the batch of step `step`, int64 [global_batch_size]."""
+  start = step * global_batch_size
+  return np.arange(start, start + global_batch_size, dtype=np.int64)
+
+
+def examples_at(
+  positions: np.ndarray, num_examples: int, seed: int
+) -> np.ndarray:
+  """Example indices, int64, at the given positions (any shape)."""
+  epochs, ranks = np.divmod(positions, num_examples)
+  indices = np.empty(positions.shape, np.int64)
+  for epoch in np.unique(epochs):
+    chosen = epochs == epoch
+    order = permutation(seed, int(epoch), num_examples)
+    indices[chosen] = order[ranks[chosen]]
+  return indices
+
+
+def batch_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
+  """Uniform draws in [0, 1) of the batch, float64 [global_batch_size, 3].
+
+  The columns decide crop row, crop column and flip, whether or not they are
+  switched on: switching one off leaves the others as they were.
+  """
+  return _generator(seed, _DRAWS, step).random(
+    (global_batch_size, DRAWS_PER_EXAMPLE)
+  )
+
+
+def process_slice(
+  global_batch_size: int, process_index: int, process_count: int
+) -> slice:
+  """The part of every global batch that one process makes."""
+  size = global_batch_size // process_count
+  return slice(process_index * size, (process_index + 1) * size)
+
+
+def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
+  sequence = np.random.SeedSequence(seed, spawn_key=(purpose, number))
+  return np.random.Generator(np.random.Philox(sequence))

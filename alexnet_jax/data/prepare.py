@@ -1,0 +1,311 @@
+"""Builds data sets: python -m alexnet_jax.data.prepare tfds --name NAME.
+
+TFDS builds a set with TensorFlow, from the extra `tfds`, once; reading what it
+built needs none. TensorFlow is imported in `_import_tensorflow` and nowhere
+else in the package.
+"""
+
+import argparse
+import contextlib
+import difflib
+import logging
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import sys
+import tarfile
+
+from alexnet_jax import command
+from alexnet_jax.errors import UserError
+
+_RECORD_FORMAT = 'array_record'  # random access; TFDS's own is tfrecord
+# Files in each tar of ILSVRC-2012: tars of one synset, and images.
+_IMAGENET_TARS = {
+  'ILSVRC2012_img_train.tar': 1_000,
+  'ILSVRC2012_img_val.tar': 50_000,
+}
+_CATALOG = 'https://www.tensorflow.org/datasets/catalog/overview'
+_INSTALL = (
+  "pip install 'alexnet_jax[tfds]' (in a checkout: pip install -e '.[tfds]')"
+)
+
+
+def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
+  """Builds an image classification set of TFDS as array_record.
+
+  A set that is there already is left as it is.
+
+  Args:
+    name: as TFDS calls it, `NAME` or `NAME/CONFIG`.
+    manual_dir: folder of the files that TFDS cannot download itself; by default
+      where TFDS looks, downloads/manual in data_dir.
+    data_dir: where TFDS keeps its sets; by default TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
+
+  Returns:
+    {name, data_dir, folder, splits (examples of each), classes (how many)}.
+
+  Raises:
+    UserError: if there is no such set, it is no image classification, its files
+      or TensorFlow are missing, or it was built in another format.
+  """
+  root = pathlib.Path(
+    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  ).expanduser()
+  manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
+  builder = _make_builder(name, root)
+  _check_features(builder)
+  folder = pathlib.Path(builder.data_dir)
+  if folder.exists():
+    _check_built(builder)
+    _say(f'{name} is already prepared in {folder}')
+  else:
+    _check_manual_files(builder, manual, root)
+    tensorflow = _import_tensorflow()
+    _check_place(folder)
+    if name == 'imagenet2012':
+      _check_tars(manual, folder.parent)
+    _build(tensorflow, builder, manual)
+    _say(f'{name} is prepared in {folder}')
+  splits = {str(k): s.num_examples for k, s in builder.info.splits.items()}
+  _say(f'{splits}\nto train on it:\n  {_train_command(name, root, splits)}')
+  return {
+    'name': name,
+    'data_dir': str(root),
+    'folder': str(folder),
+    'splits': splits,
+    'classes': builder.info.features['label'].num_classes,
+  }
+
+
+def _make_builder(name, root):
+  """TFDS's builder of the set; most are made without TensorFlow."""
+  import tensorflow_datasets as tfds  # slow to import, and only needed here
+
+  if not re.fullmatch(r'[a-z0-9_]+(/[\w.\-]+)?', name):
+    raise UserError(
+      f'--name is {name!r}; it must be NAME or NAME/CONFIG as in {_CATALOG}'
+    )
+  try:
+    return tfds.builder(name, data_dir=str(root))
+  except tfds.core.DatasetNotFoundError as error:
+    near = difflib.get_close_matches(
+      name.split('/')[0], tfds.list_builders(with_community_datasets=False)
+    )
+    hint = f' Did you mean {" or ".join(near)}?' if near else ''
+    raise UserError(
+      f'TFDS has no data set {name!r}.{hint} {_CATALOG} lists them; for'
+      ' photographs in folders use configs/folder.py'
+    ) from error
+  except ImportError as error:
+    raise _tensorflow_missing(error) from error
+  except ValueError as error:  # a config that the set does not have
+    raise UserError(str(error)) from error
+
+
+def _check_features(builder):
+  import tensorflow_datasets as tfds
+
+  features = dict(builder.info.features.items())
+  kinds = {'image': tfds.features.Image, 'label': tfds.features.ClassLabel}
+  if any(not isinstance(features.get(key), kinds[key]) for key in kinds):
+    raise UserError(
+      f'{builder.name} has the features {sorted(features)}; training needs an'
+      " 'image' and a 'label' that is a class"
+    )
+
+
+def _check_built(builder):
+  formats = sorted(f.value for f in builder.info.available_file_formats())
+  if not builder.info.splits:
+    raise UserError(
+      f'{builder.data_dir} is there but holds no finished data set; move it'
+      ' away or choose another --data_dir'
+    )
+  if _RECORD_FORMAT not in formats:
+    raise UserError(
+      f'{builder.data_dir} is prepared as {", ".join(formats)}; training reads'
+      f' {_RECORD_FORMAT}. It is left as it is: choose another --data_dir, or'
+      ' move it away if nothing else reads it'
+    )
+
+
+def _check_manual_files(builder, manual, root):
+  """Checks what must be downloaded by hand, where the set asks for that."""
+  if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return
+  if builder.name != 'imagenet2012':
+    if not (manual.is_dir() and any(manual.iterdir())):
+      raise UserError(
+        f'{builder.name} must be downloaded by hand, and {manual} does not'
+        ' exist or is empty; fill it or give another with --manual_dir DIR:\n'
+        f'{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+      )
+    return
+  if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
+    raise UserError(
+      f'{" and ".join(missing)} not found in {manual}. Register at'
+      ' https://image-net.org/download-images and download them (148 and 6.7'
+      ' GB), leave them packed, then:\n'
+      '  python -m alexnet_jax.data.prepare tfds --name imagenet2012'
+      f' --manual_dir DIR --data_dir {shlex.quote(str(root))}'
+    )
+
+
+def _check_place(folder):
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'cannot write {folder.parent} ({error.strerror}); choose another'
+      ' --data_dir'
+    ) from error
+  if left := sorted(folder.parent.glob(f'incomplete.*_{folder.name}')):
+    logging.warning(
+      'left by a build that was killed, unless one is running; delete: %s',
+      ' '.join(map(str, left)),
+    )
+
+
+def _check_tars(manual, place):
+  """Finds in seconds what a build would stumble over after hours."""
+  for name, expected in _IMAGENET_TARS.items():
+    try:
+      with tarfile.open(manual / name, 'r:') as tar:
+        count = sum(1 for _ in tar)
+    except (tarfile.TarError, OSError) as error:
+      raise UserError(
+        f'{manual / name} is damaged ({error}); download it again'
+      ) from error
+    if count != expected:  # a tar cut off between two files looks whole
+      logging.warning(
+        '%s holds %d files, that of ILSVRC-2012 %d', name, count, expected
+      )
+  # TFDS shuffles through files that shrink as the records grow.
+  needed = sum((manual / name).stat().st_size for name in _IMAGENET_TARS)
+  free = shutil.disk_usage(place).free
+  if free < needed:
+    raise UserError(
+      f'ImageNet needs {needed / 1e9:.0f} GB in {place}, which has'
+      f' {free / 1e9:.0f} GB; make room or choose another --data_dir'
+    )
+
+
+def _build(tensorflow, builder, manual):
+  import tensorflow_datasets as tfds
+
+  try:
+    with contextlib.redirect_stdout(sys.stderr):
+      builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=manual),
+        file_format=_RECORD_FORMAT,
+      )
+  except (
+    OSError,
+    tarfile.TarError,
+    tensorflow.errors.OpError,
+    RuntimeError,  # what ArrayRecord makes of a full disk
+  ) as error:
+    if isinstance(error, RuntimeError) and 'No space left' not in str(error):
+      raise
+    raise UserError(
+      f'cannot build {builder.name} in {builder.data_dir}: {error}\n'
+      'Full disk, damaged archive or no network; nothing was kept, so mend it'
+      ' and start the same command again'
+    ) from error
+
+
+def _import_tensorflow():
+  """The one place of the package that imports TensorFlow."""
+  # Both keep it from announcing itself on standard error.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  try:
+    import importlib_resources  # noqa: F401  TFDS needs it undeclared
+    import tensorflow
+  except ImportError as error:
+    raise _tensorflow_missing(error) from error
+  # Building is work for the CPU; TensorFlow would take a GPU's whole memory.
+  tensorflow.config.set_visible_devices([], 'GPU')
+  return tensorflow
+
+
+def _tensorflow_missing(error):
+  return UserError(
+    f'building a TFDS set needs TensorFlow, reading it does not: {_INSTALL}'
+    f' ({error})'
+  )
+
+
+def _train_command(name, root, splits):
+  keys = {'data.path': root}
+  if name != 'imagenet2012':
+    keys |= {'data.tfds_name': name, 'model.num_classes': 0}  # 0: the data's
+  if 'validation' not in splits and 'test' in splits:
+    keys['data.tfds_eval_split'] = 'test'
+  elif 'validation' not in splits:
+    keys['data.tfds_train_split'] = 'train[:80%]'
+    keys['data.tfds_eval_split'] = 'train[80%:]'
+  overrides = (shlex.quote(f'--config.{k}={v}') for k, v in keys.items())
+  return (
+    'python -m alexnet_jax.main --config configs/imagenet.py'
+    f' {" ".join(overrides)}'
+  )
+
+
+def _say(message):
+  print(message, file=sys.stderr)
+
+
+def _arguments(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.data.prepare', description='Builds data sets.'
+  )
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+  _add_tfds(commands)
+  return parser.parse_args(argv)
+
+
+def _add_tfds(commands):
+  parser = commands.add_parser(
+    'tfds',
+    help='build a TFDS image classification set (needs TensorFlow)',
+    description='Builds a TFDS image classification set as array_record. Needs'
+    f' TensorFlow: {_INSTALL}. ImageNet takes hours and 155 GB.',
+  )
+  parser.add_argument(
+    '--name', required=True, help='imagenet2012, or any NAME or NAME/CONFIG'
+  )
+  parser.add_argument(
+    '--manual_dir',
+    default='',
+    metavar='DIR',
+    help='folder of what TFDS cannot download: for imagenet2012'
+    ' ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar',
+  )
+  parser.add_argument(
+    '--data_dir',
+    default='',
+    metavar='DIR',
+    help='where TFDS keeps its sets (default: TFDS_DATA_DIR or'
+    ' ~/tensorflow_datasets)',
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='one JSON object on standard output'
+  )
+  parser.set_defaults(
+    work=lambda a: prepare_tfds(a.name, a.manual_dir, a.data_dir)
+  )
+
+
+def main(argv=None) -> int:
+  arguments = _arguments(argv)
+  return command.run(
+    lambda: arguments.work(arguments), json_output=arguments.json
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main())

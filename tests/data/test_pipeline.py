@@ -1,0 +1,267 @@
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from alexnet_jax.data import images
+from alexnet_jax.data import order
+from alexnet_jax.data import pipeline
+from alexnet_jax.data import sources
+from alexnet_jax.errors import UnreadableImageError
+from alexnet_jax.errors import UserError
+
+
+def numbered_source(count, size=16):
+  """Image i is filled with i in red; blue and green tell row and column."""
+  pixels = np.zeros((count, size, size, 3), np.uint8)
+  pixels[..., 0] = np.arange(count)[:, None, None]
+  pixels[..., 1] = np.arange(size)[:, None]
+  pixels[..., 2] = np.arange(size)
+  labels = np.arange(count, dtype=np.int32) % 3
+  return sources.ArraySource('numbered', pixels, labels, ('a', 'b', 'c'))
+
+
+def train_batches(count=21, batch=6, steps=8, threads=1, **options):
+  loader = pipeline.Loader(numbered_source(count), 16, num_threads=threads)
+  return pipeline.make_train_iter(
+    loader,
+    num_steps=steps,
+    global_batch_size=batch,
+    seed=5,
+    crop_size=12,
+    **options,
+  )
+
+
+def assert_same(left, right):
+  assert len(left) == len(right)
+  for a, b in zip(left, right, strict=True):
+    assert a.keys() == b.keys()
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_batches_follow_the_order():
+  """Every image, crop and flip is the one that `order` decides."""
+  for step, batch in enumerate(train_batches()):
+    indices = order.examples_at(order.batch_positions(step, 6), 21, 5)
+    draws = order.batch_draws(step, 6, 5)
+    assert batch['image'].dtype == np.uint8
+    np.testing.assert_array_equal(batch['label'], indices % 3)
+    for image, index, draw in zip(batch['image'], indices, draws, strict=True):
+      assert (image[..., 0] == index).all()
+      assert image[0, 0, 1] == int(draw[0] * 5)  # the crop's first row
+      columns = int(draw[1] * 5) + np.arange(12)
+      mirrored = draw[2] < 0.5
+      np.testing.assert_array_equal(
+        image[0, :, 2], columns[::-1] if mirrored else columns
+      )
+
+
+@pytest.mark.parametrize('threads', [1, 2, 8])
+@pytest.mark.parametrize('prefetch', [0, 2, 8])
+def test_threads_and_prefetch_change_nothing(threads, prefetch):
+  assert_same(
+    list(train_batches(threads=threads, prefetch=prefetch)),
+    list(train_batches(threads=1, prefetch=0)),
+  )
+
+
+@pytest.mark.parametrize('count', [2, 3, 6])
+def test_processes_make_up_the_global_batch(count):
+  whole = list(train_batches())
+  parts = [
+    list(train_batches(process_index=i, process_count=count))
+    for i in range(count)
+  ]
+  joined = [
+    {name: np.concatenate([p[t][name] for p in parts]) for name in whole[t]}
+    for t in range(len(whole))
+  ]
+  assert_same(joined, whole)
+
+
+@pytest.mark.parametrize('prefetch', [0, 3])
+@pytest.mark.parametrize('at', [0, 2, 4, 8])
+def test_a_restored_iterator_gives_the_tail(prefetch, at):
+  # Epochs of 21 in batches of 6: the tail starts in the middle of one.
+  unbroken = list(train_batches(prefetch=prefetch))
+  first = train_batches(prefetch=prefetch)
+  for _ in range(at):
+    next(first)
+  second = train_batches(prefetch=prefetch)
+  second.set_state(first.get_state())
+  assert first.get_state() == {'next_index': at}
+  assert_same(list(second), unbroken[at:])
+
+
+def test_crops_and_flips_can_be_switched_off():
+  centre = train_batches(random_crop=False, random_flip=False)
+  for batch in centre:
+    np.testing.assert_array_equal(batch['image'][..., 1], images_rows(6))
+    assert (batch['image'][:, 0, :, 2] == np.arange(2, 14)).all()
+  flips = train_batches(random_flip=True)
+  same_crops = train_batches(random_flip=False)
+  for with_flip, without in zip(flips, same_crops, strict=True):
+    np.testing.assert_array_equal(
+      with_flip['image'][:, :, 0, 1], without['image'][:, :, 0, 1]
+    )
+
+
+def images_rows(count):
+  return np.broadcast_to(np.arange(2, 14)[:, None], (count, 12, 12))
+
+
+@pytest.mark.parametrize('batch', [1, 4, 7, 21, 50])
+@pytest.mark.parametrize('processes', [1, 2])
+def test_evaluation_sees_every_example_once(batch, processes):
+  batch *= processes
+  loader = pipeline.Loader(numbered_source(21), 16)
+  seen = []
+  for index in range(processes):
+    for part in pipeline.make_eval_iter(
+      loader,
+      global_batch_size=batch,
+      crop_size=12,
+      process_index=index,
+      process_count=processes,
+    ):
+      assert part['image'].shape == (batch // processes, 12, 12, 3)
+      for image, label in zip(
+        part['image'][part['mask']], part['label'][part['mask']], strict=True
+      ):
+        assert label == image[0, 0, 0] % 3
+        assert image[0, 0, 1] == image[0, 0, 2] == 2  # the centre
+        seen.append(int(image[0, 0, 0]))
+  assert sorted(seen) == list(range(21))
+
+
+@pytest.fixture
+def damaged_folder(tmp_path):
+  """Ten images in two classes, of which image 1 of each cannot be decoded."""
+  for label, name in enumerate(('cat', 'dog')):
+    (tmp_path / name).mkdir()
+    for i in range(5):
+      path = tmp_path / name / f'{i}.png'
+      cv2.imwrite(str(path), np.full((16, 16, 3), 10 * label + i, np.uint8))
+    (tmp_path / name / '1.png').write_bytes(b'broken')
+  return sources._list_folder(tmp_path)
+
+
+def test_an_unreadable_image_stops_the_run_and_is_named(damaged_folder):
+  loader = pipeline.Loader(damaged_folder, 16)
+  batches = pipeline.make_train_iter(
+    loader, num_steps=9, global_batch_size=5, seed=0, crop_size=16
+  )
+  with pytest.raises(UnreadableImageError, match=r'1\.png.*unreadable=skip'):
+    list(batches)
+
+
+def test_skipped_images_are_replaced_by_the_next_of_the_epoch(
+  damaged_folder, caplog
+):
+  def batches(threads, **options):
+    loader = pipeline.Loader(
+      damaged_folder, 16, unreadable='skip', num_threads=threads
+    )
+    found = list(
+      pipeline.make_train_iter(
+        loader,
+        num_steps=6,
+        global_batch_size=4,
+        seed=0,
+        crop_size=16,
+        **options,
+      )
+    )
+    return loader, found
+
+  loader, found = batches(threads=1)
+  assert len(loader.unreadable) == 2
+  assert caplog.text.count('cannot decode') == 2  # once each
+  values = np.concatenate([b['image'][:, 0, 0, 0] for b in found])
+  expected = []
+  for p in range(24):
+    ranked = order.permutation(0, p // 10, 10)
+    rank = p % 10
+    while ranked[rank % 10] in (1, 6):
+      rank += 1
+    index = int(ranked[rank % 10])
+    expected.append(10 * (index // 5) + index % 5)
+  assert values.tolist() == expected
+  assert_same(batches(threads=4)[1], found)
+  halves = [batches(1, process_index=i, process_count=2)[1] for i in (0, 1)]
+  joined = [
+    {name: np.concatenate([h[t][name] for h in halves]) for name in found[t]}
+    for t in range(6)
+  ]
+  assert_same(joined, found)
+
+
+def test_skipped_images_do_not_count_in_evaluation(damaged_folder):
+  loader = pipeline.Loader(damaged_folder, 16, unreadable='skip')
+  batches = pipeline.make_eval_iter(loader, global_batch_size=4, crop_size=16)
+  assert sum(int(batch['mask'].sum()) for batch in batches) == 8
+
+
+def test_a_source_without_a_readable_image_is_an_error(tmp_path):
+  for name in ('cat', 'dog'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'a.png').write_bytes(b'broken')
+  loader = pipeline.Loader(
+    sources._list_folder(tmp_path), 16, unreadable='skip'
+  )
+  batches = pipeline.make_train_iter(
+    loader, num_steps=1, global_batch_size=2, seed=0, crop_size=8
+  )
+  with pytest.raises(UserError, match=r'no image of .* can be decoded'):
+    next(batches)
+  with pytest.raises(UserError, match=r'no image of .* can be decoded'):
+    pipeline.pixel_mean(loader)
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_pixel_mean_is_exact(threads):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (37, 20, 24, 3), dtype=np.uint8)
+  labels = np.zeros(37, np.int32)
+  source = sources.ArraySource('random', pixels, labels, ('a', 'b'))
+  loader = pipeline.Loader(source, 10, num_threads=threads)
+  calls = []
+  mean = pipeline.pixel_mean(loader, chunk=10, progress=calls.append)
+  squares = np.stack([images.centre_square(p, 10) for p in pixels])
+  np.testing.assert_array_equal(mean, squares.sum(0, dtype=np.int64) / 37)
+  assert calls == [10, 20, 30, 37]
+  first = pipeline.pixel_mean(loader, limit=5)
+  np.testing.assert_array_equal(first, squares[:5].sum(0, dtype=int) / 5)
+
+
+def test_the_data_record_tells_data_sets_and_orders_apart():
+  def record(count=21, seed=0, batch=4):
+    return pipeline.data_record(
+      numbered_source(count), split='train', seed=seed, global_batch_size=batch
+    )
+
+  assert record() == record()
+  assert record()['order'] != record(seed=1)['order']
+  assert record()['fingerprint'] != record(count=20)['fingerprint']
+  assert record(batch=8)['global_batch_size'] == 8
+
+
+def test_data_works_without_jax_and_tensorflow():
+  """Grain imports jax where it can; nothing in the room may need it."""
+  program = (
+    'import sys, pkgutil, importlib\n'
+    'sys.modules["jax"] = sys.modules["tensorflow"] = None\n'
+    'import alexnet_jax.data as d\n'
+    'for m in pkgutil.iter_modules(d.__path__, d.__name__ + "."):\n'
+    '  importlib.import_module(m.name)\n'
+    'from alexnet_jax.data import pipeline, sources\n'
+    'l = pipeline.Loader(sources.synthetic_source("train", 8, 2), 16)\n'
+    'i = pipeline.make_train_iter(l, num_steps=3, global_batch_size=4, seed=0,'
+    ' crop_size=8)\n'
+    'assert len(list(i)) == 3\n'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)
