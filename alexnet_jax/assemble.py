@@ -1,0 +1,253 @@
+"""From a config to the parts of a run; the commands and the loop share it."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.data import images
+from alexnet_jax.data import pipeline
+from alexnet_jax.data import sources
+from alexnet_jax.errors import UserError
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import optimizer
+from alexnet_jax.training import parallel
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import step
+
+MEAN_FILE = 'pixel_mean.npz'
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+  """The step functions, mapped over the devices."""
+
+  train: Callable  # (state, batch, key) -> (state, sums); donates the state
+  grad: Callable  # (state, batch, key) -> grads
+  evaluate: Callable  # (state, batch) -> sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+  """Durations of a run, in steps; 0 is never. An epoch may end in a step."""
+
+  steps_per_epoch: float
+  num_steps: int
+  eval_every: float
+  save_every: float
+  warmup_steps: int
+  drop_steps: tuple[int, ...]
+
+
+def make_source(config, split: str):
+  """Opens a split of the config's data; see `sources.make_source`."""
+  data = config.data
+  return sources.make_source(
+    data.source,
+    split,
+    path=data.path,
+    tfds_name=data.tfds_name,
+    tfds_split=tfds_split(config, split),
+    val_fraction=data.val_fraction,
+    split_seed=data.split_seed,
+    synthetic_examples=data.synthetic_examples,
+    synthetic_classes=data.synthetic_classes,
+  )
+
+
+def tfds_split(config, split: str) -> str:
+  """What TFDS calls `train`, `validation` or a split of its own."""
+  named = {
+    'train': config.data.tfds_train_split,
+    'validation': config.data.tfds_eval_split,
+  }
+  return named.get(split, split)
+
+
+def make_loader(config, split: str) -> pipeline.Loader:
+  """Reads the examples of a split as squares."""
+  return pipeline.Loader(
+    make_source(config, split),
+    config.data.resize_size,
+    unreadable=config.data.unreadable,
+    num_threads=config.data.num_threads,
+  )
+
+
+def make_model(config, num_classes: int) -> AlexNet:
+  """The network of the config for `num_classes` classes of the data.
+
+  Raises:
+    UserError: if config.model.num_classes is set to another number.
+  """
+  fields = config.model.to_dict()
+  if fields['num_classes'] not in (0, num_classes):
+    raise UserError(
+      f'config.model.num_classes is {fields["num_classes"]}, but the data has'
+      f' {num_classes} classes; set it to {num_classes} or 0'
+    )
+  fields['num_classes'] = num_classes
+  fields['dtype'] = jnp.dtype(fields['dtype'])
+  return AlexNet(**fields, axis_name=parallel.AXIS)
+
+
+def image_shape(config) -> tuple[int, int, int]:
+  """(height, width, 3) of the crops."""
+  return (config.data.crop_size, config.data.crop_size, 3)
+
+
+def make_state(config, model: AlexNet) -> state_lib.TrainState:
+  """A fresh state, a function of config.seed."""
+  tx = optimizer.make_optimizer(**config.optimizer.to_dict())
+  key = jax.random.fold_in(jax.random.key(config.seed), 0)
+  try:
+    return state_lib.create_train_state(model, tx, key, image_shape(config))
+  except ValueError as error:  # of the network's own checks
+    raise UserError(f'config.model: {error}') from error
+
+
+def dropout_key(config) -> jax.Array:
+  """The key that train_step folds step and device into."""
+  return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
+def make_steps(config, mesh: Mesh, mean: np.ndarray) -> Steps:
+  """The step functions for pixels with that mean."""
+  bound = {
+    'mean': mean,
+    'std': config.data.std,
+    'axis_name': parallel.AXIS,
+  }
+
+  def mapped(function, donate_state=False):
+    return parallel.map_over_devices(
+      functools.partial(function, **bound),
+      mesh,
+      config.parallel,
+      donate_state=donate_state,
+    )
+
+  return Steps(
+    mapped(step.train_step, donate_state=True),
+    mapped(step.grad_step),
+    mapped(step.eval_step),
+  )
+
+
+def make_train_iter(config, loader, num_steps: int):
+  """Host batches of the training split; see `pipeline.make_train_iter`."""
+  return pipeline.make_train_iter(
+    loader,
+    num_steps=num_steps,
+    global_batch_size=config.global_batch_size,
+    seed=config.seed,
+    crop_size=config.data.crop_size,
+    random_crop=config.data.random_crop,
+    random_flip=config.data.random_flip,
+    prefetch=config.data.prefetch,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def make_eval_iter(config, loader):
+  """Host batches of a whole split; see `pipeline.make_eval_iter`."""
+  return pipeline.make_eval_iter(
+    loader,
+    global_batch_size=config.global_batch_size,
+    crop_size=config.data.crop_size,
+    prefetch=config.data.prefetch,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def data_record(config, source) -> dict:
+  """See `pipeline.data_record`."""
+  return pipeline.data_record(
+    source,
+    split=tfds_split(config, 'train')
+    if config.data.source == 'tfds'
+    else 'train',
+    seed=config.seed,
+    global_batch_size=config.global_batch_size,
+  )
+
+
+def durations(config, num_examples: int) -> Durations:
+  """Resolves every duration of the config to steps."""
+  per_epoch = num_examples / config.global_batch_size
+
+  def steps(name):
+    return config_lib.steps_of(config, name, per_epoch)
+
+  schedule = config.schedule
+  drops = schedule.drop_steps or [
+    round(epoch * per_epoch) for epoch in schedule.drop_epochs
+  ]
+  return Durations(
+    steps_per_epoch=per_epoch,
+    num_steps=math.ceil(steps('num')),
+    eval_every=steps('eval_every'),
+    save_every=steps('save_every'),
+    warmup_steps=round(config_lib.steps_of(schedule, 'warmup', per_epoch)),
+    drop_steps=tuple(drops),
+  )
+
+
+def pixel_mean(config, loader, workdir, progress=lambda done: None, limit=None):
+  """The mean that the config wants subtracted, float32 [3] or [h, w, 3].
+
+  The mean image of the training split is computed once and kept in
+  `workdir/pixel_mean.npz`. Of the mean image every crop loses the centre crop,
+  wherever the crop itself was taken.
+
+  Args:
+    config: the config.
+    loader: of the training split.
+    workdir: the run's folder.
+    progress: see `pipeline.pixel_mean`.
+    limit: uses that many examples only, and keeps nothing; None: all.
+  """
+  if config.data.mean == 'none':
+    return np.zeros(3, np.float32)
+  path = pathlib.Path(workdir) / MEAN_FILE
+  wanted = json.dumps([loader.source.fingerprint, loader.resize_size])
+  stored = np.load(path) if path.exists() else {}
+  if stored and str(stored['of']) == wanted:
+    return _subtracted(config, stored['mean'])
+  mean = pipeline.pixel_mean(loader, progress=progress, limit=limit)
+  if limit is None:
+    temporary = path.with_suffix('.tmp.npz')
+    np.savez(temporary, mean=mean, of=wanted)
+    temporary.replace(path)
+  return _subtracted(config, mean)
+
+
+def stored_pixel_mean(config, workdir) -> np.ndarray:
+  """The mean of a run that was trained already; see `pixel_mean`.
+
+  Raises:
+    UserError: if the run's folder lacks it.
+  """
+  if config.data.mean == 'none':
+    return np.zeros(3, np.float32)
+  path = pathlib.Path(workdir) / MEAN_FILE
+  if not path.is_file():
+    raise UserError(f'{path}, which the run subtracts from images, is missing')
+  return _subtracted(config, np.load(path)['mean'])
+
+
+def _subtracted(config, mean_image):
+  if config.data.mean == 'channel':
+    return mean_image.mean((0, 1)).astype(np.float32)
+  crop = images.centre_crop(mean_image, config.data.crop_size)
+  return crop.astype(np.float32)

@@ -1,0 +1,75 @@
+"""Measures a saved run.
+
+python -m alexnet_jax.evaluation.evaluate --workdir DIR [--split validation]
+"""
+
+import argparse
+import sys
+
+
+def _arguments(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.evaluation.evaluate',
+    description='Measures a saved run.',
+  )
+  parser.add_argument('--workdir', required=True, help='folder of the run')
+  parser.add_argument(
+    '--split',
+    default='validation',
+    help='validation (default) or train; for TFDS also its own split names',
+  )
+  parser.add_argument(
+    '--checkpoint',
+    default='final',
+    help='final (what the run ended with, default), newest, best or a step',
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='one JSON object on standard output'
+  )
+  return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+  arguments = _arguments(argv)
+  # After the arguments, so that --help answers at once.
+  from alexnet_jax import command
+
+  return command.run(
+    lambda: _evaluate(arguments.workdir, arguments.split, arguments.checkpoint),
+    json_output=arguments.json,
+  )
+
+
+def _evaluate(workdir, split, which):
+  """Measures a checkpoint on a split; the command's result."""
+  from alexnet_jax import assemble
+  from alexnet_jax.evaluation import measure
+  from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import state as state_lib
+
+  run = saved_run.load(workdir, which)
+  loader = assemble.make_loader(run.config, split)
+  batches = assemble.make_eval_iter(run.config, loader)
+  values = measure.evaluate(
+    run.steps.evaluate, run.state, batches, run.to_devices
+  )
+  step, count = int(run.state.step), loader.source.num_examples
+  print(
+    f'{workdir}, step {step}, {split} ({count:,} examples):'
+    f' loss {values["eval/loss"]:.4f}, top-1 {values["eval/top1"]:.4f},'
+    f' top-5 {values["eval/top5"]:.4f}',
+    file=sys.stderr,
+  )
+  return {
+    **values,
+    'split': split,
+    'examples': count,
+    'unreadable': len(loader.unreadable),
+    'step': step,
+    'parameters': state_lib.num_parameters(run.state),
+    'state_digest': state_lib.state_digest(state_lib.saved_tree(run.state)),
+  }
+
+
+if __name__ == '__main__':
+  sys.exit(main())

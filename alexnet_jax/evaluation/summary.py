@@ -1,0 +1,77 @@
+"""The network's table: parameters, output shapes and FLOPs."""
+
+import math
+import sys
+
+from clu import parameter_overview
+import jax
+import jax.numpy as jnp
+import rich.console
+import rich.table
+
+from alexnet_jax import assemble
+
+
+def show(config) -> dict:
+  """Prints the table of the config's network; returns its totals."""
+  num_classes = config.model.num_classes or len(
+    assemble.make_source(config, 'train').class_names
+  )
+  model = assemble.make_model(config, num_classes)
+  shape = assemble.image_shape(config)
+  params, rows = layer_table(model, shape)
+  print(
+    parameter_overview.get_parameter_overview(params, include_stats=False),
+    file=sys.stderr,
+  )
+  table = rich.table.Table(title=f'one image of {shape[0]} x {shape[1]} pixels')
+  for column in ('layer', 'output', 'forward MFLOP'):
+    table.add_column(column, justify='left' if column == 'layer' else 'right')
+  for name, output, macs in rows:
+    table.add_row(name, ' x '.join(map(str, output)), f'{2 * macs / 1e6:,.1f}')
+  rich.console.Console(stderr=True, width=100, highlight=False).print(table)
+  forward = 2 * sum(macs for *_, macs in rows)
+  training = 3 * forward - 2 * rows[0][2]  # no gradient for the image
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+  print(
+    f'{parameters:,} parameters; {forward / 1e9:.4f} GFLOP forward and'
+    f' {training / 1e9:.3f} GFLOP training per image (convolutions and dense'
+    ' layers, two per multiply-add)',
+    file=sys.stderr,
+  )
+  return {
+    'parameters': parameters,
+    'forward_flops_per_image': forward,
+    'training_flops_per_image': training,
+  }
+
+
+def layer_table(model, image_shape):
+  """Parameters and one row per layer of a network, without computing it.
+
+  Args:
+    model: a flax module of images.
+    image_shape: (height, width, 3).
+
+  Returns:
+    (params, rows): params as ShapeDtypeStructs; a row is (name, output shape
+    without the batch, multiply-adds per image), in order of execution.
+  """
+
+  def run(key, images):
+    variables = model.init(key, images)
+    _, seen = model.apply(
+      {**variables}, images, capture_intermediates=True, mutable=True
+    )
+    return variables['params'], seen['intermediates']
+
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  params, seen = jax.eval_shape(run, jax.random.key(0), images)
+  rows = []
+  for name in params:  # flax keeps the order in which layers were made
+    output = seen[name]['__call__'][0].shape[1:]
+    kernel = params[name].get('kernel')
+    positions = math.prod(output[:-1])
+    macs = positions * math.prod(kernel.shape) if kernel is not None else 0
+    rows.append((name, output, macs))
+  return params, rows

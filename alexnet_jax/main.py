@@ -1,0 +1,86 @@
+"""Trains: python -m alexnet_jax.main --config FILE [--config.key=value ...]."""
+
+import argparse
+import pathlib
+import sys
+
+_EPILOG = """\
+Any key of the config can be changed: --config.global_batch_size=64
+(alexnet_jax/config.py lists them all). Started again with the same workdir, a
+run goes on from its newest checkpoint. Exit codes: 0 done, 2 something to mend
+in config, data or arguments, 75 interrupted and saved, 1 anything else."""
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.main',
+    description='Trains AlexNet with local response normalisation.',
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--config',
+    default='configs/quickstart.py',
+    metavar='FILE',
+    help='the recipe (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--workdir',
+    metavar='DIR',
+    help="the run's folder (default: runs/ and the recipe's name)",
+  )
+  parser.add_argument(
+    '--summary', action='store_true', help="show the network's table and stop"
+  )
+  parser.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='one train step, one evaluation batch, one save and restore; stop',
+  )
+  parser.add_argument(
+    '--json',
+    action='store_true',
+    help='end standard output with one JSON object',
+  )
+  return parser.parse_known_args(argv)
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  arguments, overrides = _parse(argv)
+  # From here on a signal is remembered; jax is imported after that.
+  from alexnet_jax.training import guards
+
+  stop = guards.StopSignal()
+  stop.install()
+  from alexnet_jax import command
+
+  return command.run(
+    lambda: _work(arguments, overrides, stop), json_output=arguments.json
+  )
+
+
+def _work(arguments, overrides, stop):
+  from alexnet_jax import config as config_lib
+
+  config = config_lib.load_config([f'--config={arguments.config}', *overrides])
+  if arguments.summary:
+    from alexnet_jax.evaluation import summary
+
+    return summary.show(config)
+  from alexnet_jax.training.console import Console
+
+  if arguments.dry_run:
+    from alexnet_jax.training import dry_run
+
+    return dry_run.run(config, stop, Console())
+  from alexnet_jax.training import loop
+
+  recipe = pathlib.Path(arguments.config.split(':')[0]).stem
+  workdir = arguments.workdir or f'runs/{recipe}'
+  return loop.train_and_evaluate(config, workdir, stop, Console())
+
+
+if __name__ == '__main__':
+  sys.exit(main())

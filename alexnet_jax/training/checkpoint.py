@@ -1,0 +1,255 @@
+"""Orbax checkpoints: what is saved, what makes it count, what is refused.
+
+Checkpoint k holds step k, as two items: `state` (step, params, opt_state,
+batch_stats, once, whatever the number of devices) and `run`, a JSON object
+with the config, the versions, the data record, the iterator's position, what
+plateau and early stopping know, and the state's digest.
+
+Orbax writes a checkpoint under a temporary name and renames it when every file
+is there, so a killed run leaves complete checkpoints and one temporary folder,
+which the next start removes. A complete checkpoint can still be damaged later
+(a full or broken disk, a careless copy): it counts only if it can be read and
+its state has the digest that was written with it. One that does not count is
+moved to `damaged/` beside the checkpoints, as soon as an older one was found
+to take its place.
+"""
+
+from collections.abc import Iterable
+import importlib.metadata
+import logging
+import pathlib
+import platform
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.training.state import leaf_names
+from alexnet_jax.training.state import state_digest
+
+FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+
+
+class DamagedCheckpointError(Exception):
+  """A checkpoint that exists and cannot be used."""
+
+
+class _KeepSteps:
+  """Orbax preservation policy: the newest `count`, and chosen steps."""
+
+  def __init__(self, count: int):
+    self.count = count
+    self.steps = set()
+
+  def should_preserve(self, checkpoints, *, context):
+    newest = preservation_policy.LatestN(self.count).should_preserve(
+      checkpoints, context=context
+    )
+    return [
+      new or info.step in self.steps
+      for new, info in zip(newest, checkpoints, strict=True)
+    ]
+
+
+class Checkpoints:
+  """The checkpoints of one run."""
+
+  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
+    """Opens or creates `workdir/checkpoints`.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest are kept; steps named in `save` are kept
+        besides.
+    """
+    self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    self._keep = _KeepSteps(keep)
+    self._manager = ocp.CheckpointManager(
+      self.folder,
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'run': ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=self._keep,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+      ),
+    )
+
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def save(
+    self, tree: dict, run: dict, *, keep_steps: Iterable[int] = ()
+  ) -> None:
+    """Starts to save checkpoint `tree['step']`; nothing if it exists already.
+
+    Args:
+      tree: `state.saved_tree`. It is copied to the host before this returns, so
+        the caller may donate it.
+      run: what `run` holds besides digest and versions; JSON.
+      keep_steps: older checkpoints that must stay, such as the best.
+
+    Raises:
+      UserError: if this save or the one before it could not be written; the
+        checkpoints before stay valid.
+    """
+    step = int(tree['step'])
+    if step in self._manager.all_steps():
+      return
+    self._keep.steps = set(keep_steps)
+    host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+    run = {**run, 'digest': state_digest(host), 'versions': versions()}
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(host), run=ocp.args.JsonSave(run)
+        ),
+      )
+    except Exception as error:  # Orbax raises whatever the file system gave
+      raise self._save_error(error) from error
+
+  def wait(self) -> None:
+    """Waits until the save under way is complete.
+
+    Raises:
+      UserError: as `save` does.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._save_error(error) from error
+
+  def _save_error(self, error):
+    kept = self.steps()
+    rest = (
+      f'checkpoint {kept[-1]} in {self.folder} stays valid'
+      if kept
+      else f'there is no checkpoint in {self.folder} yet'
+    )
+    return UserError(
+      f'cannot save a checkpoint: {error}. {rest}; make room or mend the folder'
+      ' and start the same command again'
+    )
+
+  def restore_newest(self, template: dict) -> tuple[dict, dict] | None:
+    """The newest checkpoint that counts, or None if there is none at all.
+
+    Args:
+      template: `saved_tree` of arrays or ShapeDtypeStructs with sharding.
+
+    Returns:
+      (tree like `template`, run).
+
+    Raises:
+      UserError: if the checkpoint is of another network, or none counts.
+    """
+    damaged = {}
+    for step in reversed(self.steps()):
+      try:
+        restored = self.restore(step, template)
+      except DamagedCheckpointError as error:
+        damaged[step] = error
+        continue
+      for bad, reason in damaged.items():
+        self._set_aside(bad, reason)
+      return restored
+    if damaged:
+      reasons = '; '.join(f'{s}: {e}' for s, e in damaged.items())
+      raise UserError(
+        f'no checkpoint in {self.folder} can be read ({reasons}). Put a copy in'
+        ' their place, or start anew with another --workdir'
+      )
+    return None
+
+  def restore(self, step: int, template: dict) -> tuple[dict, dict]:
+    """One checkpoint: (tree like `template`, run).
+
+    Raises:
+      DamagedCheckpointError: if it cannot be read or its digest differs.
+      UserError: if it is of another network.
+    """
+    run = self.read_run(step)
+    try:
+      saved = self._manager.item_metadata(step)['state'].tree
+    except Exception as error:
+      raise DamagedCheckpointError(f'metadata: {error}') from error
+    _refuse_misfit(saved, template, self.folder / str(step))
+    try:
+      tree = self._manager.restore(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardRestore(template)),
+      )['state']
+    except Exception as error:
+      raise DamagedCheckpointError(f'state: {error}') from error
+    if state_digest(tree) != run['digest']:
+      raise DamagedCheckpointError('the state differs from its digest')
+    return tree, run
+
+  def read_run(self, step: int) -> dict:
+    """The JSON object of one checkpoint.
+
+    Raises:
+      DamagedCheckpointError: if it cannot be read.
+    """
+    try:
+      run = self._manager.restore(
+        step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
+      )['run']
+      run['digest'], run['config']
+    except Exception as error:
+      raise DamagedCheckpointError(f'run: {error}') from error
+    return run
+
+  def _set_aside(self, step, reason):
+    target = self.folder.parent / DAMAGED_FOLDER / str(step)
+    target.parent.mkdir(exist_ok=True)
+    while target.exists():
+      target = target.with_name(target.name + '_')
+    (self.folder / str(step)).rename(target)
+    self._manager.reload()
+    logging.getLogger(__name__).warning(
+      'checkpoint %d is damaged (%s); it was moved to %s and the one before it'
+      ' is used',
+      step,
+      reason,
+      target,
+    )
+
+  def close(self) -> None:
+    """Ends Orbax' threads; a save under way is completed."""
+    self._manager.close()
+
+
+def _refuse_misfit(saved, template, path):
+  """Raises UserError naming every leaf that differs."""
+  found = {name: _form(leaf) for name, leaf in leaf_names(saved).items()}
+  wanted = {name: _form(leaf) for name, leaf in leaf_names(template).items()}
+  lines = [
+    f'  {name}: the checkpoint has {found.get(name, "nothing")}, this network'
+    f' {wanted.get(name, "nothing")}'
+    for name in sorted(found.keys() | wanted.keys())
+    if found.get(name) != wanted.get(name)
+  ]
+  if lines:
+    raise UserError(
+      f'{path} is of another network:\n'
+      + '\n'.join(lines)
+      + '\nUse its config or another --workdir'
+    )
+
+
+def _form(leaf):
+  return f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that decide about numbers."""
+  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {'python': platform.python_version(), **found}

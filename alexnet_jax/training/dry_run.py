@@ -1,0 +1,88 @@
+"""One pass through everything that a run does, in a temporary folder."""
+
+import contextlib
+import pathlib
+import tempfile
+import time
+
+from alexnet_jax import assemble
+from alexnet_jax.evaluation.measure import evaluate
+from alexnet_jax.evaluation.saved_run import state_template
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
+from alexnet_jax.training import parallel
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.console import Console
+
+_MEAN_EXAMPLES = 256
+
+
+def run(config, stop: guards.StopSignal, console: Console) -> dict:
+  """Start-up, one train step, one evaluation batch, one save and restore.
+
+  The pixel mean is that of a few hundred examples; everything else is what
+  training does. Nothing is left behind.
+
+  Returns:
+    {step, parameters, state_digest, seconds of each part}.
+
+  Raises:
+    UserError: as training does.
+    RuntimeError: if the restored state differs from the saved one.
+  """
+  seconds = {}
+  mesh = parallel.make_mesh()
+  parallel.check_batch_size(config.global_batch_size, mesh.size)
+  with tempfile.TemporaryDirectory() as folder:
+    with _timed(seconds, 'start-up', console):
+      path = pathlib.Path(folder)
+      parts = loop.prepare(config, path, mesh, stop, console, _MEAN_EXAMPLES)
+      state, progress = loop.create(parts)
+    with _timed(seconds, 'train step', console):
+      iterator = assemble.make_train_iter(config, parts.train_loader, 1)
+      batch = parts.to_devices(next(iterator))
+      key = assemble.dropout_key(config)
+      state, sums = parts.steps.train(state, batch, key)
+      float(sums['loss'])
+    with _timed(seconds, 'evaluation batch', console):
+      first = next(assemble.make_eval_iter(config, parts.eval_loader))
+      evaluate(parts.steps.evaluate, state, [first], parts.to_devices)
+    with _timed(seconds, 'save and restore', console):
+      digest = _save_and_restore(parts, state, progress, path)
+  console.line('the dry run went through; nothing was kept')
+  return {
+    'step': int(state.step),
+    'parameters': state_lib.num_parameters(state),
+    'state_digest': digest,
+    'seconds': seconds,
+  }
+
+
+def _save_and_restore(parts, state, progress, path):
+  checkpoints = Checkpoints(path)
+  tree = state_lib.saved_tree(state)
+  run = {
+    'progress': progress.to_json(),
+    'data': parts.data_record,
+    'config': parts.config.to_dict(),
+  }
+  try:
+    checkpoints.save(tree, run)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, state_template(state, parts.mesh))
+  finally:
+    checkpoints.close()
+  digest = state_lib.state_digest(tree)
+  if state_lib.state_digest(restored) != digest:
+    raise RuntimeError('the restored state differs from the saved one')
+  return digest
+
+
+@contextlib.contextmanager
+def _timed(seconds, name, console):
+  """Notes and shows how long a part took."""
+  start = time.perf_counter()
+  yield
+  seconds[name] = time.perf_counter() - start
+  console.line(f'{name}: {seconds[name]:.1f} s')

@@ -1,0 +1,85 @@
+"""Guards of a run: signals, a loss that is not finite, a loss that is flat."""
+
+import math
+import signal
+import threading
+
+from alexnet_jax.errors import Interrupted
+from alexnet_jax.errors import NonFiniteLossError
+
+FLAT_TOLERANCE = 0.01  # of ln(classes)
+
+
+class StopSignal:
+  """Remembers SIGTERM and Ctrl-C; a second Ctrl-C ends the process at once."""
+
+  def __init__(self):
+    self.received: str | None = None
+
+  def install(self) -> None:
+    """Handles the signals, if this is the main thread of the process."""
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, self._handle)
+
+  def _handle(self, number, frame):
+    del frame
+    if self.received and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.received = signal.Signals(number).name
+
+  def check(self) -> None:
+    """Raises Interrupted if a signal came."""
+    if self.received:
+      raise Interrupted(self.received)
+
+
+def check_finite(
+  loss: float, step: int, last_finite: int, saved: int | None
+) -> None:
+  """Stops a run whose loss is infinite or not a number.
+
+  Args:
+    loss: mean loss of the update that led to `step`.
+    step: the step number after that update.
+    last_finite: the newest step whose loss was finite.
+    saved: step of the newest checkpoint, or None.
+
+  Raises:
+    NonFiniteLossError: naming the interval and what to try.
+  """
+  if math.isfinite(loss):
+    return
+  kept = (
+    f'The newest checkpoint (step {saved}) is from before it'
+    if saved is not None
+    else 'No checkpoint was saved yet'
+  )
+  raise NonFiniteLossError(
+    f'the loss is {loss} between steps {last_finite} and {step}. {kept}. Try a'
+    ' lower config.optimizer.learning_rate or a warm-up'
+    ' (config.schedule.warmup_epochs), and look for damaged images or labels'
+  )
+
+
+def flat_loss_warning(loss: float, num_classes: int, step: int) -> str | None:
+  """A warning if the loss still is that of guessing, else None.
+
+  Args:
+    loss: mean training loss in nats since the last log point.
+    num_classes: number of classes; guessing costs ln(num_classes).
+    step: the step it was measured at.
+  """
+  guess = math.log(num_classes)
+  if abs(loss - guess) > FLAT_TOLERANCE * guess:
+    return None
+  return (
+    f'after {step} steps the loss is {loss:.4f}, that of guessing'
+    f' (ln {num_classes} = {guess:.4f}). Known causes: the learning rate'
+    ' (config.optimizer.learning_rate: too high kills the ReLUs, too low does'
+    ' not leave the plateau), the bias initialisation'
+    ' (config.model.positive_bias: 1 as in the paper often stays flat, 0.1 as'
+    ' in Caffe does not), the initialisation of the kernels'
+    ' (config.model.kernel_init) against the scale of the pixels'
+    ' (config.data.std), and the normalisation (config.model.norm)'
+  )

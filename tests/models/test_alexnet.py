@@ -1,0 +1,201 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.evaluation.summary import layer_table
+from alexnet_jax.models.alexnet import AlexNet
+
+TOWERS = (1, 2, 1, 2, 2)
+# A network that a test can compute: 36 pixels, a few channels.
+SMALL = {
+  'num_classes': 7,
+  'channels': (8, 8, 8, 8, 8),
+  'kernels': (5, 3, 3, 3, 3),
+  'strides': (2, 1, 1, 1, 1),
+  'paddings': ('SAME',) * 5,
+  'hidden': (12, 10),
+}
+
+
+def init(model, size=36):
+  return model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+
+def images(size=36, count=2):
+  return jax.random.normal(jax.random.key(1), (count, size, size, 3))
+
+
+@pytest.mark.parametrize(
+  ('groups', 'parameters', 'gmac'),
+  [((1, 1, 1, 1, 1), 62_378_344, 1.1353), (TOWERS, 60_965_224, 0.7244)],
+)
+def test_the_papers_network(groups, parameters, gmac):
+  params, rows = layer_table(AlexNet(groups=groups), (224, 224, 3))
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+  assert [output for _, output, _ in rows] == [
+    (55, 55, 96),
+    (27, 27, 256),
+    (13, 13, 384),
+    (13, 13, 384),
+    (13, 13, 256),
+    (4096,),
+    (4096,),
+    (1000,),
+  ]
+  # 9,216 = 6 x 6 x 256 inputs of the first dense layer: the last pool gives 6.
+  assert params['dense1']['kernel'].shape == (9216, 4096)
+  assert sum(macs for *_, macs in rows) / 1e9 == pytest.approx(gmac, abs=5e-5)
+
+
+def test_a_227_pixel_image_needs_no_padding():
+  model = AlexNet(paddings=('VALID', 'SAME', 'SAME', 'SAME', 'SAME'))
+  _, rows = layer_table(model, (227, 227, 3))
+  assert rows[0][1] == (55, 55, 96)
+
+
+def test_forward_equals_a_numpy_network():
+  """Convolution, ReLU, LRN, pooling and dense layers, one number at a time."""
+  model = AlexNet(
+    num_classes=3,
+    channels=(4, 6),
+    kernels=(3, 3),
+    strides=(2, 1),
+    paddings=((1, 0), 1),
+    groups=(1, 2),
+    pool_layers=(1,),
+    norm_layers=(1,),
+    hidden=(5,),
+    lrn_alpha=0.3,
+    kernel_init='he',
+    bias_layers=(2,),
+  )
+  x = np.asarray(images(10, 1), np.float64)
+  variables = init(model, 10)
+  p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables['params'])
+  assert (p['conv2']['bias'] == 1).all()
+
+  def conv(x, layer, stride, before, after, groups):
+    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    kernel = layer['kernel']
+    size, _, depth, width = kernel.shape
+    out = (x.shape[1] - size) // stride + 1
+    y = np.zeros((1, out, out, width))
+    for r, c, o in np.ndindex(out, out, width):
+      group = o // (width // groups)
+      window = x[
+        0,
+        r * stride : r * stride + size,
+        c * stride : c * stride + size,
+        group * depth : (group + 1) * depth,
+      ]
+      y[0, r, c, o] = (window * kernel[..., o]).sum() + layer['bias'][o]
+    return np.maximum(y, 0)
+
+  y = conv(x, p['conv1'], 2, 1, 0, 1)
+  padded = np.pad(y**2, ((0, 0), (0, 0), (0, 0), (2, 2)))
+  y /= (2 + 0.3 * sum(padded[..., i : i + 4] for i in range(5))) ** 0.75
+  pooled = np.zeros((1, 2, 2, 4))
+  for r, c in np.ndindex(2, 2):
+    pooled[0, r, c] = y[0, 2 * r : 2 * r + 3, 2 * c : 2 * c + 3].max((0, 1))
+  y = conv(pooled, p['conv2'], 1, 1, 1, 2).reshape(1, -1)
+  y = np.maximum(y @ p['dense1']['kernel'] + p['dense1']['bias'], 0)
+  y = y @ p['head']['kernel'] + p['head']['bias']
+  np.testing.assert_allclose(
+    model.apply(variables, jnp.asarray(x, jnp.float32)), y, rtol=1e-4, atol=1e-6
+  )
+
+
+def test_groups_keep_the_towers_apart():
+  """No gradient from the first tower of conv2 to the second half of conv1."""
+  model = AlexNet(**SMALL, groups=TOWERS, norm='none', kernel_init='he')
+  variables = init(model)
+
+  def first_tower(params):
+    _, seen = model.apply(
+      {'params': params}, images(), capture_intermediates=True, mutable=True
+    )
+    return seen['intermediates']['conv2']['__call__'][0][..., :4].sum()
+
+  grads = jax.grad(first_tower)(variables['params'])['conv1']['kernel']
+  assert jnp.abs(grads[..., :4]).max() > 0
+  assert jnp.abs(grads[..., 4:]).max() == 0
+
+
+def test_biases_start_as_in_the_paper():
+  params = init(AlexNet(**SMALL))['params']
+  starts = {name: float(layer['bias'][0]) for name, layer in params.items()}
+  assert starts == {
+    'conv1': 0,
+    'conv2': 1,
+    'conv3': 0,
+    'conv4': 1,
+    'conv5': 1,
+    'dense1': 1,
+    'dense2': 1,
+    'head': 0,
+  }
+
+
+def test_dropout_acts_in_training_only():
+  model = AlexNet(**SMALL, kernel_init='he', dropout=0.5)
+  variables = init(model)
+
+  def logits(train, seed):
+    rngs = {'dropout': jax.random.key(seed)}
+    return model.apply(variables, images(), train=train, rngs=rngs)
+
+  assert (logits(False, 0) == logits(False, 1)).all()
+  assert (logits(True, 0) == logits(True, 0)).all()
+  assert (logits(True, 0) != logits(True, 1)).any()
+
+
+def test_batch_norm_normalises_in_training_and_keeps_statistics():
+  model = AlexNet(
+    **SMALL, norm='batch', norm_layers=(1,), norm_before_relu=True, dropout=0.0
+  )
+  variables = init(model)
+  assert set(variables['batch_stats']) == {'norm1'}
+  _, seen = model.apply(
+    variables, images(), train=True, capture_intermediates=True, mutable=True
+  )
+  normalised = seen['intermediates']['norm1']['__call__'][0]
+  np.testing.assert_allclose(normalised.mean((0, 1, 2)), 0, atol=1e-5)
+  # The default initialisation is small against batch norm's epsilon.
+  assert seen['batch_stats']['norm1']['mean'].any()
+
+
+def test_bfloat16_computes_but_does_not_store():
+  model = AlexNet(**SMALL, dtype=jnp.bfloat16, kernel_init='he')
+  variables = init(model)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
+    jnp.dtype('float32')
+  }
+  logits, seen = model.apply(
+    variables, images(), capture_intermediates=True, mutable=True
+  )
+  assert logits.dtype == jnp.float32
+  assert seen['intermediates']['conv1']['__call__'][0].dtype == jnp.bfloat16
+  plain = AlexNet(**SMALL, kernel_init='he').apply(variables, images())
+  np.testing.assert_allclose(logits, plain, atol=0.1 * float(plain.std()))
+
+
+def test_width_multiplier_keeps_groups_whole():
+  model = AlexNet(width_multiplier=0.3, groups=TOWERS)
+  params, _ = layer_table(model, (224, 224, 3))
+  widths = [params[f'conv{i}']['bias'].size for i in range(1, 6)]
+  assert widths == [28, 76, 116, 116, 76]  # 0.3 of the paper's, made even
+  assert params['dense1']['bias'].size == round(0.3 * 4096)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'strides': (2, 1)}, 'strides has 2 entries for 5'),
+    ({'norm': 'layer'}, "norm is 'layer'"),
+    ({'strides': (8, 2, 1, 1, 1)}, 'convolution 2 gives 1 x 1 pixels'),
+  ],
+)
+def test_refuses_fields_that_do_not_fit(fields, message):
+  with pytest.raises(ValueError, match=message):
+    init(AlexNet(**{**SMALL, **fields}))

@@ -1,0 +1,88 @@
+"""Starts the commands as processes, on a network that takes a second."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+MAIN = [sys.executable, '-m', 'alexnet_jax.main']
+
+# 96 synthetic images of four classes, 12 steps an epoch.
+TINY = {
+  'num_epochs': 0.0,
+  'num_steps': 40,
+  'global_batch_size': 8,
+  'eval_every_epochs': 0.0,
+  'eval_every_steps': 10,
+  'log_every_steps': 4,
+  'histogram_every_evals': 2,
+  'data.source': 'synthetic',
+  'data.synthetic_examples': 96,
+  'data.synthetic_classes': 4,
+  'data.resize_size': 28,
+  'data.crop_size': 24,
+  'data.std': 60.0,
+  'model.channels': (8, 8),
+  'model.kernels': (3, 3),
+  'model.strides': (1, 1),
+  'model.paddings': ('SAME', 'SAME'),
+  'model.groups': (1, 1),
+  'model.pool_layers': (1, 2),
+  'model.bias_layers': (2,),
+  'model.hidden': (16,),
+  'model.kernel_init': 'he',
+  'model.positive_bias': 0.1,
+  'optimizer.learning_rate': 0.02,
+}
+
+
+def write_recipe(folder: pathlib.Path, **changes) -> pathlib.Path:
+  """A recipe file with `TINY` and the given changes (a.b is written a__b)."""
+  values = TINY | {k.replace('__', '.'): v for k, v in changes.items()}
+  lines = [f'  config.{key} = {value!r}\n' for key, value in values.items()]
+  path = folder / 'recipe.py'
+  path.write_text(
+    'from alexnet_jax.config import make_config\n\n\n'
+    'def get_config():\n  config = make_config()\n'
+    + ''.join(lines)
+    + '  return config\n'
+  )
+  return path
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+  """Starts a command; output and errors can be read as text."""
+  return subprocess.Popen(
+    [str(a) for a in arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, **options.pop('env', {})},
+    **options,
+  )
+
+
+def run(*arguments, **options) -> tuple[int, str, str]:
+  """Runs a command to its end: (exit code, standard output, errors)."""
+  process = start(*arguments, **options)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def train(recipe, workdir, *overrides, **options) -> dict:
+  """Trains to the end; the result of --json."""
+  code, out, err = run(
+    *MAIN,
+    '--config',
+    recipe,
+    '--workdir',
+    workdir,
+    '--json',
+    *overrides,
+    **options,
+  )
+  assert code == 0, err
+  return json.loads(out.splitlines()[-1])

@@ -1,0 +1,320 @@
+"""The commands as their users start them."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from alexnet_jax.training import writers
+from tests.system import commands
+
+QUICKSTART = 'configs/quickstart.py'
+
+
+def fail(*overrides, config=QUICKSTART, **options):
+  """Starts main with something wrong; returns (exit code, its message)."""
+  code, out, err = commands.run(
+    *commands.MAIN, '--config', config, *overrides, **options
+  )
+  assert out == ''
+  assert 'Traceback' not in err
+  return code, err
+
+
+def test_help_needs_no_jax():
+  """`import jax` alone would take most of the two seconds."""
+  for module in ('alexnet_jax.main', 'alexnet_jax.evaluation.evaluate'):
+    program = (
+      'import runpy, sys\n'
+      f'sys.argv = ["x", "--help"]\n'
+      'try:\n'
+      f'  runpy.run_module("{module}", run_name="__main__")\n'
+      'except SystemExit as exit:\n'
+      '  assert not exit.code\n'
+      'loaded = {"jax", "cv2", "grain", "tensorflow"} & set(sys.modules)\n'
+      'assert not loaded, loaded\n'
+    )
+    code, out, err = commands.run(sys.executable, '-c', program)
+    assert code == 0, err
+    assert '--workdir' in out
+
+
+def test_summary_of_the_mission_needs_no_data():
+  code, out, err = commands.run(
+    *commands.MAIN, '--config', 'configs/imagenet.py', '--summary', '--json'
+  )
+  assert code == 0, err
+  assert '(11, 11, 3, 96)' in err
+  assert '55 x 55 x 96' in err
+  result = json.loads(out)
+  assert result['parameters'] == 62_378_344
+  assert result['training_flops_per_image'] == pytest.approx(6.601e9, rel=1e-4)
+
+
+def test_dry_run_goes_through_everything_and_leaves_nothing(tmp_path):
+  recipe = commands.write_recipe(tmp_path)
+  code, out, err = commands.run(
+    *commands.MAIN,
+    *('--config', recipe, '--workdir', tmp_path / 'run', '--dry_run', '--json'),
+  )
+  assert code == 0, err
+  result = json.loads(out)
+  assert result['step'] == 1
+  assert set(result['seconds']) == {
+    'start-up',
+    'train step',
+    'evaluation batch',
+    'save and restore',
+  }
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run of 40 steps: (recipe, workdir, result)."""
+  folder = tmp_path_factory.mktemp('trained')
+  recipe = commands.write_recipe(folder)
+  return recipe, folder / 'run', commands.train(recipe, folder / 'run')
+
+
+def test_a_run_learns_and_leaves_its_history(trained):
+  _, workdir, result = trained
+  rows = writers.read_rows(workdir)
+  evaluations = [row for row in rows if 'eval/loss' in row]
+  assert [row['step'] for row in evaluations] == [10, 20, 30, 40]
+  assert evaluations[-1]['eval/loss'] < 0.8 * np.log(4)
+  assert result['eval/loss'] == evaluations[-1]['eval/loss']
+  logs = [row for row in rows if 'train/loss' in row]
+  assert [row['step'] for row in logs] == list(range(4, 41, 4))
+  assert all(row['images_per_second'] > 0 for row in logs)
+  assert all(0 <= row['data_wait_fraction'] <= 1 for row in logs)
+  assert list((workdir / 'events').iterdir())
+
+
+def test_evaluate_prints_the_numbers_of_the_run(trained):
+  _, workdir, result = trained
+  module = 'alexnet_jax.evaluation.evaluate'
+  code, out, err = commands.run(
+    *(sys.executable, '-m', module, '--workdir', workdir, '--json')
+  )
+  assert code == 0, err
+  again = json.loads(out)
+  shared = ('eval/loss', 'eval/top1', 'eval/top5', 'step', 'state_digest')
+  assert {k: again[k] for k in shared} == {k: result[k] for k in shared}
+  assert again['examples'] == 24
+  code, out, _ = commands.run(
+    *(sys.executable, '-m', module, '--workdir', workdir, '--json'),
+    *('--split', 'train', '--checkpoint', '30'),
+  )
+  other = json.loads(out)
+  assert (other['examples'], other['step']) == (96, 30)
+  code, _, err = commands.run(
+    *(sys.executable, '-m', module, '--workdir', workdir),
+    *('--checkpoint', '31'),
+  )
+  assert code == 2
+  assert "'31'" in err
+
+
+def test_a_finished_run_started_again_is_done(trained):
+  recipe, workdir, result = trained
+  again = commands.train(recipe, workdir)
+  for key in ('eval/loss', 'step', 'state_digest'):
+    assert again[key] == result[key]
+
+
+def test_a_finished_run_can_be_made_longer(trained, tmp_path):
+  recipe, _, _ = trained
+  short, whole = tmp_path / 'short', tmp_path / 'whole'
+  commands.train(recipe, short, '--config.num_steps=20')
+  longer = commands.train(recipe, short, '--config.num_steps=30')
+  unbroken = commands.train(recipe, whole, '--config.num_steps=30')
+  assert longer['state_digest'] == unbroken['state_digest']
+
+
+def test_another_config_is_refused_with_its_keys(trained):
+  recipe, workdir, _ = trained
+  code, err = fail(
+    '--workdir',
+    workdir,
+    '--config.model.dropout=0.25',
+    '--config.optimizer.momentum=0.8',
+    config=recipe,
+  )
+  assert code == 2
+  assert 'config.model.dropout: 0.5 -> 0.25' in err
+  assert 'config.optimizer.momentum: 0.9 -> 0.8' in err
+
+
+def test_pmap_and_shard_map_train_alike(trained, tmp_path):
+  recipe, _, result = trained
+  other = commands.train(
+    recipe, tmp_path / 'run', '--config.parallel=shard_map'
+  )
+  assert other['state_digest'] == result['state_digest']
+
+
+def test_training_needs_no_tensorflow(tmp_path):
+  recipe = commands.write_recipe(tmp_path, num_steps=2)
+  program = (
+    'import sys\n'
+    'sys.modules["tensorflow"] = None\n'
+    'from alexnet_jax import main\n'
+    f'sys.exit(main.main(["--config", {str(recipe)!r},'
+    f' "--workdir", {str(tmp_path / "run")!r}]))\n'
+  )
+  subprocess.run([sys.executable, '-c', program], cwd=commands.ROOT, check=True)
+
+
+def test_early_stopping_ends_with_the_best_state(tmp_path):
+  recipe = commands.write_recipe(
+    tmp_path,
+    num_steps=400,
+    early_stopping__enabled=True,
+    early_stopping__monitor='eval/loss',
+    early_stopping__mode='min',
+    early_stopping__patience=2,
+    checkpoint__monitor='eval/loss',
+    checkpoint__mode='min',
+    optimizer__learning_rate=0.3,  # too high to improve for long
+    model__positive_bias=0.0,
+  )
+  result = commands.train(recipe, tmp_path / 'run')
+  rows = writers.read_rows(tmp_path / 'run')
+  losses = {r['step']: r['eval/loss'] for r in rows if 'eval/loss' in r}
+  assert len(losses) < 40  # it stopped
+  assert result['step'] == min(losses, key=losses.get)
+  assert result['eval/loss'] == losses[result['step']]
+  again = commands.train(recipe, tmp_path / 'run')
+  assert again['state_digest'] == result['state_digest']
+
+
+def test_a_plateau_drops_the_rate(tmp_path):
+  recipe = commands.write_recipe(
+    tmp_path, schedule__threshold=10.0, schedule__patience=2
+  )
+  commands.train(recipe, tmp_path / 'run')
+  rows = writers.read_rows(tmp_path / 'run')
+  rates = {r['step']: r['learning_rate'] for r in rows if 'train/loss' in r}
+  # Nothing improves by 10: the third evaluation, at step 30, is the second
+  # without improvement.
+  assert rates[28] == pytest.approx(0.02)
+  assert rates[32] == pytest.approx(0.002)
+
+
+def test_a_lost_loss_stops_the_run(tmp_path):
+  recipe = commands.write_recipe(
+    tmp_path,
+    optimizer__learning_rate=1e20,
+    eval_every_steps=1000,
+    save_every_steps=1,
+  )
+  code, err = fail('--workdir', tmp_path / 'run', config=recipe)
+  assert code == 1
+  assert 'the loss is' in err
+  assert 'between steps' in err
+  assert 'learning_rate' in err
+
+
+def test_a_flat_loss_warns(tmp_path):
+  recipe = commands.write_recipe(
+    tmp_path,
+    num_steps=12,
+    optimizer__learning_rate=1e-9,
+    model__kernel_init='paper',
+    guards__flat_loss_steps=6,
+  )
+  code, _, err = commands.run(
+    *commands.MAIN, '--config', recipe, '--workdir', tmp_path / 'run'
+  )
+  assert code == 0
+  assert err.count('that of guessing') == 1
+  assert 'after 8 steps' in err  # the first log point at or after 6
+
+
+def test_batch_that_devices_do_not_divide(tmp_path):
+  code, err = fail('--config.global_batch_size=30', '--workdir', tmp_path / 'r')
+  assert code == 2
+  assert '30' in err
+  assert '4 devices' in err
+  assert not (tmp_path / 'r').exists()
+
+
+def test_batch_larger_than_the_data(tmp_path):
+  code, err = fail(
+    '--config.global_batch_size=4004', '--workdir', tmp_path / 'r'
+  )
+  assert code == 2
+  assert '4004' in err
+  assert '4000 training examples' in err
+
+
+def test_missing_folder(tmp_path):
+  code, err = fail(
+    f'--config.data.path={tmp_path}/nowhere',
+    *('--workdir', tmp_path / 'r'),
+    config='configs/folder.py',
+  )
+  assert code == 2
+  assert 'nowhere' in err
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """Two classes of ten photos; one of them is broken."""
+  rng = np.random.default_rng(0)
+  for name, brightness in (('dark', 0), ('light', 128)):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for i in range(10):
+      image = rng.integers(0, 128, (40, 50, 3), dtype=np.uint8) + brightness
+      path = tmp_path / 'photos' / name / f'{i}.png'
+      cv2.imwrite(str(path), image.astype(np.uint8))
+  (tmp_path / 'photos' / 'dark' / '3.png').write_bytes(b'broken')
+  return tmp_path / 'photos'
+
+
+def test_unreadable_image_stops_or_is_skipped(photos, tmp_path):
+  recipe = commands.write_recipe(
+    tmp_path, data__source='folder', data__path=str(photos), num_steps=10
+  )
+  code, err = fail('--workdir', tmp_path / 'stop', config=recipe)
+  assert code == 2
+  assert 'dark/3.png' in err
+  assert 'config.data.unreadable=skip' in err
+  code, _, err = commands.run(
+    *(*commands.MAIN, '--config', recipe, '--workdir', tmp_path / 'skip'),
+    '--config.data.unreadable=skip',
+  )
+  assert code == 0, err
+  assert err.count('cannot decode') == 1
+  assert '1 images of' in err
+
+
+def test_changed_data_is_refused_on_resume(photos, tmp_path):
+  (photos / 'dark' / '3.png').unlink()
+  recipe = commands.write_recipe(
+    tmp_path, data__source='folder', data__path=str(photos), num_steps=10
+  )
+  commands.train(recipe, tmp_path / 'run')
+  cv2.imwrite(str(photos / 'dark' / 'new.png'), np.zeros((9, 9, 3), np.uint8))
+  code, err = fail('--workdir', tmp_path / 'run', config=recipe)
+  assert code == 2
+  assert 'the data of' in err
+  assert 'num_examples' in err
+
+
+def test_checkpoint_of_another_network(trained, tmp_path):
+  """The config file was lost or edited: the checkpoint itself is checked."""
+  recipe, _, _ = trained
+  workdir = tmp_path / 'run'
+  commands.train(recipe, workdir, '--config.num_steps=10')
+  (workdir / 'config.json').unlink()
+  code, err = fail(
+    '--workdir', workdir, '--config.model.hidden=(17,)', config=recipe
+  )
+  assert code == 2
+  assert 'params/dense1/kernel' in err
+  assert 'float32[200, 17]' in err

@@ -1,0 +1,175 @@
+"""A run that is killed ends as the unbroken one, bit for bit."""
+
+import random
+import signal
+import time
+
+import pytest
+
+from alexnet_jax.training import writers
+from tests.system import commands
+
+# 60 steps of 8 in epochs of 12: kills fall into several epochs; batch norm
+# adds statistics to the state. The threshold makes two plateau drops.
+RECIPE = {
+  'num_steps': 60,
+  'data__synthetic_examples': 100,
+  'save_every_steps': 7,
+  'eval_every_steps': 10,
+  'log_every_steps': 3,
+  'schedule__threshold': 10.0,
+  'schedule__patience': 2,
+  'schedule__factor': 0.5,
+  'model__norm': 'batch',
+}
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+  """(recipe, result, history) of the run that nothing disturbs."""
+  folder = tmp_path_factory.mktemp('unbroken')
+  recipe = commands.write_recipe(folder, **RECIPE)
+  result = commands.train(recipe, folder / 'run')
+  history = timeless(folder / 'run')
+  rates = {row['learning_rate'] for row in history if 'learning_rate' in row}
+  assert len(rates) >= 3  # two drops are inside
+  return recipe, result, history
+
+
+def timeless(workdir):
+  """The history without what depends on the clock."""
+  return [
+    {k: v for k, v in row.items() if k not in writers.TIMING_KEYS}
+    for row in writers.read_rows(workdir)
+  ]
+
+
+def start(recipe, workdir):
+  return commands.start(
+    *(*commands.MAIN, '--config', recipe, '--workdir', workdir, '--json')
+  )
+
+
+def wait_for_step(process, workdir, step):
+  """Until the history reaches a step, or the process ends."""
+  while process.poll() is None:
+    rows = writers.read_rows(workdir)
+    if rows and rows[-1]['step'] >= step:
+      return
+    time.sleep(0.01)
+
+
+def finish(recipe, workdir, unbroken_run):
+  _, expected, history = unbroken_run
+  result = commands.train(recipe, workdir)
+  assert result['state_digest'] == expected['state_digest']
+  assert result['eval/loss'] == expected['eval/loss']
+  assert timeless(workdir) == history
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
+  """Start-up, compilation, steps, evaluation and saving are all hit."""
+  recipe, workdir = unbroken[0], tmp_path / 'run'
+  rng, kills = random.Random(seed), 0
+  for kill in range(5):
+    process = start(recipe, workdir)
+    if kill % 2:  # somewhere on the way; else soon after some step
+      time.sleep(rng.uniform(0.5, 6))
+    else:
+      wait_for_step(process, workdir, 3 * rng.randrange(2 * kill, 4 * kill + 4))
+      time.sleep(rng.uniform(0, 0.15))
+    process.kill()
+    process.communicate()
+    kills += process.returncode == -signal.SIGKILL
+  assert kills >= 3  # at most two came after the end
+  finish(recipe, workdir, unbroken)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave_with_75(unbroken, tmp_path, number):
+  recipe, workdir = unbroken[0], tmp_path / 'run'
+  for step in (5, 22, 44):
+    process = start(recipe, workdir)
+    wait_for_step(process, workdir, step)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert f'interrupted by {number.name}' in err
+    assert 'saved step' in err
+  finish(recipe, workdir, unbroken)
+
+
+@pytest.mark.parametrize('delay', [0.6, 1.2, 2.0, 3.0])
+def test_sigterm_during_start_up_and_compilation(unbroken, tmp_path, delay):
+  recipe, workdir = unbroken[0], tmp_path / 'run'
+  process = start(recipe, workdir)
+  time.sleep(delay)
+  process.terminate()
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 75, err
+  finish(recipe, workdir, unbroken)
+
+
+INTERRUPT_AT = """
+import os, signal, sys
+from alexnet_jax import main
+from alexnet_jax.{module} import {cls} as target
+
+original, calls = target.{name}, 0
+
+def interrupting(*arguments, **options):
+  global calls
+  calls += 1
+  if calls == {call}:
+    os.kill(os.getpid(), signal.SIGTERM)
+  return original(*arguments, **options)
+
+target.{name} = interrupting
+sys.exit(main.main({arguments!r}))
+"""
+
+
+@pytest.mark.parametrize(
+  ('module', 'cls', 'name', 'call'),
+  [
+    ('training', 'loop', 'evaluate', 2),
+    ('training.checkpoint', 'Checkpoints', 'save', 2),
+    ('training.checkpoint', 'Checkpoints', 'restore_newest', 1),
+    ('training.parallel', 'DeviceBatches', 'take', 20),
+    ('training', 'loop', '_write_histograms', 1),
+  ],
+)
+def test_sigterm_at_a_chosen_moment(
+  unbroken, tmp_path, module, cls, name, call
+):
+  """The signal arrives exactly when the run evaluates, saves, restores, ..."""
+  recipe, workdir = unbroken[0], tmp_path / 'run'
+  arguments = ['--config', str(recipe), '--workdir', str(workdir), '--json']
+  program = INTERRUPT_AT.format(
+    module=module, cls=cls, name=name, call=call, arguments=arguments
+  )
+  code, _, err = commands.run(commands.MAIN[0], '-c', program)
+  assert code == 75, err
+  finish(recipe, workdir, unbroken)
+
+
+def test_a_damaged_newest_checkpoint_costs_one_interval(unbroken, tmp_path):
+  recipe, workdir = unbroken[0], tmp_path / 'run'
+  commands.train(recipe, workdir, '--config.num_steps=42')
+  steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
+  assert steps[-2:] == [40, 42]
+  for path in (workdir / 'checkpoints' / '42' / 'state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:-7])
+  code, _, err = commands.run(
+    *(*commands.MAIN, '--config', recipe, '--workdir', workdir),
+    '--config.num_steps=43',
+  )
+  assert code == 0, err
+  assert 'checkpoint 42 is damaged' in err
+  assert (workdir / 'damaged' / '42').is_dir()
+
+
+def test_an_unbroken_run_repeats_itself(unbroken, tmp_path):
+  finish(unbroken[0], tmp_path / 'run', unbroken)

@@ -1,0 +1,445 @@
+"""ImageNet from its two tars: prepare, read without TensorFlow, train, resume.
+
+The tars have the real layout and tiny images. Tests marked tfds run the real
+builder of TFDS and are skipped where TensorFlow is not installed.
+"""
+
+import ast
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import alexnet_jax
+from alexnet_jax.data import images
+
+REPO = pathlib.Path(__file__).parents[2]
+TRAIN_TAR, VAL_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
+# Three synsets with their labels; of the files TFDS repairs one CMYK, one PNG.
+CMYK_FILE, PNG_FILE = 'n02077923_14822.JPEG', 'n02105855_2933.JPEG'
+TRAIN_FILES = {
+  ('n01440764', 0): ('10026', '10027', '10029', '10040'),
+  ('n02077923', 150): ('10046', '1011', '1026', '14822'),
+  ('n02105855', 230): ('10095', '10123', '2933', '3106'),
+}
+VAL_LABELS = (65, 970, 230, 809, 516, 57)  # the true ones of the first images
+
+
+def run(*arguments):
+  """Runs Python in the checkout."""
+  return subprocess.run(
+    [sys.executable, *map(str, arguments)],
+    cwd=REPO,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def prepare(*arguments):
+  return run('-m', 'alexnet_jax.data.prepare', 'tfds', *arguments)
+
+
+def last_json(process):
+  assert process.returncode == 0, process.stderr
+  return json.loads(process.stdout.splitlines()[-1])
+
+
+def photo(rng):
+  """A sky, a hill and some grain; no two alike, 84 to 127 pixels a side."""
+  height, width = rng.integers(84, 128, 2)
+  rows, columns = np.mgrid[:height, :width]
+  hill = rows > height * (0.6 + 0.2 * np.sin(columns / width * 6))
+  sky = np.linspace(rng.integers(120, 255, 3), (255, 250, 240), height)
+  pixels = np.where(hill[..., None], rng.integers(0, 160, 3), sky[:, None])
+  noise = rng.normal(0, 6, pixels.shape)
+  return PIL.Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
+
+
+def encode(image, file_format='JPEG'):
+  buffer = io.BytesIO()
+  image.save(buffer, file_format)
+  return buffer.getvalue()
+
+
+def make_tar(files):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w') as tar:
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+  return buffer.getvalue()
+
+
+def train_image(name, rng):
+  if name == CMYK_FILE:
+    return encode(photo(rng).convert('CMYK'))
+  return encode(photo(rng), 'PNG' if name == PNG_FILE else 'JPEG')
+
+
+@pytest.fixture(scope='module')
+def manual_dir(tmp_path_factory):
+  """The folder of ImageNet's tars; {file name: bytes} is in originals."""
+  folder = tmp_path_factory.mktemp('manual')
+  rng = np.random.default_rng(0)
+  inner = {}
+  for (synset, _), numbers in TRAIN_FILES.items():
+    names = [f'{synset}_{number}.JPEG' for number in numbers]
+    inner[f'{synset}.tar'] = make_tar({n: train_image(n, rng) for n in names})
+  (folder / TRAIN_TAR).write_bytes(make_tar(inner))
+  # The real tar is not sorted by name, and its labels go by name.
+  numbers = reversed(range(1, len(VAL_LABELS) + 1))
+  validation = {
+    f'ILSVRC2012_val_{n:08d}.JPEG': encode(photo(rng)) for n in numbers
+  }
+  (folder / VAL_TAR).write_bytes(make_tar(validation))
+  return folder
+
+
+def originals(manual_dir):
+  """{file name: bytes} of all images in the tars."""
+  found = {}
+  with tarfile.open(manual_dir / TRAIN_TAR) as outer:
+    for inner in outer:
+      with tarfile.open(fileobj=outer.extractfile(inner)) as tar:
+        found |= {m.name: tar.extractfile(m).read() for m in tar}
+  with tarfile.open(manual_dir / VAL_TAR) as tar:
+    return found | {m.name: tar.extractfile(m).read() for m in tar}
+
+
+@pytest.fixture(scope='module')
+def prepared(manual_dir, tmp_path_factory):
+  """The finished command, and the data_dir it wrote."""
+  if importlib.util.find_spec('tensorflow') is None:
+    pytest.skip("builds with TensorFlow: pip install -e '.[tfds]'")
+  data_dir = tmp_path_factory.mktemp('data')
+  process = prepare(
+    '--name=imagenet2012',
+    f'--manual_dir={manual_dir}',
+    f'--data_dir={data_dir}',
+    '--json',
+  )
+  return process, data_dir
+
+
+@pytest.fixture(scope='module')
+def records(prepared):
+  """{file name: (split, label, bytes)}, read without TensorFlow."""
+  script = """
+import sys
+from alexnet_jax.data.sources import tfds_source
+for split in ('train', 'validation'):
+  source = tfds_source('imagenet2012', split, sys.argv[1])
+  for i in range(source.num_examples):
+    encoded, label = source.read(i)
+    print(source.describe(i).split()[-1], split, label, encoded.hex())
+assert 'tensorflow' not in sys.modules
+"""
+  process = run('-c', script, prepared[1])
+  assert process.returncode == 0, process.stderr
+  lines = [line.split() for line in process.stdout.splitlines()]
+  return {n: (s, int(label), bytes.fromhex(b)) for n, s, label, b in lines}
+
+
+SMALL = (
+  '--config.eval_every_epochs=0',
+  '--config.eval_every_steps=2',
+  '--config.global_batch_size=4',
+  '--config.log_every_steps=1',
+  '--config.model.width_multiplier=0.05',
+  '--config.data.resize_size=80',
+  '--config.data.crop_size=72',
+)
+
+
+def train(data_dir, workdir, num_steps):
+  return run(
+    '-m',
+    'alexnet_jax.main',
+    '--config=configs/imagenet.py',
+    f'--workdir={workdir}',
+    '--json',
+    f'--config.data.path={data_dir}',
+    '--config.num_epochs=0',
+    f'--config.num_steps={num_steps}',
+    *SMALL,
+  )
+
+
+@pytest.mark.tfds
+def test_prepare_reports_what_it_built_and_how_to_go_on(prepared):
+  process, data_dir = prepared
+  result = last_json(process)
+  folder = pathlib.Path(result.pop('folder'))
+  assert folder.parent == data_dir / 'imagenet2012'
+  assert result == {
+    'name': 'imagenet2012',
+    'data_dir': str(data_dir),
+    'splits': {'train': 12, 'validation': 6},
+    'classes': 1000,
+  }
+  assert process.stderr.splitlines()[-1].strip() == (
+    'python -m alexnet_jax.main --config configs/imagenet.py'
+    f' --config.data.path={data_dir}'
+  )
+  # 3 of 1,000 synsets are there, which nobody should find out later.
+  assert (
+    f'{TRAIN_TAR} holds 3 files, that of ILSVRC-2012 1000' in process.stderr
+  )
+  assert [p.name for p in data_dir.glob('imagenet2012/*')] == [folder.name]
+
+
+@pytest.mark.tfds
+def test_every_image_is_read_with_its_label_without_tensorflow(records):
+  expected = {
+    f'{synset}_{number}.JPEG': ('train', label)
+    for (synset, label), numbers in TRAIN_FILES.items()
+    for number in numbers
+  }
+  for number, label in enumerate(VAL_LABELS, 1):
+    expected[f'ILSVRC2012_val_{number:08d}.JPEG'] = ('validation', label)
+  assert {n: (s, label) for n, (s, label, _) in records.items()} == expected
+
+
+@pytest.mark.tfds
+def test_images_keep_their_bytes_except_the_two_that_are_repaired(
+  records, manual_dir
+):
+  before = originals(manual_dir)
+  changed = {n for n, (*_, b) in records.items() if b != before[n]}
+  assert changed == {CMYK_FILE, PNG_FILE}
+  for name in changed:
+    with PIL.Image.open(io.BytesIO(records[name][2])) as image:
+      assert (image.format, image.mode) == ('JPEG', 'RGB')
+  for name, (*_, encoded) in records.items():
+    decoded = images.decode(encoded).astype(float)
+    with PIL.Image.open(io.BytesIO(before[name])) as image:
+      original = np.asarray(image.convert('RGB'), float)
+    # Repaired ones went through JPEG once more; the others through OpenCV.
+    assert decoded.shape == original.shape
+    assert abs(decoded - original).mean() < 8, name
+
+
+@pytest.mark.tfds
+def test_a_prepared_set_is_left_as_it_is(prepared, tmp_path):
+  process, data_dir = prepared
+  times = {p: p.stat().st_mtime_ns for p in data_dir.rglob('*')}
+  again = prepare(  # the tars may be gone by now
+    '--name=imagenet2012',
+    f'--manual_dir={tmp_path}',
+    f'--data_dir={data_dir}',
+    '--json',
+  )
+  assert last_json(again) == last_json(process)
+  assert 'already prepared' in again.stderr
+  assert {p: p.stat().st_mtime_ns for p in data_dir.rglob('*')} == times
+
+
+@pytest.mark.tfds
+def test_a_set_in_another_format_is_refused_and_left(prepared, tmp_path):
+  shutil.copytree(prepared[1], tmp_path, dirs_exist_ok=True)
+  (info,) = tmp_path.glob('imagenet2012/*/dataset_info.json')
+  text = info.read_text().replace('"array_record"', '"tfrecord"')
+  info.write_text(text)
+  process = prepare('--name=imagenet2012', f'--data_dir={tmp_path}')
+  assert process.returncode == 2, process.stderr
+  assert 'prepared as tfrecord' in process.stderr
+  assert '--data_dir' in process.stderr
+  assert info.read_text() == text
+  process = train(tmp_path, tmp_path / 'run', num_steps=1)
+  assert process.returncode == 2, process.stderr
+  assert 'not array_record' in process.stderr
+
+
+@pytest.mark.tfds
+def test_an_unfinished_folder_is_not_taken_for_a_set(prepared, tmp_path):
+  version = pathlib.Path(last_json(prepared[0])['folder']).name
+  (tmp_path / 'imagenet2012' / version).mkdir(parents=True)
+  process = prepare('--name=imagenet2012', f'--data_dir={tmp_path}')
+  assert process.returncode == 2, process.stderr
+  assert 'holds no finished data set' in process.stderr
+
+
+@pytest.mark.tfds
+@pytest.mark.parametrize('damaged', [TRAIN_TAR, VAL_TAR])
+def test_a_tar_that_is_cut_off_is_named_as_damaged(
+  prepared, manual_dir, tmp_path, damaged
+):
+  del prepared  # it says whether TensorFlow is there
+  shutil.copytree(manual_dir, tmp_path, dirs_exist_ok=True)
+  os.truncate(tmp_path / damaged, (tmp_path / damaged).stat().st_size // 2)
+  data_dir = tmp_path / 'data'
+  process = prepare(
+    '--name=imagenet2012', f'--manual_dir={tmp_path}', f'--data_dir={data_dir}'
+  )
+  assert process.returncode == 2, process.stderr
+  assert f'{tmp_path / damaged} is damaged' in process.stderr
+  assert not list(data_dir.glob('imagenet2012/*'))
+
+
+@pytest.mark.tfds
+def test_training_on_it_resumes_bit_for_bit(prepared, tmp_path):
+  data_dir = prepared[1]
+  unbroken = last_json(train(data_dir, tmp_path / 'unbroken', num_steps=4))
+  first = last_json(train(data_dir, tmp_path / 'broken', num_steps=2))
+  second = last_json(train(data_dir, tmp_path / 'broken', num_steps=4))
+  assert [r['step'] for r in (unbroken, first, second)] == [4, 2, 4]
+  assert first['state_digest'] != unbroken['state_digest']
+  assert second['state_digest'] == unbroken['state_digest']
+  # 6 images, 1,000 classes: shares of sixths, and a loss near ln(1000).
+  assert (unbroken['eval/top5'] * 6) % 1 == pytest.approx(0, abs=1e-6)
+  assert unbroken['eval/loss'] == pytest.approx(np.log(1000), abs=1)
+  assert second['eval/loss'] == unbroken['eval/loss']
+
+
+@pytest.mark.tfds
+def test_the_printed_command_trains_on_any_image_set(prepared, tmp_path):
+  del prepared  # it says whether TensorFlow is there
+  script = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+image = np.zeros([90, 100, 3], np.uint8)
+tfds.dataset_builders.store_as_tfds_dataset(
+  name='shades',
+  version='1.0.0',
+  features=tfds.features.FeaturesDict({
+    'image': tfds.features.Image(shape=(None, None, 3)),
+    'label': tfds.features.ClassLabel(names=['dark', 'gray', 'bright']),
+  }),
+  split_datasets={
+    'train': [
+      (i, {'image': image + 80 * (i % 3), 'label': i % 3}) for i in range(10)
+    ]
+  },
+  data_dir=sys.argv[1],
+  file_format='array_record',
+)
+"""
+  process = run('-c', script, tmp_path)
+  assert process.returncode == 0, process.stderr
+  process = prepare('--name=shades', f'--data_dir={tmp_path}', '--json')
+  result = last_json(process)
+  assert (result['splits'], result['classes']) == ({'train': 10}, 3)
+  python, *command = shlex.split(process.stderr.splitlines()[-1])
+  assert python == 'python'
+  trained = run(
+    *command, *SMALL, '--dry_run', '--json', f'--workdir={tmp_path / "run"}'
+  )
+  assert trained.returncode == 0, trained.stderr
+  assert 'train[80%:]' in ' '.join(command)
+
+
+def test_training_without_the_data_says_how_to_get_it(tmp_path):
+  process = train(tmp_path, tmp_path / 'run', num_steps=1)
+  assert process.returncode == 2, process.stderr
+  assert TRAIN_TAR in process.stderr
+  assert VAL_TAR in process.stderr
+  assert 'python -m alexnet_jax.data.prepare tfds' in process.stderr
+  assert f'--data_dir {tmp_path}' in process.stderr
+
+
+def test_prepare_without_tensorflow_names_the_extra(manual_dir, tmp_path):
+  # Not sys.modules['tensorflow'] = None: TFDS takes that for an import.
+  script = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, path=None, target=None: (
+  None if name == 'tensorflow' else find(name, path, target)
+)
+from alexnet_jax.data import prepare
+sys.exit(prepare.main())
+"""
+  process = run(
+    '-c',
+    script,
+    'tfds',
+    '--name=imagenet2012',
+    f'--manual_dir={manual_dir}',
+    f'--data_dir={tmp_path / "data"}',
+  )
+  assert process.returncode == 2, process.stderr
+  assert 'needs TensorFlow' in process.stderr
+  assert "pip install 'alexnet_jax[tfds]'" in process.stderr
+  assert "pip install -e '.[tfds]'" in process.stderr
+  assert not (tmp_path / 'data').exists()
+
+
+@pytest.mark.parametrize(
+  ('there', 'missing'),
+  [([], [TRAIN_TAR, VAL_TAR]), ([TRAIN_TAR], [VAL_TAR])],
+)
+def test_prepare_names_each_missing_tar(tmp_path, there, missing):
+  for name in there:
+    (tmp_path / name).touch()
+  process = prepare(
+    '--name=imagenet2012',
+    f'--manual_dir={tmp_path}',
+    f'--data_dir={tmp_path / "data"}',
+  )
+  assert process.returncode == 2, process.stderr
+  found = f'{" and ".join(missing)} not found in {tmp_path}'
+  assert found in process.stderr
+  assert all(name not in process.stderr for name in there)
+  assert 'https://image-net.org/download-images' in process.stderr
+  assert 'python -m alexnet_jax.data.prepare tfds' in process.stderr
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('imagenet2013', 'Did you mean imagenet2012'),
+    ('imagenet_resized/9x9', '64x64'),
+    ('imagenet2012:5.0.0', 'NAME or NAME/CONFIG'),
+    ('imdb_reviews', "['label', 'text']"),
+  ],
+)
+def test_prepare_refuses_what_is_no_image_set_of_tfds(tmp_path, name, message):
+  process = prepare(f'--name={name}', f'--data_dir={tmp_path}')
+  assert process.returncode == 2, process.stderr
+  assert message in process.stderr
+  assert not list(tmp_path.iterdir())
+
+
+def test_help_imports_neither_tensorflow_nor_jax():
+  script = """
+import sys
+from alexnet_jax.data import prepare
+try:
+  prepare.main(['tfds', '--help'])
+except SystemExit as error:
+  assert error.code == 0
+assert not {'tensorflow', 'tensorflow_datasets', 'jax'} & set(sys.modules)
+"""
+  process = run('-c', script)
+  assert process.returncode == 0, process.stderr
+  assert '--manual_dir' in process.stdout
+
+
+def test_one_function_of_the_package_imports_tensorflow():
+  package = pathlib.Path(alexnet_jax.__file__).parent
+  found = []
+  for path in package.rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom):
+        names = [node.module or '']
+      else:
+        continue
+      if any(name.split('.')[0] == 'tensorflow' for name in names):
+        found.append(path.relative_to(package).as_posix())
+  assert found == ['data/prepare.py']

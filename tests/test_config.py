@@ -1,0 +1,195 @@
+import ast
+import pathlib
+import re
+
+import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted((ROOT / 'configs').glob('*.py'))
+
+
+def load(recipe, *overrides):
+  path = ROOT / 'configs' / f'{recipe}.py'
+  return config_lib.load_config([f'--config={path}', *overrides])
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid_and_documented(path):
+  overrides = ['--config.data.path=x'] if path.stem == 'folder' else []
+  config = load(path.stem, *overrides)
+  assert config_lib.training_changes(config, config) == []
+  docstring = ast.get_docstring(ast.parse(path.read_text()))
+  assert f'--config configs/{path.name}' in docstring
+
+
+def test_the_mission_is_the_papers_training():
+  flat = config_lib.flatten(load('imagenet'))
+  expected = {
+    'data.source': 'tfds',
+    'data.tfds_name': 'imagenet2012',
+    'data.resize_size': 256,
+    'data.crop_size': 224,
+    'global_batch_size': 128,
+    'num_epochs': 90.0,
+    'optimizer.learning_rate': 0.01,
+    'optimizer.momentum': 0.9,
+    'optimizer.weight_decay': 5e-4,
+    'schedule.name': 'plateau',
+    'schedule.factor': 0.1,
+    'model.norm': 'lrn',
+    'model.groups': (1, 1, 1, 1, 1),
+  }
+  assert {key: flat[key] for key in expected} == expected
+
+
+def test_overrides_have_the_type_of_the_key():
+  config = load(
+    'quickstart',
+    '--config.data.random_flip=true',
+    '--config.model.hidden=(32, 16)',
+    '--config.optimizer.learning_rate=1e-3',
+    '--config.data.path=/somewhere',
+  )
+  assert config.data.random_flip is True
+  assert config.model.hidden == (32, 16)
+  assert config.optimizer.learning_rate == 1e-3
+  assert config.data.path == '/somewhere'
+
+
+@pytest.mark.parametrize(
+  ('override', 'nearest'),
+  [
+    ('--config.lerning_rate=1', 'config.optimizer.learning_rate'),
+    ('--config.optimizer.lerning_rate=1', 'config.optimizer.learning_rate'),
+    ('--config.data.crop_sizes=1', 'config.data.crop_size'),
+    ('--config.num_epoch=1', 'config.num_epochs'),
+  ],
+)
+def test_a_nearly_right_key_is_answered_with_the_real_one(override, nearest):
+  with pytest.raises(UserError) as info:
+    load('quickstart', override)
+  assert f'did you mean {nearest}?' in str(info.value)
+  assert override.split('=')[0].removeprefix('--') in str(info.value)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    (['--config.xyzzy=1'], 'no key config.xyzzy$'),
+    (['--config.global_batch_size=many'], 'global_batch_size'),
+    (['--config.global_batch_size=0'], 'global_batch_size is 0'),
+    (['--config.optimizer.learning_rate=-1'], 'learning_rate is -1'),
+    (['--config.optimizer.learning_rate=nan'], 'learning_rate is nan'),
+    (['--config.optimizer.momentum=1.0'], 'momentum is 1.0'),
+    (['--config.data.crop_size=41'], 'crop_size is 41.*resize_size = 40'),
+    (['--config.data.source=web'], "source is 'web', not one of"),
+    (['--config.model.norm=group'], "norm is 'group', not one of"),
+    (['--config.model.strides=(1,2)'], '2 entries for 5'),
+    (['--config.model.pool_layers=(1,6)'], 'count from 1 to 5'),
+    (['--config.model.lrn_size=4'], 'lrn_size is 4'),
+    (['--config.num_steps=5'], 'num_epochs = .* and config.num_steps = 5'),
+    (['--config.num_epochs=0'], 'set config.num_epochs or config.num_steps'),
+    (['--config.schedule.name=step'], 'drop_epochs or'),
+    (['--config.data.source=folder'], 'must name the folder'),
+    (['--config.schedule.monitor=loss'], "monitor is 'loss'"),
+    (['--config.data.val_fraction=1.0'], 'val_fraction is 1.0'),
+    (['--nonsense'], 'nonsense'),
+    (['stray'], 'not understood: stray'),
+  ],
+)
+def test_bad_values_are_refused_with_the_value(overrides, message):
+  with pytest.raises(UserError, match=message):
+    load('quickstart', *overrides)
+
+
+def test_a_missing_recipe_is_named():
+  with pytest.raises(UserError, match=r'no recipe at .*nowhere\.py'):
+    load('nowhere')
+
+
+def test_a_key_that_a_recipe_invents_is_refused(tmp_path):
+  path = tmp_path / 'recipe.py'
+  path.write_text(
+    'from alexnet_jax.config import make_config\n'
+    'def get_config():\n'
+    '  config = make_config()\n'
+    '  config.optimizer.learning_rates = 0.1\n'
+    '  return config\n'
+  )
+  with pytest.raises(UserError, match=r'config\.optimizer\.learning_rate\?'):
+    config_lib.load_config([f'--config={path}'])
+
+
+def test_json_is_lossless():
+  config = load('quickstart', '--config.schedule.drop_epochs=(1.5, 2.0)')
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert config_lib.flatten(again) == config_lib.flatten(config)
+
+
+def test_changes_that_matter_are_named():
+  stored = load('quickstart')
+  free = load(
+    'quickstart',
+    '--config.num_epochs=100',
+    '--config.data.num_threads=7',
+    '--config.parallel=shard_map',
+  )
+  assert config_lib.training_changes(stored, free) == []
+  other = load('quickstart', '--config.seed=3', '--config.model.dropout=0.1')
+  assert config_lib.training_changes(stored, other) == [
+    'config.model.dropout: 0.5 -> 0.1',
+    'config.seed: 0 -> 3',
+  ]
+
+
+def test_the_length_of_a_cosine_matters():
+  stored = load('quickstart', '--config.schedule.name=cosine')
+  longer = load(
+    'quickstart', '--config.schedule.name=cosine', '--config.num_epochs=100'
+  )
+  (change,) = config_lib.training_changes(stored, longer)
+  assert 'num_epochs' in change
+
+
+def test_every_key_is_read():
+  """Somewhere below the recipes, by its name, outside the config's checks."""
+  text = '\n'.join(
+    path.read_text()
+    for path in (ROOT / 'alexnet_jax').rglob('*.py')
+    if path.name != 'config.py'
+  )
+  # These rooms are passed on whole, as keyword arguments.
+  whole = ('model', 'optimizer')
+  for key in config_lib.flatten(config_lib.make_config()):
+    room, _, leaf = key.rpartition('.')
+    for suffix in ('_epochs', '_steps'):
+      name = leaf.removesuffix(suffix)
+      resolved = name != leaf and re.search(rf"'{name}'", text)
+      if resolved:
+        break
+    read = re.search(rf'\.{leaf}\b', text) or resolved
+    keyword = room in whole and re.search(rf'\b{leaf}:', text)
+    assert read or keyword, f'config.{key} is read nowhere'
+
+
+def test_every_key_is_explained_or_plain():
+  """The checks know only keys that exist."""
+  known = config_lib.flatten(config_lib.make_config())
+  named = {
+    *config_lib.CHOICES,
+    *config_lib.POSITIVE,
+    *config_lib.NOT_NEGATIVE,
+    *config_lib.FREE_KEYS,
+  }
+  assert named <= set(known)
+
+
+def test_durations_resolve_once():
+  config = load('quickstart')
+  assert config_lib.steps_of(config, 'num', 62.5) == 62.5 * config.num_epochs
+  assert config_lib.steps_of(config, 'save_every', 62.5) == 0
+  config = load('quickstart', '--config.num_epochs=0', '--config.num_steps=7')
+  assert config_lib.steps_of(config, 'num', 62.5) == 7

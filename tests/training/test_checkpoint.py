@@ -1,0 +1,255 @@
+"""Orbax checkpoints: round trips, damage, misfits, a full disk."""
+
+import functools
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation.saved_run import state_template
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import checkpoint
+from alexnet_jax.training import optimizer
+from alexnet_jax.training import parallel
+from alexnet_jax.training import state as state_lib
+
+RUN = {'config': {'seed': 0}, 'progress': {'x': 0.1}, 'data': {'n': 3}}
+
+
+# TensorStore's threads report to Orbax' event loop after an error closed it.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
+
+@functools.cache
+def fresh_state(width, norm):
+  model = AlexNet(
+    num_classes=4,
+    channels=(8,),
+    kernels=(3,),
+    strides=(1,),
+    paddings=('SAME',),
+    groups=(1,),
+    pool_layers=(1,),
+    norm=norm,
+    norm_layers=(1,),
+    bias_layers=(),
+    hidden=(width,),
+  )
+  tx = optimizer.make_optimizer(0.1)
+  key = jax.random.key(0)
+  return state_lib.create_train_state(model, tx, key, (8, 8, 3))
+
+
+def make_state(step=0, width=8, norm='lrn'):
+  """A state whose parameters tell its step."""
+  state = fresh_state(width, norm)
+  params = jax.tree.map(lambda leaf: leaf + step, state.params)
+  return state.replace(step=np.int32(step), params=params)
+
+
+def template(state):
+  return state_template(state, parallel.make_mesh())
+
+
+def save(folder, steps, keep=5, keep_steps=()):
+  checkpoints = checkpoint.Checkpoints(folder, keep=keep)
+  digests = {}
+  for step in steps:
+    tree = state_lib.saved_tree(make_state(step))
+    digests[step] = state_lib.state_digest(tree)
+    checkpoints.save(tree, RUN, keep_steps=keep_steps)
+  checkpoints.wait()
+  checkpoints.close()
+  return digests
+
+
+def restore_newest(folder, **options):
+  checkpoints = checkpoint.Checkpoints(folder)
+  try:
+    restored = checkpoints.restore_newest(template(make_state(**options)))
+  finally:
+    checkpoints.close()
+  return restored
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+  digests = save(tmp_path, [3])
+  tree, run = restore_newest(tmp_path)
+  original = state_lib.saved_tree(make_state(3))
+  jax.tree.map(np.testing.assert_array_equal, tree, original)
+  assert state_lib.state_digest(tree) == digests[3] == run['digest']
+  assert run['progress'] == {'x': 0.1}
+  assert run['versions']['jax'] == jax.__version__
+  mesh = parallel.make_mesh()
+  leaf = tree['params']['conv1']['kernel']
+  assert leaf.sharding.device_set == set(mesh.devices.flat)
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+  assert restore_newest(tmp_path) is None
+
+
+def test_the_caller_may_overwrite_what_it_saves(tmp_path):
+  """The save is under way while the next step writes into donated memory."""
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  tree = jax.tree.map(np.array, state_lib.saved_tree(make_state(1)))
+  digest = state_lib.state_digest(tree)
+  checkpoints.save(tree, RUN)
+  jax.tree.map(lambda leaf: leaf.fill(7), tree)
+  checkpoints.wait()
+  checkpoints.close()
+  assert state_lib.state_digest(restore_newest(tmp_path)[0]) == digest
+
+
+def test_newest_and_chosen_steps_are_kept(tmp_path):
+  save(tmp_path, range(1, 7), keep=2, keep_steps={2, None})
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  assert checkpoints.steps() == [2, 5, 6]
+  checkpoints.close()
+
+
+def test_another_network_is_refused_leaf_by_leaf(tmp_path):
+  save(tmp_path, [1])
+  with pytest.raises(UserError) as info:
+    restore_newest(tmp_path, width=9, norm='batch')
+  lines = str(info.value).splitlines()
+  expected = [
+    'params/dense1/kernel: the checkpoint has float32[72, 8],'
+    ' this network float32[72, 9]',
+    'params/norm1/scale: the checkpoint has nothing, this network float32[8]',
+    'batch_stats/norm1/mean: the checkpoint has nothing,'
+    ' this network float32[8]',
+  ]
+  expected[0] = expected[0].replace('72', str(8 * 3 * 3))
+  for line in expected:
+    assert f'  {line}' in lines
+  assert not any('conv1' in line for line in lines)
+  assert (tmp_path / 'checkpoints' / '1').is_dir()  # it is not damaged
+
+
+def largest_file(folder):
+  files = [p for p in folder.rglob('*') if p.is_file()]
+  return max(files, key=lambda p: p.stat().st_size)
+
+
+def truncate(folder):
+  path = largest_file(folder)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(folder):
+  largest_file(folder).write_bytes(b'')
+
+
+def remove(folder):
+  largest_file(folder).unlink()
+
+
+def flip_bits(folder):
+  """One bit in the middle of every file of array data."""
+  for path in folder.glob('state/**/d/*'):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def remove_run(folder):
+  (folder / 'run' / 'metadata').unlink()
+
+
+def remove_state_metadata(folder):
+  (folder / 'state' / '_METADATA').unlink()
+
+
+DAMAGES = [
+  truncate,
+  empty,
+  remove,
+  flip_bits,
+  remove_run,
+  remove_state_metadata,
+]
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, caplog, damage):
+  digests = save(tmp_path, [1, 2, 3])
+  damage(tmp_path / 'checkpoints' / '3')
+  tree, _ = restore_newest(tmp_path)
+  assert int(tree['step']) == 2
+  assert state_lib.state_digest(tree) == digests[2]
+  assert 'checkpoint 3 is damaged' in caplog.text
+  assert (tmp_path / 'damaged' / '3').is_dir()
+  assert not (tmp_path / 'checkpoints' / '3').exists()
+  assert int(restore_newest(tmp_path)[0]['step']) == 2
+
+
+def test_if_all_are_damaged_the_run_stops_and_moves_nothing(tmp_path):
+  save(tmp_path, [1, 2])
+  for step in '12':
+    truncate(tmp_path / 'checkpoints' / step)
+  with pytest.raises(UserError, match=r'no checkpoint in .* can be read'):
+    restore_newest(tmp_path)
+  assert (tmp_path / 'checkpoints' / '1').is_dir()
+  assert not (tmp_path / 'damaged').exists()
+
+
+def test_an_unfinished_save_is_no_checkpoint(tmp_path):
+  save(tmp_path, [1])
+  folder = tmp_path / 'checkpoints'
+  (folder / '2.orbax-checkpoint-tmp-0').mkdir()
+  assert int(restore_newest(tmp_path)[0]['step']) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 4 MB."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  mount = subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(folder)],
+    capture_output=True,
+    check=False,
+  )
+  if mount.returncode:
+    pytest.skip('a small disk needs the right to mount a tmpfs (root)')
+  yield folder
+  subprocess.run(['umount', str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
+  digests = save(small_disk, [1])
+  filler = small_disk / 'filler'
+  with pytest.raises(OSError, match='No space left'):
+    filler.write_bytes(b'x' * (8 << 20))
+  with pytest.raises(UserError) as info:
+    save(small_disk, [2])
+  assert 'cannot save a checkpoint' in str(info.value)
+  assert 'checkpoint 1 in' in str(info.value)
+  filler.unlink()
+  tree, _ = restore_newest(small_disk)
+  assert state_lib.state_digest(tree) == digests[1]
+  save(small_disk, [2])
+  assert int(restore_newest(small_disk)[0]['step']) == 2
+
+
+def test_digest_sees_names_shapes_dtypes_and_bytes():
+  def digest(params):
+    return state_lib.state_digest(
+      {'params': params, 'batch_stats': {}, 'opt_state': ()}
+    )
+
+  zeros = np.zeros((2, 3), np.float32)
+  variants = [
+    {'a': zeros},
+    {'b': zeros},
+    {'a': zeros.reshape(3, 2)},
+    {'a': zeros.view(np.int32)},
+    {'a': zeros + np.float32(1e-45)},
+  ]
+  assert len({digest(params) for params in variants}) == len(variants)
+  assert digest({'a': zeros}) == digest({'a': zeros.copy()})

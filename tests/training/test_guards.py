@@ -1,0 +1,50 @@
+import math
+import os
+import signal
+
+import pytest
+
+from alexnet_jax.errors import Interrupted
+from alexnet_jax.errors import NonFiniteLossError
+from alexnet_jax.training import guards
+
+
+@pytest.mark.parametrize('loss', [math.nan, math.inf, -math.inf])
+def test_a_lost_loss_names_the_steps(loss):
+  with pytest.raises(NonFiniteLossError) as info:
+    guards.check_finite(loss, 120, 119, 100)
+  assert 'between steps 119 and 120' in str(info.value)
+  assert 'step 100' in str(info.value)
+
+
+def test_a_finite_loss_passes():
+  assert guards.check_finite(1e30, 2, 1, None) is None
+
+
+@pytest.mark.parametrize(
+  ('loss', 'warns'),
+  [(math.log(1000), True), (6.86, True), (6.8, False), (7.0, False)],
+)
+def test_flat_loss(loss, warns):
+  warning = guards.flat_loss_warning(loss, 1000, 500)
+  assert bool(warning) == warns
+  if warns:
+    for cause in ('learning_rate', 'positive_bias', 'norm', '6.9078'):
+      assert cause in warning
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered(number):
+  before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  try:
+    stop = guards.StopSignal()
+    stop.install()
+    stop.check()
+    os.kill(os.getpid(), number)
+    with pytest.raises(Interrupted, match=signal.Signals(number).name):
+      stop.check()
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+  finally:
+    for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+      signal.signal(n, handler)

@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax.training import optimizer
+from alexnet_jax.training import state as state_lib
+
+PARAMS = {
+  'conv1': {'kernel': np.array([1.0, -2.0]), 'bias': np.array([0.5])},
+  'norm1': {'scale': np.array([1.5]), 'bias': np.array([-0.5])},
+}
+RATES = [0.1] * 5 + [0.01] * 5  # a drop in the middle
+
+
+def grads_at(params, t):
+  return jax.tree.map(lambda p: np.cos(3 * p + t), params)
+
+
+def run_ours(**options):
+  params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
+  tx = optimizer.make_optimizer(1.0, **options)
+  opt_state = tx.init(params)
+  for t, rate in enumerate(RATES):
+    hyperparams = {**opt_state.hyperparams, 'learning_rate': jnp.float32(rate)}
+    opt_state = opt_state._replace(hyperparams=hyperparams)
+    grads = jax.tree.map(jnp.float32, grads_at(jax.device_get(params), t))
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def run_loop(update):
+  """`update(path, w, v, g, rate)` gives (w, v) of one leaf."""
+  leaves, tree = jax.tree_util.tree_flatten_with_path(PARAMS)
+  paths = [path[-1].key for path, _ in leaves]
+  params = [leaf for _, leaf in leaves]
+  velocities = [np.zeros_like(leaf) for leaf in params]
+  for t, rate in enumerate(RATES):
+    grads = [np.cos(3 * p + t) for p in params]
+    pairs = [
+      update(*leaf, rate)
+      for leaf in zip(paths, params, velocities, grads, strict=True)
+    ]
+    params, velocities = (list(x) for x in zip(*pairs, strict=True))
+  return jax.tree_util.tree_unflatten(tree, params)
+
+
+def assert_close(actual, expected):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    actual,
+    expected,
+  )
+
+
+def test_sgd_as_in_torch():
+  def update(path, w, v, g, rate):
+    v = 0.9 * v + g + 0.05 * w
+    return w - rate * v, v
+
+  assert_close(run_ours(momentum=0.9, weight_decay=0.05), run_loop(update))
+
+
+def test_the_papers_rule_keeps_the_rate_in_the_velocity():
+  def update(path, w, v, g, rate):
+    v = 0.9 * v - 0.05 * rate * w - rate * g
+    return w + v, v
+
+  ours = run_ours(momentum=0.9, weight_decay=0.05, update_rule='paper')
+  assert_close(ours, run_loop(update))
+  # The two rules differ after a drop of the rate, and only then.
+  other = run_ours(momentum=0.9, weight_decay=0.05)
+  difference = other['conv1']['kernel'] - ours['conv1']['kernel']
+  assert np.abs(difference).max() > 0.01
+
+
+def test_nesterov():
+  def update(path, w, v, g, rate):
+    v = 0.9 * v + g
+    return w - rate * (0.9 * v + g), v
+
+  ours = run_ours(momentum=0.9, weight_decay=0.0, nesterov=True)
+  assert_close(ours, run_loop(update))
+
+
+@pytest.mark.parametrize('rule', ['optax', 'paper'])
+def test_biases_with_twice_the_rate_and_no_decay(rule):
+  def update(path, w, v, g, rate):
+    decay = 0.05 if path == 'kernel' else 0.0
+    factor = 2.0 if path == 'bias' else 1.0
+    if rule == 'optax':
+      v = 0.9 * v + g + decay * w
+      return w - factor * rate * v, v
+    v = 0.9 * v - rate * (g + decay * w)
+    return w + factor * v, v
+
+  ours = run_ours(
+    weight_decay=0.05, decay='kernels', bias_rate=2.0, update_rule=rule
+  )
+  assert_close(ours, run_loop(update))
+
+
+def test_the_rate_is_part_of_the_state():
+  tx = optimizer.make_optimizer(0.25)
+  params = {'a': {'kernel': jnp.ones(2)}}
+  state = state_lib.TrainState.create(
+    apply_fn=None, params=params, tx=tx, batch_stats={}
+  )
+  assert state_lib.learning_rate(state) == 0.25
+  state = state_lib.with_learning_rate(state, jnp.float32(0.125))
+  assert state_lib.learning_rate(state) == 0.125
+  update = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
+  moved = 1 - 0.125 * (1 + 5e-4)
+  np.testing.assert_allclose(update.params['a']['kernel'], moved, rtol=1e-6)

@@ -1,0 +1,230 @@
+import dataclasses
+import math
+
+from hypothesis import example
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import keras
+import numpy as np
+import pytest
+
+from alexnet_jax.training import schedule
+from alexnet_jax.training.schedule import EarlyStopping
+from alexnet_jax.training.schedule import PlateauState
+from alexnet_jax.training.schedule import ReduceOnPlateau
+from alexnet_jax.training.schedule import StoppingState
+
+
+class KerasModel:
+  """What the callbacks touch of a model."""
+
+  def __init__(self, learning_rate):
+    self.optimizer = keras.optimizers.SGD(learning_rate)
+    self.stop_training = False
+
+
+def keras_rates(values, learning_rate, **options):
+  callback = keras.callbacks.ReduceLROnPlateau(monitor='v', **options)
+  model = KerasModel(learning_rate)
+  callback.set_model(model)
+  callback.on_train_begin()
+  rates = []
+  for epoch, value in enumerate(values):
+    callback.on_epoch_end(epoch, {'v': value})
+    rates.append(float(np.asarray(model.optimizer.learning_rate)))
+  return rates
+
+
+def our_rates(values, learning_rate, **options):
+  plateau, state = ReduceOnPlateau(**options), PlateauState(learning_rate)
+  rates = []
+  for value in values:
+    # Through JSON's types, as a run that resumes every time.
+    state = plateau.update(PlateauState(**dataclasses.asdict(state)), value)
+    rates.append(float(np.float32(state.learning_rate)))
+  return rates
+
+
+VALUES = st.lists(
+  st.one_of(
+    st.sampled_from([0.5, 0.5001, 0.49, 0.6, 0.7, 1.0]),
+    st.floats(0, 2, width=32),
+  ),
+  max_size=40,
+)
+# A recorded validation loss: falls, stalls, falls after the drop, stalls.
+RECORDED = [
+  *(2.1, 1.5, 1.2, 1.1, 1.05, 1.06, 1.05, 1.07, 1.04995, 1.06, 1.055),
+  *(0.9, 0.85, 0.86, 0.84, 0.845, 0.843, 0.842, 0.841, 0.84, 0.8399, 0.85),
+  *(0.86, 0.85, 0.87, 0.86, 0.85, 0.88, 0.86, 0.87, 0.86, 0.85, 0.9, 0.91),
+]
+
+
+# Keras' own variables under numpy 2.
+KERAS_WARNS = pytest.mark.filterwarnings(
+  'ignore:__array__ implementation:DeprecationWarning'
+)
+
+
+@KERAS_WARNS
+@settings(max_examples=150, deadline=None)
+@example(
+  values=RECORDED,
+  mode='min',
+  factor=0.1,
+  patience=3,
+  threshold=1e-4,
+  cooldown=2,
+  minimum=0.0,
+)
+@example(
+  values=RECORDED,
+  mode='min',
+  factor=0.5,
+  patience=2,
+  threshold=1e-2,
+  cooldown=0,
+  minimum=1e-3,
+)
+@given(
+  values=VALUES,
+  mode=st.sampled_from(['min', 'max']),
+  factor=st.sampled_from([0.1, 0.2, 0.5]),
+  patience=st.integers(1, 4),
+  threshold=st.sampled_from([0.0, 1e-4, 0.1]),
+  cooldown=st.integers(0, 3),
+  minimum=st.sampled_from([0.0, 1e-7, 1e-3, 0.009]),
+)
+def test_plateau_does_what_keras_does(
+  values, mode, factor, patience, threshold, cooldown, minimum
+):
+  expected = keras_rates(
+    values,
+    0.01,
+    mode=mode,
+    factor=factor,
+    patience=patience,
+    min_delta=threshold,
+    cooldown=cooldown,
+    min_lr=minimum,
+  )
+  actual = our_rates(
+    values,
+    0.01,
+    mode=mode,
+    factor=factor,
+    patience=patience,
+    threshold=threshold,
+    cooldown=cooldown,
+    min_learning_rate=minimum,
+  )
+  assert actual == expected
+
+
+def test_plateau_by_hand():
+  """Patience 2, cooldown 1: the value improves twice, then never again.
+
+  After the drop at the fourth value the fifth is in cooldown, which ends it, so
+  patience counts from there: the second drop comes with the sixth value.
+  """
+  rates = our_rates(
+    [3, 2, 2, 2, 2, 2, 2],
+    1.0,
+    factor=0.5,
+    patience=2,
+    cooldown=1,
+    threshold=0.0,
+  )
+  assert rates == [1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_plateau_stops_at_the_minimum():
+  rates = our_rates(
+    [1] * 8, 1.0, factor=0.1, patience=1, min_learning_rate=0.05
+  )
+  assert rates == [1, *[pytest.approx(r) for r in [0.1] + [0.05] * 6]]
+
+
+def keras_stop(values, **options):
+  callback = keras.callbacks.EarlyStopping(monitor='v', **options)
+  model = KerasModel(0.1)
+  callback.set_model(model)
+  callback.on_train_begin()
+  for epoch, value in enumerate(values):
+    callback.on_epoch_end(epoch, {'v': value})
+    if model.stop_training:
+      return epoch, callback.best_epoch
+  return None, callback.best_epoch
+
+
+@KERAS_WARNS
+@settings(max_examples=150, deadline=None)
+@example(values=RECORDED, mode='min', patience=4, threshold=1e-3)
+@example(values=[1.0, 1.0], mode='min', patience=0, threshold=0.0)
+@given(
+  values=VALUES.filter(bool),
+  mode=st.sampled_from(['min', 'max']),
+  patience=st.integers(0, 5),
+  threshold=st.sampled_from([0.0, 1e-4, 0.1]),
+)
+def test_early_stopping_does_what_keras_does(values, mode, patience, threshold):
+  stopping = EarlyStopping(mode=mode, patience=patience, threshold=threshold)
+  state, stopped = StoppingState(), None
+  for epoch, value in enumerate(values):
+    state = stopping.update(
+      StoppingState(**dataclasses.asdict(state)), value, epoch
+    )
+    if state.stopped:
+      stopped = epoch
+      break
+  expected, best_epoch = keras_stop(
+    values, mode=mode, patience=patience, min_delta=threshold
+  )
+  assert stopped == expected
+  assert state.best_step == best_epoch
+
+
+def rate(step, **options):
+  return schedule.rate_at(
+    step, learning_rate=0.1, num_steps=100, **{'name': 'constant', **options}
+  )
+
+
+def test_constant_rate():
+  assert {rate(step) for step in range(100)} == {0.1}
+
+
+def test_step_rate_drops_at_its_steps():
+  options = {'name': 'step', 'drop_steps': (10, 20), 'factor': 0.5}
+  expected = {9: 0.1, 10: 0.05, 19: 0.05, 20: 0.025, 99: 0.025}
+  assert {s: rate(s, **options) for s in expected} == pytest.approx(expected)
+
+
+def test_cosine_rate_goes_from_the_rate_to_the_minimum():
+  options = {'name': 'cosine', 'min_learning_rate': 0.02}
+  assert rate(0, **options) == pytest.approx(0.1)
+  assert rate(50, **options) == pytest.approx(0.06)
+  assert rate(100, **options) == pytest.approx(0.02)
+  quarter = 0.02 + 0.08 * (1 + math.cos(math.pi / 4)) / 2
+  assert rate(25, **options) == pytest.approx(quarter)
+
+
+@pytest.mark.parametrize('name', ['constant', 'step', 'cosine', 'plateau'])
+def test_warm_up_rises_linearly(name):
+  rates = [
+    rate(s, name=name, warmup_steps=4, drop_steps=(50,)) for s in range(5)
+  ]
+  assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+
+
+def test_due_at_every_multiple_of_a_fraction():
+  # 62.5 steps an epoch: the epochs end within steps 63, 125, 188, 250.
+  assert [s for s in range(1, 251) if schedule.due(s, 62.5)] == [
+    63,
+    125,
+    188,
+    250,
+  ]
+  assert [s for s in range(1, 10) if schedule.due(s, 3)] == [3, 6, 9]
+  assert not any(schedule.due(s, 0) for s in range(1, 10))
