@@ -1,4 +1,15 @@
-"""Your own photographs."""
+"""Your own photographs, in one subfolder per class.
+
+    python -m alexnet_jax.main --config configs/folder.py \
+      --config.data.path=DIR
+
+DIR/train and DIR/val are the splits if both exist; otherwise a fifth of each
+class is held out, always the same images.
+
+A quarter of AlexNet's width on crops of 112 out of 128 pixels, a 7 x 7 first
+layer of stride 2, and batch norm after every convolution instead of local
+response normalisation: with a thousand photographs it learns much better.
+"""
 
 from alexnet_jax.config import make_config
 
@@ -8,16 +19,21 @@ def get_config():
   config.num_epochs = 60.0
   config.global_batch_size = 32
   config.log_every_steps = 20
+
   config.data.source = 'folder'
   config.data.resize_size = 128
   config.data.crop_size = 112
-  config.data.std = 58.0
+  config.data.std = 58.0  # about that of photographs
+
   config.model.kernels = (7, 5, 3, 3, 3)
   config.model.strides = (2, 1, 1, 1, 1)
   config.model.paddings = ('SAME',) * 5
+  config.model.norm = 'batch'
+  config.model.norm_layers = (1, 2, 3, 4, 5)
+  config.model.norm_before_relu = True
   config.model.width_multiplier = 0.25
   config.model.kernel_init = 'he'
   config.model.positive_bias = 0.0
-  config.optimizer.learning_rate = 0.01
+
   config.schedule.name = 'cosine'
   return config

@@ -18,9 +18,9 @@ import hashlib
 import importlib.resources
 import io
 import logging
-import math
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -354,20 +354,19 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
       f'{name} has the features {sorted(builder.info.features)}; training needs'
       " 'image' and 'label'"
     )
-  base = split.split('[')[0]
-  if base not in builder.info.splits:
-    raise UserError(
-      f'{name} in {folder} has no split {base!r} but'
-      f' {sorted(builder.info.splits)}'
-    )
   try:
     records = builder.as_data_source(
       split, decoders={'image': tfds.decode.SkipDecoding()}
     )
   except NotImplementedError as error:
     raise UserError(
-      f'{folder} is not array_record; prepare it again:'
-      f' {_prepare_command(name, root)}'
+      f'{folder} is not array_record, which training reads; prepare it into'
+      f' another folder: {_prepare_command(name, "OTHER_DIR")}'
+    ) from error
+  except (ValueError, AssertionError) as error:  # of the split's name or slice
+    raise UserError(
+      f'{name} in {folder} cannot give the split {split!r} ({error}); its'
+      f' splits are {sorted(builder.info.splits)}'
     ) from error
   info = (pathlib.Path(folder) / 'dataset_info.json').read_bytes()
   return TfdsSource(
@@ -379,8 +378,22 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
 
 
 def _tfds_folder(root, name):
-  """The folder of the newest prepared version of a TFDS set."""
-  found = [p.parent for p in root.glob(f'{name}/**/dataset_info.json')]
+  """The folder of the newest prepared version of a TFDS set.
+
+  `name` may be NAME/CONFIG; without a config the set must have none, or one.
+  """
+  found = [
+    path.parent
+    for path in root.glob(f'{name}/**/dataset_info.json')
+    # Not incomplete.ABC_1.0.0, which a build leaves that was killed.
+    if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)
+  ]
+  if len(configs := {folder.parent for folder in found}) > 1:
+    raise UserError(
+      f'TFDS set {name!r} in {root} has several configs'
+      f' ({", ".join(sorted(c.name for c in configs))}): add /CONFIG to'
+      ' config.data.tfds_name'
+    )
   if not found:
     tars = (
       ' ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,'
@@ -393,11 +406,7 @@ def _tfds_folder(root, name):
       ' If it lies elsewhere: --config.data.path=DATA_DIR'
     )
 
-  def version(folder):
-    numbers = folder.name.split('.')
-    return [int(n) if n.isdigit() else math.inf for n in numbers]
-
-  return str(max(found, key=version))
+  return str(max(found, key=lambda f: [int(n) for n in f.name.split('.')]))
 
 
 def _prepare_command(name, root):

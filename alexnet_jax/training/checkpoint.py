@@ -133,9 +133,10 @@ class Checkpoints:
       if kept
       else f'there is no checkpoint in {self.folder} yet'
     )
+    reason = str(error).split(' [tensorstore_spec')[0]
     return UserError(
-      f'cannot save a checkpoint: {error}. {rest}; make room or mend the folder'
-      ' and start the same command again'
+      f'cannot save a checkpoint: {reason}. {rest}; make room or mend the'
+      ' folder and start the same command again'
     )
 
   def restore_newest(self, template: dict) -> tuple[dict, dict] | None:

@@ -43,18 +43,23 @@ class Console:
       file=self._stream,
       disable=not self._terminal,
       dynamic_ncols=True,
+      bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining}'
+      ' left{postfix}]',
     )
 
   def advance(self, done: int) -> None:
     """Moves the bar to `done`."""
     self._bar.update(done - self._bar.n)
 
-  def values(self, text: str, prefix: str) -> None:
-    """Shows numbers behind the bar; without one, as a line after `prefix`."""
+  def values(self, text: str, done: str, left: str) -> None:
+    """Shows numbers behind the bar, which knows how much is done and left.
+
+    Without a terminal they make a line: `done: text, left`.
+    """
     if self._terminal:
       self._bar.set_postfix_str(text, refresh=False)
     else:
-      self.line(f'{prefix}: {text}')
+      self.line(f'{done}: {text}{left}')
 
   def stop(self) -> None:
     """Ends the bar."""

@@ -229,7 +229,10 @@ def _loop(run: Run, live: Live) -> None:
       batch = live.batches.take()
       if _histograms_due(run, live):
         _write_histograms(run, live, batch, key)
-      live.state, sums = run.steps.train(live.state, batch, key)
+      # Whatever crosses to the devices here without being asked to would make
+      # them wait in every step.
+      with jax.transfer_guard_host_to_device('disallow'):
+        live.state, sums = run.steps.train(live.state, batch, key)
       live.step += 1
       live.batches.fetch()  # while the devices work
       live.log.add(live.step, sums)
@@ -278,14 +281,17 @@ def _log(run, live, check_flat):
   speed = live.speed.interval()
   live.writer.scalars(live.step, {**means, 'learning_rate': live.rate, **speed})
   text = f'loss {means["train/loss"]:.4f}, rate {live.rate:.2g}'
+  left = ''
   if speed:
-    left = (run.durations.num_steps - live.step) * run.config.global_batch_size
     text += (
       f', {speed["images_per_second"]:.0f} images/s,'
-      f' {speed["data_wait_fraction"]:.1%} waiting for data,'
-      f' {duration(left / speed["images_per_second"])} left'
+      f' {speed["data_wait_fraction"]:.1%} waiting for data'
     )
-  run.console.values(text, f'step {live.step}/{run.durations.num_steps}')
+    images = (
+      run.durations.num_steps - live.step
+    ) * run.config.global_batch_size
+    left = f', {duration(images / speed["images_per_second"])} left'
+  run.console.values(text, f'step {live.step}/{run.durations.num_steps}', left)
   if check_flat:
     warning = guards.flat_loss_warning(
       means['train/loss'], run.num_classes, live.step

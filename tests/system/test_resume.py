@@ -2,6 +2,7 @@
 
 import random
 import signal
+import subprocess
 import time
 
 import pytest
@@ -173,3 +174,22 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(unbroken, tmp_path):
 
 def test_an_unbroken_run_repeats_itself(unbroken, tmp_path):
   finish(unbroken[0], tmp_path / 'run', unbroken)
+
+
+def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(small_disk):
+  # 1.6 MB a checkpoint: the first fits on 4 MB, the third does not.
+  recipe = commands.write_recipe(small_disk, model__hidden=(1000,))
+  workdir = small_disk / 'run'
+  code, out, err = commands.run(
+    *(*commands.MAIN, '--config', recipe, '--workdir', workdir)
+  )
+  assert code == 2, err
+  assert 'cannot save a checkpoint' in err
+  assert 'No space left' in err
+  assert 'stays valid' in err
+  assert out == ''
+  remount = ['mount', '-o', 'remount,size=40m', str(small_disk)]
+  subprocess.run(remount, check=True)
+  resumed = commands.train(recipe, workdir)
+  unbroken = commands.train(recipe, small_disk / 'unbroken')
+  assert resumed['state_digest'] == unbroken['state_digest']

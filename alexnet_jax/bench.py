@@ -1,0 +1,178 @@
+"""Speed, measured: python -m alexnet_jax.bench end_to_end --config FILE."""
+
+import argparse
+import io
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+_DESCRIPTION = """\
+Images per second of the bare train step (one batch that stays on the devices),
+of the loader alone, and of the whole training loop with loader, metrics and
+event files, in turn in every round; without compilation, evaluation and saving.
+Medians over the rounds, and the loop's share of the bare step."""
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.bench', description='Measures speed.'
+  )
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+  command = commands.add_parser(
+    'end_to_end',
+    help='bare step, loader and training loop side by side',
+    description=_DESCRIPTION,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  command.add_argument(
+    '--config', default='configs/quickstart.py', metavar='FILE'
+  )
+  command.add_argument(
+    '--steps', type=_positive, default=100, help='in a round (default: 100)'
+  )
+  command.add_argument('--rounds', type=_positive, default=5, help='default: 5')
+  command.add_argument('--json', action='store_true')
+  return parser.parse_known_args(argv)
+
+
+def _positive(text):
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f'{text} is not positive')
+  return number
+
+
+def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
+  """Measures step, loader and loop in turn.
+
+  Args:
+    config: of the run to measure.
+    num_steps: timed steps in a round.
+    num_rounds: rounds.
+
+  Returns:
+    {step, loader, loop: images per second of each round; medians; loop_share:
+    the median over the rounds of loop / step}, with devices and versions.
+  """
+  import jax
+
+  from alexnet_jax.training.checkpoint import versions
+
+  with tempfile.TemporaryDirectory() as folder:
+    parts = _prepare(config, pathlib.Path(folder))
+    time_step = _bare_step(parts, num_steps)
+    rows = {'step': [], 'loader': [], 'loop': []}
+    for number in range(num_rounds):
+      rows['step'].append(time_step())
+      rows['loader'].append(_loader(parts, num_steps))
+      workdir = f'{folder}/{number}'
+      rows['loop'].append(_loop(config, workdir, num_steps))
+      latest = {name: round(values[-1]) for name, values in rows.items()}
+      print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
+  shares = [a / b for a, b in zip(rows['loop'], rows['step'], strict=True)]
+  result = {
+    **rows,
+    'median': {k: statistics.median(v) for k, v in rows.items()},
+    'loop_share': statistics.median(shares),
+    'global_batch_size': config.global_batch_size,
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'versions': versions(),
+  }
+  medians = ', '.join(f'{k} {v:.0f}' for k, v in result['median'].items())
+  print(
+    f'images per second, medians of {num_rounds} rounds of {num_steps} steps of'
+    f' {config.global_batch_size} on {result["devices"]}: {medians}; the loop'
+    f' reaches {result["loop_share"]:.1%} of the bare step',
+    file=sys.stderr,
+  )
+  return result
+
+
+def _prepare(config, path):
+  from alexnet_jax.training import guards
+  from alexnet_jax.training import loop
+  from alexnet_jax.training import parallel
+  from alexnet_jax.training.console import Console
+
+  mesh = parallel.make_mesh()
+  parallel.check_batch_size(config.global_batch_size, mesh.size)
+  console = Console(io.StringIO())
+  return loop.prepare(config, path, mesh, guards.StopSignal(), console, 256)
+
+
+def _bare_step(parts, num_steps):
+  """A function that times `num_steps` steps on one batch."""
+  import jax
+
+  from alexnet_jax import assemble
+  from alexnet_jax.training import loop
+
+  key = assemble.dropout_key(parts.config)
+  iterator = assemble.make_train_iter(parts.config, parts.train_loader, 1)
+  batch = parts.to_devices(next(iterator))
+  state, _ = loop.create(parts)
+  state, sums = parts.steps.train(state, batch, key)
+  jax.block_until_ready(sums)
+
+  def measure():
+    nonlocal state
+    start = time.perf_counter()
+    for _ in range(num_steps):
+      state, sums = parts.steps.train(state, batch, key)
+    jax.block_until_ready((state.params, sums))
+    seconds = time.perf_counter() - start
+    return num_steps * parts.config.global_batch_size / seconds
+
+  return measure
+
+
+def _loader(parts, num_steps):
+  from alexnet_jax import assemble
+
+  iterator = assemble.make_train_iter(
+    parts.config, parts.train_loader, num_steps + 1
+  )
+  next(iterator)
+  start = time.perf_counter()
+  for _ in iterator:
+    pass
+  seconds = time.perf_counter() - start
+  return num_steps * parts.config.global_batch_size / seconds
+
+
+def _loop(config, workdir, num_steps):
+  """A real run; its first step compiles and is not timed."""
+  from alexnet_jax.training import guards
+  from alexnet_jax.training import loop
+  from alexnet_jax.training.console import Console
+
+  config = config.copy_and_resolve_references()
+  config.num_epochs, config.num_steps = 0.0, num_steps + 1
+  config.eval_every_epochs, config.eval_every_steps = 0.0, num_steps + 1
+  config.save_every_epochs, config.save_every_steps = 0.0, 0
+  result = loop.train_and_evaluate(
+    config, workdir, guards.StopSignal(), Console(io.StringIO())
+  )
+  return result['images_per_second']
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  arguments, overrides = _parse(argv)
+  from alexnet_jax import command
+  from alexnet_jax import config as config_lib
+
+  def work():
+    config = config_lib.load_config(
+      [f'--config={arguments.config}', *overrides]
+    )
+    return end_to_end(config, arguments.steps, arguments.rounds)
+
+  return command.run(work, json_output=arguments.json)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

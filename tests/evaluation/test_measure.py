@@ -1,0 +1,67 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.data import pipeline
+from alexnet_jax.data import sources
+from alexnet_jax.evaluation import measure
+from alexnet_jax.training import parallel
+from alexnet_jax.training import step
+
+
+class MeanColour:
+  """A state whose logits follow the mean red of an image."""
+
+  params = batch_stats = ()
+
+  @staticmethod
+  def apply_fn(variables, images, train):
+    del variables
+    assert not train
+    red = images[..., 0].mean((1, 2))[:, None]
+    return -jnp.abs(red - jnp.arange(6)[None, :] * 40.0) / 20
+
+
+jax.tree_util.register_pytree_node(
+  MeanColour, lambda state: ((), None), lambda aux, children: MeanColour()
+)
+
+
+@pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
+@pytest.mark.parametrize('batch', [4, 12, 24, 100])
+def test_every_image_counts_once_on_four_devices(kind, batch):
+  """23 images, which no batch size here divides."""
+  rng = np.random.default_rng(0)
+  images = np.zeros((23, 8, 8, 3), np.uint8)
+  images[..., 0] = rng.integers(0, 240, 23)[:, None, None]
+  labels = rng.integers(0, 6, 23).astype(np.int32)
+  source = sources.ArraySource('reds', images, labels, tuple('abcdef'))
+  mesh = parallel.make_mesh()
+  eval_step = parallel.map_over_devices(
+    functools.partial(
+      step.eval_step, mean=0.0, std=1.0, axis_name=parallel.AXIS
+    ),
+    mesh,
+    kind,
+  )
+  seen = []
+  values = measure.evaluate(
+    eval_step,
+    MeanColour(),
+    pipeline.make_eval_iter(
+      pipeline.Loader(source, 8), global_batch_size=batch, crop_size=8
+    ),
+    lambda b: parallel.batch_to_devices(b, mesh, kind),
+    seen.append,
+  )
+  assert seen == list(range(1, -(-23 // batch) + 1))
+  red = images[:, 0, 0, :1].astype(float)
+  logits = -np.abs(red - np.arange(6) * 40) / 20
+  ranks = (-logits).argsort(1, kind='stable')
+  losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(23), labels]
+  assert values['eval/loss'] == pytest.approx(losses.mean(), rel=1e-6)
+  assert values['eval/top1'] == (ranks[:, 0] == labels).mean()
+  assert values['eval/top5'] == (ranks[:, :5] == labels[:, None]).any(1).mean()

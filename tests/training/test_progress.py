@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from alexnet_jax.errors import NonFiniteLossError
+from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import TrainLog
+from alexnet_jax.training.schedule import PlateauState
+from alexnet_jax.training.schedule import StoppingState
+
+
+class OnDevice:
+  """A number that notes when the host asks for it."""
+
+  def __init__(self, value, name, asked):
+    self.value, self.name, self.asked = value, name, asked
+
+  def __float__(self):
+    self.asked.append(self.name)
+    return float(self.value)
+
+
+def sums(step, asked, loss=2.0):
+  values = {'loss': loss * step, 'top1': step, 'top5': 2 * step, 'count': 4}
+  return {k: OnDevice(v, f'{step}', asked) for k, v in values.items()}
+
+
+def test_numbers_come_one_step_late():
+  asked = []
+  log = TrainLog(Progress(PlateauState(0.1)), 0)
+  for step in (1, 2, 3):
+    log.add(step, sums(step, asked))
+    assert set(asked) == {str(s) for s in range(1, step)}
+  means = log.take()  # a log point may wait
+  assert set(asked) == {'1', '2', '3'}
+  assert means == {
+    'train/loss': 12 / 12,
+    'train/top1': 6 / 12,
+    'train/top5': 12 / 12,
+  }
+
+
+def test_a_resumed_interval_counts_the_steps_before():
+  progress = Progress(PlateauState(0.1))
+  log = TrainLog(progress, 0)
+  log.add(1, sums(1, []))
+  log.add(2, sums(2, []))
+  log.flush()
+  again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+  assert again == progress
+  log = TrainLog(again, 2)
+  log.add(3, sums(3, []))
+  assert log.take()['train/loss'] == 12 / 12
+  assert again.train_sums == {}
+
+
+def test_a_lost_loss_is_noticed_before_the_state_can_be_saved():
+  log = TrainLog(Progress(PlateauState(0.1)), 5)
+  log.saved_step = 4
+  log.add(6, sums(6, []))
+  log.add(7, sums(7, [], loss=float('nan')))
+  with pytest.raises(NonFiniteLossError, match='between steps 6 and 7'):
+    log.flush()
+
+
+def test_progress_survives_json():
+  progress = Progress(
+    PlateauState(0.1, best=0.3, wait=2, cooldown=1),
+    stopping=StoppingState(best=0.1, best_step=7, evaluations=3, wait=1),
+    evaluations=3,
+    evaluated_step=30,
+    last_evaluation={'eval/loss': 0.1},
+  )
+  assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == (
+    progress
+  )
