@@ -111,6 +111,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(host), run=ocp.args.JsonSave(run)
         ),
+        force=True,  # when to save is decided by the caller
       )
     except Exception as error:  # Orbax raises whatever the file system gave
       raise self._save_error(error) from error

@@ -181,10 +181,13 @@ def _restore_or_create(run: Run, checkpoints: Checkpoints) -> Live:
     _check_data(run, saved['data'], position, int(state.step))
     progress = Progress.from_json(saved['progress'])
     run.console.line(f'goes on from checkpoint {int(state.step)}')
-  step = int(state.step)
-  iterator = assemble.make_train_iter(
-    run.config, run.train_loader, run.durations.num_steps
-  )
+  step, num_steps = int(state.step), run.durations.num_steps
+  if step > num_steps:
+    raise UserError(
+      f'{run.workdir} is at step {step} already, beyond the {num_steps} steps'
+      ' that config.num_epochs or config.num_steps asks for'
+    )
+  iterator = assemble.make_train_iter(run.config, run.train_loader, num_steps)
   iterator.set_state(position)
   batches = parallel.DeviceBatches(iterator, run.to_devices)
   log = TrainLog(progress, step)

@@ -91,7 +91,9 @@ def test_a_run_learns_and_leaves_its_history(trained):
   assert [row['step'] for row in logs] == list(range(4, 41, 4))
   assert all(row['images_per_second'] > 0 for row in logs)
   assert all(0 <= row['data_wait_fraction'] <= 1 for row in logs)
-  assert list((workdir / 'events').iterdir())
+  events = b''.join(p.read_bytes() for p in (workdir / 'events').iterdir())
+  for tag in ('eval/top1', 'params/conv1/kernel', 'grads/head/bias'):
+    assert tag.encode() in events
 
 
 def test_evaluate_prints_the_numbers_of_the_run(trained):
@@ -133,6 +135,13 @@ def test_a_finished_run_can_be_made_longer(trained, tmp_path):
   longer = commands.train(recipe, short, '--config.num_steps=30')
   unbroken = commands.train(recipe, whole, '--config.num_steps=30')
   assert longer['state_digest'] == unbroken['state_digest']
+
+
+def test_a_run_cannot_be_made_shorter(trained):
+  recipe, workdir, _ = trained
+  code, err = fail('--workdir', workdir, '--config.num_steps=30', config=recipe)
+  assert code == 2
+  assert 'is at step 40 already, beyond the 30 steps' in err
 
 
 def test_another_config_is_refused_with_its_keys(trained):

@@ -68,7 +68,10 @@ def finish(recipe, workdir, unbroken_run):
   assert timeless(workdir) == history
 
 
-@pytest.mark.parametrize('seed', [0, 1])
+SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4)]
+
+
+@pytest.mark.parametrize('seed', [0, 1, *SLOW])
 def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
   """Start-up, compilation, steps, evaluation and saving are all hit."""
   recipe, workdir = unbroken[0], tmp_path / 'run'
@@ -139,6 +142,7 @@ sys.exit(main.main({arguments!r}))
     ('training.checkpoint', 'Checkpoints', 'restore_newest', 1),
     ('training.parallel', 'DeviceBatches', 'take', 20),
     ('training', 'loop', '_write_histograms', 1),
+    ('training', 'step', 'loss_and_grads', 1),  # while it compiles
   ],
 )
 def test_sigterm_at_a_chosen_moment(

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from alexnet_jax import assemble
+from alexnet_jax import config as config_lib
+from alexnet_jax.data import pipeline
+from alexnet_jax.errors import UserError
+from tests.system import commands
+
+
+def make_config(tmp_path, **changes):
+  recipe = commands.write_recipe(tmp_path, **changes)
+  return config_lib.load_config([f'--config={recipe}'])
+
+
+def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
+  config = make_config(tmp_path)
+  loader = assemble.make_loader(config, 'train')
+  first = assemble.pixel_mean(config, loader, tmp_path)
+  squares = [loader.square(i)[0] for i in range(96)]
+  np.testing.assert_allclose(first, np.mean(squares, (0, 1, 2)), rtol=1e-6)
+  assert first.dtype == np.float32
+  monkeypatch.setattr(pipeline, 'pixel_mean', None)  # it must not be called
+  again = assemble.pixel_mean(config, loader, tmp_path)
+  np.testing.assert_array_equal(again, first)
+  stored = assemble.stored_pixel_mean(config, tmp_path)
+  np.testing.assert_array_equal(stored, first)
+
+
+def test_the_mean_of_other_data_is_computed_anew(tmp_path):
+  config = make_config(tmp_path)
+  loader = assemble.make_loader(config, 'train')
+  first = assemble.pixel_mean(config, loader, tmp_path)
+  config.data.synthetic_examples = 48
+  loader = assemble.make_loader(config, 'train')
+  assert (assemble.pixel_mean(config, loader, tmp_path) != first).any()
+
+
+def test_the_mean_image_loses_its_border(tmp_path):
+  config = make_config(tmp_path, data__mean='image')
+  loader = assemble.make_loader(config, 'train')
+  mean = assemble.pixel_mean(config, loader, tmp_path)
+  whole = np.mean([loader.square(i)[0] for i in range(96)], 0)
+  np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
+
+
+def test_no_mean(tmp_path):
+  config = make_config(tmp_path, data__mean='none')
+  loader = assemble.make_loader(config, 'train')
+  assert not assemble.pixel_mean(config, loader, tmp_path).any()
+  assert not assemble.stored_pixel_mean(config, tmp_path).any()
+  assert not list(tmp_path.glob('*.npz'))
+
+
+def test_a_part_of_the_mean_is_not_kept(tmp_path):
+  config = make_config(tmp_path)
+  loader = assemble.make_loader(config, 'train')
+  assemble.pixel_mean(config, loader, tmp_path, limit=10)
+  with pytest.raises(UserError, match=r'pixel_mean\.npz.*is missing'):
+    assemble.stored_pixel_mean(config, tmp_path)
+
+
+def test_the_number_of_classes_is_that_of_the_data(tmp_path):
+  config = make_config(tmp_path)
+  assert assemble.make_model(config, 4).num_classes == 4
+  config.model.num_classes = 5
+  with pytest.raises(UserError, match='num_classes is 5, but the data has 4'):
+    assemble.make_model(config, 4)
+
+
+def test_a_network_that_the_crops_do_not_fit_is_a_user_error(tmp_path):
+  config = make_config(tmp_path, data__crop_size=5)
+  with pytest.raises(UserError, match='less than the pooling window'):
+    assemble.make_state(config, assemble.make_model(config, 4))
+
+
+def test_durations_in_epochs_become_steps(tmp_path):
+  config = make_config(
+    tmp_path,
+    num_epochs=3.0,
+    num_steps=0,
+    eval_every_epochs=0.5,
+    eval_every_steps=0,
+    schedule__warmup_epochs=1.0,
+    schedule__drop_epochs=(1.5, 2.0),
+  )
+  durations = assemble.durations(config, 100)
+  assert durations.steps_per_epoch == 12.5
+  assert durations.num_steps == 38  # 37.5
+  assert durations.eval_every == 6.25
+  assert durations.save_every == 0
+  assert durations.warmup_steps == 12
+  assert durations.drop_steps == (19, 25)
