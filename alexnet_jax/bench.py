@@ -93,14 +93,14 @@ def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
 
 def _prepare(config, path):
   from alexnet_jax.training import guards
-  from alexnet_jax.training import loop
   from alexnet_jax.training import parallel
+  from alexnet_jax.training import setup
   from alexnet_jax.training.console import Console
 
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   console = Console(io.StringIO())
-  return loop.prepare(config, path, mesh, guards.StopSignal(), console, 256)
+  return setup.prepare(config, path, mesh, guards.StopSignal(), console, 256)
 
 
 def _bare_step(parts, num_steps):
@@ -108,12 +108,12 @@ def _bare_step(parts, num_steps):
   import jax
 
   from alexnet_jax import assemble
-  from alexnet_jax.training import loop
+  from alexnet_jax.training import setup
 
   key = assemble.dropout_key(parts.config)
   iterator = assemble.make_train_iter(parts.config, parts.train_loader, 1)
   batch = parts.to_devices(next(iterator))
-  state, _ = loop.create(parts)
+  state, _ = setup.create(parts)
   state, sums = parts.steps.train(state, batch, key)
   jax.block_until_ready(sums)
 
@@ -163,12 +163,10 @@ def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments, overrides = _parse(argv)
   from alexnet_jax import command
-  from alexnet_jax import config as config_lib
+  from alexnet_jax import recipes
 
   def work():
-    config = config_lib.load_config(
-      [f'--config={arguments.config}', *overrides]
-    )
+    config = recipes.load_config([f'--config={arguments.config}', *overrides])
     return end_to_end(config, arguments.steps, arguments.rounds)
 
   return command.run(work, json_output=arguments.json)

@@ -62,9 +62,9 @@ def main(argv=None) -> int:
 
 
 def _work(arguments, overrides, stop):
-  from alexnet_jax import config as config_lib
+  from alexnet_jax import recipes
 
-  config = config_lib.load_config([f'--config={arguments.config}', *overrides])
+  config = recipes.load_config([f'--config={arguments.config}', *overrides])
   if arguments.summary:
     from alexnet_jax.evaluation import summary
 

@@ -27,7 +27,7 @@ steps 281 to 300, where guessing costs ln(20) = 2.996:
 |---|---|---|---|
 | paper: 0.01 | 1 | as they are | 2.993: flat |
 | paper: 0.01 | 0.1 | as they are | 2.083 |
-| caffe: 0.01, dense 0.005 | 0.1 | as they are | CAFFE300 |
+| caffe: 0.01, dense 0.005 | 0.1 | as they are | below 2.0 |
 | source_release: conv3-5 0.03 | 1 | as they are | not a number at step 8 |
 | he | 0 | divided by 58 | 2.923: leaves slowly |
 """

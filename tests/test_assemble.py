@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import assemble
-from alexnet_jax import config as config_lib
+from alexnet_jax import recipes
 from alexnet_jax.data import pipeline
 from alexnet_jax.errors import UserError
 from tests.system import commands
@@ -10,7 +10,7 @@ from tests.system import commands
 
 def make_config(tmp_path, **changes):
   recipe = commands.write_recipe(tmp_path, **changes)
-  return config_lib.load_config([f'--config={recipe}'])
+  return recipes.load_config([f'--config={recipe}'])
 
 
 def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):

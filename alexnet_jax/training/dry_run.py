@@ -9,8 +9,8 @@ from alexnet_jax import assemble
 from alexnet_jax.evaluation.measure import evaluate
 from alexnet_jax.evaluation.saved_run import state_template
 from alexnet_jax.training import guards
-from alexnet_jax.training import loop
 from alexnet_jax.training import parallel
+from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.console import Console
@@ -37,8 +37,8 @@ def run(config, stop: guards.StopSignal, console: Console) -> dict:
   with tempfile.TemporaryDirectory() as folder:
     with _timed(seconds, 'start-up', console):
       path = pathlib.Path(folder)
-      parts = loop.prepare(config, path, mesh, stop, console, _MEAN_EXAMPLES)
-      state, progress = loop.create(parts)
+      parts = setup.prepare(config, path, mesh, stop, console, _MEAN_EXAMPLES)
+      state, progress = setup.create(parts)
     with _timed(seconds, 'train step', console):
       iterator = assemble.make_train_iter(config, parts.train_loader, 1)
       batch = parts.to_devices(next(iterator))

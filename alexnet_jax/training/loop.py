@@ -1,7 +1,6 @@
-"""train_and_evaluate: build, restore, loop."""
+"""train_and_evaluate: set up, loop, end."""
 
 import contextlib
-import dataclasses
 import logging
 import pathlib
 import time
@@ -10,64 +9,20 @@ import jax
 import numpy as np
 
 from alexnet_jax import assemble
-from alexnet_jax import config as config_lib
-from alexnet_jax.data import pipeline
 from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation.histograms import histograms
 from alexnet_jax.evaluation.measure import evaluate
 from alexnet_jax.evaluation.saved_run import final_step
 from alexnet_jax.evaluation.saved_run import state_template
+from alexnet_jax.training import announce
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
+from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import duration
-from alexnet_jax.training.console import Speed
-from alexnet_jax.training.progress import Progress
-from alexnet_jax.training.progress import TrainLog
-from alexnet_jax.training.writers import METRICS_FILE
-from alexnet_jax.training.writers import MetricWriter
-
-
-@dataclasses.dataclass
-class Run:
-  """The parts of a run that stay the same while it trains."""
-
-  config: object
-  workdir: pathlib.Path
-  stop: guards.StopSignal
-  console: Console
-  mesh: jax.sharding.Mesh
-  train_loader: pipeline.Loader
-  eval_loader: pipeline.Loader
-  num_classes: int
-  durations: assemble.Durations
-  steps: assemble.Steps
-  data_record: dict
-
-  def to_devices(self, batch: dict) -> dict:
-    return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
-
-  def replicate(self, tree):
-    return parallel.replicate(tree, self.mesh)
-
-
-@dataclasses.dataclass
-class Live:
-  """What changes while a run trains."""
-
-  state: state_lib.TrainState
-  progress: Progress
-  step: int
-  batches: parallel.DeviceBatches
-  log: TrainLog
-  writer: MetricWriter
-  checkpoints: Checkpoints
-  speed: Speed
-  rate: float | None = None  # that the state holds; None: not known yet
 
 
 def train_and_evaluate(
@@ -76,7 +31,7 @@ def train_and_evaluate(
   """Trains from the newest checkpoint of `workdir`, or from the beginning.
 
   Args:
-    config: validated, see `config.load_config`.
+    config: validated, see `recipes.load_config`.
     workdir: the run's folder; made if it is missing.
     stop: asks the run to save and end.
     console: shows what happens.
@@ -97,126 +52,19 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack:
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     stack.callback(checkpoints.close)
-    _check_config(config, path, checkpoints.steps())
-    run = prepare(config, path, mesh, stop, console)
-    live = _restore_or_create(run, checkpoints)
+    setup.check_config(config, path, checkpoints.steps())
+    run = setup.prepare(config, path, mesh, stop, console)
+    live = setup.restore_or_create(run, checkpoints)
     stack.callback(live.writer.close)
-    _show_start(run, live)
+    announce.show_start(run, live)
     _loop(run, live)
     checkpoints.wait()
     _restore_best(run, live)
-    return _finish(run, live)
+    announce.show_end(run, live)
+    return _result(live)
 
 
-def prepare(config, path, mesh, stop, console, mean_limit=None) -> Run:
-  """Opens the data, and builds everything that needs no state."""
-  loaders = [assemble.make_loader(config, s) for s in ('train', 'validation')]
-  num_examples = loaders[0].source.num_examples
-  num_classes = len(loaders[0].source.class_names)
-  assemble.make_model(config, num_classes)  # refuses a wrong number of classes
-  if num_examples < config.global_batch_size:
-    raise UserError(
-      f'config.global_batch_size is {config.global_batch_size}, but there are'
-      f' {num_examples} training examples'
-    )
-  record = assemble.data_record(config, loaders[0].source)
-  console.start(mean_limit or num_examples, 0, 'image', 'mean of the pixels')
-
-  def advance(done):
-    stop.check()
-    console.advance(done)
-
-  try:
-    mean = assemble.pixel_mean(config, loaders[0], path, advance, mean_limit)
-  finally:
-    console.stop()
-  return Run(
-    config=config,
-    workdir=path,
-    stop=stop,
-    console=console,
-    mesh=mesh,
-    train_loader=loaders[0],
-    eval_loader=loaders[1],
-    num_classes=num_classes,
-    durations=assemble.durations(config, num_examples),
-    steps=assemble.make_steps(config, mesh, mean),
-    data_record=record,
-  )
-
-
-def _check_config(config, path, steps):
-  """Refuses a config that trains otherwise than the run's checkpoints did."""
-  file = path / config_lib.CONFIG_FILE
-  if steps and file.exists():
-    stored = config_lib.from_json(file.read_text())
-    if changes := config_lib.training_changes(stored, config):
-      raise UserError(
-        f'{path} was trained with another config:\n  '
-        + '\n  '.join(changes)
-        + '\nTake these values, or another --workdir'
-      )
-  temporary = file.with_suffix('.tmp')
-  temporary.write_text(config_lib.to_json(config))
-  temporary.replace(file)
-
-
-def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
-  """The state and progress of a run that begins."""
-  model = assemble.make_model(run.config, run.num_classes)
-  state = run.replicate(assemble.make_state(run.config, model))
-  rate = run.config.optimizer.learning_rate
-  return state, Progress(schedule.PlateauState(rate))
-
-
-def _restore_or_create(run: Run, checkpoints: Checkpoints) -> Live:
-  """The newest checkpoint, or step 0."""
-  state, progress = create(run)
-  position = {'next_index': 0}
-  restored = checkpoints.restore_newest(state_template(state, run.mesh))
-  if restored is not None:
-    tree, saved = restored
-    state = state.replace(**tree)
-    position = saved['iterator']
-    _check_data(run, saved['data'], position, int(state.step))
-    progress = Progress.from_json(saved['progress'])
-    run.console.line(f'goes on from checkpoint {int(state.step)}')
-  step, num_steps = int(state.step), run.durations.num_steps
-  if step > num_steps:
-    raise UserError(
-      f'{run.workdir} is at step {step} already, beyond the {num_steps} steps'
-      ' that config.num_epochs or config.num_steps asks for'
-    )
-  iterator = assemble.make_train_iter(run.config, run.train_loader, num_steps)
-  iterator.set_state(position)
-  batches = parallel.DeviceBatches(iterator, run.to_devices)
-  log = TrainLog(progress, step)
-  log.saved_step = step if restored else None
-  writer = MetricWriter(
-    run.workdir, step=step, evaluated_step=progress.evaluated_step
-  )
-  speed = Speed(run.config.global_batch_size, batches)
-  return Live(state, progress, step, batches, log, writer, checkpoints, speed)
-
-
-def _check_data(run, saved_record, position, step):
-  """Refuses to go on with other batches than the run had."""
-  changes = [
-    f'{key}: {saved_record.get(key)!r} -> {value!r}'
-    for key, value in run.data_record.items()
-    if saved_record.get(key) != value
-  ]
-  if position['next_index'] != step:
-    changes.append(f'position: {position["next_index"]} at step {step}')
-  if changes:
-    raise UserError(
-      f'the data of {run.workdir} has changed since its checkpoint:\n  '
-      + '\n  '.join(changes)
-      + '\nPut the data back, or take another --workdir'
-    )
-
-
-def _loop(run: Run, live: Live) -> None:
+def _loop(run: setup.Run, live: setup.Live) -> None:
   """Trains to the end, or to a signal."""
   config, durations, progress = run.config, run.durations, live.progress
   key = assemble.dropout_key(config)
@@ -426,59 +274,10 @@ def _restore_best(run, live):
     run.console.line(f'the best state, of step {step}, is restored')
 
 
-def _show_start(run, live):
-  config, durations = run.config, run.durations
-  devices = run.mesh.devices.flatten()
-  training, held_out = run.train_loader.source, run.eval_loader.source
-  run.console.table(
-    f'{run.workdir}',
-    {
-      'devices': f'{len(devices)} x {devices[0].device_kind}'
-      f' ({devices[0].platform}), {config.parallel}',
-      'data set': f'{training.name}; {run.num_classes} classes',
-      'examples': f'{training.num_examples:,} for training,'
-      f' {held_out.num_examples:,} for validation',
-      'steps': f'{durations.num_steps:,}'
-      f' ({durations.num_steps / durations.steps_per_epoch:.1f} epochs of'
-      f' {durations.steps_per_epoch:.1f} steps), from step {live.step:,}',
-      'batch size': f'{config.global_batch_size} in all,'
-      f' {config.global_batch_size // len(devices)} per device',
-      'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
-      'parameters': f'{state_lib.num_parameters(live.state):,}',
-    },
-  )
-
-
-def _finish(run, live):
-  """Says where everything lies; returns the command's result."""
-  progress, line = live.progress, run.console.line
-  best = progress.best
-  for loader in (run.train_loader, run.eval_loader):
-    if loader.unreadable:
-      line(
-        f'{len(loader.unreadable)} images of {loader.source.name} could not be'
-        ' decoded and were skipped; their names are in the warnings above'
-      )
-  stopped = ' (stopped early)' if progress.stopping.stopped else ''
-  line(
-    f'done at step {live.step}{stopped}: validation top-1'
-    f' {progress.last_evaluation["eval/top1"]:.4f}; best'
-    f' {run.config.checkpoint.monitor} {best.best:.4f} at step {best.best_step}'
-  )
-  line(
-    f'training {duration(live.speed.seconds)}, without compilation,'
-    ' evaluation and saving'
-  )
-  line(f'checkpoints: {live.checkpoints.folder}')
-  line(
-    f'history: {run.workdir / METRICS_FILE};'
-    f' tensorboard --logdir {run.workdir / "events"}'
-  )
-  line(
-    f'next: python -m alexnet_jax.evaluation.evaluate --workdir {run.workdir}'
-  )
+def _result(live):
+  """The command's result."""
   return {
-    **progress.last_evaluation,
+    **live.progress.last_evaluation,
     'step': int(live.state.step),
     'parameters': state_lib.num_parameters(live.state),
     'state_digest': state_lib.state_digest(state_lib.saved_tree(live.state)),

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
+from alexnet_jax.data import folder
 from alexnet_jax.data import images
 from alexnet_jax.data import order
 from alexnet_jax.data import pipeline
@@ -147,7 +148,7 @@ def damaged_folder(tmp_path):
       path = tmp_path / name / f'{i}.png'
       cv2.imwrite(str(path), np.full((16, 16, 3), 10 * label + i, np.uint8))
     (tmp_path / name / '1.png').write_bytes(b'broken')
-  return sources._list_folder(tmp_path)
+  return folder.list_folder(tmp_path)
 
 
 def test_an_unreadable_image_stops_the_run_and_is_named(damaged_folder):
@@ -210,9 +211,7 @@ def test_a_source_without_a_readable_image_is_an_error(tmp_path):
   for name in ('cat', 'dog'):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'a.png').write_bytes(b'broken')
-  loader = pipeline.Loader(
-    sources._list_folder(tmp_path), 16, unreadable='skip'
-  )
+  loader = pipeline.Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
   batches = pipeline.make_train_iter(
     loader, num_steps=1, global_batch_size=2, seed=0, crop_size=8
   )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import sources
+from alexnet_jax.data import splits
 from alexnet_jax.errors import UserError
 
 
@@ -52,7 +53,7 @@ def test_held_out_ranks_by_hash():
 
   keys = [f'k{i}' for i in range(10)]
   labels = np.array([0, 1] * 5)
-  mask = sources.held_out(keys, labels, 0.4, 7)
+  mask = splits.held_out(keys, labels, 0.4, 7)
   for label in (0, 1):
     members = [i for i in range(10) if labels[i] == label]
     members.sort(key=lambda i: hashlib.sha256(f'7:k{i}'.encode()).hexdigest())

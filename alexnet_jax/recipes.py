@@ -1,0 +1,227 @@
+"""Reads a recipe with its overrides, and checks every value."""
+
+from collections.abc import Sequence
+import difflib
+import math
+import pathlib
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from alexnet_jax.config import flatten
+from alexnet_jax.config import make_config
+from alexnet_jax.errors import UserError
+
+CHOICES = {
+  'parallel': ('pmap', 'shard_map'),
+  'data.source': ('digits', 'folder', 'tfds', 'synthetic'),
+  'data.mean': ('channel', 'image', 'none'),
+  'data.unreadable': ('stop', 'skip'),
+  'model.norm': ('lrn', 'batch', 'none'),
+  'model.lrn_convention': ('paper', 'caffe'),
+  'model.kernel_init': (
+    'paper',
+    'source_release',
+    'caffe',
+    'he',
+    'glorot',
+    'lecun',
+  ),
+  'model.dtype': ('float32', 'bfloat16'),
+  'optimizer.update_rule': ('optax', 'paper'),
+  'optimizer.decay': ('all', 'kernels'),
+  'schedule.name': ('constant', 'plateau', 'step', 'cosine'),
+  'schedule.mode': ('min', 'max'),
+  'early_stopping.mode': ('min', 'max'),
+  'checkpoint.mode': ('min', 'max'),
+}
+MONITORS = ('eval/loss', 'eval/top1', 'eval/top5')
+CHOICES |= {
+  f'{room}.monitor': MONITORS
+  for room in ('schedule', 'early_stopping', 'checkpoint')
+}
+# Numbers that must exceed zero, and those that may also be zero.
+POSITIVE = (
+  'global_batch_size',
+  'log_every_steps',
+  'checkpoint.keep',
+  'data.resize_size',
+  'data.crop_size',
+  'data.std',
+  'data.synthetic_examples',
+  'data.synthetic_classes',
+  'model.width_multiplier',
+  'optimizer.learning_rate',
+  'optimizer.bias_rate',
+  'schedule.patience',
+  'early_stopping.patience',
+)
+NOT_NEGATIVE = (
+  'seed',
+  'num_epochs',
+  'num_steps',
+  'eval_every_epochs',
+  'eval_every_steps',
+  'save_every_epochs',
+  'save_every_steps',
+  'histogram_every_evals',
+  'data.num_threads',
+  'data.prefetch',
+  'model.num_classes',
+  'optimizer.weight_decay',
+  'schedule.threshold',
+  'schedule.cooldown',
+  'schedule.min_learning_rate',
+  'schedule.warmup_epochs',
+  'schedule.warmup_steps',
+  'early_stopping.threshold',
+  'guards.flat_loss_steps',
+)
+DURATIONS = ('num', 'eval_every', 'save_every', 'schedule.warmup')
+
+
+def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+  """Reads a recipe and its overrides.
+
+  Args:
+    arguments: `--config=FILE` and any `--config.key=value`.
+
+  Returns:
+    The recipe's config with the overrides, validated.
+
+  Raises:
+    UserError: if the recipe is missing, a key unknown or a value refused.
+  """
+  values = flags.FlagValues()
+  command_line = ['alexnet_jax', *arguments]
+  config_flags.DEFINE_config_file(
+    'config', lock_config=True, flag_values=values, sys_argv=command_line
+  )
+  path = next(
+    a.split('=', 1)[1] for a in arguments if a.startswith('--config=')
+  )
+  if not pathlib.Path(path.split(':')[0]).is_file():
+    raise UserError(f'no recipe at {path!r}; give --config FILE.py')
+  try:
+    rest = values(command_line)[1:]
+    config = values['config'].value
+  except (AttributeError, KeyError) as error:
+    raise UserError(_unknown_key(arguments, error)) from error
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UserError(f'config: {error}') from error
+  if rest:
+    raise UserError(f'arguments not understood: {" ".join(rest)}')
+  validate(config)
+  return config
+
+
+def _unknown_key(arguments, error) -> str:
+  """Names the first override that no key answers to, and the nearest key."""
+  known = flatten(make_config())
+  for argument in arguments:
+    key = argument.split('=')[0].removeprefix('--config.')
+    if argument.startswith('--config.') and key not in known:
+      return unknown_key_message(key, known)
+  return f'config: {error}'
+
+
+def unknown_key_message(key: str, known: Sequence[str]) -> str:
+  """Says that `config.key` does not exist and which key is nearest."""
+  leaves = {name.rsplit('.', 1)[-1]: name for name in known}
+  near = difflib.get_close_matches(key, known, 1, 0.6) or [
+    leaves[leaf]
+    for leaf in difflib.get_close_matches(
+      key.rsplit('.', 1)[-1], leaves, 1, 0.6
+    )
+  ]
+  hint = f'; did you mean config.{near[0]}?' if near else ''
+  return f'there is no key config.{key}{hint}'
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks every value that can be checked without data or devices.
+
+  Raises:
+    UserError: naming the key, the value received and what is allowed.
+  """
+  flat = flatten(config)
+  known = flatten(make_config())
+  for key in flat:
+    if key not in known:
+      raise UserError(unknown_key_message(key, known))
+  for key, choices in CHOICES.items():
+    if flat[key] not in choices:
+      raise UserError(f'config.{key} is {flat[key]!r}, not one of {choices}')
+  for key in POSITIVE:
+    _check(flat, key, flat[key] > 0, 'must be greater than 0')
+  for key in NOT_NEGATIVE:
+    _check(flat, key, flat[key] >= 0, 'must not be negative')
+  _check_ranges(flat)
+  _check_durations(flat)
+  _check_layers(flat)
+
+
+def _check(flat, key, passed, rule):
+  finite = not isinstance(flat[key], float) or math.isfinite(flat[key])
+  if not (passed and finite):
+    raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
+
+
+def _check_ranges(flat):
+  for key in ('optimizer.momentum', 'model.dropout'):
+    _check(flat, key, 0 <= flat[key] < 1, 'must be at least 0 and below 1')
+  for key in ('data.val_fraction', 'schedule.factor'):
+    _check(flat, key, 0 < flat[key] < 1, 'must lie between 0 and 1')
+  _check(
+    flat,
+    'data.crop_size',
+    flat['data.crop_size'] <= flat['data.resize_size'],
+    f'must not exceed config.data.resize_size = {flat["data.resize_size"]}',
+  )
+  _check(
+    flat,
+    'data.path',
+    flat['data.path'] or flat['data.source'] != 'folder',
+    'must name the folder of photographs: --config.data.path=DIR',
+  )
+
+
+def _check_durations(flat):
+  for name in DURATIONS:
+    epochs, steps = f'{name}_epochs', f'{name}_steps'
+    if flat[epochs] and flat[steps]:
+      raise UserError(
+        f'config.{epochs} = {flat[epochs]} and config.{steps} = {flat[steps]}'
+        f' both give a duration; set one of them to 0'
+      )
+  for name in ('num', 'eval_every'):
+    if not flat[f'{name}_epochs'] and not flat[f'{name}_steps']:
+      raise UserError(f'set config.{name}_epochs or config.{name}_steps')
+  drops = 'schedule.drop_epochs', 'schedule.drop_steps'
+  if flat[drops[0]] and flat[drops[1]]:
+    raise UserError(f'set config.{drops[0]} or config.{drops[1]}, not both')
+  if flat['schedule.name'] == 'step' and not (flat[drops[0]] or flat[drops[1]]):
+    raise UserError(
+      f'config.schedule.name is step: set config.{drops[0]} or'
+      f' config.{drops[1]}'
+    )
+
+
+def _check_layers(flat):
+  count = len(flat['model.channels'])
+  for name in ('kernels', 'strides', 'paddings', 'groups'):
+    value = flat[f'model.{name}']
+    if len(value) != count:
+      raise UserError(
+        f'config.model.{name} is {value!r}: {len(value)} entries for'
+        f' {count} convolutions'
+      )
+  for name in ('pool_layers', 'norm_layers', 'bias_layers'):
+    value = flat[f'model.{name}']
+    if any(not 1 <= number <= count for number in value):
+      raise UserError(
+        f'config.model.{name} is {value!r}; layers count from 1 to {count}'
+      )
+  if flat['model.lrn_size'] % 2 != 1:
+    raise UserError(f'config.model.lrn_size is {flat["model.lrn_size"]}, even')

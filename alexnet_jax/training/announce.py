@@ -1,0 +1,59 @@
+"""What the user reads when a run starts and when it is done."""
+
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training.console import duration
+from alexnet_jax.training.writers import METRICS_FILE
+
+
+def show_start(run, live) -> None:
+  """The run in a table: devices, data, steps, batch sizes, parameters."""
+  config, durations = run.config, run.durations
+  devices = run.mesh.devices.flatten()
+  training, held_out = run.train_loader.source, run.eval_loader.source
+  run.console.table(
+    f'{run.workdir}',
+    {
+      'devices': f'{len(devices)} x {devices[0].device_kind}'
+      f' ({devices[0].platform}), {config.parallel}',
+      'data set': f'{training.name}; {run.num_classes} classes',
+      'examples': f'{training.num_examples:,} for training,'
+      f' {held_out.num_examples:,} for validation',
+      'steps': f'{durations.num_steps:,}'
+      f' ({durations.num_steps / durations.steps_per_epoch:.1f} epochs of'
+      f' {durations.steps_per_epoch:.1f} steps), from step {live.step:,}',
+      'batch size': f'{config.global_batch_size} in all,'
+      f' {config.global_batch_size // len(devices)} per device',
+      'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
+      'parameters': f'{state_lib.num_parameters(live.state):,}',
+    },
+  )
+
+
+def show_end(run, live) -> None:
+  """What came out, where everything lies and what to type next."""
+  progress, line = live.progress, run.console.line
+  best = progress.best
+  for loader in (run.train_loader, run.eval_loader):
+    if loader.unreadable:
+      line(
+        f'{len(loader.unreadable)} images of {loader.source.name} could not be'
+        ' decoded and were skipped; their names are in the warnings above'
+      )
+  stopped = ' (stopped early)' if progress.stopping.stopped else ''
+  line(
+    f'done at step {live.step}{stopped}: validation top-1'
+    f' {progress.last_evaluation["eval/top1"]:.4f}; best'
+    f' {run.config.checkpoint.monitor} {best.best:.4f} at step {best.best_step}'
+  )
+  line(
+    f'training {duration(live.speed.seconds)}, without compilation,'
+    ' evaluation and saving'
+  )
+  line(f'checkpoints: {live.checkpoints.folder}')
+  line(
+    f'history: {run.workdir / METRICS_FILE};'
+    f' tensorboard --logdir {run.workdir / "events"}'
+  )
+  line(
+    f'next: python -m alexnet_jax.evaluation.evaluate --workdir {run.workdir}'
+  )
