@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 import dataclasses
+import fractions
 import functools
 import json
 import math
 import pathlib
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +43,8 @@ class Durations:
 
   steps_per_epoch: float
   num_steps: int
-  eval_every: float
-  save_every: float
+  eval_every: fractions.Fraction
+  save_every: fractions.Fraction
   warmup_steps: int
   drop_steps: tuple[int, ...]
 
@@ -110,7 +112,7 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   try:
     return state_lib.create_train_state(model, tx, key, image_shape(config))
-  except ValueError as error:  # of the network's own checks
+  except (ValueError, TypeError) as error:  # of the network's own checks
     raise UserError(f'config.model: {error}') from error
 
 
@@ -159,10 +161,15 @@ def make_train_iter(config, loader, num_steps: int):
 
 
 def make_eval_iter(config, loader):
-  """Host batches of a whole split; see `pipeline.make_eval_iter`."""
+  """Host batches of a whole split; see `pipeline.make_eval_iter`.
+
+  They are as large as in training, or a little larger where the devices would
+  not share that evenly; what is beyond the split is masked.
+  """
+  devices = jax.device_count()
   return pipeline.make_eval_iter(
     loader,
-    global_batch_size=config.global_batch_size,
+    global_batch_size=-(-config.global_batch_size // devices) * devices,
     crop_size=config.data.crop_size,
     prefetch=config.data.prefetch,
     process_index=jax.process_index(),
@@ -170,31 +177,34 @@ def make_eval_iter(config, loader):
   )
 
 
-def data_record(config, source) -> dict:
-  """See `pipeline.data_record`."""
-  return pipeline.data_record(
-    source,
-    split=tfds_split(config, 'train')
-    if config.data.source == 'tfds'
-    else 'train',
-    seed=config.seed,
-    global_batch_size=config.global_batch_size,
-  )
+def data_record(config, train_source, eval_source) -> dict:
+  """What must not change under a run; see `pipeline.data_record`."""
+  return {
+    **pipeline.data_record(
+      train_source,
+      seed=config.seed,
+      global_batch_size=config.global_batch_size,
+    ),
+    'eval_fingerprint': eval_source.fingerprint,
+    'eval_num_examples': eval_source.num_examples,
+    'class_names': list(train_source.class_names),
+  }
 
 
 def durations(config, num_examples: int) -> Durations:
   """Resolves every duration of the config to steps."""
-  per_epoch = num_examples / config.global_batch_size
+  per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
 
   def steps(name):
     return config_lib.steps_of(config, name, per_epoch)
 
   schedule = config.schedule
   drops = schedule.drop_steps or [
-    round(epoch * per_epoch) for epoch in schedule.drop_epochs
+    math.ceil(fractions.Fraction(repr(float(epoch))) * per_epoch)
+    for epoch in schedule.drop_epochs
   ]
   return Durations(
-    steps_per_epoch=per_epoch,
+    steps_per_epoch=float(per_epoch),
     num_steps=math.ceil(steps('num')),
     eval_every=steps('eval_every'),
     save_every=steps('save_every'),
@@ -221,8 +231,8 @@ def pixel_mean(config, loader, workdir, progress=lambda done: None, limit=None):
     return np.zeros(3, np.float32)
   path = pathlib.Path(workdir) / MEAN_FILE
   wanted = json.dumps([loader.source.fingerprint, loader.resize_size])
-  stored = np.load(path) if path.exists() else {}
-  if stored and str(stored['of']) == wanted:
+  stored = _load_mean(path) if path.exists() else None
+  if stored is not None and str(stored['of']) == wanted:
     return _subtracted(config, stored['mean'])
   mean = pipeline.pixel_mean(loader, progress=progress, limit=limit)
   if limit is None:
@@ -241,9 +251,22 @@ def stored_pixel_mean(config, workdir) -> np.ndarray:
   if config.data.mean == 'none':
     return np.zeros(3, np.float32)
   path = pathlib.Path(workdir) / MEAN_FILE
-  if not path.is_file():
-    raise UserError(f'{path}, which the run subtracts from images, is missing')
-  return _subtracted(config, np.load(path)['mean'])
+  stored = _load_mean(path) if path.is_file() else None
+  if stored is None:
+    raise UserError(
+      f'{path}, which the run subtracts from images, is missing or damaged;'
+      ' start the training command again to make it anew'
+    )
+  return _subtracted(config, stored['mean'])
+
+
+def _load_mean(path):
+  """{mean, of} of a file; None if it is damaged."""
+  try:
+    with np.load(path) as stored:
+      return {name: stored[name] for name in ('mean', 'of')}
+  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    return None
 
 
 def _subtracted(config, mean_image):

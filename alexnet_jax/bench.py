@@ -100,7 +100,9 @@ def _prepare(config, path):
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   console = Console(io.StringIO())
-  return setup.prepare(config, path, mesh, guards.StopSignal(), console, 256)
+  return setup.prepare(
+    config, path, mesh, guards.StopSignal(), console, mean_limit=256
+  )
 
 
 def _bare_step(parts, num_steps):

@@ -8,6 +8,8 @@ import sys
 
 from alexnet_jax import errors
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
 
 def run(function: Callable[[], dict], *, json_output: bool) -> int:
   """Calls a command's work and turns its outcome into an exit code.
@@ -36,15 +38,19 @@ def run(function: Callable[[], dict], *, json_output: bool) -> int:
       file=sys.stderr,
     )
     return errors.EXIT_INTERRUPTED
+  except KeyboardInterrupt:
+    return _fail(errors.EXIT_FAILURE, 'interrupted')
   except OSError as error:
-    if error.errno != errno.ENOSPC:
+    if error.filename is None and error.errno not in _NO_SPACE:
       raise
-    return _fail(
-      errors.EXIT_USER,
-      f'no space left on the device ({error.filename or "while writing"});'
-      ' complete checkpoints stay valid: make room and start the same command'
-      ' again',
+    hint = (
+      '; complete checkpoints stay valid: make room and start the same command'
+      ' again'
+      if error.errno in _NO_SPACE
+      else ''
     )
+    place = error.filename or 'while writing'
+    return _fail(errors.EXIT_USER, f'{place}: {error.strerror}{hint}')
   if json_output:
     print(json.dumps(result, sort_keys=True), flush=True)
   return errors.EXIT_DONE

@@ -3,6 +3,7 @@
 `recipes` reads a recipe with its overrides, and checks the values.
 """
 
+import fractions
 import json
 
 import ml_collections
@@ -153,14 +154,14 @@ def flatten(config, prefix: str = '') -> dict:
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-  """The config as JSON, keys sorted; `from_json` is its inverse."""
+  """The config as JSON, keys sorted; see `from_dict`."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
-  """The config that `to_json` wrote; keys it lacks have their defaults."""
+def from_dict(values: dict) -> ml_collections.ConfigDict:
+  """The config that was saved as JSON; keys it lacks have their defaults."""
   config = make_config()
-  config.update(_tuples(json.loads(text)))
+  config.update(_tuples(values))
   return config
 
 
@@ -183,15 +184,28 @@ def training_changes(
   return [
     f'config.{key}: {before[key]!r} -> {after[key]!r}'
     for key in sorted(after)
-    if key not in free and before[key] != after[key]
+    if key not in free
+    and before[key] != after[key]
+    # Until now no image was unreadable, or the run would have stopped.
+    and not (key == 'data.unreadable' and after[key] == 'skip')
   ]
 
 
 def steps_of(
-  config: ml_collections.ConfigDict, name: str, steps_per_epoch: float
-) -> float:
-  """Resolves the duration `name_epochs` or `name_steps` to steps (0: none)."""
+  config: ml_collections.ConfigDict,
+  name: str,
+  steps_per_epoch: fractions.Fraction,
+) -> fractions.Fraction:
+  """Resolves the duration `name_epochs` or `name_steps` to steps (0: none).
+
+  The fraction is exact, so that an epoch ends in the same step whether one
+  counts one epoch or a hundred.
+  """
   if config[f'{name}_steps']:
-    return config[f'{name}_steps']
-  epochs = config[f'{name}_epochs']
-  return max(1.0, epochs * steps_per_epoch) if epochs else 0
+    return fractions.Fraction(config[f'{name}_steps'])
+  epochs = fractions.Fraction(repr(float(config[f'{name}_epochs'])))
+  return (
+    max(fractions.Fraction(1), epochs * steps_per_epoch)
+    if epochs
+    else (fractions.Fraction(0))
+  )

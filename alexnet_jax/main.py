@@ -53,7 +53,8 @@ def main(argv=None) -> int:
   from alexnet_jax.training import guards
 
   stop = guards.StopSignal()
-  stop.install()
+  if not arguments.summary:
+    stop.install()
   from alexnet_jax import command
 
   return command.run(

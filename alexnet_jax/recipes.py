@@ -12,22 +12,18 @@ from ml_collections import config_flags
 from alexnet_jax.config import flatten
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
+from alexnet_jax.models.alexnet import NORMS
+from alexnet_jax.models.layers import KERNEL_INITS
+from alexnet_jax.models.layers import LRN_CONVENTIONS
 
 CHOICES = {
   'parallel': ('pmap', 'shard_map'),
   'data.source': ('digits', 'folder', 'tfds', 'synthetic'),
   'data.mean': ('channel', 'image', 'none'),
   'data.unreadable': ('stop', 'skip'),
-  'model.norm': ('lrn', 'batch', 'none'),
-  'model.lrn_convention': ('paper', 'caffe'),
-  'model.kernel_init': (
-    'paper',
-    'source_release',
-    'caffe',
-    'he',
-    'glorot',
-    'lecun',
-  ),
+  'model.norm': NORMS,
+  'model.lrn_convention': LRN_CONVENTIONS,
+  'model.kernel_init': KERNEL_INITS,
   'model.dtype': ('float32', 'bfloat16'),
   'optimizer.update_rule': ('optax', 'paper'),
   'optimizer.decay': ('all', 'kernels'),
@@ -52,6 +48,10 @@ POSITIVE = (
   'data.synthetic_examples',
   'data.synthetic_classes',
   'model.width_multiplier',
+  'model.pool_size',
+  'model.pool_stride',
+  'model.lrn_size',
+  'model.lrn_k',
   'optimizer.learning_rate',
   'optimizer.bias_rate',
   'schedule.patience',
@@ -216,6 +216,18 @@ def _check_layers(flat):
       raise UserError(
         f'config.model.{name} is {value!r}: {len(value)} entries for'
         f' {count} convolutions'
+      )
+  for name in ('channels', 'kernels', 'strides', 'groups', 'hidden'):
+    value = flat[f'model.{name}']
+    if any(not isinstance(n, int) or n < 1 for n in value):
+      raise UserError(
+        f'config.model.{name} is {value!r}; it takes whole numbers from 1'
+      )
+  for padding in flat['model.paddings']:
+    if isinstance(padding, str) and padding not in ('SAME', 'VALID'):
+      raise UserError(
+        f'config.model.paddings has {padding!r}; it takes SAME, VALID, a number'
+        ' or (before, after)'
       )
   for name in ('pool_layers', 'norm_layers', 'bias_layers'):
     value = flat[f'model.{name}']

@@ -1,4 +1,6 @@
 import ast
+from fractions import Fraction
+import json
 import pathlib
 import re
 
@@ -91,6 +93,9 @@ def test_a_nearly_right_key_is_answered_with_the_real_one(override, nearest):
     (['--config.model.strides=(1,2)'], '2 entries for 5'),
     (['--config.model.pool_layers=(1,6)'], 'count from 1 to 5'),
     (['--config.model.lrn_size=4'], 'lrn_size is 4'),
+    (['--config.model.pool_stride=0'], 'pool_stride is 0'),
+    (['--config.model.hidden=(0,)'], r'hidden is \(0,\)'),
+    (['--config.model.paddings=("same",0,0,0,0)'], "paddings has 'same'"),
     (['--config.num_steps=5'], 'num_epochs = .* and config.num_steps = 5'),
     (['--config.num_epochs=0'], 'set config.num_epochs or config.num_steps'),
     (['--config.schedule.name=step'], 'drop_epochs or'),
@@ -126,7 +131,7 @@ def test_a_key_that_a_recipe_invents_is_refused(tmp_path):
 
 def test_json_is_lossless():
   config = load('quickstart', '--config.schedule.drop_epochs=(1.5, 2.0)')
-  again = config_lib.from_json(config_lib.to_json(config))
+  again = config_lib.from_dict(json.loads(config_lib.to_json(config)))
   assert config_lib.flatten(again) == config_lib.flatten(config)
 
 
@@ -139,6 +144,11 @@ def test_changes_that_matter_are_named():
     '--config.parallel=shard_map',
   )
   assert config_lib.training_changes(stored, free) == []
+  skipping = load('quickstart', '--config.data.unreadable=skip')
+  assert config_lib.training_changes(stored, skipping) == []
+  assert config_lib.training_changes(skipping, stored) == [
+    "config.data.unreadable: 'skip' -> 'stop'"
+  ]
   other = load('quickstart', '--config.seed=3', '--config.model.dropout=0.1')
   assert config_lib.training_changes(stored, other) == [
     'config.model.dropout: 0.5 -> 0.1',
@@ -156,7 +166,7 @@ def test_the_length_of_a_cosine_matters():
 
 
 def test_every_key_is_read():
-  """Somewhere below the recipes, by its name, outside the config's checks."""
+  """Somewhere below the recipes, by its room and name."""
   text = '\n'.join(
     path.read_text()
     for path in (ROOT / 'alexnet_jax').rglob('*.py')
@@ -166,14 +176,12 @@ def test_every_key_is_read():
   whole = ('model', 'optimizer')
   for key in config_lib.flatten(config_lib.make_config()):
     room, _, leaf = key.rpartition('.')
-    for suffix in ('_epochs', '_steps'):
-      name = leaf.removesuffix(suffix)
-      resolved = name != leaf and re.search(rf"'{name}'", text)
-      if resolved:
-        break
-    read = re.search(rf'\.{leaf}\b', text) or resolved
-    keyword = room in whole and re.search(rf'\b{leaf}:', text)
-    assert read or keyword, f'config.{key} is read nowhere'
+    name = re.sub('_(epochs|steps)$', '', leaf)
+    holder = {'': 'config', 'early_stopping': 'stopping'}.get(room, room)
+    read = re.search(rf'\b{holder}\.{leaf}\b', text)
+    resolved = name != leaf and re.search(rf"'{name}'", text)
+    keyword = room in whole and re.search(rf'^ +{leaf}: ', text, re.MULTILINE)
+    assert read or resolved or keyword, f'config.{key} is read nowhere'
 
 
 def test_every_key_is_explained_or_plain():
@@ -190,7 +198,7 @@ def test_every_key_is_explained_or_plain():
 
 def test_durations_resolve_once():
   config = load('quickstart')
-  assert config_lib.steps_of(config, 'num', 62.5) == 62.5 * config.num_epochs
-  assert config_lib.steps_of(config, 'save_every', 62.5) == 0
+  assert config_lib.steps_of(config, 'num', Fraction(125, 2)) == 62.5 * 15
+  assert config_lib.steps_of(config, 'save_every', Fraction(125, 2)) == 0
   config = load('quickstart', '--config.num_epochs=0', '--config.num_steps=7')
-  assert config_lib.steps_of(config, 'num', 62.5) == 7
+  assert config_lib.steps_of(config, 'num', Fraction(125, 2)) == 7

@@ -52,9 +52,13 @@ def _decode_with_pillow(encoded):
 def _is_truncated_jpeg(encoded):
   if encoded[:2] != _JPEG_START or encoded[-2:] == _JPEG_END:
     return False
-  # Bytes may follow the end marker. The last scan must be closed by one; those
-  # before it can belong to the thumbnail in the header.
-  return encoded.rfind(_JPEG_END) < encoded.rfind(_JPEG_SCAN)
+  # Bytes may follow the end marker, and the header may hold a thumbnail with
+  # an end of its own: look for one behind the start of the image's own scan.
+  position = 2
+  while encoded[position : position + 2] not in (_JPEG_SCAN, b''):
+    length = int.from_bytes(encoded[position + 2 : position + 4], 'big')
+    position += 2 + max(2, length)
+  return encoded.find(_JPEG_END, position) < 0
 
 
 def centre_square(image: np.ndarray, size: int) -> np.ndarray:

@@ -52,13 +52,18 @@ class Loader:
     self.resize_size = resize_size
     self.unreadable = set()
     self._skip = unreadable == 'skip'
-    self._num_threads = num_threads or len(os.sched_getaffinity(0))
+    self._num_threads = num_threads or _num_cores()
     self._pool = concurrent.futures.ThreadPoolExecutor(self._num_threads)
     self._lock = threading.Lock()
 
   def square(self, index: int) -> tuple[np.ndarray, int] | None:
     """(uint8 [size, size, 3], label) of an example; None if it is skipped."""
     pixels, label = self.source.read(index)
+    if not 0 <= label < len(self.source.class_names):
+      raise UserError(
+        f'{self.source.describe(index)} has the label {label}, which is none of'
+        f' the {len(self.source.class_names)} classes'
+      )
     try:
       if isinstance(pixels, bytes):
         pixels = images.decode(pixels)
@@ -86,6 +91,13 @@ class Loader:
 
     for _ in self._pool.map(work, itertools.pairwise(bounds)):
       pass
+
+
+def _num_cores():
+  """Cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def make_train_iter(
@@ -200,8 +212,9 @@ def _next_readable(loader, position, seed):
   num_examples = loader.source.num_examples
   epoch, rank = divmod(position, num_examples)
   indices = order.permutation(seed, epoch, num_examples)
-  for index in np.roll(indices, -rank - 1):
-    if example := loader.square(int(index)):
+  for offset in range(1, num_examples):
+    index = int(indices[(rank + offset) % num_examples])
+    if example := loader.square(index):
       return example
   raise UserError(f'no image of {loader.source.name} can be decoded')
 
@@ -259,9 +272,7 @@ def pixel_mean(
   return total / counted
 
 
-def data_record(
-  source, *, split: str, seed: int, global_batch_size: int
-) -> dict:
+def data_record(source, *, seed: int, global_batch_size: int) -> dict:
   """What a resumed run must find unchanged for its batches to be the same.
 
   `order` is a hash of the first batch's examples and draws; it changes if the
@@ -273,9 +284,7 @@ def data_record(
   digest = hashlib.sha256(indices.tobytes() + draws.tobytes()).hexdigest()
   return {
     'fingerprint': source.fingerprint,
-    'split': split,
     'num_examples': source.num_examples,
-    'num_classes': len(source.class_names),
     'global_batch_size': global_batch_size,
     'seed': seed,
     'order': digest[:16],

@@ -4,7 +4,8 @@ A source is an object with
 
 - `name`: what messages call it;
 - `num_examples` and `class_names`;
-- `fingerprint`: a short hash that changes when the examples do;
+- `fingerprint`: a short hash of what tells the examples apart: pixels in
+  memory, names and sizes of files, the description of a TFDS set;
 - `read(index)`: (encoded bytes or uint8 [height, width, 3], int label);
 - `describe(index)`: the name of one example in messages.
 

@@ -24,6 +24,12 @@ def _arguments(argv):
     help='final (what the run ended with, default), newest, best or a step',
   )
   parser.add_argument(
+    '--data_path',
+    default='',
+    metavar='DIR',
+    help='where the data lies now (default: where it lay in training)',
+  )
+  parser.add_argument(
     '--json', action='store_true', help='one JSON object on standard output'
   )
   return parser.parse_args(argv)
@@ -35,20 +41,31 @@ def main(argv=None) -> int:
   from alexnet_jax import command
 
   return command.run(
-    lambda: _evaluate(arguments.workdir, arguments.split, arguments.checkpoint),
+    lambda: _evaluate(
+      arguments.workdir,
+      arguments.split,
+      arguments.checkpoint,
+      arguments.data_path,
+    ),
     json_output=arguments.json,
   )
 
 
-def _evaluate(workdir, split, which):
+def _evaluate(workdir, split, which, data_path):
   """Measures a checkpoint on a split; the command's result."""
   from alexnet_jax import assemble
+  from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import state as state_lib
 
-  run = saved_run.load(workdir, which)
+  run = saved_run.load(workdir, which, data_path)
   loader = assemble.make_loader(run.config, split)
+  if (names := list(loader.source.class_names)) != run.class_names:
+    raise UserError(
+      f'{loader.source.name} has the classes {names}, but the network was'
+      f' trained on {run.class_names}'
+    )
   batches = assemble.make_eval_iter(run.config, loader)
   values = measure.evaluate(
     run.steps.evaluate, run.state, batches, run.to_devices

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import metrics
 
 
@@ -25,6 +26,9 @@ def evaluate(
   Returns:
     {eval/loss (nats), eval/top1, eval/top5 (shares)}, summed in float64 and
     divided once at the end.
+
+  Raises:
+    UserError: if no example counts.
   """
   total, pending = {}, None
   for number, batch in enumerate(batches, 1):
@@ -34,5 +38,8 @@ def evaluate(
       total = metrics.add_sums(total, pending)
     pending = sums
     progress(number)
-  total = metrics.add_sums(total, pending)
+  if pending is not None:
+    total = metrics.add_sums(total, pending)
+  if not total.get('count'):
+    raise UserError('there is no image to evaluate, or none can be decoded')
   return metrics.ratios(total, 'eval')

@@ -25,8 +25,8 @@ def example_sums(
   own = jnp.take_along_axis(logits, labels[:, None], axis=1)
   earlier = jnp.arange(logits.shape[1])[None, :] < labels[:, None]
   rank = jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
-  # Nothing exceeds a NaN, which must not make it the best guess.
-  rank = jnp.where(jnp.isnan(own[:, 0]), logits.shape[1], rank)
+  # Nothing exceeds a NaN, which must not make it one of the best guesses.
+  rank = jnp.where(jnp.isnan(own[:, 0]), 5, rank)
   return {
     'loss': jnp.sum(losses, where=mask),
     'top1': jnp.sum(rank < 1, where=mask, dtype=jnp.float32),

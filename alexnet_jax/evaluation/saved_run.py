@@ -4,8 +4,7 @@ import dataclasses
 import pathlib
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+import ml_collections
 
 from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
@@ -13,13 +12,15 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
+from alexnet_jax.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
   """A trained network with all that is needed to use it."""
 
-  config: object
+  config: ml_collections.ConfigDict
+  class_names: list[str]
   state: state_lib.TrainState
   mesh: jax.sharding.Mesh
   steps: assemble.Steps
@@ -28,67 +29,56 @@ class SavedRun:
     return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
 
 
-def state_template(state, mesh) -> dict:
-  """Shapes, dtypes and shardings of what a checkpoint of `state` holds."""
-  sharding = NamedSharding(mesh, PartitionSpec())
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    state_lib.saved_tree(state),
-  )
-
-
-def final_step(progress: dict, config, newest: int) -> int:
-  """The step a run ended with: the best, if it restores that, or the newest."""
-  stopping = config.early_stopping
-  if stopping.enabled and stopping.restore_best:
-    return progress['stopping']['best_step'] or newest
-  return newest
-
-
-def load(workdir: str, which: str) -> SavedRun:
+def load(workdir: str, which: str, data_path: str = '') -> SavedRun:
   """Loads a checkpoint of a run.
 
   Args:
-    workdir: the run's folder.
+    workdir: the run's folder; it may be training at the same time.
     which: `final`, `newest`, `best` or the number of a step.
+    data_path: where the data lies now; '': where it lay in training.
 
   Raises:
     UserError: if there is no run, or no such checkpoint.
   """
   path = pathlib.Path(workdir)
-  file = path / config_lib.CONFIG_FILE
-  if not file.is_file():
-    raise UserError(f'{workdir} is not the folder of a run: no {file.name}')
-  config = config_lib.from_json(file.read_text())
+  if not (path / checkpoint.FOLDER).is_dir():
+    raise UserError(
+      f'{workdir} is not the folder of a run: no {checkpoint.FOLDER}/'
+    )
   mesh = parallel.make_mesh()
-  parallel.check_batch_size(config.global_batch_size, mesh.size)
-  checkpoints = checkpoint.Checkpoints(path, keep=config.checkpoint.keep)
+  checkpoints = checkpoint.Checkpoints(path, read_only=True)
   try:
-    step = _find_step(checkpoints, config, which)
-    num_classes = checkpoints.read_run(step)['data']['num_classes']
-    model = assemble.make_model(config, num_classes)
+    step = _find_step(checkpoints, which)
+    saved = checkpoints.read_run(step)
+    config = config_lib.from_dict(saved['config'])
+    model = assemble.make_model(config, len(saved['data']['class_names']))
     state = jax.eval_shape(lambda: assemble.make_state(config, model))
-    tree, _ = checkpoints.restore(step, state_template(state, mesh))
+    template = parallel.replicated_template(state_lib.saved_tree(state), mesh)
+    tree, _ = checkpoints.restore(step, template)
   except checkpoint.DamagedCheckpointError as error:
     raise UserError(f'a checkpoint in {workdir} is damaged: {error}') from error
   finally:
     checkpoints.close()
-  mean = assemble.stored_pixel_mean(config, path)
-  steps = assemble.make_steps(config, mesh, mean)
-  return SavedRun(config, state.replace(**tree), mesh, steps)
+  if data_path:
+    config.data.path = data_path
+  steps = assemble.make_steps(
+    config, mesh, assemble.stored_pixel_mean(config, path)
+  )
+  class_names = saved['data']['class_names']
+  return SavedRun(config, class_names, state.replace(**tree), mesh, steps)
 
 
-def _find_step(checkpoints, config, which):
+def _find_step(checkpoints, which):
   steps = checkpoints.steps()
   if not steps:
     raise UserError(f'{checkpoints.folder} has no checkpoint yet')
-  progress = checkpoints.read_run(steps[-1])['progress']
+  newest = checkpoints.read_run(steps[-1])
+  progress = Progress.from_json(newest['progress'])
+  config = config_lib.from_dict(newest['config'])
   named = {
     'newest': steps[-1],
-    'final': final_step(progress, config, steps[-1]),
-    'best': progress['best']['best_step'] or steps[-1],
+    'final': progress.final_step(config, steps[-1]),
+    'best': progress.best.step or steps[-1],
   }
   step = named.get(which, int(which) if which.isdigit() else None)
   if step not in steps:

@@ -74,4 +74,7 @@ def layer_table(model, image_shape):
     positions = math.prod(output[:-1])
     macs = positions * math.prod(kernel.shape) if kernel is not None else 0
     rows.append((name, output, macs))
+    pool = name.replace('conv', 'pool')
+    if pool != name and pool in seen:
+      rows.append((pool, seen[pool][0].shape[1:], 0))
   return params, rows

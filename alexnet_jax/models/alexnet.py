@@ -134,6 +134,7 @@ class AlexNet(nn.Module):
           ' smaller strides or fewer pool_layers'
         )
       x = nn.max_pool(x, (self.pool_size,) * 2, (self.pool_stride,) * 2)
+      self.sow('intermediates', f'pool{number}', x)  # only if asked for
     return x
 
   def _normalise(self, x, number, train):
@@ -169,6 +170,8 @@ class AlexNet(nn.Module):
     return jax.nn.initializers.constant(value)
 
   def _scaled(self, width, divisor=1):
+    if self.width_multiplier == 1.0:
+      return width
     scaled = round(width * self.width_multiplier / divisor) * divisor
     return max(divisor, scaled)
 

@@ -43,7 +43,7 @@ def show_end(run, live) -> None:
   line(
     f'done at step {live.step}{stopped}: validation top-1'
     f' {progress.last_evaluation["eval/top1"]:.4f}; best'
-    f' {run.config.checkpoint.monitor} {best.best:.4f} at step {best.best_step}'
+    f' {run.config.checkpoint.monitor} {best.value:.4f} at step {best.step}'
   )
   line(
     f'training {duration(live.speed.seconds)}, without compilation,'

@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
 from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import state_digest
@@ -57,13 +58,21 @@ class _KeepSteps:
 class Checkpoints:
   """The checkpoints of one run."""
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
-    """Opens or creates `workdir/checkpoints`.
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    keep: int = 2,
+    read_only: bool = False,
+  ):
+    """Opens `workdir/checkpoints`, or creates it.
 
     Args:
       workdir: the run's folder.
       keep: how many of the newest are kept; steps named in `save` are kept
         besides.
+      read_only: changes nothing there, so that a run that is training at the
+        same time is not disturbed.
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._keep = _KeepSteps(keep)
@@ -75,8 +84,10 @@ class Checkpoints:
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._keep,
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
+        enable_async_checkpointing=not read_only,
       ),
     )
 
@@ -85,27 +96,40 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(
-    self, tree: dict, run: dict, *, keep_steps: Iterable[int] = ()
+    self,
+    tree: dict,
+    run: dict,
+    *,
+    keep_steps: Iterable[int] = (),
+    replace: bool = False,
   ) -> None:
-    """Starts to save checkpoint `tree['step']`; nothing if it exists already.
+    """Starts to save checkpoint `tree['step']`.
 
     Args:
       tree: `state.saved_tree`. It is copied to the host before this returns, so
         the caller may donate it.
       run: what `run` holds besides digest and versions; JSON.
       keep_steps: older checkpoints that must stay, such as the best.
+      replace: whether a checkpoint of this step is written anew; otherwise it
+        stays as it is.
 
     Raises:
       UserError: if this save or the one before it could not be written; the
         checkpoints before stay valid.
+      NonFiniteLossError: if a parameter is infinite or not a number.
     """
     step = int(tree['step'])
-    if step in self._manager.all_steps():
+    exists = step in self._manager.all_steps()
+    if exists and not replace:
       return
     self._keep.steps = set(keep_steps)
     host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+    _refuse_non_finite(host)
     run = {**run, 'digest': state_digest(host), 'versions': versions()}
     try:
+      if exists:
+        self._manager.wait_until_finished()
+        self._manager.delete(step)
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -181,7 +205,7 @@ class Checkpoints:
     try:
       saved = self._manager.item_metadata(step)['state'].tree
     except Exception as error:
-      raise DamagedCheckpointError(f'metadata: {error}') from error
+      raise _damage('metadata', error) from error
     _refuse_misfit(saved, template, self.folder / str(step))
     try:
       tree = self._manager.restore(
@@ -189,7 +213,7 @@ class Checkpoints:
         args=ocp.args.Composite(state=ocp.args.StandardRestore(template)),
       )['state']
     except Exception as error:
-      raise DamagedCheckpointError(f'state: {error}') from error
+      raise _damage('state', error) from error
     if state_digest(tree) != run['digest']:
       raise DamagedCheckpointError('the state differs from its digest')
     return tree, run
@@ -206,8 +230,17 @@ class Checkpoints:
       )['run']
       run['digest'], run['config']
     except Exception as error:
-      raise DamagedCheckpointError(f'run: {error}') from error
+      raise _damage('run', error) from error
     return run
+
+  def newest_run(self) -> dict | None:
+    """The JSON object of the newest checkpoint where it can be read."""
+    for step in reversed(self.steps()):
+      try:
+        return self.read_run(step)
+      except DamagedCheckpointError:
+        continue  # restore_newest says so and sets it aside
+    return None
 
   def _set_aside(self, step, reason):
     target = self.folder.parent / DAMAGED_FOLDER / str(step)
@@ -225,8 +258,38 @@ class Checkpoints:
     )
 
   def close(self) -> None:
-    """Ends Orbax' threads; a save under way is completed."""
-    self._manager.close()
+    """Ends Orbax' threads; a save under way is completed.
+
+    It raises nothing: a save that fails here is named in the log, because what
+    made the run end is the more important error.
+    """
+    try:
+      self._manager.close()
+    except Exception as error:
+      logging.getLogger(__name__).warning('%s', self._save_error(error))
+
+
+def _damage(part, error):
+  """The error as damage, unless it says more of this machine than of the file.
+
+  Setting a good checkpoint aside because memory is short would lose it.
+  """
+  passing = ('RESOURCE_EXHAUSTED', 'Too many open files')
+  if isinstance(error, (MemoryError, PermissionError)) or any(
+    text in str(error) for text in passing
+  ):
+    return error
+  return DamagedCheckpointError(f'{part}: {error}')
+
+
+def _refuse_non_finite(host):
+  """Raises rather than save a state that cannot be trained any more."""
+  for name, leaf in leaf_names(host['params']).items():
+    if not np.isfinite(leaf).all():
+      raise NonFiniteLossError(
+        f'step {int(host["step"])} is not saved: {name} is not finite. With a'
+        ' new --workdir try a lower config.optimizer.learning_rate or a warm-up'
+      )
 
 
 def _refuse_misfit(saved, template, path):

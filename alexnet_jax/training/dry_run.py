@@ -7,7 +7,6 @@ import time
 
 from alexnet_jax import assemble
 from alexnet_jax.evaluation.measure import evaluate
-from alexnet_jax.evaluation.saved_run import state_template
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import setup
@@ -35,20 +34,22 @@ def run(config, stop: guards.StopSignal, console: Console) -> dict:
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   with tempfile.TemporaryDirectory() as folder:
-    with _timed(seconds, 'start-up', console):
+    with _timed(seconds, 'start-up', console, stop):
       path = pathlib.Path(folder)
-      parts = setup.prepare(config, path, mesh, stop, console, _MEAN_EXAMPLES)
+      parts = setup.prepare(
+        config, path, mesh, stop, console, mean_limit=_MEAN_EXAMPLES
+      )
       state, progress = setup.create(parts)
-    with _timed(seconds, 'train step', console):
+    with _timed(seconds, 'train step', console, stop):
       iterator = assemble.make_train_iter(config, parts.train_loader, 1)
       batch = parts.to_devices(next(iterator))
       key = assemble.dropout_key(config)
       state, sums = parts.steps.train(state, batch, key)
       float(sums['loss'])
-    with _timed(seconds, 'evaluation batch', console):
+    with _timed(seconds, 'evaluation batch', console, stop):
       first = next(assemble.make_eval_iter(config, parts.eval_loader))
       evaluate(parts.steps.evaluate, state, [first], parts.to_devices)
-    with _timed(seconds, 'save and restore', console):
+    with _timed(seconds, 'save and restore', console, stop):
       digest = _save_and_restore(parts, state, progress, path)
   console.line('the dry run went through; nothing was kept')
   return {
@@ -70,7 +71,9 @@ def _save_and_restore(parts, state, progress, path):
   try:
     checkpoints.save(tree, run)
     checkpoints.wait()
-    restored, _ = checkpoints.restore(1, state_template(state, parts.mesh))
+    restored, _ = checkpoints.restore(
+      1, parallel.replicated_template(tree, parts.mesh)
+    )
   finally:
     checkpoints.close()
   digest = state_lib.state_digest(tree)
@@ -80,8 +83,9 @@ def _save_and_restore(parts, state, progress, path):
 
 
 @contextlib.contextmanager
-def _timed(seconds, name, console):
+def _timed(seconds, name, console, stop):
   """Notes and shows how long a part took."""
+  stop.check()
   start = time.perf_counter()
   yield
   seconds[name] = time.perf_counter() - start

@@ -51,14 +51,15 @@ def check_finite(
   if math.isfinite(loss):
     return
   kept = (
-    f'The newest checkpoint (step {saved}) is from before it'
+    f'The newest checkpoint is of step {saved}'
     if saved is not None
     else 'No checkpoint was saved yet'
   )
   raise NonFiniteLossError(
-    f'the loss is {loss} between steps {last_finite} and {step}. {kept}. Try a'
-    ' lower config.optimizer.learning_rate or a warm-up'
-    ' (config.schedule.warmup_epochs), and look for damaged images or labels'
+    f'the loss is {loss} between steps {last_finite} and {step}. {kept}. Look'
+    ' for damaged images or labels; with a new --workdir try a lower'
+    ' config.optimizer.learning_rate or a warm-up'
+    ' (config.schedule.warmup_epochs)'
   )
 
 

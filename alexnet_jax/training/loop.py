@@ -10,10 +10,10 @@ import numpy as np
 
 from alexnet_jax import assemble
 from alexnet_jax.errors import Interrupted
+from alexnet_jax.errors import UnreadableImageError
+from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation.histograms import histograms
 from alexnet_jax.evaluation.measure import evaluate
-from alexnet_jax.evaluation.saved_run import final_step
-from alexnet_jax.evaluation.saved_run import state_template
 from alexnet_jax.training import announce
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
@@ -21,8 +21,10 @@ from alexnet_jax.training import schedule
 from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.checkpoint import DamagedCheckpointError
 from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import duration
+from alexnet_jax.training.progress import Best
 
 
 def train_and_evaluate(
@@ -50,12 +52,15 @@ def train_and_evaluate(
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   path.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(setup.lock(path))
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     stack.callback(checkpoints.close)
-    setup.check_config(config, path, checkpoints.steps())
-    run = setup.prepare(config, path, mesh, stop, console)
+    saved = checkpoints.newest_run()
+    setup.check_config(config, path, saved)
+    run = setup.prepare(config, path, mesh, stop, console, saved)
     live = setup.restore_or_create(run, checkpoints)
     stack.callback(live.writer.close)
+    setup.write_config(config, path)
     announce.show_start(run, live)
     _loop(run, live)
     checkpoints.wait()
@@ -67,13 +72,14 @@ def train_and_evaluate(
 def _loop(run: setup.Run, live: setup.Live) -> None:
   """Trains to the end, or to a signal."""
   config, durations, progress = run.config, run.durations, live.progress
-  key = assemble.dropout_key(config)
+  key = run.replicate(assemble.dropout_key(config))
   flat_step = -(-config.guards.flat_loss_steps // config.log_every_steps)
   flat_step *= config.log_every_steps  # the log point that checks
   run.console.start(durations.num_steps, live.step, 'step', 'training')
   try:
     if _evaluation_due(run, live):  # the run ended before it was done
       _evaluate(run, live)
+      _save(run, live, replace=True)
     while live.step < durations.num_steps and not progress.stopping.stopped:
       run.stop.check()
       _apply_rate(run, live)
@@ -96,7 +102,7 @@ def _loop(run: setup.Run, live: setup.Live) -> None:
         _save(run, live)
       elif schedule.due(live.step, durations.save_every):
         _save(run, live)
-  except Interrupted:
+  except (Interrupted, UnreadableImageError):
     _save(run, live)
     live.checkpoints.wait()
     run.console.line(f'saved step {live.step} in {live.checkpoints.folder}')
@@ -161,10 +167,13 @@ def _evaluation_due(run, live):
 
 def _evaluate(run, live):
   """Evaluates, and tells the schedule, early stopping and the user."""
+  live.log.flush()  # before the clock stops: the step under way is counted
   live.speed.pause()
-  live.log.flush()
   start = time.perf_counter()
   values = _measure(run, live.state)
+  guards.check_finite(
+    values['eval/loss'], live.step, live.step, live.log.saved_step
+  )
   old_rate = live.progress.plateau.learning_rate
   _update_progress(run, live.progress, values, live.step)
   live.writer.scalars(live.step, values)
@@ -197,13 +206,16 @@ def _measure(run, state):
 
 def _update_progress(run, progress, values, step):
   config = run.config
-  progress.evaluations += 1
   progress.evaluated_step = step
   progress.last_evaluation = values
-  best = schedule.EarlyStopping(mode=config.checkpoint.mode)
-  progress.best = best.update(
-    progress.best, values[config.checkpoint.monitor], step
-  )
+  value = values[config.checkpoint.monitor]
+  if schedule.is_improvement(
+    value, progress.best.value, config.checkpoint.mode, 0.0
+  ):
+    progress.best = Best(value, step)
+  if not schedule.due(step, run.durations.eval_every):
+    return  # the end of a run, which a longer one would not have evaluated
+  progress.evaluations += 1
   if config.schedule.name == 'plateau':
     plateau = schedule.ReduceOnPlateau(
       mode=config.schedule.mode,
@@ -234,6 +246,7 @@ def _histograms_due(run, live):
 
 def _write_histograms(run, live, batch, key):
   """Histograms of the parameters and of the gradients about to be applied."""
+  live.log.flush()
   live.speed.pause()
   grads = run.steps.grad(live.state, batch, key)
   for group, tree in (('params', live.state.params), ('grads', grads)):
@@ -242,10 +255,10 @@ def _write_histograms(run, live, batch, key):
   live.speed.resume()
 
 
-def _save(run, live):
+def _save(run, live, replace=False):
   """Starts to save the state; waits only for what it copies."""
-  live.speed.pause()
   live.log.flush()  # raises before a lost state could be saved
+  live.speed.pause()
   live.writer.sync()
   progress = live.progress
   live.checkpoints.save(
@@ -255,8 +268,10 @@ def _save(run, live):
       'data': run.data_record,
       'iterator': live.batches.iterator_state,
       'config': run.config.to_dict(),
+      'devices': run.mesh.size,
     },
-    keep_steps={progress.best.best_step, progress.stopping.best_step},
+    keep_steps={progress.best.step, progress.stopping.best_step},
+    replace=replace,
   )
   live.log.saved_step = live.step
   live.speed.resume()
@@ -264,11 +279,19 @@ def _save(run, live):
 
 def _restore_best(run, live):
   """Ends with the best state if early stopping is asked to."""
-  step = final_step(live.progress.to_json(), run.config, live.step)
+  step = live.progress.final_step(run.config, live.step)
   if step != live.step:
-    tree, _ = live.checkpoints.restore(
-      step, state_template(live.state, run.mesh)
+    template = parallel.replicated_template(
+      state_lib.saved_tree(live.state), run.mesh
     )
+    try:
+      tree, _ = live.checkpoints.restore(step, template)
+    except DamagedCheckpointError as error:
+      raise UserError(
+        f'the best checkpoint, {live.checkpoints.folder / str(step)}, is'
+        f' damaged ({error}); the run is complete, and its newest checkpoint is'
+        f' {live.step}'
+      ) from error
     live.state = live.state.replace(**tree)
     live.progress.last_evaluation = _measure(run, live.state)
     run.console.line(f'the best state, of step {step}, is restored')

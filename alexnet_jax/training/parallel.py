@@ -35,6 +35,17 @@ def replicate(tree, mesh: Mesh):
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def replicated_template(tree, mesh: Mesh):
+  """Shapes, dtypes and sharding of `replicate(tree, mesh)`, without arrays."""
+  sharding = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+  )
+
+
 def map_over_devices(
   function: Callable, mesh: Mesh, kind: str, *, donate_state: bool = False
 ) -> Callable:

@@ -9,15 +9,23 @@ from alexnet_jax.training.schedule import StoppingState
 
 
 @dataclasses.dataclass
+class Best:
+  """Value and step of the best evaluation so far; None before the first."""
+
+  value: float | None = None
+  step: int | None = None
+
+
+@dataclasses.dataclass
 class Progress:
   """The part of a run's state that lives on the host.
 
   Attributes:
     plateau: see `schedule.ReduceOnPlateau`.
     stopping: see `schedule.EarlyStopping`.
-    best: value and step of the best evaluation so far.
-    evaluations: how many there were.
-    evaluated_step: step of the last one.
+    best: by the monitor of the checkpoints.
+    evaluations: how many there were at the end of an interval.
+    evaluated_step: step of the last one, or of the one that ended a run.
     last_evaluation: its metrics.
     train_sums: sums over the steps since the last log point, so that a log
       point after a resume counts the steps before it.
@@ -25,7 +33,7 @@ class Progress:
 
   plateau: PlateauState
   stopping: StoppingState = dataclasses.field(default_factory=StoppingState)
-  best: StoppingState = dataclasses.field(default_factory=StoppingState)
+  best: Best = dataclasses.field(default_factory=Best)
   evaluations: int = 0
   evaluated_step: int = 0
   last_evaluation: dict = dataclasses.field(default_factory=dict)
@@ -41,9 +49,16 @@ class Progress:
         **fields,
         'plateau': PlateauState(**fields['plateau']),
         'stopping': StoppingState(**fields['stopping']),
-        'best': StoppingState(**fields['best']),
+        'best': Best(**fields['best']),
       }
     )
+
+  def final_step(self, config, newest: int) -> int:
+    """The step a run ends with: the best if it restores that, or `newest`."""
+    stopping = config.early_stopping
+    if stopping.enabled and stopping.restore_best:
+      return self.stopping.best_step or newest
+    return newest
 
 
 class TrainLog:

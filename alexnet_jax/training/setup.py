@@ -1,32 +1,36 @@
 """A run before its first step: data, devices, state, what is on disk."""
 
 import dataclasses
+import fcntl
 import pathlib
 
 import jax
+import ml_collections
 
 from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation.saved_run import state_template
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.checkpoint import versions
 from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import Speed
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.writers import MetricWriter
 
+LOCK_FILE = '.lock'
+
 
 @dataclasses.dataclass
 class Run:
   """The parts of a run that stay the same while it trains."""
 
-  config: object
+  config: ml_collections.ConfigDict
   workdir: pathlib.Path
   stop: guards.StopSignal
   console: Console
@@ -60,18 +64,40 @@ class Live:
   rate: float | None = None  # that the state holds; None: not known yet
 
 
-def prepare(config, path, mesh, stop, console, mean_limit=None) -> Run:
-  """Opens the data, and builds everything that needs no state."""
+def prepare(
+  config, path, mesh, stop, console, saved=None, mean_limit=None
+) -> Run:
+  """Opens the data, and builds everything that needs no state.
+
+  Args:
+    config: of the run.
+    path: the run's folder, for the mean of the pixels.
+    mesh: the devices.
+    stop: ends the computation of the mean.
+    console: shows its progress.
+    saved: the JSON object of the newest checkpoint, if there is one.
+    mean_limit: number of examples that the mean is taken of, for trials; None:
+      all.
+
+  Raises:
+    UserError: if the data is unfit for the config, or not that of `saved`.
+  """
   loaders = [assemble.make_loader(config, s) for s in ('train', 'validation')]
-  num_examples = loaders[0].source.num_examples
-  num_classes = len(loaders[0].source.class_names)
+  training, held_out = (loader.source for loader in loaders)
+  num_examples, num_classes = training.num_examples, len(training.class_names)
   assemble.make_model(config, num_classes)  # refuses a wrong number of classes
+  if num_classes < 2:
+    raise UserError(f'{training.name} has one class; two are needed at least')
+  if not held_out.num_examples:
+    raise UserError(f'{held_out.name} has no examples')
   if num_examples < config.global_batch_size:
     raise UserError(
       f'config.global_batch_size is {config.global_batch_size}, but there are'
       f' {num_examples} training examples'
     )
-  record = assemble.data_record(config, loaders[0].source)
+  record = assemble.data_record(config, training, held_out)
+  if saved is not None:
+    _check_data(path, saved['data'], record)
   console.start(mean_limit or num_examples, 0, 'image', 'mean of the pixels')
 
   def advance(done):
@@ -97,29 +123,51 @@ def prepare(config, path, mesh, stop, console, mean_limit=None) -> Run:
   )
 
 
-def check_config(config, path: pathlib.Path, steps: list[int]) -> None:
-  """Writes the config into the run's folder.
+def check_config(config, path: pathlib.Path, saved: dict | None) -> None:
+  """Refuses a config that trains otherwise than the run's checkpoints did.
 
   Args:
     config: that the command was given.
     path: the run's folder.
-    steps: of its checkpoints.
+    saved: the JSON object of its newest checkpoint, if there is one.
 
   Raises:
-    UserError: if there are checkpoints that another config has trained.
+    UserError: naming the keys that differ.
   """
-  file = path / config_lib.CONFIG_FILE
-  if steps and file.exists():
-    stored = config_lib.from_json(file.read_text())
-    if changes := config_lib.training_changes(stored, config):
-      raise UserError(
-        f'{path} was trained with another config:\n  '
-        + '\n  '.join(changes)
-        + '\nTake these values, or another --workdir'
-      )
-  temporary = file.with_suffix('.tmp')
+  if saved is None:
+    return
+  stored = config_lib.from_dict(saved['config'])
+  if changes := config_lib.training_changes(stored, config):
+    raise UserError(
+      f'{path} was trained with another config:\n  '
+      + '\n  '.join(changes)
+      + '\nTake these values, or another --workdir'
+    )
+
+
+def write_config(config, path: pathlib.Path) -> None:
+  """Writes config.json into the run's folder, for people to read."""
+  temporary = path / f'{config_lib.CONFIG_FILE}.tmp'
   temporary.write_text(config_lib.to_json(config))
-  temporary.replace(file)
+  temporary.replace(path / config_lib.CONFIG_FILE)
+
+
+def lock(path: pathlib.Path):
+  """Keeps a second run out of the folder until the returned file is closed.
+
+  Raises:
+    UserError: if another run is there.
+  """
+  file = (path / LOCK_FILE).open('w')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    file.close()
+    raise UserError(
+      f'another run is training in {path}; wait for it, end it, or take'
+      ' another --workdir'
+    ) from error
+  return file
 
 
 def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
@@ -131,17 +179,24 @@ def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
 
 
 def restore_or_create(run: Run, checkpoints: Checkpoints) -> Live:
-  """The newest checkpoint, or step 0."""
-  state, progress = create(run)
-  position = {'next_index': 0}
-  restored = checkpoints.restore_newest(state_template(state, run.mesh))
-  if restored is not None:
+  """The newest checkpoint that counts, or step 0.
+
+  Raises:
+    UserError: if the checkpoints do not fit, or none of them counts.
+  """
+  model = assemble.make_model(run.config, run.num_classes)
+  state = jax.eval_shape(lambda: assemble.make_state(run.config, model))
+  restored = checkpoints.restore_newest(
+    parallel.replicated_template(state_lib.saved_tree(state), run.mesh)
+  )
+  if restored is None:
+    state, progress = create(run)
+    position = {'next_index': 0}
+  else:
     tree, saved = restored
-    state = state.replace(**tree)
-    position = saved['iterator']
-    _check_data(run, saved['data'], position, int(state.step))
+    state, position = state.replace(**tree), saved['iterator']
     progress = Progress.from_json(saved['progress'])
-    run.console.line(f'goes on from checkpoint {int(state.step)}')
+    _show_restored(run, saved, int(state.step))
   step, num_steps = int(state.step), run.durations.num_steps
   if step > num_steps:
     raise UserError(
@@ -160,18 +215,32 @@ def restore_or_create(run: Run, checkpoints: Checkpoints) -> Live:
   return Live(state, progress, step, batches, log, writer, checkpoints, speed)
 
 
-def _check_data(run, saved_record, position, step):
+def _show_restored(run, saved, step):
+  """Says where the run goes on, and what may round otherwise than before."""
+  run.console.line(f'goes on from checkpoint {step}')
+  here = {**versions(), 'devices': run.mesh.size}
+  before = {**saved['versions'], 'devices': saved['devices']}
+  if changes := [
+    f'{name} {before.get(name)} -> {value}'
+    for name, value in here.items()
+    if before.get(name) != value
+  ]:
+    run.console.line(
+      f'with {", ".join(changes)}: the run is right, but not bit for bit the'
+      ' one it would have been'
+    )
+
+
+def _check_data(path, before, now):
   """Refuses to go on with other batches than the run had."""
   changes = [
-    f'{key}: {saved_record.get(key)!r} -> {value!r}'
-    for key, value in run.data_record.items()
-    if saved_record.get(key) != value
+    f'{key}: {before.get(key)!r} -> {value!r}'
+    for key, value in now.items()
+    if before.get(key) != value
   ]
-  if position['next_index'] != step:
-    changes.append(f'position: {position["next_index"]} at step {step}')
   if changes:
     raise UserError(
-      f'the data of {run.workdir} has changed since its checkpoint:\n  '
+      f'the data of {path} has changed since its checkpoint:\n  '
       + '\n  '.join(changes)
       + '\nPut the data back, or take another --workdir'
     )

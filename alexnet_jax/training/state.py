@@ -55,11 +55,6 @@ def saved_tree(state: TrainState) -> dict:
   return {name: getattr(state, name) for name in SAVED_FIELDS}
 
 
-def learning_rate(state: TrainState) -> float:
-  """The rate that the next update uses; waits for the device."""
-  return float(state.opt_state.hyperparams['learning_rate'])
-
-
 def with_learning_rate(state: TrainState, rate: jax.Array) -> TrainState:
   """The state with another learning rate, float32 []; recompiles nothing."""
   hyperparams = {**state.opt_state.hyperparams, 'learning_rate': rate}

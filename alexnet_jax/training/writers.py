@@ -3,9 +3,13 @@
 import json
 import os
 import pathlib
+import socket
+import time
 
 import numpy as np
-import tensorboardX
+from tensorboardX import record_writer
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
 
 METRICS_FILE = 'metrics.jsonl'
 # Scalars that depend on the clock: all others repeat exactly when a run does.
@@ -53,32 +57,32 @@ class MetricWriter:
     temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     temporary.replace(path)
     self._file = path.open('a')
-    self._events = tensorboardX.SummaryWriter(
-      str(pathlib.Path(workdir) / 'events'), purge_step=step + 1
-    )
+    self._events = EventFile(pathlib.Path(workdir) / 'events', step + 1)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """One row at `step`."""
     self._file.write(json.dumps({'step': step, **values}) + '\n')
     self._file.flush()
     for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+      self._events.add(step, summary.scalar(name, value))
 
   def histogram(
     self, step: int, name: str, counts: np.ndarray, edges: np.ndarray
   ) -> None:
     """A histogram of counts [bins] between edges [bins + 1] at `step`."""
     centres = (edges[:-1] + edges[1:]) / 2
-    self._events.add_histogram_raw(
-      name,
-      min=float(edges[0]),
-      max=float(edges[-1]),
-      num=int(counts.sum()),
-      sum=float((counts * centres).sum()),
-      sum_squares=float((counts * centres**2).sum()),
-      bucket_limits=edges[1:].tolist(),
-      bucket_counts=counts.tolist(),
-      global_step=step,
+    self._events.add(
+      step,
+      summary.histogram_raw(
+        name,
+        min=float(edges[0]),
+        max=float(edges[-1]),
+        num=int(counts.sum()),
+        sum=float((counts * centres).sum()),
+        sum_squares=float((counts * centres**2).sum()),
+        bucket_limits=edges[1:].tolist(),
+        bucket_counts=counts.tolist(),
+      ),
     )
 
   def sync(self) -> None:
@@ -89,6 +93,37 @@ class MetricWriter:
   def close(self) -> None:
     self._file.close()
     self._events.close()
+
+
+class EventFile:
+  """One TensorBoard event file, written by the caller's thread.
+
+  tensorboardX' own SummaryWriter has a thread, which dies without a word when
+  the disk is full and leaves the run waiting for it.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    """Starts a file; TensorBoard drops older events from `purge_step` on."""
+    folder.mkdir(exist_ok=True)
+    name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}'
+    self._records = record_writer.RecordWriter(str(folder / name))
+    self._write(file_version='brain.Event:2')
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step=purge_step, session_log=start)
+
+  def add(self, step: int, values) -> None:
+    """Writes a Summary proto at `step`."""
+    self._write(step=step, summary=values)
+
+  def _write(self, **fields):
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    self._records.write(event.SerializeToString())
+
+  def flush(self) -> None:
+    self._records.flush()
+
+  def close(self) -> None:
+    self._records.close()
 
 
 def _is_evaluation(row):

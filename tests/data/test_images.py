@@ -88,6 +88,9 @@ def test_a_png_named_jpg_is_a_png():
   np.testing.assert_array_equal(images.decode(encoded), photo())
 
 
+JPEG = encode(PIL.Image.fromarray(photo()), 'JPEG')
+
+
 def jpeg_with_thumbnail():
   thumbnail = encode(PIL.Image.fromarray(photo(8, 8)), 'JPEG')
   comment = b'\xff\xfe' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
@@ -110,10 +113,11 @@ def test_what_cannot_be_decoded_is_refused(encoded, message):
     images.decode(encoded)
 
 
-def test_bytes_after_the_end_of_a_jpeg_do_no_harm():
-  whole = encode(PIL.Image.fromarray(photo()), 'JPEG')
+@pytest.mark.parametrize('whole', [JPEG, jpeg_with_thumbnail()])
+@pytest.mark.parametrize('trailer', [b'\0trailer', b'\xff\xda video \xff'])
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm(whole, trailer):
   np.testing.assert_array_equal(
-    images.decode(whole + b'\0' * 10 + b'trailer'), images.decode(whole)
+    images.decode(whole + trailer), images.decode(whole)
   )
 
 

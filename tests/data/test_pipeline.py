@@ -240,7 +240,7 @@ def test_pixel_mean_is_exact(threads):
 def test_the_data_record_tells_data_sets_and_orders_apart():
   def record(count=21, seed=0, batch=4):
     return pipeline.data_record(
-      numbered_source(count), split='train', seed=seed, global_batch_size=batch
+      numbered_source(count), seed=seed, global_batch_size=batch
     )
 
   assert record() == record()

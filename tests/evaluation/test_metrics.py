@@ -54,8 +54,9 @@ def test_equal_logits_rank_by_class():
   assert (values['top1'], values['top5']) == (1, 5)
 
 
-def test_nan_is_never_right():
-  values = sums(np.full((2, 6), np.nan), [0, 5])
+@pytest.mark.parametrize('classes', [3, 6])
+def test_nan_is_never_right(classes):
+  values = sums(np.full((2, classes), np.nan), [0, classes - 1])
   assert (values['top1'], values['top5']) == (0, 0)
 
 

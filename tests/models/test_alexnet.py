@@ -35,15 +35,17 @@ def test_the_papers_network(groups, parameters, gmac):
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
   assert [output for _, output, _ in rows] == [
     (55, 55, 96),
+    (27, 27, 96),
     (27, 27, 256),
+    (13, 13, 256),
     (13, 13, 384),
     (13, 13, 384),
     (13, 13, 256),
+    (6, 6, 256),
     (4096,),
     (4096,),
     (1000,),
   ]
-  # 9,216 = 6 x 6 x 256 inputs of the first dense layer: the last pool gives 6.
   assert params['dense1']['kernel'].shape == (9216, 4096)
   assert sum(macs for *_, macs in rows) / 1e9 == pytest.approx(gmac, abs=5e-5)
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation.saved_run import state_template
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import optimizer
@@ -51,7 +50,9 @@ def make_state(step=0, width=8, norm='lrn'):
 
 
 def template(state):
-  return state_template(state, parallel.make_mesh())
+  return parallel.replicated_template(
+    state_lib.saved_tree(state), parallel.make_mesh()
+  )
 
 
 def save(folder, steps, keep=5, keep_steps=()):

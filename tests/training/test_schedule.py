@@ -1,4 +1,5 @@
 import dataclasses
+from fractions import Fraction
 import math
 
 from hypothesis import example
@@ -227,4 +228,7 @@ def test_due_at_every_multiple_of_a_fraction():
     250,
   ]
   assert [s for s in range(1, 10) if schedule.due(s, 3)] == [3, 6, 9]
+  # 100 examples in batches of 30: epochs 3 and 6 end with steps 10 and 20.
+  every = Fraction(100, 30) * 3
+  assert [s for s in range(1, 21) if schedule.due(s, every)] == [10, 20]
   assert not any(schedule.due(s, 0) for s in range(1, 10))

@@ -1,0 +1,233 @@
+"""What goes wrong around a run, and that nothing good is lost by it."""
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from alexnet_jax.training import writers
+from tests.system import commands
+
+EVALUATE = [sys.executable, '-m', 'alexnet_jax.evaluation.evaluate', '--json']
+STOPPING = {
+  'early_stopping__enabled': True,
+  'early_stopping__monitor': 'eval/loss',
+  'early_stopping__mode': 'min',
+  'early_stopping__patience': 100,
+  'checkpoint__monitor': 'eval/loss',
+  'checkpoint__mode': 'min',
+}
+
+
+def train_args(recipe, workdir, *overrides):
+  return (
+    *commands.MAIN,
+    *('--config', recipe, '--workdir', workdir),
+    *overrides,
+  )
+
+
+def evaluate(workdir, *arguments):
+  code, out, err = commands.run(*EVALUATE, '--workdir', workdir, *arguments)
+  assert code == 0, err
+  return json.loads(out)
+
+
+def refused(*arguments):
+  """The message of a command that the user can mend."""
+  code, out, err = commands.run(*arguments)
+  assert code == 2, err
+  assert 'Traceback' not in err
+  assert out == ''
+  return err
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('trained')
+  recipe = commands.write_recipe(folder, num_steps=20)
+  return recipe, folder / 'run', commands.train(recipe, folder / 'run')
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """train/ and val/ of two classes that brightness tells apart."""
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 10), ('val', 3)):
+    for name, brightness in (('dark', 0), ('light', 128)):
+      folder = tmp_path / 'photos' / split / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        image = rng.integers(0, 128, (30, 40, 3)) + brightness
+        cv2.imwrite(str(folder / f'{i}.png'), image.astype(np.uint8))
+  return tmp_path / 'photos'
+
+
+@pytest.fixture
+def photo_recipe(photos, tmp_path):
+  return commands.write_recipe(
+    tmp_path, num_steps=10, data__source='folder', data__path=str(photos)
+  )
+
+
+def test_evaluation_leaves_a_save_under_way_alone(trained):
+  _, workdir, result = trained
+  under_way = workdir / 'checkpoints' / '99.orbax-checkpoint-tmp'
+  under_way.mkdir()
+  assert evaluate(workdir)['state_digest'] == result['state_digest']
+  assert under_way.is_dir()
+  under_way.rmdir()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(trained):
+  recipe, workdir, _ = trained
+  with (workdir / '.lock').open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    err = refused(*train_args(recipe, workdir))
+  assert 'another run is training' in err
+
+
+def test_a_signal_in_the_last_evaluation_is_made_good(tmp_path):
+  recipe = commands.write_recipe(tmp_path, num_steps=20, **STOPPING)
+  unbroken = commands.train(recipe, tmp_path / 'unbroken')
+  workdir = tmp_path / 'run'
+  program = (
+    'import os, signal, sys\n'
+    'from alexnet_jax import main\n'
+    'from alexnet_jax.training import loop\n'
+    'original, calls = loop.evaluate, []\n'
+    'def interrupting(*arguments):\n'
+    '  calls.append(1)\n'
+    '  if len(calls) == 2:\n'
+    '    os.kill(os.getpid(), signal.SIGTERM)\n'
+    '  return original(*arguments)\n'
+    'loop.evaluate = interrupting\n'
+    f'sys.exit(main.main(["--config", {str(recipe)!r},'
+    f' "--workdir", {str(workdir)!r}]))\n'
+  )
+  code, _, err = commands.run(sys.executable, '-c', program)
+  assert code == 75, err
+  resumed = commands.train(recipe, workdir)
+  for which in ('final', 'best', 'newest'):
+    ours = evaluate(workdir, '--checkpoint', which)
+    theirs = evaluate(tmp_path / 'unbroken', '--checkpoint', which)
+    assert ours == theirs
+  assert resumed['state_digest'] == unbroken['state_digest']
+
+
+def test_a_damaged_best_checkpoint_is_named(tmp_path):
+  # Nothing gets better than the first evaluation by 10.
+  recipe = commands.write_recipe(
+    tmp_path, num_steps=30, early_stopping__threshold=10.0, **STOPPING
+  )
+  workdir = tmp_path / 'run'
+  assert commands.train(recipe, workdir)['step'] == 10
+  shutil.rmtree(workdir / 'checkpoints' / '10' / 'state')
+  err = refused(*train_args(recipe, workdir))
+  assert 'checkpoints/10, is damaged' in err
+
+
+def test_changed_validation_data_is_refused(photos, photo_recipe, tmp_path):
+  commands.train(photo_recipe, tmp_path / 'run')
+  (photos / 'val' / 'dark' / '0.png').unlink()
+  err = refused(*train_args(photo_recipe, tmp_path / 'run'))
+  assert 'eval_num_examples: 6 -> 5' in err
+
+
+def test_evaluation_refuses_other_classes(photos, photo_recipe, tmp_path):
+  workdir = tmp_path / 'run'
+  commands.train(photo_recipe, workdir)
+  elsewhere = tmp_path / 'moved'
+  photos.rename(elsewhere)
+  assert evaluate(workdir, '--data_path', elsewhere)['examples'] == 6
+  for split in ('train', 'val'):
+    source = elsewhere / split / 'dark'
+    shutil.copytree(source, elsewhere / split / 'amber')
+  err = refused(*EVALUATE, '--workdir', workdir, '--data_path', elsewhere)
+  assert "the classes ['amber', 'dark', 'light']" in err
+
+
+def test_a_refused_start_changes_nothing(trained):
+  recipe, workdir, result = trained
+  before = (workdir / 'config.json').read_text()
+  refused(*train_args(recipe, workdir, '--config.num_steps=4'))
+  refused(*train_args(recipe, workdir, '--config.seed=4'))
+  assert (workdir / 'config.json').read_text() == before
+  assert evaluate(workdir)['eval/loss'] == result['eval/loss']
+
+
+def test_a_run_longer_than_planned_is_the_longer_run(tmp_path):
+  """Also when the first end is no multiple of the evaluation's interval."""
+  recipe = commands.write_recipe(
+    tmp_path, schedule__threshold=10.0, schedule__patience=2, num_steps=40
+  )
+  short, whole = tmp_path / 'short', tmp_path / 'whole'
+  commands.train(recipe, short, '--config.num_steps=15')
+  longer = commands.train(recipe, short)
+  assert longer['state_digest'] == commands.train(recipe, whole)['state_digest']
+  rates = {row.get('learning_rate') for row in writers.read_rows(short)}
+  assert len(rates - {None}) == 2  # the plateau drops, and at the same step
+
+
+def test_an_unreadable_validation_image_loses_no_step(
+  photos, photo_recipe, tmp_path
+):
+  (photos / 'val' / 'light' / '1.png').write_bytes(b'broken')
+  workdir = tmp_path / 'run'
+  err = refused(*train_args(photo_recipe, workdir))
+  assert 'val/light/1.png' in err
+  assert (workdir / 'checkpoints' / '10').is_dir()
+  result = commands.train(
+    photo_recipe, workdir, '--config.data.unreadable=skip'
+  )
+  assert result['step'] == 10
+
+
+def test_a_diverged_state_is_not_saved(tmp_path):
+  recipe = commands.write_recipe(
+    tmp_path, num_steps=4, eval_every_steps=1, optimizer__learning_rate=1e20
+  )
+  workdir = tmp_path / 'run'
+  code, _, err = commands.run(*train_args(recipe, workdir))
+  assert code == 1
+  assert 'Traceback' not in err
+  assert not [p for p in (workdir / 'checkpoints').iterdir() if p.is_dir()]
+
+
+def test_a_disk_that_fills_up_under_the_logs_ends_the_run(small_disk):
+  recipe = commands.write_recipe(
+    small_disk, num_steps=100_000, eval_every_steps=100_000, log_every_steps=1
+  )
+  process = commands.start(*train_args(recipe, small_disk / 'run'))
+  while not writers.read_rows(small_disk / 'run'):
+    assert process.poll() is None
+  with pytest.raises(OSError, match='No space left'):
+    (small_disk / 'filler').write_bytes(b'x' * (8 << 20))
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 2, err
+  assert 'No space left' in err
+  assert 'Traceback' not in err
+
+
+def test_a_folder_that_cannot_be_written(small_disk):
+  recipe = commands.write_recipe(small_disk)
+  subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
+  err = refused(*train_args(recipe, small_disk / 'run'))
+  assert 'Read-only file system' in err
+  err = refused(*train_args(recipe, recipe))
+  assert 'File exists' in err
+
+
+def test_a_damaged_mean_is_computed_again(trained, tmp_path):
+  recipe, _, result = trained
+  workdir = tmp_path / 'run'
+  commands.train(recipe, workdir, '--config.num_steps=10')
+  (workdir / 'pixel_mean.npz').write_bytes(b'')
+  assert 'pixel_mean.npz' in refused(*EVALUATE, '--workdir', workdir)
+  resumed = commands.train(recipe, workdir)
+  assert resumed['state_digest'] == result['state_digest']
