@@ -19,6 +19,7 @@ import importlib.metadata
 import logging
 import pathlib
 import platform
+import shutil
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import state_digest
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
+_TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
@@ -76,6 +78,10 @@ class Checkpoints:
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._keep = _KeepSteps(keep)
+    if not read_only:
+      # Orbax would do this in a thread, which may outlive a start that fails.
+      for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
+        shutil.rmtree(unfinished)
     self._manager = ocp.CheckpointManager(
       self.folder,
       item_handlers={
@@ -84,7 +90,6 @@ class Checkpoints:
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._keep,
-        cleanup_tmp_directories=not read_only,
         create=not read_only,
         read_only=read_only,
         enable_async_checkpointing=not read_only,

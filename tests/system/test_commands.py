@@ -315,15 +315,12 @@ def test_changed_data_is_refused_on_resume(photos, tmp_path):
   assert 'num_examples' in err
 
 
-def test_checkpoint_of_another_network(trained, tmp_path):
-  """The config file was lost or edited: the checkpoint itself is checked."""
-  recipe, _, _ = trained
-  workdir = tmp_path / 'run'
-  commands.train(recipe, workdir, '--config.num_steps=10')
+def test_checkpoint_of_another_network(trained):
+  """Also where config.json was lost: the checkpoints hold the config too."""
+  recipe, workdir, _ = trained
   (workdir / 'config.json').unlink()
   code, err = fail(
     '--workdir', workdir, '--config.model.hidden=(17,)', config=recipe
   )
   assert code == 2
-  assert 'params/dense1/kernel' in err
-  assert 'float32[200, 17]' in err
+  assert 'config.model.hidden: (16,) -> (17,)' in err

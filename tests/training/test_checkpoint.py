@@ -201,8 +201,9 @@ def test_if_all_are_damaged_the_run_stops_and_moves_nothing(tmp_path):
 def test_an_unfinished_save_is_no_checkpoint(tmp_path):
   save(tmp_path, [1])
   folder = tmp_path / 'checkpoints'
-  (folder / '2.orbax-checkpoint-tmp-0').mkdir()
+  (folder / '2.orbax-checkpoint-tmp').mkdir()
   assert int(restore_newest(tmp_path)[0]['step']) == 1
+  assert [p.name for p in folder.iterdir() if p.is_dir()] == ['1']
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
