@@ -83,7 +83,7 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
       time.sleep(rng.uniform(0.5, 4))
     else:
       wait_for_step(
-        process, workdir, rng.randrange(10 * kills, 10 * kills + 12)
+        process, workdir, 10 * kills + rng.randrange(12)
       )
       time.sleep(rng.uniform(0, 0.1))
     process.kill()
