@@ -42,7 +42,8 @@ def check_finite(
   Args:
     loss: mean loss of the update that led to `step`.
     step: the step number after that update.
-    last_finite: the newest step whose loss was finite.
+    last_finite: the newest step whose loss was finite; `step` itself where an
+      evaluation found the loss.
     saved: step of the newest checkpoint, or None.
 
   Raises:
@@ -55,8 +56,13 @@ def check_finite(
     if saved is not None
     else 'No checkpoint was saved yet'
   )
+  place = (
+    f'at step {step}'
+    if last_finite == step
+    else f'between steps {last_finite} and {step}'
+  )
   raise NonFiniteLossError(
-    f'the loss is {loss} between steps {last_finite} and {step}. {kept}. Look'
+    f'the loss is {loss} {place}. {kept}. Look'
     ' for damaged images or labels; with a new --workdir try a lower'
     ' config.optimizer.learning_rate or a warm-up'
     ' (config.schedule.warmup_epochs)'

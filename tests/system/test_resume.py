@@ -82,9 +82,7 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
     if kills % 2:  # somewhere on the way; else soon after some step
       time.sleep(rng.uniform(0.5, 4))
     else:
-      wait_for_step(
-        process, workdir, 10 * kills + rng.randrange(12)
-      )
+      wait_for_step(process, workdir, 10 * kills + rng.randrange(12))
       time.sleep(rng.uniform(0, 0.1))
     process.kill()
     process.communicate()

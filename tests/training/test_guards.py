@@ -17,6 +17,11 @@ def test_a_lost_loss_names_the_steps(loss):
   assert 'step 100' in str(info.value)
 
 
+def test_an_evaluation_that_finds_it_names_its_step():
+  with pytest.raises(NonFiniteLossError, match='the loss is nan at step 40'):
+    guards.check_finite(math.nan, 40, 40, None)
+
+
 def test_a_finite_loss_passes():
   assert guards.check_finite(1e30, 2, 1, None) is None
 
