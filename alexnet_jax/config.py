@@ -127,6 +127,7 @@ def _model_defaults():
   model.norm = 'lrn'  # lrn, batch or none
   model.norm_layers = (1, 2)  # convolutions that are normalised
   model.norm_before_relu = False
+  model.batch_norm_momentum = 0.9  # of the statistics that evaluation uses
   model.lrn_size = 5
   model.lrn_k = 2.0
   model.lrn_alpha = 1e-4

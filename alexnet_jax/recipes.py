@@ -169,7 +169,11 @@ def _check(flat, key, passed, rule):
 
 
 def _check_ranges(flat):
-  for key in ('optimizer.momentum', 'model.dropout'):
+  for key in (
+    'optimizer.momentum',
+    'model.dropout',
+    'model.batch_norm_momentum',
+  ):
     _check(flat, key, 0 <= flat[key] < 1, 'must be at least 0 and below 1')
   for key in ('data.val_fraction', 'schedule.factor'):
     _check(flat, key, 0 < flat[key] < 1, 'must lie between 0 and 1')

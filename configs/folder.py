@@ -36,4 +36,5 @@ def get_config():
   config.model.positive_bias = 0.0
 
   config.schedule.name = 'cosine'
+  config.schedule.warmup_epochs = 3.0
   return config

@@ -38,6 +38,7 @@ class AlexNet(nn.Module):
     norm_layers: numbers (from 1) of the convolutions that are normalised.
     norm_before_relu: whether normalisation precedes the ReLU; the paper's
       follows it.
+    batch_norm_momentum: share of the running statistics that a step keeps.
     lrn_size, lrn_k, lrn_alpha, lrn_beta, lrn_convention: see
       `layers.local_response_norm`.
     hidden: widths of the hidden dense layers.
@@ -65,6 +66,7 @@ class AlexNet(nn.Module):
   norm: str = 'lrn'
   norm_layers: Sequence[int] = (1, 2)
   norm_before_relu: bool = False
+  batch_norm_momentum: float = 0.9
   lrn_size: int = 5
   lrn_k: float = 2.0
   lrn_alpha: float = 1e-4
@@ -143,6 +145,7 @@ class AlexNet(nn.Module):
     if self.norm == 'batch':
       return nn.BatchNorm(
         use_running_average=not train,
+        momentum=self.batch_norm_momentum,
         dtype=self.dtype,
         axis_name=self.axis_name if train else None,
         name=f'norm{number}',
