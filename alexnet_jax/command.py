@@ -26,6 +26,8 @@ def run(function: Callable[[], dict], *, json_output: bool) -> int:
   logging.basicConfig(
     stream=sys.stderr, level=logging.WARNING, format='%(levelname)s %(message)s'
   )
+  # Orbax warns of what our options mean.
+  logging.getLogger('absl').setLevel(logging.ERROR)
   try:
     result = function()
   except errors.UserError as error:

@@ -113,6 +113,9 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   if rest:
     raise UserError(f'arguments not understood: {" ".join(rest)}')
   validate(config)
+  if config.data.path:  # the run's folder remembers it, wherever one stands
+    path = pathlib.Path(config.data.path).expanduser().absolute()
+    config.data.path = str(path)
   return config
 
 

@@ -45,6 +45,8 @@ def _decode_with_pillow(encoded):
   try:
     with PIL.Image.open(io.BytesIO(encoded)) as image:
       return np.array(PIL.ImageOps.exif_transpose(image).convert('RGB'))
+  except PIL.UnidentifiedImageError as error:
+    raise UnreadableImageError('it is no image of a known kind') from error
   except (OSError, ValueError, SyntaxError, EOFError) as error:
     raise UnreadableImageError(str(error)) from error
 

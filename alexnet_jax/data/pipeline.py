@@ -71,8 +71,9 @@ class Loader:
       name = self.source.describe(index)
       if not self._skip:
         raise UnreadableImageError(
-          f'cannot decode {name}: {error}. Mend or delete it, or go on without'
-          ' such images: --config.data.unreadable=skip'
+          f'cannot decode {name}: {error}. Go on without such images:'
+          ' --config.data.unreadable=skip; or mend or delete it, after which a'
+          ' run with checkpoints needs a new --workdir'
         ) from error
       with self._lock:
         if name not in self.unreadable:

@@ -60,7 +60,10 @@ def _evaluate(workdir, split, which, data_path):
   from alexnet_jax.training import state as state_lib
 
   run = saved_run.load(workdir, which, data_path)
-  loader = assemble.make_loader(run.config, split)
+  try:
+    loader = assemble.make_loader(run.config, split)
+  except UserError as error:
+    raise UserError(f'{error} (for this command: --data_path DIR)') from error
   if (names := list(loader.source.class_names)) != run.class_names:
     raise UserError(
       f'{loader.source.name} has the classes {names}, but the network was'

@@ -56,7 +56,11 @@ def load(workdir: str, which: str, data_path: str = '') -> SavedRun:
     template = parallel.replicated_template(state_lib.saved_tree(state), mesh)
     tree, _ = checkpoints.restore(step, template)
   except checkpoint.DamagedCheckpointError as error:
-    raise UserError(f'a checkpoint in {workdir} is damaged: {error}') from error
+    raise UserError(
+      f'a checkpoint in {workdir} is damaged ({error}); it has'
+      f' {checkpoints.steps()}: choose another with --checkpoint, or start'
+      ' training again, which sets the damaged one aside'
+    ) from error
   finally:
     checkpoints.close()
   if data_path:

@@ -1,6 +1,7 @@
 """What the user reads when a run starts and when it is done."""
 
 from alexnet_jax.training import state as state_lib
+from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.console import duration
 from alexnet_jax.training.writers import METRICS_FILE
 
@@ -49,7 +50,7 @@ def show_end(run, live) -> None:
     f'training {duration(live.speed.seconds)}, without compilation,'
     ' evaluation and saving'
   )
-  line(f'checkpoints: {live.checkpoints.folder}')
+  line(f'checkpoints: {run.workdir / FOLDER}')
   line(
     f'history: {run.workdir / METRICS_FILE};'
     f' tensorboard --logdir {run.workdir / "events"}'

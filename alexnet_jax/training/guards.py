@@ -1,9 +1,11 @@
 """Guards of a run: signals, a loss that is not finite, a loss that is flat."""
 
 import math
+import os
 import signal
 import threading
 
+from alexnet_jax import errors
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import NonFiniteLossError
 
@@ -25,7 +27,12 @@ class StopSignal:
   def _handle(self, number, frame):
     del frame
     if self.received and number == signal.SIGINT:
-      raise KeyboardInterrupt
+      # At once: an exception would have to wait for threads and for the
+      # devices. What a save has not finished does not count.
+      os.write(2, b'\nended at once; the newest checkpoint stays valid\n')
+      os._exit(errors.EXIT_FAILURE)
+    if not self.received:
+      os.write(2, b'\ninterrupted: saving; Ctrl-C again ends at once\n')
     self.received = signal.Signals(number).name
 
   def check(self) -> None:

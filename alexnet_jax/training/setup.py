@@ -142,6 +142,11 @@ def check_config(config, path: pathlib.Path, saved: dict | None) -> None:
       f'{path} was trained with another config:\n  '
       + '\n  '.join(changes)
       + '\nTake these values, or another --workdir'
+      + (
+        ' (the length of a run shapes its cosine schedule)'
+        if config.schedule.name == 'cosine'
+        else ''
+      )
     )
 
 

@@ -102,7 +102,7 @@ def jpeg_with_thumbnail():
   ('encoded', 'message'),
   [
     (b'', 'empty'),
-    (b'not an image', 'cannot identify'),
+    (b'not an image', 'no image of a known kind'),
     (encode(PIL.Image.fromarray(photo()), 'JPEG')[:-400], 'truncated'),
     (jpeg_with_thumbnail()[:-400], 'truncated'),
     (encode(PIL.Image.fromarray(photo()), 'PNG')[:200], 'truncated'),

@@ -1,6 +1,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -48,8 +50,34 @@ def test_a_signal_is_remembered(number):
     os.kill(os.getpid(), number)
     with pytest.raises(Interrupted, match=signal.Signals(number).name):
       stop.check()
-    with pytest.raises(KeyboardInterrupt):
-      os.kill(os.getpid(), signal.SIGINT)
+    stop._handle(signal.SIGTERM, None)  # a second SIGTERM changes nothing
   finally:
     for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
       signal.signal(n, handler)
+
+
+def test_a_second_ctrl_c_ends_at_once():
+  program = (
+    'import os, signal, sys, threading, time\n'
+    'from alexnet_jax.training import guards\n'
+    'guards.StopSignal().install()\n'
+    'threading.Thread(target=time.sleep, args=(60,)).start()\n'
+    'os.kill(os.getpid(), signal.SIGINT)\n'
+    'os.kill(os.getpid(), signal.SIGINT)\n'
+    'time.sleep(60)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    capture_output=True,
+    text=True,
+    timeout=30,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert done.stderr.split('\n') == [
+    '',
+    'interrupted: saving; Ctrl-C again ends at once',
+    '',
+    'ended at once; the newest checkpoint stays valid',
+    '',
+  ]
