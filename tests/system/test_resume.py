@@ -97,7 +97,7 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_leave_with_75(unbroken, tmp_path, number):
   recipe, workdir = unbroken[0], tmp_path / 'run'
-  for step in (5, 22, 44):
+  for step in (5, 19, 33):
     process = start(recipe, workdir)
     wait_for_step(process, workdir, step)
     process.send_signal(number)
