@@ -147,8 +147,8 @@ def _check_manual_files(builder, manual, root):
   if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
     raise UserError(
       f'{" and ".join(missing)} not found in {manual}. Register at'
-      ' https://image-net.org/download-images and download them (148 and 6.7'
-      ' GB), leave them packed, then:\n'
+      ' https://image-net.org/download-images and download them, leave them'
+      ' packed, then:\n'
       '  python -m alexnet_jax.data.prepare tfds --name imagenet2012'
       f' --manual_dir DIR --data_dir {shlex.quote(str(root))}'
     )
@@ -273,7 +273,8 @@ def _add_tfds(commands):
     'tfds',
     help='build a TFDS image classification set (needs TensorFlow)',
     description='Builds a TFDS image classification set as array_record. Needs'
-    f' TensorFlow: {_INSTALL}. ImageNet takes hours and 155 GB.',
+    f' TensorFlow: {_INSTALL}. ImageNet needs as much room again as its'
+    ' two tars.',
   )
   parser.add_argument(
     '--name', required=True, help='imagenet2012, or any NAME or NAME/CONFIG'
