@@ -16,6 +16,7 @@ import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.data import images
+from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
 from alexnet_jax.errors import UserError
@@ -74,9 +75,9 @@ def tfds_split(config, split: str) -> str:
   return named.get(split, split)
 
 
-def make_loader(config, split: str) -> pipeline.Loader:
+def make_loader(config, split: str) -> loader_lib.Loader:
   """Reads the examples of a split as squares."""
-  return pipeline.Loader(
+  return loader_lib.Loader(
     make_source(config, split),
     config.data.resize_size,
     unreadable=config.data.unreadable,
@@ -152,8 +153,11 @@ def make_train_iter(config, loader, num_steps: int):
     global_batch_size=config.global_batch_size,
     seed=config.seed,
     crop_size=config.data.crop_size,
-    random_crop=config.data.random_crop,
+    crop=config.data.crop,
+    crop_area=tuple(config.data.crop_area),
+    crop_ratio=tuple(config.data.crop_ratio),
     random_flip=config.data.random_flip,
+    scaled_decoding=config.data.scaled_decoding,
     prefetch=config.data.prefetch,
     process_index=jax.process_index(),
     process_count=jax.process_count(),

@@ -101,8 +101,11 @@ def _data_defaults():
   data.split_seed = 0
   data.resize_size = 256  # the short side; its centre square is kept
   data.crop_size = 224
-  data.random_crop = True  # in training; evaluation takes the centre
+  data.crop = 'random'  # centre, or random_resized; evaluation: the centre
+  data.crop_area = (0.08, 1.0)  # of random_resized: share of the image
+  data.crop_ratio = (3 / 4, 4 / 3)  # of random_resized: width / height
   data.random_flip = True
+  data.scaled_decoding = True  # of training JPEGs at least twice too large
   data.mean = 'channel'  # subtracted: per channel, the mean image, or none
   data.std = 1.0  # one divisor for all pixels after the mean
   data.unreadable = 'stop'  # or skip: the next example takes the place

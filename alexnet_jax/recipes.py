@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from alexnet_jax.config import flatten
 from alexnet_jax.config import make_config
+from alexnet_jax.data.pipeline import CROPS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import NORMS
 from alexnet_jax.models.layers import KERNEL_INITS
@@ -19,6 +20,7 @@ from alexnet_jax.models.layers import LRN_CONVENTIONS
 CHOICES = {
   'parallel': ('pmap', 'shard_map'),
   'data.source': ('digits', 'folder', 'tfds', 'synthetic'),
+  'data.crop': CROPS,
   'data.mean': ('channel', 'image', 'none'),
   'data.unreadable': ('stop', 'skip'),
   'model.norm': NORMS,
@@ -180,6 +182,10 @@ def _check_ranges(flat):
     _check(flat, key, 0 <= flat[key] < 1, 'must be at least 0 and below 1')
   for key in ('data.val_fraction', 'schedule.factor'):
     _check(flat, key, 0 < flat[key] < 1, 'must lie between 0 and 1')
+  for key, most in (('data.crop_area', 1), ('data.crop_ratio', math.inf)):
+    value = flat[key]
+    good = len(value) == 2 and 0 < value[0] <= value[1] <= most
+    _check(flat, key, good, 'takes (smallest, largest), both above 0')
   _check(
     flat,
     'data.crop_size',

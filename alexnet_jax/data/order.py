@@ -7,25 +7,36 @@ p // n. A process takes a slice of the batch, so the batch as a whole does not
 depend on the number of processes.
 """
 
-import functools
+import threading
 
 import numpy as np
 
 # The second word of a random stream's seed says what it is for.
-_PERMUTATION, _DRAWS = 0, 1
+_PERMUTATION, _DRAWS, _RESIZED_CROPS = 0, 1, 2
 DRAWS_PER_EXAMPLE = 3  # crop row, crop column, flip
+CROP_ATTEMPTS = 10  # at a random-resized crop that fits, as in torchvision
 
 
-@functools.lru_cache(maxsize=2)
+_orders: dict[tuple[int, int, int], np.ndarray] = {}
+_orders_lock = threading.Lock()
+
+
 def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """The order of the examples in one epoch, uint32 [num_examples].
 
-  The cache holds two epochs, 8 bytes an example.
+  The newest two are kept, as a batch may reach into the next epoch: 8 bytes an
+  example in all, at no moment more.
   """
-  order = np.arange(num_examples, dtype=np.uint32)
-  _generator(seed, _PERMUTATION, epoch).shuffle(order)
-  order.setflags(write=False)
-  return order
+  key = (seed, epoch, num_examples)
+  with _orders_lock:
+    if key not in _orders:
+      while len(_orders) > 1:
+        del _orders[next(iter(_orders))]  # the oldest
+      order = np.arange(num_examples, dtype=np.uint32)
+      _generator(seed, _PERMUTATION, epoch).shuffle(order)
+      order.setflags(write=False)
+      _orders[key] = order
+    return _orders[key]
 
 
 def batch_positions(step: int, global_batch_size: int) -> np.ndarray:
@@ -55,6 +66,19 @@ def batch_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
   """
   return _generator(seed, _DRAWS, step).random(
     (global_batch_size, DRAWS_PER_EXAMPLE)
+  )
+
+
+def resized_crop_draws(
+  step: int, global_batch_size: int, seed: int
+) -> np.ndarray:
+  """Uniform draws in [0, 1), float64 [global_batch_size, CROP_ATTEMPTS, 2].
+
+  Of area and aspect ratio of each attempt at a random-resized crop, whose
+  corner comes from `batch_draws`.
+  """
+  return _generator(seed, _RESIZED_CROPS, step).random(
+    (global_batch_size, CROP_ATTEMPTS, 2)
   )
 
 

@@ -6,11 +6,8 @@ and processes.
 """
 
 from collections.abc import Callable
-import concurrent.futures
 import hashlib
-import itertools
-import logging
-import os
+import math
 import threading
 
 import grain
@@ -18,87 +15,11 @@ import numpy as np
 
 from alexnet_jax.data import images
 from alexnet_jax.data import order
-from alexnet_jax.errors import UnreadableImageError
+from alexnet_jax.data.buffers import Buffers
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
-
-class Loader:
-  """Reads examples of one source as squares of one size, in threads.
-
-  Attributes:
-    source: see `sources`.
-    resize_size: width of the squares, in pixels.
-    unreadable: names of the images that could not be decoded so far.
-  """
-
-  def __init__(
-    self,
-    source,
-    resize_size: int,
-    *,
-    unreadable: str = 'stop',
-    num_threads: int = 0,
-  ):
-    """Starts the threads.
-
-    Args:
-      source: see `sources`.
-      resize_size: width of the squares, in pixels.
-      unreadable: `stop` raises at the first image that cannot be decoded;
-        `skip` names it in the log and goes on without it.
-      num_threads: number of threads; 0: one per core of this process.
-    """
-    self.source = source
-    self.resize_size = resize_size
-    self.unreadable = set()
-    self._skip = unreadable == 'skip'
-    self._num_threads = num_threads or _num_cores()
-    self._pool = concurrent.futures.ThreadPoolExecutor(self._num_threads)
-    self._lock = threading.Lock()
-
-  def square(self, index: int) -> tuple[np.ndarray, int] | None:
-    """(uint8 [size, size, 3], label) of an example; None if it is skipped."""
-    pixels, label = self.source.read(index)
-    if not 0 <= label < len(self.source.class_names):
-      raise UserError(
-        f'{self.source.describe(index)} has the label {label}, which is none of'
-        f' the {len(self.source.class_names)} classes'
-      )
-    try:
-      if isinstance(pixels, bytes):
-        pixels = images.decode(pixels)
-    except UnreadableImageError as error:
-      name = self.source.describe(index)
-      if not self._skip:
-        raise UnreadableImageError(
-          f'cannot decode {name}: {error}. Go on without such images:'
-          ' --config.data.unreadable=skip; or mend or delete it, after which a'
-          ' run with checkpoints needs a new --workdir'
-        ) from error
-      with self._lock:
-        if name not in self.unreadable:
-          logging.warning('cannot decode %s: %s; skipped', name, error)
-          self.unreadable.add(name)
-      return None
-    return images.centre_square(pixels, self.resize_size), label
-
-  def for_each(self, function: Callable[[int], None], count: int) -> None:
-    """Calls function(0), ..., function(count - 1), shared by the threads."""
-    bounds = np.linspace(0, count, self._num_threads + 1).astype(int)
-
-    def work(bounds):
-      for i in range(*bounds):
-        function(i)
-
-    for _ in self._pool.map(work, itertools.pairwise(bounds)):
-      pass
-
-
-def _num_cores():
-  """Cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):  # not on macOS
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+CROPS = ('random', 'random_resized', 'centre')
 
 
 def make_train_iter(
@@ -108,13 +29,19 @@ def make_train_iter(
   global_batch_size: int,
   seed: int,
   crop_size: int,
-  random_crop: bool = True,
+  crop: str = 'random',
+  crop_area: tuple[float, float] = (0.08, 1.0),
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
   random_flip: bool = True,
+  scaled_decoding: bool = True,
   prefetch: int = 2,
   process_index: int = 0,
   process_count: int = 1,
 ) -> grain.DatasetIterator:
   """Training batches: element t is this process's part of batch t.
+
+  Images memory: at most `prefetch` + 1 batches besides those that the consumer
+  keeps; a batch's array is used again once nothing refers to it.
 
   Args:
     loader: reads the training split.
@@ -122,43 +49,123 @@ def make_train_iter(
     global_batch_size: examples in a batch of all processes together.
     seed: of the order and the random draws.
     crop_size: width of the crops, in pixels.
-    random_crop: False takes the centre.
+    crop: `random`: a window of the square of the loader's resize_size, the
+      paper's; `centre`: its centre; `random_resized`: a random part of the
+      whole image, resized.
+    crop_area: smallest and largest share of a random-resized crop.
+    crop_ratio: smallest and largest width / height of one.
     random_flip: False never mirrors.
+    scaled_decoding: decodes JPEGs that are at least twice too large at a lower
+      resolution; see `images.decode`.
     prefetch: number of batches made ahead; 0: none.
     process_index: which part of the batch this process makes.
     process_count: number of parts.
 
   Returns:
-    An iterator over {image: uint8 [process_batch_size, crop_size, crop_size,
-    3], label: int32 [process_batch_size]}. Its state is
+    An iterator over {image: uint8 [b, crop_size, crop_size, 3], label: int32
+    [b], flip: bool [b], unreadable: bool [b]}, b the process's batch size.
+    `flip` tells which images the device has to mirror; it is there with
+    `random_flip`. `unreadable` tells which examples stand in for one that could
+    not be decoded; it is there if the loader skips. The iterator's state is
     {'next_index': t}, t the step whose batch comes next.
   """
-  num_examples = loader.source.num_examples
+  source = loader.source
   part = order.process_slice(global_batch_size, process_index, process_count)
+  buffers = _image_buffers(part, crop_size)
+  min_size = 0
+  if scaled_decoding:
+    min_size = loader.resize_size
+    if crop == 'random_resized':
+      least = crop_area[0] / max(crop_ratio[1], 1 / crop_ratio[0])
+      min_size = math.ceil(crop_size / math.sqrt(least))
 
   def make_batch(step):
     positions = order.batch_positions(step, global_batch_size)[part]
-    indices = order.examples_at(positions, num_examples, seed)
+    indices = order.examples_at(positions, source.num_examples, seed)
     draws = order.batch_draws(step, global_batch_size, seed)[part]
-    batch = _empty_batch(len(positions), crop_size)
+    batch = _batch(buffers, loader.skips)
+    if random_flip:
+      batch['flip'] = draws[:, 2] < 0.5
+    if crop == 'random_resized':
+      attempts = order.resized_crop_draws(step, global_batch_size, seed)[part]
+    else:
+      corners = _corners(crop, draws, loader.resize_size - crop_size)
+      if getattr(source, 'square_size', None) == loader.resize_size:
+        _copy_squares(loader, indices, corners, batch)
+        return batch
 
-    def fill(i):
-      example = loader.square(int(indices[i]))
+    def fill(i, _):
+      example = loader.pixels(int(indices[i]), min_size)
       if example is None:
-        example = _next_readable(loader, int(positions[i]), seed)
-      square, batch['label'][i] = example
-      images.random_crop_and_flip(
-        square,
-        batch['image'][i],
-        draws[i],
-        crop=random_crop,
-        flip=random_flip,
-      )
+        batch['unreadable'][i] = True
+        example = _next_readable(loader, int(positions[i]), seed, min_size)
+      pixels, batch['label'][i] = example
+      out = batch['image'][i]
+      if crop == 'random_resized':
+        box = images.random_resized_box(
+          *pixels.shape[:2], draws[i], attempts[i], crop_area, crop_ratio
+        )
+        images.resize_box(pixels, box, out)
+      else:
+        images.crop_of_square(pixels, loader.resize_size, *corners[i], out)
 
     loader.for_each(fill, len(positions))
     return batch
 
   return _iterate(make_batch, num_steps, prefetch)
+
+
+def _image_buffers(part, crop_size):
+  return Buffers((part.stop - part.start, crop_size, crop_size, 3))
+
+
+def _batch(buffers, skips):
+  image = buffers.take()
+  batch = {'image': image, 'label': np.zeros(len(image), np.int32)}
+  if skips:
+    batch['unreadable'] = np.zeros(len(image), bool)
+  return batch
+
+
+def _corners(crop, draws, free):
+  """(top, left) of each window, int64 [n, 2]; `free` pixels are left over."""
+  if crop == 'centre':
+    return np.full((len(draws), 2), free // 2)
+  return (draws[:, :2] * (free + 1)).astype(np.int64)
+
+
+def _copy_squares(loader, indices, corners, batch):
+  """Windows of squares that lie in memory as they are: no work in Python."""
+  from alexnet_jax.data import kernels  # slow to import, and not always needed
+
+  source = loader.source
+  addresses = source.addresses(indices)
+  batch['label'][:] = source.labels[indices]
+
+  def copy(start, end):
+    kernels.copy_windows(
+      addresses[start:end],
+      source.square_size,
+      corners[start:end, 0],
+      corners[start:end, 1],
+      batch['image'][start:end],
+    )
+
+  # Few large pieces: the GIL is passed on once for each.
+  chunk = -(-len(indices) // (2 * loader.num_threads))
+  loader.for_each(copy, len(indices), chunk)
+
+
+def _next_readable(loader, position, seed, min_size):
+  """The first example after a position, round its epoch, that decodes."""
+  num_examples = loader.source.num_examples
+  epoch, rank = divmod(position, num_examples)
+  indices = order.permutation(seed, epoch, num_examples)
+  for offset in range(1, num_examples):
+    index = int(indices[(rank + offset) % num_examples])
+    if example := loader.pixels(index, min_size):
+      return example
+  raise UserError(f'no image of {loader.source.name} can be decoded')
 
 
 def make_eval_iter(
@@ -172,28 +179,37 @@ def make_eval_iter(
 ) -> grain.DatasetIterator:
   """Centre crops of every example of a split, once, in order.
 
-  The last batch is filled up with examples that do not count: their `mask` is
-  False, as is that of skipped images.
+  The images are decoded exactly. The last batch is filled up with examples that
+  do not count: their `mask` is False, as is that of skipped images.
 
   Returns:
-    An iterator over {image: uint8 [process_batch_size, crop_size, crop_size,
-    3], label: int32 [process_batch_size], mask: bool [process_batch_size]};
-    the arguments are those of `make_train_iter`.
+    An iterator over {image: uint8 [b, crop_size, crop_size, 3], label: int32
+    [b], mask: bool [b], unreadable: bool [b]}; see `make_train_iter` for the
+    last and for the arguments.
   """
   num_examples = loader.source.num_examples
   part = order.process_slice(global_batch_size, process_index, process_count)
+  buffers = _image_buffers(part, crop_size)
+  corner = (loader.resize_size - crop_size) // 2
 
   def make_batch(number):
     positions = order.batch_positions(number, global_batch_size)[part]
-    batch = _empty_batch(len(positions), crop_size)
+    batch = _batch(buffers, loader.skips)
     batch['mask'] = np.zeros(len(positions), bool)
 
-    def fill(i):
-      example = positions[i] < num_examples and loader.square(int(positions[i]))
-      if example:
-        batch['image'][i] = images.centre_crop(example[0], crop_size)
-        batch['label'][i] = example[1]
-        batch['mask'][i] = True
+    def fill(i, _):
+      inside = positions[i] < num_examples
+      example = loader.pixels(int(positions[i])) if inside else None
+      if example is None:
+        batch['image'][i] = 0
+        if inside:
+          batch['unreadable'][i] = True
+        return
+      pixels, batch['label'][i] = example
+      images.crop_of_square(
+        pixels, loader.resize_size, corner, corner, batch['image'][i]
+      )
+      batch['mask'][i] = True
 
     loader.for_each(fill, len(positions))
     return batch
@@ -201,30 +217,11 @@ def make_eval_iter(
   return _iterate(make_batch, -(-num_examples // global_batch_size), prefetch)
 
 
-def _empty_batch(size, crop_size):
-  return {
-    'image': np.zeros((size, crop_size, crop_size, 3), np.uint8),
-    'label': np.zeros(size, np.int32),
-  }
-
-
-def _next_readable(loader, position, seed):
-  """The first example after a position, round its epoch, that decodes."""
-  num_examples = loader.source.num_examples
-  epoch, rank = divmod(position, num_examples)
-  indices = order.permutation(seed, epoch, num_examples)
-  for offset in range(1, num_examples):
-    index = int(indices[(rank + offset) % num_examples])
-    if example := loader.square(index):
-      return example
-  raise UserError(f'no image of {loader.source.name} can be decoded')
-
-
 def _iterate(make_batch, length, prefetch):
   options = grain.ReadOptions(
-    # One reader: the threads work inside a batch, which keeps at most
-    # `prefetch` finished batches in memory.
-    num_threads=min(1, prefetch),
+    # Two readers: the threads work inside the batches, and find the next one
+    # ready when one is done. At most `prefetch` batches are begun ahead.
+    num_threads=min(2, prefetch),
     prefetch_buffer_size=prefetch,
   )
   dataset = grain.MapDataset.range(length).map(make_batch)
@@ -234,7 +231,7 @@ def _iterate(make_batch, length, prefetch):
 def pixel_mean(
   loader: Loader,
   *,
-  chunk: int = 256,
+  chunk: int = 512,
   progress: Callable[[int], None] = lambda done: None,
   limit: int | None = None,
 ) -> np.ndarray:
@@ -256,17 +253,23 @@ def pixel_mean(
     limit or loader.source.num_examples, loader.source.num_examples
   )
 
-  def add(index):
+  def add(first, last):
     nonlocal counted
-    if example := loader.square(index):
-      # uint8 sums are exact in any order, whatever thread comes first.
-      with lock:
-        np.add(total, example[0], out=total)
-        counted += 1
+    partial, count = np.zeros(total.shape, np.uint32), 0
+    for index in range(first, last):
+      if example := loader.square(index):
+        np.add(partial, example[0], out=partial)
+        count += 1
+    # Sums of integers are exact in any order, whatever thread comes first.
+    with lock:
+      np.add(total, partial, out=total)
+      counted += count
 
   for start in range(0, num_examples, chunk):
     count = min(chunk, num_examples - start)
-    loader.for_each(lambda i, start=start: add(start + i), count)
+    loader.for_each(
+      lambda a, b, start=start: add(start + a, start + b), count, chunk=32
+    )
     progress(start + count)
   if not counted:
     raise UserError(f'no image of {loader.source.name} can be decoded')

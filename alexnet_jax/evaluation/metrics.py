@@ -43,8 +43,15 @@ def add_sums(total: dict[str, float], sums: dict) -> dict[str, float]:
 
 
 def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
-  """{prefix/loss, prefix/top1, prefix/top5} of sums with a positive count."""
-  return {
+  """{prefix/loss, prefix/top1, prefix/top5} of sums with a positive count.
+
+  If images that cannot be decoded are skipped, also prefix/unreadable: how
+  often that happened.
+  """
+  values = {
     f'{prefix}/{name}': sums[name] / sums['count']
     for name in ('loss', 'top1', 'top5')
   }
+  if 'unreadable' in sums:
+    values[f'{prefix}/unreadable'] = int(sums['unreadable'])
+  return values

@@ -9,7 +9,7 @@ import ml_collections
 
 from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import loader
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
@@ -35,8 +35,8 @@ class Run:
   stop: guards.StopSignal
   console: Console
   mesh: jax.sharding.Mesh
-  train_loader: pipeline.Loader
-  eval_loader: pipeline.Loader
+  train_loader: loader.Loader
+  eval_loader: loader.Loader
   num_classes: int
   durations: assemble.Durations
   steps: assemble.Steps

@@ -28,12 +28,22 @@ def normalize(
   return (images.astype(jnp.float32) - mean) / std
 
 
+def mirror(images: jax.Array, flip: jax.Array) -> jax.Array:
+  """Mirrors the images [batch, height, width, 3] whose `flip` [batch] is set.
+
+  On the device this is part of the pass that reads the images anyway; on the
+  host it would cost more than reading and cropping them.
+  """
+  return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
 def loss_and_grads(state: TrainState, batch, key, *, mean, std):
   """Loss and gradients of one device's batch.
 
   Args:
     state: see `state.TrainState`.
-    batch: {image: uint8 [batch, height, width, 3], label: int32 [batch]}.
+    batch: {image: uint8 [batch, height, width, 3], label: int32 [batch]} and
+      where images are mirrored at random flip: bool [batch].
     key: of the dropout.
     mean, std: see `normalize`.
 
@@ -41,11 +51,15 @@ def loss_and_grads(state: TrainState, batch, key, *, mean, std):
     (grads, (logits, batch_stats)); the loss is the mean cross-entropy.
   """
 
+  images = batch['image']
+  if 'flip' in batch:
+    images = mirror(images, batch['flip'])
+
   def loss_fn(params):
     variables = {'params': params, 'batch_stats': state.batch_stats}
     logits, updated = state.apply_fn(
       variables,
-      normalize(batch['image'], mean, std),
+      normalize(images, mean, std),
       train=True,
       rngs={'dropout': key},
       mutable=['batch_stats'],
@@ -63,7 +77,8 @@ def train_step(state: TrainState, batch, key, *, mean, std, axis_name: str):
 
   Args:
     state: the state before; the same on every device.
-    batch: this device's part, see `loss_and_grads`.
+    batch: this device's part, see `loss_and_grads`; also unreadable: bool
+      [batch], counted, where there is a policy to skip such images.
     key: of the run; the step and the device are folded into it here, so there
       is no random state to save.
     mean, std: see `normalize`.
@@ -81,7 +96,7 @@ def train_step(state: TrainState, batch, key, *, mean, std, axis_name: str):
   # others, so the mean of the means is the mean over the global batch.
   grads, batch_stats = lax.pmean((grads, batch_stats), axis_name)
   state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
-  sums = metrics.example_sums(logits, batch['label'])
+  sums = _sums(logits, batch)
   return state, lax.psum(sums, axis_name)
 
 
@@ -96,7 +111,7 @@ def eval_step(state: TrainState, batch, *, mean, std, axis_name: str):
 
   Args:
     state: only read.
-    batch: {image, label} as in training and mask: bool [batch].
+    batch: {image, label, unreadable} as in training and mask: bool [batch].
     mean, std, axis_name: as in `train_step`.
   """
   logits = state.apply_fn(
@@ -104,5 +119,12 @@ def eval_step(state: TrainState, batch, *, mean, std, axis_name: str):
     normalize(batch['image'], mean, std),
     train=False,
   )
-  sums = metrics.example_sums(logits, batch['label'], batch['mask'])
-  return lax.psum(sums, axis_name)
+  return lax.psum(_sums(logits, batch), axis_name)
+
+
+def _sums(logits, batch):
+  """See `metrics.example_sums`; also counts what could not be decoded."""
+  sums = metrics.example_sums(logits, batch['label'], batch.get('mask'))
+  if 'unreadable' in batch:
+    sums['unreadable'] = jnp.sum(batch['unreadable'], dtype=jnp.int32)
+  return sums

@@ -145,38 +145,3 @@ def test_centre_square_has_its_size(height, width, size):
   square = images.centre_square(np.zeros((height, width, 3), np.uint8), size)
   assert square.shape == (size, size, 3)
   assert square.dtype == np.uint8
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-  size=st.integers(1, 20),
-  extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-  draws=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 3),
-  crop=st.booleans(),
-  flip=st.booleans(),
-)
-def test_random_crop_and_flip_equals_a_loop(size, extra, draws, crop, flip):
-  rng = np.random.default_rng(0)
-  image = rng.integers(
-    0, 256, (size + extra[0], size + extra[1], 3), dtype=np.uint8
-  )
-  out = np.zeros((size, size, 3), np.uint8)
-  images.random_crop_and_flip(image, out, np.array(draws), crop=crop, flip=flip)
-  free = image.shape[0] - size, image.shape[1] - size
-  if crop:
-    top, left = (int(d * (f + 1)) for d, f in zip(draws, free, strict=False))
-  else:
-    top, left = free[0] // 2, free[1] // 2
-  mirrored = flip and draws[2] < 0.5
-  for r, c in np.ndindex(size, size):
-    source = size - 1 - c if mirrored else c
-    assert (out[r, c] == image[top + r, left + source]).all()
-
-
-def test_every_corner_is_reached():
-  image = photo(12, 12)
-  out = np.zeros((10, 10, 3), np.uint8)
-  images.random_crop_and_flip(image, out, np.array([0.999, 0.999, 0.9]))
-  np.testing.assert_array_equal(out, image[2:, 2:])
-  images.random_crop_and_flip(image, out, np.array([0.0, 0.0, 0.9]))
-  np.testing.assert_array_equal(out, image[:10, :10])

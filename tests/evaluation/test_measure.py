@@ -7,6 +7,7 @@ import pytest
 
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.evaluation import measure
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
@@ -52,7 +53,7 @@ def test_every_image_counts_once_on_four_devices(kind, batch):
     eval_step,
     MeanColour(),
     pipeline.make_eval_iter(
-      pipeline.Loader(source, 8), global_batch_size=batch, crop_size=8
+      Loader(source, 8), global_batch_size=batch, crop_size=8
     ),
     lambda b: parallel.batch_to_devices(b, mesh, kind),
     seen.append,
