@@ -442,4 +442,4 @@ def test_one_function_of_the_package_imports_tensorflow():
         continue
       if any(name.split('.')[0] == 'tensorflow' for name in names):
         found.append(path.relative_to(package).as_posix())
-  assert found == ['data/prepare.py']
+  assert found == ['data/prepare/tfds_set.py']

@@ -1,11 +1,10 @@
-"""Builds data sets: python -m alexnet_jax.data.prepare tfds --name NAME.
+"""prepare tfds: an image classification set of TFDS as array_record.
 
 TFDS builds a set with TensorFlow, from the extra `tfds`, once; reading what it
 built needs none. TensorFlow is imported in `_import_tensorflow` and nowhere
 else in the package.
 """
 
-import argparse
 import contextlib
 import difflib
 import logging
@@ -17,7 +16,6 @@ import shutil
 import sys
 import tarfile
 
-from alexnet_jax import command
 from alexnet_jax.errors import UserError
 
 _RECORD_FORMAT = 'array_record'  # random access; TFDS's own is tfrecord
@@ -259,16 +257,8 @@ def _say(message):
   print(message, file=sys.stderr)
 
 
-def _arguments(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.data.prepare', description='Builds data sets.'
-  )
-  commands = parser.add_subparsers(required=True, metavar='COMMAND')
-  _add_tfds(commands)
-  return parser.parse_args(argv)
-
-
-def _add_tfds(commands):
+def add_arguments(commands) -> None:
+  """Adds the subcommand to argparse's `commands`."""
   parser = commands.add_parser(
     'tfds',
     help='build a TFDS image classification set (needs TensorFlow)',
@@ -293,20 +283,6 @@ def _add_tfds(commands):
     help='where TFDS keeps its sets (default: TFDS_DATA_DIR or'
     ' ~/tensorflow_datasets)',
   )
-  parser.add_argument(
-    '--json', action='store_true', help='one JSON object on standard output'
-  )
   parser.set_defaults(
     work=lambda a: prepare_tfds(a.name, a.manual_dir, a.data_dir)
   )
-
-
-def main(argv=None) -> int:
-  arguments = _arguments(argv)
-  return command.run(
-    lambda: arguments.work(arguments), json_output=arguments.json
-  )
-
-
-if __name__ == '__main__':
-  sys.exit(main())

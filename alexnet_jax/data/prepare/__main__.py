@@ -1,0 +1,33 @@
+"""Prepares data sets: python -m alexnet_jax.data.prepare COMMAND."""
+
+import argparse
+import sys
+
+from alexnet_jax import command
+from alexnet_jax.data.prepare import tfds_set
+
+
+def _arguments(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.data.prepare', description='Prepares data sets.'
+  )
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+  for module in (tfds_set,):
+    module.add_arguments(commands)
+  for subparser in commands.choices.values():
+    subparser.add_argument(
+      '--json', action='store_true', help='one JSON object on standard output'
+    )
+  return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  arguments = _arguments(argv)
+  return command.run(
+    lambda: arguments.work(arguments), json_output=arguments.json
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main())
