@@ -11,13 +11,20 @@ from alexnet_jax import errors
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run(function: Callable[[], dict], *, json_output: bool) -> int:
+def run(
+  function: Callable[[], dict],
+  *,
+  json_output: bool,
+  exit_code: Callable[[dict], int] | None = None,
+) -> int:
   """Calls a command's work and turns its outcome into an exit code.
 
   Args:
     function: returns the command's result, a JSON object.
     json_output: whether the result is printed, as the last line of standard
       output; everything for people goes to standard error.
+    exit_code: of a command that was done but may have bad news: what to return
+      for its result. By default 0.
 
   Returns:
     0 done; 2 the user can mend it; 75 interrupted and saved, the same command
@@ -55,7 +62,7 @@ def run(function: Callable[[], dict], *, json_output: bool) -> int:
     return _fail(errors.EXIT_USER, f'{place}: {error.strerror}{hint}')
   if json_output:
     print(json.dumps(result, sort_keys=True), flush=True)
-  return errors.EXIT_DONE
+  return exit_code(result) if exit_code else errors.EXIT_DONE
 
 
 def _fail(code, message):

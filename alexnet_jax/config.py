@@ -92,8 +92,8 @@ def make_config() -> ml_collections.ConfigDict:
 
 def _data_defaults():
   data = ml_collections.ConfigDict()
-  data.source = 'digits'  # digits, folder, tfds or synthetic
-  data.path = ''  # the folder, or the data_dir of TFDS ('': its default)
+  data.source = 'digits'  # folder, tfds, tar, parquet, raw or synthetic
+  data.path = ''  # the data's folder; the data_dir of TFDS ('': its default)
   data.tfds_name = 'imagenet2012'
   data.tfds_train_split = 'train'
   data.tfds_eval_split = 'validation'

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from alexnet_jax.config import flatten
 from alexnet_jax.config import make_config
 from alexnet_jax.data.pipeline import CROPS
+from alexnet_jax.data.sources import KINDS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import NORMS
 from alexnet_jax.models.layers import KERNEL_INITS
@@ -19,7 +20,7 @@ from alexnet_jax.models.layers import LRN_CONVENTIONS
 
 CHOICES = {
   'parallel': ('pmap', 'shard_map'),
-  'data.source': ('digits', 'folder', 'tfds', 'synthetic'),
+  'data.source': KINDS,
   'data.crop': CROPS,
   'data.mean': ('channel', 'image', 'none'),
   'data.unreadable': ('stop', 'skip'),
@@ -195,8 +196,9 @@ def _check_ranges(flat):
   _check(
     flat,
     'data.path',
-    flat['data.path'] or flat['data.source'] != 'folder',
-    'must name the folder of photographs: --config.data.path=DIR',
+    flat['data.path'] or flat['data.source'] in ('digits', 'tfds', 'synthetic'),
+    f'must name the folder of the {flat["data.source"]} set:'
+    ' --config.data.path=DIR',
   )
 
 

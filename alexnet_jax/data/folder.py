@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (
   '.tif',
   '.tiff',
 )
-_VALIDATION_FOLDERS = ('val', 'validation', 'valid')
+VALIDATION_FOLDERS = ('val', 'validation', 'valid')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +69,10 @@ class FolderSource:
       )
     return content, int(self.labels[index])
 
+  def file_name(self, index: int) -> str:
+    """The path below the folder."""
+    return self.paths[index]
+
   def describe(self, index: int) -> str:
     return str(self.root / self.paths[index])
 
@@ -94,9 +98,9 @@ def folder_source(
     )
   train = root / 'train'
   validation = next(
-    (root / n for n in _VALIDATION_FOLDERS if (root / n).is_dir()), None
+    (root / n for n in VALIDATION_FOLDERS if (root / n).is_dir()), None
   )
-  if not (train.is_dir() and _subfolders(train)):
+  if not (train.is_dir() and subfolders(train)):
     return _split_folder(root, split, val_fraction, split_seed)
   if validation is None:
     return _split_folder(train, split, val_fraction, split_seed)
@@ -118,7 +122,8 @@ def _split_folder(root, split, val_fraction, split_seed):
   )
 
 
-def _subfolders(root):
+def subfolders(root: pathlib.Path) -> list[str]:
+  """Names of the folders in `root`, sorted, hidden ones left out."""
   return sorted(
     e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != '.'
   )
@@ -136,7 +141,7 @@ def list_folder(
   Raises:
     UserError: as `folder_source` does.
   """
-  found = _subfolders(root)
+  found = subfolders(root)
   if not found:
     raise UserError(
       f'{root} has no subfolders; images belong into one subfolder per class'

@@ -69,6 +69,14 @@ def decode(encoded: bytes, min_size: int = 0) -> np.ndarray:
   return _upright(image, header.orientation)
 
 
+def is_plain_jpeg(encoded: bytes) -> bool:
+  """Whether a file is a JPEG in colour that needs no turning."""
+  if encoded[:2] != _JPEG_START:
+    return False
+  header = _read_jpeg_header(encoded)
+  return header.channels == 3 and header.orientation == 1
+
+
 def _decoding_buffer(size):
   """Memory of this thread, used again: fresh pages cost more than reading."""
   if size > _MAX_KEPT_BUFFER:
@@ -194,6 +202,15 @@ def crop_of_square(
     out[...] = image[top : top + out.shape[0], left : left + out.shape[1]]
     return
   _resample(image, out, top, height / full_height, left, width / full_width)
+
+
+def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
+  """The whole image with its short side resized to `size`, uint8 [h, w, 3]."""
+  height, width = image.shape[:2]
+  rows, columns = resized_shape(height, width, size)
+  out = np.empty((rows, columns, 3), np.uint8)
+  _resample(image, out, 0, height / rows, 0, width / columns)
+  return out
 
 
 def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:

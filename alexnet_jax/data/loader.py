@@ -32,6 +32,7 @@ class Loader:
     *,
     unreadable: str = 'stop',
     num_threads: int = 0,
+    skip_flag: str = '--config.data.unreadable=skip',
   ):
     """Starts the threads.
 
@@ -41,12 +42,14 @@ class Loader:
       unreadable: `stop` raises at the first image that cannot be decoded;
         `skip` names it in the log and goes on without it.
       num_threads: number of threads; 0: one per core of this process.
+      skip_flag: what the user gives to skip; for the message of `stop`.
     """
     self.source = source
     self.resize_size = resize_size
     self.unreadable = set()
     self.skips = unreadable == 'skip'
     self.num_threads = num_threads or num_cores()
+    self._skip_flag = skip_flag
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
 
@@ -84,8 +87,8 @@ class Loader:
     if not self.skips:
       raise UnreadableImageError(
         f'cannot decode {name}: {error}. Go on without such images:'
-        ' --config.data.unreadable=skip; or mend or delete it, after which a'
-        ' run with checkpoints needs a new --workdir'
+        f' {self._skip_flag}; or mend or delete it, after which a run with'
+        ' checkpoints needs a new --workdir'
       ) from error
     with self._lock:
       if name not in self.unreadable:

@@ -7,7 +7,10 @@ A source is an object with
 - `fingerprint`: a short hash of what tells the examples apart: pixels in
   memory, names and sizes of files, the description of a TFDS set;
 - `read(index)`: (encoded bytes or uint8 [height, width, 3], int label);
-- `describe(index)`: the name of one example in messages.
+- `describe(index)`: the name of one example in messages;
+- `file_name(index)`, where images have names of their own;
+- `square_size`, `labels` and `addresses(indices)`, where the images are squares
+  of pixels in memory; see `raw`.
 
 Sources are read from several threads at once.
 """
@@ -21,11 +24,15 @@ import io
 import numpy as np
 
 from alexnet_jax.data.folder import folder_source
+from alexnet_jax.data.parquet import parquet_source
+from alexnet_jax.data.raw import raw_source
 from alexnet_jax.data.splits import digest
 from alexnet_jax.data.splits import held_out
+from alexnet_jax.data.tar_shards import tar_source
 from alexnet_jax.data.tfds_records import tfds_source
 from alexnet_jax.errors import UserError
 
+KINDS = ('digits', 'folder', 'tfds', 'tar', 'parquet', 'raw', 'synthetic')
 SPLITS = ('train', 'validation')
 
 
@@ -68,9 +75,9 @@ def make_source(
   """Opens one split of a data set.
 
   Args:
-    source: `digits`, `folder`, `tfds` or `synthetic`.
+    source: one of KINDS.
     split: `train` or `validation`; TFDS goes by `tfds_split` instead.
-    path: the folder, or the data_dir of TFDS.
+    path: the folder of a folder, raw or sharded set, or the data_dir of TFDS.
     tfds_name: name of the TFDS set.
     tfds_split: the TFDS split that serves as `split`.
     val_fraction: share of each class held out where the data has no split.
@@ -92,6 +99,12 @@ def make_source(
     return folder_source(path, split, val_fraction, split_seed)
   if source == 'tfds':
     return tfds_source(tfds_name, tfds_split, path)
+  if source == 'tar':
+    return tar_source(path, split, val_fraction, split_seed)
+  if source == 'parquet':
+    return parquet_source(path, split, val_fraction, split_seed)
+  if source == 'raw':
+    return raw_source(path, split)
   if source == 'synthetic':
     return synthetic_source(split, synthetic_examples, synthetic_classes)
   raise UserError(f'data.source is {source!r}, which does not exist')

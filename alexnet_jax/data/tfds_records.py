@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import os
 import pathlib
 import re
+import threading
+
+from google.protobuf.message import DecodeError
+import numpy as np
 
 from alexnet_jax.data.splits import digest
 from alexnet_jax.errors import UserError
@@ -12,10 +17,15 @@ from alexnet_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource:
-  """A split of a prepared TFDS image classification set (array_record)."""
+  """A split of a prepared TFDS image classification set (array_record).
+
+  Reads ArrayRecord itself and takes image and label out of the record with
+  protobuf's parser: TFDS's own reading builds every feature in Python, which
+  costs more than decoding a small photograph.
+  """
 
   name: str
-  records: Sequence
+  records: 'RecordFiles'
   class_names: Sequence[str]
   fingerprint: str
 
@@ -24,15 +34,89 @@ class TfdsSource:
     return len(self.records)
 
   def read(self, index: int) -> tuple[bytes, int]:
-    record = self.records[index]
-    return record['image'], int(record['label'])
+    features = self._features(index)
+    try:
+      image = features['image'].bytes_list.value[0]
+      label = features['label'].int64_list.value[0]
+    except IndexError as error:
+      raise UserError(
+        f'{self.name} record {index} has no encoded image or no label; prepare'
+        ' the set again'
+      ) from error
+    return image, label
+
+  def file_name(self, index: int) -> str:
+    """The name that the set gives the image; '' if it gives none."""
+    names = self._features(index)['file_name'].bytes_list.value
+    return names[0].decode(errors='replace') if names else ''
 
   def describe(self, index: int) -> str:
-    record = self.records[index]
-    file_name = record.get('file_name', b'')
-    if isinstance(file_name, bytes):
-      file_name = file_name.decode(errors='replace')
-    return f'{self.name} record {index} {file_name}'.rstrip()
+    return f'{self.name} record {index} {self.file_name(index)}'.rstrip()
+
+  def _features(self, index):
+    record = self.records.read(index)
+    try:
+      return example_class().FromString(record).features.feature
+    except DecodeError as error:
+      raise UserError(
+        f'{self.name} record {index} is damaged ({error}); prepare the set'
+        ' again'
+      ) from error
+
+
+@functools.cache
+def example_class():
+  """The protobuf message tf.train.Example, without TensorFlow."""
+  from tensorflow_datasets.proto import tf_example_generated_pb2  # slow
+
+  return tf_example_generated_pb2.Example
+
+
+class RecordFiles:
+  """The records of several ArrayRecord files, or parts of them, in a row.
+
+  A file is opened when it is first read from. `read` may be called from
+  several threads at once.
+  """
+
+  def __init__(self, parts: Sequence[tuple[str, int, int]]):
+    """`parts` are (path, first record, number of records)."""
+    self._parts = parts
+    self._ends = np.cumsum([count for _, _, count in parts])
+    self._readers = [None] * len(parts)
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return int(self._ends[-1]) if len(self._ends) else 0
+
+  def read(self, index: int) -> bytes:
+    """Record `index`.
+
+    Raises:
+      UserError: if the file is damaged or gone.
+    """
+    number = int(np.searchsorted(self._ends, index, side='right'))
+    path, first, count = self._parts[number]
+    position = index - int(self._ends[number]) + count + first
+    try:
+      reader = self._readers[number] or self._open(number)
+      return reader.read([position])[0]
+    except (RuntimeError, IndexError, ValueError) as error:
+      message = f'cannot read record {position} of {path}: {error}'
+      raise UserError(message) from error
+
+  def _open(self, number):
+    from array_record.python import array_record_module
+
+    with self._lock:
+      if self._readers[number] is None:
+        self._readers[number] = array_record_module.ArrayRecordReader(
+          self._parts[number][0],
+          # For random access; a buffer is kept for every open file.
+          'readahead_buffer_size:0,max_parallelism:0',
+          file_reader_buffer_size=1 << 15,
+        )
+      return self._readers[number]
 
 
 def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
@@ -44,44 +128,49 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
   """
   import tensorflow_datasets as tfds  # slow to import, and only needed here
 
-  root = pathlib.Path(
-    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  ).expanduser()
-  folder = _tfds_folder(root, name)
+  folder = tfds_folder(name, data_dir)
   builder = tfds.builder_from_directory(folder)
   if {'image', 'label'} - set(builder.info.features):
     raise UserError(
       f'{name} has the features {sorted(builder.info.features)}; training needs'
       " 'image' and 'label'"
     )
-  try:
-    records = builder.as_data_source(
-      split, decoders={'image': tfds.decode.SkipDecoding()}
-    )
-  except NotImplementedError as error:
+  if builder.info.file_format.value != 'array_record':
     raise UserError(
       f'{folder} is not array_record, which training reads; prepare it into'
       f' another folder: {_prepare_command(name, "OTHER_DIR")}'
-    ) from error
-  except (ValueError, AssertionError) as error:  # of the split's name or slice
+    )
+  try:
+    info = builder.info.splits[split]
+    parts = [(p.filename, p.skip, p.take) for p in info.file_instructions]
+  except (KeyError, ValueError, AssertionError) as error:  # of name or slice
     raise UserError(
       f'{name} in {folder} cannot give the split {split!r} ({error}); its'
       f' splits are {sorted(builder.info.splits)}'
     ) from error
-  info = (pathlib.Path(folder) / 'dataset_info.json').read_bytes()
+  for path, _, _ in parts:
+    if not pathlib.Path(path).is_file():
+      raise UserError(f'{path} is missing; prepare {name} again')
+  description = (folder / 'dataset_info.json').read_bytes()
   return TfdsSource(
     f'{name} {split}',
-    records,
+    RecordFiles([(str(p), skip, take) for p, skip, take in parts]),
     tuple(builder.info.features['label'].names),
-    digest(info, split.encode()),
+    digest(description, split.encode()),
   )
 
 
-def _tfds_folder(root, name):
+def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
   """The folder of the newest prepared version of a TFDS set.
 
   `name` may be NAME/CONFIG; without a config the set must have none, or one.
+
+  Raises:
+    UserError: if there is none, or several configs.
   """
+  root = pathlib.Path(
+    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  ).expanduser()
   found = [
     path.parent
     for path in root.glob(f'{name}/**/dataset_info.json')
@@ -105,8 +194,7 @@ def _tfds_folder(root, name):
       f'no TFDS set {name!r} in {root}.{tars} `{_prepare_command(name, root)}`.'
       ' If it lies elsewhere: --config.data.path=DATA_DIR'
     )
-
-  return str(max(found, key=lambda f: [int(n) for n in f.name.split('.')]))
+  return max(found, key=lambda f: [int(n) for n in f.name.split('.')])
 
 
 def _prepare_command(name, root):

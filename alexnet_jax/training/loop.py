@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from alexnet_jax import assemble
+from alexnet_jax import locks
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
@@ -52,7 +53,11 @@ def train_and_evaluate(
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   path.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(setup.lock(path))
+    busy = (
+      f'another run is training in {path}; wait for it, end it, or take another'
+      ' --workdir'
+    )
+    stack.enter_context(locks.lock(path, busy))
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     stack.callback(checkpoints.close)
     saved = checkpoints.newest_run()

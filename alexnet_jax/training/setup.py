@@ -1,7 +1,6 @@
 """A run before its first step: data, devices, state, what is on disk."""
 
 import dataclasses
-import fcntl
 import pathlib
 
 import jax
@@ -22,8 +21,6 @@ from alexnet_jax.training.console import Speed
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.writers import MetricWriter
-
-LOCK_FILE = '.lock'
 
 
 @dataclasses.dataclass
@@ -155,24 +152,6 @@ def write_config(config, path: pathlib.Path) -> None:
   temporary = path / f'{config_lib.CONFIG_FILE}.tmp'
   temporary.write_text(config_lib.to_json(config))
   temporary.replace(path / config_lib.CONFIG_FILE)
-
-
-def lock(path: pathlib.Path):
-  """Keeps a second run out of the folder until the returned file is closed.
-
-  Raises:
-    UserError: if another run is there.
-  """
-  file = (path / LOCK_FILE).open('w')
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    file.close()
-    raise UserError(
-      f'another run is training in {path}; wait for it, end it, or take'
-      ' another --workdir'
-    ) from error
-  return file
 
 
 def create(run: Run) -> tuple[state_lib.TrainState, Progress]:

@@ -173,6 +173,10 @@ def test_skipped_images_are_replaced_by_the_next_of_the_epoch(
 
   loader, found = batches(threads=1)
   assert len(loader.unreadable) == 2
+  drawn = [order.permutation(0, p // 10, 10)[p % 10] for p in range(24)]
+  assert np.concatenate([b['unreadable'] for b in found]).tolist() == [
+    index in (1, 6) for index in drawn
+  ]
   assert caplog.text.count('cannot decode') == 2  # once each
   values = np.concatenate([b['image'][:, 0, 0, 0] for b in found])
   expected = []
@@ -196,7 +200,10 @@ def test_skipped_images_are_replaced_by_the_next_of_the_epoch(
 def test_skipped_images_do_not_count_in_evaluation(damaged_folder):
   loader = Loader(damaged_folder, 16, unreadable='skip')
   batches = pipeline.make_eval_iter(loader, global_batch_size=4, crop_size=16)
+  batches = list(batches)
   assert sum(int(batch['mask'].sum()) for batch in batches) == 8
+  # Two could not be decoded; the last two places are beyond the split.
+  assert sum(int(batch['unreadable'].sum()) for batch in batches) == 2
 
 
 def test_a_source_without_a_readable_image_is_an_error(tmp_path):

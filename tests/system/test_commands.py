@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from alexnet_jax.data import order
+from alexnet_jax.data.folder import folder_source
 from alexnet_jax.training import writers
 from tests.system import commands
 
@@ -300,6 +302,16 @@ def test_unreadable_image_stops_or_is_skipped(photos, tmp_path):
   assert code == 0, err
   assert err.count('cannot decode') == 1
   assert '1 images of' in err
+  lines = (tmp_path / 'skip' / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  source = folder_source(str(photos), 'train')
+  path = str(photos / 'dark' / '3.png')
+  broken = [source.describe(i) == path for i in range(16)]
+  drawn = order.examples_at(np.arange(8 * 8), 16, 0)  # steps in the log
+  counted = sum(row.get('train/unreadable', 0) for row in rows)
+  assert counted == sum(broken[i] for i in drawn)
+  evaluated = [r['eval/unreadable'] for r in rows if 'eval/loss' in r]
+  assert evaluated == [0 if any(broken) else 1] * len(evaluated)
 
 
 def test_changed_data_is_refused_on_resume(photos, tmp_path):

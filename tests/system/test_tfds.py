@@ -304,6 +304,89 @@ def test_training_on_it_resumes_bit_for_bit(prepared, tmp_path):
   assert second['eval/loss'] == unbroken['eval/loss']
 
 
+@pytest.fixture(scope='module')
+def chain(prepared, tmp_path_factory):
+  """{layout: --config overrides}: the set, smaller JPEGs, and raw of both."""
+  data_dir, root = prepared[1], tmp_path_factory.mktemp('chain')
+  for command, path, out in (
+    ('resize', data_dir, 'small'),
+    ('raw', data_dir, 'raw'),
+    ('raw', root / 'small', 'raw_of_small'),
+  ):
+    process = run(
+      *('-m', 'alexnet_jax.data.prepare', command, '--json'),
+      *('--source=tfds', f'--path={path}', f'--out={root / out}'),
+      *('--size=80', '--shard_examples=5'),
+    )
+    assert last_json(process)['splits'] == {'train': 12, 'validation': 6}
+  raw = ('--config.data.source=raw',)
+  return {
+    'tfds': (f'--config.data.path={data_dir}',),
+    'small': (f'--config.data.path={root / "small"}',),
+    'raw': (*raw, f'--config.data.path={root / "raw"}'),
+    'raw_of_small': (*raw, f'--config.data.path={root / "raw_of_small"}'),
+  }
+
+
+ORDER = """
+import json, sys
+import numpy as np
+from alexnet_jax import assemble, recipes
+config = recipes.load_config(['--config=configs/imagenet.py', *sys.argv[1:]])
+loader = assemble.make_loader(config, 'train')
+batches = list(assemble.make_train_iter(config, loader, 9))
+np.save(sys.stdout.buffer, np.concatenate([b['label'] for b in batches]))
+np.save(sys.stdout.buffer, np.concatenate([b['flip'] for b in batches]))
+np.save(sys.stdout.buffer, np.concatenate([b['image'] for b in batches]))
+"""
+
+
+def first_batches(overrides):
+  """(labels, flips, images) of nine batches."""
+  process = subprocess.run(
+    [sys.executable, '-c', ORDER, *SMALL, *overrides],
+    cwd=REPO,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    check=True,
+  )
+  stream = io.BytesIO(process.stdout)
+  return [np.load(stream) for _ in range(3)]
+
+
+@pytest.mark.tfds
+def test_every_layout_gives_the_same_examples_in_the_same_order(chain):
+  labels, flips, pixels = first_batches(chain['tfds'])
+  assert set(labels) == {0, 150, 230}
+  for layout in ('small', 'raw', 'raw_of_small'):
+    own_labels, own_flips, own_pixels = first_batches(chain[layout])
+    np.testing.assert_array_equal(own_labels, labels)
+    np.testing.assert_array_equal(own_flips, flips)
+    difference = np.abs(own_pixels.astype(int) - pixels)
+    if layout == 'raw':
+      assert difference.max() == 0
+    else:  # grainy little images went through a second JPEG, 4:2:0
+      assert difference.mean() < 8
+
+
+@pytest.mark.tfds
+def test_training_from_raw_pixels_equals_training_from_their_source(
+  chain, tmp_path
+):
+  digests = {}
+  for layout, overrides in chain.items():
+    process = run(
+      *('-m', 'alexnet_jax.main', '--config=configs/imagenet.py', '--json'),
+      *(f'--workdir={tmp_path / layout}', '--config.num_epochs=0'),
+      *('--config.num_steps=4', '--config.data.mean=none'),
+      *(*SMALL, *overrides),
+    )
+    digests[layout] = last_json(process)['state_digest']
+  assert digests['raw'] == digests['tfds']
+  assert digests['raw_of_small'] == digests['small']
+  assert digests['small'] != digests['tfds']  # other pixels
+
+
 @pytest.mark.tfds
 def test_the_printed_command_trains_on_any_image_set(prepared, tmp_path):
   del prepared  # it says whether TensorFlow is there
@@ -417,7 +500,7 @@ def test_prepare_refuses_what_is_no_image_set_of_tfds(tmp_path, name, message):
 def test_help_imports_neither_tensorflow_nor_jax():
   script = """
 import sys
-from alexnet_jax.data import prepare
+from alexnet_jax.data.prepare import __main__ as prepare
 try:
   prepare.main(['tfds', '--help'])
 except SystemExit as error:
@@ -442,4 +525,6 @@ def test_one_function_of_the_package_imports_tensorflow():
         continue
       if any(name.split('.')[0] == 'tensorflow' for name in names):
         found.append(path.relative_to(package).as_posix())
+  # The peers of the benchmark run in processes of their own.
+  found = [path for path in found if not path.startswith('bench/peer')]
   assert found == ['data/prepare/tfds_set.py']

@@ -82,6 +82,49 @@ def assert_close(left, right, rtol, atol):
   )
 
 
+def test_mirroring_on_the_device_equals_mirroring_before():
+  flip = np.array([True, False, True, True, False, False, False, True])
+  mesh = mesh_of(4)
+  train_step = parallel.map_over_devices(
+    functools.partial(step.train_step, **BOUND), mesh, 'pmap'
+  )
+  batch = host_batch()
+  images = batch['image'].copy()
+  images[flip] = images[flip][:, :, ::-1]
+  results = [
+    train_step(
+      parallel.replicate(make_state(), mesh),
+      to_devices(given, mesh, 'pmap'),
+      jax.random.key(1),
+    )
+    for given in (
+      {**batch, 'flip': flip},
+      {**batch, 'image': images},
+      batch,
+    )
+  ]
+  states = [jax.device_get(state.params) for state, _ in results]
+  jax.tree.map(np.testing.assert_array_equal, states[0], states[1])
+  assert float(results[0][1]['loss']) == float(results[1][1]['loss'])
+  assert float(results[0][1]['loss']) != float(results[2][1]['loss'])
+
+
+def test_unreadable_examples_are_counted_over_all_devices():
+  mesh = mesh_of(4)
+  train_step = parallel.map_over_devices(
+    functools.partial(step.train_step, **BOUND), mesh, 'pmap'
+  )
+  unreadable = np.array([True, False, False, True, True, False, False, False])
+  batch = {**host_batch(), 'unreadable': unreadable}
+  _, sums = train_step(
+    parallel.replicate(make_state(), mesh),
+    to_devices(batch, mesh, 'pmap'),
+    jax.random.key(1),
+  )
+  assert int(sums['unreadable']) == 3
+  assert int(sums['count']) == BATCH
+
+
 @pytest.mark.parametrize('norm', ['lrn', 'batch'])
 @pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
 def test_four_devices_do_what_one_does(kind, norm):

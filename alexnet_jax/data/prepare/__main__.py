@@ -4,6 +4,9 @@ import argparse
 import sys
 
 from alexnet_jax import command
+from alexnet_jax.data.doctor import check
+from alexnet_jax.data.prepare import raw_set
+from alexnet_jax.data.prepare import resized_set
 from alexnet_jax.data.prepare import tfds_set
 
 
@@ -12,7 +15,7 @@ def _arguments(argv):
     prog='python -m alexnet_jax.data.prepare', description='Prepares data sets.'
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
-  for module in (tfds_set,):
+  for module in (tfds_set, resized_set, raw_set, check):
     module.add_arguments(commands)
   for subparser in commands.choices.values():
     subparser.add_argument(
@@ -25,7 +28,9 @@ def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
   return command.run(
-    lambda: arguments.work(arguments), json_output=arguments.json
+    lambda: arguments.work(arguments),
+    json_output=arguments.json,
+    exit_code=getattr(arguments, 'exit_code', None),
   )
 
 

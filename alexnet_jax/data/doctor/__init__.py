@@ -1,0 +1,1 @@
+"""Examines data sets: prepare check."""

@@ -1,0 +1,299 @@
+"""Image data sets of the Hugging Face hub: parquet with encoded images."""
+
+from collections.abc import Sequence
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import threading
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.data import shard_files
+from alexnet_jax.data import splits
+from alexnet_jax.errors import UserError
+
+IMAGE_COLUMNS = ('image', 'img')
+LABEL_COLUMNS = ('label', 'labels', 'fine_label')
+_CACHE_BYTES = 1 << 28  # of decoded row groups
+_THREADS = 8  # that open files
+_NO_BYTES = (
+  'has no bytes of an image, at most a path or an address; embed the images'
+  ' (the library datasets: dataset.cast_column("image", Image()) and save)'
+)
+_SLOW = (
+  '{0}: reading parquet in random order is slow, as every image has a whole row'
+  ' group decoded; for a fast copy: python -m alexnet_jax.data.prepare raw'
+  ' --source parquet --path {0} --out DIR'
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ParquetSource:
+  """Rows of parquet files; `rows` int64 [n] are counted through all files."""
+
+  split: str
+  groups: 'RowGroups'
+  rows: np.ndarray
+  labels: np.ndarray
+  class_names: Sequence[str]
+
+  @property
+  def name(self) -> str:
+    return f'{self.groups.root} {self.split}'
+
+  @property
+  def num_examples(self) -> int:
+    return len(self.rows)
+
+  @property
+  def fingerprint(self) -> str:
+    files = json.dumps([[file.name, file.size] for file in self.groups.files])
+    arrays = self.rows.tobytes(), self.labels.tobytes()
+    return splits.digest(files.encode(), *arrays)
+
+  def read(self, index: int) -> tuple[bytes, int]:
+    number, row = self.groups.locate(int(self.rows[index]))
+    content = self.groups.images(number)[row].as_py()
+    if content is None:
+      raise UserError(f'{self.describe(index)} {_NO_BYTES}')
+    return content, int(self.labels[index])
+
+  def describe(self, index: int) -> str:
+    number, row = self.groups.locate(int(self.rows[index]))
+    file, group = self.groups.places[number]
+    return f'{file.path} row group {group}, row {row}'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _File:
+  path: pathlib.Path
+  name: str  # the path below the root
+  size: int
+  metadata: Any  # of pyarrow
+  image: str  # path of the column of bytes
+  labels: np.ndarray  # int32 [n], or strings as objects
+  class_names: Sequence[str] | None
+
+
+class RowGroups:
+  """The images of some files, decoded by whole row groups.
+
+  Memory: the groups used last stay, up to 256 MB of them or a single larger
+  one; besides, each thread has the group that it is decoding or reading from.
+  """
+
+  def __init__(self, root: pathlib.Path, files: Sequence[_File]):
+    self.root = root
+    self.files = files
+    self.places = [
+      (file, group)
+      for file in files
+      for group in range(file.metadata.num_row_groups)
+    ]
+    counts = [f.metadata.row_group(g).num_rows for f, g in self.places]
+    self._starts = np.cumsum([0, *counts])[:-1]
+    self._kept = {}  # number of the group: its images, the last used at the end
+    self._kept_bytes = 0
+    self._decoded = set()
+    self._lock = threading.Lock()
+    self._group_locks = [threading.Lock() for _ in range(64)]
+
+  def locate(self, row: int) -> tuple[int, int]:
+    """(place in `places`, row in that group) of a row."""
+    # Of groups that start alike all but the last are empty.
+    number = int(np.searchsorted(self._starts, row, 'right')) - 1
+    return number, row - int(self._starts[number])
+
+  def images(self, number: int) -> Any:
+    """The images of the group at `places[number]`, a ChunkedArray of bytes."""
+    # Of threads that want the same group, one decodes it.
+    with self._group_locks[number % len(self._group_locks)]:
+      with self._lock:
+        images = self._kept.pop(number, None)
+        self._kept_bytes -= images.nbytes if images else 0
+      if images is None:
+        images = self._decode(number)
+      with self._lock:
+        self._kept[number] = images
+        self._kept_bytes += images.nbytes
+        while self._kept_bytes > _CACHE_BYTES and len(self._kept) > 1:
+          oldest = self._kept.pop(next(iter(self._kept)))
+          self._kept_bytes -= oldest.nbytes
+      return images
+
+  def _decode(self, number):
+    pa, pq = _import_pyarrow()
+    file, group = self.places[number]
+    if number in self._decoded:
+      shard_files.warn_once(_SLOW.format(self.root))
+    self._decoded.add(number)
+    try:
+      if os.path.getsize(file.path) != file.size:
+        raise UserError(
+          f'{file.path} has changed; start again once the data stays as it is'
+        )
+      # Opened by each thread for itself: readers are not made to be shared.
+      with pq.ParquetFile(file.path, metadata=file.metadata) as reader:
+        table = reader.read_row_group(group, [file.image], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+      raise UserError(
+        f'cannot read row group {group} of {file.path}: {error}'
+      ) from error
+    return table.flatten().column(0)  # of the struct its only field, if it is
+
+
+def parquet_source(
+  path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
+) -> ParquetSource:
+  """A split of a folder of parquet files, as the Hugging Face hub has them.
+
+  The images are a column of bytes, or of structs with `bytes`; the labels are
+  numbers, named by the metadata of the hub's library, or strings, which are the
+  names. `shard_files.split_files` tells the splits apart; without one for
+  validation, `held_out` splits the training rows.
+
+  Raises:
+    UserError: if pyarrow is missing, files are missing or damaged, or the
+      columns are unfit.
+  """
+  root = pathlib.Path(path).expanduser()
+  names = shard_files.split_files(root, ('.parquet',))
+  files = _open(root, names['train'])
+  _check_alike(files)
+  labels = train = np.concatenate([file.labels for file in files])
+  class_names = files[0].class_names
+  if train.dtype == object:
+    class_names = sorted(set(train))
+    labels = train = shard_files.numbered(root, train, class_names)
+  class_names = shard_files.named_classes(root, train, class_names)
+  rows = np.arange(len(train))
+  if names['validation'] and split == 'validation':
+    of_training, files = files, _open(root, names['validation'])
+    _check_alike(of_training + files)
+    labels = np.concatenate([file.labels for file in files])
+    if labels.dtype == object:
+      labels = shard_files.numbered(root, labels, class_names)
+    shard_files.check_validation_labels(root, train, labels)
+    rows = np.arange(len(labels))
+  elif not names['validation']:
+    keys = [
+      f'{file.name} row {row}'
+      for file in files
+      for row in range(len(file.labels))
+    ]
+    mask = splits.held_out(keys, train, val_fraction, split_seed)
+    rows = np.flatnonzero(mask if split == 'validation' else ~mask)
+  groups = RowGroups(root, files)
+  return ParquetSource(split, groups, rows, labels[rows], class_names)
+
+
+def _import_pyarrow():
+  try:
+    import pyarrow
+    import pyarrow.parquet
+  except ImportError as error:
+    raise UserError(
+      "reading parquet needs pyarrow: pip install 'alexnet_jax[parquet]' (in a"
+      " checkout: pip install -e '.[parquet]')"
+    ) from error
+  return pyarrow, pyarrow.parquet
+
+
+def _open(root, names):
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(_open_file, [root] * len(names), names))
+
+
+def _open_file(root, name):
+  """Reads the metadata and the labels of a file, and checks its columns."""
+  pa, pq = _import_pyarrow()
+  path = root / name
+  try:
+    size = path.stat().st_size
+    with pq.ParquetFile(path) as reader:
+      schema, metadata = reader.schema_arrow, reader.metadata
+      image = _bytes_column(pa, path, schema)
+      label = _column(path, schema, LABEL_COLUMNS)
+      column = reader.read([label]).column(0)
+  except (pa.ArrowException, OSError) as error:
+    raise UserError(
+      f'{path} is truncated, damaged or no parquet file ({error})'
+    ) from error
+  _check_bytes(path, metadata, image)
+  labels = _plain_labels(pa, path, label, column)
+  names = _hub_names(schema, label)
+  return _File(path, name, size, metadata, image, labels, names)
+
+
+def _column(path, schema, choices):
+  column = next((name for name in choices if name in schema.names), None)
+  if column is None:
+    raise UserError(
+      f'{path} has the columns {schema.names}; one must be named'
+      f' {" or ".join(choices)}'
+    )
+  return column
+
+
+def _bytes_column(pa, path, schema):
+  """The path of the column of image bytes: `image` or `image.bytes`."""
+  column = _column(path, schema, IMAGE_COLUMNS)
+  kind = schema.field(column).type
+  if pa.types.is_struct(kind) and kind.get_field_index('bytes') >= 0:
+    kind, column = kind.field('bytes').type, f'{column}.bytes'
+  if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    raise UserError(f'{path}: column {column} is {kind}; it {_NO_BYTES}')
+  return column
+
+
+def _check_bytes(path, metadata, image):
+  """Finds rows without bytes where the file's statistics count them."""
+  paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+  number = paths.index(image)
+  for group in range(metadata.num_row_groups):
+    statistics = metadata.row_group(group).column(number).statistics
+    if statistics and statistics.has_null_count and statistics.null_count:
+      raise UserError(f'{path} row group {group} has a row that {_NO_BYTES}')
+
+
+def _plain_labels(pa, path, name, column):
+  """A column as int32 [n], or strings as objects."""
+  if column.null_count:
+    raise UserError(f'{path}: {column.null_count} rows have no {name}')
+  if pa.types.is_dictionary(column.type):
+    column = column.cast(column.type.value_type)
+  labels = column.to_numpy()
+  if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    return labels
+  if not pa.types.is_integer(column.type):
+    raise UserError(
+      f'{path}: column {name} is {column.type}, neither whole numbers nor text'
+    )
+  wrong = labels[(labels < 0) | (labels > np.iinfo(np.int32).max)]
+  if len(wrong):
+    raise UserError(
+      f'{path} has the {name} {wrong[0]}; labels are whole numbers from 0'
+    )
+  return labels.astype(np.int32)
+
+
+def _hub_names(schema, label):
+  """Class names from the metadata of Hugging Face's library, or None."""
+  try:
+    hub = json.loads((schema.metadata or {})[b'huggingface'])
+    names = hub['info']['features'][label]['names']
+  except (KeyError, TypeError, ValueError):
+    return None
+  return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _check_alike(files):
+  kinds = {(f.labels.dtype, tuple(f.class_names or ())): f.path for f in files}
+  if len(kinds) > 1:
+    first, second = list(kinds.values())[:2]
+    raise UserError(
+      f'{first} and {second} differ in the kind of labels or the class names'
+    )

@@ -1,0 +1,90 @@
+"""Where `resize` and `raw` take their images from."""
+
+import argparse
+import sys
+
+from alexnet_jax.data import sources
+from alexnet_jax.data.loader import Loader
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that name a source, its splits and how to read it."""
+  parser.add_argument(
+    '--source',
+    required=True,
+    choices=[kind for kind in sources.KINDS if kind != 'synthetic'],
+    help='what PATH is',
+  )
+  parser.add_argument(
+    '--path',
+    default='',
+    metavar='PATH',
+    help='the folder of images or shards, or the data_dir of TFDS',
+  )
+  parser.add_argument('--out', required=True, metavar='DIR')
+  parser.add_argument('--tfds_name', default='imagenet2012')
+  parser.add_argument('--tfds_train_split', default='train')
+  parser.add_argument('--tfds_eval_split', default='validation')
+  parser.add_argument(
+    '--val_fraction',
+    type=_fraction,
+    default=0.2,
+    help='held out where the data has no split (default: 0.2)',
+  )
+  parser.add_argument('--split_seed', type=int, default=0)
+  parser.add_argument(
+    '--unreadable',
+    choices=('stop', 'skip'),
+    default='stop',
+    help='at an image that cannot be decoded (default: stop)',
+  )
+  parser.add_argument(
+    '--num_threads', type=int, default=0, help='0: one per core (default)'
+  )
+
+
+def _fraction(text):
+  value = float(text)
+  if not 0 < value < 1:
+    raise argparse.ArgumentTypeError(f'{text} does not lie between 0 and 1')
+  return value
+
+
+def positive(text: str) -> int:
+  """An argument that must be a whole number from 1."""
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f'{text} is not positive')
+  return value
+
+
+def open_loaders(arguments, size: int) -> dict[str, Loader]:
+  """A loader for `train` and one for `validation`.
+
+  Raises:
+    UserError: if the source is missing or unfit.
+  """
+  loaders = {}
+  for split in sources.SPLITS:
+    tfds_splits = {
+      'train': arguments.tfds_train_split,
+      'validation': arguments.tfds_eval_split,
+    }
+    source = sources.make_source(
+      arguments.source,
+      split,
+      path=arguments.path,
+      tfds_name=arguments.tfds_name,
+      tfds_split=tfds_splits[split],
+      val_fraction=arguments.val_fraction,
+      split_seed=arguments.split_seed,
+    )
+    loaders[split] = Loader(
+      source,
+      size,
+      unreadable=arguments.unreadable,
+      num_threads=arguments.num_threads,
+      skip_flag='--unreadable skip',
+    )
+    print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
+  return loaders

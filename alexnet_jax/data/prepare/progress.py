@@ -1,0 +1,65 @@
+"""Progress of a long command, on standard error."""
+
+import sys
+import time
+
+import rich.console
+import rich.progress
+
+_INTERVAL = 10.0  # seconds between two lines where there is no terminal
+
+
+class Progress:
+  """Images done, images per second and time left; a context manager.
+
+  A bar on a terminal, otherwise a line now and then.
+  """
+
+  def __init__(self, total: int, what: str):
+    """`total` images; `what` is being done with them."""
+    self._total, self._what = total, what
+    self._done, self._start = 0, time.monotonic()
+    self._said = self._start
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = rich.progress.Progress(
+        rich.progress.TextColumn('{task.description}'),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn('{task.fields[speed]:.0f} images/s'),
+        rich.progress.TimeRemainingColumn(),
+        console=rich.console.Console(stderr=True),
+      )
+      self._task = self._bar.add_task(what, total=total, speed=0.0)
+
+  def __enter__(self) -> 'Progress':
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    if self._bar:
+      self._bar.stop()
+    elif self._done:
+      self._say()
+
+  def advance(self, count: int) -> None:
+    """`count` more images are done."""
+    self._done += count
+    if self._bar:
+      self._bar.update(self._task, advance=count, speed=self._speed())
+    elif time.monotonic() - self._said > _INTERVAL:
+      self._say()
+
+  def _speed(self):
+    return self._done / max(time.monotonic() - self._start, 1e-6)
+
+  def _say(self):
+    self._said = time.monotonic()
+    left = (self._total - self._done) / max(self._speed(), 1e-6)
+    print(
+      f'{self._what}: {self._done:,} of {self._total:,} images,'
+      f' {self._speed():.0f} images/s, {left:.0f} s left',
+      file=sys.stderr,
+      flush=True,
+    )

@@ -1,0 +1,235 @@
+"""prepare raw: squares of uint8 pixels in memory-mapped shards.
+
+The manifest, manifest.json:
+
+- format, image_size (pixels), class_names, settings (of the command);
+- splits: {train, validation} of {num_examples, source, source_fingerprint,
+  skipped (names of what could not be decoded), shards: [{file, num_examples,
+  sha256}], labels: {file, sha256}, rgb: {pixels, sums [3], products [3][3]
+  (exact integers), mean [3], covariance [3][3]}}.
+"""
+
+import hashlib
+import pathlib
+import sys
+
+import numpy as np
+
+from alexnet_jax.data import raw
+from alexnet_jax.data.prepare import inputs
+from alexnet_jax.data.prepare import shards
+from alexnet_jax.errors import UserError
+
+
+def prepare_raw(arguments) -> dict:
+  """Writes both splits of a source as squares; see the module's docstring.
+
+  Args:
+    arguments: of the command line, see `add_arguments`.
+
+  Returns:
+    {out, image_size, classes, splits: {name: examples}, skipped: how many}.
+
+  Raises:
+    UserError: if the source is unfit, `out` in use or the disk too small.
+  """
+  from alexnet_jax.data import kernels  # slow to import
+
+  size, folder = arguments.size, pathlib.Path(arguments.out).expanduser()
+  loaders = inputs.open_loaders(arguments, size)
+  settings = _settings(arguments, loaders)
+  if (folder / raw.MANIFEST).exists():
+    return _already_prepared(folder, settings)
+  plan = shards.plan(loaders, arguments.shard_examples)
+
+  def convert(loader, index):
+    example = loader.square(index)
+    if example is None:
+      return None
+    sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    kernels.add_colour_sums(example[0], *sums)
+    return *example, sums
+
+  with shards.output(folder, settings) as out:
+    missing = sum(s.stop - s.start for s in plan if out.note(s) is None)
+    shards.check_room(folder, missing * (size * size * 3 + 4), 'the raw set')
+    notes = shards.write_shards(
+      out,
+      plan,
+      loaders,
+      file_name=lambda shard: f'{shard.key}.npy',
+      convert=convert,
+      write=lambda path, examples: _write_shard(path, examples, size),
+    )
+    manifest = _manifest(folder, settings, loaders, plan, notes)
+    shards.write_json(folder / raw.MANIFEST, manifest, indent=1)
+    out.finish()
+  return _result(folder, manifest)
+
+
+def _settings(arguments, loaders):
+  return {
+    'image_size': arguments.size,
+    'shard_examples': arguments.shard_examples,
+    'unreadable': arguments.unreadable,
+    'sources': {k: v.source.fingerprint for k, v in loaders.items()},
+  }
+
+
+def _already_prepared(folder, settings):
+  manifest = raw.read_manifest(folder)
+  if manifest['settings'] != settings:
+    raise UserError(
+      f'{folder} holds a raw set made with other settings or from other data'
+      f' ({manifest["settings"]}, not {settings}); choose another --out'
+    )
+  shards.forget_notes(folder)  # if the last command ended right before that
+  print(f'{folder} is prepared already', file=sys.stderr)
+  return _result(folder, manifest)
+
+
+def _write_shard(path, examples, size):
+  """Writes squares as .npy; how many there are is known at the end only."""
+  sha, labels = hashlib.sha256(), []
+  sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+  with path.open('wb') as file:
+    start = _write_header(file, 0, size)
+    for pixels, label, (image_sums, image_products) in examples:
+      file.write(pixels.data)
+      labels.append(label)
+      sums += image_sums
+      products += image_products
+    file.seek(0)
+    if _write_header(file, len(labels), size) != start:
+      raise RuntimeError('the length of a .npy header changed')
+  with path.open('rb') as file:  # from the page cache
+    while block := file.read(1 << 24):
+      sha.update(block)
+  return {
+    'sha256': sha.hexdigest(),
+    'labels': labels,
+    'sums': sums.tolist(),
+    'products': products.tolist(),
+  }
+
+
+def _write_header(file, count, size):
+  """The header of a .npy file; returns its length."""
+  header = {
+    'descr': '|u1',
+    'fortran_order': False,
+    # numpy leaves room for a larger first dimension.
+    'shape': (count, size, size, 3),
+  }
+  np.lib.format.write_array_header_1_0(file, header)
+  return file.tell()
+
+
+def _manifest(folder, settings, loaders, plan, notes):
+  splits = {}
+  for split, own in shards.by_split(plan, notes).items():
+    source = loaders[split].source
+    labels = np.array([k for n in own for k in n['labels']], np.int32)
+    splits[split] = {
+      'num_examples': len(labels),
+      'source': source.name,
+      'source_fingerprint': source.fingerprint,
+      'skipped': [name for note in own for name in note['skipped']],
+      'shards': [
+        {
+          'file': note['file'],
+          'num_examples': len(note['labels']),
+          'sha256': note['sha256'],
+        }
+        for note in own
+      ],
+      'labels': _write_labels(folder / f'{split}-labels.npy', labels),
+      'rgb': colour_statistics(
+        len(labels) * settings['image_size'] ** 2,
+        np.sum([note['sums'] for note in own], 0),
+        np.sum([note['products'] for note in own], 0),
+      ),
+    }
+  return {
+    'format': raw.FORMAT,
+    'image_size': settings['image_size'],
+    'class_names': list(loaders['train'].source.class_names),
+    'settings': settings,
+    'splits': splits,
+  }
+
+
+def _write_labels(path, labels):
+  np.save(path, labels)
+  sha = hashlib.sha256(path.read_bytes()).hexdigest()
+  return {'file': path.name, 'sha256': sha}
+
+
+def colour_statistics(pixels: int, sums: np.ndarray, products: np.ndarray):
+  """Mean and covariance of RGB over all pixels, from exact sums.
+
+  Args:
+    pixels: how many.
+    sums: int64 [3], of each channel.
+    products: int64 [3, 3], of each pair of channels.
+
+  Returns:
+    {pixels, sums, products, mean [3], covariance [3][3] (divided by the number
+    of pixels)}. The covariance is computed in integers up to the division.
+  """
+  sums = [int(s) for s in sums]
+  products = [[int(p) for p in row] for row in products]
+  covariance = [
+    # n * sum(xy) - sum(x) * sum(y), exact in Python's integers.
+    [
+      (pixels * products[i][j] - sums[i] * sums[j]) / pixels**2
+      for j in range(3)
+    ]
+    for i in range(3)
+  ]
+  return {
+    'pixels': pixels,
+    'sums': sums,
+    'products': products,
+    'mean': [s / pixels for s in sums],
+    'covariance': covariance,
+  }
+
+
+def _result(folder, manifest):
+  splits = manifest['splits']
+  print(
+    'to train on it:\n  python -m alexnet_jax.main --config configs/imagenet.py'
+    f' --config.data.source=raw --config.data.path={folder}'
+    f' --config.data.resize_size={manifest["image_size"]}'
+    ' --config.model.num_classes=0',
+    file=sys.stderr,
+  )
+  return {
+    'out': str(folder),
+    'image_size': manifest['image_size'],
+    'classes': len(manifest['class_names']),
+    'splits': {name: info['num_examples'] for name, info in splits.items()},
+    'skipped': sum(len(info['skipped']) for info in splits.values()),
+  }
+
+
+def add_arguments(commands) -> None:
+  """Adds the subcommand to argparse's `commands`."""
+  parser = commands.add_parser(
+    'raw',
+    help='decode a data set once, into squares of uint8 pixels',
+    description='Writes the centre squares of all images as uint8 arrays, which'
+    ' training memory-maps. ImageNet at 256 pixels takes 262 GB.',
+  )
+  inputs.add_arguments(parser)
+  parser.add_argument(
+    '--size', type=inputs.positive, default=256, help='in pixels (default: 256)'
+  )
+  parser.add_argument(
+    '--shard_examples',
+    type=inputs.positive,
+    default=5_000,
+    help='images in a file (default: 5,000: about 1 GB at 256 pixels)',
+  )
+  parser.set_defaults(work=prepare_raw)

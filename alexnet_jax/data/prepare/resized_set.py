@@ -1,0 +1,235 @@
+"""prepare resize: JPEGs whose short side is 256, as a TFDS set.
+
+The result is what TFDS itself would read (array_record, dataset_info.json,
+features.json), written without TensorFlow, with the splits and the order of the
+source.
+"""
+
+import pathlib
+import re
+import sys
+
+import numpy as np
+import simplejpeg
+
+from alexnet_jax.data import images
+from alexnet_jax.data import tfds_records
+from alexnet_jax.data.prepare import inputs
+from alexnet_jax.data.prepare import shards
+from alexnet_jax.data.prepare import tfds_writer
+from alexnet_jax.errors import UserError
+
+_SETTINGS = 'alexnet_jax.json'  # in the finished set: how it was made
+_VERSION = '1.0.0'
+_SAMPLE = 64  # images of each split that the estimate of the room encodes
+
+
+def prepare_resized(arguments) -> dict:
+  """Writes both splits of a source as smaller JPEGs.
+
+  Images that are no larger and are upright colour JPEGs already are taken over
+  byte for byte; smaller ones are not enlarged.
+
+  Args:
+    arguments: of the command line, see `add_arguments`.
+
+  Returns:
+    {out, name, folder, size, quality, classes, splits: {name: examples},
+    skipped: how many}.
+
+  Raises:
+    UserError: if the source is unfit, `out` in use or the disk too small.
+  """
+  loaders = inputs.open_loaders(arguments, arguments.size)
+  name, version = _name_and_version(arguments)
+  folder = pathlib.Path(arguments.out).expanduser() / name / version
+  settings = _settings(arguments, loaders)
+  if (folder / tfds_writer.INFO).exists():
+    _check_prepared(folder, settings)
+    shards.forget_notes(folder)
+    print(f'{folder} is prepared already', file=sys.stderr)
+    return _result(arguments, name, folder, loaders)
+  plan = shards.plan(loaders, arguments.shard_examples)
+  size, quality = arguments.size, arguments.quality
+  dataset = name.split('/')[0]
+
+  with shards.output(folder, settings) as out:
+    missing = [shard for shard in plan if out.note(shard) is None]
+    needed = sum(
+      _estimate(loader, [s for s in missing if s.split == split], size, quality)
+      for split, loader in loaders.items()
+    )
+    shards.check_room(folder, needed, 'the resized set')
+    notes = shards.write_shards(
+      out,
+      plan,
+      loaders,
+      file_name=lambda shard: tfds_writer.file_name(dataset, shard),
+      convert=lambda loader, index: _record(loader, index, size, quality),
+      write=tfds_writer.write_shard,
+    )
+    shards.write_json(folder / _SETTINGS, settings)
+    tfds_writer.describe(
+      out,
+      dataset,
+      version,
+      loaders['train'].source.class_names,
+      shards.by_split(plan, notes),
+    )
+    out.finish()
+  return _result(arguments, name, folder, loaders)
+
+
+def _settings(arguments, loaders):
+  return {
+    'size': arguments.size,
+    'quality': arguments.quality,
+    'shard_examples': arguments.shard_examples,
+    'unreadable': arguments.unreadable,
+    'sources': {k: v.source.fingerprint for k, v in loaders.items()},
+  }
+
+
+def _name_and_version(arguments):
+  """A TFDS source keeps both: recipes find the smaller set as well."""
+  if arguments.name:
+    if not re.fullmatch(r'[a-z][a-z0-9_]*', arguments.name):
+      raise UserError(
+        f'--name is {arguments.name!r}; it takes a-z, 0-9 and _, and starts'
+        ' with a letter'
+      )
+    return arguments.name, _VERSION
+  if arguments.source == 'tfds':
+    folder = tfds_records.tfds_folder(arguments.tfds_name, arguments.path)
+    return arguments.tfds_name, folder.name
+  name = re.sub(r'[^a-z0-9]+', '_', pathlib.Path(arguments.path).name.lower())
+  name = name.strip('_') or arguments.source
+  return name if name[0].isalpha() else f'images_{name}', _VERSION
+
+
+def _check_prepared(folder, settings):
+  try:
+    made = shards.read_json(folder / _SETTINGS)
+  except OSError:
+    made = None
+  if made != settings:
+    raise UserError(
+      f'{folder} holds a set made with other settings or from other data'
+      f' ({made}, not {settings}); choose another --out'
+    )
+
+
+def _record(loader, index, size, quality):
+  """A serialized tf.train.Example; None if the image is skipped."""
+  example = loader.pixels(index)
+  if example is None:
+    return None
+  pixels, label = example
+  encoded, _ = loader.source.read(index)
+  if not _fits(encoded, pixels, size):
+    encoded = encode(pixels, size, quality)
+  file_name = getattr(loader.source, 'file_name', loader.source.describe)
+  return tfds_writer.serialize(encoded, label, file_name(index))
+
+
+def _fits(encoded, pixels, size):
+  """Whether a file can stay as it is: a plain JPEG, no larger than asked."""
+  return (
+    isinstance(encoded, bytes)
+    and min(pixels.shape[:2]) <= size
+    and images.is_plain_jpeg(encoded)
+  )
+
+
+def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:
+  """A JPEG, 4:2:0, whose short side is at most `size` pixels.
+
+  Args:
+    pixels: uint8 [height, width, 3].
+    size: of the short side; smaller images keep theirs.
+    quality: 1 to 100, of libjpeg.
+  """
+  if min(pixels.shape[:2]) > size:
+    pixels = images.resize_short_side(pixels, size)
+  return simplejpeg.encode_jpeg(
+    np.ascontiguousarray(pixels), quality, 'RGB', '420', fastdct=False
+  )
+
+
+def _estimate(loader, missing, size, quality):
+  """Bytes that the missing shards of a split will take, from a sample."""
+  count = sum(shard.stop - shard.start for shard in missing)
+  if not count:
+    return 0
+  chosen = np.linspace(
+    missing[0].start, missing[-1].stop - 1, min(_SAMPLE, count)
+  ).astype(int)
+  sizes = [
+    len(record)
+    for index in chosen
+    if (record := _record(loader, int(index), size, quality))
+  ]
+  # A record has about a hundred bytes of framing, a file ends with its 64 kB
+  # block, and a sample errs.
+  return int(
+    count * (np.mean(sizes or [0]) + 100) * 1.1 + len(missing) * 65_536
+  )
+
+
+def _result(arguments, name, folder, loaders):
+  out = pathlib.Path(arguments.out).expanduser()
+  splits, skipped = {}, {}
+  for split, loader in loaders.items():
+    source = tfds_records.tfds_source(name, split, str(out))
+    splits[split] = source.num_examples
+    skipped[split] = loader.source.num_examples - source.num_examples
+  print(
+    'to train on it:\n  python -m alexnet_jax.main --config configs/imagenet.py'
+    f' --config.data.path={out} --config.data.tfds_name={name}'
+    f' --config.data.resize_size={arguments.size} --config.model.num_classes=0',
+    file=sys.stderr,
+  )
+  return {
+    'out': str(out),
+    'name': name,
+    'folder': str(folder),
+    'size': arguments.size,
+    'quality': arguments.quality,
+    'classes': len(loaders['train'].source.class_names),
+    'splits': splits,
+    'skipped': sum(skipped.values()),
+  }
+
+
+def add_arguments(commands) -> None:
+  """Adds the subcommand to argparse's `commands`."""
+  parser = commands.add_parser(
+    'resize',
+    help='make smaller JPEGs of a data set',
+    description='Writes all images as JPEGs whose short side is 256 pixels:'
+    ' a TFDS set in array_record, with the splits and the order of the source.',
+  )
+  inputs.add_arguments(parser)
+  parser.add_argument(
+    '--size', type=inputs.positive, default=256, help='in pixels (default: 256)'
+  )
+  parser.add_argument(
+    '--quality',
+    type=int,
+    choices=range(1, 101),
+    metavar='1-100',
+    default=90,
+    help='of the JPEGs (default: 90)',
+  )
+  parser.add_argument(
+    '--name',
+    default='',
+    help='of the new set (default: that of the TFDS set, or of the folder)',
+  )
+  parser.add_argument(
+    '--shard_examples',
+    type=inputs.positive,
+    default=5_000,
+    help='images in a file (default: 5,000)',
+  )
+  parser.set_defaults(work=prepare_resized)

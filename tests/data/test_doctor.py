@@ -1,0 +1,678 @@
+"""prepare check, on data that each test makes and damages."""
+
+import hashlib
+import io
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from alexnet_jax.data import images
+from alexnet_jax.data import tfds_records
+from alexnet_jax.data.doctor import diagnosis
+from alexnet_jax.data.doctor.check import check
+from alexnet_jax.data.prepare import raw_set
+from alexnet_jax.errors import UnreadableImageError
+from alexnet_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def pixels(seed, height=40, width=48, channels=3):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (height, width, channels), np.uint8)
+
+
+def encode(image, file_format='JPEG', **options):
+  if isinstance(image, np.ndarray):
+    image = PIL.Image.fromarray(image)
+  buffer = io.BytesIO()
+  image.save(buffer, file_format, **options)
+  return buffer.getvalue()
+
+
+def jpeg(seed):
+  return encode(pixels(seed))
+
+
+def large(seed):
+  """A JPEG larger than what tarfile reads at a time."""
+  return encode(pixels(seed, 96, 128))
+
+
+def write(root, files):
+  for name, content in files.items():
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  return root
+
+
+def found(result):
+  """{(severity, kind): (count, names)}."""
+  return {
+    (f['severity'], f['kind']): (f['count'], f['examples'])
+    for f in result['findings']
+  }
+
+
+def one(name):
+  return 1, [name]
+
+
+def tar_of(files):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w') as tar:
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+  return buffer.getvalue()
+
+
+def clean_files():
+  names = [
+    f'{split}/{name}/{i}.jpg'
+    for split in ('train', 'val')
+    for name in ('cat', 'dog')
+    for i in range(2)
+  ]
+  return {name: jpeg(seed) for seed, name in enumerate(names)}
+
+
+def exif(orientation):
+  data = PIL.Image.Exif()
+  data[0x0112] = orientation
+  return data
+
+
+def damaged_jpeg():
+  content = bytearray(jpeg(90))
+  middle = len(content) // 2
+  content[middle : middle + 2] = b'\xff\xd9'
+  return bytes(content)
+
+
+def deep_rgb():
+  """A PNG with 16 bits per channel, which Pillow reads but does not write."""
+  rows = np.random.default_rng(91).integers(0, 256, (40, 40 * 6), np.uint8)
+  header = struct.pack('>IIBBBBB', 40, 40, 16, 2, 0, 0, 0)
+  data = zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows))
+  png = b'\x89PNG\r\n\x1a\n'
+  for kind, body in ((b'IHDR', header), (b'IDAT', data), (b'IEND', b'')):
+    png += struct.pack('>I', len(body)) + kind + body
+    png += struct.pack('>I', zlib.crc32(kind + body))
+  return png
+
+
+def odd_images():
+  """{name: (severity, kind, content)}."""
+  gif = [PIL.Image.fromarray(pixels(s)).quantize(16) for s in (92, 93)]
+  deep = pixels(94)[..., 0].astype(np.uint16) * 257
+  rgba, small = pixels(95, channels=4), pixels(96, 20, 48)
+  cmyk = PIL.Image.fromarray(pixels(97, channels=4), 'CMYK')
+  turned = encode(pixels(98), exif=exif(6))
+  return {
+    'empty.jpg': ('error', 'empty_file', b''),
+    'cut.jpg': ('error', 'truncated', jpeg(99)[:-400]),
+    'cut.png': ('error', 'truncated', encode(pixels(100), 'PNG')[:-400]),
+    'text.jpg': ('error', 'unreadable', b'no image\n' * 9),
+    'damaged.jpg': ('warning', 'damaged_jpeg', damaged_jpeg()),
+    'stripe.png': ('warning', 'one_pixel', encode(pixels(101, 1), 'PNG')),
+    'small.png': ('note', 'small', encode(small, 'PNG')),
+    'cmyk.jpg': ('note', 'cmyk', encode(cmyk)),
+    'gray.jpg': ('note', 'grayscale', encode(pixels(102)[..., 0])),
+    'clear.png': ('note', 'alpha', encode(rgba, 'PNG')),
+    'few.png': ('note', 'palette', encode(gif[0], 'PNG')),
+    'deep.png': ('note', 'deep', encode(deep, 'PNG')),
+    'deep-rgb.png': ('note', 'deep', deep_rgb()),
+    'turned.jpg': ('note', 'exif_rotation', turned),
+    'png.jpg': ('note', 'wrong_suffix', encode(pixels(103), 'PNG')),
+    'webp.jpeg': ('note', 'wrong_suffix', encode(pixels(104), 'WEBP')),
+    'film.webp': (
+      'note',
+      'animated',
+      encode(
+        PIL.Image.fromarray(pixels(105)),
+        'WEBP',
+        save_all=True,
+        append_images=[PIL.Image.fromarray(pixels(106))],
+      ),
+    ),
+  }
+
+
+def test_every_oddity_is_found_once_with_its_name(tmp_path):
+  odd = odd_images()
+  files = {
+    f'train/cat/{name}': content for name, (_, _, content) in odd.items()
+  }
+  write(tmp_path, clean_files() | files)
+  expected = {}
+  for name, (severity, kind, _) in odd.items():
+    expected.setdefault((severity, kind), []).append(f'train/cat/{name}')
+  result = check(str(tmp_path))
+  assert found(result) == {
+    key: (len(names), sorted(names)) for key, names in expected.items()
+  }
+  sums = {'error': 4, 'warning': 2, 'note': len(odd) - 6}
+  assert {s: result[f'{s}s'] for s in sums} == sums
+  assert result['splits'] == {
+    'train': {'examples': 4 + len(odd), 'classes': 2},
+    'validation': {'examples': 4, 'classes': 2},
+  }
+
+
+def test_an_image_can_be_odd_in_several_ways():
+  frames = [PIL.Image.fromarray(pixels(s)).quantize(16) for s in (1, 2)]
+  gif = encode(frames[0], 'GIF', save_all=True, append_images=frames[1:])
+  kinds = dict(diagnosis.examine(gif, 'film.jpg'))
+  assert set(kinds) == {'palette', 'animated', 'wrong_suffix'}
+  assert kinds['wrong_suffix'] == 'it is GIF'
+  assert diagnosis.examine(jpeg(1), 'name without suffix') == []
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP'])
+def test_unreadable_is_what_training_cannot_decode(file_format):
+  rng = np.random.default_rng(0)
+  whole = encode(pixels(0), file_format)
+  outcomes = set()
+  for trial in range(60):
+    content = bytearray(whole)
+    if trial % 2:
+      del content[rng.integers(len(content)) :]
+    else:
+      content[rng.integers(len(content))] ^= rng.integers(1, 256)
+    try:
+      images.decode(bytes(content))
+      readable = True
+    except UnreadableImageError:
+      readable = False
+    kinds = {kind for kind, _ in diagnosis.examine(bytes(content), 'a')}
+    bad = kinds & {'empty_file', 'truncated', 'unreadable'}
+    assert bool(bad) != readable, trial
+    assert readable or len(kinds) == 1
+    outcomes.add(readable)
+  assert outcomes == {True, False}
+
+
+def test_a_clean_folder_has_no_findings(tmp_path):
+  result = check(str(write(tmp_path, clean_files())))
+  assert result == {
+    'path': str(tmp_path),
+    'kind': 'folder',
+    'splits': {
+      'train': {'examples': 4, 'classes': 2},
+      'validation': {'examples': 4, 'classes': 2},
+    },
+    'findings': [],
+    'errors': 0,
+    'warnings': 0,
+    'notes': 0,
+  }
+
+
+def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
+  files = {
+    'train/cat/notes.txt': b'text',
+    'train/cat/photo.jpg_': jpeg(50),
+    'train/loose.jpg': jpeg(51),
+    'train/cow/1.jpg': jpeg(52),
+    'val/horse/1.jpg': jpeg(53),
+    'vall/cat/1.jpg': jpeg(54),
+    'train/cat/.hidden.txt': b'',
+  }
+  write(tmp_path, clean_files() | files)
+  (tmp_path / 'train' / 'void').mkdir()
+  (tmp_path / 'train' / 'cat' / 'gone.jpg').symlink_to('nowhere.jpg')
+  result = check(str(tmp_path))
+  assert found(result) == {
+    ('error', 'empty_class'): one('train/void'),
+    ('error', 'class_only_in_validation'): one('horse'),
+    ('error', 'unreadable'): one('train/cat/gone.jpg'),
+    ('warning', 'class_not_in_validation'): (2, ['cow', 'void']),
+    ('warning', 'unknown_suffix'): one('train/cat/photo.jpg_'),
+    ('warning', 'loose_image'): one('train/loose.jpg'),
+    ('note', 'unused_folder'): one('vall'),
+    ('note', 'not_an_image'): one('train/cat/notes.txt'),
+  }
+  assert result['splits']['train']['examples'] == 6
+
+
+def test_folders_without_classes(tmp_path):
+  flat = write(tmp_path / 'flat', {'a.jpg': jpeg(1), 'b.jpg': b''})
+  assert found(check(str(flat))) == {
+    ('error', 'no_classes'): one(str(flat)),
+    ('error', 'empty_file'): one('b.jpg'),
+  }
+  single = write(tmp_path / 'single', {'cat/a.jpg': jpeg(1)})
+  result = check(str(single))
+  assert found(result) == {('error', 'one_class'): one('cat')}
+  assert result['splits'] == {'all': {'examples': 1, 'classes': 1}}
+
+
+def test_duplicates(tmp_path):
+  files = clean_files()
+  files['train/cat/2.jpg'] = files['train/cat/3.jpg'] = files['train/cat/0.jpg']
+  files['val/dog/9.jpg'] = files['train/dog/1.jpg']
+  files['val/dog/8.jpg'] = files['val/cat/0.jpg']
+  assert found(check(str(write(tmp_path, files)))) == {
+    ('error', 'duplicate_between_splits'): one(
+      'val/dog/9.jpg = train/dog/1.jpg'
+    ),
+    ('warning', 'duplicate'): (
+      3,
+      [
+        'train/cat/2.jpg = train/cat/0.jpg',
+        'train/cat/3.jpg = train/cat/0.jpg',
+        'val/dog/8.jpg = val/cat/0.jpg',
+      ],
+    ),
+    ('warning', 'duplicate_with_two_labels'): one(
+      'val/dog/8.jpg = val/cat/0.jpg'
+    ),
+  }
+
+
+def test_a_finding_keeps_five_names_and_counts_on(tmp_path):
+  files = {f'{c}/{i}.jpg': b'' for c in 'ab' for i in range(40)}
+  result = check(str(write(tmp_path, files)), num_threads=3)
+  names = [f'a/{i}.jpg' for i in (0, 1, 10, 11, 12)]
+  assert found(result) == {('error', 'empty_file'): (80, names)}
+
+
+def imagenet_tars(**changed):
+  inner = {
+    f'{synset}.tar': tar_of(
+      {f'{synset}_{i}.JPEG': large(10 * k + i) for i in range(2)} | changed
+    )
+    for k, synset in enumerate(('n01440764', 'n01443537'))
+  }
+  validation = {f'ILSVRC2012_val_{i:08d}.JPEG': large(40 + i) for i in (1, 2)}
+  return {
+    'ILSVRC2012_img_train.tar': tar_of(inner),
+    'ILSVRC2012_img_val.tar': tar_of(validation),
+  }
+
+
+def wrong_counts(train, classes, validation):
+  return 3, [
+    f'train images: {train}, not 1,281,167',
+    f'validation images: {validation}, not 50,000',
+    f'classes: {classes}, not 1,000',
+  ]
+
+
+def test_imagenet_tars_with_a_few_images(tmp_path):
+  result = check(str(write(tmp_path, imagenet_tars())))
+  assert result['kind'] == 'tars'
+  assert result['splits'] == {
+    'train': {'examples': 4, 'classes': 2},
+    'validation': {'examples': 2, 'classes': None},
+  }
+  assert found(result) == {('error', 'wrong_count'): wrong_counts(4, 2, 2)}
+
+
+def test_images_in_tars_are_examined(tmp_path):
+  bad = {'cut.JPEG': jpeg(60)[:-300], 'flat.JPEG': encode(pixels(61), 'PNG')}
+  result = check(str(write(tmp_path, imagenet_tars(**bad))))
+  assert found(result) == {
+    ('error', 'wrong_count'): wrong_counts(8, 2, 2),
+    ('error', 'truncated'): (
+      2,
+      ['n01440764/cut.JPEG', 'n01443537/cut.JPEG'],
+    ),
+    ('warning', 'duplicate'): (
+      2,
+      [
+        'n01443537/cut.JPEG = n01440764/cut.JPEG',
+        'n01443537/flat.JPEG = n01440764/flat.JPEG',
+      ],
+    ),
+    ('warning', 'duplicate_with_two_labels'): (
+      2,
+      [
+        'n01443537/cut.JPEG = n01440764/cut.JPEG',
+        'n01443537/flat.JPEG = n01440764/flat.JPEG',
+      ],
+    ),
+    ('note', 'wrong_suffix'): (
+      2,
+      ['n01440764/flat.JPEG', 'n01443537/flat.JPEG'],
+    ),
+  }
+
+
+def test_tars_that_are_cut_off_or_missing(tmp_path):
+  tars = imagenet_tars()
+  train, validation = tars
+  write(tmp_path / 'missing', {train: tars[train]})
+  results = found(check(str(tmp_path / 'missing')))
+  assert results['error', 'missing_file'] == one(validation)
+  assert results['error', 'wrong_count'][0] == 2
+  last = tars[train].rindex(b'JFIF')
+  write(tmp_path / 'inside', {**tars, train: tars[train][: last + 9_000]})
+  result = check(str(tmp_path / 'inside'))
+  assert found(result) == {
+    ('error', 'damaged_file'): (2, ['n01443537.tar', train]),
+    ('error', 'wrong_count'): wrong_counts(4, 2, 2),
+    ('error', 'truncated'): one('n01443537/n01443537_1.JPEG'),
+  }
+
+
+def test_a_tar_cut_off_between_two_files_or_full_of_garbage(tmp_path):
+  tars = imagenet_tars()
+  _, validation = tars
+  with tarfile.open(fileobj=io.BytesIO(tars[validation])) as tar:
+    second = tar.getmembers()[1].offset
+  for case, tail in (('short', b''), ('garbage', b'garbage ' * 2000)):
+    cut = tars[validation][:second] + tail
+    result = check(str(write(tmp_path / case, {**tars, validation: cut})))
+    assert result['splits']['validation']['examples'] == 1
+    assert found(result)['error', 'damaged_file'] == one(validation)
+
+
+def raw_files(size=8, per_shard=3):
+  """{file: bytes} of a raw set, and its manifest."""
+  files, splits = {}, {}
+  for k, (split, count) in enumerate((('train', 6), ('validation', 2))):
+    squares = np.random.default_rng(k).integers(
+      0, 256, (count, size, size, 3), np.uint8
+    )
+    labels = np.arange(count, dtype=np.int32) % 2
+    parts = np.split(squares, range(per_shard, count, per_shard))
+    shards = []
+    for i, part in enumerate(parts):
+      name = f'{split}-{i:05d}-of-{len(parts):05d}.npy'
+      files[name] = npy(part)
+      shards.append({'file': name, 'num_examples': len(part)})
+    files[f'{split}-labels.npy'] = npy(labels)
+    flat = squares.reshape(-1, 3).astype(np.int64)
+    splits[split] = {
+      'num_examples': count,
+      'skipped': [],
+      'shards': shards,
+      'labels': {'file': f'{split}-labels.npy'},
+      'rgb': raw_set.colour_statistics(len(flat), flat.sum(0), flat.T @ flat),
+    }
+  manifest = {
+    'format': 'alexnet_jax raw 1',
+    'image_size': size,
+    'class_names': ['cat', 'dog'],
+    'splits': splits,
+  }
+  return files, manifest
+
+
+def npy(array):
+  buffer = io.BytesIO()
+  np.save(buffer, array)
+  return buffer.getvalue()
+
+
+def write_raw(root, files, manifest, seal=True):
+  """Writes a raw set; `seal` puts the right checksums into the manifest."""
+  for info in manifest['splits'].values():
+    for entry in [info['labels'], *info['shards']] if seal else ():
+      content = files.get(entry['file'], b'')
+      entry['sha256'] = hashlib.sha256(content).hexdigest()
+  text = json.dumps(manifest).encode()
+  return write(root, files | {'manifest.json': text})
+
+
+FIRST = 'train-00000-of-00002.npy'
+
+
+def test_a_raw_set_as_it_should_be(tmp_path):
+  result = check(str(write_raw(tmp_path, *raw_files())))
+  assert result['kind'] == 'raw'
+  assert result['splits'] == {
+    'train': {'examples': 6, 'classes': 2},
+    'validation': {'examples': 2, 'classes': 2},
+  }
+  assert result['findings'] == []
+
+
+def test_a_flipped_byte_of_a_raw_set(tmp_path):
+  files, manifest = raw_files()
+  write_raw(tmp_path, files, manifest)
+  content = bytearray(files[FIRST])
+  content[-1] ^= 1
+  write(tmp_path, {FIRST: bytes(content)})
+  results = found(check(str(tmp_path)))
+  assert set(results) == {('error', 'checksum'), ('error', 'wrong_sums')}
+  assert results['error', 'checksum'] == one(FIRST)
+
+
+def test_a_missing_and_a_short_shard_of_a_raw_set(tmp_path):
+  files, manifest = raw_files()
+  write_raw(tmp_path / 'missing', files, manifest)
+  (tmp_path / 'missing' / FIRST).unlink()
+  result = check(str(tmp_path / 'missing'))
+  assert found(result) == {('error', 'missing_file'): one(FIRST)}
+  assert result['splits']['train']['examples'] == 3
+  cut = files | {FIRST: files[FIRST][:-50]}
+  result = check(str(write_raw(tmp_path / 'short', cut, manifest)))
+  assert found(result) == {('error', 'damaged_file'): one(FIRST)}
+
+
+def test_wrong_labels_counts_and_sums_of_a_raw_set(tmp_path):
+  files, manifest = raw_files()
+  files['train-labels.npy'] = npy(np.array([0, 0, 0, 2, 0], np.int32))
+  manifest['splits']['train']['rgb']['mean'][1] += 0.001
+  manifest['splits']['train']['rgb']['products'][0][0] += 1
+  manifest['splits']['train']['skipped'] = ['x.jpg']
+  manifest['splits']['validation']['num_examples'] = 3
+  result = check(str(write_raw(tmp_path, files, manifest)))
+  assert found(result) == {
+    ('error', 'wrong_count'): (
+      3,
+      [
+        'labels in train-labels.npy: 5, not 6',
+        'labels in validation-labels.npy: 2, not 3',
+        'validation images of all shards: 2, not 3',
+      ],
+    ),
+    ('error', 'wrong_sums'): (2, ['train products', 'train mean']),
+    ('error', 'label_out_of_range'): one('train-00001-of-00002.npy image 0'),
+    ('warning', 'unused_class'): one('dog'),
+    ('note', 'skipped'): one('x.jpg'),
+  }
+
+
+def test_equal_squares_of_a_raw_set(tmp_path):
+  files, manifest = raw_files()
+  other = np.load(io.BytesIO(files[FIRST]))
+  name = 'validation-00000-of-00001.npy'
+  squares = np.load(io.BytesIO(files[name]))
+  squares[1] = other[2]
+  files[name] = npy(squares)
+  results = found(check(str(write_raw(tmp_path, files, manifest))))
+  assert results['error', 'duplicate_between_splits'] == one(
+    f'{name} image 1 = {FIRST} image 2'
+  )
+
+
+def test_a_manifest_that_lacks_something_is_refused(tmp_path):
+  files, manifest = raw_files()
+  write_raw(tmp_path, files, manifest)
+  del manifest['splits']['train']['shards'][0]['sha256']
+  write_raw(tmp_path, files, manifest, seal=False)
+  with pytest.raises(UserError, match='sha256'):
+    check(str(tmp_path))
+
+
+def write_tfds(root, splits, class_names=('cat', 'dog'), name='pets'):
+  """A TFDS set as array_record; `splits` are {split: [(bytes, label)]}."""
+  from array_record.python import array_record_module
+  import tensorflow_datasets as tfds
+
+  folder = root / name / '1.0.0'
+  folder.mkdir(parents=True)
+  infos = []
+  for split, examples in splits.items():
+    path = folder / f'{name}-{split}.array_record-00000-of-00001'
+    writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
+    for encoded, label in examples:
+      message = tfds_records.example_class()()
+      features = message.features.feature
+      features['image'].bytes_list.value.append(encoded)
+      features['label'].int64_list.value.append(label)
+      writer.write(message.SerializeToString())
+    writer.close()
+    template = tfds.core.ShardedFileTemplate(
+      data_dir=folder,
+      dataset_name=name,
+      split=split,
+      filetype_suffix='array_record',
+    )
+    infos.append(
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[len(examples)],
+        num_bytes=1,
+        filename_template=template,
+      )
+    )
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=tfds.features.FeaturesDict(
+      {
+        'image': tfds.features.Image(),
+        'label': tfds.features.ClassLabel(names=list(class_names)),
+      }
+    ),
+    split_infos=infos,
+    check_data=False,
+  )
+  return folder
+
+
+def pets():
+  return {
+    'train': [(jpeg(i), i % 2) for i in range(4)],
+    'test': [(jpeg(10 + i), i % 2) for i in range(2)],
+  }
+
+
+def record(split, index):
+  return f'pets-{split}.array_record-00000-of-00001 record {index}'
+
+
+def test_a_tfds_set_as_it_should_be(tmp_path):
+  folder = write_tfds(tmp_path, pets())
+  result = check(str(tmp_path))
+  assert result['kind'] == 'tfds'
+  assert result['splits'] == {
+    'train': {'examples': 4, 'classes': 2},
+    'test': {'examples': 2, 'classes': 2},
+  }
+  assert result['findings'] == []
+  assert check(str(folder))['splits'] == result['splits']
+
+
+def test_images_and_labels_of_a_tfds_set(tmp_path):
+  splits = pets()
+  splits['train'][1] = (jpeg(20)[:-300], 1)
+  splits['train'][2] = (jpeg(21), 5)
+  splits['train'][3] = splits['train'][0][0], 0
+  splits['test'] = [(splits['train'][0][0], -1), (jpeg(22), -1)]
+  write_tfds(tmp_path, splits)
+  assert found(check(str(tmp_path))) == {
+    ('error', 'truncated'): one(record('train', 1)),
+    ('error', 'label_out_of_range'): one(record('train', 2)),
+    ('error', 'duplicate_between_splits'): one(
+      f'{record("test", 0)} = {record("train", 0)}'
+    ),
+    ('warning', 'duplicate'): one(
+      f'{record("train", 3)} = {record("train", 0)}'
+    ),
+    ('note', 'unlabelled'): (2, [record('test', 0), record('test', 1)]),
+  }
+
+
+def test_damaged_missing_and_short_files_of_a_tfds_set(tmp_path):
+  folder = write_tfds(tmp_path, pets())
+  train = folder / 'pets-train.array_record-00000-of-00001'
+  test = folder / 'pets-test.array_record-00000-of-00001'
+  test.unlink()
+  content = bytearray(train.read_bytes())
+  second = content.find(b'JFIF', content.find(b'JFIF') + 1)
+  content[second + 300] ^= 255
+  train.write_bytes(content)
+  assert found(check(str(tmp_path))) == {
+    ('error', 'missing_file'): one(test.name),
+    ('error', 'unreadable'): one(record('train', 1)),
+  }
+  train.write_bytes(b'')
+  assert found(check(str(tmp_path)))['error', 'damaged_file'] == one(train.name)
+  info = folder / 'dataset_info.json'
+  text = info.read_text()
+  train.write_bytes(content)
+  info.write_text(text.replace('"4"', '"7"'))
+  assert found(check(str(tmp_path)))['error', 'wrong_count'] == one(
+    f'records of {train.name}: 4, not 7'
+  )
+
+
+def test_imagenet_of_tfds_must_have_imagenets_size(tmp_path):
+  splits = {'train': pets()['train'], 'validation': pets()['test']}
+  write_tfds(tmp_path, splits, name='imagenet2012')
+  assert found(check(str(tmp_path))) == {
+    ('error', 'wrong_count'): wrong_counts(4, 2, 2)
+  }
+
+
+def test_a_tfds_set_is_chosen_by_name(tmp_path):
+  write_tfds(tmp_path, pets())
+  write_tfds(tmp_path, {'train': pets()['test']}, name='plants')
+  with pytest.raises(UserError, match=r'--name: pets, plants'):
+    check(str(tmp_path))
+  assert check(str(tmp_path), 'plants')['splits']['train']['examples'] == 2
+  with pytest.raises(UserError, match="no TFDS set 'cars'"):
+    check(str(tmp_path), 'cars')
+
+
+def test_what_is_no_data_set_is_refused(tmp_path):
+  with pytest.raises(UserError, match='no folder at'):
+    check(str(tmp_path / 'nowhere'))
+  write(tmp_path, {'a/notes.txt': b'text'})
+  with pytest.raises(UserError, match='no data set of a known kind'):
+    check(str(tmp_path))
+
+
+def run(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'alexnet_jax.data.prepare', 'check', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_command(tmp_path):
+  write(tmp_path, clean_files())
+  process = run(str(tmp_path), '--json', '--num_threads=1')
+  assert process.returncode == 0, process.stderr
+  assert json.loads(process.stdout) == check(str(tmp_path))
+  assert process.stderr.splitlines()[-1].endswith('fit for training')
+  write(tmp_path, {'train/cat/[bold]empty.jpg': b''})
+  process = run(str(tmp_path), '--json')
+  assert process.returncode == 2, process.stderr
+  assert json.loads(process.stdout.splitlines()[-1])['errors'] == 1
+  assert 'train/cat/[bold]empty.jpg' in process.stderr
+  assert 'training would stop or be wrong' in process.stderr
+
+
+def test_the_command_refuses_what_is_no_data_set(tmp_path):
+  process = run(str(tmp_path), '--json')
+  assert (process.returncode, process.stdout) == (2, '')
+  assert 'error:' in process.stderr

@@ -1,0 +1,110 @@
+import cv2
+from hypothesis import example
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from alexnet_jax.data import kernels
+
+
+def noise(height, width, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def resample(image, rows, columns, first=(0, 0), shape=None):
+  """The window `shape` at `first` of `image` resized to (rows, columns)."""
+  out = np.zeros((*(shape or (rows, columns)), 3), np.uint8)
+  height, width = image.shape[:2]
+  kernels.resample(
+    image, out, first[0], height / rows, first[1], width / columns
+  )
+  return out
+
+
+def loop_weights(size, count):
+  """Weight of each of `size` pixels in each of `count`, by their definition."""
+  weights = np.zeros((count, size))
+  scale = size / count
+  for i in range(count):
+    if scale > 1:
+      for k in range(size):
+        covered = min(k + 1, (i + 1) * scale) - max(k, i * scale)
+        weights[i, k] = max(0, covered) / scale
+    else:
+      centre = min(max((i + 0.5) * scale - 0.5, 0), size - 1)
+      low = int(centre)
+      weights[i, low] += 1 - (centre - low)
+      weights[i, min(low + 1, size - 1)] += centre - low
+  return weights
+
+
+@settings(max_examples=150, deadline=None)
+@given(*[st.integers(1, 40)] * 4)
+@example(1, 1, 7, 5)
+@example(40, 1, 3, 9)
+@example(39, 40, 2, 3)
+def test_resample_is_the_weighted_sum_of_its_definition(h, w, rows, columns):
+  image = noise(h, w)
+  expected = np.einsum(
+    'rh,hwc,kw->rkc', loop_weights(h, rows), image, loop_weights(w, columns)
+  )
+  assert np.abs(resample(image, rows, columns) - expected).max() <= 0.501
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'rows', 'columns', 'method'),
+  [
+    (384, 512, 256, 341, cv2.INTER_AREA),
+    (375, 500, 256, 341, cv2.INTER_AREA),
+    (1200, 900, 341, 256, cv2.INTER_AREA),
+    (100, 133, 256, 340, cv2.INTER_LINEAR),
+  ],
+)
+def test_resample_agrees_with_opencv(height, width, rows, columns, method):
+  image = noise(height, width)
+  reference = cv2.resize(image, (columns, rows), interpolation=method)
+  difference = np.abs(resample(image, rows, columns).astype(int) - reference)
+  assert difference.max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_window_equals_the_same_part_of_the_whole(data):
+  height, width = (data.draw(st.integers(2, 300)) for _ in range(2))
+  rows, columns = (data.draw(st.integers(2, 200)) for _ in range(2))
+  top = data.draw(st.integers(0, rows - 1))
+  left = data.draw(st.integers(0, columns - 1))
+  image = noise(height, width)
+  whole = resample(image, rows, columns)
+  window = resample(
+    image, rows, columns, (top, left), (rows - top, columns - left)
+  )
+  np.testing.assert_array_equal(window, whole[top:, left:])
+
+
+def test_copy_windows_cuts_what_slices_cut():
+  squares = [noise(20, 20, seed) for seed in range(9)]
+  rng = np.random.default_rng(1)
+  tops, lefts = rng.integers(0, 20 - 13 + 1, (2, 9))
+  tops[0] = lefts[0] = 7  # the last corner
+  out = np.zeros((9, 13, 13, 3), np.uint8)
+  addresses = np.array(
+    [square.__array_interface__['data'][0] for square in squares], np.uint64
+  )
+  kernels.copy_windows(addresses, 20, tops, lefts, out)
+  for square, top, left, window in zip(squares, tops, lefts, out, strict=True):
+    np.testing.assert_array_equal(
+      window, square[top : top + 13, left : left + 13]
+    )
+
+
+def test_colour_sums_are_those_of_numpy():
+  image = noise(31, 17)
+  sums, products = np.ones(3, np.int64), np.ones((3, 3), np.int64)
+  kernels.add_colour_sums(image, sums, products)
+  pixels = image.reshape(-1, 3).astype(np.int64)
+  np.testing.assert_array_equal(sums, pixels.sum(0) + 1)
+  np.testing.assert_array_equal(products, pixels.T @ pixels + 1)

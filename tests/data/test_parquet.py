@@ -1,0 +1,385 @@
+import concurrent.futures
+import io
+import json
+import sys
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from alexnet_jax import recipes
+from alexnet_jax.config import make_config
+from alexnet_jax.data import parquet
+from alexnet_jax.data import pipeline
+from alexnet_jax.data import sources
+from alexnet_jax.data import splits
+from alexnet_jax.data.loader import Loader
+from alexnet_jax.errors import UserError
+
+NAMES = ['crane', 'dog', 'maillot']
+STRUCT = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+
+
+def image_file(seed):
+  rng = np.random.default_rng(seed)
+  pixels = rng.integers(0, 256, (18 + seed % 5, 20, 3), dtype=np.uint8)
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
+def make_rows(count, first=0):
+  """[(image, label)]"""
+  return [(image_file(i), i % 3) for i in range(first, first + count)]
+
+
+def hub_metadata(label='label', names=NAMES):
+  """What the library `datasets` writes into the schema."""
+  features = {
+    'image': {'_type': 'Image'},
+    label: {'names': names, '_type': 'ClassLabel'},
+  }
+  return {b'huggingface': json.dumps({'info': {'features': features}}).encode()}
+
+
+def write(
+  path,
+  rows,
+  *,
+  image='image',
+  label='label',
+  kind=None,
+  label_kind=None,
+  metadata=None,
+  group=4,
+):
+  """Writes one file; `kind` None makes the hub's structs."""
+  contents = [content for content, _ in rows]
+  if kind is None:
+    contents = [
+      {'bytes': c, 'path': f'{i}.png'} for i, c in enumerate(contents)
+    ]
+  labels = pa.array([value for _, value in rows], label_kind)
+  columns = {image: pa.array(contents, kind or STRUCT), label: labels}
+  columns['width'] = pa.array(range(len(rows)))
+  table = pa.table(columns).replace_schema_metadata(metadata)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pq.write_table(table, path, row_group_size=group)
+  return path
+
+
+def write_hub(root, train, validation=(), **options):
+  """The names of files are those of the hub; some hold less than others."""
+  options = {'metadata': hub_metadata(), **options}
+  cuts = [0, 5, 5, len(train)]  # the second file is empty
+  for i in range(3):
+    name = f'train-{i:05d}-of-00003.parquet'
+    part = train[cuts[i] : cuts[i + 1]]
+    write(root / name, part, **{'label_kind': pa.int64(), **options})
+  if validation:
+    write(root / 'validation-00000-of-00001.parquet', validation, **options)
+
+
+def open_split(path, split='train', **options):
+  return sources.make_source('parquet', split, path=str(path), **options)
+
+
+def contents(source):
+  return [source.read(i) for i in range(source.num_examples)]
+
+
+@pytest.mark.parametrize('folder', ['', 'data', 'default/nested'])
+def test_every_row_is_what_was_written(tmp_path, folder):
+  train, validation = make_rows(21), make_rows(7, first=100)
+  write_hub(tmp_path / folder, train, validation)
+  for split, rows in zip(sources.SPLITS, (train, validation), strict=True):
+    source = open_split(tmp_path, split)
+    assert source.num_examples == len(rows)
+    assert contents(source) == rows
+    assert type(source.read(0)[0]) is bytes
+    assert type(source.read(0)[1]) is int
+    assert source.class_names == tuple(NAMES)
+    assert source.name == f'{tmp_path} {split}'
+  described = open_split(tmp_path).describe(5 + 4 + 2)
+  assert described.endswith('train-00002-of-00003.parquet row group 1, row 2')
+
+
+def test_converted_sets_have_folders_of_splits(tmp_path):
+  """As the hub's own conversion lays them out; test serves as validation."""
+  rows = make_rows(6)
+  write(tmp_path / 'default/train/0000.parquet', rows)
+  write(tmp_path / 'default/test/0000.parquet', rows[:3])
+  assert contents(open_split(tmp_path)) == rows
+  assert contents(open_split(tmp_path, 'validation')) == rows[:3]
+  assert open_split(tmp_path).class_names == ('0', '1', '2')
+
+
+def test_test_files_do_not_count_beside_validation(tmp_path):
+  """Those of ImageNet have the label -1."""
+  rows = make_rows(9)
+  write_hub(tmp_path, rows, rows[:3])
+  secret = [(content, -1) for content, _ in rows]
+  write(tmp_path / 'test-00000-of-00001.parquet', secret)
+  assert contents(open_split(tmp_path, 'validation')) == rows[:3]
+
+
+@pytest.mark.parametrize('kind', [None, pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize('image', parquet.IMAGE_COLUMNS)
+@pytest.mark.parametrize('label', parquet.LABEL_COLUMNS)
+def test_kinds_of_columns(tmp_path, image, label, kind):
+  rows = make_rows(9)
+  options = {'image': image, 'label': label, 'kind': kind}
+  metadata = hub_metadata(label)
+  write(tmp_path / 'train.parquet', rows, metadata=metadata, **options)
+  write(tmp_path / 'val.parquet', rows[:3], metadata=metadata, **options)
+  assert contents(open_split(tmp_path)) == rows
+  assert open_split(tmp_path).class_names == tuple(NAMES)
+
+
+@pytest.mark.parametrize('label_kind', [pa.uint8(), pa.int16(), pa.uint64()])
+def test_kinds_of_numbers(tmp_path, label_kind):
+  rows = make_rows(9)
+  write(tmp_path / 'train.parquet', rows, label_kind=label_kind)
+  write(tmp_path / 'val.parquet', rows, label_kind=label_kind)
+  assert contents(open_split(tmp_path)) == rows
+
+
+@pytest.mark.parametrize(
+  'label_kind',
+  [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
+)
+def test_string_labels_are_sorted(tmp_path, label_kind):
+  names = ['zebra', 'ant', 'élan']
+  rows = [(content, names[label]) for content, label in make_rows(12)]
+  write_hub(tmp_path, rows, rows[1:6], label_kind=label_kind, metadata=None)
+  expected = ['ant', 'zebra', 'élan']
+  for split, part in zip(sources.SPLITS, (rows, rows[1:6]), strict=True):
+    source = open_split(tmp_path, split)
+    assert source.class_names == tuple(expected)
+    assert contents(source) == [(c, expected.index(name)) for c, name in part]
+
+
+def test_without_validation_files_some_rows_are_held_out(tmp_path):
+  rows = make_rows(30)
+  write_hub(tmp_path, rows)
+  train, validation = (open_split(tmp_path, s) for s in sources.SPLITS)
+  keys = [
+    f'train-{file:05d}-of-00003.parquet row {row}'
+    for file, count in ((0, 5), (2, 25))
+    for row in range(count)
+  ]
+  labels = np.array([label for _, label in rows])
+  mask = splits.held_out(keys, labels, 0.2, 0)
+  assert contents(validation) == [rows[i] for i in np.flatnonzero(mask)]
+  assert contents(train) == [rows[i] for i in np.flatnonzero(~mask)]
+  assert train.fingerprint != validation.fingerprint
+
+
+def test_fingerprint_follows_the_rows(tmp_path):
+  write_hub(tmp_path, make_rows(12), make_rows(3))
+  before = open_split(tmp_path).fingerprint
+  assert open_split(tmp_path).fingerprint == before
+  write_hub(tmp_path, make_rows(12, first=3), make_rows(3))
+  assert open_split(tmp_path).fingerprint != before
+
+
+@pytest.mark.parametrize('cache', [1, 30_000, 1 << 28])
+def test_eight_threads_at_once(tmp_path, monkeypatch, cache, caplog):
+  monkeypatch.setattr(parquet, '_CACHE_BYTES', cache)
+  rows = make_rows(60)
+  write_hub(tmp_path, rows, rows[:3])
+  source = open_split(tmp_path)
+
+  def read_all(seed):
+    order = np.random.default_rng(seed).permutation(source.num_examples)
+    return all(source.read(i) == rows[i] for i in order)
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert all(pool.map(read_all, range(8)))
+  groups = source.groups
+  assert groups._kept_bytes == sum(g.nbytes for g in groups._kept.values())
+  assert groups._kept_bytes <= cache or len(groups._kept) == 1
+  # The advice comes once, and only where groups are decoded again.
+  assert caplog.text.count('prepare raw') == (cache < 1 << 28)
+
+
+def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
+  write_hub(tmp_path, make_rows(60), make_rows(3))
+  source = open_split(tmp_path)
+  calls = []
+  decode = source.groups._decode
+  monkeypatch.setattr(
+    source.groups, '_decode', lambda n: calls.append(n) or decode(n)
+  )
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(source.read, [*range(60)] * 3))
+  counts = [
+    file.metadata.row_group(group).num_rows
+    for file, group in source.groups.places
+  ]
+  assert 0 in counts  # of the empty file
+  assert sorted(calls) == np.flatnonzero(counts).tolist()
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'image': 'photo'}, r"columns \['photo'.*one must be named image or img"),
+    ({'label': 'class'}, 'one must be named label or labels or fine_label'),
+    ({'kind': pa.string()}, 'column image is string; it has no bytes'),
+    ({'kind': pa.struct([('path', pa.string())])}, 'it has no bytes'),
+    ({'label_kind': pa.float32()}, 'is float, neither whole numbers nor text'),
+  ],
+)
+def test_columns_that_do_not_fit(tmp_path, options, message):
+  rows = make_rows(6)
+  if kind := options.get('kind'):
+    value = 'a.jpg' if kind == pa.string() else {'path': 'a.jpg'}
+    rows = [(value, label) for _, label in rows]
+  write(tmp_path / 'train.parquet', rows, **options)
+  with pytest.raises(UserError, match=message) as info:
+    open_split(tmp_path)
+  assert 'train.parquet' in str(info.value)
+
+
+@pytest.mark.parametrize('statistics', [True, False])
+def test_rows_without_bytes(tmp_path, statistics):
+  images = [{'bytes': c, 'path': None} for c, _ in make_rows(6)]
+  images[4] = {'bytes': None, 'path': 'http://example.org/a.jpg'}
+  table = pa.table({'image': pa.array(images, STRUCT), 'label': [0, 1] * 3})
+  for name in ('train.parquet', 'val.parquet'):
+    pq.write_table(table, tmp_path / name, write_statistics=statistics)
+  with pytest.raises(UserError, match='no bytes of an image') as info:
+    open_split(tmp_path).read(4)
+  assert 'train.parquet row group 0' in str(info.value)
+
+
+@pytest.mark.parametrize(
+  ('labels', 'message'),
+  [
+    ([0, 1, -1], 'label -1; labels are whole numbers from 0'),
+    ([0, 1, None], '1 rows have no label'),
+    ([0, 1, 1 << 40], f'label {1 << 40}'),
+    ([0, 1, 1 << 30], 'too large to count classes by'),
+    ([[0], [1], [1, 2]], 'neither whole numbers nor text'),
+    ([1, 1, 1], r'of 1 class\(es\)'),
+  ],
+)
+def test_labels_that_do_not_fit(tmp_path, labels, message):
+  rows = [(image_file(0), label) for label in labels]
+  write(tmp_path / 'train.parquet', rows)
+  with pytest.raises(UserError, match=message):
+    open_split(tmp_path)
+
+
+def test_more_labels_than_names(tmp_path):
+  metadata = hub_metadata(names=NAMES[:2])
+  write(tmp_path / 'train.parquet', make_rows(6), metadata=metadata)
+  with pytest.raises(UserError, match='label 2, but names of 2 classes'):
+    open_split(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'metadata', [{b'huggingface': b'{'}, {b'huggingface': b'[]'}, {b'x': b'y'}]
+)
+def test_metadata_without_names(tmp_path, metadata):
+  write(tmp_path / 'train.parquet', make_rows(9), metadata=metadata)
+  assert open_split(tmp_path).class_names == ('0', '1', '2')
+
+
+def test_validation_that_does_not_fit(tmp_path):
+  rows = make_rows(6)
+  texts = [(content, f'class{label}') for content, label in rows]
+  train, val = tmp_path / 'train.parquet', tmp_path / 'val.parquet'
+  write(train, rows[:2])
+  write(val, rows)
+  with pytest.raises(UserError, match='training lacks, the first: 2'):
+    open_split(tmp_path, 'validation')
+  for first, second in ((texts, rows), (rows, texts)):
+    write(train, first)
+    write(val, second)
+    with pytest.raises(UserError, match='differ in the kind of labels'):
+      open_split(tmp_path, 'validation')
+  write(train, rows, metadata=hub_metadata())
+  write(val, rows, metadata=hub_metadata(names=NAMES[::-1]))
+  with pytest.raises(UserError, match='or the class names'):
+    open_split(tmp_path, 'validation')
+  write(train, texts[:2])
+  write(val, texts)
+  with pytest.raises(UserError, match=r"training lacks: \['class2'\]"):
+    open_split(tmp_path, 'validation')
+
+
+def test_damaged_files_are_named(tmp_path):
+  path = write(tmp_path / 'train.parquet', make_rows(6))
+  whole = path.read_bytes()
+  for size in (0, 3, 100, len(whole) // 2, len(whole) - 1):
+    path.write_bytes(whole[:size])
+    with pytest.raises(UserError, match=r'train\.parquet is truncated'):
+      open_split(tmp_path)
+
+
+def test_files_that_change_during_a_run_are_named(tmp_path):
+  path = write(tmp_path / 'train.parquet', make_rows(6))
+  write(tmp_path / 'val.parquet', make_rows(6))
+  first, second, third = (open_split(tmp_path) for _ in range(3))
+  content = path.read_bytes()
+  path.write_bytes(content[:4] + bytes(200) + content[204:])
+  with pytest.raises(UserError, match=r'cannot read row group 0 of .*parquet'):
+    first.read(0)
+  path.write_bytes(content + b'x')
+  with pytest.raises(UserError, match='has changed'):
+    second.read(0)
+  path.unlink()
+  with pytest.raises(UserError, match='cannot read row group'):
+    third.read(0)
+  path.write_bytes(content)
+  assert third.read(0) == make_rows(1)[0]  # an error leaves nothing behind
+
+
+def test_missing_files_are_named(tmp_path):
+  with pytest.raises(UserError, match=r'no file whose name ends in \.parquet'):
+    open_split(tmp_path)
+  with pytest.raises(UserError, match='no folder at'):
+    open_split(tmp_path / 'nowhere')
+
+
+def test_without_pyarrow_the_command_is_named(tmp_path, monkeypatch):
+  write(tmp_path / 'train.parquet', make_rows(6))
+  monkeypatch.setitem(sys.modules, 'pyarrow', None)
+  with pytest.raises(UserError, match=r'pip install .*\[parquet\]'):
+    open_split(tmp_path)
+
+
+def train_iter(path):
+  loader = Loader(open_split(path), 16, num_threads=3)
+  return pipeline.make_train_iter(
+    loader, num_steps=9, global_batch_size=8, seed=3, crop_size=12
+  )
+
+
+def test_batches_and_their_tail(tmp_path):
+  write_hub(tmp_path, make_rows(30))
+  whole = list(train_iter(tmp_path))
+  first = train_iter(tmp_path)
+  for _ in range(4):
+    next(first)
+  second = train_iter(tmp_path)
+  second.set_state(first.get_state())
+  tail = list(second)
+  assert len(tail) == 5
+  for ours, theirs in zip(tail, whole[4:], strict=True):
+    assert ours['image'].shape == (8, 12, 12, 3)
+    for name in ours:
+      np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_the_config_asks_for_the_folder():
+  config = make_config()
+  config.data.source = 'parquet'
+  with pytest.raises(UserError, match=r'data\.path'):
+    recipes.validate(config)
+  config.data.path = 'somewhere'
+  recipes.validate(config)

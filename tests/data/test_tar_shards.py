@@ -1,0 +1,522 @@
+import concurrent.futures
+import gzip
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pytest
+import webdataset
+from webdataset import tariterators
+
+from alexnet_jax import recipes
+from alexnet_jax.config import make_config
+from alexnet_jax.data import pipeline
+from alexnet_jax.data import sources
+from alexnet_jax.data import splits
+from alexnet_jax.data import tar_shards
+from alexnet_jax.data.loader import Loader
+from alexnet_jax.errors import UserError
+
+
+def image_file(seed, kind='PNG'):
+  rng = np.random.default_rng(seed)
+  pixels = rng.integers(0, 256, (18 + seed % 5, 20, 3), dtype=np.uint8)
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, kind)
+  return buffer.getvalue()
+
+
+def make_samples(count, first=0, classes=3):
+  """[(key, image, label)]; the keys have folders, as ImageNet's often do."""
+  return [
+    (f'n{i % classes:02d}/img_{i:05d}', image_file(i), i % classes)
+    for i in range(first, first + count)
+  ]
+
+
+def write_shards(pattern, samples, per_shard=4):
+  """Writes shards as WebDataset's own writer does."""
+  pattern.parent.mkdir(parents=True, exist_ok=True)
+  with webdataset.ShardWriter(
+    str(pattern), maxcount=per_shard, verbose=0
+  ) as writer:
+    for key, image, label in samples:
+      writer.write({'__key__': key, 'png': image, 'cls': label})
+
+
+def write_tar(path, files, **options):
+  """Writes (name, bytes) in that order."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, 'w', **options) as tar:
+    for name, content in files:
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+  return path
+
+
+def two_classes(extra=()):
+  """The files of four good samples, and others."""
+  files = []
+  for i in range(4):
+    files.append((f'{i:03d}.jpg', image_file(i, 'JPEG')))
+    files.append((f'{i:03d}.cls', str(i % 2).encode()))
+  return [*files, *extra]
+
+
+def open_split(path, split='train', **options):
+  return sources.make_source('tar', split, path=str(path), **options)
+
+
+def contents(source):
+  return [source.read(i) for i in range(source.num_examples)]
+
+
+@pytest.mark.parametrize(
+  ('train_pattern', 'validation_pattern'),
+  [
+    ('train-%06d.tar', 'val-%06d.tar'),
+    ('train-%06d.tar', 'validation-%03d.tar'),
+    ('train/%05d.tar', 'val/%05d.tar'),
+    ('data/birds-train-%04d.tar', 'data/birds-validation-%02d.tar'),
+    ('train/part-%05d.tar', 'test/part-%05d.tar'),
+  ],
+)
+def test_every_sample_is_what_was_written(
+  tmp_path, train_pattern, validation_pattern
+):
+  written = make_samples(18), make_samples(7, first=100)
+  for pattern, samples in zip(
+    (train_pattern, validation_pattern), written, strict=True
+  ):
+    write_shards(tmp_path / pattern, samples)
+  for split, samples in zip(sources.SPLITS, written, strict=True):
+    source = open_split(tmp_path, split)
+    assert contents(source) == [(image, label) for _, image, label in samples]
+    assert source.num_examples == len(samples)
+    assert source.class_names == ('0', '1', '2')
+    assert type(source.read(0)[1]) is int
+    for i, (key, _, _) in enumerate(samples):
+      assert source.describe(i).endswith(f'.tar sample {key}')
+
+
+def test_webdataset_reads_the_same(tmp_path):
+  """The oracle of what belongs together, on names with several dots."""
+  files = []
+  for i in range(6):
+    folder = './v1.5/' if i % 2 else ''
+    key = f'{folder}photo{i}'
+    files += [
+      (f'{key}.mask.png', b'mask'),
+      (f'{key}.JPG', image_file(i, 'JPEG')),
+      (f'{key}.cls', f'{i % 2}\n'.encode()),
+      (f'{key}.txt', b'a caption'),
+    ]
+  path = write_tar(tmp_path / 'train-0.tar', files)
+  with path.open('rb') as file:
+    found = [
+      {**entry, '__url__': str(path)}
+      for entry in tariterators.tar_file_iterator(file)
+    ]
+  theirs = [
+    (sample['jpg'], int(sample['cls']))
+    for sample in tariterators.group_by_keys(found)
+  ]
+  whole = open_split(tmp_path, val_fraction=0.3)
+  held = open_split(tmp_path, 'validation', val_fraction=0.3)
+  assert sorted(contents(whole) + contents(held)) == sorted(theirs)
+  assert len(theirs) == 6
+
+
+@pytest.mark.parametrize(
+  'form', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
+def test_kinds_of_tar_and_long_names(tmp_path, form):
+  folder = 'x' * 90 if form == tarfile.USTAR_FORMAT else 'ä' * 300
+  files = [(f'{folder}/{name}', c) for name, c in two_classes()]
+  write_tar(tmp_path / 'train.tar', files, format=form)
+  write_tar(tmp_path / 'val.tar', two_classes(), format=form)
+  train = open_split(tmp_path)
+  images = [content for name, content in files if name.endswith('.jpg')]
+  assert contents(train) == list(zip(images, [0, 1, 0, 1], strict=True))
+  assert folder in train.describe(3)
+
+
+def test_shards_with_keys_of_other_lengths_and_order(tmp_path):
+  """All images first, then all labels, is no trouble for an index."""
+  short = two_classes()
+  long = [(f'{"k" * 50}{name}', content) for name, content in two_classes()]
+  write_tar(tmp_path / 'train-0.tar', short[::2] + short[1::2])
+  write_tar(tmp_path / 'train-1.tar', long[::-1])
+  write_tar(tmp_path / 'val.tar', short)
+  train = open_split(tmp_path)
+  assert train.labels.tolist() == [0, 1, 0, 1, 1, 0, 1, 0]
+  assert train.describe(4).endswith('k003')
+
+
+def test_labels_in_json(tmp_path):
+  labels = [
+    ('a.json', b'{"label": 1, "cls": 5, "caption": "x"}'),
+    ('b.json', b'{"cls": 2}'),
+    ('c.json', b'{"label": "0"}'),
+    ('d.json', b'{"label": 9}'),  # the .cls counts
+    ('d.cls', b' 3 '),
+  ]
+  images = [(f'{key}.webp', image_file(0, 'WEBP')) for key in 'abcd']
+  write_tar(tmp_path / 'train.tar', images + labels)
+  write_tar(tmp_path / 'val.tar', images + labels)
+  assert open_split(tmp_path).labels.tolist() == [1, 2, 0, 3]
+
+
+def test_other_files_are_counted_and_left_out(tmp_path, caplog):
+  extra = [
+    ('000.txt', b'caption'),
+    ('README', b'x'),
+    ('._000.jpg', b'of macOS'),
+    ('000.seg.png', b'mask'),
+  ]
+  write_tar(tmp_path / 'train.tar', two_classes(extra))
+  write_tar(tmp_path / 'val.tar', two_classes())
+  assert open_split(tmp_path).num_examples == 4
+  assert '4 files in the shards' in caplog.text
+  assert 'the first: 000.txt' in caplog.text
+
+
+def test_without_validation_shards_some_are_held_out(tmp_path):
+  samples = make_samples(30)
+  write_shards(tmp_path / 'train-%06d.tar', samples, per_shard=7)
+  train, validation = (open_split(tmp_path, s) for s in sources.SPLITS)
+  keys = [
+    f'train-{i // 7:06d}.tar/{key}' for i, (key, _, _) in enumerate(samples)
+  ]
+  labels = np.array([label for _, _, label in samples])
+  mask = splits.held_out(keys, labels, 0.2, 0)
+  written = [(image, label) for _, image, label in samples]
+  assert contents(validation) == [written[i] for i in np.flatnonzero(mask)]
+  assert contents(train) == [written[i] for i in np.flatnonzero(~mask)]
+  assert train.fingerprint != validation.fingerprint
+  other = open_split(tmp_path, 'validation', split_seed=1)
+  assert contents(other) != contents(validation)
+
+
+def test_shards_that_name_no_split_are_split(tmp_path):
+  write_shards(tmp_path / '%06d.tar', make_samples(30))
+  train, validation = (open_split(tmp_path, s) for s in sources.SPLITS)
+  assert (train.num_examples, validation.num_examples) == (24, 6)
+
+
+def test_shards_of_no_split_are_named_beside_those_of_one(tmp_path, caplog):
+  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
+  write_shards(tmp_path / 'train-val-%06d.tar', make_samples(20))
+  write_shards(tmp_path / '.hidden/train-%06d.tar', make_samples(20))
+  train, validation = (open_split(tmp_path, s) for s in sources.SPLITS)
+  assert train.num_examples + validation.num_examples == 20
+  assert '5 files are left out' in caplog.text
+
+
+def test_class_names_from_a_file(tmp_path, caplog):
+  write_tar(tmp_path / 'train.tar', two_classes())
+  (tmp_path / 'classes.txt').write_text('cat\ndog \nsea lion\n\n')
+  assert open_split(tmp_path).class_names == ('cat', 'dog', 'sea lion')
+  assert '1 of 3 classes have no training example' in caplog.text
+  assert 'the first: sea lion (number 2)' in caplog.text
+  (tmp_path / 'classes.txt').rename(tmp_path / 'classnames.txt')
+  assert open_split(tmp_path).class_names == ('cat', 'dog', 'sea lion')
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (b'cat\n', 'label 1, but names of 1 classes'),
+    (b'cat\n\ndog\n', 'empty line 2'),
+    (b'cat\n\xff\xfe\n', 'no UTF-8'),
+  ],
+)
+def test_class_files_that_do_not_fit(tmp_path, text, message):
+  write_tar(tmp_path / 'train.tar', two_classes())
+  (tmp_path / 'classes.txt').write_bytes(text)
+  with pytest.raises(UserError, match=message):
+    open_split(tmp_path)
+
+
+def test_eight_threads_at_once(tmp_path):
+  samples = make_samples(40)
+  write_shards(tmp_path / 'train-%06d.tar', samples)
+  write_shards(tmp_path / 'val-%06d.tar', samples[:3])
+  source = open_split(tmp_path)
+
+  def read_all(seed):
+    order = np.random.default_rng(seed).permutation(source.num_examples)
+    return all(source.read(i) == samples[i][1:] for i in order for _ in '123')
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert all(pool.map(read_all, range(8)))
+
+
+@pytest.fixture
+def indexings(monkeypatch):
+  """How often shards were read; every index is kept."""
+  monkeypatch.setattr(tar_shards, '_LARGE', 1)
+  calls = []
+  index = tar_shards._index_shards
+  monkeypatch.setattr(
+    tar_shards, '_index_shards', lambda *a: calls.append(a) or index(*a)
+  )
+  return calls
+
+
+def test_the_index_is_kept_and_used(tmp_path, indexings):
+  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
+  write_shards(tmp_path / 'val-%06d.tar', make_samples(5))
+  first = [open_split(tmp_path, s) for s in sources.SPLITS]
+  assert len(indexings) == 2
+  again = [open_split(tmp_path, s) for s in sources.SPLITS]
+  assert len(indexings) == 2
+  for old, new in zip(first, again, strict=True):
+    assert contents(old) == contents(new)
+    assert old.fingerprint == new.fingerprint
+    assert old.describe(3) == new.describe(3)
+  assert sorted(p.name for p in tmp_path.glob('*index*')) == [
+    'train.index.npz',
+    'validation.index.npz',
+  ]
+  assert not list(tmp_path.glob('.*'))
+
+
+def test_a_stale_or_damaged_index_is_made_anew(tmp_path, indexings):
+  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
+  before = open_split(tmp_path)
+  shard = tmp_path / 'train-000002.tar'
+  os.utime(shard, ns=(1, 1))  # the time alone: another index, the same data
+  assert open_split(tmp_path).fingerprint == before.fingerprint
+  assert len(indexings) == 2
+  shard.unlink()
+  assert open_split(tmp_path).num_examples < before.num_examples
+  write_shards(tmp_path / 'train-%06d.tar', make_samples(20, first=50))
+  after = open_split(tmp_path)
+  assert len(indexings) == 4
+  assert after.fingerprint != before.fingerprint
+  path = tmp_path / 'train.index.npz'
+  for content in (path.read_bytes()[:-100], b'', b'no zip'):
+    path.write_bytes(content)
+    assert contents(open_split(tmp_path)) == contents(after)
+  assert len(indexings) == 7
+
+
+def test_an_index_that_cannot_be_written_stays_in_memory(
+  tmp_path, indexings, caplog
+):
+  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
+  (tmp_path / 'train.index.npz').mkdir()
+  first = open_split(tmp_path)
+  assert contents(open_split(tmp_path)) == contents(first)
+  assert len(indexings) == 1
+  assert caplog.text.count('cannot be written') == 1
+  assert not list(tmp_path.glob('.*'))
+
+
+def test_the_index_of_a_small_set_is_not_kept(tmp_path):
+  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
+  open_split(tmp_path)
+  assert not list(tmp_path.glob('*index*'))
+
+
+def test_a_tar_that_is_cut_off_anywhere_is_refused(tmp_path):
+  whole = write_tar(tmp_path / 'train.tar', two_classes()).read_bytes()
+  with tarfile.open(tmp_path / 'train.tar') as tar:
+    last = tar.getmembers()[-1]
+  end = last.offset_data + 512
+  for size in [0, 1, *range(128, end + 512, 128)]:
+    (tmp_path / 'train.tar').write_bytes(whole[:size])
+    with pytest.raises(UserError, match=r'train\.tar (is truncated|sample)'):
+      open_split(tmp_path)
+  (tmp_path / 'train.tar').write_bytes(whole[: end + 512])
+  assert open_split(tmp_path).num_examples == 2
+
+
+def test_a_damaged_header_is_refused(tmp_path):
+  path = write_tar(tmp_path / 'train.tar', two_classes())
+  content = bytearray(path.read_bytes())
+  with tarfile.open(path) as tar:
+    offset = tar.getmembers()[4].offset
+  content[offset + 10] ^= 0xFF
+  path.write_bytes(content)
+  with pytest.raises(UserError, match=f'no end of the tar at byte {offset}'):
+    open_split(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('extra', 'message'),
+  [
+    ([('x.jpg', b'x')], r"sample x has \['jpg'\], not an image and a label"),
+    ([('x.cls', b'1')], r"sample x has \['cls'\], not an image"),
+    ([('x.json', b'{"label": 1}')], r"sample x has \['json'\]"),
+    (
+      [('x.jpg', b'x'), ('x.png', b'x'), ('x.cls', b'1')],
+      r"\['cls', 'jpg', 'png'\]",
+    ),
+    ([('x.jpg', b'x'), ('x.cls', b'cat')], "label 'cat'"),
+    ([('x.jpg', b'x'), ('x.cls', b'-1')], "label '-1'"),
+    ([('x.jpg', b'x'), ('x.cls', b'')], "label ''"),
+    ([('x.jpg', b'x'), ('x.cls', b'1.5')], "label '1.5'"),
+    ([('x.jpg', b'x'), ('x.cls', b'9' * 9)], 'too large to count'),
+    ([('x.jpg', b'x'), ('x.cls', b'9' * 12)], "label '999999999999'"),
+    ([('x.jpg', b'x'), ('x.cls', b'\x80\x04K\x01.')], 'label'),
+    ([('x.jpg', b'x'), ('x.json', b'{"label": true}')], "label 'True'"),
+    ([('x.jpg', b'x'), ('x.json', b'{"label": null}')], "label 'None'"),
+    ([('x.jpg', b'x'), ('x.json', b'{"text": 3}')], "neither 'label' nor"),
+    ([('x.jpg', b'x'), ('x.json', b'[1]')], "neither 'label' nor"),
+    ([('x.jpg', b'x'), ('x.json', b'{')], 'json that is none'),
+    ([('x.jpg', b'x'), ('x.json', b'\xff')], 'json that is none'),
+    ([('000.jpg', b'x')], "file '000.jpg' twice"),
+    ([('000.JPG', b'x')], "file '000.JPG' twice"),
+  ],
+)
+def test_samples_that_do_not_fit(tmp_path, extra, message):
+  write_tar(tmp_path / 'train.tar', two_classes(extra))
+  with pytest.raises(UserError, match=message) as info:
+    open_split(tmp_path)
+  assert str(tmp_path) in str(info.value)
+
+
+def test_a_sparse_file_is_refused(tmp_path):
+  path = write_tar(tmp_path / 'train.tar', two_classes())
+  content = bytearray(path.read_bytes())
+  content[156:157] = tarfile.GNUTYPE_SPARSE
+  content[148:156] = b' ' * 8
+  content[148:156] = b'%06o\0 ' % sum(content[:512])
+  path.write_bytes(content)
+  with pytest.raises(UserError, match='sparse file'):
+    open_split(tmp_path)
+
+
+def test_joined_tars_are_refused(tmp_path):
+  path = write_tar(tmp_path / 'train.tar', two_classes())
+  path.write_bytes(path.read_bytes() * 2)
+  with pytest.raises(UserError, match='keep them apart'):
+    open_split(tmp_path)
+
+
+def test_a_tar_of_tars_is_refused(tmp_path):
+  """ImageNet's own: its first file is named."""
+  files = [('n01440764.tar', b'x'), ('n01443537.tar', b'y')]
+  write_tar(tmp_path / 'ILSVRC2012_img_train.tar', files)
+  with pytest.raises(UserError, match=r'no samples .* the first: n01440764'):
+    open_split(tmp_path)
+
+
+def test_compressed_shards_are_refused(tmp_path):
+  path = write_tar(tmp_path / 'train-0.tar', two_classes())
+  packed = tmp_path / 'train-0.tar.gz'
+  packed.write_bytes(gzip.compress(path.read_bytes()))
+  open_split(tmp_path)  # gunzip --keep leaves both
+  path.unlink()
+  with pytest.raises(
+    UserError, match=r'train-0\.tar\.gz is compressed.*gunzip'
+  ):
+    open_split(tmp_path)
+  packed.rename(path)
+  with pytest.raises(UserError, match='no plain uncompressed tar'):
+    open_split(tmp_path)
+
+
+def test_missing_shards_are_named(tmp_path):
+  with pytest.raises(UserError, match=r'no folder at .*nowhere'):
+    open_split(tmp_path / 'nowhere')
+  with pytest.raises(UserError, match=r'no file whose name ends in \.tar'):
+    open_split(tmp_path)
+  write_tar(tmp_path / 'val.tar', two_classes())
+  with pytest.raises(UserError, match='no files for training'):
+    open_split(tmp_path)
+
+
+def test_two_data_sets_in_one_folder_are_refused(tmp_path):
+  for name in ('birds', 'fish'):
+    write_tar(tmp_path / name / 'train.tar', two_classes())
+  with pytest.raises(UserError, match='in 2 folders'):
+    open_split(tmp_path)
+  assert open_split(tmp_path / 'fish').num_examples == 2
+
+
+def test_a_single_class_is_refused(tmp_path):
+  write_tar(tmp_path / 'train.tar', two_classes()[:2])
+  with pytest.raises(UserError, match=r'of 1 class\(es\)'):
+    open_split(tmp_path)
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_validation_labels_that_training_lacks_are_refused(tmp_path, named):
+  write_tar(tmp_path / 'train.tar', two_classes())
+  extra = [('x.jpg', b'x'), ('x.cls', b'2')]
+  write_tar(tmp_path / 'val.tar', two_classes(extra))
+  if named:
+    (tmp_path / 'classes.txt').write_text('a\nb\nc\n')
+  open_split(tmp_path)
+  with pytest.raises(UserError, match='training lacks, the first: 2'):
+    open_split(tmp_path, 'validation')
+
+
+def test_keys_that_repeat_in_another_shard_are_counted(tmp_path, caplog):
+  for name in ('train-0.tar', 'train-1.tar', 'val.tar'):
+    write_tar(tmp_path / name, two_classes())
+  assert open_split(tmp_path).num_examples == 8
+  assert '4 samples have a key that another shard has' in caplog.text
+
+
+def test_shards_that_change_during_a_run_are_named(tmp_path):
+  path = write_tar(tmp_path / 'train.tar', two_classes())
+  write_tar(tmp_path / 'val.tar', two_classes())
+  source = open_split(tmp_path)
+  with path.open('ab') as file:
+    file.write(bytes(512))
+  with pytest.raises(UserError, match='bytes at the start and has'):
+    source.read(0)
+  path.unlink()
+  with pytest.raises(UserError, match=r'cannot read .*No such file'):
+    source.read(0)
+
+
+def train_iter(path):
+  loader = Loader(open_split(path), 16, num_threads=3)
+  return pipeline.make_train_iter(
+    loader, num_steps=9, global_batch_size=8, seed=3, crop_size=12
+  )
+
+
+def test_batches_and_their_tail(tmp_path):
+  write_shards(tmp_path / 'train-%06d.tar', make_samples(30))
+  whole = list(train_iter(tmp_path))
+  first = train_iter(tmp_path)
+  for _ in range(4):
+    next(first)
+  second = train_iter(tmp_path)
+  second.set_state(first.get_state())
+  tail = list(second)
+  assert len(tail) == 5
+  for ours, theirs in zip(tail, whole[4:], strict=True):
+    assert ours['image'].shape == (8, 12, 12, 3)
+    for name in ours:
+      np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_the_config_asks_for_the_folder():
+  config = make_config()
+  config.data.source = 'tar'
+  with pytest.raises(UserError, match=r'data\.path'):
+    recipes.validate(config)
+  config.data.path = 'somewhere'
+  recipes.validate(config)
+
+
+def test_names_of_an_index_are_no_pickles(tmp_path, indexings):
+  """An index is data: np.load refuses objects in it."""
+  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
+  open_split(tmp_path)
+  with np.load(tmp_path / 'train.index.npz', allow_pickle=False) as stored:
+    _, shards, sizes, _ = json.loads(str(stored['state']))
+    assert len(stored['samples']) == 20
+  assert shards == sorted(p.name for p in tmp_path.glob('*.tar'))
+  assert sizes == [(tmp_path / name).stat().st_size for name in shards]
