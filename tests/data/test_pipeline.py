@@ -1,10 +1,12 @@
 import subprocess
 import sys
+import time
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax.data import buffers
 from alexnet_jax.data import folder
 from alexnet_jax.data import images
 from alexnet_jax.data import order
@@ -68,6 +70,21 @@ def test_threads_and_prefetch_change_nothing(threads, prefetch):
     list(train_batches(threads=threads, prefetch=prefetch)),
     list(train_batches(threads=1, prefetch=0)),
   )
+
+
+@pytest.mark.parametrize('prefetch', [0, 1, 2, 4])
+def test_no_more_batches_live_than_stated(prefetch, monkeypatch):
+  """prefetch + 1, and the one that this consumer keeps."""
+  made = []
+  new_block = buffers._aligned_block
+  monkeypatch.setattr(
+    buffers, '_aligned_block', lambda size: made.append(1) or new_block(size)
+  )
+  for number, batch in enumerate(train_batches(steps=200, prefetch=prefetch)):
+    assert len(batch['image']) == 6
+    if number % 10 == 0:
+      time.sleep(0.01)  # time to make as many ahead as it may
+  assert 2 <= len(made) <= prefetch + 2
 
 
 @pytest.mark.parametrize('count', [2, 3, 6])
