@@ -234,16 +234,32 @@ def pixel_mean(config, loader, workdir, progress=lambda done: None, limit=None):
   if config.data.mean == 'none':
     return np.zeros(3, np.float32)
   path = pathlib.Path(workdir) / MEAN_FILE
-  wanted = json.dumps([loader.source.fingerprint, loader.resize_size])
+  wanted = json.dumps(
+    [loader.source.fingerprint, loader.resize_size, config.data.mean]
+  )
   stored = _load_mean(path) if path.exists() else None
   if stored is not None and str(stored['of']) == wanted:
     return _subtracted(config, stored['mean'])
-  mean = pipeline.pixel_mean(loader, progress=progress, limit=limit)
+  mean = _known_mean(config, loader)
+  if mean is None:
+    mean = pipeline.pixel_mean(loader, progress=progress, limit=limit)
   if limit is None:
     temporary = path.with_suffix('.tmp.npz')
     np.savez(temporary, mean=mean, of=wanted)
     temporary.replace(path)
   return _subtracted(config, mean)
+
+
+def _known_mean(config, loader):
+  """The mean that a raw set carries, float64 [1, 1, 3]; None if there is none.
+
+  It is that of the squares that training sees: no pass over them is needed.
+  """
+  source = loader.source
+  fits = getattr(source, 'square_size', None) == loader.resize_size
+  if config.data.mean == 'channel' and fits:
+    return source.rgb_mean.reshape(1, 1, 3)
+  return None
 
 
 def stored_pixel_mean(config, workdir) -> np.ndarray:

@@ -40,8 +40,8 @@ def make_train_iter(
 ) -> grain.DatasetIterator:
   """Training batches: element t is this process's part of batch t.
 
-  Memory: at most `prefetch` + 1 batches besides those that the consumer keeps; a
-  batch's array is used again once nothing refers to it.
+  Memory: at most `prefetch` + 1 batches besides those that the consumer keeps;
+  a batch's array is used again once nothing refers to it.
 
   Args:
     loader: reads the training split.

@@ -28,6 +28,7 @@ class RawSource:
 
   Attributes:
     square_size: width of the squares, in pixels.
+    rgb_mean: of all pixels, float64 [3].
     labels: int32 [num_examples].
     shards: uint8 [n, square_size, square_size, 3] each, memory-mapped.
     ends: int64 [number of shards], index behind the last example of each.
@@ -38,6 +39,7 @@ class RawSource:
   class_names: Sequence[str]
   fingerprint: str
   square_size: int
+  rgb_mean: np.ndarray
   labels: np.ndarray
   shards: Sequence[np.ndarray]
   ends: np.ndarray
@@ -101,6 +103,7 @@ def raw_source(path: str, split: str) -> RawSource:
     class_names=tuple(manifest['class_names']),
     fingerprint=digest(json.dumps(info, sort_keys=True).encode()),
     square_size=size,
+    rgb_mean=np.array(info['rgb']['mean']),
     labels=labels,
     shards=shards,
     ends=np.cumsum([len(shard) for shard in shards]),

@@ -190,6 +190,12 @@ def test_the_manifest_has_the_statistics_of_the_pixels(layouts):
   )
 
 
+def test_the_known_mean_is_the_computed_one(layouts):
+  source = make_source(layouts, 'raw')
+  computed = pipeline.pixel_mean(Loader(source, SIZE)).mean((0, 1))
+  np.testing.assert_allclose(source.rgb_mean, computed, rtol=1e-14)
+
+
 def test_small_plain_jpegs_are_taken_over_byte_for_byte(tmp_path):
   for name in ('cat', 'dog'):
     (tmp_path / 'in' / name).mkdir(parents=True)

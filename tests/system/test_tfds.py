@@ -378,8 +378,7 @@ def test_training_from_raw_pixels_equals_training_from_their_source(
     process = run(
       *('-m', 'alexnet_jax.main', '--config=configs/imagenet.py', '--json'),
       *(f'--workdir={tmp_path / layout}', '--config.num_epochs=0'),
-      *('--config.num_steps=4', '--config.data.mean=none'),
-      *(*SMALL, *overrides),
+      *('--config.num_steps=4', *SMALL, *overrides),
     )
     digests[layout] = last_json(process)['state_digest']
   assert digests['raw'] == digests['tfds']
