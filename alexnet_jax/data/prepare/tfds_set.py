@@ -1,8 +1,8 @@
 """prepare tfds: an image classification set of TFDS as array_record.
 
 TFDS builds a set with TensorFlow, from the extra `tfds`, once; reading what it
-built needs none. TensorFlow is imported in `_import_tensorflow` and nowhere
-else in the package.
+built needs none. TensorFlow is imported in `_import_tensorflow` and, but for a
+peer in the benchmark, nowhere else in the package.
 """
 
 import contextlib

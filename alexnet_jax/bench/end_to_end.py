@@ -1,4 +1,4 @@
-"""Speed, measured: python -m alexnet_jax.bench end_to_end --config FILE."""
+"""bench end_to_end: the speed of training, and what its parts reach alone."""
 
 import argparse
 import io
@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 
+from alexnet_jax.bench.arguments import positive
+
 _DESCRIPTION = """\
 Images per second of the bare train step (one batch that stays on the devices),
 of the loader alone, and of the whole training loop with loader, metrics and
@@ -15,34 +17,30 @@ event files, in turn in every round; without compilation, evaluation and saving.
 Medians over the rounds, and the loop's share of the bare step."""
 
 
-def _parse(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.bench', description='Measures speed.'
-  )
-  commands = parser.add_subparsers(required=True, metavar='COMMAND')
-  command = commands.add_parser(
+def add_arguments(commands) -> None:
+  """Adds the subcommand to argparse's `commands`."""
+  parser = commands.add_parser(
     'end_to_end',
     help='bare step, loader and training loop side by side',
     description=_DESCRIPTION,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  command.add_argument(
+  parser.add_argument(
     '--config', default='configs/quickstart.py', metavar='FILE'
   )
-  command.add_argument(
-    '--steps', type=_positive, default=100, help='in a round (default: 100)'
+  parser.add_argument(
+    '--steps', type=positive, default=100, help='in a round (default: 100)'
   )
-  command.add_argument('--rounds', type=_positive, default=5, help='default: 5')
-  command.add_argument('--json', action='store_true')
-  return parser.parse_known_args(argv)
+  parser.add_argument('--rounds', type=positive, default=5, help='default: 5')
+  parser.set_defaults(work=_work)
 
 
-def _positive(text):
-  number = int(text)
-  if number < 1:
-    raise argparse.ArgumentTypeError(f'{text} is not positive')
-  return number
+def _work(arguments, overrides):
+  from alexnet_jax import recipes
+
+  config = recipes.load_config([f'--config={arguments.config}', *overrides])
+  return end_to_end(config, arguments.steps, arguments.rounds)
 
 
 def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
@@ -159,20 +157,3 @@ def _loop(config, workdir, num_steps):
     config, workdir, guards.StopSignal(), Console(io.StringIO())
   )
   return result['images_per_second']
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments, overrides = _parse(argv)
-  from alexnet_jax import command
-  from alexnet_jax import recipes
-
-  def work():
-    config = recipes.load_config([f'--config={arguments.config}', *overrides])
-    return end_to_end(config, arguments.steps, arguments.rounds)
-
-  return command.run(work, json_output=arguments.json)
-
-
-if __name__ == '__main__':
-  sys.exit(main())

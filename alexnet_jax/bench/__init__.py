@@ -1,0 +1,1 @@
+"""Speed, measured: of training, and of the data pipeline beside others."""

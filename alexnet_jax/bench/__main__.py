@@ -1,0 +1,32 @@
+"""Measures speed: python -m alexnet_jax.bench COMMAND."""
+
+import argparse
+import sys
+
+from alexnet_jax import command
+from alexnet_jax.bench import data
+from alexnet_jax.bench import end_to_end
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.bench', description='Measures speed.'
+  )
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+  for module in (data, end_to_end):
+    module.add_arguments(commands)
+  for subparser in commands.choices.values():
+    subparser.add_argument('--json', action='store_true')
+  return parser.parse_known_args(argv)
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  arguments, overrides = _parse(argv)
+  return command.run(
+    lambda: arguments.work(arguments, overrides), json_output=arguments.json
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main())
