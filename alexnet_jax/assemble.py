@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.data import averages
 from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
@@ -77,8 +78,16 @@ def tfds_split(config, split: str) -> str:
 
 def make_loader(config, split: str) -> loader_lib.Loader:
   """Reads the examples of a split as squares."""
+  source = make_source(config, split)
+  size = getattr(source, 'square_size', config.data.resize_size)
+  if size != config.data.resize_size:
+    raise UserError(
+      f'config.data.resize_size is {config.data.resize_size}, but the raw set'
+      f' {config.data.path} has squares of {size} pixels; give'
+      f' --config.data.resize_size={size}'
+    )
   return loader_lib.Loader(
-    make_source(config, split),
+    source,
     config.data.resize_size,
     unreadable=config.data.unreadable,
     num_threads=config.data.num_threads,
@@ -228,7 +237,7 @@ def pixel_mean(config, loader, workdir, progress=lambda done: None, limit=None):
     config: the config.
     loader: of the training split.
     workdir: the run's folder.
-    progress: see `pipeline.pixel_mean`.
+    progress: see `averages.pixel_mean`.
     limit: uses that many examples only, and keeps nothing; None: all.
   """
   if config.data.mean == 'none':
@@ -242,7 +251,7 @@ def pixel_mean(config, loader, workdir, progress=lambda done: None, limit=None):
     return _subtracted(config, stored['mean'])
   mean = _known_mean(config, loader)
   if mean is None:
-    mean = pipeline.pixel_mean(loader, progress=progress, limit=limit)
+    mean = averages.pixel_mean(loader, progress=progress, limit=limit)
   if limit is None:
     temporary = path.with_suffix('.tmp.npz')
     np.savez(temporary, mean=mean, of=wanted)

@@ -183,10 +183,18 @@ def _check_ranges(flat):
     _check(flat, key, 0 <= flat[key] < 1, 'must be at least 0 and below 1')
   for key in ('data.val_fraction', 'schedule.factor'):
     _check(flat, key, 0 < flat[key] < 1, 'must lie between 0 and 1')
-  for key, most in (('data.crop_area', 1), ('data.crop_ratio', math.inf)):
+  for key, least, most in (
+    ('data.crop_area', 0.0001, 1),
+    ('data.crop_ratio', 0.01, 100),
+  ):
     value = flat[key]
-    good = len(value) == 2 and 0 < value[0] <= value[1] <= most
-    _check(flat, key, good, 'takes (smallest, largest), both above 0')
+    good = (
+      len(value) == 2
+      and all(isinstance(v, (int, float)) for v in value)
+      and least <= value[0] <= value[1] <= most
+    )
+    rule = f'takes (smallest, largest), both from {least} to {most}'
+    _check(flat, key, good, rule)
   _check(
     flat,
     'data.crop_size',

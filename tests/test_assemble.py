@@ -3,7 +3,8 @@ import pytest
 
 from alexnet_jax import assemble
 from alexnet_jax import recipes
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import averages
+from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from tests.system import commands
 
@@ -20,7 +21,7 @@ def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   squares = [loader.square(i)[0] for i in range(96)]
   np.testing.assert_allclose(first, np.mean(squares, (0, 1, 2)), rtol=1e-6)
   assert first.dtype == np.float32
-  monkeypatch.setattr(pipeline, 'pixel_mean', None)  # it must not be called
+  monkeypatch.setattr(averages, 'pixel_mean', None)  # it must not be called
   again = assemble.pixel_mean(config, loader, tmp_path)
   np.testing.assert_array_equal(again, first)
   stored = assemble.stored_pixel_mean(config, tmp_path)
@@ -91,3 +92,31 @@ def test_durations_in_epochs_become_steps(tmp_path):
   assert durations.save_every == 0
   assert durations.warmup_steps == 12
   assert durations.drop_steps == (19, 25)
+
+
+def test_a_raw_set_of_another_size_is_refused(tmp_path):
+  out = tmp_path / 'raw'
+  assert prepare(f'raw --source digits --out {out} --size 16'.split()) == 0
+  options = {'data__source': 'raw', 'data__path': str(out)}
+  fitting = {'data__resize_size': 16, 'data__crop_size': 16}
+  config = make_config(tmp_path, **options, **fitting)
+  assert assemble.make_loader(config, 'train').source.num_examples == 4000
+  config = make_config(tmp_path, **options)
+  with pytest.raises(UserError, match=r'--config\.data\.resize_size=16'):
+    assemble.make_loader(config, 'train')
+
+
+def test_the_mean_of_a_raw_set_needs_no_pass(tmp_path, monkeypatch):
+  out = tmp_path / 'raw'
+  assert prepare(f'raw --source digits --out {out} --size 28'.split()) == 0
+  config = make_config(
+    tmp_path,
+    data__source='raw',
+    data__path=str(out),
+    data__resize_size=28,
+  )
+  loader = assemble.make_loader(config, 'train')
+  squares = np.concatenate(loader.source.shards)
+  monkeypatch.setattr(averages, 'pixel_mean', None)  # it must not be called
+  mean = assemble.pixel_mean(config, loader, tmp_path)
+  np.testing.assert_allclose(mean, squares.mean((0, 1, 2)), rtol=1e-6)

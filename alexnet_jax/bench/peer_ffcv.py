@@ -7,6 +7,7 @@ apt-get install libopencv-dev libturbojpeg0-dev pkg-config; pip install ffcv.
 from alexnet_jax.bench.layouts import CROP
 from alexnet_jax.bench.layouts import open_source
 from alexnet_jax.bench.layouts import Task
+from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 
 
@@ -73,7 +74,7 @@ def _write(task, path):
     def __getitem__(self, index):
       pixels, label = source.read(index)
       if isinstance(pixels, bytes):
-        pixels = images.decode(pixels)
+        pixels = decoding.decode(pixels)
       return images.centre_square(pixels, task.layout.short_side), label
 
   mode = 'raw' if task.layout.kind == 'raw' else 'jpg'

@@ -12,6 +12,7 @@ import simplejpeg
 
 from alexnet_jax.bench.layouts import Layout
 from alexnet_jax.bench.layouts import TFDS_NAME
+from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data.folder import list_folder
 from alexnet_jax.errors import UserError
@@ -84,7 +85,7 @@ class _Folder:
     self.labels = [self._source.class_names[k] for k in self._source.labels]
 
   def read(self, index):
-    return images.decode(self._source.read(index)[0])
+    return decoding.decode(self._source.read(index)[0])
 
 
 class _Synthetic:

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 
+from alexnet_jax.data.shard_files import read_at
 from alexnet_jax.data.splits import digest
 from alexnet_jax.data.splits import held_out
 from alexnet_jax.errors import UserError
@@ -49,19 +50,11 @@ class FolderSource:
   @property
   def fingerprint(self) -> str:
     lines = (f'{p}\0{s}\n' for p, s in zip(self.paths, self.sizes, strict=True))
-    return digest(''.join(lines).encode())
+    return digest(''.join(lines).encode(errors='surrogateescape'))
 
   def read(self, index: int) -> tuple[bytes, int]:
     path = os.path.join(self.root, self.paths[index])
-    try:
-      # As few system calls as possible: each hands over the GIL.
-      file = os.open(path, os.O_RDONLY)
-      try:
-        content = os.read(file, self.sizes[index] + 1)
-      finally:
-        os.close(file)
-    except OSError as error:
-      raise UserError(f'cannot read {path}: {error.strerror}') from error
+    content = read_at(path, self.sizes[index] + 1)
     if len(content) != self.sizes[index]:
       raise UserError(
         f'{path} had {self.sizes[index]} bytes when the run started, and has'

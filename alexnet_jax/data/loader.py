@@ -9,9 +9,15 @@ import threading
 
 import numpy as np
 
+from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
+
+_SKIP_HINT = (
+  '--config.data.unreadable=skip; or mend or delete it, after which a run with'
+  ' checkpoints needs a new --workdir'
+)
 
 
 class Loader:
@@ -32,7 +38,7 @@ class Loader:
     *,
     unreadable: str = 'stop',
     num_threads: int = 0,
-    skip_flag: str = '--config.data.unreadable=skip',
+    skip_hint: str = _SKIP_HINT,
   ):
     """Starts the threads.
 
@@ -42,14 +48,15 @@ class Loader:
       unreadable: `stop` raises at the first image that cannot be decoded;
         `skip` names it in the log and goes on without it.
       num_threads: number of threads; 0: one per core of this process.
-      skip_flag: what the user gives to skip; for the message of `stop`.
+      skip_hint: how the user may go on; for the message of `stop`.
     """
     self.source = source
     self.resize_size = resize_size
     self.unreadable = set()
     self.skips = unreadable == 'skip'
     self.num_threads = num_threads or num_cores()
-    self._skip_flag = skip_flag
+    self._skip_hint = skip_hint
+    self._damaged = set()
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
 
@@ -58,20 +65,30 @@ class Loader:
   ) -> tuple[np.ndarray, int] | None:
     """(uint8 [height, width, 3], label) of an example; None if it is skipped.
 
-    `min_size` is that of `images.decode`: 0 decodes exactly.
+    `min_size` is that of `decoding.decode`: 0 decodes exactly.
     """
-    pixels, label = self.source.read(index)
+    content, label = self.source.read(index)
+    return self.decoded(index, content, label, min_size)
+
+  def decoded(
+    self, index: int, content, label: int, min_size: int = 0
+  ) -> tuple[np.ndarray, int] | None:
+    """As `pixels`, of an example that was read before."""
     if not 0 <= label < len(self.source.class_names):
       raise UserError(
         f'{self.source.describe(index)} has the label {label}, which is none of'
         f' the {len(self.source.class_names)} classes'
       )
-    if not isinstance(pixels, bytes):
-      return pixels, label
+    if not isinstance(content, bytes):
+      return content, label
+
+    def damaged(message):
+      self._warn_once(self._damaged, index, message, 'decoded all the same')
+
     try:
-      return images.decode(pixels, min_size), label
+      return decoding.decode(content, min_size, damaged), label
     except UnreadableImageError as error:
-      self._report(index, error)
+      self.report(index, error)
       return None
 
   def square(self, index: int) -> tuple[np.ndarray, int] | None:
@@ -82,18 +99,25 @@ class Loader:
     pixels, label = example
     return images.centre_square(pixels, self.resize_size), label
 
-  def _report(self, index, error):
-    name = self.source.describe(index)
+  def report(self, index: int, error: UnreadableImageError) -> None:
+    """Names an image that cannot be used.
+
+    Raises:
+      UnreadableImageError: unless such images are skipped.
+    """
     if not self.skips:
       raise UnreadableImageError(
-        f'cannot decode {name}: {error}. Go on without such images:'
-        f' {self._skip_flag}; or mend or delete it, after which a run with'
-        ' checkpoints needs a new --workdir'
+        f'cannot decode {self.source.describe(index)}: {error}. Go on without'
+        f' such images: {self._skip_hint}'
       ) from error
+    self._warn_once(self.unreadable, index, error, 'cannot be decoded; skipped')
+
+  def _warn_once(self, known, index, problem, outcome):
+    name = self.source.describe(index)
     with self._lock:
-      if name not in self.unreadable:
-        logging.warning('cannot decode %s: %s; skipped', name, error)
-        self.unreadable.add(name)
+      if name not in known:
+        logging.warning('%s: %s (%s)', name, outcome, problem)
+        known.add(name)
 
   def for_each(
     self, function: Callable[[int, int], None], count: int, chunk: int = 1

@@ -5,10 +5,8 @@ iterator state is a single index and means the same for any number of threads
 and processes.
 """
 
-from collections.abc import Callable
 import hashlib
 import math
-import threading
 
 import grain
 import numpy as np
@@ -20,6 +18,7 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
 CROPS = ('random', 'random_resized', 'centre')
+_LONGEST_SIDE = 65_535  # pixels, of a JPEG
 
 
 def make_train_iter(
@@ -56,7 +55,7 @@ def make_train_iter(
     crop_ratio: smallest and largest width / height of one.
     random_flip: False never mirrors.
     scaled_decoding: decodes JPEGs that are at least twice too large at a lower
-      resolution; see `images.decode`.
+      resolution; see `decoding.decode`.
     prefetch: number of batches made ahead; 0: none.
     process_index: which part of the batch this process makes.
     process_count: number of parts.
@@ -73,11 +72,10 @@ def make_train_iter(
   part = order.process_slice(global_batch_size, process_index, process_count)
   buffers = _image_buffers(part, crop_size)
   min_size = 0
-  if scaled_decoding:
+  if scaled_decoding and crop == 'random_resized':
+    min_size = _least_size(crop_size, crop_area, crop_ratio)
+  elif scaled_decoding:
     min_size = loader.resize_size
-    if crop == 'random_resized':
-      least = crop_area[0] / max(crop_ratio[1], 1 / crop_ratio[0])
-      min_size = math.ceil(crop_size / math.sqrt(least))
 
   def make_batch(step):
     positions = order.batch_positions(step, global_batch_size)[part]
@@ -88,11 +86,20 @@ def make_train_iter(
       batch['flip'] = draws[:, 2] < 0.5
     if crop == 'random_resized':
       attempts = order.resized_crop_draws(step, global_batch_size, seed)[part]
+
+      def cut(pixels, i, out):
+        box = images.random_resized_box(
+          *pixels.shape[:2], draws[i], attempts[i], crop_area, crop_ratio
+        )
+        images.resize_box(pixels, box, out)
     else:
       corners = _corners(crop, draws, loader.resize_size - crop_size)
       if getattr(source, 'square_size', None) == loader.resize_size:
         _copy_squares(loader, indices, corners, batch)
         return batch
+
+      def cut(pixels, i, out):
+        images.crop_of_square(pixels, loader.resize_size, *corners[i], out)
 
     def fill(i, _):
       example = loader.pixels(int(indices[i]), min_size)
@@ -100,19 +107,18 @@ def make_train_iter(
         batch['unreadable'][i] = True
         example = _next_readable(loader, int(positions[i]), seed, min_size)
       pixels, batch['label'][i] = example
-      out = batch['image'][i]
-      if crop == 'random_resized':
-        box = images.random_resized_box(
-          *pixels.shape[:2], draws[i], attempts[i], crop_area, crop_ratio
-        )
-        images.resize_box(pixels, box, out)
-      else:
-        images.crop_of_square(pixels, loader.resize_size, *corners[i], out)
+      cut(pixels, i, batch['image'][i])
 
     loader.for_each(fill, len(positions))
     return batch
 
   return _iterate(make_batch, num_steps, prefetch)
+
+
+def _least_size(crop_size, area, ratio):
+  """Short side that leaves every random-resized crop its `crop_size` pixels."""
+  share = area[0] / max(ratio[1], 1 / ratio[0])
+  return min(_LONGEST_SIDE, math.ceil(crop_size / math.sqrt(share)))
 
 
 def _image_buffers(part, crop_size):
@@ -226,54 +232,6 @@ def _iterate(make_batch, length, prefetch):
   )
   dataset = grain.MapDataset.range(length).map(make_batch)
   return iter(dataset.to_iter_dataset(options))
-
-
-def pixel_mean(
-  loader: Loader,
-  *,
-  chunk: int = 512,
-  progress: Callable[[int], None] = lambda done: None,
-  limit: int | None = None,
-) -> np.ndarray:
-  """The mean image of a split, float64 [size, size, 3], from integer sums.
-
-  Args:
-    loader: reads the split; its squares are averaged.
-    chunk: examples between two calls of `progress`.
-    progress: called with the number of examples done.
-    limit: uses the first `limit` examples only.
-
-  Raises:
-    UserError: if no image can be decoded.
-  """
-  size = loader.resize_size
-  total = np.zeros((size, size, 3), np.uint64)
-  counted, lock = 0, threading.Lock()
-  num_examples = min(
-    limit or loader.source.num_examples, loader.source.num_examples
-  )
-
-  def add(first, last):
-    nonlocal counted
-    partial, count = np.zeros(total.shape, np.uint32), 0
-    for index in range(first, last):
-      if example := loader.square(index):
-        np.add(partial, example[0], out=partial)
-        count += 1
-    # Sums of integers are exact in any order, whatever thread comes first.
-    with lock:
-      np.add(total, partial, out=total)
-      counted += count
-
-  for start in range(0, num_examples, chunk):
-    count = min(chunk, num_examples - start)
-    loader.for_each(
-      lambda a, b, start=start: add(start + a, start + b), count, chunk=32
-    )
-    progress(start + count)
-  if not counted:
-    raise UserError(f'no image of {loader.source.name} can be decoded')
-  return total / counted
 
 
 def data_record(source, *, seed: int, global_batch_size: int) -> dict:

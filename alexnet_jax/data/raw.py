@@ -6,6 +6,10 @@ every image (Krizhevsky et al. 2012, section 2). A raw set is a folder with
 - SPLIT-00000-of-00003.npy ...: uint8 [n, size, size, 3];
 - SPLIT-labels.npy: int32, the labels of all of them in order;
 - manifest.json: see `prepare.raw_set`.
+
+Memory-mapped files must stay as they are while they are read: one that is cut
+off or fails under a run ends the process with a bus error (what was saved stays
+good).
 """
 
 from collections.abc import Sequence
@@ -15,6 +19,7 @@ import pathlib
 
 import numpy as np
 
+from alexnet_jax.data.shard_files import allow_open_files
 from alexnet_jax.data.splits import digest
 from alexnet_jax.errors import UserError
 
@@ -83,6 +88,7 @@ def raw_source(path: str, split: str) -> RawSource:
     )
   info = manifest['splits'][split]
   size = manifest['image_size']
+  allow_open_files(len(info['shards']))
   shards = [_open_shard(root, entry, size) for entry in info['shards']]
   labels = _load(root / info['labels']['file'])
   num_examples = sum(map(len, shards))
@@ -101,7 +107,7 @@ def raw_source(path: str, split: str) -> RawSource:
   return RawSource(
     name=f'{root} {split}',
     class_names=tuple(manifest['class_names']),
-    fingerprint=digest(json.dumps(info, sort_keys=True).encode()),
+    fingerprint=_fingerprint(manifest, info),
     square_size=size,
     rgb_mean=np.array(info['rgb']['mean']),
     labels=labels,
@@ -111,6 +117,13 @@ def raw_source(path: str, split: str) -> RawSource:
       [s.__array_interface__['data'][0] for s in shards], np.uint64
     ),
   )
+
+
+def _fingerprint(manifest, info):
+  """A hash of the contents, wherever they came from."""
+  hashes = [entry['sha256'] for entry in info['shards']]
+  contents = [manifest['class_names'], hashes, info['labels']['sha256']]
+  return digest(json.dumps(contents).encode())
 
 
 def read_manifest(root: pathlib.Path) -> dict:
@@ -129,7 +142,12 @@ def read_manifest(root: pathlib.Path) -> dict:
     ) from error
   except (OSError, ValueError) as error:
     raise UserError(f'cannot read {root / MANIFEST}: {error}') from error
-  if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
+  keys = {'image_size', 'class_names', 'settings', 'splits'}
+  if (
+    not isinstance(manifest, dict)
+    or manifest.get('format') != FORMAT
+    or keys - manifest.keys()
+  ):
     raise UserError(
       f'{root / MANIFEST} is no manifest of a raw set ({FORMAT!r})'
     )

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 import logging
+import os
 import pathlib
 import re
+import resource
 import threading
 
 import numpy as np
@@ -21,6 +23,7 @@ _SPLIT_OF_WORD = {
 }
 _CLASS_FILES = ('classes.txt', 'classnames.txt')
 _MOST_UNNAMED_CLASSES = 1_000_000
+_OPEN_FILES = '/proc/self/fd' if os.path.isdir('/proc/self/fd') else ''
 _warnings: set[str] = set()
 _warnings_lock = threading.Lock()
 
@@ -193,6 +196,52 @@ def check_validation_labels(
       f'{place} has {len(unknown)} labels in validation that training lacks,'
       f' the first: {unknown[0]}'
     )
+
+
+def read_at(path: str, size: int, offset: int = 0) -> bytes:
+  """Up to `size` bytes of a file from `offset` on, fewer at its end.
+
+  In as few system calls as possible: each hands over the GIL.
+
+  Raises:
+    UserError: if the file cannot be read.
+  """
+  try:
+    file = os.open(path, os.O_RDONLY)
+    try:
+      content = os.pread(file, size, offset)
+      while 0 < len(content) < size:  # at the end, or a slow file system
+        more = os.pread(file, size - len(content), offset + len(content))
+        if not more:
+          break
+        content += more
+    finally:
+      os.close(file)
+  except OSError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  return content
+
+
+def allow_open_files(count: int) -> None:
+  """Lets this process keep that many more files open, as far as it may.
+
+  Raises:
+    UserError: if the system does not allow as many.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  unlimited = resource.RLIM_INFINITY
+  # Another split, checkpoints, event files, libraries.
+  needed = len(os.listdir(_OPEN_FILES)) + count if _OPEN_FILES else 0
+  needed = max(needed, count) + 200
+  if soft == unlimited or needed <= soft:
+    return
+  if hard != unlimited and needed > hard:
+    raise UserError(
+      f'the data set has {count} files to keep open, and this process may have'
+      f' {hard} in all; raise that limit (`ulimit -Hn`) or prepare the set'
+      ' again with a larger --shard_examples'
+    )
+  resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def warn_once(message: str) -> None:

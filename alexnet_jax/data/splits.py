@@ -21,7 +21,7 @@ def held_out(
   Raises:
     UserError: if a class has a single example.
   """
-  ranks = [hashlib.sha256(f'{seed}:{key}'.encode()).digest() for key in keys]
+  ranks = [_rank(seed, key) for key in keys]
   mask = np.zeros(len(keys), bool)
   for label in np.unique(labels):
     members = np.flatnonzero(labels == label)
@@ -34,6 +34,12 @@ def held_out(
     ordered = sorted(members, key=lambda i: ranks[i])
     mask[ordered[:count]] = True
   return mask
+
+
+def _rank(seed, key):
+  # A file's name may hold bytes that are no UTF-8.
+  text = f'{seed}:{key}'.encode(errors='surrogateescape')
+  return hashlib.sha256(text).digest()
 
 
 def digest(*parts: bytes) -> str:

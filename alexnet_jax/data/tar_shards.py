@@ -69,16 +69,9 @@ class TarSource:
   def read(self, index: int) -> tuple[bytes, int]:
     shard, offset, size, label, _ = self.samples[index].item()
     path = os.path.join(self.root, self.shards[shard])
-    try:
-      # Opened anew each time: there may be more shards than open files.
-      file = os.open(path, os.O_RDONLY)
-      try:
-        content = os.pread(file, size, offset)
-        shard_size = os.fstat(file).st_size
-      finally:
-        os.close(file)
-    except OSError as error:
-      raise UserError(f'cannot read {path}: {error.strerror}') from error
+    # Opened anew each time: there may be more shards than open files.
+    content = shard_files.read_at(path, size, offset)
+    shard_size = os.stat(path).st_size
     if len(content) != size or shard_size != self.shard_sizes[shard]:
       raise UserError(
         f'{path} had {self.shard_sizes[shard]} bytes at the start and has'
@@ -235,6 +228,8 @@ def _members(path, file):
         tar.members.clear()  # else it would keep every one of them
         if member.issparse():
           raise tarfile.ReadError(f'{member.name!r} is a sparse file')
+        if member.islnk() or member.issym():
+          raise tarfile.ReadError(f'{member.name!r} is a link, not a file')
         if member.isreg():
           found.append((member.name, member.offset_data, member.size))
       # What tarfile takes for the end may be a truncated or damaged header.

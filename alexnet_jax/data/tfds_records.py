@@ -11,6 +11,7 @@ import threading
 from google.protobuf.message import DecodeError
 import numpy as np
 
+from alexnet_jax.data.shard_files import allow_open_files
 from alexnet_jax.data.splits import digest
 from alexnet_jax.errors import UserError
 
@@ -151,6 +152,7 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
   for path, _, _ in parts:
     if not pathlib.Path(path).is_file():
       raise UserError(f'{path} is missing; prepare {name} again')
+  allow_open_files(len(parts))
   description = (folder / 'dataset_info.json').read_bytes()
   return TfdsSource(
     f'{name} {split}',

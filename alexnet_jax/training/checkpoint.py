@@ -33,7 +33,10 @@ from alexnet_jax.training.state import state_digest
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+_PACKAGES = (
+  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'),
+  *('numpy', 'simplejpeg', 'pillow', 'numba'),  # they decide the pixels
+)
 
 
 class DamagedCheckpointError(Exception):

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import images
+from alexnet_jax.data import decoding
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.doctor import diagnosis
 from alexnet_jax.data.doctor.check import check
@@ -191,7 +191,7 @@ def test_unreadable_is_what_training_cannot_decode(file_format):
     else:
       content[rng.integers(len(content))] ^= rng.integers(1, 256)
     try:
-      images.decode(bytes(content))
+      decoding.decode(bytes(content))
       readable = True
     except UnreadableImageError:
       readable = False

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-import pytest
 
+from alexnet_jax.data import decoding
 from alexnet_jax.data import images
-from alexnet_jax.errors import UnreadableImageError
 
 
 def photo(height=60, width=80):
@@ -26,101 +25,6 @@ def encode(image, form, **options):
   buffer = io.BytesIO()
   image.save(buffer, form, **options)
   return buffer.getvalue()
-
-
-def pillow(encoded):
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
-    return np.asarray(image.convert('RGB'))
-
-
-@pytest.mark.parametrize(
-  ('mode', 'form'),
-  [
-    ('RGB', 'PNG'),
-    ('L', 'PNG'),
-    ('P', 'PNG'),
-    ('RGBA', 'PNG'),
-    ('LA', 'PNG'),
-    ('1', 'PNG'),
-    ('RGB', 'BMP'),
-    ('P', 'GIF'),
-    ('RGB', 'TIFF'),
-  ],
-)
-def test_lossless_formats_decode_as_pillow_does(mode, form):
-  encoded = encode(PIL.Image.fromarray(photo()).convert(mode), form)
-  np.testing.assert_array_equal(images.decode(encoded), pillow(encoded))
-
-
-@pytest.mark.parametrize(
-  ('mode', 'options'),
-  [
-    ('RGB', {}),
-    ('RGB', {'progressive': True}),
-    ('L', {}),
-    ('CMYK', {}),
-  ],
-)
-def test_jpeg_decodes_as_pillow_does_within_rounding(mode, options):
-  encoded = encode(
-    PIL.Image.fromarray(photo()).convert(mode), 'JPEG', quality=95, **options
-  )
-  difference = images.decode(encoded).astype(int) - pillow(encoded)
-  assert np.abs(difference).max() <= 3
-
-
-def test_webp_decodes_as_pillow_does():
-  encoded = encode(PIL.Image.fromarray(photo()), 'WEBP', lossless=True)
-  np.testing.assert_array_equal(images.decode(encoded), pillow(encoded))
-
-
-def test_exif_orientation_turns_the_image():
-  image = PIL.Image.fromarray(photo(40, 80))
-  exif = PIL.Image.Exif()
-  exif[0x0112] = 6  # turn by 90 degrees
-  encoded = encode(image, 'JPEG', quality=95, exif=exif.tobytes())
-  turned = images.decode(encoded)
-  assert turned.shape == (80, 40, 3)
-  expected = np.rot90(pillow(encoded), -1).astype(int)
-  assert np.abs(turned - expected).max() <= 3
-
-
-def test_a_png_named_jpg_is_a_png():
-  encoded = encode(PIL.Image.fromarray(photo()), 'PNG')
-  np.testing.assert_array_equal(images.decode(encoded), photo())
-
-
-JPEG = encode(PIL.Image.fromarray(photo()), 'JPEG')
-
-
-def jpeg_with_thumbnail():
-  thumbnail = encode(PIL.Image.fromarray(photo(8, 8)), 'JPEG')
-  comment = b'\xff\xfe' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
-  whole = encode(PIL.Image.fromarray(photo()), 'JPEG')
-  return whole[:2] + comment + whole[2:]
-
-
-@pytest.mark.parametrize(
-  ('encoded', 'message'),
-  [
-    (b'', 'empty'),
-    (b'not an image', 'no image of a known kind'),
-    (encode(PIL.Image.fromarray(photo()), 'JPEG')[:-400], 'truncated'),
-    (jpeg_with_thumbnail()[:-400], 'truncated'),
-    (encode(PIL.Image.fromarray(photo()), 'PNG')[:200], 'truncated'),
-  ],
-)
-def test_what_cannot_be_decoded_is_refused(encoded, message):
-  with pytest.raises(UnreadableImageError, match=message):
-    images.decode(encoded)
-
-
-@pytest.mark.parametrize('whole', [JPEG, jpeg_with_thumbnail()])
-@pytest.mark.parametrize('trailer', [b'\0trailer', b'\xff\xda video \xff'])
-def test_bytes_after_the_end_of_a_jpeg_do_no_harm(whole, trailer):
-  np.testing.assert_array_equal(
-    images.decode(whole + trailer).copy(), images.decode(whole)
-  )
 
 
 def test_centre_square_of_the_right_size_only_cuts():
@@ -160,7 +64,7 @@ def test_any_image_becomes_a_square_and_crops_of_it(
   height, width, mode, scaled
 ):
   encoded = encoded_image(height, width, mode)
-  pixels = images.decode(encoded, 256 if scaled else 0)
+  pixels = decoding.decode(encoded, 256 if scaled else 0)
   assert pixels.dtype == np.uint8
   assert pixels.shape[2] == 3
   if not scaled:
@@ -238,45 +142,9 @@ def test_scaled_decoding_stays_near_the_exact_path():
   """
   smooth = PIL.Image.fromarray(photo(1100, 1500))
   encoded = encode(smooth, 'JPEG', quality=92)
-  scaled = images.decode(encoded, 256).copy()
+  scaled = decoding.decode(encoded, 256).copy()
   assert 256 <= min(scaled.shape[:2]) <= 550
-  exact = images.centre_square(images.decode(encoded), 256).astype(int)
+  exact = images.centre_square(decoding.decode(encoded), 256).astype(int)
   difference = np.abs(images.centre_square(scaled, 256) - exact)
   assert difference.mean() <= 2
   assert np.quantile(difference, 0.99) <= 12
-
-
-def test_small_images_are_never_scaled():
-  encoded = encode(PIL.Image.fromarray(photo(510, 600)), 'JPEG')
-  assert images.decode(encoded, 256).shape == (510, 600, 3)
-
-
-def test_sixteen_bits_keep_their_upper_half():
-  values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
-  encoded = encode(PIL.Image.fromarray(values), 'PNG')
-  assert images.decode(encoded)[0, :, 1].tolist() == [0, 0, 1, 128, 255]
-
-
-@pytest.mark.parametrize('orientation', range(1, 9))
-@pytest.mark.parametrize('padding', [b'', b'\xff\xe0\x08\x00' + bytes(0x7FE)])
-def test_every_exif_orientation_is_pillows(orientation, padding):
-  exif = PIL.Image.Exif()
-  exif[0x0112] = orientation
-  encoded = encode(
-    PIL.Image.fromarray(photo(40, 80)), 'JPEG', quality=95, exif=exif.tobytes()
-  )
-  encoded = encoded[:2] + padding + encoded[2:]  # EXIF need not come first
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
-    expected = np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))
-  actual = images.decode(encoded)
-  assert actual.shape == expected.shape
-  assert np.abs(actual.astype(int) - expected).max() <= 3
-
-
-def test_broken_exif_data_leaves_the_image_as_it_is():
-  whole = encode(PIL.Image.fromarray(photo()), 'JPEG')
-  broken = b'Exif\0\0II*\0\xff\xff\xff\xff'
-  segment = b'\xff\xe1' + (len(broken) + 2).to_bytes(2, 'big') + broken
-  np.testing.assert_array_equal(
-    images.decode(whole[:2] + segment + whole[2:]), images.decode(whole).copy()
-  )

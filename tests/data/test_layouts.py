@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax.data import averages
 from alexnet_jax.data import images
 from alexnet_jax.data import order
 from alexnet_jax.data import pipeline
@@ -192,7 +194,7 @@ def test_the_manifest_has_the_statistics_of_the_pixels(layouts):
 
 def test_the_known_mean_is_the_computed_one(layouts):
   source = make_source(layouts, 'raw')
-  computed = pipeline.pixel_mean(Loader(source, SIZE)).mean((0, 1))
+  computed = averages.pixel_mean(Loader(source, SIZE)).mean((0, 1))
   np.testing.assert_allclose(source.rgb_mean, computed, rtol=1e-14)
 
 
@@ -266,6 +268,69 @@ def test_memory_stays_flat_over_two_thousand_batches(layouts, layout):
   assert len(sizes) == 10
   assert max(sizes[1:]) <= 1.02 * sizes[0], sizes
   assert imported == ['jax']  # the entry that hides it
+
+
+def test_the_fingerprint_tells_contents_and_not_places(layouts, tmp_path):
+  moved = tmp_path / 'elsewhere'
+  shutil.copytree(layouts['folder']['path'], moved)
+  common = ['--size', str(SIZE), '--shard_examples', '8']
+  run(
+    'raw',
+    '--source',
+    'folder',
+    '--path',
+    moved,
+    '--out',
+    tmp_path / 'raw',
+    *common,
+  )
+  again = sources.make_source('raw', 'train', path=str(tmp_path / 'raw'))
+  assert again.fingerprint == make_source(layouts, 'raw').fingerprint
+  other = make_source(layouts, 'raw_of_small')
+  assert other.fingerprint != again.fingerprint
+
+
+FILES = """
+import json, resource, sys
+from alexnet_jax import errors
+from alexnet_jax.data import sources
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[2])))
+try:
+  source = sources.make_source(split='train', **json.loads(sys.argv[1]))
+except errors.UserError as error:
+  sys.exit(str(error))
+for i in range(source.num_examples):
+  source.read(i)
+"""
+
+
+@pytest.mark.parametrize('layout', ['resized', 'raw'])
+def test_many_shards_do_not_run_out_of_open_files(layout, tmp_path):
+  for name in ('cat', 'dog'):
+    (tmp_path / 'in' / name).mkdir(parents=True)
+    for i in range(30):
+      image = PIL.Image.new('RGB', (16, 16), (i, 0, 0))
+      image.save(tmp_path / 'in' / name / f'{i}.png')
+  command = 'raw' if layout == 'raw' else 'resize'
+  run(
+    *(command, '--source', 'folder', '--path', tmp_path / 'in'),
+    *('--out', tmp_path / 'out', '--size', '16', '--shard_examples', '1'),
+  )
+  options = {'source': 'raw', 'path': str(tmp_path / 'out')}
+  if layout == 'resized':
+    options |= {'source': 'tfds', 'tfds_name': 'in', 'tfds_split': 'train'}
+  for most in (1000, 100):
+    process = subprocess.run(
+      [sys.executable, '-c', FILES, json.dumps(options), str(most)],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    if most == 1000:
+      assert process.returncode == 0, process.stderr
+    else:
+      assert process.returncode == 1
+      assert 'has 48 files to keep open' in process.stderr
 
 
 @pytest.mark.parametrize(

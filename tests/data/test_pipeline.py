@@ -8,7 +8,6 @@ import pytest
 
 from alexnet_jax.data import buffers
 from alexnet_jax.data import folder
-from alexnet_jax.data import images
 from alexnet_jax.data import order
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
@@ -233,24 +232,6 @@ def test_a_source_without_a_readable_image_is_an_error(tmp_path):
   )
   with pytest.raises(UserError, match=r'no image of .* can be decoded'):
     next(batches)
-  with pytest.raises(UserError, match=r'no image of .* can be decoded'):
-    pipeline.pixel_mean(loader)
-
-
-@pytest.mark.parametrize('threads', [1, 3])
-def test_pixel_mean_is_exact(threads):
-  rng = np.random.default_rng(0)
-  pixels = rng.integers(0, 256, (37, 20, 24, 3), dtype=np.uint8)
-  labels = np.zeros(37, np.int32)
-  source = sources.ArraySource('random', pixels, labels, ('a', 'b'))
-  loader = Loader(source, 10, num_threads=threads)
-  calls = []
-  mean = pipeline.pixel_mean(loader, chunk=10, progress=calls.append)
-  squares = np.stack([images.centre_square(p, 10) for p in pixels])
-  np.testing.assert_array_equal(mean, squares.sum(0, dtype=np.int64) / 37)
-  assert calls == [10, 20, 30, 37]
-  first = pipeline.pixel_mean(loader, limit=5)
-  np.testing.assert_array_equal(first, squares[:5].sum(0, dtype=int) / 5)
 
 
 def test_the_data_record_tells_data_sets_and_orders_apart():

@@ -382,6 +382,17 @@ def test_samples_that_do_not_fit(tmp_path, extra, message):
   assert str(tmp_path) in str(info.value)
 
 
+@pytest.mark.parametrize('kind', [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_are_refused(tmp_path, kind):
+  path = write_tar(tmp_path / 'train.tar', two_classes())
+  with tarfile.open(path, 'a') as tar:
+    member = tarfile.TarInfo('link.jpg')
+    member.type, member.linkname = kind, '000.jpg'
+    tar.addfile(member)
+  with pytest.raises(UserError, match='is a link'):
+    open_split(tmp_path)
+
+
 def test_a_sparse_file_is_refused(tmp_path):
   path = write_tar(tmp_path / 'train.tar', two_classes())
   content = bytearray(path.read_bytes())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import random
 import signal
@@ -13,6 +14,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax.data import tfds_records
+from alexnet_jax.data.prepare import raw_set
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
 
@@ -52,6 +55,15 @@ def files(folder):
   }
 
 
+def start(command, photos, out):
+  return subprocess.Popen(
+    [*PREPARE, *arguments(command, photos, out)],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+
+
 def finished(out):
   return len(list(out.rglob('.unfinished/*-of-*.json')))
 
@@ -63,13 +75,13 @@ def test_ten_kills_leave_the_same_bytes(command, photos, tmp_path):
   whole, out = tmp_path / 'whole', tmp_path / 'killed'
   assert prepare(arguments(command, photos, whole)) == 0
   rng = random.Random(0)
+  for _ in range(3):  # while it starts
+    process = start(command, photos, out)
+    time.sleep(rng.uniform(0, 1))
+    process.kill()
+    assert process.wait(60) in (-signal.SIGKILL, 0)
   for kill in range(10):
-    process = subprocess.Popen(
-      [*PREPARE, *arguments(command, photos, out)],
-      cwd=ROOT,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-    )
+    process = start(command, photos, out)
     before, deadline = finished(out), time.monotonic() + 60
     while finished(out) == before and time.monotonic() < deadline:
       time.sleep(0.001)
@@ -145,7 +157,7 @@ def test_what_is_prepared_stays(photos, tmp_path, capsys):
   assert files(out) == before
 
 
-def test_unfinished_work_refuses_other_settings(photos, tmp_path, capsys):
+def test_what_stopped_goes_on_with_the_advised_flag(photos, tmp_path, capsys):
   out = tmp_path / 'out'
   stopping = [a for a in arguments('raw', photos, out) if a != 'skip']
   stopping.remove('--unreadable')
@@ -153,8 +165,128 @@ def test_unfinished_work_refuses_other_settings(photos, tmp_path, capsys):
   message = capsys.readouterr().err
   assert '007.jpg' in message
   assert '--unreadable skip' in message
+  begun = finished(out)
+  assert begun > 0
+  assert prepare(arguments('raw', photos, out)) == 0
+  assert f'{begun} of 49 shards are there already' in capsys.readouterr().err
+
+
+def test_unfinished_work_refuses_other_settings(photos, tmp_path, capsys):
+  out = tmp_path / 'out'
+  with shards.locked(out, 'manifest.json'), shards.output(out, {'a': 1}, []):
+    pass
   assert prepare(arguments('raw', photos, out)) == 2
-  assert "unreadable: 'stop' -> 'skip'" in capsys.readouterr().err
+  assert 'image_size: None -> 64' in capsys.readouterr().err
+
+
+class PowerCut(BaseException):
+  """Nothing in the code under test catches it."""
+
+
+@pytest.mark.parametrize('command', ['raw', 'resize'])
+def test_a_cut_before_any_rename_is_made_good(
+  command, photos, tmp_path, monkeypatch
+):
+  """Also between the last shard and the end, step by step."""
+  whole, out = tmp_path / 'whole', tmp_path / 'cut'
+  few = ['--shard_examples', '100']
+  rename = shards.put_in_place
+  renames = []
+  monkeypatch.setattr(
+    shards,
+    'put_in_place',
+    lambda *paths: renames.append(paths) or rename(*paths),
+  )
+  assert prepare([*arguments(command, photos, whole), *few]) == 0
+  assert len(renames) >= 9  # plan, 3 shards, 3 notes, descriptions
+
+  def cut_at(number):
+    def cut(*paths):
+      nonlocal number
+      number -= 1
+      if number < 0:
+        raise PowerCut
+      rename(*paths)
+
+    return cut
+
+  for number in range(len(renames)):
+    monkeypatch.setattr(shards, 'put_in_place', cut_at(number))
+    with pytest.raises(PowerCut):
+      prepare([*arguments(command, photos, out / str(number)), *few])
+    monkeypatch.setattr(shards, 'put_in_place', rename)
+    assert prepare([*arguments(command, photos, out / str(number)), *few]) == 0
+    assert files(out / str(number)) == files(whole)
+
+
+def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
+  out = tmp_path / 'out'
+  few = ['--shard_examples', '100']
+
+  def cut(*_, **__):
+    raise PowerCut
+
+  with monkeypatch.context() as patch:
+    patch.setattr(raw_set, '_manifest', cut)
+    with pytest.raises(PowerCut):
+      prepare([*arguments('raw', photos, out), *few])
+  shard = out / 'train-00001-of-00002.npy'
+  content = shard.read_bytes()
+  shard.write_bytes(content[:-1])
+  assert prepare([*arguments('raw', photos, out), *few]) == 0
+  assert shard.read_bytes() == content
+
+
+@pytest.mark.parametrize('command', ['raw', 'resize'])
+def test_a_split_without_a_readable_image_is_an_error(
+  command, tmp_path, capsys
+):
+  for split in ('train', 'val'):
+    for name in ('cat', 'dog'):
+      path = tmp_path / 'in' / split / name / '0.jpg'
+      path.parent.mkdir(parents=True)
+      PIL.Image.new('RGB', (70, 70)).save(path)
+      if split == 'val':
+        path.write_bytes(b'broken')
+  for _ in range(2):
+    code = prepare(arguments(command, tmp_path / 'in', tmp_path / 'out'))
+    assert code == 2
+    message = capsys.readouterr().err
+    assert 'no image of' in message
+    assert 'in/val can be decoded' in message
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path):
+  root = os.fsencode(tmp_path / 'in')
+  for name in (b'cat', b'dog'):
+    os.makedirs(os.path.join(root, name))
+    for i in range(3):
+      path = os.path.join(root, name, b'caf\xe9 %d.png' % i)
+      PIL.Image.new('RGB', (70, 70), (i, 0, 0)).save(os.fsdecode(path))
+  assert prepare(arguments('resize', tmp_path / 'in', tmp_path / 'out')) == 0
+  source = tfds_records.tfds_source('photos', 'train', str(tmp_path / 'out'))
+  assert source.num_examples == 4
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'message'),
+  [
+    (['--num_threads', '-2'], '-2 is negative'),
+    (['--size', '0'], '0 is not positive'),
+    (['--path', ''], '--source folder needs --path'),
+    (['--source', 'photos'], 'invalid choice'),
+    (['--val_fraction', '1.5'], 'does not lie between 0 and 1'),
+    (['--path', '/nowhere'], "no folder at '/nowhere'"),
+  ],
+)
+def test_wrong_arguments_are_refused(photos, tmp_path, capsys, wrong, message):
+  try:
+    code = prepare([*arguments('raw', photos, tmp_path / 'out'), *wrong])
+  except SystemExit as end:  # argparse's way
+    code = end.code
+  assert code == 2
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
 
 
 def test_a_folder_with_other_things_is_left_alone(photos, tmp_path, capsys):
@@ -165,6 +297,6 @@ def test_a_folder_with_other_things_is_left_alone(photos, tmp_path, capsys):
 
 
 def test_two_processes_do_not_write_into_one_folder(photos, tmp_path, capsys):
-  with shards.output(tmp_path / 'out', {}):
+  with shards.locked(tmp_path / 'out', 'manifest.json'):
     assert prepare(arguments('raw', photos, tmp_path / 'out')) == 2
   assert 'another process is preparing' in capsys.readouterr().err

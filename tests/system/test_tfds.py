@@ -21,7 +21,7 @@ import PIL.Image
 import pytest
 
 import alexnet_jax
-from alexnet_jax.data import images
+from alexnet_jax.data import decoding
 
 REPO = pathlib.Path(__file__).parents[2]
 TRAIN_TAR, VAL_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
@@ -224,7 +224,7 @@ def test_images_keep_their_bytes_except_the_two_that_are_repaired(
     with PIL.Image.open(io.BytesIO(records[name][2])) as image:
       assert (image.format, image.mode) == ('JPEG', 'RGB')
   for name, (*_, encoded) in records.items():
-    decoded = images.decode(encoded).astype(float)
+    decoded = decoding.decode(encoded).astype(float)
     with PIL.Image.open(io.BytesIO(before[name])) as image:
       original = np.asarray(image.convert('RGB'), float)
     # Repaired ones went through JPEG once more; the others through OpenCV.

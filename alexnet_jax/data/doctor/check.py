@@ -1,6 +1,5 @@
 """prepare check: what is wrong with a data set, before days of training."""
 
-import argparse
 import collections
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ from alexnet_jax.data.doctor.findings import Findings
 from alexnet_jax.data.doctor.findings import SEVERITIES
 from alexnet_jax.data.doctor.tallies import Tally
 from alexnet_jax.data.loader import num_cores
+from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare.progress import Progress
 from alexnet_jax.errors import UserError
 
@@ -91,9 +91,8 @@ def _open(root, name):
 def _tfds_folder(root, name):
   """The folder of the newest version of the set; None if there is no set."""
   found = collections.defaultdict(list)
-  for depth in range(
-    4
-  ):  # from VERSION/ up to the folder of NAME/CONFIG/VERSION
+  # From VERSION/ up to the folder of NAME/CONFIG/VERSION.
+  for depth in range(4):
     for path in root.glob('*/' * depth + _TFDS_INFO):
       # Not incomplete.ABC_1.0.0, which a build leaves that was killed.
       if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name):
@@ -224,13 +223,6 @@ def exit_code(result: dict) -> int:
   return errors.EXIT_USER if result['errors'] else errors.EXIT_DONE
 
 
-def _threads(text):
-  value = int(text)
-  if value < 0:
-    raise argparse.ArgumentTypeError(f'{text} is negative')
-  return value
-
-
 def add_arguments(commands) -> None:
   """Adds the subcommand to argparse's `commands`."""
   parser = commands.add_parser(
@@ -253,7 +245,7 @@ def add_arguments(commands) -> None:
   )
   parser.add_argument(
     '--num_threads',
-    type=_threads,
+    type=inputs.not_negative,
     default=0,
     help='0: one per core (default)',
   )

@@ -7,7 +7,7 @@ import os
 import PIL.Image
 import simplejpeg
 
-from alexnet_jax.data import images
+from alexnet_jax.data import decoding
 from alexnet_jax.data.folder import IMAGE_SUFFIXES
 from alexnet_jax.errors import UnreadableImageError
 
@@ -100,12 +100,12 @@ def _damage(encoded):
     UnreadableImageError: if training could not decode the image.
   """
   if encoded[:2] != b'\xff\xd8':
-    images.decode(encoded)
+    decoding.decode(encoded)
     return ''
   try:
     _decode_jpeg(encoded, strict=True)
   except ValueError as error:
-    images.decode(encoded)
+    decoding.decode(encoded)
     try:
       _decode_jpeg(encoded, strict=False)
     except ValueError:  # a kind it does not know, which Pillow does

@@ -24,10 +24,10 @@ from alexnet_jax.data.doctor.tallies import report_count
 from alexnet_jax.data.folder import IMAGE_SUFFIXES
 from alexnet_jax.data.folder import subfolders
 from alexnet_jax.data.folder import VALIDATION_FOLDERS
+from alexnet_jax.data.prepare.tfds_set import TRAIN_TAR
+from alexnet_jax.data.prepare.tfds_set import VALIDATION_TAR
 
-_TRAIN_TAR = 'ILSVRC2012_img_train.tar'
-_VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
-TARS = {_TRAIN_TAR: 'train', _VALIDATION_TAR: 'validation'}
+TARS = {TRAIN_TAR: 'train', VALIDATION_TAR: 'validation'}
 IMAGENET_IMAGES = {'train': 1_281_167, 'validation': 50_000}
 IMAGENET_CLASSES = 1_000
 _BLOCK = 512  # bytes, of a tar
@@ -186,7 +186,7 @@ class TarContents:
         count = tallies[split].examples if split in tallies else 0
         expected = IMAGENET_IMAGES[split]
         report_count(findings, f'{split} images', count, expected)
-    if (self._root / _TRAIN_TAR).is_file():
+    if (self._root / TRAIN_TAR).is_file():
       count = len(self.class_names)
       report_count(findings, 'classes', count, IMAGENET_CLASSES)
 

@@ -5,6 +5,7 @@ import sys
 
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
+from alexnet_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='at an image that cannot be decoded (default: stop)',
   )
   parser.add_argument(
-    '--num_threads', type=int, default=0, help='0: one per core (default)'
+    '--num_threads',
+    type=not_negative,
+    default=0,
+    help='0: one per core (default)',
   )
 
 
@@ -58,12 +62,22 @@ def positive(text: str) -> int:
   return value
 
 
+def not_negative(text: str) -> int:
+  """An argument that must be a whole number from 0."""
+  value = int(text)
+  if value < 0:
+    raise argparse.ArgumentTypeError(f'{text} is negative')
+  return value
+
+
 def open_loaders(arguments, size: int) -> dict[str, Loader]:
   """A loader for `train` and one for `validation`.
 
   Raises:
     UserError: if the source is missing or unfit.
   """
+  if not arguments.path and arguments.source not in ('digits', 'tfds'):
+    raise UserError(f'--source {arguments.source} needs --path')
   loaders = {}
   for split in sources.SPLITS:
     tfds_splits = {
@@ -84,7 +98,7 @@ def open_loaders(arguments, size: int) -> dict[str, Loader]:
       size,
       unreadable=arguments.unreadable,
       num_threads=arguments.num_threads,
-      skip_flag='--unreadable skip',
+      skip_hint='--unreadable skip; or mend it',
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
   return loaders

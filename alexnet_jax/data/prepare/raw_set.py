@@ -18,6 +18,7 @@ import numpy as np
 from alexnet_jax.data import raw
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
+from alexnet_jax.data.prepare import writing
 from alexnet_jax.errors import UserError
 
 
@@ -33,50 +34,60 @@ def prepare_raw(arguments) -> dict:
   Raises:
     UserError: if the source is unfit, `out` in use or the disk too small.
   """
-  from alexnet_jax.data import kernels  # slow to import
-
-  size, folder = arguments.size, pathlib.Path(arguments.out).expanduser()
-  loaders = inputs.open_loaders(arguments, size)
+  folder = pathlib.Path(arguments.out).expanduser()
+  loaders = inputs.open_loaders(arguments, arguments.size)
   settings = _settings(arguments, loaders)
-  if (folder / raw.MANIFEST).exists():
-    return _already_prepared(folder, settings)
+  with shards.locked(folder, raw.MANIFEST):
+    if (folder / raw.MANIFEST).exists():
+      manifest = _check_prepared(folder, settings)
+    else:
+      manifest = _write(folder, settings, loaders, arguments)
+    return _result(folder, manifest)
+
+
+def _write(folder, settings, loaders, arguments):
+  """Writes the set, or what is missing of it; returns the manifest."""
+  size = arguments.size
   plan = shards.plan(loaders, arguments.shard_examples)
-
-  def convert(loader, index):
-    example = loader.square(index)
-    if example is None:
-      return None
-    sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
-    kernels.add_colour_sums(example[0], *sums)
-    return *example, sums
-
-  with shards.output(folder, settings) as out:
+  with shards.output(folder, settings, plan) as out:
     missing = sum(s.stop - s.start for s in plan if out.note(s) is None)
     shards.check_room(folder, missing * (size * size * 3 + 4), 'the raw set')
-    notes = shards.write_shards(
+    notes = writing.write_shards(
       out,
       plan,
       loaders,
       file_name=lambda shard: f'{shard.key}.npy',
-      convert=convert,
+      convert=_converted,
       write=lambda path, examples: _write_shard(path, examples, size),
     )
     manifest = _manifest(folder, settings, loaders, plan, notes)
     shards.write_json(folder / raw.MANIFEST, manifest, indent=1)
     out.finish()
-  return _result(folder, manifest)
+  return manifest
+
+
+def _converted(loader, index):
+  """(pixels, label, colour sums) of an example; None if it is skipped."""
+  from alexnet_jax.data import kernels  # slow to import
+
+  example = loader.square(index)
+  if example is None:
+    return None
+  sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+  kernels.add_colour_sums(example[0], *sums)
+  return *example, sums
 
 
 def _settings(arguments, loaders):
   return {
     'image_size': arguments.size,
     'shard_examples': arguments.shard_examples,
-    'unreadable': arguments.unreadable,
     'sources': {k: v.source.fingerprint for k, v in loaders.items()},
   }
 
 
-def _already_prepared(folder, settings):
+def _check_prepared(folder, settings):
+  """The manifest of a finished set, which must be the one that is asked for."""
   manifest = raw.read_manifest(folder)
   if manifest['settings'] != settings:
     raise UserError(
@@ -85,7 +96,7 @@ def _already_prepared(folder, settings):
     )
   shards.forget_notes(folder)  # if the last command ended right before that
   print(f'{folder} is prepared already', file=sys.stderr)
-  return _result(folder, manifest)
+  return manifest
 
 
 def _write_shard(path, examples, size):
@@ -107,6 +118,7 @@ def _write_shard(path, examples, size):
       sha.update(block)
   return {
     'sha256': sha.hexdigest(),
+    'num_examples': len(labels),
     'labels': labels,
     'sums': sums.tolist(),
     'products': products.tolist(),
@@ -138,7 +150,7 @@ def _manifest(folder, settings, loaders, plan, notes):
       'shards': [
         {
           'file': note['file'],
-          'num_examples': len(note['labels']),
+          'num_examples': note['num_examples'],
           'sha256': note['sha256'],
         }
         for note in own
@@ -160,7 +172,10 @@ def _manifest(folder, settings, loaders, plan, notes):
 
 
 def _write_labels(path, labels):
-  np.save(path, labels)
+  temporary = path.with_suffix('.npy.tmp')
+  with temporary.open('wb') as file:
+    np.save(file, labels)
+  shards.put_in_place(temporary, path)
   sha = hashlib.sha256(path.read_bytes()).hexdigest()
   return {'file': path.name, 'sha256': sha}
 

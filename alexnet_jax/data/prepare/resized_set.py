@@ -12,15 +12,19 @@ import sys
 import numpy as np
 import simplejpeg
 
+from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare import tfds_writer
+from alexnet_jax.data.prepare import writing
+from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
 _SETTINGS = 'alexnet_jax.json'  # in the finished set: how it was made
 _VERSION = '1.0.0'
+_LONGEST_SIDE = 65_500  # pixels, of libjpeg
 _SAMPLE = 64  # images of each split that the estimate of the room encodes
 
 
@@ -44,40 +48,42 @@ def prepare_resized(arguments) -> dict:
   name, version = _name_and_version(arguments)
   folder = pathlib.Path(arguments.out).expanduser() / name / version
   settings = _settings(arguments, loaders)
-  if (folder / tfds_writer.INFO).exists():
-    _check_prepared(folder, settings)
-    shards.forget_notes(folder)
-    print(f'{folder} is prepared already', file=sys.stderr)
+  with shards.locked(folder, tfds_writer.INFO):
+    if (folder / tfds_writer.INFO).exists():
+      _check_prepared(folder, settings)
+    else:
+      _write(folder, settings, loaders, arguments, name.split('/')[0], version)
     return _result(arguments, name, folder, loaders)
+
+
+def _write(folder, settings, loaders, arguments, name, version):
+  """Writes the set, or what is missing of it."""
   plan = shards.plan(loaders, arguments.shard_examples)
   size, quality = arguments.size, arguments.quality
-  dataset = name.split('/')[0]
-
-  with shards.output(folder, settings) as out:
+  with shards.output(folder, settings, plan) as out:
     missing = [shard for shard in plan if out.note(shard) is None]
     needed = sum(
       _estimate(loader, [s for s in missing if s.split == split], size, quality)
       for split, loader in loaders.items()
     )
     shards.check_room(folder, needed, 'the resized set')
-    notes = shards.write_shards(
+    notes = writing.write_shards(
       out,
       plan,
       loaders,
-      file_name=lambda shard: tfds_writer.file_name(dataset, shard),
+      file_name=lambda shard: tfds_writer.file_name(name, shard),
       convert=lambda loader, index: _record(loader, index, size, quality),
       write=tfds_writer.write_shard,
     )
     shards.write_json(folder / _SETTINGS, settings)
     tfds_writer.describe(
       out,
-      dataset,
+      name,
       version,
       loaders['train'].source.class_names,
       shards.by_split(plan, notes),
     )
     out.finish()
-  return _result(arguments, name, folder, loaders)
 
 
 def _settings(arguments, loaders):
@@ -85,7 +91,6 @@ def _settings(arguments, loaders):
     'size': arguments.size,
     'quality': arguments.quality,
     'shard_examples': arguments.shard_examples,
-    'unreadable': arguments.unreadable,
     'sources': {k: v.source.fingerprint for k, v in loaders.items()},
   }
 
@@ -110,24 +115,31 @@ def _name_and_version(arguments):
 def _check_prepared(folder, settings):
   try:
     made = shards.read_json(folder / _SETTINGS)
-  except OSError:
+  except (OSError, ValueError):
     made = None
   if made != settings:
     raise UserError(
       f'{folder} holds a set made with other settings or from other data'
       f' ({made}, not {settings}); choose another --out'
     )
+  shards.forget_notes(folder)  # if the last command ended right before that
+  print(f'{folder} is prepared already', file=sys.stderr)
 
 
 def _record(loader, index, size, quality):
   """A serialized tf.train.Example; None if the image is skipped."""
-  example = loader.pixels(index)
+  content, label = loader.source.read(index)
+  example = loader.decoded(index, content, label)
   if example is None:
     return None
-  pixels, label = example
-  encoded, _ = loader.source.read(index)
-  if not _fits(encoded, pixels, size):
-    encoded = encode(pixels, size, quality)
+  if _fits(content, example[0], size):
+    encoded = content
+  else:
+    try:
+      encoded = encode(example[0], size, quality)
+    except UnreadableImageError as error:
+      loader.report(index, error)
+      return None
   file_name = getattr(loader.source, 'file_name', loader.source.describe)
   return tfds_writer.serialize(encoded, label, file_name(index))
 
@@ -137,7 +149,7 @@ def _fits(encoded, pixels, size):
   return (
     isinstance(encoded, bytes)
     and min(pixels.shape[:2]) <= size
-    and images.is_plain_jpeg(encoded)
+    and decoding.is_plain_jpeg(encoded)
   )
 
 
@@ -148,9 +160,16 @@ def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:
     pixels: uint8 [height, width, 3].
     size: of the short side; smaller images keep theirs.
     quality: 1 to 100, of libjpeg.
+
+  Raises:
+    UnreadableImageError: if it has a longer side than a JPEG can have.
   """
   if min(pixels.shape[:2]) > size:
     pixels = images.resize_short_side(pixels, size)
+  if max(pixels.shape[:2]) > _LONGEST_SIDE:
+    raise UnreadableImageError(
+      f'{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for a JPEG'
+    )
   return simplejpeg.encode_jpeg(
     np.ascontiguousarray(pixels), quality, 'RGB', '420', fastdct=False
   )

@@ -1,18 +1,17 @@
-"""Writes a data set shard by shard, so that a killed command goes on.
+"""A data set that is written shard by shard, so that a killed command goes on.
 
 A shard is written under another name, synced and renamed; then a note of what
-it holds is written the same way. A shard counts if its note is there. When all
-count, the caller writes the set's own description, and the notes go.
+it holds is written the same way. A shard counts if there is a note and the file
+has the size that the note says. When all count, the caller writes the set's own
+description, and the notes go.
 """
 
-import collections
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -22,14 +21,15 @@ import sys
 
 from alexnet_jax import locks
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.data.prepare.progress import Progress
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
 _NOTES = '.unfinished'  # the folder of the notes
 _PLAN = 'plan.json'
 _TEMPORARY = '.tmp'
-_CHUNK = 8  # examples that a thread takes at a time
+# A set is not begun with one version of what decides its pixels and ended with
+# another.
+_DECODERS = ('simplejpeg', 'pillow', 'numba')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,27 +70,47 @@ def by_split(planned: list[Shard], notes: list[dict]) -> dict[str, list[dict]]:
 
 
 @contextlib.contextmanager
-def output(folder: pathlib.Path, settings: dict) -> Iterator['Output']:
-  """Opens a folder for writing, new or as an ended command left it.
+def locked(folder: pathlib.Path, description: str) -> Iterator[None]:
+  """Makes a folder and keeps other processes from preparing it.
+
+  Args:
+    folder: of the set.
+    description: name of the file that makes a folder a finished set.
 
   Raises:
-    UserError: if another process writes there, or the folder was begun with
-      other settings, or holds something else.
-    Interrupted: for SIGTERM or Ctrl-C; what is finished stays.
+    UserError: if another process prepares it, or it holds something else.
+    Interrupted: for SIGTERM or Ctrl-C.
   """
-  notes = folder / _NOTES
-  if folder.is_dir() and any(folder.iterdir()) and not notes.is_dir():
+  folder.mkdir(parents=True, exist_ok=True)
+  found = {path.name for path in folder.iterdir()} - {locks.LOCK_FILE}
+  if found and not found & {description, _NOTES}:
     raise UserError(
       f'{folder} is not empty and not the unfinished work of this command; it'
       ' is left as it is: choose another --out'
     )
-  notes.mkdir(parents=True, exist_ok=True)
   busy = f'another process is preparing {folder}; wait for it or end it'
-  with locks.lock(notes, busy), _signals_interrupt():
-    _check_plan(notes / _PLAN, settings)
+  with locks.lock(folder, busy), _signals_interrupt():
+    yield
+
+
+@contextlib.contextmanager
+def output(
+  folder: pathlib.Path, settings: dict, planned: list[Shard]
+) -> Iterator['Output']:
+  """Opens a locked folder, new or as an ended command left it.
+
+  Raises:
+    UserError: if the folder was begun with other settings, or if the disk is
+      full; what is finished stays.
+  """
+  out = Output(folder)
+  with _full_disk_explained(out, planned):
+    out.notes.mkdir(exist_ok=True)
+    versions = {name: importlib.metadata.version(name) for name in _DECODERS}
+    _check_plan(out.notes / _PLAN, settings | versions)
     for left in folder.glob(f'*{_TEMPORARY}'):
       left.unlink()
-    yield Output(folder)
+    yield out
 
 
 @contextlib.contextmanager
@@ -126,6 +146,21 @@ def _check_plan(path, settings):
     )
 
 
+@contextlib.contextmanager
+def _full_disk_explained(out, planned):
+  try:
+    yield
+  except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
+    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
+    if not full and 'No space left' not in str(error):
+      raise
+    finished = sum(out.note(shard) is not None for shard in planned)
+    raise UserError(
+      f'no space left in {out.folder}; {finished} of {len(planned)} shards are'
+      ' finished and stay: make room and start the same command again'
+    ) from error
+
+
 class Output:
   """A folder that is being written. Made by `output`."""
 
@@ -135,8 +170,12 @@ class Output:
 
   def note(self, shard: Shard) -> dict | None:
     """What a finished shard holds; None if it is not finished."""
-    path = self._note(shard)
-    return read_json(path) if path.exists() else None
+    try:
+      note = read_json(self._note(shard))
+      whole = (self.folder / note['file']).stat().st_size == note['bytes']
+    except FileNotFoundError:
+      return None
+    return note if whole else None
 
   def add(
     self, shard: Shard, name: str, write: Callable[[pathlib.Path], dict]
@@ -144,10 +183,10 @@ class Output:
     """Writes a shard: `write(path)` returns what the note is to say."""
     temporary = self.folder / f'{name}{_TEMPORARY}'
     try:
-      note = {**write(temporary), 'file': name}
-      _sync(temporary)
-      temporary.replace(self.folder / name)
-      write_json(self._note(shard), note)
+      note = write(temporary)
+      size = temporary.stat().st_size
+      put_in_place(temporary, self.folder / name)
+      write_json(self._note(shard), {**note, 'file': name, 'bytes': size})
     finally:
       temporary.unlink(missing_ok=True)
 
@@ -162,122 +201,6 @@ class Output:
 def forget_notes(folder: pathlib.Path) -> None:
   """Takes away what only an unfinished set needs."""
   shutil.rmtree(folder / _NOTES, ignore_errors=True)
-
-
-def read_json(path: pathlib.Path) -> dict:
-  """Reads what `write_json` wrote."""
-  return json.loads(path.read_text())
-
-
-def write_json(path: pathlib.Path, content: dict, indent: int = 0) -> None:
-  """Writes a JSON file that is there as a whole or not at all."""
-  temporary = path.with_name(path.name + _TEMPORARY)
-  temporary.write_text(json.dumps(content, indent=indent or None))
-  _sync(temporary)
-  temporary.replace(path)
-
-
-def write_shards(
-  out: Output,
-  shards: list[Shard],
-  loaders: dict[str, Loader],
-  file_name: Callable[[Shard], str],
-  convert: Callable[[Loader, int], object],
-  write: Callable[[pathlib.Path, Iterable], dict],
-) -> list[dict]:
-  """Writes what is missing; returns the notes of all shards.
-
-  Args:
-    out: the folder.
-    shards: of all splits.
-    loaders: one for each split.
-    file_name: of a shard.
-    convert: (loader, index) -> what `write` gets of an example, or None if it
-      is skipped; called in threads.
-    write: (path, converted examples in order) -> note; called in this thread.
-
-  Raises:
-    UserError: if the disk is full; what is finished stays.
-  """
-  missing = [shard for shard in shards if out.note(shard) is None]
-  done = len(shards) - len(missing)
-  if done:
-    print(f'{done} of {len(shards)} shards are there already', file=sys.stderr)
-  total = sum(shard.stop - shard.start for shard in missing)
-  workers = max(loader.num_threads for loader in loaders.values())
-  with (
-    concurrent.futures.ThreadPoolExecutor(workers) as pool,
-    Progress(total, f'writing {out.folder}') as progress,
-  ):
-    for shard in missing:
-      examples = _converted(pool, workers, shard, loaders, convert, progress)
-      with _full_disk_explained(out, shards), contextlib.closing(examples):
-        out.add(
-          shard,
-          file_name(shard),
-          lambda path, examples=examples: _note(write, path, examples),
-        )
-  return [out.note(shard) for shard in shards]
-
-
-def _note(write, path, examples):
-  """Calls `write` and adds the names of the examples that were skipped."""
-  skipped = []
-
-  def kept():
-    for example, name in examples:
-      if example is None:
-        skipped.append(name)
-      else:
-        yield example
-
-  return {**write(path, kept()), 'skipped': skipped}
-
-
-def _converted(pool, workers, shard, loaders, convert, progress):
-  """(converted example or None, its name if None), in order."""
-  loader = loaders[shard.split]
-
-  def work(start):
-    results = []
-    for index in range(start, min(start + _CHUNK, shard.stop)):
-      example = convert(loader, index)
-      name = loader.source.describe(index) if example is None else ''
-      results.append((example, name))
-    return results
-
-  # Few enough to keep memory flat, enough to keep every thread busy.
-  ahead = 4 * workers
-  pending = collections.deque()
-  try:
-    for start in range(shard.start, shard.stop, _CHUNK):
-      pending.append(pool.submit(work, start))
-      if len(pending) >= ahead:
-        results = pending.popleft().result()
-        yield from results
-        progress.advance(len(results))
-    while pending:
-      results = pending.popleft().result()
-      yield from results
-      progress.advance(len(results))
-  finally:
-    for future in pending:
-      future.cancel()
-
-
-@contextlib.contextmanager
-def _full_disk_explained(out, shards):
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
-    if not full and 'No space left' not in str(error):
-      raise
-    finished = sum(out.note(shard) is not None for shard in shards)
-    raise UserError(
-      f'no space left in {out.folder}; {finished} of {len(shards)} shards are'
-      ' finished and stay: make room and start the same command again'
-    ) from error
 
 
 def check_room(folder: pathlib.Path, needed: int, what: str) -> None:
@@ -303,6 +226,28 @@ def _size(count):
   return f'{count:.3g} TB'
 
 
+def read_json(path: pathlib.Path) -> dict:
+  """Reads what `write_json` wrote."""
+  return json.loads(path.read_text())
+
+
+def write_json(path: pathlib.Path, content: dict, indent: int = 0) -> None:
+  """Writes a JSON file that is there as a whole or not at all."""
+  temporary = path.with_name(path.name + _TEMPORARY)
+  temporary.write_text(json.dumps(content, indent=indent or None))
+  put_in_place(temporary, path)
+
+
+def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
+  """Renames a finished file, so that a power cut leaves it or none."""
+  _sync(temporary)
+  temporary.replace(path)
+  _sync(path.parent)
+
+
 def _sync(path):
-  with path.open('rb') as file:
-    os.fsync(file.fileno())
+  file = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(file)
+  finally:
+    os.close(file)

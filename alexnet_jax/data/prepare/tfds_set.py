@@ -19,11 +19,9 @@ import tarfile
 from alexnet_jax.errors import UserError
 
 _RECORD_FORMAT = 'array_record'  # random access; TFDS's own is tfrecord
+TRAIN_TAR, VALIDATION_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 # Files in each tar of ILSVRC-2012: tars of one synset, and images.
-_IMAGENET_TARS = {
-  'ILSVRC2012_img_train.tar': 1_000,
-  'ILSVRC2012_img_val.tar': 50_000,
-}
+_IMAGENET_TARS = {TRAIN_TAR: 1_000, VALIDATION_TAR: 50_000}
 _CATALOG = 'https://www.tensorflow.org/datasets/catalog/overview'
 _INSTALL = (
   "pip install 'alexnet_jax[tfds]' (in a checkout: pip install -e '.[tfds]')"

@@ -25,7 +25,9 @@ def serialize(encoded: bytes, label: int, image_name: str) -> bytes:
   features = message.features.feature
   features['image'].bytes_list.value.append(encoded)
   features['label'].int64_list.value.append(label)
-  features['file_name'].bytes_list.value.append(image_name.encode())
+  features['file_name'].bytes_list.value.append(
+    image_name.encode(errors='surrogateescape')
+  )
   return message.SerializeToString(deterministic=True)
 
 
@@ -101,4 +103,4 @@ def describe(
   )
   written = [path for path in drafts.iterdir() if not path.is_symlink()]
   for path in sorted(written, key=lambda p: p.name == INFO):  # that is last
-    path.replace(out.folder / path.name)
+    shards.put_in_place(path, out.folder / path.name)

@@ -1,0 +1,190 @@
+"""Image files to uint8 arrays."""
+
+from collections.abc import Callable
+import dataclasses
+import io
+import threading
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import simplejpeg
+
+from alexnet_jax.errors import UnreadableImageError
+
+_JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
+# Markers of JPEG segments (ITU-T T.81, table B.1).
+_SCAN, _APP1 = 0xDA, 0xE1
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_ORIENTATION = 0x0112  # the EXIF tag
+_MAX_KEPT_BUFFER = 1 << 24  # bytes in each thread: a photograph of 5 megapixels
+# As in Pillow, beyond it a file is taken for a trap.
+_MOST_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS
+_of_thread = threading.local()
+
+
+def decode(
+  encoded: bytes,
+  min_size: int = 0,
+  damaged: Callable[[str], None] = lambda message: None,
+) -> np.ndarray:
+  """Decodes an image file, upright as its EXIF orientation says.
+
+  Args:
+    encoded: the bytes of a JPEG, PNG, WebP, BMP, TIFF or (its first frame)
+      GIF file.
+    min_size: 0 decodes exactly. Otherwise a JPEG at least twice as large may
+      come out smaller, by a factor of 2 or more, but with both sides of at
+      least `min_size` pixels: its decoder then skips the finest frequencies
+      (libjpeg's scaled DCT), which is several times faster.
+    damaged: called with the decoder's message about a JPEG that it decodes all
+      the same, as other decoders do: stray bytes, or missing ones, for which
+      it puts gray.
+
+  Returns:
+    RGB, uint8 [height, width, 3]; gray is repeated, alpha is left out, 16 bits
+    become 8. The memory belongs to the thread: its next call overwrites it.
+
+  Raises:
+    UnreadableImageError: if the bytes are no image, a JPEG without an end, or
+      an image of so many pixels that it must be a trap.
+  """
+  if not encoded:
+    raise UnreadableImageError('the file is empty')
+  if encoded[:2] != _JPEG_START:
+    return _decode_with_pillow(encoded)
+  header = _read_jpeg_header(encoded)
+  if encoded[-2:] != _JPEG_END and encoded.find(_JPEG_END, header.end) < 0:
+    raise UnreadableImageError('the JPEG is truncated')
+  if header.height * header.width > _MOST_PIXELS:
+    raise UnreadableImageError(
+      f'it claims to have {header.width} x {header.height} pixels'
+    )
+  if header.channels not in (1, 3):  # CMYK, which Pillow knows how to invert
+    return _decode_with_pillow(encoded)
+  try:
+    image = _decode_jpeg(encoded, header, min_size, strict=True)
+  except ValueError as error:
+    try:
+      image = _decode_jpeg(encoded, header, min_size, strict=False)
+    except ValueError:  # a kind that this decoder does not know, or broken
+      return _decode_with_pillow(encoded)
+    damaged(str(error))
+  return _upright(image, header.orientation(encoded))
+
+
+def _decode_jpeg(encoded, header, min_size, strict):
+  return simplejpeg.decode_jpeg(
+    encoded,
+    'RGB',
+    min_height=min_size,
+    min_width=min_size,
+    # Only the factors from 2 on save time.
+    min_factor=2 if min_size else 1,
+    buffer=_decoding_buffer(header.height * header.width * 3),
+    strict=strict,
+  )
+
+
+def is_plain_jpeg(encoded: bytes) -> bool:
+  """Whether a file is a JPEG in colour that needs no turning."""
+  if encoded[:2] != _JPEG_START:
+    return False
+  header = _read_jpeg_header(encoded)
+  return header.channels == 3 and header.orientation(encoded) == 1
+
+
+def _decoding_buffer(size):
+  """Memory of this thread, used again: fresh pages cost more than reading."""
+  if size > _MAX_KEPT_BUFFER:
+    return np.empty(size, np.uint8)
+  kept = getattr(_of_thread, 'buffer', None)
+  if kept is None or len(kept) < size:
+    kept = _of_thread.buffer = np.empty(max(size, 1 << 20), np.uint8)
+  return kept
+
+
+def _decode_with_pillow(encoded):
+  """Reads what simplejpeg cannot."""
+  try:
+    with PIL.Image.open(io.BytesIO(encoded)) as image:
+      sixteen_bits = image.mode.startswith('I;16') or (
+        image.mode == 'I' and image.format == 'PNG'
+      )
+      if image.mode in ('I', 'F') and not sixteen_bits:
+        raise UnreadableImageError(
+          f'nothing tells the range of its 32-bit pixels (mode {image.mode})'
+        )
+      upright = PIL.ImageOps.exif_transpose(image)
+      if sixteen_bits:  # convert would clip them at 255
+        gray = (np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)
+        upright = PIL.Image.fromarray(gray)
+      return np.array(upright.convert('RGB'))
+  except UnreadableImageError:
+    raise
+  except PIL.UnidentifiedImageError as error:
+    raise UnreadableImageError('it is no image of a known kind') from error
+  except Exception as error:  # broken files make its parsers raise anything
+    raise UnreadableImageError(f'{type(error).__name__}: {error}') from error
+
+
+@dataclasses.dataclass
+class _JpegHeader:
+  """What stands before the scan of a JPEG."""
+
+  end: int = 2  # where the scan begins
+  height: int = 0
+  width: int = 0
+  channels: int = 0
+  may_be_turned: bool = False
+
+  def orientation(self, encoded: bytes) -> int:
+    """Of EXIF or XMP, 1 to 8; 1 is upright."""
+    if not self.may_be_turned:
+      return 1
+    try:
+      with PIL.Image.open(io.BytesIO(encoded)) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever broken EXIF data makes Pillow raise
+      return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _read_jpeg_header(encoded):
+  """Reads the segments of a JPEG up to its scan.
+
+  Thumbnails lie inside of segments: what is behind the scan's start belongs to
+  the image itself. A damaged header ends where it stops making sense.
+  """
+  header = _JpegHeader()
+  position, size = 2, len(encoded)
+  while position + 9 < size and encoded[position] == 0xFF:
+    marker = encoded[position + 1]
+    if marker == 0xFF:  # padding
+      position += 1
+      continue
+    if marker == _SCAN:
+      break
+    length = encoded[position + 2] << 8 | encoded[position + 3]
+    if marker in _FRAMES:
+      header.height = encoded[position + 5] << 8 | encoded[position + 6]
+      header.width = encoded[position + 7] << 8 | encoded[position + 8]
+      header.channels = encoded[position + 9]
+    elif marker == _APP1:  # of EXIF or XMP
+      header.may_be_turned = True
+    position += 2 + max(2, length)
+  header.end = position
+  return header
+
+
+def _upright(image, orientation):
+  """Undoes the EXIF orientation, as PIL.ImageOps.exif_transpose does."""
+  if orientation == 1:
+    return image
+  if orientation in (5, 6, 7, 8):
+    image = image.transpose(1, 0, 2)
+  if orientation in (3, 4, 7, 8):
+    image = image[::-1]
+  if orientation in (2, 3, 6, 7):
+    image = image[:, ::-1]
+  return np.ascontiguousarray(image)

@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from alexnet_jax.data import averages
+from alexnet_jax.data import folder
+from alexnet_jax.data import images
+from alexnet_jax.data import sources
+from alexnet_jax.data.loader import Loader
+from alexnet_jax.errors import UserError
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_pixel_mean_is_exact(threads):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (37, 20, 24, 3), dtype=np.uint8)
+  labels = np.zeros(37, np.int32)
+  source = sources.ArraySource('random', pixels, labels, ('a', 'b'))
+  loader = Loader(source, 10, num_threads=threads)
+  calls = []
+  mean = averages.pixel_mean(loader, chunk=10, progress=calls.append)
+  squares = np.stack([images.centre_square(p, 10) for p in pixels])
+  np.testing.assert_array_equal(mean, squares.sum(0, dtype=np.int64) / 37)
+  assert calls == [10, 20, 30, 37]
+  first = averages.pixel_mean(loader, limit=5)
+  np.testing.assert_array_equal(first, squares[:5].sum(0, dtype=int) / 5)
+
+
+def test_no_readable_image_is_an_error(tmp_path):
+  for name in ('cat', 'dog'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'a.png').write_bytes(b'broken')
+  loader = Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
+  with pytest.raises(UserError, match=r'no image of .* can be decoded'):
+    averages.pixel_mean(loader)

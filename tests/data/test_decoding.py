@@ -1,0 +1,227 @@
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+
+from alexnet_jax.data import decoding
+from alexnet_jax.errors import UnreadableImageError
+
+
+def photo(height=60, width=80):
+  """Smooth colours, which JPEG keeps well."""
+  rows, columns = np.mgrid[:height, :width]
+  return np.stack(
+    [rows * 255 // height, columns * 255 // width, (rows + columns) % 97],
+    axis=-1,
+  ).astype(np.uint8)
+
+
+def encode(image, form, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, form, **options)
+  return buffer.getvalue()
+
+
+def pillow(encoded):
+  with PIL.Image.open(io.BytesIO(encoded)) as image:
+    return np.asarray(image.convert('RGB'))
+
+
+@pytest.mark.parametrize(
+  ('mode', 'form'),
+  [
+    ('RGB', 'PNG'),
+    ('L', 'PNG'),
+    ('P', 'PNG'),
+    ('RGBA', 'PNG'),
+    ('LA', 'PNG'),
+    ('1', 'PNG'),
+    ('RGB', 'BMP'),
+    ('P', 'GIF'),
+    ('RGB', 'TIFF'),
+  ],
+)
+def test_lossless_formats_decode_as_pillow_does(mode, form):
+  encoded = encode(PIL.Image.fromarray(photo()).convert(mode), form)
+  np.testing.assert_array_equal(decoding.decode(encoded), pillow(encoded))
+
+
+@pytest.mark.parametrize(
+  ('mode', 'options'),
+  [
+    ('RGB', {}),
+    ('RGB', {'progressive': True}),
+    ('L', {}),
+    ('CMYK', {}),
+  ],
+)
+def test_jpeg_decodes_as_pillow_does_within_rounding(mode, options):
+  encoded = encode(
+    PIL.Image.fromarray(photo()).convert(mode), 'JPEG', quality=95, **options
+  )
+  difference = decoding.decode(encoded).astype(int) - pillow(encoded)
+  assert np.abs(difference).max() <= 3
+
+
+def test_webp_decodes_as_pillow_does():
+  encoded = encode(PIL.Image.fromarray(photo()), 'WEBP', lossless=True)
+  np.testing.assert_array_equal(decoding.decode(encoded), pillow(encoded))
+
+
+def test_exif_orientation_turns_the_image():
+  image = PIL.Image.fromarray(photo(40, 80))
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6  # turn by 90 degrees
+  encoded = encode(image, 'JPEG', quality=95, exif=exif.tobytes())
+  turned = decoding.decode(encoded)
+  assert turned.shape == (80, 40, 3)
+  expected = np.rot90(pillow(encoded), -1).astype(int)
+  assert np.abs(turned - expected).max() <= 3
+
+
+def test_a_png_named_jpg_is_a_png():
+  encoded = encode(PIL.Image.fromarray(photo()), 'PNG')
+  np.testing.assert_array_equal(decoding.decode(encoded), photo())
+
+
+JPEG = encode(PIL.Image.fromarray(photo()), 'JPEG')
+
+
+def jpeg_with_thumbnail():
+  thumbnail = encode(PIL.Image.fromarray(photo(8, 8)), 'JPEG')
+  comment = b'\xff\xfe' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
+  whole = encode(PIL.Image.fromarray(photo()), 'JPEG')
+  return whole[:2] + comment + whole[2:]
+
+
+@pytest.mark.parametrize(
+  ('encoded', 'message'),
+  [
+    (b'', 'empty'),
+    (b'not an image', 'no image of a known kind'),
+    (encode(PIL.Image.fromarray(photo()), 'JPEG')[:-400], 'truncated'),
+    (jpeg_with_thumbnail()[:-400], 'truncated'),
+    (encode(PIL.Image.fromarray(photo()), 'PNG')[:200], 'truncated'),
+  ],
+)
+def test_what_cannot_be_decoded_is_refused(encoded, message):
+  with pytest.raises(UnreadableImageError, match=message):
+    decoding.decode(encoded)
+
+
+@pytest.mark.parametrize('whole', [JPEG, jpeg_with_thumbnail()])
+@pytest.mark.parametrize('trailer', [b'\0trailer', b'\xff\xda video \xff'])
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm(whole, trailer):
+  np.testing.assert_array_equal(
+    decoding.decode(whole + trailer).copy(), decoding.decode(whole)
+  )
+
+
+def test_small_images_are_never_scaled():
+  encoded = encode(PIL.Image.fromarray(photo(510, 600)), 'JPEG')
+  assert decoding.decode(encoded, 256).shape == (510, 600, 3)
+
+
+def test_sixteen_bits_keep_their_upper_half():
+  values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+  encoded = encode(PIL.Image.fromarray(values), 'PNG')
+  assert decoding.decode(encoded)[0, :, 1].tolist() == [0, 0, 1, 128, 255]
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('padding', [b'', b'\xff\xe0\x08\x00' + bytes(0x7FE)])
+def test_every_exif_orientation_is_pillows(orientation, padding):
+  exif = PIL.Image.Exif()
+  exif[0x0112] = orientation
+  encoded = encode(
+    PIL.Image.fromarray(photo(40, 80)), 'JPEG', quality=95, exif=exif.tobytes()
+  )
+  encoded = encoded[:2] + padding + encoded[2:]  # EXIF need not come first
+  with PIL.Image.open(io.BytesIO(encoded)) as image:
+    expected = np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))
+  actual = decoding.decode(encoded)
+  assert actual.shape == expected.shape
+  assert np.abs(actual.astype(int) - expected).max() <= 3
+
+
+def test_broken_exif_data_leaves_the_image_as_it_is():
+  whole = encode(PIL.Image.fromarray(photo()), 'JPEG')
+  broken = b'Exif\0\0II*\0\xff\xff\xff\xff'
+  segment = b'\xff\xe1' + (len(broken) + 2).to_bytes(2, 'big') + broken
+  np.testing.assert_array_equal(
+    decoding.decode(whole[:2] + segment + whole[2:]),
+    decoding.decode(whole).copy(),
+  )
+
+
+def segment(marker, content):
+  return marker + (len(content) + 2).to_bytes(2, 'big') + content
+
+
+def exif(orientation):
+  data = PIL.Image.Exif()
+  data[0x0112] = orientation
+  return data.tobytes()
+
+
+XMP = (
+  b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+  b'<rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize(
+  'segments',
+  [
+    segment(b'\xff\xe1', XMP),
+    segment(b'\xff\xe1', exif(6)) + segment(b'\xff\xe1', XMP),
+    segment(b'\xff\xe1', exif(3)) + segment(b'\xff\xe1', b'Exif\0\0'),
+  ],
+)
+def test_orientations_of_xmp_and_of_several_segments_are_pillows(segments):
+  whole = encode(PIL.Image.fromarray(photo(40, 80)), 'JPEG', quality=95)
+  encoded = whole[:2] + segments + whole[2:]
+  with PIL.Image.open(io.BytesIO(encoded)) as image:
+    assert image.getexif().get(0x0112) in (3, 6)
+    expected = np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))
+  actual = decoding.decode(encoded)
+  assert actual.shape == expected.shape
+  assert np.abs(actual.astype(int) - expected).max() <= 3
+
+
+def test_a_tiny_file_that_claims_a_huge_image_is_refused():
+  frame = JPEG.index(b'\xff\xc0')
+  size = (30_000).to_bytes(2, 'big') * 2
+  trap = JPEG[: frame + 5] + size + JPEG[frame + 9 :]
+  with pytest.raises(UnreadableImageError, match='30000 x 30000'):
+    decoding.decode(trap)
+
+
+def test_damage_that_the_decoder_overlooks_is_reported():
+  messages = []
+  decoding.decode(JPEG, damaged=messages.append)
+  assert messages == []
+  middle = JPEG.index(b'\xff\xda') + 200
+  damaged = JPEG[:middle] + bytes(30) + JPEG[middle + 30 :]
+  decoded = decoding.decode(damaged, damaged=messages.append)
+  assert decoded.shape == photo().shape
+  assert len(messages) == 1
+  assert messages[0]
+
+
+@pytest.mark.parametrize('mode', ['I', 'F'])
+def test_pixels_of_unknown_range_are_refused(mode):
+  encoded = encode(PIL.Image.new(mode, (5, 5), 200), 'TIFF')
+  with pytest.raises(UnreadableImageError, match='32-bit pixels'):
+    decoding.decode(encoded)
+
+
+def test_whatever_a_parser_raises_makes_an_unreadable_image(monkeypatch):
+  def fail(file):
+    raise TypeError('a float where an int belongs')
+
+  monkeypatch.setattr(PIL.Image, 'open', fail)
+  with pytest.raises(UnreadableImageError, match='TypeError: a float'):
+    decoding.decode(b'II*\0 something')
