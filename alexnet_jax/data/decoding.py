@@ -16,6 +16,8 @@ _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
 # Markers of JPEG segments (ITU-T T.81, table B.1).
 _SCAN, _APP1 = 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1)  # Huffman-coded
+_LARGEST_BLOCK = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # the EXIF tag
 _MAX_KEPT_BUFFER = 1 << 24  # bytes in each thread: a photograph of 5 megapixels
 # As in Pillow, beyond it a file is taken for a trap.
@@ -26,6 +28,7 @@ _of_thread = threading.local()
 def decode(
   encoded: bytes,
   min_size: int = 0,
+  rows_needed: Callable[[int, int], int] | None = None,
   damaged: Callable[[str], None] = lambda message: None,
 ) -> np.ndarray:
   """Decodes an image file, upright as its EXIF orientation says.
@@ -37,9 +40,12 @@ def decode(
       come out smaller, by a factor of 2 or more, but with both sides of at
       least `min_size` pixels: its decoder then skips the finest frequencies
       (libjpeg's scaled DCT), which is several times faster.
+    rows_needed: tells of the image's (height, width) how many rows are wanted,
+      from the top; the others may come out arbitrary. A JPEG is decoded from
+      top to bottom, so that those below need not be. None: all of them.
     damaged: called with the decoder's message about a JPEG that it decodes all
       the same, as other decoders do: stray bytes, or missing ones, for which
-      it puts gray.
+      it puts gray. Not where only some rows are needed: the rest is unknown.
 
   Returns:
     RGB, uint8 [height, width, 3]; gray is repeated, alpha is left out, 16 bits
@@ -62,6 +68,10 @@ def decode(
     )
   if header.channels not in (1, 3):  # CMYK, which Pillow knows how to invert
     return _decode_with_pillow(encoded)
+  if rows_needed and not header.will_be_scaled(min_size):
+    image = _decode_top(encoded, header, rows_needed)
+    if image is not None:
+      return image
   try:
     image = _decode_jpeg(encoded, header, min_size, strict=True)
   except ValueError as error:
@@ -71,6 +81,26 @@ def decode(
       return _decode_with_pillow(encoded)
     damaged(str(error))
   return _upright(image, header.orientation(encoded))
+
+
+def _decode_top(encoded, header, rows_needed):
+  """The image without what lies below; None if the JPEG does not allow it."""
+  height, width = header.height, header.width
+  if not header.is_sequential or header.orientation(encoded) != 1:
+    return None
+  # Colours are interpolated between rows: take more than reach into the wanted.
+  rows = rows_needed(height, width) + _LARGEST_BLOCK
+  if rows >= height:
+    return None
+  place = header.height_at
+  # A decoder believes the height in the header, and ignores what follows.
+  shortened = encoded[:place] + rows.to_bytes(2, 'big') + encoded[place + 2 :]
+  buffer = _decoding_buffer(height * width * 3)
+  try:
+    simplejpeg.decode_jpeg(shortened, 'RGB', buffer=buffer, strict=False)
+  except ValueError:
+    return None
+  return buffer[: height * width * 3].reshape(height, width, 3)
 
 
 def _decode_jpeg(encoded, header, min_size, strict):
@@ -135,8 +165,14 @@ class _JpegHeader:
   end: int = 2  # where the scan begins
   height: int = 0
   width: int = 0
+  height_at: int = 0  # where the height stands
   channels: int = 0
+  is_sequential: bool = False  # a single scan, from top to bottom
   may_be_turned: bool = False
+
+  def will_be_scaled(self, min_size: int) -> bool:
+    """Whether there is a factor of 2 or more that leaves `min_size` pixels."""
+    return 0 < min_size <= -(-min(self.height, self.width) // 2)
 
   def orientation(self, encoded: bytes) -> int:
     """Of EXIF or XMP, 1 to 8; 1 is upright."""
@@ -164,9 +200,13 @@ def _read_jpeg_header(encoded):
       position += 1
       continue
     if marker == _SCAN:
+      one_scan = encoded[position + 4] == header.channels
+      header.is_sequential = header.is_sequential and one_scan
       break
     length = encoded[position + 2] << 8 | encoded[position + 3]
     if marker in _FRAMES:
+      header.is_sequential = marker in _SEQUENTIAL_FRAMES
+      header.height_at = position + 5
       header.height = encoded[position + 5] << 8 | encoded[position + 6]
       header.width = encoded[position + 7] << 8 | encoded[position + 8]
       header.channels = encoded[position + 9]

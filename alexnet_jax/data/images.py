@@ -40,6 +40,23 @@ def crop_of_square(
   _resample(image, out, top, height / full_height, left, width / full_width)
 
 
+def rows_of_crop(
+  height: int, width: int, size: int, top: int, crop_size: int
+) -> int:
+  """Rows of an image, from the top, that `crop_of_square` reads.
+
+  Args:
+    height, width: of the image, in pixels.
+    size: width of the square, in pixels.
+    top: first row of the crop in the square.
+    crop_size: rows of the crop.
+  """
+  full_height, _ = resized_shape(height, width, size)
+  bottom = (full_height - size) // 2 + top + crop_size
+  # Interpolation reaches into the next row.
+  return min(height, math.ceil(bottom * height / full_height) + 1)
+
+
 def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
   """The whole image with its short side resized to `size`, uint8 [h, w, 3]."""
   height, width = image.shape[:2]

@@ -60,18 +60,16 @@ class Loader:
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
 
-  def pixels(
-    self, index: int, min_size: int = 0
-  ) -> tuple[np.ndarray, int] | None:
+  def pixels(self, index: int, **how) -> tuple[np.ndarray, int] | None:
     """(uint8 [height, width, 3], label) of an example; None if it is skipped.
 
-    `min_size` is that of `decoding.decode`: 0 decodes exactly.
+    `how` are arguments of `decoding.decode`; without them it decodes exactly.
     """
     content, label = self.source.read(index)
-    return self.decoded(index, content, label, min_size)
+    return self.decoded(index, content, label, **how)
 
   def decoded(
-    self, index: int, content, label: int, min_size: int = 0
+    self, index: int, content, label: int, **how
   ) -> tuple[np.ndarray, int] | None:
     """As `pixels`, of an example that was read before."""
     if not 0 <= label < len(self.source.class_names):
@@ -86,7 +84,7 @@ class Loader:
       self._warn_once(self._damaged, index, message, 'decoded all the same')
 
     try:
-      return decoding.decode(content, min_size, damaged), label
+      return decoding.decode(content, damaged=damaged, **how), label
     except UnreadableImageError as error:
       self.report(index, error)
       return None

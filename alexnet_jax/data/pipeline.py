@@ -5,6 +5,7 @@ iterator state is a single index and means the same for any number of threads
 and processes.
 """
 
+import functools
 import hashlib
 import math
 
@@ -87,25 +88,40 @@ def make_train_iter(
     if crop == 'random_resized':
       attempts = order.resized_crop_draws(step, global_batch_size, seed)[part]
 
-      def cut(pixels, i, out):
-        box = images.random_resized_box(
-          *pixels.shape[:2], draws[i], attempts[i], crop_area, crop_ratio
+      def box(i, height, width):
+        return images.random_resized_box(
+          height, width, draws[i], attempts[i], crop_area, crop_ratio
         )
-        images.resize_box(pixels, box, out)
+
+      def rows_needed(i, height, width):
+        top, _, rows, _ = box(i, height, width)
+        return top + rows
+
+      def cut(pixels, i, out):
+        images.resize_box(pixels, box(i, *pixels.shape[:2]), out)
     else:
       corners = _corners(crop, draws, loader.resize_size - crop_size)
       if getattr(source, 'square_size', None) == loader.resize_size:
         _copy_squares(loader, indices, corners, batch)
         return batch
 
+      def rows_needed(i, height, width):
+        return images.rows_of_crop(
+          height, width, loader.resize_size, corners[i, 0], crop_size
+        )
+
       def cut(pixels, i, out):
         images.crop_of_square(pixels, loader.resize_size, *corners[i], out)
 
     def fill(i, _):
-      example = loader.pixels(int(indices[i]), min_size)
+      how = {
+        'min_size': min_size,
+        'rows_needed': functools.partial(rows_needed, i),
+      }
+      example = loader.pixels(int(indices[i]), **how)
       if example is None:
         batch['unreadable'][i] = True
-        example = _next_readable(loader, int(positions[i]), seed, min_size)
+        example = _next_readable(loader, int(positions[i]), seed, how)
       pixels, batch['label'][i] = example
       cut(pixels, i, batch['image'][i])
 
@@ -162,14 +178,14 @@ def _copy_squares(loader, indices, corners, batch):
   loader.for_each(copy, len(indices), chunk)
 
 
-def _next_readable(loader, position, seed, min_size):
+def _next_readable(loader, position, seed, how):
   """The first example after a position, round its epoch, that decodes."""
   num_examples = loader.source.num_examples
   epoch, rank = divmod(position, num_examples)
   indices = order.permutation(seed, epoch, num_examples)
   for offset in range(1, num_examples):
     index = int(indices[(rank + offset) % num_examples])
-    if example := loader.pixels(index, min_size):
+    if example := loader.pixels(index, **how):
       return example
   raise UserError(f'no image of {loader.source.name} can be decoded')
 

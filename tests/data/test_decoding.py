@@ -1,5 +1,8 @@
 import io
 
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -225,3 +228,56 @@ def test_whatever_a_parser_raises_makes_an_unreadable_image(monkeypatch):
   monkeypatch.setattr(PIL.Image, 'open', fail)
   with pytest.raises(UnreadableImageError, match='TypeError: a float'):
     decoding.decode(b'II*\0 something')
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  height=st.integers(1, 400),
+  width=st.integers(1, 300),
+  rows=st.floats(0, 1),
+  subsampling=st.sampled_from([0, 1, 2]),
+  mode=st.sampled_from(['RGB', 'L']),
+  progressive=st.booleans(),
+)
+def test_the_needed_rows_are_those_of_the_whole_image(
+  height, width, rows, subsampling, mode, progressive
+):
+  rng = np.random.default_rng(height)
+  pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+  options = {} if mode == 'L' else {'subsampling': subsampling}
+  encoded = encode(
+    PIL.Image.fromarray(pixels).convert(mode),
+    'JPEG',
+    progressive=progressive,
+    **options,
+  )
+  wanted = round(rows * height)
+  whole = decoding.decode(encoded).copy()
+  seen = []
+  part = decoding.decode(
+    encoded, rows_needed=lambda *shape: seen.append(shape) or wanted
+  )
+  assert part.shape == whole.shape
+  np.testing.assert_array_equal(part[:wanted], whole[:wanted])
+  assert seen in ([(height, width)], [] if progressive else None)
+
+
+def test_rows_that_are_not_needed_are_not_decoded():
+  """Else the test above would prove nothing."""
+  pixels = np.random.default_rng(0).integers(0, 256, (300, 90, 3))
+  encoded = encode(PIL.Image.fromarray(pixels.astype(np.uint8)), 'JPEG')
+  decoding.decode(encode(PIL.Image.new('RGB', (90, 300)), 'JPEG'))
+  part = decoding.decode(encoded, rows_needed=lambda height, width: 100)
+  assert not part[160:].any()  # of the black image before
+
+
+def test_turned_and_scaled_images_are_decoded_as_a_whole():
+  image = PIL.Image.fromarray(photo(600, 700))
+  turned = encode(image, 'JPEG', exif=exif(6))
+  whole = decoding.decode(turned).copy()
+  part = decoding.decode(turned, rows_needed=lambda *_: 10)
+  np.testing.assert_array_equal(part, whole)
+  plain = encode(image, 'JPEG')
+  scaled = decoding.decode(plain, min_size=256).copy()
+  part = decoding.decode(plain, min_size=256, rows_needed=lambda *_: 10)
+  np.testing.assert_array_equal(part, scaled)

@@ -406,6 +406,7 @@ def raw_files(size=8, per_shard=3):
     'format': 'alexnet_jax raw 1',
     'image_size': size,
     'class_names': ['cat', 'dog'],
+    'settings': {},
     'splits': splits,
   }
   return files, manifest

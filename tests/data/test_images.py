@@ -148,3 +148,24 @@ def test_scaled_decoding_stays_near_the_exact_path():
   difference = np.abs(images.centre_square(scaled, 256) - exact)
   assert difference.mean() <= 2
   assert np.quantile(difference, 0.99) <= 12
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+  height=st.integers(1, 500),
+  width=st.integers(1, 500),
+  size=st.integers(8, 64),
+  draw=st.floats(0, 1),
+)
+def test_a_crop_reads_no_row_below_those_it_says(height, width, size, draw):
+  pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3))
+  pixels = pixels.astype(np.uint8)
+  crop_size = size * 7 // 8
+  top = round(draw * (size - crop_size))
+  rows = images.rows_of_crop(height, width, size, top, crop_size)
+  expected = np.zeros((crop_size, crop_size, 3), np.uint8)
+  images.crop_of_square(pixels, size, top, 0, expected)
+  pixels[rows:] = 255 - pixels[rows:]
+  actual = np.zeros_like(expected)
+  images.crop_of_square(pixels, size, top, 0, actual)
+  np.testing.assert_array_equal(actual, expected)

@@ -193,7 +193,7 @@ def test_skipped_images_are_replaced_by_the_next_of_the_epoch(
   assert np.concatenate([b['unreadable'] for b in found]).tolist() == [
     index in (1, 6) for index in drawn
   ]
-  assert caplog.text.count('cannot decode') == 2  # once each
+  assert caplog.text.count('cannot be decoded') == 2  # once each
   values = np.concatenate([b['image'][:, 0, 0, 0] for b in found])
   expected = []
   for p in range(24):

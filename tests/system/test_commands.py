@@ -300,7 +300,7 @@ def test_unreadable_image_stops_or_is_skipped(photos, tmp_path):
     '--config.data.unreadable=skip',
   )
   assert code == 0, err
-  assert err.count('cannot decode') == 1
+  assert err.count('cannot be decoded') == 1
   assert '1 images of' in err
   lines = (tmp_path / 'skip' / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
