@@ -1,15 +1,16 @@
 """Data sets that TFDS has prepared as array_record, read without TensorFlow."""
 
+import bisect
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import re
 import threading
 
 from google.protobuf.message import DecodeError
-import numpy as np
 
 from alexnet_jax.data.shard_files import allow_open_files
 from alexnet_jax.data.splits import digest
@@ -83,12 +84,12 @@ class RecordFiles:
   def __init__(self, parts: Sequence[tuple[str, int, int]]):
     """`parts` are (path, first record, number of records)."""
     self._parts = parts
-    self._ends = np.cumsum([count for _, _, count in parts])
+    self._ends = list(itertools.accumulate(count for _, _, count in parts))
     self._readers = [None] * len(parts)
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
-    return int(self._ends[-1]) if len(self._ends) else 0
+    return self._ends[-1] if self._ends else 0
 
   def read(self, index: int) -> bytes:
     """Record `index`.
@@ -96,9 +97,9 @@ class RecordFiles:
     Raises:
       UserError: if the file is damaged or gone.
     """
-    number = int(np.searchsorted(self._ends, index, side='right'))
+    number = bisect.bisect_right(self._ends, index)
     path, first, count = self._parts[number]
-    position = index - int(self._ends[number]) + count + first
+    position = index - self._ends[number] + count + first
     try:
       reader = self._readers[number] or self._open(number)
       return reader.read([position])[0]
