@@ -83,8 +83,10 @@ def make_loader(config, split: str) -> loader_lib.Loader:
   if size != config.data.resize_size:
     raise UserError(
       f'config.data.resize_size is {config.data.resize_size}, but the raw set'
-      f' {config.data.path} has squares of {size} pixels; give'
-      f' --config.data.resize_size={size}'
+      f' {config.data.path} has squares of {size} pixels: prepare it with'
+      f' --size {config.data.resize_size}, or give'
+      f' --config.data.resize_size={size} and a --config.data.crop_size to go'
+      f' with it (now {config.data.crop_size})'
     )
   return loader_lib.Loader(
     source,

@@ -102,7 +102,7 @@ def test_a_raw_set_of_another_size_is_refused(tmp_path):
   config = make_config(tmp_path, **options, **fitting)
   assert assemble.make_loader(config, 'train').source.num_examples == 4000
   config = make_config(tmp_path, **options)
-  with pytest.raises(UserError, match=r'--config\.data\.resize_size=16'):
+  with pytest.raises(UserError, match=r'--size 28.*resize_size=16'):
     assemble.make_loader(config, 'train')
 
 

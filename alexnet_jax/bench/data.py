@@ -110,6 +110,7 @@ def _work(arguments, unknown):
     'command': shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]]),
     'photographs': made,
     'batch_size': arguments.batch_size,
+    'num_batches': arguments.batches,
     'threads': threads,
     'rows': rows,
     'ratios': {y.name: ratios(rows, y.name) for y in layouts},

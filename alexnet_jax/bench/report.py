@@ -7,6 +7,7 @@ from rich.table import Table
 
 from alexnet_jax.bench.layouts import LAYOUTS
 
+_ENOUGH_BATCHES = 12
 NOTES = (
   "'ours' leaves the mirroring to the device, which costs it nothing;"
   " 'ours, mirrored on the host' does all that the peers do.",
@@ -37,6 +38,12 @@ def show(result: dict) -> None:
       console.print(_table(layout, rows, result['ratios'][layout.name]))
   for note in NOTES:
     console.print(note, highlight=False)
+  if result['num_batches'] < _ENOUGH_BATCHES:
+    console.print(
+      f'{result["num_batches"]} batches in a measurement are too few beside'
+      f' those made ahead: take {_ENOUGH_BATCHES} at least (--batches)',
+      style='bold red',
+    )
   for entry in result['skipped']:
     place = f' on {entry["layout"]}' if entry['layout'] else ''
     console.print(

@@ -194,10 +194,20 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
       else ' To prepare it:'
     )
     raise UserError(
-      f'no TFDS set {name!r} in {root}.{tars} `{_prepare_command(name, root)}`.'
-      ' If it lies elsewhere: --config.data.path=DATA_DIR'
+      f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{tars}'
+      f' `{_prepare_command(name, root)}`. If it lies elsewhere, give its'
+      ' data_dir as the path'
     )
   return max(found, key=lambda f: [int(n) for n in f.name.split('.')])
+
+
+def _nearby(root, name):
+  """What is there instead of a set."""
+  if any(root.glob(f'{name}/*/.unfinished')):
+    return ' It is unfinished: the same prepare command goes on.'
+  infos = [*root.glob('*/*/dataset_info.json')]
+  names = sorted({path.parent.parent.name for path in infos})
+  return f' It has {", ".join(names)}: name it (tfds_name).' if names else ''
 
 
 def _prepare_command(name, root):

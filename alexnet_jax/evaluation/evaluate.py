@@ -73,7 +73,8 @@ def _evaluate(workdir, split, which, data_path):
   values = measure.evaluate(
     run.steps.evaluate, run.state, batches, run.to_devices
   )
-  step, count = int(run.state.step), loader.source.num_examples
+  step = int(run.state.step)
+  count = loader.source.num_examples - len(loader.unreadable)
   print(
     f'{workdir}, step {step}, {split} ({count:,} examples):'
     f' loss {values["eval/loss"]:.4f}, top-1 {values["eval/top1"]:.4f},'

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax import assemble
+from alexnet_jax import recipes
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.prepare import raw_set
 from alexnet_jax.data.prepare import shards
@@ -277,6 +280,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path):
     (['--source', 'photos'], 'invalid choice'),
     (['--val_fraction', '1.5'], 'does not lie between 0 and 1'),
     (['--path', '/nowhere'], "no folder at '/nowhere'"),
+    (['--source', 'digits'], 'leave --path out'),
   ],
 )
 def test_wrong_arguments_are_refused(photos, tmp_path, capsys, wrong, message):
@@ -287,6 +291,28 @@ def test_wrong_arguments_are_refused(photos, tmp_path, capsys, wrong, message):
   assert code == 2
   assert message in capsys.readouterr().err
   assert not (tmp_path / 'out').exists()
+
+
+def test_the_output_may_not_lie_in_the_source(photos, capsys):
+  for out in (photos, photos / 'cat', photos / 'new' / 'deep'):
+    assert prepare(arguments('resize', photos, out)) == 2
+    assert 'lies in the source' in capsys.readouterr().err
+  assert sorted(path.name for path in photos.iterdir()) == ['cat', 'dog']
+
+
+@pytest.mark.parametrize('command', ['raw', 'resize'])
+def test_the_printed_command_is_one_that_works(
+  command, photos, tmp_path, capsys
+):
+  out = tmp_path / 'a set'
+  assert prepare(arguments(command, photos, out)) == 0
+  printed = capsys.readouterr().err.splitlines()[-1].split(maxsplit=3)
+  assert printed[:3] == ['python', '-m', 'alexnet_jax.main']
+  _, recipe, *overrides = shlex.split(printed[3])
+  config = recipes.load_config([f'--config={ROOT / recipe}', *overrides])
+  assert recipe == 'configs/folder.py'
+  assert (config.data.resize_size, config.data.crop_size) == (64, 56)
+  assert assemble.make_loader(config, 'train').source.num_examples == 191
 
 
 def test_a_folder_with_other_things_is_left_alone(photos, tmp_path, capsys):

@@ -442,7 +442,7 @@ find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, path=None, target=None: (
   None if name == 'tensorflow' else find(name, path, target)
 )
-from alexnet_jax.data import prepare
+from alexnet_jax.data.prepare import __main__ as prepare
 sys.exit(prepare.main())
 """
   process = run(

@@ -101,6 +101,9 @@ class FolderContents:
       for path in _files(folder, deep=False):
         if is_image_name(path):
           findings.add('loose_image', self._name(path))
+      for name in subfolders(folder):
+        if {'train', *VALIDATION_FOLDERS} & set(subfolders(folder / name)):
+          findings.add('splits_in_a_class', self._name(folder / name))
     if len(self.class_names) == 1:
       findings.add('one_class', self.class_names[0])
     if 'validation' in self._splits:

@@ -50,6 +50,11 @@ KINDS = {
     'class folders hold no images',
     'fill them or take them away',
   ),
+  'splits_in_a_class': (
+    'warning',
+    'classes hold folders named like splits',
+    'is this one level too high? give the folder that has train/ and val/',
+  ),
   'class_only_in_validation': (
     'error',
     'classes of the validation that training lacks',

@@ -1,11 +1,15 @@
 """Where `resize` and `raw` take their images from."""
 
 import argparse
+import pathlib
+import shlex
 import sys
 
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
+
+_IMAGENET_CLASSES = 1_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,14 +74,48 @@ def not_negative(text: str) -> int:
   return value
 
 
+def _check_path(arguments):
+  if arguments.source == 'digits' and arguments.path:
+    raise UserError('--source digits comes with the package; leave --path out')
+  if arguments.source in ('digits', 'tfds'):
+    return
+  if not arguments.path:
+    raise UserError(f'--source {arguments.source} needs --path')
+  source = pathlib.Path(arguments.path).expanduser().resolve()
+  out = pathlib.Path(arguments.out).expanduser().resolve()
+  if source in (out, *out.parents):
+    raise UserError(
+      f'--out {out} lies in the source {source}, which would then hold both;'
+      ' choose a folder outside'
+    )
+
+
+def train_command(classes: int, size: int, **keys) -> str:
+  """The command that trains on a prepared set.
+
+  Args:
+    classes: how many the set has.
+    size: short side of its images, in pixels.
+    keys: of config.data.
+  """
+  recipe = 'imagenet' if classes == _IMAGENET_CLASSES else 'folder'
+  keys |= {'resize_size': size, 'crop_size': max(1, size * 7 // 8)}
+  overrides = (
+    shlex.quote(f'--config.data.{key}={value}') for key, value in keys.items()
+  )
+  return (
+    'to train on it:\n  python -m alexnet_jax.main --config'
+    f' configs/{recipe}.py {" ".join(overrides)}'
+  )
+
+
 def open_loaders(arguments, size: int) -> dict[str, Loader]:
   """A loader for `train` and one for `validation`.
 
   Raises:
     UserError: if the source is missing or unfit.
   """
-  if not arguments.path and arguments.source not in ('digits', 'tfds'):
-    raise UserError(f'--source {arguments.source} needs --path')
+  _check_path(arguments)
   loaders = {}
   for split in sources.SPLITS:
     tfds_splits = {

@@ -90,9 +90,10 @@ def _check_prepared(folder, settings):
   """The manifest of a finished set, which must be the one that is asked for."""
   manifest = raw.read_manifest(folder)
   if manifest['settings'] != settings:
+    changes = shards.differences(manifest['settings'], settings)
     raise UserError(
       f'{folder} holds a raw set made with other settings or from other data'
-      f' ({manifest["settings"]}, not {settings}); choose another --out'
+      f' ({changes}); choose another --out'
     )
   shards.forget_notes(folder)  # if the last command ended right before that
   print(f'{folder} is prepared already', file=sys.stderr)
@@ -213,17 +214,13 @@ def colour_statistics(pixels: int, sums: np.ndarray, products: np.ndarray):
 
 def _result(folder, manifest):
   splits = manifest['splits']
-  print(
-    'to train on it:\n  python -m alexnet_jax.main --config configs/imagenet.py'
-    f' --config.data.source=raw --config.data.path={folder}'
-    f' --config.data.resize_size={manifest["image_size"]}'
-    ' --config.model.num_classes=0',
-    file=sys.stderr,
-  )
+  classes, size = len(manifest['class_names']), manifest['image_size']
+  command = inputs.train_command(classes, size, source='raw', path=folder)
+  print(command, file=sys.stderr)
   return {
     'out': str(folder),
-    'image_size': manifest['image_size'],
-    'classes': len(manifest['class_names']),
+    'image_size': size,
+    'classes': classes,
     'splits': {name: info['num_examples'] for name, info in splits.items()},
     'skipped': sum(len(info['skipped']) for info in splits.values()),
   }

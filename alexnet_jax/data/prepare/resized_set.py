@@ -22,7 +22,7 @@ from alexnet_jax.data.prepare import writing
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
-_SETTINGS = 'alexnet_jax.json'  # in the finished set: how it was made
+_MADE = 'alexnet_jax.json'  # in the set: the settings, and what was skipped
 _VERSION = '1.0.0'
 _LONGEST_SIDE = 65_500  # pixels, of libjpeg
 _SAMPLE = 64  # images of each split that the estimate of the room encodes
@@ -75,7 +75,9 @@ def _write(folder, settings, loaders, arguments, name, version):
       convert=lambda loader, index: _record(loader, index, size, quality),
       write=tfds_writer.write_shard,
     )
-    shards.write_json(folder / _SETTINGS, settings)
+    skipped = [name for note in notes for name in note['skipped']]
+    made = {'settings': settings, 'skipped': skipped}
+    shards.write_json(folder / _MADE, made, indent=1)
     tfds_writer.describe(
       out,
       name,
@@ -114,13 +116,13 @@ def _name_and_version(arguments):
 
 def _check_prepared(folder, settings):
   try:
-    made = shards.read_json(folder / _SETTINGS)
-  except (OSError, ValueError):
-    made = None
+    made = shards.read_json(folder / _MADE)['settings']
+  except (OSError, ValueError, KeyError):
+    made = {}
   if made != settings:
     raise UserError(
       f'{folder} holds a set made with other settings or from other data'
-      f' ({made}, not {settings}); choose another --out'
+      f' ({shards.differences(made, settings)}); choose another --out'
     )
   shards.forget_notes(folder)  # if the last command ended right before that
   print(f'{folder} is prepared already', file=sys.stderr)
@@ -202,19 +204,18 @@ def _result(arguments, name, folder, loaders):
     source = tfds_records.tfds_source(name, split, str(out))
     splits[split] = source.num_examples
     skipped[split] = loader.source.num_examples - source.num_examples
-  print(
-    'to train on it:\n  python -m alexnet_jax.main --config configs/imagenet.py'
-    f' --config.data.path={out} --config.data.tfds_name={name}'
-    f' --config.data.resize_size={arguments.size} --config.model.num_classes=0',
-    file=sys.stderr,
+  classes = len(loaders['train'].source.class_names)
+  command = inputs.train_command(
+    classes, arguments.size, source='tfds', path=out, tfds_name=name
   )
+  print(command, file=sys.stderr)
   return {
     'out': str(out),
     'name': name,
     'folder': str(folder),
     'size': arguments.size,
     'quality': arguments.quality,
-    'classes': len(loaders['train'].source.class_names),
+    'classes': classes,
     'splits': splits,
     'skipped': sum(skipped.values()),
   }

@@ -131,19 +131,20 @@ def _check_plan(path, settings):
   if not path.exists():
     write_json(path, settings)
     return
-  begun = read_json(path)
-  if differing := sorted(
-    key
-    for key in begun.keys() | settings.keys()
-    if begun.get(key) != settings.get(key)
-  ):
-    changes = ', '.join(
-      f'{key}: {begun.get(key)!r} -> {settings.get(key)!r}' for key in differing
-    )
+  if changes := differences(read_json(path), settings):
     raise UserError(
       f'{path.parent.parent} was begun with other settings ({changes}); give'
       ' those, choose another --out, or delete the folder'
     )
+
+
+def differences(before: dict, after: dict) -> str:
+  """`key: before -> after` of what differs, for messages."""
+  return ', '.join(
+    f'{key}: {before.get(key)!r} -> {after.get(key)!r}'
+    for key in sorted(before.keys() | after.keys())
+    if before.get(key) != after.get(key)
+  )
 
 
 @contextlib.contextmanager
