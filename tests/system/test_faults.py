@@ -92,6 +92,7 @@ def test_a_second_run_in_the_same_folder_is_refused(trained):
   assert 'another run is training' in err
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_evaluation_is_made_good(tmp_path):
   recipe = commands.write_recipe(tmp_path, num_steps=20, **STOPPING)
   unbroken = commands.train(recipe, tmp_path / 'unbroken')
@@ -161,6 +162,7 @@ def test_a_refused_start_changes_nothing(trained):
   assert evaluate(workdir)['eval/loss'] == result['eval/loss']
 
 
+@pytest.mark.slow
 def test_a_run_longer_than_planned_is_the_longer_run(tmp_path):
   """Also when the first end is no multiple of the evaluation's interval."""
   recipe = commands.write_recipe(
