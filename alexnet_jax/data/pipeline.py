@@ -87,31 +87,13 @@ def make_train_iter(
       batch['flip'] = draws[:, 2] < 0.5
     if crop == 'random_resized':
       attempts = order.resized_crop_draws(step, global_batch_size, seed)[part]
-
-      def box(i, height, width):
-        return images.random_resized_box(
-          height, width, draws[i], attempts[i], crop_area, crop_ratio
-        )
-
-      def rows_needed(i, height, width):
-        top, _, rows, _ = box(i, height, width)
-        return top + rows
-
-      def cut(pixels, i, out):
-        images.resize_box(pixels, box(i, *pixels.shape[:2]), out)
+      rows_needed, cut = _boxes(draws, attempts, crop_area, crop_ratio)
     else:
       corners = _corners(crop, draws, loader.resize_size - crop_size)
       if getattr(source, 'square_size', None) == loader.resize_size:
         _copy_squares(loader, indices, corners, batch)
         return batch
-
-      def rows_needed(i, height, width):
-        return images.rows_of_crop(
-          height, width, loader.resize_size, corners[i, 0], crop_size
-        )
-
-      def cut(pixels, i, out):
-        images.crop_of_square(pixels, loader.resize_size, *corners[i], out)
+      rows_needed, cut = _windows(corners, loader.resize_size, crop_size)
 
     def fill(i, _):
       how = {
@@ -123,12 +105,47 @@ def make_train_iter(
         batch['unreadable'][i] = True
         example = _next_readable(loader, int(positions[i]), seed, how)
       pixels, batch['label'][i] = example
-      cut(pixels, i, batch['image'][i])
+      cut(i, pixels, batch['image'][i])
 
     loader.for_each(fill, len(positions))
     return batch
 
   return _iterate(make_batch, num_steps, prefetch)
+
+
+def _windows(corners, size, crop_size):
+  """How the i-th crop is cut out of the centre square of an image.
+
+  Returns:
+    (rows_needed, cut): (i, height, width) -> rows of the image that are read;
+    (i, pixels, out) writes the crop.
+  """
+
+  def rows_needed(i, height, width):
+    return images.rows_of_crop(height, width, size, corners[i, 0], crop_size)
+
+  def cut(i, pixels, out):
+    images.crop_of_square(pixels, size, *corners[i], out)
+
+  return rows_needed, cut
+
+
+def _boxes(draws, attempts, area, ratio):
+  """As `_windows`, for random-resized crops."""
+
+  def box(i, height, width):
+    return images.random_resized_box(
+      height, width, draws[i], attempts[i], area, ratio
+    )
+
+  def rows_needed(i, height, width):
+    top, _, rows, _ = box(i, height, width)
+    return top + rows
+
+  def cut(i, pixels, out):
+    images.resize_box(pixels, box(i, *pixels.shape[:2]), out)
+
+  return rows_needed, cut
 
 
 def _least_size(crop_size, area, ratio):
