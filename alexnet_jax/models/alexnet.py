@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from alexnet_jax.models import layers
 
 NORMS = ('lrn', 'batch', 'none')
+DROPOUT_PLACES = ('after', 'before')
 
 # One layer's padding: 'SAME', 'VALID', one number for every side or (before,
 # after) for both axes.
@@ -38,16 +39,23 @@ class AlexNet(nn.Module):
     norm_layers: numbers (from 1) of the convolutions that are normalised.
     norm_before_relu: whether normalisation precedes the ReLU; the paper's
       follows it.
+    norm_hidden: numbers (from 1) of the hidden dense layers that batch norm
+      normalises, whatever `norm` is; before their ReLU as `norm_before_relu`
+      says.
     batch_norm_momentum: share of the running statistics that a step keeps.
+    batch_norm_epsilon: added to the variance.
     lrn_size, lrn_k, lrn_alpha, lrn_beta, lrn_convention: see
       `layers.local_response_norm`.
     hidden: widths of the hidden dense layers.
-    dropout: share of the hidden units set to zero in training.
+    dropout: share of the units set to zero in training.
+    dropout_place: `after` each hidden dense layer, as in the paper, or `before`
+      it, as in torchvision.
     width_multiplier: factor on `channels` and `hidden`, rounded so that the
       groups divide the channels.
     kernel_init: see `layers.kernel_initializer`.
     positive_bias: initial bias of the layers where the paper starts with 1
-      (`bias_layers` and every hidden dense layer); all other biases start at 0.
+      (`bias_layers` and every hidden dense layer); all other biases start as
+      `layers.bias_initializer` says, at 0 in most cases.
     bias_layers: numbers (from 1) of the convolutions with a positive bias.
     dtype: dtype of the computation, float32 or bfloat16.
     axis_name: device axis over which batch norm averages its statistics, or
@@ -66,7 +74,9 @@ class AlexNet(nn.Module):
   norm: str = 'lrn'
   norm_layers: Sequence[int] = (1, 2)
   norm_before_relu: bool = False
+  norm_hidden: Sequence[int] = ()
   batch_norm_momentum: float = 0.9
+  batch_norm_epsilon: float = 1e-5
   lrn_size: int = 5
   lrn_k: float = 2.0
   lrn_alpha: float = 1e-4
@@ -74,6 +84,7 @@ class AlexNet(nn.Module):
   lrn_convention: str = 'paper'
   hidden: Sequence[int] = (4096, 4096)
   dropout: float = 0.5
+  dropout_place: str = 'after'
   width_multiplier: float = 1.0
   kernel_init: str = 'paper'
   positive_bias: float = 1.0
@@ -82,13 +93,20 @@ class AlexNet(nn.Module):
   axis_name: str | None = None
 
   @nn.compact
-  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+  def __call__(
+    self,
+    images: jax.Array,
+    train: bool = False,
+    fixed_norms: Sequence[str] = (),
+  ) -> jax.Array:
     """Logits of a batch.
 
     Args:
       images: [batch, height, width, 3], normalised, any float dtype.
       train: whether dropout acts (it needs the rng `dropout`) and batch norm
         uses and updates the statistics of the batch.
+      fixed_norms: names of the batch norms that keep and use their running
+        statistics in training, too, such as `norm1`.
 
     Returns:
       Logits [batch, num_classes], float32.
@@ -99,17 +117,18 @@ class AlexNet(nn.Module):
     """
     self._check_fields()
     x = images.astype(self.dtype)
+    updates_norm = functools.partial(_updates_norm, train, fixed_norms)
     for number in range(1, len(self.channels) + 1):
-      x = self._convolution_block(x, number, train)
+      x = self._convolution_block(x, number, updates_norm(f'norm{number}'))
     x = x.reshape((x.shape[0], -1))
-    for number, width in enumerate(self.hidden, 1):
-      x = self._dense(x, self._scaled(width), 'dense', number)
-      x = nn.relu(x)
-      x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    for number in range(1, len(self.hidden) + 1):
+      x = self._hidden_block(
+        x, number, train, updates_norm(f'dense_norm{number}')
+      )
     logits = self._dense(x, self.num_classes, 'head', 1)
     return logits.astype(jnp.float32)
 
-  def _convolution_block(self, x, number, train):
+  def _convolution_block(self, x, number, updates_norm):
     index = number - 1
     groups = self.groups[index]
     x = nn.Conv(
@@ -120,14 +139,16 @@ class AlexNet(nn.Module):
       feature_group_count=groups,
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, 'conv', number),
-      bias_init=self._bias_init(number in self.bias_layers),
+      bias_init=self._bias_init(
+        number in self.bias_layers,
+        self.kernels[index] ** 2 * x.shape[-1] // groups,
+      ),
       name=f'conv{number}',
     )(x)
-    normalise = functools.partial(self._normalise, number=number, train=train)
-    if self.norm_before_relu:
-      x = nn.relu(normalise(x))
-    else:
-      x = normalise(nn.relu(x))
+    x = self._relu_and(
+      lambda x: self._normalise(x, number, updates_norm),
+      x,
+    )
     if number in self.pool_layers:
       if min(x.shape[1:3]) < self.pool_size:
         raise ValueError(
@@ -135,21 +156,36 @@ class AlexNet(nn.Module):
           f' than the pooling window of {self.pool_size}: use larger crops,'
           ' smaller strides or fewer pool_layers'
         )
-      x = nn.max_pool(x, (self.pool_size,) * 2, (self.pool_stride,) * 2)
+      x = layers.max_pool(x, self.pool_size, self.pool_stride)
       self.sow('intermediates', f'pool{number}', x)  # only if asked for
     return x
 
-  def _normalise(self, x, number, train):
+  def _hidden_block(self, x, number, train, updates_norm):
+    def dropout(x):
+      return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def normalise(x):
+      if number not in self.norm_hidden:
+        return x
+      return self._batch_norm(x, f'dense_norm{number}', updates_norm)
+
+    if self.dropout_place == 'before':
+      x = dropout(x)
+    width = self._scaled(self.hidden[number - 1])
+    x = self._dense(x, width, 'dense', number)
+    x = self._relu_and(normalise, x)
+    return dropout(x) if self.dropout_place == 'after' else x
+
+  def _relu_and(self, normalise, x):
+    if self.norm_before_relu:
+      return nn.relu(normalise(x))
+    return normalise(nn.relu(x))
+
+  def _normalise(self, x, number, updates_norm):
     if self.norm == 'none' or number not in self.norm_layers:
       return x
     if self.norm == 'batch':
-      return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=self.batch_norm_momentum,
-        dtype=self.dtype,
-        axis_name=self.axis_name if train else None,
-        name=f'norm{number}',
-      )(x)
+      return self._batch_norm(x, f'norm{number}', updates_norm)
     return layers.local_response_norm(
       x,
       size=self.lrn_size,
@@ -159,18 +195,29 @@ class AlexNet(nn.Module):
       convention=self.lrn_convention,
     )
 
+  def _batch_norm(self, x, name, updates):
+    return nn.BatchNorm(
+      use_running_average=not updates,
+      momentum=self.batch_norm_momentum,
+      epsilon=self.batch_norm_epsilon,
+      dtype=self.dtype,
+      axis_name=self.axis_name if updates else None,
+      name=name,
+    )(x)
+
   def _dense(self, x, width, role, number):
     return nn.Dense(
       width,
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, role, number),
-      bias_init=self._bias_init(role == 'dense'),
+      bias_init=self._bias_init(role == 'dense', x.shape[-1]),
       name='head' if role == 'head' else f'dense{number}',
     )(x)
 
-  def _bias_init(self, positive):
-    value = self.positive_bias if positive else 0.0
-    return jax.nn.initializers.constant(value)
+  def _bias_init(self, positive, fan_in):
+    return layers.bias_initializer(
+      self.kernel_init, self.positive_bias if positive else 0.0, fan_in
+    )
 
   def _scaled(self, width, divisor=1):
     if self.width_multiplier == 1.0:
@@ -188,6 +235,10 @@ class AlexNet(nn.Module):
         )
     if self.norm not in NORMS:
       raise ValueError(f'norm is {self.norm!r}, not one of {NORMS}')
+    if self.dropout_place not in DROPOUT_PLACES:
+      raise ValueError(
+        f'dropout_place is {self.dropout_place!r}, not one of {DROPOUT_PLACES}'
+      )
 
 
 def _padding(padding: Padding) -> str | list[tuple[int, int]]:
@@ -197,3 +248,7 @@ def _padding(padding: Padding) -> str | list[tuple[int, int]]:
   if isinstance(padding, int):
     padding = (padding, padding)
   return [tuple(padding)] * 2
+
+
+def _updates_norm(train, fixed_norms, name):
+  return train and name not in fixed_norms

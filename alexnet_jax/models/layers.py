@@ -1,11 +1,23 @@
 """Layers and initialisers that AlexNet needs and flax does not have."""
 
+import functools
+import itertools
+
+from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 LRN_CONVENTIONS = ('paper', 'caffe')
-KERNEL_INITS = ('paper', 'source_release', 'caffe', 'he', 'glorot', 'lecun')
+KERNEL_INITS = (
+  'paper',
+  'source_release',
+  'caffe',
+  'he',
+  'glorot',
+  'lecun',
+  'torch',
+)
 
 # Standard deviations of the normal initialisers by (role, number of the layer,
 # from 1); a role alone is the default of that role.
@@ -30,7 +42,8 @@ def kernel_initializer(name: str, role: str, number: int):
     name: one of `KERNEL_INITS`. `paper` is N(0, 0.01) everywhere (Krizhevsky et
       al. 2012, section 5); `source_release` the same with 0.03 in the third to
       fifth convolution; `caffe` the same with 0.005 in the hidden dense layers;
-      `he`, `glorot` and `lecun` scale with the layer's fan.
+      `he`, `glorot` and `lecun` scale with the layer's fan; `torch` is uniform
+      within 1 / sqrt(fan_in), PyTorch's default.
     role: `conv`, `dense` (hidden) or `head` (logits).
     number: position of the layer among those of its role, from 1.
 
@@ -48,10 +61,35 @@ def kernel_initializer(name: str, role: str, number: int):
     'he': jax.nn.initializers.he_normal,
     'glorot': jax.nn.initializers.glorot_uniform,
     'lecun': jax.nn.initializers.lecun_normal,
+    'torch': lambda: jax.nn.initializers.variance_scaling(
+      1 / 3, 'fan_in', 'uniform'
+    ),
   }
   if name not in scaled:
     raise ValueError(f'kernel_init is {name!r}, not one of {KERNEL_INITS}')
   return scaled[name]()
+
+
+def bias_initializer(name: str, value: float, fan_in: int):
+  """Initialiser of the bias of one layer: `value`, unless PyTorch's is wanted.
+
+  Args:
+    name: of the kernel's initialiser; `torch` draws biases that would be 0
+      uniformly within 1 / sqrt(fan_in), as PyTorch does.
+    value: of every other bias.
+    fan_in: inputs of one output of the layer.
+
+  Returns:
+    A function (key, shape, dtype) -> array.
+  """
+  if name != 'torch' or value:
+    return jax.nn.initializers.constant(value)
+  bound = fan_in**-0.5
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
 
 
 def local_response_norm(
@@ -110,3 +148,52 @@ def _negative_power(x: jax.Array, beta: float) -> jax.Array:
     root = lax.rsqrt(x)
     return root * jnp.sqrt(root)
   return x**-beta
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
+  """The largest of each window, without padding.
+
+  The gradient goes to the first largest value of a window, row by row, as that
+  of `nn.max_pool`; but it compares shifted slices instead of selecting and
+  scattering, which XLA does slowly on the CPU.
+
+  Args:
+    x: [batch, height, width, channels].
+    size: width of the windows, in pixels.
+    stride: distance of the windows, in pixels.
+
+  Returns:
+    [batch, (height - size) // stride + 1, ..., channels].
+  """
+  return nn.max_pool(x, (size, size), (stride, stride))
+
+
+def _max_pool_forward(x, size, stride):
+  y = max_pool(x, size, stride)
+  return y, (x, y)
+
+
+def _max_pool_backward(size, stride, saved, gradient):
+  x, y = saved
+  rows, columns = ((n - 1) * stride + 1 for n in y.shape[1:3])
+  free = jnp.ones(y.shape, bool)  # windows whose largest value is not found
+  total = jnp.zeros_like(x)
+  for i, j in itertools.product(range(size), repeat=2):
+    part = x[:, i : i + rows : stride, j : j + columns : stride]
+    found = free & (part == y)
+    free &= ~found
+    total += lax.pad(
+      jnp.where(found, gradient, jnp.zeros_like(gradient)),
+      jnp.zeros((), x.dtype),
+      [
+        (0, 0, 0),
+        (i, x.shape[1] - i - rows, stride - 1),
+        (j, x.shape[2] - j - columns, stride - 1),
+        (0, 0, 0),
+      ],
+    )
+  return (total,)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -3,6 +3,8 @@
 import jax
 import optax
 
+OPTIMIZERS = ('sgd', 'adam', 'rmsprop', 'lars')
+
 
 def kernel_mask(params):
   """True for kernels, False for biases and normalisation scales."""
@@ -21,42 +23,80 @@ def bias_mask(params):
 def make_optimizer(
   learning_rate: float,
   *,
+  name: str = 'sgd',
   momentum: float = 0.9,
   nesterov: bool = False,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  epsilon: float = 1e-8,
+  trust_coefficient: float = 0.001,
   weight_decay: float = 5e-4,
+  decoupled_decay: bool = False,
   decay: str = 'all',
   bias_rate: float = 1.0,
   update_rule: str = 'optax',
 ) -> optax.GradientTransformation:
-  """SGD with momentum, its learning rate a part of the optimizer's state.
+  """An optimizer whose learning rate is a part of its state.
 
-  With g the gradient plus weight_decay * w and lr the learning rate:
+  With g the gradient plus weight_decay * w, lr the learning rate and s what
+  the optimizer makes of g (`sgd`: g itself; `rmsprop`: g over the root of its
+  mean square; `lars`: g with a length in proportion to that of each kernel,
+  You et al. 2017):
 
-  - `optax` (as PyTorch): v <- momentum * v + g; w <- w - lr * v
-  - `paper` (Krizhevsky et al. 2012, section 5): v <- momentum * v - lr * g;
-    w <- w + v, so that a drop of lr does not slow what is under way.
+  - `optax` (as PyTorch): v <- momentum * v + s; w <- w - lr * v
+  - `paper` (Krizhevsky et al. 2012, section 5): v <- momentum * v - lr * s;
+    w <- w + v, so that a drop of lr does not slow what is under way. optax'
+    lars and Keras' RMSprop do so, too.
+
+  `adam` (Kingma and Ba 2015) has no v: w <- w - lr * s.
 
   Args:
     learning_rate: initial value; `state.with_learning_rate` replaces it.
-    momentum: factor on the velocity.
+    name: one of OPTIMIZERS.
+    momentum: factor on the velocity, of all but `adam`.
     nesterov: whether the gradient is taken one step ahead.
+    b1: decay of the mean of gradients, of `adam`.
+    b2: decay of the mean of their squares, of `adam` and `rmsprop`.
+    epsilon: keeps `adam` and `rmsprop` from dividing by zero.
+    trust_coefficient: length of a step over that of the kernel, of `lars`.
     weight_decay: factor on the weights that joins the gradient.
+    decoupled_decay: the decay joins v instead of g (Loshchilov and Hutter
+      2019), so that neither s nor momentum changes it: w <- w - lr *
+      weight_decay * w. Only of the `optax` rule.
     decay: `all` parameters decay, or `kernels` only.
     bias_rate: factor on the learning rate of biases; the paper's code has 2.
     update_rule: `optax` or `paper`.
 
   Returns:
     A transformation whose state has `hyperparams['learning_rate']`, float32.
+
+  Raises:
+    ValueError: if `name` is unknown.
   """
+  scalings = {
+    'adam': lambda: optax.scale_by_adam(b1, b2, epsilon),
+    'rmsprop': lambda: optax.scale_by_rms(b2, epsilon),
+    'lars': lambda: optax.masked(
+      optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
+      kernel_mask,
+    ),
+  }
+  if name not in OPTIMIZERS:
+    raise ValueError(f'optimizer is {name!r}, not one of {OPTIMIZERS}')
 
   def make(learning_rate):
-    decay_step = optax.add_decayed_weights(
+    decayed = optax.add_decayed_weights(
       weight_decay, kernel_mask if decay == 'kernels' else None
     )
-    velocity = optax.trace(momentum, nesterov)
+    scaling = [scalings[name]()] if name in scalings else []
+    velocity = [] if name == 'adam' else [optax.trace(momentum, nesterov)]
     rate = optax.scale_by_learning_rate(learning_rate)
-    order = [velocity, rate] if update_rule == 'optax' else [rate, velocity]
-    steps = [decay_step, *order]
+    if decoupled_decay:
+      steps = [*scaling, *velocity, decayed, rate]
+    elif update_rule == 'paper':
+      steps = [decayed, *scaling, rate, *velocity]
+    else:
+      steps = [decayed, *scaling, *velocity, rate]
     if bias_rate != 1.0:
       steps.append(optax.masked(optax.scale(bias_rate), bias_mask))
     return optax.chain(*steps)

@@ -201,9 +201,85 @@ def test_width_multiplier_keeps_groups_whole():
   [
     ({'strides': (2, 1)}, 'strides has 2 entries for 5'),
     ({'norm': 'layer'}, "norm is 'layer'"),
+    ({'dropout_place': 'in'}, "dropout_place is 'in'"),
     ({'strides': (8, 2, 1, 1, 1)}, 'convolution 2 gives 1 x 1 pixels'),
   ],
 )
 def test_refuses_fields_that_do_not_fit(fields, message):
   with pytest.raises(ValueError, match=message):
     init(AlexNet(**{**SMALL, **fields}))
+
+
+def test_dropout_before_a_layer_drops_its_inputs():
+  """As torchvision: the flattened image and the first hidden layer."""
+
+  def dropped(place, name):
+    model = AlexNet(**SMALL, kernel_init='he', dropout_place=place)
+    variables = init(model)
+    _, seen = model.apply(
+      variables,
+      images(),
+      train=True,
+      rngs={'dropout': jax.random.key(3)},
+      capture_intermediates=True,
+      mutable=True,
+    )
+    return seen['intermediates'][name]['__call__'][0]
+
+  # The two dropouts see 8 features and 12 before the layers, 12 and 10 after.
+  for place, widths in (('before', (8, 12)), ('after', (12, 10))):
+    for number, width in enumerate(widths):
+      output = dropped(place, f'Dropout_{number}')
+      assert output.shape == (2, width)
+      assert (output == 0).any()
+
+
+def test_batch_norm_of_a_hidden_layer():
+  model = AlexNet(
+    **SMALL, norm='none', norm_hidden=(2,), norm_before_relu=True, dropout=0.0
+  )
+  variables = init(model)
+  assert set(variables['batch_stats']) == {'dense_norm2'}
+  _, seen = model.apply(
+    variables, images(), train=True, capture_intermediates=True, mutable=True
+  )
+  normalised = seen['intermediates']['dense_norm2']['__call__'][0]
+  np.testing.assert_allclose(normalised.mean(0), 0, atol=1e-5)
+
+
+def test_a_fixed_batch_norm_keeps_and_uses_its_statistics():
+  model = AlexNet(**SMALL, norm='batch', norm_layers=(1, 2), dropout=0.0)
+  variables = init(model)
+  logits, seen = model.apply(
+    variables,
+    images(),
+    train=True,
+    fixed_norms=('norm1', 'norm2'),
+    mutable=True,
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    seen['batch_stats'],
+    variables['batch_stats'],
+  )
+  np.testing.assert_array_equal(logits, model.apply(variables, images()))
+  _, one = model.apply(
+    variables, images(), train=True, fixed_norms=('norm1',), mutable=True
+  )
+  moved = one['batch_stats']['norm2']['mean']
+  assert (moved != variables['batch_stats']['norm2']['mean']).any()
+
+
+def test_epsilon_of_batch_norm():
+  """At an epsilon of 3 the initial statistics divide by 2."""
+  model = AlexNet(
+    **SMALL, norm='batch', norm_layers=(1,), batch_norm_epsilon=3.0
+  )
+  _, seen = model.apply(
+    init(model), images(), capture_intermediates=True, mutable=True
+  )
+  convolution = seen['intermediates']['conv1']['__call__'][0]
+  normalised = seen['intermediates']['norm1']['__call__'][0]
+  np.testing.assert_allclose(
+    normalised, np.maximum(convolution, 0) / 2, rtol=1e-5, atol=1e-7
+  )

@@ -1,3 +1,4 @@
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,3 +122,60 @@ def test_kernel_initializer_has_the_stated_deviation(
 def test_kernel_initializer_refuses_an_unknown_name():
   with pytest.raises(ValueError, match="'kaiming'"):
     layers.kernel_initializer('kaiming', 'conv', 1)
+
+
+@pytest.mark.parametrize('make', ['kernel', 'bias'])
+def test_torch_draws_within_the_root_of_the_fan(make):
+  """PyTorch's documented default of Conv2d and Linear."""
+  if make == 'kernel':
+    init = layers.kernel_initializer('torch', 'dense', 1)
+  else:
+    init = layers.bias_initializer('torch', 0.0, 400)
+  shape = (400, 200) if make == 'kernel' else (80_000,)
+  values = np.asarray(init(jax.random.key(0), shape, jnp.float32))
+  assert np.abs(values).max() == pytest.approx(1 / 20, rel=1e-3)
+  assert values.std() == pytest.approx(1 / 20 / np.sqrt(3), rel=0.02)
+  assert abs(values.mean()) < 0.001
+
+
+def test_biases_are_constant_otherwise():
+  for name, value in (('paper', 1.0), ('paper', 0.0), ('torch', 0.5)):
+    init = layers.bias_initializer(name, value, 400)
+    assert (init(jax.random.key(0), (3,), jnp.float32) == value).all()
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  ('shape', 'size', 'stride'),
+  [
+    ((2, 13, 13, 5), 3, 2),  # the paper's, overlapping
+    ((2, 12, 9, 3), 3, 2),  # rows and columns that no window has
+    ((1, 11, 11, 4), 2, 2),
+    ((1, 7, 8, 2), 2, 3),  # gaps between the windows
+    ((1, 3, 3, 1), 3, 1),
+  ],
+)
+def test_max_pool_and_its_gradient_are_those_of_flax(
+  shape, size, stride, dtype
+):
+  """Many values are equal: zeros after a ReLU, and repeated whole numbers."""
+  x = jax.random.normal(jax.random.key(0), shape)
+  x = jnp.maximum(jnp.round(2 * x), 0).astype(dtype)
+
+  def ours(x):
+    return layers.max_pool(x, size, stride)
+
+  def flax(x):
+    return nn.max_pool(x, (size, size), (stride, stride))
+
+  y, pull = jax.vjp(ours, x)
+  expected, pull_expected = jax.vjp(flax, x)
+  np.testing.assert_array_equal(y, expected)
+  # Whole numbers: sums over overlapping windows are exact in any order.
+  gradient = jnp.round(8 * jax.random.normal(jax.random.key(1), y.shape))
+  gradient = gradient.astype(dtype)
+  (actual,), (wanted,) = pull(gradient), pull_expected(gradient)
+  assert actual.dtype == dtype
+  np.testing.assert_array_equal(
+    actual.astype(jnp.float32), wanted.astype(jnp.float32)
+  )

@@ -106,10 +106,91 @@ def test_the_rate_is_part_of_the_state():
   tx = optimizer.make_optimizer(0.25)
   params = {'a': {'kernel': jnp.ones(2)}}
   state = state_lib.TrainState.create(
-    apply_fn=None, params=params, tx=tx, batch_stats={}
+    apply_fn=None, params=params, tx=tx, batch_stats={}, ema_params={}
   )
   assert state.opt_state.hyperparams['learning_rate'] == 0.25
   state = state_lib.with_learning_rate(state, jnp.float32(0.125))
   update = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
   moved = 1 - 0.125 * (1 + 5e-4)
   np.testing.assert_allclose(update.params['a']['kernel'], moved, rtol=1e-6)
+
+
+def run_optax(make, params=PARAMS):
+  """The same steps with a transformation of optax itself."""
+  params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+  opt_state = None
+  for t, rate in enumerate(RATES):
+    tx = make(rate)
+    opt_state = tx.init(params) if opt_state is None else opt_state
+    grads = jax.tree.map(jnp.float32, grads_at(jax.device_get(params), t))
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def test_adam_and_adamw():
+  plain = run_ours(name='adam', weight_decay=0.0, b2=0.99, epsilon=1e-6)
+  assert_close(plain, run_optax(lambda r: optax.adam(r, b2=0.99, eps=1e-6)))
+  decoupled = run_ours(name='adam', weight_decay=0.05, decoupled_decay=True)
+  assert_close(
+    decoupled, run_optax(lambda r: optax.adamw(r, weight_decay=0.05))
+  )
+
+
+def test_adam_by_hand():
+
+  def update(path, w, v, g, rate):
+    m, s, t = v if isinstance(v, tuple) else (0.0, 0.0, 0)
+    m, s, t = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g**2, t + 1
+    step = (m / (1 - 0.9**t)) / (np.sqrt(s / (1 - 0.999**t)) + 1e-8)
+    return w - rate * step, (m, s, t)
+
+  assert_close(run_ours(name='adam', weight_decay=0.0), run_loop(update))
+
+
+def test_rmsprop():
+  ours = run_ours(
+    name='rmsprop',
+    weight_decay=0.0,
+    b2=0.9,
+    epsilon=1e-6,
+    momentum=0.8,
+    update_rule='paper',
+  )
+  expected = run_optax(
+    lambda r: optax.rmsprop(r, decay=0.9, eps=1e-6, momentum=0.8)
+  )
+  assert_close(ours, expected)
+
+
+def test_lars():
+  ours = run_ours(
+    name='lars',
+    weight_decay=0.05,
+    momentum=0.9,
+    trust_coefficient=0.02,
+    update_rule='paper',
+  )
+  expected = run_optax(
+    lambda r: optax.lars(
+      r,
+      weight_decay=0.05,
+      trust_coefficient=0.02,
+      trust_ratio_mask=optimizer.kernel_mask,
+    )
+  )
+  assert_close(ours, expected)
+
+
+def test_decoupled_decay_of_sgd_stays_out_of_the_velocity():
+  def update(path, w, v, g, rate):
+    v = 0.9 * v + g
+    return w - rate * (v + 0.05 * w), v
+
+  ours = run_ours(weight_decay=0.05, decoupled_decay=True)
+  assert_close(ours, run_loop(update))
+
+
+def test_an_unknown_optimizer():
+  with pytest.raises(ValueError, match="optimizer is 'adagrad'"):
+    optimizer.make_optimizer(0.1, name='adagrad')

@@ -1,0 +1,112 @@
+"""The table of named networks: each is `AlexNet` with other fields.
+
+    config.model.update(variants.fields('flat_alexnet'))
+
+The widths of the inputs that they are meant for, in pixels: 224, but 227 for
+`alexnet_plain` and 28 for `marvin`; all take others.
+"""
+
+from alexnet_jax.models.alexnet import AlexNet
+
+# What a network is; the others of the module's fields say how it is used.
+_FIELDS = (
+  *('channels', 'kernels', 'strides', 'paddings', 'groups'),
+  *('pool_layers', 'pool_size', 'pool_stride'),
+  *('norm', 'norm_layers', 'norm_before_relu', 'norm_hidden'),
+  *('batch_norm_momentum', 'batch_norm_epsilon'),
+  *('lrn_size', 'lrn_k', 'lrn_alpha', 'lrn_beta', 'lrn_convention'),
+  *('hidden', 'dropout', 'dropout_place', 'width_multiplier'),
+  *('kernel_init', 'positive_bias', 'bias_layers'),
+)
+
+_NO_NORM = {'norm': 'none', 'norm_layers': ()}
+# Keras' defaults of its layers.
+_KERAS = {
+  'batch_norm_momentum': 0.99,
+  'batch_norm_epsilon': 1e-3,
+  'kernel_init': 'glorot',
+  'positive_bias': 0.0,
+}
+_TORCH = {**_NO_NORM, 'kernel_init': 'torch', 'positive_bias': 0.0}
+# Without the third and fourth convolution of 384 feature maps.
+_FLAT = {
+  'channels': (96, 256, 256),
+  'kernels': (11, 5, 3),
+  'strides': (4, 1, 1),
+  'paddings': ((2, 1), 'SAME', 'SAME'),
+  'groups': (1, 1, 1),
+  'pool_layers': (1, 2, 3),
+  'bias_layers': (2, 3),
+}
+
+VARIANTS = {
+  # Krizhevsky et al. 2012, with the two towers of its two GPUs.
+  'alexnet': {'groups': (1, 2, 1, 2, 2)},
+  'alexnet_one_tower': {},
+  # Keras: batch norm before the ReLU of the first two convolutions.
+  'alexnet_bn': {
+    **_KERAS,
+    'paddings': ('SAME',) * 5,
+    'norm': 'batch',
+    'norm_layers': (1, 2),
+    'norm_before_relu': True,
+  },
+  # Keras: batch norm after the ReLU of all five convolutions.
+  'alexnet_bn_all': {
+    **_KERAS,
+    'paddings': ('VALID', *('SAME',) * 4),
+    'norm': 'batch',
+    'norm_layers': (1, 2, 3, 4, 5),
+  },
+  # PyTorch: no normalisation, no dropout.
+  'alexnet_plain': {
+    **_TORCH,
+    'paddings': ('VALID', *('SAME',) * 4),
+    'dropout': 0.0,
+  },
+  # Krizhevsky 2014 ("one weird trick"), as torchvision has it. Its average
+  # pooling to 6 x 6 leaves inputs of 224 as they are, and is left out here.
+  'alexnet_torchvision': {
+    **_TORCH,
+    'channels': (64, 192, 384, 256, 256),
+    'paddings': (2, 2, 1, 1, 1),
+    'dropout_place': 'before',
+  },
+  'flat_alexnet': _FLAT,
+  'narrow_alexnet': {'channels': (48, 128, 192, 192, 128)},
+  'flat_alexnet_high_stride': {**_FLAT, 'strides': (6, 2, 1)},
+  'flat_alexnet_low_stride': {**_FLAT, 'strides': (2, 1, 1)},
+  'flat_alexnet_large_kernel': {**_FLAT, 'kernels': (15, 7, 5)},
+  'flat_alexnet_small_kernel': {**_FLAT, 'kernels': (7, 3, 3)},
+  'flat_alexnet_tuned': {**_FLAT, 'hidden': (2379, 5592, 7864)},
+  'marvin': {
+    **_KERAS,
+    **_NO_NORM,
+    'channels': (32, 64),
+    'kernels': (3, 3),
+    'strides': (1, 1),
+    'paddings': ('VALID', 'VALID'),
+    'groups': (1, 1),
+    'pool_layers': (1, 2),
+    'pool_size': 2,
+    'bias_layers': (),
+    'hidden': (256, 256),
+  },
+}
+
+
+def fields(name: str) -> dict:
+  """Every field of `AlexNet` that makes up a network, by the field's name.
+
+  They replace those of any other network in `config.model`; the number of
+  classes and the dtype stay.
+
+  Raises:
+    ValueError: if there is no such network.
+  """
+  if name not in VARIANTS:
+    raise ValueError(
+      f'there is no network {name!r}; there are {", ".join(VARIANTS)}'
+    )
+  defaults = {field: getattr(AlexNet, field) for field in _FIELDS}
+  return {**defaults, **VARIANTS[name]}

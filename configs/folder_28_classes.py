@@ -1,0 +1,30 @@
+"""A folder of photographs in large batches, without normalisation or dropout.
+
+    python -m alexnet_jax.main --config configs/folder_28_classes.py \
+      --config.data.path=DIR
+
+The set-up of a PyTorch notebook for 28 classes; it takes any number of them.
+`alexnet_plain` (227 pixels, no padding in the first layer, PyTorch's
+initialisation) in batches of 150; nine tenths of each class are trained on. SGD
+0.01 with momentum 0.9.
+"""
+
+from alexnet_jax.config import make_config
+from alexnet_jax.models import variants
+
+
+def get_config():
+  config = make_config()
+  config.num_epochs = 90.0
+  config.global_batch_size = 150
+  config.log_every_steps = 10
+  config.data.source = 'folder'
+  config.data.val_fraction = 0.1  # 0.9 for training
+  config.data.crop_size = 227
+  config.data.std = 58.0  # about that of photographs
+  config.model.update(variants.fields('alexnet_plain'))
+
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.momentum = 0.9
+  config.optimizer.weight_decay = 0.0
+  return config

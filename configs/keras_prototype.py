@@ -1,0 +1,45 @@
+"""AlexNet with batch norm on ImageNet, as a Keras notebook trains it.
+
+    python -m alexnet_jax.main --config configs/keras_prototype.py
+
+Batch norm in place of local response normalisation: before the ReLU of the
+first two convolutions (`alexnet_bn`, 224 pixels, "same" padding), or after that
+of all five (with `:alexnet_bn_all` after the recipe's name). 90 epochs of SGD,
+0.01 and momentum 0.9; the rate is divided by 10 when the validation accuracy
+has not gained 1e-4 in two epochs, down to 1e-7; the run ends after ten epochs
+without a better one, with the best state.
+
+On your own photographs: --config.data.source=folder --config.data.path=DIR
+--config.model.num_classes=0. Not measured on ImageNet.
+"""
+
+from alexnet_jax.config import make_config
+from alexnet_jax.models import variants
+
+
+def get_config(network='alexnet_bn'):
+  config = make_config()
+  config.num_epochs = 90.0
+  config.data.source = 'tfds'
+  config.data.tfds_name = 'imagenet2012'
+  config.data.std = 58.0  # about that of photographs
+  config.model.update(variants.fields(network))
+  config.model.num_classes = 1000
+
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.momentum = 0.9
+  config.optimizer.weight_decay = 0.0
+
+  config.schedule.monitor = 'eval/top1'
+  config.schedule.mode = 'max'
+  config.schedule.factor = 0.1
+  config.schedule.patience = 2
+  config.schedule.threshold = 1e-4
+  config.schedule.min_learning_rate = 1e-7
+
+  config.early_stopping.enabled = True
+  config.early_stopping.monitor = 'eval/top1'
+  config.early_stopping.mode = 'max'
+  config.early_stopping.patience = 10
+  config.early_stopping.restore_best = True
+  return config

