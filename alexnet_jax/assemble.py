@@ -37,6 +37,7 @@ class Steps:
   train: Callable  # (state, batch, key) -> (state, sums); donates the state
   grad: Callable  # (state, batch, key) -> grads
   evaluate: Callable  # (state, batch) -> sums
+  predict: Callable  # the same, with what it says of each example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Durations:
   num_steps: int
   eval_every: fractions.Fraction
   save_every: fractions.Fraction
+  unfreeze_step: int  # 0: frozen parameters stay so
   warmup_steps: int
   drop_steps: tuple[int, ...]
 
@@ -64,15 +66,17 @@ def make_source(config, split: str):
     split_seed=data.split_seed,
     synthetic_examples=data.synthetic_examples,
     synthetic_classes=data.synthetic_classes,
+    folds=data.folds,
+    fold=data.fold,
   )
 
 
 def tfds_split(config, split: str) -> str:
   """What TFDS calls `train`, `validation` or a split of its own."""
-  named = {
-    'train': config.data.tfds_train_split,
-    'validation': config.data.tfds_eval_split,
-  }
+  held_out = config.data.tfds_eval_split
+  if config.data.folds:  # of the training examples
+    held_out = config.data.tfds_train_split
+  named = {'train': config.data.tfds_train_split, 'validation': held_out}
   return named.get(split, split)
 
 
@@ -123,7 +127,9 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
   tx = optimizer.make_optimizer(**config.optimizer.to_dict())
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   try:
-    return state_lib.create_train_state(model, tx, key, image_shape(config))
+    return state_lib.create_train_state(
+      model, tx, key, image_shape(config), ema=config.ema_decay > 0
+    )
   except (ValueError, TypeError) as error:  # of the network's own checks
     raise UserError(f'config.model: {error}') from error
 
@@ -133,26 +139,49 @@ def dropout_key(config) -> jax.Array:
   return jax.random.fold_in(jax.random.key(config.seed), 1)
 
 
-def make_steps(config, mesh: Mesh, mean: np.ndarray) -> Steps:
-  """The step functions for pixels with that mean."""
-  bound = {
-    'mean': mean,
-    'std': config.data.std,
-    'axis_name': parallel.AXIS,
-  }
+def make_steps(
+  config,
+  mesh: Mesh,
+  mean: np.ndarray,
+  *,
+  frozen: frozenset[str] = frozenset(),
+  top: int = 5,
+) -> Steps:
+  """The step functions.
 
-  def mapped(function, donate_state=False):
+  Args:
+    config: of the run.
+    mesh: the devices.
+    mean: of the pixels; see `pixel_mean`.
+    frozen: names of parameters that do not train.
+    top: number of classes that `predict` gives.
+  """
+  objective = step.Objective(**config.loss.to_dict(), frozen=frozen)
+
+  def mapped(function, donate_state=False, **more):
     return parallel.map_over_devices(
-      functools.partial(function, **bound),
+      functools.partial(
+        function,
+        mean=mean,
+        std=config.data.std,
+        axis_name=parallel.AXIS,
+        **more,
+      ),
       mesh,
       config.parallel,
       donate_state=donate_state,
     )
 
   return Steps(
-    mapped(step.train_step, donate_state=True),
-    mapped(step.grad_step),
+    mapped(
+      step.train_step,
+      donate_state=True,
+      objective=objective,
+      ema_decay=config.ema_decay,
+    ),
+    mapped(step.grad_step, objective=objective),
     mapped(step.eval_step),
+    mapped(step.eval_step, top=top),
   )
 
 
@@ -168,6 +197,7 @@ def make_train_iter(config, loader, num_steps: int):
     crop_area=tuple(config.data.crop_area),
     crop_ratio=tuple(config.data.crop_ratio),
     random_flip=config.data.random_flip,
+    brightness=config.data.brightness,
     scaled_decoding=config.data.scaled_decoding,
     prefetch=config.data.prefetch,
     process_index=jax.process_index(),
@@ -223,6 +253,9 @@ def durations(config, num_examples: int) -> Durations:
     num_steps=math.ceil(steps('num')),
     eval_every=steps('eval_every'),
     save_every=steps('save_every'),
+    unfreeze_step=math.ceil(
+      config_lib.steps_of(config.init, 'unfreeze', per_epoch)
+    ),
     warmup_steps=round(config_lib.steps_of(schedule, 'warmup', per_epoch)),
     drop_steps=tuple(drops),
   )
@@ -265,11 +298,12 @@ def _known_mean(config, loader):
   """The mean that a raw set carries, float64 [1, 1, 3]; None if there is none.
 
   It is that of the squares that training sees: no pass over them is needed.
+  Where training sees a part of them (cross-validation) there is none.
   """
-  source = loader.source
-  fits = getattr(source, 'square_size', None) == loader.resize_size
-  if config.data.mean == 'channel' and fits:
-    return source.rgb_mean.reshape(1, 1, 3)
+  mean = getattr(loader.source, 'rgb_mean', None)
+  fits = getattr(loader.source, 'square_size', None) == loader.resize_size
+  if config.data.mean == 'channel' and fits and mean is not None:
+    return mean.reshape(1, 1, 3)
   return None
 
 

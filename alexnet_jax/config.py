@@ -19,6 +19,7 @@ FREE_KEYS = (
   'save_every_epochs',
   'save_every_steps',
   'histogram_every_evals',
+  'report',
   'parallel',
   'data.path',
   'data.num_threads',
@@ -44,19 +45,21 @@ def make_config() -> ml_collections.ConfigDict:
   config.save_every_steps = 0
   config.log_every_steps = 50
   config.histogram_every_evals = 5  # of parameters and gradients; 0: never
+  config.report = True  # tables and pictures at the end of a run
   config.parallel = 'pmap'  # or shard_map: the same numbers
+  config.ema_decay = 0.0  # of averaged weights for evaluation; 0: none
 
   config.data = _data_defaults()
   config.model = _model_defaults()
 
-  config.optimizer = optimizer = ml_collections.ConfigDict()
-  optimizer.learning_rate = 0.01
-  optimizer.momentum = 0.9
-  optimizer.nesterov = False
-  optimizer.weight_decay = 5e-4
-  optimizer.decay = 'all'  # or kernels: biases and norms do not decay
-  optimizer.bias_rate = 1.0  # factor on the rate of biases; Caffe's is 2
-  optimizer.update_rule = 'optax'  # paper: the rate inside the velocity
+  config.init = _init_defaults()
+
+  config.loss = loss = ml_collections.ConfigDict()  # of training
+  loss.label_smoothing = 0.0  # share given to all classes alike
+  loss.l1 = 0.0  # penalty: times the sum of |w| over all kernels
+  loss.l2 = 0.0  # penalty: times the sum of w^2 over all kernels
+
+  config.optimizer = _optimizer_defaults()
 
   config.schedule = schedule = ml_collections.ConfigDict()
   schedule.name = 'plateau'  # constant, plateau, step or cosine
@@ -90,6 +93,35 @@ def make_config() -> ml_collections.ConfigDict:
   return config
 
 
+def _init_defaults():
+  init = ml_collections.ConfigDict()
+  init.workdir = ''  # of the run whose weights this one starts with
+  init.checkpoint = 'final'  # newest, best or a step
+  init.skip = ()  # patterns of parameters that start anew, such as head
+  init.freeze = ()  # patterns of parameters that do not train, such as conv*
+  init.unfreeze_epochs = 0.0  # when they train, too; both 0: never
+  init.unfreeze_steps = 0
+  return init
+
+
+def _optimizer_defaults():
+  optimizer = ml_collections.ConfigDict()
+  optimizer.name = 'sgd'  # adam, rmsprop or lars
+  optimizer.learning_rate = 0.01
+  optimizer.momentum = 0.9  # not of adam
+  optimizer.nesterov = False  # not of adam
+  optimizer.b1 = 0.9  # of adam
+  optimizer.b2 = 0.999  # of adam; the decay of rmsprop
+  optimizer.epsilon = 1e-8  # of adam and rmsprop
+  optimizer.trust_coefficient = 0.001  # of lars
+  optimizer.weight_decay = 5e-4
+  optimizer.decoupled_decay = False  # True: w -= rate * weight_decay * w
+  optimizer.decay = 'all'  # or kernels: biases and norms do not decay
+  optimizer.bias_rate = 1.0  # factor on the rate of biases; Caffe's is 2
+  optimizer.update_rule = 'optax'  # paper: the rate inside the velocity
+  return optimizer
+
+
 def _data_defaults():
   data = ml_collections.ConfigDict()
   data.source = 'digits'  # folder, tfds, tar, parquet, raw or synthetic
@@ -99,12 +131,15 @@ def _data_defaults():
   data.tfds_eval_split = 'validation'
   data.val_fraction = 0.2  # held out of each class where there is no val/
   data.split_seed = 0
+  data.folds = 0  # cross-validation: number of folds; 0: the data's own split
+  data.fold = 0  # the one held out, from 0
   data.resize_size = 256  # the short side; its centre square is kept
   data.crop_size = 224
   data.crop = 'random'  # centre, or random_resized; evaluation: the centre
   data.crop_area = (0.08, 1.0)  # of random_resized: share of the image
   data.crop_ratio = (3 / 4, 4 / 3)  # of random_resized: width / height
   data.random_flip = True
+  data.brightness = 0.0  # largest random shift, as a share of white
   data.scaled_decoding = True  # of training JPEGs at least twice too large
   data.mean = 'channel'  # subtracted: per channel, the mean image, or none
   data.std = 1.0  # one divisor for all pixels after the mean
@@ -130,7 +165,9 @@ def _model_defaults():
   model.norm = 'lrn'  # lrn, batch or none
   model.norm_layers = (1, 2)  # convolutions that are normalised
   model.norm_before_relu = False
+  model.norm_hidden = ()  # hidden dense layers with batch norm
   model.batch_norm_momentum = 0.9  # of the statistics that evaluation uses
+  model.batch_norm_epsilon = 1e-5
   model.lrn_size = 5
   model.lrn_k = 2.0
   model.lrn_alpha = 1e-4
@@ -138,6 +175,7 @@ def _model_defaults():
   model.lrn_convention = 'paper'  # caffe divides alpha by lrn_size
   model.hidden = (4096, 4096)
   model.dropout = 0.5
+  model.dropout_place = 'after'  # or before each hidden dense layer
   model.width_multiplier = 1.0
   model.kernel_init = 'paper'
   model.positive_bias = 1.0  # where the paper starts biases at 1

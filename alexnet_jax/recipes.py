@@ -14,9 +14,11 @@ from alexnet_jax.config import make_config
 from alexnet_jax.data.pipeline import CROPS
 from alexnet_jax.data.sources import KINDS
 from alexnet_jax.errors import UserError
+from alexnet_jax.models.alexnet import DROPOUT_PLACES
 from alexnet_jax.models.alexnet import NORMS
 from alexnet_jax.models.layers import KERNEL_INITS
 from alexnet_jax.models.layers import LRN_CONVENTIONS
+from alexnet_jax.training.optimizer import OPTIMIZERS
 
 CHOICES = {
   'parallel': ('pmap', 'shard_map'),
@@ -27,7 +29,9 @@ CHOICES = {
   'model.norm': NORMS,
   'model.lrn_convention': LRN_CONVENTIONS,
   'model.kernel_init': KERNEL_INITS,
+  'model.dropout_place': DROPOUT_PLACES,
   'model.dtype': ('float32', 'bfloat16'),
+  'optimizer.name': OPTIMIZERS,
   'optimizer.update_rule': ('optax', 'paper'),
   'optimizer.decay': ('all', 'kernels'),
   'schedule.name': ('constant', 'plateau', 'step', 'cosine'),
@@ -35,7 +39,11 @@ CHOICES = {
   'early_stopping.mode': ('min', 'max'),
   'checkpoint.mode': ('min', 'max'),
 }
-MONITORS = ('eval/loss', 'eval/top1', 'eval/top5')
+MONITORS = (
+  *('eval/loss', 'eval/top1', 'eval/top5'),
+  *('eval/macro_precision', 'eval/macro_recall', 'eval/macro_f1'),
+  *('eval/weighted_precision', 'eval/weighted_recall', 'eval/weighted_f1'),
+)
 CHOICES |= {
   f'{room}.monitor': MONITORS
   for room in ('schedule', 'early_stopping', 'checkpoint')
@@ -55,8 +63,11 @@ POSITIVE = (
   'model.pool_stride',
   'model.lrn_size',
   'model.lrn_k',
+  'model.batch_norm_epsilon',
   'optimizer.learning_rate',
   'optimizer.bias_rate',
+  'optimizer.epsilon',
+  'optimizer.trust_coefficient',
   'schedule.patience',
   'early_stopping.patience',
 )
@@ -69,9 +80,15 @@ NOT_NEGATIVE = (
   'save_every_epochs',
   'save_every_steps',
   'histogram_every_evals',
+  'data.folds',
+  'data.fold',
   'data.num_threads',
   'data.prefetch',
   'model.num_classes',
+  'init.unfreeze_epochs',
+  'init.unfreeze_steps',
+  'loss.l1',
+  'loss.l2',
   'optimizer.weight_decay',
   'schedule.threshold',
   'schedule.cooldown',
@@ -81,7 +98,13 @@ NOT_NEGATIVE = (
   'early_stopping.threshold',
   'guards.flat_loss_steps',
 )
-DURATIONS = ('num', 'eval_every', 'save_every', 'schedule.warmup')
+DURATIONS = (
+  'num',
+  'eval_every',
+  'save_every',
+  'init.unfreeze',
+  'schedule.warmup',
+)
 
 
 def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
@@ -112,14 +135,26 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   except (AttributeError, KeyError) as error:
     raise UserError(_unknown_key(arguments, error)) from error
   except (flags.Error, TypeError, ValueError) as error:
-    raise UserError(f'config: {error}') from error
+    # Of a recipe that refuses what follows its colon, the flag's message ends
+    # with the recipe's own.
+    last = (str(error).strip().splitlines() or [repr(error)])[-1]
+    message = last.strip('"').split('Error: ', 1)[-1]
+    raise UserError(f'config: {message}') from error
   if rest:
     raise UserError(f'arguments not understood: {" ".join(rest)}')
   validate(config)
-  if config.data.path:  # the run's folder remembers it, wherever one stands
-    path = pathlib.Path(config.data.path).expanduser().absolute()
-    config.data.path = str(path)
+  # The run's folder remembers them, wherever one stands.
+  for section, key in ((config.data, 'path'), (config.init, 'workdir')):
+    if section[key]:
+      path = pathlib.Path(section[key]).expanduser().absolute()
+      section[key] = str(path)
   return config
+
+
+def name(recipe: str) -> str:
+  """What a recipe is called: `compare_flat_alexnet` of its FILE:ARGUMENT."""
+  path, _, argument = recipe.partition(':')
+  return '_'.join([pathlib.Path(path).stem, *filter(None, [argument])])
 
 
 def _unknown_key(arguments, error) -> str:
@@ -166,6 +201,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _check_ranges(flat)
   _check_durations(flat)
   _check_layers(flat)
+  _check_training(flat)
 
 
 def _check(flat, key, passed, rule):
@@ -176,7 +212,12 @@ def _check(flat, key, passed, rule):
 
 def _check_ranges(flat):
   for key in (
+    'ema_decay',
+    'data.brightness',
+    'loss.label_smoothing',
     'optimizer.momentum',
+    'optimizer.b1',
+    'optimizer.b2',
     'model.dropout',
     'model.batch_norm_momentum',
   ):
@@ -252,11 +293,51 @@ def _check_layers(flat):
         f'config.model.paddings has {padding!r}; it takes SAME, VALID, a number'
         ' or (before, after)'
       )
-  for name in ('pool_layers', 'norm_layers', 'bias_layers'):
+  hidden = len(flat['model.hidden'])
+  for name, last in (
+    ('pool_layers', count),
+    ('norm_layers', count),
+    ('bias_layers', count),
+    ('norm_hidden', hidden),
+  ):
     value = flat[f'model.{name}']
-    if any(not 1 <= number <= count for number in value):
+    if any(not 1 <= number <= last for number in value):
       raise UserError(
-        f'config.model.{name} is {value!r}; layers count from 1 to {count}'
+        f'config.model.{name} is {value!r}; layers count from 1 to {last}'
       )
   if flat['model.lrn_size'] % 2 != 1:
     raise UserError(f'config.model.lrn_size is {flat["model.lrn_size"]}, even')
+
+
+def _check_training(flat):
+  folds, fold = flat['data.folds'], flat['data.fold']
+  _check(flat, 'data.folds', folds != 1, 'must be 0 or at least 2')
+  _check(
+    flat,
+    'data.fold',
+    fold < max(1, folds),
+    f'must be less than config.data.folds = {folds}',
+  )
+  if flat['optimizer.decoupled_decay'] and (
+    flat['optimizer.update_rule'] == 'paper'
+  ):
+    raise UserError(
+      'config.optimizer.decoupled_decay is True, but the update rule of the'
+      ' paper has the decay in the velocity; give'
+      ' --config.optimizer.update_rule=optax'
+    )
+  for key in ('init.skip', 'init.freeze'):
+    good = all(isinstance(p, str) and p for p in flat[key])
+    _check(flat, key, good, "takes patterns: ('conv*', 'dense1/kernel')")
+  if flat['init.skip'] and not flat['init.workdir']:
+    raise UserError(
+      f'config.init.skip is {flat["init.skip"]!r}, but config.init.workdir'
+      ' names no run to start from'
+    )
+  if not flat['init.freeze'] and (
+    flat['init.unfreeze_epochs'] or flat['init.unfreeze_steps']
+  ):
+    raise UserError(
+      'config.init.unfreeze_epochs or unfreeze_steps is set, but'
+      ' config.init.freeze names nothing'
+    )

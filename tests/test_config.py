@@ -9,20 +9,22 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax import recipes
 from alexnet_jax.errors import UserError
+from alexnet_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted((ROOT / 'configs').glob('*.py'))
 
 
 def load(recipe, *overrides):
-  path = ROOT / 'configs' / f'{recipe}.py'
+  file = recipe if '.py' in recipe else f'{recipe}.py'
+  path = ROOT / 'configs' / file
   return recipes.load_config([f'--config={path}', *overrides])
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_and_documented(path):
-  overrides = ['--config.data.path=x'] if path.stem == 'folder' else []
-  config = load(path.stem, *overrides)
+  # A recipe that wants a folder gets one; the others do not look.
+  config = load(path.stem, '--config.data.path=x')
   assert config_lib.training_changes(config, config) == []
   docstring = ast.get_docstring(ast.parse(path.read_text()))
   assert f'--config configs/{path.name}' in docstring
@@ -168,6 +170,90 @@ def test_the_length_of_a_cosine_matters():
   assert 'num_epochs' in change
 
 
+@pytest.mark.parametrize('network', variants.VARIANTS)
+def test_every_network_has_its_recipe(network):
+  config = load(f'compare.py:{network}', '--config.data.path=x')
+  fields = variants.fields(network)
+  assert config.model.channels == fields['channels']
+  assert config.model.norm == fields['norm']
+  assert recipes.name(f'configs/compare.py:{network}') == f'compare_{network}'
+
+
+def test_a_network_that_does_not_exist():
+  with pytest.raises(
+    UserError, match="there is no network 'alexnat'; there are"
+  ):
+    load('compare.py:alexnat', '--config.data.path=x')
+
+
+@pytest.mark.parametrize(
+  ('recipe', 'expected'),
+  [
+    (
+      'keras_prototype',
+      {
+        'num_epochs': 90.0,
+        'optimizer.name': 'sgd',
+        'optimizer.learning_rate': 0.01,
+        'optimizer.momentum': 0.9,
+        'schedule.name': 'plateau',
+        'schedule.monitor': 'eval/top1',
+        'schedule.mode': 'max',
+        'schedule.factor': 0.1,
+        'schedule.patience': 2,
+        'schedule.threshold': 1e-4,
+        'schedule.min_learning_rate': 1e-7,
+        'early_stopping.enabled': True,
+        'early_stopping.patience': 10,
+        'early_stopping.restore_best': True,
+        'model.norm_layers': (1, 2),
+        'model.norm_before_relu': True,
+        'model.batch_norm_epsilon': 1e-3,
+        'data.crop_size': 224,
+      },
+    ),
+    (
+      'folder_16_classes',
+      {
+        'global_batch_size': 2,
+        'optimizer.weight_decay': 5e-4,
+        'schedule.monitor': 'eval/loss',
+        'schedule.mode': 'min',
+        'schedule.patience': 10,
+        'schedule.min_learning_rate': 1e-6,
+        'data.val_fraction': 0.1,
+        'data.mean': 'channel',
+        'data.random_flip': True,
+        'data.brightness': 0.0,
+      },
+    ),
+    ('folder_16_classes.py:bright', {'data.brightness': 0.2}),
+    (
+      'folder_28_classes',
+      {
+        'global_batch_size': 150,
+        'data.val_fraction': 0.1,
+        'model.dropout': 0.0,
+      },
+    ),
+    (
+      'marvin',
+      {
+        'optimizer.name': 'adam',
+        'optimizer.learning_rate': 0.001,
+        'optimizer.weight_decay': 0.0,
+        'global_batch_size': 128,
+        'num_epochs': 10.0,
+        'model.hidden': (256, 256),
+      },
+    ),
+  ],
+)
+def test_the_recipes_of_the_training_set_ups(recipe, expected):
+  flat = config_lib.flatten(load(recipe, '--config.data.path=x'))
+  assert {key: flat[key] for key in expected} == expected
+
+
 def test_every_key_is_read():
   """Somewhere below the recipes, by its room and name."""
   text = '\n'.join(
@@ -176,7 +262,7 @@ def test_every_key_is_read():
     if path.name not in ('config.py', 'recipes.py')
   )
   # These rooms are passed on whole, as keyword arguments.
-  whole = ('model', 'optimizer')
+  whole = ('model', 'optimizer', 'loss')
   for key in config_lib.flatten(config_lib.make_config()):
     room, _, leaf = key.rpartition('.')
     name = re.sub('_(epochs|steps)$', '', leaf)

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 # The second word of a random stream's seed says what it is for.
-_PERMUTATION, _DRAWS, _RESIZED_CROPS = 0, 1, 2
+_PERMUTATION, _DRAWS, _RESIZED_CROPS, _BRIGHTNESS = 0, 1, 2, 3
 DRAWS_PER_EXAMPLE = 3  # crop row, crop column, flip
 CROP_ATTEMPTS = 10  # at a random-resized crop that fits, as in torchvision
 
@@ -80,6 +80,14 @@ def resized_crop_draws(
   return _generator(seed, _RESIZED_CROPS, step).random(
     (global_batch_size, CROP_ATTEMPTS, 2)
   )
+
+
+def brightness_draws(
+  step: int, global_batch_size: int, seed: int
+) -> np.ndarray:
+  """Uniform draws in [-1, 1) of the batch, float32 [global_batch_size]."""
+  draws = _generator(seed, _BRIGHTNESS, step).random(global_batch_size)
+  return (2 * draws - 1).astype(np.float32)
 
 
 def process_slice(

@@ -33,6 +33,7 @@ def make_train_iter(
   crop_area: tuple[float, float] = (0.08, 1.0),
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
   random_flip: bool = True,
+  brightness: float = 0.0,
   scaled_decoding: bool = True,
   prefetch: int = 2,
   process_index: int = 0,
@@ -55,6 +56,7 @@ def make_train_iter(
     crop_area: smallest and largest share of a random-resized crop.
     crop_ratio: smallest and largest width / height of one.
     random_flip: False never mirrors.
+    brightness: largest random shift of the brightness, as a share of white.
     scaled_decoding: decodes JPEGs that are at least twice too large at a lower
       resolution; see `decoding.decode`.
     prefetch: number of batches made ahead; 0: none.
@@ -63,11 +65,12 @@ def make_train_iter(
 
   Returns:
     An iterator over {image: uint8 [b, crop_size, crop_size, 3], label: int32
-    [b], flip: bool [b], unreadable: bool [b]}, b the process's batch size.
-    `flip` tells which images the device has to mirror; it is there with
-    `random_flip`. `unreadable` tells which examples stand in for one that could
-    not be decoded; it is there if the loader skips. The iterator's state is
-    {'next_index': t}, t the step whose batch comes next.
+    [b], flip: bool [b], brightness: float32 [b], unreadable: bool [b]}, b the
+    process's batch size. `flip` tells which images the device has to mirror,
+    `brightness` (levels of 255) what it adds; they are there with `random_flip`
+    and `brightness`. `unreadable` tells which examples stand in for one that
+    could not be decoded; it is there if the loader skips. The iterator's state
+    is {'next_index': t}, t the step whose batch comes next.
   """
   source = loader.source
   part = order.process_slice(global_batch_size, process_index, process_count)
@@ -85,6 +88,9 @@ def make_train_iter(
     batch = _batch(buffers, loader.skips)
     if random_flip:
       batch['flip'] = draws[:, 2] < 0.5
+    if brightness:
+      shifts = order.brightness_draws(step, global_batch_size, seed)[part]
+      batch['brightness'] = shifts * np.float32(255 * brightness)
     if crop == 'random_resized':
       attempts = order.resized_crop_draws(step, global_batch_size, seed)[part]
       rows_needed, cut = _boxes(draws, attempts, crop_area, crop_ratio)

@@ -54,25 +54,16 @@ def main(argv=None) -> int:
 def _evaluate(workdir, split, which, data_path):
   """Measures a checkpoint on a split; the command's result."""
   from alexnet_jax import assemble
-  from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import state as state_lib
 
   run = saved_run.load(workdir, which, data_path)
-  try:
-    loader = assemble.make_loader(run.config, split)
-  except UserError as error:
-    raise UserError(f'{error} (for this command: --data_path DIR)') from error
-  if (names := list(loader.source.class_names)) != run.class_names:
-    raise UserError(
-      f'{loader.source.name} has the classes {names}, but the network was'
-      f' trained on {run.class_names}'
-    )
+  loader = saved_run.make_eval_loader(run, split)
   batches = assemble.make_eval_iter(run.config, loader)
   values = measure.evaluate(
     run.steps.evaluate, run.state, batches, run.to_devices
-  )
+  ).values
   step = int(run.state.step)
   count = loader.source.num_examples - len(loader.unreadable)
   print(

@@ -2,9 +2,57 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+import dataclasses
+import functools
+
+import jax
+import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """What a network says of every example of a split, in the split's order.
+
+  Attributes:
+    labels: true classes, int32 [n].
+    counts: bool [n]; False for images that could not be decoded.
+    classes: int32 [n, k], the best first.
+    probabilities: float32 [n, k].
+    loss: float32 [n], in nats.
+  """
+
+  labels: np.ndarray
+  counts: np.ndarray
+  classes: np.ndarray
+  probabilities: np.ndarray
+  loss: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """A network on a split.
+
+  Attributes:
+    values: {eval/loss (nats), eval/top1, eval/top5 (shares), eval/macro_f1,
+      ...}: sums in float64, divided once at the end; see also
+      `confusion.averages`.
+    confusion: counts of (true class, predicted class), int64 [classes,
+      classes].
+    predictions: of every example, if `eval_step` gives them.
+  """
+
+  values: dict[str, float]
+  confusion: np.ndarray
+  predictions: Predictions | None
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total, counts):
+  return total + counts
 
 
 def evaluate(
@@ -13,8 +61,9 @@ def evaluate(
   batches: Iterable[dict],
   to_devices: Callable[[dict], dict],
   progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, float]:
-  """Loss, top-1 and top-5 over exactly the examples whose mask is set.
+  num_examples: int | None = None,
+) -> Measured:
+  """Measures over exactly the examples whose mask is set.
 
   Args:
     eval_step: mapped over the devices, see `training.step.eval_step`.
@@ -22,24 +71,57 @@ def evaluate(
     batches: host batches of the split, see `data.pipeline.make_eval_iter`.
     to_devices: starts the transfer of a batch.
     progress: called with the number of batches dispatched.
-
-  Returns:
-    {eval/loss (nats), eval/top1, eval/top5 (shares)}, summed in float64 and
-    divided once at the end.
+    num_examples: of the split; without what fills the last batch up. Needed
+      for predictions.
 
   Raises:
     UserError: if no example counts.
   """
-  total, pending = {}, None
+  total, parts = {}, []
+  confusion, pending = None, None
+
+  def take():
+    """Fetches one batch late: the next is under way before the host waits."""
+    nonlocal total
+    sums, host = pending
+    if 'examples' in sums:
+      parts.append({**host, **jax.device_get(sums.pop('examples'))})
+    total = metrics.add_sums(total, sums)
+
   for number, batch in enumerate(batches, 1):
+    # Before the array's memory is used again.
+    host = {'label': batch['label'].copy(), 'mask': batch['mask'].copy()}
     sums = eval_step(state, to_devices(batch))
-    # One batch late: the next is under way before the host waits.
+    # The matrix stays on the device until the end.
+    counts = sums.pop('confusion')
+    confusion = counts if confusion is None else _add(confusion, counts)
     if pending is not None:
-      total = metrics.add_sums(total, pending)
-    pending = sums
+      take()
+    pending = sums, host
     progress(number)
   if pending is not None:
-    total = metrics.add_sums(total, pending)
+    take()
   if not total.get('count'):
     raise UserError('there is no image to evaluate, or none can be decoded')
-  return metrics.ratios(total, 'eval')
+  confusion = np.asarray(confusion, np.int64)
+  values = metrics.ratios(total, 'eval') | {
+    f'eval/{name}': value
+    for name, value in confusion_lib.averages(confusion).items()
+  }
+  return Measured(values, confusion, _predictions(parts, num_examples))
+
+
+def _predictions(parts, num_examples):
+  if not parts:
+    return None
+  whole = {
+    name: np.concatenate([part[name] for part in parts])[:num_examples]
+    for name in parts[0]
+  }
+  return Predictions(
+    labels=whole['label'],
+    counts=whole['mask'],
+    classes=whole['classes'],
+    probabilities=whole['probabilities'],
+    loss=whole['loss'],
+  )

@@ -1,6 +1,7 @@
 """Sums on the device, ratios on the host."""
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import optax
 
@@ -35,6 +36,42 @@ def example_sums(
   }
 
 
+def confusion_matrix(
+  logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """Counts of (true class, predicted class), int32 [classes, classes].
+
+  Args:
+    logits: float32 [batch, classes]; of equal ones the first class wins.
+    labels: int32 [batch].
+    mask: bool [batch], False for examples that do not count.
+  """
+  classes = logits.shape[1]
+  counts = jnp.zeros((classes, classes), jnp.int32)
+  predicted = jnp.argmax(logits, axis=1)
+  return counts.at[labels, predicted].add(mask.astype(jnp.int32))
+
+
+def best_classes(
+  logits: jax.Array, labels: jax.Array, count: int
+) -> dict[str, jax.Array]:
+  """The best classes of each example, and how wrong the network is.
+
+  Args:
+    logits: float32 [batch, classes].
+    labels: int32 [batch].
+    count: how many classes; all, if there are fewer.
+
+  Returns:
+    {classes: int32 [batch, count], best first, probabilities: float32 [batch,
+    count], loss: float32 [batch], the cross-entropy in nats}.
+  """
+  count = min(count, logits.shape[1])
+  probabilities, classes = lax.top_k(jax.nn.softmax(logits), count)
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return {'classes': classes, 'probabilities': probabilities, 'loss': losses}
+
+
 def add_sums(total: dict[str, float], sums: dict) -> dict[str, float]:
   """total + sums on the host, in float64; `total` may be empty."""
   return {
@@ -45,12 +82,14 @@ def add_sums(total: dict[str, float], sums: dict) -> dict[str, float]:
 def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
   """{prefix/loss, prefix/top1, prefix/top5} of sums with a positive count.
 
-  If images that cannot be decoded are skipped, also prefix/unreadable: how
-  often that happened.
+  If training minimises more than the cross-entropy, also prefix/objective; if
+  images that cannot be decoded are skipped, also prefix/unreadable: how often
+  that happened.
   """
   values = {
     f'{prefix}/{name}': sums[name] / sums['count']
-    for name in ('loss', 'top1', 'top5')
+    for name in ('loss', 'top1', 'top5', 'objective')
+    if name in sums
   }
   if 'unreadable' in sums:
     values[f'{prefix}/unreadable'] = int(sums['unreadable'])

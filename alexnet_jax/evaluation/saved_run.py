@@ -8,6 +8,7 @@ import ml_collections
 
 from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
+from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import parallel
@@ -24,28 +25,82 @@ class SavedRun:
   state: state_lib.TrainState
   mesh: jax.sharding.Mesh
   steps: assemble.Steps
+  workdir: pathlib.Path
 
   def to_devices(self, batch: dict) -> dict:
     return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
 
 
-def load(workdir: str, which: str, data_path: str = '') -> SavedRun:
-  """Loads a checkpoint of a run.
+def load(
+  workdir: str, which: str = 'final', data_path: str = '', top: int = 5
+) -> SavedRun:
+  """Loads a checkpoint of a run, to use it.
 
   Args:
     workdir: the run's folder; it may be training at the same time.
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data lies now; '': where it lay in training.
+    top: number of classes that `steps.predict` gives.
 
   Raises:
     UserError: if there is no run, or no such checkpoint.
+  """
+  mesh = parallel.make_mesh()
+  config, class_names, state = restore(workdir, which, mesh)
+  if data_path:
+    config.data.path = data_path
+  mean = assemble.stored_pixel_mean(config, workdir)
+  steps = assemble.make_steps(config, mesh, mean, top=top)
+  return SavedRun(
+    config, class_names, state, mesh, steps, pathlib.Path(workdir)
+  )
+
+
+def has_checkpoint(workdir: str | pathlib.Path) -> bool:
+  """Whether there is anything that `load` could load."""
+  path = pathlib.Path(workdir)
+  if not (path / checkpoint.FOLDER).is_dir():
+    return False
+  checkpoints = checkpoint.Checkpoints(path, read_only=True)
+  try:
+    return bool(checkpoints.steps())
+  finally:
+    checkpoints.close()
+
+
+def make_eval_loader(run: SavedRun, split: str) -> loader_lib.Loader:
+  """Reads the examples of a split of the run's data.
+
+  Args:
+    run: the run.
+    split: see `assemble.make_loader`.
+
+  Raises:
+    UserError: if the data is not there, or has other classes than the run.
+  """
+  try:
+    loader = assemble.make_loader(run.config, split)
+  except UserError as error:
+    raise UserError(f'{error} (for this command: --data_path DIR)') from error
+  if (names := list(loader.source.class_names)) != run.class_names:
+    raise UserError(
+      f'{loader.source.name} has the classes {names}, but the network was'
+      f' trained on {run.class_names}'
+    )
+  return loader
+
+
+def restore(workdir: str, which: str, mesh) -> tuple:
+  """A checkpoint of a run: (config, class_names, state on the mesh).
+
+  Raises:
+    UserError: as `load` does.
   """
   path = pathlib.Path(workdir)
   if not (path / checkpoint.FOLDER).is_dir():
     raise UserError(
       f'{workdir} is not the folder of a run: no {checkpoint.FOLDER}/'
     )
-  mesh = parallel.make_mesh()
   checkpoints = checkpoint.Checkpoints(path, read_only=True)
   try:
     step = _find_step(checkpoints, which)
@@ -63,13 +118,7 @@ def load(workdir: str, which: str, data_path: str = '') -> SavedRun:
     ) from error
   finally:
     checkpoints.close()
-  if data_path:
-    config.data.path = data_path
-  steps = assemble.make_steps(
-    config, mesh, assemble.stored_pixel_mean(config, path)
-  )
-  class_names = saved['data']['class_names']
-  return SavedRun(config, class_names, state.replace(**tree), mesh, steps)
+  return config, saved['data']['class_names'], state.replace(**tree)
 
 
 def _find_step(checkpoints, which):

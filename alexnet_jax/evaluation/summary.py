@@ -30,19 +30,32 @@ def show(config) -> dict:
   for name, output, macs in rows:
     table.add_row(name, ' x '.join(map(str, output)), f'{2 * macs / 1e6:,.1f}')
   rich.console.Console(stderr=True, width=100, highlight=False).print(table)
-  forward = 2 * sum(macs for *_, macs in rows)
-  training = 3 * forward - 2 * rows[0][2]  # no gradient for the image
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+  numbers = totals(params, rows)
+  parameters, forward, training = numbers.values()
   print(
     f'{parameters:,} parameters; {forward / 1e9:.4f} GFLOP forward and'
     f' {training / 1e9:.3f} GFLOP training per image (convolutions and dense'
     ' layers, two per multiply-add)',
     file=sys.stderr,
   )
+  return numbers
+
+
+def totals(params, rows) -> dict[str, int]:
+  """{parameters, forward_flops_per_image, training_flops_per_image}.
+
+  Of convolutions and dense layers, two FLOP per multiply-add.
+
+  Args:
+    params: see `layer_table`.
+    rows: the same.
+  """
+  forward = 2 * sum(macs for *_, macs in rows)
   return {
-    'parameters': parameters,
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
     'forward_flops_per_image': forward,
-    'training_flops_per_image': training,
+    # The gradients cost twice as much, but there is none for the image.
+    'training_flops_per_image': 3 * forward - 2 * rows[0][2],
   }
 
 
@@ -68,7 +81,7 @@ def layer_table(model, image_shape):
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   params, seen = jax.eval_shape(run, jax.random.key(0), images)
   rows = []
-  for name in params:  # flax keeps the order in which layers were made
+  for name in sorted(params, key=_position):
     output = seen[name]['__call__'][0].shape[1:]
     kernel = params[name].get('kernel')
     positions = math.prod(output[:-1])
@@ -78,3 +91,11 @@ def layer_table(model, image_shape):
     if pool != name and pool in seen:
       rows.append((pool, seen[pool][0].shape[1:], 0))
   return params, rows
+
+
+def _position(name):
+  """Sorts the names of layers in order of execution."""
+  kind = name.rstrip('0123456789')
+  stage = ('conv', 'norm', 'dense', 'dense_norm', 'head').index(kind)
+  number = int(name.removeprefix(kind) or 0)
+  return stage // 2, number, stage % 2

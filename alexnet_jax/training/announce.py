@@ -11,6 +11,12 @@ def show_start(run, live) -> None:
   config, durations = run.config, run.durations
   devices = run.mesh.devices.flatten()
   training, held_out = run.train_loader.source, run.eval_loader.source
+  frozen = {}
+  if run.is_frozen(live.step):
+    until = durations.unfreeze_step
+    frozen['frozen'] = ', '.join(config.init.freeze) + (
+      f', until step {until:,}' if until else ''
+    )
   run.console.table(
     f'{run.workdir}',
     {
@@ -26,6 +32,7 @@ def show_start(run, live) -> None:
       f' {config.global_batch_size // len(devices)} per device',
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
+      **frozen,
     },
   )
 

@@ -86,7 +86,6 @@ class Speed:
     self._steps = 0
     self._first_done = False
     self._mark = (0, 0.0, 0.0)
-    self._first_wait = 0.0
 
   def count(self, log) -> None:
     """Counts one step; the first is only waited for, through log.flush()."""
@@ -95,9 +94,13 @@ class Speed:
       return
     log.flush()
     self._first_done = True
-    self._first_wait = self._batches.wait_seconds
-    self._mark = (0, 0.0, self._first_wait)
+    self._mark = (*self._mark[:2], self._batches.wait_seconds)
     self.resume()
+
+  def next_compiles(self) -> None:
+    """Leaves out the next step, as the first one was."""
+    self.pause()
+    self._first_done = False
 
   def resume(self) -> None:
     if self._first_done:

@@ -44,7 +44,7 @@ def run(config, stop: guards.StopSignal, console: Console) -> dict:
       iterator = assemble.make_train_iter(config, parts.train_loader, 1)
       batch = parts.to_devices(next(iterator))
       key = assemble.dropout_key(config)
-      state, sums = parts.steps.train(state, batch, key)
+      state, sums = parts.steps_at(0).train(state, batch, key)
       float(sums['loss'])
     with _timed(seconds, 'evaluation batch', console, stop):
       first = next(assemble.make_eval_iter(config, parts.eval_loader))

@@ -1,5 +1,6 @@
 """train_and_evaluate: set up, loop, end."""
 
+from collections.abc import Callable
 import contextlib
 import logging
 import pathlib
@@ -29,7 +30,11 @@ from alexnet_jax.training.progress import Best
 
 
 def train_and_evaluate(
-  config, workdir: str, stop: guards.StopSignal, console: Console
+  config,
+  workdir: str,
+  stop: guards.StopSignal,
+  console: Console,
+  on_evaluation: Callable[[int, dict], None] = lambda step, values: None,
 ) -> dict:
   """Trains from the newest checkpoint of `workdir`, or from the beginning.
 
@@ -38,6 +43,8 @@ def train_and_evaluate(
     workdir: the run's folder; made if it is missing.
     stop: asks the run to save and end.
     console: shows what happens.
+    on_evaluation: called with the step and the metrics of each evaluation,
+      before it is saved; what it raises ends the run.
 
   Returns:
     The last evaluation's metrics, step, parameters, state_digest and
@@ -67,14 +74,14 @@ def train_and_evaluate(
     stack.callback(live.writer.close)
     setup.write_config(config, path)
     announce.show_start(run, live)
-    _loop(run, live)
+    _loop(run, live, on_evaluation)
     checkpoints.wait()
     _restore_best(run, live)
     announce.show_end(run, live)
     return _result(live)
 
 
-def _loop(run: setup.Run, live: setup.Live) -> None:
+def _loop(run: setup.Run, live: setup.Live, on_evaluation) -> None:
   """Trains to the end, or to a signal."""
   config, durations, progress = run.config, run.durations, live.progress
   key = run.replicate(assemble.dropout_key(config))
@@ -83,18 +90,22 @@ def _loop(run: setup.Run, live: setup.Live) -> None:
   run.console.start(durations.num_steps, live.step, 'step', 'training')
   try:
     if _evaluation_due(run, live):  # the run ended before it was done
-      _evaluate(run, live)
+      _evaluate(run, live, on_evaluation)
       _save(run, live, replace=True)
     while live.step < durations.num_steps and not progress.stopping.stopped:
       run.stop.check()
       _apply_rate(run, live)
       batch = live.batches.take()
+      if run.is_frozen(live.step - 1) and not run.is_frozen(live.step):
+        run.console.line(f'step {live.step}: all parameters train from here on')
+        live.speed.next_compiles()
       if _histograms_due(run, live):
         _write_histograms(run, live, batch, key)
       # Whatever crosses to the devices here without being asked to would make
       # them wait in every step.
       with jax.transfer_guard_host_to_device('disallow'):
-        live.state, sums = run.steps.train(live.state, batch, key)
+        train = run.steps_at(live.step).train
+        live.state, sums = train(live.state, batch, key)
       live.step += 1
       live.batches.fetch()  # while the devices work
       live.log.add(live.step, sums)
@@ -103,7 +114,7 @@ def _loop(run: setup.Run, live: setup.Live) -> None:
       if live.step % config.log_every_steps == 0:
         _log(run, live, check_flat=live.step == flat_step)
       if _evaluation_due(run, live):
-        _evaluate(run, live)
+        _evaluate(run, live, on_evaluation)
         _save(run, live)
       elif schedule.due(live.step, durations.save_every):
         _save(run, live)
@@ -139,9 +150,10 @@ def _apply_rate(run, live):
 
 def _log(run, live, check_flat):
   """One row of the history."""
-  means = live.log.take()
+  means, losses = live.log.take()
   speed = live.speed.interval()
   live.writer.scalars(live.step, {**means, 'learning_rate': live.rate, **speed})
+  live.writer.step_losses(live.step, losses)
   text = f'loss {means["train/loss"]:.4f}, rate {live.rate:.2g}'
   left = ''
   if speed:
@@ -170,18 +182,22 @@ def _evaluation_due(run, live):
   )
 
 
-def _evaluate(run, live):
+def _evaluate(run, live, on_evaluation):
   """Evaluates, and tells the schedule, early stopping and the user."""
   live.log.flush()  # before the clock stops: the step under way is counted
   live.speed.pause()
   start = time.perf_counter()
-  values = _measure(run, live.state)
+  measured = _measure(run, live.state)
+  values = measured.values
   guards.check_finite(
     values['eval/loss'], live.step, live.step, live.log.saved_step
   )
   old_rate = live.progress.plateau.learning_rate
   _update_progress(run, live.progress, values, live.step)
   live.writer.scalars(live.step, values)
+  live.writer.classes(
+    live.step, measured.confusion, run.train_loader.source.class_names
+  )
   seconds = time.perf_counter() - start
   run.console.line(
     f'step {live.step}, epoch {live.step / run.durations.steps_per_epoch:.2f}:'
@@ -195,11 +211,12 @@ def _evaluate(run, live):
       f' {live.progress.plateau.learning_rate:.3g}: a plateau of'
       f' {run.config.schedule.monitor}'
     )
+  on_evaluation(live.step, values)
   live.speed.resume()
 
 
 def _measure(run, state):
-  """Metrics of a state on the validation split."""
+  """A state on the validation split."""
   return evaluate(
     run.steps.evaluate,
     state,
@@ -253,7 +270,7 @@ def _write_histograms(run, live, batch, key):
   """Histograms of the parameters and of the gradients about to be applied."""
   live.log.flush()
   live.speed.pause()
-  grads = run.steps.grad(live.state, batch, key)
+  grads = run.steps_at(live.step).grad(live.state, batch, key)
   for group, tree in (('params', live.state.params), ('grads', grads)):
     for name, (counts, edges) in histograms(tree).items():
       live.writer.histogram(live.step, f'{group}/{name}', counts, edges)
@@ -298,7 +315,7 @@ def _restore_best(run, live):
         f' {live.step}'
       ) from error
     live.state = live.state.replace(**tree)
-    live.progress.last_evaluation = _measure(run, live.state)
+    live.progress.last_evaluation = _measure(run, live.state).values
     run.console.line(f'the best state, of step {step}, is restored')
 
 

@@ -29,6 +29,7 @@ class Progress:
     last_evaluation: its metrics.
     train_sums: sums over the steps since the last log point, so that a log
       point after a resume counts the steps before it.
+    step_losses: the mean loss of each of these steps, rounded to 7 digits.
   """
 
   plateau: PlateauState
@@ -38,6 +39,7 @@ class Progress:
   evaluated_step: int = 0
   last_evaluation: dict = dataclasses.field(default_factory=dict)
   train_sums: dict = dataclasses.field(default_factory=dict)
+  step_losses: list = dataclasses.field(default_factory=list)
 
   def to_json(self) -> dict:
     return dataclasses.asdict(self)
@@ -90,16 +92,18 @@ class TrainLog:
     step, sums = self._pending
     self._pending = None
     sums = metrics.add_sums({}, sums)
-    guards.check_finite(
-      sums['loss'] / sums['count'], step, self._last_finite, self.saved_step
-    )
+    loss = sums['loss'] / sums['count']
+    guards.check_finite(loss, step, self._last_finite, self.saved_step)
     self._last_finite = step
+    self._progress.step_losses.append(float(f'{loss:.7g}'))
     self._progress.train_sums = metrics.add_sums(
       self._progress.train_sums, sums
     )
 
-  def take(self) -> dict[str, float]:
-    """The means since the last call, and forgets them."""
+  def take(self) -> tuple[dict[str, float], list[float]]:
+    """(means, loss of each step) since the last call; forgets them."""
     self.flush()
-    sums, self._progress.train_sums = self._progress.train_sums, {}
-    return metrics.ratios(sums, 'train')
+    progress = self._progress
+    sums, progress.train_sums = progress.train_sums, {}
+    losses, progress.step_losses = progress.step_losses, []
+    return metrics.ratios(sums, 'train'), losses

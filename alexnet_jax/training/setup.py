@@ -10,10 +10,12 @@ from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax.data import loader
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import transfer
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.checkpoint import versions
 from alexnet_jax.training.console import Console
@@ -37,10 +39,20 @@ class Run:
   num_classes: int
   durations: assemble.Durations
   steps: assemble.Steps
+  frozen_steps: assemble.Steps  # until `durations.unfreeze_step`
   data_record: dict
 
   def to_devices(self, batch: dict) -> dict:
     return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
+
+  def is_frozen(self, step: int) -> bool:
+    """Whether some parameters wait while update `step + 1` is made."""
+    until = self.durations.unfreeze_step
+    return bool(self.config.init.freeze) and (not until or step < until)
+
+  def steps_at(self, step: int) -> assemble.Steps:
+    """The step functions for update `step + 1`."""
+    return self.frozen_steps if self.is_frozen(step) else self.steps
 
   def replicate(self, tree):
     return parallel.replicate(tree, self.mesh)
@@ -105,6 +117,11 @@ def prepare(
     mean = assemble.pixel_mean(config, loaders[0], path, advance, mean_limit)
   finally:
     console.stop()
+  steps, frozen = assemble.make_steps(config, mesh, mean), frozenset()
+  if config.init.freeze:
+    model = assemble.make_model(config, num_classes)
+    state = jax.eval_shape(lambda: assemble.make_state(config, model))
+    frozen = transfer.frozen_names(state, config.init.freeze)
   return Run(
     config=config,
     workdir=path,
@@ -115,7 +132,12 @@ def prepare(
     eval_loader=loaders[1],
     num_classes=num_classes,
     durations=assemble.durations(config, num_examples),
-    steps=assemble.make_steps(config, mesh, mean),
+    steps=steps,
+    frozen_steps=(
+      assemble.make_steps(config, mesh, mean, frozen=frozen)
+      if frozen
+      else steps
+    ),
     data_record=record,
   )
 
@@ -158,6 +180,13 @@ def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
   """The state and progress of a run that begins."""
   model = assemble.make_model(run.config, run.num_classes)
   state = run.replicate(assemble.make_state(run.config, model))
+  init = run.config.init
+  if init.workdir:
+    _, _, other = saved_run.restore(init.workdir, init.checkpoint, run.mesh)
+    state = transfer.start_from(state, other, init.skip, init.workdir)
+    run.console.line(
+      f'starts with the weights of {init.workdir}, step {int(other.step)}'
+    )
   rate = run.config.optimizer.learning_rate
   return state, Progress(schedule.PlateauState(rate))
 

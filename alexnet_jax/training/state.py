@@ -11,13 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-SAVED_FIELDS = ('step', 'params', 'opt_state', 'batch_stats')
+SAVED_FIELDS = ('step', 'params', 'opt_state', 'batch_stats', 'ema_params')
 
 
 class TrainState(train_state.TrainState):
-  """step (int32: updates applied), params, opt_state and batch_stats."""
+  """What is trained and saved.
+
+  Attributes:
+    step: int32 [], the number of updates applied.
+    params: the parameters.
+    opt_state: what the optimizer remembers.
+    batch_stats: running statistics of batch norms.
+    ema_params: a moving average of the parameters; empty if none is kept.
+  """
 
   batch_stats: FrozenDict
+  ema_params: FrozenDict
+
+  @property
+  def eval_params(self):
+    """The parameters that evaluation uses: the averaged ones, if there are."""
+    return self.ema_params or self.params
 
 
 def create_train_state(
@@ -25,6 +39,8 @@ def create_train_state(
   tx: optax.GradientTransformation,
   key: jax.Array,
   image_shape: Sequence[int],
+  *,
+  ema: bool = False,
 ) -> TrainState:
   """Initialises parameters and optimizer on the default device.
 
@@ -33,6 +49,7 @@ def create_train_state(
     tx: the optimizer.
     key: decides the parameters.
     image_shape: (height, width, 3) of the crops.
+    ema: whether an average of the parameters is kept; it starts with them.
   """
 
   def init(key):
@@ -45,6 +62,7 @@ def create_train_state(
       tx=tx,
       opt_state=tx.init(params),
       batch_stats=variables.get('batch_stats', {}),
+      ema_params=jax.tree.map(jnp.copy, params) if ema else {},
     )
 
   return jax.jit(init)(key)
@@ -66,10 +84,12 @@ def with_learning_rate(state: TrainState, rate: jax.Array) -> TrainState:
 def leaf_names(tree) -> dict[str, object]:
   """{'params/conv1/kernel': leaf, ...}"""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in leaves
-  }
+  return {leaf_name(path): leaf for path, leaf in leaves}
+
+
+def leaf_name(path) -> str:
+  """'conv1/kernel', of a path of `jax.tree_util`."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def state_digest(tree: dict) -> str:
@@ -79,11 +99,11 @@ def state_digest(tree: dict) -> str:
     tree: `saved_tree` of a state, on the host or on devices.
 
   Returns:
-    64 hexadecimal digits over the names, shapes, dtypes and bytes of params,
-    batch_stats and opt_state.
+    64 hexadecimal digits over the names, shapes, dtypes and bytes of all but
+    the step.
   """
   sha = hashlib.sha256()
-  fields = {name: tree[name] for name in ('params', 'batch_stats', 'opt_state')}
+  fields = {name: field for name, field in tree.items() if name != 'step'}
   for name, leaf in sorted(leaf_names(fields).items()):
     array = np.ascontiguousarray(leaf)
     sha.update(f'{name}\0{array.shape}\0{array.dtype}\0'.encode())

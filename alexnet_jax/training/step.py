@@ -4,12 +4,16 @@
 with functools.partial before.
 """
 
+import dataclasses
+
 import jax
 from jax import lax
 import jax.numpy as jnp
 import optax
 
 from alexnet_jax.evaluation import metrics
+from alexnet_jax.training.state import leaf_name
+from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import TrainState
 
 
@@ -37,42 +41,125 @@ def mirror(images: jax.Array, flip: jax.Array) -> jax.Array:
   return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
-def loss_and_grads(state: TrainState, batch, key, *, mean, std):
-  """Loss and gradients of one device's batch.
+def augmented(batch) -> jax.Array:
+  """The images of a training batch, mirrored and brightened as it says.
+
+  Args:
+    batch: {image: uint8 [batch, height, width, 3]} and where they are wanted
+      flip: bool [batch], brightness: float32 [batch], in levels of 255.
+
+  Returns:
+    [batch, height, width, 3], uint8, or float32 within 0 to 255.
+  """
+  images = batch['image']
+  if 'flip' in batch:
+    images = mirror(images, batch['flip'])
+  if 'brightness' in batch:
+    shift = batch['brightness'][:, None, None, None]
+    images = jnp.clip(images.astype(jnp.float32) + shift, 0.0, 255.0)
+  return images
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What training minimises, and for which parameters.
+
+  Attributes:
+    label_smoothing: share of the target that all classes have alike.
+    l1: factor of the sum of |w| over all kernels that joins the loss.
+    l2: factor of the sum of w ** 2 over all kernels that joins the loss.
+    frozen: names of parameters that do not train, such as conv1/kernel.
+  """
+
+  label_smoothing: float = 0.0
+  l1: float = 0.0
+  l2: float = 0.0
+  frozen: frozenset[str] = frozenset()
+
+  @property
+  def is_plain(self) -> bool:
+    """Whether it is the cross-entropy and nothing else."""
+    return not (self.label_smoothing or self.l1 or self.l2)
+
+  def penalty(self, params) -> jax.Array:
+    """float32 []."""
+    kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
+    absolute = sum(jnp.sum(jnp.abs(w)) for w in kernels) if self.l1 else 0.0
+    squares = sum(jnp.sum(jnp.square(w)) for w in kernels) if self.l2 else 0.0
+    return jnp.asarray(self.l1 * absolute + self.l2 * squares, jnp.float32)
+
+  def value(self, logits, labels, params) -> jax.Array:
+    """The mean over a batch, float32 []."""
+    targets = optax.smooth_labels(
+      jax.nn.one_hot(labels, logits.shape[1]), self.label_smoothing
+    )
+    losses = optax.softmax_cross_entropy(logits, targets)
+    return losses.mean() + self.penalty(params)
+
+
+PLAIN = Objective()  # the mean cross-entropy
+
+
+def loss_and_grads(
+  state: TrainState, batch, key, *, mean, std, objective: Objective = PLAIN
+):
+  """Objective and gradients of one device's batch.
 
   Args:
     state: see `state.TrainState`.
     batch: {image: uint8 [batch, height, width, 3], label: int32 [batch]} and
-      where images are mirrored at random flip: bool [batch].
+      what `augmented` uses.
     key: of the dropout.
     mean, std: see `normalize`.
+    objective: is differentiated; frozen parameters get gradients of zero, and
+      frozen batch norms keep and use their running statistics.
 
   Returns:
-    (grads, (logits, batch_stats)); the loss is the mean cross-entropy.
+    (grads, (value, logits, batch_stats)).
   """
-
-  images = batch['image']
-  if 'flip' in batch:
-    images = mirror(images, batch['flip'])
+  images = augmented(batch)
+  fixed_norms = tuple(
+    name
+    for name in state.batch_stats
+    if all(f'{name}/{leaf}' in objective.frozen for leaf in state.params[name])
+  )
 
   def loss_fn(params):
+    params = _map_named(
+      lambda name, w: lax.stop_gradient(w) if name in objective.frozen else w,
+      params,
+    )
     variables = {'params': params, 'batch_stats': state.batch_stats}
     logits, updated = state.apply_fn(
       variables,
       normalize(images, mean, std),
       train=True,
+      fixed_norms=fixed_norms,
       rngs={'dropout': key},
       mutable=['batch_stats'],
     )
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch['label']
-    ).mean()
-    return loss, (logits, updated.get('batch_stats', {}))
+    if objective.is_plain:
+      value = optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch['label']
+      ).mean()
+    else:
+      value = objective.value(logits, batch['label'], params)
+    return value, (value, logits, updated.get('batch_stats', {}))
 
   return jax.grad(loss_fn, has_aux=True)(state.params)
 
 
-def train_step(state: TrainState, batch, key, *, mean, std, axis_name: str):
+def train_step(
+  state: TrainState,
+  batch,
+  key,
+  *,
+  mean,
+  std,
+  axis_name: str,
+  objective: Objective = PLAIN,
+  ema_decay: float = 0.0,
+):
   """One update from one global batch, of which this device has a part.
 
   Args:
@@ -83,43 +170,107 @@ def train_step(state: TrainState, batch, key, *, mean, std, axis_name: str):
       is no random state to save.
     mean, std: see `normalize`.
     axis_name: the mapped axis over the devices.
+    objective: what is minimised.
+    ema_decay: share of the averaged parameters that a step keeps.
 
   Returns:
-    (state after, sums over the global batch); see `metrics.example_sums`.
+    (state after, sums over the global batch); see `metrics.example_sums`. If
+    the objective is more than the cross-entropy, its sum is there, too.
   """
   key = jax.random.fold_in(key, state.step)
   key = jax.random.fold_in(key, lax.axis_index(axis_name))
-  grads, (logits, batch_stats) = loss_and_grads(
-    state, batch, key, mean=mean, std=std
+  grads, (value, logits, batch_stats) = loss_and_grads(
+    state, batch, key, mean=mean, std=std, objective=objective
   )
   # The only reduction of gradients. Every device has as many examples as the
   # others, so the mean of the means is the mean over the global batch.
   grads, batch_stats = lax.pmean((grads, batch_stats), axis_name)
-  state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+  state = _update(state, grads, objective.frozen, ema_decay)
+  state = state.replace(batch_stats=batch_stats)
   sums = _sums(logits, batch)
+  if not objective.is_plain:
+    sums['objective'] = value * len(batch['label'])
   return state, lax.psum(sums, axis_name)
 
 
-def grad_step(state: TrainState, batch, key, *, mean, std, axis_name: str):
+def _update(state, grads, frozen, ema_decay):
+  """Applies the gradients to all parameters but the frozen ones."""
+  # Of a frozen parameter the optimizer sees nothing: no decay gathers in its
+  # velocity while it waits.
+  seen = _map_named(
+    lambda name, w: jnp.zeros_like(w) if name in frozen else w, state.params
+  )
+  updates, opt_state = state.tx.update(grads, state.opt_state, seen)
+  params = _map_named(
+    lambda name, w, update: w if name in frozen else w + update,
+    state.params,
+    updates,
+  )
+  average = jax.tree.map(
+    lambda old, new: ema_decay * old + (1 - ema_decay) * new,
+    state.ema_params,
+    params if state.ema_params else {},
+  )
+  return state.replace(
+    step=state.step + 1, params=params, opt_state=opt_state, ema_params=average
+  )
+
+
+def _map_named(function, tree, *rest):
+  """tree_map with the name of each leaf, as in `state.leaf_names`."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *leaves: function(leaf_name(path), *leaves), tree, *rest
+  )
+
+
+def grad_step(
+  state: TrainState,
+  batch,
+  key,
+  *,
+  mean,
+  std,
+  axis_name: str,
+  objective: Objective = PLAIN,
+):
   """The gradients that `train_step` would apply, for histograms."""
-  grads, _ = loss_and_grads(state, batch, key, mean=mean, std=std)
+  grads, _ = loss_and_grads(
+    state, batch, key, mean=mean, std=std, objective=objective
+  )
   return lax.pmean(grads, axis_name)
 
 
-def eval_step(state: TrainState, batch, *, mean, std, axis_name: str):
+def eval_step(
+  state: TrainState, batch, *, mean, std, axis_name: str, top: int = 0
+):
   """Sums over one global batch, of which this device has a part.
 
   Args:
     state: only read.
     batch: {image, label, unreadable} as in training and mask: bool [batch].
     mean, std, axis_name: as in `train_step`.
+    top: also gives the `top` best classes of each example.
+
+  Returns:
+    Sums as of `train_step`, and confusion: int32 [num_classes, num_classes],
+    see `metrics.confusion_matrix`. With `top` also examples: {classes: int32
+    [global batch, top], best first, probabilities: float32, the same, loss:
+    float32 [global batch]}.
   """
   logits = state.apply_fn(
-    {'params': state.params, 'batch_stats': state.batch_stats},
+    {'params': state.eval_params, 'batch_stats': state.batch_stats},
     normalize(batch['image'], mean, std),
     train=False,
   )
-  return lax.psum(_sums(logits, batch), axis_name)
+  sums = _sums(logits, batch)
+  sums['confusion'] = metrics.confusion_matrix(
+    logits, batch['label'], batch['mask']
+  )
+  sums = lax.psum(sums, axis_name)
+  if top:
+    best = metrics.best_classes(logits, batch['label'], top)
+    sums['examples'] = lax.all_gather(best, axis_name, tiled=True)
+  return sums
 
 
 def _sums(logits, batch):

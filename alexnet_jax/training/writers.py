@@ -1,5 +1,7 @@
 """The run's history as JSON lines and TensorBoard event files."""
 
+from collections.abc import Sequence
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,8 +12,15 @@ import numpy as np
 from tensorboardX import record_writer
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto import summary_pb2
+from tensorboardX.proto import tensor_pb2
+from tensorboardX.proto import tensor_shape_pb2
+
+from alexnet_jax.evaluation import confusion as confusion_lib
 
 METRICS_FILE = 'metrics.jsonl'
+STEP_LOSSES = 'train/step_losses'  # of a row: a list, a loss a step
+MOST_SCALARS = 100  # classes whose measures are scalars in the event files
 # Scalars that depend on the clock: all others repeat exactly when a run does.
 TIMING_KEYS = ('images_per_second', 'data_wait_fraction')
 
@@ -61,10 +70,54 @@ class MetricWriter:
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """One row at `step`."""
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
-    self._file.flush()
+    self._row({'step': step, **values})
     for name, value in values.items():
       self._events.add(step, summary.scalar(name, value))
+
+  def _row(self, row):
+    self._file.write(json.dumps(row) + '\n')
+    self._file.flush()
+
+  def step_losses(self, step: int, losses: Sequence[float]) -> None:
+    """A row with the loss of each of the steps up to `step`."""
+    first = step - len(losses) + 1
+    self._row({'step': step, STEP_LOSSES: list(losses)})
+    for number, loss in enumerate(losses, first):
+      self._events.add(number, summary.scalar('train/step_loss', loss))
+
+  def classes(
+    self, step: int, confusion: np.ndarray, class_names: Sequence[str]
+  ) -> None:
+    """The measures of every class of an evaluation, in the event files.
+
+    Up to 100 classes have scalars `precision/NAME`, `recall/NAME`, `f1/NAME`
+    and the counts of true and false positives and negatives; more of them have
+    histograms. Either way there is the confusion matrix, as the tensor
+    `eval/confusion` and as a picture, its rows (true classes) divided by their
+    sums.
+
+    Args:
+      step: of the evaluation.
+      confusion: counts of (true class, predicted class), int [classes,
+        classes].
+      class_names: of the rows and columns.
+    """
+    measures = dataclasses.asdict(confusion_lib.class_measures(confusion))
+    for measure, values in measures.items():
+      if len(class_names) <= MOST_SCALARS:
+        for name, value in zip(class_names, values, strict=True):
+          self._events.add(step, summary.scalar(f'{measure}/{name}', value))
+      else:
+        counts, edges = np.histogram(values, bins=64)
+        self.histogram(step, f'eval/{measure}', counts, edges)
+    self._events.add(step, _tensor('eval/confusion', confusion))
+    shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    picture = np.uint8(255 - np.round(255 * shares))
+    scale = max(1, 500 // len(picture))
+    picture = picture.repeat(scale, 0).repeat(scale, 1)
+    self._events.add(
+      step, summary.image('eval/confusion_picture', picture, dataformats='HW')
+    )
 
   def histogram(
     self, step: int, name: str, counts: np.ndarray, edges: np.ndarray
@@ -124,6 +177,19 @@ class EventFile:
 
   def close(self) -> None:
     self._records.close()
+
+
+def _tensor(tag, values):
+  """A Summary proto with an int32 tensor."""
+  values = np.ascontiguousarray(values, '<i4')
+  tensor = tensor_pb2.TensorProto(
+    dtype='DT_INT32',
+    tensor_content=values.tobytes(),
+    tensor_shape=tensor_shape_pb2.TensorShapeProto(
+      dim=[{'size': size} for size in values.shape]
+    ),
+  )
+  return summary_pb2.Summary(value=[{'tag': tag, 'tensor': tensor}])
 
 
 def _is_evaluation(row):

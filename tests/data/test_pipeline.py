@@ -261,3 +261,21 @@ def test_data_works_without_jax_and_tensorflow():
     'assert len(list(i)) == 3\n'
   )
   subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def test_brightness_shifts_are_those_that_order_draws():
+  plain = list(train_batches())
+  for step, batch in enumerate(train_batches(brightness=0.2)):
+    draws = order.brightness_draws(step, 6, 5)
+    assert batch['brightness'].dtype == np.float32
+    np.testing.assert_allclose(batch['brightness'], draws * 51, rtol=1e-6)
+    np.testing.assert_array_equal(batch['image'], plain[step]['image'])
+    assert 'brightness' not in plain[step]
+
+
+def test_brightness_draws_are_uniform_in_both_directions():
+  draws = np.concatenate([order.brightness_draws(t, 500, 1) for t in range(20)])
+  assert draws.min() >= -1
+  assert draws.max() <= 1
+  assert abs(draws.mean()) < 0.02
+  assert draws.std() == pytest.approx(1 / np.sqrt(3), rel=0.02)

@@ -16,7 +16,7 @@ from alexnet_jax.training import step
 class MeanColour:
   """A state whose logits follow the mean red of an image."""
 
-  params = batch_stats = ()
+  eval_params = batch_stats = ()
 
   @staticmethod
   def apply_fn(variables, images, train):
@@ -43,13 +43,13 @@ def test_every_image_counts_once_on_four_devices(kind, batch):
   mesh = parallel.make_mesh()
   eval_step = parallel.map_over_devices(
     functools.partial(
-      step.eval_step, mean=0.0, std=1.0, axis_name=parallel.AXIS
+      step.eval_step, mean=0.0, std=1.0, axis_name=parallel.AXIS, top=3
     ),
     mesh,
     kind,
   )
   seen = []
-  values = measure.evaluate(
+  measured = measure.evaluate(
     eval_step,
     MeanColour(),
     pipeline.make_eval_iter(
@@ -57,12 +57,48 @@ def test_every_image_counts_once_on_four_devices(kind, batch):
     ),
     lambda b: parallel.batch_to_devices(b, mesh, kind),
     seen.append,
+    num_examples=23,
   )
   assert seen == list(range(1, -(-23 // batch) + 1))
   red = images[:, 0, 0, :1].astype(float)
   logits = -np.abs(red - np.arange(6) * 40) / 20
   ranks = (-logits).argsort(1, kind='stable')
   losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(23), labels]
+  values = measured.values
   assert values['eval/loss'] == pytest.approx(losses.mean(), rel=1e-6)
   assert values['eval/top1'] == (ranks[:, 0] == labels).mean()
   assert values['eval/top5'] == (ranks[:, :5] == labels[:, None]).any(1).mean()
+  confusion = np.zeros((6, 6))
+  np.add.at(confusion, (labels, ranks[:, 0]), 1)
+  np.testing.assert_array_equal(measured.confusion, confusion)
+  assert values['eval/micro_f1'] == pytest.approx(values['eval/top1'])
+  predictions = measured.predictions
+  np.testing.assert_array_equal(predictions.labels, labels)
+  assert predictions.counts.all()
+  np.testing.assert_array_equal(predictions.classes[:, 0], ranks[:, 0])
+  np.testing.assert_allclose(predictions.loss, losses, rtol=1e-4)
+  assert predictions.probabilities.shape == (23, 3)
+
+
+def test_without_predictions():
+  source = sources.ArraySource(
+    'black', np.zeros((5, 8, 8, 3), np.uint8), np.zeros(5, np.int32), 'abcdef'
+  )
+  mesh = parallel.make_mesh()
+  eval_step = parallel.map_over_devices(
+    functools.partial(
+      step.eval_step, mean=0.0, std=1.0, axis_name=parallel.AXIS
+    ),
+    mesh,
+    'pmap',
+  )
+  measured = measure.evaluate(
+    eval_step,
+    MeanColour(),
+    pipeline.make_eval_iter(
+      Loader(source, 8), global_batch_size=4, crop_size=8
+    ),
+    lambda b: parallel.batch_to_devices(b, mesh, 'pmap'),
+  )
+  assert measured.predictions is None
+  assert measured.confusion[0, 0] == 5

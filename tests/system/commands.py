@@ -18,6 +18,7 @@ TINY = {
   'eval_every_steps': 10,
   'log_every_steps': 4,
   'histogram_every_evals': 2,
+  'report': False,
   'data.source': 'synthetic',
   'data.synthetic_examples': 96,
   'data.synthetic_classes': 4,

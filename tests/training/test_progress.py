@@ -31,13 +31,14 @@ def test_numbers_come_one_step_late():
   for step in (1, 2, 3):
     log.add(step, sums(step, asked))
     assert set(asked) == {str(s) for s in range(1, step)}
-  means = log.take()  # a log point may wait
+  means, losses = log.take()  # a log point may wait
   assert set(asked) == {'1', '2', '3'}
   assert means == {
     'train/loss': 12 / 12,
     'train/top1': 6 / 12,
     'train/top5': 12 / 12,
   }
+  assert losses == [2 / 4, 4 / 4, 6 / 4]
 
 
 def test_a_resumed_interval_counts_the_steps_before():
@@ -50,8 +51,10 @@ def test_a_resumed_interval_counts_the_steps_before():
   assert again == progress
   log = TrainLog(again, 2)
   log.add(3, sums(3, []))
-  assert log.take()['train/loss'] == 12 / 12
-  assert again.train_sums == {}
+  means, losses = log.take()
+  assert means['train/loss'] == 12 / 12
+  assert losses == [2 / 4, 4 / 4, 6 / 4]
+  assert (again.train_sums, again.step_losses) == ({}, [])
 
 
 def test_a_lost_loss_is_noticed_before_the_state_can_be_saved():
@@ -74,3 +77,9 @@ def test_progress_survives_json():
   assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == (
     progress
   )
+
+
+def test_losses_are_kept_with_seven_digits():
+  log = TrainLog(Progress(PlateauState(0.1)), 0)
+  log.add(1, sums(1, [], loss=4 / 3))
+  assert log.take()[1] == [0.3333333]

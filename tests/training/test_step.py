@@ -15,7 +15,7 @@ from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
 
-SIZE, BATCH = 24, 8
+SIZE, BATCH = 12, 8
 MEAN = np.array([100.0, 120.0, 140.0], np.float32)
 BOUND = {'mean': MEAN, 'std': 60.0, 'axis_name': parallel.AXIS}
 
@@ -23,11 +23,14 @@ BOUND = {'mean': MEAN, 'std': 60.0, 'axis_name': parallel.AXIS}
 def make_state(dropout=0.0, norm='lrn'):
   model = AlexNet(
     num_classes=6,
-    channels=(8, 8, 8, 8, 8),
-    kernels=(3, 3, 3, 3, 3),
-    strides=(1, 1, 1, 1, 1),
-    paddings=('SAME',) * 5,
-    hidden=(16, 16),
+    channels=(8, 8),
+    kernels=(3, 3),
+    strides=(1, 1),
+    paddings=('SAME',) * 2,
+    groups=(1, 2),
+    pool_layers=(1, 2),
+    bias_layers=(2,),
+    hidden=(16,),
     dropout=dropout,
     norm=norm,
     kernel_init='he',
@@ -305,3 +308,150 @@ def test_device_batches_are_one_step_ahead():
     assert batches.iterator_state == {'next_index': expected}
   with pytest.raises(StopIteration):
     batches.take()
+
+
+def step_with(mesh=None, state=None, batch=None, steps=1, **options):
+  """State and sums after some updates on the same batch, on four devices."""
+  mesh = mesh or mesh_of(4)
+  train_step = parallel.map_over_devices(
+    functools.partial(step.train_step, **BOUND, **options), mesh, 'pmap'
+  )
+  state = parallel.replicate(state or make_state(), mesh)
+  batch = to_devices(batch or host_batch(), mesh, 'pmap')
+  for _ in range(steps):
+    state, sums = train_step(state, batch, jax.random.key(1))
+  return jax.device_get(state), {k: float(v) for k, v in sums.items()}
+
+
+def test_label_smoothing_and_penalties_by_hand():
+  state, batch = make_state(), host_batch()
+  objective = step.Objective(label_smoothing=0.1, l1=1e-3, l2=1e-2)
+  _, sums = step_with(state=state, batch=batch, objective=objective)
+  pixels = (batch['image'].astype(np.float32) - MEAN) / 60
+  logits = np.asarray(
+    state.apply_fn({'params': state.params}, pixels), np.float64
+  )
+  logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  targets = np.full((BATCH, 6), 0.1 / 6)
+  targets[np.arange(BATCH), batch['label']] += 0.9
+  kernels = [
+    np.asarray(leaf, np.float64)
+    for name, leaf in state_lib.leaf_names(state.params).items()
+    if name.endswith('kernel')
+  ]
+  assert len(kernels) == 4
+  penalty = sum(
+    1e-3 * np.abs(kernel).sum() + 1e-2 * (kernel**2).sum() for kernel in kernels
+  )
+  expected = -(targets * logs).sum(1).mean() + penalty
+  assert sums['objective'] / BATCH == pytest.approx(expected, rel=1e-5)
+  plain = -logs[np.arange(BATCH), batch['label']].sum()
+  assert sums['loss'] == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_penalty_acts_as_its_gradient():
+  """One step with an L2 of c is one step with a weight decay of 2 c."""
+  tx = optimizer.make_optimizer(0.05, weight_decay=0.0)
+  decayed = optimizer.make_optimizer(0.05, weight_decay=0.02, decay='kernels')
+  state = make_state()
+  with_penalty, _ = step_with(
+    state=state.replace(tx=tx, opt_state=tx.init(state.params)),
+    objective=step.Objective(l2=0.01),
+  )
+  with_decay, _ = step_with(
+    state=state.replace(tx=decayed, opt_state=decayed.init(state.params))
+  )
+  assert_close(with_penalty.params, with_decay.params, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parameters_wait_without_gathering_anything():
+  state = make_state(norm='batch')
+  frozen = frozenset(
+    name
+    for name in state_lib.leaf_names(state.params)
+    if name.startswith(('conv', 'norm1'))
+  )
+  after, _ = step_with(
+    state=state, steps=3, objective=step.Objective(frozen=frozen)
+  )
+  before = state_lib.leaf_names(jax.device_get(state.params))
+  velocity = state_lib.leaf_names(after.opt_state.inner_state[1].trace)
+  for name, leaf in state_lib.leaf_names(after.params).items():
+    if name in frozen:
+      np.testing.assert_array_equal(leaf, before[name])
+      assert not velocity[name].any()
+    else:
+      assert (leaf != before[name]).any(), name
+  first, second = (
+    state.batch_stats['norm1'],
+    state.batch_stats['norm2'],
+  )
+  assert_close(after.batch_stats['norm1'], first, rtol=0, atol=0)
+  assert (after.batch_stats['norm2']['mean'] != second['mean']).any()
+
+
+def test_averaged_parameters_by_hand():
+  state = make_state()
+  state = state.replace(ema_params=jax.tree.map(jnp.copy, state.params))
+  average = np.asarray(state.params['head']['kernel'], np.float64)
+  for steps in (1, 2, 3):
+    after, _ = step_with(state=state, steps=steps, ema_decay=0.75)
+    average = 0.75 * average + 0.25 * after.params['head']['kernel']
+    np.testing.assert_allclose(
+      after.ema_params['head']['kernel'], average, rtol=1e-5, atol=1e-7
+    )
+  assert after.eval_params is after.ema_params
+  without, _ = step_with(steps=3)
+  assert not without.ema_params
+  assert without.eval_params is without.params
+  assert_close(after.params, without.params, rtol=0, atol=0)
+
+
+def test_evaluation_uses_the_averaged_parameters():
+  mesh, state = mesh_of(4), make_state()
+  eval_step = parallel.map_over_devices(
+    functools.partial(step.eval_step, **BOUND), mesh, 'pmap'
+  )
+  batch = to_devices(host_batch(mask=np.ones(BATCH, bool)), mesh, 'pmap')
+  halved = jax.tree.map(lambda leaf: leaf / 2, state.params)
+
+  def loss(state):
+    return float(eval_step(parallel.replicate(state, mesh), batch)['loss'])
+
+  averaged = loss(state.replace(ema_params=halved))
+  assert averaged == loss(state.replace(params=halved))
+  assert averaged != loss(state)
+
+
+def test_brightness_is_added_and_clipped():
+  images = np.full((3, 2, 2, 3), 200, np.uint8)
+  images[0, 0, 0] = 10
+  shift = np.array([-20.0, 0.0, 80.0], np.float32)
+  bright = step.augmented({'image': images, 'brightness': shift})
+  expected = np.clip(images + shift[:, None, None, None], 0, 255)
+  np.testing.assert_array_equal(bright, expected)
+  assert bright[0, 0, 0, 0] == 0
+  assert bright[2].max() == 255
+  flipped = step.augmented(
+    {'image': images, 'flip': np.array([True, False, False])}
+  )
+  assert flipped.dtype == jnp.uint8
+  assert flipped[0, 0, 1, 0] == 10
+
+
+def test_the_best_classes_come_in_the_order_of_the_batch():
+  mesh, state = mesh_of(4), make_state()
+  batch = host_batch(mask=np.ones(BATCH, bool))
+  pixels = (batch['image'].astype(np.float32) - MEAN) / 60
+  logits = np.asarray(state.apply_fn({'params': state.params}, pixels))
+  for kind in ('pmap', 'shard_map'):
+    predict = parallel.map_over_devices(
+      functools.partial(step.eval_step, **BOUND, top=2), mesh, kind
+    )
+    sums = predict(
+      parallel.replicate(state, mesh), to_devices(batch, mesh, kind)
+    )
+    np.testing.assert_array_equal(
+      sums['examples']['classes'], (-logits).argsort(1)[:, :2]
+    )
+    assert int(sums['confusion'].sum()) == BATCH

@@ -1,6 +1,8 @@
+import io
 import json
 
 import numpy as np
+from PIL import Image
 import pytest
 from tensorboardX.proto import event_pb2
 
@@ -79,3 +81,62 @@ def test_event_files_hold_scalars_and_histograms(tmp_path):
   assert histogram.histo.num == 100
   assert list(histogram.histo.bucket) == pytest.approx([25] * 4)
   assert histogram.histo.max == 99
+
+
+def values_of(workdir):
+  return {
+    value.tag: value
+    for event in read_events(workdir / 'events')
+    for value in event.summary.value
+  }
+
+
+def test_the_loss_of_every_step(tmp_path):
+  writer = open_writer(tmp_path)
+  writer.step_losses(12, [3.0, 2.0, 1.0])
+  writer.close()
+  assert writers.read_rows(tmp_path) == [
+    {'step': 12, 'train/step_losses': [3.0, 2.0, 1.0]}
+  ]
+  events = [
+    (event.step, value.simple_value)
+    for event in read_events(tmp_path / 'events')
+    for value in event.summary.value
+  ]
+  assert events == [(10, 3.0), (11, 2.0), (12, 1.0)]
+
+
+def test_measures_of_the_classes(tmp_path):
+  confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 5, 0]])
+  writer = open_writer(tmp_path)
+  writer.classes(7, confusion, ['cat', 'dog', 'owl'])
+  writer.close()
+  values = values_of(tmp_path)
+  assert values['precision/cat'].simple_value == pytest.approx(8 / 9)
+  assert values['recall/dog'].simple_value == pytest.approx(0.9)
+  assert values['f1/owl'].simple_value == 0
+  assert values['false_positives/dog'].simple_value == 7
+  assert values['true_negatives/cat'].simple_value == 14
+  tensor = values['eval/confusion'].tensor
+  shape = [dim.size for dim in tensor.tensor_shape.dim]
+  stored = np.frombuffer(tensor.tensor_content, '<i4').reshape(shape)
+  np.testing.assert_array_equal(stored, confusion)
+  picture = values['eval/confusion_picture'].image
+  pixels = np.asarray(
+    Image.open(io.BytesIO(picture.encoded_image_string)).convert('L')
+  )
+  size = len(pixels) // 3
+  corners = pixels[::size, ::size][:3, :3]
+  expected = 255 - np.round(255 * confusion / confusion.sum(1)[:, None])
+  np.testing.assert_array_equal(corners, expected)
+
+
+def test_many_classes_have_histograms_and_no_scalars(tmp_path):
+  confusion = np.eye(150, dtype=int) * 3
+  writer = open_writer(tmp_path)
+  writer.classes(7, confusion, [f'class {i}' for i in range(150)])
+  writer.close()
+  values = values_of(tmp_path)
+  assert values['eval/f1'].histo.num == 150
+  assert values['eval/support'].histo.num == 150
+  assert not any(tag.startswith('f1/') for tag in values)

@@ -1,0 +1,151 @@
+"""Runs that start from others, with every kind of training choice."""
+
+import json
+
+import numpy as np
+import pytest
+
+from alexnet_jax import recipes
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import saved_run
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
+from alexnet_jax.training import parallel
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import writers
+from alexnet_jax.training.console import Console
+from tests.system import commands
+
+
+@pytest.fixture
+def train(tmp_path):
+  """Trains in this process: (name, changes of the recipe) -> result."""
+
+  def run(name, **changes):
+    recipe = commands.write_recipe(tmp_path, **changes)
+    config = recipes.load_config([f'--config={recipe}'])
+    stop, console = guards.StopSignal(), Console()
+    return loop.train_and_evaluate(config, str(tmp_path / name), stop, console)
+
+  return run
+
+
+def params_of(workdir, checkpoint='final'):
+  _, _, state = saved_run.restore(
+    str(workdir), checkpoint, parallel.make_mesh()
+  )
+  return {
+    name: np.asarray(leaf)
+    for name, leaf in state_lib.leaf_names(state.params).items()
+  }
+
+
+# Everything that a state may hold besides parameters and velocity.
+CHOICES = {
+  'eval_every_steps': 4,
+  'optimizer__name': 'adam',
+  'optimizer__learning_rate': 0.002,
+  'ema_decay': 0.9,
+  'loss__label_smoothing': 0.1,
+  'loss__l2': 1e-4,
+  'model__norm': 'batch',
+  'model__norm_hidden': (1,),
+  'data__brightness': 0.2,
+}
+
+
+def test_a_run_with_every_choice_resumes_bit_for_bit(train, tmp_path):
+  train('first', num_steps=8)
+  transfer = {
+    **CHOICES,
+    'init__workdir': str(tmp_path / 'first'),
+    'init__skip': ('head', 'norm*', 'dense*'),
+    'init__freeze': ('conv*',),
+    'init__unfreeze_steps': 6,
+  }
+  unbroken = train('unbroken', num_steps=12, **transfer)
+  # Ended before the parameters thaw, in the middle, and after.
+  for steps in (3, 8, 12):
+    resumed = train('resumed', num_steps=steps, **transfer)
+  assert resumed['state_digest'] == unbroken['state_digest']
+  assert resumed['eval/loss'] == unbroken['eval/loss']
+  losses = [
+    [
+      loss
+      for row in writers.read_rows(tmp_path / name)
+      for loss in row.get(writers.STEP_LOSSES, [])
+    ]
+    for name in ('unbroken', 'resumed')
+  ]
+  assert losses[0] == losses[1]
+  assert len(losses[0]) == 12
+
+
+def test_frozen_until_a_step(train, tmp_path):
+  first = train('first', num_steps=8)
+  same = {'init__workdir': str(tmp_path / 'first'), 'save_every_steps': 1}
+  train(
+    'second',
+    num_steps=5,
+    init__freeze=('conv*', 'dense1/bias'),
+    init__unfreeze_steps=3,
+    checkpoint__keep=9,
+    **same,
+  )
+  start = params_of(tmp_path / 'first')
+  waiting = params_of(tmp_path / 'second', '3')
+  after = params_of(tmp_path / 'second', '4')
+  for name, leaf in start.items():
+    frozen = name.startswith('conv') or name == 'dense1/bias'
+    assert (waiting[name] == leaf).all() == frozen, name
+    assert (after[name] != leaf).any(), name
+  assert first['step'] == 8
+
+
+def test_optimizers_start_from_the_same_weights(train, tmp_path):
+  train('first', num_steps=8)
+  start = params_of(tmp_path / 'first')
+  for name in ('sgd', 'adam', 'rmsprop', 'lars'):
+    train(
+      name,
+      num_steps=1,
+      init__workdir=str(tmp_path / 'first'),
+      optimizer__name=name,
+      optimizer__learning_rate=1e-12,
+    )
+    for leaf, value in params_of(tmp_path / name).items():
+      np.testing.assert_allclose(value, start[leaf], rtol=0, atol=1e-6)
+
+
+def test_the_averaged_weights_are_what_is_evaluated(train, tmp_path):
+  """An average that keeps all of itself stays at the initial weights."""
+  averaged = train('averaged', num_steps=10, ema_decay=0.999999)
+  plain = train('plain', num_steps=10)
+  assert averaged['eval/loss'] > 1.3 * plain['eval/loss']
+  again = train('averaged', num_steps=10, ema_decay=0.999999)
+  assert again['eval/loss'] == averaged['eval/loss']
+
+
+def test_a_start_that_does_not_fit_is_refused(train, tmp_path):
+  train('first', num_steps=2)
+  start = {'init__workdir': str(tmp_path / 'first'), 'num_steps': 2}
+  with pytest.raises(
+    UserError, match=r'(?s)dense1/kernel: .*config\.init\.skip'
+  ):
+    train('second', model__hidden=(17,), **start)
+  with pytest.raises(UserError, match=r'init\.freeze: no parameter fits'):
+    train('third', init__freeze=('conv9',), **start)
+  with pytest.raises(UserError, match='is not the folder of a run'):
+    train('fourth', init__workdir=str(tmp_path / 'nowhere'))
+
+
+def test_history_names_the_objective(train, tmp_path):
+  train('plain', num_steps=4)
+  train('penalty', num_steps=4, loss__l2=0.01)
+  keys = [
+    {key for row in writers.read_rows(tmp_path / name) for key in row}
+    for name in ('plain', 'penalty')
+  ]
+  assert keys[1] - keys[0] == {'train/objective'}
+  saved = json.loads((tmp_path / 'penalty' / 'config.json').read_text())
+  assert saved['loss']['l2'] == 0.01

@@ -1,0 +1,124 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import optimizer
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import transfer
+
+
+@functools.cache
+def make_state(seed=0, classes=4, ema=False, **fields):
+  model = AlexNet(
+    num_classes=classes,
+    channels=(4, 4),
+    kernels=(3, 3),
+    strides=(1, 1),
+    paddings=('SAME', 'SAME'),
+    groups=(1, 1),
+    pool_layers=(1,),
+    bias_layers=(2,),
+    hidden=(6,),
+    kernel_init='he',
+    **{'norm': 'batch', **fields},
+  )
+  tx = optimizer.make_optimizer(0.1)
+  key = jax.random.key(seed)
+  return state_lib.create_train_state(model, tx, key, (9, 9, 3), ema=ema)
+
+
+NAMES = list(state_lib.leaf_names(make_state().params))
+
+
+@pytest.mark.parametrize(
+  ('patterns', 'expected'),
+  [
+    ((), set()),
+    (('conv1',), {'conv1/kernel', 'conv1/bias'}),
+    (('conv?/kernel',), {'conv1/kernel', 'conv2/kernel'}),
+    (
+      ('norm1', '*/scale'),
+      {'norm1/bias', 'norm1/scale', 'norm2/scale'},
+    ),
+    (('[!h]*',), {name for name in NAMES if not name.startswith('head')}),
+  ],
+)
+def test_patterns(patterns, expected):
+  assert transfer.matching(NAMES, patterns) == expected
+
+
+def test_a_pattern_that_fits_nothing_is_named_with_the_layers():
+  with pytest.raises(
+    UserError, match="fits 'cnov1'; the layers are conv1, conv2"
+  ):
+    transfer.matching(NAMES, ('conv1', 'cnov1'))
+
+
+def test_freezing_everything_is_refused():
+  with pytest.raises(UserError, match='nothing is left to train'):
+    transfer.frozen_names(make_state(), ('*',))
+
+
+def test_all_weights_and_statistics_are_taken():
+  fresh, other = make_state(0), make_state(1)
+  other = other.replace(
+    step=other.step + 7,
+    batch_stats=jax.tree.map(lambda leaf: leaf + 3, other.batch_stats),
+  )
+  state = transfer.start_from(fresh, other, (), 'there')
+  for mine, theirs in (
+    (state.params, other.params),
+    (state.batch_stats, other.batch_stats),
+  ):
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+  assert state.step == 0
+  assert fresh.opt_state is state.opt_state
+
+
+def test_averaged_weights_are_taken_where_there_are():
+  other = make_state(1, ema=True)
+  other = other.replace(
+    ema_params=jax.tree.map(lambda leaf: leaf / 2, other.params)
+  )
+  state = transfer.start_from(make_state(0, ema=True), other, (), 'there')
+  for mine in (state.params, state.ema_params):
+    jax.tree.map(np.testing.assert_array_equal, mine, other.ema_params)
+
+
+def test_a_new_head_and_an_old_trunk():
+  fresh, other = make_state(0, classes=3), make_state(1, classes=4)
+  with pytest.raises(UserError) as info:
+    transfer.start_from(fresh, other, (), 'runs/old')
+  message = str(info.value)
+  assert 'runs/old' in message
+  assert 'head/kernel: [6, 4] there, [6, 3] here' in message
+  assert 'config.init.skip' in message
+  state = transfer.start_from(fresh, other, ('head',), 'runs/old')
+  np.testing.assert_array_equal(
+    state.params['head']['kernel'], fresh.params['head']['kernel']
+  )
+  np.testing.assert_array_equal(
+    state.params['conv1']['kernel'], other.params['conv1']['kernel']
+  )
+
+
+def test_statistics_of_a_skipped_norm_start_anew():
+  other = make_state(1)
+  other = other.replace(
+    batch_stats=jax.tree.map(lambda leaf: leaf + 3, other.batch_stats)
+  )
+  state = transfer.start_from(make_state(0), other, ('norm1',), 'there')
+  assert (state.batch_stats['norm1']['mean'] == 0).all()
+  assert (state.batch_stats['norm2']['mean'] == 3).all()
+
+
+def test_layers_that_the_other_lacks_are_named():
+  other = make_state(1, norm='none')
+  with pytest.raises(
+    UserError, match=r'norm1/scale: nothing there, \[4\] here'
+  ):
+    transfer.start_from(make_state(0), other, (), 'there')
