@@ -2,15 +2,14 @@
 
 import argparse
 import contextlib
-import importlib.metadata
 import pathlib
-import platform
 import random
 import shlex
 import statistics
 import sys
 import tempfile
 
+from alexnet_jax.bench import machine
 from alexnet_jax.bench import report
 from alexnet_jax.bench.arguments import positive
 from alexnet_jax.bench.layouts import choose
@@ -105,8 +104,8 @@ def _work(arguments, unknown):
     tasks = [Task(y, cache, arguments.batch_size, threads) for y in layouts]
     rows, skipped = measure(tasks, peers, arguments.rounds, arguments.batches)
   result = {
-    'machine': _machine(),
-    'versions': _versions(),
+    'machine': machine.describe(),
+    'versions': machine.versions(_PACKAGES),
     'command': shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]]),
     'photographs': made,
     'batch_size': arguments.batch_size,
@@ -255,24 +254,3 @@ def ratios(rows: list[dict], layout: str) -> dict:
 def _fastest(rows):
   best = max(rows, key=lambda row: row['median'], default=None)
   return best and best['contender']
-
-
-def _machine():
-  from alexnet_jax.data.loader import num_cores
-
-  model = platform.processor() or platform.machine()
-  cpuinfo = pathlib.Path('/proc/cpuinfo')  # on Linux
-  if cpuinfo.exists():
-    for line in cpuinfo.read_text().splitlines():
-      if line.startswith('model name'):
-        model = line.split(':', 1)[1].strip()
-        break
-  return {'cpu': model, 'cores': num_cores(), 'system': platform.platform()}
-
-
-def _versions():
-  versions = {'python': platform.python_version()}
-  for package in _PACKAGES:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[package] = importlib.metadata.version(package)
-  return versions

@@ -27,7 +27,8 @@ class Loader:
     source: see `sources`.
     resize_size: width of the squares that `square` gives, in pixels.
     skips: whether images that cannot be decoded are left out.
-    unreadable: names of the images that could not be decoded so far.
+    unreadable: {name: reason} of the images that could not be read or decoded
+      so far.
     num_threads: number of threads.
   """
 
@@ -52,11 +53,11 @@ class Loader:
     """
     self.source = source
     self.resize_size = resize_size
-    self.unreadable = set()
+    self.unreadable = {}
     self.skips = unreadable == 'skip'
     self.num_threads = num_threads or num_cores()
     self._skip_hint = skip_hint
-    self._damaged = set()
+    self._damaged = {}
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
 
@@ -65,7 +66,11 @@ class Loader:
 
     `how` are arguments of `decoding.decode`; without them it decodes exactly.
     """
-    content, label = self.source.read(index)
+    try:
+      content, label = self.source.read(index)
+    except UnreadableImageError as error:
+      self.report(index, error)
+      return None
     return self.decoded(index, content, label, **how)
 
   def decoded(
@@ -115,7 +120,7 @@ class Loader:
     with self._lock:
       if name not in known:
         logging.warning('%s: %s (%s)', name, outcome, problem)
-        known.add(name)
+        known[name] = str(problem)
 
   def for_each(
     self, function: Callable[[int, int], None], count: int, chunk: int = 1

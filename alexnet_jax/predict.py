@@ -1,0 +1,264 @@
+"""Says what images show.
+
+python -m alexnet_jax.predict --workdir DIR photo.jpg folder/ ...
+"""
+
+import argparse
+from collections.abc import Sequence
+import csv
+import itertools
+import os
+import pathlib
+import sys
+
+_DESCRIPTION = """\
+Gives the best classes of images, as the network of a run sees them. The data
+that it was trained on is not needed; the run's folder is."""
+_EPILOG = """\
+Images are prepared as in evaluation: the centre of the resized image. Exit
+codes: 0 done, 2 something to mend in the arguments or the files; those that
+cannot be read are named, and the others predicted all the same."""
+
+MOST_IN_GRID = 196  # images
+
+
+def _arguments(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.predict',
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add(
+    'paths',
+    nargs='+',
+    metavar='PATH',
+    help='an image, or a folder with images in it or below',
+  )
+  add('--workdir', required=True, help='folder of the run')
+  add(
+    '--checkpoint',
+    default='final',
+    help='final (what the run ended with, default), newest, best or a step',
+  )
+  add('--top', type=int, default=5, help='number of classes (default: 5)')
+  add(
+    '--csv',
+    default='',
+    metavar='FILE',
+    help='writes a table: the file, then class and probability by rank',
+  )
+  add(
+    '--grid',
+    default='',
+    metavar='FILE.png',
+    help=f'draws the first {MOST_IN_GRID} images, as the network sees them,'
+    ' with their best class',
+  )
+  add('--json', action='store_true', help='one JSON object on standard output')
+  return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  arguments = _arguments(argv)
+  # After the arguments, so that --help answers at once.
+  from alexnet_jax import command
+  from alexnet_jax import errors
+
+  return command.run(
+    lambda: _work(arguments),
+    json_output=arguments.json,
+    exit_code=lambda result: (
+      errors.EXIT_USER if result['unreadable'] else errors.EXIT_DONE
+    ),
+  )
+
+
+def _work(arguments):
+  """Predicts and writes what was asked for; the command's result."""
+  from alexnet_jax.data import file_list
+
+  _check(arguments)
+  paths = file_list.find_images(arguments.paths)
+  from alexnet_jax.evaluation import saved_run
+
+  run = saved_run.load(
+    arguments.workdir, arguments.checkpoint, top=arguments.top
+  )
+  num_images = MOST_IN_GRID if arguments.grid else 0
+  answers, reasons, images = predict(run, paths, num_images)
+  _show(paths, answers)
+  if arguments.csv:
+    write_csv(arguments.csv, paths, answers)
+  if arguments.grid and images:
+    _draw(arguments.grid, images, [answer[0] for answer in answers if answer])
+  return _result(paths, answers, reasons)
+
+
+def _result(paths, answers, reasons):
+  result = {'predictions': [], 'unreadable': []}
+  for path, answer in zip(paths, answers, strict=True):
+    if answer:
+      classes = [{'class': name, 'probability': p} for name, p in answer]
+      result['predictions'].append({'file': path, 'classes': classes})
+    else:
+      result['unreadable'].append({'file': path, 'reason': reasons[path]})
+  return result
+
+
+def _check(arguments):
+  from alexnet_jax.errors import UserError
+
+  if arguments.top < 1:
+    raise UserError(f'--top is {arguments.top}; it must be at least 1')
+  if arguments.grid and not arguments.grid.lower().endswith('.png'):
+    raise UserError(f'--grid is {arguments.grid!r}; it must end in .png')
+  for flag in ('csv', 'grid'):
+    # Not after everything is predicted.
+    name = getattr(arguments, flag)
+    if name and not os.path.isdir(os.path.dirname(name) or '.'):
+      raise UserError(f'--{flag}: there is no folder {os.path.dirname(name)}')
+    if os.path.isdir(name):
+      raise UserError(f'--{flag}: {name} is a folder; name a file')
+
+
+def predict(
+  run, paths: Sequence[str], num_images: int = 0
+) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
+  """What a network says of image files.
+
+  Batches are as large as in training, or smaller where there are fewer files;
+  then probabilities may differ from those of a full batch in the last bits.
+
+  Args:
+    run: see `saved_run.load`, whose `top` is the number of classes.
+    paths: of the files; one may be there twice.
+    num_images: number of images that are given back.
+
+  Returns:
+    (answers: (class, probability) of the best classes of each file, the best
+    first, none if it cannot be read; {path: reason} of those; the first
+    `num_images` of the others, uint8 [crop_size, crop_size, 3], as the network
+    sees them before it subtracts the mean).
+  """
+  from alexnet_jax import assemble
+  from alexnet_jax.data.file_list import FileList
+  from alexnet_jax.data.loader import Loader
+
+  config = run.config.copy_and_resolve_references()
+  config.global_batch_size = min(config.global_batch_size, len(paths))
+  loader = Loader(
+    FileList(paths, run.class_names),
+    config.data.resize_size,
+    unreadable='skip',
+    num_threads=config.data.num_threads,
+  )
+  batches = assemble.make_eval_iter(config, loader)
+  images = []
+  predictions = _predictions(
+    run, _keeping(images, num_images, batches), loader, config.global_batch_size
+  )
+  if predictions is None:
+    return [[] for _ in paths], loader.unreadable, []
+  answers = [
+    [
+      (run.class_names[label], float(probability))
+      for label, probability in zip(classes, probabilities, strict=True)
+      if counts
+    ]
+    for counts, classes, probabilities in zip(
+      predictions.counts,
+      predictions.classes,
+      predictions.probabilities,
+      strict=True,
+    )
+  ]
+  return answers, loader.unreadable, images
+
+
+def _predictions(run, batches, loader, batch_size):
+  """Of all files; None if none of them can be read."""
+  from alexnet_jax.errors import UserError
+  from alexnet_jax.evaluation import measure
+  from alexnet_jax.training.console import Console
+
+  count, console = loader.source.num_examples, Console()
+  console.start(count, 0, 'image', 'prediction')
+  try:
+    return measure.evaluate(
+      run.steps.predict,
+      run.state,
+      batches,
+      run.to_devices,
+      lambda done: console.advance(min(count, done * batch_size)),
+      count,
+    ).predictions
+  except UserError:
+    if loader.unreadable.keys() >= set(loader.source.paths):
+      return None
+    raise
+  finally:
+    console.stop()
+
+
+def _keeping(images, count, batches):
+  """Passes batches on, and copies their first `count` images that count."""
+  for batch in batches:
+    if len(images) < count:
+      images += list(batch['image'][batch['mask']][: count - len(images)])
+    yield batch
+
+
+def _show(paths, answers):
+  for path, answer in zip(paths, answers, strict=True):
+    if answer:
+      best = ', '.join(f'{name} {value:.4f}' for name, value in answer)
+      print(f'{path}: {best}', file=sys.stderr)
+  unreadable = sum(not answer for answer in answers)
+  if unreadable:
+    print(
+      f'error: {unreadable} of {len(paths)} files cannot be read; the warnings'
+      ' above name them',
+      file=sys.stderr,
+    )
+
+
+def _draw(path, images, best):
+  from alexnet_jax.evaluation import figures
+  from alexnet_jax.evaluation import image_figures
+
+  figure = image_figures.draw_answers(images, best[: len(images)])
+  figures.save(figure, pathlib.Path(path))
+  if len(best) > len(images):
+    print(
+      f'{path} has the first {len(images)} of {len(best)} images',
+      file=sys.stderr,
+    )
+
+
+def write_csv(
+  path: str,
+  files: Sequence[str],
+  answers: Sequence[Sequence[tuple[str, float]]],
+) -> None:
+  """A row for each file: its name, then class and probability by rank.
+
+  Files that cannot be read have a row with their name only.
+  """
+  ranks = range(1, max(map(len, answers)) + 1)
+  # A name of a file may be any bytes; they are written as they are.
+  with open(
+    path, 'w', newline='', encoding='utf-8', errors='surrogateescape'
+  ) as file:
+    writer = csv.writer(file)
+    columns = ((f'class_{rank}', f'probability_{rank}') for rank in ranks)
+    writer.writerow(['file', *itertools.chain(*columns)])
+    for name, answer in zip(files, answers, strict=True):
+      cells = list(itertools.chain(*answer))
+      writer.writerow([name, *cells, *[''] * (2 * len(ranks) - len(cells))])
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,363 @@
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+import types
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from alexnet_jax import assemble
+from alexnet_jax import predict
+from alexnet_jax import recipes
+from alexnet_jax.data import images
+from alexnet_jax.evaluation import measure
+from alexnet_jax.evaluation import saved_run
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
+from alexnet_jax.training.console import Console
+from tests.system import commands
+
+PREDICT = [sys.executable, '-m', 'alexnet_jax.predict']
+CLASSES = ('blue', 'gray', 'green', 'red')
+COLOURS = ((40, 60, 200), (128, 128, 128), (60, 180, 60), (220, 50, 40))
+
+
+def picture(number, size=(30, 40)):
+  """A noisy picture with a dark corner, so that its turns differ."""
+  rng = np.random.default_rng(number)
+  pixels = rng.normal(COLOURS[number % 4], 30, (*size, 3))
+  pixels[: size[0] // 2, : size[1] // 2] *= 0.4
+  return PIL.Image.fromarray(np.uint8(pixels.clip(0, 255)))
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run that lies elsewhere now, of data that exists no longer.
+
+  Attributes: workdir, files (of the validation split, copied, in its order),
+  predictions (of the training process).
+  """
+  folder = tmp_path_factory.mktemp('there')
+  for number in range(36):
+    split = 'val' if number % 3 == 0 else 'train'
+    path = folder / 'data' / split / CLASSES[number % 4] / f'{number}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(number).save(path)
+  recipe = commands.write_recipe(
+    folder,
+    data__source='folder',
+    data__path=str(folder / 'data'),
+    data__mean='image',
+    num_steps=8,
+    eval_every_steps=4,
+    log_every_steps=4,
+    report=False,
+  )
+  config = recipes.load_config([f'--config={recipe}'])
+  ended = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop.announce, 'show_end', lambda *parts: ended.append(parts))
+    loop.train_and_evaluate(
+      config, folder / 'run', guards.StopSignal(), Console(io.StringIO())
+    )
+  run, live = ended[0]
+  measured = measure.evaluate(
+    run.steps.predict,
+    live.state,
+    assemble.make_eval_iter(config, run.eval_loader),
+    run.to_devices,
+    num_examples=12,
+  )
+  here = tmp_path_factory.mktemp('here')
+  shutil.copytree(folder / 'run', here / 'run')
+  shutil.copytree(folder / 'data' / 'val', here / 'images')
+  shutil.rmtree(folder)
+  return types.SimpleNamespace(
+    workdir=here / 'run',
+    images=here / 'images',
+    files=[str(here / 'images' / p) for p in run.eval_loader.source.paths],
+    predictions=measured.predictions,
+  )
+
+
+@pytest.fixture
+def call(trained, capsys):
+  """Calls the command; (exit code, the JSON object or None, errors)."""
+
+  def function(*arguments, workdir=trained.workdir):
+    capsys.readouterr()
+    arguments = ['--workdir', workdir, '--json', *arguments]
+    code = predict.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+  return function
+
+
+def named(predictions):
+  """{file: {class: probability}} of the command's result."""
+  return {
+    entry['file']: {c['class']: c['probability'] for c in entry['classes']}
+    for entry in predictions
+  }
+
+
+def test_a_copied_run_predicts_what_training_measured(trained):
+  """In another process, without the data and the first folder of the run."""
+  code, out, err = commands.run(
+    *(*PREDICT, '--workdir', trained.workdir, '--json', *trained.files)
+  )
+  assert code == 0, err
+  result = json.loads(out)
+  assert result['unreadable'] == []
+  assert [e['file'] for e in result['predictions']] == trained.files
+  of_training = trained.predictions
+  for entry, classes, probabilities in zip(
+    result['predictions'],
+    of_training.classes,
+    of_training.probabilities,
+    strict=True,
+  ):
+    found = entry['classes']
+    assert [c['class'] for c in found] == [CLASSES[i] for i in classes]
+    # Bit for bit.
+    assert [c['probability'] for c in found] == probabilities.tolist()
+    assert sum(c['probability'] for c in found) == pytest.approx(1, abs=1e-6)
+  best = [entry['classes'][0] for entry in result['predictions']]
+  lines = [line for line in err.splitlines() if line.startswith('/')]
+  assert [line.rsplit(',')[0] for line in lines] == [
+    f'{file}: {c["class"]} {c["probability"]:.4f}'
+    for file, c in zip(trained.files, best, strict=True)
+  ]
+
+
+def test_few_files_make_a_small_batch(trained, call):
+  code, result, _ = call('--top', 2, trained.files[7], trained.files[2])
+  assert code == 0
+  for entry, index in zip(result['predictions'], (7, 2), strict=True):
+    np.testing.assert_allclose(
+      [c['probability'] for c in entry['classes']],
+      trained.predictions.probabilities[index, :2],
+      rtol=1e-5,
+    )
+
+
+def test_another_checkpoint_says_something_else(trained, call):
+  results = [
+    call('--checkpoint', name, trained.files[0])[1]['predictions']
+    for name in ('newest', '8', '4')
+  ]
+  assert results[0] == results[1] != results[2]
+  code, _, err = call('--checkpoint', '5', trained.files[0])
+  assert code == 2
+  assert "'5' is not in" in err
+
+
+def test_files_of_many_kinds(call, tmp_path):
+  plain, turned = (
+    picture(1),
+    picture(1).transpose(PIL.Image.Transpose.ROTATE_90),
+  )
+  plain.save(tmp_path / 'a.png')
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+  turned.save(tmp_path / 'b.png', exif=exif)
+  turned.save(tmp_path / 'c.png')
+  palette = plain.quantize(64)
+  palette.save(tmp_path / 'd.gif')
+  palette.convert('RGB').save(tmp_path / 'e.bmp')
+  gray = np.asarray(plain.convert('L'))
+  PIL.Image.fromarray(gray).save(tmp_path / 'f.png')
+  PIL.Image.fromarray(gray.astype(np.uint16) << 8).save(tmp_path / 'g.png')
+  plain.convert('CMYK').save(tmp_path / 'h.jpg')
+  code, result, err = call(tmp_path)
+  assert code == 0, err
+  files = named(result['predictions'])
+  a, b, c, d, e, f, g, h = files.values()
+  assert [name[-5:] for name in files] == [
+    *('a.png', 'b.png', 'c.png', 'd.gif'),
+    *('e.bmp', 'f.png', 'g.png', 'h.jpg'),
+  ]
+  assert a == b != c
+  assert d == e
+  assert f == g != a
+  assert len(h) == 4
+
+
+def test_unreadable_files_are_named_and_the_others_predicted(
+  trained, call, tmp_path
+):
+  junk, empty = tmp_path / 'junk.jpg', tmp_path / 'empty.png'
+  junk.write_bytes(b'junk')
+  empty.write_bytes(b'')
+  good = trained.files[:2]
+  table = tmp_path / 'table.csv'
+  code, result, err = call(
+    *('--csv', table, '--top', 2, good[0], junk, good[1], empty, junk, good[0])
+  )
+  assert code == 2
+  assert 'error: 3 of 6 files cannot be read' in err
+  files = [entry['file'] for entry in result['predictions']]
+  assert files == [*good, good[0]]
+  assert result['predictions'][0] == result['predictions'][2]
+  assert result['unreadable'] == [
+    {'file': str(junk), 'reason': 'it is no image of a known kind'},
+    {'file': str(empty), 'reason': 'the file is empty'},
+    {'file': str(junk), 'reason': 'it is no image of a known kind'},
+  ]
+  with table.open(newline='') as file:
+    header, *rows = csv.reader(file)
+  ranked = ('class_1', 'probability_1', 'class_2', 'probability_2')
+  assert header == ['file', *ranked]
+  assert [row[0] for row in rows] == [
+    *(good[0], str(junk), good[1], str(empty), str(junk), good[0])
+  ]
+  assert rows[1][1:] == [''] * 4
+  classes = result['predictions'][1]['classes']
+  assert [rows[2][1], float(rows[2][4])] == [
+    classes[0]['class'],
+    classes[1]['probability'],
+  ]
+
+
+def test_if_no_file_can_be_read_all_are_named(call, tmp_path):
+  for name in ('a.png', 'b.png'):
+    (tmp_path / name).write_bytes(b'')
+  table, grid = tmp_path / 'table.csv', tmp_path / 'grid.PNG'
+  code, result, err = call('--csv', table, '--grid', grid, tmp_path)
+  assert code == 2
+  assert result['predictions'] == []
+  assert [entry['file'] for entry in result['unreadable']] == [
+    str(tmp_path / 'a.png'),
+    str(tmp_path / 'b.png'),
+  ]
+  assert 'error: 2 of 2 files cannot be read' in err
+  assert table.read_text().splitlines() == [
+    'file',
+    str(tmp_path / 'a.png'),
+    str(tmp_path / 'b.png'),
+  ]
+  assert not grid.exists()
+
+
+def test_an_error_of_the_network_is_no_fault_of_the_files(
+  trained, call, monkeypatch
+):
+  def fail(*arguments):
+    raise saved_run.UserError('something else')
+
+  monkeypatch.setattr(measure, 'evaluate', fail)
+  code, result, err = call(trained.files[0])
+  assert (code, result) == (2, None)
+  assert 'something else' in err
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'complaint'),
+  [
+    (('--top', '0', '.'), '--top is 0'),
+    (('--top', '-1', '.'), '--top is -1'),
+    (('--grid', 'x.jpg', '.'), "'x.jpg'; it must end in .png"),
+    (('--grid', 'no/x.png', '.'), 'there is no folder no'),
+    (('--csv', 'no/x.csv', '.'), 'there is no folder no'),
+    (('--csv', 'tests', '.'), 'tests is a folder'),
+    (('tests', 'no.png'), "no file or folder 'no.png'"),
+    (('tests',), 'no image in'),
+  ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_loaded(
+  call, monkeypatch, arguments, complaint
+):
+  monkeypatch.chdir(commands.ROOT)
+  monkeypatch.setattr(saved_run, 'load', None)
+  code, result, err = call(*arguments)
+  assert (code, result) == (2, None)
+  assert complaint in err
+
+
+def test_a_folder_that_is_no_run_is_refused(trained, call, tmp_path):
+  code, _, err = call(trained.files[0], workdir=tmp_path)
+  assert code == 2
+  assert 'is not the folder of a run' in err
+
+
+def test_the_grid_shows_what_the_network_sees(trained, call, tmp_path):
+  empty = tmp_path / 'empty.png'
+  empty.write_bytes(b'')
+  code, _, _ = call(
+    *('--grid', tmp_path / 'g.png', trained.files[3], empty, trained.files[5])
+  )
+  assert code == 2
+  grid = np.asarray(PIL.Image.open(tmp_path / 'g.png').convert('RGB'))
+  # Two columns of images of 24 pixels, five times enlarged.
+  assert grid.shape[1] == 2 * (120 + 4)
+  for column, index in enumerate((3, 5)):
+    left = 2 + column * 124
+    with PIL.Image.open(trained.files[index]) as image:
+      square = images.centre_square(np.asarray(image), 28)
+    seen = images.centre_crop(square, 24)
+    np.testing.assert_array_equal(
+      grid[2:122, left : left + 120], seen.repeat(5, 0).repeat(5, 1)
+    )
+  assert (grid[126:, :120] < 100).any()  # its label
+
+
+def test_no_more_images_are_kept_than_asked_for(trained, tmp_path):
+  empty = tmp_path / 'empty.png'
+  empty.write_bytes(b'')
+  run = saved_run.load(trained.workdir, top=1)
+  paths = [str(empty), *trained.files]
+  for count in (0, 3, 9, 20):
+    answers, reasons, seen = predict.predict(run, paths, count)
+    assert len(seen) == min(count, 12)
+    assert [len(answer) for answer in answers] == [0] + [1] * 12
+    assert reasons == {str(empty): 'the file is empty'}
+  assert run.config.global_batch_size == 8
+
+
+def test_a_large_grid_is_cut_short(trained, call, tmp_path, monkeypatch):
+  monkeypatch.setattr(predict, 'MOST_IN_GRID', 5)
+  code, _, err = call('--grid', tmp_path / 'g.png', trained.images)
+  assert code == 0
+  assert 'g.png has the first 5 of 12 images' in err
+  with PIL.Image.open(tmp_path / 'g.png') as grid:
+    assert grid.size[0] == 3 * (120 + 4)
+
+
+def test_names_that_are_no_text(trained, tmp_path):
+  names = [b'caf\xe9.png', b'line\nbreak.png', '日本.png'.encode()]
+  for name in names:
+    shutil.copy(trained.files[0], os.path.join(os.fsencode(tmp_path), name))
+  (tmp_path / 'z\udcff.png').write_bytes(b'')
+  table = tmp_path / 'table.csv'
+  code, out, err = commands.run(
+    *(*PREDICT, '--workdir', trained.workdir, '--json', tmp_path),
+    *('--csv', table, '--grid', tmp_path / 'grid.png', '--top', 1),
+  )
+  assert code == 2, err
+  assert 'Traceback' not in err
+  result = json.loads(out)
+  found = [os.fsencode(e['file']) for e in result['predictions']]
+  assert sorted(os.path.basename(f) for f in found) == sorted(names)
+  assert [e['reason'] for e in result['unreadable']] == ['the file is empty']
+  assert all(name in table.read_bytes() for name in names)
+
+
+def test_help_needs_no_jax():
+  program = (
+    'import sys\n'
+    'from alexnet_jax import predict\n'
+    'try:\n'
+    '  predict.main(["--help"])\n'
+    'except SystemExit as exit:\n'
+    '  assert not exit.code\n'
+    'loaded = {"jax", "numpy", "grain", "matplotlib"} & set(sys.modules)\n'
+    'assert not loaded, loaded\n'
+  )
+  code, out, err = commands.run(sys.executable, '-c', program)
+  assert code == 0, err
+  assert '--workdir' in out
