@@ -1,7 +1,6 @@
 """Trains: python -m alexnet_jax.main --config FILE [--config.key=value ...]."""
 
 import argparse
-import pathlib
 import sys
 
 _EPILOG = """\
@@ -78,9 +77,24 @@ def _work(arguments, overrides, stop):
     return dry_run.run(config, stop, Console())
   from alexnet_jax.training import loop
 
-  recipe = pathlib.Path(arguments.config.split(':')[0]).stem
-  workdir = arguments.workdir or f'runs/{recipe}'
-  return loop.train_and_evaluate(config, workdir, stop, Console())
+  workdir = arguments.workdir or f'runs/{recipes.name(arguments.config)}'
+  result = loop.train_and_evaluate(config, workdir, stop, Console())
+  if config.report:
+    _report(workdir, stop)
+  return result
+
+
+def _report(workdir, stop):
+  """Tables and pictures of a run that is done."""
+  from alexnet_jax.errors import UserError
+  from alexnet_jax.evaluation import report
+
+  try:
+    result = report.write(workdir, progress=lambda done: stop.check())
+    report.show(result)
+  except UserError as error:
+    # It could not be drawn, but the run is complete.
+    print(f'no report: {error}', file=sys.stderr)
 
 
 if __name__ == '__main__':

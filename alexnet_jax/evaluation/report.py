@@ -1,99 +1,245 @@
-"""Pictures of a run: python -m alexnet_jax.evaluation.report --workdir DIR."""
+"""The report of a run: python -m alexnet_jax.evaluation.report --workdir DIR.
+
+One page of HTML with tables and pictures, in the run's folder `report`; beside
+it the pictures as PNG, and the measures of the classes and the confusion matrix
+as CSV.
+"""
 
 import argparse
+from collections.abc import Callable
+import csv
 import itertools
+import json
 import pathlib
 import sys
 
 REPORT_FOLDER = 'report'
+PAGE = 'index.html'
+MOST_LISTED = 30  # classes that the terminal's table lists one and all
+BEST_AND_WORST = 10  # classes of each that it lists of more
 
 
-def draw_curves(rows: list[dict], path: pathlib.Path) -> None:
-  """Loss and accuracy over the steps, as PNG.
+def write(
+  workdir: str,
+  which: str = 'final',
+  data_path: str = '',
+  progress: Callable[[int], None] = lambda done: None,
+) -> dict:
+  """Measures a run, and writes its report.
+
+  Without a checkpoint it has the curves alone, without a history the rest. The
+  page is written last.
 
   Args:
-    rows: the run's history, see `training.writers.read_rows`.
-    path: the file to write.
+    workdir: the run's folder; it may be training at the same time.
+    which: `final`, `newest`, `best` or the number of a step.
+    data_path: where the data lies now; '': where it lay in training.
+    progress: called with the number of batches and pictures done; may raise.
+
+  Returns:
+    {page, files, config} and, of a checkpoint, `measured_run.numbers`; JSON.
+
+  Raises:
+    UserError: if the folder has neither history nor checkpoint, or the
+      checkpoint's data is not there.
   """
-  import matplotlib
+  from alexnet_jax import config as config_lib
+  from alexnet_jax.evaluation import measured_run
+  from alexnet_jax.evaluation import page
+  from alexnet_jax.evaluation import sections
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
+  path, done = pathlib.Path(workdir), itertools.count(1)
+  rows, trained = _history(path)
 
-  figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(10, 3.6))
-  _line(loss, rows, 'train/loss', 'training', 'C0')
-  _line(loss, rows, 'eval/loss', 'validation', 'C1', marker='o')
-  loss.set(xlabel='step', ylabel='loss [nats]', ylim=(0, None))
-  _line(accuracy, rows, 'train/top1', 'training, with dropout', 'C0')
-  _line(accuracy, rows, 'eval/top1', 'validation', 'C1', marker='o')
-  accuracy.set(xlabel='step', ylabel='top-1', ylim=(None, 1))
-  for axes in (loss, accuracy):
-    for step in rate_drops(rows):
-      axes.axvline(step, color='gray', linestyle=':', linewidth=1)
-    axes.grid(alpha=0.3)
-    axes.legend()
-  drops = len(rate_drops(rows))
-  if drops:
-    figure.suptitle(f'dotted: the learning rate drops ({drops})', fontsize=9)
-  figure.tight_layout()
-  figure.savefig(path, dpi=110)
-  pyplot.close(figure)
+  def tick():
+    progress(next(done))
 
-
-def _line(axes, rows, key, label, color, marker=None):
-  points = [(row['step'], row[key]) for row in rows if key in row]
-  if points:
-    axes.plot(
-      *zip(*points, strict=True),
-      label=label,
-      color=color,
-      marker=marker,
-      markersize=3,
-      linewidth=1.2,
-    )
-
-
-def rate_drops(rows: list[dict]) -> list[int]:
-  """Steps of the log points at which the rate is less than half as before."""
-  rates = [(r['step'], r['learning_rate']) for r in rows if 'train/loss' in r]
-  return [
-    step
-    for (_, before), (step, rate) in itertools.pairwise(rates)
-    if rate < before / 2
+  subject, numbers, config = None, {}, _config(path)
+  if trained:
+    subject = measured_run.load(workdir, which, data_path, tick)
+    numbers = measured_run.numbers(subject)
+    config = subject.run.config.to_dict()
+  settings = config_lib.flatten(config)
+  data = subject.validation.source.name if subject else ''
+  album = sections.Album(path / REPORT_FOLDER, tick)
+  album.folder.mkdir(exist_ok=True)
+  parts = [
+    sections.overview(numbers, settings, data, _missing(rows, trained)),
+    *sections.training(rows, album),
   ]
+  if subject:
+    parts += sections.network(subject, numbers, album)
+    album.files += _tables(subject, numbers['classes'], album.folder)
+  html = page.render(f'Report of {path.resolve().name}', parts)
+  page.write(album.folder / PAGE, html)
+  return {
+    'page': str(album.folder / PAGE),
+    'files': [str(file) for file in album.files],
+    'config': settings,
+    **numbers,
+  }
 
 
-def _report(workdir):
+def _history(path):
+  """(rows of the history, whether there is a checkpoint) of a run's folder."""
   from alexnet_jax.errors import UserError
+  from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import writers
 
-  rows = writers.read_rows(workdir)
-  if not rows:
+  rows, trained = writers.read_rows(path), saved_run.has_checkpoint(path)
+  if not (rows or trained):
     raise UserError(
-      f'{workdir} has no history ({writers.METRICS_FILE}); is it the folder of'
-      ' a run?'
+      f'{path} has no history ({writers.METRICS_FILE}) and no checkpoint; is it'
+      ' the folder of a run?'
     )
-  folder = pathlib.Path(workdir) / REPORT_FOLDER
-  folder.mkdir(exist_ok=True)
-  draw_curves(rows, folder / 'curves.png')
-  print(f'curves: {folder / "curves.png"}', file=sys.stderr)
-  return {'curves': str(folder / 'curves.png')}
+  return rows, trained
+
+
+def _config(path):
+  """The config of a run that has no checkpoint yet; {} if it is not there."""
+  from alexnet_jax import config as config_lib
+
+  try:
+    return json.loads((path / config_lib.CONFIG_FILE).read_text())
+  except (OSError, ValueError):
+    return {}
+
+
+def _missing(rows, trained):
+  """What a report lacks, for people."""
+  if not trained:
+    return (
+      'The run has no checkpoint yet, so nothing could be measured: no'
+      ' accuracy, no confusion matrix, no images.'
+    )
+  return '' if rows else 'The run has no history, so there are no curves.'
+
+
+def _tables(subject, classes, folder):
+  """Writes the CSV files; returns their paths."""
+  rows = [list(classes[0]), *(list(row.values()) for row in classes)]
+  _write_csv(folder / 'classes.csv', rows)
+  names = subject.run.class_names
+  matrix = [
+    [name, *counts]
+    for name, counts in zip(
+      names, subject.measured.confusion.tolist(), strict=True
+    )
+  ]
+  _write_csv(folder / 'confusion.csv', [['true', *names], *matrix])
+  return [folder / 'classes.csv', folder / 'confusion.csv']
+
+
+def _write_csv(path, rows):
+  # Names of files in another encoding have characters that UTF-8 has not.
+  with path.open(
+    'w', newline='', encoding='utf-8', errors='backslashreplace'
+  ) as file:
+    csv.writer(file).writerows(rows)
+
+
+def show(result: dict) -> None:
+  """Prints what `write` found on standard error."""
+  import rich.console
+
+  width = None if sys.stderr.isatty() else 100
+  console = rich.console.Console(
+    file=sys.stderr,
+    width=width,
+    highlight=False,
+    markup=False,  # names of classes mean what they say, [red] and :cat:
+    emoji=False,
+  )
+  if values := result.get('metrics'):
+    console.print(
+      f'step {result["step"]}, {result["examples"]:,} validation images:'
+      f' accuracy {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f},'
+      f' loss {values["eval/loss"]:.4f}'
+    )
+    console.print(_averages_table(values))
+    console.print(_classes_table(result['classes']))
+  console.print(f'report: {result["page"]}', soft_wrap=True)
+
+
+def _averages_table(values):
+  import rich.table
+
+  from alexnet_jax.evaluation import confusion
+
+  table = rich.table.Table('average')
+  for measure in confusion.MEASURES:
+    table.add_column(measure, justify='right')
+  for average in confusion.AVERAGES:
+    cells = [values[f'eval/{average}_{m}'] for m in confusion.MEASURES]
+    table.add_row(average, *(f'{cell:.4f}' for cell in cells))
+  return table
+
+
+def _classes_table(classes):
+  """Every class, or of many the best and the worst, by F1."""
+  import rich.table
+
+  title, groups = None, [classes]
+  if len(classes) > MOST_LISTED:
+    title = f'the {BEST_AND_WORST} best and {BEST_AND_WORST} worst classes'
+    ranked = sorted(
+      (row for row in classes if row['support']), key=lambda row: -row['f1']
+    )
+    groups = [ranked[:BEST_AND_WORST], ranked[-BEST_AND_WORST:]]
+  table = rich.table.Table(title=title, title_justify='left')
+  table.add_column('class', overflow='fold')  # the one that gives way
+  for name in ('precision', 'recall', 'F1', 'support', 'TP', 'FP', 'FN', 'TN'):
+    table.add_column(name, justify='right', no_wrap=True)
+  for group in groups:
+    for row in group:
+      name, *cells = row.values()
+      table.add_row(
+        name,
+        *(f'{c:.4f}' if isinstance(c, float) else f'{c:,}' for c in cells),
+      )
+    table.add_section()
+  return table
+
+
+def _arguments(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.evaluation.report',
+    description='Measures a saved run, and writes a page of tables and'
+    f' pictures: DIR/{REPORT_FOLDER}/{PAGE}.',
+  )
+  parser.add_argument(
+    '--workdir', required=True, metavar='DIR', help='folder of the run'
+  )
+  parser.add_argument(
+    '--checkpoint',
+    default='final',
+    help='final (what the run ended with, default), newest, best or a step',
+  )
+  parser.add_argument(
+    '--data_path',
+    default='',
+    metavar='DIR',
+    help='where the data lies now (default: where it lay in training)',
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='one JSON object on standard output'
+  )
+  return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.report',
-    description='Draws the curves of a run.',
-  )
-  parser.add_argument('--workdir', required=True, help='folder of the run')
-  parser.add_argument('--json', action='store_true')
-  arguments = parser.parse_args(argv)
+  arguments = _arguments(argv)
+  # After the arguments, so that --help answers at once.
   from alexnet_jax import command
 
-  return command.run(
-    lambda: _report(arguments.workdir), json_output=arguments.json
-  )
+  return command.run(lambda: _report(arguments), json_output=arguments.json)
+
+
+def _report(arguments):
+  result = write(arguments.workdir, arguments.checkpoint, arguments.data_path)
+  show(result)
+  return result
 
 
 if __name__ == '__main__':

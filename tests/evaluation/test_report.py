@@ -1,40 +1,379 @@
-import matplotlib.image
-import numpy as np
+"""The report of a run on photographs whose classes have wild names."""
 
+import base64
+import csv
+import json
+import pathlib
+import re
+import shutil
+import types
+
+import numpy as np
+import PIL.Image
+import pytest
+from sklearn.metrics import precision_recall_fscore_support
+
+from alexnet_jax import recipes
+from alexnet_jax.evaluation import confusion as confusion_lib
+from alexnet_jax.evaluation import measured_run
 from alexnet_jax.evaluation import report
+from alexnet_jax.evaluation import saved_run
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
 from alexnet_jax.training import writers
+from alexnet_jax.training.console import Console
+from tests import browser
 from tests.system import commands
+
+CLASSES = sorted(
+  [
+    '"><svg onload=document.title=1>',
+    '<script>document.title=1',
+    '[bold]Müller ß[] :cat: $x_1$',
+    '日本',
+  ]
+)
+KEYS = [
+  *('precision', 'recall', 'f1', 'support'),
+  *('true_positives', 'false_positives', 'false_negatives', 'true_negatives'),
+]
+PICTURES = {
+  *('augmentation', 'confusion', 'curves', 'filters', 'learning_rate'),
+  *('mistakes', 'predictions', 'speed', 'step_losses'),
+}
+
+
+def photographs(folder):
+  """40 images of four classes, a fifth of which look like the next class."""
+  rng = np.random.default_rng(0)
+  for number, name in enumerate(CLASSES):
+    (folder / name).mkdir(parents=True)
+    for i in range(10):
+      image = rng.integers(0, 100, (34, 40, 3), dtype=np.uint8)
+      band = (number + (i < 2)) % 4 * 8
+      image[band : band + 10] += 150
+      PIL.Image.fromarray(image).save(folder / name / f'{i} of $1$.png')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(workdir, data): a trained run, and where its data lies now."""
+  folder = tmp_path_factory.mktemp('report')
+  photographs(folder / 'before')
+  recipe = commands.write_recipe(
+    folder,
+    data__source='folder',
+    data__path=str(folder / 'before'),
+    data__val_fraction=0.5,
+    num_steps=32,
+    eval_every_steps=16,
+    log_every_steps=4,
+    histogram_every_evals=0,
+  )
+  loop.train_and_evaluate(
+    recipes.load_config([f'--config={recipe}']),
+    str(folder / 'run'),
+    guards.StopSignal(),
+    Console(),
+  )
+  (folder / 'before').rename(folder / 'data')
+  return folder / 'run', folder / 'data'
+
+
+@pytest.fixture(scope='module')
+def written(trained):
+  """The result of the report, the folder's path and the calls of progress."""
+  workdir, data = trained
+  calls = []
+  result = report.write(
+    str(workdir), data_path=str(data), progress=calls.append
+  )
+  return result, workdir / report.REPORT_FOLDER, calls
+
+
+@pytest.fixture(scope='module')
+def dom(written):
+  return browser.open_page(pathlib.Path(written[0]['page']))
+
+
+def read_csv(path):
+  with path.open(newline='', encoding='utf-8') as file:
+    return list(csv.reader(file))
+
+
+def test_the_page_shows_what_was_measured(written, dom):
+  result, _, _ = written
+  table = dom.tables['Every class'].rows
+  assert [row[0].text for row in table[1:]] == CLASSES
+  for row, wanted in zip(table[1:], result['classes'], strict=True):
+    assert [float(cell.value) for cell in row[1:]] == [wanted[k] for k in KEYS]
+  assert [cell.text for cell in dom.tables['Averages'].rows[0][1:]] == [
+    *('precision', 'recall', 'F1')
+  ]
+  for row in dom.tables['Averages'].rows[1:]:
+    assert [float(cell.value) for cell in row[1:]] == [
+      result['metrics'][f'eval/{row[0].text}_{name}']
+      for name in confusion_lib.MEASURES
+    ]
+  shown = dict(zip(dom.texts, dom.texts[1:], strict=False))
+  assert shown['accuracy (top-1)'] == f'{result["metrics"]["eval/top1"]:.4f}'
+  assert shown['validation images'] == '20'
+  assert shown['training images'] == '20'
+  assert shown['steps'] == '32'
+  assert shown['epochs'] == '12.80'
+  assert shown['parameters'] == f'{result["parameters"]:,}'
+
+
+def test_names_of_classes_do_nothing_on_the_page(dom):
+  """That nothing was loaded, and no script failed, `open_page` sees to."""
+  assert dom.title == 'Report of run'
+  pictures = [attrs for tag, attrs in dom.tags if tag == 'img']
+  assert len(pictures) == len(PICTURES)
+  assert all(len(picture['alt']) > 20 for picture in pictures)
+
+
+def test_the_measures_are_those_of_the_confusion_matrix(written):
+  """As scikit-learn computes them from the examples."""
+  result, folder, _ = written
+  table = read_csv(folder / 'confusion.csv')
+  assert table[0] == ['true', *CLASSES]
+  assert [row[0] for row in table[1:]] == CLASSES
+  confusion = np.array([row[1:] for row in table[1:]], int)
+  assert confusion.sum(1).tolist() == [5] * 4
+  true, predicted = np.nonzero(np.ones((4, 4)))
+  examples = [np.repeat(a, confusion.ravel()) for a in (true, predicted)]
+  wanted = precision_recall_fscore_support(
+    *examples, labels=range(4), zero_division=0
+  )
+  for key, values in zip(KEYS, wanted, strict=False):
+    assert [row[key] for row in result['classes']] == pytest.approx(values)
+  values = result['metrics']
+  assert values['eval/top1'] == np.trace(confusion) / 20
+  assert values['eval/macro_f1'] == pytest.approx(wanted[2].mean())
+
+
+def test_the_files_beside_the_page(written):
+  result, folder, _ = written
+  wanted = [f'{name}.png' for name in PICTURES]
+  wanted += ['classes.csv', 'confusion.csv']
+  assert sorted(wanted) == sorted(pathlib.Path(f).name for f in result['files'])
+  assert sorted(p.name for p in folder.iterdir() if p.is_file()) == sorted(
+    [*wanted, 'index.html']
+  )
+  text = (folder / 'index.html').read_text()
+  inlined = re.findall(r'data:image/png;base64,([^"]*)"', text)
+  assert {base64.b64decode(code) for code in inlined} == {
+    path.read_bytes() for path in folder.glob('*.png')
+  }
+  rows = read_csv(folder / 'classes.csv')
+  assert rows[0] == ['class', *KEYS]
+  for row, wanted in zip(rows[1:], result['classes'], strict=True):
+    assert row == [str(value) for value in wanted.values()]
+
+
+def test_the_result_is_json(written):
+  result, _, _ = written
+  assert json.loads(json.dumps(result, allow_nan=False)).keys() == result.keys()
+  assert result['config']['data.val_fraction'] == 0.5
+  layers = {row['layer']: row for row in result['layers']}
+  # 24 x 24 positions of 8 filters of 3 x 3 x 3, two per multiply-add.
+  assert layers['conv1']['forward_flops'] == 2 * 24 * 24 * 8 * 27
+  assert layers['conv1']['parameters'] == 8 * 27 + 8
+  assert (
+    sum(row['parameters'] for row in layers.values()) == (result['parameters'])
+  )
+
+
+def test_progress_counts_on(written):
+  _, _, calls = written
+  assert calls == list(range(1, 3 + len(PICTURES) + 1))  # 3 batches
+
+
+def test_the_worst_mistakes(trained, written):
+  _, data = trained
+  result, _, _ = written
+  mistakes = result['mistakes']
+  wrong = 20 - round(20 * result['metrics']['eval/top1'])
+  assert 0 < len(mistakes) == wrong < 20
+  losses = [mistake['loss'] for mistake in mistakes]
+  assert losses == sorted(losses, reverse=True)
+  for mistake in mistakes:
+    path = pathlib.Path(mistake['file'])
+    assert path.is_file()
+    assert path.parent == data / mistake['true']
+    assert mistake['predicted'] != mistake['true']
+    assert 1 / 4 < mistake['probability'] < 1
+    assert mistake['loss'] > -np.log(1 - mistake['probability'])
+
+
+@pytest.fixture(scope='module')
+def subject(trained):
+  """The run with its data, not measured."""
+  workdir, data = trained
+  run = saved_run.load(str(workdir), data_path=str(data))
+  loaders = [
+    saved_run.make_eval_loader(run, s) for s in ('train', 'validation')
+  ]
+  return measured_run.MeasuredRun(run, *loaders, measured=None)
+
+
+def test_augmented_examples_are_windows_of_squares(subject):
+  rows = measured_run.augmented(subject, 6)
+  assert len(rows) == 6
+  assert {change for *_, change in rows} == {'', 'mirrored'}
+  corners = set()
+  for square, image, name, change in rows:
+    assert name in CLASSES
+    assert square.shape == (28, 28, 3)
+    assert image.shape == (24, 24, 3)
+    image = image[:, ::-1] if change else image
+    found = [
+      (y, x)
+      for y in range(5)
+      for x in range(5)
+      if (square[y : y + 24, x : x + 24] == image).all()
+    ]
+    assert len(found) == 1
+    corners.add(found[0])
+  assert len(corners) > 1
+
+
+def test_crops_are_centres(subject):
+  square, _ = subject.validation.square(7)
+  (crop,) = subject.crops(np.array([7]))
+  np.testing.assert_array_equal(crop, square[2:-2, 2:-2])
+
+
+def test_images_are_chosen_evenly():
+  counts = np.ones(1_000, bool)
+  counts[:500] = False
+  predictions = types.SimpleNamespace(counts=counts)
+  measured = types.SimpleNamespace(predictions=predictions)
+  split = measured_run.MeasuredRun(None, None, None, measured)
+  chosen = measured_run.evenly_chosen(split, 196)
+  assert len(set(chosen)) == 196
+  assert (chosen[0], chosen[-1]) == (500, 999)
+  assert set(np.diff(chosen)) == {2, 3}
+  assert len(measured_run.evenly_chosen(split, 600)) == 500
+
+
+def test_a_class_that_never_occurs():
+  confusion = np.array([[3, 0, 0], [1, 4, 0], [0, 0, 0]])
+  *_, row = measured_run.class_rows(confusion, ['a', 'b', 'c'])
+  assert row == dict.fromkeys(['class', *KEYS], 0) | {
+    'class': 'c',
+    'true_negatives': 8,
+  }
+
+
+def test_the_terminal_lists_every_class_of_few(written, capsys):
+  """By its whole name: brackets in it are no markup."""
+  report.show(written[0])
+  rows = [
+    [cell.strip() for cell in line.split('│')[1:-1]]
+    for line in capsys.readouterr().err.splitlines()
+    if line.count('│') == 10
+  ]
+  assert [row[0] for row in rows] == CLASSES
+  for row, wanted in zip(rows, written[0]['classes'], strict=True):
+    assert row[1:4] == [f'{wanted[key]:.4f}' for key in KEYS[:3]]
+    assert row[4:] == [str(wanted[key]) for key in KEYS[3:]]
+
+
+def test_the_terminal_lists_the_best_and_worst_of_many(capsys):
+  confusion = np.diag(np.arange(100))
+  confusion[:, 99] += np.arange(100)[::-1]
+  names = [f'class {i:02}' for i in range(100)]
+  rows = measured_run.class_rows(confusion, names)
+  metrics = {f'eval/{name}': 0.5 for name in ('top1', 'top5', 'loss')}
+  metrics |= {
+    f'eval/{average}_{measure}': 0.5
+    for average in confusion_lib.AVERAGES
+    for measure in confusion_lib.MEASURES
+  }
+  report.show(
+    {'step': 1, 'examples': 9, 'page': '', 'metrics': metrics, 'classes': rows}
+  )
+  listed = re.findall(r'│ (class \d\d)', capsys.readouterr().err)
+  by_f1 = sorted(rows, key=lambda row: -row['f1'])
+  wanted = [row['class'] for row in by_f1]
+  assert listed == wanted[:10] + wanted[-10:]
+
+
+def test_the_command(trained, capsys):
+  workdir, data = trained
+  arguments = ['--workdir', str(workdir), '--json', '--checkpoint', '16']
+  page = workdir / report.REPORT_FOLDER / report.PAGE
+  page.unlink(missing_ok=True)
+  assert report.main(arguments) == 2
+  _, err = capsys.readouterr()
+  assert '--data_path' in err
+  assert not page.exists()
+  assert report.main([*arguments, '--data_path', str(data)]) == 0
+  out, _ = capsys.readouterr()
+  result = json.loads(out.splitlines()[-1])
+  assert result['step'] == 16
+  assert page.is_file()
+  assert result['page'] == str(page)
+
+
+def test_a_report_that_is_stopped_leaves_no_page(trained, tmp_path):
+  workdir, data = trained
+  shutil.copytree(workdir, tmp_path / 'run')
+  page = tmp_path / 'run' / report.REPORT_FOLDER / report.PAGE
+  page.unlink(missing_ok=True)
+
+  def stop(done):
+    if done == 6:
+      raise InterruptedError
+
+  with pytest.raises(InterruptedError):
+    report.write(str(tmp_path / 'run'), 'newest', str(data), stop)
+  assert not page.exists()
 
 
 def history(folder):
+  """A history without evaluation, as of a run that was killed early."""
   writer = writers.MetricWriter(folder, step=0, evaluated_step=0)
-  for step in range(10, 101, 10):
-    rate = 0.1 if step < 60 else 0.01
+  for step in (10, 20):
     writer.scalars(
-      step,
-      {'train/loss': 20 / step, 'train/top1': 0.5, 'learning_rate': rate},
+      step, {'train/loss': 2.0, 'train/top1': 0.5, 'learning_rate': 0.1}
     )
-    writer.scalars(step, {'eval/loss': 30 / step, 'eval/top1': 0.4})
+    writer.step_losses(step, [2.0] * 10)
   writer.close()
 
 
-def test_rate_drops_are_found(tmp_path):
+@pytest.mark.parametrize('config', ['{"seed": 3}', '{"se', None])
+def test_a_run_without_a_checkpoint_has_its_curves(tmp_path, config):
   history(tmp_path)
-  assert report.rate_drops(writers.read_rows(tmp_path)) == [60]
+  (tmp_path / 'checkpoints').mkdir()
+  if config:
+    (tmp_path / 'config.json').write_text(config)
+  result = report.write(str(tmp_path))
+  assert [pathlib.Path(file).name for file in result['files']] == [
+    *('step_losses.png', 'curves.png', 'learning_rate.png')
+  ]
+  assert 'metrics' not in result
+  assert result['config'] == ({'seed': 3} if config == '{"seed": 3}' else {})
+  text = (tmp_path / 'report' / 'index.html').read_text()
+  assert 'The run has no checkpoint yet' in text
+  report.show(result)
 
 
-def test_the_command_draws_the_curves(tmp_path):
-  history(tmp_path)
-  assert report.main(['--workdir', str(tmp_path)]) == 0
-  picture = matplotlib.image.imread(tmp_path / 'report' / 'curves.png')
-  colours = {tuple(np.round(c, 1)) for c in picture.reshape(-1, 4)}
-  assert len(colours) > 20  # lines, dots and letters, not a blank sheet
+def test_a_run_without_history_has_the_rest(trained, tmp_path):
+  workdir, data = trained
+  shutil.copytree(workdir, tmp_path / 'run')
+  (tmp_path / 'run' / writers.METRICS_FILE).unlink()
+  result = report.write(str(tmp_path / 'run'), data_path=str(data))
+  assert 'metrics' in result
+  names = {pathlib.Path(file).stem for file in result['files']}
+  assert 'curves' not in names
+  assert 'confusion' in names
+  text = pathlib.Path(result['page']).read_text()
+  assert 'The run has no history' in text
 
 
-def test_a_folder_without_history_is_refused(tmp_path):
-  code, _, err = commands.run(
-    *(commands.MAIN[0], '-m', 'alexnet_jax.evaluation.report'),
-    *('--workdir', tmp_path),
-  )
-  assert code == 2
-  assert 'has no history' in err
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+  assert report.main(['--workdir', str(tmp_path)]) == 2
+  assert 'has no history' in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,194 @@
+"""A saved run measured on its validation split, and its numbers."""
+
+from collections.abc import Callable
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from alexnet_jax import assemble
+from alexnet_jax.data import images
+from alexnet_jax.data import loader as loader_lib
+from alexnet_jax.data import order
+from alexnet_jax.evaluation import confusion as confusion_lib
+from alexnet_jax.evaluation import measure
+from alexnet_jax.evaluation import saved_run
+from alexnet_jax.evaluation import summary
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import step as step_lib
+
+MOST_CONFUSED = 25  # pairs
+MISTAKES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredRun:
+  """A network with its data, and what it makes of the validation split."""
+
+  run: saved_run.SavedRun
+  training: loader_lib.Loader
+  validation: loader_lib.Loader
+  measured: measure.Measured
+
+  def name(self, label: int) -> str:
+    return self.run.class_names[label]
+
+  def crops(self, indices: np.ndarray) -> list[np.ndarray]:
+    """Validation images as the network sees them, uint8 [crop, crop, 3] each.
+
+    Args:
+      indices: of examples that can be decoded.
+    """
+    size, out = self.run.config.data.crop_size, [None] * len(indices)
+
+    def read(start, _):
+      square, _ = self.validation.square(int(indices[start]))
+      out[start] = images.centre_crop(square, size)
+
+    self.validation.for_each(read, len(indices))
+    return out
+
+
+def load(
+  workdir: str, which: str, data_path: str, tick: Callable[[], None]
+) -> MeasuredRun:
+  """Loads a checkpoint of a run, and measures it.
+
+  Args:
+    workdir: the run's folder.
+    which: see `saved_run.load`.
+    data_path: where the data lies now; '': where it lay in training.
+    tick: called after each batch.
+
+  Raises:
+    UserError: if checkpoint or data are not there, or do not fit.
+  """
+  run = saved_run.load(workdir, which, data_path, top=1)
+  training, validation = (
+    saved_run.make_eval_loader(run, split) for split in ('train', 'validation')
+  )
+  measured = measure.evaluate(
+    run.steps.predict,
+    run.state,
+    assemble.make_eval_iter(run.config, validation),
+    run.to_devices,
+    lambda batches: tick(),
+    num_examples=validation.source.num_examples,
+  )
+  return MeasuredRun(run, training, validation, measured)
+
+
+def numbers(subject: MeasuredRun) -> dict:
+  """All numbers of a report, as a JSON object."""
+  run, source = subject.run, subject.training.source
+  step = int(run.state.step)
+  layers = _layers(run)
+  return {
+    'step': step,
+    'epochs': step * run.config.global_batch_size / source.num_examples,
+    'training_examples': source.num_examples,
+    'examples': int(subject.measured.predictions.counts.sum()),
+    'unreadable': len(subject.validation.unreadable),
+    'parameters': state_lib.num_parameters(run.state),
+    'forward_flops_per_image': sum(row['forward_flops'] for row in layers),
+    'layers': layers,
+    'metrics': subject.measured.values,
+    'classes': class_rows(subject.measured.confusion, run.class_names),
+    'most_confused': [
+      {
+        'true': subject.name(true),
+        'predicted': subject.name(predicted),
+        'examples': examples,
+      }
+      for true, predicted, examples in confusion_lib.most_confused(
+        subject.measured.confusion, MOST_CONFUSED
+      )
+    ],
+    'mistakes': [_mistake(subject, i) for i in worst_mistakes(subject)],
+  }
+
+
+def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
+  """The measures of each class, JSON objects with its name as `class`."""
+  measures = dataclasses.asdict(confusion_lib.class_measures(confusion))
+  first = (*confusion_lib.MEASURES, 'support')
+  order = (*first, *(name for name in measures if name not in first))
+  return [
+    {'class': name} | {key: measures[key][i].item() for key in order}
+    for i, name in enumerate(class_names)
+  ]
+
+
+def evenly_chosen(subject: MeasuredRun, count: int) -> np.ndarray:
+  """Indices of at most `count` examples that count, over the whole split."""
+  there = np.flatnonzero(subject.measured.predictions.counts)
+  places = np.linspace(0, len(there) - 1, min(count, len(there)))
+  return there[places.round().astype(int)]
+
+
+def worst_mistakes(subject: MeasuredRun) -> np.ndarray:
+  """Indices of the wrong examples of the highest loss, the worst first."""
+  said = subject.measured.predictions
+  wrong = np.flatnonzero(said.counts & (said.classes[:, 0] != said.labels))
+  return wrong[np.argsort(-said.loss[wrong], kind='stable')][:MISTAKES]
+
+
+def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
+  """At most `count` training images of step 0, before and after augmentation.
+
+  Returns:
+    (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name,
+    what was changed besides the crop) of each. Images that cannot be decoded
+    are left out.
+  """
+  config, loader = subject.run.config, subject.training
+  batch = next(assemble.make_train_iter(config, loader, 1))
+  batch = {name: values[:count] for name, values in batch.items()}
+  positions = order.batch_positions(0, config.global_batch_size)[:count]
+  indices = order.examples_at(
+    positions, loader.source.num_examples, config.seed
+  )
+  after = np.uint8(np.round(step_lib.augmented(batch)))
+  rows = []
+  for i, index in enumerate(indices):
+    if (square := loader.square(int(index))) is not None:
+      name = subject.name(square[1])
+      rows.append((square[0], after[i], name, _change(batch, i)))
+  return rows
+
+
+def _change(batch, i):
+  """What was done to an image besides the crop."""
+  words = ['mirrored'] if 'flip' in batch and batch['flip'][i] else []
+  if 'brightness' in batch:
+    words.append(f'{batch["brightness"][i]:+.0f}')
+  return ' '.join(words)
+
+
+def _mistake(subject, index):
+  said = subject.measured.predictions
+  return {
+    'file': subject.validation.source.describe(int(index)),
+    'true': subject.name(said.labels[index]),
+    'predicted': subject.name(said.classes[index, 0]),
+    'probability': float(said.probabilities[index, 0]),
+    'loss': float(said.loss[index]),
+  }
+
+
+def _layers(run):
+  """A JSON object a layer, in order of execution."""
+  model = assemble.make_model(run.config, len(run.class_names))
+  params, rows = summary.layer_table(model, assemble.image_shape(run.config))
+  return [
+    {
+      'layer': name,
+      'output': ' x '.join(map(str, output)),
+      'parameters': sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(params.get(name))
+      ),
+      'forward_flops': 2 * macs,
+    }
+    for name, output, macs in rows
+  ]

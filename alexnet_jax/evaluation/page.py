@@ -1,0 +1,117 @@
+"""One self-contained HTML page from sections.
+
+All text is escaped by the template, whatever class or file names hold; pictures
+are inlined, and the page may load nothing.
+"""
+
+import base64
+from collections.abc import Collection
+from collections.abc import Sequence
+import dataclasses
+import importlib.resources
+import pathlib
+import struct
+
+TEMPLATE = 'page.html.jinja'
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A picture.
+
+  Attributes:
+    png: the file's content.
+    alt: what it shows, for those who cannot see it.
+    caption: how to read it; may be empty.
+  """
+
+  png: bytes
+  alt: str
+  caption: str = ''
+
+  @property
+  def uri(self) -> str:
+    return f'data:image/png;base64,{base64.b64encode(self.png).decode()}'
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(width, height) in pixels, which the file's head tells."""
+    return struct.unpack('>II', self.png[16:24])
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table.
+
+  Attributes:
+    title: what it holds.
+    columns: names of the columns.
+    rows: a str, int or float in each cell; the first cell names the row.
+    sortable: whether a click on a column's name sorts the rows.
+    folded: whether it is shown only after a click on its title.
+    marked: (row, column) of cells that stand out, from 0.
+  """
+
+  title: str
+  columns: Sequence[str]
+  rows: Sequence[Sequence[str | int | float]]
+  sortable: bool = False
+  folded: bool = False
+  marked: Collection[tuple[int, int]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of the page with a heading.
+
+  Attributes:
+    title: the heading.
+    text: a paragraph; may be empty.
+    numbers: (name, value) of what is shown large.
+    pictures: shown in order, after the text.
+    tables: shown in order, after the pictures.
+  """
+
+  title: str
+  text: str = ''
+  numbers: Sequence[tuple[str, str | int | float]] = ()
+  pictures: Sequence[Picture] = ()
+  tables: Sequence[Table] = ()
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+  """The page as HTML.
+
+  Args:
+    title: of the page.
+    sections: of the page, in order.
+  """
+  import jinja2
+
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters['shown'] = shown
+  environment.tests['numeric'] = lambda cell: not isinstance(cell, str)
+  template = importlib.resources.files(__package__).joinpath(TEMPLATE)
+  return environment.from_string(template.read_text('utf-8')).render(
+    title=title, sections=sections
+  )
+
+
+def shown(cell: str | int | float) -> str:
+  """A cell as text: 1,234 and 0.1235."""
+  if isinstance(cell, float):
+    return f'{cell:,.4f}'
+  return f'{cell:,}' if isinstance(cell, int) else cell
+
+
+def write(path: pathlib.Path, html: str) -> None:
+  """Writes the page under a temporary name first: it is never seen half."""
+  temporary = path.with_suffix('.tmp')
+  # Names of files in another encoding have characters that UTF-8 has not.
+  temporary.write_bytes(html.encode(errors='backslashreplace'))
+  temporary.replace(path)

@@ -1,0 +1,270 @@
+import io
+import time
+
+import matplotlib.colors
+import matplotlib.image
+import numpy as np
+import pytest
+
+from alexnet_jax.evaluation import confusion as confusion_lib
+from alexnet_jax.evaluation import confusion_figures
+from alexnet_jax.evaluation import figures
+from alexnet_jax.evaluation import image_figures
+from alexnet_jax.training import writers
+
+NAMES = ['$x_1$', '<b>', 'Müller ß', 'a\nb', '$\\frac{$', 'bad\udcff', '日本']
+
+
+def pixels(figure):
+  """A figure as it is saved, uint8 [height, width, 3]."""
+  content = io.BytesIO()
+  figure.savefig(content)
+  content.seek(0)
+  return np.uint8(np.round(255 * matplotlib.image.imread(content)[..., :3]))
+
+
+def texts(axes):
+  return [text.get_text() for text in axes.texts]
+
+
+def history(evaluated=True):
+  rows = []
+  for step in range(10, 101, 10):
+    rate = 0.1 if step < 60 else 0.01
+    losses = {'train/loss': 20 / step, 'train/top1': 0.5}
+    speed = {'images_per_second': 100.0, 'data_wait_fraction': 0.1}
+    rows.append({'step': step, **losses, **speed, 'learning_rate': rate})
+    rows.append({'step': step, writers.STEP_LOSSES: [1.0] * 10})
+    if evaluated:
+      rows.append({'step': step, 'eval/loss': 1.0, 'eval/top1': 0.4})
+  return rows
+
+
+@pytest.mark.parametrize('length', [0, 1, 7, 8, 9, 30, 10_020])
+def test_rolling_values_equal_a_loop(length):
+  """More than 10,000 are done in blocks."""
+  values = np.random.default_rng(0).normal(3, 2, length).cumsum()
+  means, deviations = figures.rolling(values, 8)
+  assert len(means) == len(deviations) == length
+  for end in {*range(1, min(length, 40) + 1), *range(9_980, length + 1)}:
+    if end <= length:
+      part = values[max(0, end - 8) : end]
+      mean = sum(part) / len(part)
+      variance = sum((x - mean) ** 2 for x in part) / len(part)
+      assert means[end - 1] == pytest.approx(mean)
+      assert deviations[end - 1] == pytest.approx(variance**0.5, abs=1e-9)
+
+
+def test_step_losses_are_those_up_to_the_row():
+  rows = [
+    {'step': 4, writers.STEP_LOSSES: [0.5, 0.4, 0.3, 0.2]},
+    {'step': 4, 'train/loss': 0.35},
+    {'step': 6, writers.STEP_LOSSES: [0.1, 0.0]},
+  ]
+  steps, losses = figures.step_losses(rows)
+  np.testing.assert_array_equal(steps, range(1, 7))
+  np.testing.assert_array_equal(losses, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+  assert len(figures.step_losses([{'step': 3}])[0]) == 0
+
+
+def test_the_loss_of_each_step_is_drawn():
+  left, right = figures.draw_step_losses(history()).axes
+  np.testing.assert_array_equal(left.lines[0].get_xdata(), range(1, 101))
+  np.testing.assert_array_equal(left.lines[1].get_ydata(), np.ones(100))
+  np.testing.assert_array_equal(right.lines[0].get_ydata(), np.zeros(100))
+
+
+def test_a_long_history_is_thinned():
+  rows = [
+    {'step': step, writers.STEP_LOSSES: [1.0] * 1_000}
+    for step in range(1_000, 200_001, 1_000)
+  ]
+  left, _ = figures.draw_step_losses(rows).axes
+  assert 2_500 <= len(left.lines[0].get_xdata()) <= 5_000
+
+
+def test_rate_drops_are_found_and_marked():
+  rows = history()
+  assert figures.rate_drops(rows) == [60]
+  loss, accuracy = figures.draw_curves(rows).axes
+  for axes in (loss, accuracy):
+    training, validation, drop = axes.lines
+    assert list(training.get_xdata()) == list(range(10, 101, 10))
+    assert list(validation.get_xdata()) == list(range(10, 101, 10))
+    assert list(drop.get_xdata()) == [60, 60]
+  assert figures.draw_learning_rate(rows).axes[0].get_yscale() == 'log'
+
+
+def test_curves_without_evaluation():
+  loss, _ = figures.draw_curves(history(evaluated=False)).axes
+  assert [t.get_text() for t in loss.get_legend().get_texts()] == ['training']
+
+
+@pytest.mark.parametrize('rows', [[], [{'step': 5, 'eval/loss': 1.0}]])
+def test_curves_of_almost_no_history(rows, tmp_path):
+  for draw in (
+    figures.draw_curves,
+    figures.draw_learning_rate,
+    figures.draw_speed,
+    figures.draw_step_losses,
+  ):
+    assert figures.save(draw(rows), tmp_path / 'a.png')[:4] == b'\x89PNG'
+
+
+@pytest.mark.parametrize('classes', [2, 7])
+def test_a_small_confusion_matrix_has_numbers_and_names(classes):
+  confusion = np.arange(classes**2).reshape(classes, classes)
+  figure = confusion_figures.draw_confusion(confusion, NAMES[:classes])
+  axes = figure.axes[0]
+  assert texts(axes) == [str(n) for n in range(classes**2)]
+  wanted = [figures.shortened(name, 20) for name in NAMES[:classes]]
+  for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+    assert [label.get_text() for label in labels] == wanted
+    assert not any(label.get_parse_math() for label in labels)
+
+
+def test_all_names_can_be_drawn(tmp_path):
+  """Also those with dollars, line breaks or letters that no font has."""
+  small = confusion_figures.draw_confusion(np.eye(7, dtype=int), NAMES)
+  large = confusion_figures.draw_confusion(np.ones((42, 42), int), NAMES * 6)
+  images = np.zeros((7, 8, 8, 3), np.uint8)
+  grid = image_figures.draw_predictions(
+    images, NAMES, NAMES[::-1], [False] * 7, columns=3
+  )
+  for figure in (small, large, grid):
+    figures.save(figure, tmp_path / 'a.png')
+
+
+def test_a_thousand_classes():
+  rng = np.random.default_rng(0)
+  confusion = np.diag(rng.integers(10, 50, 1_000))
+  confusion[17, 900], confusion[3, 4] = 30, 20
+  confusion[500, 250] = 1
+  start = time.perf_counter()
+  figure = confusion_figures.draw_confusion(
+    confusion, [f'class {i}' for i in range(1_000)]
+  )
+  image = pixels(figure)
+  assert time.perf_counter() - start < 10  # a second, on a free machine
+  matrix, bars = figure.axes[:2]
+  assert [label.get_text() for label in bars.get_yticklabels()] == [
+    'class 17 → class 900',
+    'class 3 → class 4',
+    'class 500 → class 250',
+  ]
+  assert [bar.get_width() for bar in bars.patches] == [30, 20, 1]
+  assert not texts(matrix)
+  # The single mistake is a dot of its own colour.
+  x, y = matrix.transData.transform((250, 500)).astype(int)
+  near = image[::-1][y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3)
+  assert len(np.unique(near, axis=0)) == 2
+
+
+def test_no_mistakes_among_many_classes():
+  figure = confusion_figures.draw_confusion(np.eye(40, dtype=int), ['a'] * 40)
+  assert 'no mistakes' in texts(figure.axes[1])
+
+
+def test_predictions_are_framed_green_and_red():
+  """In the picture itself: one ring of three pixels around each image."""
+  images = np.zeros((6, 80, 80, 3), np.uint8)
+  right = [True, False, True, True, False, True]
+  figure = image_figures.draw_predictions(
+    images, ['cat'] * 6, ['cat', 'dog'] * 3, right, columns=4
+  )
+  picture = pixels(figure)
+  assert picture.shape == (2 * (90 + 32), 4 * 90, 3)
+  for number, good in enumerate(right):
+    top, left = number // 4 * 122, number % 4 * 90
+    tile = picture[top : top + 90, left : left + 90]
+    colour = image_figures.RIGHT if good else image_figures.WRONG
+    wanted = np.round(255 * np.array(matplotlib.colors.to_rgb(colour)))
+    framed = (tile == wanted).all(-1)
+    assert framed.sum() == 86**2 - 80**2
+    assert framed[2:5, 2:-2].all()
+    assert (tile[5:-5, 5:-5] == 0).all()
+  assert texts(figure.axes[0])[:4] == ['cat', '', 'dog', 'not cat']
+
+
+def test_fewer_images_than_a_row():
+  image = np.zeros((80, 80, 3), np.uint8)
+  figure = image_figures.draw_predictions([image], ['a'], ['a'], [True])
+  assert pixels(figure).shape == (122, 90, 3)
+
+
+def test_mistakes_are_numbered():
+  images = np.zeros((2, 8, 8, 3), np.uint8)
+  figure = image_figures.draw_mistakes(
+    images, ['cat', 'dog'], ['cow', 'cat'], [0.987, 0.5]
+  )
+  assert texts(figure.axes[0]) == [
+    *('1: 99% sure', 'cow', 'not cat', '2: 50% sure', 'cat', 'not dog')
+  ]
+
+
+def test_augmentation_is_below_what_it_was_made_of():
+  before = [np.full((28, 28, 3), (red, 0, 99), np.uint8) for red in (10, 20)]
+  after = [np.full((24, 24, 3), (red, 0, 99), np.uint8) for red in (30, 40)]
+  figure = image_figures.draw_augmentation(
+    before, after, ['cat', 'dog'], ['mirrored', '']
+  )
+  assert texts(figure.axes[0]) == ['cat', 'dog', 'mirrored', '']
+  picture = pixels(figure)
+  high, wide = len(picture) // 2, picture.shape[1] // 2
+  seen = [
+    [picture[y * high + 60, x * wide + 60, 0] for x in (0, 1)] for y in (0, 1)
+  ]
+  assert seen == [[10, 20], [30, 40]]
+  # Both at the same scale: four pixels each.
+  assert (picture[:high] == (10, 0, 99)).all(-1).sum() == (4 * 28) ** 2
+  assert (picture[high:] == (30, 0, 99)).all(-1).sum() == (4 * 24) ** 2
+
+
+@pytest.mark.parametrize(
+  ('shape', 'scale'), [((11, 11, 3, 96), 6), ((3, 3, 3, 8), 22)]
+)
+def test_filters_are_enlarged_without_smoothing(shape, scale):
+  kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  picture = pixels(image_figures.draw_filters(kernel))
+  columns = min(16, shape[-1])
+  pitch = shape[0] * scale + 4
+  rows = -(-shape[-1] // columns)
+  assert picture.shape == (rows * pitch, columns * pitch, 3)
+  for number in range(shape[-1]):
+    y, x = number // columns * pitch + 2, number % columns * pitch + 2
+    end = shape[0] * scale
+    tile = picture[y : y + end, x : x + end]
+    small = tile[::scale, ::scale]
+    np.testing.assert_array_equal(tile, small.repeat(scale, 0).repeat(scale, 1))
+    one = kernel[..., number].astype(float)
+    wanted = 255 * (one - one.min()) / (one.max() - one.min())
+    np.testing.assert_allclose(small, wanted, atol=0.51)
+
+
+def test_a_constant_filter_is_grey():
+  images = image_figures.filter_images(np.zeros((3, 3, 3, 1)))
+  assert images.shape == (1, 3, 3, 3)
+  assert (images == 128).all()
+
+
+def test_photographs_are_shrunk():
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+  figure = image_figures.draw_predictions([image], ['a'], ['a'], [True])
+  tile = pixels(figure)[5:85, 5:85]
+  assert tile.shape == (80, 80, 3)
+  assert abs(tile.mean() - image.mean()) < 2
+
+
+def test_names_are_shortened_to_one_line():
+  assert figures.shortened('tench, Tinca tinca', 10) == 'tench, Ti…'
+  assert figures.shortened(' a\n b ', 10) == 'a b'
+  assert figures.shortened('bad\udcff', 10) == 'bad?'
+
+
+def test_most_confused_is_fast_at_a_thousand_classes():
+  confusion = np.random.default_rng(0).integers(0, 9, (1_000, 1_000))
+  start = time.perf_counter()
+  pairs = confusion_lib.most_confused(confusion, 25)
+  assert time.perf_counter() - start < 5
+  assert [examples for *_, examples in pairs] == [8] * 25

@@ -1,0 +1,132 @@
+import re
+
+import pytest
+
+from alexnet_jax.evaluation import page
+from tests import browser
+
+PNG = bytes.fromhex(
+  '89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de'
+  '0000000c49444154789c63f8ffff3f0005fe02fe0def46b80000000049454e44ae426082'
+)
+EVIL = [
+  '<script>document.title = "evil"</script>',
+  '"><img src=x onerror="document.title=\'evil\'">',
+  "' onmouseover='document.title=1",
+  '</table></script><h1>',
+  '{{ 7 * 7 }} {% raw %}',
+  '&lt;b&gt; & $x_1$',
+  'Müller ß 日本',
+]
+
+
+def sections():
+  """Every evil text at every place of a page."""
+  table = page.Table(
+    'Every class', ('name', *EVIL), [(name, *EVIL) for name in EVIL]
+  )
+  numbers = page.Table('Numbers', 'abc', [('x', 1 / 3, 1_234_567)])
+  return [
+    page.Section(
+      text,
+      text,
+      [(text, text)],
+      [page.Picture(PNG, text, text)],
+      [page.Table(text, ('a', text), [(text, 1)], folded=True)],
+    )
+    for text in EVIL
+  ] + [page.Section('All', tables=[table, numbers])]
+
+
+@pytest.fixture(scope='module')
+def evil_page(tmp_path_factory):
+  path = tmp_path_factory.mktemp('page') / 'index.html'
+  page.write(path, page.render(EVIL[0], sections()))
+  return path
+
+
+def test_text_stays_text(evil_page):
+  dom = browser.open_page(evil_page)
+  assert dom.title == EVIL[0]
+  for text in EVIL:
+    assert dom.texts.count(text) >= 5
+    cells = [cell.text for cell in dom.tables[text].rows[1]]
+    assert cells == [text, '1']
+  rows = dom.tables['Every class'].rows
+  assert [cell.text for cell in rows[0]] == ['name', *EVIL]
+  assert [[c.text for c in row] for row in rows[1:]] == [
+    [n, *EVIL] for n in EVIL
+  ]
+  cells = dom.tables['Numbers'].rows[1]
+  assert [c.text for c in cells] == ['x', '0.3333', '1,234,567']
+  assert [c.value for c in cells] == [None, repr(1 / 3), '1234567']
+  alts = [attrs['alt'] for tag, attrs in dom.tags if tag == 'img']
+  assert alts == EVIL
+
+
+CLICKS = """\
+<script>
+const table = document.querySelector('table');
+const names = () => [...table.tBodies[0].rows].map(r => r.cells[0].textContent);
+for (const column of [1, 1, 0, 2]) {
+  table.tHead.rows[0].cells[column].querySelector('button').click();
+  const line = document.createElement('p');
+  line.textContent = 'order: ' + names().join(' ');
+  document.body.append(line);
+}
+</script>
+</body>"""
+
+
+def test_a_click_sorts_a_table(tmp_path):
+  rows = [('b10', 0.5, 1_000), ('b9', 1e-5, 30), ('a', 0.25, 200)]
+  table = page.Table('t', ('class', 'share', 'count'), rows, sortable=True)
+  text = page.render('sorted', [page.Section('s', tables=[table])])
+  path = tmp_path / 'index.html'
+  path.write_text(text.replace('</body>', CLICKS))
+  dom = browser.open_page(path)
+  orders = [t[7:].split() for t in dom.texts if t.startswith('order: ')]
+  assert orders == [
+    ['b9', 'a', 'b10'],  # small shares first
+    ['b10', 'a', 'b9'],  # and last
+    ['a', 'b9', 'b10'],  # names, numbers in them as numbers
+    ['b9', 'a', 'b10'],  # 1,000 is more than 200
+  ]
+  heads = [attrs for tag, attrs in dom.tags if tag == 'th'][:3]
+  assert [h.get('aria-sort') for h in heads] == [None, None, 'ascending']
+
+
+def test_nothing_is_loaded_from_elsewhere():
+  """The browser would refuse it anyway: the page's policy says so."""
+  text = page.render('t', sections())
+  assert "default-src 'none'" in text
+  assert not re.search(r'(src|href)="(?!data:|#)', text)
+  assert 'url(' not in text
+  assert '@import' not in text
+
+
+def test_pictures_have_their_size():
+  picture = page.Picture(PNG, 'a dot')
+  assert picture.size == (1, 1)
+  text = page.render('t', [page.Section('s', pictures=[picture])])
+  assert 'width="1" height="1"' in text
+
+
+def test_names_that_are_not_text_can_be_written(tmp_path):
+  """Linux has names of files that no encoding explains."""
+  path = tmp_path / 'index.html'
+  page.write(path, page.render('bad \udcff name', []))
+  assert '<title>bad \\udcff name</title>' in path.read_text()
+
+
+def test_a_page_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / 'index.html'
+  page.write(path, 'old')
+
+  def full(self, content):
+    raise OSError('disk full')
+
+  monkeypatch.setattr('pathlib.Path.write_bytes', full)
+  with pytest.raises(OSError, match='disk full'):
+    page.write(path, 'new')
+  assert path.read_text() == 'old'
