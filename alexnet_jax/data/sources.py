@@ -9,8 +9,9 @@ A source is an object with
 - `read(index)`: (encoded bytes or uint8 [height, width, 3], int label);
 - `describe(index)`: the name of one example in messages;
 - `file_name(index)`, where images have names of their own;
-- `square_size`, `labels` and `addresses(indices)`, where the images are squares
-  of pixels in memory; see `raw`.
+- `labels`, int32 [n], where they are known without reading the examples;
+- `square_size` and `addresses(indices)`, where the images are squares of pixels
+  in memory, and `rgb_mean`, where theirs is known; see `raw`.
 
 Sources are read from several threads at once.
 """
@@ -24,6 +25,7 @@ import io
 import numpy as np
 
 from alexnet_jax.data.folder import folder_source
+from alexnet_jax.data.folds import fold_of
 from alexnet_jax.data.parquet import parquet_source
 from alexnet_jax.data.raw import raw_source
 from alexnet_jax.data.splits import digest
@@ -71,6 +73,8 @@ def make_source(
   split_seed: int = 0,
   synthetic_examples: int = 1024,
   synthetic_classes: int = 10,
+  folds: int = 0,
+  fold: int = 0,
 ):
   """Opens one split of a data set.
 
@@ -79,11 +83,14 @@ def make_source(
     split: `train` or `validation`; TFDS goes by `tfds_split` instead.
     path: the folder of a folder, raw or sharded set, or the data_dir of TFDS.
     tfds_name: name of the TFDS set.
-    tfds_split: the TFDS split that serves as `split`.
+    tfds_split: the TFDS split that serves as `split`; with folds the one that
+      is divided into them.
     val_fraction: share of each class held out where the data has no split.
-    split_seed: seed of that split.
+    split_seed: seed of that split, and of the folds.
     synthetic_examples: size of the synthetic training split.
     synthetic_classes: number of synthetic classes.
+    folds: number of folds of a cross-validation; 0: none. See `folds`.
+    fold: the one that serves as `validation`, from 0.
 
   Returns:
     A source, as the module's docstring describes it.
@@ -91,23 +98,27 @@ def make_source(
   Raises:
     UserError: if the data is missing or unfit, or an argument unknown.
   """
-  if source != 'tfds' and split not in SPLITS:
-    raise UserError(f'split is {split!r}, not one of {SPLITS}')
-  if source == 'digits':
-    return digits_source(split, val_fraction, split_seed)
-  if source == 'folder':
-    return folder_source(path, split, val_fraction, split_seed)
-  if source == 'tfds':
-    return tfds_source(tfds_name, tfds_split, path)
-  if source == 'tar':
-    return tar_source(path, split, val_fraction, split_seed)
-  if source == 'parquet':
-    return parquet_source(path, split, val_fraction, split_seed)
-  if source == 'raw':
-    return raw_source(path, split)
-  if source == 'synthetic':
-    return synthetic_source(split, synthetic_examples, synthetic_classes)
-  raise UserError(f'data.source is {source!r}, which does not exist')
+  if (folds or source != 'tfds') and split not in SPLITS:
+    reason = f' (config.data.folds is {folds})' if folds else ''
+    raise UserError(f'split is {split!r}, not one of {SPLITS}{reason}')
+  if source not in KINDS:
+    raise UserError(f'data.source is {source!r}, which does not exist')
+  # Of folds the whole: the training split, with nothing held out of it.
+  part = ('train', 0.0) if folds else (split, val_fraction)
+  opened = {
+    'digits': lambda: digits_source(*part, split_seed),
+    'folder': lambda: folder_source(path, *part, split_seed),
+    'tfds': lambda: tfds_source(tfds_name, tfds_split, path),
+    'tar': lambda: tar_source(path, *part, split_seed),
+    'parquet': lambda: parquet_source(path, *part, split_seed),
+    'raw': lambda: raw_source(path, part[0]),
+    'synthetic': lambda: synthetic_source(
+      part[0], synthetic_examples, synthetic_classes
+    ),
+  }[source]()
+  if not folds:
+    return opened
+  return fold_of(opened, split, folds=folds, fold=fold, seed=split_seed)
 
 
 def digits_source(

@@ -16,13 +16,15 @@ def held_out(
   Within each class the examples are ranked by a hash of (seed, key), and the
   first `fraction` of them (rounded, at least one, never all) are held out. The
   split is a function of its arguments alone, on any platform; an added example
-  moves at most one other.
+  moves at most one other. A fraction of 0 holds nothing out.
 
   Raises:
     UserError: if a class has a single example.
   """
-  ranks = [_rank(seed, key) for key in keys]
   mask = np.zeros(len(keys), bool)
+  if not fraction:
+    return mask
+  ranks = [_rank(seed, key) for key in keys]
   for label in np.unique(labels):
     members = np.flatnonzero(labels == label)
     if len(members) < 2:

@@ -91,6 +91,11 @@ class RecordFiles:
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0
 
+  @property
+  def folder(self) -> pathlib.Path:
+    """Where the first of the files lies."""
+    return pathlib.Path(self._parts[0][0]).parent
+
   def read(self, index: int) -> bytes:
     """Record `index`.
 

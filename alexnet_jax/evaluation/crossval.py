@@ -1,0 +1,236 @@
+"""Cross-validation: trains and measures a recipe once for every fold.
+
+python -m alexnet_jax.evaluation.crossval --config FILE --folds 10
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+
+MEASURES_FILE = 'measures.json'  # in the folder of a fold
+RESULT_FILE, PLOT_FILE = 'crossval.json', 'box_plots.png'
+DEFAULT_FOLDS = 10
+SPLITS = ('train', 'validation')
+_EPILOG = """\
+Every fold is a run of its own in DIR/fold_00, DIR/fold_01 and so on, trained
+with config.data.folds and config.data.fold on all folds but one, and measured
+in its final state on both sides. Killed at any moment and started again, the
+same command goes on; folds that are done are not touched. Any key of the config
+can be changed: --config.global_batch_size=64."""
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.evaluation.crossval',
+    description='Trains and measures a recipe once for every fold.',
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--config',
+    default='configs/quickstart.py',
+    metavar='FILE',
+    help='the recipe (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--folds',
+    type=int,
+    metavar='K',
+    help=f'number of folds (default: config.data.folds, or {DEFAULT_FOLDS})',
+  )
+  parser.add_argument(
+    '--workdir',
+    metavar='DIR',
+    help="the folder (default: runs/crossval_ and the recipe's name)",
+  )
+  parser.add_argument(
+    '--json',
+    action='store_true',
+    help='end standard output with one JSON object',
+  )
+  return parser.parse_known_args(argv)
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  arguments, overrides = _parse(argv)
+  # From here on a signal is remembered; jax is imported after that.
+  from alexnet_jax.training import guards
+
+  stop = guards.StopSignal()
+  stop.install()
+  from alexnet_jax import command
+
+  return command.run(
+    lambda: _work(arguments, overrides, stop), json_output=arguments.json
+  )
+
+
+def _work(arguments, overrides, stop):
+  from alexnet_jax import recipes
+  from alexnet_jax.evaluation import crossval_report
+  from alexnet_jax.evaluation import figures
+  from alexnet_jax.training.console import Console
+
+  config = recipes.load_config([f'--config={arguments.config}', *overrides])
+  folds = _number_of_folds(arguments.folds, config)
+  workdir = pathlib.Path(
+    arguments.workdir or f'runs/crossval_{recipes.name(arguments.config)}'
+  )
+  result = cross_validate(config, workdir, folds, stop, Console())
+  _write_json(workdir / RESULT_FILE, result)
+  crossval_report.show(result)
+  figures.save(crossval_report.draw_box_plots(result), workdir / PLOT_FILE)
+  print(f'result: {workdir / RESULT_FILE}', file=sys.stderr)
+  print(f'box plots: {workdir / PLOT_FILE}', file=sys.stderr)
+  return result
+
+
+def _number_of_folds(asked, config):
+  from alexnet_jax.errors import UserError
+
+  configured = config.data.folds
+  if asked and configured and asked != configured:
+    raise UserError(
+      f'--folds is {asked}, but config.data.folds is {configured}: give one of'
+      ' them'
+    )
+  folds = configured or DEFAULT_FOLDS if asked is None else asked
+  if folds < 2:
+    raise UserError(f'--folds is {folds}; it must be at least 2')
+  return folds
+
+
+def cross_validate(
+  config, workdir: pathlib.Path, folds: int, stop, console
+) -> dict:
+  """Trains and measures what is not done yet, one fold after the other.
+
+  Args:
+    config: validated, see `recipes.load_config`.
+    workdir: gets a folder for every fold.
+    folds: their number.
+    stop: a `guards.StopSignal`.
+    console: a `console.Console`.
+
+  Returns:
+    {folds: [{fold, workdir, step, parameters, state_digest, train: {loss, top1,
+    macro_precision, ..., examples}, validation: the same}], mean: {train,
+    validation}, deviation: the sample standard deviation over the folds}.
+
+  Raises:
+    UserError: if config or data are unfit, or a fold was trained with another
+      config.
+    Interrupted: after the state was saved, if `stop` received a signal.
+    NonFiniteLossError: if the loss of a fold is lost.
+  """
+  import jax
+
+  from alexnet_jax.training import loop
+
+  configs = [_fold_config(config, folds, fold) for fold in range(folds)]
+  places = [workdir / f'fold_{fold:02d}' for fold in range(folds)]
+  measured = [_measures(*pair) for pair in zip(configs, places, strict=True)]
+  for fold, (own, place) in enumerate(zip(configs, places, strict=True)):
+    stop.check()
+    if measured[fold] is None:
+      console.line(f'fold {fold} ({fold + 1} of {folds}): {place}')
+      loop.train_and_evaluate(own, str(place), stop, console)
+      measured[fold] = _measure(own, place, stop)
+      _write_json(place / MEASURES_FILE, measured[fold])
+      jax.clear_caches()  # or the programs of all folds would pile up
+    else:
+      console.line(f'fold {fold} ({fold + 1} of {folds}) is done: {place}')
+  results = [
+    {'fold': fold, 'workdir': str(place), **_without_config(values)}
+    for fold, (place, values) in enumerate(zip(places, measured, strict=True))
+  ]
+  mean, deviation = (
+    _over_folds(results, statistic)
+    for statistic in (statistics.fmean, statistics.stdev)
+  )
+  return {'folds': results, 'mean': mean, 'deviation': deviation}
+
+
+def _fold_config(config, folds, fold):
+  own = config.copy_and_resolve_references()
+  own.data.folds, own.data.fold, own.report = folds, fold, False
+  return own
+
+
+def _measures(config, place):
+  """What was measured of a fold before; None if that is to be done.
+
+  Raises:
+    UserError: if the fold was trained with another config.
+  """
+  from alexnet_jax.training import setup
+
+  try:
+    stored = json.loads((place / MEASURES_FILE).read_text())
+  except (FileNotFoundError, ValueError):
+    return None
+  setup.check_config(config, place, stored)
+  # A run may be made longer. All else that may change leaves it as it is.
+  lengths = ('num_epochs', 'num_steps')
+  longer = any(stored['config'][key] != config[key] for key in lengths)
+  return None if longer else stored
+
+
+def _measure(config, place, stop):
+  """The final state of a fold on its training folds and on what is held out."""
+  from alexnet_jax import assemble
+  from alexnet_jax.evaluation import measure
+  from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import state as state_lib
+
+  run = saved_run.load(str(place), data_path=config.data.path)
+  measured = {
+    'config': config.to_dict(),
+    'step': int(run.state.step),
+    'parameters': state_lib.num_parameters(run.state),
+    'state_digest': state_lib.state_digest(state_lib.saved_tree(run.state)),
+  }
+  for split in SPLITS:
+    loader = assemble.make_loader(run.config, split)
+    values = measure.evaluate(
+      run.steps.evaluate,
+      run.state,
+      assemble.make_eval_iter(run.config, loader),
+      run.to_devices,
+      lambda done: stop.check(),
+    ).values
+    measured[split] = {
+      **{name.removeprefix('eval/'): value for name, value in values.items()},
+      'examples': loader.source.num_examples - len(loader.unreadable),
+    }
+  return measured
+
+
+def _without_config(values):
+  return {key: value for key, value in values.items() if key != 'config'}
+
+
+def _over_folds(results, statistic):
+  """A statistic of every measure over the folds: {train: {...}, ...}."""
+  return {
+    split: {
+      name: statistic([result[split][name] for result in results])
+      for name in results[0][split]
+    }
+    for split in SPLITS
+  }
+
+
+def _write_json(path, value):
+  """Writes a whole file, or leaves the one before."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
+  temporary.replace(path)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

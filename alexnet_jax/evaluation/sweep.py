@@ -1,0 +1,147 @@
+"""Searches for good values of config keys.
+
+python -m alexnet_jax.evaluation.sweep --config FILE --workdir DIR --trials 20 \
+  --param optimizer.learning_rate=1e-4..1e-1:log
+"""
+
+import argparse
+import pathlib
+import sys
+
+_EPILOG = """\
+A SPEC is LOW..HIGH (with :log by the logarithm), A|B|C, or, for keys that take
+a tuple, FEWEST..MOST*LOW..HIGH for the entries:
+  --param 'optimizer.learning_rate=1e-4..1e-1:log'
+  --param 'optimizer.name=sgd|adam|rmsprop'
+  --param 'model.hidden=1..3*64..1024:log'
+Every trial is a run of its own in DIR/trial_0000, DIR/trial_0001 and so on; its
+value is that of the monitor in the state that the run ends with (the last, or
+the best where config.early_stopping restores it). What was tried stands in
+DIR/study.db. Killed at any moment and started again, the same command goes on
+with the trial that was under way; more --trials continue a sweep that is done.
+The same command makes the same trials. Any other key of the config can be
+changed: --config.num_epochs=5.0."""
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.evaluation.sweep',
+    description='Searches for good values of config keys.',
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--config',
+    default='configs/quickstart.py',
+    metavar='FILE',
+    help='the recipe (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--workdir', required=True, metavar='DIR', help="the sweep's folder"
+  )
+  parser.add_argument(
+    '--trials',
+    type=int,
+    default=20,
+    metavar='N',
+    help='number of trials in all (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--param',
+    action='append',
+    default=[],
+    metavar='KEY=SPEC',
+    help='a key of the config and the values to try; once for every key',
+  )
+  parser.add_argument(
+    '--monitor',
+    default='eval/top1',
+    help='what a trial is judged by (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--mode',
+    choices=('min', 'max'),
+    help='whether less or more is better (default: min of a loss, else max)',
+  )
+  parser.add_argument(
+    '--pruner',
+    choices=('median', 'none'),
+    default='median',
+    help='median (default) ends a run that is worse at an evaluation than the'
+    ' median of the trials before it; none ends none',
+  )
+  parser.add_argument(
+    '--seed', type=int, default=0, help='of the search (default: 0)'
+  )
+  parser.add_argument(
+    '--json',
+    action='store_true',
+    help='end standard output with one JSON object',
+  )
+  return parser.parse_known_args(argv)
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code: 1 if no trial came to its end."""
+  arguments, overrides = _parse(argv)
+  # From here on a signal is remembered; jax is imported after that.
+  from alexnet_jax.training import guards
+
+  stop = guards.StopSignal()
+  stop.install()
+  from alexnet_jax import command
+  from alexnet_jax import errors
+
+  return command.run(
+    lambda: _work(arguments, overrides, stop),
+    json_output=arguments.json,
+    exit_code=lambda result: (
+      errors.EXIT_DONE if result['best'] else errors.EXIT_FAILURE
+    ),
+  )
+
+
+def _work(arguments, overrides, stop):
+  from alexnet_jax import assemble
+  from alexnet_jax import locks
+  from alexnet_jax import recipes
+  from alexnet_jax.errors import UserError
+  from alexnet_jax.evaluation import search_space
+  from alexnet_jax.evaluation import sweep_report
+  from alexnet_jax.evaluation import sweep_study
+  from alexnet_jax.evaluation.sweep_trials import Sweep
+  from alexnet_jax.training.console import Console
+
+  sweep_study.import_optuna()
+  config = recipes.load_config([f'--config={arguments.config}', *overrides])
+  config.report = False
+  space = search_space.parse(arguments.param, config)
+  monitor = arguments.monitor
+  if monitor not in recipes.MONITORS:
+    raise UserError(f'--monitor is {monitor!r}, not one of {recipes.MONITORS}')
+  for name, least in (('trials', 1), ('seed', 0)):
+    if (value := getattr(arguments, name)) < least:
+      raise UserError(f'--{name} is {value}; it must be at least {least}')
+  made_with = sweep_study.description(
+    config,
+    space,
+    monitor=monitor,
+    mode=arguments.mode or ('min' if monitor == 'eval/loss' else 'max'),
+    pruner=arguments.pruner,
+    seed=arguments.seed,
+  )
+  assemble.make_loader(config, 'train')  # what is wrong with the data now
+  workdir = pathlib.Path(arguments.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  busy = f'another sweep is under way in {workdir}; wait for it, or end it'
+  with locks.lock(workdir, busy):
+    study = sweep_study.open_study(workdir, made_with)
+    sweep = Sweep(config, space, workdir, monitor, study, stop, Console())
+    sweep.run(arguments.trials, arguments.seed)
+    retrain = ['--config', arguments.config, *overrides]
+    return sweep_report.report(study, space, workdir, monitor, retrain)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,317 @@
+import io
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.model_selection import StratifiedKFold
+
+from alexnet_jax import assemble
+from alexnet_jax import recipes
+from alexnet_jax.data import averages
+from alexnet_jax.data import folds
+from alexnet_jax.data import pipeline
+from alexnet_jax.data import sources
+from alexnet_jax.data import splits
+from alexnet_jax.data import tfds_labels
+from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.prepare.__main__ import main as prepare
+from alexnet_jax.errors import UserError
+from tests.system import commands
+
+COUNTS = {'ant': 12, 'bee': 7, 'cat': 5}  # of `folder`
+LABELS = [0] * 12 + [1] * 7 + [2] * 5
+FOLDS = 5
+SIZE = 16
+
+
+def encoded(number):
+  """A PNG of one colour that no other number has."""
+  pixels = np.full((SIZE, SIZE, 3), 5 * number, np.uint8)
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
+def write_folder(root):
+  number = 0
+  for name, count in COUNTS.items():
+    (root / name).mkdir(parents=True)
+    for _ in range(count):
+      (root / name / f'{number:02d}.png').write_bytes(encoded(number))
+      number += 1
+  return root
+
+
+def write_tar(root):
+  root.mkdir()
+  with tarfile.open(root / 'all.tar', 'w') as tar:
+    for number, label in enumerate(LABELS):
+      for ending, content in (
+        ('png', encoded(number)),
+        ('cls', str(label).encode()),
+      ):
+        member = tarfile.TarInfo(f'{number:02d}.{ending}')
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+  return root
+
+
+def write_parquet(root):
+  root.mkdir()
+  table = pa.table(
+    {'image': [encoded(n) for n in range(len(LABELS))], 'label': LABELS}
+  )
+  pq.write_table(table, root / 'train.parquet')
+  return root
+
+
+@pytest.fixture(scope='module')
+def layouts(tmp_path_factory):
+  """{kind: arguments of make_source} of the same 24 pictures.
+
+  Of all but folder, tar and parquet a part is held out for validation.
+  """
+  root = tmp_path_factory.mktemp('folds')
+  folder = write_folder(root / 'My Photos')
+  common = f'--source folder --size {SIZE} --shard_examples 7 --out'.split()
+  common += [str(root / 'raw'), '--path', str(folder)]
+  assert prepare(['raw', *common]) == 0
+  common[common.index(str(root / 'raw'))] = str(root / 'tfds')
+  assert prepare(['resize', *common]) == 0
+  return {
+    'folder': {'source': 'folder', 'path': str(folder)},
+    'tar': {'source': 'tar', 'path': str(write_tar(root / 'tar'))},
+    'parquet': {'source': 'parquet', 'path': str(write_parquet(root / 'pq'))},
+    'raw': {'source': 'raw', 'path': str(root / 'raw')},
+    'tfds': {
+      'source': 'tfds',
+      'path': str(root / 'tfds'),
+      'tfds_name': 'my_photos',
+      'tfds_split': 'train',
+    },
+    'digits': {'source': 'digits'},
+    'synthetic': {
+      'source': 'synthetic',
+      'synthetic_examples': 24,
+      'synthetic_classes': 3,
+    },
+  }
+
+
+# Examples in the pool: all of them, or those of the training split.
+POOLS = {'folder': 24, 'tar': 24, 'parquet': 24, 'raw': 20, 'tfds': 20}
+POOLS |= {'digits': 5000, 'synthetic': 24}
+
+
+def open_fold(layouts, kind, split, fold, number=FOLDS, **options):
+  number = 3 if kind in ('raw', 'tfds') else number  # of `cat` 4 are left
+  return sources.make_source(
+    **layouts[kind], split=split, folds=number, fold=fold, **options
+  )
+
+
+def contents(source):
+  """What every example of a source is, hashable."""
+  found = []
+  for index in range(source.num_examples):
+    content, label = source.read(index)
+    if not isinstance(content, bytes):
+      content = content.tobytes()
+    found.append((content, label))
+  return found
+
+
+@pytest.mark.parametrize('kind', POOLS)
+def test_every_example_is_held_out_in_exactly_one_fold(layouts, kind):
+  number = 3 if kind in ('raw', 'tfds') else FOLDS
+  held_out, fingerprints = [], set()
+  for fold in range(number):
+    validation = open_fold(layouts, kind, 'validation', fold)
+    train = open_fold(layouts, kind, 'train', fold)
+    found, others = contents(validation), contents(train)
+    assert not set(found) & set(others)
+    assert len(found) + len(others) == POOLS[kind]
+    assert train.labels.tolist() == [label for _, label in others]
+    held_out += found
+    fingerprints |= {train.fingerprint, validation.fingerprint}
+  assert len(held_out) == len(set(held_out)) == POOLS[kind]
+  assert len(fingerprints) == 2 * number
+
+
+def test_the_folds_are_stratified():
+  """12, 7 and 5 examples in five folds: 2 or 3, 1 or 2, and 1 of each."""
+  numbers = folds.fold_numbers(np.array(LABELS), FOLDS, 0)
+  table = np.zeros((3, FOLDS), int)
+  np.add.at(table, (LABELS, numbers), 1)
+  assert table.sum() == 24
+  assert sorted(table[0]) == [2, 2, 2, 3, 3]
+  assert sorted(table[1]) == [1, 1, 1, 2, 2]
+  assert sorted(table[2]) == [1, 1, 1, 1, 1]
+  assert sorted(table.sum(0)) == [4, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize('seed', [0, 3])
+def test_the_folds_are_those_of_scikit_learn(layouts, seed):
+  stratified = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+  expected = stratified.split(np.zeros(24), LABELS)
+  for fold, (train, held_out) in enumerate(expected):
+    for split, indices in (('train', train), ('validation', held_out)):
+      part = open_fold(layouts, 'folder', split, fold, split_seed=seed)
+      # In the order of the pool: 00.png, 01.png, ...
+      names = [int(part.file_name(i)[-6:-4]) for i in range(part.num_examples)]
+      assert names == indices.tolist()
+
+
+def test_folds_repeat_and_follow_the_seed(layouts):
+  def fingerprint(seed):
+    return open_fold(layouts, 'tar', 'train', 1, split_seed=seed).fingerprint
+
+  assert fingerprint(0) == fingerprint(0)
+  assert fingerprint(0) != fingerprint(1)
+
+
+def test_a_part_names_its_examples_as_the_whole_does(layouts):
+  part = open_fold(layouts, 'folder', 'validation', 2)
+  assert part.describe(1).endswith(part.file_name(1))
+  assert part.name.endswith('My Photos (fold 2 of 5)')
+  assert not hasattr(open_fold(layouts, 'tar', 'train', 0), 'file_name')
+  assert not hasattr(part, 'square_size')
+
+
+def test_a_class_with_too_few_examples_is_named(layouts):
+  message = r"class 'cat' has 5 examples, fewer than config\.data\.folds = 6"
+  with pytest.raises(UserError, match=message):
+    open_fold(layouts, 'folder', 'train', 0, 6)
+
+
+def test_a_class_with_one_example_is_none_that_cannot_be_held_out(tmp_path):
+  """Nothing is held out of the pool, so the message is that of the folds."""
+  root = write_folder(tmp_path / 'photos')
+  (root / 'dog').mkdir()
+  (root / 'dog' / '99.png').write_bytes(encoded(30))
+  with pytest.raises(UserError, match="class 'dog' has 1 examples"):
+    sources.make_source('folder', 'train', path=str(root), folds=2)
+
+
+def test_a_fraction_of_zero_holds_nothing_out():
+  keys, labels = ['a', 'b', 'c'], np.array([0, 0, 1])
+  assert splits.held_out(keys, labels, 0.0, 0).tolist() == [False] * 3
+
+
+def test_an_unfit_seed_is_refused():
+  with pytest.raises(UserError, match='split_seed is -1'):
+    folds.fold_numbers(np.array(LABELS), FOLDS, -1)
+
+
+def test_a_validation_folder_stays_out_of_the_pool(tmp_path):
+  write_folder(tmp_path / 'train')
+  write_folder(tmp_path / 'val')
+  part = sources.make_source('folder', 'train', path=str(tmp_path), folds=2)
+  assert part.source.root == tmp_path / 'train'
+  assert part.source.num_examples == 24
+
+
+def test_other_splits_are_refused(layouts):
+  with pytest.raises(UserError, match=r"'test', not one of.*folds is 3"):
+    open_fold(layouts, 'tfds', 'test', 0)
+
+
+def test_the_labels_of_a_tfds_set_are_read_once(layouts, monkeypatch):
+  monkeypatch.setattr(tfds_labels, '_in_memory', {})
+  before = open_fold(layouts, 'tfds', 'train', 0).labels
+  monkeypatch.setattr(tfds_labels, '_read', None)
+  assert (open_fold(layouts, 'tfds', 'train', 0).labels == before).all()
+
+
+def test_the_labels_of_a_large_tfds_set_are_kept(layouts, monkeypatch):
+  expected = open_fold(layouts, 'tfds', 'train', 0).labels
+  pool = sources.make_source(**layouts['tfds'], split='train')
+  monkeypatch.setattr(tfds_labels, '_LARGE', 10)
+  monkeypatch.setattr(tfds_labels, '_in_memory', {})
+  labels = tfds_labels.read_labels(pool)
+  assert labels.tolist() == [pool.read(i)[1] for i in range(20)]
+  files = list(pool.records.folder.glob('labels_*'))
+  assert len(files) == 1
+  # Neither this process nor the next one reads the records again.
+  monkeypatch.setattr(tfds_labels, '_read', None)
+  assert (tfds_labels.read_labels(pool) == labels).all()
+  tfds_labels._in_memory.clear()
+  assert (open_fold(layouts, 'tfds', 'train', 0).labels == expected).all()
+  files[0].write_bytes(b'cut off')
+  tfds_labels._in_memory.clear()
+  with pytest.raises(TypeError):  # it would read them: None is not callable
+    tfds_labels.read_labels(pool)
+
+
+def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):
+  part = open_fold(layouts, 'raw', 'train', 1)
+
+  def batches(source, slow):
+    # Another size than the squares' makes the loader cut them out itself.
+    loader = Loader(source, SIZE)
+    if slow:
+      monkeypatch.setattr(folds.Part, 'square_size', None)
+    batches = pipeline.make_train_iter(
+      loader,
+      num_steps=4,
+      global_batch_size=5,
+      seed=3,
+      crop_size=SIZE - 4,
+      prefetch=0,
+    )
+    return list(batches)
+
+  fast = batches(part, slow=False)
+  copied = []
+  monkeypatch.setattr(pipeline, '_copy_squares', lambda *a: copied.append(a))
+  batches(part, slow=False)
+  assert len(copied) == 4
+  for left, right in zip(fast, batches(part, slow=True), strict=True):
+    for name in left:
+      np.testing.assert_array_equal(left[name], right[name])
+  assert len(copied) == 4
+
+
+def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
+  """Not that of the whole raw set, which its manifest has."""
+  path = layouts['raw']['path']
+  recipe = commands.write_recipe(
+    tmp_path,
+    data__source='raw',
+    data__path=path,
+    data__resize_size=SIZE,
+    data__crop_size=SIZE,
+    data__folds=3,
+    data__fold=1,
+  )
+  config = recipes.load_config([f'--config={recipe}'])
+  loader = assemble.make_loader(config, 'train')
+  mean = assemble.pixel_mean(config, loader, tmp_path)
+  squares = [
+    loader.source.read(i)[0] for i in range(loader.source.num_examples)
+  ]
+  np.testing.assert_allclose(mean, np.mean(squares, (0, 1, 2)), rtol=1e-6)
+  whole = loader.source.source.rgb_mean
+  assert np.abs(mean - whole).max() > 0.5
+  np.testing.assert_allclose(
+    averages.pixel_mean(loader).mean((0, 1)), mean, rtol=1e-6
+  )
+
+
+def test_the_config_opens_the_training_split_of_tfds(layouts, tmp_path):
+  recipe = commands.write_recipe(
+    tmp_path,
+    data__source='tfds',
+    data__path=layouts['tfds']['path'],
+    data__tfds_name='my_photos',
+    data__folds=3,
+  )
+  config = recipes.load_config([f'--config={recipe}'])
+  for split in sources.SPLITS:
+    source = assemble.make_source(config, split)
+    assert source.source.name == 'my_photos train'
+  with pytest.raises(UserError, match="split is 'test'"):
+    assemble.make_source(config, 'test')

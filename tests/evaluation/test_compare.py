@@ -1,0 +1,259 @@
+import csv
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from alexnet_jax import main as train_main
+from alexnet_jax.evaluation import compare
+from alexnet_jax.evaluation import compare_figures
+from alexnet_jax.evaluation import compare_page
+from alexnet_jax.evaluation import figures
+from alexnet_jax.evaluation import run_record
+from alexnet_jax.training import writers
+from tests import browser
+from tests.system import commands
+
+CHANGES = {
+  'one': (),
+  'other seed': ('--config.seed=1', '--config.log_every_steps=2'),
+  'other_data': ('--config.data.synthetic_examples=60',),
+}
+STEPS = 16
+
+
+def compare_runs(capsys, *arguments):
+  """(exit code, result of --json, errors) of the command in this process."""
+  capsys.readouterr()
+  code = compare.main([*map(str, arguments), '--json'])
+  out, err = capsys.readouterr()
+  return code, json.loads(out) if out else None, err
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, compile_once, small):
+  """{name: folder of a run}."""
+  folder = tmp_path_factory.mktemp('runs')
+  recipe = commands.write_recipe(
+    folder, **small, num_steps=STEPS, eval_every_steps=5
+  )
+  for name, changes in CHANGES.items():
+    arguments = ['--config', str(recipe), '--workdir', str(folder / name)]
+    arguments += ['--config.report=False', *changes]
+    assert train_main.main(arguments) == 0
+  return {name: folder / name for name in CHANGES}
+
+
+def test_repetitions_have_a_mean_and_a_deviation(runs, tmp_path, capsys):
+  one, two = runs['one'], runs['other seed']
+  out = tmp_path / 'out'
+  code, result, err = compare_runs(capsys, '--workdirs', one, two, '--out', out)
+  assert code == 0
+  assert result['notes'] == []
+  (group,) = result['groups']
+  assert group['runs'] == ['one', 'other seed']
+  assert group['seeds'] == [0, 1]
+  losses = [row['loss'] for row in result['runs']]
+  assert losses[0] != losses[1]
+  assert group['loss']['mean'] == pytest.approx(sum(losses) / 2)
+  # Of two numbers the sample deviation is their distance by the root of 2.
+  expected = abs(losses[0] - losses[1]) / 2**0.5
+  assert group['loss']['deviation'] == pytest.approx(expected)
+  assert 'one, other seed: ' in err
+  dom = browser.open_page(out / 'index.html')
+  rows = dom.tables['Mean ± standard deviation of the sample'].rows
+  assert rows[1][0].text == 'one, other seed'
+  keys = dom.tables['Keys of the config that differ'].rows
+  assert [row[0].text for row in keys[1:]] == ['log_every_steps', 'seed']
+
+
+def test_the_numbers_are_those_of_the_run(runs, tmp_path, capsys):
+  _, result, _ = compare_runs(
+    capsys, '--workdirs', *runs.values(), '--out', tmp_path / 'out'
+  )
+  assert [row['name'] for row in result['runs']] == list(CHANGES)
+  for row in result['runs']:
+    history = writers.read_rows(row['workdir'])
+    last = [r for r in history if 'eval/loss' in r][-1]
+    for name in run_record.MEASURES:
+      assert row[name] == last[f'eval/{name}']
+    assert row['steps'] == STEPS
+    examples = 60 if row['name'] == 'other_data' else 30
+    assert row['epochs'] == STEPS * 8 / examples
+    # One convolution of 3 x 3 with stride 2 on 24 pixels, pooled to 5, and
+    # dense layers of 8 and 3: multiply-adds by hand.
+    conv, dense = 12 * 12 * 9 * 3 * 8, 5 * 5 * 8 * 8 + 8 * 3
+    assert row['forward_flops_per_image'] == 2 * (conv + dense)
+    assert row['training_flops_per_image'] == 6 * (conv + dense) - 2 * conv
+    assert row['parameters'] == 27 * 8 + 8 + 200 * 8 + 8 + 8 * 3 + 3
+  with (tmp_path / 'out' / 'table.csv').open() as file:
+    table = list(csv.DictReader(file))
+  assert [row['name'] for row in table] == list(CHANGES)
+  for row, expected in zip(table, result['runs'], strict=True):
+    assert float(row['loss']) == expected['loss']
+    assert int(row['parameters']) == expected['parameters']
+
+
+def test_other_data_is_noted_in_table_and_page(runs, tmp_path, capsys):
+  out = tmp_path / 'out'
+  code, result, err = compare_runs(
+    capsys, '--workdirs', *runs.values(), '--out', out
+  )
+  assert code == 0
+  sets = [(row['data'], row['eval_data']) for row in result['runs']]
+  assert sets == [('A', 'A'), ('A', 'A'), ('B', 'B')]
+  validation, training = result['notes']
+  assert 'validation data differs, so their measures do not' in validation
+  assert 'set A: one, other seed; set B: other_data.' in validation
+  assert 'training data differs' in training
+  assert 'NOTE: The validation data differs' in err
+  dom = browser.open_page(out / 'index.html')
+  assert any(validation in text for text in dom.texts)
+  marked = compare_page.best(result['runs'])
+  assert not {key for _, key in marked} & set(run_record.MEASURES)
+
+
+def test_the_best_of_each_column_is_marked():
+  keys = dict.fromkeys(compare_page.COLUMNS, 1)
+  rows = [
+    {**keys, 'eval_data': 'A', 'loss': 0.5, 'top1': 0.8, 'steps': 3},
+    {**keys, 'eval_data': 'A', 'loss': 0.4, 'top1': 0.8, 'steps': 4},
+    {**keys, 'eval_data': 'A', 'loss': None, 'top1': 0.7, 'steps': 5},
+  ]
+  assert compare_page.best(rows) == {(1, 'loss'), (0, 'top1'), (1, 'top1')}
+  for row, letter in zip(rows, 'AAB', strict=True):
+    row['eval_data'] = letter
+    row['parameters'] = letter == 'B'
+  assert compare_page.best(rows) == {(0, 'parameters'), (1, 'parameters')}
+
+
+def test_the_best_stands_out_in_the_page(runs, tmp_path, capsys):
+  out = tmp_path / 'out'
+  _, result, err = compare_runs(
+    capsys, '--workdirs', runs['one'], runs['other seed'], '--out', out
+  )
+  best = min(result['runs'], key=lambda row: row['loss'])
+  html = (out / 'index.html').read_text()
+  assert f'class="marked" data-value="{best["loss"]}"' in html
+  assert f'{best["loss"]:.4f}*' in err
+
+
+def test_the_time_is_that_of_the_training_alone(tmp_path):
+  """8 images a step; 4 steps at 16 images/s, 4 at 32, and 2 without speed."""
+  rows = [
+    {'step': 1, 'train/loss': 1.0},  # it compiled
+    {'step': 5, 'train/loss': 1.0, 'images_per_second': 16.0},
+    {'step': 5, writers.STEP_LOSSES: [1.0] * 4},
+    {'step': 9, 'train/loss': 1.0, 'images_per_second': 32.0},
+    {'step': 9, 'eval/loss': 1.0},
+  ]
+
+  class Run:
+    step = 10
+    config = type('Config', (), {'global_batch_size': 8})
+
+  Run.rows = rows
+  speed = run_record._speed(Run)
+  assert speed['images_per_second'] == pytest.approx(64 / 3)
+  assert speed['training_seconds'] == pytest.approx(3 * 10 / 8)
+  Run.rows = rows[:1]
+  assert set(run_record._speed(Run).values()) == {None}
+
+
+def test_the_curves_are_those_of_the_histories(runs):
+  found = [run_record.load(str(f), n) for n, f in runs.items()]
+  for unit, length in (('steps', STEPS), ('epochs', STEPS * 8 / 30)):
+    figure = compare_figures.draw_validation(found, unit)
+    for axes, key in zip(figure.axes, ('eval/top1', 'eval/loss'), strict=True):
+      line = axes.get_lines()[0]
+      rows = [row for row in found[0].rows if key in row]
+      assert list(line.get_ydata()) == [row[key] for row in rows]
+      assert line.get_xdata()[-1] == pytest.approx(length)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == list(CHANGES)
+  steps, losses = figures.step_losses(found[1].rows)
+  assert steps.tolist() == list(range(1, STEPS + 1))
+  (axes,) = compare_figures.draw_deviation(found, 'steps').axes
+  deviations = axes.get_lines()[1].get_ydata()
+  assert deviations[-1] == pytest.approx(np.std(losses))
+  (axes,) = compare_figures.draw_training_loss(found, 'steps').axes
+  assert axes.get_lines()[1].get_ydata()[-1] == pytest.approx(losses.mean())
+
+
+def test_the_pictures_are_there(runs, tmp_path, capsys):
+  _, result, _ = compare_runs(
+    capsys, '--workdirs', *runs.values(), '--out', tmp_path / 'out'
+  )
+  names = [pathlib.Path(file).name for file in result['files']]
+  assert names == [
+    *('table.csv', 'validation.png', 'training_loss.png', 'deviation.png'),
+    'index.html',
+  ]
+  assert all(
+    pathlib.Path(file).stat().st_size > 100 for file in result['files']
+  )
+
+
+def test_a_run_under_way_is_named(runs, tmp_path, capsys):
+  """Its newest checkpoint is before the end, its history beyond it."""
+  copy = tmp_path / 'copy' / 'one'
+  shutil.copytree(runs['one'], copy)
+  shutil.rmtree(copy / 'checkpoints' / str(STEPS))
+  code, result, _ = compare_runs(
+    capsys, '--workdirs', runs['one'], copy, '--out', tmp_path / 'out'
+  )
+  assert code == 0
+  names = [row['name'] for row in result['runs']]
+  assert names == [str(runs['one']), str(copy)]  # both are called `one`
+  assert result['runs'][1]['steps'] == 15
+  assert result['notes'] == [f'Not done yet: {copy} (step 15 of 16).']
+  history = writers.read_rows(copy)
+  row = next(r for r in history if r['step'] == 15 and 'eval/loss' in r)
+  assert result['runs'][1]['loss'] == row['eval/loss']
+
+
+def test_the_final_state_may_be_an_earlier_one(
+  runs, small, tmp_path, capsys, compile_once
+):
+  recipe = commands.write_recipe(
+    tmp_path,
+    **small,
+    num_steps=STEPS,
+    eval_every_steps=4,
+    early_stopping__enabled=True,
+    early_stopping__patience=2,
+    early_stopping__monitor='eval/loss',  # the more of it the better: no
+    early_stopping__mode='max',
+  )
+  workdir = tmp_path / 'run'
+  arguments = ['--config', str(recipe), '--workdir', str(workdir)]
+  capsys.readouterr()
+  assert train_main.main([*arguments, '--config.report=False', '--json']) == 0
+  trained = json.loads(capsys.readouterr().out)
+  assert trained['step'] < 12
+  run = run_record.load(str(workdir), 'run')
+  assert run.final_step == trained['step']
+  assert run.step == 12
+  assert run.is_done
+  assert run.values['loss'] == trained['eval/loss']
+
+
+def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
+  out = ['--out', tmp_path / 'out']
+  code, _, err = compare_runs(capsys, '--workdirs', tmp_path, *out)
+  assert code == 2
+  assert 'is not the folder of a run' in err
+  code, _, err = compare_runs(
+    capsys, '--workdirs', runs['one'], f'{runs["one"]}/', *out
+  )
+  assert code == 2
+  assert 'twice' in err
+  assert not (tmp_path / 'out').exists()
+
+
+def test_more_data_sets_than_letters():
+  assert run_record.letter(0) == 'A'
+  assert run_record.letter(25) == 'Z'
+  assert run_record.letter(26) == 'A2'

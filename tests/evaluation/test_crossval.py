@@ -1,0 +1,238 @@
+import json
+import random
+import shutil
+import signal
+import statistics
+import sys
+import time
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from alexnet_jax.evaluation import crossval
+from alexnet_jax.evaluation import measure
+from alexnet_jax.training import loop
+from tests.system import commands
+
+CROSSVAL = [sys.executable, '-m', 'alexnet_jax.evaluation.crossval']
+FOLDS = 3
+LENGTH = {'num_steps': 20}
+
+
+def cross_validate(capsys, recipe, workdir, *more):
+  """(exit code, result of --json, errors) of the command in this process."""
+  capsys.readouterr()
+  code = crossval.main(
+    ['--config', str(recipe), '--workdir', str(workdir), '--json']
+    + [str(m) for m in more]
+  )
+  out, err = capsys.readouterr()
+  return code, json.loads(out) if out else None, err
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory, compile_once, small):
+  """(recipe, folder) of a cross-validation that nothing disturbed."""
+  folder = tmp_path_factory.mktemp('done')
+  recipe = commands.write_recipe(folder, **small, **LENGTH)
+  arguments = ['--config', str(recipe), '--workdir', str(folder / 'cv')]
+  assert crossval.main([*arguments, '--folds', str(FOLDS)]) == 0
+  return recipe, folder / 'cv'
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+  """The same, to be changed."""
+  shutil.copytree(done[1], tmp_path / 'cv')
+  return done[0], tmp_path / 'cv'
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+  """Neither trains nor measures."""
+  monkeypatch.setattr(loop, 'train_and_evaluate', None)
+  monkeypatch.setattr(measure, 'evaluate', None)
+
+
+def without_places(result):
+  """The result without what differs between two folders."""
+  folds = [{**fold, 'workdir': ''} for fold in result['folds']]
+  return {**result, 'folds': folds}
+
+
+def test_folds_that_are_done_cost_nothing(done, capsys, no_training):
+  code, result, err = cross_validate(capsys, *done, '--folds', FOLDS)
+  assert code == 0
+  assert 'fold 2 (3 of 3) is done' in err
+  assert result == json.loads((done[1] / 'crossval.json').read_text())
+  assert [fold['fold'] for fold in result['folds']] == [0, 1, 2]
+
+
+def test_the_sides_of_every_fold_are_measured(done):
+  result = json.loads((done[1] / 'crossval.json').read_text())
+  for fold in result['folds']:
+    assert fold['train']['examples'] + fold['validation']['examples'] == 30
+    assert fold['step'] == 20
+    rows = (done[1] / f'fold_0{fold["fold"]}' / 'metrics.jsonl').read_text()
+    last = [json.loads(line) for line in rows.splitlines()][-1]
+    # What training saw in its last evaluation is what is measured afterwards.
+    assert last['eval/loss'] == fold['validation']['loss']
+    assert last['eval/macro_f1'] == fold['validation']['macro_f1']
+    assert fold['train']['loss'] != fold['validation']['loss']
+  losses = [fold['validation']['loss'] for fold in result['folds']]
+  assert len(set(losses)) == FOLDS
+  assert result['mean']['validation']['loss'] == pytest.approx(np.mean(losses))
+  assert result['deviation']['validation']['loss'] == pytest.approx(
+    statistics.stdev(losses)
+  )
+
+
+def test_a_fold_is_the_run_that_its_config_describes(done, tmp_path, capsys):
+  from alexnet_jax import main
+
+  code = main.main(
+    [
+      *('--config', str(done[0]), '--workdir', str(tmp_path / 'run'), '--json'),
+      *('--config.data.folds=3', '--config.data.fold=1'),
+      '--config.report=False',
+    ]
+  )
+  assert code == 0
+  result = json.loads(capsys.readouterr().out)
+  folds = json.loads((done[1] / 'crossval.json').read_text())['folds']
+  assert result['state_digest'] == folds[1]['state_digest']
+
+
+def test_another_config_is_refused_by_its_keys(done, capsys, no_training):
+  code, _, err = cross_validate(
+    capsys, *done, '--folds', FOLDS, '--config.optimizer.learning_rate=0.5'
+  )
+  assert code == 2
+  assert 'fold_00 was trained with another config' in err
+  assert 'config.optimizer.learning_rate: 0.02 -> 0.5' in err
+  code, _, err = cross_validate(capsys, *done, '--folds', 5)
+  assert code == 2
+  assert 'config.data.folds: 3 -> 5' in err
+
+
+def test_what_is_missing_is_made_again(copied, capsys, monkeypatch):
+  """One fold lost its measures, another was not begun."""
+  recipe, workdir = copied
+  expected = json.loads((workdir / 'crossval.json').read_text())
+  (workdir / 'fold_00' / 'measures.json').write_text('{"cut o')
+  shutil.rmtree(workdir / 'fold_02')
+  trained, train = [], loop.train_and_evaluate
+
+  def spy(config, *arguments):
+    trained.append((config.data.fold, config.data.folds, config.report))
+    return train(config, *arguments)
+
+  monkeypatch.setattr(loop, 'train_and_evaluate', spy)
+  code, result, _ = cross_validate(capsys, recipe, workdir, '--folds', FOLDS)
+  assert code == 0
+  assert trained == [(0, 3, False), (2, 3, False)]
+  assert without_places(result) == without_places(expected)
+
+
+def test_a_longer_run_goes_on_and_is_measured_again(copied, capsys):
+  recipe, workdir = copied
+  longer = '--config.num_steps=22'
+  code, result, _ = cross_validate(
+    capsys, recipe, workdir, '--folds', FOLDS, longer
+  )
+  assert code == 0
+  assert [fold['step'] for fold in result['folds']] == [22] * 3
+  stored = json.loads((workdir / 'fold_01' / 'measures.json').read_text())
+  assert stored['step'] == stored['config']['num_steps'] == 22
+
+
+def test_a_signal_leaves_with_75_and_the_command_goes_on(
+  done, tmp_path, capsys, monkeypatch
+):
+  expected = json.loads((done[1] / 'crossval.json').read_text())
+  recipe, workdir = done[0], tmp_path / 'cv'
+  evaluate = loop._evaluate
+
+  def signalled(run, live, on_evaluation):
+    evaluate(run, live, on_evaluation)
+    if run.config.data.fold == 1:
+      signal.raise_signal(signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, '_evaluate', signalled)
+    code, _, err = cross_validate(capsys, recipe, workdir, '--folds', FOLDS)
+  assert code == 75
+  assert 'saved step' in err
+  assert not (workdir / 'fold_02').exists()
+  code, result, err = cross_validate(capsys, recipe, workdir, '--folds', FOLDS)
+  assert code == 0
+  assert 'goes on from checkpoint' in err
+  assert without_places(result) == without_places(expected)
+
+
+def test_the_box_plots_show_the_folds(done):
+  picture = matplotlib.image.imread(done[1] / 'box_plots.png')
+  colours = {tuple(np.round(c, 1)) for c in picture.reshape(-1, 4)}
+  assert len(colours) > 20
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--folds', '1'], 'must be at least 2'),
+    (['--folds', '0'], 'must be at least 2'),
+    (['--config.data.folds=4', '--folds', '3'], 'give one of them'),
+    (['--config.nothing=4'], 'no key config.nothing'),
+    (['--folds', '12'], "class 'band_0' has 10 examples, fewer than"),
+  ],
+)
+def test_it_refuses(tmp_path, small, capsys, arguments, message):
+  recipe = commands.write_recipe(tmp_path, **small, **LENGTH)
+  code, _, err = cross_validate(capsys, recipe, tmp_path / 'cv', *arguments)
+  assert code == 2
+  assert message in err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_folds_of_the_digits_survive_kills(tmp_path, compile_once):
+  recipe = commands.write_recipe(
+    tmp_path,
+    data__source='digits',
+    num_steps=30,
+    eval_every_steps=10,
+    global_batch_size=32,
+    histogram_every_evals=0,
+  )
+
+  def start(name):
+    arguments = ['--config', recipe, '--workdir', tmp_path / name, '--json']
+    return commands.start(
+      *(*CROSSVAL, *arguments, '--folds', 10), env=compile_once
+    )
+
+  process = start('unbroken')
+  out, err = process.communicate(timeout=900)
+  assert process.returncode == 0, err
+  expected = json.loads(out.splitlines()[-1])
+  folds = expected['folds']
+  assert [fold['validation']['examples'] for fold in folds] == [500] * 10
+  assert [fold['train']['examples'] for fold in folds] == [4500] * 10
+  rng = random.Random(0)
+  for fold in (0, 3, 4, 8):
+    process = start('killed')
+    while process.poll() is None and not list(
+      (tmp_path / 'killed').glob(f'fold_{fold:02d}')
+    ):
+      time.sleep(0.02)
+    time.sleep(rng.uniform(0, 3))  # it starts, trains, saves or measures
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / 'killed' / 'crossval.json').exists()
+  process = start('killed')
+  out, err = process.communicate(timeout=900)
+  assert process.returncode == 0, err
+  result = json.loads(out.splitlines()[-1])
+  assert without_places(result) == without_places(expected)
