@@ -111,7 +111,8 @@ def _optimizer_defaults():
   optimizer.momentum = 0.9  # not of adam
   optimizer.nesterov = False  # not of adam
   optimizer.b1 = 0.9  # of adam
-  optimizer.b2 = 0.999  # of adam; the decay of rmsprop
+  optimizer.b2 = 0.999  # of adam
+  optimizer.rms_decay = 0.9  # of rmsprop
   optimizer.epsilon = 1e-8  # of adam and rmsprop
   optimizer.trust_coefficient = 0.001  # of lars
   optimizer.weight_decay = 5e-4

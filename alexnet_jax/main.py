@@ -13,7 +13,7 @@ in config, data or arguments, 75 interrupted and saved, 1 anything else."""
 def _parse(argv):
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.main',
-    description='Trains AlexNet with local response normalisation.',
+    description='Trains AlexNet, or another of its networks.',
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
@@ -80,17 +80,19 @@ def _work(arguments, overrides, stop):
   workdir = arguments.workdir or f'runs/{recipes.name(arguments.config)}'
   result = loop.train_and_evaluate(config, workdir, stop, Console())
   if config.report:
-    _report(workdir, stop)
+    _report(workdir, config.data.path, stop)
   return result
 
 
-def _report(workdir, stop):
+def _report(workdir, data_path, stop):
   """Tables and pictures of a run that is done."""
   from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import report
 
   try:
-    result = report.write(workdir, progress=lambda done: stop.check())
+    result = report.write(
+      workdir, data_path=data_path, progress=lambda done: stop.check()
+    )
     report.show(result)
   except UserError as error:
     # It could not be drawn, but the run is complete.

@@ -5,7 +5,6 @@ python -m alexnet_jax.predict --workdir DIR photo.jpg folder/ ...
 
 import argparse
 from collections.abc import Sequence
-import csv
 import itertools
 import os
 import pathlib
@@ -16,8 +15,9 @@ Gives the best classes of images, as the network of a run sees them. The data
 that it was trained on is not needed; the run's folder is."""
 _EPILOG = """\
 Images are prepared as in evaluation: the centre of the resized image. Exit
-codes: 0 done, 2 something to mend in the arguments or the files; those that
-cannot be read are named, and the others predicted all the same."""
+codes: 0 done, 2 something to mend in the arguments or the files. Images that
+cannot be decoded are named, and the others predicted all the same; a path that
+does not exist ends the command before it begins."""
 
 MOST_IN_GRID = 196  # images
 
@@ -247,17 +247,16 @@ def write_csv(
 
   Files that cannot be read have a row with their name only.
   """
+  from alexnet_jax import atomic
+
   ranks = range(1, max(map(len, answers)) + 1)
+  columns = ((f'class_{rank}', f'probability_{rank}') for rank in ranks)
+  rows = [['file', *itertools.chain(*columns)]]
+  for name, answer in zip(files, answers, strict=True):
+    cells = list(itertools.chain(*answer))
+    rows.append([name, *cells, *[''] * (2 * len(ranks) - len(cells))])
   # A name of a file may be any bytes; they are written as they are.
-  with open(
-    path, 'w', newline='', encoding='utf-8', errors='surrogateescape'
-  ) as file:
-    writer = csv.writer(file)
-    columns = ((f'class_{rank}', f'probability_{rank}') for rank in ranks)
-    writer.writerow(['file', *itertools.chain(*columns)])
-    for name, answer in zip(files, answers, strict=True):
-      cells = list(itertools.chain(*answer))
-      writer.writerow([name, *cells, *[''] * (2 * len(ranks) - len(cells))])
+  atomic.write_csv(path, rows, errors='surrogateescape')
 
 
 if __name__ == '__main__':

@@ -36,6 +36,7 @@ def get_config(augmentation=''):
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 5e-4
 
+  config.schedule.name = 'plateau'
   config.schedule.monitor = 'eval/loss'
   config.schedule.mode = 'min'
   config.schedule.patience = 10

@@ -6,7 +6,7 @@
 The set-up of a PyTorch notebook for 28 classes; it takes any number of them.
 `alexnet_plain` (227 pixels, no padding in the first layer, PyTorch's
 initialisation) in batches of 150; nine tenths of each class are trained on. SGD
-0.01 with momentum 0.9.
+with a constant rate of 0.01 and momentum 0.9; random crops and mirroring.
 """
 
 from alexnet_jax.config import make_config
@@ -27,4 +27,5 @@ def get_config():
   config.optimizer.learning_rate = 0.01
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 0.0
+  config.schedule.name = 'constant'
   return config

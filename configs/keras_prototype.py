@@ -30,6 +30,7 @@ def get_config(network='alexnet_bn'):
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 0.0
 
+  config.schedule.name = 'plateau'
   config.schedule.monitor = 'eval/top1'
   config.schedule.mode = 'max'
   config.schedule.factor = 0.1

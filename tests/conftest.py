@@ -1,7 +1,10 @@
 """Four fake devices for every test, and no silent broadcasting."""
 
+import atexit
 import os
+import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -10,6 +13,12 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['KERAS_BACKEND'] = 'jax'
+# Most of a tiny run is compilation: all runs of a session share the programs.
+_PROGRAMS = tempfile.mkdtemp(prefix='alexnet_jax_programs_')
+atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _PROGRAMS
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import assemble
+from alexnet_jax import pixel_means
 from alexnet_jax import recipes
 from alexnet_jax.data import averages
 from alexnet_jax.data.prepare.__main__ import main as prepare
@@ -17,30 +18,30 @@ def make_config(tmp_path, **changes):
 def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   config = make_config(tmp_path)
   loader = assemble.make_loader(config, 'train')
-  first = assemble.pixel_mean(config, loader, tmp_path)
+  first = pixel_means.pixel_mean(config, loader, tmp_path)
   squares = [loader.square(i)[0] for i in range(96)]
   np.testing.assert_allclose(first, np.mean(squares, (0, 1, 2)), rtol=1e-6)
   assert first.dtype == np.float32
   monkeypatch.setattr(averages, 'pixel_mean', None)  # it must not be called
-  again = assemble.pixel_mean(config, loader, tmp_path)
+  again = pixel_means.pixel_mean(config, loader, tmp_path)
   np.testing.assert_array_equal(again, first)
-  stored = assemble.stored_pixel_mean(config, tmp_path)
+  stored = pixel_means.stored_pixel_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, first)
 
 
 def test_the_mean_of_other_data_is_computed_anew(tmp_path):
   config = make_config(tmp_path)
   loader = assemble.make_loader(config, 'train')
-  first = assemble.pixel_mean(config, loader, tmp_path)
+  first = pixel_means.pixel_mean(config, loader, tmp_path)
   config.data.synthetic_examples = 48
   loader = assemble.make_loader(config, 'train')
-  assert (assemble.pixel_mean(config, loader, tmp_path) != first).any()
+  assert (pixel_means.pixel_mean(config, loader, tmp_path) != first).any()
 
 
 def test_the_mean_image_loses_its_border(tmp_path):
   config = make_config(tmp_path, data__mean='image')
   loader = assemble.make_loader(config, 'train')
-  mean = assemble.pixel_mean(config, loader, tmp_path)
+  mean = pixel_means.pixel_mean(config, loader, tmp_path)
   whole = np.mean([loader.square(i)[0] for i in range(96)], 0)
   np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
 
@@ -48,17 +49,17 @@ def test_the_mean_image_loses_its_border(tmp_path):
 def test_no_mean(tmp_path):
   config = make_config(tmp_path, data__mean='none')
   loader = assemble.make_loader(config, 'train')
-  assert not assemble.pixel_mean(config, loader, tmp_path).any()
-  assert not assemble.stored_pixel_mean(config, tmp_path).any()
+  assert not pixel_means.pixel_mean(config, loader, tmp_path).any()
+  assert not pixel_means.stored_pixel_mean(config, tmp_path).any()
   assert not list(tmp_path.glob('*.npz'))
 
 
 def test_a_part_of_the_mean_is_not_kept(tmp_path):
   config = make_config(tmp_path)
   loader = assemble.make_loader(config, 'train')
-  assemble.pixel_mean(config, loader, tmp_path, limit=10)
+  pixel_means.pixel_mean(config, loader, tmp_path, limit=10)
   with pytest.raises(UserError, match=r'pixel_mean\.npz.*is missing'):
-    assemble.stored_pixel_mean(config, tmp_path)
+    pixel_means.stored_pixel_mean(config, tmp_path)
 
 
 def test_the_number_of_classes_is_that_of_the_data(tmp_path):
@@ -118,5 +119,5 @@ def test_the_mean_of_a_raw_set_needs_no_pass(tmp_path, monkeypatch):
   loader = assemble.make_loader(config, 'train')
   squares = np.concatenate(loader.source.shards)
   monkeypatch.setattr(averages, 'pixel_mean', None)  # it must not be called
-  mean = assemble.pixel_mean(config, loader, tmp_path)
+  mean = pixel_means.pixel_mean(config, loader, tmp_path)
   np.testing.assert_allclose(mean, squares.mean((0, 1, 2)), rtol=1e-6)

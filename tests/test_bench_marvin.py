@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import assemble
+from alexnet_jax import pixel_means
 from alexnet_jax import recipes
 from alexnet_jax.bench import marvin
 from alexnet_jax.bench import marvin_summary
@@ -145,7 +146,7 @@ def test_keras_gets_the_pixels_that_our_network_sees(monkeypatch, tmp_path):
   with np.load(tmp_path / 'data.npz') as stored:
     data = dict(stored)
   train = assemble.make_loader(config, 'train')
-  mean = assemble.pixel_mean(config, train, tmp_path)
+  mean = pixel_means.pixel_mean(config, train, tmp_path)
   for name, split, count in (
     ('train', 'train', 4000),
     ('val', 'validation', 1000),

@@ -80,7 +80,9 @@ def show(result: dict) -> None:
   from rich.console import Console
   from rich.table import Table
 
-  console = Console(file=sys.stderr, width=100, highlight=False)
+  console = Console(
+    file=sys.stderr, width=100, highlight=False, markup=False, emoji=False
+  )
   machine, versions = result['machine'], result['versions']
   console.print(
     f'{machine["cpu"]}, {machine["cores"]} cores; {result["epochs"]} epochs;'

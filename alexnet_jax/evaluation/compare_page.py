@@ -1,8 +1,8 @@
 """The page of a comparison: tables and curves of several runs."""
 
-import csv
 import pathlib
 
+from alexnet_jax import atomic
 from alexnet_jax import config as config_lib
 from alexnet_jax.evaluation import compare_figures
 from alexnet_jax.evaluation import figures
@@ -112,7 +112,8 @@ def write(
     out: folder of the page.
     unit: `epochs` or `steps`, of the curves.
   """
-  _write_table(result['runs'], out / TABLE)
+  rows = result['runs']
+  atomic.write_csv(out / TABLE, [list(rows[0]), *(r.values() for r in rows)])
   pictures = {}
   for name, draw in _drawings(runs).items():
     pictures[name] = figures.save(draw(runs, unit), out / f'{name}.png')
@@ -126,16 +127,6 @@ def write(
   page.write(out / PAGE, html)
   files = [TABLE, *(f'{name}.png' for name in pictures), PAGE]
   return [str(out / name) for name in files]
-
-
-def _write_table(rows, path):
-  # Names of files in another encoding have characters that UTF-8 has not.
-  with path.open(
-    'w', newline='', encoding='utf-8', errors='backslashreplace'
-  ) as file:
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
 
 
 def _drawings(runs):

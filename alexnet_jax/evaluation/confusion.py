@@ -92,6 +92,12 @@ def most_confused(
   return [(int(t), int(p), int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
 
 
+def row_shares(confusion: np.ndarray) -> np.ndarray:
+  """Each row over its sum, float64; rows without examples are 0."""
+  confusion = np.asarray(confusion)
+  return _ratio(confusion, confusion.sum(1, keepdims=True))
+
+
 def _ratio(part, whole):
   """part / whole, 0 where both are; float64."""
   part, whole = np.asarray(part, float), np.asarray(whole, float)

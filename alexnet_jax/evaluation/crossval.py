@@ -18,7 +18,11 @@ Every fold is a run of its own in DIR/fold_00, DIR/fold_01 and so on, trained
 with config.data.folds and config.data.fold on all folds but one, and measured
 in its final state on both sides. Killed at any moment and started again, the
 same command goes on; folds that are done are not touched. Any key of the config
-can be changed: --config.global_batch_size=64."""
+can be changed: --config.global_batch_size=64.
+
+Every fold keeps its checkpoints, config.checkpoint.keep of them and the best. A
+checkpoint has 8 bytes a parameter (the parameters and the momentum; 12 with
+adam and rmsprop), and 4 more with config.ema_decay."""
 
 
 def _parse(argv):
@@ -123,7 +127,7 @@ def cross_validate(
 
   Raises:
     UserError: if config or data are unfit, or a fold was trained with another
-      config.
+      config or on other data.
     Interrupted: after the state was saved, if `stop` received a signal.
     NonFiniteLossError: if the loss of a fold is lost.
   """
@@ -133,19 +137,23 @@ def cross_validate(
 
   configs = [_fold_config(config, folds, fold) for fold in range(folds)]
   places = [workdir / f'fold_{fold:02d}' for fold in range(folds)]
-  measured = [_measures(*pair) for pair in zip(configs, places, strict=True)]
+  # Before anything is trained, and of the folds that are done as well.
+  records = [_data_record(own) for own in configs]
+  measured = [
+    _measures(*fold) for fold in zip(configs, places, records, strict=True)
+  ]
   for fold, (own, place) in enumerate(zip(configs, places, strict=True)):
     stop.check()
     if measured[fold] is None:
       console.line(f'fold {fold} ({fold + 1} of {folds}): {place}')
       loop.train_and_evaluate(own, str(place), stop, console)
-      measured[fold] = _measure(own, place, stop)
+      measured[fold] = _measure(own, place, records[fold], stop)
       _write_json(place / MEASURES_FILE, measured[fold])
       jax.clear_caches()  # or the programs of all folds would pile up
     else:
       console.line(f'fold {fold} ({fold + 1} of {folds}) is done: {place}')
   results = [
-    {'fold': fold, 'workdir': str(place), **_without_config(values)}
+    {'fold': fold, 'workdir': str(place), **_result(values)}
     for fold, (place, values) in enumerate(zip(places, measured, strict=True))
   ]
   mean, deviation = (
@@ -161,11 +169,22 @@ def _fold_config(config, folds, fold):
   return own
 
 
-def _measures(config, place):
+def _data_record(config, loaders=None):
+  """Of a fold's data; opens it if there are no loaders yet."""
+  from alexnet_jax import assemble
+
+  if loaders is None:
+    loaders = {split: assemble.make_loader(config, split) for split in SPLITS}
+  return assemble.data_record(
+    config, *(loaders[split].source for split in SPLITS)
+  )
+
+
+def _measures(config, place, record):
   """What was measured of a fold before; None if that is to be done.
 
   Raises:
-    UserError: if the fold was trained with another config.
+    UserError: if the fold was trained with another config or on other data.
   """
   from alexnet_jax.training import setup
 
@@ -174,28 +193,33 @@ def _measures(config, place):
   except (FileNotFoundError, ValueError):
     return None
   setup.check_config(config, place, stored)
+  setup.check_data_record(place, stored['data'], record)
   # A run may be made longer. All else that may change leaves it as it is.
   lengths = ('num_epochs', 'num_steps')
   longer = any(stored['config'][key] != config[key] for key in lengths)
   return None if longer else stored
 
 
-def _measure(config, place, stop):
+def _measure(config, place, record, stop):
   """The final state of a fold on its training folds and on what is held out."""
   from alexnet_jax import assemble
   from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import setup
   from alexnet_jax.training import state as state_lib
 
   run = saved_run.load(str(place), data_path=config.data.path)
+  loaders = {split: assemble.make_loader(run.config, split) for split in SPLITS}
+  # While it trained, they may have changed.
+  setup.check_data_record(place, record, _data_record(config, loaders))
   measured = {
     'config': config.to_dict(),
+    'data': record,
     'step': int(run.state.step),
     'parameters': state_lib.num_parameters(run.state),
     'state_digest': state_lib.state_digest(state_lib.saved_tree(run.state)),
   }
-  for split in SPLITS:
-    loader = assemble.make_loader(run.config, split)
+  for split, loader in loaders.items():
     values = measure.evaluate(
       run.steps.evaluate,
       run.state,
@@ -210,8 +234,9 @@ def _measure(config, place, stop):
   return measured
 
 
-def _without_config(values):
-  return {key: value for key, value in values.items() if key != 'config'}
+def _result(values):
+  """The measures of a fold without what only a later start needs."""
+  return {k: v for k, v in values.items() if k not in ('config', 'data')}
 
 
 def _over_folds(results, statistic):
@@ -226,10 +251,10 @@ def _over_folds(results, statistic):
 
 
 def _write_json(path, value):
-  """Writes a whole file, or leaves the one before."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
-  temporary.replace(path)
+  from alexnet_jax import atomic
+
+  with atomic.replaced_file(path) as temporary:
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
 
 
 if __name__ == '__main__':

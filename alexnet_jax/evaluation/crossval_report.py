@@ -3,9 +3,10 @@
 import rich.console
 import rich.table
 
+from alexnet_jax.evaluation import crossval
 from alexnet_jax.evaluation import figures
 
-SPLITS = {'train': 'training', 'validation': 'held out'}
+_TITLES = {'train': 'training', 'validation': 'held out'}
 PLOTTED = {'top1': 'accuracy (top-1)', 'macro_precision': 'macro precision'}
 
 
@@ -22,12 +23,12 @@ def show(result: dict) -> None:
     title_justify='left',
   )
   table.add_column('fold')
-  for title in SPLITS.values():
+  for split in crossval.SPLITS:
     for name in columns.values():
-      table.add_column(f'{title}\n{name}', justify='right')
+      table.add_column(f'{_TITLES[split]}\n{name}', justify='right')
 
   def add(label, form, **options):
-    cells = [form(split, key) for split in SPLITS for key in columns]
+    cells = [form(split, key) for split in crossval.SPLITS for key in columns]
     table.add_row(label, *cells, **options)
 
   for fold in result['folds']:
@@ -39,7 +40,9 @@ def show(result: dict) -> None:
     lambda s, key: f'{mean[s][key]:.4f}\n± {deviation[s][key]:.4f}',
     style='bold',
   )
-  rich.console.Console(stderr=True, width=100, highlight=False).print(table)
+  rich.console.Console(
+    stderr=True, width=100, highlight=False, markup=False, emoji=False
+  ).print(table)
 
 
 def draw_box_plots(result: dict):
@@ -52,11 +55,12 @@ def draw_box_plots(result: dict):
   axes[1].sharey(axes[0])
   for axis, (name, title) in zip(axes, PLOTTED.items(), strict=True):
     values = [
-      [fold[split][name] for fold in result['folds']] for split in SPLITS
+      [fold[split][name] for fold in result['folds']]
+      for split in crossval.SPLITS
     ]
     axis.boxplot(
       values,
-      tick_labels=list(SPLITS.values()),
+      tick_labels=[_TITLES[split] for split in crossval.SPLITS],
       widths=0.45,
       showfliers=False,  # every fold has its dot
       medianprops={'color': 'C1'},

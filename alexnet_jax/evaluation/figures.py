@@ -12,6 +12,7 @@ import warnings
 
 import numpy as np
 
+from alexnet_jax import atomic
 from alexnet_jax.training import writers
 
 WINDOW = 50  # steps of the rolling mean and deviation
@@ -81,7 +82,8 @@ def save(figure, path: pathlib.Path) -> bytes:
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='Glyph', category=UserWarning)
     figure.savefig(content, format='png')
-  path.write_bytes(content.getvalue())
+  with atomic.replaced_file(path) as temporary:
+    temporary.write_bytes(content.getvalue())
   return content.getvalue()
 
 

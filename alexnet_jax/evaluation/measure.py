@@ -83,21 +83,20 @@ def evaluate(
   def take():
     """Fetches one batch late: the next is under way before the host waits."""
     nonlocal total
-    sums, host = pending
+    sums, batch = pending
     if 'examples' in sums:
-      parts.append({**host, **jax.device_get(sums.pop('examples'))})
+      said = jax.device_get(sums.pop('examples'))
+      parts.append({'label': batch['label'], 'mask': batch['mask'], **said})
     total = metrics.add_sums(total, sums)
 
   for number, batch in enumerate(batches, 1):
-    # Before the array's memory is used again.
-    host = {'label': batch['label'].copy(), 'mask': batch['mask'].copy()}
     sums = eval_step(state, to_devices(batch))
     # The matrix stays on the device until the end.
     counts = sums.pop('confusion')
     confusion = counts if confusion is None else _add(confusion, counts)
     if pending is not None:
       take()
-    pending = sums, host
+    pending = sums, batch
     progress(number)
   if pending is not None:
     take()

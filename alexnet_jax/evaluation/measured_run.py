@@ -142,10 +142,14 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
     what was changed besides the crop) of each. Images that cannot be decoded
     are left out.
   """
-  config, loader = subject.run.config, subject.training
+  config, loader = (
+    subject.run.config.copy_and_resolve_references(),
+    subject.training,
+  )
+  # The first draws of a batch do not depend on how many follow.
+  config.global_batch_size = min(count, config.global_batch_size)
   batch = next(assemble.make_train_iter(config, loader, 1))
-  batch = {name: values[:count] for name, values in batch.items()}
-  positions = order.batch_positions(0, config.global_batch_size)[:count]
+  positions = order.batch_positions(0, config.global_batch_size)
   indices = order.examples_at(
     positions, loader.source.num_examples, config.seed
   )

@@ -67,7 +67,9 @@ def best_classes(
     count], loss: float32 [batch], the cross-entropy in nats}.
   """
   count = min(count, logits.shape[1])
-  probabilities, classes = lax.top_k(jax.nn.softmax(logits), count)
+  # Ranked by the logits: small probabilities may all be 0.
+  _, classes = lax.top_k(logits, count)
+  probabilities = jnp.take_along_axis(jax.nn.softmax(logits), classes, axis=1)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   return {'classes': classes, 'probabilities': probabilities, 'loss': losses}
 

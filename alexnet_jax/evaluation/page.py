@@ -12,6 +12,8 @@ import importlib.resources
 import pathlib
 import struct
 
+from alexnet_jax import atomic
+
 TEMPLATE = 'page.html.jinja'
 
 
@@ -110,8 +112,8 @@ def shown(cell: str | int | float) -> str:
 
 
 def write(path: pathlib.Path, html: str) -> None:
-  """Writes the page under a temporary name first: it is never seen half."""
-  temporary = path.with_suffix('.tmp')
+  """Writes the page; see `atomic.replaced_file`."""
   # Names of files in another encoding have characters that UTF-8 has not.
-  temporary.write_bytes(html.encode(errors='backslashreplace'))
-  temporary.replace(path)
+  content = html.encode(errors='backslashreplace')
+  with atomic.replaced_file(path) as temporary:
+    temporary.write_bytes(content)

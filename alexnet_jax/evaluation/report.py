@@ -7,7 +7,6 @@ as CSV.
 
 import argparse
 from collections.abc import Callable
-import csv
 import itertools
 import json
 import pathlib
@@ -83,10 +82,10 @@ def write(
 def _history(path):
   """(rows of the history, whether there is a checkpoint) of a run's folder."""
   from alexnet_jax.errors import UserError
-  from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import restored
   from alexnet_jax.training import writers
 
-  rows, trained = writers.read_rows(path), saved_run.has_checkpoint(path)
+  rows, trained = writers.read_rows(path), restored.has_checkpoint(path)
   if not (rows or trained):
     raise UserError(
       f'{path} has no history ({writers.METRICS_FILE}) and no checkpoint; is it'
@@ -117,8 +116,10 @@ def _missing(rows, trained):
 
 def _tables(subject, classes, folder):
   """Writes the CSV files; returns their paths."""
+  from alexnet_jax import atomic
+
   rows = [list(classes[0]), *(list(row.values()) for row in classes)]
-  _write_csv(folder / 'classes.csv', rows)
+  atomic.write_csv(folder / 'classes.csv', rows)
   names = subject.run.class_names
   matrix = [
     [name, *counts]
@@ -126,16 +127,8 @@ def _tables(subject, classes, folder):
       names, subject.measured.confusion.tolist(), strict=True
     )
   ]
-  _write_csv(folder / 'confusion.csv', [['true', *names], *matrix])
+  atomic.write_csv(folder / 'confusion.csv', [['true', *names], *matrix])
   return [folder / 'classes.csv', folder / 'confusion.csv']
-
-
-def _write_csv(path, rows):
-  # Names of files in another encoding have characters that UTF-8 has not.
-  with path.open(
-    'w', newline='', encoding='utf-8', errors='backslashreplace'
-  ) as file:
-    csv.writer(file).writerows(rows)
 
 
 def show(result: dict) -> None:
@@ -181,11 +174,13 @@ def _classes_table(classes):
 
   title, groups = None, [classes]
   if len(classes) > MOST_LISTED:
-    title = f'the {BEST_AND_WORST} best and {BEST_AND_WORST} worst classes'
     ranked = sorted(
       (row for row in classes if row['support']), key=lambda row: -row['f1']
     )
-    groups = [ranked[:BEST_AND_WORST], ranked[-BEST_AND_WORST:]]
+    # No class is both, where only few of them have examples.
+    best, others = ranked[:BEST_AND_WORST], ranked[BEST_AND_WORST:]
+    groups = [best, others[-BEST_AND_WORST:]]
+    title = f'the {len(best)} best and {len(groups[1])} worst classes'
   table = rich.table.Table(title=title, title_justify='left')
   table.add_column('class', overflow='fold')  # the one that gives way
   for name in ('precision', 'recall', 'F1', 'support', 'TP', 'FP', 'FN', 'TN'):

@@ -12,6 +12,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import checkpoint
+from alexnet_jax.training import restored
 from alexnet_jax.training import writers
 from alexnet_jax.training.progress import Progress
 
@@ -107,10 +108,7 @@ def load(workdir: str, name: str) -> RunRecord:
 
 def _newest(path):
   """(step, JSON object) of the newest checkpoint that can be read."""
-  if not (path / checkpoint.FOLDER).is_dir():
-    raise UserError(
-      f'{path} is not the folder of a run: no {checkpoint.FOLDER}/'
-    )
+  restored.require_run(path)
   checkpoints = checkpoint.Checkpoints(path, read_only=True)
   try:
     for step in reversed(checkpoints.steps()):

@@ -15,7 +15,7 @@ import dataclasses
 import math
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 
 _FORMS = (
@@ -110,7 +110,7 @@ def parse(texts: Sequence[str], config) -> dict:
     if not equals:
       raise UserError(f'--param {text}: it takes KEY=SPEC; SPEC is {_FORMS}')
     if key not in flat:
-      raise UserError(recipes.unknown_key_message(key, flat))
+      raise UserError(validation.unknown_key_message(key, flat))
     if key in space:
       raise UserError(f'--param {key} is given twice')
     space[key] = _parse_spec(key, spec.strip(), flat[key])
@@ -202,9 +202,9 @@ def _parse_choices(key, text, like):
       )
     if value in chosen:
       raise _unfit(key, text, f'has {piece.strip()!r} twice')
-    if value not in recipes.CHOICES.get(key, (value,)):
+    if value not in validation.CHOICES.get(key, (value,)):
       raise UserError(
-        f'--param {key}: {value!r} is not one of {recipes.CHOICES[key]}'
+        f'--param {key}: {value!r} is not one of {validation.CHOICES[key]}'
       )
     chosen.append(value)
   return Choices(tuple(chosen))

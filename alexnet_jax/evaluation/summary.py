@@ -80,22 +80,24 @@ def layer_table(model, image_shape):
 
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   params, seen = jax.eval_shape(run, jax.random.key(0), images)
+  plain = [name for name in seen if name.startswith(('lrn', 'pool'))]
   rows = []
-  for name in sorted(params, key=_position):
-    output = seen[name]['__call__'][0].shape[1:]
-    kernel = params[name].get('kernel')
-    positions = math.prod(output[:-1])
+  for name in sorted([*params, *plain], key=_position):
+    output = seen[name] if name in plain else seen[name]['__call__']
+    shape = output[0].shape[1:]
+    kernel = params.get(name, {}).get('kernel')
+    positions = math.prod(shape[:-1])
     macs = positions * math.prod(kernel.shape) if kernel is not None else 0
-    rows.append((name, output, macs))
-    pool = name.replace('conv', 'pool')
-    if pool != name and pool in seen:
-      rows.append((pool, seen[pool][0].shape[1:], 0))
+    rows.append((name, shape, macs))
   return params, rows
 
 
 def _position(name):
   """Sorts the names of layers in order of execution."""
   kind = name.rstrip('0123456789')
-  stage = ('conv', 'norm', 'dense', 'dense_norm', 'head').index(kind)
   number = int(name.removeprefix(kind) or 0)
-  return stage // 2, number, stage % 2
+  stages = (('conv', 'norm', 'lrn', 'pool'), ('dense', 'dense_norm'), ('head',))
+  for stage, kinds in enumerate(stages):
+    if kind in kinds:
+      return stage, number, kinds.index(kind)
+  raise ValueError(f'no layer is called {name!r}')

@@ -8,6 +8,7 @@ import argparse
 import pathlib
 import sys
 
+PRUNERS = ('median', 'none')
 _EPILOG = """\
 A SPEC is LOW..HIGH (with :log by the logarithm), A|B|C, or, for keys that take
 a tuple, FEWEST..MOST*LOW..HIGH for the entries:
@@ -20,7 +21,11 @@ the best where config.early_stopping restores it). What was tried stands in
 DIR/study.db. Killed at any moment and started again, the same command goes on
 with the trial that was under way; more --trials continue a sweep that is done.
 The same command makes the same trials. Any other key of the config can be
-changed: --config.num_epochs=5.0."""
+changed: --config.num_epochs=5.0.
+
+Every trial keeps its checkpoints, config.checkpoint.keep of them and the best.
+A checkpoint has 8 bytes a parameter (the parameters and the momentum; 12 with
+adam and rmsprop), and 4 more with config.ema_decay."""
 
 
 def _parse(argv):
@@ -66,10 +71,11 @@ def _parse(argv):
   )
   parser.add_argument(
     '--pruner',
-    choices=('median', 'none'),
+    choices=PRUNERS,
     default='median',
-    help='median (default) ends a run that is worse at an evaluation than the'
-    ' median of the trials before it; none ends none',
+    help='median (default) ends a trial whose best value so far is worse than'
+    ' the median of what the trials before it had at the same evaluation; none'
+    ' ends none',
   )
   parser.add_argument(
     '--seed', type=int, default=0, help='of the search (default: 0)'
@@ -103,14 +109,14 @@ def main(argv=None) -> int:
 
 
 def _work(arguments, overrides, stop):
-  from alexnet_jax import assemble
   from alexnet_jax import locks
   from alexnet_jax import recipes
+  from alexnet_jax import validation
   from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import search_space
   from alexnet_jax.evaluation import sweep_report
   from alexnet_jax.evaluation import sweep_study
-  from alexnet_jax.evaluation.sweep_trials import Sweep
+  from alexnet_jax.evaluation import sweep_trials
   from alexnet_jax.training.console import Console
 
   sweep_study.import_optuna()
@@ -118,27 +124,30 @@ def _work(arguments, overrides, stop):
   config.report = False
   space = search_space.parse(arguments.param, config)
   monitor = arguments.monitor
-  if monitor not in recipes.MONITORS:
-    raise UserError(f'--monitor is {monitor!r}, not one of {recipes.MONITORS}')
+  if monitor not in validation.MONITORS:
+    raise UserError(
+      f'--monitor is {monitor!r}, not one of {validation.MONITORS}'
+    )
   for name, least in (('trials', 1), ('seed', 0)):
     if (value := getattr(arguments, name)) < least:
       raise UserError(f'--{name} is {value}; it must be at least {least}')
   made_with = sweep_study.description(
     config,
     space,
+    data=sweep_trials.shared_data(config, space),  # what is wrong with it now
     monitor=monitor,
     mode=arguments.mode or ('min' if monitor == 'eval/loss' else 'max'),
     pruner=arguments.pruner,
     seed=arguments.seed,
   )
-  assemble.make_loader(config, 'train')  # what is wrong with the data now
   workdir = pathlib.Path(arguments.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   busy = f'another sweep is under way in {workdir}; wait for it, or end it'
   with locks.lock(workdir, busy):
     study = sweep_study.open_study(workdir, made_with)
-    sweep = Sweep(config, space, workdir, monitor, study, stop, Console())
-    sweep.run(arguments.trials, arguments.seed)
+    sweep_trials.Sweep(
+      config, space, workdir, monitor, study, stop, Console()
+    ).run(arguments.trials, arguments.seed)
     retrain = ['--config', arguments.config, *overrides]
     return sweep_report.report(study, space, workdir, monitor, retrain)
 

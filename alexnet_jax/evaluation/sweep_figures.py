@@ -60,7 +60,11 @@ def _drawings(study, monitor):
       plots.plot_parallel_coordinate(study, in_all, **named),
       [monitor, *in_all],
     )
-    drawings['slice'] = lambda: _mend_slices(plots.plot_slice(study, **named))
+    params = [item for trial in done for item in trial.params.items()]
+    whole = {name for name, value in params if isinstance(value, int)}
+    drawings['slice'] = lambda: _mend_slices(
+      plots.plot_slice(study, **named), whole
+    )
   if len({trial.value for trial in done}) > 1:
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     drawings['importances'] = lambda: plots.plot_param_importances(
@@ -119,16 +123,16 @@ def _mend_parallel(axes, names):
   return axes
 
 
-def _mend_slices(axes):
+def _mend_slices(axes, whole):
   """Few ticks on logarithmic axes: the names of the minor ones overlap."""
   for each in np.ravel(axes):
-    _plain_ticks(each.xaxis)
+    _plain_ticks(each.xaxis, each.get_xlabel() in whole)
     each.tick_params(axis='x', labelrotation=30)
   return axes
 
 
-def _plain_ticks(axis):
-  """Numbers written out, whole ones where the axis has whole ends."""
+def _plain_ticks(axis, whole=False):
+  """Numbers written out; whole ones if asked to or where the ends are whole."""
   from matplotlib import ticker
 
   low, high = axis.get_view_interval()
@@ -137,7 +141,7 @@ def _plain_ticks(axis):
     axis.set_major_locator(ticker.LogLocator(subs=subs))
     axis.set_major_formatter(ticker.FormatStrFormatter('%g'))
     axis.set_minor_locator(ticker.NullLocator())
-  elif low.is_integer() and high.is_integer():
+  elif whole or (low.is_integer() and high.is_integer()):
     locator = axis.get_major_locator()
     if isinstance(locator, ticker.MaxNLocator):  # not of names
       locator.set_params(integer=True)

@@ -109,4 +109,6 @@ def _show(trials, keys, title):
       f'{trial["step"]:,}',
     )
   width = None if sys.stderr.isatty() else 120
-  rich.console.Console(stderr=True, width=width, highlight=False).print(table)
+  rich.console.Console(
+    stderr=True, width=width, highlight=False, markup=False, emoji=False
+  ).print(table)

@@ -17,7 +17,6 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import search_space
 
 STUDY_FILE = 'study.db'
-PRUNERS = ('median', 'none')
 # The median of the finished trials means little before there are some, and the
 # first evaluation of a run says little of its end.
 _PRUNER_STARTUP_TRIALS, _PRUNER_FIRST_EVALUATION = 5, 2
@@ -43,10 +42,28 @@ def import_optuna():
 
 
 def description(
-  config, space: dict, *, monitor: str, mode: str, pruner: str, seed: int
+  config,
+  space: dict,
+  *,
+  data: dict[str, str],
+  monitor: str,
+  mode: str,
+  pruner: str,
+  seed: int,
 ) -> dict:
-  """What a study is made with and has to be continued with, as JSON."""
+  """What a study is made with and has to be continued with, as JSON.
+
+  Args:
+    config: of which the trials change what is in `space`.
+    space: see `search_space.parse`.
+    data: see `sweep_trials.shared_data`.
+    monitor: what a trial is judged by.
+    mode: `min` or `max`.
+    pruner: `median` or `none`.
+    seed: of the search.
+  """
   return {
+    'data': data,
     'monitor': monitor,
     'mode': mode,
     'pruner': pruner,
@@ -99,6 +116,11 @@ def open_study(folder: pathlib.Path, made_with: dict):
   return study
 
 
+def made_with(study) -> dict:
+  """What the study was made with; see `description`."""
+  return study.user_attrs[_MADE_WITH]
+
+
 def _make_study(optuna, path, made_with):
   """A study without trials; the file is there when it is whole."""
   partial = path.with_name(f'.{path.name}.partial')
@@ -141,6 +163,11 @@ def _changes(stored, made_with):
     if before.get(key) != now.get(key)
   ]
   old, new = (config_lib.from_dict(d['config']) for d in (stored, made_with))
+  changes += [
+    f'{key} of the data: {value} -> {made_with["data"][key]}'
+    for key, value in stored['data'].items()
+    if value != made_with['data'][key]
+  ]
   swept = {*before, *now}  # the trials have values of their own
   flat = config_lib.flatten(new)
   old.update_from_flattened_dict({key: flat[key] for key in swept})

@@ -5,13 +5,17 @@ import pathlib
 import jax
 
 from alexnet_jax import assemble
-from alexnet_jax import recipes
+from alexnet_jax import locks
+from alexnet_jax import validation
 from alexnet_jax.errors import NonFiniteLossError
+from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import search_space
 from alexnet_jax.evaluation import sweep_study
 from alexnet_jax.training import loop
 from alexnet_jax.training import parallel
+from alexnet_jax.training import restored
+from alexnet_jax.training import setup
 from alexnet_jax.training import writers
 
 
@@ -73,20 +77,26 @@ class Sweep:
     )
     config = self._config.copy_and_resolve_references()
     config.update_from_flattened_dict(values)
-    if problem := refusal(config):
-      self._fail(trial, problem)
-      return
     watch = Watch(trial, place, self._monitor)
     try:
+      check(config)
       result = loop.train_and_evaluate(
         config, str(place), self._stop, self._console, watch.evaluated
       )
     except NonFiniteLossError as error:
       self._fail(trial, error)
+    except UnreadableImageError:
+      raise
+    except UserError as error:
+      if not self._is_own(place):
+        raise
+      self._fail(trial, error)
     except optuna.TrialPruned:
       trial.set_user_attr('step', watch.step)
       self._study.tell(trial, state=states.PRUNED)
-      self._console.line(f'trial {trial.number} ends here: below the median')
+      self._console.line(
+        f'trial {trial.number} ends here: worse than the median'
+      )
     else:
       for key in ('step', 'parameters', 'state_digest'):
         trial.set_user_attr(key, result[key])
@@ -94,6 +104,22 @@ class Sweep:
       self._console.line(
         f'trial {trial.number}: {self._monitor} {result[self._monitor]:.4f}'
       )
+
+  def _is_own(self, place):
+    """Whether the values of a trial that failed are to blame.
+
+    They are where no other trial would meet it: the trial has not begun, no
+    other process trains it, and what all trials share is there and unchanged.
+    """
+    if restored.has_checkpoint(place):
+      return False
+    try:
+      if place.is_dir():
+        locks.lock(place, 'busy').close()
+      data = shared_data(self._config, self._space)
+    except UserError:
+      return False
+    return data == sweep_study.made_with(self._study)['data']
 
   def _fail(self, trial, reason):
     import optuna
@@ -139,22 +165,49 @@ class Watch:
       raise optuna.TrialPruned
 
 
-def refusal(config) -> Exception | None:
-  """Why a config cannot be trained, as far as its values tell; None: it can."""
-  try:
-    recipes.validate(config)
-    parallel.check_batch_size(config.global_batch_size, jax.device_count())
-    source = assemble.make_loader(config, 'train').source
-    if source.num_examples < config.global_batch_size:
-      raise UserError(
-        f'config.global_batch_size is {config.global_batch_size}, but there are'
-        f' {source.num_examples} training examples'
-      )
-    model = assemble.make_model(config, len(source.class_names))
-    jax.eval_shape(lambda: assemble.make_state(config, model))
-  except UserError as error:
-    return error
-  return None
+def check(config) -> None:
+  """Refuses a config that cannot be trained, as far as its values tell.
+
+  Raises:
+    UserError: naming what is wrong.
+  """
+  validation.validate(config)
+  parallel.check_batch_size(config.global_batch_size, jax.device_count())
+  training, held_out = _sources(config)
+  setup.check_examples(config, training, held_out)
+  model = assemble.make_model(config, len(training.class_names))
+  jax.eval_shape(lambda: assemble.make_state(config, model))
+
+
+def shared_data(config, space: dict) -> dict[str, str]:
+  """Opens what all trials share: the data, and the run they start from.
+
+  Args:
+    config: of which the trials change what is in `space`.
+    space: see `search_space.parse`.
+
+  Returns:
+    {fingerprint, eval_fingerprint} of the data.
+
+  Raises:
+    UserError: if something is not there.
+  """
+  init = config.init
+  if init.workdir and not {'init.workdir', 'init.checkpoint'} & space.keys():
+    restored.restore(init.workdir, init.checkpoint, parallel.make_mesh())
+  training, held_out = _sources(config)
+  return {
+    'fingerprint': training.fingerprint,
+    'eval_fingerprint': held_out.fingerprint,
+  }
+
+
+def _sources(config):
+  """Of the training and of the validation split."""
+  return [
+    assemble.make_loader(config, split).source
+    for split in ('train', 'validation')
+  ]
 
 
 def trial_folder(number: int) -> str:

@@ -186,7 +186,7 @@ class AlexNet(nn.Module):
       return x
     if self.norm == 'batch':
       return self._batch_norm(x, f'norm{number}', updates_norm)
-    return layers.local_response_norm(
+    x = layers.local_response_norm(
       x,
       size=self.lrn_size,
       k=self.lrn_k,
@@ -194,6 +194,8 @@ class AlexNet(nn.Module):
       beta=self.lrn_beta,
       convention=self.lrn_convention,
     )
+    self.sow('intermediates', f'lrn{number}', x)  # only if asked for
+    return x
 
   def _batch_norm(self, x, name, updates):
     return nn.BatchNorm(

@@ -24,9 +24,13 @@ class Console:
     for name, value in rows.items():
       table.add_row(name, value)
     width = None if self._terminal else 100
-    rich.console.Console(file=self._stream, width=width, highlight=False).print(
-      table
-    )
+    rich.console.Console(
+      file=self._stream,
+      width=width,
+      highlight=False,
+      markup=False,  # paths and patterns mean what they say
+      emoji=False,
+    ).print(table)
 
   def line(self, text: str) -> None:
     """A line that stays."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import contextlib
 import logging
 import pathlib
-import time
 
 import jax
 import numpy as np
@@ -15,8 +14,8 @@ from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation.histograms import histograms
-from alexnet_jax.evaluation.measure import evaluate
 from alexnet_jax.training import announce
+from alexnet_jax.training import evaluations
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
@@ -26,7 +25,8 @@ from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.checkpoint import DamagedCheckpointError
 from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import duration
-from alexnet_jax.training.progress import Best
+from alexnet_jax.training.run import Live
+from alexnet_jax.training.run import Run
 
 
 def train_and_evaluate(
@@ -76,12 +76,13 @@ def train_and_evaluate(
     announce.show_start(run, live)
     _loop(run, live, on_evaluation)
     checkpoints.wait()
+    live.writer.step_losses(live.step, live.progress.step_losses, last=True)
     _restore_best(run, live)
     announce.show_end(run, live)
     return _result(live)
 
 
-def _loop(run: setup.Run, live: setup.Live, on_evaluation) -> None:
+def _loop(run: Run, live: Live, on_evaluation) -> None:
   """Trains to the end, or to a signal."""
   config, durations, progress = run.config, run.durations, live.progress
   key = run.replicate(assemble.dropout_key(config))
@@ -89,16 +90,17 @@ def _loop(run: setup.Run, live: setup.Live, on_evaluation) -> None:
   flat_step *= config.log_every_steps  # the log point that checks
   run.console.start(durations.num_steps, live.step, 'step', 'training')
   try:
-    if _evaluation_due(run, live):  # the run ended before it was done
-      _evaluate(run, live, on_evaluation)
+    if config.init.workdir and live.log.saved_step is None:
+      _save(run, live)  # the other run may train on meanwhile
+    if evaluations.due(run, live):  # the run ended before it was done
+      evaluations.evaluate(run, live, on_evaluation)
       _save(run, live, replace=True)
     while live.step < durations.num_steps and not progress.stopping.stopped:
       run.stop.check()
+      if run.is_frozen(live.step - 1) and not run.is_frozen(live.step):
+        _unfreeze(run, live)
       _apply_rate(run, live)
       batch = live.batches.take()
-      if run.is_frozen(live.step - 1) and not run.is_frozen(live.step):
-        run.console.line(f'step {live.step}: all parameters train from here on')
-        live.speed.next_compiles()
       if _histograms_due(run, live):
         _write_histograms(run, live, batch, key)
       # Whatever crosses to the devices here without being asked to would make
@@ -113,8 +115,8 @@ def _loop(run: setup.Run, live: setup.Live, on_evaluation) -> None:
       run.console.advance(live.step)
       if live.step % config.log_every_steps == 0:
         _log(run, live, check_flat=live.step == flat_step)
-      if _evaluation_due(run, live):
-        _evaluate(run, live, on_evaluation)
+      if evaluations.due(run, live):
+        evaluations.evaluate(run, live, on_evaluation)
         _save(run, live)
       elif schedule.due(live.step, durations.save_every):
         _save(run, live)
@@ -126,6 +128,19 @@ def _loop(run: setup.Run, live: setup.Live, on_evaluation) -> None:
   finally:
     live.speed.pause()
     run.console.stop()
+
+
+def _unfreeze(run, live):
+  """Lets all parameters train, with an optimizer that starts anew.
+
+  What Adam or RMSprop remember of parameters that waited is 0, which would make
+  their first steps many times the learning rate.
+  """
+  run.console.line(f'step {live.step}: all parameters train from here on')
+  opt_state = jax.jit(live.state.tx.init)(live.state.params)
+  live.state = live.state.replace(opt_state=run.replicate(opt_state))
+  live.rate = None  # the new state holds the first rate
+  live.speed.next_compiles()
 
 
 def _apply_rate(run, live):
@@ -172,91 +187,6 @@ def _log(run, live, check_flat):
     )
     if warning:
       logging.getLogger(__name__).warning(warning)
-
-
-def _evaluation_due(run, live):
-  durations = run.durations
-  return live.progress.evaluated_step < live.step and (
-    schedule.due(live.step, durations.eval_every)
-    or live.step == durations.num_steps
-  )
-
-
-def _evaluate(run, live, on_evaluation):
-  """Evaluates, and tells the schedule, early stopping and the user."""
-  live.log.flush()  # before the clock stops: the step under way is counted
-  live.speed.pause()
-  start = time.perf_counter()
-  measured = _measure(run, live.state)
-  values = measured.values
-  guards.check_finite(
-    values['eval/loss'], live.step, live.step, live.log.saved_step
-  )
-  old_rate = live.progress.plateau.learning_rate
-  _update_progress(run, live.progress, values, live.step)
-  live.writer.scalars(live.step, values)
-  live.writer.classes(
-    live.step, measured.confusion, run.train_loader.source.class_names
-  )
-  seconds = time.perf_counter() - start
-  run.console.line(
-    f'step {live.step}, epoch {live.step / run.durations.steps_per_epoch:.2f}:'
-    f' validation loss {values["eval/loss"]:.4f},'
-    f' top-1 {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f}'
-    f' ({duration(seconds)})'
-  )
-  if live.progress.plateau.learning_rate != old_rate:
-    run.console.line(
-      f'learning rate {old_rate:.3g} ->'
-      f' {live.progress.plateau.learning_rate:.3g}: a plateau of'
-      f' {run.config.schedule.monitor}'
-    )
-  on_evaluation(live.step, values)
-  live.speed.resume()
-
-
-def _measure(run, state):
-  """A state on the validation split."""
-  return evaluate(
-    run.steps.evaluate,
-    state,
-    assemble.make_eval_iter(run.config, run.eval_loader),
-    run.to_devices,
-    lambda batches_done: run.stop.check(),
-  )
-
-
-def _update_progress(run, progress, values, step):
-  config = run.config
-  progress.evaluated_step = step
-  progress.last_evaluation = values
-  value = values[config.checkpoint.monitor]
-  if schedule.is_improvement(
-    value, progress.best.value, config.checkpoint.mode, 0.0
-  ):
-    progress.best = Best(value, step)
-  if not schedule.due(step, run.durations.eval_every):
-    return  # the end of a run, which a longer one would not have evaluated
-  progress.evaluations += 1
-  if config.schedule.name == 'plateau':
-    plateau = schedule.ReduceOnPlateau(
-      mode=config.schedule.mode,
-      factor=config.schedule.factor,
-      patience=config.schedule.patience,
-      threshold=config.schedule.threshold,
-      cooldown=config.schedule.cooldown,
-      min_learning_rate=config.schedule.min_learning_rate,
-    )
-    progress.plateau = plateau.update(
-      progress.plateau, values[config.schedule.monitor]
-    )
-  stopping = config.early_stopping
-  if stopping.enabled:
-    progress.stopping = schedule.EarlyStopping(
-      mode=stopping.mode,
-      patience=stopping.patience,
-      threshold=stopping.threshold,
-    ).update(progress.stopping, values[stopping.monitor], step)
 
 
 def _histograms_due(run, live):
@@ -315,7 +245,9 @@ def _restore_best(run, live):
         f' {live.step}'
       ) from error
     live.state = live.state.replace(**tree)
-    live.progress.last_evaluation = _measure(run, live.state).values
+    live.progress.last_evaluation = evaluations.measure_state(
+      run, live.state
+    ).values
     run.console.line(f'the best state, of step {step}, is restored')
 
 

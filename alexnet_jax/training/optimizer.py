@@ -28,6 +28,7 @@ def make_optimizer(
   nesterov: bool = False,
   b1: float = 0.9,
   b2: float = 0.999,
+  rms_decay: float = 0.9,
   epsilon: float = 1e-8,
   trust_coefficient: float = 0.001,
   weight_decay: float = 5e-4,
@@ -56,7 +57,8 @@ def make_optimizer(
     momentum: factor on the velocity, of all but `adam`.
     nesterov: whether the gradient is taken one step ahead.
     b1: decay of the mean of gradients, of `adam`.
-    b2: decay of the mean of their squares, of `adam` and `rmsprop`.
+    b2: decay of the mean of their squares, of `adam`.
+    rms_decay: the same of `rmsprop`.
     epsilon: keeps `adam` and `rmsprop` from dividing by zero.
     trust_coefficient: length of a step over that of the kernel, of `lars`.
     weight_decay: factor on the weights that joins the gradient.
@@ -75,7 +77,7 @@ def make_optimizer(
   """
   scalings = {
     'adam': lambda: optax.scale_by_adam(b1, b2, epsilon),
-    'rmsprop': lambda: optax.scale_by_rms(b2, epsilon),
+    'rmsprop': lambda: optax.scale_by_rms(rms_decay, epsilon),
     'lars': lambda: optax.masked(
       optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
       kernel_mask,

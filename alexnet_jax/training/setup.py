@@ -1,76 +1,27 @@
 """A run before its first step: data, devices, state, what is on disk."""
 
-import dataclasses
 import pathlib
 
 import jax
-import ml_collections
 
 from alexnet_jax import assemble
+from alexnet_jax import atomic
 from alexnet_jax import config as config_lib
-from alexnet_jax.data import loader
+from alexnet_jax import pixel_means
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import saved_run
-from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
+from alexnet_jax.training import restored
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.checkpoint import versions
-from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import Speed
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import TrainLog
+from alexnet_jax.training.run import Live
+from alexnet_jax.training.run import Run
 from alexnet_jax.training.writers import MetricWriter
-
-
-@dataclasses.dataclass
-class Run:
-  """The parts of a run that stay the same while it trains."""
-
-  config: ml_collections.ConfigDict
-  workdir: pathlib.Path
-  stop: guards.StopSignal
-  console: Console
-  mesh: jax.sharding.Mesh
-  train_loader: loader.Loader
-  eval_loader: loader.Loader
-  num_classes: int
-  durations: assemble.Durations
-  steps: assemble.Steps
-  frozen_steps: assemble.Steps  # until `durations.unfreeze_step`
-  data_record: dict
-
-  def to_devices(self, batch: dict) -> dict:
-    return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
-
-  def is_frozen(self, step: int) -> bool:
-    """Whether some parameters wait while update `step + 1` is made."""
-    until = self.durations.unfreeze_step
-    return bool(self.config.init.freeze) and (not until or step < until)
-
-  def steps_at(self, step: int) -> assemble.Steps:
-    """The step functions for update `step + 1`."""
-    return self.frozen_steps if self.is_frozen(step) else self.steps
-
-  def replicate(self, tree):
-    return parallel.replicate(tree, self.mesh)
-
-
-@dataclasses.dataclass
-class Live:
-  """What changes while a run trains."""
-
-  state: state_lib.TrainState
-  progress: Progress
-  step: int
-  batches: parallel.DeviceBatches
-  log: TrainLog
-  writer: MetricWriter
-  checkpoints: Checkpoints
-  speed: Speed
-  rate: float | None = None  # that the state holds; None: not known yet
 
 
 def prepare(
@@ -89,39 +40,19 @@ def prepare(
       all.
 
   Raises:
-    UserError: if the data is unfit for the config, or not that of `saved`.
+    UserError: if the data is unfit for the config, or not that of `saved`; or
+      if config.init does not fit the network.
   """
   loaders = [assemble.make_loader(config, s) for s in ('train', 'validation')]
   training, held_out = (loader.source for loader in loaders)
-  num_examples, num_classes = training.num_examples, len(training.class_names)
-  assemble.make_model(config, num_classes)  # refuses a wrong number of classes
-  if num_classes < 2:
-    raise UserError(f'{training.name} has one class; two are needed at least')
-  if not held_out.num_examples:
-    raise UserError(f'{held_out.name} has no examples')
-  if num_examples < config.global_batch_size:
-    raise UserError(
-      f'config.global_batch_size is {config.global_batch_size}, but there are'
-      f' {num_examples} training examples'
-    )
+  num_classes = len(training.class_names)
+  check_examples(config, training, held_out)
   record = assemble.data_record(config, training, held_out)
   if saved is not None:
-    _check_data(path, saved['data'], record)
-  console.start(mean_limit or num_examples, 0, 'image', 'mean of the pixels')
-
-  def advance(done):
-    stop.check()
-    console.advance(done)
-
-  try:
-    mean = assemble.pixel_mean(config, loaders[0], path, advance, mean_limit)
-  finally:
-    console.stop()
-  steps, frozen = assemble.make_steps(config, mesh, mean), frozenset()
-  if config.init.freeze:
-    model = assemble.make_model(config, num_classes)
-    state = jax.eval_shape(lambda: assemble.make_state(config, model))
-    frozen = transfer.frozen_names(state, config.init.freeze)
+    check_data_record(path, saved['data'], record)
+  frozen = _check_init(config, num_classes, mesh, begins=saved is None)
+  mean = _pixel_mean(config, loaders[0], path, stop, console, mean_limit)
+  steps = assemble.make_steps(config, mesh, mean)
   return Run(
     config=config,
     workdir=path,
@@ -131,7 +62,7 @@ def prepare(
     train_loader=loaders[0],
     eval_loader=loaders[1],
     num_classes=num_classes,
-    durations=assemble.durations(config, num_examples),
+    durations=assemble.durations(config, training.num_examples),
     steps=steps,
     frozen_steps=(
       assemble.make_steps(config, mesh, mean, frozen=frozen)
@@ -140,6 +71,61 @@ def prepare(
     ),
     data_record=record,
   )
+
+
+def check_examples(config, training, held_out) -> None:
+  """Refuses data that the config cannot train on.
+
+  Args:
+    config: of the run.
+    training: source of the training split.
+    held_out: source of the validation split.
+
+  Raises:
+    UserError: if there are too few examples or classes, or other ones than the
+      config says.
+  """
+  num_classes = len(training.class_names)
+  assemble.make_model(config, num_classes)  # refuses a wrong number of classes
+  if num_classes < 2:
+    raise UserError(f'{training.name} has one class; two are needed at least')
+  if not held_out.num_examples:
+    raise UserError(f'{held_out.name} has no examples')
+  if training.num_examples < config.global_batch_size:
+    raise UserError(
+      f'config.global_batch_size is {config.global_batch_size}, but there are'
+      f' {training.num_examples} training examples'
+    )
+
+
+def _check_init(config, num_classes, mesh, *, begins):
+  """Refuses what config.init names in vain; returns the frozen parameters."""
+  init = config.init
+  if not (init.freeze or (init.workdir and begins)):
+    return frozenset()
+  model = assemble.make_model(config, num_classes)
+  state = jax.eval_shape(lambda: assemble.make_state(config, model))
+  if init.workdir and begins:
+    _, _, other = restored.restore(init.workdir, init.checkpoint, mesh)
+    transfer.taken(state, other, init.skip, init.workdir)
+  return (
+    transfer.frozen_names(state, init.freeze) if init.freeze else (frozenset())
+  )
+
+
+def _pixel_mean(config, loader, path, stop, console, limit):
+  """See `pixel_means.pixel_mean`; shows how far it is."""
+  total = limit or loader.source.num_examples
+  console.start(total, 0, 'image', 'mean of the pixels')
+
+  def advance(done):
+    stop.check()
+    console.advance(done)
+
+  try:
+    return pixel_means.pixel_mean(config, loader, path, advance, limit)
+  finally:
+    console.stop()
 
 
 def check_config(config, path: pathlib.Path, saved: dict | None) -> None:
@@ -160,10 +146,10 @@ def check_config(config, path: pathlib.Path, saved: dict | None) -> None:
     raise UserError(
       f'{path} was trained with another config:\n  '
       + '\n  '.join(changes)
-      + '\nTake these values, or another --workdir'
+      + '\nTake these values, or another --workdir, or delete this one'
       + (
         ' (the length of a run shapes its cosine schedule)'
-        if config.schedule.name == 'cosine'
+        if any(change.startswith('config.num_') for change in changes)
         else ''
       )
     )
@@ -171,9 +157,8 @@ def check_config(config, path: pathlib.Path, saved: dict | None) -> None:
 
 def write_config(config, path: pathlib.Path) -> None:
   """Writes config.json into the run's folder, for people to read."""
-  temporary = path / f'{config_lib.CONFIG_FILE}.tmp'
-  temporary.write_text(config_lib.to_json(config))
-  temporary.replace(path / config_lib.CONFIG_FILE)
+  with atomic.replaced_file(path / config_lib.CONFIG_FILE) as temporary:
+    temporary.write_text(config_lib.to_json(config))
 
 
 def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
@@ -182,13 +167,26 @@ def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
   state = run.replicate(assemble.make_state(run.config, model))
   init = run.config.init
   if init.workdir:
-    _, _, other = saved_run.restore(init.workdir, init.checkpoint, run.mesh)
+    other_config, _, other = restored.restore(
+      init.workdir, init.checkpoint, run.mesh
+    )
     state = transfer.start_from(state, other, init.skip, init.workdir)
     run.console.line(
       f'starts with the weights of {init.workdir}, step {int(other.step)}'
     )
+    _show_other_input(run, other_config)
   rate = run.config.optimizer.learning_rate
   return state, Progress(schedule.PlateauState(rate))
+
+
+def _show_other_input(run, other):
+  """Says where the other network saw other pixels than this one will."""
+  for key in ('mean', 'std', 'crop_size'):
+    there, here = other.data[key], run.config.data[key]
+    if there != here:
+      run.console.line(
+        f'note: its config.data.{key} was {there!r}, and is {here!r} here'
+      )
 
 
 def restore_or_create(run: Run, checkpoints: Checkpoints) -> Live:
@@ -244,8 +242,17 @@ def _show_restored(run, saved, step):
     )
 
 
-def _check_data(path, before, now):
-  """Refuses to go on with other batches than the run had."""
+def check_data_record(path, before: dict, now: dict) -> None:
+  """Refuses to go on with other batches than the run had.
+
+  Args:
+    path: the run's folder.
+    before: `assemble.data_record` when the run began.
+    now: the same of the data as it is.
+
+  Raises:
+    UserError: naming what differs.
+  """
   changes = [
     f'{key}: {before.get(key)!r} -> {value!r}'
     for key, value in now.items()

@@ -171,7 +171,9 @@ def train_step(
     mean, std: see `normalize`.
     axis_name: the mapped axis over the devices.
     objective: what is minimised.
-    ema_decay: share of the averaged parameters that a step keeps.
+    ema_decay: share of the averaged parameters that a step keeps; in update
+      t + 1 at most (1 + t) / (10 + t), as in TensorFlow's moving averages. The
+      statistics of batch norms are averages anyway, of the plain parameters.
 
   Returns:
     (state after, sums over the global batch); see `metrics.example_sums`. If
@@ -206,8 +208,11 @@ def _update(state, grads, frozen, ema_decay):
     state.params,
     updates,
   )
+  # The average starts with the initial weights; it forgets them sooner while
+  # there are few others.
+  decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
   average = jax.tree.map(
-    lambda old, new: ema_decay * old + (1 - ema_decay) * new,
+    lambda old, new: decay * old + (1 - decay) * new,
     state.ema_params,
     params if state.ema_params else {},
   )

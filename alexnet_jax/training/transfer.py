@@ -76,6 +76,31 @@ def start_from(
     place: what messages call the other run.
 
   Raises:
+    UserError: as `taken` does.
+  """
+  theirs = leaf_names(other.eval_params)
+  wanted = taken(state, other, skip, place)
+  params = _replaced(state.params, {name: theirs[name] for name in wanted})
+  statistics = leaf_names(other.batch_stats)
+  kept = {
+    name: leaf
+    for name, leaf in statistics.items()
+    if any(n.startswith(f'{name.split("/")[0]}/') for n in wanted)
+  }
+  return state.replace(
+    params=params,
+    batch_stats=_replaced(state.batch_stats, kept),
+    # A copy, as the memory of both is donated to the next state.
+    ema_params=jax.tree.map(jnp.copy, params) if state.ema_params else {},
+  )
+
+
+def taken(
+  state: TrainState, other: TrainState, skip: Sequence[str], place: str
+) -> list[str]:
+  """Names of the parameters that `start_from` takes; the states may be shapes.
+
+  Raises:
     UserError: naming every parameter that the other lacks or has in another
       shape, unless it is skipped.
   """
@@ -97,19 +122,7 @@ def start_from(
       + '\nLeave these out with config.init.skip (they start anew then), or'
       ' take the same network'
     )
-  params = _replaced(state.params, {name: theirs[name] for name in wanted})
-  statistics = leaf_names(other.batch_stats)
-  kept = {
-    name: leaf
-    for name, leaf in statistics.items()
-    if any(n.startswith(f'{name.split("/")[0]}/') for n in wanted)
-  }
-  return state.replace(
-    params=params,
-    batch_stats=_replaced(state.batch_stats, kept),
-    # A copy, as the memory of both is donated to the next state.
-    ema_params=jax.tree.map(jnp.copy, params) if state.ema_params else {},
-  )
+  return sorted(wanted)
 
 
 def _shape(leaf):

@@ -20,6 +20,7 @@ from alexnet_jax.evaluation import confusion as confusion_lib
 
 METRICS_FILE = 'metrics.jsonl'
 STEP_LOSSES = 'train/step_losses'  # of a row: a list, a loss a step
+_LAST = 'last'  # of a row: dropped when the run goes on
 MOST_SCALARS = 100  # classes whose measures are scalars in the event files
 # Scalars that depend on the clock: all others repeat exactly when a run does.
 TIMING_KEYS = ('images_per_second', 'data_wait_fraction')
@@ -61,6 +62,7 @@ class MetricWriter:
       row
       for row in read_rows(workdir)
       if row['step'] <= (evaluated_step if _is_evaluation(row) else step)
+      and _LAST not in row
     ]
     temporary = path.with_suffix('.tmp')
     temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
@@ -78,10 +80,23 @@ class MetricWriter:
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
 
-  def step_losses(self, step: int, losses: Sequence[float]) -> None:
-    """A row with the loss of each of the steps up to `step`."""
+  def step_losses(
+    self, step: int, losses: Sequence[float], *, last: bool = False
+  ) -> None:
+    """A row with the loss of each of the steps up to `step`.
+
+    Args:
+      step: the last one.
+      losses: float32 in seven digits.
+      last: of the steps after the last log point of a run that is done. The
+        row is dropped when the run is started again: a longer run writes these
+        steps at its next log point.
+    """
+    if not losses:
+      return
     first = step - len(losses) + 1
-    self._row({'step': step, STEP_LOSSES: list(losses)})
+    mark = {_LAST: True} if last else {}
+    self._row({'step': step, STEP_LOSSES: list(losses), **mark})
     for number, loss in enumerate(losses, first):
       self._events.add(number, summary.scalar('train/step_loss', loss))
 
@@ -90,11 +105,11 @@ class MetricWriter:
   ) -> None:
     """The measures of every class of an evaluation, in the event files.
 
-    Up to 100 classes have scalars `precision/NAME`, `recall/NAME`, `f1/NAME`
-    and the counts of true and false positives and negatives; more of them have
-    histograms. Either way there is the confusion matrix, as the tensor
-    `eval/confusion` and as a picture, its rows (true classes) divided by their
-    sums.
+    Up to 100 classes have scalars `precision/NUMBER_NAME`, `recall/...`,
+    `f1/...` and the counts of true and false positives and negatives; more of
+    them have histograms. Either way there is the confusion matrix, as the
+    tensor `eval/confusion` and as a picture, its rows (true classes) divided by
+    their sums.
 
     Args:
       step: of the evaluation.
@@ -105,13 +120,17 @@ class MetricWriter:
     measures = dataclasses.asdict(confusion_lib.class_measures(confusion))
     for measure, values in measures.items():
       if len(class_names) <= MOST_SCALARS:
-        for name, value in zip(class_names, values, strict=True):
-          self._events.add(step, summary.scalar(f'{measure}/{name}', value))
+        # Numbered: names may differ in characters that tags do not have.
+        for i, (name, value) in enumerate(
+          zip(class_names, values, strict=True)
+        ):
+          tag = f'{measure}/{i:02d} {name}'
+          self._events.add(step, summary.scalar(tag, value))
       else:
         counts, edges = np.histogram(values, bins=64)
         self.histogram(step, f'eval/{measure}', counts, edges)
     self._events.add(step, _tensor('eval/confusion', confusion))
-    shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    shares = confusion_lib.row_shares(confusion)
     picture = np.uint8(255 - np.round(255 * shares))
     scale = max(1, 500 // len(picture))
     picture = picture.repeat(scale, 0).repeat(scale, 1)

@@ -9,6 +9,7 @@ import pytest
 from sklearn.model_selection import StratifiedKFold
 
 from alexnet_jax import assemble
+from alexnet_jax import pixel_means
 from alexnet_jax import recipes
 from alexnet_jax.data import averages
 from alexnet_jax.data import folds
@@ -289,7 +290,7 @@ def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
   )
   config = recipes.load_config([f'--config={recipe}'])
   loader = assemble.make_loader(config, 'train')
-  mean = assemble.pixel_mean(config, loader, tmp_path)
+  mean = pixel_means.pixel_mean(config, loader, tmp_path)
   squares = [
     loader.source.read(i)[0] for i in range(loader.source.num_examples)
   ]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.config import make_config
 from alexnet_jax.data import parquet
 from alexnet_jax.data import pipeline
@@ -380,6 +380,6 @@ def test_the_config_asks_for_the_folder():
   config = make_config()
   config.data.source = 'parquet'
   with pytest.raises(UserError, match=r'data\.path'):
-    recipes.validate(config)
+    validation.validate(config)
   config.data.path = 'somewhere'
-  recipes.validate(config)
+  validation.validate(config)

@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from webdataset import tariterators
 
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.config import make_config
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
@@ -517,9 +517,9 @@ def test_the_config_asks_for_the_folder():
   config = make_config()
   config.data.source = 'tar'
   with pytest.raises(UserError, match=r'data\.path'):
-    recipes.validate(config)
+    validation.validate(config)
   config.data.path = 'somewhere'
-  recipes.validate(config)
+  validation.validate(config)
 
 
 def test_names_of_an_index_are_no_pickles(tmp_path, indexings):

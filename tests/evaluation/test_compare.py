@@ -1,6 +1,7 @@
 import csv
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -136,7 +137,13 @@ def test_the_best_stands_out_in_the_page(runs, tmp_path, capsys):
   )
   best = min(result['runs'], key=lambda row: row['loss'])
   html = (out / 'index.html').read_text()
-  assert f'class="marked" data-value="{best["loss"]}"' in html
+  marked = re.findall('class="marked" data-value="([^"]*)"', html)
+  rows = result['runs']
+  assert sorted(marked) == sorted(
+    str(compare_page.cell(key, rows[number][key]))
+    for number, key in compare_page.best(rows)
+  )
+  assert str(best['loss']) in marked
   assert f'{best["loss"]:.4f}*' in err
 
 
@@ -209,7 +216,9 @@ def test_a_run_under_way_is_named(runs, tmp_path, capsys):
   assert names == [str(runs['one']), str(copy)]  # both are called `one`
   assert result['runs'][1]['steps'] == 15
   assert result['notes'] == [f'Not done yet: {copy} (step 15 of 16).']
+  assert run_record.load(str(copy), 'one').rows[-1]['step'] == 15
   history = writers.read_rows(copy)
+  assert history[-1]['step'] == 16
   row = next(r for r in history if r['step'] == 15 and 'eval/loss' in r)
   assert result['runs'][1]['loss'] == row['eval/loss']
 

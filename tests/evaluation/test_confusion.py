@@ -109,3 +109,17 @@ def test_best_classes_are_sorted_with_their_probabilities():
     rtol=1e-5,
     atol=1e-6,
   )
+
+
+def test_a_sure_network_ranks_all_classes():
+  """All probabilities but the first are 0 in float32, or the same."""
+  sure = np.array([[200.0, 50, 10, 60, 40, 30]], np.float32)
+  best = metrics.best_classes(jnp.asarray(sure), jnp.asarray([0]), 5)
+  assert best['classes'].tolist() == [[0, 3, 1, 4, 5]]
+  near = np.array([[0.1, np.nextafter(np.float32(0.1), 1), 0]], np.float32)
+  best = metrics.best_classes(jnp.asarray(near), jnp.asarray([0]), 1)
+  assert best['classes'].tolist() == [[1]]
+  matrix = metrics.confusion_matrix(
+    jnp.asarray(near), jnp.asarray([0]), jnp.asarray([True])
+  )
+  assert matrix[0, 1] == 1

@@ -6,12 +6,14 @@ import statistics
 import sys
 import time
 
-import matplotlib.image
 import numpy as np
+import PIL.Image
 import pytest
 
 from alexnet_jax.evaluation import crossval
+from alexnet_jax.evaluation import crossval_report
 from alexnet_jax.evaluation import measure
+from alexnet_jax.training import evaluations
 from alexnet_jax.training import loop
 from tests.system import commands
 
@@ -116,6 +118,80 @@ def test_another_config_is_refused_by_its_keys(done, capsys, no_training):
   assert 'config.data.folds: 3 -> 5' in err
 
 
+def photographs(folder, seed):
+  """Six images of each of two classes."""
+  rng = np.random.default_rng(seed)
+  for name in ('a', 'b'):
+    (folder / name).mkdir(parents=True)
+    for i in range(6):
+      pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+      PIL.Image.fromarray(pixels).save(folder / name / f'{seed}_{i}.png')
+
+
+@pytest.fixture
+def in_a_folder(tmp_path, small, compile_once):
+  """(recipe, folder of images, workdir) of a cross-validation of two folds."""
+  photographs(tmp_path / 'images', 0)
+  recipe = commands.write_recipe(
+    tmp_path,
+    **small,
+    data__source='folder',
+    data__path=str(tmp_path / 'images'),
+    data__folds=2,
+    num_steps=1,
+    global_batch_size=4,
+  )
+  workdir = tmp_path / 'cv'
+  arguments = ['--config', str(recipe), '--workdir', str(workdir)]
+  assert crossval.main(arguments) == 0
+  return recipe, tmp_path / 'images', workdir
+
+
+def test_folds_that_are_done_on_other_data_are_refused(
+  in_a_folder, tmp_path, capsys, no_training
+):
+  recipe, images, workdir = in_a_folder
+  result = (workdir / 'crossval.json').read_text()
+  photographs(tmp_path / 'others', 1)
+  code, _, err = cross_validate(
+    capsys, recipe, workdir, f'--config.data.path={tmp_path / "others"}'
+  )
+  assert code == 2
+  assert f'the data of {workdir / "fold_00"} has changed' in err
+  assert '  fingerprint: ' in err
+  shutil.copy(images / 'a' / '0_0.png', images / 'a' / 'added.png')
+  code, _, err = cross_validate(capsys, recipe, workdir)
+  assert code == 2
+  assert f'the data of {workdir / "fold_00"} has changed' in err
+  assert (workdir / 'crossval.json').read_text() == result
+  # The same images at another place are the same data.
+  (images / 'a' / 'added.png').unlink()
+  images.rename(tmp_path / 'moved')
+  code, moved, _ = cross_validate(
+    capsys, recipe, workdir, f'--config.data.path={tmp_path / "moved"}'
+  )
+  assert code == 0
+  assert moved == json.loads(result)
+
+
+def test_data_that_change_while_a_fold_trains_are_refused(
+  in_a_folder, capsys, monkeypatch
+):
+  recipe, images, workdir = in_a_folder
+  (workdir / 'fold_01' / 'measures.json').unlink()
+  train = loop.train_and_evaluate
+
+  def changing(*arguments):
+    train(*arguments)
+    (images / 'b' / '0_5.png').unlink()
+
+  monkeypatch.setattr(loop, 'train_and_evaluate', changing)
+  code, _, err = cross_validate(capsys, recipe, workdir)
+  assert code == 2
+  assert f'the data of {workdir / "fold_01"} has changed' in err
+  assert not (workdir / 'fold_01' / 'measures.json').exists()
+
+
 def test_what_is_missing_is_made_again(copied, capsys, monkeypatch):
   """One fold lost its measures, another was not begun."""
   recipe, workdir = copied
@@ -152,7 +228,7 @@ def test_a_signal_leaves_with_75_and_the_command_goes_on(
 ):
   expected = json.loads((done[1] / 'crossval.json').read_text())
   recipe, workdir = done[0], tmp_path / 'cv'
-  evaluate = loop._evaluate
+  evaluate = evaluations.evaluate
 
   def signalled(run, live, on_evaluation):
     evaluate(run, live, on_evaluation)
@@ -160,7 +236,7 @@ def test_a_signal_leaves_with_75_and_the_command_goes_on(
       signal.raise_signal(signal.SIGTERM)
 
   with monkeypatch.context() as patch:
-    patch.setattr(loop, '_evaluate', signalled)
+    patch.setattr(evaluations, 'evaluate', signalled)
     code, _, err = cross_validate(capsys, recipe, workdir, '--folds', FOLDS)
   assert code == 75
   assert 'saved step' in err
@@ -172,9 +248,32 @@ def test_a_signal_leaves_with_75_and_the_command_goes_on(
 
 
 def test_the_box_plots_show_the_folds(done):
-  picture = matplotlib.image.imread(done[1] / 'box_plots.png')
-  colours = {tuple(np.round(c, 1)) for c in picture.reshape(-1, 4)}
-  assert len(colours) > 20
+  assert (done[1] / 'box_plots.png').stat().st_size > 10_000
+  result = json.loads((done[1] / 'crossval.json').read_text())
+  # Values that tell the folds and the sides apart.
+  for number, fold in enumerate(result['folds']):
+    fold['train'] |= {'top1': 0.9 + number / 100, 'macro_precision': 0.8}
+    fold['validation'] |= {'top1': 0.5 - number / 10, 'macro_precision': 0.25}
+  figure = crossval_report.draw_box_plots(result)
+  top1, precision = figure.axes
+  assert top1.get_title() == 'accuracy (top-1)'
+  assert precision.get_title() == 'macro precision'
+  for axes, wanted in (
+    (top1, [[0.9, 0.91, 0.92], [0.5, 0.4, 0.3]]),
+    (precision, [[0.8] * FOLDS, [0.25] * FOLDS]),
+  ):
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ['training', 'held out']
+    dots = [line for line in axes.lines if line.get_marker() == 'o']
+    assert [list(line.get_ydata()) for line in dots] == wanted
+    for position, line in enumerate(dots, 1):
+      places = line.get_xdata()
+      assert len(set(places)) == FOLDS  # beside one another
+      assert places == pytest.approx([position] * FOLDS, abs=0.1)
+    medians = [line for line in axes.lines if line.get_color() == 'C1']
+    assert [set(line.get_ydata()) for line in medians] == [
+      {statistics.median(values)} for values in wanted
+    ]
 
 
 @pytest.mark.parametrize(

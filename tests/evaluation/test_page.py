@@ -96,6 +96,25 @@ def test_a_click_sorts_a_table(tmp_path):
   assert [h.get('aria-sort') for h in heads] == [None, None, 'ascending']
 
 
+def test_what_is_not_known_is_sorted_last(tmp_path):
+  rows = [('a', '-', '-'), ('b', 3, 'x'), ('c', 1, '-'), ('d', '-', 'x')]
+  rows += [('e', 2, 'x'), ('f', float('nan'), 'x')]
+  table = page.Table('t', ('run', 'seconds', 'text'), rows, sortable=True)
+  text = page.render('sorted', [page.Section('s', tables=[table])])
+  path = tmp_path / 'index.html'
+  path.write_text(text.replace('</body>', CLICKS))
+  dom = browser.open_page(path)
+  orders = [t[7:] for t in dom.texts if t.startswith('order: ')]
+  assert orders == [
+    'c e b a d f',
+    'b e c a d f',
+    'a b c d e f',  # names
+    'a c b d e f',  # texts as texts
+  ]
+  heads = [attrs for tag, attrs in dom.tags if tag == 'th'][:3]
+  assert [head.get('class') for head in heads] == [None, 'number', None]
+
+
 def test_nothing_is_loaded_from_elsewhere():
   """The browser would refuse it anyway: the page's policy says so."""
   text = page.render('t', sections())

@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
+from alexnet_jax import assemble
 from alexnet_jax import recipes
 from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation import measured_run
@@ -20,6 +21,7 @@ from alexnet_jax.evaluation import report
 from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
+from alexnet_jax.training import step as step_lib
 from alexnet_jax.training import writers
 from alexnet_jax.training.console import Console
 from tests import browser
@@ -238,6 +240,23 @@ def test_augmented_examples_are_windows_of_squares(subject):
   assert len(corners) > 1
 
 
+def test_augmented_examples_are_those_of_the_first_batch(subject, monkeypatch):
+  """Though no more of it is decoded than is shown."""
+  full = next(assemble.make_train_iter(subject.run.config, subject.training, 1))
+  wanted = np.uint8(np.round(step_lib.augmented(full)))
+  sizes, make = [], assemble.make_train_iter
+
+  def spy(config, *arguments):
+    sizes.append(config.global_batch_size)
+    return make(config, *arguments)
+
+  monkeypatch.setattr(assemble, 'make_train_iter', spy)
+  rows = measured_run.augmented(subject, 3)
+  assert sizes == [3]
+  np.testing.assert_array_equal([row[1] for row in rows], wanted[:3])
+  assert len(measured_run.augmented(subject, 100)) == len(wanted)
+
+
 def test_crops_are_centres(subject):
   square, _ = subject.validation.square(7)
   (crop,) = subject.crops(np.array([7]))
@@ -280,11 +299,8 @@ def test_the_terminal_lists_every_class_of_few(written, capsys):
     assert row[4:] == [str(wanted[key]) for key in KEYS[3:]]
 
 
-def test_the_terminal_lists_the_best_and_worst_of_many(capsys):
-  confusion = np.diag(np.arange(100))
-  confusion[:, 99] += np.arange(100)[::-1]
-  names = [f'class {i:02}' for i in range(100)]
-  rows = measured_run.class_rows(confusion, names)
+def show_classes(rows):
+  """Prints some classes, beside measures of no meaning."""
   metrics = {f'eval/{name}': 0.5 for name in ('top1', 'top5', 'loss')}
   metrics |= {
     f'eval/{average}_{measure}': 0.5
@@ -294,10 +310,28 @@ def test_the_terminal_lists_the_best_and_worst_of_many(capsys):
   report.show(
     {'step': 1, 'examples': 9, 'page': '', 'metrics': metrics, 'classes': rows}
   )
-  listed = re.findall(r'│ (class \d\d)', capsys.readouterr().err)
-  by_f1 = sorted(rows, key=lambda row: -row['f1'])
+
+
+# With 100 of them no more than 10 are the worst, and with 14 no class is both.
+@pytest.mark.parametrize(('with_examples', 'worst'), [(100, 10), (14, 4)])
+def test_the_terminal_lists_the_best_and_worst_of_many(
+  capsys, with_examples, worst
+):
+  confusion = np.diag(np.arange(100, 0, -1))
+  confusion[:, 0] += np.arange(100)
+  confusion[with_examples:] = 0
+  names = [f'class {i:02}' for i in range(100)]
+  rows = measured_run.class_rows(confusion, names)
+  show_classes(rows)
+  err = capsys.readouterr().err
+  listed = re.findall(r'│ (class \d\d)', err)
+  by_f1 = sorted(
+    (row for row in rows if row['support']), key=lambda row: -row['f1']
+  )
   wanted = [row['class'] for row in by_f1]
-  assert listed == wanted[:10] + wanted[-10:]
+  assert len(wanted) == with_examples
+  assert listed == wanted[:10] + wanted[-worst:]
+  assert f'the 10 best and {worst} worst classes' in err
 
 
 def test_the_command(trained, capsys):

@@ -1,14 +1,18 @@
 import json
 import random
+import shutil
 import signal
 import sys
 import time
 
+from matplotlib import pyplot
 import matplotlib.image
 import numpy as np
 import optuna
+import PIL.Image
 import pytest
 
+from alexnet_jax import locks
 from alexnet_jax import main as train_main
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
@@ -16,6 +20,7 @@ from alexnet_jax.evaluation import search_space
 from alexnet_jax.evaluation import sweep
 from alexnet_jax.evaluation import sweep_study
 from alexnet_jax.evaluation import sweep_trials
+from alexnet_jax.training import evaluations
 from alexnet_jax.training import loop
 from tests.system import commands
 
@@ -100,11 +105,39 @@ def test_the_trials_end_as_their_values_want(done, capsys):
     t['value'] for t in result['trials'] if t['state'] == 'done'
   )
   assert f'to train trial {best["trial"]}, the best' in err
-  for picture in result['pictures'].values():
-    pixels = matplotlib.image.imread(picture)
-    colours = {tuple(np.round(c, 1)) for c in pixels.reshape(-1, 4)}
-    assert len(colours) > 20
-  assert {'evaluations', 'history', 'slice'} <= set(result['pictures'])
+
+
+def test_the_pictures_show_the_trials(done, capsys, monkeypatch):
+  figures = []
+  with monkeypatch.context() as patch:
+    patch.setattr(pyplot, 'close', figures.append)
+    _, result, _ = run_sweep(capsys, *done, *SPACE, '--trials', TRIALS)
+  drawn = dict(zip(result['pictures'], figures, strict=True))
+  assert {'evaluations', 'history', 'slice'} <= drawn.keys()
+  for name, path in result['pictures'].items():
+    assert matplotlib.image.imread(path).std() > 0.01, name
+    pyplot.close(drawn[name])
+  trials = result['trials']
+  values = {t['trial']: t['value'] for t in trials if t['state'] == 'done'}
+  (axes,) = drawn['evaluations'].axes
+  assert axes.get_ylabel() == 'eval/loss'
+  curves = [list(line.get_ydata()) for line in axes.lines]
+  for trial in trials:
+    if trial['evaluations']:
+      assert trial['evaluations'] in curves
+  (axes,) = drawn['history'].axes
+  assert axes.get_ylabel() == 'eval/loss'
+  assert points(axes) == sorted(values.items())
+  # The parameters side by side, over them the values.
+  slices = {axes.get_xlabel(): axes for axes in drawn['slice'].axes}
+  for key in ('optimizer.learning_rate', 'global_batch_size'):
+    assert [y for _, y in points(slices[key])] == sorted(values.values())
+
+
+def points(axes):
+  """(x, y) of the dots, sorted."""
+  dots = axes.collections[0]
+  return sorted((x, y) for x, y in dots.get_offsets().tolist())
 
 
 def test_a_trial_is_the_run_that_its_command_trains(done, tmp_path, capsys):
@@ -172,7 +205,7 @@ def test_a_signal_leaves_with_75_and_the_trial_goes_on(
   done, tmp_path, capsys, monkeypatch
 ):
   recipe, workdir = done[0], tmp_path / 'sweep'
-  evaluate = loop._evaluate
+  evaluate = evaluations.evaluate
 
   def signalled(run, live, on_evaluation):
     evaluate(run, live, on_evaluation)
@@ -180,7 +213,7 @@ def test_a_signal_leaves_with_75_and_the_trial_goes_on(
 
   one = ['--param', 'optimizer.learning_rate=0.001..0.1', '--trials', 1]
   with monkeypatch.context() as patch:
-    patch.setattr(loop, '_evaluate', signalled)
+    patch.setattr(evaluations, 'evaluate', signalled)
     code, _, err = run_sweep(capsys, recipe, workdir, *one)
   assert code == 75
   assert 'saved step 5' in err
@@ -202,6 +235,128 @@ def test_a_sweep_without_a_finished_trial_fails(tmp_path, small, capsys):
   assert result['best'] is None
   assert 'trial 1 failed: config.global_batch_size is' in err
   assert 'no trial came to its end' in err
+
+
+def test_a_trial_whose_own_values_do_not_fit_fails_alone(
+  done, tmp_path, capsys
+):
+  other = tmp_path / 'other'
+  code = train_main.main(
+    [
+      *('--config', str(done[0]), '--workdir', str(other)),
+      *('--config.num_steps=1', '--config.report=False'),
+    ]
+  )
+  assert code == 0
+  code, result, err = run_sweep(
+    capsys,
+    *(done[0], tmp_path / 'sweep', '--trials', 4, '--seed', 1),
+    *('--param', 'model.hidden=1..1*7..8', f'--config.init.workdir={other}'),
+  )
+  assert code == 0
+  states = {
+    (*trial['values']['model.hidden'], trial['state'])
+    for trial in result['trials']
+  }
+  assert states == {(7, 'failed'), (8, 'done')}
+  reasons = {trial['reason'] for trial in result['trials']} - {None}
+  assert all(f'the weights of {other} do not fit' in r for r in reasons)
+  assert f'failed: the weights of {other} do not fit' in err
+  code, again, _ = run_sweep(
+    capsys,
+    *(done[0], tmp_path / 'sweep', '--trials', 4, '--seed', 1),
+    *('--param', 'model.hidden=1..1*7..8', f'--config.init.workdir={other}'),
+  )
+  assert (code, again) == (0, result)
+
+
+def in_a_folder(folder, small):
+  """A recipe on images of noise."""
+  rng = np.random.default_rng(0)
+  for name in ('a', 'b'):
+    (folder / 'images' / name).mkdir(parents=True)
+    for i in range(10):
+      pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+      image = PIL.Image.fromarray(pixels)
+      image.save(folder / 'images' / name / f'{i}.png')
+  return commands.write_recipe(
+    folder,
+    **small,
+    data__source='folder',
+    data__path=str(folder / 'images'),
+    num_steps=2,
+    eval_every_steps=1,
+  )
+
+
+ONE = ['--param', 'optimizer.learning_rate=0.001..0.1', '--trials', 1]
+
+
+@pytest.mark.parametrize('what', ['missing', 'changed', 'busy', 'damaged'])
+def test_what_all_trials_would_meet_ends_the_sweep(
+  tmp_path, small, compile_once, capsys, monkeypatch, what
+):
+  """And the trial is made once it is mended."""
+  recipe, workdir = in_a_folder(tmp_path, small), tmp_path / 'sweep'
+  images, busy = tmp_path / 'images', None
+  image = images / 'a' / '3.png'
+  content = image.read_bytes()
+  if what == 'busy':
+    (workdir / 'trial_0000').mkdir(parents=True)
+    busy = locks.lock(workdir / 'trial_0000', '')
+    message = 'another run is training in'
+  elif what == 'damaged':
+    # Found by the mean of the pixels, before the first checkpoint.
+    image.write_bytes(content[: len(content) // 2])
+    message = '3.png'
+  else:
+    train, message = loop.train_and_evaluate, 'images'
+
+    def losing(*arguments):
+      if what == 'missing':
+        images.rename(tmp_path / 'away')
+      else:
+        image.unlink()
+        raise UserError('an image of images is another')
+      return train(*arguments)
+
+    monkeypatch.setattr(loop, 'train_and_evaluate', losing)
+  mean = '--config.data.mean=channel'
+  code, _, err = run_sweep(capsys, recipe, workdir, *ONE, mean)
+  assert code == 2, err
+  assert message in err
+  assert 'failed' not in err
+  monkeypatch.undo()
+  if what == 'busy':
+    busy.close()
+  elif what == 'missing':
+    (tmp_path / 'away').rename(images)
+  elif what == 'changed':
+    image.write_bytes(content)
+  else:
+    return  # the mended image is other data, for which there is a new sweep
+  code, result, _ = run_sweep(capsys, recipe, workdir, *ONE, mean)
+  assert code == 0
+  assert [trial['state'] for trial in result['trials']] == ['done']
+
+
+def test_a_sweep_goes_on_with_the_data_it_began_with(
+  tmp_path, small, compile_once, capsys
+):
+  recipe, workdir = in_a_folder(tmp_path, small), tmp_path / 'sweep'
+  code, result, _ = run_sweep(capsys, recipe, workdir, *ONE)
+  assert code == 0
+  added = tmp_path / 'images' / 'a' / 'added.png'
+  shutil.copy(tmp_path / 'images' / 'b' / '0.png', added)
+  code, _, err = run_sweep(capsys, recipe, workdir, *ONE)
+  assert code == 2
+  assert 'study.db was made with something else:\n  fingerprint of the' in err
+  added.unlink()
+  (tmp_path / 'images').rename(tmp_path / 'moved')
+  moved = f'--config.data.path={tmp_path / "moved"}'
+  code, again, _ = run_sweep(capsys, recipe, workdir, *ONE, moved)
+  assert code == 0
+  assert again['trials'] == result['trials']
 
 
 @pytest.mark.parametrize(
@@ -249,6 +404,7 @@ def test_optuna_may_be_missing(tmp_path, small, capsys, monkeypatch):
 
 # The study alone, without training.
 
+DATA = {'fingerprint': '0a', 'eval_fingerprint': '1b'}
 TEXTS = ('optimizer.learning_rate=1e-4..1e-1:log', 'model.hidden=1..2*8..64')
 
 
@@ -256,7 +412,7 @@ def open_study(folder, texts=TEXTS, config=None, **changes):
   config = config or make_config()
   space = search_space.parse(texts, config)
   made_with = {'monitor': 'eval/top1', 'mode': 'max', 'pruner': 'median'}
-  made_with |= {'seed': 0} | changes
+  made_with |= {'seed': 0, 'data': DATA} | changes
   folder.mkdir(exist_ok=True)
   made_with = sweep_study.description(config, space, **made_with)
   return sweep_study.open_study(folder, made_with), space
@@ -307,6 +463,7 @@ def test_a_study_is_continued_with_what_it_was_made_with(tmp_path):
       monitor='eval/loss',
       mode='min',
       seed=3,
+      data={'fingerprint': '0a', 'eval_fingerprint': '2c'},
     )
   lines = str(info.value).splitlines()
   assert lines[0].endswith('study.db was made with something else:')
@@ -317,6 +474,7 @@ def test_a_study_is_continued_with_what_it_was_made_with(tmp_path):
     '--param model.dropout: none -> 0.1|0.2',
     '--param model.hidden: 1..2*8..64 -> none',
     '--param optimizer.learning_rate: 0.0001..0.1:log -> 0.0001..1.0:log',
+    'eval_fingerprint of the data: 1b -> 2c',
     'config.optimizer.momentum: 0.9 -> 0.5',
     'config.num_epochs: 90.0 -> 3.0',
   ]

@@ -35,8 +35,10 @@ def test_the_papers_network(groups, parameters, gmac):
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
   assert [output for _, output, _ in rows] == [
     (55, 55, 96),
+    (55, 55, 96),  # normalised
     (27, 27, 96),
     (27, 27, 256),
+    (27, 27, 256),  # normalised
     (13, 13, 256),
     (13, 13, 384),
     (13, 13, 384),
@@ -48,6 +50,19 @@ def test_the_papers_network(groups, parameters, gmac):
   ]
   assert params['dense1']['kernel'].shape == (9216, 4096)
   assert sum(macs for *_, macs in rows) / 1e9 == pytest.approx(gmac, abs=5e-5)
+
+
+def test_the_table_is_in_order_of_execution():
+  fields = {**SMALL, 'norm_hidden': (2,)}
+  names = {}
+  for norm in ('lrn', 'batch'):
+    _, rows = layer_table(AlexNet(**fields, norm=norm), (36, 36, 3))
+    names[norm] = ' '.join(name for name, *_ in rows)
+  assert names['lrn'] == (
+    'conv1 lrn1 pool1 conv2 lrn2 pool2 conv3 conv4 conv5 pool5 dense1 dense2'
+    ' dense_norm2 head'
+  )
+  assert names['batch'] == names['lrn'].replace('lrn', 'norm')
 
 
 def test_a_227_pixel_image_needs_no_padding():

@@ -142,7 +142,7 @@ sys.exit(main.main({arguments!r}))
 @pytest.mark.parametrize(
   ('module', 'cls', 'name', 'call'),
   [
-    ('training', 'loop', 'evaluate', 2),
+    ('evaluation', 'measure', 'evaluate', 2),
     ('training.checkpoint', 'Checkpoints', 'save', 2),
     ('training.checkpoint', 'Checkpoints', 'restore_newest', 1),
     ('training.parallel', 'DeviceBatches', 'take', 20),

@@ -1,16 +1,18 @@
 """Runs that start from others, with every kind of training choice."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 
+from alexnet_jax import pixel_means
 from alexnet_jax import recipes
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training import parallel
+from alexnet_jax.training import restored
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import writers
 from alexnet_jax.training.console import Console
@@ -31,9 +33,7 @@ def train(tmp_path):
 
 
 def params_of(workdir, checkpoint='final'):
-  _, _, state = saved_run.restore(
-    str(workdir), checkpoint, parallel.make_mesh()
-  )
+  _, _, state = restored.restore(str(workdir), checkpoint, parallel.make_mesh())
   return {
     name: np.asarray(leaf)
     for name, leaf in state_lib.leaf_names(state.params).items()
@@ -64,8 +64,8 @@ def test_a_run_with_every_choice_resumes_bit_for_bit(train, tmp_path):
     'init__unfreeze_steps': 6,
   }
   unbroken = train('unbroken', num_steps=12, **transfer)
-  # Ended before the parameters thaw, in the middle, and after.
-  for steps in (3, 8, 12):
+  # Ended before the parameters thaw, at that step, and after.
+  for steps in (3, 6, 8, 12):
     resumed = train('resumed', num_steps=steps, **transfer)
   assert resumed['state_digest'] == unbroken['state_digest']
   assert resumed['eval/loss'] == unbroken['eval/loss']
@@ -102,6 +102,42 @@ def test_frozen_until_a_step(train, tmp_path):
   assert first['step'] == 8
 
 
+def test_the_first_steps_after_thawing_are_no_longer_than_the_rate(
+  train, tmp_path
+):
+  """Of Adam, whose moments of parameters that waited are 0."""
+  train(
+    'run',
+    num_steps=24,
+    init__freeze=('conv*',),
+    init__unfreeze_steps=20,
+    optimizer__name='adam',
+    optimizer__learning_rate=0.001,
+    optimizer__weight_decay=0.0,
+    save_every_steps=1,
+    checkpoint__keep=9,
+  )
+  params = [params_of(tmp_path / 'run', str(step)) for step in range(20, 25)]
+  moved = [
+    np.abs(after['conv1/kernel'] - before['conv1/kernel']).max()
+    for before, after in itertools.pairwise(params)
+  ]
+  assert moved[0] == pytest.approx(0.001, rel=1e-3)
+  assert max(moved) < 0.0011
+
+
+def test_a_run_that_starts_from_another_keeps_its_start(train, tmp_path):
+  """Killed before its first save it would start from what there is then."""
+  train('first', num_steps=2)
+  train('second', num_steps=1, init__workdir=str(tmp_path / 'first'))
+  start, first = (
+    params_of(tmp_path / 'second', '0'),
+    params_of(tmp_path / 'first'),
+  )
+  for name, leaf in first.items():
+    np.testing.assert_array_equal(start[name], leaf)
+
+
 def test_optimizers_start_from_the_same_weights(train, tmp_path):
   train('first', num_steps=8)
   start = params_of(tmp_path / 'first')
@@ -118,16 +154,23 @@ def test_optimizers_start_from_the_same_weights(train, tmp_path):
 
 
 def test_the_averaged_weights_are_what_is_evaluated(train, tmp_path):
-  """An average that keeps all of itself stays at the initial weights."""
-  averaged = train('averaged', num_steps=10, ema_decay=0.999999)
+  """A run that starts with them, as plain weights, begins where it ended."""
+  averaged = train('averaged', num_steps=10, ema_decay=0.9)
   plain = train('plain', num_steps=10)
-  assert averaged['eval/loss'] > 1.3 * plain['eval/loss']
-  again = train('averaged', num_steps=10, ema_decay=0.999999)
-  assert again['eval/loss'] == averaged['eval/loss']
+  assert averaged['eval/loss'] != plain['eval/loss']
+  again = train(
+    'again',
+    num_steps=1,
+    init__workdir=str(tmp_path / 'averaged'),
+    optimizer__learning_rate=1e-12,
+  )
+  assert again['eval/loss'] == pytest.approx(averaged['eval/loss'], rel=1e-5)
 
 
-def test_a_start_that_does_not_fit_is_refused(train, tmp_path):
+def test_a_start_that_does_not_fit_is_refused(train, tmp_path, monkeypatch):
   train('first', num_steps=2)
+  # Not after a pass over the data.
+  monkeypatch.setattr(pixel_means, 'pixel_mean', None)
   start = {'init__workdir': str(tmp_path / 'first'), 'num_steps': 2}
   with pytest.raises(
     UserError, match=r'(?s)dense1/kernel: .*config\.init\.skip'

@@ -152,13 +152,13 @@ def test_rmsprop():
   ours = run_ours(
     name='rmsprop',
     weight_decay=0.0,
-    b2=0.9,
+    rms_decay=0.8,
     epsilon=1e-6,
     momentum=0.8,
     update_rule='paper',
   )
   expected = run_optax(
-    lambda r: optax.rmsprop(r, decay=0.9, eps=1e-6, momentum=0.8)
+    lambda r: optax.rmsprop(r, decay=0.8, eps=1e-6, momentum=0.8)
   )
   assert_close(ours, expected)
 
@@ -194,3 +194,15 @@ def test_decoupled_decay_of_sgd_stays_out_of_the_velocity():
 def test_an_unknown_optimizer():
   with pytest.raises(ValueError, match="optimizer is 'adagrad'"):
     optimizer.make_optimizer(0.1, name='adagrad')
+
+
+@pytest.mark.parametrize(
+  ('name', 'make'),
+  [
+    ('adam', optax.adam),
+    ('rmsprop', lambda r: optax.rmsprop(r, momentum=0.9)),
+  ],
+)
+def test_the_defaults_are_those_of_optax(name, make):
+  ours = run_ours(name=name, weight_decay=0.0, update_rule='paper')
+  assert_close(ours, run_optax(make))

@@ -394,9 +394,9 @@ def test_averaged_parameters_by_hand():
   state = make_state()
   state = state.replace(ema_params=jax.tree.map(jnp.copy, state.params))
   average = np.asarray(state.params['head']['kernel'], np.float64)
-  for steps in (1, 2, 3):
-    after, _ = step_with(state=state, steps=steps, ema_decay=0.75)
-    average = 0.75 * average + 0.25 * after.params['head']['kernel']
+  for steps, decay in ((1, 0.1), (2, 2 / 11), (3, 0.2)):
+    after, _ = step_with(state=state, steps=steps, ema_decay=0.2)
+    average = decay * average + (1 - decay) * after.params['head']['kernel']
     np.testing.assert_allclose(
       after.ema_params['head']['kernel'], average, rtol=1e-5, atol=1e-7
     )

@@ -106,17 +106,32 @@ def test_the_loss_of_every_step(tmp_path):
   assert events == [(10, 3.0), (11, 2.0), (12, 1.0)]
 
 
+def test_the_losses_after_the_last_log_point_come_again(tmp_path):
+  writer = open_writer(tmp_path)
+  writer.step_losses(4, [4.0, 3.0])
+  writer.step_losses(5, [2.0], last=True)
+  writer.step_losses(5, [], last=True)
+  writer.close()
+  rows = writers.read_rows(tmp_path)
+  assert [row['train/step_losses'] for row in rows] == [[4.0, 3.0], [2.0]]
+  writer = open_writer(tmp_path, step=5)
+  writer.step_losses(6, [2.0, 1.0])
+  writer.close()
+  rows = writers.read_rows(tmp_path)
+  assert [row['train/step_losses'] for row in rows] == [[4.0, 3.0], [2.0, 1.0]]
+
+
 def test_measures_of_the_classes(tmp_path):
   confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 5, 0]])
   writer = open_writer(tmp_path)
   writer.classes(7, confusion, ['cat', 'dog', 'owl'])
   writer.close()
   values = values_of(tmp_path)
-  assert values['precision/cat'].simple_value == pytest.approx(8 / 9)
-  assert values['recall/dog'].simple_value == pytest.approx(0.9)
-  assert values['f1/owl'].simple_value == 0
-  assert values['false_positives/dog'].simple_value == 7
-  assert values['true_negatives/cat'].simple_value == 14
+  assert values['precision/00_cat'].simple_value == pytest.approx(8 / 9)
+  assert values['recall/01_dog'].simple_value == pytest.approx(0.9)
+  assert values['f1/02_owl'].simple_value == 0
+  assert values['false_positives/01_dog'].simple_value == 7
+  assert values['true_negatives/00_cat'].simple_value == 14
   tensor = values['eval/confusion'].tensor
   shape = [dim.size for dim in tensor.tensor_shape.dim]
   stored = np.frombuffer(tensor.tensor_content, '<i4').reshape(shape)
