@@ -84,7 +84,8 @@ def spread_titles(group: dict) -> dict[str, str]:
 
 
 def with_deviation(spread: dict[str, float]) -> str:
-  return f'{spread["mean"]:,.4f} ± {spread["deviation"]:,.4f}'
+  digits = 4 if abs(spread['mean']) < 10 else 1
+  return f'{spread["mean"]:,.{digits}f} ± {spread["deviation"]:,.{digits}f}'
 
 
 def data_letters(row: dict) -> str:

@@ -105,9 +105,9 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 
 def shown(cell: str | int | float) -> str:
-  """A cell as text: 1,234 and 0.1235."""
+  """A cell as text: 1,234 and 0.1235 and 12.3."""
   if isinstance(cell, float):
-    return f'{cell:,.4f}'
+    return f'{cell:,.4f}' if abs(cell) < 10 else f'{cell:,.1f}'
   return f'{cell:,}' if isinstance(cell, int) else cell
 
 

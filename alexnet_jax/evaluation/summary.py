@@ -10,6 +10,7 @@ import rich.console
 import rich.table
 
 from alexnet_jax import assemble
+from alexnet_jax.errors import UserError
 
 
 def show(config) -> dict:
@@ -19,7 +20,10 @@ def show(config) -> dict:
   )
   model = assemble.make_model(config, num_classes)
   shape = assemble.image_shape(config)
-  params, rows = layer_table(model, shape)
+  try:
+    params, rows = layer_table(model, shape)
+  except ValueError as error:  # of the network's own checks
+    raise UserError(f'config.model: {error}') from error
   print(
     parameter_overview.get_parameter_overview(params, include_stats=False),
     file=sys.stderr,

@@ -56,6 +56,14 @@ def test_summary_of_the_mission_needs_no_data():
   assert result['training_flops_per_image'] == pytest.approx(6.601e9, rel=1e-4)
 
 
+def test_summary_of_a_network_that_the_crops_do_not_fit():
+  code, err = fail(
+    *('--summary', '--config.data.resize_size=8', '--config.data.crop_size=8')
+  )
+  assert code == 2
+  assert 'less than the pooling window' in err
+
+
 def test_dry_run_goes_through_everything_and_leaves_nothing(tmp_path):
   recipe = commands.write_recipe(tmp_path)
   code, out, err = commands.run(
