@@ -100,14 +100,14 @@ def test_a_signal_in_the_last_evaluation_is_made_good(tmp_path):
   program = (
     'import os, signal, sys\n'
     'from alexnet_jax import main\n'
-    'from alexnet_jax.training import loop\n'
-    'original, calls = loop.evaluate, []\n'
+    'from alexnet_jax.evaluation import measure\n'
+    'original, calls = measure.evaluate, []\n'
     'def interrupting(*arguments):\n'
     '  calls.append(1)\n'
     '  if len(calls) == 2:\n'
     '    os.kill(os.getpid(), signal.SIGTERM)\n'
     '  return original(*arguments)\n'
-    'loop.evaluate = interrupting\n'
+    'measure.evaluate = interrupting\n'
     f'sys.exit(main.main(["--config", {str(recipe)!r},'
     f' "--workdir", {str(workdir)!r}]))\n'
   )
