@@ -139,12 +139,16 @@ def _make_study(optuna, path, made_with):
 
 
 def _storage(optuna, path):
+  import sqlalchemy.pool
+
   # A connection of our own: as part of an address the path may not have ?, #
   # and the like.
   return optuna.storages.RDBStorage(
     'sqlite:///study.db',
     engine_kwargs={
-      'creator': lambda: sqlite3.connect(path, check_same_thread=False)
+      'creator': lambda: sqlite3.connect(path, check_same_thread=False),
+      # None stays open: a study is closed by nobody.
+      'poolclass': sqlalchemy.pool.NullPool,
     },
   )
 
