@@ -252,7 +252,13 @@ print(json.dumps(sorted({'jax', 'tensorflow', 'torch'} & set(sys.modules))))
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc/self/statm')
-@pytest.mark.parametrize('layout', ['folder', 'resized', 'raw'])
+@pytest.mark.parametrize(
+  'layout',
+  [
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ('folder', 'resized')),
+    'raw',
+  ],
+)
 def test_memory_stays_flat_over_two_thousand_batches(layouts, layout):
   options = {**layouts[layout], 'tfds_split': 'train'}
   # Grain imports jax where it finds it; the data room must not need it.

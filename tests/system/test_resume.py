@@ -145,8 +145,13 @@ sys.exit(main.main({arguments!r}))
     ('evaluation', 'measure', 'evaluate', 2),
     ('training.checkpoint', 'Checkpoints', 'save', 2),
     ('training.checkpoint', 'Checkpoints', 'restore_newest', 1),
-    ('training.parallel', 'DeviceBatches', 'take', 20),
-    ('training', 'loop', '_write_histograms', 1),
+    pytest.param(
+      *('training.parallel', 'DeviceBatches', 'take', 20),
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      *('training', 'loop', '_write_histograms', 1), marks=pytest.mark.slow
+    ),
     ('training', 'step', 'loss_and_grads', 1),  # while it compiles
   ],
 )
@@ -185,6 +190,7 @@ def test_an_unbroken_run_repeats_itself(unbroken, tmp_path):
   finish(unbroken[0], tmp_path / 'run', unbroken)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(small_disk):
   # 1.6 MB a checkpoint: the first fits on 4 MB, the third does not.
   recipe = commands.write_recipe(small_disk, model__hidden=(1000,))

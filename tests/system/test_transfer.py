@@ -138,6 +138,7 @@ def test_a_run_that_starts_from_another_keeps_its_start(train, tmp_path):
     np.testing.assert_array_equal(start[name], leaf)
 
 
+@pytest.mark.slow
 def test_optimizers_start_from_the_same_weights(train, tmp_path):
   train('first', num_steps=8)
   start = params_of(tmp_path / 'first')
