@@ -163,7 +163,7 @@ def test_max_pool_and_its_gradient_are_those_of_flax(
   x = jnp.maximum(jnp.round(2 * x), 0).astype(dtype)
 
   def ours(x):
-    return layers.max_pool(x, size, stride)
+    return layers.compared_max_pool(x, size, stride)
 
   def flax(x):
     return nn.max_pool(x, (size, size), (stride, stride))
@@ -171,6 +171,7 @@ def test_max_pool_and_its_gradient_are_those_of_flax(
   y, pull = jax.vjp(ours, x)
   expected, pull_expected = jax.vjp(flax, x)
   np.testing.assert_array_equal(y, expected)
+  np.testing.assert_array_equal(layers.max_pool(x, size, stride), expected)
   # Whole numbers: sums over overlapping windows are exact in any order.
   gradient = jnp.round(8 * jax.random.normal(jax.random.key(1), y.shape))
   gradient = gradient.astype(dtype)
