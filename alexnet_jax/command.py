@@ -1,5 +1,6 @@
 """The contract of all commands: exit codes, messages, the JSON line."""
 
+import argparse
 from collections.abc import Callable
 import errno
 import json
@@ -63,6 +64,47 @@ def run(
   if json_output:
     print(json.dumps(result, sort_keys=True), flush=True)
   return exit_code(result) if exit_code else errors.EXIT_DONE
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+  """Adds --config to the arguments of a command that trains."""
+  parser.add_argument(
+    '--config',
+    default='configs/quickstart.py',
+    metavar='FILE',
+    help='the recipe (default: %(default)s)',
+  )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+  """Adds --workdir and --checkpoint, of a run that was trained."""
+  parser.add_argument(
+    '--workdir', required=True, metavar='DIR', help='folder of the run'
+  )
+  parser.add_argument(
+    '--checkpoint',
+    default='final',
+    help='final (what the run ended with, default), newest, best or a step',
+  )
+
+
+def add_data_path(parser: argparse.ArgumentParser) -> None:
+  """Adds --data_path, of a run whose data is read again."""
+  parser.add_argument(
+    '--data_path',
+    default='',
+    metavar='DIR',
+    help='where the data lies now (default: where it lay in training)',
+  )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+  """Adds --json; see `run`."""
+  parser.add_argument(
+    '--json',
+    action='store_true',
+    help='end standard output with one JSON object',
+  )
 
 
 def _fail(code, message):

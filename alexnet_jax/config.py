@@ -99,7 +99,8 @@ def _init_defaults():
   init.checkpoint = 'final'  # newest, best or a step
   init.skip = ()  # patterns of parameters that start anew, such as head
   init.freeze = ()  # patterns of parameters that do not train, such as conv*
-  init.unfreeze_epochs = 0.0  # when they train, too; both 0: never
+  # When they train, too, with an optimizer that starts anew; both 0: never.
+  init.unfreeze_epochs = 0.0
   init.unfreeze_steps = 0
   return init
 

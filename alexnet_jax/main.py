@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from alexnet_jax import command
+
 _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
 (alexnet_jax/config.py lists them all). Started again with the same workdir, a
@@ -18,12 +20,7 @@ def _parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--config',
-    default='configs/quickstart.py',
-    metavar='FILE',
-    help='the recipe (default: %(default)s)',
-  )
+  command.add_recipe(parser)
   parser.add_argument(
     '--workdir',
     metavar='DIR',
@@ -37,11 +34,7 @@ def _parse(argv):
     action='store_true',
     help='one train step, one evaluation batch, one save and restore; stop',
   )
-  parser.add_argument(
-    '--json',
-    action='store_true',
-    help='end standard output with one JSON object',
-  )
+  command.add_json(parser)
   return parser.parse_known_args(argv)
 
 
@@ -54,7 +47,6 @@ def main(argv=None) -> int:
   stop = guards.StopSignal()
   if not arguments.summary:
     stop.install()
-  from alexnet_jax import command
 
   return command.run(
     lambda: _work(arguments, overrides, stop), json_output=arguments.json

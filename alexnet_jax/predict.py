@@ -10,6 +10,8 @@ import os
 import pathlib
 import sys
 
+from alexnet_jax import command
+
 _DESCRIPTION = """\
 Gives the best classes of images, as the network of a run sees them. The data
 that it was trained on is not needed; the run's folder is."""
@@ -36,12 +38,7 @@ def _arguments(argv):
     metavar='PATH',
     help='an image, or a folder with images in it or below',
   )
-  add('--workdir', required=True, help='folder of the run')
-  add(
-    '--checkpoint',
-    default='final',
-    help='final (what the run ended with, default), newest, best or a step',
-  )
+  command.add_run(parser)
   add('--top', type=int, default=5, help='number of classes (default: 5)')
   add(
     '--csv',
@@ -56,7 +53,7 @@ def _arguments(argv):
     help=f'draws the first {MOST_IN_GRID} images, as the network sees them,'
     ' with their best class',
   )
-  add('--json', action='store_true', help='one JSON object on standard output')
+  command.add_json(parser)
   return parser.parse_args(argv)
 
 
@@ -64,7 +61,6 @@ def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
   # After the arguments, so that --help answers at once.
-  from alexnet_jax import command
   from alexnet_jax import errors
 
   return command.run(

@@ -8,6 +8,8 @@ import argparse
 import pathlib
 import sys
 
+from alexnet_jax import command
+
 _RUNS_BESIDE = 6  # columns of the terminal's table
 
 
@@ -35,18 +37,13 @@ def _arguments(argv):
     default='epochs',
     help='what the curves are drawn over (default: %(default)s)',
   )
-  parser.add_argument(
-    '--json', action='store_true', help='one JSON object on standard output'
-  )
+  command.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
-  # After the arguments, so that --help answers at once.
-  from alexnet_jax import command
-
   return command.run(
     lambda: compare(
       arguments.workdirs, pathlib.Path(arguments.out), arguments.over

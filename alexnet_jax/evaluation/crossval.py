@@ -9,6 +9,8 @@ import pathlib
 import statistics
 import sys
 
+from alexnet_jax import command
+
 MEASURES_FILE = 'measures.json'  # in the folder of a fold
 RESULT_FILE, PLOT_FILE = 'crossval.json', 'box_plots.png'
 DEFAULT_FOLDS = 10
@@ -33,12 +35,7 @@ def _parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--config',
-    default='configs/quickstart.py',
-    metavar='FILE',
-    help='the recipe (default: %(default)s)',
-  )
+  command.add_recipe(parser)
   parser.add_argument(
     '--folds',
     type=int,
@@ -50,11 +47,7 @@ def _parse(argv):
     metavar='DIR',
     help="the folder (default: runs/crossval_ and the recipe's name)",
   )
-  parser.add_argument(
-    '--json',
-    action='store_true',
-    help='end standard output with one JSON object',
-  )
+  command.add_json(parser)
   return parser.parse_known_args(argv)
 
 
@@ -66,7 +59,6 @@ def main(argv=None) -> int:
 
   stop = guards.StopSignal()
   stop.install()
-  from alexnet_jax import command
 
   return command.run(
     lambda: _work(arguments, overrides, stop), json_output=arguments.json

@@ -6,40 +6,27 @@ python -m alexnet_jax.evaluation.evaluate --workdir DIR [--split validation]
 import argparse
 import sys
 
+from alexnet_jax import command
+
 
 def _arguments(argv):
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.evaluation.evaluate',
     description='Measures a saved run.',
   )
-  parser.add_argument('--workdir', required=True, help='folder of the run')
   parser.add_argument(
     '--split',
     default='validation',
     help='validation (default) or train; for TFDS also its own split names',
   )
-  parser.add_argument(
-    '--checkpoint',
-    default='final',
-    help='final (what the run ended with, default), newest, best or a step',
-  )
-  parser.add_argument(
-    '--data_path',
-    default='',
-    metavar='DIR',
-    help='where the data lies now (default: where it lay in training)',
-  )
-  parser.add_argument(
-    '--json', action='store_true', help='one JSON object on standard output'
-  )
+  command.add_run(parser)
+  command.add_data_path(parser)
+  command.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   arguments = _arguments(argv)
-  # After the arguments, so that --help answers at once.
-  from alexnet_jax import command
-
   return command.run(
     lambda: _evaluate(
       arguments.workdir,

@@ -12,6 +12,8 @@ import json
 import pathlib
 import sys
 
+from alexnet_jax import command
+
 REPORT_FOLDER = 'report'
 PAGE = 'index.html'
 MOST_LISTED = 30  # classes that the terminal's table lists one and all
@@ -202,32 +204,15 @@ def _arguments(argv):
     description='Measures a saved run, and writes a page of tables and'
     f' pictures: DIR/{REPORT_FOLDER}/{PAGE}.',
   )
-  parser.add_argument(
-    '--workdir', required=True, metavar='DIR', help='folder of the run'
-  )
-  parser.add_argument(
-    '--checkpoint',
-    default='final',
-    help='final (what the run ended with, default), newest, best or a step',
-  )
-  parser.add_argument(
-    '--data_path',
-    default='',
-    metavar='DIR',
-    help='where the data lies now (default: where it lay in training)',
-  )
-  parser.add_argument(
-    '--json', action='store_true', help='one JSON object on standard output'
-  )
+  command.add_run(parser)
+  command.add_data_path(parser)
+  command.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
-  # After the arguments, so that --help answers at once.
-  from alexnet_jax import command
-
   return command.run(lambda: _report(arguments), json_output=arguments.json)
 
 

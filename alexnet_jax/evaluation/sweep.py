@@ -8,6 +8,8 @@ import argparse
 import pathlib
 import sys
 
+from alexnet_jax import command
+
 PRUNERS = ('median', 'none')
 _EPILOG = """\
 A SPEC is LOW..HIGH (with :log by the logarithm), A|B|C, or, for keys that take
@@ -36,12 +38,7 @@ def _parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--config',
-    default='configs/quickstart.py',
-    metavar='FILE',
-    help='the recipe (default: %(default)s)',
-  )
+  command.add_recipe(parser)
   parser.add_argument(
     '--workdir', required=True, metavar='DIR', help="the sweep's folder"
   )
@@ -80,11 +77,7 @@ def _parse(argv):
   parser.add_argument(
     '--seed', type=int, default=0, help='of the search (default: 0)'
   )
-  parser.add_argument(
-    '--json',
-    action='store_true',
-    help='end standard output with one JSON object',
-  )
+  command.add_json(parser)
   return parser.parse_known_args(argv)
 
 
@@ -96,7 +89,6 @@ def main(argv=None) -> int:
 
   stop = guards.StopSignal()
   stop.install()
-  from alexnet_jax import command
   from alexnet_jax import errors
 
   return command.run(

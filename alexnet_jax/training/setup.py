@@ -108,9 +108,7 @@ def _check_init(config, num_classes, mesh, *, begins):
   if init.workdir and begins:
     _, _, other = restored.restore(init.workdir, init.checkpoint, mesh)
     transfer.taken(state, other, init.skip, init.workdir)
-  return (
-    transfer.frozen_names(state, init.freeze) if init.freeze else (frozenset())
-  )
+  return transfer.frozen_names(state, init.freeze)
 
 
 def _pixel_mean(config, loader, path, stop, console, limit):

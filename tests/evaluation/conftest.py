@@ -2,18 +2,10 @@
 
 import signal
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
-_OPTIONS = {
-  'jax_persistent_cache_min_compile_time_secs': 0,
-  'jax_persistent_cache_min_entry_size_bytes': 0,
-}
-
-
 # For `commands.write_recipe`. Most of a tiny run is compilation: less of that.
-# The mean of the pixels is part of a program, so that there is none.
+# The mean of the pixels is part of a program: without it runs share theirs.
 _SMALL = {
   'histogram_every_evals': 0,
   'data__mean': 'none',
@@ -36,29 +28,6 @@ _SMALL = {
 def small():
   """Changes for `commands.write_recipe`."""
   return dict(_SMALL)
-
-
-@pytest.fixture(scope='session')
-def programs(tmp_path_factory):
-  return tmp_path_factory.mktemp('programs')
-
-
-@pytest.fixture(scope='module')
-def compile_once(programs):
-  """Keeps compiled programs in a folder: most of a tiny run is compilation.
-
-  Returns:
-    The environment with which processes use that folder, too.
-  """
-  options = {'jax_compilation_cache_dir': str(programs), **_OPTIONS}
-  before = {name: getattr(jax.config, name) for name in options}
-  compilation_cache.reset_cache()
-  for name, value in options.items():
-    jax.config.update(name, value)
-  yield {name.upper(): str(value) for name, value in options.items()}
-  compilation_cache.reset_cache()
-  for name, value in before.items():
-    jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def compare_runs(capsys, *arguments):
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory, compile_once, small):
+def runs(tmp_path_factory, small):
   """{name: folder of a run}."""
   folder = tmp_path_factory.mktemp('runs')
   recipe = commands.write_recipe(
@@ -223,9 +223,7 @@ def test_a_run_under_way_is_named(runs, tmp_path, capsys):
   assert result['runs'][1]['loss'] == row['eval/loss']
 
 
-def test_the_final_state_may_be_an_earlier_one(
-  runs, small, tmp_path, capsys, compile_once
-):
+def test_the_final_state_may_be_an_earlier_one(runs, small, tmp_path, capsys):
   recipe = commands.write_recipe(
     tmp_path,
     **small,

@@ -34,7 +34,7 @@ def cross_validate(capsys, recipe, workdir, *more):
 
 
 @pytest.fixture(scope='module')
-def done(tmp_path_factory, compile_once, small):
+def done(tmp_path_factory, small):
   """(recipe, folder) of a cross-validation that nothing disturbed."""
   folder = tmp_path_factory.mktemp('done')
   recipe = commands.write_recipe(folder, **small, **LENGTH)
@@ -129,7 +129,7 @@ def photographs(folder, seed):
 
 
 @pytest.fixture
-def in_a_folder(tmp_path, small, compile_once):
+def in_a_folder(tmp_path, small):
   """(recipe, folder of images, workdir) of a cross-validation of two folds."""
   photographs(tmp_path / 'images', 0)
   recipe = commands.write_recipe(
@@ -295,7 +295,7 @@ def test_it_refuses(tmp_path, small, capsys, arguments, message):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_folds_of_the_digits_survive_kills(tmp_path, compile_once):
+def test_ten_folds_of_the_digits_survive_kills(tmp_path):
   recipe = commands.write_recipe(
     tmp_path,
     data__source='digits',
@@ -307,9 +307,7 @@ def test_ten_folds_of_the_digits_survive_kills(tmp_path, compile_once):
 
   def start(name):
     arguments = ['--config', recipe, '--workdir', tmp_path / name, '--json']
-    return commands.start(
-      *(*CROSSVAL, *arguments, '--folds', 10), env=compile_once
-    )
+    return commands.start(*(*CROSSVAL, *arguments, '--folds', 10))
 
   process = start('unbroken')
   out, err = process.communicate(timeout=900)

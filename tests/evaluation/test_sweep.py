@@ -53,7 +53,7 @@ def early_pruning(monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def done(tmp_path_factory, compile_once, small):
+def done(tmp_path_factory, small):
   """(recipe, folder, result) of a sweep that nothing disturbed."""
   folder = tmp_path_factory.mktemp('done')
   recipe = commands.write_recipe(folder, **small, **LENGTH)
@@ -294,7 +294,7 @@ ONE = ['--param', 'optimizer.learning_rate=0.001..0.1', '--trials', 1]
 
 @pytest.mark.parametrize('what', ['missing', 'changed', 'busy', 'damaged'])
 def test_what_all_trials_would_meet_ends_the_sweep(
-  tmp_path, small, compile_once, capsys, monkeypatch, what
+  tmp_path, small, capsys, monkeypatch, what
 ):
   """And the trial is made once it is mended."""
   recipe, workdir = in_a_folder(tmp_path, small), tmp_path / 'sweep'
@@ -340,9 +340,7 @@ def test_what_all_trials_would_meet_ends_the_sweep(
   assert [trial['state'] for trial in result['trials']] == ['done']
 
 
-def test_a_sweep_goes_on_with_the_data_it_began_with(
-  tmp_path, small, compile_once, capsys
-):
+def test_a_sweep_goes_on_with_the_data_it_began_with(tmp_path, small, capsys):
   recipe, workdir = in_a_folder(tmp_path, small), tmp_path / 'sweep'
   code, result, _ = run_sweep(capsys, recipe, workdir, *ONE)
   assert code == 0
@@ -526,7 +524,7 @@ def test_an_evaluation_is_reported_and_judged_once(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_trials_on_the_digits_survive_kills(tmp_path, compile_once):
+def test_twenty_trials_on_the_digits_survive_kills(tmp_path):
   recipe = commands.write_recipe(
     tmp_path,
     data__source='digits',
@@ -541,7 +539,6 @@ def test_twenty_trials_on_the_digits_survive_kills(tmp_path, compile_once):
       *(*SWEEP, '--config', recipe, '--workdir', tmp_path / name, '--json'),
       *('--trials', '20', '--param', 'optimizer.learning_rate=1e-4..1:log'),
       *('--param', 'optimizer.name=sgd|adam', '--param', 'seed=0..1'),
-      env=compile_once,
     )
 
   process = start('unbroken')

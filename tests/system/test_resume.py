@@ -61,7 +61,7 @@ def wait_for_step(process, workdir, step):
     time.sleep(0.01)
 
 
-def finish(recipe, workdir, unbroken_run):
+def assert_ends_alike(recipe, workdir, unbroken_run):
   _, expected, history = unbroken_run
   result = commands.train(recipe, workdir)
   assert result['state_digest'] == expected['state_digest']
@@ -92,7 +92,7 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
       kills = 0
     else:
       kills += 1
-  finish(recipe, workdir, unbroken)
+  assert_ends_alike(recipe, workdir, unbroken)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -106,7 +106,7 @@ def test_signals_save_and_leave_with_75(unbroken, tmp_path, number):
     assert process.returncode == 75, err
     assert f'interrupted by {number.name}' in err
     assert 'saved step' in err
-  finish(recipe, workdir, unbroken)
+  assert_ends_alike(recipe, workdir, unbroken)
 
 
 @pytest.mark.parametrize('delay', [0.6, 2.0, *SLOW_DELAYS])
@@ -117,7 +117,7 @@ def test_sigterm_during_start_up_and_compilation(unbroken, tmp_path, delay):
   process.terminate()
   _, err = process.communicate(timeout=120)
   assert process.returncode == 75, err
-  finish(recipe, workdir, unbroken)
+  assert_ends_alike(recipe, workdir, unbroken)
 
 
 INTERRUPT_AT = """
@@ -166,7 +166,7 @@ def test_sigterm_at_a_chosen_moment(
   )
   code, _, err = commands.run(commands.MAIN[0], '-c', program)
   assert code == 75, err
-  finish(recipe, workdir, unbroken)
+  assert_ends_alike(recipe, workdir, unbroken)
 
 
 def test_a_damaged_newest_checkpoint_costs_one_interval(unbroken, tmp_path):
@@ -187,7 +187,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(unbroken, tmp_path):
 
 
 def test_an_unbroken_run_repeats_itself(unbroken, tmp_path):
-  finish(unbroken[0], tmp_path / 'run', unbroken)
+  assert_ends_alike(unbroken[0], tmp_path / 'run', unbroken)
 
 
 @pytest.mark.slow
