@@ -17,8 +17,10 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import objective as objective_lib
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
+from alexnet_jax.training import schedule as schedule_lib
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
 
@@ -115,9 +117,23 @@ def image_shape(config) -> tuple[int, int, int]:
   return (config.data.crop_size, config.data.crop_size, 3)
 
 
+def learning_rate(config) -> float:
+  """The rate of the config's batches, before warm-up and drops."""
+  return schedule_lib.scaled_rate(
+    config.optimizer.learning_rate,
+    config.global_batch_size,
+    config.optimizer.base_batch_size,
+    config.optimizer.rate_scaling,
+  )
+
+
 def make_state(config, model: AlexNet) -> state_lib.TrainState:
   """A fresh state, a function of config.seed."""
-  tx = optimizer.make_optimizer(**config.optimizer.to_dict())
+  options = config.optimizer.to_dict()
+  for name in ('rate_scaling', 'base_batch_size'):  # in `learning_rate` already
+    del options[name]
+  options['learning_rate'] = learning_rate(config)
+  tx = optimizer.make_optimizer(**options)
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   try:
     return state_lib.create_train_state(
@@ -128,8 +144,13 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
 
 
 def dropout_key(config) -> jax.Array:
-  """The key that train_step folds step and device into."""
-  return jax.random.fold_in(jax.random.key(config.seed), 1)
+  """The key that train_step folds step and example into, uint32 [2].
+
+  As numbers: in several processes pmap copies a typed key at every call.
+  """
+  key = jax.random.key(config.seed, impl=step.KEY_IMPL)
+  key = jax.random.fold_in(key, 1)
+  return jax.random.key_data(key)
 
 
 def make_steps(
@@ -149,7 +170,11 @@ def make_steps(
     frozen: names of parameters that do not train.
     top: number of classes that `predict` gives.
   """
-  objective = step.Objective(**config.loss.to_dict(), frozen=frozen)
+  objective = objective_lib.Objective(**config.loss.to_dict(), frozen=frozen)
+  training = {
+    'objective': objective,
+    'max_examples': config.max_device_batch_size,
+  }
 
   def mapped(function, donate_state=False, **more):
     return parallel.map_over_devices(
@@ -169,17 +194,21 @@ def make_steps(
     mapped(
       step.train_step,
       donate_state=True,
-      objective=objective,
       ema_decay=config.ema_decay,
+      **training,
     ),
-    mapped(step.grad_step, objective=objective),
+    mapped(step.grad_step, **training),
     mapped(step.eval_step),
     mapped(step.eval_step, top=top),
   )
 
 
-def make_train_iter(config, loader, num_steps: int):
-  """Host batches of the training split; see `pipeline.make_train_iter`."""
+def make_train_iter(config, loader, num_steps: int, mesh: Mesh):
+  """Host batches of the training split; see `pipeline.make_train_iter`.
+
+  They are this process's part of what the devices of the mesh train on.
+  """
+  process_index, process_count = parallel.process_part(mesh)
   return pipeline.make_train_iter(
     loader,
     num_steps=num_steps,
@@ -193,25 +222,36 @@ def make_train_iter(config, loader, num_steps: int):
     brightness=config.data.brightness,
     scaled_decoding=config.data.scaled_decoding,
     prefetch=config.data.prefetch,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=process_index,
+    process_count=process_count,
   )
 
 
-def make_eval_iter(config, loader):
+def eval_batch_size(config, mesh: Mesh) -> int:
+  """Examples of an evaluation batch, over all devices of the mesh.
+
+  As many as in training, but no more than they compute at a time, and made a
+  multiple of the number of devices.
+  """
+  device_batch_size = -(-config.global_batch_size // mesh.size)
+  if config.max_device_batch_size:
+    device_batch_size = min(device_batch_size, config.max_device_batch_size)
+  return device_batch_size * mesh.size
+
+
+def make_eval_iter(config, loader, mesh: Mesh):
   """Host batches of a whole split; see `pipeline.make_eval_iter`.
 
-  They are as large as in training, or a little larger where the devices would
-  not share that evenly; what is beyond the split is masked.
+  They have `eval_batch_size` examples; what is beyond the split is masked.
   """
-  devices = jax.device_count()
+  process_index, process_count = parallel.process_part(mesh)
   return pipeline.make_eval_iter(
     loader,
-    global_batch_size=-(-config.global_batch_size // devices) * devices,
+    global_batch_size=eval_batch_size(config, mesh),
     crop_size=config.data.crop_size,
     prefetch=config.data.prefetch,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=process_index,
+    process_count=process_count,
   )
 
 

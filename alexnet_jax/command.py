@@ -9,11 +9,12 @@ import sys
 
 from alexnet_jax import errors
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_LOG_FORMAT = '%(levelname)s %(message)s'
+_prefix = ''
 
 
 def run(
-  function: Callable[[], dict],
+  function: Callable[[], dict | None],
   *,
   json_output: bool,
   exit_code: Callable[[dict], int] | None = None,
@@ -21,7 +22,8 @@ def run(
   """Calls a command's work and turns its outcome into an exit code.
 
   Args:
-    function: returns the command's result, a JSON object.
+    function: returns the command's result, a JSON object; None: another process
+      of the same run has it.
     json_output: whether the result is printed, as the last line of standard
       output; everything for people goes to standard error.
     exit_code: of a command that was done but may have bad news: what to return
@@ -32,38 +34,70 @@ def run(
     goes on; 1 a run that failed. Other exceptions pass (and exit with 1).
   """
   logging.basicConfig(
-    stream=sys.stderr, level=logging.WARNING, format='%(levelname)s %(message)s'
+    stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT
   )
-  # Orbax warns of what our options mean.
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # Orbax warns of what our options mean, and shows where in it a save failed;
+  # why it failed is said by `checkpoint`.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _unraisable
   try:
     result = function()
-  except errors.UserError as error:
-    return _fail(errors.EXIT_USER, error)
-  except errors.NonFiniteLossError as error:
-    return _fail(errors.EXIT_FAILURE, error)
-  except errors.Interrupted as error:
-    print(
-      f'interrupted by {error}; the same command goes on from here',
-      file=sys.stderr,
-    )
-    return errors.EXIT_INTERRUPTED
-  except KeyboardInterrupt:
-    return _fail(errors.EXIT_FAILURE, 'interrupted')
-  except OSError as error:
-    if error.filename is None and error.errno not in _NO_SPACE:
+  except BaseException as error:
+    if (known := outcome(error)) is None:
       raise
+    code, message = known
+    print(f'{_prefix}{message}', file=sys.stderr)
+    return code
+  if json_output and result is not None:
+    print(json.dumps(result, sort_keys=True), flush=True)
+  return exit_code(result) if exit_code else errors.EXIT_DONE
+
+
+def _unraisable(unraisable):
+  """Leaves out what threads of TensorStore say after a save that failed."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
+
+
+def outcome(error: BaseException) -> tuple[int, str] | None:
+  """Exit code and message of what ends a command; None if it is a bug."""
+  if isinstance(error, errors.UserError):
+    return errors.EXIT_USER, f'error: {error}'
+  if isinstance(error, errors.NonFiniteLossError):
+    return errors.EXIT_FAILURE, f'error: {error}'
+  if isinstance(error, errors.Interrupted):
+    message = f'interrupted by {error}; the same command goes on from here'
+    return errors.EXIT_INTERRUPTED, message
+  if isinstance(error, errors.ProcessLost):
+    return errors.EXIT_INTERRUPTED, (
+      f'another process of the run is lost ({error}); the same command goes on'
+      ' from the newest checkpoint'
+    )
+  if isinstance(error, KeyboardInterrupt):
+    return errors.EXIT_FAILURE, 'error: interrupted'
+  if isinstance(error, OSError) and (error.filename or _is_full(error)):
     hint = (
       '; complete checkpoints stay valid: make room and start the same command'
       ' again'
-      if error.errno in _NO_SPACE
+      if _is_full(error)
       else ''
     )
     place = error.filename or 'while writing'
-    return _fail(errors.EXIT_USER, f'{place}: {error.strerror}{hint}')
-  if json_output:
-    print(json.dumps(result, sort_keys=True), flush=True)
-  return exit_code(result) if exit_code else errors.EXIT_DONE
+    return errors.EXIT_USER, f'error: {place}: {error.strerror}{hint}'
+  return None
+
+
+def _is_full(error):
+  return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def set_prefix(prefix: str) -> None:
+  """What all messages of this process begin with."""
+  global _prefix
+  _prefix = prefix
+  for handler in logging.getLogger().handlers:
+    handler.setFormatter(logging.Formatter(prefix + _LOG_FORMAT))
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -105,8 +139,3 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='end standard output with one JSON object',
   )
-
-
-def _fail(code, message):
-  print(f'error: {message}', file=sys.stderr)
-  return code

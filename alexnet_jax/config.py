@@ -11,7 +11,8 @@ import ml_collections
 CONFIG_FILE = 'config.json'  # in the folder of a run
 
 # Keys that a resumed run may change: they leave the training as it is. The
-# number of epochs is one of them unless the schedule depends on it.
+# number of epochs is one of them unless the schedule depends on it, and what a
+# device computes at a time unless there is batch norm.
 FREE_KEYS = (
   'num_epochs',
   'num_steps',
@@ -21,6 +22,7 @@ FREE_KEYS = (
   'histogram_every_evals',
   'report',
   'parallel',
+  'max_device_batch_size',
   'data.path',
   'data.num_threads',
   'data.prefetch',
@@ -38,7 +40,14 @@ def make_config() -> ml_collections.ConfigDict:
   config.seed = 0  # of the order, the crops, the initialisation, the dropout
   config.num_epochs = 90.0
   config.num_steps = 0
-  config.global_batch_size = 128  # over all devices
+  config.global_batch_size = 128  # over all devices, however many there are
+  # Examples that a device computes at a time; 0: all that it has of a batch.
+  # Its part goes in the smallest number of equal pieces that are no larger, and
+  # the gradients of all pieces make one update. Batch norm takes the statistics
+  # of each piece, over all devices, and its running averages move with each:
+  # with it the training depends on the number of pieces, but on nothing else
+  # about the devices.
+  config.max_device_batch_size = 0
   config.eval_every_epochs = 1.0
   config.eval_every_steps = 0
   config.save_every_epochs = 0.0  # besides the saves after each evaluation
@@ -69,7 +78,7 @@ def make_config() -> ml_collections.ConfigDict:
   schedule.patience = 5  # evaluations
   schedule.threshold = 1e-4  # what counts as better
   schedule.cooldown = 0  # evaluations
-  schedule.min_learning_rate = 0.0
+  schedule.min_learning_rate = 0.0  # as it is: rate_scaling leaves it alone
   schedule.drop_epochs = ()  # of `step`
   schedule.drop_steps = ()
   schedule.warmup_epochs = 0.0
@@ -108,7 +117,11 @@ def _init_defaults():
 def _optimizer_defaults():
   optimizer = ml_collections.ConfigDict()
   optimizer.name = 'sgd'  # adam, rmsprop or lars
-  optimizer.learning_rate = 0.01
+  optimizer.learning_rate = 0.01  # of batches of base_batch_size, if scaled
+  # Training uses learning_rate * (global_batch_size / base_batch_size) ** p:
+  # none: p = 0, linear: 1 (Goyal et al. 2017), sqrt: 1/2 (Krizhevsky 2014).
+  optimizer.rate_scaling = 'none'
+  optimizer.base_batch_size = 256
   optimizer.momentum = 0.9  # not of adam
   optimizer.nesterov = False  # not of adam
   optimizer.b1 = 0.9  # of adam
@@ -225,6 +238,8 @@ def training_changes(
   free = set(FREE_KEYS)
   if config.schedule.name == 'cosine':  # its shape depends on the end
     free -= {'num_epochs', 'num_steps'}
+  if config.model.norm == 'batch' or config.model.norm_hidden:
+    free -= {'max_device_batch_size'}
   return [
     f'config.{key}: {before[key]!r} -> {after[key]!r}'
     for key in sorted(after)

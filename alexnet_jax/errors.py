@@ -23,3 +23,7 @@ class NonFiniteLossError(RuntimeError):
 
 class Interrupted(Exception):
   """SIGTERM or Ctrl-C asked the run to end; the same command goes on."""
+
+
+class ProcessLost(Exception):
+  """Another process of the run is gone; the same command goes on."""

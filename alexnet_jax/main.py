@@ -1,9 +1,11 @@
 """Trains: python -m alexnet_jax.main --config FILE [--config.key=value ...]."""
 
 import argparse
+import os
 import sys
 
 from alexnet_jax import command
+from alexnet_jax import errors
 
 _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
@@ -35,7 +37,37 @@ def _parse(argv):
     help='one train step, one evaluation batch, one save and restore; stop',
   )
   command.add_json(parser)
+  _add_processes(parser)
   return parser.parse_known_args(argv)
+
+
+def _add_processes(parser):
+  group = parser.add_argument_group(
+    'several processes',
+    'SLURM, Open MPI and the environment (JAX_COORDINATOR_ADDRESS,'
+    ' JAX_NUM_PROCESSES, JAX_PROCESS_ID or JOB_COMPLETION_INDEX) say the first'
+    ' three as well; see launch/',
+  )
+  group.add_argument(
+    '--coordinator', metavar='HOST:PORT', help='where process 0 listens'
+  )
+  group.add_argument('--process_index', type=int, metavar='I')
+  group.add_argument('--process_count', type=int, metavar='N')
+  group.add_argument(
+    '--start_timeout',
+    type=int,
+    default=300,
+    metavar='S',
+    help='seconds to wait for the others (default: %(default)s)',
+  )
+  group.add_argument(
+    '--heartbeat_timeout',
+    type=int,
+    default=100,
+    metavar='S',
+    help='seconds of silence after which a process is lost (default:'
+    ' %(default)s)',
+  )
 
 
 def main(argv=None) -> int:
@@ -48,9 +80,16 @@ def main(argv=None) -> int:
   if not arguments.summary:
     stop.install()
 
-  return command.run(
-    lambda: _work(arguments, overrides, stop), json_output=arguments.json
-  )
+  from alexnet_jax.training import processes
+
+  code = errors.EXIT_FAILURE
+  try:
+    code = command.run(
+      lambda: _work(arguments, overrides, stop), json_output=arguments.json
+    )
+  finally:
+    processes.leave(code)
+  return code
 
 
 def _work(arguments, overrides, stop):
@@ -61,17 +100,43 @@ def _work(arguments, overrides, stop):
     from alexnet_jax.evaluation import summary
 
     return summary.show(config)
-  from alexnet_jax.training.console import Console
+  from alexnet_jax.training import launched
+  from alexnet_jax.training import processes
 
+  place = launched.find(
+    os.environ,
+    coordinator=arguments.coordinator,
+    process_index=arguments.process_index,
+    process_count=arguments.process_count,
+  )
+  with processes.joined(
+    place,
+    start_timeout=arguments.start_timeout,
+    heartbeat_timeout=arguments.heartbeat_timeout,
+    check=stop.check,
+  ) as together:
+    return _train(arguments, config, stop, together)
+
+
+def _train(arguments, config, stop, together):
+  from alexnet_jax import recipes
+  from alexnet_jax.training import agreement
+  from alexnet_jax.training.console import Console
+  from alexnet_jax.training.console import Nowhere
+
+  console = Console(None if together.is_first else Nowhere())
+  agreement.check_processes(together, config, console, stop.check)
   if arguments.dry_run:
     from alexnet_jax.training import dry_run
 
-    return dry_run.run(config, stop, Console())
+    return dry_run.run(config, stop, console, together)
   from alexnet_jax.training import loop
 
   workdir = arguments.workdir or f'runs/{recipes.name(arguments.config)}'
-  result = loop.train_and_evaluate(config, workdir, stop, Console())
-  if config.report:
+  result = loop.train_and_evaluate(
+    config, workdir, stop, console, processes=together
+  )
+  if config.report and together.is_first:
     _report(workdir, config.data.path, stop)
   return result
 

@@ -46,6 +46,13 @@ def pixel_mean(config, loader, workdir, progress=lambda done: None, limit=None):
   return _subtracted(config, mean)
 
 
+def shape(config) -> tuple[int, ...]:
+  """Of `pixel_mean`."""
+  if config.data.mean == 'image':
+    return (config.data.crop_size, config.data.crop_size, 3)
+  return (3,)
+
+
 def _known_mean(config, loader):
   """The mean that a raw set carries, float64 [1, 1, 3]; None if there is none.
 

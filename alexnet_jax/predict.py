@@ -151,10 +151,13 @@ def predict(
     unreadable='skip',
     num_threads=config.data.num_threads,
   )
-  batches = assemble.make_eval_iter(config, loader)
+  batches = assemble.make_eval_iter(config, loader, run.mesh)
   images = []
   predictions = _predictions(
-    run, _keeping(images, num_images, batches), loader, config.global_batch_size
+    run,
+    _keeping(images, num_images, batches),
+    loader,
+    assemble.eval_batch_size(config, run.mesh),
   )
   if predictions is None:
     return [[] for _ in paths], loader.unreadable, []

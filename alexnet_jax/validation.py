@@ -16,6 +16,7 @@ from alexnet_jax.models.alexnet import NORMS
 from alexnet_jax.models.layers import KERNEL_INITS
 from alexnet_jax.models.layers import LRN_CONVENTIONS
 from alexnet_jax.training.optimizer import OPTIMIZERS
+from alexnet_jax.training.schedule import RATE_SCALINGS
 
 CHOICES = {
   'parallel': ('pmap', 'shard_map'),
@@ -31,6 +32,7 @@ CHOICES = {
   'optimizer.name': OPTIMIZERS,
   'optimizer.update_rule': ('optax', 'paper'),
   'optimizer.decay': ('all', 'kernels'),
+  'optimizer.rate_scaling': RATE_SCALINGS,
   'schedule.name': ('constant', 'plateau', 'step', 'cosine'),
   'schedule.mode': ('min', 'max'),
   'early_stopping.mode': ('min', 'max'),
@@ -62,6 +64,7 @@ POSITIVE = (
   'model.lrn_k',
   'model.batch_norm_epsilon',
   'optimizer.learning_rate',
+  'optimizer.base_batch_size',
   'optimizer.bias_rate',
   'optimizer.epsilon',
   'optimizer.trust_coefficient',
@@ -72,6 +75,7 @@ NOT_NEGATIVE = (
   'seed',
   'num_epochs',
   'num_steps',
+  'max_device_batch_size',
   'eval_every_epochs',
   'eval_every_steps',
   'save_every_epochs',

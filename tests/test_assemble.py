@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ from alexnet_jax import recipes
 from alexnet_jax.data import averages
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import parallel
 from tests.system import commands
 
 
@@ -121,3 +123,46 @@ def test_the_mean_of_a_raw_set_needs_no_pass(tmp_path, monkeypatch):
   monkeypatch.setattr(averages, 'pixel_mean', None)  # it must not be called
   mean = pixel_means.pixel_mean(config, loader, tmp_path)
   np.testing.assert_allclose(mean, squares.mean((0, 1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('scaling', 'rate'), [('none', 0.02), ('linear', 0.08), ('sqrt', 0.04)]
+)
+def test_the_rate_grows_with_the_batch(tmp_path, scaling, rate):
+  config = make_config(
+    tmp_path,
+    global_batch_size=128,
+    optimizer__rate_scaling=scaling,
+    optimizer__base_batch_size=32,
+  )
+  assert assemble.learning_rate(config) == pytest.approx(rate)
+  state = assemble.make_state(config, assemble.make_model(config, 4))
+  held = state.opt_state.hyperparams['learning_rate']
+  assert held == pytest.approx(rate)
+
+
+def test_evaluation_batches_are_no_larger_than_a_device_computes(tmp_path):
+  config = make_config(tmp_path, global_batch_size=30)
+  mesh = parallel.make_mesh()
+  loader = assemble.make_loader(config, 'validation')
+
+  def sizes():
+    batches = assemble.make_eval_iter(config, loader, mesh)
+    return {len(batch['label']) for batch in batches}
+
+  assert mesh.size == 4
+  assert sizes() == {32}  # the devices share it evenly
+  config.max_device_batch_size = 3
+  assert sizes() == {12} == {assemble.eval_batch_size(config, mesh)}
+  config.max_device_batch_size = 100
+  assert sizes() == {32}
+
+
+def test_dropout_has_one_generator_whatever_is_the_default(tmp_path):
+  config = make_config(tmp_path)
+  key = assemble.dropout_key(config)
+  assert (key.shape, key.dtype) == ((2,), np.uint32)
+  with jax.default_prng_impl('rbg'):
+    np.testing.assert_array_equal(assemble.dropout_key(config), key)
+  config.seed = 1
+  assert (assemble.dropout_key(config) != key).any()

@@ -14,7 +14,8 @@ from alexnet_jax import recipes
 from alexnet_jax.bench import marvin
 from alexnet_jax.bench import marvin_summary
 from alexnet_jax.bench.__main__ import main
-from alexnet_jax.training import step
+from alexnet_jax.training import parallel
+from alexnet_jax.training import pixels
 from alexnet_jax.training import writers
 from tests.system import commands
 
@@ -147,15 +148,16 @@ def test_keras_gets_the_pixels_that_our_network_sees(monkeypatch, tmp_path):
     data = dict(stored)
   train = assemble.make_loader(config, 'train')
   mean = pixel_means.pixel_mean(config, train, tmp_path)
+  mesh = parallel.make_mesh()
   for name, split, count in (
     ('train', 'train', 4000),
     ('val', 'validation', 1000),
   ):
     loader = assemble.make_loader(config, split)
-    batches = list(assemble.make_eval_iter(config, loader))
+    batches = list(assemble.make_eval_iter(config, loader, mesh))
     images = np.concatenate([batch['image'] for batch in batches])[:count]
     labels = np.concatenate([batch['label'] for batch in batches])[:count]
-    seen = np.asarray(step.normalize(images, mean, config.data.std))
+    seen = np.asarray(pixels.normalize(images, mean, config.data.std))
     assert data[f'x_{name}'].dtype == np.float32
     np.testing.assert_allclose(data[f'x_{name}'], seen, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(data[f'y_{name}'], labels)

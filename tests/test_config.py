@@ -90,6 +90,9 @@ def test_a_nearly_right_key_is_answered_with_the_real_one(override, nearest):
     (['--config.optimizer.learning_rate=-1'], 'learning_rate is -1'),
     (['--config.optimizer.learning_rate=nan'], 'learning_rate is nan'),
     (['--config.optimizer.momentum=1.0'], 'momentum is 1.0'),
+    (['--config.optimizer.rate_scaling=root'], "'root', not one of .*'sqrt'"),
+    (['--config.optimizer.base_batch_size=0'], 'base_batch_size is 0'),
+    (['--config.max_device_batch_size=-1'], 'max_device_batch_size is -1'),
     (['--config.data.crop_size=41'], 'crop_size is 41.*resize_size = 40'),
     (['--config.data.source=web'], "source is 'web', not one of"),
     (['--config.model.norm=group'], "norm is 'group', not one of"),
@@ -162,6 +165,32 @@ def test_changes_that_matter_are_named():
   ]
 
 
+@pytest.mark.parametrize(
+  ('network', 'matters'),
+  [
+    ((), False),
+    (('--config.model.norm=none',), False),
+    (('--config.model.norm=batch',), True),
+    (('--config.model.norm_hidden=(1,)',), True),
+  ],
+)
+def test_what_a_device_computes_at_a_time_matters_to_batch_norm(
+  network, matters
+):
+  stored = load('quickstart', *network)
+  pieces = load('quickstart', *network, '--config.max_device_batch_size=16')
+  changes = ['config.max_device_batch_size: 0 -> 16'] if matters else []
+  assert config_lib.training_changes(stored, pieces) == changes
+
+
+def test_the_scaling_of_the_rate_matters():
+  stored = load('quickstart')
+  for key, value in (('rate_scaling', 'linear'), ('base_batch_size', 64)):
+    other = load('quickstart', f'--config.optimizer.{key}={value}')
+    (change,) = config_lib.training_changes(stored, other)
+    assert f'config.optimizer.{key}' in change
+
+
 def test_the_length_of_a_cosine_matters():
   stored = load('quickstart', '--config.schedule.name=cosine')
   longer = load(
@@ -169,6 +198,23 @@ def test_the_length_of_a_cosine_matters():
   )
   (change,) = config_lib.training_changes(stored, longer)
   assert 'num_epochs' in change
+
+
+def test_the_recipe_of_large_batches():
+  flat = config_lib.flatten(load('imagenet_large_batch'))
+  expected = {
+    'data.tfds_name': 'imagenet2012',
+    'global_batch_size': 8192,
+    'max_device_batch_size': 512,
+    'model.norm': 'batch',
+    'model.norm_before_relu': True,
+    'optimizer.name': 'lars',
+    'optimizer.decay': 'kernels',
+    'optimizer.rate_scaling': 'sqrt',
+    'schedule.name': 'cosine',
+    'schedule.warmup_epochs': 5.0,
+  }
+  assert {key: flat[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize('network', variants.VARIANTS)

@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
   measured = measure.evaluate(
     run.steps.predict,
     live.state,
-    assemble.make_eval_iter(config, run.eval_loader),
+    assemble.make_eval_iter(config, run.eval_loader, run.mesh),
     run.to_devices,
     num_examples=12,
   )

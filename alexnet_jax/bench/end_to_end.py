@@ -111,7 +111,9 @@ def _bare_step(parts, num_steps):
   from alexnet_jax.training import setup
 
   key = assemble.dropout_key(parts.config)
-  iterator = assemble.make_train_iter(parts.config, parts.train_loader, 1)
+  iterator = assemble.make_train_iter(
+    parts.config, parts.train_loader, 1, parts.mesh
+  )
   batch = parts.to_devices(next(iterator))
   state, _ = setup.create(parts)
   state, sums = parts.steps.train(state, batch, key)
@@ -133,7 +135,7 @@ def _loader(parts, num_steps):
   from alexnet_jax import assemble
 
   iterator = assemble.make_train_iter(
-    parts.config, parts.train_loader, num_steps + 1
+    parts.config, parts.train_loader, num_steps + 1, parts.mesh
   )
   next(iterator)
   start = time.perf_counter()

@@ -175,15 +175,15 @@ def _train_ours(config, num_examples, folder, seed):
 
 
 def _train_keras(config, data_file, folder, seed):
+  from alexnet_jax import assemble
+
   answer = folder / f'keras_{seed}.json'
   settings = {
     'seed': seed,
     'epochs': int(config.num_epochs),
     'batch_size': config.global_batch_size,
-    **{
-      key: config.optimizer[key]
-      for key in ('learning_rate', 'b1', 'b2', 'epsilon')
-    },
+    'learning_rate': assemble.learning_rate(config),
+    **{key: config.optimizer[key] for key in ('b1', 'b2', 'epsilon')},
   }
   _run(
     *('alexnet_jax.bench.marvin_keras', str(data_file), str(answer)),

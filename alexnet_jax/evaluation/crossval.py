@@ -215,7 +215,7 @@ def _measure(config, place, record, stop):
     values = measure.evaluate(
       run.steps.evaluate,
       run.state,
-      assemble.make_eval_iter(run.config, loader),
+      assemble.make_eval_iter(run.config, loader, run.mesh),
       run.to_devices,
       lambda done: stop.check(),
     ).values

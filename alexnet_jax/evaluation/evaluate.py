@@ -47,7 +47,7 @@ def _evaluate(workdir, split, which, data_path):
 
   run = saved_run.load(workdir, which, data_path)
   loader = saved_run.make_eval_loader(run, split)
-  batches = assemble.make_eval_iter(run.config, loader)
+  batches = assemble.make_eval_iter(run.config, loader, run.mesh)
   values = measure.evaluate(
     run.steps.evaluate, run.state, batches, run.to_devices
   ).values

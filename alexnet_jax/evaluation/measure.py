@@ -62,6 +62,7 @@ def evaluate(
   to_devices: Callable[[dict], dict],
   progress: Callable[[int], None] = lambda done: None,
   num_examples: int | None = None,
+  stop: Callable[[], None] = lambda: None,
 ) -> Measured:
   """Measures over exactly the examples whose mask is set.
 
@@ -73,6 +74,8 @@ def evaluate(
     progress: called with the number of batches dispatched.
     num_examples: of the split; without what fills the last batch up. Needed
       for predictions.
+    stop: called after a batch that carried a signal which came to one of the
+      processes.
 
   Raises:
     UserError: if no example counts.
@@ -84,6 +87,8 @@ def evaluate(
     """Fetches one batch late: the next is under way before the host waits."""
     nonlocal total
     sums, batch = pending
+    if float(sums.pop('stop', 0)):
+      stop()
     if 'examples' in sums:
       said = jax.device_get(sums.pop('examples'))
       parts.append({'label': batch['label'], 'mask': batch['mask'], **said})

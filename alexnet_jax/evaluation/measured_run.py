@@ -71,7 +71,7 @@ def load(
   measured = measure.evaluate(
     run.steps.predict,
     run.state,
-    assemble.make_eval_iter(run.config, validation),
+    assemble.make_eval_iter(run.config, validation, run.mesh),
     run.to_devices,
     lambda batches: tick(),
     num_examples=validation.source.num_examples,
@@ -148,7 +148,7 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   )
   # The first draws of a batch do not depend on how many follow.
   config.global_batch_size = min(count, config.global_batch_size)
-  batch = next(assemble.make_train_iter(config, loader, 1))
+  batch = next(assemble.make_train_iter(config, loader, 1, subject.run.mesh))
   positions = order.batch_positions(0, config.global_batch_size)
   indices = order.examples_at(
     positions, loader.source.num_examples, config.seed

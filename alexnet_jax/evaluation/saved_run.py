@@ -44,14 +44,20 @@ def load(
   Raises:
     UserError: if there is no run, or no such checkpoint.
   """
-  mesh = parallel.make_mesh()
-  config, class_names, state = restored.restore(workdir, which, mesh)
+  # Of this process: the first one of several draws the report for all.
+  mesh = parallel.make_mesh(local=True)
+  config, class_names, state = restored.restore(workdir, which)
   if data_path:
     config.data.path = data_path
   mean = pixel_means.stored_pixel_mean(config, workdir)
   steps = assemble.make_steps(config, mesh, mean, top=top)
   return SavedRun(
-    config, class_names, state, mesh, steps, pathlib.Path(workdir)
+    config,
+    class_names,
+    parallel.replicate(state, mesh),
+    mesh,
+    steps,
+    pathlib.Path(workdir),
   )
 
 

@@ -194,7 +194,7 @@ def shared_data(config, space: dict) -> dict[str, str]:
   """
   init = config.init
   if init.workdir and not {'init.workdir', 'init.checkpoint'} & space.keys():
-    restored.restore(init.workdir, init.checkpoint, parallel.make_mesh())
+    restored.restore(init.workdir, init.checkpoint)
   training, held_out = _sources(config)
   return {
     'fingerprint': training.fingerprint,

@@ -98,22 +98,26 @@ class AlexNet(nn.Module):
     images: jax.Array,
     train: bool = False,
     fixed_norms: Sequence[str] = (),
+    dropout_keys: jax.Array | None = None,
   ) -> jax.Array:
     """Logits of a batch.
 
     Args:
       images: [batch, height, width, 3], normalised, any float dtype.
-      train: whether dropout acts (it needs the rng `dropout`) and batch norm
-        uses and updates the statistics of the batch.
+      train: whether dropout acts and batch norm uses and updates the statistics
+        of the batch.
       fixed_norms: names of the batch norms that keep and use their running
         statistics in training, too, such as `norm1`.
+      dropout_keys: keys [batch], one for each example; see `layers.dropout`.
+        Needed only where dropout acts.
 
     Returns:
       Logits [batch, num_classes], float32.
 
     Raises:
       ValueError: if the fields that describe the convolutions differ in
-        length, or the images are too small for the pooling.
+        length, the images are too small for the pooling, or dropout lacks its
+        keys.
     """
     self._check_fields()
     x = images.astype(self.dtype)
@@ -122,8 +126,9 @@ class AlexNet(nn.Module):
       x = self._convolution_block(x, number, updates_norm(f'norm{number}'))
     x = x.reshape((x.shape[0], -1))
     for number in range(1, len(self.hidden) + 1):
+      dropout = functools.partial(self._dropout, train, dropout_keys, number)
       x = self._hidden_block(
-        x, number, train, updates_norm(f'dense_norm{number}')
+        x, number, dropout, updates_norm(f'dense_norm{number}')
       )
     logits = self._dense(x, self.num_classes, 'head', 1)
     return logits.astype(jnp.float32)
@@ -160,10 +165,7 @@ class AlexNet(nn.Module):
       self.sow('intermediates', f'pool{number}', x)  # only if asked for
     return x
 
-  def _hidden_block(self, x, number, train, updates_norm):
-    def dropout(x):
-      return nn.Dropout(self.dropout, deterministic=not train)(x)
-
+  def _hidden_block(self, x, number, dropout, updates_norm):
     def normalise(x):
       if number not in self.norm_hidden:
         return x
@@ -175,6 +177,18 @@ class AlexNet(nn.Module):
     x = self._dense(x, width, 'dense', number)
     x = self._relu_and(normalise, x)
     return dropout(x) if self.dropout_place == 'after' else x
+
+  def _dropout(self, train, keys, number, x):
+    if not (train and self.dropout):
+      return x
+    if keys is None:
+      raise ValueError(
+        f'training with a dropout of {self.dropout} needs dropout_keys, a key'
+        ' for each example'
+      )
+    x = layers.dropout(x, keys, self.dropout, number)
+    self.sow('intermediates', f'dropout{number}', x)  # only if asked for
+    return x
 
   def _relu_and(self, normalise, x):
     if self.norm_before_relu:

@@ -150,6 +150,40 @@ def _negative_power(x: jax.Array, beta: float) -> jax.Array:
   return x**-beta
 
 
+def dropout(
+  x: jax.Array, keys: jax.Array, rate: float, number: int
+) -> jax.Array:
+  """Sets a share of each example's units to zero and scales up the others.
+
+  As flax' Dropout (Hinton et al. 2012, inverted: evaluation changes nothing),
+  but with a key for each example: which of its units are kept depends on its
+  key and the number of the layer only, not on the examples beside it.
+
+  Args:
+    x: [batch, ...], float32 or bfloat16.
+    keys: typed keys [batch].
+    rate: share of the units set to zero, below 1.
+    number: of the layer, so that layers draw different units.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Raises:
+    ValueError: if there is not one key for each example.
+  """
+  if keys.shape != x.shape[:1]:
+    raise ValueError(
+      f'keys of shape {keys.shape} for a batch of {x.shape[0]}: dropout needs'
+      ' one key for each example'
+    )
+
+  def kept(key):
+    key = jax.random.fold_in(key, number)
+    return jax.random.bernoulli(key, 1 - rate, x.shape[1:])
+
+  return jnp.where(jax.vmap(kept)(keys), x / (1 - rate), jnp.zeros_like(x))
+
+
 def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
   """The largest of each window, without padding.
 

@@ -1,5 +1,6 @@
 """What the user reads when a run starts and when it is done."""
 
+from alexnet_jax.training import accumulation
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.console import duration
@@ -28,13 +29,19 @@ def show_start(run, live) -> None:
       'steps': f'{durations.num_steps:,}'
       f' ({durations.num_steps / durations.steps_per_epoch:.1f} epochs of'
       f' {durations.steps_per_epoch:.1f} steps), from step {live.step:,}',
-      'batch size': f'{config.global_batch_size} in all,'
-      f' {config.global_batch_size // len(devices)} per device',
+      'batch size': _batch_sizes(config, len(devices)),
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
       **frozen,
     },
   )
+
+
+def _batch_sizes(config, num_devices):
+  size = config.global_batch_size // num_devices
+  text = f'{config.global_batch_size} in all, {size} per device'
+  pieces = accumulation.num_pieces(size, config.max_device_batch_size)
+  return text + (f', in {pieces} pieces' if pieces > 1 else '')
 
 
 def show_end(run, live) -> None:

@@ -24,6 +24,7 @@ import shutil
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import options as orbax_options
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from alexnet_jax.errors import NonFiniteLossError
@@ -82,6 +83,7 @@ class Checkpoints:
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._keep = _KeepSteps(keep)
     if not read_only:
+      self.folder.mkdir(parents=True, exist_ok=True)
       # Orbax would do this in a thread, which may outlive a start that fails.
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
         shutil.rmtree(unfinished)
@@ -93,9 +95,15 @@ class Checkpoints:
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._keep,
-        create=not read_only,
+        create=False,
         read_only=read_only,
         enable_async_checkpointing=not read_only,
+        # Of several processes one opens checkpoints, and waits for no other.
+        multiprocessing_options=orbax_options.MultiprocessingOptions(
+          primary_host=jax.process_index(),
+          active_processes={jax.process_index()},
+          barrier_sync_key_prefix='checkpoints',
+        ),
       ),
     )
 
@@ -176,10 +184,10 @@ class Checkpoints:
     """The newest checkpoint that counts, or None if there is none at all.
 
     Args:
-      template: `saved_tree` of arrays or ShapeDtypeStructs with sharding.
+      template: `saved_tree` of arrays or ShapeDtypeStructs.
 
     Returns:
-      (tree like `template`, run).
+      (tree like `template` of numpy arrays, run).
 
     Raises:
       UserError: if the checkpoint is of another network, or none counts.
@@ -203,7 +211,7 @@ class Checkpoints:
     return None
 
   def restore(self, step: int, template: dict) -> tuple[dict, dict]:
-    """One checkpoint: (tree like `template`, run).
+    """One checkpoint: (tree like `template` of numpy arrays, run).
 
     Raises:
       DamagedCheckpointError: if it cannot be read or its digest differs.
@@ -215,10 +223,12 @@ class Checkpoints:
     except Exception as error:
       raise _damage('metadata', error) from error
     _refuse_misfit(saved, template, self.folder / str(step))
+    # Orbax restores numpy arrays as what they are.
+    arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
     try:
       tree = self._manager.restore(
         step,
-        args=ocp.args.Composite(state=ocp.args.StandardRestore(template)),
+        args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays)),
       )['state']
     except Exception as error:
       raise _damage('state', error) from error

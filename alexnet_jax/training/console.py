@@ -1,11 +1,19 @@
 """What the user sees while a run is under way, on standard error."""
 
+import io
 import sys
 import time
 
 import rich.console
 import rich.table
 import tqdm
+
+
+class Nowhere(io.TextIOBase):
+  """A stream that drops what is written, where process 0 speaks for all."""
+
+  def write(self, text: str) -> int:
+    return len(text)
 
 
 class Console:

@@ -11,20 +11,28 @@ from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.console import Console
+from alexnet_jax.training.processes import ALONE
+from alexnet_jax.training.processes import Processes
+from alexnet_jax.training.shared_checkpoints import SharedCheckpoints
 
 _MEAN_EXAMPLES = 256
 
 
-def run(config, stop: guards.StopSignal, console: Console) -> dict:
+def run(
+  config,
+  stop: guards.StopSignal,
+  console: Console,
+  processes: Processes = ALONE,
+) -> dict | None:
   """Start-up, one train step, one evaluation batch, one save and restore.
 
   The pixel mean is that of a few hundred examples; everything else is what
   training does. Nothing is left behind.
 
   Returns:
-    {step, parameters, state_digest, seconds of each part}.
+    {step, parameters, state_digest, seconds of each part}; None in all
+    processes but the first.
 
   Raises:
     UserError: as training does.
@@ -37,21 +45,25 @@ def run(config, stop: guards.StopSignal, console: Console) -> dict:
     with _timed(seconds, 'start-up', console, stop):
       path = pathlib.Path(folder)
       parts = setup.prepare(
-        config, path, mesh, stop, console, mean_limit=_MEAN_EXAMPLES
+        *(config, path, mesh, stop, console),
+        mean_limit=_MEAN_EXAMPLES,
+        processes=processes,
       )
       state, progress = setup.create(parts)
     with _timed(seconds, 'train step', console, stop):
-      iterator = assemble.make_train_iter(config, parts.train_loader, 1)
+      iterator = assemble.make_train_iter(config, parts.train_loader, 1, mesh)
       batch = parts.to_devices(next(iterator))
       key = assemble.dropout_key(config)
       state, sums = parts.steps_at(0).train(state, batch, key)
       float(sums['loss'])
     with _timed(seconds, 'evaluation batch', console, stop):
-      first = next(assemble.make_eval_iter(config, parts.eval_loader))
+      first = next(assemble.make_eval_iter(config, parts.eval_loader, mesh))
       evaluate(parts.steps.evaluate, state, [first], parts.to_devices)
     with _timed(seconds, 'save and restore', console, stop):
       digest = _save_and_restore(parts, state, progress, path)
   console.line('the dry run went through; nothing was kept')
+  if not processes.is_first:
+    return None
   return {
     'step': int(state.step),
     'parameters': state_lib.num_parameters(state),
@@ -61,7 +73,9 @@ def run(config, stop: guards.StopSignal, console: Console) -> dict:
 
 
 def _save_and_restore(parts, state, progress, path):
-  checkpoints = Checkpoints(path)
+  checkpoints = SharedCheckpoints(
+    path, keep=1, processes=parts.processes, check=parts.stop.check
+  )
   tree = state_lib.saved_tree(state)
   run = {
     'progress': progress.to_json(),
@@ -71,9 +85,7 @@ def _save_and_restore(parts, state, progress, path):
   try:
     checkpoints.save(tree, run)
     checkpoints.wait()
-    restored, _ = checkpoints.restore(
-      1, parallel.replicated_template(tree, parts.mesh)
-    )
+    restored, _ = checkpoints.restore(1, tree)
   finally:
     checkpoints.close()
   digest = state_lib.state_digest(tree)

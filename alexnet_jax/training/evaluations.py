@@ -73,9 +73,10 @@ def measure_state(run: Run, state: TrainState) -> measure.Measured:
   return measure.evaluate(
     run.steps.evaluate,
     state,
-    assemble.make_eval_iter(run.config, run.eval_loader),
+    assemble.make_eval_iter(run.config, run.eval_loader, run.mesh),
     run.to_devices,
-    lambda batches_done: run.stop.check(),
+    lambda batches_done: run.check_stop(),
+    stop=lambda: run.check_stop(agreed=True),
   )
 
 

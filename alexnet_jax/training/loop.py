@@ -21,12 +21,14 @@ from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
 from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.checkpoint import DamagedCheckpointError
 from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import duration
+from alexnet_jax.training.processes import ALONE
+from alexnet_jax.training.processes import Processes
 from alexnet_jax.training.run import Live
 from alexnet_jax.training.run import Run
+from alexnet_jax.training.shared_checkpoints import SharedCheckpoints
 
 
 def train_and_evaluate(
@@ -35,7 +37,8 @@ def train_and_evaluate(
   stop: guards.StopSignal,
   console: Console,
   on_evaluation: Callable[[int, dict], None] = lambda step, values: None,
-) -> dict:
+  processes: Processes = ALONE,
+) -> dict | None:
   """Trains from the newest checkpoint of `workdir`, or from the beginning.
 
   Args:
@@ -45,10 +48,12 @@ def train_and_evaluate(
     console: shows what happens.
     on_evaluation: called with the step and the metrics of each evaluation,
       before it is saved; what it raises ends the run.
+    processes: of the run. Only the first one touches the folder.
 
   Returns:
     The last evaluation's metrics, step, parameters, state_digest and
-    images_per_second of the training alone.
+    images_per_second of the training alone; None in all processes but the
+    first.
 
   Raises:
     UserError: if config, data or checkpoints do not fit.
@@ -58,28 +63,42 @@ def train_and_evaluate(
   path = pathlib.Path(workdir)
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
-  path.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
-    busy = (
-      f'another run is training in {path}; wait for it, end it, or take another'
-      ' --workdir'
+    if processes.is_first:
+      stack.enter_context(_own_folder(path))
+    checkpoints = SharedCheckpoints(
+      path,
+      keep=config.checkpoint.keep,
+      processes=processes,
+      check=stop.check,
     )
-    stack.enter_context(locks.lock(path, busy))
-    checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     stack.callback(checkpoints.close)
     saved = checkpoints.newest_run()
     setup.check_config(config, path, saved)
-    run = setup.prepare(config, path, mesh, stop, console, saved)
+    run = setup.prepare(
+      config, path, mesh, stop, console, saved, processes=processes
+    )
     live = setup.restore_or_create(run, checkpoints)
     stack.callback(live.writer.close)
-    setup.write_config(config, path)
+    if processes.is_first:
+      setup.write_config(config, path)
     announce.show_start(run, live)
     _loop(run, live, on_evaluation)
     checkpoints.wait()
     live.writer.step_losses(live.step, live.progress.step_losses, last=True)
     _restore_best(run, live)
     announce.show_end(run, live)
-    return _result(live)
+    return _result(live) if processes.is_first else None
+
+
+def _own_folder(path):
+  """The run's folder, locked."""
+  path.mkdir(parents=True, exist_ok=True)
+  busy = (
+    f'another run is training in {path}; wait for it, end it, or take another'
+    ' --workdir'
+  )
+  return locks.lock(path, busy)
 
 
 def _loop(run: Run, live: Live, on_evaluation) -> None:
@@ -96,7 +115,7 @@ def _loop(run: Run, live: Live, on_evaluation) -> None:
       evaluations.evaluate(run, live, on_evaluation)
       _save(run, live, replace=True)
     while live.step < durations.num_steps and not progress.stopping.stopped:
-      run.stop.check()
+      run.check_stop(live.log.stop_asked)
       if run.is_frozen(live.step - 1) and not run.is_frozen(live.step):
         _unfreeze(run, live)
       _apply_rate(run, live)
@@ -120,7 +139,9 @@ def _loop(run: Run, live: Live, on_evaluation) -> None:
         _save(run, live)
       elif schedule.due(live.step, durations.save_every):
         _save(run, live)
-  except (Interrupted, UnreadableImageError):
+  except (Interrupted, UnreadableImageError) as error:
+    if not (run.processes.is_alone or isinstance(error, Interrupted)):
+      raise  # only this process knows: the others are a step ahead
     _save(run, live)
     live.checkpoints.wait()
     run.console.line(f'saved step {live.step} in {live.checkpoints.folder}')
@@ -185,7 +206,7 @@ def _log(run, live, check_flat):
     warning = guards.flat_loss_warning(
       means['train/loss'], run.num_classes, live.step
     )
-    if warning:
+    if warning and run.processes.is_first:
       logging.getLogger(__name__).warning(warning)
 
 
@@ -221,6 +242,7 @@ def _save(run, live, replace=False):
       'iterator': live.batches.iterator_state,
       'config': run.config.to_dict(),
       'devices': run.mesh.size,
+      'processes': run.processes.count,
     },
     keep_steps={progress.best.step, progress.stopping.best_step},
     replace=replace,
@@ -233,9 +255,7 @@ def _restore_best(run, live):
   """Ends with the best state if early stopping is asked to."""
   step = live.progress.final_step(run.config, live.step)
   if step != live.step:
-    template = parallel.replicated_template(
-      state_lib.saved_tree(live.state), run.mesh
-    )
+    template = state_lib.saved_tree(live.state)
     try:
       tree, _ = live.checkpoints.restore(step, template)
     except DamagedCheckpointError as error:
@@ -244,7 +264,7 @@ def _restore_best(run, live):
         f' damaged ({error}); the run is complete, and its newest checkpoint is'
         f' {live.step}'
       ) from error
-    live.state = live.state.replace(**tree)
+    live.state = live.state.replace(**run.replicate(tree))
     live.progress.last_evaluation = evaluations.measure_state(
       run, live.state
     ).values

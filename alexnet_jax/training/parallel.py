@@ -5,6 +5,7 @@ import functools
 import time
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
@@ -15,9 +16,21 @@ from alexnet_jax.errors import UserError
 AXIS = 'device'
 
 
-def make_mesh() -> Mesh:
-  """All devices of all processes in one axis."""
-  return Mesh(np.array(jax.devices()), (AXIS,))
+def make_mesh(*, local: bool = False) -> Mesh:
+  """All devices in one axis, those of a process together.
+
+  Args:
+    local: only those of this process, for what it does without the others.
+  """
+  devices = jax.local_devices() if local else jax.devices()
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return Mesh(np.array(devices), (AXIS,))
+
+
+def process_part(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): which of the mesh's processes this one is."""
+  indices = sorted({device.process_index for device in mesh.devices.flat})
+  return indices.index(jax.process_index()), len(indices)
 
 
 def check_batch_size(global_batch_size: int, device_count: int) -> None:
@@ -31,19 +44,56 @@ def check_batch_size(global_batch_size: int, device_count: int) -> None:
 
 
 def replicate(tree, mesh: Mesh):
-  """The tree on every device, as arrays that all of them share."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  """The tree on every device, as arrays that all of them share.
 
-
-def replicated_template(tree, mesh: Mesh):
-  """Shapes, dtypes and sharding of `replicate(tree, mesh)`, without arrays."""
+  Args:
+    tree: arrays or numbers, the same in every process.
+    mesh: of `make_mesh`.
+  """
   sharding = NamedSharding(mesh, PartitionSpec())
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    tree,
+  if sharding.is_fully_addressable:
+    # A copy: on the CPU it could be the memory of a numpy array otherwise,
+    # which cannot be donated.
+    return jax.device_put(tree, sharding, may_alias=False)
+
+  def put(leaf):
+    # jax.device_put would compare the leaf with that of all other processes.
+    if isinstance(leaf, jax.Array):
+      leaf = leaf.addressable_data(0)
+    shards = [
+      jax.device_put(leaf, d, may_alias=False) for d in mesh.local_devices
+    ]
+    return jax.make_array_from_single_device_arrays(
+      np.shape(leaf), sharding, shards
+    )
+
+  return jax.tree.map(put, tree)
+
+
+def from_first(tree):
+  """The numpy arrays that process 0 has, in every process, bit for bit.
+
+  Args:
+    tree: numpy arrays; of the other processes only shapes and dtypes count.
+  """
+  if jax.process_count() == 1:
+    return tree
+  leaves, structure = jax.tree.flatten(tree)
+  # As whole numbers: the sum that carries them would turn -0.0 into 0.0. In one
+  # piece: every shape would be compiled.
+  content = np.concatenate([_as_bytes(leaf) for leaf in leaves])
+  padded = np.pad(content, (0, -len(content) % 4)).view(np.uint32)
+  content = multihost_utils.broadcast_one_to_all(padded).view(np.uint8)
+  ends = np.cumsum([leaf.nbytes for leaf in leaves])
+  parts = np.split(content[: ends[-1]], ends[:-1])
+  return structure.unflatten(
+    part.view(leaf.dtype).reshape(leaf.shape)
+    for part, leaf in zip(parts, leaves, strict=True)
   )
+
+
+def _as_bytes(array):
+  return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def map_over_devices(
@@ -73,6 +123,8 @@ def map_over_devices(
 
   if kind == 'pmap':
     mapped = {}
+    whole_run = mesh.size == jax.device_count()
+    devices = None if whole_run else list(mesh.devices.flat)
 
     def call(*arguments):
       # pmap wants one axis specification per argument.
@@ -84,6 +136,7 @@ def map_over_devices(
           in_axes=(None, 0) + (None,) * (count - 2),
           out_axes=None,
           donate_argnums=donated,
+          devices=devices,
         )
       return mapped[count](*arguments)
 
@@ -118,7 +171,7 @@ def batch_to_devices(batch: dict, mesh: Mesh, kind: str) -> dict:
   """
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
   if kind == 'pmap':
-    count = jax.local_device_count()
+    count = len(mesh.local_devices)
     batch = {
       name: array.reshape((count, -1, *array.shape[1:]))
       for name, array in batch.items()

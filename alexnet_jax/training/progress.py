@@ -75,6 +75,7 @@ class TrainLog:
     self._pending = None
     self._last_finite = step
     self.saved_step: int | None = None  # for the message of a lost run
+    self.stop_asked = False  # by a signal to any process
 
   def add(self, step: int, sums: dict) -> None:
     """Takes the sums of the update that led to `step`, still on the device.
@@ -92,6 +93,7 @@ class TrainLog:
     step, sums = self._pending
     self._pending = None
     sums = metrics.add_sums({}, sums)
+    self.stop_asked |= sums.pop('stop', 0) > 0
     loss = sums['loss'] / sums['count']
     guards.check_finite(loss, step, self._last_finite, self.saved_step)
     self._last_finite = step

@@ -9,7 +9,6 @@ from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.progress import Progress
 
@@ -38,14 +37,13 @@ def has_checkpoint(workdir: str | pathlib.Path) -> bool:
 
 
 def restore(
-  workdir: str, which: str, mesh: jax.sharding.Mesh
+  workdir: str, which: str
 ) -> tuple[ml_collections.ConfigDict, list[str], state_lib.TrainState]:
-  """A checkpoint of a run: (config, class names, state on the mesh).
+  """A checkpoint of a run: (config, class names, state of numpy arrays).
 
   Args:
     workdir: the run's folder; it may be training at the same time.
     which: `final`, `newest`, `best` or the number of a step.
-    mesh: the devices.
 
   Raises:
     UserError: if there is no run, or no such checkpoint.
@@ -58,8 +56,7 @@ def restore(
     config = config_lib.from_dict(saved['config'])
     model = assemble.make_model(config, len(saved['data']['class_names']))
     state = jax.eval_shape(lambda: assemble.make_state(config, model))
-    template = parallel.replicated_template(state_lib.saved_tree(state), mesh)
-    tree, _ = checkpoints.restore(step, template)
+    tree, _ = checkpoints.restore(step, state_lib.saved_tree(state))
   except checkpoint.DamagedCheckpointError as error:
     raise UserError(
       f'a checkpoint in {workdir} is damaged ({error}); it has'

@@ -5,18 +5,22 @@ import pathlib
 
 import jax
 import ml_collections
+import numpy as np
 
 from alexnet_jax import assemble
 from alexnet_jax.data import loader
+from alexnet_jax.errors import Interrupted
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import Speed
+from alexnet_jax.training.processes import Processes
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import TrainLog
+from alexnet_jax.training.shared_checkpoints import SharedCheckpoints
 from alexnet_jax.training.writers import MetricWriter
+from alexnet_jax.training.writers import NoWriter
 
 
 @dataclasses.dataclass
@@ -35,9 +39,28 @@ class Run:
   steps: assemble.Steps
   frozen_steps: assemble.Steps  # until `durations.unfreeze_step`
   data_record: dict
+  processes: Processes
 
   def to_devices(self, batch: dict) -> dict:
+    """See `parallel.batch_to_devices`; tells the others of a signal, too."""
+    if not self.processes.is_alone:
+      received = self.stop.received is not None
+      batch = {**batch, 'stop': np.full(batch['label'].shape, received)}
     return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
+
+  def check_stop(self, agreed: bool = False) -> None:
+    """Raises Interrupted if a signal came to any process.
+
+    Of several processes none may stop by itself. A signal goes with the batch
+    to the devices, and comes back to all of them with the sums of that step.
+
+    Args:
+      agreed: whether it did.
+    """
+    if self.processes.is_alone:
+      self.stop.check()
+    elif agreed:
+      raise Interrupted(self.stop.received or 'a signal to another process')
 
   def is_frozen(self, step: int) -> bool:
     """Whether some parameters wait while update `step + 1` is made."""
@@ -61,7 +84,7 @@ class Live:
   step: int
   batches: parallel.DeviceBatches
   log: TrainLog
-  writer: MetricWriter
-  checkpoints: Checkpoints
+  writer: MetricWriter | NoWriter  # of process 0, and of the others
+  checkpoints: SharedCheckpoints
   speed: Speed
   rate: float | None = None  # that the state holds; None: not known yet

@@ -20,6 +20,9 @@ import math
 
 import numpy as np
 
+_EXPONENTS = {'none': 0, 'linear': 1, 'sqrt': 0.5}
+RATE_SCALINGS = tuple(_EXPONENTS)
+
 
 def is_improvement(
   value: float, best: float | None, mode: str, threshold: float
@@ -123,6 +126,21 @@ class EarlyStopping:
 def due(step: int, every: float) -> bool:
   """Whether a multiple of `every` steps was reached with `step`; 0: never."""
   return every > 0 and step // every > (step - 1) // every
+
+
+def scaled_rate(
+  learning_rate: float, batch_size: int, base_batch_size: int, scaling: str
+) -> float:
+  """learning_rate * (batch_size / base_batch_size) ** exponent.
+
+  Args:
+    learning_rate: of batches of `base_batch_size`.
+    batch_size: examples of an update.
+    base_batch_size: what `learning_rate` was found for.
+    scaling: one of RATE_SCALINGS: `none` has the exponent 0, `linear` 1 (Goyal
+      et al. 2017), `sqrt` 1/2 (Krizhevsky 2014, section 5).
+  """
+  return learning_rate * (batch_size / base_batch_size) ** _EXPONENTS[scaling]
 
 
 def rate_at(

@@ -3,29 +3,40 @@
 import pathlib
 
 import jax
+import numpy as np
 
 from alexnet_jax import assemble
 from alexnet_jax import atomic
 from alexnet_jax import config as config_lib
 from alexnet_jax import pixel_means
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import agreement
 from alexnet_jax.training import parallel
 from alexnet_jax.training import restored
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
-from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.checkpoint import versions
 from alexnet_jax.training.console import Speed
+from alexnet_jax.training.processes import ALONE
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.run import Live
 from alexnet_jax.training.run import Run
+from alexnet_jax.training.shared_checkpoints import SharedCheckpoints
 from alexnet_jax.training.writers import MetricWriter
+from alexnet_jax.training.writers import NoWriter
 
 
 def prepare(
-  config, path, mesh, stop, console, saved=None, mean_limit=None
+  config,
+  path,
+  mesh,
+  stop,
+  console,
+  saved=None,
+  mean_limit=None,
+  processes=ALONE,
 ) -> Run:
   """Opens the data, and builds everything that needs no state.
 
@@ -38,6 +49,7 @@ def prepare(
     saved: the JSON object of the newest checkpoint, if there is one.
     mean_limit: number of examples that the mean is taken of, for trials; None:
       all.
+    processes: of the run.
 
   Raises:
     UserError: if the data is unfit for the config, or not that of `saved`; or
@@ -50,8 +62,14 @@ def prepare(
   record = assemble.data_record(config, training, held_out)
   if saved is not None:
     check_data_record(path, saved['data'], record)
-  frozen = _check_init(config, num_classes, mesh, begins=saved is None)
-  mean = _pixel_mean(config, loaders[0], path, stop, console, mean_limit)
+  agreement.check_data(processes, record, stop.check)
+  begins = saved is None and processes.is_first
+  frozen = _check_init(config, num_classes, begins=begins)
+  mean = np.zeros(pixel_means.shape(config), np.float32)
+  if processes.is_first:
+    mean = _pixel_mean(config, loaders[0], path, stop, console, mean_limit)
+  processes.meet(stop.check)  # it may have taken minutes
+  mean = parallel.from_first(mean)
   steps = assemble.make_steps(config, mesh, mean)
   return Run(
     config=config,
@@ -70,6 +88,7 @@ def prepare(
       else steps
     ),
     data_record=record,
+    processes=processes,
   )
 
 
@@ -98,7 +117,7 @@ def check_examples(config, training, held_out) -> None:
     )
 
 
-def _check_init(config, num_classes, mesh, *, begins):
+def _check_init(config, num_classes, *, begins):
   """Refuses what config.init names in vain; returns the frozen parameters."""
   init = config.init
   if not (init.freeze or (init.workdir and begins)):
@@ -106,7 +125,7 @@ def _check_init(config, num_classes, mesh, *, begins):
   model = assemble.make_model(config, num_classes)
   state = jax.eval_shape(lambda: assemble.make_state(config, model))
   if init.workdir and begins:
-    _, _, other = restored.restore(init.workdir, init.checkpoint, mesh)
+    _, _, other = restored.restore(init.workdir, init.checkpoint)
     transfer.taken(state, other, init.skip, init.workdir)
   return transfer.frozen_names(state, init.freeze)
 
@@ -161,20 +180,41 @@ def write_config(config, path: pathlib.Path) -> None:
 
 def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
   """The state and progress of a run that begins."""
+  rate = assemble.learning_rate(run.config)
+  progress = Progress(schedule.PlateauState(rate))
+  if run.processes.is_alone:
+    return run.replicate(_first_state(run)), progress
+  if run.processes.is_first:
+    state = jax.device_get(_first_state(run))
+  else:
+    state = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype), state_shapes(run)
+    )
+  run.processes.meet(run.stop.check)
+  tree = parallel.from_first(state_lib.saved_tree(state))
+  state = state.replace(**tree)
+  return run.replicate(state), progress
+
+
+def state_shapes(run: Run) -> state_lib.TrainState:
+  """The run's state as ShapeDtypeStructs."""
   model = assemble.make_model(run.config, run.num_classes)
-  state = run.replicate(assemble.make_state(run.config, model))
+  return jax.eval_shape(lambda: assemble.make_state(run.config, model))
+
+
+def _first_state(run):
+  """A fresh state, or one with the weights of another run."""
+  model = assemble.make_model(run.config, run.num_classes)
+  state = assemble.make_state(run.config, model)
   init = run.config.init
   if init.workdir:
-    other_config, _, other = restored.restore(
-      init.workdir, init.checkpoint, run.mesh
-    )
+    other_config, _, other = restored.restore(init.workdir, init.checkpoint)
     state = transfer.start_from(state, other, init.skip, init.workdir)
     run.console.line(
       f'starts with the weights of {init.workdir}, step {int(other.step)}'
     )
     _show_other_input(run, other_config)
-  rate = run.config.optimizer.learning_rate
-  return state, Progress(schedule.PlateauState(rate))
+  return state
 
 
 def _show_other_input(run, other):
@@ -187,23 +227,21 @@ def _show_other_input(run, other):
       )
 
 
-def restore_or_create(run: Run, checkpoints: Checkpoints) -> Live:
+def restore_or_create(run: Run, checkpoints: SharedCheckpoints) -> Live:
   """The newest checkpoint that counts, or step 0.
 
   Raises:
     UserError: if the checkpoints do not fit, or none of them counts.
   """
-  model = assemble.make_model(run.config, run.num_classes)
-  state = jax.eval_shape(lambda: assemble.make_state(run.config, model))
-  restored = checkpoints.restore_newest(
-    parallel.replicated_template(state_lib.saved_tree(state), run.mesh)
-  )
+  state = state_shapes(run)
+  restored = checkpoints.restore_newest(state_lib.saved_tree(state))
   if restored is None:
     state, progress = create(run)
     position = {'next_index': 0}
   else:
     tree, saved = restored
-    state, position = state.replace(**tree), saved['iterator']
+    state = state.replace(**run.replicate(tree))
+    position = saved['iterator']
     progress = Progress.from_json(saved['progress'])
     _show_restored(run, saved, int(state.step))
   step, num_steps = int(state.step), run.durations.num_steps
@@ -212,14 +250,18 @@ def restore_or_create(run: Run, checkpoints: Checkpoints) -> Live:
       f'{run.workdir} is at step {step} already, beyond the {num_steps} steps'
       ' that config.num_epochs or config.num_steps asks for'
     )
-  iterator = assemble.make_train_iter(run.config, run.train_loader, num_steps)
+  iterator = assemble.make_train_iter(
+    run.config, run.train_loader, num_steps, run.mesh
+  )
   iterator.set_state(position)
   batches = parallel.DeviceBatches(iterator, run.to_devices)
   log = TrainLog(progress, step)
   log.saved_step = step if restored else None
-  writer = MetricWriter(
-    run.workdir, step=step, evaluated_step=progress.evaluated_step
-  )
+  writer = NoWriter()
+  if run.processes.is_first:
+    writer = MetricWriter(
+      run.workdir, step=step, evaluated_step=progress.evaluated_step
+    )
   speed = Speed(run.config.global_batch_size, batches)
   return Live(state, progress, step, batches, log, writer, checkpoints, speed)
 
@@ -227,8 +269,10 @@ def restore_or_create(run: Run, checkpoints: Checkpoints) -> Live:
 def _show_restored(run, saved, step):
   """Says where the run goes on, and what may round otherwise than before."""
   run.console.line(f'goes on from checkpoint {step}')
+  keys = ('devices', 'processes')
   here = {**versions(), 'devices': run.mesh.size}
-  before = {**saved['versions'], 'devices': saved['devices']}
+  here['processes'] = run.processes.count
+  before = {**saved['versions'], **{key: saved.get(key, 1) for key in keys}}
   if changes := [
     f'{name} {before.get(name)} -> {value}'
     for name, value in here.items()

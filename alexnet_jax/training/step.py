@@ -4,112 +4,59 @@
 with functools.partial before.
 """
 
-import dataclasses
-
 import jax
 from jax import lax
 import jax.numpy as jnp
-import optax
 
 from alexnet_jax.evaluation import metrics
+from alexnet_jax.training import accumulation
+from alexnet_jax.training.objective import Objective
+from alexnet_jax.training.objective import PLAIN
+from alexnet_jax.training.pixels import augmented
+from alexnet_jax.training.pixels import normalize
 from alexnet_jax.training.state import leaf_name
-from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import TrainState
 
+# What other generators draw depends on how many keys they draw from at a time,
+# and so on the number of devices.
+KEY_IMPL = 'threefry2x32'
 
-def normalize(
-  images: jax.Array, mean: jax.typing.ArrayLike, std: float
+
+def example_keys(
+  key: jax.Array, step: jax.Array, axis_name: str, count: int
 ) -> jax.Array:
-  """(images - mean) / std in float32.
+  """The keys of this device's examples in one step.
+
+  That of an example depends on the key of the run, the step and the example's
+  place in the global batch: neither on the number of devices nor on what else
+  is computed with it. The devices are in the order of their examples.
 
   Args:
-    images: uint8 [batch, height, width, 3].
-    mean: anything that broadcasts to one image: [3] or [height, width, 3].
-    std: one number for all pixels.
-  """
-  mean = jnp.asarray(mean, jnp.float32)
-  mean = mean.reshape((1,) * (images.ndim - mean.ndim) + mean.shape)
-  return (images.astype(jnp.float32) - mean) / std
-
-
-def mirror(images: jax.Array, flip: jax.Array) -> jax.Array:
-  """Mirrors the images [batch, height, width, 3] whose `flip` [batch] is set.
-
-  On the device this is part of the pass that reads the images anyway; on the
-  host it would cost more than reading and cropping them.
-  """
-  return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
-
-
-def augmented(batch) -> jax.Array:
-  """The images of a training batch, mirrored and brightened as it says.
-
-  Args:
-    batch: {image: uint8 [batch, height, width, 3]} and where they are wanted
-      flip: bool [batch], brightness: float32 [batch], in levels of 255.
+    key: of the run, typed or the numbers of one: uint32 [2].
+    step: int32 [].
+    axis_name: the mapped axis over the devices.
+    count: examples of one device.
 
   Returns:
-    [batch, height, width, 3], uint8, or float32 within 0 to 255.
+    Typed keys [count].
   """
-  images = batch['image']
-  if 'flip' in batch:
-    images = mirror(images, batch['flip'])
-  if 'brightness' in batch:
-    shift = batch['brightness'][:, None, None, None]
-    images = jnp.clip(images.astype(jnp.float32) + shift, 0.0, 255.0)
-  return images
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """What training minimises, and for which parameters.
-
-  Attributes:
-    label_smoothing: share of the target that all classes have alike.
-    l1: factor of the sum of |w| over all kernels that joins the loss.
-    l2: factor of the sum of w ** 2 over all kernels that joins the loss.
-    frozen: names of parameters that do not train, such as conv1/kernel.
-  """
-
-  label_smoothing: float = 0.0
-  l1: float = 0.0
-  l2: float = 0.0
-  frozen: frozenset[str] = frozenset()
-
-  @property
-  def is_plain(self) -> bool:
-    """Whether it is the cross-entropy and nothing else."""
-    return not (self.label_smoothing or self.l1 or self.l2)
-
-  def penalty(self, params) -> jax.Array:
-    """float32 []."""
-    kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
-    absolute = sum(jnp.sum(jnp.abs(w)) for w in kernels) if self.l1 else 0.0
-    squares = sum(jnp.sum(jnp.square(w)) for w in kernels) if self.l2 else 0.0
-    return jnp.asarray(self.l1 * absolute + self.l2 * squares, jnp.float32)
-
-  def value(self, logits, labels, params) -> jax.Array:
-    """The mean over a batch, float32 []."""
-    targets = optax.smooth_labels(
-      jax.nn.one_hot(labels, logits.shape[1]), self.label_smoothing
-    )
-    losses = optax.softmax_cross_entropy(logits, targets)
-    return losses.mean() + self.penalty(params)
-
-
-PLAIN = Objective()  # the mean cross-entropy
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key, impl=KEY_IMPL)
+  places = lax.axis_index(axis_name) * count + jnp.arange(count)
+  key = jax.random.fold_in(key, step)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, places)
 
 
 def loss_and_grads(
-  state: TrainState, batch, key, *, mean, std, objective: Objective = PLAIN
+  state: TrainState, batch, keys, *, mean, std, objective: Objective = PLAIN
 ):
-  """Objective and gradients of one device's batch.
+  """Objective and gradients of what one device computes at a time.
 
   Args:
     state: see `state.TrainState`.
     batch: {image: uint8 [batch, height, width, 3], label: int32 [batch]} and
       what `augmented` uses.
-    key: of the dropout.
+    keys: of the dropout, see `example_keys`.
     mean, std: see `normalize`.
     objective: is differentiated; frozen parameters get gradients of zero, and
       frozen batch norms keep and use their running statistics.
@@ -135,18 +82,41 @@ def loss_and_grads(
       normalize(images, mean, std),
       train=True,
       fixed_norms=fixed_norms,
-      rngs={'dropout': key},
+      dropout_keys=keys,
       mutable=['batch_stats'],
     )
-    if objective.is_plain:
-      value = optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch['label']
-      ).mean()
-    else:
-      value = objective.value(logits, batch['label'], params)
+    value = objective.value(logits, batch['label'], params)
     return value, (value, logits, updated.get('batch_stats', {}))
 
   return jax.grad(loss_fn, has_aux=True)(state.params)
+
+
+def _grads_and_sums(
+  state, batch, key, max_examples, *, mean, std, axis_name, objective
+):
+  """(grads, batch_stats, sums) of this device's part of a batch."""
+  count = len(batch['label'])
+  keys = example_keys(key, state.step, axis_name, count)
+
+  def compute(stats, piece):
+    part, keys = piece
+    grads, (value, logits, stats) = loss_and_grads(
+      state.replace(batch_stats=stats),
+      part,
+      keys,
+      mean=mean,
+      std=std,
+      objective=objective,
+    )
+    sums = _sums(logits, part)
+    if not objective.is_plain:
+      sums['objective'] = value * len(keys)
+    return grads, stats, sums
+
+  pieces = accumulation.num_pieces(count, max_examples)
+  return accumulation.accumulate(
+    compute, state.batch_stats, (batch, keys), pieces
+  )
 
 
 def train_step(
@@ -158,6 +128,7 @@ def train_step(
   std,
   axis_name: str,
   objective: Objective = PLAIN,
+  max_examples: int = 0,
   ema_decay: float = 0.0,
 ):
   """One update from one global batch, of which this device has a part.
@@ -166,11 +137,13 @@ def train_step(
     state: the state before; the same on every device.
     batch: this device's part, see `loss_and_grads`; also unreadable: bool
       [batch], counted, where there is a policy to skip such images.
-    key: of the run; the step and the device are folded into it here, so there
-      is no random state to save.
+    key: of the run; `example_keys` folds step and example into it, so there is
+      no random state to save.
     mean, std: see `normalize`.
     axis_name: the mapped axis over the devices.
     objective: what is minimised.
+    max_examples: that a device computes at a time; 0: all it has. See
+      `accumulation`.
     ema_decay: share of the averaged parameters that a step keeps; in update
       t + 1 at most (1 + t) / (10 + t), as in TensorFlow's moving averages. The
       statistics of batch norms are averages anyway, of the plain parameters.
@@ -179,19 +152,18 @@ def train_step(
     (state after, sums over the global batch); see `metrics.example_sums`. If
     the objective is more than the cross-entropy, its sum is there, too.
   """
-  key = jax.random.fold_in(key, state.step)
-  key = jax.random.fold_in(key, lax.axis_index(axis_name))
-  grads, (value, logits, batch_stats) = loss_and_grads(
-    state, batch, key, mean=mean, std=std, objective=objective
+  grads, batch_stats, sums = _grads_and_sums(
+    *(state, batch, key, max_examples),
+    mean=mean,
+    std=std,
+    axis_name=axis_name,
+    objective=objective,
   )
   # The only reduction of gradients. Every device has as many examples as the
   # others, so the mean of the means is the mean over the global batch.
   grads, batch_stats = lax.pmean((grads, batch_stats), axis_name)
   state = _update(state, grads, objective.frozen, ema_decay)
   state = state.replace(batch_stats=batch_stats)
-  sums = _sums(logits, batch)
-  if not objective.is_plain:
-    sums['objective'] = value * len(batch['label'])
   return state, lax.psum(sums, axis_name)
 
 
@@ -237,10 +209,15 @@ def grad_step(
   std,
   axis_name: str,
   objective: Objective = PLAIN,
+  max_examples: int = 0,
 ):
   """The gradients that `train_step` would apply, for histograms."""
-  grads, _ = loss_and_grads(
-    state, batch, key, mean=mean, std=std, objective=objective
+  grads, _, _ = _grads_and_sums(
+    *(state, batch, key, max_examples),
+    mean=mean,
+    std=std,
+    axis_name=axis_name,
+    objective=objective,
   )
   return lax.pmean(grads, axis_name)
 
@@ -279,8 +256,12 @@ def eval_step(
 
 
 def _sums(logits, batch):
-  """See `metrics.example_sums`; also counts what could not be decoded."""
+  """See `metrics.example_sums`; also counts images that could not be decoded,
+  and `stop`, which is positive if a signal came to any process.
+  """
   sums = metrics.example_sums(logits, batch['label'], batch.get('mask'))
   if 'unreadable' in batch:
     sums['unreadable'] = jnp.sum(batch['unreadable'], dtype=jnp.int32)
+  if 'stop' in batch:
+    sums['stop'] = jnp.sum(batch['stop'], dtype=jnp.int32)
   return sums

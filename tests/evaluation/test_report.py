@@ -242,7 +242,8 @@ def test_augmented_examples_are_windows_of_squares(subject):
 
 def test_augmented_examples_are_those_of_the_first_batch(subject, monkeypatch):
   """Though no more of it is decoded than is shown."""
-  full = next(assemble.make_train_iter(subject.run.config, subject.training, 1))
+  run, training = subject.run, subject.training
+  full = next(assemble.make_train_iter(run.config, training, 1, run.mesh))
   wanted = np.uint8(np.round(step_lib.augmented(full)))
   sizes, make = [], assemble.make_train_iter
 

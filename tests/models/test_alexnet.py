@@ -154,17 +154,35 @@ def test_biases_start_as_in_the_paper():
   }
 
 
+def keys_of(seed, count=2):
+  return jax.random.split(jax.random.key(seed), count)
+
+
 def test_dropout_acts_in_training_only():
   model = AlexNet(**SMALL, kernel_init='he', dropout=0.5)
   variables = init(model)
 
   def logits(train, seed):
-    rngs = {'dropout': jax.random.key(seed)}
-    return model.apply(variables, images(), train=train, rngs=rngs)
+    return model.apply(
+      variables, images(), train=train, dropout_keys=keys_of(seed)
+    )
 
   assert (logits(False, 0) == logits(False, 1)).all()
+  assert (logits(False, 0) == model.apply(variables, images())).all()
   assert (logits(True, 0) == logits(True, 0)).all()
   assert (logits(True, 0) != logits(True, 1)).any()
+
+
+def test_training_with_dropout_needs_keys():
+  model = AlexNet(**SMALL, dropout=0.5)
+  variables = init(model)
+  with pytest.raises(ValueError, match=r'dropout of 0\.5 needs dropout_keys'):
+    model.apply(variables, images(), train=True)
+  without = AlexNet(**SMALL, dropout=0.0)
+  np.testing.assert_array_equal(
+    without.apply(variables, images(), train=True),
+    model.apply(variables, images()),
+  )
 
 
 def test_batch_norm_normalises_in_training_and_keeps_statistics():
@@ -228,25 +246,43 @@ def test_refuses_fields_that_do_not_fit(fields, message):
 def test_dropout_before_a_layer_drops_its_inputs():
   """As torchvision: the flattened image and the first hidden layer."""
 
-  def dropped(place, name):
+  def dropped(place):
     model = AlexNet(**SMALL, kernel_init='he', dropout_place=place)
-    variables = init(model)
     _, seen = model.apply(
-      variables,
-      images(),
+      init(model),
+      images(count=8),
       train=True,
-      rngs={'dropout': jax.random.key(3)},
-      capture_intermediates=True,
+      dropout_keys=keys_of(3, 8),
       mutable=True,
     )
-    return seen['intermediates'][name]['__call__'][0]
+    return [seen['intermediates'][f'dropout{n}'][0] for n in (1, 2)]
 
   # The two dropouts see 8 features and 12 before the layers, 12 and 10 after.
   for place, widths in (('before', (8, 12)), ('after', (12, 10))):
-    for number, width in enumerate(widths):
-      output = dropped(place, f'Dropout_{number}')
-      assert output.shape == (2, width)
-      assert (output == 0).any()
+    outputs = dropped(place)
+    assert [output.shape for output in outputs] == [(8, w) for w in widths]
+    assert all((output == 0).any() for output in outputs)
+
+
+def test_dropout_of_every_layer_draws_units_of_its_own():
+  model = AlexNet(**{**SMALL, 'hidden': (400, 400)}, kernel_init='he')
+  variables = init(model)
+  variables['params']['dense2'] = {
+    'kernel': jnp.ones((400, 400)),  # no unit is 0 but by dropout
+    'bias': jnp.ones(400),
+  }
+  variables['params']['dense1']['bias'] = jnp.full(400, 100.0)
+  _, seen = model.apply(
+    variables,
+    images(),
+    train=True,
+    dropout_keys=keys_of(0),
+    mutable=['intermediates'],
+  )
+  first, second = (seen['intermediates'][f'dropout{n}'][0] > 0 for n in (1, 2))
+  for kept in (first, second):
+    assert 0.4 < kept.mean() < 0.6
+  assert 0.4 < (first == second).mean() < 0.6
 
 
 def test_batch_norm_of_a_hidden_layer():

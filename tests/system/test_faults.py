@@ -54,17 +54,21 @@ def trained(tmp_path_factory):
   return recipe, folder / 'run', commands.train(recipe, folder / 'run')
 
 
-@pytest.fixture
-def photos(tmp_path):
+def write_photos(folder, seed):
   """train/ and val/ of two classes that brightness tells apart."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   for split, count in (('train', 10), ('val', 3)):
     for name, brightness in (('dark', 0), ('light', 128)):
-      folder = tmp_path / 'photos' / split / name
-      folder.mkdir(parents=True)
+      place = folder / split / name
+      place.mkdir(parents=True)
       for i in range(count):
         image = rng.integers(0, 128, (30, 40, 3)) + brightness
-        cv2.imwrite(str(folder / f'{i}.png'), image.astype(np.uint8))
+        cv2.imwrite(str(place / f'{i}.png'), image.astype(np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path):
+  write_photos(tmp_path / 'photos', seed=0)
   return tmp_path / 'photos'
 
 

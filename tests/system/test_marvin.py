@@ -28,7 +28,7 @@ def predictions(workdir):
   measured = measure.evaluate(
     run.steps.predict,
     run.state,
-    assemble.make_eval_iter(run.config, loader),
+    assemble.make_eval_iter(run.config, loader, run.mesh),
     run.to_devices,
     num_examples=loader.source.num_examples,
   )

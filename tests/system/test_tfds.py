@@ -332,9 +332,11 @@ ORDER = """
 import json, sys
 import numpy as np
 from alexnet_jax import assemble, recipes
+from alexnet_jax.training import parallel
 config = recipes.load_config(['--config=configs/imagenet.py', *sys.argv[1:]])
 loader = assemble.make_loader(config, 'train')
-batches = list(assemble.make_train_iter(config, loader, 9))
+mesh = parallel.make_mesh()
+batches = list(assemble.make_train_iter(config, loader, 9, mesh))
 np.save(sys.stdout.buffer, np.concatenate([b['label'] for b in batches]))
 np.save(sys.stdout.buffer, np.concatenate([b['flip'] for b in batches]))
 np.save(sys.stdout.buffer, np.concatenate([b['image'] for b in batches]))

@@ -11,7 +11,6 @@ from alexnet_jax import recipes
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
-from alexnet_jax.training import parallel
 from alexnet_jax.training import restored
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import writers
@@ -33,7 +32,7 @@ def train(tmp_path):
 
 
 def params_of(workdir, checkpoint='final'):
-  _, _, state = restored.restore(str(workdir), checkpoint, parallel.make_mesh())
+  _, _, state = restored.restore(str(workdir), checkpoint)
   return {
     name: np.asarray(leaf)
     for name, leaf in state_lib.leaf_names(state.params).items()

@@ -232,3 +232,24 @@ def test_due_at_every_multiple_of_a_fraction():
   every = Fraction(100, 30) * 3
   assert [s for s in range(1, 21) if schedule.due(s, every)] == [10, 20]
   assert not any(schedule.due(s, 0) for s in range(1, 10))
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'scaling', 'rate'),
+  [
+    (8192, 'none', 0.1),
+    (8192, 'linear', 3.2),
+    (8192, 'sqrt', 0.1 * 32**0.5),
+    (64, 'linear', 0.025),
+    (64, 'sqrt', 0.05),
+    (256, 'linear', 0.1),
+    (256, 'sqrt', 0.1),
+  ],
+)
+def test_the_rate_of_larger_batches(batch_size, scaling, rate):
+  found = schedule.scaled_rate(0.1, batch_size, 256, scaling)
+  assert found == pytest.approx(rate, rel=1e-12)
+
+
+def test_a_rate_that_is_not_scaled_stays_bit_for_bit():
+  assert schedule.scaled_rate(0.1 + 0.2, 7, 3, 'none') == 0.1 + 0.2

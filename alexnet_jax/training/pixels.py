@@ -1,0 +1,47 @@
+"""What the device does to the pixels of a batch before the network."""
+
+import jax
+import jax.numpy as jnp
+
+
+def normalize(
+  images: jax.Array, mean: jax.typing.ArrayLike, std: float
+) -> jax.Array:
+  """(images - mean) / std in float32.
+
+  Args:
+    images: uint8 [batch, height, width, 3].
+    mean: anything that broadcasts to one image: [3] or [height, width, 3].
+    std: one number for all pixels.
+  """
+  mean = jnp.asarray(mean, jnp.float32)
+  mean = mean.reshape((1,) * (images.ndim - mean.ndim) + mean.shape)
+  return (images.astype(jnp.float32) - mean) / std
+
+
+def mirror(images: jax.Array, flip: jax.Array) -> jax.Array:
+  """Mirrors the images [batch, height, width, 3] whose `flip` [batch] is set.
+
+  On the device this is part of the pass that reads the images anyway; on the
+  host it would cost more than reading and cropping them.
+  """
+  return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def augmented(batch) -> jax.Array:
+  """The images of a training batch, mirrored and brightened as it says.
+
+  Args:
+    batch: {image: uint8 [batch, height, width, 3]} and where they are wanted
+      flip: bool [batch], brightness: float32 [batch], in levels of 255.
+
+  Returns:
+    [batch, height, width, 3], uint8, or float32 within 0 to 255.
+  """
+  images = batch['image']
+  if 'flip' in batch:
+    images = mirror(images, batch['flip'])
+  if 'brightness' in batch:
+    shift = batch['brightness'][:, None, None, None]
+    images = jnp.clip(images.astype(jnp.float32) + shift, 0.0, 255.0)
+  return images

@@ -1,0 +1,105 @@
+"""Two hosts on this machine: network namespaces with a wire in between."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from tests.system import commands
+
+HOSTS_FOLDER = pathlib.Path('/etc/netns')  # where `ip netns exec` looks
+WIRE = 'wire'  # the name of the network device in both
+# Replaced by the command, so that signals reach that.
+NAMED = ('unshare', '--uts', 'sh', '-c', 'hostname "$0" && exec "$@"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+  """A network namespace with a name and an address of its own."""
+
+  namespace: str
+  name: str
+  address: str
+
+  def start(self, *arguments, **options) -> subprocess.Popen:
+    """Like `commands.start`, on this host."""
+    return commands.start(
+      *('ip', 'netns', 'exec', self.namespace, *NAMED, self.name, *arguments),
+      **options,
+    )
+
+  def unplug(self) -> None:
+    """Nothing goes over the wire any more; nobody is told."""
+    self._set('down')
+
+  def plug(self) -> None:
+    self._set('up')
+
+  def _set(self, state):
+    ip('-netns', self.namespace, 'link', 'set', WIRE, state)
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[list[Host]]:
+  """Two hosts that find each other by name, and nobody else."""
+  _skip_unless_possible()
+  hosts = [
+    Host(f'alexnet_{os.getpid()}_{i}', f'host-{i}', f'10.77.0.{i + 1}')
+    for i in range(2)
+  ]
+  with contextlib.ExitStack() as stack:
+    for host in hosts:
+      stack.enter_context(_namespace(host, hosts))
+    one, other = hosts
+    ip(
+      *('link', 'add', WIRE, 'netns', one.namespace),
+      *('type', 'veth', 'peer', 'name', WIRE, 'netns', other.namespace),
+    )
+    for host in hosts:
+      inside = ('-netns', host.namespace)
+      ip(*inside, 'address', 'add', f'{host.address}/24', 'dev', WIRE)
+      ip(*inside, 'link', 'set', 'lo', 'up')
+      host.plug()
+    yield hosts
+
+
+def ip(*arguments) -> None:
+  subprocess.run(['ip', *arguments], check=True)
+
+
+def _skip_unless_possible():
+  if not shutil.which('ip'):
+    pytest.skip('no ip: apt-get install iproute2')
+  namespaces = subprocess.run(
+    ['unshare', '--net', '--mount', '--uts', 'true'],
+    capture_output=True,
+    check=False,
+  )
+  if namespaces.returncode:
+    pytest.skip('network namespaces need root')
+
+
+@contextlib.contextmanager
+def _namespace(host, hosts):
+  """Its end takes the network devices away, too."""
+  folder = HOSTS_FOLDER / host.namespace
+  made_parent = not HOSTS_FOLDER.exists()
+  folder.mkdir(parents=True)
+  try:
+    names = [f'{one.address} {one.name}\n' for one in hosts]
+    (folder / 'hosts').write_text('127.0.0.1 localhost\n' + ''.join(names))
+    ip('netns', 'add', host.namespace)
+    try:
+      yield
+    finally:
+      ip('netns', 'delete', host.namespace)
+  finally:
+    shutil.rmtree(folder)
+    if made_parent:
+      with contextlib.suppress(OSError):  # another test uses it by now
+        HOSTS_FOLDER.rmdir()

@@ -1,0 +1,102 @@
+"""Disks that fill up or refuse writing under a run of several processes."""
+
+import contextlib
+import hashlib
+import subprocess
+
+import pytest
+
+from tests.system import commands
+from tests.system import together
+from tests.system.test_processes import wait_for_row
+
+pytestmark = pytest.mark.slow
+
+
+def contents(folder):
+  """{name: hash} of all files."""
+  return {
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).digest()
+    for path in sorted(folder.rglob('*'))
+    if path.is_file()
+  }
+
+
+def mount(*arguments):
+  subprocess.run(['mount', *map(str, arguments)], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder):
+  """The folder under its own name, but read-only."""
+  mount('--bind', folder, folder)
+  try:
+    mount('-o', 'remount,ro,bind', folder)
+    yield
+  finally:
+    subprocess.run(['umount', str(folder)], check=True)
+
+
+def assert_refused(ended, text):
+  """All end with 2; process 0 says why, and the others that it did."""
+  assert [code for code, _, _ in ended] == [2, 2], ended
+  for _, _, err in ended:
+    assert 'cannot save a checkpoint' in err
+    assert text in err
+    assert 'Traceback' not in err
+  assert 'process 0 ended' in ended[1][2]
+
+
+def test_a_full_disk_ends_all_and_room_lets_them_go_on(small_disk):
+  # 1.6 MB a checkpoint: the first fits on 4 MB, the third does not.
+  recipe = commands.write_recipe(small_disk, model__hidden=(1000,))
+  workdir = small_disk / 'run'
+  ended = together.finish(together.start(recipe, workdir, 2))
+  assert_refused(ended, 'No space left')
+  mount('-o', 'remount,size=40m', small_disk)
+  resumed = together.train(recipe, workdir, 2)
+  unbroken = together.train(recipe, small_disk / 'unbroken', 2)
+  assert resumed['state_digest'] == unbroken['state_digest']
+
+
+def test_a_folder_that_becomes_read_only(small_disk):
+  recipe = commands.write_recipe(small_disk, num_steps=200)
+  workdir = small_disk / 'run'
+  processes = together.start(recipe, workdir, 2)
+  wait_for_row(processes, workdir, 50)
+  folder = workdir / 'checkpoints'
+  with read_only(folder):
+    ended = together.finish(processes)
+    good = contents(folder)
+    assert_refused(ended, 'Read-only file system')
+    again = together.finish(together.start(recipe, workdir, 2))
+    assert [code for code, _, _ in again] == [2, 2], again
+    assert 'Read-only file system' in again[0][2]
+    assert 'Traceback' not in again[0][2]
+    assert contents(folder) == good
+  resumed = together.train(recipe, workdir, 2)
+  unbroken = together.train(recipe, small_disk / 'unbroken', 2)
+  assert resumed['state_digest'] == unbroken['state_digest']
+
+
+def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path):
+  recipe = commands.write_recipe(tmp_path)
+  workdir = tmp_path / 'run'
+  together.train(recipe, workdir, 2, '--config.num_steps=30')
+  folder = workdir / 'checkpoints'
+  good = contents(folder / '20')
+  for path in (folder / '30' / 'state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:-7])
+  # Read, but not removed by a later save.
+  ended = together.finish(
+    together.start(recipe, workdir, 2, '--config.checkpoint.keep=9')
+  )
+  assert [code for code, _, _ in ended] == [0, 0], ended
+  assert 'goes on from checkpoint 20' in ended[0][2]
+  assert 'checkpoint 30 is damaged' in ended[0][2]
+  assert (workdir / 'damaged' / '30').is_dir()
+  assert contents(folder / '20') == good
+  unbroken = tmp_path / 'unbroken'
+  together.train(recipe, unbroken, 2)
+  assert together.difference(workdir, unbroken) == 0

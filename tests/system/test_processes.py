@@ -1,0 +1,297 @@
+"""Runs of several processes: the same run, and the same end of all."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from alexnet_jax.training import writers
+from tests.system import commands
+from tests.system import together
+
+# Of 40 updates in float32: another number of devices adds the same gradients
+# up in another order, and every update passes these roundings on.
+TOLERANCE = 1e-4
+
+RECIPE = {
+  'num_steps': 40,
+  'data__synthetic_examples': 100,
+  'save_every_steps': 7,
+  'eval_every_steps': 10,
+  'log_every_steps': 3,
+  'schedule__threshold': 10.0,
+  'schedule__patience': 2,
+  'schedule__factor': 0.5,
+  'model__norm': 'batch',
+}
+
+
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope='module')
+def recipe(tmp_path_factory):
+  return commands.write_recipe(tmp_path_factory.mktemp('recipe'), **RECIPE)
+
+
+@pytest.fixture(scope='module')
+def unbroken(recipe, tmp_path_factory):
+  """(workdir, result) of two processes that nothing disturbs."""
+  workdir = tmp_path_factory.mktemp('unbroken') / 'run'
+  return workdir, together.train(recipe, workdir, 2)
+
+
+def assert_same_numbers(workdir, other):
+  """The two histories tell of the same training, but for roundings."""
+  rows, others = together.timeless(workdir), together.timeless(other)
+  assert len(rows) == len(others)
+  for row, wanted in zip(rows, others, strict=True):
+    assert row.keys() == wanted.keys()
+    for name, value in row.items():
+      np.testing.assert_allclose(value, wanted[name], rtol=1e-3, atol=1e-5)
+    for name in ('eval/top1', 'eval/top5', 'learning_rate', 'step'):
+      assert row.get(name) == wanted.get(name)
+
+
+@pytest.mark.parametrize(
+  ('count', 'devices', 'kind'),
+  [
+    (1, 1, 'pmap'),
+    slow(2, 1, 'shard_map'),
+    slow(1, 4, 'pmap'),
+    slow(4, 1, 'pmap'),
+    slow(2, 2, 'pmap'),
+    slow(2, 2, 'shard_map'),
+  ],
+)
+def test_any_number_of_processes_is_the_same_run(
+  recipe, unbroken, tmp_path, count, devices, kind
+):
+  workdir, overrides = tmp_path / 'run', [f'--config.parallel={kind}']
+  together.train(recipe, workdir, count, *overrides, devices=devices)
+  assert_same_numbers(workdir, unbroken[0])
+  assert together.difference(workdir, unbroken[0]) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_the_same_processes_give_the_same_bits(recipe, unbroken, tmp_path):
+  result = together.train(recipe, tmp_path / 'run', 2)
+  assert result['state_digest'] == unbroken[1]['state_digest']
+  assert together.timeless(tmp_path / 'run') == together.timeless(unbroken[0])
+
+
+def test_only_process_0_writes_and_speaks(recipe, tmp_path):
+  processes = together.start(recipe, tmp_path / 'run', 2)
+  (code, out, err), (other_code, other_out, other_err) = together.finish(
+    processes
+  )
+  assert (code, other_code) == (0, 0)
+  assert 'done at step 40' in err
+  assert '2 processes, 2 devices' in err
+  assert 'process 1' in err
+  assert json.loads(out.splitlines()[-1])['step'] == 40
+  assert other_err == ''
+  assert '{' not in other_out
+  assert len(list((tmp_path / 'run' / 'events').iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+  ('index', 'number'),
+  [
+    (1, signal.SIGTERM),
+    slow(0, signal.SIGTERM),
+    slow(1, signal.SIGINT),
+  ],
+)
+def test_a_signal_to_one_process_ends_all(
+  recipe, unbroken, tmp_path, index, number
+):
+  workdir = tmp_path / 'run'
+  processes = together.start(recipe, workdir, 2)
+  wait_for_row(processes, workdir, 9)
+  processes[index].send_signal(number)
+  ended = together.finish(processes)
+  assert [code for code, _, _ in ended] == [75, 75], ended
+  assert f'interrupted by {number.name}' in ended[index][2]
+  assert 'saved step' in ended[0][2]
+  result = together.train(recipe, workdir, 2)
+  assert result['state_digest'] == unbroken[1]['state_digest']
+  assert together.timeless(workdir) == together.timeless(unbroken[0])
+
+
+@pytest.mark.parametrize('index', [0, slow(1)])
+def test_a_killed_process_ends_the_others(recipe, unbroken, tmp_path, index):
+  workdir = tmp_path / 'run'
+  processes = together.start(recipe, workdir, 2)
+  wait_for_row(processes, workdir, 12)
+  processes[index].kill()
+  start = time.monotonic()
+  ended = together.finish(processes)
+  assert time.monotonic() - start < together.HEARTBEAT + 30
+  code, _, err = ended[1 - index]
+  assert code == 75, err
+  assert 'is lost' in err
+  assert 'the same command goes on from the newest checkpoint' in err
+  result = together.train(recipe, workdir, 2)
+  assert result['state_digest'] == unbroken[1]['state_digest']
+
+
+def wait_for_row(processes, workdir, step):
+  """Until the history reaches a step."""
+  while not (rows := writers.read_rows(workdir)) or rows[-1]['step'] < step:
+    codes = [process.poll() for process in processes]
+    assert codes == [None] * len(processes), together.finish(processes)
+    time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_start_signal_ends_all(recipe, tmp_path):
+  processes = together.start(recipe, tmp_path / 'run', 2)
+  time.sleep(3)
+  processes[1].terminate()
+  ended = together.finish(processes)
+  assert [code for code, _, _ in ended] == [75, 75], ended
+
+
+def refused(processes) -> str:
+  """The message of process 0, where all end with 2 and a message."""
+  ended = together.finish(processes)
+  assert [code for code, _, _ in ended] == [2] * len(processes), ended
+  assert all(out.count('{') == 0 for _, out, _ in ended)
+  assert all('Traceback' not in err for _, _, err in ended), ended
+  assert all('error:' in err for _, _, err in ended), ended
+  return ended[0][2]
+
+
+def different(recipe, workdir, *, overrides=((), ()), devices=(1, 1)):
+  """Two processes that were started differently."""
+  port = together.free_port()
+  return [
+    *together.start(
+      *(recipe, workdir, 2, *overrides[0]),
+      **{'devices': devices[0], 'port': port, 'indices': [0]},
+    ),
+    *together.start(
+      *(recipe, workdir, 2, *overrides[1]),
+      **{'devices': devices[1], 'port': port, 'indices': [1]},
+    ),
+  ]
+
+
+def test_processes_with_different_configs_are_refused(recipe, tmp_path):
+  overrides = ((), ('--config.seed=3',))
+  message = refused(different(recipe, tmp_path / 'run', overrides=overrides))
+  assert 'process 1' in message
+  assert 'seed: 0 -> 3' in message
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_processes_with_different_devices_are_refused(recipe, tmp_path):
+  message = refused(different(recipe, tmp_path / 'run', devices=(1, 3)))
+  assert '1 x cpu -> 3 x cpu' in message
+
+
+@pytest.mark.slow
+def test_processes_with_different_data_are_refused(tmp_path):
+  from tests.system.test_faults import write_photos
+
+  paths = [tmp_path / 'here', tmp_path / 'there']
+  for path, brightness in zip(paths, (0, 1), strict=True):
+    write_photos(path, seed=brightness)
+  recipe = commands.write_recipe(tmp_path, data__source='folder')
+  overrides = [(f'--config.data.path={path}',) for path in paths]
+  message = refused(different(recipe, tmp_path / 'run', overrides=overrides))
+  assert 'process 1 has other data than process 0' in message
+  assert 'fingerprint' in message
+
+
+@pytest.mark.slow
+def test_devices_that_do_not_divide_the_batch_are_refused(recipe, tmp_path):
+  message = refused(together.start(recipe, tmp_path / 'run', 2, devices=3))
+  assert 'which 6 devices do not divide' in message
+
+
+@pytest.mark.parametrize('index', [1, slow(0)])
+def test_a_process_that_stays_alone_is_refused(recipe, tmp_path, index):
+  [process] = together.start(
+    *(recipe, tmp_path / 'run', 2, '--start_timeout', 5), indices=[index]
+  )
+  [(code, _, err)] = together.finish([process])
+  assert code == 2, err
+  assert 'did not find each other within 5 s' in err
+  assert '--process_count = 2' in err
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_what_process_0_cannot_do_ends_all(recipe, tmp_path):
+  (tmp_path / 'run').write_text('a file')
+  message = refused(together.start(recipe, tmp_path / 'run', 2))
+  assert 'File exists' in message
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_ends_all(tmp_path):
+  from tests.system.test_faults import write_photos
+
+  write_photos(tmp_path / 'photos', seed=0)
+  broken = tmp_path / 'photos' / 'train' / 'dark' / '3.png'
+  broken.write_bytes(b'broken')
+  recipe = commands.write_recipe(
+    tmp_path,
+    num_steps=10,
+    data__source='folder',
+    data__mean='none',
+    data__path=str(tmp_path / 'photos'),
+  )
+  message = refused(together.start(recipe, tmp_path / 'run', 2))
+  assert '3.png' in message
+
+
+@pytest.mark.slow
+def test_a_dry_run(recipe, tmp_path):
+  workdir = tmp_path / 'run'
+  ended = together.finish(together.start(recipe, workdir, 2, '--dry_run'))
+  assert [code for code, _, _ in ended] == [0, 0], ended
+  assert 'the dry run went through' in ended[0][2]
+  assert not workdir.exists()
+
+
+BROADCAST = """
+import sys
+import jax
+import numpy as np
+from alexnet_jax.training import parallel
+
+index, port = int(sys.argv[1]), sys.argv[2]
+jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
+tree = {
+  'a': np.array([-0.0, np.inf, 1e-45, 3.25], np.float32),
+  'b': np.array(7, np.int32),
+  'c': np.arange(3, dtype=np.uint8),
+}
+tree['a'].view(np.uint32)[3] = 0x7fc00123  # a NaN with a payload
+if index:
+  tree = jax.tree.map(np.zeros_like, tree)
+tree = parallel.from_first(tree)
+print(sorted((k, v.dtype.name, v.shape, v.tobytes().hex())
+             for k, v in tree.items()), file=sys.stderr)
+"""
+
+
+def test_process_0_gives_its_arrays_bit_for_bit():
+  port = together.free_port()
+  python = commands.MAIN[0]
+  ended = together.finish(
+    [commands.start(python, '-c', BROADCAST, i, port) for i in range(2)]
+  )
+  assert [code for code, _, _ in ended] == [0, 0], ended
+  here, there = (err.strip().splitlines()[-1] for _, _, err in ended)
+  assert here == there
+  assert "('b', 'int32', (), '07000000')" in here
+  assert '00000080' in here  # -0.0
+  assert '2301c07f' in here

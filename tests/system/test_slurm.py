@@ -1,0 +1,179 @@
+"""launch/slurm.sh on two nodes: it trains, and comes back only if it should."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import pytest
+
+from alexnet_jax.training import writers
+from tests.system import commands
+from tests.system import slurm
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = commands.ROOT / 'launch' / 'slurm.sh'
+SHORT = {'num_steps': 160, 'save_every_steps': 25}
+ENDS = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT')
+
+
+@pytest.fixture(scope='module')
+def cluster():
+  with slurm.cluster() as one:
+    yield one
+
+
+@pytest.fixture(scope='module')
+def recipe(tmp_path_factory):
+  return commands.write_recipe(tmp_path_factory.mktemp('recipe'), **SHORT)
+
+
+@pytest.fixture(scope='module')
+def unbroken(cluster, recipe, tmp_path_factory):
+  """The result of the job that nothing disturbs."""
+  job = Job(cluster, tmp_path_factory.mktemp('unbroken'), recipe)
+  job.wait('COMPLETED')
+  return job.result()
+
+
+class Job:
+  """launch/slurm.sh, submitted to two nodes, with one device in each task."""
+
+  def __init__(self, cluster, folder, recipe, *arguments, **variables):
+    self._cluster = cluster
+    self.workdir = folder / 'run'
+    self.id = cluster.submit(
+      *('--nodes=2', f'--output={folder}/out', SCRIPT),
+      *('--config', recipe, '--workdir', self.workdir, '--json'),
+      *('--heartbeat_timeout', 10, *arguments),
+      PYTHON=sys.executable,
+      XLA_FLAGS='--xla_force_host_platform_device_count=1',
+      **variables,
+    )
+    self._out = folder / 'out'
+
+  def out(self) -> str:
+    return self._out.read_text() if self._out.exists() else ''
+
+  def wait(self, *states) -> dict[str, str]:
+    """Waits for the job's end; how it ended must be one of the states."""
+    found = self._cluster.wait(self.id, *ENDS)
+    assert found['JobState'] in states, self.out()
+    return found
+
+  def wait_for_step(self, step) -> None:
+    end = time.monotonic() + 120
+    while not (rows := writers.read_rows(self.workdir)) or (
+      rows[-1]['step'] < step
+    ):
+      assert time.monotonic() < end, self.out()
+      time.sleep(0.02)
+
+  def result(self) -> dict:
+    """The line of --json, of which there must be one."""
+    lines = [line for line in self.out().splitlines() if line[:1] == '{']
+    assert len(lines) == 1, self.out()
+    return json.loads(lines[0])
+
+  def signal_all(self) -> None:
+    self._cluster.call('scancel', '--signal=TERM', self.id)
+
+  def cancel(self) -> None:
+    self._cluster.call('scancel', self.id)
+
+  def kill_task(self, index) -> None:
+    """SIGKILL to one task, as the kernel does for want of memory."""
+    marks = {f'SLURM_JOB_ID={self.id}', f'SLURM_PROCID={index}'}
+    found = [
+      number
+      for number, command, environment in processes()
+      if 'alexnet_jax.main' in command and marks <= environment
+    ]
+    assert len(found) == 1
+    os.kill(found[0], signal.SIGKILL)
+
+
+def processes() -> Iterator[tuple[int, set[str], set[str]]]:
+  """(number, arguments, environment) of every process of this machine."""
+  for folder in pathlib.Path('/proc').glob('[0-9]*'):
+    with contextlib.suppress(OSError):  # of one that has just ended
+      command, environment = (
+        set((folder / name).read_text(errors='replace').split('\0'))
+        for name in ('cmdline', 'environ')
+      )
+      yield int(folder.name), command, environment
+
+
+def test_two_nodes_reach_the_accuracy(cluster, tmp_path):
+  job = Job(cluster, tmp_path, 'configs/quickstart.py')
+  found = job.wait('COMPLETED')
+  assert found['NumNodes'] == '2'
+  result = job.result()
+  assert result['step'] == 938
+  assert result['eval/top1'] >= 0.97
+  assert '2 processes, 2 devices' in job.out()
+
+
+def test_an_interrupted_job_goes_on_by_itself(
+  cluster, recipe, unbroken, tmp_path
+):
+  job = Job(cluster, tmp_path, recipe)
+  job.wait_for_step(60)
+  job.signal_all()
+  found = job.wait('COMPLETED')
+  assert found['Restarts'] == '1'
+  before, after = job.out().split('launch/slurm.sh: restart 1 follows')
+  assert 'interrupted by SIGTERM' in before
+  saved = int(before.split('saved step ')[1].split()[0].rstrip(',;:.'))
+  assert 60 <= saved < SHORT['num_steps']
+  assert f'from step {saved} ' in after
+  assert job.result()['state_digest'] == unbroken['state_digest']
+
+
+def test_a_job_whose_task_is_killed_goes_on_by_itself(
+  cluster, recipe, unbroken, tmp_path
+):
+  job = Job(cluster, tmp_path, recipe)
+  job.wait_for_step(60)
+  job.kill_task(1)
+  found = job.wait('COMPLETED')
+  assert found['Restarts'] == '1'
+  before, after = job.out().split('launch/slurm.sh: restart 1 follows')
+  assert 'Killed' in before
+  assert 'is lost' in before
+  assert 'from step 0' in before
+  assert 'from step 0' not in after
+  assert job.result()['state_digest'] == unbroken['state_digest']
+
+
+def test_a_cancelled_job_saves_and_stays_away(cluster, recipe, tmp_path):
+  job = Job(cluster, tmp_path, recipe)
+  job.wait_for_step(60)
+  job.cancel()
+  # One that comes back is PENDING at first.
+  found = cluster.wait(job.id, *ENDS, 'PENDING')
+  assert found['JobState'] == 'CANCELLED'
+  assert found['Restarts'] == '0'
+  assert 'saved step' in job.out()
+  assert 'restart 1 follows' not in job.out()
+
+
+def test_a_job_does_not_restart_for_ever(cluster, recipe, tmp_path):
+  job = Job(cluster, tmp_path, recipe, MAX_RESTARTS='0')
+  job.wait_for_step(60)
+  job.signal_all()
+  found = job.wait('FAILED')
+  assert (found['ExitCode'], found['Restarts']) == ('75:0', '0')
+  assert '0 restarts are enough' in job.out()
+
+
+def test_what_the_user_must_mend_fails_at_once(cluster, recipe, tmp_path):
+  job = Job(cluster, tmp_path, recipe, '--config.optimizer.name=none')
+  found = job.wait('FAILED')
+  assert (found['ExitCode'], found['Restarts']) == ('2:0', '0')
+  assert 'optimizer.name' in job.out()

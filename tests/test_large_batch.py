@@ -1,0 +1,102 @@
+"""configs/imagenet_large_batch.py, made tiny: on any number of devices."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import assemble
+from alexnet_jax import recipes
+from alexnet_jax.training import parallel
+from alexnet_jax.training import schedule
+from alexnet_jax.training import state as state_lib
+from tests.system import commands
+from tests.training.steps import assert_close
+from tests.training.steps import mesh_of
+
+RECIPE = pathlib.Path('configs/imagenet_large_batch.py')
+# Batches of 48, as large for this data as 8,192 for ImageNet.
+TINY = {
+  'num_epochs': 0.0,
+  'num_steps': 8,
+  'global_batch_size': 48,
+  'data.source': 'synthetic',
+  'data.synthetic_examples': 192,
+  'data.synthetic_classes': 4,
+  'data.resize_size': 72,
+  'data.crop_size': 64,
+  'model.num_classes': 0,
+  'model.width_multiplier': 0.05,
+  'optimizer.base_batch_size': 4,
+  'schedule.warmup_epochs': 0.0,
+  'schedule.warmup_steps': 2,
+}
+
+
+def tiny(device_batch_size):
+  values = {**TINY, 'max_device_batch_size': device_batch_size}
+  return [f'--config.{key}={value}' for key, value in values.items()]
+
+
+def train(devices, device_batch_size, kind='shard_map'):
+  """(state, losses, rates) of the recipe over the first `devices` devices."""
+  path = commands.ROOT / RECIPE
+  config = recipes.load_config([f'--config={path}', *tiny(device_batch_size)])
+  config.parallel = kind
+  mesh, loader = mesh_of(devices), assemble.make_loader(config, 'train')
+  steps = assemble.make_steps(config, mesh, np.full(3, 127.5, np.float32))
+  state = assemble.make_state(config, assemble.make_model(config, 4))
+  state = parallel.replicate(state, mesh)
+  durations = assemble.durations(config, loader.source.num_examples)
+  batches = assemble.make_train_iter(config, loader, config.num_steps, mesh)
+  losses, rates = [], []
+  for number, batch in enumerate(batches):
+    rate = schedule.rate_at(
+      number,
+      name=config.schedule.name,
+      learning_rate=assemble.learning_rate(config),
+      num_steps=durations.num_steps,
+      warmup_steps=durations.warmup_steps,
+    )
+    rates.append(rate)
+    state = state_lib.with_learning_rate(
+      state, parallel.replicate(np.float32(rate), mesh)
+    )
+    batch = parallel.batch_to_devices(batch, mesh, kind)
+    state, sums = steps.train(state, batch, assemble.dropout_key(config))
+    losses.append(float(sums['loss']) / 48)
+  return jax.device_get(state_lib.saved_tree(state)), losses, rates
+
+
+def test_the_tiny_recipe_trains_alike_on_one_device_and_on_four():
+  """In two pieces, with batch norm, dropout and LARS; eight updates."""
+  one, losses, rates = train(1, 24)
+  assert max(rates) == pytest.approx(0.025 * 12**0.5)
+  assert losses[-1] < losses[0]
+  for devices, device_batch_size, kind in (
+    (2, 12, 'shard_map'),
+    (4, 6, 'pmap'),
+  ):
+    other, others, _ = train(devices, device_batch_size, kind)
+    np.testing.assert_allclose(others, losses, rtol=1e-5)
+    assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_has_the_rate_of_its_batch(tmp_path):
+  """The whole command, on four devices; the rate is in its history."""
+  code, _, err = commands.run(
+    *(*commands.MAIN, '--config', RECIPE, '--workdir', tmp_path / 'run'),
+    *(*tiny(3), '--config.log_every_steps=1', '--config.report=false'),
+  )
+  assert code == 0, err
+  assert '48 in all, 12 per device, in 4 pieces' in err
+  rows = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  rates = [
+    row['learning_rate']
+    for row in map(json.loads, rows)
+    if 'learning_rate' in row
+  ]
+  assert max(rates) == pytest.approx(0.025 * 12**0.5)
+  assert rates[0] == pytest.approx(rates[1] / 2)

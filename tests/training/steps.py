@@ -1,0 +1,89 @@
+"""A tiny network and batches for tests of the step functions."""
+
+import functools
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import optimizer
+from alexnet_jax.training import parallel
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import step
+
+SIZE, BATCH = 12, 8
+MEAN = np.array([100.0, 120.0, 140.0], np.float32)
+BOUND = {'mean': MEAN, 'std': 60.0, 'axis_name': parallel.AXIS}
+
+
+def make_state(dropout=0.0, norm='lrn', hidden=(16,)):
+  model = AlexNet(
+    num_classes=6,
+    channels=(8, 8),
+    kernels=(3, 3),
+    strides=(1, 1),
+    paddings=('SAME',) * 2,
+    groups=(1, 2),
+    pool_layers=(1, 2),
+    bias_layers=(2,),
+    hidden=hidden,
+    dropout=dropout,
+    norm=norm,
+    kernel_init='he',
+    axis_name=parallel.AXIS,
+  )
+  tx = optimizer.make_optimizer(0.05)
+  key = jax.random.key(0)
+  return state_lib.create_train_state(model, tx, key, (SIZE, SIZE, 3))
+
+
+def host_batch(seed=0, mask=None, size=BATCH):
+  rng = np.random.default_rng(seed)
+  batch = {
+    'image': rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8),
+    'label': rng.integers(0, 6, size).astype(np.int32),
+  }
+  return batch if mask is None else {**batch, 'mask': mask}
+
+
+def mesh_of(count):
+  return Mesh(np.array(jax.devices()[:count]), (parallel.AXIS,))
+
+
+to_devices = parallel.batch_to_devices
+
+
+def mapped(function, mesh, kind, *, donate_state=False, **options):
+  """A step function over the devices of the mesh."""
+  return parallel.map_over_devices(
+    functools.partial(function, **BOUND, **options),
+    mesh,
+    kind,
+    donate_state=donate_state,
+  )
+
+
+def train(
+  kind, devices, num_steps=3, batches=host_batch, options=None, **network
+):
+  """State and sums of some steps over the first `devices` devices."""
+  mesh = mesh_of(devices)
+  train_step = mapped(
+    step.train_step, mesh, kind, donate_state=True, **options or {}
+  )
+  state = parallel.replicate(make_state(**network), mesh)
+  history = []
+  for t in range(num_steps):
+    batch = to_devices(batches(t), mesh, kind)
+    state, sums = train_step(state, batch, jax.random.key(1))
+    history.append({name: float(value) for name, value in sums.items()})
+  return jax.device_get(state_lib.saved_tree(state)), history
+
+
+def assert_close(left, right, rtol, atol):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
+    left,
+    right,
+  )

@@ -1,0 +1,149 @@
+"""Which processes there are: flags, variables and launchers."""
+
+import pytest
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.training import launched
+
+SLURM = {
+  'SLURM_JOB_ID': '7',
+  'SLURM_NTASKS': '4',
+  'SLURM_PROCID': '2',
+  'SLURM_LOCALID': '0',
+  'SLURM_STEP_NODELIST': 'node[1-4]',
+  'SLURM_STEP_TASKS_PER_NODE': '1(x4)',
+}
+OPEN_MPI = {
+  'OMPI_COMM_WORLD_SIZE': '2',
+  'OMPI_COMM_WORLD_RANK': '1',
+  'OMPI_COMM_WORLD_LOCAL_SIZE': '2',
+  'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://10.96.0.1:34911',
+}
+KUBERNETES = {
+  'JAX_COORDINATOR_ADDRESS': 'alexnet-0.alexnet:1234',
+  'JAX_NUM_PROCESSES': '3',
+  'JOB_COMPLETION_INDEX': '2',
+}
+
+
+def place(found):
+  return found.by, found.index, found.count
+
+
+@pytest.mark.parametrize(
+  'environ',
+  [
+    {},
+    {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'},
+    {'OMPI_COMM_WORLD_SIZE': '1'},
+    {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '1'}
+    | {'JAX_PROCESS_ID': '0'},
+  ],
+)
+def test_a_process_of_its_own(environ):
+  assert launched.find(environ) is None
+
+
+@pytest.mark.parametrize('environ', [SLURM, OPEN_MPI, KUBERNETES])
+def test_one_process_can_be_asked_for_anywhere(environ):
+  assert launched.find(environ, process_count=1) is None
+
+
+def test_flags_come_first():
+  found = launched.find(
+    SLURM, coordinator='host:1234', process_index=0, process_count=2
+  )
+  assert place(found) == ('flags', 0, 2)
+  assert found.options == {
+    'coordinator_address': 'host:1234',
+    'process_id': 0,
+    'num_processes': 2,
+    'local_device_ids': [],
+    'cluster_detection_method': 'deactivate',
+  }
+
+
+def test_variables():
+  found = launched.find({**SLURM, **KUBERNETES})
+  assert place(found) == ('Kubernetes Indexed Job', 2, 3)
+  assert found.options['coordinator_address'] == 'alexnet-0.alexnet:1234'
+  found = launched.find({**KUBERNETES, 'JAX_PROCESS_ID': '0'})
+  assert place(found) == ('environment', 0, 3)
+  assert found.variables['JAX_NUM_PROCESSES'] == '3'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'ids'),
+  [
+    ({}, {'local_device_ids': []}),  # a task on each node has all its GPUs
+    ({'SLURM_STEP_TASKS_PER_NODE': '2(x2)'}, {}),  # JAX takes the LOCALID-th
+    ({'SLURM_STEP_TASKS_PER_NODE': '1,3'}, {}),
+    ({'SLURM_STEP_TASKS_PER_NODE': '12'}, {}),
+    (  # unless SLURM gave each task a GPU of its own
+      {'SLURM_STEP_TASKS_PER_NODE': '2', 'CUDA_VISIBLE_DEVICES': '3'},
+      {'local_device_ids': []},
+    ),
+    (
+      {'SLURM_STEP_TASKS_PER_NODE': '2', 'CUDA_VISIBLE_DEVICES': '0,1'},
+      {},
+    ),
+  ],
+)
+def test_slurm(changes, ids):
+  found = launched.find({**SLURM, **changes})
+  assert place(found) == ('SLURM', 2, 4)
+  assert found.options == {'cluster_detection_method': 'slurm', **ids}
+
+
+def test_open_mpi():
+  found = launched.find(OPEN_MPI)
+  assert place(found) == ('Open MPI', 1, 2)
+  assert found.options == {'cluster_detection_method': 'ompi'}
+
+
+@pytest.mark.parametrize(
+  ('environ', 'names'),
+  [
+    # In the batch script, without srun.
+    (
+      {k: v for k, v in SLURM.items() if 'STEP' not in k},
+      ('SLURM_NTASKS = 4', 'SLURM_STEP_NODELIST is not set', 'srun'),
+    ),
+    # Open MPI 5 does not say where its launcher is.
+    (
+      {k: v for k, v in OPEN_MPI.items() if 'uri' not in k},
+      ('OMPI_COMM_WORLD_SIZE = 2', 'JAX_COORDINATOR_ADDRESS is not set'),
+    ),
+    ({'PMI_SIZE': '8'}, ('PMI_SIZE = 8', 'JAX_NUM_PROCESSES is not set')),
+    (
+      {'JOB_COMPLETION_INDEX': '1'},
+      ('JOB_COMPLETION_INDEX = 1', 'JAX_NUM_PROCESSES is not set'),
+    ),
+    (
+      {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'},
+      ('JAX_NUM_PROCESSES = 2', 'JOB_COMPLETION_INDEX is missing'),
+    ),
+    ({'JAX_NUM_PROCESSES': 'two'}, ("JAX_NUM_PROCESSES is 'two'",)),
+  ],
+)
+def test_alone_where_several_were_expected(environ, names):
+  with pytest.raises(UserError) as error:
+    launched.find(environ)
+  for name in (*names, '--process_count 1'):
+    assert name in str(error.value) or 'not a number' in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (('host:1', None, 2), '--process_index is missing'),
+    (('host', 0, 2), "the coordinator is 'host', not HOST:PORT"),
+    (('host:port', 0, 2), 'not HOST:PORT'),
+    (('host:1', 2, 2), 'is 2; it must be from 0 to 1'),
+    (('host:1', -1, 2), 'is -1; it must be from 0'),
+  ],
+)
+def test_flags_that_do_not_fit(flags, message):
+  names = ('coordinator', 'process_index', 'process_count')
+  with pytest.raises(UserError, match=message):
+    launched.find({}, **dict(zip(names, flags, strict=True)))
