@@ -17,6 +17,7 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import accumulation
 from alexnet_jax.training import objective as objective_lib
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
@@ -225,6 +226,24 @@ def make_train_iter(config, loader, num_steps: int, mesh: Mesh):
     process_index=process_index,
     process_count=process_count,
   )
+
+
+def num_pieces(config, mesh: Mesh) -> int:
+  """Pieces in which each device computes its part of a training batch.
+
+  Raises:
+    UserError: if it takes many more than config.max_device_batch_size asks for.
+  """
+  count = config.global_batch_size // mesh.size
+  most = config.max_device_batch_size
+  pieces = accumulation.num_pieces(count, most)
+  if most and pieces > 2 * math.ceil(count / most):
+    raise UserError(
+      f'config.max_device_batch_size is {most}, but the {count} examples of a'
+      f' device are equal pieces only in {pieces} of {count // pieces}; take a'
+      ' config.global_batch_size with more divisors'
+    )
+  return pieces
 
 
 def eval_batch_size(config, mesh: Mesh) -> int:

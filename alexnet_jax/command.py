@@ -30,8 +30,9 @@ def run(
       for its result. By default 0.
 
   Returns:
-    0 done; 2 the user can mend it; 75 interrupted and saved, the same command
-    goes on; 1 a run that failed. Other exceptions pass (and exit with 1).
+    0 done; 2 the user can mend it; 75 interrupted and saved, or another process
+    of the run is lost: the same command goes on; 1 a run that failed. Other
+    exceptions pass (and exit with 1).
   """
   logging.basicConfig(
     stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT

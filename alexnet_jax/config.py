@@ -11,8 +11,7 @@ import ml_collections
 CONFIG_FILE = 'config.json'  # in the folder of a run
 
 # Keys that a resumed run may change: they leave the training as it is. The
-# number of epochs is one of them unless the schedule depends on it, and what a
-# device computes at a time unless there is batch norm.
+# number of epochs is one of them unless the schedule depends on it.
 FREE_KEYS = (
   'num_epochs',
   'num_steps',
@@ -238,8 +237,6 @@ def training_changes(
   free = set(FREE_KEYS)
   if config.schedule.name == 'cosine':  # its shape depends on the end
     free -= {'num_epochs', 'num_steps'}
-  if config.model.norm == 'batch' or config.model.norm_hidden:
-    free -= {'max_device_batch_size'}
   return [
     f'config.{key}: {before[key]!r} -> {after[key]!r}'
     for key in sorted(after)

@@ -11,7 +11,8 @@ _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
 (alexnet_jax/config.py lists them all). Started again with the same workdir, a
 run goes on from its newest checkpoint. Exit codes: 0 done, 2 something to mend
-in config, data or arguments, 75 interrupted and saved, 1 anything else."""
+in config, data or arguments, 75 interrupted and saved or another process lost,
+1 anything else."""
 
 
 def _parse(argv):

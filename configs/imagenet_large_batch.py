@@ -19,7 +19,11 @@ network have a rate of 10 at 8,192 and 24 at 16,384 with a coefficient of 0.001,
 1.0 % and 2.4 %. Here the rate is a hundredth and the coefficient hundredfold:
 that is the same for kernels, and leaves biases and norms, which neither adapt
 nor decay, at a rate that plain SGD could have. The rate rises for five epochs,
-and falls as a cosine to 0 at the end of 100 (a power of 2 in those solvers).
+and falls as a cosine to 0 at the end of 100 (by a power of 2 in those solvers).
+On 4,000 digits, a quarter as wide, in batches of 1,000 for 40 epochs (160
+updates, one seed), the loss fell steadily to a validation top-1 of 0.982; with
+a rate of 2.5 and a coefficient of 0.001 it rose to 3.3 after the warm-up, above
+where it had begun, and ended at 0.977.
 
 Devices. The batch is what config.global_batch_size says, on one device or on
 64; crops, flips and dropout are the same. A device computes at most 512 images
@@ -29,11 +33,13 @@ more or fewer devices the training is the same, up to rounding, if the number of
 pieces stays: config.max_device_batch_size times the devices.
 
 Memory. An image is 150,528 bytes, and two batches are on the devices: 2.5 GB in
-all at 8,192, 9.9 GB at 32,768, each device its share. Besides, each has 1.0 GB
-of parameters, velocity and two trees of gradients, 250 MB each, and the
-activations of 512 images, whatever the batch: 8.5 GB in float32 as XLA compiles
-this for a CPU. On the host there are config.data.prefetch + 3 batches: 6.2 GB
-at 8,192, 19.7 GB at 32,768 with a prefetch of 1.
+all at 8,192, 9.9 GB at 32,768, each device its share. Besides, each has 0.5 GB
+of parameters and velocity, and during a step 5.0 GB in float32 and 2.9 GB in
+bfloat16, whatever the batch: gradients and what pieces of 512 images leave for
+the way back, in the program that XLA compiles for an H100 (8.8 GB for a CPU).
+So 32,768 would take 15.4 GB of one GPU. On the host there are
+config.data.prefetch + 3 batches: 6.2 GB at 8,192, 19.7 GB at 32,768 with a
+prefetch of 1.
 """
 
 from alexnet_jax.config import make_config

@@ -165,22 +165,10 @@ def test_changes_that_matter_are_named():
   ]
 
 
-@pytest.mark.parametrize(
-  ('network', 'matters'),
-  [
-    ((), False),
-    (('--config.model.norm=none',), False),
-    (('--config.model.norm=batch',), True),
-    (('--config.model.norm_hidden=(1,)',), True),
-  ],
-)
-def test_what_a_device_computes_at_a_time_matters_to_batch_norm(
-  network, matters
-):
-  stored = load('quickstart', *network)
-  pieces = load('quickstart', *network, '--config.max_device_batch_size=16')
-  changes = ['config.max_device_batch_size: 0 -> 16'] if matters else []
-  assert config_lib.training_changes(stored, pieces) == changes
+def test_what_a_device_computes_at_a_time_may_change():
+  stored = load('quickstart')
+  pieces = load('quickstart', '--config.max_device_batch_size=16')
+  assert config_lib.training_changes(stored, pieces) == []
 
 
 def test_the_scaling_of_the_rate_matters():

@@ -82,6 +82,12 @@ def test_the_tiny_recipe_trains_alike_on_one_device_and_on_four():
     other, others, _ = train(devices, device_batch_size, kind)
     np.testing.assert_allclose(others, losses, rtol=1e-5)
     assert_close(other, one, rtol=1e-5, atol=1e-6)
+  # The statistics of other pieces are others.
+  pieces, _, _ = train(4, 3)
+  difference = (
+    pieces['params']['head']['kernel'] - one['params']['head']['kernel']
+  )
+  assert np.abs(difference).max() > 1e-3
 
 
 def test_a_run_has_the_rate_of_its_batch(tmp_path):

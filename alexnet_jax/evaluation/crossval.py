@@ -178,14 +178,14 @@ def _measures(config, place, record):
   Raises:
     UserError: if the fold was trained with another config or on other data.
   """
-  from alexnet_jax.training import setup
+  from alexnet_jax.training import refusals
 
   try:
     stored = json.loads((place / MEASURES_FILE).read_text())
   except (FileNotFoundError, ValueError):
     return None
-  setup.check_config(config, place, stored)
-  setup.check_data_record(place, stored['data'], record)
+  refusals.check_config(config, place, stored)
+  refusals.check_data_record(place, stored['data'], record)
   # A run may be made longer. All else that may change leaves it as it is.
   lengths = ('num_epochs', 'num_steps')
   longer = any(stored['config'][key] != config[key] for key in lengths)
@@ -197,13 +197,13 @@ def _measure(config, place, record, stop):
   from alexnet_jax import assemble
   from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
-  from alexnet_jax.training import setup
+  from alexnet_jax.training import refusals
   from alexnet_jax.training import state as state_lib
 
   run = saved_run.load(str(place), data_path=config.data.path)
   loaders = {split: assemble.make_loader(run.config, split) for split in SPLITS}
   # While it trained, they may have changed.
-  setup.check_data_record(place, record, _data_record(config, loaders))
+  refusals.check_data_record(place, record, _data_record(config, loaders))
   measured = {
     'config': config.to_dict(),
     'data': record,

@@ -14,8 +14,8 @@ from alexnet_jax.evaluation import search_space
 from alexnet_jax.evaluation import sweep_study
 from alexnet_jax.training import loop
 from alexnet_jax.training import parallel
+from alexnet_jax.training import refusals
 from alexnet_jax.training import restored
-from alexnet_jax.training import setup
 from alexnet_jax.training import writers
 
 
@@ -174,7 +174,7 @@ def check(config) -> None:
   validation.validate(config)
   parallel.check_batch_size(config.global_batch_size, jax.device_count())
   training, held_out = _sources(config)
-  setup.check_examples(config, training, held_out)
+  refusals.check_examples(config, training, held_out)
   model = assemble.make_model(config, len(training.class_names))
   jax.eval_shape(lambda: assemble.make_state(config, model))
 

@@ -1,6 +1,6 @@
 """What the user reads when a run starts and when it is done."""
 
-from alexnet_jax.training import accumulation
+from alexnet_jax import assemble
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.console import duration
@@ -29,7 +29,7 @@ def show_start(run, live) -> None:
       'steps': f'{durations.num_steps:,}'
       f' ({durations.num_steps / durations.steps_per_epoch:.1f} epochs of'
       f' {durations.steps_per_epoch:.1f} steps), from step {live.step:,}',
-      'batch size': _batch_sizes(config, len(devices)),
+      'batch size': _batch_sizes(config, run.mesh),
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
       **frozen,
@@ -37,10 +37,10 @@ def show_start(run, live) -> None:
   )
 
 
-def _batch_sizes(config, num_devices):
-  size = config.global_batch_size // num_devices
+def _batch_sizes(config, mesh):
+  size = config.global_batch_size // mesh.size
   text = f'{config.global_batch_size} in all, {size} per device'
-  pieces = accumulation.num_pieces(size, config.max_device_batch_size)
+  pieces = assemble.num_pieces(config, mesh)
   return text + (f', in {pieces} pieces' if pieces > 1 else '')
 
 

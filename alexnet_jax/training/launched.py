@@ -109,6 +109,9 @@ def _explicit(by, named, coordinator, index, count):
     'local_device_ids': [],  # all
     'cluster_detection_method': 'deactivate',
   }
+  if host in ('127.0.0.1', 'localhost'):
+    # Or it would listen to the whole network.
+    options['coordinator_bind_address'] = coordinator
   variables = {name: str(value) for name, value in named.items()}
   return Launched(by, index, count, options, variables)
 
@@ -146,7 +149,8 @@ def _from_mpi(environ):
 def _detected(method, environ, looked_at, index, several_on_host):
   options = {'cluster_detection_method': method}
   visible = environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-  if not several_on_host or (len(visible) == 1 and visible[0]):
+  own = 'SLURM_GPUS_PER_TASK' in environ or 'SLURM_NTASKS_PER_GPU' in environ
+  if not several_on_host or own or (len(visible) == 1 and visible[0]):
     options['local_device_ids'] = []  # all that it sees
   return Launched(
     {'slurm': 'SLURM', 'ompi': 'Open MPI'}[method],

@@ -18,6 +18,7 @@ from alexnet_jax.training import announce
 from alexnet_jax.training import evaluations
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
+from alexnet_jax.training import refusals
 from alexnet_jax.training import schedule
 from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
@@ -74,7 +75,8 @@ def train_and_evaluate(
     )
     stack.callback(checkpoints.close)
     saved = checkpoints.newest_run()
-    setup.check_config(config, path, saved)
+    refusals.check_config(config, path, saved)
+    refusals.check_pieces(config, mesh, saved)
     run = setup.prepare(
       config, path, mesh, stop, console, saved, processes=processes
     )
@@ -243,6 +245,7 @@ def _save(run, live, replace=False):
       'config': run.config.to_dict(),
       'devices': run.mesh.size,
       'processes': run.processes.count,
+      'pieces': assemble.num_pieces(run.config, run.mesh),
     },
     keep_steps={progress.best.step, progress.stopping.best_step},
     replace=replace,

@@ -12,6 +12,7 @@ from alexnet_jax import pixel_means
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import agreement
 from alexnet_jax.training import parallel
+from alexnet_jax.training import refusals
 from alexnet_jax.training import restored
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
@@ -58,11 +59,11 @@ def prepare(
   loaders = [assemble.make_loader(config, s) for s in ('train', 'validation')]
   training, held_out = (loader.source for loader in loaders)
   num_classes = len(training.class_names)
-  check_examples(config, training, held_out)
+  refusals.check_examples(config, training, held_out)
   record = assemble.data_record(config, training, held_out)
-  if saved is not None:
-    check_data_record(path, saved['data'], record)
   agreement.check_data(processes, record, stop.check)
+  if saved is not None:
+    refusals.check_data_record(path, saved['data'], record)
   begins = saved is None and processes.is_first
   frozen = _check_init(config, num_classes, begins=begins)
   mean = np.zeros(pixel_means.shape(config), np.float32)
@@ -92,31 +93,6 @@ def prepare(
   )
 
 
-def check_examples(config, training, held_out) -> None:
-  """Refuses data that the config cannot train on.
-
-  Args:
-    config: of the run.
-    training: source of the training split.
-    held_out: source of the validation split.
-
-  Raises:
-    UserError: if there are too few examples or classes, or other ones than the
-      config says.
-  """
-  num_classes = len(training.class_names)
-  assemble.make_model(config, num_classes)  # refuses a wrong number of classes
-  if num_classes < 2:
-    raise UserError(f'{training.name} has one class; two are needed at least')
-  if not held_out.num_examples:
-    raise UserError(f'{held_out.name} has no examples')
-  if training.num_examples < config.global_batch_size:
-    raise UserError(
-      f'config.global_batch_size is {config.global_batch_size}, but there are'
-      f' {training.num_examples} training examples'
-    )
-
-
 def _check_init(config, num_classes, *, begins):
   """Refuses what config.init names in vain; returns the frozen parameters."""
   init = config.init
@@ -143,33 +119,6 @@ def _pixel_mean(config, loader, path, stop, console, limit):
     return pixel_means.pixel_mean(config, loader, path, advance, limit)
   finally:
     console.stop()
-
-
-def check_config(config, path: pathlib.Path, saved: dict | None) -> None:
-  """Refuses a config that trains otherwise than the run's checkpoints did.
-
-  Args:
-    config: that the command was given.
-    path: the run's folder.
-    saved: the JSON object of its newest checkpoint, if there is one.
-
-  Raises:
-    UserError: naming the keys that differ.
-  """
-  if saved is None:
-    return
-  stored = config_lib.from_dict(saved['config'])
-  if changes := config_lib.training_changes(stored, config):
-    raise UserError(
-      f'{path} was trained with another config:\n  '
-      + '\n  '.join(changes)
-      + '\nTake these values, or another --workdir, or delete this one'
-      + (
-        ' (the length of a run shapes its cosine schedule)'
-        if any(change.startswith('config.num_') for change in changes)
-        else ''
-      )
-    )
 
 
 def write_config(config, path: pathlib.Path) -> None:
@@ -281,28 +230,4 @@ def _show_restored(run, saved, step):
     run.console.line(
       f'with {", ".join(changes)}: the run is right, but not bit for bit the'
       ' one it would have been'
-    )
-
-
-def check_data_record(path, before: dict, now: dict) -> None:
-  """Refuses to go on with other batches than the run had.
-
-  Args:
-    path: the run's folder.
-    before: `assemble.data_record` when the run began.
-    now: the same of the data as it is.
-
-  Raises:
-    UserError: naming what differs.
-  """
-  changes = [
-    f'{key}: {before.get(key)!r} -> {value!r}'
-    for key, value in now.items()
-    if before.get(key) != value
-  ]
-  if changes:
-    raise UserError(
-      f'the data of {path} has changed since its checkpoint:\n  '
-      + '\n  '.join(changes)
-      + '\nPut the data back, or take another --workdir'
     )

@@ -63,6 +63,14 @@ def test_flags_come_first():
   }
 
 
+def test_a_run_of_one_machine_is_not_heard_outside():
+  flags = {'process_index': 0, 'process_count': 2}
+  found = launched.find({}, coordinator='127.0.0.1:12', **flags)
+  assert found.options['coordinator_bind_address'] == '127.0.0.1:12'
+  found = launched.find({}, coordinator='10.0.0.1:12', **flags)
+  assert 'coordinator_bind_address' not in found.options
+
+
 def test_variables():
   found = launched.find({**SLURM, **KUBERNETES})
   assert place(found) == ('Kubernetes Indexed Job', 2, 3)
@@ -86,6 +94,14 @@ def test_variables():
     (
       {'SLURM_STEP_TASKS_PER_NODE': '2', 'CUDA_VISIBLE_DEVICES': '0,1'},
       {},
+    ),
+    (
+      {
+        'SLURM_STEP_TASKS_PER_NODE': '4',
+        'CUDA_VISIBLE_DEVICES': '0,1',
+        'SLURM_GPUS_PER_TASK': '2',
+      },
+      {'local_device_ids': []},
     ),
   ],
 )
