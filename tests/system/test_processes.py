@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import time
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_only_process_0_writes_and_speaks(recipe, tmp_path):
   assert len(list((tmp_path / 'run' / 'events').iterdir())) == 1
 
 
+# Long enough that a signal comes before its end.
+LONG_RECIPE = {**RECIPE, 'num_steps': 200, 'save_every_steps': 30}
+
+
+@pytest.fixture(scope='module')
+def long_run(tmp_path_factory):
+  """(recipe, workdir, result) of two processes that nothing disturbs."""
+  folder = tmp_path_factory.mktemp('long')
+  recipe = commands.write_recipe(folder, **LONG_RECIPE)
+  workdir = folder / 'run'
+  return recipe, workdir, together.train(recipe, workdir, 2)
+
+
 @pytest.mark.parametrize(
   ('index', 'number'),
   [
@@ -106,9 +120,8 @@ def test_only_process_0_writes_and_speaks(recipe, tmp_path):
     slow(1, signal.SIGINT),
   ],
 )
-def test_a_signal_to_one_process_ends_all(
-  recipe, unbroken, tmp_path, index, number
-):
+def test_a_signal_to_one_process_ends_all(long_run, tmp_path, index, number):
+  recipe, unbroken, wanted = long_run
   workdir = tmp_path / 'run'
   processes = together.start(recipe, workdir, 2)
   wait_for_row(processes, workdir, 9)
@@ -116,14 +129,16 @@ def test_a_signal_to_one_process_ends_all(
   ended = together.finish(processes)
   assert [code for code, _, _ in ended] == [75, 75], ended
   assert f'interrupted by {number.name}' in ended[index][2]
+  assert 'interrupted by a signal to another process' in ended[1 - index][2]
   assert 'saved step' in ended[0][2]
   result = together.train(recipe, workdir, 2)
-  assert result['state_digest'] == unbroken[1]['state_digest']
-  assert together.timeless(workdir) == together.timeless(unbroken[0])
+  assert result['state_digest'] == wanted['state_digest']
+  assert together.timeless(workdir) == together.timeless(unbroken)
 
 
 @pytest.mark.parametrize('index', [0, slow(1)])
-def test_a_killed_process_ends_the_others(recipe, unbroken, tmp_path, index):
+def test_a_killed_process_ends_the_others(long_run, tmp_path, index):
+  recipe, _, wanted = long_run
   workdir = tmp_path / 'run'
   processes = together.start(recipe, workdir, 2)
   wait_for_row(processes, workdir, 12)
@@ -136,7 +151,7 @@ def test_a_killed_process_ends_the_others(recipe, unbroken, tmp_path, index):
   assert 'is lost' in err
   assert 'the same command goes on from the newest checkpoint' in err
   result = together.train(recipe, workdir, 2)
-  assert result['state_digest'] == unbroken[1]['state_digest']
+  assert result['state_digest'] == wanted['state_digest']
 
 
 def wait_for_row(processes, workdir, step):
@@ -154,6 +169,34 @@ def test_a_start_signal_ends_all(recipe, tmp_path):
   processes[1].terminate()
   ended = together.finish(processes)
   assert [code for code, _, _ in ended] == [75, 75], ended
+
+
+@pytest.mark.parametrize('index', [0, slow(1)])
+def test_a_process_that_waits_for_others_hears_signals(recipe, tmp_path, index):
+  [process] = together.start(recipe, tmp_path / 'run', 2, indices=[index])
+  time.sleep(6)
+  process.terminate()
+  start = time.monotonic()
+  [(code, _, err)] = together.finish([process])
+  assert code in (75, -signal.SIGTERM), err  # no handler yet, on a busy machine
+  assert time.monotonic() - start < 30
+  assert code < 0 or 'interrupted by SIGTERM' in err
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_named(recipe, tmp_path):
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    [process] = together.start(
+      recipe, tmp_path / 'run', 2, port=port, indices=[0]
+    )
+    [(code, _, err)] = together.finish([process])
+  assert code == 2, err
+  assert 'cannot meet' in err
+  assert f'127.0.0.1:{port}' in err
+  assert 'Traceback' not in err
 
 
 def refused(processes) -> str:
