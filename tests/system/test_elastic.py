@@ -11,7 +11,6 @@ from alexnet_jax.training import writers
 from tests.system import commands
 from tests.system import together
 from tests.system.test_processes import assert_same_numbers
-from tests.system.test_processes import TOLERANCE
 from tests.system.test_processes import wait_for_row
 
 pytestmark = pytest.mark.slow
@@ -93,7 +92,7 @@ def test_a_run_goes_on_with_other_processes(
       f'devices {before[0] * before[1]} -> {now[0] * now[1]}' in (ended[0][2])
     )
   assert_same_numbers(workdir, unbroken[0])
-  assert together.difference(workdir, unbroken[0]) < TOLERANCE
+  together.assert_close(workdir, unbroken[0])
 
 
 def saved_steps(workdir):

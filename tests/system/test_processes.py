@@ -12,10 +12,6 @@ from alexnet_jax.training import writers
 from tests.system import commands
 from tests.system import together
 
-# Of 40 updates in float32: another number of devices adds the same gradients
-# up in another order, and every update passes these roundings on.
-TOLERANCE = 1e-4
-
 RECIPE = {
   'num_steps': 40,
   'data__synthetic_examples': 100,
@@ -74,7 +70,7 @@ def test_any_number_of_processes_is_the_same_run(
   workdir, overrides = tmp_path / 'run', [f'--config.parallel={kind}']
   together.train(recipe, workdir, count, *overrides, devices=devices)
   assert_same_numbers(workdir, unbroken[0])
-  assert together.difference(workdir, unbroken[0]) < TOLERANCE
+  together.assert_close(workdir, unbroken[0])
 
 
 @pytest.mark.slow
