@@ -83,6 +83,7 @@ def compiled(config, num_classes=4):
   batch = {
     'image': jax.ShapeDtypeStruct((*lead, *assemble.image_shape(config)), 'u1'),
     'label': jax.ShapeDtypeStruct(lead, 'i4'),
+    'stop': jax.ShapeDtypeStruct(lead, 'bool'),  # of several processes
   }
   key = jax.eval_shape(lambda: assemble.dropout_key(config))
   train = jax.jit(steps.train)
@@ -106,7 +107,8 @@ def test_gradients_are_reduced_once(kind, dtype):
   """In float32 whatever the computation is in."""
   program, params, _, sums = compiled_small(kind, model__dtype=dtype)
   once = collectives(program, repeated=False)
-  assert sorted(once) == [('all-reduce', 4), ('all-reduce', params + sums - 4)]
+  # All of one type in one: the numbers of examples and signals are integers.
+  assert sorted(once) == [('all-reduce', 8), ('all-reduce', params + sums - 8)]
   assert not collectives(program, repeated=True)
   assert sums == 16  # loss, top1, top5, count
 
