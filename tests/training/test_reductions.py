@@ -110,7 +110,7 @@ def test_gradients_are_reduced_once(kind, dtype):
   # All of one type in one: the numbers of examples and signals are integers.
   assert sorted(once) == [('all-reduce', 8), ('all-reduce', params + sums - 8)]
   assert not collectives(program, repeated=True)
-  assert sums == 20  # loss, top1, top5, count
+  assert sums == 20  # loss, top1, top5, count, stop
 
 
 @BOTH
