@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import fractions
 import functools
 import math
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from alexnet_jax import config as config_lib
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
@@ -34,19 +32,6 @@ class Steps:
   grad: Callable  # (state, batch, key) -> grads
   evaluate: Callable  # (state, batch) -> sums
   predict: Callable  # the same, with what it says of each example
-
-
-@dataclasses.dataclass(frozen=True)
-class Durations:
-  """Durations of a run, in steps; 0 is never. An epoch may end in a step."""
-
-  steps_per_epoch: float
-  num_steps: int
-  eval_every: fractions.Fraction
-  save_every: fractions.Fraction
-  unfreeze_step: int  # 0: frozen parameters stay so
-  warmup_steps: int
-  drop_steps: tuple[int, ...]
 
 
 def make_source(config, split: str):
@@ -286,28 +271,3 @@ def data_record(config, train_source, eval_source) -> dict:
     'eval_num_examples': eval_source.num_examples,
     'class_names': list(train_source.class_names),
   }
-
-
-def durations(config, num_examples: int) -> Durations:
-  """Resolves every duration of the config to steps."""
-  per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
-
-  def steps(name):
-    return config_lib.steps_of(config, name, per_epoch)
-
-  schedule = config.schedule
-  drops = schedule.drop_steps or [
-    math.ceil(fractions.Fraction(repr(float(epoch))) * per_epoch)
-    for epoch in schedule.drop_epochs
-  ]
-  return Durations(
-    steps_per_epoch=float(per_epoch),
-    num_steps=math.ceil(steps('num')),
-    eval_every=steps('eval_every'),
-    save_every=steps('save_every'),
-    unfreeze_step=math.ceil(
-      config_lib.steps_of(config.init, 'unfreeze', per_epoch)
-    ),
-    warmup_steps=round(config_lib.steps_of(schedule, 'warmup', per_epoch)),
-    drop_steps=tuple(drops),
-  )

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import assemble
+from alexnet_jax import durations as durations_lib
 from alexnet_jax import pixel_means
 from alexnet_jax import recipes
 from alexnet_jax.data import averages
@@ -88,7 +89,7 @@ def test_durations_in_epochs_become_steps(tmp_path):
     schedule__warmup_epochs=1.0,
     schedule__drop_epochs=(1.5, 2.0),
   )
-  durations = assemble.durations(config, 100)
+  durations = durations_lib.resolve(config, 100)
   assert durations.steps_per_epoch == 12.5
   assert durations.num_steps == 38  # 37.5
   assert durations.eval_every == 6.25

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import assemble
+from alexnet_jax import durations as durations_lib
 from alexnet_jax import recipes
 from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
@@ -49,7 +50,7 @@ def train(devices, device_batch_size, kind='shard_map'):
   steps = assemble.make_steps(config, mesh, np.full(3, 127.5, np.float32))
   state = assemble.make_state(config, assemble.make_model(config, 4))
   state = parallel.replicate(state, mesh)
-  durations = assemble.durations(config, loader.source.num_examples)
+  durations = durations_lib.resolve(config, loader.source.num_examples)
   batches = assemble.make_train_iter(config, loader, config.num_steps, mesh)
   losses, rates = [], []
   for number, batch in enumerate(batches):

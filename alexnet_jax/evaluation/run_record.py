@@ -9,6 +9,7 @@ import numpy as np
 
 from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
+from alexnet_jax import durations as durations_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import checkpoint
@@ -87,7 +88,7 @@ def load(workdir: str, name: str) -> RunRecord:
   for row in rows:
     if row['step'] == final_step and 'eval/loss' in row:
       values = row
-  durations = assemble.durations(config, saved['data']['num_examples'])
+  durations = durations_lib.resolve(config, saved['data']['num_examples'])
   return RunRecord(
     name=name,
     workdir=path,

@@ -9,6 +9,7 @@ import numpy as np
 
 from alexnet_jax import assemble
 from alexnet_jax.data import loader
+from alexnet_jax.durations import Durations
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
@@ -35,7 +36,7 @@ class Run:
   train_loader: loader.Loader
   eval_loader: loader.Loader
   num_classes: int
-  durations: assemble.Durations
+  durations: Durations
   steps: assemble.Steps
   frozen_steps: assemble.Steps  # until `durations.unfreeze_step`
   data_record: dict

@@ -8,6 +8,7 @@ import numpy as np
 from alexnet_jax import assemble
 from alexnet_jax import atomic
 from alexnet_jax import config as config_lib
+from alexnet_jax import durations
 from alexnet_jax import pixel_means
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import agreement
@@ -81,7 +82,7 @@ def prepare(
     train_loader=loaders[0],
     eval_loader=loaders[1],
     num_classes=num_classes,
-    durations=assemble.durations(config, training.num_examples),
+    durations=durations.resolve(config, training.num_examples),
     steps=steps,
     frozen_steps=(
       assemble.make_steps(config, mesh, mean, frozen=frozen)
