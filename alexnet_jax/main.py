@@ -52,8 +52,15 @@ def _add_processes(parser):
   group.add_argument(
     '--coordinator', metavar='HOST:PORT', help='where process 0 listens'
   )
-  group.add_argument('--process_index', type=int, metavar='I')
-  group.add_argument('--process_count', type=int, metavar='N')
+  group.add_argument(
+    '--process_index', type=int, metavar='I', help='of this process, from 0'
+  )
+  group.add_argument(
+    '--process_count',
+    type=int,
+    metavar='N',
+    help='how many there are; 1: this one is alone, whatever else is said',
+  )
   group.add_argument(
     '--start_timeout',
     type=int,

@@ -42,6 +42,7 @@ def check_processes(
   flat = config_lib.flatten(config_lib.from_dict(config.to_dict()))
   own = {
     'host': socket.gethostname(),
+    'number of processes': str(processes.count),
     'devices': f'{len(devices)} x {devices[0].device_kind}',
     'processes': jax.process_count(),
     'versions': versions(),
@@ -93,7 +94,7 @@ def check_data(
 
 
 def _refuse_other(index, other, own):
-  for name in ('devices', 'config', 'versions'):
+  for name in ('number of processes', 'devices', 'config', 'versions'):
     if other[name] == own[name]:
       continue
     changes = (
@@ -102,7 +103,7 @@ def _refuse_other(index, other, own):
       else [f'{own[name]} -> {other[name]}']
     )
     raise UserError(
-      f'process {index}, on {other["host"]}, has other {name} than process 0:'
+      f'process {index}, on {other["host"]}, differs from process 0 in {name}:'
       '\n  '
       + '\n  '.join(changes)
       + '\nStart all processes with the same command, in the same environment'

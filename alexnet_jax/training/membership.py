@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -47,6 +48,8 @@ class Member:
 
   def start(self, heartbeat_timeout: int, check: Callable[[], None]) -> None:
     """Waits for the others. In a thread: signals interrupt no call of JAX."""
+    if address := self.launched.options.get('coordinator_address'):
+      self._check_port(address)
     _handle_abort(self._on_abort)
     # It would take SIGTERM away from the handler of `guards.StopSignal`.
     jax.config.update('jax_enable_preemption_service', False)
@@ -70,10 +73,24 @@ class Member:
     if failures:
       raise errors.UserError(
         f'the processes of the run cannot meet: {failures[0]}'
-        f' ({self._looked_at()}); another program may use the port'
+        f' ({self._looked_at()})'
       ) from failures[0]
     self._started = True
     self._watcher.start()
+
+  def _check_port(self, address):
+    """Raises UserError if process 0 cannot listen; JAX may crash at that."""
+    if self.launched.index:
+      return
+    host, port = address.rsplit(':', 1)
+    local = 'coordinator_bind_address' in self.launched.options
+    try:
+      socket.create_server((host if local else '', int(port))).close()
+    except (OSError, OverflowError) as error:
+      raise errors.UserError(
+        f'process 0 cannot listen on {address}: {error}; give a --coordinator'
+        ' with another port'
+      ) from error
 
   def finish(self) -> None:
     """Leaves a run that is done, after all others came here, too."""
@@ -148,9 +165,10 @@ class Member:
       )
     return errors.EXIT_USER, (
       f'error: the {self.launched.count} processes of the run did not find'
-      f' each other within {self._start_timeout} s, as {self.launched.by} said'
-      f' ({self._looked_at()}); start all of them, or give --process_count 1'
-      ' for a process of its own'
+      f' each other within {self._start_timeout} s, or JAX refused this one'
+      f' (the lines above may say why). Looked at, in {self.launched.by}:'
+      f' {self._looked_at()}. Start each of them once, with the same'
+      ' coordinator and count; a process of its own takes --process_count 1'
     )
 
   def _looked_at(self):

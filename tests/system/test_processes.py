@@ -190,7 +190,7 @@ def test_a_port_that_is_taken_is_named(recipe, tmp_path):
     )
     [(code, _, err)] = together.finish([process])
   assert code == 2, err
-  assert 'cannot meet' in err
+  assert 'Address already in use' in err
   assert f'127.0.0.1:{port}' in err
   assert 'Traceback' not in err
 
@@ -229,6 +229,19 @@ def test_processes_with_different_configs_are_refused(recipe, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_with_different_counts_are_refused(recipe, tmp_path):
+  port = together.free_port()
+  workdir = tmp_path / 'run'
+  message = refused(
+    [
+      *together.start(recipe, workdir, 2, port=port, indices=[0]),
+      *together.start(recipe, workdir, 3, port=port, indices=[1]),
+    ]
+  )
+  assert '2 -> 3' in message
+
+
+@pytest.mark.slow
 def test_processes_with_different_devices_are_refused(recipe, tmp_path):
   message = refused(different(recipe, tmp_path / 'run', devices=(1, 3)))
   assert '1 x cpu -> 3 x cpu' in message
@@ -263,6 +276,7 @@ def test_a_process_that_stays_alone_is_refused(recipe, tmp_path, index):
   assert code == 2, err
   assert 'did not find each other within 5 s' in err
   assert '--process_count = 2' in err
+  assert '--coordinator = 127.0.0.1' in err
   assert not (tmp_path / 'run').exists()
 
 
