@@ -15,11 +15,13 @@ to take its place.
 """
 
 from collections.abc import Iterable
+import errno
 import importlib.metadata
 import logging
 import pathlib
 import platform
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -86,7 +88,7 @@ class Checkpoints:
       self.folder.mkdir(parents=True, exist_ok=True)
       # Orbax would do this in a thread, which may outlive a start that fails.
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
-        shutil.rmtree(unfinished)
+        _remove(unfinished)
     self._manager = ocp.CheckpointManager(
       self.folder,
       item_handlers={
@@ -285,6 +287,20 @@ class Checkpoints:
       self._manager.close()
     except Exception as error:
       logging.getLogger(__name__).warning('%s', self._save_error(error))
+
+
+def _remove(folder):
+  """Removes a folder that threads of a save that failed may still write to."""
+  for _ in range(100):
+    try:
+      return shutil.rmtree(folder)
+    except FileNotFoundError:
+      return None
+    except OSError as error:
+      if error.errno != errno.ENOTEMPTY:
+        raise
+      time.sleep(0.1)
+  raise UserError(f'{folder} cannot be removed: something writes to it')
 
 
 def _damage(part, error):
