@@ -71,6 +71,7 @@ def train(devices, device_batch_size, kind='shard_map'):
   return jax.device_get(state_lib.saved_tree(state)), losses, rates
 
 
+@pytest.mark.slow
 def test_the_tiny_recipe_trains_alike_on_one_device_and_on_four():
   """In two pieces, with batch norm, dropout and LARS; eight updates."""
   one, losses, rates = train(1, 24)
@@ -91,6 +92,7 @@ def test_the_tiny_recipe_trains_alike_on_one_device_and_on_four():
   assert np.abs(difference).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_has_the_rate_of_its_batch(tmp_path):
   """The whole command, on four devices; the rate is in its history."""
   code, _, err = commands.run(

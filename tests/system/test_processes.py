@@ -56,7 +56,7 @@ def assert_same_numbers(workdir, other):
 @pytest.mark.parametrize(
   ('count', 'devices', 'kind'),
   [
-    (1, 1, 'pmap'),
+    slow(1, 1, 'pmap'),
     slow(2, 1, 'shard_map'),
     slow(1, 4, 'pmap'),
     slow(4, 1, 'pmap'),
@@ -167,7 +167,8 @@ def test_a_start_signal_ends_all(recipe, tmp_path):
   assert [code for code, _, _ in ended] == [75, 75], ended
 
 
-@pytest.mark.parametrize('index', [0, slow(1)])
+@pytest.mark.slow
+@pytest.mark.parametrize('index', [0, 1])
 def test_a_process_that_waits_for_others_hears_signals(recipe, tmp_path, index):
   [process] = together.start(recipe, tmp_path / 'run', 2, indices=[index])
   time.sleep(6)
@@ -267,7 +268,8 @@ def test_devices_that_do_not_divide_the_batch_are_refused(recipe, tmp_path):
   assert 'which 6 devices do not divide' in message
 
 
-@pytest.mark.parametrize('index', [1, slow(0)])
+@pytest.mark.slow
+@pytest.mark.parametrize('index', [1, 0])
 def test_a_process_that_stays_alone_is_refused(recipe, tmp_path, index):
   [process] = together.start(
     *(recipe, tmp_path / 'run', 2, '--start_timeout', 5), indices=[index]

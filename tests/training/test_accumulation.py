@@ -79,6 +79,7 @@ def test_pieces_train_as_the_whole(kind, objective):
   ]
 
 
+@pytest.mark.slow
 def test_pieces_and_devices_change_nothing_together():
   """Seven examples do not divide twelve, nor 24 or 48."""
   options = {'max_examples': 7}
@@ -158,6 +159,7 @@ def test_batch_norm_reduces_statistics_only_in_the_loop():
   assert in_loops == [16] * 4
 
 
+@pytest.mark.slow
 def test_there_is_one_more_tree_of_gradients_in_memory():
   """Against a step on a batch as large as a piece."""
   network = {'hidden': (512, 512)}
@@ -194,6 +196,7 @@ def piece_by_piece(batch, pieces):
   return moved(state.params, grads), stats
 
 
+@pytest.mark.slow
 def test_batch_norm_takes_the_statistics_of_each_piece():
   """Four pieces of 12 examples, the same ones on any number of devices."""
   batch = host_batch(size=SIZE)
