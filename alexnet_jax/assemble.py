@@ -14,6 +14,7 @@ from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
 from alexnet_jax.errors import UserError
+from alexnet_jax.models import forms
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import accumulation
 from alexnet_jax.training import objective as objective_lib
@@ -81,8 +82,16 @@ def make_loader(config, split: str) -> loader_lib.Loader:
   )
 
 
-def make_model(config, num_classes: int) -> AlexNet:
+def make_model(
+  config, num_classes: int, platform: str | None = None
+) -> AlexNet:
   """The network of the config for `num_classes` classes of the data.
+
+  Args:
+    config: of the run.
+    num_classes: of the data.
+    platform: of the devices that compute it, as of `jax.Device.platform`; None:
+      of those that are here.
 
   Raises:
     UserError: if config.model.num_classes is set to another number.
@@ -95,7 +104,11 @@ def make_model(config, num_classes: int) -> AlexNet:
     )
   fields['num_classes'] = num_classes
   fields['dtype'] = jnp.dtype(fields['dtype'])
-  return AlexNet(**fields, axis_name=parallel.AXIS)
+  return AlexNet(
+    **fields,
+    axis_name=parallel.AXIS,
+    forms=forms.chosen(config.forms, platform or jax.default_backend()),
+  )
 
 
 def image_shape(config) -> tuple[int, int, int]:

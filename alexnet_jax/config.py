@@ -21,6 +21,7 @@ FREE_KEYS = (
   'histogram_every_evals',
   'report',
   'parallel',
+  'forms',
   'max_device_batch_size',
   'data.path',
   'data.num_threads',
@@ -55,6 +56,9 @@ def make_config() -> ml_collections.ConfigDict:
   config.histogram_every_evals = 5  # of parameters and gradients; 0: never
   config.report = True  # tables and pictures at the end of a run
   config.parallel = 'pmap'  # or shard_map: the same numbers
+  # Of the network's operations: auto, the fastest known on the device, or
+  # plain, as one writes them first. They differ in nothing but roundings.
+  config.forms = 'auto'
   config.ema_decay = 0.0  # of averaged weights for evaluation; 0: none
 
   config.data = _data_defaults()

@@ -14,12 +14,13 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import DROPOUT_PLACES
 from alexnet_jax.models.alexnet import NORMS
 from alexnet_jax.models.layers import KERNEL_INITS
-from alexnet_jax.models.layers import LRN_CONVENTIONS
+from alexnet_jax.models.normalization import LRN_CONVENTIONS
 from alexnet_jax.training.optimizer import OPTIMIZERS
 from alexnet_jax.training.schedule import RATE_SCALINGS
 
 CHOICES = {
   'parallel': ('pmap', 'shard_map'),
+  'forms': ('auto', 'plain'),
   'data.source': KINDS,
   'data.crop': CROPS,
   'data.mean': ('channel', 'image', 'none'),

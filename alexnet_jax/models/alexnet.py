@@ -8,6 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.models import layers
+from alexnet_jax.models.convolution import convolution
+from alexnet_jax.models.forms import Forms
+from alexnet_jax.models.forms import PLAIN
+from alexnet_jax.models.normalization import local_response_norm
+from alexnet_jax.models.pooling import max_pool
 
 NORMS = ('lrn', 'batch', 'none')
 DROPOUT_PLACES = ('after', 'before')
@@ -45,7 +50,7 @@ class AlexNet(nn.Module):
     batch_norm_momentum: share of the running statistics that a step keeps.
     batch_norm_epsilon: added to the variance.
     lrn_size, lrn_k, lrn_alpha, lrn_beta, lrn_convention: see
-      `layers.local_response_norm`.
+      `normalization.local_response_norm`.
     hidden: widths of the hidden dense layers.
     dropout: share of the units set to zero in training.
     dropout_place: `after` each hidden dense layer, as in the paper, or `before`
@@ -60,6 +65,7 @@ class AlexNet(nn.Module):
     dtype: dtype of the computation, float32 or bfloat16.
     axis_name: device axis over which batch norm averages its statistics, or
       None for the statistics of one device.
+    forms: of the operations; they change no numbers but by rounding.
   """
 
   num_classes: int = 1000
@@ -91,6 +97,7 @@ class AlexNet(nn.Module):
   bias_layers: Sequence[int] = (2, 4, 5)
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
+  forms: Forms = PLAIN
 
   @nn.compact
   def __call__(
@@ -148,6 +155,9 @@ class AlexNet(nn.Module):
         number in self.bias_layers,
         self.kernels[index] ** 2 * x.shape[-1] // groups,
       ),
+      conv_general_dilated=(
+        convolution if self.forms.convolution == 'ordered' else None
+      ),
       name=f'conv{number}',
     )(x)
     x = self._relu_and(
@@ -161,7 +171,7 @@ class AlexNet(nn.Module):
           f' than the pooling window of {self.pool_size}: use larger crops,'
           ' smaller strides or fewer pool_layers'
         )
-      x = layers.max_pool(x, self.pool_size, self.pool_stride)
+      x = max_pool(x, self.pool_size, self.pool_stride, self.forms.max_pool)
       self.sow('intermediates', f'pool{number}', x)  # only if asked for
     return x
 
@@ -200,13 +210,14 @@ class AlexNet(nn.Module):
       return x
     if self.norm == 'batch':
       return self._batch_norm(x, f'norm{number}', updates_norm)
-    x = layers.local_response_norm(
+    x = local_response_norm(
       x,
       size=self.lrn_size,
       k=self.lrn_k,
       alpha=self.lrn_alpha,
       beta=self.lrn_beta,
       convention=self.lrn_convention,
+      form=self.forms.lrn,
     )
     self.sow('intermediates', f'lrn{number}', x)  # only if asked for
     return x

@@ -1,14 +1,8 @@
-"""Layers and initialisers that AlexNet needs and flax does not have."""
+"""Dropout and initialisers that AlexNet needs and flax does not have."""
 
-import functools
-import itertools
-
-from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 
-LRN_CONVENTIONS = ('paper', 'caffe')
 KERNEL_INITS = (
   'paper',
   'source_release',
@@ -92,64 +86,6 @@ def bias_initializer(name: str, value: float, fan_in: int):
   return init
 
 
-def local_response_norm(
-  x: jax.Array,
-  *,
-  size: int = 5,
-  k: float = 2.0,
-  alpha: float = 1e-4,
-  beta: float = 0.75,
-  convention: str = 'paper',
-) -> jax.Array:
-  """Normalises each channel by the activity of its neighbouring channels.
-
-  b[c] = a[c] / (k + scale * sum of a[j]^2 for j within size // 2 of c) ** beta
-  with scale = alpha (`paper`: Krizhevsky et al. 2012, section 3.3) or
-  alpha / size (`caffe`, which PyTorch and the 2012 source release share). The
-  sum leaves out channels that do not exist.
-
-  Args:
-    x: activations [..., channels], float32 or bfloat16. The sum and the
-      denominator are computed in float32.
-    size: number of channels in the sum, odd.
-    k: constant of the bracket, positive.
-    alpha: weight of the sum.
-    beta: exponent.
-    convention: `paper` or `caffe`.
-
-  Returns:
-    An array of the shape and dtype of `x`.
-
-  Raises:
-    ValueError: if `size` is even or `convention` is unknown.
-  """
-  if size % 2 != 1:
-    raise ValueError(f'size is {size}; a neighbourhood needs an odd size')
-  if convention not in LRN_CONVENTIONS:
-    raise ValueError(
-      f'convention is {convention!r}, not one of {LRN_CONVENTIONS}'
-    )
-  scale = alpha if convention == 'paper' else alpha / size
-  squares = jnp.square(x.astype(jnp.float32))
-  half = size // 2
-  padding = [(0, 0)] * (x.ndim - 1) + [(half, half)]
-  padded = jnp.pad(squares, padding)
-  channels = x.shape[-1]
-  # Shifted slices add up faster than reduce_window on every backend tried.
-  total = sum(
-    lax.slice_in_dim(padded, i, i + channels, axis=-1) for i in range(size)
-  )
-  return (x * _negative_power(k + scale * total, beta)).astype(x.dtype)
-
-
-def _negative_power(x: jax.Array, beta: float) -> jax.Array:
-  """x ** -beta for positive x."""
-  if beta == 0.75:  # two reciprocal roots are cheaper than exp and log
-    root = lax.rsqrt(x)
-    return root * jnp.sqrt(root)
-  return x**-beta
-
-
 def dropout(
   x: jax.Array, keys: jax.Array, rate: float, number: int
 ) -> jax.Array:
@@ -182,61 +118,3 @@ def dropout(
     return jax.random.bernoulli(key, 1 - rate, x.shape[1:])
 
   return jnp.where(jax.vmap(kept)(keys), x / (1 - rate), jnp.zeros_like(x))
-
-
-def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
-  """The largest of each window, without padding.
-
-  Args:
-    x: [batch, height, width, channels].
-    size: width of the windows, in pixels.
-    stride: distance of the windows, in pixels.
-
-  Returns:
-    [batch, (height - size) // stride + 1, ..., channels].
-  """
-  # On the CPU comparing is faster where windows do not overlap, and slower at
-  # the paper's 3 x 3 windows.
-  if stride >= size:
-    return compared_max_pool(x, size, stride)
-  return nn.max_pool(x, (size, size), (stride, stride))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def compared_max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
-  """As `max_pool`, with a gradient that compares shifted slices.
-
-  It goes to the first largest value of a window, row by row, as that of
-  `nn.max_pool`, which selects and scatters.
-  """
-  return nn.max_pool(x, (size, size), (stride, stride))
-
-
-def _max_pool_forward(x, size, stride):
-  y = compared_max_pool(x, size, stride)
-  return y, (x, y)
-
-
-def _max_pool_backward(size, stride, saved, gradient):
-  x, y = saved
-  rows, columns = ((n - 1) * stride + 1 for n in y.shape[1:3])
-  free = jnp.ones(y.shape, bool)  # windows whose largest value is not found
-  total = jnp.zeros_like(x)
-  for i, j in itertools.product(range(size), repeat=2):
-    part = x[:, i : i + rows : stride, j : j + columns : stride]
-    found = free & (part == y)
-    free &= ~found
-    total += lax.pad(
-      jnp.where(found, gradient, jnp.zeros_like(gradient)),
-      jnp.zeros((), x.dtype),
-      [
-        (0, 0, 0),
-        (i, x.shape[1] - i - rows, stride - 1),
-        (j, x.shape[2] - j - columns, stride - 1),
-        (0, 0, 0),
-      ],
-    )
-  return (total,)
-
-
-compared_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -1,6 +1,7 @@
 """What the user reads when a run starts and when it is done."""
 
 from alexnet_jax import assemble
+from alexnet_jax.models import forms
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.console import duration
@@ -32,6 +33,7 @@ def show_start(run, live) -> None:
       'batch size': _batch_sizes(config, run.mesh),
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
+      'forms': str(forms.chosen(config.forms, devices[0].platform)),
       **frozen,
     },
   )

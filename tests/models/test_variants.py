@@ -198,7 +198,7 @@ def test_fields_replace_those_of_another_network():
   first, second = variants.fields('marvin'), variants.fields('alexnet')
   assert first.keys() == second.keys()
   assert {**first, **second} == second
-  given = {'num_classes', 'dtype', 'axis_name', 'parent', 'name'}
+  given = {'num_classes', 'dtype', 'axis_name', 'forms', 'parent', 'name'}
   assert first.keys() == set(AlexNet.__dataclass_fields__) - given
 
 

@@ -1,0 +1,215 @@
+"""Convolutions, plain and in the forms that a CPU likes.
+
+XLA's CPU compiler has a fast convolution for one order of dimensions. It brings
+those that autodiff makes into it, but not always well, and not within loops:
+there they take 5 to 50 times as long. Here all are convolutions of that order,
+a group at a time, between transpositions: those without stride by Winograd's
+way, and the gradient of a kernel with a stride as products of matrices.
+"""
+
+from collections.abc import Sequence
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from alexnet_jax.models import winograd
+
+_ORDER = ('NHWC', 'HWIO', 'NHWC')
+_MAX_WIDTH = 5  # of kernels by Winograd's way; wider ones gain little precision
+
+# Pairs (before, after), in pixels, for rows and columns.
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def convolution(
+  images: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  *,
+  feature_group_count: int = 1,
+  **defaults,
+) -> jax.Array:
+  """`lax.conv_general_dilated` as flax' Conv calls it, with other gradients.
+
+  Args:
+    images: [batch, height, width, channels].
+    kernel: [height, width, channels / groups, features].
+    strides: (vertical, horizontal), in pixels.
+    padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
+    feature_group_count: number of groups.
+    **defaults: what flax passes besides, none of which is used here: the order
+      of the dimensions, dilations of 1, the precision.
+
+  Returns:
+    [batch, height, width, features], in the dtype of the images.
+  """
+  if isinstance(padding, str):
+    padding = lax.padtype_to_pads(
+      images.shape[1:3], kernel.shape[:2], strides, padding
+    )
+  padding = tuple((before, after) for before, after in padding)
+  return _convolve(images, kernel, tuple(strides), padding, feature_group_count)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(images, kernel, strides, padding, groups):
+  return jnp.concatenate(
+    [
+      _convolve_group(part, w, strides, padding)
+      for part, w in _by_group(groups, images, kernel)
+    ],
+    3,
+  )
+
+
+def _forward(images, kernel, *options):
+  return _convolve(images, kernel, *options), (images, kernel)
+
+
+def _backward(strides, padding, groups, saved, gradient):
+  sizes = saved[0].shape[1:3]
+  images_parts, kernel_parts = [], []
+  for part, w, g in _by_group(groups, *saved, gradient):
+    images_parts.append(_images_gradient(sizes, strides, padding, w, g))
+    kernel_parts.append(
+      _kernel_gradient(w.shape[:2], strides, padding, part, g)
+    )
+  return jnp.concatenate(images_parts, 3), jnp.concatenate(kernel_parts, 3)
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _by_group(groups, *arrays):
+  """The groups' parts of the arrays; their last axis is that of channels."""
+  return zip(*(jnp.split(array, groups, 3) for array in arrays), strict=True)
+
+
+def _is_winograds(strides, dtype, widths, height):
+  """Whether Winograd's way is taken."""
+  return (
+    max(strides) == 1
+    and dtype == jnp.float32  # lower precision does not bear its roundings
+    and 1 < widths[0] <= _MAX_WIDTH
+    and winograd.num_rows(height, widths[0]) > 1
+  )
+
+
+def _convolve_group(images, kernel, strides, padding):
+  height = images.shape[1] + sum(padding[0]) - kernel.shape[0] + 1
+  if _is_winograds(strides, images.dtype, kernel.shape[:2], height):
+    return winograd.convolve(images, kernel, padding, _columns)
+  return lax.conv_general_dilated(
+    images, kernel, strides, padding, dimension_numbers=_ORDER
+  )
+
+
+def _columns(images, kernel, padding):
+  return lax.conv_general_dilated(
+    images, kernel, (1, 1), ((0, 0), padding), dimension_numbers=_ORDER
+  )
+
+
+def _images_gradient(sizes, strides, padding, kernel, gradient):
+  """Each pixel gathers what it was multiplied with: the kernel, turned."""
+  around = []
+  for axis, (before, _) in enumerate(padding):
+    width = kernel.shape[axis]
+    span = (gradient.shape[1 + axis] - 1) * strides[axis] + 1
+    around.append((width - 1 - before, sizes[axis] + before - span))
+  turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+  if max(strides) == 1:
+    return _convolve_group(gradient, turned, strides, around)
+  return lax.conv_general_dilated(
+    gradient,
+    turned,
+    (1, 1),
+    around,
+    lhs_dilation=strides,
+    dimension_numbers=_ORDER,
+  )
+
+
+def _kernel_gradient(widths, strides, padding, images, gradient):
+  if max(strides) > 1:
+    return _folded_gradient(widths, strides, padding, images, gradient)
+  if _is_winograds(strides, images.dtype, widths, gradient.shape[1]):
+    return winograd.kernel_gradient(
+      images, gradient, widths[0], padding, _columns_kernel_gradient
+    )
+  return _batch_gradient(padding, images, gradient)
+
+
+def _columns_kernel_gradient(images, gradient, padding):
+  return _batch_gradient(((0, 0), padding), images, gradient)
+
+
+def _batch_gradient(padding, images, gradient):
+  """A convolution over the batch: channels are its images."""
+  return lax.conv_general_dilated(
+    images.transpose(3, 1, 2, 0),
+    gradient.transpose(1, 2, 0, 3),
+    (1, 1),
+    padding,
+    dimension_numbers=_ORDER,
+  ).transpose(1, 2, 0, 3)
+
+
+def _folded_gradient(widths, strides, padding, images, gradient):
+  """A product of matrices for each image.
+
+  Blocks of stride x stride pixels become channels, so that the convolution has
+  no stride any more, and all that one output saw lies side by side in a row.
+  """
+  outputs = gradient.shape[1:3]
+  blocks = [-(-width // s) for width, s in zip(widths, strides, strict=True)]
+  folded = _folded(images, strides, padding, outputs, blocks)
+  rows, features = blocks[0] * blocks[1] * folded.shape[3], gradient.shape[3]
+
+  def add(total, example):
+    image, g = example
+    seen = jnp.concatenate(
+      [
+        image[i : i + outputs[0], j : j + outputs[1]]
+        for i in range(blocks[0])
+        for j in range(blocks[1])
+      ],
+      2,
+    )
+    product = lax.dot_general(
+      seen.reshape(-1, rows),
+      g.reshape(-1, features),
+      (((0,), (0,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
+    return total + product, None
+
+  total, _ = lax.scan(
+    add, jnp.zeros((rows, features), jnp.float32), (folded, gradient)
+  )
+  vertical, horizontal = strides
+  kernel = total.reshape(*blocks, vertical, horizontal, -1, features)
+  kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(
+    blocks[0] * vertical, blocks[1] * horizontal, -1, features
+  )
+  return kernel[: widths[0], : widths[1]].astype(images.dtype)
+
+
+def _folded(images, strides, padding, outputs, blocks):
+  """[batch, height / stride, width / stride, stride * stride * channels]."""
+  sizes = [o - 1 + b for o, b in zip(outputs, blocks, strict=True)]
+  # A negative end cuts off pixels that no window sees.
+  ends = [
+    (before, size * s - before - length, 0)
+    for (before, _), size, s, length in zip(
+      padding, sizes, strides, images.shape[1:3], strict=True
+    )
+  ]
+  zero = jnp.zeros((), images.dtype)
+  padded = lax.pad(images, zero, [(0, 0, 0), *ends, (0, 0, 0)])
+  # The pixels of a block's row are neighbours, and move together.
+  lines = padded.reshape(len(images), sizes[0], strides[0], sizes[1], -1)
+  return lines.transpose(0, 1, 3, 2, 4).reshape(len(images), *sizes, -1)

@@ -1,0 +1,69 @@
+"""Which form of an operation is used where; every form gives the same numbers.
+
+They differ in roundings, speed and memory. `plain` is how one writes it first;
+the others have gradients of their own.
+"""
+
+import dataclasses
+
+FORMS = {
+  'convolution': ('plain', 'ordered'),
+  'lrn': ('plain', 'closed'),
+  'max_pool': ('plain', 'compared'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Forms:
+  """Forms of a network's operations.
+
+  Attributes:
+    convolution: `plain` or `ordered`, see `convolution`.
+    lrn: `plain` or `closed`, see `normalization.local_response_norm`.
+    max_pool: `plain` or `compared`, see `pooling.max_pool`.
+  """
+
+  convolution: str = 'plain'
+  lrn: str = 'plain'
+  max_pool: str = 'plain'
+
+  def __post_init__(self):
+    for name, allowed in FORMS.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f'the form of {name} is {getattr(self, name)!r}, not one of {allowed}'
+        )
+
+  def __str__(self):
+    fields = dataclasses.asdict(self)
+    if set(fields.values()) == {'plain'}:
+      return 'plain'
+    return ', '.join(f'{name} {form}' for name, form in fields.items())
+
+
+PLAIN = Forms()
+
+# By the name of the platform, as of `jax.Device.platform`. On the CPU as
+# measured (`bench step`), on GPUs as counted in the compiled program (`bench
+# plan`): cuDNN has the gradients of convolutions.
+_FASTEST = {
+  'cpu': Forms(convolution='ordered', lrn='closed', max_pool='compared'),
+  'gpu': Forms(lrn='closed', max_pool='compared'),
+}
+
+
+def chosen(setting: str, platform: str) -> Forms:
+  """The forms for a device.
+
+  Args:
+    setting: config.forms: `auto` or `plain`.
+    platform: of the device: cpu, gpu, or another, which gets the plain forms.
+
+  Raises:
+    ValueError: if the setting is unknown.
+  """
+  if setting not in ('auto', 'plain'):
+    raise ValueError(f"forms is {setting!r}, not 'auto' or 'plain'")
+  if setting == 'plain':
+    return PLAIN
+  return _FASTEST.get(platform, PLAIN)

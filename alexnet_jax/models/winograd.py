@@ -1,0 +1,174 @@
+"""Convolutions without stride by fewer multiplications: Winograd's way.
+
+Several rows of the output are computed together from transformed rows of input
+and kernel: m rows of a kernel of r rows take m + r - 1 products instead of m r
+(Winograd 1980, Arithmetic Complexity of Computations; Lavin and Gray 2016, Fast
+Algorithms for Convolutional Neural Networks, section 4). Each product is a
+convolution along the columns. Only rows are transformed: of both, the
+transformations would cost what they save.
+"""
+
+from collections.abc import Callable
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+# Where the polynomials behind it are evaluated, besides infinity. Rounding
+# errors grow with the number of points.
+_POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+
+# (images [batch, 1 row, width, channels], kernel, padding of the columns)
+Columns = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
+
+
+def num_rows(height: int, width: int) -> int:
+  """Rows that are best computed together; 1: nothing is gained.
+
+  Args:
+    height: of the output.
+    width: of the kernel.
+  """
+  most = len(_POINTS) + 2 - width
+  # Products for the whole output, of which the last rows may be beyond it.
+  return min(
+    range(1, max(1, most) + 1),
+    key=lambda rows: -(-height // rows) * (rows + width - 1),
+  )
+
+
+@functools.cache
+def matrices(rows: int, width: int) -> tuple[np.ndarray, ...]:
+  """The transformations of Toom and Cook.
+
+  y = output @ ((kernel @ g) * (image @ d)) is the correlation of
+  d [rows + width - 1] with g [width], for every d and g.
+
+  Args:
+    rows: of the output, computed together.
+    width: of the kernel.
+
+  Returns:
+    (output [rows, n], kernel [n, width], image [n, n]), float64, with
+    n = rows + width - 1 products.
+  """
+  count = rows + width - 1
+  points = np.array(_POINTS[: count - 1])
+  output, kernel = np.zeros((rows, count)), np.zeros((count, width))
+  image = np.zeros((count, count))
+  for j, point in enumerate(points):
+    others = np.delete(points, j)
+    output[:, j] = point ** np.arange(rows)
+    kernel[j] = point ** np.arange(width) / np.prod(point - others)
+    image[j, :-1] = np.atleast_1d(np.poly(others))[::-1]
+  output[-1, -1] = kernel[-1, -1] = 1  # infinity
+  image[-1] = np.poly(points)[::-1]
+  return output, kernel, image
+
+
+def convolve(
+  images: jax.Array,
+  kernel: jax.Array,
+  padding: tuple[tuple[int, int], tuple[int, int]],
+  columns: Columns,
+) -> jax.Array:
+  """A convolution without stride.
+
+  Args:
+    images: [batch, height, width, channels].
+    kernel: [rows, columns, channels, features].
+    padding: ((top, bottom), (left, right)), in pixels.
+    columns: convolves along the columns.
+
+  Returns:
+    [batch, height, width, features].
+  """
+  width = len(kernel)
+  height = images.shape[1] + sum(padding[0]) - width + 1
+  rows = num_rows(height, width)
+  output, weights, image = matrices(rows, width)
+  products = [
+    columns(part, turned, padding[1])
+    for part, turned in zip(
+      _combined(image, _lines(images, padding[0][0], rows, len(image), height)),
+      _combined(weights, [kernel[i : i + 1] for i in range(width)]),
+      strict=True,
+    )
+  ]
+  lines = _combined(output, products)
+  # [batch, blocks of rows, rows, width, features]
+  blocks = jnp.stack(
+    [line.reshape(len(images), -1, *line.shape[2:]) for line in lines], 2
+  )
+  return blocks.reshape(len(images), -1, *blocks.shape[3:])[:, :height]
+
+
+def kernel_gradient(
+  images: jax.Array,
+  gradient: jax.Array,
+  width: int,
+  padding: tuple[tuple[int, int], tuple[int, int]],
+  columns: Columns,
+) -> jax.Array:
+  """The gradient of `convolve` in its kernel.
+
+  Args:
+    images: [batch, height, width, channels].
+    gradient: of the output, [batch, height, width, features].
+    width: rows of the kernel.
+    padding: see `convolve`.
+    columns: (images, gradient, padding) -> gradient of a kernel of one row.
+
+  Returns:
+    [width, columns, channels, features].
+  """
+  height = gradient.shape[1]
+  rows = num_rows(height, width)
+  output, weights, image = matrices(rows, width)
+  products = [
+    columns(part, turned, padding[1])
+    for part, turned in zip(
+      _combined(image, _lines(images, padding[0][0], rows, len(image), height)),
+      _combined(output.T, _lines(gradient, 0, rows, rows, height)),
+      strict=True,
+    )
+  ]
+  return jnp.concatenate(_combined(weights.T, products), 0)
+
+
+def _lines(images, before, rows, count, height):
+  """Row i of each block, for i below `count`; a block begins every `rows`.
+
+  Returns:
+    Arrays [batch * blocks, 1, width, channels].
+  """
+  blocks = -(-height // rows)
+  length = (blocks - 1) * rows + count
+  padded = lax.pad(
+    images,
+    jnp.zeros((), images.dtype),
+    [(0, 0, 0), (before, length - before - images.shape[1], 0)]
+    + [(0, 0, 0)] * 2,
+  )
+  last = (blocks - 1) * rows + 1
+  return [
+    padded[:, i : i + last : rows].reshape(-1, 1, *images.shape[2:])
+    for i in range(count)
+  ]
+
+
+def _combined(matrix, parts):
+  """matrix @ parts, without the terms that are zero."""
+  return [
+    functools.reduce(
+      jnp.add,
+      [
+        part if factor == 1 else part * np.asarray(factor, part.dtype)
+        for factor, part in zip(line, parts, strict=True)
+        if factor
+      ],
+    )
+    for line in matrix
+  ]
