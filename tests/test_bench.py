@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from alexnet_jax.bench import end_to_end
 from tests.system import commands
 
 
@@ -24,3 +25,46 @@ def test_end_to_end_measures_all_three(tmp_path):
   assert result['loop_share'] == pytest.approx(shares[1])
   assert result['devices'].startswith('4 x')
   assert 'jax' in result['versions']
+  headrooms = [
+    a / b for a, b in zip(result['loader'], result['step'], strict=True)
+  ]
+  assert result['bottleneck'] == 'step'  # of synthetic images
+  assert result['headroom'] == pytest.approx(sorted(headrooms)[1])
+  assert 'the step is the bottleneck' in err
+  assert result['resident']['steps'] == [1, 4]
+  assert len(result['resident']['bytes']) == 3
+
+
+def test_the_bottleneck_is_the_slower_one_of_the_same_round():
+  """The machine is ten times as fast in the second round."""
+  step, loader = [100.0, 1000.0, 100.0], [50.0, 500.0, 20.0]
+  assert end_to_end.bottleneck(step, loader) == {
+    'bottleneck': 'loader',
+    'headroom': 2.0,
+  }
+  assert end_to_end.bottleneck(loader, step) == {
+    'bottleneck': 'step',
+    'headroom': 2.0,
+  }
+
+
+def test_memory_is_looked_at_early_and_late():
+  assert end_to_end.memory_steps(1) == (1, 1)
+  assert end_to_end.memory_steps(100) == (20, 80)
+  assert end_to_end.memory_steps(200) == (40, 200)
+  assert end_to_end.memory_steps(5000) == (40, 200)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='/proc is on Linux only')
+def test_memory_is_that_of_the_training_not_of_the_mean():
+  console = end_to_end._MemoryConsole((2, 4))
+  console.start(9, 0, 'image', 'mean of the pixels')
+  console.advance(2)
+  console.stop()
+  assert console.resident == {2: None, 4: None}
+  console.start(9, 0, 'step', 'training')
+  for step in range(1, 4):
+    console.advance(step)
+  console.stop()
+  assert console.resident[2] > 10e6
+  assert console.resident[4] is None

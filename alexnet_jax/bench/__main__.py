@@ -7,7 +7,9 @@ from alexnet_jax import command
 from alexnet_jax.bench import data
 from alexnet_jax.bench import end_to_end
 from alexnet_jax.bench import marvin
+from alexnet_jax.bench import plan
 from alexnet_jax.bench import scaling
+from alexnet_jax.bench import step
 
 
 def _parse(argv):
@@ -15,7 +17,7 @@ def _parse(argv):
     prog='python -m alexnet_jax.bench', description='Measures speed.'
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
-  for module in (data, end_to_end, marvin, scaling):
+  for module in (data, end_to_end, marvin, plan, scaling, step):
     module.add_arguments(commands)
   for subparser in commands.choices.values():
     subparser.add_argument('--json', action='store_true')

@@ -8,13 +8,20 @@ import sys
 import tempfile
 import time
 
+from alexnet_jax.bench import step_memory
 from alexnet_jax.bench.arguments import positive
+from alexnet_jax.training.console import Console
 
 _DESCRIPTION = """\
 Images per second of the bare train step (one batch that stays on the devices),
 of the loader alone, and of the whole training loop with loader, metrics and
 event files, in turn in every round; without compilation, evaluation and saving.
-Medians over the rounds, and the loop's share of the bare step."""
+Medians over the rounds, the loop's share of the bare step, which of step and
+loader holds up the loop, and the resident memory early and late in a loop."""
+
+# Steps of the loop after which its memory is looked at; with fewer steps, the
+# ends of the first and the last fifth.
+_MEMORY_STEPS = (40, 200)
 
 
 def add_arguments(commands) -> None:
@@ -53,12 +60,16 @@ def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
 
   Returns:
     {step, loader, loop: images per second of each round; medians; loop_share:
-    the median over the rounds of loop / step}, with devices and versions.
+    the median over the rounds of loop / step; bottleneck: step or loader, the
+    slower one; headroom: the median over the rounds of the other one's images
+    per second by its; resident: {steps: early and late in the loop, bytes: at
+    these in each round}}, with devices and versions.
   """
   import jax
 
   from alexnet_jax.training.checkpoint import versions
 
+  resident = {'steps': memory_steps(num_steps), 'bytes': []}
   with tempfile.TemporaryDirectory() as folder:
     parts = _prepare(config, pathlib.Path(folder))
     time_step = _bare_step(parts, num_steps)
@@ -67,7 +78,9 @@ def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
       rows['step'].append(time_step())
       rows['loader'].append(_loader(parts, num_steps))
       workdir = f'{folder}/{number}'
-      rows['loop'].append(_loop(config, workdir, num_steps))
+      rate, memory = _loop(config, workdir, num_steps)
+      rows['loop'].append(rate)
+      resident['bytes'].append(memory)
       latest = {name: round(values[-1]) for name, values in rows.items()}
       print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
   shares = [a / b for a, b in zip(rows['loop'], rows['step'], strict=True)]
@@ -75,25 +88,59 @@ def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
     **rows,
     'median': {k: statistics.median(v) for k, v in rows.items()},
     'loop_share': statistics.median(shares),
+    **bottleneck(rows['step'], rows['loader']),
+    'resident': resident,
     'global_batch_size': config.global_batch_size,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     'versions': versions(),
   }
+  _show(result, num_rounds, num_steps)
+  return result
+
+
+def bottleneck(step: list[float], loader: list[float]) -> dict:
+  """{bottleneck, headroom} of images per second in the same rounds."""
+  ratio = statistics.median(b / a for a, b in zip(step, loader, strict=True))
+  if ratio < 1:
+    inverse = statistics.median(
+      a / b for a, b in zip(step, loader, strict=True)
+    )
+    return {'bottleneck': 'loader', 'headroom': inverse}
+  return {'bottleneck': 'step', 'headroom': ratio}
+
+
+def memory_steps(num_steps: int) -> tuple[int, int]:
+  """Steps of a loop after which its memory is compared."""
+  if num_steps >= _MEMORY_STEPS[1]:
+    return _MEMORY_STEPS
+  return max(1, num_steps // 5), max(1, num_steps * 4 // 5)
+
+
+def _show(result, num_rounds, num_steps):
   medians = ', '.join(f'{k} {v:.0f}' for k, v in result['median'].items())
+  other = 'loader' if result['bottleneck'] == 'step' else 'step'
   print(
     f'images per second, medians of {num_rounds} rounds of {num_steps} steps of'
-    f' {config.global_batch_size} on {result["devices"]}: {medians}; the loop'
-    f' reaches {result["loop_share"]:.1%} of the bare step',
+    f' {result["global_batch_size"]} on {result["devices"]}: {medians}; the'
+    f' loop reaches {result["loop_share"]:.1%} of the bare step\nthe'
+    f' {result["bottleneck"]} is the bottleneck: the {other} alone is'
+    f' {result["headroom"]:.2f} times as fast',
     file=sys.stderr,
   )
-  return result
+  first, last = result['resident']['steps']
+  for number, (before, after) in enumerate(result['resident']['bytes'], 1):
+    if before and after:
+      print(
+        f'resident memory in the loop of round {number}: {before / 1e6:,.1f} MB'
+        f' at step {first}, {after / 1e6:,.1f} MB at step {last}',
+        file=sys.stderr,
+      )
 
 
 def _prepare(config, path):
   from alexnet_jax.training import guards
   from alexnet_jax.training import parallel
   from alexnet_jax.training import setup
-  from alexnet_jax.training.console import Console
 
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
@@ -146,16 +193,42 @@ def _loader(parts, num_steps):
 
 
 def _loop(config, workdir, num_steps):
-  """A real run; its first step compiles and is not timed."""
+  """A real run: (images per second, resident bytes at `memory_steps`).
+
+  Its first step compiles and is not timed.
+  """
   from alexnet_jax.training import guards
   from alexnet_jax.training import loop
-  from alexnet_jax.training.console import Console
 
   config = config.copy_and_resolve_references()
   config.num_epochs, config.num_steps = 0.0, num_steps + 1
   config.eval_every_epochs, config.eval_every_steps = 0.0, num_steps + 1
   config.save_every_epochs, config.save_every_steps = 0.0, 0
+  steps = memory_steps(num_steps)
+  console = _MemoryConsole(steps)
   result = loop.train_and_evaluate(
-    config, workdir, guards.StopSignal(), Console(io.StringIO())
+    config, workdir, guards.StopSignal(), console
   )
-  return result['images_per_second']
+  return result['images_per_second'], [console.resident[s] for s in steps]
+
+
+class _MemoryConsole(Console):
+  """Shows nothing; looks at the memory after some steps of the training.
+
+  Attributes:
+    resident: {step: bytes, or None where the system does not tell}.
+  """
+
+  def __init__(self, steps):
+    super().__init__(io.StringIO())
+    self.resident = dict.fromkeys(steps)
+    self._unit = ''
+
+  def start(self, total, done, unit, what):
+    super().start(total, done, unit, what)
+    self._unit = unit  # also images, of which the mean is taken
+
+  def advance(self, done):
+    super().advance(done)
+    if self._unit == 'step' and done in self.resident:
+      self.resident[done] = step_memory.resident_bytes('VmRSS')

@@ -1,0 +1,173 @@
+"""The flags of XLA that matter for training on GPUs, in one place.
+
+They are given in XLA_FLAGS before JAX starts. An unknown flag there ends the
+process, whatever the device, so each is looked up in the libraries that would
+read it; and none is given unless there is a GPU. What a user has set in
+XLA_FLAGS stays. This module imports no jax.
+
+What they change was seen in programs compiled for eight GPUs (jax 0.10.2, the
+network in one tower in bfloat16, batches of 1,024 a device), and never timed:
+
+- As XLA compiles it by itself, the three all-reduces of the gradients come at
+  the end, one after the other. The dense layers' gradients, 94 % of the bytes,
+  are even computed there, after the backward pass of the convolutions, though
+  their operands are there before it: the scheduler has one collective under
+  way at a time, and begins at the end of the program.
+- With the flags those of the dense layers start before any convolution's
+  backward pass, each as soon as its gradient is there, and are waited for at
+  the update. For an A100 that takes the first flag, too: without it they start
+  as early, but are waited for at once.
+- On one device they change nothing.
+
+Tried and left alone: xla_gpu_enable_analytical_sol_latency_estimator, with
+which the schedule stays the same; command buffers and Triton's matrix products,
+whose worth is a matter of time, which only a GPU can tell.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+import dataclasses
+import functools
+import importlib.util
+import mmap
+import pathlib
+
+_PLUGINS = ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')
+_PLATFORMS = ('cuda', 'gpu')
+# Where Linux shows NVIDIA's driver; the last one under WSL.
+_DEVICES = ('/dev/nvidiactl', '/dev/nvidia0', '/dev/dxg')
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A flag of XLA.
+
+  Attributes:
+    name: without dashes.
+    value: that training wants.
+    reason: why.
+  """
+
+  name: str
+  value: bool | int
+  reason: str
+
+  @property
+  def text(self) -> str:
+    """As XLA_FLAGS has it."""
+    value = str(self.value).lower()  # true, not True
+    return f'--{self.name}={value}'
+
+
+FLAGS = (
+  Flag(
+    'xla_gpu_enable_latency_hiding_scheduler',
+    True,
+    'the scheduler puts work between the start and the end of an all-reduce; on'
+    ' by itself for an H100, not for an A100',
+  ),
+  Flag(
+    'xla_gpu_experimental_parallel_collective_overlap_limit',
+    16,
+    'the scheduler may have as many all-reduces under way; with one at a time'
+    ' the dense layers wait for the convolutions. NCCL runs them in the order'
+    ' of their starts',
+  ),
+  Flag(
+    'xla_gpu_experimental_collective_start_as_early_as_possible',
+    True,
+    'an all-reduce starts as soon as its gradients are there',
+  ),
+  Flag(
+    'xla_gpu_all_reduce_combine_threshold_bytes',
+    4_000_000,
+    'all-reduces are combined up to this size (30 MB otherwise): the largest'
+    ' ones stay alone and need no copy, the head does not wait for the'
+    " convolutions, and these go in pieces, of which only the last one's time"
+    ' cannot be hidden',
+  ),
+)
+
+
+def with_defaults(environ: Mapping[str, str]) -> dict[str, str]:
+  """What to set in the environment before jax is imported.
+
+  Args:
+    environ: of the process.
+
+  Returns:
+    {'XLA_FLAGS': the user's flags and those of FLAGS that are not among them};
+    {} if there is nothing to add: without a GPU, without JAX's plugin for it,
+    or where XLA_FLAGS names a file.
+  """
+  given = environ.get('XLA_FLAGS', '').strip()
+  if not _wants_gpu(environ) or (given and not given.startswith('-')):
+    return {}
+  added = [flag.text for flag in _missing(given, FLAGS)]
+  return {'XLA_FLAGS': ' '.join(filter(None, [given, *added]))} if added else {}
+
+
+def compiler_options(environ: Mapping[str, str]) -> dict[str, bool | int]:
+  """The same for one compilation: what `jax.stages.Lowered.compile` takes.
+
+  Args:
+    environ: of the process; a flag in its XLA_FLAGS is left out.
+  """
+  return {
+    flag.name: flag.value
+    for flag in _missing(environ.get('XLA_FLAGS', ''), FLAGS)
+  }
+
+
+def plugin_libraries() -> list[pathlib.Path]:
+  """Libraries of XLA's compiler for CUDA that are installed."""
+  return [
+    library
+    for plugin in _PLUGINS
+    for folder in _folders(plugin)
+    for library in sorted(folder.glob('xla_cuda_plugin*'))
+  ]
+
+
+def _wants_gpu(environ):
+  """Whether JAX is going to use an NVIDIA GPU, found out without JAX."""
+  platforms = environ.get('JAX_PLATFORMS', '')
+  if platforms and not set(_PLATFORMS) & set(platforms.split(',')):
+    return False
+  return any(pathlib.Path(path).exists() for path in _DEVICES) and bool(
+    plugin_libraries()
+  )
+
+
+def _missing(given, flags):
+  """The flags that are not given, and that every library knows."""
+  names = {part.lstrip('-').partition('=')[0] for part in given.split()}
+  libraries = [
+    *plugin_libraries(),
+    *(p for f in _folders('jaxlib') for p in f.glob('libjax_common*')),
+  ]
+  wanted = [flag for flag in flags if flag.name not in names]
+  known = _known(tuple(libraries), tuple(flag.name for flag in wanted))
+  return [flag for flag in wanted if flag.name in known]
+
+
+@functools.cache
+def _known(libraries, names: Iterable[str]) -> frozenset[str]:
+  """The names that are in all libraries."""
+  found = set(names)
+  for library in libraries:
+    with (
+      library.open('rb') as file,
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+      found = {n for n in found if content.find(n.encode()) >= 0}
+  return frozenset(found)
+
+
+def _folders(package) -> list[pathlib.Path]:
+  try:
+    spec = importlib.util.find_spec(package)
+  except ModuleNotFoundError:  # of the package around it
+    return []
+  places = spec.submodule_search_locations if spec else None
+  return [pathlib.Path(place) for place in places or ()]

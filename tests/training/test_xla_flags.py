@@ -1,0 +1,117 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_jax.training import xla_flags
+
+LIMIT, EARLY, COMBINE = (
+  'xla_gpu_experimental_parallel_collective_overlap_limit',
+  'xla_gpu_experimental_collective_start_as_early_as_possible',
+  'xla_gpu_all_reduce_combine_threshold_bytes',
+)
+
+
+@pytest.fixture
+def gpu(tmp_path, monkeypatch):
+  """A machine with a GPU and a plugin that knows all flags but one."""
+  device = tmp_path / 'nvidia0'
+  device.touch()
+  names = [flag.name for flag in xla_flags.FLAGS if flag.name != EARLY]
+  library = tmp_path / 'xla_cuda_plugin.so'
+  library.write_bytes(b'\0'.join(name.encode() for name in names))
+  monkeypatch.setattr(xla_flags, '_DEVICES', (str(device),))
+  monkeypatch.setattr(xla_flags, 'plugin_libraries', lambda: [library])
+  return device
+
+
+def test_defaults_join_what_the_user_has_set(gpu):
+  own = f'--xla_dump_to=/tmp/x --{COMBINE}=7'
+  (text,) = xla_flags.with_defaults({'XLA_FLAGS': own}).values()
+  flags = dict(part.split('=') for part in text.split())
+  assert text.startswith(own)
+  assert flags.pop('--xla_dump_to') == '/tmp/x'
+  assert flags.pop(f'--{COMBINE}') == '7'
+  assert flags.pop(f'--{LIMIT}') == '16'
+  assert flags.pop('--xla_gpu_enable_latency_hiding_scheduler') == 'true'
+  assert flags == {}  # the one that the plugin does not know is left out
+
+
+def test_without_flags_of_the_user(gpu):
+  (text,) = xla_flags.with_defaults({}).values()
+  assert text.startswith('--xla_gpu_')
+  assert xla_flags.with_defaults({'XLA_FLAGS': text}) == {}
+
+
+@pytest.mark.parametrize(
+  'environ',
+  [
+    {'JAX_PLATFORMS': 'cpu'},
+    {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_dump_to=/tmp/x'},
+    {'XLA_FLAGS': '/etc/xla_flags.txt'},  # a file, which XLA reads
+  ],
+)
+def test_where_nothing_is_added(gpu, environ):
+  assert xla_flags.with_defaults(environ) == {}
+
+
+@pytest.mark.parametrize('platforms', ['', 'cuda', 'gpu', 'cuda,cpu'])
+def test_platforms_that_may_be_a_gpu(gpu, platforms):
+  assert xla_flags.with_defaults({'JAX_PLATFORMS': platforms})
+
+
+def test_a_machine_without_a_gpu(gpu, monkeypatch):
+  gpu.unlink()
+  assert xla_flags.with_defaults({}) == {}
+
+
+def test_a_machine_without_the_plugin(gpu, monkeypatch):
+  monkeypatch.setattr(xla_flags, 'plugin_libraries', list)
+  assert xla_flags.with_defaults({}) == {}
+
+
+def test_for_one_compilation(gpu):
+  options = xla_flags.compiler_options({'XLA_FLAGS': f'--{COMBINE}=7'})
+  assert options == {
+    'xla_gpu_enable_latency_hiding_scheduler': True,
+    LIMIT: 16,
+  }
+
+
+@pytest.mark.parametrize('flag', xla_flags.FLAGS, ids=lambda flag: flag.name)
+def test_this_jax_knows_them(flag):
+  """An unknown one would end the process; jaxlib reads those of GPUs, too."""
+  environ = {
+    **os.environ,
+    'XLA_FLAGS': flag.text,
+    'JAX_PLATFORMS': 'cpu',
+  }
+  code = 'import jax; print(int(jax.numpy.ones(3).sum()))'
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env=environ,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.stdout == '3\n', done.stderr
+
+
+def test_an_unknown_flag_is_left_out(monkeypatch):
+  unknown = xla_flags.Flag('xla_gpu_no_such_thing_at_all', 1, '')
+  monkeypatch.setattr(xla_flags, 'FLAGS', (unknown, *xla_flags.FLAGS))
+  assert set(xla_flags.compiler_options({})) == {
+    flag.name for flag in xla_flags.FLAGS[1:]
+  }
+
+
+def test_it_does_not_import_jax():
+  code = (
+    'import sys; from alexnet_jax.training import xla_flags;'
+    ' xla_flags.with_defaults({}); print("jax" in sys.modules)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == 'False\n'
