@@ -194,6 +194,7 @@ def make_steps(
       step.train_step,
       donate_state=True,
       ema_decay=config.ema_decay,
+      reduction_dtype=config.reduction_dtype,
       **training,
     ),
     mapped(step.grad_step, **training),

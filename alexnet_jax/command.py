@@ -8,6 +8,7 @@ import logging
 import sys
 
 from alexnet_jax import errors
+from alexnet_jax import jax_start
 
 _LOG_FORMAT = '%(levelname)s %(message)s'
 _prefix = ''
@@ -42,6 +43,7 @@ def run(
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable
+  jax_start.apply()
   try:
     result = function()
   except BaseException as error:

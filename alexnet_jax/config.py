@@ -56,6 +56,8 @@ def make_config() -> ml_collections.ConfigDict:
   config.histogram_every_evals = 5  # of parameters and gradients; 0: never
   config.report = True  # tables and pictures at the end of a run
   config.parallel = 'pmap'  # or shard_map: the same numbers
+  # Of the gradients on their way between devices; bfloat16 halves the bytes.
+  config.reduction_dtype = 'float32'
   # Of the network's operations: auto, the fastest known on the device, or
   # plain, as one writes them first. They differ in nothing but roundings.
   config.forms = 'auto'

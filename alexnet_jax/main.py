@@ -37,6 +37,11 @@ def _parse(argv):
     action='store_true',
     help='one train step, one evaluation batch, one save and restore; stop',
   )
+  parser.add_argument(
+    '--profile',
+    action='store_true',
+    help="write a trace of steps 10 to 20 into the run's folder",
+  )
   command.add_json(parser)
   _add_processes(parser)
   return parser.parse_known_args(argv)
@@ -142,7 +147,9 @@ def _train(arguments, config, stop, together):
 
   workdir = arguments.workdir or f'runs/{recipes.name(arguments.config)}'
   result = loop.train_and_evaluate(
-    config, workdir, stop, console, processes=together
+    *(config, workdir, stop, console),
+    processes=together,
+    profile=arguments.profile,
   )
   if config.report and together.is_first:
     _report(workdir, config.data.path, stop)

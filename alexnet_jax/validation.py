@@ -21,6 +21,7 @@ from alexnet_jax.training.schedule import RATE_SCALINGS
 CHOICES = {
   'parallel': ('pmap', 'shard_map'),
   'forms': ('auto', 'plain'),
+  'reduction_dtype': ('float32', 'bfloat16'),
   'data.source': KINDS,
   'data.crop': CROPS,
   'data.mean': ('channel', 'image', 'none'),

@@ -27,6 +27,8 @@ from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import duration
 from alexnet_jax.training.processes import ALONE
 from alexnet_jax.training.processes import Processes
+from alexnet_jax.training.profiling import FOLDER
+from alexnet_jax.training.profiling import Profile
 from alexnet_jax.training.run import Live
 from alexnet_jax.training.run import Run
 from alexnet_jax.training.shared_checkpoints import SharedCheckpoints
@@ -39,6 +41,7 @@ def train_and_evaluate(
   console: Console,
   on_evaluation: Callable[[int, dict], None] = lambda step, values: None,
   processes: Processes = ALONE,
+  profile: bool = False,
 ) -> dict | None:
   """Trains from the newest checkpoint of `workdir`, or from the beginning.
 
@@ -50,6 +53,7 @@ def train_and_evaluate(
     on_evaluation: called with the step and the metrics of each evaluation,
       before it is saved; what it raises ends the run.
     processes: of the run. Only the first one touches the folder.
+    profile: whether the first one traces some steps, see `profiling`.
 
   Returns:
     The last evaluation's metrics, step, parameters, state_digest and
@@ -85,7 +89,8 @@ def train_and_evaluate(
     if processes.is_first:
       setup.write_config(config, path)
     announce.show_start(run, live)
-    _loop(run, live, on_evaluation)
+    traced = path / FOLDER if profile and processes.is_first else None
+    _loop(run, live, on_evaluation, Profile(traced, live.step))
     checkpoints.wait()
     live.writer.step_losses(live.step, live.progress.step_losses, last=True)
     _restore_best(run, live)
@@ -103,7 +108,7 @@ def _own_folder(path):
   return locks.lock(path, busy)
 
 
-def _loop(run: Run, live: Live, on_evaluation) -> None:
+def _loop(run: Run, live: Live, on_evaluation, profile: Profile) -> None:
   """Trains to the end, or to a signal."""
   config, durations, progress = run.config, run.durations, live.progress
   key = run.replicate(assemble.dropout_key(config))
@@ -124,12 +129,15 @@ def _loop(run: Run, live: Live, on_evaluation) -> None:
       batch = live.batches.take()
       if _histograms_due(run, live):
         _write_histograms(run, live, batch, key)
+      profile.before(live.step)
       # Whatever crosses to the devices here without being asked to would make
       # them wait in every step.
       with jax.transfer_guard_host_to_device('disallow'):
         train = run.steps_at(live.step).train
         live.state, sums = train(live.state, batch, key)
       live.step += 1
+      if traced := profile.after(live.step, sums):
+        run.console.line(traced)
       live.batches.fetch()  # while the devices work
       live.log.add(live.step, sums)
       live.speed.count(live.log)
@@ -151,6 +159,8 @@ def _loop(run: Run, live: Live, on_evaluation) -> None:
   finally:
     live.speed.pause()
     run.console.stop()
+    if traced := profile.stop():
+      run.console.line(f'{traced}; the run ended before')
 
 
 def _unfreeze(run, live):

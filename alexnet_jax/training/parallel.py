@@ -1,7 +1,6 @@
 """The devices: mapping of step functions, and arrays on their way to them."""
 
 from collections.abc import Callable
-import functools
 import time
 
 import jax
@@ -117,9 +116,12 @@ def map_over_devices(
   """
   donated = (0,) if donate_state else ()
 
-  @functools.wraps(function)
   def positional(state, batch, *rest):
     return function(state, batch, *rest)
+
+  # What profiles and kept programs are called; `function` may be a partial.
+  name = getattr(function, 'func', function).__name__
+  positional.__name__ = positional.__qualname__ = name
 
   if kind == 'pmap':
     mapped = {}
@@ -154,6 +156,7 @@ def map_over_devices(
       check_vma=False,
     )(state, batch, *rest)
 
+  sharded.__name__ = sharded.__qualname__ = name
   return jax.jit(sharded, donate_argnums=donated)
 
 

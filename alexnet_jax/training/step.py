@@ -130,6 +130,7 @@ def train_step(
   objective: Objective = PLAIN,
   max_examples: int = 0,
   ema_decay: float = 0.0,
+  reduction_dtype: str = 'float32',
 ):
   """One update from one global batch, of which this device has a part.
 
@@ -147,6 +148,8 @@ def train_step(
     ema_decay: share of the averaged parameters that a step keeps; in update
       t + 1 at most (1 + t) / (10 + t), as in TensorFlow's moving averages. The
       statistics of batch norms are averages anyway, of the plain parameters.
+    reduction_dtype: in which the gradients go to the other devices and are
+      summed.
 
   Returns:
     (state after, sums over the global batch); see `metrics.example_sums`. If
@@ -161,10 +164,20 @@ def train_step(
   )
   # The only reduction of gradients. Every device has as many examples as the
   # others, so the mean of the means is the mean over the global batch.
-  grads, batch_stats = lax.pmean((grads, batch_stats), axis_name)
+  grads = _mean_over_devices(grads, axis_name, reduction_dtype)
+  batch_stats = lax.pmean(batch_stats, axis_name)
   state = _update(state, grads, objective.frozen, ema_decay)
   state = state.replace(batch_stats=batch_stats)
   return state, lax.psum(sums, axis_name)
+
+
+def _mean_over_devices(grads, axis_name, dtype):
+  sent = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
+  return jax.tree.map(
+    lambda mean, leaf: mean.astype(leaf.dtype),
+    lax.pmean(sent, axis_name),
+    grads,
+  )
 
 
 def _update(state, grads, frozen, ema_decay):

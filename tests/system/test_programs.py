@@ -1,0 +1,90 @@
+"""Programs that a run compiles, keeps and traces."""
+
+import json
+import os
+import sys
+
+from alexnet_jax import jax_start
+from tests.system import commands
+
+COUNTING = """
+import functools, json, sys
+from alexnet_jax import main
+from alexnet_jax.training import step
+counts = {'train_step': 0, 'eval_step': 0}
+def counted(name, function):
+  @functools.wraps(function)
+  def call(*arguments, **options):
+    counts[name] += 1
+    return function(*arguments, **options)
+  return call
+for name in counts:
+  setattr(step, name, counted(name, getattr(step, name)))
+code = main.main(sys.argv[1:])
+print(json.dumps(counts))
+sys.exit(code)
+"""
+
+
+def test_nothing_is_traced_twice(tmp_path):
+  """With drops of the rate, evaluations, saves and a resume."""
+  recipe = commands.write_recipe(
+    tmp_path, schedule__patience=1, schedule__threshold=1.0
+  )
+  workdir = tmp_path / 'run'
+  for steps in (20, 40):  # the second one resumes
+    code, out, err = commands.run(
+      *(sys.executable, '-c', COUNTING, '--config', recipe),
+      *('--workdir', workdir, f'--config.num_steps={steps}'),
+    )
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1]) == {'train_step': 1, 'eval_step': 1}
+    assert 'a plateau of eval/top1' in err
+  assert 'goes on from checkpoint 20' in err
+
+
+def test_a_trace_of_ten_steps(tmp_path):
+  recipe = commands.write_recipe(tmp_path, num_steps=24)
+  for place, steps in (('run', 24), ('short', 12)):
+    code, _, err = commands.run(
+      *(*commands.MAIN, '--config', recipe, '--profile'),
+      *('--workdir', tmp_path / place, f'--config.num_steps={steps}'),
+    )
+    assert code == 0, err
+    folder = tmp_path / place / 'profile'
+    assert f'a trace of steps 10 to 20: {folder}' in err
+    assert ('the run ended before' in err) == (place == 'short')
+    assert any(file.suffix == '.pb' for file in folder.rglob('*'))
+
+
+def test_programs_are_kept_where_the_user_keeps_such_things(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  folder = jax_start.programs_folder()
+  assert folder.parent == tmp_path / 'cache' / 'alexnet_jax'
+  recipe = commands.write_recipe(tmp_path, num_steps=4, parallel='shard_map')
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(('JAX_COMPILATION_CACHE', 'JAX_PERSISTENT'))
+  }
+  kept = []
+  for place in ('first', 'second'):
+    process = commands.start(
+      *('env', '-i', *(f'{n}={v}' for n, v in environment.items())),
+      *(*commands.MAIN, '--config', recipe, '--workdir', tmp_path / place),
+    )
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    kept.append({file.name for file in folder.glob('*-cache')})
+  assert kept[0] == kept[1]
+  assert any('train_step' in name for name in kept[0])
+
+
+def test_what_the_user_set_stays(monkeypatch):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/somewhere')
+  monkeypatch.setenv('XLA_FLAGS', '--xla_of_the_user=1')
+  jax_start.apply()
+  assert os.environ['JAX_COMPILATION_CACHE_DIR'] == '/somewhere'
+  assert os.environ['XLA_FLAGS'] == '--xla_of_the_user=1'

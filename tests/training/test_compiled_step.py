@@ -1,0 +1,81 @@
+"""What the compiled steps have, and what they must not have."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import assemble
+from alexnet_jax import recipes
+from alexnet_jax.training import parallel
+
+OVERRIDES = (
+  *('--config=configs/quickstart.py', '--config.parallel=shard_map'),
+  *('--config.global_batch_size=8', '--config.model.groups=(1,2,1,2,2)'),
+)
+
+
+def compiled(*overrides):
+  config = recipes.load_config([*OVERRIDES, *overrides])
+  mesh = parallel.make_mesh()
+  model = assemble.make_model(config, 10)
+  state = parallel.replicate(assemble.make_state(config, model), mesh)
+  steps = assemble.make_steps(config, mesh, np.zeros(3, np.float32))
+  size = config.data.crop_size
+  batch = {
+    'image': np.zeros((8, size, size, 3), np.uint8),
+    'label': np.zeros(8, np.int32),
+    'flip': np.zeros(8, bool),
+  }
+  batch = parallel.batch_to_devices(batch, mesh, 'shard_map')
+  lowered = steps.train.lower(state, batch, assemble.dropout_key(config))
+  return state, lowered.compile().as_text()
+
+
+@pytest.fixture(scope='module')
+def train_step():
+  return compiled()
+
+
+def test_every_array_of_the_state_is_donated(train_step):
+  state, text = train_step
+  aliases = re.search(r'input_output_alias=\{(.*?)\}, entry', text)[1]
+  pairs = re.findall(r'\{(\d+)\}: \((\d+), \{\}, [\w-]+\)', aliases)
+  count = len(jax.tree.leaves(state))
+  assert sorted(int(output) for output, _ in pairs) == list(range(count))
+  assert sorted(int(given) for _, given in pairs) == list(range(count))
+
+
+def test_no_callback_no_float64_no_scatter_of_pixels(train_step):
+  _, text = train_step
+  assert ' f64[' not in text
+  assert 'callback' not in text
+  assert 'select-and-scatter' not in text
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_are_reduced_in_the_dtype_that_is_asked_for(dtype):
+  """Before the CPU's compiler, which sums bfloat16 in float32."""
+  config = recipes.load_config(
+    [*OVERRIDES, f'--config.reduction_dtype={dtype}']
+  )
+  mesh = parallel.make_mesh()
+  model = assemble.make_model(config, 10)
+  state = jax.eval_shape(lambda: assemble.make_state(config, model))
+  steps = assemble.make_steps(config, mesh, np.zeros(3, np.float32))
+  size = config.data.crop_size
+  batch = {
+    'image': jax.ShapeDtypeStruct((8, size, size, 3), np.uint8),
+    'label': jax.ShapeDtypeStruct((8,), np.int32),
+  }
+  key = jax.ShapeDtypeStruct((2,), np.uint32)
+  text = str(jax.make_jaxpr(steps.train)(state, batch, key))
+  reduced = re.findall(r':(\w+)\[([\d,]*)\][^\n]* = psum', text)
+  kernels = {
+    ','.join(map(str, leaf.shape)) for leaf in jax.tree.leaves(state.params)
+  }
+  assert reduced
+  names = {'float32': 'f32', 'bfloat16': 'bf16'}
+  seen = {kind for kind, shape in reduced if shape in kernels}
+  assert seen == {names[dtype]}
