@@ -82,16 +82,13 @@ def make_loader(config, split: str) -> loader_lib.Loader:
   )
 
 
-def make_model(
-  config, num_classes: int, platform: str | None = None
-) -> AlexNet:
+def make_model(config, num_classes: int, device=None) -> AlexNet:
   """The network of the config for `num_classes` classes of the data.
 
   Args:
     config: of the run.
     num_classes: of the data.
-    platform: of the devices that compute it, as of `jax.Device.platform`; None:
-      of those that are here.
+    device: a `jax.Device` like those that compute it; None: like those here.
 
   Raises:
     UserError: if config.model.num_classes is set to another number.
@@ -107,7 +104,7 @@ def make_model(
   return AlexNet(
     **fields,
     axis_name=parallel.AXIS,
-    forms=forms.chosen(config.forms, platform or jax.default_backend()),
+    forms=forms.chosen(config.forms, device or jax.devices()[0]),
   )
 
 

@@ -133,9 +133,7 @@ def _traced(config, target, count):
       tree,
     )
 
-  model = assemble.make_model(
-    config, num_classes(config), platform=devices[0].platform
-  )
+  model = assemble.make_model(config, num_classes(config), device=devices[0])
   state = jax.eval_shape(lambda: assemble.make_state(config, model))
   key = jax.eval_shape(lambda: assemble.dropout_key(config))
   batch = batch_shapes(config)

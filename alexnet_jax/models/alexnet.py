@@ -7,7 +7,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from alexnet_jax.models import fused
 from alexnet_jax.models import layers
+from alexnet_jax.models import tail
 from alexnet_jax.models.convolution import convolution
 from alexnet_jax.models.forms import Forms
 from alexnet_jax.models.forms import PLAIN
@@ -143,11 +145,15 @@ class AlexNet(nn.Module):
   def _convolution_block(self, x, number, updates_norm):
     index = number - 1
     groups = self.groups[index]
-    x = nn.Conv(
+    padding = _padding(self.paddings[index])
+    if self.forms.tail == 'fused' and number == 1:
+      x, padding = tail.padded(x, padding)
+    apart = tail.is_fused(self, number)
+    x = (tail.BiasApart if apart else nn.Conv)(
       self._scaled(self.channels[index], max(self.groups)),
       (self.kernels[index],) * 2,
       strides=(self.strides[index],) * 2,
-      padding=_padding(self.paddings[index]),
+      padding=padding,
       feature_group_count=groups,
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, 'conv', number),
@@ -160,6 +166,11 @@ class AlexNet(nn.Module):
       ),
       name=f'conv{number}',
     )(x)
+    if apart:
+      x, bias = x
+      if not tail.obstacle(self, x.shape, number):
+        return tail.apply(self, x, bias, number)
+      x += bias.astype(x.dtype)[None, None, None]
     x = self._relu_and(
       lambda x: self._normalise(x, number, updates_norm),
       x,
@@ -201,9 +212,11 @@ class AlexNet(nn.Module):
     return x
 
   def _relu_and(self, normalise, x):
+    # Where the ReLU's own output is enough for its gradient, cuDNN writes it.
+    relu = fused.relu if self.forms.tail == 'fused' else nn.relu
     if self.norm_before_relu:
-      return nn.relu(normalise(x))
-    return normalise(nn.relu(x))
+      return relu(normalise(x))
+    return normalise(relu(x))
 
   def _normalise(self, x, number, updates_norm):
     if self.norm == 'none' or number not in self.norm_layers:

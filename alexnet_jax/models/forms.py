@@ -10,6 +10,7 @@ FORMS = {
   'convolution': ('plain', 'ordered'),
   'lrn': ('plain', 'closed'),
   'max_pool': ('plain', 'compared'),
+  'tail': ('plain', 'fused'),
 }
 
 
@@ -21,11 +22,14 @@ class Forms:
     convolution: `plain` or `ordered`, see `convolution`.
     lrn: `plain` or `closed`, see `normalization.local_response_norm`.
     max_pool: `plain` or `compared`, see `pooling.max_pool`.
+    tail: of what follows a convolution: `plain` or, where it can be, `fused`,
+      see `fused`.
   """
 
   convolution: str = 'plain'
   lrn: str = 'plain'
   max_pool: str = 'plain'
+  tail: str = 'plain'
 
   def __post_init__(self):
     for name, allowed in FORMS.items():
@@ -48,16 +52,21 @@ PLAIN = Forms()
 # plan`): cuDNN has the gradients of convolutions.
 _FASTEST = {
   'cpu': Forms(convolution='ordered', lrn='closed', max_pool='compared'),
-  'gpu': Forms(lrn='closed', max_pool='compared'),
+  'gpu': Forms(lrn='closed', max_pool='compared', tail='fused'),
 }
 
 
-def chosen(setting: str, platform: str) -> Forms:
+# Of the GPUs that Pallas' Triton compiles for: NVIDIA's from Ampere on.
+_LEAST_CAPABILITY = 8.0
+
+
+def chosen(setting: str, device) -> Forms:
   """The forms for a device.
 
   Args:
     setting: config.forms: `auto` or `plain`.
-    platform: of the device: cpu, gpu, or another, which gets the plain forms.
+    device: a `jax.Device`, here or not; a platform that is not known gets the
+      plain forms.
 
   Raises:
     ValueError: if the setting is unknown.
@@ -66,4 +75,15 @@ def chosen(setting: str, platform: str) -> Forms:
     raise ValueError(f"forms is {setting!r}, not 'auto' or 'plain'")
   if setting == 'plain':
     return PLAIN
-  return _FASTEST.get(platform, PLAIN)
+  forms = _FASTEST.get(device.platform, PLAIN)
+  if forms.tail == 'fused' and not _has_triton(device):
+    return dataclasses.replace(forms, tail='plain')
+  return forms
+
+
+def _has_triton(device):
+  try:  # AMD's have names, such as gfx90a
+    capability = float(getattr(device, 'compute_capability', ''))
+  except ValueError:
+    return False
+  return capability >= _LEAST_CAPABILITY

@@ -33,7 +33,7 @@ def show_start(run, live) -> None:
       'batch size': _batch_sizes(config, run.mesh),
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
-      'forms': str(forms.chosen(config.forms, devices[0].platform)),
+      'forms': str(forms.chosen(config.forms, devices[0])),
       **frozen,
     },
   )
