@@ -11,6 +11,7 @@ from alexnet_jax.models import fused
 from alexnet_jax.models import layers
 from alexnet_jax.models import tail
 from alexnet_jax.models.convolution import convolution
+from alexnet_jax.models.dense import Dense
 from alexnet_jax.models.forms import Forms
 from alexnet_jax.models.forms import PLAIN
 from alexnet_jax.models.normalization import local_response_norm
@@ -246,7 +247,7 @@ class AlexNet(nn.Module):
     )(x)
 
   def _dense(self, x, width, role, number):
-    return nn.Dense(
+    return (Dense if self.forms.dense == 'early' else nn.Dense)(
       width,
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, role, number),

@@ -11,6 +11,7 @@ FORMS = {
   'lrn': ('plain', 'closed'),
   'max_pool': ('plain', 'compared'),
   'tail': ('plain', 'fused'),
+  'dense': ('plain', 'early'),
 }
 
 
@@ -24,12 +25,14 @@ class Forms:
     max_pool: `plain` or `compared`, see `pooling.max_pool`.
     tail: of what follows a convolution: `plain` or, where it can be, `fused`,
       see `fused`.
+    dense: `plain` or `early`, see `dense`.
   """
 
   convolution: str = 'plain'
   lrn: str = 'plain'
   max_pool: str = 'plain'
   tail: str = 'plain'
+  dense: str = 'plain'
 
   def __post_init__(self):
     for name, allowed in FORMS.items():
@@ -52,7 +55,7 @@ PLAIN = Forms()
 # plan`): cuDNN has the gradients of convolutions.
 _FASTEST = {
   'cpu': Forms(convolution='ordered', lrn='closed', max_pool='compared'),
-  'gpu': Forms(lrn='closed', max_pool='compared', tail='fused'),
+  'gpu': Forms(lrn='closed', max_pool='compared', tail='fused', dense='early'),
 }
 
 
