@@ -26,7 +26,14 @@ def apply() -> None:
   os.environ.update(xla_flags.with_defaults(os.environ))
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
-  values = {**_CACHE, 'JAX_COMPILATION_CACHE_DIR': str(programs_folder())}
+  try:
+    folder = programs_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # no home, or one that is read-only
+    return
+  if not os.access(folder, os.W_OK):
+    return
+  values = {**_CACHE, 'JAX_COMPILATION_CACHE_DIR': str(folder)}
   os.environ.update(values)
   if 'jax' in sys.modules:  # which reads the environment when it is imported
     import jax
@@ -41,6 +48,9 @@ def programs_folder() -> pathlib.Path:
 
   Programs for a CPU are of its instructions, and a home may be shared by
   machines: each kind has its own folder.
+
+  Raises:
+    RuntimeError: if there is neither a home nor XDG_CACHE_HOME.
   """
   cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(cache) / 'alexnet_jax' / f'programs_{_machine()}'

@@ -88,3 +88,11 @@ def test_what_the_user_set_stays(monkeypatch):
   jax_start.apply()
   assert os.environ['JAX_COMPILATION_CACHE_DIR'] == '/somewhere'
   assert os.environ['XLA_FLAGS'] == '--xla_of_the_user=1'
+
+
+def test_a_place_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
+  (tmp_path / 'cache').write_text('a file')
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  jax_start.apply()
+  assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
