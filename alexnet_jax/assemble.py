@@ -104,7 +104,7 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
   return AlexNet(
     **fields,
     axis_name=parallel.AXIS,
-    forms=forms.chosen(config.forms, device or jax.devices()[0]),
+    forms=forms.chosen(config.forms, device or parallel.first_device()),
   )
 
 
@@ -170,6 +170,7 @@ def make_steps(
   training = {
     'objective': objective,
     'max_examples': config.max_device_batch_size,
+    'reduction_dtype': config.reduction_dtype,
   }
 
   def mapped(function, donate_state=False, **more):
@@ -191,7 +192,6 @@ def make_steps(
       step.train_step,
       donate_state=True,
       ema_decay=config.ema_decay,
-      reduction_dtype=config.reduction_dtype,
       **training,
     ),
     mapped(step.grad_step, **training),

@@ -18,6 +18,7 @@ def run(
   function: Callable[[], dict | None],
   *,
   json_output: bool,
+  uses_jax: bool = True,
   exit_code: Callable[[dict], int] | None = None,
 ) -> int:
   """Calls a command's work and turns its outcome into an exit code.
@@ -27,6 +28,7 @@ def run(
       of the same run has it.
     json_output: whether the result is printed, as the last line of standard
       output; everything for people goes to standard error.
+    uses_jax: whether the command computes with it; see `jax_start`.
     exit_code: of a command that was done but may have bad news: what to return
       for its result. By default 0.
 
@@ -43,7 +45,8 @@ def run(
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable
-  jax_start.apply()
+  if uses_jax:
+    jax_start.apply()
   try:
     result = function()
   except BaseException as error:

@@ -58,8 +58,8 @@ def make_config() -> ml_collections.ConfigDict:
   config.parallel = 'pmap'  # or shard_map: the same numbers
   # Of the gradients on their way between devices; bfloat16 halves the bytes.
   config.reduction_dtype = 'float32'
-  # Of the network's operations: auto, the fastest known on the device, or
-  # plain, as one writes them first. They differ in nothing but roundings.
+  # Of the network's operations: auto, the best known for the device, or plain,
+  # as one writes them first. They differ in nothing but roundings.
   config.forms = 'auto'
   config.ema_decay = 0.0  # of averaged weights for evaluation; 0: none
 

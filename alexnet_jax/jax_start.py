@@ -6,13 +6,10 @@ import pathlib
 import platform
 import sys
 
-from alexnet_jax.training import xla_flags
+from alexnet_jax import xla_flags
 
-_CACHE = {
-  'JAX_COMPILATION_CACHE_DIR': '',  # see `programs_folder`
-  # A small network compiles many programs that take less than JAX's second.
-  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-}
+_PLACE = 'JAX_COMPILATION_CACHE_DIR'
+_LEAST_SECONDS = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
 
 
 def apply() -> None:
@@ -24,7 +21,8 @@ def apply() -> None:
   """
   # XLA reads them when the first device is used.
   os.environ.update(xla_flags.with_defaults(os.environ))
-  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+  enabled = os.environ.get('JAX_ENABLE_COMPILATION_CACHE', 'true').lower()
+  if _PLACE in os.environ or enabled in ('false', '0', 'no', 'off'):
     return
   try:
     folder = programs_folder()
@@ -33,13 +31,16 @@ def apply() -> None:
     return
   if not os.access(folder, os.W_OK):
     return
-  values = {**_CACHE, 'JAX_COMPILATION_CACHE_DIR': str(folder)}
+  values = {_PLACE: str(folder)}
+  if _LEAST_SECONDS not in os.environ:
+    # A small network compiles many programs that take less than JAX's second.
+    values[_LEAST_SECONDS] = '0.1'
   os.environ.update(values)
   if 'jax' in sys.modules:  # which reads the environment when it is imported
     import jax
 
     for name, value in values.items():
-      number = name.endswith('SECS')
+      number = name == _LEAST_SECONDS
       jax.config.update(name.lower(), float(value) if number else value)
 
 

@@ -40,7 +40,8 @@ def _parse(argv):
   parser.add_argument(
     '--profile',
     action='store_true',
-    help="write a trace of steps 10 to 20 into the run's folder",
+    help="write a trace of the 10th to the 20th step from now into the run's"
+    ' folder',
   )
   command.add_json(parser)
   _add_processes(parser)
@@ -108,6 +109,10 @@ def main(argv=None) -> int:
 def _work(arguments, overrides, stop):
   from alexnet_jax import recipes
 
+  if arguments.profile and (arguments.summary or arguments.dry_run):
+    raise errors.UserError(
+      '--profile needs a run: leave out --summary, --dry_run'
+    )
   config = recipes.load_config([f'--config={arguments.config}', *overrides])
   if arguments.summary:
     from alexnet_jax.evaluation import summary

@@ -195,13 +195,16 @@ def _train_keras(config, data_file, folder, seed):
 
 def _run(*arguments):
   """Runs a module in a process; returns its standard output."""
+  environment = {**os.environ, 'KERAS_BACKEND': 'tensorflow'}
+  # Flags of JAX's XLA, which would end TensorFlow.
+  environment.pop('XLA_FLAGS', None)
   process = subprocess.run(
     [sys.executable, '-m', *arguments],
     stdin=subprocess.DEVNULL,
     capture_output=True,
     text=True,
     check=False,
-    env={**os.environ, 'KERAS_BACKEND': 'tensorflow'},
+    env=environment,
   )
   if process.returncode:
     raise RuntimeError(

@@ -38,7 +38,7 @@ GPUS = (
   Peak('H200', 989.5, 494.5, f"NVIDIA's H200 data sheet: {_HALF}"),
   Peak('H100 PCIe', 756.5, 378.0, _H100),
   Peak('H100 NVL', 835.5, 417.5, _H100),
-  Peak('H100', 989.5, 494.5, _H100),
+  Peak('H100', 989.4, 494.7, "NVIDIA's H100 white paper, dense"),
   Peak('A100', 312.0, 156.0, "NVIDIA's A100 data sheet"),
   Peak('A10G', 70.0, 35.0, "NVIDIA's A10G data sheet"),
   Peak('A10', 125.0, 62.5, "NVIDIA's A10 data sheet"),

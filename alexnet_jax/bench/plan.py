@@ -114,6 +114,9 @@ def _plan(config, target, arguments, fraction):
   from alexnet_jax.bench import plan_step
   from alexnet_jax.bench import scaling_plan
 
+  folder = pathlib.Path(arguments.hlo).parent
+  if not folder.is_dir():
+    raise UserError(f'--hlo: there is no folder {folder}')
   step = plan_step.compile_step(config, target, arguments.devices)
   if arguments.hlo:
     pathlib.Path(arguments.hlo).write_text(step.text)

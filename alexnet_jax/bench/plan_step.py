@@ -5,8 +5,8 @@ import dataclasses
 import os
 import time
 
+from alexnet_jax import xla_flags
 from alexnet_jax.bench import plan_targets
-from alexnet_jax.training import xla_flags
 
 # Autotuning would time kernels on the GPU.
 _NO_GPU = {'xla_gpu_autotune_level': 0}

@@ -5,8 +5,8 @@ import dataclasses
 import pathlib
 import tomllib
 
+from alexnet_jax import xla_flags
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import xla_flags
 
 _FOLDER = pathlib.Path(__file__).parent / 'targets'
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob('*.toml')))

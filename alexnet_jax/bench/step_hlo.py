@@ -3,13 +3,13 @@
 import re
 
 from alexnet_jax.bench import compiled_flops
+from alexnet_jax.bench import compiled_schedule
 from alexnet_jax.bench import compiled_text
 
 _CALLED = re.compile(
   r'\b(?:to_apply|body|condition|branch_computations|called_computations'
   r'|true_computation|false_computation)=(?:\{([^}]*)\}|%?([\w.-]+))'
 )
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _COUNTED = ('__cudnn$conv', '__cublas$')
 
 
@@ -37,11 +37,13 @@ def count(text: str) -> tuple[int, list[str]]:
       flops += compiled_flops.flops(program, computation, each)
       if each.target and not each.target.startswith(_COUNTED):
         uncounted.add(each.target)
-      trips = _TRIPS.search(each.attributes)
+      times = 1
+      if each.operation == 'while':
+        times = compiled_schedule.trips(program, each) or 1
       for several, single in _CALLED.findall(each.attributes):
         for name in (several or single).split(','):
           called = program.computations[name.strip().lstrip('%')]
-          flops += (int(trips[1]) if trips else 1) * total(called)
+          flops += times * total(called)
     return flops
 
   return total(program.entry), sorted(uncounted)

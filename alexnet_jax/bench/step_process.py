@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 
+from alexnet_jax import xla_flags
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import xla_flags
 
 OURS = 'ours'  # what the names of our contenders begin with
 

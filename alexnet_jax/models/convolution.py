@@ -29,8 +29,11 @@ def convolution(
   strides: Sequence[int],
   padding: str | Sequence[tuple[int, int]],
   *,
+  lhs_dilation: Sequence[int] = (1, 1),
+  rhs_dilation: Sequence[int] = (1, 1),
+  dimension_numbers=None,
   feature_group_count: int = 1,
-  **defaults,
+  precision=None,
 ) -> jax.Array:
   """`lax.conv_general_dilated` as flax' Conv calls it, with other gradients.
 
@@ -39,13 +42,22 @@ def convolution(
     kernel: [height, width, channels / groups, features].
     strides: (vertical, horizontal), in pixels.
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
+    lhs_dilation, rhs_dilation: 1.
+    dimension_numbers: that of the shapes here, which is flax'; not looked at.
     feature_group_count: number of groups.
-    **defaults: what flax passes besides, none of which is used here: the order
-      of the dimensions, dilations of 1, the precision.
+    precision: None.
 
   Returns:
     [batch, height, width, features], in the dtype of the images.
+
+  Raises:
+    ValueError: if a dilation or a precision is asked for.
   """
+  if {*lhs_dilation, *rhs_dilation} != {1} or precision is not None:
+    raise ValueError(
+      f'dilations are {lhs_dilation} and {rhs_dilation}, precision is'
+      f' {precision}; only 1, 1 and None are known here'
+    )
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(
       images.shape[1:3], kernel.shape[:2], strides, padding

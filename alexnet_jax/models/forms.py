@@ -1,7 +1,7 @@
-"""Which form of an operation is used where; every form gives the same numbers.
+"""Which form of an operation is used where.
 
-They differ in roundings, speed and memory. `plain` is how one writes it first;
-the others have gradients of their own.
+They compute the same but for roundings, and differ in speed and memory. `plain`
+is how one writes it first; the others have gradients of their own.
 """
 
 import dataclasses

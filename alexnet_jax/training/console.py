@@ -123,6 +123,14 @@ class Speed:
       self.seconds += time.perf_counter() - self._since
       self._since = None
 
+  def without(self, function):
+    """Calls what is no training; returns its result."""
+    self.pause()
+    try:
+      return function()
+    finally:
+      self.resume()
+
   def interval(self) -> dict[str, float]:
     """{images_per_second, data_wait_fraction} since the last call.
 

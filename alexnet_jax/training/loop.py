@@ -129,15 +129,17 @@ def _loop(run: Run, live: Live, on_evaluation, profile: Profile) -> None:
       batch = live.batches.take()
       if _histograms_due(run, live):
         _write_histograms(run, live, batch, key)
-      profile.before(live.step)
+      if profile.begins(live.step):
+        live.speed.without(profile.start)
       # Whatever crosses to the devices here without being asked to would make
       # them wait in every step.
       with jax.transfer_guard_host_to_device('disallow'):
         train = run.steps_at(live.step).train
         live.state, sums = train(live.state, batch, key)
       live.step += 1
-      if traced := profile.after(live.step, sums):
-        run.console.line(traced)
+      if profile.ends(live.step):
+        jax.block_until_ready(sums)
+        run.console.line(live.speed.without(profile.stop))
       live.batches.fetch()  # while the devices work
       live.log.add(live.step, sums)
       live.speed.count(live.log)
@@ -159,8 +161,7 @@ def _loop(run: Run, live: Live, on_evaluation, profile: Profile) -> None:
   finally:
     live.speed.pause()
     run.console.stop()
-    if traced := profile.stop():
-      run.console.line(f'{traced}; the run ended before')
+    profile.finish(run.console)
 
 
 def _unfreeze(run, live):

@@ -26,6 +26,11 @@ def make_mesh(*, local: bool = False) -> Mesh:
   return Mesh(np.array(devices), (AXIS,))
 
 
+def first_device() -> jax.Device:
+  """Of all that compute; they are of one kind."""
+  return jax.devices()[0]
+
+
 def process_part(mesh: Mesh) -> tuple[int, int]:
   """(index, count): which of the mesh's processes this one is."""
   indices = sorted({device.process_index for device in mesh.devices.flat})

@@ -9,7 +9,7 @@ FOLDER = 'profile'
 
 
 class Profile:
-  """Traces steps FIRST to LAST of what this process trains.
+  """Traces steps FIRST to LAST of what this process trains, both included.
 
   Attributes:
     folder: where the trace is written; None: there is none.
@@ -19,30 +19,34 @@ class Profile:
     """`start` is the step that the process begins after."""
     self.folder = folder
     self._first, self._last = start + FIRST, start + LAST
-    self._running = False
+    self._running = self._written = False
 
-  def before(self, step: int) -> None:
-    """To be called before step `step` + 1 begins."""
-    if self.folder and not self._running and step + 1 == self._first:
-      jax.profiler.start_trace(self.folder)
-      self._running = True
+  def begins(self, step: int) -> bool:
+    """Whether the trace begins after step `step`."""
+    return bool(self.folder) and step + 1 == self._first
 
-  def after(self, step: int, results) -> str:
-    """To be called when step `step` is on its way; returns what was written.
+  def ends(self, step: int) -> bool:
+    """Whether the trace ends with step `step`."""
+    return self._running and step >= self._last
 
-    Args:
-      step: that was started last.
-      results: of it; at the last step they are waited for.
-    """
-    if not self._running or step < self._last:
-      return ''
-    jax.block_until_ready(results)
-    return self.stop()
+  def start(self) -> None:
+    jax.profiler.start_trace(self.folder)
+    self._running = True
 
   def stop(self) -> str:
-    """Ends the trace if there is one under way; returns where it is."""
-    if not self._running:
-      return ''
-    self._running = False
+    """Writes the trace; returns what is to be said of it."""
+    self._running, self._written = False, True
     jax.profiler.stop_trace()
     return f'a trace of steps {self._first} to {self._last}: {self.folder}'
+
+  def finish(self, console) -> None:
+    """After the last step: writes what there is, and says what is missing."""
+    if self.folder is None or self._written:
+      return
+    if not self._running:
+      console.line(f'no trace: the run ended before step {self._first}')
+      return
+    try:
+      console.line(f'{self.stop()}; the run ended before')
+    except RuntimeError as error:  # why the run ended matters more
+      console.line(f'no trace: {error}')

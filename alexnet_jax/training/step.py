@@ -164,18 +164,28 @@ def train_step(
   )
   # The only reduction of gradients. Every device has as many examples as the
   # others, so the mean of the means is the mean over the global batch.
-  grads = _mean_over_devices(grads, axis_name, reduction_dtype)
+  grads = mean_over_devices(grads, axis_name, reduction_dtype)
   batch_stats = lax.pmean(batch_stats, axis_name)
   state = _update(state, grads, objective.frozen, ema_decay)
   state = state.replace(batch_stats=batch_stats)
   return state, lax.psum(sums, axis_name)
 
 
-def _mean_over_devices(grads, axis_name, dtype):
+def mean_over_devices(grads, axis_name, dtype):
+  """The mean of all devices' gradients, which travel in `dtype`.
+
+  Args:
+    grads: float32, of this device.
+    axis_name: the mapped axis over the devices.
+    dtype: in which they are sent and summed; one device sends nothing.
+  """
+  count = lax.axis_size(axis_name)
+  if count == 1:
+    return grads  # they go nowhere
   sent = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
   return jax.tree.map(
-    lambda mean, leaf: mean.astype(leaf.dtype),
-    lax.pmean(sent, axis_name),
+    lambda total, leaf: total.astype(leaf.dtype) / count,
+    lax.psum(sent, axis_name),
     grads,
   )
 
@@ -223,6 +233,7 @@ def grad_step(
   axis_name: str,
   objective: Objective = PLAIN,
   max_examples: int = 0,
+  reduction_dtype: str = 'float32',
 ):
   """The gradients that `train_step` would apply, for histograms."""
   grads, _, _ = _grads_and_sums(
@@ -232,7 +243,7 @@ def grad_step(
     axis_name=axis_name,
     objective=objective,
   )
-  return lax.pmean(grads, axis_name)
+  return mean_over_devices(grads, axis_name, reduction_dtype)
 
 
 def eval_step(

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from alexnet_jax import recipes
+from alexnet_jax import xla_flags
 from alexnet_jax.bench import compiled_counts
 from alexnet_jax.bench import compiled_reductions
 from alexnet_jax.bench import compiled_text
@@ -17,7 +18,6 @@ from alexnet_jax.bench import plan_step
 from alexnet_jax.bench import plan_targets
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import xla_flags
 from tests.system import commands
 
 pytestmark = [

@@ -5,12 +5,12 @@ import pytest
 
 from alexnet_jax import assemble
 from alexnet_jax import recipes
+from alexnet_jax import xla_flags
 from alexnet_jax.bench import plan_step
 from alexnet_jax.bench import plan_targets
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import parallel
-from alexnet_jax.training import xla_flags
 from tests.system import commands
 
 

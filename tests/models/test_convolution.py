@@ -59,6 +59,12 @@ def test_gradients_are_those_of_autodiff(size, width, stride, padding, groups):
     )
 
 
+def test_what_is_not_known_is_refused():
+  images, kernel = example(9, 3, 1)
+  with pytest.raises(ValueError, match='dilations are'):
+    convolution(images, kernel, (1, 1), 'SAME', rhs_dilation=(2, 2))
+
+
 def test_gradients_have_the_dtype_of_what_they_belong_to():
   images, kernel = example(9, 3, 1, jnp.bfloat16)
   y, back = jax.vjp(

@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
+from alexnet_jax import xla_flags
 from alexnet_jax.bench import compiled_counts
 from alexnet_jax.bench import plan_targets
 from alexnet_jax.models import fused
-from alexnet_jax.training import xla_flags
 
 pytestmark = [
   pytest.mark.gpu_plan,

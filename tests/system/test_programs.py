@@ -25,6 +25,20 @@ print(json.dumps(counts))
 sys.exit(code)
 """
 
+READING = """
+import sys
+import jax
+from alexnet_jax import main
+hits = []
+def listen(event, **_):
+  if event == '/jax/compilation_cache/cache_hits':
+    hits.append(event)
+jax.monitoring.register_event_listener(listen)
+code = main.main(sys.argv[1:])
+print(len(hits))
+sys.exit(code)
+"""
+
 
 def test_nothing_is_traced_twice(tmp_path):
   """With drops of the rate, evaluations, saves and a resume."""
@@ -69,25 +83,50 @@ def test_programs_are_kept_where_the_user_keeps_such_things(
     for name, value in os.environ.items()
     if not name.startswith(('JAX_COMPILATION_CACHE', 'JAX_PERSISTENT'))
   }
-  kept = []
+  read = []
   for place in ('first', 'second'):
-    process = commands.start(
+    code, out, err = commands.run(
       *('env', '-i', *(f'{n}={v}' for n, v in environment.items())),
-      *(*commands.MAIN, '--config', recipe, '--workdir', tmp_path / place),
+      *(sys.executable, '-c', READING, '--config', recipe),
+      *('--workdir', tmp_path / place),
     )
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    kept.append({file.name for file in folder.glob('*-cache')})
-  assert kept[0] == kept[1]
-  assert any('train_step' in name for name in kept[0])
+    assert code == 0, err
+    read.append(int(out.splitlines()[-1]))
+  assert any('train_step' in file.name for file in folder.glob('*-cache'))
+  assert read[0] == 0
+  assert read[1] > 0
 
 
 def test_what_the_user_set_stays(monkeypatch):
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/somewhere')
-  monkeypatch.setenv('XLA_FLAGS', '--xla_of_the_user=1')
   jax_start.apply()
   assert os.environ['JAX_COMPILATION_CACHE_DIR'] == '/somewhere'
-  assert os.environ['XLA_FLAGS'] == '--xla_of_the_user=1'
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.setenv('XDG_CACHE_HOME', '/nowhere')
+  monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'false')
+  jax_start.apply()
+  assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
+
+
+def test_the_least_time_is_the_users(tmp_path):
+  program = (
+    'import os; from alexnet_jax import jax_start; jax_start.apply();'
+    " print(os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'],"
+    " os.environ['JAX_COMPILATION_CACHE_DIR'])"
+  )
+  for given, expected in (({}, '0.1'), ({'SECS': '5'}, '5')):
+    _, out, err = commands.run(
+      *('env', '-u', 'JAX_COMPILATION_CACHE_DIR'),
+      *('-u', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'),
+      f'XDG_CACHE_HOME={tmp_path}',
+      *(
+        f'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_{name}={value}'
+        for name, value in given.items()
+      ),
+      *(sys.executable, '-c', program),
+    )
+    assert out.split()[0] == expected, err
+    assert out.split()[1].startswith(str(tmp_path))
 
 
 def test_a_place_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ def main(argv=None) -> int:
   return command.run(
     lambda: arguments.work(arguments),
     json_output=arguments.json,
+    uses_jax=False,
     exit_code=getattr(arguments, 'exit_code', None),
   )
 

@@ -160,7 +160,8 @@ def _known(libraries, names: Iterable[str]) -> frozenset[str]:
       library.open('rb') as file,
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-      found = {n for n in found if content.find(n.encode()) >= 0}
+      # The end of a string, too: a longer name is another flag.
+      found = {n for n in found if content.find(n.encode() + b'\0') >= 0}
   return frozenset(found)
 
 

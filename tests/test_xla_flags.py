@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from alexnet_jax.training import xla_flags
+from alexnet_jax import xla_flags
 
 LIMIT, EARLY, COMBINE = (
   'xla_gpu_experimental_parallel_collective_overlap_limit',
@@ -19,8 +19,9 @@ def gpu(tmp_path, monkeypatch):
   device = tmp_path / 'nvidia0'
   device.touch()
   names = [flag.name for flag in xla_flags.FLAGS if flag.name != EARLY]
+  names.append(f'{EARLY}_v2')
   library = tmp_path / 'xla_cuda_plugin.so'
-  library.write_bytes(b'\0'.join(name.encode() for name in names))
+  library.write_bytes(b''.join(name.encode() + b'\0' for name in names))
   monkeypatch.setattr(xla_flags, '_DEVICES', (str(device),))
   monkeypatch.setattr(xla_flags, 'plugin_libraries', lambda: [library])
   return device
@@ -108,7 +109,7 @@ def test_an_unknown_flag_is_left_out(monkeypatch):
 
 def test_it_does_not_import_jax():
   code = (
-    'import sys; from alexnet_jax.training import xla_flags;'
+    'import sys; from alexnet_jax import xla_flags;'
     ' xla_flags.with_defaults({}); print("jax" in sys.modules)'
   )
   done = subprocess.run(
