@@ -17,7 +17,10 @@ import jax.numpy as jnp
 from alexnet_jax.models import winograd
 
 _ORDER = ('NHWC', 'HWIO', 'NHWC')
-_MAX_WIDTH = 5  # of kernels by Winograd's way; wider ones gain little precision
+# Of kernels by Winograd's way: its roundings grow with their width, and with
+# few channels the transformations cost as much as they save.
+_MAX_WIDTH = 5
+_LEAST_CHANNELS = 16
 
 # Pairs (before, after), in pixels, for rows and columns.
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -100,10 +103,19 @@ def _by_group(groups, *arrays):
   return zip(*(jnp.split(array, groups, 3) for array in arrays), strict=True)
 
 
-def _is_winograds(strides, dtype, widths, height):
-  """Whether Winograd's way is taken."""
+def _is_winograds(strides, dtype, widths, channels, height):
+  """Whether Winograd's way is taken.
+
+  Args:
+    strides: of the convolution.
+    dtype: of its input.
+    widths: of its kernel.
+    channels: (of the input, of the output).
+    height: of the output.
+  """
   return (
     max(strides) == 1
+    and min(channels) >= _LEAST_CHANNELS
     and dtype == jnp.float32  # lower precision does not bear its roundings
     and 1 < widths[0] <= _MAX_WIDTH
     and winograd.num_rows(height, widths[0]) > 1
@@ -112,7 +124,9 @@ def _is_winograds(strides, dtype, widths, height):
 
 def _convolve_group(images, kernel, strides, padding):
   height = images.shape[1] + sum(padding[0]) - kernel.shape[0] + 1
-  if _is_winograds(strides, images.dtype, kernel.shape[:2], height):
+  if _is_winograds(
+    strides, images.dtype, kernel.shape[:2], kernel.shape[2:], height
+  ):
     return winograd.convolve(images, kernel, padding, _columns)
   return lax.conv_general_dilated(
     images, kernel, strides, padding, dimension_numbers=_ORDER
@@ -148,7 +162,8 @@ def _images_gradient(sizes, strides, padding, kernel, gradient):
 def _kernel_gradient(widths, strides, padding, images, gradient):
   if max(strides) > 1:
     return _folded_gradient(widths, strides, padding, images, gradient)
-  if _is_winograds(strides, images.dtype, widths, gradient.shape[1]):
+  channels = images.shape[3], gradient.shape[3]
+  if _is_winograds(strides, images.dtype, widths, channels, gradient.shape[1]):
     return winograd.kernel_gradient(
       images, gradient, widths[0], padding, _columns_kernel_gradient
     )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax.models import convolution as convolutions
 from alexnet_jax.models.convolution import convolution
 
 ORDER = ('NHWC', 'HWIO', 'NHWC')
@@ -37,7 +38,12 @@ def example(size, width, groups, dtype=jnp.float32):
     (6, 3, 2, [(3, 2), (0, 3)], 1),  # windows of padding alone
   ],
 )
-def test_gradients_are_those_of_autodiff(size, width, stride, padding, groups):
+@pytest.mark.parametrize('winograd', [False, True])
+def test_gradients_are_those_of_autodiff(
+  size, width, stride, padding, groups, winograd, monkeypatch
+):
+  if winograd:
+    monkeypatch.setattr(convolutions, '_LEAST_CHANNELS', 1)
   images, kernel = example(size, width, groups)
   options = {'feature_group_count': groups}
 

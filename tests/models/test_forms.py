@@ -12,7 +12,7 @@ from alexnet_jax.models.alexnet import AlexNet
 
 SMALL = {
   'num_classes': 5,
-  'channels': (8, 12, 8),
+  'channels': (32, 32, 32),  # enough for Winograd's way in each group
   'kernels': (7, 5, 3),
   'strides': (3, 1, 1),
   'paddings': ((2, 1), 'SAME', 'SAME'),
