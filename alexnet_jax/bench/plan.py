@@ -114,7 +114,7 @@ def _plan(config, target, arguments, fraction):
   from alexnet_jax.bench import plan_step
   from alexnet_jax.bench import scaling_plan
 
-  folder = pathlib.Path(arguments.hlo).parent
+  folder = pathlib.Path(arguments.hlo or '.').parent
   if not folder.is_dir():
     raise UserError(f'--hlo: there is no folder {folder}')
   step = plan_step.compile_step(config, target, arguments.devices)

@@ -180,8 +180,8 @@ def mean_over_devices(grads, axis_name, dtype):
     dtype: in which they are sent and summed; one device sends nothing.
   """
   count = lax.axis_size(axis_name)
-  if count == 1:
-    return grads  # they go nowhere
+  if count == 1 or dtype == 'float32':
+    return lax.pmean(grads, axis_name)
   sent = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
   return jax.tree.map(
     lambda total, leaf: total.astype(leaf.dtype) / count,
