@@ -46,14 +46,7 @@ class Worker:
 
   def close(self) -> None:
     """Ends the process."""
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._process.stdout.close()
-    try:
-      self._process.wait(10)
-    except subprocess.TimeoutExpired:
-      self._process.kill()
-      self._process.wait()
+    end(self._process)
     self._log.close()
 
   def _ask(self, contender, task, num_batches):
@@ -82,3 +75,15 @@ class Worker:
         f'{self._log.read()[-2000:]}'
       )
     return json.loads(line)
+
+
+def end(process: subprocess.Popen) -> None:
+  """Ends a process that reads requests and writes answers."""
+  with contextlib.suppress(BrokenPipeError):
+    process.stdin.close()
+  process.stdout.close()
+  try:
+    process.wait(10)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    process.wait()

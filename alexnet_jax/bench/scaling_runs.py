@@ -1,6 +1,5 @@
 """Trains with several processes on this machine, each on cores of its own."""
 
-from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import json
@@ -14,6 +13,7 @@ import tempfile
 import time
 
 from alexnet_jax import errors
+from alexnet_jax.bench import machine
 from alexnet_jax.errors import UserError
 
 TRAINING = (sys.executable, '-m', 'alexnet_jax.main')
@@ -151,22 +151,11 @@ def _start(command, cores, out_file, err_file):
   with (
     out_file.open('w') as out,
     err_file.open('w') as err,
-    _bound_to(cores),
+    machine.bound_to(cores),
   ):
     return subprocess.Popen(
       command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment
     )
-
-
-@contextlib.contextmanager
-def _bound_to(cores: set[int]) -> Iterator[None]:
-  """Processes that are started within the block run on these cores only."""
-  before = os.sched_getaffinity(0)
-  os.sched_setaffinity(0, cores)
-  try:
-    yield
-  finally:
-    os.sched_setaffinity(0, before)
 
 
 def _wait(processes):

@@ -1,6 +1,5 @@
 """The process of one contender of `bench step`, seen from the one that asks."""
 
-from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import json
@@ -10,6 +9,8 @@ import sys
 import tempfile
 
 from alexnet_jax import xla_flags
+from alexnet_jax.bench import machine
+from alexnet_jax.bench import processes
 from alexnet_jax.errors import UserError
 
 OURS = 'ours'  # what the names of our contenders begin with
@@ -46,7 +47,7 @@ class Process:
     """Starts it on these cores; it imports its library when it is asked."""
     self._contender = contender
     self._log = tempfile.TemporaryFile('w+')  # noqa: SIM115  close() ends it
-    with _bound_to(cores):
+    with machine.bound_to(cores):
       self._process = subprocess.Popen(
         [sys.executable, '-m', 'alexnet_jax.bench.step_worker', contender],
         stdin=subprocess.PIPE,
@@ -80,14 +81,7 @@ class Process:
 
   def close(self) -> None:
     """Ends the process."""
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._process.stdout.close()
-    try:
-      self._process.wait(10)
-    except subprocess.TimeoutExpired:
-      self._process.kill()
-      self._process.wait()
+    processes.end(self._process)
     self._log.close()
 
   def _said(self):
@@ -114,14 +108,3 @@ def _environment(contender, threads):
   else:  # TensorFlow's XLA ends the process at flags of another one
     environment.pop('XLA_FLAGS', None)
   return environment
-
-
-@contextlib.contextmanager
-def _bound_to(cores: Sequence[int]) -> Iterator[None]:
-  """Processes that are started within the block run on these cores only."""
-  before = os.sched_getaffinity(0)
-  os.sched_setaffinity(0, cores)
-  try:
-    yield
-  finally:
-    os.sched_setaffinity(0, before)

@@ -89,15 +89,12 @@ def convolve(
   height = images.shape[1] + sum(padding[0]) - width + 1
   rows = num_rows(height, width)
   output, weights, image = matrices(rows, width)
-  products = [
-    columns(part, turned, padding[1])
-    for part, turned in zip(
-      _combined(image, _lines(images, padding[0][0], rows, len(image), height)),
-      _combined(weights, [kernel[i : i + 1] for i in range(width)]),
-      strict=True,
-    )
-  ]
-  lines = _combined(output, products)
+  products = map(
+    functools.partial(columns, padding=padding[1]),
+    _combined(image, _lines(images, padding[0][0], rows, len(image), height)),
+    _combined(weights, [kernel[i : i + 1] for i in range(width)]),
+  )
+  lines = _combined(output, list(products))
   # [batch, blocks of rows, rows, width, features]
   blocks = jnp.stack(
     [line.reshape(len(images), -1, *line.shape[2:]) for line in lines], 2
@@ -127,15 +124,12 @@ def kernel_gradient(
   height = gradient.shape[1]
   rows = num_rows(height, width)
   output, weights, image = matrices(rows, width)
-  products = [
-    columns(part, turned, padding[1])
-    for part, turned in zip(
-      _combined(image, _lines(images, padding[0][0], rows, len(image), height)),
-      _combined(output.T, _lines(gradient, 0, rows, rows, height)),
-      strict=True,
-    )
-  ]
-  return jnp.concatenate(_combined(weights.T, products), 0)
+  products = map(
+    functools.partial(columns, padding=padding[1]),
+    _combined(image, _lines(images, padding[0][0], rows, len(image), height)),
+    _combined(output.T, _lines(gradient, 0, rows, rows, height)),
+  )
+  return jnp.concatenate(_combined(weights.T, list(products)), 0)
 
 
 def _lines(images, before, rows, count, height):

@@ -37,7 +37,10 @@ def test_other_pieces_are_other_statistics(monkeypatch, norm):
 
 
 def test_without_batch_norm_pieces_are_free(monkeypatch):
-  check(monkeypatch, {'pieces': 4}, 2, '--config.max_device_batch_size=16')
+  arguments = {'pieces': 4}, 2, '--config.max_device_batch_size=16'
+  assert check(monkeypatch, *arguments) is None
+  with pytest.raises(UserError, match='max_device_batch_size=8'):
+    check(monkeypatch, *arguments, NORMS[0])
 
 
 def test_pieces_that_are_not_possible(monkeypatch):
