@@ -36,6 +36,7 @@ from alexnet_jax.training.state import state_digest
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
+_CLOSING_ATTEMPTS = 5  # of a save three threads can fail
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'),
   *('numpy', 'simplejpeg', 'pillow', 'numba'),  # they decide the pixels
@@ -170,6 +171,7 @@ class Checkpoints:
       raise self._save_error(error) from error
 
   def _save_error(self, error):
+    self._end_threads()
     kept = self.steps()
     rest = (
       f'checkpoint {kept[-1]} in {self.folder} stays valid'
@@ -283,10 +285,24 @@ class Checkpoints:
     It raises nothing: a save that fails here is named in the log, because what
     made the run end is the more important error.
     """
-    try:
-      self._manager.close()
-    except Exception as error:
+    error = self._end_threads()
+    if error is not None:
       logging.getLogger(__name__).warning('%s', self._save_error(error))
+
+  def _end_threads(self):
+    """Returns the first error of the save under way once nothing writes.
+
+    Orbax raises the error of one thread before it waits for the next, which
+    could complete a checkpoint later; each error is raised once.
+    """
+    errors = []
+    while len(errors) < _CLOSING_ATTEMPTS:
+      try:
+        self._manager.close()
+        break
+      except Exception as error:
+        errors.append(error)
+    return errors[0] if errors else None
 
 
 def _remove(folder):

@@ -1,9 +1,14 @@
 """Orbax checkpoints: round trips, damage, misfits, a full disk."""
 
+import errno
 import functools
+import threading
+import time
 
+from etils import epath
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from alexnet_jax.errors import UserError
@@ -242,6 +247,30 @@ def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
   assert state_lib.state_digest(tree) == digests[1]
   save(small_disk, [2])
   assert int(restore_newest(small_disk)[0]['step']) == 2
+
+
+def test_after_a_save_that_failed_nothing_writes(tmp_path, monkeypatch):
+  save(tmp_path, [1])
+  path_type = type(epath.Path(tmp_path))
+  write_text = path_type.write_text
+  finalize = ocp.StandardCheckpointHandler.finalize
+
+  def write_no_metadata(path, *args, **kwargs):
+    if path.name == '_CHECKPOINT_METADATA':
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    return write_text(path, *args, **kwargs)
+
+  def finalize_slowly(handler, directory):
+    time.sleep(0.5)
+    finalize(handler, directory)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(path_type, 'write_text', write_no_metadata)
+    patch.setattr(ocp.StandardCheckpointHandler, 'finalize', finalize_slowly)
+    with pytest.raises(UserError, match='No space left'):
+      save(tmp_path, [2])
+    assert 'async_save' not in {thread.name for thread in threading.enumerate()}
+  assert int(restore_newest(tmp_path)[0]['step']) == 1
 
 
 def test_digest_sees_names_shapes_dtypes_and_bytes():
