@@ -6,6 +6,7 @@ import sys
 
 from alexnet_jax import command
 from alexnet_jax import errors
+from alexnet_jax import huge_pages
 
 _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
@@ -177,4 +178,5 @@ def _report(workdir, data_path, stop):
 
 
 if __name__ == '__main__':
+  huge_pages.restart()
   sys.exit(main())

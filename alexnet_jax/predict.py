@@ -11,6 +11,7 @@ import pathlib
 import sys
 
 from alexnet_jax import command
+from alexnet_jax import huge_pages
 
 _DESCRIPTION = """\
 Gives the best classes of images, as the network of a run sees them. The data
@@ -259,4 +260,5 @@ def write_csv(
 
 
 if __name__ == '__main__':
+  huge_pages.restart()
   sys.exit(main())

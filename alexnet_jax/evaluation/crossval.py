@@ -10,6 +10,7 @@ import statistics
 import sys
 
 from alexnet_jax import command
+from alexnet_jax import huge_pages
 
 MEASURES_FILE = 'measures.json'  # in the folder of a fold
 RESULT_FILE, PLOT_FILE = 'crossval.json', 'box_plots.png'
@@ -250,4 +251,5 @@ def _write_json(path, value):
 
 
 if __name__ == '__main__':
+  huge_pages.restart()
   sys.exit(main())

@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from alexnet_jax import command
+from alexnet_jax import huge_pages
 
 
 def _arguments(argv):
@@ -71,4 +72,5 @@ def _evaluate(workdir, split, which, data_path):
 
 
 if __name__ == '__main__':
+  huge_pages.restart()
   sys.exit(main())

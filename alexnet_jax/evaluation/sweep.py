@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 from alexnet_jax import command
+from alexnet_jax import huge_pages
 
 PRUNERS = ('median', 'none')
 _EPILOG = """\
@@ -145,4 +146,5 @@ def _work(arguments, overrides, stop):
 
 
 if __name__ == '__main__':
+  huge_pages.restart()
   sys.exit(main())
