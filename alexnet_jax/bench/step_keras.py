@@ -4,15 +4,12 @@ Nothing here needs JAX.
 """
 
 import os
-import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from alexnet_jax.bench import step_agreement
-
-_WARM_UP = 1  # steps after the first
 
 
 def make_network(model: dict, num_classes: int, size: int) -> keras.Sequential:
@@ -129,7 +126,6 @@ class Runner:
       rng.standard_normal(shape, np.float32),
       rng.integers(0, task['num_classes'], shape[:1], np.int32),
     )
-    self._warm = set()
 
   def set_batch(self, images: np.ndarray, labels: np.ndarray) -> None:
     """Takes images [batch, height, width, 3], float32, and labels, int32."""
@@ -166,16 +162,13 @@ class Runner:
   def _evaluate(self):
     return self._eval_step(*self._batch)[0]
 
-  def run(self, what: str, steps: int) -> dict:
-    """See `step_ours.Runner.run`."""
-    step = {'train': self.train, 'evaluate': self._evaluate}[what]
-    answer = {}
-    if what not in self._warm:
-      self._warm.add(what)
-      answer['first_seconds'], _ = _timed(step, 1)
-      _timed(step, _WARM_UP)
-    answer['seconds'], loss = _timed(step, steps)
-    return {**answer, 'loss': loss}
+  def step(self, what: str):
+    """A step, train or evaluate; its mean loss, which may not be there yet."""
+    return {'train': self.train, 'evaluate': self._evaluate}[what]()
+
+  def loss(self, loss) -> float:
+    """The same, once the step is done."""
+    return float(loss)
 
   def device_peak(self) -> int | None:
     """Largest memory in use on the device so far; None on the CPU."""
@@ -192,14 +185,6 @@ def _use(platform):
     tf.config.set_visible_devices([], 'GPU')
   elif not tf.config.get_visible_devices('GPU'):
     raise RuntimeError('TensorFlow sees no GPU, but ours runs on one')
-
-
-def _timed(step, count):
-  start = time.perf_counter()
-  for _ in range(count):
-    loss = step()
-  loss = float(loss)  # waits for the device
-  return time.perf_counter() - start, loss
 
 
 def check(name: str, task: dict, folder: str) -> dict:

@@ -1,7 +1,5 @@
 """Our train and evaluation step, as training runs them, for `bench step`."""
 
-import time
-
 import jax
 import numpy as np
 
@@ -15,7 +13,6 @@ from alexnet_jax.evaluation import summary
 from alexnet_jax.training import parallel
 
 _MEAN = 120.0  # of the pixels
-_WARM_UP = 1  # steps after the first
 
 
 def make_batch(config, num_classes: int) -> dict[str, np.ndarray]:
@@ -56,7 +53,6 @@ class Runner:
     unmirrored = {k: v for k, v in self.batch.items() if k != 'flip'}
     mask = np.ones(self.config.global_batch_size, bool)
     self._eval_batch = self._to_devices({**unmirrored, 'mask': mask})
-    self._warm = set()
 
   def _replicate(self, tree):
     return parallel.replicate(tree, self._mesh)
@@ -86,22 +82,13 @@ class Runner:
   def _evaluate(self):
     return self._steps.evaluate(self.state, self._eval_batch)
 
-  def run(self, what: str, steps: int) -> dict:
-    """Seconds of a number of steps; with the first call those of compiling.
+  def step(self, what: str) -> dict:
+    """Starts a step, train or evaluate; its sums, which may not be there."""
+    return {'train': self.train, 'evaluate': self._evaluate}[what]()
 
-    Returns:
-      {seconds, loss: of the last step}, and the first time first_seconds: of
-      the first step, which compiles.
-    """
-    step = {'train': self.train, 'evaluate': self._evaluate}[what]
-    answer = {}
-    if what not in self._warm:
-      self._warm.add(what)
-      answer['first_seconds'], _ = _timed(step, 1)
-      _timed(step, _WARM_UP)
-    answer['seconds'], sums = _timed(step, steps)
-    answer['loss'] = float(sums['loss']) / float(sums['count'])
-    return answer
+  def loss(self, sums: dict) -> float:
+    """The mean loss of a step, once the step is done."""
+    return float(sums['loss']) / float(sums['count'])
 
   def compiled(self, what: str) -> dict:
     """FLOPs and memory of the compiled program.
@@ -146,15 +133,6 @@ def _memory(analysis):
     return None
   names = ('argument', 'output', 'alias', 'temp', 'generated_code')
   return {n: getattr(analysis, f'{n}_size_in_bytes') for n in names}
-
-
-def _timed(step, count):
-  """(seconds, result of the last)."""
-  start = time.perf_counter()
-  for _ in range(count):
-    sums = step()
-  jax.block_until_ready(sums)
-  return time.perf_counter() - start, sums
 
 
 def check(name: str, task: dict, folder: str) -> dict:

@@ -5,7 +5,6 @@ Nothing here needs JAX.
 
 import contextlib
 import os
-import time
 
 import numpy as np
 import torch
@@ -13,8 +12,6 @@ from torch import nn
 from torch.nn import functional
 
 from alexnet_jax.bench import step_agreement
-
-_WARM_UP = 1  # steps after the first
 
 
 def make_network(model: dict, num_classes: int, size: int) -> nn.Sequential:
@@ -150,7 +147,6 @@ class Runner:
       rng.standard_normal(shape, np.float32),
       rng.integers(0, task['num_classes'], shape[:1]),
     )
-    self._warm = set()
 
   @property
   def _layout(self):
@@ -201,23 +197,13 @@ class Runner:
     with torch.inference_mode():
       return self._count(self._images, self._labels)[0]
 
-  def run(self, what: str, steps: int) -> dict:
-    """See `step_ours.Runner.run`."""
-    step = {'train': self.train, 'evaluate': self._evaluate}[what]
-    answer = {}
-    if what not in self._warm:
-      self._warm.add(what)
-      answer['first_seconds'], _ = self._timed(step, 1)
-      self._timed(step, _WARM_UP)
-    answer['seconds'], loss = self._timed(step, steps)
-    return {**answer, 'loss': loss}
+  def step(self, what: str):
+    """A step, train or evaluate; its mean loss, which may not be there yet."""
+    return {'train': self.train, 'evaluate': self._evaluate}[what]()
 
-  def _timed(self, step, count):
-    start = time.perf_counter()
-    for _ in range(count):
-      loss = step()
-    loss = float(loss)  # waits for the device
-    return time.perf_counter() - start, loss
+  def loss(self, loss) -> float:
+    """The same, once the step is done."""
+    return float(loss)
 
   def device_peak(self) -> int | None:
     """Largest memory in use on the device so far; None on the CPU."""
