@@ -22,6 +22,7 @@ from alexnet_jax.bench import step_memory
 from alexnet_jax.bench import step_ours
 from alexnet_jax.bench import step_process
 from alexnet_jax.bench import step_rounds
+from alexnet_jax.bench import step_worker
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
 from tests.system import commands
@@ -88,15 +89,19 @@ def test_the_program_has_the_flops_of_the_network(tmp_path, kind, pieces):
     assert compiled['memory']['argument'] > 0
 
 
-def test_a_run_trains_and_reports_the_first_step(tmp_path):
-  runner = step_ours.Runner('ours', step.make_task(load(tmp_path)))
-  first = runner.run('train', 3)
-  assert set(first) == {'first_seconds', 'seconds', 'loss'}
-  assert set(runner.run('train', 1)) == {'seconds', 'loss'}
-  assert int(runner.state.step) == 1 + 1 + 3 + 1
-  assert runner.run('evaluate', 1)['loss'] > 0
-  assert runner.device_peak() is None
-  assert runner.peak() > 1e8
+def test_a_worker_times_steps_after_one_that_it_does_not(tmp_path):
+  worker = step_worker.Contender('ours')
+  worker.answer({'do': 'build', 'task': step.make_task(load(tmp_path))})
+
+  def run(what, steps):
+    return worker.answer({'do': 'run', 'what': what, 'steps': steps})
+
+  assert set(run('train', 3)) == {'first_seconds', 'seconds', 'loss'}
+  assert set(run('train', 1)) == {'seconds', 'loss'}
+  assert int(worker.runner.state.step) == (1 + 1 + 3) + (1 + 1)
+  assert run('evaluate', 1)['loss'] > 0
+  assert worker.runner.device_peak() is None
+  assert worker.runner.peak() > 1e8
 
 
 def test_layers_one_after_the_other_are_the_network(tmp_path):
@@ -126,7 +131,7 @@ def test_layers_are_timed_with_the_networks_flops(tmp_path):
   task = step.make_task(load(tmp_path))
   runner = step_layers.Runner('ours layers', task)
   layers = runner.describe()['layers']
-  seconds = runner.run('', 1)
+  seconds = runner.time(0.001)
   assert len(seconds['forward']) == len(seconds['backward']) == len(layers)
   assert min(*seconds['forward'], *seconds['backward']) > 0
   assert any(layer['kind'] == 'dropout' for layer in layers)

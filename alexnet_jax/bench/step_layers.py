@@ -219,22 +219,17 @@ class Runner:
       )
     return {'layers': rows}
 
-  def run(self, what: str, steps: int) -> dict:
+  def time(self, seconds: float) -> dict:
     """Seconds of a call of each layer, one after the other.
 
     Args:
-      what: ignored.
-      steps: milliseconds for each program at least; one call in any case.
+      seconds: for each program at least; one call in any case.
 
     Returns:
       {forward, backward: a list of seconds}.
     """
-    del what
-    seconds = [_seconds(program, steps / 1e3) for program in self._programs]
-    return {'forward': seconds[::2], 'backward': seconds[1::2]}
-
-  def device_peak(self) -> None:
-    """Not told."""
+    found = [_seconds(program, seconds) for program in self._programs]
+    return {'forward': found[::2], 'backward': found[1::2]}
 
 
 def _programs(layer, needs_gradient):

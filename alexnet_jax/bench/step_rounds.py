@@ -260,9 +260,9 @@ def _layers(base, options):
   process = Process(f'{OURS} layers', options.cores)
   try:
     rows = process.ask(do='build', task=base)['layers']
-    least = math.ceil(1e3 * _LAYER_SHARE * options.seconds)
+    least = _LAYER_SHARE * options.seconds
     answers = [
-      process.ask(do='run', what='', steps=least) for _ in range(options.rounds)
+      process.ask(do='time', seconds=least) for _ in range(options.rounds)
     ]
   finally:
     process.close()
@@ -274,7 +274,7 @@ def layer_rows(layers: list[dict], answers: list[dict]) -> list[dict]:
 
   Args:
     layers: its `describe`.
-    answers: of its `run`, one a round.
+    answers: of its `time`, one a round.
   """
   medians = {
     way: [

@@ -9,6 +9,7 @@ between them it does nothing, so that only one contender computes at a time:
 - {do: run, what: train or evaluate, steps}: {seconds, loss: of the last step},
   after a step that is not timed; the first time also {first_seconds}: of the
   first step, which compiles
+- {do: time, seconds}: see `step_layers`
 - {do: compiled, what}: FLOPs and memory of the compiled program; ours only
 - {do: peak}: {flops_per_second} of matrix products; ours only
 - {do: memory}: {resident_peak, device_peak}, in bytes; None where not known
@@ -39,13 +40,13 @@ def _module(contender):
   return module
 
 
-class _Contender:
+class Contender:
   """Answers the requests; see the module."""
 
   def __init__(self, name: str):
     self._name = name
     self._module = _module(name)
-    self._runner = None
+    self.runner = None
     self._compiled_parts = set()
 
   def answer(self, request: dict) -> dict:
@@ -56,8 +57,8 @@ class _Contender:
     return self._module.check(self._name, task, folder)
 
   def _build(self, task):
-    self._runner = self._module.Runner(self._name, task)
-    return self._runner.describe()
+    self.runner = self._module.Runner(self._name, task)
+    return self.runner.describe()
 
   def _run(self, what, steps):
     answer = {}
@@ -72,20 +73,23 @@ class _Contender:
   def _timed(self, what, count):
     start = time.perf_counter()
     for _ in range(count):
-      result = self._runner.step(what)
-    loss = self._runner.loss(result)
+      result = self.runner.step(what)
+    loss = self.runner.loss(result)
     return time.perf_counter() - start, loss
 
+  def _time(self, seconds):
+    return self.runner.time(seconds)
+
   def _compiled(self, what):
-    return self._runner.compiled(what)
+    return self.runner.compiled(what)
 
   def _peak(self):
-    return {'flops_per_second': self._runner.peak()}
+    return {'flops_per_second': self.runner.peak()}
 
   def _memory(self):
     return {
       'resident_peak': step_memory.resident_bytes('VmHWM'),
-      'device_peak': self._runner.device_peak(),
+      'device_peak': self.runner.device_peak(),
     }
 
 
@@ -100,7 +104,7 @@ def main() -> None:
   contender = None
   for line in sys.stdin:
     try:
-      contender = contender or _Contender(sys.argv[1])
+      contender = contender or Contender(sys.argv[1])
       answer = contender.answer(json.loads(line))
     except UserError as error:
       answer = {'user_error': str(error)}
