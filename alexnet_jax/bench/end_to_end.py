@@ -67,7 +67,7 @@ def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
   """
   import jax
 
-  from alexnet_jax.training.checkpoint import versions
+  from alexnet_jax.training.checkpoint_contents import versions
 
   resident = {'steps': memory_steps(num_steps), 'bytes': []}
   with tempfile.TemporaryDirectory() as folder:

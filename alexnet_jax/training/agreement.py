@@ -8,7 +8,7 @@ import ml_collections
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
-from alexnet_jax.training.checkpoint import versions
+from alexnet_jax.training.checkpoint_contents import versions
 from alexnet_jax.training.console import Console
 from alexnet_jax.training.processes import Processes
 

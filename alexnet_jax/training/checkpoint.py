@@ -16,10 +16,8 @@ to take its place.
 
 from collections.abc import Iterable
 import errno
-import importlib.metadata
 import logging
 import pathlib
-import platform
 import shutil
 import time
 
@@ -29,22 +27,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import options as orbax_options
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
-from alexnet_jax.training.state import leaf_names
+from alexnet_jax.training import checkpoint_contents as contents
+from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
 from alexnet_jax.training.state import state_digest
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _CLOSING_ATTEMPTS = 5  # of a save three threads can fail
-_PACKAGES = (
-  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'),
-  *('numpy', 'simplejpeg', 'pillow', 'numba'),  # they decide the pixels
-)
-
-
-class DamagedCheckpointError(Exception):
-  """A checkpoint that exists and cannot be used."""
 
 
 class _KeepSteps:
@@ -143,8 +133,8 @@ class Checkpoints:
       return
     self._keep.steps = set(keep_steps)
     host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
-    _refuse_non_finite(host)
-    run = {**run, 'digest': state_digest(host), 'versions': versions()}
+    contents.refuse_non_finite(host)
+    run = {**run, 'digest': state_digest(host), 'versions': contents.versions()}
     try:
       if exists:
         self._manager.wait_until_finished()
@@ -225,8 +215,8 @@ class Checkpoints:
     try:
       saved = self._manager.item_metadata(step)['state'].tree
     except Exception as error:
-      raise _damage('metadata', error) from error
-    _refuse_misfit(saved, template, self.folder / str(step))
+      raise contents.damage('metadata', error) from error
+    contents.refuse_misfit(saved, template, self.folder / str(step))
     # Orbax restores numpy arrays as what they are.
     arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
     try:
@@ -235,7 +225,7 @@ class Checkpoints:
         args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays)),
       )['state']
     except Exception as error:
-      raise _damage('state', error) from error
+      raise contents.damage('state', error) from error
     if state_digest(tree) != run['digest']:
       raise DamagedCheckpointError('the state differs from its digest')
     return tree, run
@@ -252,7 +242,7 @@ class Checkpoints:
       )['run']
       run['digest'], run['config']
     except Exception as error:
-      raise _damage('run', error) from error
+      raise contents.damage('run', error) from error
     return run
 
   def newest_run(self) -> dict | None:
@@ -317,54 +307,3 @@ def _remove(folder):
         raise
       time.sleep(0.1)
   raise UserError(f'{folder} cannot be removed: something writes to it')
-
-
-def _damage(part, error):
-  """The error as damage, unless it says more of this machine than of the file.
-
-  Setting a good checkpoint aside because memory is short would lose it.
-  """
-  passing = ('RESOURCE_EXHAUSTED', 'Too many open files')
-  if isinstance(error, (MemoryError, PermissionError)) or any(
-    text in str(error) for text in passing
-  ):
-    return error
-  return DamagedCheckpointError(f'{part}: {error}')
-
-
-def _refuse_non_finite(host):
-  """Raises rather than save a state that cannot be trained any more."""
-  for name, leaf in leaf_names(host['params']).items():
-    if not np.isfinite(leaf).all():
-      raise NonFiniteLossError(
-        f'step {int(host["step"])} is not saved: {name} is not finite. With a'
-        ' new --workdir try a lower config.optimizer.learning_rate or a warm-up'
-      )
-
-
-def _refuse_misfit(saved, template, path):
-  """Raises UserError naming every leaf that differs."""
-  found = {name: _form(leaf) for name, leaf in leaf_names(saved).items()}
-  wanted = {name: _form(leaf) for name, leaf in leaf_names(template).items()}
-  lines = [
-    f'  {name}: the checkpoint has {found.get(name, "nothing")}, this network'
-    f' {wanted.get(name, "nothing")}'
-    for name in sorted(found.keys() | wanted.keys())
-    if found.get(name) != wanted.get(name)
-  ]
-  if lines:
-    raise UserError(
-      f'{path} is of another network:\n'
-      + '\n'.join(lines)
-      + '\nUse its config or another --workdir'
-    )
-
-
-def _form(leaf):
-  return f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-
-
-def versions() -> dict[str, str]:
-  """Versions of Python and of the packages that decide about numbers."""
-  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  return {'python': platform.python_version(), **found}

@@ -22,7 +22,7 @@ from alexnet_jax.training import refusals
 from alexnet_jax.training import schedule
 from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training.checkpoint import DamagedCheckpointError
+from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
 from alexnet_jax.training.console import Console
 from alexnet_jax.training.console import duration
 from alexnet_jax.training.processes import ALONE

@@ -18,7 +18,7 @@ from alexnet_jax.training import restored
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
-from alexnet_jax.training.checkpoint import versions
+from alexnet_jax.training.checkpoint_contents import versions
 from alexnet_jax.training.console import Speed
 from alexnet_jax.training.processes import ALONE
 from alexnet_jax.training.progress import Progress
