@@ -101,7 +101,7 @@ def with_defaults(environ: Mapping[str, str]) -> dict[str, str]:
     or where XLA_FLAGS names a file.
   """
   given = environ.get('XLA_FLAGS', '').strip()
-  if not _wants_gpu(environ) or (given and not given.startswith('-')):
+  if not wants_gpu(environ) or (given and not given.startswith('-')):
     return {}
   added = [flag.text for flag in _missing(given, FLAGS)]
   return {'XLA_FLAGS': ' '.join(filter(None, [given, *added]))} if added else {}
@@ -129,7 +129,7 @@ def plugin_libraries() -> list[pathlib.Path]:
   ]
 
 
-def _wants_gpu(environ):
+def wants_gpu(environ: Mapping[str, str]) -> bool:
   """Whether JAX is going to use an NVIDIA GPU, found out without JAX."""
   platforms = environ.get('JAX_PLATFORMS', '')
   if platforms and not set(_PLATFORMS) & set(platforms.split(',')):

@@ -1,10 +1,8 @@
 """What a measurement was made on and with."""
 
-from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import importlib.metadata
-import os
 import pathlib
 import platform
 
@@ -30,14 +28,3 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[package] = importlib.metadata.version(package)
   return found
-
-
-@contextlib.contextmanager
-def bound_to(cores: Sequence[int] | set[int]) -> Iterator[None]:
-  """Processes that are started within the block run on these cores only."""
-  before = os.sched_getaffinity(0)
-  os.sched_setaffinity(0, cores)
-  try:
-    yield
-  finally:
-    os.sched_setaffinity(0, before)

@@ -1,7 +1,10 @@
 """The processes that measure, seen from the one that asks them in turn."""
 
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -87,3 +90,14 @@ def end(process: subprocess.Popen) -> None:
   except subprocess.TimeoutExpired:
     process.kill()
     process.wait()
+
+
+@contextlib.contextmanager
+def bound_to(cores: Sequence[int] | set[int]) -> Iterator[None]:
+  """Processes that are started within the block run on these cores only."""
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)

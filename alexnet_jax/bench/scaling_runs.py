@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from alexnet_jax import errors
-from alexnet_jax.bench import machine
+from alexnet_jax.bench import processes
 from alexnet_jax.errors import UserError
 
 TRAINING = (sys.executable, '-m', 'alexnet_jax.main')
@@ -127,17 +127,17 @@ def train(
   address = f'127.0.0.1:{_free_port()}'
   place = ('--coordinator', address, '--process_count', str(len(cores)))
   with contextlib.ExitStack() as stack:
-    processes = []
+    started = []
     for index, own in enumerate(cores):
       process = _start(
         (*command, *arguments, *place, '--process_index', str(index)),
         *(own, folder / f'{index}.out', folder / f'{index}.err'),
       )
       stack.callback(_end, process)
-      processes.append(process)
-    failed = _wait(processes)
+      started.append(process)
+    failed = _wait(started)
   if failed is not None:
-    raise _failure(failed, processes[failed].returncode, folder)
+    raise _failure(failed, started[failed].returncode, folder)
   lines = (folder / '0.out').read_text().splitlines()
   return json.loads(next(line for line in reversed(lines) if line[:1] == '{'))
 
@@ -151,7 +151,7 @@ def _start(command, cores, out_file, err_file):
   with (
     out_file.open('w') as out,
     err_file.open('w') as err,
-    machine.bound_to(cores),
+    processes.bound_to(cores),
   ):
     return subprocess.Popen(
       command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment

@@ -72,8 +72,8 @@ class Runner:
       'device_count': self._mesh.size,
     }
 
-  def train(self) -> float:
-    """One update; the mean loss of the batch before it."""
+  def train(self) -> dict:
+    """Starts an update; the sums of the batch before it."""
     self.state, sums = self._steps.train(
       self.state, self._on_devices, self._key
     )
@@ -87,7 +87,8 @@ class Runner:
     return {'train': self.train, 'evaluate': self._evaluate}[what]()
 
   def loss(self, sums: dict) -> float:
-    """The mean loss of a step, once the step is done."""
+    """The mean loss of a step, once all devices have done it."""
+    jax.block_until_ready(sums)
     return float(sums['loss']) / float(sums['count'])
 
   def compiled(self, what: str) -> dict:

@@ -10,7 +10,6 @@ import tempfile
 
 from alexnet_jax import huge_pages
 from alexnet_jax import xla_flags
-from alexnet_jax.bench import machine
 from alexnet_jax.bench import processes
 from alexnet_jax.errors import UserError
 
@@ -48,7 +47,7 @@ class Process:
     """Starts it on these cores; it imports its library when it is asked."""
     self._contender = contender
     self._log = tempfile.TemporaryFile('w+')  # noqa: SIM115  close() ends it
-    with machine.bound_to(cores):
+    with processes.bound_to(cores):
       self._process = subprocess.Popen(
         [sys.executable, '-m', 'alexnet_jax.bench.step_worker', contender],
         stdin=subprocess.PIPE,

@@ -15,6 +15,9 @@ _NOTES = (
   ' (VmHWM); on a GPU also the largest in use on a device.',
   'Ours mirrors uint8 images, subtracts the mean and counts top-1 and top-5 in'
   ' the step; the others get float32 images that are ready.',
+  'Where Linux gives huge pages on request, ours asks for them, as training'
+  ' does; with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (or 0) in the environment'
+  ' all have them (or none).',
 )
 _LAYER_NOTE = (
   'Each layer by itself, so that nothing is fused with its neighbours; a'

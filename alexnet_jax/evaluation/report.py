@@ -13,6 +13,7 @@ import pathlib
 import sys
 
 from alexnet_jax import command
+from alexnet_jax import huge_pages
 
 REPORT_FOLDER = 'report'
 PAGE = 'index.html'
@@ -223,4 +224,5 @@ def _report(arguments):
 
 
 if __name__ == '__main__':
+  huge_pages.restart()
   sys.exit(main())

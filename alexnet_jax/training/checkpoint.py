@@ -1,4 +1,4 @@
-"""Orbax checkpoints: what is saved, what makes it count, what is refused.
+"""Orbax checkpoints: what is saved, what is read, what is kept.
 
 Checkpoint k holds step k, as two items: `state` (step, params, opt_state,
 batch_stats, once, whatever the number of devices) and `run`, a JSON object
@@ -15,11 +15,8 @@ to take its place.
 """
 
 from collections.abc import Iterable
-import errno
 import logging
 import pathlib
-import shutil
-import time
 
 import jax
 import numpy as np
@@ -29,10 +26,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import checkpoint_contents as contents
+from alexnet_jax.training import checkpoint_folders as folders
 from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
 from alexnet_jax.training.state import state_digest
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
+_REPLACED_FOLDER = 'replaced'  # a checkpoint that is just written anew
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _CLOSING_ATTEMPTS = 5  # of a save three threads can fail
 
@@ -74,12 +73,15 @@ class Checkpoints:
         same time is not disturbed.
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    self._read_only = read_only
+    self._replaced = self.folder.parent / _REPLACED_FOLDER
     self._keep = _KeepSteps(keep)
     if not read_only:
       self.folder.mkdir(parents=True, exist_ok=True)
       # Orbax would do this in a thread, which may outlive a start that fails.
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
-        _remove(unfinished)
+        folders.remove(unfinished)
+      folders.settle(self.folder, self._replaced)
     self._manager = ocp.CheckpointManager(
       self.folder,
       item_handlers={
@@ -137,8 +139,9 @@ class Checkpoints:
     run = {**run, 'digest': state_digest(host), 'versions': contents.versions()}
     try:
       if exists:
-        self._manager.wait_until_finished()
-        self._manager.delete(step)
+        self.wait()
+        folders.set_aside(self.folder / str(step), self._replaced)
+        self._manager.reload()
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -157,6 +160,7 @@ class Checkpoints:
     """
     try:
       self._manager.wait_until_finished()
+      folders.settle(self.folder, self._replaced)
     except Exception as error:
       raise self._save_error(error) from error
 
@@ -255,11 +259,9 @@ class Checkpoints:
     return None
 
   def _set_aside(self, step, reason):
-    target = self.folder.parent / DAMAGED_FOLDER / str(step)
-    target.parent.mkdir(exist_ok=True)
-    while target.exists():
-      target = target.with_name(target.name + '_')
-    (self.folder / str(step)).rename(target)
+    target = folders.set_aside(
+      self.folder / str(step), self.folder.parent / DAMAGED_FOLDER
+    )
     self._manager.reload()
     logging.getLogger(__name__).warning(
       'checkpoint %d is damaged (%s); it was moved to %s and the one before it'
@@ -283,7 +285,8 @@ class Checkpoints:
     """Returns the first error of the save under way once nothing writes.
 
     Orbax raises the error of one thread before it waits for the next, which
-    could complete a checkpoint later; each error is raised once.
+    could complete a checkpoint later; each error is raised once. The others
+    follow from the first.
     """
     errors = []
     while len(errors) < _CLOSING_ATTEMPTS:
@@ -292,18 +295,7 @@ class Checkpoints:
         break
       except Exception as error:
         errors.append(error)
+    if not self._read_only:
+      folders.settle(self.folder, self._replaced)
+      self._manager.reload()
     return errors[0] if errors else None
-
-
-def _remove(folder):
-  """Removes a folder that threads of a save that failed may still write to."""
-  for _ in range(100):
-    try:
-      return shutil.rmtree(folder)
-    except FileNotFoundError:
-      return None
-    except OSError as error:
-      if error.errno != errno.ENOTEMPTY:
-        raise
-      time.sleep(0.1)
-  raise UserError(f'{folder} cannot be removed: something writes to it')

@@ -1,7 +1,9 @@
 """What may go into a checkpoint, and what one must have to be used."""
 
 from collections.abc import Mapping
+import errno
 import importlib.metadata
+import os
 import pathlib
 import platform
 
@@ -14,6 +16,16 @@ from alexnet_jax.training.state import leaf_names
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'),
   *('numpy', 'simplejpeg', 'pillow', 'numba'),  # they decide the pixels
+)
+# Of the machine, or of a file system behind a network. TensorStore and threads
+# have no number, only the text.
+_PASSING_ERRORS = {
+  *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
+  *(errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+}
+_PASSING_TEXTS = (
+  *('RESOURCE_EXHAUSTED', "can't start new thread", 'DEADLINE_EXCEEDED'),
+  *(os.strerror(number) for number in sorted(_PASSING_ERRORS)),
 )
 
 
@@ -33,10 +45,10 @@ def damage(part: str, error: Exception) -> Exception:
   Returns:
     DamagedCheckpointError, or `error` as it is.
   """
-  passing = ('RESOURCE_EXHAUSTED', 'Too many open files')
-  if isinstance(error, (MemoryError, PermissionError)) or any(
-    text in str(error) for text in passing
-  ):
+  passing = isinstance(error, MemoryError) or any(
+    text in str(error) for text in _PASSING_TEXTS
+  )
+  if passing or getattr(error, 'errno', None) in _PASSING_ERRORS:
     return error
   return DamagedCheckpointError(f'{part}: {error}')
 

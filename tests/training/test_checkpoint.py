@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import shutil
 import threading
 import time
 
@@ -271,6 +272,67 @@ def test_after_a_save_that_failed_nothing_writes(tmp_path, monkeypatch):
       save(tmp_path, [2])
     assert 'async_save' not in {thread.name for thread in threading.enumerate()}
   assert int(restore_newest(tmp_path)[0]['step']) == 1
+
+
+@pytest.mark.parametrize('end', ['complete', 'failed', 'killed'])
+def test_a_checkpoint_that_is_replaced_stays_until_the_new_one_is(
+  tmp_path, monkeypatch, end
+):
+  save(tmp_path, [1])
+  copy = shutil.copytree(tmp_path, tmp_path.parent / f'{tmp_path.name}_killed')
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  tree = state_lib.saved_tree(make_state(1))
+  run = {**RUN, 'progress': {'x': 0.2}}
+  finalize = ocp.StandardCheckpointHandler.finalize
+
+  def finalize_or_not(handler, directory):
+    if end == 'failed':
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    if end == 'killed':  # what a killed process would leave
+      shutil.rmtree(copy)
+      shutil.copytree(tmp_path, copy)
+    finalize(handler, directory)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.StandardCheckpointHandler, 'finalize', finalize_or_not)
+    checkpoints.save(tree, run, replace=True)
+    if end == 'failed':
+      with pytest.raises(UserError, match=r'(?s)No space.*checkpoint 1 in'):
+        checkpoints.wait()
+    checkpoints.close()
+  folder = copy if end == 'killed' else tmp_path
+  restored, progress = restore_newest(folder)
+  assert int(restored['step']) == 1
+  expected = 0.2 if end == 'complete' else 0.1
+  assert progress['progress'] == {'x': expected}
+  assert [path.name for path in folder.iterdir()] == ['checkpoints']
+  assert [path.name for path in (folder / 'checkpoints').iterdir()] == ['1']
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    MemoryError(),
+    OSError(errno.ENOMEM, 'Cannot allocate memory'),
+    PermissionError(errno.EACCES, 'Permission denied'),
+    OSError(errno.ESTALE, 'Stale file handle'),
+    ValueError('RESOURCE_EXHAUSTED: Too many open files [os_error_code=24]'),
+    RuntimeError("can't start new thread"),
+  ],
+  ids=repr,
+)
+def test_what_passes_is_no_damage(tmp_path, monkeypatch, error):
+  save(tmp_path, [1, 2])
+
+  def restore(handler, *args, **kwargs):
+    raise error
+
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', restore)
+  with pytest.raises(type(error)) as info:
+    restore_newest(tmp_path)
+  assert info.value is error
+  assert (tmp_path / 'checkpoints' / '2').is_dir()
+  assert not (tmp_path / 'damaged').exists()
 
 
 def test_digest_sees_names_shapes_dtypes_and_bytes():
