@@ -41,6 +41,7 @@ def check_rows(result):
     assert ratios['best_limit'] == best['contender']
 
 
+@pytest.mark.slow
 def test_measures_ours_and_the_limits_on_every_layout(tmp_path):
   chart = tmp_path / 'chart.png'
   code, out, err = commands.run(

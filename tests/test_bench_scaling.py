@@ -330,6 +330,7 @@ def test_numbers_that_are_none(numbers, capsys):
   assert 'argument --processes' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs_affinity
 @pytest.mark.skipif(num_cores() < 2, reason='needs two cores')
 def test_two_processes_are_measured(tmp_path):

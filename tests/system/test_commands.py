@@ -137,6 +137,7 @@ def test_a_finished_run_started_again_is_done(trained):
     assert again[key] == result[key]
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_made_longer(trained, tmp_path):
   recipe, _, _ = trained
   short, whole = tmp_path / 'short', tmp_path / 'whole'

@@ -71,9 +71,8 @@ def finished(out):
   return len(list(out.rglob('.unfinished/*-of-*.json')))
 
 
-@pytest.mark.parametrize(
-  'command', ['raw', pytest.param('resize', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['raw', 'resize'])
 def test_ten_kills_leave_the_same_bytes(command, photos, tmp_path):
   whole, out = tmp_path / 'whole', tmp_path / 'killed'
   small = ['--shard_examples', '1']  # so that it is never done too early

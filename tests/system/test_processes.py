@@ -80,6 +80,7 @@ def test_the_same_processes_give_the_same_bits(recipe, unbroken, tmp_path):
   assert together.timeless(tmp_path / 'run') == together.timeless(unbroken[0])
 
 
+@pytest.mark.slow
 def test_only_process_0_writes_and_speaks(recipe, tmp_path):
   processes = together.start(recipe, tmp_path / 'run', 2)
   (code, out, err), (other_code, other_out, other_err) = together.finish(
@@ -108,12 +109,13 @@ def long_run(tmp_path_factory):
   return recipe, workdir, together.train(recipe, workdir, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('index', 'number'),
   [
     (1, signal.SIGTERM),
-    slow(0, signal.SIGTERM),
-    slow(1, signal.SIGINT),
+    (0, signal.SIGTERM),
+    (1, signal.SIGINT),
   ],
 )
 def test_a_signal_to_one_process_ends_all(long_run, tmp_path, index, number):
@@ -132,7 +134,8 @@ def test_a_signal_to_one_process_ends_all(long_run, tmp_path, index, number):
   assert together.timeless(workdir) == together.timeless(unbroken)
 
 
-@pytest.mark.parametrize('index', [0, slow(1)])
+@pytest.mark.slow
+@pytest.mark.parametrize('index', [0, 1])
 def test_a_killed_process_ends_the_others(long_run, tmp_path, index):
   recipe, _, wanted = long_run
   workdir = tmp_path / 'run'

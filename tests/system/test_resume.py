@@ -70,7 +70,6 @@ def assert_ends_alike(recipe, workdir, unbroken_run):
 
 
 SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]
-SLOW_DELAYS = [pytest.param(s, marks=pytest.mark.slow) for s in (1.2, 3.0)]
 
 
 @pytest.mark.parametrize('seed', [0, *SLOW])
@@ -109,7 +108,8 @@ def test_signals_save_and_leave_with_75(unbroken, tmp_path, number):
   assert_ends_alike(recipe, workdir, unbroken)
 
 
-@pytest.mark.parametrize('delay', [0.6, 2.0, *SLOW_DELAYS])
+@pytest.mark.slow
+@pytest.mark.parametrize('delay', [0.6, 1.2, 2.0, 3.0])
 def test_sigterm_during_start_up_and_compilation(unbroken, tmp_path, delay):
   recipe, workdir = unbroken[0], tmp_path / 'run'
   process = start(recipe, workdir)
@@ -139,19 +139,15 @@ sys.exit(main.main({arguments!r}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('module', 'cls', 'name', 'call'),
   [
     ('evaluation', 'measure', 'evaluate', 2),
     ('training.checkpoint', 'Checkpoints', 'save', 2),
     ('training.checkpoint', 'Checkpoints', 'restore_newest', 1),
-    pytest.param(
-      *('training.parallel', 'DeviceBatches', 'take', 20),
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      *('training', 'loop', '_write_histograms', 1), marks=pytest.mark.slow
-    ),
+    ('training.parallel', 'DeviceBatches', 'take', 20),
+    ('training', 'loop', '_write_histograms', 1),
     ('training', 'step', 'loss_and_grads', 1),  # while it compiles
   ],
 )

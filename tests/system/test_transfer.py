@@ -53,6 +53,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_with_every_choice_resumes_bit_for_bit(train, tmp_path):
   train('first', num_steps=8)
   transfer = {
