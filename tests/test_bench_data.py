@@ -65,6 +65,7 @@ def test_measures_ours_and_the_limits_on_every_layout(tmp_path):
     assert image.format == 'PNG'
 
 
+@pytest.mark.slow
 def test_peers_are_measured_or_named_with_a_reason(tmp_path):
   # As if they were not installed, wherever the test runs.
   for library in ('tensorflow', 'torch', 'spdl', 'ffcv'):

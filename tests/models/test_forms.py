@@ -57,7 +57,7 @@ def loss_and_grads(network, dtype, **fields):
   [
     ('lrn', jnp.float32, 2e-5),
     ('batch', jnp.float32, 2e-5),
-    ('lrn', jnp.bfloat16, 0.05),
+    pytest.param('lrn', jnp.bfloat16, 0.05, marks=pytest.mark.slow),
   ],
 )
 def test_a_network_of_other_forms_is_the_same(

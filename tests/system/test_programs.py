@@ -4,6 +4,8 @@ import json
 import os
 import sys
 
+import pytest
+
 from alexnet_jax import jax_start
 from tests.system import commands
 
@@ -57,6 +59,7 @@ def test_nothing_is_traced_twice(tmp_path):
   assert 'goes on from checkpoint 20' in err
 
 
+@pytest.mark.slow
 def test_a_trace_of_ten_steps(tmp_path):
   recipe = commands.write_recipe(tmp_path, num_steps=24)
   for place, steps in (('run', 24), ('short', 12)):
@@ -71,6 +74,7 @@ def test_a_trace_of_ten_steps(tmp_path):
     assert any(file.suffix == '.pb' for file in folder.rglob('*'))
 
 
+@pytest.mark.slow
 def test_programs_are_kept_where_the_user_keeps_such_things(
   tmp_path, monkeypatch
 ):

@@ -94,7 +94,10 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
   assert_ends_alike(recipe, workdir, unbroken)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_signals_save_and_leave_with_75(unbroken, tmp_path, number):
   recipe, workdir = unbroken[0], tmp_path / 'run'
   for step in (5, 19, 33):

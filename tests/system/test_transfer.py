@@ -102,6 +102,7 @@ def test_frozen_until_a_step(train, tmp_path):
   assert first['step'] == 8
 
 
+@pytest.mark.slow
 def test_the_first_steps_after_thawing_are_no_longer_than_the_rate(
   train, tmp_path
 ):
