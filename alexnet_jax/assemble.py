@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from alexnet_jax import pixel_means
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
@@ -129,6 +130,7 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
   for name in ('rate_scaling', 'base_batch_size'):  # in `learning_rate` already
     del options[name]
   options['learning_rate'] = learning_rate(config)
+  options['rates'] = tuple(config.schedule.rates)
   tx = optimizer.make_optimizer(**options)
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   try:
@@ -136,17 +138,16 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
       model, tx, key, image_shape(config), ema=config.ema_decay > 0
     )
   except (ValueError, TypeError) as error:  # of the network's own checks
+    if isinstance(error, UserError):
+      raise
     raise UserError(f'config.model: {error}') from error
 
 
 def dropout_key(config) -> jax.Array:
-  """The key that train_step folds step and example into, uint32 [2].
-
-  As numbers: in several processes pmap copies a typed key at every call.
-  """
+  """The key that train_step folds step and example into, uint32 [2]."""
+  # As numbers: in several processes pmap copies a typed key at every call.
   key = jax.random.key(config.seed, impl=step.KEY_IMPL)
-  key = jax.random.fold_in(key, 1)
-  return jax.random.key_data(key)
+  return jax.random.key_data(jax.random.fold_in(key, 1))
 
 
 def make_steps(
@@ -156,15 +157,17 @@ def make_steps(
   *,
   frozen: frozenset[str] = frozenset(),
   top: int = 5,
+  crops: int = 1,
 ) -> Steps:
   """The step functions.
 
   Args:
     config: of the run.
     mesh: the devices.
-    mean: of the pixels; see `pixel_mean`.
+    mean: of the pixels; see `pixel_means.Statistics`.
     frozen: names of parameters that do not train.
     top: number of classes that `predict` gives.
+    crops: of an image that `evaluate` and `predict` average over, 1 or 10.
   """
   objective = objective_lib.Objective(**config.loss.to_dict(), frozen=frozen)
   training = {
@@ -173,12 +176,14 @@ def make_steps(
     'reduction_dtype': config.reduction_dtype,
   }
 
+  cropping = {'crop_size': config.data.crop_size} if crops > 1 else {}
+
   def mapped(function, donate_state=False, **more):
     return parallel.map_over_devices(
       functools.partial(
         function,
         mean=mean,
-        std=config.data.std,
+        std=tuple(config.data.std_rgb) or config.data.std,
         axis_name=parallel.AXIS,
         **more,
       ),
@@ -195,15 +200,22 @@ def make_steps(
       **training,
     ),
     mapped(step.grad_step, **training),
-    mapped(step.eval_step),
-    mapped(step.eval_step, top=top),
+    mapped(step.eval_step, **cropping),
+    mapped(step.eval_step, top=top, **cropping),
   )
 
 
-def make_train_iter(config, loader, num_steps: int, mesh: Mesh):
+def make_train_iter(
+  config,
+  loader,
+  num_steps: int,
+  mesh: Mesh,
+  colour: np.ndarray | None = None,
+):
   """Host batches of the training split; see `pipeline.make_train_iter`.
 
-  They are this process's part of what the devices of the mesh train on.
+  They are this process's part; config.data.colour_shift needs `colour`, see
+  `pixel_means.Statistics`.
   """
   process_index, process_count = parallel.process_part(mesh)
   return pipeline.make_train_iter(
@@ -217,6 +229,7 @@ def make_train_iter(config, loader, num_steps: int, mesh: Mesh):
     crop_ratio=tuple(config.data.crop_ratio),
     random_flip=config.data.random_flip,
     brightness=config.data.brightness,
+    colour=pixel_means.colour_shift(config, colour, loader.source.num_examples),
     scaled_decoding=config.data.scaled_decoding,
     prefetch=config.data.prefetch,
     process_index=process_index,
@@ -254,16 +267,13 @@ def eval_batch_size(config, mesh: Mesh) -> int:
   return device_batch_size * mesh.size
 
 
-def make_eval_iter(config, loader, mesh: Mesh):
-  """Host batches of a whole split; see `pipeline.make_eval_iter`.
-
-  They have `eval_batch_size` examples; what is beyond the split is masked.
-  """
+def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
+  """Of `eval_batch_size`, and of whole squares for 10 crops; see `pipeline`."""
   process_index, process_count = parallel.process_part(mesh)
   return pipeline.make_eval_iter(
     loader,
     global_batch_size=eval_batch_size(config, mesh),
-    crop_size=config.data.crop_size,
+    crop_size=loader.resize_size if crops > 1 else config.data.crop_size,
     prefetch=config.data.prefetch,
     process_index=process_index,
     process_count=process_count,

@@ -138,6 +138,35 @@ def add_data_path(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_split(parser: argparse.ArgumentParser) -> None:
+  """Adds --split, of the data that is measured."""
+  parser.add_argument(
+    '--split',
+    default='validation',
+    help='validation (default) or train; for TFDS also its own split names',
+  )
+
+
+def add_crops(parser: argparse.ArgumentParser) -> None:
+  """Adds --crops: 1 or 10."""
+  parser.add_argument(
+    '--crops',
+    type=_crops,
+    default=1,
+    metavar='{center,10}',
+    help='center (default), or 10: corners and centre, each mirrored, too;'
+    ' their probabilities are averaged',
+  )
+
+
+def _crops(text):
+  if text in ('center', 'centre', '1'):
+    return 1
+  if text == '10':
+    return 10
+  raise argparse.ArgumentTypeError(f'{text!r} is not center or 10')
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
   """Adds --json; see `run`."""
   parser.add_argument(

@@ -76,7 +76,7 @@ def make_config() -> ml_collections.ConfigDict:
   config.optimizer = _optimizer_defaults()
 
   config.schedule = schedule = ml_collections.ConfigDict()
-  schedule.name = 'plateau'  # constant, plateau, step or cosine
+  schedule.name = 'plateau'  # constant, plateau, step, cosine or recorded
   schedule.monitor = 'eval/top1'
   schedule.mode = 'max'
   schedule.factor = 0.1  # of a drop
@@ -86,6 +86,10 @@ def make_config() -> ml_collections.ConfigDict:
   schedule.min_learning_rate = 0.0  # as it is: rate_scaling leaves it alone
   schedule.drop_epochs = ()  # of `step`
   schedule.drop_steps = ()
+  # Of `recorded`: (epoch, pattern, factor), in the order of the epochs. From
+  # then on the parameters whose names match, such as conv1/* or */kernel, have
+  # the rate times the factor; the last entry that matches counts.
+  schedule.rates = ()
   schedule.warmup_epochs = 0.0
   schedule.warmup_steps = 0
 
@@ -160,9 +164,21 @@ def _data_defaults():
   data.crop_ratio = (3 / 4, 4 / 3)  # of random_resized: width / height
   data.random_flip = True
   data.brightness = 0.0  # largest random shift, as a share of white
+  # Standard deviation of the draws along the principal components of the
+  # colours; 0.1 in the paper. Each goes as far as the variance along it
+  # (eigenvalue, of pixels as shares of white) or the deviation.
+  data.colour_shift = 0.0
+  data.colour_unit = 'eigenvalue'  # or deviation, as in the source release
+  # While colours are shifted, pixels after the mean are divided by 1 +
+  # colour_shift, as in the source release.
+  data.colour_shrink = False
+  data.colour_shift_epochs = 0.0  # then no more; both 0: to the end
+  data.colour_shift_steps = 0
   data.scaled_decoding = True  # of training JPEGs at least twice too large
   data.mean = 'channel'  # subtracted: per channel, the mean image, or none
+  data.mean_rgb = ()  # of `channel`: three levels instead of the data's own
   data.std = 1.0  # one divisor for all pixels after the mean
+  data.std_rgb = ()  # three divisors instead, one for each channel
   data.unreadable = 'stop'  # or skip: the next example takes the place
   data.num_threads = 0  # decoding threads; 0: one per core
   data.prefetch = 2  # batches made ahead
@@ -185,6 +201,9 @@ def _model_defaults():
   model.norm = 'lrn'  # lrn, batch or none
   model.norm_layers = (1, 2)  # convolutions that are normalised
   model.norm_before_relu = False
+  # Of each convolution, what follows it: names of relu, norm, spatial, pool
+  # joined by -, such as norm-pool-relu; '' or (): as the other keys say.
+  model.orders = ()
   model.norm_hidden = ()  # hidden dense layers with batch norm
   model.batch_norm_momentum = 0.9  # of the statistics that evaluation uses
   model.batch_norm_epsilon = 1e-5
@@ -193,9 +212,15 @@ def _model_defaults():
   model.lrn_alpha = 1e-4
   model.lrn_beta = 0.75
   model.lrn_convention = 'paper'  # caffe divides alpha by lrn_size
+  model.lrn_groups = 1  # of channels, normalised apart; 2: the towers
+  model.spatial_size = 5  # of the normalisation `spatial` of `orders`
+  model.spatial_k = 1.0
+  model.spatial_alpha = 0.001
+  model.spatial_beta = 0.75
   model.hidden = (4096, 4096)
   model.dropout = 0.5
   model.dropout_place = 'after'  # or before each hidden dense layer
+  model.dropout_scaling = 'training'  # or evaluation, as in the paper
   model.width_multiplier = 1.0
   model.kernel_init = 'paper'
   model.positive_bias = 1.0  # where the paper starts biases at 1

@@ -18,6 +18,8 @@ class Durations:
   unfreeze_step: int  # 0: frozen parameters stay so
   warmup_steps: int
   drop_steps: tuple[int, ...]
+  rate_steps: tuple[int, ...]  # where the entries of schedule.rates begin
+  colour_steps: int  # that shift the colours; 0: all
 
 
 def resolve(config, num_examples: int) -> Durations:
@@ -27,11 +29,11 @@ def resolve(config, num_examples: int) -> Durations:
   def steps(name):
     return config_lib.steps_of(config, name, per_epoch)
 
+  def after(epoch):
+    return math.ceil(fractions.Fraction(repr(float(epoch))) * per_epoch)
+
   schedule = config.schedule
-  drops = schedule.drop_steps or [
-    math.ceil(fractions.Fraction(repr(float(epoch))) * per_epoch)
-    for epoch in schedule.drop_epochs
-  ]
+  drops = schedule.drop_steps or [after(e) for e in schedule.drop_epochs]
   return Durations(
     steps_per_epoch=float(per_epoch),
     num_steps=math.ceil(steps('num')),
@@ -42,4 +44,8 @@ def resolve(config, num_examples: int) -> Durations:
     ),
     warmup_steps=round(config_lib.steps_of(schedule, 'warmup', per_epoch)),
     drop_steps=tuple(drops),
+    rate_steps=tuple(after(epoch) for epoch, _, _ in schedule.rates),
+    colour_steps=math.ceil(
+      config_lib.steps_of(config.data, 'colour_shift', per_epoch)
+    ),
   )

@@ -1,22 +1,41 @@
-"""The mean of the pixels that a run subtracts: computed once, and kept."""
+"""What a run knows of the pixels of its data: computed once, and kept."""
 
+import dataclasses
 import json
 import pathlib
 import zipfile
 
 import numpy as np
 
+from alexnet_jax import durations
 from alexnet_jax.data import averages
+from alexnet_jax.data import colours
 from alexnet_jax.data import images
 from alexnet_jax.errors import UserError
 
 MEAN_FILE = 'pixel_mean.npz'
 
 
-def pixel_mean(config, loader, workdir, progress=lambda done: None, limit=None):
-  """The mean that the config wants subtracted, float32 [3] or [h, w, 3].
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """Of the training split, as the config wants them.
 
-  The mean image of the training split is computed once and kept in
+  Attributes:
+    mean: what is subtracted, float32 [3] or [crop, crop, 3].
+    colour: float32 [3, 3], see `colours.shift_matrix`; None without
+      config.data.colour_shift.
+  """
+
+  mean: np.ndarray
+  colour: np.ndarray | None
+
+
+def statistics(
+  config, loader, workdir, progress=lambda done: None, limit=None
+) -> Statistics:
+  """The mean of the pixels and how their colours vary.
+
+  They are computed in one pass over the training split, once, and kept in
   `workdir/pixel_mean.npz`. Of the mean image every crop loses the centre crop,
   wherever the crop itself was taken.
 
@@ -24,77 +43,163 @@ def pixel_mean(config, loader, workdir, progress=lambda done: None, limit=None):
     config: the config.
     loader: of the training split.
     workdir: the run's folder.
-    progress: see `averages.pixel_mean`.
+    progress: see `averages.pixel_statistics`.
     limit: uses that many examples only, and keeps nothing; None: all.
   """
-  if config.data.mean == 'none':
-    return np.zeros(3, np.float32)
+  if not _needed(config):
+    return nothing(config)
   path = pathlib.Path(workdir) / MEAN_FILE
   wanted = json.dumps(
     [loader.source.fingerprint, loader.resize_size, config.data.mean]
   )
-  stored = _load_mean(path) if path.exists() else None
-  if stored is not None and str(stored['of']) == wanted:
-    return _subtracted(config, stored['mean'])
-  mean = _known_mean(config, loader)
-  if mean is None:
-    mean = averages.pixel_mean(loader, progress=progress, limit=limit)
+  stored = _load(path) if path.exists() else None
+  if _usable(config, stored) and str(stored['of']) == wanted:
+    return _wanted(config, stored)
+  found = _known(config, loader)
+  if found is None:
+    mean, covariance = averages.pixel_statistics(
+      loader, progress=progress, limit=limit
+    )
+    found = {'mean': mean, 'covariance': covariance}
   if limit is None:
     temporary = path.with_suffix('.tmp.npz')
-    np.savez(temporary, mean=mean, of=wanted)
+    np.savez(temporary, **found, of=wanted)
     temporary.replace(path)
-  return _subtracted(config, mean)
+  return _wanted(config, found)
+
+
+def nothing(config) -> Statistics:
+  """Zeros with the shapes of what `statistics` gives."""
+  mean = np.zeros(shape(config), np.float32)
+  if config.data.mean_rgb:
+    mean = _wanted_mean(config, {})
+  return Statistics(
+    mean,
+    np.zeros((3, 3), np.float32) if config.data.colour_shift else None,
+  )
 
 
 def shape(config) -> tuple[int, ...]:
-  """Of `pixel_mean`."""
+  """Of the mean."""
   if config.data.mean == 'image':
     return (config.data.crop_size, config.data.crop_size, 3)
   return (3,)
 
 
-def _known_mean(config, loader):
-  """The mean that a raw set carries, float64 [1, 1, 3]; None if there is none.
-
-  It is that of the squares that training sees: no pass over them is needed.
-  Where training sees a part of them (cross-validation) there is none.
-  """
-  mean = getattr(loader.source, 'rgb_mean', None)
-  fits = getattr(loader.source, 'square_size', None) == loader.resize_size
-  if config.data.mean == 'channel' and fits and mean is not None:
-    return mean.reshape(1, 1, 3)
-  return None
-
-
-def stored_pixel_mean(config, workdir) -> np.ndarray:
-  """The mean of a run that was trained already; see `pixel_mean`.
+def stored_mean(config, workdir) -> np.ndarray:
+  """What a run that was trained already subtracts; see `Statistics`.
 
   Raises:
     UserError: if the run's folder lacks it.
   """
-  if config.data.mean == 'none':
-    return np.zeros(3, np.float32)
+  if config.data.mean == 'none' or config.data.mean_rgb:
+    return _wanted_mean(config, {})
+  what = 'the mean that the run subtracts from images'
+  return _wanted_mean(config, _stored(workdir, 'mean', what))
+
+
+def stored_colour(config, workdir) -> np.ndarray | None:
+  """How a run shifts colours; see `Statistics`.
+
+  Raises:
+    UserError: if the run's folder lacks it.
+  """
+  if not config.data.colour_shift:
+    return None
+  what = 'the covariance of the colours that the run shifts'
+  return _wanted_colour(config, _stored(workdir, 'covariance', what))
+
+
+def _stored(workdir, name, what):
   path = pathlib.Path(workdir) / MEAN_FILE
-  stored = _load_mean(path) if path.is_file() else None
-  if stored is None:
+  stored = _load(path) if path.is_file() else None
+  if name not in (stored or {}):
     raise UserError(
-      f'{path}, which the run subtracts from images, is missing or damaged;'
-      ' start the training command again to make it anew'
+      f'{path} with {what} is missing or damaged; start the training command'
+      ' again to make it anew'
     )
-  return _subtracted(config, stored['mean'])
+  return stored
 
 
-def _load_mean(path):
-  """{mean, of} of a file; None if it is damaged."""
+def colour_shift(
+  config, matrix: np.ndarray | None, num_examples: int
+) -> colours.Shift | None:
+  """What the config does to the colours of training images.
+
+  Args:
+    config: of the run.
+    matrix: `Statistics.colour`.
+    num_examples: of the training split.
+  """
+  if not config.data.colour_shift:
+    return None
+  if matrix is None:
+    raise ValueError('config.data.colour_shift needs the colours of the data')
+  steps = durations.resolve(config, num_examples).colour_steps
+  shrink = config.data.colour_shift if config.data.colour_shrink else 0.0
+  return colours.Shift(matrix, steps, 1 / (1 + shrink))
+
+
+def _needed(config):
+  computed = config.data.mean != 'none' and not config.data.mean_rgb
+  return computed or config.data.colour_shift
+
+
+def _known(config, loader):
+  """What a raw set carries, {mean: float64 [1, 1, 3], covariance}, or None.
+
+  It is that of the squares that training sees: no pass over them is needed.
+  Where training sees a part of them (cross-validation) there is none.
+  """
+  source = loader.source
+  mean = getattr(source, 'rgb_mean', None)
+  fits = getattr(source, 'square_size', None) == loader.resize_size
+  if config.data.mean != 'image' and fits and mean is not None:
+    return {
+      'mean': mean.reshape(1, 1, 3),
+      'covariance': source.rgb_covariance,
+    }
+  return None
+
+
+def _load(path):
+  """{mean, of, covariance} of a file; None if it is damaged.
+
+  The covariance may be missing: not every mean comes with one.
+  """
   try:
     with np.load(path) as stored:
-      return {name: stored[name] for name in ('mean', 'of')}
+      names = ('mean', 'of', *({'covariance'} & set(stored.files)))
+      return {name: stored[name] for name in names}
   except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
     return None
 
 
-def _subtracted(config, mean_image):
-  if config.data.mean == 'channel':
-    return mean_image.mean((0, 1)).astype(np.float32)
-  crop = images.centre_crop(mean_image, config.data.crop_size)
-  return crop.astype(np.float32)
+def _usable(config, stored):
+  return stored is not None and (
+    'covariance' in stored or not config.data.colour_shift
+  )
+
+
+def _wanted(config, found):
+  return Statistics(_wanted_mean(config, found), _wanted_colour(config, found))
+
+
+def _wanted_mean(config, found):
+  if config.data.mean == 'none':
+    mean = np.zeros(shape(config))
+  elif config.data.mean_rgb:
+    mean = np.array(config.data.mean_rgb)
+  elif config.data.mean == 'channel':
+    mean = found['mean'].mean((0, 1))
+  else:
+    mean = images.centre_crop(found['mean'], config.data.crop_size)
+  return mean.astype(np.float32)
+
+
+def _wanted_colour(config, found):
+  if not config.data.colour_shift:
+    return None
+  return colours.shift_matrix(
+    found['covariance'], config.data.colour_shift, config.data.colour_unit
+  ).astype(np.float32)

@@ -64,6 +64,7 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
 def name(recipe: str) -> str:
   """What a recipe is called: `compare_flat_alexnet` of its FILE:ARGUMENT."""
   path, _, argument = recipe.partition(':')
+  argument = argument.strip('/').replace('/', '_')
   return '_'.join([pathlib.Path(path).stem, *filter(None, [argument])])
 
 

@@ -6,108 +6,14 @@ import math
 
 import ml_collections
 
+from alexnet_jax.allowed_values import CHOICES
+from alexnet_jax.allowed_values import DURATIONS
+from alexnet_jax.allowed_values import NOT_NEGATIVE
+from alexnet_jax.allowed_values import POSITIVE
 from alexnet_jax.config import flatten
 from alexnet_jax.config import make_config
-from alexnet_jax.data.pipeline import CROPS
-from alexnet_jax.data.sources import KINDS
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.alexnet import DROPOUT_PLACES
-from alexnet_jax.models.alexnet import NORMS
-from alexnet_jax.models.layers import KERNEL_INITS
-from alexnet_jax.models.normalization import LRN_CONVENTIONS
-from alexnet_jax.training.optimizer import OPTIMIZERS
-from alexnet_jax.training.schedule import RATE_SCALINGS
-
-CHOICES = {
-  'parallel': ('pmap', 'shard_map'),
-  'forms': ('auto', 'plain'),
-  'reduction_dtype': ('float32', 'bfloat16'),
-  'data.source': KINDS,
-  'data.crop': CROPS,
-  'data.mean': ('channel', 'image', 'none'),
-  'data.unreadable': ('stop', 'skip'),
-  'model.norm': NORMS,
-  'model.lrn_convention': LRN_CONVENTIONS,
-  'model.kernel_init': KERNEL_INITS,
-  'model.dropout_place': DROPOUT_PLACES,
-  'model.dtype': ('float32', 'bfloat16'),
-  'optimizer.name': OPTIMIZERS,
-  'optimizer.update_rule': ('optax', 'paper'),
-  'optimizer.decay': ('all', 'kernels'),
-  'optimizer.rate_scaling': RATE_SCALINGS,
-  'schedule.name': ('constant', 'plateau', 'step', 'cosine'),
-  'schedule.mode': ('min', 'max'),
-  'early_stopping.mode': ('min', 'max'),
-  'checkpoint.mode': ('min', 'max'),
-}
-MONITORS = (
-  *('eval/loss', 'eval/top1', 'eval/top5'),
-  *('eval/macro_precision', 'eval/macro_recall', 'eval/macro_f1'),
-  *('eval/weighted_precision', 'eval/weighted_recall', 'eval/weighted_f1'),
-)
-CHOICES |= {
-  f'{room}.monitor': MONITORS
-  for room in ('schedule', 'early_stopping', 'checkpoint')
-}
-# Numbers that must exceed zero, and those that may also be zero.
-POSITIVE = (
-  'global_batch_size',
-  'log_every_steps',
-  'checkpoint.keep',
-  'data.resize_size',
-  'data.crop_size',
-  'data.std',
-  'data.synthetic_examples',
-  'data.synthetic_classes',
-  'model.width_multiplier',
-  'model.pool_size',
-  'model.pool_stride',
-  'model.lrn_size',
-  'model.lrn_k',
-  'model.batch_norm_epsilon',
-  'optimizer.learning_rate',
-  'optimizer.base_batch_size',
-  'optimizer.bias_rate',
-  'optimizer.epsilon',
-  'optimizer.trust_coefficient',
-  'schedule.patience',
-  'early_stopping.patience',
-)
-NOT_NEGATIVE = (
-  'seed',
-  'num_epochs',
-  'num_steps',
-  'max_device_batch_size',
-  'eval_every_epochs',
-  'eval_every_steps',
-  'save_every_epochs',
-  'save_every_steps',
-  'histogram_every_evals',
-  'data.folds',
-  'data.fold',
-  'data.num_threads',
-  'data.prefetch',
-  'model.num_classes',
-  'init.unfreeze_epochs',
-  'init.unfreeze_steps',
-  'loss.l1',
-  'loss.l2',
-  'optimizer.weight_decay',
-  'schedule.threshold',
-  'schedule.cooldown',
-  'schedule.min_learning_rate',
-  'schedule.warmup_epochs',
-  'schedule.warmup_steps',
-  'early_stopping.threshold',
-  'guards.flat_loss_steps',
-)
-DURATIONS = (
-  'num',
-  'eval_every',
-  'save_every',
-  'init.unfreeze',
-  'schedule.warmup',
-)
+from alexnet_jax.models import fields
 
 
 def unknown_key_message(key: str, known: Sequence[str]) -> str:
@@ -138,13 +44,22 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if flat[key] not in choices:
       raise UserError(f'config.{key} is {flat[key]!r}, not one of {choices}')
   for key in POSITIVE:
-    _check(flat, key, flat[key] > 0, 'must be greater than 0')
+    good = _is_number(flat[key]) and flat[key] > 0
+    _check(flat, key, good, 'must be greater than 0')
   for key in NOT_NEGATIVE:
-    _check(flat, key, flat[key] >= 0, 'must not be negative')
+    good = _is_number(flat[key]) and flat[key] >= 0
+    _check(flat, key, good, 'must not be negative')
   _check_ranges(flat)
+  _check_colours(flat)
   _check_durations(flat)
+  _check_rates(flat)
   _check_layers(flat)
   _check_training(flat)
+
+
+def _is_number(value):
+  # A recipe can set any key to None.
+  return isinstance(value, (int, float))
 
 
 def _check(flat, key, passed, rule):
@@ -162,12 +77,12 @@ def _check_ranges(flat):
     'optimizer.b1',
     'optimizer.b2',
     'optimizer.rms_decay',
-    'model.dropout',
-    'model.batch_norm_momentum',
   ):
-    _check(flat, key, 0 <= flat[key] < 1, 'must be at least 0 and below 1')
+    good = _is_number(flat[key]) and 0 <= flat[key] < 1
+    _check(flat, key, good, 'must be at least 0 and below 1')
   for key in ('data.val_fraction', 'schedule.factor'):
-    _check(flat, key, 0 < flat[key] < 1, 'must lie between 0 and 1')
+    good = _is_number(flat[key]) and 0 < flat[key] < 1
+    _check(flat, key, good, 'must lie between 0 and 1')
   for key, least, most in (
     ('data.crop_area', 0.0001, 1),
     ('data.crop_ratio', 0.01, 100),
@@ -175,11 +90,29 @@ def _check_ranges(flat):
     value = flat[key]
     good = (
       len(value) == 2
-      and all(isinstance(v, (int, float)) for v in value)
+      and all(map(_is_number, value))
       and least <= value[0] <= value[1] <= most
     )
     rule = f'takes (smallest, largest), both from {least} to {most}'
     _check(flat, key, good, rule)
+  mean_rgb = flat['data.mean_rgb']
+  good = len(mean_rgb) in (0, 3) and all(
+    _is_number(v) and 0 <= v <= 255 for v in mean_rgb
+  )
+  _check(flat, 'data.mean_rgb', good, 'takes three levels of 255, or ()')
+  rule = 'has no effect unless config.data.mean is channel'
+  unread = mean_rgb and flat['data.mean'] != 'channel'
+  _check(flat, 'data.mean_rgb', not unread, rule)
+  std_rgb = flat['data.std_rgb']
+  good = len(std_rgb) in (0, 3) and all(
+    _is_number(v) and 0 < v < math.inf for v in std_rgb
+  )
+  _check(flat, 'data.std_rgb', good, 'takes three numbers above 0, or ()')
+  if std_rgb and flat['data.std'] != 1:
+    raise UserError(
+      f'config.data.std is {flat["data.std"]} and config.data.std_rgb'
+      f' {std_rgb!r}: set one of them (the other to 1.0 or ())'
+    )
   _check(
     flat,
     'data.crop_size',
@@ -193,6 +126,15 @@ def _check_ranges(flat):
     f'must name the folder of the {flat["data.source"]} set:'
     ' --config.data.path=DIR',
   )
+
+
+def _check_colours(flat):
+  if flat['data.colour_shift']:
+    return
+  for key, default in flatten(make_config()).items():
+    if key.startswith('data.colour_'):
+      rule = 'has no effect while config.data.colour_shift is 0'
+      _check(flat, key, flat[key] == default, rule)
 
 
 def _check_durations(flat):
@@ -216,41 +158,46 @@ def _check_durations(flat):
     )
 
 
+def _check_rates(flat):
+  rates, recorded = flat['schedule.rates'], flat['schedule.name'] == 'recorded'
+  if recorded != bool(rates):
+    raise UserError(
+      f'config.schedule.name is {flat["schedule.name"]} and'
+      f' config.schedule.rates {rates!r}: only recorded has rates, and it needs'
+      ' them'
+    )
+  last = 0
+  for entry in rates:
+    if not _is_rate(entry, last):
+      raise UserError(
+        f'config.schedule.rates has {entry!r}; it takes (epoch, pattern, factor'
+        ' of the rate), in the order of the epochs'
+      )
+    last = entry[0]
+
+
+def _is_rate(entry, last):
+  if not (isinstance(entry, (tuple, list)) and len(entry) == 3):
+    return False
+  epoch, pattern, factor = entry
+  numbers = all(map(_is_number, (epoch, factor)))
+  return (
+    numbers
+    and isinstance(pattern, str)
+    and last <= epoch < math.inf
+    and 0 <= factor < math.inf
+  )
+
+
 def _check_layers(flat):
-  count = len(flat['model.channels'])
-  for name in ('kernels', 'strides', 'paddings', 'groups'):
-    value = flat[f'model.{name}']
-    if len(value) != count:
-      raise UserError(
-        f'config.model.{name} is {value!r}: {len(value)} entries for'
-        f' {count} convolutions'
-      )
-  for name in ('channels', 'kernels', 'strides', 'groups', 'hidden'):
-    value = flat[f'model.{name}']
-    if any(not isinstance(n, int) or n < 1 for n in value):
-      raise UserError(
-        f'config.model.{name} is {value!r}; it takes whole numbers from 1'
-      )
-  for padding in flat['model.paddings']:
-    if isinstance(padding, str) and padding not in ('SAME', 'VALID'):
-      raise UserError(
-        f'config.model.paddings has {padding!r}; it takes SAME, VALID, a number'
-        ' or (before, after)'
-      )
-  hidden = len(flat['model.hidden'])
-  for name, last in (
-    ('pool_layers', count),
-    ('norm_layers', count),
-    ('bias_layers', count),
-    ('norm_hidden', hidden),
-  ):
-    value = flat[f'model.{name}']
-    if any(not 1 <= number <= last for number in value):
-      raise UserError(
-        f'config.model.{name} is {value!r}; layers count from 1 to {last}'
-      )
-  if flat['model.lrn_size'] % 2 != 1:
-    raise UserError(f'config.model.lrn_size is {flat["model.lrn_size"]}, even')
+  prefix = 'model.'
+  network = {
+    key.removeprefix(prefix): value
+    for key, value in flat.items()
+    if key.startswith(prefix)
+  }
+  if problem := fields.problem(network):
+    raise UserError(f'config.model.{problem}')
 
 
 def _check_training(flat):

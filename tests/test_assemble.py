@@ -7,6 +7,7 @@ from alexnet_jax import durations as durations_lib
 from alexnet_jax import pixel_means
 from alexnet_jax import recipes
 from alexnet_jax.data import averages
+from alexnet_jax.data import colours
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import parallel
@@ -21,30 +22,31 @@ def make_config(tmp_path, **changes):
 def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   config = make_config(tmp_path)
   loader = assemble.make_loader(config, 'train')
-  first = pixel_means.pixel_mean(config, loader, tmp_path)
+  first = pixel_means.statistics(config, loader, tmp_path).mean
   squares = [loader.square(i)[0] for i in range(96)]
   np.testing.assert_allclose(first, np.mean(squares, (0, 1, 2)), rtol=1e-6)
   assert first.dtype == np.float32
-  monkeypatch.setattr(averages, 'pixel_mean', None)  # it must not be called
-  again = pixel_means.pixel_mean(config, loader, tmp_path)
+  # It must not be called.
+  monkeypatch.setattr(averages, 'pixel_statistics', None)
+  again = pixel_means.statistics(config, loader, tmp_path).mean
   np.testing.assert_array_equal(again, first)
-  stored = pixel_means.stored_pixel_mean(config, tmp_path)
+  stored = pixel_means.stored_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, first)
 
 
 def test_the_mean_of_other_data_is_computed_anew(tmp_path):
   config = make_config(tmp_path)
   loader = assemble.make_loader(config, 'train')
-  first = pixel_means.pixel_mean(config, loader, tmp_path)
+  first = pixel_means.statistics(config, loader, tmp_path).mean
   config.data.synthetic_examples = 48
   loader = assemble.make_loader(config, 'train')
-  assert (pixel_means.pixel_mean(config, loader, tmp_path) != first).any()
+  assert (pixel_means.statistics(config, loader, tmp_path).mean != first).any()
 
 
 def test_the_mean_image_loses_its_border(tmp_path):
   config = make_config(tmp_path, data__mean='image')
   loader = assemble.make_loader(config, 'train')
-  mean = pixel_means.pixel_mean(config, loader, tmp_path)
+  mean = pixel_means.statistics(config, loader, tmp_path).mean
   whole = np.mean([loader.square(i)[0] for i in range(96)], 0)
   np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
 
@@ -52,17 +54,38 @@ def test_the_mean_image_loses_its_border(tmp_path):
 def test_no_mean(tmp_path):
   config = make_config(tmp_path, data__mean='none')
   loader = assemble.make_loader(config, 'train')
-  assert not pixel_means.pixel_mean(config, loader, tmp_path).any()
-  assert not pixel_means.stored_pixel_mean(config, tmp_path).any()
+  assert not pixel_means.statistics(config, loader, tmp_path).mean.any()
+  assert not pixel_means.stored_mean(config, tmp_path).any()
   assert not list(tmp_path.glob('*.npz'))
+
+
+def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
+  config = make_config(tmp_path, data__mean_rgb=(10.0, 20.0, 30.5))
+  loader = assemble.make_loader(config, 'train')
+  levels = np.float32([10, 20, 30.5])
+  with monkeypatch.context() as patch:
+    patch.setattr(averages, 'pixel_statistics', None)  # must not be called
+    found = pixel_means.statistics(config, loader, tmp_path)
+  np.testing.assert_array_equal(found.mean, levels)
+  stored = pixel_means.stored_mean(config, tmp_path)
+  np.testing.assert_array_equal(stored, levels)
+  assert not list(tmp_path.glob('*.npz'))
+  # How the colours vary is the data's own all the same.
+  config.data.colour_shift = 0.1
+  found = pixel_means.statistics(config, loader, tmp_path)
+  np.testing.assert_array_equal(found.mean, levels)
+  squares = np.stack([loader.square(i)[0] for i in range(96)])
+  np.testing.assert_allclose(found.colour, shift_of(squares), 1e-4, 1e-9)
 
 
 def test_a_part_of_the_mean_is_not_kept(tmp_path):
   config = make_config(tmp_path)
   loader = assemble.make_loader(config, 'train')
-  pixel_means.pixel_mean(config, loader, tmp_path, limit=10)
-  with pytest.raises(UserError, match=r'pixel_mean\.npz.*is missing'):
-    pixel_means.stored_pixel_mean(config, tmp_path)
+  pixel_means.statistics(config, loader, tmp_path, limit=10)
+  with pytest.raises(
+    UserError, match=r'pixel_mean\.npz with the mean.*missing'
+  ):
+    pixel_means.stored_mean(config, tmp_path)
 
 
 def test_the_number_of_classes_is_that_of_the_data(tmp_path):
@@ -110,7 +133,7 @@ def test_a_raw_set_of_another_size_is_refused(tmp_path):
     assemble.make_loader(config, 'train')
 
 
-def test_the_mean_of_a_raw_set_needs_no_pass(tmp_path, monkeypatch):
+def test_mean_and_colours_of_a_raw_set_need_no_pass(tmp_path, monkeypatch):
   out = tmp_path / 'raw'
   assert prepare(f'raw --source digits --out {out} --size 28'.split()) == 0
   config = make_config(
@@ -118,12 +141,42 @@ def test_the_mean_of_a_raw_set_needs_no_pass(tmp_path, monkeypatch):
     data__source='raw',
     data__path=str(out),
     data__resize_size=28,
+    data__colour_shift=0.1,
   )
   loader = assemble.make_loader(config, 'train')
   squares = np.concatenate(loader.source.shards)
-  monkeypatch.setattr(averages, 'pixel_mean', None)  # it must not be called
-  mean = pixel_means.pixel_mean(config, loader, tmp_path)
-  np.testing.assert_allclose(mean, squares.mean((0, 1, 2)), rtol=1e-6)
+  # It must not be called.
+  monkeypatch.setattr(averages, 'pixel_statistics', None)
+  found = pixel_means.statistics(config, loader, tmp_path)
+  np.testing.assert_allclose(found.mean, squares.mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(found.colour, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_array_equal(
+    pixel_means.stored_colour(config, tmp_path), found.colour
+  )
+
+
+def shift_of(squares):
+  covariance = np.cov(squares.reshape(-1, 3).T, bias=True)
+  return colours.shift_matrix(covariance, 0.1, 'eigenvalue')
+
+
+def test_colours_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
+  """As in folders whose mean came without them."""
+  config = make_config(tmp_path)
+  loader = assemble.make_loader(config, 'train')
+  mean = pixel_means.statistics(config, loader, tmp_path).mean
+  path = tmp_path / pixel_means.MEAN_FILE
+  with np.load(path) as stored:
+    np.savez(path, mean=stored['mean'], of=stored['of'])
+  config.data.colour_shift = 0.1
+  np.testing.assert_array_equal(pixel_means.stored_mean(config, tmp_path), mean)
+  with pytest.raises(UserError, match=r'the covariance .* is missing'):
+    pixel_means.stored_colour(config, tmp_path)
+  found = pixel_means.statistics(config, loader, tmp_path)
+  squares = np.stack([loader.square(i)[0] for i in range(96)])
+  np.testing.assert_allclose(found.colour, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_array_equal(found.mean, mean)
+  assert pixel_means.stored_colour(config, tmp_path) is not None
 
 
 @pytest.mark.parametrize(

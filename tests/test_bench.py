@@ -7,6 +7,7 @@ from alexnet_jax.bench import end_to_end
 from tests.system import commands
 
 
+@pytest.mark.slow
 def test_end_to_end_measures_all_three(tmp_path):
   recipe = commands.write_recipe(tmp_path)
   code, out, err = commands.run(

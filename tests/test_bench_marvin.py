@@ -147,7 +147,7 @@ def test_keras_gets_the_pixels_that_our_network_sees(monkeypatch, tmp_path):
   with np.load(tmp_path / 'data.npz') as stored:
     data = dict(stored)
   train = assemble.make_loader(config, 'train')
-  mean = pixel_means.pixel_mean(config, train, tmp_path)
+  mean = pixel_means.statistics(config, train, tmp_path).mean
   mesh = parallel.make_mesh()
   for name, split, count in (
     ('train', 'train', 4000),

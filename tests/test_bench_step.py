@@ -453,6 +453,7 @@ def test_memory_grows_with_what_is_written():
   written.close()
 
 
+@pytest.mark.slow
 @needs_affinity
 def test_the_command_measures_ours(tmp_path):
   recipe = commands.write_recipe(tmp_path, **LRN)

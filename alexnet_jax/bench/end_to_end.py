@@ -159,7 +159,7 @@ def _bare_step(parts, num_steps):
 
   key = assemble.dropout_key(parts.config)
   iterator = assemble.make_train_iter(
-    parts.config, parts.train_loader, 1, parts.mesh
+    parts.config, parts.train_loader, 1, parts.mesh, parts.colour
   )
   batch = parts.to_devices(next(iterator))
   state, _ = setup.create(parts)
@@ -182,7 +182,7 @@ def _loader(parts, num_steps):
   from alexnet_jax import assemble
 
   iterator = assemble.make_train_iter(
-    parts.config, parts.train_loader, num_steps + 1, parts.mesh
+    parts.config, parts.train_loader, num_steps + 1, parts.mesh, parts.colour
   )
   next(iterator)
   start = time.perf_counter()

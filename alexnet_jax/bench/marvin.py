@@ -141,7 +141,7 @@ def _write_data(config, path):
     loader = assemble.make_loader(config, split)
     examples = [loader.square(i) for i in range(loader.source.num_examples)]
     if split == 'train':
-      mean = pixel_means.pixel_mean(config, loader, path.parent)
+      mean = pixel_means.statistics(config, loader, path.parent).mean
     pixels = np.stack([pixels for pixels, _ in examples]).astype(np.float32)
     arrays[f'x_{name}'] = (pixels - mean) / np.float32(config.data.std)
     arrays[f'y_{name}'] = np.array([label for _, label in examples], np.int32)

@@ -194,7 +194,11 @@ def batch_shapes(config) -> dict:
   if config.data.unreadable == 'skip':
     dtypes['unreadable'] = np.bool_
   shape = (*size, *assemble.image_shape(config))
+  if config.data.colour_shrink:
+    dtypes['scale'] = np.float32
+  colour = jax.ShapeDtypeStruct((*size, 3), np.float32)
   return {
     'image': jax.ShapeDtypeStruct(shape, np.uint8),
+    **({'colour': colour} if config.data.colour_shift else {}),
     **{name: jax.ShapeDtypeStruct(size, d) for name, d in dtypes.items()},
   }

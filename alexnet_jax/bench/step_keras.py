@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from alexnet_jax.bench import peer_network
 from alexnet_jax.bench import step_agreement
 
 
@@ -23,8 +24,7 @@ def make_network(model: dict, num_classes: int, size: int) -> keras.Sequential:
   Raises:
     NotImplementedError: if the network has what this has not.
   """
-  if model['norm'] == 'batch' or model['norm_hidden']:
-    raise NotImplementedError('batch norm is not written for the peers')
+  peer_network.check(model)
   layers = [keras.layers.Input((size, size, 3))]
   groups = max(model['groups'])
   for number, width in enumerate(model['channels'], 1):

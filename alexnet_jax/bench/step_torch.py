@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from alexnet_jax.bench import peer_network
 from alexnet_jax.bench import step_agreement
 
 
@@ -25,8 +26,7 @@ def make_network(model: dict, num_classes: int, size: int) -> nn.Sequential:
   Raises:
     NotImplementedError: if the network has what this has not.
   """
-  if model['norm'] == 'batch' or model['norm_hidden']:
-    raise NotImplementedError('batch norm is not written for the peers')
+  peer_network.check(model)
   layers = nn.Sequential()
   channels, widths = 3, _widths(model)
   for number, width in enumerate(widths, 1):

@@ -1,22 +1,23 @@
-"""The mean image of a data set."""
+"""The mean image of a data set, and the covariance of its colours."""
 
 from collections.abc import Callable
 import threading
 
 import numpy as np
 
+from alexnet_jax.data import colours
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
 
-def pixel_mean(
+def pixel_statistics(
   loader: Loader,
   *,
   chunk: int = 512,
   progress: Callable[[int], None] = lambda done: None,
   limit: int | None = None,
-) -> np.ndarray:
-  """The mean image of a split, float64 [size, size, 3], from integer sums.
+) -> tuple[np.ndarray, np.ndarray]:
+  """The mean image of a split and the covariance of its RGB, in one pass.
 
   Args:
     loader: reads the split; its squares are averaged.
@@ -24,11 +25,18 @@ def pixel_mean(
     progress: called with the number of examples done.
     limit: uses the first `limit` examples only.
 
+  Returns:
+    (mean, covariance): float64 [size, size, 3] and [3, 3], in levels of 255;
+    both from sums of integers, which are exact.
+
   Raises:
     UserError: if no image can be decoded.
   """
+  from alexnet_jax.data import kernels  # slow to import
+
   size = loader.resize_size
   total = np.zeros((size, size, 3), np.uint64)
+  sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
   counted, lock = 0, threading.Lock()
   num_examples = min(
     limit or loader.source.num_examples, loader.source.num_examples
@@ -37,13 +45,17 @@ def pixel_mean(
   def add(first, last):
     nonlocal counted
     partial, count = np.zeros(total.shape, np.uint32), 0
+    own = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
     for index in range(first, last):
       if example := loader.square(index):
         np.add(partial, example[0], out=partial)
+        kernels.add_colour_sums(example[0], *own)
         count += 1
     # Sums of integers are exact in any order, whatever thread comes first.
     with lock:
       np.add(total, partial, out=total)
+      np.add(sums, own[0], out=sums)
+      np.add(products, own[1], out=products)
       counted += count
 
   for start in range(0, num_examples, chunk):
@@ -54,4 +66,5 @@ def pixel_mean(
     progress(start + count)
   if not counted:
     raise UserError(f'no image of {loader.source.name} can be decoded')
-  return total / counted
+  rgb = colours.colour_statistics(counted * size**2, sums, products)
+  return total / counted, np.array(rgb['covariance'])

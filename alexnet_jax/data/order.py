@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 # The second word of a random stream's seed says what it is for.
-_PERMUTATION, _DRAWS, _RESIZED_CROPS, _BRIGHTNESS = 0, 1, 2, 3
+_PERMUTATION, _DRAWS, _RESIZED_CROPS, _BRIGHTNESS, _COLOUR = range(5)
 DRAWS_PER_EXAMPLE = 3  # crop row, crop column, flip
 CROP_ATTEMPTS = 10  # at a random-resized crop that fits, as in torchvision
 
@@ -88,6 +88,11 @@ def brightness_draws(
   """Uniform draws in [-1, 1) of the batch, float32 [global_batch_size]."""
   draws = _generator(seed, _BRIGHTNESS, step).random(global_batch_size)
   return (2 * draws - 1).astype(np.float32)
+
+
+def colour_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
+  """Standard normal draws of the batch, float64 [global_batch_size, 3]."""
+  return _generator(seed, _COLOUR, step).standard_normal((global_batch_size, 3))
 
 
 def process_slice(

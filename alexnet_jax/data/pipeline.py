@@ -12,6 +12,7 @@ import math
 import grain
 import numpy as np
 
+from alexnet_jax.data import colours
 from alexnet_jax.data import images
 from alexnet_jax.data import order
 from alexnet_jax.data.buffers import Buffers
@@ -34,6 +35,7 @@ def make_train_iter(
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
   random_flip: bool = True,
   brightness: float = 0.0,
+  colour: colours.Shift | None = None,
   scaled_decoding: bool = True,
   prefetch: int = 2,
   process_index: int = 0,
@@ -57,19 +59,22 @@ def make_train_iter(
     crop_ratio: smallest and largest width / height of one.
     random_flip: False never mirrors.
     brightness: largest random shift of the brightness, as a share of white.
+    colour: random shift of the colours; None: none.
     scaled_decoding: decodes JPEGs that are at least twice too large at a lower
       resolution; see `decoding.decode`.
     prefetch: number of batches made ahead; 0: none.
-    process_index: which part of the batch this process makes.
-    process_count: number of parts.
+    process_index, process_count: the part of the batch that is made.
 
   Returns:
     An iterator over {image: uint8 [b, crop_size, crop_size, 3], label: int32
-    [b], flip: bool [b], brightness: float32 [b], unreadable: bool [b]}, b the
-    process's batch size. `flip` tells which images the device has to mirror,
-    `brightness` (levels of 255) what it adds; they are there with `random_flip`
-    and `brightness`. `unreadable` tells which examples stand in for one that
-    could not be decoded; it is there if the loader skips. The iterator's state
+    [b], flip: bool [b], brightness: float32 [b], colour: float32 [b, 3],
+    scale: float32 [b], unreadable: bool [b]}, b the process's batch size.
+    `flip` tells which images the device has to mirror, `brightness` and
+    `colour` (levels of 255) what it adds, `scale` what it multiplies pixels by
+    after the mean; they are there with `random_flip`, `brightness` and
+    `colour`.
+    `unreadable` tells which examples stand in for one that could not be
+    decoded; it is there if the loader skips. The iterator's state
     is {'next_index': t}, t the step whose batch comes next.
   """
   source = loader.source
@@ -91,6 +96,8 @@ def make_train_iter(
     if brightness:
       shifts = order.brightness_draws(step, global_batch_size, seed)[part]
       batch['brightness'] = shifts * np.float32(255 * brightness)
+    if colour is not None:
+      batch |= colour.draw(step, global_batch_size, seed, part)
     if crop == 'random_resized':
       attempts = order.resized_crop_draws(step, global_batch_size, seed)[part]
       rows_needed, cut = _boxes(draws, attempts, crop_area, crop_ratio)
@@ -223,6 +230,8 @@ def make_eval_iter(
   process_count: int = 1,
 ) -> grain.DatasetIterator:
   """Centre crops of every example of a split, once, in order.
+
+  With a `crop_size` of the loader's `resize_size` they are the whole squares.
 
   The images are decoded exactly. The last batch is filled up with examples that
   do not count: their `mask` is False, as is that of skipped images.

@@ -34,6 +34,7 @@ class RawSource:
   Attributes:
     square_size: width of the squares, in pixels.
     rgb_mean: of all pixels, float64 [3].
+    rgb_covariance: of all pixels, float64 [3, 3].
     labels: int32 [num_examples].
     shards: uint8 [n, square_size, square_size, 3] each, memory-mapped.
     ends: int64 [number of shards], index behind the last example of each.
@@ -45,6 +46,7 @@ class RawSource:
   fingerprint: str
   square_size: int
   rgb_mean: np.ndarray
+  rgb_covariance: np.ndarray
   labels: np.ndarray
   shards: Sequence[np.ndarray]
   ends: np.ndarray
@@ -110,6 +112,7 @@ def raw_source(path: str, split: str) -> RawSource:
     fingerprint=_fingerprint(manifest, info),
     square_size=size,
     rgb_mean=np.array(info['rgb']['mean']),
+    rgb_covariance=np.array(info['rgb']['covariance']),
     labels=labels,
     shards=shards,
     ends=np.cumsum([len(shard) for shard in shards]),

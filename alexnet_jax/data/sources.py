@@ -11,7 +11,8 @@ A source is an object with
 - `file_name(index)`, where images have names of their own;
 - `labels`, int32 [n], where they are known without reading the examples;
 - `square_size` and `addresses(indices)`, where the images are squares of pixels
-  in memory, and `rgb_mean`, where theirs is known; see `raw`.
+  in memory, and `rgb_mean` and `rgb_covariance`, where theirs are known; see
+  `raw`.
 
 Sources are read from several threads at once.
 """

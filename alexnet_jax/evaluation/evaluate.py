@@ -1,10 +1,11 @@
 """Measures a saved run.
 
-python -m alexnet_jax.evaluation.evaluate --workdir DIR [--split validation]
+python -m alexnet_jax.evaluation.evaluate --workdir DIR [--crops 10]
 """
 
 import argparse
 import sys
+import time
 
 from alexnet_jax import command
 from alexnet_jax import huge_pages
@@ -15,11 +16,8 @@ def _arguments(argv):
     prog='python -m alexnet_jax.evaluation.evaluate',
     description='Measures a saved run.',
   )
-  parser.add_argument(
-    '--split',
-    default='validation',
-    help='validation (default) or train; for TFDS also its own split names',
-  )
+  command.add_split(parser)
+  command.add_crops(parser)
   command.add_run(parser)
   command.add_data_path(parser)
   command.add_json(parser)
@@ -28,47 +26,70 @@ def _arguments(argv):
 
 def main(argv=None) -> int:
   arguments = _arguments(argv)
-  return command.run(
-    lambda: _evaluate(
-      arguments.workdir,
-      arguments.split,
-      arguments.checkpoint,
-      arguments.data_path,
-    ),
-    json_output=arguments.json,
-  )
+  return command.run(lambda: _evaluate(arguments), json_output=arguments.json)
 
 
-def _evaluate(workdir, split, which, data_path):
+def _evaluate(arguments):
   """Measures a checkpoint on a split; the command's result."""
   from alexnet_jax import assemble
   from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import state as state_lib
 
-  run = saved_run.load(workdir, which, data_path)
+  workdir, split, crops = arguments.workdir, arguments.split, arguments.crops
+  run = saved_run.load(
+    workdir, arguments.checkpoint, arguments.data_path, crops=crops
+  )
   loader = saved_run.make_eval_loader(run, split)
-  batches = assemble.make_eval_iter(run.config, loader, run.mesh)
+  saved_run.warn_of_crops(run, crops)
+  _compile(run, loader, crops)
+  begun = time.perf_counter()
   values = measure.evaluate(
-    run.steps.evaluate, run.state, batches, run.to_devices
+    run.steps.evaluate,
+    run.state,
+    assemble.make_eval_iter(run.config, loader, run.mesh, crops),
+    run.to_devices,
   ).values
   step = int(run.state.step)
   count = loader.source.num_examples - len(loader.unreadable)
+  rate = count / (time.perf_counter() - begun)
   print(
-    f'{workdir}, step {step}, {split} ({count:,} examples):'
+    f'{workdir}, step {step}, {split} ({count:,} examples, '
+    f'{"the centre crop" if crops == 1 else "ten crops"}):'
     f' loss {values["eval/loss"]:.4f}, top-1 {values["eval/top1"]:.4f},'
-    f' top-5 {values["eval/top5"]:.4f}',
+    f' top-5 {values["eval/top5"]:.4f}; {rate:,.0f} images/s',
     file=sys.stderr,
   )
   return {
     **values,
     'split': split,
+    'crops': crops,
+    'images_per_second': rate,
     'examples': count,
     'unreadable': len(loader.unreadable),
     'step': step,
     'parameters': state_lib.num_parameters(run.state),
     'state_digest': state_lib.state_digest(state_lib.saved_tree(run.state)),
   }
+
+
+def _compile(run, loader, crops):
+  """Runs the program on a batch of zeros: what follows is all measuring."""
+  import jax
+  import numpy as np
+
+  from alexnet_jax import assemble
+
+  count = assemble.eval_batch_size(run.config, run.mesh)
+  size = loader.resize_size if crops > 1 else run.config.data.crop_size
+  batch = {
+    'image': np.zeros((count, size, size, 3), np.uint8),
+    'label': np.zeros(count, np.int32),
+    'mask': np.zeros(count, bool),
+  }
+  if loader.skips:
+    batch['unreadable'] = np.zeros(count, bool)
+  jax.block_until_ready(run.steps.evaluate(run.state, run.to_devices(batch)))
 
 
 if __name__ == '__main__':

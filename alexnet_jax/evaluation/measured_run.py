@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from alexnet_jax import assemble
+from alexnet_jax import pixel_means
 from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
@@ -15,8 +16,8 @@ from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation import measure
 from alexnet_jax.evaluation import saved_run
 from alexnet_jax.evaluation import summary
+from alexnet_jax.training import pixels
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import step as step_lib
 
 MOST_CONFUSED = 25  # pairs
 MISTAKES = 20
@@ -148,12 +149,15 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   )
   # The first draws of a batch do not depend on how many follow.
   config.global_batch_size = min(count, config.global_batch_size)
-  batch = next(assemble.make_train_iter(config, loader, 1, subject.run.mesh))
+  colour = pixel_means.stored_colour(config, subject.run.workdir)
+  batch = next(
+    assemble.make_train_iter(config, loader, 1, subject.run.mesh, colour)
+  )
   positions = order.batch_positions(0, config.global_batch_size)
   indices = order.examples_at(
     positions, loader.source.num_examples, config.seed
   )
-  after = np.uint8(np.round(step_lib.augmented(batch)))
+  after = np.uint8(np.clip(np.round(pixels.augmented(batch)), 0, 255))
   rows = []
   for i, index in enumerate(indices):
     if (square := loader.square(int(index))) is not None:
@@ -167,6 +171,8 @@ def _change(batch, i):
   words = ['mirrored'] if 'flip' in batch and batch['flip'][i] else []
   if 'brightness' in batch:
     words.append(f'{batch["brightness"][i]:+.0f}')
+  if 'colour' in batch:
+    words.append(' '.join(f'{level:+.0f}' for level in batch['colour'][i]))
   return ' '.join(words)
 
 

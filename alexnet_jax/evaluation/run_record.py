@@ -81,6 +81,11 @@ def load(workdir: str, name: str) -> RunRecord:
   path = pathlib.Path(workdir)
   step, saved = _newest(path)
   config = config_lib.from_dict(saved['config'])
+  if 'num_examples' not in saved['data']:
+    raise UserError(
+      f'{workdir} holds weights of elsewhere: there is no training to compare'
+      ' (evaluation.evaluate measures them, evaluation.ensemble several)'
+    )
   progress = Progress.from_json(saved['progress'])
   final_step = progress.final_step(config, step)
   rows = [row for row in writers.read_rows(path) if row['step'] <= step]

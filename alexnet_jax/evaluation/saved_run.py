@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import sys
 
 import jax
 import ml_collections
 
 from alexnet_jax import assemble
 from alexnet_jax import pixel_means
+from alexnet_jax import placeholders
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import parallel
@@ -31,7 +33,11 @@ class SavedRun:
 
 
 def load(
-  workdir: str, which: str = 'final', data_path: str = '', top: int = 5
+  workdir: str,
+  which: str = 'final',
+  data_path: str = '',
+  top: int = 5,
+  crops: int = 1,
 ) -> SavedRun:
   """Loads a checkpoint of a run, to use it.
 
@@ -40,6 +46,7 @@ def load(
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data lies now; '': where it lay in training.
     top: number of classes that `steps.predict` gives.
+    crops: 1 or 10, of each image; see `assemble.make_steps`.
 
   Raises:
     UserError: if there is no run, or no such checkpoint.
@@ -49,8 +56,8 @@ def load(
   config, class_names, state = restored.restore(workdir, which)
   if data_path:
     config.data.path = data_path
-  mean = pixel_means.stored_pixel_mean(config, workdir)
-  steps = assemble.make_steps(config, mesh, mean, top=top)
+  mean = pixel_means.stored_mean(config, workdir)
+  steps = assemble.make_steps(config, mesh, mean, top=top, crops=crops)
   return SavedRun(
     config,
     class_names,
@@ -59,6 +66,22 @@ def load(
     steps,
     pathlib.Path(workdir),
   )
+
+
+def warn_of_crops(run: SavedRun, crops: int) -> None:
+  """Says on standard error what ten crops of this run are not good for."""
+  data = run.config.data
+  problems = {
+    'half of the ten crops are mirrored, and this network was not trained on'
+    ' mirrored images (config.data.random_flip is False)': not data.random_flip,
+    'the ten crops are two: config.data.crop_size and resize_size are both'
+    f' {data.crop_size}, so that all places are the same': (
+      data.crop_size == data.resize_size
+    ),
+  }
+  for problem, there in problems.items():
+    if crops > 1 and there:
+      print(f'warning: {run.workdir}: {problem}', file=sys.stderr)
 
 
 def make_eval_loader(run: SavedRun, split: str) -> loader_lib.Loader:
@@ -71,13 +94,33 @@ def make_eval_loader(run: SavedRun, split: str) -> loader_lib.Loader:
   Raises:
     UserError: if the data is not there, or has other classes than the run.
   """
+  if run.config.data.path == placeholders.NO_DATA:
+    raise UserError(
+      f'{run.workdir} holds weights of elsewhere, and no data was named: give'
+      f' --data_path DIR (config.data.source is {run.config.data.source}), or'
+      ' load them again with --data_source'
+    )
   try:
     loader = assemble.make_loader(run.config, split)
   except UserError as error:
-    raise UserError(f'{error} (for this command: --data_path DIR)') from error
-  if (names := list(loader.source.class_names)) != run.class_names:
-    raise UserError(
-      f'{loader.source.name} has the classes {names}, but the network was'
-      f' trained on {run.class_names}'
-    )
+    hint = '' if str(error).startswith('split') else '--data_path DIR'
+    said = f'{error} (for this command: {hint})' if hint else str(error)
+    raise UserError(said) from error
+  _check_classes(run, loader.source)
   return loader
+
+
+def _check_classes(run, source):
+  names = list(source.class_names)
+  if not placeholders.agree(names, run.class_names):
+    raise UserError(
+      f'{source.name} has {placeholders.shown(names)}, but the network has'
+      f' {placeholders.shown(run.class_names)}; names and order must be the'
+      ' same (weights of elsewhere: load them again with --class_names FILE)'
+    )
+  if names != run.class_names:
+    print(
+      f'note: the classes of {run.workdir} have no names; taken are those of'
+      f' {source.name}, in its order',
+      file=sys.stderr,
+    )

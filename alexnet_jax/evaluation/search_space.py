@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 
+from alexnet_jax import allowed_values
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
@@ -202,9 +203,9 @@ def _parse_choices(key, text, like):
       )
     if value in chosen:
       raise _unfit(key, text, f'has {piece.strip()!r} twice')
-    if value not in validation.CHOICES.get(key, (value,)):
+    if value not in allowed_values.CHOICES.get(key, (value,)):
       raise UserError(
-        f'--param {key}: {value!r} is not one of {validation.CHOICES[key]}'
+        f'--param {key}: {value!r} is not one of {allowed_values.CHOICES[key]}'
       )
     chosen.append(value)
   return Choices(tuple(chosen))

@@ -228,7 +228,7 @@ def _augmentation(subject, album):
     f'{len(rows)} training images before and after augmentation',
     'Above: the centre squares of the first training images. Below: the same as'
     ' the first training step saw them, cropped and changed as they say'
-    ' (a number: brightness added, of 255).',
+    ' (a number: brightness added, of 255; three: red, green and blue).',
   )
   return [Section('Augmentation', pictures=[picture])]
 

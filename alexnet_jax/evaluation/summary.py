@@ -84,7 +84,7 @@ def layer_table(model, image_shape):
 
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   params, seen = jax.eval_shape(run, jax.random.key(0), images)
-  plain = [name for name in seen if name.startswith(('lrn', 'pool'))]
+  plain = [name for name in seen if name.startswith(('lrn', 'pool', 'spatial'))]
   rows = []
   for name in sorted([*params, *plain], key=_position):
     output = seen[name] if name in plain else seen[name]['__call__']
@@ -100,7 +100,11 @@ def _position(name):
   """Sorts the names of layers in order of execution."""
   kind = name.rstrip('0123456789')
   number = int(name.removeprefix(kind) or 0)
-  stages = (('conv', 'norm', 'lrn', 'pool'), ('dense', 'dense_norm'), ('head',))
+  stages = (
+    ('conv', 'norm', 'lrn', 'spatial', 'pool'),
+    ('dense', 'dense_norm'),
+    ('head',),
+  )
   for stage, kinds in enumerate(stages):
     if kind in kinds:
       return stage, number, kinds.index(kind)

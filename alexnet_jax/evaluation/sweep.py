@@ -102,9 +102,9 @@ def main(argv=None) -> int:
 
 
 def _work(arguments, overrides, stop):
+  from alexnet_jax import allowed_values
   from alexnet_jax import locks
   from alexnet_jax import recipes
-  from alexnet_jax import validation
   from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import search_space
   from alexnet_jax.evaluation import sweep_report
@@ -117,9 +117,9 @@ def _work(arguments, overrides, stop):
   config.report = False
   space = search_space.parse(arguments.param, config)
   monitor = arguments.monitor
-  if monitor not in validation.MONITORS:
+  if monitor not in allowed_values.MONITORS:
     raise UserError(
-      f'--monitor is {monitor!r}, not one of {validation.MONITORS}'
+      f'--monitor is {monitor!r}, not one of {allowed_values.MONITORS}'
     )
   for name, least in (('trials', 1), ('seed', 0)):
     if (value := getattr(arguments, name)) < least:

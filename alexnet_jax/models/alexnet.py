@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from alexnet_jax.models import fields
 from alexnet_jax.models import fused
 from alexnet_jax.models import layers
 from alexnet_jax.models import tail
@@ -15,14 +16,9 @@ from alexnet_jax.models.dense import Dense
 from alexnet_jax.models.forms import Forms
 from alexnet_jax.models.forms import PLAIN
 from alexnet_jax.models.normalization import local_response_norm
+from alexnet_jax.models.normalization import spatial_response_norm
+from alexnet_jax.models.operations import after_convolution
 from alexnet_jax.models.pooling import max_pool
-
-NORMS = ('lrn', 'batch', 'none')
-DROPOUT_PLACES = ('after', 'before')
-
-# One layer's padding: 'SAME', 'VALID', one number for every side or (before,
-# after) for both axes.
-Padding = str | int | tuple[int, int]
 
 
 class AlexNet(nn.Module):
@@ -47,15 +43,23 @@ class AlexNet(nn.Module):
     norm_layers: numbers (from 1) of the convolutions that are normalised.
     norm_before_relu: whether normalisation precedes the ReLU; the paper's
       follows it.
+    orders: of each convolution what follows it, in another order than these
+      say: names of `operations.OPERATIONS` joined by `-`, such as
+      `norm-pool-relu`; '' leaves the order as it is. `spatial` is
+      `normalization.spatial_response_norm`, which no other field switches on.
     norm_hidden: numbers (from 1) of the hidden dense layers that batch norm
       normalises, whatever `norm` is; before their ReLU as `norm_before_relu`
       says.
     batch_norm_momentum: share of the running statistics that a step keeps.
     batch_norm_epsilon: added to the variance.
-    lrn_size, lrn_k, lrn_alpha, lrn_beta, lrn_convention: see
+    lrn_size, lrn_k, lrn_alpha, lrn_beta, lrn_convention, lrn_groups: see
       `normalization.local_response_norm`.
+    spatial_size, spatial_k, spatial_alpha, spatial_beta: see
+      `normalization.spatial_response_norm`.
     hidden: widths of the hidden dense layers.
     dropout: share of the units set to zero in training.
+    dropout_scaling: whether what is kept is scaled up in `training`, or
+      everything down in `evaluation`, as in the paper.
     dropout_place: `after` each hidden dense layer, as in the paper, or `before`
       it, as in torchvision.
     width_multiplier: factor on `channels` and `hidden`, rounded so that the
@@ -75,7 +79,7 @@ class AlexNet(nn.Module):
   channels: Sequence[int] = (96, 256, 384, 384, 256)
   kernels: Sequence[int] = (11, 5, 3, 3, 3)
   strides: Sequence[int] = (4, 1, 1, 1, 1)
-  paddings: Sequence[Padding] = ((2, 1), 'SAME', 'SAME', 'SAME', 'SAME')
+  paddings: Sequence[layers.Padding] = ((2, 1), 'SAME', 'SAME', 'SAME', 'SAME')
   groups: Sequence[int] = (1, 1, 1, 1, 1)
   pool_layers: Sequence[int] = (1, 2, 5)
   pool_size: int = 3
@@ -83,6 +87,7 @@ class AlexNet(nn.Module):
   norm: str = 'lrn'
   norm_layers: Sequence[int] = (1, 2)
   norm_before_relu: bool = False
+  orders: Sequence[str] = ()
   norm_hidden: Sequence[int] = ()
   batch_norm_momentum: float = 0.9
   batch_norm_epsilon: float = 1e-5
@@ -91,9 +96,15 @@ class AlexNet(nn.Module):
   lrn_alpha: float = 1e-4
   lrn_beta: float = 0.75
   lrn_convention: str = 'paper'
+  lrn_groups: int = 1
+  spatial_size: int = 5
+  spatial_k: float = 1.0
+  spatial_alpha: float = 0.001
+  spatial_beta: float = 0.75
   hidden: Sequence[int] = (4096, 4096)
   dropout: float = 0.5
   dropout_place: str = 'after'
+  dropout_scaling: str = 'training'
   width_multiplier: float = 1.0
   kernel_init: str = 'paper'
   positive_bias: float = 1.0
@@ -125,13 +136,16 @@ class AlexNet(nn.Module):
       Logits [batch, num_classes], float32.
 
     Raises:
-      ValueError: if the fields that describe the convolutions differ in
-        length, the images are too small for the pooling, or dropout lacks its
-        keys.
+      ValueError: if a field is unfit (see `fields.problem`), the images are too
+        small for the pooling, or dropout lacks its keys.
     """
-    self._check_fields()
+    if problem := fields.problem(vars(self)):
+      raise ValueError(problem)
     x = images.astype(self.dtype)
-    updates_norm = functools.partial(_updates_norm, train, fixed_norms)
+
+    def updates_norm(name):
+      return train and name not in fixed_norms
+
     for number in range(1, len(self.channels) + 1):
       x = self._convolution_block(x, number, updates_norm(f'norm{number}'))
     x = x.reshape((x.shape[0], -1))
@@ -146,7 +160,7 @@ class AlexNet(nn.Module):
   def _convolution_block(self, x, number, updates_norm):
     index = number - 1
     groups = self.groups[index]
-    padding = _padding(self.paddings[index])
+    padding = layers.explicit_padding(self.paddings[index])
     if self.forms.tail == 'fused' and number == 1:
       x, padding = tail.padded(x, padding)
     apart = tail.is_fused(self, number)
@@ -172,55 +186,60 @@ class AlexNet(nn.Module):
       if not tail.obstacle(self, x.shape, number):
         return tail.apply(self, x, bias, number)
       x += bias.astype(x.dtype)[None, None, None]
-    x = self._relu_and(
-      lambda x: self._normalise(x, number, updates_norm),
-      x,
-    )
-    if number in self.pool_layers:
-      if min(x.shape[1:3]) < self.pool_size:
-        raise ValueError(
-          f'convolution {number} gives {x.shape[1]} x {x.shape[2]} pixels, less'
-          f' than the pooling window of {self.pool_size}: use larger crops,'
-          ' smaller strides or fewer pool_layers'
-        )
-      x = max_pool(x, self.pool_size, self.pool_stride, self.forms.max_pool)
-      self.sow('intermediates', f'pool{number}', x)  # only if asked for
+    for operation in after_convolution(self, number):
+      if operation == 'relu':
+        x = self._relu(x)
+      elif operation == 'norm':
+        x = self._normalise(x, number, updates_norm)
+      elif operation == 'spatial':
+        x = self._normalise_in_space(x, number)
+      else:
+        x = self._pool(x, number)
+    return x
+
+  def _pool(self, x, number):
+    if min(x.shape[1:3]) < self.pool_size:
+      raise ValueError(
+        f'convolution {number} gives {x.shape[1]} x {x.shape[2]} pixels, less'
+        f' than the pooling window of {self.pool_size}: use larger crops,'
+        ' smaller strides or fewer pool_layers'
+      )
+    x = max_pool(x, self.pool_size, self.pool_stride, self.forms.max_pool)
+    self.sow('intermediates', f'pool{number}', x)  # only if asked for
     return x
 
   def _hidden_block(self, x, number, dropout, updates_norm):
-    def normalise(x):
-      if number not in self.norm_hidden:
-        return x
-      return self._batch_norm(x, f'dense_norm{number}', updates_norm)
-
     if self.dropout_place == 'before':
       x = dropout(x)
     width = self._scaled(self.hidden[number - 1])
     x = self._dense(x, width, 'dense', number)
-    x = self._relu_and(normalise, x)
+    normed = number in self.norm_hidden
+    if normed and self.norm_before_relu:
+      x = self._batch_norm(x, f'dense_norm{number}', updates_norm)
+    x = self._relu(x)
+    if normed and not self.norm_before_relu:
+      x = self._batch_norm(x, f'dense_norm{number}', updates_norm)
     return dropout(x) if self.dropout_place == 'after' else x
 
   def _dropout(self, train, keys, number, x):
+    scales_here = self.dropout_scaling == 'training'
     if not (train and self.dropout):
-      return x
+      return x if scales_here else x * (1 - self.dropout)
     if keys is None:
       raise ValueError(
         f'training with a dropout of {self.dropout} needs dropout_keys, a key'
         ' for each example'
       )
-    x = layers.dropout(x, keys, self.dropout, number)
+    x = layers.dropout(x, keys, self.dropout, number, scales_here)
     self.sow('intermediates', f'dropout{number}', x)  # only if asked for
     return x
 
-  def _relu_and(self, normalise, x):
+  def _relu(self, x):
     # Where the ReLU's own output is enough for its gradient, cuDNN writes it.
-    relu = fused.relu if self.forms.tail == 'fused' else nn.relu
-    if self.norm_before_relu:
-      return relu(normalise(x))
-    return normalise(relu(x))
+    return (fused.relu if self.forms.tail == 'fused' else nn.relu)(x)
 
   def _normalise(self, x, number, updates_norm):
-    if self.norm == 'none' or number not in self.norm_layers:
+    if self.norm == 'none':
       return x
     if self.norm == 'batch':
       return self._batch_norm(x, f'norm{number}', updates_norm)
@@ -231,9 +250,21 @@ class AlexNet(nn.Module):
       alpha=self.lrn_alpha,
       beta=self.lrn_beta,
       convention=self.lrn_convention,
+      groups=self.lrn_groups,
       form=self.forms.lrn,
     )
     self.sow('intermediates', f'lrn{number}', x)  # only if asked for
+    return x
+
+  def _normalise_in_space(self, x, number):
+    x = spatial_response_norm(
+      x,
+      size=self.spatial_size,
+      k=self.spatial_k,
+      alpha=self.spatial_alpha,
+      beta=self.spatial_beta,
+    )
+    self.sow('intermediates', f'spatial{number}', x)  # only if asked for
     return x
 
   def _batch_norm(self, x, name, updates):
@@ -265,31 +296,3 @@ class AlexNet(nn.Module):
       return width
     scaled = round(width * self.width_multiplier / divisor) * divisor
     return max(divisor, scaled)
-
-  def _check_fields(self):
-    count = len(self.channels)
-    for name in ('kernels', 'strides', 'paddings', 'groups'):
-      if len(getattr(self, name)) != count:
-        raise ValueError(
-          f'{name} has {len(getattr(self, name))} entries for {count}'
-          f' convolutions: {getattr(self, name)}'
-        )
-    if self.norm not in NORMS:
-      raise ValueError(f'norm is {self.norm!r}, not one of {NORMS}')
-    if self.dropout_place not in DROPOUT_PLACES:
-      raise ValueError(
-        f'dropout_place is {self.dropout_place!r}, not one of {DROPOUT_PLACES}'
-      )
-
-
-def _padding(padding: Padding) -> str | list[tuple[int, int]]:
-  """Padding of one convolution in the form that `nn.Conv` takes."""
-  if isinstance(padding, str):
-    return padding
-  if isinstance(padding, int):
-    padding = (padding, padding)
-  return [tuple(padding)] * 2
-
-
-def _updates_norm(train, fixed_norms, name):
-  return train and name not in fixed_norms

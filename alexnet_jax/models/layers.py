@@ -1,7 +1,11 @@
-"""Dropout and initialisers that AlexNet needs and flax does not have."""
+"""What AlexNet needs and flax does not have: dropout, initialisers, padding."""
 
 import jax
 import jax.numpy as jnp
+
+# One layer's padding: 'SAME', 'VALID', one number for every side or (before,
+# after) for both axes.
+Padding = str | int | tuple[int, int]
 
 KERNEL_INITS = (
   'paper',
@@ -87,19 +91,26 @@ def bias_initializer(name: str, value: float, fan_in: int):
 
 
 def dropout(
-  x: jax.Array, keys: jax.Array, rate: float, number: int
+  x: jax.Array,
+  keys: jax.Array,
+  rate: float,
+  number: int,
+  scale: bool = True,
 ) -> jax.Array:
-  """Sets a share of each example's units to zero and scales up the others.
+  """Sets a share of each example's units to zero and may scale up the others.
 
-  As flax' Dropout (Hinton et al. 2012, inverted: evaluation changes nothing),
-  but with a key for each example: which of its units are kept depends on its
-  key and the number of the layer only, not on the examples beside it.
+  As flax' Dropout (Hinton et al. 2012; with `scale` inverted, so that
+  evaluation changes nothing), but with a key for each example: which of its
+  units are kept depends on its key and the number of the layer only, not on the
+  examples beside it.
 
   Args:
     x: [batch, ...], float32 or bfloat16.
     keys: typed keys [batch].
     rate: share of the units set to zero, below 1.
     number: of the layer, so that layers draw different units.
+    scale: whether the others are divided by 1 - rate; if not, evaluation has to
+      multiply all units by it, as in the paper.
 
   Returns:
     An array of the shape and dtype of `x`.
@@ -117,4 +128,14 @@ def dropout(
     key = jax.random.fold_in(key, number)
     return jax.random.bernoulli(key, 1 - rate, x.shape[1:])
 
-  return jnp.where(jax.vmap(kept)(keys), x / (1 - rate), jnp.zeros_like(x))
+  others = x / (1 - rate) if scale else x
+  return jnp.where(jax.vmap(kept)(keys), others, jnp.zeros_like(x))
+
+
+def explicit_padding(padding: Padding) -> str | list[tuple[int, int]]:
+  """Padding of one convolution in the form that `nn.Conv` takes."""
+  if isinstance(padding, str):
+    return padding
+  if isinstance(padding, int):
+    padding = (padding, padding)
+  return [tuple(padding)] * 2

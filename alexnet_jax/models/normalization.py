@@ -17,6 +17,7 @@ def local_response_norm(
   alpha: float = 1e-4,
   beta: float = 0.75,
   convention: str = 'paper',
+  groups: int = 1,
   form: str = 'plain',
 ) -> jax.Array:
   """Normalises each channel by the activity of its neighbouring channels.
@@ -34,6 +35,8 @@ def local_response_norm(
     alpha: weight of the sum.
     beta: exponent.
     convention: `paper` or `caffe`.
+    groups: of channels that see nothing of each other; 2: the two towers, as
+      in the 2012 source release, where each is on a GPU of its own.
     form: `plain`, whose gradient is that of autodiff, or `closed`, which keeps
       nothing but `x` for a gradient in closed form.
 
@@ -41,11 +44,53 @@ def local_response_norm(
     An array of the shape and dtype of `x`.
 
   Raises:
-    ValueError: if `size` is even or `convention` is unknown.
+    ValueError: if `size` is even, `convention` unknown, or `groups` do not
+      divide the channels.
   """
   check_lrn(size, convention)
+  if x.shape[-1] % groups:
+    raise ValueError(f'{x.shape[-1]} channels are no {groups} equal groups')
   normalise = _closed if form == 'closed' else _plain
-  return normalise(x, size, k, lrn_scale(size, alpha, convention), beta)
+  scale = lrn_scale(size, alpha, convention)
+  grouped = x.reshape(*x.shape[:-1], groups, -1) if groups > 1 else x
+  return normalise(grouped, size, k, scale, beta).reshape(x.shape)
+
+
+def spatial_response_norm(
+  x: jax.Array,
+  *,
+  size: int = 5,
+  k: float = 1.0,
+  alpha: float = 0.001,
+  beta: float = 0.75,
+) -> jax.Array:
+  """Normalises each pixel by the activity around it in the same channel.
+
+  b[y, x] = a[y, x] / (k + alpha / size^2 * sum of a[v, u]^2 for v and u within
+  size // 2 of y and x) ** beta: the layer `rnorm` of the 2012 source release,
+  whose constant is 1. The sum leaves out pixels that do not exist.
+
+  Args:
+    x: activations [batch, height, width, channels], float32 or bfloat16. The
+      sum and the denominator are computed in float32.
+    size: width of the window, odd, in pixels.
+    k: constant of the bracket, positive.
+    alpha: weight of the window's mean of squares.
+    beta: exponent.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Raises:
+    ValueError: if `size` is even.
+  """
+  if size % 2 != 1:
+    raise ValueError(f'size is {size}; a neighbourhood needs an odd size')
+  total = jnp.square(x.astype(jnp.float32))
+  for axis in (1, 2):
+    total = _neighbours_sum(total, size, axis)
+  bracket = k + alpha / size**2 * total
+  return (x * negative_power(bracket, beta)).astype(x.dtype)
 
 
 def check_lrn(size: int, convention: str) -> None:
@@ -72,13 +117,15 @@ def _bracket(x, size, k, scale):
   return k + scale * _neighbours_sum(jnp.square(x), size)
 
 
-def _neighbours_sum(x, size):
-  """Sum over the `size` channels around each; those outside count nothing."""
-  half = size // 2
-  padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(half, half)])
+def _neighbours_sum(x, size, axis=-1):
+  """Sum over the `size` places around each; those outside count nothing."""
+  padding = [(0, 0)] * x.ndim
+  padding[axis] = (size // 2, size // 2)
+  padded = jnp.pad(x, padding)
   # Shifted slices add up faster than reduce_window on every backend tried.
   return sum(
-    lax.slice_in_dim(padded, i, i + x.shape[-1], axis=-1) for i in range(size)
+    lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis)
+    for i in range(size)
   )
 
 

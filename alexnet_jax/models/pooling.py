@@ -25,12 +25,19 @@ def max_pool(
   """
   if form == 'compared':
     return _compared(x, size, stride)
-  return nn.max_pool(x, (size, size), (stride, stride))
+  return _plain(x, size, stride)
+
+
+def _plain(x, size, stride):
+  # With keywords: jax2onnx knows no other call.
+  return nn.max_pool(
+    x, window_shape=(size, size), strides=(stride, stride), padding='VALID'
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _compared(x, size, stride):
-  return nn.max_pool(x, (size, size), (stride, stride))
+  return _plain(x, size, stride)
 
 
 def _forward(x, size, stride):

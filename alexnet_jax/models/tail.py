@@ -9,6 +9,13 @@ from jax import lax
 import jax.numpy as jnp
 
 from alexnet_jax.models import fused
+from alexnet_jax.models.operations import after_convolution
+
+_FUSED_ORDERS = (
+  ('relu', 'pool'),
+  ('relu', 'norm', 'pool'),
+  ('norm', 'relu', 'pool'),
+)
 
 
 class BiasApart(nn.Conv):
@@ -57,7 +64,9 @@ def is_fused(network, number: int) -> bool:
   return (
     network.forms.tail == 'fused'
     and number in network.pool_layers
+    and after_convolution(network, number) in _FUSED_ORDERS
     and not (network.norm == 'batch' and number in network.norm_layers)
+    and not (network.lrn_groups > 1 and _normalises(network, number))
     # Who looks at what is in between needs it.
     and not network.is_mutable_collection('intermediates')
   )
@@ -84,7 +93,9 @@ def apply(network, x: jax.Array, bias: jax.Array, number: int) -> jax.Array:
   return fused.lrn_max_pool(
     x,
     bias,
-    relu='after' if network.norm_before_relu else 'before',
+    relu=(
+      'after' if after_convolution(network, number)[0] == 'norm' else 'before'
+    ),
     lrn_size=network.lrn_size,
     k=network.lrn_k,
     alpha=network.lrn_alpha,

@@ -2,8 +2,9 @@
 
     config.model.update(variants.fields('flat_alexnet'))
 
-The widths of the inputs that they are meant for, in pixels: 224, but 227 for
-`alexnet_plain` and 28 for `marvin`; all take others.
+The widths of the inputs that they are meant for, in pixels: 227 for
+`alexnet_plain`, `alexnet_caffe` and `caffenet`, 28 for `marvin` and 224 for the
+others; all take other widths.
 """
 
 from alexnet_jax.models.alexnet import AlexNet
@@ -12,10 +13,13 @@ from alexnet_jax.models.alexnet import AlexNet
 _FIELDS = (
   *('channels', 'kernels', 'strides', 'paddings', 'groups'),
   *('pool_layers', 'pool_size', 'pool_stride'),
-  *('norm', 'norm_layers', 'norm_before_relu', 'norm_hidden'),
+  *('norm', 'norm_layers', 'norm_before_relu', 'orders', 'norm_hidden'),
   *('batch_norm_momentum', 'batch_norm_epsilon'),
   *('lrn_size', 'lrn_k', 'lrn_alpha', 'lrn_beta', 'lrn_convention'),
-  *('hidden', 'dropout', 'dropout_place', 'width_multiplier'),
+  *('lrn_groups', 'spatial_size', 'spatial_k'),
+  *('spatial_alpha', 'spatial_beta'),
+  *('hidden', 'dropout', 'dropout_place', 'dropout_scaling'),
+  'width_multiplier',
   *('kernel_init', 'positive_bias', 'bias_layers'),
 )
 
@@ -28,6 +32,14 @@ _KERAS = {
   'positive_bias': 0.0,
 }
 _TORCH = {**_NO_NORM, 'kernel_init': 'torch', 'positive_bias': 0.0}
+_CAFFE = {
+  'groups': (1, 2, 1, 2, 2),
+  'paddings': ('VALID', *('SAME',) * 4),
+  'lrn_convention': 'caffe',
+  'lrn_k': 1.0,
+  'kernel_init': 'caffe',
+  'positive_bias': 0.1,
+}
 # Without the third and fourth convolution of 384 feature maps.
 _FLAT = {
   'channels': (96, 256, 256),
@@ -43,6 +55,28 @@ VARIANTS = {
   # Krizhevsky et al. 2012, with the two towers of its two GPUs.
   'alexnet': {'groups': (1, 2, 1, 2, 2)},
   'alexnet_one_tower': {},
+  # Net 145 of the 2012 source release, the one of the paper's results: no ReLU
+  # before the first normalisation, a spatial one after the second, and each
+  # tower's channels normalised apart.
+  'alexnet_source_release': {
+    'groups': (1, 2, 1, 2, 2),
+    # It rounds sizes up: the last windows reach over the right and lower edge.
+    'paddings': ((0, 3), *('SAME',) * 4),
+    'orders': (
+      *('norm-pool-relu', 'relu-norm-spatial-pool', '', '', 'pool-relu'),
+    ),
+    'lrn_convention': 'caffe',
+    'lrn_groups': 2,
+    'kernel_init': 'source_release',
+    'dropout_scaling': 'evaluation',
+  },
+  # Caffe's bvlc_alexnet and caffenet (bvlc_reference_caffenet).
+  'alexnet_caffe': _CAFFE,
+  'caffenet': {
+    **_CAFFE,
+    'positive_bias': 1.0,
+    'orders': ('relu-pool-norm', 'relu-pool-norm', '', '', ''),
+  },
   # Keras: batch norm before the ReLU of the first two convolutions.
   'alexnet_bn': {
     **_KERAS,

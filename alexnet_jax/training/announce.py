@@ -39,6 +39,18 @@ def show_start(run, live) -> None:
   )
 
 
+def show_phase(run, live) -> None:
+  """The entry of config.schedule.rates that begins with this step."""
+  if live.step in run.durations.rate_steps:
+    for begin, (_, pattern, factor) in zip(
+      run.durations.rate_steps, run.config.schedule.rates, strict=True
+    ):
+      if begin == live.step:
+        run.console.line(
+          f'step {live.step}: {pattern} trains with {factor:g} times the rate'
+        )
+
+
 def _batch_sizes(config, mesh):
   size = config.global_batch_size // mesh.size
   text = f'{config.global_batch_size} in all, {size} per device'

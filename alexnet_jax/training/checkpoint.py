@@ -31,7 +31,7 @@ from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
 from alexnet_jax.training.state import state_digest
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
-_REPLACED_FOLDER = 'replaced'  # a checkpoint that is just written anew
+_REPLACED_FOLDER = 'replaced'  # what is just written anew
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _CLOSING_ATTEMPTS = 5  # of a save three threads can fail
 
@@ -274,8 +274,7 @@ class Checkpoints:
   def close(self) -> None:
     """Ends Orbax' threads; a save under way is completed.
 
-    It raises nothing: a save that fails here is named in the log, because what
-    made the run end is the more important error.
+    Raises nothing: what made the run end matters more than a save that fails.
     """
     error = self._end_threads()
     if error is not None:

@@ -51,7 +51,9 @@ def run(
       )
       state, progress = setup.create(parts)
     with _timed(seconds, 'train step', console, stop):
-      iterator = assemble.make_train_iter(config, parts.train_loader, 1, mesh)
+      iterator = assemble.make_train_iter(
+        config, parts.train_loader, 1, mesh, parts.colour
+      )
       batch = parts.to_devices(next(iterator))
       key = assemble.dropout_key(config)
       state, sums = parts.steps_at(0).train(state, batch, key)

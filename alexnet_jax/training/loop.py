@@ -190,11 +190,13 @@ def _apply_rate(run, live):
     warmup_steps=run.durations.warmup_steps,
     min_learning_rate=config.schedule.min_learning_rate,
   )
-  if rate != live.rate:
-    live.rate = rate
-    live.state = state_lib.with_learning_rate(
-      live.state, run.replicate(np.float32(rate))
-    )
+  phase = sum(live.step >= step for step in run.durations.rate_steps)
+  if (rate, phase) != (live.rate, live.phase):
+    live.rate, live.phase = rate, phase
+    values = [np.float32(rate), np.float32(phase)]
+    values = run.replicate(values[: 1 + bool(config.schedule.rates)])
+    live.state = state_lib.with_learning_rate(live.state, *values)
+    announce.show_phase(run, live)
 
 
 def _log(run, live, check_flat):

@@ -1,7 +1,14 @@
 """Optimizers, the decay mask and the paper's update rule."""
 
+from collections.abc import Sequence
+import fnmatch
+
 import jax
+import jax.numpy as jnp
 import optax
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.training.state import leaf_name
 
 OPTIMIZERS = ('sgd', 'adam', 'rmsprop', 'lars')
 
@@ -20,6 +27,65 @@ def bias_mask(params):
   )
 
 
+def rate_factors(
+  name: str, rates: Sequence[tuple[float, str, float]]
+) -> list[float]:
+  """Factors of one parameter's rate: at first, and from each entry on.
+
+  Args:
+    name: of the parameter, such as `conv1/kernel`.
+    rates: see `config.schedule.rates`.
+  """
+  factors = [1.0]
+  for _, pattern, factor in rates:
+    matches = fnmatch.fnmatchcase(name, pattern)
+    factors.append(float(factor) if matches else factors[-1])
+  return factors
+
+
+def _by_phase(phase, rates, scale):
+  """Changes each update by the factor that counts after `phase` entries.
+
+  Args:
+    phase: float32 [].
+    rates: see `config.schedule.rates`.
+    scale: (update, factor of the parameter's rate) -> update.
+  """
+
+  def init(params):
+    names = [
+      leaf_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    for _, pattern, _ in rates:
+      if not fnmatch.filter(names, pattern):
+        raise UserError(
+          f'config.schedule.rates names {pattern!r}, but no parameter is called'
+          f' so; there are {", ".join(names)}'
+        )
+    return optax.EmptyState()
+
+  def update(updates, state, params=None):
+    del params
+    index = phase.astype(jnp.int32)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: scale(
+        leaf,
+        jnp.asarray(rate_factors(leaf_name(path), rates), leaf.dtype)[index],
+      ),
+      updates,
+    ), state
+
+  return optax.GradientTransformation(init, update)
+
+
+def _stand_still(update, factor):
+  """Of a rate of 0 also what is under way, which the paper's rule lets go on.
+
+  As in the source release, which leaves out the update of such a parameter.
+  """
+  return jnp.where(factor > 0, update, jnp.zeros_like(update))
+
+
 def make_optimizer(
   learning_rate: float,
   *,
@@ -36,6 +102,7 @@ def make_optimizer(
   decay: str = 'all',
   bias_rate: float = 1.0,
   update_rule: str = 'optax',
+  rates: Sequence[tuple[float, str, float]] = (),
 ) -> optax.GradientTransformation:
   """An optimizer whose learning rate is a part of its state.
 
@@ -68,12 +135,16 @@ def make_optimizer(
     decay: `all` parameters decay, or `kernels` only.
     bias_rate: factor on the learning rate of biases; the paper's code has 2.
     update_rule: `optax` or `paper`.
+    rates: see `config.schedule.rates`. Where a factor is 0 a parameter stands
+      still from then on, whatever its velocity.
 
   Returns:
-    A transformation whose state has `hyperparams['learning_rate']`, float32.
+    A transformation whose state has `hyperparams['learning_rate']`, float32,
+    and with `rates` `hyperparams['phase']`, float32: how many of them count.
 
   Raises:
     ValueError: if `name` is unknown.
+    UserError: by its `init`, if `rates` name parameters that there are not.
   """
   scalings = {
     'adam': lambda: optax.scale_by_adam(b1, b2, epsilon),
@@ -86,13 +157,15 @@ def make_optimizer(
   if name not in OPTIMIZERS:
     raise ValueError(f'optimizer is {name!r}, not one of {OPTIMIZERS}')
 
-  def make(learning_rate):
+  def make(learning_rate, phase=None):
     decayed = optax.add_decayed_weights(
       weight_decay, kernel_mask if decay == 'kernels' else None
     )
     scaling = [scalings[name]()] if name in scalings else []
     velocity = [] if name == 'adam' else [optax.trace(momentum, nesterov)]
     rate = optax.scale_by_learning_rate(learning_rate)
+    if phase is not None:
+      rate = optax.chain(rate, _by_phase(phase, rates, jnp.multiply))
     if decoupled_decay:
       steps = [*scaling, *velocity, decayed, rate]
     elif update_rule == 'paper':
@@ -101,6 +174,11 @@ def make_optimizer(
       steps = [decayed, *scaling, *velocity, rate]
     if bias_rate != 1.0:
       steps.append(optax.masked(optax.scale(bias_rate), bias_mask))
+    if phase is not None:
+      steps.append(_by_phase(phase, rates, _stand_still))
     return optax.chain(*steps)
 
-  return optax.inject_hyperparams(make)(learning_rate=learning_rate)
+  changing = {'learning_rate': learning_rate}
+  if rates:
+    changing['phase'] = 0.0
+  return optax.inject_hyperparams(make)(**changing)

@@ -39,6 +39,7 @@ class Run:
   durations: Durations
   steps: assemble.Steps
   frozen_steps: assemble.Steps  # until `durations.unfreeze_step`
+  colour: np.ndarray | None  # see `pixel_means.Statistics`
   data_record: dict
   processes: Processes
 
@@ -89,3 +90,4 @@ class Live:
   checkpoints: SharedCheckpoints
   speed: Speed
   rate: float | None = None  # that the state holds; None: not known yet
+  phase: int = 0  # entries of config.schedule.rates that count

@@ -158,8 +158,9 @@ def rate_at(
 
   Args:
     step: updates applied so far.
-    name: `constant`, `plateau` (constant here; its drops come with
-      `learning_rate`), `step` or `cosine`.
+    name: `constant`, `step`, `cosine`, or `plateau` and `recorded` (constant
+      here; drops of the former come with `learning_rate`, the latter's factors
+      are in the optimizer).
     learning_rate: the rate after warm-up and before any drop.
     num_steps: where the cosine reaches `min_learning_rate`.
     factor: of each drop of `step`.

@@ -10,6 +10,7 @@ from alexnet_jax import atomic
 from alexnet_jax import config as config_lib
 from alexnet_jax import durations
 from alexnet_jax import pixel_means
+from alexnet_jax import placeholders
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import agreement
 from alexnet_jax.training import parallel
@@ -66,12 +67,12 @@ def prepare(
   if saved is not None:
     refusals.check_data_record(path, saved['data'], record)
   begins = saved is None and processes.is_first
-  frozen = _check_init(config, num_classes, begins=begins)
-  mean = np.zeros(pixel_means.shape(config), np.float32)
+  frozen = _check_init(config, training.class_names, begins=begins)
+  pixels = pixel_means.nothing(config)
   if processes.is_first:
-    mean = _pixel_mean(config, loaders[0], path, stop, console, mean_limit)
+    pixels = _statistics(config, loaders[0], path, stop, console, mean_limit)
   processes.meet(stop.check)  # it may have taken minutes
-  mean = parallel.from_first(mean)
+  mean, colour = parallel.from_first((pixels.mean, pixels.colour))
   steps = assemble.make_steps(config, mesh, mean)
   return Run(
     config=config,
@@ -89,26 +90,40 @@ def prepare(
       if frozen
       else steps
     ),
+    colour=colour,
     data_record=record,
     processes=processes,
   )
 
 
-def _check_init(config, num_classes, *, begins):
+# What the same weights can be used with, whatever they were trained with.
+_FREE_IN_TRANSFER = (
+  *('num_classes', 'dtype', 'kernel_init', 'positive_bias', 'bias_layers'),
+  'dropout',
+)
+
+
+def _check_init(config, class_names, *, begins):
   """Refuses what config.init names in vain; returns the frozen parameters."""
   init = config.init
   if not (init.freeze or (init.workdir and begins)):
     return frozenset()
-  model = assemble.make_model(config, num_classes)
+  model = assemble.make_model(config, len(class_names))
   state = jax.eval_shape(lambda: assemble.make_state(config, model))
   if init.workdir and begins:
-    _, _, other = restored.restore(init.workdir, init.checkpoint)
-    transfer.taken(state, other, init.skip, init.workdir)
+    _, names, other = restored.restore(init.workdir, init.checkpoint)
+    wanted = transfer.taken(state, other, init.skip, init.workdir)
+    if 'head/kernel' in wanted and not placeholders.agree(class_names, names):
+      raise UserError(
+        f'{init.workdir} has {placeholders.shown(names)}, the data here'
+        f' {placeholders.shown(class_names)}: its outputs would mean something'
+        """ else; give --config.init.skip="('head',)" for new ones"""
+      )
   return transfer.frozen_names(state, init.freeze)
 
 
-def _pixel_mean(config, loader, path, stop, console, limit):
-  """See `pixel_means.pixel_mean`; shows how far it is."""
+def _statistics(config, loader, path, stop, console, limit):
+  """See `pixel_means.statistics`; shows how far it is."""
   total = limit or loader.source.num_examples
   console.start(total, 0, 'image', 'mean of the pixels')
 
@@ -117,7 +132,7 @@ def _pixel_mean(config, loader, path, stop, console, limit):
     console.advance(done)
 
   try:
-    return pixel_means.pixel_mean(config, loader, path, advance, limit)
+    return pixel_means.statistics(config, loader, path, advance, limit)
   finally:
     console.stop()
 
@@ -168,12 +183,15 @@ def _first_state(run):
 
 
 def _show_other_input(run, other):
-  """Says where the other network saw other pixels than this one will."""
-  for key in ('mean', 'std', 'crop_size'):
-    there, here = other.data[key], run.config.data[key]
-    if there != here:
+  """Says where the other network saw other pixels, or computes otherwise."""
+  keys = [f'data.{k}' for k in ('mean', 'std', 'std_rgb', 'crop_size')]
+  keys += [f'model.{k}' for k in other.model if k not in _FREE_IN_TRANSFER]
+  before, after = map(config_lib.flatten, (other, run.config))
+  for key in keys:
+    if before[key] != after[key]:
       run.console.line(
-        f'note: its config.data.{key} was {there!r}, and is {here!r} here'
+        f'note: its config.{key} was {before[key]!r}, and is'
+        f' {after[key]!r} here'
       )
 
 
@@ -201,7 +219,7 @@ def restore_or_create(run: Run, checkpoints: SharedCheckpoints) -> Live:
       ' that config.num_epochs or config.num_steps asks for'
     )
   iterator = assemble.make_train_iter(
-    run.config, run.train_loader, num_steps, run.mesh
+    run.config, run.train_loader, num_steps, run.mesh, run.colour
   )
   iterator.set_state(position)
   batches = parallel.DeviceBatches(iterator, run.to_devices)

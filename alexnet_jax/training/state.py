@@ -73,9 +73,20 @@ def saved_tree(state: TrainState) -> dict:
   return {name: getattr(state, name) for name in SAVED_FIELDS}
 
 
-def with_learning_rate(state: TrainState, rate: jax.Array) -> TrainState:
-  """The state with another learning rate, float32 []; recompiles nothing."""
+def with_learning_rate(
+  state: TrainState, rate: jax.Array, phase: jax.Array | None = None
+) -> TrainState:
+  """The state with another learning rate, float32 []; recompiles nothing.
+
+  Args:
+    state: the state before.
+    rate: of the next updates.
+    phase: number of entries of `config.schedule.rates` that count, float32 [],
+      where there are any.
+  """
   hyperparams = {**state.opt_state.hyperparams, 'learning_rate': rate}
+  if phase is not None:
+    hyperparams['phase'] = phase
   return state.replace(
     opt_state=state.opt_state._replace(hyperparams=hyperparams)
   )

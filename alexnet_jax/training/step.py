@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from alexnet_jax.evaluation import metrics
 from alexnet_jax.training import accumulation
+from alexnet_jax.training import crops
 from alexnet_jax.training.objective import Objective
 from alexnet_jax.training.objective import PLAIN
-from alexnet_jax.training.pixels import augmented
 from alexnet_jax.training.pixels import normalize
+from alexnet_jax.training.pixels import training_inputs
 from alexnet_jax.training.state import leaf_name
 from alexnet_jax.training.state import TrainState
 
@@ -55,7 +56,7 @@ def loss_and_grads(
   Args:
     state: see `state.TrainState`.
     batch: {image: uint8 [batch, height, width, 3], label: int32 [batch]} and
-      what `augmented` uses.
+      what `training_inputs` uses.
     keys: of the dropout, see `example_keys`.
     mean, std: see `normalize`.
     objective: is differentiated; frozen parameters get gradients of zero, and
@@ -64,7 +65,6 @@ def loss_and_grads(
   Returns:
     (grads, (value, logits, batch_stats)).
   """
-  images = augmented(batch)
   fixed_norms = tuple(
     name
     for name in state.batch_stats
@@ -79,7 +79,7 @@ def loss_and_grads(
     variables = {'params': params, 'batch_stats': state.batch_stats}
     logits, updated = state.apply_fn(
       variables,
-      normalize(images, mean, std),
+      training_inputs(batch, mean, std),
       train=True,
       fixed_norms=fixed_norms,
       dropout_keys=keys,
@@ -247,7 +247,14 @@ def grad_step(
 
 
 def eval_step(
-  state: TrainState, batch, *, mean, std, axis_name: str, top: int = 0
+  state: TrainState,
+  batch,
+  *,
+  mean,
+  std,
+  axis_name: str,
+  top: int = 0,
+  crop_size: int = 0,
 ):
   """Sums over one global batch, of which this device has a part.
 
@@ -256,6 +263,7 @@ def eval_step(
     batch: {image, label, unreadable} as in training and mask: bool [batch].
     mean, std, axis_name: as in `train_step`.
     top: also gives the `top` best classes of each example.
+    crop_size: see `crops.logits`.
 
   Returns:
     Sums as of `train_step`, and confusion: int32 [num_classes, num_classes],
@@ -263,11 +271,12 @@ def eval_step(
     [global batch, top], best first, probabilities: float32, the same, loss:
     float32 [global batch]}.
   """
-  logits = state.apply_fn(
-    {'params': state.eval_params, 'batch_stats': state.batch_stats},
-    normalize(batch['image'], mean, std),
-    train=False,
-  )
+  variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
+
+  def logits_of(images):
+    return state.apply_fn(variables, normalize(images, mean, std), train=False)
+
+  logits = crops.logits(logits_of, batch['image'], crop_size)
   sums = _sums(logits, batch)
   sums['confusion'] = metrics.confusion_matrix(
     logits, batch['label'], batch['mask']
@@ -280,9 +289,7 @@ def eval_step(
 
 
 def _sums(logits, batch):
-  """See `metrics.example_sums`; also counts images that could not be decoded,
-  and `stop`, which is positive if a signal came to any process.
-  """
+  """See `metrics.example_sums`; also `unreadable` and `stop`, of the batch."""
   sums = metrics.example_sums(logits, batch['label'], batch.get('mask'))
   if 'unreadable' in batch:
     sums['unreadable'] = jnp.sum(batch['unreadable'], dtype=jnp.int32)

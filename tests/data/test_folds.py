@@ -290,7 +290,7 @@ def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
   )
   config = recipes.load_config([f'--config={recipe}'])
   loader = assemble.make_loader(config, 'train')
-  mean = pixel_means.pixel_mean(config, loader, tmp_path)
+  mean = pixel_means.statistics(config, loader, tmp_path).mean
   squares = [
     loader.source.read(i)[0] for i in range(loader.source.num_examples)
   ]
@@ -298,7 +298,7 @@ def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
   whole = loader.source.source.rgb_mean
   assert np.abs(mean - whole).max() > 0.5
   np.testing.assert_allclose(
-    averages.pixel_mean(loader).mean((0, 1)), mean, rtol=1e-6
+    averages.pixel_statistics(loader)[0].mean((0, 1)), mean, rtol=1e-6
   )
 
 

@@ -194,7 +194,7 @@ def test_the_manifest_has_the_statistics_of_the_pixels(layouts):
 
 def test_the_known_mean_is_the_computed_one(layouts):
   source = make_source(layouts, 'raw')
-  computed = averages.pixel_mean(Loader(source, SIZE)).mean((0, 1))
+  computed = averages.pixel_statistics(Loader(source, SIZE))[0].mean((0, 1))
   np.testing.assert_allclose(source.rgb_mean, computed, rtol=1e-14)
 
 

@@ -21,7 +21,7 @@ from alexnet_jax.evaluation import report
 from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
-from alexnet_jax.training import step as step_lib
+from alexnet_jax.training import pixels
 from alexnet_jax.training import writers
 from alexnet_jax.training.console import Console
 from tests import browser
@@ -244,7 +244,7 @@ def test_augmented_examples_are_those_of_the_first_batch(subject, monkeypatch):
   """Though no more of it is decoded than is shown."""
   run, training = subject.run, subject.training
   full = next(assemble.make_train_iter(run.config, training, 1, run.mesh))
-  wanted = np.uint8(np.round(step_lib.augmented(full)))
+  wanted = np.uint8(np.round(pixels.augmented(full)))
   sizes, make = [], assemble.make_train_iter
 
   def spy(config, *arguments):

@@ -180,6 +180,7 @@ def kill_at(monkeypatch, moments):
   monkeypatch.setattr(sweep_trials.Watch, 'evaluated', dying)
 
 
+@pytest.mark.slow
 def test_a_killed_and_continued_sweep_makes_the_same_trials(
   done, tmp_path, capsys, monkeypatch
 ):
@@ -237,6 +238,7 @@ def test_a_sweep_without_a_finished_trial_fails(tmp_path, small, capsys):
   assert 'no trial came to its end' in err
 
 
+@pytest.mark.slow
 def test_a_trial_whose_own_values_do_not_fit_fails_alone(
   done, tmp_path, capsys
 ):

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,9 @@ import pytest
 
 from alexnet_jax.evaluation.summary import layer_table
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.normalization import local_response_norm
+from alexnet_jax.models.normalization import spatial_response_norm
+from alexnet_jax.models.pooling import max_pool
 
 TOWERS = (1, 2, 1, 2, 2)
 # A network that a test can compute: 36 pixels, a few channels.
@@ -123,6 +128,7 @@ def test_forward_equals_a_numpy_network():
   )
 
 
+@pytest.mark.slow
 def test_groups_keep_the_towers_apart():
   """No gradient from the first tower of conv2 to the second half of conv1."""
   model = AlexNet(**SMALL, groups=TOWERS, norm='none', kernel_init='he')
@@ -232,9 +238,14 @@ def test_width_multiplier_keeps_groups_whole():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'strides': (2, 1)}, 'strides has 2 entries for 5'),
+    ({'strides': (2, 1)}, '2 entries for 5'),
     ({'norm': 'layer'}, "norm is 'layer'"),
     ({'dropout_place': 'in'}, "dropout_place is 'in'"),
+    ({'dropout_scaling': 'never'}, "dropout_scaling is 'never'"),
+    ({'orders': ('relu-norm',)}, '1 entries for 5'),
+    ({'orders': ('relu-norm', *('',) * 4)}, 'relu, norm, pool once'),
+    ({'orders': ('relu-lrn-pool', *('',) * 4)}, "'lrn' is not one of"),
+    ({'orders': (*('',) * 4, 'pool-spatial-spatial-relu')}, 'more than once'),
     ({'strides': (8, 2, 1, 1, 1)}, 'convolution 2 gives 1 x 1 pixels'),
   ],
 )
@@ -334,3 +345,75 @@ def test_epsilon_of_batch_norm():
   np.testing.assert_allclose(
     normalised, np.maximum(convolution, 0) / 2, rtol=1e-5, atol=1e-7
   )
+
+
+def test_orders_are_followed():
+  """Each order against its operations one by one, on a single convolution."""
+  fields = {
+    **SMALL,
+    'channels': (8,),
+    'kernels': (3,),
+    'strides': (1,),
+    'paddings': (1,),
+    'groups': (1,),
+    'pool_layers': (1,),
+    'norm_layers': (1,),
+    'bias_layers': (),
+    'lrn_alpha': 0.5,
+    'kernel_init': 'he',
+  }
+  operations = {
+    'relu': lambda x: jnp.maximum(x, 0),
+    'norm': lambda x: local_response_norm(x, alpha=0.5),
+    'spatial': lambda x: spatial_response_norm(x, alpha=3.0),
+    'pool': lambda x: max_pool(x, 3, 2, 'plain'),
+  }
+  x = images()
+  found = {}
+  for order in (
+    *('relu-norm-pool', 'norm-relu-pool', 'norm-pool-relu', 'relu-pool-norm'),
+    *('relu-norm-spatial-pool', 'spatial-relu-norm-pool'),
+  ):
+    spatial = {'spatial_alpha': 3.0} if 'spatial' in order else {}
+    model = AlexNet(**fields, **spatial, orders=(order,))
+    variables = init(model)
+    logits, seen = model.apply(
+      variables, x, capture_intermediates=True, mutable=True
+    )
+    expected = seen['intermediates']['conv1']['__call__'][0]
+    for name in order.split('-'):
+      expected = operations[name](expected)
+    hidden = expected.reshape(len(x), -1)
+    for name in ('dense1', 'dense2', 'head'):
+      layer = variables['params'][name]
+      hidden = hidden @ layer['kernel'] + layer['bias'][None]
+      hidden = jnp.maximum(hidden, 0) if name != 'head' else hidden
+    np.testing.assert_allclose(logits, hidden, rtol=1e-4, atol=1e-5)
+    found[order] = np.asarray(logits)
+  # ReLU and maximum commute; nothing else here does.
+  np.testing.assert_allclose(
+    found.pop('norm-relu-pool'), found['norm-pool-relu'], rtol=1e-4, atol=1e-5
+  )
+  for one, other in itertools.combinations(found.values(), 2):
+    assert not np.allclose(one, other, rtol=1e-3)
+
+
+def test_dropout_may_scale_in_evaluation():
+  """As the paper: all units count half in evaluation, none doubly before."""
+  scaled = AlexNet(**SMALL, kernel_init='he', positive_bias=0.0)
+  papers = scaled.clone(dropout_scaling='evaluation')
+  variables, x = init(scaled), images(count=8)
+  options = {'train': True, 'dropout_keys': keys_of(3, 8), 'mutable': True}
+  (_, ours), (_, theirs) = (
+    model.apply(variables, x, **options) for model in (scaled, papers)
+  )
+  for name in ('dropout1', 'dropout2'):
+    a, b = (seen['intermediates'][name][0] for seen in (ours, theirs))
+    # The second sees what the first one let through: half of it, too.
+    factor = 2 if name == 'dropout1' else 4
+    np.testing.assert_allclose(a, factor * b, rtol=1e-5)
+  hidden = variables['params']['dense1']['bias']
+  assert not hidden.any()  # as the factors above need
+  logits, full = (np.asarray(m.apply(variables, x)) for m in (papers, scaled))
+  assert not variables['params']['head']['bias'].any()
+  np.testing.assert_allclose(4 * logits, full, rtol=1e-4, atol=1e-6)

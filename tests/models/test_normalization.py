@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.models.normalization import local_response_norm
+from alexnet_jax.models.normalization import spatial_response_norm
 
 
 def lrn_loop(x, size, k, alpha, beta):
@@ -130,3 +131,58 @@ def test_local_response_norm_in_bfloat16_sums_in_float32():
 def test_local_response_norm_refuses(fields, message):
   with pytest.raises(ValueError, match=message):
     local_response_norm(jnp.ones((1, 5)), **fields)
+
+
+@pytest.mark.parametrize('form', ['plain', 'closed'])
+def test_groups_see_nothing_of_each_other(form):
+  x = np.random.default_rng(1).normal(0, 10, (2, 3, 3, 8))
+  halves = [lrn_loop(half, 5, 2.0, 0.1, 0.75) for half in np.split(x, 2, -1)]
+  actual = local_response_norm(
+    jnp.asarray(x, jnp.float32), alpha=0.1, groups=2, form=form
+  )
+  np.testing.assert_allclose(actual, np.concatenate(halves, -1), rtol=2e-6)
+  whole = local_response_norm(jnp.asarray(x, jnp.float32), alpha=0.1)
+  assert not np.allclose(actual, whole, rtol=1e-3)
+  with pytest.raises(ValueError, match='8 channels are no 3 equal groups'):
+    local_response_norm(jnp.asarray(x, jnp.float32), groups=3)
+
+
+def spatial_loop(x, size, k, alpha, beta):
+  """The sum over a square of pixels, one number at a time."""
+  out, half = np.empty_like(x), size // 2
+  for n, row, column, c in np.ndindex(x.shape):
+    window = x[
+      n,
+      max(0, row - half) : row + half + 1,
+      max(0, column - half) : column + half + 1,
+      c,
+    ]
+    bracket = k + alpha / size**2 * np.sum(window**2)
+    out[n, row, column, c] = x[n, row, column, c] / bracket**beta
+  return out
+
+
+@pytest.mark.parametrize(
+  ('options', 'dtype', 'tolerance'),
+  [
+    ({}, jnp.float32, 2e-6),
+    (
+      {'size': 3, 'k': 2.0, 'alpha': 0.5, 'beta': 0.6},
+      jnp.float32,
+      2e-6,
+    ),
+    ({'alpha': 0.5}, jnp.bfloat16, 2**-7),
+  ],
+)
+def test_spatial_response_norm_equals_a_loop(options, dtype, tolerance):
+  x = np.random.default_rng(2).normal(0, 10, (2, 6, 7, 3))
+  x = jnp.asarray(x, dtype)
+  values = {'size': 5, 'k': 1.0, 'alpha': 0.001, 'beta': 0.75, **options}
+  expected = spatial_loop(np.asarray(x, np.float64), **values)
+  actual = spatial_response_norm(x, **options)
+  assert actual.dtype == dtype
+  np.testing.assert_allclose(
+    actual.astype(jnp.float32), expected, rtol=tolerance
+  )
+  with pytest.raises(ValueError, match='size is 4'):
+    spatial_response_norm(x, size=4)

@@ -190,6 +190,7 @@ def test_training_needs_no_tensorflow(tmp_path):
   assert 'done at step 2' in err
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_with_the_best_state(tmp_path):
   recipe = commands.write_recipe(
     tmp_path,
@@ -240,6 +241,7 @@ def test_a_lost_loss_stops_the_run(tmp_path):
   assert 'learning_rate' in err
 
 
+@pytest.mark.slow
 def test_a_flat_loss_warns(tmp_path):
   recipe = commands.write_recipe(
     tmp_path,

@@ -22,6 +22,9 @@ RECIPE = {
   'schedule__patience': 2,
   'schedule__factor': 0.5,
   'model__norm': 'batch',
+  'data__colour_shift': 0.5,
+  'data__colour_shift_steps': 30,
+  'data__colour_shrink': True,
 }
 
 
@@ -163,8 +166,11 @@ def wait_for_row(processes, workdir, step):
 
 @pytest.mark.slow
 def test_a_start_signal_ends_all(recipe, tmp_path):
-  processes = together.start(recipe, tmp_path / 'run', 2)
-  time.sleep(3)
+  workdir = tmp_path / 'run'
+  processes = together.start(recipe, workdir, 2)
+  while not workdir.exists():  # made once they have joined; then they compile
+    assert [process.poll() for process in processes] == [None, None]
+    time.sleep(0.01)
   processes[1].terminate()
   ended = together.finish(processes)
   assert [code for code, _, _ in ended] == [75, 75], ended

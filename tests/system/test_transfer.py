@@ -155,6 +155,7 @@ def test_optimizers_start_from_the_same_weights(train, tmp_path):
       np.testing.assert_allclose(value, start[leaf], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_what_is_evaluated(train, tmp_path):
   """A run that starts with them, as plain weights, begins where it ended."""
   averaged = train('averaged', num_steps=10, ema_decay=0.9)
@@ -172,7 +173,7 @@ def test_the_averaged_weights_are_what_is_evaluated(train, tmp_path):
 def test_a_start_that_does_not_fit_is_refused(train, tmp_path, monkeypatch):
   train('first', num_steps=2)
   # Not after a pass over the data.
-  monkeypatch.setattr(pixel_means, 'pixel_mean', None)
+  monkeypatch.setattr(pixel_means, 'statistics', None)
   start = {'init__workdir': str(tmp_path / 'first'), 'num_steps': 2}
   with pytest.raises(
     UserError, match=r'(?s)dense1/kernel: .*config\.init\.skip'
@@ -194,3 +195,49 @@ def test_history_names_the_objective(train, tmp_path):
   assert keys[1] - keys[0] == {'train/objective'}
   saved = json.loads((tmp_path / 'penalty' / 'config.json').read_text())
   assert saved['loss']['l2'] == 0.01
+
+
+RECORDED = {
+  'eval_every_steps': 6,
+  'save_every_steps': 1,
+  'checkpoint__keep': 99,
+  'schedule__name': 'recorded',
+  'schedule__rates': ((0.5, 'dense*', 0.1), (1.0, 'conv1/*', 0.0)),
+  'optimizer__update_rule': 'paper',
+  'data__colour_shift': 0.5,
+  'data__colour_shrink': True,
+  'data__colour_unit': 'deviation',
+  'data__colour_shift_steps': 15,
+}
+
+
+@pytest.mark.slow
+def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
+  """An epoch has 12 steps; no rate means no change, under way or not."""
+  unbroken = train('unbroken', num_steps=18, **RECORDED)
+  said = capsys.readouterr().err
+  assert 'step 6: dense* trains with 0.1 times the rate' in said
+  assert 'step 12: conv1/* trains with 0 times the rate' in said
+  for steps in (5, 12, 13, 18):
+    resumed = train('resumed', num_steps=steps, **RECORDED)
+  assert resumed['state_digest'] == unbroken['state_digest']
+  states = [params_of(tmp_path / 'unbroken', str(s)) for s in (11, 12, 13, 18)]
+  for name in ('conv1/kernel', 'conv1/bias', 'conv2/kernel', 'head/kernel'):
+    moves = [
+      (before[name] != after[name]).any()
+      for before, after in itertools.pairwise(states)
+    ]
+    assert moves == [True, name[:5] != 'conv1', name[:5] != 'conv1'], name
+  mapped = train('mapped', num_steps=18, parallel='shard_map', **RECORDED)
+  assert mapped['state_digest'] == unbroken['state_digest']
+  # Other colours are another run.
+  for name, value in (('shift_steps', 0), ('shrink', False)):
+    changes = {**RECORDED, f'data__colour_{name}': value}
+    other = train(name, num_steps=18, **changes)
+    assert other['state_digest'] != unbroken['state_digest']
+
+
+def test_a_schedule_that_names_nothing_is_refused(train):
+  rates = {**RECORDED, 'schedule__rates': ((1.0, 'fc*', 0.1),)}
+  with pytest.raises(UserError, match=r"schedule\.rates names 'fc\*'"):
+    train('refused', num_steps=2, **rates)

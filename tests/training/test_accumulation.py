@@ -97,6 +97,7 @@ def moved(params, grads):
   return jax.tree.map(lambda w, g: w - 0.05 * (g + 5e-4 * w), params, grads)
 
 
+@pytest.mark.slow
 def test_the_gradients_for_histograms_are_those_of_the_step():
   mesh = mesh_of(4)
   arguments = (

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import state as state_lib
 
@@ -206,3 +207,50 @@ def test_an_unknown_optimizer():
 def test_the_defaults_are_those_of_optax(name, make):
   ours = run_ours(name=name, weight_decay=0.0, update_rule='paper')
   assert_close(ours, run_optax(make))
+
+
+def test_rates_of_their_own_as_in_the_source_release():
+  """The paper's rule, with rates that change for some parameters only."""
+  rates = ((1, '*/kernel', 0.1), (2, 'conv1/*', 0.5), (3, 'norm1/*', 0.0))
+  begins = (3, 5, 8)  # steps; an epoch has as many as one likes
+  factors = {  # by parameter: at first, and from each of these on
+    ('conv1', 'kernel'): (1.0, 0.1, 0.5, 0.5),
+    ('conv1', 'bias'): (2.0, 2.0, 1.0, 1.0),
+    ('norm1', 'scale'): (1.0, 1.0, 1.0, 0.0),
+    ('norm1', 'bias'): (2.0, 2.0, 2.0, 0.0),
+  }
+  tx = optimizer.make_optimizer(
+    1.0, update_rule='paper', decay='kernels', bias_rate=2.0, rates=rates
+  )
+  params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
+  opt_state = tx.init(params)
+  expected = {
+    (layer, name): [leaf, np.zeros_like(leaf)]
+    for layer, leaves in PARAMS.items()
+    for name, leaf in leaves.items()
+  }
+  for t, rate in enumerate(RATES):
+    phase = sum(t >= begin for begin in begins)
+    hyperparams = {
+      'learning_rate': jnp.float32(rate),
+      'phase': jnp.float32(phase),
+    }
+    assert opt_state.hyperparams.keys() == hyperparams.keys()
+    opt_state = opt_state._replace(hyperparams=hyperparams)
+    grads = jax.tree.map(jnp.float32, grads_at(jax.device_get(params), t))
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    for key, (w, v) in expected.items():
+      own = rate * factors[key][phase]
+      g = np.cos(3 * w + t) + (5e-4 * w if key[1] == 'kernel' else 0.0)
+      v = 0.9 * v - own * g
+      # Of a rate of 0 nothing moves, not even what is under way.
+      expected[key] = [w + v if own else w, v]
+  for (layer, name), (w, _) in expected.items():
+    np.testing.assert_allclose(params[layer][name], w, rtol=1e-5, atol=1e-6)
+
+
+def test_rates_of_parameters_that_do_not_exist():
+  tx = optimizer.make_optimizer(1.0, rates=((1, 'conv2/*', 0.1),))
+  with pytest.raises(UserError, match=r"'conv2/\*', but .* conv1/bias"):
+    tx.init(PARAMS)

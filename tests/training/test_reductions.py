@@ -144,6 +144,7 @@ def test_pieces_of_a_batch_add_no_reductions(kind, norm):
   assert total(collectives(whole, repeated=False)) == total(once + in_loop)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_the_imagenet_recipe_reduces():
   config = recipes.load_config(
     [

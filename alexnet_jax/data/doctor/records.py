@@ -11,6 +11,7 @@ import pathlib
 
 import numpy as np
 
+from alexnet_jax.data import colours
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.doctor import duplicates
@@ -22,7 +23,6 @@ from alexnet_jax.data.doctor.findings import Findings
 from alexnet_jax.data.doctor.tallies import report_count
 from alexnet_jax.data.doctor.tallies import report_unused_classes
 from alexnet_jax.data.doctor.tallies import Tally
-from alexnet_jax.data.prepare import raw_set
 from alexnet_jax.errors import UserError
 
 
@@ -218,7 +218,7 @@ class RawContents:
     if not pixels:
       return
     written = self._splits[split].get('rgb') or {}
-    found = raw_set.colour_statistics(pixels, tally.sums, tally.products)
+    found = colours.colour_statistics(pixels, tally.sums, tally.products)
     for key, value in found.items():
       said = written.get(key)
       if said != value and not (

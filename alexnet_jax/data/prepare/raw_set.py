@@ -15,6 +15,7 @@ import sys
 
 import numpy as np
 
+from alexnet_jax.data import colours
 from alexnet_jax.data import raw
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
@@ -157,7 +158,7 @@ def _manifest(folder, settings, loaders, plan, notes):
         for note in own
       ],
       'labels': _write_labels(folder / f'{split}-labels.npy', labels),
-      'rgb': colour_statistics(
+      'rgb': colours.colour_statistics(
         len(labels) * settings['image_size'] ** 2,
         np.sum([note['sums'] for note in own], 0),
         np.sum([note['products'] for note in own], 0),
@@ -179,37 +180,6 @@ def _write_labels(path, labels):
   shards.put_in_place(temporary, path)
   sha = hashlib.sha256(path.read_bytes()).hexdigest()
   return {'file': path.name, 'sha256': sha}
-
-
-def colour_statistics(pixels: int, sums: np.ndarray, products: np.ndarray):
-  """Mean and covariance of RGB over all pixels, from exact sums.
-
-  Args:
-    pixels: how many.
-    sums: int64 [3], of each channel.
-    products: int64 [3, 3], of each pair of channels.
-
-  Returns:
-    {pixels, sums, products, mean [3], covariance [3][3] (divided by the number
-    of pixels)}. The covariance is computed in integers up to the division.
-  """
-  sums = [int(s) for s in sums]
-  products = [[int(p) for p in row] for row in products]
-  covariance = [
-    # n * sum(xy) - sum(x) * sum(y), exact in Python's integers.
-    [
-      (pixels * products[i][j] - sums[i] * sums[j]) / pixels**2
-      for j in range(3)
-    ]
-    for i in range(3)
-  ]
-  return {
-    'pixels': pixels,
-    'sums': sums,
-    'products': products,
-    'mean': [s / pixels for s in sums],
-    'covariance': covariance,
-  }
 
 
 def _result(folder, manifest):

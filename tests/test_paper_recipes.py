@@ -1,0 +1,175 @@
+"""The recipes of the paper and of its source release, number by number."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import assemble
+from alexnet_jax import durations
+from alexnet_jax import recipes
+from alexnet_jax.training import state as state_lib
+
+EXAMPLES = 1_281_167  # of ImageNet's training split
+CONVOLUTIONS = tuple(f'conv{number}' for number in range(1, 6))
+DENSE = ('dense1', 'dense2', 'head')
+
+
+def load(name, *overrides):
+  return recipes.load_config([f'--config=configs/{name}.py', *overrides])
+
+
+def step_of(epoch):
+  return math.ceil(epoch * EXAMPLES / 128)
+
+
+def narrow_state(config):
+  """With the names and rules of the recipe, and few numbers."""
+  config = config.copy_and_resolve_references()
+  config.model.width_multiplier = 1 / 16
+  return assemble.make_state(config, assemble.make_model(config, 1000))
+
+
+def moves(config, state, grad, weight, phase=None):
+  """{name: first update} of gradients and parameters that are all alike."""
+
+  def full(value):
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), state.params)
+
+  state = state_lib.with_learning_rate(
+    state,
+    jnp.float32(assemble.learning_rate(config)),
+    None if phase is None else jnp.float32(phase),
+  )
+  updates, _ = state.tx.update(full(grad), state.opt_state, full(weight))
+  named = state_lib.leaf_names(updates)
+  return {name: float(np.ravel(leaf)[0]) for name, leaf in named.items()}
+
+
+@pytest.mark.parametrize('name', ['imagenet_paper', 'imagenet_source_release'])
+def test_network(name):
+  config = load(name)
+  model = assemble.make_model(config, 1000)
+  state = jax.eval_shape(lambda: assemble.make_state(config, model))
+  shapes = {k: v.shape for k, v in state_lib.leaf_names(state.params).items()}
+  kernels = {k[:-7]: shapes[k] for k in shapes if k.endswith('kernel')}
+  assert kernels == {
+    'conv1': (11, 11, 3, 96),
+    'conv2': (5, 5, 48, 256),
+    'conv3': (3, 3, 256, 384),
+    'conv4': (3, 3, 192, 384),
+    'conv5': (3, 3, 192, 256),
+    'dense1': (9216, 4096),
+    'dense2': (4096, 4096),
+    'head': (4096, 1000),
+  }
+  assert sum(math.prod(shape) for shape in shapes.values()) == 60_965_224
+  assert config.model.dropout == 0.5
+  assert config.model.dropout_scaling == 'evaluation'
+
+
+@pytest.mark.parametrize(
+  ('name', 'deviations'),
+  [
+    ('imagenet_paper', dict.fromkeys((*CONVOLUTIONS, *DENSE), 0.01)),
+    (
+      'imagenet_source_release',
+      dict.fromkeys((*CONVOLUTIONS, *DENSE), 0.01)
+      | dict.fromkeys(('conv3', 'conv4', 'conv5'), 0.03),
+    ),
+  ],
+)
+def test_initial_weights(name, deviations):
+  params = narrow_state(load(name)).params
+  for layer, deviation in deviations.items():
+    kernel = np.asarray(params[layer]['kernel'])
+    error = deviation / math.sqrt(2 * kernel.size)
+    assert kernel.std() == pytest.approx(deviation, abs=5 * error), layer
+    one = layer in ('conv2', 'conv4', 'conv5', 'dense1', 'dense2')
+    np.testing.assert_array_equal(params[layer]['bias'], float(one))
+
+
+def test_training_of_the_paper():
+  config = load('imagenet_paper')
+  resolved = durations.resolve(config, EXAMPLES)
+  assert resolved.num_steps == step_of(90)
+  assert resolved.colour_steps == 0  # to the end
+  assert (config.global_batch_size, config.optimizer.momentum) == (128, 0.9)
+  assert (config.data.mean, config.data.crop) == ('image', 'random')
+  assert (config.data.resize_size, config.data.crop_size) == (256, 224)
+  assert config.data.random_flip
+  assert (config.data.colour_shift, config.data.colour_unit) == (
+    *(0.1, 'eigenvalue'),
+  )
+  # The rate is inside: the first velocity is the first update.
+  state = narrow_state(config)
+  for value in moves(config, state, 1.0, 0.0).values():
+    assert value == pytest.approx(-0.01)
+  for value in moves(config, state, 0.0, 1.0).values():
+    assert value == pytest.approx(-0.01 * 5e-4)
+  # Divided by 10 three times, when the validation error stops improving.
+  assert config.schedule.name == 'plateau'
+  assert (config.schedule.monitor, config.schedule.mode) == ('eval/top1', 'max')
+  assert config.schedule.factor == pytest.approx(0.1)
+  assert config.schedule.min_learning_rate == pytest.approx(0.01 * 0.1**3)
+
+
+def expected_rates(conv1, rest, conv1_bias=0.02):
+  """Of kernels and biases."""
+  rates = {f'{layer}/kernel': rest for layer in (*CONVOLUTIONS, *DENSE)}
+  rates |= {f'{layer}/bias': 0.02 for layer in (*CONVOLUTIONS, *DENSE)}
+  return rates | {'conv1/kernel': conv1, 'conv1/bias': conv1_bias}
+
+
+@pytest.mark.parametrize(
+  ('epoch', 'rates'),
+  [
+    (0, expected_rates(1e-2, 1e-2)),
+    (24.99, expected_rates(1e-2, 1e-2)),
+    (25, expected_rates(1e-3, 1e-3)),
+    (50.99, expected_rates(1e-3, 1e-3)),
+    (51, expected_rates(1e-4, 1e-4)),
+    (67, expected_rates(1e-5, 1e-4)),
+    (72, expected_rates(0.0, 1e-4, 0.0)),
+    (79, expected_rates(0.0, 1e-5, 0.0)),
+    (90.99, expected_rates(0.0, 1e-5, 0.0)),
+  ],
+)
+def test_recorded_rates_of_the_source_release(epoch, rates):
+  config = load('imagenet_source_release')
+  begins = durations.resolve(config, EXAMPLES).rate_steps
+  phase = sum(step_of(epoch) >= begin for begin in begins)
+  state = narrow_state(config)
+  found = moves(config, state, 1.0, 0.0, phase)
+  assert found == pytest.approx({name: -rate for name, rate in rates.items()})
+  # Kernels alone decay.
+  found = moves(config, state, 0.0, 1.0, phase)
+  for name, rate in rates.items():
+    decay = 5e-4 if name.endswith('kernel') else 0.0
+    assert found[name] == pytest.approx(-rate * decay), name
+
+
+def test_training_of_the_source_release():
+  config = load('imagenet_source_release')
+  resolved = durations.resolve(config, EXAMPLES)
+  assert resolved.num_steps == step_of(91)
+  assert resolved.colour_steps == step_of(67)
+  assert config.optimizer.update_rule == 'paper'
+  assert (config.data.colour_unit, config.data.colour_shrink) == (
+    *('deviation', True),
+  )
+  model = config.model
+  assert model.orders == (
+    *('norm-pool-relu', 'relu-norm-spatial-pool', '', '', 'pool-relu'),
+  )
+  # Scale divided by n, of each tower's channels; the second has its own.
+  assert (model.lrn_convention, model.lrn_groups) == ('caffe', 2)
+  assert (model.lrn_size, model.lrn_k, model.lrn_alpha, model.lrn_beta) == (
+    *(5, 2.0, 1e-4, 0.75),
+  )
+  assert (model.spatial_size, model.spatial_k, model.spatial_beta) == (
+    *(5, 1.0, 0.75),
+  )
+  assert model.spatial_alpha == pytest.approx(0.001)
