@@ -1,0 +1,1 @@
+"""Trained weights from other frameworks, and to them."""

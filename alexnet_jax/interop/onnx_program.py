@@ -1,0 +1,91 @@
+"""A trained network as an ONNX program, which jax2onnx makes of it."""
+
+from collections.abc import Callable
+import importlib
+import logging
+
+import jax
+import numpy as np
+
+from alexnet_jax.errors import UserError
+
+# Between probabilities of ONNX Runtime and of JAX, both in float32.
+TOLERANCE = 1e-4
+_CHECKED = 4  # images
+
+
+def require() -> None:
+  """Raises UserError unless what converts and checks programs is there."""
+  try:
+    for name in ('jax2onnx', 'onnxruntime'):
+      importlib.import_module(name)
+  except ImportError as error:
+    raise UserError(
+      f'--onnx needs jax2onnx and onnxruntime ({error}): pip install'
+      " -e '.[onnx]'"
+    ) from None
+
+
+def convert(
+  function: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]
+) -> tuple[bytes, float]:
+  """The program, checked against the function.
+
+  Args:
+    function: uint8 [batch, height, width, 3] -> probabilities, float32 [batch,
+      classes]; with the plain forms of all operations.
+    image_shape: (height, width, 3).
+
+  Returns:
+    (a serialised ONNX model with the input `images` and the output
+    `probabilities`, for any number of images; by how much its probabilities
+    differ from the function's at most, where they were compared).
+
+  Raises:
+    UserError: if jax2onnx cannot convert it, or what it made computes something
+      else.
+  """
+  import jax2onnx
+
+  images = jax.ShapeDtypeStruct(('batch', *image_shape), np.uint8)
+  # Of shapes that it leaves out, and that nobody needs.
+  logging.getLogger('onnx_ir').setLevel(logging.ERROR)
+  try:
+    model = jax2onnx.to_onnx(
+      function,
+      [images],
+      model_name='alexnet_jax',
+      input_names=['images'],
+      output_names=['probabilities'],
+    )
+  except Exception as error:  # whatever its plugins met
+    raise UserError(
+      f'jax2onnx cannot convert this network ({type(error).__name__}: {error});'
+      ' leave --onnx out'
+    ) from error
+  program = model.SerializeToString()
+  return program, _difference(program, function, image_shape)
+
+
+def _difference(program, function, image_shape):
+  """Of ONNX Runtime; refuses one that is too large."""
+  import onnxruntime
+
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # errors
+  session = onnxruntime.InferenceSession(
+    program, options, providers=['CPUExecutionProvider']
+  )
+  rng = np.random.default_rng(0)
+  # Smooth, as photographs are: those of noise all look alike to a network.
+  patches = rng.integers(0, 256, (_CHECKED, 4, 4, 3), np.uint8)
+  rows, columns = (np.arange(side) * 4 // side for side in image_shape[:2])
+  images = patches[:, rows][:, :, columns]
+  (found,) = session.run(['probabilities'], {'images': images})
+  error = float(np.abs(found - np.asarray(jax.jit(function)(images))).max())
+  if not error <= TOLERANCE:
+    raise UserError(
+      f'the converted network is another one: its probabilities differ by up to'
+      f' {error:.1e}, expected {TOLERANCE} at most; leave --onnx out'
+    )
+  return error

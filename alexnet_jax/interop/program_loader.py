@@ -1,0 +1,177 @@
+"""Runs an exported network; stands alone beside it as `load.py`.
+
+    python load.py photo.jpg ...
+
+    import load
+    program = load.load('DIR')
+    program.probabilities(images)  # uint8 [batch, crop, crop, 3]
+
+It needs jax, flatbuffers and numpy, and Pillow to read photographs (pip install
+pillow).
+"""
+
+import hashlib
+import json
+import pathlib
+import sys
+
+import jax
+import jax.export
+import numpy as np
+
+FILES = ('program.bin', 'params.npz')
+_USAGE = """\
+usage: python load.py PHOTO ...
+Prints the five most probable classes of each. Reading photographs needs Pillow:
+pip install pillow"""
+
+
+class Program:
+  """A network that gives probabilities of images.
+
+  Attributes:
+    about: what about.json says.
+    class_names: of the classes, in the order of the probabilities.
+    crop_size: width of its images, in pixels.
+  """
+
+  def __init__(self, exported: jax.export.Exported, params: dict, about: dict):
+    self.about = about
+    self.class_names = about['class_names']
+    self.crop_size = about['crop_size']
+    self._params = jax.device_put(params)
+    self._call = jax.jit(exported.call)
+
+  def probabilities(self, images: np.ndarray) -> np.ndarray:
+    """Of each class, float32 [batch, classes].
+
+    Args:
+      images: uint8 [batch, crop_size, crop_size, 3], red, green, blue, from
+        0 to 255; any number of them.
+
+    Raises:
+      ValueError: if they have another shape or dtype.
+    """
+    shape = (len(images), self.crop_size, self.crop_size, 3)
+    if images.shape != shape or images.dtype != np.uint8 or not len(images):
+      raise ValueError(
+        f'expected uint8 [batch, {self.crop_size}, {self.crop_size}, 3], found'
+        f' {images.dtype} {list(images.shape)}'
+      )
+    return np.asarray(self._call(self._params, images))
+
+  def prepare(self, path: str) -> np.ndarray:
+    """A photograph as the network reads it: uint8 [crop_size, crop_size, 3].
+
+    The short side becomes `resize_size` pixels, and the centre is cut out, as
+    in training. The filter is Pillow's (BOX to shrink, BILINEAR to enlarge),
+    whose pixels differ a little from those of training.
+    """
+    from PIL import Image
+    from PIL import ImageOps
+
+    with Image.open(path) as file:
+      image = ImageOps.exif_transpose(file).convert('RGB')
+    short, crop = self.about['resize_size'], self.crop_size
+    scale = short / min(image.size)
+    size = tuple(max(short, round(side * scale)) for side in image.size)
+    filter_ = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    pixels = np.asarray(image.resize(size, filter_))
+    for width in (short, crop):
+      top, left = ((side - width) // 2 for side in pixels.shape[:2])
+      pixels = pixels[top : top + width, left : left + width]
+    return pixels
+
+
+def load(folder: str | pathlib.Path) -> Program:
+  """Opens the folder that holds the program.
+
+  Raises:
+    ValueError: if a file is missing, is not the one that was exported, or
+      about.json is not of this program.
+  """
+  folder = pathlib.Path(folder)
+  try:
+    about = json.loads((folder / 'about.json').read_text(encoding='utf-8'))
+    sums = {name: about['sha256'][name] for name in FILES}
+    sizes = len(about['class_names']), about['crop_size'], about['resize_size']
+    data = {name: (folder / name).read_bytes() for name in FILES}
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{folder} holds no exported network: {error}') from error
+  for name, content in data.items():
+    found = hashlib.sha256(content).hexdigest()
+    if found != sums[name]:
+      raise ValueError(
+        f'{folder / name} is damaged: expected the SHA-256'
+        f' {sums[name]}, found {found}'
+      )
+  with np.load(folder / 'params.npz') as arrays:
+    params = {name: arrays[name] for name in arrays.files}
+  exported = jax.export.deserialize(bytearray(data['program.bin']))
+  if (platform := jax.default_backend()) not in (
+    'gpu' if name in ('cuda', 'rocm') else name for name in exported.platforms
+  ):
+    raise ValueError(
+      f'the program is for {", ".join(exported.platforms)}, not for {platform}'
+    )
+  _check_sizes(folder / 'about.json', exported, *sizes)
+  return Program(exported, params, about)
+
+
+def _check_sizes(path, exported, num_classes, crop_size, resize_size):
+  for what, found, expected in (
+    ('class_names', num_classes, exported.out_avals[0].shape[1]),
+    ('crop_size', crop_size, exported.in_avals[-1].shape[1]),
+  ):
+    if found != expected:
+      raise ValueError(
+        f'{path} is not of this program: expected {expected} for {what}, found'
+        f' {found!r}'
+      )
+  if not isinstance(resize_size, int) or resize_size < crop_size:
+    raise ValueError(
+      f'{path}: expected a resize_size of at least {crop_size}, found'
+      f' {resize_size!r}'
+    )
+
+
+def main(paths: list[str]) -> int:
+  """Prints the best five classes of photographs; returns the exit code."""
+  if {'-h', '--help'} & {*paths}:
+    print(_USAGE)
+    return 0
+  if not paths:
+    print(_USAGE, file=sys.stderr)
+    return 2
+  try:
+    import PIL.Image  # noqa: F401
+  except ImportError:
+    return _fail('reading photographs needs Pillow: pip install pillow')
+  try:
+    program = load(pathlib.Path(__file__).parent)
+  except ValueError as error:
+    return _fail(error)
+  answered, images, code = [], [], 0
+  for path in paths:
+    try:
+      images.append(program.prepare(path))
+      answered.append(path)
+    except Exception as error:  # of damaged files Pillow raises many
+      reason = getattr(error, 'strerror', None) or error
+      code = _fail(f'{path}: {reason}')
+  if images:
+    shares = program.probabilities(np.stack(images))
+    for path, row in zip(answered, shares, strict=True):
+      best = np.argsort(-row, kind='stable')[:5]
+      said = ', '.join(f'{program.class_names[i]} {row[i]:.4f}' for i in best)
+      print(f'{path}: {said}')
+  return code
+
+
+def _fail(message) -> int:
+  print(f'error: {message}', file=sys.stderr)
+  return 2
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

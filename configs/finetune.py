@@ -1,0 +1,56 @@
+"""Your own photographs with the weights of another run, a new head.
+
+    python -m alexnet_jax.main --config configs/finetune.py:runs/OTHER \
+      --config.data.path=DIR
+
+`runs/OTHER` is any run, of weights of elsewhere, too (`interop.load`). Network,
+size of the images and deviation are its, and so are its three mean levels; a
+mean image is computed anew, of the photographs here. All layers but the head
+start with its weights and train with a tenth of the usual rate;
+`--config.init.freeze="('conv*', 'norm*')"` leaves the convolutions as they are
+(`'norm*'` only where the network has batch norm), and
+`--config.init.unfreeze_epochs=5` for so long.
+
+What to expect: not measured.
+"""
+
+import json
+import pathlib
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import pixel_means
+
+
+def get_config(workdir=''):
+  there = _config_of(workdir)
+  config = config_lib.make_config()
+  config.num_epochs = 20.0
+  config.global_batch_size = 32
+  config.log_every_steps = 20
+
+  config.model.update(there.model)
+  config.model.num_classes = 0
+  config.data.source = 'folder'
+  for key in ('resize_size', 'crop_size', 'mean', 'std', 'std_rgb'):
+    config.data[key] = there.data[key]
+  if there.data.mean == 'channel':
+    mean = pixel_means.stored_mean(there, workdir)
+    config.data.mean_rgb = tuple(map(float, mean))
+
+  config.init.workdir = workdir
+  config.init.skip = ('head',)
+  config.optimizer.learning_rate = 0.001
+  config.schedule.name = 'cosine'
+  config.schedule.warmup_epochs = 1.0
+  return config
+
+
+def _config_of(workdir):
+  if not workdir:
+    raise ValueError('name the other run: --config configs/finetune.py:DIR')
+  path = pathlib.Path(workdir) / config_lib.CONFIG_FILE
+  try:
+    return config_lib.from_dict(json.loads(path.read_text()))
+  except (OSError, ValueError) as error:
+    message = f'{workdir} is not the folder of a run: {error}'
+    raise ValueError(message) from error

@@ -1,0 +1,417 @@
+"""A run of imported weights in every command that takes one."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.numpy
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import pixel_means
+from alexnet_jax import predict
+from alexnet_jax import recipes
+from alexnet_jax import validation
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import compare
+from alexnet_jax.evaluation import ensemble
+from alexnet_jax.evaluation import evaluate
+from alexnet_jax.evaluation import report
+from alexnet_jax.interop import imported_run
+from alexnet_jax.interop import load
+from alexnet_jax.interop import networks
+from alexnet_jax.interop import torch_files
+from alexnet_jax.interop import torch_layout
+from alexnet_jax.training import restored
+from tests.system import commands
+
+CLASSES = ('blue', 'green', 'red')
+MEAN, STD = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
+
+
+def torch_state(network='marvin', classes=3, size=28, seed=0):
+  rng = np.random.default_rng(seed)
+  state = {}
+  for layer in torch_layout.layers(
+    networks.named_fields(network), classes, size
+  ):
+    for name, shape in layer.torch_shapes().items():
+      scale = (2 / max(1, np.prod(shape[1:]))) ** 0.5 if shape[1:] else 0.1
+      state[name] = rng.normal(0, scale, shape).astype(np.float32)
+  return state
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with weights, photographs, names of classes and a run of them."""
+  folder = tmp_path_factory.mktemp('place')
+  safetensors.numpy.save_file(torch_state(), folder / 'marvin.safetensors')
+  (folder / 'names.txt').write_text('\n'.join(CLASSES) + '\n')
+  rng = np.random.default_rng(0)
+  for number in range(30):
+    split = 'val' if number % 3 == 0 else 'train'
+    path = folder / 'data' / split / CLASSES[number // 3 % 3] / f'{number}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, (28, 28, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+  code = load.main(
+    [
+      *('--from', 'torch', str(folder / 'marvin.safetensors')),
+      *('--network', 'marvin', '--workdir', str(folder / 'run')),
+      *('--class_names', str(folder / 'names.txt')),
+      *('--mean', ','.join(map(str, MEAN)), '--std', ','.join(map(str, STD))),
+    ]
+  )
+  assert code == 0
+  return folder
+
+
+def expected_logits(place, files):
+  """By hand, of images of the network's own size."""
+  imported = torch_files.read(place / 'marvin.safetensors', 'marvin')
+  pixels = np.stack([np.asarray(PIL.Image.open(file)) for file in files])
+  images = (pixels.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+  network = networks.module(imported.model, 3)
+  return np.asarray(network.apply({'params': imported.params}, images))
+
+
+def probabilities(logits):
+  powers = np.exp(logits - logits.max(1, keepdims=True))
+  return powers / powers.sum(1, keepdims=True)
+
+
+def test_the_recorded_config_is_valid(place):
+  stored = json.loads((place / 'run' / 'config.json').read_text())
+  config = config_lib.from_dict(stored)
+  validation.validate(config)
+  assert config.data.std_rgb == STD
+  assert config.model.channels == (32, 64)
+  assert restored.restore(str(place / 'run'), 'final')[0] == config
+
+
+def test_evaluate(place, command_result):
+  code, result, err = command_result(
+    evaluate.main,
+    *('--workdir', place / 'run', '--data_path', place / 'data'),
+  )
+  assert code == 0, err
+  files = sorted((place / 'data' / 'val').rglob('*.png'))
+  labels = [CLASSES.index(file.parent.name) for file in files]
+  shares = probabilities(expected_logits(place, files))
+  losses = -np.log(shares[np.arange(len(files)), labels])
+  assert result['examples'] == len(files) == 10
+  np.testing.assert_allclose(result['eval/loss'], losses.mean(), rtol=1e-5)
+  assert result['eval/top1'] == np.mean(shares.argmax(1) == labels)
+  assert result['step'] == 0
+
+
+def test_evaluate_says_where_data_and_names_go(place, tmp_path, command_result):
+  run = place / 'run'
+  code, _, err = command_result(evaluate.main, '--workdir', run)
+  assert code == 2
+  assert 'no data was named: give --data_path DIR' in err
+  arguments = ('--from', 'torch', '--network', 'marvin')
+  file = place / 'marvin.safetensors'
+  unnamed = tmp_path / 'unnamed'
+  data = ('--data_path', place / 'data')
+  code, result, err = command_result(
+    load.main, *arguments, file, '--workdir', unnamed, *data
+  )
+  assert code == 0, err
+  assert not result['classes_are_named']
+  assert 'no classes: they are called class_0000 to class_0002 (--cl' in err
+  assert f'evaluate --workdir {unnamed}\n' in err
+  # Then they are those of the data, in its order.
+  named = command_result(evaluate.main, '--workdir', run, *data)[1]
+  code, result, err = command_result(evaluate.main, '--workdir', unnamed)
+  assert code == 0, err
+  assert f'the classes of {unnamed} have no names' in err
+  assert result['examples'] == named['examples']
+  code, result, err = command_result(ensemble.main, run, unnamed, *data)
+  assert code == 0, err
+  assert result['examples'] == named['examples']
+  assert len(result['members']) == 2
+  two = tmp_path / 'two'
+  for number, split in enumerate(('train', 'val')):
+    for name in ('blue', 'green'):
+      (two / split / name).mkdir(parents=True)
+      image = PIL.Image.new('RGB', (28, 28), (number * 80, 9, 9))
+      image.save(two / split / name / f'{split}.png')
+  code, _, err = command_result(
+    evaluate.main, '--workdir', unnamed, '--data_path', two
+  )
+  assert code == 2
+  assert "has 2 classes ('blue', 'green'), but the network has 3" in err
+  assert '--class_names FILE' in err
+
+
+def test_predict(place, tmp_path, command_result):
+  table = tmp_path / 'table.csv'
+  code, result, err = command_result(
+    predict.main,
+    *('--workdir', place / 'run', '--top', 3, '--csv', table),
+    place / 'data' / 'val',
+  )
+  assert code == 0, err
+  answers = result['predictions']
+  shares = probabilities(expected_logits(place, [a['file'] for a in answers]))
+  for answer, expected in zip(answers, shares, strict=True):
+    found = {c['class']: c['probability'] for c in answer['classes']}
+    np.testing.assert_allclose(
+      [found[name] for name in CLASSES], expected, rtol=1e-4, atol=1e-6
+    )
+  with table.open() as file:
+    assert len(list(csv.reader(file))) == 11
+
+
+def test_report(place, command_result):
+  code, result, err = command_result(
+    report.main,
+    *('--workdir', place / 'run', '--data_path', place / 'data'),
+  )
+  assert code == 0, err
+  assert result['step'] == 0
+  assert result['parameters'] == sum(a.size for a in torch_state().values())
+  page = (place / 'run' / 'report' / 'index.html').read_text()
+  assert 'no history' in page
+
+
+def test_the_recipe_of_fine_tuning(place, tmp_path):
+  """Network, preparation and weights are the other's, the head is new."""
+  run = place / 'run'
+  recipe = f'{commands.ROOT}/configs/finetune.py:{run}'
+  overrides = (
+    f'--config.data.path={place / "data"}',
+    *('--config.num_epochs=0', '--config.num_steps=2'),
+    *('--config.global_batch_size=8', '--config.report=false'),
+  )
+  frozen = """--config.init.freeze=('conv*',)"""
+  commands.train(recipe, tmp_path / 'tuned', *overrides, frozen)
+  config, names, state = restored.restore(str(tmp_path / 'tuned'), 'final')
+  _, _, other = restored.restore(str(run), 'final')
+  assert names == list(CLASSES)
+  assert config.data.std_rgb == STD
+  np.testing.assert_array_equal(
+    pixel_means.stored_mean(config, tmp_path / 'tuned'), MEAN
+  )
+  for layer in ('conv1', 'conv2'):
+    np.testing.assert_array_equal(
+      state.params[layer]['kernel'], other.params[layer]['kernel']
+    )
+  moved = state.params['dense1']['kernel'] - other.params['dense1']['kernel']
+  assert 0 < np.abs(moved).max() < 0.01
+  fresh = state.params['head']['kernel'] - other.params['head']['kernel']
+  assert np.abs(fresh).max() > 0.1
+
+
+def test_other_classes_need_a_new_head(place, tmp_path):
+  """Of as many classes, so that the shapes fit."""
+  code, _, err = commands.run(
+    *commands.MAIN,
+    f'--config={commands.ROOT}/configs/finetune.py:{place / "run"}',
+    *('--workdir', tmp_path / 'run', '--config.init.skip=()'),
+    *('--config.data.source=synthetic', '--config.data.synthetic_classes=3'),
+  )
+  assert code == 2
+  assert "has 3 classes ('blue', 'green', 'red'), the data here" in err
+  assert """--config.init.skip="('head',)\"""" in err
+  assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
+
+
+def test_there_is_no_training_to_compare(place, tmp_path, command_result):
+  copy = shutil.copytree(place / 'run', tmp_path / 'copy')
+  code, _, err = command_result(
+    compare.main,
+    *('--workdirs', place / 'run', copy, '--out', tmp_path / 'out'),
+  )
+  assert code == 2
+  assert f'{place / "run"} holds weights of elsewhere' in err
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [('', 'name the other run'), (':nowhere', 'nowhere is not the folder of')],
+)
+def test_fine_tuning_needs_a_run(argument, message):
+  recipe = f'--config={commands.ROOT}/configs/finetune.py{argument}'
+  with pytest.raises(UserError, match=message):
+    recipes.load_config([recipe])
+
+
+def test_fine_tuning(place, tmp_path):
+  recipe = commands.write_recipe(
+    tmp_path,
+    num_steps=2,
+    eval_every_steps=2,
+    log_every_steps=2,
+    histogram_every_evals=0,
+    data__source='folder',
+    data__path=str(place / 'data'),
+    data__resize_size=28,
+    data__crop_size=28,
+    data__std=1.0,
+    data__std_rgb=STD,
+    **{
+      f'model__{key}': value
+      for key, value in networks.named_fields('marvin').items()
+    },
+    optimizer__learning_rate=1e-8,
+    optimizer__weight_decay=0.0,
+  )
+  tuned = tmp_path / 'tuned'
+  result = commands.train(
+    recipe, tuned, f'--config.init.workdir={place / "run"}'
+  )
+  assert result['step'] == 2
+  _, names, state = restored.restore(str(tuned), 'final')
+  _, _, before = restored.restore(str(place / 'run'), 'final')
+  assert names == list(CLASSES)
+  for layer, leaves in before.params.items():
+    for leaf, array in leaves.items():
+      found = np.asarray(state.params[layer][leaf])
+      np.testing.assert_allclose(found, array, rtol=1e-4, atol=1e-6)
+
+
+FILE = 'marvin.safetensors'
+NETWORK = ('--network', 'marvin')
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name', 'options', 'message'),
+  [
+    ('torch', 'none.pth', NETWORK, 'FILE: there is no file'),
+    ('torch', 'data', NETWORK, 'FILE: there is no file'),
+    ('torch', FILE, (), 'name it with --network'),
+    (
+      'torch',
+      FILE,
+      ('--network', 'marwin'),
+      "--network is 'marwin'; there are",
+    ),
+    ('torch', FILE, (*NETWORK, '--crop_size', '-3'), '--crop_size is -3'),
+    ('torch', FILE, (*NETWORK, '--crop_size', '4'), 'crops of 4 pixels do not'),
+    ('torch', FILE, (*NETWORK, '--mean', '1,2'), "--mean is '1,2'"),
+    ('torch', FILE, (*NETWORK, '--std', '1,0,2'), "--std is '1,0,2'"),
+    ('torch', FILE, (*NETWORK, '--mean', 'nan,1,1'), "--mean is 'nan,1,1'"),
+    ('torch', FILE, (*NETWORK, '--data_source', 'zip'), "data.source is 'zip'"),
+    (
+      'torch',
+      FILE,
+      (*NETWORK, '--class_names', 'none.txt'),
+      '--class_names: there is no file none.txt',
+    ),
+    (
+      'torch',
+      FILE,
+      (*NETWORK, '--data_path', 'none'),
+      '--data_path: there is no folder none',
+    ),
+    ('torchvision', FILE, NETWORK, '--network is not for --from torchvision'),
+    *(
+      ('torchvision', FILE, option, "takes torchvision's own network and prep")
+      for option in (
+        *(('--crop_size', '256'), ('--mean', '1,2,3'), ('--std', '1,2,3')),
+      )
+    ),
+    ('torchvision', FILE, (), 'expected [64, 3, 11, 11]'),
+    ('keras', FILE, (), '--from keras needs --network'),
+    ('keras', FILE, NETWORK, 'expected an HDF5 file'),
+    ('caffe', FILE, ('--std', '1,1,1'), '--std is not for --from caffe'),
+    ('caffe', FILE, ('--mean', 'none.binaryproto'), '--mean: there is no file'),
+    ('caffe', FILE, (), 'expected a binary protobuf'),
+  ],
+)
+def test_what_is_refused(
+  kind, name, options, message, place, tmp_path, command_result
+):
+  run = tmp_path / 'run'
+  code, result, err = command_result(
+    load.main, '--from', kind, place / name, '--workdir', run, *options
+  )
+  assert code == 2, err
+  assert message in err
+  assert result is None
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (b'a\nb\n', 'names.txt has 2 names; the network has 3 outputs'),
+    (b'a\nb\nb\n', "names.txt has 'b' twice"),
+    (b'a\n\nb\nc\n', 'has an empty line'),
+    (b'', 'has an empty line'),
+    (b'a\n\xff\nc\n', 'is no UTF-8 text'),
+  ],
+)
+def test_unfit_class_names(text, message, place, tmp_path, command_result):
+  names = tmp_path / 'names.txt'
+  names.write_bytes(text)
+  code, _, err = command_result(
+    load.main,
+    *('--from', 'torch', place / FILE, *NETWORK, '--class_names', names),
+    *('--workdir', tmp_path / 'run'),
+  )
+  assert code == 2
+  assert message in err
+  assert list(tmp_path.iterdir()) == [names]
+
+
+def test_one_level_is_for_all_colours(place, tmp_path, command_result):
+  run = tmp_path / 'run'
+  code, _, err = command_result(
+    load.main,
+    *('--from', 'torch', place / FILE, *NETWORK, '--workdir', run),
+    *('--class_names', place / 'names.txt', '--mean', 99, '--std', '78'),
+  )
+  assert code == 0, err
+  assert 'names no classes' not in err
+  assert f'evaluate --workdir {run} --data_path DIR\n' in err
+  config = json.loads((run / 'config.json').read_text())
+  assert config['data']['std_rgb'] == [78, 78, 78]
+  with np.load(run / pixel_means.MEAN_FILE) as means:
+    assert means['mean'].ravel().tolist() == [99, 99, 99]
+
+
+def test_a_folder_that_is_not_empty_stays_as_it_is(
+  place, tmp_path, command_result
+):
+  arguments = ('--from', 'torch', place / FILE, *NETWORK)
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'mine').write_text('1')
+  (tmp_path / 'file').write_text('2')
+  (tmp_path / 'empty').mkdir()
+  for name in ('full', 'file'):
+    code, _, err = command_result(
+      load.main, *arguments, '--workdir', tmp_path / name
+    )
+    assert code == 2
+    assert 'is there already, and no empty folder' in err
+  assert [p.name for p in (tmp_path / 'full').iterdir()] == ['mine']
+  workdir = tmp_path / 'empty'
+  assert command_result(load.main, *arguments, '--workdir', workdir)[0] == 0
+  assert (workdir / 'checkpoints' / '0').is_dir()
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_write_that_fails_leaves_nothing(place, tmp_path, monkeypatch):
+  def fail(*arguments):
+    raise UserError('no room')
+
+  monkeypatch.setattr(imported_run, '_write_checkpoint', fail)
+  imported = torch_files.read(place / FILE, 'marvin')
+  config = imported_run.make_config(imported)
+  with pytest.raises(UserError, match='no room'):
+    imported_run.write(config, imported, CLASSES, tmp_path / 'run')
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_network_are_refused(place, tmp_path):
+  imported = torch_files.read(place / FILE, 'marvin')
+  config = imported_run.make_config(imported)
+  config.model.hidden = (256, 128)
+  with pytest.raises(UserError, match=r'dense2/kernel: expected \(256, 128\)'):
+    imported_run.write(config, imported, CLASSES, tmp_path / 'run')
+  assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,180 @@
+"""Twenty steps of training, from the same weights on the same batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import assemble
+from alexnet_jax import config as config_lib
+from alexnet_jax.interop import torch_layout
+from alexnet_jax.models import variants
+from alexnet_jax.training import parallel
+from alexnet_jax.training import state as state_lib
+
+torch = pytest.importorskip('torch')
+
+from tests.interop import torch_networks  # noqa: E402 (needs torch)
+
+pytestmark = pytest.mark.interop
+
+STEPS, DROP = 20, 10  # the rate is a tenth from step DROP on
+BATCH, CLASSES, SIZE = 8, 10, 224
+# Where a rounding makes a ReLU switch, a gradient jumps; batch norm spreads
+# that, and the next steps enlarge it: smaller steps keep it below RTOL.
+RATES = {'alexnet': 1e-3, 'alexnet_bn': 5e-5}
+MOMENTUM, DECAY = 0.9, 5e-4
+MEAN, STD = (120.0, 115.0, 105.0), 60.0
+NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
+RTOL = 1e-4
+
+
+def narrow_paper():
+  return torch_networks.paper(CLASSES, NARROW, HIDDEN, False, dropout=0)
+
+
+def narrow_batch_norm():
+  return torch_networks.batch_norm(CLASSES, NARROW, HIDDEN, False, dropout=0)
+
+
+def rates(rate):
+  return [rate if step < DROP else rate / 10 for step in range(STEPS)]
+
+
+@pytest.fixture(scope='module')
+def batches():
+  """Labels that pixels tell of, so that there is something to learn."""
+  rng = np.random.default_rng(4)
+  out = []
+  for _ in range(STEPS):
+    labels = rng.integers(0, CLASSES, BATCH)
+    images = rng.integers(0, 180, (BATCH, SIZE, SIZE, 3))
+    images += (labels * 8)[:, None, None, None]
+    out.append((images.astype(np.uint8), labels.astype(np.int32)))
+  return out
+
+
+def our_config(variant, update_rule):
+  config = config_lib.make_config()
+  config.model.update(variants.fields(variant))
+  config.model.channels = NARROW
+  config.model.hidden = HIDDEN
+  config.model.dropout = 0.0
+  config.model.dtype = 'float32'
+  config.data.update({'crop_size': SIZE, 'std': STD})
+  config.optimizer.update(
+    {
+      'name': 'sgd',
+      'learning_rate': RATES[variant],
+      'momentum': MOMENTUM,
+      'weight_decay': DECAY,
+      'update_rule': update_rule,
+      'rate_scaling': 'none',
+    }
+  )
+  config.global_batch_size = BATCH
+  config.parallel = 'shard_map'
+  return config
+
+
+def train_ours(config, weights, batches):
+  """(losses, weights after); weights are named and laid out as PyTorch's."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+  steps = assemble.make_steps(config, mesh, np.array(MEAN, np.float32))
+  plan = torch_layout.layers(config.model.to_dict(), CLASSES, SIZE)
+  state = assemble.make_state(config, assemble.make_model(config, CLASSES))
+  params, batch_stats = torch_layout.from_torch(weights, plan)
+  state = state.replace(params=params, batch_stats=batch_stats)
+  state, losses = parallel.replicate(state, mesh), []
+  key = assemble.dropout_key(config)
+  own = rates(config.optimizer.learning_rate)
+  for (images, labels), rate in zip(batches, own, strict=True):
+    state = state_lib.with_learning_rate(state, jnp.float32(rate))
+    batch = {'image': images, 'label': labels}
+    state, sums = steps.train(state, batch, key)
+    losses.append(float(sums['loss'] / sums['count']))
+  host = jax.device_get(state)
+  return losses, torch_layout.to_torch(host.params, host.batch_stats, plan)
+
+
+def their_loss(network, images, labels):
+  pixels = (images.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+  logits = network(torch.from_numpy(np.moveaxis(pixels, 3, 1).copy()))
+  target = torch.from_numpy(labels.astype(np.int64))
+  return torch.nn.functional.cross_entropy(logits, target)
+
+
+def numpy_state(network):
+  return {k: t.numpy().copy() for k, t in network.state_dict().items()}
+
+
+def assert_same_training(losses, expected_losses, after, expected, before):
+  """Relative to the largest number of a tensor; and something was learnt."""
+  np.testing.assert_allclose(losses, expected_losses, rtol=RTOL)
+  for name, array in expected.items():
+    if 'running' in name or 'tracked' in name:
+      continue  # PyTorch's running variance is over n - 1
+    scale = np.abs(array).max()
+    np.testing.assert_allclose(
+      after[name], array, rtol=0, atol=RTOL * scale, err_msg=name
+    )
+    if name.endswith('weight'):
+      # The tolerance is small against what training changed.
+      change = np.abs(after[name] - before[name]).max()
+      assert change > 2 * RTOL * scale, name
+
+
+@pytest.mark.parametrize(
+  ('variant', 'make'),
+  [
+    ('alexnet', narrow_paper),
+    ('alexnet_bn', narrow_batch_norm),
+  ],
+)
+def test_as_torch_optim_sgd(variant, make, batches):
+  network = torch_networks.randomised(make()).train()
+  before = numpy_state(network)
+  losses, after = train_ours(our_config(variant, 'optax'), before, batches)
+  own = rates(RATES[variant])
+  optimizer = torch.optim.SGD(
+    network.parameters(), own[0], momentum=MOMENTUM, weight_decay=DECAY
+  )
+  expected_losses = []
+  for (images, labels), rate in zip(batches, own, strict=True):
+    optimizer.param_groups[0]['lr'] = rate
+    loss = their_loss(network, images, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    expected_losses.append(float(loss.detach()))
+  expected = numpy_state(network)
+  assert_same_training(losses, expected_losses, after, expected, before)
+
+
+@pytest.mark.parametrize('rule', ['paper', 'optax'])
+def test_the_papers_rule_as_a_numpy_loop(rule, batches):
+  """PyTorch gives the gradients; numpy does what the paper prints."""
+  network = torch_networks.randomised(narrow_paper()).train()
+  before = numpy_state(network)
+  losses, after = train_ours(our_config('alexnet', rule), before, batches)
+  weights = {name: array.copy() for name, array in before.items()}
+  velocity = {name: np.zeros_like(array) for name, array in before.items()}
+  expected_losses = []
+  own = rates(RATES['alexnet'])
+  for (images, labels), rate in zip(batches, own, strict=True):
+    tensors = {k: torch.from_numpy(w.copy()) for k, w in weights.items()}
+    network.load_state_dict(tensors)
+    network.zero_grad()
+    loss = their_loss(network, images, labels)
+    loss.backward()
+    expected_losses.append(float(loss.detach()))
+    for name, parameter in network.named_parameters():
+      w, g = weights[name], parameter.grad.numpy()
+      velocity[name] = MOMENTUM * velocity[name] - DECAY * rate * w - rate * g
+      weights[name] = w + velocity[name]
+  check = (losses, expected_losses, after, weights, before)
+  if rule == 'paper':
+    assert_same_training(*check)
+  else:  # the drop of the rate tells the rules apart
+    with pytest.raises(AssertionError):
+      assert_same_training(*check)
