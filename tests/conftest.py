@@ -15,7 +15,7 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['KERAS_BACKEND'] = 'jax'
 # Most of a tiny run is compilation: all runs of a session share the programs.
 # So do the workers of pytest-xdist, which inherit the folder's name.
-if 'PYTEST_XDIST_WORKER' not in os.environ:
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _PROGRAMS = tempfile.mkdtemp(prefix='alexnet_jax_programs_')
   atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _PROGRAMS
