@@ -27,3 +27,8 @@ class Interrupted(Exception):
 
 class ProcessLost(Exception):
   """Another process of the run is gone; the same command goes on."""
+
+
+def install_extra(name: str) -> str:
+  """The command that installs one of the extras of pyproject.toml."""
+  return f"pip install -e '.[{name}]' where pyproject.toml is"

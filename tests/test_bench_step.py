@@ -403,7 +403,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
   assert main(['step', '--against', 'keras']) == 2
   error = capsys.readouterr().err
   assert 'keras and tensorflow cannot be imported' in error
-  assert 'alexnet_jax[bench]' in error
+  assert "pip install -e '.[bench]'" in error
 
 
 def test_groups_are_all_combinations(tmp_path):

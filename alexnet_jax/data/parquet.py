@@ -13,6 +13,7 @@ import numpy as np
 
 from alexnet_jax.data import shard_files
 from alexnet_jax.data import splits
+from alexnet_jax.errors import install_extra
 from alexnet_jax.errors import UserError
 
 IMAGE_COLUMNS = ('image', 'img')
@@ -196,8 +197,7 @@ def _import_pyarrow():
     import pyarrow.parquet
   except ImportError as error:
     raise UserError(
-      "reading parquet needs pyarrow: pip install 'alexnet_jax[parquet]' (in a"
-      " checkout: pip install -e '.[parquet]')"
+      f'reading parquet needs pyarrow: {install_extra("parquet")}'
     ) from error
   return pyarrow, pyarrow.parquet
 

@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.errors import install_extra
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import search_space
 
@@ -34,8 +35,7 @@ def import_optuna():
     import optuna
   except ImportError as error:
     raise UserError(
-      "a sweep needs optuna: pip install 'alexnet_jax[sweep]' (in a checkout:"
-      " pip install -e '.[sweep]')"
+      f'a sweep needs optuna: {install_extra("sweep")}'
     ) from error
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   return optuna

@@ -7,6 +7,7 @@ import logging
 import jax
 import numpy as np
 
+from alexnet_jax.errors import install_extra
 from alexnet_jax.errors import UserError
 
 # Between probabilities of ONNX Runtime and of JAX, both in float32.
@@ -21,8 +22,8 @@ def require() -> None:
       importlib.import_module(name)
   except ImportError as error:
     raise UserError(
-      f'--onnx needs jax2onnx and onnxruntime ({error}): pip install'
-      " -e '.[onnx]'"
+      f'--onnx needs jax2onnx and onnxruntime ({error}):'
+      f' {install_extra("onnx")}'
     ) from None
 
 

@@ -87,7 +87,7 @@ def test_wrong_arguments_are_refused(arguments, message, monkeypatch, capsys):
 def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys):
   monkeypatch.setattr(xla_flags, 'plugin_libraries', list)
   assert main(['plan']) == 2
-  assert "pip install 'alexnet_jax[cuda12]'" in capsys.readouterr().err
+  assert "pip install -e '.[cuda12]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

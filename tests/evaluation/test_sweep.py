@@ -399,7 +399,7 @@ def test_optuna_may_be_missing(tmp_path, small, capsys, monkeypatch):
     capsys, recipe, tmp_path / 'sweep', '--param', 'model.dropout=0..1'
   )
   assert code == 2
-  assert "pip install 'alexnet_jax[sweep]'" in err
+  assert "pip install -e '.[sweep]'" in err
 
 
 # The study alone, without training.

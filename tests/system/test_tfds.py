@@ -457,7 +457,6 @@ sys.exit(prepare.main())
   )
   assert process.returncode == 2, process.stderr
   assert 'needs TensorFlow' in process.stderr
-  assert "pip install 'alexnet_jax[tfds]'" in process.stderr
   assert "pip install -e '.[tfds]'" in process.stderr
   assert not (tmp_path / 'data').exists()
 
