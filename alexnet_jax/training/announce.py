@@ -33,10 +33,21 @@ def show_start(run, live) -> None:
       'batch size': _batch_sizes(config, run.mesh),
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
+      **_colours(config, durations),
       'forms': str(forms.chosen(config.forms, devices[0])),
       **frozen,
     },
   )
+
+
+def _colours(config, durations):
+  if not config.data.colour_shift:
+    return {}
+  until = durations.colour_steps
+  return {
+    'colours': f'shifted by {config.data.colour_shift:g} times the'
+    f' {config.data.colour_unit}' + (f', until step {until:,}' if until else '')
+  }
 
 
 def show_phase(run, live) -> None:
@@ -49,6 +60,12 @@ def show_phase(run, live) -> None:
         run.console.line(
           f'step {live.step}: {pattern} trains with {factor:g} times the rate'
         )
+
+
+def show_end_of_colours(run, live) -> None:
+  """The step from which config.data.colour_shift acts no more."""
+  if live.step and live.step == run.durations.colour_steps:
+    run.console.line(f'step {live.step}: colours are shifted no more')
 
 
 def _batch_sizes(config, mesh):

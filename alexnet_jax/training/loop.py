@@ -126,6 +126,7 @@ def _loop(run: Run, live: Live, on_evaluation, profile: Profile) -> None:
       if run.is_frozen(live.step - 1) and not run.is_frozen(live.step):
         _unfreeze(run, live)
       _apply_rate(run, live)
+      announce.show_end_of_colours(run, live)
       batch = live.batches.take()
       if _histograms_due(run, live):
         _write_histograms(run, live, batch, key)

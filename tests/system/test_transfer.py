@@ -218,6 +218,8 @@ def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
   said = capsys.readouterr().err
   assert 'step 6: dense* trains with 0.1 times the rate' in said
   assert 'step 12: conv1/* trains with 0 times the rate' in said
+  assert 'shifted by 0.5 times the deviation, until step 15' in said
+  assert said.count('step 15: colours are shifted no more') == 1
   for steps in (5, 12, 13, 18):
     resumed = train('resumed', num_steps=steps, **RECORDED)
   assert resumed['state_digest'] == unbroken['state_digest']
