@@ -1,4 +1,4 @@
-"""Errors that the user of a command can mend, and the way a run ends early."""
+"""Errors that the user of a command can mend, and the ways a run ends early."""
 
 EXIT_DONE = 0
 EXIT_FAILURE = 1
@@ -29,6 +29,6 @@ class ProcessLost(Exception):
   """Another process of the run is gone; the same command goes on."""
 
 
-def install_extra(name: str) -> str:
-  """The command that installs one of the extras of pyproject.toml."""
-  return f"pip install -e '.[{name}]' where pyproject.toml is"
+def how_to_install(extra: str) -> str:
+  """What a `UserError` says of one of the extras of pyproject.toml."""
+  return f"pip install -e '.[{extra}]' where pyproject.toml is"

@@ -8,14 +8,16 @@ import tempfile
 
 import pytest
 
+from tests.flags import fake_devices
+
 # Before jax is imported; processes that tests start inherit them.
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+os.environ.update(fake_devices(4))
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['KERAS_BACKEND'] = 'jax'
 # Most of a tiny run is compilation: all runs of a session share the programs.
 # So do the workers of pytest-xdist, which inherit the folder's name.
-if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+if 'PYTEST_XDIST_WORKER' not in os.environ:
   _PROGRAMS = tempfile.mkdtemp(prefix='alexnet_jax_programs_')
   atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _PROGRAMS

@@ -4,6 +4,8 @@ import itertools
 import json
 import pathlib
 
+from flax import serialization
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
@@ -15,7 +17,6 @@ from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from tests.system import commands
-from tests.training.steps import assert_close
 from tests.training.steps import mesh_of
 
 RECIPE = pathlib.Path('configs/imagenet_large_batch.py')
@@ -78,38 +79,42 @@ def train(devices, device_batch_size, kind='shard_map', starts=None):
   return states, losses, rates
 
 
-def kernels_apart(states, others):
-  """How far each update of the kernels is from another one, in its own norm.
+def apart(states, others):
+  """float [updates]: how far they are from others from the same states.
 
-  Biases before a batch norm have no gradient but roundings.
+  Of each array of the state in the norm of its change, and of these the
+  largest. Biases before a batch norm are left out: their gradients are 0 but
+  for roundings.
   """
 
-  def apart(before, after, other):
-    update, other = after - before, other - before
-    return np.linalg.norm(other - update) / np.linalg.norm(update)
+  def of_array(path, before, after, other):
+    if {'conv1', 'conv2'} & set(path) and 'bias' in path:
+      return 0.0
+    difference = np.linalg.norm(other - after)
+    return difference and difference / np.linalg.norm(after - before)
 
-  return [
-    max(
-      apart(*kernels)
-      for kernels in zip(
-        *(jax.tree.leaves(s.params) for s in (before, after, other)),
-        strict=True,
+  found = []
+  for number, (before, after) in enumerate(itertools.pairwise(states), 1):
+    trees = [
+      serialization.to_state_dict(state_lib.saved_tree(state))
+      for state in (before, after, others[number])
+    ]
+    names, *_ = flats = [traverse_util.flatten_dict(tree) for tree in trees]
+    found.append(
+      np.max(
+        [of_array(name, *(flat[name] for flat in flats)) for name in names]
       )
-      if kernels[0].ndim > 1
     )
-    for (before, after), other in zip(
-      itertools.pairwise(states), others[1:], strict=True
-    )
-  ]
+  return np.array(found)
 
 
 @pytest.mark.slow
 def test_the_tiny_recipe_trains_alike_on_one_device_and_on_four():
   """In two pieces, with batch norm, dropout and LARS; eight updates.
 
-  Where an input of a ReLU is zero but for roundings, its gradient is there on
-  one number of devices and not on another: in few updates, and as one of many.
-  All else is continuous.
+  A ReLU whose input is 0 but for roundings, or a pooling window with two
+  largest values but for roundings, sends its gradient elsewhere on another
+  number of devices: in few updates. All else is continuous.
   """
   one, losses, rates = train(1, 24)
   assert max(rates) == pytest.approx(0.025 * 12**0.5)
@@ -120,14 +125,12 @@ def test_the_tiny_recipe_trains_alike_on_one_device_and_on_four():
   ):
     others, other_losses, _ = train(devices, device_batch_size, kind, one)
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
-    for state, other in zip(one, others, strict=True):
-      assert_close(other.batch_stats, state.batch_stats, rtol=1e-4, atol=1e-5)
-    apart = kernels_apart(one, others)
-    assert np.median(apart) < 1e-4, apart
-    assert max(apart) < 0.1, apart
+    distances = apart(one, others)
+    assert np.max(distances) < 0.1, distances
+    assert np.sum(distances > 1e-4) <= 2, distances
   # The statistics of other pieces are others.
   pieces, _, _ = train(4, 3, starts=one)
-  assert min(kernels_apart(one, pieces)) > 1e-3
+  assert np.min(apart(one, pieces)) > 1e-2
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 from alexnet_jax.bench import machine
 from alexnet_jax.bench import plan_targets
 from alexnet_jax.bench.arguments import positive
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = f"""\
@@ -17,7 +17,7 @@ what the program does: kernels, bytes read and written, FLOPs, memory, and where
 its all-reduces begin and end. From these and the GPU's data follow bounds.
 They are no times: nothing runs.
 
-It needs XLA's compiler for CUDA: {install_extra('cuda12')}."""
+It needs XLA's compiler for CUDA: {how_to_install('cuda12')}."""
 
 _PACKAGES = (
   *('alexnet_jax', 'flax', 'jax', 'jaxlib', 'jax-cuda12-plugin', 'optax'),

@@ -6,7 +6,7 @@ import pathlib
 import tomllib
 
 from alexnet_jax import xla_flags
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _FOLDER = pathlib.Path(__file__).parent / 'targets'
@@ -116,7 +116,7 @@ def devices(target: Target, count: int) -> Sequence:
   if not xla_flags.plugin_libraries():
     raise UserError(
       "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
-      f' {install_extra("cuda12")}'
+      f' {how_to_install("cuda12")}'
     )
   # Nothing of this runs on a GPU, even where there is one.
   jax.config.update('jax_platforms', 'cpu')

@@ -9,7 +9,7 @@ import sys
 from alexnet_jax.bench import machine
 from alexnet_jax.bench import step_process
 from alexnet_jax.bench.arguments import positive
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -160,7 +160,7 @@ def _peers(against):
   ]:
     raise UserError(
       f'{" and ".join(missing)} cannot be imported, which --against compares'
-      f' with: {install_extra("bench")}, or leave --against out'
+      f' with: {how_to_install("bench")}, or leave --against out'
     )
   return [way for name in against for way in PEERS.get(name, (name,))]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from alexnet_jax.data import shard_files
 from alexnet_jax.data import splits
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 IMAGE_COLUMNS = ('image', 'img')
@@ -197,7 +197,7 @@ def _import_pyarrow():
     import pyarrow.parquet
   except ImportError as error:
     raise UserError(
-      f'reading parquet needs pyarrow: {install_extra("parquet")}'
+      f'reading parquet needs pyarrow: {how_to_install("parquet")}'
     ) from error
   return pyarrow, pyarrow.parquet
 

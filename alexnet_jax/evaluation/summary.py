@@ -1,5 +1,6 @@
 """The network's table: parameters, output shapes and FLOPs."""
 
+import itertools
 import math
 import sys
 
@@ -12,6 +13,7 @@ import rich.table
 from alexnet_jax import assemble
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.operations import after_convolution
+from alexnet_jax.models.operations import of_hidden_layer
 
 
 def show(config) -> dict:
@@ -114,61 +116,57 @@ def operation(model, name: str) -> str:
     name: of a layer, see `layer_table`.
   """
   kind, number = _split(name)
-  if kind in _KINDS:
-    names = _block(model, number)
-    place = names.index(_KINDS[kind])
-    relu = names[place + 1 : place + 2] == ['relu']
-    return _on_pixels(model, kind, number) + ', ReLU' * relu
   if kind == 'head':
     return 'dense'
-  normed = number in model.norm_hidden
-  # The ReLU comes last but where a batch norm follows it.
-  last = kind == 'dense_norm' or not normed
-  relu = last if model.norm_before_relu else kind == 'dense'
-  dropout = [f'dropout {model.dropout:g}'] if model.dropout else []
-  before = kind == 'dense' and model.dropout_place == 'before'
+  words = {'relu': 'ReLU', 'dropout': f'dropout {model.dropout:g}'}
+  names = _operations(model, kind, number)
+  place = names.index(_OPERATIONS[kind])
+  after = itertools.takewhile(words.__contains__, names[place + 1 :])
+  before = names[:place] if kind == 'dense' else []
   return ', '.join(
     [
-      *(dropout if before else []),
-      'dense' if kind == 'dense' else 'batch norm',
-      *(['ReLU'] if relu else []),
-      *(dropout if last and model.dropout_place == 'after' else []),
+      *(words[each] for each in before),
+      _itself(model, kind, number),
+      *(words[each] for each in after),
     ]
   )
 
 
-# Of each layer between convolutions the name among `operations.OPERATIONS`.
-_KINDS = {
+# Of each kind of layer the name that `models.operations` has for it.
+_OPERATIONS = {
   'conv': 'conv',
   'norm': 'norm',
   'lrn': 'norm',
   'spatial': 'spatial',
   'pool': 'pool',
+  'dense': 'dense',
+  'dense_norm': 'norm',
 }
 
 
-def _block(model, number):
-  """The operations of a convolution and what follows it, in order."""
-  missing = 'norm' if model.norm == 'none' else None
+def _operations(model, kind, number):
+  """What a convolution or hidden layer and all around it do, in order."""
+  if kind.startswith('dense'):
+    names = of_hidden_layer(model, number)
+    return [n for n in names if n != 'dropout' or model.dropout]
   names = after_convolution(model, number)
-  return ['conv', *(name for name in names if name != missing)]
+  return ['conv', *(n for n in names if n != 'norm' or model.norm != 'none')]
 
 
-def _on_pixels(model, kind, number):
-  if kind == 'norm':
+def _itself(model, kind, number):
+  if kind in ('norm', 'dense_norm'):
     return 'batch norm'
   if kind == 'lrn':
-    groups = model.lrn_groups
-    return f'over {model.lrn_size} channels' + f', {groups} groups' * (
-      groups > 1
-    )
+    return f'over {model.lrn_size} channels' + _groups(model.lrn_groups)
   if kind == 'spatial':
     return f'over {model.spatial_size} x {model.spatial_size}'
   if kind == 'pool':
     size = model.pool_size
     return f'largest of {size} x {size}, stride {model.pool_stride}'
+  if kind == 'dense':
+    return 'dense'
   index = number - 1
-  size, padding = model.kernels[index], _words(model.paddings[index])
+  size, padding = model.kernels[index], _padding(model.paddings[index])
   words = f'{size} x {size}, stride {model.strides[index]}, padding {padding}'
   return words + _groups(model.groups[index])
 
@@ -177,7 +175,7 @@ def _groups(number):
   return f', {number} groups' if number > 1 else ''
 
 
-def _words(padding):
+def _padding(padding):
   """`SAME`, `2`, or `2 and 1` where before and after differ."""
   if isinstance(padding, str | int):
     return str(padding)
@@ -185,14 +183,14 @@ def _words(padding):
 
 
 def _position(model, name):
-  """Sorts the names of layers in order of execution."""
+  """Of a layer in order of execution, to be compared with others."""
   kind, number = _split(name)
-  if kind in _KINDS:
-    return 0, number, _block(model, number).index(_KINDS[kind])
-  kinds = ('dense', 'dense_norm', 'head')
-  if kind not in kinds:
+  if kind == 'head':
+    return 2, 0, 0
+  if kind not in _OPERATIONS:
     raise ValueError(f'no layer is called {name!r}')
-  return 1 + (kind == 'head'), number, kinds.index(kind)
+  place = _operations(model, kind, number).index(_OPERATIONS[kind])
+  return int(kind.startswith('dense')), number, place
 
 
 def _split(name):

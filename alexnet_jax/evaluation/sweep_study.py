@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import search_space
 
@@ -35,7 +35,7 @@ def import_optuna():
     import optuna
   except ImportError as error:
     raise UserError(
-      f'a sweep needs optuna: {install_extra("sweep")}'
+      f'a sweep needs optuna: {how_to_install("sweep")}'
     ) from error
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   return optuna

@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import matching
 from alexnet_jax.interop import networks
@@ -101,7 +101,7 @@ def _load(path):
     import h5py
   except ImportError:
     raise UserError(
-      f'HDF5 files need h5py: {install_extra("interop")}'
+      f'HDF5 files need h5py: {how_to_install("interop")}'
     ) from None
   try:
     with h5py.File(path, 'r') as file:

@@ -7,7 +7,7 @@ import logging
 import jax
 import numpy as np
 
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 # Between probabilities of ONNX Runtime and of JAX, both in float32.
@@ -23,7 +23,7 @@ def require() -> None:
   except ImportError as error:
     raise UserError(
       f'--onnx needs jax2onnx and onnxruntime ({error}):'
-      f' {install_extra("onnx")}'
+      f' {how_to_install("onnx")}'
     ) from None
 
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 METADATA_KEY = 'alexnet_jax'
@@ -112,7 +112,7 @@ def _load_pickled(path):
   except ImportError:
     raise UserError(
       f'a {path.suffix} file needs PyTorch to be read safely:'
-      f' {install_extra("interop")}, or convert the file to .safetensors'
+      f' {how_to_install("interop")}, or convert the file to .safetensors'
     ) from None
   try:
     with warnings.catch_warnings():

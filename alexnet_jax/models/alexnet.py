@@ -18,6 +18,7 @@ from alexnet_jax.models.forms import PLAIN
 from alexnet_jax.models.normalization import local_response_norm
 from alexnet_jax.models.normalization import spatial_response_norm
 from alexnet_jax.models.operations import after_convolution
+from alexnet_jax.models.operations import of_hidden_layer
 from alexnet_jax.models.pooling import max_pool
 
 
@@ -209,17 +210,17 @@ class AlexNet(nn.Module):
     return x
 
   def _hidden_block(self, x, number, dropout, updates_norm):
-    if self.dropout_place == 'before':
-      x = dropout(x)
-    width = self._scaled(self.hidden[number - 1])
-    x = self._dense(x, width, 'dense', number)
-    normed = number in self.norm_hidden
-    if normed and self.norm_before_relu:
-      x = self._batch_norm(x, f'dense_norm{number}', updates_norm)
-    x = self._relu(x)
-    if normed and not self.norm_before_relu:
-      x = self._batch_norm(x, f'dense_norm{number}', updates_norm)
-    return dropout(x) if self.dropout_place == 'after' else x
+    for operation in of_hidden_layer(self, number):
+      if operation == 'dense':
+        width = self._scaled(self.hidden[number - 1])
+        x = self._dense(x, width, 'dense', number)
+      elif operation == 'norm':
+        x = self._batch_norm(x, f'dense_norm{number}', updates_norm)
+      elif operation == 'relu':
+        x = self._relu(x)
+      else:
+        x = dropout(x)
+    return x
 
   def _dropout(self, train, keys, number, x):
     scales_here = self.dropout_scaling == 'training'

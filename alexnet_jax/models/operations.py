@@ -1,4 +1,4 @@
-"""What follows a convolution, and in which order.
+"""What follows a convolution, what a hidden layer does, and in which order.
 
 `network` is an `AlexNet`; what is needed of it are its fields.
 """
@@ -15,6 +15,18 @@ def after_convolution(network, number: int) -> tuple[str, ...]:
   if network.norm_before_relu:
     return (*norm, 'relu', *pool)
   return ('relu', *norm, *pool)
+
+
+def of_hidden_layer(network, number: int) -> tuple[str, ...]:
+  """Names among dense, norm, relu and dropout, in order, of a hidden layer."""
+  norm = ('norm',) if number in network.norm_hidden else ()
+  if network.norm_before_relu:
+    names = ('dense', *norm, 'relu')
+  else:
+    names = ('dense', 'relu', *norm)
+  if network.dropout_place == 'before':
+    return ('dropout', *names)
+  return (*names, 'dropout')
 
 
 def order_problem(order: str, number: int, norm_layers, pool_layers) -> str:

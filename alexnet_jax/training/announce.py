@@ -33,19 +33,19 @@ def show_start(run, live) -> None:
       'batch size': _batch_sizes(config, run.mesh),
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
-      **_colours(config, durations),
+      **_colours(config, durations, live.step),
       'forms': str(forms.chosen(config.forms, devices[0])),
       **frozen,
     },
   )
 
 
-def _colours(config, durations):
-  if not config.data.colour_shift:
-    return {}
+def _colours(config, durations, step):
   until = durations.colour_steps
+  if not config.data.colour_shift or (until and step >= until):
+    return {}
   return {
-    'colours': f'shifted by {config.data.colour_shift:g} times the'
+    'colours': f'shifted at random, {config.data.colour_shift:g} times the'
     f' {config.data.colour_unit}' + (f', until step {until:,}' if until else '')
   }
 

@@ -514,7 +514,7 @@ def test_without_such_options_the_environment_stays(local):
     (
       '--devices_per_process',
       ['JAX_PLATFORMS', 'XLA_FLAGS'],
-      ['cpu', '--xla_force_host_platform_device_count=3'],
+      ['cpu', '--xla_a=1 --xla_force_host_platform_device_count=3'],
     ),
     ('--gpus_per_process', ['CUDA_VISIBLE_DEVICES'], ['3,4,5']),
   ],
@@ -523,6 +523,9 @@ def test_the_processes_get_their_environments(option, names, expected):
   do = f'if index == 1: mark("of1", [os.environ[n] for n in {names}])'
   with pytest.MonkeyPatch.context() as patch:
     patch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    patch.setenv(
+      'XLA_FLAGS', '--xla_a=1 --xla_force_host_platform_device_count=4'
+    )
     code, _, err = launch('--processes', 2, option, 3, do=do)
   assert code == 0, err
   assert pathlib.Path('of1').read_text() == str(expected)

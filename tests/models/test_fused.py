@@ -12,7 +12,6 @@ import pytest
 from alexnet_jax.models import fused
 from alexnet_jax.models.normalization import local_response_norm
 
-QUICKLY = {'xla_backend_optimization_level': 0}  # to compile
 STRONG = {'k': 1.5, 'alpha': 0.3, 'beta': 0.75}  # neighbours count
 
 
@@ -49,7 +48,7 @@ def values_and_gradients(function, gradient_seed, *arguments):
     y, pull = jax.vjp(function, *arguments)
     return y, *pull(gradient)
 
-  results = jax.jit(compute, compiler_options=QUICKLY)(gradient, *arguments)
+  results = jax.jit(compute)(gradient, *arguments)
   return [np.asarray(each, np.float64) for each in results]
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.flags import fake_devices
 from tests.system import commands
 from tests.system import together
 
@@ -29,7 +30,7 @@ def test_mpirun_trains_what_the_flags_do(tmp_path):
   code, out, err = commands.run(
     *(*MPIRUN, *commands.MAIN, '--json'),
     *('--config', recipe, '--workdir', tmp_path / 'mpi'),
-    env={'XLA_FLAGS': '--xla_force_host_platform_device_count=1'},
+    env=fake_devices(1),
   )
   assert code == 0, err
   assert '2 processes, 2 devices' in err

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from alexnet_jax.training import writers
+from tests.flags import fake_devices
 from tests.system import commands
 from tests.system import slurm
 
@@ -52,7 +53,7 @@ class Job:
       *('--config', recipe, '--workdir', self.workdir, '--json'),
       *('--heartbeat_timeout', 10, *arguments),
       PYTHON=sys.executable,
-      XLA_FLAGS='--xla_force_host_platform_device_count=1',
+      **fake_devices(1),
       **variables,
     )
     self._out = folder / 'out'

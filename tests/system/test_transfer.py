@@ -218,10 +218,11 @@ def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
   said = capsys.readouterr().err
   assert 'step 6: dense* trains with 0.1 times the rate' in said
   assert 'step 12: conv1/* trains with 0 times the rate' in said
-  assert 'shifted by 0.5 times the deviation, until step 15' in said
+  assert 'shifted at random, 0.5 times the deviation, until step 15' in said
   assert said.count('step 15: colours are shifted no more') == 1
-  for steps in (5, 12, 13, 18):
+  for steps in (5, 12, 13, 16, 18):
     resumed = train('resumed', num_steps=steps, **RECORDED)
+  assert capsys.readouterr().err.count('shifted at random') == 4
   assert resumed['state_digest'] == unbroken['state_digest']
   states = [params_of(tmp_path / 'unbroken', str(s)) for s in (11, 12, 13, 18)]
   for name in ('conv1/kernel', 'conv1/bias', 'conv2/kernel', 'head/kernel'):

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.flags import fake_devices
 from tests.system import commands
 from tests.system import namespaces
 from tests.system import together
@@ -43,7 +44,7 @@ def start(hosts, recipe, workdir):
       *('--coordinator', f'{hosts[0].name}:{PORT}'),
       *('--process_index', index, '--process_count', len(hosts)),
       *('--heartbeat_timeout', HEARTBEAT),
-      env={'XLA_FLAGS': '--xla_force_host_platform_device_count=1'},
+      env=fake_devices(1),
     )
     for index, host in enumerate(hosts)
   ]

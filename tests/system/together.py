@@ -12,6 +12,7 @@ from alexnet_jax.training import restored
 from alexnet_jax.training import writers
 from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import saved_tree
+from tests.flags import fake_devices
 from tests.system import commands
 
 HEARTBEAT = 10  # seconds of silence after which a process is lost
@@ -28,16 +29,13 @@ def start(
 ) -> list[subprocess.Popen]:
   """Starts `count` processes with some fake devices each, or only `indices`."""
   address = f'127.0.0.1:{port or free_port()}'
-  environment = {
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
-  }
   return [
     commands.start(
       *(*commands.MAIN, '--config', recipe, '--workdir', workdir, '--json'),
       *('--coordinator', address, '--process_index', index),
       *('--process_count', count, '--heartbeat_timeout', HEARTBEAT),
       *overrides,
-      env=environment,
+      env=fake_devices(devices),
     )
     for index in (range(count) if indices is None else indices)
   ]

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tarfile
 
-from alexnet_jax.errors import install_extra
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _RECORD_FORMAT = 'array_record'  # random access; TFDS's own is tfrecord
@@ -24,7 +24,7 @@ TRAIN_TAR, VALIDATION_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 # Files in each tar of ILSVRC-2012: tars of one synset, and images.
 _IMAGENET_TARS = {TRAIN_TAR: 1_000, VALIDATION_TAR: 50_000}
 _CATALOG = 'https://www.tensorflow.org/datasets/catalog/overview'
-_INSTALL = install_extra('tfds')
+_INSTALL = how_to_install('tfds')
 
 
 def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
