@@ -406,6 +406,48 @@ def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
   assert "pip install -e '.[bench]'" in error
 
 
+@pytest.mark.parametrize(
+  ('override', 'message'),
+  [
+    ('optimizer.name=adam', "config.optimizer.name is 'adam'"),
+    ('optimizer.decay=kernels', "config.optimizer.decay is 'kernels'"),
+    ('loss.label_smoothing=0.1', 'config.loss.label_smoothing is 0.1'),
+  ],
+)
+def test_updates_that_the_others_do_not_make_are_refused(
+  tmp_path, monkeypatch, capsys, override, message
+):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'found')
+  monkeypatch.setattr(step_rounds, 'measure', None)  # never gets that far
+  recipe = commands.write_recipe(tmp_path)
+  arguments = ['--config', str(recipe), '--against', 'torch,keras']
+  assert main(['step', *arguments, f'--config.{override}']) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert 'compare with --config.' in error
+
+
+def test_classes_are_those_of_the_data_if_they_are_known(tmp_path, capsys):
+  recipe = commands.write_recipe(tmp_path)
+  arguments = {
+    **dict.fromkeys(('networks', 'dtypes', 'batch_sizes'), ()),
+    **dict.fromkeys(('parallel', 'forms'), ()),
+    'config': str(recipe),
+  }
+
+  def classes(*overrides):
+    groups = step.make_groups(type('Arguments', (), arguments), overrides)
+    (task,) = groups[0]['tasks'].values()
+    return task['num_classes']
+
+  known = len(assemble.make_source(load(tmp_path), 'train').class_names)
+  assert classes() == known != 1000
+  assert classes('--config.model.num_classes=17') == 17
+  assert not capsys.readouterr().err
+  assert classes('--config.data.source=folder', '--config.data.path=no') == 1000
+  assert '1,000 classes are assumed' in capsys.readouterr().err
+
+
 def test_groups_are_all_combinations(tmp_path):
   recipe = commands.write_recipe(tmp_path)
   arguments = {

@@ -81,7 +81,7 @@ def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
       rate, memory = _loop(config, workdir, num_steps)
       rows['loop'].append(rate)
       resident['bytes'].append(memory)
-      latest = {name: round(values[-1]) for name, values in rows.items()}
+      latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
       print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
   shares = [a / b for a, b in zip(rows['loop'], rows['step'], strict=True)]
   result = {

@@ -1,4 +1,6 @@
-"""Which networks are written for PyTorch and Keras, too."""
+"""Which networks and updates are written for PyTorch and Keras, too."""
+
+from alexnet_jax.errors import UserError
 
 # What the peers have no counterpart of, and what leaves it out.
 _PLAIN = {
@@ -7,6 +9,37 @@ _PLAIN = {
   'lrn_groups': 1,
   'dropout_scaling': 'training',
 }
+
+
+# They make the updates of SGD with momentum at a constant rate.
+_UPDATES = {
+  'optimizer.name': 'sgd',
+  'optimizer.rate_scaling': 'none',
+  'optimizer.decoupled_decay': False,
+  'optimizer.decay': 'all',
+  'optimizer.bias_rate': 1.0,
+  'loss.label_smoothing': 0.0,
+  'loss.l1': 0.0,
+  'loss.l2': 0.0,
+}
+
+
+def check_updates(config: dict) -> None:
+  """Refuses a loss or an optimizer that the peers do not have.
+
+  Args:
+    config: the config, as a dict of groups.
+
+  Raises:
+    UserError: naming the key.
+  """
+  for key, plain in _UPDATES.items():
+    group, _, name = key.partition('.')
+    if (value := config[group][name]) != plain:
+      raise UserError(
+        f'--against: config.{key} is {value!r}, which is not written for the'
+        f' others; compare with --config.{key}={plain}, or leave --against out'
+      )
 
 
 def check(model: dict) -> None:

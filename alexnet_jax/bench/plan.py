@@ -1,6 +1,7 @@
 """bench plan: what a train step does on a GPU that is not there, counted."""
 
 import argparse
+import os
 import pathlib
 import shlex
 import sys
@@ -118,6 +119,7 @@ def _plan(config, target, arguments, fraction):
   folder = pathlib.Path(arguments.hlo or '.').parent
   if not folder.is_dir():
     raise UserError(f'--hlo: there is no folder {folder}')
+  print(f'compiling for {arguments.devices} x {target.name}', file=sys.stderr)
   step = plan_step.compile_step(config, target, arguments.devices)
   if arguments.hlo:
     pathlib.Path(arguments.hlo).write_text(step.text)
@@ -139,6 +141,7 @@ def _plan(config, target, arguments, fraction):
     'global_batch_size': step.global_batch_size,
     'device_batch_size': step.device_batch_size,
     'compiler_options': step.options,
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'compile_seconds': step.seconds,
     'network': scaling_plan.network(config),
     'counts': counts.to_json(arguments.largest),

@@ -57,7 +57,8 @@ def _head(result):
     number = _scaled(figure['value'], figure['unit'])
     yield f'  {name}: {number} ({figure["source"]})'
   options = ' '.join(f'{k}={v}' for k, v in result['compiler_options'].items())
-  yield f'  compiled with {options} and XLA_FLAGS'
+  flags = f' and XLA_FLAGS={result["xla_flags"]}' if result['xla_flags'] else ''
+  yield f'  compiled with {options}{flags}'
   if result['parallel'] == 'pmap':
     yield _PMAP
 
@@ -209,7 +210,10 @@ def _early(result):
 
 
 def _bound_table(result):
-  table = _table('bounds', 'by', '>ms a step', '>images/s', 'what')
+  table = _table(
+    'bounds (binds: the longest of memory, compute and links by itself)',
+    *('by', '>ms a step', '>images/s', 'what'),
+  )
   bounds = result['bounds']
   for name, what in _BOUNDS.items():
     if not (seconds := bounds['seconds'][name]):
@@ -231,6 +235,10 @@ def _end(result):
       f' {bounds["exposed_seconds"] * 1e3:.3f} ms of'
       f' {bounds["seconds"]["links"] * 1e3:.3f} ms'
     )
+  yield (
+    f'in all at most {bounds["images_per_second"]["step"]:,.0f} images/s: the'
+    ' bound of the step'
+  )
   yield (
     f'a host must deliver up to {host["images_per_second"]:,.0f} images/s'
     f' ({host["bytes_per_second"] / 1e9:.1f} GB/s of pixels)'

@@ -11,10 +11,14 @@ from alexnet_jax.errors import UserError
 
 _FOLDER = pathlib.Path(__file__).parent / 'targets'
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob('*.toml')))
-FIGURES = (
-  *('memory', 'memory_bandwidth', 'bfloat16_peak', 'float32_peak'),
-  'link_bandwidth',
-)
+# Of each figure the unit.
+FIGURES = {
+  'memory': 'bytes',
+  'memory_bandwidth': 'bytes/s',
+  'bfloat16_peak': 'FLOP/s',
+  'float32_peak': 'FLOP/s',
+  'link_bandwidth': 'bytes/s',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,26 +77,39 @@ def load(name: str) -> Target:
   except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
     raise UserError(f'--target {path} is no TOML file: {error}') from error
   try:
-    figures = {key: Figure(**content[key]) for key in FIGURES}
+    figures = {key: _figure(path, key, content[key]) for key in FIGURES}
     target = Target(content['name'], content['xla']['target'], figures)
-    _check(path, figures)
   except KeyError as error:
     raise UserError(
       f'--target {path} lacks {error}; it needs {_needed()}'
     ) from error
   except TypeError as error:
     raise UserError(
-      f'--target {path}: a figure is a value, a unit and a source: {error}'
+      f'--target {path}: xla must be a table with a text called target'
     ) from error
   return target
 
 
-def _check(path, figures):
-  for key, figure in figures.items():
-    if not isinstance(figure.value, (int, float)) or not figure.value > 0:
-      raise UserError(
-        f'--target {path}: {key} is {figure.value!r}; it must be above 0'
-      )
+def _figure(path, key, given):
+  fields = [field.name for field in dataclasses.fields(Figure)]
+  if not isinstance(given, dict) or sorted(given) != sorted(fields):
+    raise UserError(
+      f'--target {path}: {key} is {given!r}; it must be a table of'
+      f' {", ".join(fields)}'
+    )
+  figure = Figure(**given)
+  number = isinstance(figure.value, int | float) and figure.value > 0
+  if not number or isinstance(figure.value, bool):
+    raise UserError(
+      f'--target {path}: the value of {key} is {figure.value!r}; it must be a'
+      ' number above 0'
+    )
+  if figure.unit != FIGURES[key]:
+    raise UserError(
+      f'--target {path}: the unit of {key} is {figure.unit!r}; give its value'
+      f' in {FIGURES[key]}'
+    )
+  return figure
 
 
 def _needed() -> str:

@@ -7,6 +7,7 @@ import shlex
 import sys
 
 from alexnet_jax.bench import machine
+from alexnet_jax.bench import peer_network
 from alexnet_jax.bench import step_process
 from alexnet_jax.bench.arguments import positive
 from alexnet_jax.errors import how_to_install
@@ -37,7 +38,7 @@ _NEEDED = {'torch': ('torch',), 'keras': ('keras', 'tensorflow')}
 _DTYPES = ('float32', 'bfloat16')
 _PARALLEL = ('pmap', 'shard_map')
 _FORMS = ('auto', 'plain')
-_NUM_CLASSES = 1000  # unless the config says otherwise
+_NUM_CLASSES = 1000  # where neither config nor data say otherwise
 
 
 def add_arguments(commands) -> None:
@@ -120,6 +121,9 @@ def _work(arguments, overrides):
     raise UserError(f'--seconds is {arguments.seconds:g}; give more than 0')
   cores = step_process.cores_of(arguments.threads)
   groups = make_groups(arguments, overrides)
+  if peers:
+    task = next(iter(groups[0]['tasks'].values()))
+    peer_network.check_updates(task['config'])
   options = step_rounds.Options(
     cores=cores,
     peers=peers,
@@ -178,6 +182,7 @@ def make_groups(arguments, overrides) -> list[dict]:
   from alexnet_jax import recipes
 
   recipe = recipes.load_config([f'--config={arguments.config}', *overrides])
+  recipe.model.num_classes = _num_classes(recipe)
   groups = []
   for network, dtype, batch_size in itertools.product(
     arguments.networks or ('',),
@@ -242,3 +247,18 @@ def make_task(config) -> dict:
     'num_classes': config.model.num_classes or _NUM_CLASSES,
     'platform': '',
   }
+
+
+def _num_classes(config):
+  """Of the config or its data; a step needs none, and they may be missing."""
+  from alexnet_jax.bench import plan_step
+
+  try:
+    return plan_step.num_classes(config)
+  except UserError as error:
+    print(
+      f'{_NUM_CLASSES:,} classes are assumed'
+      f' (--config.model.num_classes=N): {error}',
+      file=sys.stderr,
+    )
+    return _NUM_CLASSES
