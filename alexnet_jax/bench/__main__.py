@@ -15,13 +15,17 @@ from alexnet_jax.bench import step
 
 def _parse(argv):
   parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.bench', description='Measures speed.'
+    prog='python -m alexnet_jax.bench',
+    description='Measures speed. Where a'
+    ' command has --config, --config.KEY=VALUE changes keys of the recipe.',
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   for module in (data, end_to_end, marvin, plan, scaling, step):
     module.add_arguments(commands)
   for subparser in commands.choices.values():
-    subparser.add_argument('--json', action='store_true')
+    subparser.add_argument(
+      '--json', action='store_true', help='the result, on standard output'
+    )
   return parser.parse_known_args(argv)
 
 

@@ -34,7 +34,10 @@ def add_arguments(commands) -> None:
     allow_abbrev=False,
   )
   parser.add_argument(
-    '--config', default='configs/quickstart.py', metavar='FILE'
+    '--config',
+    default='configs/quickstart.py',
+    metavar='FILE',
+    help='the recipe (default: %(default)s)',
   )
   parser.add_argument(
     '--steps', type=positive, default=100, help='in a round (default: 100)'

@@ -267,6 +267,7 @@ def _gb(num_bytes):
 
 
 def _scaled(value, unit):
+  unit = unit.replace('bytes', 'B')
   for factor, prefix in ((1e12, 'T'), (1e9, 'G')):
     if value >= factor:
       return f'{value / factor:g} {prefix}{unit}'

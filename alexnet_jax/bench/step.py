@@ -51,7 +51,12 @@ def add_arguments(commands) -> None:
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add('--config', default=RECIPE, metavar='FILE', help=f'default: {RECIPE}')
+  add(
+    '--config',
+    default=RECIPE,
+    metavar='FILE',
+    help=f'the recipe (default: {RECIPE})',
+  )
   add(
     '--networks',
     type=_names,
@@ -59,7 +64,13 @@ def add_arguments(commands) -> None:
     metavar='A,B',
     help='names of models/variants.py (default: the network of the recipe)',
   )
-  add('--dtypes', type=_names, default=(), help="default: the recipe's")
+  add(
+    '--dtypes',
+    type=_names,
+    default=(),
+    metavar='A,B',
+    help=f"{', '.join(_DTYPES)} (default: the recipe's)",
+  )
   add(
     '--batch_sizes',
     type=_numbers,
@@ -67,7 +78,13 @@ def add_arguments(commands) -> None:
     metavar='A,B',
     help="images of a step, over all devices (default: the recipe's)",
   )
-  add('--parallel', type=_names, default=(), help="default: the recipe's")
+  add(
+    '--parallel',
+    type=_names,
+    default=(),
+    metavar='A,B',
+    help=f"{', '.join(_PARALLEL)} (default: the recipe's)",
+  )
   add(
     '--forms',
     type=_names,
@@ -75,7 +92,13 @@ def add_arguments(commands) -> None:
     metavar='A,B',
     help="of the network's operations: auto, plain (default: the recipe's)",
   )
-  add('--against', type=_names, default=(), metavar='A,B', help='torch, keras')
+  add(
+    '--against',
+    type=_names,
+    default=(),
+    metavar='A,B',
+    help=f'torch, keras, {_WAYS}',
+  )
   add('--evaluation', action='store_true', help='the evaluation step, too')
   add('--layers', action='store_true', help='each layer by itself, too')
   add(

@@ -23,7 +23,7 @@ _LAYER_NOTE = (
   'Each layer by itself, so that nothing is fused with its neighbours; a'
   " module's bias is in it. Backward: from its input and the gradient of its"
   ' output to those of weights and input, with what it needs of the forward'
-  ' pass again.'
+  ' pass again. Share: of what all layers take, forward and backward.'
 )
 
 
@@ -68,7 +68,7 @@ def show_notes(result: dict) -> None:
   versions = ', '.join(f'{k} {v}' for k, v in result['versions'].items())
   console.print(
     f'\n{machine["cpu"]}; {result["threads"]} of {machine["cores"]} cores for'
-    f' everybody; {result["rounds"]} rounds; {versions}'
+    f' everybody; rounds: {result["rounds"]}; {versions}'
   )
   for note in _NOTES:
     console.print(note)
