@@ -2,8 +2,8 @@
 
 import os
 
-# LLVM takes a third of the time of most tests if it optimises, for arrays as
-# small as theirs. At 3, XLA's own level, programs are those that users run.
+# If LLVM optimises, it takes up to a third of the tests' time, for arrays that
+# are small. At 3, XLA's own level, programs are those that users run.
 _LEVEL = os.environ.setdefault('ALEXNET_JAX_TESTS_LLVM_LEVEL', '0')
 
 
