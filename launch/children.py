@@ -22,6 +22,34 @@ _TAIL = 30  # lines
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
+class _Stderr:
+  """Standard error, where process 0 and the launcher write in turns."""
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._within_line = False
+
+  def write(self, content: bytes) -> None:
+    with self._lock:
+      self._write(content)
+
+  def say(self, text: str) -> None:
+    with self._lock:
+      # What process 0 writes comes in pieces that may end within a line.
+      start = '\n' if self._within_line else ''
+      self._write(f'{start}{text}\n'.encode())
+
+  def _write(self, content):
+    self._within_line = not content.endswith(b'\n')
+    # If nobody listens any more, the processes go on all the same.
+    with contextlib.suppress(OSError):
+      while content:
+        content = content[os.write(2, content) :]
+
+
+_STDERR = _Stderr()
+
+
 def run(
   commands: Sequence[Sequence[str]],
   environments: Sequence[Mapping[str, str]],
@@ -57,8 +85,8 @@ def run(
 
 
 def say(text: str) -> None:
-  """Prints a message on standard error."""
-  _show(f'{text}\n'.encode())
+  """Prints a message on standard error, on lines of its own."""
+  _STDERR.say(text)
 
 
 class _Children:
@@ -126,7 +154,7 @@ class _Children:
         # The disk may be full; what is not read makes the process wait.
         with contextlib.suppress(OSError):
           log.write(chunk)
-        _show(chunk)
+        _STDERR.write(chunk)
 
   def _await(self, index):
     self._events.put((index, self._processes[index].wait()))
@@ -163,6 +191,8 @@ class _Children:
     self._codes[index] = code
     if code in (0, _EXIT_INTERRUPTED):
       return  # the run has said itself what there is to say
+    if index == 0:
+      self._copier.join()  # its own last words come first
     say(f'process {index} {_describe(code)}')
     if not self._tail_shown:
       self._tail_shown = True
@@ -171,8 +201,6 @@ class _Children:
         say(f'{left} may take {self._grace:g} s to end, too')
 
   def _show_tail(self, index):
-    if index == 0:
-      self._copier.join()
     with self._log(index).open(errors='replace') as log:
       lines = collections.deque(log, maxlen=_TAIL)
     if lines:
@@ -229,10 +257,3 @@ def _describe(code):
     return f'was killed by {signal.Signals(-code).name}'
   except ValueError:  # a real-time signal
     return f'was killed by signal {-code}'
-
-
-def _show(content):
-  # If nobody listens any more, the processes go on all the same.
-  with contextlib.suppress(OSError):
-    while content:
-      content = content[os.write(2, content) :]

@@ -228,7 +228,7 @@ def test_an_orderly_interruption_needs_no_words(place):
   do = 'print("saved" * (index == 0), file=sys.stderr, end=""), sys.exit(75)'
   code, _, err = launch('--processes', 2, '--log_dir', place / 'x', do=do)
   assert code == 75
-  assert err == f'savedlogs: {place / "x"}\n'
+  assert err == f'saved\nlogs: {place / "x"}\n'
 
 
 @pytest.mark.parametrize('index', [0, 1])
@@ -267,6 +267,39 @@ def test_the_one_that_fails_is_named_with_the_end_of_its_log(
   ]
   # What process 0 says is seen at once, too; what others say is not.
   assert ('line 0' in err.splitlines()) == (index == 0)
+
+
+def test_messages_stand_on_lines_of_their_own():
+  do = (
+    'if index == 0: print("step 1", end="", file=sys.stderr, flush=True)\n'
+    'wait_for("seen"), sys.exit(0 if index == 0 else 3)'
+  )
+  with launched('--processes', 2, do=do) as process:
+    assert os.read(process.stderr.fileno(), 6) == b'step 1'
+    pathlib.Path('seen').touch()
+    _, _, err = end(process)
+  assert err.startswith('\nprocess 1 ended with exit code 3\n')
+
+
+def test_last_words_of_process_0_come_before_its_end_is_told():
+  # As much as the launcher takes while nobody reads what it passes on.
+  do = (
+    'if index:\n'
+    '  wait_for_end("full"), mark("over"), sys.exit(75)\n'
+    'os.set_blocking(2, False)\n'
+    'lines, end = 0, time.monotonic() + 0.5\n'
+    'while time.monotonic() < end:\n'
+    '  try: os.write(2, b"line\\n")\n'
+    '  except BlockingIOError: continue\n'
+    '  lines, end = lines + 1, time.monotonic() + 0.5\n'
+    'mark("lines", lines), mark("full", os.getpid()), sys.exit(3)'
+  )
+  with launched('--processes', 2, do=do) as process:
+    wait_until(pathlib.Path('over').exists)
+    _, _, err = end(process)
+  lines = int(pathlib.Path('lines').read_text())
+  said = 'process 0 ended with exit code 3\n'
+  assert err.startswith('line\n' * lines + said)
 
 
 def test_temporary_logs_stay_if_something_went_wrong(place):
