@@ -1,9 +1,12 @@
 import json
 import sys
+import time
 
 import pytest
 
+from alexnet_jax import recipes
 from alexnet_jax.bench import end_to_end
+from alexnet_jax.training import checkpoint
 from tests.system import commands
 
 
@@ -26,6 +29,7 @@ def test_end_to_end_measures_all_three(tmp_path):
   assert result['loop_share'] == pytest.approx(shares[1])
   assert result['devices'].startswith('4 x')
   assert 'jax' in result['versions']
+  assert result['checkpoints'] == 1
   headrooms = [
     a / b for a, b in zip(result['loader'], result['step'], strict=True)
   ]
@@ -36,6 +40,23 @@ def test_end_to_end_measures_all_three(tmp_path):
   assert f'the {slower} is the bottleneck' in err
   assert result['resident']['steps'] == [1, 4]
   assert len(result['resident']['bytes']) == 3
+
+
+def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch):
+  saved = []
+
+  def slow(self, tree, *arguments, **options):
+    saved.append(int(tree['step']))
+    time.sleep(0.5)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', slow)
+  recipe = commands.write_recipe(tmp_path)
+  config = recipes.load_config([f'--config={recipe}'])
+  result = end_to_end.end_to_end(config, 6, 1, 3)
+  # The last one belongs to the end of the run, which is not timed.
+  assert saved == [3, 6, 8]
+  assert result['checkpoints'] == 2
+  assert 6 * config.global_batch_size / result['loop'][0] >= 2 * 0.5
 
 
 def test_the_bottleneck_is_the_slower_one_of_the_same_round():
@@ -60,7 +81,7 @@ def test_memory_is_looked_at_early_and_late():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='/proc is on Linux only')
 def test_memory_is_that_of_the_training_not_of_the_mean():
-  console = end_to_end._MemoryConsole((2, 4))
+  console = end_to_end._WatchingConsole((2, 4))
   console.start(9, 0, 'image', 'mean of the pixels')
   console.advance(2)
   console.stop()

@@ -14,10 +14,11 @@ from alexnet_jax.training.console import Console
 
 _DESCRIPTION = """\
 Images per second of the bare train step (one batch that stays on the devices),
-of the loader alone, and of the whole training loop with loader, metrics and
-event files, in turn in every round; without compilation, evaluation and saving.
-Medians over the rounds, the loop's share of the bare step, which of step and
-loader holds up the loop, and the resident memory early and late in a loop."""
+of the loader alone, and of the whole training loop with loader, metrics, event
+files and asynchronous checkpoints, in turn in every round; without compilation
+and evaluation. Medians over the rounds, the loop's share of the bare step,
+which of step and loader holds up the loop, and the resident memory early and
+late in a loop."""
 
 # Steps of the loop after which its memory is looked at; with fewer steps, the
 # ends of the first and the last fifth.
@@ -43,6 +44,12 @@ def add_arguments(commands) -> None:
     '--steps', type=positive, default=100, help='in a round (default: 100)'
   )
   parser.add_argument('--rounds', type=positive, default=5, help='default: 5')
+  parser.add_argument(
+    '--save_every',
+    type=positive,
+    metavar='STEPS',
+    help='between the checkpoints of a loop (default: one in the middle)',
+  )
   parser.set_defaults(work=_work)
 
 
@@ -50,23 +57,29 @@ def _work(arguments, overrides):
   from alexnet_jax import recipes
 
   config = recipes.load_config([f'--config={arguments.config}', *overrides])
-  return end_to_end(config, arguments.steps, arguments.rounds)
+  # The loop makes two steps more than are timed.
+  save_every = arguments.save_every or arguments.steps // 2 + 1
+  return end_to_end(config, arguments.steps, arguments.rounds, save_every)
 
 
-def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
+def end_to_end(
+  config, num_steps: int, num_rounds: int, save_every: int
+) -> dict:
   """Measures step, loader and loop in turn.
 
   Args:
     config: of the run to measure.
     num_steps: timed steps in a round.
     num_rounds: rounds.
+    save_every: steps between the checkpoints of a loop.
 
   Returns:
-    {step, loader, loop: images per second of each round; medians; loop_share:
-    the median over the rounds of loop / step; bottleneck: step or loader, the
-    slower one; headroom: the median over the rounds of the other one's images
-    per second by its; resident: {steps: early and late in the loop, bytes: at
-    these in each round}}, with devices and versions.
+    {checkpoints: written while a loop is timed; step, loader, loop: images per
+    second of each round; median: of these; loop_share: the median over the
+    rounds of loop / step; bottleneck: step or loader, the slower one; headroom:
+    the median over the rounds of the other one's images per second by its;
+    resident: {steps: early and late in the loop, bytes: at these in each
+    round}}, with devices and versions.
   """
   import jax
 
@@ -81,13 +94,14 @@ def end_to_end(config, num_steps: int, num_rounds: int) -> dict:
       rows['step'].append(time_step())
       rows['loader'].append(_loader(parts, num_steps))
       workdir = f'{folder}/{number}'
-      rate, memory = _loop(config, workdir, num_steps)
+      rate, memory = _loop(config, workdir, num_steps, save_every)
       rows['loop'].append(rate)
       resident['bytes'].append(memory)
       latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
       print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
   shares = [a / b for a, b in zip(rows['loop'], rows['step'], strict=True)]
   result = {
+    'checkpoints': (num_steps + 1) // save_every,
     **rows,
     'median': {k: statistics.median(v) for k, v in rows.items()},
     'loop_share': statistics.median(shares),
@@ -125,7 +139,8 @@ def _show(result, num_rounds, num_steps):
   print(
     f'images per second, medians of {num_rounds} rounds of {num_steps} steps of'
     f' {result["global_batch_size"]} on {result["devices"]}: {medians}; the'
-    f' loop reaches {result["loop_share"]:.1%} of the bare step\nthe'
+    f' loop, with checkpoints ({result["checkpoints"]} in a round), reaches'
+    f' {result["loop_share"]:.1%} of the bare step\nthe'
     f' {result["bottleneck"]} is the bottleneck: the {other} alone is'
     f' {result["headroom"]:.2f} times as fast',
     file=sys.stderr,
@@ -195,35 +210,40 @@ def _loader(parts, num_steps):
   return num_steps * parts.config.global_batch_size / seconds
 
 
-def _loop(config, workdir, num_steps):
+def _loop(config, workdir, num_steps, save_every):
   """A real run: (images per second, resident bytes at `memory_steps`).
 
-  Its first step compiles and is not timed.
+  Its first step compiles and is not timed; its last one is not waited for.
   """
   from alexnet_jax.training import guards
   from alexnet_jax.training import loop
 
   config = config.copy_and_resolve_references()
-  config.num_epochs, config.num_steps = 0.0, num_steps + 1
-  config.eval_every_epochs, config.eval_every_steps = 0.0, num_steps + 1
-  config.save_every_epochs, config.save_every_steps = 0.0, 0
+  last = num_steps + 2
+  config.num_epochs, config.num_steps = 0.0, last
+  config.eval_every_epochs, config.eval_every_steps = 0.0, last
+  config.save_every_epochs = 0.0
+  config.save_every_steps = save_every
   steps = memory_steps(num_steps)
-  console = _MemoryConsole(steps)
-  result = loop.train_and_evaluate(
-    config, workdir, guards.StopSignal(), console
-  )
-  return result['images_per_second'], [console.resident[s] for s in steps]
+  console = _WatchingConsole(steps)
+  loop.train_and_evaluate(config, workdir, guards.StopSignal(), console)
+  # When a step is told, the one before it has been waited for.
+  seconds = console.times[last] - console.times[2]
+  rate = num_steps * config.global_batch_size / seconds
+  return rate, [console.resident[step] for step in steps]
 
 
-class _MemoryConsole(Console):
-  """Shows nothing; looks at the memory after some steps of the training.
+class _WatchingConsole(Console):
+  """Shows nothing; looks at the clock, and at the memory after some steps.
 
   Attributes:
+    times: {step: seconds of a monotonic clock}.
     resident: {step: bytes, or None where the system does not tell}.
   """
 
   def __init__(self, steps):
     super().__init__(io.StringIO())
+    self.times = {}
     self.resident = dict.fromkeys(steps)
     self._unit = ''
 
@@ -233,5 +253,8 @@ class _MemoryConsole(Console):
 
   def advance(self, done):
     super().advance(done)
-    if self._unit == 'step' and done in self.resident:
+    if self._unit != 'step':
+      return
+    self.times[done] = time.perf_counter()
+    if done in self.resident:
       self.resident[done] = step_memory.resident_bytes('VmRSS')

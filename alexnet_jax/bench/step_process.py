@@ -75,7 +75,8 @@ class Process:
     if 'user_error' in answer:
       raise UserError(answer['user_error'])
     if 'error' in answer:
-      print(answer['traceback'], file=sys.stderr)
+      if 'traceback' in answer:
+        print(answer['traceback'], file=sys.stderr)
       raise ContenderError(answer['error'])
     return answer
 

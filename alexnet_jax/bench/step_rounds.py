@@ -66,6 +66,7 @@ def measure(group: dict, options: Options) -> dict:
       peers = _agreeing(base, options, failed, agreement)
     else:
       peers = options.peers
+    _tell(f'compiling: {", ".join([*tasks, *peers])}')
     for name, task in tasks.items():
       processes[name] = _start(name, options, stack)
       facts = processes[name].ask(do='build', task=task)
@@ -103,6 +104,10 @@ def _start(name, options, stack):
   return process
 
 
+def _tell(text):
+  print(text, file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _noted(name, failed):
   """A failure of a peer within the block is noted; of ours, it is raised."""
@@ -111,7 +116,7 @@ def _noted(name, failed):
   except ContenderError as error:
     if name.startswith(OURS):
       raise ContenderError(f'{name}: {error}') from error
-    print(f'{name} failed: {error}', file=sys.stderr)
+    _tell(f'{name} failed: {error}')
     failed.append({'contender': name, 'error': str(error)})
 
 
@@ -119,12 +124,14 @@ def _agreeing(base, options, failed, agreement):
   """The peers that compute the same as ours; each in a process that ends."""
   names = []
   with tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_') as folder:
+    _tell('losses of the first updates from equal weights')
     facts = _ask_once(OURS, options, do='build', task=base)
     task = step_agreement.make_task(base, facts['device_count'])
     task['platform'] = facts['platform']
     ours = _ask_once(OURS, options, do='check', task=task, folder=folder)
     agreement[OURS] = ours['losses']
     for name in options.peers:
+      _tell(f'the same in {name}')
       with _noted(name, failed):
         theirs = _ask_once(name, options, do='check', task=task, folder=folder)
         agreement[name] = theirs['losses']
@@ -188,10 +195,7 @@ def _show_round(number, times, options):
     for (name, part), time in (i for i in times.items() if i[0] != 'peak')
     if part == 'train' and len(time['seconds']) > number
   )
-  print(
-    f'round {number + 1} of {options.rounds}: ms a step: {said}',
-    file=sys.stderr,
-  )
+  _tell(f'round {number + 1} of {options.rounds}: ms a step: {said}')
 
 
 def _peak(facts, dtype, rates):

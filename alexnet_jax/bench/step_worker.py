@@ -108,6 +108,8 @@ def main() -> None:
       answer = contender.answer(json.loads(line))
     except UserError as error:
       answer = {'user_error': str(error)}
+    except NotImplementedError as error:
+      answer = {'error': str(error)}  # a peer that lacks something
     except Exception as error:
       last = f'{type(error).__name__}: {error}'.strip()
       answer = {'error': last, 'traceback': traceback.format_exc()}
