@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import assemble
+from alexnet_jax import errors
 from alexnet_jax import recipes
 from alexnet_jax.bench import peaks
 from alexnet_jax.bench import step
@@ -349,6 +350,7 @@ def test_a_peer_that_fails_is_named_and_the_others_go_on(tmp_path, fake):
   assert result['failed'] == [
     {'contender': 'torch compile', 'error': 'no compiler'}
   ]
+  assert step.exit_code({'groups': [result]}) == errors.EXIT_FAILURE
 
 
 def test_ours_must_not_fail(tmp_path, fake):
@@ -376,6 +378,15 @@ def test_what_computes_something_else_is_not_measured(tmp_path, fake):
   assert [row['contender'] for row in result['rows']] == ['ours pmap']
   assert 'does not compute the same' in result['failed'][0]['error']
   assert result['agreement'] == {'ours': [1.0], 'torch eager': [1.5]}
+
+
+def test_one_peer_that_can_be_compared_is_enough(tmp_path, fake):
+  seconds = {name: [1.0] * 3 for name in ('ours pmap', 'torch eager')}
+  fake.setattr(FakeProcess, 'seconds', seconds | {'torch compile': None})
+  result = measure(tmp_path, ['torch eager', 'torch compile'], rounds=2)
+  assert len(result['failed']) == 1
+  alone = measure(tmp_path, [], rounds=2)
+  assert step.exit_code({'groups': [alone, result]}) == errors.EXIT_DONE
 
 
 @pytest.mark.parametrize(

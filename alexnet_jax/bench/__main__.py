@@ -33,7 +33,9 @@ def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments, overrides = _parse(argv)
   return command.run(
-    lambda: arguments.work(arguments, overrides), json_output=arguments.json
+    lambda: arguments.work(arguments, overrides),
+    json_output=arguments.json,
+    exit_code=getattr(arguments, 'exit_code', None),
   )
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 
+from alexnet_jax import command
 from alexnet_jax.bench import step_memory
 from alexnet_jax.bench.arguments import positive
 from alexnet_jax.training.console import Console
@@ -34,12 +35,7 @@ def add_arguments(commands) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--config',
-    default='configs/quickstart.py',
-    metavar='FILE',
-    help='the recipe (default: %(default)s)',
-  )
+  command.add_recipe(parser)
   parser.add_argument(
     '--steps', type=positive, default=100, help='in a round (default: 100)'
   )

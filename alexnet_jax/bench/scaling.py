@@ -12,6 +12,7 @@ from alexnet_jax.bench import machine
 from alexnet_jax.bench import scaling_plan
 from alexnet_jax.bench import scaling_runs
 from alexnet_jax.bench.arguments import positive
+from alexnet_jax.bench.arguments import positives
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -46,7 +47,7 @@ def add_arguments(commands) -> None:
   )
   parser.add_argument(
     '--device_batch_size',
-    type=_numbers,
+    type=positives,
     metavar='B',
     help="images of each process in a step (default: the recipe's batch); with"
     ' --plan one number or several, A,B (default: 128,512,1024)',
@@ -58,7 +59,7 @@ def add_arguments(commands) -> None:
 
 def _add_measuring(group):
   group.add_argument(
-    '--processes', type=_numbers, metavar='1,P', help='default: 1,2'
+    '--processes', type=positives, metavar='1,P', help='default: 1,2'
   )
   group.add_argument('--rounds', type=positive, help='default: 5')
   group.add_argument(
@@ -69,7 +70,7 @@ def _add_measuring(group):
 def _add_planning(group):
   group.add_argument('--plan', action='store_true', help='trains nothing')
   group.add_argument(
-    '--devices', type=_numbers, metavar='A,B', help='default: 8,64,1024'
+    '--devices', type=positives, metavar='A,B', help='default: 8,64,1024'
   )
   for assumption in scaling_plan.ASSUMPTIONS:
     group.add_argument(
@@ -78,16 +79,6 @@ def _add_planning(group):
       metavar='X',
       help=f'{assumption.unit} (default: {assumption.value:g})',
     )
-
-
-def _numbers(text):
-  """Numbers above 0 with commas in between, as argparse's `type`."""
-  try:
-    return tuple(positive(part) for part in text.split(','))
-  except ValueError as error:
-    raise argparse.ArgumentTypeError(
-      f'{text!r} is not a number, or several as in 1,2'
-    ) from error
 
 
 def _work(arguments, overrides):

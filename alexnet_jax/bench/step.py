@@ -10,6 +10,9 @@ from alexnet_jax.bench import machine
 from alexnet_jax.bench import peer_network
 from alexnet_jax.bench import step_process
 from alexnet_jax.bench.arguments import positive
+from alexnet_jax.bench.arguments import positives
+from alexnet_jax.errors import EXIT_DONE
+from alexnet_jax.errors import EXIT_FAILURE
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
@@ -22,7 +25,8 @@ Every network is measured with every dtype and batch size.
 --against runs the same network, batch and precision in PyTorch and in Keras on
 TensorFlow, each in a process of its own, all on the same cores, in turn in
 every round. Before, each one shows that from equal weights and images it has
-the same loss and makes the same updates."""
+the same loss and makes the same updates. One that fails or does not is named
+and left out; if none is left, the exit code is 1."""
 
 RECIPE = 'configs/imagenet.py'
 _PACKAGES = (
@@ -73,7 +77,7 @@ def add_arguments(commands) -> None:
   )
   add(
     '--batch_sizes',
-    type=_numbers,
+    type=positives,
     default=(),
     metavar='A,B',
     help="images of a step, over all devices (default: the recipe's)",
@@ -115,21 +119,11 @@ def add_arguments(commands) -> None:
     help='that a measurement takes at least, if 2 steps take less (default: 3)',
   )
   add('--skip_check', action='store_true', help='does not compare the losses')
-  parser.set_defaults(work=_work)
+  parser.set_defaults(work=_work, exit_code=exit_code)
 
 
 def _names(text):
   return tuple(text.split(','))
-
-
-def _numbers(text):
-  """Numbers above 0 with commas in between, as argparse's `type`."""
-  try:
-    return tuple(positive(part) for part in text.split(','))
-  except ValueError as error:
-    raise argparse.ArgumentTypeError(
-      f'{text!r} is not a number, or several as in 32,128'
-    ) from error
 
 
 def _work(arguments, overrides):
@@ -170,6 +164,17 @@ def _work(arguments, overrides):
     step_report.show_group(result['groups'][-1])
   step_report.show_notes(result)
   return result
+
+
+def exit_code(result: dict) -> int:
+  """Failure if a group was to be compared, and every peer failed."""
+  for group in result['groups']:
+    ours_only = all(
+      row['contender'].startswith(step_process.OURS) for row in group['rows']
+    )
+    if group['failed'] and ours_only:
+      return EXIT_FAILURE
+  return EXIT_DONE
 
 
 def _check_names(flag, given, known):
