@@ -115,6 +115,7 @@ def _init_defaults():
   init = ml_collections.ConfigDict()
   init.workdir = ''  # of the run whose weights this one starts with
   init.checkpoint = 'final'  # newest, best or a step
+  init.mean_image = False  # whether that run's mean image is subtracted here
   init.skip = ()  # patterns of parameters that start anew, such as head
   init.freeze = ()  # patterns of parameters that do not train, such as conv*
   # When they train, too, with an optimizer that starts anew; both 0: never.

@@ -37,7 +37,8 @@ def statistics(
 
   They are computed in one pass over the training split, once, and kept in
   `workdir/pixel_mean.npz`. Of the mean image every crop loses the centre crop,
-  wherever the crop itself was taken.
+  wherever the crop itself was taken; with config.init.mean_image it is that of
+  the run whose weights this one starts with.
 
   Args:
     config: the config.
@@ -45,22 +46,31 @@ def statistics(
     workdir: the run's folder.
     progress: see `averages.pixel_statistics`.
     limit: uses that many examples only, and keeps nothing; None: all.
+
+  Raises:
+    UserError: if the other run has no mean image of at least a crop's size.
   """
   if not _needed(config):
     return nothing(config)
   path = pathlib.Path(workdir) / MEAN_FILE
-  wanted = json.dumps(
-    [loader.source.fingerprint, loader.resize_size, config.data.mean]
-  )
+  wanted = [loader.source.fingerprint, loader.resize_size, config.data.mean]
+  if config.init.mean_image:
+    wanted.append(config.init.workdir)
+  wanted = json.dumps(wanted)
   stored = _load(path) if path.exists() else None
   if _usable(config, stored) and str(stored['of']) == wanted:
     return _wanted(config, stored)
-  found = _known(config, loader)
-  if found is None:
-    mean, covariance = averages.pixel_statistics(
-      loader, progress=progress, limit=limit
-    )
-    found = {'mean': mean, 'covariance': covariance}
+  found = {}
+  if config.init.mean_image:
+    found['mean'] = _mean_image(config.init.workdir, config.data.crop_size)
+  if config.data.colour_shift or not found:
+    own = _known(config, loader)
+    if own is None:
+      mean, covariance = averages.pixel_statistics(
+        loader, progress=progress, limit=limit
+      )
+      own = {'mean': mean, 'covariance': covariance}
+    found = {**own, **found}
   if limit is None:
     temporary = path.with_suffix('.tmp.npz')
     np.savez(temporary, **found, of=wanted)
@@ -143,6 +153,20 @@ def colour_shift(
 def _needed(config):
   computed = config.data.mean != 'none' and not config.data.mean_rgb
   return computed or config.data.colour_shift
+
+
+def _mean_image(workdir, crop_size):
+  """float [side, side, 3] of another run."""
+  what = 'the mean image for config.init.mean_image'
+  mean = _stored(workdir, 'mean', what)['mean']
+  if min(mean.shape[:2]) < crop_size:
+    height, width = mean.shape[:2]
+    raise UserError(
+      f'config.init.mean_image: the mean of {workdir} has {height} x {width}'
+      f' pixels, fewer than a crop of {crop_size} x {crop_size}; leave it out,'
+      ' and the mean image of the data here is subtracted'
+    )
+  return mean
 
 
 def _known(config, loader):

@@ -229,6 +229,12 @@ def _check_training(flat):
       f'config.init.skip is {flat["init.skip"]!r}, but config.init.workdir'
       ' names no run to start from'
     )
+  rule = (
+    'takes the mean image of config.init.workdir, to be set as well, where'
+    ' config.data.mean is image'
+  )
+  fits = flat['init.workdir'] and flat['data.mean'] == 'image'
+  _check(flat, 'init.mean_image', fits or not flat['init.mean_image'], rule)
   if not flat['init.freeze'] and (
     flat['init.unfreeze_epochs'] or flat['init.unfreeze_steps']
   ):

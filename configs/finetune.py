@@ -4,9 +4,8 @@
       --config.data.path=DIR
 
 `runs/OTHER` is any run, of weights of elsewhere, too (`interop.load`). Network,
-size of the images and deviation are its, and so are its three mean levels; a
-mean image is computed anew, of the photographs here. All layers but the head
-start with its weights and train with a tenth of the usual rate;
+size of the images, mean and deviation are its. All layers but the head start
+with its weights and train with a tenth of the usual rate;
 `--config.init.freeze="('conv*', 'norm*')"` leaves the convolutions as they are
 (`'norm*'` only where the network has batch norm), and
 `--config.init.unfreeze_epochs=5` for so long.
@@ -36,6 +35,7 @@ def get_config(workdir=''):
   if there.data.mean == 'channel':
     mean = pixel_means.stored_mean(there, workdir)
     config.data.mean_rgb = tuple(map(float, mean))
+  config.init.mean_image = there.data.mean == 'image'
 
   config.init.workdir = workdir
   config.init.skip = ('head',)

@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -49,6 +51,74 @@ def test_the_mean_image_loses_its_border(tmp_path):
   mean = pixel_means.statistics(config, loader, tmp_path).mean
   whole = np.mean([loader.square(i)[0] for i in range(96)], 0)
   np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
+
+
+@pytest.fixture
+def other(tmp_path):
+  """(folder, mean image of 28 x 28) of a run with other data."""
+  folder = tmp_path / 'other'
+  folder.mkdir()
+  config = make_config(
+    tmp_path, data__mean='image', data__synthetic_examples=30
+  )
+  loader = assemble.make_loader(config, 'train')
+  pixel_means.statistics(config, loader, folder)
+  return folder, np.mean([loader.square(i)[0] for i in range(30)], 0)
+
+
+@pytest.mark.parametrize('colour_shift', [0.0, 0.1])
+def test_the_mean_image_of_the_run_whose_weights_are_taken(
+  colour_shift, other, tmp_path, monkeypatch
+):
+  folder, image = other
+  config = make_config(
+    tmp_path,
+    data__mean='image',
+    data__colour_shift=colour_shift,
+    init__workdir=str(folder),
+    init__mean_image=True,
+  )
+  loader = assemble.make_loader(config, 'train')
+  if not colour_shift:  # no pass over the data is needed
+    monkeypatch.setattr(averages, 'pixel_statistics', None)
+  found = pixel_means.statistics(config, loader, tmp_path)
+  np.testing.assert_allclose(found.mean, image[2:-2, 2:-2], rtol=1e-6)
+  if colour_shift:  # of the data here
+    squares = np.stack([loader.square(i)[0] for i in range(96)])
+    np.testing.assert_allclose(found.colour, shift_of(squares), 1e-4, 1e-9)
+  # From then on the other run may be gone.
+  shutil.rmtree(folder)
+  again = pixel_means.statistics(config, loader, tmp_path)
+  np.testing.assert_array_equal(again.mean, found.mean)
+  stored = pixel_means.stored_mean(config, tmp_path)
+  np.testing.assert_array_equal(stored, found.mean)
+
+
+def test_the_mean_image_of_the_data_is_no_longer_used(other, tmp_path):
+  """In a folder that has it already."""
+  config = make_config(tmp_path, data__mean='image')
+  loader = assemble.make_loader(config, 'train')
+  own = pixel_means.statistics(config, loader, tmp_path).mean
+  config.init.workdir, config.init.mean_image = str(other[0]), True
+  assert (pixel_means.statistics(config, loader, tmp_path).mean != own).any()
+
+
+def test_a_run_without_a_mean_image_gives_none(other, tmp_path):
+  folder, _ = other
+  config = make_config(
+    tmp_path,
+    data__mean='image',
+    init__workdir=str(folder),
+    init__mean_image=True,
+  )
+  loader = assemble.make_loader(config, 'train')
+  path = folder / pixel_means.MEAN_FILE
+  np.savez(path, mean=np.zeros((1, 1, 3)), of='')
+  with pytest.raises(UserError, match='has 1 x 1 pixels, fewer than a crop of'):
+    pixel_means.statistics(config, loader, tmp_path)
+  path.unlink()
+  with pytest.raises(UserError, match=r'other/pixel_mean.npz with the mean'):
+    pixel_means.statistics(config, loader, tmp_path)
 
 
 def test_no_mean(tmp_path):

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax import assemble
 from alexnet_jax import pixel_means
+from alexnet_jax import recipes
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import caffe_files
@@ -22,6 +24,7 @@ from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import restored
 from alexnet_jax.validation import validate
+from tests.system import commands
 
 CROP = 65  # conv1: 31, pool1: 15, pool2: 7, pool5: 3
 CHANNELS = (8, 12, 8, 12, 10)
@@ -555,6 +558,16 @@ def test_a_mean_image_goes_into_the_run(save, mean_file, tmp_path):
   part = image[::-1, 7 : 7 + CROP, 7 : 7 + CROP].astype(np.float32)
   mean = pixel_means.stored_mean(config, workdir)
   np.testing.assert_array_equal(mean, part.transpose(1, 2, 0))
+
+  tuned = recipes.load_config(
+    [
+      f'--config={commands.ROOT}/configs/finetune.py:{workdir}',
+      *('--config.data.source=synthetic', '--config.data.synthetic_examples=9'),
+    ]
+  )
+  loader = assemble.make_loader(tuned, 'train')
+  found = pixel_means.statistics(tuned, loader, tmp_path)
+  np.testing.assert_array_equal(found.mean, mean)
 
 
 def test_a_mean_image_smaller_than_the_crop_is_refused(save, mean_file):
