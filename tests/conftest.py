@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 
+import hypothesis
 import pytest
 
 from tests.flags import fake_devices
@@ -23,6 +24,10 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _PROGRAMS
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+
+# Every run tests the same examples; --hypothesis-profile=default draws others.
+hypothesis.settings.register_profile('repeatable', derandomize=True)
+hypothesis.settings.load_profile('repeatable')
 
 
 @pytest.fixture

@@ -50,7 +50,8 @@ def our_rates(values, learning_rate, **options):
 VALUES = st.lists(
   st.one_of(
     st.sampled_from([0.5, 0.5001, 0.49, 0.6, 0.7, 1.0]),
-    st.floats(0, 2, width=32),
+    # Keras compares what XLA computes, which takes subnormal numbers for 0.
+    st.floats(0, 2, width=32, allow_subnormal=False),
   ),
   max_size=40,
 )
