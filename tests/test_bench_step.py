@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 import mmap
 import os
@@ -26,6 +27,7 @@ from alexnet_jax.bench import step_rounds
 from alexnet_jax.bench import step_worker
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
+from tests.some_slow import some_slow
 from tests.system import commands
 
 LRN = {
@@ -69,8 +71,13 @@ ENTRY %main (x: f32[2,3]) -> f32[2,3] {
   assert step_hlo.count(text) == (0, ['mystery'])
 
 
-@pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
-@pytest.mark.parametrize('pieces', [0, 2])
+@pytest.mark.parametrize(
+  ('kind', 'pieces'),
+  some_slow(
+    itertools.product(('pmap', 'shard_map'), (0, 2)),
+    quick=[('pmap', 0), ('shard_map', 2)],
+  ),
+)
 def test_the_program_has_the_flops_of_the_network(tmp_path, kind, pieces):
   """What is counted in the compiled step is what the network's shapes say."""
   config = load(

@@ -328,6 +328,7 @@ def test_a_large_grid_is_cut_short(trained, call, tmp_path, monkeypatch):
     assert grid.size[0] == 3 * (120 + 4)
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text(trained, tmp_path):
   names = [b'caf\xe9.png', b'line\nbreak.png', '日本.png'.encode()]
   for name in names:

@@ -7,7 +7,6 @@ import pytest
 # For `commands.write_recipe`. Most of a tiny run is compilation: less of that.
 # The mean of the pixels is part of a program: without it runs share theirs.
 _SMALL = {
-  'histogram_every_evals': 0,
   'data__mean': 'none',
   'data__synthetic_examples': 30,
   'data__synthetic_classes': 3,

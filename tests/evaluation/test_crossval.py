@@ -147,6 +147,7 @@ def in_a_folder(tmp_path, small):
   return recipe, tmp_path / 'images', workdir
 
 
+@pytest.mark.slow
 def test_folds_that_are_done_on_other_data_are_refused(
   in_a_folder, tmp_path, capsys, no_training
 ):
@@ -211,6 +212,7 @@ def test_what_is_missing_is_made_again(copied, capsys, monkeypatch):
   assert without_places(result) == without_places(expected)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_and_is_measured_again(copied, capsys):
   recipe, workdir = copied
   longer = '--config.num_steps=22'
@@ -302,7 +304,6 @@ def test_ten_folds_of_the_digits_survive_kills(tmp_path):
     num_steps=30,
     eval_every_steps=10,
     global_batch_size=32,
-    histogram_every_evals=0,
   )
 
   def start(name):

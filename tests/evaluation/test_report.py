@@ -70,7 +70,6 @@ def trained(tmp_path_factory):
     num_steps=32,
     eval_every_steps=16,
     log_every_steps=4,
-    histogram_every_evals=0,
   )
   loop.train_and_evaluate(
     recipes.load_config([f'--config={recipe}']),

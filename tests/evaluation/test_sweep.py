@@ -22,6 +22,7 @@ from alexnet_jax.evaluation import sweep_study
 from alexnet_jax.evaluation import sweep_trials
 from alexnet_jax.training import evaluations
 from alexnet_jax.training import loop
+from tests.some_slow import some_slow
 from tests.system import commands
 
 SWEEP = [sys.executable, '-m', 'alexnet_jax.evaluation.sweep']
@@ -294,7 +295,12 @@ def in_a_folder(folder, small):
 ONE = ['--param', 'optimizer.learning_rate=0.001..0.1', '--trials', 1]
 
 
-@pytest.mark.parametrize('what', ['missing', 'changed', 'busy', 'damaged'])
+@pytest.mark.parametrize(
+  'what',
+  some_slow(
+    ['missing', 'changed', 'busy', 'damaged'], quick=['changed', 'damaged']
+  ),
+)
 def test_what_all_trials_would_meet_ends_the_sweep(
   tmp_path, small, capsys, monkeypatch, what
 ):
@@ -533,7 +539,6 @@ def test_twenty_trials_on_the_digits_survive_kills(tmp_path):
     num_steps=24,
     eval_every_steps=6,
     global_batch_size=32,
-    histogram_every_evals=0,
   )
 
   def start(name):

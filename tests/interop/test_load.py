@@ -246,7 +246,6 @@ def test_fine_tuning(place, tmp_path):
     num_steps=2,
     eval_every_steps=2,
     log_every_steps=2,
-    histogram_every_evals=0,
     data__source='folder',
     data__path=str(place / 'data'),
     data__resize_size=28,

@@ -53,7 +53,6 @@ def run(request, tmp_path_factory):
     num_steps=4,
     eval_every_steps=4,
     log_every_steps=4,
-    histogram_every_evals=0,
     **RUNS[request.param],
   )
   commands.train(recipe, folder / 'run')

@@ -26,7 +26,6 @@ CHANGES = {
   'num_steps': 4,
   'eval_every_steps': 4,
   'log_every_steps': 4,
-  'histogram_every_evals': 0,
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from alexnet_jax.models import forms
 from alexnet_jax.models import fused
 from alexnet_jax.models.alexnet import AlexNet
+from tests.some_slow import some_slow
 
 SMALL = {
   'num_classes': 5,
@@ -51,14 +52,19 @@ def loss_and_grads(network, dtype, **fields):
   return jax.jit(jax.value_and_grad(loss))(variables['params'])
 
 
-@pytest.mark.parametrize('place', [CPU, GPU])
 @pytest.mark.parametrize(
-  ('norm', 'dtype', 'tolerance'),
-  [
-    ('lrn', jnp.float32, 2e-5),
-    ('batch', jnp.float32, 2e-5),
-    pytest.param('lrn', jnp.bfloat16, 0.05, marks=pytest.mark.slow),
-  ],
+  ('place', 'norm', 'dtype', 'tolerance'),
+  some_slow(
+    [
+      (CPU, 'lrn', jnp.float32, 2e-5),
+      (GPU, 'lrn', jnp.float32, 2e-5),
+      (CPU, 'batch', jnp.float32, 2e-5),
+      (GPU, 'batch', jnp.float32, 2e-5),
+      (CPU, 'lrn', jnp.bfloat16, 0.05),
+      (GPU, 'lrn', jnp.bfloat16, 0.05),
+    ],
+    quick=[(CPU, 'lrn', jnp.float32, 2e-5), (GPU, 'batch', jnp.float32, 2e-5)],
+  ),
 )
 def test_a_network_of_other_forms_is_the_same(
   place, norm, dtype, tolerance, monkeypatch

@@ -11,6 +11,7 @@ import pytest
 
 from alexnet_jax.models import fused
 from alexnet_jax.models.normalization import local_response_norm
+from tests.some_slow import some_slow
 
 STRONG = {'k': 1.5, 'alpha': 0.3, 'beta': 0.75}  # neighbours count
 
@@ -72,7 +73,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('case', CASES)
+QUICK = (
+  *('after the first layer', 'no relu', 'no pooling', 'one channel'),
+  'pixels between windows',
+)
+
+
+@pytest.mark.parametrize('case', some_slow(CASES, QUICK))
 def test_values_and_gradients_are_those_of_the_plain_form(case):
   relu, size, window, stride, shape, dtype = CASES[case]
   lrn = {'size': size, **STRONG} if size else None
@@ -156,11 +163,11 @@ def test_numbers_of_a_loop():
   np.testing.assert_allclose(dx, want_dx, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('relu', ['before', 'after'])
-@pytest.mark.parametrize('size', [0, 5])
+@pytest.mark.parametrize(
+  ('relu', 'size'),
+  some_slow([('after', 0), ('after', 5), ('before', 5)], [('after', 5)]),
+)
 def test_the_first_of_equals_gets_the_gradient(relu, size):
-  if relu == 'before' and not size:
-    return  # it is the same as after
   lrn = {'size': size, **STRONG} if size else None
   options = {'relu': relu, 'lrn': lrn, 'window': 3, 'stride': 2}
   x = jnp.ones((1, 5, 5, 4), jnp.bfloat16)
@@ -183,7 +190,10 @@ def test_nothing_positive_gives_nothing_back():
 
 @pytest.mark.parametrize(
   ('dtype', 'size', 'channels'),
-  [(jnp.bfloat16, 3, 6), (jnp.bfloat16, 0, 7), (jnp.float32, 3, 3)],
+  some_slow(
+    [(jnp.bfloat16, 3, 6), (jnp.bfloat16, 0, 7), (jnp.float32, 3, 3)],
+    quick=[(jnp.bfloat16, 0, 7), (jnp.float32, 3, 3)],
+  ),
 )
 def test_the_bias_is_added_and_its_gradient_a_sum(dtype, size, channels):
   lrn = {'size': size, **STRONG} if size else None

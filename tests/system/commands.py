@@ -17,7 +17,7 @@ TINY = {
   'eval_every_epochs': 0.0,
   'eval_every_steps': 10,
   'log_every_steps': 4,
-  'histogram_every_evals': 2,
+  'histogram_every_evals': 0,
   'report': False,
   'data.source': 'synthetic',
   'data.synthetic_examples': 96,

@@ -86,7 +86,7 @@ def test_dry_run_goes_through_everything_and_leaves_nothing(tmp_path):
 def trained(tmp_path_factory):
   """A run of 40 steps: (recipe, workdir, result)."""
   folder = tmp_path_factory.mktemp('trained')
-  recipe = commands.write_recipe(folder)
+  recipe = commands.write_recipe(folder, histogram_every_evals=2)
   return recipe, folder / 'run', commands.train(recipe, folder / 'run')
 
 

@@ -81,6 +81,7 @@ def photo_recipe(photos, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_a_save_under_way_alone(trained):
   _, workdir, result = trained
   under_way = workdir / 'checkpoints' / '99.orbax-checkpoint-tmp'
@@ -127,6 +128,7 @@ def test_a_signal_in_the_last_evaluation_is_made_good(tmp_path):
   assert resumed['state_digest'] == unbroken['state_digest']
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_named(tmp_path):
   # Nothing gets better than the first evaluation by 10.
   recipe = commands.write_recipe(
@@ -147,6 +149,7 @@ def test_changed_validation_data_is_refused(photos, photo_recipe, tmp_path):
   assert 'eval_num_examples: 6 -> 5' in err
 
 
+@pytest.mark.slow
 def test_evaluation_refuses_other_classes(photos, photo_recipe, tmp_path):
   workdir = tmp_path / 'run'
   commands.train(photo_recipe, workdir)

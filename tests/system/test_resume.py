@@ -19,6 +19,7 @@ RECIPE = {
   'save_every_steps': 7,
   'eval_every_steps': 10,
   'log_every_steps': 3,
+  'histogram_every_evals': 2,
   'schedule__threshold': 10.0,
   'schedule__patience': 2,
   'schedule__factor': 0.5,

@@ -13,6 +13,7 @@ from alexnet_jax.training import accumulation
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
 from alexnet_jax.training.objective import Objective
+from tests.some_slow import some_slow
 from tests.training.steps import assert_close
 from tests.training.steps import host_batch
 from tests.training.steps import make_state
@@ -56,7 +57,11 @@ def test_the_smallest_number_of_equal_pieces(count, most, pieces):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'objective'), [('pmap', Objective()), ('shard_map', PENALTIES)]
+  ('kind', 'objective'),
+  some_slow(
+    [('pmap', Objective()), ('shard_map', PENALTIES)],
+    quick=[('pmap', Objective())],
+  ),
 )
 def test_pieces_train_as_the_whole(kind, objective):
   """Three pieces of four on each of four devices; dropout acts."""
@@ -141,7 +146,11 @@ def reductions(text):
 
 
 @pytest.mark.parametrize(
-  ('function', 'sizes'), [(step.train_step, (5, 1)), (step.grad_step, (5,))]
+  ('function', 'sizes'),
+  some_slow(
+    [(step.train_step, (5, 1)), (step.grad_step, (5,))],
+    quick=[(step.train_step, (5, 1))],
+  ),
 )
 def test_gradients_are_reduced_once_a_step(function, sizes):
   whole, in_loops = reductions(compiled(function, 0).as_text())

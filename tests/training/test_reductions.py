@@ -6,6 +6,7 @@ which is int32. Batch norm has one more in each layer, forward and backward.
 """
 
 import functools
+import itertools
 import re
 import types
 
@@ -20,6 +21,7 @@ from alexnet_jax import recipes
 from alexnet_jax.bench import scaling_plan
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
+from tests.some_slow import some_slow
 from tests.system import commands
 
 DEVICES, DEVICE_BATCH = 4, 4
@@ -101,8 +103,13 @@ def total(found):
   return sum(size for _, size in found)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@BOTH
+@pytest.mark.parametrize(
+  ('kind', 'dtype'),
+  some_slow(
+    itertools.product(('pmap', 'shard_map'), ('float32', 'bfloat16')),
+    quick=[('pmap', 'float32'), ('shard_map', 'bfloat16')],
+  ),
+)
 def test_gradients_are_reduced_once(kind, dtype):
   """In float32 whatever the computation is in."""
   program, params, _, sums = compiled_small(kind, model__dtype=dtype)
@@ -125,8 +132,13 @@ def test_batch_norm_adds_its_statistics(kind):
   assert not collectives(program, repeated=True)
 
 
-@pytest.mark.parametrize('norm', ['lrn', 'batch'])
-@BOTH
+@pytest.mark.parametrize(
+  ('kind', 'norm'),
+  some_slow(
+    itertools.product(('pmap', 'shard_map'), ('lrn', 'batch')),
+    quick=[('pmap', 'lrn'), ('shard_map', 'batch')],
+  ),
+)
 def test_pieces_of_a_batch_add_no_reductions(kind, norm):
   """But for the statistics of batch norm, which every piece has."""
   # As of the tests above.

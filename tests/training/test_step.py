@@ -15,6 +15,7 @@ from alexnet_jax.training import pixels
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
 from alexnet_jax.training.objective import Objective
+from tests.some_slow import some_slow
 from tests.training.steps import assert_close
 from tests.training.steps import BATCH
 from tests.training.steps import BOUND
@@ -68,10 +69,12 @@ def test_unreadable_examples_are_counted_over_all_devices():
 
 
 @pytest.mark.parametrize(
-  ('kind', 'devices'),
-  [('pmap', 4), ('pmap', 2), ('shard_map', 4), ('shard_map', 2)],
+  ('kind', 'devices', 'norm'),
+  some_slow(
+    itertools.product(('pmap', 'shard_map'), (4, 2), ('lrn', 'batch')),
+    quick=[('pmap', 4, 'lrn'), ('shard_map', 2, 'batch')],
+  ),
 )
-@pytest.mark.parametrize('norm', ['lrn', 'batch'])
 def test_any_number_of_devices_trains_alike(kind, devices, norm):
   """With dropout, up to rounding, which three steps make 1e-5 of."""
   network = {'dropout': 0.5, 'norm': norm}
