@@ -22,8 +22,8 @@ _MOST_SEED = 2**32 - 1  # of numpy's older random generator
 class Part:
   """Some examples of a source, as a source; see `sources`.
 
-  What only some kinds of sources have (`file_name`, `square_size`, `addresses`)
-  a part has if its source does.
+  What only some kinds of sources have (`file_name`, `in_memory`, `square_size`,
+  `addresses`) a part has if its source does.
 
   Attributes:
     source: the whole.
@@ -64,6 +64,10 @@ class Part:
   def file_name(self) -> Callable[[int], str]:
     whole = self.source.file_name
     return lambda index: whole(int(self.indices[index]))
+
+  @property
+  def in_memory(self) -> bool:
+    return self.source.in_memory
 
   @property
   def square_size(self) -> int:

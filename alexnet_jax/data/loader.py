@@ -20,6 +20,10 @@ _SKIP_HINT = (
 )
 
 
+# Squares of images in memory that are kept; more are made anew each time.
+_MOST_KEPT = 2**28  # bytes
+
+
 class Loader:
   """Reads and decodes examples of one source.
 
@@ -101,6 +105,34 @@ class Loader:
       return None
     pixels, label = example
     return images.centre_square(pixels, self.resize_size), label
+
+  def square_addresses(self) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Where the squares of some examples lie: indices -> uint64 [n].
+
+    Those of a raw set lie in memory as they are. Of images that the source
+    holds in memory they are made here, up to 256 MB of them. Others are
+    nowhere: None. The memory lives as long as the function.
+    """
+    size, count = self.resize_size, self.source.num_examples
+    if getattr(self.source, 'square_size', None) == size:
+      return self.source.addresses
+    stride = size * size * 3
+    in_memory = getattr(self.source, 'in_memory', False)
+    if not in_memory or count * stride > _MOST_KEPT:
+      return None
+    squares = np.empty((count, size, size, 3), np.uint8)
+
+    def fill(first, last):
+      for index in range(first, last):
+        squares[index], _ = self.square(index)
+
+    self.for_each(fill, count, chunk=32)
+
+    def addresses(indices):
+      offsets = indices.astype(np.uint64) * np.uint64(stride)
+      return np.uint64(squares.ctypes.data) + offsets
+
+    return addresses
 
   def report(self, index: int, error: UnreadableImageError) -> None:
     """Names an image that cannot be used.

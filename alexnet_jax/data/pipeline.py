@@ -21,6 +21,8 @@ from alexnet_jax.errors import UserError
 
 CROPS = ('random', 'random_resized', 'centre')
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG
+# Copying so much takes no longer than it takes to wake other threads.
+_COPIED_AT_ONCE = 2**20  # bytes
 
 
 def make_train_iter(
@@ -86,6 +88,9 @@ def make_train_iter(
   elif scaled_decoding:
     min_size = loader.resize_size
 
+  # What it returns keeps the memory alive.
+  addresses = None if crop == 'random_resized' else loader.square_addresses()
+
   def make_batch(step):
     positions = order.batch_positions(step, global_batch_size)[part]
     indices = order.examples_at(positions, source.num_examples, seed)
@@ -103,8 +108,9 @@ def make_train_iter(
       rows_needed, cut = _boxes(draws, attempts, crop_area, crop_ratio)
     else:
       corners = _corners(crop, draws, loader.resize_size - crop_size)
-      if getattr(source, 'square_size', None) == loader.resize_size:
-        _copy_squares(loader, indices, corners, batch)
+      if addresses:
+        _copy_squares(loader, addresses(indices), corners, batch)
+        batch['label'][:] = source.labels[indices]
         return batch
       rows_needed, cut = _windows(corners, loader.resize_size, crop_size)
 
@@ -186,26 +192,25 @@ def _corners(crop, draws, free):
   return (draws[:, :2] * (free + 1)).astype(np.int64)
 
 
-def _copy_squares(loader, indices, corners, batch):
+def _copy_squares(loader, addresses, corners, batch):
   """Windows of squares that lie in memory as they are: no work in Python."""
   from alexnet_jax.data import kernels  # slow to import, and not always needed
-
-  source = loader.source
-  addresses = source.addresses(indices)
-  batch['label'][:] = source.labels[indices]
 
   def copy(start, end):
     kernels.copy_windows(
       addresses[start:end],
-      source.square_size,
+      loader.resize_size,
       corners[start:end, 0],
       corners[start:end, 1],
       batch['image'][start:end],
     )
 
+  if batch['image'].nbytes <= _COPIED_AT_ONCE:
+    copy(0, len(addresses))
+    return
   # Few large pieces: the GIL is passed on once for each.
-  chunk = -(-len(indices) // (2 * loader.num_threads))
-  loader.for_each(copy, len(indices), chunk)
+  chunk = -(-len(addresses) // (2 * loader.num_threads))
+  loader.for_each(copy, len(addresses), chunk)
 
 
 def _next_readable(loader, position, seed, how):

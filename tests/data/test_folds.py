@@ -251,10 +251,9 @@ def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):
   part = open_fold(layouts, 'raw', 'train', 1)
 
   def batches(source, slow):
-    # Another size than the squares' makes the loader cut them out itself.
     loader = Loader(source, SIZE)
     if slow:
-      monkeypatch.setattr(folds.Part, 'square_size', None)
+      monkeypatch.setattr(Loader, 'square_addresses', lambda self: None)
     batches = pipeline.make_train_iter(
       loader,
       num_steps=4,

@@ -8,6 +8,7 @@ import pytest
 
 from alexnet_jax.data import buffers
 from alexnet_jax.data import folder
+from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
@@ -44,6 +45,43 @@ def assert_same(left, right):
     assert a.keys() == b.keys()
     for name in a:
       np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize('crop', ['random', 'centre', 'random_resized'])
+@pytest.mark.parametrize('threads', [1, 3])
+def test_squares_that_are_kept_change_nothing(crop, threads, monkeypatch):
+  """Images of other sizes than the squares, in pieces and at once."""
+
+  def batches():
+    loader = Loader(numbered_source(21, 20), 30, num_threads=threads)
+    return list(
+      pipeline.make_train_iter(
+        loader,
+        num_steps=6,
+        global_batch_size=8,
+        seed=5,
+        crop_size=24,
+        crop=crop,
+      )
+    )
+
+  at_once = batches()
+  monkeypatch.setattr(pipeline, '_COPIED_AT_ONCE', 0)
+  in_pieces = batches()
+  # As with sets that are too large to be kept.
+  monkeypatch.setattr(loader_lib, '_MOST_KEPT', 21 * 30 * 30 * 3 - 1)
+  monkeypatch.setattr(pipeline, '_copy_squares', None)
+  anew = batches()
+  assert_same(at_once, anew)
+  assert_same(in_pieces, anew)
+
+
+def test_squares_that_fit_are_kept(monkeypatch):
+  source, size = numbered_source(21, 20), 21 * 30 * 30 * 3
+  monkeypatch.setattr(loader_lib, '_MOST_KEPT', size)
+  assert Loader(source, 30).square_addresses() is not None
+  monkeypatch.setattr(loader_lib, '_MOST_KEPT', size - 1)
+  assert Loader(source, 30).square_addresses() is None
 
 
 def test_batches_follow_the_order():
