@@ -275,6 +275,25 @@ def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):
   assert len(copied) == 4
 
 
+def test_squares_of_a_part_are_kept_and_the_same(monkeypatch):
+  part = sources.make_source('synthetic', 'train', folds=3, fold=1)
+
+  def batches():
+    made = pipeline.make_train_iter(
+      Loader(part, 20), num_steps=3, global_batch_size=8, seed=3, crop_size=16
+    )
+    return list(made)
+
+  kept = batches()
+  monkeypatch.setattr(pipeline, '_copy_squares', None)  # it would be called
+  with pytest.raises(TypeError):
+    batches()
+  monkeypatch.setattr(Loader, 'square_addresses', lambda self: None)
+  for left, right in zip(kept, batches(), strict=True):
+    for name in left:
+      np.testing.assert_array_equal(left[name], right[name])
+
+
 def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
   """Not that of the whole raw set, which its manifest has."""
   path = layouts['raw']['path']
