@@ -48,7 +48,7 @@ def statistics(
     limit: uses that many examples only, and keeps nothing; None: all.
 
   Raises:
-    UserError: if the other run has no mean image of at least a crop's size.
+    UserError: if the other run has no mean image of the size of images here.
   """
   if not _needed(config):
     return nothing(config)
@@ -62,7 +62,8 @@ def statistics(
     return _wanted(config, stored)
   found = {}
   if config.init.mean_image:
-    found['mean'] = _mean_image(config.init.workdir, config.data.crop_size)
+    sizes = loader.resize_size, config.data.crop_size
+    found['mean'] = _mean_image(config.init.workdir, sizes)
   if config.data.colour_shift or not found:
     own = _known(config, loader)
     if own is None:
@@ -155,16 +156,17 @@ def _needed(config):
   return computed or config.data.colour_shift
 
 
-def _mean_image(workdir, crop_size):
-  """float [side, side, 3] of another run."""
+def _mean_image(workdir, sizes):
+  """float [size, size, 3] of another run; an imported one has a crop's."""
   what = 'the mean image for config.init.mean_image'
   mean = _stored(workdir, 'mean', what)['mean']
-  if min(mean.shape[:2]) < crop_size:
+  if mean.shape[:2] not in [(size, size) for size in sizes]:
     height, width = mean.shape[:2]
     raise UserError(
       f'config.init.mean_image: the mean of {workdir} has {height} x {width}'
-      f' pixels, fewer than a crop of {crop_size} x {crop_size}; leave it out,'
-      ' and the mean image of the data here is subtracted'
+      f' pixels, but config.data.resize_size is {sizes[0]} and crop_size'
+      f' {sizes[1]}; leave it out, and the mean image of the data here is'
+      ' subtracted'
     )
   return mean
 

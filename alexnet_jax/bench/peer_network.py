@@ -24,6 +24,10 @@ _UPDATES = {
 }
 
 
+class NotWritten(NotImplementedError):
+  """A peer lacks something that the recipe has."""
+
+
 def check_updates(config: dict) -> None:
   """Refuses a loss or an optimizer that the peers do not have.
 
@@ -49,13 +53,11 @@ def check(model: dict) -> None:
     model: `config.model` of the config; what it lacks is as usual.
 
   Raises:
-    NotImplementedError: naming the key.
+    NotWritten: naming the key.
   """
   if model['norm'] == 'batch':
-    raise NotImplementedError('batch norm is not written for the peers')
+    raise NotWritten('batch norm is not written for the peers')
   for key, plain in _PLAIN.items():
     value = model.get(key, plain)
     if (tuple(value) if isinstance(value, list) else value) != plain:
-      raise NotImplementedError(
-        f'model.{key} = {value!r} is not written for the peers'
-      )
+      raise NotWritten(f'model.{key} = {value!r} is not written for the peers')

@@ -22,7 +22,7 @@ def make_network(model: dict, num_classes: int, size: int) -> keras.Sequential:
     size: width of the images, in pixels.
 
   Raises:
-    NotImplementedError: if the network has what this has not.
+    peer_network.NotWritten: if the network has what this has not.
   """
   peer_network.check(model)
   layers = [keras.layers.Input((size, size, 3))]

@@ -24,7 +24,7 @@ def make_network(model: dict, num_classes: int, size: int) -> nn.Sequential:
     size: width of the images, in pixels.
 
   Raises:
-    NotImplementedError: if the network has what this has not.
+    peer_network.NotWritten: if the network has what this has not.
   """
   peer_network.check(model)
   layers = nn.Sequential()
@@ -70,7 +70,7 @@ def _add_convolution(layers, model, number, channels, width):
   kernel, stride = model['kernels'][index], model['strides'][index]
   padding = model['paddings'][index]
   if padding == 'SAME' and stride > 1:
-    raise NotImplementedError('SAME of a stride is not written for torch')
+    raise peer_network.NotWritten('SAME of a stride is not written for torch')
   if not isinstance(padding, (int, str)):
     before, after = padding
     pad = nn.ZeroPad2d((before, after, before, after))

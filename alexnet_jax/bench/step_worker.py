@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 
+from alexnet_jax.bench import peer_network
 from alexnet_jax.bench import step_memory
 from alexnet_jax.errors import UserError
 
@@ -108,8 +109,8 @@ def main() -> None:
       answer = contender.answer(json.loads(line))
     except UserError as error:
       answer = {'user_error': str(error)}
-    except NotImplementedError as error:
-      answer = {'error': str(error)}  # a peer that lacks something
+    except peer_network.NotWritten as error:
+      answer = {'error': str(error)}
     except Exception as error:
       last = f'{type(error).__name__}: {error}'.strip()
       answer = {'error': last, 'traceback': traceback.format_exc()}
