@@ -1,6 +1,7 @@
 """Four fake devices for every test, and no silent broadcasting."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 import hypothesis
 import pytest
 
+from tests import mounts
 from tests.flags import fake_devices
 
 # Before jax is imported; processes that tests start inherit them.
@@ -35,12 +37,10 @@ def small_disk(tmp_path):
   """A file system of 4 MB."""
   folder = tmp_path / 'disk'
   folder.mkdir()
-  mount = subprocess.run(
-    ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(folder)],
-    capture_output=True,
-    check=False,
-  )
-  if mount.returncode:
-    pytest.skip('a small disk needs the right to mount a tmpfs (root)')
-  yield folder
-  subprocess.run(['umount', str(folder)], check=True)
+  with contextlib.ExitStack() as stack:
+    try:
+      disk = mounts.mounted(folder, '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs')
+      stack.enter_context(disk)
+    except (OSError, subprocess.CalledProcessError):
+      pytest.skip('a small disk needs the right to mount a tmpfs (root)')
+    yield folder

@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-import subprocess
 
 import pytest
 
+from tests import mounts
 from tests.system import commands
 from tests.system import together
 from tests.system.test_processes import wait_for_row
@@ -22,19 +22,12 @@ def contents(folder):
   }
 
 
-def mount(*arguments):
-  subprocess.run(['mount', *map(str, arguments)], check=True)
-
-
 @contextlib.contextmanager
 def read_only(folder):
   """The folder under its own name, but read-only."""
-  mount('--bind', folder, folder)
-  try:
-    mount('-o', 'remount,ro,bind', folder)
+  with mounts.mounted(folder, '--bind', folder):
+    mounts.remount(folder, 'ro,bind')
     yield
-  finally:
-    subprocess.run(['umount', str(folder)], check=True)
 
 
 def assert_refused(ended, text):
@@ -53,7 +46,7 @@ def test_a_full_disk_ends_all_and_room_lets_them_go_on(small_disk):
   workdir = small_disk / 'run'
   ended = together.finish(together.start(recipe, workdir, 2))
   assert_refused(ended, 'No space left')
-  mount('-o', 'remount,size=40m', small_disk)
+  mounts.remount(small_disk, 'size=40m')
   resumed = together.train(recipe, workdir, 2)
   unbroken = together.train(recipe, small_disk / 'unbroken', 2)
   assert resumed['state_digest'] == unbroken['state_digest']

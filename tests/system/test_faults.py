@@ -3,7 +3,6 @@
 import fcntl
 import json
 import shutil
-import subprocess
 import sys
 
 import cv2
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.training import writers
+from tests import mounts
 from tests.system import commands
 
 EVALUATE = [sys.executable, '-m', 'alexnet_jax.evaluation.evaluate', '--json']
@@ -228,7 +228,7 @@ def test_a_disk_that_fills_up_under_the_logs_ends_the_run(small_disk):
 
 def test_a_folder_that_cannot_be_written(small_disk):
   recipe = commands.write_recipe(small_disk)
-  subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
+  mounts.remount(small_disk, 'ro')
   err = refused(*train_args(recipe, small_disk / 'run'))
   assert 'Read-only file system' in err
   err = refused(*train_args(recipe, recipe))

@@ -3,12 +3,12 @@
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 
 from alexnet_jax.training import writers
+from tests import mounts
 from tests.system import commands
 
 # 60 steps of 8 in epochs of 12: kills fall into several epochs; batch norm
@@ -203,8 +203,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(small_disk):
   assert 'No space left' in err
   assert 'stays valid' in err
   assert out == ''
-  remount = ['mount', '-o', 'remount,size=40m', str(small_disk)]
-  subprocess.run(remount, check=True)
+  mounts.remount(small_disk, 'size=40m')
   resumed = commands.train(recipe, workdir)
   unbroken = commands.train(recipe, small_disk / 'unbroken')
   assert resumed['state_digest'] == unbroken['state_digest']
