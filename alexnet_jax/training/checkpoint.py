@@ -15,6 +15,7 @@ to take its place.
 """
 
 from collections.abc import Iterable
+import ctypes
 import logging
 import pathlib
 
@@ -34,6 +35,17 @@ FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
 _REPLACED_FOLDER = 'replaced'  # what is just written anew
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _CLOSING_ATTEMPTS = 5  # of a save three threads can fail
+
+
+def _give_memory_back() -> None:
+  """Returns freed memory to the system where the C library keeps it.
+
+  glibc keeps what the threads of a save freed: of a state of 0.5 GB up to
+  0.2 GB with every save.
+  """
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # not in every libc
+  if trim is not None:
+    trim(0)
 
 
 class _KeepSteps:
@@ -93,6 +105,11 @@ class Checkpoints:
         create=False,
         read_only=read_only,
         enable_async_checkpointing=not read_only,
+        async_options=None
+        if read_only
+        else orbax_options.AsyncOptions(
+          post_finalization_callback=_give_memory_back
+        ),
         # Of several processes one opens checkpoints, and waits for no other.
         multiprocessing_options=orbax_options.MultiprocessingOptions(
           primary_host=jax.process_index(),
@@ -134,7 +151,8 @@ class Checkpoints:
     if exists and not replace:
       return
     self._keep.steps = set(keep_steps)
-    host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+    # On a CPU these are views, and Orbax copies what it is given.
+    host = jax.device_get(tree)
     contents.refuse_non_finite(host)
     run = {**run, 'digest': state_digest(host), 'versions': contents.versions()}
     try:

@@ -2,7 +2,10 @@
 
 import errno
 import functools
+import platform
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -102,6 +105,39 @@ def test_the_caller_may_overwrite_what_it_saves(tmp_path):
   checkpoints.wait()
   checkpoints.close()
   assert state_lib.state_digest(restore_newest(tmp_path)[0]) == digest
+
+
+SAVES_LARGE_STATES = """
+import pathlib, sys
+import numpy as np
+from alexnet_jax.training.checkpoint import Checkpoints
+
+def resident():
+  pages = pathlib.Path('/proc/self/statm').read_text().split()[1]
+  return int(pages) * 4096
+
+values = np.random.default_rng(0).standard_normal((4, 1 << 24), np.float32)
+checkpoints = Checkpoints(sys.argv[1])
+before = resident()
+for step in range(3):
+  tree = {'step': np.int32(step), 'params': dict(zip('abcd', values))}
+  checkpoints.save(tree, {'config': {}})
+  checkpoints.wait()
+print((resident() - before) / values.nbytes)
+"""
+
+
+@pytest.mark.skipif(
+  platform.libc_ver()[0] != 'glibc', reason='only glibc is asked for memory'
+)
+def test_saves_leave_no_memory_behind(tmp_path):
+  process = subprocess.run(
+    [sys.executable, '-c', SAVES_LARGE_STATES, tmp_path],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert float(process.stdout) < 0.2  # of a state
 
 
 def test_newest_and_chosen_steps_are_kept(tmp_path):
