@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import ctypes
+import fcntl
 import functools
 import os
 import pathlib
@@ -14,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -150,7 +152,7 @@ class _Children:
   def _copy(self):
     """Keeps the standard error of process 0, and shows it."""
     with self._log(0).open('wb', buffering=0) as log:
-      while chunk := _read(self._processes[0]):
+      for chunk in _stderr_of(self._processes[0]):
         # The disk may be full; what is not read makes the process wait.
         with contextlib.suppress(OSError):
           log.write(chunk)
@@ -240,14 +242,22 @@ def _prepare(parent, prctl):
     os._exit(1)  # it was gone before
 
 
-def _read(process):
-  """What comes next on its standard error; nothing at the end."""
-  while True:
-    ended = process.returncode is not None
-    if select.select([process.stderr], [], [], 0.2)[0]:
-      return os.read(process.stderr.fileno(), 1 << 16)
-    if ended:
-      return b''  # even if a process that it started still has the pipe
+def _stderr_of(process):
+  """Yields what the process writes on its standard error until it ends."""
+  pipe = process.stderr.fileno()
+  while process.returncode is None:
+    if select.select([pipe], [], [], 0.2)[0]:
+      chunk = os.read(pipe, 1 << 16)
+      if not chunk:
+        return
+      yield chunk
+  # A process that it started may still have the pipe, and go on writing.
+  left = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
+  left = int.from_bytes(left, sys.byteorder)
+  while left:
+    chunk = os.read(pipe, left)
+    left -= len(chunk)
+    yield chunk
 
 
 def _describe(code):

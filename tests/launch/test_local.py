@@ -498,6 +498,23 @@ def test_it_ends_though_process_0_left_one_behind(place):
   assert time.monotonic() - begun < 30
 
 
+@pytest.mark.parametrize('code', [0, 4])
+def test_it_ends_though_what_process_0_started_goes_on_writing(code):
+  do = (
+    'import subprocess\n'
+    'if index: sys.exit()\n'
+    'print("message", file=sys.stderr, flush=True)\n'
+    'subprocess.Popen(["yes"], stdout=sys.stderr)\n'
+    f'sys.exit({code})'
+  )
+  with launched('--processes', 2, do=do) as process:
+    # By itself: `yes` ends when nobody reads it any more.
+    seen, _, err = end(process)
+  assert seen == code
+  assert err.startswith('message\n')
+  assert ('process 0 ended with exit code 4' in err) == bool(code)
+
+
 @pytest.mark.parametrize(
   ('flags', 'expected'),
   [
