@@ -5,8 +5,12 @@
 
 import fractions
 import json
+import os
+import pathlib
 
 import ml_collections
+
+from alexnet_jax.errors import UserError
 
 CONFIG_FILE = 'config.json'  # in the folder of a run
 
@@ -251,6 +255,20 @@ def from_dict(values: dict) -> ml_collections.ConfigDict:
   config = make_config()
   config.update(_tuples(values))
   return config
+
+
+def of_run(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """The config that a run wrote into its folder.
+
+  Raises:
+    UserError: if there is none, or not one of this program.
+  """
+  try:
+    return from_dict(
+      json.loads((pathlib.Path(workdir) / CONFIG_FILE).read_text())
+    )
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UserError(f'{workdir} is not the folder of a run: {error}') from error
 
 
 def _tuples(value):

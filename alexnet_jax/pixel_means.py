@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import durations
 from alexnet_jax.data import averages
 from alexnet_jax.data import colours
@@ -48,7 +49,8 @@ def statistics(
     limit: uses that many examples only, and keeps nothing; None: all.
 
   Raises:
-    UserError: if the other run has no mean image of the size of images here.
+    UserError: if the other run subtracts no mean image of the size of crops
+      here.
   """
   if not _needed(config):
     return nothing(config)
@@ -62,8 +64,7 @@ def statistics(
     return _wanted(config, stored)
   found = {}
   if config.init.mean_image:
-    sizes = loader.resize_size, config.data.crop_size
-    found['mean'] = _mean_image(config.init.workdir, sizes)
+    found['mean'] = _mean_image_of(config.init.workdir, config.data.crop_size)
   if config.data.colour_shift or not found:
     own = _known(config, loader)
     if own is None:
@@ -126,8 +127,8 @@ def _stored(workdir, name, what):
   stored = _load(path) if path.is_file() else None
   if name not in (stored or {}):
     raise UserError(
-      f'{path} with {what} is missing or damaged; start the training command'
-      ' again to make it anew'
+      f"{path} with {what} is missing or damaged; start that run's training"
+      ' command again to make it anew'
     )
   return stored
 
@@ -156,19 +157,23 @@ def _needed(config):
   return computed or config.data.colour_shift
 
 
-def _mean_image(workdir, sizes):
-  """float [size, size, 3] of another run; an imported one has a crop's."""
-  what = 'the mean image for config.init.mean_image'
-  mean = _stored(workdir, 'mean', what)['mean']
-  if mean.shape[:2] not in [(size, size) for size in sizes]:
-    height, width = mean.shape[:2]
-    raise UserError(
-      f'config.init.mean_image: the mean of {workdir} has {height} x {width}'
-      f' pixels, but config.data.resize_size is {sizes[0]} and crop_size'
-      f' {sizes[1]}; leave it out, and the mean image of the data here is'
-      ' subtracted'
+def _mean_image_of(workdir, crop_size):
+  """float32 [crop_size, crop_size, 3], what another run subtracts."""
+  there = config_lib.of_run(workdir)
+  if there.data.mean != 'image':
+    problem = f'its config.data.mean is {there.data.mean!r}, not image'
+  elif there.data.crop_size != crop_size:
+    problem = (
+      f'its config.data.crop_size is {there.data.crop_size}, but {crop_size}'
+      ' here'
     )
-  return mean
+  else:
+    return stored_mean(there, workdir)
+  raise UserError(
+    f'config.init.mean_image: {workdir} has no mean image for this network:'
+    f' {problem}; with --config.init.mean_image=false that of the data here is'
+    ' subtracted'
+  )
 
 
 def _known(config, loader):
@@ -180,7 +185,8 @@ def _known(config, loader):
   source = loader.source
   mean = getattr(source, 'rgb_mean', None)
   fits = getattr(source, 'square_size', None) == loader.resize_size
-  if config.data.mean != 'image' and fits and mean is not None:
+  needs_image = config.data.mean == 'image' and not config.init.mean_image
+  if not needs_image and fits and mean is not None:
     return {
       'mean': mean.reshape(1, 1, 3),
       'covariance': source.rgb_covariance,

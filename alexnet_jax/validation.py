@@ -230,8 +230,8 @@ def _check_training(flat):
       ' names no run to start from'
     )
   rule = (
-    'takes the mean image of config.init.workdir, to be set as well, where'
-    ' config.data.mean is image'
+    'needs config.init.workdir, the run whose mean image it takes, and'
+    f' --config.data.mean=image (now {flat["data.mean"]!r})'
   )
   fits = flat['init.workdir'] and flat['data.mean'] == 'image'
   _check(flat, 'init.mean_image', fits or not flat['init.mean_image'], rule)

@@ -13,15 +13,14 @@ with its weights and train with a tenth of the usual rate;
 What to expect: not measured.
 """
 
-import json
-import pathlib
-
 from alexnet_jax import config as config_lib
 from alexnet_jax import pixel_means
 
 
 def get_config(workdir=''):
-  there = _config_of(workdir)
+  if not workdir:
+    raise ValueError('name the other run: --config configs/finetune.py:DIR')
+  there = config_lib.of_run(workdir)
   config = config_lib.make_config()
   config.num_epochs = 20.0
   config.global_batch_size = 32
@@ -43,14 +42,3 @@ def get_config(workdir=''):
   config.schedule.name = 'cosine'
   config.schedule.warmup_epochs = 1.0
   return config
-
-
-def _config_of(workdir):
-  if not workdir:
-    raise ValueError('name the other run: --config configs/finetune.py:DIR')
-  path = pathlib.Path(workdir) / config_lib.CONFIG_FILE
-  try:
-    return config_lib.from_dict(json.loads(path.read_text()))
-  except (OSError, ValueError) as error:
-    message = f'{workdir} is not the folder of a run: {error}'
-    raise ValueError(message) from error

@@ -13,6 +13,7 @@ from alexnet_jax.data import colours
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import parallel
+from alexnet_jax.training import setup
 from tests.system import commands
 
 
@@ -53,16 +54,21 @@ def test_the_mean_image_loses_its_border(tmp_path):
   np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
 
 
+def start_other(tmp_path, **changes):
+  """(folder, its loader) of a run with other data that knows their mean."""
+  folder = tmp_path / 'other'
+  folder.mkdir()
+  config = make_config(tmp_path, data__synthetic_examples=30, **changes)
+  setup.write_config(config, folder)
+  loader = assemble.make_loader(config, 'train')
+  pixel_means.statistics(config, loader, folder)
+  return folder, loader
+
+
 @pytest.fixture
 def other(tmp_path):
   """(folder, mean image of 28 x 28) of a run with other data."""
-  folder = tmp_path / 'other'
-  folder.mkdir()
-  config = make_config(
-    tmp_path, data__mean='image', data__synthetic_examples=30
-  )
-  loader = assemble.make_loader(config, 'train')
-  pixel_means.statistics(config, loader, folder)
+  folder, loader = start_other(tmp_path, data__mean='image')
   return folder, np.mean([loader.square(i)[0] for i in range(30)], 0)
 
 
@@ -103,24 +109,48 @@ def test_the_mean_image_of_the_data_is_no_longer_used(other, tmp_path):
   assert (pixel_means.statistics(config, loader, tmp_path).mean != own).any()
 
 
-def test_a_run_without_a_mean_image_gives_none(other, tmp_path):
-  folder, _ = other
+def take_mean_of(folder, tmp_path, **changes):
+  """What a run that starts with the weights of `folder` subtracts."""
   config = make_config(
     tmp_path,
     data__mean='image',
     init__workdir=str(folder),
     init__mean_image=True,
+    **changes,
   )
   loader = assemble.make_loader(config, 'train')
-  path = folder / pixel_means.MEAN_FILE
-  np.savez(path, mean=np.zeros((1, 1, 3)), of='')
-  with pytest.raises(
-    UserError, match=r'1 x 1 pixels, but .*resize_size is 28 and'
-  ):
-    pixel_means.statistics(config, loader, tmp_path)
-  path.unlink()
+  return pixel_means.statistics(config, loader, tmp_path).mean
+
+
+@pytest.mark.parametrize(
+  ('changes', 'problem'),
+  [
+    # Its file has an image all the same, of which it takes the average.
+    ({'data__mean': 'channel'}, "data.mean is 'channel', not image; with"),
+    ({'data__mean': 'none'}, "data.mean is 'none', not image; with"),
+    (
+      {'data__mean': 'image', 'data__crop_size': 20},
+      'crop_size is 20, but 24 here; with --config.init.mean_image=false',
+    ),
+  ],
+)
+def test_a_run_without_such_a_mean_image_gives_none(changes, problem, tmp_path):
+  folder, _ = start_other(tmp_path, **changes)
+  with pytest.raises(UserError, match=problem):
+    take_mean_of(folder, tmp_path)
+
+
+def test_a_mean_image_that_is_lost_is_missed(other, tmp_path):
+  folder, _ = other
+  (folder / pixel_means.MEAN_FILE).unlink()
   with pytest.raises(UserError, match=r'other/pixel_mean.npz with the mean'):
-    pixel_means.statistics(config, loader, tmp_path)
+    take_mean_of(folder, tmp_path)
+
+
+def test_squares_of_another_size_do_not_matter(other, tmp_path):
+  folder, image = other
+  mean = take_mean_of(folder, tmp_path, data__resize_size=32)
+  np.testing.assert_allclose(mean, image[2:-2, 2:-2], rtol=1e-6)
 
 
 def test_no_mean(tmp_path):
@@ -205,7 +235,9 @@ def test_a_raw_set_of_another_size_is_refused(tmp_path):
     assemble.make_loader(config, 'train')
 
 
-def test_mean_and_colours_of_a_raw_set_need_no_pass(tmp_path, monkeypatch):
+def test_mean_and_colours_of_a_raw_set_need_no_pass(
+  other, tmp_path, monkeypatch
+):
   out = tmp_path / 'raw'
   assert prepare(f'raw --source digits --out {out} --size 28'.split()) == 0
   config = make_config(
@@ -225,6 +257,12 @@ def test_mean_and_colours_of_a_raw_set_need_no_pass(tmp_path, monkeypatch):
   np.testing.assert_array_equal(
     pixel_means.stored_colour(config, tmp_path), found.colour
   )
+  # Nor where the mean is that of another run.
+  config.init.workdir, config.init.mean_image = str(other[0]), True
+  config.data.mean = 'image'
+  again = pixel_means.statistics(config, loader, tmp_path)
+  np.testing.assert_allclose(again.mean, other[1][2:-2, 2:-2], rtol=1e-6)
+  np.testing.assert_array_equal(again.colour, found.colour)
 
 
 def shift_of(squares):

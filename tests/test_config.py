@@ -107,11 +107,11 @@ def test_a_nearly_right_key_is_answered_with_the_real_one(override, nearest):
     (['--config.data.mean_rgb=(1,2,256)'], 'takes three levels of 255'),
     (
       ['--config.init.mean_image=true', '--config.data.mean=image'],
-      'init.mean_image is True; it takes .* config.init.workdir, to be set',
+      'init.mean_image is True; it needs config.init.workdir',
     ),
     (
       ['--config.init.mean_image=true', '--config.init.workdir=x'],
-      'where config.data.mean is image',
+      r"--config.data.mean=image \(now 'channel'\)",
     ),
     (
       ['--config.data.mean_rgb=(1,2,3)', '--config.data.mean=image'],
