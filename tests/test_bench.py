@@ -1,12 +1,14 @@
 import json
 import sys
-import time
+import types
 
 import pytest
 
 from alexnet_jax import recipes
 from alexnet_jax.bench import end_to_end
+from alexnet_jax.bench.__main__ import main
 from alexnet_jax.training import checkpoint
+from alexnet_jax.training import loop
 from tests.system import commands
 
 
@@ -42,21 +44,45 @@ def test_end_to_end_measures_all_three(tmp_path):
   assert len(result['resident']['bytes']) == 3
 
 
-def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch):
-  saved = []
+@pytest.mark.parametrize(('save_every', 'count'), [(3, 2), (1, 6), (9, 0)])
+def test_the_loop_saves_while_it_is_timed(
+  save_every, count, tmp_path, monkeypatch
+):
+  """On a clock that only looking at it and saving move."""
+  clock = types.SimpleNamespace(now=0.0)
 
-  def slow(self, tree, *arguments, **options):
-    saved.append(int(tree['step']))
-    time.sleep(0.5)
+  def perf_counter():
+    clock.now += 1
+    return clock.now
 
-  monkeypatch.setattr(checkpoint.Checkpoints, 'save', slow)
-  recipe = commands.write_recipe(tmp_path)
+  def save(self, tree, *arguments, **options):
+    clock.now += 100
+
+  fake = types.SimpleNamespace(perf_counter=perf_counter)
+  monkeypatch.setattr(end_to_end, 'time', fake)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+  # What a recipe may have that would be in the way.
+  recipe = commands.write_recipe(
+    tmp_path,
+    eval_every_steps=2,
+    histogram_every_evals=1,
+    init__freeze=('conv1',),
+    init__unfreeze_steps=4,
+  )
+  monkeypatch.setattr(loop, '_write_histograms', None)
+  monkeypatch.setattr(loop, '_unfreeze', None)
   config = recipes.load_config([f'--config={recipe}'])
-  result = end_to_end.end_to_end(config, 6, 1, 3)
-  # The last one belongs to the end of the run, which is not timed.
-  assert saved == [3, 6, 8]
-  assert result['checkpoints'] == 2
-  assert 6 * config.global_batch_size / result['loop'][0] >= 2 * 0.5
+  result = end_to_end.end_to_end(config, 6, 1, save_every)
+  assert result['checkpoints'] == count
+  seconds = 6 * config.global_batch_size / result['loop'][0]
+  assert seconds == pytest.approx(6 + 100 * count)
+
+
+def test_what_the_command_sets_is_not_for_the_user(capsys):
+  assert main(['end_to_end', '--config.save_every_steps=5']) == 2
+  assert '--config.save_every_steps=5: set by this command' in (
+    capsys.readouterr().err
+  )
 
 
 def test_the_bottleneck_is_the_slower_one_of_the_same_round():

@@ -285,9 +285,9 @@ def test_a_run_gets_the_batch_of_all_its_processes(tmp_path, monkeypatch):
 
 
 def test_the_settings_are_a_valid_config():
-  config = recipes.load_config(
-    ['--config=configs/quickstart.py', *scaling_runs.settings(20, 48)]
-  )
+  keys = scaling_runs.settings(20, 48)
+  overrides = [f'--config.{key}={value}' for key, value in keys.items()]
+  config = recipes.load_config(['--config=configs/quickstart.py', *overrides])
   assert config.num_steps == 21
   assert config.eval_every_steps == 21
   assert not math.fsum(

@@ -10,6 +10,7 @@ import time
 
 from alexnet_jax import command
 from alexnet_jax.bench import step_memory
+from alexnet_jax.bench import timed_run
 from alexnet_jax.bench.arguments import positive
 from alexnet_jax.training.console import Console
 
@@ -44,7 +45,8 @@ def add_arguments(commands) -> None:
     '--save_every',
     type=positive,
     metavar='STEPS',
-    help='between the checkpoints of a loop (default: one in the middle)',
+    help='between the checkpoints of a loop (default: one in the middle),'
+    ' whatever the recipe says',
   )
   parser.set_defaults(work=_work)
 
@@ -52,6 +54,7 @@ def add_arguments(commands) -> None:
 def _work(arguments, overrides):
   from alexnet_jax import recipes
 
+  timed_run.refuse_own(overrides, timed_run.keys(1), '--steps, --save_every')
   config = recipes.load_config([f'--config={arguments.config}', *overrides])
   # The loop makes two steps more than are timed.
   save_every = arguments.save_every or arguments.steps // 2 + 1
@@ -82,22 +85,24 @@ def end_to_end(
   from alexnet_jax.training.checkpoint_contents import versions
 
   resident = {'steps': memory_steps(num_steps), 'bytes': []}
-  with tempfile.TemporaryDirectory() as folder:
-    parts = _prepare(config, pathlib.Path(folder))
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    parts = _prepare(config, folder)
     time_step = _bare_step(parts, num_steps)
     rows = {'step': [], 'loader': [], 'loop': []}
     for number in range(num_rounds):
       rows['step'].append(time_step())
       rows['loader'].append(_loader(parts, num_steps))
-      workdir = f'{folder}/{number}'
-      rate, memory = _loop(config, workdir, num_steps, save_every)
+      with timed_run.workdir(folder) as workdir:
+        rate, memory = _loop(config, str(workdir), num_steps, save_every)
       rows['loop'].append(rate)
       resident['bytes'].append(memory)
       latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
       print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
   shares = [a / b for a, b in zip(rows['loop'], rows['step'], strict=True)]
   result = {
-    'checkpoints': (num_steps + 1) // save_every,
+    # Of the loop's num_steps + 2 steps the first and the last are not timed.
+    'checkpoints': (num_steps + 1) // save_every - 1 // save_every,
     **rows,
     'median': {k: statistics.median(v) for k, v in rows.items()},
     'loop_share': statistics.median(shares),
@@ -216,10 +221,7 @@ def _loop(config, workdir, num_steps, save_every):
 
   config = config.copy_and_resolve_references()
   last = num_steps + 2
-  config.num_epochs, config.num_steps = 0.0, last
-  config.eval_every_epochs, config.eval_every_steps = 0.0, last
-  config.save_every_epochs = 0.0
-  config.save_every_steps = save_every
+  config.update_from_flattened_dict(timed_run.keys(last, save_every))
   steps = memory_steps(num_steps)
   console = _WatchingConsole(steps)
   loop.train_and_evaluate(config, workdir, guards.StopSignal(), console)

@@ -11,6 +11,7 @@ import tempfile
 from alexnet_jax.bench import machine
 from alexnet_jax.bench import scaling_plan
 from alexnet_jax.bench import scaling_runs
+from alexnet_jax.bench import timed_run
 from alexnet_jax.bench.arguments import positive
 from alexnet_jax.bench.arguments import positives
 from alexnet_jax.errors import UserError
@@ -155,20 +156,13 @@ def _batch_size(recipe, overrides, given):
   """Of each process; refuses a recipe and overrides that cannot be run."""
   from alexnet_jax import recipes
 
-  own = [_key(setting) for setting in scaling_runs.settings(1, 1)]
-  if taken := [text for text in overrides if _key(text) in own]:
-    raise UserError(
-      f'{shlex.join(taken)}: set by this command (--steps, --device_batch_size)'
-    )
+  own = scaling_runs.settings(1, 1)
+  timed_run.refuse_own(overrides, own, '--steps, --device_batch_size')
   config = recipes.load_config([f'--config={recipe}', *overrides])
   sizes = given or (config.global_batch_size,)
   if len(sizes) > 1:
     raise UserError('--device_batch_size: only --plan takes several')
   return sizes[0]
-
-
-def _key(setting):
-  return setting.partition('=')[0]
 
 
 def measure(

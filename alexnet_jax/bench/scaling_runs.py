@@ -5,15 +5,14 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 
 from alexnet_jax import errors
 from alexnet_jax.bench import processes
+from alexnet_jax.bench import timed_run
 from alexnet_jax.errors import UserError
 
 TRAINING = (sys.executable, '-m', 'alexnet_jax.main')
@@ -38,21 +37,10 @@ def shares_of_cores(count: int) -> list[set[int]]:
   return [set(cores[i * each :][:each]) for i in range(count)]
 
 
-def settings(steps: int, global_batch_size: int) -> list[str]:
-  """Keys that every run gets: one evaluation and one save, at its end."""
-  values = {
-    'global_batch_size': global_batch_size,
-    'num_epochs': 0.0,
-    'num_steps': steps + 1,  # the first compiles and is not timed
-    'eval_every_epochs': 0.0,
-    'eval_every_steps': steps + 1,
-    'save_every_epochs': 0.0,
-    'save_every_steps': 0,
-    'histogram_every_evals': 0,
-    'report': False,
-    'early_stopping.enabled': False,
-  }
-  return [f'--config.{key}={value}' for key, value in values.items()]
+def settings(steps: int, global_batch_size: int) -> dict:
+  """{config key: value} of a run; one evaluation and one save, at its end."""
+  # The first step compiles and is not timed.
+  return {'global_batch_size': global_batch_size, **timed_run.keys(steps + 1)}
 
 
 class Training:
@@ -83,23 +71,16 @@ class Training:
 
   def __call__(self, count: int) -> float:
     """Images per second of `count` processes; raises as `train` does."""
-    from alexnet_jax.pixel_means import MEAN_FILE
-
-    kept = self._folder / MEAN_FILE
-    with tempfile.TemporaryDirectory(dir=self._folder) as name:
-      workdir = pathlib.Path(name)
-      if kept.exists():  # another pass over all images may take long
-        shutil.copy(kept, workdir)
+    own = settings(self._steps, count * self._batch_size)
+    with timed_run.workdir(self._folder) as workdir:
       result = train(
         (
           *(*self._arguments, f'--workdir={workdir}'),
-          *settings(self._steps, count * self._batch_size),
+          *(f'--config.{key}={value}' for key, value in own.items()),
         ),
         self._cores[:count],
         workdir,
       )
-      if (workdir / MEAN_FILE).exists():
-        shutil.copy(workdir / MEAN_FILE, kept)
     return result['images_per_second']
 
 
