@@ -18,8 +18,6 @@ _SKIP_HINT = (
   '--config.data.unreadable=skip; or mend or delete it, after which a run with'
   ' checkpoints needs a new --workdir'
 )
-
-
 # Squares of images in memory that are kept; more are made anew each time.
 _MOST_KEPT = 2**28  # bytes
 
@@ -64,6 +62,8 @@ class Loader:
     self._damaged = {}
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
+    self._squares = None
+    self._lock_of_squares = threading.Lock()
 
   def pixels(self, index: int, **how) -> tuple[np.ndarray, int] | None:
     """(uint8 [height, width, 3], label) of an example; None if it is skipped.
@@ -106,20 +106,42 @@ class Loader:
     pixels, label = example
     return images.centre_square(pixels, self.resize_size), label
 
-  def square_addresses(self) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Where the squares of some examples lie: indices -> uint64 [n].
+  def square_addresses(
+    self, num_uses: int
+  ) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Where the squares of some examples lie: int64 [n] -> uint64 [n].
 
     Those of a raw set lie in memory as they are. Of images that the source
-    holds in memory they are made here, up to 256 MB of them. Others are
-    nowhere: None. The memory lives as long as the function.
+    holds in memory they are made here, once, up to 268 MB of them; they live as
+    long as this object. Others are nowhere: None.
+
+    Args:
+      num_uses: how many examples will be asked for, repetitions included; with
+        less than one use of each it is not worth while to make them.
+
+    Raises:
+      UserError: if an example has a label that is no class.
     """
     size, count = self.resize_size, self.source.num_examples
     if getattr(self.source, 'square_size', None) == size:
       return self.source.addresses
     stride = size * size * 3
     in_memory = getattr(self.source, 'in_memory', False)
-    if not in_memory or count * stride > _MOST_KEPT:
+    if not in_memory or count * stride > _MOST_KEPT or num_uses < count:
       return None
+    with self._lock_of_squares:
+      if self._squares is None:
+        self._squares = self._make_squares()
+    squares = self._squares
+
+    def addresses(indices):
+      offsets = indices.astype(np.uint64) * np.uint64(stride)
+      return np.uint64(squares.ctypes.data) + offsets
+
+    return addresses
+
+  def _make_squares(self):
+    size, count = self.resize_size, self.source.num_examples
     squares = np.empty((count, size, size, 3), np.uint8)
 
     def fill(first, last):
@@ -127,12 +149,7 @@ class Loader:
         squares[index], _ = self.square(index)
 
     self.for_each(fill, count, chunk=32)
-
-    def addresses(indices):
-      offsets = indices.astype(np.uint64) * np.uint64(stride)
-      return np.uint64(squares.ctypes.data) + offsets
-
-    return addresses
+    return squares
 
   def report(self, index: int, error: UnreadableImageError) -> None:
     """Names an image that cannot be used.

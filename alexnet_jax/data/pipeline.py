@@ -46,7 +46,8 @@ def make_train_iter(
   """Training batches: element t is this process's part of batch t.
 
   Memory: at most `prefetch` + 1 batches besides those that the consumer keeps;
-  a batch's array is used again once nothing refers to it.
+  a batch's array is used again once nothing refers to it. Squares of images
+  that are in memory may be kept, see `Loader.square_addresses`.
 
   Args:
     loader: reads the training split.
@@ -88,8 +89,9 @@ def make_train_iter(
   elif scaled_decoding:
     min_size = loader.resize_size
 
-  # What it returns keeps the memory alive.
-  addresses = None if crop == 'random_resized' else loader.square_addresses()
+  addresses = None
+  if crop != 'random_resized':
+    addresses = loader.square_addresses(num_steps * (part.stop - part.start))
 
   def make_batch(step):
     positions = order.batch_positions(step, global_batch_size)[part]
@@ -108,7 +110,7 @@ def make_train_iter(
       rows_needed, cut = _boxes(draws, attempts, crop_area, crop_ratio)
     else:
       corners = _corners(crop, draws, loader.resize_size - crop_size)
-      if addresses:
+      if addresses is not None:
         _copy_squares(loader, addresses(indices), corners, batch)
         batch['label'][:] = source.labels[indices]
         return batch

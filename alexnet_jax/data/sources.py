@@ -10,7 +10,8 @@ A source is an object with
 - `describe(index)`: the name of one example in messages;
 - `file_name(index)`, where images have names of their own;
 - `labels`, int32 [n], where they are known without reading the examples;
-- `in_memory`: True where `read` gives pixels that are held in memory;
+- `in_memory`: True where `read` gives pixels that are held in memory; such a
+  source has `labels`;
 - `square_size` and `addresses(indices)`, where the images are squares of pixels
   in memory, and `rgb_mean` and `rgb_covariance`, where theirs are known; see
   `raw`.

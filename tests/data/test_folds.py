@@ -253,7 +253,7 @@ def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):
   def batches(source, slow):
     loader = Loader(source, SIZE)
     if slow:
-      monkeypatch.setattr(Loader, 'square_addresses', lambda self: None)
+      monkeypatch.setattr(Loader, 'square_addresses', lambda *_: None)
     batches = pipeline.make_train_iter(
       loader,
       num_steps=4,
@@ -280,7 +280,11 @@ def test_squares_of_a_part_are_kept_and_the_same(monkeypatch):
 
   def batches():
     made = pipeline.make_train_iter(
-      Loader(part, 20), num_steps=3, global_batch_size=8, seed=3, crop_size=16
+      Loader(part, 20),
+      num_steps=-(-part.num_examples // 64),
+      global_batch_size=64,
+      seed=3,
+      crop_size=16,
     )
     return list(made)
 
@@ -288,7 +292,7 @@ def test_squares_of_a_part_are_kept_and_the_same(monkeypatch):
   monkeypatch.setattr(pipeline, '_copy_squares', None)  # it would be called
   with pytest.raises(TypeError):
     batches()
-  monkeypatch.setattr(Loader, 'square_addresses', lambda self: None)
+  monkeypatch.setattr(Loader, 'square_addresses', lambda *_: None)
   for left, right in zip(kept, batches(), strict=True):
     for name in left:
       np.testing.assert_array_equal(left[name], right[name])

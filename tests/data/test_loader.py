@@ -1,3 +1,4 @@
+import ctypes
 import threading
 
 import numpy as np
@@ -5,6 +6,7 @@ import PIL.Image
 import pytest
 
 from alexnet_jax.data import folder
+from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 
@@ -67,3 +69,33 @@ def test_an_error_in_a_thread_is_raised_and_stops_the_others():
   with pytest.raises(IndexError, match='at '):
     loader.for_each(fail, 1000)
   assert len(calls) <= 2
+
+
+def squares_source(count):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (count, 20, 20, 3), np.uint8)
+  labels = np.arange(count, dtype=np.int32) % 3
+  return sources.ArraySource('squares', pixels, labels, ['a', 'b', 'c'])
+
+
+def test_squares_are_made_once(monkeypatch):
+  loader = Loader(squares_source(21), 30)
+  first = loader.square_addresses(21)
+  expected = [loader.square(i)[0].tobytes() for i in (20, 3)]
+  monkeypatch.setattr(loader, 'square', None)  # it must not be called
+  for addresses in (first, loader.square_addresses(500)):
+    found = addresses(np.array([20, 3]))
+    size = 30 * 30 * 3
+    assert [ctypes.string_at(int(a), size) for a in found] == expected
+
+
+@pytest.mark.parametrize(
+  ('num_uses', 'spare', 'kept'),
+  [(21, 0, True), (20, 0, False), (21, -1, False)],
+)
+def test_squares_are_kept_if_they_fit_and_are_used(
+  num_uses, spare, kept, monkeypatch
+):
+  monkeypatch.setattr(loader_lib, '_MOST_KEPT', 21 * 30 * 30 * 3 + spare)
+  found = Loader(squares_source(21), 30).square_addresses(num_uses)
+  assert (found is not None) == kept

@@ -76,14 +76,6 @@ def test_squares_that_are_kept_change_nothing(crop, threads, monkeypatch):
   assert_same(in_pieces, anew)
 
 
-def test_squares_that_fit_are_kept(monkeypatch):
-  source, size = numbered_source(21, 20), 21 * 30 * 30 * 3
-  monkeypatch.setattr(loader_lib, '_MOST_KEPT', size)
-  assert Loader(source, 30).square_addresses() is not None
-  monkeypatch.setattr(loader_lib, '_MOST_KEPT', size - 1)
-  assert Loader(source, 30).square_addresses() is None
-
-
 def test_batches_follow_the_order():
   """Every image, crop and flip is the one that `order` decides."""
   for step, batch in enumerate(train_batches()):
