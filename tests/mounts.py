@@ -17,12 +17,16 @@ def mounted(folder, *arguments):
   """
   command = ['mount', *map(str, arguments), str(folder)]
   subprocess.run(command, check=True, capture_output=True)
-  # In a session of its own, which no kill of a group of processes reaches.
-  unmount = subprocess.Popen(
-    ['sh', '-c', _UNMOUNT, 'unmount', str(folder)],
-    stdin=subprocess.PIPE,
-    start_new_session=True,
-  )
+  try:
+    # In a session of its own, which no kill of a group of processes reaches.
+    unmount = subprocess.Popen(
+      ['sh', '-c', _UNMOUNT, 'unmount', str(folder)],
+      stdin=subprocess.PIPE,
+      start_new_session=True,
+    )
+  except BaseException:
+    subprocess.run(['umount', str(folder)], check=True)
+    raise
   try:
     yield
   finally:

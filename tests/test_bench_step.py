@@ -23,6 +23,7 @@ from alexnet_jax.bench import step_layers
 from alexnet_jax.bench import step_memory
 from alexnet_jax.bench import step_ours
 from alexnet_jax.bench import step_process
+from alexnet_jax.bench import step_report
 from alexnet_jax.bench import step_rounds
 from alexnet_jax.bench import step_worker
 from alexnet_jax.bench.__main__ import main
@@ -394,6 +395,21 @@ def test_one_peer_that_can_be_compared_is_enough(tmp_path, fake):
   assert len(result['failed']) == 1
   alone = measure(tmp_path, [], rounds=2)
   assert step.exit_code({'groups': [alone, result]}) == errors.EXIT_DONE
+
+
+@needs_affinity
+def test_the_command_fails_if_nothing_was_compared(
+  tmp_path, monkeypatch, capsys
+):
+  ours = {'contender': 'ours pmap'}
+  group = {'rows': [ours], 'failed': [{'contender': 'torch eager'}]}
+  monkeypatch.setattr(step_rounds, 'measure', lambda *_: group)
+  for name in ('show_group', 'show_notes'):
+    monkeypatch.setattr(step_report, name, lambda *_: None)
+  recipe = commands.write_recipe(tmp_path)
+  arguments = ['--config', str(recipe), '--against', 'torch', '--json']
+  assert main(['step', *arguments]) == errors.EXIT_FAILURE
+  assert json.loads(capsys.readouterr().out)['groups'] == [group]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ _PLAIN = {
   'dropout_scaling': 'training',
 }
 
-
-# They make the updates of SGD with momentum at a constant rate.
+# The peers make the updates of SGD with momentum at a constant rate.
 _UPDATES = {
   'optimizer.name': 'sgd',
   'optimizer.rate_scaling': 'none',

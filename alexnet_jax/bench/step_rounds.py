@@ -124,14 +124,14 @@ def _agreeing(base, options, failed, agreement):
   """The peers that compute the same as ours; each in a process that ends."""
   names = []
   with tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_') as folder:
-    _tell('losses of the first updates from equal weights')
+    _tell('losses of the first updates from equal weights, here')
     facts = _ask_once(OURS, options, do='build', task=base)
     task = step_agreement.make_task(base, facts['device_count'])
     task['platform'] = facts['platform']
     ours = _ask_once(OURS, options, do='check', task=task, folder=folder)
     agreement[OURS] = ours['losses']
     for name in options.peers:
-      _tell(f'the same in {name}')
+      _tell(f'losses of the first updates in {name}')
       with _noted(name, failed):
         theirs = _ask_once(name, options, do='check', task=task, folder=folder)
         agreement[name] = theirs['losses']

@@ -35,17 +35,18 @@ FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
 _REPLACED_FOLDER = 'replaced'  # what is just written anew
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _CLOSING_ATTEMPTS = 5  # of a save three threads can fail
+_malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
 
 
 def _give_memory_back() -> None:
   """Returns freed memory to the system where the C library keeps it.
 
   glibc keeps what the threads of a save freed: of a state of 0.5 GB up to
-  0.2 GB with every save.
+  0.2 GB with every save. Orbax calls it when all is written, before it gives
+  the checkpoint its name: it must raise nothing.
   """
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # not in every libc
-  if trim is not None:
-    trim(0)
+  if _malloc_trim is not None:
+    _malloc_trim(0)
 
 
 class _KeepSteps:
