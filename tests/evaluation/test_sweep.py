@@ -141,6 +141,7 @@ def points(axes):
   return sorted((x, y) for x, y in dots.get_offsets().tolist())
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_run_that_its_command_trains(done, tmp_path, capsys):
   _, result, _ = run_sweep(capsys, done[0], done[1], *SPACE, '--trials', TRIALS)
   values = result['best']['values']
@@ -348,6 +349,7 @@ def test_what_all_trials_would_meet_ends_the_sweep(
   assert [trial['state'] for trial in result['trials']] == ['done']
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_the_data_it_began_with(tmp_path, small, capsys):
   recipe, workdir = in_a_folder(tmp_path, small), tmp_path / 'sweep'
   code, result, _ = run_sweep(capsys, recipe, workdir, *ONE)

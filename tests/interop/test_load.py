@@ -206,6 +206,7 @@ def test_the_recipe_of_fine_tuning(place, tmp_path):
   assert np.abs(fresh).max() > 0.1
 
 
+@pytest.mark.slow
 def test_other_classes_need_a_new_head(place, tmp_path):
   """Of as many classes, so that the shapes fit."""
   code, _, err = commands.run(
@@ -240,6 +241,7 @@ def test_fine_tuning_needs_a_run(argument, message):
     recipes.load_config([recipe])
 
 
+@pytest.mark.slow
 def test_fine_tuning(place, tmp_path):
   recipe = commands.write_recipe(
     tmp_path,

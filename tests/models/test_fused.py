@@ -73,10 +73,7 @@ CASES = {
 }
 
 
-QUICK = (
-  *('after the first layer', 'no relu', 'no pooling', 'one channel'),
-  'pixels between windows',
-)
+QUICK = (*('after the first layer', 'no relu', 'pixels between windows'),)
 
 
 @pytest.mark.parametrize('case', some_slow(CASES, QUICK))
@@ -178,6 +175,7 @@ def test_the_first_of_equals_gets_the_gradient(relu, size):
   np.testing.assert_array_equal((dx != 0).all((0, 3)), chosen)
 
 
+@pytest.mark.slow
 def test_nothing_positive_gives_nothing_back():
   x = -jnp.ones((1, 5, 5, 4)).at[:, 2].set(0.0)
   for lrn, relu in ((None, 'after'), ({'size': 3}, 'after'), ({}, 'before')):
@@ -192,7 +190,7 @@ def test_nothing_positive_gives_nothing_back():
   ('dtype', 'size', 'channels'),
   some_slow(
     [(jnp.bfloat16, 3, 6), (jnp.bfloat16, 0, 7), (jnp.float32, 3, 3)],
-    quick=[(jnp.bfloat16, 0, 7), (jnp.float32, 3, 3)],
+    quick=[(jnp.float32, 3, 3)],
   ),
 )
 def test_the_bias_is_added_and_its_gradient_a_sum(dtype, size, channels):

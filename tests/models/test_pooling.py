@@ -5,19 +5,23 @@ import numpy as np
 import pytest
 
 from alexnet_jax.models.pooling import max_pool
+from tests.some_slow import some_slow
+
+SHAPES = [
+  ((2, 13, 13, 5), 3, 2),  # the paper's, overlapping
+  ((2, 12, 9, 3), 3, 2),  # rows and columns that no window has
+  ((1, 11, 11, 4), 2, 2),
+  ((1, 7, 8, 2), 2, 3),  # gaps between the windows
+  ((1, 3, 3, 1), 3, 1),
+  ((2, 14, 11, 2), 5, 3),
+]
+CASES = [
+  (*shape, dtype) for shape in SHAPES for dtype in (jnp.float32, jnp.bfloat16)
+]
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-  ('shape', 'size', 'stride'),
-  [
-    ((2, 13, 13, 5), 3, 2),  # the paper's, overlapping
-    ((2, 12, 9, 3), 3, 2),  # rows and columns that no window has
-    ((1, 11, 11, 4), 2, 2),
-    ((1, 7, 8, 2), 2, 3),  # gaps between the windows
-    ((1, 3, 3, 1), 3, 1),
-    ((2, 14, 11, 2), 5, 3),
-  ],
+  ('shape', 'size', 'stride', 'dtype'), some_slow(CASES, quick=CASES[::3])
 )
 def test_max_pool_and_its_gradient_are_those_of_flax(
   shape, size, stride, dtype

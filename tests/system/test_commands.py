@@ -56,6 +56,7 @@ def test_summary_of_the_mission_needs_no_data():
   assert result['training_flops_per_image'] == pytest.approx(6.601e9, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_summary_of_a_network_that_the_crops_do_not_fit():
   code, err = fail(
     *('--summary', '--config.data.resize_size=8', '--config.data.crop_size=8')
@@ -148,6 +149,7 @@ def test_a_finished_run_can_be_made_longer(trained, tmp_path):
   assert longer['state_digest'] == unbroken['state_digest']
 
 
+@pytest.mark.slow
 def test_a_run_cannot_be_made_shorter(trained):
   recipe, workdir, _ = trained
   code, err = fail('--workdir', workdir, '--config.num_steps=30', config=recipe)
@@ -169,6 +171,7 @@ def test_another_config_is_refused_with_its_keys(trained):
   assert 'config.optimizer.momentum: 0.9 -> 0.8' in err
 
 
+@pytest.mark.slow
 def test_pmap_and_shard_map_train_alike(trained, tmp_path):
   recipe, _, result = trained
   other = commands.train(
@@ -267,6 +270,7 @@ def test_batch_that_devices_do_not_divide(tmp_path):
   assert not (tmp_path / 'r').exists()
 
 
+@pytest.mark.slow
 def test_batch_larger_than_the_data(tmp_path):
   code, err = fail(
     '--config.global_batch_size=4004', '--workdir', tmp_path / 'r'
@@ -276,6 +280,7 @@ def test_batch_larger_than_the_data(tmp_path):
   assert '4000 training examples' in err
 
 
+@pytest.mark.slow
 def test_missing_folder(tmp_path):
   code, err = fail(
     f'--config.data.path={tmp_path}/nowhere',
@@ -327,6 +332,7 @@ def test_unreadable_image_stops_or_is_skipped(photos, tmp_path):
   assert evaluated == [0 if any(broken) else 1] * len(evaluated)
 
 
+@pytest.mark.slow
 def test_changed_data_is_refused_on_resume(photos, tmp_path):
   (photos / 'dark' / '3.png').unlink()
   recipe = commands.write_recipe(
@@ -340,6 +346,7 @@ def test_changed_data_is_refused_on_resume(photos, tmp_path):
   assert 'num_examples' in err
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_network(trained):
   """Also where config.json was lost: the checkpoints hold the config too."""
   recipe, workdir, _ = trained

@@ -186,6 +186,7 @@ def test_a_run_longer_than_planned_is_the_longer_run(tmp_path):
   assert len(rates - {None}) == 2  # the plateau drops, and at the same step
 
 
+@pytest.mark.slow
 def test_an_unreadable_validation_image_loses_no_step(
   photos, photo_recipe, tmp_path
 ):
@@ -200,6 +201,7 @@ def test_an_unreadable_validation_image_loses_no_step(
   assert result['step'] == 10
 
 
+@pytest.mark.slow
 def test_a_diverged_state_is_not_saved(tmp_path):
   recipe = commands.write_recipe(
     tmp_path, num_steps=4, eval_every_steps=1, optimizer__learning_rate=1e20
@@ -226,6 +228,7 @@ def test_a_disk_that_fills_up_under_the_logs_ends_the_run(small_disk):
   assert 'Traceback' not in err
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written(small_disk):
   recipe = commands.write_recipe(small_disk)
   mounts.remount(small_disk, 'ro')

@@ -1,5 +1,6 @@
 """A run that is killed ends as the unbroken one, bit for bit."""
 
+import itertools
 import random
 import shutil
 import signal
@@ -9,6 +10,7 @@ import pytest
 
 from alexnet_jax.training import writers
 from tests import mounts
+from tests.some_slow import some_slow
 from tests.system import commands
 
 # 60 steps of 8 in epochs of 12: kills fall into several epochs; batch norm
@@ -70,15 +72,15 @@ def assert_ends_alike(recipe, workdir, unbroken_run):
   assert timeless(workdir) == history
 
 
-SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]
-
-
-@pytest.mark.parametrize('seed', [0, *SLOW])
-def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
+@pytest.mark.parametrize(
+  ('seed', 'num_kills'),
+  some_slow([(0, 2), *((seed, 5) for seed in range(5))], quick=[(0, 2)]),
+)
+def test_sigkill_at_random_moments(unbroken, tmp_path, seed, num_kills):
   """Start-up, compilation, steps, evaluation and saving are all hit."""
   recipe, workdir = unbroken[0], tmp_path / 'run'
   rng, kills = random.Random(seed), 0
-  while kills < 5:
+  while kills < num_kills:
     process = start(recipe, workdir)
     if kills % 2:  # somewhere on the way; else soon after some step
       time.sleep(rng.uniform(0.5, 4))
@@ -96,12 +98,15 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-  'number',
-  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+  ('number', 'steps'),
+  some_slow(
+    itertools.product((signal.SIGTERM, signal.SIGINT), ((19,), (5, 19, 33))),
+    quick=[(signal.SIGTERM, (19,))],
+  ),
 )
-def test_signals_save_and_leave_with_75(unbroken, tmp_path, number):
+def test_signals_save_and_leave_with_75(unbroken, tmp_path, number, steps):
   recipe, workdir = unbroken[0], tmp_path / 'run'
-  for step in (5, 19, 33):
+  for step in steps:
     process = start(recipe, workdir)
     wait_for_step(process, workdir, step)
     process.send_signal(number)
@@ -169,6 +174,7 @@ def test_sigterm_at_a_chosen_moment(
   assert_ends_alike(recipe, workdir, unbroken)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_one_interval(unbroken, tmp_path):
   recipe, workdir = unbroken[0], tmp_path / 'run'
   commands.train(recipe, workdir, '--config.num_steps=42')
@@ -186,6 +192,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(unbroken, tmp_path):
   assert (workdir / 'damaged' / '42').is_dir()
 
 
+@pytest.mark.slow
 def test_an_unbroken_run_repeats_itself(unbroken, tmp_path):
   assert_ends_alike(unbroken[0], tmp_path / 'run', unbroken)
 

@@ -136,7 +136,7 @@ def test_batch_norm_adds_its_statistics(kind):
   ('kind', 'norm'),
   some_slow(
     itertools.product(('pmap', 'shard_map'), ('lrn', 'batch')),
-    quick=[('pmap', 'lrn'), ('shard_map', 'batch')],
+    quick=[('pmap', 'lrn')],
   ),
 )
 def test_pieces_of_a_batch_add_no_reductions(kind, norm):
@@ -198,6 +198,7 @@ def test_gathered_gradients_would_be_seen(monkeypatch):
   assert total(once) == DEVICES * params + sums
 
 
+@pytest.mark.slow
 def test_a_reduction_of_every_piece_would_be_seen(monkeypatch):
   plain = step.loss_and_grads
 
