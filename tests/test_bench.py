@@ -9,6 +9,7 @@ from alexnet_jax.bench import end_to_end
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import loop
+from tests.some_slow import some_slow
 from tests.system import commands
 
 
@@ -44,7 +45,9 @@ def test_end_to_end_measures_all_three(tmp_path):
   assert len(result['resident']['bytes']) == 3
 
 
-@pytest.mark.parametrize(('save_every', 'count'), [(3, 2), (1, 6), (9, 0)])
+@pytest.mark.parametrize(
+  ('save_every', 'count'), some_slow([(3, 2), (1, 6), (9, 0)], quick=[(1, 6)])
+)
 def test_the_loop_saves_while_it_is_timed(
   save_every, count, tmp_path, monkeypatch
 ):

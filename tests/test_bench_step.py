@@ -404,6 +404,7 @@ def test_the_command_fails_if_nothing_was_compared(
   ours = {'contender': 'ours pmap'}
   group = {'rows': [ours], 'failed': [{'contender': 'torch eager'}]}
   monkeypatch.setattr(step_rounds, 'measure', lambda *_: group)
+  monkeypatch.setattr(step, '_peers', lambda _: ['torch eager'])
   for name in ('show_group', 'show_notes'):
     monkeypatch.setattr(step_report, name, lambda *_: None)
   recipe = commands.write_recipe(tmp_path)

@@ -225,6 +225,7 @@ def test_a_longer_run_goes_on_and_is_measured_again(copied, capsys):
   assert stored['step'] == stored['config']['num_steps'] == 22
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_with_75_and_the_command_goes_on(
   done, tmp_path, capsys, monkeypatch
 ):

@@ -298,9 +298,7 @@ ONE = ['--param', 'optimizer.learning_rate=0.001..0.1', '--trials', 1]
 
 @pytest.mark.parametrize(
   'what',
-  some_slow(
-    ['missing', 'changed', 'busy', 'damaged'], quick=['changed', 'damaged']
-  ),
+  some_slow(['missing', 'changed', 'busy', 'damaged'], quick=['damaged']),
 )
 def test_what_all_trials_would_meet_ends_the_sweep(
   tmp_path, small, capsys, monkeypatch, what
@@ -445,6 +443,7 @@ def play(folder, until, reopen=False):
   return [(trial.params, trial.state, trial.value) for trial in study.trials]
 
 
+@pytest.mark.slow
 def test_the_trials_do_not_depend_on_interruptions(tmp_path):
   """Beyond the first ten, which are drawn blindly."""
   unbroken = play(tmp_path / 'a', 14)

@@ -65,7 +65,11 @@ def result(capsys, command, *arguments):
       marks=pytest.mark.slow,
     ),
     ('jpeg', 13, {**BATCH_NORM, 'data__mean': 'image', 'parallel': 'pmap'}),
-    ('raw', 13, {**LRN, 'data__mean': 'image', 'parallel': 'shard_map'}),
+    pytest.param(
+      *('raw', 13),
+      {**LRN, 'data__mean': 'image', 'parallel': 'shard_map'},
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_ten_crops_equal_a_plain_loop(

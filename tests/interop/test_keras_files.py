@@ -10,6 +10,7 @@ import pytest
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import keras_files
 from alexnet_jax.models import variants
+from tests.some_slow import some_slow
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 keras = pytest.importorskip('keras')
@@ -126,7 +127,9 @@ def saved(tmp_path):
   return save
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize(
+  'name', some_slow(NETWORKS, [n for n in NETWORKS if n != 'alexnet_bn'])
+)
 def test_probabilities_are_those_of_keras(
   name, saved, random_images, our_logits
 ):

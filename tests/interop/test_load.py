@@ -107,6 +107,7 @@ def test_evaluate(place, command_result):
   assert result['step'] == 0
 
 
+@pytest.mark.slow
 def test_evaluate_says_where_data_and_names_go(place, tmp_path, command_result):
   run = place / 'run'
   code, _, err = command_result(evaluate.main, '--workdir', run)

@@ -8,6 +8,7 @@ import pytest
 
 from alexnet_jax.models import convolution as convolutions
 from alexnet_jax.models.convolution import convolution
+from tests.some_slow import some_slow
 
 ORDER = ('NHWC', 'HWIO', 'NHWC')
 
@@ -38,7 +39,7 @@ def example(size, width, groups, dtype=jnp.float32):
     (6, 3, 2, [(3, 2), (0, 3)], 1),  # windows of padding alone
   ],
 )
-@pytest.mark.parametrize('winograd', [False, True])
+@pytest.mark.parametrize('winograd', some_slow([False, True], quick=[True]))
 def test_gradients_are_those_of_autodiff(
   size, width, stride, padding, groups, winograd, monkeypatch
 ):

@@ -218,6 +218,7 @@ def test_early_stopping_ends_with_the_best_state(tmp_path):
   assert again['state_digest'] == result['state_digest']
 
 
+@pytest.mark.slow
 def test_a_plateau_drops_the_rate(tmp_path):
   recipe = commands.write_recipe(
     tmp_path, schedule__threshold=10.0, schedule__patience=2

@@ -213,6 +213,7 @@ def test_a_diverged_state_is_not_saved(tmp_path):
   assert not [p for p in (workdir / 'checkpoints').iterdir() if p.is_dir()]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_under_the_logs_ends_the_run(small_disk):
   recipe = commands.write_recipe(
     small_disk, num_steps=100_000, eval_every_steps=100_000, log_every_steps=1

@@ -21,7 +21,6 @@ from alexnet_jax.data import tfds_records
 from alexnet_jax.data.prepare import raw_set
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
-from tests.some_slow import some_slow
 
 ROOT = pathlib.Path(__file__).parents[2]
 PREPARE = [sys.executable, '-m', 'alexnet_jax.data.prepare']
@@ -187,7 +186,8 @@ class PowerCut(BaseException):
   """Nothing in the code under test catches it."""
 
 
-@pytest.mark.parametrize('command', some_slow(['raw', 'resize'], ['raw']))
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['raw', 'resize'])
 def test_a_cut_before_any_rename_is_made_good(
   command, photos, tmp_path, monkeypatch
 ):

@@ -185,6 +185,7 @@ def test_a_start_that_does_not_fit_is_refused(train, tmp_path, monkeypatch):
     train('fourth', init__workdir=str(tmp_path / 'nowhere'))
 
 
+@pytest.mark.slow
 def test_history_names_the_objective(train, tmp_path):
   train('plain', num_steps=4)
   train('penalty', num_steps=4, loss__l2=0.01)
