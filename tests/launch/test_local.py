@@ -504,11 +504,12 @@ def test_it_ends_though_what_process_0_started_goes_on_writing(code):
     'import subprocess\n'
     'if index: sys.exit()\n'
     'print("message", file=sys.stderr, flush=True)\n'
-    'subprocess.Popen(["yes"], stdout=sys.stderr)\n'
+    'chatter = "while :; do echo y; sleep 0.01; done"\n'
+    'subprocess.Popen(["sh", "-c", chatter], stdout=sys.stderr)\n'
     f'sys.exit({code})'
   )
   with launched('--processes', 2, do=do) as process:
-    # By itself: `yes` ends when nobody reads it any more.
+    # By itself: the chatter ends when nobody reads it any more.
     seen, _, err = end(process)
   assert seen == code
   assert err.startswith('message\n')
