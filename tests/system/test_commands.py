@@ -132,6 +132,7 @@ def test_evaluate_prints_the_numbers_of_the_run(trained):
   assert "'31'" in err
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_is_done(trained):
   recipe, workdir, result = trained
   again = commands.train(recipe, workdir)
@@ -306,6 +307,7 @@ def photos(tmp_path):
   return tmp_path / 'photos'
 
 
+@pytest.mark.slow
 def test_unreadable_image_stops_or_is_skipped(photos, tmp_path):
   recipe = commands.write_recipe(
     tmp_path, data__source='folder', data__path=str(photos), num_steps=10

@@ -145,12 +145,9 @@ def reductions(text):
   return sorted(outside), sorted(within)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  ('function', 'sizes'),
-  some_slow(
-    [(step.train_step, (5, 1)), (step.grad_step, (5,))],
-    quick=[(step.train_step, (5, 1))],
-  ),
+  ('function', 'sizes'), [(step.train_step, (5, 1)), (step.grad_step, (5,))]
 )
 def test_gradients_are_reduced_once_a_step(function, sizes):
   whole, in_loops = reductions(compiled(function, 0).as_text())
