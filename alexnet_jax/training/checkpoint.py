@@ -41,8 +41,8 @@ _malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
 def _give_memory_back() -> None:
   """Returns freed memory to the system where the C library keeps it.
 
-  glibc keeps what the threads of a save freed: of a state of 0.5 GB up to
-  0.2 GB with every save. Orbax calls it when all is written, before it gives
+  glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
+  0.3 GB with every save. Orbax calls it when all is written, before it gives
   the checkpoint its name: it must raise nothing.
   """
   if _malloc_trim is not None:
