@@ -1,3 +1,3 @@
-"""AlexNet with local response normalisation, trained with JAX."""
+"""AlexNet with local response normalization, trained with JAX."""
 
 __version__ = '0.1.0'

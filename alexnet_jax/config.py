@@ -1,241 +1,357 @@
-"""Every config key with its default and meaning.
+"""Every config key: default, meaning and allowed values; recipes; durations.
 
-`recipes` reads a recipe with its overrides, and checks the values.
+`validation.load_config` reads a recipe with its overrides and checks it.
 """
 
+from collections.abc import Callable
+import dataclasses
 import fractions
 import json
+import math
 import os
 import pathlib
 
 import ml_collections
 
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 
 CONFIG_FILE = 'config.json'  # in the folder of a run
 
-# Keys that a resumed run may change: they leave the training as it is. The
-# number of epochs is one of them unless the schedule depends on it.
-FREE_KEYS = (
-  'num_epochs',
-  'num_steps',
-  'log_every_steps',
-  'save_every_epochs',
-  'save_every_steps',
-  'histogram_every_evals',
-  'report',
-  'parallel',
-  'forms',
-  'max_device_batch_size',
-  'data.path',
-  'data.num_threads',
-  'data.prefetch',
-  'checkpoint.keep',
-  'guards.flat_loss_steps',
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """A condition on the value of one key.
+
+  Attributes:
+    text: completes the message `config.key is value; it ...`.
+    holds: returns True for values that are allowed.
+  """
+
+  text: str
+  holds: Callable[[object], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """A key of the config.
+
+  Attributes:
+    default: its value unless a recipe or an override changes it.
+    allowed: the values to choose from, or a rule; None: checked elsewhere.
+    free: True if a resumed run may change it, as the training stays the same.
+  """
+
+  default: object
+  allowed: tuple | Rule | None = None
+  free: bool = False
+
+
+def is_number(value) -> bool:
+  """Returns True for a finite number; a recipe can set any key to None."""
+  return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _numbers(rule, text):
+  return Rule(text, lambda value: is_number(value) and rule(value))
+
+
+def _sequences(text, lengths, rule):
+  return Rule(
+    text,
+    lambda values: (
+      isinstance(values, (tuple, list))
+      and len(values) in lengths
+      and all(map(is_number, values))
+      and rule(values)
+    ),
+  )
+
+
+def _span(least, most):
+  return _sequences(
+    f'takes (smallest, largest), both from {least} to {most}',
+    (2,),
+    lambda values: least <= values[0] <= values[1] <= most,
+  )
+
+
+_POSITIVE = _numbers(lambda value: value > 0, 'must be greater than 0')
+_NOT_NEGATIVE = _numbers(lambda value: value >= 0, 'must not be negative')
+_SHARE = _numbers(
+  lambda value: 0 <= value < 1, 'must be at least 0 and below 1'
 )
+_FRACTION = _numbers(lambda value: 0 < value < 1, 'must lie between 0 and 1')
+_PATTERNS = Rule(
+  "takes patterns: ('conv*', 'dense1/kernel')",
+  lambda values: all(isinstance(v, str) and v for v in values),
+)
+_MODES = ('min', 'max')
+MONITORS = (
+  'eval/loss',
+  'eval/top1',
+  'eval/top5',
+  'eval/macro_precision',
+  'eval/macro_recall',
+  'eval/macro_f1',
+  'eval/weighted_precision',
+  'eval/weighted_recall',
+  'eval/weighted_f1',
+)
+
+# Durations carry their unit: of `X_epochs` and `X_steps` one is 0.
+DURATIONS = (
+  'num',
+  'eval_every',
+  'save_every',
+  'init.unfreeze',
+  'data.pca_lighting',
+  'schedule.warmup',
+)
+
+_RUN = {
+  'seed': Key(0, _NOT_NEGATIVE),  # order, crops, initialization, dropout
+  'num_epochs': Key(90.0, _NOT_NEGATIVE, free=True),
+  'num_steps': Key(0, _NOT_NEGATIVE, free=True),
+  'global_batch_size': Key(128, _POSITIVE),  # over all devices of all processes
+  # Largest number of examples that a device computes at a time; 0: its whole
+  # part of a batch. The part is cut into the smallest number of equal
+  # microbatches, and their gradients make one update. Batch norm takes the
+  # statistics of each microbatch, over all devices, and its running averages
+  # move with each: with it the training depends on the number of microbatches,
+  # but on nothing else about the devices.
+  'microbatch_size': Key(0, _NOT_NEGATIVE, free=True),
+  'eval_every_epochs': Key(1.0, _NOT_NEGATIVE),
+  'eval_every_steps': Key(0, _NOT_NEGATIVE),
+  # Saves in addition to the one after each evaluation.
+  'save_every_epochs': Key(0.0, _NOT_NEGATIVE, free=True),
+  'save_every_steps': Key(0, _NOT_NEGATIVE, free=True),
+  'log_every_steps': Key(50, _POSITIVE, free=True),
+  # Histograms of parameters and gradients; 0: never.
+  'histogram_every_evals': Key(5, _NOT_NEGATIVE, free=True),
+  'report': Key(True, free=True),  # tables and pictures at the end of a run
+  'parallel': Key('pmap', ('pmap', 'shard_map'), free=True),  # same numbers
+  # dtype of the gradient all-reduce; bfloat16 halves the traffic.
+  'grad_allreduce_dtype': Key('float32', ('float32', 'bfloat16')),
+  # The network's operations: auto, the best known for the device, or plain, as
+  # one writes them first. They differ in floating-point rounding only.
+  'forms': Key('auto', ('auto', 'plain'), free=True),
+  'ema_decay': Key(0.0, _SHARE),  # of averaged weights for evaluation; 0: none
+}
+
+_DATA = {
+  'source': Key(
+    'digits',
+    ('digits', 'folder', 'tfds', 'tar', 'parquet', 'raw', 'synthetic'),
+  ),
+  # The data's folder; of tfds the data_dir ('': its default).
+  'path': Key('', free=True),
+  'tfds_name': Key('imagenet2012'),
+  'tfds_train_split': Key('train'),
+  'tfds_eval_split': Key('validation'),
+  # Held out of each class where the data has no validation split.
+  'val_fraction': Key(0.2, _FRACTION),
+  'split_seed': Key(0),
+  'folds': Key(0, _NOT_NEGATIVE),  # cross-validation; 0: the data's own split
+  'fold': Key(0, _NOT_NEGATIVE),  # the one held out, from 0
+  'resize_size': Key(256, _POSITIVE),  # short side; its center square is kept
+  'crop_size': Key(224, _POSITIVE),
+  # Of training; evaluation always takes the center.
+  'crop': Key('random', ('random', 'center', 'random_resized')),
+  'crop_area': Key((0.08, 1.0), _span(0.0001, 1)),  # of random_resized: share
+  'crop_ratio': Key((3 / 4, 4 / 3), _span(0.01, 100)),  # its width / height
+  'random_flip': Key(True),
+  'brightness': Key(0.0, _SHARE),  # largest random shift, as a share of white
+  # Standard deviation of the draws along the principal components of the
+  # colors; 0.1 in the paper. Each is scaled by the variance along it
+  # (eigenvalue, of pixels as shares of white) or by the deviation, as in the
+  # source release.
+  'pca_lighting': Key(0.0, _NOT_NEGATIVE),
+  'pca_lighting_unit': Key('eigenvalue', ('eigenvalue', 'deviation')),
+  # While lighting is on, pixels after the mean are divided by 1 + pca_lighting,
+  # as in the source release.
+  'pca_lighting_shrink': Key(False),
+  'pca_lighting_epochs': Key(0.0, _NOT_NEGATIVE),  # then off; both 0: never off
+  'pca_lighting_steps': Key(0, _NOT_NEGATIVE),
+  'scaled_decoding': Key(True),  # of training JPEGs at least twice too large
+  # Subtracted: the mean per channel, the mean image, or nothing.
+  'mean': Key('channel', ('channel', 'image', 'none')),
+  'mean_rgb': Key(  # of `channel`: three levels instead of the data's own
+    (),
+    _sequences(
+      'takes three levels of 255, or ()',
+      (0, 3),
+      lambda values: all(0 <= v <= 255 for v in values),
+    ),
+  ),
+  'std': Key(1.0, _POSITIVE),  # one divisor for all pixels after the mean
+  'std_rgb': Key(  # three divisors instead, one for each channel
+    (),
+    _sequences(
+      'takes three numbers above 0, or ()',
+      (0, 3),
+      lambda values: all(v > 0 for v in values),
+    ),
+  ),
+  # skip: the next example takes the place of one that cannot be read.
+  'unreadable': Key('stop', ('stop', 'skip')),
+  'num_threads': Key(0, _NOT_NEGATIVE, free=True),  # 0: one per core
+  'prefetch': Key(2, _NOT_NEGATIVE, free=True),  # batches made ahead
+  'synthetic_examples': Key(1024, _POSITIVE),
+  'synthetic_classes': Key(10, _POSITIVE),
+}
+
+_INIT = {
+  'workdir': Key(''),  # of the run whose weights this one starts with
+  'checkpoint': Key('final'),  # newest, best or a step
+  'mean_image': Key(False),  # True: subtract that run's mean image here
+  'skip': Key((), _PATTERNS),  # parameters that start anew, such as head
+  'freeze': Key((), _PATTERNS),  # parameters that do not train, such as conv*
+  # When they begin to train, with a new optimizer; both 0: never.
+  'unfreeze_epochs': Key(0.0, _NOT_NEGATIVE),
+  'unfreeze_steps': Key(0, _NOT_NEGATIVE),
+}
+
+_LOSS = {  # of training
+  'label_smoothing': Key(0.0, _SHARE),  # share given to all classes alike
+  'l1': Key(0.0, _NOT_NEGATIVE),  # penalty: times the sum of |w|, all kernels
+  'l2': Key(0.0, _NOT_NEGATIVE),  # penalty: times the sum of w^2, all kernels
+}
+
+_OPTIMIZER = {
+  'name': Key('sgd', ('sgd', 'adam', 'rmsprop', 'lars')),
+  'learning_rate': Key(0.01, _POSITIVE),  # for base_batch_size, if scaled
+  # Training uses learning_rate * (global_batch_size / base_batch_size) ** p:
+  # none: p = 0, linear: 1 (Goyal et al. 2017), sqrt: 1/2 (Krizhevsky 2014).
+  'rate_scaling': Key('none', ('none', 'linear', 'sqrt')),
+  'base_batch_size': Key(256, _POSITIVE),
+  'momentum': Key(0.9, _SHARE),  # not of adam
+  'nesterov': Key(False),  # not of adam
+  'b1': Key(0.9, _SHARE),  # of adam
+  'b2': Key(0.999, _SHARE),  # of adam
+  'rms_decay': Key(0.9, _SHARE),  # of rmsprop
+  'epsilon': Key(1e-8, _POSITIVE),  # of adam and rmsprop
+  'trust_coefficient': Key(0.001, _POSITIVE),  # of lars
+  'weight_decay': Key(5e-4, _NOT_NEGATIVE),
+  'decoupled_decay': Key(False),  # True: w -= learning_rate * weight_decay * w
+  'decay': Key('all', ('all', 'kernels')),  # kernels: not biases and norms
+  'bias_lr_multiplier': Key(1.0, _POSITIVE),  # of biases; Caffe's is 2
+  # paper: the learning rate inside the velocity.
+  'update_rule': Key('optax', ('optax', 'paper')),
+}
+
+_SCHEDULE = {
+  'name': Key('plateau', ('constant', 'plateau', 'step', 'cosine', 'recorded')),
+  'monitor': Key('eval/top1', MONITORS),
+  'mode': Key('max', _MODES),
+  'factor': Key(0.1, _FRACTION),  # of a drop
+  'patience': Key(5, _POSITIVE),  # evaluations
+  'threshold': Key(
+    1e-4, _NOT_NEGATIVE
+  ),  # smallest change that counts as better
+  'cooldown': Key(0, _NOT_NEGATIVE),  # evaluations
+  'min_learning_rate': Key(0.0, _NOT_NEGATIVE),  # absolute: never scaled
+  'drop_epochs': Key(()),  # of `step`
+  'drop_steps': Key(()),
+  # Of `recorded`: (epoch, pattern, factor), in the order of the epochs. From
+  # then on the parameters whose names match, such as conv1/* or */kernel, have
+  # the learning rate times the factor; the last entry that matches counts.
+  'lr_multipliers': Key(()),
+  'warmup_epochs': Key(0.0, _NOT_NEGATIVE),
+  'warmup_steps': Key(0, _NOT_NEGATIVE),
+}
+
+_EARLY_STOPPING = {
+  'enabled': Key(False),
+  'monitor': Key('eval/top1', MONITORS),
+  'mode': Key('max', _MODES),
+  'threshold': Key(0.0, _NOT_NEGATIVE),
+  'patience': Key(10, _POSITIVE),  # evaluations
+  'restore_best': Key(True),  # the run ends with the best state
+}
+
+_CHECKPOINT = {
+  'keep': Key(2, _POSITIVE, free=True),  # newest ones; the best is kept as well
+  'monitor': Key('eval/top1', MONITORS),
+  'mode': Key('max', _MODES),
+}
+
+_GUARDS = {
+  # Steps after which to warn of a loss at ln(classes); 0: never.
+  'flat_loss_steps': Key(500, _NOT_NEGATIVE, free=True),
+}
+
+
+_MODEL = {
+  'num_classes': Key(0),  # 0: as many as the data set has
+  'channels': Key((96, 256, 384, 384, 256)),
+  'kernels': Key((11, 5, 3, 3, 3)),
+  'strides': Key((4, 1, 1, 1, 1)),
+  'paddings': Key(((2, 1), 'SAME', 'SAME', 'SAME', 'SAME')),
+  'groups': Key((1, 1, 1, 1, 1)),  # (1, 2, 1, 2, 2): the paper's two towers
+  'pool_layers': Key((1, 2, 5)),  # convolutions that a max-pool follows
+  'pool_size': Key(3),
+  'pool_stride': Key(2),
+  'norm': Key('lrn'),  # lrn, batch or none
+  'norm_layers': Key((1, 2)),  # convolutions that are normalized
+  'norm_before_relu': Key(False),
+  # Of each convolution, what follows it: names of relu, norm, spatial, pool
+  # joined by -, such as norm-pool-relu; '' or (): as the other keys say.
+  'block_order': Key(()),
+  'norm_hidden': Key(()),  # hidden dense layers with batch norm
+  'batch_norm_momentum': Key(0.9),  # of the statistics that evaluation uses
+  'batch_norm_epsilon': Key(1e-5),
+  'lrn_size': Key(5),
+  'lrn_k': Key(2.0),
+  'lrn_alpha': Key(1e-4),
+  'lrn_beta': Key(0.75),
+  'lrn_convention': Key('paper'),  # caffe divides alpha by lrn_size
+  'lrn_groups': Key(1),  # of channels, normalized apart; 2: the towers
+  'spatial_size': Key(5),  # of the normalization `spatial` of `block_order`
+  'spatial_k': Key(1.0),
+  'spatial_alpha': Key(0.001),
+  'spatial_beta': Key(0.75),
+  'hidden': Key((4096, 4096)),
+  'dropout': Key(0.5),
+  'dropout_position': Key('after'),  # or before each hidden dense layer
+  'dropout_scaling': Key('training'),  # or evaluation, as in the paper
+  'width_multiplier': Key(1.0),
+  'kernel_init': Key('paper'),
+  'bias_init': Key(1.0),  # where the paper starts biases at 1
+  'bias_layers': Key((2, 4, 5)),
+  'dtype': Key('float32'),  # of the computation; parameters are float32
+}
+
+
+KEYS = _RUN | {
+  f'{section}.{name}': key
+  for section, keys in {
+    'data': _DATA,
+    'model': _MODEL,
+    'init': _INIT,
+    'loss': _LOSS,
+    'optimizer': _OPTIMIZER,
+    'schedule': _SCHEDULE,
+    'early_stopping': _EARLY_STOPPING,
+    'checkpoint': _CHECKPOINT,
+    'guards': _GUARDS,
+  }.items()
+  for name, key in keys.items()
+}
 
 
 def make_config() -> ml_collections.ConfigDict:
-  """The defaults: AlexNet with LRN in one tower, trained as in the paper.
-
-  Durations carry their unit: of `X_epochs` and `X_steps` one is 0.
-  """
-  config = ml_collections.ConfigDict()
-  config.seed = 0  # of the order, the crops, the initialisation, the dropout
-  config.num_epochs = 90.0
-  config.num_steps = 0
-  config.global_batch_size = 128  # over all devices, however many there are
-  # Examples that a device computes at a time; 0: all that it has of a batch.
-  # Its part goes in the smallest number of equal pieces that are no larger, and
-  # the gradients of all pieces make one update. Batch norm takes the statistics
-  # of each piece, over all devices, and its running averages move with each:
-  # with it the training depends on the number of pieces, but on nothing else
-  # about the devices.
-  config.max_device_batch_size = 0
-  config.eval_every_epochs = 1.0
-  config.eval_every_steps = 0
-  config.save_every_epochs = 0.0  # besides the saves after each evaluation
-  config.save_every_steps = 0
-  config.log_every_steps = 50
-  config.histogram_every_evals = 5  # of parameters and gradients; 0: never
-  config.report = True  # tables and pictures at the end of a run
-  config.parallel = 'pmap'  # or shard_map: the same numbers
-  # Of the gradients on their way between devices; bfloat16 halves the bytes.
-  config.reduction_dtype = 'float32'
-  # Of the network's operations: auto, the best known for the device, or plain,
-  # as one writes them first. They differ in nothing but roundings.
-  config.forms = 'auto'
-  config.ema_decay = 0.0  # of averaged weights for evaluation; 0: none
-
-  config.data = _data_defaults()
-  config.model = _model_defaults()
-
-  config.init = _init_defaults()
-
-  config.loss = loss = ml_collections.ConfigDict()  # of training
-  loss.label_smoothing = 0.0  # share given to all classes alike
-  loss.l1 = 0.0  # penalty: times the sum of |w| over all kernels
-  loss.l2 = 0.0  # penalty: times the sum of w^2 over all kernels
-
-  config.optimizer = _optimizer_defaults()
-
-  config.schedule = schedule = ml_collections.ConfigDict()
-  schedule.name = 'plateau'  # constant, plateau, step, cosine or recorded
-  schedule.monitor = 'eval/top1'
-  schedule.mode = 'max'
-  schedule.factor = 0.1  # of a drop
-  schedule.patience = 5  # evaluations
-  schedule.threshold = 1e-4  # what counts as better
-  schedule.cooldown = 0  # evaluations
-  schedule.min_learning_rate = 0.0  # as it is: rate_scaling leaves it alone
-  schedule.drop_epochs = ()  # of `step`
-  schedule.drop_steps = ()
-  # Of `recorded`: (epoch, pattern, factor), in the order of the epochs. From
-  # then on the parameters whose names match, such as conv1/* or */kernel, have
-  # the rate times the factor; the last entry that matches counts.
-  schedule.rates = ()
-  schedule.warmup_epochs = 0.0
-  schedule.warmup_steps = 0
-
-  config.early_stopping = stopping = ml_collections.ConfigDict()
-  stopping.enabled = False
-  stopping.monitor = 'eval/top1'
-  stopping.mode = 'max'
-  stopping.threshold = 0.0
-  stopping.patience = 10  # evaluations
-  stopping.restore_best = True  # the run ends with the best state
-
-  config.checkpoint = checkpoint = ml_collections.ConfigDict()
-  checkpoint.keep = 2  # newest; the best is kept besides
-  checkpoint.monitor = 'eval/top1'
-  checkpoint.mode = 'max'
-
-  config.guards = guards = ml_collections.ConfigDict()
-  guards.flat_loss_steps = 500  # then warn of a loss at ln(classes); 0: never
-  return config
-
-
-def _init_defaults():
-  init = ml_collections.ConfigDict()
-  init.workdir = ''  # of the run whose weights this one starts with
-  init.checkpoint = 'final'  # newest, best or a step
-  init.mean_image = False  # whether that run's mean image is subtracted here
-  init.skip = ()  # patterns of parameters that start anew, such as head
-  init.freeze = ()  # patterns of parameters that do not train, such as conv*
-  # When they train, too, with an optimizer that starts anew; both 0: never.
-  init.unfreeze_epochs = 0.0
-  init.unfreeze_steps = 0
-  return init
-
-
-def _optimizer_defaults():
-  optimizer = ml_collections.ConfigDict()
-  optimizer.name = 'sgd'  # adam, rmsprop or lars
-  optimizer.learning_rate = 0.01  # of batches of base_batch_size, if scaled
-  # Training uses learning_rate * (global_batch_size / base_batch_size) ** p:
-  # none: p = 0, linear: 1 (Goyal et al. 2017), sqrt: 1/2 (Krizhevsky 2014).
-  optimizer.rate_scaling = 'none'
-  optimizer.base_batch_size = 256
-  optimizer.momentum = 0.9  # not of adam
-  optimizer.nesterov = False  # not of adam
-  optimizer.b1 = 0.9  # of adam
-  optimizer.b2 = 0.999  # of adam
-  optimizer.rms_decay = 0.9  # of rmsprop
-  optimizer.epsilon = 1e-8  # of adam and rmsprop
-  optimizer.trust_coefficient = 0.001  # of lars
-  optimizer.weight_decay = 5e-4
-  optimizer.decoupled_decay = False  # True: w -= rate * weight_decay * w
-  optimizer.decay = 'all'  # or kernels: biases and norms do not decay
-  optimizer.bias_rate = 1.0  # factor on the rate of biases; Caffe's is 2
-  optimizer.update_rule = 'optax'  # paper: the rate inside the velocity
-  return optimizer
-
-
-def _data_defaults():
-  data = ml_collections.ConfigDict()
-  data.source = 'digits'  # folder, tfds, tar, parquet, raw or synthetic
-  data.path = ''  # the data's folder; the data_dir of TFDS ('': its default)
-  data.tfds_name = 'imagenet2012'
-  data.tfds_train_split = 'train'
-  data.tfds_eval_split = 'validation'
-  data.val_fraction = 0.2  # held out of each class where there is no val/
-  data.split_seed = 0
-  data.folds = 0  # cross-validation: number of folds; 0: the data's own split
-  data.fold = 0  # the one held out, from 0
-  data.resize_size = 256  # the short side; its centre square is kept
-  data.crop_size = 224
-  data.crop = 'random'  # centre, or random_resized; evaluation: the centre
-  data.crop_area = (0.08, 1.0)  # of random_resized: share of the image
-  data.crop_ratio = (3 / 4, 4 / 3)  # of random_resized: width / height
-  data.random_flip = True
-  data.brightness = 0.0  # largest random shift, as a share of white
-  # Standard deviation of the draws along the principal components of the
-  # colours; 0.1 in the paper. Each goes as far as the variance along it
-  # (eigenvalue, of pixels as shares of white) or the deviation.
-  data.colour_shift = 0.0
-  data.colour_unit = 'eigenvalue'  # or deviation, as in the source release
-  # While colours are shifted, pixels after the mean are divided by 1 +
-  # colour_shift, as in the source release.
-  data.colour_shrink = False
-  data.colour_shift_epochs = 0.0  # then no more; both 0: to the end
-  data.colour_shift_steps = 0
-  data.scaled_decoding = True  # of training JPEGs at least twice too large
-  data.mean = 'channel'  # subtracted: per channel, the mean image, or none
-  data.mean_rgb = ()  # of `channel`: three levels instead of the data's own
-  data.std = 1.0  # one divisor for all pixels after the mean
-  data.std_rgb = ()  # three divisors instead, one for each channel
-  data.unreadable = 'stop'  # or skip: the next example takes the place
-  data.num_threads = 0  # decoding threads; 0: one per core
-  data.prefetch = 2  # batches made ahead
-  data.synthetic_examples = 1024
-  data.synthetic_classes = 10
-  return data
-
-
-def _model_defaults():
-  model = ml_collections.ConfigDict()
-  model.num_classes = 0  # 0: as many as the data set has
-  model.channels = (96, 256, 384, 384, 256)
-  model.kernels = (11, 5, 3, 3, 3)
-  model.strides = (4, 1, 1, 1, 1)
-  model.paddings = ((2, 1), 'SAME', 'SAME', 'SAME', 'SAME')
-  model.groups = (1, 1, 1, 1, 1)  # (1, 2, 1, 2, 2): the paper's two towers
-  model.pool_layers = (1, 2, 5)  # convolutions that a max-pool follows
-  model.pool_size = 3
-  model.pool_stride = 2
-  model.norm = 'lrn'  # lrn, batch or none
-  model.norm_layers = (1, 2)  # convolutions that are normalised
-  model.norm_before_relu = False
-  # Of each convolution, what follows it: names of relu, norm, spatial, pool
-  # joined by -, such as norm-pool-relu; '' or (): as the other keys say.
-  model.orders = ()
-  model.norm_hidden = ()  # hidden dense layers with batch norm
-  model.batch_norm_momentum = 0.9  # of the statistics that evaluation uses
-  model.batch_norm_epsilon = 1e-5
-  model.lrn_size = 5
-  model.lrn_k = 2.0
-  model.lrn_alpha = 1e-4
-  model.lrn_beta = 0.75
-  model.lrn_convention = 'paper'  # caffe divides alpha by lrn_size
-  model.lrn_groups = 1  # of channels, normalised apart; 2: the towers
-  model.spatial_size = 5  # of the normalisation `spatial` of `orders`
-  model.spatial_k = 1.0
-  model.spatial_alpha = 0.001
-  model.spatial_beta = 0.75
-  model.hidden = (4096, 4096)
-  model.dropout = 0.5
-  model.dropout_place = 'after'  # or before each hidden dense layer
-  model.dropout_scaling = 'training'  # or evaluation, as in the paper
-  model.width_multiplier = 1.0
-  model.kernel_init = 'paper'
-  model.positive_bias = 1.0  # where the paper starts biases at 1
-  model.bias_layers = (2, 4, 5)
-  model.dtype = 'float32'  # of the computation; parameters are float32
-  return model
+  """Returns the defaults: one tower with LRN, trained as in the paper."""
+  values = {}
+  for name, key in KEYS.items():
+    *section, leaf = name.split('.')
+    home = values.setdefault(section[0], {}) if section else values
+    home[leaf] = key.default
+  return ml_collections.ConfigDict(values)
 
 
 def flatten(config, prefix: str = '') -> dict:
-  """{'data.path': value, ...} of a nested config or dict."""
+  """Returns {'data.path': value, ...} of a nested config or dict."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, (dict, ml_collections.ConfigDict)):
@@ -246,19 +362,19 @@ def flatten(config, prefix: str = '') -> dict:
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-  """The config as JSON, keys sorted; see `from_dict`."""
+  """Returns the config as JSON, keys sorted; see `from_dict`."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
 def from_dict(values: dict) -> ml_collections.ConfigDict:
-  """The config that was saved as JSON; keys it lacks have their defaults."""
+  """Returns the config that was saved as JSON; missing keys get defaults."""
   config = make_config()
   config.update(_tuples(values))
   return config
 
 
-def of_run(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """The config that a run wrote into its folder.
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Reads the config that a run wrote into its folder.
 
   Raises:
     UserError: if there is none, or not one of this program.
@@ -269,6 +385,12 @@ def of_run(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     )
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(f'{workdir} is not the folder of a run: {error}') from error
+
+
+def write_config(config: ml_collections.ConfigDict, workdir) -> None:
+  """Writes config.json into the run's folder, for people to read."""
+  with files.replaced_file(pathlib.Path(workdir, CONFIG_FILE)) as temporary:
+    temporary.write_text(to_json(config))
 
 
 def _tuples(value):
@@ -282,36 +404,78 @@ def _tuples(value):
 def training_changes(
   stored: ml_collections.ConfigDict, config: ml_collections.ConfigDict
 ) -> list[str]:
-  """Lines `key: stored -> new` of the keys that would change the training."""
-  before, after = flatten(stored), flatten(config)
-  free = set(FREE_KEYS)
+  """Returns `key: stored -> new` of keys that would change the training."""
+  free = {name for name, key in KEYS.items() if key.free}
   if config.schedule.name == 'cosine':  # its shape depends on the end
     free -= {'num_epochs', 'num_steps'}
   return [
-    f'config.{key}: {before[key]!r} -> {after[key]!r}'
-    for key in sorted(after)
+    f'config.{key}: {before!r} -> {after!r}'
+    for key, (before, after) in files.differences(
+      flatten(stored), flatten(config)
+    ).items()
     if key not in free
-    and before[key] != after[key]
     # Until now no image was unreadable, or the run would have stopped.
-    and not (key == 'data.unreadable' and after[key] == 'skip')
+    and (key, after) != ('data.unreadable', 'skip')
   ]
 
 
-def steps_of(
-  config: ml_collections.ConfigDict,
-  name: str,
-  steps_per_epoch: fractions.Fraction,
-) -> fractions.Fraction:
-  """Resolves the duration `name_epochs` or `name_steps` to steps (0: none).
+def recipe_name(recipe: str) -> str:
+  """Returns the name of a recipe: `compare_flat_alexnet` of FILE:ARGUMENT."""
+  path, _, argument = recipe.partition(':')
+  argument = argument.strip('/').replace('/', '_')
+  return '_'.join([pathlib.Path(path).stem, *filter(None, [argument])])
 
-  The fraction is exact, so that an epoch ends in the same step whether one
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+  """Durations of a run, in steps; 0 is never. An epoch may end in a step."""
+
+  steps_per_epoch: float
+  num_steps: int
+  eval_every: fractions.Fraction
+  save_every: fractions.Fraction
+  unfreeze_step: int  # 0: frozen parameters stay so
+  warmup_steps: int
+  drop_steps: tuple[int, ...]
+  lr_multiplier_steps: tuple[int, ...]  # begins of schedule.lr_multipliers
+  pca_lighting_steps: int  # with PCA lighting; 0: all
+
+
+def resolve_durations(config, num_examples: int) -> Durations:
+  """Resolves every duration of the config to steps.
+
+  The fractions are exact, so that an epoch ends in the same step whether one
   counts one epoch or a hundred.
+
+  Args:
+    config: of the run.
+    num_examples: of the training split.
   """
-  if config[f'{name}_steps']:
-    return fractions.Fraction(config[f'{name}_steps'])
-  epochs = fractions.Fraction(repr(float(config[f'{name}_epochs'])))
-  return (
-    max(fractions.Fraction(1), epochs * steps_per_epoch)
-    if epochs
-    else (fractions.Fraction(0))
+  per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
+
+  def exact(epochs):
+    return fractions.Fraction(repr(float(epochs))) * per_epoch
+
+  def steps(section, name):
+    if section[f'{name}_steps']:
+      return fractions.Fraction(section[f'{name}_steps'])
+    epochs = exact(section[f'{name}_epochs'])
+    return max(fractions.Fraction(1), epochs) if epochs else epochs
+
+  schedule = config.schedule
+  drops = schedule.drop_steps or [
+    math.ceil(exact(epoch)) for epoch in schedule.drop_epochs
+  ]
+  return Durations(
+    steps_per_epoch=float(per_epoch),
+    num_steps=math.ceil(steps(config, 'num')),
+    eval_every=steps(config, 'eval_every'),
+    save_every=steps(config, 'save_every'),
+    unfreeze_step=math.ceil(steps(config.init, 'unfreeze')),
+    warmup_steps=round(steps(schedule, 'warmup')),
+    drop_steps=tuple(drops),
+    lr_multiplier_steps=tuple(
+      math.ceil(exact(epoch)) for epoch, _, _ in schedule.lr_multipliers
+    ),
+    pca_lighting_steps=math.ceil(steps(config.data, 'pca_lighting')),
   )

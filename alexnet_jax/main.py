@@ -4,9 +4,8 @@ import argparse
 import os
 import sys
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax import errors
-from alexnet_jax import huge_pages
 
 _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
@@ -24,7 +23,7 @@ def _parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  command.add_recipe(parser)
+  cli.add_recipe(parser)
   parser.add_argument(
     '--workdir',
     metavar='DIR',
@@ -44,7 +43,7 @@ def _parse(argv):
     help="write a trace of the 10th to the 20th step from now into the run's"
     ' folder',
   )
-  command.add_json(parser)
+  cli.add_json(parser)
   _add_processes(parser)
   return parser.parse_known_args(argv)
 
@@ -99,7 +98,7 @@ def main(argv=None) -> int:
 
   code = errors.EXIT_FAILURE
   try:
-    code = command.run(
+    code = cli.run(
       lambda: _work(arguments, overrides, stop), json_output=arguments.json
     )
   finally:
@@ -108,13 +107,13 @@ def main(argv=None) -> int:
 
 
 def _work(arguments, overrides, stop):
-  from alexnet_jax import recipes
+  from alexnet_jax import validation
 
   if arguments.profile and (arguments.summary or arguments.dry_run):
     raise errors.UserError(
       '--profile needs a run: leave out --summary, --dry_run'
     )
-  config = recipes.load_config([f'--config={arguments.config}', *overrides])
+  config = validation.load_config([f'--config={arguments.config}', *overrides])
   if arguments.summary:
     from alexnet_jax.evaluation import summary
 
@@ -138,7 +137,7 @@ def _work(arguments, overrides, stop):
 
 
 def _train(arguments, config, stop, together):
-  from alexnet_jax import recipes
+  from alexnet_jax import config as config_lib
   from alexnet_jax.training import agreement
   from alexnet_jax.training.console import Console
   from alexnet_jax.training.console import Nowhere
@@ -151,7 +150,9 @@ def _train(arguments, config, stop, together):
     return dry_run.run(config, stop, console, together)
   from alexnet_jax.training import loop
 
-  workdir = arguments.workdir or f'runs/{recipes.name(arguments.config)}'
+  workdir = (
+    arguments.workdir or f'runs/{config_lib.recipe_name(arguments.config)}'
+  )
   result = loop.train_and_evaluate(
     *(config, workdir, stop, console),
     processes=together,
@@ -178,5 +179,4 @@ def _report(workdir, data_path, stop):
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
   sys.exit(main())

@@ -8,9 +8,8 @@ import zipfile
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import durations
 from alexnet_jax.data import averages
-from alexnet_jax.data import colours
+from alexnet_jax.data import colors
 from alexnet_jax.data import images
 from alexnet_jax.errors import UserError
 
@@ -23,21 +22,21 @@ class Statistics:
 
   Attributes:
     mean: what is subtracted, float32 [3] or [crop, crop, 3].
-    colour: float32 [3, 3], see `colours.shift_matrix`; None without
-      config.data.colour_shift.
+    color: float32 [3, 3], see `colors.shift_matrix`; None without
+      config.data.pca_lighting.
   """
 
   mean: np.ndarray
-  colour: np.ndarray | None
+  color: np.ndarray | None
 
 
 def statistics(
   config, loader, workdir, progress=lambda done: None, limit=None
 ) -> Statistics:
-  """The mean of the pixels and how their colours vary.
+  """The mean of the pixels and how their colors vary.
 
   They are computed in one pass over the training split, once, and kept in
-  `workdir/pixel_mean.npz`. Of the mean image every crop loses the centre crop,
+  `workdir/pixel_mean.npz`. Of the mean image every crop loses the center crop,
   wherever the crop itself was taken; with config.init.mean_image it is that of
   the run whose weights this one starts with.
 
@@ -65,7 +64,7 @@ def statistics(
   found = {}
   if config.init.mean_image:
     found['mean'] = _mean_image_of(config.init.workdir, config.data.crop_size)
-  if config.data.colour_shift or not found:
+  if config.data.pca_lighting or not found:
     own = _known(config, loader)
     if own is None:
       mean, covariance = averages.pixel_statistics(
@@ -87,7 +86,7 @@ def nothing(config) -> Statistics:
     mean = _wanted_mean(config, {})
   return Statistics(
     mean,
-    np.zeros((3, 3), np.float32) if config.data.colour_shift else None,
+    np.zeros((3, 3), np.float32) if config.data.pca_lighting else None,
   )
 
 
@@ -110,16 +109,16 @@ def stored_mean(config, workdir) -> np.ndarray:
   return _wanted_mean(config, _stored(workdir, 'mean', what))
 
 
-def stored_colour(config, workdir) -> np.ndarray | None:
-  """How a run shifts colours; see `Statistics`.
+def stored_color(config, workdir) -> np.ndarray | None:
+  """How a run shifts colors; see `Statistics`.
 
   Raises:
     UserError: if the run's folder lacks it.
   """
-  if not config.data.colour_shift:
+  if not config.data.pca_lighting:
     return None
-  what = 'the covariance of the colours that the run shifts'
-  return _wanted_colour(config, _stored(workdir, 'covariance', what))
+  what = 'the covariance of the colors that the run shifts'
+  return _wanted_color(config, _stored(workdir, 'covariance', what))
 
 
 def _stored(workdir, name, what):
@@ -133,33 +132,33 @@ def _stored(workdir, name, what):
   return stored
 
 
-def colour_shift(
+def pca_lighting(
   config, matrix: np.ndarray | None, num_examples: int
-) -> colours.Shift | None:
-  """What the config does to the colours of training images.
+) -> colors.Shift | None:
+  """What the config does to the colors of training images.
 
   Args:
     config: of the run.
-    matrix: `Statistics.colour`.
+    matrix: `Statistics.color`.
     num_examples: of the training split.
   """
-  if not config.data.colour_shift:
+  if not config.data.pca_lighting:
     return None
   if matrix is None:
-    raise ValueError('config.data.colour_shift needs the colours of the data')
-  steps = durations.resolve(config, num_examples).colour_steps
-  shrink = config.data.colour_shift if config.data.colour_shrink else 0.0
-  return colours.Shift(matrix, steps, 1 / (1 + shrink))
+    raise ValueError('config.data.pca_lighting needs the colors of the data')
+  steps = config_lib.resolve_durations(config, num_examples).pca_lighting_steps
+  shrink = config.data.pca_lighting if config.data.pca_lighting_shrink else 0.0
+  return colors.Shift(matrix, steps, 1 / (1 + shrink))
 
 
 def _needed(config):
   computed = config.data.mean != 'none' and not config.data.mean_rgb
-  return computed or config.data.colour_shift
+  return computed or config.data.pca_lighting
 
 
 def _mean_image_of(workdir, crop_size):
   """float32 [crop_size, crop_size, 3], what another run subtracts."""
-  there = config_lib.of_run(workdir)
+  there = config_lib.read_config(workdir)
   if there.data.mean != 'image':
     problem = f'its config.data.mean is {there.data.mean!r}, not image'
   elif there.data.crop_size != crop_size:
@@ -209,12 +208,12 @@ def _load(path):
 
 def _usable(config, stored):
   return stored is not None and (
-    'covariance' in stored or not config.data.colour_shift
+    'covariance' in stored or not config.data.pca_lighting
   )
 
 
 def _wanted(config, found):
-  return Statistics(_wanted_mean(config, found), _wanted_colour(config, found))
+  return Statistics(_wanted_mean(config, found), _wanted_color(config, found))
 
 
 def _wanted_mean(config, found):
@@ -225,13 +224,13 @@ def _wanted_mean(config, found):
   elif config.data.mean == 'channel':
     mean = found['mean'].mean((0, 1))
   else:
-    mean = images.centre_crop(found['mean'], config.data.crop_size)
+    mean = images.center_crop(found['mean'], config.data.crop_size)
   return mean.astype(np.float32)
 
 
-def _wanted_colour(config, found):
-  if not config.data.colour_shift:
+def _wanted_color(config, found):
+  if not config.data.pca_lighting:
     return None
-  return colours.shift_matrix(
-    found['covariance'], config.data.colour_shift, config.data.colour_unit
+  return colors.shift_matrix(
+    found['covariance'], config.data.pca_lighting, config.data.pca_lighting_unit
   ).astype(np.float32)

@@ -10,14 +10,13 @@ import os
 import pathlib
 import sys
 
-from alexnet_jax import command
-from alexnet_jax import huge_pages
+from alexnet_jax import cli
 
 _DESCRIPTION = """\
 Gives the best classes of images, as the network of a run sees them. The data
 that it was trained on is not needed; the run's folder is."""
 _EPILOG = """\
-Images are prepared as in evaluation: the centre of the resized image. Exit
+Images are prepared as in evaluation: the center of the resized image. Exit
 codes: 0 done, 2 something to mend in the arguments or the files. Images that
 cannot be decoded are named, and the others predicted all the same; a path that
 does not exist ends the command before it begins."""
@@ -39,7 +38,7 @@ def _arguments(argv):
     metavar='PATH',
     help='an image, or a folder with images in it or below',
   )
-  command.add_run(parser)
+  cli.add_run(parser)
   add('--top', type=int, default=5, help='number of classes (default: 5)')
   add(
     '--csv',
@@ -54,7 +53,7 @@ def _arguments(argv):
     help=f'draws the first {MOST_IN_GRID} images, as the network sees them,'
     ' with their best class',
   )
-  command.add_json(parser)
+  cli.add_json(parser)
   return parser.parse_args(argv)
 
 
@@ -64,7 +63,7 @@ def main(argv=None) -> int:
   # After the arguments, so that --help answers at once.
   from alexnet_jax import errors
 
-  return command.run(
+  return cli.run(
     lambda: _work(arguments),
     json_output=arguments.json,
     exit_code=lambda result: (
@@ -140,9 +139,9 @@ def predict(
     `num_images` of the others, uint8 [crop_size, crop_size, 3], as the network
     sees them before it subtracts the mean).
   """
-  from alexnet_jax import assemble
   from alexnet_jax.data.file_list import FileList
   from alexnet_jax.data.loader import Loader
+  from alexnet_jax.training import build
 
   config = run.config.copy_and_resolve_references()
   config.global_batch_size = min(config.global_batch_size, len(paths))
@@ -152,13 +151,13 @@ def predict(
     unreadable='skip',
     num_threads=config.data.num_threads,
   )
-  batches = assemble.make_eval_iter(config, loader, run.mesh)
+  batches = build.make_eval_iter(config, loader, run.mesh)
   images = []
   predictions = _predictions(
     run,
     _keeping(images, num_images, batches),
     loader,
-    assemble.eval_batch_size(config, run.mesh),
+    build.eval_batch_size(config, run.mesh),
   )
   if predictions is None:
     return [[] for _ in paths], loader.unreadable, []
@@ -247,7 +246,7 @@ def write_csv(
 
   Files that cannot be read have a row with their name only.
   """
-  from alexnet_jax import atomic
+  from alexnet_jax import files
 
   ranks = range(1, max(map(len, answers)) + 1)
   columns = ((f'class_{rank}', f'probability_{rank}') for rank in ranks)
@@ -256,9 +255,8 @@ def write_csv(
     cells = list(itertools.chain(*answer))
     rows.append([name, *cells, *[''] * (2 * len(ranks) - len(cells))])
   # A name of a file may be any bytes; they are written as they are.
-  atomic.write_csv(path, rows, errors='surrogateescape')
+  files.write_csv(path, rows, errors='surrogateescape')
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
   sys.exit(main())

@@ -1,29 +1,85 @@
-"""Checks every value of a config that needs neither data nor devices."""
+"""Reads recipes with their overrides, and checks the rules between keys."""
 
 from collections.abc import Sequence
 import difflib
 import math
+import pathlib
 
+from absl import flags
 import ml_collections
+from ml_collections import config_flags
 
-from alexnet_jax.allowed_values import CHOICES
-from alexnet_jax.allowed_values import DURATIONS
-from alexnet_jax.allowed_values import NOT_NEGATIVE
-from alexnet_jax.allowed_values import POSITIVE
+from alexnet_jax.config import DURATIONS
 from alexnet_jax.config import flatten
-from alexnet_jax.config import make_config
+from alexnet_jax.config import is_number
+from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import fields
 
 
-def unknown_key_message(key: str, known: Sequence[str]) -> str:
-  """Says that `config.key` does not exist and which key is nearest."""
-  leaves = {name.rsplit('.', 1)[-1]: name for name in known}
-  near = difflib.get_close_matches(key, known, 1, 0.6) or [
-    leaves[leaf]
-    for leaf in difflib.get_close_matches(
-      key.rsplit('.', 1)[-1], leaves, 1, 0.6
-    )
+def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+  """Reads a recipe and its overrides.
+
+  Args:
+    arguments: `--config=FILE` and any `--config.key=value`.
+
+  Returns:
+    The recipe's config with the overrides, validated.
+
+  Raises:
+    UserError: if the recipe is missing, a key unknown or a value refused.
+  """
+  values = flags.FlagValues()
+  command_line = ['alexnet_jax', *arguments]
+  config_flags.DEFINE_config_file(
+    'config', lock_config=True, flag_values=values, sys_argv=command_line
+  )
+  path = next(
+    a.split('=', 1)[1] for a in arguments if a.startswith('--config=')
+  )
+  if not pathlib.Path(path.split(':')[0]).is_file():
+    raise UserError(f'no recipe at {path!r}; give --config FILE.py')
+  try:
+    rest = values(command_line)[1:]
+    config = values['config'].value
+  except (AttributeError, KeyError) as error:
+    raise UserError(_unknown_override(arguments, error)) from error
+  except (flags.Error, TypeError, ValueError) as error:
+    # If a recipe refuses the text behind its colon, the flag's message ends
+    # with the recipe's own.
+    last = (str(error).strip().splitlines() or [repr(error)])[-1]
+    message = last.strip('"').split('Error: ', 1)[-1]
+    if 'positional argument' in message:
+      message = f'the recipe {path} takes nothing after a colon'
+    if 'Unknown command line flag' in message:
+      message += '; keys of the config are given as --config.KEY=VALUE'
+    raise UserError(f'config: {message}') from error
+  if rest:
+    raise UserError(f'arguments not understood: {" ".join(rest)}')
+  validate(config)
+  # The run's folder keeps them, whatever the current folder is later.
+  for section, key in ((config.data, 'path'), (config.init, 'workdir')):
+    if section[key]:
+      path = pathlib.Path(section[key]).expanduser().absolute()
+      section[key] = str(path)
+  return config
+
+
+def _unknown_override(arguments, error) -> str:
+  """Names the first override without a key, and the nearest key."""
+  for argument in arguments:
+    key = argument.split('=')[0].removeprefix('--config.')
+    if argument.startswith('--config.') and key not in KEYS:
+      return unknown_key_message(key)
+  return f'config: {error}'
+
+
+def unknown_key_message(key: str) -> str:
+  """Returns the message for an unknown `config.key`, with the nearest key."""
+  leaves = {name.rsplit('.', 1)[-1]: name for name in KEYS}
+  leaf = key.rsplit('.', 1)[-1]
+  near = difflib.get_close_matches(key, KEYS, 1, 0.6) or [
+    leaves[name] for name in difflib.get_close_matches(leaf, leaves, 1, 0.6)
   ]
   hint = f'; did you mean config.{near[0]}?' if near else ''
   return f'there is no key config.{key}{hint}'
@@ -36,82 +92,38 @@ def validate(config: ml_collections.ConfigDict) -> None:
     UserError: naming the key, the value received and what is allowed.
   """
   flat = flatten(config)
-  known = flatten(make_config())
-  for key in flat:
-    if key not in known:
-      raise UserError(unknown_key_message(key, known))
-  for key, choices in CHOICES.items():
-    if flat[key] not in choices:
-      raise UserError(f'config.{key} is {flat[key]!r}, not one of {choices}')
-  for key in POSITIVE:
-    good = _is_number(flat[key]) and flat[key] > 0
-    _check(flat, key, good, 'must be greater than 0')
-  for key in NOT_NEGATIVE:
-    good = _is_number(flat[key]) and flat[key] >= 0
-    _check(flat, key, good, 'must not be negative')
-  _check_ranges(flat)
-  _check_colours(flat)
+  for name in flat:
+    if name not in KEYS:
+      raise UserError(unknown_key_message(name))
+  for name, key in KEYS.items():
+    if isinstance(key.allowed, tuple) and flat[name] not in key.allowed:
+      raise UserError(
+        f'config.{name} is {flat[name]!r}, not one of {key.allowed}'
+      )
+    if key.allowed and not isinstance(key.allowed, tuple):
+      _check(flat, name, key.allowed.holds(flat[name]), key.allowed.text)
+  _check_data(flat)
   _check_durations(flat)
-  _check_rates(flat)
-  _check_layers(flat)
-  _check_training(flat)
-
-
-def _is_number(value):
-  # A recipe can set any key to None.
-  return isinstance(value, (int, float))
+  _check_lr_multipliers(flat)
+  if problem := fields.problem(config.model.to_dict()):
+    raise UserError(f'config.model.{problem}')
+  _check_optimizer(flat)
+  _check_init(flat)
 
 
 def _check(flat, key, passed, rule):
-  finite = not isinstance(flat[key], float) or math.isfinite(flat[key])
-  if not (passed and finite):
+  if not passed:
     raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
 
 
-def _check_ranges(flat):
-  for key in (
-    'ema_decay',
-    'data.brightness',
-    'loss.label_smoothing',
-    'optimizer.momentum',
-    'optimizer.b1',
-    'optimizer.b2',
-    'optimizer.rms_decay',
-  ):
-    good = _is_number(flat[key]) and 0 <= flat[key] < 1
-    _check(flat, key, good, 'must be at least 0 and below 1')
-  for key in ('data.val_fraction', 'schedule.factor'):
-    good = _is_number(flat[key]) and 0 < flat[key] < 1
-    _check(flat, key, good, 'must lie between 0 and 1')
-  for key, least, most in (
-    ('data.crop_area', 0.0001, 1),
-    ('data.crop_ratio', 0.01, 100),
-  ):
-    value = flat[key]
-    good = (
-      len(value) == 2
-      and all(map(_is_number, value))
-      and least <= value[0] <= value[1] <= most
-    )
-    rule = f'takes (smallest, largest), both from {least} to {most}'
-    _check(flat, key, good, rule)
-  mean_rgb = flat['data.mean_rgb']
-  good = len(mean_rgb) in (0, 3) and all(
-    _is_number(v) and 0 <= v <= 255 for v in mean_rgb
-  )
-  _check(flat, 'data.mean_rgb', good, 'takes three levels of 255, or ()')
+def _check_data(flat):
+  unread = flat['data.mean_rgb'] and flat['data.mean'] != 'channel'
   rule = 'has no effect unless config.data.mean is channel'
-  unread = mean_rgb and flat['data.mean'] != 'channel'
   _check(flat, 'data.mean_rgb', not unread, rule)
-  std_rgb = flat['data.std_rgb']
-  good = len(std_rgb) in (0, 3) and all(
-    _is_number(v) and 0 < v < math.inf for v in std_rgb
-  )
-  _check(flat, 'data.std_rgb', good, 'takes three numbers above 0, or ()')
-  if std_rgb and flat['data.std'] != 1:
+  if flat['data.std_rgb'] and flat['data.std'] != 1:
     raise UserError(
       f'config.data.std is {flat["data.std"]} and config.data.std_rgb'
-      f' {std_rgb!r}: set one of them (the other to 1.0 or ())'
+      f' {flat["data.std_rgb"]!r}: set one of them (the other to 1.0 or ())'
     )
   _check(
     flat,
@@ -126,15 +138,19 @@ def _check_ranges(flat):
     f'must name the folder of the {flat["data.source"]} set:'
     ' --config.data.path=DIR',
   )
-
-
-def _check_colours(flat):
-  if flat['data.colour_shift']:
-    return
-  for key, default in flatten(make_config()).items():
-    if key.startswith('data.colour_'):
-      rule = 'has no effect while config.data.colour_shift is 0'
-      _check(flat, key, flat[key] == default, rule)
+  folds = flat['data.folds']
+  _check(flat, 'data.folds', folds != 1, 'must be 0 or at least 2')
+  _check(
+    flat,
+    'data.fold',
+    flat['data.fold'] < max(1, folds),
+    f'must be less than config.data.folds = {folds}',
+  )
+  if not flat['data.pca_lighting']:
+    for name, key in KEYS.items():
+      if name.startswith('data.pca_lighting_'):
+        rule = 'has no effect while config.data.pca_lighting is 0'
+        _check(flat, name, flat[name] == key.default, rule)
 
 
 def _check_durations(flat):
@@ -158,57 +174,37 @@ def _check_durations(flat):
     )
 
 
-def _check_rates(flat):
-  rates, recorded = flat['schedule.rates'], flat['schedule.name'] == 'recorded'
-  if recorded != bool(rates):
+def _check_lr_multipliers(flat):
+  name, entries = flat['schedule.name'], flat['schedule.lr_multipliers']
+  if (name == 'recorded') != bool(entries):
     raise UserError(
-      f'config.schedule.name is {flat["schedule.name"]} and'
-      f' config.schedule.rates {rates!r}: only recorded has rates, and it needs'
-      ' them'
+      f'config.schedule.name is {name} and config.schedule.lr_multipliers'
+      f' {entries!r}: recorded needs them, and no other schedule reads them'
     )
   last = 0
-  for entry in rates:
-    if not _is_rate(entry, last):
+  for entry in entries:
+    if not _is_lr_multiplier(entry, last):
       raise UserError(
-        f'config.schedule.rates has {entry!r}; it takes (epoch, pattern, factor'
-        ' of the rate), in the order of the epochs'
+        f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
+        ' pattern, factor of the learning rate), in the order of the epochs'
       )
     last = entry[0]
 
 
-def _is_rate(entry, last):
+def _is_lr_multiplier(entry, last_epoch):
   if not (isinstance(entry, (tuple, list)) and len(entry) == 3):
     return False
   epoch, pattern, factor = entry
-  numbers = all(map(_is_number, (epoch, factor)))
   return (
-    numbers
+    is_number(epoch)
+    and is_number(factor)
     and isinstance(pattern, str)
-    and last <= epoch < math.inf
-    and 0 <= factor < math.inf
+    and last_epoch <= epoch < math.inf
+    and factor >= 0
   )
 
 
-def _check_layers(flat):
-  prefix = 'model.'
-  network = {
-    key.removeprefix(prefix): value
-    for key, value in flat.items()
-    if key.startswith(prefix)
-  }
-  if problem := fields.problem(network):
-    raise UserError(f'config.model.{problem}')
-
-
-def _check_training(flat):
-  folds, fold = flat['data.folds'], flat['data.fold']
-  _check(flat, 'data.folds', folds != 1, 'must be 0 or at least 2')
-  _check(
-    flat,
-    'data.fold',
-    fold < max(1, folds),
-    f'must be less than config.data.folds = {folds}',
-  )
+def _check_optimizer(flat):
   if flat['optimizer.decoupled_decay'] and (
     flat['optimizer.update_rule'] == 'paper'
   ):
@@ -218,23 +214,26 @@ def _check_training(flat):
       ' --config.optimizer.update_rule=optax'
     )
   if flat['optimizer.name'] == 'adam':
-    for key, plain in (('nesterov', False), ('update_rule', 'optax')):
-      key = f'optimizer.{key}'
-      _check(flat, key, flat[key] == plain, 'has no effect on adam')
-  for key in ('init.skip', 'init.freeze'):
-    good = all(isinstance(p, str) and p for p in flat[key])
-    _check(flat, key, good, "takes patterns: ('conv*', 'dense1/kernel')")
-  if flat['init.skip'] and not flat['init.workdir']:
+    for key in ('optimizer.nesterov', 'optimizer.update_rule'):
+      unchanged = flat[key] == KEYS[key].default
+      _check(flat, key, unchanged, 'has no effect on adam')
+
+
+def _check_init(flat):
+  workdir = flat['init.workdir']
+  if flat['init.skip'] and not workdir:
     raise UserError(
       f'config.init.skip is {flat["init.skip"]!r}, but config.init.workdir'
       ' names no run to start from'
     )
-  rule = (
+  fits = workdir and flat['data.mean'] == 'image'
+  _check(
+    flat,
+    'init.mean_image',
+    fits or not flat['init.mean_image'],
     'needs config.init.workdir, the run whose mean image it takes, and'
-    f' --config.data.mean=image (now {flat["data.mean"]!r})'
+    f' --config.data.mean=image (now {flat["data.mean"]!r})',
   )
-  fits = flat['init.workdir'] and flat['data.mean'] == 'image'
-  _check(flat, 'init.mean_image', fits or not flat['init.mean_image'], rule)
   if not flat['init.freeze'] and (
     flat['init.unfreeze_epochs'] or flat['init.unfreeze_steps']
   ):

@@ -11,7 +11,7 @@ Crops of 64 out of 72 pixels at a quarter of each network's widths, so that a
 run takes minutes on a CPU; the first layer's stride is halved with the pixels
 (`flat_alexnet_high_stride` needs more of them: --config.data.resize_size=128
 --config.data.crop_size=112). All networks are trained alike: SGD 0.01 with
-momentum 0.9, decay 5e-4 and a cosine after a warm-up, from He's initialisation.
+momentum 0.9, decay 5e-4 and a cosine after a warm-up, from He's initialization.
 `--config.seed` gives another start.
 
 Measured on 2 cores of an AMD EPYC (no GPU, Python 3.11, jax 0.10.2), 922 + 360
@@ -39,7 +39,7 @@ def get_config(network='alexnet_one_tower'):
   config.model.strides = (max(1, strides[0] // 2), *strides[1:])
   config.model.width_multiplier = 0.25
   config.model.kernel_init = 'he'
-  config.model.positive_bias = 0.0
+  config.model.bias_init = 0.0
 
   config.schedule.name = 'cosine'
   config.schedule.warmup_epochs = 3.0

@@ -20,7 +20,7 @@ from alexnet_jax import pixel_means
 def get_config(workdir=''):
   if not workdir:
     raise ValueError('name the other run: --config configs/finetune.py:DIR')
-  there = config_lib.of_run(workdir)
+  there = config_lib.read_config(workdir)
   config = config_lib.make_config()
   config.num_epochs = 20.0
   config.global_batch_size = 32

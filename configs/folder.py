@@ -8,12 +8,12 @@ class is held out, always the same images.
 
 A quarter of AlexNet's width on crops of 112 out of 128 pixels, a 7 x 7 first
 layer of stride 2, and batch norm after every convolution instead of local
-response normalisation.
+response normalization.
 
 Measured on 2 cores of an AMD EPYC (no GPU, Python 3.11, jax 0.10.2), one seed,
 922 + 360 photographs of groceries in 12 classes: validation top-1 0.772 after
 60 epochs, 14 minutes beside other work. An earlier form of this recipe, without
-warm-up, gave 0.786, and 0.664 with local response normalisation.
+warm-up, gave 0.786, and 0.664 with local response normalization.
 """
 
 from alexnet_jax.config import make_config
@@ -38,7 +38,7 @@ def get_config():
   config.model.norm_before_relu = True
   config.model.width_multiplier = 0.25
   config.model.kernel_init = 'he'
-  config.model.positive_bias = 0.0
+  config.model.bias_init = 0.0
 
   config.schedule.name = 'cosine'
   config.schedule.warmup_epochs = 3.0

@@ -1,9 +1,9 @@
-"""ImageNet (ILSVRC-2012): AlexNet with local response normalisation.
+"""ImageNet (ILSVRC-2012): AlexNet with local response normalization.
 
     python -m alexnet_jax.main --config configs/imagenet.py
 
 The network in one tower (62,378,344 parameters) on random 224 crops and flips
-of the centre 256 squares, trained as in the paper: SGD 0.01 with momentum 0.9,
+of the center 256 squares, trained as in the paper: SGD 0.01 with momentum 0.9,
 weight decay 5e-4, the rate divided by 10 when the validation accuracy stops
 improving, 90 epochs.
 
@@ -13,10 +13,10 @@ usual rule multiplies config.optimizer.learning_rate by the same factor and adds
 --config.schedule.warmup_epochs=5.
 
 What to expect: not measured here, for want of ImageNet and a GPU. Others report
-57 to 58 % top-1 on centre crops for this network (Caffe's bvlc_alexnet 57.1,
+57 to 58 % top-1 on center crops for this network (Caffe's bvlc_alexnet 57.1,
 tensorpack 58).
 
-Initialisation. The paper's N(0, 0.01) with biases of 1 is known to stay at
+Initialization. The paper's N(0, 0.01) with biases of 1 is known to stay at
 ln(classes), so this recipe takes Caffe's: 0.01, hidden dense layers 0.005,
 biases of 0.1 where the paper has 1. Tried on this network at full size with
 1,504 photographs of 20 classes (Caltech-101), 224 crops and flips, batch 32,
@@ -42,5 +42,5 @@ def get_config():
   config.data.tfds_name = 'imagenet2012'
   config.model.num_classes = 1000
   config.model.kernel_init = 'caffe'
-  config.model.positive_bias = 0.1
+  config.model.bias_init = 0.1
   return config

@@ -30,7 +30,7 @@ Devices. The batch is what config.global_batch_size says, on one device or on
 at a time, and adds up the gradients. Batch norm takes the statistics of such a
 piece, over all devices: of 512 images on one device, of 4,096 on eight. With
 more or fewer devices the training is the same, up to rounding, if the number of
-pieces stays: config.max_device_batch_size times the devices.
+pieces stays: config.microbatch_size times the devices.
 
 Memory. An image is 150,528 bytes, and two batches are on the devices: 2.5 GB in
 all at 8,192, 9.9 GB at 32,768, each device its share. Besides, each has 0.5 GB
@@ -50,7 +50,7 @@ def get_config():
   config = make_config()
   config.num_epochs = 100.0
   config.global_batch_size = 8192
-  config.max_device_batch_size = 512
+  config.microbatch_size = 512
   config.log_every_steps = 10  # an epoch has 156
   config.data.source = 'tfds'
   config.data.tfds_name = 'imagenet2012'

@@ -4,11 +4,11 @@ r"""ImageNet as in Krizhevsky, Sutskever and Hinton 2012, to the letter.
     python -m alexnet_jax.evaluation.evaluate --crops 10 \
       --workdir runs/imagenet_paper
 
-Section by section: two towers (3.2, 3.5), local response normalisation over all
+Section by section: two towers (3.2, 3.5), local response normalization over all
 channels of a layer after the ReLU of the first two convolutions, k = 2, n = 5,
-alpha = 1e-4, beta = 0.75 (3.3), overlapping pooling (3.4); the centre 256
+alpha = 1e-4, beta = 0.75 (3.3), overlapping pooling (3.4); the center 256
 squares minus their mean image (2), random 224 crops, flips and a shift along
-the principal components of the colours (4.1), the ten-crop test (4.1), dropout
+the principal components of the colors (4.1), the ten-crop test (4.1), dropout
 of 0.5 whose units count half in the test (4.2); batches of 128, momentum 0.9,
 weight decay 5e-4 of all parameters, both and the rate inside the velocity,
 weights from N(0, 0.01), biases of 1 in the second, fourth and fifth convolution
@@ -18,11 +18,11 @@ validation error stops improving, about 90 epochs (5).
 Where the text leaves a choice:
 
 - The rate was lowered by hand; here after 5 evaluations without improvement.
-- The shift of the colours is a draw from N(0, 0.1) times the eigenvalue, which
+- The shift of the colors is a draw from N(0, 0.1) times the eigenvalue, which
   has no meaning in levels of 255: as in what others made of it, pixels are
   taken as shares of white.
 - The mean image has 256 pixels a side, too. Every crop, wherever it was cut,
-  loses the centre of it, as in the source release.
+  loses the center of it, as in the source release.
 - An input of 224 gives the 55 that the paper counts with a padding of 2 before
   and 1 after.
 
@@ -44,8 +44,8 @@ def get_config():
   config.data.source = 'tfds'
   config.data.tfds_name = 'imagenet2012'
   config.data.mean = 'image'
-  config.data.colour_shift = 0.1
-  config.data.colour_unit = 'eigenvalue'
+  config.data.pca_lighting = 0.1
+  config.data.pca_lighting_unit = 'eigenvalue'
 
   config.model.update(variants.fields('alexnet'))
   config.model.num_classes = 1000

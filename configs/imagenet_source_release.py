@@ -9,19 +9,19 @@ its parameters and the log of its training as comments (layers/layers-145.cfg
 and layer-params-145.cfg). It is the paper's network but for what the paper does
 not say:
 
-- The first normalisation sits on the convolution itself; the ReLU comes after
-  the pooling. After the second normalisation there is another one, in space:
+- The first normalization sits on the convolution itself; the ReLU comes after
+  the pooling. After the second normalization there is another one, in space:
   5 x 5 pixels of the same channel, scale 0.001 / 25, power 0.75.
-- The towers' channels are normalised apart, with alpha / n: 2e-5 a neighbour.
+- The towers' channels are normalized apart, with alpha / n: 2e-5 a neighbor.
 - The third to fifth convolution start with a deviation of 0.03.
 - Biases have twice the rate, do not decay, and keep that rate to the end, but
   for those of the first convolution.
 - An input of 224 without padding gives 55 because sizes are rounded up.
-- The colours are shifted by their standard deviations, not their variances, and
+- The colors are shifted by their standard deviations, not their variances, and
   while they are, pixels after the mean are divided by 1.1.
 
 The rate was changed by hand: weights 0.01; epoch 25: 0.001; 51: 1e-4; 67: the
-first convolution 1e-5, and no shift of the colours any more; 72: the first
+first convolution 1e-5, and no shift of the colors any more; 72: the first
 convolution stands still (its biases, too: the file ends with 0 there, and the
 log does not say since when); 79: the rest 1e-5; 91: stopped.
 
@@ -29,7 +29,7 @@ Not as there: it cut and mirrored 32 images alike, here each is cut by itself.
 
 What to expect: 59.336 % top-1 and 81.790 % top-5 with ten crops, by the file.
 Not measured here, for want of ImageNet and a GPU. A trial of this
-initialisation in one tower, on 1,504 photographs (see configs/imagenet.py), had
+initialization in one tower, on 1,504 photographs (see configs/imagenet.py), had
 a loss that was not a number at step 8, and so ended.
 """
 
@@ -45,10 +45,10 @@ def get_config():
   config.data.source = 'tfds'
   config.data.tfds_name = 'imagenet2012'
   config.data.mean = 'image'
-  config.data.colour_shift = 0.1
-  config.data.colour_unit = 'deviation'
-  config.data.colour_shift_epochs = 67.0
-  config.data.colour_shrink = True
+  config.data.pca_lighting = 0.1
+  config.data.pca_lighting_unit = 'deviation'
+  config.data.pca_lighting_epochs = 67.0
+  config.data.pca_lighting_shrink = True
 
   config.model.update(variants.fields('alexnet_source_release'))
   config.model.num_classes = 1000
@@ -57,9 +57,9 @@ def get_config():
   config.optimizer.update_rule = 'paper'
   config.optimizer.weight_decay = 5e-4
   config.optimizer.decay = 'kernels'
-  config.optimizer.bias_rate = 2.0
+  config.optimizer.bias_lr_multiplier = 2.0
   config.schedule.name = 'recorded'
-  config.schedule.rates = (
+  config.schedule.lr_multipliers = (
     (25, '*/kernel', 0.1),
     (51, '*/kernel', 0.01),
     (67, 'conv1/kernel', 0.001),

@@ -2,7 +2,7 @@
 
     python -m alexnet_jax.main --config configs/keras_prototype.py
 
-Batch norm in place of local response normalisation: before the ReLU of the
+Batch norm in place of local response normalization: before the ReLU of the
 first two convolutions (`alexnet_bn`, 224 pixels, "same" padding), or after that
 of all five (with `:alexnet_bn_all` after the recipe's name). 90 epochs of SGD,
 0.01 and momentum 0.9; the rate is divided by 10 when the validation accuracy

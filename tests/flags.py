@@ -2,7 +2,7 @@
 
 import os
 
-# If LLVM optimises, it takes up to a third of the tests' time, for arrays that
+# If LLVM optimizes, it takes up to a third of the tests' time, for arrays that
 # are small. At 3, XLA's own level, programs are those that users run.
 _LEVEL = os.environ.setdefault('ALEXNET_JAX_TESTS_LLVM_LEVEL', '0')
 

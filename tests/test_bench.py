@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.bench import end_to_end
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.training import checkpoint
@@ -74,7 +74,7 @@ def test_the_loop_saves_while_it_is_timed(
   )
   monkeypatch.setattr(loop, '_write_histograms', None)
   monkeypatch.setattr(loop, '_unfreeze', None)
-  config = recipes.load_config([f'--config={recipe}'])
+  config = validation.load_config([f'--config={recipe}'])
   result = end_to_end.end_to_end(config, 6, 1, save_every)
   assert result['checkpoints'] == count
   seconds = 6 * config.global_batch_size / result['loop'][0]

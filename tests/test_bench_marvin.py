@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
 from alexnet_jax import pixel_means
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.bench import marvin
 from alexnet_jax.bench import marvin_summary
 from alexnet_jax.bench.__main__ import main
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import pixels
 from alexnet_jax.training import writers
@@ -142,19 +142,19 @@ def test_both_have_a_turn_for_every_seed(monkeypatch, tmp_path):
 
 def test_keras_gets_the_pixels_that_our_network_sees(monkeypatch, tmp_path):
   monkeypatch.chdir(commands.ROOT)
-  config = recipes.load_config([f'--config={marvin.RECIPE}'])
+  config = validation.load_config([f'--config={marvin.RECIPE}'])
   assert marvin._write_data(config, tmp_path / 'data.npz') == 4000
   with np.load(tmp_path / 'data.npz') as stored:
     data = dict(stored)
-  train = assemble.make_loader(config, 'train')
+  train = build.make_loader(config, 'train')
   mean = pixel_means.statistics(config, train, tmp_path).mean
   mesh = parallel.make_mesh()
   for name, split, count in (
     ('train', 'train', 4000),
     ('val', 'validation', 1000),
   ):
-    loader = assemble.make_loader(config, split)
-    batches = list(assemble.make_eval_iter(config, loader, mesh))
+    loader = build.make_loader(config, split)
+    batches = list(build.make_eval_iter(config, loader, mesh))
     images = np.concatenate([batch['image'] for batch in batches])[:count]
     labels = np.concatenate([batch['label'] for batch in batches])[:count]
     seen = np.asarray(pixels.normalize(images, mean, config.data.std))
@@ -165,7 +165,7 @@ def test_keras_gets_the_pixels_that_our_network_sees(monkeypatch, tmp_path):
 
 def test_our_seconds_are_those_of_the_history(monkeypatch, tmp_path):
   monkeypatch.chdir(commands.ROOT)
-  config = recipes.load_config([f'--config={marvin.RECIPE}'])
+  config = validation.load_config([f'--config={marvin.RECIPE}'])
   config.num_epochs = 4.0
   rows = [
     {'step': 31, 'images_per_second': 1000.0},

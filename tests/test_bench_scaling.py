@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.bench import scaling
 from alexnet_jax.bench import scaling_plan
 from alexnet_jax.bench import scaling_report
@@ -115,7 +115,7 @@ def test_efficiency_by_hand():
   ],
 )
 def test_the_costs_of_the_recipes_network(overrides, parameters, gflop):
-  config = recipes.load_config(['--config=configs/imagenet.py', *overrides])
+  config = validation.load_config(['--config=configs/imagenet.py', *overrides])
   costs = scaling_plan.network(config)
   assert costs['parameters'] == parameters
   assert costs['reduced_bytes'] == 4 * parameters
@@ -287,7 +287,9 @@ def test_a_run_gets_the_batch_of_all_its_processes(tmp_path, monkeypatch):
 def test_the_settings_are_a_valid_config():
   keys = scaling_runs.settings(20, 48)
   overrides = [f'--config.{key}={value}' for key, value in keys.items()]
-  config = recipes.load_config(['--config=configs/quickstart.py', *overrides])
+  config = validation.load_config(
+    ['--config=configs/quickstart.py', *overrides]
+  )
   assert config.num_steps == 21
   assert config.eval_every_steps == 21
   assert not math.fsum(

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
 from alexnet_jax import errors
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.bench import peaks
 from alexnet_jax.bench import step
 from alexnet_jax.bench import step_agreement
@@ -28,6 +27,7 @@ from alexnet_jax.bench import step_rounds
 from alexnet_jax.bench import step_worker
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from tests.some_slow import some_slow
 from tests.system import commands
 
@@ -43,7 +43,7 @@ needs_affinity = pytest.mark.skipif(
 
 def load(folder, *overrides, **changes):
   recipe = commands.write_recipe(folder, **{**LRN, **changes})
-  return recipes.load_config([f'--config={recipe}', *overrides])
+  return validation.load_config([f'--config={recipe}', *overrides])
 
 
 def test_dots_are_counted_as_often_as_they_run():
@@ -84,7 +84,7 @@ def test_the_program_has_the_flops_of_the_network(tmp_path, kind, pieces):
   config = load(
     tmp_path,
     f'--config.parallel={kind}',
-    f'--config.max_device_batch_size={pieces}',
+    f'--config.microbatch_size={pieces}',
     '--config.global_batch_size=16',
     '--config.forms=plain',  # others may compute more, or less
   )
@@ -117,9 +117,9 @@ def test_layers_one_after_the_other_are_the_network(tmp_path):
   """With the network's weights, each layer's output is the next one's input."""
   config = load(tmp_path, '--config.model.dropout=0.0')
   layers = step_layers.trace(config, 4)
-  model = assemble.make_model(config, 4).clone(axis_name=None)
+  model = build.make_model(config, 4).clone(axis_name=None)
   rng = np.random.default_rng(0)
-  shape = (config.global_batch_size, *assemble.image_shape(config))
+  shape = (config.global_batch_size, *build.image_shape(config))
   images = rng.standard_normal(shape, np.float32)
   params = model.init(jax.random.key(0), images)['params']
   x = jnp.asarray(images)
@@ -475,7 +475,7 @@ def test_classes_are_those_of_the_data_if_they_are_known(tmp_path, capsys):
     (task,) = groups[0]['tasks'].values()
     return task['num_classes']
 
-  known = len(assemble.make_source(load(tmp_path), 'train').class_names)
+  known = len(build.make_source(load(tmp_path), 'train').class_names)
   assert classes() == known != 1000
   assert classes('--config.model.num_classes=17') == 17
   assert not capsys.readouterr().err

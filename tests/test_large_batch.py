@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
-from alexnet_jax import durations as durations_lib
-from alexnet_jax import recipes
+from alexnet_jax import config as config_lib
+from alexnet_jax import validation
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
@@ -39,7 +39,7 @@ TINY = {
 
 
 def tiny(device_batch_size):
-  values = {**TINY, 'max_device_batch_size': device_batch_size}
+  values = {**TINY, 'microbatch_size': device_batch_size}
   return [f'--config.{key}={value}' for key, value in values.items()]
 
 
@@ -51,19 +51,21 @@ def train(devices, device_batch_size, kind='shard_map', starts=None):
   one update does not grow in those after it.
   """
   path = commands.ROOT / RECIPE
-  config = recipes.load_config([f'--config={path}', *tiny(device_batch_size)])
+  config = validation.load_config(
+    [f'--config={path}', *tiny(device_batch_size)]
+  )
   config.parallel = kind
-  mesh, loader = mesh_of(devices), assemble.make_loader(config, 'train')
-  steps = assemble.make_steps(config, mesh, np.full(3, 127.5, np.float32))
-  state = assemble.make_state(config, assemble.make_model(config, 4))
-  durations = durations_lib.resolve(config, loader.source.num_examples)
-  batches = assemble.make_train_iter(config, loader, config.num_steps, mesh)
+  mesh, loader = mesh_of(devices), build.make_loader(config, 'train')
+  steps = build.make_steps(config, mesh, np.full(3, 127.5, np.float32))
+  state = build.make_state(config, build.make_model(config, 4))
+  durations = config_lib.resolve_durations(config, loader.source.num_examples)
+  batches = build.make_train_iter(config, loader, config.num_steps, mesh)
   states, losses, rates = [jax.device_get(state)], [], []
   for number, batch in enumerate(batches):
     rate = schedule.rate_at(
       number,
       name=config.schedule.name,
-      learning_rate=assemble.learning_rate(config),
+      learning_rate=build.learning_rate(config),
       num_steps=durations.num_steps,
       warmup_steps=durations.warmup_steps,
     )
@@ -73,7 +75,7 @@ def train(devices, device_batch_size, kind='shard_map', starts=None):
       state, parallel.replicate(np.float32(rate), mesh)
     )
     batch = parallel.batch_to_devices(batch, mesh, kind)
-    state, sums = steps.train(state, batch, assemble.dropout_key(config))
+    state, sums = steps.train(state, batch, build.dropout_key(config))
     states.append(jax.device_get(state))
     losses.append(float(sums['loss']) / 48)
   return states, losses, rates

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
-from alexnet_jax import durations
-from alexnet_jax import recipes
+from alexnet_jax import config as config_lib
+from alexnet_jax import validation
+from alexnet_jax.training import build
 from alexnet_jax.training import state as state_lib
 
 EXAMPLES = 1_281_167  # of ImageNet's training split
@@ -18,7 +18,7 @@ DENSE = ('dense1', 'dense2', 'head')
 
 
 def load(name, *overrides):
-  return recipes.load_config([f'--config=configs/{name}.py', *overrides])
+  return validation.load_config([f'--config=configs/{name}.py', *overrides])
 
 
 def step_of(epoch):
@@ -29,7 +29,7 @@ def narrow_state(config):
   """With the names and rules of the recipe, and few numbers."""
   config = config.copy_and_resolve_references()
   config.model.width_multiplier = 1 / 16
-  return assemble.make_state(config, assemble.make_model(config, 1000))
+  return build.make_state(config, build.make_model(config, 1000))
 
 
 def moves(config, state, grad, weight, phase=None):
@@ -40,7 +40,7 @@ def moves(config, state, grad, weight, phase=None):
 
   state = state_lib.with_learning_rate(
     state,
-    jnp.float32(assemble.learning_rate(config)),
+    jnp.float32(build.learning_rate(config)),
     None if phase is None else jnp.float32(phase),
   )
   updates, _ = state.tx.update(full(grad), state.opt_state, full(weight))
@@ -51,8 +51,8 @@ def moves(config, state, grad, weight, phase=None):
 @pytest.mark.parametrize('name', ['imagenet_paper', 'imagenet_source_release'])
 def test_network(name):
   config = load(name)
-  model = assemble.make_model(config, 1000)
-  state = jax.eval_shape(lambda: assemble.make_state(config, model))
+  model = build.make_model(config, 1000)
+  state = jax.eval_shape(lambda: build.make_state(config, model))
   shapes = {k: v.shape for k, v in state_lib.leaf_names(state.params).items()}
   kernels = {k[:-7]: shapes[k] for k in shapes if k.endswith('kernel')}
   assert kernels == {
@@ -93,14 +93,14 @@ def test_initial_weights(name, deviations):
 
 def test_training_of_the_paper():
   config = load('imagenet_paper')
-  resolved = durations.resolve(config, EXAMPLES)
+  resolved = config_lib.resolve_durations(config, EXAMPLES)
   assert resolved.num_steps == step_of(90)
-  assert resolved.colour_steps == 0  # to the end
+  assert resolved.pca_lighting_steps == 0  # to the end
   assert (config.global_batch_size, config.optimizer.momentum) == (128, 0.9)
   assert (config.data.mean, config.data.crop) == ('image', 'random')
   assert (config.data.resize_size, config.data.crop_size) == (256, 224)
   assert config.data.random_flip
-  assert (config.data.colour_shift, config.data.colour_unit) == (
+  assert (config.data.pca_lighting, config.data.pca_lighting_unit) == (
     *(0.1, 'eigenvalue'),
   )
   # The rate is inside: the first velocity is the first update.
@@ -139,7 +139,7 @@ def expected_rates(conv1, rest, conv1_bias=0.02):
 )
 def test_recorded_rates_of_the_source_release(epoch, rates):
   config = load('imagenet_source_release')
-  begins = durations.resolve(config, EXAMPLES).rate_steps
+  begins = config_lib.resolve_durations(config, EXAMPLES).lr_multiplier_steps
   phase = sum(step_of(epoch) >= begin for begin in begins)
   state = narrow_state(config)
   found = moves(config, state, 1.0, 0.0, phase)
@@ -153,15 +153,15 @@ def test_recorded_rates_of_the_source_release(epoch, rates):
 
 def test_training_of_the_source_release():
   config = load('imagenet_source_release')
-  resolved = durations.resolve(config, EXAMPLES)
+  resolved = config_lib.resolve_durations(config, EXAMPLES)
   assert resolved.num_steps == step_of(91)
-  assert resolved.colour_steps == step_of(67)
+  assert resolved.pca_lighting_steps == step_of(67)
   assert config.optimizer.update_rule == 'paper'
-  assert (config.data.colour_unit, config.data.colour_shrink) == (
+  assert (config.data.pca_lighting_unit, config.data.pca_lighting_shrink) == (
     *('deviation', True),
   )
   model = config.model
-  assert model.orders == (
+  assert model.block_order == (
     *('norm-pool-relu', 'relu-norm-spatial-pool', '', '', 'pool-relu'),
   )
   # Scale divided by n, of each tower's channels; the second has its own.

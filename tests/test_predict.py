@@ -10,12 +10,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import assemble
 from alexnet_jax import predict
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.data import images
 from alexnet_jax.evaluation import measure
 from alexnet_jax.evaluation import saved_run
+from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training.console import Console
@@ -57,7 +57,7 @@ def trained(tmp_path_factory):
     log_every_steps=4,
     report=False,
   )
-  config = recipes.load_config([f'--config={recipe}'])
+  config = validation.load_config([f'--config={recipe}'])
   ended = []
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.announce, 'show_end', lambda *parts: ended.append(parts))
@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
   measured = measure.evaluate(
     run.steps.predict,
     live.state,
-    assemble.make_eval_iter(config, run.eval_loader, run.mesh),
+    build.make_eval_iter(config, run.eval_loader, run.mesh),
     run.to_devices,
     num_examples=12,
   )
@@ -298,8 +298,8 @@ def test_the_grid_shows_what_the_network_sees(trained, call, tmp_path):
   for column, index in enumerate((3, 5)):
     left = 2 + column * 124
     with PIL.Image.open(trained.files[index]) as image:
-      square = images.centre_square(np.asarray(image), 28)
-    seen = images.centre_crop(square, 24)
+      square = images.center_square(np.asarray(image), 28)
+    seen = images.center_crop(square, 24)
     np.testing.assert_array_equal(
       grid[2:122, left : left + 120], seen.repeat(5, 0).repeat(5, 1)
     )

@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from alexnet_jax import command
-from alexnet_jax import huge_pages
+from alexnet_jax import cli
 from alexnet_jax.bench import data
 from alexnet_jax.bench import end_to_end
 from alexnet_jax.bench import marvin
@@ -32,7 +31,7 @@ def _parse(argv):
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments, overrides = _parse(argv)
-  return command.run(
+  return cli.run(
     lambda: arguments.work(arguments, overrides),
     json_output=arguments.json,
     exit_code=getattr(arguments, 'exit_code', None),
@@ -40,7 +39,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == '__main__':
-  # The others start peers, as their users would, and training by itself.
-  if sys.argv[1:2] == ['end_to_end']:
-    huge_pages.restart()
   sys.exit(main())

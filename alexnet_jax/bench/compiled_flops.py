@@ -3,7 +3,7 @@
 Two for each multiply-add. Those of cuDNN's convolutions include taps that meet
 padding, as `evaluation.summary` and everybody else counts them; so does XLA's
 own convolution where it does not dilate its input. Everything else of a program
-(normalisation, pooling, the update) is not counted: it is bound by memory.
+(normalization, pooling, the update) is not counted: it is bound by memory.
 """
 
 import json

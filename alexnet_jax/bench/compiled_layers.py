@@ -25,7 +25,7 @@ _NAMED = re.compile(
   r'(?:^|[/(\[])[\'"]?((?:conv|dense|norm|dense_norm)\d+|head)\b'
 )
 _PARTS = (
-  (re.compile(r'_normalise|local_response_norm'), 'lrn'),
+  (re.compile(r'_normalize|local_response_norm'), 'lrn'),
   # What a block does itself, outside of its methods and convolution.
   (
     re.compile(r'_convolution_block/(?!AlexNet\.)|max_pool|select_and_'),

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax.bench import step_memory
 from alexnet_jax.bench import timed_run
 from alexnet_jax.bench.arguments import positive
@@ -36,7 +36,7 @@ def add_arguments(commands) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  command.add_recipe(parser)
+  cli.add_recipe(parser)
   parser.add_argument(
     '--steps', type=positive, default=100, help='in a round (default: 100)'
   )
@@ -52,10 +52,10 @@ def add_arguments(commands) -> None:
 
 
 def _work(arguments, overrides):
-  from alexnet_jax import recipes
+  from alexnet_jax import validation
 
   timed_run.refuse_own(overrides, timed_run.keys(1), '--steps, --save_every')
-  config = recipes.load_config([f'--config={arguments.config}', *overrides])
+  config = validation.load_config([f'--config={arguments.config}', *overrides])
   # The loop makes two steps more than are timed.
   save_every = arguments.save_every or arguments.steps // 2 + 1
   return end_to_end(config, arguments.steps, arguments.rounds, save_every)
@@ -173,12 +173,12 @@ def _bare_step(parts, num_steps):
   """A function that times `num_steps` steps on one batch."""
   import jax
 
-  from alexnet_jax import assemble
+  from alexnet_jax.training import build
   from alexnet_jax.training import setup
 
-  key = assemble.dropout_key(parts.config)
-  iterator = assemble.make_train_iter(
-    parts.config, parts.train_loader, 1, parts.mesh, parts.colour
+  key = build.dropout_key(parts.config)
+  iterator = build.make_train_iter(
+    parts.config, parts.train_loader, 1, parts.mesh, parts.color
   )
   batch = parts.to_devices(next(iterator))
   state, _ = setup.create(parts)
@@ -198,10 +198,10 @@ def _bare_step(parts, num_steps):
 
 
 def _loader(parts, num_steps):
-  from alexnet_jax import assemble
+  from alexnet_jax.training import build
 
-  iterator = assemble.make_train_iter(
-    parts.config, parts.train_loader, num_steps + 1, parts.mesh, parts.colour
+  iterator = build.make_train_iter(
+    parts.config, parts.train_loader, num_steps + 1, parts.mesh, parts.color
   )
   next(iterator)
   start = time.perf_counter()

@@ -102,9 +102,9 @@ def measure(folder: pathlib.Path, num_seeds: int, epochs: int) -> list[dict]:
     {seed, contender: ours or keras, accuracy, epoch_seconds: of the epochs
     but the first, parameters} of each run, in the order in which they ran.
   """
-  from alexnet_jax import recipes
+  from alexnet_jax import validation
 
-  config = recipes.load_config([f'--config={RECIPE}'])
+  config = validation.load_config([f'--config={RECIPE}'])
   runs = []
   with tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_') as data_folder:
     data_file = pathlib.Path(data_folder) / 'data.npz'
@@ -133,12 +133,12 @@ def _write_data(config, path):
   """The digits as the network sees them; how many there are to train on."""
   import numpy as np
 
-  from alexnet_jax import assemble
   from alexnet_jax import pixel_means
+  from alexnet_jax.training import build
 
   arrays = {}
   for name, split in (('train', 'train'), ('val', 'validation')):
-    loader = assemble.make_loader(config, split)
+    loader = build.make_loader(config, split)
     examples = [loader.square(i) for i in range(loader.source.num_examples)]
     if split == 'train':
       mean = pixel_means.statistics(config, loader, path.parent).mean
@@ -175,14 +175,14 @@ def _train_ours(config, num_examples, folder, seed):
 
 
 def _train_keras(config, data_file, folder, seed):
-  from alexnet_jax import assemble
+  from alexnet_jax.training import build
 
   answer = folder / f'keras_{seed}.json'
   settings = {
     'seed': seed,
     'epochs': int(config.num_epochs),
     'batch_size': config.global_batch_size,
-    'learning_rate': assemble.learning_rate(config),
+    'learning_rate': build.learning_rate(config),
     **{key: config.optimizer[key] for key in ('b1', 'b2', 'epsilon')},
   }
   _run(

@@ -2,7 +2,7 @@
 
 python -m alexnet_jax.bench.marvin_keras DATA.npz ANSWER.json SETTINGS
 
-DATA has x_train and x_val, float32 [n, 28, 28, 3], normalised, and y_train and
+DATA has x_train and x_val, float32 [n, 28, 28, 3], normalized, and y_train and
 y_val, int32 [n]. SETTINGS is a JSON object {seed, epochs, batch_size,
 learning_rate, b1, b2, epsilon}. Nothing here needs JAX.
 """

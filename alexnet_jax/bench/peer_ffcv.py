@@ -60,7 +60,7 @@ def _ffcv(task: Task, count: int):
 
 
 def _write(task, path):
-  """Centre squares, as JPEGs or raw."""
+  """Center squares, as JPEGs or raw."""
   from ffcv.fields import IntField
   from ffcv.fields import RGBImageField
   from ffcv.writer import DatasetWriter
@@ -75,7 +75,7 @@ def _write(task, path):
       pixels, label = source.read(index)
       if isinstance(pixels, bytes):
         pixels = decoding.decode(pixels)
-      return images.centre_square(pixels, task.layout.short_side), label
+      return images.center_square(pixels, task.layout.short_side), label
 
   mode = 'raw' if task.layout.kind == 'raw' else 'jpg'
   fields = {

@@ -5,7 +5,7 @@ from alexnet_jax.errors import UserError
 # What the peers have no counterpart of, and what leaves it out.
 _PLAIN = {
   'norm_hidden': (),
-  'orders': (),
+  'block_order': (),
   'lrn_groups': 1,
   'dropout_scaling': 'training',
 }
@@ -16,7 +16,7 @@ _UPDATES = {
   'optimizer.rate_scaling': 'none',
   'optimizer.decoupled_decay': False,
   'optimizer.decay': 'all',
-  'optimizer.bias_rate': 1.0,
+  'optimizer.bias_lr_multiplier': 1.0,
   'loss.label_smoothing': 0.0,
   'loss.l1': 0.0,
   'loss.l2': 0.0,

@@ -99,7 +99,7 @@ class _Synthetic:
     """Noise whose power falls with the frequency, as that of photographs."""
     rng = np.random.default_rng(index)
     total = np.zeros((384, 512), np.float32)
-    colour = np.zeros((384, 512, 3), np.float32)
+    color = np.zeros((384, 512, 3), np.float32)
     for octave in range(7):
       shape = (3 << octave, 4 << octave)
       amplitude = 64 / 1.65**octave
@@ -107,8 +107,8 @@ class _Synthetic:
       if octave < 5:
         for channel in range(3):
           noise = rng.standard_normal(shape)
-          colour[..., channel] += amplitude / 3 * _enlarged(noise)
-    return np.clip(128 + total[..., None] + colour, 0, 255).astype(np.uint8)
+          color[..., channel] += amplitude / 3 * _enlarged(noise)
+    return np.clip(128 + total[..., None] + color, 0, 255).astype(np.uint8)
 
 
 def _enlarged(noise):
@@ -131,7 +131,7 @@ def _write_jpegs(originals, cache, count, threads):
     sizes = []
     for size, image in (
       (320, images.resize_short_side(pixels, 320)),
-      (256, images.centre_square(pixels, 256)),
+      (256, images.center_square(pixels, 256)),
     ):
       encoded = simplejpeg.encode_jpeg(image, _QUALITY, 'RGB', '420')
       label = originals.labels[index]

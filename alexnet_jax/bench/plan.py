@@ -80,12 +80,12 @@ def add_arguments(commands) -> None:
 
 
 def _work(arguments, overrides):
-  from alexnet_jax import recipes
+  from alexnet_jax import validation
   from alexnet_jax.bench import plan_report
 
   target = plan_targets.load(arguments.target)
   fraction = _fraction(arguments.memory_fraction)
-  config = recipes.load_config([f'--config={arguments.config}', *overrides])
+  config = validation.load_config([f'--config={arguments.config}', *overrides])
   result = {
     'command': shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]]),
     'versions': machine.versions(_PACKAGES),
@@ -175,5 +175,5 @@ def _largest_batch(config, target, step, memory):
     needed,
     step.device_batch_size,
     memory['available'],
-    config.max_device_batch_size,
+    config.microbatch_size,
   )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-_STEP = 64  # batches are multiples of it, or of config.max_device_batch_size
+_STEP = 64  # batches are multiples of it, or of config.microbatch_size
 _MOST_TRIALS = 6
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import time
 
-from alexnet_jax import xla_flags
+from alexnet_jax import runtime
 from alexnet_jax.bench import plan_targets
 
 # Autotuning would time kernels on the GPU.
@@ -63,7 +63,7 @@ def compile_step(
 ) -> CompiledStep:
   """Compiles the train step that a run of the config would have.
 
-  It is the step of `assemble.make_steps`: state donated, image uint8, the flags
+  It is the step of `build.make_steps`: state donated, image uint8, the flags
   of `xla_flags`. Where config.parallel is pmap it is mapped by shard_map, which
   computes the same: functions made by pmap do not show their programs.
 
@@ -87,7 +87,7 @@ def compile_step(
   traced, batch_bytes = _traced(config, target, devices)
   options = {
     **_NO_GPU,
-    **xla_flags.compiler_options(os.environ),
+    **runtime.compiler_options(os.environ),
     **(options or {}),
   }
   compiled = _compiled(traced, options)
@@ -114,14 +114,14 @@ def _traced(config, target, count):
   from jax.sharding import PartitionSpec
   import numpy as np
 
-  from alexnet_jax import assemble
   from alexnet_jax import pixel_means
+  from alexnet_jax.training import build
   from alexnet_jax.training import parallel
 
   parallel.check_batch_size(config.global_batch_size, count)
   devices = plan_targets.devices(target, count)
   mesh = Mesh(np.array(devices), (parallel.AXIS,))
-  assemble.num_pieces(config, mesh)  # refuses what a run would
+  build.num_pieces(config, mesh)  # refuses what a run would
   whole = NamedSharding(mesh, PartitionSpec())
   split = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
 
@@ -133,12 +133,12 @@ def _traced(config, target, count):
       tree,
     )
 
-  model = assemble.make_model(config, num_classes(config), device=devices[0])
-  state = jax.eval_shape(lambda: assemble.make_state(config, model))
-  key = jax.eval_shape(lambda: assemble.dropout_key(config))
+  model = build.make_model(config, num_classes(config), device=devices[0])
+  state = jax.eval_shape(lambda: build.make_state(config, model))
+  key = jax.eval_shape(lambda: build.dropout_key(config))
   batch = batch_shapes(config)
   mean = np.zeros(pixel_means.shape(config), np.float32)
-  traced = assemble.make_steps(config, mesh, mean).train.trace(
+  traced = build.make_steps(config, mesh, mean).train.trace(
     on_devices(state, whole), on_devices(batch, split), on_devices(key, whole)
   )
   num_bytes = sum(
@@ -171,11 +171,11 @@ def _without_cache():
 
 def num_classes(config) -> int:
   """Of the config, or of its data."""
-  from alexnet_jax import assemble
+  from alexnet_jax.training import build
 
   if config.model.num_classes:
     return config.model.num_classes
-  return len(assemble.make_source(config, 'train').class_names)
+  return len(build.make_source(config, 'train').class_names)
 
 
 def batch_shapes(config) -> dict:
@@ -183,7 +183,7 @@ def batch_shapes(config) -> dict:
   import jax
   import numpy as np
 
-  from alexnet_jax import assemble
+  from alexnet_jax.training import build
 
   size = (config.global_batch_size,)
   dtypes = {'label': np.int32}
@@ -193,12 +193,12 @@ def batch_shapes(config) -> dict:
     dtypes['brightness'] = np.float32
   if config.data.unreadable == 'skip':
     dtypes['unreadable'] = np.bool_
-  shape = (*size, *assemble.image_shape(config))
-  if config.data.colour_shrink:
+  shape = (*size, *build.image_shape(config))
+  if config.data.pca_lighting_shrink:
     dtypes['scale'] = np.float32
-  colour = jax.ShapeDtypeStruct((*size, 3), np.float32)
+  color = jax.ShapeDtypeStruct((*size, 3), np.float32)
   return {
     'image': jax.ShapeDtypeStruct(shape, np.uint8),
-    **({'colour': colour} if config.data.colour_shift else {}),
+    **({'color': color} if config.data.pca_lighting else {}),
     **{name: jax.ShapeDtypeStruct(size, d) for name, d in dtypes.items()},
   }

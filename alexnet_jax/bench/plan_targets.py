@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import tomllib
 
-from alexnet_jax import xla_flags
+from alexnet_jax import runtime
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
@@ -130,7 +130,7 @@ def devices(target: Target, count: int) -> Sequence:
   import jax
   from jax.experimental import topologies
 
-  if not xla_flags.plugin_libraries():
+  if not runtime.plugin_libraries():
     raise UserError(
       "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
       f' {how_to_install("cuda12")}'

@@ -96,12 +96,12 @@ def _work(arguments, overrides):
 
 
 def _plan(given, overrides, result):
-  from alexnet_jax import recipes
+  from alexnet_jax import validation
   from alexnet_jax.bench import scaling_report
 
   assumed = scaling_plan.assumed_values(given)
   recipe = given.get('config', _PLANNED_RECIPE)
-  config = recipes.load_config([f'--config={recipe}', *overrides])
+  config = validation.load_config([f'--config={recipe}', *overrides])
   costs = scaling_plan.network(config)
   result |= {
     'measured': False,
@@ -154,11 +154,11 @@ def _measure(given, overrides, result):
 
 def _batch_size(recipe, overrides, given):
   """Of each process; refuses a recipe and overrides that cannot be run."""
-  from alexnet_jax import recipes
+  from alexnet_jax import validation
 
   own = scaling_runs.settings(1, 1)
   timed_run.refuse_own(overrides, own, '--steps, --device_batch_size')
-  config = recipes.load_config([f'--config={recipe}', *overrides])
+  config = validation.load_config([f'--config={recipe}', *overrides])
   sizes = given or (config.global_batch_size,)
   if len(sizes) > 1:
     raise UserError('--device_batch_size: only --plan takes several')

@@ -144,15 +144,15 @@ def network(config) -> dict[str, int]:
   """
   import jax
 
-  from alexnet_jax import assemble
   from alexnet_jax.evaluation import summary
+  from alexnet_jax.training import build
 
   num_classes = config.model.num_classes or len(
-    assemble.make_source(config, 'train').class_names
+    build.make_source(config, 'train').class_names
   )
-  model = assemble.make_model(config, num_classes)
+  model = build.make_model(config, num_classes)
   try:
-    params, rows = summary.layer_table(model, assemble.image_shape(config))
+    params, rows = summary.layer_table(model, build.image_shape(config))
   except ValueError as error:  # of the network's own checks
     raise UserError(f'config.model: {error}') from error
   num_bytes = sum(

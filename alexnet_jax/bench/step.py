@@ -207,9 +207,10 @@ def make_groups(arguments, overrides) -> list[dict]:
   Raises:
     UserError: if the recipe or one of the values makes no sense.
   """
-  from alexnet_jax import recipes
+  from alexnet_jax import config as config_lib
+  from alexnet_jax import validation
 
-  recipe = recipes.load_config([f'--config={arguments.config}', *overrides])
+  recipe = validation.load_config([f'--config={arguments.config}', *overrides])
   recipe.model.num_classes = _num_classes(recipe)
   groups = []
   for network, dtype, batch_size in itertools.product(
@@ -223,7 +224,7 @@ def make_groups(arguments, overrides) -> list[dict]:
     config.global_batch_size = batch_size
     groups.append(
       {
-        'network': network or recipes.name(arguments.config),
+        'network': network or config_lib.recipe_name(arguments.config),
         'dtype': dtype,
         'batch_size': batch_size,
         'tasks': _tasks(config, arguments),
@@ -242,7 +243,7 @@ def _network_fields(network):
   except ValueError as error:
     raise UserError(f'--networks: {error}') from error
   # What the recipe or the overrides say of these is kept.
-  kept = ('kernel_init', 'positive_bias', 'width_multiplier')
+  kept = ('kernel_init', 'bias_init', 'width_multiplier')
   return {name: value for name, value in fields.items() if name not in kept}
 
 

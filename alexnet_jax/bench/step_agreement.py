@@ -3,7 +3,7 @@
 From equal weights and on equal images each one makes a few updates without
 dropout; the losses before each of them must agree. The first tells whether the
 networks are the same, the others whether gradients and updates are. The
-weights are those of an initialisation under which the losses of different
+weights are those of an initialization under which the losses of different
 networks differ: with the paper's, every network says ln(classes).
 """
 
@@ -30,7 +30,7 @@ def make_task(task: Mapping, device_count: int) -> dict:
   config = checked['config']
   most = max(1, config['global_batch_size'] // device_count)
   config['global_batch_size'] = device_count * min(_BATCH_SIZE, most)
-  config['max_device_batch_size'] = 0
+  config['microbatch_size'] = 0
   config['model']['dropout'] = 0.0
   config['model']['kernel_init'] = 'he'
   config['data']['std'] = 60.0  # that of the pixels, more or less
@@ -48,7 +48,7 @@ def write(
     params: {layer: {kernel, bias}} as flax has them: kernels [height, width,
       in, out] and [in, out], where `in` of the first dense layer is a flattened
       [height, width, channels].
-    images: float32 [batch, height, width, 3], mirrored and normalised.
+    images: float32 [batch, height, width, 3], mirrored and normalized.
     labels: int32 [batch].
   """
   arrays = {'images': images, 'labels': labels}

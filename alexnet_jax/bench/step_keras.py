@@ -38,7 +38,7 @@ def make_network(model: dict, num_classes: int, size: int) -> keras.Sequential:
       _scaled(hidden, model), activation='relu', name=f'dense{number}'
     )
     pair = [dense, keras.layers.Dropout(model['dropout'])]
-    layers += reversed(pair) if model['dropout_place'] == 'before' else pair
+    layers += reversed(pair) if model['dropout_position'] == 'before' else pair
   layers.append(keras.layers.Dense(num_classes, name='head'))
   return keras.Sequential(layers)
 
@@ -76,7 +76,7 @@ def _convolution(model, number, width):
 
 
 class ResponseNorm(keras.layers.Layer):
-  """TensorFlow's local response normalisation, which has no bfloat16."""
+  """TensorFlow's local response normalization, which has no bfloat16."""
 
   def __init__(self, model: dict, **options):
     """Takes its numbers from `config.model`."""

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax.models import alexnet as alexnet_lib
+from alexnet_jax.training import build
 from alexnet_jax.training import step as step_lib
 
 _MOST_STEPS = 1000
@@ -52,9 +52,9 @@ class Layer:
 
 def trace(config, num_classes: int) -> list[Layer]:
   """The layers of the config's network in training, in order of execution."""
-  model = assemble.make_model(config, num_classes).clone(axis_name=None)
+  model = build.make_model(config, num_classes).clone(axis_name=None)
   count = config.global_batch_size
-  shape = (count, *assemble.image_shape(config))
+  shape = (count, *build.image_shape(config))
   found = []
 
   def run(key, images):

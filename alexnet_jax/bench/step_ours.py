@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax import pixel_means
 from alexnet_jax.bench import peaks
 from alexnet_jax.bench import step_agreement
 from alexnet_jax.bench import step_hlo
 from alexnet_jax.evaluation import summary
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 
 _MEAN = 120.0  # of the pixels
@@ -23,7 +23,7 @@ def make_batch(config, num_classes: int) -> dict[str, np.ndarray]:
     [global_batch_size], flip: bool [global_batch_size] if the config mirrors}.
   """
   rng = np.random.default_rng(0)
-  count, shape = config.global_batch_size, assemble.image_shape(config)
+  count, shape = config.global_batch_size, build.image_shape(config)
   batch = {
     'image': rng.integers(0, 256, (count, *shape), np.uint8),
     'label': rng.integers(0, num_classes, count, np.int32),
@@ -44,10 +44,10 @@ class Runner:
     self._mesh = parallel.make_mesh()
     parallel.check_batch_size(self.config.global_batch_size, self._mesh.size)
     self.mean = np.full(pixel_means.shape(self.config), _MEAN, np.float32)
-    self._model = assemble.make_model(self.config, self._num_classes)
-    self.state = self._replicate(assemble.make_state(self.config, self._model))
-    self._steps = assemble.make_steps(self.config, self._mesh, self.mean)
-    self._key = self._replicate(assemble.dropout_key(self.config))
+    self._model = build.make_model(self.config, self._num_classes)
+    self.state = self._replicate(build.make_state(self.config, self._model))
+    self._steps = build.make_steps(self.config, self._mesh, self.mean)
+    self._key = self._replicate(build.dropout_key(self.config))
     self.batch = make_batch(self.config, self._num_classes)
     self._on_devices = self._to_devices(self.batch)
     unmirrored = {k: v for k, v in self.batch.items() if k != 'flip'}
@@ -62,7 +62,7 @@ class Runner:
 
   def describe(self) -> dict:
     """What there is to know without computing."""
-    shape = assemble.image_shape(self.config)
+    shape = build.image_shape(self.config)
     params, rows = summary.layer_table(self._model, shape)
     device = jax.devices()[0]
     return {

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-from alexnet_jax import huge_pages
-from alexnet_jax import xla_flags
+from alexnet_jax import runtime
 from alexnet_jax.bench import processes
 from alexnet_jax.errors import UserError
 
@@ -105,8 +104,7 @@ def _environment(contender, threads):
     'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1',
   }
   if contender.startswith(OURS):
-    environment |= xla_flags.with_defaults(os.environ)  # both as in training
-    environment |= huge_pages.with_defaults(os.environ)
+    environment |= runtime.xla_flags(os.environ)  # both as in training
   else:  # TensorFlow's XLA ends the process at flags of another one
     environment.pop('XLA_FLAGS', None)
   return environment

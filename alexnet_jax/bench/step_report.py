@@ -20,7 +20,7 @@ _NOTES = (
   ' all have them (or none).',
 )
 _LAYER_NOTE = (
-  'Each layer by itself, so that nothing is fused with its neighbours; a'
+  'Each layer by itself, so that nothing is fused with its neighbors; a'
   " module's bias is in it. Backward: from its input and the gradient of its"
   ' output to those of weights and input, with what it needs of the forward'
   ' pass again. Share: of what all layers take, forward and backward.'

@@ -45,7 +45,7 @@ def make_network(model: dict, num_classes: int, size: int) -> nn.Sequential:
       (f'dense_relu{number}', nn.ReLU(inplace=True)),
     ]
     dropout = (f'dropout{number}', nn.Dropout(model['dropout']))
-    before = model['dropout_place'] == 'before'
+    before = model['dropout_position'] == 'before'
     for name, layer in [dropout, *dense] if before else [*dense, dropout]:
       layers.add_module(name, layer)
     features = width

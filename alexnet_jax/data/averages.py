@@ -1,11 +1,11 @@
-"""The mean image of a data set, and the covariance of its colours."""
+"""The mean image of a data set, and the covariance of its colors."""
 
 from collections.abc import Callable
 import threading
 
 import numpy as np
 
-from alexnet_jax.data import colours
+from alexnet_jax.data import colors
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
@@ -49,7 +49,7 @@ def pixel_statistics(
     for index in range(first, last):
       if example := loader.square(index):
         np.add(partial, example[0], out=partial)
-        kernels.add_colour_sums(example[0], *own)
+        kernels.add_color_sums(example[0], *own)
         count += 1
     # Sums of integers are exact in any order, whatever thread comes first.
     with lock:
@@ -66,5 +66,5 @@ def pixel_statistics(
     progress(start + count)
   if not counted:
     raise UserError(f'no image of {loader.source.name} can be decoded')
-  rgb = colours.colour_statistics(counted * size**2, sums, products)
+  rgb = colors.color_statistics(counted * size**2, sums, products)
   return total / counted, np.array(rgb['covariance'])

@@ -88,7 +88,7 @@ def _decode_top(encoded, header, rows_needed):
   height, width = header.height, header.width
   if not header.is_sequential or header.orientation(encoded) != 1:
     return None
-  # Colours are interpolated between rows: take more than reach into the wanted.
+  # Colors are interpolated between rows: take more than reach into the wanted.
   rows = rows_needed(height, width) + _LARGEST_BLOCK
   if rows >= height:
     return None
@@ -117,7 +117,7 @@ def _decode_jpeg(encoded, header, min_size, strict):
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
-  """Whether a file is a JPEG in colour that needs no turning."""
+  """Whether a file is a JPEG in color that needs no turning."""
   if encoded[:2] != _JPEG_START:
     return False
   header = _read_jpeg_header(encoded)

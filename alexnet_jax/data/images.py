@@ -6,8 +6,8 @@ import math
 import numpy as np
 
 
-def centre_square(image: np.ndarray, size: int) -> np.ndarray:
-  """Short side to `size`, then the centre: uint8 [size, size, 3].
+def center_square(image: np.ndarray, size: int) -> np.ndarray:
+  """Short side to `size`, then the center: uint8 [size, size, 3].
 
   This is the paper's preparation (Krizhevsky et al. 2012, section 2). Shrinking
   averages over areas, enlarging interpolates linearly.
@@ -20,7 +20,7 @@ def centre_square(image: np.ndarray, size: int) -> np.ndarray:
 def crop_of_square(
   image: np.ndarray, size: int, top: int, left: int, out: np.ndarray
 ) -> None:
-  """Writes a window of `centre_square(image, size)` into `out`.
+  """Writes a window of `center_square(image, size)` into `out`.
 
   Equal to cutting it out of the whole square, but computes no more than it.
 
@@ -111,7 +111,7 @@ def random_resized_box(
   """The box of a random-resized crop (Szegedy et al. 2014, section 6).
 
   The first attempt whose box fits is taken, as in torchvision; if none does,
-  the largest centre box within the ratios.
+  the largest center box within the ratios.
 
   Args:
     height, width: of the image, in pixels.
@@ -139,7 +139,7 @@ def random_resized_box(
   return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
   """The central [size, size, ...] of an array [height, width, ...]."""
   top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
   return image[top : top + size, left : left + size]

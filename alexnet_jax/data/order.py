@@ -90,7 +90,7 @@ def brightness_draws(
   return (2 * draws - 1).astype(np.float32)
 
 
-def colour_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
+def color_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
   """Standard normal draws of the batch, float64 [global_batch_size, 3]."""
   return _generator(seed, _COLOUR, step).standard_normal((global_batch_size, 3))
 

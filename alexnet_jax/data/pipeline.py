@@ -12,14 +12,14 @@ import math
 import grain
 import numpy as np
 
-from alexnet_jax.data import colours
+from alexnet_jax.data import colors
 from alexnet_jax.data import images
 from alexnet_jax.data import order
 from alexnet_jax.data.buffers import Buffers
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
-CROPS = ('random', 'random_resized', 'centre')
+CROPS = ('random', 'random_resized', 'center')
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG
 # Copying so much takes no longer than it takes to wake other threads.
 _COPIED_AT_ONCE = 2**20  # bytes
@@ -37,7 +37,7 @@ def make_train_iter(
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
   random_flip: bool = True,
   brightness: float = 0.0,
-  colour: colours.Shift | None = None,
+  color: colors.Shift | None = None,
   scaled_decoding: bool = True,
   prefetch: int = 2,
   process_index: int = 0,
@@ -56,13 +56,13 @@ def make_train_iter(
     seed: of the order and the random draws.
     crop_size: width of the crops, in pixels.
     crop: `random`: a window of the square of the loader's resize_size, the
-      paper's; `centre`: its centre; `random_resized`: a random part of the
+      paper's; `center`: its center; `random_resized`: a random part of the
       whole image, resized.
     crop_area: smallest and largest share of a random-resized crop.
     crop_ratio: smallest and largest width / height of one.
     random_flip: False never mirrors.
     brightness: largest random shift of the brightness, as a share of white.
-    colour: random shift of the colours; None: none.
+    color: random shift of the colors; None: none.
     scaled_decoding: decodes JPEGs that are at least twice too large at a lower
       resolution; see `decoding.decode`.
     prefetch: number of batches made ahead; 0: none.
@@ -70,12 +70,12 @@ def make_train_iter(
 
   Returns:
     An iterator over {image: uint8 [b, crop_size, crop_size, 3], label: int32
-    [b], flip: bool [b], brightness: float32 [b], colour: float32 [b, 3],
+    [b], flip: bool [b], brightness: float32 [b], color: float32 [b, 3],
     scale: float32 [b], unreadable: bool [b]}, b the process's batch size.
     `flip` tells which images the device has to mirror, `brightness` and
-    `colour` (levels of 255) what it adds, `scale` what it multiplies pixels by
+    `color` (levels of 255) what it adds, `scale` what it multiplies pixels by
     after the mean; they are there with `random_flip`, `brightness` and
-    `colour`.
+    `color`.
     `unreadable` tells which examples stand in for one that could not be
     decoded; it is there if the loader skips. The iterator's state
     is {'next_index': t}, t the step whose batch comes next.
@@ -103,8 +103,8 @@ def make_train_iter(
     if brightness:
       shifts = order.brightness_draws(step, global_batch_size, seed)[part]
       batch['brightness'] = shifts * np.float32(255 * brightness)
-    if colour is not None:
-      batch |= colour.draw(step, global_batch_size, seed, part)
+    if color is not None:
+      batch |= color.draw(step, global_batch_size, seed, part)
     if crop == 'random_resized':
       attempts = order.resized_crop_draws(step, global_batch_size, seed)[part]
       rows_needed, cut = _boxes(draws, attempts, crop_area, crop_ratio)
@@ -135,7 +135,7 @@ def make_train_iter(
 
 
 def _windows(corners, size, crop_size):
-  """How the i-th crop is cut out of the centre square of an image.
+  """How the i-th crop is cut out of the center square of an image.
 
   Returns:
     (rows_needed, cut): (i, height, width) -> rows of the image that are read;
@@ -189,7 +189,7 @@ def _batch(buffers, skips):
 
 def _corners(crop, draws, free):
   """(top, left) of each window, int64 [n, 2]; `free` pixels are left over."""
-  if crop == 'centre':
+  if crop == 'center':
     return np.full((len(draws), 2), free // 2)
   return (draws[:, :2] * (free + 1)).astype(np.int64)
 
@@ -236,7 +236,7 @@ def make_eval_iter(
   process_index: int = 0,
   process_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Centre crops of every example of a split, once, in order.
+  """Center crops of every example of a split, once, in order.
 
   With a `crop_size` of the loader's `resize_size` they are the whole squares.
 

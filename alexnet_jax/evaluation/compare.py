@@ -8,7 +8,7 @@ import argparse
 import pathlib
 import sys
 
-from alexnet_jax import command
+from alexnet_jax import cli
 
 _RUNS_BESIDE = 6  # columns of the terminal's table
 
@@ -37,14 +37,14 @@ def _arguments(argv):
     default='epochs',
     help='what the curves are drawn over (default: %(default)s)',
   )
-  command.add_json(parser)
+  cli.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
-  return command.run(
+  return cli.run(
     lambda: compare(
       arguments.workdirs, pathlib.Path(arguments.out), arguments.over
     ),

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from alexnet_jax import atomic
 from alexnet_jax import config as config_lib
+from alexnet_jax import files
 from alexnet_jax.evaluation import compare_figures
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import page
@@ -114,7 +114,7 @@ def write(
     unit: `epochs` or `steps`, of the curves.
   """
   rows = result['runs']
-  atomic.write_csv(out / TABLE, [list(rows[0]), *(r.values() for r in rows)])
+  files.write_csv(out / TABLE, [list(rows[0]), *(r.values() for r in rows)])
   pictures = {}
   for name, draw in _drawings(runs).items():
     pictures[name] = figures.save(draw(runs, unit), out / f'{name}.png')
@@ -126,8 +126,8 @@ def write(
   ]
   html = page.render(f'Comparison of {len(runs)} runs', sections)
   page.write(out / PAGE, html)
-  files = [TABLE, *(f'{name}.png' for name in pictures), PAGE]
-  return [str(out / name) for name in files]
+  names = [TABLE, *(f'{name}.png' for name in pictures), PAGE]
+  return [str(out / name) for name in names]
 
 
 def _drawings(runs):

@@ -20,9 +20,9 @@ _BARS = '#d1670a'
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]):
   """The confusion matrix: numbers and names, or a heat map and bars.
 
-  Up to 30 classes have names and a number in each cell, its colour the share of
+  Up to 30 classes have names and a number in each cell, its color the share of
   the true class. More of them make a heat map, where the root of a number is
-  the colour, with the most confused pairs beside it.
+  the color, with the most confused pairs beside it.
 
   Args:
     confusion: counts of (true class, predicted class), int [classes, classes].
@@ -84,7 +84,7 @@ def _heat_map(confusion, class_names):
     location='bottom',
     shrink=0.6,
     aspect=40,
-    label='examples (the colour follows the root)',
+    label='examples (the color follows the root)',
   )
   matrix.set(xlabel='predicted class', ylabel='true class')
   _pair_bars(bars, confusion, class_names)

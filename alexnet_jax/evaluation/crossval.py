@@ -9,8 +9,7 @@ import pathlib
 import statistics
 import sys
 
-from alexnet_jax import command
-from alexnet_jax import huge_pages
+from alexnet_jax import cli
 
 MEASURES_FILE = 'measures.json'  # in the folder of a fold
 RESULT_FILE, PLOT_FILE = 'crossval.json', 'box_plots.png'
@@ -36,7 +35,7 @@ def _parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  command.add_recipe(parser)
+  cli.add_recipe(parser)
   parser.add_argument(
     '--folds',
     type=int,
@@ -48,7 +47,7 @@ def _parse(argv):
     metavar='DIR',
     help="the folder (default: runs/crossval_ and the recipe's name)",
   )
-  command.add_json(parser)
+  cli.add_json(parser)
   return parser.parse_known_args(argv)
 
 
@@ -61,21 +60,23 @@ def main(argv=None) -> int:
   stop = guards.StopSignal()
   stop.install()
 
-  return command.run(
+  return cli.run(
     lambda: _work(arguments, overrides, stop), json_output=arguments.json
   )
 
 
 def _work(arguments, overrides, stop):
-  from alexnet_jax import recipes
+  from alexnet_jax import config as config_lib
+  from alexnet_jax import validation
   from alexnet_jax.evaluation import crossval_report
   from alexnet_jax.evaluation import figures
   from alexnet_jax.training.console import Console
 
-  config = recipes.load_config([f'--config={arguments.config}', *overrides])
+  config = validation.load_config([f'--config={arguments.config}', *overrides])
   folds = _number_of_folds(arguments.folds, config)
   workdir = pathlib.Path(
-    arguments.workdir or f'runs/crossval_{recipes.name(arguments.config)}'
+    arguments.workdir
+    or f'runs/crossval_{config_lib.recipe_name(arguments.config)}'
   )
   result = cross_validate(config, workdir, folds, stop, Console())
   _write_json(workdir / RESULT_FILE, result)
@@ -107,7 +108,7 @@ def cross_validate(
   """Trains and measures what is not done yet, one fold after the other.
 
   Args:
-    config: validated, see `recipes.load_config`.
+    config: validated, see `validation.load_config`.
     workdir: gets a folder for every fold.
     folds: their number.
     stop: a `guards.StopSignal`.
@@ -164,13 +165,11 @@ def _fold_config(config, folds, fold):
 
 def _data_record(config, loaders=None):
   """Of a fold's data; opens it if there are no loaders yet."""
-  from alexnet_jax import assemble
+  from alexnet_jax.training import build
 
   if loaders is None:
-    loaders = {split: assemble.make_loader(config, split) for split in SPLITS}
-  return assemble.data_record(
-    config, *(loaders[split].source for split in SPLITS)
-  )
+    loaders = {split: build.make_loader(config, split) for split in SPLITS}
+  return build.data_record(config, *(loaders[split].source for split in SPLITS))
 
 
 def _measures(config, place, record):
@@ -195,14 +194,14 @@ def _measures(config, place, record):
 
 def _measure(config, place, record, stop):
   """The final state of a fold on its training folds and on what is held out."""
-  from alexnet_jax import assemble
   from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import build
   from alexnet_jax.training import refusals
   from alexnet_jax.training import state as state_lib
 
   run = saved_run.load(str(place), data_path=config.data.path)
-  loaders = {split: assemble.make_loader(run.config, split) for split in SPLITS}
+  loaders = {split: build.make_loader(run.config, split) for split in SPLITS}
   # While it trained, they may have changed.
   refusals.check_data_record(place, record, _data_record(config, loaders))
   measured = {
@@ -216,7 +215,7 @@ def _measure(config, place, record, stop):
     values = measure.evaluate(
       run.steps.evaluate,
       run.state,
-      assemble.make_eval_iter(run.config, loader, run.mesh),
+      build.make_eval_iter(run.config, loader, run.mesh),
       run.to_devices,
       lambda done: stop.check(),
     ).values
@@ -244,12 +243,11 @@ def _over_folds(results, statistic):
 
 
 def _write_json(path, value):
-  from alexnet_jax import atomic
+  from alexnet_jax import files
 
-  with atomic.replaced_file(path) as temporary:
+  with files.replaced_file(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
   sys.exit(main())

@@ -9,8 +9,7 @@ import sys
 
 import numpy as np
 
-from alexnet_jax import command
-from alexnet_jax import huge_pages
+from alexnet_jax import cli
 from alexnet_jax import placeholders
 from alexnet_jax.errors import UserError
 
@@ -34,16 +33,16 @@ def _arguments(argv):
     metavar='DIR[:CHECKPOINT]',
     help='folder of a run, and final (default), newest, best or a step',
   )
-  command.add_split(parser)
-  command.add_crops(parser)
-  command.add_data_path(parser)
-  command.add_json(parser)
+  cli.add_split(parser)
+  cli.add_crops(parser)
+  cli.add_data_path(parser)
+  cli.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   arguments = _arguments(argv)
-  return command.run(lambda: _measure(arguments), json_output=arguments.json)
+  return cli.run(lambda: _measure(arguments), json_output=arguments.json)
 
 
 def _measure(arguments):
@@ -66,7 +65,7 @@ def _measure(arguments):
   counts = said.counts
   joint = joint_values(total[counts] / len(members), said.labels[counts])
   print(_row('together', joint), file=sys.stderr)
-  crops = 'the centre crop' if arguments.crops == 1 else 'ten crops'
+  crops = 'the center crop' if arguments.crops == 1 else 'ten crops'
   print(
     f'{arguments.split}, {counts.sum():,} examples, {crops}', file=sys.stderr
   )
@@ -127,16 +126,16 @@ def _open(text, arguments):
 
 def _predictions(text, arguments):
   """(run, what the network says of each example and class)."""
-  from alexnet_jax import assemble
   from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import build
 
   run, loader = _open(text, arguments)
   saved_run.warn_of_crops(run, arguments.crops)
   measured = measure.evaluate(
     run.steps.predict,
     run.state,
-    assemble.make_eval_iter(run.config, loader, run.mesh, arguments.crops),
+    build.make_eval_iter(run.config, loader, run.mesh, arguments.crops),
     run.to_devices,
     num_examples=loader.source.num_examples,
   )
@@ -183,5 +182,4 @@ def _row(name, values):
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
   sys.exit(main())

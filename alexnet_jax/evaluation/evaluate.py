@@ -7,8 +7,7 @@ import argparse
 import sys
 import time
 
-from alexnet_jax import command
-from alexnet_jax import huge_pages
+from alexnet_jax import cli
 
 
 def _arguments(argv):
@@ -16,24 +15,24 @@ def _arguments(argv):
     prog='python -m alexnet_jax.evaluation.evaluate',
     description='Measures a saved run.',
   )
-  command.add_split(parser)
-  command.add_crops(parser)
-  command.add_run(parser)
-  command.add_data_path(parser)
-  command.add_json(parser)
+  cli.add_split(parser)
+  cli.add_crops(parser)
+  cli.add_run(parser)
+  cli.add_data_path(parser)
+  cli.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   arguments = _arguments(argv)
-  return command.run(lambda: _evaluate(arguments), json_output=arguments.json)
+  return cli.run(lambda: _evaluate(arguments), json_output=arguments.json)
 
 
 def _evaluate(arguments):
   """Measures a checkpoint on a split; the command's result."""
-  from alexnet_jax import assemble
   from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import build
   from alexnet_jax.training import state as state_lib
 
   workdir, split, crops = arguments.workdir, arguments.split, arguments.crops
@@ -47,7 +46,7 @@ def _evaluate(arguments):
   values = measure.evaluate(
     run.steps.evaluate,
     run.state,
-    assemble.make_eval_iter(run.config, loader, run.mesh, crops),
+    build.make_eval_iter(run.config, loader, run.mesh, crops),
     run.to_devices,
   ).values
   step = int(run.state.step)
@@ -55,7 +54,7 @@ def _evaluate(arguments):
   rate = count / (time.perf_counter() - begun)
   print(
     f'{workdir}, step {step}, {split} ({count:,} examples, '
-    f'{"the centre crop" if crops == 1 else "ten crops"}):'
+    f'{"the center crop" if crops == 1 else "ten crops"}):'
     f' loss {values["eval/loss"]:.4f}, top-1 {values["eval/top1"]:.4f},'
     f' top-5 {values["eval/top5"]:.4f}; {rate:,.0f} images/s',
     file=sys.stderr,
@@ -78,9 +77,9 @@ def _compile(run, loader, crops):
   import jax
   import numpy as np
 
-  from alexnet_jax import assemble
+  from alexnet_jax.training import build
 
-  count = assemble.eval_batch_size(run.config, run.mesh)
+  count = build.eval_batch_size(run.config, run.mesh)
   size = loader.resize_size if crops > 1 else run.config.data.crop_size
   batch = {
     'image': np.zeros((count, size, size, 3), np.uint8),
@@ -93,5 +92,4 @@ def _compile(run, loader, crops):
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
   sys.exit(main())

@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from alexnet_jax import atomic
+from alexnet_jax import files
 from alexnet_jax.training import writers
 
 WINDOW = 50  # steps of the rolling mean and deviation
@@ -82,7 +82,7 @@ def save(figure, path: pathlib.Path) -> bytes:
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='Glyph', category=UserWarning)
     figure.savefig(content, format='png')
-  with atomic.replaced_file(path) as temporary:
+  with files.replaced_file(path) as temporary:
     temporary.write_bytes(content.getvalue())
   return content.getvalue()
 
@@ -189,13 +189,13 @@ def panels(count: int, height: float = 3.6):
   return figure, every
 
 
-def _line(axes, rows, key, colour, **how):
+def _line(axes, rows, key, color, **how):
   """A line through the rows that have a value of `key`."""
   points = [(row['step'], row[key]) for row in rows if key in row]
   if points:
     axes.plot(
       *zip(*points, strict=True),
-      color=colour,
+      color=color,
       markersize=3,
       linewidth=1.2,
       **how,

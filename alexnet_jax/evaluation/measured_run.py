@@ -7,7 +7,6 @@ import math
 import jax
 import numpy as np
 
-from alexnet_jax import assemble
 from alexnet_jax import pixel_means
 from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
@@ -16,6 +15,7 @@ from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation import measure
 from alexnet_jax.evaluation import saved_run
 from alexnet_jax.evaluation import summary
+from alexnet_jax.training import build
 from alexnet_jax.training import pixels
 from alexnet_jax.training import state as state_lib
 
@@ -45,7 +45,7 @@ class MeasuredRun:
 
     def read(start, _):
       square, _ = self.validation.square(int(indices[start]))
-      out[start] = images.centre_crop(square, size)
+      out[start] = images.center_crop(square, size)
 
     self.validation.for_each(read, len(indices))
     return out
@@ -72,7 +72,7 @@ def load(
   measured = measure.evaluate(
     run.steps.predict,
     run.state,
-    assemble.make_eval_iter(run.config, validation, run.mesh),
+    build.make_eval_iter(run.config, validation, run.mesh),
     run.to_devices,
     lambda batches: tick(),
     num_examples=validation.source.num_examples,
@@ -149,9 +149,9 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   )
   # The first draws of a batch do not depend on how many follow.
   config.global_batch_size = min(count, config.global_batch_size)
-  colour = pixel_means.stored_colour(config, subject.run.workdir)
+  color = pixel_means.stored_color(config, subject.run.workdir)
   batch = next(
-    assemble.make_train_iter(config, loader, 1, subject.run.mesh, colour)
+    build.make_train_iter(config, loader, 1, subject.run.mesh, color)
   )
   positions = order.batch_positions(0, config.global_batch_size)
   indices = order.examples_at(
@@ -171,8 +171,8 @@ def _change(batch, i):
   words = ['mirrored'] if 'flip' in batch and batch['flip'][i] else []
   if 'brightness' in batch:
     words.append(f'{batch["brightness"][i]:+.0f}')
-  if 'colour' in batch:
-    words.append(' '.join(f'{level:+.0f}' for level in batch['colour'][i]))
+  if 'color' in batch:
+    words.append(' '.join(f'{level:+.0f}' for level in batch['color'][i]))
   return ' '.join(words)
 
 
@@ -189,8 +189,8 @@ def _mistake(subject, index):
 
 def _layers(run):
   """A JSON object a layer, in order of execution."""
-  model = assemble.make_model(run.config, len(run.class_names))
-  params, rows = summary.layer_table(model, assemble.image_shape(run.config))
+  model = build.make_model(run.config, len(run.class_names))
+  params, rows = summary.layer_table(model, build.image_shape(run.config))
   return [
     {
       'layer': name,

@@ -84,7 +84,7 @@ def add_sums(total: dict[str, float], sums: dict) -> dict[str, float]:
 def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
   """{prefix/loss, prefix/top1, prefix/top5} of sums with a positive count.
 
-  If training minimises more than the cross-entropy, also prefix/objective; if
+  If training minimizes more than the cross-entropy, also prefix/objective; if
   images that cannot be decoded are skipped, also prefix/unreadable: how often
   that happened.
   """

@@ -12,7 +12,7 @@ import importlib.resources
 import pathlib
 import struct
 
-from alexnet_jax import atomic
+from alexnet_jax import files
 
 TEMPLATE = 'page.html.jinja'
 
@@ -112,8 +112,8 @@ def shown(cell: str | int | float) -> str:
 
 
 def write(path: pathlib.Path, html: str) -> None:
-  """Writes the page; see `atomic.replaced_file`."""
+  """Writes the page; see `files.replaced_file`."""
   # Names of files in another encoding have characters that UTF-8 has not.
   content = html.encode(errors='backslashreplace')
-  with atomic.replaced_file(path) as temporary:
+  with files.replaced_file(path) as temporary:
     temporary.write_bytes(content)

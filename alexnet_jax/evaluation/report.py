@@ -12,8 +12,7 @@ import json
 import pathlib
 import sys
 
-from alexnet_jax import command
-from alexnet_jax import huge_pages
+from alexnet_jax import cli
 
 REPORT_FOLDER = 'report'
 PAGE = 'index.html'
@@ -119,10 +118,10 @@ def _missing(rows, trained):
 
 def _tables(subject, classes, folder):
   """Writes the CSV files; returns their paths."""
-  from alexnet_jax import atomic
+  from alexnet_jax import files
 
   rows = [list(classes[0]), *(list(row.values()) for row in classes)]
-  atomic.write_csv(folder / 'classes.csv', rows)
+  files.write_csv(folder / 'classes.csv', rows)
   names = subject.run.class_names
   matrix = [
     [name, *counts]
@@ -130,7 +129,7 @@ def _tables(subject, classes, folder):
       names, subject.measured.confusion.tolist(), strict=True
     )
   ]
-  atomic.write_csv(folder / 'confusion.csv', [['true', *names], *matrix])
+  files.write_csv(folder / 'confusion.csv', [['true', *names], *matrix])
   return [folder / 'classes.csv', folder / 'confusion.csv']
 
 
@@ -205,16 +204,16 @@ def _arguments(argv):
     description='Measures a saved run, and writes a page of tables and'
     f' pictures: DIR/{REPORT_FOLDER}/{PAGE}.',
   )
-  command.add_run(parser)
-  command.add_data_path(parser)
-  command.add_json(parser)
+  cli.add_run(parser)
+  cli.add_data_path(parser)
+  cli.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
-  return command.run(lambda: _report(arguments), json_output=arguments.json)
+  return cli.run(lambda: _report(arguments), json_output=arguments.json)
 
 
 def _report(arguments):
@@ -224,5 +223,4 @@ def _report(arguments):
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
   sys.exit(main())

@@ -7,11 +7,10 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
-from alexnet_jax import durations as durations_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import summary
+from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import restored
 from alexnet_jax.training import writers
@@ -30,7 +29,7 @@ class RunRecord:
     workdir: its folder.
     config: that it was trained with.
     rows: its history, see `training.writers.read_rows`.
-    data: see `assemble.data_record`.
+    data: see `build.data_record`.
     step: of the newest checkpoint.
     final_step: of the state that it ends with: the newest, or the best.
     num_steps: that it was to have.
@@ -93,7 +92,9 @@ def load(workdir: str, name: str) -> RunRecord:
   for row in rows:
     if row['step'] == final_step and 'eval/loss' in row:
       values = row
-  durations = durations_lib.resolve(config, saved['data']['num_examples'])
+  durations = config_lib.resolve_durations(
+    config, saved['data']['num_examples']
+  )
   return RunRecord(
     name=name,
     workdir=path,
@@ -133,8 +134,8 @@ def numbers(run: RunRecord) -> dict:
   {parameters, forward_flops_per_image, training_flops_per_image, steps, epochs,
   training_seconds, images_per_second, loss, top1, ...}.
   """
-  model = assemble.make_model(run.config, len(run.data['class_names']))
-  shape = assemble.image_shape(run.config)
+  model = build.make_model(run.config, len(run.data['class_names']))
+  shape = build.image_shape(run.config)
   return {
     **summary.totals(*summary.layer_table(model, shape)),
     'steps': run.step,

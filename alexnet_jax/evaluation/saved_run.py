@@ -7,11 +7,11 @@ import sys
 import jax
 import ml_collections
 
-from alexnet_jax import assemble
 from alexnet_jax import pixel_means
 from alexnet_jax import placeholders
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import restored
 from alexnet_jax.training import state as state_lib
@@ -25,7 +25,7 @@ class SavedRun:
   class_names: list[str]
   state: state_lib.TrainState
   mesh: jax.sharding.Mesh
-  steps: assemble.Steps
+  steps: build.Steps
   workdir: pathlib.Path
 
   def to_devices(self, batch: dict) -> dict:
@@ -46,7 +46,7 @@ def load(
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data lies now; '': where it lay in training.
     top: number of classes that `steps.predict` gives.
-    crops: 1 or 10, of each image; see `assemble.make_steps`.
+    crops: 1 or 10, of each image; see `build.make_steps`.
 
   Raises:
     UserError: if there is no run, or no such checkpoint.
@@ -57,7 +57,7 @@ def load(
   if data_path:
     config.data.path = data_path
   mean = pixel_means.stored_mean(config, workdir)
-  steps = assemble.make_steps(config, mesh, mean, top=top, crops=crops)
+  steps = build.make_steps(config, mesh, mean, top=top, crops=crops)
   return SavedRun(
     config,
     class_names,
@@ -89,7 +89,7 @@ def make_eval_loader(run: SavedRun, split: str) -> loader_lib.Loader:
 
   Args:
     run: the run.
-    split: see `assemble.make_loader`.
+    split: see `build.make_loader`.
 
   Raises:
     UserError: if the data is not there, or has other classes than the run.
@@ -101,7 +101,7 @@ def make_eval_loader(run: SavedRun, split: str) -> loader_lib.Loader:
       ' load them again with --data_source'
     )
   try:
-    loader = assemble.make_loader(run.config, split)
+    loader = build.make_loader(run.config, split)
   except UserError as error:
     hint = '' if str(error).startswith('split') else '--data_path DIR'
     said = f'{error} (for this command: {hint})' if hint else str(error)

@@ -226,7 +226,7 @@ def _augmentation(subject, album):
     'augmentation',
     image_figures.draw_augmentation(*zip(*rows, strict=True)),
     f'{len(rows)} training images before and after augmentation',
-    'Above: the centre squares of the first training images. Below: the same as'
+    'Above: the center squares of the first training images. Below: the same as'
     ' the first training step saw them, cropped and changed as they say'
     ' (a number: brightness added, of 255; three: red, green and blue).',
   )

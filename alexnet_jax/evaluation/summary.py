@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import rich.console
 import rich.table
 
-from alexnet_jax import assemble
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.operations import after_convolution
 from alexnet_jax.models.operations import of_hidden_layer
+from alexnet_jax.training import build
 
 
 def show(config) -> dict:
   """Prints the table of the config's network; returns its totals."""
   num_classes = config.model.num_classes or len(
-    assemble.make_source(config, 'train').class_names
+    build.make_source(config, 'train').class_names
   )
-  model = assemble.make_model(config, num_classes)
-  shape = assemble.image_shape(config)
+  model = build.make_model(config, num_classes)
+  shape = build.image_shape(config)
   try:
     params, rows = layer_table(model, shape)
   except ValueError as error:  # of the network's own checks

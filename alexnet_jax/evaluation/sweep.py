@@ -8,8 +8,7 @@ import argparse
 import pathlib
 import sys
 
-from alexnet_jax import command
-from alexnet_jax import huge_pages
+from alexnet_jax import cli
 
 PRUNERS = ('median', 'none')
 _EPILOG = """\
@@ -39,7 +38,7 @@ def _parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  command.add_recipe(parser)
+  cli.add_recipe(parser)
   parser.add_argument(
     '--workdir', required=True, metavar='DIR', help="the sweep's folder"
   )
@@ -78,7 +77,7 @@ def _parse(argv):
   parser.add_argument(
     '--seed', type=int, default=0, help='of the search (default: 0)'
   )
-  command.add_json(parser)
+  cli.add_json(parser)
   return parser.parse_known_args(argv)
 
 
@@ -92,7 +91,7 @@ def main(argv=None) -> int:
   stop.install()
   from alexnet_jax import errors
 
-  return command.run(
+  return cli.run(
     lambda: _work(arguments, overrides, stop),
     json_output=arguments.json,
     exit_code=lambda result: (
@@ -102,9 +101,9 @@ def main(argv=None) -> int:
 
 
 def _work(arguments, overrides, stop):
-  from alexnet_jax import allowed_values
-  from alexnet_jax import locks
-  from alexnet_jax import recipes
+  from alexnet_jax import config as config_lib
+  from alexnet_jax import files
+  from alexnet_jax import validation
   from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import search_space
   from alexnet_jax.evaluation import sweep_report
@@ -113,13 +112,13 @@ def _work(arguments, overrides, stop):
   from alexnet_jax.training.console import Console
 
   sweep_study.import_optuna()
-  config = recipes.load_config([f'--config={arguments.config}', *overrides])
+  config = validation.load_config([f'--config={arguments.config}', *overrides])
   config.report = False
   space = search_space.parse(arguments.param, config)
   monitor = arguments.monitor
-  if monitor not in allowed_values.MONITORS:
+  if monitor not in config_lib.MONITORS:
     raise UserError(
-      f'--monitor is {monitor!r}, not one of {allowed_values.MONITORS}'
+      f'--monitor is {monitor!r}, not one of {config_lib.MONITORS}'
     )
   for name, least in (('trials', 1), ('seed', 0)):
     if (value := getattr(arguments, name)) < least:
@@ -136,7 +135,7 @@ def _work(arguments, overrides, stop):
   workdir = pathlib.Path(arguments.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   busy = f'another sweep is under way in {workdir}; wait for it, or end it'
-  with locks.lock(workdir, busy):
+  with files.lock(workdir, busy):
     study = sweep_study.open_study(workdir, made_with)
     sweep_trials.Sweep(
       config, space, workdir, monitor, study, stop, Console()
@@ -146,5 +145,4 @@ def _work(arguments, overrides, stop):
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
   sys.exit(main())

@@ -79,14 +79,14 @@ def _evaluations(trials, monitor):
 
   _, (axes,) = figures.panels(1, height=4.5)
   done = [trial for trial in trials if trial.state.name == 'COMPLETE']
-  colours = matplotlib.colormaps['viridis']
+  colors = matplotlib.colormaps['viridis']
   for trial in trials:
     if not trial.intermediate_values:
       continue
     points = sorted(trial.intermediate_values.items())
     if trial in done:
-      colour = colours(done.index(trial) / max(1, len(done) - 1))
-      axes.plot(*zip(*points, strict=True), 'o-', color=colour, markersize=3)
+      color = colors(done.index(trial) / max(1, len(done) - 1))
+      axes.plot(*zip(*points, strict=True), 'o-', color=color, markersize=3)
     else:
       axes.plot(
         *zip(*points, strict=True), ':', color='gray', linewidth=1, zorder=1

@@ -4,14 +4,14 @@ import pathlib
 
 import jax
 
-from alexnet_jax import assemble
-from alexnet_jax import locks
+from alexnet_jax import files
 from alexnet_jax import validation
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import search_space
 from alexnet_jax.evaluation import sweep_study
+from alexnet_jax.training import build
 from alexnet_jax.training import loop
 from alexnet_jax.training import parallel
 from alexnet_jax.training import refusals
@@ -115,7 +115,7 @@ class Sweep:
       return False
     try:
       if place.is_dir():
-        locks.lock(place, 'busy').close()
+        files.lock(place, 'busy').close()
       data = shared_data(self._config, self._space)
     except UserError:
       return False
@@ -175,8 +175,8 @@ def check(config) -> None:
   parallel.check_batch_size(config.global_batch_size, jax.device_count())
   training, held_out = _sources(config)
   refusals.check_examples(config, training, held_out)
-  model = assemble.make_model(config, len(training.class_names))
-  jax.eval_shape(lambda: assemble.make_state(config, model))
+  model = build.make_model(config, len(training.class_names))
+  jax.eval_shape(lambda: build.make_state(config, model))
 
 
 def shared_data(config, space: dict) -> dict[str, str]:
@@ -205,8 +205,7 @@ def shared_data(config, space: dict) -> dict[str, str]:
 def _sources(config):
   """Of the training and of the validation split."""
   return [
-    assemble.make_loader(config, split).source
-    for split in ('train', 'validation')
+    build.make_loader(config, split).source for split in ('train', 'validation')
   ]
 
 

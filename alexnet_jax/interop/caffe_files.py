@@ -168,7 +168,7 @@ def _convolutions(blocks, crop_size):
     entry, params[f'conv{number}'] = caffe_layers.convolution(
       block.convolution, channels, number == 1
     )
-    entries.append(entry | {'orders': _order(block)})
+    entries.append(entry | {'block_order': _order(block)})
     channels = entry['channels']
     size += 2 * entry['paddings'] - entry['kernels']
     size = size // entry['strides'] + 1
@@ -178,13 +178,13 @@ def _convolutions(blocks, crop_size):
       )
     for layer in block.after:
       if layer.type == 'LRN':
-        norms[number] = caffe_layers.normalisation(layer)
+        norms[number] = caffe_layers.normalization(layer)
       elif layer.type == 'Pooling':
         pool = pools[number] = caffe_layers.pooling(layer, size)
         size = (size - pool['pool_size']) // pool['pool_stride'] + 1
   model = {name: tuple(entry[name] for entry in entries) for name in entries[0]}
   model |= {
-    'orders': model['orders'] if any(model['orders']) else (),
+    'block_order': model['block_order'] if any(model['block_order']) else (),
     'pool_layers': tuple(pools),
     'norm': 'lrn' if norms else 'none',
     'norm_layers': tuple(norms),
@@ -240,6 +240,6 @@ def _dropout(dense):
   # Caffe scales up what it keeps (src/caffe/layers/dropout_layer.cpp).
   return {
     'dropout': ratio,
-    'dropout_place': place,
+    'dropout_position': place,
     'dropout_scaling': 'training',
   }

@@ -53,7 +53,7 @@ def of_network(net, layers: list[Layer]) -> Input:
 
   Raises:
     UserError: if the file says different things in different places, or the
-      input is no square of three colours.
+      input is no square of three colors.
   """
   sources = [layer for layer in layers if layer.type in SOURCES]
   parts = [part for layer in sources for part in _settings(layer)]
@@ -165,7 +165,7 @@ def preparation(
       f' the network reads, found {image.shape[0]} x {image.shape[1]}'
     )
   data |= {'resize_size': size, 'mean': 'image'}
-  return data, np.array(images.centre_crop(image, crop))
+  return data, np.array(images.center_crop(image, crop))
 
 
 def _say_guess(found):

@@ -11,14 +11,14 @@ from alexnet_jax.interop.caffe_schema import Layer
 
 
 def convolution(
-  layer: Layer, channels: int, reads_colours: bool
+  layer: Layer, channels: int, reads_colors: bool
 ) -> tuple[dict, dict]:
   """A convolution's entries of the fields of the model, and its parameters.
 
   Args:
     layer: the convolution.
     channels: number of those that it reads.
-    reads_colours: whether they are blue, green and red.
+    reads_colors: whether they are blue, green and red.
 
   Returns:
     {channels, kernels, strides, paddings, groups}, one number each, and
@@ -37,7 +37,7 @@ def convolution(
       f'{layer}: expected groups that divide channels and outputs, found'
       f' {groups} groups, {channels} channels and {count} outputs'
     )
-  if reads_colours and groups > 1:
+  if reads_colors and groups > 1:
     raise UserError(f'{layer}: expected 1 group, found {groups}')
   if {*settings.dilation} - {1} or settings.axis != 1:
     raise UserError(
@@ -46,7 +46,7 @@ def convolution(
     )
   shape = count, channels // groups, kernel, kernel
   weights, bias = _weights(layer, settings, shape, count)
-  if reads_colours:
+  if reads_colors:
     weights = weights[:, ::-1]
   entries = {
     'channels': count,
@@ -91,7 +91,7 @@ def dense(layer: Layer, shape: tuple[int, ...]) -> dict:
   return {'kernel': kernel, 'bias': bias}
 
 
-def normalisation(layer: Layer) -> dict:
+def normalization(layer: Layer) -> dict:
   """An LRN as fields of the model.
 
   Returns:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 
-from alexnet_jax import command
+from alexnet_jax import cli
 
 _DESCRIPTION = """\
 Writes a trained network as a folder: program.bin (StableHLO of jax.export, for
@@ -33,19 +33,19 @@ def _arguments(argv):
     allow_abbrev=False,
   )
   parser.add_argument('out', metavar='OUT', help='a new folder')
-  command.add_run(parser)
+  cli.add_run(parser)
   parser.add_argument(
     '--onnx',
     action='store_true',
     help="also writes network.onnx (pip install -e '.[onnx]')",
   )
-  command.add_json(parser)
+  cli.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   arguments = _arguments(argv)
-  return command.run(lambda: _export(arguments), json_output=arguments.json)
+  return cli.run(lambda: _export(arguments), json_output=arguments.json)
 
 
 def _export(arguments):
@@ -96,9 +96,9 @@ def write(
   """
   import numpy as np
 
-  from alexnet_jax import assemble
   from alexnet_jax import pixel_means
   from alexnet_jax.interop import onnx_program
+  from alexnet_jax.training import build
   from alexnet_jax.training import checkpoint_contents
   from alexnet_jax.training import restored
   from alexnet_jax.training import state as state_lib
@@ -124,7 +124,7 @@ def write(
     'versions': checkpoint_contents.versions(),
   }
   function = make_function(config, len(class_names), mean, variables)
-  shape = assemble.image_shape(config)
+  shape = build.image_shape(config)
   files = {'program.bin': exported_program(function, params, shape)}
   if onnx:
     files['network.onnx'], about['onnx_difference'] = onnx_program.convert(
@@ -173,13 +173,13 @@ def make_function(config, num_classes: int, mean, variables):
   """
   import jax
 
-  from alexnet_jax import assemble
+  from alexnet_jax.training import build
   from alexnet_jax.training import pixels
   from alexnet_jax.training.state import leaf_names
 
   plain = config.copy_and_resolve_references()
   plain.forms = 'plain'
-  model = assemble.make_model(plain, num_classes)
+  model = build.make_model(plain, num_classes)
   names, treedef = list(leaf_names(variables)), jax.tree.structure(variables)
 
   def probabilities(params, images):
@@ -191,7 +191,7 @@ def make_function(config, num_classes: int, mean, variables):
 
 
 def exported_program(function, params: dict, image_shape: tuple) -> bytes:
-  """The serialised program of `jax.export`, for any number of images.
+  """The serialized program of `jax.export`, for any number of images.
 
   Args:
     function: of `make_function`.

@@ -10,16 +10,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax import pixel_means
 from alexnet_jax import placeholders
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop.imported import Imported
+from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import schedule
-from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.progress import Progress
 
@@ -104,7 +103,7 @@ def write(
   try:
     folder = place / path.name
     folder.mkdir()
-    setup.write_config(config, folder)
+    config_lib.write_config(config, folder)
     _write_mean(config, imported.mean, folder)
     _write_checkpoint(config, tree, class_names, origin, folder)
     folder.rename(path)
@@ -127,7 +126,7 @@ def _write_mean(config, mean, folder):
 
 
 def _write_checkpoint(config, tree, class_names, origin, folder):
-  rate = assemble.learning_rate(config)
+  rate = build.learning_rate(config)
   checkpoints = checkpoint.Checkpoints(folder)
   try:
     checkpoints.save(
@@ -148,8 +147,8 @@ def _write_checkpoint(config, tree, class_names, origin, folder):
 
 def _state(config, imported):
   """A fresh state with the imported weights."""
-  model = assemble.make_model(config, imported.num_classes)
-  state = assemble.make_state(config, model)
+  model = build.make_model(config, imported.num_classes)
+  state = build.make_state(config, model)
   parts = {'params': imported.params, 'batch_stats': imported.batch_stats}
   misfits = []
   for part, tree in parts.items():

@@ -8,7 +8,7 @@ import pathlib
 import shlex
 import sys
 
-from alexnet_jax import command
+from alexnet_jax import cli
 
 _DESCRIPTION = """\
 Makes the folder of a run of weights that were trained in another framework, so
@@ -104,14 +104,14 @@ def _arguments(argv):
     help='of the data to measure it on: config.data.source (default: folder)',
   )
   add('--data_path', default='', metavar='DIR', help='where that lies')
-  command.add_json(parser)
+  cli.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
-  return command.run(lambda: _load(arguments), json_output=arguments.json)
+  return cli.run(lambda: _load(arguments), json_output=arguments.json)
 
 
 def _load(arguments):

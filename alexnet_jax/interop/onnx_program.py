@@ -38,7 +38,7 @@ def convert(
     image_shape: (height, width, 3).
 
   Returns:
-    (a serialised ONNX model with the input `images` and the output
+    (a serialized ONNX model with the input `images` and the output
     `probabilities`, for any number of images; by how much its probabilities
     differ from the function's at most, where they were compared).
 

@@ -63,7 +63,7 @@ class Program:
   def prepare(self, path: str) -> np.ndarray:
     """A photograph as the network reads it: uint8 [crop_size, crop_size, 3].
 
-    The short side becomes `resize_size` pixels, and the centre is cut out, as
+    The short side becomes `resize_size` pixels, and the center is cut out, as
     in training. The filter is Pillow's (BOX to shrink, BILINEAR to enlarge),
     whose pixels differ a little from those of training.
     """

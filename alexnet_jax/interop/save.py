@@ -7,7 +7,7 @@ import argparse
 import pathlib
 import sys
 
-from alexnet_jax import command
+from alexnet_jax import cli
 
 _DESCRIPTION = """\
 Writes the weights of a run as a .safetensors file with the names and layouts of
@@ -25,18 +25,18 @@ def _arguments(argv):
     allow_abbrev=False,
   )
   parser.add_argument('file', metavar='FILE.safetensors')
-  command.add_run(parser)
+  cli.add_run(parser)
   parser.add_argument(
     '--overwrite', action='store_true', help='replaces a file that is there'
   )
-  command.add_json(parser)
+  cli.add_json(parser)
   return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
-  return command.run(lambda: _save(arguments), json_output=arguments.json)
+  return cli.run(lambda: _save(arguments), json_output=arguments.json)
 
 
 def _save(arguments):
@@ -101,7 +101,7 @@ def write(path, params: dict, batch_stats: dict, description) -> dict:
   """
   import safetensors.numpy
 
-  from alexnet_jax import atomic
+  from alexnet_jax import files
   from alexnet_jax.interop import metadata
   from alexnet_jax.interop import torch_layout
   from alexnet_jax.interop import torch_storage
@@ -114,7 +114,7 @@ def write(path, params: dict, batch_stats: dict, description) -> dict:
     'format': 'pt',
     torch_storage.METADATA_KEY: metadata.to_text(description),
   }
-  with atomic.replaced_file(path) as temporary:
+  with files.replaced_file(path) as temporary:
     safetensors.numpy.save_file(tensors, temporary, text)
   return tensors
 
@@ -128,11 +128,11 @@ def foreign_parts(model: dict) -> list[str]:
   Args:
     model: fields of `config.model`.
   """
-  orders = model['orders'] or ()
+  orders = model['block_order'] or ()
   lrn = model['norm'] == 'lrn' and bool(model['norm_layers'])
   found = {
     'LRN of groups of channels': lrn and model['lrn_groups'] > 1,
-    'normalisation in space': any('spatial' in order for order in orders),
+    'normalization in space': any('spatial' in order for order in orders),
     'dropout that scales down in evaluation': (
       model['dropout'] > 0 and model['dropout_scaling'] == 'evaluation'
     ),

@@ -33,7 +33,7 @@ def read_torchvision(path: str | os.PathLike) -> Imported:
   """Weights of torchvision.models.alexnet, of any number of classes.
 
   Its images: the short side to 256 pixels, the middle 224 x 224, minus the mean
-  and divided by the deviation of ImageNet's colours. torchvision interpolates
+  and divided by the deviation of ImageNet's colors. torchvision interpolates
   with a triangle where images are made smaller here by averaging areas, so that
   pixels can differ by a few levels. Its average pooling to 6 x 6, which is left
   out here, leaves their last feature map as it is.

@@ -5,7 +5,7 @@ numbers count every module in the order in which the network has them.
 
 - `features`: of each convolution ZeroPad2d where its padding is uneven, Conv2d,
   and what follows it: ReLU, LocalResponseNorm or BatchNorm2d, the spatial
-  normalisation (which PyTorch lacks), MaxPool2d.
+  normalization (which PyTorch lacks), MaxPool2d.
 - `classifier`: of each hidden layer Linear, ReLU, BatchNorm1d and, unless
   `dropout` is 0, Dropout, before or after them; at the end Linear.
 
@@ -140,7 +140,7 @@ def _classifier_places(network):
   places, index = {}, 0
   dropout = bool(network.dropout)
   for number in range(1, len(network.hidden) + 1):
-    index += dropout and network.dropout_place == 'before'
+    index += dropout and network.dropout_position == 'before'
     places[f'dense{number}'] = f'classifier.{index}'
     index += 1
     if number in network.norm_hidden:
@@ -148,7 +148,7 @@ def _classifier_places(network):
       places[f'dense_norm{number}'] = f'classifier.{index + (not first)}'
       index += 1
     index += 1  # ReLU
-    index += dropout and network.dropout_place == 'after'
+    index += dropout and network.dropout_position == 'after'
   return {**places, 'head': f'classifier.{index}'}
 
 

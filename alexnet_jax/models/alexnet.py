@@ -23,7 +23,7 @@ from alexnet_jax.models.pooling import max_pool
 
 
 class AlexNet(nn.Module):
-  """Convolutions, normalisation, pooling and dense layers of AlexNet.
+  """Convolutions, normalization, pooling and dense layers of AlexNet.
 
   The defaults are the network of Krizhevsky et al. 2012 in one tower;
   `groups=(1, 2, 1, 2, 2)` gives its two towers. An input of 224 x 224 becomes
@@ -41,15 +41,15 @@ class AlexNet(nn.Module):
     pool_size: width of the pooling window, in pixels.
     pool_stride: stride of the pooling, in pixels.
     norm: `lrn`, `batch` or `none`.
-    norm_layers: numbers (from 1) of the convolutions that are normalised.
-    norm_before_relu: whether normalisation precedes the ReLU; the paper's
+    norm_layers: numbers (from 1) of the convolutions that are normalized.
+    norm_before_relu: whether normalization precedes the ReLU; the paper's
       follows it.
-    orders: of each convolution what follows it, in another order than these
-      say: names of `operations.OPERATIONS` joined by `-`, such as
+    block_order: of each convolution what follows it, in another order than
+      these say: names of `operations.OPERATIONS` joined by `-`, such as
       `norm-pool-relu`; '' leaves the order as it is. `spatial` is
       `normalization.spatial_response_norm`, which no other field switches on.
     norm_hidden: numbers (from 1) of the hidden dense layers that batch norm
-      normalises, whatever `norm` is; before their ReLU as `norm_before_relu`
+      normalizes, whatever `norm` is; before their ReLU as `norm_before_relu`
       says.
     batch_norm_momentum: share of the running statistics that a step keeps.
     batch_norm_epsilon: added to the variance.
@@ -61,12 +61,12 @@ class AlexNet(nn.Module):
     dropout: share of the units set to zero in training.
     dropout_scaling: whether what is kept is scaled up in `training`, or
       everything down in `evaluation`, as in the paper.
-    dropout_place: `after` each hidden dense layer, as in the paper, or `before`
-      it, as in torchvision.
+    dropout_position: `after` each hidden dense layer, as in the paper, or
+      `before` it, as in torchvision.
     width_multiplier: factor on `channels` and `hidden`, rounded so that the
       groups divide the channels.
     kernel_init: see `layers.kernel_initializer`.
-    positive_bias: initial bias of the layers where the paper starts with 1
+    bias_init: initial bias of the layers where the paper starts with 1
       (`bias_layers` and every hidden dense layer); all other biases start as
       `layers.bias_initializer` says, at 0 in most cases.
     bias_layers: numbers (from 1) of the convolutions with a positive bias.
@@ -88,7 +88,7 @@ class AlexNet(nn.Module):
   norm: str = 'lrn'
   norm_layers: Sequence[int] = (1, 2)
   norm_before_relu: bool = False
-  orders: Sequence[str] = ()
+  block_order: Sequence[str] = ()
   norm_hidden: Sequence[int] = ()
   batch_norm_momentum: float = 0.9
   batch_norm_epsilon: float = 1e-5
@@ -104,11 +104,11 @@ class AlexNet(nn.Module):
   spatial_beta: float = 0.75
   hidden: Sequence[int] = (4096, 4096)
   dropout: float = 0.5
-  dropout_place: str = 'after'
+  dropout_position: str = 'after'
   dropout_scaling: str = 'training'
   width_multiplier: float = 1.0
   kernel_init: str = 'paper'
-  positive_bias: float = 1.0
+  bias_init: float = 1.0
   bias_layers: Sequence[int] = (2, 4, 5)
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
@@ -125,7 +125,7 @@ class AlexNet(nn.Module):
     """Logits of a batch.
 
     Args:
-      images: [batch, height, width, 3], normalised, any float dtype.
+      images: [batch, height, width, 3], normalized, any float dtype.
       train: whether dropout acts and batch norm uses and updates the statistics
         of the batch.
       fixed_norms: names of the batch norms that keep and use their running
@@ -191,9 +191,9 @@ class AlexNet(nn.Module):
       if operation == 'relu':
         x = self._relu(x)
       elif operation == 'norm':
-        x = self._normalise(x, number, updates_norm)
+        x = self._normalize(x, number, updates_norm)
       elif operation == 'spatial':
-        x = self._normalise_in_space(x, number)
+        x = self._normalize_in_space(x, number)
       else:
         x = self._pool(x, number)
     return x
@@ -239,7 +239,7 @@ class AlexNet(nn.Module):
     # Where the ReLU's own output is enough for its gradient, cuDNN writes it.
     return (fused.relu if self.forms.tail == 'fused' else nn.relu)(x)
 
-  def _normalise(self, x, number, updates_norm):
+  def _normalize(self, x, number, updates_norm):
     if self.norm == 'none':
       return x
     if self.norm == 'batch':
@@ -257,7 +257,7 @@ class AlexNet(nn.Module):
     self.sow('intermediates', f'lrn{number}', x)  # only if asked for
     return x
 
-  def _normalise_in_space(self, x, number):
+  def _normalize_in_space(self, x, number):
     x = spatial_response_norm(
       x,
       size=self.spatial_size,
@@ -289,7 +289,7 @@ class AlexNet(nn.Module):
 
   def _bias_init(self, positive, fan_in):
     return layers.bias_initializer(
-      self.kernel_init, self.positive_bias if positive else 0.0, fan_in
+      self.kernel_init, self.bias_init if positive else 0.0, fan_in
     )
 
   def _scaled(self, width, divisor=1):

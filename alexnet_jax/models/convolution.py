@@ -237,6 +237,6 @@ def _folded(images, strides, padding, outputs, blocks):
   ]
   zero = jnp.zeros((), images.dtype)
   padded = lax.pad(images, zero, [(0, 0, 0), *ends, (0, 0, 0)])
-  # The pixels of a block's row are neighbours, and move together.
+  # The pixels of a block's row are neighbors, and move together.
   lines = padded.reshape(len(images), sizes[0], strides[0], sizes[1], -1)
   return lines.transpose(0, 1, 3, 2, 4).reshape(len(images), *sizes, -1)

@@ -7,7 +7,7 @@ from alexnet_jax.models.normalization import LRN_CONVENTIONS
 from alexnet_jax.models.operations import order_problem
 
 NORMS = ('lrn', 'batch', 'none')
-DROPOUT_PLACES = ('after', 'before')
+DROPOUT_POSITIONS = ('after', 'before')
 DROPOUT_SCALINGS = ('training', 'evaluation')
 
 _CHOICES = {
@@ -15,7 +15,7 @@ _CHOICES = {
   'norm_before_relu': (False, True),
   'lrn_convention': LRN_CONVENTIONS,
   'kernel_init': KERNEL_INITS,
-  'dropout_place': DROPOUT_PLACES,
+  'dropout_position': DROPOUT_POSITIONS,
   'dropout_scaling': DROPOUT_SCALINGS,
 }
 _WHOLE = ('pool_size', 'pool_stride', 'lrn_size', 'lrn_groups', 'spatial_size')
@@ -23,7 +23,7 @@ _ABOVE_ZERO = ('batch_norm_epsilon', 'lrn_k', 'spatial_k', 'width_multiplier')
 _SHARES = ('batch_norm_momentum', 'dropout')
 _FINITE = (
   *('lrn_alpha', 'lrn_beta', 'spatial_alpha', 'spatial_beta'),
-  'positive_bias',
+  'bias_init',
 )
 # The defaults of what only the operation `spatial` reads.
 _SPATIAL = {
@@ -90,7 +90,7 @@ def _is_finite(value):
 
 
 def _lists(fields):
-  for name in (*_WHOLE_LISTS, *_LAYER_LISTS, 'paddings', 'orders'):
+  for name in (*_WHOLE_LISTS, *_LAYER_LISTS, 'paddings', 'block_order'):
     if not isinstance(fields[name], (tuple, list)):
       return f'{name} is {fields[name]!r}; it takes a list, such as (1, 2)'
   return ''
@@ -106,9 +106,9 @@ def _entries(fields):
         f'paddings has {padding!r}; it takes SAME, VALID, a number or (before,'
         ' after)'
       )
-  orders = fields['orders']
+  orders = fields['block_order']
   if not all(isinstance(order, str) for order in orders):
-    return f"orders is {orders!r}; it takes texts, such as 'relu-pool'"
+    return f"block_order is {orders!r}; it takes texts, such as 'relu-pool'"
   return ''
 
 
@@ -121,9 +121,9 @@ def _is_padding(value):
 def _lengths(fields):
   """One entry for each convolution."""
   count = len(fields['channels'])
-  for name in ('kernels', 'strides', 'paddings', 'groups', 'orders'):
+  for name in ('kernels', 'strides', 'paddings', 'groups', 'block_order'):
     value = fields[name]
-    if len(value) != count and not (name == 'orders' and not value):
+    if len(value) != count and not (name == 'block_order' and not value):
       return (
         f'{name} is {value!r}: {len(value)} entries for {count} convolutions'
       )
@@ -156,21 +156,21 @@ def _layer_numbers(fields):
 
 
 def _orders(fields):
-  for number, order in enumerate(fields['orders'], 1):
+  for number, order in enumerate(fields['block_order'], 1):
     if found := order_problem(
       order, number, fields['norm_layers'], fields['pool_layers']
     ):
-      return f'orders is {fields["orders"]!r}: {found}'
+      return f'block_order is {fields["block_order"]!r}: {found}'
   return ''
 
 
 def _unread(fields):
   """What is set, but nothing would read."""
-  orders = fields['orders']
+  orders = fields['block_order']
   named = {name for order in orders for name in order.split('-')}
   if fields['norm'] == 'none' and 'norm' in named:
     return (
-      f"norm is 'none', but orders is {orders!r}: take norm out of it and out"
+      f"norm is 'none', but block_order is {orders!r}: take norm out of it and"
       ' of norm_layers, or set norm'
     )
   if 'spatial' in named:
@@ -179,6 +179,6 @@ def _unread(fields):
     if fields[name] != default:
       return (
         f'{name} is {fields[name]!r}, which nothing reads: name spatial in'
-        f' orders, or leave it at {default}'
+        f' block_order, or leave it at {default}'
       )
   return ''

@@ -1,4 +1,4 @@
-"""ReLU, response normalisation and max-pooling as one operation for GPUs.
+"""ReLU, response normalization and max-pooling as one operation for GPUs.
 
 What follows a convolution reads its output once and writes only what is left of
 it; the gradient reads that output, the gradient of what is left and a byte for
@@ -25,7 +25,7 @@ from alexnet_jax.models.normalization import lrn_scale
 RELU_PLACES = ('before', 'after', 'none')
 
 # The kernels have a copy of the code for each pixel of a window and each
-# neighbour of a channel.
+# neighbor of a channel.
 _LARGEST_POOL = 5
 _LARGEST_LRN = 9
 
@@ -37,8 +37,8 @@ class Spec:
   Attributes:
     window: width of the pooling windows, in pixels.
     stride: distance of the windows, in pixels.
-    relu: `before` the normalisation, `after` it, or `none`.
-    size: number of channels in a sum, odd; 0: no normalisation.
+    relu: `before` the normalization, `after` it, or `none`.
+    size: number of channels in a sum, odd; 0: no normalization.
     k, scale, beta: of the bracket (k + scale * sum of squares) ** beta.
   """
 
@@ -52,7 +52,7 @@ class Spec:
 
   @property
   def half(self) -> int:
-    """Neighbours on each side of a channel that its sum has."""
+    """Neighbors on each side of a channel that its sum has."""
     return self.size // 2
 
   def pooled(self, width: int) -> int:
@@ -88,7 +88,7 @@ def lrn_max_pool(
       convolution gives.
     bias: [channels], float32, rounded to the dtype of `x` before it is added
       and the sum after; None: `x` has it already.
-    relu: `before` the normalisation, as in the paper, `after` it, or `none`.
+    relu: `before` the normalization, as in the paper, `after` it, or `none`.
     lrn_size, k, alpha, beta, convention: see
       `normalization.local_response_norm`.
     pool_size: width of the windows, in pixels; with 1 and a stride of 1 there
@@ -138,7 +138,7 @@ def obstacle(
   Args:
     shape: of `x`: (batch, height, width, channels).
     dtype: of `x`.
-    lrn_size: number of channels in a sum; 0: no normalisation.
+    lrn_size: number of channels in a sum; 0: no normalization.
     pool_size: width of the pooling windows, in pixels.
   """
   if not _has_triton():

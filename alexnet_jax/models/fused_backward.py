@@ -18,7 +18,7 @@ def backward(x, bias, places, gradient: jax.Array, spec, interpret: bool):
   """The gradients with respect to `x` and `bias`.
 
   Args:
-    x: that of `forward`; no examples of it if there is no normalisation.
+    x: that of `forward`; no examples of it if there is no normalization.
     bias: that of `forward`.
     places: of `forward`.
     gradient: with respect to the pooled values, of their shape and dtype.

@@ -1,9 +1,9 @@
 """What the kernels of `fused` share: who computes what, reading, arithmetic.
 
 A program has some rows of one image, and of each row a tile: as many lanes as
-it has threads. A lane is a few neighbouring channels of one column, read as
+it has threads. A lane is a few neighboring channels of one column, read as
 words of 32 bits, each with two values where those are bfloat16; so threads side
-by side read words side by side. What a lane needs of its neighbours it reads
+by side read words side by side. What a lane needs of its neighbors it reads
 itself, out of the first-level cache.
 """
 
@@ -66,11 +66,11 @@ class Lanes:
   def _tiles(self):
     return -(-self.columns * self._per_pixel // _THREADS)
 
-  def span(self, neighbours: int) -> tuple[int, int]:
+  def span(self, neighbors: int) -> tuple[int, int]:
     """First and last + 1 of the words, relative to a lane's first word, that
-    hold its channels and so many neighbours on each side.
+    hold its channels and so many neighbors on each side.
     """
-    more = -(-neighbours // self.pack)
+    more = -(-neighbors // self.pack)
     return -more, _LANE_WORDS + more
 
   def place(self):
@@ -133,7 +133,7 @@ def packed_shape(rows: int, columns: int, lanes: Lanes, *, places=False):
   )
 
 
-def load(ref, row, column, word, neighbours: int, mask, lanes: Lanes) -> list:
+def load(ref, row, column, word, neighbors: int, mask, lanes: Lanes) -> list:
   """A lane's channels of a pixel and as many more as its words hold.
 
   Args:
@@ -141,16 +141,16 @@ def load(ref, row, column, word, neighbours: int, mask, lanes: Lanes) -> list:
     row: of the reference.
     column: [lanes], of the pixel.
     word: [lanes], the first one of the lane, of those of a pixel.
-    neighbours: wanted on each side.
+    neighbors: wanted on each side.
     mask: [lanes], which pixels there are.
     lanes: the division.
 
   Returns:
-    A list over the channels of `lanes.span(neighbours)` of [lanes], 0 where a
+    A list over the channels of `lanes.span(neighbors)` of [lanes], 0 where a
     channel or the pixel does not exist: float32 of values, int32 of places.
   """
   values = []
-  for offset in range(*lanes.span(neighbours)):
+  for offset in range(*lanes.span(neighbors)):
     own = word + offset
     loaded = triton.load(
       ref.at[row, column * lanes.words + own],
@@ -162,7 +162,7 @@ def load(ref, row, column, word, neighbours: int, mask, lanes: Lanes) -> list:
 
 
 def store(ref, row, column, word, values: list, mask, lanes: Lanes) -> None:
-  """Writes a lane's channels of a pixel, as `load` without neighbours reads."""
+  """Writes a lane's channels of a pixel, as `load` without neighbors reads."""
   for offset in range(_LANE_WORDS):
     own = word + offset
     part = values[offset * lanes.pack : (offset + 1) * lanes.pack]
@@ -173,9 +173,9 @@ def store(ref, row, column, word, values: list, mask, lanes: Lanes) -> None:
     )
 
 
-def middle(values: list, neighbours: int, lanes: Lanes) -> list:
-  """A lane's channels and exactly so many neighbours of what `load` gives."""
-  extra = (len(values) - lanes.channels) // 2 - neighbours
+def middle(values: list, neighbors: int, lanes: Lanes) -> list:
+  """A lane's channels and exactly so many neighbors of what `load` gives."""
+  extra = (len(values) - lanes.channels) // 2 - neighbors
   return values[extra : len(values) - extra]
 
 
@@ -215,17 +215,17 @@ def bias_words(bias: jax.Array | None, lanes: Lanes) -> tuple:
   return (packed(bias.astype(lanes.dtype)[None], lanes),)
 
 
-def load_bias(refs, word, neighbours: int, lanes: Lanes) -> list:
+def load_bias(refs, word, neighbors: int, lanes: Lanes) -> list:
   """A list over channels as of `load`; [] if `refs` is empty: no bias."""
   if not refs:
     return []
   column = jnp.zeros(word.shape, jnp.int32)
   everywhere = jnp.ones(word.shape, bool)
-  return load(refs[0], 0, column, word, neighbours, everywhere, lanes)
+  return load(refs[0], 0, column, word, neighbors, everywhere, lanes)
 
 
 def activations(values: list, bias: list, spec, lanes: Lanes) -> list:
-  """What is normalised or pooled, of what the convolution gave: lists over
+  """What is normalized or pooled, of what the convolution gave: lists over
   channels of float32 [lanes].
   """
   if bias:

@@ -1,4 +1,4 @@
-"""What AlexNet needs and flax does not have: dropout, initialisers, padding."""
+"""What AlexNet needs and flax does not have: dropout, initializers, padding."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ KERNEL_INITS = (
   'torch',
 )
 
-# Standard deviations of the normal initialisers by (role, number of the layer,
+# Standard deviations of the normal initializers by (role, number of the layer,
 # from 1); a role alone is the default of that role.
 _NORMAL_STDDEV = {
   'paper': {'conv': 0.01, 'dense': 0.01, 'head': 0.01},
@@ -34,7 +34,7 @@ _NORMAL_STDDEV = {
 
 
 def kernel_initializer(name: str, role: str, number: int):
-  """Initialiser of the kernel of one layer.
+  """Initializer of the kernel of one layer.
 
   Args:
     name: one of `KERNEL_INITS`. `paper` is N(0, 0.01) everywhere (Krizhevsky et
@@ -69,10 +69,10 @@ def kernel_initializer(name: str, role: str, number: int):
 
 
 def bias_initializer(name: str, value: float, fan_in: int):
-  """Initialiser of the bias of one layer: `value`, unless PyTorch's is wanted.
+  """Initializer of the bias of one layer: `value`, unless PyTorch's is wanted.
 
   Args:
-    name: of the kernel's initialiser; `torch` draws biases that would be 0
+    name: of the kernel's initializer; `torch` draws biases that would be 0
       uniformly within 1 / sqrt(fan_in), as PyTorch does.
     value: of every other bias.
     fan_in: inputs of one output of the layer.

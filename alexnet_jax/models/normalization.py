@@ -1,4 +1,4 @@
-"""Local response normalisation, plain and with a derivative of its own."""
+"""Local response normalization, plain and with a derivative of its own."""
 
 import functools
 
@@ -20,7 +20,7 @@ def local_response_norm(
   groups: int = 1,
   form: str = 'plain',
 ) -> jax.Array:
-  """Normalises each channel by the activity of its neighbouring channels.
+  """Normalizes each channel by the activity of its neighboring channels.
 
   b[c] = a[c] / (k + scale * sum of a[j]^2 for j within size // 2 of c) ** beta
   with scale = alpha (`paper`: Krizhevsky et al. 2012, section 3.3) or
@@ -50,10 +50,10 @@ def local_response_norm(
   check_lrn(size, convention)
   if x.shape[-1] % groups:
     raise ValueError(f'{x.shape[-1]} channels are no {groups} equal groups')
-  normalise = _closed if form == 'closed' else _plain
+  normalize = _closed if form == 'closed' else _plain
   scale = lrn_scale(size, alpha, convention)
   grouped = x.reshape(*x.shape[:-1], groups, -1) if groups > 1 else x
-  return normalise(grouped, size, k, scale, beta).reshape(x.shape)
+  return normalize(grouped, size, k, scale, beta).reshape(x.shape)
 
 
 def spatial_response_norm(
@@ -64,7 +64,7 @@ def spatial_response_norm(
   alpha: float = 0.001,
   beta: float = 0.75,
 ) -> jax.Array:
-  """Normalises each pixel by the activity around it in the same channel.
+  """Normalizes each pixel by the activity around it in the same channel.
 
   b[y, x] = a[y, x] / (k + alpha / size^2 * sum of a[v, u]^2 for v and u within
   size // 2 of y and x) ** beta: the layer `rnorm` of the 2012 source release,
@@ -85,10 +85,10 @@ def spatial_response_norm(
     ValueError: if `size` is even.
   """
   if size % 2 != 1:
-    raise ValueError(f'size is {size}; a neighbourhood needs an odd size')
+    raise ValueError(f'size is {size}; a neighborhood needs an odd size')
   total = jnp.square(x.astype(jnp.float32))
   for axis in (1, 2):
-    total = _neighbours_sum(total, size, axis)
+    total = _neighbors_sum(total, size, axis)
   bracket = k + alpha / size**2 * total
   return (x * negative_power(bracket, beta)).astype(x.dtype)
 
@@ -96,7 +96,7 @@ def spatial_response_norm(
 def check_lrn(size: int, convention: str) -> None:
   """Raises ValueError if `size` is even or `convention` is unknown."""
   if size % 2 != 1:
-    raise ValueError(f'size is {size}; a neighbourhood needs an odd size')
+    raise ValueError(f'size is {size}; a neighborhood needs an odd size')
   if convention not in LRN_CONVENTIONS:
     raise ValueError(
       f'convention is {convention!r}, not one of {LRN_CONVENTIONS}'
@@ -114,10 +114,10 @@ def _plain(x, size, k, scale, beta):
 
 
 def _bracket(x, size, k, scale):
-  return k + scale * _neighbours_sum(jnp.square(x), size)
+  return k + scale * _neighbors_sum(jnp.square(x), size)
 
 
-def _neighbours_sum(x, size, axis=-1):
+def _neighbors_sum(x, size, axis=-1):
   """Sum over the `size` places around each; those outside count nothing."""
   padding = [(0, 0)] * x.ndim
   padding[axis] = (size // 2, size // 2)
@@ -160,7 +160,7 @@ def _closed_backward(size, k, scale, beta, x, gradient):
     higher = power * root * root  # no division
   else:
     higher = power / bracket
-  through_others = _neighbours_sum(gradient * wide * higher, size)
+  through_others = _neighbors_sum(gradient * wide * higher, size)
   own = gradient * power
   return ((own - 2 * beta * scale * wide * through_others).astype(x.dtype),)
 

@@ -8,8 +8,8 @@ OPERATIONS = ('relu', 'norm', 'spatial', 'pool')
 
 def after_convolution(network, number: int) -> tuple[str, ...]:
   """Names among OPERATIONS, in order, of what follows convolution `number`."""
-  if network.orders and network.orders[number - 1]:
-    return tuple(network.orders[number - 1].split('-'))
+  if network.block_order and network.block_order[number - 1]:
+    return tuple(network.block_order[number - 1].split('-'))
   norm = ('norm',) if number in network.norm_layers else ()
   pool = ('pool',) if number in network.pool_layers else ()
   if network.norm_before_relu:
@@ -24,7 +24,7 @@ def of_hidden_layer(network, number: int) -> tuple[str, ...]:
     names = ('dense', *norm, 'relu')
   else:
     names = ('dense', 'relu', *norm)
-  if network.dropout_place == 'before':
+  if network.dropout_position == 'before':
     return ('dropout', *names)
   return (*names, 'dropout')
 

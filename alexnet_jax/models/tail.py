@@ -66,7 +66,7 @@ def is_fused(network, number: int) -> bool:
     and number in network.pool_layers
     and after_convolution(network, number) in _FUSED_ORDERS
     and not (network.norm == 'batch' and number in network.norm_layers)
-    and not (network.lrn_groups > 1 and _normalises(network, number))
+    and not (network.lrn_groups > 1 and _normalizes(network, number))
     # Who looks at what is in between needs it.
     and not network.is_mutable_collection('intermediates')
   )
@@ -77,18 +77,18 @@ def obstacle(network, shape, number: int) -> str:
   return fused.obstacle(
     shape,
     network.dtype,
-    lrn_size=network.lrn_size if _normalises(network, number) else 0,
+    lrn_size=network.lrn_size if _normalizes(network, number) else 0,
     pool_size=network.pool_size,
   )
 
 
 def apply(network, x: jax.Array, bias: jax.Array, number: int) -> jax.Array:
-  """Bias, ReLU, normalisation and pooling of convolution `number`."""
+  """Bias, ReLU, normalization and pooling of convolution `number`."""
   pooling = {
     'pool_size': network.pool_size,
     'pool_stride': network.pool_stride,
   }
-  if not _normalises(network, number):
+  if not _normalizes(network, number):
     return fused.relu_max_pool(x, bias, **pooling)
   return fused.lrn_max_pool(
     x,
@@ -105,5 +105,5 @@ def apply(network, x: jax.Array, bias: jax.Array, number: int) -> jax.Array:
   )
 
 
-def _normalises(network, number):
+def _normalizes(network, number):
   return network.norm == 'lrn' and number in network.norm_layers

@@ -13,14 +13,14 @@ from alexnet_jax.models.alexnet import AlexNet
 _FIELDS = (
   *('channels', 'kernels', 'strides', 'paddings', 'groups'),
   *('pool_layers', 'pool_size', 'pool_stride'),
-  *('norm', 'norm_layers', 'norm_before_relu', 'orders', 'norm_hidden'),
+  *('norm', 'norm_layers', 'norm_before_relu', 'block_order', 'norm_hidden'),
   *('batch_norm_momentum', 'batch_norm_epsilon'),
   *('lrn_size', 'lrn_k', 'lrn_alpha', 'lrn_beta', 'lrn_convention'),
   *('lrn_groups', 'spatial_size', 'spatial_k'),
   *('spatial_alpha', 'spatial_beta'),
-  *('hidden', 'dropout', 'dropout_place', 'dropout_scaling'),
+  *('hidden', 'dropout', 'dropout_position', 'dropout_scaling'),
   'width_multiplier',
-  *('kernel_init', 'positive_bias', 'bias_layers'),
+  *('kernel_init', 'bias_init', 'bias_layers'),
 )
 
 _NO_NORM = {'norm': 'none', 'norm_layers': ()}
@@ -29,16 +29,16 @@ _KERAS = {
   'batch_norm_momentum': 0.99,
   'batch_norm_epsilon': 1e-3,
   'kernel_init': 'glorot',
-  'positive_bias': 0.0,
+  'bias_init': 0.0,
 }
-_TORCH = {**_NO_NORM, 'kernel_init': 'torch', 'positive_bias': 0.0}
+_TORCH = {**_NO_NORM, 'kernel_init': 'torch', 'bias_init': 0.0}
 _CAFFE = {
   'groups': (1, 2, 1, 2, 2),
   'paddings': ('VALID', *('SAME',) * 4),
   'lrn_convention': 'caffe',
   'lrn_k': 1.0,
   'kernel_init': 'caffe',
-  'positive_bias': 0.1,
+  'bias_init': 0.1,
 }
 # Without the third and fourth convolution of 384 feature maps.
 _FLAT = {
@@ -56,13 +56,13 @@ VARIANTS = {
   'alexnet': {'groups': (1, 2, 1, 2, 2)},
   'alexnet_one_tower': {},
   # Net 145 of the 2012 source release, the one of the paper's results: no ReLU
-  # before the first normalisation, a spatial one after the second, and each
-  # tower's channels normalised apart.
+  # before the first normalization, a spatial one after the second, and each
+  # tower's channels normalized apart.
   'alexnet_source_release': {
     'groups': (1, 2, 1, 2, 2),
     # It rounds sizes up: the last windows reach over the right and lower edge.
     'paddings': ((0, 3), *('SAME',) * 4),
-    'orders': (
+    'block_order': (
       *('norm-pool-relu', 'relu-norm-spatial-pool', '', '', 'pool-relu'),
     ),
     'lrn_convention': 'caffe',
@@ -74,8 +74,8 @@ VARIANTS = {
   'alexnet_caffe': _CAFFE,
   'caffenet': {
     **_CAFFE,
-    'positive_bias': 1.0,
-    'orders': ('relu-pool-norm', 'relu-pool-norm', '', '', ''),
+    'bias_init': 1.0,
+    'block_order': ('relu-pool-norm', 'relu-pool-norm', '', '', ''),
   },
   # Keras: batch norm before the ReLU of the first two convolutions.
   'alexnet_bn': {
@@ -92,7 +92,7 @@ VARIANTS = {
     'norm': 'batch',
     'norm_layers': (1, 2, 3, 4, 5),
   },
-  # PyTorch: no normalisation, no dropout.
+  # PyTorch: no normalization, no dropout.
   'alexnet_plain': {
     **_TORCH,
     'paddings': ('VALID', *('SAME',) * 4),
@@ -104,7 +104,7 @@ VARIANTS = {
     **_TORCH,
     'channels': (64, 192, 384, 256, 256),
     'paddings': (2, 2, 1, 1, 1),
-    'dropout_place': 'before',
+    'dropout_position': 'before',
   },
   'flat_alexnet': _FLAT,
   'narrow_alexnet': {'channels': (48, 128, 192, 192, 128)},

@@ -77,7 +77,7 @@ def check_data(
 
   Args:
     processes: of the run.
-    record: `assemble.data_record` of this process.
+    record: `build.data_record` of this process.
     check: see `check_processes`.
 
   Raises:

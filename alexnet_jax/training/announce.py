@@ -1,7 +1,7 @@
 """What the user reads when a run starts and when it is done."""
 
-from alexnet_jax import assemble
 from alexnet_jax.models import forms
+from alexnet_jax.training import build
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.console import duration
@@ -33,28 +33,31 @@ def show_start(run, live) -> None:
       'batch size': _batch_sizes(config, run.mesh),
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
-      **_colours(config, durations, live.step),
+      **_colors(config, durations, live.step),
       'forms': str(forms.chosen(config.forms, devices[0])),
       **frozen,
     },
   )
 
 
-def _colours(config, durations, step):
-  until = durations.colour_steps
-  if not config.data.colour_shift or (until and step >= until):
+def _colors(config, durations, step):
+  until = durations.pca_lighting_steps
+  if not config.data.pca_lighting or (until and step >= until):
     return {}
   return {
-    'colours': f'shifted at random, {config.data.colour_shift:g} times the'
-    f' {config.data.colour_unit}' + (f', until step {until:,}' if until else '')
+    'colors': f'shifted at random, {config.data.pca_lighting:g} times the'
+    f' {config.data.pca_lighting_unit}'
+    + (f', until step {until:,}' if until else '')
   }
 
 
 def show_phase(run, live) -> None:
-  """The entry of config.schedule.rates that begins with this step."""
-  if live.step in run.durations.rate_steps:
+  """The entry of config.schedule.lr_multipliers that begins with this step."""
+  if live.step in run.durations.lr_multiplier_steps:
     for begin, (_, pattern, factor) in zip(
-      run.durations.rate_steps, run.config.schedule.rates, strict=True
+      run.durations.lr_multiplier_steps,
+      run.config.schedule.lr_multipliers,
+      strict=True,
     ):
       if begin == live.step:
         run.console.line(
@@ -62,16 +65,16 @@ def show_phase(run, live) -> None:
         )
 
 
-def show_end_of_colours(run, live) -> None:
-  """The step from which config.data.colour_shift acts no more."""
-  if live.step and live.step == run.durations.colour_steps:
-    run.console.line(f'step {live.step}: colours are shifted no more')
+def show_end_of_colors(run, live) -> None:
+  """The step from which config.data.pca_lighting acts no more."""
+  if live.step and live.step == run.durations.pca_lighting_steps:
+    run.console.line(f'step {live.step}: colors are shifted no more')
 
 
 def _batch_sizes(config, mesh):
   size = config.global_batch_size // mesh.size
   text = f'{config.global_batch_size} in all, {size} per device'
-  pieces = assemble.num_pieces(config, mesh)
+  pieces = build.num_pieces(config, mesh)
   return text + (f', in {pieces} pieces' if pieces > 1 else '')
 
 

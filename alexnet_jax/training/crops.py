@@ -1,4 +1,4 @@
-"""Ten crops of a square: corners and centre, each as it is and mirrored."""
+"""Ten crops of a square: corners and center, each as it is and mirrored."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ NUM_CROPS = 10
 def places(square_size: int, crop_size: int) -> np.ndarray:
   """(top, left, mirrored) of the ten crops, int32 [10, 3], in pixels.
 
-  The four corners and the centre (Krizhevsky et al. 2012, section 4.1), then
+  The four corners and the center (Krizhevsky et al. 2012, section 4.1), then
   the same mirrored.
   """
   free = square_size - crop_size

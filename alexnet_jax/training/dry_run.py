@@ -5,8 +5,8 @@ import pathlib
 import tempfile
 import time
 
-from alexnet_jax import assemble
 from alexnet_jax.evaluation.measure import evaluate
+from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import setup
@@ -51,15 +51,15 @@ def run(
       )
       state, progress = setup.create(parts)
     with _timed(seconds, 'train step', console, stop):
-      iterator = assemble.make_train_iter(
-        config, parts.train_loader, 1, mesh, parts.colour
+      iterator = build.make_train_iter(
+        config, parts.train_loader, 1, mesh, parts.color
       )
       batch = parts.to_devices(next(iterator))
-      key = assemble.dropout_key(config)
+      key = build.dropout_key(config)
       state, sums = parts.steps_at(0).train(state, batch, key)
       float(sums['loss'])
     with _timed(seconds, 'evaluation batch', console, stop):
-      first = next(assemble.make_eval_iter(config, parts.eval_loader, mesh))
+      first = next(build.make_eval_iter(config, parts.eval_loader, mesh))
       evaluate(parts.steps.evaluate, state, [first], parts.to_devices)
     with _timed(seconds, 'save and restore', console, stop):
       digest = _save_and_restore(parts, state, progress, path)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 import time
 
-from alexnet_jax import assemble
 from alexnet_jax.evaluation import measure
+from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import schedule
 from alexnet_jax.training.console import duration
@@ -73,7 +73,7 @@ def measure_state(run: Run, state: TrainState) -> measure.Measured:
   return measure.evaluate(
     run.steps.evaluate,
     state,
-    assemble.make_eval_iter(run.config, run.eval_loader, run.mesh),
+    build.make_eval_iter(run.config, run.eval_loader, run.mesh),
     run.to_devices,
     lambda batches_done: run.check_stop(),
     stop=lambda: run.check_stop(agreed=True),

@@ -91,9 +91,9 @@ def flat_loss_warning(loss: float, num_classes: int, step: int) -> str | None:
     f'after {step} steps the loss is {loss:.4f}, that of guessing'
     f' (ln {num_classes} = {guess:.4f}). Known causes: the learning rate'
     ' (config.optimizer.learning_rate: too high kills the ReLUs, too low does'
-    ' not leave the plateau), the bias initialisation'
-    ' (config.model.positive_bias: 1 as in the paper often stays flat, 0.1 as'
-    ' in Caffe does not), the initialisation of the kernels'
+    ' not leave the plateau), the bias initialization'
+    ' (config.model.bias_init: 1 as in the paper often stays flat, 0.1 as'
+    ' in Caffe does not), the initialization of the kernels'
     ' (config.model.kernel_init) against the scale of the pixels'
-    ' (config.data.std), and the normalisation (config.model.norm)'
+    ' (config.data.std), and the normalization (config.model.norm)'
   )

@@ -8,13 +8,14 @@ import pathlib
 import jax
 import numpy as np
 
-from alexnet_jax import assemble
-from alexnet_jax import locks
+from alexnet_jax import config as config_lib
+from alexnet_jax import files
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation.histograms import histograms
 from alexnet_jax.training import announce
+from alexnet_jax.training import build
 from alexnet_jax.training import evaluations
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
@@ -46,7 +47,7 @@ def train_and_evaluate(
   """Trains from the newest checkpoint of `workdir`, or from the beginning.
 
   Args:
-    config: validated, see `recipes.load_config`.
+    config: validated, see `validation.load_config`.
     workdir: the run's folder; made if it is missing.
     stop: asks the run to save and end.
     console: shows what happens.
@@ -87,7 +88,7 @@ def train_and_evaluate(
     live = setup.restore_or_create(run, checkpoints)
     stack.callback(live.writer.close)
     if processes.is_first:
-      setup.write_config(config, path)
+      config_lib.write_config(config, path)
     announce.show_start(run, live)
     traced = path / FOLDER if profile and processes.is_first else None
     _loop(run, live, on_evaluation, Profile(traced, live.step))
@@ -105,13 +106,13 @@ def _own_folder(path):
     f'another run is training in {path}; wait for it, end it, or take another'
     ' --workdir'
   )
-  return locks.lock(path, busy)
+  return files.lock(path, busy)
 
 
 def _loop(run: Run, live: Live, on_evaluation, profile: Profile) -> None:
   """Trains to the end, or to a signal."""
   config, durations, progress = run.config, run.durations, live.progress
-  key = run.replicate(assemble.dropout_key(config))
+  key = run.replicate(build.dropout_key(config))
   flat_step = -(-config.guards.flat_loss_steps // config.log_every_steps)
   flat_step *= config.log_every_steps  # the log point that checks
   run.console.start(durations.num_steps, live.step, 'step', 'training')
@@ -126,7 +127,7 @@ def _loop(run: Run, live: Live, on_evaluation, profile: Profile) -> None:
       if run.is_frozen(live.step - 1) and not run.is_frozen(live.step):
         _unfreeze(run, live)
       _apply_rate(run, live)
-      announce.show_end_of_colours(run, live)
+      announce.show_end_of_colors(run, live)
       batch = live.batches.take()
       if _histograms_due(run, live):
         _write_histograms(run, live, batch, key)
@@ -191,11 +192,11 @@ def _apply_rate(run, live):
     warmup_steps=run.durations.warmup_steps,
     min_learning_rate=config.schedule.min_learning_rate,
   )
-  phase = sum(live.step >= step for step in run.durations.rate_steps)
+  phase = sum(live.step >= step for step in run.durations.lr_multiplier_steps)
   if (rate, phase) != (live.rate, live.phase):
     live.rate, live.phase = rate, phase
     values = [np.float32(rate), np.float32(phase)]
-    values = run.replicate(values[: 1 + bool(config.schedule.rates)])
+    values = run.replicate(values[: 1 + bool(config.schedule.lr_multipliers)])
     live.state = state_lib.with_learning_rate(live.state, *values)
     announce.show_phase(run, live)
 
@@ -259,7 +260,7 @@ def _save(run, live, replace=False):
       'config': run.config.to_dict(),
       'devices': run.mesh.size,
       'processes': run.processes.count,
-      'pieces': assemble.num_pieces(run.config, run.mesh),
+      'pieces': build.num_pieces(run.config, run.mesh),
     },
     keep_steps={progress.best.step, progress.stopping.best_step},
     replace=replace,

@@ -23,7 +23,7 @@ import time
 
 import jax
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax import errors
 from alexnet_jax.training.launched import Launched
 
@@ -100,7 +100,7 @@ class Member:
 
   def say_why(self, error: BaseException) -> None:
     """Tells the others, unless another one was first."""
-    self._code, self._message = command.outcome(error) or (
+    self._code, self._message = cli.outcome(error) or (
       errors.EXIT_FAILURE,
       f'{type(error).__name__}: {error}',
     )

@@ -1,4 +1,4 @@
-"""What training minimises: the cross-entropy, smoothed labels, penalties."""
+"""What training minimizes: the cross-entropy, smoothed labels, penalties."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from alexnet_jax.training.state import leaf_names
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """What training minimises, and for which parameters.
+  """What training minimizes, and for which parameters.
 
   Attributes:
     label_smoothing: share of the target that all classes have alike.

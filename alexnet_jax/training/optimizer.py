@@ -14,7 +14,7 @@ OPTIMIZERS = ('sgd', 'adam', 'rmsprop', 'lars')
 
 
 def kernel_mask(params):
-  """True for kernels, False for biases and normalisation scales."""
+  """True for kernels, False for biases and normalization scales."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == 'kernel', params
   )
@@ -28,27 +28,27 @@ def bias_mask(params):
 
 
 def rate_factors(
-  name: str, rates: Sequence[tuple[float, str, float]]
+  name: str, lr_multipliers: Sequence[tuple[float, str, float]]
 ) -> list[float]:
   """Factors of one parameter's rate: at first, and from each entry on.
 
   Args:
     name: of the parameter, such as `conv1/kernel`.
-    rates: see `config.schedule.rates`.
+    lr_multipliers: see `config.schedule.lr_multipliers`.
   """
   factors = [1.0]
-  for _, pattern, factor in rates:
+  for _, pattern, factor in lr_multipliers:
     matches = fnmatch.fnmatchcase(name, pattern)
     factors.append(float(factor) if matches else factors[-1])
   return factors
 
 
-def _by_phase(phase, rates, scale):
+def _by_phase(phase, lr_multipliers, scale):
   """Changes each update by the factor that counts after `phase` entries.
 
   Args:
     phase: float32 [].
-    rates: see `config.schedule.rates`.
+    lr_multipliers: see `config.schedule.lr_multipliers`.
     scale: (update, factor of the parameter's rate) -> update.
   """
 
@@ -56,11 +56,11 @@ def _by_phase(phase, rates, scale):
     names = [
       leaf_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
-    for _, pattern, _ in rates:
+    for _, pattern, _ in lr_multipliers:
       if not fnmatch.filter(names, pattern):
         raise UserError(
-          f'config.schedule.rates names {pattern!r}, but no parameter is called'
-          f' so; there are {", ".join(names)}'
+          f'config.schedule.lr_multipliers names {pattern!r}, but no parameter'
+          f' is called so; there are {", ".join(names)}'
         )
     return optax.EmptyState()
 
@@ -70,7 +70,9 @@ def _by_phase(phase, rates, scale):
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: scale(
         leaf,
-        jnp.asarray(rate_factors(leaf_name(path), rates), leaf.dtype)[index],
+        jnp.asarray(rate_factors(leaf_name(path), lr_multipliers), leaf.dtype)[
+          index
+        ],
       ),
       updates,
     ), state
@@ -100,9 +102,9 @@ def make_optimizer(
   weight_decay: float = 5e-4,
   decoupled_decay: bool = False,
   decay: str = 'all',
-  bias_rate: float = 1.0,
+  bias_lr_multiplier: float = 1.0,
   update_rule: str = 'optax',
-  rates: Sequence[tuple[float, str, float]] = (),
+  lr_multipliers: Sequence[tuple[float, str, float]] = (),
 ) -> optax.GradientTransformation:
   """An optimizer whose learning rate is a part of its state.
 
@@ -133,18 +135,20 @@ def make_optimizer(
       2019), so that neither s nor momentum changes it: w <- w - lr *
       weight_decay * w. Only of the `optax` rule.
     decay: `all` parameters decay, or `kernels` only.
-    bias_rate: factor on the learning rate of biases; the paper's code has 2.
+    bias_lr_multiplier: factor on the learning rate of biases; 2 in the paper's
+      code.
     update_rule: `optax` or `paper`.
-    rates: see `config.schedule.rates`. Where a factor is 0 a parameter stands
-      still from then on, whatever its velocity.
+    lr_multipliers: see `config.schedule.lr_multipliers`. Where a factor is 0 a
+      parameter stands still from then on, whatever its velocity.
 
   Returns:
     A transformation whose state has `hyperparams['learning_rate']`, float32,
-    and with `rates` `hyperparams['phase']`, float32: how many of them count.
+    and with `lr_multipliers` also `hyperparams['phase']`, float32: how many of
+    them count.
 
   Raises:
     ValueError: if `name` is unknown.
-    UserError: by its `init`, if `rates` name parameters that there are not.
+    UserError: by its `init`, if `lr_multipliers` name unknown parameters.
   """
   scalings = {
     'adam': lambda: optax.scale_by_adam(b1, b2, epsilon),
@@ -165,20 +169,20 @@ def make_optimizer(
     velocity = [] if name == 'adam' else [optax.trace(momentum, nesterov)]
     rate = optax.scale_by_learning_rate(learning_rate)
     if phase is not None:
-      rate = optax.chain(rate, _by_phase(phase, rates, jnp.multiply))
+      rate = optax.chain(rate, _by_phase(phase, lr_multipliers, jnp.multiply))
     if decoupled_decay:
       steps = [*scaling, *velocity, decayed, rate]
     elif update_rule == 'paper':
       steps = [decayed, *scaling, rate, *velocity]
     else:
       steps = [decayed, *scaling, *velocity, rate]
-    if bias_rate != 1.0:
-      steps.append(optax.masked(optax.scale(bias_rate), bias_mask))
+    if bias_lr_multiplier != 1.0:
+      steps.append(optax.masked(optax.scale(bias_lr_multiplier), bias_mask))
     if phase is not None:
-      steps.append(_by_phase(phase, rates, _stand_still))
+      steps.append(_by_phase(phase, lr_multipliers, _stand_still))
     return optax.chain(*steps)
 
   changing = {'learning_rate': learning_rate}
-  if rates:
+  if lr_multipliers:
     changing['phase'] = 0.0
   return optax.inject_hyperparams(make)(**changing)

@@ -37,16 +37,16 @@ def mirror(images: jax.Array, flip: jax.Array) -> jax.Array:
 
 
 def augmented(batch) -> jax.Array:
-  """The images of a training batch, mirrored and coloured as it says.
+  """The images of a training batch, mirrored and colored as it says.
 
   Args:
     batch: {image: uint8 [batch, height, width, 3]} and where they are wanted
-      flip: bool [batch], brightness: float32 [batch] and colour: float32
+      flip: bool [batch], brightness: float32 [batch] and color: float32
       [batch, 3], both in levels of 255.
 
   Returns:
     [batch, height, width, 3], uint8, or float32: within 0 to 255 but for what
-    `colour` adds, as in the paper.
+    `color` adds, as in the paper.
   """
   images = batch['image']
   if 'flip' in batch:
@@ -54,8 +54,8 @@ def augmented(batch) -> jax.Array:
   if 'brightness' in batch:
     shift = batch['brightness'][:, None, None, None]
     images = jnp.clip(images.astype(jnp.float32) + shift, 0.0, 255.0)
-  if 'colour' in batch:
-    images = images.astype(jnp.float32) + batch['colour'][:, None, None]
+  if 'color' in batch:
+    images = images.astype(jnp.float32) + batch['color'][:, None, None]
   return images
 
 

@@ -14,7 +14,7 @@ import traceback
 
 import jax
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax import errors
 from alexnet_jax.training.launched import Launched
 from alexnet_jax.training.membership import Member
@@ -122,7 +122,7 @@ def joined(
     yield ALONE
     return
   if launched.index:
-    command.set_prefix(f'process {launched.index}: ')
+    cli.set_prefix(f'process {launched.index}: ')
   _member = Member(launched, start_timeout)
   processes = Processes(launched.index, launched.count)
   try:

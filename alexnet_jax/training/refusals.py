@@ -4,9 +4,9 @@ import pathlib
 
 from jax.sharding import Mesh
 
-from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 
 
 def check_examples(config, training, held_out) -> None:
@@ -22,7 +22,7 @@ def check_examples(config, training, held_out) -> None:
       config says.
   """
   num_classes = len(training.class_names)
-  assemble.make_model(config, num_classes)  # refuses a wrong number of classes
+  build.make_model(config, num_classes)  # refuses a wrong number of classes
   if num_classes < 2:
     raise UserError(f'{training.name} has one class; two are needed at least')
   if not held_out.num_examples:
@@ -66,7 +66,7 @@ def check_data_record(path, before: dict, now: dict) -> None:
 
   Args:
     path: the run's folder.
-    before: `assemble.data_record` when the run began.
+    before: `build.data_record` when the run began.
     now: the same of the data as it is.
 
   Raises:
@@ -99,19 +99,19 @@ def check_pieces(config, mesh: Mesh, saved: dict | None) -> None:
   Raises:
     UserError: naming the value that gives as many pieces as before.
   """
-  pieces = assemble.num_pieces(config, mesh)
+  pieces = build.num_pieces(config, mesh)
   has_batch_norm = config.model.norm == 'batch' or config.model.norm_hidden
   before = (saved or {}).get('pieces', pieces)
   if before == pieces or not has_batch_norm:
     return
   device_batch_size = config.global_batch_size // mesh.size
   hint = (
-    f'give --config.max_device_batch_size={device_batch_size // before}'
+    f'give --config.microbatch_size={device_batch_size // before}'
     if device_batch_size % before == 0
     else f'{before} pieces are not possible on {mesh.size} devices: take others'
   )
   raise UserError(
     f'the run computed its batches in {before} pieces; with {mesh.size} devices'
-    f' and config.max_device_batch_size = {config.max_device_batch_size} they'
+    f' and config.microbatch_size = {config.microbatch_size} they'
     f' are {pieces}, which changes the statistics of its batch norms: {hint}'
   )

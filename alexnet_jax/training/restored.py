@@ -5,9 +5,9 @@ import pathlib
 import jax
 import ml_collections
 
-from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.progress import Progress
@@ -54,8 +54,8 @@ def restore(
     step = _find_step(checkpoints, which)
     saved = checkpoints.read_run(step)
     config = config_lib.from_dict(saved['config'])
-    model = assemble.make_model(config, len(saved['data']['class_names']))
-    state = jax.eval_shape(lambda: assemble.make_state(config, model))
+    model = build.make_model(config, len(saved['data']['class_names']))
+    state = jax.eval_shape(lambda: build.make_state(config, model))
     tree, _ = checkpoints.restore(step, state_lib.saved_tree(state))
   except checkpoint.DamagedCheckpointError as error:
     raise UserError(

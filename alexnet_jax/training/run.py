@@ -7,10 +7,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from alexnet_jax import assemble
+from alexnet_jax.config import Durations
 from alexnet_jax.data import loader
-from alexnet_jax.durations import Durations
 from alexnet_jax.errors import Interrupted
+from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
@@ -37,9 +37,9 @@ class Run:
   eval_loader: loader.Loader
   num_classes: int
   durations: Durations
-  steps: assemble.Steps
-  frozen_steps: assemble.Steps  # until `durations.unfreeze_step`
-  colour: np.ndarray | None  # see `pixel_means.Statistics`
+  steps: build.Steps
+  frozen_steps: build.Steps  # until `durations.unfreeze_step`
+  color: np.ndarray | None  # see `pixel_means.Statistics`
   data_record: dict
   processes: Processes
 
@@ -69,7 +69,7 @@ class Run:
     until = self.durations.unfreeze_step
     return bool(self.config.init.freeze) and (not until or step < until)
 
-  def steps_at(self, step: int) -> assemble.Steps:
+  def steps_at(self, step: int) -> build.Steps:
     """The step functions for update `step + 1`."""
     return self.frozen_steps if self.is_frozen(step) else self.steps
 
@@ -90,4 +90,4 @@ class Live:
   checkpoints: SharedCheckpoints
   speed: Speed
   rate: float | None = None  # that the state holds; None: not known yet
-  phase: int = 0  # entries of config.schedule.rates that count
+  phase: int = 0  # entries of config.schedule.lr_multipliers that count

@@ -1,18 +1,14 @@
 """A run before its first step: data, devices, state, what is on disk."""
 
-import pathlib
-
 import jax
 import numpy as np
 
-from alexnet_jax import assemble
-from alexnet_jax import atomic
 from alexnet_jax import config as config_lib
-from alexnet_jax import durations
 from alexnet_jax import pixel_means
 from alexnet_jax import placeholders
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import agreement
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import refusals
 from alexnet_jax.training import restored
@@ -58,11 +54,11 @@ def prepare(
     UserError: if the data is unfit for the config, or not that of `saved`; or
       if config.init does not fit the network.
   """
-  loaders = [assemble.make_loader(config, s) for s in ('train', 'validation')]
+  loaders = [build.make_loader(config, s) for s in ('train', 'validation')]
   training, held_out = (loader.source for loader in loaders)
   num_classes = len(training.class_names)
   refusals.check_examples(config, training, held_out)
-  record = assemble.data_record(config, training, held_out)
+  record = build.data_record(config, training, held_out)
   agreement.check_data(processes, record, stop.check)
   if saved is not None:
     refusals.check_data_record(path, saved['data'], record)
@@ -72,8 +68,8 @@ def prepare(
   if processes.is_first:
     pixels = _statistics(config, loaders[0], path, stop, console, mean_limit)
   processes.meet(stop.check)  # it may have taken minutes
-  mean, colour = parallel.from_first((pixels.mean, pixels.colour))
-  steps = assemble.make_steps(config, mesh, mean)
+  mean, color = parallel.from_first((pixels.mean, pixels.color))
+  steps = build.make_steps(config, mesh, mean)
   return Run(
     config=config,
     workdir=path,
@@ -83,14 +79,12 @@ def prepare(
     train_loader=loaders[0],
     eval_loader=loaders[1],
     num_classes=num_classes,
-    durations=durations.resolve(config, training.num_examples),
+    durations=config_lib.resolve_durations(config, training.num_examples),
     steps=steps,
     frozen_steps=(
-      assemble.make_steps(config, mesh, mean, frozen=frozen)
-      if frozen
-      else steps
+      build.make_steps(config, mesh, mean, frozen=frozen) if frozen else steps
     ),
-    colour=colour,
+    color=color,
     data_record=record,
     processes=processes,
   )
@@ -98,7 +92,7 @@ def prepare(
 
 # What the same weights can be used with, whatever they were trained with.
 _FREE_IN_TRANSFER = (
-  *('num_classes', 'dtype', 'kernel_init', 'positive_bias', 'bias_layers'),
+  *('num_classes', 'dtype', 'kernel_init', 'bias_init', 'bias_layers'),
   'dropout',
 )
 
@@ -108,8 +102,8 @@ def _check_init(config, class_names, *, begins):
   init = config.init
   if not (init.freeze or (init.workdir and begins)):
     return frozenset()
-  model = assemble.make_model(config, len(class_names))
-  state = jax.eval_shape(lambda: assemble.make_state(config, model))
+  model = build.make_model(config, len(class_names))
+  state = jax.eval_shape(lambda: build.make_state(config, model))
   if init.workdir and begins:
     _, names, other = restored.restore(init.workdir, init.checkpoint)
     wanted = transfer.taken(state, other, init.skip, init.workdir)
@@ -137,15 +131,9 @@ def _statistics(config, loader, path, stop, console, limit):
     console.stop()
 
 
-def write_config(config, path: pathlib.Path) -> None:
-  """Writes config.json into the run's folder, for people to read."""
-  with atomic.replaced_file(path / config_lib.CONFIG_FILE) as temporary:
-    temporary.write_text(config_lib.to_json(config))
-
-
 def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
   """The state and progress of a run that begins."""
-  rate = assemble.learning_rate(run.config)
+  rate = build.learning_rate(run.config)
   progress = Progress(schedule.PlateauState(rate))
   if run.processes.is_alone:
     return run.replicate(_first_state(run)), progress
@@ -163,14 +151,14 @@ def create(run: Run) -> tuple[state_lib.TrainState, Progress]:
 
 def state_shapes(run: Run) -> state_lib.TrainState:
   """The run's state as ShapeDtypeStructs."""
-  model = assemble.make_model(run.config, run.num_classes)
-  return jax.eval_shape(lambda: assemble.make_state(run.config, model))
+  model = build.make_model(run.config, run.num_classes)
+  return jax.eval_shape(lambda: build.make_state(run.config, model))
 
 
 def _first_state(run):
   """A fresh state, or one with the weights of another run."""
-  model = assemble.make_model(run.config, run.num_classes)
-  state = assemble.make_state(run.config, model)
+  model = build.make_model(run.config, run.num_classes)
+  state = build.make_state(run.config, model)
   init = run.config.init
   if init.workdir:
     other_config, _, other = restored.restore(init.workdir, init.checkpoint)
@@ -218,8 +206,8 @@ def restore_or_create(run: Run, checkpoints: SharedCheckpoints) -> Live:
       f'{run.workdir} is at step {step} already, beyond the {num_steps} steps'
       ' that config.num_epochs or config.num_steps asks for'
     )
-  iterator = assemble.make_train_iter(
-    run.config, run.train_loader, num_steps, run.mesh, run.colour
+  iterator = build.make_train_iter(
+    run.config, run.train_loader, num_steps, run.mesh, run.color
   )
   iterator.set_state(position)
   batches = parallel.DeviceBatches(iterator, run.to_devices)

@@ -42,7 +42,7 @@ def create_train_state(
   *,
   ema: bool = False,
 ) -> TrainState:
-  """Initialises parameters and optimizer on the default device.
+  """Initializes parameters and optimizer on the default device.
 
   Args:
     model: gives logits of float images.
@@ -81,7 +81,7 @@ def with_learning_rate(
   Args:
     state: the state before.
     rate: of the next updates.
-    phase: number of entries of `config.schedule.rates` that count, float32 [],
+    phase: number of `config.schedule.lr_multipliers` that count, float32 [],
       where there are any.
   """
   hyperparams = {**state.opt_state.hyperparams, 'learning_rate': rate}

@@ -130,7 +130,7 @@ def train_step(
   objective: Objective = PLAIN,
   max_examples: int = 0,
   ema_decay: float = 0.0,
-  reduction_dtype: str = 'float32',
+  grad_allreduce_dtype: str = 'float32',
 ):
   """One update from one global batch, of which this device has a part.
 
@@ -142,13 +142,13 @@ def train_step(
       no random state to save.
     mean, std: see `normalize`.
     axis_name: the mapped axis over the devices.
-    objective: what is minimised.
+    objective: what is minimized.
     max_examples: that a device computes at a time; 0: all it has. See
       `accumulation`.
     ema_decay: share of the averaged parameters that a step keeps; in update
       t + 1 at most (1 + t) / (10 + t), as in TensorFlow's moving averages. The
       statistics of batch norms are averages anyway, of the plain parameters.
-    reduction_dtype: in which the gradients go to the other devices and are
+    grad_allreduce_dtype: in which the gradients go to the other devices and are
       summed.
 
   Returns:
@@ -164,7 +164,7 @@ def train_step(
   )
   # The only reduction of gradients. Every device has as many examples as the
   # others, so the mean of the means is the mean over the global batch.
-  grads = mean_over_devices(grads, axis_name, reduction_dtype)
+  grads = mean_over_devices(grads, axis_name, grad_allreduce_dtype)
   batch_stats = lax.pmean(batch_stats, axis_name)
   state = _update(state, grads, objective.frozen, ema_decay)
   state = state.replace(batch_stats=batch_stats)
@@ -233,7 +233,7 @@ def grad_step(
   axis_name: str,
   objective: Objective = PLAIN,
   max_examples: int = 0,
-  reduction_dtype: str = 'float32',
+  grad_allreduce_dtype: str = 'float32',
 ):
   """The gradients that `train_step` would apply, for histograms."""
   grads, _, _ = _grads_and_sums(
@@ -243,7 +243,7 @@ def grad_step(
     axis_name=axis_name,
     objective=objective,
   )
-  return mean_over_devices(grads, axis_name, reduction_dtype)
+  return mean_over_devices(grads, axis_name, grad_allreduce_dtype)
 
 
 def eval_step(

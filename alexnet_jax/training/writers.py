@@ -142,7 +142,7 @@ class MetricWriter:
     self, step: int, name: str, counts: np.ndarray, edges: np.ndarray
   ) -> None:
     """A histogram of counts [bins] between edges [bins + 1] at `step`."""
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     self._events.add(
       step,
       summary.histogram_raw(
@@ -150,8 +150,8 @@ class MetricWriter:
         min=float(edges[0]),
         max=float(edges[-1]),
         num=int(counts.sum()),
-        sum=float((counts * centres).sum()),
-        sum_squares=float((counts * centres**2).sum()),
+        sum=float((counts * centers).sum()),
+        sum_squares=float((counts * centers**2).sum()),
         bucket_limits=edges[1:].tolist(),
         bucket_counts=counts.tolist(),
       ),

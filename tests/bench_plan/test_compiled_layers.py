@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.bench import compiled_counts
 from alexnet_jax.bench import compiled_layers
 from alexnet_jax.bench import compiled_schedule
 from alexnet_jax.bench import compiled_text
 from alexnet_jax.bench import plan_step
 from alexnet_jax.evaluation import summary
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from tests.bench_plan.programs import program
 from tests.system import commands
@@ -29,7 +29,7 @@ CHAIN = (
   (f'{NET}/convert_element_type', ('', 'input')),
   (f'{NET}/{BLOCK}/conv1/conv_general_dilated', ('conv1', 'forward')),
   (f'{NET}/{BLOCK}/{RELU}/jit(relu)/max', ('conv1', 'forward')),
-  (f'{NET}/{BLOCK}/{RELU}/AlexNet._normalise/mul', ('lrn1', 'forward')),
+  (f'{NET}/{BLOCK}/{RELU}/AlexNet._normalize/mul', ('lrn1', 'forward')),
   (f'{NET}/{BLOCK}/reduce_window_max', ('pool1', 'forward')),
   (f'{NET}/{BLOCK}/conv2/add', ('conv2', 'forward')),
   ('', ('conv2', 'forward')),
@@ -125,7 +125,7 @@ def counts():
     for key, value in commands.TINY.items()
     if key.startswith(('data.synthetic', 'data.crop', 'data.resize', 'model.'))
   ]
-  config = recipes.load_config(
+  config = validation.load_config(
     [
       f'--config={commands.ROOT}/configs/quickstart.py',
       *('--config.global_batch_size=8', '--config.parallel=shard_map'),
@@ -134,18 +134,18 @@ def counts():
       *overrides,
     ]
   )
-  model = assemble.make_model(config, 4)
+  model = build.make_model(config, 4)
   mesh = parallel.make_mesh(local=True)
   assert mesh.size == DEVICES
-  steps = assemble.make_steps(config, mesh, np.zeros(3, np.float32))
+  steps = build.make_steps(config, mesh, np.zeros(3, np.float32))
   traced = steps.train.trace(
-    jax.eval_shape(lambda: assemble.make_state(config, model)),
+    jax.eval_shape(lambda: build.make_state(config, model)),
     plan_step.batch_shapes(config),
-    jax.eval_shape(lambda: assemble.dropout_key(config)),
+    jax.eval_shape(lambda: build.dropout_key(config)),
   )
   text = traced.lower().compile().as_text()
   totals = summary.totals(
-    *summary.layer_table(model, assemble.image_shape(config))
+    *summary.layer_table(model, build.image_shape(config))
   )
   return compiled_counts.count(text), totals
 

@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from alexnet_jax import recipes
-from alexnet_jax import xla_flags
+from alexnet_jax import runtime
+from alexnet_jax import validation
 from alexnet_jax.bench import compiled_counts
 from alexnet_jax.bench import compiled_reductions
 from alexnet_jax.bench import compiled_text
@@ -23,7 +23,7 @@ from tests.system import commands
 pytestmark = [
   pytest.mark.gpu_plan,
   pytest.mark.skipif(
-    not xla_flags.plugin_libraries(), reason='needs the extra cuda12'
+    not runtime.plugin_libraries(), reason='needs the extra cuda12'
   ),
 ]
 
@@ -35,7 +35,7 @@ TWO_TOWERS = '--config.model.groups=(1, 2, 1, 2, 2)'
 
 
 def load_config(*changes, recipe='imagenet'):
-  return recipes.load_config(
+  return validation.load_config(
     [f'--config={commands.ROOT}/configs/{recipe}.py', *changes]
   )
 

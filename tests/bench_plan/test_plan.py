@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
-from alexnet_jax import recipes
-from alexnet_jax import xla_flags
+from alexnet_jax import runtime
+from alexnet_jax import validation
 from alexnet_jax.bench import plan_step
 from alexnet_jax.bench import plan_targets
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from tests.system import commands
 
@@ -86,13 +86,13 @@ def test_bad_descriptions(tmp_path, old, new, message):
   ],
 )
 def test_wrong_arguments_are_refused(arguments, message, monkeypatch, capsys):
-  monkeypatch.setattr(xla_flags, 'plugin_libraries', list)
+  monkeypatch.setattr(runtime, 'plugin_libraries', list)
   assert main(['plan', *arguments]) == 2
   assert message in capsys.readouterr().err
 
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys):
-  monkeypatch.setattr(xla_flags, 'plugin_libraries', list)
+  monkeypatch.setattr(runtime, 'plugin_libraries', list)
   assert main(['plan']) == 2
   assert "pip install -e '.[cuda12]'" in capsys.readouterr().err
 
@@ -107,7 +107,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys):
 )
 def test_batches_are_those_of_training(changes):
   """Names, shapes and dtypes, as the loader makes them."""
-  config = recipes.load_config(
+  config = validation.load_config(
     [
       *('--config=configs/quickstart.py', '--config.data.source=synthetic'),
       *('--config.global_batch_size=4', '--config.data.resize_size=28'),
@@ -115,9 +115,9 @@ def test_batches_are_those_of_training(changes):
       *('--config.data.val_fraction=0.5', *changes),
     ]
   )
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   mesh = parallel.make_mesh()
-  batch = next(assemble.make_train_iter(config, loader, 1, mesh))
+  batch = next(build.make_train_iter(config, loader, 1, mesh))
   expected = plan_step.batch_shapes(config)
   assert {n: (np.shape(a), a.dtype) for n, a in batch.items()} == {
     n: (a.shape, a.dtype) for n, a in expected.items()

@@ -18,7 +18,7 @@ def test_pixel_mean_is_exact(threads):
   loader = Loader(source, 10, num_threads=threads)
   calls = []
   mean = averages.pixel_statistics(loader, chunk=10, progress=calls.append)[0]
-  squares = np.stack([images.centre_square(p, 10) for p in pixels])
+  squares = np.stack([images.center_square(p, 10) for p in pixels])
   np.testing.assert_array_equal(mean, squares.sum(0, dtype=np.int64) / 37)
   assert calls == [10, 20, 30, 37]
   first = averages.pixel_statistics(loader, limit=5)[0]

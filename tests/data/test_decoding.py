@@ -13,7 +13,7 @@ from alexnet_jax.errors import UnreadableImageError
 
 
 def photo(height=60, width=80):
-  """Smooth colours, which JPEG keeps well."""
+  """Smooth colors, which JPEG keeps well."""
   rows, columns = np.mgrid[:height, :width]
   return np.stack(
     [rows * 255 // height, columns * 255 // width, (rows + columns) % 97],

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import colours
+from alexnet_jax.data import colors
 from alexnet_jax.data import decoding
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.doctor import diagnosis
@@ -400,7 +400,7 @@ def raw_files(size=8, per_shard=3):
       'skipped': [],
       'shards': shards,
       'labels': {'file': f'{split}-labels.npy'},
-      'rgb': colours.colour_statistics(len(flat), flat.sum(0), flat.T @ flat),
+      'rgb': colors.color_statistics(len(flat), flat.sum(0), flat.T @ flat),
     }
   manifest = {
     'format': 'alexnet_jax raw 1',
@@ -595,7 +595,7 @@ def test_images_and_labels_of_a_tfds_set(tmp_path):
     ('warning', 'duplicate'): one(
       f'{record("train", 3)} = {record("train", 0)}'
     ),
-    ('note', 'unlabelled'): (2, [record('test', 0), record('test', 1)]),
+    ('note', 'unlabeled'): (2, [record('test', 0), record('test', 1)]),
   }
 
 

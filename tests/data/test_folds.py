@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from alexnet_jax import assemble
 from alexnet_jax import pixel_means
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.data import averages
 from alexnet_jax.data import folds
 from alexnet_jax.data import pipeline
@@ -20,6 +19,7 @@ from alexnet_jax.data import tfds_labels
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from tests.system import commands
 
 COUNTS = {'ant': 12, 'bee': 7, 'cat': 5}  # of `folder`
@@ -29,7 +29,7 @@ SIZE = 16
 
 
 def encoded(number):
-  """A PNG of one colour that no other number has."""
+  """A PNG of one color that no other number has."""
   pixels = np.full((SIZE, SIZE, 3), 5 * number, np.uint8)
   buffer = io.BytesIO()
   PIL.Image.fromarray(pixels).save(buffer, 'PNG')
@@ -310,8 +310,8 @@ def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
     data__folds=3,
     data__fold=1,
   )
-  config = recipes.load_config([f'--config={recipe}'])
-  loader = assemble.make_loader(config, 'train')
+  config = validation.load_config([f'--config={recipe}'])
+  loader = build.make_loader(config, 'train')
   mean = pixel_means.statistics(config, loader, tmp_path).mean
   squares = [
     loader.source.read(i)[0] for i in range(loader.source.num_examples)
@@ -332,9 +332,9 @@ def test_the_config_opens_the_training_split_of_tfds(layouts, tmp_path):
     data__tfds_name='my_photos',
     data__folds=3,
   )
-  config = recipes.load_config([f'--config={recipe}'])
+  config = validation.load_config([f'--config={recipe}'])
   for split in sources.SPLITS:
-    source = assemble.make_source(config, split)
+    source = build.make_source(config, split)
     assert source.source.name == 'my_photos train'
   with pytest.raises(UserError, match="split is 'test'"):
-    assemble.make_source(config, 'test')
+    build.make_source(config, 'test')

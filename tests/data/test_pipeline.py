@@ -47,7 +47,7 @@ def assert_same(left, right):
       np.testing.assert_array_equal(a[name], b[name])
 
 
-@pytest.mark.parametrize('crop', ['random', 'centre', 'random_resized'])
+@pytest.mark.parametrize('crop', ['random', 'center', 'random_resized'])
 @pytest.mark.parametrize('threads', [1, 3])
 def test_squares_that_are_kept_change_nothing(crop, threads, monkeypatch):
   """Images of other sizes than the squares, in pieces and at once."""
@@ -145,7 +145,7 @@ def test_a_restored_iterator_gives_the_tail(prefetch, at):
 
 
 def test_crops_and_flips_can_be_switched_off():
-  for batch in train_batches(crop='centre', random_flip=False):
+  for batch in train_batches(crop='center', random_flip=False):
     assert 'flip' not in batch
     np.testing.assert_array_equal(batch['image'][..., 1], images_rows(6))
     assert (batch['image'][:, 0, :, 2] == np.arange(2, 14)).all()
@@ -174,7 +174,7 @@ def test_evaluation_sees_every_example_once(batch, processes):
         part['image'][part['mask']], part['label'][part['mask']], strict=True
       ):
         assert label == image[0, 0, 0] % 3
-        assert image[0, 0, 1] == image[0, 0, 2] == 2  # the centre
+        assert image[0, 0, 1] == image[0, 0, 2] == 2  # the center
         seen.append(int(image[0, 0, 0]))
   assert sorted(seen) == list(range(21))
 

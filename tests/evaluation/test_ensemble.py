@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.training import guards
@@ -23,7 +23,7 @@ def runs(small, tmp_path_factory):
     recipe = commands.write_recipe(
       folder, **small, num_steps=10, seed=seed, model__dropout=0.0
     )
-    config = recipes.load_config([f'--config={recipe}'])
+    config = validation.load_config([f'--config={recipe}'])
     config.data.synthetic_examples = 60
     loop.train_and_evaluate(
       config, str(folder / str(seed)), guards.StopSignal(), Console()
@@ -76,7 +76,7 @@ def test_members_must_be_measured_on_the_same(runs, small, tmp_path, capsys):
   recipe = commands.write_recipe(
     tmp_path, **{**small, 'data__synthetic_classes': 4}, num_steps=1
   )
-  config = recipes.load_config([f'--config={recipe}'])
+  config = validation.load_config([f'--config={recipe}'])
   other = str(tmp_path / 'other')
   loop.train_and_evaluate(config, other, guards.StopSignal(), Console())
   assert ensemble.main([runs[0], other]) == 2

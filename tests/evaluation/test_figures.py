@@ -154,7 +154,7 @@ def test_a_thousand_classes():
   ]
   assert [bar.get_width() for bar in bars.patches] == [30, 20, 1]
   assert not texts(matrix)
-  # The single mistake is a dot of its own colour.
+  # The single mistake is a dot of its own color.
   x, y = matrix.transData.transform((250, 500)).astype(int)
   near = image[::-1][y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3)
   assert len(np.unique(near, axis=0)) == 2
@@ -177,8 +177,8 @@ def test_predictions_are_framed_green_and_red():
   for number, good in enumerate(right):
     top, left = number // 4 * 122, number % 4 * 90
     tile = picture[top : top + 90, left : left + 90]
-    colour = image_figures.RIGHT if good else image_figures.WRONG
-    wanted = np.round(255 * np.array(matplotlib.colors.to_rgb(colour)))
+    color = image_figures.RIGHT if good else image_figures.WRONG
+    wanted = np.round(255 * np.array(matplotlib.colors.to_rgb(color)))
     framed = (tile == wanted).all(-1)
     assert framed.sum() == 86**2 - 80**2
     assert framed[2:5, 2:-2].all()

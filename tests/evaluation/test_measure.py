@@ -13,7 +13,7 @@ from alexnet_jax.training import parallel
 from alexnet_jax.training import step
 
 
-class MeanColour:
+class MeanColor:
   """A state whose logits follow the mean red of an image."""
 
   eval_params = batch_stats = ()
@@ -27,7 +27,7 @@ class MeanColour:
 
 
 jax.tree_util.register_pytree_node(
-  MeanColour, lambda state: ((), None), lambda aux, children: MeanColour()
+  MeanColor, lambda state: ((), None), lambda aux, children: MeanColor()
 )
 
 
@@ -51,7 +51,7 @@ def test_every_image_counts_once_on_four_devices(kind, batch):
   seen = []
   measured = measure.evaluate(
     eval_step,
-    MeanColour(),
+    MeanColor(),
     pipeline.make_eval_iter(
       Loader(source, 8), global_batch_size=batch, crop_size=8
     ),
@@ -94,7 +94,7 @@ def test_without_predictions():
   )
   measured = measure.evaluate(
     eval_step,
-    MeanColour(),
+    MeanColor(),
     pipeline.make_eval_iter(
       Loader(source, 8), global_batch_size=4, crop_size=8
     ),

@@ -13,12 +13,12 @@ import PIL.Image
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from alexnet_jax import assemble
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation import measured_run
 from alexnet_jax.evaluation import report
 from alexnet_jax.evaluation import saved_run
+from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training import pixels
@@ -72,7 +72,7 @@ def trained(tmp_path_factory):
     log_every_steps=4,
   )
   loop.train_and_evaluate(
-    recipes.load_config([f'--config={recipe}']),
+    validation.load_config([f'--config={recipe}']),
     str(folder / 'run'),
     guards.StopSignal(),
     Console(),
@@ -242,22 +242,22 @@ def test_augmented_examples_are_windows_of_squares(subject):
 def test_augmented_examples_are_those_of_the_first_batch(subject, monkeypatch):
   """Though no more of it is decoded than is shown."""
   run, training = subject.run, subject.training
-  full = next(assemble.make_train_iter(run.config, training, 1, run.mesh))
+  full = next(build.make_train_iter(run.config, training, 1, run.mesh))
   wanted = np.uint8(np.round(pixels.augmented(full)))
-  sizes, make = [], assemble.make_train_iter
+  sizes, make = [], build.make_train_iter
 
   def spy(config, *arguments):
     sizes.append(config.global_batch_size)
     return make(config, *arguments)
 
-  monkeypatch.setattr(assemble, 'make_train_iter', spy)
+  monkeypatch.setattr(build, 'make_train_iter', spy)
   rows = measured_run.augmented(subject, 3)
   assert sizes == [3]
   np.testing.assert_array_equal([row[1] for row in rows], wanted[:3])
   assert len(measured_run.augmented(subject, 100)) == len(wanted)
 
 
-def test_crops_are_centres(subject):
+def test_crops_are_centers(subject):
   square, _ = subject.validation.square(7)
   (crop,) = subject.crops(np.array([7]))
   np.testing.assert_array_equal(crop, square[2:-2, 2:-2])

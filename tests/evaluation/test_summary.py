@@ -52,7 +52,7 @@ ONE = {
       {
         'groups': TOWERS,
         'lrn_groups': 2,
-        'orders': ('relu-pool-norm', 'norm-pool-relu-spatial', '', '', ''),
+        'block_order': ('relu-pool-norm', 'norm-pool-relu-spatial', '', '', ''),
         'pool_layers': (1, 2),
         'hidden': (),
       },
@@ -77,7 +77,7 @@ ONE = {
         'norm_layers': (1,),
         'norm_before_relu': True,
         'norm_hidden': (1,),
-        'dropout_place': 'before',
+        'dropout_position': 'before',
       },
       {
         'conv1': '5 x 5, stride 1, padding SAME',

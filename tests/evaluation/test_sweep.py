@@ -12,7 +12,7 @@ import optuna
 import PIL.Image
 import pytest
 
-from alexnet_jax import locks
+from alexnet_jax import files
 from alexnet_jax import main as train_main
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
@@ -310,7 +310,7 @@ def test_what_all_trials_would_meet_ends_the_sweep(
   content = image.read_bytes()
   if what == 'busy':
     (workdir / 'trial_0000').mkdir(parents=True)
-    busy = locks.lock(workdir / 'trial_0000', '')
+    busy = files.lock(workdir / 'trial_0000', '')
     message = 'another run is training in'
   elif what == 'damaged':
     # Found by the mean of the pixels, before the first checkpoint.

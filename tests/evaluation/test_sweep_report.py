@@ -6,7 +6,7 @@ import shlex
 import optuna
 import pytest
 
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.config import make_config
 from alexnet_jax.evaluation import search_space
 from alexnet_jax.evaluation import sweep_figures
@@ -51,7 +51,7 @@ def test_the_best_come_first(tmp_path, capsys, monkeypatch, direction, best):
   words = shlex.split(result['command'])
   assert words[:3] == ['python', '-m', 'alexnet_jax.main']
   overrides = [word for word in words if word.startswith('--config.')]
-  config = recipes.load_config([f'--config={recipe}', *overrides])
+  config = validation.load_config([f'--config={recipe}', *overrides])
   assert config.num_steps == 7
   for key, value in result['best']['values'].items():
     section, name = key.split('.')

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.data.prepare import __main__ as prepare
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
@@ -44,7 +44,7 @@ def train(folder, small, **changes):
   recipe = commands.write_recipe(
     folder, **{**small, 'num_steps': 10, 'global_batch_size': BATCH, **changes}
   )
-  config = recipes.load_config([f'--config={recipe}'])
+  config = validation.load_config([f'--config={recipe}'])
   workdir = str(folder / 'run')
   loop.train_and_evaluate(config, workdir, guards.StopSignal(), Console())
   return workdir
@@ -86,9 +86,9 @@ def test_ten_crops_equal_a_plain_loop(
   assert examples % BATCH
   for key, value in loops.expected_values(shares, labels).items():
     assert values[key] == pytest.approx(value, rel=1e-5), key
-  # Neither the centre alone nor the corners give these numbers.
-  centre, _ = loops.probabilities(workdir, 1)
-  assert np.abs(centre - shares).max() > 1e-3
+  # Neither the center alone nor the corners give these numbers.
+  center, _ = loops.probabilities(workdir, 1)
+  assert np.abs(center - shares).max() > 1e-3
 
 
 def test_what_ten_crops_are_not_good_for_is_said(small, tmp_path, capsys):

@@ -11,7 +11,7 @@ from alexnet_jax.interop import networks
 
 @pytest.fixture
 def random_images():
-  """Images about as they are after their normalisation."""
+  """Images about as they are after their normalization."""
 
   def make(size, count=2, seed=0):
     rng = np.random.default_rng(seed)

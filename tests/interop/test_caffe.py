@@ -12,9 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
 from alexnet_jax import pixel_means
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import caffe_files
@@ -22,6 +21,7 @@ from alexnet_jax.interop import caffe_schema
 from alexnet_jax.interop import load
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import build
 from alexnet_jax.training import restored
 from alexnet_jax.validation import validate
 from tests.system import commands
@@ -245,7 +245,7 @@ def forward(specs, x):
     elif spec.type == 'ReLU':
       x = np.maximum(x, 0)
     elif spec.type == 'LRN':
-      x = normalise(x, **spec.settings)
+      x = normalize(x, **spec.settings)
     elif spec.type == 'Pooling':
       x = pool(x, spec.settings['kernel_size'], spec.settings['stride'])
     elif spec.type == 'InnerProduct':
@@ -267,7 +267,7 @@ def convolve(x, kernel, bias, *, kernel_size, stride, pad, group, num_output):
   return out + bias[:, None, None]
 
 
-def normalise(x, local_size, alpha, beta, k=1.0):
+def normalize(x, local_size, alpha, beta, k=1.0):
   out = np.empty_like(x)
   for c in range(len(x)):
     near = x[max(0, c - local_size // 2) : c + local_size // 2 + 1]
@@ -383,7 +383,7 @@ def test_settings_are_read_from_the_file(order, orders, save):
     'norm_layers': (1, 2),
     'norm_before_relu': False,
     'norm_hidden': (),
-    'orders': orders,
+    'block_order': orders,
     'lrn_size': 5,
     'lrn_k': 1.5,
     'lrn_alpha': 0.0625,
@@ -393,7 +393,7 @@ def test_settings_are_read_from_the_file(order, orders, save):
     'hidden': HIDDEN,
     'width_multiplier': 1.0,
     'dropout': 0.25,
-    'dropout_place': 'after',
+    'dropout_position': 'after',
     'dropout_scaling': 'training',
   }
   assert imported.num_classes == CLASSES
@@ -494,7 +494,7 @@ def test_dropout_before_the_dense_layers(save):
     top = specs[place].bottom
     specs.insert(place, Spec(f'drop{name}', 'Dropout', {}, [], top, top))
   model = caffe_files.read(save(message(specs))).model
-  assert (model['dropout'], model['dropout_place']) == (0.5, 'before')
+  assert (model['dropout'], model['dropout_position']) == (0.5, 'before')
 
 
 # Means and sizes of images.
@@ -513,7 +513,7 @@ def mean_file(tmp_path):
 
 
 def mean_image(height, width):
-  """Colours, rows and columns that differ."""
+  """Colors, rows and columns that differ."""
   return np.random.default_rng(2).uniform(0, 255, (3, height, width))
 
 
@@ -559,13 +559,13 @@ def test_a_mean_image_goes_into_the_run(save, mean_file, tmp_path):
   mean = pixel_means.stored_mean(config, workdir)
   np.testing.assert_array_equal(mean, part.transpose(1, 2, 0))
 
-  tuned = recipes.load_config(
+  tuned = validation.load_config(
     [
       f'--config={commands.ROOT}/configs/finetune.py:{workdir}',
       *('--config.data.source=synthetic', '--config.data.synthetic_examples=9'),
     ]
   )
-  loader = assemble.make_loader(tuned, 'train')
+  loader = build.make_loader(tuned, 'train')
   found = pixel_means.statistics(tuned, loader, tmp_path)
   np.testing.assert_array_equal(found.mean, mean)
 

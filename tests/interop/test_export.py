@@ -11,10 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import assemble
 from alexnet_jax import pixel_means
 from alexnet_jax.interop import export
 from alexnet_jax.interop import program_loader
+from alexnet_jax.training import build
 from alexnet_jax.training import pixels
 from alexnet_jax.training import restored
 from tests.system import commands
@@ -25,7 +25,7 @@ CHANGES = {
   'log_every_steps': 4,
 }
 RUNS = {
-  'LRN, groups, deviations of colours': {
+  'LRN, groups, deviations of colors': {
     'data__std': 1.0,
     'data__std_rgb': (50.0, 60.0, 70.0),
     'model__norm': 'lrn',
@@ -86,7 +86,7 @@ def expected(place, images):
   config, names, state = restored.restore(run, 'final')
   mean = pixel_means.stored_mean(config, run)
   std = config.data.std_rgb or config.data.std
-  network = assemble.make_model(config, len(names))
+  network = build.make_model(config, len(names))
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
   logits = network.apply(variables, pixels.normalize(images, mean, std))
   return np.asarray(jax.nn.softmax(logits))
@@ -180,7 +180,7 @@ def by_share(pair):
 
 
 @pytest.mark.parametrize('size', [(40, 60), (200, 90), (28, 28)])
-def test_photographs_are_cut_out_of_the_centre(place, size, tmp_path):
+def test_photographs_are_cut_out_of_the_center(place, size, tmp_path):
   """A photograph that darkens evenly: its pixels tell where they were."""
   height, width = size
   rows, columns = np.mgrid[:height, :width]

@@ -12,7 +12,6 @@ import safetensors.numpy
 from alexnet_jax import config as config_lib
 from alexnet_jax import pixel_means
 from alexnet_jax import predict
-from alexnet_jax import recipes
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import compare
@@ -239,7 +238,7 @@ def test_there_is_no_training_to_compare(place, tmp_path, command_result):
 def test_fine_tuning_needs_a_run(argument, message):
   recipe = f'--config={commands.ROOT}/configs/finetune.py{argument}'
   with pytest.raises(UserError, match=message):
-    recipes.load_config([recipe])
+    validation.load_config([recipe])
 
 
 @pytest.mark.slow
@@ -361,7 +360,7 @@ def test_unfit_class_names(text, message, place, tmp_path, command_result):
   assert list(tmp_path.iterdir()) == [names]
 
 
-def test_one_level_is_for_all_colours(place, tmp_path, command_result):
+def test_one_level_is_for_all_colors(place, tmp_path, command_result):
   run = tmp_path / 'run'
   code, _, err = command_result(
     load.main,

@@ -29,12 +29,12 @@ RUNS = {
     'data__mean': 'image',
     'model__norm_layers': (1, 2),
     'model__groups': (1, 2),
-    'model__orders': ('norm-pool-relu', 'relu-norm-spatial-pool'),
+    'model__block_order': ('norm-pool-relu', 'relu-norm-spatial-pool'),
     'model__lrn_convention': 'caffe',
     'model__lrn_groups': 2,
     'model__dropout_scaling': 'evaluation',
   },
-  'batch norm, deviations of colours': {
+  'batch norm, deviations of colors': {
     'data__std': 1.0,
     'data__std_rgb': (50.0, 60.0, 70.0),
     'model__norm': 'batch',

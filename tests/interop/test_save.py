@@ -247,7 +247,11 @@ def test_odd_metadata_is_taken_or_refused(saved):
 @pytest.mark.parametrize(
   ('place', 'value', 'message'),
   [
-    (('model', 'orders'), [1, 2], r'orders is \[1, 2\]|orders is \(1, 2\)'),
+    (
+      ('model', 'block_order'),
+      [1, 2],
+      r'block_order is \[1, 2\]|block_order is \(1, 2\)',
+    ),
     (('model', 'width_multiplier'), math.inf, 'width_multiplier is inf'),
     (('model', 'width_multiplier'), 1e300, r'width_multiplier is 1e\+300'),
     (('model', 'num_classes'), None, 'num_classes of the model None'),

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
 from alexnet_jax.interop import torch_layout
 from alexnet_jax.models import variants
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
 
@@ -80,13 +80,13 @@ def our_config(variant, update_rule):
 def train_ours(config, weights, batches):
   """(losses, weights after); weights are named and laid out as PyTorch's."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
-  steps = assemble.make_steps(config, mesh, np.array(MEAN, np.float32))
+  steps = build.make_steps(config, mesh, np.array(MEAN, np.float32))
   plan = torch_layout.layers(config.model.to_dict(), CLASSES, SIZE)
-  state = assemble.make_state(config, assemble.make_model(config, CLASSES))
+  state = build.make_state(config, build.make_model(config, CLASSES))
   params, batch_stats = torch_layout.from_torch(weights, plan)
   state = state.replace(params=params, batch_stats=batch_stats)
   state, losses = parallel.replicate(state, mesh), []
-  key = assemble.dropout_key(config)
+  key = build.dropout_key(config)
   own = rates(config.optimizer.learning_rate)
   for (images, labels), rate in zip(batches, own, strict=True):
     state = state_lib.with_learning_rate(state, jnp.float32(rate))

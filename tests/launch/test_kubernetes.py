@@ -9,7 +9,7 @@ import yaml
 
 from alexnet_jax import errors
 from alexnet_jax import main
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.training import launched
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -126,7 +126,7 @@ def test_the_command_understands_its_environment(job, environ):
 
 def test_the_command_understands_its_arguments(job, container, arguments):
   options, overrides = arguments
-  config = recipes.load_config(
+  config = validation.load_config(
     [f'--config={ROOT / options.config}', *overrides]
   )
   gpus = container['resources']['limits']['nvidia.com/gpu'] * job['completions']

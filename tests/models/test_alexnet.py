@@ -40,10 +40,10 @@ def test_the_papers_network(groups, parameters, gmac):
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
   assert [output for _, output, _ in rows] == [
     (55, 55, 96),
-    (55, 55, 96),  # normalised
+    (55, 55, 96),  # normalized
     (27, 27, 96),
     (27, 27, 256),
-    (27, 27, 256),  # normalised
+    (27, 27, 256),  # normalized
     (13, 13, 256),
     (13, 13, 384),
     (13, 13, 384),
@@ -200,8 +200,8 @@ def test_batch_norm_normalises_in_training_and_keeps_statistics():
   _, seen = model.apply(
     variables, images(), train=True, capture_intermediates=True, mutable=True
   )
-  normalised = seen['intermediates']['norm1']['__call__'][0]
-  np.testing.assert_allclose(normalised.mean((0, 1, 2)), 0, atol=1e-5)
+  normalized = seen['intermediates']['norm1']['__call__'][0]
+  np.testing.assert_allclose(normalized.mean((0, 1, 2)), 0, atol=1e-5)
   # The statistics start at 0 and keep 0.9 of themselves.
   inputs = seen['intermediates']['conv1']['__call__'][0]
   np.testing.assert_allclose(
@@ -240,12 +240,15 @@ def test_width_multiplier_keeps_groups_whole():
   [
     ({'strides': (2, 1)}, '2 entries for 5'),
     ({'norm': 'layer'}, "norm is 'layer'"),
-    ({'dropout_place': 'in'}, "dropout_place is 'in'"),
+    ({'dropout_position': 'in'}, "dropout_position is 'in'"),
     ({'dropout_scaling': 'never'}, "dropout_scaling is 'never'"),
-    ({'orders': ('relu-norm',)}, '1 entries for 5'),
-    ({'orders': ('relu-norm', *('',) * 4)}, 'relu, norm, pool once'),
-    ({'orders': ('relu-lrn-pool', *('',) * 4)}, "'lrn' is not one of"),
-    ({'orders': (*('',) * 4, 'pool-spatial-spatial-relu')}, 'more than once'),
+    ({'block_order': ('relu-norm',)}, '1 entries for 5'),
+    ({'block_order': ('relu-norm', *('',) * 4)}, 'relu, norm, pool once'),
+    ({'block_order': ('relu-lrn-pool', *('',) * 4)}, "'lrn' is not one of"),
+    (
+      {'block_order': (*('',) * 4, 'pool-spatial-spatial-relu')},
+      'more than once',
+    ),
     ({'strides': (8, 2, 1, 1, 1)}, 'convolution 2 gives 1 x 1 pixels'),
   ],
 )
@@ -258,7 +261,7 @@ def test_dropout_before_a_layer_drops_its_inputs():
   """As torchvision: the flattened image and the first hidden layer."""
 
   def dropped(place):
-    model = AlexNet(**SMALL, kernel_init='he', dropout_place=place)
+    model = AlexNet(**SMALL, kernel_init='he', dropout_position=place)
     _, seen = model.apply(
       init(model),
       images(count=8),
@@ -305,8 +308,8 @@ def test_batch_norm_of_a_hidden_layer():
   _, seen = model.apply(
     variables, images(), train=True, capture_intermediates=True, mutable=True
   )
-  normalised = seen['intermediates']['dense_norm2']['__call__'][0]
-  np.testing.assert_allclose(normalised.mean(0), 0, atol=1e-5)
+  normalized = seen['intermediates']['dense_norm2']['__call__'][0]
+  np.testing.assert_allclose(normalized.mean(0), 0, atol=1e-5)
 
 
 def test_a_fixed_batch_norm_keeps_and_uses_its_statistics():
@@ -341,9 +344,9 @@ def test_epsilon_of_batch_norm():
     init(model), images(), capture_intermediates=True, mutable=True
   )
   convolution = seen['intermediates']['conv1']['__call__'][0]
-  normalised = seen['intermediates']['norm1']['__call__'][0]
+  normalized = seen['intermediates']['norm1']['__call__'][0]
   np.testing.assert_allclose(
-    normalised, np.maximum(convolution, 0) / 2, rtol=1e-5, atol=1e-7
+    normalized, np.maximum(convolution, 0) / 2, rtol=1e-5, atol=1e-7
   )
 
 
@@ -375,7 +378,7 @@ def test_orders_are_followed():
     *('relu-norm-spatial-pool', 'spatial-relu-norm-pool'),
   ):
     spatial = {'spatial_alpha': 3.0} if 'spatial' in order else {}
-    model = AlexNet(**fields, **spatial, orders=(order,))
+    model = AlexNet(**fields, **spatial, block_order=(order,))
     variables = init(model)
     logits, seen = model.apply(
       variables, x, capture_intermediates=True, mutable=True
@@ -400,7 +403,7 @@ def test_orders_are_followed():
 
 def test_dropout_may_scale_in_evaluation():
   """As the paper: all units count half in evaluation, none doubly before."""
-  scaled = AlexNet(**SMALL, kernel_init='he', positive_bias=0.0)
+  scaled = AlexNet(**SMALL, kernel_init='he', bias_init=0.0)
   papers = scaled.clone(dropout_scaling='evaluation')
   variables, x = init(scaled), images(count=8)
   options = {'train': True, 'dropout_keys': keys_of(3, 8), 'mutable': True}

@@ -43,10 +43,13 @@ def test_odd_values_are_named(name):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'orders': (1, 2, 3, 4, 5)}, r'orders is \(1, 2.*it takes texts'),
-    ({'orders': 'relu'}, "orders is 'relu'; it takes a list"),
+    (
+      {'block_order': (1, 2, 3, 4, 5)},
+      r'block_order is \(1, 2.*it takes texts',
+    ),
+    ({'block_order': 'relu'}, "block_order is 'relu'; it takes a list"),
     ({'width_multiplier': math.inf}, 'width_multiplier is inf; it takes a num'),
-    ({'positive_bias': math.nan}, 'positive_bias is nan; it takes a finite'),
+    ({'bias_init': math.nan}, 'bias_init is nan; it takes a finite'),
     ({'dropout': 1.0}, 'dropout is 1.0; it takes at least 0, below 1'),
     ({'pool_stride': 0}, 'pool_stride is 0; it takes a whole number from 1'),
     ({'lrn_size': 4}, 'lrn_size is 4; it must be odd'),
@@ -79,21 +82,23 @@ def test_what_is_wrong_is_said(changes, message):
 
 def test_what_nothing_would_read_is_refused():
   orders = ('relu-norm-pool', *('',) * 4)
-  assert problem(orders=orders, norm_layers=(1,)) == ''
-  found = problem(orders=orders, norm_layers=(1,), norm='none')
-  assert found.startswith("norm is 'none', but orders is ('relu-norm-pool'")
+  assert problem(block_order=orders, norm_layers=(1,)) == ''
+  found = problem(block_order=orders, norm_layers=(1,), norm='none')
+  assert found.startswith(
+    "norm is 'none', but block_order is ('relu-norm-pool'"
+  )
   for name in ('size', 'k', 'alpha', 'beta'):
     field = f'spatial_{name}'
     other = {field: FIELDS[field] + 2}
     assert problem(**other).startswith(f'{field} is {FIELDS[field] + 2}, which')
     spatial = (*('',) * 4, 'relu-spatial-pool')
-    assert problem(**other, orders=spatial) == ''
+    assert problem(**other, block_order=spatial) == ''
 
 
 def test_a_config_says_so():
   config = make_config()
-  config.model.orders = (1, 2, 3, 4, 5)
-  with pytest.raises(UserError, match=r'config\.model\.orders is \(1, 2'):
+  config.model.block_order = (1, 2, 3, 4, 5)
+  with pytest.raises(UserError, match=r'config\.model\.block_order is \(1, 2'):
     validate(config)
   defaults = flatten(make_config())
   assert fields_lib.problem({n: defaults[f'model.{n}'] for n in FIELDS}) == ''

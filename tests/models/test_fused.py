@@ -13,7 +13,7 @@ from alexnet_jax.models import fused
 from alexnet_jax.models.normalization import local_response_norm
 from tests.some_slow import some_slow
 
-STRONG = {'k': 1.5, 'alpha': 0.3, 'beta': 0.75}  # neighbours count
+STRONG = {'k': 1.5, 'alpha': 0.3, 'beta': 0.75}  # neighbors count
 
 
 def activations(shape, dtype=jnp.float32, seed=0):
@@ -57,13 +57,13 @@ def values_and_gradients(function, gradient_seed, *arguments):
 CASES = {
   'after the first layer': ('before', 5, 3, 2, (1, 19, 13, 96), jnp.bfloat16),
   'after the fifth layer': ('after', 0, 3, 2, (2, 13, 13, 34), jnp.bfloat16),
-  'normalised before': ('after', 5, 3, 2, (2, 8, 9, 6), jnp.float32),
+  'normalized before': ('after', 5, 3, 2, (2, 8, 9, 6), jnp.float32),
   'no relu': ('none', 3, 2, 2, (2, 8, 9, 10), jnp.bfloat16),
   'no relu and no norm': ('none', 0, 3, 2, (2, 8, 9, 10), jnp.float32),
   'no pooling': ('before', 5, 1, 1, (2, 5, 4, 6), jnp.bfloat16),
   'an odd number of channels': ('before', 3, 2, 2, (2, 8, 9, 7), jnp.bfloat16),
   'one channel': ('before', 3, 2, 2, (2, 8, 9, 1), jnp.float32),
-  'fewer channels than neighbours': (
+  'fewer channels than neighbors': (
     *('before', 9, 1, 2, (2, 8, 9, 2), jnp.bfloat16),
   ),
   'pixels between windows': ('before', 3, 1, 2, (2, 9, 10, 6), jnp.float32),
@@ -136,7 +136,7 @@ def loops(x, gradient, *, size, k, alpha, beta, window, stride):
     best = max(places, key=lambda place: b[place])  # the first one
     y[n, row, column, c] = b[best]
     db[best] += gradient[n, row, column, c]
-  for *pixel, c in np.ndindex(a.shape):  # b[c] changes with its neighbours
+  for *pixel, c in np.ndindex(a.shape):  # b[c] changes with its neighbors
     d = bracket[(*pixel, c)]
     da[(*pixel, c)] += db[(*pixel, c)] * d**-beta
     for j in near[c]:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from alexnet_jax import xla_flags
+from alexnet_jax import runtime
 from alexnet_jax.bench import compiled_counts
 from alexnet_jax.bench import plan_targets
 from alexnet_jax.models import fused
@@ -19,7 +19,7 @@ from alexnet_jax.models import fused
 pytestmark = [
   pytest.mark.gpu_plan,
   pytest.mark.skipif(
-    not xla_flags.plugin_libraries(), reason='needs the extra cuda12'
+    not runtime.plugin_libraries(), reason='needs the extra cuda12'
   ),
 ]
 

@@ -245,7 +245,7 @@ def test_every_network_trains(name):
     'width_multiplier': 0.05,
     'dropout': 0.0,
     'kernel_init': 'he',
-    'positive_bias': 0.0,
+    'bias_init': 0.0,
   }
   model = AlexNet(num_classes=3, axis_name=parallel.AXIS, **fields)
   tx = optimizer.make_optimizer(0.001)

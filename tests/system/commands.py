@@ -34,7 +34,7 @@ TINY = {
   'model.bias_layers': (2,),
   'model.hidden': (16,),
   'model.kernel_init': 'he',
-  'model.positive_bias': 0.1,
+  'model.bias_init': 0.1,
   'optimizer.learning_rate': 0.02,
 }
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from alexnet_jax import assemble
 from alexnet_jax.evaluation import measure
 from alexnet_jax.evaluation import saved_run
+from alexnet_jax.training import build
 from tests.system import commands
 
 PROGRAM = """
@@ -28,7 +28,7 @@ def predictions(workdir):
   measured = measure.evaluate(
     run.steps.predict,
     run.state,
-    assemble.make_eval_iter(run.config, loader, run.mesh),
+    build.make_eval_iter(run.config, loader, run.mesh),
     run.to_devices,
     num_examples=loader.source.num_examples,
   )

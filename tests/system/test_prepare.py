@@ -15,12 +15,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import assemble
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.prepare import raw_set
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
+from alexnet_jax.training import build
 
 ROOT = pathlib.Path(__file__).parents[2]
 PREPARE = [sys.executable, '-m', 'alexnet_jax.data.prepare']
@@ -310,10 +310,10 @@ def test_the_printed_command_is_one_that_works(
   printed = capsys.readouterr().err.splitlines()[-1].split(maxsplit=3)
   assert printed[:3] == ['python', '-m', 'alexnet_jax.main']
   _, recipe, *overrides = shlex.split(printed[3])
-  config = recipes.load_config([f'--config={ROOT / recipe}', *overrides])
+  config = validation.load_config([f'--config={ROOT / recipe}', *overrides])
   assert recipe == 'configs/folder.py'
   assert (config.data.resize_size, config.data.crop_size) == (64, 56)
-  assert assemble.make_loader(config, 'train').source.num_examples == 191
+  assert build.make_loader(config, 'train').source.num_examples == 191
 
 
 def test_a_folder_with_other_things_is_left_alone(photos, tmp_path, capsys):

@@ -22,9 +22,9 @@ RECIPE = {
   'schedule__patience': 2,
   'schedule__factor': 0.5,
   'model__norm': 'batch',
-  'data__colour_shift': 0.5,
-  'data__colour_shift_steps': 30,
-  'data__colour_shrink': True,
+  'data__pca_lighting': 0.5,
+  'data__pca_lighting_steps': 30,
+  'data__pca_lighting_shrink': True,
 }
 
 

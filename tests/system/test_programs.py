@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from alexnet_jax import jax_start
+from alexnet_jax import runtime
 from tests.system import commands
 
 COUNTING = """
@@ -30,7 +30,6 @@ sys.exit(code)
 READING = """
 import sys
 import jax
-from alexnet_jax import main
 hits = []
 def listen(event, **_):
   if event == '/jax/compilation_cache/cache_hits':
@@ -79,7 +78,7 @@ def test_programs_are_kept_where_the_user_keeps_such_things(
   tmp_path, monkeypatch
 ):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  folder = jax_start.programs_folder()
+  folder = runtime.programs_folder()
   assert folder.parent == tmp_path / 'cache' / 'alexnet_jax'
   recipe = commands.write_recipe(tmp_path, num_steps=4, parallel='shard_map')
   environment = {
@@ -103,18 +102,18 @@ def test_programs_are_kept_where_the_user_keeps_such_things(
 
 def test_what_the_user_set_stays(monkeypatch):
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/somewhere')
-  jax_start.apply()
+  runtime.configure()
   assert os.environ['JAX_COMPILATION_CACHE_DIR'] == '/somewhere'
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   monkeypatch.setenv('XDG_CACHE_HOME', '/nowhere')
   monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'false')
-  jax_start.apply()
+  runtime.configure()
   assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
 
 
 def test_the_least_time_is_the_users(tmp_path):
   program = (
-    'import os; from alexnet_jax import jax_start; jax_start.apply();'
+    'import os; from alexnet_jax import jax_start; runtime.configure();'
     " print(os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'],"
     " os.environ['JAX_COMPILATION_CACHE_DIR'])"
   )
@@ -137,5 +136,5 @@ def test_a_place_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
   (tmp_path / 'cache').write_text('a file')
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  jax_start.apply()
+  runtime.configure()
   assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ

@@ -333,10 +333,10 @@ import json, sys
 import numpy as np
 from alexnet_jax import assemble, recipes
 from alexnet_jax.training import parallel
-config = recipes.load_config(['--config=configs/imagenet.py', *sys.argv[1:]])
-loader = assemble.make_loader(config, 'train')
+config = validation.load_config(['--config=configs/imagenet.py', *sys.argv[1:]])
+loader = build.make_loader(config, 'train')
 mesh = parallel.make_mesh()
-batches = list(assemble.make_train_iter(config, loader, 9, mesh))
+batches = list(build.make_train_iter(config, loader, 9, mesh))
 np.save(sys.stdout.buffer, np.concatenate([b['label'] for b in batches]))
 np.save(sys.stdout.buffer, np.concatenate([b['flip'] for b in batches]))
 np.save(sys.stdout.buffer, np.concatenate([b['image'] for b in batches]))
@@ -500,7 +500,6 @@ def test_prepare_refuses_what_is_no_image_set_of_tfds(tmp_path, name, message):
 def test_help_imports_neither_tensorflow_nor_jax():
   script = """
 import sys
-from alexnet_jax.data.prepare import __main__ as prepare
 try:
   prepare.main(['tfds', '--help'])
 except SystemExit as error:

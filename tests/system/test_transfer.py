@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import pixel_means
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
@@ -24,7 +24,7 @@ def train(tmp_path):
 
   def run(name, **changes):
     recipe = commands.write_recipe(tmp_path, **changes)
-    config = recipes.load_config([f'--config={recipe}'])
+    config = validation.load_config([f'--config={recipe}'])
     stop, console = guards.StopSignal(), Console()
     return loop.train_and_evaluate(config, str(tmp_path / name), stop, console)
 
@@ -203,12 +203,12 @@ RECORDED = {
   'save_every_steps': 1,
   'checkpoint__keep': 99,
   'schedule__name': 'recorded',
-  'schedule__rates': ((0.5, 'dense*', 0.1), (1.0, 'conv1/*', 0.0)),
+  'schedule__lr_multipliers': ((0.5, 'dense*', 0.1), (1.0, 'conv1/*', 0.0)),
   'optimizer__update_rule': 'paper',
-  'data__colour_shift': 0.5,
-  'data__colour_shrink': True,
-  'data__colour_unit': 'deviation',
-  'data__colour_shift_steps': 15,
+  'data__pca_lighting': 0.5,
+  'data__pca_lighting_shrink': True,
+  'data__pca_lighting_unit': 'deviation',
+  'data__pca_lighting_steps': 15,
 }
 
 
@@ -220,7 +220,7 @@ def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
   assert 'step 6: dense* trains with 0.1 times the rate' in said
   assert 'step 12: conv1/* trains with 0 times the rate' in said
   assert 'shifted at random, 0.5 times the deviation, until step 15' in said
-  assert said.count('step 15: colours are shifted no more') == 1
+  assert said.count('step 15: colors are shifted no more') == 1
   for steps in (5, 12, 13, 16, 18):
     resumed = train('resumed', num_steps=steps, **RECORDED)
   assert capsys.readouterr().err.count('shifted at random') == 4
@@ -234,14 +234,14 @@ def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
     assert moves == [True, name[:5] != 'conv1', name[:5] != 'conv1'], name
   mapped = train('mapped', num_steps=18, parallel='shard_map', **RECORDED)
   assert mapped['state_digest'] == unbroken['state_digest']
-  # Other colours are another run.
+  # Other colors are another run.
   for name, value in (('shift_steps', 0), ('shrink', False)):
-    changes = {**RECORDED, f'data__colour_{name}': value}
+    changes = {**RECORDED, f'data__pca_lighting_{name}': value}
     other = train(name, num_steps=18, **changes)
     assert other['state_digest'] != unbroken['state_digest']
 
 
 def test_a_schedule_that_names_nothing_is_refused(train):
-  rates = {**RECORDED, 'schedule__rates': ((1.0, 'fc*', 0.1),)}
+  rates = {**RECORDED, 'schedule__lr_multipliers': ((1.0, 'fc*', 0.1),)}
   with pytest.raises(UserError, match=r"schedule\.rates names 'fc\*'"):
     train('refused', num_steps=2, **rates)

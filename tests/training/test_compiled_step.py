@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
-from alexnet_jax import recipes
+from alexnet_jax import validation
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
 
@@ -20,11 +20,11 @@ OVERRIDES = (
 
 
 def compiled(*overrides):
-  config = recipes.load_config([*OVERRIDES, *overrides])
+  config = validation.load_config([*OVERRIDES, *overrides])
   mesh = parallel.make_mesh()
-  model = assemble.make_model(config, 10)
-  state = parallel.replicate(assemble.make_state(config, model), mesh)
-  steps = assemble.make_steps(config, mesh, np.zeros(3, np.float32))
+  model = build.make_model(config, 10)
+  state = parallel.replicate(build.make_state(config, model), mesh)
+  steps = build.make_steps(config, mesh, np.zeros(3, np.float32))
   size = config.data.crop_size
   batch = {
     'image': np.zeros((8, size, size, 3), np.uint8),
@@ -32,7 +32,7 @@ def compiled(*overrides):
     'flip': np.zeros(8, bool),
   }
   batch = parallel.batch_to_devices(batch, mesh, 'shard_map')
-  lowered = steps.train.lower(state, batch, assemble.dropout_key(config))
+  lowered = steps.train.lower(state, batch, build.dropout_key(config))
   return state, lowered.compile().as_text(), lowered.as_text()
 
 
@@ -60,13 +60,13 @@ def test_no_callback_no_float64_no_scatter_of_pixels(train_step):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_gradients_are_reduced_in_the_dtype_that_is_asked_for(dtype):
   """In what the CPU's compiler gets, which sums bfloat16 in float32."""
-  config = recipes.load_config(
-    [*OVERRIDES, f'--config.reduction_dtype={dtype}']
+  config = validation.load_config(
+    [*OVERRIDES, f'--config.grad_allreduce_dtype={dtype}']
   )
   mesh = parallel.make_mesh()
-  model = assemble.make_model(config, 10)
-  state = jax.eval_shape(lambda: assemble.make_state(config, model))
-  steps = assemble.make_steps(config, mesh, np.zeros(3, np.float32))
+  model = build.make_model(config, 10)
+  state = jax.eval_shape(lambda: build.make_state(config, model))
+  steps = build.make_steps(config, mesh, np.zeros(3, np.float32))
   size = config.data.crop_size
   batch = {
     'image': jax.ShapeDtypeStruct((8, size, size, 3), np.uint8),

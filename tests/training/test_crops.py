@@ -47,5 +47,5 @@ def test_what_one_crop_finds_impossible_may_be_certain_to_another():
     return jnp.stack([corner * 4, 1020.0 - corner * 4], 1)
 
   logits = crops.logits(logits_of, squares, 2)
-  # Of one free pixel the centre leaves none: it begins in that corner, too.
+  # Of one free pixel the center leaves none: it begins in that corner, too.
   np.testing.assert_allclose(np.exp(logits), [[0.2, 0.8]], rtol=1e-4)

@@ -36,7 +36,7 @@ def test_flat_loss(loss, warns):
   warning = guards.flat_loss_warning(loss, 1000, 500)
   assert bool(warning) == warns
   if warns:
-    for cause in ('learning_rate', 'positive_bias', 'norm', '6.9078'):
+    for cause in ('learning_rate', 'bias_init', 'norm', '6.9078'):
       assert cause in warning
 
 

@@ -98,7 +98,7 @@ def test_biases_with_twice_the_rate_and_no_decay(rule):
     return w + factor * v, v
 
   ours = run_ours(
-    weight_decay=0.05, decay='kernels', bias_rate=2.0, update_rule=rule
+    weight_decay=0.05, decay='kernels', bias_lr_multiplier=2.0, update_rule=rule
   )
   assert_close(ours, run_loop(update))
 
@@ -220,7 +220,11 @@ def test_rates_of_their_own_as_in_the_source_release():
     ('norm1', 'bias'): (2.0, 2.0, 2.0, 0.0),
   }
   tx = optimizer.make_optimizer(
-    1.0, update_rule='paper', decay='kernels', bias_rate=2.0, rates=rates
+    1.0,
+    update_rule='paper',
+    decay='kernels',
+    bias_lr_multiplier=2.0,
+    lr_multipliers=rates,
   )
   params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
   opt_state = tx.init(params)
@@ -251,6 +255,6 @@ def test_rates_of_their_own_as_in_the_source_release():
 
 
 def test_rates_of_parameters_that_do_not_exist():
-  tx = optimizer.make_optimizer(1.0, rates=((1, 'conv2/*', 0.1),))
+  tx = optimizer.make_optimizer(1.0, lr_multipliers=((1, 'conv2/*', 0.1),))
   with pytest.raises(UserError, match=r"'conv2/\*', but .* conv1/bias"):
     tx.init(PARAMS)

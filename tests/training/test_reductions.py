@@ -15,10 +15,10 @@ from jax import lax
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.bench import scaling_plan
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
 from tests.some_slow import some_slow
@@ -76,18 +76,18 @@ def compiled(config, num_classes=4):
   """(program, bytes of parameters, of running statistics, of sums)."""
   mesh = parallel.make_mesh()
   assert mesh.size == DEVICES
-  steps = assemble.make_steps(config, mesh, np.zeros(3, np.float32))
-  model = assemble.make_model(config, num_classes)
-  state = jax.eval_shape(lambda: assemble.make_state(config, model))
+  steps = build.make_steps(config, mesh, np.zeros(3, np.float32))
+  model = build.make_model(config, num_classes)
+  state = jax.eval_shape(lambda: build.make_state(config, model))
   lead = (config.global_batch_size,)
   if config.parallel == 'pmap':
     lead = (DEVICES, config.global_batch_size // DEVICES)
   batch = {
-    'image': jax.ShapeDtypeStruct((*lead, *assemble.image_shape(config)), 'u1'),
+    'image': jax.ShapeDtypeStruct((*lead, *build.image_shape(config)), 'u1'),
     'label': jax.ShapeDtypeStruct(lead, 'i4'),
     'stop': jax.ShapeDtypeStruct(lead, 'bool'),  # of several processes
   }
-  key = jax.eval_shape(lambda: assemble.dropout_key(config))
+  key = jax.eval_shape(lambda: build.dropout_key(config))
   train = jax.jit(steps.train)
   _, sums = jax.eval_shape(train, state, batch, key)
   trees = (state.params, state.batch_stats, sums)
@@ -146,7 +146,7 @@ def test_pieces_of_a_batch_add_no_reductions(kind, norm):
     {'model__dtype': 'float32'} if norm == 'lrn' else {'model__norm': norm}
   )
   whole, params, stats, sums = compiled_small(kind, **plain)
-  program, *_ = compiled_small(kind, max_device_batch_size=1, **plain)
+  program, *_ = compiled_small(kind, microbatch_size=1, **plain)
   assert ' while(' in program  # the pieces are computed in turn
   once = collectives(program, repeated=False)
   assert len(once) == 2
@@ -158,7 +158,7 @@ def test_pieces_of_a_batch_add_no_reductions(kind, norm):
 
 @pytest.mark.slow
 def test_the_plan_counts_what_the_imagenet_recipe_reduces():
-  config = recipes.load_config(
+  config = validation.load_config(
     [
       f'--config={commands.ROOT / "configs/imagenet.py"}',
       f'--config.global_batch_size={DEVICES}',
@@ -207,5 +207,5 @@ def test_a_reduction_of_every_piece_would_be_seen(monkeypatch):
     return lax.pmean(grads, parallel.AXIS), rest
 
   monkeypatch.setattr(step, 'loss_and_grads', reduced)
-  program, params, _, _ = compiled(small('shard_map', max_device_batch_size=1))
+  program, params, _, _ = compiled(small('shard_map', microbatch_size=1))
   assert total(collectives(program, repeated=True)) == params

@@ -46,7 +46,7 @@ class Outcome:
     label: None if it is not known.
     found: pairs of a kind of `findings.KINDS` and a detail.
     digest: see `duplicates.digest`; empty if it could not be read.
-    colours: (sums int64 [3], products int64 [3, 3]) or None.
+    colors: (sums int64 [3], products int64 [3, 3]) or None.
   """
 
   split: str | None
@@ -54,7 +54,7 @@ class Outcome:
   label: int | None = None
   found: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   digest: bytes = b''
-  colours: tuple | None = None
+  colors: tuple | None = None
 
 
 def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:

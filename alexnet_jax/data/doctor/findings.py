@@ -32,7 +32,7 @@ KINDS = {
   ),
   'wrong_sums': (
     'error',
-    "the colours' sums, mean or covariance in the manifest are wrong",
+    "the colors' sums, mean or covariance in the manifest are wrong",
     _PREPARE,
   ),
   'no_classes': (
@@ -120,7 +120,7 @@ KINDS = {
   ),
   'not_an_image': ('note', 'other files lie among the images', 'left out'),
   'skipped': ('note', 'images were left out when the set was written', ''),
-  'unlabelled': (
+  'unlabeled': (
     'note',
     'test images have no label',
     'do not evaluate on them',

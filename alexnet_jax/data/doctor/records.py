@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 
-from alexnet_jax.data import colours
+from alexnet_jax.data import colors
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.doctor import duplicates
@@ -110,7 +110,7 @@ def _examine_record(records, index, split, name):
   hidden = split == 'test' and label == -1
   outcome = examine_file(encoded, split, name, None if hidden else label)
   if hidden:
-    outcome.found.append(('unlabelled', ''))
+    outcome.found.append(('unlabeled', ''))
   return outcome
 
 
@@ -164,7 +164,7 @@ class RawContents:
       what = f'{split} images of all shards'
       report_count(findings, what, in_shards, info['num_examples'])
       if split in self._whole:
-        self._check_colours(split, tallies.get(split, Tally()), findings)
+        self._check_colors(split, tallies.get(split, Tally()), findings)
     tally = tallies.get('train', Tally())
     report_unused_classes(findings, self.class_names, tally)
 
@@ -213,12 +213,12 @@ class RawContents:
       findings.add('damaged_file', name, str(error))
     return None
 
-  def _check_colours(self, split, tally, findings):
+  def _check_colors(self, split, tally, findings):
     pixels = tally.examples * self._size**2
     if not pixels:
       return
     written = self._splits[split].get('rgb') or {}
-    found = colours.colour_statistics(pixels, tally.sums, tally.products)
+    found = colors.color_statistics(pixels, tally.sums, tally.products)
     for key, value in found.items():
       said = written.get(key)
       if said != value and not (
@@ -256,7 +256,7 @@ def _examine_square(square, split, name, label):
   from alexnet_jax.data import kernels  # slow to import
 
   sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
-  kernels.add_colour_sums(square, *sums)
+  kernels.add_color_sums(square, *sums)
   return Outcome(
-    split, name, label, digest=duplicates.digest(square.data), colours=sums
+    split, name, label, digest=duplicates.digest(square.data), colors=sums
   )

@@ -16,7 +16,7 @@ class Tally:
   Attributes:
     examples: how many.
     labels: how many of each known label.
-    sums: int64 [3], of each colour; products: int64 [3, 3], of each pair.
+    sums: int64 [3], of each color; products: int64 [3, 3], of each pair.
   """
 
   examples: int = 0
@@ -35,9 +35,9 @@ class Tally:
     self.examples += 1
     if outcome.label is not None:
       self.labels[outcome.label] += 1
-    if outcome.colours:
-      self.sums += outcome.colours[0]
-      self.products += outcome.colours[1]
+    if outcome.colors:
+      self.sums += outcome.colors[0]
+      self.products += outcome.colors[1]
 
   def as_dict(self) -> dict:
     """{examples, classes}; classes is None if no label is known."""

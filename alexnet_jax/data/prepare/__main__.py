@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax.data.doctor import check
 from alexnet_jax.data.prepare import raw_set
 from alexnet_jax.data.prepare import resized_set
@@ -27,7 +27,7 @@ def _arguments(argv):
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
-  return command.run(
+  return cli.run(
     lambda: arguments.work(arguments),
     json_output=arguments.json,
     uses_jax=False,

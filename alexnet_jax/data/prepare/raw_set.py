@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 
-from alexnet_jax.data import colours
+from alexnet_jax.data import colors
 from alexnet_jax.data import raw
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
@@ -68,14 +68,14 @@ def _write(folder, settings, loaders, arguments):
 
 
 def _converted(loader, index):
-  """(pixels, label, colour sums) of an example; None if it is skipped."""
+  """(pixels, label, color sums) of an example; None if it is skipped."""
   from alexnet_jax.data import kernels  # slow to import
 
   example = loader.square(index)
   if example is None:
     return None
   sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
-  kernels.add_colour_sums(example[0], *sums)
+  kernels.add_color_sums(example[0], *sums)
   return *example, sums
 
 
@@ -158,7 +158,7 @@ def _manifest(folder, settings, loaders, plan, notes):
         for note in own
       ],
       'labels': _write_labels(folder / f'{split}-labels.npy', labels),
-      'rgb': colours.colour_statistics(
+      'rgb': colors.color_statistics(
         len(labels) * settings['image_size'] ** 2,
         np.sum([note['sums'] for note in own], 0),
         np.sum([note['products'] for note in own], 0),
@@ -201,7 +201,7 @@ def add_arguments(commands) -> None:
   parser = commands.add_parser(
     'raw',
     help='decode a data set once, into squares of uint8 pixels',
-    description='Writes the centre squares of all images as uint8 arrays, which'
+    description='Writes the center squares of all images as uint8 arrays, which'
     ' training memory-maps. ImageNet at 256 pixels takes 262 GB.',
   )
   inputs.add_arguments(parser)

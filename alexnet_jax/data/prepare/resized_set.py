@@ -31,7 +31,7 @@ _SAMPLE = 64  # images of each split that the estimate of the room encodes
 def prepare_resized(arguments) -> dict:
   """Writes both splits of a source as smaller JPEGs.
 
-  Images that are no larger and are upright colour JPEGs already are taken over
+  Images that are no larger and are upright color JPEGs already are taken over
   byte for byte; smaller ones are not enlarged.
 
   Args:

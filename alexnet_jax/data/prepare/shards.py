@@ -19,7 +19,7 @@ import shutil
 import signal
 import sys
 
-from alexnet_jax import locks
+from alexnet_jax import files
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
@@ -82,14 +82,14 @@ def locked(folder: pathlib.Path, description: str) -> Iterator[None]:
     Interrupted: for SIGTERM or Ctrl-C.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  found = {path.name for path in folder.iterdir()} - {locks.LOCK_FILE}
+  found = {path.name for path in folder.iterdir()} - {files.LOCK_FILE}
   if found and not found & {description, _NOTES}:
     raise UserError(
       f'{folder} is not empty and not the unfinished work of this command; it'
       ' is left as it is: choose another --out'
     )
   busy = f'another process is preparing {folder}; wait for it or end it'
-  with locks.lock(folder, busy), _signals_interrupt():
+  with files.lock(folder, busy), _signals_interrupt():
     yield
 
 

@@ -1,9 +1,9 @@
-"""The flags of XLA that matter for training on GPUs, in one place.
+"""Environment of JAX: XLA flags for GPUs and the cache of compiled programs.
 
-They are given in XLA_FLAGS before JAX starts. An unknown flag there ends the
-process, whatever the device, so each is looked up in the libraries that would
-read it; and none is given unless there is a GPU. What a user has set in
-XLA_FLAGS stays. This module imports no jax.
+The flags are given in XLA_FLAGS before JAX starts. An unknown flag there ends
+the process, whatever the device, so each is looked up in the libraries that
+would read it; and none is given unless there is a GPU. Flags that the user has
+set in XLA_FLAGS stay. This module imports no jax.
 
 What they change was seen in programs compiled for eight GPUs (jax 0.10.2, the
 network in one tower in bfloat16, batches of 1,024 a device), and never timed:
@@ -28,10 +28,16 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import mmap
+import os
 import pathlib
+import platform
+import sys
 
+_CACHE_FOLDER = 'JAX_COMPILATION_CACHE_DIR'
+_LEAST_SECONDS = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
 _PLUGINS = ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')
 _PLATFORMS = ('cuda', 'gpu')
 # Where Linux shows NVIDIA's driver; the last one under WSL.
@@ -54,7 +60,7 @@ class Flag:
 
   @property
   def text(self) -> str:
-    """As XLA_FLAGS has it."""
+    """The flag as it is written in XLA_FLAGS."""
     value = str(self.value).lower()  # true, not True
     return f'--{self.name}={value}'
 
@@ -89,8 +95,8 @@ FLAGS = (
 )
 
 
-def with_defaults(environ: Mapping[str, str]) -> dict[str, str]:
-  """What to set in the environment before jax is imported.
+def xla_flags(environ: Mapping[str, str]) -> dict[str, str]:
+  """Returns what to set in the environment before jax is imported.
 
   Args:
     environ: of the process.
@@ -108,7 +114,7 @@ def with_defaults(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def compiler_options(environ: Mapping[str, str]) -> dict[str, bool | int]:
-  """The same for one compilation: what `jax.stages.Lowered.compile` takes.
+  """Returns the flags as options of `jax.stages.Lowered.compile`.
 
   Args:
     environ: of the process; a flag in its XLA_FLAGS is left out.
@@ -130,7 +136,7 @@ def plugin_libraries() -> list[pathlib.Path]:
 
 
 def wants_gpu(environ: Mapping[str, str]) -> bool:
-  """Whether JAX is going to use an NVIDIA GPU, found out without JAX."""
+  """Returns True if JAX is going to use an NVIDIA GPU; does not import JAX."""
   platforms = environ.get('JAX_PLATFORMS', '')
   if platforms and not set(_PLATFORMS) & set(platforms.split(',')):
     return False
@@ -172,3 +178,60 @@ def _folders(package) -> list[pathlib.Path]:
     return []
   places = spec.submodule_search_locations if spec else None
   return [pathlib.Path(place) for place in places or ()]
+
+
+def configure() -> None:
+  """Sets XLA's flags for a GPU, and keeps compiled programs on disk.
+
+  What the user has set in the environment stays: XLA_FLAGS, the place of the
+  programs and JAX_ENABLE_COMPILATION_CACHE=false. To be called before the first
+  computation.
+  """
+  # XLA reads them when the first device is used.
+  os.environ.update(xla_flags(os.environ))
+  enabled = os.environ.get('JAX_ENABLE_COMPILATION_CACHE', 'true').lower()
+  if _CACHE_FOLDER in os.environ or enabled in ('false', '0', 'no', 'off'):
+    return
+  try:
+    folder = programs_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # no home, or one that is read-only
+    return
+  if not os.access(folder, os.W_OK):
+    return
+  values = {_CACHE_FOLDER: str(folder)}
+  if _LEAST_SECONDS not in os.environ:
+    # A small network compiles many programs that take less than JAX's second.
+    values[_LEAST_SECONDS] = '0.1'
+  os.environ.update(values)
+  if 'jax' in sys.modules:  # which reads the environment when it is imported
+    import jax
+
+    for name, value in values.items():
+      number = name == _LEAST_SECONDS
+      jax.config.update(name.lower(), float(value) if number else value)
+
+
+def programs_folder() -> pathlib.Path:
+  """Returns the folder of compiled programs, in the user's cache folder.
+
+  Programs for a CPU are of its instructions, and a home may be shared by
+  machines: each kind has its own folder.
+
+  Raises:
+    RuntimeError: if there is neither a home nor XDG_CACHE_HOME.
+  """
+  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(cache) / 'alexnet_jax' / f'programs_{_machine()}'
+
+
+def _machine():
+  kind = [platform.machine(), platform.processor()]
+  cpuinfo = pathlib.Path('/proc/cpuinfo')  # on Linux
+  if cpuinfo.exists():
+    kind += [
+      line
+      for line in cpuinfo.read_text().split('\n\n')[0].splitlines()
+      if line.startswith(('model name', 'flags', 'Features'))
+    ]
+  return hashlib.sha256('\n'.join(kind).encode()).hexdigest()[:12]

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from alexnet_jax import xla_flags
+from alexnet_jax import runtime
 
 LIMIT, EARLY, COMBINE = (
   'xla_gpu_experimental_parallel_collective_overlap_limit',
@@ -18,18 +18,18 @@ def gpu(tmp_path, monkeypatch):
   """A machine with a GPU and a plugin that knows all flags but one."""
   device = tmp_path / 'nvidia0'
   device.touch()
-  names = [flag.name for flag in xla_flags.FLAGS if flag.name != EARLY]
+  names = [flag.name for flag in runtime.FLAGS if flag.name != EARLY]
   names.append(f'{EARLY}_v2')
   library = tmp_path / 'xla_cuda_plugin.so'
   library.write_bytes(b''.join(name.encode() + b'\0' for name in names))
-  monkeypatch.setattr(xla_flags, '_DEVICES', (str(device),))
-  monkeypatch.setattr(xla_flags, 'plugin_libraries', lambda: [library])
+  monkeypatch.setattr(runtime, '_DEVICES', (str(device),))
+  monkeypatch.setattr(runtime, 'plugin_libraries', lambda: [library])
   return device
 
 
 def test_defaults_join_what_the_user_has_set(gpu):
   own = f'--xla_dump_to=/tmp/x --{COMBINE}=7'
-  (text,) = xla_flags.with_defaults({'XLA_FLAGS': own}).values()
+  (text,) = runtime.xla_flags({'XLA_FLAGS': own}).values()
   flags = dict(part.split('=') for part in text.split())
   assert text.startswith(own)
   assert flags.pop('--xla_dump_to') == '/tmp/x'
@@ -40,9 +40,9 @@ def test_defaults_join_what_the_user_has_set(gpu):
 
 
 def test_without_flags_of_the_user(gpu):
-  (text,) = xla_flags.with_defaults({}).values()
+  (text,) = runtime.xla_flags({}).values()
   assert text.startswith('--xla_gpu_')
-  assert xla_flags.with_defaults({'XLA_FLAGS': text}) == {}
+  assert runtime.xla_flags({'XLA_FLAGS': text}) == {}
 
 
 @pytest.mark.parametrize(
@@ -54,33 +54,33 @@ def test_without_flags_of_the_user(gpu):
   ],
 )
 def test_where_nothing_is_added(gpu, environ):
-  assert xla_flags.with_defaults(environ) == {}
+  assert runtime.xla_flags(environ) == {}
 
 
 @pytest.mark.parametrize('platforms', ['', 'cuda', 'gpu', 'cuda,cpu'])
 def test_platforms_that_may_be_a_gpu(gpu, platforms):
-  assert xla_flags.with_defaults({'JAX_PLATFORMS': platforms})
+  assert runtime.xla_flags({'JAX_PLATFORMS': platforms})
 
 
 def test_a_machine_without_a_gpu(gpu, monkeypatch):
   gpu.unlink()
-  assert xla_flags.with_defaults({}) == {}
+  assert runtime.xla_flags({}) == {}
 
 
 def test_a_machine_without_the_plugin(gpu, monkeypatch):
-  monkeypatch.setattr(xla_flags, 'plugin_libraries', list)
-  assert xla_flags.with_defaults({}) == {}
+  monkeypatch.setattr(runtime, 'plugin_libraries', list)
+  assert runtime.xla_flags({}) == {}
 
 
 def test_for_one_compilation(gpu):
-  options = xla_flags.compiler_options({'XLA_FLAGS': f'--{COMBINE}=7'})
+  options = runtime.compiler_options({'XLA_FLAGS': f'--{COMBINE}=7'})
   assert options == {
     'xla_gpu_enable_latency_hiding_scheduler': True,
     LIMIT: 16,
   }
 
 
-@pytest.mark.parametrize('flag', xla_flags.FLAGS, ids=lambda flag: flag.name)
+@pytest.mark.parametrize('flag', runtime.FLAGS, ids=lambda flag: flag.name)
 def test_this_jax_knows_them(flag):
   """An unknown one would end the process; jaxlib reads those of GPUs, too."""
   environ = {
@@ -100,17 +100,17 @@ def test_this_jax_knows_them(flag):
 
 
 def test_an_unknown_flag_is_left_out(monkeypatch):
-  unknown = xla_flags.Flag('xla_gpu_no_such_thing_at_all', 1, '')
-  monkeypatch.setattr(xla_flags, 'FLAGS', (unknown, *xla_flags.FLAGS))
-  assert set(xla_flags.compiler_options({})) == {
-    flag.name for flag in xla_flags.FLAGS[1:]
+  unknown = runtime.Flag('xla_gpu_no_such_thing_at_all', 1, '')
+  monkeypatch.setattr(runtime, 'FLAGS', (unknown, *runtime.FLAGS))
+  assert set(runtime.compiler_options({})) == {
+    flag.name for flag in runtime.FLAGS[1:]
   }
 
 
 def test_it_does_not_import_jax():
   code = (
-    'import sys; from alexnet_jax import xla_flags;'
-    ' xla_flags.with_defaults({}); print("jax" in sys.modules)'
+    'import sys; from alexnet_jax import runtime;'
+    ' runtime.xla_flags({}); print("jax" in sys.modules)'
   )
   done = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, check=True

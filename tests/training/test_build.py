@@ -4,27 +4,26 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import assemble
-from alexnet_jax import durations as durations_lib
+from alexnet_jax import config as config_lib
 from alexnet_jax import pixel_means
-from alexnet_jax import recipes
+from alexnet_jax import validation
 from alexnet_jax.data import averages
-from alexnet_jax.data import colours
+from alexnet_jax.data import colors
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
-from alexnet_jax.training import setup
 from tests.system import commands
 
 
 def make_config(tmp_path, **changes):
   recipe = commands.write_recipe(tmp_path, **changes)
-  return recipes.load_config([f'--config={recipe}'])
+  return validation.load_config([f'--config={recipe}'])
 
 
 def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   config = make_config(tmp_path)
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   first = pixel_means.statistics(config, loader, tmp_path).mean
   squares = [loader.square(i)[0] for i in range(96)]
   np.testing.assert_allclose(first, np.mean(squares, (0, 1, 2)), rtol=1e-6)
@@ -39,16 +38,16 @@ def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
 
 def test_the_mean_of_other_data_is_computed_anew(tmp_path):
   config = make_config(tmp_path)
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   first = pixel_means.statistics(config, loader, tmp_path).mean
   config.data.synthetic_examples = 48
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   assert (pixel_means.statistics(config, loader, tmp_path).mean != first).any()
 
 
 def test_the_mean_image_loses_its_border(tmp_path):
   config = make_config(tmp_path, data__mean='image')
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   mean = pixel_means.statistics(config, loader, tmp_path).mean
   whole = np.mean([loader.square(i)[0] for i in range(96)], 0)
   np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
@@ -59,8 +58,8 @@ def start_other(tmp_path, **changes):
   folder = tmp_path / 'other'
   folder.mkdir()
   config = make_config(tmp_path, data__synthetic_examples=30, **changes)
-  setup.write_config(config, folder)
-  loader = assemble.make_loader(config, 'train')
+  config_lib.write_config(config, folder)
+  loader = build.make_loader(config, 'train')
   pixel_means.statistics(config, loader, folder)
   return folder, loader
 
@@ -72,26 +71,26 @@ def other(tmp_path):
   return folder, np.mean([loader.square(i)[0] for i in range(30)], 0)
 
 
-@pytest.mark.parametrize('colour_shift', [0.0, 0.1])
+@pytest.mark.parametrize('pca_lighting', [0.0, 0.1])
 def test_the_mean_image_of_the_run_whose_weights_are_taken(
-  colour_shift, other, tmp_path, monkeypatch
+  pca_lighting, other, tmp_path, monkeypatch
 ):
   folder, image = other
   config = make_config(
     tmp_path,
     data__mean='image',
-    data__colour_shift=colour_shift,
+    data__pca_lighting=pca_lighting,
     init__workdir=str(folder),
     init__mean_image=True,
   )
-  loader = assemble.make_loader(config, 'train')
-  if not colour_shift:  # no pass over the data is needed
+  loader = build.make_loader(config, 'train')
+  if not pca_lighting:  # no pass over the data is needed
     monkeypatch.setattr(averages, 'pixel_statistics', None)
   found = pixel_means.statistics(config, loader, tmp_path)
   np.testing.assert_allclose(found.mean, image[2:-2, 2:-2], rtol=1e-6)
-  if colour_shift:  # of the data here
+  if pca_lighting:  # of the data here
     squares = np.stack([loader.square(i)[0] for i in range(96)])
-    np.testing.assert_allclose(found.colour, shift_of(squares), 1e-4, 1e-9)
+    np.testing.assert_allclose(found.color, shift_of(squares), 1e-4, 1e-9)
   # From then on the other run may be gone.
   shutil.rmtree(folder)
   again = pixel_means.statistics(config, loader, tmp_path)
@@ -103,7 +102,7 @@ def test_the_mean_image_of_the_run_whose_weights_are_taken(
 def test_the_mean_image_of_the_data_is_no_longer_used(other, tmp_path):
   """In a folder that has it already."""
   config = make_config(tmp_path, data__mean='image')
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   own = pixel_means.statistics(config, loader, tmp_path).mean
   config.init.workdir, config.init.mean_image = str(other[0]), True
   assert (pixel_means.statistics(config, loader, tmp_path).mean != own).any()
@@ -118,7 +117,7 @@ def take_mean_of(folder, tmp_path, **changes):
     init__mean_image=True,
     **changes,
   )
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   return pixel_means.statistics(config, loader, tmp_path).mean
 
 
@@ -155,7 +154,7 @@ def test_squares_of_another_size_do_not_matter(other, tmp_path):
 
 def test_no_mean(tmp_path):
   config = make_config(tmp_path, data__mean='none')
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   assert not pixel_means.statistics(config, loader, tmp_path).mean.any()
   assert not pixel_means.stored_mean(config, tmp_path).any()
   assert not list(tmp_path.glob('*.npz'))
@@ -163,7 +162,7 @@ def test_no_mean(tmp_path):
 
 def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
   config = make_config(tmp_path, data__mean_rgb=(10.0, 20.0, 30.5))
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   levels = np.float32([10, 20, 30.5])
   with monkeypatch.context() as patch:
     patch.setattr(averages, 'pixel_statistics', None)  # must not be called
@@ -172,17 +171,17 @@ def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
   stored = pixel_means.stored_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, levels)
   assert not list(tmp_path.glob('*.npz'))
-  # How the colours vary is the data's own all the same.
-  config.data.colour_shift = 0.1
+  # How the colors vary is the data's own all the same.
+  config.data.pca_lighting = 0.1
   found = pixel_means.statistics(config, loader, tmp_path)
   np.testing.assert_array_equal(found.mean, levels)
   squares = np.stack([loader.square(i)[0] for i in range(96)])
-  np.testing.assert_allclose(found.colour, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_allclose(found.color, shift_of(squares), 1e-4, 1e-9)
 
 
 def test_a_part_of_the_mean_is_not_kept(tmp_path):
   config = make_config(tmp_path)
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   pixel_means.statistics(config, loader, tmp_path, limit=10)
   with pytest.raises(
     UserError, match=r'pixel_mean\.npz with the mean.*missing'
@@ -192,16 +191,16 @@ def test_a_part_of_the_mean_is_not_kept(tmp_path):
 
 def test_the_number_of_classes_is_that_of_the_data(tmp_path):
   config = make_config(tmp_path)
-  assert assemble.make_model(config, 4).num_classes == 4
+  assert build.make_model(config, 4).num_classes == 4
   config.model.num_classes = 5
   with pytest.raises(UserError, match='num_classes is 5, but the data has 4'):
-    assemble.make_model(config, 4)
+    build.make_model(config, 4)
 
 
 def test_a_network_that_the_crops_do_not_fit_is_a_user_error(tmp_path):
   config = make_config(tmp_path, data__crop_size=5)
   with pytest.raises(UserError, match='less than the pooling window'):
-    assemble.make_state(config, assemble.make_model(config, 4))
+    build.make_state(config, build.make_model(config, 4))
 
 
 def test_durations_in_epochs_become_steps(tmp_path):
@@ -214,7 +213,7 @@ def test_durations_in_epochs_become_steps(tmp_path):
     schedule__warmup_epochs=1.0,
     schedule__drop_epochs=(1.5, 2.0),
   )
-  durations = durations_lib.resolve(config, 100)
+  durations = config_lib.resolve_durations(config, 100)
   assert durations.steps_per_epoch == 12.5
   assert durations.num_steps == 38  # 37.5
   assert durations.eval_every == 6.25
@@ -229,13 +228,13 @@ def test_a_raw_set_of_another_size_is_refused(tmp_path):
   options = {'data__source': 'raw', 'data__path': str(out)}
   fitting = {'data__resize_size': 16, 'data__crop_size': 16}
   config = make_config(tmp_path, **options, **fitting)
-  assert assemble.make_loader(config, 'train').source.num_examples == 4000
+  assert build.make_loader(config, 'train').source.num_examples == 4000
   config = make_config(tmp_path, **options)
   with pytest.raises(UserError, match=r'--size 28.*resize_size=16'):
-    assemble.make_loader(config, 'train')
+    build.make_loader(config, 'train')
 
 
-def test_mean_and_colours_of_a_raw_set_need_no_pass(
+def test_mean_and_colors_of_a_raw_set_need_no_pass(
   other, tmp_path, monkeypatch
 ):
   out = tmp_path / 'raw'
@@ -245,48 +244,48 @@ def test_mean_and_colours_of_a_raw_set_need_no_pass(
     data__source='raw',
     data__path=str(out),
     data__resize_size=28,
-    data__colour_shift=0.1,
+    data__pca_lighting=0.1,
   )
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   squares = np.concatenate(loader.source.shards)
   # It must not be called.
   monkeypatch.setattr(averages, 'pixel_statistics', None)
   found = pixel_means.statistics(config, loader, tmp_path)
   np.testing.assert_allclose(found.mean, squares.mean((0, 1, 2)), rtol=1e-6)
-  np.testing.assert_allclose(found.colour, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_allclose(found.color, shift_of(squares), 1e-4, 1e-9)
   np.testing.assert_array_equal(
-    pixel_means.stored_colour(config, tmp_path), found.colour
+    pixel_means.stored_color(config, tmp_path), found.color
   )
   # Nor where the mean is that of another run.
   config.init.workdir, config.init.mean_image = str(other[0]), True
   config.data.mean = 'image'
   again = pixel_means.statistics(config, loader, tmp_path)
   np.testing.assert_allclose(again.mean, other[1][2:-2, 2:-2], rtol=1e-6)
-  np.testing.assert_array_equal(again.colour, found.colour)
+  np.testing.assert_array_equal(again.color, found.color)
 
 
 def shift_of(squares):
   covariance = np.cov(squares.reshape(-1, 3).T, bias=True)
-  return colours.shift_matrix(covariance, 0.1, 'eigenvalue')
+  return colors.shift_matrix(covariance, 0.1, 'eigenvalue')
 
 
-def test_colours_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
+def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
   """As in folders whose mean came without them."""
   config = make_config(tmp_path)
-  loader = assemble.make_loader(config, 'train')
+  loader = build.make_loader(config, 'train')
   mean = pixel_means.statistics(config, loader, tmp_path).mean
   path = tmp_path / pixel_means.MEAN_FILE
   with np.load(path) as stored:
     np.savez(path, mean=stored['mean'], of=stored['of'])
-  config.data.colour_shift = 0.1
+  config.data.pca_lighting = 0.1
   np.testing.assert_array_equal(pixel_means.stored_mean(config, tmp_path), mean)
   with pytest.raises(UserError, match=r'the covariance .* is missing'):
-    pixel_means.stored_colour(config, tmp_path)
+    pixel_means.stored_color(config, tmp_path)
   found = pixel_means.statistics(config, loader, tmp_path)
   squares = np.stack([loader.square(i)[0] for i in range(96)])
-  np.testing.assert_allclose(found.colour, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_allclose(found.color, shift_of(squares), 1e-4, 1e-9)
   np.testing.assert_array_equal(found.mean, mean)
-  assert pixel_means.stored_colour(config, tmp_path) is not None
+  assert pixel_means.stored_color(config, tmp_path) is not None
 
 
 @pytest.mark.parametrize(
@@ -299,8 +298,8 @@ def test_the_rate_grows_with_the_batch(tmp_path, scaling, rate):
     optimizer__rate_scaling=scaling,
     optimizer__base_batch_size=32,
   )
-  assert assemble.learning_rate(config) == pytest.approx(rate)
-  state = assemble.make_state(config, assemble.make_model(config, 4))
+  assert build.learning_rate(config) == pytest.approx(rate)
+  state = build.make_state(config, build.make_model(config, 4))
   held = state.opt_state.hyperparams['learning_rate']
   assert held == pytest.approx(rate)
 
@@ -308,25 +307,25 @@ def test_the_rate_grows_with_the_batch(tmp_path, scaling, rate):
 def test_evaluation_batches_are_no_larger_than_a_device_computes(tmp_path):
   config = make_config(tmp_path, global_batch_size=30)
   mesh = parallel.make_mesh()
-  loader = assemble.make_loader(config, 'validation')
+  loader = build.make_loader(config, 'validation')
 
   def sizes():
-    batches = assemble.make_eval_iter(config, loader, mesh)
+    batches = build.make_eval_iter(config, loader, mesh)
     return {len(batch['label']) for batch in batches}
 
   assert mesh.size == 4
   assert sizes() == {32}  # the devices share it evenly
-  config.max_device_batch_size = 3
-  assert sizes() == {12} == {assemble.eval_batch_size(config, mesh)}
-  config.max_device_batch_size = 100
+  config.microbatch_size = 3
+  assert sizes() == {12} == {build.eval_batch_size(config, mesh)}
+  config.microbatch_size = 100
   assert sizes() == {32}
 
 
 def test_dropout_has_one_generator_whatever_is_the_default(tmp_path):
   config = make_config(tmp_path)
-  key = assemble.dropout_key(config)
+  key = build.dropout_key(config)
   assert (key.shape, key.dtype) == ((2,), np.uint32)
   with jax.default_prng_impl('rbg'):
-    np.testing.assert_array_equal(assemble.dropout_key(config), key)
+    np.testing.assert_array_equal(build.dropout_key(config), key)
   config.seed = 1
-  assert (assemble.dropout_key(config) != key).any()
+  assert (build.dropout_key(config) != key).any()

@@ -8,7 +8,7 @@ import logging
 import sys
 
 from alexnet_jax import errors
-from alexnet_jax import jax_start
+from alexnet_jax import runtime
 
 _LOG_FORMAT = '%(levelname)s %(message)s'
 _prefix = ''
@@ -46,7 +46,7 @@ def run(
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable
   if uses_jax:
-    jax_start.apply()
+    runtime.configure()
   try:
     result = function()
   except BaseException as error:
@@ -154,13 +154,13 @@ def add_crops(parser: argparse.ArgumentParser) -> None:
     type=_crops,
     default=1,
     metavar='{center,10}',
-    help='center (default), or 10: corners and centre, each mirrored, too;'
+    help='center (default), or 10: corners and center, each mirrored, too;'
     ' their probabilities are averaged',
   )
 
 
 def _crops(text):
-  if text in ('center', 'centre', '1'):
+  if text in ('center', 'center', '1'):
     return 1
   if text == '10':
     return 10

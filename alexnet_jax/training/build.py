@@ -130,7 +130,7 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
   for name in ('rate_scaling', 'base_batch_size'):  # in `learning_rate` already
     del options[name]
   options['learning_rate'] = learning_rate(config)
-  options['rates'] = tuple(config.schedule.rates)
+  options['lr_multipliers'] = tuple(config.schedule.lr_multipliers)
   tx = optimizer.make_optimizer(**options)
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   try:
@@ -172,8 +172,8 @@ def make_steps(
   objective = objective_lib.Objective(**config.loss.to_dict(), frozen=frozen)
   training = {
     'objective': objective,
-    'max_examples': config.max_device_batch_size,
-    'reduction_dtype': config.reduction_dtype,
+    'max_examples': config.microbatch_size,
+    'grad_allreduce_dtype': config.grad_allreduce_dtype,
   }
 
   cropping = {'crop_size': config.data.crop_size} if crops > 1 else {}
@@ -210,11 +210,11 @@ def make_train_iter(
   loader,
   num_steps: int,
   mesh: Mesh,
-  colour: np.ndarray | None = None,
+  color: np.ndarray | None = None,
 ):
   """Host batches of the training split; see `pipeline.make_train_iter`.
 
-  They are this process's part; config.data.colour_shift needs `colour`, see
+  They are this process's part; config.data.pca_lighting needs `color`, see
   `pixel_means.Statistics`.
   """
   process_index, process_count = parallel.process_part(mesh)
@@ -229,7 +229,7 @@ def make_train_iter(
     crop_ratio=tuple(config.data.crop_ratio),
     random_flip=config.data.random_flip,
     brightness=config.data.brightness,
-    colour=pixel_means.colour_shift(config, colour, loader.source.num_examples),
+    color=pixel_means.pca_lighting(config, color, loader.source.num_examples),
     scaled_decoding=config.data.scaled_decoding,
     prefetch=config.data.prefetch,
     process_index=process_index,
@@ -241,14 +241,14 @@ def num_pieces(config, mesh: Mesh) -> int:
   """Pieces in which each device computes its part of a training batch.
 
   Raises:
-    UserError: if it takes many more than config.max_device_batch_size asks for.
+    UserError: if it takes many more than config.microbatch_size asks for.
   """
   count = config.global_batch_size // mesh.size
-  most = config.max_device_batch_size
+  most = config.microbatch_size
   pieces = accumulation.num_pieces(count, most)
   if most and pieces > 2 * math.ceil(count / most):
     raise UserError(
-      f'config.max_device_batch_size is {most}, but the {count} examples of a'
+      f'config.microbatch_size is {most}, but the {count} examples of a'
       f' device are equal pieces only in {pieces} of {count // pieces}; take a'
       ' config.global_batch_size with more divisors'
     )
@@ -262,8 +262,8 @@ def eval_batch_size(config, mesh: Mesh) -> int:
   multiple of the number of devices.
   """
   device_batch_size = -(-config.global_batch_size // mesh.size)
-  if config.max_device_batch_size:
-    device_batch_size = min(device_batch_size, config.max_device_batch_size)
+  if config.microbatch_size:
+    device_batch_size = min(device_batch_size, config.microbatch_size)
   return device_batch_size * mesh.size
 
 

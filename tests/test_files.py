@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from alexnet_jax import atomic
+from alexnet_jax import files
 
 
 def names(folder):
@@ -14,7 +14,7 @@ def names(folder):
 def test_a_file_takes_the_place_of_another(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('old')
-  with atomic.replaced_file(path) as temporary:
+  with files.replaced_file(path) as temporary:
     temporary.write_text('new')
     assert path.read_text() == 'old'
   assert path.read_text() == 'new'
@@ -27,7 +27,7 @@ def test_what_was_there_stays_if_writing_fails(tmp_path, error):
   path.write_text('old')
 
   def fail():
-    with atomic.replaced_file(path) as temporary:
+    with files.replaced_file(path) as temporary:
       temporary.write_text('ne')
       raise error
 
@@ -37,47 +37,54 @@ def test_what_was_there_stays_if_writing_fails(tmp_path, error):
   assert names(tmp_path) == ['a.txt']
 
 
-def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+def test_content_then_name_then_folder_reach_the_disk(tmp_path, monkeypatch):
   path, calls = tmp_path / 'a.txt', []
 
   def fsync(descriptor):
-    calls.append(os.fstat(descriptor).st_ino)
-    assert not path.exists()
+    calls.append((os.fstat(descriptor).st_ino, path.exists()))
 
   monkeypatch.setattr(os, 'fsync', fsync)
-  with atomic.replaced_file(path) as temporary:
+  with files.replaced_file(path) as temporary:
     temporary.write_text('new')
-  assert calls == [path.stat().st_ino]
+  content, folder = path.stat().st_ino, tmp_path.stat().st_ino
+  assert calls == [(content, False), (folder, True)]
 
 
-def test_a_link_stays_one(tmp_path):
-  (tmp_path / 'there').mkdir()
-  target, link = tmp_path / 'there' / 'a.txt', tmp_path / 'link.txt'
+def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
+  target, link = tmp_path / 'a.txt', tmp_path / 'link.txt'
   target.write_text('old')
   link.symlink_to(target)
-  with atomic.replaced_file(link) as temporary:
-    assert temporary.parent == target.parent
+  with files.replaced_file(link) as temporary:
     temporary.write_text('new')
-  assert link.is_symlink()
-  assert target.read_text() == 'new'
+  assert not link.is_symlink()
+  assert (target.read_text(), link.read_text()) == ('old', 'new')
+
+
+def test_two_writers_do_not_share_a_temporary_file(tmp_path):
+  path = tmp_path / 'a.txt'
+  with files.replaced_file(path) as first, files.replaced_file(path) as second:
+    first.write_text('first')
+    second.write_text('second')
+  assert path.read_text() == 'first'  # put in place last, and whole
+  assert [p.name for p in tmp_path.iterdir()] == ['a.txt']
 
 
 def test_what_is_no_plain_file_is_written_itself(tmp_path):
   pipe = tmp_path / 'pipe'
   os.mkfifo(pipe)
-  with atomic.replaced_file(pipe) as temporary:
+  with files.replaced_file(pipe) as temporary:
     assert temporary == pipe
   assert pipe.is_fifo()
 
 
 def test_a_table_may_hold_any_name(tmp_path):
   rows = [['name', 'n'], ['a,"b"\nc', 1], ['bad \udcff', None]]
-  atomic.write_csv(tmp_path / 'a.csv', rows)
+  files.write_csv(tmp_path / 'a.csv', rows)
   with (tmp_path / 'a.csv').open(newline='', encoding='utf-8') as file:
     assert list(csv.reader(file)) == [
       ['name', 'n'],
       ['a,"b"\nc', '1'],
       ['bad \\udcff', ''],
     ]
-  atomic.write_csv(tmp_path / 'b.csv', rows, errors='surrogateescape')
+  files.write_csv(tmp_path / 'b.csv', rows, errors='surrogateescape')
   assert b'bad \xff,' in pathlib.Path(tmp_path / 'b.csv').read_bytes()

@@ -1,4 +1,4 @@
-"""How the colours of a data set vary, and shifts along that."""
+"""How the colors of a data set vary, and shifts along that."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from alexnet_jax.data import order
 UNITS = ('eigenvalue', 'deviation')
 
 
-def colour_statistics(pixels: int, sums: np.ndarray, products: np.ndarray):
+def color_statistics(pixels: int, sums: np.ndarray, products: np.ndarray):
   """Mean and covariance of RGB over all pixels, from exact sums.
 
   Args:
@@ -45,7 +45,7 @@ def shift_matrix(
 ) -> np.ndarray:
   """Turns three standard normal draws into a shift of RGB.
 
-  Each draw goes along one principal component of the colours, amount times
+  Each draw goes along one principal component of the colors, amount times
   their variance (`eigenvalue`) or standard deviation (`deviation`) along it.
   Krizhevsky et al. 2012, section 4.1, print the eigenvalue, which is a shift
   only where pixels have no unit: here, as in what others made of it, they are
@@ -72,7 +72,7 @@ def shift_matrix(
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-  """What happens to the colours of training images.
+  """What happens to the colors of training images.
 
   Attributes:
     matrix: see `shift_matrix`.
@@ -87,16 +87,16 @@ class Shift:
   def draw(
     self, step: int, global_batch_size: int, seed: int, part: slice
   ) -> dict[str, np.ndarray]:
-    """{colour: float32 [b, 3], levels of 255; scale: float32 [b]}.
+    """{color: float32 [b, 3], levels of 255; scale: float32 [b]}.
 
     They are of the `part` of batch `step`; without a scale there is none.
     """
-    normal = order.colour_draws(step, global_batch_size, seed)[part]
+    normal = order.color_draws(step, global_batch_size, seed)[part]
     shifted = not self.steps or step < self.steps
     # No matrix product: its roundings may depend on the number of rows, and so
     # on that of processes.
     shifts = (normal[:, None] * self.matrix).sum(-1)
-    drawn = {'colour': np.float32(shifts * shifted)}
+    drawn = {'color': np.float32(shifts * shifted)}
     if self.scale != 1:
       scale = self.scale if shifted else 1.0
       drawn['scale'] = np.full(len(normal), scale, np.float32)

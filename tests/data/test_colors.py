@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import averages
-from alexnet_jax.data import colours
+from alexnet_jax.data import colors
 from alexnet_jax.data import images
 from alexnet_jax.data import order
 from alexnet_jax.data import pipeline
@@ -15,7 +15,7 @@ SIZE, CROP, BATCH = 10, 8, 64
 
 @pytest.fixture(scope='module')
 def loader():
-  """Images whose colours vary together, but not along the axes."""
+  """Images whose colors vary together, but not along the axes."""
   rng = np.random.default_rng(0)
   mixed = rng.normal(0, 1, (37, 20, 24, 3)) @ rng.normal(0, 25, (3, 3)) + 128
   pixels = np.uint8(np.clip(mixed, 0, 255))
@@ -25,7 +25,7 @@ def loader():
 
 
 def squares_of(loader):
-  return np.stack([images.centre_square(p, SIZE) for p in loader.source.images])
+  return np.stack([images.center_square(p, SIZE) for p in loader.source.images])
 
 
 def test_the_covariance_is_numpys(loader):
@@ -36,11 +36,11 @@ def test_the_covariance_is_numpys(loader):
   np.testing.assert_allclose(covariance, expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize('unit', colours.UNITS)
+@pytest.mark.parametrize('unit', colors.UNITS)
 def test_the_shift_goes_along_the_principal_components(loader, unit):
   """By numpy's singular values instead of eigenvalues."""
   _, covariance = averages.pixel_statistics(loader)
-  matrix = colours.shift_matrix(covariance, 0.1, unit)
+  matrix = colors.shift_matrix(covariance, 0.1, unit)
   flat = squares_of(loader).reshape(-1, 3) / 255
   _, singular, rows = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
   variances = singular**2 / len(flat)
@@ -52,9 +52,9 @@ def test_the_shift_goes_along_the_principal_components(loader, unit):
   np.testing.assert_allclose(np.sort(lengths), np.sort(25.5 * spread))
 
 
-def test_colours_without_variance_are_not_shifted():
-  matrix = colours.shift_matrix(np.full((3, 3), 50.0), 1.0, 'deviation')
-  # Of grey pixels only the brightness varies.
+def test_colors_without_variance_are_not_shifted():
+  matrix = colors.shift_matrix(np.full((3, 3), 50.0), 1.0, 'deviation')
+  # Of gray pixels only the brightness varies.
   strengths = np.linalg.norm(matrix, axis=0)
   assert np.isclose(strengths.max(), np.sqrt(150.0))
   assert np.sort(strengths)[:2].max() < 1e-5
@@ -71,7 +71,7 @@ def batches(
     global_batch_size=BATCH,
     seed=3,
     crop_size=CROP,
-    colour=None if matrix is None else colours.Shift(matrix, **options),
+    color=None if matrix is None else colors.Shift(matrix, **options),
     prefetch=0,
     process_index=process_index,
     process_count=process_count,
@@ -80,9 +80,9 @@ def batches(
 
 def test_the_draws_are_normal_and_each_ones_own(loader):
   _, covariance = averages.pixel_statistics(loader)
-  matrix = colours.shift_matrix(covariance, 0.1, 'deviation')
+  matrix = colors.shift_matrix(covariance, 0.1, 'deviation')
   shifts = np.concatenate(
-    [batch['colour'] for batch in batches(loader, matrix, 150)]
+    [batch['color'] for batch in batches(loader, matrix, 150)]
   )
   assert shifts.dtype == np.float32
   assert len(np.unique(shifts, axis=0)) == len(shifts) == 150 * BATCH
@@ -100,11 +100,11 @@ def test_the_draws_depend_on_seed_and_position_only(loader):
   """Bit for bit, for any number of processes."""
   matrix = np.random.default_rng(1).normal(0, 5, (3, 3))
   steps = 50
-  whole = [batch['colour'] for batch in batches(loader, matrix, steps)]
+  whole = [batch['color'] for batch in batches(loader, matrix, steps)]
   for count in (2, 4, 16, 32):
     parts = [
       [
-        batch['colour']
+        batch['color']
         for batch in batches(
           loader, matrix, steps, process_index=index, process_count=count
         )
@@ -116,7 +116,7 @@ def test_the_draws_depend_on_seed_and_position_only(loader):
         whole[step], np.concatenate([part[step] for part in parts])
       )
   for step in range(steps):
-    normal = order.colour_draws(step, BATCH, 3)
+    normal = order.color_draws(step, BATCH, 3)
     np.testing.assert_allclose(
       whole[step], normal @ matrix.T, rtol=1e-5, atol=1e-5
     )
@@ -125,15 +125,15 @@ def test_the_draws_depend_on_seed_and_position_only(loader):
 def test_switching_it_on_moves_nothing_else(loader):
   plain = next(batches(loader, None, 1))
   shifted = next(batches(loader, np.eye(3), 1))
-  assert shifted.keys() - plain.keys() == {'colour'}
+  assert shifted.keys() - plain.keys() == {'color'}
   for name in plain:
     np.testing.assert_array_equal(plain[name], shifted[name])
 
 
 def test_the_shift_ends_when_it_should(loader):
-  seen = [batch['colour'] for batch in batches(loader, np.eye(3), 4, steps=2)]
+  seen = [batch['color'] for batch in batches(loader, np.eye(3), 4, steps=2)]
   assert [shift.any() for shift in seen] == [True, True, False, False]
-  always = [batch['colour'] for batch in batches(loader, np.eye(3), 4)]
+  always = [batch['color'] for batch in batches(loader, np.eye(3), 4)]
   np.testing.assert_array_equal(seen[1], always[1])
 
 
@@ -150,7 +150,7 @@ def test_pixels_shrink_while_they_are_shifted(loader):
       batch['image'][:, :, ::-1],
       batch['image'],
     ).astype(np.float64)
-    expected = (seen + batch['colour'][:, None, None] - mean) * factor / std
+    expected = (seen + batch['color'][:, None, None] - mean) * factor / std
     np.testing.assert_allclose(
       pixels.training_inputs(batch, mean, std), expected, atol=1e-5
     )
