@@ -4,8 +4,8 @@ from collections.abc import Callable
 import time
 
 from alexnet_jax import assemble
-from alexnet_jax.evaluation import measure
 from alexnet_jax.training import guards
+from alexnet_jax.training import measure
 from alexnet_jax.training import schedule
 from alexnet_jax.training.console import duration
 from alexnet_jax.training.progress import Best
