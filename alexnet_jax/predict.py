@@ -180,7 +180,7 @@ def predict(
 def _predictions(run, batches, loader, batch_size):
   """Of all files; None if none of them can be read."""
   from alexnet_jax.errors import UserError
-  from alexnet_jax.evaluation import measure
+  from alexnet_jax.training import measure
   from alexnet_jax.training.console import Console
 
   count, console = loader.source.num_examples, Console()

@@ -13,11 +13,11 @@ import pytest
 from alexnet_jax import predict
 from alexnet_jax import validation
 from alexnet_jax.data import images
-from alexnet_jax.evaluation import measure
 from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
+from alexnet_jax.training import measure
 from alexnet_jax.training.console import Console
 from tests.system import commands
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation.figures import shortened
+from alexnet_jax.training import metrics
 
 MOST_LABELLED = 30  # classes with names and numbers
 BARS = 25  # most confused pairs beside a larger matrix
@@ -41,7 +41,7 @@ def _labelled_matrix(confusion, class_names):
   size = 2.4 + cell * max(4, count)
   figure = Figure(figsize=(size, size), dpi=100, layout='constrained')
   axes = figure.subplots()
-  shares = confusion_lib.row_shares(confusion)
+  shares = metrics.row_shares(confusion)
   axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
   names = [shortened(name, 20) for name in class_names]
   turned = 90 if max(map(len, names)) > 4 else 0
@@ -103,7 +103,7 @@ def _pooled(matrix, most):
 
 
 def _pair_bars(axes, confusion, class_names):
-  pairs = confusion_lib.most_confused(confusion, BARS)
+  pairs = metrics.most_confused(confusion, BARS)
   if not pairs:
     axes.text(0.5, 0.5, 'no mistakes', ha='center', transform=axes.transAxes)
     axes.set_axis_off()

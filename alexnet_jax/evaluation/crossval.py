@@ -194,9 +194,9 @@ def _measures(config, place, record):
 
 def _measure(config, place, record, stop):
   """The final state of a fold on its training folds and on what is held out."""
-  from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
+  from alexnet_jax.training import measure
   from alexnet_jax.training import refusals
   from alexnet_jax.training import state as state_lib
 

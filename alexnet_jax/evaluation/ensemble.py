@@ -126,9 +126,9 @@ def _open(text, arguments):
 
 def _predictions(text, arguments):
   """(run, what the network says of each example and class)."""
-  from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
+  from alexnet_jax.training import measure
 
   run, loader = _open(text, arguments)
   saved_run.warn_of_crops(run, arguments.crops)
@@ -161,9 +161,10 @@ def joint_values(
       ranks higher.
     labels: int [n].
   """
+  from alexnet_jax.training import metrics
+
   own = np.take_along_axis(probabilities, labels[:, None], axis=1)
-  earlier = np.arange(probabilities.shape[1]) < labels[:, None]
-  rank = ((probabilities > own) | ((probabilities == own) & earlier)).sum(1)
+  rank = metrics.label_ranks(probabilities, labels, np)
   # What every network holds for impossible costs as much as float32 can say.
   least = np.finfo(np.float32).tiny
   return {

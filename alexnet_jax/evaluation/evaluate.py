@@ -30,9 +30,9 @@ def main(argv=None) -> int:
 
 def _evaluate(arguments):
   """Measures a checkpoint on a split; the command's result."""
-  from alexnet_jax.evaluation import measure
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
+  from alexnet_jax.training import measure
   from alexnet_jax.training import state as state_lib
 
   workdir, split, crops = arguments.workdir, arguments.split, arguments.crops

@@ -11,11 +11,11 @@ from alexnet_jax import pixel_means
 from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
-from alexnet_jax.evaluation import confusion as confusion_lib
-from alexnet_jax.evaluation import measure
 from alexnet_jax.evaluation import saved_run
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import build
+from alexnet_jax.training import measure
+from alexnet_jax.training import metrics
 from alexnet_jax.training import pixels
 from alexnet_jax.training import state as state_lib
 
@@ -102,7 +102,7 @@ def numbers(subject: MeasuredRun) -> dict:
         'predicted': subject.name(predicted),
         'examples': examples,
       }
-      for true, predicted, examples in confusion_lib.most_confused(
+      for true, predicted, examples in metrics.most_confused(
         subject.measured.confusion, MOST_CONFUSED
       )
     ],
@@ -112,8 +112,8 @@ def numbers(subject: MeasuredRun) -> dict:
 
 def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
   """The measures of each class, JSON objects with its name as `class`."""
-  measures = dataclasses.asdict(confusion_lib.class_measures(confusion))
-  first = (*confusion_lib.MEASURES, 'support')
+  measures = dataclasses.asdict(metrics.class_measures(confusion))
+  first = (*metrics.MEASURES, 'support')
   order = (*first, *(name for name in measures if name not in first))
   return [
     {'class': name} | {key: measures[key][i].item() for key in order}

@@ -159,13 +159,13 @@ def show(result: dict) -> None:
 def _averages_table(values):
   import rich.table
 
-  from alexnet_jax.evaluation import confusion
+  from alexnet_jax.training import metrics
 
   table = rich.table.Table('average')
-  for measure in confusion.MEASURES:
+  for measure in metrics.MEASURES:
     table.add_column(measure, justify='right')
-  for average in confusion.AVERAGES:
-    cells = [values[f'eval/{average}_{m}'] for m in confusion.MEASURES]
+  for average in metrics.AVERAGES:
+    cells = [values[f'eval/{average}_{m}'] for m in metrics.MEASURES]
     table.add_row(average, *(f'{cell:.4f}' for cell in cells))
   return table
 

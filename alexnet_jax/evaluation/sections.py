@@ -5,7 +5,6 @@ import pathlib
 
 import numpy as np
 
-from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation import confusion_figures
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import image_figures
@@ -14,6 +13,7 @@ from alexnet_jax.evaluation.measured_run import MeasuredRun
 from alexnet_jax.evaluation.page import Picture
 from alexnet_jax.evaluation.page import Section
 from alexnet_jax.evaluation.page import Table
+from alexnet_jax.training import metrics
 
 PREDICTIONS = 196  # images in the grid, 14 x 14
 AUGMENTED = 10  # training images before and after
@@ -253,8 +253,8 @@ def _classes(numbers):
     'Averages',
     ('average', 'precision', 'recall', 'F1'),
     [
-      (name, *(values[f'eval/{name}_{m}'] for m in confusion_lib.MEASURES))
-      for name in confusion_lib.AVERAGES
+      (name, *(values[f'eval/{name}_{m}'] for m in metrics.MEASURES))
+      for name in metrics.AVERAGES
     ],
   )
   columns = (

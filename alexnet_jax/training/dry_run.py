@@ -5,13 +5,13 @@ import pathlib
 import tempfile
 import time
 
-from alexnet_jax.evaluation.measure import evaluate
 from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
 from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.console import Console
+from alexnet_jax.training.measure import evaluate
 from alexnet_jax.training.processes import ALONE
 from alexnet_jax.training.processes import Processes
 from alexnet_jax.training.shared_checkpoints import SharedCheckpoints

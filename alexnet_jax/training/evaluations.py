@@ -3,9 +3,9 @@
 from collections.abc import Callable
 import time
 
-from alexnet_jax.evaluation import measure
 from alexnet_jax.training import build
 from alexnet_jax.training import guards
+from alexnet_jax.training import measure
 from alexnet_jax.training import schedule
 from alexnet_jax.training.console import duration
 from alexnet_jax.training.progress import Best

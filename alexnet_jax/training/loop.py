@@ -13,11 +13,11 @@ from alexnet_jax import files
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation.histograms import histograms
 from alexnet_jax.training import announce
 from alexnet_jax.training import build
 from alexnet_jax.training import evaluations
 from alexnet_jax.training import guards
+from alexnet_jax.training import metrics
 from alexnet_jax.training import parallel
 from alexnet_jax.training import refusals
 from alexnet_jax.training import schedule
@@ -240,7 +240,7 @@ def _write_histograms(run, live, batch, key):
   live.speed.pause()
   grads = run.steps_at(live.step).grad(live.state, batch, key)
   for group, tree in (('params', live.state.params), ('grads', grads)):
-    for name, (counts, edges) in histograms(tree).items():
+    for name, (counts, edges) in metrics.histograms(tree).items():
       live.writer.histogram(live.step, f'{group}/{name}', counts, edges)
   live.speed.resume()
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from alexnet_jax.evaluation import metrics
 from alexnet_jax.training import guards
+from alexnet_jax.training import metrics
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
 

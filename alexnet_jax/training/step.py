@@ -8,9 +8,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from alexnet_jax.evaluation import metrics
 from alexnet_jax.training import accumulation
 from alexnet_jax.training import crops
+from alexnet_jax.training import metrics
 from alexnet_jax.training.objective import Objective
 from alexnet_jax.training.objective import PLAIN
 from alexnet_jax.training.pixels import normalize

@@ -16,7 +16,7 @@ from tensorboardX.proto import summary_pb2
 from tensorboardX.proto import tensor_pb2
 from tensorboardX.proto import tensor_shape_pb2
 
-from alexnet_jax.evaluation import confusion as confusion_lib
+from alexnet_jax.training import metrics
 
 METRICS_FILE = 'metrics.jsonl'
 STEP_LOSSES = 'train/step_losses'  # of a row: a list, a loss a step
@@ -117,7 +117,7 @@ class MetricWriter:
         classes].
       class_names: of the rows and columns.
     """
-    measures = dataclasses.asdict(confusion_lib.class_measures(confusion))
+    measures = dataclasses.asdict(metrics.class_measures(confusion))
     for measure, values in measures.items():
       if len(class_names) <= MOST_SCALARS:
         # Numbered: names may differ in characters that tags do not have.
@@ -130,7 +130,7 @@ class MetricWriter:
         counts, edges = np.histogram(values, bins=64)
         self.histogram(step, f'eval/{measure}', counts, edges)
     self._events.add(step, _tensor('eval/confusion', confusion))
-    shares = confusion_lib.row_shares(confusion)
+    shares = metrics.row_shares(confusion)
     picture = np.uint8(255 - np.round(255 * shares))
     scale = max(1, 500 // len(picture))
     picture = picture.repeat(scale, 0).repeat(scale, 1)

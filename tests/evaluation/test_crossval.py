@@ -12,9 +12,9 @@ import pytest
 
 from alexnet_jax.evaluation import crossval
 from alexnet_jax.evaluation import crossval_report
-from alexnet_jax.evaluation import measure
 from alexnet_jax.training import evaluations
 from alexnet_jax.training import loop
+from alexnet_jax.training import measure
 from tests.system import commands
 
 CROSSVAL = [sys.executable, '-m', 'alexnet_jax.evaluation.crossval']

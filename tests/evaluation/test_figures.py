@@ -6,10 +6,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation import confusion_figures
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import image_figures
+from alexnet_jax.training import metrics
 from alexnet_jax.training import writers
 
 NAMES = ['$x_1$', '<b>', 'Müller ß', 'a\nb', '$\\frac{$', 'bad\udcff', '日本']
@@ -265,6 +265,6 @@ def test_names_are_shortened_to_one_line():
 def test_most_confused_is_fast_at_a_thousand_classes():
   confusion = np.random.default_rng(0).integers(0, 9, (1_000, 1_000))
   start = time.perf_counter()
-  pairs = confusion_lib.most_confused(confusion, 25)
+  pairs = metrics.most_confused(confusion, 25)
   assert time.perf_counter() - start < 5
   assert [examples for *_, examples in pairs] == [8] * 25

@@ -14,13 +14,13 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from alexnet_jax import validation
-from alexnet_jax.evaluation import confusion as confusion_lib
 from alexnet_jax.evaluation import measured_run
 from alexnet_jax.evaluation import report
 from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
+from alexnet_jax.training import metrics
 from alexnet_jax.training import pixels
 from alexnet_jax.training import writers
 from alexnet_jax.training.console import Console
@@ -114,7 +114,7 @@ def test_the_page_shows_what_was_measured(written, dom):
   for row in dom.tables['Averages'].rows[1:]:
     assert [float(cell.value) for cell in row[1:]] == [
       result['metrics'][f'eval/{row[0].text}_{name}']
-      for name in confusion_lib.MEASURES
+      for name in metrics.MEASURES
     ]
   shown = dict(zip(dom.texts, dom.texts[1:], strict=False))
   assert shown['accuracy (top-1)'] == f'{result["metrics"]["eval/top1"]:.4f}'
@@ -304,8 +304,8 @@ def show_classes(rows):
   metrics = {f'eval/{name}': 0.5 for name in ('top1', 'top5', 'loss')}
   metrics |= {
     f'eval/{average}_{measure}': 0.5
-    for average in confusion_lib.AVERAGES
-    for measure in confusion_lib.MEASURES
+    for average in metrics.AVERAGES
+    for measure in metrics.MEASURES
   }
   report.show(
     {'step': 1, 'examples': 9, 'page': '', 'metrics': metrics, 'classes': rows}

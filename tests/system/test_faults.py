@@ -107,7 +107,7 @@ def test_a_signal_in_the_last_evaluation_is_made_good(tmp_path):
   program = (
     'import os, signal, sys\n'
     'from alexnet_jax import main\n'
-    'from alexnet_jax.evaluation import measure\n'
+    'from alexnet_jax.training import measure\n'
     'original, calls = measure.evaluate, []\n'
     'def interrupting(*arguments, **options):\n'
     '  calls.append(1)\n'

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from alexnet_jax.evaluation import measure
 from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import build
+from alexnet_jax.training import measure
 from tests.system import commands
 
 PROGRAM = """

@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import confusion as confusion_lib
-from alexnet_jax.evaluation import metrics
+from alexnet_jax.training import metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """What a network says of every example of a split, in the split's order.
+  """The predictions for every example of a split, in the split's order.
 
   Attributes:
     labels: true classes, int32 [n].
@@ -34,12 +33,12 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """A network on a split.
+  """The measures of a network on a split.
 
   Attributes:
     values: {eval/loss (nats), eval/top1, eval/top5 (shares), eval/macro_f1,
       ...}: sums in float64, divided once at the end; see also
-      `confusion.averages`.
+      `metrics.averaged_measures`.
     confusion: counts of (true class, predicted class), int64 [classes,
       classes].
     predictions: of every example, if `eval_step` gives them.
@@ -80,39 +79,45 @@ def evaluate(
   Raises:
     UserError: if no example counts.
   """
-  total, parts = {}, []
-  confusion, pending = None, None
-
-  def take():
-    """Fetches one batch late: the next is under way before the host waits."""
-    nonlocal total
-    sums, batch = pending
-    if float(sums.pop('stop', 0)):
-      stop()
-    if 'examples' in sums:
-      said = jax.device_get(sums.pop('examples'))
-      parts.append({'label': batch['label'], 'mask': batch['mask'], **said})
-    total = metrics.add_sums(total, sums)
-
+  taken, confusion, pending = _Taken(stop), None, None
   for number, batch in enumerate(batches, 1):
     sums = eval_step(state, to_devices(batch))
     # The matrix stays on the device until the end.
     counts = sums.pop('confusion')
     confusion = counts if confusion is None else _add(confusion, counts)
+    # One batch late: the next is under way before the host waits.
     if pending is not None:
-      take()
+      taken.fetch(*pending)
     pending = sums, batch
     progress(number)
   if pending is not None:
-    take()
-  if not total.get('count'):
+    taken.fetch(*pending)
+  if not taken.total.get('count'):
     raise UserError('there is no image to evaluate, or none can be decoded')
   confusion = np.asarray(confusion, np.int64)
-  values = metrics.ratios(total, 'eval') | {
+  values = metrics.ratios(taken.total, 'eval') | {
     f'eval/{name}': value
-    for name, value in confusion_lib.averages(confusion).items()
+    for name, value in metrics.averaged_measures(confusion).items()
   }
-  return Measured(values, confusion, _predictions(parts, num_examples))
+  return Measured(values, confusion, _predictions(taken.parts, num_examples))
+
+
+class _Taken:
+  """The sums and predictions that came to the host."""
+
+  def __init__(self, stop):
+    self.total, self.parts, self._stop = {}, [], stop
+
+  def fetch(self, sums, batch):
+    """Waits for the results of one batch."""
+    if float(sums.pop('stop', 0)):
+      self._stop()
+    if 'examples' in sums:
+      examples = jax.device_get(sums.pop('examples'))
+      self.parts.append(
+        {'label': batch['label'], 'mask': batch['mask'], **examples}
+      )
+    self.total = metrics.add_sums(self.total, sums)
 
 
 def _predictions(parts, num_examples):

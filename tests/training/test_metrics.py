@@ -3,10 +3,76 @@ import numpy as np
 import pytest
 from sklearn.metrics import classification_report
 from sklearn.metrics import confusion_matrix
+from sklearn.metrics import log_loss
 from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import top_k_accuracy_score
 
-from alexnet_jax.evaluation import confusion as confusion_lib
-from alexnet_jax.evaluation import metrics
+from alexnet_jax.training import metrics
+
+
+def sums(logits, labels, mask=None):
+  values = metrics.example_sums(
+    jnp.asarray(logits, jnp.float32),
+    jnp.asarray(labels, jnp.int32),
+    None if mask is None else jnp.asarray(mask),
+  )
+  return {name: float(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize('classes', [6, 10, 1000])
+def test_equals_scikit_learn(classes):
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(200, classes)).astype(np.float32)
+  labels = rng.integers(0, classes, 200)
+  labels[:100] = logits[:100].argsort(1)[:, -3]  # the third best guess
+  actual = metrics.ratios(metrics.add_sums({}, sums(logits, labels)), 'eval')
+  names = np.arange(classes)
+  probabilities = np.exp(logits.astype(np.float64))
+  probabilities /= probabilities.sum(1, keepdims=True)
+  for k in (1, 5):
+    assert actual[f'eval/top{k}'] == pytest.approx(
+      top_k_accuracy_score(labels, logits, k=k, labels=names)
+    )
+  assert actual['eval/loss'] == pytest.approx(
+    log_loss(labels, probabilities, labels=names), rel=1e-5
+  )
+
+
+def test_masked_examples_do_not_count():
+  logits = np.eye(6)[[0, 1, 2]] * 9
+  assert sums(logits, [0, 1, 0], [True, False, True]) == pytest.approx(
+    {
+      'loss': 2 * np.log(np.exp(9) + 5) - 9 - 0,
+      'top1': 1,
+      'top5': 2,
+      'count': 2,
+    },
+    rel=1e-4,
+  )
+
+
+def test_equal_logits_rank_by_class():
+  logits = np.zeros((7, 7))
+  values = sums(logits, range(7))
+  assert (values['top1'], values['top5']) == (1, 5)
+
+
+@pytest.mark.parametrize('classes', [3, 6])
+def test_nan_is_never_right(classes):
+  values = sums(np.full((2, classes), np.nan), [0, classes - 1])
+  assert (values['top1'], values['top5']) == (0, 0)
+
+
+def test_fewer_than_five_classes():
+  assert sums(np.eye(3), [2, 1, 0])['top5'] == 3
+
+
+def test_sums_add_up_in_float64():
+  total = {}
+  for _ in range(3):
+    total = metrics.add_sums(total, {'loss': np.float32(1e8), 'count': 1})
+    total = metrics.add_sums(total, {'loss': np.float32(1.0), 'count': 1})
+  assert total == {'loss': 3e8 + 3, 'count': 6}
 
 
 def predictions(classes, examples=3000, seed=0):
@@ -29,15 +95,6 @@ def on_device(logits, labels, mask=None):
   )
 
 
-@pytest.mark.parametrize('classes', [2, 10, 1000])
-def test_the_matrix_equals_scikit_learns(classes):
-  logits, labels = predictions(classes)
-  expected = confusion_matrix(
-    labels, logits.argmax(1), labels=np.arange(classes)
-  )
-  np.testing.assert_array_equal(on_device(logits, labels), expected)
-
-
 def test_masked_examples_are_not_in_the_matrix():
   logits, labels = predictions(6)
   mask = np.arange(len(labels)) % 3 != 0
@@ -47,9 +104,13 @@ def test_masked_examples_are_not_in_the_matrix():
 
 
 @pytest.mark.parametrize('classes', [2, 10, 1000])
-def test_measures_equal_scikit_learns_report(classes):
+def test_the_matrix_and_its_measures_equal_scikit_learns(classes):
   logits, labels = predictions(classes)
   confusion = on_device(logits, labels)
+  np.testing.assert_array_equal(
+    confusion,
+    confusion_matrix(labels, logits.argmax(1), labels=np.arange(classes)),
+  )
   report = classification_report(
     labels,
     logits.argmax(1),
@@ -57,15 +118,14 @@ def test_measures_equal_scikit_learns_report(classes):
     output_dict=True,
     zero_division=0,
   )
-  ours = confusion_lib.class_measures(confusion)
-  for number in range(classes):
-    row = report[str(number)]
-    assert ours.precision[number] == pytest.approx(row['precision'])
-    assert ours.recall[number] == pytest.approx(row['recall'])
-    assert ours.f1[number] == pytest.approx(row['f1-score'])
-    assert ours.support[number] == row['support']
-  averages = confusion_lib.averages(confusion)
-  for average in confusion_lib.AVERAGES:
+  ours = metrics.class_measures(confusion)
+  for theirs in ('precision', 'recall', 'f1-score', 'support'):
+    values = getattr(ours, theirs.removesuffix('-score'))
+    assert values == pytest.approx(
+      [report[str(number)][theirs] for number in range(classes)]
+    )
+  averages = metrics.averaged_measures(confusion)
+  for average in metrics.AVERAGES:
     values = precision_recall_fscore_support(
       labels,
       logits.argmax(1),
@@ -73,13 +133,13 @@ def test_measures_equal_scikit_learns_report(classes):
       average=average,
       zero_division=0,
     )
-    for measure, value in zip(confusion_lib.MEASURES, values[:3], strict=True):
+    for measure, value in zip(metrics.MEASURES, values[:3], strict=True):
       assert averages[f'{average}_{measure}'] == pytest.approx(value)
   assert averages['micro_f1'] == pytest.approx(report['accuracy'])
 
 
 def test_counts_by_hand():
-  ours = confusion_lib.class_measures([[5, 1, 0], [2, 3, 0], [0, 4, 0]])
+  ours = metrics.class_measures([[5, 1, 0], [2, 3, 0], [0, 4, 0]])
   np.testing.assert_array_equal(ours.true_positives, [5, 3, 0])
   np.testing.assert_array_equal(ours.false_positives, [2, 5, 0])
   np.testing.assert_array_equal(ours.false_negatives, [1, 2, 4])
@@ -89,10 +149,10 @@ def test_counts_by_hand():
 
 def test_most_confused_pairs():
   confusion = np.array([[9, 1, 0], [4, 9, 4], [0, 0, 9]])
-  pairs = confusion_lib.most_confused(confusion, 9)
+  pairs = metrics.most_confused(confusion, 9)
   assert pairs == [(1, 0, 4), (1, 2, 4), (0, 1, 1)]
-  assert confusion_lib.most_confused(confusion, 1) == [(1, 0, 4)]
-  assert confusion_lib.most_confused(np.eye(3), 5) == []
+  assert metrics.most_confused(confusion, 1) == [(1, 0, 4)]
+  assert metrics.most_confused(np.eye(3), 5) == []
 
 
 def test_best_classes_are_sorted_with_their_probabilities():

@@ -8,7 +8,7 @@ import pytest
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.evaluation import measure
+from alexnet_jax.training import measure
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
 

@@ -1,0 +1,227 @@
+"""Metrics: sums on the device, ratios and measures of classes on the host.
+
+Measures of classes follow scikit-learn with `zero_division=0`: a ratio of
+nothing to nothing is 0, and averages are over all classes, also those that
+never occur.
+"""
+
+import dataclasses
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from alexnet_jax.training.state import leaf_names
+
+AVERAGES = ('macro', 'micro', 'weighted')
+MEASURES = ('precision', 'recall', 'f1')
+_BINS = 64  # of histograms
+
+
+def example_sums(
+  logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+) -> dict[str, jax.Array]:
+  """Returns sums over the examples of one device's batch.
+
+  Args:
+    logits: float32 [batch, num_classes].
+    labels: int32 [batch].
+    mask: bool [batch], False for examples that do not count; None: all count.
+
+  Returns:
+    {loss, top1, top5: float32 [], count: int32 []}: the cross-entropy in nats
+    and the numbers of examples whose label is among the one and the five
+    largest logits. Equal logits rank by class number, as argmax does.
+  """
+  mask = jnp.ones(labels.shape, bool) if mask is None else mask
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  rank = label_ranks(logits, labels)
+  return {
+    'loss': jnp.sum(losses, where=mask),
+    'top1': jnp.sum(rank < 1, where=mask, dtype=jnp.float32),
+    'top5': jnp.sum(rank < 5, where=mask, dtype=jnp.float32),
+    'count': jnp.sum(mask, dtype=jnp.int32),
+  }
+
+
+def label_ranks(scores, labels, xp=jnp):
+  """Returns how many classes rank before the label of each example, int [n].
+
+  Args:
+    scores: float [n, classes]; of equal ones the first class ranks higher.
+    labels: int [n].
+    xp: `jax.numpy`, or `numpy` for float64 on the host.
+  """
+  own = xp.take_along_axis(scores, labels[:, None], axis=1)
+  earlier = xp.arange(scores.shape[1])[None, :] < labels[:, None]
+  ranks = xp.sum((scores > own) | ((scores == own) & earlier), axis=1)
+  # Nothing exceeds a NaN, which must not make it one of the best guesses.
+  return xp.where(xp.isnan(own[:, 0]), max(5, scores.shape[1]), ranks)
+
+
+def confusion_matrix(
+  logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """Counts pairs (true class, predicted class): int32 [classes, classes].
+
+  Args:
+    logits: float32 [batch, classes]; of equal ones the first class wins.
+    labels: int32 [batch].
+    mask: bool [batch], False for examples that do not count.
+  """
+  classes = logits.shape[1]
+  counts = jnp.zeros((classes, classes), jnp.int32)
+  predicted = jnp.argmax(logits, axis=1)
+  return counts.at[labels, predicted].add(mask.astype(jnp.int32))
+
+
+def best_classes(
+  logits: jax.Array, labels: jax.Array, count: int
+) -> dict[str, jax.Array]:
+  """Returns the best classes and the loss of each example.
+
+  Args:
+    logits: float32 [batch, classes].
+    labels: int32 [batch].
+    count: how many classes; all, if there are fewer.
+
+  Returns:
+    {classes: int32 [batch, count], best first, probabilities: float32 [batch,
+    count], loss: float32 [batch], the cross-entropy in nats}.
+  """
+  count = min(count, logits.shape[1])
+  # Ranked by the logits: small probabilities may all be 0.
+  _, classes = lax.top_k(logits, count)
+  probabilities = jnp.take_along_axis(jax.nn.softmax(logits), classes, axis=1)
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return {'classes': classes, 'probabilities': probabilities, 'loss': losses}
+
+
+def add_sums(total: dict[str, float], sums: dict) -> dict[str, float]:
+  """Returns total + sums, in float64 on the host; `total` may be empty."""
+  return {
+    name: total.get(name, 0.0) + float(value) for name, value in sums.items()
+  }
+
+
+def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
+  """Returns {prefix/loss, prefix/top1, prefix/top5}; the count is positive.
+
+  If training minimizes more than the cross-entropy, also prefix/objective; if
+  images that cannot be decoded are skipped, also prefix/unreadable: how often
+  that happened.
+  """
+  values = {
+    f'{prefix}/{name}': sums[name] / sums['count']
+    for name in ('loss', 'top1', 'top5', 'objective')
+    if name in sums
+  }
+  if 'unreadable' in sums:
+    values[f'{prefix}/unreadable'] = int(sums['unreadable'])
+  return values
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMeasures:
+  """The measures of each class, arrays [classes]: counts int64, ratios float64.
+
+  Attributes:
+    true_positives: examples of the class that were found.
+    false_positives: examples of others that were taken for it.
+    false_negatives: examples of the class that were taken for others.
+    true_negatives: all other examples.
+    precision: share of what was taken for the class that is of it.
+    recall: share of the class that was found.
+    f1: harmonic mean of both.
+    support: examples of the class.
+  """
+
+  true_positives: np.ndarray
+  false_positives: np.ndarray
+  false_negatives: np.ndarray
+  true_negatives: np.ndarray
+  precision: np.ndarray
+  recall: np.ndarray
+  f1: np.ndarray
+  support: np.ndarray
+
+
+def class_measures(confusion: np.ndarray) -> ClassMeasures:
+  """Computes the measures of every class.
+
+  Args:
+    confusion: counts of (true class, predicted class), int [classes, classes].
+  """
+  confusion = np.asarray(confusion, np.int64)
+  found = np.diag(confusion)
+  support, predicted = confusion.sum(1), confusion.sum(0)
+  return ClassMeasures(
+    true_positives=found,
+    false_positives=predicted - found,
+    false_negatives=support - found,
+    true_negatives=confusion.sum() - support - predicted + found,
+    precision=_ratio(found, predicted),
+    recall=_ratio(found, support),
+    f1=_ratio(2 * found, support + predicted),
+    support=support,
+  )
+
+
+def averaged_measures(confusion: np.ndarray) -> dict[str, float]:
+  """Returns {macro_precision, macro_recall, macro_f1, micro_..., weighted_...}.
+
+  `macro` is the mean over the classes, `weighted` that by their numbers of
+  examples, `micro` of all examples together, where each of the three measures
+  is the accuracy.
+  """
+  measures = class_measures(confusion)
+  weights = measures.support / max(1, measures.support.sum())
+  accuracy = float(_ratio(measures.true_positives.sum(), confusion.sum()))
+  values = {}
+  for name in MEASURES:
+    of_class = getattr(measures, name)
+    values[f'macro_{name}'] = float(of_class.mean())
+    values[f'micro_{name}'] = accuracy
+    values[f'weighted_{name}'] = float((of_class * weights).sum())
+  return values
+
+
+def most_confused(
+  confusion: np.ndarray, count: int
+) -> list[tuple[int, int, int]]:
+  """Returns the most frequent mistakes: (true, predicted class, examples).
+
+  At most `count`, the most frequent first; equal ones in the classes' order.
+  """
+  wrong = np.array(confusion, np.int64)
+  np.fill_diagonal(wrong, 0)
+  order = np.argsort(-wrong, axis=None, kind='stable')[:count]
+  pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+  return [(int(t), int(p), int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
+
+
+def row_shares(confusion: np.ndarray) -> np.ndarray:
+  """Divides each row by its sum: float64; rows without examples are 0."""
+  confusion = np.asarray(confusion)
+  return _ratio(confusion, confusion.sum(1, keepdims=True))
+
+
+def _ratio(part, whole):
+  """Returns part / whole in float64, 0 where both are 0."""
+  part, whole = np.asarray(part, float), np.asarray(whole, float)
+  return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def histograms(tree) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Returns {leaf's name: (counts [64], edges [65])} of a tree of arrays."""
+  return {
+    name: (np.asarray(counts), np.asarray(edges))
+    for name, (counts, edges) in _count(leaf_names(tree)).items()
+  }
+
+
+@jax.jit
+def _count(tree):
+  return jax.tree.map(lambda leaf: jnp.histogram(leaf, bins=_BINS), tree)
