@@ -1,7 +1,7 @@
 """What the keys of a config may be, key by key; see `validation`."""
 
-from alexnet_jax.data.colours import UNITS
-from alexnet_jax.data.pipeline import CROPS
+from alexnet_jax.data.augment import CROPS
+from alexnet_jax.data.augment import LIGHTING_UNITS
 from alexnet_jax.data.sources import KINDS
 from alexnet_jax.training.optimizer import OPTIMIZERS
 from alexnet_jax.training.schedule import RATE_SCALINGS
@@ -12,7 +12,7 @@ CHOICES = {
   'reduction_dtype': ('float32', 'bfloat16'),
   'data.source': KINDS,
   'data.crop': CROPS,
-  'data.colour_unit': UNITS,
+  'data.colour_unit': LIGHTING_UNITS,
   'data.mean': ('channel', 'image', 'none'),
   'data.unreadable': ('stop', 'skip'),
   'model.dtype': ('float32', 'bfloat16'),

@@ -298,8 +298,8 @@ def test_the_grid_shows_what_the_network_sees(trained, call, tmp_path):
   for column, index in enumerate((3, 5)):
     left = 2 + column * 124
     with PIL.Image.open(trained.files[index]) as image:
-      square = images.centre_square(np.asarray(image), 28)
-    seen = images.centre_crop(square, 24)
+      square = images.center_square(np.asarray(image), 28)
+    seen = images.center_crop(square, 24)
     np.testing.assert_array_equal(
       grid[2:122, left : left + 120], seen.repeat(5, 0).repeat(5, 1)
     )

@@ -134,14 +134,13 @@ def _write_data(config, path):
   import numpy as np
 
   from alexnet_jax import assemble
-  from alexnet_jax import pixel_means
 
   arrays = {}
   for name, split in (('train', 'train'), ('val', 'validation')):
     loader = assemble.make_loader(config, split)
     examples = [loader.square(i) for i in range(loader.source.num_examples)]
     if split == 'train':
-      mean = pixel_means.statistics(config, loader, path.parent).mean
+      mean = assemble.find_pixel_statistics(config, loader, path.parent).mean
     pixels = np.stack([pixels for pixels, _ in examples]).astype(np.float32)
     arrays[f'x_{name}'] = (pixels - mean) / np.float32(config.data.std)
     arrays[f'y_{name}'] = np.array([label for _, label in examples], np.int32)

@@ -75,7 +75,7 @@ def _write(task, path):
       pixels, label = source.read(index)
       if isinstance(pixels, bytes):
         pixels = decoding.decode(pixels)
-      return images.centre_square(pixels, task.layout.short_side), label
+      return images.center_square(pixels, task.layout.short_side), label
 
   mode = 'raw' if task.layout.kind == 'raw' else 'jpg'
   fields = {

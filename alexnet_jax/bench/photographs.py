@@ -131,7 +131,7 @@ def _write_jpegs(originals, cache, count, threads):
     sizes = []
     for size, image in (
       (320, images.resize_short_side(pixels, 320)),
-      (256, images.centre_square(pixels, 256)),
+      (256, images.center_square(pixels, 256)),
     ):
       encoded = simplejpeg.encode_jpeg(image, _QUALITY, 'RGB', '420')
       label = originals.labels[index]

@@ -115,7 +115,6 @@ def _traced(config, target, count):
   import numpy as np
 
   from alexnet_jax import assemble
-  from alexnet_jax import pixel_means
   from alexnet_jax.training import parallel
 
   parallel.check_batch_size(config.global_batch_size, count)
@@ -137,7 +136,7 @@ def _traced(config, target, count):
   state = jax.eval_shape(lambda: assemble.make_state(config, model))
   key = jax.eval_shape(lambda: assemble.dropout_key(config))
   batch = batch_shapes(config)
-  mean = np.zeros(pixel_means.shape(config), np.float32)
+  mean = np.zeros(assemble.pixel_options(config).mean_shape, np.float32)
   traced = assemble.make_steps(config, mesh, mean).train.trace(
     on_devices(state, whole), on_devices(batch, split), on_devices(key, whole)
   )

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 
-def centre_square(image: np.ndarray, size: int) -> np.ndarray:
+def center_square(image: np.ndarray, size: int) -> np.ndarray:
   """Short side to `size`, then the centre: uint8 [size, size, 3].
 
   This is the paper's preparation (Krizhevsky et al. 2012, section 2). Shrinking
@@ -20,7 +20,7 @@ def centre_square(image: np.ndarray, size: int) -> np.ndarray:
 def crop_of_square(
   image: np.ndarray, size: int, top: int, left: int, out: np.ndarray
 ) -> None:
-  """Writes a window of `centre_square(image, size)` into `out`.
+  """Writes a window of `center_square(image, size)` into `out`.
 
   Equal to cutting it out of the whole square, but computes no more than it.
 
@@ -139,7 +139,7 @@ def random_resized_box(
   return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
   """The central [size, size, ...] of an array [height, width, ...]."""
   top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
   return image[top : top + size, left : left + size]

@@ -138,7 +138,7 @@ def _taps(first, count, scale, size):
 
 
 @_compiled
-def add_colour_sums(image, sums, products):
+def add_color_sums(image, sums, products):
   """Adds an image's colours, exactly.
 
   Args:

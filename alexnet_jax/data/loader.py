@@ -104,7 +104,7 @@ class Loader:
     if example is None:
       return None
     pixels, label = example
-    return images.centre_square(pixels, self.resize_size), label
+    return images.center_square(pixels, self.resize_size), label
 
   def square_addresses(
     self, num_uses: int

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from alexnet_jax import assemble
-from alexnet_jax import pixel_means
 from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
@@ -45,7 +44,7 @@ class MeasuredRun:
 
     def read(start, _):
       square, _ = self.validation.square(int(indices[start]))
-      out[start] = images.centre_crop(square, size)
+      out[start] = images.center_crop(square, size)
 
     self.validation.for_each(read, len(indices))
     return out
@@ -149,7 +148,7 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   )
   # The first draws of a batch do not depend on how many follow.
   config.global_batch_size = min(count, config.global_batch_size)
-  colour = pixel_means.stored_colour(config, subject.run.workdir)
+  colour = assemble.stored_lighting(config, subject.run.workdir)
   batch = next(
     assemble.make_train_iter(config, loader, 1, subject.run.mesh, colour)
   )

@@ -165,7 +165,7 @@ def preparation(
       f' the network reads, found {image.shape[0]} x {image.shape[1]}'
     )
   data |= {'resize_size': size, 'mean': 'image'}
-  return data, np.array(images.centre_crop(image, crop))
+  return data, np.array(images.center_crop(image, crop))
 
 
 def _say_guess(found):

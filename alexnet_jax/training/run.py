@@ -39,7 +39,7 @@ class Run:
   durations: Durations
   steps: assemble.Steps
   frozen_steps: assemble.Steps  # until `durations.unfreeze_step`
-  colour: np.ndarray | None  # see `pixel_means.Statistics`
+  colour: np.ndarray | None  # see `pixel_statistics.Statistics`
   data_record: dict
   processes: Processes
 

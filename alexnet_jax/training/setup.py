@@ -9,8 +9,8 @@ from alexnet_jax import assemble
 from alexnet_jax import atomic
 from alexnet_jax import config as config_lib
 from alexnet_jax import durations
-from alexnet_jax import pixel_means
 from alexnet_jax import placeholders
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import agreement
 from alexnet_jax.training import parallel
@@ -68,11 +68,11 @@ def prepare(
     refusals.check_data_record(path, saved['data'], record)
   begins = saved is None and processes.is_first
   frozen = _check_init(config, training.class_names, begins=begins)
-  pixels = pixel_means.nothing(config)
+  pixels = pixel_statistics.no_statistics(assemble.pixel_options(config))
   if processes.is_first:
     pixels = _statistics(config, loaders[0], path, stop, console, mean_limit)
   processes.meet(stop.check)  # it may have taken minutes
-  mean, colour = parallel.from_first((pixels.mean, pixels.colour))
+  mean, colour = parallel.from_first((pixels.mean, pixels.lighting))
   steps = assemble.make_steps(config, mesh, mean)
   return Run(
     config=config,
@@ -123,7 +123,7 @@ def _check_init(config, class_names, *, begins):
 
 
 def _statistics(config, loader, path, stop, console, limit):
-  """See `pixel_means.statistics`; shows how far it is."""
+  """See `assemble.find_pixel_statistics`; shows how far it is."""
   total = limit or loader.source.num_examples
   console.start(total, 0, 'image', 'mean of the pixels')
 
@@ -132,7 +132,7 @@ def _statistics(config, loader, path, stop, console, limit):
     console.advance(done)
 
   try:
-    return pixel_means.statistics(config, loader, path, advance, limit)
+    return assemble.find_pixel_statistics(config, loader, path, advance, limit)
   finally:
     console.stop()
 

@@ -30,14 +30,14 @@ def encode(image, form, **options):
 def test_centre_square_of_the_right_size_only_cuts():
   image = photo(60, 80)
   np.testing.assert_array_equal(
-    images.centre_square(image, 60), image[:, 10:70]
+    images.center_square(image, 60), image[:, 10:70]
   )
 
 
 def test_centre_square_halves_by_averaging():
   image = photo(8, 12)
   blocks = image.reshape(4, 2, 6, 2, 3).astype(float).mean((1, 3))
-  actual = images.centre_square(image, 4)
+  actual = images.center_square(image, 4)
   assert np.abs(actual - blocks[:, 1:5]).max() <= 0.5
 
 
@@ -70,7 +70,7 @@ def test_any_image_becomes_a_square_and_crops_of_it(
   if not scaled:
     assert pixels.shape[:2] == (height, width)
   assert min(pixels.shape[:2]) >= min(height, width, 256)
-  square = images.centre_square(pixels, 256)
+  square = images.center_square(pixels, 256)
   assert square.shape == (256, 256, 3)
   for top, left in ((0, 0), (32, 32), (5, 17)):
     crop = np.zeros((224, 224, 3), np.uint8)
@@ -144,8 +144,8 @@ def test_scaled_decoding_stays_near_the_exact_path():
   encoded = encode(smooth, 'JPEG', quality=92)
   scaled = decoding.decode(encoded, 256).copy()
   assert 256 <= min(scaled.shape[:2]) <= 550
-  exact = images.centre_square(decoding.decode(encoded), 256).astype(int)
-  difference = np.abs(images.centre_square(scaled, 256) - exact)
+  exact = images.center_square(decoding.decode(encoded), 256).astype(int)
+  difference = np.abs(images.center_square(scaled, 256) - exact)
   assert difference.mean() <= 2
   assert np.quantile(difference, 0.99) <= 12
 

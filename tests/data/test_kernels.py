@@ -104,7 +104,7 @@ def test_copy_windows_cuts_what_slices_cut():
 def test_colour_sums_are_those_of_numpy():
   image = noise(31, 17)
   sums, products = np.ones(3, np.int64), np.ones((3, 3), np.int64)
-  kernels.add_colour_sums(image, sums, products)
+  kernels.add_color_sums(image, sums, products)
   pixels = image.reshape(-1, 3).astype(np.int64)
   np.testing.assert_array_equal(sums, pixels.sum(0) + 1)
   np.testing.assert_array_equal(products, pixels.T @ pixels + 1)

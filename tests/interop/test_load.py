@@ -9,11 +9,12 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
+from alexnet_jax import assemble
 from alexnet_jax import config as config_lib
-from alexnet_jax import pixel_means
 from alexnet_jax import predict
 from alexnet_jax import recipes
 from alexnet_jax import validation
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import compare
 from alexnet_jax.evaluation import ensemble
@@ -195,7 +196,7 @@ def test_the_recipe_of_fine_tuning(place, tmp_path):
   assert names == list(CLASSES)
   assert config.data.std_rgb == STD
   np.testing.assert_array_equal(
-    pixel_means.stored_mean(config, tmp_path / 'tuned'), MEAN
+    assemble.stored_mean(config, tmp_path / 'tuned'), MEAN
   )
   for layer in ('conv1', 'conv2'):
     np.testing.assert_array_equal(
@@ -373,7 +374,7 @@ def test_one_level_is_for_all_colours(place, tmp_path, command_result):
   assert f'evaluate --workdir {run} --data_path DIR\n' in err
   config = json.loads((run / 'config.json').read_text())
   assert config['data']['std_rgb'] == [78, 78, 78]
-  with np.load(run / pixel_means.MEAN_FILE) as means:
+  with np.load(run / pixel_statistics.MEAN_FILE) as means:
     assert means['mean'].ravel().tolist() == [99, 99, 99]
 
 

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from alexnet_jax import pixel_means
+from alexnet_jax import assemble
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import imported_run
 from alexnet_jax.interop import load
@@ -105,8 +105,8 @@ def test_everything_comes_back_bit_by_bit(run, saved, tmp_path, command_result):
     np.testing.assert_array_equal, other.batch_stats, state.batch_stats
   )
   np.testing.assert_array_equal(
-    pixel_means.stored_mean(other_config, copy),
-    pixel_means.stored_mean(config, run),
+    assemble.stored_mean(other_config, copy),
+    assemble.stored_mean(config, run),
   )
   digest = state_lib.state_digest(state_lib.saved_tree(other))
   assert result['state_digest'] == digest

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from alexnet_jax import pixel_means
+from alexnet_jax import assemble
 from alexnet_jax import recipes
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import guards
@@ -173,7 +173,7 @@ def test_the_averaged_weights_are_what_is_evaluated(train, tmp_path):
 def test_a_start_that_does_not_fit_is_refused(train, tmp_path, monkeypatch):
   train('first', num_steps=2)
   # Not after a pass over the data.
-  monkeypatch.setattr(pixel_means, 'statistics', None)
+  monkeypatch.setattr(assemble, 'find_pixel_statistics', None)
   start = {'init__workdir': str(tmp_path / 'first'), 'num_steps': 2}
   with pytest.raises(
     UserError, match=r'(?s)dense1/kernel: .*config\.init\.skip'

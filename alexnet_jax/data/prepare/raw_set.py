@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 
-from alexnet_jax.data import colours
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import raw
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
@@ -75,7 +75,7 @@ def _converted(loader, index):
   if example is None:
     return None
   sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
-  kernels.add_colour_sums(example[0], *sums)
+  kernels.add_color_sums(example[0], *sums)
   return *example, sums
 
 
@@ -158,7 +158,7 @@ def _manifest(folder, settings, loaders, plan, notes):
         for note in own
       ],
       'labels': _write_labels(folder / f'{split}-labels.npy', labels),
-      'rgb': colours.colour_statistics(
+      'rgb': pixel_statistics.color_statistics(
         len(labels) * settings['image_size'] ** 2,
         np.sum([note['sums'] for note in own], 0),
         np.sum([note['products'] for note in own], 0),
