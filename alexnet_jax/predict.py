@@ -75,10 +75,10 @@ def main(argv=None) -> int:
 
 def _work(arguments):
   """Predicts and writes what was asked for; the command's result."""
-  from alexnet_jax.data import file_list
+  from alexnet_jax.data import folder
 
   _check(arguments)
-  paths = file_list.find_images(arguments.paths)
+  paths = folder.find_images(arguments.paths)
   from alexnet_jax.evaluation import saved_run
 
   run = saved_run.load(
@@ -141,7 +141,7 @@ def predict(
     sees them before it subtracts the mean).
   """
   from alexnet_jax import assemble
-  from alexnet_jax.data.file_list import FileList
+  from alexnet_jax.data.folder import FileList
   from alexnet_jax.data.loader import Loader
 
   config = run.config.copy_and_resolve_references()

@@ -1,5 +1,6 @@
 """prepare resize and raw: killed, on a full disk, with wrong arguments."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,9 +17,11 @@ import PIL.Image
 import pytest
 
 from alexnet_jax import assemble
+from alexnet_jax import atomic
+from alexnet_jax import locks
 from alexnet_jax import recipes
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import raw_set
+from alexnet_jax.data.prepare import raw
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
 
@@ -112,7 +115,7 @@ def test_a_full_disk_keeps_the_finished_shards(
     *arguments(command, photos, out),
     *('--shard_examples', str(per_shard)),
   ]
-  monkeypatch.setattr(shards, 'check_room', lambda *_: None)  # at the start
+  monkeypatch.setattr(shards, '_check_room', lambda *_: None)  # at the start
   others.write_bytes(bytes(4 * 1024 * 1024 - room))
   assert prepare(command_line) == 2
   message = capsys.readouterr().err
@@ -176,8 +179,8 @@ def test_what_stopped_goes_on_with_the_advised_flag(photos, tmp_path, capsys):
 
 def test_unfinished_work_refuses_other_settings(photos, tmp_path, capsys):
   out = tmp_path / 'out'
-  with shards.locked(out, 'manifest.json'), shards.output(out, {'a': 1}, []):
-    pass
+  (out / '.unfinished').mkdir(parents=True)
+  (out / '.unfinished' / 'plan.json').write_text('{"a": 1}')
   assert prepare(arguments('raw', photos, out)) == 2
   assert 'image_size: None -> 64' in capsys.readouterr().err
 
@@ -194,31 +197,36 @@ def test_a_cut_before_any_rename_is_made_good(
   """Also between the last shard and the end, step by step."""
   whole, out = tmp_path / 'whole', tmp_path / 'cut'
   few = ['--shard_examples', '100']
-  rename = shards.put_in_place
-  renames = []
-  monkeypatch.setattr(
-    shards,
-    'put_in_place',
-    lambda *paths: renames.append(paths) or rename(*paths),
-  )
+  replaced_file = atomic.replaced_file
+  replaced = []
+
+  def replace(path):
+    replaced.append(path)
+    return replaced_file(path)
+
+  monkeypatch.setattr(atomic, 'replaced_file', replace)
   assert prepare([*arguments(command, photos, whole), *few]) == 0
-  assert len(renames) >= 9  # plan, 3 shards, 3 notes, descriptions
+  assert len(replaced) >= 9  # plan, 3 shards, 3 notes, descriptions
 
   def cut_at(number):
-    def cut(*paths):
+    @contextlib.contextmanager
+    def cut(path):
       nonlocal number
       number -= 1
-      if number < 0:
+      if number >= 0:
+        with replaced_file(path) as temporary:
+          yield temporary
+      else:
+        yield path.with_name(path.name + '.tmp')
         raise PowerCut
-      rename(*paths)
 
     return cut
 
-  for number in range(len(renames)):
-    monkeypatch.setattr(shards, 'put_in_place', cut_at(number))
+  for number in range(len(replaced)):
+    monkeypatch.setattr(atomic, 'replaced_file', cut_at(number))
     with pytest.raises(PowerCut):
       prepare([*arguments(command, photos, out / str(number)), *few])
-    monkeypatch.setattr(shards, 'put_in_place', rename)
+    monkeypatch.setattr(atomic, 'replaced_file', replaced_file)
     assert prepare([*arguments(command, photos, out / str(number)), *few]) == 0
     assert files(out / str(number)) == files(whole)
 
@@ -231,7 +239,7 @@ def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
     raise PowerCut
 
   with monkeypatch.context() as patch:
-    patch.setattr(raw_set, '_manifest', cut)
+    patch.setattr(raw._RawSet, 'describe', cut)
     with pytest.raises(PowerCut):
       prepare([*arguments('raw', photos, out), *few])
   shard = out / 'train-00001-of-00002.npy'
@@ -324,6 +332,7 @@ def test_a_folder_with_other_things_is_left_alone(photos, tmp_path, capsys):
 
 
 def test_two_processes_do_not_write_into_one_folder(photos, tmp_path, capsys):
-  with shards.locked(tmp_path / 'out', 'manifest.json'):
+  (tmp_path / 'out').mkdir()
+  with locks.lock(tmp_path / 'out', 'busy'):
     assert prepare(arguments('raw', photos, tmp_path / 'out')) == 2
   assert 'another process is preparing' in capsys.readouterr().err
