@@ -74,10 +74,10 @@ def main(argv=None) -> int:
 
 def _work(arguments):
   """Predicts and writes what was asked for; the command's result."""
-  from alexnet_jax.data import file_list
+  from alexnet_jax.data import folder
 
   _check(arguments)
-  paths = file_list.find_images(arguments.paths)
+  paths = folder.find_images(arguments.paths)
   from alexnet_jax.evaluation import saved_run
 
   run = saved_run.load(
@@ -139,7 +139,7 @@ def predict(
     `num_images` of the others, uint8 [crop_size, crop_size, 3], as the network
     sees them before it subtracts the mean).
   """
-  from alexnet_jax.data.file_list import FileList
+  from alexnet_jax.data.folder import FileList
   from alexnet_jax.data.loader import Loader
   from alexnet_jax.training import build
 

@@ -1,16 +1,18 @@
-"""Photographs in subfolders named by class."""
+"""Image files: folders with one subfolder per class, and lists of files."""
 
 from collections.abc import Sequence
 import dataclasses
 import logging
 import os
 import pathlib
+import stat
 
 import numpy as np
 
 from alexnet_jax.data.shard_files import read_at
 from alexnet_jax.data.splits import digest
 from alexnet_jax.data.splits import held_out
+from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
 IMAGE_SUFFIXES = (
@@ -28,7 +30,7 @@ VALIDATION_FOLDERS = ('val', 'validation', 'valid')
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
-  """Image files under `root`, one subfolder a class.
+  """Image files under `root`, one subfolder per class.
 
   `paths` are relative to `root`, `labels` int32 [n], `sizes` bytes of each.
   """
@@ -63,21 +65,97 @@ class FolderSource:
     return content, int(self.labels[index])
 
   def file_name(self, index: int) -> str:
-    """The path below the folder."""
+    """Returns the path below the folder."""
     return self.paths[index]
 
   def describe(self, index: int) -> str:
     return str(self.root / self.paths[index])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileList:
+  """Image files of unknown classes: their labels are 0.
+
+  It is a source (see `sources`) without a fingerprint, as nothing is trained
+  on it.
+  """
+
+  paths: Sequence[str]
+  class_names: Sequence[str]
+
+  @property
+  def name(self) -> str:
+    return f'{len(self.paths)} files'
+
+  @property
+  def num_examples(self) -> int:
+    return len(self.paths)
+
+  def read(self, index: int) -> tuple[bytes, int]:
+    try:
+      return pathlib.Path(self.paths[index]).read_bytes(), 0
+    except OSError as error:
+      raise UnreadableImageError(error.strerror) from error
+
+  def describe(self, index: int) -> str:
+    return self.paths[index]
+
+
+def list_files(folder: str | os.PathLike) -> list[str]:
+  """Returns the paths of all files below a folder, component by component.
+
+  Hidden files and folders are left out, and links to folders are not followed.
+  Of links to files there may be some that lead nowhere.
+
+  Raises:
+    OSError: if a folder cannot be listed.
+  """
+
+  def fail(error):
+    raise error
+
+  found = []
+  for path, folders, names in os.walk(folder, onerror=fail):
+    folders[:] = [name for name in folders if name[0] != '.']
+    found += [os.path.join(path, name) for name in names if name[0] != '.']
+  return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def subfolders(root: str | os.PathLike) -> list[str]:
+  """Returns the sorted names of the folders in `root` that are not hidden."""
+  return sorted(
+    e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != '.'
+  )
+
+
+def is_image_name(path: str) -> bool:
+  """Returns True if a file's name ends as that of an image."""
+  return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the folders of `train` and `validation`, or of `all` images.
+
+  `root/train` and `root/val` (or `validation`, `valid`) are the splits where
+  both exist; otherwise `root/train` is all, if that has subfolders, or `root`.
+  """
+  train = root / 'train'
+  validation = next(
+    (root / n for n in VALIDATION_FOLDERS if (root / n).is_dir()), None
+  )
+  if train.is_dir() and validation:
+    return {'train': train, 'validation': validation}
+  if train.is_dir() and subfolders(train):
+    return {'all': train}
+  return {'all': root}
+
+
 def folder_source(
   path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
 ) -> FolderSource:
-  """Photographs in subfolders named by class.
+  """Opens photographs in subfolders named by class.
 
-  `path/train` and `path/val` (or `validation`, `valid`) are the splits where
-  both exist; otherwise `held_out` splits `path`, or `path/train` if that has
-  subfolders.
+  See `split_folders` for the splits; `held_out` divides a single folder.
 
   Raises:
     UserError: if the folder is missing, has no class, one class or a class
@@ -89,22 +167,13 @@ def folder_source(
       f'no folder at {str(root)!r}; give --config.data.path=DIR with one'
       ' subfolder of images per class'
     )
-  train = root / 'train'
-  validation = next(
-    (root / n for n in VALIDATION_FOLDERS if (root / n).is_dir()), None
-  )
-  if not (train.is_dir() and subfolders(train)):
-    return _split_folder(root, split, val_fraction, split_seed)
-  if validation is None:
-    return _split_folder(train, split, val_fraction, split_seed)
-  source = list_folder(train)
-  if split == 'train':
-    return source
-  return list_folder(validation, source.class_names)
-
-
-def _split_folder(root, split, val_fraction, split_seed):
-  source = list_folder(root)
+  folders = split_folders(root)
+  if 'train' in folders:
+    source = list_folder(folders['train'])
+    if split == 'train':
+      return source
+    return list_folder(folders['validation'], source.class_names)
+  source = list_folder(folders['all'])
   mask = held_out(source.paths, source.labels, val_fraction, split_seed)
   keep = np.flatnonzero(mask if split == 'validation' else ~mask)
   return dataclasses.replace(
@@ -112,13 +181,6 @@ def _split_folder(root, split, val_fraction, split_seed):
     paths=[source.paths[i] for i in keep],
     labels=source.labels[keep],
     sizes=[source.sizes[i] for i in keep],
-  )
-
-
-def subfolders(root: pathlib.Path) -> list[str]:
-  """Names of the folders in `root`, sorted, hidden ones left out."""
-  return sorted(
-    e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != '.'
   )
 
 
@@ -148,29 +210,67 @@ def list_folder(
     raise UserError(f'{root} has classes that training lacks: {unknown}')
   paths, labels, sizes, ignored = [], [], [], []
   for name in found:
-    files = _files(root / name)
-    chosen = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
-    ignored += [f for f in files if f.suffix.lower() not in IMAGE_SUFFIXES]
-    if not chosen:
+    before, label, folder = len(paths), names.index(name), str(root / name)
+    for path in list_files(folder):
+      relative = name + path[len(folder) :].replace(os.sep, '/')
+      size = file_size(path) if is_image_name(path) else None
+      if size is None:
+        ignored.append(relative)
+        continue
+      paths.append(relative)
+      labels.append(label)
+      sizes.append(size)
+    if len(paths) == before:
       raise UserError(
         f'{root / name} has no images ({", ".join(IMAGE_SUFFIXES)});'
         ' fill it or take it away'
       )
-    paths += [f.relative_to(root).as_posix() for f in chosen]
-    labels += [names.index(name)] * len(chosen)
-    sizes += [f.stat().st_size for f in chosen]
   if ignored:
     logging.warning(
       '%s: %d files that are no images are left out, the first: %s',
       root,
       len(ignored),
-      ignored[0].relative_to(root),
+      ignored[0],
     )
   return FolderSource(root, paths, np.array(labels, np.int32), sizes, names)
 
 
-def _files(folder):
-  """Files below `folder`, sorted, hidden ones left out."""
-  return sorted(
-    p for p in folder.rglob('*') if p.name[0] != '.' and p.is_file()
-  )
+def file_size(path: str) -> int | None:
+  """Returns the bytes of a file; None of a dead link or what is no file."""
+  try:
+    status = os.stat(path)
+  except FileNotFoundError:
+    return None
+  return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def find_images(paths: Sequence[str]) -> list[str]:
+  """Returns the image files that `paths` name, in that order.
+
+  A file counts whatever its name. A folder stands for all files below it whose
+  suffix is one of images; see `list_files`.
+
+  Raises:
+    UserError: if a path does not exist, or if there is no image at all.
+    OSError: if a folder cannot be listed.
+  """
+  if missing := [path for path in paths if not os.path.exists(path)]:
+    raise UserError(
+      f'there is no file or folder {", ".join(map(repr, missing))}'
+    )
+  found = []
+  for path in paths:
+    images = [path]
+    if os.path.isdir(path):
+      images = [
+        p for p in list_files(path) if is_image_name(p) and os.path.isfile(p)
+      ]
+    if not images:
+      logging.warning('%s: no images (%s)', path, ' '.join(IMAGE_SUFFIXES))
+    found += images
+  if not found:
+    raise UserError(
+      f'no image in {", ".join(map(repr, paths))}; name image files, or folders'
+      f' with files that end in {", ".join(IMAGE_SUFFIXES)}'
+    )
+  return found

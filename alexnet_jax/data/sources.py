@@ -28,10 +28,10 @@ import io
 import numpy as np
 
 from alexnet_jax.data.folder import folder_source
-from alexnet_jax.data.folds import fold_of
 from alexnet_jax.data.parquet import parquet_source
 from alexnet_jax.data.raw import raw_source
 from alexnet_jax.data.splits import digest
+from alexnet_jax.data.splits import fold_of
 from alexnet_jax.data.splits import held_out
 from alexnet_jax.data.tar_shards import tar_source
 from alexnet_jax.data.tfds_records import tfds_source

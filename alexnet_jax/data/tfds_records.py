@@ -1,33 +1,50 @@
 """Data sets that TFDS has prepared as array_record, read without TensorFlow."""
 
-import bisect
+import collections
 from collections.abc import Sequence
+import concurrent.futures
 import dataclasses
 import functools
-import itertools
 import os
 import pathlib
 import re
-import threading
 
+from array_record.python import array_record_data_source
 from google.protobuf.message import DecodeError
+import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.data.shard_files import allow_open_files
+from alexnet_jax.data.shard_files import warn_once
 from alexnet_jax.data.splits import digest
 from alexnet_jax.errors import UserError
+
+INFO = 'dataset_info.json'  # makes a folder a set, for TFDS and for us
+_THREADS = 16  # they wait for the disk more than they compute
+_CHUNK = 256  # records
+_LARGE = 10_000  # records; their labels are kept in a file
+_labels_read: dict[pathlib.Path, np.ndarray] = {}  # by the file to keep them in
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource:
   """A split of a prepared TFDS image classification set (array_record).
 
-  Reads ArrayRecord itself and takes image and label out of the record with
-  protobuf's parser: TFDS's own reading builds every feature in Python, which
-  costs more than decoding a small photograph.
+  Takes image and label out of the record with protobuf's parser: TFDS's own
+  reading builds every feature in Python, which costs more than decoding a small
+  photograph.
+
+  Attributes:
+    name: of the set and the split.
+    folder: of the set.
+    records: gives the bytes of a record; from several threads at once.
+    class_names: in the order of the labels.
+    fingerprint: of the set's description and the split.
   """
 
   name: str
-  records: 'RecordFiles'
+  folder: pathlib.Path
+  records: array_record_data_source.ArrayRecordDataSource
   class_names: Sequence[str]
   fingerprint: str
 
@@ -48,7 +65,7 @@ class TfdsSource:
     return image, label
 
   def file_name(self, index: int) -> str:
-    """The name that the set gives the image; '' if it gives none."""
+    """Returns the name that the set gives the image; '' if it gives none."""
     names = self._features(index)['file_name'].bytes_list.value
     return names[0].decode(errors='replace') if names else ''
 
@@ -56,78 +73,87 @@ class TfdsSource:
     return f'{self.name} record {index} {self.file_name(index)}'.rstrip()
 
   def _features(self, index):
-    record = self.records.read(index)
     try:
+      record = self.records[index]
       return example_class().FromString(record).features.feature
     except DecodeError as error:
       raise UserError(
         f'{self.name} record {index} is damaged ({error}); prepare the set'
         ' again'
       ) from error
+    except (RuntimeError, IndexError, ValueError) as error:
+      raise UserError(
+        f'cannot read {self.name} record {index} in {self.folder}: {error}'
+      ) from error
+
+  def read_labels(self) -> np.ndarray:
+    """Returns the label of every record, int32 [n], in order.
+
+    Labels lie inside the records, so all of them are read. This process does it
+    once; those of a large set are kept in its folder, in
+    `labels_FINGERPRINT.npy`.
+
+    Raises:
+      UserError: if a record is damaged or has no label.
+    """
+    path = self.folder / f'labels_{self.fingerprint}.npy'
+    if path not in _labels_read:
+      labels = _load_labels(path)
+      if labels is None or len(labels) != self.num_examples:
+        labels = self._read_labels()
+        if len(labels) >= _LARGE:
+          _keep_labels(path, labels)
+      _labels_read[path] = labels
+    return _labels_read[path]
+
+  def _read_labels(self):
+    count = self.num_examples
+    if count >= _LARGE:
+      warn_once(
+        f'{self.name}: reading {count:,} records for their labels, which lie'
+        ' inside them'
+      )
+    labels = np.empty(count, np.int32)
+
+    def read(start):
+      for index in range(start, min(start + _CHUNK, count)):
+        labels[index] = self.read(index)[1]
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      for _ in pool.map(read, range(0, count, _CHUNK)):
+        pass
+    return labels
+
+
+def _load_labels(path):
+  """Returns the labels of a file; None if it is missing or damaged."""
+  try:
+    return np.load(path)
+  except (OSError, ValueError, EOFError):
+    return None
+
+
+def _keep_labels(path, labels):
+  try:
+    with files.replaced_file(path) as temporary, temporary.open('wb') as file:
+      np.save(file, labels)
+  except OSError as error:
+    warn_once(
+      f'{path} cannot be written ({error.strerror}): every start reads all'
+      ' records for their labels'
+    )
 
 
 @functools.cache
 def example_class():
-  """The protobuf message tf.train.Example, without TensorFlow."""
+  """Returns the protobuf message tf.train.Example, without TensorFlow."""
   from tensorflow_datasets.proto import tf_example_generated_pb2  # slow
 
   return tf_example_generated_pb2.Example
 
 
-class RecordFiles:
-  """The records of several ArrayRecord files, or parts of them, in a row.
-
-  A file is opened when it is first read from. `read` may be called from
-  several threads at once.
-  """
-
-  def __init__(self, parts: Sequence[tuple[str, int, int]]):
-    """`parts` are (path, first record, number of records)."""
-    self._parts = parts
-    self._ends = list(itertools.accumulate(count for _, _, count in parts))
-    self._readers = [None] * len(parts)
-    self._lock = threading.Lock()
-
-  def __len__(self) -> int:
-    return self._ends[-1] if self._ends else 0
-
-  @property
-  def folder(self) -> pathlib.Path:
-    """Where the first of the files lies."""
-    return pathlib.Path(self._parts[0][0]).parent
-
-  def read(self, index: int) -> bytes:
-    """Record `index`.
-
-    Raises:
-      UserError: if the file is damaged or gone.
-    """
-    number = bisect.bisect_right(self._ends, index)
-    path, first, count = self._parts[number]
-    position = index - self._ends[number] + count + first
-    try:
-      reader = self._readers[number] or self._open(number)
-      return reader.read([position])[0]
-    except (RuntimeError, IndexError, ValueError) as error:
-      message = f'cannot read record {position} of {path}: {error}'
-      raise UserError(message) from error
-
-  def _open(self, number):
-    from array_record.python import array_record_module
-
-    with self._lock:
-      if self._readers[number] is None:
-        self._readers[number] = array_record_module.ArrayRecordReader(
-          self._parts[number][0],
-          # For random access; a buffer is kept for every open file.
-          'readahead_buffer_size:0,max_parallelism:0',
-          file_reader_buffer_size=1 << 15,
-        )
-      return self._readers[number]
-
-
 def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
-  """A split of a TFDS set prepared as array_record; image bytes stay encoded.
+  """Opens a split of a TFDS set prepared as array_record.
 
   Raises:
     UserError: if the set is not prepared there, or lacks the split or the
@@ -148,28 +174,48 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
       f' another folder: {_prepare_command(name, "OTHER_DIR")}'
     )
   try:
-    info = builder.info.splits[split]
-    parts = [(p.filename, p.skip, p.take) for p in info.file_instructions]
+    parts = builder.info.splits[split].file_instructions
   except (KeyError, ValueError, AssertionError) as error:  # of name or slice
     raise UserError(
       f'{name} in {folder} cannot give the split {split!r} ({error}); its'
       f' splits are {sorted(builder.info.splits)}'
     ) from error
-  for path, _, _ in parts:
-    if not pathlib.Path(path).is_file():
-      raise UserError(f'{path} is missing; prepare {name} again')
+  if not parts:
+    raise UserError(f'the split {split!r} of {name} in {folder} is empty')
+  for part in parts:
+    if not pathlib.Path(part.filename).is_file():
+      raise UserError(f'{part.filename} is missing; prepare {name} again')
   allow_open_files(len(parts))
-  description = (folder / 'dataset_info.json').read_bytes()
+  description = (folder / INFO).read_bytes()
   return TfdsSource(
     f'{name} {split}',
-    RecordFiles([(str(p), skip, take) for p, skip, take in parts]),
+    folder,
+    array_record_data_source.ArrayRecordDataSource(parts),
     tuple(builder.info.features['label'].names),
     digest(description, split.encode()),
   )
 
 
+def find_sets(root: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the newest version's folder of every TFDS set in or below `root`.
+
+  `root` may be a data_dir, or any folder from NAME down to VERSION.
+  """
+  versions = collections.defaultdict(list)
+  # From VERSION/ up to the folder of NAME/CONFIG/VERSION.
+  for depth in range(4):
+    for path in root.glob('*/' * depth + INFO):
+      # Not incomplete.ABC_1.0.0, which a build leaves that was killed.
+      if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name):
+        versions[path.parent.parent].append(path.parent)
+  return [
+    max(folders, key=lambda f: [int(n) for n in f.name.split('.')])
+    for _, folders in sorted(versions.items())
+  ]
+
+
 def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
-  """The folder of the newest prepared version of a TFDS set.
+  """Returns the folder of the newest prepared version of a TFDS set.
 
   `name` may be NAME/CONFIG; without a config the set must have none, or one.
 
@@ -179,38 +225,33 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
   root = pathlib.Path(
     data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   ).expanduser()
-  found = [
-    path.parent
-    for path in root.glob(f'{name}/**/dataset_info.json')
-    # Not incomplete.ABC_1.0.0, which a build leaves that was killed.
-    if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)
-  ]
-  if len(configs := {folder.parent for folder in found}) > 1:
+  found = find_sets(root / name)
+  if len(found) > 1:
     raise UserError(
       f'TFDS set {name!r} in {root} has several configs'
-      f' ({", ".join(sorted(c.name for c in configs))}): add /CONFIG to'
+      f' ({", ".join(f.parent.name for f in found)}): add /CONFIG to'
       ' config.data.tfds_name'
     )
-  if not found:
-    tars = (
-      ' ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,'
-      ' from image-net.org, in a folder of your choice; then'
-      if name == 'imagenet2012'
-      else ' To prepare it:'
-    )
-    raise UserError(
-      f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{tars}'
-      f' `{_prepare_command(name, root)}`. If it lies elsewhere, give its'
-      ' data_dir as the path'
-    )
-  return max(found, key=lambda f: [int(n) for n in f.name.split('.')])
+  if found:
+    return found[0]
+  tars = (
+    ' ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,'
+    ' from image-net.org, in a folder of your choice; then'
+    if name == 'imagenet2012'
+    else ' To prepare it:'
+  )
+  raise UserError(
+    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{tars}'
+    f' `{_prepare_command(name, root)}`. If it lies elsewhere, give its'
+    ' data_dir as the path'
+  )
 
 
 def _nearby(root, name):
-  """What is there instead of a set."""
+  """Returns a hint about what is there instead of a set."""
   if any(root.glob(f'{name}/*/.unfinished')):
     return ' It is unfinished: the same prepare command goes on.'
-  infos = [*root.glob('*/*/dataset_info.json')]
+  infos = [*root.glob(f'*/*/{INFO}')]
   names = sorted({path.parent.parent.name for path in infos})
   return f' It has {", ".join(names)}: name it (tfds_name).' if names else ''
 

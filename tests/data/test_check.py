@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def deep_rgb():
 
 
 def odd_images():
-  """{name: (severity, kind, content)}."""
+  """{name: (severity, kind or a part of the note, content)}."""
   gif = [PIL.Image.fromarray(pixels(s)).quantize(16) for s in (92, 93)]
   deep = pixels(94)[..., 0].astype(np.uint16) * 257
   rgba, small = pixels(95, channels=4), pixels(96, 20, 48)
@@ -126,19 +127,18 @@ def odd_images():
     'text.jpg': ('error', 'unreadable', b'no image\n' * 9),
     'damaged.jpg': ('warning', 'damaged_jpeg', damaged_jpeg()),
     'stripe.png': ('warning', 'one_pixel', encode(pixels(101, 1), 'PNG')),
-    'small.png': ('note', 'small', encode(small, 'PNG')),
-    'cmyk.jpg': ('note', 'cmyk', encode(cmyk)),
-    'gray.jpg': ('note', 'grayscale', encode(pixels(102)[..., 0])),
-    'clear.png': ('note', 'alpha', encode(rgba, 'PNG')),
-    'few.png': ('note', 'palette', encode(gif[0], 'PNG')),
-    'deep.png': ('note', 'deep', encode(deep, 'PNG')),
-    'deep-rgb.png': ('note', 'deep', deep_rgb()),
-    'turned.jpg': ('note', 'exif_rotation', turned),
-    'png.jpg': ('note', 'wrong_suffix', encode(pixels(103), 'PNG')),
-    'webp.jpeg': ('note', 'wrong_suffix', encode(pixels(104), 'WEBP')),
+    'small.png': ('note', 'side under 32 pixels', encode(small, 'PNG')),
+    'cmyk.jpg': ('note', 'CMYK or YCCK', encode(cmyk)),
+    'gray.jpg': ('note', 'gray', encode(pixels(102)[..., 0])),
+    'clear.png': ('note', 'transparent', encode(rgba, 'PNG')),
+    'few.png': ('note', 'with a palette', encode(gif[0], 'PNG')),
+    'deep.png': ('note', '16 bits', encode(deep, 'PNG')),
+    'turned.jpg': ('note', 'turned by EXIF', turned),
+    'png.jpg': ('note', 'named .jpg but PNG', encode(pixels(103), 'PNG')),
+    'webp.jpeg': ('note', 'named .jpeg but WEBP', encode(pixels(104), 'WEBP')),
     'film.webp': (
       'note',
-      'animated',
+      'several frames',
       encode(
         PIL.Image.fromarray(pixels(105)),
         'WEBP',
@@ -157,11 +157,15 @@ def test_every_oddity_is_found_once_with_its_name(tmp_path):
   write(tmp_path, clean_files() | files)
   expected = {}
   for name, (severity, kind, _) in odd.items():
-    expected.setdefault((severity, kind), []).append(f'train/cat/{name}')
+    key = severity, 'note' if severity == 'note' else kind
+    expected.setdefault(key, []).append(f'train/cat/{name}')
   result = check(str(tmp_path))
   assert found(result) == {
-    key: (len(names), sorted(names)) for key, names in expected.items()
+    key: (len(names), sorted(names)[:5]) for key, names in expected.items()
   }
+  text = result['findings'][-1]['text']
+  for severity, remark, _ in odd.values():
+    assert severity != 'note' or re.search(f'[:,] 1 [^,]*{remark}', text)
   sums = {'error': 4, 'warning': 2, 'note': len(odd) - 6}
   assert {s: result[f'{s}s'] for s in sums} == sums
   assert result['splits'] == {
@@ -173,9 +177,11 @@ def test_every_oddity_is_found_once_with_its_name(tmp_path):
 def test_an_image_can_be_odd_in_several_ways():
   frames = [PIL.Image.fromarray(pixels(s)).quantize(16) for s in (1, 2)]
   gif = encode(frames[0], 'GIF', save_all=True, append_images=frames[1:])
-  kinds = dict(diagnosis.examine(gif, 'film.jpg'))
-  assert set(kinds) == {'palette', 'animated', 'wrong_suffix'}
-  assert kinds['wrong_suffix'] == 'it is GIF'
+  notes = [note.split(':')[0] for _, note in diagnosis.examine(gif, 'f.jpg')]
+  named, frames = 'named .jpg but GIF', 'with several frames'
+  assert notes == ['with a palette', named, frames]
+  deep = [('note', 'of 16 bits per channel: cut to 8')]
+  assert diagnosis.examine(deep_rgb(), 'deep.png') == deep
   assert diagnosis.examine(jpeg(1), 'name without suffix') == []
 
 
@@ -236,14 +242,19 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
   assert found(result) == {
     ('error', 'empty_class'): one('train/void'),
     ('error', 'class_only_in_validation'): one('horse'),
-    ('error', 'unreadable'): one('train/cat/gone.jpg'),
     ('warning', 'class_not_in_validation'): (2, ['cow', 'void']),
     ('warning', 'unknown_suffix'): one('train/cat/photo.jpg_'),
     ('warning', 'loose_image'): one('train/loose.jpg'),
-    ('note', 'unused_folder'): one('vall'),
-    ('note', 'not_an_image'): one('train/cat/notes.txt'),
+    ('note', 'note'): (
+      3,
+      ['vall', 'train/cat/gone.jpg', 'train/cat/notes.txt'],
+    ),
   }
-  assert result['splits']['train']['examples'] == 6
+  assert result['findings'][-1]['text'].endswith(
+    ': 1 folders beside train and val: not read, 1 links to nowhere: left out,'
+    ' 1 other files: left out'
+  )
+  assert result['splits']['train']['examples'] == 5
 
 
 def test_folders_without_classes(tmp_path):
@@ -343,7 +354,7 @@ def test_images_in_tars_are_examined(tmp_path):
         'n01443537/flat.JPEG = n01440764/flat.JPEG',
       ],
     ),
-    ('note', 'wrong_suffix'): (
+    ('note', 'note'): (
       2,
       ['n01440764/flat.JPEG', 'n01443537/flat.JPEG'],
     ),
@@ -486,7 +497,7 @@ def test_wrong_labels_counts_and_sums_of_a_raw_set(tmp_path):
     ('error', 'wrong_sums'): (2, ['train products', 'train mean']),
     ('error', 'label_out_of_range'): one('train-00001-of-00002.npy image 0'),
     ('warning', 'unused_class'): one('dog'),
-    ('note', 'skipped'): one('x.jpg'),
+    ('note', 'note'): one('x.jpg'),
   }
 
 
@@ -597,7 +608,7 @@ def test_images_and_labels_of_a_tfds_set(tmp_path):
     ('warning', 'duplicate'): one(
       f'{record("train", 3)} = {record("train", 0)}'
     ),
-    ('note', 'unlabeled'): (2, [record('test', 0), record('test', 1)]),
+    ('note', 'note'): (2, [record('test', 0), record('test', 1)]),
   }
 
 

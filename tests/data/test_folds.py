@@ -9,12 +9,11 @@ import pytest
 from sklearn.model_selection import StratifiedKFold
 
 from alexnet_jax import validation
-from alexnet_jax.data import folds
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data import splits
-from alexnet_jax.data import tfds_labels
+from alexnet_jax.data import tfds_records
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
@@ -144,7 +143,7 @@ def test_every_example_is_held_out_in_exactly_one_fold(layouts, kind):
 
 def test_the_folds_are_stratified():
   """12, 7 and 5 examples in five folds: 2 or 3, 1 or 2, and 1 of each."""
-  numbers = folds.fold_numbers(np.array(LABELS), FOLDS, 0)
+  numbers = splits.fold_numbers(np.array(LABELS), FOLDS, 0)
   table = np.zeros((3, FOLDS), int)
   np.add.at(table, (LABELS, numbers), 1)
   assert table.sum() == 24
@@ -204,7 +203,7 @@ def test_a_fraction_of_zero_holds_nothing_out():
 
 def test_an_unfit_seed_is_refused():
   with pytest.raises(UserError, match='split_seed is -1'):
-    folds.fold_numbers(np.array(LABELS), FOLDS, -1)
+    splits.fold_numbers(np.array(LABELS), FOLDS, -1)
 
 
 def test_a_validation_folder_stays_out_of_the_pool(tmp_path):
@@ -221,30 +220,35 @@ def test_other_splits_are_refused(layouts):
 
 
 def test_the_labels_of_a_tfds_set_are_read_once(layouts, monkeypatch):
-  monkeypatch.setattr(tfds_labels, '_in_memory', {})
-  before = open_fold(layouts, 'tfds', 'train', 0).labels
-  monkeypatch.setattr(tfds_labels, '_read', None)
-  assert (open_fold(layouts, 'tfds', 'train', 0).labels == before).all()
-
-
-def test_the_labels_of_a_large_tfds_set_are_kept(layouts, monkeypatch):
+  monkeypatch.setattr(tfds_records, '_labels_read', {})
+  monkeypatch.setattr(tfds_records, '_LARGE', 10)
   expected = open_fold(layouts, 'tfds', 'train', 0).labels
   pool = sources.make_source(**layouts['tfds'], split='train')
-  monkeypatch.setattr(tfds_labels, '_LARGE', 10)
-  monkeypatch.setattr(tfds_labels, '_in_memory', {})
-  labels = tfds_labels.read_labels(pool)
+  labels = pool.read_labels()
   assert labels.tolist() == [pool.read(i)[1] for i in range(20)]
-  files = list(pool.records.folder.glob('labels_*'))
+  files = list(pool.folder.glob('labels_*'))
   assert len(files) == 1
   # Neither this process nor the next one reads the records again.
-  monkeypatch.setattr(tfds_labels, '_read', None)
-  assert (tfds_labels.read_labels(pool) == labels).all()
-  tfds_labels._in_memory.clear()
+  monkeypatch.setattr(tfds_records.TfdsSource, 'read', None)
+  assert (pool.read_labels() == labels).all()
+  tfds_records._labels_read.clear()
   assert (open_fold(layouts, 'tfds', 'train', 0).labels == expected).all()
   files[0].write_bytes(b'cut off')
-  tfds_labels._in_memory.clear()
+  tfds_records._labels_read.clear()
   with pytest.raises(TypeError):  # it would read them: None is not callable
-    tfds_labels.read_labels(pool)
+    pool.read_labels()
+  files[0].unlink()
+
+
+@pytest.mark.parametrize('split', ['train[:5]', 'train[80%:]', 'train[6:9]'])
+def test_a_part_of_a_tfds_split_has_its_own_records(layouts, split):
+  """Its borders lie inside shards of 7 records."""
+  whole = sources.make_source(**layouts['tfds'], split='train')
+  options = {**layouts['tfds'], 'tfds_split': split}
+  part = sources.make_source(**options, split='train')
+  first, last = {'[:5]': (0, 5), '[80%:]': (16, 20), '[6:9]': (6, 9)}[split[5:]]
+  assert contents(part) == contents(whole)[first:last]
+  assert part.file_name(0) == whole.file_name(first)
 
 
 def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):

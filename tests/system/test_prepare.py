@@ -1,5 +1,6 @@
 """prepare resize and raw: killed, on a full disk, with wrong arguments."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,9 +16,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax import files
 from alexnet_jax import validation
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import raw_set
+from alexnet_jax.data.prepare import raw
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.training import build
@@ -49,7 +51,7 @@ def arguments(command, photos, out):
   ] + (['--name', 'photos'] if command == 'resize' else [])
 
 
-def files(folder):
+def digests(folder):
   """{name: hash} of everything below a folder."""
   return {
     str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -95,7 +97,7 @@ def test_ten_kills_leave_the_same_bytes(command, photos, tmp_path):
     assert not (out / 'manifest.json').exists()
     assert finished(out) > before  # what was finished stays
   assert prepare([*arguments(command, photos, out), *small]) == 0
-  assert files(out) == files(whole)
+  assert digests(out) == digests(whole)
 
 
 @pytest.mark.parametrize('command', ['raw', 'resize'])
@@ -112,7 +114,7 @@ def test_a_full_disk_keeps_the_finished_shards(
     *arguments(command, photos, out),
     *('--shard_examples', str(per_shard)),
   ]
-  monkeypatch.setattr(shards, 'check_room', lambda *_: None)  # at the start
+  monkeypatch.setattr(shards, '_check_room', lambda *_: None)  # at the start
   others.write_bytes(bytes(4 * 1024 * 1024 - room))
   assert prepare(command_line) == 2
   message = capsys.readouterr().err
@@ -122,10 +124,10 @@ def test_a_full_disk_keeps_the_finished_shards(
   assert f'{done} of {total} shards are finished' in message
   assert 0 < done < total
   assert not list(out.rglob('*.tmp'))
-  before = files(out)
+  before = digests(out)
   others.unlink()
   assert prepare(command_line) == 0
-  after = files(out)
+  after = digests(out)
   for name in before:
     if '.unfinished' not in name:
       assert after[name] == before[name]
@@ -151,13 +153,13 @@ def test_what_is_prepared_stays(photos, tmp_path, capsys):
   result = json.loads(capsys.readouterr().out)
   assert result['splits'] == {'train': 192 - 1, 'validation': 48 - 1}
   assert result['skipped'] == 2
-  before = files(out)
+  before = digests(out)
   assert prepare(first) == 0
   assert json.loads(capsys.readouterr().out) == result
   other = [*first, '--size', '32']
   assert prepare(other) == 2
   assert 'other settings' in capsys.readouterr().err
-  assert files(out) == before
+  assert digests(out) == before
 
 
 def test_what_stopped_goes_on_with_the_advised_flag(photos, tmp_path, capsys):
@@ -176,8 +178,8 @@ def test_what_stopped_goes_on_with_the_advised_flag(photos, tmp_path, capsys):
 
 def test_unfinished_work_refuses_other_settings(photos, tmp_path, capsys):
   out = tmp_path / 'out'
-  with shards.locked(out, 'manifest.json'), shards.output(out, {'a': 1}, []):
-    pass
+  (out / '.unfinished').mkdir(parents=True)
+  (out / '.unfinished' / 'plan.json').write_text('{"a": 1}')
   assert prepare(arguments('raw', photos, out)) == 2
   assert 'image_size: None -> 64' in capsys.readouterr().err
 
@@ -194,33 +196,38 @@ def test_a_cut_before_any_rename_is_made_good(
   """Also between the last shard and the end, step by step."""
   whole, out = tmp_path / 'whole', tmp_path / 'cut'
   few = ['--shard_examples', '100']
-  rename = shards.put_in_place
-  renames = []
-  monkeypatch.setattr(
-    shards,
-    'put_in_place',
-    lambda *paths: renames.append(paths) or rename(*paths),
-  )
+  replaced_file = files.replaced_file
+  replaced = []
+
+  def replace(path):
+    replaced.append(path)
+    return replaced_file(path)
+
+  monkeypatch.setattr(files, 'replaced_file', replace)
   assert prepare([*arguments(command, photos, whole), *few]) == 0
-  assert len(renames) >= 9  # plan, 3 shards, 3 notes, descriptions
+  assert len(replaced) >= 9  # plan, 3 shards, 3 notes, descriptions
 
   def cut_at(number):
-    def cut(*paths):
+    @contextlib.contextmanager
+    def cut(path):
       nonlocal number
       number -= 1
-      if number < 0:
+      if number >= 0:
+        with replaced_file(path) as temporary:
+          yield temporary
+      else:
+        yield path.with_name(path.name + '.tmp')
         raise PowerCut
-      rename(*paths)
 
     return cut
 
-  for number in range(len(renames)):
-    monkeypatch.setattr(shards, 'put_in_place', cut_at(number))
+  for number in range(len(replaced)):
+    monkeypatch.setattr(files, 'replaced_file', cut_at(number))
     with pytest.raises(PowerCut):
       prepare([*arguments(command, photos, out / str(number)), *few])
-    monkeypatch.setattr(shards, 'put_in_place', rename)
+    monkeypatch.setattr(files, 'replaced_file', replaced_file)
     assert prepare([*arguments(command, photos, out / str(number)), *few]) == 0
-    assert files(out / str(number)) == files(whole)
+    assert digests(out / str(number)) == digests(whole)
 
 
 def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
@@ -231,7 +238,7 @@ def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
     raise PowerCut
 
   with monkeypatch.context() as patch:
-    patch.setattr(raw_set, '_manifest', cut)
+    patch.setattr(raw._RawSet, 'describe', cut)
     with pytest.raises(PowerCut):
       prepare([*arguments('raw', photos, out), *few])
   shard = out / 'train-00001-of-00002.npy'
@@ -324,6 +331,7 @@ def test_a_folder_with_other_things_is_left_alone(photos, tmp_path, capsys):
 
 
 def test_two_processes_do_not_write_into_one_folder(photos, tmp_path, capsys):
-  with shards.locked(tmp_path / 'out', 'manifest.json'):
+  (tmp_path / 'out').mkdir()
+  with files.lock(tmp_path / 'out', 'busy'):
     assert prepare(arguments('raw', photos, tmp_path / 'out')) == 2
   assert 'another process is preparing' in capsys.readouterr().err

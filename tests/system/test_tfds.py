@@ -527,4 +527,4 @@ def test_one_function_of_the_package_imports_tensorflow():
   # The peers of the benchmark run in processes of their own.
   peers = ('bench/peer', 'bench/step_keras.py')
   found = [path for path in found if not path.startswith(peers)]
-  assert found == ['data/prepare/tfds_set.py']
+  assert found == ['data/prepare/tfds.py']

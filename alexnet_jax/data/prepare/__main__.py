@@ -1,13 +1,13 @@
-"""Prepares data sets: python -m alexnet_jax.data.prepare COMMAND."""
+"""The commands that prepare data sets: python -m alexnet_jax.data.prepare."""
 
 import argparse
 import sys
 
 from alexnet_jax import cli
 from alexnet_jax.data.prepare import check
-from alexnet_jax.data.prepare import raw_set
-from alexnet_jax.data.prepare import resized_set
-from alexnet_jax.data.prepare import tfds_set
+from alexnet_jax.data.prepare import raw
+from alexnet_jax.data.prepare import resize
+from alexnet_jax.data.prepare import tfds
 
 
 def _arguments(argv):
@@ -15,7 +15,7 @@ def _arguments(argv):
     prog='python -m alexnet_jax.data.prepare', description='Prepares data sets.'
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
-  for module in (tfds_set, resized_set, raw_set, check):
+  for module in (tfds, resize, raw, check):
     module.add_arguments(commands)
   for subparser in commands.choices.values():
     subparser.add_argument(

@@ -1,4 +1,4 @@
-"""prepare check: what is wrong with a data set, before days of training."""
+"""The command `prepare check`: finds what is wrong with a data set."""
 
 import collections
 from collections.abc import Callable
@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import concurrent.futures
 import json
-import os
 import pathlib
-import re
 import sys
 import warnings
 
@@ -18,25 +16,26 @@ import rich.table
 
 from alexnet_jax import errors
 from alexnet_jax.data import raw
+from alexnet_jax.data import tfds_records
+from alexnet_jax.data.folder import is_image_name
+from alexnet_jax.data.folder import list_files
 from alexnet_jax.data.loader import num_cores
 from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare import inputs
-from alexnet_jax.data.prepare import set_contents
-from alexnet_jax.data.prepare.diagnosis import Outcome
-from alexnet_jax.data.prepare.duplicates import DuplicateIndex
+from alexnet_jax.data.prepare.findings import DuplicateIndex
 from alexnet_jax.data.prepare.findings import Findings
+from alexnet_jax.data.prepare.findings import Outcome
 from alexnet_jax.data.prepare.findings import SEVERITIES
+from alexnet_jax.data.prepare.findings import Tally
 from alexnet_jax.data.prepare.progress import Progress
-from alexnet_jax.data.prepare.tallies import Tally
 from alexnet_jax.errors import UserError
 
-_TFDS_INFO = 'dataset_info.json'
 _WIDTH = 100  # of the table, in characters, where there is no terminal
 _STYLES = {'error': 'red', 'warning': 'yellow', 'note': 'dim'}
 
 
 def check(path: str, name: str = '', num_threads: int = 0) -> dict:
-  """Examines every image of a data set and says what it found.
+  """Examines every image of a data set and reports what it found.
 
   Args:
     path: a folder of images, a raw set, the data_dir of TFDS or the folder of
@@ -52,34 +51,34 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
   Raises:
     UserError: if there is nothing at `path`, or no data set.
   """
-  contents = _open(pathlib.Path(path).expanduser(), name)
+  opened = _open(pathlib.Path(path).expanduser(), name)
   findings, index = Findings(), DuplicateIndex()
   tallies = collections.defaultdict(Tally)
   with (
-    Progress(contents.total, 'examining') as progress,
+    Progress(opened.total, 'examining') as progress,
     warnings.catch_warnings(action='ignore'),  # of Pillow, about odd images
   ):
-    for outcome in _run(contents.jobs(findings), num_threads or num_cores()):
-      _record(outcome, len(contents.class_names), findings, tallies, index)
+    for outcome in _run(opened.jobs(findings), num_threads or num_cores()):
+      _record(outcome, len(opened.class_names), findings, tallies, index)
       progress.advance(outcome.split is not None)
-  contents.finish(dict(tallies), findings)
+  opened.finish(dict(tallies), findings)
   index.report(findings)
-  result = _result(path, contents.kind, tallies, findings)
+  result = _result(path, opened.kind, tallies, findings)
   _print(result)
   return result
 
 
 def _open(root, name):
-  """The contents of the data set at `root`, as `files` describes them."""
+  """Returns the contents of the data set at `root`; see `contents`."""
   if not root.is_dir():
     raise UserError(f'no folder at {str(root)!r}; give that of the data set')
   if not name and (root / raw.MANIFEST).is_file():
-    return set_contents.RawContents(root)
+    return contents.RawContents(root)
   if not name and any((root / tar).is_file() for tar in contents.TARS):
     return contents.TarContents(root)
   if (folder := _tfds_folder(root, name)) is not None:
-    return set_contents.TfdsContents(folder)
-  if not _holds_images(root):
+    return contents.TfdsContents(folder)
+  if not any(map(is_image_name, list_files(root))):
     raise UserError(
       f'{str(root)!r} is no data set of a known kind: neither a folder of'
       f' images, nor a raw set ({raw.MANIFEST}), nor the data_dir of a TFDS'
@@ -89,31 +88,23 @@ def _open(root, name):
 
 
 def _tfds_folder(root, name):
-  """The folder of the newest version of the set; None if there is no set."""
-  found = collections.defaultdict(list)
-  # From VERSION/ up to the folder of NAME/CONFIG/VERSION.
-  for depth in range(4):
-    for path in root.glob('*/' * depth + _TFDS_INFO):
-      # Not incomplete.ABC_1.0.0, which a build leaves that was killed.
-      if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name):
-        found[_tfds_name(path)].append(path.parent)
+  """Returns the folder of a set's newest version; None if there is no set."""
+  sets = {_tfds_name(folder): folder for folder in tfds_records.find_sets(root)}
   if name:
-    found = {k: v for k, v in found.items() if name in (k, k.split('/')[0])}
-    if not found:
+    sets = {k: v for k, v in sets.items() if name in (k, k.split('/')[0])}
+    if not sets:
       raise UserError(f'no TFDS set {name!r} in {root}')
-  if len(found) > 1:
+  if len(sets) > 1:
     raise UserError(
       f'{root} has several TFDS sets; choose one with --name:'
-      f' {", ".join(sorted(found))}'
+      f' {", ".join(sorted(sets))}'
     )
-  folders = [folder for folders in found.values() for folder in folders]
-  return max(
-    folders, key=lambda f: [int(n) for n in f.name.split('.')], default=None
-  )
+  return next(iter(sets.values()), None)
 
 
-def _tfds_name(path):
-  """NAME or NAME/CONFIG."""
+def _tfds_name(folder):
+  """Returns NAME or NAME/CONFIG of a set."""
+  path = folder / tfds_records.INFO
   try:
     info = json.loads(path.read_text())
     config = info.get('configName')
@@ -122,14 +113,6 @@ def _tfds_name(path):
     raise UserError(
       f'{path} is damaged ({error}); prepare the set again'
     ) from error
-
-
-def _holds_images(root):
-  return any(
-    contents.is_image_name(name)
-    for _, _, names in os.walk(root)
-    for name in names
-  )
 
 
 def _run(
@@ -159,7 +142,7 @@ def _record(outcome, num_classes, findings, tallies, index):
     detail = f'{outcome.label} of {num_classes} classes'
     findings.add('label_out_of_range', outcome.name, detail)
   if outcome.digest:
-    index.add(outcome.digest, outcome.name, outcome.split, outcome.label)
+    index.add(outcome)
 
 
 def _result(path, kind, tallies, findings):
@@ -221,7 +204,7 @@ def _table(found):
 
 
 def exit_code(result: dict) -> int:
-  """What the command's process ends with."""
+  """Returns the exit code of the command."""
   return errors.EXIT_USER if result['errors'] else errors.EXIT_DONE
 
 
@@ -245,12 +228,7 @@ def add_arguments(commands) -> None:
     default='',
     help='of the TFDS set, NAME or NAME/CONFIG, where PATH has several',
   )
-  parser.add_argument(
-    '--num_threads',
-    type=inputs.not_negative,
-    default=0,
-    help='0: one per core (default)',
-  )
+  inputs.add_num_threads(parser)
   parser.set_defaults(
     work=lambda a: check(a.path, a.name, a.num_threads), exit_code=exit_code
   )

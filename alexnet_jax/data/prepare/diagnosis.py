@@ -1,6 +1,5 @@
-"""What is wrong with, or odd about, one image file."""
+"""Examines one image file: is it damaged, and is it of an unusual kind?"""
 
-import dataclasses
 import io
 import os
 
@@ -13,7 +12,7 @@ from alexnet_jax.errors import UnreadableImageError
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _SMALL = 32  # pixels
-_SUFFIXES = {  # of what Pillow calls the formats
+_SUFFIXES = {  # by the names of formats in Pillow
   'JPEG': ('.jpg', '.jpeg'),
   'MPO': ('.jpg', '.jpeg'),  # JPEGs of phones, with a second picture behind
   'PNG': ('.png',),
@@ -23,38 +22,19 @@ _SUFFIXES = {  # of what Pillow calls the formats
   'TIFF': ('.tif', '.tiff'),
 }
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
-_BY_MODE = {
-  '1': ('grayscale',),
-  'L': ('grayscale',),
-  'LA': ('grayscale', 'alpha'),
-  'La': ('grayscale', 'alpha'),
-  'P': ('palette',),
-  'PA': ('palette', 'alpha'),
-  'RGBA': ('alpha',),
-  'RGBa': ('alpha',),
-  'CMYK': ('cmyk',),
+_GRAY, _ALPHA = 'gray: read as RGB', 'transparent: only the colors are read'
+_PALETTE, _CMYK = 'with a palette: read as RGB', 'CMYK or YCCK: read as RGB'
+_BY_MODE = {  # of Pillow
+  '1': (_GRAY,),
+  'L': (_GRAY,),
+  'LA': (_GRAY, _ALPHA),
+  'La': (_GRAY, _ALPHA),
+  'P': (_PALETTE,),
+  'PA': (_PALETTE, _ALPHA),
+  'RGBA': (_ALPHA,),
+  'RGBa': (_ALPHA,),
+  'CMYK': (_CMYK,),
 }
-
-
-@dataclasses.dataclass
-class Outcome:
-  """What the examination of one image found.
-
-  Attributes:
-    split: of the image; None for what is no image, such as a whole file.
-    name: of the image or file.
-    label: None if it is not known.
-    found: pairs of a kind of `findings.KINDS` and a detail.
-    digest: see `duplicates.digest`; empty if it could not be read.
-    colors: (sums int64 [3], products int64 [3, 3]) or None.
-  """
-
-  split: str | None
-  name: str
-  label: int | None = None
-  found: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-  digest: bytes = b''
-  colors: tuple | None = None
 
 
 def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
@@ -85,7 +65,7 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
 
 
 def is_image(path: str) -> bool:
-  """Whether a file begins as an image does, whatever its name."""
+  """Returns True if a file begins as an image does, whatever its name."""
   try:
     with PIL.Image.open(path):
       return True
@@ -94,7 +74,7 @@ def is_image(path: str) -> bool:
 
 
 def _damage(encoded):
-  """What libjpeg says about a JPEG that decodes nevertheless; mostly ''.
+  """Returns what libjpeg says about a JPEG that decodes; mostly ''.
 
   Raises:
     UnreadableImageError: if training could not decode the image.
@@ -122,26 +102,27 @@ def _decode_jpeg(encoded, strict):
 
 
 def _oddities(image, encoded, name):
-  found = [(kind, '') for kind in _BY_MODE.get(image.mode, ())]
+  notes = list(_BY_MODE.get(image.mode, ()))
   if 'transparency' in image.info:
-    found.append(('alpha', ''))
+    notes.append(_ALPHA)
   if image.mode.startswith('I') or (
     image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16
   ):
-    found.append(('deep', ''))
+    notes.append('of 16 bits per channel: cut to 8')
   suffix = os.path.splitext(name)[1].lower()
   if suffix in IMAGE_SUFFIXES and suffix not in _SUFFIXES.get(image.format, ()):
-    found.append(('wrong_suffix', f'it is {image.format}'))
+    notes.append(f'named {suffix} but {image.format}: read as what they are')
+  found = []
   if min(image.size) == 1:
     found.append(('one_pixel', '{} x {} pixels'.format(*image.size)))
   elif min(image.size) < _SMALL:
-    found.append(('small', '{} x {} pixels'.format(*image.size)))
+    notes.append(f'with a side under {_SMALL} pixels: enlarged')
   # The second picture of an MPO is a preview, no frame.
   if image.format != 'MPO' and getattr(image, 'is_animated', False):
-    found.append(('animated', ''))
-  if (orientation := _orientation(image)) in range(2, 9):
-    found.append(('exif_rotation', f'orientation {orientation}'))
-  return found
+    notes.append('with several frames: the first is read')
+  if _orientation(image) in range(2, 9):
+    notes.append('turned by EXIF: read upright')
+  return found + [('note', note) for note in notes]
 
 
 def _orientation(image):

@@ -1,191 +1,299 @@
-"""What `prepare check` can find, and the collection of what it found."""
+"""What `prepare check` can find, and how it is counted."""
 
+import array
+import collections
 import dataclasses
+import hashlib
+
+import numpy as np
 
 SEVERITIES = ('error', 'warning', 'note')
 _MAX_EXAMPLES = 5  # names that a finding keeps
 _MAX_DETAIL = 200  # characters of what a decoder or the system says
+_DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
 
+_FETCH = 'fetch or write them again'
 _PREPARE = 'prepare the set again'
-_MEND = (
-  'mend, replace or delete them; training goes on without them with'
+_FIX = (
+  'repair, replace or delete them; training goes on without them with'
   ' --config.data.unreadable=skip'
 )
-# kind: (severity, what it is, what to do). An error stops the training or makes
-# it wrong; what the decoders get right is a note.
-KINDS = {
-  'missing_file': ('error', 'files are missing', 'fetch or write them again'),
+# kind: (what it is, what to do). An error stops the training or makes it wrong.
+_ERRORS = {
+  'missing_file': ('files are missing', _FETCH),
   'damaged_file': (
-    'error',
     'tars, shards or descriptions are damaged or cut off',
-    'fetch or write them again',
+    _FETCH,
   ),
   'checksum': (
-    'error',
     'files do not have the SHA-256 that the manifest gives',
-    'something changed them since they were written: ' + _PREPARE,
+    f'something changed them since they were written: {_PREPARE}',
   ),
   'wrong_count': (
-    'error',
     'there are fewer or more than there should be',
     'look for a download or a preparation that was cut short',
   ),
   'wrong_sums': (
-    'error',
     "the colors' sums, mean or covariance in the manifest are wrong",
     _PREPARE,
   ),
   'no_classes': (
-    'error',
     'folders have no subfolders',
     'put the images into one subfolder per class',
   ),
   'one_class': (
-    'error',
     'there is one class only',
     'training needs two; is this the folder above the classes?',
   ),
-  'empty_class': (
-    'error',
-    'class folders hold no images',
-    'fill them or take them away',
-  ),
-  'splits_in_a_class': (
-    'warning',
-    'classes hold folders named like splits',
-    'is this one level too high? give the folder that has train/ and val/',
-  ),
+  'empty_class': ('class folders hold no images', 'fill them or delete them'),
   'class_only_in_validation': (
-    'error',
     'classes of the validation that training lacks',
     'rename or remove them; training refuses them',
   ),
-  'empty_file': ('error', 'files are empty', _MEND),
-  'truncated': ('error', 'images are cut off', _MEND),
-  'unreadable': ('error', 'images cannot be read or decoded', _MEND),
-  'label_out_of_range': (
-    'error',
-    'labels are no class of the set',
-    _PREPARE,
-  ),
+  'empty_file': ('files are empty', _FIX),
+  'truncated': ('images are cut off', _FIX),
+  'unreadable': ('images cannot be read or decoded', _FIX),
+  'label_out_of_range': ('labels are no class of the set', _PREPARE),
   'duplicate_between_splits': (
-    'error',
     'images are in two splits, which spoils the validation',
     'delete them from one of the two',
   ),
+}
+_WARNINGS = {
+  'splits_in_a_class': (
+    'classes hold folders named like splits',
+    'is this one level too high? give the folder that has train/ and val/',
+  ),
   'duplicate': (
-    'warning',
     'images are copies of others of their split',
     'delete the copies; where a part is held out, it may get some of them',
   ),
   'duplicate_with_two_labels': (
-    'warning',
     'images lie in two classes at once',
     'decide for one',
   ),
   'damaged_jpeg': (
-    'warning',
     'JPEGs are damaged inside; they decode, perhaps with wrong parts',
     'look at them',
   ),
   'one_pixel': (
-    'warning',
     'images have a side of one pixel',
     'look at them: crops of them are stripes',
   ),
   'unused_class': (
-    'warning',
     'classes have no training images',
     'the network will never predict them',
   ),
   'class_not_in_validation': (
-    'warning',
     'classes of training have no validation images',
     'their accuracy is not measured',
   ),
   'unknown_suffix': (
-    'warning',
     'images are left out for their file name',
     'rename them to end in .jpg, .png, ... if they belong to the set',
   ),
   'loose_image': (
-    'warning',
     'images lie beside the class folders and are left out',
     'move them into a class, or away',
   ),
-  'unused_folder': (
-    'note',
-    'folders beside train and val, which training does not read',
-    '',
-  ),
-  'not_an_image': ('note', 'other files lie among the images', 'left out'),
-  'skipped': ('note', 'images were left out when the set was written', ''),
-  'unlabeled': (
-    'note',
-    'test images have no label',
-    'do not evaluate on them',
-  ),
-  'wrong_suffix': (
-    'note',
-    'images are of another format than their name says',
-    'read by what they are',
-  ),
-  'small': ('note', 'images have a side under 32 pixels', 'enlarged'),
-  'cmyk': ('note', 'images are CMYK or YCCK', 'converted to RGB'),
-  'grayscale': ('note', 'images are gray', 'read as RGB of equal channels'),
-  'alpha': ('note', 'images are transparent', 'the transparency is left out'),
-  'palette': ('note', 'images have a palette', 'converted to RGB'),
-  'deep': ('note', 'images have 16 bits per channel', 'cut to 8'),
-  'exif_rotation': ('note', 'images are turned by EXIF', 'turned upright'),
-  'animated': ('note', 'images have several frames', 'the first is read'),
+}
+# What training gets right by itself; the details say what it is.
+_NOTES = {'note': ('training copes with these', '')}
+KINDS = {
+  kind: (severity, *texts)
+  for severity, kinds in zip(
+    SEVERITIES, (_ERRORS, _WARNINGS, _NOTES), strict=True
+  )
+  for kind, texts in kinds.items()
 }
 
 
 @dataclasses.dataclass
+class Outcome:
+  """What the examination of one image found.
+
+  Attributes:
+    split: of the image; None for what is no image, such as a whole file.
+    name: of the image or file.
+    label: None if it is not known.
+    found: pairs of a kind of KINDS and a detail.
+    digest: see `digest`; empty if it could not be read.
+    colors: (sums int64 [3], products int64 [3, 3]) or None.
+  """
+
+  split: str | None
+  name: str
+  label: int | None = None
+  found: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  digest: bytes = b''
+  colors: tuple | None = None
+
+
+@dataclasses.dataclass
+class Tally:
+  """The examples of a split.
+
+  Attributes:
+    examples: how many.
+    labels: how many of each known label.
+    sums: int64 [3], of each color; products: int64 [3, 3], of each pair.
+  """
+
+  examples: int = 0
+  labels: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  sums: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros(3, np.int64)
+  )
+  products: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((3, 3), np.int64)
+  )
+
+  def add(self, outcome: Outcome) -> None:
+    """Adds an example."""
+    self.examples += 1
+    if outcome.label is not None:
+      self.labels[outcome.label] += 1
+    if outcome.colors:
+      self.sums += outcome.colors[0]
+      self.products += outcome.colors[1]
+
+  def as_dict(self) -> dict:
+    """Returns {examples, classes}; classes is None if no label is known."""
+    return {'examples': self.examples, 'classes': len(self.labels) or None}
+
+
+@dataclasses.dataclass
 class _Finding:
-  count: int = 0
   examples: list[str] = dataclasses.field(default_factory=list)
-  detail: str = ''
+  details: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
 
 
 class Findings:
   """Counts of what was found, with the first names of each kind."""
 
   def __init__(self):
-    self._found = {}
+    self._found = collections.defaultdict(_Finding)
 
-  def add(self, kind: str, name: str, detail: str = '', count: int = 1) -> None:
-    """Adds `count` findings of one of KINDS.
+  def add(self, kind: str, name: str, detail: str = '') -> None:
+    """Adds a finding.
 
     Args:
       kind: a key of KINDS.
       name: of the file, the image or the class.
-      detail: what is said about it; the first one of a kind is kept.
-      count: how many.
+      detail: what is said about it. Of errors and warnings the first one is
+        shown; of notes all, with their numbers.
     """
-    found = self._found.setdefault(kind, _Finding())
-    found.count += count
+    found = self._found[kind]
     if len(found.examples) < _MAX_EXAMPLES:
       found.examples.append(name)
-    found.detail = found.detail or detail[:_MAX_DETAIL]
+    if kind not in _NOTES:  # each may say something else: keep one
+      detail = next((d for d in found.details if d), detail[:_MAX_DETAIL])
+    found.details[detail] += 1
+
+  def add_count(self, what: str, count: int, expected: int) -> None:
+    """Adds a finding if two numbers differ."""
+    if count != expected:
+      self.add('wrong_count', f'{what}: {count:,}, not {expected:,}')
+
+  def add_unused_classes(self, class_names: list[str], tally: Tally) -> None:
+    """Adds the classes without a training image."""
+    for label, name in enumerate(class_names):
+      if not tally.labels[label]:
+        self.add('unused_class', name)
 
   def as_list(self) -> list[dict]:
-    """[{severity, kind, count, examples, text}], errors first."""
+    """Returns [{severity, kind, count, examples, text}], errors first."""
     return [
       {
         'severity': severity,
         'kind': kind,
-        'count': self._found[kind].count,
+        'count': self._found[kind].details.total(),
         'examples': list(self._found[kind].examples),
         'text': self._text(kind),
       }
-      for wanted in SEVERITIES
       for kind, (severity, _, _) in KINDS.items()
-      if severity == wanted and kind in self._found
+      if kind in self._found
     ]
 
   def _text(self, kind):
     _, what, advice = KINDS[kind]
-    detail = self._found[kind].detail
+    details = self._found[kind].details
+    if kind in _NOTES:
+      counted = (f'{n:,} {detail}' for detail, n in sorted(details.items()))
+      return f'{what}: {", ".join(counted)}'
+    detail = next(filter(None, details), '')
     said = f' (the first: {detail})' if detail else ''
-    return f'{what}{said}; {advice}' if advice else f'{what}{said}'
+    return f'{what}{said}; {advice}'
+
+
+def digest(content: bytes | memoryview) -> bytes:
+  """Returns 16 bytes that stand for the content."""
+  return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
+
+
+class DuplicateIndex:
+  """Finds equal images among millions, in little memory.
+
+  Hashes, names, splits and labels lie in flat buffers: about 30 bytes an image
+  and its name, which for ImageNet is less than 100 MB.
+  """
+
+  def __init__(self):
+    self._digests = bytearray()
+    self._names = bytearray()
+    self._name_ends = array.array('Q')
+    self._labels = array.array('i')
+    self._split_numbers = array.array('b')
+    self._splits = []
+
+  def add(self, outcome: Outcome) -> None:
+    """Adds an image that has a digest and a split."""
+    if outcome.split not in self._splits:
+      self._splits.append(outcome.split)
+    self._digests += outcome.digest
+    self._names += outcome.name.encode(errors='surrogateescape')
+    self._name_ends.append(len(self._names))
+    self._labels.append(-1 if outcome.label is None else outcome.label)
+    self._split_numbers.append(self._splits.index(outcome.split))
+
+  def report(self, findings: Findings) -> None:
+    """Adds what is there more than once to the findings."""
+    for group in self._groups():
+      first, *copies = group
+      seen = {self._split_numbers[first]: first}
+      for index in copies:
+        other = seen.setdefault(self._split_numbers[index], index)
+        if other != index:
+          findings.add('duplicate', self._pair(index, other))
+      for index in list(seen.values())[1:]:
+        findings.add('duplicate_between_splits', self._pair(index, first))
+      known = [i for i in group if self._labels[i] >= 0]
+      for index in known[1:]:
+        if self._labels[index] != self._labels[known[0]]:
+          pair = self._pair(index, known[0])
+          findings.add('duplicate_with_two_labels', pair)
+          break
+
+  def _groups(self):
+    """Returns lists of indices of equal images, in order, by their first."""
+    hashes = np.frombuffer(self._digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable
+    ordered = hashes[order]
+    new = np.ones(len(order) + 1, bool)
+    new[1:-1] = (ordered[1:] != ordered[:-1]).any(1)
+    starts = np.flatnonzero(new)
+    many = np.flatnonzero(np.diff(starts) > 1)
+    groups = [order[starts[i] : starts[i + 1]].tolist() for i in many]
+    return sorted(groups)
+
+  def _pair(self, index, other):
+    return f'{self._name(index)} = {self._name(other)}'
+
+  def _name(self, index):
+    start = self._name_ends[index - 1] if index else 0
+    name = self._names[start : self._name_ends[index]]
+    return bytes(name).decode(errors='surrogateescape')

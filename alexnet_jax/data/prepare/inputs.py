@@ -1,4 +1,4 @@
-"""Where `resize` and `raw` take their images from."""
+"""Flags, source and final message of `prepare resize` and `prepare raw`."""
 
 import argparse
 import pathlib
@@ -12,8 +12,10 @@ from alexnet_jax.errors import UserError
 _IMAGENET_CLASSES = 1_000
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags that name a source, its splits and how to read it."""
+def add_arguments(
+  parser: argparse.ArgumentParser, shard_examples_help: str
+) -> None:
+  """Adds the flags that name a source, its splits and how to write it."""
   parser.add_argument(
     '--source',
     required=True,
@@ -43,9 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default='stop',
     help='at an image that cannot be decoded (default: stop)',
   )
+  add_num_threads(parser)
+  parser.add_argument(
+    '--size', type=_positive, default=256, help='in pixels (default: 256)'
+  )
+  parser.add_argument(
+    '--shard_examples',
+    type=_positive,
+    default=5_000,
+    help=shard_examples_help,
+  )
+
+
+def add_num_threads(parser: argparse.ArgumentParser) -> None:
+  """Adds --num_threads."""
   parser.add_argument(
     '--num_threads',
-    type=not_negative,
+    type=_not_negative,
     default=0,
     help='0: one per core (default)',
   )
@@ -58,16 +74,14 @@ def _fraction(text):
   return value
 
 
-def positive(text: str) -> int:
-  """An argument that must be a whole number from 1."""
+def _positive(text):
   value = int(text)
   if value < 1:
     raise argparse.ArgumentTypeError(f'{text} is not positive')
   return value
 
 
-def not_negative(text: str) -> int:
-  """An argument that must be a whole number from 0."""
+def _not_negative(text):
   value = int(text)
   if value < 0:
     raise argparse.ArgumentTypeError(f'{text} is negative')
@@ -91,7 +105,7 @@ def _check_path(arguments):
 
 
 def train_command(classes: int, size: int, **keys) -> str:
-  """The command that trains on a prepared set.
+  """Returns the command that trains on a prepared set.
 
   Args:
     classes: how many the set has.
@@ -110,7 +124,7 @@ def train_command(classes: int, size: int, **keys) -> str:
 
 
 def open_loaders(arguments, size: int) -> dict[str, Loader]:
-  """A loader for `train` and one for `validation`.
+  """Returns a loader for `train` and one for `validation`.
 
   Raises:
     UserError: if the source is missing or unfit.

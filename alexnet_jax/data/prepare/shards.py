@@ -1,32 +1,36 @@
-"""A data set that is written shard by shard, so that a killed command goes on.
+"""Writes a data set shard by shard, so that a killed command goes on.
 
-A shard is written under another name, synced and renamed; then a note of what
-it holds is written the same way. A shard counts if there is a note and the file
-has the size that the note says. When all count, the caller writes the set's own
-description, and the notes go.
+A shard is written as a whole or not at all; then a note of what it holds is
+written the same way. A shard counts if there is a note and the file has the
+size that the note says. When all count, the set's own description is written,
+and the notes go.
 """
 
+import collections
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
 import importlib.metadata
 import json
-import os
 import pathlib
 import shutil
 import signal
 import sys
+from typing import Protocol
 
 from alexnet_jax import files
 from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.prepare.progress import Progress
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
 _NOTES = '.unfinished'  # the folder of the notes
 _PLAN = 'plan.json'
-_TEMPORARY = '.tmp'
+_CHUNK = 8  # examples that a thread takes at a time
 # A set is not begun with one version of what decides its pixels and ended with
 # another.
 _DECODERS = ('simplejpeg', 'pillow', 'numba')
@@ -42,14 +46,96 @@ class Shard:
   start: int
   stop: int
 
+  def __len__(self) -> int:
+    return self.stop - self.start
+
   @property
   def key(self) -> str:
     """train-00000-of-00003, as in the names of the files."""
     return f'{self.split}-{self.number:05d}-of-{self.count:05d}'
 
 
-def plan(loaders: dict[str, Loader], per_shard: int) -> list[Shard]:
-  """The shards of all splits, in order."""
+class Target(Protocol):
+  """A data set that `write_set` writes.
+
+  Attributes:
+    folder: of the set.
+    description: name of the file that makes the folder a finished set.
+    what: what messages call the set.
+    settings: all that its bytes depend on, as JSON.
+  """
+
+  folder: pathlib.Path
+  description: str
+  what: str
+  settings: dict
+
+  def written_settings(self) -> dict:
+    """Returns the settings of the finished set in the folder."""
+
+  def estimate(self, loader: Loader, missing: list[Shard]) -> int:
+    """Returns how many bytes some shards of a split will take."""
+
+  def file_name(self, shard: Shard) -> str:
+    """Returns the name of a shard's file."""
+
+  def convert(self, loader: Loader, index: int) -> object:
+    """Returns what `write` gets of an example; None if it is skipped.
+
+    It is called in threads.
+    """
+
+  def write(self, path: pathlib.Path, examples: Iterable) -> dict:
+    """Writes converted examples, in order; returns a note of the shard.
+
+    It has at least `num_examples`.
+    """
+
+  def describe(self, notes: dict[str, list[dict]], drafts: pathlib.Path):
+    """Writes the description, from the notes of each split's shards.
+
+    `drafts` is a folder for files on the way there.
+    """
+
+
+def write_set(
+  target: Target, loaders: dict[str, Loader], per_shard: int
+) -> None:
+  """Writes a set, or what is missing of it; leaves a finished one as it is.
+
+  Args:
+    target: the set.
+    loaders: one for each split.
+    per_shard: examples in a file.
+
+  Raises:
+    UserError: if the folder is in use, was made or begun with other settings,
+      or holds something else; if the disk is full (what is finished stays) or a
+      split has no example that can be decoded.
+    Interrupted: for SIGTERM or Ctrl-C.
+  """
+  folder = target.folder
+  with _locked(folder, target.description):
+    if (folder / target.description).exists():
+      if changes := _differences(target.written_settings(), target.settings):
+        raise UserError(
+          f'{folder} holds {target.what} made with other settings or from other'
+          f' data ({changes}); choose another --out'
+        )
+      print(f'{folder} is prepared already', file=sys.stderr)
+    else:
+      out = _Output(folder, _plan(loaders, per_shard))
+      with _full_disk_explained(out):
+        out.begin(target.settings)
+        _check_room(target, loaders, out)
+        notes = _write_shards(target, loaders, out)
+        target.describe(notes, out.notes)
+    # Also if the last command ended right before that.
+    shutil.rmtree(folder / _NOTES, ignore_errors=True)
+
+
+def _plan(loaders, per_shard):
+  """Returns the shards of all splits, in order."""
   planned = []
   for split, loader in loaders.items():
     total = loader.source.num_examples
@@ -61,26 +147,9 @@ def plan(loaders: dict[str, Loader], per_shard: int) -> list[Shard]:
   return planned
 
 
-def by_split(planned: list[Shard], notes: list[dict]) -> dict[str, list[dict]]:
-  """The notes of each split's shards, in order."""
-  found = {}
-  for shard, note in zip(planned, notes, strict=True):
-    found.setdefault(shard.split, []).append(note)
-  return found
-
-
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, description: str) -> Iterator[None]:
-  """Makes a folder and keeps other processes from preparing it.
-
-  Args:
-    folder: of the set.
-    description: name of the file that makes a folder a finished set.
-
-  Raises:
-    UserError: if another process prepares it, or it holds something else.
-    Interrupted: for SIGTERM or Ctrl-C.
-  """
+def _locked(folder, description):
+  """Makes a folder and keeps other processes from preparing it."""
   folder.mkdir(parents=True, exist_ok=True)
   found = {path.name for path in folder.iterdir()} - {files.LOCK_FILE}
   if found and not found & {description, _NOTES}:
@@ -91,26 +160,6 @@ def locked(folder: pathlib.Path, description: str) -> Iterator[None]:
   busy = f'another process is preparing {folder}; wait for it or end it'
   with files.lock(folder, busy), _signals_interrupt():
     yield
-
-
-@contextlib.contextmanager
-def output(
-  folder: pathlib.Path, settings: dict, planned: list[Shard]
-) -> Iterator['Output']:
-  """Opens a locked folder, new or as an ended command left it.
-
-  Raises:
-    UserError: if the folder was begun with other settings, or if the disk is
-      full; what is finished stays.
-  """
-  out = Output(folder)
-  with _full_disk_explained(out, planned):
-    out.notes.mkdir(exist_ok=True)
-    versions = {name: importlib.metadata.version(name) for name in _DECODERS}
-    _check_plan(out.notes / _PLAN, settings | versions)
-    for left in folder.glob(f'*{_TEMPORARY}'):
-      left.unlink()
-    yield out
 
 
 @contextlib.contextmanager
@@ -127,19 +176,69 @@ def _signals_interrupt():
       signal.signal(number, handler)
 
 
-def _check_plan(path, settings):
-  if not path.exists():
-    write_json(path, settings)
-    return
-  if changes := differences(read_json(path), settings):
+@contextlib.contextmanager
+def _full_disk_explained(out):
+  try:
+    yield
+  except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
+    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
+    if not full and 'No space left' not in str(error):
+      raise
+    finished = len(out.planned) - len(out.missing())
     raise UserError(
-      f'{path.parent.parent} was begun with other settings ({changes}); give'
-      ' those, choose another --out, or delete the folder'
-    )
+      f'no space left in {out.folder}; {finished} of {len(out.planned)} shards'
+      ' are finished and stay: make room and start the same command again'
+    ) from error
 
 
-def differences(before: dict, after: dict) -> str:
-  """`key: before -> after` of what differs, for messages."""
+class _Output:
+  """A folder that is being written, new or as an ended command left it."""
+
+  def __init__(self, folder: pathlib.Path, planned: list[Shard]):
+    self.folder, self.planned = folder, planned
+    self.notes = folder / _NOTES
+
+  def begin(self, settings: dict) -> None:
+    """Writes down the settings, or compares them with those before."""
+    self.notes.mkdir(exist_ok=True)
+    versions = {name: importlib.metadata.version(name) for name in _DECODERS}
+    settings, path = settings | versions, self.notes / _PLAN
+    if not path.exists():
+      write_json(path, settings)
+    elif changes := _differences(read_json(path), settings):
+      raise UserError(
+        f'{self.folder} was begun with other settings ({changes}); give those,'
+        ' choose another --out, or delete the folder'
+      )
+    for left in self.folder.glob('*.tmp'):
+      left.unlink()
+
+  def note(self, shard: Shard) -> dict | None:
+    """Returns what a finished shard holds; None if it is not finished."""
+    try:
+      note = read_json(self.notes / f'{shard.key}.json')
+      whole = (self.folder / note['file']).stat().st_size == note['bytes']
+    except FileNotFoundError:
+      return None
+    return note if whole else None
+
+  def missing(self) -> list[Shard]:
+    """Returns the shards that are not finished."""
+    return [shard for shard in self.planned if self.note(shard) is None]
+
+  def add(
+    self, shard: Shard, name: str, write: Callable[[pathlib.Path], dict]
+  ) -> None:
+    """Writes a shard: `write(path)` returns what the note is to say."""
+    with files.replaced_file(self.folder / name) as temporary:
+      note = write(temporary)
+      size = temporary.stat().st_size
+    path = self.notes / f'{shard.key}.json'
+    write_json(path, {**note, 'file': name, 'bytes': size})
+
+
+def _differences(before, after):
+  """Returns `key: before -> after` of what differs, for messages."""
   return ', '.join(
     f'{key}: {before.get(key)!r} -> {after.get(key)!r}'
     for key in sorted(before.keys() | after.keys())
@@ -147,72 +246,17 @@ def differences(before: dict, after: dict) -> str:
   )
 
 
-@contextlib.contextmanager
-def _full_disk_explained(out, planned):
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
-    if not full and 'No space left' not in str(error):
-      raise
-    finished = sum(out.note(shard) is not None for shard in planned)
-    raise UserError(
-      f'no space left in {out.folder}; {finished} of {len(planned)} shards are'
-      ' finished and stay: make room and start the same command again'
-    ) from error
-
-
-class Output:
-  """A folder that is being written. Made by `output`."""
-
-  def __init__(self, folder: pathlib.Path):
-    self.folder = folder
-    self.notes = folder / _NOTES
-
-  def note(self, shard: Shard) -> dict | None:
-    """What a finished shard holds; None if it is not finished."""
-    try:
-      note = read_json(self._note(shard))
-      whole = (self.folder / note['file']).stat().st_size == note['bytes']
-    except FileNotFoundError:
-      return None
-    return note if whole else None
-
-  def add(
-    self, shard: Shard, name: str, write: Callable[[pathlib.Path], dict]
-  ) -> None:
-    """Writes a shard: `write(path)` returns what the note is to say."""
-    temporary = self.folder / f'{name}{_TEMPORARY}'
-    try:
-      note = write(temporary)
-      size = temporary.stat().st_size
-      put_in_place(temporary, self.folder / name)
-      write_json(self._note(shard), {**note, 'file': name, 'bytes': size})
-    finally:
-      temporary.unlink(missing_ok=True)
-
-  def finish(self) -> None:
-    """Forgets the notes; the set is described elsewhere by now."""
-    forget_notes(self.folder)
-
-  def _note(self, shard):
-    return self.notes / f'{shard.key}.json'
-
-
-def forget_notes(folder: pathlib.Path) -> None:
-  """Takes away what only an unfinished set needs."""
-  shutil.rmtree(folder / _NOTES, ignore_errors=True)
-
-
-def check_room(folder: pathlib.Path, needed: int, what: str) -> None:
-  """Says how much room is needed and there.
-
-  Raises:
-    UserError: if it is not enough.
-  """
-  free = shutil.disk_usage(folder).free
+def _check_room(target, loaders, out):
+  """Says how much room is needed and there; raises if it is not enough."""
+  missing = out.missing()
+  needed = sum(
+    target.estimate(loader, [s for s in missing if s.split == split])
+    for split, loader in loaders.items()
+  )
+  free = shutil.disk_usage(out.folder).free
   text = (
-    f'{what} needs about {_size(needed)}; {folder} has {_size(free)} of room'
+    f'{target.what} needs about {_size(needed)}; {out.folder} has'
+    f' {_size(free)} of room'
   )
   if free < needed:
     raise UserError(f'{text}; make room or choose another --out')
@@ -227,6 +271,80 @@ def _size(count):
   return f'{count:.3g} TB'
 
 
+def _write_shards(target, loaders, out):
+  """Writes what is missing; returns the notes of each split's shards."""
+  missing = out.missing()
+  if done := len(out.planned) - len(missing):
+    print(
+      f'{done} of {len(out.planned)} shards are there already', file=sys.stderr
+    )
+  workers = max(loader.num_threads for loader in loaders.values())
+  with (
+    concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    Progress(sum(map(len, missing)), f'writing {out.folder}') as progress,
+  ):
+    for shard in missing:
+      loader = loaders[shard.split]
+      examples = _convert(target, loader, shard, pool, workers, progress)
+      with contextlib.closing(examples):
+        out.add(
+          shard,
+          target.file_name(shard),
+          lambda path, examples=examples: _write(target, path, examples),
+        )
+  notes = collections.defaultdict(list)
+  for shard in out.planned:
+    notes[shard.split].append(out.note(shard))
+  for split, own in notes.items():
+    if not sum(note['num_examples'] for note in own):
+      raise UserError(
+        f'no image of {loaders[split].source.name} can be decoded'
+      )
+  return dict(notes)
+
+
+def _write(target, path, examples):
+  """Writes a shard and adds the names of skipped examples to its note."""
+  skipped = []
+
+  def kept():
+    for example, name in examples:
+      if example is None:
+        skipped.append(name)
+      else:
+        yield example
+
+  return {**target.write(path, kept()), 'skipped': skipped}
+
+
+def _convert(
+  target, loader, shard, pool, workers, progress
+) -> Iterator[tuple[object, str]]:
+  """Yields (converted example or None, its name if None), in order."""
+
+  def work(start):
+    results = []
+    for index in range(start, min(start + _CHUNK, shard.stop)):
+      example = target.convert(loader, index)
+      name = loader.source.describe(index) if example is None else ''
+      results.append((example, name))
+    return results
+
+  starts = collections.deque(range(shard.start, shard.stop, _CHUNK))
+  pending = collections.deque()
+  try:
+    while starts or pending:
+      # Few enough to keep memory flat, enough to keep every thread busy.
+      while starts and len(pending) < 4 * workers:
+        pending.append(pool.submit(work, starts.popleft()))
+      results = pending.popleft().result()
+      yield from results
+      progress.advance(len(results))
+  finally:
+    for future in pending:
+      future.cancel()
+
+
 def read_json(path: pathlib.Path) -> dict:
   """Reads what `write_json` wrote."""
   return json.loads(path.read_text())
@@ -234,21 +352,5 @@ def read_json(path: pathlib.Path) -> dict:
 
 def write_json(path: pathlib.Path, content: dict, indent: int = 0) -> None:
   """Writes a JSON file that is there as a whole or not at all."""
-  temporary = path.with_name(path.name + _TEMPORARY)
-  temporary.write_text(json.dumps(content, indent=indent or None))
-  put_in_place(temporary, path)
-
-
-def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
-  """Renames a finished file, so that a power cut leaves it or none."""
-  _sync(temporary)
-  temporary.replace(path)
-  _sync(path.parent)
-
-
-def _sync(path):
-  file = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(file)
-  finally:
-    os.close(file)
+  with files.replaced_file(path) as temporary:
+    temporary.write_text(json.dumps(content, indent=indent or None))

@@ -2,7 +2,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import file_list
+from alexnet_jax.data import folder
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
@@ -23,7 +23,7 @@ def tree(tmp_path):
 
 def test_folders_are_walked_and_files_taken_as_they_are(tree):
   notes = str(tree / 'notes.txt')
-  found = file_list.find_images([notes, str(tree), notes, str(tree / 'x')])
+  found = folder.find_images([notes, str(tree), notes, str(tree / 'x')])
   below = [f'{tree}/{n}' for n in ('a.jpg', 'b.PNG', 'x/c.tiff', 'x/y/d.webp')]
   assert found == [notes, *below, notes, *below[2:]]
 
@@ -31,13 +31,13 @@ def test_folders_are_walked_and_files_taken_as_they_are(tree):
 def test_what_is_missing_is_named(tree):
   paths = [str(tree), str(tree / 'no.png'), str(tree / 'dangling.png'), '']
   with pytest.raises(UserError, match=r"no\.png', .*dangling\.png', ''$"):
-    file_list.find_images(paths)
+    folder.find_images(paths)
 
 
 def test_folders_without_images(tree, caplog):
   with pytest.raises(UserError, match=r'no image in .*empty.*webp'):
-    file_list.find_images([str(tree / 'empty')])
-  found = file_list.find_images([str(tree / 'empty'), str(tree / 'a.jpg')])
+    folder.find_images([str(tree / 'empty')])
+  found = folder.find_images([str(tree / 'empty'), str(tree / 'a.jpg')])
   assert found == [str(tree / 'a.jpg')]
   assert 'empty: no images' in caplog.text
 
@@ -48,7 +48,7 @@ def test_a_loader_tells_why_a_file_cannot_be_used(tmp_path):
   PIL.Image.fromarray(pixels).save(good)
   junk.write_bytes(b'junk')
   paths = [str(p) for p in (good, junk, tmp_path / 'gone', tmp_path)]
-  source = file_list.FileList(paths, ('a', 'b'))
+  source = folder.FileList(paths, ('a', 'b'))
   loader = Loader(source, 8, unreadable='skip')
   read = [loader.pixels(i) for i in range(source.num_examples)]
   np.testing.assert_array_equal(read[0][0], pixels)

@@ -1,0 +1,176 @@
+"""The command `prepare raw`: squares of uint8 pixels in memory-mapped shards.
+
+The manifest, manifest.json:
+
+- format, image_size (pixels), class_names, settings (of the command);
+- splits: {train, validation} of {num_examples, source, source_fingerprint,
+  skipped (names of what could not be decoded), shards: [{file, num_examples,
+  sha256}], labels: {file, sha256}, rgb: {pixels, sums [3], products [3][3]
+  (exact integers), mean [3], covariance [3][3]}}.
+"""
+
+import hashlib
+import pathlib
+import sys
+
+import numpy as np
+
+from alexnet_jax import files
+from alexnet_jax.data import pixel_statistics
+from alexnet_jax.data import raw
+from alexnet_jax.data.prepare import inputs
+from alexnet_jax.data.prepare import shards
+
+
+def prepare_raw(arguments) -> dict:
+  """Writes both splits of a source as squares; see the module's docstring.
+
+  Args:
+    arguments: of the command line, see `add_arguments`.
+
+  Returns:
+    {out, image_size, classes, splits: {name: examples}, skipped: how many}.
+
+  Raises:
+    UserError: if the source is unfit, `out` in use or the disk too small.
+  """
+  loaders = inputs.open_loaders(arguments, arguments.size)
+  target = _RawSet(arguments, loaders)
+  shards.write_set(target, loaders, arguments.shard_examples)
+  manifest = raw.read_manifest(target.folder)
+  splits, size = manifest['splits'], manifest['image_size']
+  classes = len(manifest['class_names'])
+  command = inputs.train_command(
+    classes, size, source='raw', path=target.folder
+  )
+  print(command, file=sys.stderr)
+  return {
+    'out': str(target.folder),
+    'image_size': size,
+    'classes': classes,
+    'splits': {name: info['num_examples'] for name, info in splits.items()},
+    'skipped': sum(len(info['skipped']) for info in splits.values()),
+  }
+
+
+class _RawSet:
+  """A raw set, as `shards.Target` describes it."""
+
+  description = raw.MANIFEST
+  what = 'a raw set'
+
+  def __init__(self, arguments, loaders):
+    self.folder = pathlib.Path(arguments.out).expanduser()
+    self._size = arguments.size
+    self._loaders = loaders
+    self.settings = {
+      'image_size': arguments.size,
+      'shard_examples': arguments.shard_examples,
+      'sources': {k: v.source.fingerprint for k, v in loaders.items()},
+    }
+
+  def written_settings(self) -> dict:
+    return raw.read_manifest(self.folder)['settings']
+
+  def estimate(self, loader, missing) -> int:
+    del loader  # all squares are of one size
+    return sum(map(len, missing)) * (self._size**2 * 3 + 4)
+
+  def file_name(self, shard) -> str:
+    return f'{shard.key}.npy'
+
+  def convert(self, loader, index):
+    """Returns (pixels, label, color sums) of an example; None if skipped."""
+    from alexnet_jax.data import kernels  # slow to import
+
+    example = loader.square(index)
+    if example is None:
+      return None
+    sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    kernels.add_color_sums(example[0], *sums)
+    return *example, sums
+
+  def write(self, path, examples) -> dict:
+    """Writes squares as .npy; their number is known at the end only."""
+    labels = []
+    sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    with path.open('wb') as file:
+      start = self._write_header(file, 0)
+      for pixels, label, (image_sums, image_products) in examples:
+        file.write(pixels.data)
+        labels.append(label)
+        sums += image_sums
+        products += image_products
+      file.seek(0)
+      if self._write_header(file, len(labels)) != start:
+        raise RuntimeError('the length of a .npy header changed')
+    with path.open('rb') as file:  # from the page cache
+      sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+    return {
+      'sha256': sha256,
+      'num_examples': len(labels),
+      'labels': labels,
+      'sums': sums.tolist(),
+      'products': products.tolist(),
+    }
+
+  def _write_header(self, file, count):
+    """Writes the header of a .npy file; returns its length."""
+    header = {
+      'descr': '|u1',
+      'fortran_order': False,
+      # numpy leaves room for a larger first dimension.
+      'shape': (count, self._size, self._size, 3),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+  def describe(self, notes, drafts) -> None:
+    del drafts  # all files are written where they belong
+    manifest = {
+      'format': raw.FORMAT,
+      'image_size': self._size,
+      'class_names': list(self._loaders['train'].source.class_names),
+      'settings': self.settings,
+      'splits': {
+        split: self._split(split, own) for split, own in notes.items()
+      },
+    }
+    shards.write_json(self.folder / raw.MANIFEST, manifest, indent=1)
+
+  def _split(self, split, notes):
+    """Writes the labels of a split; returns its part of the manifest."""
+    source = self._loaders[split].source
+    labels = np.array([k for note in notes for k in note['labels']], np.int32)
+    path = self.folder / f'{split}-labels.npy'
+    with files.replaced_file(path) as temporary, temporary.open('wb') as file:
+      np.save(file, labels)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    keys = ('file', 'num_examples', 'sha256')
+    return {
+      'num_examples': len(labels),
+      'source': source.name,
+      'source_fingerprint': source.fingerprint,
+      'skipped': [name for note in notes for name in note['skipped']],
+      'shards': [{key: note[key] for key in keys} for note in notes],
+      'labels': {'file': path.name, 'sha256': sha256},
+      'rgb': pixel_statistics.color_statistics(
+        len(labels) * self._size**2,
+        np.sum([note['sums'] for note in notes], 0),
+        np.sum([note['products'] for note in notes], 0),
+      ),
+    }
+
+
+def add_arguments(commands) -> None:
+  """Adds the subcommand to argparse's `commands`."""
+  parser = commands.add_parser(
+    'raw',
+    help='decode a data set once, into squares of uint8 pixels',
+    description='Writes the center squares of all images as uint8 arrays, which'
+    ' training memory-maps. ImageNet at 256 pixels takes 262 GB.',
+  )
+  inputs.add_arguments(
+    parser, 'images in a file (default: 5,000: about 1 GB at 256 pixels)'
+  )
+  parser.set_defaults(work=prepare_raw)
