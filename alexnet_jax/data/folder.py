@@ -75,8 +75,8 @@ class FolderSource:
 class FileList:
   """Image files of unknown classes: their labels are 0.
 
-  It is a source (see `sources`) without a fingerprint, as nothing is trained
-  on it.
+  It is a source (see `sources.Source`) without a fingerprint, as nothing is
+  trained on it.
   """
 
   paths: Sequence[str]

@@ -1,4 +1,4 @@
-"""Compiled loops over pixels, for what numpy and OpenCV do slowly.
+"""Compiled loops over pixels, because numpy and OpenCV are slow here.
 
 numba compiles them at their first call (about a second, kept in its cache) and
 runs them without the GIL. Importing numba takes a while too: import this module
@@ -20,7 +20,7 @@ def _compiled(function):
 
 @intrinsic
 def _pointer(typing_context, address):
-  """The uint64 `address` as a pointer to uint8."""
+  """Returns the uint64 `address` as a pointer to uint8."""
 
   def generate(context, builder, signature, arguments):
     target = context.get_value_type(signature.return_type)
@@ -60,7 +60,7 @@ def resample(image, out, first_row, row_scale, first_column, column_scale):
   original; `out` is the window of it that starts at (first_row, first_column).
   A pixel is the same whatever window it is computed in. Along an axis whose
   scale is above 1 it is the mean over the area it covers (OpenCV's INTER_AREA),
-  otherwise linear interpolation between the nearest pixels' centres
+  otherwise linear interpolation between the nearest pixels' centers
   (INTER_LINEAR). Sums are float32, rounded to the nearest.
 
   Args:
@@ -109,7 +109,7 @@ def resample(image, out, first_row, row_scale, first_column, column_scale):
 
 @_compiled
 def _taps(first, count, scale, size):
-  """Pixels that make up each resized pixel of one axis, and their weights.
+  """Returns the pixels behind each resized pixel of one axis, with weights.
 
   Returns:
     (start int64 [count], weights float32 [count, taps]), at least three taps,
@@ -128,18 +128,18 @@ def _taps(first, count, scale, size):
         if covered > 0 and start + k < size:
           weights[i, k] = covered / (end - begin)
     else:
-      centre = min(max((first + i + 0.5) * scale - 0.5, 0.0), size - 1.0)
-      start = int(centre)
-      weights[i, 0] = 1 - (centre - start)
+      center = min(max((first + i + 0.5) * scale - 0.5, 0.0), size - 1.0)
+      start = int(center)
+      weights[i, 0] = 1 - (center - start)
       if start + 1 < size:
-        weights[i, 1] = centre - start
+        weights[i, 1] = center - start
     starts[i] = start
   return starts, weights
 
 
 @_compiled
 def add_color_sums(image, sums, products):
-  """Adds an image's colours, exactly.
+  """Adds the sums of an image's colors, exactly.
 
   Args:
     image: uint8 [height, width, 3].

@@ -65,7 +65,7 @@ class ParquetSource:
 
   def describe(self, index: int) -> str:
     number, row = self.groups.locate(int(self.rows[index]))
-    file, group = self.groups.places[number]
+    file, group = self.groups.row_groups[number]
     return f'{file.path} row group {group}, row {row}'
 
 
@@ -90,12 +90,12 @@ class RowGroups:
   def __init__(self, root: pathlib.Path, files: Sequence[_File]):
     self.root = root
     self.files = files
-    self.places = [
+    self.row_groups = [
       (file, group)
       for file in files
       for group in range(file.metadata.num_row_groups)
     ]
-    groups = [f.metadata.row_group(g) for f, g in self.places]
+    groups = [f.metadata.row_group(g) for f, g in self.row_groups]
     self._starts = np.cumsum([0, *(g.num_rows for g in groups)])[:-1]
     largest = max((g.total_byte_size for g in groups), default=0)
     kept = max(1, _CACHE_BYTES // max(1, largest))
@@ -105,19 +105,19 @@ class RowGroups:
     self._locks = [threading.Lock() for _ in range(64)]
 
   def locate(self, row: int) -> tuple[int, int]:
-    """Returns (index in `places`, row in that group) of a row."""
+    """Returns (index in `row_groups`, row in that group) of a row."""
     # Of groups that start alike all but the last are empty.
     number = int(np.searchsorted(self._starts, row, 'right')) - 1
     return number, row - int(self._starts[number])
 
   def images(self, number: int) -> Any:
-    """Returns the group at `places[number]`, a ChunkedArray of bytes."""
+    """Returns the group at `row_groups[number]`, a ChunkedArray of bytes."""
     with self._locks[number % len(self._locks)]:
       return self._cached(number)
 
   def _decode(self, number):
     pa, pq = _import_pyarrow()
-    file, group = self.places[number]
+    file, group = self.row_groups[number]
     if number in self._decoded:
       shard_files.warn_once(_SLOW.format(self.root))
     self._decoded.add(number)

@@ -185,7 +185,7 @@ def _index_shards(root, shards):
     )
   if again := len(samples) - len(np.unique(samples['key'])):
     shard_files.warn_once(
-      f'{root}: {again} samples have a key that another shard has, too'
+      f'{root}: {again} samples have a key that another shard has as well'
     )
   return samples
 

@@ -214,7 +214,7 @@ def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
     list(pool.map(source.read, [*range(60)] * 3))
   counts = [
     file.metadata.row_group(group).num_rows
-    for file, group in source.groups.places
+    for file, group in source.groups.row_groups
   ]
   assert 0 in counts  # of the empty file
   assert sorted(calls) == np.flatnonzero(counts).tolist()
