@@ -85,7 +85,7 @@ def choose(names: str) -> list[Layout]:
 
 
 def open_source(task: Task):
-  """A source as `data.sources` describes it, of all photographs."""
+  """A source as `data.sources.Source` describes it, of all photographs."""
   kind, path = task.layout.kind, str(task.path)
   if kind == 'folder':
     from alexnet_jax.data.folder import folder_source

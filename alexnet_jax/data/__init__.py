@@ -1,1 +1,1 @@
-"""Pixels and their order: numpy, OpenCV and Grain, never jax."""
+"""Data sets, and batches of their images: numpy, numba, Grain; never jax."""

@@ -1,4 +1,4 @@
-"""Random changes of training images: crop, flip, brightness, PCA lighting.
+"""Augmentation of training images: crop, flip, brightness, PCA lighting.
 
 The crop is cut on the host; flip, brightness and lighting are drawn here and
 applied on the device. All draws come from `order`, so they are functions of the

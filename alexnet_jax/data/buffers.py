@@ -25,7 +25,7 @@ class Buffers:
     self._free = collections.deque()  # its append and pop are atomic
 
   def take(self) -> np.ndarray:
-    """An array uint8 [shape] with arbitrary contents."""
+    """Returns an array uint8 [shape] with arbitrary contents."""
     try:
       block = self._free.pop()
     except IndexError:

@@ -1,4 +1,4 @@
-"""Image files to uint8 arrays."""
+"""Decoding of image files into uint8 arrays."""
 
 from collections.abc import Callable
 import dataclasses
@@ -84,7 +84,7 @@ def decode(
 
 
 def _decode_top(encoded, header, rows_needed):
-  """The image without what lies below; None if the JPEG does not allow it."""
+  """Returns the image without its lower rows; None if that is not possible."""
   height, width = header.height, header.width
   if not header.is_sequential or header.orientation(encoded) != 1:
     return None
@@ -92,9 +92,9 @@ def _decode_top(encoded, header, rows_needed):
   rows = rows_needed(height, width) + _LARGEST_BLOCK
   if rows >= height:
     return None
-  place = header.height_at
+  offset = header.height_at
   # A decoder believes the height in the header, and ignores what follows.
-  shortened = encoded[:place] + rows.to_bytes(2, 'big') + encoded[place + 2 :]
+  shortened = encoded[:offset] + rows.to_bytes(2, 'big') + encoded[offset + 2 :]
   buffer = _decoding_buffer(height * width * 3)
   try:
     simplejpeg.decode_jpeg(shortened, 'RGB', buffer=buffer, strict=False)
@@ -117,7 +117,7 @@ def _decode_jpeg(encoded, header, min_size, strict):
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
-  """Whether a file is a JPEG in color that needs no turning."""
+  """Returns True if a file is a JPEG in color that needs no turning."""
   if encoded[:2] != _JPEG_START:
     return False
   header = _read_jpeg_header(encoded)
@@ -125,7 +125,7 @@ def is_plain_jpeg(encoded: bytes) -> bool:
 
 
 def _decoding_buffer(size):
-  """Memory of this thread, used again: fresh pages cost more than reading."""
+  """Returns memory of this thread: fresh pages cost more than reading."""
   if size > _MAX_KEPT_BUFFER:
     return np.empty(size, np.uint8)
   kept = getattr(_of_thread, 'buffer', None)
@@ -160,7 +160,7 @@ def _decode_with_pillow(encoded):
 
 @dataclasses.dataclass
 class _JpegHeader:
-  """What stands before the scan of a JPEG."""
+  """The header of a JPEG: all that stands before its scan."""
 
   end: int = 2  # where the scan begins
   height: int = 0
@@ -171,11 +171,11 @@ class _JpegHeader:
   may_be_turned: bool = False
 
   def will_be_scaled(self, min_size: int) -> bool:
-    """Whether there is a factor of 2 or more that leaves `min_size` pixels."""
+    """Returns True if a factor of 2 or more leaves `min_size` pixels."""
     return 0 < min_size <= -(-min(self.height, self.width) // 2)
 
   def orientation(self, encoded: bytes) -> int:
-    """Of EXIF or XMP, 1 to 8; 1 is upright."""
+    """Returns the orientation of EXIF or XMP, 1 to 8; 1 is upright."""
     if not self.may_be_turned:
       return 1
     try:

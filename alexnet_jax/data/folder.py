@@ -9,7 +9,6 @@ import stat
 
 import numpy as np
 
-from alexnet_jax.data.shard_files import read_at
 from alexnet_jax.data.splits import digest
 from alexnet_jax.data.splits import held_out
 from alexnet_jax.errors import UnreadableImageError
@@ -76,8 +75,8 @@ class FolderSource:
 class FileList:
   """Image files of unknown classes: their labels are 0.
 
-  It is a source (see `sources`) without a fingerprint, as nothing is trained
-  on it.
+  It is a source (see `sources.Source`) without a fingerprint, as nothing is
+  trained on it.
   """
 
   paths: Sequence[str]
@@ -274,3 +273,27 @@ def find_images(paths: Sequence[str]) -> list[str]:
       f' with files that end in {", ".join(IMAGE_SUFFIXES)}'
     )
   return found
+
+
+def read_at(path: str, size: int, offset: int = 0) -> bytes:
+  """Reads up to `size` bytes of a file from `offset` on, fewer at its end.
+
+  It makes as few system calls as possible: each hands over the GIL.
+
+  Raises:
+    UserError: if the file cannot be read.
+  """
+  try:
+    file = os.open(path, os.O_RDONLY)
+    try:
+      content = os.pread(file, size, offset)
+      while 0 < len(content) < size:  # at the end, or a slow file system
+        more = os.pread(file, size - len(content), offset + len(content))
+        if not more:
+          break
+        content += more
+    finally:
+      os.close(file)
+  except OSError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  return content

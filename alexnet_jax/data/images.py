@@ -7,7 +7,7 @@ import numpy as np
 
 
 def center_square(image: np.ndarray, size: int) -> np.ndarray:
-  """Short side to `size`, then the center: uint8 [size, size, 3].
+  """Returns the center of an image with short side `size`, [size, size, 3].
 
   This is the paper's preparation (Krizhevsky et al. 2012, section 2). Shrinking
   averages over areas, enlarging interpolates linearly.
@@ -43,7 +43,7 @@ def crop_of_square(
 def rows_of_crop(
   height: int, width: int, size: int, top: int, crop_size: int
 ) -> int:
-  """Rows of an image, from the top, that `crop_of_square` reads.
+  """Returns how many rows of an image, from the top, `crop_of_square` reads.
 
   Args:
     height, width: of the image, in pixels.
@@ -58,7 +58,7 @@ def rows_of_crop(
 
 
 def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
-  """The whole image with its short side resized to `size`, uint8 [h, w, 3]."""
+  """Returns the whole image with its short side `size`, uint8 [h, w, 3]."""
   height, width = image.shape[:2]
   rows, columns = resized_shape(height, width, size)
   out = np.empty((rows, columns, 3), np.uint8)
@@ -67,7 +67,7 @@ def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
-  """(height, width) of an image whose short side becomes `size`."""
+  """Returns (height, width) of an image whose short side becomes `size`."""
   scale = size / min(height, width)
   return max(size, round(height * scale)), max(size, round(width * scale))
 
@@ -108,7 +108,9 @@ def random_resized_box(
   area: tuple[float, float],
   ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-  """The box of a random-resized crop (Szegedy et al. 2014, section 6).
+  """Returns the box of a random-resized crop.
+
+  It is that of Szegedy et al. 2014, section 6.
 
   The first attempt whose box fits is taken, as in torchvision; if none does,
   the largest center box within the ratios.
@@ -140,6 +142,6 @@ def random_resized_box(
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-  """The central [size, size, ...] of an array [height, width, ...]."""
+  """Returns the central [size, size, ...] of an array [height, width, ...]."""
   top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
   return image[top : top + size, left : left + size]

@@ -1,4 +1,4 @@
-"""Compiled loops over pixels, for what numpy and OpenCV do slowly.
+"""Compiled loops over pixels, because numpy and OpenCV are slow here.
 
 numba compiles them at their first call (about a second, kept in its cache) and
 runs them without the GIL. Importing numba takes a while too: import this module
@@ -20,7 +20,7 @@ def _compiled(function):
 
 @intrinsic
 def _pointer(typing_context, address):
-  """The uint64 `address` as a pointer to uint8."""
+  """Returns the uint64 `address` as a pointer to uint8."""
 
   def generate(context, builder, signature, arguments):
     target = context.get_value_type(signature.return_type)
@@ -109,7 +109,7 @@ def resample(image, out, first_row, row_scale, first_column, column_scale):
 
 @_compiled
 def _taps(first, count, scale, size):
-  """Pixels that make up each resized pixel of one axis, and their weights.
+  """Returns the pixels behind each resized pixel of one axis, with weights.
 
   Returns:
     (start int64 [count], weights float32 [count, taps]), at least three taps,
@@ -139,7 +139,7 @@ def _taps(first, count, scale, size):
 
 @_compiled
 def add_color_sums(image, sums, products):
-  """Adds an image's colors, exactly.
+  """Adds the sums of an image's colors, exactly.
 
   Args:
     image: uint8 [height, width, 3].

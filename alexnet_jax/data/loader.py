@@ -1,4 +1,4 @@
-"""Reads examples of a source in threads."""
+"""Reading and decoding of examples in threads."""
 
 import collections
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
 _SKIP_HINT = (
-  '--config.data.unreadable=skip; or mend or delete it, after which a run with'
-  ' checkpoints needs a new --workdir'
+  '--config.data.unreadable=skip; or repair or delete it, after which a run'
+  ' with checkpoints needs a new --workdir'
 )
 # Squares of images in memory that are kept; more are made anew each time.
 _MOST_KEPT = 2**28  # bytes
@@ -26,7 +26,7 @@ class Loader:
   """Reads and decodes examples of one source.
 
   Attributes:
-    source: see `sources`.
+    source: see `sources.Source`.
     resize_size: width of the squares that `square` gives, in pixels.
     skips: whether images that cannot be decoded are left out.
     unreadable: {name: reason} of the images that could not be read or decoded
@@ -46,7 +46,7 @@ class Loader:
     """Starts the threads.
 
     Args:
-      source: see `sources`.
+      source: see `sources.Source`.
       resize_size: width of the squares, in pixels.
       unreadable: `stop` raises at the first image that cannot be decoded;
         `skip` names it in the log and goes on without it.
@@ -66,7 +66,7 @@ class Loader:
     self._lock_of_squares = threading.Lock()
 
   def pixels(self, index: int, **how) -> tuple[np.ndarray, int] | None:
-    """(uint8 [height, width, 3], label) of an example; None if it is skipped.
+    """Returns (uint8 [height, width, 3], label); None if it is skipped.
 
     `how` are arguments of `decoding.decode`; without them it decodes exactly.
     """
@@ -80,7 +80,7 @@ class Loader:
   def decoded(
     self, index: int, content, label: int, **how
   ) -> tuple[np.ndarray, int] | None:
-    """As `pixels`, of an example that was read before."""
+    """Returns the same as `pixels`, of an example that was read before."""
     if not 0 <= label < len(self.source.class_names):
       raise UserError(
         f'{self.source.describe(index)} has the label {label}, which is none of'
@@ -99,7 +99,7 @@ class Loader:
       return None
 
   def square(self, index: int) -> tuple[np.ndarray, int] | None:
-    """(uint8 [size, size, 3], label), exactly decoded; None if skipped."""
+    """Returns (uint8 [size, size, 3], label), exactly; None if skipped."""
     example = self.pixels(index)
     if example is None:
       return None
@@ -109,11 +109,11 @@ class Loader:
   def square_addresses(
     self, num_uses: int
   ) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Where the squares of some examples lie: int64 [n] -> uint64 [n].
+    """Returns a function: indices int64 [n] -> addresses of squares uint64 [n].
 
-    Those of a raw set lie in memory as they are. Of images that the source
-    holds in memory they are made here, once, up to 268 MB of them; they live as
-    long as this object. Others are nowhere: None.
+    It is None if the squares are not held in memory. Those of a raw set are. Of
+    images that the source holds in memory they are made here, once, up to 268
+    MB of them; they live as long as this object.
 
     Args:
       num_uses: how many examples will be asked for, repetitions included; with
@@ -190,7 +190,7 @@ class Loader:
         try:
           function(start, min(start + chunk, count))
         except BaseException:
-          starts.clear()  # the others stop, too
+          starts.clear()  # the others stop as well
           raise
 
     for _ in self._pool.map(work, range(self.num_threads)):
@@ -198,7 +198,7 @@ class Loader:
 
 
 def num_cores() -> int:
-  """Cores that this process may use."""
+  """Returns the number of cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):  # not on macOS
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

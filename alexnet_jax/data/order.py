@@ -1,4 +1,4 @@
-"""Which examples and which random draws make up batch t.
+"""The examples and the random draws that make up batch t.
 
 Pure functions of (seed, t): no state, so nothing to restore. Batch t of B
 examples takes the positions t * B to (t + 1) * B - 1 of an endless sequence of
@@ -22,7 +22,7 @@ _orders_lock = threading.Lock()
 
 
 def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-  """The order of the examples in one epoch, uint32 [num_examples].
+  """Returns the order of the examples in one epoch, uint32 [num_examples].
 
   The newest two are kept, as a batch may reach into the next epoch: 8 bytes an
   example in all, at no moment more.
@@ -40,7 +40,7 @@ def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def batch_positions(step: int, global_batch_size: int) -> np.ndarray:
-  """Positions of the batch of step `step`, int64 [global_batch_size]."""
+  """Returns the positions of batch `step`, int64 [global_batch_size]."""
   start = step * global_batch_size
   return np.arange(start, start + global_batch_size, dtype=np.int64)
 
@@ -48,7 +48,7 @@ def batch_positions(step: int, global_batch_size: int) -> np.ndarray:
 def examples_at(
   positions: np.ndarray, num_examples: int, seed: int
 ) -> np.ndarray:
-  """Example indices, int64, at the given positions (any shape)."""
+  """Returns the example indices, int64, at some positions (any shape)."""
   epochs, ranks = np.divmod(positions, num_examples)
   indices = np.empty(positions.shape, np.int64)
   for epoch in np.unique(epochs):
@@ -59,7 +59,7 @@ def examples_at(
 
 
 def batch_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
-  """Uniform draws in [0, 1) of the batch, float64 [global_batch_size, 3].
+  """Returns uniform draws in [0, 1), float64 [global_batch_size, 3].
 
   The columns decide crop row, crop column and flip, whether or not they are
   switched on: switching one off leaves the others as they were.
@@ -72,10 +72,10 @@ def batch_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
 def resized_crop_draws(
   step: int, global_batch_size: int, seed: int
 ) -> np.ndarray:
-  """Uniform draws in [0, 1), float64 [global_batch_size, CROP_ATTEMPTS, 2].
+  """Returns uniform draws, float64 [global_batch_size, CROP_ATTEMPTS, 2].
 
-  Of area and aspect ratio of each attempt at a random-resized crop, whose
-  corner comes from `batch_draws`.
+  They lie in [0, 1) and decide area and aspect ratio of each attempt at a
+  random-resized crop, whose corner comes from `batch_draws`.
   """
   return _generator(seed, _RESIZED_CROPS, step).random(
     (global_batch_size, CROP_ATTEMPTS, 2)
@@ -85,20 +85,20 @@ def resized_crop_draws(
 def brightness_draws(
   step: int, global_batch_size: int, seed: int
 ) -> np.ndarray:
-  """Uniform draws in [-1, 1) of the batch, float32 [global_batch_size]."""
+  """Returns uniform draws in [-1, 1), float32 [global_batch_size]."""
   draws = _generator(seed, _BRIGHTNESS, step).random(global_batch_size)
   return (2 * draws - 1).astype(np.float32)
 
 
 def color_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
-  """Standard normal draws of the batch, float64 [global_batch_size, 3]."""
+  """Returns standard normal draws, float64 [global_batch_size, 3]."""
   return _generator(seed, _COLOUR, step).standard_normal((global_batch_size, 3))
 
 
 def process_slice(
   global_batch_size: int, process_index: int, process_count: int
 ) -> slice:
-  """The part of every global batch that one process makes."""
+  """Returns the part of every global batch that one process makes."""
   size = global_batch_size // process_count
   return slice(process_index * size, (process_index + 1) * size)
 

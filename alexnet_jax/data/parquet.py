@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -64,7 +65,7 @@ class ParquetSource:
 
   def describe(self, index: int) -> str:
     number, row = self.groups.locate(int(self.rows[index]))
-    file, group = self.groups.places[number]
+    file, group = self.groups.row_groups[number]
     return f'{file.path} row group {group}, row {row}'
 
 
@@ -83,51 +84,40 @@ class RowGroups:
   """The images of some files, decoded by whole row groups.
 
   Memory: the groups used last stay, up to 256 MB of them or a single larger
-  one; besides, each thread has the group that it is decoding or reading from.
+  one; in addition each thread has the group that it is reading from.
   """
 
   def __init__(self, root: pathlib.Path, files: Sequence[_File]):
     self.root = root
     self.files = files
-    self.places = [
+    self.row_groups = [
       (file, group)
       for file in files
       for group in range(file.metadata.num_row_groups)
     ]
-    counts = [f.metadata.row_group(g).num_rows for f, g in self.places]
-    self._starts = np.cumsum([0, *counts])[:-1]
-    self._kept = {}  # number of the group: its images, the last used at the end
-    self._kept_bytes = 0
+    groups = [f.metadata.row_group(g) for f, g in self.row_groups]
+    self._starts = np.cumsum([0, *(g.num_rows for g in groups)])[:-1]
+    largest = max((g.total_byte_size for g in groups), default=0)
+    kept = max(1, _CACHE_BYTES // max(1, largest))
+    self._cached = functools.lru_cache(kept)(self._decode)
     self._decoded = set()
-    self._lock = threading.Lock()
-    self._group_locks = [threading.Lock() for _ in range(64)]
+    # Of threads that want the same group, one decodes it.
+    self._locks = [threading.Lock() for _ in range(64)]
 
   def locate(self, row: int) -> tuple[int, int]:
-    """(place in `places`, row in that group) of a row."""
+    """Returns (index in `row_groups`, row in that group) of a row."""
     # Of groups that start alike all but the last are empty.
     number = int(np.searchsorted(self._starts, row, 'right')) - 1
     return number, row - int(self._starts[number])
 
   def images(self, number: int) -> Any:
-    """The images of the group at `places[number]`, a ChunkedArray of bytes."""
-    # Of threads that want the same group, one decodes it.
-    with self._group_locks[number % len(self._group_locks)]:
-      with self._lock:
-        images = self._kept.pop(number, None)
-        self._kept_bytes -= images.nbytes if images else 0
-      if images is None:
-        images = self._decode(number)
-      with self._lock:
-        self._kept[number] = images
-        self._kept_bytes += images.nbytes
-        while self._kept_bytes > _CACHE_BYTES and len(self._kept) > 1:
-          oldest = self._kept.pop(next(iter(self._kept)))
-          self._kept_bytes -= oldest.nbytes
-      return images
+    """Returns the group at `row_groups[number]`, a ChunkedArray of bytes."""
+    with self._locks[number % len(self._locks)]:
+      return self._cached(number)
 
   def _decode(self, number):
     pa, pq = _import_pyarrow()
-    file, group = self.places[number]
+    file, group = self.row_groups[number]
     if number in self._decoded:
       shard_files.warn_once(_SLOW.format(self.root))
     self._decoded.add(number)
@@ -149,7 +139,7 @@ class RowGroups:
 def parquet_source(
   path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
 ) -> ParquetSource:
-  """A split of a folder of parquet files, as the Hugging Face hub has them.
+  """Opens a split of parquet files, as the Hugging Face hub has them.
 
   The images are a column of bytes, or of structs with `bytes`; the labels are
   numbers, named by the metadata of the hub's library, or strings, which are the
@@ -163,7 +153,6 @@ def parquet_source(
   root = pathlib.Path(path).expanduser()
   names = shard_files.split_files(root, ('.parquet',))
   files = _open(root, names['train'])
-  _check_alike(files)
   labels = train = np.concatenate([file.labels for file in files])
   class_names = files[0].class_names
   if train.dtype == object:
@@ -172,8 +161,7 @@ def parquet_source(
   class_names = shard_files.named_classes(root, train, class_names)
   rows = np.arange(len(train))
   if names['validation'] and split == 'validation':
-    of_training, files = files, _open(root, names['validation'])
-    _check_alike(of_training + files)
+    files = _open(root, names['validation'], alike=files)
     labels = np.concatenate([file.labels for file in files])
     if labels.dtype == object:
       labels = shard_files.numbered(root, labels, class_names)
@@ -191,6 +179,22 @@ def parquet_source(
   return ParquetSource(split, groups, rows, labels[rows], class_names)
 
 
+def _open(root, names, alike=()):
+  """Opens files, whose labels must be of one kind, also with those `alike`."""
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    files = list(pool.map(_open_file, [root] * len(names), names))
+  kinds = {
+    (f.labels.dtype, tuple(f.class_names or ())): f.path
+    for f in [*alike, *files]
+  }
+  if len(kinds) > 1:
+    first, second = list(kinds.values())[:2]
+    raise UserError(
+      f'{first} and {second} differ in the kind of labels or the class names'
+    )
+  return files
+
+
 def _import_pyarrow():
   try:
     import pyarrow
@@ -200,11 +204,6 @@ def _import_pyarrow():
       f'reading parquet needs pyarrow: {how_to_install("parquet")}'
     ) from error
   return pyarrow, pyarrow.parquet
-
-
-def _open(root, names):
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(pool.map(_open_file, [root] * len(names), names))
 
 
 def _open_file(root, name):
@@ -239,7 +238,7 @@ def _column(path, schema, choices):
 
 
 def _bytes_column(pa, path, schema):
-  """The path of the column of image bytes: `image` or `image.bytes`."""
+  """Returns the path of the column of bytes: `image` or `image.bytes`."""
   column = _column(path, schema, IMAGE_COLUMNS)
   kind = schema.field(column).type
   if pa.types.is_struct(kind) and kind.get_field_index('bytes') >= 0:
@@ -250,7 +249,7 @@ def _bytes_column(pa, path, schema):
 
 
 def _check_bytes(path, metadata, image):
-  """Finds rows without bytes where the file's statistics count them."""
+  """Refuses rows without bytes, where the file's statistics count them."""
   paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
   number = paths.index(image)
   for group in range(metadata.num_row_groups):
@@ -260,7 +259,7 @@ def _check_bytes(path, metadata, image):
 
 
 def _plain_labels(pa, path, name, column):
-  """A column as int32 [n], or strings as objects."""
+  """Returns a column as int32 [n], or strings as objects."""
   if column.null_count:
     raise UserError(f'{path}: {column.null_count} rows have no {name}')
   if pa.types.is_dictionary(column.type):
@@ -281,19 +280,10 @@ def _plain_labels(pa, path, name, column):
 
 
 def _hub_names(schema, label):
-  """Class names from the metadata of Hugging Face's library, or None."""
+  """Returns class names from the metadata of the hub's library, or None."""
   try:
     hub = json.loads((schema.metadata or {})[b'huggingface'])
     names = hub['info']['features'][label]['names']
   except (KeyError, TypeError, ValueError):
     return None
   return [str(name) for name in names] if isinstance(names, list) else None
-
-
-def _check_alike(files):
-  kinds = {(f.labels.dtype, tuple(f.class_names or ())): f.path for f in files}
-  if len(kinds) > 1:
-    first, second = list(kinds.values())[:2]
-    raise UserError(
-      f'{first} and {second} differ in the kind of labels or the class names'
-    )

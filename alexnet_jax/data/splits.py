@@ -65,7 +65,7 @@ def digest(*parts: bytes) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-  """Some examples of a source, as a source of their own; see `sources`.
+  """Some examples of a source, as a source of their own; see `sources.Source`.
 
   What only some kinds of sources have (`file_name`, `in_memory`, `square_size`,
   `addresses`) a part has if its source does.

@@ -8,14 +8,15 @@ import os
 import pathlib
 import re
 import tarfile
-import uuid
 import zipfile
 
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.data import shard_files
 from alexnet_jax.data import splits
 from alexnet_jax.data.folder import IMAGE_SUFFIXES
+from alexnet_jax.data.folder import read_at
 from alexnet_jax.errors import UserError
 
 _COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst', '.tar.lz4')
@@ -70,7 +71,7 @@ class TarSource:
     shard, offset, size, label, _ = self.samples[index].item()
     path = os.path.join(self.root, self.shards[shard])
     # Opened anew each time: there may be more shards than open files.
-    content = shard_files.read_at(path, size, offset)
+    content = read_at(path, size, offset)
     shard_size = os.stat(path).st_size
     if len(content) != size or shard_size != self.shard_sizes[shard]:
       raise UserError(
@@ -88,7 +89,7 @@ class TarSource:
 def tar_source(
   path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
 ) -> TarSource:
-  """A split of a folder of tar shards.
+  """Opens a split of a folder of tar shards.
 
   A sample is the files of a shard that share the path up to the first dot of
   its last component: an image, and its label as text in `.cls` or under `label`
@@ -124,7 +125,7 @@ def tar_source(
 
 
 def _uncompressed(root, paths):
-  """Leaves out compressed shards that lie there uncompressed as well."""
+  """Returns the plain shards; refuses those that are compressed only."""
   for path in paths:
     ending = next((e for e in _COMPRESSED if path.endswith(e)), None)
     if ending and f'{path.removesuffix(ending)}.tar' not in paths:
@@ -136,7 +137,7 @@ def _uncompressed(root, paths):
 
 
 def _indexed(root, split, shards):
-  """The samples of some shards, from the kept index where it still holds."""
+  """Returns the samples of some shards, from the kept index if it holds."""
   stats = [(root / shard).stat() for shard in shards]
   sizes, times = zip(*((s.st_size, s.st_mtime_ns) for s in stats), strict=True)
   state = json.dumps([_INDEX_VERSION, shards, sizes, times])
@@ -152,7 +153,7 @@ def _indexed(root, split, shards):
 
 
 def _load_index(path):
-  """(state of the shards, samples) of a file; Nones if missing or damaged."""
+  """Returns (state of the shards, samples), or Nones if damaged or missing."""
   try:
     with open(path, 'rb') as file, np.load(file) as stored:
       return str(stored['state']), stored['samples']
@@ -161,15 +162,9 @@ def _load_index(path):
 
 
 def _keep_index(path, state, samples):
-  # Two processes may write it at once; a reader sees a whole one or none.
-  temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}.tmp')
   try:
-    try:
-      with open(temporary, 'wb') as file:
-        np.savez(file, state=state, samples=samples)
-      temporary.replace(path)
-    finally:
-      temporary.unlink(missing_ok=True)
+    with files.replaced_file(path) as temporary, temporary.open('wb') as file:
+      np.savez(file, state=state, samples=samples)
   except OSError as error:
     _in_memory[path] = state, samples
     shard_files.warn_once(
@@ -190,13 +185,13 @@ def _index_shards(root, shards):
     )
   if again := len(samples) - len(np.unique(samples['key'])):
     shard_files.warn_once(
-      f'{root}: {again} samples have a key that another shard has, too'
+      f'{root}: {again} samples have a key that another shard has as well'
     )
   return samples
 
 
 def _index_shard(root, shard, number):
-  """(samples, names of files left out) of one tar file."""
+  """Returns (samples, names of files left out) of one tar file."""
   path = root / shard
   try:
     with open(path, 'rb') as file:
@@ -219,7 +214,7 @@ def _index_shard(root, shard, number):
 
 
 def _members(path, file):
-  """(name, offset, size) of the files in a tar, which must be whole."""
+  """Returns (name, offset, size) of the files in a tar; it must be whole."""
   found = []
   names = dict(zip(('encoding', 'errors'), _ENCODING, strict=True))
   try:
@@ -249,7 +244,7 @@ def _members(path, file):
 
 
 def _group(path, members):
-  """({key: {ending: (offset, size)}}, names of files left out)."""
+  """Returns ({key: {ending: (offset, size)}}, names of files left out)."""
   samples, ignored = {}, []
   for name, offset, size in members:
     folder, slash, base = name.rpartition('/')
@@ -267,9 +262,9 @@ def _group(path, members):
 
 
 def _image_and_label(path, file, key, files):
-  """(offset of the image, its size, label) of a sample."""
+  """Returns (offset of the image, its size, label) of a sample."""
   sample = f'{path} sample {key.decode(errors="replace")}'
-  images = [place for ending, place in files.items() if ending in _IMAGES]
+  images = [where for ending, where in files.items() if ending in _IMAGES]
   ending = next((ending for ending in _LABELS if ending in files), None)
   if len(images) != 1 or ending is None:
     raise UserError(

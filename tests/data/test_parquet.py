@@ -198,26 +198,23 @@ def test_eight_threads_at_once(tmp_path, monkeypatch, cache, caplog):
 
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     assert all(pool.map(read_all, range(8)))
-  groups = source.groups
-  assert groups._kept_bytes == sum(g.nbytes for g in groups._kept.values())
-  assert groups._kept_bytes <= cache or len(groups._kept) == 1
   # The advice comes once, and only where groups are decoded again.
   assert caplog.text.count('prepare raw') == (cache < 1 << 28)
 
 
 def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
   write_hub(tmp_path, make_rows(60), make_rows(3))
-  source = open_split(tmp_path)
   calls = []
-  decode = source.groups._decode
+  decode = parquet.RowGroups._decode
   monkeypatch.setattr(
-    source.groups, '_decode', lambda n: calls.append(n) or decode(n)
+    parquet.RowGroups, '_decode', lambda *a: calls.append(a[1]) or decode(*a)
   )
+  source = open_split(tmp_path)
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     list(pool.map(source.read, [*range(60)] * 3))
   counts = [
     file.metadata.row_group(group).num_rows
-    for file, group in source.groups.places
+    for file, group in source.groups.row_groups
   ]
   assert 0 in counts  # of the empty file
   assert sorted(calls) == np.flatnonzero(counts).tolist()

@@ -1,1 +1,1 @@
-"""The command that prepares data sets."""
+"""The commands that prepare and examine data sets."""

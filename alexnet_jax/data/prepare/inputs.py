@@ -150,7 +150,7 @@ def open_loaders(arguments, size: int) -> dict[str, Loader]:
       size,
       unreadable=arguments.unreadable,
       num_threads=arguments.num_threads,
-      skip_hint='--unreadable skip; or mend it',
+      skip_hint='--unreadable skip; or repair it',
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
   return loaders

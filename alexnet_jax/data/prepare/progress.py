@@ -1,4 +1,4 @@
-"""Progress of a long command, on standard error."""
+"""The progress bar of a long command, on standard error."""
 
 import sys
 import time
@@ -10,13 +10,13 @@ _INTERVAL = 10.0  # seconds between two lines where there is no terminal
 
 
 class Progress:
-  """Images done, images per second and time left; a context manager.
+  """A bar with images done, images per second and time left.
 
   A bar on a terminal, otherwise a line now and then.
   """
 
   def __init__(self, total: int, what: str):
-    """`total` images; `what` is being done with them."""
+    """Begins `total` images; `what` says what is done with them."""
     self._total, self._what = total, what
     self._done, self._start = 0, time.monotonic()
     self._said = self._start
@@ -44,7 +44,7 @@ class Progress:
       self._say()
 
   def advance(self, count: int) -> None:
-    """`count` more images are done."""
+    """Adds images that are done."""
     self._done += count
     if self._bar:
       self._bar.update(self._task, advance=count, speed=self._speed())

@@ -1,4 +1,4 @@
-"""prepare tfds: an image classification set of TFDS as array_record.
+"""The command `prepare tfds`: builds a set of TFDS as array_record.
 
 TFDS builds a set with TensorFlow, from the extra `tfds`, once; reading what it
 built needs none. TensorFlow is imported in `_import_tensorflow` and, but for a
@@ -76,7 +76,7 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
 
 
 def _make_builder(name, root):
-  """TFDS's builder of the set; most are made without TensorFlow."""
+  """Returns TFDS's builder of the set; most are made without TensorFlow."""
   import tensorflow_datasets as tfds  # slow to import, and only needed here
 
   if not re.fullmatch(r'[a-z0-9_]+(/[\w.\-]+)?', name):
@@ -128,7 +128,7 @@ def _check_built(builder):
 
 
 def _check_manual_files(builder, manual, root):
-  """Checks what must be downloaded by hand, where the set asks for that."""
+  """Checks the files that must be downloaded by hand, if there are any."""
   if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     return
   if builder.name != 'imagenet2012':
@@ -164,7 +164,7 @@ def _check_place(folder):
     )
 
 
-def _check_tars(manual, place):
+def _check_tars(manual, folder):
   """Finds in seconds what a build would stumble over after hours."""
   for name, expected in _IMAGENET_TARS.items():
     try:
@@ -180,10 +180,10 @@ def _check_tars(manual, place):
       )
   # TFDS shuffles through files that shrink as the records grow.
   needed = sum((manual / name).stat().st_size for name in _IMAGENET_TARS)
-  free = shutil.disk_usage(place).free
+  free = shutil.disk_usage(folder).free
   if free < needed:
     raise UserError(
-      f'ImageNet needs {needed / 1e9:.0f} GB in {place}, which has'
+      f'ImageNet needs {needed / 1e9:.0f} GB in {folder}, which has'
       f' {free / 1e9:.0f} GB; make room or choose another --data_dir'
     )
 
@@ -207,13 +207,13 @@ def _build(tensorflow, builder, manual):
       raise
     raise UserError(
       f'cannot build {builder.name} in {builder.data_dir}: {error}\n'
-      'Full disk, damaged archive or no network; nothing was kept, so mend it'
+      'Full disk, damaged archive or no network; nothing was kept, so repair it'
       ' and start the same command again'
     ) from error
 
 
 def _import_tensorflow():
-  """The one place of the package that imports TensorFlow."""
+  """Imports TensorFlow, for the whole package."""
   # Both keep it from announcing itself on standard error.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
