@@ -3,84 +3,65 @@
     python launch/local.py --processes 2 --devices_per_process 2 -- \
       --config configs/quickstart.py
 
-What stands behind -- goes to every `python -m alexnet_jax.main`. Standard
-output is that of process 0; its messages are shown and, like those of the
-others, kept in log files. It needs nothing but the standard library.
+The arguments after -- go to every `python -m alexnet_jax.main`. Standard output
+and messages of process 0 are those of the launcher; the output of the others
+appears on standard error, each line after the name of its process.
 """
 
 import argparse
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import os
-import pathlib
+import queue
 import re
 import shutil
+import signal
 import socket
+import subprocess
 import sys
-import tempfile
+import threading
+import time
 
-import children  # beside this file, which is started by its path
-
-_EXIT_USER = 2  # something to mend, as of the training command
+_EXIT_USER = 2  # the user can fix it, as in the training command
+_EXIT_INTERRUPTED = 75  # the same command continues the run
+_KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, at most
+_LAST_WORDS = 60.0  # seconds to read what a process wrote before it ended
 _OWN_FLAGS = ('--coordinator', '--process_index', '--process_count')
 _DEVICES = 'xla_force_host_platform_device_count'
 _EPILOG = """\
 Exit codes: 0 done; otherwise that of the process that failed first, or 75 if a
-signal killed it. After 75 the same command goes on from the newest checkpoint.
+signal ended it. After 75 the same command continues from the newest checkpoint.
 SIGTERM and Ctrl-C are passed on to all processes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  options, arguments = _parse(sys.argv[1:] if argv is None else argv)
+  options, arguments = _parse(sys.argv[1:] if argv is None else list(argv))
   try:
+    count = options.processes
     environments = make_environments(
-      os.environ,
-      options.processes,
-      devices=options.devices_per_process,
-      gpus=options.gpus_per_process,
+      os.environ, count, options.devices, options.gpus
     )
-    commands = make_commands(options.processes, arguments, free_port())
-    log_dir = _make_log_dir(options.log_dir)
-    code = children.run(commands, environments, log_dir, grace=options.grace)
+    return run(_commands(arguments, count), environments, options.grace)
   except (ValueError, OSError) as error:
-    children.say(f'error: {error}')
+    _say(f'error: {error}')
     return _EXIT_USER
-  if code:
-    children.say(f'logs: {log_dir}')
-  elif not options.log_dir:
-    shutil.rmtree(log_dir)
-  return code
-
-
-def make_commands(
-  count: int, arguments: Sequence[str], port: int
-) -> list[list[str]]:
-  """The command of every process; process 0 will listen on the port."""
-  command = [sys.executable, '-m', 'alexnet_jax.main', *arguments]
-  place = ['--coordinator', f'127.0.0.1:{port}', '--process_count', str(count)]
-  return [
-    [*command, *place, '--process_index', str(index)] for index in range(count)
-  ]
 
 
 def make_environments(
-  environ: Mapping[str, str],
-  count: int,
-  *,
-  devices: int | None = None,
-  gpus: int | None = None,
+  environ: Mapping[str, str], count: int, devices: int = 0, gpus: int = 0
 ) -> list[dict[str, str]]:
-  """The environment of every process.
+  """Returns the environment of every process.
 
   Args:
     environ: of the launcher.
     count: number of processes.
-    devices: of the CPU that JAX is to show to each process.
-    gpus: each process sees so many of its own.
+    devices: number of CPU devices that JAX shows to each process; 0: as it is.
+    gpus: number of GPUs that each process has for itself; 0: as it is.
 
   Raises:
-    ValueError: if CUDA_VISIBLE_DEVICES names fewer GPUs than that takes.
+    ValueError: if CUDA_VISIBLE_DEVICES names too few GPUs.
   """
   common = dict(environ)
   if devices:
@@ -90,58 +71,139 @@ def make_environments(
     common.pop('JAX_NUM_CPU_DEVICES', None)  # it would win over the flag
   if not gpus:
     return [common] * count
-  visible = _visible_gpus(environ, count * gpus)
-  return [
-    common | {'CUDA_VISIBLE_DEVICES': ','.join(visible[i * gpus :][:gpus])}
-    for i in range(count)
-  ]
-
-
-def free_port() -> int:
-  """A port of this machine that nobody listens on."""
-  with socket.socket() as listener:
-    listener.bind(('127.0.0.1', 0))
-    return listener.getsockname()[1]
-
-
-def _visible_gpus(environ, needed):
-  named = environ.get('CUDA_VISIBLE_DEVICES')
-  if named is None:
-    return [str(number) for number in range(needed)]
+  needed = count * gpus
+  named = environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(needed))))
   visible = [name.strip() for name in named.split(',') if name.strip()]
   if len(visible) < needed:
     raise ValueError(
       f'{needed} GPUs are needed, but CUDA_VISIBLE_DEVICES={named} names'
       f' {len(visible)}'
     )
-  return visible
+  return [
+    common | {'CUDA_VISIBLE_DEVICES': ','.join(visible[i * gpus :][:gpus])}
+    for i in range(count)
+  ]
 
 
-def _make_log_dir(given):
-  if not given:
-    return pathlib.Path(tempfile.mkdtemp(prefix='alexnet_jax_logs_'))
-  folder = pathlib.Path(given)
-  folder.mkdir(parents=True, exist_ok=True)
-  return folder
+def run(
+  commands: Sequence[Sequence[str]],
+  environments: Sequence[Mapping[str, str]],
+  grace: float,
+) -> int:
+  """Starts processes and waits for all of them; called in the main thread.
+
+  Args:
+    commands: of process 0, 1, ...
+    environments: theirs.
+    grace: seconds that the others have to end by themselves once one failed.
+
+  Returns:
+    0 if all returned 0, otherwise the exit code of the one that failed first;
+    75 if a signal ended that one.
+
+  Raises:
+    OSError: if a process cannot be started; none is left then.
+  """
+  # (index, exit code) of a process that ended, (None, number) of a signal. A
+  # SimpleQueue, because handlers of signals may put into it.
+  events = queue.SimpleQueue()
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, _: events.put((None, number)))
+  processes = []
+  try:
+    for command, environment in zip(commands, environments, strict=True):
+      processes.append(_start(len(processes), command, environment, events))
+    code = _wait(processes, events, grace)
+  finally:
+    for process in processes:
+      if process.poll() is None:
+        _kill_group(process)
+        process.wait()
+  return _EXIT_INTERRUPTED if code < 0 else code
+
+
+def _commands(arguments, count):
+  # Process 0 will listen on the port, which is free now.
+  with socket.create_server(('127.0.0.1', 0)) as listener:
+    port = listener.getsockname()[1]
+  command = [sys.executable, '-m', 'alexnet_jax.main', *arguments]
+  if shutil.which('setpriv'):
+    # Linux kills them if the launcher is killed and cannot do it any more.
+    command = ['setpriv', '--pdeathsig', 'KILL', *command]
+  command += ['--coordinator', f'127.0.0.1:{port}']
+  command += ['--process_count', str(count), '--process_index']
+  return [[*command, str(index)] for index in range(count)]
+
+
+def _start(index, command, environment, events):
+  process = subprocess.Popen(
+    command,
+    env=environment,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE if index else None,
+    stderr=subprocess.STDOUT if index else None,
+    start_new_session=True,  # or Ctrl-C in a terminal would come twice
+  )
+
+  def copy():
+    for line in process.stdout or ():
+      _say(f'process {index}: {line.decode(errors="replace").rstrip()}')
+
+  copier = threading.Thread(target=copy, daemon=True)
+
+  def follow():
+    code = process.wait()
+    _kill_group(process)  # what it started and left behind has its pipe
+    copier.join(_LAST_WORDS)
+    events.put((index, code))
+
+  copier.start()
+  threading.Thread(target=follow, daemon=True).start()
+  return process
+
+
+def _kill_group(process):
+  with contextlib.suppress(OSError):  # no such group: nobody is left
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait(processes, events, grace):
+  """Returns the exit code of the process that failed first, or 0."""
+  running = dict(enumerate(processes))
+  first_code, deadline, means = 0, None, [signal.SIGTERM, signal.SIGKILL]
+  while running:
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    try:
+      index, value = events.get(timeout=left)
+    except queue.Empty:
+      index, value = None, means.pop(0)
+      deadline = time.monotonic() + min(grace, _KILL_AFTER) if means else None
+      _say(f'{_names(running)}: still running, gets {value.name}')
+    if index is None:
+      for process in running.values():
+        process.send_signal(value)
+      continue
+    del running[index]
+    if value not in (0, _EXIT_INTERRUPTED):  # after 75 the process has said why
+      how = f'exit code {value}' if value > 0 else signal.strsignal(-value)
+      _say(f'process {index} ended: {how}')
+    if value and not first_code:
+      first_code, deadline = value, time.monotonic() + grace
+      if running and value != _EXIT_INTERRUPTED:
+        _say(f'{_names(running)}: {grace:g} s left to end')
+  return first_code
+
+
+def _names(indices):
+  return ', '.join(f'process {index}' for index in indices)
+
+
+def _say(text):
+  with contextlib.suppress(OSError):  # the run goes on if nobody reads this
+    os.write(2, f'{text}\n'.encode(errors='replace'))
 
 
 def _parse(argv):
-  argv = list(argv)
-  end = argv.index('--') if '--' in argv else len(argv)
-  parser = _parser()
-  options, unknown = parser.parse_known_args(argv[:end])
-  if unknown:
-    parser.error(
-      f'{" ".join(unknown)}: arguments of the training command stand behind --'
-    )
-  arguments = argv[end + 1 :]
-  for argument in arguments:
-    if argument.partition('=')[0] in _OWN_FLAGS:
-      parser.error(f'{argument} is given to the processes by this launcher')
-  return options, arguments
-
-
-def _parser():
   parser = argparse.ArgumentParser(
     prog='python launch/local.py',
     usage='%(prog)s --processes N [options] -- [ARGUMENTS OF THE TRAINING]',
@@ -150,41 +212,25 @@ def _parser():
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--processes',
-    required=True,
-    type=_at_least_one,
-    metavar='N',
-    help='how many to start',
-  )
+  count = {'type': _at_least_one, 'default': 0, 'metavar': 'N'}
+  parser.add_argument('--processes', required=True, **count)
   kind = parser.add_mutually_exclusive_group()
-  kind.add_argument(
-    '--devices_per_process',
-    type=_at_least_one,
-    metavar='D',
-    help='train on the CPU, which shows D devices to each process',
-  )
-  kind.add_argument(
-    '--gpus_per_process',
-    type=_at_least_one,
-    metavar='G',
-    help='each process sees G of the visible GPUs',
-  )
+  text = 'train on the CPU, which shows N devices to each process'
+  kind.add_argument('--devices_per_process', dest='devices', help=text, **count)
+  text = 'each process sees N of the visible GPUs'
+  kind.add_argument('--gpus_per_process', dest='gpus', help=text, **count)
+  text = 'seconds for others to end once one failed (default: %(default)g)'
   parser.add_argument(
-    '--log_dir',
-    metavar='DIR',
-    help='where the log files are written anew (default: a temporary folder,'
-    ' which is removed if all went well)',
+    '--grace', type=_seconds, default=120.0, metavar='S', help=text
   )
-  parser.add_argument(
-    '--grace',
-    type=_seconds,
-    default=120.0,
-    metavar='SECONDS',
-    help='how long the others may take to end by themselves when one failed'
-    ' (default: %(default)g)',
-  )
-  return parser
+  end = argv.index('--') if '--' in argv else len(argv)
+  options, unknown = parser.parse_known_args(argv[:end])
+  if unknown:
+    parser.error(f'{" ".join(unknown)}: arguments of the training go after --')
+  for argument in argv[end + 1 :]:
+    if argument.partition('=')[0] in _OWN_FLAGS:
+      parser.error(f'{argument} is given to the processes by this launcher')
+  return options, argv[end + 1 :]
 
 
 def _at_least_one(text):
@@ -194,13 +240,10 @@ def _at_least_one(text):
 
 
 def _seconds(text):
-  try:
-    seconds = float(text)
-  except ValueError:
-    seconds = -1.0
-  if not 0 <= seconds < float('inf'):
-    raise argparse.ArgumentTypeError(f'{text} is no number of seconds')
-  return seconds
+  with contextlib.suppress(ValueError):
+    if 0 <= (seconds := float(text)) < float('inf'):
+      return seconds
+  raise argparse.ArgumentTypeError(f'{text} is no number of seconds')
 
 
 if __name__ == '__main__':

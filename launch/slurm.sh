@@ -30,9 +30,10 @@ srun --kill-on-bad-exit=0 --wait=0 \
   "${PYTHON:-python}" -m alexnet_jax.main "$@"
 code=$?
 
-# The greatest exit code of all tasks: 75 can go on from the newest checkpoint,
-# and so can what was killed (128 + 9 or 15).
-case $code in 75 | 137 | 143) ;; *) exit "$code" ;; esac
+# The greatest exit code of all tasks. The run goes on from the newest checkpoint
+# after 75 (interrupted and saved), after a kill (128 + 9 or 15), and after an
+# abort (128 + 6): so JAX ends the tasks that have lost another one.
+case $code in 75 | 134 | 137 | 143) ;; *) exit "$code" ;; esac
 restarts=${SLURM_RESTART_COUNT:-0}
 if ((restarts >= ${MAX_RESTARTS:-100})); then
   echo "launch/slurm.sh: $restarts restarts are enough" >&2

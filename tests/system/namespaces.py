@@ -27,14 +27,14 @@ class Host:
   address: str
 
   def start(self, *arguments, **options) -> subprocess.Popen:
-    """Like `commands.start`, on this host."""
+    """Starts a command on this host; see `commands.start`."""
     return commands.start(
       *('ip', 'netns', 'exec', self.namespace, *NAMED, self.name, *arguments),
       **options,
     )
 
   def unplug(self) -> None:
-    """Nothing goes over the wire any more; nobody is told."""
+    """Cuts the wire; nobody is told."""
     self._set('down')
 
   def plug(self) -> None:
@@ -46,7 +46,7 @@ class Host:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[list[Host]]:
-  """Two hosts that find each other by name, and nobody else."""
+  """Makes two hosts that find each other by name, and nobody else."""
   _skip_unless_possible()
   hosts = [
     Host(f'alexnet_{os.getpid()}_{i}', f'host-{i}', f'10.77.0.{i + 1}')
@@ -86,7 +86,7 @@ def _skip_unless_possible():
 
 @contextlib.contextmanager
 def _namespace(host, hosts):
-  """Its end takes the network devices away, too."""
+  """Makes a host's network namespace; its end removes the devices in it."""
   folder = HOSTS_FOLDER / host.namespace
   made_parent = not HOSTS_FOLDER.exists()
   folder.mkdir(parents=True)

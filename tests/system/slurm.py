@@ -71,24 +71,24 @@ wait
 
 
 class Cluster:
-  """Calls SLURM's commands in a cluster that is up."""
+  """A cluster that is up, and SLURM's commands in it."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
     self.env = {'SLURM_CONF': str(folder / 'slurm.conf')}
 
   def call(self, *arguments, check=True, **variables) -> str:
-    """Runs a command of SLURM; its output without the last line break."""
+    """Runs a command of SLURM; returns its output."""
     code, out, err = commands.run(*arguments, env=self.env | variables)
     assert code == 0 or not check, err
     return out.strip()
 
   def submit(self, *arguments, **variables) -> str:
-    """The id of a new job."""
+    """Submits a job; returns its id."""
     return self.call('sbatch', '--parsable', *arguments, **variables)
 
   def job(self, job: str) -> dict[str, str]:
-    """What the controller knows of a job."""
+    """Returns what the controller knows about a job."""
     text = self.call('scontrol', 'show', 'job', '--oneliner', job)
     return dict(pair.split('=', 1) for pair in text.split() if '=' in pair)
 
@@ -103,7 +103,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:
-  """Starts the daemons, waits for both nodes, and ends everything at last."""
+  """Starts the daemons, waits for both nodes, and finally ends everything."""
   _skip_unless_possible()
   # The paths of sockets must be short, which pytest's folders are not.
   folder = pathlib.Path(tempfile.mkdtemp(prefix='slurm_'))

@@ -8,7 +8,6 @@ import pytest
 from tests import mounts
 from tests.system import commands
 from tests.system import together
-from tests.system.test_processes import wait_for_row
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +55,7 @@ def test_a_folder_that_becomes_read_only(small_disk):
   recipe = commands.write_recipe(small_disk, num_steps=200)
   workdir = small_disk / 'run'
   processes = together.start(recipe, workdir, 2)
-  wait_for_row(processes, workdir, 50)
+  together.wait_for_row(processes, workdir, 50)
   folder = workdir / 'checkpoints'
   with read_only(folder):
     ended = together.finish(processes)

@@ -10,8 +10,6 @@ import pytest
 from alexnet_jax.training import writers
 from tests.system import commands
 from tests.system import together
-from tests.system.test_processes import assert_same_numbers
-from tests.system.test_processes import wait_for_row
 
 pytestmark = pytest.mark.slow
 # Batch norm adds statistics to the state, dropout draws masks; epochs end in
@@ -27,15 +25,16 @@ RECIPE = {
   'schedule__factor': 0.5,
   'model__norm': 'batch',
 }
+SAVE_EVERY = 20  # steps
 # Long enough that kills hit its middle.
 LONG_RECIPE = {
   **RECIPE,
   'num_steps': 300,
   'data__synthetic_examples': 300,
-  'save_every_steps': 20,
+  'save_every_steps': SAVE_EVERY,
   'eval_every_steps': 40,
 }
-SAVES = range(0, 301, 20)
+KILLS = 10
 
 
 @pytest.fixture(scope='module')
@@ -45,25 +44,10 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def unbroken(recipe, tmp_path_factory):
-  """(workdir, result) of two processes that nothing disturbs."""
+  """The folder of two processes that nothing disturbs."""
   workdir = tmp_path_factory.mktemp('unbroken') / 'run'
-  return workdir, together.train(recipe, workdir, 2)
-
-
-@pytest.fixture(scope='module')
-def long_recipe(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('long')
-  return commands.write_recipe(folder, **LONG_RECIPE)
-
-
-def interrupt(recipe, workdir, count, devices, step):
-  """Starts a run, and ends it after a step, in the middle of an epoch."""
-  processes = together.start(recipe, workdir, count, devices=devices)
-  wait_for_row(processes, workdir, step)
-  processes[-1].terminate()
-  ended = together.finish(processes)
-  assert [code for code, _, _ in ended] == [75] * count, ended
-  return ended[0][2]
+  together.train(recipe, workdir, 2)
+  return workdir
 
 
 @pytest.mark.parametrize(
@@ -76,34 +60,35 @@ def interrupt(recipe, workdir, count, devices, step):
 def test_a_run_goes_on_with_other_processes(
   recipe, unbroken, tmp_path, topologies
 ):
+  """Interrupted in the middle of an epoch, in (processes, devices of each)."""
   workdir = tmp_path / 'run'
-  last = topologies[-1]
   for number, (count, devices) in enumerate(topologies[:-1], 1):
-    interrupt(recipe, workdir, count, devices, 15 * number)
+    processes = together.start(recipe, workdir, count, devices=devices)
+    together.wait_for_row(processes, workdir, 15 * number)
+    processes[-1].terminate()
+    ended = together.finish(processes)
+    assert [code for code, _, _ in ended] == [75] * count, ended
+  before, (count, devices) = topologies[-2:]
   ended = together.finish(
-    together.start(recipe, workdir, last[0], devices=last[1])
+    together.start(recipe, workdir, count, devices=devices)
   )
-  assert [code for code, _, _ in ended] == [0] * last[0], ended
-  before, now = topologies[-2], last
-  if before[0] != now[0]:
-    assert f'processes {before[0]} -> {now[0]}' in ended[0][2]
-  if before[0] * before[1] != now[0] * now[1]:
-    assert (
-      f'devices {before[0] * before[1]} -> {now[0] * now[1]}' in (ended[0][2])
-    )
-  assert_same_numbers(workdir, unbroken[0])
-  together.assert_close(workdir, unbroken[0])
+  assert [code for code, _, _ in ended] == [0] * count, ended
+  assert f'processes {before[0]} -> {count}' in ended[0][2]
+  devices_before, devices_now = before[0] * before[1], count * devices
+  if devices_before != devices_now:
+    assert f'devices {devices_before} -> {devices_now}' in ended[0][2]
+  together.assert_same_run(workdir, unbroken)
 
 
 def saved_steps(workdir):
-  """Steps of the complete checkpoints."""
+  """Returns the steps of the complete checkpoints."""
   folder = workdir / 'checkpoints'
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
   return sorted(int(name) for name in names if name.isdigit())
 
 
 def resumed_step(errors):
-  """The checkpoint that a start went on from; None if it did not say so."""
+  """Returns the checkpoint that a start went on from, if it said so."""
   marks = [
     line.rsplit(' ', 1)[1]
     for line in errors.splitlines()
@@ -166,55 +151,43 @@ class Torture:
   def check(self, ended, victim, number, known):
     code, other = ended[victim][0], ended[1 - victim][0]
     # A signal may come before there is a handler for it.
-    assert code in (75, 0, -number), ended
+    lost = (75, -signal.SIGABRT)
+    assert code in (*lost, 0, -number), ended
     errors = ended[1 - victim][2]
     if other == 2:  # the victim was gone before they met
       assert 'did not find each other within 30 s' in errors
     else:
-      assert other in (75, 0), ended
-      assert other == 0 or 'the same command goes on' in errors
+      assert other in (*lost, 0), ended
+      assert other != 75 or 'the same command goes on' in errors
     assert all('Traceback' not in err for _, _, err in ended), ended
     step = resumed_step(ended[0][2])
     # A checkpoint that was complete at the start is not passed over: what is
     # repeated comes after it.
     assert step is None or step >= known, ended
+    # A save is written while training goes on; the next one waits for it. So
+    # the newest complete one is the last that was begun or the one before it.
+    rows = writers.read_rows(self.workdir)
+    reached = rows[-1]['step'] if rows else 0
+    begun = [0, 0, *range(SAVE_EVERY, reached, SAVE_EVERY)]
+    assert max([0, *saved_steps(self.workdir)]) >= begun[-2]
 
 
 @pytest.mark.timeout(1800)
-def test_torture(long_recipe, tmp_path):
-  """Twenty kills at random moments end in the state of the unbroken run."""
+def test_torture(tmp_path):
+  """Kills at random moments end in the state of the unbroken run."""
+  recipe = commands.write_recipe(tmp_path, **LONG_RECIPE)
   unbroken = tmp_path / 'unbroken'
-  wanted = together.train(long_recipe, unbroken, 2)
-  torture = Torture(long_recipe, tmp_path / 'run', seed=5)
+  wanted = together.train(recipe, unbroken, 2)
+  torture = Torture(recipe, tmp_path / 'run', seed=5)
 
   def assert_ends_alike():
-    result = together.train(long_recipe, torture.workdir, 2)
+    result = together.train(recipe, torture.workdir, 2)
     assert result['state_digest'] == wanted['state_digest']
     assert together.timeless(torture.workdir) == together.timeless(unbroken)
 
-  while len(torture.kills) < 20:
+  while len(torture.kills) < KILLS:
     if torture.kill_once():  # it was done too soon: once more
       assert_ends_alike()
       shutil.rmtree(torture.workdir)
   assert_ends_alike()
   print('\n'.join(map(str, torture.kills)))
-
-
-def test_no_more_than_a_save_interval_is_lost(long_recipe, tmp_path):
-  """A kill costs what came after the newest save that was complete.
-
-  A save is written while training goes on; the next one waits for it. So the
-  newest complete one is the last that was begun or the one before it.
-  """
-  rng = random.Random(3)
-  workdir = tmp_path / 'run'
-  for number in range(5):
-    processes = together.start(long_recipe, workdir, 2)
-    wait_for_row(processes, workdir, 50 * number + 23)
-    time.sleep(rng.uniform(0, 0.1))
-    processes[rng.randrange(2)].kill()
-    together.finish(processes)
-    reached = writers.read_rows(workdir)[-1]['step']
-    begun = [step for step in SAVES if step < reached]  # there is a row after
-    newest = max([0, *saved_steps(workdir)])
-    assert newest >= begun[-min(2, len(begun))]

@@ -1,6 +1,5 @@
 """Open MPI starts the processes of a run."""
 
-import json
 import shutil
 
 import pytest
@@ -19,24 +18,18 @@ pytestmark = [
 
 # Bound to one core each, as mpirun does by itself, the processes would be slow,
 # and XLA divide sums in another way than with two.
-MPIRUN = (
-  *('mpirun', '-n', 2, '--bind-to', 'none'),
-  *('--allow-run-as-root', '--oversubscribe'),
-)
+MPIRUN = ('mpirun', '-n', 2, '--bind-to', 'none', '--allow-run-as-root')
 
 
 def test_mpirun_trains_what_the_flags_do(tmp_path):
-  recipe = commands.write_recipe(tmp_path)
-  code, out, err = commands.run(
-    *(*MPIRUN, *commands.MAIN, '--json'),
+  recipe = commands.write_recipe(tmp_path, num_steps=12)
+  ended = commands.run(
+    *(*MPIRUN, '--oversubscribe', *commands.MAIN, '--json'),
     *('--config', recipe, '--workdir', tmp_path / 'mpi'),
     env=fake_devices(1),
   )
-  assert code == 0, err
-  assert '2 processes, 2 devices' in err
-  lines = [line for line in out.splitlines() if line.startswith('{')]
-  assert len(lines) == 1
-  result = json.loads(lines[0])
-  assert result['step'] == 40
+  result = together.result([ended])
+  assert '2 processes, 2 devices' in ended[2]
+  assert result['step'] == 12
   flags = together.train(recipe, tmp_path / 'flags', 2)
   assert result['state_digest'] == flags['state_digest']

@@ -19,7 +19,7 @@ from tests.system import slurm
 pytestmark = pytest.mark.slow
 
 SCRIPT = commands.ROOT / 'launch' / 'slurm.sh'
-SHORT = {'num_steps': 160, 'save_every_steps': 25}
+SHORT = {'num_steps': 120, 'save_every_steps': 25}
 ENDS = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT')
 
 
@@ -38,12 +38,13 @@ def recipe(tmp_path_factory):
 def unbroken(cluster, recipe, tmp_path_factory):
   """The result of the job that nothing disturbs."""
   job = Job(cluster, tmp_path_factory.mktemp('unbroken'), recipe)
-  job.wait('COMPLETED')
+  assert job.wait('COMPLETED')['NumNodes'] == '2'
+  assert '2 processes, 2 devices' in job.out()
   return job.result()
 
 
 class Job:
-  """launch/slurm.sh, submitted to two nodes, with one device in each task."""
+  """A job of launch/slurm.sh on two nodes, with one device in each task."""
 
   def __init__(self, cluster, folder, recipe, *arguments, **variables):
     self._cluster = cluster
@@ -62,7 +63,7 @@ class Job:
     return self._out.read_text() if self._out.exists() else ''
 
   def wait(self, *states) -> dict[str, str]:
-    """Waits for the job's end; how it ended must be one of the states."""
+    """Waits for the job's end, which must be one of the states."""
     found = self._cluster.wait(self.id, *ENDS)
     assert found['JobState'] in states, self.out()
     return found
@@ -76,7 +77,7 @@ class Job:
       time.sleep(0.02)
 
   def result(self) -> dict:
-    """The line of --json, of which there must be one."""
+    """Returns the only line of --json."""
     lines = [line for line in self.out().splitlines() if line[:1] == '{']
     assert len(lines) == 1, self.out()
     return json.loads(lines[0])
@@ -88,7 +89,7 @@ class Job:
     self._cluster.call('scancel', self.id)
 
   def kill_task(self, index) -> None:
-    """SIGKILL to one task, as the kernel does for want of memory."""
+    """Sends SIGKILL to one task, as the kernel does for want of memory."""
     marks = {f'SLURM_JOB_ID={self.id}', f'SLURM_PROCID={index}'}
     found = [
       number
@@ -100,7 +101,7 @@ class Job:
 
 
 def processes() -> Iterator[tuple[int, set[str], set[str]]]:
-  """(number, arguments, environment) of every process of this machine."""
+  """Yields (number, arguments, environment) of every process here."""
   for folder in pathlib.Path('/proc').glob('[0-9]*'):
     with contextlib.suppress(OSError):  # of one that has just ended
       command, environment = (
@@ -110,28 +111,18 @@ def processes() -> Iterator[tuple[int, set[str], set[str]]]:
       yield int(folder.name), command, environment
 
 
-def test_two_nodes_reach_the_accuracy(cluster, tmp_path):
-  job = Job(cluster, tmp_path, 'configs/quickstart.py')
-  found = job.wait('COMPLETED')
-  assert found['NumNodes'] == '2'
-  result = job.result()
-  assert result['step'] == 938
-  assert result['eval/top1'] >= 0.97
-  assert '2 processes, 2 devices' in job.out()
-
-
 def test_an_interrupted_job_goes_on_by_itself(
   cluster, recipe, unbroken, tmp_path
 ):
   job = Job(cluster, tmp_path, recipe)
-  job.wait_for_step(60)
+  job.wait_for_step(40)
   job.signal_all()
   found = job.wait('COMPLETED')
   assert found['Restarts'] == '1'
   before, after = job.out().split('launch/slurm.sh: restart 1 follows')
   assert 'interrupted by SIGTERM' in before
   saved = int(before.split('saved step ')[1].split()[0].rstrip(',;:.'))
-  assert 60 <= saved < SHORT['num_steps']
+  assert 40 <= saved < SHORT['num_steps']
   assert f'from step {saved} ' in after
   assert job.result()['state_digest'] == unbroken['state_digest']
 
@@ -140,13 +131,12 @@ def test_a_job_whose_task_is_killed_goes_on_by_itself(
   cluster, recipe, unbroken, tmp_path
 ):
   job = Job(cluster, tmp_path, recipe)
-  job.wait_for_step(60)
+  job.wait_for_step(40)
   job.kill_task(1)
   found = job.wait('COMPLETED')
   assert found['Restarts'] == '1'
   before, after = job.out().split('launch/slurm.sh: restart 1 follows')
   assert 'Killed' in before
-  assert 'is lost' in before
   assert 'from step 0' in before
   assert 'from step 0' not in after
   assert job.result()['state_digest'] == unbroken['state_digest']
@@ -154,7 +144,7 @@ def test_a_job_whose_task_is_killed_goes_on_by_itself(
 
 def test_a_cancelled_job_saves_and_stays_away(cluster, recipe, tmp_path):
   job = Job(cluster, tmp_path, recipe)
-  job.wait_for_step(60)
+  job.wait_for_step(40)
   job.cancel()
   # One that comes back is PENDING at first.
   found = cluster.wait(job.id, *ENDS, 'PENDING')
@@ -166,14 +156,14 @@ def test_a_cancelled_job_saves_and_stays_away(cluster, recipe, tmp_path):
 
 def test_a_job_does_not_restart_for_ever(cluster, recipe, tmp_path):
   job = Job(cluster, tmp_path, recipe, MAX_RESTARTS='0')
-  job.wait_for_step(60)
+  job.wait_for_step(40)
   job.signal_all()
   found = job.wait('FAILED')
   assert (found['ExitCode'], found['Restarts']) == ('75:0', '0')
   assert '0 restarts are enough' in job.out()
 
 
-def test_what_the_user_must_mend_fails_at_once(cluster, recipe, tmp_path):
+def test_what_the_user_must_fix_fails_at_once(cluster, recipe, tmp_path):
   job = Job(cluster, tmp_path, recipe, '--config.optimizer.name=none')
   found = job.wait('FAILED')
   assert (found['ExitCode'], found['Restarts']) == ('2:0', '0')

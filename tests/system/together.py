@@ -1,10 +1,12 @@
-"""Starts runs of several processes on this machine."""
+"""Starts runs of several processes on this machine, and compares them."""
 
 import contextlib
 import json
 import pathlib
+import signal
 import socket
 import subprocess
+import time
 
 import numpy as np
 
@@ -24,6 +26,14 @@ def free_port() -> int:
     return listener.getsockname()[1]
 
 
+def main(recipe, workdir, address, index, count) -> list:
+  """Returns the command of one process."""
+  command = [*commands.MAIN, '--config', recipe, '--workdir', workdir, '--json']
+  command += ['--coordinator', address, '--process_index', index]
+  command += ['--process_count', count, '--heartbeat_timeout', HEARTBEAT]
+  return command
+
+
 def start(
   recipe, workdir, count, *overrides, devices=1, port=None, indices=None
 ) -> list[subprocess.Popen]:
@@ -31,14 +41,20 @@ def start(
   address = f'127.0.0.1:{port or free_port()}'
   return [
     commands.start(
-      *(*commands.MAIN, '--config', recipe, '--workdir', workdir, '--json'),
-      *('--coordinator', address, '--process_index', index),
-      *('--process_count', count, '--heartbeat_timeout', HEARTBEAT),
+      *main(recipe, workdir, address, index, count),
       *overrides,
       env=fake_devices(devices),
     )
     for index in (range(count) if indices is None else indices)
   ]
+
+
+def wait_for_row(processes, workdir, step) -> None:
+  """Waits until the history reaches a step."""
+  while not (rows := writers.read_rows(workdir)) or rows[-1]['step'] < step:
+    codes = [process.poll() for process in processes]
+    assert codes == [None] * len(processes), finish(processes)
+    time.sleep(0.01)
 
 
 def finish(processes, timeout=180) -> list[tuple[int, str, str]]:
@@ -54,18 +70,30 @@ def finish(processes, timeout=180) -> list[tuple[int, str, str]]:
 
 
 def train(recipe, workdir, count, *overrides, **options) -> dict:
-  """Trains to the end; the result of process 0, which alone has one."""
-  ended = finish(start(recipe, workdir, count, *overrides, **options))
-  assert [code for code, _, _ in ended] == [0] * count, ended
-  results = [
-    line for _, out, _ in ended for line in out.splitlines() if line[:1] == '{'
-  ]
-  assert len(results) == 1
-  return json.loads(results[0])
+  """Trains to the end; returns the result."""
+  return result(finish(start(recipe, workdir, count, *overrides, **options)))
+
+
+def result(ended) -> dict:
+  """Returns the result of process 0, which alone has one, of a finished run."""
+  assert [code for code, _, _ in ended] == [0] * len(ended), ended
+  lines = [out.splitlines() for _, out, _ in ended]
+  found = [[line for line in one if line[:1] == '{'] for one in lines]
+  assert [len(one) for one in found] == [1] + [0] * (len(ended) - 1), ended
+  return json.loads(found[0][0])
+
+
+def assert_lost(code, err) -> None:
+  """Checks the end of a process whose run has lost another one."""
+  # JAX may abort the process before it can say this itself.
+  assert code in (75, -signal.SIGABRT), err
+  if code == 75:
+    assert 'is lost' in err
+    assert 'the same command goes on from the newest checkpoint' in err
 
 
 def timeless(workdir: pathlib.Path) -> list[dict]:
-  """The history without what depends on the clock."""
+  """Returns the history without what depends on the clock."""
   return [
     {k: v for k, v in row.items() if k not in writers.TIMING_KEYS}
     for row in writers.read_rows(workdir)
@@ -73,13 +101,13 @@ def timeless(workdir: pathlib.Path) -> list[dict]:
 
 
 def leaves(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-  """All that the final checkpoint holds, by name."""
+  """Returns the arrays of the final checkpoint, by name."""
   _, _, state = restored.restore(str(workdir), 'final')
   return leaf_names(saved_tree(state))
 
 
 def difference(workdir: pathlib.Path, other: pathlib.Path, *fields) -> float:
-  """The largest difference of a leaf, relative to that leaf's largest value.
+  """Returns the largest difference, relative to a leaf's largest value.
 
   Args:
     workdir: of a run.
@@ -96,12 +124,20 @@ def difference(workdir: pathlib.Path, other: pathlib.Path, *fields) -> float:
   )
 
 
-def assert_close(workdir: pathlib.Path, other: pathlib.Path) -> None:
-  """The final states are the same but for roundings.
+def assert_same_run(workdir: pathlib.Path, other: pathlib.Path) -> None:
+  """Histories and final states are the same but for rounding.
 
   Another number of devices adds the same gradients up in another order, and
-  every update passes the roundings on. Where one makes a ReLU or a max-pool
+  every update passes the rounding on. Where one makes a ReLU or a max-pool
   switch, a gradient jumps: velocities differ more than parameters.
   """
+  rows, others = timeless(workdir), timeless(other)
+  assert len(rows) == len(others)
+  for row, wanted in zip(rows, others, strict=True):
+    assert row.keys() == wanted.keys()
+    for name, value in row.items():
+      np.testing.assert_allclose(value, wanted[name], rtol=1e-3, atol=1e-5)
+    for name in ('eval/top1', 'eval/top5', 'learning_rate', 'step'):
+      assert row.get(name) == wanted.get(name)
   assert difference(workdir, other, 'params', 'batch_stats') < 1e-4
   assert difference(workdir, other, 'opt_state') < 1e-2
