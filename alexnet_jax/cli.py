@@ -26,11 +26,11 @@ def run(
   Args:
     function: returns the command's result, a JSON object; None: another process
       of the same run has it.
-    json_output: whether the result is printed, as the last line of standard
-      output; everything for people goes to standard error.
-    uses_jax: whether the command computes with it; see `jax_start`.
-    exit_code: of a command that was done but may have bad news: what to return
-      for its result. By default 0.
+    json_output: True to print the result as the last line of standard output;
+      everything for people goes to standard error.
+    uses_jax: True if the command computes; see `runtime.configure`.
+    exit_code: maps the result of a command that was done but may have bad news
+      to the exit code. By default 0.
 
   Returns:
     0 done; 2 the user can mend it; 75 interrupted and saved, or another process
@@ -40,8 +40,8 @@ def run(
   logging.basicConfig(
     stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT
   )
-  # Orbax warns of what our options mean, and shows where in it a save failed;
-  # why it failed is said by `checkpoint`.
+  # Orbax warns of the meaning of our options, and logs the traceback of a save
+  # that failed; `checkpoint` reports the reason.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable
@@ -67,7 +67,7 @@ def _unraisable(unraisable):
 
 
 def outcome(error: BaseException) -> tuple[int, str] | None:
-  """Exit code and message of what ends a command; None if it is a bug."""
+  """Returns exit code and message for an exception; None if it is a bug."""
   if isinstance(error, errors.UserError):
     return errors.EXIT_USER, f'error: {error}'
   if isinstance(error, errors.NonFiniteLossError):
@@ -99,7 +99,7 @@ def _is_full(error):
 
 
 def set_prefix(prefix: str) -> None:
-  """What all messages of this process begin with."""
+  """Sets the text that all messages of this process begin with."""
   global _prefix
   _prefix = prefix
   for handler in logging.getLogger().handlers:

@@ -30,5 +30,5 @@ class ProcessLost(Exception):
 
 
 def how_to_install(extra: str) -> str:
-  """What a `UserError` says of one of the extras of pyproject.toml."""
+  """Returns the advice to install one of the extras of pyproject.toml."""
   return f"pip install -e '.[{extra}]' where pyproject.toml is"

@@ -239,7 +239,7 @@ def _draw(path, images, best):
 
 def write_csv(
   path: str,
-  files: Sequence[str],
+  paths: Sequence[str],
   answers: Sequence[Sequence[tuple[str, float]]],
 ) -> None:
   """A row for each file: its name, then class and probability by rank.
@@ -251,7 +251,7 @@ def write_csv(
   ranks = range(1, max(map(len, answers)) + 1)
   columns = ((f'class_{rank}', f'probability_{rank}') for rank in ranks)
   rows = [['file', *itertools.chain(*columns)]]
-  for name, answer in zip(files, answers, strict=True):
+  for name, answer in zip(paths, answers, strict=True):
     cells = list(itertools.chain(*answer))
     rows.append([name, *cells, *[''] * (2 * len(ranks) - len(cells))])
   # A name of a file may be any bytes; they are written as they are.

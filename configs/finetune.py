@@ -14,7 +14,7 @@ What to expect: not measured.
 """
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import pixel_means
+from alexnet_jax.data import pixel_statistics
 
 
 def get_config(workdir=''):
@@ -32,7 +32,12 @@ def get_config(workdir=''):
   for key in ('resize_size', 'crop_size', 'mean', 'std', 'std_rgb'):
     config.data[key] = there.data[key]
   if there.data.mean == 'channel':
-    mean = pixel_means.stored_mean(there, workdir)
+    options = pixel_statistics.Options(
+      mean='channel',
+      crop_size=there.data.crop_size,
+      mean_rgb=tuple(there.data.mean_rgb),
+    )
+    mean = pixel_statistics.stored_mean(options, workdir)
     config.data.mean_rgb = tuple(map(float, mean))
   config.init.mean_image = there.data.mean == 'image'
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import pixel_means
 from alexnet_jax import validation
 from alexnet_jax.bench import marvin
 from alexnet_jax.bench import marvin_summary
@@ -147,7 +146,7 @@ def test_keras_gets_the_pixels_that_our_network_sees(monkeypatch, tmp_path):
   with np.load(tmp_path / 'data.npz') as stored:
     data = dict(stored)
   train = build.make_loader(config, 'train')
-  mean = pixel_means.statistics(config, train, tmp_path).mean
+  mean = build.find_pixel_statistics(config, train, tmp_path).mean
   mesh = parallel.make_mesh()
   for name, split, count in (
     ('train', 'train', 4000),

@@ -13,8 +13,8 @@ from alexnet_jax.bench import scaling_report
 from alexnet_jax.bench import scaling_runs
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.data.loader import num_cores
+from alexnet_jax.data.pixel_statistics import MEAN_FILE
 from alexnet_jax.errors import UserError
-from alexnet_jax.pixel_means import MEAN_FILE
 from tests.system import commands
 
 SMALL_NODES = {

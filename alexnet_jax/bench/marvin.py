@@ -133,7 +133,6 @@ def _write_data(config, path):
   """The digits as the network sees them; how many there are to train on."""
   import numpy as np
 
-  from alexnet_jax import pixel_means
   from alexnet_jax.training import build
 
   arrays = {}
@@ -141,7 +140,7 @@ def _write_data(config, path):
     loader = build.make_loader(config, split)
     examples = [loader.square(i) for i in range(loader.source.num_examples)]
     if split == 'train':
-      mean = pixel_means.statistics(config, loader, path.parent).mean
+      mean = build.find_pixel_statistics(config, loader, path.parent).mean
     pixels = np.stack([pixels for pixels, _ in examples]).astype(np.float32)
     arrays[f'x_{name}'] = (pixels - mean) / np.float32(config.data.std)
     arrays[f'y_{name}'] = np.array([label for _, label in examples], np.int32)

@@ -18,6 +18,7 @@ def contenders() -> dict:
 
 
 def _batches(task, count, mirrors):
+  from alexnet_jax.data import augment
   from alexnet_jax.data import pipeline
   from alexnet_jax.data.loader import Loader
 
@@ -26,11 +27,10 @@ def _batches(task, count, mirrors):
   )
   iterator = pipeline.make_train_iter(
     loader,
+    augment.Augmentation(augment.Crop(CROP)),
+    pipeline.Batching(task.batch_size),
     num_steps=count,
-    global_batch_size=task.batch_size,
     seed=0,
-    crop_size=CROP,
-    prefetch=2,
   )
   for batch in iterator:
     image = batch['image']

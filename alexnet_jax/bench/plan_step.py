@@ -114,7 +114,6 @@ def _traced(config, target, count):
   from jax.sharding import PartitionSpec
   import numpy as np
 
-  from alexnet_jax import pixel_means
   from alexnet_jax.training import build
   from alexnet_jax.training import parallel
 
@@ -137,7 +136,7 @@ def _traced(config, target, count):
   state = jax.eval_shape(lambda: build.make_state(config, model))
   key = jax.eval_shape(lambda: build.dropout_key(config))
   batch = batch_shapes(config)
-  mean = np.zeros(pixel_means.shape(config), np.float32)
+  mean = np.zeros(build.pixel_options(config).mean_shape, np.float32)
   traced = build.make_steps(config, mesh, mean).train.trace(
     on_devices(state, whole), on_devices(batch, split), on_devices(key, whole)
   )

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import pixel_means
 from alexnet_jax.bench import peaks
 from alexnet_jax.bench import step_agreement
 from alexnet_jax.bench import step_hlo
@@ -43,7 +42,8 @@ class Runner:
     self._num_classes = task['num_classes']
     self._mesh = parallel.make_mesh()
     parallel.check_batch_size(self.config.global_batch_size, self._mesh.size)
-    self.mean = np.full(pixel_means.shape(self.config), _MEAN, np.float32)
+    shape = build.pixel_options(self.config).mean_shape
+    self.mean = np.full(shape, _MEAN, np.float32)
     self._model = build.make_model(self.config, self._num_classes)
     self.state = self._replicate(build.make_state(self.config, self._model))
     self._steps = build.make_steps(self.config, self._mesh, self.mean)

@@ -63,7 +63,7 @@ def workdir(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     folder: keeps the mean of the pixels from the first run for the next ones:
       another pass over all images may take long.
   """
-  from alexnet_jax.pixel_means import MEAN_FILE
+  from alexnet_jax.data.pixel_statistics import MEAN_FILE
 
   kept = folder / MEAN_FILE
   with tempfile.TemporaryDirectory(dir=folder) as name:

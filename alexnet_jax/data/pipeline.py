@@ -1,185 +1,170 @@
-"""The Grain datasets: one element is one batch.
+"""Batches for training and evaluation, as Grain datasets of whole batches.
 
-Everything about batch t is computed from (seed, t) by `order`, so Grain's
-iterator state is a single index and means the same for any number of threads
-and processes.
+One element of a dataset is one batch. Everything about batch t is computed from
+(seed, t) by `order`, so Grain's iterator state is a single index and means the
+same for any number of threads and processes.
 """
 
-import functools
+from collections.abc import Callable
+import dataclasses
 import hashlib
-import math
+from typing import TypedDict
 
 import grain
 import numpy as np
 
-from alexnet_jax.data import colors
 from alexnet_jax.data import images
 from alexnet_jax.data import order
+from alexnet_jax.data.augment import Augmentation
 from alexnet_jax.data.buffers import Buffers
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
-CROPS = ('random', 'random_resized', 'center')
-_LONGEST_SIDE = 65_535  # pixels, of a JPEG
 # Copying so much takes no longer than it takes to wake other threads.
 _COPIED_AT_ONCE = 2**20  # bytes
 
 
+class Batch(TypedDict, total=False):
+  """One process's part of a batch: b examples, as numpy arrays.
+
+  `image` and `label` are always there, the others only where they are used. The
+  device computes (mirrored image + brightness + color - mean) * scale.
+  """
+
+  image: np.ndarray  # uint8 [b, crop_size, crop_size, 3]
+  label: np.ndarray  # int32 [b]
+  flip: np.ndarray  # bool [b]: images that the device mirrors
+  brightness: np.ndarray  # float32 [b], added to pixels, in levels of 255
+  color: np.ndarray  # float32 [b, 3], added to pixels, in levels of 255
+  scale: np.ndarray  # float32 [b], factor of pixels after the mean
+  # bool [b]: could not be decoded; in training another example stands in.
+  unreadable: np.ndarray
+  mask: np.ndarray  # bool [b]: examples that count; only in evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+  """Sizes of batches, and the part that this process makes.
+
+  Memory: at most `prefetch` + 1 batches in addition to those that the consumer
+  keeps; a batch's array is used again once nothing refers to it.
+
+  Attributes:
+    global_batch_size: examples in a batch of all processes together.
+    prefetch: number of batches made ahead; 0: none.
+    process_index, process_count: the part of the batch that is made.
+  """
+
+  global_batch_size: int
+  prefetch: int = 2
+  process_index: int = 0
+  process_count: int = 1
+
+  @property
+  def part(self) -> slice:
+    """The examples of the global batch that this process makes."""
+    return order.process_slice(
+      self.global_batch_size, self.process_index, self.process_count
+    )
+
+  def buffers(self, crop_size: int) -> Buffers:
+    """Returns memory for the images of this process's batches."""
+    size = self.global_batch_size // self.process_count
+    return Buffers((size, crop_size, crop_size, 3))
+
+
 def make_train_iter(
   loader: Loader,
+  augmentation: Augmentation,
+  batching: Batching,
   *,
   num_steps: int,
-  global_batch_size: int,
   seed: int,
-  crop_size: int,
-  crop: str = 'random',
-  crop_area: tuple[float, float] = (0.08, 1.0),
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-  random_flip: bool = True,
-  brightness: float = 0.0,
-  color: colors.Shift | None = None,
   scaled_decoding: bool = True,
-  prefetch: int = 2,
-  process_index: int = 0,
-  process_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Training batches: element t is this process's part of batch t.
+  """Returns an iterator over training batches: element t is batch t.
 
-  Memory: at most `prefetch` + 1 batches besides those that the consumer keeps;
-  a batch's array is used again once nothing refers to it. Squares of images
-  that are in memory may be kept, see `Loader.square_addresses`.
+  Squares of images that are in memory may be kept, see
+  `Loader.square_addresses`.
 
   Args:
     loader: reads the training split.
+    augmentation: the random changes of the images.
+    batching: sizes, and this process's part.
     num_steps: number of batches.
-    global_batch_size: examples in a batch of all processes together.
     seed: of the order and the random draws.
-    crop_size: width of the crops, in pixels.
-    crop: `random`: a window of the square of the loader's resize_size, the
-      paper's; `center`: its center; `random_resized`: a random part of the
-      whole image, resized.
-    crop_area: smallest and largest share of a random-resized crop.
-    crop_ratio: smallest and largest width / height of one.
-    random_flip: False never mirrors.
-    brightness: largest random shift of the brightness, as a share of white.
-    color: random shift of the colors; None: none.
     scaled_decoding: decodes JPEGs that are at least twice too large at a lower
       resolution; see `decoding.decode`.
-    prefetch: number of batches made ahead; 0: none.
-    process_index, process_count: the part of the batch that is made.
 
   Returns:
-    An iterator over {image: uint8 [b, crop_size, crop_size, 3], label: int32
-    [b], flip: bool [b], brightness: float32 [b], color: float32 [b, 3],
-    scale: float32 [b], unreadable: bool [b]}, b the process's batch size.
-    `flip` tells which images the device has to mirror, `brightness` and
-    `color` (levels of 255) what it adds, `scale` what it multiplies pixels by
-    after the mean; they are there with `random_flip`, `brightness` and
-    `color`.
-    `unreadable` tells which examples stand in for one that could not be
-    decoded; it is there if the loader skips. The iterator's state
-    is {'next_index': t}, t the step whose batch comes next.
+    An iterator over `Batch`es. Its state is {'next_index': t}, t the step whose
+    batch comes next.
   """
-  source = loader.source
-  part = order.process_slice(global_batch_size, process_index, process_count)
-  buffers = _image_buffers(part, crop_size)
-  min_size = 0
-  if scaled_decoding and crop == 'random_resized':
-    min_size = _least_size(crop_size, crop_area, crop_ratio)
-  elif scaled_decoding:
-    min_size = loader.resize_size
-
+  crop, part = augmentation.crop, batching.part
   addresses = None
-  if crop != 'random_resized':
+  if crop.kind != 'random_resized':
     addresses = loader.square_addresses(num_steps * (part.stop - part.start))
+  make_batch = _TrainBatches(
+    loader=loader,
+    augmentation=augmentation,
+    batching=batching,
+    seed=seed,
+    buffers=batching.buffers(crop.size),
+    min_size=crop.least_short_side(loader.resize_size) * scaled_decoding,
+    addresses=addresses,
+  )
+  return _iterate(make_batch, num_steps, batching.prefetch)
 
-  def make_batch(step):
-    positions = order.batch_positions(step, global_batch_size)[part]
-    indices = order.examples_at(positions, source.num_examples, seed)
-    draws = order.batch_draws(step, global_batch_size, seed)[part]
-    batch = _batch(buffers, loader.skips)
-    if random_flip:
-      batch['flip'] = draws[:, 2] < 0.5
-    if brightness:
-      shifts = order.brightness_draws(step, global_batch_size, seed)[part]
-      batch['brightness'] = shifts * np.float32(255 * brightness)
-    if color is not None:
-      batch |= color.draw(step, global_batch_size, seed, part)
-    if crop == 'random_resized':
-      attempts = order.resized_crop_draws(step, global_batch_size, seed)[part]
-      rows_needed, cut = _boxes(draws, attempts, crop_area, crop_ratio)
-    else:
-      corners = _corners(crop, draws, loader.resize_size - crop_size)
-      if addresses is not None:
-        _copy_squares(loader, addresses(indices), corners, batch)
-        batch['label'][:] = source.labels[indices]
-        return batch
-      rows_needed, cut = _windows(corners, loader.resize_size, crop_size)
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatches:
+  """Makes the training batch of a step; `addresses` see the loader."""
+
+  loader: Loader
+  augmentation: Augmentation
+  batching: Batching
+  seed: int
+  buffers: Buffers
+  min_size: int  # see `decoding.decode`
+  addresses: Callable[[np.ndarray], np.ndarray] | None
+
+  def __call__(self, step: int) -> Batch:
+    loader, crop = self.loader, self.augmentation.crop
+    part, seed = self.batching.part, self.seed
+    whole = self.batching.global_batch_size
+    positions = order.batch_positions(step, whole)[part]
+    indices = order.examples_at(positions, loader.source.num_examples, seed)
+    draws = order.batch_draws(step, whole, seed)[part]
+    batch = _empty_batch(self.buffers, loader.skips)
+    batch |= self.augmentation.draw(draws, step, whole, seed, part)
+    if self.addresses is not None:
+      corners = crop.corners(draws, loader.resize_size)
+      _copy_squares(loader, self.addresses(indices), corners, batch)
+      batch['label'][:] = loader.source.labels[indices]
+      return batch
+    attempts = None
+    if crop.kind == 'random_resized':
+      attempts = order.resized_crop_draws(step, whole, seed)[part]
+    windows = crop.windows(draws, attempts, loader.resize_size)
 
     def fill(i, _):
-      how = {
-        'min_size': min_size,
-        'rows_needed': functools.partial(rows_needed, i),
-      }
-      example = loader.pixels(int(indices[i]), **how)
-      if example is None:
-        batch['unreadable'][i] = True
-        example = _next_readable(loader, int(positions[i]), seed, how)
-      pixels, batch['label'][i] = example
-      cut(i, pixels, batch['image'][i])
+      self._fill(batch, i, int(positions[i]), int(indices[i]), windows[i])
 
     loader.for_each(fill, len(positions))
     return batch
 
-  return _iterate(make_batch, num_steps, prefetch)
+  def _fill(self, batch, i, position, index, window):
+    """Reads example `index` and writes its crop as the i-th of the batch."""
+    how = {'min_size': self.min_size, 'rows_needed': window.rows_needed}
+    example = self.loader.pixels(index, **how)
+    if example is None:
+      batch['unreadable'][i] = True
+      example = _next_readable(self.loader, position, self.seed, how)
+    pixels, batch['label'][i] = example
+    window.cut(pixels, batch['image'][i])
 
 
-def _windows(corners, size, crop_size):
-  """How the i-th crop is cut out of the center square of an image.
-
-  Returns:
-    (rows_needed, cut): (i, height, width) -> rows of the image that are read;
-    (i, pixels, out) writes the crop.
-  """
-
-  def rows_needed(i, height, width):
-    return images.rows_of_crop(height, width, size, corners[i, 0], crop_size)
-
-  def cut(i, pixels, out):
-    images.crop_of_square(pixels, size, *corners[i], out)
-
-  return rows_needed, cut
-
-
-def _boxes(draws, attempts, area, ratio):
-  """As `_windows`, for random-resized crops."""
-
-  def box(i, height, width):
-    return images.random_resized_box(
-      height, width, draws[i], attempts[i], area, ratio
-    )
-
-  def rows_needed(i, height, width):
-    top, _, rows, _ = box(i, height, width)
-    return top + rows
-
-  def cut(i, pixels, out):
-    images.resize_box(pixels, box(i, *pixels.shape[:2]), out)
-
-  return rows_needed, cut
-
-
-def _least_size(crop_size, area, ratio):
-  """Short side that leaves every random-resized crop its `crop_size` pixels."""
-  share = area[0] / max(ratio[1], 1 / ratio[0])
-  return min(_LONGEST_SIDE, math.ceil(crop_size / math.sqrt(share)))
-
-
-def _image_buffers(part, crop_size):
-  return Buffers((part.stop - part.start, crop_size, crop_size, 3))
-
-
-def _batch(buffers, skips):
+def _empty_batch(buffers, skips):
   image = buffers.take()
   batch = {'image': image, 'label': np.zeros(len(image), np.int32)}
   if skips:
@@ -187,15 +172,8 @@ def _batch(buffers, skips):
   return batch
 
 
-def _corners(crop, draws, free):
-  """(top, left) of each window, int64 [n, 2]; `free` pixels are left over."""
-  if crop == 'center':
-    return np.full((len(draws), 2), free // 2)
-  return (draws[:, :2] * (free + 1)).astype(np.int64)
-
-
 def _copy_squares(loader, addresses, corners, batch):
-  """Windows of squares that lie in memory as they are: no work in Python."""
+  """Copies windows of squares that lie in memory: no work in Python."""
   from alexnet_jax.data import kernels  # slow to import, and not always needed
 
   def copy(start, end):
@@ -216,7 +194,7 @@ def _copy_squares(loader, addresses, corners, batch):
 
 
 def _next_readable(loader, position, seed, how):
-  """The first example after a position, round its epoch, that decodes."""
+  """Returns the next example after a position, in its epoch, that decodes."""
   num_examples = loader.source.num_examples
   epoch, rank = divmod(position, num_examples)
   indices = order.permutation(seed, epoch, num_examples)
@@ -228,54 +206,61 @@ def _next_readable(loader, position, seed, how):
 
 
 def make_eval_iter(
-  loader: Loader,
-  *,
-  global_batch_size: int,
-  crop_size: int,
-  prefetch: int = 2,
-  process_index: int = 0,
-  process_count: int = 1,
+  loader: Loader, crop_size: int, batching: Batching
 ) -> grain.DatasetIterator:
-  """Center crops of every example of a split, once, in order.
+  """Returns an iterator over center crops of every example, once, in order.
 
   With a `crop_size` of the loader's `resize_size` they are the whole squares.
-
   The images are decoded exactly. The last batch is filled up with examples that
   do not count: their `mask` is False, as is that of skipped images.
 
+  Args:
+    loader: reads the split.
+    crop_size: of the crops, in pixels.
+    batching: sizes, and this process's part.
+
   Returns:
-    An iterator over {image: uint8 [b, crop_size, crop_size, 3], label: int32
-    [b], mask: bool [b], unreadable: bool [b]}; see `make_train_iter` for the
-    last and for the arguments.
+    An iterator over `Batch`es of image, label, mask and unreadable.
   """
-  num_examples = loader.source.num_examples
-  part = order.process_slice(global_batch_size, process_index, process_count)
-  buffers = _image_buffers(part, crop_size)
-  corner = (loader.resize_size - crop_size) // 2
+  make_batch = _EvalBatches(
+    loader, batching, batching.buffers(crop_size), crop_size
+  )
+  length = -(-loader.source.num_examples // batching.global_batch_size)
+  return _iterate(make_batch, length, batching.prefetch)
 
-  def make_batch(number):
-    positions = order.batch_positions(number, global_batch_size)[part]
-    batch = _batch(buffers, loader.skips)
+
+@dataclasses.dataclass(frozen=True)
+class _EvalBatches:
+  """Makes a batch of center crops."""
+
+  loader: Loader
+  batching: Batching
+  buffers: Buffers
+  crop_size: int
+
+  def __call__(self, number: int) -> Batch:
+    whole = self.batching.global_batch_size
+    positions = order.batch_positions(number, whole)[self.batching.part]
+    batch = _empty_batch(self.buffers, self.loader.skips)
     batch['mask'] = np.zeros(len(positions), bool)
-
-    def fill(i, _):
-      inside = positions[i] < num_examples
-      example = loader.pixels(int(positions[i])) if inside else None
-      if example is None:
-        batch['image'][i] = 0
-        if inside:
-          batch['unreadable'][i] = True
-        return
-      pixels, batch['label'][i] = example
-      images.crop_of_square(
-        pixels, loader.resize_size, corner, corner, batch['image'][i]
-      )
-      batch['mask'][i] = True
-
-    loader.for_each(fill, len(positions))
+    self.loader.for_each(
+      lambda i, _: self._fill(batch, i, int(positions[i])), len(positions)
+    )
     return batch
 
-  return _iterate(make_batch, -(-num_examples // global_batch_size), prefetch)
+  def _fill(self, batch, i, index):
+    inside = index < self.loader.source.num_examples
+    example = self.loader.pixels(index) if inside else None
+    if example is None:
+      batch['image'][i] = 0
+      if inside:
+        batch['unreadable'][i] = True
+      return
+    pixels, batch['label'][i] = example
+    size = self.loader.resize_size
+    corner = (size - self.crop_size) // 2
+    images.crop_of_square(pixels, size, corner, corner, batch['image'][i])
+    batch['mask'][i] = True
 
 
 def _iterate(make_batch, length, prefetch):
@@ -290,7 +275,7 @@ def _iterate(make_batch, length, prefetch):
 
 
 def data_record(source, *, seed: int, global_batch_size: int) -> dict:
-  """What a resumed run must find unchanged for its batches to be the same.
+  """Returns what must stay unchanged for a resumed run's batches to be equal.
 
   `order` is a hash of the first batch's examples and draws; it changes if the
   random generator of another numpy version gives other numbers.

@@ -7,7 +7,6 @@ import math
 import jax
 import numpy as np
 
-from alexnet_jax import pixel_means
 from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
@@ -149,7 +148,7 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   )
   # The first draws of a batch do not depend on how many follow.
   config.global_batch_size = min(count, config.global_batch_size)
-  color = pixel_means.stored_color(config, subject.run.workdir)
+  color = build.stored_lighting(config, subject.run.workdir)
   batch = next(
     build.make_train_iter(config, loader, 1, subject.run.mesh, color)
   )

@@ -7,7 +7,6 @@ import sys
 import jax
 import ml_collections
 
-from alexnet_jax import pixel_means
 from alexnet_jax import placeholders
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.errors import UserError
@@ -56,7 +55,7 @@ def load(
   config, class_names, state = restored.restore(workdir, which)
   if data_path:
     config.data.path = data_path
-  mean = pixel_means.stored_mean(config, workdir)
+  mean = build.stored_mean(config, workdir)
   steps = build.make_steps(config, mesh, mean, top=top, crops=crops)
   return SavedRun(
     config,

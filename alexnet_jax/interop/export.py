@@ -96,7 +96,6 @@ def write(
   """
   import numpy as np
 
-  from alexnet_jax import pixel_means
   from alexnet_jax.interop import onnx_program
   from alexnet_jax.training import build
   from alexnet_jax.training import checkpoint_contents
@@ -106,7 +105,7 @@ def write(
   if onnx:
     onnx_program.require()
   config, class_names, state = restored.restore(workdir, which)
-  mean = pixel_means.stored_mean(config, workdir)
+  mean = build.stored_mean(config, workdir)
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
   params = {
     name: np.asarray(leaf)
@@ -163,7 +162,7 @@ def make_function(config, num_classes: int, mean, variables):
   Args:
     config: of the run.
     num_classes: of its data.
-    mean: float32, see `pixel_means.Statistics`.
+    mean: float32, see `pixel_statistics.Statistics`.
     variables: {'params', 'batch_stats'} of the network.
 
   Returns:

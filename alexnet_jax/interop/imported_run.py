@@ -11,9 +11,9 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import pixel_means
 from alexnet_jax import placeholders
 from alexnet_jax import validation
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop.imported import Imported
 from alexnet_jax.training import build
@@ -113,13 +113,13 @@ def write(
 
 
 def _write_mean(config, mean, folder):
-  """As `pixel_means` reads it."""
+  """As `pixel_statistics` reads it."""
   if config.data.mean == 'none':
     return
   if config.data.mean != 'image':
     mean = mean.reshape(1, 1, 3)
   np.savez(
-    folder / pixel_means.MEAN_FILE,
+    folder / pixel_statistics.MEAN_FILE,
     mean=mean.astype(np.float64),
     of=json.dumps('imported'),
   )

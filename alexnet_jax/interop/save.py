@@ -44,14 +44,14 @@ def _save(arguments):
   path = pathlib.Path(arguments.file)
   _check_file(path, arguments.overwrite)
 
-  from alexnet_jax import pixel_means
   from alexnet_jax.interop import metadata
+  from alexnet_jax.training import build
   from alexnet_jax.training import restored
 
   config, class_names, state = restored.restore(
     arguments.workdir, arguments.checkpoint
   )
-  mean = pixel_means.stored_mean(config, arguments.workdir)
+  mean = build.stored_mean(config, arguments.workdir)
   description = metadata.of_run(config, mean, class_names, int(state.step))
   tensors = write(path, state.eval_params, state.batch_stats, description)
   count = sum(array.size for array in tensors.values())

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from alexnet_jax import pixel_means
+from alexnet_jax import config as config_lib
+from alexnet_jax.data import augment
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
@@ -166,7 +168,7 @@ def make_steps(
   Args:
     config: of the run.
     mesh: the devices.
-    mean: of the pixels; see `pixel_means.Statistics`.
+    mean: of the pixels; see `pixel_statistics.Statistics`.
     frozen: names of parameters that do not train.
     top: number of classes that `predict` gives.
     crops: of an image that `evaluate` and `predict` average over, 1 or 10.
@@ -207,36 +209,128 @@ def make_steps(
   )
 
 
+def make_batching(config, mesh: Mesh, global_batch_size: int):
+  """Returns sizes of batches and this process's part; see `pipeline`."""
+  process_index, process_count = parallel.process_part(mesh)
+  return pipeline.Batching(
+    global_batch_size, config.data.prefetch, process_index, process_count
+  )
+
+
+def make_augmentation(
+  config, lighting: np.ndarray | None, num_examples: int
+) -> augment.Augmentation:
+  """Returns the random changes of training images.
+
+  Args:
+    config: of the run.
+    lighting: see `pixel_statistics.Statistics`; config.data.pca_lighting needs
+      it.
+    num_examples: of the training split.
+  """
+  data, shift = config.data, None
+  if data.pca_lighting:
+    if lighting is None:
+      raise ValueError('config.data.pca_lighting needs the colors of the data')
+    shrink = data.pca_lighting if data.pca_lighting_shrink else 0.0
+    steps = config_lib.resolve_durations(
+      config, num_examples
+    ).pca_lighting_steps
+    shift = augment.Lighting(lighting, steps, 1 / (1 + shrink))
+  return augment.Augmentation(
+    augment.Crop(
+      data.crop_size, data.crop, tuple(data.crop_area), tuple(data.crop_ratio)
+    ),
+    flip=data.random_flip,
+    brightness=data.brightness,
+    lighting=shift,
+  )
+
+
 def make_train_iter(
   config,
   loader,
   num_steps: int,
   mesh: Mesh,
-  color: np.ndarray | None = None,
+  lighting: np.ndarray | None = None,
 ):
-  """Host batches of the training split; see `pipeline.make_train_iter`.
+  """Returns batches of the training split; see `pipeline.make_train_iter`.
 
-  They are this process's part; config.data.pca_lighting needs `color`, see
-  `pixel_means.Statistics`.
+  They are this process's part; for `lighting` see `make_augmentation`.
   """
-  process_index, process_count = parallel.process_part(mesh)
   return pipeline.make_train_iter(
     loader,
+    make_augmentation(config, lighting, loader.source.num_examples),
+    make_batching(config, mesh, config.global_batch_size),
     num_steps=num_steps,
-    global_batch_size=config.global_batch_size,
     seed=config.seed,
-    crop_size=config.data.crop_size,
-    crop=config.data.crop,
-    crop_area=tuple(config.data.crop_area),
-    crop_ratio=tuple(config.data.crop_ratio),
-    random_flip=config.data.random_flip,
-    brightness=config.data.brightness,
-    color=pixel_means.pca_lighting(config, color, loader.source.num_examples),
     scaled_decoding=config.data.scaled_decoding,
-    prefetch=config.data.prefetch,
-    process_index=process_index,
-    process_count=process_count,
   )
+
+
+def pixel_options(config) -> pixel_statistics.Options:
+  """Returns which statistics of pixels the config wants."""
+  return pixel_statistics.Options(
+    mean=config.data.mean,
+    crop_size=config.data.crop_size,
+    mean_rgb=tuple(config.data.mean_rgb),
+    mean_image_of=config.init.workdir if config.init.mean_image else '',
+    lighting=config.data.pca_lighting,
+    lighting_unit=config.data.pca_lighting_unit,
+  )
+
+
+def find_pixel_statistics(
+  config, loader, workdir, progress=lambda done: None, limit=None
+) -> pixel_statistics.Statistics:
+  """Returns the pixel statistics of a run; computes them if needed.
+
+  With config.init.mean_image the mean is that of the run whose weights this one
+  starts with. See `pixel_statistics.find_statistics`.
+
+  Raises:
+    UserError: if the other run subtracts no mean image of the size of crops
+      here.
+  """
+  return pixel_statistics.find_statistics(
+    pixel_options(config),
+    loader,
+    workdir,
+    read_mean_image=lambda: _mean_image_of(
+      config.init.workdir, config.data.crop_size
+    ),
+    progress=progress,
+    limit=limit,
+  )
+
+
+def _mean_image_of(workdir, crop_size):
+  """Returns the mean image that another run subtracts."""
+  there = config_lib.read_config(workdir)
+  if there.data.mean != 'image':
+    problem = f'its config.data.mean is {there.data.mean!r}, not image'
+  elif there.data.crop_size != crop_size:
+    problem = (
+      f'its config.data.crop_size is {there.data.crop_size}, but {crop_size}'
+      ' here'
+    )
+  else:
+    return stored_mean(there, workdir)
+  raise UserError(
+    f'config.init.mean_image: {workdir} has no mean image for this network:'
+    f' {problem}; with --config.init.mean_image=false that of the data here is'
+    ' subtracted'
+  )
+
+
+def stored_mean(config, workdir) -> np.ndarray:
+  """Returns what a finished run subtracts; see `pixel_statistics`."""
+  return pixel_statistics.stored_mean(pixel_options(config), workdir)
+
+
+def stored_lighting(config, workdir) -> np.ndarray | None:
+  """Returns the matrix of a finished run's PCA lighting, if it has any."""
+  return pixel_statistics.stored_lighting(pixel_options(config), workdir)
 
 
 def num_pieces(config, mesh: Mesh) -> int:
@@ -270,15 +364,11 @@ def eval_batch_size(config, mesh: Mesh) -> int:
 
 
 def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
-  """Of `eval_batch_size`, and of whole squares for 10 crops; see `pipeline`."""
-  process_index, process_count = parallel.process_part(mesh)
+  """Returns batches of `eval_batch_size`; whole squares for 10 crops."""
   return pipeline.make_eval_iter(
     loader,
-    global_batch_size=eval_batch_size(config, mesh),
-    crop_size=loader.resize_size if crops > 1 else config.data.crop_size,
-    prefetch=config.data.prefetch,
-    process_index=process_index,
-    process_count=process_count,
+    loader.resize_size if crops > 1 else config.data.crop_size,
+    make_batching(config, mesh, eval_batch_size(config, mesh)),
   )
 
 

@@ -39,7 +39,7 @@ class Run:
   durations: Durations
   steps: build.Steps
   frozen_steps: build.Steps  # until `durations.unfreeze_step`
-  color: np.ndarray | None  # see `pixel_means.Statistics`
+  color: np.ndarray | None  # see `pixel_statistics.Statistics`
   data_record: dict
   processes: Processes
 

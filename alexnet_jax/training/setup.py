@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import pixel_means
 from alexnet_jax import placeholders
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import agreement
 from alexnet_jax.training import build
@@ -64,11 +64,11 @@ def prepare(
     refusals.check_data_record(path, saved['data'], record)
   begins = saved is None and processes.is_first
   frozen = _check_init(config, training.class_names, begins=begins)
-  pixels = pixel_means.nothing(config)
+  pixels = pixel_statistics.no_statistics(build.pixel_options(config))
   if processes.is_first:
     pixels = _statistics(config, loaders[0], path, stop, console, mean_limit)
   processes.meet(stop.check)  # it may have taken minutes
-  mean, color = parallel.from_first((pixels.mean, pixels.color))
+  mean, color = parallel.from_first((pixels.mean, pixels.lighting))
   steps = build.make_steps(config, mesh, mean)
   return Run(
     config=config,
@@ -117,7 +117,7 @@ def _check_init(config, class_names, *, begins):
 
 
 def _statistics(config, loader, path, stop, console, limit):
-  """See `pixel_means.statistics`; shows how far it is."""
+  """See `build.find_pixel_statistics`; shows how far it is."""
   total = limit or loader.source.num_examples
   console.start(total, 0, 'image', 'mean of the pixels')
 
@@ -126,7 +126,7 @@ def _statistics(config, loader, path, stop, console, limit):
     console.advance(done)
 
   try:
-    return pixel_means.statistics(config, loader, path, advance, limit)
+    return build.find_pixel_statistics(config, loader, path, advance, limit)
   finally:
     console.stop()
 

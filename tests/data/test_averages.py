@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.data import averages
 from alexnet_jax.data import folder
 from alexnet_jax.data import images
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
@@ -17,11 +17,11 @@ def test_pixel_mean_is_exact(threads):
   source = sources.ArraySource('random', pixels, labels, ('a', 'b'))
   loader = Loader(source, 10, num_threads=threads)
   calls = []
-  mean = averages.pixel_statistics(loader, chunk=10, progress=calls.append)[0]
+  mean = pixel_statistics.compute(loader, chunk=10, progress=calls.append)[0]
   squares = np.stack([images.center_square(p, 10) for p in pixels])
   np.testing.assert_array_equal(mean, squares.sum(0, dtype=np.int64) / 37)
   assert calls == [10, 20, 30, 37]
-  first = averages.pixel_statistics(loader, limit=5)[0]
+  first = pixel_statistics.compute(loader, limit=5)[0]
   np.testing.assert_array_equal(first, squares[:5].sum(0, dtype=int) / 5)
 
 
@@ -31,4 +31,4 @@ def test_no_readable_image_is_an_error(tmp_path):
     (tmp_path / name / 'a.png').write_bytes(b'broken')
   loader = Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
   with pytest.raises(UserError, match=r'no image of .* can be decoded'):
-    averages.pixel_statistics(loader)[0]
+    pixel_statistics.compute(loader)[0]

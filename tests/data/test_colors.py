@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.data import averages
-from alexnet_jax.data import colors
+from alexnet_jax.data import augment
 from alexnet_jax.data import images
 from alexnet_jax.data import order
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.training import pixels
+from tests.data.batches import train_iter
 
 SIZE, CROP, BATCH = 10, 8, 64
 
@@ -29,18 +29,18 @@ def squares_of(loader):
 
 
 def test_the_covariance_is_numpys(loader):
-  mean, covariance = averages.pixel_statistics(loader, chunk=10)
+  mean, covariance = pixel_statistics.compute(loader, chunk=10)
   flat = squares_of(loader).reshape(-1, 3).astype(float)
   np.testing.assert_allclose(mean.mean((0, 1)), flat.mean(0), rtol=1e-13)
   expected = np.cov(flat, rowvar=False, bias=True)
   np.testing.assert_allclose(covariance, expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize('unit', colors.UNITS)
+@pytest.mark.parametrize('unit', augment.LIGHTING_UNITS)
 def test_the_shift_goes_along_the_principal_components(loader, unit):
   """By numpy's singular values instead of eigenvalues."""
-  _, covariance = averages.pixel_statistics(loader)
-  matrix = colors.shift_matrix(covariance, 0.1, unit)
+  _, covariance = pixel_statistics.compute(loader)
+  matrix = augment.lighting_matrix(covariance, 0.1, unit)
   flat = squares_of(loader).reshape(-1, 3) / 255
   _, singular, rows = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
   variances = singular**2 / len(flat)
@@ -53,7 +53,7 @@ def test_the_shift_goes_along_the_principal_components(loader, unit):
 
 
 def test_colors_without_variance_are_not_shifted():
-  matrix = colors.shift_matrix(np.full((3, 3), 50.0), 1.0, 'deviation')
+  matrix = augment.lighting_matrix(np.full((3, 3), 50.0), 1.0, 'deviation')
   # Of gray pixels only the brightness varies.
   strengths = np.linalg.norm(matrix, axis=0)
   assert np.isclose(strengths.max(), np.sqrt(150.0))
@@ -65,13 +65,13 @@ def test_colors_without_variance_are_not_shifted():
 def batches(
   loader, matrix, num_steps, process_index=0, process_count=1, **options
 ):
-  return pipeline.make_train_iter(
+  return train_iter(
     loader,
     num_steps=num_steps,
     global_batch_size=BATCH,
     seed=3,
     crop_size=CROP,
-    color=None if matrix is None else colors.Shift(matrix, **options),
+    lighting=None if matrix is None else augment.Lighting(matrix, **options),
     prefetch=0,
     process_index=process_index,
     process_count=process_count,
@@ -79,8 +79,8 @@ def batches(
 
 
 def test_the_draws_are_normal_and_each_ones_own(loader):
-  _, covariance = averages.pixel_statistics(loader)
-  matrix = colors.shift_matrix(covariance, 0.1, 'deviation')
+  _, covariance = pixel_statistics.compute(loader)
+  matrix = augment.lighting_matrix(covariance, 0.1, 'deviation')
   shifts = np.concatenate(
     [batch['color'] for batch in batches(loader, matrix, 150)]
   )

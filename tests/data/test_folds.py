@@ -8,11 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from alexnet_jax import pixel_means
 from alexnet_jax import validation
-from alexnet_jax.data import averages
 from alexnet_jax.data import folds
 from alexnet_jax.data import pipeline
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data import splits
 from alexnet_jax.data import tfds_labels
@@ -20,6 +19,7 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from tests.data.batches import train_iter
 from tests.system import commands
 
 COUNTS = {'ant': 12, 'bee': 7, 'cat': 5}  # of `folder`
@@ -254,7 +254,7 @@ def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):
     loader = Loader(source, SIZE)
     if slow:
       monkeypatch.setattr(Loader, 'square_addresses', lambda *_: None)
-    batches = pipeline.make_train_iter(
+    batches = train_iter(
       loader,
       num_steps=4,
       global_batch_size=5,
@@ -279,7 +279,7 @@ def test_squares_of_a_part_are_kept_and_the_same(monkeypatch):
   part = sources.make_source('synthetic', 'train', folds=3, fold=1)
 
   def batches():
-    made = pipeline.make_train_iter(
+    made = train_iter(
       Loader(part, 20),
       num_steps=-(-part.num_examples // 64),
       global_batch_size=64,
@@ -312,7 +312,7 @@ def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
   )
   config = validation.load_config([f'--config={recipe}'])
   loader = build.make_loader(config, 'train')
-  mean = pixel_means.statistics(config, loader, tmp_path).mean
+  mean = build.find_pixel_statistics(config, loader, tmp_path).mean
   squares = [
     loader.source.read(i)[0] for i in range(loader.source.num_examples)
   ]
@@ -320,7 +320,7 @@ def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
   whole = loader.source.source.rgb_mean
   assert np.abs(mean - whole).max() > 0.5
   np.testing.assert_allclose(
-    averages.pixel_statistics(loader)[0].mean((0, 1)), mean, rtol=1e-6
+    pixel_statistics.compute(loader)[0].mean((0, 1)), mean, rtol=1e-6
   )
 
 

@@ -10,14 +10,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import averages
 from alexnet_jax.data import images
 from alexnet_jax.data import order
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
+from tests.data.batches import assert_same
+from tests.data.batches import eval_iter
+from tests.data.batches import train_iter
 
 SIZE, CROP, BATCH = 64, 56, 7
 
@@ -73,7 +75,7 @@ def make_source(layouts, layout, split='train'):
 
 def train_batches(layouts, layout, threads=2, **options):
   loader = Loader(make_source(layouts, layout), SIZE, num_threads=threads)
-  return pipeline.make_train_iter(
+  return train_iter(
     loader,
     num_steps=9,
     global_batch_size=BATCH,
@@ -85,52 +87,7 @@ def train_batches(layouts, layout, threads=2, **options):
 
 def eval_batches(layouts, layout):
   loader = Loader(make_source(layouts, layout, 'validation'), SIZE)
-  return list(
-    pipeline.make_eval_iter(loader, global_batch_size=4, crop_size=CROP)
-  )
-
-
-def assert_same(left, right):
-  assert len(left) == len(right)
-  for a, b in zip(left, right, strict=True):
-    assert a.keys() == b.keys()
-    for name in a:
-      np.testing.assert_array_equal(a[name], b[name])
-
-
-def test_raw_pixels_are_the_decoded_ones(layouts):
-  for made_of, layout in (('folder', 'raw'), ('resized', 'raw_of_small')):
-    # Scaled decoding is near to the raw pixels, not equal.
-    decoded = train_batches(layouts, made_of, scaled_decoding=False)
-    assert_same(list(train_batches(layouts, layout)), list(decoded))
-    assert_same(eval_batches(layouts, layout), eval_batches(layouts, made_of))
-
-
-def test_resized_jpegs_give_the_same_batches_within_tolerance(layouts):
-  """The same examples, crops and flips; pixels as far as a second JPEG goes.
-
-  Stated tolerance at quality 90, 4:2:0: 2.5 levels in the mean of a batch.
-  """
-  small = list(train_batches(layouts, 'resized'))
-  for a, b in zip(small, train_batches(layouts, 'folder'), strict=True):
-    np.testing.assert_array_equal(a['label'], b['label'])
-    np.testing.assert_array_equal(a['flip'], b['flip'])
-    difference = np.abs(a['image'].astype(int) - b['image'])
-    assert 0 < difference.mean() <= 2.5
-    # Another crop or example would be far away.
-    assert np.median(difference.mean((1, 2, 3))) <= 2.5
-
-
-def test_all_layouts_have_the_same_examples(layouts):
-  folder = make_source(layouts, 'folder')
-  for layout in ('resized', 'raw', 'raw_of_small'):
-    source = make_source(layouts, layout)
-    assert source.num_examples == folder.num_examples == 20
-    assert tuple(source.class_names) == ('cat', 'dog')
-    labels = [source.read(i)[1] for i in range(20)]
-    assert labels == folder.labels.tolist()
-  resized = make_source(layouts, 'resized')
-  assert [resized.file_name(i) for i in range(20)] == list(folder.paths)
+  return list(eval_iter(loader, global_batch_size=4, crop_size=CROP))
 
 
 @pytest.mark.parametrize('layout', ['folder', 'resized', 'raw'])
@@ -194,7 +151,7 @@ def test_the_manifest_has_the_statistics_of_the_pixels(layouts):
 
 def test_the_known_mean_is_the_computed_one(layouts):
   source = make_source(layouts, 'raw')
-  computed = averages.pixel_statistics(Loader(source, SIZE))[0].mean((0, 1))
+  computed = pixel_statistics.compute(Loader(source, SIZE))[0].mean((0, 1))
   np.testing.assert_allclose(source.rgb_mean, computed, rtol=1e-14)
 
 
@@ -228,7 +185,7 @@ def test_small_plain_jpegs_are_taken_over_byte_for_byte(tmp_path):
 
 MEMORY = """
 import gc, json, resource, sys
-from alexnet_jax.data import pipeline, sources
+from alexnet_jax.data import augment, pipeline, sources
 
 assert sys.platform == 'linux'
 def resident():
@@ -238,8 +195,8 @@ def resident():
 
 source = sources.make_source(split='train', **json.loads(sys.argv[1]))
 batches = pipeline.make_train_iter(
-  Loader(source, 64, num_threads=2), num_steps=2000, global_batch_size=32,
-  seed=0, crop_size=56,
+  Loader(source, 64, num_threads=2), augment.Augmentation(augment.Crop(56)),
+  pipeline.Batching(32), num_steps=2000, seed=0,
 )
 sizes = []
 for number, batch in enumerate(batches, 1):

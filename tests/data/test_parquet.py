@@ -12,11 +12,11 @@ import pytest
 from alexnet_jax import validation
 from alexnet_jax.config import make_config
 from alexnet_jax.data import parquet
-from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
 from alexnet_jax.data import splits
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
+from tests.data.batches import train_iter
 
 NAMES = ['crane', 'dog', 'maillot']
 STRUCT = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
@@ -353,20 +353,20 @@ def test_without_pyarrow_the_command_is_named(tmp_path, monkeypatch):
     open_split(tmp_path)
 
 
-def train_iter(path):
+def batches_of(path):
   loader = Loader(open_split(path), 16, num_threads=3)
-  return pipeline.make_train_iter(
+  return train_iter(
     loader, num_steps=9, global_batch_size=8, seed=3, crop_size=12
   )
 
 
 def test_batches_and_their_tail(tmp_path):
   write_hub(tmp_path, make_rows(30))
-  whole = list(train_iter(tmp_path))
-  first = train_iter(tmp_path)
+  whole = list(batches_of(tmp_path))
+  first = batches_of(tmp_path)
   for _ in range(4):
     next(first)
-  second = train_iter(tmp_path)
+  second = batches_of(tmp_path)
   second.set_state(first.get_state())
   tail = list(second)
   assert len(tail) == 5

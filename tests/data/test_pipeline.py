@@ -15,6 +15,9 @@ from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
+from tests.data.batches import assert_same
+from tests.data.batches import eval_iter
+from tests.data.batches import train_iter
 
 
 def numbered_source(count, size=16):
@@ -29,7 +32,7 @@ def numbered_source(count, size=16):
 
 def train_batches(count=21, batch=6, steps=8, threads=1, **options):
   loader = Loader(numbered_source(count), 16, num_threads=threads)
-  return pipeline.make_train_iter(
+  return train_iter(
     loader,
     num_steps=steps,
     global_batch_size=batch,
@@ -37,14 +40,6 @@ def train_batches(count=21, batch=6, steps=8, threads=1, **options):
     crop_size=12,
     **options,
   )
-
-
-def assert_same(left, right):
-  assert len(left) == len(right)
-  for a, b in zip(left, right, strict=True):
-    assert a.keys() == b.keys()
-    for name in a:
-      np.testing.assert_array_equal(a[name], b[name])
 
 
 @pytest.mark.parametrize('crop', ['random', 'center', 'random_resized'])
@@ -55,7 +50,7 @@ def test_squares_that_are_kept_change_nothing(crop, threads, monkeypatch):
   def batches():
     loader = Loader(numbered_source(21, 20), 30, num_threads=threads)
     return list(
-      pipeline.make_train_iter(
+      train_iter(
         loader,
         num_steps=6,
         global_batch_size=8,
@@ -162,7 +157,7 @@ def test_evaluation_sees_every_example_once(batch, processes):
   loader = Loader(numbered_source(21), 16)
   seen = []
   for index in range(processes):
-    for part in pipeline.make_eval_iter(
+    for part in eval_iter(
       loader,
       global_batch_size=batch,
       crop_size=12,
@@ -193,7 +188,7 @@ def damaged_folder(tmp_path):
 
 def test_an_unreadable_image_stops_the_run_and_is_named(damaged_folder):
   loader = Loader(damaged_folder, 16)
-  batches = pipeline.make_train_iter(
+  batches = train_iter(
     loader, num_steps=9, global_batch_size=5, seed=0, crop_size=16
   )
   with pytest.raises(UnreadableImageError, match=r'1\.png.*unreadable=skip'):
@@ -206,7 +201,7 @@ def test_skipped_images_are_replaced_by_the_next_of_the_epoch(
   def batches(threads, **options):
     loader = Loader(damaged_folder, 16, unreadable='skip', num_threads=threads)
     found = list(
-      pipeline.make_train_iter(
+      train_iter(
         loader,
         num_steps=6,
         global_batch_size=4,
@@ -245,7 +240,7 @@ def test_skipped_images_are_replaced_by_the_next_of_the_epoch(
 
 def test_skipped_images_do_not_count_in_evaluation(damaged_folder):
   loader = Loader(damaged_folder, 16, unreadable='skip')
-  batches = pipeline.make_eval_iter(loader, global_batch_size=4, crop_size=16)
+  batches = eval_iter(loader, global_batch_size=4, crop_size=16)
   batches = list(batches)
   assert sum(int(batch['mask'].sum()) for batch in batches) == 8
   # Two could not be decoded; the last two places are beyond the split.
@@ -257,7 +252,7 @@ def test_a_source_without_a_readable_image_is_an_error(tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'a.png').write_bytes(b'broken')
   loader = Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
-  batches = pipeline.make_train_iter(
+  batches = train_iter(
     loader, num_steps=1, global_batch_size=2, seed=0, crop_size=8
   )
   with pytest.raises(UserError, match=r'no image of .* can be decoded'):
@@ -284,10 +279,11 @@ def test_data_works_without_jax_and_tensorflow():
     'import alexnet_jax.data as d\n'
     'for m in pkgutil.iter_modules(d.__path__, d.__name__ + "."):\n'
     '  importlib.import_module(m.name)\n'
-    'from alexnet_jax.data import loader, pipeline, sources\n'
+    'from alexnet_jax.data import augment, loader, pipeline, sources\n'
     'l = loader.Loader(sources.synthetic_source("train", 8, 2), 16)\n'
-    'i = pipeline.make_train_iter(l, num_steps=3, global_batch_size=4, seed=0,'
-    ' crop_size=8)\n'
+    'a = augment.Augmentation(augment.Crop(8))\n'
+    'b = pipeline.Batching(4)\n'
+    'i = pipeline.make_train_iter(l, a, b, num_steps=3, seed=0)\n'
     'assert len(list(i)) == 3\n'
   )
   subprocess.run([sys.executable, '-c', program], check=True)

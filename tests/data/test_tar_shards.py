@@ -13,12 +13,12 @@ from webdataset import tariterators
 
 from alexnet_jax import validation
 from alexnet_jax.config import make_config
-from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
 from alexnet_jax.data import splits
 from alexnet_jax.data import tar_shards
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
+from tests.data.batches import train_iter
 
 
 def image_file(seed, kind='PNG'):
@@ -490,20 +490,20 @@ def test_shards_that_change_during_a_run_are_named(tmp_path):
     source.read(0)
 
 
-def train_iter(path):
+def batches_of(path):
   loader = Loader(open_split(path), 16, num_threads=3)
-  return pipeline.make_train_iter(
+  return train_iter(
     loader, num_steps=9, global_batch_size=8, seed=3, crop_size=12
   )
 
 
 def test_batches_and_their_tail(tmp_path):
   write_shards(tmp_path / 'train-%06d.tar', make_samples(30))
-  whole = list(train_iter(tmp_path))
-  first = train_iter(tmp_path)
+  whole = list(batches_of(tmp_path))
+  first = batches_of(tmp_path)
   for _ in range(4):
     next(first)
-  second = train_iter(tmp_path)
+  second = batches_of(tmp_path)
   second.set_state(first.get_state())
   tail = list(second)
   assert len(tail) == 5

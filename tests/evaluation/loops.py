@@ -3,15 +3,15 @@
 import jax
 import numpy as np
 
-from alexnet_jax import pixel_means
 from alexnet_jax.evaluation import saved_run
+from alexnet_jax.training import build
 
 
 def probabilities(workdir, num_crops):
   """A plain loop over images and crops: ([examples, classes], labels)."""
   run = saved_run.load(workdir)
   loader = saved_run.make_eval_loader(run, 'validation')
-  mean = pixel_means.stored_mean(run.config, workdir)
+  mean = build.stored_mean(run.config, workdir)
   state = jax.device_get(run.state)
   apply = jax.jit(state.apply_fn)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}

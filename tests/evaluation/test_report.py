@@ -301,14 +301,14 @@ def test_the_terminal_lists_every_class_of_few(written, capsys):
 
 def show_classes(rows):
   """Prints some classes, beside measures of no meaning."""
-  metrics = {f'eval/{name}': 0.5 for name in ('top1', 'top5', 'loss')}
-  metrics |= {
+  values = {f'eval/{name}': 0.5 for name in ('top1', 'top5', 'loss')}
+  values |= {
     f'eval/{average}_{measure}': 0.5
     for average in metrics.AVERAGES
     for measure in metrics.MEASURES
   }
   report.show(
-    {'step': 1, 'examples': 9, 'page': '', 'metrics': metrics, 'classes': rows}
+    {'step': 1, 'examples': 9, 'page': '', 'metrics': values, 'classes': rows}
   )
 
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import pixel_means
 from alexnet_jax import validation
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
@@ -556,7 +555,7 @@ def test_a_mean_image_goes_into_the_run(save, mean_file, tmp_path):
   assert config.data.mean == 'image'
   assert (config.data.resize_size, config.data.crop_size) == (80, CROP)
   part = image[::-1, 7 : 7 + CROP, 7 : 7 + CROP].astype(np.float32)
-  mean = pixel_means.stored_mean(config, workdir)
+  mean = build.stored_mean(config, workdir)
   np.testing.assert_array_equal(mean, part.transpose(1, 2, 0))
 
   tuned = validation.load_config(
@@ -566,7 +565,7 @@ def test_a_mean_image_goes_into_the_run(save, mean_file, tmp_path):
     ]
   )
   loader = build.make_loader(tuned, 'train')
-  found = pixel_means.statistics(tuned, loader, tmp_path)
+  found = build.find_pixel_statistics(tuned, loader, tmp_path)
   np.testing.assert_array_equal(found.mean, mean)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import pixel_means
 from alexnet_jax.interop import export
 from alexnet_jax.interop import program_loader
 from alexnet_jax.training import build
@@ -84,7 +83,7 @@ def expected(place, images):
   """By the network itself, with the forms that training uses."""
   run = str(place / 'run')
   config, names, state = restored.restore(run, 'final')
-  mean = pixel_means.stored_mean(config, run)
+  mean = build.stored_mean(config, run)
   std = config.data.std_rgb or config.data.std
   network = build.make_model(config, len(names))
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}

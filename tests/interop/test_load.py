@@ -10,9 +10,9 @@ import pytest
 import safetensors.numpy
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import pixel_means
 from alexnet_jax import predict
 from alexnet_jax import validation
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import compare
 from alexnet_jax.evaluation import ensemble
@@ -23,6 +23,7 @@ from alexnet_jax.interop import load
 from alexnet_jax.interop import networks
 from alexnet_jax.interop import torch_files
 from alexnet_jax.interop import torch_layout
+from alexnet_jax.training import build
 from alexnet_jax.training import restored
 from tests.system import commands
 
@@ -194,7 +195,7 @@ def test_the_recipe_of_fine_tuning(place, tmp_path):
   assert names == list(CLASSES)
   assert config.data.std_rgb == STD
   np.testing.assert_array_equal(
-    pixel_means.stored_mean(config, tmp_path / 'tuned'), MEAN
+    build.stored_mean(config, tmp_path / 'tuned'), MEAN
   )
   for layer in ('conv1', 'conv2'):
     np.testing.assert_array_equal(
@@ -372,7 +373,7 @@ def test_one_level_is_for_all_colors(place, tmp_path, command_result):
   assert f'evaluate --workdir {run} --data_path DIR\n' in err
   config = json.loads((run / 'config.json').read_text())
   assert config['data']['std_rgb'] == [78, 78, 78]
-  with np.load(run / pixel_means.MEAN_FILE) as means:
+  with np.load(run / pixel_statistics.MEAN_FILE) as means:
     assert means['mean'].ravel().tolist() == [99, 99, 99]
 
 

@@ -10,7 +10,6 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from alexnet_jax import pixel_means
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import imported_run
 from alexnet_jax.interop import load
@@ -18,6 +17,7 @@ from alexnet_jax.interop import metadata
 from alexnet_jax.interop import save
 from alexnet_jax.interop import torch_files
 from alexnet_jax.models import variants
+from alexnet_jax.training import build
 from alexnet_jax.training import restored
 from alexnet_jax.training import state as state_lib
 from tests.system import commands
@@ -105,8 +105,8 @@ def test_everything_comes_back_bit_by_bit(run, saved, tmp_path, command_result):
     np.testing.assert_array_equal, other.batch_stats, state.batch_stats
   )
   np.testing.assert_array_equal(
-    pixel_means.stored_mean(other_config, copy),
-    pixel_means.stored_mean(config, run),
+    build.stored_mean(other_config, copy),
+    build.stored_mean(config, run),
   )
   digest = state_lib.state_digest(state_lib.saved_tree(other))
   assert result['state_digest'] == digest

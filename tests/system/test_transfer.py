@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from alexnet_jax import pixel_means
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training import restored
@@ -173,7 +173,7 @@ def test_the_averaged_weights_are_what_is_evaluated(train, tmp_path):
 def test_a_start_that_does_not_fit_is_refused(train, tmp_path, monkeypatch):
   train('first', num_steps=2)
   # Not after a pass over the data.
-  monkeypatch.setattr(pixel_means, 'statistics', None)
+  monkeypatch.setattr(build, 'find_pixel_statistics', None)
   start = {'init__workdir': str(tmp_path / 'first'), 'num_steps': 2}
   with pytest.raises(
     UserError, match=r'(?s)dense1/kernel: .*config\.init\.skip'
@@ -243,5 +243,5 @@ def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
 
 def test_a_schedule_that_names_nothing_is_refused(train):
   rates = {**RECORDED, 'schedule__lr_multipliers': ((1.0, 'fc*', 0.1),)}
-  with pytest.raises(UserError, match=r"schedule\.rates names 'fc\*'"):
+  with pytest.raises(UserError, match=r"schedule\.lr_multipliers names 'fc\*'"):
     train('refused', num_steps=2, **rates)

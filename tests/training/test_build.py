@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import pixel_means
 from alexnet_jax import validation
-from alexnet_jax.data import averages
-from alexnet_jax.data import colors
+from alexnet_jax.data import augment
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
@@ -24,31 +23,33 @@ def make_config(tmp_path, **changes):
 def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   config = make_config(tmp_path)
   loader = build.make_loader(config, 'train')
-  first = pixel_means.statistics(config, loader, tmp_path).mean
+  first = build.find_pixel_statistics(config, loader, tmp_path).mean
   squares = [loader.square(i)[0] for i in range(96)]
   np.testing.assert_allclose(first, np.mean(squares, (0, 1, 2)), rtol=1e-6)
   assert first.dtype == np.float32
   # It must not be called.
-  monkeypatch.setattr(averages, 'pixel_statistics', None)
-  again = pixel_means.statistics(config, loader, tmp_path).mean
+  monkeypatch.setattr(pixel_statistics, 'compute', None)
+  again = build.find_pixel_statistics(config, loader, tmp_path).mean
   np.testing.assert_array_equal(again, first)
-  stored = pixel_means.stored_mean(config, tmp_path)
+  stored = build.stored_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, first)
 
 
 def test_the_mean_of_other_data_is_computed_anew(tmp_path):
   config = make_config(tmp_path)
   loader = build.make_loader(config, 'train')
-  first = pixel_means.statistics(config, loader, tmp_path).mean
+  first = build.find_pixel_statistics(config, loader, tmp_path).mean
   config.data.synthetic_examples = 48
   loader = build.make_loader(config, 'train')
-  assert (pixel_means.statistics(config, loader, tmp_path).mean != first).any()
+  assert (
+    build.find_pixel_statistics(config, loader, tmp_path).mean != first
+  ).any()
 
 
 def test_the_mean_image_loses_its_border(tmp_path):
   config = make_config(tmp_path, data__mean='image')
   loader = build.make_loader(config, 'train')
-  mean = pixel_means.statistics(config, loader, tmp_path).mean
+  mean = build.find_pixel_statistics(config, loader, tmp_path).mean
   whole = np.mean([loader.square(i)[0] for i in range(96)], 0)
   np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
 
@@ -60,7 +61,7 @@ def start_other(tmp_path, **changes):
   config = make_config(tmp_path, data__synthetic_examples=30, **changes)
   config_lib.write_config(config, folder)
   loader = build.make_loader(config, 'train')
-  pixel_means.statistics(config, loader, folder)
+  build.find_pixel_statistics(config, loader, folder)
   return folder, loader
 
 
@@ -85,17 +86,17 @@ def test_the_mean_image_of_the_run_whose_weights_are_taken(
   )
   loader = build.make_loader(config, 'train')
   if not pca_lighting:  # no pass over the data is needed
-    monkeypatch.setattr(averages, 'pixel_statistics', None)
-  found = pixel_means.statistics(config, loader, tmp_path)
+    monkeypatch.setattr(pixel_statistics, 'compute', None)
+  found = build.find_pixel_statistics(config, loader, tmp_path)
   np.testing.assert_allclose(found.mean, image[2:-2, 2:-2], rtol=1e-6)
   if pca_lighting:  # of the data here
     squares = np.stack([loader.square(i)[0] for i in range(96)])
-    np.testing.assert_allclose(found.color, shift_of(squares), 1e-4, 1e-9)
+    np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
   # From then on the other run may be gone.
   shutil.rmtree(folder)
-  again = pixel_means.statistics(config, loader, tmp_path)
+  again = build.find_pixel_statistics(config, loader, tmp_path)
   np.testing.assert_array_equal(again.mean, found.mean)
-  stored = pixel_means.stored_mean(config, tmp_path)
+  stored = build.stored_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, found.mean)
 
 
@@ -103,9 +104,11 @@ def test_the_mean_image_of_the_data_is_no_longer_used(other, tmp_path):
   """In a folder that has it already."""
   config = make_config(tmp_path, data__mean='image')
   loader = build.make_loader(config, 'train')
-  own = pixel_means.statistics(config, loader, tmp_path).mean
+  own = build.find_pixel_statistics(config, loader, tmp_path).mean
   config.init.workdir, config.init.mean_image = str(other[0]), True
-  assert (pixel_means.statistics(config, loader, tmp_path).mean != own).any()
+  assert (
+    build.find_pixel_statistics(config, loader, tmp_path).mean != own
+  ).any()
 
 
 def take_mean_of(folder, tmp_path, **changes):
@@ -118,7 +121,7 @@ def take_mean_of(folder, tmp_path, **changes):
     **changes,
   )
   loader = build.make_loader(config, 'train')
-  return pixel_means.statistics(config, loader, tmp_path).mean
+  return build.find_pixel_statistics(config, loader, tmp_path).mean
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_a_run_without_such_a_mean_image_gives_none(changes, problem, tmp_path):
 
 def test_a_mean_image_that_is_lost_is_missed(other, tmp_path):
   folder, _ = other
-  (folder / pixel_means.MEAN_FILE).unlink()
+  (folder / pixel_statistics.MEAN_FILE).unlink()
   with pytest.raises(UserError, match=r'other/pixel_mean.npz with the mean'):
     take_mean_of(folder, tmp_path)
 
@@ -155,8 +158,8 @@ def test_squares_of_another_size_do_not_matter(other, tmp_path):
 def test_no_mean(tmp_path):
   config = make_config(tmp_path, data__mean='none')
   loader = build.make_loader(config, 'train')
-  assert not pixel_means.statistics(config, loader, tmp_path).mean.any()
-  assert not pixel_means.stored_mean(config, tmp_path).any()
+  assert not build.find_pixel_statistics(config, loader, tmp_path).mean.any()
+  assert not build.stored_mean(config, tmp_path).any()
   assert not list(tmp_path.glob('*.npz'))
 
 
@@ -165,28 +168,28 @@ def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
   loader = build.make_loader(config, 'train')
   levels = np.float32([10, 20, 30.5])
   with monkeypatch.context() as patch:
-    patch.setattr(averages, 'pixel_statistics', None)  # must not be called
-    found = pixel_means.statistics(config, loader, tmp_path)
+    patch.setattr(pixel_statistics, 'compute', None)  # must not be called
+    found = build.find_pixel_statistics(config, loader, tmp_path)
   np.testing.assert_array_equal(found.mean, levels)
-  stored = pixel_means.stored_mean(config, tmp_path)
+  stored = build.stored_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, levels)
   assert not list(tmp_path.glob('*.npz'))
   # How the colors vary is the data's own all the same.
   config.data.pca_lighting = 0.1
-  found = pixel_means.statistics(config, loader, tmp_path)
+  found = build.find_pixel_statistics(config, loader, tmp_path)
   np.testing.assert_array_equal(found.mean, levels)
   squares = np.stack([loader.square(i)[0] for i in range(96)])
-  np.testing.assert_allclose(found.color, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
 
 
 def test_a_part_of_the_mean_is_not_kept(tmp_path):
   config = make_config(tmp_path)
   loader = build.make_loader(config, 'train')
-  pixel_means.statistics(config, loader, tmp_path, limit=10)
+  build.find_pixel_statistics(config, loader, tmp_path, limit=10)
   with pytest.raises(
     UserError, match=r'pixel_mean\.npz with the mean.*missing'
   ):
-    pixel_means.stored_mean(config, tmp_path)
+    build.stored_mean(config, tmp_path)
 
 
 def test_the_number_of_classes_is_that_of_the_data(tmp_path):
@@ -249,43 +252,43 @@ def test_mean_and_colors_of_a_raw_set_need_no_pass(
   loader = build.make_loader(config, 'train')
   squares = np.concatenate(loader.source.shards)
   # It must not be called.
-  monkeypatch.setattr(averages, 'pixel_statistics', None)
-  found = pixel_means.statistics(config, loader, tmp_path)
+  monkeypatch.setattr(pixel_statistics, 'compute', None)
+  found = build.find_pixel_statistics(config, loader, tmp_path)
   np.testing.assert_allclose(found.mean, squares.mean((0, 1, 2)), rtol=1e-6)
-  np.testing.assert_allclose(found.color, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
   np.testing.assert_array_equal(
-    pixel_means.stored_color(config, tmp_path), found.color
+    build.stored_lighting(config, tmp_path), found.lighting
   )
   # Nor where the mean is that of another run.
   config.init.workdir, config.init.mean_image = str(other[0]), True
   config.data.mean = 'image'
-  again = pixel_means.statistics(config, loader, tmp_path)
+  again = build.find_pixel_statistics(config, loader, tmp_path)
   np.testing.assert_allclose(again.mean, other[1][2:-2, 2:-2], rtol=1e-6)
-  np.testing.assert_array_equal(again.color, found.color)
+  np.testing.assert_array_equal(again.lighting, found.lighting)
 
 
 def shift_of(squares):
   covariance = np.cov(squares.reshape(-1, 3).T, bias=True)
-  return colors.shift_matrix(covariance, 0.1, 'eigenvalue')
+  return augment.lighting_matrix(covariance, 0.1, 'eigenvalue')
 
 
 def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
   """As in folders whose mean came without them."""
   config = make_config(tmp_path)
   loader = build.make_loader(config, 'train')
-  mean = pixel_means.statistics(config, loader, tmp_path).mean
-  path = tmp_path / pixel_means.MEAN_FILE
+  mean = build.find_pixel_statistics(config, loader, tmp_path).mean
+  path = tmp_path / pixel_statistics.MEAN_FILE
   with np.load(path) as stored:
     np.savez(path, mean=stored['mean'], of=stored['of'])
   config.data.pca_lighting = 0.1
-  np.testing.assert_array_equal(pixel_means.stored_mean(config, tmp_path), mean)
+  np.testing.assert_array_equal(build.stored_mean(config, tmp_path), mean)
   with pytest.raises(UserError, match=r'the covariance .* is missing'):
-    pixel_means.stored_color(config, tmp_path)
-  found = pixel_means.statistics(config, loader, tmp_path)
+    build.stored_lighting(config, tmp_path)
+  found = build.find_pixel_statistics(config, loader, tmp_path)
   squares = np.stack([loader.square(i)[0] for i in range(96)])
-  np.testing.assert_allclose(found.color, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
   np.testing.assert_array_equal(found.mean, mean)
-  assert pixel_means.stored_color(config, tmp_path) is not None
+  assert build.stored_lighting(config, tmp_path) is not None
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,7 @@ def test_every_image_counts_once_on_four_devices(kind, batch):
   measured = measure.evaluate(
     eval_step,
     MeanColor(),
-    pipeline.make_eval_iter(
-      Loader(source, 8), global_batch_size=batch, crop_size=8
-    ),
+    pipeline.make_eval_iter(Loader(source, 8), 8, pipeline.Batching(batch)),
     lambda b: parallel.batch_to_devices(b, mesh, kind),
     seen.append,
     num_examples=23,
@@ -95,9 +93,7 @@ def test_without_predictions():
   measured = measure.evaluate(
     eval_step,
     MeanColor(),
-    pipeline.make_eval_iter(
-      Loader(source, 8), global_batch_size=4, crop_size=8
-    ),
+    pipeline.make_eval_iter(Loader(source, 8), 8, pipeline.Batching(4)),
     lambda b: parallel.batch_to_devices(b, mesh, 'pmap'),
   )
   assert measured.predictions is None

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from alexnet_jax import cli
-from alexnet_jax.data.doctor import check
+from alexnet_jax.data.prepare import check
 from alexnet_jax.data.prepare import raw_set
 from alexnet_jax.data.prepare import resized_set
 from alexnet_jax.data.prepare import tfds_set

@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 
-from alexnet_jax.data import colors
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import raw
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
@@ -158,7 +158,7 @@ def _manifest(folder, settings, loaders, plan, notes):
         for note in own
       ],
       'labels': _write_labels(folder / f'{split}-labels.npy', labels),
-      'rgb': colors.color_statistics(
+      'rgb': pixel_statistics.color_statistics(
         len(labels) * settings['image_size'] ** 2,
         np.sum([note['sums'] for note in own], 0),
         np.sum([note['products'] for note in own], 0),

@@ -18,16 +18,16 @@ import rich.table
 
 from alexnet_jax import errors
 from alexnet_jax.data import raw
-from alexnet_jax.data.doctor import files
-from alexnet_jax.data.doctor import records
-from alexnet_jax.data.doctor.diagnosis import Outcome
-from alexnet_jax.data.doctor.duplicates import DuplicateIndex
-from alexnet_jax.data.doctor.findings import Findings
-from alexnet_jax.data.doctor.findings import SEVERITIES
-from alexnet_jax.data.doctor.tallies import Tally
 from alexnet_jax.data.loader import num_cores
+from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare import inputs
+from alexnet_jax.data.prepare import set_contents
+from alexnet_jax.data.prepare.diagnosis import Outcome
+from alexnet_jax.data.prepare.duplicates import DuplicateIndex
+from alexnet_jax.data.prepare.findings import Findings
+from alexnet_jax.data.prepare.findings import SEVERITIES
 from alexnet_jax.data.prepare.progress import Progress
+from alexnet_jax.data.prepare.tallies import Tally
 from alexnet_jax.errors import UserError
 
 _TFDS_INFO = 'dataset_info.json'
@@ -74,18 +74,18 @@ def _open(root, name):
   if not root.is_dir():
     raise UserError(f'no folder at {str(root)!r}; give that of the data set')
   if not name and (root / raw.MANIFEST).is_file():
-    return records.RawContents(root)
-  if not name and any((root / tar).is_file() for tar in files.TARS):
-    return files.TarContents(root)
+    return set_contents.RawContents(root)
+  if not name and any((root / tar).is_file() for tar in contents.TARS):
+    return contents.TarContents(root)
   if (folder := _tfds_folder(root, name)) is not None:
-    return records.TfdsContents(folder)
+    return set_contents.TfdsContents(folder)
   if not _holds_images(root):
     raise UserError(
       f'{str(root)!r} is no data set of a known kind: neither a folder of'
       f' images, nor a raw set ({raw.MANIFEST}), nor the data_dir of a TFDS'
-      f" set, nor the folder of ImageNet's tars ({', '.join(files.TARS)})"
+      f" set, nor the folder of ImageNet's tars ({', '.join(contents.TARS)})"
     )
-  return files.FolderContents(root)
+  return contents.FolderContents(root)
 
 
 def _tfds_folder(root, name):
@@ -126,7 +126,9 @@ def _tfds_name(path):
 
 def _holds_images(root):
   return any(
-    files.is_image_name(name) for _, _, names in os.walk(root) for name in names
+    contents.is_image_name(name)
+    for _, _, names in os.walk(root)
+    for name in names
   )
 
 

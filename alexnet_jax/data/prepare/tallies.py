@@ -5,8 +5,8 @@ import dataclasses
 
 import numpy as np
 
-from alexnet_jax.data.doctor.diagnosis import Outcome
-from alexnet_jax.data.doctor.findings import Findings
+from alexnet_jax.data.prepare.diagnosis import Outcome
+from alexnet_jax.data.prepare.findings import Findings
 
 
 @dataclasses.dataclass

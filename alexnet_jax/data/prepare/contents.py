@@ -16,14 +16,14 @@ import os
 import pathlib
 import tarfile
 
-from alexnet_jax.data.doctor import diagnosis
-from alexnet_jax.data.doctor.diagnosis import Outcome
-from alexnet_jax.data.doctor.duplicates import digest
-from alexnet_jax.data.doctor.findings import Findings
-from alexnet_jax.data.doctor.tallies import report_count
 from alexnet_jax.data.folder import IMAGE_SUFFIXES
 from alexnet_jax.data.folder import subfolders
 from alexnet_jax.data.folder import VALIDATION_FOLDERS
+from alexnet_jax.data.prepare import diagnosis
+from alexnet_jax.data.prepare.diagnosis import Outcome
+from alexnet_jax.data.prepare.duplicates import digest
+from alexnet_jax.data.prepare.findings import Findings
+from alexnet_jax.data.prepare.tallies import report_count
 from alexnet_jax.data.prepare.tfds_set import TRAIN_TAR
 from alexnet_jax.data.prepare.tfds_set import VALIDATION_TAR
 

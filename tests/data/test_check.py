@@ -14,11 +14,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import colors
 from alexnet_jax.data import decoding
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.doctor import diagnosis
-from alexnet_jax.data.doctor.check import check
+from alexnet_jax.data.prepare import diagnosis
+from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
@@ -400,7 +400,9 @@ def raw_files(size=8, per_shard=3):
       'skipped': [],
       'shards': shards,
       'labels': {'file': f'{split}-labels.npy'},
-      'rgb': colors.color_statistics(len(flat), flat.sum(0), flat.T @ flat),
+      'rgb': pixel_statistics.color_statistics(
+        len(flat), flat.sum(0), flat.T @ flat
+      ),
     }
   manifest = {
     'format': 'alexnet_jax raw 1',

@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from alexnet_jax.data.doctor.findings import Findings
+from alexnet_jax.data.prepare.findings import Findings
 
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
 

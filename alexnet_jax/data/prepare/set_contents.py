@@ -11,18 +11,18 @@ import pathlib
 
 import numpy as np
 
-from alexnet_jax.data import colors
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.doctor import duplicates
-from alexnet_jax.data.doctor.diagnosis import Outcome
-from alexnet_jax.data.doctor.files import examine_file
-from alexnet_jax.data.doctor.files import IMAGENET_CLASSES
-from alexnet_jax.data.doctor.files import IMAGENET_IMAGES
-from alexnet_jax.data.doctor.findings import Findings
-from alexnet_jax.data.doctor.tallies import report_count
-from alexnet_jax.data.doctor.tallies import report_unused_classes
-from alexnet_jax.data.doctor.tallies import Tally
+from alexnet_jax.data.prepare import duplicates
+from alexnet_jax.data.prepare.contents import examine_file
+from alexnet_jax.data.prepare.contents import IMAGENET_CLASSES
+from alexnet_jax.data.prepare.contents import IMAGENET_IMAGES
+from alexnet_jax.data.prepare.diagnosis import Outcome
+from alexnet_jax.data.prepare.findings import Findings
+from alexnet_jax.data.prepare.tallies import report_count
+from alexnet_jax.data.prepare.tallies import report_unused_classes
+from alexnet_jax.data.prepare.tallies import Tally
 from alexnet_jax.errors import UserError
 
 
@@ -218,7 +218,9 @@ class RawContents:
     if not pixels:
       return
     written = self._splits[split].get('rgb') or {}
-    found = colors.color_statistics(pixels, tally.sums, tally.products)
+    found = pixel_statistics.color_statistics(
+      pixels, tally.sums, tally.products
+    )
     for key, value in found.items():
       said = written.get(key)
       if said != value and not (

@@ -1,0 +1,227 @@
+"""Random changes of training images: crop, flip, brightness, PCA lighting.
+
+The crop is cut on the host; flip, brightness and lighting are drawn here and
+applied on the device. All draws come from `order`, so they are functions of the
+seed and the step.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet_jax.data import images
+from alexnet_jax.data import order
+
+CROPS = ('random', 'random_resized', 'center')
+LIGHTING_UNITS = ('eigenvalue', 'deviation')
+_LONGEST_SIDE = 65_535  # pixels, of a JPEG
+
+
+class SquareWindow(NamedTuple):
+  """A window of the center square of an image, in pixels of the square."""
+
+  square_size: int
+  top: int
+  left: int
+  size: int
+
+  def rows_needed(self, height: int, width: int) -> int:
+    """Returns how many rows of the image, from the top, the window needs."""
+    return images.rows_of_crop(
+      height, width, self.square_size, self.top, self.size
+    )
+
+  def cut(self, image: np.ndarray, out: np.ndarray) -> None:
+    """Writes the window into `out`, uint8 [size, size, 3]."""
+    images.crop_of_square(image, self.square_size, self.top, self.left, out)
+
+
+class ResizedBox(NamedTuple):
+  """A random part of an image, resized; see `images.random_resized_box`."""
+
+  corner: np.ndarray
+  attempts: np.ndarray
+  area: tuple[float, float]
+  ratio: tuple[float, float]
+
+  def rows_needed(self, height: int, width: int) -> int:
+    """Returns how many rows of the image, from the top, the box needs."""
+    top, _, rows, _ = images.random_resized_box(height, width, *self)
+    return top + rows
+
+  def cut(self, image: np.ndarray, out: np.ndarray) -> None:
+    """Writes the resized box into `out`, uint8 [size, size, 3]."""
+    box = images.random_resized_box(*image.shape[:2], *self)
+    images.resize_box(image, box, out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+  """The part of an image that a network is trained on.
+
+  Attributes:
+    size: of the crops, in pixels.
+    kind: `random`: a window of the square of the loader's resize_size, the
+      paper's; `center`: its center; `random_resized`: a random part of the
+      whole image, resized.
+    area: smallest and largest share of the image in a random-resized crop.
+    ratio: smallest and largest width / height of one.
+  """
+
+  size: int
+  kind: str = 'random'
+  area: tuple[float, float] = (0.08, 1.0)
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+  def corners(self, draws: np.ndarray, resize_size: int) -> np.ndarray:
+    """Returns (top, left) of windows in their squares, int64 [n, 2].
+
+    Args:
+      draws: see `order.batch_draws`, of n examples.
+      resize_size: width of the squares, in pixels.
+    """
+    free = resize_size - self.size
+    if self.kind == 'center':
+      return np.full((len(draws), 2), free // 2)
+    return (draws[:, :2] * (free + 1)).astype(np.int64)
+
+  def windows(
+    self,
+    draws: np.ndarray,
+    attempts: np.ndarray | None,
+    resize_size: int,
+  ) -> list[SquareWindow] | list[ResizedBox]:
+    """Returns what is cut out of each of n images.
+
+    Args:
+      draws: see `order.batch_draws`.
+      attempts: see `order.resized_crop_draws`; of random-resized crops only.
+      resize_size: width of the squares, in pixels.
+    """
+    if self.kind == 'random_resized':
+      return [
+        ResizedBox(corner, tries, self.area, self.ratio)
+        for corner, tries in zip(draws, attempts, strict=True)
+      ]
+    return [
+      SquareWindow(resize_size, top, left, self.size)
+      for top, left in self.corners(draws, resize_size).tolist()
+    ]
+
+  def least_short_side(self, resize_size: int) -> int:
+    """Returns the short side of an image that loses no pixel of any crop."""
+    if self.kind != 'random_resized':
+      return resize_size
+    share = self.area[0] / max(self.ratio[1], 1 / self.ratio[0])
+    return min(_LONGEST_SIDE, math.ceil(self.size / math.sqrt(share)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lighting:
+  """Random shifts of the colors along their principal components.
+
+  Attributes:
+    matrix: see `lighting_matrix`.
+    steps: batches that are shifted; 0: all.
+    scale: what pixels are multiplied by after the mean, while they are shifted.
+  """
+
+  matrix: np.ndarray
+  steps: int = 0
+  scale: float = 1.0
+
+  def draw(
+    self, step: int, global_batch_size: int, seed: int, part: slice
+  ) -> dict[str, np.ndarray]:
+    """Returns {color: float32 [b, 3], levels of 255; scale: float32 [b]}.
+
+    They are of the `part` of batch `step`; with a scale of 1 there is none.
+    """
+    normal = order.color_draws(step, global_batch_size, seed)[part]
+    shifted = not self.steps or step < self.steps
+    # No matrix product: its roundings may depend on the number of rows, and so
+    # on that of processes.
+    shifts = (normal[:, None] * self.matrix).sum(-1)
+    drawn = {'color': np.float32(shifts * shifted)}
+    if self.scale != 1:
+      scale = self.scale if shifted else 1.0
+      drawn['scale'] = np.full(len(normal), scale, np.float32)
+    return drawn
+
+
+def lighting_matrix(
+  covariance: np.ndarray, amount: float, unit: str
+) -> np.ndarray:
+  """Returns the matrix that turns three normal draws into a shift of RGB.
+
+  Each draw goes along one principal component of the colors, amount times
+  their variance (`eigenvalue`) or standard deviation (`deviation`) along it.
+  Krizhevsky et al. 2012, section 4.1, print the eigenvalue, which is a shift
+  only where pixels have no unit: here, as in what others made of it, they are
+  shares of white. The source release multiplies by what it calls `stdevs`.
+
+  Args:
+    covariance: of RGB in levels of 255, float64 [3, 3].
+    amount: standard deviation of the draws; 0.1 in the paper.
+    unit: one of LIGHTING_UNITS.
+
+  Returns:
+    float64 [3, 3], by which the draws are multiplied from the right side:
+    shift = matrix @ draws, in levels of 255.
+  """
+  values, vectors = np.linalg.eigh(np.asarray(covariance) / 255**2)
+  # A sign that no library may choose otherwise: the largest part is positive.
+  largest = vectors[np.abs(vectors).argmax(0), range(3)]
+  vectors = vectors * np.sign(largest)
+  # Rounding may leave a variance of nothing just below 0.
+  values = np.maximum(values, 0.0)
+  spread = values if unit == 'eigenvalue' else np.sqrt(values)
+  return 255 * amount * vectors * spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """All random changes of training images.
+
+  A change that is applied on the device is drawn in `draw`; one of the pixels
+  on the host is part of the crop.
+
+  Attributes:
+    crop: what is cut out of each image.
+    flip: False never mirrors.
+    brightness: largest random shift of the brightness, as a share of white.
+    lighting: random shift of the colors; None: none.
+  """
+
+  crop: Crop
+  flip: bool = True
+  brightness: float = 0.0
+  lighting: Lighting | None = None
+
+  def draw(
+    self, draws: np.ndarray, step: int, batch_size: int, seed: int, part: slice
+  ) -> dict[str, np.ndarray]:
+    """Returns what the device does to the images of a batch.
+
+    Args:
+      draws: see `order.batch_draws`, of the part.
+      step: number of the batch.
+      batch_size: examples in the global batch.
+      seed: of the random draws.
+      part: of the global batch.
+
+    Returns:
+      {flip: bool [b], brightness: float32 [b], color: float32 [b, 3], scale:
+      float32 [b]}, of those that are switched on; see `pipeline.Batch`.
+    """
+    drawn = {}
+    if self.flip:
+      drawn['flip'] = draws[:, 2] < 0.5
+    if self.brightness:
+      shifts = order.brightness_draws(step, batch_size, seed)[part]
+      drawn['brightness'] = shifts * np.float32(255 * self.brightness)
+    if self.lighting is not None:
+      drawn |= self.lighting.draw(step, batch_size, seed, part)
+    return drawn

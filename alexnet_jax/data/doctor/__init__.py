@@ -1,1 +1,0 @@
-"""Examines data sets: prepare check."""

@@ -1,0 +1,311 @@
+"""Mean image and color covariance of a training split, kept with the run."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import pathlib
+import threading
+import zipfile
+
+import numpy as np
+
+from alexnet_jax import files
+from alexnet_jax.data import augment
+from alexnet_jax.data import images
+from alexnet_jax.data.loader import Loader
+from alexnet_jax.errors import UserError
+
+MEAN_FILE = 'pixel_mean.npz'
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The statistics that a run uses.
+
+  Attributes:
+    mean: what is subtracted: `channel` or `image`, of the training split, or
+      `none`.
+    mean_rgb: is subtracted instead of a mean of the data, if it is not empty.
+    mean_image_of: workdir of the run whose mean image is subtracted; '': that
+      of the data.
+    crop_size: of the network's input, in pixels.
+    lighting: standard deviation of PCA lighting; 0: none.
+    lighting_unit: see `augment.lighting_matrix`.
+  """
+
+  mean: str
+  crop_size: int
+  mean_rgb: tuple[float, ...] = ()
+  mean_image_of: str = ''
+  lighting: float = 0.0
+  lighting_unit: str = 'eigenvalue'
+
+  @property
+  def mean_shape(self) -> tuple[int, ...]:
+    """The shape of the mean."""
+    if self.mean == 'image':
+      return (self.crop_size, self.crop_size, 3)
+    return (3,)
+
+  @property
+  def mean_is_computed(self) -> bool:
+    """True if the mean comes from images."""
+    return self.mean != 'none' and not self.mean_rgb
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """Statistics of the training split, as the options want them.
+
+  Attributes:
+    mean: what is subtracted, float32 [3] or [crop, crop, 3].
+    lighting: float32 [3, 3], see `augment.lighting_matrix`; None without PCA
+      lighting.
+  """
+
+  mean: np.ndarray
+  lighting: np.ndarray | None
+
+
+def find_statistics(
+  options: Options,
+  loader: Loader,
+  workdir,
+  *,
+  read_mean_image: Callable[[], np.ndarray] | None = None,
+  progress: Callable[[int], None] = lambda done: None,
+  limit: int | None = None,
+) -> Statistics:
+  """Returns the statistics of a split, kept in `workdir/pixel_mean.npz`.
+
+  They are computed in one pass over the split, once. Every crop loses the
+  center of the mean image, wherever the crop itself was taken.
+
+  Args:
+    options: see `Options`.
+    loader: of the training split.
+    workdir: the run's folder.
+    read_mean_image: returns the mean image of `options.mean_image_of`, float32
+      [crop, crop, 3].
+    progress: see `compute`.
+    limit: uses that many examples only, and keeps nothing; None: all.
+  """
+  if not (options.mean_is_computed or options.lighting):
+    return no_statistics(options)
+  path = pathlib.Path(workdir) / MEAN_FILE
+  origin = [loader.source.fingerprint, loader.resize_size, options.mean]
+  if options.mean_image_of:
+    origin.append(options.mean_image_of)
+  origin = json.dumps(origin)
+  stored = _load(path) or {}
+  if str(stored.get('of')) == origin and (
+    'covariance' in stored or not options.lighting
+  ):
+    return _wanted(options, stored)
+  found = {}
+  if options.mean_image_of:
+    found['mean'] = read_mean_image()
+  if options.lighting or not found:
+    own = _known(options, loader)
+    if own is None:
+      mean, covariance = compute(loader, progress=progress, limit=limit)
+      own = {'mean': mean, 'covariance': covariance}
+    found = {**own, **found}
+  if limit is None:
+    with files.replaced_file(path) as temporary, temporary.open('wb') as file:
+      np.savez(file, **found, of=origin)
+  return _wanted(options, found)
+
+
+def no_statistics(options: Options) -> Statistics:
+  """Returns zeros with the shapes of what `find_statistics` returns."""
+  mean = np.zeros(options.mean_shape, np.float32)
+  if options.mean_rgb:
+    mean = _wanted_mean(options, {})
+  lighting = np.zeros((3, 3), np.float32) if options.lighting else None
+  return Statistics(mean, lighting)
+
+
+def stored_mean(options: Options, workdir) -> np.ndarray:
+  """Returns what a run that was trained already subtracts; see `Statistics`.
+
+  Raises:
+    UserError: if the run's folder lacks it.
+  """
+  stored = {}
+  if options.mean_is_computed:
+    what = 'the mean that the run subtracts from images'
+    stored = _stored(workdir, 'mean', what)
+  return _wanted_mean(options, stored)
+
+
+def stored_lighting(options: Options, workdir) -> np.ndarray | None:
+  """Returns the matrix of a run's PCA lighting; see `Statistics`.
+
+  Raises:
+    UserError: if the run's folder lacks it.
+  """
+  if not options.lighting:
+    return None
+  what = 'the covariance of the colors that the run shifts'
+  return _wanted_lighting(options, _stored(workdir, 'covariance', what))
+
+
+def _stored(workdir, name, what):
+  path = pathlib.Path(workdir) / MEAN_FILE
+  stored = _load(path) or {}
+  if name not in stored:
+    raise UserError(
+      f"{path} with {what} is missing or damaged; start that run's training"
+      ' command again to make it anew'
+    )
+  return stored
+
+
+def _known(options, loader):
+  """Returns what a raw set carries, {mean, covariance}, or None.
+
+  It is that of the squares that training sees: no pass over them is needed.
+  Where training sees a part of them (cross-validation) there is none.
+  """
+  source = loader.source
+  mean = getattr(source, 'rgb_mean', None)
+  fits = getattr(source, 'square_size', None) == loader.resize_size
+  needs_image = options.mean == 'image' and not options.mean_image_of
+  if not needs_image and fits and mean is not None:
+    return {
+      'mean': mean.reshape(1, 1, 3),
+      'covariance': source.rgb_covariance,
+    }
+  return None
+
+
+def _load(path):
+  """Returns {mean, of, covariance} of a file; None if missing or damaged.
+
+  The covariance may be missing: not every mean comes with one.
+  """
+  try:
+    with np.load(path) as stored:
+      names = ('mean', 'of', *({'covariance'} & set(stored.files)))
+      return {name: stored[name] for name in names}
+  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    return None
+
+
+def _wanted(options, found):
+  return Statistics(
+    _wanted_mean(options, found), _wanted_lighting(options, found)
+  )
+
+
+def _wanted_mean(options, found):
+  if options.mean == 'none':
+    mean = np.zeros(options.mean_shape)
+  elif options.mean_rgb:
+    mean = np.array(options.mean_rgb)
+  elif options.mean == 'channel':
+    mean = found['mean'].mean((0, 1))
+  else:
+    mean = images.center_crop(found['mean'], options.crop_size)
+  return mean.astype(np.float32)
+
+
+def _wanted_lighting(options, found):
+  if not options.lighting:
+    return None
+  return augment.lighting_matrix(
+    found['covariance'], options.lighting, options.lighting_unit
+  ).astype(np.float32)
+
+
+def compute(
+  loader: Loader,
+  *,
+  chunk: int = 512,
+  progress: Callable[[int], None] = lambda done: None,
+  limit: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the mean image of a split and the covariance of its RGB.
+
+  Args:
+    loader: reads the split; its squares are averaged, in one pass.
+    chunk: examples between two calls of `progress`.
+    progress: called with the number of examples done.
+    limit: uses the first `limit` examples only.
+
+  Returns:
+    (mean, covariance): float64 [size, size, 3] and [3, 3], in levels of 255;
+    both from sums of integers, which are exact.
+
+  Raises:
+    UserError: if no image can be decoded.
+  """
+  from alexnet_jax.data import kernels  # slow to import
+
+  size = loader.resize_size
+  total = np.zeros((size, size, 3), np.uint64)
+  sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+  counted, lock = 0, threading.Lock()
+  num_examples = loader.source.num_examples
+  num_examples = min(limit or num_examples, num_examples)
+
+  def add(first, last):
+    nonlocal counted
+    partial, count = np.zeros(total.shape, np.uint32), 0
+    own = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    for index in range(first, last):
+      if example := loader.square(index):
+        np.add(partial, example[0], out=partial)
+        kernels.add_color_sums(example[0], *own)
+        count += 1
+    # Sums of integers are exact in any order, whatever thread comes first.
+    with lock:
+      np.add(total, partial, out=total)
+      np.add(sums, own[0], out=sums)
+      np.add(products, own[1], out=products)
+      counted += count
+
+  for start in range(0, num_examples, chunk):
+    count = min(chunk, num_examples - start)
+    loader.for_each(
+      lambda a, b, start=start: add(start + a, start + b), count, chunk=32
+    )
+    progress(start + count)
+  if not counted:
+    raise UserError(f'no image of {loader.source.name} can be decoded')
+  rgb = color_statistics(counted * size**2, sums, products)
+  return total / counted, np.array(rgb['covariance'])
+
+
+def color_statistics(
+  pixels: int, sums: np.ndarray, products: np.ndarray
+) -> dict:
+  """Returns mean and covariance of RGB over all pixels, from exact sums.
+
+  Args:
+    pixels: how many.
+    sums: int64 [3], of each channel.
+    products: int64 [3, 3], of each pair of channels.
+
+  Returns:
+    {pixels, sums, products, mean [3], covariance [3][3] (divided by the number
+    of pixels)}. The covariance is computed in integers up to the division.
+  """
+  sums = [int(s) for s in sums]
+  products = [[int(p) for p in row] for row in products]
+  covariance = [
+    # n * sum(xy) - sum(x) * sum(y), exact in Python's integers.
+    [
+      (pixels * products[i][j] - sums[i] * sums[j]) / pixels**2
+      for j in range(3)
+    ]
+    for i in range(3)
+  ]
+  return {
+    'pixels': pixels,
+    'sums': sums,
+    'products': products,
+    'mean': [s / pixels for s in sums],
+    'covariance': covariance,
+  }

@@ -1,0 +1,49 @@
+"""Batches for the tests of this folder."""
+
+import numpy as np
+
+from alexnet_jax.data import augment
+from alexnet_jax.data import pipeline
+
+
+def train_iter(
+  loader,
+  *,
+  num_steps,
+  global_batch_size,
+  seed,
+  crop_size,
+  crop='random',
+  random_flip=True,
+  brightness=0.0,
+  lighting=None,
+  scaled_decoding=True,
+  **batching,
+):
+  """Returns `pipeline.make_train_iter` of these options."""
+  return pipeline.make_train_iter(
+    loader,
+    augment.Augmentation(
+      augment.Crop(crop_size, crop), random_flip, brightness, lighting
+    ),
+    pipeline.Batching(global_batch_size, **batching),
+    num_steps=num_steps,
+    seed=seed,
+    scaled_decoding=scaled_decoding,
+  )
+
+
+def eval_iter(loader, *, crop_size, **batching):
+  """Returns `pipeline.make_eval_iter` of these options."""
+  return pipeline.make_eval_iter(
+    loader, crop_size, pipeline.Batching(**batching)
+  )
+
+
+def assert_same(left, right):
+  """Asserts that two lists of batches are equal."""
+  assert len(left) == len(right)
+  for a, b in zip(left, right, strict=True):
+    assert a.keys() == b.keys()
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
