@@ -17,13 +17,17 @@ import jax.numpy as jnp
 
 from alexnet_jax.models import winograd
 
-_ORDER = ('NHWC', 'HWIO', 'NHWC')
 # Limits of Winograd's filtering: its roundings grow with the kernel's width,
 # and with few channels its transformations cost as much as they save.
 _MAX_WIDTH = 5
 _LEAST_CHANNELS = 16
 
-_IGNORED = ('lhs_dilation', 'rhs_dilation', 'dimension_numbers', 'precision')
+_FLAX_OPTIONS = (
+  'lhs_dilation',
+  'rhs_dilation',
+  'dimension_numbers',
+  'precision',
+)
 
 
 def convolution(
@@ -43,7 +47,7 @@ def convolution(
     strides: (vertical, horizontal), in pixels.
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
     feature_group_count: number of groups.
-    **others: what else flax' Conv says by default: dilations of 1, no
+    **others: further arguments that flax' Conv passes: dilations of 1, no
       precision, and the dimension numbers of these shapes.
 
   Returns:
@@ -57,7 +61,7 @@ def convolution(
     *others.get('rhs_dilation', ()),
   ]
   if (
-    others.keys() - set(_IGNORED)
+    others.keys() - set(_FLAX_OPTIONS)
     or set(dilations) - {1}
     or others.get('precision') is not None
   ):
@@ -128,15 +132,9 @@ def _convolve_group(images, kernel, strides, padding):
   if _takes_winograd(
     strides, images.dtype, kernel.shape[:2], kernel.shape[2:], height
   ):
-    return winograd.convolve(images, kernel, padding, _columns)
+    return winograd.convolve(images, kernel, padding)
   return lax.conv_general_dilated(
-    images, kernel, strides, padding, dimension_numbers=_ORDER
-  )
-
-
-def _columns(images, kernel, padding):
-  return lax.conv_general_dilated(
-    images, kernel, (1, 1), ((0, 0), padding), dimension_numbers=_ORDER
+    images, kernel, strides, padding, dimension_numbers=winograd.ORDER
   )
 
 
@@ -156,7 +154,7 @@ def _images_gradient(sizes, strides, padding, kernel, gradient):
     (1, 1),
     around,
     lhs_dilation=strides,
-    dimension_numbers=_ORDER,
+    dimension_numbers=winograd.ORDER,
   )
 
 
@@ -167,28 +165,8 @@ def _kernel_gradient(widths, strides, padding, images, gradient):
   if _takes_winograd(
     strides, images.dtype, widths, channels, gradient.shape[1]
   ):
-    return winograd.kernel_gradient(
-      images, gradient, widths[0], padding, _columns_kernel_gradient
-    )
-  return _batch_gradient(padding, images, gradient)
-
-
-def _columns_kernel_gradient(images, gradient, padding):
-  return _batch_gradient(((0, 0), padding), images, gradient)
-
-
-def _batch_gradient(padding, images, gradient):
-  """Returns a kernel's gradient: a convolution that sums over the batch.
-
-  The channels of the images are its batch, and the examples its channels.
-  """
-  return lax.conv_general_dilated(
-    images.transpose(3, 1, 2, 0),
-    gradient.transpose(1, 2, 0, 3),
-    (1, 1),
-    padding,
-    dimension_numbers=_ORDER,
-  ).transpose(1, 2, 0, 3)
+    return winograd.kernel_gradient(images, gradient, widths[0], padding)
+  return winograd.direct_kernel_gradient(images, gradient, padding)
 
 
 def _folded_gradient(widths, strides, padding, images, gradient):

@@ -8,7 +8,6 @@ convolution along the columns. Only rows are transformed: transformations along
 both axes would cost what they save.
 """
 
-from collections.abc import Callable
 import functools
 
 import jax
@@ -20,8 +19,9 @@ import numpy as np
 # more. Rounding errors grow with their number.
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 
-# (images [batch, 1 row, width, channels], kernel, padding of the columns)
-Columns = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
+ORDER = ('NHWC', 'HWIO', 'NHWC')  # of dimensions, the one that is fast
+# ((top, bottom), (left, right)), in pixels.
+Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def num_rows(height: int, width: int) -> int:
@@ -69,10 +69,7 @@ def matrices(rows: int, width: int) -> tuple[np.ndarray, ...]:
 
 
 def convolve(
-  images: jax.Array,
-  kernel: jax.Array,
-  padding: tuple[tuple[int, int], tuple[int, int]],
-  columns: Columns,
+  images: jax.Array, kernel: jax.Array, padding: Padding
 ) -> jax.Array:
   """Convolves images without stride.
 
@@ -80,7 +77,6 @@ def convolve(
     images: [batch, height, width, channels].
     kernel: [rows, columns, channels, features].
     padding: ((top, bottom), (left, right)), in pixels.
-    columns: convolves along the columns.
 
   Returns:
     [batch, height, width, features].
@@ -89,14 +85,18 @@ def convolve(
   height = images.shape[1] + sum(padding[0]) - width + 1
   rows = num_rows(height, width)
   output, weights, image = matrices(rows, width)
-  products = map(
-    functools.partial(columns, padding=padding[1]),
-    _combine(
-      image, _rows_of_blocks(images, padding[0][0], rows, len(image), height)
-    ),
-    _combine(weights, [kernel[i : i + 1] for i in range(width)]),
-  )
-  lines = _combine(output, list(products))
+  lines = _lines(images, padding[0][0], rows, len(image), height)
+  products = [
+    lax.conv_general_dilated(
+      line, part, (1, 1), ((0, 0), padding[1]), dimension_numbers=ORDER
+    )
+    for line, part in zip(
+      _combine(image, lines),
+      _combine(weights, [kernel[i : i + 1] for i in range(width)]),
+      strict=True,
+    )
+  ]
+  lines = _combine(output, products)
   # [batch, blocks of rows, rows, width, features]
   blocks = jnp.stack(
     [line.reshape(len(images), -1, *line.shape[2:]) for line in lines], 2
@@ -105,11 +105,7 @@ def convolve(
 
 
 def kernel_gradient(
-  images: jax.Array,
-  gradient: jax.Array,
-  width: int,
-  padding: tuple[tuple[int, int], tuple[int, int]],
-  columns: Columns,
+  images: jax.Array, gradient: jax.Array, width: int, padding: Padding
 ) -> jax.Array:
   """Returns the gradient of `convolve` in its kernel.
 
@@ -118,7 +114,6 @@ def kernel_gradient(
     gradient: that of the output, [batch, height, width, features].
     width: number of rows of the kernel.
     padding: see `convolve`.
-    columns: (images, gradient, padding) -> gradient of a kernel of one row.
 
   Returns:
     [width, columns, channels, features].
@@ -126,18 +121,39 @@ def kernel_gradient(
   height = gradient.shape[1]
   rows = num_rows(height, width)
   output, weights, image = matrices(rows, width)
-  products = map(
-    functools.partial(columns, padding=padding[1]),
-    _combine(
-      image, _rows_of_blocks(images, padding[0][0], rows, len(image), height)
-    ),
-    _combine(output.T, _rows_of_blocks(gradient, 0, rows, rows, height)),
-  )
-  return jnp.concatenate(_combine(weights.T, list(products)), 0)
+  lines = _lines(images, padding[0][0], rows, len(image), height)
+  products = [
+    direct_kernel_gradient(line, part, ((0, 0), padding[1]))
+    for line, part in zip(
+      _combine(image, lines),
+      _combine(output.T, _lines(gradient, 0, rows, rows, height)),
+      strict=True,
+    )
+  ]
+  return jnp.concatenate(_combine(weights.T, products), 0)
 
 
-def _rows_of_blocks(images, before, rows, count, height):
-  """Returns row i of each block, for i below `count`, of blocks of `rows`.
+def direct_kernel_gradient(
+  images: jax.Array, gradient: jax.Array, padding: Padding
+) -> jax.Array:
+  """Returns the same as `kernel_gradient`, without Winograd's filtering.
+
+  It is a convolution that sums over the batch: the channels of the images are
+  its batch, and the examples its channels.
+  """
+  return lax.conv_general_dilated(
+    images.transpose(3, 1, 2, 0),
+    gradient.transpose(1, 2, 0, 3),
+    (1, 1),
+    padding,
+    dimension_numbers=ORDER,
+  ).transpose(1, 2, 0, 3)
+
+
+def _lines(images, before, rows, count, height):
+  """Cuts images into lines: row i of each block, for i below `count`.
+
+  A block begins every `rows` rows, as many as an output of `height` needs.
 
   Returns:
     Arrays [batch * blocks, 1, width, channels].

@@ -368,3 +368,17 @@ def test_block_orders_are_followed():
   )
   for one, other in itertools.combinations(found.values(), 2):
     assert not np.allclose(one, other, rtol=1e-3)
+
+
+def test_layers_have_their_names_in_traces():
+  model = AlexNet(**SMALL, block_order=('relu-norm-spatial-pool', ''))
+  variables = jax.eval_shape(lambda: init(model))
+
+  def loss(variables):
+    options = {'train': True, 'dropout_keys': keys_of(0)}
+    return model.apply(variables, images(), **options).sum()
+
+  lowered = jax.jit(jax.grad(loss)).lower(variables)
+  text = lowered.as_text(debug_info=True)
+  for name in ('conv1', 'lrn1', 'spatial1', 'pool1', 'dense1', 'dropout1'):
+    assert f'/{name}/' in text
