@@ -347,8 +347,12 @@ def test_block_orders_are_followed():
   x = images(12)
   found = {}
   for order in (
-    *('relu-norm-pool', 'norm-relu-pool', 'norm-pool-relu', 'relu-pool-norm'),
-    *('relu-norm-spatial-pool', 'spatial-relu-norm-pool'),
+    'relu-norm-pool',
+    'norm-relu-pool',
+    'norm-pool-relu',
+    'relu-pool-norm',
+    'relu-norm-spatial-pool',
+    'spatial-relu-norm-pool',
   ):
     spatial = {'spatial_alpha': 3.0} if 'spatial' in order else {}
     model = AlexNet(**fields, **spatial, block_order=(order,))

@@ -12,10 +12,10 @@ from alexnet_jax.models import variants
 from alexnet_jax.validation import validate
 
 FIELDS = variants.fields('alexnet')
-ODD = (
-  *(None, -1, 0, 1e300, math.inf, math.nan, '', 'x', [], [1], {}, True),
-  *(10**400, [10**400] * 5, [None] * 5, [True] * 5, ['x'] * 5, [[1]] * 5),
-)
+NUMBERS = (-1, 0, 1e300, math.inf, math.nan, True, 10**400)
+OTHERS = (None, '', 'x', [], [1], {})
+LISTS = [[value] * 5 for value in (10**400, None, True, 'x', [1])]
+ODD = (*NUMBERS, *OTHERS, *LISTS)
 LISTS_OF_LAYERS = 'pool_layers', 'norm_layers', 'bias_layers', 'norm_hidden'
 # The few odd values that fields take.
 TAKEN = {

@@ -15,48 +15,23 @@ from alexnet_jax.models.alexnet import AlexNet
 from tests.some_slow import some_slow
 
 
-def conv(size, inputs, outputs):
-  return size * size * inputs * outputs + outputs
+def parameters(convolutions, *hidden):
+  """Counts them: of kernels such as 11x3x96 and of dense layers, by widths."""
+  total = sum(a * b + b for a, b in itertools.pairwise(hidden))
+  for convolution in convolutions.split():
+    size, inputs, outputs = map(int, convolution.split('x'))
+    total += size * size * inputs * outputs + outputs
+  return total
 
 
-def dense(*widths):
-  return sum(a * b + b for a, b in itertools.pairwise(widths))
-
-
+DENSE = 6 * 6 * 256, 4096, 4096, 1000
+ONE_TOWER = parameters('11x3x96 5x96x256 3x256x384 3x384x384 3x384x256', *DENSE)
+TWO_TOWERS = parameters(
+  '11x3x96 5x48x256 3x256x384 3x192x384 3x192x256', *DENSE
+)
 SHAPES = '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256'
-ONE_TOWER = (
-  conv(11, 3, 96)
-  + conv(5, 96, 256)
-  + conv(3, 256, 384)
-  + conv(3, 384, 384)
-  + conv(3, 384, 256)
-  + dense(6 * 6 * 256, 4096, 4096, 1000)
-)
-TWO_TOWERS = (
-  conv(11, 3, 96)
-  + conv(5, 48, 256)
-  + conv(3, 256, 384)
-  + conv(3, 192, 384)
-  + conv(3, 192, 256)
-  + dense(6 * 6 * 256, 4096, 4096, 1000)
-)
-NARROW = (
-  conv(11, 3, 48)
-  + conv(5, 48, 128)
-  + conv(3, 128, 192)
-  + conv(3, 192, 192)
-  + conv(3, 192, 128)
-  + dense(6 * 6 * 128, 4096, 4096, 1000)
-)
-
-
-def flat(sizes, width, *hidden):
-  """Parameters of three convolutions and what follows `width` pixels."""
-  convolutions = zip(sizes, (3, 96, 256), (96, 256, 256), strict=True)
-  return sum(itertools.starmap(conv, convolutions)) + dense(
-    width * width * 256, *(hidden or (4096, 4096)), 1000
-  )
-
+FLAT_SHAPES = '55x96 27x96 27x256 13x256 13x256 6x256'
+FLAT = '11x3x96 5x96x256 3x256x256'
 
 # network: (parameters by hand, width and feature maps of each convolution and
 # pooling), of 224 pixels and 1,000 classes unless SIZES says otherwise.
@@ -66,6 +41,7 @@ EXPECTED = {
   'alexnet_source_release': (TWO_TOWERS, SHAPES),
   'alexnet_caffe': (TWO_TOWERS, SHAPES),
   'caffenet': (TWO_TOWERS, SHAPES),
+  'alexnet_plain': (ONE_TOWER, SHAPES),
   'alexnet_bn': (
     ONE_TOWER + 2 * 96 + 2 * 256,
     '56x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256',
@@ -74,41 +50,43 @@ EXPECTED = {
     46_815_312,
     '54x96 26x96 26x256 12x256 12x384 12x384 12x256 5x256',
   ),
-  'alexnet_plain': (ONE_TOWER, SHAPES),
   'alexnet_torchvision': (
     61_100_840,
     '55x64 27x64 27x192 13x192 13x384 13x256 13x256 6x256',
   ),
   'narrow_alexnet': (
-    NARROW,
+    parameters(
+      '11x3x48 5x48x128 3x128x192 3x192x192 3x192x128',
+      6 * 6 * 128,
+      4096,
+      4096,
+      1000,
+    ),
     '55x48 27x48 27x128 13x128 13x192 13x192 13x128 6x128',
   ),
-  'flat_alexnet': (
-    flat((11, 5, 3), 6),
-    '55x96 27x96 27x256 13x256 13x256 6x256',
-  ),
+  'flat_alexnet': (parameters(FLAT, *DENSE), FLAT_SHAPES),
   'flat_alexnet_high_stride': (  # (224 + 3 - 11) / 6 + 1 = 37; 18 / 2 = 9
-    flat((11, 5, 3), 1),
+    parameters(FLAT, 1 * 1 * 256, 4096, 4096, 1000),
     '37x96 18x96 9x256 4x256 4x256 1x256',
   ),
   'flat_alexnet_low_stride': (  # (224 + 3 - 11) / 2 + 1 = 109
-    flat((11, 5, 3), 12),
+    parameters(FLAT, 12 * 12 * 256, 4096, 4096, 1000),
     '109x96 54x96 54x256 26x256 26x256 12x256',
   ),
   'flat_alexnet_large_kernel': (  # (224 + 3 - 15) / 4 + 1 = 54
-    flat((15, 7, 5), 5),
+    parameters('15x3x96 7x96x256 5x256x256', 5 * 5 * 256, 4096, 4096, 1000),
     '54x96 26x96 26x256 12x256 12x256 5x256',
   ),
   'flat_alexnet_small_kernel': (  # (224 + 3 - 7) / 4 + 1 = 56
-    flat((7, 3, 3), 6),
+    parameters('7x3x96 3x96x256 3x256x256', *DENSE),
     '56x96 27x96 27x256 13x256 13x256 6x256',
   ),
   'flat_alexnet_tuned': (
-    flat((11, 5, 3), 6, 2379, 5592, 7864),
-    '55x96 27x96 27x256 13x256 13x256 6x256',
+    parameters(FLAT, 6 * 6 * 256, 2379, 5592, 7864, 1000),
+    FLAT_SHAPES,
   ),
   'marvin': (
-    conv(3, 3, 32) + conv(3, 32, 64) + dense(5 * 5 * 64, 256, 256, 10),
+    parameters('3x3x32 3x32x64', 5 * 5 * 64, 256, 256, 10),
     '26x32 13x32 11x64 5x64',
   ),
 }
@@ -128,12 +106,12 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize('name', EXPECTED)
 def test_parameters_and_shapes_are_those_computed_by_hand(name):
   size, classes = SIZES.get(name, (224, 1000))
-  parameters, shapes = EXPECTED[name]
+  count, shapes = EXPECTED[name]
   fields = variants.fields(name)
   assert fields.keys() == spec.defaults().keys()
   model = AlexNet(num_classes=classes, **fields)
   params, rows = layer_table(model, (size, size, 3))
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
   outputs = {layer: output for layer, output, _ in rows}
   images = [outputs[n] for n in outputs if n.startswith(('conv', 'pool'))]
   assert ' '.join(f'{h}x{c}' for h, _, c in images) == shapes
@@ -170,8 +148,12 @@ def test_an_unknown_name_is_answered_with_those_that_exist():
   ('name', 'size'),
   some_slow(
     [
-      *(('alexnet_source_release', 80), ('alexnet_bn', 80), ('marvin', 16)),
-      *(('caffenet', 80), ('alexnet_bn_all', 80), ('alexnet_torchvision', 80)),
+      ('alexnet_source_release', 80),
+      ('alexnet_bn', 80),
+      ('marvin', 16),
+      ('caffenet', 80),
+      ('alexnet_bn_all', 80),
+      ('alexnet_torchvision', 80),
       ('flat_alexnet_high_stride', 164),
     ],
     quick=[('alexnet_bn', 80), ('marvin', 16)],
