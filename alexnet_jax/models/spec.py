@@ -259,10 +259,12 @@ def _count_problem(field, values):
 
 def _group_problem(values):
   """Checks that all groups of a convolution are equal, scaled or not."""
-  inputs, scaled = 3, values['width_multiplier'] != 1
+  inputs = 3
   for outputs, groups in zip(values['channels'], values['groups'], strict=True):
-    whole = (inputs, outputs, *([max(values['groups'])] if scaled else []))
-    if any(number % groups for number in whole):
+    numbers = [inputs, outputs]
+    if values['width_multiplier'] != 1:
+      numbers.append(max(values['groups']))
+    if any(number % groups for number in numbers):
       return (
         f'groups is {values["groups"]!r}: {groups} must divide the {inputs}'
         f' channels that come in and the {outputs} that go out, and with a'
