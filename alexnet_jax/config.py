@@ -15,6 +15,7 @@ import ml_collections
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
+from alexnet_jax.models import spec
 
 CONFIG_FILE = 'config.json'  # in the folder of a run
 
@@ -133,9 +134,9 @@ _RUN = {
   'parallel': Key('pmap', ('pmap', 'shard_map'), free=True),  # same numbers
   # dtype of the gradient all-reduce; bfloat16 halves the traffic.
   'grad_allreduce_dtype': Key('float32', ('float32', 'bfloat16')),
-  # The network's operations: auto, the best known for the device, or plain, as
-  # one writes them first. They differ in floating-point rounding only.
-  'forms': Key('auto', ('auto', 'plain'), free=True),
+  # The network's operations: auto, the fastest known for the device, or
+  # reference, as one writes them first. They agree up to rounding.
+  'implementation': Key('auto', ('auto', 'reference'), free=True),
   'ema_decay': Key(0.0, _SHARE),  # of averaged weights for evaluation; 0: none
 }
 
@@ -283,43 +284,11 @@ _GUARDS = {
 
 
 _MODEL = {
-  'num_classes': Key(0),  # 0: as many as the data set has
-  'channels': Key((96, 256, 384, 384, 256)),
-  'kernels': Key((11, 5, 3, 3, 3)),
-  'strides': Key((4, 1, 1, 1, 1)),
-  'paddings': Key(((2, 1), 'SAME', 'SAME', 'SAME', 'SAME')),
-  'groups': Key((1, 1, 1, 1, 1)),  # (1, 2, 1, 2, 2): the paper's two towers
-  'pool_layers': Key((1, 2, 5)),  # convolutions that a max-pool follows
-  'pool_size': Key(3),
-  'pool_stride': Key(2),
-  'norm': Key('lrn'),  # lrn, batch or none
-  'norm_layers': Key((1, 2)),  # convolutions that are normalized
-  'norm_before_relu': Key(False),
-  # Of each convolution, what follows it: names of relu, norm, spatial, pool
-  # joined by -, such as norm-pool-relu; '' or (): as the other keys say.
-  'block_order': Key(()),
-  'norm_hidden': Key(()),  # hidden dense layers with batch norm
-  'batch_norm_momentum': Key(0.9),  # of the statistics that evaluation uses
-  'batch_norm_epsilon': Key(1e-5),
-  'lrn_size': Key(5),
-  'lrn_k': Key(2.0),
-  'lrn_alpha': Key(1e-4),
-  'lrn_beta': Key(0.75),
-  'lrn_convention': Key('paper'),  # caffe divides alpha by lrn_size
-  'lrn_groups': Key(1),  # of channels, normalized apart; 2: the towers
-  'spatial_size': Key(5),  # of the normalization `spatial` of `block_order`
-  'spatial_k': Key(1.0),
-  'spatial_alpha': Key(0.001),
-  'spatial_beta': Key(0.75),
-  'hidden': Key((4096, 4096)),
-  'dropout': Key(0.5),
-  'dropout_position': Key('after'),  # or before each hidden dense layer
-  'dropout_scaling': Key('training'),  # or evaluation, as in the paper
-  'width_multiplier': Key(1.0),
-  'kernel_init': Key('paper'),
-  'bias_init': Key(1.0),  # where the paper starts biases at 1
-  'bias_layers': Key((2, 4, 5)),
-  'dtype': Key('float32'),  # of the computation; parameters are float32
+  'num_classes': Key(0, _NOT_NEGATIVE),  # 0: as many as the data set has
+  # Of the computation; parameters are float32.
+  'dtype': Key('float32', ('float32', 'bfloat16')),
+  # Meanings and checks of all others are in `models.spec`.
+  **{name: Key(default) for name, default in spec.defaults().items()},
 }
 
 

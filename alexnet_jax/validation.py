@@ -14,7 +14,7 @@ from alexnet_jax.config import flatten
 from alexnet_jax.config import is_number
 from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
-from alexnet_jax.models import fields
+from alexnet_jax.models import spec
 
 
 def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
@@ -105,7 +105,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _check_data(flat)
   _check_durations(flat)
   _check_lr_multipliers(flat)
-  if problem := fields.problem(config.model.to_dict()):
+  if problem := spec.problem(config.model.to_dict()):
     raise UserError(f'config.model.{problem}')
   _check_optimizer(flat)
   _check_init(flat)

@@ -120,7 +120,7 @@ def test_a_nearly_right_key_is_answered_with_the_real_one(override, nearest):
     ),
     (['--config.model.pool_stride=0'], 'pool_stride is 0'),
     (['--config.model.hidden=(0,)'], r'hidden is \(0,\)'),
-    (['--config.model.paddings=("same",0,0,0,0)'], "paddings has 'same'"),
+    (['--config.model.paddings=("same",0,0,0,0)'], "paddings is .'same'"),
     (['--config.num_steps=5'], 'num_epochs = .* and config.num_steps = 5'),
     (['--config.num_epochs=0'], 'set config.num_epochs or config.num_steps'),
     (['--config.schedule.name=step'], 'drop_epochs or'),

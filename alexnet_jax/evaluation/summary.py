@@ -11,8 +11,6 @@ import rich.console
 import rich.table
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.operations import after_convolution
-from alexnet_jax.models.operations import of_hidden_layer
 from alexnet_jax.training import build
 
 
@@ -99,8 +97,7 @@ def layer_table(model, image_shape):
   for name in sorted(
     [*params, *plain], key=lambda name: _position(model, name)
   ):
-    output = seen[name] if name in plain else seen[name]['__call__']
-    shape = output[0].shape[1:]
+    shape = seen[name]['__call__'][0].shape[1:]
     kernel = params.get(name, {}).get('kernel')
     positions = math.prod(shape[:-1])
     macs = positions * math.prod(kernel.shape) if kernel is not None else 0
@@ -132,7 +129,7 @@ def operation(model, name: str) -> str:
   )
 
 
-# Of each kind of layer the name that `models.operations` has for it.
+# The operation of `AlexNetSpec` that each kind of layer does.
 _OPERATIONS = {
   'conv': 'conv',
   'norm': 'norm',
@@ -147,9 +144,9 @@ _OPERATIONS = {
 def _operations(model, kind, number):
   """What a convolution or hidden layer and all around it do, in order."""
   if kind.startswith('dense'):
-    names = of_hidden_layer(model, number)
+    names = model.hidden_operations(number)
     return [n for n in names if n != 'dropout' or model.dropout]
-  names = after_convolution(model, number)
+  names = model.convolution_operations(number)
   return ['conv', *(n for n in names if n != 'norm' or model.norm != 'none')]
 
 

@@ -177,7 +177,7 @@ def make_function(config, num_classes: int, mean, variables):
   from alexnet_jax.training.state import leaf_names
 
   plain = config.copy_and_resolve_references()
-  plain.forms = 'plain'
+  plain.implementation = 'reference'
   model = build.make_model(plain, num_classes)
   names, treedef = list(leaf_names(variables)), jax.tree.structure(variables)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.models import fields as fields_lib
+from alexnet_jax.models import spec
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
 
@@ -83,7 +83,7 @@ def module(model: dict, num_classes: int) -> AlexNet:
   if unknown := sorted(model.keys() - fields.keys() - own.keys()):
     raise UserError(f'config.model: there is no key {unknown[0]!r}')
   # Not those of the module, which makes other types of what it is given.
-  if problem := fields_lib.problem({**fields, **model}):
+  if problem := spec.problem({**fields, **model}):
     raise UserError(f'config.model: {problem}')
   return AlexNet(**{**model, **own})
 

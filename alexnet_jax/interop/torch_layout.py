@@ -25,7 +25,6 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.interop import networks
 from alexnet_jax.interop import reading
 from alexnet_jax.models import layers as layers_lib
-from alexnet_jax.models import operations
 
 _LEAVES = {  # PyTorch's name: (ours, where it is)
   'conv': {'weight': ('kernel', 'params'), 'bias': ('bias', 'params')},
@@ -118,7 +117,7 @@ def _feature_places(network, width):
     index += before != after  # ZeroPad2d
     places[f'conv{number}'] = f'features.{index}'
     index += 1
-    for operation in operations.after_convolution(network, number):
+    for operation in network.convolution_operations(number):
       if operation == 'norm' and network.norm == 'none':
         continue
       if operation == 'norm' and network.norm == 'batch':

@@ -1,10 +1,11 @@
-"""Convolutions, plain and in the forms that a CPU likes.
+"""Convolutions with custom VJPs that are fast in XLA:CPU.
 
 XLA's CPU compiler has a fast convolution for one order of dimensions. It brings
-those that autodiff makes into it, but not always well, and not within loops:
-there they take 5 to 50 times as long. Here all are convolutions of that order,
-a group at a time, between transpositions: those without stride by Winograd's
-way, and the gradient of a kernel with a stride as products of matrices.
+the convolutions of automatic differentiation into that order, but not always
+well, and not within loops, where they take 5 to 50 times as long. Here all have
+that order, a group at a time, between transpositions: those without stride by
+Winograd's minimal filtering, and the kernel gradient of those with a stride as
+products of matrices.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,17 @@ import jax.numpy as jnp
 
 from alexnet_jax.models import winograd
 
-_ORDER = ('NHWC', 'HWIO', 'NHWC')
-# Of kernels by Winograd's way: its roundings grow with their width, and with
-# few channels the transformations cost as much as they save.
+# Limits of Winograd's filtering: its roundings grow with the kernel's width,
+# and with few channels its transformations cost as much as they save.
 _MAX_WIDTH = 5
 _LEAST_CHANNELS = 16
 
-# Pairs (before, after), in pixels, for rows and columns.
-Padding = tuple[tuple[int, int], tuple[int, int]]
+_FLAX_OPTIONS = (
+  'lhs_dilation',
+  'rhs_dilation',
+  'dimension_numbers',
+  'precision',
+)
 
 
 def convolution(
@@ -32,35 +36,36 @@ def convolution(
   strides: Sequence[int],
   padding: str | Sequence[tuple[int, int]],
   *,
-  lhs_dilation: Sequence[int] = (1, 1),
-  rhs_dilation: Sequence[int] = (1, 1),
-  dimension_numbers=None,
   feature_group_count: int = 1,
-  precision=None,
+  **others,
 ) -> jax.Array:
-  """`lax.conv_general_dilated` as flax' Conv calls it, with other gradients.
+  """Computes `lax.conv_general_dilated` as flax' Conv calls it.
 
   Args:
     images: [batch, height, width, channels].
     kernel: [height, width, channels / groups, features].
     strides: (vertical, horizontal), in pixels.
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
-    lhs_dilation, rhs_dilation: 1.
-    dimension_numbers: that of the shapes here, which is flax'; not looked at.
     feature_group_count: number of groups.
-    precision: None.
+    **others: further arguments that flax' Conv passes: dilations of 1, no
+      precision, and the dimension numbers of these shapes.
 
   Returns:
     [batch, height, width, features], in the dtype of the images.
 
   Raises:
-    ValueError: if a dilation or a precision is asked for.
+    ValueError: if anything else is asked for, such as a dilation.
   """
-  if {*lhs_dilation, *rhs_dilation} != {1} or precision is not None:
-    raise ValueError(
-      f'dilations are {lhs_dilation} and {rhs_dilation}, precision is'
-      f' {precision}; only 1, 1 and None are known here'
-    )
+  dilations = [
+    *others.get('lhs_dilation', ()),
+    *others.get('rhs_dilation', ()),
+  ]
+  if (
+    others.keys() - set(_FLAX_OPTIONS)
+    or set(dilations) - {1}
+    or others.get('precision') is not None
+  ):
+    raise ValueError(f'{others}: only the defaults of flax are known here')
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(
       images.shape[1:3], kernel.shape[:2], strides, padding
@@ -99,19 +104,19 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _by_group(groups, *arrays):
-  """The groups' parts of the arrays; their last axis is that of channels."""
+  """Splits the last axis of each array, the channels; yields group by group."""
   return zip(*(jnp.split(array, groups, 3) for array in arrays), strict=True)
 
 
-def _is_winograds(strides, dtype, widths, channels, height):
-  """Whether Winograd's way is taken.
+def _takes_winograd(strides, dtype, widths, channels, height):
+  """Returns True if a convolution is computed by Winograd's filtering.
 
   Args:
-    strides: of the convolution.
-    dtype: of its input.
-    widths: of its kernel.
+    strides: its strides.
+    dtype: the dtype of its input.
+    widths: height and width of its kernel.
     channels: (of the input, of the output).
-    height: of the output.
+    height: height of its output.
   """
   return (
     max(strides) == 1
@@ -124,38 +129,32 @@ def _is_winograds(strides, dtype, widths, channels, height):
 
 def _convolve_group(images, kernel, strides, padding):
   height = images.shape[1] + sum(padding[0]) - kernel.shape[0] + 1
-  if _is_winograds(
+  if _takes_winograd(
     strides, images.dtype, kernel.shape[:2], kernel.shape[2:], height
   ):
-    return winograd.convolve(images, kernel, padding, _columns)
+    return winograd.convolve(images, kernel, padding)
   return lax.conv_general_dilated(
-    images, kernel, strides, padding, dimension_numbers=_ORDER
-  )
-
-
-def _columns(images, kernel, padding):
-  return lax.conv_general_dilated(
-    images, kernel, (1, 1), ((0, 0), padding), dimension_numbers=_ORDER
+    images, kernel, strides, padding, dimension_numbers=winograd.ORDER
   )
 
 
 def _images_gradient(sizes, strides, padding, kernel, gradient):
-  """Each pixel gathers what it was multiplied with: the kernel, turned."""
+  """Convolves the gradient with the kernel, rotated by 180 degrees."""
   around = []
   for axis, (before, _) in enumerate(padding):
     width = kernel.shape[axis]
     span = (gradient.shape[1 + axis] - 1) * strides[axis] + 1
     around.append((width - 1 - before, sizes[axis] + before - span))
-  turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+  rotated = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
   if max(strides) == 1:
-    return _convolve_group(gradient, turned, strides, around)
+    return _convolve_group(gradient, rotated, strides, around)
   return lax.conv_general_dilated(
     gradient,
-    turned,
+    rotated,
     (1, 1),
     around,
     lhs_dilation=strides,
-    dimension_numbers=_ORDER,
+    dimension_numbers=winograd.ORDER,
   )
 
 
@@ -163,30 +162,15 @@ def _kernel_gradient(widths, strides, padding, images, gradient):
   if max(strides) > 1:
     return _folded_gradient(widths, strides, padding, images, gradient)
   channels = images.shape[3], gradient.shape[3]
-  if _is_winograds(strides, images.dtype, widths, channels, gradient.shape[1]):
-    return winograd.kernel_gradient(
-      images, gradient, widths[0], padding, _columns_kernel_gradient
-    )
-  return _batch_gradient(padding, images, gradient)
-
-
-def _columns_kernel_gradient(images, gradient, padding):
-  return _batch_gradient(((0, 0), padding), images, gradient)
-
-
-def _batch_gradient(padding, images, gradient):
-  """A convolution over the batch: channels are its images."""
-  return lax.conv_general_dilated(
-    images.transpose(3, 1, 2, 0),
-    gradient.transpose(1, 2, 0, 3),
-    (1, 1),
-    padding,
-    dimension_numbers=_ORDER,
-  ).transpose(1, 2, 0, 3)
+  if _takes_winograd(
+    strides, images.dtype, widths, channels, gradient.shape[1]
+  ):
+    return winograd.kernel_gradient(images, gradient, widths[0], padding)
+  return winograd.direct_kernel_gradient(images, gradient, padding)
 
 
 def _folded_gradient(widths, strides, padding, images, gradient):
-  """A product of matrices for each image.
+  """Returns a kernel's gradient by a product of matrices for each image.
 
   Blocks of stride x stride pixels become channels, so that the convolution has
   no stride any more, and all that one output saw lies side by side in a row.
@@ -226,7 +210,11 @@ def _folded_gradient(widths, strides, padding, images, gradient):
 
 
 def _folded(images, strides, padding, outputs, blocks):
-  """[batch, height / stride, width / stride, stride * stride * channels]."""
+  """Moves blocks of pixels into the channels (space to depth).
+
+  Returns:
+    [batch, height / stride, width / stride, stride * stride * channels].
+  """
   sizes = [o - 1 + b for o, b in zip(outputs, blocks, strict=True)]
   # A negative end cuts off pixels that no window sees.
   ends = [

@@ -1,21 +1,20 @@
-"""What AlexNet needs and flax does not have: dropout, initializers, padding."""
+"""Layers that flax lacks: LRN, max-pool, dropout, dense, initializers.
 
+Layers with `custom_vjp` compute the same with and without it, forward bit for
+bit; it chooses a gradient that is faster or keeps less memory than that of
+automatic differentiation.
+"""
+
+import functools
+
+from flax import linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 
-# One layer's padding: 'SAME', 'VALID', one number for every side or (before,
-# after) for both axes.
-Padding = str | int | tuple[int, int]
-
-KERNEL_INITS = (
-  'paper',
-  'source_release',
-  'caffe',
-  'he',
-  'glorot',
-  'lecun',
-  'torch',
-)
+from alexnet_jax.models.spec import KERNEL_INITS
+from alexnet_jax.models.spec import LRN_CONVENTIONS
+from alexnet_jax.models.spec import Padding
 
 # Standard deviations of the normal initializers by (role, number of the layer,
 # from 1); a role alone is the default of that role.
@@ -34,7 +33,7 @@ _NORMAL_STDDEV = {
 
 
 def kernel_initializer(name: str, role: str, number: int):
-  """Initializer of the kernel of one layer.
+  """Returns the initializer of the kernel of one layer.
 
   Args:
     name: one of `KERNEL_INITS`. `paper` is N(0, 0.01) everywhere (Krizhevsky et
@@ -69,13 +68,13 @@ def kernel_initializer(name: str, role: str, number: int):
 
 
 def bias_initializer(name: str, value: float, fan_in: int):
-  """Initializer of the bias of one layer: `value`, unless PyTorch's is wanted.
+  """Returns the initializer of the bias of one layer.
 
   Args:
-    name: of the kernel's initializer; `torch` draws biases that would be 0
+    name: that of the kernel's initializer; `torch` draws biases that would be 0
       uniformly within 1 / sqrt(fan_in), as PyTorch does.
-    value: of every other bias.
-    fan_in: inputs of one output of the layer.
+    value: the constant of all other biases.
+    fan_in: number of inputs of one output of the layer.
 
   Returns:
     A function (key, shape, dtype) -> array.
@@ -88,6 +87,15 @@ def bias_initializer(name: str, value: float, fan_in: int):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return init
+
+
+def explicit_padding(padding: Padding) -> str | list[tuple[int, int]]:
+  """Returns the padding of one convolution in the form that `nn.Conv` takes."""
+  if isinstance(padding, str):
+    return padding
+  if isinstance(padding, int):
+    padding = (padding, padding)
+  return [tuple(padding)] * 2
 
 
 def dropout(
@@ -108,7 +116,7 @@ def dropout(
     x: [batch, ...], float32 or bfloat16.
     keys: typed keys [batch].
     rate: share of the units set to zero, below 1.
-    number: of the layer, so that layers draw different units.
+    number: that of the layer, so that layers draw different units.
     scale: whether the others are divided by 1 - rate; if not, evaluation has to
       multiply all units by it, as in the paper.
 
@@ -132,10 +140,329 @@ def dropout(
   return jnp.where(jax.vmap(kept)(keys), others, jnp.zeros_like(x))
 
 
-def explicit_padding(padding: Padding) -> str | list[tuple[int, int]]:
-  """Padding of one convolution in the form that `nn.Conv` takes."""
-  if isinstance(padding, str):
-    return padding
-  if isinstance(padding, int):
-    padding = (padding, padding)
-  return [tuple(padding)] * 2
+class LocalResponseNorm(nn.Module):
+  """Normalizes each channel by the activity of its neighboring channels.
+
+  b[c] = a[c] / (k + scale * sum of a[j]^2 for j within size // 2 of c) ** beta
+  with scale = alpha (`paper`: Krizhevsky et al. 2012, section 3.3) or
+  alpha / size (`caffe`, which PyTorch and the 2012 source release share). The
+  sum leaves out channels that do not exist.
+
+  Attributes:
+    size: number of channels in the sum, odd.
+    k: constant of the bracket, positive.
+    alpha: weight of the sum.
+    beta: exponent.
+    convention: `paper` or `caffe`.
+    groups: number of groups of channels that see nothing of each other; 2: the
+      two towers, as in the 2012 source release, where each is on its own GPU.
+    custom_vjp: whether the gradient is a closed form that keeps nothing but the
+      input.
+  """
+
+  size: int = 5
+  k: float = 2.0
+  alpha: float = 1e-4
+  beta: float = 0.75
+  convention: str = 'paper'
+  groups: int = 1
+  custom_vjp: bool = False
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalizes activations.
+
+    Args:
+      x: [..., channels], float32 or bfloat16. The sum and the denominator are
+        computed in float32.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+
+    Raises:
+      ValueError: if `size` is even, `convention` unknown, or `groups` do not
+        divide the channels.
+    """
+    _check_odd(self.size)
+    if self.convention not in LRN_CONVENTIONS:
+      raise ValueError(
+        f'convention is {self.convention!r}, not one of {LRN_CONVENTIONS}'
+      )
+    if x.shape[-1] % self.groups:
+      raise ValueError(
+        f'{x.shape[-1]} channels are no {self.groups} equal groups'
+      )
+    caffe = self.convention == 'caffe'
+    scale = self.alpha / self.size if caffe else self.alpha
+    grouped = x
+    if self.groups > 1:
+      grouped = x.reshape(*x.shape[:-1], self.groups, -1)
+    normalize = _lrn_closed if self.custom_vjp else _lrn
+    y = normalize(grouped, self.size, self.k, scale, self.beta)
+    return y.reshape(x.shape)
+
+
+class SpatialResponseNorm(nn.Module):
+  """Normalizes each pixel by the activity around it in the same channel.
+
+  b[y, x] = a[y, x] / (k + alpha / size^2 * sum of a[v, u]^2 for v and u within
+  size // 2 of y and x) ** beta: the layer `rnorm` of the 2012 source release,
+  whose constant is 1. The sum leaves out pixels that do not exist.
+
+  Attributes:
+    size: width of the window, odd, in pixels.
+    k: constant of the bracket, positive.
+    alpha: weight of the window's mean of squares.
+    beta: exponent.
+  """
+
+  size: int = 5
+  k: float = 1.0
+  alpha: float = 0.001
+  beta: float = 0.75
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalizes activations.
+
+    Args:
+      x: [batch, height, width, channels], float32 or bfloat16. The sum and the
+        denominator are computed in float32.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+
+    Raises:
+      ValueError: if `size` is even.
+    """
+    _check_odd(self.size)
+    total = jnp.square(x.astype(jnp.float32))
+    for axis in (1, 2):
+      total = _neighbors_sum(total, self.size, axis)
+    bracket = self.k + self.alpha / self.size**2 * total
+    return (x * _negative_power(bracket, self.beta)).astype(x.dtype)
+
+
+def _check_odd(size):
+  if size % 2 != 1:
+    raise ValueError(f'size is {size}; a neighborhood needs an odd size')
+
+
+def _lrn(x, size, k, scale, beta):
+  bracket = _bracket(x.astype(jnp.float32), size, k, scale)
+  return (x * _negative_power(bracket, beta)).astype(x.dtype)
+
+
+def _bracket(x, size, k, scale):
+  return k + scale * _neighbors_sum(jnp.square(x), size)
+
+
+def _neighbors_sum(x, size, axis=-1):
+  """Returns the sum over `size` neighbors of each; those outside count as 0."""
+  padding = [(0, 0)] * x.ndim
+  padding[axis] = (size // 2, size // 2)
+  padded = jnp.pad(x, padding)
+  # Shifted slices add up faster than reduce_window on every backend tried.
+  return sum(
+    lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis)
+    for i in range(size)
+  )
+
+
+def _negative_power(x, beta):
+  """Returns x ** -beta for positive x."""
+  if beta == 0.75:  # two reciprocal roots are cheaper than exp and log
+    root = lax.rsqrt(x)
+    return root * jnp.sqrt(root)
+  return x**-beta
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _lrn_closed(x, size, k, scale, beta):
+  return _lrn(x, size, k, scale, beta)
+
+
+def _lrn_forward(x, *options):
+  return _lrn_closed(x, *options), x
+
+
+def _lrn_backward(size, k, scale, beta, x, gradient):
+  """Returns the derivative of the sum over g b, d the bracket, g the gradient.
+
+  dx[c] = g[c] d[c]^-beta
+          - 2 beta scale x[c] sum of g[j] x[j] d[j]^(-beta - 1), j around c.
+  """
+  wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
+  bracket = _bracket(wide, size, k, scale)
+  power = _negative_power(bracket, beta)
+  if beta == 0.75:
+    root = lax.rsqrt(bracket)
+    higher = power * root * root  # no division
+  else:
+    higher = power / bracket
+  through_others = _neighbors_sum(gradient * wide * higher, size)
+  own = gradient * power
+  return ((own - 2 * beta * scale * wide * through_others).astype(x.dtype),)
+
+
+_lrn_closed.defvjp(_lrn_forward, _lrn_backward)
+
+
+class MaxPool(nn.Module):
+  """Takes the largest value of each window, without padding.
+
+  Attributes:
+    size: width of the windows, in pixels.
+    stride: distance of the windows, in pixels.
+    custom_vjp: whether the gradient compares shifted slices: the same numbers
+      as by the selection and scatter of automatic differentiation.
+  """
+
+  size: int
+  stride: int
+  custom_vjp: bool = False
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Pools [batch, height, width, channels].
+
+    Returns:
+      [batch, (height - size) // stride + 1, ..., channels].
+    """
+    pool = _max_pool_compared if self.custom_vjp else _max_pool
+    return pool(x, self.size, self.stride)
+
+
+def _max_pool(x, size, stride):
+  # With keywords: jax2onnx knows no other call.
+  return nn.max_pool(
+    x, window_shape=(size, size), strides=(stride, stride), padding='VALID'
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool_compared(x, size, stride):
+  return _max_pool(x, size, stride)
+
+
+def _max_pool_forward(x, size, stride):
+  y = _max_pool_compared(x, size, stride)
+  return y, (x, y)
+
+
+def _max_pool_backward(size, stride, saved, gradient):
+  """Returns each pixel's sum of the gradients of the windows that chose it.
+
+  Pixels whose coordinates have the same remainders by the stride have the same
+  offsets in their windows, so they are computed together, as a plane.
+  """
+  x, y = saved
+  index = _argmax_in_window(x, y, size, stride)
+  zero = jnp.zeros((), gradient.dtype)
+  by_offset = {
+    divmod(number, size): jnp.where(index == number, gradient, zero)
+    for number in range(size * size)
+  }
+  shape = tuple(-(-n // stride) for n in x.shape[1:3])
+  planes = jnp.stack(
+    [
+      jnp.stack(
+        [_plane(by_offset, shape, stride, (i, j)) for j in range(stride)], 3
+      )
+      for i in range(stride)
+    ],
+    2,
+  )
+  _, height, width, channels = x.shape
+  planes = planes.reshape(-1, shape[0] * stride, shape[1] * stride, channels)
+  return (planes[:, :height, :width],)
+
+
+_max_pool_compared.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _argmax_in_window(x, y, size, stride):
+  """Returns the index of each window's largest value, row * size + column.
+
+  It is the first of several largest, row by row, as `nn.max_pool` selects.
+  """
+  rows, columns = ((n - 1) * stride + 1 for n in y.shape[1:3])
+  dtype = jnp.uint8 if size < 16 else jnp.int32
+  index = jnp.zeros(y.shape, dtype)
+  for number in reversed(range(size * size)):
+    i, j = divmod(number, size)
+    part = x[:, i : i + rows : stride, j : j + columns : stride]
+    index = jnp.where(part == y, jnp.array(number, dtype), index)
+  return index
+
+
+def _plane(by_offset, shape, stride, first):
+  """Returns the gradients of every `stride`th pixel from `first` on.
+
+  Args:
+    by_offset: {(row, column) in the window: gradients of the windows that chose
+      it, zero elsewhere}.
+    shape: (height, width) of the plane.
+    stride: distance of the windows, in pixels.
+    first: (row, column) of the plane's first pixel.
+  """
+  example = by_offset[0, 0]
+  batch, rows, columns, channels = example.shape
+  zero = jnp.zeros((), example.dtype)
+  total = jnp.zeros((batch, *shape, channels), example.dtype)
+  for (i, j), chosen in by_offset.items():
+    if (i % stride, j % stride) == first:
+      top, left = i // stride, j // stride
+      bottom, right = shape[0] - rows - top, shape[1] - columns - left
+      ends = [(0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)]
+      total += lax.pad(chosen, zero, ends)
+  return total
+
+
+class EarlyGradientDense(nn.Dense):
+  """Dense layer whose kernel gradient is scheduled early in the backward pass.
+
+  The backward pass of the layers before it waits for that gradient, so that its
+  all-reduce overlaps theirs. The gradient leaves the product of matrices in
+  float32, summed and not rounded in between.
+  """
+
+  @nn.compact
+  def __call__(self, inputs):
+    kernel = self.param(
+      'kernel',
+      self.kernel_init,
+      (inputs.shape[-1], self.features),
+      self.param_dtype,
+    )
+    bias = self.param(
+      'bias', self.bias_init, (self.features,), self.param_dtype
+    )
+    product = _early_product(inputs.astype(self.dtype), kernel)
+    return product + bias.astype(self.dtype)[None]
+
+
+@jax.custom_vjp
+def _early_product(x, kernel):
+  """Returns [batch, inputs] @ [inputs, features], in the dtype of `x`."""
+  return x @ kernel.astype(x.dtype)
+
+
+def _early_product_forward(x, kernel):
+  return _early_product(x, kernel), (x, kernel)
+
+
+def _early_product_backward(saved, gradient):
+  x, kernel = saved
+  kernel_gradient = lax.dot_general(
+    x,
+    gradient,
+    (((0,), (0,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
+  return lax.optimization_barrier(
+    (
+      gradient @ kernel.astype(x.dtype).T,
+      kernel_gradient.astype(kernel.dtype),
+    )
+  )
+
+
+_early_product.defvjp(_early_product_forward, _early_product_backward)

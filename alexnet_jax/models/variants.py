@@ -1,4 +1,4 @@
-"""The table of named networks: each is `AlexNet` with other fields.
+"""Named networks: each is `AlexNet` with other fields.
 
     config.model.update(variants.fields('flat_alexnet'))
 
@@ -7,21 +7,7 @@ The widths of the inputs that they are meant for, in pixels: 227 for
 others; all take other widths.
 """
 
-from alexnet_jax.models.alexnet import AlexNet
-
-# What a network is; the others of the module's fields say how it is used.
-_FIELDS = (
-  *('channels', 'kernels', 'strides', 'paddings', 'groups'),
-  *('pool_layers', 'pool_size', 'pool_stride'),
-  *('norm', 'norm_layers', 'norm_before_relu', 'block_order', 'norm_hidden'),
-  *('batch_norm_momentum', 'batch_norm_epsilon'),
-  *('lrn_size', 'lrn_k', 'lrn_alpha', 'lrn_beta', 'lrn_convention'),
-  *('lrn_groups', 'spatial_size', 'spatial_k'),
-  *('spatial_alpha', 'spatial_beta'),
-  *('hidden', 'dropout', 'dropout_position', 'dropout_scaling'),
-  'width_multiplier',
-  *('kernel_init', 'bias_init', 'bias_layers'),
-)
+from alexnet_jax.models import spec
 
 _NO_NORM = {'norm': 'none', 'norm_layers': ()}
 # Keras' defaults of its layers.
@@ -63,7 +49,11 @@ VARIANTS = {
     # It rounds sizes up: the last windows reach over the right and lower edge.
     'paddings': ((0, 3), *('SAME',) * 4),
     'block_order': (
-      *('norm-pool-relu', 'relu-norm-spatial-pool', '', '', 'pool-relu'),
+      'norm-pool-relu',
+      'relu-norm-spatial-pool',
+      '',
+      '',
+      'pool-relu',
     ),
     'lrn_convention': 'caffe',
     'lrn_groups': 2,
@@ -130,7 +120,7 @@ VARIANTS = {
 
 
 def fields(name: str) -> dict:
-  """Every field of `AlexNet` that makes up a network, by the field's name.
+  """Returns {name: value} of all fields of `spec.AlexNetSpec` of a network.
 
   They replace those of any other network in `config.model`; the number of
   classes and the dtype stay.
@@ -142,5 +132,4 @@ def fields(name: str) -> dict:
     raise ValueError(
       f'there is no network {name!r}; there are {", ".join(VARIANTS)}'
     )
-  defaults = {field: getattr(AlexNet, field) for field in _FIELDS}
-  return {**defaults, **VARIANTS[name]}
+  return {**spec.defaults(), **VARIANTS[name]}

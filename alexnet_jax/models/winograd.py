@@ -1,14 +1,13 @@
-"""Convolutions without stride by fewer multiplications: Winograd's way.
+"""Stride-1 convolution with Winograd's minimal filtering, along rows.
 
 Several rows of the output are computed together from transformed rows of input
 and kernel: m rows of a kernel of r rows take m + r - 1 products instead of m r
 (Winograd 1980, Arithmetic Complexity of Computations; Lavin and Gray 2016, Fast
 Algorithms for Convolutional Neural Networks, section 4). Each product is a
-convolution along the columns. Only rows are transformed: of both, the
-transformations would cost what they save.
+convolution along the columns. Only rows are transformed: transformations along
+both axes would cost what they save.
 """
 
-from collections.abc import Callable
 import functools
 
 import jax
@@ -16,20 +15,21 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-# Where the polynomials behind it are evaluated, besides infinity. Rounding
-# errors grow with the number of points.
+# The points at which the polynomials behind it are evaluated; infinity is one
+# more. Rounding errors grow with their number.
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 
-# (images [batch, 1 row, width, channels], kernel, padding of the columns)
-Columns = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
+ORDER = ('NHWC', 'HWIO', 'NHWC')  # of dimensions, the one that is fast
+# ((top, bottom), (left, right)), in pixels.
+Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def num_rows(height: int, width: int) -> int:
-  """Rows that are best computed together; 1: nothing is gained.
+  """Returns how many rows to compute together; 1 if nothing is gained.
 
   Args:
-    height: of the output.
-    width: of the kernel.
+    height: height of the output.
+    width: width of the kernel.
   """
   most = len(_POINTS) + 2 - width
   # Products for the whole output, of which the last rows may be beyond it.
@@ -41,14 +41,14 @@ def num_rows(height: int, width: int) -> int:
 
 @functools.cache
 def matrices(rows: int, width: int) -> tuple[np.ndarray, ...]:
-  """The transformations of Toom and Cook.
+  """Returns the transformations of Toom and Cook.
 
   y = output @ ((kernel @ g) * (image @ d)) is the correlation of
   d [rows + width - 1] with g [width], for every d and g.
 
   Args:
-    rows: of the output, computed together.
-    width: of the kernel.
+    rows: number of rows of the output that are computed together.
+    width: width of the kernel.
 
   Returns:
     (output [rows, n], kernel [n, width], image [n, n]), float64, with
@@ -69,18 +69,14 @@ def matrices(rows: int, width: int) -> tuple[np.ndarray, ...]:
 
 
 def convolve(
-  images: jax.Array,
-  kernel: jax.Array,
-  padding: tuple[tuple[int, int], tuple[int, int]],
-  columns: Columns,
+  images: jax.Array, kernel: jax.Array, padding: Padding
 ) -> jax.Array:
-  """A convolution without stride.
+  """Convolves images without stride.
 
   Args:
     images: [batch, height, width, channels].
     kernel: [rows, columns, channels, features].
     padding: ((top, bottom), (left, right)), in pixels.
-    columns: convolves along the columns.
 
   Returns:
     [batch, height, width, features].
@@ -89,12 +85,18 @@ def convolve(
   height = images.shape[1] + sum(padding[0]) - width + 1
   rows = num_rows(height, width)
   output, weights, image = matrices(rows, width)
-  products = map(
-    functools.partial(columns, padding=padding[1]),
-    _combined(image, _lines(images, padding[0][0], rows, len(image), height)),
-    _combined(weights, [kernel[i : i + 1] for i in range(width)]),
-  )
-  lines = _combined(output, list(products))
+  lines = _lines(images, padding[0][0], rows, len(image), height)
+  products = [
+    lax.conv_general_dilated(
+      line, part, (1, 1), ((0, 0), padding[1]), dimension_numbers=ORDER
+    )
+    for line, part in zip(
+      _combine(image, lines),
+      _combine(weights, [kernel[i : i + 1] for i in range(width)]),
+      strict=True,
+    )
+  ]
+  lines = _combine(output, products)
   # [batch, blocks of rows, rows, width, features]
   blocks = jnp.stack(
     [line.reshape(len(images), -1, *line.shape[2:]) for line in lines], 2
@@ -103,20 +105,15 @@ def convolve(
 
 
 def kernel_gradient(
-  images: jax.Array,
-  gradient: jax.Array,
-  width: int,
-  padding: tuple[tuple[int, int], tuple[int, int]],
-  columns: Columns,
+  images: jax.Array, gradient: jax.Array, width: int, padding: Padding
 ) -> jax.Array:
-  """The gradient of `convolve` in its kernel.
+  """Returns the gradient of `convolve` in its kernel.
 
   Args:
     images: [batch, height, width, channels].
-    gradient: of the output, [batch, height, width, features].
-    width: rows of the kernel.
+    gradient: that of the output, [batch, height, width, features].
+    width: number of rows of the kernel.
     padding: see `convolve`.
-    columns: (images, gradient, padding) -> gradient of a kernel of one row.
 
   Returns:
     [width, columns, channels, features].
@@ -124,16 +121,39 @@ def kernel_gradient(
   height = gradient.shape[1]
   rows = num_rows(height, width)
   output, weights, image = matrices(rows, width)
-  products = map(
-    functools.partial(columns, padding=padding[1]),
-    _combined(image, _lines(images, padding[0][0], rows, len(image), height)),
-    _combined(output.T, _lines(gradient, 0, rows, rows, height)),
-  )
-  return jnp.concatenate(_combined(weights.T, list(products)), 0)
+  lines = _lines(images, padding[0][0], rows, len(image), height)
+  products = [
+    direct_kernel_gradient(line, part, ((0, 0), padding[1]))
+    for line, part in zip(
+      _combine(image, lines),
+      _combine(output.T, _lines(gradient, 0, rows, rows, height)),
+      strict=True,
+    )
+  ]
+  return jnp.concatenate(_combine(weights.T, products), 0)
+
+
+def direct_kernel_gradient(
+  images: jax.Array, gradient: jax.Array, padding: Padding
+) -> jax.Array:
+  """Returns the same as `kernel_gradient`, without Winograd's filtering.
+
+  It is a convolution that sums over the batch: the channels of the images are
+  its batch, and the examples its channels.
+  """
+  return lax.conv_general_dilated(
+    images.transpose(3, 1, 2, 0),
+    gradient.transpose(1, 2, 0, 3),
+    (1, 1),
+    padding,
+    dimension_numbers=ORDER,
+  ).transpose(1, 2, 0, 3)
 
 
 def _lines(images, before, rows, count, height):
-  """Row i of each block, for i below `count`; a block begins every `rows`.
+  """Cuts images into lines: row i of each block, for i below `count`.
+
+  A block begins every `rows` rows, as many as an output of `height` needs.
 
   Returns:
     Arrays [batch * blocks, 1, width, channels].
@@ -143,8 +163,12 @@ def _lines(images, before, rows, count, height):
   padded = lax.pad(
     images,
     jnp.zeros((), images.dtype),
-    [(0, 0, 0), (before, length - before - images.shape[1], 0)]
-    + [(0, 0, 0)] * 2,
+    [
+      (0, 0, 0),
+      (before, length - before - images.shape[1], 0),
+      (0, 0, 0),
+      (0, 0, 0),
+    ],
   )
   last = (blocks - 1) * rows + 1
   return [
@@ -153,8 +177,8 @@ def _lines(images, before, rows, count, height):
   ]
 
 
-def _combined(matrix, parts):
-  """matrix @ parts, without the terms that are zero."""
+def _combine(matrix, parts):
+  """Returns matrix @ parts, without the terms that are zero."""
   return [
     functools.reduce(
       jnp.add,

@@ -1,6 +1,6 @@
 """What the user reads when a run starts and when it is done."""
 
-from alexnet_jax.models import forms
+from alexnet_jax.models.alexnet import resolve_implementation
 from alexnet_jax.training import build
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
@@ -34,7 +34,9 @@ def show_start(run, live) -> None:
       'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
       'parameters': f'{state_lib.num_parameters(live.state):,}',
       **_colors(config, durations, live.step),
-      'forms': str(forms.chosen(config.forms, devices[0])),
+      'implementation': resolve_implementation(
+        config.implementation, devices[0].platform
+      ),
       **frozen,
     },
   )

@@ -17,8 +17,8 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.errors import UserError
-from alexnet_jax.models import forms
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.alexnet import resolve_implementation
 from alexnet_jax.training import accumulation
 from alexnet_jax.training import objective as objective_lib
 from alexnet_jax.training import optimizer
@@ -107,7 +107,9 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
   return AlexNet(
     **fields,
     axis_name=parallel.AXIS,
-    forms=forms.chosen(config.forms, device or parallel.first_device()),
+    implementation=resolve_implementation(
+      config.implementation, (device or parallel.first_device()).platform
+    ),
   )
 
 

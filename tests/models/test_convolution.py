@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.models import convolution as convolutions
+from alexnet_jax.models import convolution as convolution_lib
+from alexnet_jax.models import winograd
 from alexnet_jax.models.convolution import convolution
-from tests.some_slow import some_slow
 
 ORDER = ('NHWC', 'HWIO', 'NHWC')
 
@@ -23,14 +23,12 @@ def example(size, width, groups, dtype=jnp.float32):
 @pytest.mark.parametrize(
   ('size', 'width', 'stride', 'padding', 'groups'),
   [
-    (9, 3, 1, 'SAME', 1),
-    (9, 3, 1, 'SAME', 2),
     (9, 3, 1, 'VALID', 1),
     (13, 3, 1, 'SAME', 2),  # 3 blocks of 5 rows, 2 of them beyond the end
-    (27, 5, 1, 'SAME', 2),
+    (27, 5, 1, 'SAME', 1),
     (5, 4, 1, [(3, 0), (0, 3)], 1),
     (5, 5, 1, 'VALID', 1),  # one row
-    (6, 7, 1, 'SAME', 1),  # too wide for Winograd's way
+    (6, 7, 1, 'SAME', 2),  # too wide for Winograd's filtering
     (6, 1, 1, 'VALID', 1),
     (8, 5, 2, [(1, 0), (1, 0)], 2),
     (12, 3, 3, 'VALID', 1),  # the last column is used by no window
@@ -39,45 +37,55 @@ def example(size, width, groups, dtype=jnp.float32):
     (6, 3, 2, [(3, 2), (0, 3)], 1),  # windows of padding alone
   ],
 )
-@pytest.mark.parametrize('winograd', some_slow([False, True], quick=[True]))
 def test_gradients_are_those_of_autodiff(
-  size, width, stride, padding, groups, winograd, monkeypatch
+  size, width, stride, padding, groups, monkeypatch
 ):
-  if winograd:
-    monkeypatch.setattr(convolutions, '_LEAST_CHANNELS', 1)
+  monkeypatch.setattr(convolution_lib, '_LEAST_CHANNELS', 1)
   images, kernel = example(size, width, groups)
-  options = {'feature_group_count': groups}
 
-  def both(function, **more):
-    y, back = jax.vjp(
-      lambda x, w: function(x, w, (stride,) * 2, padding, **options, **more),
-      images,
-      kernel,
-    )
-    return y, *back(jnp.cos(y))
+  def both(function, **options):
+    def run(images, kernel):
+      y, back = jax.vjp(
+        lambda x, w: function(
+          x, w, (stride,) * 2, padding, feature_group_count=groups, **options
+        ),
+        images,
+        kernel,
+      )
+      return y, *back(jnp.cos(y))
+
+    return jax.jit(run)(images, kernel)
 
   expected = both(lax.conv_general_dilated, dimension_numbers=ORDER)
   for ours, theirs in zip(both(convolution), expected, strict=True):
     assert ours.shape == theirs.shape
-    # Winograd's way subtracts what it added: errors are of the size of the
-    # largest numbers.
+    # Winograd's filtering subtracts what it added: errors are of the size of
+    # the largest numbers.
     np.testing.assert_allclose(
       ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max()
     )
 
 
-def test_what_is_not_known_is_refused():
+@pytest.mark.parametrize(
+  'option', [{'rhs_dilation': (2, 2)}, {'precision': 'high'}, {'other': 1}]
+)
+def test_unknown_options_are_refused(option):
   images, kernel = example(9, 3, 1)
-  with pytest.raises(ValueError, match='dilations are'):
-    convolution(images, kernel, (1, 1), 'SAME', rhs_dilation=(2, 2))
+  with pytest.raises(ValueError, match=next(iter(option))):
+    convolution(images, kernel, (1, 1), 'SAME', **option)
 
 
 def test_gradients_have_the_dtype_of_what_they_belong_to():
   images, kernel = example(9, 3, 1, jnp.bfloat16)
-  y, back = jax.vjp(
-    lambda x, w: convolution(x, w, (1, 1), 'SAME'), images, kernel
-  )
-  assert [g.dtype for g in (y, *back(y))] == [jnp.bfloat16] * 3
+
+  def both(images, kernel):
+    y, back = jax.vjp(
+      lambda x, w: convolution(x, w, (1, 1), 'SAME'), images, kernel
+    )
+    return y, *back(y)
+
+  found = jax.eval_shape(both, images, kernel)
+  assert [each.dtype for each in found] == [jnp.bfloat16] * 3
 
 
 def test_all_convolutions_of_a_loop_are_of_the_fast_order():
@@ -89,15 +97,42 @@ def test_all_convolutions_of_a_loop_are_of_the_fast_order():
     y = convolution(y[..., :4], kernel, (1, 1), 'SAME', feature_group_count=2)
     return jnp.square(y).sum()
 
-  def total(kernel, pieces):
-    def add(grads, piece):
-      return grads + jax.grad(loss)(kernel, piece), None
+  def total(kernel, microbatches):
+    def add(grads, images):
+      return grads + jax.grad(loss)(kernel, images), None
 
-    return lax.scan(add, jnp.zeros_like(kernel), pieces)[0]
+    return lax.scan(add, jnp.zeros_like(kernel), microbatches)[0]
 
-  pieces = jnp.stack([images] * 3)
-  text = jax.jit(total).lower(kernel, pieces).compile().as_text()
+  microbatches = jnp.stack([images] * 3)
+  text = jax.jit(total).lower(kernel, microbatches).compile().as_text()
   orders = re.findall(r' convolution\(.*dim_labels=([\w>-]+)', text)
   assert len(orders) >= 6  # two forward, one or two parts of each gradient
   assert set(orders) == {'b01f_01io->b01f'}
   assert 'rhs_reversal' not in text
+
+
+def test_winograd_matrices_make_a_correlation():
+  """By numpy's own, in float64."""
+  rng = np.random.default_rng(0)
+  for rows, width in np.ndindex(7, 6):
+    if rows and width > 1 and rows + width - 1 <= 8:  # points there are
+      output, kernel, image = winograd.matrices(rows, width)
+      d, g = rng.normal(size=rows + width - 1), rng.normal(size=width)
+      actual = output @ ((kernel @ g) * (image @ d))
+      np.testing.assert_allclose(
+        actual, np.correlate(d, g, 'valid'), atol=1e-10
+      )
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'rows'),
+  [
+    (13, 3, 5),  # 3 blocks of 7 products: 21; of 6 rows 3 of 8
+    (27, 5, 4),  # 7 blocks of 8: 56; one by one 27 of 5: 135
+    (12, 3, 6),  # 2 blocks of 8: 16
+    (1, 5, 1),
+    (9, 8, 1),
+  ],
+)
+def test_as_many_rows_as_make_the_fewest_products(height, width, rows):
+  assert winograd.num_rows(height, width) == rows

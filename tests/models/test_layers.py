@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax.models import layers
+from alexnet_jax.models.layers import LocalResponseNorm
+from alexnet_jax.models.layers import MaxPool
+from alexnet_jax.models.layers import SpatialResponseNorm
 
 
 @pytest.mark.parametrize(
@@ -63,12 +66,12 @@ def dropout_keys(count=6, seed=0):
 def test_dropout_keeps_the_mean_and_its_share_of_units():
   """Of x = 2: 0 or 2 / 0.7, so a mean of 2 and a variance of 4 * 3 / 7."""
   x = jnp.full((64, 40, 50), 2.0)
-  y = layers.dropout(x, dropout_keys(64), 0.3, 1)
+  y = np.asarray(layers.dropout(x, dropout_keys(64), 0.3, 1))
   np.testing.assert_allclose(np.unique(y), [0, 2 / 0.7], rtol=1e-6)
   # 128,000 draws: five standard errors of the mean are 0.018.
   assert float(y.mean()) == pytest.approx(2, abs=0.018)
   assert float(y.var()) == pytest.approx(4 * 3 / 7, rel=0.02)
-  # No place in an example is dropped more often than others would be.
+  # No unit of an example is dropped more often than others would be.
   assert np.abs((y == 0).mean(0) - 0.3).max() < 5.5 * (0.21 / 64) ** 0.5
 
 
@@ -76,34 +79,221 @@ def test_dropout_of_an_example_depends_on_its_key_and_layer_alone():
   x = jax.random.normal(jax.random.key(1), (6, 300))
   keys = dropout_keys()
   y = layers.dropout(x, keys, 0.5, 1)
-  for i in range(6):
-    alone = layers.dropout(x[i : i + 1], keys[i : i + 1], 0.5, 1)
-    np.testing.assert_array_equal(alone[0], y[i])
+  alone = layers.dropout(x[2:3], keys[2:3], 0.5, 1)
+  np.testing.assert_array_equal(alone[0], y[2])
+  back = layers.dropout(x[::-1], keys[::-1], 0.5, 1)
+  np.testing.assert_array_equal(back[::-1], y)
   kept = np.asarray(y != 0)
   assert len({row.tobytes() for row in kept}) == 6
   other = np.asarray(layers.dropout(x, keys, 0.5, 2) != 0)
   assert 0.4 < (kept == other).mean() < 0.6
-  back = layers.dropout(x[::-1], keys[::-1], 0.5, 1)
-  np.testing.assert_array_equal(back[::-1], y)
 
 
-def test_the_gradient_passes_the_kept_units_only():
-  x = jax.random.normal(jax.random.key(1), (6, 50))
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_the_gradient_passes_the_kept_units_only(dtype):
+  x = jax.random.normal(jax.random.key(1), (6, 50), dtype)
   keys = dropout_keys()
-  weights = jnp.arange(50.0)[None] + 1
-  y, back = jax.vjp(lambda x: layers.dropout(x, keys, 0.2, 1), x)
-  (gradient,) = back(jnp.broadcast_to(weights, x.shape))
-  expected = np.where(y != 0, weights / 0.8, 0)
-  np.testing.assert_allclose(gradient, expected, rtol=1e-6)
-  assert 0 < (gradient == 0).mean() < 0.4
-
-
-def test_dropout_keeps_the_dtype():
-  x = jnp.ones((6, 8), jnp.bfloat16)
-  assert layers.dropout(x, dropout_keys(), 0.5, 1).dtype == jnp.bfloat16
+  y, back = jax.vjp(lambda x: layers.dropout(x, keys, 0.5, 1), x)
+  (gradient,) = back(jnp.ones_like(y))
+  assert (y.dtype, gradient.dtype) == (dtype, dtype)
+  np.testing.assert_array_equal(gradient, np.where(y != 0, 2, 0))
+  assert 0.3 < np.mean(gradient == 0) < 0.7
 
 
 @pytest.mark.parametrize('count', [1, 5])
 def test_dropout_wants_a_key_for_each_example(count):
   with pytest.raises(ValueError, match=rf'\({count},\) for a batch of 6'):
     layers.dropout(jnp.ones((6, 8)), dropout_keys(count), 0.5, 1)
+
+
+def lrn_loop(x, size, k, alpha, beta):
+  """The formula as the paper prints it, one number at a time."""
+  out = np.empty_like(x)
+  channels = x.shape[-1]
+  for position in np.ndindex(x.shape[:-1]):
+    for c in range(channels):
+      low, high = max(0, c - size // 2), min(channels - 1, c + size // 2)
+      total = sum(x[(*position, j)] ** 2 for j in range(low, high + 1))
+      out[(*position, c)] = x[(*position, c)] / (k + alpha * total) ** beta
+  return out
+
+
+@pytest.mark.parametrize(
+  ('convention', 'size', 'k', 'alpha', 'beta'),
+  [
+    ('paper', 5, 2.0, 1e-4, 0.75),
+    ('paper', 5, 2.0, 0.1, 0.5),
+    ('caffe', 3, 1.0, 0.3, 1.0),
+    ('paper', 1, 1.0, 0.2, 0.75),
+    ('paper', 15, 1.0, 0.2, 0.75),  # wider than the channels
+  ],
+)
+def test_local_response_norm_equals_a_loop(convention, size, k, alpha, beta):
+  x = np.random.default_rng(0).normal(0, 10, (2, 3, 3, 7))
+  scale = alpha / size if convention == 'caffe' else alpha
+  norm = LocalResponseNorm(size, k, alpha, beta, convention)
+  np.testing.assert_allclose(
+    jax.jit(norm)(x.astype(np.float32)),
+    lrn_loop(x, size, k, scale, beta),
+    rtol=2e-6,
+  )
+
+
+@pytest.mark.parametrize(
+  ('options', 'dtype'),
+  [
+    ({}, jnp.float32),
+    (
+      {'alpha': 0.3, 'convention': 'caffe', 'beta': 0.6, 'size': 3},
+      jnp.float32,
+    ),
+    ({'alpha': 0.2, 'size': 15}, jnp.float32),  # wider than the channels
+    ({'alpha': 0.1, 'k': 1.0}, jnp.bfloat16),
+  ],
+)
+def test_the_custom_gradient_of_lrn_is_that_of_autodiff(options, dtype):
+  x = 3 * jax.random.normal(jax.random.key(0), (2, 4, 3, 9), dtype)
+  g = jax.random.normal(jax.random.key(1), x.shape, dtype)
+
+  @jax.jit
+  def both(x, g):
+    found = []
+    for custom in (True, False):
+      y, pull = jax.vjp(LocalResponseNorm(**options, custom_vjp=custom), x)
+      found += [y, *pull(g)]
+    return found
+
+  y, dx, plain_y, plain_dx = both(x, g)
+  np.testing.assert_array_equal(y, plain_y)
+  assert dx.dtype == dtype
+  # Both sum in float32, and round once at the end.
+  tolerance = 2e-6 if dtype == jnp.float32 else 2**-7
+  np.testing.assert_allclose(
+    dx.astype(jnp.float32),
+    plain_dx.astype(jnp.float32),
+    rtol=tolerance,
+    atol=tolerance,
+  )
+
+
+def test_the_custom_gradient_of_lrn_keeps_nothing_but_its_input():
+  x = jax.ShapeDtypeStruct((2, 9), jnp.bfloat16)
+
+  def saved(x):
+    return jax.vjp(LocalResponseNorm(custom_vjp=True), x)[1]
+
+  kept = jax.tree.leaves(jax.eval_shape(saved, x))
+  assert [(leaf.shape, leaf.dtype) for leaf in kept] == [((2, 9), x.dtype)]
+
+
+def test_lrn_in_bfloat16_sums_in_float32():
+  # Squares of 300 and of 1 cannot be summed in bfloat16 without losing the 1s.
+  x = jnp.array([[300.0, 1.0, 1.0, 1.0, 1.0]], jnp.bfloat16)
+  actual = jax.jit(LocalResponseNorm(k=1e-9, alpha=1.0))(x)
+  assert actual.dtype == jnp.bfloat16
+  expected = lrn_loop(np.asarray(x, np.float64), 5, 1e-9, 1.0, 0.75)
+  np.testing.assert_allclose(
+    np.asarray(actual, np.float64), expected, rtol=2**-8
+  )
+
+
+@pytest.mark.parametrize('custom_vjp', [False, True])
+def test_groups_of_lrn_see_nothing_of_each_other(custom_vjp):
+  x = np.random.default_rng(1).normal(0, 10, (2, 3, 3, 8))
+  halves = [lrn_loop(half, 5, 2.0, 0.1, 0.75) for half in np.split(x, 2, -1)]
+  norm = LocalResponseNorm(alpha=0.1, groups=2, custom_vjp=custom_vjp)
+  actual = jax.jit(norm)(x.astype(np.float32))
+  np.testing.assert_allclose(actual, np.concatenate(halves, -1), rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+  ('norm', 'message'),
+  [
+    (LocalResponseNorm(size=4), 'size is 4'),
+    (LocalResponseNorm(convention='torch'), "'torch'"),
+    (LocalResponseNorm(groups=3), '8 channels are no 3 equal groups'),
+    (SpatialResponseNorm(size=4), 'size is 4'),
+  ],
+)
+def test_fields_that_do_not_fit_are_refused(norm, message):
+  with pytest.raises(ValueError, match=message):
+    norm(jnp.ones((1, 5, 5, 8)))
+
+
+def spatial_loop(x, size, k, alpha, beta):
+  """The sum over a square of pixels, one number at a time."""
+  out, half = np.empty_like(x), size // 2
+  for n, row, column, c in np.ndindex(x.shape):
+    window = x[
+      n,
+      max(0, row - half) : row + half + 1,
+      max(0, column - half) : column + half + 1,
+      c,
+    ]
+    bracket = k + alpha / size**2 * np.sum(window**2)
+    out[n, row, column, c] = x[n, row, column, c] / bracket**beta
+  return out
+
+
+@pytest.mark.parametrize(
+  ('options', 'dtype', 'tolerance'),
+  [
+    ((5, 1.0, 0.001, 0.75), jnp.float32, 2e-6),
+    ((3, 2.0, 0.5, 0.6), jnp.float32, 2e-6),
+    ((5, 1.0, 0.5, 0.75), jnp.bfloat16, 2**-7),
+  ],
+)
+def test_spatial_response_norm_equals_a_loop(options, dtype, tolerance):
+  x = np.random.default_rng(2).normal(0, 10, (2, 6, 7, 3))
+  x = jnp.asarray(x, dtype)
+  actual = jax.jit(SpatialResponseNorm(*options))(x)
+  assert actual.dtype == dtype
+  np.testing.assert_allclose(
+    actual.astype(jnp.float32),
+    spatial_loop(np.asarray(x, np.float64), *options),
+    rtol=tolerance,
+  )
+
+
+@pytest.mark.parametrize(
+  ('shape', 'size', 'stride', 'dtype'),
+  [
+    ((2, 13, 13, 5), 3, 2, jnp.float32),  # the paper's, overlapping
+    ((2, 12, 9, 3), 3, 2, jnp.bfloat16),  # pixels that no window has
+    ((1, 11, 11, 4), 2, 2, jnp.float32),
+    ((1, 7, 8, 2), 2, 3, jnp.float32),  # gaps between the windows
+    ((1, 3, 3, 1), 3, 1, jnp.float32),
+    ((2, 14, 11, 2), 5, 3, jnp.float32),
+  ],
+)
+def test_the_custom_gradient_of_max_pool_is_that_of_autodiff(
+  shape, size, stride, dtype
+):
+  """Many values are equal: zeros after a ReLU, and repeated whole numbers."""
+  x = jax.random.normal(jax.random.key(0), shape)
+  x = jnp.maximum(jnp.round(2 * x), 0).astype(dtype)
+
+  @jax.jit
+  def both(x):
+    y, pull_expected = jax.vjp(MaxPool(size, stride), x)
+    # Whole numbers: sums over overlapping windows are exact in any order.
+    gradient = jnp.round(8 * jax.random.normal(jax.random.key(1), y.shape))
+    gradient = gradient.astype(dtype)
+    same, pull = jax.vjp(MaxPool(size, stride, custom_vjp=True), x)
+    return y, same, *pull_expected(gradient), *pull(gradient)
+
+  y, same, expected, actual = both(x)
+  assert y.shape[1] == (shape[1] - size) // stride + 1
+  np.testing.assert_array_equal(same, y)
+  assert actual.dtype == dtype
+  np.testing.assert_array_equal(actual, expected)
+
+
+def test_the_custom_gradient_of_max_pool_has_no_scatter():
+  def total(x, custom_vjp):
+    return MaxPool(3, 2, custom_vjp)(x).sum()
+
+  x = jax.ShapeDtypeStruct((2, 13, 13, 4), jnp.float32)
+  for custom in (False, True):
+    text = jax.jit(jax.grad(total), static_argnums=1).lower(x, custom).as_text()
+    assert ('scatter' in text) != custom

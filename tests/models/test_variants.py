@@ -1,184 +1,102 @@
 """The named networks: parameters and shapes by hand, and a few steps each."""
 
-import functools
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from alexnet_jax.evaluation.summary import layer_table
+from alexnet_jax.models import spec
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.training import optimizer
-from alexnet_jax.training import parallel
-from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import step
+from tests.some_slow import some_slow
 
 
-def conv(size, inputs, outputs):
-  return size * size * inputs * outputs + outputs
+def parameters(convolutions, *hidden):
+  """Counts them: of kernels such as 11x3x96 and of dense layers, by widths."""
+  total = sum(a * b + b for a, b in itertools.pairwise(hidden))
+  for convolution in convolutions.split():
+    size, inputs, outputs = map(int, convolution.split('x'))
+    total += size * size * inputs * outputs + outputs
+  return total
 
 
-def dense(*widths):
-  return sum(a * b + b for a, b in itertools.pairwise(widths))
+DENSE = 6 * 6 * 256, 4096, 4096, 1000
+ONE_TOWER = parameters('11x3x96 5x96x256 3x256x384 3x384x384 3x384x256', *DENSE)
+TWO_TOWERS = parameters(
+  '11x3x96 5x48x256 3x256x384 3x192x384 3x192x256', *DENSE
+)
+SHAPES = '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256'
+FLAT_SHAPES = '55x96 27x96 27x256 13x256 13x256 6x256'
+FLAT = '11x3x96 5x96x256 3x256x256'
 
-
-# network: (width of the images, classes, parameters by hand, width and feature
-# maps of each convolution and pooling).
+# network: (parameters by hand, width and feature maps of each convolution and
+# pooling), of 224 pixels and 1,000 classes unless SIZES says otherwise.
 EXPECTED = {
-  'alexnet': (
-    224,
-    1000,
-    conv(11, 3, 96)
-    + conv(5, 48, 256)
-    + conv(3, 256, 384)
-    + conv(3, 192, 384)
-    + conv(3, 192, 256)
-    + dense(6 * 6 * 256, 4096, 4096, 1000),
-    '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256',
-  ),
-  'alexnet_one_tower': (
-    224,
-    1000,
-    conv(11, 3, 96)
-    + conv(5, 96, 256)
-    + conv(3, 256, 384)
-    + conv(3, 384, 384)
-    + conv(3, 384, 256)
-    + dense(6 * 6 * 256, 4096, 4096, 1000),
-    '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256',
-  ),
-  'alexnet_source_release': (
-    224,
-    1000,
-    60_965_224,
-    '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256',
-  ),
-  'alexnet_caffe': (
-    227,
-    1000,
-    60_965_224,
-    '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256',
-  ),
-  'caffenet': (
-    227,
-    1000,
-    60_965_224,
-    '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256',
-  ),
+  'alexnet': (TWO_TOWERS, SHAPES),
+  'alexnet_one_tower': (ONE_TOWER, SHAPES),
+  'alexnet_source_release': (TWO_TOWERS, SHAPES),
+  'alexnet_caffe': (TWO_TOWERS, SHAPES),
+  'caffenet': (TWO_TOWERS, SHAPES),
+  'alexnet_plain': (ONE_TOWER, SHAPES),
   'alexnet_bn': (
-    224,
-    1000,
-    62_378_344 + 2 * 96 + 2 * 256,
+    ONE_TOWER + 2 * 96 + 2 * 256,
     '56x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256',
   ),
   'alexnet_bn_all': (
-    224,
-    16,
     46_815_312,
     '54x96 26x96 26x256 12x256 12x384 12x384 12x256 5x256',
   ),
-  'alexnet_plain': (
-    227,
-    1000,
-    62_378_344,
-    '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256',
-  ),
   'alexnet_torchvision': (
-    224,
-    1000,
     61_100_840,
     '55x64 27x64 27x192 13x192 13x384 13x256 13x256 6x256',
   ),
-  'flat_alexnet': (
-    224,
-    1000,
-    conv(11, 3, 96)
-    + conv(5, 96, 256)
-    + conv(3, 256, 256)
-    + dense(6 * 6 * 256, 4096, 4096, 1000),
-    '55x96 27x96 27x256 13x256 13x256 6x256',
-  ),
   'narrow_alexnet': (
-    224,
-    1000,
-    conv(11, 3, 48)
-    + conv(5, 48, 128)
-    + conv(3, 128, 192)
-    + conv(3, 192, 192)
-    + conv(3, 192, 128)
-    + dense(6 * 6 * 128, 4096, 4096, 1000),
+    parameters(
+      '11x3x48 5x48x128 3x128x192 3x192x192 3x192x128',
+      6 * 6 * 128,
+      4096,
+      4096,
+      1000,
+    ),
     '55x48 27x48 27x128 13x128 13x192 13x192 13x128 6x128',
   ),
-  'flat_alexnet_high_stride': (
-    224,
-    1000,
-    conv(11, 3, 96)
-    + conv(5, 96, 256)
-    + conv(3, 256, 256)
-    + dense(1 * 1 * 256, 4096, 4096, 1000),
-    # (224 + 3 - 11) / 6 + 1 = 37; 18 / 2 = 9
+  'flat_alexnet': (parameters(FLAT, *DENSE), FLAT_SHAPES),
+  'flat_alexnet_high_stride': (  # (224 + 3 - 11) / 6 + 1 = 37; 18 / 2 = 9
+    parameters(FLAT, 1 * 1 * 256, 4096, 4096, 1000),
     '37x96 18x96 9x256 4x256 4x256 1x256',
   ),
-  'flat_alexnet_low_stride': (
-    224,
-    1000,
-    conv(11, 3, 96)
-    + conv(5, 96, 256)
-    + conv(3, 256, 256)
-    + dense(12 * 12 * 256, 4096, 4096, 1000),
-    # (224 + 3 - 11) / 2 + 1 = 109
+  'flat_alexnet_low_stride': (  # (224 + 3 - 11) / 2 + 1 = 109
+    parameters(FLAT, 12 * 12 * 256, 4096, 4096, 1000),
     '109x96 54x96 54x256 26x256 26x256 12x256',
   ),
-  'flat_alexnet_large_kernel': (
-    224,
-    1000,
-    conv(15, 3, 96)
-    + conv(7, 96, 256)
-    + conv(5, 256, 256)
-    + dense(5 * 5 * 256, 4096, 4096, 1000),
-    # (224 + 3 - 15) / 4 + 1 = 54
+  'flat_alexnet_large_kernel': (  # (224 + 3 - 15) / 4 + 1 = 54
+    parameters('15x3x96 7x96x256 5x256x256', 5 * 5 * 256, 4096, 4096, 1000),
     '54x96 26x96 26x256 12x256 12x256 5x256',
   ),
-  'flat_alexnet_small_kernel': (
-    224,
-    1000,
-    conv(7, 3, 96)
-    + conv(3, 96, 256)
-    + conv(3, 256, 256)
-    + dense(6 * 6 * 256, 4096, 4096, 1000),
-    # (224 + 3 - 7) / 4 + 1 = 56
+  'flat_alexnet_small_kernel': (  # (224 + 3 - 7) / 4 + 1 = 56
+    parameters('7x3x96 3x96x256 3x256x256', *DENSE),
     '56x96 27x96 27x256 13x256 13x256 6x256',
   ),
   'flat_alexnet_tuned': (
-    224,
-    1000,
-    conv(11, 3, 96)
-    + conv(5, 96, 256)
-    + conv(3, 256, 256)
-    + dense(6 * 6 * 256, 2379, 5592, 7864, 1000),
-    '55x96 27x96 27x256 13x256 13x256 6x256',
+    parameters(FLAT, 6 * 6 * 256, 2379, 5592, 7864, 1000),
+    FLAT_SHAPES,
   ),
   'marvin': (
-    28,
-    10,
-    conv(3, 3, 32) + conv(3, 32, 64) + dense(5 * 5 * 64, 256, 256, 10),
+    parameters('3x3x32 3x32x64', 5 * 5 * 64, 256, 256, 10),
     '26x32 13x32 11x64 5x64',
   ),
 }
-
-
-def layers_of(name):
-  size, classes, _, _ = EXPECTED[name]
-  model = AlexNet(num_classes=classes, **variants.fields(name))
-  return layer_table(model, (size, size, 3))
-
-
-def count(tree):
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+SIZES = {  # (pixels, classes)
+  'alexnet_caffe': (227, 1000),
+  'caffenet': (227, 1000),
+  'alexnet_plain': (227, 1000),
+  'alexnet_bn_all': (224, 16),
+  'marvin': (28, 10),
+}
 
 
 def test_the_table_is_complete():
@@ -187,20 +105,28 @@ def test_the_table_is_complete():
 
 @pytest.mark.parametrize('name', EXPECTED)
 def test_parameters_and_shapes_are_those_computed_by_hand(name):
-  _, classes, parameters, shapes = EXPECTED[name]
-  params, rows = layers_of(name)
-  assert count(params) == parameters
-  images = [
-    output for layer, output, _ in rows if layer[:4] in ('conv', 'pool')
-  ]
+  size, classes = SIZES.get(name, (224, 1000))
+  count, shapes = EXPECTED[name]
+  fields = variants.fields(name)
+  assert fields.keys() == spec.defaults().keys()
+  model = AlexNet(num_classes=classes, **fields)
+  params, rows = layer_table(model, (size, size, 3))
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+  outputs = {layer: output for layer, output, _ in rows}
+  images = [outputs[n] for n in outputs if n.startswith(('conv', 'pool'))]
   assert ' '.join(f'{h}x{c}' for h, _, c in images) == shapes
   assert all(h == w for h, w, _ in images)
-  hidden = variants.fields(name)['hidden']
-  dense_rows = [
-    output for layer, output, _ in rows if layer.startswith('dense')
-  ]
-  assert dense_rows == [(width,) for width in hidden]
+  hidden = [outputs[n] for n in outputs if n[:5] == 'dense']
+  assert hidden == [(width,) for width in fields['hidden']]
   assert rows[-1][:2] == ('head', (classes,))
+
+
+@pytest.mark.parametrize(
+  ('name', 'gmac'), [('alexnet_one_tower', 1.1353), ('alexnet', 0.7244)]
+)
+def test_multiply_adds(name, gmac):
+  _, rows = layer_table(AlexNet(**variants.fields(name)), (224, 224, 3))
+  assert sum(macs for *_, macs in rows) / 1e9 == pytest.approx(gmac, abs=5e-5)
 
 
 def test_alexnet_bn_all_has_statistics_that_do_not_train():
@@ -208,16 +134,8 @@ def test_alexnet_bn_all_has_statistics_that_do_not_train():
   shapes = jax.eval_shape(
     model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
   )
-  assert count(shapes['params']) == 46_815_312
-  assert count(shapes) == 46_818_064
-
-
-def test_fields_replace_those_of_another_network():
-  first, second = variants.fields('marvin'), variants.fields('alexnet')
-  assert first.keys() == second.keys()
-  assert {**first, **second} == second
-  given = {'num_classes', 'dtype', 'axis_name', 'forms', 'parent', 'name'}
-  assert first.keys() == set(AlexNet.__dataclass_fields__) - given
+  statistics = jax.tree.leaves(shapes['batch_stats'])
+  assert sum(leaf.size for leaf in statistics) == 46_818_064 - 46_815_312
 
 
 def test_an_unknown_name_is_answered_with_those_that_exist():
@@ -225,21 +143,24 @@ def test_an_unknown_name_is_answered_with_those_that_exist():
     variants.fields('lenet')
 
 
-# The least widths, in pixels, that leave every layer something; most take 80.
-SMALL = {'flat_alexnet_high_stride': 164, 'marvin': 16}
-FEW = ('alexnet_bn', 'marvin')  # the others in the slow tests
-
-
+# The least widths, in pixels, that leave every layer something.
 @pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=[] if name in FEW else pytest.mark.slow)
-    for name in EXPECTED
-  ],
+  ('name', 'size'),
+  some_slow(
+    [
+      ('alexnet_source_release', 80),
+      ('alexnet_bn', 80),
+      ('marvin', 16),
+      ('caffenet', 80),
+      ('alexnet_bn_all', 80),
+      ('alexnet_torchvision', 80),
+      ('flat_alexnet_high_stride', 164),
+    ],
+    quick=[('alexnet_bn', 80), ('marvin', 16)],
+  ),
 )
-def test_every_network_trains(name):
+def test_a_network_trains(name, size):
   """Five steps on one batch, at a twentieth of the width, lower its loss."""
-  size = SMALL.get(name, 80)
   fields = {
     **variants.fields(name),
     'width_multiplier': 0.05,
@@ -247,36 +168,34 @@ def test_every_network_trains(name):
     'kernel_init': 'he',
     'bias_init': 0.0,
   }
-  model = AlexNet(num_classes=3, axis_name=parallel.AXIS, **fields)
-  tx = optimizer.make_optimizer(0.001)
-  state = state_lib.create_train_state(
-    model, tx, jax.random.key(0), (size, size, 3)
-  )
-  rng = np.random.default_rng(0)
-  batch = {
-    'image': rng.integers(0, 256, (1, 6, size, size, 3), dtype=np.uint8),
-    'label': np.arange(6, dtype=np.int32)[None] % 3,
-  }
-  bound = {'mean': 127.5, 'std': 64.0, 'axis_name': parallel.AXIS}
-  train_step = jax.pmap(
-    functools.partial(step.train_step, **bound),
-    axis_name=parallel.AXIS,
-    in_axes=(None, 0, None),
-    out_axes=None,
-    devices=jax.devices()[:1],
-  )
-  losses, before = [], jax.device_get(state.params)
+  model = AlexNet(num_classes=3, **fields, implementation='cpu')
+  x = jax.random.normal(jax.random.key(0), (6, size, size, 3))
+  labels = jnp.arange(6) % 3
+  tx = optax.sgd(0.001, 0.9)
+
+  def loss(params, statistics):
+    logits, new = model.apply(
+      {'params': params, **statistics}, x, train=True, mutable=['batch_stats']
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean(), dict(new)
+
+  @jax.jit
+  def step(params, statistics, state):
+    (value, new), grads = jax.value_and_grad(loss, has_aux=True)(
+      params, statistics
+    )
+    updates, state = tx.update(grads, state)
+    return value, optax.apply_updates(params, updates), new, state
+
+  statistics = dict(jax.jit(model.init)(jax.random.key(1), x))
+  params = first = statistics.pop('params')
+  state, values = tx.init(params), []
   for _ in range(5):
-    state, sums = train_step(state, batch, jax.random.key(1))
-    losses.append(float(sums['loss']) / 6)
-  assert losses[-1] < losses[0]
-  assert math.isfinite(losses[-1])
-  moved = jax.tree.map(
-    lambda a, b: float(np.abs(a - b).max()),
-    before,
-    jax.device_get(state.params),
-  )
-  # A bias before batch norm has no effect, so only its decay moves it.
-  assert all(
-    moved[layer]['kernel'] > 0 for layer in moved if 'kernel' in moved[layer]
-  )
+    value, params, statistics, state = step(params, statistics, state)
+    values.append(float(value))
+  assert np.isfinite(values).all()
+  assert values[-1] < values[0]
+  for layer, weights in params.items():
+    if 'kernel' in weights:
+      assert (weights['kernel'] != first[layer]['kernel']).any(), layer

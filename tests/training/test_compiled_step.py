@@ -1,4 +1,4 @@
-"""What the compiled steps have, and what they must not have."""
+"""Properties of the compiled training step."""
 
 import re
 
@@ -11,16 +11,19 @@ import pytest
 from alexnet_jax import validation
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
-from alexnet_jax.training import step
-
-OVERRIDES = (
-  *('--config=configs/quickstart.py', '--config.parallel=shard_map'),
-  *('--config.global_batch_size=8', '--config.model.groups=(1,2,1,2,2)'),
-)
+from alexnet_jax.training import step as step_lib
 
 
-def compiled(*overrides):
-  config = validation.load_config([*OVERRIDES, *overrides])
+def train_step_and_arguments(**overrides):
+  config = validation.load_config(
+    [
+      '--config=configs/quickstart.py',
+      '--config.parallel=shard_map',
+      '--config.global_batch_size=8',
+      '--config.model.groups=(1,2,1,2,2)',
+      *(f'--config.{key}={value}' for key, value in overrides.items()),
+    ]
+  )
   mesh = parallel.make_mesh()
   model = build.make_model(config, 10)
   state = parallel.replicate(build.make_state(config, model), mesh)
@@ -32,13 +35,15 @@ def compiled(*overrides):
     'flip': np.zeros(8, bool),
   }
   batch = parallel.batch_to_devices(batch, mesh, 'shard_map')
-  lowered = steps.train.lower(state, batch, build.dropout_key(config))
-  return state, lowered.compile().as_text(), lowered.as_text()
+  return steps.train, (state, batch, build.dropout_key(config))
 
 
 @pytest.fixture(scope='module')
 def train_step():
-  return compiled()
+  """(state, the compiled program, the program before compilation)."""
+  step, arguments = train_step_and_arguments()
+  lowered = step.lower(*arguments)
+  return arguments[0], lowered.compile().as_text(), lowered.as_text()
 
 
 def test_every_array_of_the_state_is_donated(train_step):
@@ -60,23 +65,12 @@ def test_no_callback_no_float64_no_scatter_of_pixels(train_step):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_gradients_are_reduced_in_the_dtype_that_is_asked_for(dtype):
   """In what the CPU's compiler gets, which sums bfloat16 in float32."""
-  config = validation.load_config(
-    [*OVERRIDES, f'--config.grad_allreduce_dtype={dtype}']
-  )
-  mesh = parallel.make_mesh()
-  model = build.make_model(config, 10)
-  state = jax.eval_shape(lambda: build.make_state(config, model))
-  steps = build.make_steps(config, mesh, np.zeros(3, np.float32))
-  size = config.data.crop_size
-  batch = {
-    'image': jax.ShapeDtypeStruct((8, size, size, 3), np.uint8),
-    'label': jax.ShapeDtypeStruct((8,), np.int32),
-  }
-  key = jax.ShapeDtypeStruct((2,), np.uint32)
-  text = str(jax.make_jaxpr(steps.train)(state, batch, key))
+  step, arguments = train_step_and_arguments(grad_allreduce_dtype=dtype)
+  text = str(jax.make_jaxpr(step)(*arguments))
   reduced = re.findall(r':(\w+)\[([\d,]*)\][^\n]* = psum', text)
   kernels = {
-    ','.join(map(str, leaf.shape)) for leaf in jax.tree.leaves(state.params)
+    ','.join(map(str, leaf.shape))
+    for leaf in jax.tree.leaves(arguments[0].params)
   }
   assert reduced
   names = {'float32': 'f32', 'bfloat16': 'bf16'}
@@ -90,7 +84,7 @@ def test_bfloat16_rounds_what_goes_to_other_devices(count, expected):
   mesh = Mesh(np.array(jax.devices()[:count]), (parallel.AXIS,))
 
   def mean(x):
-    return step.mean_over_devices({'w': x}, parallel.AXIS, 'bfloat16')['w']
+    return step_lib.mean_over_devices({'w': x}, parallel.AXIS, 'bfloat16')['w']
 
   mapped = jax.shard_map(
     mean, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec()

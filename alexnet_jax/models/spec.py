@@ -1,0 +1,315 @@
+"""The fields that describe a network, each with default, meaning and check.
+
+`AlexNet` inherits them, the keys of `config.model` are made from them, and
+`variants` names sets of them: a field is declared here and nowhere else. This
+module imports neither JAX nor flax, so that reading a config stays fast.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+
+# Padding of one convolution: 'SAME', 'VALID', one number for every side or
+# (before, after) for both axes.
+Padding = str | int | tuple[int, int]
+
+KERNEL_INITS = (
+  'paper',
+  'source_release',
+  'caffe',
+  'he',
+  'glorot',
+  'lecun',
+  'torch',
+)
+LRN_CONVENTIONS = ('paper', 'caffe')
+OPERATIONS = ('relu', 'norm', 'spatial', 'pool')  # those after a convolution
+
+_LARGEST = 3.4e38  # of float32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+  """A condition on the value of one field, whatever its type.
+
+  Attributes:
+    holds: returns True for a value that the field takes.
+    text: the end of the message for all others.
+  """
+
+  holds: Callable[[object], bool]
+  text: str
+
+
+def _is_finite(value):
+  # True is an int to Python, but no number to whoever wrote it.
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return is_number and -_LARGEST <= value <= _LARGEST
+
+
+def _is_whole(value, least=1):
+  return isinstance(value, int) and _is_finite(value) and value >= least
+
+
+def _is_padding(value):
+  if isinstance(value, (tuple, list)):
+    return len(value) == 2 and all(_is_whole(side, 0) for side in value)
+  return value in ('SAME', 'VALID') or _is_whole(value, 0)
+
+
+def _one_of(*choices):
+  return _Rule(choices.__contains__, f', not one of {choices}')
+
+
+def _list_of(is_entry, text):
+  def holds(value):
+    return isinstance(value, (tuple, list)) and all(map(is_entry, value))
+
+  return _Rule(holds, f'; it takes a list of {text}')
+
+
+_WHOLE = _Rule(_is_whole, '; it takes a whole number from 1')
+_ODD = _Rule(
+  lambda n: _is_whole(n) and n % 2 == 1, '; it takes an odd number from 1'
+)
+_POSITIVE = _Rule(
+  lambda n: _is_finite(n) and n > 0, '; it takes a number above 0'
+)
+_SHARE = _Rule(
+  lambda n: _is_finite(n) and 0 <= n < 1, '; it takes a number from 0 below 1'
+)
+_FINITE = _Rule(_is_finite, '; it takes a finite number')
+_WHOLE_LIST = _list_of(_is_whole, 'whole numbers from 1, such as (1, 2)')
+_PADDING_LIST = _list_of(
+  _is_padding, 'SAME, VALID, a number or (before, after)'
+)
+_TEXT_LIST = _list_of(
+  lambda entry: isinstance(entry, str), "texts, such as 'relu-pool'"
+)
+
+
+def _field(default, rule, *, length_of='', layers_of=''):
+  """Declares a field.
+
+  Args:
+    default: its default; an empty one goes with any length.
+    rule: a `_Rule`.
+    length_of: name of the field that has as many entries.
+    layers_of: name of the field whose entries are numbered, from 1.
+  """
+  metadata = {'rule': rule, 'length_of': length_of, 'layers_of': layers_of}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def _per_convolution(default, rule):
+  return _field(default, rule, length_of='channels')
+
+
+def _numbers_of(layers, default):
+  return _field(default, _WHOLE_LIST, layers_of=layers)
+
+
+@dataclasses.dataclass(eq=False)  # flax makes a module's own hash of all fields
+class AlexNetSpec:
+  """The description of a network: all that decides what it computes.
+
+  The defaults are the network of Krizhevsky et al. 2012 in one tower. An input
+  of 224 x 224 pixels becomes 55, 27, 13 and 6 pixels wide. Layers are numbered
+  from 1.
+  """
+
+  # Output channels of each convolution.
+  channels: Sequence[int] = _field((96, 256, 384, 384, 256), _WHOLE_LIST)
+  # Kernel width of each convolution, in pixels.
+  kernels: Sequence[int] = _per_convolution((11, 5, 3, 3, 3), _WHOLE_LIST)
+  # Stride of each convolution, in pixels.
+  strides: Sequence[int] = _per_convolution((4, 1, 1, 1, 1), _WHOLE_LIST)
+  # Padding of each convolution. 224 pixels padded by 2 before and 1 after give
+  # the paper's 55.
+  paddings: Sequence[Padding] = _per_convolution(
+    ((2, 1), 'SAME', 'SAME', 'SAME', 'SAME'), _PADDING_LIST
+  )
+  # Groups of each convolution; (1, 2, 1, 2, 2): the paper's two towers.
+  groups: Sequence[int] = _per_convolution((1, 1, 1, 1, 1), _WHOLE_LIST)
+  # Convolutions that a max-pool follows, its window and stride in pixels.
+  pool_layers: Sequence[int] = _numbers_of('channels', (1, 2, 5))
+  pool_size: int = _field(3, _WHOLE)
+  pool_stride: int = _field(2, _WHOLE)
+  # Local response normalization, batch norm or none, and the convolutions that
+  # have it.
+  norm: str = _field('lrn', _one_of('lrn', 'batch', 'none'))
+  norm_layers: Sequence[int] = _numbers_of('channels', (1, 2))
+  # Whether normalization precedes the ReLU; the paper's follows it.
+  norm_before_relu: bool = _field(False, _one_of(False, True))
+  # What follows each convolution, in another order than the other fields say:
+  # names among OPERATIONS joined by -, such as norm-pool-relu; '' leaves the
+  # order of that convolution as it is, () that of all. `spatial` is
+  # `layers.SpatialResponseNorm`, which no other field switches on.
+  block_order: Sequence[str] = _per_convolution((), _TEXT_LIST)
+  # Hidden dense layers that batch norm normalizes, whatever `norm` is; before
+  # their ReLU as `norm_before_relu` says.
+  norm_hidden: Sequence[int] = _numbers_of('hidden', ())
+  # Share of the running statistics, which evaluation uses, that a step keeps.
+  batch_norm_momentum: float = _field(0.9, _SHARE)
+  batch_norm_epsilon: float = _field(1e-5, _POSITIVE)  # added to the variance
+  # See `layers.LocalResponseNorm`.
+  lrn_size: int = _field(5, _ODD)  # channels in a sum
+  lrn_k: float = _field(2.0, _POSITIVE)
+  lrn_alpha: float = _field(1e-4, _FINITE)
+  lrn_beta: float = _field(0.75, _FINITE)
+  # Caffe divides alpha by lrn_size.
+  lrn_convention: str = _field('paper', _one_of(*LRN_CONVENTIONS))
+  lrn_groups: int = _field(1, _WHOLE)  # normalized apart; 2: the two towers
+  # See `layers.SpatialResponseNorm`; read by `spatial` in `block_order` only.
+  spatial_size: int = _field(5, _ODD)  # pixels
+  spatial_k: float = _field(1.0, _POSITIVE)
+  spatial_alpha: float = _field(0.001, _FINITE)
+  spatial_beta: float = _field(0.75, _FINITE)
+  # Widths of the hidden dense layers.
+  hidden: Sequence[int] = _field((4096, 4096), _WHOLE_LIST)
+  # Share of the units set to zero in training, after each hidden dense layer,
+  # as in the paper, or before it, as in torchvision.
+  dropout: float = _field(0.5, _SHARE)
+  dropout_position: str = _field('after', _one_of('after', 'before'))
+  # Whether the units that are kept are scaled up in training, or all units
+  # down in evaluation, as in the paper.
+  dropout_scaling: str = _field('training', _one_of('training', 'evaluation'))
+  # Factor on `channels` and `hidden`, rounded so that the groups divide the
+  # channels.
+  width_multiplier: float = _field(1.0, _POSITIVE)
+  kernel_init: str = _field('paper', _one_of(*KERNEL_INITS))  # see `layers`
+  # Initial bias where the paper starts with 1: of `bias_layers` and of every
+  # hidden dense layer. All others start as `layers.bias_initializer` says, at 0
+  # in most cases.
+  bias_init: float = _field(1.0, _FINITE)
+  bias_layers: Sequence[int] = _numbers_of('channels', (2, 4, 5))
+
+  def convolution_operations(self, number: int) -> tuple[str, ...]:
+    """Returns names among OPERATIONS, in order, after convolution `number`."""
+    if self.block_order and self.block_order[number - 1]:
+      return tuple(self.block_order[number - 1].split('-'))
+    norm = ('norm',) if number in self.norm_layers else ()
+    pool = ('pool',) if number in self.pool_layers else ()
+    if self.norm_before_relu:
+      return (*norm, 'relu', *pool)
+    return ('relu', *norm, *pool)
+
+  def hidden_operations(self, number: int) -> tuple[str, ...]:
+    """Returns dense, norm, relu and dropout of a hidden layer, in order."""
+    norm = ('norm',) if number in self.norm_hidden else ()
+    if self.norm_before_relu:
+      names = ('dense', *norm, 'relu')
+    else:
+      names = ('dense', 'relu', *norm)
+    if self.dropout_position == 'before':
+      return ('dropout', *names)
+    return (*names, 'dropout')
+
+
+def defaults() -> dict:
+  """Returns {name: default} of every field."""
+  return {
+    field.name: field.default for field in dataclasses.fields(AlexNetSpec)
+  }
+
+
+def problem(values: Mapping) -> str:
+  """Returns what is wrong with the fields of a network; '' if nothing is.
+
+  Args:
+    values: {name: value} with every field of `AlexNetSpec`; others are not
+      looked at. The values may be of any type: files and command lines give
+      what they like.
+
+  Returns:
+    `name is value: ...`, `name is value, not one of ...` or `name is value; it
+    takes ...`.
+  """
+  fields = dataclasses.fields(AlexNetSpec)
+  for field in fields:
+    value, rule = values[field.name], field.metadata['rule']
+    if not rule.holds(value):
+      return f'{field.name} is {value!r}{rule.text}'
+  for field in fields:
+    if found := _count_problem(field, values):
+      return found
+  for check in (_group_problem, _order_problem, _unread_problem):
+    if found := check(values):
+      return found
+  return ''
+
+
+def _count_problem(field, values):
+  """Checks numbers of entries and numbers of layers."""
+  value, metadata = values[field.name], field.metadata
+  if other := metadata['length_of']:
+    count = len(values[other])
+    if len(value) != count and (value or field.default):
+      return (
+        f'{field.name} is {value!r}: {len(value)} entries for {count}'
+        ' convolutions'
+      )
+  if other := metadata['layers_of']:
+    last = len(values[other])
+    if any(number > last for number in value):
+      return f'{field.name} is {value!r}; layers count from 1 to {last}'
+  return ''
+
+
+def _group_problem(values):
+  """Checks that all groups of a convolution are equal, scaled or not."""
+  inputs = 3
+  for outputs, groups in zip(values['channels'], values['groups'], strict=True):
+    numbers = [inputs, outputs]
+    if values['width_multiplier'] != 1:
+      numbers.append(max(values['groups']))
+    if any(number % groups for number in numbers):
+      return (
+        f'groups is {values["groups"]!r}: {groups} must divide the {inputs}'
+        f' channels that come in and the {outputs} that go out, and with a'
+        ' width_multiplier the largest of groups'
+      )
+    inputs = outputs
+  return ''
+
+
+def _order_problem(values):
+  for number, order in enumerate(values['block_order'], 1):
+    names = order.split('-') if order else []
+    wanted = ['relu']
+    wanted += ['norm'] * (number in values['norm_layers'])
+    wanted += ['pool'] * (number in values['pool_layers'])
+    others = sorted(name for name in names if name != 'spatial')
+    if unknown := [name for name in names if name not in OPERATIONS]:
+      found = f'{unknown[0]!r} is not one of {OPERATIONS}'
+    elif names and others != sorted(wanted):
+      found = (
+        f'{order!r} of convolution {number} must name each of'
+        f' {", ".join(wanted)} once, as norm_layers and pool_layers say'
+      )
+    elif names.count('spatial') > 1:
+      found = f'{order!r} names spatial more than once'
+    else:
+      continue
+    return f'block_order is {values["block_order"]!r}: {found}'
+  return ''
+
+
+def _unread_problem(values):
+  """Refuses values that were set and have no effect."""
+  block_order = values['block_order']
+  named = {name for order in block_order for name in order.split('-')}
+  if values['norm'] == 'none' and 'norm' in named:
+    return (
+      f"norm is 'none', but block_order is {block_order!r}: take norm out of it"
+      ' and out of norm_layers, or set norm'
+    )
+  for name, default in defaults().items():
+    unread = name.startswith('spatial_') and 'spatial' not in named
+    if unread and values[name] != default:
+      return (
+        f'{name} is {values[name]!r}, which nothing reads: name spatial in'
+        f' block_order, or leave it at {default}'
+      )
+  return ''

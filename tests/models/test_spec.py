@@ -1,0 +1,114 @@
+"""Messages about fields that make no network, whoever wrote them."""
+
+import math
+import re
+
+import pytest
+
+from alexnet_jax.config import make_config
+from alexnet_jax.errors import UserError
+from alexnet_jax.models import spec
+from alexnet_jax.models import variants
+from alexnet_jax.validation import validate
+
+FIELDS = variants.fields('alexnet')
+NUMBERS = (-1, 0, 1e300, math.inf, math.nan, True, 10**400)
+OTHERS = (None, '', 'x', [], [1], {})
+LISTS = [[value] * 5 for value in (10**400, None, True, 'x', [1])]
+ODD = (*NUMBERS, *OTHERS, *LISTS)
+LISTS_OF_LAYERS = 'pool_layers', 'norm_layers', 'bias_layers', 'norm_hidden'
+# The few odd values that fields take.
+TAKEN = {
+  **dict.fromkeys(('dropout', 'batch_norm_momentum'), (0,)),
+  **dict.fromkeys(('lrn_alpha', 'lrn_beta', 'bias_init'), (-1, 0)),
+  **dict.fromkeys(LISTS_OF_LAYERS, ([], [1])),
+  'norm_before_relu': (0, True),
+  'block_order': ([],),
+  'hidden': ([], [1]),
+}
+
+
+def problem(**changes):
+  return spec.problem({**FIELDS, **changes})
+
+
+@pytest.mark.parametrize('name', FIELDS)
+def test_odd_values_are_named(name):
+  found = {repr(value): problem(**{name: value}) for value in ODD}
+  taken = [key for key, message in found.items() if not message]
+  assert taken == [repr(value) for value in TAKEN.get(name, ())]
+  for message in filter(None, found.values()):
+    assert name in message or 'entries for' in message
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'block_order': (1, 2, 3, 4, 5)},
+      r'block_order is \(1, 2.*it takes a list of texts',
+    ),
+    ({'block_order': 'relu'}, "block_order is 'relu'; it takes a list"),
+    ({'block_order': ('relu-norm',)}, '.*: 1 entries for 5'),
+    (
+      {'block_order': ('relu-norm', *('',) * 4)},
+      '.*of convolution 1 must name each of relu, norm, pool once',
+    ),
+    ({'block_order': ('relu-lrn-pool', *('',) * 4)}, ".*'lrn' is not one of"),
+    (
+      {'block_order': (*('',) * 4, 'pool-spatial-spatial-relu')},
+      '.*spatial more than once',
+    ),
+    ({'norm': 'layer'}, "norm is 'layer', not one of"),
+    ({'width_multiplier': math.inf}, 'width_multiplier is inf; it takes a num'),
+    ({'bias_init': math.nan}, 'bias_init is nan; it takes a finite'),
+    ({'dropout': 1.0}, 'dropout is 1.0; it takes a number from 0 below 1'),
+    ({'pool_stride': 0}, 'pool_stride is 0; it takes a whole number from 1'),
+    ({'lrn_size': 4}, 'lrn_size is 4; it takes an odd number'),
+    ({'kernels': (3, 3, 3, 3, 2.5)}, 'kernels is .*whole numbers from 1'),
+    ({'paddings': ((1, 2, 3), 1, 1, 1, 1)}, r'paddings is .*SAME, VALID'),
+    ({'paddings': (-1, 1, 1, 1, 1)}, 'paddings is .*SAME, VALID'),
+    (
+      {'groups': (2, 1, 1, 1, 1)},
+      r'groups is .*: 2 must divide the 3 channels',
+    ),
+    ({'groups': (1, 5, 1, 1, 1)}, '.*: 5 must divide the 96 .* the 256 that'),
+    (
+      {
+        'groups': (1, 2, 1, 1, 3),
+        'channels': (12,) * 5,
+        'width_multiplier': 0.5,
+      },
+      '.*: 2 must divide .* the largest of groups',
+    ),
+    (
+      {'norm_layers': (1, 6)},
+      r'norm_layers is \(1, 6\); layers count from 1 to 5',
+    ),
+    ({'norm_hidden': (3,)}, r'norm_hidden is \(3,\); layers count from 1 to 2'),
+  ],
+)
+def test_messages(changes, message):
+  assert re.match(message, problem(**changes))
+
+
+def test_values_that_nothing_reads_are_refused():
+  order = ('relu-norm-pool', *('',) * 4)
+  assert problem(block_order=order, norm_layers=(1,)) == ''
+  found = problem(block_order=order, norm_layers=(1,), norm='none')
+  assert found.startswith("norm is 'none', but block_order is ('relu-norm-pool")
+  for name in ('size', 'k', 'alpha', 'beta'):
+    field = f'spatial_{name}'
+    other = {field: FIELDS[field] + 2}
+    assert problem(**other).startswith(f'{field} is {FIELDS[field] + 2}, which')
+    spatial = (*('',) * 4, 'relu-spatial-pool')
+    assert problem(**other, block_order=spatial) == ''
+
+
+def test_a_config_has_the_fields_and_their_messages():
+  config = make_config()
+  defaults = config.model.to_dict()
+  assert {name: defaults[name] for name in FIELDS} == spec.defaults()
+  config.model.block_order = (1, 2, 3, 4, 5)
+  with pytest.raises(UserError, match=r'config\.model\.block_order is \(1, 2'):
+    validate(config)
