@@ -186,6 +186,7 @@ def test_small_plain_jpegs_are_taken_over_byte_for_byte(tmp_path):
 MEMORY = """
 import gc, json, resource, sys
 from alexnet_jax.data import augment, pipeline, sources
+from alexnet_jax.data.loader import Loader
 
 assert sys.platform == 'linux'
 def resident():
@@ -255,6 +256,7 @@ def test_the_fingerprint_tells_contents_and_not_places(layouts, tmp_path):
 FILES = """
 import json, resource, sys
 from alexnet_jax import errors
+from alexnet_jax.data import sources
 resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[2])))
 try:
   source = sources.make_source(split='train', **json.loads(sys.argv[1]))
