@@ -1,4 +1,4 @@
-"""What the tests of weights in and out share."""
+"""Shared by the tests of weights in and out."""
 
 import json
 
@@ -7,11 +7,32 @@ import numpy as np
 import pytest
 
 from alexnet_jax.interop import networks
+from tests.system import commands
+
+
+@pytest.fixture(scope='session')
+def trained_run(tmp_path_factory):
+  """A run of the real command, with a mean image, averages and batch norms."""
+  folder = tmp_path_factory.mktemp('trained')
+  recipe = commands.write_recipe(
+    folder,
+    num_steps=4,
+    eval_every_steps=4,
+    log_every_steps=4,
+    ema_decay=0.9,
+    data__mean='image',
+    model__norm='batch',
+    model__norm_layers=(1,),
+    model__norm_hidden=(1,),
+    model__paddings=('SAME', (1, 2)),
+  )
+  commands.train(recipe, folder / 'run')
+  return folder / 'run'
 
 
 @pytest.fixture
 def random_images():
-  """Images about as they are after their normalisation."""
+  """Images about as they are after their normalization."""
 
   def make(size, count=2, seed=0):
     rng = np.random.default_rng(seed)
@@ -22,7 +43,7 @@ def random_images():
 
 @pytest.fixture
 def our_logits():
-  """Of an `Imported` network, in float32."""
+  """Computes the logits of a `TrainedNetwork` in float32."""
 
   def compute(imported, images):
     network = networks.module(imported.model, imported.num_classes)

@@ -1,4 +1,4 @@
-"""Which layer of a file is which of the network, by shapes and names."""
+"""The order of layers, by shapes and names."""
 
 import pytest
 

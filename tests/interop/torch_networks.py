@@ -91,11 +91,7 @@ def paper(classes, channels, hidden, caffe, width=6, dropout=0.5):
 
 
 def batch_norm(classes, channels, hidden, everywhere, width=6, dropout=0.5):
-  """alexnet_bn, or with `everywhere` alexnet_bn_all; epsilon as Keras'."""
-
-  def norm(size):
-    return nn.BatchNorm2d(size, eps=1e-3)
-
+  """alexnet_bn, or with `everywhere` alexnet_bn_all; PyTorch's epsilon."""
   features, inputs = [], 3
   for number, units in enumerate(channels, 1):
     kernel = (11, 5, 3, 3, 3)[number - 1]
@@ -106,9 +102,9 @@ def batch_norm(classes, channels, hidden, everywhere, width=6, dropout=0.5):
     else:
       features.append(nn.Conv2d(inputs, units, kernel, padding=kernel // 2))
     if everywhere:
-      features += [nn.ReLU(), norm(units)]
+      features += [nn.ReLU(), nn.BatchNorm2d(units)]
     elif number <= 2:
-      features += [norm(units), nn.ReLU()]
+      features += [nn.BatchNorm2d(units), nn.ReLU()]
     else:
       features.append(nn.ReLU())
     if number in (1, 2, 5):
