@@ -26,7 +26,6 @@ import numpy as np
 from alexnet_jax.data import images
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import matching
-from alexnet_jax.interop.keras_files import HDF5_START
 from alexnet_jax.interop.networks import RESIZE_SIZE
 from alexnet_jax.interop.networks import TrainedNetwork
 
@@ -101,8 +100,19 @@ _CONVOLUTION, _DENSE = 'Convolution', 'InnerProduct'
 _AFTER_CONVOLUTION = {'ReLU': 'relu', 'LRN': 'norm', 'Pooling': 'pool'}
 _COMPUTING = (_CONVOLUTION, _DENSE, *_AFTER_CONVOLUTION, 'Dropout')
 _SOURCES = ('Data', 'ImageData', 'Input', 'MemoryData')
-_ENDS = ('Softmax', 'SoftmaxWithLoss', 'Accuracy', 'ArgMax', 'Silence')
-_TYPES = (*_COMPUTING, *_SOURCES, *_ENDS, 'Split')
+_TYPES = (*V1_TYPES, 'Input')
+# Settings that have one possible value here; pool 0 is the maximum, norm_region
+# 0 is across channels.
+_FIXED = (
+  ('convolution_param', 'axis', 1),
+  ('convolution_param', 'dilation', 1),
+  ('inner_product_param', 'axis', 1),
+  ('inner_product_param', 'transpose', False),
+  ('lrn_param', 'norm_region', 0),
+  ('pooling_param', 'pool', 0),
+  ('pooling_param', 'global_pooling', False),
+  ('relu_param', 'negative_slope', 0),
+)
 # What may follow the convolutions: with dropout, and without.
 _DENSE_PARTS = (
   (_DENSE, 'ReLU', 'Dropout') * 2 + (_DENSE,),
@@ -121,10 +131,22 @@ def _message_classes():
   file = descriptor_pb2.FileDescriptorProto(
     name='alexnet_jax/caffe.proto', package='caffe', syntax='proto2'
   )
-  for name, lines in _MESSAGES.items():
-    message = file.message_type.add(name=name)
+  for message_name, lines in _MESSAGES.items():
+    message = file.message_type.add(name=message_name)
     for line in filter(None, (line.split() for line in lines.split(';'))):
-      _add_field(message, *line)
+      name, number, kind, *default = line
+      field = message.field.add(name=name, number=int(number))
+      repeated = kind[-1] in '*+'
+      field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+      if kind[-1] == '+':
+        field.options.packed = True
+      kind = kind.rstrip('*+')
+      if kind in _MESSAGES:
+        field.type, field.type_name = field.TYPE_MESSAGE, f'.caffe.{kind}'
+      else:
+        field.type = getattr(field, f'TYPE_{kind.upper()}')
+      if default:
+        field.default_value = default[0]
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
   return {
@@ -133,21 +155,6 @@ def _message_classes():
     )
     for name in _MESSAGES
   }
-
-
-def _add_field(message, name, number, kind, default=None):
-  field = message.field.add(name=name, number=int(number))
-  repeated = kind[-1] in '*+'
-  field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-  if kind[-1] == '+':
-    field.options.packed = True
-  kind = kind.rstrip('*+')
-  if kind in _MESSAGES:
-    field.type, field.type_name = field.TYPE_MESSAGE, f'.caffe.{kind}'
-  else:
-    field.type = getattr(field, f'TYPE_{kind.upper()}')
-  if default is not None:
-    field.default_value = default
 
 
 _CLASSES = _message_classes()
@@ -181,10 +188,6 @@ def read(
   path: str | os.PathLike, mean: str | os.PathLike | None = None
 ) -> TrainedNetwork:
   """Reads the network in a .caffemodel.
-
-  Blue, green and red of the first kernel become red, green and blue, kernels
-  [out, in, height, width] become [height, width, in, out], and the first dense
-  layer reads [height, width, channels] instead of [channels, height, width].
 
   Images are prepared as elsewhere here, not quite as for Caffe: their short
   side becomes 256 pixels and the middle is cut out, where Caffe's scripts warp
@@ -258,7 +261,7 @@ def _parse(path, message_class):
   except DecodeError as error:
     found = (
       'an HDF5 file; have Caffe save it with snapshot_format: BINARYPROTO'
-      if data.startswith(HDF5_START)
+      if data.startswith(b'\x89HDF')
       else f'{size:,} bytes that are none ({error}): the file is truncated,'
       ' damaged, or of another kind, such as a .prototxt; get it again'
     )
@@ -303,9 +306,11 @@ def _chain(layers):
       raise _unfit(layer, types, f'{layer.type} with {weights} arrays')
     if weights and layer.type not in (_CONVOLUTION, _DENSE):
       raise _unfit(layer, 'no weights', f'{weights} arrays')
-    slope = layer.settings.relu_param.negative_slope
-    if layer.type == 'ReLU' and slope:
-      raise _unfit(layer, 'negative_slope 0', slope)
+    for message, field, value in _FIXED:
+      found = getattr(getattr(layer.settings, message), field)
+      values = {found} if isinstance(found, (int, float)) else {*found}
+      if values - {value}:
+        raise _unfit(layer, f'{field} {value}', ', '.join(map(str, values)))
     if layer.type not in _COMPUTING:
       continue
     if len(layer.bottoms) != 1 or len(layer.tops) != 1:
@@ -408,10 +413,6 @@ def _convert_convolution(layer, channels):
       'groups that divide channels and outputs',
       f'{groups} groups, {channels} channels and {count} outputs',
     )
-  dilation = {*settings.dilation} or {1}
-  if dilation != {1} or settings.axis != 1:
-    found = f'dilation {dilation} and axis {settings.axis}'
-    raise _unfit(layer, 'dilation 1 and axis 1', found)
   shape = count, channels // groups, kernel, kernel
   weights, bias = _weights(layer, shape)
   weights = np.array(weights.transpose(2, 3, 1, 0), order='C')
@@ -420,17 +421,11 @@ def _convert_convolution(layer, channels):
 
 
 def _convert_dense(layer, shape):
-  """Returns the parameters of an InnerProduct.
+  """Returns the parameters of a layer that reads examples of the shape.
 
-  Args:
-    layer: the InnerProduct.
-    shape: of an example that it reads: (channels, height, width) or (inputs,).
+  It is (channels, height, width) or (inputs,).
   """
-  settings = layer.settings.inner_product_param
-  count, axis = settings.num_output, settings.axis
-  if not count or axis != 1 or settings.transpose:
-    found = f'{count} outputs, axis {axis} and transpose {settings.transpose}'
-    raise _unfit(layer, 'outputs, axis 1 and no transpose', found)
+  count = layer.settings.inner_product_param.num_output
   kernel, bias = _weights(layer, (count, math.prod(shape)))
   kernel = kernel.T.reshape(*shape, count)
   if len(shape) == 3:
@@ -447,10 +442,9 @@ def _convert_lrn(layer):
   The bracket is k + alpha / size * sum (src/caffe/layers/lrn_layer.cpp).
   """
   settings = layer.settings.lrn_param
-  size, region = settings.local_size, settings.norm_region
-  if region or not size % 2:
-    expected = 'norm_region 0 (ACROSS_CHANNELS) and an odd local_size'
-    raise _unfit(layer, expected, f'{region} and {size}')
+  size = settings.local_size
+  if not size % 2:
+    raise _unfit(layer, 'an odd local_size', size)
   names = 'k', 'alpha', 'beta'
   values = {name: _decimal(getattr(settings, name)) for name in names}
   if not all(map(math.isfinite, values.values())) or values['k'] <= 0:
@@ -465,11 +459,7 @@ def _convert_pooling(layer, size):
   Caffe rounds the number of windows up (src/caffe/layers/pooling_layer.cpp),
   our pooling rounds it down: both must be the same.
   """
-  settings = layer.settings.pooling_param
-  if settings.pool or settings.global_pooling:
-    found = f'pool {settings.pool}, global_pooling {settings.global_pooling}'
-    raise _unfit(layer, 'MAX (pool 0) over windows', found)
-  kernel, stride, padding = _window(layer, settings)
+  kernel, stride, padding = _window(layer, layer.settings.pooling_param)
   if padding:
     raise _unfit(layer, 'no padding', padding)
   if size < kernel or (size - kernel) % stride:

@@ -1,7 +1,6 @@
 """Makes a run of a trained network, and a trained network of a run."""
 
 from collections.abc import Iterator
-from collections.abc import Sequence
 import contextlib
 import json
 import pathlib
@@ -115,7 +114,6 @@ def new_folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def write(
   config: ml_collections.ConfigDict,
   network: TrainedNetwork,
-  class_names: Sequence[str],
   workdir: str | pathlib.Path,
   origin: dict | None = None,
 ) -> str:
@@ -125,8 +123,7 @@ def write(
 
   Args:
     config: see `make_config`.
-    network: read from a file.
-    class_names: of its classes.
+    network: read from a file, with the names of its classes.
     workdir: the run's folder.
     origin: of the weights, kept in the checkpoint; JSON.
 
@@ -138,10 +135,11 @@ def write(
       of different names is another, or the folder is not empty.
   """
   check_workdir(workdir)
-  if len({*class_names}) != network.num_classes:
+  names = network.class_names
+  if len({*names}) != network.num_classes:
     raise UserError(
       f'expected different names of {network.num_classes} classes, found'
-      f' {len(class_names)}, {len({*class_names})} of them different'
+      f' {len(names)}, {len({*names})} of them different'
     )
   state = assemble.make_state(
     config, assemble.make_model(config, network.num_classes)
@@ -163,7 +161,7 @@ def write(
       np.savez(
         folder / pixel_means.MEAN_FILE, mean=mean, of=json.dumps('imported')
       )
-    _write_checkpoint(config, tree, class_names, origin, folder)
+    _write_checkpoint(config, tree, names, origin, folder)
   return state_lib.state_digest(tree)
 
 

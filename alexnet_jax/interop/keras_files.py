@@ -16,13 +16,7 @@ from alexnet_jax.interop import matching
 from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
 
-HDF5_START = b'\x89HDF\r\n\x1a\n'
-# Keras' names of its numbered arrays, in the order of `networks.LEAVES`.
-_LEAVES = {
-  'conv': ('kernel', 'bias'),
-  'dense': ('kernel', 'bias'),
-  'norm': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
-}
+_HDF5_START = b'\x89HDF\r\n\x1a\n'
 # Pixels from 0 to 1, as Keras' examples have them.
 _USUAL_MEAN, _USUAL_STD = (0.0,) * 3, (255.0,) * 3
 
@@ -56,21 +50,14 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
     )
     num_classes = groups[head]['kernel'].shape[1]
     layers = networks.layers(model, num_classes, data['crop_size'])
-    wanted = {
-      layer.name: (
-        layer.kind,
-        dict(zip(_LEAVES[layer.kind], layer.shapes.values(), strict=True)),
-      )
-      for layer in layers
-    }
+    wanted = {layer.name: (layer.kind, layer.shapes) for layer in layers}
     pairs = matching.match_layers(groups, wanted, head)
     trees = {'params': {}, 'batch_stats': {}}
     for layer in layers:
       theirs = pairs[layer.name]
-      ours = networks.LEAVES[layer.kind].items()
-      for (leaf, collection), name in zip(ours, groups[theirs], strict=True):
+      for leaf, collection in networks.LEAVES[layer.kind].items():
         array = matching.to_float32(
-          groups[theirs][name], f'{theirs} {name}', variances=leaf == 'var'
+          groups[theirs][leaf], f'{theirs} {leaf}', variances=leaf == 'var'
         )
         trees[collection].setdefault(layer.name, {})[leaf] = array
   return TrainedNetwork(
@@ -79,10 +66,10 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
 
 
 def _load(path):
-  """Returns {layer: {Keras' name: array}} of all layers that have weights."""
+  """Returns {layer: {our name of the leaf: array}}."""
   try:
     with path.open('rb') as file:
-      start = file.read(len(HDF5_START))
+      start = file.read(len(_HDF5_START))
   except OSError as error:
     raise UserError(f'cannot be read: {error.strerror}') from None
   if zipfile.is_zipfile(path):
@@ -90,7 +77,7 @@ def _load(path):
       'expected a .weights.h5 file, found a zip, as a .keras file is: load it'
       " with Keras and call model.save_weights('NAME.weights.h5')"
     )
-  if start != HDF5_START:
+  if start != _HDF5_START:
     raise UserError(
       'expected an HDF5 file, found another kind, or a damaged one; get it'
       ' again'
@@ -150,6 +137,7 @@ def _read_layers(file, h5py):
 
 
 def _name_arrays(arrays):
-  names = _LEAVES.get(matching.layer_kind(arrays), ('kernel', 'bias'))
+  """Keras numbers them in the order of `networks.LEAVES`."""
+  names = networks.LEAVES.get(matching.layer_kind(arrays), ('kernel', 'bias'))
   extra = map(str, range(len(names), len(arrays)))
   return dict(zip((*names, *extra), arrays, strict=False))

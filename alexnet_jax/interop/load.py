@@ -4,6 +4,7 @@ python -m alexnet_jax.interop.load --from torchvision FILE --workdir DIR
 """
 
 import argparse
+import dataclasses
 import pathlib
 import shlex
 import sys
@@ -143,15 +144,14 @@ def _load(arguments):
       f' network has {network.num_classes} outputs'
     )
   named = bool(names or network.class_names)
-  names = (
-    names
-    or network.class_names
-    or placeholders.class_names(network.num_classes)
-  )
+  if not named:
+    names = placeholders.class_names(network.num_classes)
+  names = tuple(names or network.class_names)
+  network = dataclasses.replace(network, class_names=names)
   path = pathlib.Path(arguments.file)
   origin = {'from': arguments.kind, 'file': path.name}
   workdir = arguments.workdir
-  digest = imported_run.write(config, network, names, workdir, origin)
+  digest = imported_run.write(config, network, workdir, origin)
   count = sum(
     leaf.size for layer in network.params.values() for leaf in layer.values()
   )

@@ -57,9 +57,9 @@ def our_logits():
 def command_result(capsys):
   """Calls a command's main with --json: (exit code, result or None, errors)."""
 
-  def call(main, *arguments):
+  def call(main, line):
     capsys.readouterr()
-    code = main([*map(str, arguments), '--json'])
+    code = main([*line.split(), '--json'])
     out, err = capsys.readouterr()
     return code, json.loads(out.splitlines()[-1]) if out else None, err
 

@@ -426,13 +426,9 @@ def test_a_mean_image_is_subtracted_pixel_by_pixel(
 @pytest.mark.slow
 def test_a_mean_image_goes_into_the_run(save, mean_file, tmp_path):
   image, workdir = mean_image(80, 80), tmp_path / 'run'
-  code = load.main(
-    [
-      *('--from', 'caffe', str(save(file_by_hand(network())))),
-      *('--mean', str(mean_file(image)), '--workdir', str(workdir)),
-    ]
-  )
-  assert code == 0
+  path = save(file_by_hand(network()))
+  line = f'--from caffe {path} --mean {mean_file(image)} --workdir {workdir}'
+  assert load.main(line.split()) == 0
   config, _, _ = restored.restore(str(workdir), 'final')
   assert config.data.mean == 'image'
   assert (config.data.resize_size, config.data.crop_size) == (80, CROP)
@@ -443,7 +439,8 @@ def test_a_mean_image_goes_into_the_run(save, mean_file, tmp_path):
   tuned = recipes.load_config(
     [
       f'--config={commands.ROOT}/configs/finetune.py:{workdir}',
-      *('--config.data.source=synthetic', '--config.data.synthetic_examples=9'),
+      '--config.data.source=synthetic',
+      '--config.data.synthetic_examples=9',
     ]
   )
   loader = assemble.make_loader(tuned, 'train')
@@ -582,16 +579,16 @@ def rewired(name, bottom):
     (changed('data', dim=(1, 3, 65, 66)), r'\(N, 3, size, size\), found'),
     (changed('pool2', kernel_size=2), 'pool2 .*over 15 pixels'),
     (changed('pool5', stride=1), 'Pooling: expected one value, found'),
-    (changed('pool2', pool=1), r'expected MAX .*found pool 1'),
+    (changed('pool2', pool=1), 'pool2 .*expected pool 0, found 1'),
     (changed('pool2', pad=1), 'pool2 .*expected no padding, found 1'),
     (changed('norm2', alpha=0.1), 'LRN: expected one value, found'),
-    (changed('norm2', norm_region=1), 'norm_region 0 .*found 1 and 5'),
-    (changed('norm1', local_size=4), 'odd local_size, found 0 and 4'),
+    (changed('norm2', norm_region=1), 'norm_region 0, found 1'),
+    (changed('norm1', local_size=4), 'odd local_size, found 4'),
     (changed('norm1', beta=np.nan), 'norm1 .*expected finite numbers'),
     (changed('norm1', k=0.0), 'norm1 .*k > 0, found'),
     (changed('drop6', dropout_ratio=0.5), 'dropout_ratio: expected one value'),
-    (changed('fc8', axis=2), 'fc8 .*axis 1 .*found'),
-    (changed('conv2', dilation=2), 'dilation 1'),
+    (changed('fc8', axis=2), 'fc8 .*axis 1, found 2'),
+    (changed('conv2', dilation=2), 'dilation 1, found 2'),
     (rewired('fc7', 'pool5'), "expected the bottom 'fc6', .*found 'pool5'"),
     (rewired('fc7', ''), 'fc7 .*expected one bottom and one top, found'),
   ],

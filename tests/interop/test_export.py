@@ -238,14 +238,13 @@ def test_what_is_said_must_be_of_the_program(
 
 def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
   (tmp_path / 'there').mkdir()
-  for arguments, message in (
-    ((tmp_path / 'there',), 'is there already; name a new folder'),
-    ((tmp_path / 'no' / 'where',), 'there is no folder'),
-    ((tmp_path / 'out', '--checkpoint', 3), "checkpoint '3' is not in"),
+  for options, message in (
+    (tmp_path / 'there', 'is there already; name a new folder'),
+    (tmp_path / 'no' / 'where', 'there is no folder'),
+    (f'{tmp_path / "out"} --checkpoint 3', "checkpoint '3' is not in"),
   ):
-    code, _, err = command_result(
-      export.main, '--workdir', trained_run, *arguments
-    )
+    line = f'--workdir {trained_run} {options}'
+    code, _, err = command_result(export.main, line)
     assert code == 2
     assert message in err
   assert [path.name for path in tmp_path.iterdir()] == ['there']
@@ -253,7 +252,7 @@ def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
 
 def test_what_is_said_of_it(trained_run, tmp_path, command_result):
   code, result, err = command_result(
-    export.main, '--workdir', trained_run, tmp_path / 'out'
+    export.main, f'--workdir {trained_run} {tmp_path / "out"}'
   )
   assert code == 0, err
   about = json.loads((tmp_path / 'out' / 'about.json').read_text())
@@ -265,7 +264,7 @@ def test_what_is_said_of_it(trained_run, tmp_path, command_result):
 def test_onnx_needs_its_extra(tmp_path, command_result, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
   code, _, err = command_result(
-    export.main, '--workdir', tmp_path, '--onnx', tmp_path / 'out'
+    export.main, f'--workdir {tmp_path} --onnx {tmp_path / "out"}'
   )
   assert code == 2
   assert "pip install -e '.[onnx]'" in err

@@ -12,7 +12,6 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.interop import keras_files
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
-from tests.some_slow import some_slow
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 keras = pytest.importorskip('keras')
@@ -31,35 +30,22 @@ KERNELS = (11, 5, 3, 3, 3)
 MARVIN = Options('marvin')
 
 
-def norm_first():
-  """Batch norm before the ReLU of the first two convolutions."""
+def batch_norm(everywhere):
+  """After the ReLU of all convolutions, or before it in the first two."""
   out = [keras.Input((224, 224, 3))]
   for number, (units, kernel) in enumerate(zip(NARROW, KERNELS, strict=True)):
     strides = 1 if number else 4
-    if number < 2:
-      out += [
-        layers.Conv2D(units, kernel, strides, padding='same'),
-        *(layers.BatchNormalization(), layers.Activation('relu')),
-      ]
-    else:
-      out.append(
-        layers.Conv2D(units, kernel, padding='same', activation='relu')
-      )
+    padding = 'valid' if everywhere and not number else 'same'
+    out.append(layers.Conv2D(units, kernel, strides, padding))
+    norm = [layers.BatchNormalization()] * (everywhere or number < 2)
+    relu = [layers.Activation('relu')]
+    out += relu + norm if everywhere else norm + relu
     out += [layers.MaxPooling2D(3, 2)] if number in (0, 1, 4) else []
   return out + head()
 
 
-def norm_everywhere():
-  """Batch norm after the ReLU of every convolution."""
-  out = [keras.Input((224, 224, 3))]
-  for number, (units, kernel) in enumerate(zip(NARROW, KERNELS, strict=True)):
-    strides, padding = (1, 'same') if number else (4, 'valid')
-    out += [
-      layers.Conv2D(units, kernel, strides, padding, activation='relu'),
-      layers.BatchNormalization(),
-    ]
-    out += [layers.MaxPooling2D(3, 2)] if number in (0, 1, 4) else []
-  return out + head()
+def norm_first():
+  return batch_norm(everywhere=False)
 
 
 def head(hidden=HIDDEN):
@@ -82,7 +68,7 @@ def marvin():
 
 NETWORKS = {
   'alexnet_bn': (norm_first, 224),
-  'alexnet_bn_all': (norm_everywhere, 224),
+  'alexnet_bn_all': (lambda: batch_norm(everywhere=True), 224),
   'marvin': (marvin, 28),
 }
 
@@ -123,9 +109,7 @@ def saved(tmp_path):
   return save
 
 
-@pytest.mark.parametrize(
-  'name', some_slow(NETWORKS, [n for n in NETWORKS if n != 'alexnet_bn'])
-)
+@pytest.mark.parametrize('name', NETWORKS)
 def test_logits_are_those_of_keras(
   name, saved, random_images, our_logits, caplog
 ):
@@ -151,7 +135,7 @@ def test_logits_are_those_of_keras(
 
 
 def test_layers_are_in_the_order_of_their_numbers(saved):
-  """As Keras counts on within a process: conv2d_9 is before conv2d_10."""
+  """Keras counts on within a process: conv2d_9 comes before conv2d_10."""
   _, path = saved(norm_first)
   with h5py.File(path, 'r+') as file:
     file.move('layers/conv2d', 'layers/conv2d_5')

@@ -92,10 +92,10 @@ def arrays(dtype, shape):
 def ours(x, cotangent, dtype, form, options):
   """(activations, gradient) as float32."""
 
-  def normalise(x):
+  def normalize(x):
     return local_response_norm(x, beta=BETA, form=form, **options)
 
-  y, pull = jax.vjp(normalise, jnp.asarray(x, dtype))
+  y, pull = jax.vjp(normalize, jnp.asarray(x, dtype))
   [gradient] = pull(jnp.asarray(cotangent, dtype))
   assert y.dtype == gradient.dtype == dtype
   return np.asarray(y, np.float32), np.asarray(gradient, np.float32)

@@ -30,7 +30,7 @@ def run(trained_run):
 @pytest.fixture
 def saved(run, tmp_path, command_result):
   path = tmp_path / 'run.safetensors'
-  code, result, err = command_result(save.main, '--workdir', run, path)
+  code, result, err = command_result(save.main, f'--workdir {run} {path}')
   assert code == 0, err
   return path, result
 
@@ -50,8 +50,9 @@ def test_names_layouts_and_the_averaged_weights(run, saved):
   # Conv, norm after the ReLU, pool; pad, conv, ReLU, pool.
   names = {name.rsplit('.', 1)[0] for name in tensors}
   assert names == {
-    *('features.0', 'features.2', 'features.5'),
-    *('classifier.0', 'classifier.2', 'classifier.4'),
+    f'{part}.{number}'
+    for part, numbers in (('features', (0, 2, 5)), ('classifier', (0, 2, 4)))
+    for number in numbers
   }
   assert result['step'] == 4
   assert result['tensors'].keys() == tensors.keys()
@@ -75,7 +76,7 @@ def test_everything_comes_back_bit_by_bit(run, saved, tmp_path, command_result):
   config, names, state = state_of(run)
   copy = tmp_path / 'copy'
   code, result, err = command_result(
-    load.main, '--from', 'torch', path, '--workdir', copy
+    load.main, f'--from torch {path} --workdir {copy}'
   )
   assert code == 0, err
   assert result['classes_are_named']
@@ -97,7 +98,7 @@ def test_everything_comes_back_bit_by_bit(run, saved, tmp_path, command_result):
   assert int(other.step) == 0
   # And once more: the same weights.
   again = tmp_path / 'again.safetensors'
-  assert command_result(save.main, '--workdir', copy, again)[0] == 0
+  assert command_result(save.main, f'--workdir {copy} {again}')[0] == 0
   jax.tree.map(
     np.testing.assert_array_equal,
     *map(safetensors.numpy.load_file, (path, again)),
@@ -108,12 +109,12 @@ def test_files_are_not_replaced_unless_asked(run, saved, command_result):
   path, _ = saved
   before = safetensors.numpy.load_file(path)
   path.write_bytes(b'something else')
-  code, _, err = command_result(save.main, '--workdir', run, path)
+  code, _, err = command_result(save.main, f'--workdir {run} {path}')
   assert code == 2
   assert 'is there already; give --overwrite' in err
   assert path.read_bytes() == b'something else'
-  arguments = ('--workdir', run, path, '--overwrite')
-  assert command_result(save.main, *arguments)[0] == 0
+  line = f'--workdir {run} {path} --overwrite'
+  assert command_result(save.main, line)[0] == 0
   after = safetensors.numpy.load_file(path)
   assert after.keys() == before.keys()
   jax.tree.map(np.testing.assert_array_equal, after, before)
@@ -130,18 +131,18 @@ def test_files_are_not_replaced_unless_asked(run, saved, command_result):
 )
 def test_unfit_places_are_refused(name, message, run, tmp_path, command_result):
   path = tmp_path / name
-  code, _, err = command_result(save.main, '--workdir', run, path)
+  code, _, err = command_result(save.main, f'--workdir {run} {path}')
   assert code == 2
   assert message in err
 
 
 def test_a_run_or_checkpoint_that_is_not_there(run, tmp_path, command_result):
   path = tmp_path / 'x.safetensors'
-  for arguments, message in (
-    (('--workdir', tmp_path / 'none'), 'is not the folder of a run'),
-    (('--workdir', run, '--checkpoint', '99'), "checkpoint '99' is not in"),
+  for options, message in (
+    (tmp_path / 'none', 'is not the folder of a run'),
+    (f'{run} --checkpoint 99', "checkpoint '99' is not in"),
   ):
-    code, _, err = command_result(save.main, *arguments, path)
+    code, _, err = command_result(save.main, f'{path} --workdir {options}')
     assert code == 2
     assert message in err
   assert not path.exists()
@@ -211,10 +212,8 @@ def test_tampered_metadata_is_refused(change, message, saved):
     read(path)
 
 
-ODD = (
-  *(None, -1, 0, 1e300, math.inf, math.nan, '', 'x', [], [1], {}, True),
-  *(10**400, [1e300] * 3, [None] * 2, ['x'] * 2, [[1]] * 2, [10**30] * 2),
-)
+ODD = [None, -1, 0, 1e300, math.inf, math.nan, '', 'x', [], [1], {}, True]
+ODD += [10**400, [1e300] * 3, [None] * 2, ['x'] * 2, [[1]] * 2, [10**30] * 2]
 
 
 def test_odd_metadata_is_taken_or_refused(saved):

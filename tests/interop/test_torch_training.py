@@ -29,16 +29,9 @@ NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
 RTOL = 1e-4
 
 
-def paper():
-  return torch_networks.paper(
-    CLASSES, NARROW, HIDDEN, False, width=1, dropout=0
-  )
-
-
-def batch_norm():
-  return torch_networks.batch_norm(
-    CLASSES, NARROW, HIDDEN, False, width=1, dropout=0
-  )
+def build(make):
+  network = make(CLASSES, NARROW, HIDDEN, width=1, dropout=0)
+  return torch_networks.randomised(network).train()
 
 
 def rates(rate):
@@ -115,7 +108,7 @@ def numpy_state(network):
 
 
 def assert_same_training(losses, expected_losses, after, expected, before):
-  """Relative to the largest number of a tensor; and something was learnt."""
+  """Relative to the largest number of a tensor; and something was learned."""
   np.testing.assert_allclose(losses, expected_losses, rtol=RTOL)
   for name, array in expected.items():
     if 'running' in name:
@@ -133,12 +126,12 @@ def assert_same_training(losses, expected_losses, after, expected, before):
 @pytest.mark.parametrize(
   ('variant', 'make'),
   [
-    ('alexnet', paper),
-    ('alexnet_bn', batch_norm),
+    ('alexnet', torch_networks.paper),
+    ('alexnet_bn', torch_networks.batch_norm),
   ],
 )
 def test_as_torch_optim_sgd(variant, make, batches):
-  network = torch_networks.randomised(make()).train()
+  network = build(make)
   before = numpy_state(network)
   losses, after = train_ours(our_config(variant, 'optax'), before, batches)
   own = rates(RATES[variant])
@@ -159,7 +152,7 @@ def test_as_torch_optim_sgd(variant, make, batches):
 
 def test_the_papers_rule_as_a_numpy_loop(batches):
   """PyTorch gives the gradients; numpy does what the paper prints."""
-  network = torch_networks.randomised(paper()).train()
+  network = build(torch_networks.paper)
   before = numpy_state(network)
   losses, after = train_ours(our_config('alexnet', 'paper'), before, batches)
   weights = {name: array.copy() for name, array in before.items()}
