@@ -6,13 +6,12 @@ python -m alexnet_jax.interop.export --workdir DIR OUT
 import argparse
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import sys
-import tempfile
 
 from alexnet_jax import cli
+from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
 Writes a trained network as a folder: program.bin (StableHLO of jax.export, for
@@ -25,7 +24,8 @@ least."""
 PLATFORMS = ('cpu', 'cuda')
 
 
-def _arguments(argv):
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.interop.export',
     description=_DESCRIPTION,
@@ -40,163 +40,109 @@ def _arguments(argv):
     help="also writes network.onnx (pip install -e '.[onnx]')",
   )
   cli.add_json(parser)
-  return parser.parse_args(argv)
-
-
-def main(argv=None) -> int:
-  arguments = _arguments(argv)
+  arguments = parser.parse_args(argv)
   return cli.run(lambda: _export(arguments), json_output=arguments.json)
 
 
 def _export(arguments):
-  """Writes the folder; the command's result."""
-  from alexnet_jax.errors import UserError
-
+  """Writes the folder, as a whole or not at all; returns the result."""
   out = pathlib.Path(arguments.out)
   if out.exists():
     raise UserError(f'{out} is there already; name a new folder')
   if not out.absolute().parent.is_dir():
     raise UserError(f'there is no folder {out.absolute().parent}')
-  about = write(arguments.workdir, arguments.checkpoint, out, arguments.onnx)
-  print(
-    f'{out}: {len(about["class_names"])} classes, images of'
-    f' {about["crop_size"]} pixels, for {" and ".join(PLATFORMS)}',
-    file=sys.stderr,
-  )
-  if arguments.onnx:
-    print(_onnx_line(about), file=sys.stderr)
-  print(f'next: python {out}/load.py PHOTOS', file=sys.stderr)
-  said = ('step', 'sha256', 'onnx_difference')
-  return {'out': str(out), **{k: about[k] for k in said if k in about}}
 
-
-def _onnx_line(about):
-  size = about['crop_size']
-  return (
-    f'network.onnx: input images uint8 [batch, {size}, {size}, 3], output'
-    ' probabilities; ONNX Runtime differs by at most'
-    f' {about["onnx_difference"]:.1g}'
-  )
-
-
-def write(
-  workdir: str, which: str, out: pathlib.Path, onnx: bool = False
-) -> dict:
-  """Exports a checkpoint of a run; returns what about.json says.
-
-  Args:
-    workdir: the run's folder.
-    which: see `restored.restore`.
-    out: a folder that is not there yet; it appears as a whole.
-    onnx: also writes network.onnx, see `onnx_program.convert`.
-
-  Raises:
-    UserError: if there is no run, or no such checkpoint, or the network cannot
-      be converted.
-  """
   import numpy as np
 
+  from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import onnx_program
-  from alexnet_jax.training import build
+  from alexnet_jax.interop import program_loader
   from alexnet_jax.training import checkpoint_contents
-  from alexnet_jax.training import restored
-  from alexnet_jax.training import state as state_lib
 
-  if onnx:
+  if arguments.onnx:
     onnx_program.require()
-  config, class_names, state = restored.restore(workdir, which)
-  mean = build.stored_mean(config, workdir)
-  variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
-  params = {
-    name: np.asarray(leaf)
-    for name, leaf in state_lib.leaf_names(variables).items()
-  }
+  config, network, step = imported_run.read(
+    arguments.workdir, arguments.checkpoint
+  )
+  size, mean = config.data.crop_size, network.mean
+  std = tuple(config.data.std_rgb) or config.data.std
+  function, params = _make_function(config, network, std)
   about = {
-    'class_names': list(class_names),
-    'crop_size': config.data.crop_size,
+    'class_names': network.class_names,
+    'crop_size': size,
     'resize_size': config.data.resize_size,
     'mean': np.asarray(mean).tolist() if mean.ndim == 1 else 'in the program',
-    'std': _std(config),
-    'step': int(state.step),
-    'model': config.model.to_dict(),
+    'std': std,
+    'step': step,
+    'model': network.model,
     'platforms': PLATFORMS,
     'versions': checkpoint_contents.versions(),
   }
-  function = make_function(config, len(class_names), mean, variables)
-  shape = build.image_shape(config)
-  files = {'program.bin': exported_program(function, params, shape)}
-  if onnx:
+  shape = (size, size, 3)
+  files = {'program.bin': _export_program(function, params, shape)}
+  if arguments.onnx:
     files['network.onnx'], about['onnx_difference'] = onnx_program.convert(
       lambda images: function(params, images), shape
     )
-  return _write_folder(out, files, params, about)
-
-
-def _write_folder(out, files, params, about):
-  """As a whole or not at all; `about` with the files' hashes."""
-  import numpy as np
-
-  from alexnet_jax.interop import program_loader
-
-  with tempfile.TemporaryDirectory(dir=out.absolute().parent) as temporary:
-    folder = pathlib.Path(temporary) / 'program'
-    folder.mkdir()
+  with imported_run.new_folder(out) as folder:
     for name, content in files.items():
       (folder / name).write_bytes(content)
     np.savez(folder / 'params.npz', **params)
-    sums = {
+    about['sha256'] = {
       path.name: hashlib.sha256(path.read_bytes()).hexdigest()
       for path in sorted(folder.iterdir())
     }
-    about = {**about, 'sha256': sums}
     text = json.dumps(about, indent=2, default=list)
     (folder / 'about.json').write_text(text, encoding='utf-8')
     shutil.copy(program_loader.__file__, folder / 'load.py')
-    os.rename(folder, out)
-  return about
+
+  lines = [
+    f'{out}: {network.num_classes} classes, images of {size} pixels, for'
+    f' {" and ".join(PLATFORMS)}'
+  ]
+  if arguments.onnx:
+    lines.append(
+      f'network.onnx: input images uint8 [batch, {size}, {size}, 3], output'
+      ' probabilities; ONNX Runtime differs by at most'
+      f' {about["onnx_difference"]:.1g}'
+    )
+  lines.append(f'next: python {out}/load.py PHOTOS')
+  print('\n'.join(lines), file=sys.stderr)
+  keys = ('step', 'sha256', 'onnx_difference')
+  return {'out': str(out), **{k: about[k] for k in keys if k in about}}
 
 
-def make_function(config, num_classes: int, mean, variables):
-  """What the program computes.
+def _make_function(config, network, std):
+  """Returns (the function that is exported, its parameters {name: array}).
 
-  Args:
-    config: of the run.
-    num_classes: of its data.
-    mean: float32, see `pixel_statistics.Statistics`.
-    variables: {'params', 'batch_stats'} of the network.
-
-  Returns:
-    ({name: float32 array}, uint8 [batch, crop_size, crop_size, 3]) ->
-    probabilities, float32 [batch, num_classes]. It has the plain forms of all
-    operations: what is fast on a device may be read by no other.
+  The function is (parameters, uint8 [batch, crop_size, crop_size, 3]) ->
+  probabilities, float32 [batch, num_classes], with the plain implementations of
+  all operations: one that is fast on a device may be unreadable for another.
   """
   import jax
+  import numpy as np
 
   from alexnet_jax.training import build
   from alexnet_jax.training import pixels
-  from alexnet_jax.training.state import leaf_names
+  from alexnet_jax.training import state as state_lib
 
   plain = config.copy_and_resolve_references()
-  plain.implementation = 'reference'
-  model = build.make_model(plain, num_classes)
-  names, treedef = list(leaf_names(variables)), jax.tree.structure(variables)
+  plain.forms = 'plain'
+  model = build.make_model(plain, network.num_classes)
+  variables = {'params': network.params, 'batch_stats': network.batch_stats}
+  treedef = jax.tree.structure(variables)
+  leaves = state_lib.leaf_names(variables)
 
   def probabilities(params, images):
-    tree = jax.tree.unflatten(treedef, [params[name] for name in names])
-    logits = model.apply(tree, pixels.normalize(images, mean, _std(config)))
-    return jax.nn.softmax(logits)
+    tree = jax.tree.unflatten(treedef, [params[name] for name in leaves])
+    images = pixels.normalize(images, network.mean, std)
+    return jax.nn.softmax(model.apply(tree, images))
 
-  return probabilities
+  return probabilities, {name: np.asarray(leaves[name]) for name in leaves}
 
 
-def exported_program(function, params: dict, image_shape: tuple) -> bytes:
-  """The serialized program of `jax.export`, for any number of images.
-
-  Args:
-    function: of `make_function`.
-    params: {name: float32 array}.
-    image_shape: (height, width, 3).
-  """
+def _export_program(function, params, image_shape):
+  """Returns the serialized program, for any number of images."""
   import jax
   import jax.export
   import jax.numpy as jnp
@@ -211,11 +157,6 @@ def exported_program(function, params: dict, image_shape: tuple) -> bytes:
     shapes, images
   )
   return bytes(exported.serialize())
-
-
-def _std(config):
-  """What pixels are divided by: three numbers, or one."""
-  return tuple(config.data.std_rgb) or config.data.std
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
-"""Makes the folder of a run of weights that were trained elsewhere."""
+"""Makes a run of a trained network, and a trained network of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+import contextlib
 import json
 import pathlib
 import shutil
@@ -13,36 +14,63 @@ import numpy as np
 from alexnet_jax import config as config_lib
 from alexnet_jax import placeholders
 from alexnet_jax import validation
-from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop.imported import Imported
-from alexnet_jax.training import build
+from alexnet_jax.interop import matching
+from alexnet_jax.interop.networks import TrainedNetwork
 from alexnet_jax.training import checkpoint
+from alexnet_jax.training import restored
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.progress import Progress
 
 
-def make_config(
-  imported: Imported, source: str = 'folder', path: str = ''
-) -> ml_collections.ConfigDict:
-  """A config that computes what the imported network computes.
+def read(
+  workdir: str | pathlib.Path, which: str
+) -> tuple[ml_collections.ConfigDict, TrainedNetwork, int]:
+  """Returns (config, network, step) of a checkpoint of a run.
 
-  What does not say how a network is used (optimizer, schedule, ...) is the
-  default.
+  The weights are the averaged ones if the run has them.
 
   Args:
-    imported: the network.
+    workdir: the run's folder.
+    which: see `restored.restore`.
+
+  Raises:
+    UserError: if there is no run, or no such checkpoint.
+  """
+  config, class_names, state = restored.restore(str(workdir), which)
+  network = TrainedNetwork(
+    params=state.eval_params,
+    batch_stats=state.batch_stats,
+    model=config.model.to_dict(),
+    data=config.data.to_dict(),
+    mean=pixel_means.stored_mean(config, workdir),
+    num_classes=len(class_names),
+    class_names=tuple(class_names),
+  )
+  return config, network, int(state.step)
+
+
+def make_config(
+  network: TrainedNetwork, source: str = 'folder', path: str = ''
+) -> ml_collections.ConfigDict:
+  """Returns a config that computes what the network computes.
+
+  All keys that do not say how a network is used (optimizer, schedule, ...) have
+  their defaults.
+
+  Args:
+    network: read from a file.
     source: of the data that it is to be measured on, as config.data.source.
-    path: where that lies; '': it is not known yet.
+    path: of that data; '': not known yet.
 
   Raises:
     UserError: if a value is one that the config does not take.
   """
   config = config_lib.make_config()
   try:
-    config.model.update(imported.model)
-    config.data.update(imported.data)
+    config.model.update(network.model)
+    config.data.update(network.data)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f'the file does not fit the config: {error}') from None
   config.data.source = source
@@ -65,10 +93,24 @@ def check_workdir(workdir: str | pathlib.Path) -> None:
     )
 
 
+@contextlib.contextmanager
+def new_folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a temporary folder, which becomes `path` as a whole or not at all."""
+  path = pathlib.Path(path).absolute()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  outer = pathlib.Path(tempfile.mkdtemp('.tmp', f'{path.name}.', path.parent))
+  try:
+    folder = outer / path.name
+    folder.mkdir()
+    yield folder
+    folder.rename(path)
+  finally:
+    shutil.rmtree(outer, ignore_errors=True)
+
+
 def write(
   config: ml_collections.ConfigDict,
-  imported: Imported,
-  class_names: Sequence[str],
+  network: TrainedNetwork,
   workdir: str | pathlib.Path,
   origin: dict | None = None,
 ) -> str:
@@ -78,8 +120,7 @@ def write(
 
   Args:
     config: see `make_config`.
-    imported: the network.
-    class_names: of its classes.
+    network: read from a file, with the names of its classes.
     workdir: the run's folder.
     origin: of the weights, kept in the checkpoint; JSON.
 
@@ -87,42 +128,38 @@ def write(
     The digest of the state, see `state.state_digest`.
 
   Raises:
-    UserError: if the weights are not those of the config's network, there are
-      other than its number of names, or the folder is not empty.
+    UserError: if the weights are not those of the config's network, the number
+      of different names is another, or the folder is not empty.
   """
   check_workdir(workdir)
-  if len({*class_names}) != imported.num_classes:
+  names = network.class_names
+  if len({*names}) != network.num_classes:
     raise UserError(
-      f'expected different names of {imported.num_classes} classes, found'
-      f' {len(class_names)}, {len({*class_names})} of them different'
+      f'expected different names of {network.num_classes} classes, found'
+      f' {len(names)}, {len({*names})} of them different'
     )
-  tree = state_lib.saved_tree(_state(config, imported))
-  path = pathlib.Path(workdir).absolute()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  place = pathlib.Path(tempfile.mkdtemp('.tmp', f'{path.name}.', path.parent))
-  try:
-    folder = place / path.name
-    folder.mkdir()
-    config_lib.write_config(config, folder)
-    _write_mean(config, imported.mean, folder)
-    _write_checkpoint(config, tree, class_names, origin, folder)
-    folder.rename(path)
-  finally:
-    shutil.rmtree(place, ignore_errors=True)
-  return state_lib.state_digest(tree)
-
-
-def _write_mean(config, mean, folder):
-  """As `pixel_statistics` reads it."""
-  if config.data.mean == 'none':
-    return
-  if config.data.mean != 'image':
-    mean = mean.reshape(1, 1, 3)
-  np.savez(
-    folder / pixel_statistics.MEAN_FILE,
-    mean=mean.astype(np.float64),
-    of=json.dumps('imported'),
+  state = build.make_state(
+    config, build.make_model(config, network.num_classes)
   )
+  parts = {'params': network.params, 'batch_stats': network.batch_stats}
+  found, wanted = (
+    {name: np.shape(leaf) for name, leaf in state_lib.leaf_names(tree).items()}
+    for tree in (parts, {part: getattr(state, part) for part in parts})
+  )
+  matching.refuse_misfits(found, wanted)
+  state = jax.device_get(state).replace(**jax.tree.map(np.asarray, parts))
+  tree = state_lib.saved_tree(state)
+  with new_folder(workdir) as folder:
+    config_lib.write_config(config, folder)
+    if config.data.mean != 'none':  # as `pixel_means` reads it
+      mean = network.mean.astype(np.float64)
+      if config.data.mean != 'image':
+        mean = mean.reshape(1, 1, 3)
+      np.savez(
+        folder / pixel_means.MEAN_FILE, mean=mean, of=json.dumps('imported')
+      )
+    _write_checkpoint(config, tree, names, origin, folder)
+  return state_lib.state_digest(tree)
 
 
 def _write_checkpoint(config, tree, class_names, origin, folder):
@@ -143,27 +180,3 @@ def _write_checkpoint(config, tree, class_names, origin, folder):
     checkpoints.wait()
   finally:
     checkpoints.close()
-
-
-def _state(config, imported):
-  """A fresh state with the imported weights."""
-  model = build.make_model(config, imported.num_classes)
-  state = build.make_state(config, model)
-  parts = {'params': imported.params, 'batch_stats': imported.batch_stats}
-  misfits = []
-  for part, tree in parts.items():
-    found = state_lib.leaf_names(tree)
-    wanted = state_lib.leaf_names(getattr(state, part))
-    misfits += [
-      f'  {name}: expected {np.shape(wanted.get(name, ()))}, found'
-      f' {np.shape(found.get(name, ()))}'
-      for name in sorted(wanted.keys() | found.keys())
-      if name not in wanted
-      or name not in found
-      or wanted[name].shape != found[name].shape
-    ]
-  if misfits:
-    raise UserError(
-      'the weights are not those of the network:\n' + '\n'.join(misfits)
-    )
-  return jax.device_get(state).replace(**jax.tree.map(np.asarray, parts))

@@ -1,35 +1,54 @@
-"""Finds a network's layers in a file that calls them otherwise."""
+"""Compares the layers and arrays of a file with those of a network."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
+import os
 import re
+
+import numpy as np
 
 from alexnet_jax.errors import UserError
 
-Shapes = Mapping[str, tuple[int, ...]]
 _FIRST, _LAST = ('features', 'conv'), ('classifier', 'fc', 'dense', 'head')
+_FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+  """Puts the file's name in front of a UserError's message."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
 
 
 def natural_key(name: str) -> tuple:
   """Sorts conv2 before conv10, and `classifier.1` after `features.0`."""
   start = re.split(r'[._\d]', name)[0]
-  place = -(start in _FIRST) + (start in _LAST)
+  rank = -(start in _FIRST) + (start in _LAST)
   parts = re.split(r'(\d+)', name)
-  return place, [
+  return rank, [
     (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts
   ]
 
 
 def last_dense(widths: Mapping[str, tuple[int, int]]) -> str:
-  """The layer that gives the logits, whatever it is called.
+  """Returns the name of the layer that gives the logits.
 
-  It is the one whose outputs no other layer can read. Where that is true of
-  none, as with as many classes as hidden units, or of several, the natural
-  order of the names decides.
+  It is the one whose outputs no other layer can read. If that holds for none
+  (as many classes as hidden units) or for several, the natural order of the
+  names decides.
 
   Args:
-    widths: {dense layer: (inputs, outputs)}; not empty.
+    widths: {dense layer: (inputs, outputs)}.
+
+  Raises:
+    UserError: if there is no dense layer.
   """
+  if not widths:
+    raise UserError('expected dense layers, found none')
   ends = [
     name
     for name, (_, outputs) in widths.items()
@@ -38,55 +57,120 @@ def last_dense(widths: Mapping[str, tuple[int, int]]) -> str:
   return max(ends or widths, key=natural_key)
 
 
-def by_order(
-  found: Mapping[str, tuple[str, Shapes]],
-  wanted: Sequence[tuple[str, str, Shapes]],
+def layer_kind(arrays: Sequence[np.ndarray]) -> str:
+  """Returns `conv`, `dense` or `norm`, from the dimensions of its arrays."""
+  ndims = [array.ndim for array in arrays]
+  if ndims == [1, 1, 1, 1]:
+    return 'norm'
+  return {4: 'conv', 2: 'dense'}.get(max(ndims), 'layer of another kind')
+
+
+def match_layers(
+  found: Mapping[str, Mapping[str, np.ndarray]],
+  wanted: Mapping[str, tuple[str, Mapping[str, tuple[int, ...]]]],
   last: str,
 ) -> dict[str, str]:
   """Pairs layers by their kind, in the natural order of their names.
 
   Args:
-    found: {layer of the file: (kind, {leaf: shape})}.
-    wanted: (layer of the network, kind, {leaf: shape}), in its order.
-    last: layer of the file that is after the others; see `last_dense`.
+    found: {layer of the file: {leaf: array}}.
+    wanted: {layer of the network: (kind, {leaf: shape})}, in its order; kinds
+      are those of `layer_kind`.
+    last: layer of the file that comes after all others; see `last_dense`.
 
   Returns:
-    {layer of the network: layer of the file}; every one of both is there.
+    {layer of the network: layer of the file}, with all layers of both.
 
   Raises:
     UserError: with a table, if their numbers or a shape differ.
   """
   waiting = {}
   for name in sorted(found, key=lambda name: (name == last, natural_key(name))):
-    waiting.setdefault(found[name][0], []).append(name)
-  pairs, rows, fits = {}, [], True
-  for name, kind, shapes in wanted:
-    theirs = waiting[kind].pop(0) if waiting.get(kind) else None
-    there = found[theirs][1] if theirs else None
-    good = there is not None and dict(there) == dict(shapes)
-    fits &= good
-    rows.append(_row(name, shapes, theirs, there, good))
-    pairs[name] = theirs
-  for names in waiting.values():
-    fits &= not names
-    rows += [_row(None, None, name, found[name][1], False) for name in names]
-  if not fits:
+    kind = layer_kind([*found[name].values()])
+    waiting.setdefault(kind, []).append(name)
+  there = {
+    name: {leaf: array.shape for leaf, array in leaves.items()}
+    for name, leaves in found.items()
+  }
+  pairs, rows = {}, []
+  for name, (kind, shapes) in wanted.items():
+    queue = waiting.get(kind)
+    pairs[name] = queue.pop(0) if queue else None
+    rows.append((name, shapes, pairs[name], there.get(pairs[name])))
+  for queue in waiting.values():
+    rows += [(None, None, name, there[name]) for name in queue]
+  if any(shapes != other_shapes for _, shapes, _, other_shapes in rows):
+    table = '\n'.join(
+      f'  {"fits" if shapes == other_shapes else "MISFIT"}: expected'
+      f' {_describe(name, shapes)}, found {_describe(other, other_shapes)}'
+      for name, shapes, other, other_shapes in rows
+    )
     raise UserError(
       'its layers are not those of the network (layers are matched by their'
-      ' kind, in the order of their names):\n'
-      + '\n'.join(rows)
-      + '\nThe file was written for another network, or for other images'
-      ' (--network, --crop_size)'
+      f' kind, in the order of their names):\n{table}\nThe file was written'
+      ' for another network, or for other images (--network, --crop_size)'
     )
   return pairs
 
 
-def _row(name, shapes, theirs, there, good):
-  left = f'{name} {_text(shapes)}' if name else 'nothing'
-  right = f'{theirs} {_text(there)}' if theirs else 'nothing'
-  return f'  {"fits" if good else "MISFIT"}: expected {left}, found {right}'
-
-
-def _text(shapes):
+def _describe(name, shapes):
+  if name is None:
+    return 'nothing'
   leaves = sorted(shapes.items(), key=lambda leaf: (-len(leaf[1]), leaf[0]))
-  return ', '.join(f'{leaf} {list(shape)}' for leaf, shape in leaves)
+  return f'{name} ' + ', '.join(f'{leaf} {list(s)}' for leaf, s in leaves)
+
+
+def refuse_misfits(found: Mapping, wanted: Mapping) -> None:
+  """Compares two dicts {name: shape}.
+
+  Raises:
+    UserError: with a table of the names and shapes that differ.
+  """
+
+  def text(shape):
+    return 'nothing' if shape is None else str(list(shape))
+
+  lines = [
+    f'  {name}: expected {text(wanted.get(name))}, found'
+    f' {text(found.get(name))}'
+    for name in {**wanted, **found}
+    if found.get(name) != wanted.get(name)
+  ]
+  if lines:
+    raise UserError(
+      'its weights are not those of the network:\n'
+      + '\n'.join(lines)
+      + '\nThe file was written for another network, or for other images'
+    )
+
+
+def to_float32(
+  array: np.ndarray, name: str, *, variances: bool = False
+) -> np.ndarray:
+  """Returns the numbers as float32.
+
+  Args:
+    array: float32, float16, bfloat16 or float64 (which is rounded).
+    name: for messages.
+    variances: refuses numbers below 0.
+
+  Raises:
+    UserError: if the dtype is another, or a number is unfit or not finite in
+      float32.
+  """
+  if array.dtype.name not in _FLOATS:
+    raise UserError(
+      f'{name}: expected float32, float16, bfloat16 or float64, found'
+      f' {array.dtype.name}'
+    )
+  with np.errstate(over='ignore'):
+    numbers = np.asarray(array, np.float32)
+  if not np.isfinite(numbers).all():
+    count = numbers.size - int(np.isfinite(numbers).sum())
+    raise UserError(
+      f'{name}: expected finite numbers, found {count:,} that are not, of'
+      f' {numbers.size:,}'
+    )
+  if variances and (numbers < 0).any():
+    raise UserError(f'{name}: expected variances, found negative numbers')
+  return numbers

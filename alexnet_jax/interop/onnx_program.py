@@ -1,4 +1,4 @@
-"""A trained network as an ONNX program, which jax2onnx makes of it."""
+"""Converts a trained network to an ONNX program with jax2onnx."""
 
 from collections.abc import Callable
 import importlib
@@ -10,13 +10,13 @@ import numpy as np
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
-# Between probabilities of ONNX Runtime and of JAX, both in float32.
+# Largest difference between probabilities of ONNX Runtime and JAX, in float32.
 TOLERANCE = 1e-4
 _CHECKED = 4  # images
 
 
 def require() -> None:
-  """Raises UserError unless what converts and checks programs is there."""
+  """Raises UserError unless jax2onnx and onnxruntime can be imported."""
   try:
     for name in ('jax2onnx', 'onnxruntime'):
       importlib.import_module(name)
@@ -30,17 +30,17 @@ def require() -> None:
 def convert(
   function: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]
 ) -> tuple[bytes, float]:
-  """The program, checked against the function.
+  """Returns the program, checked against the function.
 
   Args:
     function: uint8 [batch, height, width, 3] -> probabilities, float32 [batch,
-      classes]; with the plain forms of all operations.
+      classes]; with the plain implementations of all operations.
     image_shape: (height, width, 3).
 
   Returns:
     (a serialized ONNX model with the input `images` and the output
-    `probabilities`, for any number of images; by how much its probabilities
-    differ from the function's at most, where they were compared).
+    `probabilities`, for any number of images; the largest difference from the
+    function's probabilities that was seen).
 
   Raises:
     UserError: if jax2onnx cannot convert it, or what it made computes something
@@ -49,7 +49,7 @@ def convert(
   import jax2onnx
 
   images = jax.ShapeDtypeStruct(('batch', *image_shape), np.uint8)
-  # Of shapes that it leaves out, and that nobody needs.
+  # It warns of shapes that it leaves out, which nobody needs.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   try:
     model = jax2onnx.to_onnx(
@@ -59,7 +59,7 @@ def convert(
       input_names=['images'],
       output_names=['probabilities'],
     )
-  except Exception as error:  # whatever its plugins met
+  except Exception as error:  # its plugins raise anything
     raise UserError(
       f'jax2onnx cannot convert this network ({type(error).__name__}: {error});'
       ' leave --onnx out'
@@ -69,7 +69,7 @@ def convert(
 
 
 def _difference(program, function, image_shape):
-  """Of ONNX Runtime; refuses one that is too large."""
+  """Returns that of ONNX Runtime; refuses one that is too large."""
   import onnxruntime
 
   options = onnxruntime.SessionOptions()
@@ -78,7 +78,7 @@ def _difference(program, function, image_shape):
     program, options, providers=['CPUExecutionProvider']
   )
   rng = np.random.default_rng(0)
-  # Smooth, as photographs are: those of noise all look alike to a network.
+  # Smooth, as photographs are: images of noise all look alike to a network.
   patches = rng.integers(0, 256, (_CHECKED, 4, 4, 3), np.uint8)
   rows, columns = (np.arange(side) * 4 // side for side in image_shape[:2])
   images = patches[:, rows][:, :, columns]

@@ -1,4 +1,4 @@
-"""Runs an exported network; stands alone beside it as `load.py`.
+"""Runs an exported network; it is copied beside the program as `load.py`.
 
     python load.py photo.jpg ...
 
@@ -30,8 +30,8 @@ class Program:
   """A network that gives probabilities of images.
 
   Attributes:
-    about: what about.json says.
-    class_names: of the classes, in the order of the probabilities.
+    about: the contents of about.json.
+    class_names: in the order of the probabilities.
     crop_size: width of its images, in pixels.
   """
 
@@ -43,7 +43,7 @@ class Program:
     self._call = jax.jit(exported.call)
 
   def probabilities(self, images: np.ndarray) -> np.ndarray:
-    """Of each class, float32 [batch, classes].
+    """Returns the probability of each class, float32 [batch, classes].
 
     Args:
       images: uint8 [batch, crop_size, crop_size, 3], red, green, blue, from
@@ -61,7 +61,7 @@ class Program:
     return np.asarray(self._call(self._params, images))
 
   def prepare(self, path: str) -> np.ndarray:
-    """A photograph as the network reads it: uint8 [crop_size, crop_size, 3].
+    """Returns a photograph as uint8 [crop_size, crop_size, 3].
 
     The short side becomes `resize_size` pixels, and the center is cut out, as
     in training. The filter is Pillow's (BOX to shrink, BILINEAR to enlarge),
@@ -114,25 +114,21 @@ def load(folder: str | pathlib.Path) -> Program:
     raise ValueError(
       f'the program is for {", ".join(exported.platforms)}, not for {platform}'
     )
-  _check_sizes(folder / 'about.json', exported, *sizes)
-  return Program(exported, params, about)
-
-
-def _check_sizes(path, exported, num_classes, crop_size, resize_size):
-  for what, found, expected in (
-    ('class_names', num_classes, exported.out_avals[0].shape[1]),
-    ('crop_size', crop_size, exported.in_avals[-1].shape[1]),
+  for name, found, expected in (
+    ('class_names', sizes[0], exported.out_avals[0].shape[1]),
+    ('crop_size', sizes[1], exported.in_avals[-1].shape[1]),
   ):
     if found != expected:
       raise ValueError(
-        f'{path} is not of this program: expected {expected} for {what}, found'
-        f' {found!r}'
+        f'{folder / "about.json"} is not of this program: expected {expected}'
+        f' for {name}, found {found!r}'
       )
-  if not isinstance(resize_size, int) or resize_size < crop_size:
+  if not isinstance(sizes[2], int) or sizes[2] < sizes[1]:
     raise ValueError(
-      f'{path}: expected a resize_size of at least {crop_size}, found'
-      f' {resize_size!r}'
+      f'{folder / "about.json"}: expected a resize_size of at least {sizes[1]},'
+      f' found {sizes[2]!r}'
     )
+  return Program(exported, params, about)
 
 
 def main(paths: list[str]) -> int:
@@ -160,11 +156,11 @@ def main(paths: list[str]) -> int:
       reason = getattr(error, 'strerror', None) or error
       code = _fail(f'{path}: {reason}')
   if images:
-    shares = program.probabilities(np.stack(images))
-    for path, row in zip(answered, shares, strict=True):
+    rows = program.probabilities(np.stack(images))
+    for path, row in zip(answered, rows, strict=True):
       best = np.argsort(-row, kind='stable')[:5]
-      said = ', '.join(f'{program.class_names[i]} {row[i]:.4f}' for i in best)
-      print(f'{path}: {said}')
+      names = (f'{program.class_names[i]} {row[i]:.4f}' for i in best)
+      print(f'{path}: {", ".join(names)}')
   return code
 
 

@@ -1,208 +1,145 @@
-"""PyTorch's trained networks: .safetensors, and .pth or .pt.
+"""Trained networks in PyTorch's files: .safetensors, and .pth or .pt.
 
-A file of `interop.save` says itself of which network it is and how images are
-prepared. Others hold weights and names only: `--from torchvision` knows both of
-torchvision's AlexNet, `--from torch` is told the network.
+A file of `interop.save` says in its metadata of which network it is and how
+images are prepared. Other files hold names and weights only: the user names the
+network. Nothing in a file is executed.
 """
 
+import base64
 from collections.abc import Mapping
-from collections.abc import Sequence
+import dataclasses
+import json
 import logging
+import math
 import os
+import pathlib
+import pickle
+import re
+import warnings
+import zipfile
 
+import ml_dtypes
 import numpy as np
+import safetensors
+import safetensors.numpy
 
+from alexnet_jax import files
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import matching
-from alexnet_jax.interop import metadata as metadata_lib
 from alexnet_jax.interop import networks
-from alexnet_jax.interop import reading
 from alexnet_jax.interop import torch_layout
-from alexnet_jax.interop import torch_storage
-from alexnet_jax.interop.imported import Imported
+from alexnet_jax.interop.networks import TrainedNetwork
 
-# Of torchvision's weights, of pixels from 0 to 255: what its documentation
+# Of torchvision's weights, for pixels from 0 to 255: what its documentation
 # gives for pixels from 0 to 1 (transforms of AlexNet_Weights.IMAGENET1K_V1),
 # 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225, times 255.
 TORCHVISION_MEAN = (123.675, 116.28, 103.53)
 TORCHVISION_STD = (58.395, 57.12, 57.375)
 TORCHVISION = 'alexnet_torchvision'
 
-
-def read_torchvision(path: str | os.PathLike) -> Imported:
-  """Weights of torchvision.models.alexnet, of any number of classes.
-
-  Its images: the short side to 256 pixels, the middle 224 x 224, minus the mean
-  and divided by the deviation of ImageNet's colors. torchvision interpolates
-  with a triangle where images are made smaller here by averaging areas, so that
-  pixels can differ by a few levels. Its average pooling to 6 x 6, which is left
-  out here, leaves their last feature map as it is.
-
-  Args:
-    path: of a .safetensors, .pth or .pt file.
-
-  Raises:
-    UserError: see `read`.
-  """
-  with reading.naming(path):
-    tensors, _ = torch_storage.load(path)
-    levels = TORCHVISION_MEAN, TORCHVISION_STD
-    return _imported(tensors, TORCHVISION, 0, levels, by_name=True)
+METADATA_KEY = 'alexnet_jax'
+_VERSION = 1  # of the metadata
+_DATA_KEYS = ('resize_size', 'crop_size', 'mean', 'std', 'std_rgb')
+# Files that hold more than the weights have them under one of these keys.
+_WRAPPERS = ('state_dict', 'model_state_dict', 'model')
+# Parts of names that DataParallel, torch.compile and AveragedModel add.
+_MODULES = ('module', '_orig_mod')
+# Counters beside the weights, of batch norms and of AveragedModel.
+_COUNTERS = ('num_batches_tracked', 'n_averaged')
+# Parts of the messages of torch.load: what it refused, and bold letters.
+_REFUSED = re.compile(r'\b(?:GLOBAL|class) ([\w.]{1,200})')
+_ESCAPES = re.compile(r'\x1b\[[\d;]*m')
 
 
-def read(
-  path: str | os.PathLike,
-  network: str = '',
-  *,
-  crop_size: int = 0,
-  mean: Sequence[float] = (),
-  std: Sequence[float] = (),
-) -> Imported:
-  """Weights of any of the networks here, as PyTorch lays them out.
+def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
+  """Reads the weights of any of the networks here, as PyTorch lays them out.
 
   Names may be those of `torch_layout`, or others: then the layers are matched
   by their kind (convolution, dense, batch norm) in the natural order of their
   names, and the pairs are shown. All shapes must fit; in a network with layers
-  of equal shapes names in another order than the layers' would go unnoticed.
+  of equal shapes, names in another order than the layers' would go unnoticed.
 
-  float16, bfloat16 and float64 become float32 (float64 is rounded), which is
-  said. `num_batches_tracked` is ignored.
+  float16, bfloat16 and float64 become float32 (float64 is rounded), with a
+  warning. Counters of updates are ignored.
+
+  Images for torchvision's weights: the short side to 256 pixels, the middle 224
+  x 224, minus the mean and divided by the deviation of ImageNet's colors.
+  torchvision interpolates with a triangle where images are made smaller here by
+  averaging areas, so that pixels can differ by a few levels. Its average
+  pooling to 6 x 6 is left out here: it leaves their last feature map as it is.
 
   Args:
-    path: of a .safetensors, .pth or .pt file. Of the latter only tensors are
-      read; nothing in it is executed.
-    network: a name of `models.variants`; '': what the file says.
-    crop_size: width of images, in pixels; 0: what the network is meant for.
-    mean: red, green and blue that are subtracted from pixels of 0 to 255; ():
-      those of torchvision's weights, which is said of another network.
-    std: what they are divided by then; (): likewise.
-
-  Returns:
-    The network. Where a file of `interop.save` has a mean image, `mean` is
-    float32 [crop_size, crop_size, 3].
+    path: of a .safetensors file, or of one that torch.save wrote.
+    options: network, crop size, mean and std; none for a file of
+      `interop.save`. Levels that are missing are torchvision's, with a warning
+      if the network is another.
 
   Raises:
     UserError: if the file cannot be read, is damaged or of another kind, or its
       weights do not fit the network; with what was expected and found.
   """
-  with reading.naming(path):
-    tensors, text = torch_storage.load(path)
-    if text is not None:
-      return _described(tensors, text, network, crop_size or mean or std)
-    if not network:
+  with matching.naming(path):
+    tensors, text = load_tensors(path)
+    if text is None:
+      network, head = _identify(tensors, options)
+    elif options == networks.Options():
+      network = from_metadata(text)
+    else:
       raise UserError(
-        'it does not say of which network it is (no metadata of'
-        ' interop.save): name it with --network, such as'
-        f' --network {TORCHVISION}'
+        'it says itself of which network it is and how images are prepared:'
+        ' give --from torch without --network, --crop_size, --mean, --std and'
+        ' --batch_norm_epsilon'
       )
-    levels = mean or TORCHVISION_MEAN, std or TORCHVISION_STD
-    if network != TORCHVISION:
-      levels = reading.pixel_levels(
-        mean, std, TORCHVISION_MEAN, TORCHVISION_STD
-      )
-    return _imported(tensors, network, crop_size, levels)
+    plan = torch_layout.layers(
+      network.model, network.num_classes, network.data['crop_size']
+    )
+    if text is None:
+      tensors = _rename(tensors, plan, head)
+    params, batch_stats = torch_layout.from_torch(tensors, plan)
+  return dataclasses.replace(network, params=params, batch_stats=batch_stats)
 
 
-def _described(tensors, text, network, prepared):
-  """The network of a file that `interop.save` wrote."""
-  described = metadata_lib.from_text(text)
-  if network or prepared:
+def _identify(tensors, options):
+  """Returns (network without weights, name of its last dense layer)."""
+  if not options.network:
     raise UserError(
-      'it says itself of which network it is and how images are prepared:'
-      ' leave out --network, --crop_size, --mean and --std'
+      'it does not say of which network it is (no metadata of interop.save):'
+      f' name it with --network, such as --network {TORCHVISION}'
     )
-  plan = torch_layout.layers(
-    described.model, described.num_classes, described.data['crop_size']
+  known = options.network == TORCHVISION
+  model, data, mean = networks.resolve(
+    options, TORCHVISION_MEAN, TORCHVISION_STD, known
   )
-  params, batch_stats = torch_layout.from_torch(tensors, plan)
-  return Imported(
-    params=params,
-    batch_stats=batch_stats,
-    model=described.model,
-    data=described.data,
-    mean=described.mean,
-    num_classes=described.num_classes,
-    class_names=described.class_names,
-  )
-
-
-def _imported(tensors, network, crop_size, levels, by_name=False):
-  """The network of a file that says nothing of itself."""
-  model = networks.named_fields(network)
-  say_dtypes(tensors)
-  mean, std = levels
-  sizes = networks.image_sizes(network, crop_size)
-  head, num_classes = _head(tensors)
-  plan = torch_layout.layers(model, num_classes, sizes['crop_size'])
-  state = tensors if by_name else _renamed(tensors, plan, head)
-  params, batch_stats = torch_layout.from_torch(state, plan)
-  return Imported(
-    params=params,
-    batch_stats=batch_stats,
-    model=model,
-    data={**sizes, 'mean': 'channel', 'std': 1.0, 'std_rgb': tuple(std)},
-    mean=np.array(mean, np.float32),
-    num_classes=num_classes,
-  )
-
-
-def say_dtypes(tensors: Mapping) -> None:
-  """Warns of numbers that become float32."""
-  dtypes = {
-    array.dtype.name
-    for name, array in tensors.items()
-    if name.rsplit('.', 1)[-1] != torch_layout.IGNORED
-  } & {'float16', 'bfloat16', 'float64'}
-  if dtypes:
-    logging.getLogger(__name__).warning(
-      'numbers of %s become float32', ', '.join(sorted(dtypes))
-    )
-
-
-def _head(tensors):
-  """(name of the last dense layer, its outputs)."""
+  dtypes = {array.dtype.name for array in tensors.values()}
+  if rounded := sorted(dtypes & {'float16', 'bfloat16', 'float64'}):
+    _warn('numbers of %s become float32', ', '.join(rounded))
   widths = {
     name.rpartition('.')[0]: (array.shape[1], array.shape[0])
     for name, array in tensors.items()
     if array.ndim == 2
   }
-  if not widths:
-    raise UserError(
-      'expected dense layers, tensors of two dimensions; found'
-      f' {", ".join(list(tensors)[:10]) or "nothing"}'
-    )
   head = matching.last_dense(widths)
-  return head, widths[head][1]
+  return TrainedNetwork({}, {}, model, data, mean, widths[head][1]), head
 
 
-def _renamed(tensors, plan, head):
-  """The tensors by the names of `torch_layout`."""
-  tensors = {
-    name: array
-    for name, array in tensors.items()
-    if name.rsplit('.', 1)[-1] != torch_layout.IGNORED
-  }
-  wanted = {}
-  for layer in plan:
-    wanted |= layer.torch_shapes()
-  if tensors.keys() == wanted.keys():
+def _warn(message, *arguments):
+  logging.getLogger(__name__).warning(message, *arguments)
+
+
+def _rename(tensors, plan, head):
+  """Returns the tensors by the names of `torch_layout`."""
+  if tensors.keys() == torch_layout.torch_shapes(plan).keys():
     return tensors
   groups = {}
   for name, array in tensors.items():
     layer, _, leaf = name.rpartition('.')
     groups.setdefault(layer, {})[leaf] = array
-  pairs = matching.by_order(
-    {
-      name: (_kind(leaves), {leaf: a.shape for leaf, a in leaves.items()})
-      for name, leaves in groups.items()
-    },
-    [(layer.torch_name, layer.kind, layer.shapes) for layer in plan],
-    head,
-  )
-  names = {layer.torch_name: layer.name for layer in plan}
-  logging.getLogger(__name__).warning(
+  wanted = {layer.torch_name: (layer.kind, layer.shapes) for layer in plan}
+  pairs = matching.match_layers(groups, wanted, head)
+  _warn(
     'layers were matched by kind and order: %s',
-    ', '.join(f'{names[ours]} is {theirs}' for ours, theirs in pairs.items()),
+    ', '.join(f'{layer.name} is {pairs[layer.torch_name]}' for layer in plan),
   )
   return {
     f'{ours}.{leaf}': array
@@ -211,8 +148,256 @@ def _renamed(tensors, plan, head):
   }
 
 
-def _kind(leaves):
-  if 'running_mean' in leaves:
-    return 'norm'
-  ndim = leaves['weight'].ndim if 'weight' in leaves else None
-  return {4: 'conv', 2: 'dense'}.get(ndim, 'layer of another kind')
+def write(path: str | os.PathLike, network: TrainedNetwork, step: int) -> dict:
+  """Writes a .safetensors file, as a whole or not at all.
+
+  Args:
+    path: of the file.
+    network: with the names of its classes.
+    step: number of updates that made the weights.
+
+  Returns:
+    {name: array}, as PyTorch has them.
+  """
+  plan = torch_layout.layers(
+    network.model, network.num_classes, network.data['crop_size']
+  )
+  tensors = torch_layout.to_torch(network.params, network.batch_stats, plan)
+  text = {'format': 'pt', METADATA_KEY: to_metadata(network, step)}
+  with files.replaced_file(path) as temporary:
+    safetensors.numpy.save_file(tensors, temporary, text)
+  return tensors
+
+
+def to_metadata(network: TrainedNetwork, step: int) -> str:
+  """Returns a JSON object of all but the weights; the mean as base64 bytes."""
+  mean = np.ascontiguousarray(network.mean, '<f4')
+  fields = {
+    'version': _VERSION,
+    'model': network.model,
+    'data': {key: network.data[key] for key in _DATA_KEYS},
+    'mean': {
+      'shape': mean.shape,
+      'float32': base64.b64encode(mean.tobytes()).decode(),
+    },
+    'num_classes': network.num_classes,
+    'class_names': network.class_names,
+    'step': step,
+  }
+  return json.dumps(fields, sort_keys=True)
+
+
+def from_metadata(text: str) -> TrainedNetwork:
+  """Returns the network that `to_metadata` described, without its weights.
+
+  Its fields of config.model are checked when the network is built.
+
+  Raises:
+    UserError: if the text is something else.
+  """
+  try:
+    fields = json.loads(text)
+    if fields['version'] != _VERSION:
+      raise ValueError(f'version {fields["version"]!r}, not {_VERSION}')
+    mean = base64.b64decode(fields['mean']['float32'], validate=True)
+    described = TrainedNetwork(
+      params={},
+      batch_stats={},
+      model=_tuples(dict(fields['model'])),
+      data={key: _tuples(fields['data'][key]) for key in _DATA_KEYS},
+      mean=np.frombuffer(mean, '<f4').reshape(fields['mean']['shape']),
+      num_classes=fields['num_classes'],
+      class_names=_tuples(fields['class_names']),
+    )
+    for good, reason in _checks(described, fields['step']):
+      if not good:
+        raise ValueError(reason)
+  # OverflowError and RecursionError: numbers and nested lists that are too
+  # large for Python. What base64 and comparisons of odd types raise is here.
+  except (
+    AttributeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ) as error:
+    missing = ' is missing' if isinstance(error, KeyError) else ''
+    raise UserError(
+      'its metadata was not written by interop.save, or is damaged'
+      f' ({error}{missing}); get the file again'
+    ) from None
+  return described
+
+
+def _checks(network, step):
+  """Yields (a condition that must hold, the reason if it does not)."""
+  data, mean, names = network.data, network.mean, network.class_names
+  crop, resize = data['crop_size'], data['resize_size']
+  for name, number, least in (
+    ('step', step, 0),
+    ('num_classes', network.num_classes, 1),
+    ('num_classes of the model', network.model.get('num_classes', 0), 0),
+    ('crop_size', crop, 1),
+    ('resize_size', resize, crop),
+  ):
+    good = type(number) is int and number >= least
+    yield good, f'{name} {number!r}, not at least {least!r}'
+  kinds = 'channel', 'image', 'none'
+  yield data['mean'] in kinds, f'the mean {data["mean"]!r}'
+  shape = (crop, crop, 3) if data['mean'] == 'image' else (3,)
+  yield mean.shape == shape, f'a mean of shape {mean.shape}, not {shape}'
+  yield np.isfinite(mean).all(), 'a mean that is not finite'
+  std_rgb = data['std_rgb']
+  good = type(std_rgb) is tuple and len(std_rgb) in (0, 3)
+  yield good, f'deviations {std_rgb!r}'
+  for std in (data['std'], *std_rgb):
+    good = type(std) in (int, float) and 0 < float(std) < math.inf
+    yield good, f'a deviation of {std!r}'
+  yield all(isinstance(name, str) for name in names), 'class names of no text'
+  good = len(names) == network.num_classes
+  yield good, f'{len(names)} class names for {network.num_classes} classes'
+
+
+def _tuples(value):
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def load_tensors(
+  path: str | os.PathLike,
+) -> tuple[dict[str, np.ndarray], str | None]:
+  """Reads the tensors of a file by name, and the metadata of `interop.save`.
+
+  Returns:
+    ({name: array of any dtype}, the metadata's text or None). Names lose the
+    parts that wrappers of modules add (_MODULES), and counters (_COUNTERS) are
+    left out.
+
+  Raises:
+    UserError: if the file cannot be read, is damaged or of another kind, would
+      execute code, or its tensors are larger than the file.
+  """
+  path, text = pathlib.Path(path), None
+  try:
+    with path.open('rb') as file:
+      start = file.read(9)
+  except OSError as error:
+    raise UserError(f'cannot be read: {error.strerror}') from None
+  if not start:
+    raise UserError('an empty file; get it again')
+  # The header of .safetensors is JSON after a number of eight bytes.
+  if path.suffix == '.safetensors' or start[8:] == b'{':
+    tensors, text = _load_safetensors(path)
+  else:
+    tensors = _load_pickled(path)
+  tensors = {
+    name: array
+    for name, array in tensors.items()
+    if name.rpartition('.')[2] not in _COUNTERS
+  }
+  short = {
+    '.'.join(part for part in name.split('.') if part not in _MODULES): array
+    for name, array in tensors.items()
+  }
+  return short if len(short) == len(tensors) else tensors, text
+
+
+def _load_safetensors(path):
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      return file.get_tensors(), (file.metadata() or {}).get(METADATA_KEY)
+  except (safetensors.SafetensorError, OSError) as error:
+    hint = '; get it again'
+    if zipfile.is_zipfile(path):
+      hint = '; it is a zip file, as torch.save writes: rename it to .pth'
+    raise UserError(
+      f'not a complete .safetensors file ({error}){hint}'
+    ) from None
+  except (AttributeError, TypeError, ValueError) as error:
+    raise UserError(
+      f'it has a tensor that numpy cannot hold: {error}'
+    ) from None
+
+
+def _load_pickled(path):
+  try:
+    import torch
+  except ImportError:
+    raise UserError(
+      'a file of torch.save needs PyTorch to be read safely:'
+      f' {how_to_install("interop")}, or convert it to .safetensors'
+    ) from None
+  try:
+    with warnings.catch_warnings():
+      # It warns of old protocols before it reads or refuses the file.
+      warnings.simplefilter('ignore')
+      # Without weights_only it would execute what the file says. Maps the file
+      # (those of before zips cannot be), so that nothing larger is made of it.
+      contents = torch.load(
+        path,
+        weights_only=True,
+        map_location='cpu',
+        mmap=zipfile.is_zipfile(path),
+      )
+  except pickle.UnpicklingError as error:
+    refused = _REFUSED.search(str(error))
+    named = f' (it asks for {refused[1]})' if refused else ''
+    raise UserError(
+      'PyTorch refuses to read it as plain tensors; it is damaged, holds a'
+      ' whole module instead of its state_dict(), or would execute'
+      f' code{named}. Save it with torch.save(network.state_dict(), ...)'
+    ) from None
+  except Exception as error:  # zip files and old formats raise anything
+    lines = _ESCAPES.sub('', str(error)).strip().splitlines() or ['']
+    raise UserError(
+      'damaged, or not a file of torch.save'
+      f' ({type(error).__name__}: {lines[0][:200]})'
+    ) from None
+  return {
+    name: _to_numpy(name, tensor, torch)
+    for name, tensor in _find_state_dict(contents, torch).items()
+  }
+
+
+def _find_state_dict(contents, torch):
+  for key in _WRAPPERS:
+    if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
+      contents = contents[key]
+  if not isinstance(contents, Mapping):
+    raise UserError(
+      f'expected a state dict {{name: tensor}}, found {type(contents).__name__}'
+    )
+  others = [
+    f'{key} ({type(value).__name__})'
+    for key, value in contents.items()
+    if not (isinstance(key, str) and isinstance(value, torch.Tensor))
+  ]
+  if others:
+    raise UserError(
+      'expected a state dict {name: tensor}, or one under'
+      f' {" or ".join(_WRAPPERS)}; found {", ".join(others[:10])}'
+    )
+  return contents
+
+
+def _to_numpy(name, tensor, torch):
+  """Returns an array without a copy: many names may share the same numbers."""
+  if tensor.layout != torch.strided or tensor.is_quantized:
+    raise UserError(f'{name}: expected a plain tensor, found {tensor.layout}')
+  wanted = tensor.numel() * tensor.itemsize
+  there = tensor.untyped_storage().nbytes()
+  if wanted > there:
+    raise UserError(
+      f'{name}: its shape {list(tensor.shape)} takes {wanted:,} bytes, of which'
+      f' the file has {there:,}: it repeats them (expand); save it after'
+      ' .contiguous()'
+    )
+  tensor = tensor.detach()
+  try:
+    if tensor.dtype == torch.bfloat16:  # numpy alone has none
+      return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+  except (TypeError, RuntimeError) as error:
+    raise UserError(f'{name}: {error}') from None

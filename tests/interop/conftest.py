@@ -1,4 +1,4 @@
-"""What the tests of weights in and out share."""
+"""Shared by the tests of weights in and out."""
 
 import json
 
@@ -7,6 +7,27 @@ import numpy as np
 import pytest
 
 from alexnet_jax.interop import networks
+from tests.system import commands
+
+
+@pytest.fixture(scope='session')
+def trained_run(tmp_path_factory):
+  """A run of the real command, with a mean image, averages and batch norms."""
+  folder = tmp_path_factory.mktemp('trained')
+  recipe = commands.write_recipe(
+    folder,
+    num_steps=4,
+    eval_every_steps=4,
+    log_every_steps=4,
+    ema_decay=0.9,
+    data__mean='image',
+    model__norm='batch',
+    model__norm_layers=(1,),
+    model__norm_hidden=(1,),
+    model__paddings=('SAME', (1, 2)),
+  )
+  commands.train(recipe, folder / 'run')
+  return folder / 'run'
 
 
 @pytest.fixture
@@ -22,7 +43,7 @@ def random_images():
 
 @pytest.fixture
 def our_logits():
-  """Of an `Imported` network, in float32."""
+  """Computes the logits of a `TrainedNetwork` in float32."""
 
   def compute(imported, images):
     network = networks.module(imported.model, imported.num_classes)
@@ -36,9 +57,9 @@ def our_logits():
 def command_result(capsys):
   """Calls a command's main with --json: (exit code, result or None, errors)."""
 
-  def call(main, *arguments):
+  def call(main, line):
     capsys.readouterr()
-    code = main([*map(str, arguments), '--json'])
+    code = main([*line.split(), '--json'])
     out, err = capsys.readouterr()
     return code, json.loads(out.splitlines()[-1]) if out else None, err
 

@@ -1,7 +1,8 @@
 """Weights of networks as one writes them in Keras, in its own files."""
 
+import contextlib
 import os
-import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import keras_files
+from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
-from tests.some_slow import some_slow
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 keras = pytest.importorskip('keras')
@@ -26,38 +27,25 @@ pytestmark = [
 CLASSES = 7
 NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
 KERNELS = (11, 5, 3, 3, 3)
-DENSE = ('dense', 'dense_1', 'dense_2')  # of marvin
+MARVIN = Options('marvin')
 
 
-def norm_first():
-  """Batch norm before the ReLU of the first two convolutions."""
+def batch_norm(everywhere):
+  """After the ReLU of all convolutions, or before it in the first two."""
   out = [keras.Input((224, 224, 3))]
   for number, (units, kernel) in enumerate(zip(NARROW, KERNELS, strict=True)):
     strides = 1 if number else 4
-    if number < 2:
-      out += [
-        layers.Conv2D(units, kernel, strides, padding='same'),
-        *(layers.BatchNormalization(), layers.Activation('relu')),
-      ]
-    else:
-      out.append(
-        layers.Conv2D(units, kernel, padding='same', activation='relu')
-      )
+    padding = 'valid' if everywhere and not number else 'same'
+    out.append(layers.Conv2D(units, kernel, strides, padding))
+    norm = [layers.BatchNormalization()] * (everywhere or number < 2)
+    relu = [layers.Activation('relu')]
+    out += relu + norm if everywhere else norm + relu
     out += [layers.MaxPooling2D(3, 2)] if number in (0, 1, 4) else []
   return out + head()
 
 
-def norm_everywhere():
-  """Batch norm after the ReLU of every convolution."""
-  out = [keras.Input((224, 224, 3))]
-  for number, (units, kernel) in enumerate(zip(NARROW, KERNELS, strict=True)):
-    strides, padding = (1, 'same') if number else (4, 'valid')
-    out += [
-      layers.Conv2D(units, kernel, strides, padding, activation='relu'),
-      layers.BatchNormalization(),
-    ]
-    out += [layers.MaxPooling2D(3, 2)] if number in (0, 1, 4) else []
-  return out + head()
+def norm_first():
+  return batch_norm(everywhere=False)
 
 
 def head(hidden=HIDDEN):
@@ -80,7 +68,7 @@ def marvin():
 
 NETWORKS = {
   'alexnet_bn': (norm_first, 224),
-  'alexnet_bn_all': (norm_everywhere, 224),
+  'alexnet_bn_all': (lambda: batch_norm(everywhere=True), 224),
   'marvin': (marvin, 28),
 }
 
@@ -108,12 +96,6 @@ def build(make, seed=0):
   return network
 
 
-def outputs(network, images):
-  """Of a Keras network, whose Dense adds biases of lower rank."""
-  with jax.numpy_rank_promotion('allow'):
-    return np.asarray(network(images, training=False))
-
-
 @pytest.fixture
 def saved(tmp_path):
   """Writes a network with Keras itself."""
@@ -127,42 +109,40 @@ def saved(tmp_path):
   return save
 
 
-@pytest.mark.parametrize(
-  'name', some_slow(NETWORKS, [n for n in NETWORKS if n != 'alexnet_bn'])
-)
-def test_probabilities_are_those_of_keras(
-  name, saved, random_images, our_logits
+@pytest.mark.parametrize('name', NETWORKS)
+def test_logits_are_those_of_keras(
+  name, saved, random_images, our_logits, caplog
 ):
   make, size = NETWORKS[name]
   network, path = saved(make)
   images = random_images(size)
-  imported = keras_files.read(path, name)
+  imported = keras_files.read(path, Options(name))
+  said = 'taken: --mean 0,0,0 and --std 255,255,255'
+  if name != 'marvin':
+    said += ' and --batch_norm_epsilon 0.001'
+  assert said in caplog.text
+  assert imported.data['std_rgb'] == (255.0,) * 3
   assert imported.num_classes == CLASSES
   assert imported.data['crop_size'] == size
-  wanted = outputs(network, images)
-  assert wanted.std() > 0.01  # the images' classes differ
-  logits = our_logits(imported, images)
-  exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-  actual = exponentials / exponentials.sum(-1, keepdims=True)
-  np.testing.assert_allclose(actual, wanted, atol=1e-5)
-  # The logits, which the softmax forgets a constant of.
+  # Without the softmax, which forgets a constant of them.
   before = keras.Model(network.inputs[0], network.layers[-1].input)
   kernel, bias = map(np.asarray, network.layers[-1].get_weights())
-  np.testing.assert_allclose(
-    logits, outputs(before, images) @ kernel + bias, atol=1e-4
-  )
+  with jax.numpy_rank_promotion('allow'):  # its Dense adds biases so
+    wanted = np.asarray(before(images, training=False)) @ kernel + bias
+  assert wanted.std() > 0.01  # the images' classes differ
+  logits = our_logits(imported, images)
+  np.testing.assert_allclose(logits, wanted, atol=1e-4)
 
 
 def test_layers_are_in_the_order_of_their_numbers(saved):
-  """As Keras counts on within a process: conv2d_9 is before conv2d_10."""
-  make, _ = NETWORKS['alexnet_bn']
-  _, path = saved(make)
+  """Keras counts on within a process: conv2d_9 comes before conv2d_10."""
+  _, path = saved(norm_first)
   with h5py.File(path, 'r+') as file:
     file.move('layers/conv2d', 'layers/conv2d_5')
     for number in range(1, 5):
       file.move(f'layers/conv2d_{number}', f'layers/conv2d_{number + 9}')
     file.move('layers/conv2d_5', 'layers/conv2d_9')
-  imported = keras_files.read(path, 'alexnet_bn')
+  imported = keras_files.read(path, Options('alexnet_bn'))
   with h5py.File(path) as file:
     for number in range(5):
       np.testing.assert_array_equal(
@@ -171,15 +151,24 @@ def test_layers_are_in_the_order_of_their_numbers(saved):
       )
 
 
-def test_what_pixels_become(saved, caplog):
-  _, path = saved()
-  assert keras_files.read(path, 'marvin').data['std_rgb'] == (255.0,) * 3
-  assert 'taken are --mean 0,0,0 and --std 255,255,255: give' in caplog.text
-  caplog.clear()
-  imported = keras_files.read(
-    path, 'marvin', mean=(1, 2, 3), std=(50, 60, 70), crop_size=28
+def test_a_model_around_a_sequential(saved, tmp_path):
+  """Its layers are one level deeper."""
+  network, path = saved()
+  nested = keras.Sequential([keras.Input((28, 28, 3)), network])
+  nested.save_weights(tmp_path / 'nested.weights.h5')
+  found, expected = (
+    keras_files.read(file, MARVIN).params
+    for file in (tmp_path / 'nested.weights.h5', path)
   )
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_levels_and_epsilon_that_are_given(saved, caplog):
+  _, path = saved(norm_first)
+  options = Options('alexnet_bn', 224, (1, 2, 3), (50, 60, 70), 1e-4)
+  imported = keras_files.read(path, options)
   assert imported.data['std_rgb'] == (50, 60, 70)
+  assert imported.model['batch_norm_epsilon'] == 1e-4
   np.testing.assert_array_equal(imported.mean, [1, 2, 3])
   assert caplog.text == ''
 
@@ -187,7 +176,7 @@ def test_what_pixels_become(saved, caplog):
 def test_another_network_is_refused_with_both(saved):
   _, path = saved()
   with pytest.raises(UserError, match='MISFIT: expected conv1') as caught:
-    keras_files.read(path, 'alexnet_bn')
+    keras_files.read(path, Options('alexnet_bn'))
   assert 'keras.weights.h5' in str(caught.value)
   assert 'expected norm1' in str(caught.value)
 
@@ -195,12 +184,11 @@ def test_another_network_is_refused_with_both(saved):
 def test_the_other_files_of_keras_are_refused(saved, tmp_path):
   network, _ = saved()
   network.save(tmp_path / 'whole.keras')
-  assert zipfile.is_zipfile(tmp_path / 'whole.keras')
   with pytest.raises(UserError, match=r'found a zip, as a \.keras file is'):
-    keras_files.read(tmp_path / 'whole.keras', 'marvin')
+    keras_files.read(tmp_path / 'whole.keras', MARVIN)
   network.save(tmp_path / 'old.h5')
   with pytest.raises(UserError, match='older format of Keras 2'):
-    keras_files.read(tmp_path / 'old.h5', 'marvin')
+    keras_files.read(tmp_path / 'old.h5', MARVIN)
 
 
 def test_truncated_at_any_place(saved, tmp_path):
@@ -209,102 +197,104 @@ def test_truncated_at_any_place(saved, tmp_path):
   cut = tmp_path / 'cut.weights.h5'
   for size in (0, 4, 8, 100, *range(1000, len(whole), len(whole) // 20)):
     cut.write_bytes(whole[:size])
-    with pytest.raises(UserError) as caught:
-      keras_files.read(cut, 'marvin')
-    assert 'cut.weights.h5' in str(caught.value)
+    with pytest.raises(UserError, match=r'cut\.weights\.h5'):
+      keras_files.read(cut, MARVIN)
 
 
 def test_tampered_anywhere(saved, tmp_path):
   """Either the numbers change or it is refused; nothing else is raised."""
   _, path = saved()
-  assert keras_files.read(path, 'marvin').num_classes == CLASSES
   whole = path.read_bytes()
   rng = np.random.default_rng(0)
   bad = tmp_path / 'bad.weights.h5'
   refused = 0
-  for _ in range(200):
+  for _ in range(100):
     content = bytearray(whole)
     for place in rng.integers(0, min(len(content), 12_000), 20):
       content[place] = rng.integers(256)
     bad.write_bytes(content)
     try:
-      keras_files.read(bad, 'marvin')
+      keras_files.read(bad, MARVIN)
     except UserError:
       refused += 1
-  assert 20 < refused < 200
+  assert 10 < refused < 100
+
+
+def replace(name, array):
+  def change(file):
+    del file[f'layers/{name}']
+    file[f'layers/{name}'] = array
+
+  return change
+
+
+def link(target):
+  """`layers` becomes a link."""
+
+  def change(file):
+    file.move('layers', 'others')
+    file['layers'] = target
+
+  return change
+
+
+def elsewhere(file):
+  """Numbers that are those of another file."""
+  Path(file.filename).with_name('other').write_bytes(bytes(128))
+  del file['layers/conv2d/vars/1']
+  file['layers/conv2d/vars'].create_dataset(
+    '1', (32,), 'f4', external=[('other', 0, 128)]
+  )
+
+
+def virtual(file):
+  layout = h5py.VirtualLayout((32,), 'f4')
+  layout[:] = h5py.VirtualSource('other', 'x', (32,))
+  del file['layers/conv2d/vars/1']
+  file['layers/conv2d/vars'].create_virtual_dataset('1', layout)
+
+
+def large(file):
+  file['layers/conv2d/vars'].create_dataset(
+    '2', (10**6, 10**6), 'f4', compression='gzip'
+  )
+
+
+def many(file):
+  for i in range(5):
+    file.create_dataset(f'layers/x/vars/{i}', (2**18,), 'f4', fillvalue=1)
+
+
+def texts(file):
+  file.create_dataset(
+    'layers/x/vars/0', data=['a' * 1000] * 1000, dtype=h5py.string_dtype()
+  )
+
+
+def headless(file):
+  for name in ('dense', 'dense_1', 'dense_2'):
+    del file[f'layers/{name}']
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (
-      lambda file: replace(file, 'layers/conv2d/vars/0', np.zeros((3, 3, 3))),
-      'MISFIT: expected conv1',
-    ),
+    (replace('conv2d/vars/0', np.zeros((3, 3, 3))), 'MISFIT: expected conv1'),
     (
       lambda file: file.create_dataset('layers/x/vars/0', data=np.zeros(3)),
       'expected nothing, found x',
     ),
-    (
-      lambda file: [file.__delitem__(f'layers/{name}') for name in DENSE],
-      'expected Dense layers',
-    ),
-    (
-      lambda file: file.__delitem__('layers'),
-      "expected the group 'layers'",
-    ),
-    (
-      lambda file: replace(
-        file, 'layers/conv2d/vars/1', np.full(32, np.nan, np.float32)
-      ),
-      'conv2d bias: ',
-    ),
-    (
-      lambda file: replace(file, 'layers/conv2d/vars/1', np.full(32, b'x')),
-      'conv2d bias: ',
-    ),
-    (
-      lambda file: link(file, h5py.SoftLink('/layers/dense')),
-      'is a link to elsewhere',
-    ),
-    (
-      lambda file: link(file, h5py.ExternalLink('/etc/passwd', 'x')),
-      'is a link to elsewhere',
-    ),
-    (
-      lambda file: file.create_dataset(
-        'layers/conv2d/vars/2', (10**6, 10**6), 'f4', compression='gzip'
-      ),
-      'larger than the file',
-    ),
-    (
-      lambda file: [
-        file.create_dataset(f'layers/x/vars/{i}', (2**18,), 'f4', fillvalue=1)
-        for i in range(5)
-      ],
-      'larger than the file',
-    ),
-    (
-      lambda file: file.create_dataset(
-        'layers/x/vars/0', data=['a' * 1000] * 1000, dtype=h5py.string_dtype()
-      ),
-      'expected numbers, found object',
-    ),
-    (
-      lambda file: [
-        link(file, file['layers/conv2d_1/vars/0'], f'again{i}')
-        for i in range(1000)
-      ],
-      'is a second name of what has one already',
-    ),
-    (
-      lambda file: doubled(file, 60),
-      'is a second name of what has one already',
-    ),
-    (
-      lambda file: link(file, file['layers']),
-      'is a second name of what has one already',
-    ),
+    (headless, 'expected dense layers'),
+    (lambda file: file.__delitem__('layers'), "expected the group 'layers'"),
+    (replace('conv2d/vars/1', np.full(32, np.nan, 'f4')), 'conv2d bias: '),
+    (replace('conv2d/vars/1', np.full(32, b'x')), 'conv2d bias: '),
+    (replace('conv2d', h5py.SoftLink('/layers/dense')), 'MISFIT'),
+    (link(h5py.ExternalLink('/etc/passwd', 'x')), "the group 'layers'"),
+    (elsewhere, 'has its numbers in another file'),
+    (virtual, 'has its numbers in another file'),
+    (large, 'larger than the file'),
+    (many, 'larger than the file'),
+    (texts, 'expected numbers, found object'),
   ],
 )
 def test_what_does_not_belong_is_refused(change, message, saved):
@@ -312,31 +302,27 @@ def test_what_does_not_belong_is_refused(change, message, saved):
   with h5py.File(path, 'r+') as file:
     change(file)
   with pytest.raises(UserError, match=message):
-    keras_files.read(path, 'marvin')
+    keras_files.read(path, MARVIN)
 
 
-def replace(file, name, array):
-  del file[name]
-  file[name] = array
-
-
-def link(file, target, name='elsewhere'):
-  file[f'layers/{name}'] = target
-
-
-def doubled(file, depth):
-  """Groups that hold the next one twice: 2^depth ways to the last."""
-  group = file.create_group('layers/deep')
-  for _ in range(depth):
-    group['a'] = inner = group.create_group('b')
-    group = inner
-  group['numbers'] = np.zeros(3, np.float32)
+def test_many_names_of_one_array_count_once(saved):
+  """2^60 ways to an array, and a circle."""
+  _, path = saved()
+  with h5py.File(path, 'r+') as file:
+    group = file['layers/conv2d/vars']
+    array = group['1']
+    for _ in range(60):
+      group['again'] = inner = group.create_group('deep')
+      group = inner
+    group['circle'] = file['layers']
+    group['1'] = array
+  with contextlib.suppress(UserError):
+    keras_files.read(path, MARVIN)
 
 
 def test_negative_variances_are_refused(saved):
-  make, _ = NETWORKS['alexnet_bn']
-  _, path = saved(make)
+  _, path = saved(norm_first)
   with h5py.File(path, 'r+') as file:
     file['layers/batch_normalization/vars/3'][3] = -0.5
   with pytest.raises(UserError, match='found negative numbers'):
-    keras_files.read(path, 'alexnet_bn')
+    keras_files.read(path, Options('alexnet_bn'))

@@ -1,6 +1,7 @@
 """A run of imported weights in every command that takes one."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -20,26 +21,27 @@ from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import report
 from alexnet_jax.interop import imported_run
 from alexnet_jax.interop import load
-from alexnet_jax.interop import networks
 from alexnet_jax.interop import torch_files
 from alexnet_jax.interop import torch_layout
-from alexnet_jax.training import build
+from alexnet_jax.interop.networks import Options
+from alexnet_jax.models import variants
+from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import restored
 from tests.system import commands
 
+FILE = 'marvin.safetensors'
 CLASSES = ('blue', 'green', 'red')
 MEAN, STD = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
+MARVIN = Options('marvin')
 
 
-def torch_state(network='marvin', classes=3, size=28, seed=0):
-  rng = np.random.default_rng(seed)
+def torch_state():
+  rng = np.random.default_rng(0)
   state = {}
-  for layer in torch_layout.layers(
-    networks.named_fields(network), classes, size
-  ):
-    for name, shape in layer.torch_shapes().items():
-      scale = (2 / max(1, np.prod(shape[1:]))) ** 0.5 if shape[1:] else 0.1
-      state[name] = rng.normal(0, scale, shape).astype(np.float32)
+  plan = torch_layout.layers(variants.fields('marvin'), len(CLASSES), 28)
+  for name, shape in torch_layout.torch_shapes(plan).items():
+    scale = (2 / max(1, np.prod(shape[1:]))) ** 0.5 if shape[1:] else 0.1
+    state[name] = rng.normal(0, scale, shape).astype(np.float32)
   return state
 
 
@@ -56,24 +58,29 @@ def place(tmp_path_factory):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = rng.integers(0, 256, (28, 28, 3), np.uint8)
     PIL.Image.fromarray(pixels).save(path)
-  code = load.main(
-    [
-      *('--from', 'torch', str(folder / 'marvin.safetensors')),
-      *('--network', 'marvin', '--workdir', str(folder / 'run')),
-      *('--class_names', str(folder / 'names.txt')),
-      *('--mean', ','.join(map(str, MEAN)), '--std', ','.join(map(str, STD))),
-    ]
+  options = (
+    f'--class_names {folder / "names.txt"} --mean 100,110,120 --std 50,60,70'
   )
-  assert code == 0
+  line = load_line(folder, folder / 'run', options)
+  assert load.main(line.split()) == 0
   return folder
+
+
+def load_line(place, workdir, options=''):
+  line = f'--from torch {place / FILE} --network marvin --workdir {workdir}'
+  return f'{line} {options}'
+
+
+def run_line(place):
+  return f'--workdir {place / "run"} --data_path {place / "data"}'
 
 
 def expected_logits(place, files):
   """By hand, of images of the network's own size."""
-  imported = torch_files.read(place / 'marvin.safetensors', 'marvin')
+  imported = torch_files.read(place / FILE, MARVIN)
   pixels = np.stack([np.asarray(PIL.Image.open(file)) for file in files])
   images = (pixels.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
-  network = networks.module(imported.model, 3)
+  network = AlexNet(**imported.model, num_classes=3)
   return np.asarray(network.apply({'params': imported.params}, images))
 
 
@@ -92,10 +99,7 @@ def test_the_recorded_config_is_valid(place):
 
 
 def test_evaluate(place, command_result):
-  code, result, err = command_result(
-    evaluate.main,
-    *('--workdir', place / 'run', '--data_path', place / 'data'),
-  )
+  code, result, err = command_result(evaluate.main, run_line(place))
   assert code == 0, err
   files = sorted((place / 'data' / 'val').rglob('*.png'))
   labels = [CLASSES.index(file.parent.name) for file in files]
@@ -109,42 +113,36 @@ def test_evaluate(place, command_result):
 
 @pytest.mark.slow
 def test_evaluate_says_where_data_and_names_go(place, tmp_path, command_result):
-  run = place / 'run'
-  code, _, err = command_result(evaluate.main, '--workdir', run)
+  run, unnamed = place / 'run', tmp_path / 'unnamed'
+  code, _, err = command_result(evaluate.main, f'--workdir {run}')
   assert code == 2
   assert 'no data was named: give --data_path DIR' in err
-  arguments = ('--from', 'torch', '--network', 'marvin')
-  file = place / 'marvin.safetensors'
-  unnamed = tmp_path / 'unnamed'
-  data = ('--data_path', place / 'data')
-  code, result, err = command_result(
-    load.main, *arguments, file, '--workdir', unnamed, *data
-  )
+  data = f'--data_path {place / "data"}'
+  code, result, err = command_result(load.main, load_line(place, unnamed, data))
   assert code == 0, err
   assert not result['classes_are_named']
   assert 'no classes: they are called class_0000 to class_0002 (--cl' in err
   assert f'evaluate --workdir {unnamed}\n' in err
   # Then they are those of the data, in its order.
-  named = command_result(evaluate.main, '--workdir', run, *data)[1]
-  code, result, err = command_result(evaluate.main, '--workdir', unnamed)
+  named = command_result(evaluate.main, run_line(place))[1]
+  code, result, err = command_result(evaluate.main, f'--workdir {unnamed}')
   assert code == 0, err
   assert f'the classes of {unnamed} have no names' in err
   assert result['examples'] == named['examples']
-  code, result, err = command_result(ensemble.main, run, unnamed, *data)
+  code, result, err = command_result(ensemble.main, f'{run} {unnamed} {data}')
   assert code == 0, err
   assert result['examples'] == named['examples']
   assert len(result['members']) == 2
-  two = tmp_path / 'two'
-  for number, split in enumerate(('train', 'val')):
-    for name in ('blue', 'green'):
-      (two / split / name).mkdir(parents=True)
-      image = PIL.Image.new('RGB', (28, 28), (number * 80, 9, 9))
-      image.save(two / split / name / f'{split}.png')
+  other = shutil.copytree(place / 'data', tmp_path / 'other')
+  for split in other.iterdir():
+    (split / 'blue').rename(split / 'pink')
   code, _, err = command_result(
-    evaluate.main, '--workdir', unnamed, '--data_path', two
+    evaluate.main, f'--workdir {run} --data_path {other}'
   )
   assert code == 2
-  assert "has 2 classes ('blue', 'green'), but the network has 3" in err
+  assert (
+    "('green', 'pink', 'red'), but the network has 3 classes ('blue'" in err
+  )
   assert '--class_names FILE' in err
 
 
@@ -152,8 +150,7 @@ def test_predict(place, tmp_path, command_result):
   table = tmp_path / 'table.csv'
   code, result, err = command_result(
     predict.main,
-    *('--workdir', place / 'run', '--top', 3, '--csv', table),
-    place / 'data' / 'val',
+    f'--workdir {place / "run"} --top 3 --csv {table} {place / "data" / "val"}',
   )
   assert code == 0, err
   answers = result['predictions']
@@ -168,10 +165,7 @@ def test_predict(place, tmp_path, command_result):
 
 
 def test_report(place, command_result):
-  code, result, err = command_result(
-    report.main,
-    *('--workdir', place / 'run', '--data_path', place / 'data'),
-  )
+  code, result, err = command_result(report.main, run_line(place))
   assert code == 0, err
   assert result['step'] == 0
   assert result['parameters'] == sum(a.size for a in torch_state().values())
@@ -185,8 +179,10 @@ def test_the_recipe_of_fine_tuning(place, tmp_path):
   recipe = f'{commands.ROOT}/configs/finetune.py:{run}'
   overrides = (
     f'--config.data.path={place / "data"}',
-    *('--config.num_epochs=0', '--config.num_steps=2'),
-    *('--config.global_batch_size=8', '--config.report=false'),
+    '--config.num_epochs=0',
+    '--config.num_steps=2',
+    '--config.global_batch_size=8',
+    '--config.report=false',
   )
   frozen = """--config.init.freeze=('conv*',)"""
   commands.train(recipe, tmp_path / 'tuned', *overrides, frozen)
@@ -209,12 +205,14 @@ def test_the_recipe_of_fine_tuning(place, tmp_path):
 
 @pytest.mark.slow
 def test_other_classes_need_a_new_head(place, tmp_path):
-  """Of as many classes, so that the shapes fit."""
+  """There are as many classes, so that the shapes fit."""
   code, _, err = commands.run(
     *commands.MAIN,
     f'--config={commands.ROOT}/configs/finetune.py:{place / "run"}',
-    *('--workdir', tmp_path / 'run', '--config.init.skip=()'),
-    *('--config.data.source=synthetic', '--config.data.synthetic_classes=3'),
+    f'--workdir={tmp_path / "run"}',
+    '--config.init.skip=()',
+    '--config.data.source=synthetic',
+    '--config.data.synthetic_classes=3',
   )
   assert code == 2
   assert "has 3 classes ('blue', 'green', 'red'), the data here" in err
@@ -226,7 +224,7 @@ def test_there_is_no_training_to_compare(place, tmp_path, command_result):
   copy = shutil.copytree(place / 'run', tmp_path / 'copy')
   code, _, err = command_result(
     compare.main,
-    *('--workdirs', place / 'run', copy, '--out', tmp_path / 'out'),
+    f'--workdirs {place / "run"} {copy} --out {tmp_path / "out"}',
   )
   assert code == 2
   assert f'{place / "run"} holds weights of elsewhere' in err
@@ -242,100 +240,49 @@ def test_fine_tuning_needs_a_run(argument, message):
     validation.load_config([recipe])
 
 
-@pytest.mark.slow
-def test_fine_tuning(place, tmp_path):
-  recipe = commands.write_recipe(
-    tmp_path,
-    num_steps=2,
-    eval_every_steps=2,
-    log_every_steps=2,
-    data__source='folder',
-    data__path=str(place / 'data'),
-    data__resize_size=28,
-    data__crop_size=28,
-    data__std=1.0,
-    data__std_rgb=STD,
-    **{
-      f'model__{key}': value
-      for key, value in networks.named_fields('marvin').items()
-    },
-    optimizer__learning_rate=1e-8,
-    optimizer__weight_decay=0.0,
-  )
-  tuned = tmp_path / 'tuned'
-  result = commands.train(
-    recipe, tuned, f'--config.init.workdir={place / "run"}'
-  )
-  assert result['step'] == 2
-  _, names, state = restored.restore(str(tuned), 'final')
-  _, _, before = restored.restore(str(place / 'run'), 'final')
-  assert names == list(CLASSES)
-  for layer, leaves in before.params.items():
-    for leaf, array in leaves.items():
-      found = np.asarray(state.params[layer][leaf])
-      np.testing.assert_allclose(found, array, rtol=1e-4, atol=1e-6)
-
-
-FILE = 'marvin.safetensors'
-NETWORK = ('--network', 'marvin')
-
-
 @pytest.mark.parametrize(
-  ('kind', 'name', 'options', 'message'),
+  ('kind', 'options', 'message'),
   [
-    ('torch', 'none.pth', NETWORK, 'FILE: there is no file'),
-    ('torch', 'data', NETWORK, 'FILE: there is no file'),
-    ('torch', FILE, (), 'name it with --network'),
-    (
-      'torch',
-      FILE,
-      ('--network', 'marwin'),
-      "--network is 'marwin'; there are",
-    ),
-    ('torch', FILE, (*NETWORK, '--crop_size', '-3'), '--crop_size is -3'),
-    ('torch', FILE, (*NETWORK, '--crop_size', '4'), 'crops of 4 pixels do not'),
-    ('torch', FILE, (*NETWORK, '--mean', '1,2'), "--mean is '1,2'"),
-    ('torch', FILE, (*NETWORK, '--std', '1,0,2'), "--std is '1,0,2'"),
-    ('torch', FILE, (*NETWORK, '--mean', 'nan,1,1'), "--mean is 'nan,1,1'"),
-    ('torch', FILE, (*NETWORK, '--data_source', 'zip'), "data.source is 'zip'"),
-    (
-      'torch',
-      FILE,
-      (*NETWORK, '--class_names', 'none.txt'),
-      '--class_names: there is no file none.txt',
-    ),
-    (
-      'torch',
-      FILE,
-      (*NETWORK, '--data_path', 'none'),
-      '--data_path: there is no folder none',
-    ),
-    ('torchvision', FILE, NETWORK, '--network is not for --from torchvision'),
-    *(
-      ('torchvision', FILE, option, "takes torchvision's own network and prep")
-      for option in (
-        *(('--crop_size', '256'), ('--mean', '1,2,3'), ('--std', '1,2,3')),
-      )
-    ),
-    ('torchvision', FILE, (), 'expected [64, 3, 11, 11]'),
-    ('keras', FILE, (), '--from keras needs --network'),
-    ('keras', FILE, NETWORK, 'expected an HDF5 file'),
-    ('caffe', FILE, ('--std', '1,1,1'), '--std is not for --from caffe'),
-    ('caffe', FILE, ('--mean', 'none.binaryproto'), '--mean: there is no file'),
-    ('caffe', FILE, (), 'expected a binary protobuf'),
+    ('torch', '', 'name it with --network'),
+    ('torch', '--network x', "--network is 'x'; there are"),
+    ('torch', '--network marvin --crop_size -3', '--crop_size is -3'),
+    ('torch', '--network marvin --crop_size 4', 'crops of 4 pixels do not'),
+    ('torch', '--network marvin --mean 1,2', "--mean is '1,2'"),
+    ('torch', '--network marvin --std 1,0,2', "--std is '1,0,2'"),
+    ('torch', '--network marvin --mean nan,1,1', "--mean is 'nan,1,1'"),
+    ('torch', '--network marvin --batch_norm_epsilon -1', 'epsilon is -1.0'),
+    ('torch', '--network marvin --data_source zip', "data.source is 'zip'"),
+    ('torch', '--network marvin --class_names x', 'there is no file x'),
+    ('torch', '--network marvin --data_path x', 'there is no folder x'),
+    ('torchvision', '', 'expected features.0 weight [64, 3, 11, 11]'),
+    ('torchvision', '--network marvin', '--network is not for --from torchv'),
+    ('torchvision', '--mean 1,2,3', "takes torchvision's own network and prep"),
+    ('keras', '', '--from keras needs --network'),
+    ('keras', '--network marvin', 'expected an HDF5 file'),
+    ('caffe', '--std 1,1,1', '--std is not for --from caffe'),
+    ('caffe', '--mean none.binaryproto', '--mean: there is no file'),
+    ('caffe', '', 'expected a binary protobuf'),
   ],
 )
 def test_what_is_refused(
-  kind, name, options, message, place, tmp_path, command_result
+  kind, options, message, place, tmp_path, command_result
 ):
-  run = tmp_path / 'run'
   code, result, err = command_result(
-    load.main, '--from', kind, place / name, '--workdir', run, *options
+    load.main,
+    f'--from {kind} {place / FILE} --workdir {tmp_path / "run"} {options}',
   )
   assert code == 2, err
   assert message in err
   assert result is None
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['none.pth', 'data'])
+def test_a_file_that_is_not_there(name, place, tmp_path, command_result):
+  line = f'--from torch --network marvin --workdir {tmp_path / "run"}'
+  code, _, err = command_result(load.main, f'{line} {place / name}')
+  assert code == 2
+  assert f'FILE: there is no file {place / name}' in err
 
 
 @pytest.mark.parametrize(
@@ -351,11 +298,8 @@ def test_what_is_refused(
 def test_unfit_class_names(text, message, place, tmp_path, command_result):
   names = tmp_path / 'names.txt'
   names.write_bytes(text)
-  code, _, err = command_result(
-    load.main,
-    *('--from', 'torch', place / FILE, *NETWORK, '--class_names', names),
-    *('--workdir', tmp_path / 'run'),
-  )
+  line = load_line(place, tmp_path / 'run', f'--class_names {names}')
+  code, _, err = command_result(load.main, line)
   assert code == 2
   assert message in err
   assert list(tmp_path.iterdir()) == [names]
@@ -363,11 +307,8 @@ def test_unfit_class_names(text, message, place, tmp_path, command_result):
 
 def test_one_level_is_for_all_colors(place, tmp_path, command_result):
   run = tmp_path / 'run'
-  code, _, err = command_result(
-    load.main,
-    *('--from', 'torch', place / FILE, *NETWORK, '--workdir', run),
-    *('--class_names', place / 'names.txt', '--mean', 99, '--std', '78'),
-  )
+  options = f'--class_names {place / "names.txt"} --mean 99 --std 78'
+  code, _, err = command_result(load.main, load_line(place, run, options))
   assert code == 0, err
   assert 'names no classes' not in err
   assert f'evaluate --workdir {run} --data_path DIR\n' in err
@@ -380,22 +321,24 @@ def test_one_level_is_for_all_colors(place, tmp_path, command_result):
 def test_a_folder_that_is_not_empty_stays_as_it_is(
   place, tmp_path, command_result
 ):
-  arguments = ('--from', 'torch', place / FILE, *NETWORK)
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'mine').write_text('1')
   (tmp_path / 'file').write_text('2')
   (tmp_path / 'empty').mkdir()
   for name in ('full', 'file'):
-    code, _, err = command_result(
-      load.main, *arguments, '--workdir', tmp_path / name
-    )
+    code, _, err = command_result(load.main, load_line(place, tmp_path / name))
     assert code == 2
     assert 'is there already, and no empty folder' in err
   assert [p.name for p in (tmp_path / 'full').iterdir()] == ['mine']
   workdir = tmp_path / 'empty'
-  assert command_result(load.main, *arguments, '--workdir', workdir)[0] == 0
+  assert command_result(load.main, load_line(place, workdir))[0] == 0
   assert (workdir / 'checkpoints' / '0').is_dir()
   assert len(list(tmp_path.iterdir())) == 3
+
+
+def named_network(place):
+  network = torch_files.read(place / FILE, MARVIN)
+  return dataclasses.replace(network, class_names=CLASSES)
 
 
 def test_a_write_that_fails_leaves_nothing(place, tmp_path, monkeypatch):
@@ -403,17 +346,17 @@ def test_a_write_that_fails_leaves_nothing(place, tmp_path, monkeypatch):
     raise UserError('no room')
 
   monkeypatch.setattr(imported_run, '_write_checkpoint', fail)
-  imported = torch_files.read(place / FILE, 'marvin')
+  imported = named_network(place)
   config = imported_run.make_config(imported)
   with pytest.raises(UserError, match='no room'):
-    imported_run.write(config, imported, CLASSES, tmp_path / 'run')
+    imported_run.write(config, imported, tmp_path / 'run')
   assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_of_another_network_are_refused(place, tmp_path):
-  imported = torch_files.read(place / FILE, 'marvin')
+  imported = named_network(place)
   config = imported_run.make_config(imported)
   config.model.hidden = (256, 128)
-  with pytest.raises(UserError, match=r'dense2/kernel: expected \(256, 128\)'):
-    imported_run.write(config, imported, CLASSES, tmp_path / 'run')
+  with pytest.raises(UserError, match=r'dense2/kernel: expected \[256, 128\]'):
+    imported_run.write(config, imported, tmp_path / 'run')
   assert list(tmp_path.iterdir()) == []

@@ -71,7 +71,7 @@ def test_the_same_probabilities(run, tmp_path, command_result):
 
   out = tmp_path / 'out'
   code, result, err = command_result(
-    export.main, '--workdir', run, '--onnx', out
+    export.main, f'--workdir {run} --onnx {out}'
   )
   assert code == 0, err
   assert 'network.onnx' in result['sha256']
@@ -105,8 +105,8 @@ def test_another_network_is_refused(run, tmp_path, command_result, monkeypatch):
 
   monkeypatch.setattr(jax2onnx, 'to_onnx', unfaithful)
   out = tmp_path / 'out'
-  arguments = ('--workdir', run, '--onnx', out)
-  code, _, err = command_result(export.main, *arguments)
+  line = f'--workdir {run} --onnx {out}'
+  code, _, err = command_result(export.main, line)
   assert code == 2
   assert 'its probabilities differ by up to' in err
 
@@ -114,7 +114,7 @@ def test_another_network_is_refused(run, tmp_path, command_result, monkeypatch):
     raise NotImplementedError('no plugin for the primitive')
 
   monkeypatch.setattr(jax2onnx, 'to_onnx', failing)
-  code, _, err = command_result(export.main, *arguments)
+  code, _, err = command_result(export.main, line)
   assert code == 2
   assert 'NotImplementedError: no plugin for the primitive' in err
   assert not out.exists()

@@ -2,17 +2,16 @@
 
 import pickle
 import re
+import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop import metadata
-from alexnet_jax.interop import networks
-from alexnet_jax.interop import save
 from alexnet_jax.interop import torch_files
 from alexnet_jax.interop import torch_layout
+from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
 
 torch = pytest.importorskip('torch')
@@ -22,171 +21,34 @@ from tests.interop import torch_networks  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.interop
 
-# As torchvision's documentation lists the state dict of alexnet().
-TORCHVISION_SHAPES = {
-  'features.0.weight': (64, 3, 11, 11),
-  'features.0.bias': (64,),
-  'features.3.weight': (192, 64, 5, 5),
-  'features.3.bias': (192,),
-  'features.6.weight': (384, 192, 3, 3),
-  'features.6.bias': (384,),
-  'features.8.weight': (256, 384, 3, 3),
-  'features.8.bias': (256,),
-  'features.10.weight': (256, 256, 3, 3),
-  'features.10.bias': (256,),
-  'classifier.1.weight': (4096, 9216),
-  'classifier.1.bias': (4096,),
-  'classifier.4.weight': (4096, 4096),
-  'classifier.4.bias': (4096,),
-  'classifier.6.weight': (1000, 4096),
-  'classifier.6.bias': (1000,),
-}
-NARROW = (16, 32, 48, 48, 32)
-# variant: (module of PyTorch with few channels, width of images)
+NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
+# network: (what builds it in PyTorch, its argument, width of images)
 NETWORKS = {
-  'alexnet': (lambda: torch_networks.paper(10, NARROW, (64, 48), False), 224),
-  'alexnet_caffe': (
-    lambda: torch_networks.paper(10, NARROW, (64, 48), True),
-    227,
-  ),
-  'alexnet_bn': (
-    lambda: torch_networks.batch_norm(10, NARROW, (64, 48), False),
-    224,
-  ),
-  'alexnet_bn_all': (
-    lambda: torch_networks.batch_norm(10, NARROW, (64, 48), True, 6),
-    227,
-  ),
+  'alexnet': (torch_networks.paper, False, 224),
+  'alexnet_caffe': (torch_networks.paper, True, 227),
+  'alexnet_bn': (torch_networks.batch_norm, False, 224),
+  'alexnet_bn_all': (torch_networks.batch_norm, True, 227),
 }
+MARVIN = Options('marvin')
 
 
-def fields(variant):
-  return {**variants.fields(variant), 'channels': NARROW, 'hidden': (64, 48)}
+@pytest.fixture
+def narrow(monkeypatch):
+  """The named networks with few channels, as those of NETWORKS."""
+  for name in NETWORKS:
+    fields = {**variants.VARIANTS[name], 'channels': NARROW, 'hidden': HIDDEN}
+    monkeypatch.setitem(variants.VARIANTS, name, fields)
 
 
-def numpy_state(network):
-  return {name: t.numpy() for name, t in network.state_dict().items()}
-
-
-def description(model, crop_size, classes, mean='channel'):
-  config = make_config()
-  config.model.update(model)
-  config.data.crop_size = crop_size
-  config.data.mean = mean
-  shape = (crop_size, crop_size, 3) if mean == 'image' else (3,)
-  rng = np.random.default_rng(5)
-  values = rng.uniform(0, 255, shape).astype(np.float32)
-  names = [f'name {i}' for i in range(classes)]
-  return metadata.of_run(config, values, names, 7)
+def build(name, seed=0):
+  make, option, _ = NETWORKS[name]
+  return torch_networks.randomised(make(10, NARROW, HIDDEN, option), seed)
 
 
 def save_model(network, path):
   # One contiguous copy: safetensors refuses views.
-  safetensors_torch.save_file(
-    {name: t.contiguous() for name, t in network.state_dict().items()}, path
-  )
-
-
-@pytest.fixture(scope='module')
-def whole():
-  """torchvision's AlexNet in full, with random weights."""
-  return torch_networks.randomised(torch_networks.torchvision_alexnet())
-
-
-def test_the_names_are_torchvisions(whole):
-  ours = {}
-  for layer in torch_layout.layers(
-    variants.fields('alexnet_torchvision'), 1000, 224
-  ):
-    ours |= layer.torch_shapes()
-  assert ours == TORCHVISION_SHAPES
-  shapes = {name: t.shape for name, t in whole.state_dict().items()}
-  assert ours == shapes
-
-
-def test_torchvision_itself_has_these_names():
-  try:
-    from torchvision import models
-  except Exception as error:  # built for another torch
-    pytest.skip(f'torchvision cannot be imported: {error}')
-  with torch.device('meta'):
-    found = models.alexnet().state_dict()
-  assert {n: tuple(t.shape) for n, t in found.items()} == TORCHVISION_SHAPES
-
-
-@pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
-def test_torchvision_in_full(
-  whole, suffix, tmp_path, random_images, our_logits
-):
-  path = tmp_path / f'alexnet{suffix}'
-  if suffix == '.pth':
-    torch.save(whole.state_dict(), path)
-  else:
-    save_model(whole, path)
-  imported = torch_files.read_torchvision(path)
-  images = random_images(224)
-  expected = torch_networks.logits(whole, images)
-  np.testing.assert_allclose(our_logits(imported, images), expected, atol=1e-4)
-  assert expected.std() > 0.1
-  assert imported.num_classes == 1000
-  np.testing.assert_allclose(imported.mean, [123.675, 116.28, 103.53])
-  assert imported.data['std_rgb'] == pytest.approx((58.395, 57.12, 57.375))
-  assert imported.data['resize_size'] == 256
-
-
-@pytest.mark.parametrize('variant', NETWORKS)
-def test_names_and_logits_both_ways(
-  variant, tmp_path, random_images, our_logits
-):
-  make, size = NETWORKS[variant]
-  theirs = torch_networks.randomised(make())
-  model = fields(variant)
-  plan = torch_layout.layers(model, 10, size)
-  params, stats = torch_layout.from_torch(numpy_state(theirs), plan)
-  images = random_images(size)
-  expected = torch_networks.logits(theirs, images)
-  path = tmp_path / 'ours.safetensors'
-  save.write(path, params, stats, description(model, size, 10))
-  imported = torch_files.read(path)
-  np.testing.assert_allclose(our_logits(imported, images), expected, atol=1e-4)
-  assert expected.std() > 0.1
-  # And into a module with other weights.
-  other = torch_networks.randomised(make(), seed=1)
-  assert np.abs(torch_networks.logits(other, images) - expected).max() > 0.1
-  other.load_state_dict(safetensors_torch.load_file(path), strict=True)
-  np.testing.assert_array_equal(torch_networks.logits(other, images), expected)
-
-
-@pytest.mark.parametrize(
-  ('variant', 'make'),
-  [
-    (
-      'alexnet_caffe',
-      lambda: torch_networks.paper(
-        20, (96, 256, 384, 384, 256), (4096, 4096), True
-      ),
-    ),
-    (
-      'alexnet_bn_all',
-      lambda: torch_networks.batch_norm(
-        20, (96, 256, 384, 384, 256), (4096, 4096), True
-      ),
-    ),
-  ],
-)
-def test_a_whole_network_by_its_name(
-  variant, make, tmp_path, random_images, our_logits
-):
-  theirs = torch_networks.randomised(make())
-  path = tmp_path / 'theirs.safetensors'
-  save_model(theirs, path)
-  imported = torch_files.read(path, variant, crop_size=227)
-  images = random_images(227)
-  np.testing.assert_allclose(
-    our_logits(imported, images),
-    torch_networks.logits(theirs, images),
-    atol=1e-4,
-  )
+  state = {name: t.contiguous() for name, t in network.state_dict().items()}
+  safetensors_torch.save_file(state, path)
 
 
 def marvin():
@@ -208,56 +70,144 @@ def marvin():
   return torch_networks.randomised(Marvin())
 
 
-@pytest.mark.parametrize('wrapped', ['', 'state_dict', 'model', 'both'])
+def test_torchvision_in_full(tmp_path, random_images, our_logits, caplog):
+  whole = torch_networks.randomised(torch_networks.torchvision_alexnet())
+  shapes = {name: t.shape for name, t in whole.state_dict().items()}
+  plan = torch_layout.layers(variants.fields('alexnet_torchvision'), 1000, 224)
+  assert shapes == torch_layout.torch_shapes(plan)
+  # As PyTorch's ImageNet example saves AlexNet: `features` alone is split.
+  state = {
+    name.replace('features.', 'features.module.'): tensor
+    for name, tensor in whole.state_dict().items()
+  }
+  path = tmp_path / 'model_best.pth.tar'
+  torch.save({'epoch': 90, 'state_dict': state}, path)
+  network = torch_files.read(path, Options('alexnet_torchvision'))
+  images = random_images(224)
+  expected = torch_networks.logits(whole, images)
+  np.testing.assert_allclose(our_logits(network, images), expected, atol=1e-4)
+  assert expected.std() > 0.1
+  assert network.num_classes == 1000
+  np.testing.assert_allclose(network.mean, [123.675, 116.28, 103.53])
+  assert network.data['std_rgb'] == pytest.approx((58.395, 57.12, 57.375))
+  assert network.data['resize_size'] == 256
+  assert caplog.text == ''  # its preparation is documented: no guess
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_names_and_logits_both_ways(
+  name, narrow, tmp_path, random_images, our_logits, caplog
+):
+  size = NETWORKS[name][-1]
+  theirs, path = build(name), tmp_path / 'a.safetensors'
+  save_model(theirs, path)
+  options = Options(name, size, (0,) * 3, (1,) * 3, batch_norm_epsilon=1e-5)
+  network = torch_files.read(path, options)
+  assert caplog.text == ''  # names and all numbers are known
+  images = random_images(size)
+  expected = torch_networks.logits(theirs, images)
+  np.testing.assert_allclose(our_logits(network, images), expected, atol=1e-4)
+  assert expected.std() > 0.1
+  # And into a module with other weights.
+  torch_files.write(path, network, 7)
+  other = build(name, seed=1)
+  assert np.abs(torch_networks.logits(other, images) - expected).max() > 0.1
+  other.load_state_dict(safetensors_torch.load_file(path), strict=True)
+  np.testing.assert_array_equal(torch_networks.logits(other, images), expected)
+
+
+@pytest.mark.parametrize('wrappers', [(), ('state_dict', 'model')])
 def test_other_names_and_wrappers(
-  wrapped, tmp_path, random_images, our_logits, caplog
+  wrappers, tmp_path, random_images, our_logits, caplog
 ):
   theirs = marvin()
   state = theirs.state_dict()
-  if wrapped:
+  if wrappers:
     state = {f'module.{name}': tensor for name, tensor in state.items()}
-    state = {'epoch': 3, 'model' if wrapped != 'state_dict' else wrapped: state}
-  if wrapped == 'both':
-    state = {'state_dict': state['model'], 'optimizer': {'lr': 0.1}}
-  path = tmp_path / 'marvin.pt'
-  torch.save(state, path)
-  imported = torch_files.read(
-    path, 'marvin', mean=(1, 2, 3), std=(4.0, 5.0, 6.0)
-  )
-  assert 'conv2' in caplog.text
-  assert 'head' not in caplog.text or 'fc10' in caplog.text
+    state['n_averaged'] = torch.tensor(3)
+  for wrapper in reversed(wrappers):
+    state = {'epoch': 3, wrapper: state}
+  torch.save(state, tmp_path / 'marvin.pt')
+  options = Options('marvin', mean=(1, 2, 3), std=(4.0, 5.0, 6.0))
+  network = torch_files.read(tmp_path / 'marvin.pt', options)
+  assert 'conv2 is conv2, dense1 is fc3' in caplog.text
+  assert 'head is fc10' in caplog.text
   images = random_images(28, 5)
-  np.testing.assert_allclose(
-    our_logits(imported, images),
-    torch_networks.logits(theirs, images),
-    atol=1e-4,
+  expected = torch_networks.logits(theirs, images)
+  np.testing.assert_allclose(our_logits(network, images), expected, atol=1e-4)
+  assert network.num_classes == 7
+  assert network.mean.tolist() == [1, 2, 3]
+  assert network.data['std_rgb'] == (4.0, 5.0, 6.0)
+  assert (network.data['resize_size'], network.data['crop_size']) == (28, 28)
+
+
+def test_the_layer_of_the_logits_may_have_any_name(tmp_path):
+  """The natural order decides on the others, in which this is before fc3."""
+  theirs = marvin().state_dict()
+  state = {n.replace('fc10', 'a'): tensor for n, tensor in theirs.items()}
+  torch.save(state, tmp_path / 'm.pth')
+  network = torch_files.read(tmp_path / 'm.pth', MARVIN)
+  for ours, layer in (('dense1', 'fc3'), ('dense2', 'fc4'), ('head', 'fc10')):
+    np.testing.assert_array_equal(
+      network.params[ours]['bias'], theirs[f'{layer}.bias']
+    )
+
+
+def test_names_that_would_become_one_stay(tmp_path):
+  both = {'module.w': torch.zeros(1), 'w': torch.ones(1)}
+  torch.save(both, tmp_path / 'a.pth')
+  assert torch_files.load_tensors(tmp_path / 'a.pth')[0].keys() == both.keys()
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
+def test_other_dtypes_become_float32(dtype, suffix, tmp_path, caplog):
+  state = {
+    name: tensor.to(getattr(torch, dtype))
+    for name, tensor in marvin().state_dict().items()
+  }
+  path = tmp_path / f'm{suffix}'
+  save = torch.save if suffix == '.pth' else safetensors_torch.save_file
+  save(state, path)
+  kernel = torch_files.read(path, MARVIN).params['dense2']['kernel']
+  assert f'numbers of {dtype} become float32' in caplog.text
+  assert kernel.dtype == np.float32
+  np.testing.assert_array_equal(kernel, state['fc4.weight'].float().T)
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'said'),
+  [
+    (
+      'marvin',
+      {},
+      '--mean 123.675,116.28,103.53 and --std 58.395,57.12,57.375. Give',
+    ),
+    ('marvin', {'mean': (1, 2, 3)}, 'taken: --std 58.395,57.12,57.375. Give'),
+    ('marvin', {'std': (4, 5, 6)}, 'taken: --mean 123.675,116.28,103.53. Give'),
+    (
+      'alexnet_bn',
+      {'mean': (1, 2, 3), 'std': (4, 5, 6)},
+      'taken: --batch_norm_epsilon 0.001 (the default',
+    ),
+  ],
+)
+def test_guesses_are_said(name, options, said, narrow, tmp_path, caplog):
+  theirs = marvin() if name == 'marvin' else build(name)
+  save_model(theirs, tmp_path / 'm.safetensors')
+  network = torch_files.read(
+    tmp_path / 'm.safetensors', Options(name, **options)
   )
-  assert imported.num_classes == 7
-  assert imported.mean.tolist() == [1, 2, 3]
-  assert imported.data['std_rgb'] == (4.0, 5.0, 6.0)
-  assert (imported.data['resize_size'], imported.data['crop_size']) == (28, 28)
+  assert said in caplog.text
+  mean = options.get('mean', torch_files.TORCHVISION_MEAN)
+  np.testing.assert_allclose(network.mean, mean)
 
 
-def test_other_dtypes_become_float32_and_that_is_said(tmp_path, caplog):
-  state = marvin().state_dict()
-  for dtype in (torch.float16, torch.bfloat16, torch.float64):
-    lower = {name: tensor.to(dtype) for name, tensor in state.items()}
-    wanted = {name: tensor.float().numpy() for name, tensor in lower.items()}
-    for path in (tmp_path / 'm.safetensors', tmp_path / 'm.pth'):
-      if path.suffix == '.pth':
-        torch.save(lower, path)
-      else:
-        safetensors_torch.save_file(lower, path)
-      caplog.clear()
-      imported = torch_files.read(path, 'marvin')
-      assert str(dtype).split('.')[1] in caplog.text
-      kernel = imported.params['dense2']['kernel']
-      assert kernel.dtype == np.float32
-      np.testing.assert_array_equal(kernel, wanted['fc4.weight'].T)
+# Files that are refused.
 
 
 class Malicious:
-  """What a pickle can do while it is read."""
+  """Runs code when a pickle of it is read."""
 
   def __init__(self, path):
     self.path = path
@@ -273,20 +223,15 @@ def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path):
   if how == 'pickle':
     path.write_bytes(pickle.dumps(contents))
   else:
-    torch.save(
-      contents, path, _use_new_zipfile_serialization=how == 'torch.save'
-    )
+    zipped = how == 'torch.save'
+    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
   refusal = r'refuses to read .*execute code'
   if how != 'pickle':  # its protocol is another: PyTorch names no global
     refusal += r' \(it asks for (_?io\.)?open\)'
-  for read in (
-    torch_files.read_torchvision,
-    lambda path: torch_files.read(path, 'marvin'),
-  ):
-    with pytest.raises(UserError, match=refusal) as error:
-      read(path)
-    for advice in ('\x1b', 'weights_only', 'add_safe_globals'):
-      assert advice not in str(error.value)
+  with pytest.raises(UserError, match=refusal) as error:
+    torch_files.read(path, MARVIN)
+  for advice in ('\x1b', 'weights_only', 'add_safe_globals'):
+    assert advice not in str(error.value)
   assert not marker.exists()
   with pytest.warns(ResourceWarning):  # the test itself can fail
     pickle.loads(pickle.dumps(Malicious(marker)))
@@ -297,26 +242,83 @@ def test_a_whole_module_is_refused(tmp_path):
   path = tmp_path / 'module.pth'
   torch.save(torch.nn.Linear(3, 3), path)
   with pytest.raises(UserError, match=r'whole module.*for torch\.nn\.modules'):
-    torch_files.read(path, 'marvin')
+    torch_files.read(path, MARVIN)
+
+
+@pytest.mark.parametrize(
+  ('contents', 'message'),
+  [
+    ([1, 2], r'expected a state dict \{name: tensor\}, found list'),
+    ({'w': 3, 'b': torch.ones(1)}, r'state_dict or .*; found w \(int\)'),
+    ({'w': torch.ones(2, 2).to_sparse()}, 'w: expected a plain tensor'),
+    (
+      {'w': torch.zeros(1).expand(10**7, 4096)},
+      'w: its shape .* takes 163,840,000,000 bytes, of which the file has 4',
+    ),
+  ],
+)
+@pytest.mark.parametrize('zipped', [True, False])
+def test_contents_that_are_no_state_dict(contents, message, zipped, tmp_path):
+  torch.save(
+    contents, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped
+  )
+  with pytest.raises(UserError, match=message):
+    torch_files.load_tensors(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
+  whole = torch.arange(24.0).reshape(4, 6)
+  tensors = {
+    'embedding': whole,
+    'tied': whole,
+    'part': whole[1:3, ::2],
+    'turned': whole.T,
+    'row': whole[0].expand(1, 6),
+    'short': whole.bfloat16().T,
+    'parameter': torch.nn.Parameter(whole + 1),
+    'none': torch.zeros(2**40, 0),
+  }
+  path = tmp_path / 'a.pth'
+  torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+  found, _ = torch_files.load_tensors(path)
+  assert found.keys() == tensors.keys()
+  for name, tensor in tensors.items():
+    expected = tensor.detach().float().numpy()
+    np.testing.assert_array_equal(found[name].astype(np.float32), expected)
+  assert found['short'].dtype == ml_dtypes.bfloat16
+
+
+def test_compressed_entries_are_refused(tmp_path):
+  """torch.save compresses nothing; a few bytes could stand for many."""
+  torch.save({'w': torch.zeros(10**6)}, tmp_path / 'a.pth')
+  with (
+    zipfile.ZipFile(tmp_path / 'a.pth') as archive,
+    zipfile.ZipFile(tmp_path / 'b.pth', 'w', zipfile.ZIP_DEFLATED) as packed,
+  ):
+    for name in archive.namelist():
+      packed.writestr(name, archive.read(name))
+  with pytest.raises(UserError, match='not a file of torch'):
+    torch_files.load_tensors(tmp_path / 'b.pth')
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('damage', ['cut', 'text', 'other kind', 'empty'])
+@pytest.mark.parametrize('damage', ['cut', 'text', 'zip', 'empty'])
 def test_damaged_files_are_refused(suffix, damage, tmp_path):
-  good = {s: tmp_path / f'good{s}' for s in ('.pth', '.safetensors')}
-  torch.save(marvin().state_dict(), good['.pth'])
-  save_model(marvin(), good['.safetensors'])
-  other = next(path for s, path in good.items() if s != suffix)
-  contents = {
-    'cut': good[suffix].read_bytes()[:-1000],
-    'text': b'<html>not found</html>',
-    'other kind': other.read_bytes(),
-    'empty': b'',
-  }[damage]
   path = tmp_path / f'damaged{suffix}'
-  path.write_bytes(contents)
-  with pytest.raises(UserError, match=re.escape(str(path))):
-    torch_files.read(path, 'marvin')
+  if suffix == '.pth' or damage == 'zip':
+    torch.save(marvin().state_dict(), path)
+  else:
+    save_model(marvin(), path)
+  whole = path.read_bytes()
+  if damage == 'zip' and suffix == '.pth':
+    whole = whole[:-100]  # without its end
+  contents = {'cut': whole[:-1000], 'text': b'<html>not found</html>'}
+  path.write_bytes(b'' if damage == 'empty' else contents.get(damage, whole))
+  with pytest.raises(UserError, match=re.escape(str(path))) as error:
+    torch_files.read(path, MARVIN)
+  hint = 'rename it to .pth' if 'zip' in damage else 'get it again'
+  assert suffix == '.pth' or hint in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ def test_damaged_files_are_refused(suffix, damage, tmp_path):
       lambda s: s.update({'fc3.bias': 1e300 * torch.ones(256).double()}),
       'expected finite numbers, found 256',
     ),
-    (lambda s: s.clear(), 'expected dense layers.*found nothing'),
+    (lambda s: s.clear(), 'expected dense layers, found none'),
   ],
 )
 def test_misfits_are_refused(change, message, tmp_path):
@@ -352,108 +354,22 @@ def test_misfits_are_refused(change, message, tmp_path):
   path = tmp_path / 'm.safetensors'
   safetensors_torch.save_file(state, path)
   with pytest.raises(UserError, match=message):
-    torch_files.read(path, 'marvin')
+    torch_files.read(path, MARVIN)
 
 
-def test_torchvision_takes_no_other_names(tmp_path):
-  path = tmp_path / 'm.safetensors'
-  save_model(marvin(), path)
-  with pytest.raises(UserError) as error:
-    torch_files.read_torchvision(path)
-  text = str(error.value)
-  assert 'features.0.weight: expected [64, 3, 11, 11], found nothing' in text
-  assert 'conv1.weight: expected nothing, found [32, 3, 3, 3]' in text
-
-
-def test_torchvisions_average_pooling_changes_nothing():
-  """It averages to 6 x 6, which the last feature map is already."""
-  model = networks.named_fields('alexnet_torchvision')
-  size = networks.image_sizes('alexnet_torchvision')['crop_size']
-  plan = torch_layout.layers(model, 1, size)
-  assert [k.features for k in plan if k.features] == [(256, 6, 6)]
-
-
-def test_names_of_data_parallel_within_torchvisions(whole, tmp_path):
-  """As PyTorch's ImageNet example saves AlexNet: `features` alone is split."""
-  state = {
-    name.replace('features.', 'features.module.'): tensor
-    for name, tensor in whole.state_dict().items()
-  }
-  torch.save({'epoch': 90, 'state_dict': state}, tmp_path / 'a.pth')
-  imported = torch_files.read_torchvision(tmp_path / 'a.pth')
-  np.testing.assert_array_equal(
-    imported.params['conv5']['kernel'],
-    whole.features[10].weight.detach().numpy().transpose(2, 3, 1, 0),
-  )
-
-
-@pytest.mark.parametrize(
-  ('options', 'said'),
-  [
-    (
-      {},
-      '--mean 123.675,116.28,103.53 and --std 58.395,57.12,57.375: give',
-    ),
-    ({'mean': (1, 2, 3)}, 'taken are --std 58.395,57.12,57.375: give'),
-    ({'std': (4, 5, 6)}, 'taken are --mean 123.675,116.28,103.53: give'),
-    ({'mean': (1, 2, 3), 'std': (4, 5, 6)}, ''),
-  ],
-)
-def test_a_preparation_that_is_guessed_is_said(options, said, tmp_path, caplog):
-  save_model(marvin(), tmp_path / 'm.safetensors')
-  imported = torch_files.read(tmp_path / 'm.safetensors', 'marvin', **options)
-  messages = [r.getMessage() for r in caplog.records if 'pixels' in r.msg]
-  assert len(messages) == bool(said)
-  assert said in ''.join(messages)
-  mean = options.get('mean', torch_files.TORCHVISION_MEAN)
-  np.testing.assert_allclose(imported.mean, mean)
-
-
-def test_of_torchvisions_network_its_preparation_is_no_guess(
-  whole, tmp_path, caplog
-):
-  save_model(whole, tmp_path / 'a.safetensors')
-  torch_files.read(tmp_path / 'a.safetensors', 'alexnet_torchvision')
-  torch_files.read_torchvision(tmp_path / 'a.safetensors')
-  assert caplog.text == ''
-
-
-@pytest.mark.parametrize(
-  'name', ['predictions', 'output', 'out', 'logits', 'classifier_head', 'a']
-)
-def test_the_layer_of_the_logits_may_have_any_name(name, tmp_path):
-  """Of others the natural order decides, in which these are before fc3."""
-  theirs = marvin().state_dict()
-  state = {n.replace('fc10', name): tensor for n, tensor in theirs.items()}
-  torch.save(state, tmp_path / 'm.pth')
-  imported = torch_files.read(tmp_path / 'm.pth', 'marvin')
-  assert imported.num_classes == 7
-  for ours, layer in (('dense1', 'fc3'), ('dense2', 'fc4'), ('head', 'fc10')):
-    np.testing.assert_array_equal(
-      imported.params[ours]['bias'], theirs[f'{layer}.bias']
-    )
-
-
-def test_negative_variances_are_refused():
-  theirs = torch_networks.randomised(NETWORKS['alexnet_bn'][0]())
-  state = {name: array.copy() for name, array in numpy_state(theirs).items()}
-  state['features.2.running_var'][3] = -1e-3
-  plan = torch_layout.layers(fields('alexnet_bn'), 10, 224)
+def test_negative_variances_are_refused(narrow, tmp_path):
+  theirs = build('alexnet_bn')
+  theirs.features[2].running_var[3] = -1e-3
+  path = tmp_path / 'a.safetensors'
+  save_model(theirs, path)
   with pytest.raises(UserError, match=r'features.2.running_var: .*negative'):
-    torch_layout.from_torch(state, plan)
+    torch_files.read(path, Options('alexnet_bn'))
 
 
 def test_a_file_without_metadata_needs_a_network(tmp_path):
   path = tmp_path / 'm.safetensors'
   save_model(marvin(), path)
   with pytest.raises(UserError, match='name it with --network'):
-    torch_files.read(path)
+    torch_files.read(path, Options())
   with pytest.raises(UserError, match="no network 'marwin'; there are"):
-    torch_files.read(path, 'marwin')
-
-
-def test_other_suffixes_are_refused(tmp_path):
-  path = tmp_path / 'weights.bin'
-  path.write_bytes(b'1')
-  with pytest.raises(UserError, match=r'\.safetensors, \.pth, \.pt'):
-    torch_files.read(path, 'marvin')
+    torch_files.read(path, Options('marwin'))

@@ -8,60 +8,49 @@ import torch
 from torch import nn
 
 
-def torchvision_alexnet(num_classes=1000, width=1.0):
-  """torchvision.models.alexnet, from its documented architecture."""
-
-  def scaled(channels):
-    return round(channels * width)
-
-  class AlexNet(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.features = nn.Sequential(
-        nn.Conv2d(3, scaled(64), kernel_size=11, stride=4, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-        nn.Conv2d(scaled(64), scaled(192), kernel_size=5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-        nn.Conv2d(scaled(192), scaled(384), kernel_size=3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(scaled(384), scaled(256), kernel_size=3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(scaled(256), scaled(256), kernel_size=3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-      )
-      self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
-      self.classifier = nn.Sequential(
-        nn.Dropout(),
-        nn.Linear(scaled(256) * 6 * 6, scaled(4096)),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(scaled(4096), scaled(4096)),
-        nn.ReLU(),
-        nn.Linear(scaled(4096), num_classes),
-      )
-
-    def forward(self, x):
-      return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
-
-  return AlexNet()
-
-
 class Network(nn.Module):
-  """`features` and `classifier`."""
+  """A module with `features` and `classifier`."""
 
   def __init__(self, features, classifier):
     super().__init__()
     self.features = nn.Sequential(*features)
+    self.avgpool = nn.Identity()
     self.classifier = nn.Sequential(*classifier)
 
   def forward(self, x):
-    return self.classifier(torch.flatten(self.features(x), 1))
+    x = self.avgpool(self.features(x))
+    return self.classifier(torch.flatten(x, 1))
 
 
-def paper(classes, channels, hidden, caffe, width=6, dropout=0.5):
+def conv(*arguments, pool=False, **options):
+  pools = [nn.MaxPool2d(3, 2)] if pool else []
+  return [nn.Conv2d(*arguments, **options), nn.ReLU(), *pools]
+
+
+def torchvision_alexnet(num_classes=1000):
+  """torchvision.models.alexnet, from its documented architecture."""
+  features = conv(3, 64, 11, 4, padding=2, pool=True)
+  features += conv(64, 192, 5, padding=2, pool=True)
+  features += conv(192, 384, 3, padding=1)
+  features += conv(384, 256, 3, padding=1)
+  features += conv(256, 256, 3, padding=1, pool=True)
+  classifier = [nn.Dropout(), nn.Linear(256 * 6 * 6, 4096), nn.ReLU()]
+  classifier += [nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU()]
+  network = Network(features, [*classifier, nn.Linear(4096, num_classes)])
+  network.avgpool = nn.AdaptiveAvgPool2d((6, 6))
+  return network
+
+
+def dense_part(classes, inputs, hidden, dropout):
+  classifier = []
+  for units in hidden:
+    classifier += [nn.Linear(inputs, units), nn.ReLU()]
+    classifier += [nn.Dropout(dropout)] if dropout else []
+    inputs = units
+  return [*classifier, nn.Linear(inputs, classes)]
+
+
+def paper(classes, channels, hidden, caffe=False, width=6, dropout=0.5):
   """Two towers and LRN; `caffe` has bvlc_alexnet's constants and padding.
 
   PyTorch's LocalResponseNorm divides alpha by the size, as Caffe's: the paper's
@@ -69,33 +58,21 @@ def paper(classes, channels, hidden, caffe, width=6, dropout=0.5):
   """
   a, b, c, d, e = channels
   lrn = (5, 1e-4, 0.75, 1.0) if caffe else (5, 5e-4, 0.75, 2.0)
-  first = [nn.Conv2d(3, a, 11, 4)]
-  if not caffe:
-    first.insert(0, nn.ZeroPad2d((2, 1, 2, 1)))
-  features = [
-    *first,
-    *(nn.ReLU(), nn.LocalResponseNorm(*lrn), nn.MaxPool2d(3, 2)),
-    nn.Conv2d(a, b, 5, padding=2, groups=2),
-    *(nn.ReLU(), nn.LocalResponseNorm(*lrn), nn.MaxPool2d(3, 2)),
-    *(nn.Conv2d(b, c, 3, padding=1), nn.ReLU()),
-    *(nn.Conv2d(c, d, 3, padding=1, groups=2), nn.ReLU()),
-    *(nn.Conv2d(d, e, 3, padding=1, groups=2), nn.ReLU()),
-    nn.MaxPool2d(3, 2),
-  ]
-  classifier, inputs = [], e * width**2
-  for units in hidden:
-    classifier += [nn.Linear(inputs, units), nn.ReLU()]
-    classifier += [nn.Dropout(dropout)] if dropout else []
-    inputs = units
-  return Network(features, [*classifier, nn.Linear(inputs, classes)])
+  features = [] if caffe else [nn.ZeroPad2d((2, 1, 2, 1))]
+  features += conv(3, a, 11, 4)
+  features += [nn.LocalResponseNorm(*lrn), nn.MaxPool2d(3, 2)]
+  features += conv(a, b, 5, padding=2, groups=2)
+  features += [nn.LocalResponseNorm(*lrn), nn.MaxPool2d(3, 2)]
+  features += conv(b, c, 3, padding=1)
+  features += conv(c, d, 3, padding=1, groups=2)
+  features += conv(d, e, 3, padding=1, groups=2, pool=True)
+  return Network(features, dense_part(classes, e * width**2, hidden, dropout))
 
 
-def batch_norm(classes, channels, hidden, everywhere, width=6, dropout=0.5):
-  """alexnet_bn, or with `everywhere` alexnet_bn_all; epsilon as Keras'."""
-
-  def norm(size):
-    return nn.BatchNorm2d(size, eps=1e-3)
-
+def batch_norm(
+  classes, channels, hidden, everywhere=False, width=6, dropout=0.5
+):
+  """alexnet_bn, or with `everywhere` alexnet_bn_all; PyTorch's epsilon."""
   features, inputs = [], 3
   for number, units in enumerate(channels, 1):
     kernel = (11, 5, 3, 3, 3)[number - 1]
@@ -106,20 +83,16 @@ def batch_norm(classes, channels, hidden, everywhere, width=6, dropout=0.5):
     else:
       features.append(nn.Conv2d(inputs, units, kernel, padding=kernel // 2))
     if everywhere:
-      features += [nn.ReLU(), norm(units)]
+      features += [nn.ReLU(), nn.BatchNorm2d(units)]
     elif number <= 2:
-      features += [norm(units), nn.ReLU()]
+      features += [nn.BatchNorm2d(units), nn.ReLU()]
     else:
       features.append(nn.ReLU())
     if number in (1, 2, 5):
       features.append(nn.MaxPool2d(3, 2))
     inputs = units
-  classifier, inputs = [], inputs * width**2
-  for units in hidden:
-    classifier += [nn.Linear(inputs, units), nn.ReLU()]
-    classifier += [nn.Dropout(dropout)] if dropout else []
-    inputs = units
-  return Network(features, [*classifier, nn.Linear(inputs, classes)])
+  classifier = dense_part(classes, inputs * width**2, hidden, dropout)
+  return Network(features, classifier)
 
 
 def randomised(network, seed=0):
@@ -145,6 +118,6 @@ def randomised(network, seed=0):
 
 
 def logits(network, images):
-  """Of images [batch, height, width, 3], float32 numpy."""
+  """Computes them for images [batch, height, width, 3], float32 numpy."""
   with torch.inference_mode():
     return network(torch.from_numpy(np.moveaxis(images, 3, 1).copy())).numpy()
