@@ -123,7 +123,7 @@ def test_other_programs_are_left_alone(setting, command, before):
   'module',
   [
     *('main', 'predict', 'evaluation.evaluate', 'evaluation.report'),
-    *('evaluation.crossval', 'evaluation.sweep', 'bench end_to_end'),
+    *('evaluation.crossval', 'evaluation.sweep'),
   ],
 )
 def test_commands_that_compute_ask_for_them(tmp_path, module):

@@ -1,123 +1,93 @@
-"""A process that runs one contender of `bench step`.
+"""The process of a candidate of `bench step`: checks and times it."""
 
-Started by `step_process`, with the contender's name. It reads requests from
-standard input and answers on standard output, a JSON object a line each;
-between them it does nothing, so that only one contender computes at a time:
-
-- {do: check, task, folder}: see `step_agreement`
-- {do: build, task}: makes the network; compiles nothing
-- {do: run, what: train or evaluate, steps}: {seconds, loss: of the last step},
-  after a step that is not timed; the first time also {first_seconds}: of the
-  first step, which compiles
-- {do: time, seconds}: see `step_layers`
-- {do: compiled, what}: FLOPs and memory of the compiled program; ours only
-- {do: peak}: {flops_per_second} of matrix products; ours only
-- {do: memory}: {resident_peak, device_peak}, in bytes; None where not known
-"""
-
-import json
-import os
-import sys
+import importlib
 import time
-import traceback
 
-from alexnet_jax.bench import peer_network
-from alexnet_jax.bench import step_memory
-from alexnet_jax.errors import UserError
-
-_WARM_UP = 1  # steps
+from alexnet_jax.bench import machine
+from alexnet_jax.bench import step_peers
 
 
-def _module(contender):
-  library = contender.partition(' ')[0]
-  if library == 'torch':
-    from alexnet_jax.bench import step_torch as module
-  elif library == 'keras':
-    from alexnet_jax.bench import step_keras as module
-  elif contender == 'ours layers':
-    from alexnet_jax.bench import step_layers as module
-  else:
-    from alexnet_jax.bench import step_ours as module
-  return module
-
-
-class Contender:
-  """Answers the requests; see the module."""
+class Handler:
+  """Answers requests for one candidate; see `workers`."""
 
   def __init__(self, name: str):
-    self._name = name
-    self._module = _module(name)
+    """Imports its library.
+
+    Args:
+      name: of the candidate, such as torch eager: the library, whose module
+        step_LIBRARY has the `Runner`, and the kind of runner.
+    """
+    library, _, self._kind = name.partition(' ')
+    module = importlib.import_module(f'alexnet_jax.bench.step_{library}')
+    self._make_runner = module.Runner
     self.runner = None
-    self._compiled_parts = set()
+    self._has_run = set()
 
-  def answer(self, request: dict) -> dict:
-    arguments = dict(request)
-    return getattr(self, f'_{arguments.pop("do")}')(**arguments)
+  def check(self, task: dict, reference: tuple | None = None) -> dict:
+    """Makes a few updates; see `step_peers`.
 
-  def _check(self, task, folder):
-    return self._module.check(self._name, task, folder)
+    Args:
+      task: of `step_peers.checked_task`.
+      reference: the weights and the batch to begin with; None: our own.
 
-  def _build(self, task):
-    self.runner = self._module.Runner(self._name, task)
+    Returns:
+      {losses, reference, and what `Runner.describe` returns}.
+    """
+    runner = self._make_runner(self._kind, task)
+    if reference is None:
+      reference = runner.reference()
+    else:
+      runner.load(*reference)
+      reference = None  # the other side has it
+    losses = [
+      runner.loss(runner.train()) for _ in range(step_peers.CHECKED_STEPS)
+    ]
+    return {'losses': losses, 'reference': reference, **runner.describe()}
+
+  def build(self, task: dict) -> dict:
+    """Makes the network, and compiles nothing; returns what describes it."""
+    self.runner = self._make_runner(self._kind, task)
     return self.runner.describe()
 
-  def _run(self, what, steps):
+  def run(self, part: str, steps: int) -> dict:
+    """Times steps, after one that is not timed.
+
+    Args:
+      part: train or evaluate.
+      steps: how many.
+
+    Returns:
+      {seconds, loss: of the last step, first_seconds: of the very first step,
+      which compiles, if that was now}.
+    """
+    step = getattr(self.runner, part)
     answer = {}
-    if what not in self._compiled_parts:
-      self._compiled_parts.add(what)
-      answer['first_seconds'], _ = self._timed(what, 1)
-    # Caches and cores are the last contender's still.
-    self._timed(what, _WARM_UP)
-    answer['seconds'], answer['loss'] = self._timed(what, steps)
+    if part not in self._has_run:
+      self._has_run.add(part)
+      answer['first_seconds'], _ = self._time(step, 1)
+    # Caches and cores are the last candidate's still.
+    self._time(step, 1)
+    answer['seconds'], answer['loss'] = self._time(step, steps)
     return answer
 
-  def _timed(self, what, count):
+  def _time(self, step, count):
     start = time.perf_counter()
     for _ in range(count):
-      result = self.runner.step(what)
+      result = step()
     loss = self.runner.loss(result)
     return time.perf_counter() - start, loss
 
-  def _time(self, seconds):
-    return self.runner.time(seconds)
+  def compiled(self, part: str) -> dict:
+    """Returns costs and memory of our compiled program."""
+    return self.runner.compiled(part)
 
-  def _compiled(self, what):
-    return self.runner.compiled(what)
+  def peak(self) -> float | None:
+    """Returns FLOP/s of matrix products here; None if no CPU computes."""
+    return self.runner.peak()
 
-  def _peak(self):
-    return {'flops_per_second': self.runner.peak()}
-
-  def _memory(self):
+  def memory(self) -> dict:
+    """Returns {resident_peak, device_peak}: bytes; None where not known."""
     return {
-      'resident_peak': step_memory.resident_bytes('VmHWM'),
+      'resident_peak': machine.resident_bytes('VmHWM'),
       'device_peak': self.runner.device_peak(),
     }
-
-
-def main() -> None:
-  """Answers requests until standard input ends."""
-  answers = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print must not get between the answers
-
-  def send(answer):
-    print(json.dumps(answer), file=answers, flush=True)
-
-  contender = None
-  for line in sys.stdin:
-    try:
-      contender = contender or Contender(sys.argv[1])
-      answer = contender.answer(json.loads(line))
-    except UserError as error:
-      answer = {'user_error': str(error)}
-    except peer_network.NotWritten as error:
-      answer = {'error': str(error)}
-    except Exception as error:
-      last = f'{type(error).__name__}: {error}'.strip()
-      answer = {'error': last, 'traceback': traceback.format_exc()}
-    send(answer)
-  answers.close()
-  os._exit(0)  # threads of libraries may never end
-
-
-if __name__ == '__main__':
-  main()

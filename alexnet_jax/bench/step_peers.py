@@ -1,0 +1,191 @@
+"""The network as PyTorch and Keras build it for `bench step`, and its losses.
+
+`layers` describes the network of a config without any library. Nothing here
+needs JAX.
+
+All candidates must compute the same: from equal weights and on equal images
+each one makes a few updates without dropout, and the losses before each of them
+must agree. The first tells whether the networks are the same, the others
+whether gradients and updates are. The weights are those of an initialization
+under which the losses of different networks differ: with the paper's, every
+network says ln(classes).
+"""
+
+from collections.abc import Mapping
+import copy
+import dataclasses
+
+import numpy as np
+
+from alexnet_jax.errors import UserError
+
+# What the peers have no counterpart of, and the value that leaves it out.
+_PLAIN_NETWORK = {
+  'norm_hidden': (),
+  'orders': (),
+  'lrn_groups': 1,
+  'dropout_scaling': 'training',
+}
+# The peers make the updates of SGD with momentum at a constant learning rate.
+_PLAIN_UPDATES = {
+  'optimizer.name': 'sgd',
+  'optimizer.rate_scaling': 'none',
+  'optimizer.decoupled_decay': False,
+  'optimizer.decay': 'all',
+  'optimizer.bias_rate': 1.0,
+  'loss.label_smoothing': 0.0,
+  'loss.l1': 0.0,
+  'loss.l2': 0.0,
+}
+
+CHECKED_STEPS = 3
+_BATCH_SIZE = 8  # of one device
+_LEARNING_RATE = 2e-4  # larger ones overshoot, and roundings grow
+# Relative: what other orders of the same sums make of float32, and what
+# rounding at other places makes of bfloat16.
+TOLERANCES = {'float32': 1e-3, 'bfloat16': 3e-2}
+# In tolerances: a smaller change of the losses would hide wrong updates.
+_LEAST_CHANGE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """A layer of the network.
+
+  Attributes:
+    kind: conv, relu, lrn, pool, flatten, dropout or dense.
+    name: unique; that of the parameters in flax.
+    width: features of a conv or dense layer.
+    index: of a conv layer, in the config's tuples of kernels, strides etc.
+  """
+
+  kind: str
+  name: str
+  width: int = 0
+  index: int = 0
+
+
+def layers(model: dict, num_classes: int) -> list[Layer]:
+  """Returns the layers of a network in order of execution.
+
+  Args:
+    model: `config.model` of the config.
+    num_classes: number of logits.
+
+  Raises:
+    NotImplementedError: if the peers lack something that the network has.
+  """
+  _check_network(model)
+  found = []
+  for index, channels in enumerate(model['channels']):
+    number = index + 1
+    width = _scaled(channels, model, max(model['groups']))
+    found.append(Layer('conv', f'conv{number}', width, index))
+    after = [Layer('relu', f'relu{number}')]
+    if model['norm'] == 'lrn' and number in model['norm_layers']:
+      lrn = Layer('lrn', f'lrn{number}')
+      after.insert(0 if model['norm_before_relu'] else 1, lrn)
+    if number in model['pool_layers']:
+      after.append(Layer('pool', f'pool{number}'))
+    found += after
+  found.append(Layer('flatten', 'flatten'))
+  for number, width in enumerate(model['hidden'], 1):
+    hidden = [
+      Layer('dense', f'dense{number}', _scaled(width, model)),
+      Layer('relu', f'dense_relu{number}'),
+    ]
+    dropout = [Layer('dropout', f'dropout{number}')]
+    before = model['dropout_place'] == 'before'
+    found += dropout + hidden if before else hidden + dropout
+  return [*found, Layer('dense', 'head', num_classes)]
+
+
+def _check_network(model):
+  if model['norm'] == 'batch':
+    raise NotImplementedError('batch norm is not written for the peers')
+  for key, plain in _PLAIN_NETWORK.items():
+    value = model.get(key, plain)
+    if (tuple(value) if isinstance(value, list) else value) != plain:
+      raise NotImplementedError(
+        f'model.{key} = {value!r} is not written for the peers'
+      )
+
+
+def _scaled(width, model, divisor=1):
+  factor = model['width_multiplier']
+  if factor == 1.0:
+    return width
+  return max(divisor, round(width * factor / divisor) * divisor)
+
+
+def check_updates(config: dict) -> None:
+  """Refuses a loss or an optimizer that the peers do not have.
+
+  Args:
+    config: the config, as a dict of groups.
+
+  Raises:
+    UserError: naming the key.
+  """
+  for key, plain in _PLAIN_UPDATES.items():
+    group, _, name = key.partition('.')
+    if (value := config[group][name]) != plain:
+      raise UserError(
+        f'--against: config.{key} is {value!r}, which is not written for the'
+        f' others; compare with --config.{key}={plain}, or leave --against out'
+      )
+
+
+def noise_batch(task: dict) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (images, labels): float32 [batch, size, size, 3], int32 [batch]."""
+  config = task['config']
+  rng = np.random.default_rng(0)
+  size = config['data']['crop_size']
+  shape = (config['global_batch_size'], size, size, 3)
+  images = rng.standard_normal(shape, np.float32)
+  return images, rng.integers(0, task['num_classes'], shape[:1], np.int32)
+
+
+def checked_task(task: Mapping, device_count: int) -> dict:
+  """Returns the task of the comparison that belongs to one of `bench step`."""
+  checked = copy.deepcopy(dict(task))
+  config = checked['config']
+  most = max(1, config['global_batch_size'] // device_count)
+  config['global_batch_size'] = device_count * min(_BATCH_SIZE, most)
+  config['max_device_batch_size'] = 0
+  config['model']['dropout'] = 0.0
+  config['model']['kernel_init'] = 'he'
+  config['data']['std'] = 60.0  # that of the pixels, more or less
+  config['optimizer']['learning_rate'] = _LEARNING_RATE
+  return checked
+
+
+def difference(ours: Mapping, other: Mapping, dtype: str) -> str:
+  """Returns what is not the same, or cannot be seen; '' if all is well.
+
+  Args:
+    ours, other: {losses, parameters}.
+    dtype: of the computation.
+  """
+  if ours['parameters'] != other['parameters']:
+    return (
+      f'it has {other["parameters"]:,} parameters instead of'
+      f' {ours["parameters"]:,}'
+    )
+  tolerance = TOLERANCES[dtype]
+  first, last = ours['losses'][0], ours['losses'][-1]
+  if not abs(last - first) > _LEAST_CHANGE * tolerance * abs(first):
+    return (
+      f'our own losses go from {first:.5f} to {last:.5f} only, which would hide'
+      ' other updates; --skip_check leaves the comparison out'
+    )
+  if np.allclose(other['losses'], ours['losses'], rtol=tolerance, atol=0):
+    return ''
+  found, expected = (
+    ', '.join(f'{loss:.5f}' for loss in losses)
+    for losses in (other['losses'], ours['losses'])
+  )
+  return (
+    f'from equal weights its losses are {found} instead of {expected}'
+    f' (tolerance: {tolerance:g} of them)'
+  )
