@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import random
@@ -12,6 +13,7 @@ import tempfile
 
 from alexnet_jax.bench import report
 from alexnet_jax.bench import workers
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -72,6 +74,8 @@ def add_arguments(commands) -> None:
 def _work(arguments, unknown):
   if unknown:
     raise UserError(f'unknown arguments: {shlex.join(unknown)}')
+  if importlib.util.find_spec('cv2') is None:
+    raise UserError(f'this needs OpenCV: {how_to_install("bench")}')
   from alexnet_jax.bench import layouts as layouts_lib
   from alexnet_jax.data.loader import num_cores
 
@@ -103,7 +107,7 @@ def _work(arguments, unknown):
     'ratios': {layout.name: ratios(rows, layout.name) for layout in layouts},
     'skipped': skipped,
   }
-  _show(result, {layout.name: layout.title for layout in layouts})
+  _show(result)
   return result
 
 
@@ -237,7 +241,7 @@ def _fastest(rows):
   return best and best['candidate']
 
 
-def _show(result, titles):
+def _show(result):
   """Prints a table for each layout, and notes."""
   made = result['photographs']
   sizes = ', '.join(
@@ -249,10 +253,9 @@ def _show(result, titles):
     f'{result["threads"]} threads; {made["images"]} images'
     f' ({made["distinct"]} distinct; JPEG {sizes}) of {made["source"]}',
   )
-  for layout, title in titles.items():
+  for layout, compared in result['ratios'].items():
     rows = [row for row in result['rows'] if row['layout'] == layout]
     rows.sort(key=lambda row: (row['kind'] == 'limit', -row['median']))
-    compared = result['ratios'][layout]
     columns = ('images/s', 'median', 'min', 'max', 'ours / it', 'on the host /')
     lines = [
       (
@@ -262,7 +265,7 @@ def _show(result, titles):
       )
       for row in rows
     ]
-    report.show(report.table(f'{title} ({layout})', columns, lines))
+    report.show(report.table(layout, columns, lines))
   report.show(*_NOTES)
   if result['num_batches'] < _ENOUGH_BATCHES:
     report.show(

@@ -10,33 +10,26 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import functools
 
+import cv2
 import numpy as np
 import simplejpeg
 
 from alexnet_jax.bench.layouts import CROP
 from alexnet_jax.bench.layouts import Task
 from alexnet_jax.bench.layouts import TFDS_NAME
-from alexnet_jax.data import images
 
-try:
-  import cv2
-except ImportError:  # numpy and this package's functions take its place
-  cv2 = None
-else:
-  # Threads of its own on top of the loader's would only be in their way.
-  cv2.setNumThreads(0)
-
+# Threads of its own on top of the loader's would only be in their way.
+cv2.setNumThreads(0)
 # (task, number of batches) -> that many (images, labels).
 Batches = Callable[[Task, int], Iterator[tuple[np.ndarray, np.ndarray]]]
 
-# {name: function from JPEG bytes to RGB} of what is installed.
+# {name: function from JPEG bytes to RGB}.
 DECODERS = {
   'simplejpeg': lambda encoded: simplejpeg.decode_jpeg(encoded, 'RGB'),
-}
-if cv2:
-  DECODERS['cv2'] = lambda encoded: cv2.imdecode(
+  'cv2': lambda encoded: cv2.imdecode(
     np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB
-  )
+  ),
+}
 
 
 class Photographs:
@@ -87,7 +80,7 @@ class Photographs:
       pixels = decode(pixels)
     crop = _crop(pixels, self._resize_size, *draws[:2])
     if draws[2] < 0.5:
-      return _mirrored(crop, out)
+      return cv2.flip(crop, 1, dst=out)
     if out is None:
       return crop
     out[...] = crop
@@ -124,20 +117,7 @@ def _crop(pixels, resize_size, row_draw, column_draw):
   crop = pixels[top : top + window, left : left + window]
   if window == CROP:
     return crop
-  if cv2:
-    return cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
-  out = np.empty((CROP, CROP, 3), np.uint8)
-  images.resize_box(crop, (0, 0, *crop.shape[:2]), out)
-  return out
-
-
-def _mirrored(image, out):
-  if cv2:
-    return cv2.flip(image, 1, dst=out)
-  if out is None:
-    return image[:, ::-1]
-  out[...] = image[:, ::-1]
-  return out
+  return cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
 
 
 def _shuffled_batches(num_examples, task, count):
@@ -180,10 +160,7 @@ def _ours(mirrors, task, count):
 
 def _flip(image, rows):
   for row in rows:
-    if cv2:
-      cv2.flip(image[row], 1, dst=image[row])
-    else:
-      image[row] = image[row, :, ::-1].copy()
+    cv2.flip(image[row], 1, dst=image[row])
 
 
 def _torch(name, task, count):

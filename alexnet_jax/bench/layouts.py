@@ -17,6 +17,7 @@ import simplejpeg
 
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
+from alexnet_jax.data import sources
 from alexnet_jax.data.folder import list_folder
 from alexnet_jax.errors import UserError
 
@@ -34,14 +35,12 @@ class Layout:
 
   Attributes:
     name: as in --layouts.
-    title: for people.
     kind: `folder` of JPEG files, `tfds` (array_record of JPEGs) or `raw`.
     short_side: that of what is kept, in pixels.
     resize_size: what the short side is resized to before the crop.
   """
 
   name: str
-  title: str
   kind: str
   short_side: int
   resize_size: int
@@ -56,12 +55,12 @@ class Layout:
 LAYOUTS = {
   layout.name: layout
   for layout in (
-    Layout('folder-320', 'JPEG 320', 'folder', 320, 320),
-    Layout('folder-320-to-256', 'JPEG 320, resized', 'folder', 320, 256),
-    Layout('folder-256', 'JPEG 256 x 256', 'folder', 256, 256),
-    Layout('tfds-320', 'JPEG 320, TFDS', 'tfds', 320, 320),
-    Layout('tfds-256', 'JPEG 256 x 256, TFDS', 'tfds', 256, 256),
-    Layout('raw-256', 'raw 256 x 256', 'raw', 256, 256),
+    Layout('folder-320', 'folder', 320, 320),
+    Layout('folder-320-to-256', 'folder', 320, 256),
+    Layout('folder-256', 'folder', 256, 256),
+    Layout('tfds-320', 'tfds', 320, 320),
+    Layout('tfds-256', 'tfds', 256, 256),
+    Layout('raw-256', 'raw', 256, 256),
   )
 }
 
@@ -88,18 +87,13 @@ class Task:
 
   def open_source(self):
     """Opens all photographs as a source of `data.sources`."""
-    kind, path = self.layout.kind, str(self.path)
-    if kind == 'folder':
-      from alexnet_jax.data.folder import folder_source
-
-      return folder_source(path, 'train')
-    if kind == 'tfds':
-      from alexnet_jax.data.tfds_records import tfds_source
-
-      return tfds_source(TFDS_NAME, 'train', path)
-    from alexnet_jax.data.raw import raw_source
-
-    return raw_source(path, 'train')
+    return sources.make_source(
+      self.layout.kind,
+      'train',
+      path=str(self.path),
+      tfds_name=TFDS_NAME,
+      tfds_split='train',
+    )
 
 
 def prepare(

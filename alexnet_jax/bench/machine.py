@@ -17,6 +17,8 @@ import tomllib
 
 import numpy as np
 
+from alexnet_jax import xla_flags
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 TARGETS = pathlib.Path(__file__).parent / 'targets'
@@ -140,6 +142,39 @@ def load_gpu(name: str) -> dict:
         f' value in {unit}'
       )
   return gpu
+
+
+def gpu_devices(gpu: dict, count: int) -> Sequence:
+  """Returns devices to compile for, none of them real.
+
+  Args:
+    gpu: of `load_gpu`.
+    count: how many, all in one machine.
+
+  Raises:
+    UserError: if XLA for CUDA is not installed or cannot read the description.
+  """
+  import jax
+  from jax.experimental import topologies
+  from jax.experimental.compilation_cache import compilation_cache
+
+  if not xla_flags.plugin_libraries():
+    raise UserError(
+      "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
+      f' {how_to_install("cuda12")}'
+    )
+  # Nothing of this runs on a GPU, even where there is one.
+  jax.config.update('jax_platforms', 'cpu')
+  # JAX' cache of programs cannot read these back.
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # it looks at the setting only once
+  options = {'target_config': gpu['xla']['target'], 'topology': f'1x1x{count}'}
+  try:
+    return topologies.get_topology_desc('gpu', 'cuda', **options).devices
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f'XLA cannot read the description of {gpu["name"]}: {error}'
+    ) from error
 
 
 def gpu_peak(device_kind: str, dtype: str) -> tuple[float, str] | None:

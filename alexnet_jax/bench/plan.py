@@ -1,14 +1,9 @@
-"""bench plan: compiles a train step for GPUs that need not be there.
-
-XLA tells how much memory it takes; bytes, FLOPs and all-reduces give bounds.
-None of them is a time that anybody measured: a step takes at least as long.
-"""
+"""bench plan: compiles a train step for GPUs that need not be there."""
 
 from collections.abc import Callable
 import math
 import os
 import re
-import sys
 
 from alexnet_jax import xla_flags
 from alexnet_jax.bench import machine
@@ -17,29 +12,23 @@ from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = f"""\
-Compiles the train step of a recipe for GPUs that need not be there. Tells how
-much memory it takes, how many bytes its kernels read and write, how many FLOPs
-the network has and what is reduced between GPUs. From these and the GPU's data
-sheet follow bounds. They are no times: nothing runs.
-
-It needs XLA's compiler for CUDA: {how_to_install('cuda12')}."""
+Compiles the train step of a recipe for GPUs that need not be there: its memory,
+the bytes that its kernels read and write, the network's FLOPs, and what is
+reduced between GPUs. Bounds follow from these and the GPU's data sheet. They
+are no times: nothing runs. It needs XLA's compiler for CUDA:
+{how_to_install('cuda12')}."""
 
 _PACKAGES = ('alexnet_jax', 'flax', 'jax', 'jaxlib', 'jax-cuda12-plugin')
 _MULTIPLE = 64  # of which batches are, or of config.max_device_batch_size
 _MOST_TRIALS = 6
 _MEMORY = ('argument', 'output', 'alias', 'temp')  # as XLA calls it
-_BOUNDS = {
-  'memory': 'all bytes at the bandwidth of the memory',
-  'compute': "the network's FLOPs at the peak",
-  'links': 'all reduced bytes in a ring over the links',
-}
 _NOTES = (
-  'Bytes: every kernel reads its arguments and writes its results once. FLOPs:'
-  " those of the network's convolutions and dense layers.",
+  'Bounds: all bytes at the memory bandwidth, where each kernel reads its'
+  ' arguments and writes its results once; the FLOPs of convolutions and dense'
+  ' layers at the peak; all reduced bytes in a ring over the links.',
   'These are bounds, not times: nothing was run. A real step takes longer:'
   ' kernels do not reach the peaks and run one after the other, and the GPU'
-  ' chooses the algorithms of convolutions and matrix products by timing them,'
-  ' with workspaces of their own.',
+  ' chooses algorithms by timing them, with workspaces of their own.',
 )
 _INSTRUCTION = re.compile(
   r'^  (?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)', re.MULTILINE
@@ -77,74 +66,64 @@ def _work(arguments, overrides):
       f'--memory_fraction is {fraction:g}; it must be above 0, and at most 1'
     )
   config = recipes.load_config([f'--config={arguments.config}', *overrides])
-  count, images = arguments.devices, config.global_batch_size
-  text, memory = compile_step(config, gpu, count)
+  devices, images = arguments.devices, config.global_batch_size
+  text, memory = compile_step(config, gpu, devices)
   costs = step_ours.network_costs(config, step_ours.num_classes(config))
   memory['available'] = int(gpu['memory']['value'] * fraction)
-  counts = {
-    'flops': costs['training_flops_per_image'] * images // count,
-    'bytes': num_bytes(text),
-    'all_reduces': all_reduces(text),
-  }
+  flops = costs['training_flops_per_image'] * images // devices
+  counts = {'flops': flops, **count(text)}
   result = {
     **report.header(_PACKAGES),
     'measured': False,
     'recipe': arguments.config,
     'target': {key: gpu[key] for key in ('name', *machine.FIGURES)},
     'dtype': config.model.dtype,
-    'devices': count,
+    'devices': devices,
     'global_batch_size': images,
     'memory': memory,
     **counts,
-    'bounds': bounds(counts, gpu, config.model.dtype, count, images),
+    'bounds': bounds(counts, gpu, config.model.dtype, devices, images),
   }
   if arguments.batch_search:
 
     def needed(batch_size):
       other = config.copy_and_resolve_references()
-      other.global_batch_size = batch_size * count
+      other.global_batch_size = batch_size * devices
       if other.global_batch_size == images:
         return memory['needed']
-      return compile_step(other, gpu, count)[1]['needed']
+      return compile_step(other, gpu, devices)[1]['needed']
 
     result['largest_batch'] = largest_batch(
-      needed, images // count, memory['available'], config.max_device_batch_size
+      needed,
+      images // devices,
+      memory['available'],
+      config.max_device_batch_size,
     )
   _show(result)
   return result
 
 
-def _instructions(text):
-  """Yields (name, shape, operation, operands) of what runs once in a step."""
+def count(text: str) -> dict:
+  """Counts what runs once in a program's HLO.
+
+  Returns:
+    {bytes: that kernels read and write, None if there is a loop; all_reduces:
+    bytes of each, in the order of their starts}.
+  """
   entry = text[text.index('\nENTRY') :]
+  sizes, total, reduced = {}, 0, []
   for name, shape, operation, operands in _INSTRUCTION.findall(entry):
-    yield name, shape, operation, re.findall(r'%([\w.-]+)', operands)
-
-
-def all_reduces(text: str) -> list[int]:
-  """Returns the bytes of each all-reduce that runs once in a program's HLO."""
-  kinds = ('all-reduce', 'all-reduce-start')
-  return [_size(shape) for _, shape, k, _ in _instructions(text) if k in kinds]
-
-
-def num_bytes(text: str) -> int | None:
-  """Returns the bytes that kernels read and write; None if there is a loop."""
-  sizes, total = {}, 0
-  for name, shape, operation, operands in _instructions(text):
-    sizes[name] = _size(shape)
-    if operation == 'while':
-      return None
+    sizes[name] = size = sum(
+      math.prod(int(n) for n in dims.split(',') if n) * int(bits or 8) // 8
+      for bits, dims in _ARRAY.findall(shape)
+    )
+    if operation in ('all-reduce', 'all-reduce-start'):
+      reduced.append(size)
     if operation not in _NO_KERNELS and not operation.endswith('-done'):
-      total += sizes[name] + sum(sizes[operand] for operand in operands)
-  return total
-
-
-def _size(shape):
-  """Returns the bytes of a shape of HLO: f32[2,3]{1,0} or a tuple of such."""
-  return sum(
-    math.prod(int(n) for n in dims.split(',') if n) * int(bits or 8) // 8
-    for bits, dims in _ARRAY.findall(shape)
-  )
+      read = re.findall(r'%([\w.-]+)', operands)
+      total += size + sum(sizes[operand] for operand in read)
+  is_known = ' while(' not in entry
+  return {'bytes': total if is_known else None, 'all_reduces': reduced}
 
 
 def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
@@ -156,7 +135,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
 
   Args:
     config: of the run.
-    gpu: of `machine.load_gpu`.
+    gpu: of `machine.load_gpu`; its memory is no limit.
     devices: how many GPUs share a batch, all in one machine.
 
   Returns:
@@ -166,8 +145,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
 
   Raises:
     UserError: if the batch cannot be divided, the config makes no network, XLA
-      for CUDA is not installed or cannot read the description. A step that
-      needs more memory than the device has is compiled all the same.
+      for CUDA is not installed or cannot read the description.
   """
   import jax
   from jax.sharding import Mesh
@@ -184,11 +162,8 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   config.parallel = 'shard_map'
   images = config.global_batch_size
   parallel.check_batch_size(images, devices)
-  print(
-    f'compiling for {devices} x {gpu["name"]}, {images:,} images',
-    file=sys.stderr,
-  )
-  targets = _devices(gpu, devices)
+  report.show(f'compiling for {devices} x {gpu["name"]}, {images:,} images')
+  targets = machine.gpu_devices(gpu, devices)
   mesh = Mesh(np.array(targets), (parallel.AXIS,))
   assemble.num_pieces(config, mesh)  # refuses what a run would
 
@@ -207,9 +182,9 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   step = assemble.make_steps(config, mesh, mean).train
   traced = step.trace(placed(state), placed(batch, parallel.AXIS), placed(key))
   lowered = traced.lower(lowering_platforms=('cuda',))
-  options = xla_flags.compiler_options(os.environ)
   # Autotuning would time kernels on the GPU.
-  options = {'xla_gpu_autotune_level': 0, **options}
+  options = {'xla_gpu_autotune_level': 0}
+  options |= xla_flags.compiler_options(os.environ)
   compiled = lowered.compile(compiler_options=options)
   analysis = compiled.memory_analysis()
   memory = {k: getattr(analysis, f'{k}_size_in_bytes') for k in _MEMORY}
@@ -218,31 +193,6 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   memory['next_batch'] = whole // devices
   memory['needed'] = memory['peak'] + memory['next_batch']
   return compiled.as_text(), memory
-
-
-def _devices(gpu, count):
-  """Returns devices to compile for, none of them real."""
-  import jax
-  from jax.experimental import topologies
-  from jax.experimental.compilation_cache import compilation_cache
-
-  if not xla_flags.plugin_libraries():
-    raise UserError(
-      "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
-      f' {how_to_install("cuda12")}'
-    )
-  # Nothing of this runs on a GPU, even where there is one.
-  jax.config.update('jax_platforms', 'cpu')
-  # JAX' cache of programs cannot read these back.
-  jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # it looks at the setting only once
-  options = {'target_config': gpu['xla']['target'], 'topology': f'1x1x{count}'}
-  try:
-    return topologies.get_topology_desc('gpu', 'cuda', **options).devices
-  except (ValueError, RuntimeError) as error:
-    raise UserError(
-      f'XLA cannot read the description of {gpu["name"]}: {error}'
-    ) from error
 
 
 def bounds(
@@ -257,12 +207,11 @@ def bounds(
     counts: of one device: {flops, bytes: or None, all_reduces: bytes of each}.
     gpu: the devices.
     dtype: of the computation.
-    devices: how many there are.
-    images: how many they share.
+    devices, images: their numbers in a step.
 
   Returns:
     {seconds: {memory: None if not known, compute, links}, images_per_second:
-    None where seconds are 0 or None; binds: whichever takes longest}.
+    0 or None where seconds are; binds: whichever takes longest}.
   """
   sent = 2 * (devices - 1) / devices * sum(counts['all_reduces'])
   traffic = counts['bytes']
@@ -273,9 +222,7 @@ def bounds(
   }
   return {
     'seconds': seconds,
-    'images_per_second': {
-      k: images / s if s else None for k, s in seconds.items()
-    },
+    'images_per_second': {k: s and images / s for k, s in seconds.items()},
     'binds': max(seconds, key=lambda name: seconds[name] or 0),
   }
 
@@ -286,13 +233,11 @@ def largest_batch(
   """Finds the largest batch of a device whose memory fits, by compiling it.
 
   Two batches give a line; where it meets the available bytes, that batch is
-  compiled, and so on, as the line is not straight: short of memory, XLA
-  computes some things twice instead of keeping them. Batches are multiples of
-  `multiple`, or of 64.
+  compiled, and so on: short of memory, XLA computes some things twice instead
+  of keeping them. Batches are multiples of `multiple`, or of 64.
 
   Returns:
-    {device_batch_size: the largest that was compiled and fits, 0 if none does,
-    compiled: {batch size: bytes}}.
+    {device_batch_size: the largest that fits, or 0, compiled: {size: bytes}}.
   """
   multiple = multiple or _MULTIPLE
   batch, tried, fitting = max(first // multiple, 1) * multiple, {}, []
@@ -326,14 +271,10 @@ def _show(result):
   for name, unit in machine.FIGURES.items():
     figure = gpu[name]
     report.show(f'  {name}: {figure["value"]:.4g} {unit} ({figure["source"]})')
-  rows = [(name, f'{n / 1e9:.2f}') for name, n in memory.items()]
-  report.show(report.table('memory of a device', ('', 'GB'), rows))
+  _show_bytes('memory of a device', memory)
   if largest := result.get('largest_batch'):
-    rows = [
-      (f'{n:,}', f'{b / 1e9:.2f}') for n, b in largest['compiled'].items()
-    ]
-    title = f'largest batch of a device: {largest["device_batch_size"]:,}'
-    report.show(report.table(title, ('compiled', 'GB needed'), rows))
+    best = largest['device_batch_size']
+    _show_bytes(f'largest batch of a device: {best:,}', largest['compiled'])
   share = 1e6 * images / result['devices']
   traffic = (result['bytes'] or math.nan) / share
   report.show(
@@ -343,12 +284,17 @@ def _show(result):
   )
   rows = [
     (
-      what + ' (binds)' * (name == found['binds']),
-      f'{1e3 * found["seconds"][name]:.3f}',
+      name + ' (binds)' * (name == found['binds']),
+      f'{1e3 * seconds:.3f}',
       f'{found["images_per_second"][name]:,.0f}',
     )
-    for name, what in _BOUNDS.items()
-    if found['seconds'][name]
+    for name, seconds in found['seconds'].items()
+    if seconds
   ]
   table = report.table('bounds', ('', 'ms a step', 'images/s'), rows)
   report.show(table, *_NOTES)
+
+
+def _show_bytes(title, values):
+  rows = [(str(name), f'{n / 1e9:.2f}') for name, n in values.items()]
+  report.show(report.table(title, ('', 'GB'), rows))

@@ -25,61 +25,50 @@ def make_network(model: dict, num_classes: int, size: int) -> nn.Sequential:
   network = nn.Sequential()
   shape = (1, 3, size, size)
   for layer in step_peers.layers(model, num_classes):
-    module = _module(layer, model, shape[1])
-    network.add_module(layer.name, module)
-    with torch.no_grad():
-      shape = module(torch.zeros(shape)).shape
+    for name, module in _modules(layer, model, shape[1]):
+      network.add_module(name, module)
+      with torch.no_grad():
+        shape = module(torch.zeros(shape)).shape
   return network
 
 
-def _module(layer, model, features):
+def _modules(layer, model, features):
+  """Yields (name, module) of a layer."""
   if layer.kind == 'conv':
-    return _convolution(layer, model, features)
-  if layer.kind == 'lrn':
+    yield from _convolution(layer, model, features)
+  elif layer.kind == 'lrn':
     size = model['lrn_size']
     # torch divides alpha by the size, as Caffe does.
     times = size if model['lrn_convention'] == 'paper' else 1
-    alpha = times * model['lrn_alpha']
-    return nn.LocalResponseNorm(size, alpha, model['lrn_beta'], model['lrn_k'])
-  if layer.kind == 'pool':
-    return nn.MaxPool2d(model['pool_size'], model['pool_stride'])
-  if layer.kind == 'dense':
-    return nn.Linear(features, layer.width)
-  if layer.kind == 'dropout':
-    return nn.Dropout(model['dropout'])
-  return nn.Flatten() if layer.kind == 'flatten' else nn.ReLU(inplace=True)
-
-
-class _Convolution(nn.Conv2d):
-  """A convolution whose padding may differ between the sides."""
-
-  sides = None  # (before, after) of both axes
-
-  def forward(self, x):
-    if self.sides:
-      x = functional.pad(x, 2 * self.sides)
-    return super().forward(x)
+    numbers = (times * model['lrn_alpha'], model['lrn_beta'], model['lrn_k'])
+    yield layer.name, nn.LocalResponseNorm(size, *numbers)
+  elif layer.kind == 'pool':
+    yield layer.name, nn.MaxPool2d(model['pool_size'], model['pool_stride'])
+  elif layer.kind == 'dense':
+    yield layer.name, nn.Linear(features, layer.width)
+  elif layer.kind == 'dropout':
+    yield layer.name, nn.Dropout(model['dropout'])
+  else:
+    flatten = layer.kind == 'flatten'
+    yield layer.name, nn.Flatten() if flatten else nn.ReLU(inplace=True)
 
 
 def _convolution(layer, model, features):
-  padding, stride = (model[key][layer.index] for key in ('paddings', 'strides'))
+  kernel, stride, padding, groups = (
+    model[key][layer.index]
+    for key in ('kernels', 'strides', 'paddings', 'groups')
+  )
   if padding == 'SAME' and stride > 1:
     raise NotImplementedError('SAME of a stride is not written for torch')
-  sides = None
   if isinstance(padding, str):
     padding = padding.lower()
   elif not isinstance(padding, int):
-    sides, padding = tuple(padding), 0
-  module = _Convolution(
-    features,
-    layer.width,
-    model['kernels'][layer.index],
-    stride,
-    padding,
-    groups=model['groups'][layer.index],
+    yield f'pad_{layer.name}', nn.ZeroPad2d((*padding, *padding))
+    padding = 0
+  yield (
+    layer.name,
+    nn.Conv2d(features, layer.width, kernel, stride, padding, groups=groups),
   )
-  module.sides = sides
-  return module
 
 
 class Runner:

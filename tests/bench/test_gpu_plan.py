@@ -50,7 +50,7 @@ def lines_with(lines, pattern):
 def test_the_dense_layers_are_reduced_behind_the_convolutions(target):
   """Under way when the convolutions' backward pass begins, awaited after it."""
   text, _ = compiled(target, 8)
-  reduced = plan.all_reduces(text)
+  reduced = plan.count(text)['all_reduces']
   # With the sums of the metrics.
   assert 0 <= sum(reduced) - 4 * PARAMETERS < 64
   entry = text[text.index('\nENTRY') :].splitlines()
@@ -69,13 +69,13 @@ def test_the_dense_layers_are_reduced_behind_the_convolutions(target):
 
 def test_one_device_reduces_nothing_and_keeps_no_more_than_it_must():
   text, memory = compiled('h100', 1)
-  assert plan.all_reduces(text) == []
+  assert plan.count(text)['all_reduces'] == []
   velocity_and_parameters = 2 * 4 * PARAMETERS
   assert memory['alias'] == pytest.approx(velocity_and_parameters, rel=1e-3)
   image = 224 * 224 * 3
   assert memory['next_batch'] >= BATCH * (image + 4 + 1)  # label and flip
   assert memory['temp'] <= 8e9
-  assert plan.num_bytes(text) / BATCH <= 40e6
+  assert plan.count(text)['bytes'] / BATCH <= 40e6
 
 
 def test_the_command_prints_it(capsys):
@@ -102,4 +102,4 @@ def test_a_description_that_xla_cannot_read():
   gpu = machine.load_gpu('h100')
   gpu['xla']['target'] = gpu['xla']['target'].replace('core_count', 'cores')
   with pytest.raises(UserError, match='XLA cannot read the description'):
-    plan._devices(gpu, 1)
+    machine.gpu_devices(gpu, 1)

@@ -134,10 +134,12 @@ ENTRY %main (p: f32[8], q: bf16[2,3]) -> f32[8] {
 
 def test_bytes_and_all_reduces_of_a_program():
   text = PROGRAM.replace('(%i, %j)', '(%g)')
-  assert plan.all_reduces(text) == [32, 4 + 20]
   fusion, start, call, reduce = (32 + 4) + 32 + 12, 64, 12 + 12, 24 + 32
-  assert plan.num_bytes(text) == fusion + start + call + reduce
-  assert plan.num_bytes(text.replace('bitcast(%d)', 'while(%d)')) is None
+  assert plan.count(text) == {
+    'bytes': fusion + start + call + reduce,
+    'all_reduces': [32, 4 + 20],
+  }
+  assert plan.count(text.replace('bitcast(%d)', 'while(%d)'))['bytes'] is None
 
 
 def test_bounds_by_hand():
@@ -159,7 +161,7 @@ def test_bounds_by_hand():
   assert found['images_per_second'] == {
     'memory': None,
     'compute': 5.0,
-    'links': None,
+    'links': 0.0,
   }
 
 
