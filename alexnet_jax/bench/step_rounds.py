@@ -110,7 +110,7 @@ def _start(name, options):
   else:  # TensorFlow's XLA ends the process at flags of another one
     environment.pop('XLA_FLAGS', None)
   return workers.Worker(
-    'alexnet_jax.bench.step_worker',
+    'alexnet_jax.bench.step_peers',
     name,
     cores=options.cores,
     environment=environment,

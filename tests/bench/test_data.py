@@ -12,6 +12,7 @@ from alexnet_jax.bench import data
 from alexnet_jax.bench import data_peers
 from alexnet_jax.bench import data_worker
 from alexnet_jax.bench import layouts
+from alexnet_jax.bench.__main__ import main
 from tests.system import commands
 
 BENCH = (sys.executable, '-m', 'alexnet_jax.bench', 'data')
@@ -95,11 +96,10 @@ def test_peers_are_measured_or_named_with_a_reason(tmp_path):
   assert 'holds other photographs' in err
 
 
-def test_unknown_names_are_refused():
-  for flag in ('--layouts=x', '--peers=x', '--config.x=1'):
-    code, _, err = commands.run(*BENCH, flag)
-    assert code == 2
-    assert 'x' in err
+@pytest.mark.parametrize('flag', ['--layouts=x', '--peers=x', '--config.x=1'])
+def test_unknown_names_are_refused(flag, capsys):
+  assert main(['data', flag]) == 2
+  assert 'x' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

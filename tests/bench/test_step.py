@@ -16,7 +16,6 @@ from alexnet_jax.bench import step
 from alexnet_jax.bench import step_ours
 from alexnet_jax.bench import step_peers
 from alexnet_jax.bench import step_rounds
-from alexnet_jax.bench import step_worker
 from alexnet_jax.bench import workers
 from alexnet_jax.bench.__main__ import main
 from tests.system import commands
@@ -51,7 +50,7 @@ def test_the_compiled_program_tells_its_costs(tmp_path, kind):
 
 
 def test_a_worker_times_steps_after_one_that_it_does_not(tmp_path):
-  worker = step_worker.Handler('ours')
+  worker = step_peers.Handler('ours')
   worker.build(step.make_task(load(tmp_path)))
   assert set(worker.run('train', 3)) == {'first_seconds', 'seconds', 'loss'}
   assert set(worker.run('train', 1)) == {'seconds', 'loss'}
@@ -137,34 +136,30 @@ class FakeWorker:
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def measure(tmp_path, monkeypatch):
+  """Returns a function that measures candidates of these seconds a step."""
   monkeypatch.setattr(workers, 'Worker', FakeWorker)
   monkeypatch.setattr(FakeWorker, 'asked', [])
-  return monkeypatch
+
+  def measure(rounds=2, check=False, **seconds):
+    seconds = {name.replace('_', ' ', 1): s for name, s in seconds.items()}
+    monkeypatch.setattr(FakeWorker, 'seconds', seconds)
+    peers = [name for name in seconds if name != 'ours']
+    options = step_rounds.Options([0], peers, rounds, 1.0, ('train',), check)
+    config = load(tmp_path, '--config.global_batch_size=4')
+    return step_rounds.measure('n', {'ours': step.make_task(config)}, options)
+
+  return measure
 
 
-def measure(folder, peers, rounds, check=False):
-  options = step_rounds.Options(
-    cores=[0],
-    peers=peers,
-    rounds=rounds,
-    seconds=1.0,
-    parts=('train',),
-    check=check,
-  )
-  config = load(folder, '--config.global_batch_size=4')
-  return step_rounds.measure('n', {'ours': step.make_task(config)}, options)
+def candidates(result):
+  return [row['candidate'] for row in result['rows']]
 
 
-def test_ratios_are_within_rounds_and_shares_of_the_peak(tmp_path, fake):
+def test_ratios_are_within_rounds_and_shares_of_the_peak(measure):
   """The machine is half as fast in the second round: the ratio stays."""
-  fake.setattr(
-    FakeWorker,
-    'seconds',
-    {'ours': [1.0, 2.0, 1.0], 'torch eager': [3.0, 6.0, 2.0]},
-  )
-  result = measure(tmp_path, ['torch eager'], rounds=3)
-  ours, torch = result['rows']
+  seconds = {'ours': [1.0, 2.0, 1.0], 'torch_eager': [3.0, 6.0, 2.0]}
+  ours, torch = measure(rounds=3, **seconds)['rows']
   assert ours['seconds'] == [1.0, 2.0, 1.0]
   assert ours['milliseconds'] == {'median': 1e3, 'min': 1e3, 'max': 2e3}
   assert ours['images_per_second']['median'] == 4.0
@@ -177,10 +172,9 @@ def test_ratios_are_within_rounds_and_shares_of_the_peak(tmp_path, fake):
   assert 'compiled' not in torch
 
 
-def test_contenders_take_turns(tmp_path, fake):
-  seconds = dict.fromkeys(('ours', 'torch eager', 'keras plain'), [1.0] * 9)
-  fake.setattr(FakeWorker, 'seconds', seconds)
-  measure(tmp_path, ['torch eager', 'keras plain'], rounds=3)
+def test_candidates_take_turns(measure):
+  names = ('ours', 'torch_eager', 'keras_plain')
+  measure(rounds=3, **dict.fromkeys(names, [1.0] * 9))
   ran = [name.split()[0] for name, do in FakeWorker.asked if do == 'run']
   assert [ran[i : i + 3] for i in range(0, 12, 3)] == [
     ['ours', 'torch', 'keras'],  # which compiles
@@ -190,30 +184,25 @@ def test_contenders_take_turns(tmp_path, fake):
   ]
 
 
-def test_a_peer_that_fails_is_named_and_the_others_go_on(tmp_path, fake):
-  fake.setattr(
-    FakeWorker, 'seconds', {'ours': [1.0] * 3, 'torch compile': None}
-  )
-  result = measure(tmp_path, ['torch compile'], rounds=2)
-  assert [row['candidate'] for row in result['rows']] == ['ours']
-  assert result['failed'] == [
-    {'candidate': 'torch compile', 'error': 'no compiler'}
-  ]
-  assert step.exit_code({'groups': [result]}) == errors.EXIT_FAILURE
+def test_a_peer_that_fails_is_named_and_the_others_go_on(measure):
+  steps = [1.0] * 3
+  some = measure(ours=steps, torch_compile=None, torch_eager=steps)
+  assert candidates(some) == ['ours', 'torch eager']
+  failure = {'candidate': 'torch compile', 'error': 'no compiler'}
+  assert some['failed'] == [failure]
+  alone = measure(ours=steps)
+  assert step.exit_code({'groups': [alone, some]}) == errors.EXIT_DONE
+  none = measure(ours=steps, torch_compile=None)
+  assert candidates(none) == ['ours']
+  assert step.exit_code({'groups': [some, none]}) == errors.EXIT_FAILURE
 
 
-def test_ours_must_not_fail(tmp_path, fake):
-  fake.setattr(FakeWorker, 'seconds', {'ours': None})
+def test_ours_must_not_fail(measure):
   with pytest.raises(workers.WorkerError, match='no compiler'):
-    measure(tmp_path, [], rounds=1)
+    measure(ours=None)
 
 
-def test_what_computes_something_else_is_not_measured(tmp_path, fake):
-  fake.setattr(
-    FakeWorker,
-    'seconds',
-    {'ours': [1.0] * 3, 'torch eager': [1.0] * 3},
-  )
+def test_what_computes_something_else_is_not_measured(measure, monkeypatch):
   honest = FakeWorker.ask
 
   def ask(self, method, **request):
@@ -222,20 +211,11 @@ def test_what_computes_something_else_is_not_measured(tmp_path, fake):
       answer['losses'] = [1.5]
     return answer
 
-  fake.setattr(FakeWorker, 'ask', ask)
-  result = measure(tmp_path, ['torch eager'], rounds=2, check=True)
-  assert [row['candidate'] for row in result['rows']] == ['ours']
+  monkeypatch.setattr(FakeWorker, 'ask', ask)
+  result = measure(check=True, ours=[1.0] * 3, torch_eager=[1.0] * 3)
+  assert candidates(result) == ['ours']
   assert 'does not compute the same' in result['failed'][0]['error']
   assert result['agreement'] == {'ours': [1.0], 'torch eager': [1.5]}
-
-
-def test_one_peer_that_can_be_compared_is_enough(tmp_path, fake):
-  seconds = {name: [1.0] * 3 for name in ('ours', 'torch eager')}
-  fake.setattr(FakeWorker, 'seconds', seconds | {'torch compile': None})
-  result = measure(tmp_path, ['torch eager', 'torch compile'], rounds=2)
-  assert len(result['failed']) == 1
-  alone = measure(tmp_path, [], rounds=2)
-  assert step.exit_code({'groups': [alone, result]}) == errors.EXIT_DONE
 
 
 @needs_affinity
@@ -285,24 +265,13 @@ def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-  ('override', 'message'),
-  [
-    ('optimizer.name=adam', "config.optimizer.name is 'adam'"),
-    ('optimizer.decay=kernels', "config.optimizer.decay is 'kernels'"),
-    ('loss.label_smoothing=0.1', 'config.loss.label_smoothing is 0.1'),
-  ],
+  ('key', 'value'),
+  [('optimizer.name', 'adam'), ('loss.label_smoothing', 0.1)],
 )
-def test_updates_that_the_others_do_not_make_are_refused(
-  tmp_path, monkeypatch, capsys, override, message
-):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'found')
-  monkeypatch.setattr(step_rounds, 'measure', None)  # never gets that far
-  recipe = commands.write_recipe(tmp_path)
-  arguments = ['--config', str(recipe), '--against', 'torch,keras']
-  assert main(['step', *arguments, f'--config.{override}']) == 2
-  error = capsys.readouterr().err
-  assert message in error
-  assert 'compare with --config.' in error
+def test_updates_that_the_others_do_not_make_are_refused(tmp_path, key, value):
+  config = load(tmp_path, f'--config.{key}={value}').to_dict()
+  with pytest.raises(errors.UserError, match=f'{key} is .*compare with --con'):
+    step_peers.check_updates(config)
 
 
 def groups(recipe, *overrides, **arguments):
