@@ -121,6 +121,19 @@ class _Entry:
   kind: str
   throughput: list[float] = dataclasses.field(default_factory=list)
 
+  def ask(self, method, **arguments):
+    """Asks the worker; an error names candidate and layout."""
+    layout = self.task.layout.name
+    try:
+      return self.worker.ask(
+        method, candidate=self.candidate, task=self.task, **arguments
+      )
+    except workers.UnsupportedError:
+      raise
+    except workers.WorkerError as error:
+      message = f'{self.candidate} on {layout}: {error}'
+      raise workers.WorkerError(message) from error
+
 
 def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
   """Measures all candidates in turn in every round.
@@ -163,14 +176,15 @@ def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
     for task in tasks:
       print(f'checking {task.layout.name}', file=sys.stderr)
       for worker, name, kind in candidates:
+        entry = _Entry(worker, task, name, kind)
         try:
-          worker.ask('check', candidate=name, task=task)
+          entry.ask('check')
         except workers.UnsupportedError as error:
           if kind != 'limit':
-            entry = {'layout': task.layout.name, 'candidate': name}
-            skipped.append({**entry, 'reason': str(error)})
+            where = {'layout': task.layout.name, 'candidate': name}
+            skipped.append({**where, 'reason': str(error)})
         else:
-          entries.append(_Entry(worker, task, name, kind))
+          entries.append(entry)
     for number in range(rounds):
       _round(entries, number, num_batches)
   return [_row(entry) for entry in entries], skipped
@@ -185,12 +199,7 @@ def _round(entries, number, num_batches):
   print(f'round {number + 1}', file=sys.stderr)
   for entry in order:
     factor = _RAW_FACTOR if entry.task.layout.kind == 'raw' else 1
-    speed = entry.worker.ask(
-      'measure',
-      candidate=entry.candidate,
-      task=entry.task,
-      num_batches=factor * num_batches,
-    )
+    speed = entry.ask('measure', num_batches=factor * num_batches)
     entry.throughput.append(speed)
 
 

@@ -125,21 +125,12 @@ def load_gpu(name: str) -> dict:
     )
   for key, unit in FIGURES.items():
     figure = gpu.get(key)
-    if not isinstance(figure, dict) or set(figure) != _FIGURE:
+    value = figure.get('value') if isinstance(figure, dict) else None
+    is_number = type(value) in (int, float) and 0 < value < math.inf
+    if not is_number or set(figure) != _FIGURE or figure['unit'] != unit:
       raise UserError(
-        f'--target {path}: {key} is {figure!r}; it must be a table of value,'
-        f' unit and source, as in {example}'
-      )
-    value = figure['value']
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-      raise UserError(
-        f'--target {path}: the value of {key} is {value!r}; it must be a number'
-        ' above 0'
-      )
-    if figure['unit'] != unit:
-      raise UserError(
-        f'--target {path}: the unit of {key} is {figure["unit"]!r}; give its'
-        f' value in {unit}'
+        f'--target {path}: {key} is {figure!r}; it must be a table of value, a'
+        f' number above 0, unit, {unit!r}, and source, as in {example}'
       )
   return gpu
 

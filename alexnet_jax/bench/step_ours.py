@@ -45,10 +45,9 @@ def batch_structs(config) -> dict[str, jax.ShapeDtypeStruct]:
   a few synthetic images.
   """
   few = config.copy_and_resolve_references()
-  with few.unlocked():
-    few.global_batch_size = 1
-    few.data.source, few.data.synthetic_examples = 'synthetic', 8
-    few.data.val_fraction, few.data.folds = 0.5, 0
+  few.global_batch_size = 1
+  few.data.source, few.data.synthetic_examples = 'synthetic', 8
+  few.data.folds = 0
   mesh = parallel.make_mesh()
   color = np.zeros((3, 3), np.float32) if few.data.colour_shift else None
   loader = assemble.make_loader(few, 'train')

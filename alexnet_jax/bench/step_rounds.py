@@ -20,7 +20,7 @@ _LEAST_STEPS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How all groups are measured.
+  """The way all networks are measured.
 
   Attributes:
     cores: those that every candidate runs on.

@@ -356,8 +356,14 @@ def _installed(*names):
 @pytest.mark.slow
 @needs_affinity
 @pytest.mark.skipif(not _installed('torch'), reason='of the extra bench')
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('network', ['alexnet', 'alexnet_one_tower', 'marvin'])
+@pytest.mark.parametrize(
+  ('network', 'dtype'),
+  [
+    ('alexnet', 'bfloat16'),
+    ('alexnet_one_tower', 'float32'),
+    ('marvin', 'float32'),
+  ],
+)
 def test_the_peers_compute_the_same(tmp_path, network, dtype):
   """Not torch.compile: it takes minutes. Keras where TensorFlow is there."""
   peers = ['torch eager', 'torch channels_last']
@@ -375,5 +381,5 @@ def test_the_peers_compute_the_same(tmp_path, network, dtype):
   assert code == 0, err
   (group,) = json.loads(out)['groups']
   assert group['failed'] == []
-  assert list(group['agreement']) == ['ours', *peers]
+  assert set(group['agreement']) == {'ours', *peers}
   assert [row['candidate'] for row in group['rows']] == ['ours', *peers]
