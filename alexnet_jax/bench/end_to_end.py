@@ -1,5 +1,6 @@
 """bench end_to_end: the speed of training, and what its parts reach alone."""
 
+import collections
 import io
 import pathlib
 import shlex
@@ -101,16 +102,22 @@ def end_to_end(
 
   steps = memory_steps(num_steps)
   rows = {'step': [], 'loader': [], 'loop': []}
-  resident = []
+  resident, images = [], num_steps * config.global_batch_size
+
+  def throughput(function):
+    start = time.perf_counter()
+    function()
+    return images / (time.perf_counter() - start)
+
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     parts = _prepare(config, folder)
-    time_step = _bare_step(parts, num_steps)
+    step = _bare_step(parts, num_steps)
     for number in range(num_rounds):
-      rows['step'].append(time_step())
-      rows['loader'].append(_loader(parts, num_steps))
-      throughput, memory = _loop(config, folder, num_steps, save_every)
-      rows['loop'].append(throughput)
+      rows['step'].append(throughput(step))
+      rows['loader'].append(throughput(_loader(parts, num_steps)))
+      seconds, memory = _loop(config, folder, num_steps, save_every)
+      rows['loop'].append(images / seconds)
       resident.append(memory)
       latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
       print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
@@ -183,7 +190,7 @@ def _prepare(config, path):
 
 
 def _bare_step(parts, num_steps):
-  """Returns a function that times `num_steps` steps on one batch."""
+  """Returns a function that makes `num_steps` steps on one batch."""
   import jax
 
   from alexnet_jax import assemble
@@ -192,19 +199,15 @@ def _bare_step(parts, num_steps):
   key = assemble.dropout_key(parts.config)
   batch = parts.to_devices(next(_batches(parts, 1)))
   state, _ = setup.create(parts)
-  state, sums = parts.steps.train(state, batch, key)
-  jax.block_until_ready(sums)
 
-  def measure():
+  def run(count=num_steps):
     nonlocal state
-    start = time.perf_counter()
-    for _ in range(num_steps):
+    for _ in range(count):
       state, sums = parts.steps.train(state, batch, key)
     jax.block_until_ready((state.params, sums))
-    seconds = time.perf_counter() - start
-    return num_steps * parts.config.global_batch_size / seconds
 
-  return measure
+  run(1)  # it compiles
+  return run
 
 
 def _batches(parts, count):
@@ -216,17 +219,14 @@ def _batches(parts, count):
 
 
 def _loader(parts, num_steps):
+  """Returns a function that makes `num_steps` batches; the first is made."""
   iterator = _batches(parts, num_steps + 1)
   next(iterator)
-  start = time.perf_counter()
-  for _ in iterator:
-    pass
-  seconds = time.perf_counter() - start
-  return num_steps * parts.config.global_batch_size / seconds
+  return lambda: collections.deque(iterator, 0)
 
 
 def _loop(config, folder, num_steps, save_every):
-  """Trains: (images per second, resident bytes at `memory_steps`).
+  """Trains; returns (seconds, resident bytes at `memory_steps`).
 
   The first step compiles and is not timed; the last one is not waited for.
   """
@@ -249,8 +249,7 @@ def _loop(config, folder, num_steps, save_every):
       shutil.copy(own, kept)
   # When a step is told, the one before it has been waited for.
   seconds = console.times[last] - console.times[2]
-  throughput = num_steps * config.global_batch_size / seconds
-  return throughput, [console.resident[step] for step in steps]
+  return seconds, [console.resident[step] for step in steps]
 
 
 class _WatchingConsole(Console):

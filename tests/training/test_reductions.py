@@ -156,7 +156,7 @@ def test_pieces_of_a_batch_add_no_reductions(kind, norm):
 
 
 @pytest.mark.slow
-def test_the_plan_counts_what_the_imagenet_recipe_reduces():
+def test_the_imagenet_recipe_reduces_its_parameters_once():
   config = recipes.load_config(
     [
       f'--config={commands.ROOT / "configs/imagenet.py"}',
