@@ -47,7 +47,7 @@ class Handler:
     function = self._candidates[candidate]
     if not self._is_limit:
       check_batches(function, task, len(task.open_source().class_names))
-    elif (task.layout.kind == 'raw') != (function in (_crop_copy, _memcpy)):
+    elif (task.layout.kind == 'raw') != (function is _crop_copy):
       raise NotImplementedError('this layout has no such part')
 
   def measure(self, candidate: str, task: Task, num_batches: int) -> float:
@@ -122,11 +122,6 @@ def _limit(part, task, num_batches):
   return count * task.threads / seconds
 
 
-def _read(task):
-  source = task.open_source()
-  return source.num_examples, source.read
-
-
 def _decode_with(decode):
   def part(task):
     source = task.open_source()
@@ -149,22 +144,9 @@ def _crop_copy(task):
   return len(squares), copy
 
 
-def _memcpy(task):
-  squares = data_peers.all_squares(task.open_source())
-  size = CROP * CROP * 3
-  out = np.ones((task.batch_size, size), np.uint8)
-
-  def copy(i):
-    out[i % len(out)] = squares[i].reshape(-1)[:size]
-
-  return len(squares), copy
-
-
 # Each part is (task) -> (number of examples, function of an example's index).
 _LIMITS = {
-  'read only': _read,
   'crop copy': _crop_copy,
-  'memcpy': _memcpy,
   **{
     f'decode only ({name})': _decode_with(decode)
     for name, decode in data_peers.DECODERS.items()
