@@ -6,31 +6,21 @@ import sys
 from alexnet_jax import cli
 from alexnet_jax.bench import data
 from alexnet_jax.bench import end_to_end
-from alexnet_jax.bench import marvin
 from alexnet_jax.bench import plan
-from alexnet_jax.bench import scaling
 from alexnet_jax.bench import step
 
 
-def _parse(argv):
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.bench',
     description='Measures speed. Where a'
     ' command has --config, --config.KEY=VALUE changes keys of the recipe.',
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
-  for module in (data, end_to_end, marvin, plan, scaling, step):
+  for module in (data, end_to_end, plan, step):
     module.add_arguments(commands)
-  for subparser in commands.choices.values():
-    subparser.add_argument(
-      '--json', action='store_true', help='the result, on standard output'
-    )
-  return parser.parse_known_args(argv)
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments, overrides = _parse(argv)
+  arguments, overrides = parser.parse_known_args(argv)
   return cli.run(
     lambda: arguments.work(arguments, overrides),
     json_output=arguments.json,

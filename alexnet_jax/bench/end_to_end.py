@@ -1,17 +1,20 @@
 """bench end_to_end: the speed of training, and what its parts reach alone."""
 
-import argparse
+import collections
 import io
 import pathlib
+import shlex
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 
 from alexnet_jax import cli
-from alexnet_jax.bench import step_memory
-from alexnet_jax.bench import timed_run
-from alexnet_jax.bench.arguments import positive
+from alexnet_jax.bench import machine
+from alexnet_jax.bench import report
+from alexnet_jax.bench.report import positive
+from alexnet_jax.errors import UserError
 from alexnet_jax.training.console import Console
 
 _DESCRIPTION = """\
@@ -22,6 +25,7 @@ and evaluation. Medians over the rounds, the loop's share of the bare step,
 which of step and loader holds up the loop, and the resident memory early and
 late in a loop."""
 
+_PACKAGES = ('alexnet_jax', 'flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax')
 # Steps of the loop after which its memory is looked at; with fewer steps, the
 # ends of the first and the last fifth.
 _MEMORY_STEPS = (40, 200)
@@ -29,36 +33,50 @@ _MEMORY_STEPS = (40, 200)
 
 def add_arguments(commands) -> None:
   """Adds the subcommand to argparse's `commands`."""
-  parser = commands.add_parser(
-    'end_to_end',
-    help='bare step, loader and training loop side by side',
-    description=_DESCRIPTION,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  text = 'bare step, loader and training loop side by side'
+  parser = report.add_command(commands, 'end_to_end', text, _DESCRIPTION)
   cli.add_recipe(parser)
-  parser.add_argument(
-    '--steps', type=positive, default=100, help='in a round (default: 100)'
-  )
-  parser.add_argument('--rounds', type=positive, default=5, help='default: 5')
-  parser.add_argument(
-    '--save_every',
-    type=positive,
-    metavar='STEPS',
-    help='between the checkpoints of a loop (default: one in the middle),'
-    ' whatever the recipe says',
-  )
+  add = parser.add_argument
+  add('--steps', type=positive, default=100, help='in a round (default: 100)')
+  add('--rounds', type=positive, default=5, help='default: 5')
+  text = 'between the checkpoints of a loop (default: one in the middle)'
+  add('--save_every', type=positive, metavar='STEPS', help=text)
   parser.set_defaults(work=_work)
 
 
 def _work(arguments, overrides):
   from alexnet_jax import validation
 
-  timed_run.refuse_own(overrides, timed_run.keys(1), '--steps, --save_every')
+  own = {f'--config.{key}' for key in _keys(1, 0)}
+  if taken := [text for text in overrides if text.partition('=')[0] in own]:
+    raise UserError(
+      f'{shlex.join(taken)}: set by this command (--steps, --save_every)'
+    )
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   # The loop makes two steps more than are timed.
   save_every = arguments.save_every or arguments.steps // 2 + 1
   return end_to_end(config, arguments.steps, arguments.rounds, save_every)
+
+
+def _keys(num_steps, save_every):
+  """Returns {config key: value} that leave a run nothing but steps and saves.
+
+  Nothing is compiled, evaluated or drawn after the first step and before the
+  last one.
+  """
+  return {
+    'num_epochs': 0.0,
+    'num_steps': num_steps,
+    'eval_every_epochs': 0.0,
+    'eval_every_steps': num_steps,
+    'save_every_epochs': 0.0,
+    'save_every_steps': save_every,
+    'histogram_every_evals': 0,
+    'report': False,
+    'early_stopping.enabled': False,
+    'init.unfreeze_epochs': 0.0,
+    'init.unfreeze_steps': 0,
+  }
 
 
 def end_to_end(
@@ -78,25 +96,29 @@ def end_to_end(
     rounds of loop / step; bottleneck: step or loader, the slower one; headroom:
     the median over the rounds of the other one's images per second by its;
     resident: {steps: early and late in the loop, bytes: at these in each
-    round}}, with devices and versions.
+    round}}, with devices, machine, versions and command.
   """
   import jax
 
-  from alexnet_jax.training.checkpoint_contents import versions
+  steps = memory_steps(num_steps)
+  rows = {'step': [], 'loader': [], 'loop': []}
+  resident, images = [], num_steps * config.global_batch_size
 
-  resident = {'steps': memory_steps(num_steps), 'bytes': []}
+  def throughput(function):
+    start = time.perf_counter()
+    function()
+    return images / (time.perf_counter() - start)
+
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     parts = _prepare(config, folder)
-    time_step = _bare_step(parts, num_steps)
-    rows = {'step': [], 'loader': [], 'loop': []}
+    step = _bare_step(parts, num_steps)
     for number in range(num_rounds):
-      rows['step'].append(time_step())
-      rows['loader'].append(_loader(parts, num_steps))
-      with timed_run.workdir(folder) as workdir:
-        rate, memory = _loop(config, str(workdir), num_steps, save_every)
-      rows['loop'].append(rate)
-      resident['bytes'].append(memory)
+      rows['step'].append(throughput(step))
+      rows['loader'].append(throughput(_loader(parts, num_steps)))
+      seconds, memory = _loop(config, folder, num_steps, save_every)
+      rows['loop'].append(images / seconds)
+      resident.append(memory)
       latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
       print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
   shares = [a / b for a, b in zip(rows['loop'], rows['step'], strict=True)]
@@ -107,52 +129,50 @@ def end_to_end(
     'median': {k: statistics.median(v) for k, v in rows.items()},
     'loop_share': statistics.median(shares),
     **bottleneck(rows['step'], rows['loader']),
-    'resident': resident,
+    'resident': {'steps': steps, 'bytes': resident},
     'global_batch_size': config.global_batch_size,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'versions': versions(),
+    **report.header(_PACKAGES),
   }
   _show(result, num_rounds, num_steps)
   return result
 
 
 def bottleneck(step: list[float], loader: list[float]) -> dict:
-  """{bottleneck, headroom} of images per second in the same rounds."""
-  ratio = statistics.median(b / a for a, b in zip(step, loader, strict=True))
-  if ratio < 1:
-    inverse = statistics.median(
-      a / b for a, b in zip(step, loader, strict=True)
-    )
-    return {'bottleneck': 'loader', 'headroom': inverse}
-  return {'bottleneck': 'step', 'headroom': ratio}
+  """Returns {bottleneck, headroom} of images per second in the same rounds."""
+  pairs = list(zip(step, loader, strict=True))
+  ratio = statistics.median(b / a for a, b in pairs)
+  if ratio >= 1:
+    return {'bottleneck': 'step', 'headroom': ratio}
+  inverse = statistics.median(a / b for a, b in pairs)
+  return {'bottleneck': 'loader', 'headroom': inverse}
 
 
 def memory_steps(num_steps: int) -> tuple[int, int]:
-  """Steps of a loop after which its memory is compared."""
+  """Returns the steps of a loop after which its memory is compared."""
   if num_steps >= _MEMORY_STEPS[1]:
     return _MEMORY_STEPS
   return max(1, num_steps // 5), max(1, num_steps * 4 // 5)
 
 
 def _show(result, num_rounds, num_steps):
-  medians = ', '.join(f'{k} {v:.0f}' for k, v in result['median'].items())
+  medians = ', '.join(f'{k} {v:,.0f}' for k, v in result['median'].items())
   other = 'loader' if result['bottleneck'] == 'step' else 'step'
-  print(
+  report.show(
+    report.header_lines(result),
     f'images per second, medians of {num_rounds} rounds of {num_steps} steps of'
     f' {result["global_batch_size"]} on {result["devices"]}: {medians}; the'
     f' loop, with checkpoints ({result["checkpoints"]} in a round), reaches'
-    f' {result["loop_share"]:.1%} of the bare step\nthe'
-    f' {result["bottleneck"]} is the bottleneck: the {other} alone is'
+    f' {result["loop_share"]:.1%} of the bare step',
+    f'the {result["bottleneck"]} is the bottleneck: the {other} alone is'
     f' {result["headroom"]:.2f} times as fast',
-    file=sys.stderr,
   )
   first, last = result['resident']['steps']
   for number, (before, after) in enumerate(result['resident']['bytes'], 1):
     if before and after:
-      print(
+      report.show(
         f'resident memory in the loop of round {number}: {before / 1e6:,.1f} MB'
-        f' at step {first}, {after / 1e6:,.1f} MB at step {last}',
-        file=sys.stderr,
+        f' at step {first}, {after / 1e6:,.1f} MB at step {last}'
       )
 
 
@@ -170,65 +190,66 @@ def _prepare(config, path):
 
 
 def _bare_step(parts, num_steps):
-  """A function that times `num_steps` steps on one batch."""
+  """Returns a function that makes `num_steps` steps on one batch."""
   import jax
 
   from alexnet_jax.training import build
   from alexnet_jax.training import setup
 
   key = build.dropout_key(parts.config)
-  iterator = build.make_train_iter(
-    parts.config, parts.train_loader, 1, parts.mesh, parts.color
-  )
-  batch = parts.to_devices(next(iterator))
+  batch = parts.to_devices(next(_batches(parts, 1)))
   state, _ = setup.create(parts)
-  state, sums = parts.steps.train(state, batch, key)
-  jax.block_until_ready(sums)
 
-  def measure():
+  def run(count=num_steps):
     nonlocal state
-    start = time.perf_counter()
-    for _ in range(num_steps):
+    for _ in range(count):
       state, sums = parts.steps.train(state, batch, key)
     jax.block_until_ready((state.params, sums))
-    seconds = time.perf_counter() - start
-    return num_steps * parts.config.global_batch_size / seconds
 
-  return measure
+  run(1)  # it compiles
+  return run
+
+
+def _batches(parts, count):
+  from alexnet_jax.training import build
+
+  return build.make_train_iter(
+    parts.config, parts.train_loader, count, parts.mesh, parts.color
+  )
 
 
 def _loader(parts, num_steps):
-  from alexnet_jax.training import build
-
-  iterator = build.make_train_iter(
-    parts.config, parts.train_loader, num_steps + 1, parts.mesh, parts.color
-  )
+  """Returns a function that makes `num_steps` batches; the first is made."""
+  iterator = _batches(parts, num_steps + 1)
   next(iterator)
-  start = time.perf_counter()
-  for _ in iterator:
-    pass
-  seconds = time.perf_counter() - start
-  return num_steps * parts.config.global_batch_size / seconds
+  return lambda: collections.deque(iterator, 0)
 
 
-def _loop(config, workdir, num_steps, save_every):
-  """A real run: (images per second, resident bytes at `memory_steps`).
+def _loop(config, folder, num_steps, save_every):
+  """Trains; returns (seconds, resident bytes at `memory_steps`).
 
-  Its first step compiles and is not timed; its last one is not waited for.
+  The first step compiles and is not timed; the last one is not waited for.
   """
+  from alexnet_jax.pixel_means import MEAN_FILE
   from alexnet_jax.training import guards
   from alexnet_jax.training import loop
 
   config = config.copy_and_resolve_references()
   last = num_steps + 2
-  config.update_from_flattened_dict(timed_run.keys(last, save_every))
+  config.update_from_flattened_dict(_keys(last, save_every))
   steps = memory_steps(num_steps)
   console = _WatchingConsole(steps)
-  loop.train_and_evaluate(config, workdir, guards.StopSignal(), console)
+  with tempfile.TemporaryDirectory(dir=folder) as workdir:
+    # Kept from the first run: another pass over all images may take long.
+    kept, own = (pathlib.Path(f, MEAN_FILE) for f in (folder, workdir))
+    if kept.exists():
+      shutil.copy(kept, own)
+    loop.train_and_evaluate(config, workdir, guards.StopSignal(), console)
+    if own.exists():
+      shutil.copy(own, kept)
   # When a step is told, the one before it has been waited for.
   seconds = console.times[last] - console.times[2]
-  rate = num_steps * config.global_batch_size / seconds
-  return rate, [console.resident[step] for step in steps]
+  return seconds, [console.resident[step] for step in steps]
 
 
 class _WatchingConsole(Console):
@@ -236,7 +257,7 @@ class _WatchingConsole(Console):
 
   Attributes:
     times: {step: seconds of a monotonic clock}.
-    resident: {step: bytes, or None where the system does not tell}.
+    resident: {step: bytes, or None where the system hides it}.
   """
 
   def __init__(self, steps):
@@ -255,4 +276,4 @@ class _WatchingConsole(Console):
       return
     self.times[done] = time.perf_counter()
     if done in self.resident:
-      self.resident[done] = step_memory.resident_bytes('VmRSS')
+      self.resident[done] = machine.resident_bytes('VmRSS')

@@ -1,11 +1,32 @@
-"""The ways the same photographs lie on a disk, and how each is opened."""
+"""The photographs of `bench data`, kept on disk in several layouts.
 
+They are those of a folder of the user, or synthetic ones: noise with the
+spectrum of photographs.
+"""
+
+import concurrent.futures
 import dataclasses
+import json
 import pathlib
+import subprocess
+import sys
 
+import numpy as np
+import PIL.Image
+import simplejpeg
+
+from alexnet_jax.data import decoding
+from alexnet_jax.data import images
+from alexnet_jax.data import sources
+from alexnet_jax.data.folder import list_folder
 from alexnet_jax.errors import UserError
 
 CROP = 224  # width of the random crops, in pixels
+TFDS_NAME = 'photographs'
+SYNTHETIC = 'synthetic: noise with the spectrum and JPEG size of photographs'
+_NOTE = 'photographs.json'
+_DISTINCT, _CLASSES = 200, 10  # of the synthetic ones
+_QUALITY = 90  # of all JPEGs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,48 +35,45 @@ class Layout:
 
   Attributes:
     name: as in --layouts.
-    title: for people.
     kind: `folder` of JPEG files, `tfds` (array_record of JPEGs) or `raw`.
-    folder: where it lies in the cache.
-    short_side: of what is kept, in pixels.
+    short_side: that of what is kept, in pixels.
     resize_size: what the short side is resized to before the crop.
   """
 
   name: str
-  title: str
   kind: str
-  folder: str
   short_side: int
   resize_size: int
 
   @property
-  def resizes(self) -> bool:
-    return self.resize_size != self.short_side
+  def folder(self) -> str:
+    """Name of its folder in the cache."""
+    prefix = 'jpeg' if self.kind == 'folder' else self.kind
+    return f'{prefix}-{self.short_side}'
 
 
-LAYOUTS = tuple(
-  Layout(*fields)
-  for fields in (
-    ('folder-320', 'JPEG 320', 'folder', 'jpeg-320', 320, 320),
-    ('folder-320-to-256', 'JPEG 320, resized', 'folder', 'jpeg-320', 320, 256),
-    ('folder-256', 'JPEG 256 x 256', 'folder', 'jpeg-256', 256, 256),
-    ('tfds-320', 'JPEG 320, TFDS', 'tfds', 'tfds-320', 320, 320),
-    ('tfds-256', 'JPEG 256 x 256, TFDS', 'tfds', 'tfds-256', 256, 256),
-    ('raw-256', 'raw 256 x 256', 'raw', 'raw-256', 256, 256),
+LAYOUTS = {
+  layout.name: layout
+  for layout in (
+    Layout('folder-320', 'folder', 320, 320),
+    Layout('folder-320-to-256', 'folder', 320, 256),
+    Layout('folder-256', 'folder', 256, 256),
+    Layout('tfds-320', 'tfds', 320, 320),
+    Layout('tfds-256', 'tfds', 256, 256),
+    Layout('raw-256', 'raw', 256, 256),
   )
-)
-TFDS_NAME = 'photographs'
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is measured: a layout, and what all contenders are given alike.
+  """A measurement: a layout and what all candidates are given alike.
 
   Attributes:
-    layout: of the photographs.
+    layout: the layout of the photographs.
     cache: folder that holds the layouts.
     batch_size: examples in a batch.
-    threads: threads or processes that a contender may use.
+    threads: threads or processes that a candidate may use.
   """
 
   layout: Layout
@@ -67,34 +85,162 @@ class Task:
   def path(self) -> pathlib.Path:
     return pathlib.Path(self.cache, self.layout.folder)
 
-  def to_json(self) -> dict:
-    return dataclasses.asdict(self)
-
-  @classmethod
-  def from_json(cls, values: dict) -> 'Task':
-    return cls(**{**values, 'layout': Layout(**values['layout'])})
-
-
-def choose(names: str) -> list[Layout]:
-  """The layouts of a comma-separated list; all of them if it is empty."""
-  known = {layout.name: layout for layout in LAYOUTS}
-  chosen = [name for name in names.split(',') if name]
-  if unknown := [name for name in chosen if name not in known]:
-    raise UserError(f'--layouts: {unknown} are none of {sorted(known)}')
-  return [known[name] for name in chosen or known]
+  def open_source(self):
+    """Opens all photographs as a source of `data.sources`."""
+    return sources.make_source(
+      self.layout.kind,
+      'train',
+      path=str(self.path),
+      tfds_name=TFDS_NAME,
+      tfds_split='train',
+    )
 
 
-def open_source(task: Task):
-  """A source as `data.sources.Source` describes it, of all photographs."""
-  kind, path = task.layout.kind, str(task.path)
-  if kind == 'folder':
-    from alexnet_jax.data.folder import folder_source
+def prepare(
+  path: str,
+  cache: pathlib.Path,
+  count: int,
+  layouts: list[Layout],
+  threads: int,
+) -> dict:
+  """Makes what is not in the cache yet.
 
-    return folder_source(path, 'train')
-  if kind == 'tfds':
-    from alexnet_jax.data.tfds_records import tfds_source
+  Args:
+    path: folder of images with a subfolder per class; '': synthetic ones.
+    cache: folder of the layouts.
+    count: photographs in each; they repeat, mirrored every other time, if the
+      folder has fewer.
+    layouts: which are needed.
+    threads: how many make them.
 
-    return tfds_source(TFDS_NAME, 'train', path)
-  from alexnet_jax.data.raw import raw_source
+  Returns:
+    {source, images, distinct, classes, bytes_per_jpeg: {short side: mean}}.
 
-  return raw_source(path, 'train')
+  Raises:
+    UserError: if the folder is unfit, or the cache holds other photographs.
+  """
+  note = cache / _NOTE
+  originals = _Folder(path) if path else _Synthetic()
+  wanted = {
+    'source': originals.name,
+    'fingerprint': originals.fingerprint,
+    'images': count,
+    'distinct': min(count, len(originals.labels)),
+    'classes': len(set(originals.labels)),
+  }
+  if not note.exists():
+    cache.mkdir(parents=True, exist_ok=True)
+    if any(cache.iterdir()):
+      raise UserError(f'--cache {cache} is not empty and no finished cache')
+    print(f'making {count} photographs in {cache}', file=sys.stderr)
+    wanted['bytes_per_jpeg'] = _write_jpegs(originals, cache, count, threads)
+    note.write_text(json.dumps(wanted))
+  made = json.loads(note.read_text())
+  if {**made, **wanted} != made:
+    raise UserError(
+      f'--cache {cache} holds other photographs ({made}, not {wanted}); choose'
+      ' another, or delete it'
+    )
+  for layout in layouts:
+    _convert(layout, cache)
+  return made
+
+
+class _Folder:
+  """Images of a folder, or of its subfolder `train` if there is one."""
+
+  def __init__(self, path):
+    root = pathlib.Path(path).expanduser()
+    train = root / 'train'
+    self._source = list_folder(train if train.is_dir() else root)
+    self.name = str(root)
+    self.fingerprint = self._source.fingerprint
+    self.labels = [self._source.class_names[k] for k in self._source.labels]
+
+  def read(self, index):
+    return decoding.decode(self._source.read(index)[0])
+
+
+class _Synthetic:
+  """Images like photographs: the power of their noise falls with frequency."""
+
+  name = SYNTHETIC
+  fingerprint = '1'
+  labels = tuple(f'class_{i % _CLASSES}' for i in range(_DISTINCT))
+
+  def read(self, index):
+    rng = np.random.default_rng(index)
+    total = np.zeros((384, 512), np.float32)
+    color = np.zeros((384, 512, 3), np.float32)
+    for octave in range(7):
+      shape = (3 << octave, 4 << octave)
+      amplitude = 64 / 1.65**octave
+      total += amplitude * _enlarged(rng.standard_normal(shape))
+      if octave < 5:
+        for channel in range(3):
+          noise = rng.standard_normal(shape)
+          color[..., channel] += amplitude / 3 * _enlarged(noise)
+    return np.clip(128 + total[..., None] + color, 0, 255).astype(np.uint8)
+
+
+def _enlarged(noise):
+  image = PIL.Image.fromarray(noise.astype(np.float32))
+  return np.asarray(image.resize((512, 384), PIL.Image.Resampling.BICUBIC))
+
+
+def _write_jpegs(originals, cache, count, threads):
+  """Writes jpeg-320 and jpeg-256; returns the mean size of their files."""
+  distinct = len(originals.labels)
+  # Fewer than there are: spread over all classes.
+  chosen = np.linspace(0, distinct - 1, min(count, distinct)).astype(int)
+
+  def write(number):
+    repeat, rank = divmod(number, len(chosen))
+    index = int(chosen[rank])
+    pixels = originals.read(index)
+    if repeat % 2:
+      pixels = np.ascontiguousarray(pixels[:, ::-1])
+    sizes = []
+    for size, image in (
+      (320, images.resize_short_side(pixels, 320)),
+      (256, images.center_square(pixels, 256)),
+    ):
+      encoded = simplejpeg.encode_jpeg(image, _QUALITY, 'RGB', '420')
+      label = originals.labels[index]
+      # Preparing wants a validation split; one image a class is enough.
+      for name in (f'train/{label}/{number:05d}.jpg', f'val/{label}/any.jpg'):
+        path = cache / f'jpeg-{size}' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded)
+      sizes.append(len(encoded))
+    return sizes
+
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    means = np.mean(list(pool.map(write, range(count))), 0)
+  return {'320': round(means[0]), '256': round(means[1])}
+
+
+def _convert(layout, cache):
+  """Makes a layout that is no folder by `alexnet_jax.data.prepare`."""
+  out = cache / layout.folder
+  if layout.kind == 'tfds' and not list(out.glob('*/*/dataset_info.json')):
+    flags = ('--name', TFDS_NAME, '--quality', str(_QUALITY))
+    _run_prepare('resize', cache / f'jpeg-{layout.short_side}', layout, *flags)
+  elif layout.kind == 'raw' and not (out / 'manifest.json').exists():
+    _run_prepare('raw', cache / 'jpeg-320', layout)
+
+
+def _run_prepare(command, path, layout, *flags):
+  out = path.parent / layout.folder
+  print(f'making {out}', file=sys.stderr)
+  module = [sys.executable, '-m', 'alexnet_jax.data.prepare', command]
+  arguments = ['--source', 'folder', '--path', str(path), '--out', str(out)]
+  done = subprocess.run(
+    [*module, *arguments, '--size', str(layout.short_side), *flags],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
+  if done.returncode:
+    raise UserError(f'making {out} failed:\n{done.stderr}')

@@ -1,179 +1,300 @@
-"""bench plan: what a train step does on a GPU that is not there, counted."""
+"""bench plan: compiles a train step for GPUs that need not be there."""
 
-import argparse
+from collections.abc import Callable
+import math
 import os
-import pathlib
-import shlex
-import sys
+import re
 
+from alexnet_jax import runtime
 from alexnet_jax.bench import machine
-from alexnet_jax.bench import plan_targets
-from alexnet_jax.bench.arguments import positive
+from alexnet_jax.bench import report
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = f"""\
-Compiles the train step of a recipe for GPUs that need not be there, and counts
-what the program does: kernels, bytes read and written, FLOPs, memory, and where
-its all-reduces begin and end. From these and the GPU's data follow bounds.
-They are no times: nothing runs.
+Compiles the train step of a recipe for GPUs that need not be there: its memory,
+the bytes that its kernels read and write, the network's FLOPs, and what is
+reduced between GPUs. Bounds follow from these and the GPU's data sheet. They
+are no times: nothing runs. It needs XLA's compiler for CUDA:
+{how_to_install('cuda12')}."""
 
-It needs XLA's compiler for CUDA: {how_to_install('cuda12')}."""
-
-_PACKAGES = (
-  *('alexnet_jax', 'flax', 'jax', 'jaxlib', 'jax-cuda12-plugin', 'optax'),
+_PACKAGES = ('alexnet_jax', 'flax', 'jax', 'jaxlib', 'jax-cuda12-plugin')
+_MULTIPLE = 64  # of which batches are, or of config.microbatch_size
+_MOST_TRIALS = 6
+_MEMORY = ('argument', 'output', 'alias', 'temp')  # as XLA calls it
+_NOTES = (
+  'Bounds: all bytes at the memory bandwidth, where each kernel reads its'
+  ' arguments and writes its results once; the FLOPs of convolutions and dense'
+  ' layers at the peak; all reduced bytes in a ring over the links.',
+  'These are bounds, not times: nothing was run. A real step takes longer:'
+  ' kernels do not reach the peaks and run one after the other, and the GPU'
+  ' chooses algorithms by timing them, with workspaces of their own.',
 )
+_INSTRUCTION = re.compile(
+  r'^  (?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)', re.MULTILINE
+)
+_ARRAY = re.compile(r'\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
+# They move nothing.
+_NO_KERNELS = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
 
 
 def add_arguments(commands) -> None:
   """Adds the subcommand to argparse's `commands`."""
-  parser = commands.add_parser(
-    'plan',
-    help='bytes, FLOPs and memory of a step on a GPU that is not there',
-    description=_DESCRIPTION,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  parser.add_argument(
-    '--target',
-    default='h100',
-    metavar='GPU',
-    help=f'{", ".join(plan_targets.NAMES)} or a TOML file that describes'
-    ' another (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--devices',
-    type=positive,
-    default=1,
-    metavar='N',
-    help='GPUs of one machine that share a batch (default: 1)',
-  )
-  parser.add_argument(
-    '--config',
-    default='configs/imagenet.py',
-    metavar='FILE',
-    help='the recipe (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--largest',
-    type=positive,
-    default=10,
-    metavar='K',
-    help='kernels that are shown by name (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--batch_search',
-    action='store_true',
-    help='also finds the largest batch, in three to six compilations',
-  )
-  parser.add_argument(
-    '--memory_fraction',
-    type=float,
-    metavar='X',
-    help="share of the GPU's memory that JAX may use (default: 0.75, as JAX has"
-    ' it by default)',
-  )
-  parser.add_argument(
-    '--hlo', metavar='FILE', help='writes the text of the program there'
-  )
+  text = 'memory, bytes and bounds of a step on a GPU that is not there'
+  parser = report.add_command(commands, 'plan', text, _DESCRIPTION)
+  add = parser.add_argument
+  known = ', '.join(machine.DESCRIBED)
+  text = f'{known} or a TOML file of another (default: %(default)s)'
+  add('--target', default='h100', metavar='GPU', help=text)
+  text = 'GPUs of one machine that share a batch (default: 1)'
+  add('--devices', type=report.positive, default=1, metavar='N', help=text)
+  report.add_recipe(parser)
+  text = 'also finds the largest batch, in three to six compilations'
+  add('--batch_search', action='store_true', help=text)
+  text = "share of the GPU's memory that JAX takes (default: %(default)s)"
+  add('--memory_fraction', type=float, default=0.75, metavar='X', help=text)
   parser.set_defaults(work=_work)
 
 
 def _work(arguments, overrides):
   from alexnet_jax import validation
-  from alexnet_jax.bench import plan_report
+  from alexnet_jax.bench import step_ours
 
-  target = plan_targets.load(arguments.target)
-  fraction = _fraction(arguments.memory_fraction)
-  config = validation.load_config([f'--config={arguments.config}', *overrides])
-  result = {
-    'command': shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]]),
-    'versions': machine.versions(_PACKAGES),
-    'measured': False,
-    'recipe': arguments.config,
-  }
-  result |= _plan(config, target, arguments, fraction)
-  plan_report.show(result)
-  return result
-
-
-def _fraction(given):
-  from alexnet_jax.bench import plan_bounds
-
-  fraction = plan_bounds.MEMORY_FRACTION if given is None else given
+  gpu, fraction = machine.load_gpu(arguments.target), arguments.memory_fraction
   if not 0 < fraction <= 1:
     raise UserError(
       f'--memory_fraction is {fraction:g}; it must be above 0, and at most 1'
     )
-  return fraction
-
-
-def _plan(config, target, arguments, fraction):
-  import dataclasses
-
-  from alexnet_jax.bench import compiled_counts
-  from alexnet_jax.bench import plan_bounds
-  from alexnet_jax.bench import plan_step
-  from alexnet_jax.bench import scaling_plan
-
-  folder = pathlib.Path(arguments.hlo or '.').parent
-  if not folder.is_dir():
-    raise UserError(f'--hlo: there is no folder {folder}')
-  print(f'compiling for {arguments.devices} x {target.name}', file=sys.stderr)
-  step = plan_step.compile_step(config, target, arguments.devices)
-  if arguments.hlo:
-    pathlib.Path(arguments.hlo).write_text(step.text)
-  counts = compiled_counts.count(step.text)
-  bounds = plan_bounds.bounds(counts, step, target, config.model.dtype)
-  memory = plan_bounds.memory(step, target, fraction)
-  rate = bounds['images_per_second']['step']
+  config = validation.load_config([f'--config={arguments.config}', *overrides])
+  devices, images = arguments.devices, config.global_batch_size
+  text, memory = compile_step(config, gpu, devices)
+  costs = step_ours.network_costs(config, step_ours.num_classes(config))
+  memory['available'] = int(gpu['memory']['value'] * fraction)
+  flops = costs['training_flops_per_image'] * images // devices
+  counts = {'flops': flops, **count(text)}
   result = {
-    'target': {
-      'name': target.name,
-      'figures': {
-        name: dataclasses.asdict(figure)
-        for name, figure in target.figures.items()
-      },
-    },
+    **report.header(_PACKAGES),
+    'measured': False,
+    'recipe': arguments.config,
+    'target': {key: gpu[key] for key in ('name', *machine.FIGURES)},
     'dtype': config.model.dtype,
-    'parallel': config.parallel,
-    'devices': step.devices,
-    'global_batch_size': step.global_batch_size,
-    'device_batch_size': step.device_batch_size,
-    'compiler_options': step.options,
-    'xla_flags': os.environ.get('XLA_FLAGS', ''),
-    'compile_seconds': step.seconds,
-    'network': scaling_plan.network(config),
-    'counts': counts.to_json(arguments.largest),
+    'devices': devices,
+    'global_batch_size': images,
     'memory': memory,
-    'memory_fraction': fraction,
-    'bounds': bounds,
-    'host': {
-      'images_per_second': rate,
-      'bytes_per_second': rate * step.batch_bytes / step.device_batch_size,
-    },
+    **counts,
+    'bounds': bounds(counts, gpu, config.model.dtype, devices, images),
   }
   if arguments.batch_search:
-    result['largest_batch'] = _largest_batch(config, target, step, memory)
+
+    def needed(batch_size):
+      other = config.copy_and_resolve_references()
+      other.global_batch_size = batch_size * devices
+      if other.global_batch_size == images:
+        return memory['needed']
+      return compile_step(other, gpu, devices)[1]['needed']
+
+    result['largest_batch'] = largest_batch(
+      needed,
+      images // devices,
+      memory['available'],
+      config.microbatch_size,
+    )
+  _show(result)
   return result
 
 
-def _largest_batch(config, target, step, memory):
-  from alexnet_jax.bench import plan_batch
-  from alexnet_jax.bench import plan_step
+def count(text: str) -> dict:
+  """Counts what runs once in a program's HLO.
 
-  def needed(device_batch_size):
-    if device_batch_size == step.device_batch_size:
-      return memory['needed']
-    print(f'compiling for batches of {device_batch_size:,}', file=sys.stderr)
-    other = plan_step.compile_step(
-      config, target, step.devices, device_batch_size * step.devices
+  Returns:
+    {bytes: that kernels read and write, None if there is a loop; all_reduces:
+    bytes of each, in the order of their starts}.
+  """
+  entry = text[text.index('\nENTRY') :]
+  sizes, total, reduced = {}, 0, []
+  for name, shape, operation, operands in _INSTRUCTION.findall(entry):
+    sizes[name] = size = sum(
+      math.prod(int(n) for n in dims.split(',') if n) * int(bits or 8) // 8
+      for bits, dims in _ARRAY.findall(shape)
     )
-    return other.peak_bytes + other.batch_bytes
+    if operation in ('all-reduce', 'all-reduce-start'):
+      reduced.append(size)
+    if operation not in _NO_KERNELS and not operation.endswith('-done'):
+      read = re.findall(r'%([\w.-]+)', operands)
+      total += size + sum(sizes[operand] for operand in read)
+  is_known = ' while(' not in entry
+  return {'bytes': total if is_known else None, 'all_reduces': reduced}
 
-  return plan_batch.largest(
-    needed,
-    step.device_batch_size,
-    memory['available'],
-    config.microbatch_size,
+
+def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
+  """Compiles the train step that a run of the config would have.
+
+  It is the step of `build.make_steps`: state donated, image uint8, the flags
+  of `xla_flags`. Where config.parallel is pmap it is mapped by shard_map, which
+  computes the same: functions made by pmap do not show their programs.
+
+  Args:
+    config: of the run.
+    gpu: of `machine.load_gpu`; its memory is no limit.
+    devices: how many GPUs share a batch, all in one machine.
+
+  Returns:
+    (HLO after all passes, in the order of its schedule, bytes of one device's
+    memory: {argument, output, alias: of outputs in donated arguments, temp;
+    peak: of the program; next_batch: on its way meanwhile; needed: both}).
+
+  Raises:
+    UserError: if the batch cannot be divided, the config makes no network, XLA
+      for CUDA is not installed or cannot read the description.
+  """
+  import jax
+  from jax.sharding import Mesh
+  from jax.sharding import NamedSharding
+  from jax.sharding import PartitionSpec
+  import numpy as np
+
+  from alexnet_jax import pixel_means
+  from alexnet_jax.bench import step_ours
+  from alexnet_jax.training import build
+  from alexnet_jax.training import parallel
+
+  config = config.copy_and_resolve_references()
+  config.parallel = 'shard_map'
+  images = config.global_batch_size
+  parallel.check_batch_size(images, devices)
+  report.show(f'compiling for {devices} x {gpu["name"]}, {images:,} images')
+  targets = machine.gpu_devices(gpu, devices)
+  mesh = Mesh(np.array(targets), (parallel.AXIS,))
+  build.num_pieces(config, mesh)  # refuses what a run would
+
+  def placed(tree, *axes):
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+  classes = step_ours.num_classes(config)
+  model = build.make_model(config, classes, device=targets[0])
+  state = jax.eval_shape(lambda: build.make_state(config, model))
+  key = jax.eval_shape(lambda: build.dropout_key(config))
+  batch = step_ours.batch_structs(config)
+  mean = np.zeros(pixel_means.shape(config), np.float32)
+  step = build.make_steps(config, mesh, mean).train
+  traced = step.trace(placed(state), placed(batch, parallel.AXIS), placed(key))
+  lowered = traced.lower(lowering_platforms=('cuda',))
+  # Autotuning would time kernels on the GPU.
+  options = {'xla_gpu_autotune_level': 0}
+  options |= runtime.compiler_options(os.environ)
+  compiled = lowered.compile(compiler_options=options)
+  analysis = compiled.memory_analysis()
+  memory = {k: getattr(analysis, f'{k}_size_in_bytes') for k in _MEMORY}
+  memory['peak'] = sum(memory.values()) - 2 * memory['alias']
+  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
+  memory['next_batch'] = whole // devices
+  memory['needed'] = memory['peak'] + memory['next_batch']
+  return compiled.as_text(), memory
+
+
+def bounds(
+  counts: dict, gpu: dict, dtype: str, devices: int, images: int
+) -> dict:
+  """Returns the least seconds of a step, and the images per second that follow.
+
+  The ring's time is 2 (n - 1) / n x bytes / bandwidth (Patarasuk and Yuan 2009,
+  Bandwidth optimal all-reduce algorithms for clusters of workstations).
+
+  Args:
+    counts: of one device: {flops, bytes: or None, all_reduces: bytes of each}.
+    gpu: the devices.
+    dtype: of the computation.
+    devices, images: their numbers in a step.
+
+  Returns:
+    {seconds: {memory: None if not known, compute, links}, images_per_second:
+    0 or None where seconds are; binds: whichever takes longest}.
+  """
+  sent = 2 * (devices - 1) / devices * sum(counts['all_reduces'])
+  traffic = counts['bytes']
+  seconds = {
+    'memory': traffic and traffic / gpu['memory_bandwidth']['value'],
+    'compute': counts['flops'] / gpu[f'{dtype}_peak']['value'],
+    'links': sent / gpu['link_bandwidth']['value'],
+  }
+  return {
+    'seconds': seconds,
+    'images_per_second': {k: s and images / s for k, s in seconds.items()},
+    'binds': max(seconds, key=lambda name: seconds[name] or 0),
+  }
+
+
+def largest_batch(
+  needed: Callable[[int], int], first: int, available: int, multiple: int = 0
+) -> dict:
+  """Finds the largest batch of a device whose memory fits, by compiling it.
+
+  Two batches give a line; where it meets the available bytes, that batch is
+  compiled, and so on: short of memory, XLA computes some things twice instead
+  of keeping them. Batches are multiples of `multiple`, or of 64.
+
+  Returns:
+    {device_batch_size: the largest that fits, or 0, compiled: {size: bytes}}.
+  """
+  multiple = multiple or _MULTIPLE
+  batch, tried, fitting = max(first // multiple, 1) * multiple, {}, []
+  while multiple <= batch not in tried and len(tried) < _MOST_TRIALS:
+    tried[batch] = needed(batch)
+    fitting = [batch for batch, n in tried.items() if n <= available]
+    failing = [batch for batch, n in tried.items() if n > available]
+    if len(tried) == 1:
+      meets = 2 * batch if fitting else max(batch / 2, multiple)
+    else:
+      # Where the line through the two nearest batches meets the memory.
+      near = sorted(tried.items(), key=lambda item: abs(item[1] - available))
+      (low, below), (high, above) = sorted(near[:2])
+      share = (available - below) / (above - below) if above > below else 1
+      meets = low + share * (high - low)
+    # Between what fits and what does not.
+    batch = max([int(meets // multiple) * multiple, *fitting])
+    batch = min([batch, *(each - multiple for each in failing)])
+  return {'device_batch_size': max(fitting, default=0), 'compiled': tried}
+
+
+def _show(result):
+  """Prints the result for people."""
+  memory, gpu, found = (result[key] for key in ('memory', 'target', 'bounds'))
+  images, reduced = result['global_batch_size'], result['all_reduces']
+  report.show(
+    report.header_lines(result),
+    f'{result["recipe"]}, {result["dtype"]}, {images:,} images on'
+    f' {result["devices"]} x {gpu["name"]}',
   )
+  for name, unit in machine.FIGURES.items():
+    figure = gpu[name]
+    report.show(f'  {name}: {figure["value"]:.4g} {unit} ({figure["source"]})')
+  _show_bytes('memory of a device', memory)
+  if largest := result.get('largest_batch'):
+    best = largest['device_batch_size']
+    _show_bytes(f'largest batch of a device: {best:,}', largest['compiled'])
+  share = 1e6 * images / result['devices']
+  traffic = (result['bytes'] or math.nan) / share
+  report.show(
+    f'an image: {traffic:.2f} MB read and written,'
+    f' {result["flops"] / share / 1e3:.4f} GFLOP; reduced:'
+    f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces'
+  )
+  rows = [
+    (
+      name + ' (binds)' * (name == found['binds']),
+      f'{1e3 * seconds:.3f}',
+      f'{found["images_per_second"][name]:,.0f}',
+    )
+    for name, seconds in found['seconds'].items()
+    if seconds
+  ]
+  table = report.table('bounds', ('', 'ms a step', 'images/s'), rows)
+  report.show(table, *_NOTES)
+
+
+def _show_bytes(title, values):
+  rows = [(str(name), f'{n / 1e9:.2f}') for name, n in values.items()]
+  report.show(report.table(title, ('', 'GB'), rows))

@@ -1,74 +1,96 @@
-"""The table of `bench data`."""
+"""Arguments, header and tables that the subcommands have in common."""
 
+import argparse
+from collections.abc import Iterable
+from collections.abc import Sequence
+import shlex
 import sys
 
 from rich.console import Console
 from rich.table import Table
 
-from alexnet_jax.bench.layouts import LAYOUTS
-
-_ENOUGH_BATCHES = 12
-NOTES = (
-  "'ours' leaves the mirroring to the device, which costs it nothing;"
-  " 'ours, mirrored on the host' does all that the peers do.",
-  'Those that decode in Python use simplejpeg, as ours does, unless their name'
-  ' says otherwise; tf.data and FFCV have decoders of their own.',
-  'Where JPEGs are resized, the peers interpolate, which is cheaper than the'
-  ' mean over areas that ours takes.',
-  'Limits do one part of the work only, without order, batches or hand-over.',
-)
+from alexnet_jax.bench import machine
+from alexnet_jax.errors import UserError
 
 
-def show(result: dict) -> None:
-  """Prints the result of `data.measure` for people, on standard error."""
-  console = Console(file=sys.stderr, width=100)
-  machine, made = result['machine'], result['photographs']
-  sizes = ', '.join(
-    f'{size}: {count / 1000:.0f} kB'
-    for size, count in made['bytes_per_jpeg'].items()
+def add_command(
+  commands, name: str, text: str, description: str
+) -> argparse.ArgumentParser:
+  """Adds a subcommand with --json to argparse's `commands`; returns it."""
+  parser = commands.add_parser(
+    name,
+    help=text,
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
-  console.print(
-    f'{machine["cpu"]}, {machine["cores"]} cores, {result["threads"]} threads;'
-    f' {made["images"]} images ({made["distinct"]} distinct; JPEG {sizes}) of'
-    f' {made["source"]}',
-    highlight=False,
+  parser.add_argument(
+    '--json', action='store_true', help='the result, on standard output'
   )
-  for layout in LAYOUTS:
-    if rows := [r for r in result['rows'] if r['layout'] == layout.name]:
-      console.print(_table(layout, rows, result['ratios'][layout.name]))
-  for note in NOTES:
-    console.print(note, highlight=False)
-  if result['num_batches'] < _ENOUGH_BATCHES:
-    console.print(
-      f'{result["num_batches"]} batches in a measurement are too few beside'
-      f' those made ahead: take {_ENOUGH_BATCHES} at least (--batches)',
-      style='bold red',
-    )
-  for entry in result['skipped']:
-    place = f' on {entry["layout"]}' if entry['layout'] else ''
-    console.print(
-      f'not measured: {entry["contender"]}{place}: {entry["reason"]}',
-      highlight=False,
-      markup=False,
-    )
+  return parser
 
 
-def _table(layout, rows, ratios):
-  table = Table(title=f'{layout.title} ({layout.name})', title_justify='left')
-  table.add_column('images per second')
-  for heading in ('median', 'min', 'max', 'ours / it', 'on the host / it'):
-    table.add_column(heading, justify='right')
-  ranked = sorted(rows, key=lambda r: (r['kind'] == 'limit', -r['median']))
-  last = None
-  for row in ranked:
-    if last and (row['kind'] == 'limit') != (last == 'limit'):
-      table.add_section()
-    last, name = row['kind'], row['contender']
-    numbers = (f'{row[key]:,.0f}' for key in ('median', 'min', 'max'))
-    own = (
-      f'{ratios[own][name]:.2f}' if name in ratios[own] else ''
-      for own in ('ours', 'ours, mirrored on the host')
-    )
-    style = 'bold' if row['kind'] == 'ours' else None
-    table.add_row(name, *numbers, *own, style=style)
-  return table
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+  """Adds --config; unlike in other commands, AlexNet in full by default."""
+  parser.add_argument(
+    '--config',
+    default='configs/imagenet.py',
+    metavar='FILE',
+    help='the recipe (default: %(default)s)',
+  )
+
+
+def positive(text: str) -> int:
+  """Reads a number above 0, as argparse's `type`."""
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f'{text} is not positive')
+  return number
+
+
+def names(text: str) -> tuple[str, ...]:
+  """Reads names with commas in between, as argparse's `type`."""
+  return tuple(name for name in text.split(',') if name)
+
+
+def check_names(flag: str, given: Iterable[str], known: Sequence[str]) -> None:
+  """Raises UserError if one of the names is unknown."""
+  if wrong := [name for name in given if name not in known]:
+    raise UserError(f'{flag}: {wrong[0]!r} is not one of {", ".join(known)}')
+
+
+def header(packages: Sequence[str]) -> dict:
+  """Returns {command, machine, versions}, which every result begins with."""
+  return {
+    'command': shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]]),
+    'machine': machine.describe(),
+    'versions': machine.versions(packages),
+  }
+
+
+def header_lines(result: dict) -> str:
+  """Returns the header as text for people."""
+  host = result['machine']
+  found = ', '.join(f'{k} {v}' for k, v in result['versions'].items())
+  return f'{result["command"]}\n{host["cpu"]}, {host["cores"]} cores; {found}'
+
+
+def show(*parts: str | Table) -> None:
+  """Prints lines and tables for people, on standard error."""
+  console = Console(
+    file=sys.stderr, width=120, highlight=False, markup=False, emoji=False
+  )
+  for part in parts:
+    console.print(part)
+
+
+def table(
+  title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
+) -> Table:
+  """Returns a table whose first column is text and whose others are numbers."""
+  made = Table(title=title, title_justify='left')
+  for index, column in enumerate(columns):
+    made.add_column(column, justify='right' if index else 'left')
+  for row in rows:
+    made.add_row(*row)
+  return made

@@ -1,16 +1,15 @@
-"""bench step: the train step by itself, its parts, and others beside it."""
+"""bench step: the train step by itself, PyTorch and Keras beside it."""
 
-import argparse
+from collections.abc import Sequence
 import importlib.util
 import itertools
-import shlex
 import sys
 
 from alexnet_jax.bench import machine
-from alexnet_jax.bench import peer_network
-from alexnet_jax.bench import step_process
-from alexnet_jax.bench.arguments import positive
-from alexnet_jax.bench.arguments import positives
+from alexnet_jax.bench import report
+from alexnet_jax.bench import step_peers
+from alexnet_jax.bench import step_rounds
+from alexnet_jax.bench.step_rounds import OURS
 from alexnet_jax.errors import EXIT_DONE
 from alexnet_jax.errors import EXIT_FAILURE
 from alexnet_jax.errors import how_to_install
@@ -28,164 +27,107 @@ every round. Before, each one shows that from equal weights and images it has
 the same loss and makes the same updates. One that fails or does not is named
 and left out; if none is left, the exit code is 1."""
 
-RECIPE = 'configs/imagenet.py'
-_PACKAGES = (
-  *('alexnet_jax', 'flax', 'jax', 'jaxlib', 'keras', 'numpy', 'optax'),
-  *('tensorflow', 'torch'),
-)
 PEERS = {
   'torch': ('torch eager', 'torch channels_last', 'torch compile'),
   'keras': ('keras plain', 'keras jit_compile'),
 }
-_WAYS = ', '.join(way for ways in PEERS.values() for way in ways)
+_PACKAGES = (
+  *('alexnet_jax', 'flax', 'jax', 'jaxlib', 'keras', 'numpy', 'optax'),
+  *('tensorflow', 'torch'),
+)
 _NEEDED = {'torch': ('torch',), 'keras': ('keras', 'tensorflow')}
 _DTYPES = ('float32', 'bfloat16')
-_PARALLEL = ('pmap', 'shard_map')
-_FORMS = ('auto', 'plain')
 _NUM_CLASSES = 1000  # where neither config nor data say otherwise
+# Fields of a network that say how it begins rather than what it is: here the
+# recipe counts.
+_OF_THE_RECIPE = ('kernel_init', 'bias_init', 'width_multiplier')
+_TITLES = {'train': 'train step', 'evaluate': 'evaluation step'}
+_NOTES = (
+  'Milliseconds: the median of the rounds, with least and most. ours / it: our'
+  ' images per second by its, in the same round; the median.',
+  'Share of the peak: FLOP of convolutions and dense layers as the network has'
+  ' them (two for a multiply-add) x images per second / peak.',
+  "Memory: the process' largest resident memory, libraries included"
+  ' (VmHWM); on a GPU also the largest in use on a device.',
+  'Ours mirrors uint8 images, subtracts the mean and counts top-1 and top-5 in'
+  ' the step; the others get float32 images that are ready.',
+)
 
 
 def add_arguments(commands) -> None:
   """Adds the subcommand to argparse's `commands`."""
-  parser = commands.add_parser(
-    'step',
-    help='the train step alone, its layers, and PyTorch and Keras beside it',
-    description=_DESCRIPTION,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  text = 'the train step alone, and PyTorch and Keras beside it'
+  parser = report.add_command(commands, 'step', text, _DESCRIPTION)
   add = parser.add_argument
-  add(
-    '--config',
-    default=RECIPE,
-    metavar='FILE',
-    help=f'the recipe (default: {RECIPE})',
-  )
-  add(
-    '--networks',
-    type=_names,
-    default=(),
-    metavar='A,B',
-    help='names of models/variants.py (default: the network of the recipe)',
-  )
-  add(
-    '--dtypes',
-    type=_names,
-    default=(),
-    metavar='A,B',
-    help=f"{', '.join(_DTYPES)} (default: the recipe's)",
-  )
-  add(
-    '--batch_sizes',
-    type=positives,
-    default=(),
-    metavar='A,B',
-    help="images of a step, over all devices (default: the recipe's)",
-  )
-  add(
-    '--parallel',
-    type=_names,
-    default=(),
-    metavar='A,B',
-    help=f"{', '.join(_PARALLEL)} (default: the recipe's)",
-  )
-  add(
-    '--forms',
-    type=_names,
-    default=(),
-    metavar='A,B',
-    help="of the network's operations: auto, plain (default: the recipe's)",
-  )
-  add(
-    '--against',
-    type=_names,
-    default=(),
-    metavar='A,B',
-    help=f'torch, keras, {_WAYS}',
-  )
-  add('--evaluation', action='store_true', help='the evaluation step, too')
-  add('--layers', action='store_true', help='each layer by itself, too')
-  add(
-    '--threads',
-    type=positive,
-    default=0,
-    help='cores that everybody runs on (default: all)',
-  )
-  add('--rounds', type=positive, default=5, help='default: 5')
-  add(
-    '--seconds',
-    type=float,
-    default=3.0,
-    help='that a measurement takes at least, if 2 steps take less (default: 3)',
-  )
+  report.add_recipe(parser)
+  for flag, text in (
+    ('networks', "names of models/variants.py (default: the recipe's network)"),
+    ('dtypes', f"{', '.join(_DTYPES)} (default: the recipe's)"),
+    ('batch_sizes', "images of a step, on all devices (default: the recipe's)"),
+    ('against', f'torch, keras, {", ".join(sum(PEERS.values(), ()))}'),
+  ):
+    add(f'--{flag}', type=report.names, default=(), metavar='A,B', help=text)
+  text = 'measures our step with each value of a key: parallel=pmap,shard_map'
+  add('--vary', action='append', default=[], metavar='KEY=A,B', help=text)
+  add('--evaluation', action='store_true', help='also the evaluation step')
+  text = 'cores that everybody runs on (default: all)'
+  add('--threads', type=report.positive, default=0, help=text)
+  add('--rounds', type=report.positive, default=5, help='default: 5')
+  text = 'that a measurement of more than 2 steps takes at least (default: 3)'
+  add('--seconds', type=float, default=3.0, help=text)
   add('--skip_check', action='store_true', help='does not compare the losses')
   parser.set_defaults(work=_work, exit_code=exit_code)
 
 
-def _names(text):
-  return tuple(text.split(','))
-
-
 def _work(arguments, overrides):
-  from alexnet_jax.bench import step_report
-  from alexnet_jax.bench import step_rounds
-
-  _check_names('--dtypes', arguments.dtypes, _DTYPES)
-  _check_names('--parallel', arguments.parallel, _PARALLEL)
-  _check_names('--forms', arguments.forms, _FORMS)
+  report.check_names('--dtypes', arguments.dtypes, _DTYPES)
   peers = _peers(arguments.against)
   if not 0 < arguments.seconds < float('inf'):
     raise UserError(f'--seconds is {arguments.seconds:g}; give more than 0')
-  cores = step_process.cores_of(arguments.threads)
+  cores = machine.first_cores(arguments.threads)
   groups = make_groups(arguments, overrides)
   if peers:
-    task = next(iter(groups[0]['tasks'].values()))
-    peer_network.check_updates(task['config'])
+    task = next(iter(groups[0][1].values()))
+    step_peers.check_updates(task['config'])
   options = step_rounds.Options(
     cores=cores,
     peers=peers,
     rounds=arguments.rounds,
     seconds=arguments.seconds,
-    parts=('train', 'evaluate')[: 1 + arguments.evaluation],
-    layers=arguments.layers,
+    parts=tuple(_TITLES)[: 1 + arguments.evaluation],
     check=bool(peers) and not arguments.skip_check,
   )
   result = {
-    'command': shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]]),
-    'machine': machine.describe(),
-    'versions': machine.versions(_PACKAGES),
+    **report.header(_PACKAGES),
     'recipe': arguments.config,
     'threads': len(cores),
     'rounds': arguments.rounds,
     'groups': [],
   }
-  for group in groups:
-    result['groups'].append(step_rounds.measure(group, options))
-    step_report.show_group(result['groups'][-1])
-  step_report.show_notes(result)
+  for network, tasks in groups:
+    result['groups'].append(step_rounds.measure(network, tasks, options))
+    _show_group(result['groups'][-1])
+  report.show(
+    f'\n{report.header_lines(result)}\n{result["threads"]} cores for everybody;'
+    f' rounds: {result["rounds"]}',
+    *_NOTES,
+  )
   return result
 
 
 def exit_code(result: dict) -> int:
-  """Failure if a group was to be compared, and every peer failed."""
+  """Returns failure if a group was to be compared, and every peer failed."""
   for group in result['groups']:
-    ours_only = all(
-      row['contender'].startswith(step_process.OURS) for row in group['rows']
-    )
-    if group['failed'] and ours_only:
+    candidates = [row['candidate'] for row in group['rows']]
+    if group['failed'] and all(name.startswith(OURS) for name in candidates):
       return EXIT_FAILURE
   return EXIT_DONE
 
 
-def _check_names(flag, given, known):
-  if wrong := [name for name in given if name not in known]:
-    raise UserError(f'{flag}: {wrong[0]!r} is not one of {", ".join(known)}')
-
-
 def _peers(against):
-  """The contenders that are asked for; refuses those that cannot run."""
-  ways = [way for ways in PEERS.values() for way in ways]
-  _check_names('--against', against, (*PEERS, *ways))
+  """Returns the candidates that are asked for; refuses what cannot run."""
+  known = (*PEERS, *itertools.chain(*PEERS.values()))
+  report.check_names('--against', against, known)
   needed = [p for name in against for p in _NEEDED[name.partition(' ')[0]]]
   if missing := [
     p for p in dict.fromkeys(needed) if importlib.util.find_spec(p) is None
@@ -197,12 +139,10 @@ def _peers(against):
   return [way for name in against for way in PEERS.get(name, (name,))]
 
 
-def make_groups(arguments, overrides) -> list[dict]:
-  """What is measured together.
+def make_groups(arguments, overrides: Sequence[str]) -> list[tuple]:
+  """Returns (network, {name: task}) of every network, dtype and batch size.
 
-  Returns:
-    [{network, dtype, batch_size, tasks: {contender: see `make_task`}}]; the
-    contenders are ours, mapped over the devices and computed in various ways.
+  The tasks are those of our candidates, one for each combination of --vary.
 
   Raises:
     UserError: if the recipe or one of the values makes no sense.
@@ -211,26 +151,47 @@ def make_groups(arguments, overrides) -> list[dict]:
   from alexnet_jax import validation
 
   recipe = validation.load_config([f'--config={arguments.config}', *overrides])
-  recipe.model.num_classes = _num_classes(recipe)
-  groups = []
-  for network, dtype, batch_size in itertools.product(
-    arguments.networks or ('',),
-    arguments.dtypes or (recipe.model.dtype,),
-    arguments.batch_sizes or (recipe.global_batch_size,),
-  ):
-    config = recipe.copy_and_resolve_references()
-    config.model.update(_network_fields(network))
-    config.model.dtype = dtype
-    config.global_batch_size = batch_size
-    groups.append(
-      {
-        'network': network or config_lib.recipe_name(arguments.config),
-        'dtype': dtype,
-        'batch_size': batch_size,
-        'tasks': _tasks(config, arguments),
-      }
+  classes = _num_classes(recipe)
+  return [
+    (
+      choice[0] or config_lib.recipe_name(arguments.config),
+      _tasks(arguments, overrides, choice, classes),
     )
-  return groups
+    for choice in itertools.product(
+      arguments.networks or ('',),
+      arguments.dtypes or ('',),
+      arguments.batch_sizes or ('',),
+    )
+  ]
+
+
+def _tasks(arguments, overrides, choice, classes):
+  from alexnet_jax import validation
+
+  network, dtype, batch_size = choice
+  chosen = [f'--config.model.dtype={dtype}'] if dtype else []
+  if batch_size:
+    chosen.append(f'--config.global_batch_size={batch_size}')
+  tasks = {}
+  for varied in itertools.product(*map(_values, arguments.vary)):
+    given = [*overrides, *chosen, *(f'--config.{text}' for text in varied)]
+    config = validation.load_config([f'--config={arguments.config}', *given])
+    named = {text.partition('=')[0] for text in given}
+    for field, value in _network_fields(network).items():
+      if f'--config.model.{field}' not in named:
+        config.model[field] = value
+    config.model.num_classes = classes
+    validation.validate(config)
+    tasks[' '.join([OURS, *varied])] = make_task(config)
+  return tasks
+
+
+def _values(text):
+  """Returns [KEY=A, KEY=B] of KEY=A,B."""
+  key, _, values = text.partition('=')
+  if not values:
+    raise UserError(f'--vary is {text!r}; give KEY=A,B, a key of the config')
+  return [f'{key}={value}' for value in values.split(',')]
 
 
 def _network_fields(network):
@@ -242,30 +203,11 @@ def _network_fields(network):
     fields = variants.fields(network)
   except ValueError as error:
     raise UserError(f'--networks: {error}') from error
-  # What the recipe or the overrides say of these is kept.
-  kept = ('kernel_init', 'bias_init', 'width_multiplier')
-  return {name: value for name, value in fields.items() if name not in kept}
-
-
-def _tasks(config, arguments):
-  from alexnet_jax import validation
-
-  tasks = {}
-  for parallel, forms in itertools.product(
-    arguments.parallel or (config.parallel,),
-    arguments.forms or (config.forms,),
-  ):
-    config.parallel, config.forms = parallel, forms
-    validation.validate(config)
-    name = f'{step_process.OURS} {parallel}'
-    if len(arguments.forms) > 1:
-      name += f' {forms}'
-    tasks[name] = make_task(config)
-  return tasks
+  return {k: v for k, v in fields.items() if k not in _OF_THE_RECIPE}
 
 
 def make_task(config) -> dict:
-  """What a contender has to do, as JSON.
+  """Returns what a candidate has to do.
 
   Returns:
     {config: of the run, as a dict, num_classes, platform: to be set to that of
@@ -279,11 +221,11 @@ def make_task(config) -> dict:
 
 
 def _num_classes(config):
-  """Of the config or its data; a step needs none, and they may be missing."""
-  from alexnet_jax.bench import plan_step
+  """Returns the number of classes; the data need not be there."""
+  from alexnet_jax.bench import step_ours
 
   try:
-    return plan_step.num_classes(config)
+    return step_ours.num_classes(config)
   except UserError as error:
     print(
       f'{_NUM_CLASSES:,} classes are assumed'
@@ -291,3 +233,62 @@ def _num_classes(config):
       file=sys.stderr,
     )
     return _NUM_CLASSES
+
+
+def _show_group(group):
+  """Prints what `step_rounds.measure` returns, for people."""
+  peak = f'{group["peak"] / 1e9:,.1f} GFLOP/s: ' if group['peak'] else ''
+  report.show(
+    f'\n{group["network"]}, {group["dtype"]}, {group["batch_size"]} images a'
+    f' step on {group["device_count"]} x {group["device_kind"]}:'
+    f' {group["parameters"]:,} parameters;'
+    f' {group["training_flops_per_image"] / 1e9:.4f} GFLOP training and'
+    f' {group["forward_flops_per_image"] / 1e9:.4f} forward per image',
+    f'peak: {peak}{group["peak_source"]}',
+  )
+  columns = ('', 'images/s', 'ms a step', 'of the peak', 'compiling', 'memory')
+  columns += ('on the device', 'ours / it')
+  for part, title in _TITLES.items():
+    rows = [row for row in group['rows'] if row['part'] == part]
+    if rows:
+      report.show(report.table(title, columns, map(_cells, rows)))
+    for row in rows:
+      if 'compiled' in row:
+        report.show(_compiled_line(row, title))
+  for failure in group['failed']:
+    report.show(f'failed: {failure["candidate"]}: {failure["error"]}')
+  for name, losses in group['agreement'].items():
+    text = ', '.join(f'{loss:.5f}' for loss in losses)
+    report.show(f'losses from equal weights, {name}: {text}')
+
+
+def _cells(row):
+  times, share = row['milliseconds'], row['share_of_peak']
+  return (
+    row['candidate'],
+    f'{row["images_per_second"]["median"]:,.1f}',
+    f'{times["median"]:,.2f} ({times["min"]:,.2f} - {times["max"]:,.2f})',
+    '-' if share is None else f'{share:.1%}',
+    f'{row["compile_seconds"]:.1f} s',
+    _megabytes(row['resident_peak']),
+    _megabytes(row['device_peak']),
+    f'{row["ratio"]:.2f}',
+  )
+
+
+def _megabytes(count):
+  return '-' if count is None else f'{count / 1e6:,.0f} MB'
+
+
+def _compiled_line(row, title):
+  compiled = row['compiled']
+  line = f'{row["candidate"]}, {title}, as compiled for a device:'
+  if compiled['flops'] is not None:
+    line += f' {compiled["flops"] / 1e9:,.4f} GFLOP of all operations'
+  if compiled['bytes'] is not None:
+    line += f', {_megabytes(compiled["bytes"])} read and written'
+  if compiled['memory']:
+    line += '; memory: ' + ', '.join(
+      f'{name} {_megabytes(n)}' for name, n in compiled['memory'].items()
+    )
+  return line

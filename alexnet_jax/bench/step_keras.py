@@ -1,7 +1,4 @@
-"""The network and its steps in Keras on TensorFlow, for `bench step`.
-
-Nothing here needs JAX.
-"""
+"""The train and evaluation step in Keras on TensorFlow, for `bench step`."""
 
 import os
 
@@ -9,12 +6,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from alexnet_jax.bench import peer_network
-from alexnet_jax.bench import step_agreement
+from alexnet_jax.bench import step_peers
 
 
 def make_network(model: dict, num_classes: int, size: int) -> keras.Sequential:
-  """The network of images [batch, size, size, 3]; layers have our names.
+  """Returns the network of images [batch, size, size, 3], with our names.
 
   Args:
     model: `config.model` of the config.
@@ -22,57 +18,47 @@ def make_network(model: dict, num_classes: int, size: int) -> keras.Sequential:
     size: width of the images, in pixels.
 
   Raises:
-    peer_network.NotWritten: if the network has what this has not.
+    NotImplementedError: if the network has what this has not.
   """
-  peer_network.check(model)
-  layers = [keras.layers.Input((size, size, 3))]
-  groups = max(model['groups'])
-  for number, width in enumerate(model['channels'], 1):
-    layers += _convolution(model, number, _scaled(width, model, groups))
-    if number in model['pool_layers']:
-      pool = (model['pool_size'], model['pool_stride'])
-      layers.append(keras.layers.MaxPooling2D(*pool, name=f'pool{number}'))
-  layers.append(keras.layers.Flatten())
-  for number, hidden in enumerate(model['hidden'], 1):
-    dense = keras.layers.Dense(
-      _scaled(hidden, model), activation='relu', name=f'dense{number}'
-    )
-    pair = [dense, keras.layers.Dropout(model['dropout'])]
-    layers += reversed(pair) if model['dropout_position'] == 'before' else pair
-  layers.append(keras.layers.Dense(num_classes, name='head'))
-  return keras.Sequential(layers)
+  network = keras.Sequential([keras.layers.Input((size, size, 3))])
+  for layer in step_peers.layers(model, num_classes):
+    for part in _parts(layer, model):
+      network.add(part)
+  return network
 
 
-def _scaled(width, model, divisor=1):
-  factor = model['width_multiplier']
-  if factor == 1.0:
-    return width
-  return max(divisor, round(width * factor / divisor) * divisor)
+def _parts(layer, model):
+  if layer.kind == 'conv':
+    return _convolution(layer, model)
+  if layer.kind == 'lrn':
+    return [ResponseNorm(model, name=layer.name)]
+  if layer.kind == 'pool':
+    pool = (model['pool_size'], model['pool_stride'])
+    return [keras.layers.MaxPooling2D(*pool, name=layer.name)]
+  if layer.kind == 'dense':
+    return [keras.layers.Dense(layer.width, name=layer.name)]
+  if layer.kind == 'dropout':
+    return [keras.layers.Dropout(model['dropout'])]
+  flatten = layer.kind == 'flatten'
+  return [keras.layers.Flatten() if flatten else keras.layers.ReLU()]
 
 
-def _convolution(model, number, width):
-  index = number - 1
-  padding = model['paddings'][index]
-  layers = []
+def _convolution(layer, model):
+  padding = model['paddings'][layer.index]
+  parts = []
   if not isinstance(padding, str):
     sides = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    layers.append(keras.layers.ZeroPadding2D((sides, sides)))
+    parts.append(keras.layers.ZeroPadding2D((sides, sides)))
     padding = 'valid'
-  layers.append(
-    keras.layers.Conv2D(
-      width,
-      model['kernels'][index],
-      model['strides'][index],
-      padding.lower(),
-      groups=model['groups'][index],
-      name=f'conv{number}',
-    )
+  convolution = keras.layers.Conv2D(
+    layer.width,
+    model['kernels'][layer.index],
+    model['strides'][layer.index],
+    padding.lower(),
+    groups=model['groups'][layer.index],
+    name=layer.name,
   )
-  after = [keras.layers.ReLU()]
-  if model['norm'] == 'lrn' and number in model['norm_layers']:
-    norm = ResponseNorm(model, name=f'lrn{number}')
-    after.insert(0 if model['norm_before_relu'] else 1, norm)
-  return layers + after
+  return [*parts, convolution]
 
 
 class ResponseNorm(keras.layers.Layer):
@@ -99,8 +85,13 @@ class ResponseNorm(keras.layers.Layer):
 class Runner:
   """Network, optimizer and a batch that stays on the device."""
 
-  def __init__(self, name: str, task: dict):
-    """See `step.make_task`; `name` is keras plain or keras jit_compile."""
+  def __init__(self, kind: str, task: dict):
+    """Builds them.
+
+    Args:
+      kind: plain or jit_compile.
+      task: see `step.make_task`.
+    """
     _use(task['platform'])
     config = task['config']
     model, optimizer = config['model'], config['optimizer']
@@ -110,38 +101,36 @@ class Runner:
     )
     keras.utils.set_random_seed(0)
     size = config['data']['crop_size']
-    self.network = make_network(model, task['num_classes'], size)
+    self._network = make_network(model, task['num_classes'], size)
     self._optimizer = keras.optimizers.SGD(
       optimizer['learning_rate'],
       momentum=optimizer['momentum'],
       nesterov=optimizer['nesterov'],
     )
-    self._optimizer.build(self.network.trainable_variables)
+    self._optimizer.build(self._network.trainable_variables)
     self._decay = optimizer['weight_decay']
-    wrap = tf.function(jit_compile=name.endswith('jit_compile'))
+    wrap = tf.function(jit_compile=kind == 'jit_compile')
     self._train_step, self._eval_step = wrap(self._train), wrap(self._eval)
-    rng = np.random.default_rng(0)
-    shape = (config['global_batch_size'], size, size, 3)
-    self.set_batch(
-      rng.standard_normal(shape, np.float32),
-      rng.integers(0, task['num_classes'], shape[:1], np.int32),
-    )
+    self._batch = tuple(map(tf.constant, step_peers.noise_batch(task)))
 
-  def set_batch(self, images: np.ndarray, labels: np.ndarray) -> None:
-    """Takes images [batch, height, width, 3], float32, and labels, int32."""
+  def load(self, params: dict, images: np.ndarray, labels: np.ndarray) -> None:
+    """Takes weights and a batch; see `step_ours.Runner.reference`."""
+    for layer, leaves in params.items():
+      weights = [leaves['kernel'], leaves['bias']]
+      self._network.get_layer(layer).set_weights(weights)
     self._batch = tf.constant(images), tf.constant(labels)
 
   def describe(self) -> dict:
-    """What there is to know without computing."""
-    return {'parameters': self.network.count_params()}
+    """Returns {parameters: how many}."""
+    return {'parameters': self._network.count_params()}
 
   def _logits_and_loss(self, images, labels, training):
-    logits = tf.cast(self.network(images, training=training), tf.float32)
+    logits = tf.cast(self._network(images, training=training), tf.float32)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     return logits, tf.reduce_mean(losses)
 
   def _train(self, images, labels):
-    variables = self.network.trainable_variables
+    variables = self._network.trainable_variables
     with tf.GradientTape() as tape:
       _, loss = self._logits_and_loss(images, labels, training=True)
     grads = tape.gradient(loss, [v.value for v in variables])
@@ -156,22 +145,19 @@ class Runner:
     return loss, tf.reduce_sum(tf.cast(best == labels, tf.int32))
 
   def train(self) -> tf.Tensor:
-    """One update; the mean loss of the batch before it."""
+    """Makes an update; returns the mean loss of the batch before it."""
     return self._train_step(*self._batch)
 
-  def _evaluate(self):
+  def evaluate(self) -> tf.Tensor:
+    """Evaluates the batch; returns its mean loss."""
     return self._eval_step(*self._batch)[0]
 
-  def step(self, what: str):
-    """A step, train or evaluate; its mean loss, which may not be there yet."""
-    return {'train': self.train, 'evaluate': self._evaluate}[what]()
-
-  def loss(self, loss) -> float:
-    """The same, once the step is done."""
+  def loss(self, loss: tf.Tensor) -> float:
+    """Waits for a step; returns its mean loss."""
     return float(loss)
 
   def device_peak(self) -> int | None:
-    """Largest memory in use on the device so far; None on the CPU."""
+    """Returns the largest memory in use on the device; None on the CPU."""
     if not tf.config.get_visible_devices('GPU'):
       return None
     return tf.config.experimental.get_memory_info('GPU:0')['peak']
@@ -185,15 +171,3 @@ def _use(platform):
     tf.config.set_visible_devices([], 'GPU')
   elif not tf.config.get_visible_devices('GPU'):
     raise RuntimeError('TensorFlow sees no GPU, but ours runs on one')
-
-
-def check(name: str, task: dict, folder: str) -> dict:
-  """Losses of a few updates; see `step_agreement`."""
-  runner = Runner(name, task)
-  params, images, labels = step_agreement.read(folder)
-  for layer, leaves in params.items():
-    weights = [leaves['kernel'], leaves['bias']]
-    runner.network.get_layer(layer).set_weights(weights)
-  runner.set_batch(images, labels)
-  losses = [float(runner.train()) for _ in range(step_agreement.STEPS)]
-  return {'losses': losses, **runner.describe()}

@@ -1,21 +1,67 @@
-"""Our train and evaluation step, as training runs them, for `bench step`."""
+"""Our train and evaluation step, as training runs them, and their costs."""
 
 import jax
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.bench import peaks
-from alexnet_jax.bench import step_agreement
-from alexnet_jax.bench import step_hlo
+from alexnet_jax import pixel_means
+from alexnet_jax.bench import machine
+from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 
 _MEAN = 120.0  # of the pixels
+_MEMORY = ('argument', 'output', 'alias', 'temp', 'generated_code')
+
+
+def num_classes(config) -> int:
+  """Returns the number of classes of the config, or of its data."""
+  if config.model.num_classes:
+    return config.model.num_classes
+  return len(build.make_source(config, 'train').class_names)
+
+
+def network_costs(config, num_classes: int) -> dict[str, int]:
+  """Returns {parameters, forward_ and training_flops_per_image}.
+
+  They follow from the network's shapes, without computing it.
+
+  Raises:
+    UserError: if config.model makes no network.
+  """
+  model = build.make_model(config, num_classes)
+  try:
+    layers = summary.layer_table(model, build.image_shape(config))
+  except ValueError as error:  # of the network's own checks
+    raise UserError(f'config.model: {error}') from error
+  return summary.totals(*layers)
+
+
+def batch_structs(config) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns a global batch of the config's training as ShapeDtypeStructs.
+
+  It has the keys, shapes and dtypes of the first batch that the loader makes of
+  a few synthetic images.
+  """
+  few = config.copy_and_resolve_references()
+  few.global_batch_size = 1
+  few.data.source, few.data.synthetic_examples = 'synthetic', 8
+  few.data.folds = 0
+  mesh = parallel.make_mesh()
+  color = np.zeros((3, 3), np.float32) if few.data.pca_lighting else None
+  loader = build.make_loader(few, 'train')
+  batch = next(build.make_train_iter(few, loader, 1, mesh, color))
+  return {
+    name: jax.ShapeDtypeStruct(
+      (config.global_batch_size, *np.shape(array)[1:]), array.dtype
+    )
+    for name, array in batch.items()
+  }
 
 
 def make_batch(config, num_classes: int) -> dict[str, np.ndarray]:
-  """A batch as the loader makes it, of noise.
+  """Returns a batch of noise, as the loader makes it.
 
   Returns:
     {image: uint8 [global_batch_size, crop_size, crop_size, 3], label: int32
@@ -35,122 +81,104 @@ def make_batch(config, num_classes: int) -> dict[str, np.ndarray]:
 class Runner:
   """State, batch and step functions on the devices."""
 
-  def __init__(self, name: str, task: dict):
-    """See `step.make_task`."""
-    del name  # the config has it
-    self.config = config_lib.from_dict(task['config'])
+  def __init__(self, kind: str, task: dict):
+    """Builds them; see `step.make_task`. The config has what `kind` names."""
+    del kind
+    config = self._config = config_lib.from_dict(task['config'])
     self._num_classes = task['num_classes']
     self._mesh = parallel.make_mesh()
-    parallel.check_batch_size(self.config.global_batch_size, self._mesh.size)
-    shape = build.pixel_options(self.config).mean_shape
-    self.mean = np.full(shape, _MEAN, np.float32)
-    self._model = build.make_model(self.config, self._num_classes)
-    self.state = self._replicate(build.make_state(self.config, self._model))
-    self._steps = build.make_steps(self.config, self._mesh, self.mean)
-    self._key = self._replicate(build.dropout_key(self.config))
-    self.batch = make_batch(self.config, self._num_classes)
-    self._on_devices = self._to_devices(self.batch)
-    unmirrored = {k: v for k, v in self.batch.items() if k != 'flip'}
-    mask = np.ones(self.config.global_batch_size, bool)
-    self._eval_batch = self._to_devices({**unmirrored, 'mask': mask})
+    parallel.check_batch_size(config.global_batch_size, self._mesh.size)
+    self._mean = np.full(pixel_means.shape(config), _MEAN, np.float32)
+    model = build.make_model(config, self._num_classes)
+    self.state = self._replicate(build.make_state(config, model))
+    self._steps = build.make_steps(config, self._mesh, self._mean)
+    self._key = self._replicate(build.dropout_key(config))
+    self._batch = make_batch(config, self._num_classes)
+    self._train_batch = self._to_devices(self._batch)
+    self._eval_batch = self._to_devices(
+      {
+        **{key: self._batch[key] for key in ('image', 'label')},
+        'mask': np.ones(config.global_batch_size, bool),
+      }
+    )
 
   def _replicate(self, tree):
     return parallel.replicate(tree, self._mesh)
 
   def _to_devices(self, batch):
-    return parallel.batch_to_devices(batch, self._mesh, self.config.parallel)
+    return parallel.batch_to_devices(batch, self._mesh, self._config.parallel)
 
   def describe(self) -> dict:
-    """What there is to know without computing."""
-    shape = build.image_shape(self.config)
-    params, rows = summary.layer_table(self._model, shape)
+    """Returns the network's costs and {platform, device_kind, device_count}."""
     device = jax.devices()[0]
     return {
-      **summary.totals(params, rows),
+      **network_costs(self._config, self._num_classes),
       'platform': device.platform,
       'device_kind': device.device_kind,
       'device_count': self._mesh.size,
     }
 
+  def reference(self) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Returns (params, images, labels) for the others to begin with.
+
+    Params are {layer: {kernel, bias}} as flax has them: kernels [height, width,
+    in, out] and [in, out], where `in` of the first dense layer is a flattened
+    [height, width, channels]. Images are float32 [batch, height, width, 3],
+    mirrored and normalized.
+    """
+    images = self._batch['image'].astype(np.float32)
+    if 'flip' in self._batch:
+      flipped = self._batch['flip'][:, None, None, None]
+      images = np.where(flipped, images[:, :, ::-1], images)
+    images = (images - self._mean) / np.float32(self._config.data.std)
+    return jax.device_get(self.state.params), images, self._batch['label']
+
   def train(self) -> dict:
-    """Starts an update; the sums of the batch before it."""
+    """Starts an update; returns the sums of the batch before it."""
     self.state, sums = self._steps.train(
-      self.state, self._on_devices, self._key
+      self.state, self._train_batch, self._key
     )
     return sums
 
-  def _evaluate(self):
+  def evaluate(self) -> dict:
+    """Starts the evaluation of the batch; returns its sums."""
     return self._steps.evaluate(self.state, self._eval_batch)
 
-  def step(self, what: str) -> dict:
-    """Starts a step, train or evaluate; its sums, which may not be there."""
-    return {'train': self.train, 'evaluate': self._evaluate}[what]()
-
   def loss(self, sums: dict) -> float:
-    """The mean loss of a step, once all devices have done it."""
+    """Waits for a step on all devices; returns its mean loss."""
     jax.block_until_ready(sums)
     return float(sums['loss']) / float(sums['count'])
 
-  def compiled(self, what: str) -> dict:
-    """FLOPs and memory of the compiled program.
+  def compiled(self, part: str) -> dict:
+    """Looks at the compiled program of one device.
 
     Returns:
-      {flops: of one device's convolutions and matrix products in a step, see
-      `step_hlo.count`; uncounted: custom calls that may hide others;
-      cost_analysis_flops; memory: bytes by kind}.
+      {flops, bytes: of `cost_analysis`, None where it has none; memory: bytes
+      by kind}.
     """
     function, arguments = {
-      'train': (self._steps.train, (self._on_devices, self._key)),
+      'train': (self._steps.train, (self._train_batch, self._key)),
       'evaluate': (self._steps.evaluate, (self._eval_batch,)),
-    }[what]
+    }[part]
     if not hasattr(function, 'lower'):  # pmap: the same, within a jit
-      donated = (0,) if what == 'train' else ()
+      donated = (0,) if part == 'train' else ()
       function = jax.jit(function, donate_argnums=donated)
     program = function.lower(self.state, *arguments).compile()
-    costs = program.cost_analysis() or {}
-    flops, uncounted = step_hlo.count(program.as_text())
+    costs, memory = program.cost_analysis() or {}, program.memory_analysis()
     return {
-      'flops': flops,
-      'uncounted': uncounted,
-      'cost_analysis_flops': costs.get('flops'),
-      'memory': _memory(program.memory_analysis()),
+      'flops': costs.get('flops'),
+      'bytes': costs.get('bytes accessed'),
+      'memory': memory
+      and {name: getattr(memory, f'{name}_size_in_bytes') for name in _MEMORY},
     }
 
   def peak(self) -> float | None:
-    """FLOP/s of matrix products; None if it is no CPU that computes."""
+    """Returns FLOP/s of matrix products; None if no CPU computes."""
     if jax.devices()[0].platform != 'cpu':
       return None
-    return peaks.of_cpu(self.config.model.dtype)
+    return machine.cpu_peak(self._config.model.dtype)
 
   def device_peak(self) -> int | None:
-    """Largest memory in use on a device so far; None on the CPU."""
+    """Returns the largest memory in use on a device; None on the CPU."""
     stats = [device.memory_stats() for device in self._mesh.devices.flat]
-    peak = [s['peak_bytes_in_use'] for s in stats if s]
-    return max(peak, default=None)
-
-
-def _memory(analysis):
-  if analysis is None:
-    return None
-  names = ('argument', 'output', 'alias', 'temp', 'generated_code')
-  return {n: getattr(analysis, f'{n}_size_in_bytes') for n in names}
-
-
-def check(name: str, task: dict, folder: str) -> dict:
-  """Writes weights and a batch, and trains on them; see `step_agreement`."""
-  runner = Runner(name, task)
-  images = runner.batch['image'].astype(np.float32)
-  if 'flip' in runner.batch:
-    flipped = runner.batch['flip'][:, None, None, None]
-    images = np.where(flipped, images[:, :, ::-1], images)
-  step_agreement.write(
-    folder,
-    jax.device_get(runner.state.params),
-    (images - runner.mean) / np.float32(task['config']['data']['std']),
-    runner.batch['label'],
-  )
-  losses = []
-  for _ in range(step_agreement.STEPS):
-    sums = jax.device_get(runner.train())
-    losses.append(float(sums['loss']) / float(sums['count']))
-  return {'losses': losses, **runner.describe()}
+    return max((s['peak_bytes_in_use'] for s in stats if s), default=None)

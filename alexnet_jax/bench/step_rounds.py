@@ -1,35 +1,34 @@
-"""The rounds of `bench step`: contenders in turn, and their numbers."""
+"""The rounds of `bench step`: candidates in turn, and their figures."""
 
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import itertools
 import math
+import os
 import statistics
 import sys
-import tempfile
 
-from alexnet_jax.bench import peaks
-from alexnet_jax.bench import step_agreement
-from alexnet_jax.bench.step_process import ContenderError
-from alexnet_jax.bench.step_process import OURS
-from alexnet_jax.bench.step_process import Process
+from alexnet_jax import runtime
+from alexnet_jax.bench import machine
+from alexnet_jax.bench import step_peers
+from alexnet_jax.bench import workers
 
+OURS = 'ours'  # the names of our candidates begin with it
 _LEAST_STEPS = 2
-_LAYER_SHARE = 0.01  # of --seconds, for a pass of one layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How all groups are measured.
+  """The way all networks are measured.
 
   Attributes:
-    cores: that every contender runs on.
-    peers: names of contenders besides ours.
+    cores: those that every candidate runs on.
+    peers: names of the candidates that are not ours.
     rounds: measurements of each.
-    seconds: that a measurement takes at least.
+    seconds: what a measurement takes at least.
     parts: train, or train and evaluate.
-    layers: whether layers are timed by themselves.
-    check: whether the contenders' losses are compared before.
+    check: whether the candidates' losses are compared before.
   """
 
   cores: Sequence[int]
@@ -37,71 +36,85 @@ class Options:
   rounds: int
   seconds: float
   parts: Sequence[str]
-  layers: bool
   check: bool
 
 
-def measure(group: dict, options: Options) -> dict:
+def measure(network: str, tasks: dict, options: Options) -> dict:
   """Measures one network with one dtype and batch size.
 
   Args:
-    group: of `step.make_groups`.
-    options: see there.
+    network: its name, to be reported.
+    tasks: {name: see `step.make_task`} of our candidates.
+    options: how.
 
   Returns:
     {network, dtype, batch_size, platform, device_kind, device_count,
     parameters, forward_flops_per_image, training_flops_per_image, peak: FLOP/s
-    of all devices or None, peak_source, rows: see `_row`, failed: [{contender,
-    error}], agreement: {contender: losses}, layers}.
+    of all devices or None, peak_source, rows: see `_row`, failed: [{candidate,
+    error}], agreement: {candidate: losses}}.
 
   Raises:
-    ContenderError: if ours fails.
+    WorkerError: if ours fails.
   """
-  tasks = group['tasks']
   base = next(iter(tasks.values()))
-  failed, agreement = [], {}
+  dtype = base['config']['model']['dtype']
+  failed, agreement, peers = [], {}, options.peers
+  if options.check:
+    peers = _agreeing(base, options, failed, agreement)
+  _tell(f'compiling: {", ".join([*tasks, *peers])}')
   with contextlib.ExitStack() as stack:
-    processes, facts = {}, None
-    if options.check:
-      peers = _agreeing(base, options, failed, agreement)
-    else:
-      peers = options.peers
-    _tell(f'compiling: {", ".join([*tasks, *peers])}')
+    running = {}
     for name, task in tasks.items():
-      processes[name] = _start(name, options, stack)
-      facts = processes[name].ask(do='build', task=task)
+      running[name] = stack.enter_context(_start(name, options))
+      facts = running[name].ask('build', task=task)
     for name in peers:
       with _noted(name, failed):
-        process = _start(name, options, stack)
-        process.ask(do='build', task={**base, 'platform': facts['platform']})
-        processes[name] = process
-    times = _rounds(processes, options, failed)
-    rates = times.pop('peak')
+        worker = stack.enter_context(_start(name, options))
+        worker.ask('build', task={**base, 'platform': facts['platform']})
+        running[name] = worker
+    times, peaks = _rounds(running, options, failed)
     result = {
-      **{key: group[key] for key in ('network', 'dtype', 'batch_size')},
+      'network': network,
+      'dtype': dtype,
+      'batch_size': base['config']['global_batch_size'],
       **facts,
-      **_peak(facts, group['dtype'], rates),
+      **_peak(facts, dtype, peaks),
     }
-    ours = next(iter(tasks))
     # Before anything is compiled anew, to look at it.
-    memory = {
-      name: process.ask(do='memory') for name, process in processes.items()
-    }
-    result['rows'] = [
-      _row(name, processes[name], part, times, ours, result) | memory[name]
-      for part in options.parts
-      for name in processes
-    ]
-  result |= {'failed': failed, 'agreement': agreement, 'layers': []}
-  if options.layers:
-    result['layers'] = _layers(base, options)
-  return result
+    memory = {name: worker.ask('memory') for name, worker in running.items()}
+    result['rows'] = rows = []
+    for part, name in itertools.product(options.parts, running):
+      row = _row(name, part, times, result) | memory[name]
+      if name.startswith(OURS):
+        row['compiled'] = running[name].ask('compiled', part=part)
+      rows.append(row)
+  return result | {'failed': failed, 'agreement': agreement}
 
 
-def _start(name, options, stack):
-  process = Process(name, options.cores)
-  stack.callback(process.close)
-  return process
+def _start(name, options):
+  """Starts the worker of a candidate; only the first word of ours counts."""
+  environment = {
+    **os.environ,
+    'OMP_NUM_THREADS': str(len(options.cores)),
+    'KERAS_BACKEND': 'tensorflow',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+    # Several processes share a GPU, one of which computes at a time.
+    'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+    'TF_FORCE_GPU_ALLOW_GROWTH': 'true',
+    # Compiling is measured, too.
+    'JAX_ENABLE_COMPILATION_CACHE': 'false',
+    'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1',
+  }
+  if name.startswith(OURS):
+    environment |= runtime.xla_flags(os.environ)  # as in training
+  else:  # TensorFlow's XLA ends the process at flags of another one
+    environment.pop('XLA_FLAGS', None)
+  return workers.Worker(
+    'alexnet_jax.bench.step_peers',
+    name,
+    cores=options.cores,
+    environment=environment,
+  )
 
 
 def _tell(text):
@@ -110,143 +123,125 @@ def _tell(text):
 
 @contextlib.contextmanager
 def _noted(name, failed):
-  """A failure of a peer within the block is noted; of ours, it is raised."""
+  """Notes a failure of a peer within the block; raises one of ours."""
   try:
     yield
-  except ContenderError as error:
+  except workers.WorkerError as error:
     if name.startswith(OURS):
-      raise ContenderError(f'{name}: {error}') from error
+      raise workers.WorkerError(f'{name}: {error}') from error
     _tell(f'{name} failed: {error}')
-    failed.append({'contender': name, 'error': str(error)})
+    failed.append({'candidate': name, 'error': str(error)})
 
 
 def _agreeing(base, options, failed, agreement):
-  """The peers that compute the same as ours; each in a process that ends."""
-  names = []
-  with tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_') as folder:
-    _tell('losses of the first updates from equal weights, here')
-    facts = _ask_once(OURS, options, do='build', task=base)
-    task = step_agreement.make_task(base, facts['device_count'])
-    task['platform'] = facts['platform']
-    ours = _ask_once(OURS, options, do='check', task=task, folder=folder)
-    agreement[OURS] = ours['losses']
-    for name in options.peers:
-      _tell(f'losses of the first updates in {name}')
-      with _noted(name, failed):
-        theirs = _ask_once(name, options, do='check', task=task, folder=folder)
-        agreement[name] = theirs['losses']
-        dtype = base['config']['model']['dtype']
-        if said := step_agreement.difference(ours, theirs, dtype):
-          raise ContenderError(f'it does not compute the same: {said}')
-        names.append(name)
-  return names
+  """Returns the peers that compute the same; each in a process that ends."""
+  agreeing = []
+  _tell('losses of the first updates from equal weights, here')
+  with _start(OURS, options) as worker:
+    facts = worker.ask('build', task=base)
+  task = step_peers.checked_task(base, facts['device_count'])
+  task['platform'] = facts['platform']
+  with _start(OURS, options) as worker:
+    ours = worker.ask('check', task=task)
+  agreement[OURS] = ours['losses']
+  for name in options.peers:
+    _tell(f'losses of the first updates in {name}')
+    with _noted(name, failed):
+      with _start(name, options) as worker:
+        theirs = worker.ask('check', task=task, reference=ours['reference'])
+      agreement[name] = theirs['losses']
+      dtype = base['config']['model']['dtype']
+      if problem := step_peers.difference(ours, theirs, dtype):
+        raise workers.WorkerError(f'it does not compute the same: {problem}')
+      agreeing.append(name)
+  return agreeing
 
 
-def _ask_once(name, options, **request):
-  process = Process(name, options.cores)
-  try:
-    return process.ask(**request)
-  finally:
-    process.close()
+def _rounds(running, options, failed):
+  """Measures everybody in turn in every round.
 
+  Takes candidates that fail out of `running`.
 
-def _rounds(processes, options, failed):
-  """{(contender, part): {seconds: of a step in each round, first_seconds}}.
-
-  And `peak`: FLOP/s of matrix products on the CPU, of each round. Contenders
-  that fail are taken out of `processes`.
+  Returns:
+    ({(candidate, part): {seconds: of a step in each round, compile_seconds}},
+    FLOP/s of matrix products on the CPU in each round).
   """
-  times, counts = {'peak': []}, {}
+  times, counts, peaks = {}, {}, []
   for number in range(-1, options.rounds):  # before the first: compiling
-    order = list(processes)
+    order = list(running)
     shift = max(number, 0) % len(order)
     for name in order[shift:] + order[:shift]:
-      for part in options.parts:
-        if name in processes:
-          with _noted(name, failed):
-            _measure_one(processes[name], (name, part), counts, times, options)
-            continue
-          del processes[name]  # it failed
+      before = len(failed)
+      with _noted(name, failed):
+        for part in options.parts:
+          _time(running[name], (name, part), counts, times, options)
+      if len(failed) > before:
+        del running[name]
     if number >= 0:
-      ours = next(iter(processes))
-      times['peak'].append(processes[ours].ask(do='peak')['flops_per_second'])
-      _show_round(number, times, options)
-  return times
+      peaks.append(next(iter(running.values())).ask('peak'))
+      latest = ', '.join(
+        f'{name} {1e3 * times[name, "train"]["seconds"][-1]:.1f}'
+        for name in running
+      )
+      _tell(f'round {number + 1} of {options.rounds}: ms a step: {latest}')
+  return times, peaks
 
 
-def _measure_one(process, key, counts, times, options):
+def _time(worker, key, counts, times, options):
   part = key[1]
   if key not in counts:  # the first call compiles
-    answer = process.ask(do='run', what=part, steps=_LEAST_STEPS)
+    answer = worker.ask('run', part=part, steps=_LEAST_STEPS)
     step = answer['seconds'] / _LEAST_STEPS
     counts[key] = max(_LEAST_STEPS, math.ceil(options.seconds / step))
     compiling = max(0.0, answer['first_seconds'] - step)
     times[key] = {'seconds': [], 'compile_seconds': compiling}
     return
-  answer = process.ask(do='run', what=part, steps=counts[key])
-  times[key]['seconds'].append(answer['seconds'] / counts[key])
+  answer = worker.ask('run', part=part, steps=counts[key])
   if not math.isfinite(answer['loss']):
-    raise ContenderError(f'its loss is {answer["loss"]}')
+    raise workers.WorkerError(f'its loss is {answer["loss"]}')
+  times[key]['seconds'].append(answer['seconds'] / counts[key])
 
 
-def _show_round(number, times, options):
-  said = ', '.join(
-    f'{name} {1e3 * time["seconds"][-1]:.1f}'
-    for (name, part), time in (i for i in times.items() if i[0] != 'peak')
-    if part == 'train' and len(time['seconds']) > number
-  )
-  _tell(f'round {number + 1} of {options.rounds}: ms a step: {said}')
-
-
-def _peak(facts, dtype, rates):
-  """{peak, peak_source} of all devices together."""
+def _peak(facts, dtype, measured):
+  """Returns {peak, peak_source} of all devices together."""
   if facts['platform'] == 'cpu':
     source = 'the fastest matrix product of this run, on the same cores'
-    return {'peak': max(rates), 'peak_source': source}
-  known = peaks.of_gpu(facts['device_kind'], dtype)
+    return {'peak': max(measured), 'peak_source': source}
+  known = machine.gpu_peak(facts['device_kind'], dtype)
   if known is None:
     source = f'no peak is known of {facts["device_kind"]} in {dtype}'
     return {'peak': None, 'peak_source': source}
   return {'peak': facts['device_count'] * known[0], 'peak_source': known[1]}
 
 
-def _row(name, process, part, times, ours, result):
-  """What is known of a contender's step.
+def _row(name, part, times, result):
+  """Returns the figures of a candidate's step.
 
   Returns:
-    {contender, part, seconds: of a step, each round; milliseconds and
+    {candidate, part, seconds: of a step, each round; milliseconds and
     images_per_second: {median, min, max}; compile_seconds, share_of_peak,
-    ratio: ours' images per second by its, the median over the rounds;
-    resident_peak, device_peak: bytes; and of ours: compiled}.
+    ratio: ours' images per second by its, the median over the rounds}.
   """
   seconds = times[name, part]['seconds']
+  ours = next(time for key, time in times.items() if key[1] == part)['seconds']
   count = result['batch_size']
-  flops = result['training_flops_per_image']
-  if part == 'evaluate':
-    flops = result['forward_flops_per_image']
-  median = statistics.median(seconds)
-  row = {
-    'contender': name,
+  kind = 'training' if part == 'train' else 'forward'
+  flops = count * result[f'{kind}_flops_per_image']
+  share = None
+  if result['peak']:
+    share = flops / statistics.median(seconds) / result['peak']
+  return {
+    'candidate': name,
     'part': part,
     'seconds': seconds,
     'milliseconds': _spread([1e3 * s for s in seconds]),
     'images_per_second': _spread([count / s for s in seconds]),
     'compile_seconds': times[name, part]['compile_seconds'],
-    'share_of_peak': None,
+    'share_of_peak': share,
     'ratio': statistics.median(
-      theirs / own
-      for theirs, own in zip(seconds, times[ours, part]['seconds'], strict=True)
+      theirs / own for theirs, own in zip(seconds, ours, strict=True)
     ),
   }
-  if result['peak']:
-    row['share_of_peak'] = flops * count / median / result['peak']
-  if name.startswith(OURS):
-    row['compiled'] = compiled = process.ask(do='compiled', what=part)
-    for key in ('flops', 'cost_analysis_flops'):  # of one device
-      if (of_step := compiled[key]) is not None:
-        total = of_step * result['device_count']
-        compiled[f'{key}_per_image'] = total / count
-  return row
 
 
 def _spread(values):
@@ -255,48 +250,3 @@ def _spread(values):
     'min': min(values),
     'max': max(values),
   }
-
-
-def _layers(base, options):
-  """Rows {name, kind, output, forward and backward: {milliseconds: the median
-  over the rounds, share: of all layers' time, gflops_per_second or None}}.
-  """
-  process = Process(f'{OURS} layers', options.cores)
-  try:
-    rows = process.ask(do='build', task=base)['layers']
-    least = _LAYER_SHARE * options.seconds
-    answers = [
-      process.ask(do='time', seconds=least) for _ in range(options.rounds)
-    ]
-  finally:
-    process.close()
-  return layer_rows(rows, answers)
-
-
-def layer_rows(layers: list[dict], answers: list[dict]) -> list[dict]:
-  """What `step_layers.Runner` said of the layers, in the rounds; see `_layers`.
-
-  Args:
-    layers: its `describe`.
-    answers: of its `time`, one a round.
-  """
-  medians = {
-    way: [
-      statistics.median(values)
-      for values in zip(*(a[way] for a in answers), strict=True)
-    ]
-    for way in ('forward', 'backward')
-  }
-  total = sum(map(sum, medians.values()))
-  rows = []
-  for index, layer in enumerate(layers):
-    row = {key: layer[key] for key in ('name', 'kind', 'output')}
-    for way, seconds in medians.items():
-      flops = layer[f'{way}_flops']
-      row[way] = {
-        'milliseconds': 1e3 * seconds[index],
-        'share': seconds[index] / total,
-        'gflops_per_second': flops / seconds[index] / 1e9 if flops else None,
-      }
-    rows.append(row)
-  return rows

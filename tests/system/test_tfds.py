@@ -525,6 +525,6 @@ def test_one_function_of_the_package_imports_tensorflow():
       if any(name.split('.')[0] == 'tensorflow' for name in names):
         found.append(path.relative_to(package).as_posix())
   # The peers of the benchmark run in processes of their own.
-  peers = ('bench/peer', 'bench/step_keras.py')
+  peers = ('bench/data_peers.py', 'bench/step_keras.py')
   found = [path for path in found if not path.startswith(peers)]
   assert found == ['data/prepare/tfds.py']

@@ -110,7 +110,7 @@ def test_the_caller_may_overwrite_what_it_saves(tmp_path):
 SAVES_LARGE_STATES = """
 import sys
 import numpy as np
-from alexnet_jax.bench.step_memory import resident_bytes
+from alexnet_jax.bench.machine import resident_bytes
 from alexnet_jax.training.checkpoint import Checkpoints
 
 values = np.random.default_rng(0).standard_normal((4, 1 << 24), np.float32)

@@ -1,0 +1,338 @@
+"""The loaders of `bench data`: ours and others, each in its best form.
+
+A candidate that cannot read a layout raises NotImplementedError. Those that run
+Python for each example share `Photographs`, written as one would for these
+libraries, but with the fastest decoder at hand and without needless copies, so
+that it is the loaders that are compared.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import functools
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from alexnet_jax.bench.layouts import CROP
+from alexnet_jax.bench.layouts import Task
+from alexnet_jax.bench.layouts import TFDS_NAME
+
+# Threads of its own on top of the loader's would only be in their way.
+cv2.setNumThreads(0)
+# (task, number of batches) -> that many (images, labels).
+Batches = Callable[[Task, int], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+# {name: function from JPEG bytes to RGB}.
+DECODERS = {
+  'simplejpeg': lambda encoded: simplejpeg.decode_jpeg(encoded, 'RGB'),
+  'cv2': lambda encoded: cv2.imdecode(
+    np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB
+  ),
+}
+
+
+class Photographs:
+  """The photographs of a layout: JPEG bytes, or squares in mapped memory.
+
+  Attributes:
+    labels: int32 [n].
+    paths: files of the JPEGs; None if they are in no files of their own.
+  """
+
+  def __init__(self, task: Task):
+    source = task.open_source()
+    self._resize_size = task.layout.resize_size
+    self.paths = None
+    if task.layout.kind == 'folder':
+      self.paths = [str(source.root / path) for path in source.paths]
+      self._read = self._read_file
+    elif task.layout.kind == 'tfds':
+      records = _tfds_records(task)
+      self._read = lambda index: records[index]['image']
+    else:
+      self._read = all_squares(source).__getitem__
+    if task.layout.kind == 'tfds':
+      # Read once and not timed, as all labels here.
+      labels = [source.read(i)[1] for i in range(source.num_examples)]
+      self.labels = np.array(labels, np.int32)
+    else:
+      self.labels = source.labels
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def _read_file(self, index):
+    with open(self.paths[index], 'rb') as file:
+      return file.read()
+
+  def example(self, index: int, draws, decode, out=None) -> np.ndarray:
+    """Returns a random crop, mirrored or not.
+
+    Args:
+      index: of the photograph.
+      draws: three in [0, 1): of the row, the column and the mirroring.
+      decode: one of DECODERS.
+      out: uint8 [CROP, CROP, 3], to be overwritten; None: an array or view.
+    """
+    pixels = self._read(index)
+    if isinstance(pixels, bytes):
+      pixels = decode(pixels)
+    crop = _crop(pixels, self._resize_size, *draws[:2])
+    if draws[2] < 0.5:
+      return cv2.flip(crop, 1, dst=out)
+    if out is None:
+      return crop
+    out[...] = crop
+    return out
+
+  def fill(self, out, indices, rng: np.random.Generator, decode) -> None:
+    """Writes an example for each index into `out`; draws for all at once."""
+    for row, draws in enumerate(rng.random((len(indices), 3)).tolist()):
+      self.example(indices[row], draws, decode, out[row])
+
+
+def all_squares(source) -> list[np.ndarray]:
+  """Returns a view of every square of a raw set: no look-up when it is used."""
+  return [square for shard in source.shards for square in shard]
+
+
+def _tfds_records(task):
+  """Opens the set as TFDS itself reads it."""
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(task.path / TFDS_NAME / '1.0.0')
+  return builder.as_data_source(
+    'train', decoders={'image': tfds.decode.SkipDecoding()}
+  )
+
+
+def _crop(pixels, resize_size, row_draw, column_draw):
+  height, width = pixels.shape[:2]
+  short = min(height, width)
+  # The window in the original, resized alone: cheaper than the whole.
+  window = round(CROP * short / resize_size)
+  top = (height - short) // 2 + int(row_draw * (short - window + 1))
+  left = (width - short) // 2 + int(column_draw * (short - window + 1))
+  crop = pixels[top : top + window, left : left + window]
+  if window == CROP:
+    return crop
+  return cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
+
+
+def _shuffled_batches(num_examples, task, count):
+  """Yields indices of `count` batches, epoch after epoch, each in new order."""
+  rng = np.random.default_rng(1)
+  order = np.empty(0, np.int64)
+  for _ in range(count):
+    while len(order) < task.batch_size:
+      order = np.concatenate([order, rng.permutation(num_examples)])
+    yield order[: task.batch_size]
+    order = order[task.batch_size :]
+
+
+def _ours(mirrors, task, count):
+  from alexnet_jax.data import pipeline
+  from alexnet_jax.data.loader import Loader
+
+  loader = Loader(
+    task.open_source(), task.layout.resize_size, num_threads=task.threads
+  )
+  iterator = pipeline.make_train_iter(
+    loader,
+    num_steps=count,
+    global_batch_size=task.batch_size,
+    seed=0,
+    crop_size=CROP,
+    prefetch=2,
+  )
+  for batch in iterator:
+    image = batch['image']
+    if mirrors:
+      rows = np.flatnonzero(batch['flip'])
+      loader.for_each(
+        lambda a, b, image=image, rows=rows: _flip(image, rows[a:b]),
+        len(rows),
+        chunk=16,
+      )
+    yield image, batch['label']
+
+
+def _flip(image, rows):
+  for row in rows:
+    cv2.flip(image[row], 1, dst=image[row])
+
+
+def _torch(name, task, count):
+  import torch.utils.data
+
+  if task.layout.kind == 'raw' and name != 'simplejpeg':
+    raise NotImplementedError('there is nothing to decode')
+
+  class Dataset(torch.utils.data.Dataset):
+    """Makes a whole batch in a worker, right where the consumer reads it."""
+
+    def __init__(self):
+      self.photographs = Photographs(task)
+      self.rng = None
+
+    def __len__(self):
+      return len(self.photographs)
+
+    def __getitems__(self, indices):
+      if self.rng is None:
+        self.rng = np.random.default_rng(torch.initial_seed())
+      size = len(indices) * CROP * CROP * 3
+      # Shared memory from the start, as torch's own default_collate has it.
+      storage = torch.UntypedStorage._new_shared(size)
+      image = torch.empty(0, dtype=torch.uint8).set_(storage)
+      image = image.view(len(indices), CROP, CROP, 3)
+      self.photographs.fill(image.numpy(), indices, self.rng, DECODERS[name])
+      return image, torch.from_numpy(self.photographs.labels[indices])
+
+  dataset = Dataset()
+  order = list(_shuffled_batches(len(dataset), task, count))
+  loader = torch.utils.data.DataLoader(
+    dataset,
+    batch_sampler=[indices.tolist() for indices in order],
+    num_workers=task.threads,
+    collate_fn=lambda batch: batch,
+    # What is open and defined here is so in the workers, too.
+    multiprocessing_context='fork',
+  )
+  for image, label in loader:
+    yield image.numpy(), label.numpy()
+
+
+def _grain(task, count):
+  import grain
+
+  photographs = Photographs(task)
+
+  class Source:
+    """The indices of the photographs."""
+
+    def __len__(self):
+      return len(photographs)
+
+    def __getitem__(self, index):
+      return index
+
+  def augment(index, rng):
+    decode = DECODERS['simplejpeg']
+    image = photographs.example(index, rng.random(3), decode)
+    return {'image': image, 'label': photographs.labels[index]}
+
+  data = grain.MapDataset.source(Source()).shuffle(seed=0).repeat()
+  data = data.random_map(augment, seed=1)[: count * task.batch_size]
+  # Grain's own 16 threads are slower than one per core.
+  options = grain.ReadOptions(num_threads=task.threads)
+  for batch in data.to_iter_dataset(options).batch(task.batch_size):
+    yield batch['image'], batch['label']
+
+
+def _spdl(task, count):
+  from spdl.pipeline import PipelineBuilder
+
+  photographs = Photographs(task)
+
+  def make_batch(numbered):
+    number, indices = numbered
+    rng = np.random.default_rng(number)
+    out = np.empty((len(indices), CROP, CROP, 3), np.uint8)
+    photographs.fill(out, indices, rng, DECODERS['simplejpeg'])
+    return out, photographs.labels[indices]
+
+  order = enumerate(_shuffled_batches(len(photographs), task, count))
+  builder = PipelineBuilder().add_source(order)
+  builder = builder.pipe(make_batch, concurrency=task.threads)
+  pipeline = builder.add_sink(2).build(num_threads=task.threads)
+  with pipeline.auto_stop():
+    yield from pipeline
+
+
+def _tf_data(task, count):
+  import tensorflow as tf
+
+  if task.layout.kind == 'tfds':
+    raise NotImplementedError('tf.data does not read array_record')
+  examples = _tf_raw if task.layout.kind == 'raw' else _tf_jpegs
+  data = examples(task, Photographs(task)).batch(
+    task.batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE
+  )
+  options = tf.data.Options()
+  options.deterministic = False
+  data = data.prefetch(tf.data.AUTOTUNE).with_options(options).take(count)
+  yield from data.as_numpy_iterator()
+
+
+def _tf_jpegs(task, photographs):
+  """Decodes the random window only, and resizes that where it is asked."""
+  import tensorflow as tf
+
+  layout = task.layout
+
+  def example(path, label):
+    encoded = tf.io.read_file(path)
+    shape = tf.image.extract_jpeg_shape(encoded)[:2]
+    short = tf.reduce_min(shape)
+    window = short * CROP // layout.resize_size
+    corner = (shape - short) // 2 + tf.random.uniform(
+      [2], maxval=short - window + 1, dtype=tf.int32
+    )
+    box = tf.concat([corner, [window, window]], 0)
+    image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
+    if layout.resize_size != layout.short_side:
+      image = tf.cast(tf.image.resize(image, (CROP, CROP)) + 0.5, tf.uint8)
+    image = tf.ensure_shape(image, (CROP, CROP, 3))
+    return tf.image.random_flip_left_right(image), label
+
+  data = tf.data.Dataset.from_tensor_slices(
+    (photographs.paths, photographs.labels)
+  )
+  data = data.shuffle(len(photographs)).repeat()
+  return data.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _tf_raw(task, photographs):
+  """Reads the shards in turn and shuffles as many as there are in memory."""
+  import tensorflow as tf
+
+  size = task.layout.short_side
+
+  def example(record, label):
+    image = tf.reshape(tf.io.decode_raw(record, tf.uint8), (size, size, 3))
+    image = tf.image.random_crop(image, (CROP, CROP, 3))
+    return tf.image.random_flip_left_right(image), label
+
+  paths = sorted(str(path) for path in task.path.glob('train-*-of-*.npy'))
+  header_bytes = np.load(paths[0], mmap_mode='r').offset
+  records = tf.data.FixedLengthRecordDataset(
+    paths, size * size * 3, header_bytes=header_bytes
+  )
+  labels = tf.data.Dataset.from_tensor_slices(photographs.labels)
+  data = tf.data.Dataset.zip((records, labels)).repeat()
+  data = data.shuffle(len(photographs))
+  return data.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+# By the name for --peers: a module to import, and the candidates.
+LIBRARIES = {
+  'ours': (
+    'alexnet_jax',
+    {
+      'ours': functools.partial(_ours, False),
+      'ours, mirrored on the host': functools.partial(_ours, True),
+    },
+  ),
+  'tf.data': ('tensorflow', {'tf.data': _tf_data}),
+  'torch': (
+    'torch',
+    {
+      f'torch DataLoader, {name}': functools.partial(_torch, name)
+      for name in DECODERS
+    },
+  ),
+  'grain': ('grain', {'Grain, per example': _grain}),
+  'spdl': ('spdl.pipeline', {'SPDL': _spdl}),
+}

@@ -1,0 +1,124 @@
+import json
+import sys
+import types
+
+import pytest
+
+from alexnet_jax import validation
+from alexnet_jax.bench import end_to_end
+from alexnet_jax.bench.__main__ import main
+from alexnet_jax.training import checkpoint
+from alexnet_jax.training import loop
+from tests.some_slow import some_slow
+from tests.system import commands
+
+
+@pytest.mark.slow
+def test_end_to_end_measures_all_three(tmp_path):
+  recipe = commands.write_recipe(tmp_path)
+  code, out, err = commands.run(
+    *(sys.executable, '-m', 'alexnet_jax.bench', 'end_to_end', '--json'),
+    *('--config', recipe, '--steps', 6, '--rounds', 3),
+  )
+  assert code == 0, err
+  result = json.loads(out)
+  for name in ('step', 'loader', 'loop'):
+    assert len(result[name]) == 3
+    assert min(result[name]) > 0
+    assert result['median'][name] == sorted(result[name])[1]
+  shares = sorted(
+    a / b for a, b in zip(result['loop'], result['step'], strict=True)
+  )
+  assert result['loop_share'] == pytest.approx(shares[1])
+  assert result['devices'].startswith('4 x')
+  assert {'machine', 'command'} <= set(result)
+  assert 'jax' in result['versions']
+  assert result['checkpoints'] == 1
+  headrooms = [
+    a / b for a, b in zip(result['loader'], result['step'], strict=True)
+  ]
+  headroom = sorted(headrooms)[1]
+  slower = 'step' if headroom >= 1 else 'loader'
+  assert result['bottleneck'] == slower
+  assert result['headroom'] == pytest.approx(headroom)
+  assert f'the {slower} is the bottleneck' in err
+  assert result['resident']['steps'] == [1, 4]
+  assert len(result['resident']['bytes']) == 3
+
+
+@pytest.mark.parametrize(
+  ('save_every', 'count'), some_slow([(3, 2), (1, 6), (9, 0)], quick=[(1, 6)])
+)
+def test_the_loop_saves_while_it_is_timed(
+  save_every, count, tmp_path, monkeypatch
+):
+  """On a clock that only looking at it and saving move."""
+  clock = types.SimpleNamespace(now=0.0)
+
+  def perf_counter():
+    clock.now += 1
+    return clock.now
+
+  def save(self, tree, *arguments, **options):
+    clock.now += 100
+
+  fake = types.SimpleNamespace(perf_counter=perf_counter)
+  monkeypatch.setattr(end_to_end, 'time', fake)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+  # What a recipe may have that would be in the way.
+  recipe = commands.write_recipe(
+    tmp_path,
+    eval_every_steps=2,
+    histogram_every_evals=1,
+    init__freeze=('conv1',),
+    init__unfreeze_steps=4,
+  )
+  monkeypatch.setattr(loop, '_write_histograms', None)
+  monkeypatch.setattr(loop, '_unfreeze', None)
+  config = validation.load_config([f'--config={recipe}'])
+  result = end_to_end.end_to_end(config, 6, 1, save_every)
+  assert result['checkpoints'] == count
+  seconds = 6 * config.global_batch_size / result['loop'][0]
+  assert seconds == pytest.approx(6 + 100 * count)
+
+
+def test_what_the_command_sets_is_not_for_the_user(capsys):
+  assert main(['end_to_end', '--config.save_every_steps=5']) == 2
+  assert '--config.save_every_steps=5: set by this command' in (
+    capsys.readouterr().err
+  )
+
+
+def test_the_bottleneck_is_the_slower_one_of_the_same_round():
+  """The machine is ten times as fast in the second round."""
+  step, loader = [100.0, 1000.0, 100.0], [50.0, 500.0, 20.0]
+  assert end_to_end.bottleneck(step, loader) == {
+    'bottleneck': 'loader',
+    'headroom': 2.0,
+  }
+  assert end_to_end.bottleneck(loader, step) == {
+    'bottleneck': 'step',
+    'headroom': 2.0,
+  }
+
+
+def test_memory_is_looked_at_early_and_late():
+  assert end_to_end.memory_steps(1) == (1, 1)
+  assert end_to_end.memory_steps(100) == (20, 80)
+  assert end_to_end.memory_steps(200) == (40, 200)
+  assert end_to_end.memory_steps(5000) == (40, 200)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='/proc is on Linux only')
+def test_memory_is_that_of_the_training_not_of_the_mean():
+  console = end_to_end._WatchingConsole((2, 4))
+  console.start(9, 0, 'image', 'mean of the pixels')
+  console.advance(2)
+  console.stop()
+  assert console.resident == {2: None, 4: None}
+  console.start(9, 0, 'step', 'training')
+  for step in range(1, 4):
+    console.advance(step)
+  console.stop()
+  assert console.resident[2] > 10e6
+  assert console.resident[4] is None

@@ -1,0 +1,211 @@
+"""bench plan as far as it goes without XLA's compiler for CUDA."""
+
+import numpy as np
+import pytest
+
+from alexnet_jax import runtime
+from alexnet_jax import validation
+from alexnet_jax.bench import machine
+from alexnet_jax.bench import plan
+from alexnet_jax.bench import step_ours
+from alexnet_jax.bench.__main__ import main
+from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from alexnet_jax.training import parallel
+from tests.system import commands
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+  monkeypatch.chdir(commands.ROOT)
+
+
+@pytest.mark.parametrize('name', machine.DESCRIBED)
+def test_descriptions_come_with_the_package(name):
+  gpu = machine.load_gpu(name)
+  assert name.upper() in gpu['name']
+  assert all(gpu[key]['source'] for key in machine.FIGURES)
+  # XLA's description says the same of memory and bandwidth.
+  for key, figure in (
+    ('device_memory_size', 'memory'),
+    ('memory_bandwidth', 'memory_bandwidth'),
+  ):
+    assert f'{key}: {gpu[figure]["value"]:.0f}\n' in gpu['xla']['target']
+
+
+def own_description(tmp_path, old, new):
+  content = (machine.TARGETS / 'h100.toml').read_text()
+  assert old in content
+  path = tmp_path / 'mine.toml'
+  path.write_text(content.replace(old, new))
+  return str(path)
+
+
+def test_an_own_description(tmp_path):
+  path = own_description(tmp_path, 'value = 450e9', 'value = 32e9')
+  assert machine.load_gpu(path)['link_bandwidth']['value'] == 32e9
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'message'),
+  [
+    ('[link_bandwidth]', '[links]', 'link_bandwidth is None'),
+    ('target = ', 'targets = ', 'lacks name or xla.target'),
+    ('name = ', 'names = ', 'lacks name or xla.target'),
+    ('value = 450e9', 'value = -450e9', "link_bandwidth is {'value': -450000"),
+    ('value = 450e9', 'value = "450"', "link_bandwidth is {'value': '450'"),
+    ('value = 450e9', 'value = nan', "link_bandwidth is {'value': nan"),
+    ('value = 450e9', 'value = true', "link_bandwidth is {'value': True"),
+    ('value = 450e9', 'values = 450e9', "link_bandwidth is {'values': 45"),
+    ('unit = "bytes"', 'unit = "GB"', "a number above 0, unit, 'bytes'"),
+    ('value = 450e9', 'value is 450e9', 'is no TOML file'),
+  ],
+)
+def test_bad_descriptions(tmp_path, old, new, message):
+  with pytest.raises(UserError, match=message):
+    machine.load_gpu(own_description(tmp_path, old, new))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--target', 'h1000'], "--target is 'h1000': neither a100 nor h100"),
+    (['--memory_fraction', '1.5'], '--memory_fraction is 1.5'),
+    (['--memory_fraction', '0'], '--memory_fraction is 0'),
+    (['--config', 'x.py'], "no recipe at 'x.py'"),
+    (['--config.sed=3'], 'did you mean config.seed'),
+    (['--devices', '3'], '3 devices do not divide'),
+    ([], "pip install -e '.[cuda12]'"),
+  ],
+)
+def test_wrong_arguments_are_refused(arguments, message, monkeypatch, capsys):
+  monkeypatch.setattr(runtime, 'plugin_libraries', list)
+  assert main(['plan', *arguments]) == 2
+  assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    [],
+    ['--config.data.random_flip=False', '--config.data.unreadable=skip'],
+    ['--config.data.brightness=0.1', '--config.data.pca_lighting=0.1'],
+  ],
+)
+def test_batches_are_those_of_training(changes):
+  """Names, shapes and dtypes, as the loader makes them."""
+  config = validation.load_config(
+    [
+      *('--config=configs/quickstart.py', '--config.data.source=digits'),
+      *('--config.global_batch_size=4', *changes),
+    ]
+  )
+  loader = build.make_loader(config, 'train')
+  mesh, color = parallel.make_mesh(), np.zeros((3, 3), np.float32)
+  batch = next(build.make_train_iter(config, loader, 1, mesh, color))
+  assert {n: (np.shape(a), a.dtype) for n, a in batch.items()} == {
+    n: (a.shape, a.dtype) for n, a in step_ours.batch_structs(config).items()
+  }
+
+
+PROGRAM = """HloModule hand, is_scheduled=true
+
+%sum (x: f32[], y: f32[]) -> f32[] {
+  ROOT %z = f32[] add(%x, %y)
+}
+
+ENTRY %main (p: f32[8], q: bf16[2,3]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %q = bf16[2,3]{1,0} parameter(1)
+  %f = (f32[8]{0}, pred[4]{0}) fusion(%p, %q), kind=kLoop, calls=%c
+  %g = f32[8]{0} get-tuple-element(%f), index=0
+  %s = f32[8]{0} all-reduce-start(%g), to_apply=%sum
+  %k = (bf16[2,3]{1,0}, u8[0]{0}) custom-call(%q), custom_call_target="x"
+  %d = f32[8]{0} all-reduce-done(%s)
+  %r = (s32[], /*index=1*/f32[5]{0}) all-reduce(%i, %j), to_apply=%sum
+  ROOT %b = f32[8]{0} bitcast(%d)
+}
+"""
+
+
+def test_bytes_and_all_reduces_of_a_program():
+  text = PROGRAM.replace('(%i, %j)', '(%g)')
+  fusion, start, call, reduce = (32 + 4) + 32 + 12, 64, 12 + 12, 24 + 32
+  assert plan.count(text) == {
+    'bytes': fusion + start + call + reduce,
+    'all_reduces': [32, 4 + 20],
+  }
+  assert plan.count(text.replace('bitcast(%d)', 'while(%d)'))['bytes'] is None
+
+
+def test_bounds_by_hand():
+  """10 bytes, 100 bfloat16 FLOPs, 2 bytes over the links a second."""
+  gpu = {
+    'memory_bandwidth': {'value': 10.0},
+    'bfloat16_peak': {'value': 100.0},
+    'link_bandwidth': {'value': 2.0},
+  }
+  counts = {'flops': 400.0, 'bytes': 60, 'all_reduces': [3, 5]}
+  found = plan.bounds(counts, gpu, 'bfloat16', devices=2, images=40)
+  # Two devices send half of the bytes twice.
+  assert found['seconds'] == {'memory': 6.0, 'compute': 4.0, 'links': 4.0}
+  assert found['binds'] == 'memory'
+  assert found['images_per_second']['compute'] == 10.0
+  counts['bytes'] = None
+  found = plan.bounds(counts, gpu, 'bfloat16', devices=1, images=20)
+  assert found['binds'] == 'compute'
+  assert found['images_per_second'] == {
+    'memory': None,
+    'compute': 5.0,
+    'links': 0.0,
+  }
+
+
+def line(batch):
+  return 1000 + 10 * batch
+
+
+def bent(batch):
+  """More than the line through small batches says."""
+  return line(batch) + max(batch - 1000, 0)
+
+
+def saved(batch):
+  """XLA saves memory where it is short."""
+  return line(batch) - 4 * max(batch - 1000, 0)
+
+
+def spiked(batch):
+  """One batch that needs more than larger ones."""
+  return line(batch) if batch != 1984 else 50_000
+
+
+@pytest.mark.parametrize(
+  ('needed', 'first', 'available', 'multiple', 'expected', 'trials'),
+  [
+    (line, 128, 1000 + 10 * 2000, 0, 1984, 3),
+    (line, 100, 1000 + 10 * 1999, 100, 1900, 3),
+    (line, 1024, 1000 + 10 * 300, 0, 256, 3),
+    (line, 128, 500, 0, 0, 2),
+    (bent, 128, 1000 + 10 * 2000, 0, 1856, 4),
+    (spiked, 128, 1000 + 10 * 2000, 0, 1920, 4),
+    (saved, 512, 1000 + 10 * 2000, 0, 2624, 6),
+  ],
+)
+def test_the_largest_batch(
+  needed, first, available, multiple, expected, trials
+):
+  """Found, and compiled: whatever is reported was tried."""
+  seen = []
+
+  def compiled(batch):
+    seen.append(batch)
+    return needed(batch)
+
+  found = plan.largest_batch(compiled, first, available, multiple)
+  assert found['device_batch_size'] == expected
+  assert list(found['compiled']) == seen
+  assert len(seen) == len(set(seen)) <= trials
+  assert all(batch % (multiple or 64) == 0 for batch in seen)
+  if expected:
+    assert found['compiled'][expected] <= available

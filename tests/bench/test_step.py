@@ -1,0 +1,385 @@
+"""bench step: groups, rounds, agreement and what the peers refuse."""
+
+import importlib.util
+import json
+import os
+import sys
+import types
+from typing import ClassVar
+
+import pytest
+
+from alexnet_jax import errors
+from alexnet_jax import validation
+from alexnet_jax.bench import step
+from alexnet_jax.bench import step_ours
+from alexnet_jax.bench import step_peers
+from alexnet_jax.bench import step_rounds
+from alexnet_jax.bench import workers
+from alexnet_jax.bench.__main__ import main
+from alexnet_jax.training import build
+from tests.system import commands
+
+LRN = {
+  'model__norm_layers': (1,),
+  'model__strides': (2, 1),
+  'model__paddings': ((1, 2), 'SAME'),
+}
+needs_affinity = pytest.mark.skipif(
+  not hasattr(os, 'sched_setaffinity'), reason='cores are bound on Linux only'
+)
+
+
+def load(folder, *overrides, **changes):
+  recipe = commands.write_recipe(folder, **{**LRN, **changes})
+  return validation.load_config([f'--config={recipe}', *overrides])
+
+
+@pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
+def test_the_compiled_program_tells_its_costs(tmp_path, kind):
+  """Of one device, of four; XLA counts more than convolutions and products."""
+  config = load(tmp_path, f'--config.parallel={kind}')
+  runner = step_ours.Runner('', step.make_task(config))
+  facts = runner.describe()
+  assert facts['device_count'] == 4
+  for part, key in (('train', 'training'), ('evaluate', 'forward')):
+    compiled = runner.compiled(part)
+    flops = config.global_batch_size * facts[f'{key}_flops_per_image'] / 4
+    assert compiled['flops'] > 0.7 * flops
+    assert compiled['bytes'] > compiled['memory']['argument'] > 0
+
+
+def test_a_worker_times_steps_after_one_that_it_does_not(tmp_path):
+  worker = step_peers.Handler('ours')
+  worker.build(step.make_task(load(tmp_path)))
+  assert set(worker.run('train', 3)) == {'first_seconds', 'seconds', 'loss'}
+  assert set(worker.run('train', 1)) == {'seconds', 'loss'}
+  assert int(worker.runner.state.step) == (1 + 1 + 3) + (1 + 1)
+  assert worker.run('evaluate', 1)['loss'] > 0
+  assert worker.memory()['device_peak'] is None
+  assert worker.peak() > 1e8
+
+
+def test_losses_have_to_agree():
+  ours = {'parameters': 5, 'losses': [2.0, 1.0]}
+
+  def problem(dtype='float32', **changes):
+    return step_peers.difference(ours, {**ours, **changes}, dtype)
+
+  assert problem() == ''
+  assert problem(losses=[2.001, 1.0005]) == ''
+  assert 'losses are 2.00000, 1.01000' in problem(losses=[2.0, 1.01])
+  assert problem('bfloat16', losses=[2.0, 1.01]) == ''
+  assert '6 parameters instead of 5' in problem(parameters=6)
+  assert problem(losses=[2.0, float('nan')])
+  flat = {'parameters': 5, 'losses': [2.0, 1.997]}
+  assert 'from 2.00000 to 1.99700' in step_peers.difference(
+    flat, flat, 'float32'
+  )
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('norm', 'batch'),
+    ('norm_hidden', [1]),
+    ('lrn_groups', 2),
+    ('dropout_scaling', 'evaluation'),
+  ],
+)
+def test_a_network_that_the_peers_lack_is_refused(tmp_path, key, value):
+  model = load(tmp_path).model.to_dict()
+  assert step_peers.layers(model, 4)
+  with pytest.raises(NotImplementedError, match='not written for the peers'):
+    step_peers.layers({**model, key: value}, 4)
+
+
+class FakeWorker:
+  """Answers at once; a step takes what `seconds` says, in turn."""
+
+  seconds: ClassVar = {}
+  asked: ClassVar = []
+
+  def __init__(self, module, name, cores, environment):
+    self.name, self._runs = name, 0
+
+  def ask(self, method, **request):
+    self.asked.append((self.name, method))
+    if method == 'run':
+      if self.seconds[self.name] is None:
+        raise workers.WorkerError('no compiler')
+      self._runs += 1
+      each = self.seconds[self.name][max(0, self._runs - 2)]
+      steps = request['steps']
+      answer = {'seconds': each * steps, 'loss': 1.0}
+      return answer | ({'first_seconds': each + 7} if self._runs == 1 else {})
+    return {
+      'build': {
+        'platform': 'cpu',
+        'device_kind': 'cpu',
+        'device_count': 2,
+        'parameters': 9,
+        'forward_flops_per_image': 100,
+        'training_flops_per_image': 300,
+      },
+      'check': {'losses': [1.0], 'parameters': 9, 'reference': ()},
+      'peak': 3000.0,
+      'memory': {'resident_peak': 1, 'device_peak': None},
+      'compiled': {'flops': 600, 'bytes': None, 'memory': None},
+    }[method]
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+  """Returns a function that measures candidates of these seconds a step."""
+  monkeypatch.setattr(workers, 'Worker', FakeWorker)
+  monkeypatch.setattr(FakeWorker, 'asked', [])
+
+  def measure(rounds=2, check=False, **seconds):
+    seconds = {name.replace('_', ' ', 1): s for name, s in seconds.items()}
+    monkeypatch.setattr(FakeWorker, 'seconds', seconds)
+    peers = [name for name in seconds if name != 'ours']
+    options = step_rounds.Options([0], peers, rounds, 1.0, ('train',), check)
+    config = load(tmp_path, '--config.global_batch_size=4')
+    return step_rounds.measure('n', {'ours': step.make_task(config)}, options)
+
+  return measure
+
+
+def candidates(result):
+  return [row['candidate'] for row in result['rows']]
+
+
+def test_ratios_are_within_rounds_and_shares_of_the_peak(measure):
+  """The machine is half as fast in the second round: the ratio stays."""
+  seconds = {'ours': [1.0, 2.0, 1.0], 'torch_eager': [3.0, 6.0, 2.0]}
+  ours, torch = measure(rounds=3, **seconds)['rows']
+  assert ours['seconds'] == [1.0, 2.0, 1.0]
+  assert ours['milliseconds'] == {'median': 1e3, 'min': 1e3, 'max': 2e3}
+  assert ours['images_per_second']['median'] == 4.0
+  assert ours['ratio'] == 1.0
+  assert torch['ratio'] == 3.0
+  assert ours['compile_seconds'] == 7.0
+  # 300 FLOP an image, 4 images a second, of 3,000.
+  assert ours['share_of_peak'] == pytest.approx(0.4)
+  assert ours['compiled']['flops'] == 600
+  assert 'compiled' not in torch
+
+
+def test_candidates_take_turns(measure):
+  names = ('ours', 'torch_eager', 'keras_plain')
+  measure(rounds=3, **dict.fromkeys(names, [1.0] * 9))
+  ran = [name.split()[0] for name, do in FakeWorker.asked if do == 'run']
+  assert [ran[i : i + 3] for i in range(0, 12, 3)] == [
+    ['ours', 'torch', 'keras'],  # which compiles
+    ['ours', 'torch', 'keras'],
+    ['torch', 'keras', 'ours'],
+    ['keras', 'ours', 'torch'],
+  ]
+
+
+def test_a_peer_that_fails_is_named_and_the_others_go_on(measure):
+  steps = [1.0] * 3
+  some = measure(ours=steps, torch_compile=None, torch_eager=steps)
+  assert candidates(some) == ['ours', 'torch eager']
+  failure = {'candidate': 'torch compile', 'error': 'no compiler'}
+  assert some['failed'] == [failure]
+  alone = measure(ours=steps)
+  assert step.exit_code({'groups': [alone, some]}) == errors.EXIT_DONE
+  none = measure(ours=steps, torch_compile=None)
+  assert candidates(none) == ['ours']
+  assert step.exit_code({'groups': [some, none]}) == errors.EXIT_FAILURE
+
+
+def test_ours_must_not_fail(measure):
+  with pytest.raises(workers.WorkerError, match='no compiler'):
+    measure(ours=None)
+
+
+def test_what_computes_something_else_is_not_measured(measure, monkeypatch):
+  honest = FakeWorker.ask
+
+  def ask(self, method, **request):
+    answer = honest(self, method, **request)
+    if method == 'check' and self.name == 'torch eager':
+      answer['losses'] = [1.5]
+    return answer
+
+  monkeypatch.setattr(FakeWorker, 'ask', ask)
+  result = measure(check=True, ours=[1.0] * 3, torch_eager=[1.0] * 3)
+  assert candidates(result) == ['ours']
+  assert 'does not compute the same' in result['failed'][0]['error']
+  assert result['agreement'] == {'ours': [1.0], 'torch eager': [1.5]}
+
+
+@needs_affinity
+def test_the_command_fails_if_nothing_was_compared(
+  tmp_path, monkeypatch, capsys
+):
+  ours = {'candidate': 'ours'}
+  group = {'rows': [ours], 'failed': [{'candidate': 'torch eager'}]}
+  monkeypatch.setattr(step_rounds, 'measure', lambda *_: group)
+  monkeypatch.setattr(step, '_peers', lambda _: ['torch eager'])
+  monkeypatch.setattr(step, '_show_group', lambda group: None)
+  recipe = commands.write_recipe(tmp_path)
+  arguments = ['--config', str(recipe), '--against', 'torch', '--json']
+  assert main(['step', *arguments]) == errors.EXIT_FAILURE
+  assert json.loads(capsys.readouterr().out)['groups'] == [group]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--dtypes', 'float16'], 'not one of float32, bfloat16'),
+    (['--vary', 'parallel=pjit'], "config.parallel is 'pjit'"),
+    (['--vary', 'parallel'], '--vary is'),
+    (['--vary', 'paralel=pmap'], 'did you mean config.parallel'),
+    (['--batch_sizes', 'x'], 'config'),
+    (['--against', 'mxnet'], "'mxnet' is not one of torch, keras"),
+    (['--networks', 'vgg'], "there is no network 'vgg'"),
+    (['--seconds', '0'], '--seconds is 0'),
+    (['--threads', '9999'], '--threads is 9999'),
+    (['--batch_sizes', '3'], 'config.global_batch_size is 3'),
+    (['--config.nonsense=1'], 'nonsense'),
+  ],
+)
+@needs_affinity
+def test_bad_arguments_are_said_plainly(tmp_path, capsys, arguments, message):
+  recipe = commands.write_recipe(tmp_path)
+  assert main(['step', '--config', str(recipe), *arguments]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  assert main(['step', '--against', 'keras']) == 2
+  error = capsys.readouterr().err
+  assert 'keras and tensorflow cannot be imported' in error
+  assert "pip install -e '.[bench]'" in error
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [('optimizer.name', 'adam'), ('loss.label_smoothing', 0.1)],
+)
+def test_updates_that_the_others_do_not_make_are_refused(tmp_path, key, value):
+  config = load(tmp_path, f'--config.{key}={value}').to_dict()
+  with pytest.raises(errors.UserError, match=f'{key} is .*compare with --con'):
+    step_peers.check_updates(config)
+
+
+def groups(recipe, *overrides, **arguments):
+  given = dict.fromkeys(('networks', 'dtypes', 'batch_sizes', 'vary'), ())
+  given |= {'config': str(recipe), **arguments}
+  return step.make_groups(types.SimpleNamespace(**given), overrides)
+
+
+def test_classes_are_those_of_the_data_if_they_are_known(tmp_path, capsys):
+  recipe = commands.write_recipe(tmp_path)
+
+  def classes(*overrides):
+    ((_, tasks),) = groups(recipe, *overrides)
+    return tasks['ours']['num_classes']
+
+  known = len(build.make_source(load(tmp_path), 'train').class_names)
+  assert classes() == known != 1000
+  assert classes('--config.model.num_classes=17') == 17
+  assert not capsys.readouterr().err
+  assert classes('--config.data.source=folder', '--config.data.path=no') == 1000
+  assert '1,000 classes are assumed' in capsys.readouterr().err
+
+
+def test_groups_are_all_combinations(tmp_path):
+  found = groups(
+    commands.write_recipe(tmp_path),
+    *('--config.data.crop_size=64', '--config.data.resize_size=64'),
+    '--config.model.dropout=0.25',
+    networks=('alexnet', 'narrow_alexnet'),
+    dtypes=('float32', 'bfloat16'),
+    batch_sizes=('4', '8'),
+    vary=('parallel=pmap,shard_map', 'model.lrn_size=3,5'),
+  )
+  assert len(found) == 8
+  assert [network for network, _ in found] == 4 * ['alexnet'] + 4 * [
+    'narrow_alexnet'
+  ]
+  tasks = found[-1][1]
+  assert list(tasks) == [
+    f'ours parallel={parallel} model.lrn_size={size}'
+    for parallel in ('pmap', 'shard_map')
+    for size in (3, 5)
+  ]
+  config = tasks['ours parallel=shard_map model.lrn_size=3']['config']
+  assert config['parallel'] == 'shard_map'
+  assert config['model']['channels'] == (48, 128, 192, 192, 128)
+  assert config['model']['dtype'] == 'bfloat16'
+  assert config['model']['kernel_init'] == 'he'  # of the recipe
+  assert config['model']['lrn_size'] == 3  # of --vary
+  assert config['model']['dropout'] == 0.25  # of the command line
+  assert config['global_batch_size'] == 8
+  assert config['data']['crop_size'] == 64
+
+
+@pytest.mark.slow
+@needs_affinity
+def test_the_command_measures_ours(tmp_path):
+  recipe = commands.write_recipe(tmp_path, **LRN)
+  code, out, err = commands.run(
+    *(sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json'),
+    *('--config', recipe, '--vary', 'parallel=shard_map', '--threads', 1),
+    *('--evaluation', '--rounds', 2, '--seconds', 0.01),
+  )
+  assert code == 0, err
+  (group,) = json.loads(out)['groups']
+  train, evaluation = group['rows']
+  assert (train['part'], evaluation['part']) == ('train', 'evaluate')
+  assert (
+    train['candidate'] == evaluation['candidate'] == 'ours parallel=shard_map'
+  )
+  assert len(train['seconds']) == 2
+  assert train['resident_peak'] > 50e6
+  assert 0 < train['share_of_peak'] < 1
+  assert train['compiled']['memory']['argument'] > 0
+  assert 'train step' in err
+
+
+def _installed(*names):
+  return all(importlib.util.find_spec(name) for name in names)
+
+
+@pytest.mark.slow
+@needs_affinity
+@pytest.mark.skipif(not _installed('torch'), reason='of the extra bench')
+@pytest.mark.parametrize(
+  ('network', 'dtype'),
+  [
+    ('alexnet', 'bfloat16'),
+    ('alexnet_one_tower', 'float32'),
+    ('marvin', 'float32'),
+  ],
+)
+def test_the_peers_compute_the_same(tmp_path, network, dtype):
+  """Not torch.compile: it takes minutes. Keras where TensorFlow is there."""
+  peers = ['torch eager', 'torch channels_last']
+  if _installed('keras', 'tensorflow'):
+    peers += ['keras plain', 'keras jit_compile']
+  size = 28 if network == 'marvin' else 96
+  code, out, err = commands.run(
+    *(sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json'),
+    *('--against', ','.join(peers)),
+    *('--networks', network, '--dtypes', dtype, '--batch_sizes', 4),
+    *('--rounds', 1, '--seconds', 0.01, f'--config.data.crop_size={size}'),
+    *(f'--config.data.resize_size={size}',),
+    '--config.model.width_multiplier=0.1',
+  )
+  assert code == 0, err
+  (group,) = json.loads(out)['groups']
+  assert group['failed'] == []
+  assert set(group['agreement']) == {'ours', *peers}
+  assert [row['candidate'] for row in group['rows']] == ['ours', *peers]
