@@ -230,7 +230,7 @@ def _loop(config, folder, num_steps, save_every):
 
   The first step compiles and is not timed; the last one is not waited for.
   """
-  from alexnet_jax.pixel_means import MEAN_FILE
+  from alexnet_jax.data.pixel_statistics import MEAN_FILE
   from alexnet_jax.training import guards
   from alexnet_jax.training import loop
 

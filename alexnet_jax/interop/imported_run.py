@@ -14,9 +14,11 @@ import numpy as np
 from alexnet_jax import config as config_lib
 from alexnet_jax import placeholders
 from alexnet_jax import validation
+from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import matching
 from alexnet_jax.interop.networks import TrainedNetwork
+from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import restored
 from alexnet_jax.training import schedule
@@ -44,7 +46,7 @@ def read(
     batch_stats=state.batch_stats,
     model=config.model.to_dict(),
     data=config.data.to_dict(),
-    mean=pixel_means.stored_mean(config, workdir),
+    mean=build.stored_mean(config, workdir),
     num_classes=len(class_names),
     class_names=tuple(class_names),
   )
@@ -156,7 +158,9 @@ def write(
       if config.data.mean != 'image':
         mean = mean.reshape(1, 1, 3)
       np.savez(
-        folder / pixel_means.MEAN_FILE, mean=mean, of=json.dumps('imported')
+        folder / pixel_statistics.MEAN_FILE,
+        mean=mean,
+        of=json.dumps('imported'),
       )
     _write_checkpoint(config, tree, names, origin, folder)
   return state_lib.state_digest(tree)

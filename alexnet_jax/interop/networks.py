@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.models import spec
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
 
@@ -161,7 +162,7 @@ def module(model: dict, num_classes: int) -> AlexNet:
   if unknown := sorted(model.keys() - fields.keys() - own.keys()):
     raise UserError(f'config.model: there is no key {unknown[0]!r}')
   # Checked as given: the module turns them into other types.
-  if problem := fields_lib.problem({**fields, **model}):
+  if problem := spec.problem({**fields, **model}):
     raise UserError(f'config.model: {problem}')
   return AlexNet(**{**model, **own})
 

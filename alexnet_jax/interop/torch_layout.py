@@ -126,7 +126,7 @@ def _classifier_names(network):
   names, index = {}, 0
   ours = {'dense': 'dense', 'norm': 'dense_norm'}
   for number in range(1, len(network.hidden) + 1):
-    for operation in operations.of_hidden_layer(network, number):
+    for operation in network.hidden_operations(number):
       if operation == 'dropout' and not network.dropout:
         continue
       if operation in ours:

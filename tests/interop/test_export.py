@@ -50,7 +50,7 @@ def images():
 def expected(run, images):
   """The network's own probabilities, with the implementations of training."""
   config, names, state = restored.restore(str(run), 'final')
-  mean = pixel_means.stored_mean(config, run)
+  mean = build.stored_mean(config, run)
   std = config.data.std_rgb or config.data.std
   network = build.make_model(config, len(names))
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}

@@ -26,6 +26,7 @@ from alexnet_jax.interop import torch_layout
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import build
 from alexnet_jax.training import restored
 from tests.system import commands
 

@@ -29,7 +29,7 @@ NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
 RTOL = 1e-4
 
 
-def build(make):
+def make_network(make):
   network = make(CLASSES, NARROW, HIDDEN, width=1, dropout=0)
   return torch_networks.randomised(network).train()
 
@@ -131,7 +131,7 @@ def assert_same_training(losses, expected_losses, after, expected, before):
   ],
 )
 def test_as_torch_optim_sgd(variant, make, batches):
-  network = build(make)
+  network = make_network(make)
   before = numpy_state(network)
   losses, after = train_ours(our_config(variant, 'optax'), before, batches)
   own = rates(RATES[variant])
@@ -152,7 +152,7 @@ def test_as_torch_optim_sgd(variant, make, batches):
 
 def test_the_papers_rule_as_a_numpy_loop(batches):
   """PyTorch gives the gradients; numpy does what the paper prints."""
-  network = build(torch_networks.paper)
+  network = make_network(torch_networks.paper)
   before = numpy_state(network)
   losses, after = train_ours(our_config('alexnet', 'paper'), before, batches)
   weights = {name: array.copy() for name, array in before.items()}

@@ -17,6 +17,7 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
 from tests.some_slow import some_slow
