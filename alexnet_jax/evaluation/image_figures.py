@@ -11,7 +11,7 @@ import numpy as np
 
 from alexnet_jax.evaluation.figures import shortened
 
-RIGHT, WRONG = '#1a7f37', '#c62828'  # colours of frames and letters
+RIGHT, WRONG = '#1a7f37', '#c62828'  # colors of frames and letters
 _DPI = 128  # a power of two, which keeps whole pixels whole
 _FRAME = 3  # pixels
 _GAP = 4  # pixels between images
@@ -28,7 +28,7 @@ def draw_predictions(
   *,
   columns: int = 14,
 ):
-  """Images with the predicted class; framed green if right, red if wrong.
+  """Draws images with their predicted class; green if right, red if wrong.
 
   Wrong ones also say their true class.
 
@@ -42,14 +42,14 @@ def draw_predictions(
     (p, '') if r else (p, f'not {t}')
     for t, p, r in zip(true, predicted, right, strict=True)
   ]
-  colours = [RIGHT if r else WRONG for r in right]
-  return _grid(images, columns, 80, captions, colours)
+  colors = [RIGHT if r else WRONG for r in right]
+  return _grid(images, columns, 80, captions, colors)
 
 
 def draw_answers(
   images: Sequence[np.ndarray], best: Sequence[tuple[str, float]]
 ):
-  """Images, in a square, with the classes that they are taken for.
+  """Draws images, in a square, with the classes that they are taken for.
 
   Args:
     images: uint8 [size, size, 3] each, at least one.
@@ -65,7 +65,7 @@ def draw_mistakes(
   predicted: Sequence[str],
   probabilities: Sequence[float],
 ):
-  """Wrongly classified images, numbered, with both classes.
+  """Draws wrongly classified images, numbered, with both classes.
 
   Args:
     images: uint8 [size, size, 3] each.
@@ -87,7 +87,7 @@ def draw_augmentation(
   class_names: Sequence[str],
   changes: Sequence[str],
 ):
-  """Training images above what a training step makes of them.
+  """Draws training images above what a training step makes of them.
 
   Args:
     before: uint8 [size, size, 3] each.
@@ -100,7 +100,7 @@ def draw_augmentation(
 
 
 def draw_filters(kernel: np.ndarray):
-  """The filters of a first layer, each in its own range, without smoothing.
+  """Draws the filters of a first layer, each in its own range, unsmoothed.
 
   Args:
     kernel: float [height, width, 3, filters].
@@ -109,13 +109,13 @@ def draw_filters(kernel: np.ndarray):
 
 
 def filter_images(kernel: np.ndarray) -> np.ndarray:
-  """Each filter from its smallest value (0) to its largest (255).
+  """Scales each filter from its smallest value (0) to its largest (255).
 
   Args:
     kernel: float [height, width, 3, filters].
 
   Returns:
-    uint8 [filters, height, width, 3]; a constant filter is grey.
+    uint8 [filters, height, width, 3]; a constant filter is gray.
   """
   filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
   low = filters.min((1, 2, 3), keepdims=True)
@@ -126,22 +126,22 @@ def filter_images(kernel: np.ndarray) -> np.ndarray:
   return np.uint8(np.round(255 * scaled))
 
 
-def _grid(images, columns, tile, captions=(), colours=()):
-  """A figure of images in rows with lines of text below them.
+def _grid(images, columns, tile, captions=(), colors=()):
+  """Draws images in rows with lines of text below them.
 
   Args:
     images: uint8 [height, width, 3] each.
     columns: images in a row.
     tile: about how many pixels the largest side gets.
     captions: lines of text of each image; as many for all of them.
-    colours: of the frames and letters; without them no frame, black letters.
+    colors: of the frames and letters; without them no frame, black letters.
   """
   from matplotlib.figure import Figure
 
   tiles = _tiles(images, tile)
   columns = min(columns, len(tiles))
   side = max(max(t.shape[:2]) for t in tiles)
-  frame = _FRAME if len(colours) else 0
+  frame = _FRAME if len(colors) else 0
   lines = max(map(len, captions), default=0)
   wide = side + 2 * frame + _GAP
   high = wide + lines * _LINE + (_GAP if lines else 0)
@@ -154,19 +154,19 @@ def _grid(images, columns, tile, captions=(), colours=()):
     top = y + (wide - image.shape[0]) // 2
     left = x + (wide - image.shape[1]) // 2
     sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    colour = colours[number] if frame else 'black'
+    color = colors[number] if frame else 'black'
     if frame:
-      _frame(axes, x, y, wide, colour)
+      _frame(axes, x, y, wide, color)
     for line, text in enumerate(captions[number] if lines else (), 1):
-      place = x + wide / 2, y + wide + (line - 0.5) * _LINE
-      _write(axes, place, shortened(text, int(wide / _LETTER)), colour)
+      point = x + wide / 2, y + wide + (line - 0.5) * _LINE
+      _write(axes, point, shortened(text, int(wide / _LETTER)), color)
   axes.imshow(sheet, extent=(0, shape[1], shape[0], 0), interpolation='none')
   axes.set(xlim=(0, shape[1]), ylim=(shape[0], 0))
   axes.set_axis_off()
   return figure
 
 
-def _frame(axes, x, y, wide, colour):
+def _frame(axes, x, y, wide, color):
   from matplotlib.patches import Rectangle
 
   margin = (_GAP + _FRAME) / 2  # its line lies half on either side
@@ -176,27 +176,27 @@ def _frame(axes, x, y, wide, colour):
       wide - 2 * margin,
       wide - 2 * margin,
       fill=False,
-      edgecolor=colour,
+      edgecolor=color,
       linewidth=_FRAME * 72 / _DPI,
       snap=False,
     )
   )
 
 
-def _write(axes, place, text, colour):
+def _write(axes, point, text, color):
   axes.text(
-    *place,
+    *point,
     text,
     ha='center',
     va='center',
     fontsize=_FONT_SIZE * 72 / _DPI,
-    color=colour,
+    color=color,
     parse_math=False,  # a name with two dollars is no formula
   )
 
 
 def _tiles(images, tile):
-  """All images shrunk by one ratio, or enlarged by one whole number."""
+  """Shrinks all images by one ratio, or enlarges them by a whole number."""
   import PIL.Image
 
   side = max(max(image.shape[:2]) for image in images)

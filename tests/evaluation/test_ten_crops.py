@@ -1,4 +1,4 @@
-"""Ten crops of digits and photographs, whose number no batch divides."""
+"""Ten crops of photographs, whose number no batch divides."""
 
 import json
 
@@ -59,11 +59,6 @@ def result(capsys, command, *arguments):
 @pytest.mark.parametrize(
   ('source', 'examples', 'changes'),
   [
-    pytest.param(
-      *('digits', 1000),
-      {**LRN, 'data__mean': 'channel', 'parallel': 'shard_map'},
-      marks=pytest.mark.slow,
-    ),
     ('jpeg', 13, {**BATCH_NORM, 'data__mean': 'image', 'parallel': 'pmap'}),
     pytest.param(
       *('raw', 13),
@@ -75,8 +70,7 @@ def result(capsys, command, *arguments):
 def test_ten_crops_equal_a_plain_loop(
   source, examples, changes, small, photographs, tmp_path, capsys
 ):
-  if source != 'digits':
-    changes = {**changes, 'data__path': str(photographs / source)}
+  changes = {**changes, 'data__path': str(photographs / source)}
   kind = {'jpeg': 'folder'}.get(source, source)
   workdir = train(tmp_path, small, data__source=kind, **changes)
   values, err = result(capsys, evaluate, '--workdir', workdir, '--crops', '10')
@@ -86,9 +80,9 @@ def test_ten_crops_equal_a_plain_loop(
   assert examples % BATCH
   for key, value in loops.expected_values(shares, labels).items():
     assert values[key] == pytest.approx(value, rel=1e-5), key
-  # Neither the centre alone nor the corners give these numbers.
-  centre, _ = loops.probabilities(workdir, 1)
-  assert np.abs(centre - shares).max() > 1e-3
+  # Neither the center alone nor the corners give these numbers.
+  center, _ = loops.probabilities(workdir, 1)
+  assert np.abs(center - shares).max() > 1e-3
 
 
 def test_what_ten_crops_are_not_good_for_is_said(small, tmp_path, capsys):
