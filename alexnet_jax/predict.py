@@ -1,4 +1,4 @@
-"""Says what images show.
+"""Classifies image files with a trained network.
 
 python -m alexnet_jax.predict --workdir DIR photo.jpg folder/ ...
 """
@@ -13,8 +13,8 @@ import sys
 from alexnet_jax import cli
 
 _DESCRIPTION = """\
-Gives the best classes of images, as the network of a run sees them. The data
-that it was trained on is not needed; the run's folder is."""
+Gives the best classes of images, as the network of a run sees them. It needs
+the folder of the run, not the data that it was trained on."""
 _EPILOG = """\
 Images are prepared as in evaluation: the center of the resized image. Exit
 codes: 0 done, 2 something to mend in the arguments or the files. Images that
@@ -73,8 +73,7 @@ def main(argv=None) -> int:
 
 
 def _work(arguments):
-  """Predicts and writes what was asked for; the command's result."""
-  from alexnet_jax.data import folder
+  """Predicts, and writes what was asked for; returns the command's result."""
 
   _check(arguments)
   paths = folder.find_images(arguments.paths)
@@ -123,7 +122,7 @@ def _check(arguments):
 def predict(
   run, paths: Sequence[str], num_images: int = 0
 ) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
-  """What a network says of image files.
+  """Classifies image files.
 
   Batches are as large as in training, or smaller where there are fewer files;
   then probabilities may differ from those of a full batch in the last bits.
@@ -178,7 +177,7 @@ def predict(
 
 
 def _predictions(run, batches, loader, batch_size):
-  """Of all files; None if none of them can be read."""
+  """Returns the predictions for all files; None if none can be read."""
   from alexnet_jax.errors import UserError
   from alexnet_jax.training import measure
   from alexnet_jax.training.console import Console
@@ -242,7 +241,7 @@ def write_csv(
   paths: Sequence[str],
   answers: Sequence[Sequence[tuple[str, float]]],
 ) -> None:
-  """A row for each file: its name, then class and probability by rank.
+  """Writes a row for each file: its name, then class and probability by rank.
 
   Files that cannot be read have a row with their name only.
   """

@@ -5,33 +5,43 @@ table as CSV. It needs the runs' folders alone, not their data.
 """
 
 import argparse
+from collections.abc import Sequence
 import pathlib
 import sys
 
-from alexnet_jax import cli
+import numpy as np
 
-_RUNS_BESIDE = 6  # columns of the terminal's table
+from alexnet_jax import cli
+from alexnet_jax.errors import UserError
+
+PAGE, TABLE = 'index.html', 'table.csv'
+_UNKNOWN = '-'
+_STYLES = ('-', '--', ':', '-.')  # for the eleventh run and so on
+_COLORS = 10
+_MOST_POINTS = 2_000  # of a line
+_LONGEST_NAME, _LEGEND_WIDTH = 40, 120  # letters
 
 
 def _arguments(argv):
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.evaluation.compare',
-    description='Compares runs: curves and a table, as a page of HTML.',
+    description='Compares runs: curves and tables, as a page of HTML.',
   )
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     '--workdirs',
     nargs='+',
     required=True,
     metavar='DIR',
     help='folders of the runs',
   )
-  parser.add_argument(
+  add(
     '--out',
     default='compare',
     metavar='DIR',
     help='folder of the page (default: %(default)s)',
   )
-  parser.add_argument(
+  add(
     '--over',
     choices=('epochs', 'steps'),
     default='epochs',
@@ -44,16 +54,15 @@ def _arguments(argv):
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
+  out = pathlib.Path(arguments.out)
   return cli.run(
-    lambda: compare(
-      arguments.workdirs, pathlib.Path(arguments.out), arguments.over
-    ),
+    lambda: compare(arguments.workdirs, out, arguments.over),
     json_output=arguments.json,
   )
 
 
 def compare(workdirs: list[str], out: pathlib.Path, unit: str) -> dict:
-  """Writes the page, and prints the table.
+  """Writes the page, and prints its tables.
 
   Args:
     workdirs: folders of the runs.
@@ -61,46 +70,58 @@ def compare(workdirs: list[str], out: pathlib.Path, unit: str) -> dict:
     unit: `epochs` or `steps`, of the curves.
 
   Returns:
-    {runs: [{name, workdir, ...}], groups, notes, page, files}; JSON.
+    {runs: [{name, workdir, seed, fingerprint, ...}], groups, notes, page,
+    files}; JSON.
 
   Raises:
     UserError: if a folder is no run's, or given twice.
   """
-  from alexnet_jax.evaluation import compare_page
+  from alexnet_jax import files
+  from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import run_record
 
   names = _names(workdirs)
-  runs = [run_record.load(w, n) for w, n in zip(workdirs, names, strict=True)]
-  sets = {
-    'data': run_record.data_sets(runs, 'fingerprint'),
-    'eval_data': run_record.data_sets(runs, 'eval_fingerprint'),
-  }
-  rows = [
-    {
-      'name': run.name,
-      'workdir': str(run.workdir),
-      'seed': run.config.seed,
-      **{key: letters[number] for key, letters in sets.items()},
-      **run_record.numbers(run),
-    }
-    for number, run in enumerate(runs)
-  ]
+  runs = [run_record.load(*pair) for pair in zip(workdirs, names, strict=True)]
+  rows = [run_record.numbers(run) for run in runs]
   result = {
     'runs': rows,
-    'groups': compare_page.groups(runs, rows),
-    'notes': run_record.data_notes(runs),
+    'groups': run_record.groups(runs, rows),
+    'notes': run_record.notes(runs),
   }
   out.mkdir(parents=True, exist_ok=True)
-  files = compare_page.write(runs, result, out, unit)
-  _show(result)
-  print(f'page: {files[-1]}', file=sys.stderr)
+  files.write_csv(out / TABLE, [list(rows[0]), *(r.values() for r in rows)])
+  pictures, files = _draw(runs, unit, out)
+  tables, repetitions = _tables(rows), _groups_table(result['groups'])
+  sections = [
+    page.Section('Runs', ' '.join([*result['notes'], _TEXT]), tables=tables),
+    *_section(
+      'Repetitions', repetitions, 'Runs that differ in the seed alone.'
+    ),
+    page.Section('Curves', pictures=pictures),
+    *_section('Config', _config_table(runs)),
+  ]
+  page.write(
+    out / PAGE, page.render(f'Comparison of {len(runs)} runs', sections)
+  )
+  for table in (*tables, repetitions):
+    if table.rows:
+      page.show_table(table)
+  lines = [f'NOTE: {note}' for note in result['notes']]
+  print('\n'.join([*lines, f'page: {out / PAGE}']), file=sys.stderr)
+  files = [str(out / name) for name in (TABLE, *files, PAGE)]
   return {**result, 'page': files[-1], 'files': files}
 
 
-def _names(workdirs):
-  """The last parts of the paths, or all of them where those are alike."""
-  from alexnet_jax.errors import UserError
+_TEXT = (
+  'The measures are those of the state that a run ends with, on its validation'
+  ' data. The training time is without compilation, evaluation and saving.'
+  ' FLOP: convolutions and dense layers, two per multiply-add. A click on a'
+  ' column sorts.'
+)
 
+
+def _names(workdirs):
+  """Names runs by the last parts of their paths, or by all where they agree."""
   paths = [pathlib.Path(workdir).resolve() for workdir in workdirs]
   for number, path in enumerate(paths):
     if path in paths[:number]:
@@ -112,50 +133,170 @@ def _names(workdirs):
   ]
 
 
-def _show(result):
-  """Prints the tables and the notes."""
-  import rich.console
+def _cell(key, value):
+  """Prepares a value for tables, which have four digits behind the point."""
+  if value is None:
+    return _UNKNOWN
+  if key == 'images_per_second' or (key == 'training_seconds' and value > 100):
+    return round(value)
+  return value
 
-  from alexnet_jax.evaluation import compare_page
 
-  width = None if sys.stderr.isatty() else 120
-  console = rich.console.Console(
-    file=sys.stderr, width=width, highlight=False, markup=False, emoji=False
-  )
-  rows = result['runs']
-  for start in range(0, len(rows), _RUNS_BESIDE):
-    end = min(start + _RUNS_BESIDE, len(rows))
-    console.print(_runs_table(rows, range(start, end)))
-  for group in result['groups']:
-    values = ', '.join(
-      f'{title} {compare_page.with_deviation(group[key])}'
-      for key, title in compare_page.spread_titles(group).items()
+def _tables(rows):
+  """Makes two tables: one would be wider than the page."""
+  from alexnet_jax.evaluation import page
+  from alexnet_jax.evaluation import run_record
+
+  return [
+    page.Table(
+      title,
+      ('run', *titles.values()),
+      [(r['name'], *(_cell(key, r[key]) for key in titles)) for r in rows],
+      sortable=True,
     )
-    console.print(f'{", ".join(group["runs"])}: {values}')
-  for note in result['notes']:
-    console.print(f'NOTE: {note}')
+    for title, titles in (
+      ('Measures on the validation data', run_record.MEASURES),
+      ('Size, length and speed', run_record.COSTS),
+    )
+  ]
 
 
-def _runs_table(rows, beside):
-  """Some runs side by side; * marks the best of all."""
-  import rich.table
+def _groups_table(found):
+  from alexnet_jax.evaluation import page
+  from alexnet_jax.evaluation.run_record import SPREAD
 
-  from alexnet_jax.evaluation import compare_page
+  keys = [key for key in SPREAD if any(key in group for group in found)]
+  rows = [
+    (
+      ', '.join(group['runs']),
+      ', '.join(map(str, group['seeds'])),
+      *(_mean_and_error(group.get(key)) for key in keys),
+    )
+    for group in found
+  ]
+  columns = ('runs', 'seeds', *(SPREAD[key] for key in keys))
+  return page.Table('Mean ± standard error', columns, rows)
+
+
+def _mean_and_error(spread):
+  if spread is None:
+    return _UNKNOWN
+  digits = 4 if abs(spread['mean']) < 10 else 1
+  mean, error = spread['mean'], spread['standard_error']
+  return f'{mean:,.{digits}f} ± {error:,.{digits}f}'
+
+
+def _config_table(runs):
+  """Lists the keys of the config in which the runs differ."""
+  from alexnet_jax import config as config_lib
   from alexnet_jax.evaluation import page
 
-  found = compare_page.best(rows)
-  table = rich.table.Table('', caption='* the best', caption_justify='left')
-  for number in beside:
-    table.add_column(rows[number]['name'], justify='right', overflow='fold')
-  data = [f'{compare_page.data_letters(rows[number])} ' for number in beside]
-  table.add_row('data (training / validation)', *data)
-  for key, (title, _) in compare_page.COLUMNS.items():
-    cells = []
-    for number in beside:
-      text = page.shown(compare_page.cell(key, rows[number][key]))
-      cells.append(text + ('*' if (number, key) in found else ' '))
-    table.add_row(title, *cells)
-  return table
+  configs = [config_lib.flatten(run.config) for run in runs]
+  rows = [
+    (key, *(str(config[key]) for config in configs))
+    for key in sorted(configs[0])
+    if any(config[key] != configs[0][key] for config in configs)
+  ]
+  columns = ('key', *(run.name for run in runs))
+  return page.Table('Keys of the config that differ', columns, rows)
+
+
+def _section(title, table, text=''):
+  """Returns [a section with a table], or none without rows."""
+  from alexnet_jax.evaluation import page
+
+  return [page.Section(title, text, tables=[table])] if table.rows else []
+
+
+def _draw(runs, unit, out):
+  """Draws what the histories are enough for; ([pictures], names of files)."""
+  from alexnet_jax.evaluation import figures
+  from alexnet_jax.evaluation import page
+
+  window = f'the losses of the last {figures.WINDOW} steps'
+  drawings = {
+    'validation': (draw_validation, 'Top-1 and loss of the validation', ''),
+    'training_loss': (
+      draw_training_loss,
+      'Rolling mean and deviation of the training loss',
+      f'Mean and deviation of {window}, with dropout and augmentation.',
+    ),
+  }
+  if not any(len(figures.step_losses(run.rows)[0]) for run in runs):
+    del drawings['training_loss']
+  pictures = []
+  for name, (draw, title, caption) in drawings.items():
+    png = figures.save(draw(runs, unit), out / f'{name}.png')
+    pictures.append(page.Picture(png, f'{title} over the {unit}', caption))
+  return pictures, [f'{name}.png' for name in drawings]
+
+
+def draw_validation(runs: Sequence, unit: str):
+  """Draws top-1 and loss of every evaluation.
+
+  Args:
+    runs: `run_record.RunRecord` each.
+    unit: `epochs` or `steps`, of the axis.
+  """
+  from alexnet_jax.evaluation import figures
+
+  figure, (accuracy, loss) = figures.panels(2)
+  for number, run in enumerate(runs):
+    for axes, key in ((accuracy, 'eval/top1'), (loss, 'eval/loss')):
+      points = {row['step']: row[key] for row in run.rows if key in row}
+      steps = np.array(sorted(points))
+      values = [points[step] for step in steps]
+      _line(axes, number, run, unit, steps, values, 'o')
+  accuracy.set(xlabel=unit, ylabel='validation top-1')
+  loss.set(xlabel=unit, ylabel='validation loss [nats]', ylim=(0, None))
+  _legend(figure, accuracy)
+  return figure
+
+
+def draw_training_loss(runs: Sequence, unit: str):
+  """Draws rolling mean and deviation of the losses; see `draw_validation`."""
+  from alexnet_jax.evaluation import figures
+
+  figure, (mean, deviation) = figures.panels(2)
+  for number, run in enumerate(runs):
+    steps, losses = figures.step_losses(run.rows)
+    rolling = figures.rolling(losses, figures.WINDOW)
+    for axes, values in zip((mean, deviation), rolling, strict=True):
+      _line(axes, number, run, unit, steps, values)
+  last = f'of {figures.WINDOW} steps [nats]'
+  mean.set(xlabel=unit, ylabel=f'training loss, mean {last}', ylim=(0, None))
+  deviation.set(xlabel=unit, ylabel=f'deviation {last}', ylim=(0, None))
+  _legend(figure, mean)
+  return figure
+
+
+def _line(axes, number, run, unit, steps, values, marker=''):
+  """Draws the values of a run over its steps or epochs."""
+  from alexnet_jax.evaluation import figures
+
+  if not len(steps):
+    return
+  thin = slice(None, None, max(1, -(-len(steps) // _MOST_POINTS)))
+  axes.plot(
+    (steps if unit == 'steps' else run.epochs(steps))[thin],
+    values[thin],
+    marker=marker,
+    color=f'C{number % _COLORS}',
+    linestyle=_STYLES[number // _COLORS % len(_STYLES)],
+    linewidth=1.2,
+    markersize=3,
+    label=figures.shortened(run.name, _LONGEST_NAME),
+  )
+
+
+def _legend(figure, axes):
+  """Puts the legend above the panels, where it hides no line."""
+  handles, names = axes.get_legend_handles_labels()
+  if handles:
+    columns = max(1, _LEGEND_WIDTH // (max(map(len, names)) + 6))
+    figure.legend(
+      handles, names, loc='outside upper left', ncols=columns, frameon=False
+    )
 
 
 if __name__ == '__main__':

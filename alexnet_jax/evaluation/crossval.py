@@ -14,7 +14,9 @@ from alexnet_jax import cli
 MEASURES_FILE = 'measures.json'  # in the folder of a fold
 RESULT_FILE, PLOT_FILE = 'crossval.json', 'box_plots.png'
 DEFAULT_FOLDS = 10
-SPLITS = ('train', 'validation')
+SPLITS = {'train': 'training', 'validation': 'held out'}
+_SHOWN = {'loss': 'loss', 'top1': 'top-1', 'macro_precision': 'macro prec.'}
+_PLOTTED = {'top1': 'accuracy (top-1)', 'macro_precision': 'macro precision'}
 _EPILOG = """\
 Every fold is a run of its own in DIR/fold_00, DIR/fold_01 and so on, trained
 with config.data.folds and config.data.fold on all folds but one, and measured
@@ -68,7 +70,6 @@ def main(argv=None) -> int:
 def _work(arguments, overrides, stop):
   from alexnet_jax import config as config_lib
   from alexnet_jax import validation
-  from alexnet_jax.evaluation import crossval_report
   from alexnet_jax.evaluation import figures
   from alexnet_jax.training.console import Console
 
@@ -80,10 +81,10 @@ def _work(arguments, overrides, stop):
   )
   result = cross_validate(config, workdir, folds, stop, Console())
   _write_json(workdir / RESULT_FILE, result)
-  crossval_report.show(result)
-  figures.save(crossval_report.draw_box_plots(result), workdir / PLOT_FILE)
-  print(f'result: {workdir / RESULT_FILE}', file=sys.stderr)
-  print(f'box plots: {workdir / PLOT_FILE}', file=sys.stderr)
+  show(result)
+  figures.save(draw_box_plots(result), workdir / PLOT_FILE)
+  for title, name in (('result', RESULT_FILE), ('box plots', PLOT_FILE)):
+    print(f'{title}: {workdir / name}', file=sys.stderr)
   return result
 
 
@@ -123,32 +124,34 @@ def cross_validate(
     UserError: if config or data are unfit, or a fold was trained with another
       config or on other data.
     Interrupted: after the state was saved, if `stop` received a signal.
-    NonFiniteLossError: if the loss of a fold is lost.
+    NonFiniteLossError: if the loss of a fold is NaN or infinite.
   """
   import jax
 
   from alexnet_jax.training import loop
 
   configs = [_fold_config(config, folds, fold) for fold in range(folds)]
-  places = [workdir / f'fold_{fold:02d}' for fold in range(folds)]
-  # Before anything is trained, and of the folds that are done as well.
+  folders = [workdir / f'fold_{fold:02d}' for fold in range(folds)]
+  # Before anything is trained, and also of the folds that are done.
   records = [_data_record(own) for own in configs]
   measured = [
-    _measures(*fold) for fold in zip(configs, places, records, strict=True)
+    _measures(*fold) for fold in zip(configs, folders, records, strict=True)
   ]
-  for fold, (own, place) in enumerate(zip(configs, places, strict=True)):
+  for fold, (own, folder) in enumerate(zip(configs, folders, strict=True)):
     stop.check()
     if measured[fold] is None:
-      console.line(f'fold {fold} ({fold + 1} of {folds}): {place}')
-      loop.train_and_evaluate(own, str(place), stop, console)
-      measured[fold] = _measure(own, place, records[fold], stop)
-      _write_json(place / MEASURES_FILE, measured[fold])
+      console.line(f'fold {fold} ({fold + 1} of {folds}): {folder}')
+      loop.train_and_evaluate(own, str(folder), stop, console)
+      measured[fold] = _measure(own, folder, records[fold], stop)
+      _write_json(folder / MEASURES_FILE, measured[fold])
       jax.clear_caches()  # or the programs of all folds would pile up
     else:
-      console.line(f'fold {fold} ({fold + 1} of {folds}) is done: {place}')
+      console.line(f'fold {fold} ({fold + 1} of {folds}) is done: {folder}')
   results = [
-    {'fold': fold, 'workdir': str(place), **_result(values)}
-    for fold, (place, values) in enumerate(zip(places, measured, strict=True))
+    {'fold': fold, 'workdir': str(folder)}
+    # The rest is what only a later start needs.
+    | {k: v for k, v in values.items() if k not in ('config', 'data')}
+    for fold, (folder, values) in enumerate(zip(folders, measured, strict=True))
   ]
   mean, deviation = (
     _over_folds(results, statistic)
@@ -164,7 +167,7 @@ def _fold_config(config, folds, fold):
 
 
 def _data_record(config, loaders=None):
-  """Of a fold's data; opens it if there are no loaders yet."""
+  """Describes the data of a fold; opens it if there are no loaders yet."""
   from alexnet_jax.training import build
 
   if loaders is None:
@@ -172,8 +175,8 @@ def _data_record(config, loaders=None):
   return build.data_record(config, *(loaders[split].source for split in SPLITS))
 
 
-def _measures(config, place, record):
-  """What was measured of a fold before; None if that is to be done.
+def _measures(config, folder, record):
+  """Reads what was measured of a fold before; None if that is to be done.
 
   Raises:
     UserError: if the fold was trained with another config or on other data.
@@ -181,29 +184,29 @@ def _measures(config, place, record):
   from alexnet_jax.training import refusals
 
   try:
-    stored = json.loads((place / MEASURES_FILE).read_text())
+    stored = json.loads((folder / MEASURES_FILE).read_text())
   except (FileNotFoundError, ValueError):
     return None
-  refusals.check_config(config, place, stored)
-  refusals.check_data_record(place, stored['data'], record)
+  refusals.check_config(config, folder, stored)
+  refusals.check_data_record(folder, stored['data'], record)
   # A run may be made longer. All else that may change leaves it as it is.
   lengths = ('num_epochs', 'num_steps')
   longer = any(stored['config'][key] != config[key] for key in lengths)
   return None if longer else stored
 
 
-def _measure(config, place, record, stop):
-  """The final state of a fold on its training folds and on what is held out."""
+def _measure(config, folder, record, stop):
+  """Measures the final state of a fold on both sides of the split."""
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
   from alexnet_jax.training import measure
   from alexnet_jax.training import refusals
   from alexnet_jax.training import state as state_lib
 
-  run = saved_run.load(str(place), data_path=config.data.path)
+  run = saved_run.load(str(folder), data_path=config.data.path)
   loaders = {split: build.make_loader(run.config, split) for split in SPLITS}
   # While it trained, they may have changed.
-  refusals.check_data_record(place, record, _data_record(config, loaders))
+  refusals.check_data_record(folder, record, _data_record(config, loaders))
   measured = {
     'config': config.to_dict(),
     'data': record,
@@ -226,13 +229,8 @@ def _measure(config, place, record, stop):
   return measured
 
 
-def _result(values):
-  """The measures of a fold without what only a later start needs."""
-  return {k: v for k, v in values.items() if k not in ('config', 'data')}
-
-
 def _over_folds(results, statistic):
-  """A statistic of every measure over the folds: {train: {...}, ...}."""
+  """Takes a statistic of every measure over the folds: {train: {...}, ...}."""
   return {
     split: {
       name: statistic([result[split][name] for result in results])
@@ -247,6 +245,66 @@ def _write_json(path, value):
 
   with files.replaced_file(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
+
+
+def show(result: dict) -> None:
+  """Prints the table of all folds; see `cross_validate`."""
+  from alexnet_jax.evaluation import page
+
+  keys = [(split, name) for split in SPLITS for name in _SHOWN]
+  rows = [
+    (str(fold['fold']), *(fold[split][name] for split, name in keys))
+    for fold in result['folds']
+  ]
+  mean, deviation = result['mean'], result['deviation']
+  rows.append(
+    (
+      'mean\n± sd',
+      *(f'{mean[s][n]:.4f}\n± {deviation[s][n]:.4f}' for s, n in keys),
+    )
+  )
+  columns = [f'{SPLITS[split]}\n{_SHOWN[name]}' for split, name in keys]
+  title = (
+    f'{len(result["folds"])} folds, measured on the folds of the training and'
+    ' on the one held out'
+  )
+  page.show_table(page.Table(title, ('fold', *columns), rows))
+
+
+def draw_box_plots(result: dict):
+  """Draws accuracy and macro precision of the folds as box plots.
+
+  Args:
+    result: see `cross_validate`.
+  """
+  from alexnet_jax.evaluation import figures
+
+  figure, axes = figures.panels(2)
+  axes[1].sharey(axes[0])
+  for axis, (name, title) in zip(axes, _PLOTTED.items(), strict=True):
+    values = [
+      [fold[split][name] for fold in result['folds']] for split in SPLITS
+    ]
+    axis.boxplot(
+      values,
+      tick_labels=list(SPLITS.values()),
+      widths=0.45,
+      showfliers=False,  # every fold has its dot
+      medianprops={'color': 'C1'},
+    )
+    for position, points in enumerate(values, 1):
+      # Beside one another, so that equal ones are seen.
+      shifts = [
+        0.16 * (i / (len(points) - 1) - 0.5) for i in range(len(points))
+      ]
+      x = [position + shift for shift in shifts]
+      axis.plot(x, points, 'o', color='C0', markersize=4, alpha=0.6)
+    axis.set(title=title)
+  figure.suptitle(
+    f'{len(result["folds"])} folds, a dot each; box: quartiles, orange: median',
+    fontsize=10,
+  )
+  return figure
 
 
 if __name__ == '__main__':

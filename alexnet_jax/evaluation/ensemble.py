@@ -41,12 +41,13 @@ def _arguments(argv):
 
 
 def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
   return cli.run(lambda: _measure(arguments), json_output=arguments.json)
 
 
 def _measure(arguments):
-  """The command's result."""
+  """Measures the members and their mean; returns the command's result."""
   if len(arguments.members) < 2:
     raise UserError(
       f'there is one network, {arguments.members[0]}; an ensemble takes at'
@@ -57,13 +58,13 @@ def _measure(arguments):
   for text in arguments.members:
     workdir, _ = split_member(text)
     run, measured = _predictions(text, arguments)
-    said = measured.predictions
-    total = total + _by_class(said)
+    seen = measured.predictions
+    total = total + _by_class(seen)
     members.append({'workdir': workdir, 'step': int(run.state.step)})
     members[-1] |= {f'eval/{k}': measured.values[f'eval/{k}'] for k in _NAMES}
     print(_row(text, members[-1]), file=sys.stderr)
-  counts = said.counts
-  joint = joint_values(total[counts] / len(members), said.labels[counts])
+  counts = seen.counts
+  joint = joint_values(total[counts] / len(members), seen.labels[counts])
   print(_row('together', joint), file=sys.stderr)
   crops = 'the center crop' if arguments.crops == 1 else 'ten crops'
   print(
@@ -82,7 +83,7 @@ _NAMES = ('loss', 'top1', 'top5')
 
 
 def split_member(text: str) -> tuple[str, str]:
-  """(folder, checkpoint) of `DIR` or `DIR:CHECKPOINT`."""
+  """Splits `DIR` or `DIR:CHECKPOINT` into (folder, checkpoint)."""
   folder, colon, checkpoint = text.rpartition(':')
   if not colon or pathlib.Path(text).is_dir():
     return text, 'final'
@@ -110,7 +111,7 @@ def _check(arguments):
 
 
 def _open(text, arguments):
-  """(run, loader of the split) of a member."""
+  """Opens a member: (run, loader of the split)."""
   from alexnet_jax.evaluation import saved_run
 
   workdir, checkpoint = split_member(text)
@@ -125,7 +126,7 @@ def _open(text, arguments):
 
 
 def _predictions(text, arguments):
-  """(run, what the network says of each example and class)."""
+  """Measures a member: (run, measures with all predictions)."""
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
   from alexnet_jax.training import measure
@@ -143,7 +144,7 @@ def _predictions(text, arguments):
 
 
 def _by_class(predictions):
-  """Probabilities [n, classes] in the order of the classes, float64."""
+  """Sorts probabilities by class: float64 [n, classes]."""
   whole = np.empty(predictions.probabilities.shape)
   np.put_along_axis(
     whole, predictions.classes, predictions.probabilities, axis=1
@@ -154,7 +155,7 @@ def _by_class(predictions):
 def joint_values(
   probabilities: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-  """{eval/loss, eval/top1, eval/top5} of averaged probabilities.
+  """Computes {eval/loss, eval/top1, eval/top5} of averaged probabilities.
 
   Args:
     probabilities: float64 [n, classes], n > 0; of equal ones the first class
@@ -165,7 +166,7 @@ def joint_values(
 
   own = np.take_along_axis(probabilities, labels[:, None], axis=1)
   rank = metrics.label_ranks(probabilities, labels, np)
-  # What every network holds for impossible costs as much as float32 can say.
+  # What all networks hold for impossible costs the most that float32 allows.
   least = np.finfo(np.float32).tiny
   return {
     'eval/loss': float(-np.log(np.maximum(own, least)).mean()),

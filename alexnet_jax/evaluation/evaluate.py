@@ -24,12 +24,13 @@ def _arguments(argv):
 
 
 def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
   return cli.run(lambda: _evaluate(arguments), json_output=arguments.json)
 
 
 def _evaluate(arguments):
-  """Measures a checkpoint on a split; the command's result."""
+  """Measures a checkpoint on a split; returns the command's result."""
   from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
   from alexnet_jax.training import measure
@@ -51,19 +52,19 @@ def _evaluate(arguments):
   ).values
   step = int(run.state.step)
   count = loader.source.num_examples - len(loader.unreadable)
-  rate = count / (time.perf_counter() - begun)
+  throughput = count / (time.perf_counter() - begun)
   print(
     f'{workdir}, step {step}, {split} ({count:,} examples, '
     f'{"the center crop" if crops == 1 else "ten crops"}):'
     f' loss {values["eval/loss"]:.4f}, top-1 {values["eval/top1"]:.4f},'
-    f' top-5 {values["eval/top5"]:.4f}; {rate:,.0f} images/s',
+    f' top-5 {values["eval/top5"]:.4f}; {throughput:,.0f} images/s',
     file=sys.stderr,
   )
   return {
     **values,
     'split': split,
     'crops': crops,
-    'images_per_second': rate,
+    'images_per_second': throughput,
     'examples': count,
     'unreadable': len(loader.unreadable),
     'step': step,
@@ -73,7 +74,7 @@ def _evaluate(arguments):
 
 
 def _compile(run, loader, crops):
-  """Runs the program on a batch of zeros: what follows is all measuring."""
+  """Compiles the evaluation, so that only measuring is timed."""
   import jax
   import numpy as np
 

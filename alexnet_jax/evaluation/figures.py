@@ -1,7 +1,7 @@
-"""Curves of a run's history as figures.
+"""Figures of a run: curves of its history, and its confusion matrix.
 
-Functions of the rows alone; nothing here knows a config. `save` writes what
-they return.
+Functions of rows and arrays; nothing here knows a config. `save` writes what
+they return. None of them uses pyplot, which keeps figures alive.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,21 @@ import warnings
 import numpy as np
 
 from alexnet_jax import files
+from alexnet_jax.training import metrics
 from alexnet_jax.training import writers
 
+MOST_LABELLED = 30  # classes whose confusion matrix has names and numbers
+BARS = 25  # most confused pairs beside a larger matrix
+_MOST_CELLS = 400  # of a side of it, so that each is a pixel at least
 WINDOW = 50  # steps of the rolling mean and deviation
 _MOST_POINTS = 5_000  # of a line; more only blacken the picture
-_TRAINING, _VALIDATION, _GREY = '#1b6ca8', '#d1670a', '#8a929a'
+_TRAINING, _VALIDATION, _GRAY = '#1b6ca8', '#d1670a', '#8a929a'
 
 
 def rolling(
   values: Sequence[float], window: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation of the last `window` values up to each.
+  """Returns mean and deviation of the last `window` values up to each.
 
   The first ones have fewer values before them, and use those. The deviation is
   that of the values themselves (divided by their number).
@@ -50,10 +54,10 @@ def rolling(
 
 
 def step_losses(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-  """(steps int64 [n], losses float64 [n]) of a history; empty if it has none.
+  """Collects (steps int64 [n], losses float64 [n]) of a history.
 
   Args:
-    rows: see `training.writers.read_rows`.
+    rows: see `training.writers.read_rows`; they may have none.
   """
   steps, losses = [], []
   for row in rows:
@@ -63,8 +67,8 @@ def step_losses(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
   return np.array(steps, np.int64), np.array(losses, np.float64)
 
 
-def rate_drops(rows: list[dict]) -> list[int]:
-  """Steps of the log points at which the rate is less than half as before."""
+def learning_rate_drops(rows: list[dict]) -> list[int]:
+  """Lists the steps of log points with less than half the rate before."""
   rates = [(r['step'], r['learning_rate']) for r in rows if 'train/loss' in r]
   return [
     step
@@ -88,7 +92,7 @@ def save(figure, path: pathlib.Path) -> bytes:
 
 
 def draw_step_losses(rows: list[dict]):
-  """The loss of every step with its rolling mean, and its rolling deviation."""
+  """Draws the loss of every step, its rolling mean and rolling deviation."""
   steps, losses = step_losses(rows)
   means, deviations = rolling(losses, WINDOW)
   # Evenly chosen; the rolling values are those of all steps.
@@ -96,7 +100,7 @@ def draw_step_losses(rows: list[dict]):
   steps, losses = steps[thin], losses[thin]
   means, deviations = means[thin], deviations[thin]
   figure, (left, right) = panels(2)
-  left.plot(steps, losses, color=_GREY, linewidth=0.5, label='loss of a step')
+  left.plot(steps, losses, color=_GRAY, linewidth=0.5, label='loss of a step')
   left.fill_between(
     steps,
     means - deviations,
@@ -119,7 +123,7 @@ def draw_step_losses(rows: list[dict]):
 
 
 def draw_curves(rows: list[dict]):
-  """Loss and accuracy over the steps, the learning rate's drops dotted."""
+  """Draws loss and accuracy, with the drops of the learning rate dotted."""
   figure, (loss, accuracy) = panels(2)
   _line(loss, rows, 'train/loss', _TRAINING, label='training')
   _line(loss, rows, 'eval/loss', _VALIDATION, label='validation', marker='o')
@@ -129,7 +133,7 @@ def draw_curves(rows: list[dict]):
     accuracy, rows, 'eval/top1', _VALIDATION, label='validation', marker='o'
   )
   accuracy.set(xlabel='step', ylabel='top-1', ylim=(None, 1))
-  drops = rate_drops(rows)
+  drops = learning_rate_drops(rows)
   for axes in (loss, accuracy):
     _mark(axes, drops)
     legend(axes)
@@ -141,7 +145,7 @@ def draw_curves(rows: list[dict]):
 
 
 def draw_learning_rate(rows: list[dict]):
-  """The learning rate over the steps; logarithmic if it falls tenfold."""
+  """Draws the learning rate; logarithmic if it falls tenfold."""
   figure, (axes,) = panels(1, height=2.6)
   _line(axes, rows, 'learning_rate', _TRAINING, drawstyle='steps-post')
   rates = [r['learning_rate'] for r in rows if r.get('learning_rate', 0) > 0]
@@ -150,12 +154,12 @@ def draw_learning_rate(rows: list[dict]):
   else:
     axes.set_ylim(0, None)
   axes.set(xlabel='step', ylabel='learning rate')
-  _mark(axes, rate_drops(rows))
+  _mark(axes, learning_rate_drops(rows))
   return figure
 
 
 def draw_speed(rows: list[dict]):
-  """Images per second, and the share of time that waits for data."""
+  """Draws images per second, and the share of time that waits for data."""
   figure, (speed, wait) = panels(2, height=2.8)
   _line(speed, rows, 'images_per_second', _TRAINING)
   speed.set(xlabel='step', ylabel='images per second', ylim=(0, None))
@@ -165,32 +169,37 @@ def draw_speed(rows: list[dict]):
 
 
 def shortened(name: str, length: int) -> str:
-  """A class name on one line of at most `length` characters."""
+  """Puts a name on one line of at most `length` characters."""
   # What cannot be encoded comes from names of files in another encoding.
   name = name.encode(errors='replace').decode()
   name = ' '.join(name.split())
   return name if len(name) <= length else f'{name[: length - 1]}…'
 
 
-def panels(count: int, height: float = 3.6):
-  """(figure, its panels side by side). No pyplot: it keeps figures alive.
+def panels(count: int, height: float = 3.6, columns: int | None = None):
+  """Returns a figure and its panels, side by side and in rows.
 
   Args:
     count: number of panels.
-    height: in inches.
+    height: of a row, in inches.
+    columns: panels in a row; None: all.
   """
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(11, height), dpi=110, layout='constrained')
-  every = figure.subplots(1, count, squeeze=False)[0]
+  columns = min(count, columns or count)
+  rows = -(-count // columns)
+  figure = Figure(figsize=(11, rows * height), dpi=110, layout='constrained')
+  every = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes in every:
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
-  return figure, every
+  for axes in every[count:]:
+    axes.remove()
+  return figure, every[:count]
 
 
 def _line(axes, rows, key, color, **how):
-  """A line through the rows that have a value of `key`."""
+  """Draws a line through the rows that have a value of `key`."""
   points = [(row['step'], row[key]) for row in rows if key in row]
   if points:
     axes.plot(
@@ -208,6 +217,112 @@ def _mark(axes, steps):
 
 
 def legend(axes) -> None:
-  """A legend, unless there are no lines: matplotlib warns of that."""
+  """Adds a legend, unless there are no lines: matplotlib warns then."""
   if axes.get_legend_handles_labels()[0]:
     axes.legend()
+
+
+def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]):
+  """Draws a confusion matrix: numbers and names, or a heat map and bars.
+
+  Up to 30 classes have names and a number in each cell, its color the share of
+  the true class. More of them make a heat map, where the root of a number is
+  the color, with the most confused pairs beside it.
+
+  Args:
+    confusion: counts of (true class, predicted class), int [classes, classes].
+    class_names: of the rows and columns.
+  """
+  if len(class_names) <= MOST_LABELLED:
+    return _labelled_matrix(confusion, class_names)
+  return _heat_map(confusion, class_names)
+
+
+def _labelled_matrix(confusion, class_names):
+  from matplotlib.figure import Figure
+
+  count = len(class_names)
+  cell = min(0.6, 10 / count)  # inches
+  size = 2.4 + cell * max(4, count)
+  figure = Figure(figsize=(size, size), dpi=100, layout='constrained')
+  axes = figure.subplots()
+  shares = metrics.row_shares(confusion)
+  axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  names = [shortened(name, 20) for name in class_names]
+  turned = 90 if max(map(len, names)) > 4 else 0
+  axes.set_xticks(range(count), names, rotation=turned, parse_math=False)
+  axes.set_yticks(range(count), names, parse_math=False)
+  axes.set(xlabel='predicted class', ylabel='true class')
+  for (row, column), number in np.ndenumerate(confusion):
+    dark = shares[row, column] > 0.5
+    text = axes.text(
+      column,
+      row,
+      str(number),
+      ha='center',
+      va='center',
+      color='white' if dark else 'black' if number else '#c5cbd1',
+      fontsize=10 if cell > 0.5 and number < 10_000 else 8,
+    )
+    text.set_in_layout(False)  # hundreds of them would make it slow
+  return figure
+
+
+def _heat_map(confusion, class_names):
+  from matplotlib.colors import PowerNorm
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(12.4, 7.6), dpi=100, layout='constrained')
+  matrix, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
+  cells = _pooled(np.asarray(confusion), _MOST_CELLS)
+  extent = (-0.5, len(class_names) - 0.5, len(class_names) - 0.5, -0.5)
+  image = matrix.imshow(
+    cells,
+    cmap='magma_r',
+    norm=PowerNorm(0.5, vmin=0, vmax=max(1, cells.max())),
+    interpolation='nearest',
+    extent=extent,
+  )
+  figure.colorbar(
+    image,
+    ax=matrix,
+    location='bottom',
+    shrink=0.6,
+    aspect=40,
+    label='examples (the color follows the root)',
+  )
+  matrix.set(xlabel='predicted class', ylabel='true class')
+  _pair_bars(bars, confusion, class_names)
+  return figure
+
+
+def _pooled(matrix, most):
+  """Takes the largest of each block, so that at most `most` rows are left.
+
+  Single mistakes stay visible, which averages would wash out.
+  """
+  block = -(-len(matrix) // most)
+  padded = np.pad(matrix, (0, -len(matrix) % block))
+  side = len(padded) // block
+  return padded.reshape(side, block, side, block).max((1, 3))
+
+
+def _pair_bars(axes, confusion, class_names):
+  pairs = metrics.most_confused(confusion, BARS)
+  if not pairs:
+    axes.text(0.5, 0.5, 'no mistakes', ha='center', transform=axes.transAxes)
+    axes.set_axis_off()
+    return
+  labels = [
+    f'{shortened(class_names[true], 16)} → '
+    f'{shortened(class_names[predicted], 16)}'
+    for true, predicted, _ in pairs
+  ]
+  indices = np.arange(len(pairs))
+  axes.barh(indices, [examples for *_, examples in pairs], color=_VALIDATION)
+  axes.set_yticks(indices, labels, fontsize=9, parse_math=False)
+  axes.invert_yaxis()
+  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.set(xlabel='examples')
+  axes.margins(y=0.01)
+  axes.set_title('most confused: true → predicted', fontsize=10)

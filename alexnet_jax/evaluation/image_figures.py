@@ -28,7 +28,7 @@ def draw_predictions(
   *,
   columns: int = 14,
 ):
-  """Images with the predicted class; framed green if right, red if wrong.
+  """Draws images with their predicted class; green if right, red if wrong.
 
   Wrong ones also say their true class.
 
@@ -49,7 +49,7 @@ def draw_predictions(
 def draw_answers(
   images: Sequence[np.ndarray], best: Sequence[tuple[str, float]]
 ):
-  """Images, in a square, with the classes that they are taken for.
+  """Draws images, in a square, with the classes that they are taken for.
 
   Args:
     images: uint8 [size, size, 3] each, at least one.
@@ -65,7 +65,7 @@ def draw_mistakes(
   predicted: Sequence[str],
   probabilities: Sequence[float],
 ):
-  """Wrongly classified images, numbered, with both classes.
+  """Draws wrongly classified images, numbered, with both classes.
 
   Args:
     images: uint8 [size, size, 3] each.
@@ -87,7 +87,7 @@ def draw_augmentation(
   class_names: Sequence[str],
   changes: Sequence[str],
 ):
-  """Training images above what a training step makes of them.
+  """Draws training images above what a training step makes of them.
 
   Args:
     before: uint8 [size, size, 3] each.
@@ -100,7 +100,7 @@ def draw_augmentation(
 
 
 def draw_filters(kernel: np.ndarray):
-  """The filters of a first layer, each in its own range, without smoothing.
+  """Draws the filters of a first layer, each in its own range, unsmoothed.
 
   Args:
     kernel: float [height, width, 3, filters].
@@ -109,7 +109,7 @@ def draw_filters(kernel: np.ndarray):
 
 
 def filter_images(kernel: np.ndarray) -> np.ndarray:
-  """Each filter from its smallest value (0) to its largest (255).
+  """Scales each filter from its smallest value (0) to its largest (255).
 
   Args:
     kernel: float [height, width, 3, filters].
@@ -127,7 +127,7 @@ def filter_images(kernel: np.ndarray) -> np.ndarray:
 
 
 def _grid(images, columns, tile, captions=(), colors=()):
-  """A figure of images in rows with lines of text below them.
+  """Draws images in rows with lines of text below them.
 
   Args:
     images: uint8 [height, width, 3] each.
@@ -158,8 +158,8 @@ def _grid(images, columns, tile, captions=(), colors=()):
     if frame:
       _frame(axes, x, y, wide, color)
     for line, text in enumerate(captions[number] if lines else (), 1):
-      place = x + wide / 2, y + wide + (line - 0.5) * _LINE
-      _write(axes, place, shortened(text, int(wide / _LETTER)), color)
+      point = x + wide / 2, y + wide + (line - 0.5) * _LINE
+      _write(axes, point, shortened(text, int(wide / _LETTER)), color)
   axes.imshow(sheet, extent=(0, shape[1], shape[0], 0), interpolation='none')
   axes.set(xlim=(0, shape[1]), ylim=(shape[0], 0))
   axes.set_axis_off()
@@ -183,9 +183,9 @@ def _frame(axes, x, y, wide, color):
   )
 
 
-def _write(axes, place, text, color):
+def _write(axes, point, text, color):
   axes.text(
-    *place,
+    *point,
     text,
     ha='center',
     va='center',
@@ -196,7 +196,7 @@ def _write(axes, place, text, color):
 
 
 def _tiles(images, tile):
-  """All images shrunk by one ratio, or enlarged by one whole number."""
+  """Shrinks all images by one ratio, or enlarges them by a whole number."""
   import PIL.Image
 
   side = max(max(image.shape[:2]) for image in images)

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
-import math
 
-import jax
 import numpy as np
 
 from alexnet_jax.data import images
@@ -24,7 +22,7 @@ MISTAKES = 20
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRun:
-  """A network with its data, and what it makes of the validation split."""
+  """A network with its data, measured on the validation split."""
 
   run: saved_run.SavedRun
   training: loader_lib.Loader
@@ -35,7 +33,7 @@ class MeasuredRun:
     return self.run.class_names[label]
 
   def crops(self, indices: np.ndarray) -> list[np.ndarray]:
-    """Validation images as the network sees them, uint8 [crop, crop, 3] each.
+    """Reads validation images as the network sees them, uint8 crops.
 
     Args:
       indices: of examples that can be decoded.
@@ -80,7 +78,7 @@ def load(
 
 
 def numbers(subject: MeasuredRun) -> dict:
-  """All numbers of a report, as a JSON object."""
+  """Returns all numbers of a report, as a JSON object."""
   run, source = subject.run, subject.training.source
   step = int(run.state.step)
   layers = _layers(run)
@@ -110,7 +108,7 @@ def numbers(subject: MeasuredRun) -> dict:
 
 
 def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
-  """The measures of each class, JSON objects with its name as `class`."""
+  """Returns the measures of each class; its name is `class`; JSON."""
   measures = dataclasses.asdict(metrics.class_measures(confusion))
   first = (*metrics.MEASURES, 'support')
   order = (*first, *(name for name in measures if name not in first))
@@ -121,26 +119,26 @@ def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
 
 
 def evenly_chosen(subject: MeasuredRun, count: int) -> np.ndarray:
-  """Indices of at most `count` examples that count, over the whole split."""
+  """Chooses at most `count` examples evenly from those that count."""
   there = np.flatnonzero(subject.measured.predictions.counts)
-  places = np.linspace(0, len(there) - 1, min(count, len(there)))
-  return there[places.round().astype(int)]
+  positions = np.linspace(0, len(there) - 1, min(count, len(there)))
+  return there[positions.round().astype(int)]
 
 
 def worst_mistakes(subject: MeasuredRun) -> np.ndarray:
-  """Indices of the wrong examples of the highest loss, the worst first."""
-  said = subject.measured.predictions
-  wrong = np.flatnonzero(said.counts & (said.classes[:, 0] != said.labels))
-  return wrong[np.argsort(-said.loss[wrong], kind='stable')][:MISTAKES]
+  """Finds the wrong examples of the highest loss, the worst first."""
+  seen = subject.measured.predictions
+  wrong = np.flatnonzero(seen.counts & (seen.classes[:, 0] != seen.labels))
+  return wrong[np.argsort(-seen.loss[wrong], kind='stable')][:MISTAKES]
 
 
 def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
-  """At most `count` training images of step 0, before and after augmentation.
+  """Returns training images of step 0 before and after augmentation.
 
   Returns:
     (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name,
-    what was changed besides the crop) of each. Images that cannot be decoded
-    are left out.
+    what was changed apart from the crop) of each, at most `count`. Images that
+    cannot be decoded are left out.
   """
   config, loader = (
     subject.run.config.copy_and_resolve_references(),
@@ -166,7 +164,7 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
 
 
 def _change(batch, i):
-  """What was done to an image besides the crop."""
+  """Describes what was done to an image apart from the crop."""
   words = ['mirrored'] if 'flip' in batch and batch['flip'][i] else []
   if 'brightness' in batch:
     words.append(f'{batch["brightness"][i]:+.0f}')
@@ -176,27 +174,25 @@ def _change(batch, i):
 
 
 def _mistake(subject, index):
-  said = subject.measured.predictions
+  seen = subject.measured.predictions
   return {
     'file': subject.validation.source.describe(int(index)),
-    'true': subject.name(said.labels[index]),
-    'predicted': subject.name(said.classes[index, 0]),
-    'probability': float(said.probabilities[index, 0]),
-    'loss': float(said.loss[index]),
+    'true': subject.name(seen.labels[index]),
+    'predicted': subject.name(seen.classes[index, 0]),
+    'probability': float(seen.probabilities[index, 0]),
+    'loss': float(seen.loss[index]),
   }
 
 
 def _layers(run):
-  """A JSON object a layer, in order of execution."""
+  """Returns a JSON object for each layer, in order of execution."""
   model = build.make_model(run.config, len(run.class_names))
   params, rows = summary.layer_table(model, build.image_shape(run.config))
   return [
     {
       'layer': name,
-      'output': ' x '.join(map(str, output)),
-      'parameters': sum(
-        math.prod(leaf.shape) for leaf in jax.tree.leaves(params.get(name))
-      ),
+      'output': summary.times(output),
+      'parameters': summary.count(params.get(name)),
       'forward_flops': 2 * macs,
     }
     for name, output, macs in rows

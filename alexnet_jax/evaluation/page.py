@@ -1,16 +1,16 @@
-"""One self-contained HTML page from sections.
+"""Tables and pictures as one self-contained HTML page, and in the terminal.
 
 All text is escaped by the template, whatever class or file names hold; pictures
 are inlined, and the page may load nothing.
 """
 
 import base64
-from collections.abc import Collection
 from collections.abc import Sequence
 import dataclasses
 import importlib.resources
 import pathlib
 import struct
+import sys
 
 from alexnet_jax import files
 
@@ -19,7 +19,7 @@ TEMPLATE = 'page.html.jinja'
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A picture.
+  """A picture on a page.
 
   Attributes:
     png: the file's content.
@@ -43,7 +43,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table.
+  """A table on a page or in the terminal.
 
   Attributes:
     title: what it holds.
@@ -51,7 +51,6 @@ class Table:
     rows: a str, int or float in each cell; the first cell names the row.
     sortable: whether a click on a column's name sorts the rows.
     folded: whether it is shown only after a click on its title.
-    marked: (row, column) of cells that stand out, from 0.
   """
 
   title: str
@@ -59,7 +58,6 @@ class Table:
   rows: Sequence[Sequence[str | int | float]]
   sortable: bool = False
   folded: bool = False
-  marked: Collection[tuple[int, int]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-  """The page as HTML.
+  """Renders a page as HTML.
 
   Args:
     title: of the page.
@@ -105,7 +103,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 
 def shown(cell: str | int | float) -> str:
-  """A cell as text: 1,234 and 0.1235 and 12.3."""
+  """Formats a cell: 1,234 and 0.1235 and 12.3."""
   if isinstance(cell, float):
     return f'{cell:,.4f}' if abs(cell) < 10 else f'{cell:,.1f}'
   return f'{cell:,}' if isinstance(cell, int) else cell
@@ -117,3 +115,24 @@ def write(path: pathlib.Path, html: str) -> None:
   content = html.encode(errors='backslashreplace')
   with files.replaced_file(path) as temporary:
     temporary.write_bytes(content)
+
+
+def show_table(table: Table) -> None:
+  """Prints a table on standard error, its numbers as on a page."""
+  import rich.console
+  import rich.table
+
+  printed = rich.table.Table(title=table.title, title_justify='left')
+  for number, name in enumerate(table.columns):
+    words = all(isinstance(row[number], str) for row in table.rows)
+    justify = 'left' if words else 'right'
+    printed.add_column(name, justify=justify, overflow='fold')
+  for row in table.rows:
+    printed.add_row(*map(shown, row))
+  rich.console.Console(
+    stderr=True,
+    width=None if sys.stderr.isatty() else 120,
+    highlight=False,
+    markup=False,  # names of classes mean what they say, [red] and :cat:
+    emoji=False,
+  ).print(printed)

@@ -16,7 +16,7 @@ from alexnet_jax import cli
 
 REPORT_FOLDER = 'report'
 PAGE = 'index.html'
-MOST_LISTED = 30  # classes that the terminal's table lists one and all
+MOST_LISTED = 30  # classes that the terminal lists one and all
 BEST_AND_WORST = 10  # classes of each that it lists of more
 
 
@@ -82,7 +82,7 @@ def write(
 
 
 def _history(path):
-  """(rows of the history, whether there is a checkpoint) of a run's folder."""
+  """Returns the rows of the history, and whether there is a checkpoint."""
   from alexnet_jax.errors import UserError
   from alexnet_jax.training import restored
   from alexnet_jax.training import writers
@@ -97,7 +97,7 @@ def _history(path):
 
 
 def _config(path):
-  """The config of a run that has no checkpoint yet; {} if it is not there."""
+  """Reads the config of a run without a checkpoint; {} if it is not there."""
   from alexnet_jax import config as config_lib
 
   try:
@@ -107,7 +107,7 @@ def _config(path):
 
 
 def _missing(rows, trained):
-  """What a report lacks, for people."""
+  """Says what a report lacks, for people."""
   if not trained:
     return (
       'The run has no checkpoint yet, so nothing could be measured: no'
@@ -135,67 +135,37 @@ def _tables(subject, classes, folder):
 
 def show(result: dict) -> None:
   """Prints what `write` found on standard error."""
-  import rich.console
+  from alexnet_jax.evaluation import page
+  from alexnet_jax.evaluation import sections
 
-  width = None if sys.stderr.isatty() else 100
-  console = rich.console.Console(
-    file=sys.stderr,
-    width=width,
-    highlight=False,
-    markup=False,  # names of classes mean what they say, [red] and :cat:
-    emoji=False,
-  )
   if values := result.get('metrics'):
-    console.print(
+    print(
       f'step {result["step"]}, {result["examples"]:,} validation images:'
       f' accuracy {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f},'
-      f' loss {values["eval/loss"]:.4f}'
+      f' loss {values["eval/loss"]:.4f}',
+      file=sys.stderr,
     )
-    console.print(_averages_table(values))
-    console.print(_classes_table(result['classes']))
-  console.print(f'report: {result["page"]}', soft_wrap=True)
+    page.show_table(sections.averages_table(values))
+    for title, rows in _listed(result['classes']).items():
+      page.show_table(sections.classes_table(title, rows))
+  print(f'report: {result["page"]}', file=sys.stderr)
 
 
-def _averages_table(values):
-  import rich.table
-
-  from alexnet_jax.training import metrics
-
-  table = rich.table.Table('average')
-  for measure in metrics.MEASURES:
-    table.add_column(measure, justify='right')
-  for average in metrics.AVERAGES:
-    cells = [values[f'eval/{average}_{m}'] for m in metrics.MEASURES]
-    table.add_row(average, *(f'{cell:.4f}' for cell in cells))
-  return table
-
-
-def _classes_table(classes):
-  """Every class, or of many the best and the worst, by F1."""
-  import rich.table
-
-  title, groups = None, [classes]
-  if len(classes) > MOST_LISTED:
-    ranked = sorted(
-      (row for row in classes if row['support']), key=lambda row: -row['f1']
-    )
-    # No class is both, where only few of them have examples.
-    best, others = ranked[:BEST_AND_WORST], ranked[BEST_AND_WORST:]
-    groups = [best, others[-BEST_AND_WORST:]]
-    title = f'the {len(best)} best and {len(groups[1])} worst classes'
-  table = rich.table.Table(title=title, title_justify='left')
-  table.add_column('class', overflow='fold')  # the one that gives way
-  for name in ('precision', 'recall', 'F1', 'support', 'TP', 'FP', 'FN', 'TN'):
-    table.add_column(name, justify='right', no_wrap=True)
-  for group in groups:
-    for row in group:
-      name, *cells = row.values()
-      table.add_row(
-        name,
-        *(f'{c:.4f}' if isinstance(c, float) else f'{c:,}' for c in cells),
-      )
-    table.add_section()
-  return table
+def _listed(classes):
+  """Returns {title: rows}: every class, or of many the best and the worst."""
+  if len(classes) <= MOST_LISTED:
+    return {'Every class': classes}
+  ranked = sorted(
+    (row for row in classes if row['support']), key=lambda row: -row['f1']
+  )
+  # No class is both, where only few of them have examples.
+  best, others = ranked[:BEST_AND_WORST], ranked[BEST_AND_WORST:]
+  worst = others[-BEST_AND_WORST:]
+  return {
+    f'The {len(rows)} {which} classes by F1': rows
+    for which, rows in (('best', best), ('worst', worst))
+    if rows
+  }
 
 
 def _arguments(argv):

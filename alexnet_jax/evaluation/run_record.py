@@ -1,7 +1,8 @@
-"""What the folder of a run tells without its data and its parameters."""
+"""Records of runs, read from their folders alone, and groups of repetitions."""
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import ml_collections
@@ -9,30 +10,48 @@ import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import saved_run
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import restored
 from alexnet_jax.training import writers
 from alexnet_jax.training.progress import Progress
 
-MEASURES = ('loss', 'top1', 'top5', 'macro_precision', 'macro_recall')
-MEASURES += ('macro_f1',)
+MEASURES = {
+  'loss': 'loss [nats]',
+  'top1': 'top-1',
+  'top5': 'top-5',
+  'macro_precision': 'macro precision',
+  'macro_recall': 'macro recall',
+  'macro_f1': 'macro F1',
+}
+COSTS = {
+  'parameters': 'parameters',
+  'forward_flops_per_image': 'forward FLOP per image',
+  'training_flops_per_image': 'training FLOP per image',
+  'steps': 'steps',
+  'epochs': 'epochs',
+  'training_seconds': 'training time [s]',
+  'images_per_second': 'images per second',
+}
+SPREAD = {
+  **MEASURES,
+  **{key: COSTS[key] for key in ('training_seconds', 'images_per_second')},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-  """A run up to its newest checkpoint.
+  """A run up to its newest checkpoint, as its folder alone tells it.
 
   Attributes:
     name: what tables call it.
     workdir: its folder.
-    config: that it was trained with.
+    config: the config that it was trained with.
     rows: its history, see `training.writers.read_rows`.
     data: see `build.data_record`.
     step: of the newest checkpoint.
     final_step: of the state that it ends with: the newest, or the best.
-    num_steps: that it was to have.
+    num_steps: how many it was to have.
     stopped: whether it was stopped early.
     values: measures of its final state, by name without `eval/`.
   """
@@ -53,22 +72,19 @@ class RunRecord:
     return self.stopped or self.step >= self.num_steps
 
   def epochs(self, steps):
-    """Steps as epochs; numbers or arrays."""
+    """Converts steps to epochs; numbers or arrays."""
     return steps * self.config.global_batch_size / self.data['num_examples']
 
   def recipe(self) -> str:
-    """The config without what leaves training and data as they are.
+    """Returns what repetitions have in common: all but the seed.
 
-    Runs that have it in common and another seed are repetitions.
+    Keys that leave training and data as they are do not count.
     """
-    free = {*config_lib.FREE_KEYS} - {'num_epochs', 'num_steps'}
+    free = {*config_lib.FREE_KEYS, 'seed'} - {'num_epochs', 'num_steps'}
     flat = config_lib.flatten(self.config)
-    kept = {k: v for k, v in flat.items() if k not in free and k != 'seed'}
-    return json.dumps([kept, self.fingerprints()], sort_keys=True)
-
-  def fingerprints(self) -> tuple[str, str]:
-    """Of the training and of the validation examples."""
-    return self.data['fingerprint'], self.data['eval_fingerprint']
+    kept = {key: value for key, value in flat.items() if key not in free}
+    data = self.data['fingerprint'], self.data['eval_fingerprint']
+    return json.dumps([kept, data], sort_keys=True)
 
 
 def load(workdir: str, name: str) -> RunRecord:
@@ -77,33 +93,31 @@ def load(workdir: str, name: str) -> RunRecord:
   Raises:
     UserError: if there is no run, or no checkpoint that can be read.
   """
-  path = pathlib.Path(workdir)
-  step, saved = _newest(path)
-  config = config_lib.from_dict(saved['config'])
-  if 'num_examples' not in saved['data']:
+  step, saved = saved_run.read_newest(workdir)
+  config, data = config_lib.from_dict(saved['config']), saved['data']
+  if 'num_examples' not in data:
     raise UserError(
       f'{workdir} holds weights of elsewhere: there is no training to compare'
       ' (evaluation.evaluate measures them, evaluation.ensemble several)'
     )
   progress = Progress.from_json(saved['progress'])
   final_step = progress.final_step(config, step)
-  rows = [row for row in writers.read_rows(path) if row['step'] <= step]
+  rows = [r for r in writers.read_rows(workdir) if r['step'] <= step]
   values = progress.last_evaluation
   for row in rows:
     if row['step'] == final_step and 'eval/loss' in row:
       values = row
-  durations = config_lib.resolve_durations(
-    config, saved['data']['num_examples']
-  )
   return RunRecord(
     name=name,
-    workdir=path,
+    workdir=pathlib.Path(workdir),
     config=config,
     rows=rows,
-    data=saved['data'],
+    data=data,
     step=step,
     final_step=final_step,
-    num_steps=durations.num_steps,
+    num_steps=config_lib.resolve_durations(
+      config, data['num_examples']
+    ).num_steps,
     stopped=progress.stopping.stopped,
     values={
       key.removeprefix('eval/'): value
@@ -113,125 +127,103 @@ def load(workdir: str, name: str) -> RunRecord:
   )
 
 
-def _newest(path):
-  """(step, JSON object) of the newest checkpoint that can be read."""
-  restored.require_run(path)
-  checkpoints = checkpoint.Checkpoints(path, read_only=True)
-  try:
-    for step in reversed(checkpoints.steps()):
-      try:
-        return step, checkpoints.read_run(step)
-      except checkpoint.DamagedCheckpointError:
-        continue
-  finally:
-    checkpoints.close()
-  raise UserError(f'{checkpoints.folder} has no checkpoint that can be read')
-
-
 def numbers(run: RunRecord) -> dict:
-  """What a run cost and how good it is, as JSON; None where it is not known.
+  """Returns what a run cost and how good it is; None where it is not known.
 
-  {parameters, forward_flops_per_image, training_flops_per_image, steps, epochs,
-  training_seconds, images_per_second, loss, top1, ...}.
+  {name, workdir, seed, fingerprint, eval_fingerprint, parameters, ..., loss,
+  top1, ...}; JSON.
   """
   model = build.make_model(run.config, len(run.data['class_names']))
   shape = build.image_shape(run.config)
   return {
+    'name': run.name,
+    'workdir': str(run.workdir),
+    'seed': run.config.seed,
+    'fingerprint': run.data['fingerprint'],
+    'eval_fingerprint': run.data['eval_fingerprint'],
     **summary.totals(*summary.layer_table(model, shape)),
     'steps': run.step,
     'epochs': run.epochs(run.step),
-    **_speed(run),
+    **speed(run.rows, run.step, run.config.global_batch_size),
     **{name: run.values.get(name) for name in MEASURES},
   }
 
 
-def _speed(run):
-  """{training_seconds, images_per_second}, of the rows that know their speed.
+def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
+  """Returns {training_seconds, images_per_second}, of rows with a speed.
 
   A row knows that of the steps since the row before it, without compilation,
-  evaluation and saving. Steps beside such rows count as the others do.
+  evaluation and saving. Steps without one count as the others do.
   """
   steps, seconds, before = 0, 0.0, 0
-  for row in run.rows:
+  for row in rows:
     if 'train/loss' not in row:
       continue
     count, before = row['step'] - before, row['step']
-    if speed := row.get('images_per_second'):
+    if rate := row.get('images_per_second'):
       steps += count
-      seconds += count * run.config.global_batch_size / speed
+      seconds += count * batch_size / rate
   if not steps:
     return {'training_seconds': None, 'images_per_second': None}
   return {
-    'training_seconds': seconds * run.step / steps,
-    'images_per_second': steps * run.config.global_batch_size / seconds,
+    'training_seconds': seconds * num_steps / steps,
+    'images_per_second': steps * batch_size / seconds,
   }
 
 
-def groups(runs: list[RunRecord]) -> list[list[int]]:
-  """Positions of the runs that differ in nothing but the seed.
+def groups(runs: list[RunRecord], rows: list[dict]) -> list[dict]:
+  """Groups the runs that differ in nothing but the seed.
 
-  Only of what was repeated: groups have two seeds at least.
+  Args:
+    runs: the runs.
+    rows: their `numbers`.
+
+  Returns:
+    [{runs: names, seeds, top1: {mean, deviation, standard_error}, ...}]; JSON.
+    The deviation is that of the sample (n - 1), the error that of the mean.
   """
   found = {}
-  for position, run in enumerate(runs):
-    found.setdefault(run.recipe(), []).append(position)
-  return [
-    group
-    for group in found.values()
-    if len({runs[position].config.seed for position in group}) > 1
-  ]
+  for run, row in zip(runs, rows, strict=True):
+    found.setdefault(run.recipe(), []).append(row)
+  result = []
+  for members in found.values():
+    group = {
+      'runs': [row['name'] for row in members],
+      'seeds': [row['seed'] for row in members],
+    }
+    if len(set(group['seeds'])) < 2:
+      continue
+    for key in SPREAD:
+      values = [row[key] for row in members]
+      if None not in values:
+        deviation = float(np.std(values, ddof=1))
+        group[key] = {
+          'mean': float(np.mean(values)),
+          'deviation': deviation,
+          'standard_error': deviation / math.sqrt(len(values)),
+        }
+    result.append(group)
+  return result
 
 
-def spread(values: list[float]) -> dict[str, float]:
-  """{mean, deviation} with the deviation of a sample (n - 1)."""
-  return {
-    'mean': float(np.mean(values)),
-    'deviation': float(np.std(values, ddof=1)),
-  }
-
-
-def data_notes(runs: list[RunRecord]) -> list[str]:
-  """Sentences on what speaks against comparing the runs; empty: nothing."""
-  notes = []
+def notes(runs: list[RunRecord]) -> list[str]:
+  """Returns sentences on what speaks against comparing the runs."""
+  found = []
   for which, key, meaning in (
     ('validation', 'eval_fingerprint', 'their measures do not compare'),
     ('training', 'fingerprint', 'they did not learn from the same images'),
   ):
-    sets = data_sets(runs, key)
-    if len(set(sets)) > 1:
-      parts = [
-        f'set {letter}: '
-        + ', '.join(
-          run.name for run, own in zip(runs, sets, strict=True) if own == letter
-        )
-        for letter in sorted(set(sets))
-      ]
-      notes.append(
-        f'The {which} data differs, so {meaning}. {"; ".join(parts)}.'
-      )
-  if open_runs := [run for run in runs if not run.is_done]:
-    notes.append(
-      'Not done yet: '
-      + ', '.join(
-        f'{run.name} (step {run.step} of {run.num_steps})' for run in open_runs
-      )
-      + '.'
-    )
-  return notes
-
-
-def data_sets(runs: list[RunRecord], key: str) -> list[str]:
-  """A letter for the data of each run; the same data, the same letter.
-
-  Args:
-    runs: the runs.
-    key: `fingerprint` or `eval_fingerprint`.
-  """
-  known = list(dict.fromkeys(run.data[key] for run in runs))
-  return [letter(known.index(run.data[key])) for run in runs]
-
-
-def letter(number: int) -> str:
-  """A, B, ..., Z, A2, B2, ..."""
-  round_, place = divmod(number, 26)
-  return chr(ord('A') + place) + (str(round_ + 1) if round_ else '')
+    sets = {}
+    for run in runs:
+      sets.setdefault(run.data[key], []).append(run.name)
+    if len(sets) > 1:
+      names = ' | '.join(', '.join(members) for members in sets.values())
+      found.append(f'The {which} data differs, so {meaning}: {names}.')
+  open_runs = [
+    f'{run.name} (step {run.step} of {run.num_steps})'
+    for run in runs
+    if not run.is_done
+  ]
+  if open_runs:
+    found.append(f'Not done yet: {", ".join(open_runs)}.')
+  return found

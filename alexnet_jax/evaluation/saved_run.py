@@ -11,6 +11,7 @@ from alexnet_jax import placeholders
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import parallel
 from alexnet_jax.training import restored
 from alexnet_jax.training import state as state_lib
@@ -50,7 +51,7 @@ def load(
   Raises:
     UserError: if there is no run, or no such checkpoint.
   """
-  # Of this process: the first one of several draws the report for all.
+  # Of this process alone: the first of several draws the report for all.
   mesh = parallel.make_mesh(local=True)
   config, class_names, state = restored.restore(workdir, which)
   if data_path:
@@ -67,14 +68,33 @@ def load(
   )
 
 
+def read_newest(workdir: str) -> tuple[int, dict]:
+  """Reads (step, JSON object) of the newest checkpoint that can be read.
+
+  Raises:
+    UserError: if there is no run, or no such checkpoint.
+  """
+  restored.require_run(workdir)
+  checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+  try:
+    for step in reversed(checkpoints.steps()):
+      try:
+        return step, checkpoints.read_run(step)
+      except checkpoint.DamagedCheckpointError:
+        continue
+  finally:
+    checkpoints.close()
+  raise UserError(f'{checkpoints.folder} has no checkpoint that can be read')
+
+
 def warn_of_crops(run: SavedRun, crops: int) -> None:
-  """Says on standard error what ten crops of this run are not good for."""
+  """Warns on standard error of ten crops that are no good for this run."""
   data = run.config.data
   problems = {
     'half of the ten crops are mirrored, and this network was not trained on'
     ' mirrored images (config.data.random_flip is False)': not data.random_flip,
     'the ten crops are two: config.data.crop_size and resize_size are both'
-    f' {data.crop_size}, so that all places are the same': (
+    f' {data.crop_size}, so that all corners are the same': (
       data.crop_size == data.resize_size
     ),
   }
@@ -103,8 +123,8 @@ def make_eval_loader(run: SavedRun, split: str) -> loader_lib.Loader:
     loader = build.make_loader(run.config, split)
   except UserError as error:
     hint = '' if str(error).startswith('split') else '--data_path DIR'
-    said = f'{error} (for this command: {hint})' if hint else str(error)
-    raise UserError(said) from error
+    message = f'{error} (for this command: {hint})' if hint else str(error)
+    raise UserError(message) from error
   _check_classes(run, loader.source)
   return loader
 

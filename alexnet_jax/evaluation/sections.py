@@ -5,7 +5,6 @@ import pathlib
 
 import numpy as np
 
-from alexnet_jax.evaluation import confusion_figures
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import image_figures
 from alexnet_jax.evaluation import measured_run
@@ -17,6 +16,13 @@ from alexnet_jax.training import metrics
 
 PREDICTIONS = 196  # images in the grid, 14 x 14
 AUGMENTED = 10  # training images before and after
+_MISTAKES = {
+  'true': 'true class',
+  'predicted': 'predicted class',
+  'probability': 'its probability',
+  'loss': 'loss [nats]',
+  'file': 'image',
+}
 
 
 class Album:
@@ -40,7 +46,7 @@ class Album:
 
 
 def overview(numbers: dict, settings: dict, data: str, missing: str) -> Section:
-  """What was trained, on what, and how good it is.
+  """Makes the overview: what was trained, on what, and how good it is.
 
   Args:
     numbers: see `measured_run.numbers`; empty without a network.
@@ -82,7 +88,7 @@ def overview(numbers: dict, settings: dict, data: str, missing: str) -> Section:
 
 
 def training(rows: list[dict], album: Album) -> list[Section]:
-  """Curves of the history: losses, accuracy, learning rate, speed."""
+  """Makes the curves: losses, accuracy, learning rate, speed."""
   if not rows:
     return []
   losses = _step_losses(rows, album)
@@ -126,14 +132,14 @@ def _speed(rows, album):
     'speed',
     figures.draw_speed(rows),
     'Images per second, and share of time waiting for data, over the steps',
-    'Of the training alone, without evaluation and saving. Time spent waiting'
-    ' for data is time in which faster reading would train faster.',
+    'Training alone, without evaluation and saving. Where time is spent waiting'
+    ' for data, faster reading would train faster.',
   )
   return [Section('Speed', pictures=[picture])]
 
 
 def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:
-  """All sections about what the network says and is."""
+  """Makes all sections about the network and its predictions."""
   return [
     _confusion(subject, numbers, album),
     _predictions(subject, album),
@@ -148,7 +154,7 @@ def _confusion(subject, numbers, album):
   names = subject.run.class_names
   picture = album.add(
     'confusion',
-    confusion_figures.draw_confusion(subject.measured.confusion, names),
+    figures.draw_confusion(subject.measured.confusion, names),
     f'Confusion matrix of {len(names)} classes',
     'Rows are true classes, columns predicted ones; the right ones lie on the'
     ' diagonal.',
@@ -166,8 +172,8 @@ def _confusion(subject, numbers, album):
 
 def _predictions(subject, album):
   chosen = measured_run.evenly_chosen(subject, PREDICTIONS)
-  said = subject.measured.predictions
-  labels, classes = said.labels[chosen], said.classes[chosen, 0]
+  predictions = subject.measured.predictions
+  labels, classes = predictions.labels[chosen], predictions.classes[chosen, 0]
   right = labels == classes
   figure = image_figures.draw_predictions(
     subject.crops(chosen),
@@ -203,16 +209,10 @@ def _mistakes(subject, numbers, album):
   )
   table = Table(
     'These images',
-    (
-      *('number', 'true class', 'predicted class', 'its probability'),
-      *('loss [nats]', 'image'),
-    ),
+    ('number', *_MISTAKES.values()),
     [
-      (
-        *(number, m['true'], m['predicted'], m['probability']),
-        *(m['loss'], m['file']),
-      )
-      for number, m in enumerate(mistakes, 1)
+      (number, *(mistake[key] for key in _MISTAKES))
+      for number, mistake in enumerate(mistakes, 1)
     ],
   )
   return Section('Worst mistakes', '', (), [picture], [table])
@@ -226,8 +226,8 @@ def _augmentation(subject, album):
     'augmentation',
     image_figures.draw_augmentation(*zip(*rows, strict=True)),
     f'{len(rows)} training images before and after augmentation',
-    'Above: the center squares of the first training images. Below: the same as'
-    ' the first training step saw them, cropped and changed as they say'
+    'Above: the resized squares of the first training images. Below: the same'
+    ' as the first training step saw them, cropped and changed as they say'
     ' (a number: brightness added, of 255; three: red, green and blue).',
   )
   return [Section('Augmentation', pictures=[picture])]
@@ -247,9 +247,9 @@ def _filters(subject, album):
   return [Section('First layer', pictures=[picture])]
 
 
-def _classes(numbers):
-  values = numbers['metrics']
-  averages = Table(
+def averages_table(values: dict) -> Table:
+  """Makes the table of averaged measures; see `measure.Measured`."""
+  return Table(
     'Averages',
     ('average', 'precision', 'recall', 'F1'),
     [
@@ -257,15 +257,26 @@ def _classes(numbers):
       for name in metrics.AVERAGES
     ],
   )
-  columns = (
-    *('class', 'precision', 'recall', 'F1', 'support'),
-    *('true positives', 'false positives'),
-    *('false negatives', 'true negatives'),
+
+
+def classes_table(title: str, rows: list[dict]) -> Table:
+  """Makes the table of classes; see `measured_run.class_rows`."""
+  return Table(
+    title,
+    ('class', 'precision', 'recall', 'F1', 'support', 'TP', 'FP', 'FN', 'TN'),
+    [tuple(row.values()) for row in rows],
+    sortable=True,
   )
-  rows = [tuple(row.values()) for row in numbers['classes']]
-  classes = Table('Every class', columns, rows, sortable=True)
+
+
+def _classes(numbers):
   text = (
     'Macro averages are means over the classes, weighted ones count a class by'
-    ' its images, and micro ones are the accuracy. A click on a column sorts.'
+    ' its images, and micro ones are the accuracy. TP, FP, FN and TN are true'
+    ' and false positives and negatives. A click on a column sorts.'
   )
-  return Section('Classes', text, tables=[averages, classes])
+  tables = [
+    averages_table(numbers['metrics']),
+    classes_table('Every class', numbers['classes']),
+  ]
+  return Section('Classes', text, tables=tables)

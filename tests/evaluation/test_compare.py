@@ -1,16 +1,15 @@
 import csv
 import json
 import pathlib
-import re
 import shutil
 
+import matplotlib.colors
+import matplotlib.image
 import numpy as np
 import pytest
 
 from alexnet_jax import main as train_main
 from alexnet_jax.evaluation import compare
-from alexnet_jax.evaluation import compare_figures
-from alexnet_jax.evaluation import compare_page
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import run_record
 from alexnet_jax.training import writers
@@ -47,7 +46,7 @@ def runs(tmp_path_factory, small):
   return {name: folder / name for name in CHANGES}
 
 
-def test_repetitions_have_a_mean_and_a_deviation(runs, tmp_path, capsys):
+def test_repetitions_have_a_mean_and_its_error(runs, tmp_path, capsys):
   one, two = runs['one'], runs['other seed']
   out = tmp_path / 'out'
   code, result, err = compare_runs(capsys, '--workdirs', one, two, '--out', out)
@@ -62,10 +61,14 @@ def test_repetitions_have_a_mean_and_a_deviation(runs, tmp_path, capsys):
   # Of two numbers the sample deviation is their distance by the root of 2.
   expected = abs(losses[0] - losses[1]) / 2**0.5
   assert group['loss']['deviation'] == pytest.approx(expected)
-  assert 'one, other seed: ' in err
+  assert group['loss']['standard_error'] == pytest.approx(expected / 2**0.5)
+  assert 'Mean ± standard error' in err
   dom = browser.open_page(out / 'index.html')
-  rows = dom.tables['Mean ± standard deviation of the sample'].rows
+  rows = dom.tables['Mean ± standard error'].rows
   assert rows[1][0].text == 'one, other seed'
+  assert f'{sum(losses) / 2:.4f} ± {expected / 2**0.5:.4f}' in [
+    cell.text for cell in rows[1]
+  ]
   keys = dom.tables['Keys of the config that differ'].rows
   assert [row[0].text for row in keys[1:]] == ['log_every_steps', 'seed']
 
@@ -89,6 +92,16 @@ def test_the_numbers_are_those_of_the_run(runs, tmp_path, capsys):
     assert row['forward_flops_per_image'] == 2 * (conv + dense)
     assert row['training_flops_per_image'] == 6 * (conv + dense) - 2 * conv
     assert row['parameters'] == 27 * 8 + 8 + 200 * 8 + 8 + 8 * 3 + 3
+  names = [pathlib.Path(file).name for file in result['files']]
+  assert names == [
+    *('table.csv', 'validation.png', 'training_loss.png', 'index.html')
+  ]
+  for name in names[1:3]:  # not white: lines of as many colors as runs
+    picture = matplotlib.image.imread(tmp_path / 'out' / name)[..., :3]
+    colors = np.unique(np.round(picture * 255).reshape(-1, 3), axis=0)
+    for number in range(len(CHANGES)):
+      wanted = 255 * np.array(matplotlib.colors.to_rgb(f'C{number}'))
+      assert (np.abs(colors - wanted).max(1) < 2).any()
   with (tmp_path / 'out' / 'table.csv').open() as file:
     table = list(csv.DictReader(file))
   assert [row['name'] for row in table] == list(CHANGES)
@@ -103,48 +116,15 @@ def test_other_data_is_noted_in_table_and_page(runs, tmp_path, capsys):
     capsys, '--workdirs', *runs.values(), '--out', out
   )
   assert code == 0
-  sets = [(row['data'], row['eval_data']) for row in result['runs']]
-  assert sets == [('A', 'A'), ('A', 'A'), ('B', 'B')]
+  one, again, other = (row['eval_fingerprint'] for row in result['runs'])
+  assert one == again != other
   validation, training = result['notes']
   assert 'validation data differs, so their measures do not' in validation
-  assert 'set A: one, other seed; set B: other_data.' in validation
+  assert 'compare: one, other seed | other_data.' in validation
   assert 'training data differs' in training
   assert 'NOTE: The validation data differs' in err
   dom = browser.open_page(out / 'index.html')
   assert any(validation in text for text in dom.texts)
-  marked = compare_page.best(result['runs'])
-  assert not {key for _, key in marked} & set(run_record.MEASURES)
-
-
-def test_the_best_of_each_column_is_marked():
-  keys = dict.fromkeys(compare_page.COLUMNS, 1)
-  rows = [
-    {**keys, 'eval_data': 'A', 'loss': 0.5, 'top1': 0.8, 'steps': 3},
-    {**keys, 'eval_data': 'A', 'loss': 0.4, 'top1': 0.8, 'steps': 4},
-    {**keys, 'eval_data': 'A', 'loss': None, 'top1': 0.7, 'steps': 5},
-  ]
-  assert compare_page.best(rows) == {(1, 'loss'), (0, 'top1'), (1, 'top1')}
-  for row, letter in zip(rows, 'AAB', strict=True):
-    row['eval_data'] = letter
-    row['parameters'] = letter == 'B'
-  assert compare_page.best(rows) == {(0, 'parameters'), (1, 'parameters')}
-
-
-def test_the_best_stands_out_in_the_page(runs, tmp_path, capsys):
-  out = tmp_path / 'out'
-  _, result, err = compare_runs(
-    capsys, '--workdirs', runs['one'], runs['other seed'], '--out', out
-  )
-  best = min(result['runs'], key=lambda row: row['loss'])
-  html = (out / 'index.html').read_text()
-  marked = re.findall('class="marked" data-value="([^"]*)"', html)
-  rows = result['runs']
-  assert sorted(marked) == sorted(
-    str(compare_page.cell(key, rows[number][key]))
-    for number, key in compare_page.best(rows)
-  )
-  assert str(best['loss']) in marked
-  assert f'{best["loss"]:.4f}*' in err
 
 
 def test_the_time_is_that_of_the_training_alone(tmp_path):
@@ -157,22 +137,16 @@ def test_the_time_is_that_of_the_training_alone(tmp_path):
     {'step': 9, 'eval/loss': 1.0},
   ]
 
-  class Run:
-    step = 10
-    config = type('Config', (), {'global_batch_size': 8})
-
-  Run.rows = rows
-  speed = run_record._speed(Run)
+  speed = run_record.speed(rows, 10, 8)
   assert speed['images_per_second'] == pytest.approx(64 / 3)
   assert speed['training_seconds'] == pytest.approx(3 * 10 / 8)
-  Run.rows = rows[:1]
-  assert set(run_record._speed(Run).values()) == {None}
+  assert set(run_record.speed(rows[:1], 10, 8).values()) == {None}
 
 
 def test_the_curves_are_those_of_the_histories(runs):
   found = [run_record.load(str(f), n) for n, f in runs.items()]
   for unit, length in (('steps', STEPS), ('epochs', STEPS * 8 / 30)):
-    figure = compare_figures.draw_validation(found, unit)
+    figure = compare.draw_validation(found, unit)
     for axes, key in zip(figure.axes, ('eval/top1', 'eval/loss'), strict=True):
       line = axes.get_lines()[0]
       rows = [row for row in found[0].rows if key in row]
@@ -182,25 +156,10 @@ def test_the_curves_are_those_of_the_histories(runs):
     assert names == list(CHANGES)
   steps, losses = figures.step_losses(found[1].rows)
   assert steps.tolist() == list(range(1, STEPS + 1))
-  (axes,) = compare_figures.draw_deviation(found, 'steps').axes
-  deviations = axes.get_lines()[1].get_ydata()
+  mean, deviation = compare.draw_training_loss(found, 'steps').axes
+  assert mean.get_lines()[1].get_ydata()[-1] == pytest.approx(losses.mean())
+  deviations = deviation.get_lines()[1].get_ydata()
   assert deviations[-1] == pytest.approx(np.std(losses))
-  (axes,) = compare_figures.draw_training_loss(found, 'steps').axes
-  assert axes.get_lines()[1].get_ydata()[-1] == pytest.approx(losses.mean())
-
-
-def test_the_pictures_are_there(runs, tmp_path, capsys):
-  _, result, _ = compare_runs(
-    capsys, '--workdirs', *runs.values(), '--out', tmp_path / 'out'
-  )
-  names = [pathlib.Path(file).name for file in result['files']]
-  assert names == [
-    *('table.csv', 'validation.png', 'training_loss.png', 'deviation.png'),
-    'index.html',
-  ]
-  assert all(
-    pathlib.Path(file).stat().st_size > 100 for file in result['files']
-  )
 
 
 def test_a_run_under_way_is_named(runs, tmp_path, capsys):
@@ -258,9 +217,3 @@ def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
   assert code == 2
   assert 'twice' in err
   assert not (tmp_path / 'out').exists()
-
-
-def test_more_data_sets_than_letters():
-  assert run_record.letter(0) == 'A'
-  assert run_record.letter(25) == 'Z'
-  assert run_record.letter(26) == 'A2'

@@ -1,15 +1,12 @@
 import io
-import time
 
 import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
 
-from alexnet_jax.evaluation import confusion_figures
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import image_figures
-from alexnet_jax.training import metrics
 from alexnet_jax.training import writers
 
 NAMES = ['$x_1$', '<b>', 'Müller ß', 'a\nb', '$\\frac{$', 'bad\udcff', '日本']
@@ -83,9 +80,9 @@ def test_a_long_history_is_thinned():
   assert 2_500 <= len(left.lines[0].get_xdata()) <= 5_000
 
 
-def test_rate_drops_are_found_and_marked():
+def test_learning_rate_drops_are_found_and_marked():
   rows = history()
-  assert figures.rate_drops(rows) == [60]
+  assert figures.learning_rate_drops(rows) == [60]
   loss, accuracy = figures.draw_curves(rows).axes
   for axes in (loss, accuracy):
     training, validation, drop = axes.lines
@@ -100,21 +97,34 @@ def test_curves_without_evaluation():
   assert [t.get_text() for t in loss.get_legend().get_texts()] == ['training']
 
 
-@pytest.mark.parametrize('rows', [[], [{'step': 5, 'eval/loss': 1.0}]])
-def test_curves_of_almost_no_history(rows, tmp_path):
-  for draw in (
+@pytest.mark.parametrize(
+  'draw',
+  [
     figures.draw_curves,
     figures.draw_learning_rate,
     figures.draw_speed,
     figures.draw_step_losses,
-  ):
-    assert figures.save(draw(rows), tmp_path / 'a.png')[:4] == b'\x89PNG'
+  ],
+)
+def test_curves_of_almost_no_history(draw):
+  """Axes and their names are there, and one evaluation is a dot."""
+  white = figures.panels(len(draw([]).axes))[0]
+  for axes in white.axes:
+    axes.set_axis_off()
+  assert ink(draw([])) > ink(white) == 0
+  evaluated = ink(draw([{'step': 5, 'eval/loss': 1.0}]))
+  assert (evaluated != ink(draw([]))) == (draw is figures.draw_curves)
+
+
+def ink(figure):
+  """The number of pixels that are not white."""
+  return int((pixels(figure) < 255).any(-1).sum())
 
 
 @pytest.mark.parametrize('classes', [2, 7])
 def test_a_small_confusion_matrix_has_numbers_and_names(classes):
   confusion = np.arange(classes**2).reshape(classes, classes)
-  figure = confusion_figures.draw_confusion(confusion, NAMES[:classes])
+  figure = figures.draw_confusion(confusion, NAMES[:classes])
   axes = figure.axes[0]
   assert texts(axes) == [str(n) for n in range(classes**2)]
   wanted = [figures.shortened(name, 20) for name in NAMES[:classes]]
@@ -125,14 +135,15 @@ def test_a_small_confusion_matrix_has_numbers_and_names(classes):
 
 def test_all_names_can_be_drawn(tmp_path):
   """Also those with dollars, line breaks or letters that no font has."""
-  small = confusion_figures.draw_confusion(np.eye(7, dtype=int), NAMES)
-  large = confusion_figures.draw_confusion(np.ones((42, 42), int), NAMES * 6)
+  small = figures.draw_confusion(np.eye(7, dtype=int), NAMES)
+  large = figures.draw_confusion(np.ones((42, 42), int), NAMES * 6)
   images = np.zeros((7, 8, 8, 3), np.uint8)
   grid = image_figures.draw_predictions(
     images, NAMES, NAMES[::-1], [False] * 7, columns=3
   )
   for figure in (small, large, grid):  # warnings are errors
-    assert figures.save(figure, tmp_path / 'a.png')[:4] == b'\x89PNG'
+    figures.save(figure, tmp_path / 'a.png')
+    assert len(np.unique(matplotlib.image.imread(tmp_path / 'a.png'))) > 20
 
 
 def test_a_thousand_classes():
@@ -140,12 +151,10 @@ def test_a_thousand_classes():
   confusion = np.diag(rng.integers(10, 50, 1_000))
   confusion[17, 900], confusion[3, 4] = 30, 20
   confusion[500, 250] = 1
-  start = time.perf_counter()
-  figure = confusion_figures.draw_confusion(
+  figure = figures.draw_confusion(
     confusion, [f'class {i}' for i in range(1_000)]
   )
   image = pixels(figure)
-  assert time.perf_counter() - start < 10  # a second, on a free machine
   matrix, bars = figure.axes[:2]
   assert [label.get_text() for label in bars.get_yticklabels()] == [
     'class 17 → class 900',
@@ -161,7 +170,7 @@ def test_a_thousand_classes():
 
 
 def test_no_mistakes_among_many_classes():
-  figure = confusion_figures.draw_confusion(np.eye(40, dtype=int), ['a'] * 40)
+  figure = figures.draw_confusion(np.eye(40, dtype=int), ['a'] * 40)
   assert 'no mistakes' in texts(figure.axes[1])
 
 
@@ -241,7 +250,7 @@ def test_filters_are_enlarged_without_smoothing(shape, scale):
     np.testing.assert_allclose(small, wanted, atol=0.51)
 
 
-def test_a_constant_filter_is_grey():
+def test_a_constant_filter_is_gray():
   images = image_figures.filter_images(np.zeros((3, 3, 3, 1)))
   assert images.shape == (1, 3, 3, 3)
   assert (images == 128).all()
@@ -260,11 +269,3 @@ def test_names_are_shortened_to_one_line():
   assert figures.shortened('tench, Tinca tinca', 10) == 'tench, Ti…'
   assert figures.shortened(' a\n b ', 10) == 'a b'
   assert figures.shortened('bad\udcff', 10) == 'bad?'
-
-
-def test_most_confused_is_fast_at_a_thousand_classes():
-  confusion = np.random.default_rng(0).integers(0, 9, (1_000, 1_000))
-  start = time.perf_counter()
-  pairs = metrics.most_confused(confusion, 25)
-  assert time.perf_counter() - start < 5
-  assert [examples for *_, examples in pairs] == [8] * 25

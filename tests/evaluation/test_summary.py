@@ -1,129 +1,106 @@
-"""The network's table: what its layers do, in order of execution."""
+"""The table of a network: its layers in order of execution, and their sizes."""
 
 import pytest
 
-from alexnet_jax.evaluation.summary import layer_table
-from alexnet_jax.evaluation.summary import operation
+from alexnet_jax.evaluation import summary
 from alexnet_jax.models.alexnet import AlexNet
 
-TOWERS = (1, 2, 1, 2, 2)
 SMALL = {
   'num_classes': 7,
-  'channels': (8, 8, 8, 8, 8),
-  'kernels': (5, 3, 3, 3, 3),
-  'strides': (2, 1, 1, 1, 1),
-  'paddings': ('SAME',) * 5,
-  'hidden': (12, 10),
-}
-# One convolution.
-ONE = {
-  'channels': (8,),
-  'kernels': (5,),
-  'strides': (1,),
-  'paddings': ('SAME',),
-  'groups': (1,),
-  'pool_layers': (),
+  'channels': (8, 8),
+  'kernels': (5, 3),
+  'strides': (2, 1),
+  'paddings': ((2, 1), 'SAME'),
+  'groups': (1, 2),
+  'pool_layers': (1, 2),
   'bias_layers': (),
+  'hidden': (12,),
 }
+CONVS = {
+  'conv1': '5 x 5, stride 2, padding 2 and 1',
+  'conv2': '3 x 3, stride 1, padding SAME, 2 groups',
+}
+POOL = 'largest of 3 x 3, stride 2'
 
 
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
     (
-      {'hidden': (12,), 'paddings': (0, 1, (2, 1), 'SAME', 'SAME')},
+      {},
       {
-        'conv1': '5 x 5, stride 2, padding 0, ReLU',
+        'conv1': CONVS['conv1'],
         'lrn1': 'over 5 channels',
-        'pool1': 'largest of 3 x 3, stride 2',
-        'conv2': '3 x 3, stride 1, padding 1, ReLU',
+        'pool1': POOL,
+        'conv2': CONVS['conv2'],
         'lrn2': 'over 5 channels',
-        'pool2': 'largest of 3 x 3, stride 2',
-        'conv3': '3 x 3, stride 1, padding 2 and 1, ReLU',
-        'conv4': '3 x 3, stride 1, padding SAME, ReLU',
-        'conv5': '3 x 3, stride 1, padding SAME, ReLU',
-        'pool5': 'largest of 3 x 3, stride 2',
-        'dense1': 'dense, ReLU, dropout 0.5',
+        'pool2': POOL,
+        'dense1': 'dense',
         'head': 'dense',
       },
     ),
-    # The orders of Caffe's net, of the release's and of batch norm.
+    # The orders of Caffe's net and of the paper's released code.
     (
       {
-        'groups': TOWERS,
         'lrn_groups': 2,
-        'block_order': ('relu-pool-norm', 'norm-pool-relu-spatial', '', '', ''),
-        'pool_layers': (1, 2),
+        'block_order': ('relu-pool-norm', 'norm-pool-relu-spatial'),
         'hidden': (),
       },
       {
-        'conv1': '5 x 5, stride 2, padding SAME, ReLU',
-        'pool1': 'largest of 3 x 3, stride 2',
+        'conv1': CONVS['conv1'],
+        'pool1': POOL,
         'lrn1': 'over 5 channels, 2 groups',
-        'conv2': '3 x 3, stride 1, padding SAME, 2 groups',
+        'conv2': CONVS['conv2'],
         'lrn2': 'over 5 channels, 2 groups',
-        'pool2': 'largest of 3 x 3, stride 2, ReLU',
+        'pool2': POOL,
         'spatial2': 'over 5 x 5',
-        'conv3': '3 x 3, stride 1, padding SAME, ReLU',
-        'conv4': '3 x 3, stride 1, padding SAME, 2 groups, ReLU',
-        'conv5': '3 x 3, stride 1, padding SAME, 2 groups, ReLU',
         'head': 'dense',
       },
     ),
     (
+      {'norm': 'batch', 'pool_layers': (), 'norm_hidden': (1,)},
       {
-        **ONE,
-        'norm': 'batch',
-        'norm_layers': (1,),
-        'norm_before_relu': True,
-        'norm_hidden': (1,),
-        'dropout_position': 'before',
-      },
-      {
-        'conv1': '5 x 5, stride 1, padding SAME',
-        'norm1': 'batch norm, ReLU',
-        'dense1': 'dropout 0.5, dense',
-        'dense_norm1': 'batch norm, ReLU',
-        'dense2': 'dropout 0.5, dense, ReLU',
-        'head': 'dense',
-      },
-    ),
-    (
-      {
-        **ONE,
-        'paddings': ('VALID',),
-        'norm': 'batch',
-        'norm_layers': (1,),
-        'norm_hidden': (2,),
-      },
-      {
-        'conv1': '5 x 5, stride 1, padding VALID, ReLU',
+        'conv1': CONVS['conv1'],
         'norm1': 'batch norm',
-        'dense1': 'dense, ReLU, dropout 0.5',
-        'dense2': 'dense, ReLU',
-        'dense_norm2': 'batch norm, dropout 0.5',
-        'head': 'dense',
-      },
-    ),
-    (
-      {
-        **ONE,
-        'norm': 'none',
-        'norm_layers': (1,),
-        'norm_before_relu': True,
-        'hidden': (12,),
-        'dropout': 0.0,
-      },
-      {
-        'conv1': '5 x 5, stride 1, padding SAME, ReLU',
-        'dense1': 'dense, ReLU',
+        'conv2': CONVS['conv2'],
+        'norm2': 'batch norm',
+        'dense1': 'dense',
+        'dense_norm1': 'batch norm',
         'head': 'dense',
       },
     ),
   ],
 )
-def test_the_summary_says_what_layers_do_and_in_which_order(fields, expected):
+def test_layers_stand_in_order_with_what_they_do(fields, expected):
   model = AlexNet(**{**SMALL, **fields})
-  _, rows = layer_table(model, (36, 36, 3))
-  said = {name: operation(model, name) for name, *_ in rows}
-  assert list(said.items()) == list(expected.items())
+  _, rows = summary.layer_table(model, (36, 36, 3))
+  words = {name: summary.operation(model, name) for name, *_ in rows}
+  assert list(words.items()) == list(expected.items())
+
+
+def test_shapes_parameters_and_flops_by_hand():
+  params, rows = summary.layer_table(AlexNet(**SMALL), (36, 36, 3))
+  outputs = {name: output for name, output, _ in rows}
+  assert outputs == {
+    'conv1': (18, 18, 8),
+    'lrn1': (18, 18, 8),
+    'pool1': (8, 8, 8),
+    'conv2': (8, 8, 8),
+    'lrn2': (8, 8, 8),
+    'pool2': (3, 3, 8),
+    'dense1': (12,),
+    'head': (7,),
+  }
+  macs = {name: macs for name, _, macs in rows if macs}
+  assert macs == {
+    'conv1': 18 * 18 * 5 * 5 * 3 * 8,
+    'conv2': 8 * 8 * 3 * 3 * 4 * 8,  # two groups: half of the channels each
+    'dense1': 72 * 12,
+    'head': 12 * 7,
+  }
+  kernels = 5 * 5 * 3 * 8 + 3 * 3 * 4 * 8 + 72 * 12 + 12 * 7
+  assert summary.totals(params, rows) == {
+    'parameters': kernels + 8 + 8 + 12 + 7,
+    'forward_flops_per_image': 2 * sum(macs.values()),
+    'training_flops_per_image': 6 * sum(macs.values()) - 2 * macs['conv1'],
+  }

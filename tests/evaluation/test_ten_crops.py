@@ -1,4 +1,4 @@
-"""Ten crops of digits and photographs, whose number no batch divides."""
+"""Ten crops of photographs, whose number no batch divides."""
 
 import json
 
@@ -59,11 +59,6 @@ def result(capsys, command, *arguments):
 @pytest.mark.parametrize(
   ('source', 'examples', 'changes'),
   [
-    pytest.param(
-      *('digits', 1000),
-      {**LRN, 'data__mean': 'channel', 'parallel': 'shard_map'},
-      marks=pytest.mark.slow,
-    ),
     ('jpeg', 13, {**BATCH_NORM, 'data__mean': 'image', 'parallel': 'pmap'}),
     pytest.param(
       *('raw', 13),
@@ -75,8 +70,7 @@ def result(capsys, command, *arguments):
 def test_ten_crops_equal_a_plain_loop(
   source, examples, changes, small, photographs, tmp_path, capsys
 ):
-  if source != 'digits':
-    changes = {**changes, 'data__path': str(photographs / source)}
+  changes = {**changes, 'data__path': str(photographs / source)}
   kind = {'jpeg': 'folder'}.get(source, source)
   workdir = train(tmp_path, small, data__source=kind, **changes)
   values, err = result(capsys, evaluate, '--workdir', workdir, '--crops', '10')
