@@ -34,10 +34,10 @@ def loop_weights(size, count):
         covered = min(k + 1, (i + 1) * scale) - max(k, i * scale)
         weights[i, k] = max(0, covered) / scale
     else:
-      centre = min(max((i + 0.5) * scale - 0.5, 0), size - 1)
-      low = int(centre)
-      weights[i, low] += 1 - (centre - low)
-      weights[i, min(low + 1, size - 1)] += centre - low
+      center = min(max((i + 0.5) * scale - 0.5, 0), size - 1)
+      low = int(center)
+      weights[i, low] += 1 - (center - low)
+      weights[i, min(low + 1, size - 1)] += center - low
   return weights
 
 
@@ -101,7 +101,7 @@ def test_copy_windows_cuts_what_slices_cut():
     )
 
 
-def test_colour_sums_are_those_of_numpy():
+def test_color_sums_are_those_of_numpy():
   image = noise(31, 17)
   sums, products = np.ones(3, np.int64), np.ones((3, 3), np.int64)
   kernels.add_color_sums(image, sums, products)
