@@ -178,7 +178,7 @@ def num_classes(config) -> int:
 
 
 def batch_shapes(config) -> dict:
-  """A global batch as ShapeDtypeStructs; see `pipeline.make_train_iter`."""
+  """A global batch as ShapeDtypeStructs; see `pipeline.Batch`."""
   import jax
   import numpy as np
 
