@@ -13,11 +13,11 @@ def address(array):
 def test_memory_is_used_again_when_nothing_refers_to_it():
   buffers = Buffers((4, 3))
   first = buffers.take()
-  place = address(first)
+  memory = address(first)
   assert first.shape == (4, 3)
   assert first.dtype == np.uint8
   del first
-  assert address(buffers.take()) == place
+  assert address(buffers.take()) == memory
 
 
 def test_views_keep_their_memory():
@@ -25,15 +25,15 @@ def test_views_keep_their_memory():
   array = buffers.take()
   array[...] = 7
   view = array.reshape(2, 6)[1:, ::2].T
-  place = address(array)
+  memory = address(array)
   del array
   others = [buffers.take() for _ in range(5)]
   for other in others:
     other[...] = 9
-  assert place not in [address(other) for other in others]
+  assert memory not in [address(other) for other in others]
   assert (view == 7).all()
   del view
-  assert address(buffers.take()) == place
+  assert address(buffers.take()) == memory
 
 
 def test_an_array_outlives_its_buffers():

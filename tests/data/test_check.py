@@ -22,30 +22,19 @@ from alexnet_jax.data.prepare import diagnosis
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
+from tests.data.pictures import encode
+from tests.data.pictures import noise
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def pixels(seed, height=40, width=48, channels=3):
-  rng = np.random.default_rng(seed)
-  return rng.integers(0, 256, (height, width, channels), np.uint8)
-
-
-def encode(image, file_format='JPEG', **options):
-  if isinstance(image, np.ndarray):
-    image = PIL.Image.fromarray(image)
-  buffer = io.BytesIO()
-  image.save(buffer, file_format, **options)
-  return buffer.getvalue()
-
-
 def jpeg(seed):
-  return encode(pixels(seed))
+  return encode(noise(seed))
 
 
 def large(seed):
   """A JPEG larger than what tarfile reads at a time."""
-  return encode(pixels(seed, 96, 128))
+  return encode(noise(seed, 96, 128))
 
 
 def write(root, files):
@@ -115,35 +104,35 @@ def deep_rgb():
 
 def odd_images():
   """{name: (severity, kind or a part of the note, content)}."""
-  gif = [PIL.Image.fromarray(pixels(s)).quantize(16) for s in (92, 93)]
-  deep = pixels(94)[..., 0].astype(np.uint16) * 257
-  rgba, small = pixels(95, channels=4), pixels(96, 20, 48)
-  cmyk = PIL.Image.fromarray(pixels(97, channels=4), 'CMYK')
-  turned = encode(pixels(98), exif=exif(6))
+  gif = [PIL.Image.fromarray(noise(s)).quantize(16) for s in (92, 93)]
+  deep = noise(94)[..., 0].astype(np.uint16) * 257
+  rgba, small = noise(95, channels=4), noise(96, 20, 48)
+  cmyk = PIL.Image.fromarray(noise(97, channels=4), 'CMYK')
+  turned = encode(noise(98), exif=exif(6))
   return {
     'empty.jpg': ('error', 'empty_file', b''),
     'cut.jpg': ('error', 'truncated', jpeg(99)[:-400]),
-    'cut.png': ('error', 'truncated', encode(pixels(100), 'PNG')[:-400]),
+    'cut.png': ('error', 'truncated', encode(noise(100), 'PNG')[:-400]),
     'text.jpg': ('error', 'unreadable', b'no image\n' * 9),
     'damaged.jpg': ('warning', 'damaged_jpeg', damaged_jpeg()),
-    'stripe.png': ('warning', 'one_pixel', encode(pixels(101, 1), 'PNG')),
+    'stripe.png': ('warning', 'one_pixel', encode(noise(101, 1), 'PNG')),
     'small.png': ('note', 'side under 32 pixels', encode(small, 'PNG')),
     'cmyk.jpg': ('note', 'CMYK or YCCK', encode(cmyk)),
-    'gray.jpg': ('note', 'gray', encode(pixels(102)[..., 0])),
+    'gray.jpg': ('note', 'gray', encode(noise(102)[..., 0])),
     'clear.png': ('note', 'transparent', encode(rgba, 'PNG')),
     'few.png': ('note', 'with a palette', encode(gif[0], 'PNG')),
     'deep.png': ('note', '16 bits', encode(deep, 'PNG')),
     'turned.jpg': ('note', 'turned by EXIF', turned),
-    'png.jpg': ('note', 'named .jpg but PNG', encode(pixels(103), 'PNG')),
-    'webp.jpeg': ('note', 'named .jpeg but WEBP', encode(pixels(104), 'WEBP')),
+    'png.jpg': ('note', 'named .jpg but PNG', encode(noise(103), 'PNG')),
+    'webp.jpeg': ('note', 'named .jpeg but WEBP', encode(noise(104), 'WEBP')),
     'film.webp': (
       'note',
       'several frames',
       encode(
-        PIL.Image.fromarray(pixels(105)),
+        PIL.Image.fromarray(noise(105)),
         'WEBP',
         save_all=True,
-        append_images=[PIL.Image.fromarray(pixels(106))],
+        append_images=[PIL.Image.fromarray(noise(106))],
       ),
     ),
   }
@@ -175,7 +164,7 @@ def test_every_oddity_is_found_once_with_its_name(tmp_path):
 
 
 def test_an_image_can_be_odd_in_several_ways():
-  frames = [PIL.Image.fromarray(pixels(s)).quantize(16) for s in (1, 2)]
+  frames = [PIL.Image.fromarray(noise(s)).quantize(16) for s in (1, 2)]
   gif = encode(frames[0], 'GIF', save_all=True, append_images=frames[1:])
   notes = [note.split(':')[0] for _, note in diagnosis.examine(gif, 'f.jpg')]
   named, frames = 'named .jpg but GIF', 'with several frames'
@@ -188,7 +177,7 @@ def test_an_image_can_be_odd_in_several_ways():
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP'])
 def test_unreadable_is_what_training_cannot_decode(file_format):
   rng = np.random.default_rng(0)
-  whole = encode(pixels(0), file_format)
+  whole = encode(noise(0), file_format)
   outcomes = set()
   for trial in range(60):
     content = bytearray(whole)
@@ -332,7 +321,7 @@ def test_imagenet_tars_with_a_few_images(tmp_path):
 
 
 def test_images_in_tars_are_examined(tmp_path):
-  bad = {'cut.JPEG': jpeg(60)[:-300], 'flat.JPEG': encode(pixels(61), 'PNG')}
+  bad = {'cut.JPEG': jpeg(60)[:-300], 'flat.JPEG': encode(noise(61), 'PNG')}
   result = check(str(write(tmp_path, imagenet_tars(**bad))))
   assert found(result) == {
     ('error', 'wrong_count'): wrong_counts(8, 2, 2),

@@ -10,21 +10,8 @@ import pytest
 
 from alexnet_jax.data import decoding
 from alexnet_jax.errors import UnreadableImageError
-
-
-def photo(height=60, width=80):
-  """Smooth colors, which JPEG keeps well."""
-  rows, columns = np.mgrid[:height, :width]
-  return np.stack(
-    [rows * 255 // height, columns * 255 // width, (rows + columns) % 97],
-    axis=-1,
-  ).astype(np.uint8)
-
-
-def encode(image, form, **options):
-  buffer = io.BytesIO()
-  image.save(buffer, form, **options)
-  return buffer.getvalue()
+from tests.data.pictures import encode
+from tests.data.pictures import photo
 
 
 def pillow(encoded):
@@ -44,10 +31,12 @@ def pillow(encoded):
     ('RGB', 'BMP'),
     ('P', 'GIF'),
     ('RGB', 'TIFF'),
+    ('RGB', 'WEBP'),
   ],
 )
 def test_lossless_formats_decode_as_pillow_does(mode, form):
-  encoded = encode(PIL.Image.fromarray(photo()).convert(mode), form)
+  options = {'lossless': True} if form == 'WEBP' else {}
+  encoded = encode(PIL.Image.fromarray(photo()).convert(mode), form, **options)
   np.testing.assert_array_equal(decoding.decode(encoded), pillow(encoded))
 
 
@@ -66,27 +55,6 @@ def test_jpeg_decodes_as_pillow_does_within_rounding(mode, options):
   )
   difference = decoding.decode(encoded).astype(int) - pillow(encoded)
   assert np.abs(difference).max() <= 3
-
-
-def test_webp_decodes_as_pillow_does():
-  encoded = encode(PIL.Image.fromarray(photo()), 'WEBP', lossless=True)
-  np.testing.assert_array_equal(decoding.decode(encoded), pillow(encoded))
-
-
-def test_exif_orientation_turns_the_image():
-  image = PIL.Image.fromarray(photo(40, 80))
-  exif = PIL.Image.Exif()
-  exif[0x0112] = 6  # turn by 90 degrees
-  encoded = encode(image, 'JPEG', quality=95, exif=exif.tobytes())
-  turned = decoding.decode(encoded)
-  assert turned.shape == (80, 40, 3)
-  expected = np.rot90(pillow(encoded), -1).astype(int)
-  assert np.abs(turned - expected).max() <= 3
-
-
-def test_a_png_named_jpg_is_a_png():
-  encoded = encode(PIL.Image.fromarray(photo()), 'PNG')
-  np.testing.assert_array_equal(decoding.decode(encoded), photo())
 
 
 JPEG = encode(PIL.Image.fromarray(photo()), 'JPEG')
@@ -153,10 +121,10 @@ def test_broken_exif_data_leaves_the_image_as_it_is():
   whole = encode(PIL.Image.fromarray(photo()), 'JPEG')
   broken = b'Exif\0\0II*\0\xff\xff\xff\xff'
   segment = b'\xff\xe1' + (len(broken) + 2).to_bytes(2, 'big') + broken
-  np.testing.assert_array_equal(
-    decoding.decode(whole[:2] + segment + whole[2:]),
-    decoding.decode(whole).copy(),
-  )
+  expected = decoding.decode(whole).copy()
+  assert expected.any()
+  decoded = decoding.decode(whole[:2] + segment + whole[2:])
+  np.testing.assert_array_equal(decoded, expected)
 
 
 def segment(marker, content):

@@ -91,8 +91,7 @@ def eval_batches(layouts, layout):
 
 
 @pytest.mark.parametrize('layout', ['folder', 'resized', 'raw'])
-@pytest.mark.parametrize('threads', [1, 2, 8])
-@pytest.mark.parametrize('prefetch', [0, 2, 8])
+@pytest.mark.parametrize(('threads', 'prefetch'), [(1, 8), (8, 0), (8, 8)])
 def test_threads_and_prefetch_change_nothing(
   layouts, layout, threads, prefetch
 ):
@@ -104,16 +103,15 @@ def test_threads_and_prefetch_change_nothing(
 
 @pytest.mark.parametrize('layout', ['folder', 'resized', 'raw'])
 @pytest.mark.parametrize('crop', ['random', 'random_resized'])
-@pytest.mark.parametrize('at', [0, 2, 4])
-def test_a_restored_iterator_gives_the_tail(layouts, layout, crop, at):
+def test_a_restored_iterator_gives_the_tail(layouts, layout, crop):
   # Epochs of 20 in batches of 7: batches 2 and 5 reach into the next one.
   unbroken = list(train_batches(layouts, layout, crop=crop))
   first = train_batches(layouts, layout, crop=crop)
-  for _ in range(at):
+  for _ in range(4):
     next(first)
   second = train_batches(layouts, layout, crop=crop)
   second.set_state(first.get_state())
-  assert_same(list(second), unbroken[at:])
+  assert_same(list(second), unbroken[4:])
 
 
 def test_random_resized_crops_are_those_of_the_draws(layouts):

@@ -59,10 +59,6 @@ def test_process_slices_make_up_the_batch():
     assert list(itertools.chain(*parts)) == whole
 
 
-def test_a_permutation_takes_four_bytes_an_example():
-  assert order.permutation(0, 0, 1000).nbytes == 4000
-
-
 def test_the_sequence_is_the_one_it_always_was():
   """Golden numbers: a change here means that old runs cannot be resumed.
 

@@ -1,33 +1,20 @@
 import concurrent.futures
-import io
 import json
 import sys
 
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alexnet_jax import validation
-from alexnet_jax.config import make_config
 from alexnet_jax.data import parquet
 from alexnet_jax.data import sources
 from alexnet_jax.data import splits
-from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
-from tests.data.batches import train_iter
+from tests.data.pictures import image_file
 
 NAMES = ['crane', 'dog', 'maillot']
 STRUCT = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
-
-
-def image_file(seed):
-  rng = np.random.default_rng(seed)
-  pixels = rng.integers(0, 256, (18 + seed % 5, 20, 3), dtype=np.uint8)
-  buffer = io.BytesIO()
-  PIL.Image.fromarray(pixels).save(buffer, 'PNG')
-  return buffer.getvalue()
 
 
 def make_rows(count, first=0):
@@ -175,14 +162,6 @@ def test_without_validation_files_some_rows_are_held_out(tmp_path):
   assert contents(validation) == [rows[i] for i in np.flatnonzero(mask)]
   assert contents(train) == [rows[i] for i in np.flatnonzero(~mask)]
   assert train.fingerprint != validation.fingerprint
-
-
-def test_fingerprint_follows_the_rows(tmp_path):
-  write_hub(tmp_path, make_rows(12), make_rows(3))
-  before = open_split(tmp_path).fingerprint
-  assert open_split(tmp_path).fingerprint == before
-  write_hub(tmp_path, make_rows(12, first=3), make_rows(3))
-  assert open_split(tmp_path).fingerprint != before
 
 
 @pytest.mark.parametrize('cache', [1, 30_000, 1 << 28])
@@ -336,47 +315,8 @@ def test_files_that_change_during_a_run_are_named(tmp_path):
   assert third.read(0) == make_rows(1)[0]  # an error leaves nothing behind
 
 
-def test_missing_files_are_named(tmp_path):
-  with pytest.raises(UserError, match=r'no file whose name ends in \.parquet'):
-    open_split(tmp_path)
-  with pytest.raises(UserError, match='no folder at'):
-    open_split(tmp_path / 'nowhere')
-
-
 def test_without_pyarrow_the_command_is_named(tmp_path, monkeypatch):
   write(tmp_path / 'train.parquet', make_rows(6))
   monkeypatch.setitem(sys.modules, 'pyarrow', None)
   with pytest.raises(UserError, match=r'pip install .*\[parquet\]'):
     open_split(tmp_path)
-
-
-def batches_of(path):
-  loader = Loader(open_split(path), 16, num_threads=3)
-  return train_iter(
-    loader, num_steps=9, global_batch_size=8, seed=3, crop_size=12
-  )
-
-
-def test_batches_and_their_tail(tmp_path):
-  write_hub(tmp_path, make_rows(30))
-  whole = list(batches_of(tmp_path))
-  first = batches_of(tmp_path)
-  for _ in range(4):
-    next(first)
-  second = batches_of(tmp_path)
-  second.set_state(first.get_state())
-  tail = list(second)
-  assert len(tail) == 5
-  for ours, theirs in zip(tail, whole[4:], strict=True):
-    assert ours['image'].shape == (8, 12, 12, 3)
-    for name in ours:
-      np.testing.assert_array_equal(ours[name], theirs[name])
-
-
-def test_the_config_asks_for_the_folder():
-  config = make_config()
-  config.data.source = 'parquet'
-  with pytest.raises(UserError, match=r'data\.path'):
-    validation.validate(config)
-  config.data.path = 'somewhere'
-  validation.validate(config)

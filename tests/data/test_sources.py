@@ -1,4 +1,5 @@
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
@@ -82,11 +83,14 @@ def test_folder_ignores_hidden_and_names_other_files(tmp_path, caplog):
   make_folder(tmp_path, {'cat': 3, 'dog': 3})
   (tmp_path / 'cat' / '.DS_Store').write_text('x')
   (tmp_path / '.cache').mkdir()
+  hidden = tmp_path / 'cat' / '.ipynb_checkpoints'
+  shutil.copytree(tmp_path / 'cat', hidden)
   (tmp_path / 'dog' / 'notes.txt').write_text('x')
+  (tmp_path / 'dog' / 'x.png').symlink_to(tmp_path / 'nowhere.png')
   train, validation = both(tmp_path)
   assert train.num_examples + validation.num_examples == 6
-  assert '1 files that are no images' in caplog.text
-  assert 'dog/notes.txt' in caplog.text
+  assert '2 files that are no images' in caplog.text
+  assert 'the first: dog/notes.txt' in caplog.text
 
 
 def test_fingerprint_follows_the_files(tmp_path):

@@ -1,12 +1,9 @@
-import concurrent.futures
 import gzip
 import io
-import json
 import os
 import tarfile
 
 import numpy as np
-import PIL.Image
 import pytest
 import webdataset
 from webdataset import tariterators
@@ -16,17 +13,8 @@ from alexnet_jax.config import make_config
 from alexnet_jax.data import sources
 from alexnet_jax.data import splits
 from alexnet_jax.data import tar_shards
-from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
-from tests.data.batches import train_iter
-
-
-def image_file(seed, kind='PNG'):
-  rng = np.random.default_rng(seed)
-  pixels = rng.integers(0, 256, (18 + seed % 5, 20, 3), dtype=np.uint8)
-  buffer = io.BytesIO()
-  PIL.Image.fromarray(pixels).save(buffer, kind)
-  return buffer.getvalue()
+from tests.data.pictures import image_file
 
 
 def make_samples(count, first=0, classes=3):
@@ -202,12 +190,6 @@ def test_without_validation_shards_some_are_held_out(tmp_path):
   assert contents(other) != contents(validation)
 
 
-def test_shards_that_name_no_split_are_split(tmp_path):
-  write_shards(tmp_path / '%06d.tar', make_samples(30))
-  train, validation = (open_split(tmp_path, s) for s in sources.SPLITS)
-  assert (train.num_examples, validation.num_examples) == (24, 6)
-
-
 def test_shards_of_no_split_are_named_beside_those_of_one(tmp_path, caplog):
   write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
   write_shards(tmp_path / 'train-val-%06d.tar', make_samples(20))
@@ -240,20 +222,6 @@ def test_class_files_that_do_not_fit(tmp_path, text, message):
   (tmp_path / 'classes.txt').write_bytes(text)
   with pytest.raises(UserError, match=message):
     open_split(tmp_path)
-
-
-def test_eight_threads_at_once(tmp_path):
-  samples = make_samples(40)
-  write_shards(tmp_path / 'train-%06d.tar', samples)
-  write_shards(tmp_path / 'val-%06d.tar', samples[:3])
-  source = open_split(tmp_path)
-
-  def read_all(seed):
-    order = np.random.default_rng(seed).permutation(source.num_examples)
-    return all(source.read(i) == samples[i][1:] for i in order for _ in '123')
-
-  with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    assert all(pool.map(read_all, range(8)))
 
 
 @pytest.fixture
@@ -316,12 +284,6 @@ def test_an_index_that_cannot_be_written_stays_in_memory(
   assert len(indexings) == 1
   assert caplog.text.count('cannot be written') == 1
   assert not list(tmp_path.glob('.*'))
-
-
-def test_the_index_of_a_small_set_is_not_kept(tmp_path):
-  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
-  open_split(tmp_path)
-  assert not list(tmp_path.glob('*index*'))
 
 
 def test_a_tar_that_is_cut_off_anywhere_is_refused(tmp_path):
@@ -490,29 +452,6 @@ def test_shards_that_change_during_a_run_are_named(tmp_path):
     source.read(0)
 
 
-def batches_of(path):
-  loader = Loader(open_split(path), 16, num_threads=3)
-  return train_iter(
-    loader, num_steps=9, global_batch_size=8, seed=3, crop_size=12
-  )
-
-
-def test_batches_and_their_tail(tmp_path):
-  write_shards(tmp_path / 'train-%06d.tar', make_samples(30))
-  whole = list(batches_of(tmp_path))
-  first = batches_of(tmp_path)
-  for _ in range(4):
-    next(first)
-  second = batches_of(tmp_path)
-  second.set_state(first.get_state())
-  tail = list(second)
-  assert len(tail) == 5
-  for ours, theirs in zip(tail, whole[4:], strict=True):
-    assert ours['image'].shape == (8, 12, 12, 3)
-    for name in ours:
-      np.testing.assert_array_equal(ours[name], theirs[name])
-
-
 def test_the_config_asks_for_the_folder():
   config = make_config()
   config.data.source = 'tar'
@@ -520,14 +459,3 @@ def test_the_config_asks_for_the_folder():
     validation.validate(config)
   config.data.path = 'somewhere'
   validation.validate(config)
-
-
-def test_names_of_an_index_are_no_pickles(tmp_path, indexings):
-  """An index is data: np.load refuses objects in it."""
-  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
-  open_split(tmp_path)
-  with np.load(tmp_path / 'train.index.npz', allow_pickle=False) as stored:
-    _, shards, sizes, _ = json.loads(str(stored['state']))
-    assert len(stored['samples']) == 20
-  assert shards == sorted(p.name for p in tmp_path.glob('*.tar'))
-  assert sizes == [(tmp_path / name).stat().st_size for name in shards]

@@ -1,9 +1,6 @@
 """The command `prepare check`: finds what is wrong with a data set."""
 
 import collections
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
 import concurrent.futures
 import json
 import pathlib
@@ -24,10 +21,10 @@ from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare.findings import DuplicateIndex
 from alexnet_jax.data.prepare.findings import Findings
-from alexnet_jax.data.prepare.findings import Outcome
 from alexnet_jax.data.prepare.findings import SEVERITIES
 from alexnet_jax.data.prepare.findings import Tally
 from alexnet_jax.data.prepare.progress import Progress
+from alexnet_jax.data.prepare.progress import run_in_order
 from alexnet_jax.errors import UserError
 
 _WIDTH = 100  # of the table, in characters, where there is no terminal
@@ -54,11 +51,13 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
   opened = _open(pathlib.Path(path).expanduser(), name)
   findings, index = Findings(), DuplicateIndex()
   tallies = collections.defaultdict(Tally)
+  num_threads = num_threads or num_cores()
   with (
+    concurrent.futures.ThreadPoolExecutor(num_threads) as pool,
     Progress(opened.total, 'examining') as progress,
     warnings.catch_warnings(action='ignore'),  # of Pillow, about odd images
   ):
-    for outcome in _run(opened.jobs(findings), num_threads or num_cores()):
+    for outcome in run_in_order(opened.jobs(findings), pool, num_threads):
       _record(outcome, len(opened.class_names), findings, tallies, index)
       progress.advance(outcome.split is not None)
   opened.finish(dict(tallies), findings)
@@ -113,23 +112,6 @@ def _tfds_name(folder):
     raise UserError(
       f'{path} is damaged ({error}); prepare the set again'
     ) from error
-
-
-def _run(
-  jobs: Iterable[Callable[[], Outcome]], num_threads: int
-) -> Iterator[Outcome]:
-  """Runs the jobs in threads; yields their outcomes in order.
-
-  Few jobs wait at a time, for those of tars hold their images.
-  """
-  waiting = collections.deque()
-  with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-    for job in jobs:
-      waiting.append(pool.submit(job))
-      if len(waiting) > 4 * num_threads:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
 
 
 def _record(outcome, num_classes, findings, tallies, index):

@@ -1,5 +1,10 @@
-"""The progress bar of a long command, on standard error."""
+"""Work in threads, in order, and its progress bar on standard error."""
 
+import collections
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import concurrent.futures
 import sys
 import time
 
@@ -9,17 +14,41 @@ import rich.progress
 _INTERVAL = 10.0  # seconds between two lines where there is no terminal
 
 
+def run_in_order(
+  jobs: Iterable[Callable[[], object]],
+  pool: concurrent.futures.Executor,
+  num_threads: int,
+) -> Iterator[object]:
+  """Runs jobs in the threads of a pool; yields their results in order.
+
+  Jobs are taken few at a time: they, or their results, may hold images. Those
+  that wait are canceled if the iterator is closed.
+  """
+  pending = collections.deque()
+  try:
+    for job in jobs:
+      pending.append(pool.submit(job))
+      # Few enough to keep memory flat, enough to keep every thread busy.
+      if len(pending) >= 4 * num_threads:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+  finally:
+    for future in pending:
+      future.cancel()
+
+
 class Progress:
   """A bar with images done, images per second and time left.
 
-  A bar on a terminal, otherwise a line now and then.
+  It is a context manager. Without a terminal it prints a line now and then.
   """
 
   def __init__(self, total: int, what: str):
     """Begins `total` images; `what` says what is done with them."""
     self._total, self._what = total, what
     self._done, self._start = 0, time.monotonic()
-    self._said = self._start
+    self._printed = self._start
     self._bar = None
     if sys.stderr.isatty():
       self._bar = rich.progress.Progress(
@@ -41,21 +70,21 @@ class Progress:
     if self._bar:
       self._bar.stop()
     elif self._done:
-      self._say()
+      self._print()
 
   def advance(self, count: int) -> None:
     """Adds images that are done."""
     self._done += count
     if self._bar:
       self._bar.update(self._task, advance=count, speed=self._speed())
-    elif time.monotonic() - self._said > _INTERVAL:
-      self._say()
+    elif time.monotonic() - self._printed > _INTERVAL:
+      self._print()
 
   def _speed(self):
     return self._done / max(time.monotonic() - self._start, 1e-6)
 
-  def _say(self):
-    self._said = time.monotonic()
+  def _print(self):
+    self._printed = time.monotonic()
     left = (self._total - self._done) / max(self._speed(), 1e-6)
     print(
       f'{self._what}: {self._done:,} of {self._total:,} images,'

@@ -9,11 +9,11 @@ and the notes go.
 import collections
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -25,6 +25,7 @@ from typing import Protocol
 from alexnet_jax import files
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.progress import Progress
+from alexnet_jax.data.prepare.progress import run_in_order
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
@@ -284,13 +285,14 @@ def _write_shards(target, loaders, out):
     Progress(sum(map(len, missing)), f'writing {out.folder}') as progress,
   ):
     for shard in missing:
-      loader = loaders[shard.split]
-      examples = _convert(target, loader, shard, pool, workers, progress)
-      with contextlib.closing(examples):
+      results = run_in_order(
+        _jobs(target, loaders[shard.split], shard), pool, workers
+      )
+      with contextlib.closing(results):
         out.add(
           shard,
           target.file_name(shard),
-          lambda path, examples=examples: _write(target, path, examples),
+          lambda path, results=results: _write(target, path, results, progress),
         )
   notes = collections.defaultdict(list)
   for shard in out.planned:
@@ -303,46 +305,35 @@ def _write_shards(target, loaders, out):
   return dict(notes)
 
 
-def _write(target, path, examples):
+def _jobs(target, loader, shard):
+  """Yields functions that return [(converted example or None, its name)]."""
+
+  def convert(start):
+    indices = range(start, min(start + _CHUNK, shard.stop))
+    examples = [target.convert(loader, index) for index in indices]
+    return [
+      (example, loader.source.describe(index) if example is None else '')
+      for index, example in zip(indices, examples, strict=True)
+    ]
+
+  for start in range(shard.start, shard.stop, _CHUNK):
+    yield functools.partial(convert, start)
+
+
+def _write(target, path, results, progress):
   """Writes a shard and adds the names of skipped examples to its note."""
   skipped = []
 
   def kept():
-    for example, name in examples:
-      if example is None:
-        skipped.append(name)
-      else:
-        yield example
+    for examples in results:
+      for example, name in examples:
+        if example is None:
+          skipped.append(name)
+        else:
+          yield example
+      progress.advance(len(examples))
 
   return {**target.write(path, kept()), 'skipped': skipped}
-
-
-def _convert(
-  target, loader, shard, pool, workers, progress
-) -> Iterator[tuple[object, str]]:
-  """Yields (converted example or None, its name if None), in order."""
-
-  def work(start):
-    results = []
-    for index in range(start, min(start + _CHUNK, shard.stop)):
-      example = target.convert(loader, index)
-      name = loader.source.describe(index) if example is None else ''
-      results.append((example, name))
-    return results
-
-  starts = collections.deque(range(shard.start, shard.stop, _CHUNK))
-  pending = collections.deque()
-  try:
-    while starts or pending:
-      # Few enough to keep memory flat, enough to keep every thread busy.
-      while starts and len(pending) < 4 * workers:
-        pending.append(pool.submit(work, starts.popleft()))
-      results = pending.popleft().result()
-      yield from results
-      progress.advance(len(results))
-  finally:
-    for future in pending:
-      future.cancel()
 
 
 def read_json(path: pathlib.Path) -> dict:

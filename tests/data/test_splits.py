@@ -18,6 +18,7 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from tests.data.batches import assert_same
 from tests.data.batches import train_iter
 from tests.system import commands
 
@@ -273,9 +274,7 @@ def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):
   monkeypatch.setattr(pipeline, '_copy_squares', lambda *a: copied.append(a))
   batches(part, slow=False)
   assert len(copied) == 4
-  for left, right in zip(fast, batches(part, slow=True), strict=True):
-    for name in left:
-      np.testing.assert_array_equal(left[name], right[name])
+  assert_same(fast, batches(part, slow=True))
   assert len(copied) == 4
 
 
@@ -297,9 +296,7 @@ def test_squares_of_a_part_are_kept_and_the_same(monkeypatch):
   with pytest.raises(TypeError):
     batches()
   monkeypatch.setattr(Loader, 'square_addresses', lambda *_: None)
-  for left, right in zip(kept, batches(), strict=True):
-    for name in left:
-      np.testing.assert_array_equal(left[name], right[name])
+  assert_same(kept, batches())
 
 
 def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
