@@ -123,12 +123,10 @@ def run(
 
 
 def _commands(arguments, count):
-  # Process 0 will listen on the port, which is free now.
   with socket.create_server(('127.0.0.1', 0)) as listener:
-    port = listener.getsockname()[1]
+    port = listener.getsockname()[1]  # free now; process 0 will listen on it
   command = [sys.executable, '-m', 'alexnet_jax.main', *arguments]
-  if shutil.which('setpriv'):
-    # Linux kills them if the launcher is killed and cannot do it any more.
+  if shutil.which('setpriv'):  # kills them if the launcher itself is killed
     command = ['setpriv', '--pdeathsig', 'KILL', *command]
   command += ['--coordinator', f'127.0.0.1:{port}']
   command += ['--process_count', str(count), '--process_index']
@@ -136,6 +134,7 @@ def _commands(arguments, count):
 
 
 def _start(index, command, environment, events):
+  name = f'process {index}: '  # the training begins some lines so itself
   process = subprocess.Popen(
     command,
     env=environment,
@@ -147,7 +146,8 @@ def _start(index, command, environment, events):
 
   def copy():
     for line in process.stdout or ():
-      _say(f'process {index}: {line.decode(errors="replace").rstrip()}')
+      if text := line.decode(errors='replace').rstrip().removeprefix(name):
+        _say(name + text)
 
   copier = threading.Thread(target=copy, daemon=True)
 
@@ -171,6 +171,10 @@ def _wait(processes, events, grace):
   """Returns the exit code of the process that failed first, or 0."""
   running = dict(enumerate(processes))
   first_code, deadline, means = 0, None, [signal.SIGTERM, signal.SIGKILL]
+
+  def names():
+    return ', '.join(f'process {index}' for index in running)
+
   while running:
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     try:
@@ -178,7 +182,7 @@ def _wait(processes, events, grace):
     except queue.Empty:
       index, value = None, means.pop(0)
       deadline = time.monotonic() + min(grace, _KILL_AFTER) if means else None
-      _say(f'{_names(running)}: still running, gets {value.name}')
+      _say(f'{names()}: still running, gets {value.name}')
     if index is None:
       for process in running.values():
         process.send_signal(value)
@@ -190,12 +194,8 @@ def _wait(processes, events, grace):
     if value and not first_code:
       first_code, deadline = value, time.monotonic() + grace
       if running and value != _EXIT_INTERRUPTED:
-        _say(f'{_names(running)}: {grace:g} s left to end')
+        _say(f'{names()}: {grace:g} s left to end')
   return first_code
-
-
-def _names(indices):
-  return ', '.join(f'process {index}' for index in indices)
 
 
 def _say(text):

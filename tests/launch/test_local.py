@@ -184,6 +184,12 @@ def test_the_exit_code_is_that_of_the_first_that_failed(ends, code):
   assert launch('--processes', 3, do=do)[0] == code
 
 
+def test_no_name_is_told_twice_and_no_empty_line_has_one():
+  do = 'if index: print("\\nprocess 1: saved\\n\\nprocess 0 ended")'
+  expected = 'process 1: saved\nprocess 1: process 0 ended\n'
+  assert launch('--processes', 2, do=do) == (0, '', expected)
+
+
 def test_an_orderly_interruption_needs_no_words():
   do = 'print("saved\\n" * (index == 0), file=sys.stderr, end=""), sys.exit(75)'
   assert launch('--processes', 2, do=do) == (75, '', 'saved\n')
