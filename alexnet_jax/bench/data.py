@@ -28,10 +28,6 @@ PEERS = ('tf.data', 'torch', 'grain', 'spdl')
 _OURS = ('ours', 'ours, mirrored on the host')
 _RAW_FACTOR = 8  # raw squares go by that much faster
 _ENOUGH_BATCHES = 12
-_PACKAGES = (
-  *('alexnet_jax', 'grain', 'numba', 'numpy', 'simplejpeg'),
-  *('opencv-python-headless', 'tensorflow', 'torch', 'spdl'),
-)
 _NOTES = (
   "'ours' leaves the mirroring to the device, which costs it nothing;"
   " 'ours, mirrored on the host' does all that the peers do.",
@@ -98,7 +94,7 @@ def _work(arguments, unknown):
     ]
     rows, skipped = measure(tasks, peers, arguments.rounds, arguments.batches)
   result = {
-    **report.header(_PACKAGES),
+    **report.header(),
     'photographs': made,
     'batch_size': arguments.batch_size,
     'num_batches': arguments.batches,

@@ -25,7 +25,6 @@ and evaluation. Medians over the rounds, the loop's share of the bare step,
 which of step and loader holds up the loop, and the resident memory early and
 late in a loop."""
 
-_PACKAGES = ('alexnet_jax', 'flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax')
 # Steps of the loop after which its memory is looked at; with fewer steps, the
 # ends of the first and the last fifth.
 _MEMORY_STEPS = (40, 200)
@@ -132,7 +131,7 @@ def end_to_end(
     'resident': {'steps': steps, 'bytes': resident},
     'global_batch_size': config.global_batch_size,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    **report.header(_PACKAGES),
+    **report.header(),
   }
   _show(result, num_rounds, num_steps)
   return result

@@ -31,6 +31,24 @@ FIGURES = {
   'float32_peak': 'FLOP/s',
   'link_bandwidth': 'bytes/s',  # of one GPU to the others, in one direction
 }
+# Of what is measured, where it is installed.
+_PACKAGES = (
+  'alexnet_jax',
+  'flax',
+  'grain',
+  'jax',
+  'jaxlib',
+  'jax-cuda12-plugin',
+  'keras',
+  'numba',
+  'numpy',
+  'opencv-python-headless',
+  'optax',
+  'simplejpeg',
+  'spdl',
+  'tensorflow',
+  'torch',
+)
 _FIGURE = {'value', 'unit', 'source'}
 _STATUS = pathlib.Path('/proc/self/status')  # on Linux
 _CPUINFO = pathlib.Path('/proc/cpuinfo')  # the same
@@ -51,10 +69,10 @@ def describe() -> dict:
   return {'cpu': model, 'cores': num_cores(), 'system': platform.platform()}
 
 
-def versions(packages: Sequence[str]) -> dict[str, str]:
-  """Returns the versions of Python and of those packages that are installed."""
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of what the benchmarks run."""
   found = {'python': platform.python_version()}
-  for package in packages:
+  for package in _PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[package] = importlib.metadata.version(package)
   return found

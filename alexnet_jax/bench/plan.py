@@ -18,7 +18,6 @@ reduced between GPUs. Bounds follow from these and the GPU's data sheet. They
 are no times: nothing runs. It needs XLA's compiler for CUDA:
 {how_to_install('cuda12')}."""
 
-_PACKAGES = ('alexnet_jax', 'flax', 'jax', 'jaxlib', 'jax-cuda12-plugin')
 _MULTIPLE = 64  # of which batches are, or of config.microbatch_size
 _MOST_TRIALS = 6
 _MEMORY = ('argument', 'output', 'alias', 'temp')  # as XLA calls it
@@ -73,7 +72,7 @@ def _work(arguments, overrides):
   flops = costs['training_flops_per_image'] * images // devices
   counts = {'flops': flops, **count(text)}
   result = {
-    **report.header(_PACKAGES),
+    **report.header(),
     'measured': False,
     'recipe': arguments.config,
     'target': {key: gpu[key] for key in ('name', *machine.FIGURES)},

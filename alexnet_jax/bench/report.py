@@ -59,12 +59,12 @@ def check_names(flag: str, given: Iterable[str], known: Sequence[str]) -> None:
     raise UserError(f'{flag}: {wrong[0]!r} is not one of {", ".join(known)}')
 
 
-def header(packages: Sequence[str]) -> dict:
+def header() -> dict:
   """Returns {command, machine, versions}, which every result begins with."""
   return {
     'command': shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]]),
     'machine': machine.describe(),
-    'versions': machine.versions(packages),
+    'versions': machine.versions(),
   }
 
 

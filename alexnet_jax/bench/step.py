@@ -31,10 +31,6 @@ PEERS = {
   'torch': ('torch eager', 'torch channels_last', 'torch compile'),
   'keras': ('keras plain', 'keras jit_compile'),
 }
-_PACKAGES = (
-  *('alexnet_jax', 'flax', 'jax', 'jaxlib', 'keras', 'numpy', 'optax'),
-  *('tensorflow', 'torch'),
-)
 _NEEDED = {'torch': ('torch',), 'keras': ('keras', 'tensorflow')}
 _DTYPES = ('float32', 'bfloat16')
 _NUM_CLASSES = 1000  # where neither config nor data say otherwise
@@ -98,7 +94,7 @@ def _work(arguments, overrides):
     check=bool(peers) and not arguments.skip_check,
   )
   result = {
-    **report.header(_PACKAGES),
+    **report.header(),
     'recipe': arguments.config,
     'threads': len(cores),
     'rounds': arguments.rounds,

@@ -84,7 +84,7 @@ class Worker:
       self._process.stdin.flush()
     try:
       kind, result, trace = pickle.load(self._process.stdout)
-    except EOFError:
+    except (EOFError, pickle.UnpicklingError):
       code = self._process.wait()
       self._log.seek(0)
       last = self._log.read()[-2000:].strip()

@@ -15,12 +15,13 @@ from alexnet_jax.bench import layouts
 from alexnet_jax.bench.__main__ import main
 from tests.system import commands
 
-BENCH = (sys.executable, '-m', 'alexnet_jax.bench', 'data')
-SMALL = (
-  *('--batch_size', 16, '--batches', 1, '--images', 40),
-  *('--threads', 2, '--json'),
-)
+SMALL = '--batch_size 16 --batches 1 --images 40 --threads 2 --json'
 OWN = 'ours', 'ours, mirrored on the host'
+
+
+def run(arguments, **options):
+  bench = (sys.executable, '-m', 'alexnet_jax.bench', 'data')
+  return commands.run(*bench, *f'{SMALL} {arguments}'.split(), **options)
 
 
 def check_rows(result):
@@ -44,7 +45,7 @@ def check_rows(result):
 
 @pytest.mark.slow
 def test_measures_ours_and_the_limits_on_every_layout():
-  code, out, err = commands.run(*BENCH, *SMALL, '--peers=none')
+  code, out, err = run('--peers=none')
   assert code == 0, err
   result = json.loads(out)
   assert {'machine', 'versions', 'command', 'photographs'} <= set(result)
@@ -73,11 +74,11 @@ def test_peers_are_measured_or_named_with_a_reason(tmp_path):
       pixels = np.random.default_rng(number).integers(0, 256, (60, 90, 3))
       path = photographs / label / f'{number}.png'
       PIL.Image.fromarray(pixels.astype(np.uint8)).save(path)
-  command = (
-    *(*BENCH, *SMALL, '--layouts=folder-320-to-256', '--path', photographs),
-    *('--rounds', 3, '--cache', tmp_path / 'cache'),
+  arguments = (
+    f'--layouts=folder-320-to-256 --path {photographs} --rounds 3'
+    f' --cache {tmp_path / "cache"}'
   )
-  code, out, err = commands.run(*command, env={'PYTHONPATH': str(tmp_path)})
+  code, out, err = run(arguments, env={'PYTHONPATH': str(tmp_path)})
   assert code == 0, err
   result = json.loads(out)
   assert result['photographs']['distinct'] == 6
@@ -91,7 +92,7 @@ def test_peers_are_measured_or_named_with_a_reason(tmp_path):
   ratios = result['ratios']['folder-320-to-256']
   assert ratios['best_peer'] == 'Grain, per example'
   # Another number of photographs does not fit the cache.
-  code, _, err = commands.run(*command, '--images', 41)
+  code, _, err = run(f'{arguments} --images 41')
   assert code == 2
   assert 'holds other photographs' in err
 

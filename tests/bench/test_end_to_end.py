@@ -16,10 +16,9 @@ from tests.system import commands
 @pytest.mark.slow
 def test_end_to_end_measures_all_three(tmp_path):
   recipe = commands.write_recipe(tmp_path)
-  code, out, err = commands.run(
-    *(sys.executable, '-m', 'alexnet_jax.bench', 'end_to_end', '--json'),
-    *('--config', recipe, '--steps', 6, '--rounds', 3),
-  )
+  bench = (sys.executable, '-m', 'alexnet_jax.bench', 'end_to_end')
+  arguments = f'--json --config {recipe} --steps 6 --rounds 3'
+  code, out, err = commands.run(*bench, *arguments.split())
   assert code == 0, err
   result = json.loads(out)
   for name in ('step', 'loader', 'loop'):

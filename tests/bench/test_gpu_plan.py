@@ -34,8 +34,9 @@ def compiled(target, devices):
   """The ImageNet recipe in bfloat16."""
   config = validation.load_config(
     [
-      *(f'--config={commands.ROOT}/configs/imagenet.py',),
-      *('--config.model.dtype=bfloat16', '--config.model.num_classes=1000'),
+      f'--config={commands.ROOT}/configs/imagenet.py',
+      '--config.model.dtype=bfloat16',
+      '--config.model.num_classes=1000',
       f'--config.global_batch_size={BATCH * devices}',
     ]
   )
@@ -80,12 +81,11 @@ def test_one_device_reduces_nothing_and_keeps_no_more_than_it_must():
 
 def test_the_command_prints_it(capsys):
   arguments = (
-    *('plan', '--json', '--devices', '2', '--batch_search'),
-    f'--config={commands.ROOT}/configs/imagenet.py',
-    *('--config.model.num_classes=1000', '--config.global_batch_size=128'),
-    *('--memory_fraction', '0.1'),
+    'plan --json --devices 2 --batch_search --memory_fraction 0.1'
+    f' --config={commands.ROOT}/configs/imagenet.py'
+    ' --config.model.num_classes=1000 --config.global_batch_size=128'
   )
-  assert main([*arguments]) == 0
+  assert main(arguments.split()) == 0
   captured = capsys.readouterr()
   result = json.loads(captured.out)
   assert result['measured'] is False

@@ -96,8 +96,10 @@ def test_batches_are_those_of_training(changes):
   """Names, shapes and dtypes, as the loader makes them."""
   config = validation.load_config(
     [
-      *('--config=configs/quickstart.py', '--config.data.source=digits'),
-      *('--config.global_batch_size=4', *changes),
+      '--config=configs/quickstart.py',
+      '--config.data.source=digits',
+      '--config.global_batch_size=4',
+      *changes,
     ]
   )
   loader = build.make_loader(config, 'train')

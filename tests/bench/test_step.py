@@ -298,7 +298,8 @@ def test_classes_are_those_of_the_data_if_they_are_known(tmp_path, capsys):
 def test_groups_are_all_combinations(tmp_path):
   found = groups(
     commands.write_recipe(tmp_path),
-    *('--config.data.crop_size=64', '--config.data.resize_size=64'),
+    '--config.data.crop_size=64',
+    '--config.data.resize_size=64',
     '--config.model.dropout=0.25',
     networks=('alexnet', 'narrow_alexnet'),
     dtypes=('float32', 'bfloat16'),
@@ -326,17 +327,23 @@ def test_groups_are_all_combinations(tmp_path):
   assert config['data']['crop_size'] == 64
 
 
+def run(arguments, *more):
+  """Runs the command; returns its only group and what it says."""
+  bench = (sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json')
+  code, out, err = commands.run(*bench, *arguments.split(), *more)
+  assert code == 0, err
+  (group,) = json.loads(out)['groups']
+  return group, err
+
+
 @pytest.mark.slow
 @needs_affinity
 def test_the_command_measures_ours(tmp_path):
   recipe = commands.write_recipe(tmp_path, **LRN)
-  code, out, err = commands.run(
-    *(sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json'),
-    *('--config', recipe, '--vary', 'parallel=shard_map', '--threads', 1),
-    *('--evaluation', '--rounds', 2, '--seconds', 0.01),
+  group, err = run(
+    f'--config {recipe} --vary parallel=shard_map --threads 1 --evaluation'
+    ' --rounds 2 --seconds 0.01'
   )
-  assert code == 0, err
-  (group,) = json.loads(out)['groups']
   train, evaluation = group['rows']
   assert (train['part'], evaluation['part']) == ('train', 'evaluate')
   assert (
@@ -370,16 +377,12 @@ def test_the_peers_compute_the_same(tmp_path, network, dtype):
   if _installed('keras', 'tensorflow'):
     peers += ['keras plain', 'keras jit_compile']
   size = 28 if network == 'marvin' else 96
-  code, out, err = commands.run(
-    *(sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json'),
-    *('--against', ','.join(peers)),
-    *('--networks', network, '--dtypes', dtype, '--batch_sizes', 4),
-    *('--rounds', 1, '--seconds', 0.01, f'--config.data.crop_size={size}'),
-    *(f'--config.data.resize_size={size}',),
-    '--config.model.width_multiplier=0.1',
+  group, _ = run(
+    f'--networks {network} --dtypes {dtype} --batch_sizes 4 --rounds 1'
+    f' --seconds 0.01 --config.data.crop_size={size}'
+    f' --config.data.resize_size={size} --config.model.width_multiplier=0.1',
+    f'--against={",".join(peers)}',
   )
-  assert code == 0, err
-  (group,) = json.loads(out)['groups']
   assert group['failed'] == []
   assert set(group['agreement']) == {'ours', *peers}
   assert [row['candidate'] for row in group['rows']] == ['ours', *peers]
