@@ -76,6 +76,8 @@ def _work(arguments):
   """Predicts, and writes what was asked for; returns the command's result."""
 
   _check(arguments)
+  from alexnet_jax.data import folder
+
   paths = folder.find_images(arguments.paths)
   from alexnet_jax.evaluation import saved_run
 

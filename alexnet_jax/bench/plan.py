@@ -152,7 +152,6 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   from jax.sharding import PartitionSpec
   import numpy as np
 
-  from alexnet_jax import pixel_means
   from alexnet_jax.bench import step_ours
   from alexnet_jax.training import build
   from alexnet_jax.training import parallel
@@ -177,7 +176,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   state = jax.eval_shape(lambda: build.make_state(config, model))
   key = jax.eval_shape(lambda: build.dropout_key(config))
   batch = step_ours.batch_structs(config)
-  mean = np.zeros(pixel_means.shape(config), np.float32)
+  mean = np.zeros(build.mean_shape(config), np.float32)
   step = build.make_steps(config, mesh, mean).train
   traced = step.trace(placed(state), placed(batch, parallel.AXIS), placed(key))
   lowered = traced.lower(lowering_platforms=('cuda',))

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import pixel_means
 from alexnet_jax.bench import machine
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import summary
@@ -49,9 +48,9 @@ def batch_structs(config) -> dict[str, jax.ShapeDtypeStruct]:
   few.data.source, few.data.synthetic_examples = 'synthetic', 8
   few.data.folds = 0
   mesh = parallel.make_mesh()
-  color = np.zeros((3, 3), np.float32) if few.data.pca_lighting else None
+  matrix = np.zeros((3, 3), np.float32) if few.data.pca_lighting else None
   loader = build.make_loader(few, 'train')
-  batch = next(build.make_train_iter(few, loader, 1, mesh, color))
+  batch = next(build.make_train_iter(few, loader, 1, mesh, matrix))
   return {
     name: jax.ShapeDtypeStruct(
       (config.global_batch_size, *np.shape(array)[1:]), array.dtype
@@ -88,7 +87,7 @@ class Runner:
     self._num_classes = task['num_classes']
     self._mesh = parallel.make_mesh()
     parallel.check_batch_size(config.global_batch_size, self._mesh.size)
-    self._mean = np.full(pixel_means.shape(config), _MEAN, np.float32)
+    self._mean = np.full(build.mean_shape(config), _MEAN, np.float32)
     model = build.make_model(config, self._num_classes)
     self.state = self._replicate(build.make_state(config, model))
     self._steps = build.make_steps(config, self._mesh, self._mean)

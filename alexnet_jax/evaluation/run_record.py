@@ -80,7 +80,8 @@ class RunRecord:
 
     Keys that leave training and data as they are do not count.
     """
-    free = {*config_lib.FREE_KEYS, 'seed'} - {'num_epochs', 'num_steps'}
+    free = {name for name, key in config_lib.KEYS.items() if key.free}
+    free = (free | {'seed'}) - {'num_epochs', 'num_steps'}
     flat = config_lib.flatten(self.config)
     kept = {key: value for key, value in flat.items() if key not in free}
     data = self.data['fingerprint'], self.data['eval_fingerprint']

@@ -20,7 +20,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from alexnet_jax import allowed_values
 from alexnet_jax import config as config_lib
 from alexnet_jax import errors
 from alexnet_jax import files
@@ -122,10 +121,9 @@ def _choices(key, text, like):
     value = _typed(choice, like)
     if value in chosen:
       raise ValueError(f'has {choice!r} twice')
-    if value not in allowed_values.CHOICES.get(key, (value,)):
-      raise ValueError(
-        f'has {choice!r}, which is not one of {allowed_values.CHOICES[key]}'
-      )
+    allowed = config_lib.KEYS[key].allowed
+    if isinstance(allowed, tuple) and value not in allowed:
+      raise ValueError(f'has {choice!r}, which is not one of {allowed}')
     chosen.append(value)
   # The file holds no tuples; `values_of` reads them again.
   return distributions.CategoricalDistribution(

@@ -153,7 +153,7 @@ def write(
   tree = state_lib.saved_tree(state)
   with new_folder(workdir) as folder:
     config_lib.write_config(config, folder)
-    if config.data.mean != 'none':  # as `pixel_means` reads it
+    if config.data.mean != 'none':  # as `pixel_statistics` reads it
       mean = network.mean.astype(np.float64)
       if config.data.mean != 'image':
         mean = mean.reshape(1, 1, 3)

@@ -118,6 +118,11 @@ def image_shape(config) -> tuple[int, int, int]:
   return (config.data.crop_size, config.data.crop_size, 3)
 
 
+def mean_shape(config) -> tuple[int, ...]:
+  """Returns the shape of the subtracted mean: of the crops, or (3,)."""
+  return image_shape(config) if config.data.mean == 'image' else (3,)
+
+
 def learning_rate(config) -> float:
   """The rate of the config's batches, before warm-up and drops."""
   return schedule_lib.scaled_rate(
