@@ -1,5 +1,6 @@
 """PyTorch's own forward pass and its own files as the oracle."""
 
+import json
 import pickle
 import re
 import zipfile
@@ -319,6 +320,18 @@ def test_damaged_files_are_refused(suffix, damage, tmp_path):
     torch_files.read(path, MARVIN)
   hint = 'rename it to .pth' if 'zip' in damage else 'get it again'
   assert suffix == '.pth' or hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'shape'), [('F8_E4M3', [0]), ('F32', [2**62, 0])]
+)
+def test_tensors_that_numpy_cannot_hold(dtype, shape, tmp_path):
+  tensor = {'dtype': dtype, 'shape': shape, 'data_offsets': [0, 0]}
+  header = json.dumps({'x': tensor}).encode()
+  path = tmp_path / 'a.safetensors'
+  path.write_bytes(len(header).to_bytes(8, 'little') + header)
+  with pytest.raises(UserError, match='a tensor that numpy cannot hold'):
+    torch_files.load_tensors(path)
 
 
 @pytest.mark.parametrize(
