@@ -267,7 +267,7 @@ def headless(file):
       lambda file: file.create_dataset('layers/x/vars/0', data=np.zeros(3)),
       'expected nothing, found x',
     ),
-    (headless, 'expected dense layers'),
+    (headless, 'expected dense layers, found conv2d, conv2d_1'),
     (lambda file: file.__delitem__('layers'), "expected the group 'layers'"),
     (replace('conv2d/vars/1', np.full(32, np.nan, 'f4')), 'conv2d bias: '),
     (replace('conv2d/vars/1', np.full(32, b'x')), 'conv2d bias: '),

@@ -358,7 +358,7 @@ def test_tensors_that_numpy_cannot_hold(dtype, shape, tmp_path):
       lambda s: s.update({'fc3.bias': 1e300 * torch.ones(256).double()}),
       'expected finite numbers, found 256',
     ),
-    (lambda s: s.clear(), 'expected dense layers, found none'),
+    (lambda s: s.clear(), 'expected dense layers, found nothing'),
   ],
 )
 def test_misfits_are_refused(change, message, tmp_path):
