@@ -41,13 +41,12 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   with matching.naming(path):
     model, data, mean = networks.resolve(options, _USUAL_MEAN, _USUAL_STD)
     groups = _load(pathlib.Path(path))
-    head = matching.last_dense(
-      {
-        name: arrays['kernel'].shape
-        for name, arrays in groups.items()
-        if matching.layer_kind([*arrays.values()]) == 'dense'
-      }
-    )
+    widths = {
+      name: arrays['kernel'].shape
+      for name, arrays in groups.items()
+      if matching.layer_kind([*arrays.values()]) == 'dense'
+    }
+    head = matching.last_dense(widths, groups)
     num_classes = groups[head]['kernel'].shape[1]
     layers = networks.layers(model, num_classes, data['crop_size'])
     wanted = {layer.name: (layer.kind, layer.shapes) for layer in layers}

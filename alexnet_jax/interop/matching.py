@@ -1,5 +1,6 @@
 """Compares the layers and arrays of a file with those of a network."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -34,7 +35,9 @@ def natural_key(name: str) -> tuple:
   ]
 
 
-def last_dense(widths: Mapping[str, tuple[int, int]]) -> str:
+def last_dense(
+  widths: Mapping[str, tuple[int, int]], names: Iterable[str] = ()
+) -> str:
   """Returns the name of the layer that gives the logits.
 
   It is the one whose outputs no other layer can read. If that holds for none
@@ -43,12 +46,14 @@ def last_dense(widths: Mapping[str, tuple[int, int]]) -> str:
 
   Args:
     widths: {dense layer: (inputs, outputs)}.
+    names: of all that the file holds, for the message.
 
   Raises:
     UserError: if there is no dense layer.
   """
   if not widths:
-    raise UserError('expected dense layers, found none')
+    found = ', '.join(list(names)[:10]) or 'nothing'
+    raise UserError(f'expected dense layers, found {found}')
   ends = [
     name
     for name, (_, outputs) in widths.items()

@@ -119,7 +119,7 @@ def _identify(tensors, options):
     for name, array in tensors.items()
     if array.ndim == 2
   }
-  head = matching.last_dense(widths)
+  head = matching.last_dense(widths, tensors)
   return TrainedNetwork({}, {}, model, data, mean, widths[head][1]), head
 
 

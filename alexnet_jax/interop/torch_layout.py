@@ -64,20 +64,27 @@ def layers(model: dict, num_classes: int, crop_size: int) -> list[Layer]:
   Raises:
     UserError: if the fields are unfit or the images too small.
   """
+  ours = networks.layers(model, num_classes, crop_size)
   network = networks.module(model, num_classes)
   torch_names, width = _feature_names(network, crop_size)
   torch_names |= _classifier_names(network)
-  found, channels, features = [], 3, None
-  for layer in networks.layers(model, num_classes, crop_size):
+  found, channels = [], 3
+  for layer in ours:
     if layer.kind == 'conv':
       channels = layer.shapes['kernel'][-1]
-    elif layer.kind == 'dense':
-      first = all(other.kind != 'dense' for other in found)
-      features = (channels, width, width) if first else None
+    first_dense = layer.kind == 'dense' and all(
+      other.kind != 'dense' for other in found
+    )
     shapes = map(_torch_shape, layer.shapes.values())
-    shapes = dict(zip(_LEAVES[layer.kind], shapes, strict=True))
-    torch_name = torch_names[layer.name]
-    found.append(Layer(layer.name, torch_name, layer.kind, shapes, features))
+    found.append(
+      Layer(
+        name=layer.name,
+        torch_name=torch_names[layer.name],
+        kind=layer.kind,
+        shapes=dict(zip(_LEAVES[layer.kind], shapes, strict=True)),
+        features=(channels, width, width) if first_dense else None,
+      )
+    )
   return found
 
 

@@ -25,3 +25,5 @@ def test_the_last_dense_layer(widths, last):
 def test_natural_order():
   names = ['conv2', 'conv10', 'features.3', 'classifier.1', 'fc9', 'fc10']
   assert sorted({*names}, key=matching.natural_key) == names
+  names = ['conv2d', 'conv2d_1', 'conv2d_2', 'conv2d_10', 'dense', 'dense_1']
+  assert sorted({*names}, key=matching.natural_key) == names

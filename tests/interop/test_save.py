@@ -255,11 +255,6 @@ def test_text_that_is_no_json_is_refused(text):
   ('change', 'message'),
   [
     (lambda t: t.pop('features.2.running_var'), 'running_var: expected'),
-    (lambda t: t['features.0.weight'].fill(np.nan), 'finite numbers'),
-    (
-      lambda t: t.update({'classifier.0.bias': np.zeros(16, np.int32)}),
-      'found int32',
-    ),
     (lambda t: t.update(x=np.zeros(2, np.float32)), 'x: expected nothing'),
   ],
 )
@@ -267,15 +262,6 @@ def test_tampered_weights_are_refused(change, message, saved):
   path = rewritten(saved[0], change_tensors=change)
   with pytest.raises(UserError, match=message):
     read(path)
-
-
-def test_truncated_files_are_refused(saved):
-  path, _ = saved
-  whole = path.read_bytes()
-  for size in (0, 5, 100, len(whole) // 2, len(whole) - 1):
-    path.write_bytes(whole[:size])
-    with pytest.raises(UserError, match='get it again'):
-      read(path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """PyTorch's own forward pass and its own files as the oracle."""
 
+import json
 import pickle
 import re
 import zipfile
@@ -322,6 +323,18 @@ def test_damaged_files_are_refused(suffix, damage, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('dtype', 'shape'), [('F8_E4M3', [0]), ('F32', [2**62, 0])]
+)
+def test_tensors_that_numpy_cannot_hold(dtype, shape, tmp_path):
+  tensor = {'dtype': dtype, 'shape': shape, 'data_offsets': [0, 0]}
+  header = json.dumps({'x': tensor}).encode()
+  path = tmp_path / 'a.safetensors'
+  path.write_bytes(len(header).to_bytes(8, 'little') + header)
+  with pytest.raises(UserError, match='a tensor that numpy cannot hold'):
+    torch_files.load_tensors(path)
+
+
+@pytest.mark.parametrize(
   ('change', 'message'),
   [
     (lambda s: s.pop('fc4.bias'), r'MISFIT: expected .*classifier.3 weight'),
@@ -345,7 +358,7 @@ def test_damaged_files_are_refused(suffix, damage, tmp_path):
       lambda s: s.update({'fc3.bias': 1e300 * torch.ones(256).double()}),
       'expected finite numbers, found 256',
     ),
-    (lambda s: s.clear(), 'expected dense layers, found none'),
+    (lambda s: s.clear(), 'expected dense layers, found nothing'),
   ],
 )
 def test_misfits_are_refused(change, message, tmp_path):
