@@ -8,6 +8,7 @@ seed and the step.
 import dataclasses
 import math
 from typing import NamedTuple
+from typing import TypedDict
 
 import numpy as np
 
@@ -17,6 +18,18 @@ from alexnet_jax.data import order
 CROPS = ('random', 'random_resized', 'center')
 LIGHTING_UNITS = ('eigenvalue', 'deviation')
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG
+
+
+class Changes(TypedDict, total=False):
+  """Random changes that the device applies to b images, where switched on.
+
+  It computes (mirrored image + brightness + color - mean) * scale.
+  """
+
+  flip: np.ndarray  # bool [b]: images that are mirrored
+  brightness: np.ndarray  # float32 [b], added to pixels, in levels of 255
+  color: np.ndarray  # float32 [b, 3], added to pixels, in levels of 255
+  scale: np.ndarray  # float32 [b], factor of pixels after the mean
 
 
 class SquareWindow(NamedTuple):
@@ -134,11 +147,8 @@ class Lighting:
 
   def draw(
     self, step: int, global_batch_size: int, seed: int, part: slice
-  ) -> dict[str, np.ndarray]:
-    """Returns {color: float32 [b, 3], levels of 255; scale: float32 [b]}.
-
-    They are of the `part` of batch `step`; with a scale of 1 there is none.
-    """
+  ) -> Changes:
+    """Returns `color` and, unless it is 1, `scale` of a part of a batch."""
     normal = order.color_draws(step, global_batch_size, seed)[part]
     shifted = not self.steps or step < self.steps
     # No matrix product: its roundings may depend on the number of rows, and so
@@ -202,7 +212,7 @@ class Augmentation:
 
   def draw(
     self, draws: np.ndarray, step: int, batch_size: int, seed: int, part: slice
-  ) -> dict[str, np.ndarray]:
+  ) -> Changes:
     """Returns what the device does to the images of a batch.
 
     Args:
@@ -211,10 +221,6 @@ class Augmentation:
       batch_size: examples in the global batch.
       seed: of the random draws.
       part: of the global batch.
-
-    Returns:
-      {flip: bool [b], brightness: float32 [b], color: float32 [b, 3], scale:
-      float32 [b]}, of those that are switched on; see `pipeline.Batch`.
     """
     drawn = {}
     if self.flip:

@@ -168,10 +168,10 @@ def folder_source(
     )
   folders = split_folders(root)
   if 'train' in folders:
-    source = list_folder(folders['train'])
     if split == 'train':
-      return source
-    return list_folder(folders['validation'], source.class_names)
+      return list_folder(folders['train'])
+    class_names = subfolders(folders['train'])
+    return list_folder(folders['validation'], class_names)
   source = list_folder(folders['all'])
   mask = held_out(source.paths, source.labels, val_fraction, split_seed)
   keep = np.flatnonzero(mask if split == 'validation' else ~mask)
@@ -204,7 +204,7 @@ def list_folder(
     raise UserError(
       f'{root} has one class only ({found[0]!r}); two are needed at least'
     )
-  names = class_names or found
+  names = found if class_names is None else class_names
   if unknown := sorted(set(found) - set(names)):
     raise UserError(f'{root} has classes that training lacks: {unknown}')
   paths, labels, sizes, ignored = [], [], [], []

@@ -8,7 +8,6 @@ same for any number of threads and processes.
 from collections.abc import Callable
 import dataclasses
 import hashlib
-from typing import TypedDict
 
 import grain
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from alexnet_jax.data import images
 from alexnet_jax.data import order
 from alexnet_jax.data.augment import Augmentation
+from alexnet_jax.data.augment import Changes
 from alexnet_jax.data.buffers import Buffers
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
@@ -24,19 +24,15 @@ from alexnet_jax.errors import UserError
 _COPIED_AT_ONCE = 2**20  # bytes
 
 
-class Batch(TypedDict, total=False):
+class Batch(Changes, total=False):
   """One process's part of a batch: b examples, as numpy arrays.
 
-  `image` and `label` are always there, the others only where they are used. The
-  device computes (mirrored image + brightness + color - mean) * scale.
+  `image` and `label` are always there, the others only where they are used; in
+  training also `augment.Changes`.
   """
 
   image: np.ndarray  # uint8 [b, crop_size, crop_size, 3]
   label: np.ndarray  # int32 [b]
-  flip: np.ndarray  # bool [b]: images that the device mirrors
-  brightness: np.ndarray  # float32 [b], added to pixels, in levels of 255
-  color: np.ndarray  # float32 [b, 3], added to pixels, in levels of 255
-  scale: np.ndarray  # float32 [b], factor of pixels after the mean
   # bool [b]: could not be decoded; in training another example stands in.
   unreadable: np.ndarray
   mask: np.ndarray  # bool [b]: examples that count; only in evaluation

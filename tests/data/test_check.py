@@ -16,9 +16,9 @@ import PIL.Image
 import pytest
 
 from alexnet_jax.data import decoding
-from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.prepare import diagnosis
+from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
@@ -379,39 +379,19 @@ def test_a_tar_cut_off_between_two_files_or_full_of_garbage(tmp_path):
     assert found(result)['error', 'damaged_file'] == one(validation)
 
 
-def raw_files(size=8, per_shard=3):
-  """{file: bytes} of a raw set, and its manifest."""
-  files, splits = {}, {}
-  for k, (split, count) in enumerate((('train', 6), ('validation', 2))):
-    squares = np.random.default_rng(k).integers(
-      0, 256, (count, size, size, 3), np.uint8
-    )
-    labels = np.arange(count, dtype=np.int32) % 2
-    parts = np.split(squares, range(per_shard, count, per_shard))
-    shards = []
-    for i, part in enumerate(parts):
-      name = f'{split}-{i:05d}-of-{len(parts):05d}.npy'
-      files[name] = npy(part)
-      shards.append({'file': name, 'num_examples': len(part)})
-    files[f'{split}-labels.npy'] = npy(labels)
-    flat = squares.reshape(-1, 3).astype(np.int64)
-    splits[split] = {
-      'num_examples': count,
-      'skipped': [],
-      'shards': shards,
-      'labels': {'file': f'{split}-labels.npy'},
-      'rgb': pixel_statistics.color_statistics(
-        len(flat), flat.sum(0), flat.T @ flat
-      ),
-    }
-  manifest = {
-    'format': 'alexnet_jax raw 1',
-    'image_size': size,
-    'class_names': ['cat', 'dog'],
-    'settings': {},
-    'splits': splits,
-  }
-  return files, manifest
+@pytest.fixture
+def raw_files(tmp_path_factory):
+  """{file: bytes} of a raw set of 3 images a file, and its manifest."""
+  names = [f'train/cat/{i}.png' for i in range(4)]
+  names += ['train/dog/0.png', 'train/dog/1.png', 'val/cat/0.png']
+  names += ['val/dog/0.png']
+  pictures = {n: encode(noise(i, 8, 8), 'PNG') for i, n in enumerate(names)}
+  photos = write(tmp_path_factory.mktemp('photos'), pictures)
+  out = tmp_path_factory.mktemp('raw')
+  options = f'--source folder --path {photos} --out {out} --size 8'
+  assert prepare(f'raw {options} --shard_examples 3'.split()) == 0
+  files = {path.name: path.read_bytes() for path in out.glob('*.npy')}
+  return files, json.loads((out / 'manifest.json').read_text())
 
 
 def npy(array):
@@ -433,8 +413,8 @@ def write_raw(root, files, manifest, seal=True):
 FIRST = 'train-00000-of-00002.npy'
 
 
-def test_a_raw_set_as_it_should_be(tmp_path):
-  result = check(str(write_raw(tmp_path, *raw_files())))
+def test_a_raw_set_as_it_should_be(tmp_path, raw_files):
+  result = check(str(write_raw(tmp_path, *raw_files)))
   assert result['kind'] == 'raw'
   assert result['splits'] == {
     'train': {'examples': 6, 'classes': 2},
@@ -443,8 +423,8 @@ def test_a_raw_set_as_it_should_be(tmp_path):
   assert result['findings'] == []
 
 
-def test_a_flipped_byte_of_a_raw_set(tmp_path):
-  files, manifest = raw_files()
+def test_a_flipped_byte_of_a_raw_set(tmp_path, raw_files):
+  files, manifest = raw_files
   write_raw(tmp_path, files, manifest)
   content = bytearray(files[FIRST])
   content[-1] ^= 1
@@ -454,8 +434,8 @@ def test_a_flipped_byte_of_a_raw_set(tmp_path):
   assert results['error', 'checksum'] == one(FIRST)
 
 
-def test_a_missing_and_a_short_shard_of_a_raw_set(tmp_path):
-  files, manifest = raw_files()
+def test_a_missing_and_a_short_shard_of_a_raw_set(tmp_path, raw_files):
+  files, manifest = raw_files
   write_raw(tmp_path / 'missing', files, manifest)
   (tmp_path / 'missing' / FIRST).unlink()
   result = check(str(tmp_path / 'missing'))
@@ -466,8 +446,8 @@ def test_a_missing_and_a_short_shard_of_a_raw_set(tmp_path):
   assert found(result) == {('error', 'damaged_file'): one(FIRST)}
 
 
-def test_wrong_labels_counts_and_sums_of_a_raw_set(tmp_path):
-  files, manifest = raw_files()
+def test_wrong_labels_counts_and_sums_of_a_raw_set(tmp_path, raw_files):
+  files, manifest = raw_files
   files['train-labels.npy'] = npy(np.array([0, 0, 0, 2, 0], np.int32))
   manifest['splits']['train']['rgb']['mean'][1] += 0.001
   manifest['splits']['train']['rgb']['products'][0][0] += 1
@@ -490,8 +470,8 @@ def test_wrong_labels_counts_and_sums_of_a_raw_set(tmp_path):
   }
 
 
-def test_equal_squares_of_a_raw_set(tmp_path):
-  files, manifest = raw_files()
+def test_equal_squares_of_a_raw_set(tmp_path, raw_files):
+  files, manifest = raw_files
   other = np.load(io.BytesIO(files[FIRST]))
   name = 'validation-00000-of-00001.npy'
   squares = np.load(io.BytesIO(files[name]))
@@ -503,8 +483,8 @@ def test_equal_squares_of_a_raw_set(tmp_path):
   )
 
 
-def test_a_manifest_that_lacks_something_is_refused(tmp_path):
-  files, manifest = raw_files()
+def test_a_manifest_that_lacks_something_is_refused(tmp_path, raw_files):
+  files, manifest = raw_files
   write_raw(tmp_path, files, manifest)
   del manifest['splits']['train']['shards'][0]['sha256']
   write_raw(tmp_path, files, manifest, seal=False)
