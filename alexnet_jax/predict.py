@@ -78,9 +78,9 @@ def _work(arguments):
 
   _check(arguments)
   paths = file_list.find_images(arguments.paths)
-  from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import measure
 
-  run = saved_run.load(
+  run = measure.load_network(
     arguments.workdir, arguments.checkpoint, top=arguments.top
   )
   num_images = MOST_IN_GRID if arguments.grid else 0
@@ -129,7 +129,7 @@ def predict(
   then probabilities may differ from those of a full batch in the last bits.
 
   Args:
-    run: see `saved_run.load`, whose `top` is the number of classes.
+    run: see `measure.load_network`, whose `top` is the number of classes.
     paths: of the files; one may be there twice.
     num_images: number of images that are given back.
 
@@ -181,9 +181,8 @@ def _predictions(run, batches, loader, batch_size):
   """Of all files; None if none of them can be read."""
   from alexnet_jax.errors import UserError
   from alexnet_jax.training import measure
-  from alexnet_jax.training.console import Console
 
-  count, console = loader.source.num_examples, Console()
+  count, console = loader.source.num_examples, cli.Console()
   console.start(count, 0, 'image', 'prediction')
   try:
     return measure.evaluate(

@@ -14,7 +14,7 @@ from alexnet_jax.bench import marvin_summary
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
-from alexnet_jax.training import pixels
+from alexnet_jax.training import preprocess
 from alexnet_jax.training import writers
 from tests.system import commands
 
@@ -156,7 +156,7 @@ def test_keras_gets_the_pixels_that_our_network_sees(monkeypatch, tmp_path):
     batches = list(build.make_eval_iter(config, loader, mesh))
     images = np.concatenate([batch['image'] for batch in batches])[:count]
     labels = np.concatenate([batch['label'] for batch in batches])[:count]
-    seen = np.asarray(pixels.normalize(images, mean, config.data.std))
+    seen = np.asarray(preprocess.normalize(images, mean, config.data.std))
     assert data[f'x_{name}'].dtype == np.float32
     np.testing.assert_allclose(data[f'x_{name}'], seen, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(data[f'y_{name}'], labels)

@@ -14,7 +14,6 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import validation
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
-from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from tests.system import commands
 from tests.training.steps import mesh_of
@@ -62,12 +61,8 @@ def train(devices, device_batch_size, kind='shard_map', starts=None):
   batches = build.make_train_iter(config, loader, config.num_steps, mesh)
   states, losses, rates = [jax.device_get(state)], [], []
   for number, batch in enumerate(batches):
-    rate = schedule.rate_at(
-      number,
-      name=config.schedule.name,
-      learning_rate=build.learning_rate(config),
-      num_steps=durations.num_steps,
-      warmup_steps=durations.warmup_steps,
+    rate = build.make_schedule(config, durations).at(
+      number, build.learning_rate(config)
     )
     rates.append(rate)
     state = parallel.replicate((starts or states)[number], mesh)

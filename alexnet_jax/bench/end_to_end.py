@@ -12,7 +12,7 @@ from alexnet_jax import cli
 from alexnet_jax.bench import step_memory
 from alexnet_jax.bench import timed_run
 from alexnet_jax.bench.arguments import positive
-from alexnet_jax.training.console import Console
+from alexnet_jax.cli import Console
 
 _DESCRIPTION = """\
 Images per second of the bare train step (one batch that stays on the devices),
@@ -157,15 +157,15 @@ def _show(result, num_rounds, num_steps):
 
 
 def _prepare(config, path):
+  from alexnet_jax.training import context
   from alexnet_jax.training import guards
   from alexnet_jax.training import parallel
-  from alexnet_jax.training import setup
 
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   console = Console(io.StringIO())
-  return setup.prepare(
-    config, path, mesh, guards.StopSignal(), console, mean_limit=256
+  return context.prepare(
+    config, path, guards.StopSignal(), console, mean_limit=256
   )
 
 
@@ -174,14 +174,14 @@ def _bare_step(parts, num_steps):
   import jax
 
   from alexnet_jax.training import build
-  from alexnet_jax.training import setup
+  from alexnet_jax.training import context
 
   key = build.dropout_key(parts.config)
   iterator = build.make_train_iter(
-    parts.config, parts.train_loader, 1, parts.mesh, parts.color
+    parts.config, parts.train_loader, 1, parts.mesh, parts.lighting
   )
   batch = parts.to_devices(next(iterator))
-  state, _ = setup.create(parts)
+  state, _ = context.initial_state(parts)
   state, sums = parts.steps.train(state, batch, key)
   jax.block_until_ready(sums)
 
@@ -201,7 +201,7 @@ def _loader(parts, num_steps):
   from alexnet_jax.training import build
 
   iterator = build.make_train_iter(
-    parts.config, parts.train_loader, num_steps + 1, parts.mesh, parts.color
+    parts.config, parts.train_loader, num_steps + 1, parts.mesh, parts.lighting
   )
   next(iterator)
   start = time.perf_counter()

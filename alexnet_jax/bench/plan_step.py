@@ -120,7 +120,7 @@ def _traced(config, target, count):
   parallel.check_batch_size(config.global_batch_size, count)
   devices = plan_targets.devices(target, count)
   mesh = Mesh(np.array(devices), (parallel.AXIS,))
-  build.num_pieces(config, mesh)  # refuses what a run would
+  build.num_microbatches(config, mesh)  # refuses what a run would
   whole = NamedSharding(mesh, PartitionSpec())
   split = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
 

@@ -70,7 +70,6 @@ def _work(arguments, overrides, stop):
   from alexnet_jax import validation
   from alexnet_jax.evaluation import crossval_report
   from alexnet_jax.evaluation import figures
-  from alexnet_jax.training.console import Console
 
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   folds = _number_of_folds(arguments.folds, config)
@@ -78,7 +77,7 @@ def _work(arguments, overrides, stop):
     arguments.workdir
     or f'runs/crossval_{config_lib.recipe_name(arguments.config)}'
   )
-  result = cross_validate(config, workdir, folds, stop, Console())
+  result = cross_validate(config, workdir, folds, stop, cli.Console())
   _write_json(workdir / RESULT_FILE, result)
   crossval_report.show(result)
   figures.save(crossval_report.draw_box_plots(result), workdir / PLOT_FILE)
@@ -112,7 +111,7 @@ def cross_validate(
     workdir: gets a folder for every fold.
     folds: their number.
     stop: a `guards.StopSignal`.
-    console: a `console.Console`.
+    console: a `cli.Console`.
 
   Returns:
     {folds: [{fold, workdir, step, parameters, state_digest, train: {loss, top1,
@@ -178,14 +177,15 @@ def _measures(config, place, record):
   Raises:
     UserError: if the fold was trained with another config or on other data.
   """
-  from alexnet_jax.training import refusals
+  from alexnet_jax import config as config_lib
+  from alexnet_jax.training import resume
 
   try:
     stored = json.loads((place / MEASURES_FILE).read_text())
   except (FileNotFoundError, ValueError):
     return None
-  refusals.check_config(config, place, stored)
-  refusals.check_data_record(place, stored['data'], record)
+  resume.check_config(config, place, config_lib.from_dict(stored['config']))
+  resume.check_data_record(place, stored['data'], record)
   # A run may be made longer. All else that may change leaves it as it is.
   lengths = ('num_epochs', 'num_steps')
   longer = any(stored['config'][key] != config[key] for key in lengths)
@@ -194,16 +194,15 @@ def _measures(config, place, record):
 
 def _measure(config, place, record, stop):
   """The final state of a fold on its training folds and on what is held out."""
-  from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
   from alexnet_jax.training import measure
-  from alexnet_jax.training import refusals
+  from alexnet_jax.training import resume
   from alexnet_jax.training import state as state_lib
 
-  run = saved_run.load(str(place), data_path=config.data.path)
+  run = measure.load_network(str(place), data_path=config.data.path)
   loaders = {split: build.make_loader(run.config, split) for split in SPLITS}
   # While it trained, they may have changed.
-  refusals.check_data_record(place, record, _data_record(config, loaders))
+  resume.check_data_record(place, record, _data_record(config, loaders))
   measured = {
     'config': config.to_dict(),
     'data': record,

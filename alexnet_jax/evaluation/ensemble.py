@@ -10,7 +10,6 @@ import sys
 import numpy as np
 
 from alexnet_jax import cli
-from alexnet_jax import placeholders
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -91,13 +90,15 @@ def split_member(text: str) -> tuple[str, str]:
 
 def _check(arguments):
   """Opens each network and its data, before any of them is measured."""
+  from alexnet_jax.training import transfer
+
   reference = None
   for text in arguments.members:
     run, loader = _open(text, arguments)
     found = run.class_names, loader.source.fingerprint
     reference = reference or found
     same = {
-      'classes': placeholders.agree(found[0], reference[0]),
+      'classes': transfer.same_classes(found[0], reference[0]),
       'examples': found[1] == reference[1],
     }
     for what, agrees in same.items():
@@ -111,27 +112,26 @@ def _check(arguments):
 
 def _open(text, arguments):
   """(run, loader of the split) of a member."""
-  from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import measure
 
   workdir, checkpoint = split_member(text)
-  run = saved_run.load(
+  run = measure.load_network(
     workdir,
     checkpoint,
     arguments.data_path,
     top=sys.maxsize,
     crops=arguments.crops,
   )
-  return run, saved_run.make_eval_loader(run, arguments.split)
+  return run, measure.make_eval_loader(run, arguments.split)
 
 
 def _predictions(text, arguments):
   """(run, what the network says of each example and class)."""
-  from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
   from alexnet_jax.training import measure
 
   run, loader = _open(text, arguments)
-  saved_run.warn_of_crops(run, arguments.crops)
+  measure.warn_of_crops(run, arguments.crops)
   measured = measure.evaluate(
     run.steps.predict,
     run.state,

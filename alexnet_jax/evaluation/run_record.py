@@ -12,9 +12,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import restored
 from alexnet_jax.training import writers
-from alexnet_jax.training.progress import Progress
 
 MEASURES = ('loss', 'top1', 'top5', 'macro_precision', 'macro_recall')
 MEASURES += ('macro_f1',)
@@ -78,29 +76,26 @@ def load(workdir: str, name: str) -> RunRecord:
     UserError: if there is no run, or no checkpoint that can be read.
   """
   path = pathlib.Path(workdir)
-  step, saved = _newest(path)
-  config = config_lib.from_dict(saved['config'])
-  if 'num_examples' not in saved['data']:
+  step, saved = checkpoint.read_newest(path)
+  config, progress = saved.config, saved.progress
+  if 'num_examples' not in saved.data:
     raise UserError(
       f'{workdir} holds weights of elsewhere: there is no training to compare'
       ' (evaluation.evaluate measures them, evaluation.ensemble several)'
     )
-  progress = Progress.from_json(saved['progress'])
   final_step = progress.final_step(config, step)
   rows = [row for row in writers.read_rows(path) if row['step'] <= step]
   values = progress.last_evaluation
   for row in rows:
     if row['step'] == final_step and 'eval/loss' in row:
       values = row
-  durations = config_lib.resolve_durations(
-    config, saved['data']['num_examples']
-  )
+  durations = config_lib.resolve_durations(config, saved.data['num_examples'])
   return RunRecord(
     name=name,
     workdir=path,
     config=config,
     rows=rows,
-    data=saved['data'],
+    data=saved.data,
     step=step,
     final_step=final_step,
     num_steps=durations.num_steps,
@@ -111,21 +106,6 @@ def load(workdir: str, name: str) -> RunRecord:
       if key.startswith('eval/')
     },
   )
-
-
-def _newest(path):
-  """(step, JSON object) of the newest checkpoint that can be read."""
-  restored.require_run(path)
-  checkpoints = checkpoint.Checkpoints(path, read_only=True)
-  try:
-    for step in reversed(checkpoints.steps()):
-      try:
-        return step, checkpoints.read_run(step)
-      except checkpoint.DamagedCheckpointError:
-        continue
-  finally:
-    checkpoints.close()
-  raise UserError(f'{checkpoints.folder} has no checkpoint that can be read')
 
 
 def numbers(run: RunRecord) -> dict:

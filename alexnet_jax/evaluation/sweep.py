@@ -109,7 +109,6 @@ def _work(arguments, overrides, stop):
   from alexnet_jax.evaluation import sweep_report
   from alexnet_jax.evaluation import sweep_study
   from alexnet_jax.evaluation import sweep_trials
-  from alexnet_jax.training.console import Console
 
   sweep_study.import_optuna()
   config = validation.load_config([f'--config={arguments.config}', *overrides])
@@ -138,7 +137,7 @@ def _work(arguments, overrides, stop):
   with files.lock(workdir, busy):
     study = sweep_study.open_study(workdir, made_with)
     sweep_trials.Sweep(
-      config, space, workdir, monitor, study, stop, Console()
+      config, space, workdir, monitor, study, stop, cli.Console()
     ).run(arguments.trials, arguments.seed)
     retrain = ['--config', arguments.config, *overrides]
     return sweep_report.report(study, space, workdir, monitor, retrain)

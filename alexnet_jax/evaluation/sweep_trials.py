@@ -12,10 +12,9 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import search_space
 from alexnet_jax.evaluation import sweep_study
 from alexnet_jax.training import build
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import loop
 from alexnet_jax.training import parallel
-from alexnet_jax.training import refusals
-from alexnet_jax.training import restored
 from alexnet_jax.training import writers
 
 
@@ -32,7 +31,7 @@ class Sweep:
       monitor: what a trial is judged by.
       study: see `sweep_study.open_study`.
       stop: a `guards.StopSignal`.
-      console: a `console.Console`.
+      console: a `cli.Console`.
     """
     self._config = config
     self._space = space
@@ -111,7 +110,7 @@ class Sweep:
     They are where no other trial would meet it: the trial has not begun, no
     other process trains it, and what all trials share is there and unchanged.
     """
-    if restored.has_checkpoint(place):
+    if checkpoint.has_checkpoint(place):
       return False
     try:
       if place.is_dir():
@@ -174,7 +173,7 @@ def check(config) -> None:
   validation.validate(config)
   parallel.check_batch_size(config.global_batch_size, jax.device_count())
   training, held_out = _sources(config)
-  refusals.check_examples(config, training, held_out)
+  build.check_examples(config, training, held_out)
   model = build.make_model(config, len(training.class_names))
   jax.eval_shape(lambda: build.make_state(config, model))
 
@@ -194,7 +193,7 @@ def shared_data(config, space: dict) -> dict[str, str]:
   """
   init = config.init
   if init.workdir and not {'init.workdir', 'init.checkpoint'} & space.keys():
-    restored.restore(init.workdir, init.checkpoint)
+    checkpoint.open_run(init.workdir, init.checkpoint)
   training, held_out = _sources(config)
   return {
     'fingerprint': training.fingerprint,

@@ -86,7 +86,7 @@ def write(
 
   Args:
     workdir: the run's folder.
-    which: see `restored.restore`.
+    which: see `checkpoint.open_run`.
     out: a folder that is not there yet; it appears as a whole.
     onnx: also writes network.onnx, see `onnx_program.convert`.
 
@@ -98,13 +98,14 @@ def write(
 
   from alexnet_jax.interop import onnx_program
   from alexnet_jax.training import build
+  from alexnet_jax.training import checkpoint
   from alexnet_jax.training import checkpoint_contents
-  from alexnet_jax.training import restored
   from alexnet_jax.training import state as state_lib
 
   if onnx:
     onnx_program.require()
-  config, class_names, state = restored.restore(workdir, which)
+  run = checkpoint.open_run(workdir, which)
+  config, class_names, state = run.config, run.class_names, run.state
   mean = build.stored_mean(config, workdir)
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
   params = {
@@ -173,7 +174,7 @@ def make_function(config, num_classes: int, mean, variables):
   import jax
 
   from alexnet_jax.training import build
-  from alexnet_jax.training import pixels
+  from alexnet_jax.training import preprocess
   from alexnet_jax.training.state import leaf_names
 
   plain = config.copy_and_resolve_references()
@@ -183,7 +184,7 @@ def make_function(config, num_classes: int, mean, variables):
 
   def probabilities(params, images):
     tree = jax.tree.unflatten(treedef, [params[name] for name in names])
-    logits = model.apply(tree, pixels.normalize(images, mean, _std(config)))
+    logits = model.apply(tree, preprocess.normalize(images, mean, _std(config)))
     return jax.nn.softmax(logits)
 
   return probabilities

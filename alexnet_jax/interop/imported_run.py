@@ -11,7 +11,6 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import placeholders
 from alexnet_jax import validation
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
@@ -20,6 +19,7 @@ from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import transfer
 from alexnet_jax.training.progress import Progress
 
 
@@ -50,7 +50,7 @@ def make_config(
     str(pathlib.Path(path).expanduser().absolute()) if path else ''
   )
   if not path and source not in ('digits', 'tfds', 'synthetic'):
-    config.data.path = placeholders.NO_DATA
+    config.data.path = transfer.NO_DATA
   validation.validate(config)
   return config
 
@@ -131,14 +131,14 @@ def _write_checkpoint(config, tree, class_names, origin, folder):
   try:
     checkpoints.save(
       tree,
-      {
-        'progress': Progress(schedule.PlateauState(rate)).to_json(),
+      checkpoint.SavedRun(
+        config=config,
         # No data has trained it: none of the fields that a resumed run checks.
-        'data': {'class_names': list(class_names)},
-        'iterator': {'next_index': 0},
-        'config': config.to_dict(),
-        'imported': origin or {},
-      },
+        data={'class_names': list(class_names)},
+        progress=Progress(schedule.PlateauState(rate)),
+        iterator={'next_index': 0},
+        imported=origin or {},
+      ),
     )
     checkpoints.wait()
   finally:

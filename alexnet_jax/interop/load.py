@@ -161,10 +161,10 @@ def _load(arguments):
 
 
 def _say_next(workdir, data_path):
-  from alexnet_jax import placeholders
+  from alexnet_jax.training import transfer
 
   options = f'--workdir {shlex.quote(workdir)}'
-  if data_path == placeholders.NO_DATA:
+  if data_path == transfer.NO_DATA:
     options += ' --data_path DIR'
   print(
     f'next: python -m alexnet_jax.evaluation.evaluate {options}',
@@ -280,8 +280,8 @@ def _read_names(path):
 
 def _all_names(names, imported, path):
   """Those of --class_names, or of the file, or placeholders."""
-  from alexnet_jax import placeholders
   from alexnet_jax.errors import UserError
+  from alexnet_jax.training import transfer
 
   if names and len(names) != imported.num_classes:
     raise UserError(
@@ -291,7 +291,7 @@ def _all_names(names, imported, path):
   return (
     names
     or list(imported.class_names or ())
-    or placeholders.class_names(imported.num_classes)
+    or transfer.placeholder_names(imported.num_classes)
   )
 
 

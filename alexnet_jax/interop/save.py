@@ -46,11 +46,10 @@ def _save(arguments):
 
   from alexnet_jax.interop import metadata
   from alexnet_jax.training import build
-  from alexnet_jax.training import restored
+  from alexnet_jax.training import checkpoint
 
-  config, class_names, state = restored.restore(
-    arguments.workdir, arguments.checkpoint
-  )
+  run = checkpoint.open_run(arguments.workdir, arguments.checkpoint)
+  config, class_names, state = run.config, run.class_names, run.state
   mean = build.stored_mean(config, arguments.workdir)
   description = metadata.of_run(config, mean, class_names, int(state.step))
   tensors = write(path, state.eval_params, state.batch_stats, description)

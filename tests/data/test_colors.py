@@ -7,7 +7,7 @@ from alexnet_jax.data import order
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.training import pixels
+from alexnet_jax.training import preprocess
 from tests.data.batches import train_iter
 
 SIZE, CROP, BATCH = 10, 8, 64
@@ -152,5 +152,5 @@ def test_pixels_shrink_while_they_are_shifted(loader):
     ).astype(np.float64)
     expected = (seen + batch['color'][:, None, None] - mean) * factor / std
     np.testing.assert_allclose(
-      pixels.training_inputs(batch, mean, std), expected, atol=1e-5
+      preprocess.training_inputs(batch, mean, std), expected, atol=1e-5
     )

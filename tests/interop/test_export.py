@@ -14,8 +14,8 @@ import pytest
 from alexnet_jax.interop import export
 from alexnet_jax.interop import program_loader
 from alexnet_jax.training import build
-from alexnet_jax.training import pixels
-from alexnet_jax.training import restored
+from alexnet_jax.training import checkpoint
+from alexnet_jax.training import preprocess
 from tests.system import commands
 
 CHANGES = {
@@ -82,12 +82,13 @@ def images(place):
 def expected(place, images):
   """By the network itself, with the forms that training uses."""
   run = str(place / 'run')
-  config, names, state = restored.restore(run, 'final')
+  opened = checkpoint.open_run(run)
+  config, names, state = opened.config, opened.class_names, opened.state
   mean = build.stored_mean(config, run)
   std = config.data.std_rgb or config.data.std
   network = build.make_model(config, len(names))
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
-  logits = network.apply(variables, pixels.normalize(images, mean, std))
+  logits = network.apply(variables, preprocess.normalize(images, mean, std))
   return np.asarray(jax.nn.softmax(logits))
 
 

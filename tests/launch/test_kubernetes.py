@@ -10,7 +10,7 @@ import yaml
 from alexnet_jax import errors
 from alexnet_jax import main
 from alexnet_jax import validation
-from alexnet_jax.training import launched
+from alexnet_jax.training import cluster
 
 ROOT = pathlib.Path(__file__).parents[2]
 MANIFEST = ROOT / 'launch' / 'kubernetes.yaml'
@@ -98,7 +98,7 @@ def test_the_service_has_the_pods(job):
 
 
 def test_the_first_pod_is_the_coordinator(pod, container, environ):
-  host, port = environ[launched.COORDINATOR].split(':')
+  host, port = environ[cluster.COORDINATOR].split(':')
   # Pods of an Indexed Job are called after the Job; the subdomain, and so the
   # name in DNS, needs a headless Service of that name.
   name = part('Job')['metadata']['name']
@@ -111,17 +111,17 @@ def test_the_first_pod_is_the_coordinator(pod, container, environ):
 def test_all_processes_are_expected(job, environ):
   assert job['completionMode'] == 'Indexed'
   assert job['completions'] == job['parallelism']
-  assert job['completions'] == int(environ[launched.COUNT])
+  assert job['completions'] == int(environ[cluster.COUNT])
 
 
 def test_the_command_understands_its_environment(job, environ):
   for index in range(job['completions']):
-    indexed = environ | {launched.KUBERNETES_INDEX: str(index)}
-    place = launched.find(indexed)
+    indexed = environ | {cluster.KUBERNETES_INDEX: str(index)}
+    place = cluster.detect(indexed)
     assert place.index == index
     assert place.count == job['completions']
     options = place.options
-    assert options['coordinator_address'] == environ[launched.COORDINATOR]
+    assert options['coordinator_address'] == environ[cluster.COORDINATOR]
 
 
 def test_the_command_understands_its_arguments(job, container, arguments):

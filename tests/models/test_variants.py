@@ -257,9 +257,9 @@ def test_every_network_trains(name):
     'image': rng.integers(0, 256, (1, 6, size, size, 3), dtype=np.uint8),
     'label': np.arange(6, dtype=np.int32)[None] % 3,
   }
-  bound = {'mean': 127.5, 'std': 64.0, 'axis_name': parallel.AXIS}
+  options = step.StepOptions(127.5, 64.0, parallel.AXIS)
   train_step = jax.pmap(
-    functools.partial(step.train_step, **bound),
+    functools.partial(step.train_step, options=options),
     axis_name=parallel.AXIS,
     in_axes=(None, 0, None),
     out_axes=None,

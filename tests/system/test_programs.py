@@ -113,7 +113,7 @@ def test_what_the_user_set_stays(monkeypatch):
 
 def test_the_least_time_is_the_users(tmp_path):
   program = (
-    'import os; from alexnet_jax import jax_start; runtime.configure();'
+    'import os; from alexnet_jax import runtime; runtime.configure();'
     " print(os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'],"
     " os.environ['JAX_COMPILATION_CACHE_DIR'])"
   )

@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 
-from alexnet_jax.training import restored
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import writers
 from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import saved_tree
@@ -74,8 +74,7 @@ def timeless(workdir: pathlib.Path) -> list[dict]:
 
 def leaves(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """All that the final checkpoint holds, by name."""
-  _, _, state = restored.restore(str(workdir), 'final')
-  return leaf_names(saved_tree(state))
+  return leaf_names(saved_tree(checkpoint.open_run(workdir).state))
 
 
 def difference(workdir: pathlib.Path, other: pathlib.Path, *fields) -> float:

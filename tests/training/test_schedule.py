@@ -188,9 +188,8 @@ def test_early_stopping_does_what_keras_does(values, mode, patience, threshold):
 
 
 def rate(step, **options):
-  return schedule.rate_at(
-    step, learning_rate=0.1, num_steps=100, **{'name': 'constant', **options}
-  )
+  options = {'name': 'constant', 'num_steps': 100, **options}
+  return schedule.LearningRateSchedule(**options).at(step, 0.1)
 
 
 def test_constant_rate():
@@ -248,9 +247,9 @@ def test_due_at_every_multiple_of_a_fraction():
   ],
 )
 def test_the_rate_of_larger_batches(batch_size, scaling, rate):
-  found = schedule.scaled_rate(0.1, batch_size, 256, scaling)
+  found = schedule.scaled_learning_rate(0.1, batch_size, 256, scaling)
   assert found == pytest.approx(rate, rel=1e-12)
 
 
 def test_a_rate_that_is_not_scaled_stays_bit_for_bit():
-  assert schedule.scaled_rate(0.1 + 0.2, 7, 3, 'none') == 0.1 + 0.2
+  assert schedule.scaled_learning_rate(0.1 + 0.2, 7, 3, 'none') == 0.1 + 0.2
