@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, JSON line, arguments, console."""
+"""Parts of all commands: exit codes, JSON line, arguments, console."""
 
 import argparse
 from collections.abc import Callable
@@ -35,15 +35,15 @@ def run(
       for its result. By default 0.
 
   Returns:
-    0 done; 2 the user can mend it; 75 interrupted and saved, or another process
+    0 done; 2 the user can fix it; 75 interrupted and saved, or another process
     of the run is lost: the same command goes on; 1 a run that failed. Other
     exceptions pass (and exit with 1).
   """
   logging.basicConfig(
     stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT
   )
-  # Orbax warns of what our options mean, and shows where in it a save failed;
-  # why it failed is said by `checkpoint`.
+  # Orbax warns of the meaning of our options, and shows where in it a save
+  # failed; `checkpoint` tells why.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable
@@ -91,8 +91,8 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
       if _is_full(error)
       else ''
     )
-    place = error.filename or 'while writing'
-    return errors.EXIT_USER, f'error: {place}: {error.strerror}{hint}'
+    where = error.filename or 'while writing'
+    return errors.EXIT_USER, f'error: {where}: {error.strerror}{hint}'
   return None
 
 
@@ -101,7 +101,7 @@ def _is_full(error):
 
 
 def set_prefix(prefix: str) -> None:
-  """What all messages of this process begin with."""
+  """Sets the text that all messages of this process begin with."""
   global _prefix
   _prefix = prefix
   for handler in logging.getLogger().handlers:

@@ -1,6 +1,6 @@
 """The processes of a run: they start together, agree, and end together.
 
-What the processes tell each other here goes through the key-value store of
+Messages between the processes go through the key-value store of
 JAX's coordination service, in process 0; arrays go through the devices, see
 `parallel`.
 
@@ -8,8 +8,8 @@ A process that fails says so in that store and exits; a thread in every other
 process waits for that, prints it and exits with the same code. A process that
 is killed, or cut off, sends no more heartbeats: after the heartbeat timeout,
 or at once where process 0 is gone, JAX aborts the others (exit code 134),
-unless a broken collective or the thread here notices it first (exit code 75).
-After either code the same command goes on from the newest checkpoint.
+unless a collective of the devices breaks first (exit code 75). After either
+code the same command goes on from the newest checkpoint.
 """
 
 from collections.abc import Callable
@@ -218,7 +218,7 @@ class _Member:
         )
     if failures:
       raise errors.UserError(
-        f'the processes of the run cannot meet: {failures[0]}'
+        f'the processes of the run cannot connect: {failures[0]}'
         f' ({self._variables()})'
       ) from failures[0]
     self._started = True
@@ -285,14 +285,8 @@ class _Member:
         ended = json.loads(_store().blocking_key_value_get(_ENDED, 60_000))
         break
       except jax.errors.JaxRuntimeError as error:
-        if 'DEADLINE_EXCEEDED' in str(error):
-          continue
-        if not self._failing.is_set():  # process 0 is gone; JAX aborts next
-          lost = errors.ProcessLost('process 0 does not answer')
-          code, message = cli.outcome(lost)
-          self._print(message)
-          os._exit(code)
-        return
+        if 'DEADLINE_EXCEEDED' not in str(error):
+          return  # process 0 is gone: JAX aborts this process
     # Where all fail for one reason, each reports it itself.
     if ended and not self._failing.wait(_OWN_REPORT):
       self._print(f'process {ended["process"]} ended: {ended["message"]}')

@@ -77,11 +77,12 @@ class ReduceOnPlateau:
     elif state.cooldown == 0:
       state.wait += 1
       # The optimizer holds the learning rate in float32: so do the drops.
-      rate = float(np.float32(state.learning_rate))
-      if state.wait >= self.patience and rate > np.float32(
-        self.min_learning_rate
-      ):
-        state.learning_rate = max(rate * self.factor, self.min_learning_rate)
+      lr, lowest = (
+        float(np.float32(state.learning_rate)),
+        self.min_learning_rate,
+      )
+      if state.wait >= self.patience and lr > np.float32(lowest):
+        state.learning_rate = max(lr * self.factor, lowest)
         state.cooldown, state.wait = self.cooldown, 0
     return state
 

@@ -30,7 +30,7 @@ class TrainState(train_state.TrainState):
 
   @property
   def eval_params(self):
-    """The parameters for evaluation: the averaged ones, if they are kept."""
+    """Returns the parameters for evaluation: averaged ones, if kept."""
     return self.ema_params or self.params
 
 

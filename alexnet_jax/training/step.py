@@ -25,7 +25,7 @@ KEY_IMPL = 'threefry2x32'
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """What training minimizes, and for which parameters.
+  """The training objective: cross-entropy, smoothed labels, penalties.
 
   Attributes:
     label_smoothing: share of the target that all classes have alike.

@@ -200,14 +200,6 @@ def truncate(folder):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def empty(folder):
-  largest_file(folder).write_bytes(b'')
-
-
-def remove(folder):
-  largest_file(folder).unlink()
-
-
 def flip_bits(folder):
   """One bit in the middle of every file of array data."""
   for path in folder.glob('state/**/d/*'):
@@ -224,14 +216,7 @@ def remove_state_metadata(folder):
   (folder / 'state' / '_METADATA').unlink()
 
 
-DAMAGES = [
-  truncate,
-  empty,
-  remove,
-  flip_bits,
-  remove_run,
-  remove_state_metadata,
-]
+DAMAGES = [flip_bits, remove_run, remove_state_metadata]
 
 
 @pytest.mark.parametrize('damage', DAMAGES)

@@ -168,26 +168,3 @@ def test_a_second_reduction_would_be_seen(monkeypatch):
 
   once, params, sums = count_with(monkeypatch, twice)
   assert total(once) == 2 * params + sums
-
-
-def test_gathered_gradients_would_be_seen(monkeypatch):
-  def gathered(tree, axis):
-    return jax.tree.map(lambda g: lax.all_gather(g, axis).mean(0), tree)
-
-  once, params, sums = count_with(monkeypatch, gathered)
-  gathers = [(kind, size) for kind, size in once if kind == 'all-gather']
-  assert total(gathers) == DEVICES * params
-  assert total(once) == DEVICES * params + sums
-
-
-@pytest.mark.slow
-def test_a_reduction_of_every_microbatch_would_be_seen(monkeypatch):
-  plain = step.loss_and_grads
-
-  def reduced(*arguments, **options):
-    grads, rest = plain(*arguments, **options)
-    return lax.pmean(grads, parallel.AXIS), rest
-
-  monkeypatch.setattr(step, 'loss_and_grads', reduced)
-  program, params, _, _ = compiled(small('shard_map', microbatch_size=1))
-  assert total(collectives(program, repeated=True)) == params

@@ -69,7 +69,7 @@ def test_unreadable_examples_are_counted_over_all_devices():
 @pytest.mark.parametrize(
   ('kind', 'devices', 'norm'),
   some_slow(
-    itertools.product(('pmap', 'shard_map'), (4, 2), ('lrn', 'batch')),
+    [('pmap', 4, 'lrn'), ('shard_map', 2, 'batch')],
     quick=[('pmap', 4, 'lrn')],
   ),
 )
@@ -93,10 +93,9 @@ def test_any_number_of_devices_trains_alike(kind, devices, norm):
   assert norm == 'batch' or moved['conv2']['bias'] > 1e-4
 
 
-@pytest.mark.parametrize('dropout', some_slow([0.0, 0.5], quick=[0.5]))
-def test_pmap_and_shard_map_are_equal(dropout):
-  pmap, pmap_history = train('pmap', 4, dropout=dropout)
-  shard_map, shard_map_history = train('shard_map', 4, dropout=dropout)
+def test_pmap_and_shard_map_are_equal():
+  pmap, pmap_history = train('pmap', 4, dropout=0.5)
+  shard_map, shard_map_history = train('shard_map', 4, dropout=0.5)
   assert pmap_history == shard_map_history
   assert state_lib.state_digest(pmap) == state_lib.state_digest(shard_map)
 
@@ -311,11 +310,13 @@ def test_frozen_parameters_wait_without_gathering_anything():
   )
   after, _ = step_with(state=state, steps=3, objective=Objective(frozen=frozen))
   before = state_lib.leaf_names(jax.device_get(state.params))
-  velocity = state_lib.leaf_names(after.opt_state.inner_state[1].trace)
+  memory = state_lib.leaf_names(after.opt_state).items()
   for name, leaf in state_lib.leaf_names(after.params).items():
     if name in frozen:
       np.testing.assert_array_equal(leaf, before[name])
-      assert not velocity[name].any()
+      velocity = [leaf for key, leaf in memory if key.endswith(name)]
+      assert len(velocity) == 1
+      assert not velocity[0].any()
     else:
       assert (leaf != before[name]).any(), name
   first, second = (
