@@ -30,7 +30,7 @@ def run(
       of the same run has it.
     json_output: whether the result is printed, as the last line of standard
       output; everything for people goes to standard error.
-    uses_jax: whether the command computes with it; see `jax_start`.
+    uses_jax: whether the command computes with it; see `runtime.configure`.
     exit_code: of a command that was done but may have bad news: what to return
       for its result. By default 0.
 

@@ -59,7 +59,9 @@ def trained(tmp_path_factory):
   config = validation.load_config([f'--config={recipe}'])
   ended = []
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.announce, 'show_end', lambda *parts: ended.append(parts))
+    patch.setattr(
+      loop.reporting, 'show_end', lambda *parts: ended.append(parts)
+    )
     loop.train_and_evaluate(
       config, folder / 'run', guards.StopSignal(), Console(io.StringIO())
     )

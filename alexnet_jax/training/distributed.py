@@ -29,7 +29,6 @@ from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import errors
 from alexnet_jax import files
-from alexnet_jax.training.checkpoint_contents import versions
 from alexnet_jax.training.cluster import Cluster
 
 _PREFIX = 'alexnet_jax'  # of all keys in the store
@@ -334,6 +333,9 @@ def check_processes(
       different numbers or kinds of devices, configs or versions, or fewer
       processes came than expected.
   """
+  # Here, for it imports Orbax: errors of arguments come sooner without it.
+  from alexnet_jax.training.checkpoint_contents import versions
+
   if processes.is_alone:
     return
   devices = jax.local_devices()
