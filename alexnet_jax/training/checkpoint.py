@@ -246,10 +246,7 @@ class Checkpoints:
     Raises:
       UserError: if the checkpoint is of another network, or none counts.
     """
-    restored = None
-    if self._manager is not None:
-      restored = self._restore_newest(template)
-    return self._broadcast(restored, template)
+    return self._in_all(lambda: self._restore_newest(template), template)
 
   def _restore_newest(self, template):
     damaged = {}
@@ -277,10 +274,7 @@ class Checkpoints:
       DamagedCheckpointError: if it cannot be read or its digest differs.
       UserError: if it is of another network.
     """
-    restored = None
-    if self._manager is not None:
-      restored = self._restore(step, template)
-    return self._broadcast(restored, template)
+    return self._in_all(lambda: self._restore(step, template), template)
 
   def _restore(self, step, template):
     run = self.read_run(step)
@@ -302,8 +296,9 @@ class Checkpoints:
       raise DamagedCheckpointError('the state differs from its digest')
     return tree, run
 
-  def _broadcast(self, restored, template):
-    """Gives all processes what process 0 restored, or None."""
+  def _in_all(self, restore, template):
+    """Calls a function in process 0; returns (tree, run), or None, in all."""
+    restored = restore() if self._manager is not None else None
     if self._processes.is_alone:
       return restored
     tree, run = restored or (None, None)

@@ -57,16 +57,11 @@ def dry_run(
       evaluate(run.steps.evaluate, state, [first], run.to_devices)
     with _timed(seconds, 'save and restore', console, stop):
       saved = SavedRun(config, run.data_record, progress, iterator.get_state())
-      digest = _save_and_restore(run, state, saved)
+      _save_and_restore(run, state, saved)
   console.line('the dry run went through; nothing was kept')
   if not processes.is_first:
     return None
-  return {
-    'step': int(state.step),
-    'parameters': state_lib.num_parameters(state),
-    'state_digest': digest,
-    'seconds': seconds,
-  }
+  return {**state_lib.summarize(state), 'seconds': seconds}
 
 
 def _save_and_restore(run, state, saved):
@@ -77,10 +72,8 @@ def _save_and_restore(run, state, saved):
     checkpoints.save(tree, saved)
     checkpoints.wait()
     restored, _ = checkpoints.restore(1, tree)
-  digest = state_lib.state_digest(tree)
-  if state_lib.state_digest(restored) != digest:
+  if state_lib.state_digest(restored) != state_lib.state_digest(tree):
     raise RuntimeError('the restored state differs from the saved one')
-  return digest
 
 
 @contextlib.contextmanager

@@ -352,8 +352,6 @@ def _result(loop: LoopState) -> dict:
   """Returns the command's result."""
   return {
     **loop.progress.last_evaluation,
-    'step': int(loop.state.step),
-    'parameters': state_lib.num_parameters(loop.state),
-    'state_digest': state_lib.state_digest(state_lib.saved_tree(loop.state)),
+    **state_lib.summarize(loop.state),
     'images_per_second': loop.speed.total(),
   }

@@ -120,6 +120,15 @@ def state_digest(tree: dict) -> str:
   return sha.hexdigest()
 
 
+def summarize(state: TrainState) -> dict:
+  """Returns {step, parameters, state_digest}, of the results of commands."""
+  return {
+    'step': int(state.step),
+    'parameters': num_parameters(state),
+    'state_digest': state_digest(saved_tree(state)),
+  }
+
+
 def num_parameters(state: TrainState) -> int:
   """Returns the number of trained parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -1,35 +1,24 @@
 """Programs that a run compiles, keeps and traces."""
 
-import json
+import collections
+import functools
 import os
 import sys
 
 import pytest
 
+from alexnet_jax import cli
 from alexnet_jax import runtime
-from tests.system import commands
-
-COUNTING = """
-import functools, json, sys
-from alexnet_jax import main
+from alexnet_jax import validation
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
 from alexnet_jax.training import step
-counts = {'train_step': 0, 'eval_step': 0}
-def counted(name, function):
-  @functools.wraps(function)
-  def call(*arguments, **options):
-    counts[name] += 1
-    return function(*arguments, **options)
-  return call
-for name in counts:
-  setattr(step, name, counted(name, getattr(step, name)))
-code = main.main(sys.argv[1:])
-print(json.dumps(counts))
-sys.exit(code)
-"""
+from tests.system import commands
 
 READING = """
 import sys
 import jax
+from alexnet_jax import main
 hits = []
 def listen(event, **_):
   if event == '/jax/compilation_cache/cache_hits':
@@ -41,19 +30,35 @@ sys.exit(code)
 """
 
 
-def test_nothing_is_traced_twice(tmp_path):
-  """With drops of the rate, evaluations, saves and a resume."""
+def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
+  """With drops of the learning rate, evaluations, saves and a resume."""
   recipe = commands.write_recipe(
     tmp_path, schedule__patience=1, schedule__threshold=1.0
   )
-  workdir = tmp_path / 'run'
+  traces = collections.Counter()
+
+  def count(name):
+    function = getattr(step, name)
+
+    @functools.wraps(function)
+    def counted(*arguments, **options):
+      traces[name] += 1
+      return function(*arguments, **options)
+
+    monkeypatch.setattr(step, name, counted)
+
+  for name in ('train_step', 'eval_step'):
+    count(name)
   for steps in (20, 40):  # the second one resumes
-    code, out, err = commands.run(
-      *(sys.executable, '-c', COUNTING, '--config', recipe),
-      *('--workdir', workdir, f'--config.num_steps={steps}'),
+    traces.clear()
+    config = validation.load_config(
+      [f'--config={recipe}', f'--config.num_steps={steps}']
     )
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1]) == {'train_step': 1, 'eval_step': 1}
+    loop.train_and_evaluate(
+      config, tmp_path / 'run', guards.StopSignal(), cli.Console()
+    )
+    assert traces == {'train_step': 1, 'eval_step': 1}
+    err = capsys.readouterr().err
     assert 'a plateau of eval/top1' in err
   assert 'goes on from checkpoint 20' in err
 
