@@ -153,7 +153,7 @@ sys.exit(main.main({arguments!r}))
       ('training.parallel', 'DeviceBatches', 'take', 23, 23),
       ('training', 'measure', 'evaluate', 2, 20),
       ('training', 'measure', 'evaluate', 6, 60),  # at the end, made again
-      ('training.checkpoint', 'Checkpoints', 'save', 2, 11),
+      ('training.checkpoint', 'Checkpoints', 'save', 2, 10),
       ('training.checkpoint', 'Checkpoints', 'restore_newest', 1, 0),
       ('training', 'step', 'loss_and_grads', 1, 1),  # while it compiles
     ],
