@@ -1,11 +1,13 @@
-"""The contract of all commands: exit codes, messages, the JSON line."""
+"""Parts of all commands: exit codes, JSON line, arguments, console."""
 
 import argparse
 from collections.abc import Callable
 import errno
+import io
 import json
 import logging
 import sys
+import time
 
 from alexnet_jax import errors
 from alexnet_jax import runtime
@@ -26,22 +28,22 @@ def run(
   Args:
     function: returns the command's result, a JSON object; None: another process
       of the same run has it.
-    json_output: True to print the result as the last line of standard output;
-      everything for people goes to standard error.
-    uses_jax: True if the command computes; see `runtime.configure`.
-    exit_code: maps the result of a command that was done but may have bad news
-      to the exit code. By default 0.
+    json_output: whether the result is printed, as the last line of standard
+      output; everything for people goes to standard error.
+    uses_jax: whether the command computes with it; see `runtime.configure`.
+    exit_code: of a command that was done but may have bad news: what to return
+      for its result. By default 0.
 
   Returns:
-    0 done; 2 the user can mend it; 75 interrupted and saved, or another process
+    0 done; 2 the user can fix it; 75 interrupted and saved, or another process
     of the run is lost: the same command goes on; 1 a run that failed. Other
     exceptions pass (and exit with 1).
   """
   logging.basicConfig(
     stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT
   )
-  # Orbax warns of the meaning of our options, and logs the traceback of a save
-  # that failed; `checkpoint` reports the reason.
+  # Orbax warns of the meaning of our options, and shows where in it a save
+  # failed; `checkpoint` tells why.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable
@@ -89,8 +91,8 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
       if _is_full(error)
       else ''
     )
-    place = error.filename or 'while writing'
-    return errors.EXIT_USER, f'error: {place}: {error.strerror}{hint}'
+    where = error.filename or 'while writing'
+    return errors.EXIT_USER, f'error: {where}: {error.strerror}{hint}'
   return None
 
 
@@ -174,3 +176,117 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='end standard output with one JSON object',
   )
+
+
+class NullStream(io.TextIOBase):
+  """A stream that drops what is written, where process 0 speaks for all."""
+
+  def write(self, text: str) -> int:
+    return len(text)
+
+
+class Console:
+  """Tables, lines and one progress bar for people, on standard error.
+
+  Without a terminal a bar is silent, or a line now and then.
+  """
+
+  def __init__(self, stream=None):
+    import rich.console
+
+    self._stream = stream or sys.stderr
+    self._is_terminal = self._stream.isatty()
+    self._rich = rich.console.Console(
+      file=self._stream,
+      width=None if self._is_terminal else 100,
+      highlight=False,
+      markup=False,  # paths, patterns and class names mean what they say
+      emoji=False,
+    )
+    self._bar = None
+
+  def table(self, title: str, rows: dict[str, str]) -> None:
+    """Prints two columns, names and values, below a title."""
+    import rich.table
+
+    table = rich.table.Table(
+      title=title, show_header=False, title_justify='left'
+    )
+    for name, value in rows.items():
+      table.add_row(name, value)
+    self._rich.print(table)
+
+  def line(self, text: str) -> None:
+    """Prints a line, above the bar if there is one."""
+    self._rich.print(text, soft_wrap=True)
+    self._stream.flush()
+
+  def start(
+    self,
+    total: int,
+    done: int,
+    unit: str,
+    what: str,
+    line_seconds: float = 0.0,
+  ) -> None:
+    """Starts a progress bar.
+
+    Args:
+      total: units of work.
+      done: units that are done already.
+      unit: name of one unit, such as `image`.
+      what: what is being done.
+      line_seconds: seconds between two lines where there is no terminal; 0: no
+        lines.
+    """
+    self._total, self._first, self._unit, self._what = total, done, unit, what
+    self._begun = self._shown = time.monotonic()
+    self._line_seconds = line_seconds
+    if self._is_terminal:
+      import rich.progress
+
+      self._bar = rich.progress.Progress(
+        rich.progress.TextColumn('{task.description}', markup=False),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn('{task.fields[text]}', markup=False),
+        console=self._rich,
+        refresh_per_second=4,
+      )
+      self._task = self._bar.add_task(
+        what, total=total, completed=done, text=''
+      )
+      self._bar.start()
+
+  def advance(self, done: int) -> None:
+    """Moves the bar to `done` units."""
+    if self._bar is not None:
+      self._bar.update(self._task, completed=done)
+      return
+    now = time.monotonic()
+    if self._line_seconds and now - self._shown > self._line_seconds:
+      self._shown = now
+      speed = (done - self._first) / max(now - self._begun, 1e-6)
+      left = (self._total - done) / max(speed, 1e-6)
+      self.line(
+        f'{self._what}: {done:,} of {self._total:,} {self._unit}s,'
+        f' {speed:.0f} {self._unit}s/s, {left:.0f} s left'
+      )
+
+  def values(self, text: str, done: str, left: str) -> None:
+    """Shows numbers behind the bar, which knows how much is done and left.
+
+    Without a terminal they make a line: `done: text, left`.
+    """
+    if self._bar is not None:
+      self._bar.update(self._task, text=text)
+    elif not self._is_terminal:
+      self.line(f'{done}: {text}{left}')
+
+  def stop(self) -> None:
+    """Ends the bar."""
+    if self._bar is not None:
+      self._bar.stop()
+      self._bar = None

@@ -10,7 +10,7 @@ from alexnet_jax import errors
 _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
 (alexnet_jax/config.py lists them all). Started again with the same workdir, a
-run goes on from its newest checkpoint. Exit codes: 0 done, 2 something to mend
+run goes on from its newest checkpoint. Exit codes: 0 done, 2 something to fix
 in config, data or arguments, 75 interrupted and saved or another process lost,
 1 anything else."""
 
@@ -52,20 +52,23 @@ def _add_processes(parser):
   group = parser.add_argument_group(
     'several processes',
     'SLURM, Open MPI and the environment (JAX_COORDINATOR_ADDRESS,'
-    ' JAX_NUM_PROCESSES, JAX_PROCESS_ID or JOB_COMPLETION_INDEX) say the first'
-    ' three as well; see launch/',
+    ' JAX_NUM_PROCESSES, JAX_PROCESS_ID or JOB_COMPLETION_INDEX) can give the'
+    ' first three; see launch/',
   )
   group.add_argument(
     '--coordinator', metavar='HOST:PORT', help='where process 0 listens'
   )
   group.add_argument(
-    '--process_index', type=int, metavar='I', help='of this process, from 0'
+    '--process_index',
+    type=int,
+    metavar='I',
+    help='index of this process, from 0',
   )
   group.add_argument(
     '--process_count',
     type=int,
     metavar='N',
-    help='how many there are; 1: this one is alone, whatever else is said',
+    help='number of processes; 1 disables cluster detection',
   )
   group.add_argument(
     '--start_timeout',
@@ -94,7 +97,7 @@ def main(argv=None) -> int:
   if not arguments.summary:
     stop.install()
 
-  from alexnet_jax.training import processes
+  from alexnet_jax.training import distributed
 
   code = errors.EXIT_FAILURE
   try:
@@ -102,7 +105,7 @@ def main(argv=None) -> int:
       lambda: _work(arguments, overrides, stop), json_output=arguments.json
     )
   finally:
-    processes.leave(code)
+    distributed.exit_process(code)
   return code
 
 
@@ -118,53 +121,49 @@ def _work(arguments, overrides, stop):
     from alexnet_jax.evaluation import summary
 
     return summary.show(config)
-  from alexnet_jax.training import launched
-  from alexnet_jax.training import processes
+  from alexnet_jax.training import cluster
+  from alexnet_jax.training import distributed
 
-  place = launched.find(
+  detected = cluster.detect(
     os.environ,
     coordinator=arguments.coordinator,
     process_index=arguments.process_index,
     process_count=arguments.process_count,
   )
-  with processes.joined(
-    place,
+  with distributed.joined(
+    detected,
     start_timeout=arguments.start_timeout,
     heartbeat_timeout=arguments.heartbeat_timeout,
     check=stop.check,
-  ) as together:
-    return _train(arguments, config, stop, together)
+  ) as processes:
+    return _train(arguments, config, stop, processes)
 
 
-def _train(arguments, config, stop, together):
+def _train(arguments, config, stop, processes):
   from alexnet_jax import config as config_lib
-  from alexnet_jax.training import agreement
-  from alexnet_jax.training.console import Console
-  from alexnet_jax.training.console import Nowhere
+  from alexnet_jax.training import distributed
 
-  console = Console(None if together.is_first else Nowhere())
-  agreement.check_processes(together, config, console, stop.check)
+  console = cli.Console(None if processes.is_first else cli.NullStream())
+  distributed.check_processes(processes, config, console, stop.check)
   if arguments.dry_run:
-    from alexnet_jax.training import dry_run
+    from alexnet_jax.training.dry_run import dry_run
 
-    return dry_run.run(config, stop, console, together)
+    return dry_run(config, stop, console)
   from alexnet_jax.training import loop
 
   workdir = (
     arguments.workdir or f'runs/{config_lib.recipe_name(arguments.config)}'
   )
   result = loop.train_and_evaluate(
-    *(config, workdir, stop, console),
-    processes=together,
-    profile=arguments.profile,
+    config, workdir, stop, console, profile=arguments.profile
   )
-  if config.report and together.is_first:
+  if config.report and processes.is_first:
     _report(workdir, config.data.path, stop)
   return result
 
 
 def _report(workdir, data_path, stop):
-  """Tables and pictures of a run that is done."""
+  """Writes tables and pictures of a run that is done."""
   from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import report
 

@@ -79,9 +79,9 @@ def _work(arguments):
   from alexnet_jax.data import folder
 
   paths = folder.find_images(arguments.paths)
-  from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import measure
 
-  run = saved_run.load(
+  run = measure.load_network(
     arguments.workdir, arguments.checkpoint, top=arguments.top
   )
   num_images = MOST_IN_GRID if arguments.grid else 0
@@ -130,7 +130,7 @@ def predict(
   then probabilities may differ from those of a full batch in the last bits.
 
   Args:
-    run: see `saved_run.load`, whose `top` is the number of classes.
+    run: see `measure.load_network`, whose `top` is the number of classes.
     paths: of the files; one may be there twice.
     num_images: number of images that are given back.
 
@@ -180,9 +180,9 @@ def predict(
 
 def _predictions(run, batches, loader, batch_size):
   """Returns the predictions for all files; None if none can be read."""
+  from alexnet_jax.cli import Console
   from alexnet_jax.errors import UserError
   from alexnet_jax.training import measure
-  from alexnet_jax.training.console import Console
 
   count, console = loader.source.num_examples, Console()
   console.start(count, 0, 'image', 'prediction')

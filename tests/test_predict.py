@@ -12,13 +12,12 @@ import pytest
 
 from alexnet_jax import predict
 from alexnet_jax import validation
+from alexnet_jax.cli import Console
 from alexnet_jax.data import images
-from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training import measure
-from alexnet_jax.training.console import Console
 from tests.system import commands
 
 PREDICT = [sys.executable, '-m', 'alexnet_jax.predict']
@@ -60,7 +59,9 @@ def trained(tmp_path_factory):
   config = validation.load_config([f'--config={recipe}'])
   ended = []
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.announce, 'show_end', lambda *parts: ended.append(parts))
+    patch.setattr(
+      loop.reporting, 'show_end', lambda *parts: ended.append(parts)
+    )
     loop.train_and_evaluate(
       config, folder / 'run', guards.StopSignal(), Console(io.StringIO())
     )
@@ -248,7 +249,7 @@ def test_an_error_of_the_network_is_no_fault_of_the_files(
   trained, call, monkeypatch
 ):
   def fail(*arguments):
-    raise saved_run.UserError('something else')
+    raise measure.UserError('something else')
 
   monkeypatch.setattr(measure, 'evaluate', fail)
   code, result, err = call(trained.files[0])
@@ -273,7 +274,7 @@ def test_wrong_arguments_are_refused_before_anything_is_loaded(
   call, monkeypatch, arguments, complaint
 ):
   monkeypatch.chdir(commands.ROOT)
-  monkeypatch.setattr(saved_run, 'load', None)
+  monkeypatch.setattr(measure, 'load_network', None)
   code, result, err = call(*arguments)
   assert (code, result) == (2, None)
   assert complaint in err
@@ -309,7 +310,7 @@ def test_the_grid_shows_what_the_network_sees(trained, call, tmp_path):
 def test_no_more_images_are_kept_than_asked_for(trained, tmp_path):
   empty = tmp_path / 'empty.png'
   empty.write_bytes(b'')
-  run = saved_run.load(trained.workdir, top=1)
+  run = measure.load_network(trained.workdir, top=1)
   paths = [str(empty), *trained.files]
   for count in (0, 3, 9, 20):
     answers, reasons, seen = predict.predict(run, paths, count)

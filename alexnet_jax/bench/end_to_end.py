@@ -14,8 +14,8 @@ from alexnet_jax import cli
 from alexnet_jax.bench import machine
 from alexnet_jax.bench import report
 from alexnet_jax.bench.report import positive
+from alexnet_jax.cli import Console
 from alexnet_jax.errors import UserError
-from alexnet_jax.training.console import Console
 
 _DESCRIPTION = """\
 Images per second of the bare train step (one batch that stays on the devices),
@@ -176,14 +176,14 @@ def _show(result, num_rounds, num_steps):
 
 
 def _prepare(config, path):
+  from alexnet_jax.training import context
   from alexnet_jax.training import guards
   from alexnet_jax.training import parallel
-  from alexnet_jax.training import setup
 
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   console = Console(io.StringIO())
-  return setup.prepare(
+  return context.prepare(
     config, path, mesh, guards.StopSignal(), console, mean_limit=256
   )
 
@@ -193,11 +193,11 @@ def _bare_step(parts, num_steps):
   import jax
 
   from alexnet_jax.training import build
-  from alexnet_jax.training import setup
+  from alexnet_jax.training import context
 
   key = build.dropout_key(parts.config)
   batch = parts.to_devices(next(_batches(parts, 1)))
-  state, _ = setup.create(parts)
+  state, _ = context.initial_state(parts)
 
   def run(count=num_steps):
     nonlocal state

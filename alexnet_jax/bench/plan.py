@@ -163,7 +163,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   report.show(f'compiling for {devices} x {gpu["name"]}, {images:,} images')
   targets = machine.gpu_devices(gpu, devices)
   mesh = Mesh(np.array(targets), (parallel.AXIS,))
-  build.num_pieces(config, mesh)  # refuses what a run would
+  build.num_microbatches(config, mesh)  # refuses what a run would
 
   def placed(tree, *axes):
     sharding = NamedSharding(mesh, PartitionSpec(*axes))

@@ -70,8 +70,8 @@ def main(argv=None) -> int:
 def _work(arguments, overrides, stop):
   from alexnet_jax import config as config_lib
   from alexnet_jax import validation
+  from alexnet_jax.cli import Console
   from alexnet_jax.evaluation import figures
-  from alexnet_jax.training.console import Console
 
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   folds = _number_of_folds(arguments.folds, config)
@@ -113,7 +113,7 @@ def cross_validate(
     workdir: gets a folder for every fold.
     folds: their number.
     stop: a `guards.StopSignal`.
-    console: a `console.Console`.
+    console: a `cli.Console`.
 
   Returns:
     {folds: [{fold, workdir, step, parameters, state_digest, train: {loss, top1,
@@ -181,14 +181,14 @@ def _measures(config, folder, record):
   Raises:
     UserError: if the fold was trained with another config or on other data.
   """
-  from alexnet_jax.training import refusals
+  from alexnet_jax.training import resume
 
   try:
     stored = json.loads((folder / MEASURES_FILE).read_text())
   except (FileNotFoundError, ValueError):
     return None
-  refusals.check_config(config, folder, stored)
-  refusals.check_data_record(folder, stored['data'], record)
+  resume.check_config(config, folder, stored)
+  resume.check_data_record(folder, stored['data'], record)
   # A run may be made longer. All else that may change leaves it as it is.
   lengths = ('num_epochs', 'num_steps')
   longer = any(stored['config'][key] != config[key] for key in lengths)
@@ -197,16 +197,15 @@ def _measures(config, folder, record):
 
 def _measure(config, folder, record, stop):
   """Measures the final state of a fold on both sides of the split."""
-  from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
   from alexnet_jax.training import measure
-  from alexnet_jax.training import refusals
+  from alexnet_jax.training import resume
   from alexnet_jax.training import state as state_lib
 
-  run = saved_run.load(str(folder), data_path=config.data.path)
+  run = measure.load_network(str(folder), data_path=config.data.path)
   loaders = {split: build.make_loader(run.config, split) for split in SPLITS}
   # While it trained, they may have changed.
-  refusals.check_data_record(folder, record, _data_record(config, loaders))
+  resume.check_data_record(folder, record, _data_record(config, loaders))
   measured = {
     'config': config.to_dict(),
     'data': record,

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 
 from alexnet_jax import cli
-from alexnet_jax import placeholders
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import transfer
 
 _DESCRIPTION = """\
 Measures several trained networks on a split, each alone and all together: the
@@ -98,7 +98,7 @@ def _check(arguments):
     found = run.class_names, loader.source.fingerprint
     reference = reference or found
     same = {
-      'classes': placeholders.agree(found[0], reference[0]),
+      'classes': transfer.same_classes(found[0], reference[0]),
       'examples': found[1] == reference[1],
     }
     for what, agrees in same.items():
@@ -112,27 +112,26 @@ def _check(arguments):
 
 def _open(text, arguments):
   """Opens a member: (run, loader of the split)."""
-  from alexnet_jax.evaluation import saved_run
+  from alexnet_jax.training import measure
 
   workdir, checkpoint = split_member(text)
-  run = saved_run.load(
+  run = measure.load_network(
     workdir,
     checkpoint,
     arguments.data_path,
     top=sys.maxsize,
     crops=arguments.crops,
   )
-  return run, saved_run.make_eval_loader(run, arguments.split)
+  return run, measure.make_eval_loader(run, arguments.split)
 
 
 def _predictions(text, arguments):
   """Measures a member: (run, measures with all predictions)."""
-  from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
   from alexnet_jax.training import measure
 
   run, loader = _open(text, arguments)
-  saved_run.warn_of_crops(run, arguments.crops)
+  measure.warn_of_crops(run, arguments.crops)
   measured = measure.evaluate(
     run.steps.predict,
     run.state,

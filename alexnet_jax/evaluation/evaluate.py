@@ -31,17 +31,16 @@ def main(argv=None) -> int:
 
 def _evaluate(arguments):
   """Measures a checkpoint on a split; returns the command's result."""
-  from alexnet_jax.evaluation import saved_run
   from alexnet_jax.training import build
   from alexnet_jax.training import measure
   from alexnet_jax.training import state as state_lib
 
   workdir, split, crops = arguments.workdir, arguments.split, arguments.crops
-  run = saved_run.load(
+  run = measure.load_network(
     workdir, arguments.checkpoint, arguments.data_path, crops=crops
   )
-  loader = saved_run.make_eval_loader(run, split)
-  saved_run.warn_of_crops(run, crops)
+  loader = measure.make_eval_loader(run, split)
+  measure.warn_of_crops(run, crops)
   _compile(run, loader, crops)
   begun = time.perf_counter()
   values = measure.evaluate(

@@ -8,12 +8,11 @@ import numpy as np
 from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
-from alexnet_jax.evaluation import saved_run
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import build
 from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
-from alexnet_jax.training import pixels
+from alexnet_jax.training import preprocess
 from alexnet_jax.training import state as state_lib
 
 MOST_CONFUSED = 25  # pairs
@@ -24,7 +23,7 @@ MISTAKES = 20
 class MeasuredRun:
   """A network with its data, measured on the validation split."""
 
-  run: saved_run.SavedRun
+  run: measure.Network
   training: loader_lib.Loader
   validation: loader_lib.Loader
   measured: measure.Measured
@@ -55,16 +54,16 @@ def load(
 
   Args:
     workdir: the run's folder.
-    which: see `saved_run.load`.
+    which: see `measure.load_network`.
     data_path: where the data lies now; '': where it lay in training.
     tick: called after each batch.
 
   Raises:
     UserError: if checkpoint or data are not there, or do not fit.
   """
-  run = saved_run.load(workdir, which, data_path, top=1)
+  run = measure.load_network(workdir, which, data_path, top=1)
   training, validation = (
-    saved_run.make_eval_loader(run, split) for split in ('train', 'validation')
+    measure.make_eval_loader(run, split) for split in ('train', 'validation')
   )
   measured = measure.evaluate(
     run.steps.predict,
@@ -154,7 +153,7 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   indices = order.examples_at(
     positions, loader.source.num_examples, config.seed
   )
-  after = np.uint8(np.clip(np.round(pixels.augmented(batch)), 0, 255))
+  after = np.uint8(np.clip(np.round(preprocess.augment(batch)), 0, 255))
   rows = []
   for i, index in enumerate(indices):
     if (square := loader.square(int(index))) is not None:

@@ -84,10 +84,10 @@ def write(
 def _history(path):
   """Returns the rows of the history, and whether there is a checkpoint."""
   from alexnet_jax.errors import UserError
-  from alexnet_jax.training import restored
+  from alexnet_jax.training import checkpoint
   from alexnet_jax.training import writers
 
-  rows, trained = writers.read_rows(path), restored.has_checkpoint(path)
+  rows, trained = writers.read_rows(path), checkpoint.has_checkpoint(path)
   if not (rows or trained):
     raise UserError(
       f'{path} has no history ({writers.METRICS_FILE}) and no checkpoint; is it'

@@ -10,11 +10,10 @@ import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import saved_run
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import build
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import writers
-from alexnet_jax.training.progress import Progress
 
 MEASURES = {
   'loss': 'loss [nats]',
@@ -94,14 +93,13 @@ def load(workdir: str, name: str) -> RunRecord:
   Raises:
     UserError: if there is no run, or no checkpoint that can be read.
   """
-  step, saved = saved_run.read_newest(workdir)
-  config, data = config_lib.from_dict(saved['config']), saved['data']
+  step, saved = checkpoint.read_newest(workdir)
+  config, data, progress = saved.config, saved.data, saved.progress
   if 'num_examples' not in data:
     raise UserError(
       f'{workdir} holds weights of elsewhere: there is no training to compare'
       ' (evaluation.evaluate measures them, evaluation.ensemble several)'
     )
-  progress = Progress.from_json(saved['progress'])
   final_step = progress.final_step(config, step)
   rows = [r for r in writers.read_rows(workdir) if r['step'] <= step]
   values = progress.last_evaluation

@@ -26,12 +26,11 @@ from alexnet_jax import files
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import console as console_lib
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training import parallel
-from alexnet_jax.training import refusals
-from alexnet_jax.training import restored
 from alexnet_jax.training import writers
 
 # At the top nothing imports optuna, which may be missing.
@@ -369,7 +368,7 @@ class Trials:
     no other process trains it, and what all trials share is there and
     unchanged.
     """
-    if restored.has_checkpoint(folder):
+    if checkpoint.has_checkpoint(folder):
       return False
     try:
       if folder.is_dir():
@@ -430,7 +429,7 @@ def check(config) -> None:
   validation.validate(config)
   parallel.check_batch_size(config.global_batch_size, jax.device_count())
   training, held_out = _sources(config)
-  refusals.check_examples(config, training, held_out)
+  build.check_examples(config, training, held_out)
   model = build.make_model(config, len(training.class_names))
   jax.eval_shape(lambda: build.make_state(config, model))
 
@@ -450,7 +449,7 @@ def shared_data(config, space: dict) -> dict[str, str]:
   """
   init = config.init
   if init.workdir and not {'init.workdir', 'init.checkpoint'} & space.keys():
-    restored.restore(init.workdir, init.checkpoint)
+    checkpoint.open_run(init.workdir, init.checkpoint)
   training, held_out = _sources(config)
   return {
     'fingerprint': training.fingerprint,

@@ -106,8 +106,8 @@ def _work(arguments, overrides, stop):
   """Runs or continues the sweep; returns the command's result."""
   from alexnet_jax import files
   from alexnet_jax import validation
+  from alexnet_jax.cli import Console
   from alexnet_jax.evaluation import study as study_lib
-  from alexnet_jax.training.console import Console
 
   study_lib.import_optuna()
   config = validation.load_config([f'--config={arguments.config}', *overrides])

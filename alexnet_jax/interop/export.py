@@ -123,7 +123,7 @@ def _make_function(config, network, std):
   import numpy as np
 
   from alexnet_jax.training import build
-  from alexnet_jax.training import pixels
+  from alexnet_jax.training import preprocess
   from alexnet_jax.training import state as state_lib
 
   plain = config.copy_and_resolve_references()
@@ -135,7 +135,7 @@ def _make_function(config, network, std):
 
   def probabilities(params, images):
     tree = jax.tree.unflatten(treedef, [params[name] for name in leaves])
-    images = pixels.normalize(images, network.mean, std)
+    images = preprocess.normalize(images, network.mean, std)
     return jax.nn.softmax(model.apply(tree, images))
 
   return probabilities, {name: np.asarray(leaves[name]) for name in leaves}

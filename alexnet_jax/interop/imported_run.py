@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import placeholders
 from alexnet_jax import validation
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
@@ -20,9 +19,9 @@ from alexnet_jax.interop import matching
 from alexnet_jax.interop.networks import TrainedNetwork
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import restored
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import transfer
 from alexnet_jax.training.progress import Progress
 
 
@@ -35,12 +34,13 @@ def read(
 
   Args:
     workdir: the run's folder.
-    which: see `restored.restore`.
+    which: see `checkpoint.open_run`.
 
   Raises:
     UserError: if there is no run, or no such checkpoint.
   """
-  config, class_names, state = restored.restore(str(workdir), which)
+  run = checkpoint.open_run(workdir, which)
+  config, class_names, state = run.config, run.class_names, run.state
   network = TrainedNetwork(
     params=state.eval_params,
     batch_stats=state.batch_stats,
@@ -80,7 +80,7 @@ def make_config(
     str(pathlib.Path(path).expanduser().absolute()) if path else ''
   )
   if not path and source not in ('digits', 'tfds', 'synthetic'):
-    config.data.path = placeholders.NO_DATA
+    config.data.path = transfer.NO_DATA
   validation.validate(config)
   return config
 
@@ -172,14 +172,14 @@ def _write_checkpoint(config, tree, class_names, origin, folder):
   try:
     checkpoints.save(
       tree,
-      {
-        'progress': Progress(schedule.PlateauState(rate)).to_json(),
+      checkpoint.SavedRun(
+        config=config,
         # No data has trained it: none of the fields that a resumed run checks.
-        'data': {'class_names': list(class_names)},
-        'iterator': {'next_index': 0},
-        'config': config.to_dict(),
-        'imported': origin or {},
-      },
+        data={'class_names': list(class_names)},
+        progress=Progress(schedule.PlateauState(rate)),
+        iterator={'next_index': 0},
+        imported=origin or {},
+      ),
     )
     checkpoints.wait()
   finally:

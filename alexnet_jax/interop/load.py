@@ -129,8 +129,8 @@ def _load(arguments):
   """Makes the run; returns the command's result."""
   options = _check_options(arguments)
 
-  from alexnet_jax import placeholders
   from alexnet_jax.interop import imported_run
+  from alexnet_jax.training import transfer
 
   imported_run.check_workdir(arguments.workdir)
   names = _read_names(arguments.class_names)
@@ -145,7 +145,7 @@ def _load(arguments):
     )
   named = bool(names or network.class_names)
   if not named:
-    names = placeholders.class_names(network.num_classes)
+    names = transfer.placeholder_names(network.num_classes)
   names = tuple(names or network.class_names)
   network = dataclasses.replace(network, class_names=names)
   path = pathlib.Path(arguments.file)
@@ -164,7 +164,7 @@ def _load(arguments):
       f'the file names no classes: they are called {names[0]} to {names[-1]}'
       ' (--class_names FILE names them)'
     )
-  no_data = config.data.path == placeholders.NO_DATA
+  no_data = config.data.path == transfer.NO_DATA
   lines.append(
     'next: python -m alexnet_jax.evaluation.evaluate --workdir'
     f' {shlex.quote(workdir)}{" --data_path DIR" if no_data else ""}'

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run; the commands and the loop share it."""
+"""Makes the parts of a run from its config: data, model, optimizer, steps."""
 
 from collections.abc import Callable
 import dataclasses
@@ -19,8 +19,6 @@ from alexnet_jax.data import sources
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.alexnet import resolve_implementation
-from alexnet_jax.training import accumulation
-from alexnet_jax.training import objective as objective_lib
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule as schedule_lib
@@ -35,7 +33,7 @@ class Steps:
   train: Callable  # (state, batch, key) -> (state, sums); donates the state
   grad: Callable  # (state, batch, key) -> grads
   evaluate: Callable  # (state, batch) -> sums
-  predict: Callable  # the same, with what it says of each example
+  predict: Callable  # the same, with the predictions for each example
 
 
 def make_source(config, split: str):
@@ -57,7 +55,7 @@ def make_source(config, split: str):
 
 
 def tfds_split(config, split: str) -> str:
-  """What TFDS calls `train`, `validation` or a split of its own."""
+  """Returns the TFDS name of `train`, `validation` or a split of its own."""
   held_out = config.data.tfds_eval_split
   if config.data.folds:  # of the training examples
     held_out = config.data.tfds_train_split
@@ -66,7 +64,7 @@ def tfds_split(config, split: str) -> str:
 
 
 def make_loader(config, split: str) -> loader_lib.Loader:
-  """Reads the examples of a split as squares."""
+  """Returns a loader of the examples of a split as square images."""
   source = make_source(config, split)
   size = getattr(source, 'square_size', config.data.resize_size)
   if size != config.data.resize_size:
@@ -86,12 +84,10 @@ def make_loader(config, split: str) -> loader_lib.Loader:
 
 
 def make_model(config, num_classes: int, device=None) -> AlexNet:
-  """The network of the config for `num_classes` classes of the data.
+  """Returns the network of the config for `num_classes` classes.
 
   Args:
-    config: of the run.
-    num_classes: of the data.
-    device: a `jax.Device` like those that compute it; None: like those here.
+    device: a `jax.Device` of the kind that computes it; None: those here.
 
   Raises:
     UserError: if config.model.num_classes is set to another number.
@@ -114,7 +110,7 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
 
 
 def image_shape(config) -> tuple[int, int, int]:
-  """(height, width, 3) of the crops."""
+  """Returns (height, width, 3) of the crops."""
   return (config.data.crop_size, config.data.crop_size, 3)
 
 
@@ -124,8 +120,8 @@ def mean_shape(config) -> tuple[int, ...]:
 
 
 def learning_rate(config) -> float:
-  """The rate of the config's batches, before warm-up and drops."""
-  return schedule_lib.scaled_rate(
+  """Returns the learning rate before warm-up and drops."""
+  return schedule_lib.scaled_learning_rate(
     config.optimizer.learning_rate,
     config.global_batch_size,
     config.optimizer.base_batch_size,
@@ -134,13 +130,11 @@ def learning_rate(config) -> float:
 
 
 def make_state(config, model: AlexNet) -> state_lib.TrainState:
-  """A fresh state, a function of config.seed."""
-  options = config.optimizer.to_dict()
-  for name in ('rate_scaling', 'base_batch_size'):  # in `learning_rate` already
-    del options[name]
-  options['learning_rate'] = learning_rate(config)
-  options['lr_multipliers'] = tuple(config.schedule.lr_multipliers)
-  tx = optimizer.make_optimizer(**options)
+  """Returns a fresh state, a function of config.seed."""
+  tx = optimizer.make_optimizer(
+    **{**config.optimizer.to_dict(), 'learning_rate': learning_rate(config)},
+    lr_multipliers=tuple(config.schedule.lr_multipliers),
+  )
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   try:
     return state_lib.create_train_state(
@@ -152,8 +146,28 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
     raise UserError(f'config.model: {error}') from error
 
 
+def state_shapes(config, num_classes: int) -> state_lib.TrainState:
+  """Returns `make_state` as ShapeDtypeStructs."""
+  model = make_model(config, num_classes)
+  return jax.eval_shape(lambda: make_state(config, model))
+
+
+def make_schedule(
+  config, durations: config_lib.Durations
+) -> schedule_lib.LearningRateSchedule:
+  """Returns the learning-rate schedule of a run."""
+  return schedule_lib.LearningRateSchedule(
+    name=config.schedule.name,
+    num_steps=durations.num_steps,
+    factor=config.schedule.factor,
+    drop_steps=durations.drop_steps,
+    warmup_steps=durations.warmup_steps,
+    min_learning_rate=config.schedule.min_learning_rate,
+  )
+
+
 def dropout_key(config) -> jax.Array:
-  """The key that train_step folds step and example into, uint32 [2]."""
+  """Returns the key that train_step folds step and example into, uint32 [2]."""
   # As numbers: in several processes pmap copies a typed key at every call.
   key = jax.random.key(config.seed, impl=step.KEY_IMPL)
   return jax.random.key_data(jax.random.fold_in(key, 1))
@@ -168,49 +182,37 @@ def make_steps(
   top: int = 5,
   crops: int = 1,
 ) -> Steps:
-  """The step functions.
+  """Returns the step functions.
 
   Args:
-    config: of the run.
-    mesh: the devices.
     mean: of the pixels; see `pixel_statistics.Statistics`.
-    frozen: names of parameters that do not train.
     top: number of classes that `predict` gives.
-    crops: of an image that `evaluate` and `predict` average over, 1 or 10.
+    crops: crops of an image that `evaluate` and `predict` average, 1 or 10.
   """
-  objective = objective_lib.Objective(**config.loss.to_dict(), frozen=frozen)
-  training = {
-    'objective': objective,
-    'max_examples': config.microbatch_size,
-    'grad_allreduce_dtype': config.grad_allreduce_dtype,
-  }
-
+  options = step.StepOptions(
+    mean=mean,
+    std=tuple(config.data.std_rgb) or config.data.std,
+    axis_name=parallel.AXIS,
+    objective=step.Objective(**config.loss.to_dict(), frozen=frozen),
+    microbatch_size=config.microbatch_size,
+    ema_decay=config.ema_decay,
+    grad_allreduce_dtype=config.grad_allreduce_dtype,
+  )
   cropping = {'crop_size': config.data.crop_size} if crops > 1 else {}
 
   def mapped(function, donate_state=False, **more):
     return parallel.map_over_devices(
-      functools.partial(
-        function,
-        mean=mean,
-        std=tuple(config.data.std_rgb) or config.data.std,
-        axis_name=parallel.AXIS,
-        **more,
-      ),
+      functools.partial(function, options=options, **more),
       mesh,
       config.parallel,
       donate_state=donate_state,
     )
 
   return Steps(
-    mapped(
-      step.train_step,
-      donate_state=True,
-      ema_decay=config.ema_decay,
-      **training,
-    ),
-    mapped(step.grad_step, **training),
-    mapped(step.eval_step, **cropping),
-    mapped(step.eval_step, top=top, **cropping),
+    train=mapped(step.train_step, donate_state=True),
+    grad=mapped(step.grad_step),
+    evaluate=mapped(step.eval_step, **cropping),
+    predict=mapped(step.eval_step, top=top, **cropping),
   )
 
 
@@ -228,10 +230,8 @@ def make_augmentation(
   """Returns the random changes of training images.
 
   Args:
-    config: of the run.
     lighting: see `pixel_statistics.Statistics`; config.data.pca_lighting needs
       it.
-    num_examples: of the training split.
   """
   data, shift = config.data, None
   if data.pca_lighting:
@@ -338,29 +338,28 @@ def stored_lighting(config, workdir) -> np.ndarray | None:
   return pixel_statistics.stored_lighting(pixel_options(config), workdir)
 
 
-def num_pieces(config, mesh: Mesh) -> int:
-  """Pieces in which each device computes its part of a training batch.
+def num_microbatches(config, mesh: Mesh) -> int:
+  """Returns the number of microbatches of each device's part of a batch.
 
   Raises:
-    UserError: if it takes many more than config.microbatch_size asks for.
+    UserError: if it is much larger than config.microbatch_size asks for.
   """
-  count = config.global_batch_size // mesh.size
-  most = config.microbatch_size
-  pieces = accumulation.num_pieces(count, most)
-  if most and pieces > 2 * math.ceil(count / most):
+  count, size = config.global_batch_size // mesh.size, config.microbatch_size
+  number = step.num_microbatches(count, size)
+  if size and number > 2 * math.ceil(count / size):
     raise UserError(
-      f'config.microbatch_size is {most}, but the {count} examples of a'
-      f' device are equal pieces only in {pieces} of {count // pieces}; take a'
-      ' config.global_batch_size with more divisors'
+      f'config.microbatch_size is {size}, but the {count} examples of a'
+      f' device divide only into {number} microbatches of {count // number};'
+      ' take a config.global_batch_size with more divisors'
     )
-  return pieces
+  return number
 
 
 def eval_batch_size(config, mesh: Mesh) -> int:
-  """Examples of an evaluation batch, over all devices of the mesh.
+  """Returns the number of examples of an evaluation batch, over all devices.
 
-  As many as in training, but no more than they compute at a time, and made a
-  multiple of the number of devices.
+  It is that of training, but no more than they compute at a time, rounded up to
+  a multiple of the number of devices.
   """
   device_batch_size = -(-config.global_batch_size // mesh.size)
   if config.microbatch_size:
@@ -377,8 +376,28 @@ def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
   )
 
 
+def check_examples(config, training, held_out) -> None:
+  """Refuses data that the config cannot train on.
+
+  Raises:
+    UserError: if there are too few examples or classes, or another number of
+      classes than in the config.
+  """
+  num_classes = len(training.class_names)
+  make_model(config, num_classes)  # refuses a wrong number of classes
+  if num_classes < 2:
+    raise UserError(f'{training.name} has one class; two are needed at least')
+  if not held_out.num_examples:
+    raise UserError(f'{held_out.name} has no examples')
+  if training.num_examples < config.global_batch_size:
+    raise UserError(
+      f'config.global_batch_size is {config.global_batch_size}, but there are'
+      f' {training.num_examples} training examples'
+    )
+
+
 def data_record(config, train_source, eval_source) -> dict:
-  """What must not change under a run; see `pipeline.data_record`."""
+  """Returns what must not change under a run; see `pipeline.data_record`."""
   return {
     **pipeline.data_record(
       train_source,

@@ -1,9 +1,8 @@
-"""Orbax checkpoints: what is saved, what is read, what is kept.
+"""Orbax checkpoints: what is saved, what makes one count, how a run is opened.
 
 Checkpoint k holds step k, as two items: `state` (step, params, opt_state,
-batch_stats, once, whatever the number of devices) and `run`, a JSON object
-with the config, the versions, the data record, the iterator's position, what
-plateau and early stopping know, and the state's digest.
+batch_stats, ema_params; once, whatever the number of devices) and `run`, the
+JSON of a `SavedRun`.
 
 Orbax writes a checkpoint under a temporary name and renames it when every file
 is there, so a killed run leaves complete checkpoints and one temporary folder,
@@ -12,62 +11,104 @@ which the next start removes. A complete checkpoint can still be damaged later
 its state has the digest that was written with it. One that does not count is
 moved to `damaged/` beside the checkpoints, as soon as an older one was found
 to take its place.
+
+Of several processes, process 0 alone reads and writes, once, as whole arrays:
+any number of processes and devices can go on from a checkpoint, and only
+process 0 needs the run's folder. It sends what it read to the others.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
-import ctypes
+from collections.abc import Mapping
+import dataclasses
 import logging
 import pathlib
 
 import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import options as orbax_options
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint_contents as contents
-from alexnet_jax.training import checkpoint_folders as folders
+from alexnet_jax.training import parallel
+from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
-from alexnet_jax.training.state import state_digest
+from alexnet_jax.training.distributed import ALONE
+from alexnet_jax.training.distributed import ProcessGroup
+from alexnet_jax.training.progress import Progress
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
-_REPLACED_FOLDER = 'replaced'  # what is just written anew
+_REPLACED_FOLDER = 'replaced'  # checkpoints that are being written anew
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
-_CLOSING_ATTEMPTS = 5  # of a save three threads can fail
-_malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
+_CLOSING_ATTEMPTS = 5  # a save has three threads that can fail
 
 
-def _give_memory_back() -> None:
-  """Returns freed memory to the system where the C library keeps it.
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+  """The part of a checkpoint that is not arrays.
 
-  glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
-  0.3 GB with every save. Orbax calls it when all is written, before it gives
-  the checkpoint its name: it must raise nothing.
+  Attributes:
+    config: the config that trained it.
+    data: `build.data_record`; weights from elsewhere have class_names alone.
+    progress: plateau, early stopping and metrics.
+    iterator: the position of the training batches.
+    devices: number of devices.
+    processes: number of processes.
+    num_microbatches: pieces of a device's batch, see `step.accumulate`.
+    imported: where weights from elsewhere come from; JSON.
+    digest: `state.state_digest`; set by `Checkpoints.save`.
+    versions: `checkpoint_contents.versions`; set by `Checkpoints.save`.
   """
-  if _malloc_trim is not None:
-    _malloc_trim(0)
 
+  config: ml_collections.ConfigDict
+  data: Mapping
+  progress: Progress
+  iterator: Mapping
+  devices: int = 1
+  processes: int = 1
+  num_microbatches: int = 1
+  imported: Mapping | None = None
+  digest: str = ''
+  versions: Mapping = dataclasses.field(default_factory=dict)
 
-class _KeepSteps:
-  """Orbax preservation policy: the newest `count`, and chosen steps."""
+  def to_json(self) -> dict:
+    """Returns the fields as an object for JSON."""
+    fields = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+    }
+    fields['config'] = self.config.to_dict()
+    fields['progress'] = self.progress.to_json()
+    return fields
 
-  def __init__(self, count: int):
-    self.count = count
-    self.steps = set()
+  @classmethod
+  def from_json(cls, fields: Mapping) -> 'SavedRun':
+    """Returns what `to_json` gave.
 
-  def should_preserve(self, checkpoints, *, context):
-    newest = preservation_policy.LatestN(self.count).should_preserve(
-      checkpoints, context=context
+    Raises:
+      ValueError: naming the fields that are missing or unknown.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    if wrong := sorted(names ^ fields.keys()):
+      raise ValueError(f'missing or unknown: {", ".join(wrong)}')
+    return cls(
+      **{
+        **fields,
+        'config': config_lib.from_dict(fields['config']),
+        'progress': Progress.from_json(fields['progress']),
+      }
     )
-    return [
-      new or info.step in self.steps
-      for new, info in zip(newest, checkpoints, strict=True)
-    ]
 
 
 class Checkpoints:
-  """The checkpoints of one run."""
+  """The checkpoints of one run.
+
+  Every process of the run calls the same methods in the same order; an error
+  of process 0 ends the others, see `distributed`.
+  """
 
   def __init__(
     self,
@@ -75,59 +116,42 @@ class Checkpoints:
     *,
     keep: int = 2,
     read_only: bool = False,
+    processes: ProcessGroup = ALONE,
+    check: Callable[[], None] = lambda: None,
   ):
     """Opens `workdir/checkpoints`, or creates it.
 
     Args:
-      workdir: the run's folder.
-      keep: how many of the newest are kept; steps named in `save` are kept
-        besides.
+      keep: number of newest checkpoints to keep, beside the steps that are
+        named in `save`.
       read_only: changes nothing there, so that a run that is training at the
         same time is not disturbed.
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    self._processes = processes
+    self._check = check
     self._read_only = read_only
     self._replaced = self.folder.parent / _REPLACED_FOLDER
-    self._keep = _KeepSteps(keep)
+    self._keep = contents.KeepSteps(keep)
+    self._manager = None  # in all processes but the first
+    if not processes.is_first:
+      return
     if not read_only:
       self.folder.mkdir(parents=True, exist_ok=True)
       # Orbax would do this in a thread, which may outlive a start that fails.
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
-        folders.remove(unfinished)
-      folders.settle(self.folder, self._replaced)
-    self._manager = ocp.CheckpointManager(
-      self.folder,
-      item_handlers={
-        'state': ocp.StandardCheckpointHandler(),
-        'run': ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._keep,
-        create=False,
-        read_only=read_only,
-        enable_async_checkpointing=not read_only,
-        async_options=None
-        if read_only
-        else orbax_options.AsyncOptions(
-          post_finalization_callback=_give_memory_back
-        ),
-        # Of several processes one opens checkpoints, and waits for no other.
-        multiprocessing_options=orbax_options.MultiprocessingOptions(
-          primary_host=jax.process_index(),
-          active_processes={jax.process_index()},
-          barrier_sync_key_prefix='checkpoints',
-        ),
-      ),
-    )
+        contents.remove_folder(unfinished)
+      contents.recover_replaced(self.folder, self._replaced)
+    self._manager = contents.make_manager(self.folder, self._keep, read_only)
 
   def steps(self) -> list[int]:
-    """Steps of the checkpoints, oldest first."""
+    """Returns the steps of the checkpoints, oldest first; in process 0."""
     return sorted(self._manager.all_steps())
 
   def save(
     self,
     tree: dict,
-    run: dict,
+    run: SavedRun,
     *,
     keep_steps: Iterable[int] = (),
     replace: bool = False,
@@ -137,7 +161,7 @@ class Checkpoints:
     Args:
       tree: `state.saved_tree`. It is copied to the host before this returns, so
         the caller may donate it.
-      run: what `run` holds besides digest and versions; JSON.
+      run: what is saved with it; gets digest and versions.
       keep_steps: older checkpoints that must stay, such as the best.
       replace: whether a checkpoint of this step is written anew; otherwise it
         stays as it is.
@@ -147,6 +171,8 @@ class Checkpoints:
         checkpoints before stay valid.
       NonFiniteLossError: if a parameter is infinite or not a number.
     """
+    if self._manager is None:
+      return
     step = int(tree['step'])
     exists = step in self._manager.all_steps()
     if exists and not replace:
@@ -155,35 +181,46 @@ class Checkpoints:
     # On a CPU these are views, and Orbax copies what it is given.
     host = jax.device_get(tree)
     contents.refuse_non_finite(host)
-    run = {**run, 'digest': state_digest(host), 'versions': contents.versions()}
+    run = dataclasses.replace(
+      run, digest=state_lib.state_digest(host), versions=contents.versions()
+    )
     try:
       if exists:
-        self.wait()
-        folders.set_aside(self.folder / str(step), self._replaced)
+        self._wait()
+        contents.set_aside(self.folder / str(step), self._replaced)
         self._manager.reload()
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(host), run=ocp.args.JsonSave(run)
+          state=ocp.args.StandardSave(host),
+          run=ocp.args.JsonSave(run.to_json()),
         ),
-        force=True,  # when to save is decided by the caller
+        force=True,  # the caller decides when to save
       )
     except Exception as error:  # Orbax raises whatever the file system gave
       raise self._save_error(error) from error
 
   def wait(self) -> None:
-    """Waits until the save under way is complete.
+    """Waits until the save under way is complete, in all processes.
 
     Raises:
       UserError: as `save` does.
     """
+    if self._manager is not None:
+      self._wait()
+    # A process that left before could end process 0 in the middle of its save.
+    self._processes.barrier(lambda: None)
+
+  def _wait(self):
     try:
       self._manager.wait_until_finished()
-      folders.settle(self.folder, self._replaced)
+      contents.recover_replaced(self.folder, self._replaced)
     except Exception as error:
       raise self._save_error(error) from error
 
   def _save_error(self, error):
+    if isinstance(error, UserError):
+      return error
     self._end_threads()
     kept = self.steps()
     rest = (
@@ -193,26 +230,29 @@ class Checkpoints:
     )
     reason = str(error).split(' [tensorstore_spec')[0]
     return UserError(
-      f'cannot save a checkpoint: {reason}. {rest}; make room or mend the'
+      f'cannot save a checkpoint: {reason}. {rest}; make room or repair the'
       ' folder and start the same command again'
     )
 
-  def restore_newest(self, template: dict) -> tuple[dict, dict] | None:
-    """The newest checkpoint that counts, or None if there is none at all.
+  def restore_newest(self, template: dict) -> tuple[dict, SavedRun] | None:
+    """Restores the newest checkpoint that counts; None if there is none at all.
 
     Args:
       template: `saved_tree` of arrays or ShapeDtypeStructs.
 
     Returns:
-      (tree like `template` of numpy arrays, run).
+      (tree like `template` of numpy arrays, SavedRun).
 
     Raises:
       UserError: if the checkpoint is of another network, or none counts.
     """
+    return self._in_all(lambda: self._restore_newest(template), template)
+
+  def _restore_newest(self, template):
     damaged = {}
     for step in reversed(self.steps()):
       try:
-        restored = self.restore(step, template)
+        restored = self._restore(step, template)
       except DamagedCheckpointError as error:
         damaged[step] = error
         continue
@@ -227,18 +267,21 @@ class Checkpoints:
       )
     return None
 
-  def restore(self, step: int, template: dict) -> tuple[dict, dict]:
-    """One checkpoint: (tree like `template` of numpy arrays, run).
+  def restore(self, step: int, template: dict) -> tuple[dict, SavedRun]:
+    """Restores one checkpoint; see `restore_newest`.
 
     Raises:
       DamagedCheckpointError: if it cannot be read or its digest differs.
       UserError: if it is of another network.
     """
+    return self._in_all(lambda: self._restore(step, template), template)
+
+  def _restore(self, step, template):
     run = self.read_run(step)
     try:
       saved = self._manager.item_metadata(step)['state'].tree
     except Exception as error:
-      raise contents.damage('metadata', error) from error
+      raise contents.as_damage('metadata', error) from error
     contents.refuse_misfit(saved, template, self.folder / str(step))
     # Orbax restores numpy arrays as what they are.
     arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
@@ -248,37 +291,61 @@ class Checkpoints:
         args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays)),
       )['state']
     except Exception as error:
-      raise contents.damage('state', error) from error
-    if state_digest(tree) != run['digest']:
+      raise contents.as_damage('state', error) from error
+    if state_lib.state_digest(tree) != run.digest:
       raise DamagedCheckpointError('the state differs from its digest')
     return tree, run
 
-  def read_run(self, step: int) -> dict:
-    """The JSON object of one checkpoint.
+  def _in_all(self, restore, template):
+    """Calls a function in process 0; returns (tree, run), or None, in all."""
+    restored = restore() if self._manager is not None else None
+    if self._processes.is_alone:
+      return restored
+    tree, run = restored or (None, None)
+    run = self._broadcast_run(run)
+    if run is None:
+      return None
+    if tree is None:  # only shapes and dtypes count
+      tree = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), template)
+    return parallel.broadcast_arrays(tree), run
+
+  def _broadcast_run(self, run):
+    fields = self._processes.broadcast(run and run.to_json(), self._check)
+    return fields and SavedRun.from_json(fields)
+
+  def read_run(self, step: int) -> SavedRun:
+    """Reads what one checkpoint says beside its arrays; in process 0.
 
     Raises:
-      DamagedCheckpointError: if it cannot be read.
+      DamagedCheckpointError: if it cannot be read, or lacks a field.
     """
     try:
-      run = self._manager.restore(
+      fields = self._manager.restore(
         step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
       )['run']
-      run['digest'], run['config']
+      return SavedRun.from_json(fields)
     except Exception as error:
-      raise contents.damage('run', error) from error
-    return run
+      raise contents.as_damage('run', error) from error
 
-  def newest_run(self) -> dict | None:
-    """The JSON object of the newest checkpoint where it can be read."""
+  def newest_run(self) -> SavedRun | None:
+    """Reads the newest checkpoint's `SavedRun` that can be read."""
+    run = None
+    if self._manager is not None:
+      # restore_newest names the damaged ones and sets them aside.
+      _, run = self.read_newest() or (None, None)
+    return self._broadcast_run(run)
+
+  def read_newest(self) -> tuple[int, SavedRun] | None:
+    """Returns step and `SavedRun` of the newest readable one; in process 0."""
     for step in reversed(self.steps()):
       try:
-        return self.read_run(step)
+        return step, self.read_run(step)
       except DamagedCheckpointError:
-        continue  # restore_newest says so and sets it aside
+        continue
     return None
 
   def _set_aside(self, step, reason):
-    target = folders.set_aside(
+    target = contents.set_aside(
       self.folder / str(step), self.folder.parent / DAMAGED_FOLDER
     )
     self._manager.reload()
@@ -295,9 +362,17 @@ class Checkpoints:
 
     Raises nothing: what made the run end matters more than a save that fails.
     """
+    if self._manager is None:
+      return
     error = self._end_threads()
     if error is not None:
       logging.getLogger(__name__).warning('%s', self._save_error(error))
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *error) -> None:
+    self.close()
 
   def _end_threads(self):
     """Returns the first error of the save under way once nothing writes.
@@ -314,6 +389,99 @@ class Checkpoints:
       except Exception as error:
         errors.append(error)
     if not self._read_only:
-      folders.settle(self.folder, self._replaced)
+      contents.recover_replaced(self.folder, self._replaced)
       self._manager.reload()
     return errors[0] if errors else None
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRun:
+  """A checkpoint of a run that is not, or no longer, being trained.
+
+  Attributes:
+    config: the config that trained it.
+    class_names: names of its classes.
+    state: the network, numpy arrays.
+    saved: what the checkpoint says beside the arrays.
+  """
+
+  workdir: pathlib.Path
+  config: ml_collections.ConfigDict
+  class_names: list[str]
+  state: state_lib.TrainState
+  saved: SavedRun
+
+
+def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
+  """Opens a checkpoint of a run; the run may be training at the same time.
+
+  Args:
+    which: `final`, `newest`, `best` or the number of a step.
+
+  Raises:
+    UserError: if there is no run, or no such checkpoint, or it is damaged.
+  """
+  with _open_read_only(workdir) as checkpoints:
+    try:
+      step = _find_step(checkpoints, which)
+      saved = checkpoints.read_run(step)
+      names = list(saved.data['class_names'])
+      state = build.state_shapes(saved.config, len(names))
+      tree, _ = checkpoints.restore(step, state_lib.saved_tree(state))
+    except DamagedCheckpointError as error:
+      raise UserError(
+        f'a checkpoint in {workdir} is damaged ({error}); it has'
+        f' {checkpoints.steps()}: choose another with --checkpoint, or start'
+        ' training again, which sets the damaged one aside'
+      ) from error
+  state = state.replace(**tree)
+  return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
+
+
+def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
+  """Reads step and `SavedRun` of the newest checkpoint that can be read.
+
+  Raises:
+    UserError: if there is no run, or no such checkpoint.
+  """
+  with _open_read_only(workdir) as checkpoints:
+    found = checkpoints.read_newest()
+  if found is None:
+    raise UserError(f'{checkpoints.folder} has no checkpoint that can be read')
+  return found
+
+
+def has_checkpoint(workdir: str | pathlib.Path) -> bool:
+  """Returns True if `open_run` would find a checkpoint."""
+  if not _is_run(workdir):
+    return False
+  with _open_read_only(workdir) as checkpoints:
+    return bool(checkpoints.steps())
+
+
+def _is_run(workdir):
+  return (pathlib.Path(workdir) / FOLDER).is_dir()
+
+
+def _open_read_only(workdir):
+  if not _is_run(workdir):
+    raise UserError(f'{workdir} is not the folder of a run: no {FOLDER}/')
+  return Checkpoints(workdir, read_only=True)
+
+
+def _find_step(checkpoints, which):
+  steps = checkpoints.steps()
+  if not steps:
+    raise UserError(f'{checkpoints.folder} has no checkpoint yet')
+  newest = checkpoints.read_run(steps[-1])
+  named = {
+    'newest': steps[-1],
+    'final': newest.progress.final_step(newest.config, steps[-1]),
+    'best': newest.progress.best.step or steps[-1],
+  }
+  step = named.get(which, int(which) if which.isdigit() else None)
+  if step not in steps:
+    raise UserError(
+      f'checkpoint {which!r} is not in {checkpoints.folder}, which has {steps}'
+    )
+  return step

@@ -5,27 +5,24 @@ import pathlib
 import tempfile
 import time
 
+from alexnet_jax import cli
 from alexnet_jax.training import build
+from alexnet_jax.training import context
+from alexnet_jax.training import distributed
 from alexnet_jax.training import guards
 from alexnet_jax.training import parallel
-from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training.console import Console
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.checkpoint import SavedRun
 from alexnet_jax.training.measure import evaluate
-from alexnet_jax.training.processes import ALONE
-from alexnet_jax.training.processes import Processes
-from alexnet_jax.training.shared_checkpoints import SharedCheckpoints
 
 _MEAN_EXAMPLES = 256
 
 
-def run(
-  config,
-  stop: guards.StopSignal,
-  console: Console,
-  processes: Processes = ALONE,
+def dry_run(
+  config, stop: guards.StopSignal, console: cli.Console
 ) -> dict | None:
-  """Start-up, one train step, one evaluation batch, one save and restore.
+  """Does a start-up, a train step, an evaluation batch, a save and a restore.
 
   The pixel mean is that of a few hundred examples; everything else is what
   training does. Nothing is left behind.
@@ -38,67 +35,50 @@ def run(
     UserError: as training does.
     RuntimeError: if the restored state differs from the saved one.
   """
-  seconds = {}
+  seconds, processes = {}, distributed.current()
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   with tempfile.TemporaryDirectory() as folder:
     with _timed(seconds, 'start-up', console, stop):
-      path = pathlib.Path(folder)
-      parts = setup.prepare(
-        *(config, path, mesh, stop, console),
-        mean_limit=_MEAN_EXAMPLES,
-        processes=processes,
+      run = context.prepare(
+        config, pathlib.Path(folder), stop, console, mean_limit=_MEAN_EXAMPLES
       )
-      state, progress = setup.create(parts)
+      state, progress = context.initial_state(run)
     with _timed(seconds, 'train step', console, stop):
       iterator = build.make_train_iter(
-        config, parts.train_loader, 1, mesh, parts.color
+        config, run.train_loader, 1, mesh, run.lighting
       )
-      batch = parts.to_devices(next(iterator))
+      batch = run.to_devices(next(iterator))
       key = build.dropout_key(config)
-      state, sums = parts.steps_at(0).train(state, batch, key)
+      state, sums = run.steps_at(0).train(state, batch, key)
       float(sums['loss'])
     with _timed(seconds, 'evaluation batch', console, stop):
-      first = next(build.make_eval_iter(config, parts.eval_loader, mesh))
-      evaluate(parts.steps.evaluate, state, [first], parts.to_devices)
+      first = next(build.make_eval_iter(config, run.eval_loader, mesh))
+      evaluate(run.steps.evaluate, state, [first], run.to_devices)
     with _timed(seconds, 'save and restore', console, stop):
-      digest = _save_and_restore(parts, state, progress, path)
+      saved = SavedRun(config, run.data_record, progress, iterator.get_state())
+      _save_and_restore(run, state, saved)
   console.line('the dry run went through; nothing was kept')
   if not processes.is_first:
     return None
-  return {
-    'step': int(state.step),
-    'parameters': state_lib.num_parameters(state),
-    'state_digest': digest,
-    'seconds': seconds,
-  }
+  return {**state_lib.summarize(state), 'seconds': seconds}
 
 
-def _save_and_restore(parts, state, progress, path):
-  checkpoints = SharedCheckpoints(
-    path, keep=1, processes=parts.processes, check=parts.stop.check
-  )
+def _save_and_restore(run, state, saved):
   tree = state_lib.saved_tree(state)
-  run = {
-    'progress': progress.to_json(),
-    'data': parts.data_record,
-    'config': parts.config.to_dict(),
-  }
-  try:
-    checkpoints.save(tree, run)
+  with Checkpoints(
+    run.workdir, keep=1, processes=run.processes, check=run.stop.check
+  ) as checkpoints:
+    checkpoints.save(tree, saved)
     checkpoints.wait()
     restored, _ = checkpoints.restore(1, tree)
-  finally:
-    checkpoints.close()
-  digest = state_lib.state_digest(tree)
-  if state_lib.state_digest(restored) != digest:
+  if state_lib.state_digest(restored) != state_lib.state_digest(tree):
     raise RuntimeError('the restored state differs from the saved one')
-  return digest
 
 
 @contextlib.contextmanager
 def _timed(seconds, name, console, stop):
-  """Notes and shows how long a part took."""
+  """Measures and shows the seconds of one part."""
   stop.check()
   start = time.perf_counter()
   yield

@@ -1,4 +1,4 @@
-"""Guards of a run: signals, a loss that is not finite, a loss that is flat."""
+"""Guards of a run: signals, a NaN or infinite loss, a flat loss."""
 
 import math
 import os
@@ -19,7 +19,7 @@ class StopSignal:
     self.received: str | None = None
 
   def install(self) -> None:
-    """Handles the signals, if this is the main thread of the process."""
+    """Installs the handler, if this is the main thread of the process."""
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, self._handle)
@@ -44,13 +44,13 @@ class StopSignal:
 def check_finite(
   loss: float, step: int, last_finite: int, saved: int | None
 ) -> None:
-  """Stops a run whose loss is infinite or not a number.
+  """Raises if the loss is infinite or not a number.
 
   Args:
     loss: mean loss of the update that led to `step`.
     step: the step number after that update.
-    last_finite: the newest step whose loss was finite; `step` itself where an
-      evaluation found the loss.
+    last_finite: the newest step whose loss was finite; `step` itself if an
+      evaluation has this loss.
     saved: step of the newest checkpoint, or None.
 
   Raises:
@@ -63,13 +63,13 @@ def check_finite(
     if saved is not None
     else 'No checkpoint was saved yet'
   )
-  place = (
+  where = (
     f'at step {step}'
     if last_finite == step
     else f'between steps {last_finite} and {step}'
   )
   raise NonFiniteLossError(
-    f'the loss is {loss} {place}. {kept}. Look'
+    f'the loss is {loss} {where}. {kept}. Look'
     ' for damaged images or labels; with a new --workdir try a lower'
     ' config.optimizer.learning_rate or a warm-up'
     ' (config.schedule.warmup_epochs)'
@@ -77,11 +77,10 @@ def check_finite(
 
 
 def flat_loss_warning(loss: float, num_classes: int, step: int) -> str | None:
-  """A warning if the loss still is that of guessing, else None.
+  """Returns a warning if the loss still is that of guessing, else None.
 
   Args:
     loss: mean training loss in nats since the last log point.
-    num_classes: number of classes; guessing costs ln(num_classes).
     step: the step it was measured at.
   """
   guess = math.log(num_classes)

@@ -4,47 +4,48 @@ from collections.abc import Callable
 import contextlib
 import logging
 import pathlib
+import time
 
 import jax
 import numpy as np
 
+from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import announce
 from alexnet_jax.training import build
-from alexnet_jax.training import evaluations
+from alexnet_jax.training import context
+from alexnet_jax.training import distributed
 from alexnet_jax.training import guards
+from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
 from alexnet_jax.training import parallel
-from alexnet_jax.training import refusals
+from alexnet_jax.training import profiling
+from alexnet_jax.training import reporting
+from alexnet_jax.training import resume
 from alexnet_jax.training import schedule
-from alexnet_jax.training import setup
 from alexnet_jax.training import state as state_lib
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.checkpoint import SavedRun
 from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
-from alexnet_jax.training.console import Console
-from alexnet_jax.training.console import duration
-from alexnet_jax.training.processes import ALONE
-from alexnet_jax.training.processes import Processes
-from alexnet_jax.training.profiling import FOLDER
-from alexnet_jax.training.profiling import Profile
-from alexnet_jax.training.run import Live
-from alexnet_jax.training.run import Run
-from alexnet_jax.training.shared_checkpoints import SharedCheckpoints
+from alexnet_jax.training.context import LoopState
+from alexnet_jax.training.context import RunContext
 
 
 def train_and_evaluate(
   config,
   workdir: str,
   stop: guards.StopSignal,
-  console: Console,
+  console: cli.Console,
   on_evaluation: Callable[[int, dict], None] = lambda step, values: None,
-  processes: Processes = ALONE,
   profile: bool = False,
 ) -> dict | None:
   """Trains from the newest checkpoint of `workdir`, or from the beginning.
+
+  Of several processes (see `distributed.joined`) only the first one touches
+  the folder.
 
   Args:
     config: validated, see `validation.load_config`.
@@ -53,8 +54,7 @@ def train_and_evaluate(
     console: shows what happens.
     on_evaluation: called with the step and the metrics of each evaluation,
       before it is saved; what it raises ends the run.
-    processes: of the run. Only the first one touches the folder.
-    profile: whether the first one traces some steps, see `profiling`.
+    profile: whether process 0 traces some steps, see `profiling`.
 
   Returns:
     The last evaluation's metrics, step, parameters, state_digest and
@@ -64,43 +64,43 @@ def train_and_evaluate(
   Raises:
     UserError: if config, data or checkpoints do not fit.
     Interrupted: after the state was saved, if `stop` received a signal.
-    NonFiniteLossError: if the loss is lost.
+    NonFiniteLossError: if the loss is NaN or infinite.
   """
-  path = pathlib.Path(workdir)
+  path, processes = pathlib.Path(workdir), distributed.current()
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   with contextlib.ExitStack() as stack:
     if processes.is_first:
-      stack.enter_context(_own_folder(path))
-    checkpoints = SharedCheckpoints(
-      path,
-      keep=config.checkpoint.keep,
-      processes=processes,
-      check=stop.check,
+      stack.enter_context(_lock_folder(path))
+    checkpoints = stack.enter_context(
+      Checkpoints(
+        path,
+        keep=config.checkpoint.keep,
+        processes=processes,
+        check=stop.check,
+      )
     )
-    stack.callback(checkpoints.close)
     saved = checkpoints.newest_run()
-    refusals.check_config(config, path, saved)
-    refusals.check_pieces(config, mesh, saved)
-    run = setup.prepare(
-      config, path, mesh, stop, console, saved, processes=processes
-    )
-    live = setup.restore_or_create(run, checkpoints)
-    stack.callback(live.writer.close)
+    if saved is not None:
+      resume.check_config(config, path, saved.config)
+    resume.check_microbatches(config, mesh, saved)
+    run = context.prepare(config, path, stop, console, saved)
+    loop = context.start_loop(run, checkpoints)
+    stack.callback(loop.writer.close)
     if processes.is_first:
       config_lib.write_config(config, path)
-    announce.show_start(run, live)
-    traced = path / FOLDER if profile and processes.is_first else None
-    _loop(run, live, on_evaluation, Profile(traced, live.step))
+    reporting.show_start(run, loop)
+    folder = path / profiling.FOLDER if profile and processes.is_first else None
+    _train(run, loop, on_evaluation, profiling.Profile(folder, loop.step))
     checkpoints.wait()
-    live.writer.step_losses(live.step, live.progress.step_losses, last=True)
-    _restore_best(run, live)
-    announce.show_end(run, live)
-    return _result(live) if processes.is_first else None
+    loop.writer.step_losses(loop.step, loop.progress.step_losses, last=True)
+    _restore_best(run, loop)
+    reporting.show_end(run, loop)
+    return _result(loop) if processes.is_first else None
 
 
-def _own_folder(path):
-  """The run's folder, locked."""
+def _lock_folder(path):
+  """Makes the run's folder, and locks it."""
   path.mkdir(parents=True, exist_ok=True)
   busy = (
     f'another run is training in {path}; wait for it, end it, or take another'
@@ -109,192 +109,249 @@ def _own_folder(path):
   return files.lock(path, busy)
 
 
-def _loop(run: Run, live: Live, on_evaluation, profile: Profile) -> None:
+def _train(
+  run: RunContext,
+  loop: LoopState,
+  on_evaluation: Callable[[int, dict], None],
+  profile: profiling.Profile,
+) -> None:
   """Trains to the end, or to a signal."""
-  config, durations, progress = run.config, run.durations, live.progress
-  key = run.replicate(build.dropout_key(config))
-  flat_step = -(-config.guards.flat_loss_steps // config.log_every_steps)
-  flat_step *= config.log_every_steps  # the log point that checks
-  run.console.start(durations.num_steps, live.step, 'step', 'training')
+  config, durations = run.config, run.durations
+  key = parallel.replicate(build.dropout_key(config), run.mesh)
+  run.console.start(durations.num_steps, loop.step, 'step', 'training')
   try:
-    if config.init.workdir and live.log.saved_step is None:
-      _save(run, live)  # the other run may train on meanwhile
-    if evaluations.due(run, live):  # the run ended before it was done
-      evaluations.evaluate(run, live, on_evaluation)
-      _save(run, live, replace=True)
-    while live.step < durations.num_steps and not progress.stopping.stopped:
-      run.check_stop(live.log.stop_asked)
-      if run.is_frozen(live.step - 1) and not run.is_frozen(live.step):
-        _unfreeze(run, live)
-      _apply_rate(run, live)
-      announce.show_end_of_colors(run, live)
-      batch = live.batches.take()
-      if _histograms_due(run, live):
-        _write_histograms(run, live, batch, key)
-      if profile.begins(live.step):
-        live.speed.without(profile.start)
+    if config.init.workdir and loop.log.saved_step is None:
+      _save(run, loop)  # the other run may train on meanwhile
+    if _evaluation_due(run, loop):  # the run ended before it was done
+      _evaluate(run, loop, on_evaluation)
+      _save(run, loop, replace=True)
+    while not (
+      loop.step >= durations.num_steps or loop.progress.stopping.stopped
+    ):
+      run.check_stop(loop.log.stop_asked)
+      _unfreeze_if_due(run, loop)
+      _apply_learning_rate(run, loop)
+      reporting.show_end_of_lighting(run, loop.step)
+      batch = loop.batches.take()
+      if _histograms_due(run, loop):
+        _write_histograms(run, loop, batch, key)
+      if profile.begins(loop.step):
+        loop.speed.without(profile.start)
       # Whatever crosses to the devices here without being asked to would make
       # them wait in every step.
       with jax.transfer_guard_host_to_device('disallow'):
-        train = run.steps_at(live.step).train
-        live.state, sums = train(live.state, batch, key)
-      live.step += 1
-      if profile.ends(live.step):
+        train = run.steps_at(loop.step).train
+        loop.state, sums = train(loop.state, batch, key)
+      loop.step += 1
+      if profile.ends(loop.step):
         jax.block_until_ready(sums)
-        run.console.line(live.speed.without(profile.stop))
-      live.batches.fetch()  # while the devices work
-      live.log.add(live.step, sums)
-      live.speed.count(live.log)
-      run.console.advance(live.step)
-      if live.step % config.log_every_steps == 0:
-        _log(run, live, check_flat=live.step == flat_step)
-      if evaluations.due(run, live):
-        evaluations.evaluate(run, live, on_evaluation)
-        _save(run, live)
-      elif schedule.due(live.step, durations.save_every):
-        _save(run, live)
+        run.console.line(loop.speed.without(profile.stop))
+      loop.batches.fetch()  # while the devices work
+      loop.log.add(loop.step, sums)
+      loop.speed.count(loop.log)
+      run.console.advance(loop.step)
+      if loop.step % config.log_every_steps == 0:
+        _log(run, loop)
+      if _evaluation_due(run, loop):
+        _evaluate(run, loop, on_evaluation)
+        _save(run, loop)
+      elif schedule.due(loop.step, durations.save_every):
+        _save(run, loop)
   except (Interrupted, UnreadableImageError) as error:
     if not (run.processes.is_alone or isinstance(error, Interrupted)):
       raise  # only this process knows: the others are a step ahead
-    _save(run, live)
-    live.checkpoints.wait()
-    run.console.line(f'saved step {live.step} in {live.checkpoints.folder}')
+    _save(run, loop)
+    loop.checkpoints.wait()
+    run.console.line(f'saved step {loop.step} in {loop.checkpoints.folder}')
     raise
   finally:
-    live.speed.pause()
+    loop.speed.pause()
     run.console.stop()
     profile.finish(run.console)
 
 
-def _unfreeze(run, live):
-  """Lets all parameters train, with an optimizer that starts anew.
+def _unfreeze_if_due(run, loop):
+  """Lets all parameters train from here on, with an optimizer that starts anew.
 
-  What Adam or RMSprop remember of parameters that waited is 0, which would make
+  Adam's and RMSprop's moments of frozen parameters are 0, which would make
   their first steps many times the learning rate.
   """
-  run.console.line(f'step {live.step}: all parameters train from here on')
-  opt_state = jax.jit(live.state.tx.init)(live.state.params)
-  live.state = live.state.replace(opt_state=run.replicate(opt_state))
-  live.rate = None  # the new state holds the first rate
-  live.speed.next_compiles()
+  if run.is_frozen(loop.step) or not run.is_frozen(loop.step - 1):
+    return
+  run.console.line(f'step {loop.step}: all parameters train from here on')
+  opt_state = jax.jit(loop.state.tx.init)(loop.state.params)
+  opt_state = parallel.replicate(opt_state, run.mesh)
+  loop.state = loop.state.replace(opt_state=opt_state)
+  loop.learning_rate = None  # the new state holds the first one
+  loop.speed.next_compiles()
 
 
-def _apply_rate(run, live):
-  """Gives the state the rate of its next update; a transfer only on change."""
-  config = run.config
-  rate = schedule.rate_at(
-    live.step,
-    name=config.schedule.name,
-    learning_rate=live.progress.plateau.learning_rate,
-    num_steps=run.durations.num_steps,
-    factor=config.schedule.factor,
-    drop_steps=run.durations.drop_steps,
-    warmup_steps=run.durations.warmup_steps,
-    min_learning_rate=config.schedule.min_learning_rate,
-  )
-  phase = sum(live.step >= step for step in run.durations.lr_multiplier_steps)
-  if (rate, phase) != (live.rate, live.phase):
-    live.rate, live.phase = rate, phase
-    values = [np.float32(rate), np.float32(phase)]
-    values = run.replicate(values[: 1 + bool(config.schedule.lr_multipliers)])
-    live.state = state_lib.with_learning_rate(live.state, *values)
-    announce.show_phase(run, live)
+def _apply_learning_rate(run, loop):
+  """Sets the learning rate of the next update; a transfer only on change."""
+  lr = run.schedule.at(loop.step, loop.progress.plateau.learning_rate)
+  phase = sum(loop.step >= step for step in run.durations.lr_multiplier_steps)
+  if (lr, phase) != (loop.learning_rate, loop.phase):
+    loop.learning_rate, loop.phase = lr, phase
+    values = [np.float32(lr)]
+    if run.config.schedule.lr_multipliers:
+      values.append(np.float32(phase))
+    values = parallel.replicate(values, run.mesh)
+    loop.state = state_lib.with_learning_rate(loop.state, *values)
+    reporting.show_multipliers(run, loop.step)
 
 
-def _log(run, live, check_flat):
-  """One row of the history."""
-  means, losses = live.log.take()
-  speed = live.speed.interval()
-  live.writer.scalars(live.step, {**means, 'learning_rate': live.rate, **speed})
-  live.writer.step_losses(live.step, losses)
-  text = f'loss {means["train/loss"]:.4f}, rate {live.rate:.2g}'
-  left = ''
+def _log(run, loop):
+  """Writes and shows one row of the history."""
+  num_steps, lr = run.durations.num_steps, loop.learning_rate
+  means, losses = loop.log.take()
+  speed = loop.speed.interval()
+  loop.writer.scalars(loop.step, {**means, 'learning_rate': lr, **speed})
+  loop.writer.step_losses(loop.step, losses)
+  text, left = f'loss {means["train/loss"]:.4f}, lr {lr:.2g}', ''
   if speed:
     text += (
       f', {speed["images_per_second"]:.0f} images/s,'
       f' {speed["data_wait_fraction"]:.1%} waiting for data'
     )
-    images = (
-      run.durations.num_steps - live.step
-    ) * run.config.global_batch_size
-    left = f', {duration(images / speed["images_per_second"])} left'
-  run.console.values(text, f'step {live.step}/{run.durations.num_steps}', left)
-  if check_flat:
+    images = (num_steps - loop.step) * run.config.global_batch_size
+    seconds = images / speed['images_per_second']
+    left = f', {reporting.duration(seconds)} left'
+  run.console.values(text, f'step {loop.step}/{num_steps}', left)
+  # At the first log point from `flat_loss_steps` on.
+  since = loop.step - run.config.guards.flat_loss_steps
+  if run.config.guards.flat_loss_steps and (
+    0 <= since < run.config.log_every_steps
+  ):
     warning = guards.flat_loss_warning(
-      means['train/loss'], run.num_classes, live.step
+      means['train/loss'], len(run.class_names), loop.step
     )
     if warning and run.processes.is_first:
       logging.getLogger(__name__).warning(warning)
 
 
-def _histograms_due(run, live):
-  """Whether the next update leads to an evaluation that has histograms."""
+def _histograms_due(run, loop):
+  """Returns True if the next update leads to an evaluation with histograms."""
   every = run.config.histogram_every_evals
-  due = schedule.due(live.step + 1, run.durations.eval_every)
-  return every and due and (live.progress.evaluations + 1) % every == 0
+  due = schedule.due(loop.step + 1, run.durations.eval_every)
+  return every and due and (loop.progress.evaluations + 1) % every == 0
 
 
-def _write_histograms(run, live, batch, key):
-  """Histograms of the parameters and of the gradients about to be applied."""
-  live.log.flush()
-  live.speed.pause()
-  grads = run.steps_at(live.step).grad(live.state, batch, key)
-  for group, tree in (('params', live.state.params), ('grads', grads)):
+def _write_histograms(run, loop, batch, key):
+  """Writes histograms of parameters and of the gradients of the next update."""
+  loop.log.flush()
+  loop.speed.pause()
+  grads = run.steps_at(loop.step).grad(loop.state, batch, key)
+  for group, tree in (('params', loop.state.params), ('grads', grads)):
     for name, (counts, edges) in metrics.histograms(tree).items():
-      live.writer.histogram(live.step, f'{group}/{name}', counts, edges)
-  live.speed.resume()
+      loop.writer.histogram(loop.step, f'{group}/{name}', counts, edges)
+  loop.speed.resume()
 
 
-def _save(run, live, replace=False):
-  """Starts to save the state; waits only for what it copies."""
-  live.log.flush()  # raises before a lost state could be saved
-  live.speed.pause()
-  live.writer.sync()
-  progress = live.progress
-  live.checkpoints.save(
-    state_lib.saved_tree(live.state),
-    {
-      'progress': progress.to_json(),
-      'data': run.data_record,
-      'iterator': live.batches.iterator_state,
-      'config': run.config.to_dict(),
-      'devices': run.mesh.size,
-      'processes': run.processes.count,
-      'pieces': build.num_pieces(run.config, run.mesh),
-    },
+def _evaluation_due(run: RunContext, loop: LoopState) -> bool:
+  """Returns True if this step ends an interval or the run, unevaluated."""
+  return loop.progress.evaluated_step < loop.step and (
+    schedule.due(loop.step, run.durations.eval_every)
+    or loop.step == run.durations.num_steps
+  )
+
+
+def _evaluate(
+  run: RunContext, loop: LoopState, on_evaluation: Callable[[int, dict], None]
+) -> None:
+  """Evaluates, and tells the schedule, early stopping and the user.
+
+  Raises:
+    NonFiniteLossError: if the loss is NaN or infinite.
+    Interrupted: if a signal came.
+  """
+  loop.log.flush()  # before the clock stops: the step under way is counted
+  loop.speed.pause()
+  start, step, progress = time.perf_counter(), loop.step, loop.progress
+  measured = _measure(run, loop.state)
+  values = measured.values
+  guards.check_finite(values['eval/loss'], step, step, loop.log.saved_step)
+  old_lr = progress.plateau.learning_rate
+  due = schedule.due(step, run.durations.eval_every)
+  progress.add_evaluation(run.config, values, step, due)
+  loop.writer.scalars(step, values)
+  loop.writer.classes(step, measured.confusion, run.class_names)
+  run.console.line(
+    f'step {step}, epoch {step / run.durations.steps_per_epoch:.2f}:'
+    f' validation loss {values["eval/loss"]:.4f},'
+    f' top-1 {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f}'
+    f' ({reporting.duration(time.perf_counter() - start)})'
+  )
+  if progress.plateau.learning_rate != old_lr:
+    run.console.line(
+      f'learning rate {old_lr:.3g} -> {progress.plateau.learning_rate:.3g}: a'
+      f' plateau of {run.config.schedule.monitor}'
+    )
+  on_evaluation(step, values)
+  loop.speed.resume()
+
+
+def _measure(run: RunContext, state) -> measure.Measured:
+  """Measures a state on the validation split."""
+  try:
+    return measure.evaluate(
+      run.steps.evaluate,
+      state,
+      build.make_eval_iter(run.config, run.eval_loader, run.mesh),
+      run.to_devices,
+      progress=lambda batches_done: run.check_stop(),
+    )
+  except Interrupted:
+    run.check_stop(stop_asked=True)  # names the signal that came here
+    raise
+
+
+def _save(run: RunContext, loop: LoopState, replace: bool = False) -> None:
+  """Starts to save the state; waits only for its copy to the host."""
+  loop.log.flush()  # raises before a NaN state could be saved
+  loop.speed.pause()
+  loop.writer.sync()
+  progress = loop.progress
+  loop.checkpoints.save(
+    state_lib.saved_tree(loop.state),
+    SavedRun(
+      config=run.config,
+      data=run.data_record,
+      progress=progress,
+      iterator=loop.batches.iterator_state,
+      devices=run.mesh.size,
+      processes=run.processes.count,
+      num_microbatches=build.num_microbatches(run.config, run.mesh),
+    ),
     keep_steps={progress.best.step, progress.stopping.best_step},
     replace=replace,
   )
-  live.log.saved_step = live.step
-  live.speed.resume()
+  loop.log.saved_step = loop.step
+  loop.speed.resume()
 
 
-def _restore_best(run, live):
-  """Ends with the best state if early stopping is asked to."""
-  step = live.progress.final_step(run.config, live.step)
-  if step != live.step:
-    template = state_lib.saved_tree(live.state)
-    try:
-      tree, _ = live.checkpoints.restore(step, template)
-    except DamagedCheckpointError as error:
-      raise UserError(
-        f'the best checkpoint, {live.checkpoints.folder / str(step)}, is'
-        f' damaged ({error}); the run is complete, and its newest checkpoint is'
-        f' {live.step}'
-      ) from error
-    live.state = live.state.replace(**run.replicate(tree))
-    live.progress.last_evaluation = evaluations.measure_state(
-      run, live.state
-    ).values
-    run.console.line(f'the best state, of step {step}, is restored')
+def _restore_best(run: RunContext, loop: LoopState) -> None:
+  """Restores the best state at the end if early stopping is asked to."""
+  step = loop.progress.final_step(run.config, loop.step)
+  if step == loop.step:
+    return
+  template = state_lib.saved_tree(loop.state)
+  try:
+    tree, _ = loop.checkpoints.restore(step, template)
+  except DamagedCheckpointError as error:
+    raise UserError(
+      f'the best checkpoint, {loop.checkpoints.folder / str(step)}, is'
+      f' damaged ({error}); the run is complete, and its newest checkpoint is'
+      f' {loop.step}'
+    ) from error
+  loop.state = loop.state.replace(**parallel.replicate(tree, run.mesh))
+  loop.progress.last_evaluation = _measure(run, loop.state).values
+  run.console.line(f'the best state, of step {step}, is restored')
 
 
-def _result(live):
-  """The command's result."""
+def _result(loop: LoopState) -> dict:
+  """Returns the command's result."""
   return {
-    **live.progress.last_evaluation,
-    'step': int(live.state.step),
-    'parameters': state_lib.num_parameters(live.state),
-    'state_digest': state_lib.state_digest(state_lib.saved_tree(live.state)),
-    'images_per_second': live.speed.total(),
+    **loop.progress.last_evaluation,
+    **state_lib.summarize(loop.state),
+    'images_per_second': loop.speed.total(),
   }

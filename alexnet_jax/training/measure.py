@@ -1,15 +1,25 @@
-"""Measures a network on a whole split."""
+"""Measures a network on a whole split, and loads one that was trained."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
 import dataclasses
 import functools
+import pathlib
+import sys
 
 import jax
+import ml_collections
 import numpy as np
 
+from alexnet_jax.data import loader as loader_lib
+from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import metrics
+from alexnet_jax.training import parallel
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Measured:
       `metrics.averaged_measures`.
     confusion: counts of (true class, predicted class), int64 [classes,
       classes].
-    predictions: of every example, if `eval_step` gives them.
+    predictions: for every example, if `eval_step` gives them.
   """
 
   values: dict[str, float]
@@ -61,25 +71,32 @@ def evaluate(
   to_devices: Callable[[dict], dict],
   progress: Callable[[int], None] = lambda done: None,
   num_examples: int | None = None,
-  stop: Callable[[], None] = lambda: None,
 ) -> Measured:
   """Measures over exactly the examples whose mask is set.
 
   Args:
     eval_step: mapped over the devices, see `training.step.eval_step`.
-    state: the network.
     batches: host batches of the split, see `data.pipeline.make_eval_iter`.
     to_devices: starts the transfer of a batch.
     progress: called with the number of batches dispatched.
-    num_examples: of the split; without what fills the last batch up. Needed
+    num_examples: of the split, without the padding of the last batch; needed
       for predictions.
-    stop: called after a batch that carried a signal which came to one of the
-      processes.
 
   Raises:
     UserError: if no example counts.
+    Interrupted: after a batch whose stop flag was set, see `context`.
   """
-  taken, confusion, pending = _Taken(stop), None, None
+  confusion, pending, total, parts = None, None, {}, []
+
+  def fetch(sums, batch):  # waits for the results of one batch
+    nonlocal total
+    if float(sums.pop('stop', 0)):
+      raise Interrupted('a signal to one of the processes')
+    if 'examples' in sums:
+      examples = jax.device_get(sums.pop('examples'))
+      parts.append({'label': batch['label'], 'mask': batch['mask'], **examples})
+    total = metrics.add_sums(total, sums)
+
   for number, batch in enumerate(batches, 1):
     sums = eval_step(state, to_devices(batch))
     # The matrix stays on the device until the end.
@@ -87,37 +104,19 @@ def evaluate(
     confusion = counts if confusion is None else _add(confusion, counts)
     # One batch late: the next is under way before the host waits.
     if pending is not None:
-      taken.fetch(*pending)
+      fetch(*pending)
     pending = sums, batch
     progress(number)
   if pending is not None:
-    taken.fetch(*pending)
-  if not taken.total.get('count'):
+    fetch(*pending)
+  if not total.get('count'):
     raise UserError('there is no image to evaluate, or none can be decoded')
   confusion = np.asarray(confusion, np.int64)
-  values = metrics.ratios(taken.total, 'eval') | {
+  values = metrics.ratios(total, 'eval') | {
     f'eval/{name}': value
     for name, value in metrics.averaged_measures(confusion).items()
   }
-  return Measured(values, confusion, _predictions(taken.parts, num_examples))
-
-
-class _Taken:
-  """The sums and predictions that came to the host."""
-
-  def __init__(self, stop):
-    self.total, self.parts, self._stop = {}, [], stop
-
-  def fetch(self, sums, batch):
-    """Waits for the results of one batch."""
-    if float(sums.pop('stop', 0)):
-      self._stop()
-    if 'examples' in sums:
-      examples = jax.device_get(sums.pop('examples'))
-      self.parts.append(
-        {'label': batch['label'], 'mask': batch['mask'], **examples}
-      )
-    self.total = metrics.add_sums(self.total, sums)
+  return Measured(values, confusion, _predictions(parts, num_examples))
 
 
 def _predictions(parts, num_examples):
@@ -134,3 +133,109 @@ def _predictions(parts, num_examples):
     probabilities=whole['probabilities'],
     loss=whole['loss'],
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A trained network on the devices of this process, and its config."""
+
+  workdir: pathlib.Path
+  config: ml_collections.ConfigDict
+  class_names: list[str]
+  state: state_lib.TrainState
+  mesh: jax.sharding.Mesh
+  steps: build.Steps
+
+  def to_devices(self, batch: dict) -> dict:
+    """Starts the transfer of a batch."""
+    return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
+
+
+def load_network(
+  workdir: str,
+  which: str = 'final',
+  data_path: str = '',
+  top: int = 5,
+  crops: int = 1,
+) -> Network:
+  """Loads a checkpoint of a run, to use it.
+
+  Args:
+    workdir: the run's folder; it may be training at the same time.
+    which: `final`, `newest`, `best` or the number of a step.
+    data_path: where the data is now; '': where it was in training.
+    top: number of classes that `steps.predict` gives.
+    crops: 1 or 10, of each image; see `build.make_steps`.
+
+  Raises:
+    UserError: if there is no run, or no such checkpoint.
+  """
+  # Of this process: process 0 alone draws the report of a run of several.
+  mesh = parallel.make_mesh(local=True)
+  run = checkpoint.open_run(workdir, which)
+  if data_path:
+    run.config.data.path = data_path
+  mean = build.stored_mean(run.config, workdir)
+  return Network(
+    workdir=run.workdir,
+    config=run.config,
+    class_names=run.class_names,
+    state=parallel.replicate(run.state, mesh),
+    mesh=mesh,
+    steps=build.make_steps(run.config, mesh, mean, top=top, crops=crops),
+  )
+
+
+def warn_of_crops(network: Network, crops: int) -> None:
+  """Prints a warning where ten crops are of no use for this network."""
+  data = network.config.data
+  problems = {
+    'half of the ten crops are mirrored, and this network was not trained on'
+    ' mirrored images (config.data.random_flip is False)': not data.random_flip,
+    'the ten crops are two: config.data.crop_size and resize_size are both'
+    f' {data.crop_size}, so that all positions are the same': (
+      data.crop_size == data.resize_size
+    ),
+  }
+  for problem, is_there in problems.items():
+    if crops > 1 and is_there:
+      print(f'warning: {network.workdir}: {problem}', file=sys.stderr)
+
+
+def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
+  """Returns a loader of a split of the network's data.
+
+  Args:
+    split: see `build.make_loader`.
+
+  Raises:
+    UserError: if the data is not there, or has other classes than the network.
+  """
+  workdir, data = network.workdir, network.config.data
+  if data.path == transfer.NO_DATA:
+    raise UserError(
+      f'{workdir} holds imported weights, and no data was named: give'
+      f' --data_path DIR (config.data.source is {data.source}), or'
+      ' load them again with --data_source'
+    )
+  try:
+    loader = build.make_loader(network.config, split)
+  except UserError as error:
+    if str(error).startswith('split'):
+      raise
+    raise UserError(f'{error} (for this command: --data_path DIR)') from error
+  names, source = list(loader.source.class_names), loader.source
+  if not transfer.same_classes(names, network.class_names):
+    raise UserError(
+      f'{source.name} has {transfer.describe_classes(names)}, but the network'
+      f' has {transfer.describe_classes(network.class_names)}; names and order'
+      ' must be the same (imported weights: load them again with --class_names'
+      ' FILE)'
+    )
+  if names != network.class_names:
+    print(
+      f'note: the classes of {workdir} have no names; those of {source.name}'
+      ' are used, in its order',
+      file=sys.stderr,
+    )
+  return loader

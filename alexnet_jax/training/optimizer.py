@@ -7,35 +7,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training.state import leaf_name
 
-OPTIMIZERS = ('sgd', 'adam', 'rmsprop', 'lars')
+_NAMES = config_lib.KEYS['optimizer.name'].allowed
 
 
 def kernel_mask(params):
-  """True for kernels, False for biases and normalization scales."""
+  """Returns True for kernels, False for biases and normalization scales."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == 'kernel', params
   )
 
 
 def bias_mask(params):
-  """True for biases."""
+  """Returns True for biases, False for all else."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == 'bias', params
   )
 
 
-def rate_factors(
+def lr_factors(
   name: str, lr_multipliers: Sequence[tuple[float, str, float]]
 ) -> list[float]:
-  """Factors of one parameter's rate: at first, and from each entry on.
-
-  Args:
-    name: of the parameter, such as `conv1/kernel`.
-    lr_multipliers: see `config.schedule.lr_multipliers`.
-  """
+  """Returns factors of a parameter's learning rate: at first, by entry."""
   factors = [1.0]
   for _, pattern, factor in lr_multipliers:
     matches = fnmatch.fnmatchcase(name, pattern)
@@ -44,12 +40,10 @@ def rate_factors(
 
 
 def _by_phase(phase, lr_multipliers, scale):
-  """Changes each update by the factor that counts after `phase` entries.
+  """Returns a transformation by the factors in force after `phase` entries.
 
   Args:
-    phase: float32 [].
-    lr_multipliers: see `config.schedule.lr_multipliers`.
-    scale: (update, factor of the parameter's rate) -> update.
+    scale: (update, factor of its learning rate) -> update.
   """
 
   def init(params):
@@ -70,7 +64,7 @@ def _by_phase(phase, lr_multipliers, scale):
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: scale(
         leaf,
-        jnp.asarray(rate_factors(leaf_name(path), lr_multipliers), leaf.dtype)[
+        jnp.asarray(lr_factors(leaf_name(path), lr_multipliers), leaf.dtype)[
           index
         ],
       ),
@@ -80,10 +74,11 @@ def _by_phase(phase, lr_multipliers, scale):
   return optax.GradientTransformation(init, update)
 
 
-def _stand_still(update, factor):
-  """Of a rate of 0 also what is under way, which the paper's rule lets go on.
+def _zero_frozen(update, factor):
+  """Zeroes the momentum step where the factor is 0.
 
-  As in the source release, which leaves out the update of such a parameter.
+  The paper's rule would still apply it; its source release leaves out the
+  update of such a parameter.
   """
   return jnp.where(factor > 0, update, jnp.zeros_like(update))
 
@@ -91,25 +86,13 @@ def _stand_still(update, factor):
 def make_optimizer(
   learning_rate: float,
   *,
-  name: str = 'sgd',
-  momentum: float = 0.9,
-  nesterov: bool = False,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  rms_decay: float = 0.9,
-  epsilon: float = 1e-8,
-  trust_coefficient: float = 0.001,
-  weight_decay: float = 5e-4,
-  decoupled_decay: bool = False,
-  decay: str = 'all',
-  bias_lr_multiplier: float = 1.0,
-  update_rule: str = 'optax',
   lr_multipliers: Sequence[tuple[float, str, float]] = (),
+  **options,
 ) -> optax.GradientTransformation:
-  """An optimizer whose learning rate is a part of its state.
+  """Returns an optimizer whose learning rate is a part of its state.
 
-  With g the gradient plus weight_decay * w, lr the learning rate and s what
-  the optimizer makes of g (`sgd`: g itself; `rmsprop`: g over the root of its
+  With g the gradient plus weight_decay * w, lr the learning rate and s the
+  optimizer's scaling of g (`sgd`: g itself; `rmsprop`: g over the root of its
   mean square; `lars`: g with a length in proportion to that of each kernel,
   You et al. 2017):
 
@@ -118,71 +101,71 @@ def make_optimizer(
     w <- w + v, so that a drop of lr does not slow what is under way. optax'
     lars and Keras' RMSprop do so, too.
 
-  `adam` (Kingma and Ba 2015) has no v: w <- w - lr * s.
+  `adam` (Kingma and Ba 2015) has no v: w <- w - lr * s. With decoupled_decay
+  (Loshchilov and Hutter 2019, of the `optax` rule alone) the decay joins v
+  instead of g, so that neither s nor momentum changes it.
 
   Args:
     learning_rate: initial value; `state.with_learning_rate` replaces it.
-    name: one of OPTIMIZERS.
-    momentum: factor on the velocity, of all but `adam`.
-    nesterov: whether the gradient is taken one step ahead.
-    b1: decay of the mean of gradients, of `adam`.
-    b2: decay of the mean of their squares, of `adam`.
-    rms_decay: the same of `rmsprop`.
-    epsilon: keeps `adam` and `rmsprop` from dividing by zero.
-    trust_coefficient: length of a step over that of the kernel, of `lars`.
-    weight_decay: factor on the weights that joins the gradient.
-    decoupled_decay: the decay joins v instead of g (Loshchilov and Hutter
-      2019), so that neither s nor momentum changes it: w <- w - lr *
-      weight_decay * w. Only of the `optax` rule.
-    decay: `all` parameters decay, or `kernels` only.
-    bias_lr_multiplier: factor on the learning rate of biases; 2 in the paper's
-      code.
-    update_rule: `optax` or `paper`.
     lr_multipliers: see `config.schedule.lr_multipliers`. Where a factor is 0 a
       parameter stands still from then on, whatever its velocity.
+    **options: keys of config.optimizer; the others have their defaults.
 
   Returns:
     A transformation whose state has `hyperparams['learning_rate']`, float32,
     and with `lr_multipliers` also `hyperparams['phase']`, float32: how many of
-    them count.
+    them have begun.
 
   Raises:
     ValueError: if `name` is unknown.
     UserError: by its `init`, if `lr_multipliers` name unknown parameters.
   """
-  scalings = {
-    'adam': lambda: optax.scale_by_adam(b1, b2, epsilon),
-    'rmsprop': lambda: optax.scale_by_rms(rms_decay, epsilon),
-    'lars': lambda: optax.masked(
-      optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
-      kernel_mask,
-    ),
-  }
-  if name not in OPTIMIZERS:
-    raise ValueError(f'optimizer is {name!r}, not one of {OPTIMIZERS}')
+  section = config_lib.make_config().optimizer
+  if unknown := options.keys() - section.keys():
+    raise TypeError(f'config.optimizer has no {sorted(unknown)}')
+  section.update(options)
+  if section.name not in _NAMES:
+    raise ValueError(f'optimizer is {section.name!r}, not one of {_NAMES}')
 
   def make(learning_rate, phase=None):
-    decayed = optax.add_decayed_weights(
-      weight_decay, kernel_mask if decay == 'kernels' else None
-    )
-    scaling = [scalings[name]()] if name in scalings else []
-    velocity = [] if name == 'adam' else [optax.trace(momentum, nesterov)]
-    rate = optax.scale_by_learning_rate(learning_rate)
-    if phase is not None:
-      rate = optax.chain(rate, _by_phase(phase, lr_multipliers, jnp.multiply))
-    if decoupled_decay:
-      steps = [*scaling, *velocity, decayed, rate]
-    elif update_rule == 'paper':
-      steps = [decayed, *scaling, rate, *velocity]
-    else:
-      steps = [decayed, *scaling, *velocity, rate]
-    if bias_lr_multiplier != 1.0:
-      steps.append(optax.masked(optax.scale(bias_lr_multiplier), bias_mask))
-    if phase is not None:
-      steps.append(_by_phase(phase, lr_multipliers, _stand_still))
-    return optax.chain(*steps)
+    return _chain(section, learning_rate, phase, lr_multipliers)
 
   changing = {'learning_rate': learning_rate}
   if lr_multipliers:
     changing['phase'] = 0.0
   return optax.inject_hyperparams(make)(**changing)
+
+
+def _chain(options, learning_rate, phase, lr_multipliers):
+  """Returns the chain of transformations; see `make_optimizer`."""
+  decayed = optax.add_decayed_weights(
+    options.weight_decay, kernel_mask if options.decay == 'kernels' else None
+  )
+  scaling = []
+  if options.name == 'adam':
+    scaling = [optax.scale_by_adam(options.b1, options.b2, options.epsilon)]
+  elif options.name == 'rmsprop':
+    scaling = [optax.scale_by_rms(options.rms_decay, options.epsilon)]
+  elif options.name == 'lars':
+    ratio = optax.scale_by_trust_ratio(
+      trust_coefficient=options.trust_coefficient
+    )
+    scaling = [optax.masked(ratio, kernel_mask)]
+  velocity = []
+  if options.name != 'adam':
+    velocity = [optax.trace(options.momentum, options.nesterov)]
+  rate = optax.scale_by_learning_rate(learning_rate)
+  if phase is not None:
+    rate = optax.chain(rate, _by_phase(phase, lr_multipliers, jnp.multiply))
+  if options.decoupled_decay:
+    steps = [*scaling, *velocity, decayed, rate]
+  elif options.update_rule == 'paper':
+    steps = [decayed, *scaling, rate, *velocity]
+  else:
+    steps = [decayed, *scaling, *velocity, rate]
+  if options.bias_lr_multiplier != 1.0:
+    scale = optax.scale(options.bias_lr_multiplier)
+    steps.append(optax.masked(scale, bias_mask))
+  if phase is not None:
+    steps.append(_by_phase(phase, lr_multipliers, _zero_frozen))
+  return optax.chain(*steps)

@@ -1,4 +1,4 @@
-"""The devices: mapping of step functions, and arrays on their way to them."""
+"""Device mesh, mapped step functions and host-to-device transfer."""
 
 from collections.abc import Callable
 import time
@@ -16,10 +16,10 @@ AXIS = 'device'
 
 
 def make_mesh(*, local: bool = False) -> Mesh:
-  """All devices in one axis, those of a process together.
+  """Returns all devices in one axis, those of a process together.
 
   Args:
-    local: only those of this process, for what it does without the others.
+    local: only those of this process, for work without the others.
   """
   devices = jax.local_devices() if local else jax.devices()
   devices = sorted(devices, key=lambda d: (d.process_index, d.id))
@@ -27,12 +27,12 @@ def make_mesh(*, local: bool = False) -> Mesh:
 
 
 def first_device() -> jax.Device:
-  """Of all that compute; they are of one kind."""
+  """Returns the first device; all devices are assumed identical."""
   return jax.devices()[0]
 
 
 def process_part(mesh: Mesh) -> tuple[int, int]:
-  """(index, count): which of the mesh's processes this one is."""
+  """Returns (index, count) of this process among those of the mesh."""
   indices = sorted({device.process_index for device in mesh.devices.flat})
   return indices.index(jax.process_index()), len(indices)
 
@@ -48,11 +48,10 @@ def check_batch_size(global_batch_size: int, device_count: int) -> None:
 
 
 def replicate(tree, mesh: Mesh):
-  """The tree on every device, as arrays that all of them share.
+  """Returns the tree replicated over the devices.
 
   Args:
     tree: arrays or numbers, the same in every process.
-    mesh: of `make_mesh`.
   """
   sharding = NamedSharding(mesh, PartitionSpec())
   if sharding.is_fully_addressable:
@@ -74,18 +73,20 @@ def replicate(tree, mesh: Mesh):
   return jax.tree.map(put, tree)
 
 
-def from_first(tree):
-  """The numpy arrays that process 0 has, in every process, bit for bit.
+def broadcast_arrays(tree):
+  """Returns the numpy arrays of process 0 in every process, bit for bit.
 
   Args:
-    tree: numpy arrays; of the other processes only shapes and dtypes count.
+    tree: numpy arrays; in the other processes only shapes and dtypes count.
   """
   if jax.process_count() == 1:
     return tree
   leaves, structure = jax.tree.flatten(tree)
   # As whole numbers: the sum that carries them would turn -0.0 into 0.0. In one
-  # piece: every shape would be compiled.
-  content = np.concatenate([_as_bytes(leaf) for leaf in leaves])
+  # array: every shape would be compiled.
+  content = np.concatenate(
+    [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in leaves]
+  )
   padded = np.pad(content, (0, -len(content) % 4)).view(np.uint32)
   content = multihost_utils.broadcast_one_to_all(padded).view(np.uint8)
   ends = np.cumsum([leaf.nbytes for leaf in leaves])
@@ -96,22 +97,17 @@ def from_first(tree):
   )
 
 
-def _as_bytes(array):
-  return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
 def map_over_devices(
   function: Callable, mesh: Mesh, kind: str, *, donate_state: bool = False
 ) -> Callable:
   """Maps a per-device function (state, batch, ...) over the devices.
 
   State, further arguments and all results are the same on every device; the
-  batch (see `batch_to_devices`) is split. Results must therefore be reduced
+  batch (see `batch_to_devices`) is sharded. Results must therefore be reduced
   over the axis `AXIS` inside.
 
   Args:
     function: pure; uses the axis name `AXIS`.
-    mesh: of `make_mesh`.
     kind: `pmap` or `shard_map`.
     donate_state: whether the first argument's memory is reused; the caller's
       arrays are gone after the call.
@@ -124,14 +120,14 @@ def map_over_devices(
   def positional(state, batch, *rest):
     return function(state, batch, *rest)
 
-  # What profiles and kept programs are called; `function` may be a partial.
+  # The name in profiles and the compilation cache; `function` may be partial.
   name = getattr(function, 'func', function).__name__
   positional.__name__ = positional.__qualname__ = name
 
   if kind == 'pmap':
     mapped = {}
-    whole_run = mesh.size == jax.device_count()
-    devices = None if whole_run else list(mesh.devices.flat)
+    all_devices = mesh.size == jax.device_count()
+    devices = None if all_devices else list(mesh.devices.flat)
 
     def call(*arguments):
       # pmap wants one axis specification per argument.
@@ -148,14 +144,15 @@ def map_over_devices(
       return mapped[count](*arguments)
 
     return call
-  whole, split = PartitionSpec(), PartitionSpec(AXIS)
+
+  replicated, batch_sharded = PartitionSpec(), PartitionSpec(AXIS)
 
   def sharded(state, batch, *rest):
     return jax.shard_map(
       positional,
       mesh=mesh,
-      in_specs=(whole, split) + (whole,) * len(rest),
-      out_specs=whole,
+      in_specs=(replicated, batch_sharded) + (replicated,) * len(rest),
+      out_specs=replicated,
       # As under pmap, the gradient of a shared parameter stays local until
       # the step reduces it.
       check_vma=False,
@@ -170,7 +167,6 @@ def batch_to_devices(batch: dict, mesh: Mesh, kind: str) -> dict:
 
   Args:
     batch: numpy arrays [process_batch_size, ...].
-    mesh: of `make_mesh`.
     kind: `pmap` or `shard_map`.
 
   Returns:
@@ -191,11 +187,11 @@ def batch_to_devices(batch: dict, mesh: Mesh, kind: str) -> dict:
 
 
 class DeviceBatches:
-  """Hands out batches that are on the devices already, one step ahead.
+  """Iterates over batches that are on the devices already, one step ahead.
 
   Attributes:
     iterator_state: state of the host iterator after the batch that was taken
-      last: what a checkpoint after that step must hold.
+      last; a checkpoint after that step must hold it.
     wait_seconds: time spent waiting for the host iterator so far.
   """
 
@@ -208,7 +204,7 @@ class DeviceBatches:
     self.wait_seconds = 0.0
 
   def take(self) -> dict:
-    """The next batch. Raises StopIteration after the last."""
+    """Returns the next batch. Raises StopIteration after the last."""
     if self._ahead is None:
       self.fetch()
     batch, self.iterator_state = self._ahead
@@ -218,7 +214,7 @@ class DeviceBatches:
     return batch
 
   def fetch(self) -> None:
-    """Starts the transfer of the batch that `take` gives next."""
+    """Starts the transfer of the batch that `take` returns next."""
     start = time.perf_counter()
     batch = next(self._iterator, None)
     self.wait_seconds += time.perf_counter() - start

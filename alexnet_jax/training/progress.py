@@ -1,9 +1,10 @@
-"""What the host knows about a run besides its TrainState; saved as JSON."""
+"""The host's part of a run's state: metrics, plateau, early stopping."""
 
 import dataclasses
 
 from alexnet_jax.training import guards
 from alexnet_jax.training import metrics
+from alexnet_jax.training import schedule
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
 
@@ -18,13 +19,13 @@ class Best:
 
 @dataclasses.dataclass
 class Progress:
-  """The part of a run's state that lives on the host.
+  """The part of a run's state that lives on the host; JSON in a checkpoint.
 
   Attributes:
     plateau: see `schedule.ReduceOnPlateau`.
     stopping: see `schedule.EarlyStopping`.
-    best: by the monitor of the checkpoints.
-    evaluations: how many there were at the end of an interval.
+    best: the best evaluation, by config.checkpoint.
+    evaluations: number of evaluations at the end of an interval.
     evaluated_step: step of the last one, or of the one that ended a run.
     last_evaluation: its metrics.
     train_sums: sums over the steps since the last log point, so that a log
@@ -42,10 +43,12 @@ class Progress:
   step_losses: list = dataclasses.field(default_factory=list)
 
   def to_json(self) -> dict:
+    """Returns the fields as an object for JSON."""
     return dataclasses.asdict(self)
 
   @classmethod
   def from_json(cls, fields: dict) -> 'Progress':
+    """Returns what `to_json` gave."""
     return cls(
       **{
         **fields,
@@ -56,11 +59,45 @@ class Progress:
     )
 
   def final_step(self, config, newest: int) -> int:
-    """The step a run ends with: the best if it restores that, or `newest`."""
+    """Returns the step a run ends with: the best if it restores that."""
     stopping = config.early_stopping
     if stopping.enabled and stopping.restore_best:
       return self.stopping.best_step or newest
     return newest
+
+  def add_evaluation(self, config, values: dict, step: int, due: bool) -> None:
+    """Shows an evaluation to the best, the plateau and early stopping.
+
+    Args:
+      due: whether it ends an interval. Otherwise it ends a run, where a longer
+        run would have none, and plateau and early stopping do not see it.
+    """
+    self.evaluated_step = step
+    self.last_evaluation = values
+    value = values[config.checkpoint.monitor]
+    if schedule.is_improvement(
+      value, self.best.value, config.checkpoint.mode, 0.0
+    ):
+      self.best = Best(value, step)
+    if not due:
+      return
+    self.evaluations += 1
+    plateau, stopping = config.schedule, config.early_stopping
+    if plateau.name == 'plateau':
+      self.plateau = schedule.ReduceOnPlateau(
+        mode=plateau.mode,
+        factor=plateau.factor,
+        patience=plateau.patience,
+        threshold=plateau.threshold,
+        cooldown=plateau.cooldown,
+        min_learning_rate=plateau.min_learning_rate,
+      ).update(self.plateau, values[plateau.monitor])
+    if stopping.enabled:
+      self.stopping = schedule.EarlyStopping(
+        mode=stopping.mode,
+        patience=stopping.patience,
+        threshold=stopping.threshold,
+      ).update(self.stopping, values[stopping.monitor], step)
 
 
 class TrainLog:
@@ -74,11 +111,11 @@ class TrainLog:
     self._progress = progress
     self._pending = None
     self._last_finite = step
-    self.saved_step: int | None = None  # for the message of a lost run
-    self.stop_asked = False  # by a signal to any process
+    self.saved_step: int | None = None  # for the message on a NaN loss
+    self.stop_asked = False  # a signal came to one of the processes
 
   def add(self, step: int, sums: dict) -> None:
-    """Takes the sums of the update that led to `step`, still on the device.
+    """Adds the sums of the update that led to `step`, still on the device.
 
     Raises:
       NonFiniteLossError: if the loss of the update before it is not finite.
@@ -103,7 +140,7 @@ class TrainLog:
     )
 
   def take(self) -> tuple[dict[str, float], list[float]]:
-    """(means, loss of each step) since the last call; forgets them."""
+    """Returns and forgets (means, loss of each step) since the last call."""
     self.flush()
     progress = self._progress
     sums, progress.train_sums = progress.train_sums, {}

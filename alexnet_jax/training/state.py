@@ -1,4 +1,4 @@
-"""What is trained and saved."""
+"""The train state: what is trained and saved, its names and its digest."""
 
 from collections.abc import Sequence
 import hashlib
@@ -15,12 +15,12 @@ SAVED_FIELDS = ('step', 'params', 'opt_state', 'batch_stats', 'ema_params')
 
 
 class TrainState(train_state.TrainState):
-  """What is trained and saved.
+  """Parameters, optimizer state and statistics of a network in training.
 
   Attributes:
     step: int32 [], the number of updates applied.
     params: the parameters.
-    opt_state: what the optimizer remembers.
+    opt_state: state of the optimizer.
     batch_stats: running statistics of batch norms.
     ema_params: a moving average of the parameters; empty if none is kept.
   """
@@ -30,7 +30,7 @@ class TrainState(train_state.TrainState):
 
   @property
   def eval_params(self):
-    """The parameters that evaluation uses: the averaged ones, if there are."""
+    """Returns the parameters for evaluation: averaged ones, if kept."""
     return self.ema_params or self.params
 
 
@@ -45,9 +45,8 @@ def create_train_state(
   """Initializes parameters and optimizer on the default device.
 
   Args:
-    model: gives logits of float images.
+    model: a module from float images to logits.
     tx: the optimizer.
-    key: decides the parameters.
     image_shape: (height, width, 3) of the crops.
     ema: whether an average of the parameters is kept; it starts with them.
   """
@@ -69,22 +68,21 @@ def create_train_state(
 
 
 def saved_tree(state: TrainState) -> dict:
-  """The fields of the state that a checkpoint holds."""
+  """Returns the fields of the state that a checkpoint holds."""
   return {name: getattr(state, name) for name in SAVED_FIELDS}
 
 
 def with_learning_rate(
-  state: TrainState, rate: jax.Array, phase: jax.Array | None = None
+  state: TrainState, learning_rate: jax.Array, phase: jax.Array | None = None
 ) -> TrainState:
-  """The state with another learning rate, float32 []; recompiles nothing.
+  """Returns the state with another learning rate; recompiles nothing.
 
   Args:
-    state: the state before.
-    rate: of the next updates.
-    phase: number of `config.schedule.lr_multipliers` that count, float32 [],
-      where there are any.
+    learning_rate: of the next updates, float32 [].
+    phase: number of `config.schedule.lr_multipliers` that have begun, float32
+      [], if there are any.
   """
-  hyperparams = {**state.opt_state.hyperparams, 'learning_rate': rate}
+  hyperparams = {**state.opt_state.hyperparams, 'learning_rate': learning_rate}
   if phase is not None:
     hyperparams['phase'] = phase
   return state.replace(
@@ -93,18 +91,18 @@ def with_learning_rate(
 
 
 def leaf_names(tree) -> dict[str, object]:
-  """{'params/conv1/kernel': leaf, ...}"""
+  """Returns {'params/conv1/kernel': leaf, ...}."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def leaf_name(path) -> str:
-  """'conv1/kernel', of a path of `jax.tree_util`."""
+  """Returns 'conv1/kernel' for a path of `jax.tree_util`."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def state_digest(tree: dict) -> str:
-  """SHA-256 over what is trained; two runs are equal exactly if it is.
+  """Returns a SHA-256 of a state; two runs are equal exactly if it is.
 
   Args:
     tree: `saved_tree` of a state, on the host or on devices.
@@ -122,6 +120,15 @@ def state_digest(tree: dict) -> str:
   return sha.hexdigest()
 
 
+def summarize(state: TrainState) -> dict:
+  """Returns {step, parameters, state_digest}, of the results of commands."""
+  return {
+    'step': int(state.step),
+    'parameters': num_parameters(state),
+    'state_digest': state_digest(saved_tree(state)),
+  }
+
+
 def num_parameters(state: TrainState) -> int:
-  """Number of trained parameters."""
+  """Returns the number of trained parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(state.params))

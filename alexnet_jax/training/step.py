@@ -1,21 +1,21 @@
-"""train_step and eval_step: pure functions for one device.
+"""train_step and eval_step: pure functions of one device's part of a batch.
 
-`parallel` maps them over the devices; `mean`, `std` and `axis_name` are bound
-with functools.partial before.
+`parallel` maps them over the devices; `StepOptions` are bound before.
 """
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import optax
 
-from alexnet_jax.training import accumulation
-from alexnet_jax.training import crops
 from alexnet_jax.training import metrics
-from alexnet_jax.training.objective import Objective
-from alexnet_jax.training.objective import PLAIN
-from alexnet_jax.training.pixels import normalize
-from alexnet_jax.training.pixels import training_inputs
+from alexnet_jax.training import preprocess
 from alexnet_jax.training.state import leaf_name
+from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import TrainState
 
 # What other generators draw depends on how many keys they draw from at a time,
@@ -23,19 +23,90 @@ from alexnet_jax.training.state import TrainState
 KEY_IMPL = 'threefry2x32'
 
 
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """The training objective: cross-entropy, smoothed labels, penalties.
+
+  Attributes:
+    label_smoothing: share of the target that all classes have alike.
+    l1: factor of the sum of |w| over all kernels that joins the loss.
+    l2: factor of the sum of w ** 2 over all kernels that joins the loss.
+    frozen: names of parameters that do not train, such as conv1/kernel.
+  """
+
+  label_smoothing: float = 0.0
+  l1: float = 0.0
+  l2: float = 0.0
+  frozen: frozenset[str] = frozenset()
+
+  @property
+  def is_plain(self) -> bool:
+    """True for the cross-entropy and nothing else."""
+    return not (self.label_smoothing or self.l1 or self.l2)
+
+  def penalty(self, params) -> jax.Array:
+    """Returns the penalty of the kernels, float32 []."""
+    kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
+    absolute = sum(jnp.sum(jnp.abs(w)) for w in kernels) if self.l1 else 0.0
+    squares = sum(jnp.sum(jnp.square(w)) for w in kernels) if self.l2 else 0.0
+    return jnp.asarray(self.l1 * absolute + self.l2 * squares, jnp.float32)
+
+  def value(self, logits, labels, params) -> jax.Array:
+    """Returns the mean over a batch, float32 [].
+
+    Args:
+      logits: float32 [batch, num_classes].
+      labels: int32 [batch].
+    """
+    if self.is_plain:
+      # Comparing, where indexing would have a scatter as its gradient.
+      own = labels[:, None] == jnp.arange(logits.shape[1])[None]
+      losses = optax.softmax_cross_entropy(logits, own.astype(logits.dtype))
+      return losses.mean()
+    targets = optax.smooth_labels(
+      jax.nn.one_hot(labels, logits.shape[1]), self.label_smoothing
+    )
+    losses = optax.softmax_cross_entropy(logits, targets)
+    return losses.mean() + self.penalty(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """The constants of the step functions.
+
+  Attributes:
+    mean, std: see `preprocess.normalize`.
+    objective: what is minimized.
+    microbatch_size: most examples that a device computes at a time in training;
+      0: all it has. See `accumulate`.
+    ema_decay: share of the averaged parameters that a step keeps; in update
+      t + 1 at most (1 + t) / (10 + t), as in TensorFlow's moving averages. The
+      statistics of batch norms are averages anyway, of the plain parameters.
+    grad_allreduce_dtype: dtype in which the gradients go to the other devices
+      and are summed.
+  """
+
+  mean: jax.typing.ArrayLike
+  std: float | Sequence[float]
+  axis_name: str
+  objective: Objective = Objective()
+  microbatch_size: int = 0
+  ema_decay: float = 0.0
+  grad_allreduce_dtype: str = 'float32'
+
+
 def example_keys(
   key: jax.Array, step: jax.Array, axis_name: str, count: int
 ) -> jax.Array:
-  """The keys of this device's examples in one step.
+  """Returns the keys of this device's examples in one step.
 
-  That of an example depends on the key of the run, the step and the example's
-  place in the global batch: neither on the number of devices nor on what else
-  is computed with it. The devices are in the order of their examples.
+  The key of an example depends on the key of the run, the step and the
+  example's index in the global batch: neither on the number of devices nor on
+  what else is computed with it. The devices are in the order of their examples.
 
   Args:
     key: of the run, typed or the numbers of one: uint32 [2].
     step: int32 [].
-    axis_name: the mapped axis over the devices.
     count: examples of one device.
 
   Returns:
@@ -43,28 +114,25 @@ def example_keys(
   """
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key, impl=KEY_IMPL)
-  places = lax.axis_index(axis_name) * count + jnp.arange(count)
+  indices = lax.axis_index(axis_name) * count + jnp.arange(count)
   key = jax.random.fold_in(key, step)
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, places)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
-def loss_and_grads(
-  state: TrainState, batch, keys, *, mean, std, objective: Objective = PLAIN
-):
-  """Objective and gradients of what one device computes at a time.
+def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
+  """Computes loss and gradients of one microbatch on one device.
 
   Args:
-    state: see `state.TrainState`.
     batch: {image: uint8 [batch, height, width, 3], label: int32 [batch]} and
-      what `training_inputs` uses.
+      what `preprocess.training_inputs` uses.
     keys: of the dropout, see `example_keys`.
-    mean, std: see `normalize`.
-    objective: is differentiated; frozen parameters get gradients of zero, and
-      frozen batch norms keep and use their running statistics.
+    options: of the step. Frozen parameters get gradients of zero, and frozen
+      batch norms keep and use their running statistics.
 
   Returns:
     (grads, (value, logits, batch_stats)).
   """
+  objective = options.objective
   fixed_norms = tuple(
     name
     for name in state.batch_stats
@@ -79,7 +147,7 @@ def loss_and_grads(
     variables = {'params': params, 'batch_stats': state.batch_stats}
     logits, updated = state.apply_fn(
       variables,
-      training_inputs(batch, mean, std),
+      preprocess.training_inputs(batch, options.mean, options.std),
       train=True,
       fixed_norms=fixed_norms,
       dropout_keys=keys,
@@ -91,92 +159,118 @@ def loss_and_grads(
   return jax.grad(loss_fn, has_aux=True)(state.params)
 
 
-def _grads_and_sums(
-  state, batch, key, max_examples, *, mean, std, axis_name, objective
-):
-  """(grads, batch_stats, sums) of this device's part of a batch."""
-  count = len(batch['label'])
-  keys = example_keys(key, state.step, axis_name, count)
+def num_microbatches(count: int, microbatch_size: int) -> int:
+  """Returns the smallest number of equal microbatches of at most that size.
 
-  def compute(stats, piece):
-    part, keys = piece
-    grads, (value, logits, stats) = loss_and_grads(
-      state.replace(batch_stats=stats),
-      part,
-      keys,
-      mean=mean,
-      std=std,
-      objective=objective,
-    )
-    sums = _sums(logits, part)
-    if not objective.is_plain:
-      sums['objective'] = value * len(keys)
-    return grads, stats, sums
-
-  pieces = accumulation.num_pieces(count, max_examples)
-  return accumulation.accumulate(
-    compute, state.batch_stats, (batch, keys), pieces
+  Args:
+    count: examples of one device, at least 1.
+    microbatch_size: most examples of a microbatch; 0: all.
+  """
+  if not microbatch_size:
+    return 1
+  return next(
+    number
+    for number in range(1, count + 1)
+    if count % number == 0 and count // number <= microbatch_size
   )
 
 
-def train_step(
-  state: TrainState,
-  batch,
-  key,
-  *,
-  mean,
-  std,
-  axis_name: str,
-  objective: Objective = PLAIN,
-  max_examples: int = 0,
-  ema_decay: float = 0.0,
-  grad_allreduce_dtype: str = 'float32',
-):
-  """One update from one global batch, of which this device has a part.
+def accumulate(function: Callable, stats, batch, count: int):
+  """Accumulates gradients and sums over the microbatches of a batch.
+
+  Beside what one microbatch takes, there is one tree of gradients in memory.
+
+  Args:
+    function: (stats, batch) -> (grads, stats, sums): gradients of a mean over
+      the batch, statistics that go on to the next microbatch, sums over the
+      batch.
+    stats: before the first microbatch.
+    batch: arrays [batch, ...].
+    count: number of microbatches; divides the batch. Example i belongs to
+      microbatch i % count: with every device doing so, what makes up a
+      microbatch of the global batch depends on `count` alone.
+
+  Returns:
+    (grads of the mean over the whole batch, stats after the last microbatch,
+    sums).
+  """
+  if count == 1:
+    return function(stats, batch)
+
+  def microbatch(index):  # every `count`-th example; copies no others
+    return jax.tree.map(
+      lambda array: lax.dynamic_index_in_dim(
+        array.reshape((-1, count, *array.shape[1:])), index, 1, keepdims=False
+      ),
+      batch,
+    )
+
+  def add(carry, index):
+    grads, stats, sums = carry
+    more_grads, stats, more_sums = function(stats, microbatch(index))
+    grads = jax.tree.map(jnp.add, grads, more_grads)
+    return (grads, stats, jax.tree.map(jnp.add, sums, more_sums)), None
+
+  grads, _, sums = jax.eval_shape(function, stats, microbatch(0))
+  grads, sums = jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (grads, sums)
+  )
+  carry, _ = lax.scan(add, (grads, stats, sums), jnp.arange(count))
+  grads, stats, sums = carry
+  return jax.tree.map(lambda leaf: leaf / count, grads), stats, sums
+
+
+def _grads_and_sums(state, batch, key, options):
+  """Computes (grads, batch_stats, sums) of this device's part of a batch."""
+  count = len(batch['label'])
+  keys = example_keys(key, state.step, options.axis_name, count)
+
+  def compute(stats, microbatch):
+    part, keys = microbatch
+    grads, (value, logits, stats) = loss_and_grads(
+      state.replace(batch_stats=stats), part, keys, options
+    )
+    sums = _sums(logits, part)
+    if not options.objective.is_plain:
+      sums['objective'] = value * len(keys)
+    return grads, stats, sums
+
+  number = num_microbatches(count, options.microbatch_size)
+  return accumulate(compute, state.batch_stats, (batch, keys), number)
+
+
+def train_step(state: TrainState, batch, key, *, options: StepOptions):
+  """Makes one update from one global batch, of which this device has a part.
 
   Args:
     state: the state before; the same on every device.
     batch: this device's part, see `loss_and_grads`; also unreadable: bool
-      [batch], counted, where there is a policy to skip such images.
+      [batch], counted, where the config skips such images, and stop: bool
+      [batch], see `context.RunContext`.
     key: of the run; `example_keys` folds step and example into it, so there is
       no random state to save.
-    mean, std: see `normalize`.
-    axis_name: the mapped axis over the devices.
-    objective: what is minimized.
-    max_examples: that a device computes at a time; 0: all it has. See
-      `accumulation`.
-    ema_decay: share of the averaged parameters that a step keeps; in update
-      t + 1 at most (1 + t) / (10 + t), as in TensorFlow's moving averages. The
-      statistics of batch norms are averages anyway, of the plain parameters.
-    grad_allreduce_dtype: in which the gradients go to the other devices and are
-      summed.
 
   Returns:
     (state after, sums over the global batch); see `metrics.example_sums`. If
-    the objective is more than the cross-entropy, its sum is there, too.
+    the objective is more than the cross-entropy, the sums have it, too.
   """
-  grads, batch_stats, sums = _grads_and_sums(
-    *(state, batch, key, max_examples),
-    mean=mean,
-    std=std,
-    axis_name=axis_name,
-    objective=objective,
-  )
+  grads, batch_stats, sums = _grads_and_sums(state, batch, key, options)
   # The only reduction of gradients. Every device has as many examples as the
   # others, so the mean of the means is the mean over the global batch.
-  grads = mean_over_devices(grads, axis_name, grad_allreduce_dtype)
-  batch_stats = lax.pmean(batch_stats, axis_name)
-  state = _update(state, grads, objective.frozen, ema_decay)
+  grads = mean_over_devices(
+    grads, options.axis_name, options.grad_allreduce_dtype
+  )
+  batch_stats = lax.pmean(batch_stats, options.axis_name)
+  state = _update(state, grads, options.objective.frozen, options.ema_decay)
   state = state.replace(batch_stats=batch_stats)
-  return state, lax.psum(sums, axis_name)
+  return state, lax.psum(sums, options.axis_name)
 
 
 def mean_over_devices(grads, axis_name, dtype):
-  """The mean of all devices' gradients, which travel in `dtype`.
+  """Returns the mean of all devices' gradients, which travel in `dtype`.
 
   Args:
     grads: float32, of this device.
-    axis_name: the mapped axis over the devices.
     dtype: in which they are sent and summed; one device sends nothing.
   """
   count = lax.axis_size(axis_name)
@@ -192,8 +286,8 @@ def mean_over_devices(grads, axis_name, dtype):
 
 def _update(state, grads, frozen, ema_decay):
   """Applies the gradients to all parameters but the frozen ones."""
-  # Of a frozen parameter the optimizer sees nothing: no decay gathers in its
-  # velocity while it waits.
+  # The optimizer sees zeros in place of a frozen parameter: no decay gathers in
+  # its velocity while it waits.
   seen = _map_named(
     lambda name, w: jnp.zeros_like(w) if name in frozen else w, state.params
   )
@@ -217,53 +311,35 @@ def _update(state, grads, frozen, ema_decay):
 
 
 def _map_named(function, tree, *rest):
-  """tree_map with the name of each leaf, as in `state.leaf_names`."""
+  """Maps leaves with the name of each, as in `state.leaf_names`."""
   return jax.tree_util.tree_map_with_path(
     lambda path, *leaves: function(leaf_name(path), *leaves), tree, *rest
   )
 
 
-def grad_step(
-  state: TrainState,
-  batch,
-  key,
-  *,
-  mean,
-  std,
-  axis_name: str,
-  objective: Objective = PLAIN,
-  max_examples: int = 0,
-  grad_allreduce_dtype: str = 'float32',
-):
-  """The gradients that `train_step` would apply, for histograms."""
-  grads, _, _ = _grads_and_sums(
-    *(state, batch, key, max_examples),
-    mean=mean,
-    std=std,
-    axis_name=axis_name,
-    objective=objective,
+def grad_step(state: TrainState, batch, key, *, options: StepOptions):
+  """Returns the gradients that `train_step` would apply, for histograms."""
+  grads, _, _ = _grads_and_sums(state, batch, key, options)
+  return mean_over_devices(
+    grads, options.axis_name, options.grad_allreduce_dtype
   )
-  return mean_over_devices(grads, axis_name, grad_allreduce_dtype)
 
 
 def eval_step(
   state: TrainState,
   batch,
   *,
-  mean,
-  std,
-  axis_name: str,
+  options: StepOptions,
   top: int = 0,
   crop_size: int = 0,
 ):
   """Sums over one global batch, of which this device has a part.
 
   Args:
-    state: only read.
-    batch: {image, label, unreadable} as in training and mask: bool [batch].
-    mean, std, axis_name: as in `train_step`.
+    batch: {image, label, unreadable, stop} as in training and mask: bool
+      [batch].
     top: also gives the `top` best classes of each example.
-    crop_size: see `crops.logits`.
+    crop_size: see `preprocess.crop_logits`.
 
   Returns:
     Sums as of `train_step`, and confusion: int32 [num_classes, num_classes],
@@ -274,25 +350,25 @@ def eval_step(
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
 
   def logits_of(images):
-    return state.apply_fn(variables, normalize(images, mean, std), train=False)
+    images = preprocess.normalize(images, options.mean, options.std)
+    return state.apply_fn(variables, images, train=False)
 
-  logits = crops.logits(logits_of, batch['image'], crop_size)
+  logits = preprocess.crop_logits(logits_of, batch['image'], crop_size)
   sums = _sums(logits, batch)
   sums['confusion'] = metrics.confusion_matrix(
     logits, batch['label'], batch['mask']
   )
-  sums = lax.psum(sums, axis_name)
+  sums = lax.psum(sums, options.axis_name)
   if top:
     best = metrics.best_classes(logits, batch['label'], top)
-    sums['examples'] = lax.all_gather(best, axis_name, tiled=True)
+    sums['examples'] = lax.all_gather(best, options.axis_name, tiled=True)
   return sums
 
 
 def _sums(logits, batch):
-  """See `metrics.example_sums`; also `unreadable` and `stop`, of the batch."""
+  """Returns `metrics.example_sums`; also `unreadable` and `stop`, if there."""
   sums = metrics.example_sums(logits, batch['label'], batch.get('mask'))
-  if 'unreadable' in batch:
-    sums['unreadable'] = jnp.sum(batch['unreadable'], dtype=jnp.int32)
-  if 'stop' in batch:
-    sums['stop'] = jnp.sum(batch['stop'], dtype=jnp.int32)
+  for name in ('unreadable', 'stop'):
+    if name in batch:
+      sums[name] = jnp.sum(batch[name], dtype=jnp.int32)
   return sums

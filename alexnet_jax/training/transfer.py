@@ -1,4 +1,4 @@
-"""A run that starts with the weights of another, and parameters that wait.
+"""Fine-tuning: initial weights from another run, frozen parameters.
 
 A pattern (shell style, as of `fnmatch`) names parameters such as conv1/kernel:
 `conv1/kernel` this one, `conv1` all of the layer, `conv*` those of all
@@ -11,14 +11,107 @@ import fnmatch
 import jax
 import jax.numpy as jnp
 
+from alexnet_jax import cli
+from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training.state import leaf_name
 from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import TrainState
 
+# The data path in the config of imported weights whose data nobody named: a
+# config of photographs needs a path.
+NO_DATA = 'no-data-was-named'
+# Keys that may differ from those that the weights were trained with.
+_FREE_KEYS = ('num_classes', 'dtype', 'kernel_init', 'bias_init', 'bias_layers')
+_FREE_KEYS += ('dropout',)
+
+
+def placeholder_names(count: int) -> list[str]:
+  """Returns class names for imported weights whose classes nobody named."""
+  return [f'class_{number:04}' for number in range(count)]
+
+
+def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
+  """Returns True if two lists of names can be of the same classes.
+
+  They are equal, or as long and one of them has placeholders.
+  """
+  names, others = list(names), list(others)
+  placeholders = placeholder_names(len(names))
+  return names == others or (
+    len(names) == len(others) and placeholders in (names, others)
+  )
+
+
+def describe_classes(names: Sequence[str]) -> str:
+  """Returns number and first names of classes, for messages."""
+  first = ', '.join(map(repr, names[:5]))
+  return f'{len(names)} classes ({first}{", ..." if len(names) > 5 else ""})'
+
+
+def check_init(config, class_names: Sequence[str]) -> None:
+  """Refuses a config.init.workdir whose weights do not fit the network.
+
+  Raises:
+    UserError: if there is no such run, or parameters or classes differ.
+  """
+  init = config.init
+  if not init.workdir:
+    return
+  state = build.state_shapes(config, len(class_names))
+  other = checkpoint.open_run(init.workdir, init.checkpoint)
+  wanted = transferred(state, other.state, init.skip, init.workdir)
+  same = same_classes(class_names, other.class_names)
+  if 'head/kernel' in wanted and not same:
+    raise UserError(
+      f'{init.workdir} has {describe_classes(other.class_names)}, the data here'
+      f' {describe_classes(class_names)}: its outputs would mean something'
+      """ else; give --config.init.skip="('head',)" for new ones"""
+    )
+
+
+def frozen_parameters(config, num_classes: int) -> frozenset[str]:
+  """Returns the names of the parameters of config.init.freeze."""
+  if not config.init.freeze:
+    return frozenset()
+  return frozen_names(
+    build.state_shapes(config, num_classes), config.init.freeze
+  )
+
+
+def first_state(
+  config, class_names: Sequence[str], console: cli.Console
+) -> TrainState:
+  """Returns a fresh state, or one with the weights of another run.
+
+  Args:
+    console: told where the weights come from, and what is different here.
+  """
+  model = build.make_model(config, len(class_names))
+  state = build.make_state(config, model)
+  init = config.init
+  if init.workdir:
+    other = checkpoint.open_run(init.workdir, init.checkpoint)
+    state = start_from(state, other.state, init.skip, init.workdir)
+    console.line(
+      f'starts with the weights of {init.workdir}, step {int(other.state.step)}'
+    )
+    keys = [f'data.{k}' for k in ('mean', 'std', 'std_rgb', 'crop_size')]
+    keys += [f'model.{k}' for k in config.model if k not in _FREE_KEYS]
+    before, now = map(config_lib.flatten, (other.config, config))
+    for key in keys:
+      if before[key] != now[key]:
+        console.line(
+          f'note: its config.{key} was {before[key]!r}, and is {now[key]!r}'
+          ' here'
+        )
+  return state
+
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
-  """The names that a pattern fits, as a whole or by their layer.
+  """Returns the names that a pattern fits, as a whole or by their layer.
 
   Raises:
     UserError: naming the patterns that fit nothing.
@@ -42,7 +135,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
 
 
 def frozen_names(state: TrainState, patterns: Sequence[str]) -> frozenset[str]:
-  """The parameters that do not train.
+  """Returns the names of the parameters that do not train.
 
   Raises:
     UserError: if a pattern of config.init.freeze fits nothing, or all of them
@@ -61,31 +154,30 @@ def frozen_names(state: TrainState, patterns: Sequence[str]) -> frozenset[str]:
 
 
 def start_from(
-  state: TrainState, other: TrainState, skip: Sequence[str], place: str
+  state: TrainState, other: TrainState, skip: Sequence[str], name: str
 ) -> TrainState:
-  """The state with the weights and statistics of another.
+  """Returns the state with the weights and statistics of another.
 
-  Optimizer and step stay fresh. Where the other has averaged weights, those
-  are taken.
+  Optimizer and step stay fresh. If the other has averaged weights, those are
+  used.
 
   Args:
-    state: fresh.
     other: of a run that was trained.
     skip: patterns of parameters that stay as they are in `state`; statistics of
       batch norms go with their layer's parameters.
-    place: what messages call the other run.
+    name: of the other run, for messages.
 
   Raises:
-    UserError: as `taken` does.
+    UserError: as `transferred` does.
   """
   theirs = leaf_names(other.eval_params)
-  wanted = taken(state, other, skip, place)
-  params = _replaced(state.params, {name: theirs[name] for name in wanted})
+  wanted = transferred(state, other, skip, name)
+  params = _replaced(state.params, {key: theirs[key] for key in wanted})
   statistics = leaf_names(other.batch_stats)
   kept = {
-    name: leaf
-    for name, leaf in statistics.items()
-    if any(n.startswith(f'{name.split("/")[0]}/') for n in wanted)
+    key: leaf
+    for key, leaf in statistics.items()
+    if any(w.startswith(f'{key.split("/")[0]}/') for w in wanted)
   }
   return state.replace(
     params=params,
@@ -95,10 +187,12 @@ def start_from(
   )
 
 
-def taken(
-  state: TrainState, other: TrainState, skip: Sequence[str], place: str
+def transferred(
+  state: TrainState, other: TrainState, skip: Sequence[str], name: str
 ) -> list[str]:
-  """Names of the parameters that `start_from` takes; the states may be shapes.
+  """Returns names of the parameters that `start_from` takes from the other.
+
+  The states may be of shapes.
 
   Raises:
     UserError: naming every parameter that the other lacks or has in another
@@ -109,15 +203,15 @@ def taken(
     skipped = matching(list(mine), skip)
   except UserError as error:
     raise UserError(f'config.init.skip: {error}') from error
-  wanted = {name: w for name, w in mine.items() if name not in skipped}
+  wanted = {key: w for key, w in mine.items() if key not in skipped}
   misfits = [
-    f'  {name}: {_shape(theirs.get(name))} there, {_shape(w)} here'
-    for name, w in sorted(wanted.items())
-    if _shape(theirs.get(name)) != _shape(w)
+    f'  {key}: {_shape(theirs.get(key))} there, {_shape(w)} here'
+    for key, w in sorted(wanted.items())
+    if _shape(theirs.get(key)) != _shape(w)
   ]
   if misfits:
     raise UserError(
-      f'the weights of {place} do not fit this network:\n'
+      f'the weights of {name} do not fit this network:\n'
       + '\n'.join(misfits)
       + '\nLeave these out with config.init.skip (they start anew then), or'
       ' take the same network'
@@ -130,7 +224,7 @@ def _shape(leaf):
 
 
 def _replaced(tree, leaves):
-  """The tree with some leaves replaced, by name; all of them copied."""
+  """Returns a copy of the tree with some leaves replaced, by name."""
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: jnp.copy(leaves.get(leaf_name(path), leaf)), tree
   )

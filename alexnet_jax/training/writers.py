@@ -1,4 +1,4 @@
-"""The run's history as JSON lines and TensorBoard event files."""
+"""Writes a run's history as JSON lines and TensorBoard event files."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,18 +16,19 @@ from tensorboardX.proto import summary_pb2
 from tensorboardX.proto import tensor_pb2
 from tensorboardX.proto import tensor_shape_pb2
 
+from alexnet_jax import files
 from alexnet_jax.training import metrics
 
 METRICS_FILE = 'metrics.jsonl'
-STEP_LOSSES = 'train/step_losses'  # of a row: a list, a loss a step
-_LAST = 'last'  # of a row: dropped when the run goes on
+STEP_LOSSES = 'train/step_losses'  # in a row: list of the losses of its steps
+_LAST = 'last'  # marks a row that is dropped when the run goes on
 MOST_SCALARS = 100  # classes whose measures are scalars in the event files
 # Scalars that depend on the clock: all others repeat exactly when a run does.
 TIMING_KEYS = ('images_per_second', 'data_wait_fraction')
 
 
 def read_rows(workdir: str | pathlib.Path) -> list[dict]:
-  """The rows of a run's JSON lines; an unfinished last line is left out."""
+  """Reads the rows of a run's history, without an unfinished last line."""
   path = pathlib.Path(workdir) / METRICS_FILE
   if not path.exists():
     return []
@@ -53,7 +54,6 @@ class MetricWriter:
     """Opens the files.
 
     Args:
-      workdir: the run's folder.
       step: rows after this step are dropped.
       evaluated_step: so are evaluations after this one.
     """
@@ -64,14 +64,13 @@ class MetricWriter:
       if row['step'] <= (evaluated_step if _is_evaluation(row) else step)
       and _LAST not in row
     ]
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    temporary.replace(path)
+    with files.replaced_file(path) as temporary:
+      temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     self._file = path.open('a')
     self._events = EventFile(pathlib.Path(workdir) / 'events', step + 1)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
-    """One row at `step`."""
+    """Writes one row at `step`."""
     self._row({'step': step, **values})
     for name, value in values.items():
       self._events.add(step, summary.scalar(name, value))
@@ -83,12 +82,12 @@ class MetricWriter:
   def step_losses(
     self, step: int, losses: Sequence[float], *, last: bool = False
   ) -> None:
-    """A row with the loss of each of the steps up to `step`.
+    """Writes a row with the loss of each of the steps up to `step`.
 
     Args:
-      step: the last one.
-      losses: float32 in seven digits.
-      last: of the steps after the last log point of a run that is done. The
+      step: the last of them.
+      losses: in nats, with seven digits.
+      last: whether they end a run that is done, after its last log point. The
         row is dropped when the run is started again: a longer run writes these
         steps at its next log point.
     """
@@ -103,16 +102,15 @@ class MetricWriter:
   def classes(
     self, step: int, confusion: np.ndarray, class_names: Sequence[str]
   ) -> None:
-    """The measures of every class of an evaluation, in the event files.
+    """Writes the measures of every class to the event files.
 
     Up to 100 classes have scalars `precision/NUMBER_NAME`, `recall/...`,
-    `f1/...` and the counts of true and false positives and negatives; more of
-    them have histograms. Either way there is the confusion matrix, as the
-    tensor `eval/confusion` and as a picture, its rows (true classes) divided by
-    their sums.
+    `f1/...` and the counts of true and false positives and negatives; more
+    classes have histograms. The confusion matrix is written as the tensor
+    `eval/confusion` and as a picture, its rows (true classes) divided by their
+    sums.
 
     Args:
-      step: of the evaluation.
       confusion: counts of (true class, predicted class), int [classes,
         classes].
       class_names: of the rows and columns.
@@ -141,7 +139,7 @@ class MetricWriter:
   def histogram(
     self, step: int, name: str, counts: np.ndarray, edges: np.ndarray
   ) -> None:
-    """A histogram of counts [bins] between edges [bins + 1] at `step`."""
+    """Writes a histogram: counts [bins] between edges [bins + 1]."""
     centers = (edges[:-1] + edges[1:]) / 2
     self._events.add(
       step,
@@ -163,6 +161,7 @@ class MetricWriter:
     self._events.flush()
 
   def close(self) -> None:
+    """Closes the files."""
     self._file.close()
     self._events.close()
 
@@ -203,14 +202,16 @@ class EventFile:
     self._records.write(event.SerializeToString())
 
   def flush(self) -> None:
+    """Writes what is buffered."""
     self._records.flush()
 
   def close(self) -> None:
+    """Closes the file."""
     self._records.close()
 
 
 def _tensor(tag, values):
-  """A Summary proto with an int32 tensor."""
+  """Returns a Summary proto with an int32 tensor."""
   values = np.ascontiguousarray(values, '<i4')
   tensor = tensor_pb2.TensorProto(
     dtype='DT_INT32',

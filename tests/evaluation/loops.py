@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 
-from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import build
+from alexnet_jax.training import measure
 
 
 def probabilities(workdir, num_crops):
   """A plain loop over images and crops: ([examples, classes], labels)."""
-  run = saved_run.load(workdir)
-  loader = saved_run.make_eval_loader(run, 'validation')
+  run = measure.load_network(workdir)
+  loader = measure.make_eval_loader(run, 'validation')
   mean = build.stored_mean(run.config, workdir)
   state = jax.device_get(run.state)
   apply = jax.jit(state.apply_fn)

@@ -11,7 +11,6 @@ import PIL.Image
 import pytest
 
 from alexnet_jax.evaluation import crossval
-from alexnet_jax.training import evaluations
 from alexnet_jax.training import loop
 from alexnet_jax.training import measure
 from tests.system import commands
@@ -230,7 +229,7 @@ def test_a_signal_leaves_with_75_and_the_command_goes_on(
 ):
   expected = json.loads((done[1] / 'crossval.json').read_text())
   recipe, workdir = done[0], tmp_path / 'cv'
-  evaluate = evaluations.evaluate
+  evaluate = loop._evaluate
 
   def signalled(run, live, on_evaluation):
     evaluate(run, live, on_evaluation)
@@ -238,7 +237,7 @@ def test_a_signal_leaves_with_75_and_the_command_goes_on(
       signal.raise_signal(signal.SIGTERM)
 
   with monkeypatch.context() as patch:
-    patch.setattr(evaluations, 'evaluate', signalled)
+    patch.setattr(loop, '_evaluate', signalled)
     code, _, err = cross_validate(capsys, recipe, workdir, '--folds', FOLDS)
   assert code == 75
   assert 'saved step' in err

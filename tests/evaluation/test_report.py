@@ -13,16 +13,16 @@ import PIL.Image
 import pytest
 
 from alexnet_jax import validation
+from alexnet_jax.cli import Console
 from alexnet_jax.evaluation import measured_run
 from alexnet_jax.evaluation import report
-from alexnet_jax.evaluation import saved_run
 from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
+from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
-from alexnet_jax.training import pixels
+from alexnet_jax.training import preprocess
 from alexnet_jax.training import writers
-from alexnet_jax.training.console import Console
 from tests import browser
 from tests.system import commands
 
@@ -202,10 +202,8 @@ def test_the_worst_mistakes(trained, written):
 def subject(trained):
   """The run with its data, not measured."""
   workdir, data = trained
-  run = saved_run.load(str(workdir), data_path=str(data))
-  loaders = [
-    saved_run.make_eval_loader(run, s) for s in ('train', 'validation')
-  ]
+  run = measure.load_network(str(workdir), data_path=str(data))
+  loaders = [measure.make_eval_loader(run, s) for s in ('train', 'validation')]
   return measured_run.MeasuredRun(run, *loaders, measured=None)
 
 
@@ -234,7 +232,7 @@ def test_augmented_examples_are_those_of_the_first_batch(subject, monkeypatch):
   """Though no more of it is decoded than is shown."""
   run, training = subject.run, subject.training
   full = next(build.make_train_iter(run.config, training, 1, run.mesh))
-  wanted = np.uint8(np.round(pixels.augmented(full)))
+  wanted = np.uint8(np.round(preprocess.augment(full)))
   sizes, make = [], build.make_train_iter
 
   def spy(config, *arguments):

@@ -18,7 +18,6 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import study as study_lib
 from alexnet_jax.evaluation import sweep
-from alexnet_jax.training import evaluations
 from alexnet_jax.training import loop
 from tests.some_slow import some_slow
 from tests.system import commands
@@ -204,7 +203,7 @@ def test_a_signal_leaves_with_75_and_the_trial_goes_on(
   done, tmp_path, capsys, monkeypatch
 ):
   recipe, workdir = done[0], tmp_path / 'sweep'
-  evaluate = evaluations.evaluate
+  evaluate = loop._evaluate
 
   def signalled(run, live, on_evaluation):
     evaluate(run, live, on_evaluation)
@@ -212,7 +211,7 @@ def test_a_signal_leaves_with_75_and_the_trial_goes_on(
 
   one = ['--param', 'optimizer.learning_rate=0.001..0.1', '--trials', 1]
   with monkeypatch.context() as patch:
-    patch.setattr(evaluations, 'evaluate', signalled)
+    patch.setattr(loop, '_evaluate', signalled)
     code, _, err = run_sweep(capsys, recipe, workdir, *one)
   assert code == 75
   assert 'saved step 5' in err

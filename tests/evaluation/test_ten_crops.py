@@ -7,12 +7,12 @@ import PIL.Image
 import pytest
 
 from alexnet_jax import validation
+from alexnet_jax.cli import Console
 from alexnet_jax.data.prepare import __main__ as prepare
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
-from alexnet_jax.training.console import Console
 from tests.evaluation import loops
 from tests.system import commands
 

@@ -20,7 +20,7 @@ from alexnet_jax.interop import load
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import build
-from alexnet_jax.training import restored
+from alexnet_jax.training import checkpoint
 from alexnet_jax.validation import validate
 from tests.system import commands
 
@@ -428,7 +428,7 @@ def test_a_mean_image_goes_into_the_run(save, mean_file, tmp_path):
   path = save(file_by_hand(network()))
   line = f'--from caffe {path} --mean {mean_file(image)} --workdir {workdir}'
   assert load.main(line.split()) == 0
-  config, _, _ = restored.restore(str(workdir), 'final')
+  config = checkpoint.open_run(workdir).config
   assert config.data.mean == 'image'
   assert (config.data.resize_size, config.data.crop_size) == (80, CROP)
   part = image[::-1, 7 : 7 + CROP, 7 : 7 + CROP].astype(np.float32)

@@ -14,8 +14,8 @@ import pytest
 from alexnet_jax.interop import export
 from alexnet_jax.interop import program_loader
 from alexnet_jax.training import build
-from alexnet_jax.training import pixels
-from alexnet_jax.training import restored
+from alexnet_jax.training import checkpoint
+from alexnet_jax.training import preprocess
 from tests.system import commands
 
 # Imports what is beside it; the rest of the product and flax are out of reach.
@@ -49,12 +49,13 @@ def images():
 
 def expected(run, images):
   """The network's own probabilities, with the implementations of training."""
-  config, names, state = restored.restore(str(run), 'final')
+  opened = checkpoint.open_run(run)
+  config, names, state = opened.config, opened.class_names, opened.state
   mean = build.stored_mean(config, run)
   std = config.data.std_rgb or config.data.std
   network = build.make_model(config, len(names))
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
-  logits = network.apply(variables, pixels.normalize(images, mean, std))
+  logits = network.apply(variables, preprocess.normalize(images, mean, std))
   return np.asarray(jax.nn.softmax(logits))
 
 

@@ -27,7 +27,7 @@ from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import build
-from alexnet_jax.training import restored
+from alexnet_jax.training import checkpoint
 from tests.system import commands
 
 FILE = 'marvin.safetensors'
@@ -96,7 +96,7 @@ def test_the_recorded_config_is_valid(place):
   validation.validate(config)
   assert config.data.std_rgb == STD
   assert config.model.channels == (32, 64)
-  assert restored.restore(str(place / 'run'), 'final')[0] == config
+  assert checkpoint.open_run(place / 'run').config == config
 
 
 def test_evaluate(place, command_result):
@@ -187,8 +187,9 @@ def test_the_recipe_of_fine_tuning(place, tmp_path):
   )
   frozen = """--config.init.freeze=('conv*',)"""
   commands.train(recipe, tmp_path / 'tuned', *overrides, frozen)
-  config, names, state = restored.restore(str(tmp_path / 'tuned'), 'final')
-  _, _, other = restored.restore(str(run), 'final')
+  opened = checkpoint.open_run(tmp_path / 'tuned')
+  config, names, state = opened.config, opened.class_names, opened.state
+  other = checkpoint.open_run(run).state
   assert names == list(CLASSES)
   assert config.data.std_rgb == STD
   np.testing.assert_array_equal(

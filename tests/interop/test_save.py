@@ -18,7 +18,7 @@ from alexnet_jax.interop import torch_files
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
 from alexnet_jax.training import build
-from alexnet_jax.training import restored
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import state as state_lib
 
 
@@ -36,7 +36,8 @@ def saved(run, tmp_path, command_result):
 
 
 def state_of(run):
-  return restored.restore(str(run), 'final')
+  opened = checkpoint.open_run(run)
+  return opened.config, opened.class_names, opened.state
 
 
 def read(path):

@@ -10,7 +10,7 @@ import yaml
 from alexnet_jax import errors
 from alexnet_jax import main
 from alexnet_jax import validation
-from alexnet_jax.training import launched
+from alexnet_jax.training import cluster
 
 ROOT = pathlib.Path(__file__).parents[2]
 PARTS = list(
@@ -55,7 +55,7 @@ def test_a_broken_one_is_not():
 def test_the_first_pod_is_the_coordinator():
   # Pods of an Indexed Job are called after the Job; the subdomain, and so the
   # name in DNS, needs a headless Service of that name.
-  host, port = ENVIRON[launched.COORDINATOR].split(':')
+  host, port = ENVIRON[cluster.COORDINATOR].split(':')
   assert host == f'{part("Job")["metadata"]["name"]}-0.{POD["subdomain"]}'
   service = part('Service', POD['subdomain'])['spec']
   assert service['clusterIP'] == 'None'  # not null: headless
@@ -71,10 +71,10 @@ def test_the_command_understands_its_environment():
   assert JOB['completionMode'] == 'Indexed'
   assert JOB['completions'] == JOB['parallelism']
   for index in range(JOB['completions']):
-    found = launched.find(ENVIRON | {launched.KUBERNETES_INDEX: str(index)})
+    found = cluster.detect(ENVIRON | {cluster.KUBERNETES_INDEX: str(index)})
     assert (found.index, found.count) == (index, JOB['completions'])
     address = found.options['coordinator_address']
-    assert address == ENVIRON[launched.COORDINATOR]
+    assert address == ENVIRON[cluster.COORDINATOR]
 
 
 def test_the_command_understands_its_arguments(arguments):

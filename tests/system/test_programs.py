@@ -1,35 +1,24 @@
 """Programs that a run compiles, keeps and traces."""
 
-import json
+import collections
+import functools
 import os
 import sys
 
 import pytest
 
+from alexnet_jax import cli
 from alexnet_jax import runtime
-from tests.system import commands
-
-COUNTING = """
-import functools, json, sys
-from alexnet_jax import main
+from alexnet_jax import validation
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
 from alexnet_jax.training import step
-counts = {'train_step': 0, 'eval_step': 0}
-def counted(name, function):
-  @functools.wraps(function)
-  def call(*arguments, **options):
-    counts[name] += 1
-    return function(*arguments, **options)
-  return call
-for name in counts:
-  setattr(step, name, counted(name, getattr(step, name)))
-code = main.main(sys.argv[1:])
-print(json.dumps(counts))
-sys.exit(code)
-"""
+from tests.system import commands
 
 READING = """
 import sys
 import jax
+from alexnet_jax import main
 hits = []
 def listen(event, **_):
   if event == '/jax/compilation_cache/cache_hits':
@@ -41,19 +30,35 @@ sys.exit(code)
 """
 
 
-def test_nothing_is_traced_twice(tmp_path):
-  """With drops of the rate, evaluations, saves and a resume."""
+def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
+  """With drops of the learning rate, evaluations, saves and a resume."""
   recipe = commands.write_recipe(
     tmp_path, schedule__patience=1, schedule__threshold=1.0
   )
-  workdir = tmp_path / 'run'
+  traces = collections.Counter()
+
+  def count(name):
+    function = getattr(step, name)
+
+    @functools.wraps(function)
+    def counted(*arguments, **options):
+      traces[name] += 1
+      return function(*arguments, **options)
+
+    monkeypatch.setattr(step, name, counted)
+
+  for name in ('train_step', 'eval_step'):
+    count(name)
   for steps in (20, 40):  # the second one resumes
-    code, out, err = commands.run(
-      *(sys.executable, '-c', COUNTING, '--config', recipe),
-      *('--workdir', workdir, f'--config.num_steps={steps}'),
+    traces.clear()
+    config = validation.load_config(
+      [f'--config={recipe}', f'--config.num_steps={steps}']
     )
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1]) == {'train_step': 1, 'eval_step': 1}
+    loop.train_and_evaluate(
+      config, tmp_path / 'run', guards.StopSignal(), cli.Console()
+    )
+    assert traces == {'train_step': 1, 'eval_step': 1}
+    err = capsys.readouterr().err
     assert 'a plateau of eval/top1' in err
   assert 'goes on from checkpoint 20' in err
 
@@ -100,41 +105,34 @@ def test_programs_are_kept_where_the_user_keeps_such_things(
   assert read[1] > 0
 
 
-def test_what_the_user_set_stays(monkeypatch):
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/somewhere')
+FOLDER = 'JAX_COMPILATION_CACHE_DIR'
+LEAST = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
+
+
+@pytest.mark.parametrize(
+  ('given', 'expected'),
+  [
+    ({FOLDER: '/somewhere'}, {FOLDER: '/somewhere'}),
+    ({'JAX_ENABLE_COMPILATION_CACHE': 'false'}, {FOLDER: None}),
+    ({}, {LEAST: '0.1'}),
+    ({LEAST: '5'}, {LEAST: '5'}),
+  ],
+)
+def test_what_the_user_set_stays(tmp_path, monkeypatch, given, expected):
+  monkeypatch.delenv(FOLDER, raising=False)
+  monkeypatch.setenv(LEAST, '0')  # so that it is restored in the end
+  monkeypatch.delenv(LEAST)
+  monkeypatch.delitem(sys.modules, 'jax')  # its config must not change
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  for name, value in given.items():
+    monkeypatch.setenv(name, value)
   runtime.configure()
-  assert os.environ['JAX_COMPILATION_CACHE_DIR'] == '/somewhere'
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
-  monkeypatch.setenv('XDG_CACHE_HOME', '/nowhere')
-  monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'false')
-  runtime.configure()
-  assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
+  assert {name: os.environ.get(name) for name in expected} == expected
 
 
-def test_the_least_time_is_the_users(tmp_path):
-  program = (
-    'import os; from alexnet_jax import jax_start; runtime.configure();'
-    " print(os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'],"
-    " os.environ['JAX_COMPILATION_CACHE_DIR'])"
-  )
-  for given, expected in (({}, '0.1'), ({'SECS': '5'}, '5')):
-    _, out, err = commands.run(
-      *('env', '-u', 'JAX_COMPILATION_CACHE_DIR'),
-      *('-u', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'),
-      f'XDG_CACHE_HOME={tmp_path}',
-      *(
-        f'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_{name}={value}'
-        for name, value in given.items()
-      ),
-      *(sys.executable, '-c', program),
-    )
-    assert out.split()[0] == expected, err
-    assert out.split()[1].startswith(str(tmp_path))
-
-
-def test_a_place_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
   (tmp_path / 'cache').write_text('a file')
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.delenv(FOLDER, raising=False)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   runtime.configure()
-  assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
+  assert FOLDER not in os.environ

@@ -1,7 +1,7 @@
 """A run that is killed ends as the unbroken one, bit for bit."""
 
-import itertools
 import random
+import re
 import shutil
 import signal
 import time
@@ -51,7 +51,7 @@ def timeless(workdir):
 
 def start(recipe, workdir):
   return commands.start(
-    *(*commands.MAIN, '--config', recipe, '--workdir', workdir, '--json')
+    *commands.MAIN, '--config', recipe, '--workdir', workdir, '--json'
   )
 
 
@@ -74,7 +74,7 @@ def assert_ends_alike(recipe, workdir, unbroken_run):
 
 @pytest.mark.parametrize(
   ('seed', 'num_kills'),
-  some_slow([(0, 2), *((seed, 5) for seed in range(5))], quick=[(0, 2)]),
+  some_slow([(0, 2), *((seed, 5) for seed in range(1, 5))], quick=[(0, 2)]),
 )
 def test_sigkill_at_random_moments(unbroken, tmp_path, seed, num_kills):
   """Start-up, compilation, steps, evaluation and saving are all hit."""
@@ -97,14 +97,11 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed, num_kills):
   assert_ends_alike(recipe, workdir, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  ('number', 'steps'),
-  some_slow(
-    itertools.product((signal.SIGTERM, signal.SIGINT), ((19,), (5, 19, 33))),
-    quick=[(signal.SIGTERM, (19,))],
-  ),
+  ('number', 'steps'), [(signal.SIGTERM, (5, 19, 33)), (signal.SIGINT, (19,))]
 )
-def test_signals_save_and_leave_with_75(unbroken, tmp_path, number, steps):
+def test_signals_save_and_exit_with_75(unbroken, tmp_path, number, steps):
   recipe, workdir = unbroken[0], tmp_path / 'run'
   for step in steps:
     process = start(recipe, workdir)
@@ -118,7 +115,7 @@ def test_signals_save_and_leave_with_75(unbroken, tmp_path, number, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('delay', [0.6, 1.2, 2.0, 3.0])
+@pytest.mark.parametrize('delay', [0.6, 2.0])
 def test_sigterm_during_start_up_and_compilation(unbroken, tmp_path, delay):
   recipe, workdir = unbroken[0], tmp_path / 'run'
   process = start(recipe, workdir)
@@ -148,22 +145,25 @@ sys.exit(main.main({arguments!r}))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  ('module', 'cls', 'name', 'call'),
-  [
-    ('evaluation', 'measure', 'evaluate', 2),
-    ('training.checkpoint', 'Checkpoints', 'save', 2),
-    ('training.checkpoint', 'Checkpoints', 'restore_newest', 1),
-    ('training.parallel', 'DeviceBatches', 'take', 20),
-    ('training', 'loop', '_write_histograms', 1),
-    ('training', 'step', 'loss_and_grads', 1),  # while it compiles
-  ],
+  ('module', 'cls', 'name', 'call', 'saved_step'),
+  some_slow(
+    [
+      # Between evaluations, at 20 and 30, and saves, at 21 and 28.
+      ('training.parallel', 'DeviceBatches', 'take', 23, 23),
+      ('training', 'measure', 'evaluate', 2, 20),
+      ('training', 'measure', 'evaluate', 6, 60),  # at the end, made again
+      ('training.checkpoint', 'Checkpoints', 'save', 2, 10),
+      ('training.checkpoint', 'Checkpoints', 'restore_newest', 1, 0),
+      ('training', 'step', 'loss_and_grads', 1, 1),  # while it compiles
+    ],
+    quick=[('training.parallel', 'DeviceBatches', 'take', 23, 23)],
+  ),
 )
 def test_sigterm_at_a_chosen_moment(
-  unbroken, tmp_path, module, cls, name, call
+  unbroken, tmp_path, module, cls, name, call, saved_step
 ):
-  """The signal arrives exactly when the run evaluates, saves, restores, ..."""
+  """The run ends within three steps, and goes on as if nothing was."""
   recipe, workdir = unbroken[0], tmp_path / 'run'
   arguments = ['--config', str(recipe), '--workdir', str(workdir), '--json']
   program = INTERRUPT_AT.format(
@@ -171,30 +171,9 @@ def test_sigterm_at_a_chosen_moment(
   )
   code, _, err = commands.run(commands.MAIN[0], '-c', program)
   assert code == 75, err
+  [step] = re.findall(r'saved step (\d+)', err)
+  assert saved_step <= int(step) <= saved_step + 3
   assert_ends_alike(recipe, workdir, unbroken)
-
-
-@pytest.mark.slow
-def test_a_damaged_newest_checkpoint_costs_one_interval(unbroken, tmp_path):
-  recipe, workdir = unbroken[0], tmp_path / 'run'
-  commands.train(recipe, workdir, '--config.num_steps=42')
-  steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
-  assert steps[-2:] == [40, 42]
-  for path in (workdir / 'checkpoints' / '42' / 'state').rglob('*'):
-    if path.is_file():
-      path.write_bytes(path.read_bytes()[:-7])
-  code, _, err = commands.run(
-    *(*commands.MAIN, '--config', recipe, '--workdir', workdir),
-    '--config.num_steps=43',
-  )
-  assert code == 0, err
-  assert 'checkpoint 42 is damaged' in err
-  assert (workdir / 'damaged' / '42').is_dir()
-
-
-@pytest.mark.slow
-def test_an_unbroken_run_repeats_itself(unbroken, tmp_path):
-  assert_ends_alike(unbroken[0], tmp_path / 'run', unbroken)
 
 
 @pytest.mark.slow
@@ -203,7 +182,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(small_disk):
   recipe = commands.write_recipe(small_disk, model__hidden=(1000,))
   workdir = small_disk / 'run'
   code, out, err = commands.run(
-    *(*commands.MAIN, '--config', recipe, '--workdir', workdir)
+    *commands.MAIN, '--config', recipe, '--workdir', workdir
   )
   assert code == 2, err
   assert 'cannot save a checkpoint' in err

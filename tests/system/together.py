@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from alexnet_jax.training import restored
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import writers
 from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import saved_tree
@@ -102,7 +102,7 @@ def timeless(workdir: pathlib.Path) -> list[dict]:
 
 def leaves(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """Returns the arrays of the final checkpoint, by name."""
-  _, _, state = restored.restore(str(workdir), 'final')
+  state = checkpoint.open_run(workdir).state
   return leaf_names(saved_tree(state))
 
 

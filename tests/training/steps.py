@@ -1,5 +1,6 @@
 """A tiny network and batches for tests of the step functions."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,7 @@ from alexnet_jax.training import step
 
 SIZE, BATCH = 12, 8
 MEAN = np.array([100.0, 120.0, 140.0], np.float32)
-BOUND = {'mean': MEAN, 'std': 60.0, 'axis_name': parallel.AXIS}
+OPTIONS = step.StepOptions(MEAN, 60.0, parallel.AXIS)
 
 
 def make_state(dropout=0.0, norm='lrn', hidden=(16,)):
@@ -54,10 +55,13 @@ def mesh_of(count):
 to_devices = parallel.batch_to_devices
 
 
-def mapped(function, mesh, kind, *, donate_state=False, **options):
+def mapped(function, mesh, kind, *, donate_state=False, top=None, **options):
   """A step function over the devices of the mesh."""
+  options = {'options': dataclasses.replace(OPTIONS, **options)}
+  if top is not None:
+    options['top'] = top
   return parallel.map_over_devices(
-    functools.partial(function, **BOUND, **options),
+    functools.partial(function, **options),
     mesh,
     kind,
     donate_state=donate_state,

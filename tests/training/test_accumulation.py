@@ -1,25 +1,22 @@
-"""A batch in pieces against the batch as a whole."""
+"""A batch in microbatches against the batch as a whole."""
 
 import functools
-import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.training import accumulation
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
-from alexnet_jax.training.objective import Objective
+from alexnet_jax.training.step import Objective
 from tests.some_slow import some_slow
 from tests.training.steps import assert_close
 from tests.training.steps import host_batch
 from tests.training.steps import make_state
 from tests.training.steps import mapped
-from tests.training.steps import MEAN
 from tests.training.steps import mesh_of
+from tests.training.steps import OPTIONS
 from tests.training.steps import to_devices
 from tests.training.steps import train
 
@@ -38,7 +35,7 @@ def batches(seed):
 
 
 @pytest.mark.parametrize(
-  ('count', 'most', 'pieces'),
+  ('count', 'size', 'number'),
   [
     (12, 0, 1),
     (12, 12, 1),
@@ -52,8 +49,8 @@ def batches(seed):
     (8192, 512, 16),
   ],
 )
-def test_the_smallest_number_of_equal_pieces(count, most, pieces):
-  assert accumulation.num_pieces(count, most) == pieces
+def test_the_smallest_number_of_microbatches(count, size, number):
+  assert step.num_microbatches(count, size) == number
 
 
 @pytest.mark.parametrize(
@@ -63,38 +60,25 @@ def test_the_smallest_number_of_equal_pieces(count, most, pieces):
     quick=[('pmap', Objective())],
   ),
 )
-def test_pieces_train_as_the_whole(kind, objective):
-  """Three pieces of four on each of four devices; dropout acts."""
+def test_microbatches_train_as_the_whole(kind, objective):
+  """Three microbatches of four on each of four devices; dropout acts."""
   results = [
     train(
       *(kind, 4),
       batches=batches,
-      options={'objective': objective, 'max_examples': most},
+      options={'objective': objective, 'microbatch_size': size},
       dropout=0.5,
     )
-    for most in (0, 5)
+    for size in (0, 5)
   ]
-  (whole, whole_history), (pieces, history) = results
+  (whole, whole_history), (small, history) = results
   assert_close(history, whole_history, rtol=1e-5, atol=0)
-  assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
+  assert_close(small, whole, rtol=1e-4, atol=1e-5)
   assert ('objective' in history[0]) == (objective is PENALTIES)
   assert [sums['count'] for sums in history] == [SIZE] * 3
   assert [sums['unreadable'] for sums in history] == [
     batches(t)['unreadable'].sum() for t in range(3)
   ]
-
-
-@pytest.mark.slow
-def test_pieces_and_devices_change_nothing_together():
-  """Seven examples do not divide twelve, nor 24 or 48."""
-  options = {'max_examples': 7}
-  one, history = train('shard_map', 1, 2, batches, options, dropout=0.5)
-  for devices in (2, 4):
-    other, others = train(
-      'shard_map', devices, 2, batches, options, dropout=0.5
-    )
-    assert_close(others, history, rtol=1e-5, atol=0)
-    assert_close(other, one, rtol=1e-4, atol=1e-5)
 
 
 def moved(params, grads):
@@ -111,64 +95,28 @@ def test_the_gradients_for_histograms_are_those_of_the_step():
     jax.random.key(1),
   )
   whole = mapped(step.grad_step, mesh, 'pmap')(*arguments)
-  grads = mapped(step.grad_step, mesh, 'pmap', max_examples=5)(*arguments)
+  grads = mapped(step.grad_step, mesh, 'pmap', microbatch_size=5)(*arguments)
   assert_close(grads, whole, rtol=1e-4, atol=1e-6)
-  after, _ = mapped(step.train_step, mesh, 'pmap', max_examples=5)(*arguments)
+  after, _ = mapped(step.train_step, mesh, 'pmap', microbatch_size=5)(
+    *arguments
+  )
   expected = moved(arguments[0].params, grads)
   assert_close(after.params, expected, rtol=1e-5, atol=1e-6)
 
 
-def compiled(function, most, size=SIZE, devices=4, **network):
+def compiled(function, microbatch_size, size=SIZE, devices=4, **network):
   mesh = mesh_of(devices)
   state = parallel.replicate(make_state(**network), mesh)
   batch = to_devices(host_batch(size=size), mesh, 'shard_map')
-  function = mapped(function, mesh, 'shard_map', max_examples=most)
+  function = mapped(
+    function, mesh, 'shard_map', microbatch_size=microbatch_size
+  )
   return function.lower(state, batch, jax.random.key(1)).compile()
-
-
-def reductions(text):
-  """How many numbers each all-reduce of a program reduces.
-
-  Returns:
-    ([those outside of loops], [those within]), each in ascending order.
-  """
-  outside, within, is_entry = [], [], False
-  for line in text.splitlines():
-    if line.endswith('{') and not line.startswith(' '):
-      is_entry = line.startswith('ENTRY')
-    if match := re.search(r' = (.*?) all-reduce(?:-start)?\(', line):
-      shapes = re.findall(r'\w\d+\[([\d,]*)\]', match.group(1))
-      size = sum(
-        math.prod(int(n) for n in shape.split(',') if n) for shape in shapes
-      )
-      (outside if is_entry else within).append(size)
-  return sorted(outside), sorted(within)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ('function', 'sizes'), [(step.train_step, (5, 1)), (step.grad_step, (5,))]
-)
-def test_gradients_are_reduced_once_a_step(function, sizes):
-  whole, in_loops = reductions(compiled(function, 0).as_text())
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(make_state().params))
-  assert parameters <= sum(whole) <= parameters + 4  # and the step's sums
-  assert in_loops == []
-  for most in sizes:
-    text = compiled(function, most).as_text()
-    assert ' while(' in text
-    assert reductions(text) == (whole, [])
-
-
-def test_batch_norm_reduces_statistics_only_in_the_loop():
-  _, in_loops = reductions(compiled(step.train_step, 4, norm='batch').as_text())
-  # Mean and mean square of 8 channels twice, forward and backward.
-  assert in_loops == [16] * 4
 
 
 @pytest.mark.slow
 def test_there_is_one_more_tree_of_gradients_in_memory():
-  """Against a step on a batch as large as a piece."""
+  """Against a step on a batch as large as a microbatch."""
   network = {'hidden': (512, 512)}
   gradients = sum(
     leaf.nbytes for leaf in jax.tree.leaves(make_state(**network).params)
@@ -181,36 +129,36 @@ def test_there_is_one_more_tree_of_gradients_in_memory():
     assert many > one  # what is measured here is there at all
 
 
-def piece_by_piece(batch, pieces):
+def by_hand(batch, number):
   """Parameters and statistics after a step by hand, on one device."""
   state = make_state(norm='batch')
 
   def compute(stats, part):
     state_now = state.replace(batch_stats=stats)
-    grads, (_, _, stats) = step.loss_and_grads(
-      state_now, part, None, mean=MEAN, std=60.0
-    )
+    grads, (_, _, stats) = step.loss_and_grads(state_now, part, None, OPTIONS)
     return grads, stats
 
   compute = jax.pmap(
     compute, parallel.AXIS, in_axes=(None, 0), devices=jax.devices()[:1]
   )
   stats, grads = state.batch_stats, jax.tree.map(jnp.zeros_like, state.params)
-  for number in range(pieces):
-    part = {name: value[None, number::pieces] for name, value in batch.items()}
+  for index in range(number):
+    part = {name: value[None, index::number] for name, value in batch.items()}
     more, stats = jax.tree.map(lambda leaf: leaf[0], compute(stats, part))
-    grads = jax.tree.map(lambda a, b: a + b / pieces, grads, more)
+    grads = jax.tree.map(lambda a, b: a + b / number, grads, more)
   return moved(state.params, grads), stats
 
 
 @pytest.mark.slow
-def test_batch_norm_takes_the_statistics_of_each_piece():
-  """Four pieces of 12 examples, the same ones on any number of devices."""
+def test_batch_norm_takes_the_statistics_of_each_microbatch():
+  """Four of 12 examples, the same ones on any number of devices."""
   batch = host_batch(size=SIZE)
-  params, stats = piece_by_piece(batch, 4)
-  for devices, most in ((1, 12), (2, 6), (4, 3)):
+  params, stats = by_hand(batch, 4)
+  for devices, size in ((1, 12), (2, 6), (4, 3)):
     mesh = mesh_of(devices)
-    train_step = mapped(step.train_step, mesh, 'shard_map', max_examples=most)
+    train_step = mapped(
+      step.train_step, mesh, 'shard_map', microbatch_size=size
+    )
     after, _ = train_step(
       parallel.replicate(make_state(norm='batch'), mesh),
       to_devices(batch, mesh, 'shard_map'),
@@ -218,7 +166,7 @@ def test_batch_norm_takes_the_statistics_of_each_piece():
     )
     assert_close(after.params, params, rtol=1e-4, atol=1e-5)
     assert_close(after.batch_stats, stats, rtol=1e-4, atol=1e-6)
-  whole, whole_stats = piece_by_piece(batch, 1)
+  whole, whole_stats = by_hand(batch, 1)
   difference = whole['conv2']['kernel'] - params['conv2']['kernel']
   assert np.abs(difference).max() > 1e-4
   assert (

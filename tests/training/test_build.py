@@ -206,6 +206,19 @@ def test_a_network_that_the_crops_do_not_fit_is_a_user_error(tmp_path):
     build.make_state(config, build.make_model(config, 4))
 
 
+def test_data_that_cannot_be_trained_on_is_refused(tmp_path):
+  config = make_config(tmp_path, global_batch_size=96)
+  sources = [build.make_source(config, s) for s in ('train', 'validation')]
+  build.check_examples(config, *sources)
+  config.global_batch_size = 100
+  with pytest.raises(UserError, match='is 100, but there are 96 training'):
+    build.check_examples(config, *sources)
+  config.data.synthetic_classes = 1
+  sources = [build.make_source(config, s) for s in ('train', 'validation')]
+  with pytest.raises(UserError, match='has one class'):
+    build.check_examples(config, *sources)
+
+
 def test_durations_in_epochs_become_steps(tmp_path):
   config = make_config(
     tmp_path,

@@ -12,6 +12,8 @@ from alexnet_jax.training import measure
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
 
+OPTIONS = step.StepOptions(0.0, 1.0, parallel.AXIS)
+
 
 class MeanColor:
   """A state whose logits follow the mean red of an image."""
@@ -42,9 +44,7 @@ def test_every_image_counts_once_on_four_devices(kind, batch):
   source = sources.ArraySource('reds', images, labels, tuple('abcdef'))
   mesh = parallel.make_mesh()
   eval_step = parallel.map_over_devices(
-    functools.partial(
-      step.eval_step, mean=0.0, std=1.0, axis_name=parallel.AXIS, top=3
-    ),
+    functools.partial(step.eval_step, options=OPTIONS, top=3),
     mesh,
     kind,
   )
@@ -84,9 +84,7 @@ def test_without_predictions():
   )
   mesh = parallel.make_mesh()
   eval_step = parallel.map_over_devices(
-    functools.partial(
-      step.eval_step, mean=0.0, std=1.0, axis_name=parallel.AXIS
-    ),
+    functools.partial(step.eval_step, options=OPTIONS),
     mesh,
     'pmap',
   )

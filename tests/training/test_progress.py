@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from alexnet_jax import config as config_lib
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import TrainLog
@@ -83,3 +84,34 @@ def test_losses_are_kept_with_seven_digits():
   log = TrainLog(Progress(PlateauState(0.1)), 0)
   log.add(1, sums(1, [], loss=4 / 3))
   assert log.take()[1] == [0.3333333]
+
+
+def test_evaluations_are_judged_by_the_monitors_of_the_config():
+  """Best by top-1, plateau by loss, early stopping by top-5."""
+  config = config_lib.make_config()
+  config.checkpoint.monitor, config.checkpoint.mode = 'eval/top1', 'max'
+  config.schedule.update(
+    name='plateau', monitor='eval/loss', mode='min', patience=1, factor=0.5
+  )
+  config.schedule.threshold = 0.05
+  config.early_stopping.update(
+    enabled=True, monitor='eval/top5', mode='max', patience=2, threshold=0.0
+  )
+  progress = Progress(PlateauState(0.4))
+  learning_rates, stopped = [], []
+  for step, values in enumerate(
+    [(1.0, 0.1, 0.5), (0.9, 0.3, 0.5), (0.88, 0.2, 0.5)], 1
+  ):
+    names = ('eval/loss', 'eval/top1', 'eval/top5')
+    values = dict(zip(names, values, strict=True))
+    progress.add_evaluation(config, values, step, due=True)
+    learning_rates.append(progress.plateau.learning_rate)
+    stopped.append(progress.stopping.stopped)
+  assert learning_rates == pytest.approx([0.4, 0.4, 0.2])
+  assert stopped == [False, False, True]
+  assert (progress.best.value, progress.best.step) == (0.3, 2)
+  assert (progress.evaluations, progress.evaluated_step) == (3, 3)
+  # The end of a run between two evaluations: the best alone sees it.
+  progress.add_evaluation(config, {**values, 'eval/top1': 0.9}, 4, due=False)
+  assert progress.best.step == 4
+  assert (progress.evaluations, progress.evaluated_step) == (3, 4)

@@ -11,20 +11,18 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.models import layers
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
-from alexnet_jax.training import pixels
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
-from alexnet_jax.training.objective import Objective
+from alexnet_jax.training.step import Objective
 from tests.some_slow import some_slow
 from tests.training.steps import assert_close
 from tests.training.steps import BATCH
-from tests.training.steps import BOUND
 from tests.training.steps import host_batch
 from tests.training.steps import make_state
 from tests.training.steps import mapped
 from tests.training.steps import MEAN
 from tests.training.steps import mesh_of
-from tests.training.steps import SIZE
+from tests.training.steps import OPTIONS
 from tests.training.steps import to_devices
 from tests.training.steps import train
 
@@ -71,7 +69,7 @@ def test_unreadable_examples_are_counted_over_all_devices():
 @pytest.mark.parametrize(
   ('kind', 'devices', 'norm'),
   some_slow(
-    itertools.product(('pmap', 'shard_map'), (4, 2), ('lrn', 'batch')),
+    [('pmap', 4, 'lrn'), ('shard_map', 2, 'batch')],
     quick=[('pmap', 4, 'lrn')],
   ),
 )
@@ -95,10 +93,9 @@ def test_any_number_of_devices_trains_alike(kind, devices, norm):
   assert norm == 'batch' or moved['conv2']['bias'] > 1e-4
 
 
-@pytest.mark.parametrize('dropout', some_slow([0.0, 0.5], quick=[0.5]))
-def test_pmap_and_shard_map_are_equal(dropout):
-  pmap, pmap_history = train('pmap', 4, dropout=dropout)
-  shard_map, shard_map_history = train('shard_map', 4, dropout=dropout)
+def test_pmap_and_shard_map_are_equal():
+  pmap, pmap_history = train('pmap', 4, dropout=0.5)
+  shard_map, shard_map_history = train('shard_map', 4, dropout=0.5)
   assert pmap_history == shard_map_history
   assert state_lib.state_digest(pmap) == state_lib.state_digest(shard_map)
 
@@ -182,7 +179,7 @@ def test_a_new_learning_rate_recompiles_nothing():
 
   def counted(*arguments):
     traces.append(1)
-    return step.train_step(*arguments, **BOUND)
+    return step.train_step(*arguments, options=OPTIONS)
 
   for kind in ('pmap', 'shard_map'):
     traces.clear()
@@ -219,15 +216,6 @@ def test_eval_step_sums_what_the_mask_says(kind):
   assert int(sums['count']) == 5
   np.testing.assert_allclose(sums['loss'], losses[mask].sum(), rtol=1e-5)
   assert float(sums['top1']) == right[mask].sum()
-
-
-def test_mean_image_and_mean_per_channel():
-  images = host_batch()['image']
-  expected = (images.astype(np.float64) - MEAN) / 2
-  for mean in (MEAN, np.broadcast_to(MEAN, (SIZE, SIZE, 3))):
-    np.testing.assert_allclose(
-      pixels.normalize(images, mean, 2.0), expected, rtol=1e-6
-    )
 
 
 def test_a_batch_that_devices_do_not_divide_names_both_numbers():
@@ -322,11 +310,13 @@ def test_frozen_parameters_wait_without_gathering_anything():
   )
   after, _ = step_with(state=state, steps=3, objective=Objective(frozen=frozen))
   before = state_lib.leaf_names(jax.device_get(state.params))
-  velocity = state_lib.leaf_names(after.opt_state.inner_state[1].trace)
+  memory = state_lib.leaf_names(after.opt_state).items()
   for name, leaf in state_lib.leaf_names(after.params).items():
     if name in frozen:
       np.testing.assert_array_equal(leaf, before[name])
-      assert not velocity[name].any()
+      velocity = [leaf for key, leaf in memory if key.endswith(name)]
+      assert len(velocity) == 1
+      assert not velocity[0].any()
     else:
       assert (leaf != before[name]).any(), name
   first, second = (
@@ -366,22 +356,6 @@ def test_evaluation_uses_the_averaged_parameters():
   averaged = loss(state.replace(ema_params=halved))
   assert averaged == loss(state.replace(params=halved))
   assert averaged != loss(state)
-
-
-def test_brightness_is_added_and_clipped():
-  images = np.full((3, 2, 2, 3), 200, np.uint8)
-  images[0, 0, 0] = 10
-  shift = np.array([-20.0, 0.0, 80.0], np.float32)
-  bright = pixels.augmented({'image': images, 'brightness': shift})
-  expected = np.clip(images + shift[:, None, None, None], 0, 255)
-  np.testing.assert_array_equal(bright, expected)
-  assert bright[0, 0, 0, 0] == 0
-  assert bright[2].max() == 255
-  flipped = pixels.augmented(
-    {'image': images, 'flip': np.array([True, False, False])}
-  )
-  assert flipped.dtype == jnp.uint8
-  assert flipped[0, 0, 1, 0] == 10
 
 
 def test_the_best_classes_come_in_the_order_of_the_batch():

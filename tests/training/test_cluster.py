@@ -3,7 +3,7 @@
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import launched
+from alexnet_jax.training import cluster
 
 SLURM = {
   'SLURM_JOB_ID': '7',
@@ -27,7 +27,7 @@ KUBERNETES = {
 
 
 def place(found):
-  return found.by, found.index, found.count
+  return found.source, found.index, found.count
 
 
 @pytest.mark.parametrize(
@@ -41,16 +41,16 @@ def place(found):
   ],
 )
 def test_a_process_of_its_own(environ):
-  assert launched.find(environ) is None
+  assert cluster.detect(environ) is None
 
 
 @pytest.mark.parametrize('environ', [SLURM, OPEN_MPI, KUBERNETES])
 def test_one_process_can_be_asked_for_anywhere(environ):
-  assert launched.find(environ, process_count=1) is None
+  assert cluster.detect(environ, process_count=1) is None
 
 
 def test_flags_come_first():
-  found = launched.find(
+  found = cluster.detect(
     SLURM, coordinator='host:1234', process_index=0, process_count=2
   )
   assert place(found) == ('flags', 0, 2)
@@ -65,17 +65,17 @@ def test_flags_come_first():
 
 def test_a_run_of_one_machine_is_not_heard_outside():
   flags = {'process_index': 0, 'process_count': 2}
-  found = launched.find({}, coordinator='127.0.0.1:12', **flags)
+  found = cluster.detect({}, coordinator='127.0.0.1:12', **flags)
   assert found.options['coordinator_bind_address'] == '127.0.0.1:12'
-  found = launched.find({}, coordinator='10.0.0.1:12', **flags)
+  found = cluster.detect({}, coordinator='10.0.0.1:12', **flags)
   assert 'coordinator_bind_address' not in found.options
 
 
 def test_variables():
-  found = launched.find({**SLURM, **KUBERNETES})
+  found = cluster.detect({**SLURM, **KUBERNETES})
   assert place(found) == ('Kubernetes Indexed Job', 2, 3)
   assert found.options['coordinator_address'] == 'alexnet-0.alexnet:1234'
-  found = launched.find({**KUBERNETES, 'JAX_PROCESS_ID': '0'})
+  found = cluster.detect({**KUBERNETES, 'JAX_PROCESS_ID': '0'})
   assert place(found) == ('environment', 0, 3)
   assert found.variables['JAX_NUM_PROCESSES'] == '3'
 
@@ -106,13 +106,13 @@ def test_variables():
   ],
 )
 def test_slurm(changes, ids):
-  found = launched.find({**SLURM, **changes})
+  found = cluster.detect({**SLURM, **changes})
   assert place(found) == ('SLURM', 2, 4)
   assert found.options == {'cluster_detection_method': 'slurm', **ids}
 
 
 def test_open_mpi():
-  found = launched.find(OPEN_MPI)
+  found = cluster.detect(OPEN_MPI)
   assert place(found) == ('Open MPI', 1, 2)
   assert found.options == {'cluster_detection_method': 'ompi'}
 
@@ -144,7 +144,7 @@ def test_open_mpi():
 )
 def test_alone_where_several_were_expected(environ, names):
   with pytest.raises(UserError) as error:
-    launched.find(environ)
+    cluster.detect(environ)
   for name in (*names, '--process_count 1'):
     assert name in str(error.value) or 'not a number' in str(error.value)
 
@@ -162,4 +162,4 @@ def test_alone_where_several_were_expected(environ, names):
 def test_flags_that_do_not_fit(flags, message):
   names = ('coordinator', 'process_index', 'process_count')
   with pytest.raises(UserError, match=message):
-    launched.find({}, **dict(zip(names, flags, strict=True)))
+    cluster.detect({}, **dict(zip(names, flags, strict=True)))

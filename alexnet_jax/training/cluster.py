@@ -1,9 +1,9 @@
-"""How the processes of a run find each other: what whoever started them says.
+"""Detects the processes of a run: flags, JAX_*, SLURM, Open MPI, Kubernetes.
 
-Looked at in this order: the flags of the command; JAX_COORDINATOR_ADDRESS,
+In this order: the flags of the command; JAX_COORDINATOR_ADDRESS,
 JAX_NUM_PROCESSES and JAX_PROCESS_ID (or JOB_COMPLETION_INDEX, which an Indexed
-Job of Kubernetes sets); srun of SLURM; mpirun of Open MPI. What SLURM and Open
-MPI say is read by jax.distributed itself.
+Job of Kubernetes sets); srun of SLURM; mpirun of Open MPI. The variables of
+SLURM and Open MPI are read by jax.distributed itself.
 """
 
 from collections.abc import Mapping
@@ -15,48 +15,48 @@ COORDINATOR, COUNT = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES'
 INDEX, KUBERNETES_INDEX = 'JAX_PROCESS_ID', 'JOB_COMPLETION_INDEX'
 SLURM_COUNT, SLURM_STEP = 'SLURM_NTASKS', 'SLURM_STEP_NODELIST'
 MPI_COUNT, MPI_URI = 'OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'
-# Of launchers that say how many they started, but not where the first one is.
+# Launchers that give the number of processes, but not where process 0 is.
 OTHER_COUNTS = ('PMI_SIZE', 'PMIX_SIZE', 'WORLD_SIZE', MPI_COUNT)
 _FLAGS = '--coordinator HOST:PORT --process_index I --process_count N'
 
 
 @dataclasses.dataclass(frozen=True)
-class Launched:
-  """One of several processes.
+class Cluster:
+  """The cluster that this process is one of several processes of.
 
   Attributes:
-    by: what said so, for people.
+    source: where it was found, for people.
     index: number of this process.
     count: number of processes.
     options: arguments of jax.distributed.initialize.
-    variables: what was looked at, {name: value}.
+    variables: flags or variables that were read, {name: value}.
   """
 
-  by: str
+  source: str
   index: int
   count: int
   options: dict
   variables: dict[str, str]
 
 
-def find(
+def detect(
   environ: Mapping[str, str],
   *,
   coordinator: str | None = None,
   process_index: int | None = None,
   process_count: int | None = None,
-) -> Launched | None:
-  """The place of this process among several; None if it is the only one.
+) -> Cluster | None:
+  """Returns the cluster of this process; None if it is the only one.
 
   Args:
     environ: the environment.
     coordinator: HOST:PORT where process 0 listens, from the command's flags.
-    process_index: from the flags, too.
-    process_count: the same; 1 makes it the only one whatever the environment.
+    process_index: from the flags.
+    process_count: from the flags; 1 skips all detection.
 
   Raises:
-    UserError: if several processes were expected, but not all is known that it
-      takes to find them; it names the variables looked at.
+    UserError: if several processes were expected, but flags or variables that
+      are needed to find them are missing; it names those that were read.
   """
   flags = {
     '--coordinator': coordinator,
@@ -69,28 +69,28 @@ def find(
     return _explicit('flags', flags, *flags.values())
   if COORDINATOR in environ or COUNT in environ or INDEX in environ:
     return _from_variables(environ)
-  # Within an allocation of several tasks a process of its own has the count,
-  # but only srun gives it a step.
+  # Inside an allocation of several tasks any process sees the count, but only
+  # srun gives it a step.
   if _number(environ, SLURM_COUNT, 1) > 1 and 'SLURM_JOB_ID' in environ:
     return _from_slurm(environ)
   if _number(environ, MPI_COUNT, 1) > 1 and MPI_URI in environ:
     return _from_mpi(environ)
   for name in OTHER_COUNTS:
     if _number(environ, name, 1) > 1:
-      raise _alone(environ, (name, COORDINATOR, COUNT, INDEX), name)
+      raise _incomplete(environ, (name, COORDINATOR, COUNT, INDEX), name)
   if KUBERNETES_INDEX in environ:
     looked_at = (KUBERNETES_INDEX, COORDINATOR, COUNT)
-    raise _alone(environ, looked_at, KUBERNETES_INDEX)
+    raise _incomplete(environ, looked_at, KUBERNETES_INDEX)
   return None
 
 
-def _explicit(by, named, coordinator, index, count):
+def _explicit(source, named, coordinator, index, count):
   if coordinator is None or index is None or count is None:
     given = ', '.join(f'{k} = {v}' for k, v in named.items() if v is not None)
     absent = ', '.join(k for k, v in named.items() if v is None)
     raise UserError(
-      f'{given} tells of several processes, but {absent} is missing; give all'
-      f' three ({_FLAGS}), or --process_count 1 for a process of its own'
+      f'{given} means several processes, but {absent} is missing; give all'
+      f' three ({_FLAGS}), or --process_count 1 for a single process'
     )
   host, colon, port = coordinator.rpartition(':')
   if not (host and colon and port.isdigit()):
@@ -113,15 +113,15 @@ def _explicit(by, named, coordinator, index, count):
     # Or it would listen to the whole network.
     options['coordinator_bind_address'] = coordinator
   variables = {name: str(value) for name, value in named.items()}
-  return Launched(by, index, count, options, variables)
+  return Cluster(source, index, count, options, variables)
 
 
 def _from_variables(environ):
   index = INDEX if INDEX in environ else KUBERNETES_INDEX
-  by = 'environment' if INDEX in environ else 'Kubernetes Indexed Job'
+  source = 'environment' if INDEX in environ else 'Kubernetes Indexed Job'
   named = {name: environ.get(name) for name in (COORDINATOR, index, COUNT)}
   return _explicit(
-    by,
+    source,
     named,
     named[COORDINATOR],
     _number(environ, index, None),
@@ -132,7 +132,7 @@ def _from_variables(environ):
 def _from_slurm(environ):
   looked_at = (SLURM_COUNT, 'SLURM_PROCID', 'SLURM_LOCALID', SLURM_STEP)
   if any(name not in environ for name in looked_at):
-    raise _alone(environ, looked_at, SLURM_COUNT, 'start it with srun')
+    raise _incomplete(environ, looked_at, SLURM_COUNT, 'start it with srun')
   # With several tasks on a node JAX gives each the device of its number there,
   # unless SLURM gave each its own already.
   tasks = environ.get('SLURM_STEP_TASKS_PER_NODE', '1').split(',')
@@ -152,7 +152,7 @@ def _detected(method, environ, looked_at, index, several_on_host):
   own = 'SLURM_GPUS_PER_TASK' in environ or 'SLURM_NTASKS_PER_GPU' in environ
   if not several_on_host or own or (len(visible) == 1 and visible[0]):
     options['local_device_ids'] = []  # all that it sees
-  return Launched(
+  return Cluster(
     {'slurm': 'SLURM', 'ompi': 'Open MPI'}[method],
     _number(environ, index, None),
     _number(environ, looked_at[0], None),
@@ -161,7 +161,7 @@ def _detected(method, environ, looked_at, index, several_on_host):
   )
 
 
-def _alone(environ, looked_at, expecting, hint=''):
+def _incomplete(environ, looked_at, expecting, hint=''):
   values = ', '.join(
     f'{name} = {environ[name]}' if name in environ else f'{name} is not set'
     for name in looked_at
@@ -169,7 +169,7 @@ def _alone(environ, looked_at, expecting, hint=''):
   return UserError(
     f'{expecting} is {environ[expecting]}, but this process cannot find the'
     f' others ({values}); {hint or "give " + _FLAGS}, or --process_count 1 for'
-    ' a process of its own'
+    ' a single process'
   )
 
 

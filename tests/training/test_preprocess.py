@@ -1,9 +1,11 @@
+"""Pixels on the device against numpy."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.training import crops
+from alexnet_jax.training import preprocess
 
 
 @pytest.mark.parametrize(('size', 'crop'), [(9, 6), (8, 8), (7, 4)])
@@ -32,7 +34,7 @@ def test_ten_crops_equal_a_loop(size, crop):
     flat = images.astype(jnp.float32).reshape(len(images), -1)
     return flat @ jnp.asarray(weights, jnp.float32)
 
-  logits = crops.logits(logits_of, squares, crop)
+  logits = preprocess.crop_logits(logits_of, squares, crop)
   np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-4)
   np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-4)
 
@@ -46,6 +48,33 @@ def test_what_one_crop_finds_impossible_may_be_certain_to_another():
     corner = images[:, 0, 0, 0].astype(jnp.float32)
     return jnp.stack([corner * 4, 1020.0 - corner * 4], 1)
 
-  logits = crops.logits(logits_of, squares, 2)
+  logits = preprocess.crop_logits(logits_of, squares, 2)
   # Of one free pixel the center leaves none: it begins in that corner, too.
   np.testing.assert_allclose(np.exp(logits), [[0.2, 0.8]], rtol=1e-4)
+
+
+def test_the_mean_is_subtracted_per_channel_and_per_pixel():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+  for mean in rng.uniform(0, 255, (3,)), rng.uniform(0, 255, (4, 5, 3)):
+    expected = (images.astype(np.float64) - mean) / 2
+    found = preprocess.normalize(images, mean, 2.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+  found = preprocess.normalize(images, 0.0, (1.0, 2.0, 4.0))
+  np.testing.assert_array_equal(found, images / np.float32([1, 2, 4]))
+
+
+def test_brightness_is_added_and_clipped():
+  images = np.full((3, 2, 2, 3), 200, np.uint8)
+  images[0, 0, 0] = 10
+  shift = np.array([-20.0, 0.0, 80.0], np.float32)
+  bright = preprocess.augment({'image': images, 'brightness': shift})
+  expected = np.clip(images + shift[:, None, None, None], 0, 255)
+  np.testing.assert_array_equal(bright, expected)
+  assert bright[0, 0, 0, 0] == 0
+  assert bright[2].max() == 255
+  flipped = preprocess.augment(
+    {'image': images, 'flip': np.array([True, False, False])}
+  )
+  assert flipped.dtype == jnp.uint8
+  assert flipped[0, 0, 1, 0] == 10

@@ -1,0 +1,235 @@
+"""The parts of a run: those that stay the same, and those that change."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+
+from alexnet_jax import cli
+from alexnet_jax import config as config_lib
+from alexnet_jax.data import loader as loader_lib
+from alexnet_jax.data import pixel_statistics
+from alexnet_jax.errors import Interrupted
+from alexnet_jax.training import build
+from alexnet_jax.training import distributed
+from alexnet_jax.training import guards
+from alexnet_jax.training import parallel
+from alexnet_jax.training import resume
+from alexnet_jax.training import schedule
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import transfer
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.checkpoint import SavedRun
+from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import TrainLog
+from alexnet_jax.training.reporting import Speed
+from alexnet_jax.training.writers import MetricWriter
+from alexnet_jax.training.writers import NoWriter
+
+
+@dataclasses.dataclass
+class RunContext:
+  """The parts of a run that stay the same while it trains."""
+
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+  stop: guards.StopSignal
+  console: cli.Console
+  processes: distributed.ProcessGroup
+  mesh: jax.sharding.Mesh
+  train_loader: loader_lib.Loader
+  eval_loader: loader_lib.Loader
+  class_names: list[str]
+  durations: config_lib.Durations
+  schedule: schedule.LearningRateSchedule
+  steps: build.Steps
+  frozen_steps: build.Steps  # until `durations.unfreeze_step`
+  lighting: np.ndarray | None  # see `pixel_statistics.Statistics`
+  data_record: Mapping
+
+  # Of several processes none may stop by itself. A signal goes to the devices
+  # with the next batch, and comes back to all processes with the sums of that
+  # step: so all stop after the same one, and no step waits for another message.
+  # JAX' own service for it, `reached_preemption_sync_point`, would take SIGTERM
+  # away from Python: waits before the first step and evaluations would not end.
+
+  def to_devices(self, batch: dict) -> dict:
+    """Starts the transfer of a batch, and of the stop flag of this process."""
+    if not self.processes.is_alone:
+      received = self.stop.received is not None
+      batch = {**batch, 'stop': np.full(batch['label'].shape, received)}
+    return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
+
+  def check_stop(self, stop_asked: bool = False) -> None:
+    """Raises Interrupted if a signal came to any process.
+
+    Args:
+      stop_asked: whether the sums of a step had a stop flag.
+    """
+    if self.processes.is_alone:
+      self.stop.check()
+    elif stop_asked:
+      raise Interrupted(self.stop.received or 'a signal to another process')
+
+  def is_frozen(self, step: int) -> bool:
+    """Returns True if some parameters are frozen in update `step + 1`."""
+    until = self.durations.unfreeze_step
+    return bool(self.config.init.freeze) and (not until or step < until)
+
+  def steps_at(self, step: int) -> build.Steps:
+    """Returns the step functions for update `step + 1`."""
+    return self.frozen_steps if self.is_frozen(step) else self.steps
+
+
+@dataclasses.dataclass
+class LoopState:
+  """The parts of a run that change while it trains."""
+
+  state: state_lib.TrainState
+  progress: Progress
+  step: int
+  batches: parallel.DeviceBatches
+  log: TrainLog
+  writer: MetricWriter | NoWriter  # of process 0, and of the others
+  checkpoints: Checkpoints
+  speed: Speed
+  learning_rate: float | None = None  # of the state; None: not known yet
+  phase: int = 0  # entries of config.schedule.lr_multipliers that have begun
+
+
+def prepare(
+  config,
+  workdir: pathlib.Path,
+  stop: guards.StopSignal,
+  console: cli.Console,
+  saved: SavedRun | None = None,
+  mean_limit: int | None = None,
+) -> RunContext:
+  """Opens the data, and builds everything that needs no state.
+
+  Args:
+    workdir: the run's folder, for the statistics of the pixels.
+    stop: ends the computation of the statistics.
+    mean_limit: number of examples for the statistics, for trials; None: all.
+
+  Raises:
+    UserError: if the data is unfit for the config, or not that of `saved`; or
+      if config.init does not fit the network.
+  """
+  processes, mesh = distributed.current(), parallel.make_mesh()
+  loaders = [build.make_loader(config, s) for s in ('train', 'validation')]
+  training, held_out = (loader.source for loader in loaders)
+  build.check_examples(config, training, held_out)
+  record = build.data_record(config, training, held_out)
+  resume.check_same_data(processes, record, stop.check)
+  if saved is not None:
+    resume.check_data_record(workdir, saved.data, record)
+  class_names = list(training.class_names)
+  if saved is None and processes.is_first:
+    transfer.check_init(config, class_names)
+  frozen = transfer.frozen_parameters(config, len(class_names))
+  pixels = pixel_statistics.no_statistics(build.pixel_options(config))
+  if processes.is_first:
+    pixels = _find_statistics(
+      config, loaders[0], workdir, stop, console, mean_limit
+    )
+  processes.barrier(stop.check)  # it may have taken minutes
+  mean, lighting = parallel.broadcast_arrays((pixels.mean, pixels.lighting))
+  durations = config_lib.resolve_durations(config, training.num_examples)
+  steps = build.make_steps(config, mesh, mean)
+  frozen_steps = steps
+  if frozen:
+    frozen_steps = build.make_steps(config, mesh, mean, frozen=frozen)
+  return RunContext(
+    config=config,
+    workdir=workdir,
+    stop=stop,
+    console=console,
+    processes=processes,
+    mesh=mesh,
+    train_loader=loaders[0],
+    eval_loader=loaders[1],
+    class_names=class_names,
+    durations=durations,
+    schedule=build.make_schedule(config, durations),
+    steps=steps,
+    frozen_steps=frozen_steps,
+    lighting=lighting,
+    data_record=record,
+  )
+
+
+def _find_statistics(config, loader, workdir, stop, console, limit):
+  """Calls `build.find_pixel_statistics`, and shows how far it is."""
+  total = limit or loader.source.num_examples
+  console.start(total, 0, 'image', 'mean of the pixels')
+
+  def advance(done):
+    stop.check()
+    console.advance(done)
+
+  try:
+    return build.find_pixel_statistics(config, loader, workdir, advance, limit)
+  finally:
+    console.stop()
+
+
+def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
+  """Returns state (on the devices) and progress of a run that begins."""
+  config, processes = run.config, run.processes
+  progress = Progress(schedule.PlateauState(build.learning_rate(config)))
+  if processes.is_alone:
+    state = transfer.first_state(config, run.class_names, run.console)
+    return parallel.replicate(state, run.mesh), progress
+  if processes.is_first:
+    state = transfer.first_state(config, run.class_names, run.console)
+    state = jax.device_get(state)
+  else:
+    state = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+      build.state_shapes(config, len(run.class_names)),
+    )
+  processes.barrier(run.stop.check)
+  tree = parallel.broadcast_arrays(state_lib.saved_tree(state))
+  return parallel.replicate(state.replace(**tree), run.mesh), progress
+
+
+def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
+  """Restores the newest checkpoint that counts, or begins at step 0.
+
+  Raises:
+    UserError: if the checkpoints do not fit, or none of them counts.
+  """
+  config, mesh = run.config, run.mesh
+  template = build.state_shapes(config, len(run.class_names))
+  restored = checkpoints.restore_newest(state_lib.saved_tree(template))
+  if restored is None:
+    state, progress = initial_state(run)
+    position = {'next_index': 0}
+  else:
+    tree, saved = restored
+    state = template.replace(**parallel.replicate(tree, mesh))
+    position, progress = saved.iterator, saved.progress
+    for line in resume.describe(saved, int(state.step), mesh, run.processes):
+      run.console.line(line)
+  step, num_steps = int(state.step), run.durations.num_steps
+  resume.check_step(run.workdir, step, num_steps)
+  iterator = build.make_train_iter(
+    config, run.train_loader, num_steps, mesh, run.lighting
+  )
+  iterator.set_state(position)
+  batches = parallel.DeviceBatches(iterator, run.to_devices)
+  log = TrainLog(progress, step)
+  log.saved_step = step if restored else None
+  writer = NoWriter()
+  if run.processes.is_first:
+    writer = MetricWriter(
+      run.workdir, step=step, evaluated_step=progress.evaluated_step
+    )
+  speed = Speed(config.global_batch_size, batches)
+  return LoopState(
+    state, progress, step, batches, log, writer, checkpoints, speed
+  )

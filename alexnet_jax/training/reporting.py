@@ -1,0 +1,188 @@
+"""Reports a run to the user: its start, changes on the way, end, speed."""
+
+import time
+
+from alexnet_jax.models import forms
+from alexnet_jax.training import build
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training.checkpoint import FOLDER
+from alexnet_jax.training.writers import METRICS_FILE
+
+
+class Speed:
+  """Images per second of the training alone.
+
+  The clock starts after the first step, which compiles, and stands still
+  between pause() and resume(): during evaluation, histograms and saving.
+
+  Attributes:
+    seconds: training time so far, up to the last pause.
+  """
+
+  def __init__(self, global_batch_size: int, batches):
+    """`batches` has wait_seconds, see `parallel.DeviceBatches`."""
+    self.seconds = 0.0
+    self._global_batch_size = global_batch_size
+    self._batches = batches
+    self._since = None
+    self._steps = 0
+    self._first_done = False
+    self._mark = (0, 0.0, 0.0)
+
+  def count(self, log) -> None:
+    """Counts one step; the first is only waited for, through log.flush()."""
+    if self._first_done:
+      self._steps += 1
+      return
+    log.flush()
+    self._first_done = True
+    self._mark = (*self._mark[:2], self._batches.wait_seconds)
+    self.resume()
+
+  def next_compiles(self) -> None:
+    """Leaves out the next step, as the first one was."""
+    self.pause()
+    self._first_done = False
+
+  def resume(self) -> None:
+    """Starts the clock, unless the next step compiles."""
+    if self._first_done:
+      self._since = time.perf_counter()
+
+  def pause(self) -> None:
+    """Stops the clock."""
+    if self._since is not None:
+      self.seconds += time.perf_counter() - self._since
+      self._since = None
+
+  def without(self, function):
+    """Calls a function while the clock stands still; returns its result."""
+    self.pause()
+    try:
+      return function()
+    finally:
+      self.resume()
+
+  def interval(self) -> dict[str, float]:
+    """Returns {images_per_second, data_wait_fraction} since the last call.
+
+    Empty if the only step since then is the first, which is not timed.
+    """
+    now = self._read()
+    steps, seconds, waited = (
+      a - b for a, b in zip(now, self._mark, strict=True)
+    )
+    self._mark = now
+    return self._speeds(steps, seconds, waited) if steps else {}
+
+  def total(self) -> float:
+    """Returns images per second since the first step; 0 if it is the only."""
+    return self._speeds(*self._read())['images_per_second']
+
+  def _read(self):
+    running = 0.0 if self._since is None else time.perf_counter() - self._since
+    return self._steps, self.seconds + running, self._batches.wait_seconds
+
+  def _speeds(self, steps, seconds, waited):
+    seconds = max(seconds, 1e-9)
+    return {
+      'images_per_second': steps * self._global_batch_size / seconds,
+      'data_wait_fraction': min(1.0, waited / seconds),
+    }
+
+
+def duration(seconds: float) -> str:
+  """Returns '3 h 05 min', '4 min 10 s' or '12 s'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours} h {minutes:02d} min'
+  return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
+
+
+def show_start(run, loop) -> None:
+  """Prints a table: devices, data, steps, batch sizes, parameters."""
+  config, durations = run.config, run.durations
+  devices = run.mesh.devices.flatten()
+  training, held_out = run.train_loader.source, run.eval_loader.source
+  number = build.num_microbatches(config, run.mesh)
+  batch_size = (
+    f'{config.global_batch_size} in all,'
+    f' {config.global_batch_size // run.mesh.size} per device'
+  )
+  rows = {
+    'devices': f'{len(devices)} x {devices[0].device_kind}'
+    f' ({devices[0].platform}), {config.parallel}',
+    'data set': f'{training.name}; {len(run.class_names)} classes',
+    'examples': f'{training.num_examples:,} for training,'
+    f' {held_out.num_examples:,} for validation',
+    'steps': f'{durations.num_steps:,}'
+    f' ({durations.num_steps / durations.steps_per_epoch:.1f} epochs of'
+    f' {durations.steps_per_epoch:.1f} steps), from step {loop.step:,}',
+    'batch size': batch_size
+    + (f', in {number} microbatches' if number > 1 else ''),
+    'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
+    'parameters': f'{state_lib.num_parameters(loop.state):,}',
+  }
+  until = durations.pca_lighting_steps
+  if config.data.pca_lighting and not (until and loop.step >= until):
+    rows['PCA lighting'] = (
+      f'{config.data.pca_lighting:g} times the {config.data.pca_lighting_unit}'
+      + (f', until step {until:,}' if until else '')
+    )
+  rows['forms'] = str(forms.chosen(config.forms, devices[0]))
+  if run.is_frozen(loop.step):
+    until = durations.unfreeze_step
+    rows['frozen'] = ', '.join(config.init.freeze) + (
+      f', until step {until:,}' if until else ''
+    )
+  run.console.table(f'{run.workdir}', rows)
+
+
+def show_multipliers(run, step: int) -> None:
+  """Prints the entries of config.schedule.lr_multipliers that begin now."""
+  for begin, (_, pattern, factor) in zip(
+    run.durations.lr_multiplier_steps,
+    run.config.schedule.lr_multipliers,
+    strict=True,
+  ):
+    if begin == step:
+      run.console.line(
+        f'step {step}: {pattern} trains with {factor:g} times the learning rate'
+      )
+
+
+def show_end_of_lighting(run, step: int) -> None:
+  """Prints a line at the step where PCA lighting ends."""
+  if step and step == run.durations.pca_lighting_steps:
+    run.console.line(f'step {step}: PCA lighting ends')
+
+
+def show_end(run, loop) -> None:
+  """Prints the results, where everything is, and the next command."""
+  progress, line = loop.progress, run.console.line
+  best = progress.best
+  for loader in (run.train_loader, run.eval_loader):
+    if loader.unreadable:
+      line(
+        f'{len(loader.unreadable)} images of {loader.source.name} could not be'
+        ' decoded and were skipped; their names are in the warnings above'
+      )
+  stopped = ' (stopped early)' if progress.stopping.stopped else ''
+  line(
+    f'done at step {loop.step}{stopped}: validation top-1'
+    f' {progress.last_evaluation["eval/top1"]:.4f}; best'
+    f' {run.config.checkpoint.monitor} {best.value:.4f} at step {best.step}'
+  )
+  line(
+    f'training {duration(loop.speed.seconds)}, without compilation,'
+    ' evaluation and saving'
+  )
+  line(f'checkpoints: {run.workdir / FOLDER}')
+  line(
+    f'history: {run.workdir / METRICS_FILE};'
+    f' tensorboard --logdir {run.workdir / "events"}'
+  )
+  line(
+    f'next: python -m alexnet_jax.evaluation.evaluate --workdir {run.workdir}'
+  )

@@ -1,0 +1,143 @@
+"""Decides if a run may go on: its config, data, devices and checkpoint.
+
+A run goes on exactly as if it had not been interrupted, or it is refused with
+the reason. Its checkpoint is read in `checkpoint`, which decides if it counts.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import pathlib
+
+from jax.sharding import Mesh
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import files
+from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from alexnet_jax.training.checkpoint import SavedRun
+from alexnet_jax.training.checkpoint_contents import versions
+from alexnet_jax.training.distributed import ProcessGroup
+
+
+def check_config(config, workdir: pathlib.Path, stored) -> None:
+  """Refuses a config that trains otherwise than the run did so far.
+
+  Raises:
+    UserError: naming the keys that differ.
+  """
+  if changes := config_lib.training_changes(stored, config):
+    raise UserError(
+      f'{workdir} was trained with another config:\n  '
+      + '\n  '.join(changes)
+      + '\nTake these values, or another --workdir, or delete this one'
+      + (
+        ' (the length of a run shapes its cosine schedule)'
+        if any(change.startswith('config.num_') for change in changes)
+        else ''
+      )
+    )
+
+
+def check_data_record(
+  workdir: pathlib.Path, before: Mapping, now: Mapping
+) -> None:
+  """Refuses to go on with other data than the run had.
+
+  Args:
+    before: `build.data_record` when the run began.
+    now: the same of the data as it is.
+
+  Raises:
+    UserError: naming what differs.
+  """
+  changes = files.differences({key: before.get(key) for key in now}, now)
+  if changes:
+    raise UserError(
+      f'the data of {workdir} has changed since its checkpoint:\n  '
+      + _lines(changes)
+      + '\nPut the data back, or take another --workdir'
+    )
+
+
+def check_same_data(
+  processes: ProcessGroup, record: Mapping, check: Callable[[], None]
+) -> None:
+  """Refuses to train if the processes found different data.
+
+  Raises:
+    UserError: in process 0, naming what differs.
+  """
+  everybody = processes.gather(record, check) or []
+  for index, other in enumerate(everybody):
+    if changes := files.differences(everybody[0], other):
+      raise UserError(
+        f'process {index} has other data than process 0:\n  '
+        + _lines(changes)
+        + '\nGive all processes the same data'
+      )
+
+
+def _lines(changes):
+  return '\n  '.join(
+    f'{key}: {before!r} -> {now!r}' for key, (before, now) in changes.items()
+  )
+
+
+def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
+  """Refuses other statistics of batch norms than the run had.
+
+  They are those of a microbatch, whose size depends on the number of devices,
+  too.
+
+  Raises:
+    UserError: naming the value that gives as many microbatches as before, or a
+      batch size that cannot be divided.
+  """
+  number = build.num_microbatches(config, mesh)
+  has_batch_norm = config.model.norm == 'batch' or config.model.norm_hidden
+  before = saved.num_microbatches if saved else number
+  if before == number or not has_batch_norm:
+    return
+  device_batch_size = config.global_batch_size // mesh.size
+  hint = (
+    f'give --config.microbatch_size={device_batch_size // before}'
+    if device_batch_size % before == 0
+    else f'{before} microbatches are not possible on {mesh.size} devices: take'
+    ' another number of devices'
+  )
+  raise UserError(
+    f'the run computed its batches in {before} microbatches; with {mesh.size}'
+    f' devices and config.microbatch_size = {config.microbatch_size} they'
+    f' are {number}, which changes the statistics of its batch norms: {hint}'
+  )
+
+
+def check_step(workdir: pathlib.Path, step: int, num_steps: int) -> None:
+  """Raises UserError if a run is longer already than its config asks for."""
+  if step > num_steps:
+    raise UserError(
+      f'{workdir} is at step {step} already, beyond the {num_steps} steps'
+      ' that config.num_epochs or config.num_steps asks for'
+    )
+
+
+def describe(
+  saved: SavedRun, step: int, mesh: Mesh, processes: ProcessGroup
+) -> list[str]:
+  """Returns lines: where a run goes on, and what may round differently now."""
+  lines = [f'goes on from checkpoint {step}']
+  before = {
+    **saved.versions,
+    'devices': saved.devices,
+    'processes': saved.processes,
+  }
+  now = {**versions(), 'devices': mesh.size, 'processes': processes.count}
+  if changes := [
+    f'{name} {old} -> {new}'
+    for name, (old, new) in files.differences(before, now).items()
+  ]:
+    lines.append(
+      f'with {", ".join(changes)}: the run is right, but not bit for bit the'
+      ' one it would have been'
+    )
+  return lines

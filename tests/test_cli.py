@@ -1,0 +1,65 @@
+"""The console of all commands: tables, lines and one progress bar."""
+
+import io
+
+from alexnet_jax import cli
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def show(stream):
+  console = cli.Console(stream)
+  console.table('a run', {'devices': '4 x cpu [red]'})
+  console.start(10, 4, 'step', 'training')
+  for done in range(5, 9):
+    console.advance(done)
+    console.values('loss 0.5000', f'step {done}/10', ', 3 s left')
+  console.line('an evaluation [/red] ' + 'of many words ' * 20)
+  console.stop()
+  return stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '120')
+  monkeypatch.setenv('TERM', 'xterm')
+  text = show(Terminal())
+  assert '8/10' in text
+  assert 'loss 0.5000' in text
+  assert 'an evaluation [/red]' in text
+
+
+def test_anything_else_gets_lines():
+  text = show(io.StringIO())
+  assert '\r' not in text
+  assert '\x1b' not in text
+  lines = [line for line in text.splitlines() if 'loss' in line]
+  assert lines == [
+    f'step {done}/10: loss 0.5000, 3 s left' for done in range(5, 9)
+  ]
+  assert '4 x cpu [red]' in text
+  assert text.splitlines()[-1].startswith('an evaluation [/red] of many')
+
+
+def test_lines_now_and_then_without_a_terminal(monkeypatch):
+  now = 100.0
+  monkeypatch.setattr(cli.time, 'monotonic', lambda: now)
+  stream = io.StringIO()
+  console = cli.Console(stream)
+  console.start(4000, 0, 'image', 'resizing', line_seconds=10)
+  for done in (500, 1000, 1100):
+    now += 6
+    console.advance(done)
+  console.stop()
+  assert stream.getvalue() == (
+    'resizing: 1,000 of 4,000 images, 83 images/s, 36 s left\n'
+  )
+
+
+def test_the_others_of_several_processes_are_silent(capsys):
+  console = cli.Console(cli.NullStream())
+  console.line('a line')
+  console.table('a table', {})
+  assert capsys.readouterr() == ('', '')
