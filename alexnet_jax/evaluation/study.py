@@ -20,6 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import errors
 from alexnet_jax import files
@@ -27,7 +28,6 @@ from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import console as console_lib
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training import parallel
@@ -300,7 +300,7 @@ class Trials:
   monitor: str
   study: object
   stop: guards.StopSignal
-  console: console_lib.Console
+  console: cli.Console
 
   def run(self, count: int, seed: int) -> None:
     """Goes on until the study has `count` trials and none is under way.

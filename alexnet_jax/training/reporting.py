@@ -2,7 +2,7 @@
 
 import time
 
-from alexnet_jax.models import forms
+from alexnet_jax.models.alexnet import resolve_implementation
 from alexnet_jax.training import build
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
@@ -130,7 +130,9 @@ def show_start(run, loop) -> None:
       f'{config.data.pca_lighting:g} times the {config.data.pca_lighting_unit}'
       + (f', until step {until:,}' if until else '')
     )
-  rows['forms'] = str(forms.chosen(config.forms, devices[0]))
+  rows['implementation'] = resolve_implementation(
+    config.implementation, devices[0].platform
+  )
   if run.is_frozen(loop.step):
     until = durations.unfreeze_step
     rows['frozen'] = ', '.join(config.init.freeze) + (

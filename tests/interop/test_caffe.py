@@ -294,7 +294,7 @@ MEAN = np.array([104.0, 117, 123])[:, None, None]
 
 
 @pytest.mark.parametrize(
-  ('order', 'old', 'block_order'),
+  ('order', 'old', 'orders'),
   [
     (ALEXNET, True, ()),
     (CAFFENET, False, ('relu-pool-norm', 'relu-pool-norm', '', '', '')),
