@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 
 import ml_collections
 
@@ -18,6 +19,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 
 CONFIG_FILE = 'config.json'  # in the folder of a run
+_LARGEST = sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Key:
 
 def is_number(value) -> bool:
   """Returns True for a finite number; a recipe can set any key to None."""
-  return isinstance(value, (int, float)) and math.isfinite(value)
+  return isinstance(value, (int, float)) and abs(value) <= _LARGEST
 
 
 def _numbers(rule, text):

@@ -10,6 +10,7 @@ import statistics
 import sys
 
 from alexnet_jax import cli
+from alexnet_jax import config as config_lib
 
 MEASURES_FILE = 'measures.json'  # in the folder of a fold
 RESULT_FILE, PLOT_FILE = 'crossval.json', 'box_plots.png'
@@ -187,7 +188,7 @@ def _measures(config, folder, record):
     stored = json.loads((folder / MEASURES_FILE).read_text())
   except (FileNotFoundError, ValueError):
     return None
-  resume.check_config(config, folder, stored)
+  resume.check_config(config, folder, config_lib.from_dict(stored['config']))
   resume.check_data_record(folder, stored['data'], record)
   # A run may be made longer. All else that may change leaves it as it is.
   lengths = ('num_epochs', 'num_steps')

@@ -78,7 +78,7 @@ def parse_space(texts: Sequence[str], config) -> dict:
     if not equals:
       raise UserError(f'--param {text}: it takes KEY=SPEC; SPEC is {_SPECS}')
     if key not in flat:
-      raise UserError(validation.unknown_key_message(key, flat))
+      raise UserError(validation.unknown_key_message(key))
     if key in space:
       raise UserError(f'--param {key} is given twice')
     parse = _choices if '|' in spec else _range
