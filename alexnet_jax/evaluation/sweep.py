@@ -269,7 +269,9 @@ def _draw_history(rows, done, trials):
     [row['evaluations'][-1] for row in ended],
     'x',
     color='gray',
-    label='last evaluation of a trial that was pruned or failed',
+    label='last evaluation of a trial that was pruned or failed'
+    if ended
+    else None,
   )
   axes.set(xlabel='trial', ylabel=trials.monitor)
   axes.xaxis.get_major_locator().set_params(integer=True)
