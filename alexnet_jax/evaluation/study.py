@@ -136,15 +136,13 @@ def _typed(text, like):
     return text.strip('\'"')
   try:
     value = float(text) if isinstance(like, float) else ast.literal_eval(text)
-    if type(value) is type(like) and not (value != value or value in _INFINITE):
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if finite and type(value) is type(like):
       return value
   except (ValueError, SyntaxError):
     pass
   kind = type(like).__name__
   raise ValueError(f'has {text!r}, but the key is {like!r}, a finite {kind}')
-
-
-_INFINITE = (math.inf, -math.inf)
 
 
 def values_of(params: dict, config) -> dict:
