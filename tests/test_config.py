@@ -355,7 +355,7 @@ def test_every_key_is_read():
     room, _, leaf = key.rpartition('.')
     name = re.sub('_(epochs|steps)$', '', leaf)
     holder = {'': 'config', 'early_stopping': 'stopping'}.get(room, room)
-    holder = rf'({holder}|options|section)'
+    holder = rf'({holder}|options|section|plateau)'
     read = re.search(rf'\b{holder}\.{leaf}\b', text)
     resolved = name != leaf and re.search(rf"'{name}'", text)
     keyword = room in whole and re.search(rf'^ +{leaf}: ', text, re.MULTILINE)

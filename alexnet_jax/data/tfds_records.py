@@ -13,7 +13,6 @@ from array_record.python import array_record_data_source
 from google.protobuf.message import DecodeError
 import numpy as np
 
-from alexnet_jax import files
 from alexnet_jax.data.shard_files import allow_open_files
 from alexnet_jax.data.shard_files import warn_once
 from alexnet_jax.data.splits import digest
@@ -22,8 +21,8 @@ from alexnet_jax.errors import UserError
 INFO = 'dataset_info.json'  # makes a folder a set, for TFDS and for us
 _THREADS = 16  # they wait for the disk more than they compute
 _CHUNK = 256  # records
-_LARGE = 10_000  # records; their labels are kept in a file
-_labels_read: dict[pathlib.Path, np.ndarray] = {}  # by the file to keep them in
+_LARGE = 10_000  # records; reading their labels is announced
+_labels_read: dict[tuple[pathlib.Path, str], np.ndarray] = {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,59 +88,29 @@ class TfdsSource:
   def read_labels(self) -> np.ndarray:
     """Returns the label of every record, int32 [n], in order.
 
-    Labels lie inside the records, so all of them are read. This process does it
-    once; those of a large set are kept in its folder, in
-    `labels_FINGERPRINT.npy`.
+    Labels lie inside the records, so all of them are read, once in a process.
 
     Raises:
       UserError: if a record is damaged or has no label.
     """
-    path = self.folder / f'labels_{self.fingerprint}.npy'
-    if path not in _labels_read:
-      labels = _load_labels(path)
-      if labels is None or len(labels) != self.num_examples:
-        labels = self._read_labels()
-        if len(labels) >= _LARGE:
-          _keep_labels(path, labels)
-      _labels_read[path] = labels
-    return _labels_read[path]
+    key = self.folder, self.fingerprint
+    if key not in _labels_read:
+      count = self.num_examples
+      if count >= _LARGE:
+        warn_once(
+          f'{self.name}: reading {count:,} records for their labels, which lie'
+          ' inside them'
+        )
+      labels = np.empty(count, np.int32)
 
-  def _read_labels(self):
-    count = self.num_examples
-    if count >= _LARGE:
-      warn_once(
-        f'{self.name}: reading {count:,} records for their labels, which lie'
-        ' inside them'
-      )
-    labels = np.empty(count, np.int32)
+      def read(start):
+        for index in range(start, min(start + _CHUNK, count)):
+          labels[index] = self.read(index)[1]
 
-    def read(start):
-      for index in range(start, min(start + _CHUNK, count)):
-        labels[index] = self.read(index)[1]
-
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      for _ in pool.map(read, range(0, count, _CHUNK)):
-        pass
-    return labels
-
-
-def _load_labels(path):
-  """Returns the labels of a file; None if it is missing or damaged."""
-  try:
-    return np.load(path)
-  except (OSError, ValueError, EOFError):
-    return None
-
-
-def _keep_labels(path, labels):
-  try:
-    with files.replaced_file(path) as temporary, temporary.open('wb') as file:
-      np.save(file, labels)
-  except OSError as error:
-    warn_once(
-      f'{path} cannot be written ({error.strerror}): every start reads all'
-      ' records for their labels'
-    )
+      with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(read, range(0, count, _CHUNK)))
+      _labels_read[key] = labels
+    return _labels_read[key]
 
 
 @functools.cache

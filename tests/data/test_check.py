@@ -618,7 +618,8 @@ def test_a_tfds_set_is_chosen_by_name(tmp_path):
   write_tfds(tmp_path, {'train': pets()['test']}, name='plants')
   with pytest.raises(UserError, match=r'--name: pets, plants'):
     check(str(tmp_path))
-  assert check(str(tmp_path), 'plants')['splits']['train']['examples'] == 2
+  for path in (tmp_path, tmp_path / 'plants', tmp_path / 'plants' / '1.0.0'):
+    assert check(str(path), 'plants')['splits']['train']['examples'] == 2
   with pytest.raises(UserError, match="no TFDS set 'cars'"):
     check(str(tmp_path), 'cars')
 

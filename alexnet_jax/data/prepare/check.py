@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import json
 import pathlib
 import sys
 import warnings
@@ -88,7 +87,11 @@ def _open(root, name):
 
 def _tfds_folder(root, name):
   """Returns the folder of a set's newest version; None if there is no set."""
-  sets = {_tfds_name(folder): folder for folder in tfds_records.find_sets(root)}
+  sets = {}  # by NAME or NAME/CONFIG
+  for folder in tfds_records.find_sets(root):
+    below = folder.relative_to(root).parent.as_posix()
+    own = folder.resolve().parent.name  # if `root` is that of the set itself
+    sets[own if below == '.' else below] = folder
   if name:
     sets = {k: v for k, v in sets.items() if name in (k, k.split('/')[0])}
     if not sets:
@@ -99,19 +102,6 @@ def _tfds_folder(root, name):
       f' {", ".join(sorted(sets))}'
     )
   return next(iter(sets.values()), None)
-
-
-def _tfds_name(folder):
-  """Returns NAME or NAME/CONFIG of a set."""
-  path = folder / tfds_records.INFO
-  try:
-    info = json.loads(path.read_text())
-    config = info.get('configName')
-    return f'{info["name"]}/{config}' if config else info['name']
-  except (OSError, ValueError, KeyError, AttributeError) as error:
-    raise UserError(
-      f'{path} is damaged ({error}); prepare the set again'
-    ) from error
 
 
 def _record(outcome, num_classes, findings, tallies, index):
