@@ -40,7 +40,7 @@ def encoded_image(height, width, mode):
   return encode(image, form)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(height=SIDES, width=SIDES, mode=MODES, scaled=st.booleans())
 @example(height=1, width=1, mode='RGB', scaled=True)
 @example(height=1, width=2000, mode='L', scaled=True)
