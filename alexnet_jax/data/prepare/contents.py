@@ -1,4 +1,4 @@
-"""What `prepare check` examines: folders, ImageNet's tars, TFDS and raw sets.
+"""Readers of folders, ImageNet's tars, TFDS and raw sets for `prepare check`.
 
 Each class of contents has
 

@@ -1,4 +1,4 @@
-"""What `prepare check` can find, and how it is counted."""
+"""Findings of `prepare check`, and how they are counted."""
 
 import collections
 import dataclasses
@@ -109,7 +109,7 @@ KINDS = {
 
 @dataclasses.dataclass
 class Outcome:
-  """What the examination of one image found.
+  """Result of the examination of one image.
 
   Attributes:
     split: of the image; None for what is no image, such as a whole file.
