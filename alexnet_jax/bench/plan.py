@@ -129,7 +129,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   """Compiles the train step that a run of the config would have.
 
   It is the step of `build.make_steps`: state donated, image uint8, the flags
-  of `xla_flags`. Where config.parallel is pmap it is mapped by shard_map, which
+  of `runtime.FLAGS`. Where config.parallel is pmap it is mapped by shard_map, which
   computes the same: functions made by pmap do not show their programs.
 
   Args:
