@@ -184,7 +184,7 @@ def _prepare(config, path):
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   console = Console(io.StringIO())
   return context.prepare(
-    config, path, mesh, guards.StopSignal(), console, mean_limit=256
+    config, path, guards.StopSignal(), console, mean_limit=256
   )
 
 
@@ -213,7 +213,7 @@ def _batches(parts, count):
   from alexnet_jax.training import build
 
   return build.make_train_iter(
-    parts.config, parts.train_loader, count, parts.mesh, parts.color
+    parts.config, parts.train_loader, count, parts.mesh, parts.lighting
   )
 
 

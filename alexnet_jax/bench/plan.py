@@ -129,8 +129,8 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   """Compiles the train step that a run of the config would have.
 
   It is the step of `build.make_steps`: state donated, image uint8, the flags
-  of `runtime.FLAGS`. Where config.parallel is pmap it is mapped by shard_map, which
-  computes the same: functions made by pmap do not show their programs.
+  of `runtime.FLAGS`. Where config.parallel is pmap it is mapped by shard_map,
+  which computes the same: functions made by pmap do not show their programs.
 
   Args:
     config: of the run.

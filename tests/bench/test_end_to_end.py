@@ -61,6 +61,9 @@ def test_the_loop_saves_while_it_is_timed(
   def save(self, tree, *arguments, **options):
     clock.now += 100
 
+  def unfreeze(run, state):
+    assert run.durations.unfreeze_step == 0
+
   fake = types.SimpleNamespace(perf_counter=perf_counter)
   monkeypatch.setattr(end_to_end, 'time', fake)
   monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
@@ -73,7 +76,7 @@ def test_the_loop_saves_while_it_is_timed(
     init__unfreeze_steps=4,
   )
   monkeypatch.setattr(loop, '_write_histograms', None)
-  monkeypatch.setattr(loop, '_unfreeze', None)
+  monkeypatch.setattr(loop, '_unfreeze_if_due', unfreeze)
   config = validation.load_config([f'--config={recipe}'])
   result = end_to_end.end_to_end(config, 6, 1, save_every)
   assert result['checkpoints'] == count

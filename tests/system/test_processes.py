@@ -269,7 +269,7 @@ tree = {
 tree['a'].view(np.uint32)[3] = 0x7fc00123  # a NaN with a payload
 if index:
   tree = jax.tree.map(np.zeros_like, tree)
-tree = parallel.from_first(tree)
+tree = parallel.broadcast_arrays(tree)
 print(sorted((k, v.dtype.name, v.shape, v.tobytes().hex())
              for k, v in tree.items()), file=sys.stderr)
 """

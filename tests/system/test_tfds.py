@@ -332,7 +332,8 @@ def chain(prepared, tmp_path_factory):
 ORDER = """
 import json, sys
 import numpy as np
-from alexnet_jax import assemble, recipes
+from alexnet_jax import validation
+from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 config = validation.load_config(['--config=configs/imagenet.py', *sys.argv[1:]])
 loader = build.make_loader(config, 'train')
@@ -490,6 +491,7 @@ def test_prepare_refuses_what_is_no_image_set_of_tfds(
 def test_help_imports_neither_tensorflow_nor_jax():
   script = """
 import sys
+from alexnet_jax.data.prepare import __main__ as prepare
 try:
   prepare.main(['tfds', '--help'])
 except SystemExit as error:
