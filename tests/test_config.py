@@ -214,8 +214,8 @@ def test_changes_that_matter_are_named():
 
 def test_what_a_device_computes_at_a_time_may_change():
   stored = load('quickstart')
-  pieces = load('quickstart', '--config.microbatch_size=16')
-  assert config_lib.training_changes(stored, pieces) == []
+  other = load('quickstart', '--config.microbatch_size=16')
+  assert config_lib.training_changes(stored, other) == []
 
 
 def test_the_scaling_of_the_rate_matters():

@@ -44,7 +44,6 @@ class RunContext:
   eval_loader: loader_lib.Loader
   class_names: list[str]
   durations: config_lib.Durations
-  schedule: schedule.LearningRateSchedule
   steps: build.Steps
   frozen_steps: build.Steps  # until `durations.unfreeze_step`
   lighting: np.ndarray | None  # see `pixel_statistics.Statistics`
@@ -154,7 +153,6 @@ def prepare(
     eval_loader=loaders[1],
     class_names=class_names,
     durations=durations,
-    schedule=build.make_schedule(config, durations),
     steps=steps,
     frozen_steps=frozen_steps,
     lighting=lighting,

@@ -12,6 +12,7 @@ from alexnet_jax.training import writers
 from tests import mounts
 from tests.some_slow import some_slow
 from tests.system import commands
+from tests.system.together import timeless
 
 # 60 steps of 8 in epochs of 12: kills fall into several epochs; batch norm
 # adds statistics to the state. The threshold makes two plateau drops.
@@ -39,14 +40,6 @@ def unbroken(tmp_path_factory):
   rates = {row['learning_rate'] for row in history if 'learning_rate' in row}
   assert len(rates) >= 3  # two drops are inside
   return recipe, result, history
-
-
-def timeless(workdir):
-  """The history without what depends on the clock."""
-  return [
-    {k: v for k, v in row.items() if k not in writers.TIMING_KEYS}
-    for row in writers.read_rows(workdir)
-  ]
 
 
 def start(recipe, workdir):

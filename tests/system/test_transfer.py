@@ -200,11 +200,11 @@ RECORDED = {
 def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
   """An epoch has 12 steps; a factor of 0 stops the momentum, too."""
   unbroken = train('unbroken', num_steps=18, **RECORDED)
-  said = capsys.readouterr().err
-  assert 'step 6: dense* trains with 0.1 times the learning rate' in said
-  assert 'step 12: conv1/* trains with 0 times the learning rate' in said
-  assert '0.5 times the deviation, until step 15' in said
-  assert said.count('step 15: PCA lighting ends') == 1
+  err = capsys.readouterr().err
+  assert 'step 6: dense* trains with 0.1 times the learning rate' in err
+  assert 'step 12: conv1/* trains with 0 times the learning rate' in err
+  assert '0.5 times the deviation, until step 15' in err
+  assert err.count('step 15: PCA lighting ends') == 1
   for steps in (5, 12, 13, 16, 18):
     resumed = train('resumed', num_steps=steps, **RECORDED)
   assert capsys.readouterr().err.count('times the deviation, until') == 4

@@ -305,19 +305,29 @@ def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('scaling', 'rate'), [('none', 0.02), ('linear', 0.08), ('sqrt', 0.04)]
+  ('batch_size', 'scaling', 'lr'),
+  [
+    (128, 'none', 0.02),
+    (128, 'linear', 0.08),
+    (128, 'sqrt', 0.04),
+    (8, 'linear', 0.005),
+    (8, 'sqrt', 0.01),
+    (32, 'sqrt', 0.02),
+  ],
 )
-def test_the_rate_grows_with_the_batch(tmp_path, scaling, rate):
+def test_the_learning_rate_grows_with_the_batch(
+  tmp_path, batch_size, scaling, lr
+):
   config = make_config(
     tmp_path,
-    global_batch_size=128,
+    global_batch_size=batch_size,
     optimizer__rate_scaling=scaling,
     optimizer__base_batch_size=32,
   )
-  assert build.learning_rate(config) == pytest.approx(rate)
+  assert build.learning_rate(config) == pytest.approx(lr, rel=1e-12)
   state = build.make_state(config, build.make_model(config, 4))
   held = state.opt_state.hyperparams['learning_rate']
-  assert held == pytest.approx(rate)
+  assert held == pytest.approx(lr)
 
 
 def test_evaluation_batches_are_no_larger_than_a_device_computes(tmp_path):

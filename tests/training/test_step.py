@@ -187,15 +187,15 @@ def test_a_new_learning_rate_recompiles_nothing():
       counted, mesh, kind, donate_state=True
     )
     state = parallel.replicate(make_state(), mesh)
-    for rate in (0.1, 0.01, 0.001):
+    for lr in (0.1, 0.01, 0.001):
       state = state_lib.with_learning_rate(
-        state, parallel.replicate(np.float32(rate), mesh)
+        state, parallel.replicate(np.float32(lr), mesh)
       )
       state, _ = train_step(
         state, to_devices(host_batch(), mesh, kind), jax.random.key(0)
       )
       held = state.opt_state.hyperparams['learning_rate']
-      assert held == np.float32(rate)
+      assert held == np.float32(lr)
     assert len(traces) == 1
 
 
