@@ -141,10 +141,10 @@ def _work(arguments, overrides, stop):
 
 def _train(arguments, config, stop, processes):
   from alexnet_jax import config as config_lib
-  from alexnet_jax.training import distributed
+  from alexnet_jax.training import resume
 
   console = cli.Console(None if processes.is_first else cli.NullStream())
-  distributed.check_processes(processes, config, console, stop.check)
+  resume.check_processes(processes, config, console, stop.check)
   if arguments.dry_run:
     from alexnet_jax.training.dry_run import dry_run
 

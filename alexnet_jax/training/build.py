@@ -103,7 +103,7 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
     **fields,
     axis_name=parallel.AXIS,
     implementation=resolve_implementation(
-      config.implementation, (device or parallel.first_device()).platform
+      config.implementation, (device or jax.devices()[0]).platform
     ),
   )
 

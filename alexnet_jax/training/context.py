@@ -129,7 +129,10 @@ def prepare(
   class_names = list(training.class_names)
   if saved is None and processes.is_first:
     transfer.check_init(config, class_names)
-  frozen = transfer.frozen_parameters(config, len(class_names))
+  frozen = frozenset()
+  if config.init.freeze:
+    shapes = build.state_shapes(config, len(class_names))
+    frozen = transfer.frozen_names(shapes, config.init.freeze)
   pixels = pixel_statistics.no_statistics(build.pixel_options(config))
   if processes.is_first:
     pixels = _find_statistics(

@@ -99,7 +99,7 @@ def make_optimizer(
   - `optax` (as PyTorch): v <- momentum * v + s; w <- w - lr * v
   - `paper` (Krizhevsky et al. 2012, section 5): v <- momentum * v - lr * s;
     w <- w + v, so that a drop of lr does not slow what is under way. optax'
-    lars and Keras' RMSprop do so, too.
+    lars and Keras' RMSprop do the same.
 
   `adam` (Kingma and Ba 2015) has no v: w <- w - lr * s. With decoupled_decay
   (Loshchilov and Hutter 2019, of the `optax` rule alone) the decay joins v

@@ -222,13 +222,6 @@ def test_a_process_that_stays_alone_is_refused(recipe, tmp_path, index):
 
 
 @pytest.mark.slow
-def test_what_process_0_cannot_do_ends_all(recipe, tmp_path):
-  (tmp_path / 'run').write_text('a file')
-  message = refused(together.start(recipe, tmp_path / 'run', 2))
-  assert 'File exists' in message
-
-
-@pytest.mark.slow
 def test_an_unreadable_image_ends_all(tmp_path):
   write_photos(tmp_path / 'photos', seed=0)
   broken = tmp_path / 'photos' / 'train' / 'dark' / '3.png'
@@ -269,7 +262,7 @@ tree = {
 tree['a'].view(np.uint32)[3] = 0x7fc00123  # a NaN with a payload
 if index:
   tree = jax.tree.map(np.zeros_like, tree)
-tree = parallel.from_first(tree)
+tree = parallel.broadcast_arrays(tree)
 print(sorted((k, v.dtype.name, v.shape, v.tobytes().hex())
              for k, v in tree.items()), file=sys.stderr)
 """

@@ -49,7 +49,7 @@ def start(recipe, workdir):
 
 
 def wait_for_step(process, workdir, step):
-  """Until the history reaches a step, or the process ends."""
+  """Waits until the history reaches a step, or the process ends."""
   while process.poll() is None:
     rows = writers.read_rows(workdir)
     if rows and rows[-1]['step'] >= step:

@@ -17,7 +17,7 @@ from alexnet_jax.training.schedule import StoppingState
 
 
 class KerasModel:
-  """What the callbacks touch of a model."""
+  """The part of a model that the callbacks touch."""
 
   def __init__(self, learning_rate):
     self.optimizer = keras.optimizers.SGD(learning_rate)
