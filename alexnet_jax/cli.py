@@ -156,13 +156,13 @@ def add_crops(parser: argparse.ArgumentParser) -> None:
     type=_crops,
     default=1,
     metavar='{center,10}',
-    help='center (default), or 10: corners and center, each mirrored, too;'
-    ' their probabilities are averaged',
+    help='center (default), or 10: the four corners and the center, and the'
+    ' same mirrored; their probabilities are averaged',
   )
 
 
 def _crops(text):
-  if text in ('center', 'center', '1'):
+  if text in ('center', '1'):
     return 1
   if text == '10':
     return 10

@@ -141,10 +141,10 @@ def _work(arguments, overrides, stop):
 
 def _train(arguments, config, stop, processes):
   from alexnet_jax import config as config_lib
-  from alexnet_jax.training import distributed
+  from alexnet_jax.training import resume
 
   console = cli.Console(None if processes.is_first else cli.NullStream())
-  distributed.check_processes(processes, config, console, stop.check)
+  resume.check_processes(processes, config, console, stop.check)
   if arguments.dry_run:
     from alexnet_jax.training.dry_run import dry_run
 
@@ -164,7 +164,6 @@ def _train(arguments, config, stop, processes):
 
 def _report(workdir, data_path, stop):
   """Writes tables and pictures of a run that is done."""
-  from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import report
 
   try:
@@ -172,7 +171,7 @@ def _report(workdir, data_path, stop):
       workdir, data_path=data_path, progress=lambda done: stop.check()
     )
     report.show(result)
-  except UserError as error:
+  except errors.UserError as error:
     # It could not be drawn, but the run is complete.
     print(f'no report: {error}', file=sys.stderr)
 

@@ -26,7 +26,6 @@ whose worth is a matter of time, which only a GPU can tell.
 
 from collections.abc import Iterable
 from collections.abc import Mapping
-import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -44,55 +43,27 @@ _PLATFORMS = ('cuda', 'gpu')
 _DEVICES = ('/dev/nvidiactl', '/dev/nvidia0', '/dev/dxg')
 
 
-@dataclasses.dataclass(frozen=True)
-class Flag:
-  """A flag of XLA.
-
-  Attributes:
-    name: without dashes.
-    value: that training wants.
-    reason: why.
-  """
-
-  name: str
-  value: bool | int
-  reason: str
-
-  @property
-  def text(self) -> str:
-    """The flag as it is written in XLA_FLAGS."""
-    value = str(self.value).lower()  # true, not True
-    return f'--{self.name}={value}'
+FLAGS = {
+  # The scheduler puts work between the start and the end of an all-reduce; on
+  # by itself for an H100, not for an A100.
+  'xla_gpu_enable_latency_hiding_scheduler': True,
+  # The scheduler may have as many all-reduces under way; with one at a time the
+  # dense layers wait for the convolutions. NCCL runs them in the order of their
+  # starts.
+  'xla_gpu_experimental_parallel_collective_overlap_limit': 16,
+  # An all-reduce starts as soon as its gradients are there.
+  'xla_gpu_experimental_collective_start_as_early_as_possible': True,
+  # All-reduces are combined up to this size (30 MB otherwise): the largest ones
+  # stay alone and need no copy, the head does not wait for the convolutions,
+  # and these are reduced in parts, of which only the last one's time cannot be
+  # hidden.
+  'xla_gpu_all_reduce_combine_threshold_bytes': 4_000_000,
+}
 
 
-FLAGS = (
-  Flag(
-    'xla_gpu_enable_latency_hiding_scheduler',
-    True,
-    'the scheduler puts work between the start and the end of an all-reduce; on'
-    ' by itself for an H100, not for an A100',
-  ),
-  Flag(
-    'xla_gpu_experimental_parallel_collective_overlap_limit',
-    16,
-    'the scheduler may have as many all-reduces under way; with one at a time'
-    ' the dense layers wait for the convolutions. NCCL runs them in the order'
-    ' of their starts',
-  ),
-  Flag(
-    'xla_gpu_experimental_collective_start_as_early_as_possible',
-    True,
-    'an all-reduce starts as soon as its gradients are there',
-  ),
-  Flag(
-    'xla_gpu_all_reduce_combine_threshold_bytes',
-    4_000_000,
-    'all-reduces are combined up to this size (30 MB otherwise): the largest'
-    ' ones stay alone and need no copy, the head does not wait for the'
-    " convolutions, and these go in pieces, of which only the last one's time"
-    ' cannot be hidden',
-  ),
-)
+def flag_text(name: str, value: bool | int) -> str:
+  """Returns a flag as it is written in XLA_FLAGS."""
+  return f'--{name}={str(value).lower()}'  # true, not True
 
 
 def xla_flags(environ: Mapping[str, str]) -> dict[str, str]:
@@ -109,7 +80,7 @@ def xla_flags(environ: Mapping[str, str]) -> dict[str, str]:
   given = environ.get('XLA_FLAGS', '').strip()
   if not wants_gpu(environ) or (given and not given.startswith('-')):
     return {}
-  added = [flag.text for flag in _missing(given, FLAGS)]
+  added = [flag_text(*flag) for flag in _missing(given).items()]
   return {'XLA_FLAGS': ' '.join(filter(None, [given, *added]))} if added else {}
 
 
@@ -119,14 +90,11 @@ def compiler_options(environ: Mapping[str, str]) -> dict[str, bool | int]:
   Args:
     environ: of the process; a flag in its XLA_FLAGS is left out.
   """
-  return {
-    flag.name: flag.value
-    for flag in _missing(environ.get('XLA_FLAGS', ''), FLAGS)
-  }
+  return _missing(environ.get('XLA_FLAGS', ''))
 
 
 def plugin_libraries() -> list[pathlib.Path]:
-  """Libraries of XLA's compiler for CUDA that are installed."""
+  """Returns the installed libraries of XLA's compiler for CUDA."""
   return [
     library
     for plugin in _PLUGINS
@@ -145,28 +113,28 @@ def wants_gpu(environ: Mapping[str, str]) -> bool:
   )
 
 
-def _missing(given, flags):
-  """The flags that are not given, and that every library knows."""
+def _missing(given):
+  """Returns those of FLAGS that are not given and that every library knows."""
   names = {part.lstrip('-').partition('=')[0] for part in given.split()}
   libraries = [
     *plugin_libraries(),
     *(p for f in _folders('jaxlib') for p in f.glob('libjax_common*')),
   ]
-  wanted = [flag for flag in flags if flag.name not in names]
-  known = _known(tuple(libraries), tuple(flag.name for flag in wanted))
-  return [flag for flag in wanted if flag.name in known]
+  wanted = tuple(name for name in FLAGS if name not in names)
+  known = _known(tuple(libraries), wanted)
+  return {name: FLAGS[name] for name in wanted if name in known}
 
 
 @functools.cache
 def _known(libraries, names: Iterable[str]) -> frozenset[str]:
-  """The names that are in all libraries."""
+  """Returns the names that are in all libraries."""
   found = set(names)
   for library in libraries:
     with (
       library.open('rb') as file,
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-      # The end of a string, too: a longer name is another flag.
+      # With the end of the string: a longer name is another flag.
       found = {n for n in found if content.find(n.encode() + b'\0') >= 0}
   return frozenset(found)
 

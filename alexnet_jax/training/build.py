@@ -21,7 +21,6 @@ from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.alexnet import resolve_implementation
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
-from alexnet_jax.training import schedule as schedule_lib
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
 
@@ -104,7 +103,7 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
     **fields,
     axis_name=parallel.AXIS,
     implementation=resolve_implementation(
-      config.implementation, (device or parallel.first_device()).platform
+      config.implementation, (device or jax.devices()[0]).platform
     ),
   )
 
@@ -120,13 +119,15 @@ def mean_shape(config) -> tuple[int, ...]:
 
 
 def learning_rate(config) -> float:
-  """Returns the learning rate before warm-up and drops."""
-  return schedule_lib.scaled_learning_rate(
-    config.optimizer.learning_rate,
-    config.global_batch_size,
-    config.optimizer.base_batch_size,
-    config.optimizer.rate_scaling,
-  )
+  """Returns the learning rate before warm-up and drops.
+
+  See `config.optimizer.rate_scaling`: linear of Goyal et al. 2017, sqrt of
+  Krizhevsky 2014, section 5.
+  """
+  options = config.optimizer
+  exponent = {'none': 0, 'linear': 1, 'sqrt': 0.5}[options.rate_scaling]
+  larger = config.global_batch_size / options.base_batch_size
+  return options.learning_rate * larger**exponent
 
 
 def make_state(config, model: AlexNet) -> state_lib.TrainState:
@@ -150,20 +151,6 @@ def state_shapes(config, num_classes: int) -> state_lib.TrainState:
   """Returns `make_state` as ShapeDtypeStructs."""
   model = make_model(config, num_classes)
   return jax.eval_shape(lambda: make_state(config, model))
-
-
-def make_schedule(
-  config, durations: config_lib.Durations
-) -> schedule_lib.LearningRateSchedule:
-  """Returns the learning-rate schedule of a run."""
-  return schedule_lib.LearningRateSchedule(
-    name=config.schedule.name,
-    num_steps=durations.num_steps,
-    factor=config.schedule.factor,
-    drop_steps=durations.drop_steps,
-    warmup_steps=durations.warmup_steps,
-    min_learning_rate=config.schedule.min_learning_rate,
-  )
 
 
 def dropout_key(config) -> jax.Array:

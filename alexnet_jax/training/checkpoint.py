@@ -57,7 +57,7 @@ class SavedRun:
     iterator: the position of the training batches.
     devices: number of devices.
     processes: number of processes.
-    num_microbatches: pieces of a device's batch, see `step.accumulate`.
+    num_microbatches: of a device's batch, see `step.accumulate`.
     imported: where weights from elsewhere come from; JSON.
     digest: `state.state_digest`; set by `Checkpoints.save`.
     versions: `checkpoint_contents.versions`; set by `Checkpoints.save`.

@@ -44,7 +44,6 @@ class RunContext:
   eval_loader: loader_lib.Loader
   class_names: list[str]
   durations: config_lib.Durations
-  schedule: schedule.LearningRateSchedule
   steps: build.Steps
   frozen_steps: build.Steps  # until `durations.unfreeze_step`
   lighting: np.ndarray | None  # see `pixel_statistics.Statistics`
@@ -130,7 +129,10 @@ def prepare(
   class_names = list(training.class_names)
   if saved is None and processes.is_first:
     transfer.check_init(config, class_names)
-  frozen = transfer.frozen_parameters(config, len(class_names))
+  frozen = frozenset()
+  if config.init.freeze:
+    shapes = build.state_shapes(config, len(class_names))
+    frozen = transfer.frozen_names(shapes, config.init.freeze)
   pixels = pixel_statistics.no_statistics(build.pixel_options(config))
   if processes.is_first:
     pixels = _find_statistics(
@@ -154,7 +156,6 @@ def prepare(
     eval_loader=loaders[1],
     class_names=class_names,
     durations=durations,
-    schedule=build.make_schedule(config, durations),
     steps=steps,
     frozen_steps=frozen_steps,
     lighting=lighting,

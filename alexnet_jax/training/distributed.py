@@ -26,9 +26,7 @@ import traceback
 import jax
 
 from alexnet_jax import cli
-from alexnet_jax import config as config_lib
 from alexnet_jax import errors
-from alexnet_jax import files
 from alexnet_jax.training.cluster import Cluster
 
 _PREFIX = 'alexnet_jax'  # of all keys in the store
@@ -37,9 +35,6 @@ _WAIT_SLICE = 1000  # ms; between two of them Python handles signals
 _EXIT_WAIT = 10_000  # ms that a process waits for the others before it exits
 _OWN_REPORT = 3.0  # seconds that a process has to report its own failure
 _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'CANCELLED')
-# Where the data lies, and how fast it is read, may differ between processes.
-_OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch')
-_MOST_ROWS = 32  # of the table of processes
 
 
 class ProcessGroup:
@@ -318,74 +313,3 @@ def _try(function):
   """Calls it; the store may be gone, or another process was first."""
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     function()
-
-
-def check_processes(
-  processes: ProcessGroup,
-  config,
-  console: cli.Console,
-  check: Callable[[], None],
-) -> None:
-  """Compares the processes of a run, and shows them in one table.
-
-  Raises:
-    UserError: in process 0, which ends the others: if the processes have
-      different numbers or kinds of devices, configs or versions, or fewer
-      processes came than expected.
-  """
-  # Here, for it imports Orbax: errors of arguments come sooner without it.
-  from alexnet_jax.training.checkpoint_contents import versions
-
-  if processes.is_alone:
-    return
-  devices = jax.local_devices()
-  flat = config_lib.flatten(config_lib.from_dict(config.to_dict()))
-  own = {
-    'host': socket.gethostname(),
-    'number of processes': str(processes.count),
-    'devices': f'{len(devices)} x {devices[0].device_kind}',
-    'processes': jax.process_count(),
-    'versions': versions(),
-    'config': {
-      key: repr(value) for key, value in flat.items() if key not in _OWN_KEYS
-    },
-  }
-  everybody = processes.gather(own, check)
-  if everybody is None:
-    return
-  for index, other in enumerate(everybody):
-    _refuse_other(index, other, own)
-  if own['processes'] != processes.count:
-    raise errors.UserError(
-      f'{processes.count} processes were started, but JAX sees'
-      f' {own["processes"]}: are all of them on the same kind of device?'
-    )
-  rows = {
-    f'process {index}': f'{other["host"]}: {other["devices"]}'
-    for index, other in enumerate(everybody[:_MOST_ROWS])
-  }
-  if more := processes.count - len(rows):
-    rows['...'] = f'{more} more'
-  title = f'{processes.count} processes, {jax.device_count()} devices'
-  console.table(title, rows)
-
-
-def _refuse_other(index, other, own):
-  for name in ('number of processes', 'devices', 'config', 'versions'):
-    before, after = own[name], other[name]
-    if before == after:
-      continue
-    changes = (
-      [
-        f'{key}: {theirs} -> {ours}'
-        for key, (theirs, ours) in files.differences(before, after).items()
-      ]
-      if isinstance(before, dict)
-      else [f'{before} -> {after}']
-    )
-    raise errors.UserError(
-      f'process {index}, on {other["host"]}, differs from process 0 in {name}:'
-      '\n  '
-      + '\n  '.join(changes)
-      + '\nStart all processes with the same command, in the same environment'
-    )

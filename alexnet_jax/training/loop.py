@@ -1,4 +1,4 @@
-"""train_and_evaluate: set up, loop, end."""
+"""Trains a run: set up, loop, end."""
 
 from collections.abc import Callable
 import contextlib
@@ -22,7 +22,6 @@ from alexnet_jax.training import guards
 from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
 from alexnet_jax.training import parallel
-from alexnet_jax.training import profiling
 from alexnet_jax.training import reporting
 from alexnet_jax.training import resume
 from alexnet_jax.training import schedule
@@ -54,7 +53,7 @@ def train_and_evaluate(
     console: shows what happens.
     on_evaluation: called with the step and the metrics of each evaluation,
       before it is saved; what it raises ends the run.
-    profile: whether process 0 traces some steps, see `profiling`.
+    profile: whether process 0 traces some steps, see `reporting.Profile`.
 
   Returns:
     The last evaluation's metrics, step, parameters, state_digest and
@@ -90,8 +89,9 @@ def train_and_evaluate(
     if processes.is_first:
       config_lib.write_config(config, path)
     reporting.show_start(run, loop)
-    folder = path / profiling.FOLDER if profile and processes.is_first else None
-    _train(run, loop, on_evaluation, profiling.Profile(folder, loop.step))
+    wanted = profile and processes.is_first
+    folder = path / reporting.PROFILE_FOLDER if wanted else None
+    _train(run, loop, on_evaluation, reporting.Profile(folder, loop.step))
     checkpoints.wait()
     loop.writer.step_losses(loop.step, loop.progress.step_losses, last=True)
     _restore_best(run, loop)
@@ -113,7 +113,7 @@ def _train(
   run: RunContext,
   loop: LoopState,
   on_evaluation: Callable[[int, dict], None],
-  profile: profiling.Profile,
+  profile: reporting.Profile,
 ) -> None:
   """Trains to the end, or to a signal."""
   config, durations = run.config, run.durations
@@ -188,7 +188,12 @@ def _unfreeze_if_due(run, loop):
 
 def _apply_learning_rate(run, loop):
   """Sets the learning rate of the next update; a transfer only on change."""
-  lr = run.schedule.at(loop.step, loop.progress.plateau.learning_rate)
+  lr = schedule.learning_rate_at(
+    run.config.schedule,
+    run.durations,
+    loop.step,
+    loop.progress.plateau.learning_rate,
+  )
   phase = sum(loop.step >= step for step in run.durations.lr_multiplier_steps)
   if (lr, phase) != (loop.learning_rate, loop.phase):
     loop.learning_rate, loop.phase = lr, phase

@@ -94,7 +94,9 @@ def evaluate(
       raise Interrupted('a signal to one of the processes')
     if 'examples' in sums:
       examples = jax.device_get(sums.pop('examples'))
-      parts.append({'label': batch['label'], 'mask': batch['mask'], **examples})
+      parts.append(
+        {'labels': batch['label'], 'counts': batch['mask'], **examples}
+      )
     total = metrics.add_sums(total, sums)
 
   for number, batch in enumerate(batches, 1):
@@ -116,23 +118,14 @@ def evaluate(
     f'eval/{name}': value
     for name, value in metrics.averaged_measures(confusion).items()
   }
-  return Measured(values, confusion, _predictions(parts, num_examples))
-
-
-def _predictions(parts, num_examples):
-  if not parts:
-    return None
-  whole = {
-    name: np.concatenate([part[name] for part in parts])[:num_examples]
-    for name in parts[0]
-  }
-  return Predictions(
-    labels=whole['label'],
-    counts=whole['mask'],
-    classes=whole['classes'],
-    probabilities=whole['probabilities'],
-    loss=whole['loss'],
-  )
+  predictions = None
+  if parts:
+    arrays = {
+      name: np.concatenate([part[name] for part in parts])[:num_examples]
+      for name in parts[0]
+    }
+    predictions = Predictions(**arrays)
+  return Measured(values, confusion, predictions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ def make_optimizer(
   - `optax` (as PyTorch): v <- momentum * v + s; w <- w - lr * v
   - `paper` (Krizhevsky et al. 2012, section 5): v <- momentum * v - lr * s;
     w <- w + v, so that a drop of lr does not slow what is under way. optax'
-    lars and Keras' RMSprop do so, too.
+    lars and Keras' RMSprop do the same.
 
   `adam` (Kingma and Ba 2015) has no v: w <- w - lr * s. With decoupled_decay
   (Loshchilov and Hutter 2019, of the `optax` rule alone) the decay joins v
@@ -154,15 +154,17 @@ def _chain(options, learning_rate, phase, lr_multipliers):
   velocity = []
   if options.name != 'adam':
     velocity = [optax.trace(options.momentum, options.nesterov)]
-  rate = optax.scale_by_learning_rate(learning_rate)
+  descent = optax.scale_by_learning_rate(learning_rate)
   if phase is not None:
-    rate = optax.chain(rate, _by_phase(phase, lr_multipliers, jnp.multiply))
+    descent = optax.chain(
+      descent, _by_phase(phase, lr_multipliers, jnp.multiply)
+    )
   if options.decoupled_decay:
-    steps = [*scaling, *velocity, decayed, rate]
+    steps = [*scaling, *velocity, decayed, descent]
   elif options.update_rule == 'paper':
-    steps = [decayed, *scaling, rate, *velocity]
+    steps = [decayed, *scaling, descent, *velocity]
   else:
-    steps = [decayed, *scaling, *velocity, rate]
+    steps = [decayed, *scaling, *velocity, descent]
   if options.bias_lr_multiplier != 1.0:
     scale = optax.scale(options.bias_lr_multiplier)
     steps.append(optax.masked(scale, bias_mask))

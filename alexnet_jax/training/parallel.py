@@ -26,11 +26,6 @@ def make_mesh(*, local: bool = False) -> Mesh:
   return Mesh(np.array(devices), (AXIS,))
 
 
-def first_device() -> jax.Device:
-  """Returns the first device; all devices are assumed identical."""
-  return jax.devices()[0]
-
-
 def process_part(mesh: Mesh) -> tuple[int, int]:
   """Returns (index, count) of this process among those of the mesh."""
   indices = sorted({device.process_index for device in mesh.devices.flat})

@@ -22,8 +22,8 @@ class Progress:
   """The part of a run's state that lives on the host; JSON in a checkpoint.
 
   Attributes:
-    plateau: see `schedule.ReduceOnPlateau`.
-    stopping: see `schedule.EarlyStopping`.
+    plateau: see `schedule.update_plateau`.
+    stopping: see `schedule.update_stopping`.
     best: the best evaluation, by config.checkpoint.
     evaluations: number of evaluations at the end of an interval.
     evaluated_step: step of the last one, or of the one that ended a run.
@@ -84,20 +84,13 @@ class Progress:
     self.evaluations += 1
     plateau, stopping = config.schedule, config.early_stopping
     if plateau.name == 'plateau':
-      self.plateau = schedule.ReduceOnPlateau(
-        mode=plateau.mode,
-        factor=plateau.factor,
-        patience=plateau.patience,
-        threshold=plateau.threshold,
-        cooldown=plateau.cooldown,
-        min_learning_rate=plateau.min_learning_rate,
-      ).update(self.plateau, values[plateau.monitor])
+      self.plateau = schedule.update_plateau(
+        plateau, self.plateau, values[plateau.monitor]
+      )
     if stopping.enabled:
-      self.stopping = schedule.EarlyStopping(
-        mode=stopping.mode,
-        patience=stopping.patience,
-        threshold=stopping.threshold,
-      ).update(self.stopping, values[stopping.monitor], step)
+      self.stopping = schedule.update_stopping(
+        stopping, self.stopping, values[stopping.monitor], step
+      )
 
 
 class TrainLog:

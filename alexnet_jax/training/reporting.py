@@ -1,12 +1,19 @@
-"""Reports a run to the user: its start, changes on the way, end, speed."""
+"""Reports a run to the user: its start, changes, end, speed and trace."""
 
+import pathlib
 import time
+
+import jax
 
 from alexnet_jax.models.alexnet import resolve_implementation
 from alexnet_jax.training import build
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.writers import METRICS_FILE
+
+PROFILE_FOLDER = 'profile'
+# Of a trace, both included, counted from the start of the process.
+FIRST_TRACED, LAST_TRACED = 10, 20
 
 
 class Speed:
@@ -89,6 +96,51 @@ class Speed:
       'images_per_second': steps * self._global_batch_size / seconds,
       'data_wait_fraction': min(1.0, waited / seconds),
     }
+
+
+class Profile:
+  """A trace of some steps of this process, for TensorBoard or Perfetto.
+
+  Attributes:
+    folder: folder of the trace; None: there is no trace.
+  """
+
+  def __init__(self, folder: pathlib.Path | None, start: int):
+    """`start` is the step after which the process begins."""
+    self.folder = folder
+    self._first, self._last = start + FIRST_TRACED, start + LAST_TRACED
+    self._running = self._written = False
+
+  def begins(self, step: int) -> bool:
+    """Returns True if the trace begins after step `step`."""
+    return bool(self.folder) and step + 1 == self._first
+
+  def ends(self, step: int) -> bool:
+    """Returns True if the trace ends with step `step`."""
+    return self._running and step >= self._last
+
+  def start(self) -> None:
+    """Starts the trace."""
+    jax.profiler.start_trace(self.folder)
+    self._running = True
+
+  def stop(self) -> str:
+    """Writes the trace; returns a line that tells where it is."""
+    self._running, self._written = False, True
+    jax.profiler.stop_trace()
+    return f'a trace of steps {self._first} to {self._last}: {self.folder}'
+
+  def finish(self, console) -> None:
+    """Writes an unfinished trace after the last step, or tells why not."""
+    if self.folder is None or self._written:
+      return
+    if not self._running:
+      console.line(f'no trace: the run ended before step {self._first}')
+      return
+    try:
+      console.line(f'{self.stop()}; the run ended before')
+    except RuntimeError as error:  # why the run ended matters more
+      console.line(f'no trace: {error}')
 
 
 def duration(seconds: float) -> str:

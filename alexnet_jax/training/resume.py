@@ -1,15 +1,19 @@
-"""Decides if a run may go on: its config, data, devices and checkpoint.
+"""Decides if a run may start or go on: its processes, config, data, devices.
 
 A run goes on exactly as if it had not been interrupted, or it is refused with
-the reason. Its checkpoint is read in `checkpoint`, which decides if it counts.
+the reason; so is one whose processes differ. `checkpoint` decides which of its
+checkpoints counts.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 import pathlib
+import socket
 
+import jax
 from jax.sharding import Mesh
 
+from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
@@ -17,6 +21,72 @@ from alexnet_jax.training import build
 from alexnet_jax.training.checkpoint import SavedRun
 from alexnet_jax.training.checkpoint_contents import versions
 from alexnet_jax.training.distributed import ProcessGroup
+
+# Where the data lies, and how fast it is read, may differ between processes.
+_OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch')
+_MOST_ROWS = 32  # of the table of processes
+
+
+def check_processes(
+  processes: ProcessGroup,
+  config,
+  console: cli.Console,
+  check: Callable[[], None],
+) -> None:
+  """Compares the processes of a run, and shows them in one table.
+
+  Raises:
+    UserError: in process 0, which ends the others: if the processes have
+      different numbers or kinds of devices, configs or versions, or fewer
+      processes came than expected.
+  """
+  if processes.is_alone:
+    return
+  devices = jax.local_devices()
+  flat = config_lib.flatten(config_lib.from_dict(config.to_dict()))
+  own = {
+    'host': socket.gethostname(),
+    'number of processes': str(processes.count),
+    'devices': f'{len(devices)} x {devices[0].device_kind}',
+    'processes': jax.process_count(),
+    'versions': versions(),
+    'config': {
+      key: repr(value) for key, value in flat.items() if key not in _OWN_KEYS
+    },
+  }
+  everybody = processes.gather(own, check)
+  if everybody is None:
+    return
+  for index, other in enumerate(everybody):
+    _refuse_other(index, other, own)
+  if own['processes'] != processes.count:
+    raise UserError(
+      f'{processes.count} processes were started, but JAX sees'
+      f' {own["processes"]}: are all of them on the same kind of device?'
+    )
+  rows = {
+    f'process {index}': f'{other["host"]}: {other["devices"]}'
+    for index, other in enumerate(everybody[:_MOST_ROWS])
+  }
+  if more := processes.count - len(rows):
+    rows['...'] = f'{more} more'
+  title = f'{processes.count} processes, {jax.device_count()} devices'
+  console.table(title, rows)
+
+
+def _refuse_other(index, other, own):
+  for name in ('number of processes', 'devices', 'config', 'versions'):
+    before, after = own[name], other[name]
+    if before == after:
+      continue
+    changes = f'{before} -> {after}'
+    if isinstance(before, dict):
+      changes = _lines(files.differences(before, after), show=str)
+    raise UserError(
+      f'process {index}, on {other["host"]}, differs from process 0 in {name}:'
+      f'\n  {changes}'
+      '\nStart all processes with the same command, in the same environment'
+    )
 
 
 def check_config(config, workdir: pathlib.Path, stored) -> None:
@@ -77,17 +147,18 @@ def check_same_data(
       )
 
 
-def _lines(changes):
+def _lines(changes, show=repr):
   return '\n  '.join(
-    f'{key}: {before!r} -> {now!r}' for key, (before, now) in changes.items()
+    f'{key}: {show(before)} -> {show(now)}'
+    for key, (before, now) in changes.items()
   )
 
 
 def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
   """Refuses other statistics of batch norms than the run had.
 
-  They are those of a microbatch, whose size depends on the number of devices,
-  too.
+  They are those of a microbatch, whose size also depends on the number of
+  devices.
 
   Raises:
     UserError: naming the value that gives as many microbatches as before, or a

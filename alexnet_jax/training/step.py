@@ -252,7 +252,7 @@ def train_step(state: TrainState, batch, key, *, options: StepOptions):
 
   Returns:
     (state after, sums over the global batch); see `metrics.example_sums`. If
-    the objective is more than the cross-entropy, the sums have it, too.
+    the objective is more than the cross-entropy, the sums also have it.
   """
   grads, batch_stats, sums = _grads_and_sums(state, batch, key, options)
   # The only reduction of gradients. Every device has as many examples as the

@@ -72,15 +72,6 @@ def check_init(config, class_names: Sequence[str]) -> None:
     )
 
 
-def frozen_parameters(config, num_classes: int) -> frozenset[str]:
-  """Returns the names of the parameters of config.init.freeze."""
-  if not config.init.freeze:
-    return frozenset()
-  return frozen_names(
-    build.state_shapes(config, num_classes), config.init.freeze
-  )
-
-
 def first_state(
   config, class_names: Sequence[str], console: cli.Console
 ) -> TrainState:

@@ -23,8 +23,6 @@ METRICS_FILE = 'metrics.jsonl'
 STEP_LOSSES = 'train/step_losses'  # in a row: list of the losses of its steps
 _LAST = 'last'  # marks a row that is dropped when the run goes on
 MOST_SCALARS = 100  # classes whose measures are scalars in the event files
-# Scalars that depend on the clock: all others repeat exactly when a run does.
-TIMING_KEYS = ('images_per_second', 'data_wait_fraction')
 
 
 def read_rows(workdir: str | pathlib.Path) -> list[dict]:

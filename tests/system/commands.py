@@ -53,6 +53,12 @@ def write_recipe(folder: pathlib.Path, **changes) -> pathlib.Path:
   return path
 
 
+def contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+  """Returns {path: content} of all files of a run but its lock."""
+  files = [p for p in folder.rglob('*') if p.is_file() and p.name != '.lock']
+  return {path: path.read_bytes() for path in files}
+
+
 def start(*arguments, **options) -> subprocess.Popen:
   """Starts a command; output and errors can be read as text."""
   return subprocess.Popen(

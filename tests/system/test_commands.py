@@ -120,14 +120,6 @@ def test_evaluate_prints_the_numbers_of_the_run(trained, capsys):
 
 
 @pytest.mark.slow
-def test_a_finished_run_started_again_is_done(trained):
-  recipe, workdir, result = trained
-  again = commands.train(recipe, workdir)
-  for key in ('eval/loss', 'step', 'state_digest'):
-    assert again[key] == result[key]
-
-
-@pytest.mark.slow
 def test_a_run_cannot_be_made_shorter(trained):
   recipe, workdir, _ = trained
   code, err = fail('--workdir', workdir, '--config.num_steps=30', config=recipe)

@@ -1,7 +1,6 @@
 """Disks that fill up or refuse writing under a run of several processes."""
 
 import contextlib
-import hashlib
 
 import pytest
 
@@ -10,15 +9,6 @@ from tests.system import commands
 from tests.system import together
 
 pytestmark = pytest.mark.slow
-
-
-def contents(folder):
-  """{name: hash} of all files."""
-  return {
-    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).digest()
-    for path in sorted(folder.rglob('*'))
-    if path.is_file()
-  }
 
 
 @contextlib.contextmanager
@@ -47,13 +37,13 @@ def test_a_folder_that_becomes_read_only(small_disk):
   folder = workdir / 'checkpoints'
   with read_only(folder):
     ended = together.finish(processes)
-    good = contents(folder)
+    good = commands.contents(folder)
     assert_refused(ended, 'Read-only file system')
     again = together.finish(together.start(recipe, workdir, 2))
     assert [code for code, _, _ in again] == [2, 2], again
     assert 'Read-only file system' in again[0][2]
     assert 'Traceback' not in again[0][2]
-    assert contents(folder) == good
+    assert commands.contents(folder) == good
   resumed = together.train(recipe, workdir, 2)
   unbroken = together.train(recipe, small_disk / 'unbroken', 2)
   assert resumed['state_digest'] == unbroken['state_digest']
@@ -64,7 +54,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path):
   workdir = tmp_path / 'run'
   together.train(recipe, workdir, 2, '--config.num_steps=30')
   folder = workdir / 'checkpoints'
-  good = contents(folder / '20')
+  good = commands.contents(folder / '20')
   for path in (folder / '30' / 'state').rglob('*'):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:-7])
@@ -76,7 +66,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path):
   assert 'goes on from checkpoint 20' in ended[0][2]
   assert 'checkpoint 30 is damaged' in ended[0][2]
   assert (workdir / 'damaged' / '30').is_dir()
-  assert contents(folder / '20') == good
+  assert commands.contents(folder / '20') == good
   unbroken = tmp_path / 'unbroken'
   together.train(recipe, unbroken, 2)
   fields = ('params', 'batch_stats', 'opt_state')

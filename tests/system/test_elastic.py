@@ -88,7 +88,7 @@ def saved_steps(workdir):
 
 
 def resumed_step(errors):
-  """Returns the checkpoint that a start went on from, if it said so."""
+  """Returns the checkpoint that a start went on from, if any."""
   marks = [
     line.rsplit(' ', 1)[1]
     for line in errors.splitlines()
@@ -127,7 +127,7 @@ class Torture:
     return False
 
   def wait(self, processes, moment, reached):
-    """Until a random moment of that kind, or the end of the run."""
+    """Waits for a random moment of that kind, or the end of the run."""
     step = reached + self.rng.randrange(3, 30)
     seconds = self.rng.uniform(0.3, 7)
     start = time.monotonic()
@@ -145,7 +145,7 @@ class Torture:
       time.sleep(0.002)
 
   def saves(self):
-    """Whether a save is being written."""
+    """Returns True while a save is being written."""
     return any((self.workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp'))
 
   def check(self, ended, victim, number, known):

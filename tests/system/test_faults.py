@@ -1,4 +1,4 @@
-"""What goes wrong around a run, and that nothing good is lost by it."""
+"""Faults around a run, by which nothing good is lost."""
 
 import fcntl
 import json
@@ -46,12 +46,6 @@ def refused(*arguments):
   return err
 
 
-def contents(folder):
-  """{path: content} of all files of a run but its lock."""
-  files = [p for p in folder.rglob('*') if p.is_file() and p.name != '.lock']
-  return {path: path.read_bytes() for path in files}
-
-
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp('trained')
@@ -64,11 +58,11 @@ def write_photos(folder, seed):
   rng = np.random.default_rng(seed)
   for split, count in (('train', 10), ('val', 3)):
     for name, brightness in (('dark', 0), ('light', 128)):
-      place = folder / split / name
-      place.mkdir(parents=True)
+      target = folder / split / name
+      target.mkdir(parents=True)
       for i in range(count):
         image = rng.integers(0, 128, (30, 40, 3)) + brightness
-        cv2.imwrite(str(place / f'{i}.png'), image.astype(np.uint8))
+        cv2.imwrite(str(target / f'{i}.png'), image.astype(np.uint8))
 
 
 @pytest.fixture(scope='module')
@@ -159,19 +153,19 @@ def test_an_unreadable_validation_image_loses_no_step(photo_copy):
 
 def test_a_refused_start_changes_nothing(trained):
   recipe, workdir, _ = trained
-  before = contents(workdir)
+  before = commands.contents(workdir)
   err = refused(
     *train_args(recipe, workdir, '--config.model.dropout=0.25'),
     '--config.optimizer.momentum=0.8',
   )
   assert 'config.model.dropout: 0.5 -> 0.25' in err
   assert 'config.optimizer.momentum: 0.9 -> 0.8' in err
-  assert contents(workdir) == before
+  assert commands.contents(workdir) == before
 
 
 @pytest.mark.slow
 def test_a_run_longer_than_planned_is_the_longer_run(tmp_path):
-  """Also when the first end is no multiple of the evaluation's interval."""
+  """The first end need not be a multiple of the evaluation's interval."""
   recipe = commands.write_recipe(
     tmp_path, schedule__threshold=10.0, schedule__patience=2, num_steps=40
   )

@@ -222,13 +222,6 @@ def test_a_process_that_stays_alone_is_refused(recipe, tmp_path, index):
 
 
 @pytest.mark.slow
-def test_what_process_0_cannot_do_ends_all(recipe, tmp_path):
-  (tmp_path / 'run').write_text('a file')
-  message = refused(together.start(recipe, tmp_path / 'run', 2))
-  assert 'File exists' in message
-
-
-@pytest.mark.slow
 def test_an_unreadable_image_ends_all(tmp_path):
   write_photos(tmp_path / 'photos', seed=0)
   broken = tmp_path / 'photos' / 'train' / 'dark' / '3.png'

@@ -31,7 +31,7 @@ sys.exit(code)
 
 
 def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
-  """With drops of the learning rate, evaluations, saves and a resume."""
+  """The run drops its learning rate, evaluates, saves and resumes."""
   recipe = commands.write_recipe(
     tmp_path, schedule__patience=1, schedule__threshold=1.0
   )
@@ -66,15 +66,15 @@ def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_trace_of_ten_steps(tmp_path):
   recipe = commands.write_recipe(tmp_path, num_steps=24)
-  for place, steps in (('run', 24), ('short', 12)):
+  for name, steps in (('run', 24), ('short', 12)):
     code, _, err = commands.run(
       *(*commands.MAIN, '--config', recipe, '--profile'),
-      *('--workdir', tmp_path / place, f'--config.num_steps={steps}'),
+      *('--workdir', tmp_path / name, f'--config.num_steps={steps}'),
     )
     assert code == 0, err
-    folder = tmp_path / place / 'profile'
+    folder = tmp_path / name / 'profile'
     assert f'a trace of steps 10 to 20: {folder}' in err
-    assert ('the run ended before' in err) == (place == 'short')
+    assert ('the run ended before' in err) == (name == 'short')
     assert any(file.suffix == '.pb' for file in folder.rglob('*'))
 
 
@@ -92,11 +92,11 @@ def test_programs_are_kept_where_the_user_keeps_such_things(
     if not name.startswith(('JAX_COMPILATION_CACHE', 'JAX_PERSISTENT'))
   }
   read = []
-  for place in ('first', 'second'):
+  for name in ('first', 'second'):
     code, out, err = commands.run(
       *('env', '-i', *(f'{n}={v}' for n, v in environment.items())),
       *(sys.executable, '-c', READING, '--config', recipe),
-      *('--workdir', tmp_path / place),
+      *('--workdir', tmp_path / name),
     )
     assert code == 0, err
     read.append(int(out.splitlines()[-1]))

@@ -12,6 +12,7 @@ from alexnet_jax.training import writers
 from tests import mounts
 from tests.some_slow import some_slow
 from tests.system import commands
+from tests.system.together import timeless
 
 # 60 steps of 8 in epochs of 12: kills fall into several epochs; batch norm
 # adds statistics to the state. The threshold makes two plateau drops.
@@ -41,14 +42,6 @@ def unbroken(tmp_path_factory):
   return recipe, result, history
 
 
-def timeless(workdir):
-  """The history without what depends on the clock."""
-  return [
-    {k: v for k, v in row.items() if k not in writers.TIMING_KEYS}
-    for row in writers.read_rows(workdir)
-  ]
-
-
 def start(recipe, workdir):
   return commands.start(
     *commands.MAIN, '--config', recipe, '--workdir', workdir, '--json'
@@ -56,7 +49,7 @@ def start(recipe, workdir):
 
 
 def wait_for_step(process, workdir, step):
-  """Until the history reaches a step, or the process ends."""
+  """Waits until the history reaches a step, or the process ends."""
   while process.poll() is None:
     rows = writers.read_rows(workdir)
     if rows and rows[-1]['step'] >= step:

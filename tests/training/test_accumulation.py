@@ -82,7 +82,7 @@ def test_microbatches_train_as_the_whole(kind, objective):
 
 
 def moved(params, grads):
-  """Where the first step of `make_state` leads."""
+  """Returns the parameters after the first step of `make_state`."""
   return jax.tree.map(lambda w, g: w - 0.05 * (g + 5e-4 * w), params, grads)
 
 

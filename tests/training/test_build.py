@@ -20,16 +20,28 @@ def make_config(tmp_path, **changes):
   return validation.load_config([f'--config={recipe}'])
 
 
+def find(config, folder, **options):
+  """The pixel statistics of a run in `folder`."""
+  loader = build.make_loader(config, 'train')
+  return build.find_pixel_statistics(config, loader, folder, **options)
+
+
+def squares_of(config):
+  loader = build.make_loader(config, 'train')
+  return np.stack(
+    [loader.square(i)[0] for i in range(loader.source.num_examples)]
+  )
+
+
 def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   config = make_config(tmp_path)
-  loader = build.make_loader(config, 'train')
-  first = build.find_pixel_statistics(config, loader, tmp_path).mean
-  squares = [loader.square(i)[0] for i in range(96)]
-  np.testing.assert_allclose(first, np.mean(squares, (0, 1, 2)), rtol=1e-6)
+  first = find(config, tmp_path).mean
+  squares = squares_of(config)
+  np.testing.assert_allclose(first, squares.mean((0, 1, 2)), rtol=1e-6)
   assert first.dtype == np.float32
   # It must not be called.
   monkeypatch.setattr(pixel_statistics, 'compute', None)
-  again = build.find_pixel_statistics(config, loader, tmp_path).mean
+  again = find(config, tmp_path).mean
   np.testing.assert_array_equal(again, first)
   stored = build.stored_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, first)
@@ -37,39 +49,33 @@ def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
 
 def test_the_mean_of_other_data_is_computed_anew(tmp_path):
   config = make_config(tmp_path)
-  loader = build.make_loader(config, 'train')
-  first = build.find_pixel_statistics(config, loader, tmp_path).mean
+  first = find(config, tmp_path).mean
   config.data.synthetic_examples = 48
-  loader = build.make_loader(config, 'train')
-  assert (
-    build.find_pixel_statistics(config, loader, tmp_path).mean != first
-  ).any()
+  assert (find(config, tmp_path).mean != first).any()
 
 
 def test_the_mean_image_loses_its_border(tmp_path):
   config = make_config(tmp_path, data__mean='image')
-  loader = build.make_loader(config, 'train')
-  mean = build.find_pixel_statistics(config, loader, tmp_path).mean
-  whole = np.mean([loader.square(i)[0] for i in range(96)], 0)
+  mean = find(config, tmp_path).mean
+  whole = squares_of(config).mean(0)
   np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
 
 
 def start_other(tmp_path, **changes):
-  """(folder, its loader) of a run with other data that knows their mean."""
+  """(folder, config) of a run with other data that knows their mean."""
   folder = tmp_path / 'other'
   folder.mkdir()
   config = make_config(tmp_path, data__synthetic_examples=30, **changes)
   config_lib.write_config(config, folder)
-  loader = build.make_loader(config, 'train')
-  build.find_pixel_statistics(config, loader, folder)
-  return folder, loader
+  find(config, folder)
+  return folder, config
 
 
 @pytest.fixture
 def other(tmp_path):
   """(folder, mean image of 28 x 28) of a run with other data."""
-  folder, loader = start_other(tmp_path, data__mean='image')
-  return folder, np.mean([loader.square(i)[0] for i in range(30)], 0)
+  folder, config = start_other(tmp_path, data__mean='image')
+  return folder, squares_of(config).mean(0)
 
 
 @pytest.mark.parametrize('pca_lighting', [0.0, 0.1])
@@ -84,35 +90,31 @@ def test_the_mean_image_of_the_run_whose_weights_are_taken(
     init__workdir=str(folder),
     init__mean_image=True,
   )
-  loader = build.make_loader(config, 'train')
   if not pca_lighting:  # no pass over the data is needed
     monkeypatch.setattr(pixel_statistics, 'compute', None)
-  found = build.find_pixel_statistics(config, loader, tmp_path)
+  found = find(config, tmp_path)
   np.testing.assert_allclose(found.mean, image[2:-2, 2:-2], rtol=1e-6)
   if pca_lighting:  # of the data here
-    squares = np.stack([loader.square(i)[0] for i in range(96)])
+    squares = squares_of(config)
     np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
   # From then on the other run may be gone.
   shutil.rmtree(folder)
-  again = build.find_pixel_statistics(config, loader, tmp_path)
+  again = find(config, tmp_path)
   np.testing.assert_array_equal(again.mean, found.mean)
   stored = build.stored_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, found.mean)
 
 
 def test_the_mean_image_of_the_data_is_no_longer_used(other, tmp_path):
-  """In a folder that has it already."""
+  """The folder has it already."""
   config = make_config(tmp_path, data__mean='image')
-  loader = build.make_loader(config, 'train')
-  own = build.find_pixel_statistics(config, loader, tmp_path).mean
+  own = find(config, tmp_path).mean
   config.init.workdir, config.init.mean_image = str(other[0]), True
-  assert (
-    build.find_pixel_statistics(config, loader, tmp_path).mean != own
-  ).any()
+  assert (find(config, tmp_path).mean != own).any()
 
 
 def take_mean_of(folder, tmp_path, **changes):
-  """What a run that starts with the weights of `folder` subtracts."""
+  """Returns the mean of a run that starts with the weights of `folder`."""
   config = make_config(
     tmp_path,
     data__mean='image',
@@ -120,8 +122,7 @@ def take_mean_of(folder, tmp_path, **changes):
     init__mean_image=True,
     **changes,
   )
-  loader = build.make_loader(config, 'train')
-  return build.find_pixel_statistics(config, loader, tmp_path).mean
+  return find(config, tmp_path).mean
 
 
 @pytest.mark.parametrize(
@@ -157,35 +158,32 @@ def test_squares_of_another_size_do_not_matter(other, tmp_path):
 
 def test_no_mean(tmp_path):
   config = make_config(tmp_path, data__mean='none')
-  loader = build.make_loader(config, 'train')
-  assert not build.find_pixel_statistics(config, loader, tmp_path).mean.any()
+  assert not find(config, tmp_path).mean.any()
   assert not build.stored_mean(config, tmp_path).any()
   assert not list(tmp_path.glob('*.npz'))
 
 
 def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
   config = make_config(tmp_path, data__mean_rgb=(10.0, 20.0, 30.5))
-  loader = build.make_loader(config, 'train')
   levels = np.float32([10, 20, 30.5])
   with monkeypatch.context() as patch:
     patch.setattr(pixel_statistics, 'compute', None)  # must not be called
-    found = build.find_pixel_statistics(config, loader, tmp_path)
+    found = find(config, tmp_path)
   np.testing.assert_array_equal(found.mean, levels)
   stored = build.stored_mean(config, tmp_path)
   np.testing.assert_array_equal(stored, levels)
   assert not list(tmp_path.glob('*.npz'))
   # How the colors vary is the data's own all the same.
   config.data.pca_lighting = 0.1
-  found = build.find_pixel_statistics(config, loader, tmp_path)
+  found = find(config, tmp_path)
   np.testing.assert_array_equal(found.mean, levels)
-  squares = np.stack([loader.square(i)[0] for i in range(96)])
+  squares = squares_of(config)
   np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
 
 
 def test_a_part_of_the_mean_is_not_kept(tmp_path):
   config = make_config(tmp_path)
-  loader = build.make_loader(config, 'train')
-  build.find_pixel_statistics(config, loader, tmp_path, limit=10)
+  find(config, tmp_path, limit=10)
   with pytest.raises(
     UserError, match=r'pixel_mean\.npz with the mean.*missing'
   ):
@@ -266,7 +264,7 @@ def test_mean_and_colors_of_a_raw_set_need_no_pass(
   squares = np.concatenate(loader.source.shards)
   # It must not be called.
   monkeypatch.setattr(pixel_statistics, 'compute', None)
-  found = build.find_pixel_statistics(config, loader, tmp_path)
+  found = find(config, tmp_path)
   np.testing.assert_allclose(found.mean, squares.mean((0, 1, 2)), rtol=1e-6)
   np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
   np.testing.assert_array_equal(
@@ -275,7 +273,7 @@ def test_mean_and_colors_of_a_raw_set_need_no_pass(
   # Nor where the mean is that of another run.
   config.init.workdir, config.init.mean_image = str(other[0]), True
   config.data.mean = 'image'
-  again = build.find_pixel_statistics(config, loader, tmp_path)
+  again = find(config, tmp_path)
   np.testing.assert_allclose(again.mean, other[1][2:-2, 2:-2], rtol=1e-6)
   np.testing.assert_array_equal(again.lighting, found.lighting)
 
@@ -286,10 +284,9 @@ def shift_of(squares):
 
 
 def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
-  """As in folders whose mean came without them."""
+  """A folder may hold a mean alone."""
   config = make_config(tmp_path)
-  loader = build.make_loader(config, 'train')
-  mean = build.find_pixel_statistics(config, loader, tmp_path).mean
+  mean = find(config, tmp_path).mean
   path = tmp_path / pixel_statistics.MEAN_FILE
   with np.load(path) as stored:
     np.savez(path, mean=stored['mean'], of=stored['of'])
@@ -297,27 +294,37 @@ def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
   np.testing.assert_array_equal(build.stored_mean(config, tmp_path), mean)
   with pytest.raises(UserError, match=r'the covariance .* is missing'):
     build.stored_lighting(config, tmp_path)
-  found = build.find_pixel_statistics(config, loader, tmp_path)
-  squares = np.stack([loader.square(i)[0] for i in range(96)])
+  found = find(config, tmp_path)
+  squares = squares_of(config)
   np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
   np.testing.assert_array_equal(found.mean, mean)
   assert build.stored_lighting(config, tmp_path) is not None
 
 
 @pytest.mark.parametrize(
-  ('scaling', 'rate'), [('none', 0.02), ('linear', 0.08), ('sqrt', 0.04)]
+  ('batch_size', 'scaling', 'lr'),
+  [
+    (128, 'none', 0.02),
+    (128, 'linear', 0.08),
+    (128, 'sqrt', 0.04),
+    (8, 'linear', 0.005),
+    (8, 'sqrt', 0.01),
+    (32, 'sqrt', 0.02),
+  ],
 )
-def test_the_rate_grows_with_the_batch(tmp_path, scaling, rate):
+def test_the_learning_rate_grows_with_the_batch(
+  tmp_path, batch_size, scaling, lr
+):
   config = make_config(
     tmp_path,
-    global_batch_size=128,
+    global_batch_size=batch_size,
     optimizer__rate_scaling=scaling,
     optimizer__base_batch_size=32,
   )
-  assert build.learning_rate(config) == pytest.approx(rate)
+  assert build.learning_rate(config) == pytest.approx(lr, rel=1e-12)
   state = build.make_state(config, build.make_model(config, 4))
   held = state.opt_state.hyperparams['learning_rate']
-  assert held == pytest.approx(rate)
+  assert held == pytest.approx(lr)
 
 
 def test_evaluation_batches_are_no_larger_than_a_device_computes(tmp_path):

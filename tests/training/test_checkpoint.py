@@ -26,6 +26,7 @@ from alexnet_jax.training import optimizer
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.schedule import PlateauState
+from tests.system import commands
 
 RUN = checkpoint.SavedRun(
   config=config_lib.make_config(),
@@ -69,26 +70,20 @@ def make_state(step=0, width=8, norm='lrn'):
 
 
 def save(folder, steps, keep=5, keep_steps=()):
-  checkpoints = checkpoint.Checkpoints(folder, keep=keep)
   digests = {}
-  for step in steps:
-    tree = state_lib.saved_tree(make_state(step))
-    digests[step] = state_lib.state_digest(tree)
-    checkpoints.save(tree, RUN, keep_steps=keep_steps)
-  checkpoints.wait()
-  checkpoints.close()
+  with checkpoint.Checkpoints(folder, keep=keep) as checkpoints:
+    for step in steps:
+      tree = state_lib.saved_tree(make_state(step))
+      digests[step] = state_lib.state_digest(tree)
+      checkpoints.save(tree, RUN, keep_steps=keep_steps)
+    checkpoints.wait()
   return digests
 
 
 def restore_newest(folder, **options):
-  checkpoints = checkpoint.Checkpoints(folder)
-  try:
-    restored = checkpoints.restore_newest(
-      state_lib.saved_tree(make_state(**options))
-    )
-  finally:
-    checkpoints.close()
-  return restored
+  template = state_lib.saved_tree(make_state(**options))
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    return checkpoints.restore_newest(template)
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -109,13 +104,12 @@ def test_no_checkpoint_is_no_error(tmp_path):
 
 def test_the_caller_may_overwrite_what_it_saves(tmp_path):
   """The save is under way while the next step writes into donated memory."""
-  checkpoints = checkpoint.Checkpoints(tmp_path)
   tree = jax.tree.map(np.array, state_lib.saved_tree(make_state(1)))
   digest = state_lib.state_digest(tree)
-  checkpoints.save(tree, RUN)
-  jax.tree.map(lambda leaf: leaf.fill(7), tree)
-  checkpoints.wait()
-  checkpoints.close()
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(tree, RUN)
+    jax.tree.map(lambda leaf: leaf.fill(7), tree)
+    checkpoints.wait()
   assert state_lib.state_digest(restore_newest(tmp_path)[0]) == digest
 
 
@@ -166,9 +160,8 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 
 def test_newest_and_chosen_steps_are_kept(tmp_path):
   save(tmp_path, range(1, 7), keep=2, keep_steps={2, None})
-  checkpoints = checkpoint.Checkpoints(tmp_path)
-  assert checkpoints.steps() == [2, 5, 6]
-  checkpoints.close()
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [2, 5, 6]
 
 
 def test_another_network_is_refused_leaf_by_leaf(tmp_path):
@@ -177,27 +170,16 @@ def test_another_network_is_refused_leaf_by_leaf(tmp_path):
     restore_newest(tmp_path, width=9, norm='batch')
   lines = str(info.value).splitlines()
   expected = [
-    'params/dense1/kernel: the checkpoint has float32[72, 8],'
+    'params/dense1/kernel: the checkpoint has float32[72, 8],'  # 8 * 3 * 3
     ' this network float32[72, 9]',
     'params/norm1/scale: the checkpoint has nothing, this network float32[8]',
     'batch_stats/norm1/mean: the checkpoint has nothing,'
     ' this network float32[8]',
   ]
-  expected[0] = expected[0].replace('72', str(8 * 3 * 3))
   for line in expected:
     assert f'  {line}' in lines
   assert not any('conv1' in line for line in lines)
   assert (tmp_path / 'checkpoints' / '1').is_dir()  # it is not damaged
-
-
-def largest_file(folder):
-  files = [p for p in folder.rglob('*') if p.is_file()]
-  return max(files, key=lambda p: p.stat().st_size)
-
-
-def truncate(folder):
-  path = largest_file(folder)
-  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def flip_bits(folder):
@@ -208,21 +190,9 @@ def flip_bits(folder):
     path.write_bytes(data)
 
 
-def remove_run(folder):
-  (folder / 'run' / 'metadata').unlink()
-
-
-def remove_state_metadata(folder):
-  (folder / 'state' / '_METADATA').unlink()
-
-
-DAMAGES = [flip_bits, remove_run, remove_state_metadata]
-
-
-@pytest.mark.parametrize('damage', DAMAGES)
-def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, caplog, damage):
+def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, caplog):
   digests = save(tmp_path, [1, 2, 3])
-  damage(tmp_path / 'checkpoints' / '3')
+  flip_bits(tmp_path / 'checkpoints' / '3')
   tree, _ = restore_newest(tmp_path)
   assert int(tree['step']) == 2
   assert state_lib.state_digest(tree) == digests[2]
@@ -232,21 +202,13 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, caplog, damage):
   assert int(restore_newest(tmp_path)[0]['step']) == 2
 
 
-def contents(folder):
-  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-
-
-def rewrite_run(folder, change):
-  path = folder / 'run' / 'metadata'
-  fields = json.loads(path.read_text())
-  change(fields)
-  path.write_text(json.dumps(fields))
-
-
 @pytest.mark.parametrize('name', ['digest', 'iterator', 'num_microbatches'])
 def test_a_checkpoint_that_lacks_a_field_is_named(tmp_path, name):
   save(tmp_path, [1])
-  rewrite_run(tmp_path / 'checkpoints' / '1', lambda fields: fields.pop(name))
+  path = tmp_path / 'checkpoints' / '1' / 'run' / 'metadata'
+  fields = json.loads(path.read_text())
+  del fields[name]
+  path.write_text(json.dumps(fields))
   with pytest.raises(UserError, match=f'run: missing or unknown: {name}'):
     restore_newest(tmp_path)
 
@@ -256,7 +218,7 @@ def test_no_damaged_file_goes_unnoticed(tmp_path, damage):
   """Each file of the newest checkpoint in turn; the older one is untouched."""
   digests = save(tmp_path, [2, 3])
   folder = tmp_path / 'checkpoints'
-  whole, good = contents(folder / '3'), contents(folder / '2')
+  whole, good = commands.contents(folder / '3'), commands.contents(folder / '2')
   used = []
   for path, content in whole.items():
     {
@@ -267,7 +229,7 @@ def test_no_damaged_file_goes_unnoticed(tmp_path, damage):
     tree, _ = restore_newest(tmp_path)
     step = int(tree['step'])
     assert state_lib.state_digest(tree) == digests[step], path
-    assert contents(folder / '2') == good
+    assert commands.contents(folder / '2') == good
     used.append(step)
     if step == 2:
       (tmp_path / 'damaged' / '3').rename(folder / '3')
@@ -278,7 +240,7 @@ def test_no_damaged_file_goes_unnoticed(tmp_path, damage):
 def test_if_all_are_damaged_the_run_stops_and_moves_nothing(tmp_path):
   save(tmp_path, [1, 2])
   for step in '12':
-    truncate(tmp_path / 'checkpoints' / step)
+    flip_bits(tmp_path / 'checkpoints' / step)
   with pytest.raises(UserError, match=r'no checkpoint in .* can be read'):
     restore_newest(tmp_path)
   assert (tmp_path / 'checkpoints' / '1').is_dir()

@@ -1,4 +1,4 @@
-"""Which processes there are: flags, variables and launchers."""
+"""Detection of the processes of a run: flags, variables, launchers."""
 
 import pytest
 
@@ -26,7 +26,7 @@ KUBERNETES = {
 }
 
 
-def place(found):
+def identity(found):
   return found.source, found.index, found.count
 
 
@@ -53,7 +53,7 @@ def test_flags_come_first():
   found = cluster.detect(
     SLURM, coordinator='host:1234', process_index=0, process_count=2
   )
-  assert place(found) == ('flags', 0, 2)
+  assert identity(found) == ('flags', 0, 2)
   assert found.options == {
     'coordinator_address': 'host:1234',
     'process_id': 0,
@@ -73,10 +73,10 @@ def test_a_run_of_one_machine_is_not_heard_outside():
 
 def test_variables():
   found = cluster.detect({**SLURM, **KUBERNETES})
-  assert place(found) == ('Kubernetes Indexed Job', 2, 3)
+  assert identity(found) == ('Kubernetes Indexed Job', 2, 3)
   assert found.options['coordinator_address'] == 'alexnet-0.alexnet:1234'
   found = cluster.detect({**KUBERNETES, 'JAX_PROCESS_ID': '0'})
-  assert place(found) == ('environment', 0, 3)
+  assert identity(found) == ('environment', 0, 3)
   assert found.variables['JAX_NUM_PROCESSES'] == '3'
 
 
@@ -107,13 +107,13 @@ def test_variables():
 )
 def test_slurm(changes, ids):
   found = cluster.detect({**SLURM, **changes})
-  assert place(found) == ('SLURM', 2, 4)
+  assert identity(found) == ('SLURM', 2, 4)
   assert found.options == {'cluster_detection_method': 'slurm', **ids}
 
 
 def test_open_mpi():
   found = cluster.detect(OPEN_MPI)
-  assert place(found) == ('Open MPI', 1, 2)
+  assert identity(found) == ('Open MPI', 1, 2)
   assert found.options == {'cluster_detection_method': 'ompi'}
 
 

@@ -64,7 +64,7 @@ def test_no_callback_no_float64_no_scatter_of_pixels(train_step):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_gradients_are_reduced_in_the_dtype_that_is_asked_for(dtype):
-  """In what the CPU's compiler gets, which sums bfloat16 in float32."""
+  """The CPU's compiler is given bfloat16, which it sums in float32."""
   step, arguments = train_step_and_arguments(grad_allreduce_dtype=dtype)
   text = str(jax.make_jaxpr(step)(*arguments))
   reduced = re.findall(r':(\w+)\[([\d,]*)\][^\n]* = psum', text)

@@ -33,6 +33,23 @@ jax.tree_util.register_pytree_node(
 )
 
 
+def evaluate(source, batch_size, kind, progress=lambda done: None, top=0):
+  mesh = parallel.make_mesh()
+  eval_step = parallel.map_over_devices(
+    functools.partial(step.eval_step, options=OPTIONS, top=top), mesh, kind
+  )
+  return measure.evaluate(
+    eval_step,
+    MeanColor(),
+    pipeline.make_eval_iter(
+      Loader(source, 8), 8, pipeline.Batching(batch_size)
+    ),
+    lambda batch: parallel.batch_to_devices(batch, mesh, kind),
+    progress,
+    num_examples=source.num_examples,
+  )
+
+
 @pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
 @pytest.mark.parametrize('batch', [4, 12, 24, 100])
 def test_every_image_counts_once_on_four_devices(kind, batch):
@@ -42,21 +59,8 @@ def test_every_image_counts_once_on_four_devices(kind, batch):
   images[..., 0] = rng.integers(0, 240, 23)[:, None, None]
   labels = rng.integers(0, 6, 23).astype(np.int32)
   source = sources.ArraySource('reds', images, labels, tuple('abcdef'))
-  mesh = parallel.make_mesh()
-  eval_step = parallel.map_over_devices(
-    functools.partial(step.eval_step, options=OPTIONS, top=3),
-    mesh,
-    kind,
-  )
   seen = []
-  measured = measure.evaluate(
-    eval_step,
-    MeanColor(),
-    pipeline.make_eval_iter(Loader(source, 8), 8, pipeline.Batching(batch)),
-    lambda b: parallel.batch_to_devices(b, mesh, kind),
-    seen.append,
-    num_examples=23,
-  )
+  measured = evaluate(source, batch, kind, seen.append, top=3)
   assert seen == list(range(1, -(-23 // batch) + 1))
   red = images[:, 0, 0, :1].astype(float)
   logits = -np.abs(red - np.arange(6) * 40) / 20
@@ -82,17 +86,6 @@ def test_without_predictions():
   source = sources.ArraySource(
     'black', np.zeros((5, 8, 8, 3), np.uint8), np.zeros(5, np.int32), 'abcdef'
   )
-  mesh = parallel.make_mesh()
-  eval_step = parallel.map_over_devices(
-    functools.partial(step.eval_step, options=OPTIONS),
-    mesh,
-    'pmap',
-  )
-  measured = measure.evaluate(
-    eval_step,
-    MeanColor(),
-    pipeline.make_eval_iter(Loader(source, 8), 8, pipeline.Batching(4)),
-    lambda b: parallel.batch_to_devices(b, mesh, 'pmap'),
-  )
+  measured = evaluate(source, 4, 'pmap')
   assert measured.predictions is None
   assert measured.confusion[0, 0] == 5

@@ -22,8 +22,8 @@ def run_ours(**options):
   params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
   tx = optimizer.make_optimizer(1.0, **options)
   opt_state = tx.init(params)
-  for t, rate in enumerate(RATES):
-    hyperparams = {**opt_state.hyperparams, 'learning_rate': jnp.float32(rate)}
+  for t, lr in enumerate(RATES):
+    hyperparams = {**opt_state.hyperparams, 'learning_rate': jnp.float32(lr)}
     opt_state = opt_state._replace(hyperparams=hyperparams)
     grads = jax.tree.map(jnp.float32, grads_at(jax.device_get(params), t))
     updates, opt_state = tx.update(grads, opt_state, params)
@@ -32,15 +32,15 @@ def run_ours(**options):
 
 
 def run_loop(update):
-  """`update(path, w, v, g, rate)` gives (w, v) of one leaf."""
+  """`update(path, w, v, g, lr)` gives (w, v) of one leaf."""
   leaves, tree = jax.tree_util.tree_flatten_with_path(PARAMS)
   paths = [path[-1].key for path, _ in leaves]
   params = [leaf for _, leaf in leaves]
   velocities = [np.zeros_like(leaf) for leaf in params]
-  for t, rate in enumerate(RATES):
+  for t, lr in enumerate(RATES):
     grads = [np.cos(3 * p + t) for p in params]
     pairs = [
-      update(*leaf, rate)
+      update(*leaf, lr)
       for leaf in zip(paths, params, velocities, grads, strict=True)
     ]
     params, velocities = (list(x) for x in zip(*pairs, strict=True))
@@ -56,30 +56,30 @@ def assert_close(actual, expected):
 
 
 def test_sgd_as_in_torch():
-  def update(path, w, v, g, rate):
+  def update(path, w, v, g, lr):
     v = 0.9 * v + g + 0.05 * w
-    return w - rate * v, v
+    return w - lr * v, v
 
   assert_close(run_ours(momentum=0.9, weight_decay=0.05), run_loop(update))
 
 
 def test_the_papers_rule_keeps_the_rate_in_the_velocity():
-  def update(path, w, v, g, rate):
-    v = 0.9 * v - 0.05 * rate * w - rate * g
+  def update(path, w, v, g, lr):
+    v = 0.9 * v - 0.05 * lr * w - lr * g
     return w + v, v
 
   ours = run_ours(momentum=0.9, weight_decay=0.05, update_rule='paper')
   assert_close(ours, run_loop(update))
-  # The two rules differ after a drop of the rate, and only then.
+  # The two rules differ after a drop of lr, and only then.
   other = run_ours(momentum=0.9, weight_decay=0.05)
   difference = other['conv1']['kernel'] - ours['conv1']['kernel']
   assert np.abs(difference).max() > 0.01
 
 
 def test_nesterov():
-  def update(path, w, v, g, rate):
+  def update(path, w, v, g, lr):
     v = 0.9 * v + g
-    return w - rate * (0.9 * v + g), v
+    return w - lr * (0.9 * v + g), v
 
   ours = run_ours(momentum=0.9, weight_decay=0.0, nesterov=True)
   assert_close(ours, run_loop(update))
@@ -87,13 +87,13 @@ def test_nesterov():
 
 @pytest.mark.parametrize('rule', ['optax', 'paper'])
 def test_biases_with_twice_the_rate_and_no_decay(rule):
-  def update(path, w, v, g, rate):
+  def update(path, w, v, g, lr):
     decay = 0.05 if path == 'kernel' else 0.0
     factor = 2.0 if path == 'bias' else 1.0
     if rule == 'optax':
       v = 0.9 * v + g + decay * w
-      return w - factor * rate * v, v
-    v = 0.9 * v - rate * (g + decay * w)
+      return w - factor * lr * v, v
+    v = 0.9 * v - lr * (g + decay * w)
     return w + factor * v, v
 
   ours = run_ours(
@@ -106,8 +106,8 @@ def run_optax(make, params=PARAMS):
   """The same steps with a transformation of optax itself."""
   params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
   opt_state = None
-  for t, rate in enumerate(RATES):
-    tx = make(rate)
+  for t, lr in enumerate(RATES):
+    tx = make(lr)
     opt_state = tx.init(params) if opt_state is None else opt_state
     grads = jax.tree.map(jnp.float32, grads_at(jax.device_get(params), t))
     updates, opt_state = tx.update(grads, opt_state, params)
@@ -159,9 +159,9 @@ def test_lars():
 
 
 def test_decoupled_decay_of_sgd_stays_out_of_the_velocity():
-  def update(path, w, v, g, rate):
+  def update(path, w, v, g, lr):
     v = 0.9 * v + g
-    return w - rate * (v + 0.05 * w), v
+    return w - lr * (v + 0.05 * w), v
 
   ours = run_ours(weight_decay=0.05, decoupled_decay=True)
   assert_close(ours, run_loop(update))
@@ -198,10 +198,10 @@ def test_rates_of_their_own_as_in_the_source_release():
     for layer, leaves in PARAMS.items()
     for name, leaf in leaves.items()
   }
-  for t, rate in enumerate(RATES):
+  for t, lr in enumerate(RATES):
     phase = sum(t >= begin for begin in begins)
     hyperparams = {
-      'learning_rate': jnp.float32(rate),
+      'learning_rate': jnp.float32(lr),
       'phase': jnp.float32(phase),
     }
     assert opt_state.hyperparams.keys() == hyperparams.keys()
@@ -210,10 +210,10 @@ def test_rates_of_their_own_as_in_the_source_release():
     updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     for key, (w, v) in expected.items():
-      own = rate * factors[key][phase]
+      own = lr * factors[key][phase]
       g = np.cos(3 * w + t) + (5e-4 * w if key[1] == 'kernel' else 0.0)
       v = 0.9 * v - own * g
-      # Of a rate of 0 nothing moves, not even what is under way.
+      # At a learning rate of 0 nothing moves, not even what is under way.
       expected[key] = [w + v if own else w, v]
   for (layer, name), (w, _) in expected.items():
     np.testing.assert_allclose(params[layer][name], w, rtol=1e-5, atol=1e-6)

@@ -43,7 +43,11 @@ def test_numbers_come_one_step_late():
 
 
 def test_a_resumed_interval_counts_the_steps_before():
-  progress = Progress(PlateauState(0.1))
+  progress = Progress(
+    PlateauState(0.1, best=0.3, wait=2, cooldown=1),
+    stopping=StoppingState(best=0.1, best_step=7, evaluations=3, wait=1),
+    last_evaluation={'eval/loss': 0.1},
+  )
   log = TrainLog(progress, 0)
   log.add(1, sums(1, []))
   log.add(2, sums(2, []))
@@ -65,19 +69,6 @@ def test_a_lost_loss_is_noticed_before_the_state_can_be_saved():
   log.add(7, sums(7, [], loss=float('nan')))
   with pytest.raises(NonFiniteLossError, match='between steps 6 and 7'):
     log.flush()
-
-
-def test_progress_survives_json():
-  progress = Progress(
-    PlateauState(0.1, best=0.3, wait=2, cooldown=1),
-    stopping=StoppingState(best=0.1, best_step=7, evaluations=3, wait=1),
-    evaluations=3,
-    evaluated_step=30,
-    last_evaluation={'eval/loss': 0.1},
-  )
-  assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == (
-    progress
-  )
 
 
 def test_losses_are_kept_with_seven_digits():

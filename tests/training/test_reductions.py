@@ -1,4 +1,4 @@
-"""What crosses between the devices in a step, counted in compiled programs.
+"""Traffic between the devices in a step, counted in compiled programs.
 
 Seen on the CPU with jax 0.10 and 0.12: XLA makes one all-reduce of all
 gradients, running statistics and sums that are float32, and one of the count,
@@ -109,7 +109,7 @@ def total(found):
   ),
 )
 def test_gradients_are_reduced_once(kind, dtype):
-  """In float32 whatever the computation is in."""
+  """They are float32, whatever the computation is in."""
   program, params, _, sums = compiled_small(kind, model__dtype=dtype)
   once = collectives(program, repeated=False)
   # All of one type in one: the numbers of examples and signals are integers.
@@ -154,17 +154,11 @@ def test_microbatches_add_no_reductions(kind, norm):
   assert total(collectives(whole, repeated=False)) == total(once + in_loop)
 
 
-def count_with(monkeypatch, pmean):
-  """(what crosses, bytes of parameters, of sums) with another reduction."""
-  replaced = types.SimpleNamespace(**{**vars(lax), 'pmean': pmean})
-  monkeypatch.setattr(step, 'lax', replaced)
-  program, params, _, sums = compiled(small('shard_map'))
-  return collectives(program, repeated=False), params, sums
-
-
 def test_a_second_reduction_would_be_seen(monkeypatch):
   def twice(tree, axis):
     return lax.pmean(lax.pmean(tree, axis), axis)
 
-  once, params, sums = count_with(monkeypatch, twice)
-  assert total(once) == 2 * params + sums
+  replaced = types.SimpleNamespace(**{**vars(lax), 'pmean': twice})
+  monkeypatch.setattr(step, 'lax', replaced)
+  program, params, _, sums = compiled(small('shard_map'))
+  assert total(collectives(program, repeated=False)) == 2 * params + sums

@@ -10,15 +10,14 @@ import keras
 import numpy as np
 import pytest
 
+from alexnet_jax import config as config_lib
 from alexnet_jax.training import schedule
-from alexnet_jax.training.schedule import EarlyStopping
 from alexnet_jax.training.schedule import PlateauState
-from alexnet_jax.training.schedule import ReduceOnPlateau
 from alexnet_jax.training.schedule import StoppingState
 
 
 class KerasModel:
-  """What the callbacks touch of a model."""
+  """The part of a model that the callbacks touch."""
 
   def __init__(self, learning_rate):
     self.optimizer = keras.optimizers.SGD(learning_rate)
@@ -38,11 +37,16 @@ def keras_rates(values, learning_rate, **options):
 
 
 def our_rates(values, learning_rate, **options):
-  plateau, state = ReduceOnPlateau(**options), PlateauState(learning_rate)
+  section, state = (
+    config_lib.make_config().schedule,
+    PlateauState(learning_rate),
+  )
+  section.update(options)
   rates = []
   for value in values:
     # Through JSON's types, as a run that resumes every time.
-    state = plateau.update(PlateauState(**dataclasses.asdict(state)), value)
+    again = PlateauState(**dataclasses.asdict(state))
+    state = schedule.update_plateau(section, again, value)
     rates.append(float(np.float32(state.learning_rate)))
   return rates
 
@@ -124,6 +128,7 @@ def test_plateau_by_hand():
   rates = our_rates(
     [3, 2, 2, 2, 2, 2, 2],
     1.0,
+    mode='min',
     factor=0.5,
     patience=2,
     cooldown=1,
@@ -155,12 +160,12 @@ def keras_stop(values, **options):
   threshold=st.sampled_from([0.0, 1e-4, 0.1]),
 )
 def test_early_stopping_does_what_keras_does(values, mode, patience, threshold):
-  stopping = EarlyStopping(mode=mode, patience=patience, threshold=threshold)
+  section = config_lib.make_config().early_stopping
+  section.update(mode=mode, patience=patience, threshold=threshold)
   state, stopped = StoppingState(), None
   for epoch, value in enumerate(values):
-    state = stopping.update(
-      StoppingState(**dataclasses.asdict(state)), value, epoch
-    )
+    again = StoppingState(**dataclasses.asdict(state))
+    state = schedule.update_stopping(section, again, value, epoch)
     if state.stopped:
       stopped = epoch
       break
@@ -171,34 +176,37 @@ def test_early_stopping_does_what_keras_does(values, mode, patience, threshold):
   assert state.best_step == best_epoch
 
 
-def rate(step, **options):
-  options = {'name': 'constant', 'num_steps': 100, **options}
-  return schedule.LearningRateSchedule(**options).at(step, 0.1)
+def lr_at(step, name='constant', **options):
+  config = config_lib.make_config()
+  config.update(num_epochs=0.0, num_steps=100)
+  config.schedule.update(name=name, **options)
+  durations = config_lib.resolve_durations(config, 1000)
+  return schedule.learning_rate_at(config.schedule, durations, step, 0.1)
 
 
 def test_constant_rate():
-  assert {rate(step) for step in range(100)} == {0.1}
+  assert {lr_at(step) for step in range(100)} == {0.1}
 
 
 def test_step_rate_drops_at_its_steps():
   options = {'name': 'step', 'drop_steps': (10, 20), 'factor': 0.5}
   expected = {9: 0.1, 10: 0.05, 19: 0.05, 20: 0.025, 99: 0.025}
-  assert {s: rate(s, **options) for s in expected} == pytest.approx(expected)
+  assert {s: lr_at(s, **options) for s in expected} == pytest.approx(expected)
 
 
 def test_cosine_rate_goes_from_the_rate_to_the_minimum():
   options = {'name': 'cosine', 'min_learning_rate': 0.02}
-  assert rate(0, **options) == pytest.approx(0.1)
-  assert rate(50, **options) == pytest.approx(0.06)
-  assert rate(100, **options) == pytest.approx(0.02)
+  assert lr_at(0, **options) == pytest.approx(0.1)
+  assert lr_at(50, **options) == pytest.approx(0.06)
+  assert lr_at(100, **options) == pytest.approx(0.02)
   quarter = 0.02 + 0.08 * (1 + math.cos(math.pi / 4)) / 2
-  assert rate(25, **options) == pytest.approx(quarter)
+  assert lr_at(25, **options) == pytest.approx(quarter)
 
 
 @pytest.mark.parametrize('name', ['constant', 'step', 'cosine', 'plateau'])
 def test_warm_up_rises_linearly(name):
   rates = [
-    rate(s, name=name, warmup_steps=4, drop_steps=(50,)) for s in range(5)
+    lr_at(s, name=name, warmup_steps=4, drop_steps=(50,)) for s in range(5)
   ]
   assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
 
@@ -216,20 +224,3 @@ def test_due_at_every_multiple_of_a_fraction():
   every = Fraction(100, 30) * 3
   assert [s for s in range(1, 21) if schedule.due(s, every)] == [10, 20]
   assert not any(schedule.due(s, 0) for s in range(1, 10))
-
-
-@pytest.mark.parametrize(
-  ('batch_size', 'scaling', 'rate'),
-  [
-    (8192, 'none', 0.1),
-    (8192, 'linear', 3.2),
-    (8192, 'sqrt', 0.1 * 32**0.5),
-    (64, 'linear', 0.025),
-    (64, 'sqrt', 0.05),
-    (256, 'linear', 0.1),
-    (256, 'sqrt', 0.1),
-  ],
-)
-def test_the_rate_of_larger_batches(batch_size, scaling, rate):
-  found = schedule.scaled_learning_rate(0.1, batch_size, 256, scaling)
-  assert found == pytest.approx(rate, rel=1e-12)

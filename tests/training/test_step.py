@@ -27,6 +27,11 @@ from tests.training.steps import to_devices
 from tests.training.steps import train
 
 
+def logits_of(state, batch):
+  pixels = (batch['image'].astype(np.float32) - MEAN) / 60
+  return np.asarray(state.apply_fn({'params': state.params}, pixels))
+
+
 def test_mirroring_on_the_device_equals_mirroring_before():
   flip = np.array([True, False, True, True, False, False, False, True])
   mesh = mesh_of(4)
@@ -53,17 +58,10 @@ def test_mirroring_on_the_device_equals_mirroring_before():
 
 
 def test_unreadable_examples_are_counted_over_all_devices():
-  mesh = mesh_of(4)
-  train_step = mapped(step.train_step, mesh, 'pmap')
   unreadable = np.array([True, False, False, True, True, False, False, False])
-  batch = {**host_batch(), 'unreadable': unreadable}
-  _, sums = train_step(
-    parallel.replicate(make_state(), mesh),
-    to_devices(batch, mesh, 'pmap'),
-    jax.random.key(1),
-  )
-  assert int(sums['unreadable']) == 3
-  assert int(sums['count']) == BATCH
+  _, sums = step_with(batch={**host_batch(), 'unreadable': unreadable})
+  assert sums['unreadable'] == 3
+  assert sums['count'] == BATCH
 
 
 @pytest.mark.parametrize(
@@ -74,7 +72,7 @@ def test_unreadable_examples_are_counted_over_all_devices():
   ),
 )
 def test_any_number_of_devices_trains_alike(kind, devices, norm):
-  """With dropout, up to rounding, which three steps make 1e-5 of."""
+  """Dropout is on; three steps make 1e-5 of the rounding."""
   network = {'dropout': 0.5, 'norm': norm}
   one, one_history = train('shard_map', 1, **network)
   several, history = train(kind, devices, **network)
@@ -112,9 +110,7 @@ def test_gradients_are_those_of_the_mean_loss(kind):
   )
 
   def loss(params):
-    pixels = (
-      jnp.asarray(batch['image'], jnp.float32) - MEAN.reshape(1, 1, 1, 3)
-    ) / 60
+    pixels = (batch['image'].astype(np.float32) - MEAN) / 60
     logits = state.apply_fn({'params': params}, pixels)
     picked = jax.nn.log_softmax(logits)[jnp.arange(BATCH), batch['label']]
     return -picked.mean()
@@ -187,15 +183,15 @@ def test_a_new_learning_rate_recompiles_nothing():
       counted, mesh, kind, donate_state=True
     )
     state = parallel.replicate(make_state(), mesh)
-    for rate in (0.1, 0.01, 0.001):
+    for lr in (0.1, 0.01, 0.001):
       state = state_lib.with_learning_rate(
-        state, parallel.replicate(np.float32(rate), mesh)
+        state, parallel.replicate(np.float32(lr), mesh)
       )
       state, _ = train_step(
         state, to_devices(host_batch(), mesh, kind), jax.random.key(0)
       )
       held = state.opt_state.hyperparams['learning_rate']
-      assert held == np.float32(rate)
+      assert held == np.float32(lr)
     assert len(traces) == 1
 
 
@@ -208,8 +204,7 @@ def test_eval_step_sums_what_the_mask_says(kind):
   sums = eval_step(
     parallel.replicate(state, mesh), to_devices(batch, mesh, kind)
   )
-  pixels = (batch['image'].astype(np.float32) - MEAN) / 60
-  logits = np.asarray(state.apply_fn({'params': state.params}, pixels))
+  logits = logits_of(state, batch)
   log_sum = np.log(np.exp(logits).sum(1))
   losses = log_sum - logits[np.arange(BATCH), batch['label']]
   right = logits.argmax(1) == batch['label']
@@ -264,10 +259,7 @@ def test_label_smoothing_and_penalties_by_hand():
   state, batch = make_state(), host_batch()
   objective = Objective(label_smoothing=0.1, l1=1e-3, l2=1e-2)
   _, sums = step_with(state=state, batch=batch, objective=objective)
-  pixels = (batch['image'].astype(np.float32) - MEAN) / 60
-  logits = np.asarray(
-    state.apply_fn({'params': state.params}, pixels), np.float64
-  )
+  logits = logits_of(state, batch).astype(np.float64)
   logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
   targets = np.full((BATCH, 6), 0.1 / 6)
   targets[np.arange(BATCH), batch['label']] += 0.9
@@ -319,12 +311,9 @@ def test_frozen_parameters_wait_without_gathering_anything():
       assert not velocity[0].any()
     else:
       assert (leaf != before[name]).any(), name
-  first, second = (
-    state.batch_stats['norm1'],
-    state.batch_stats['norm2'],
-  )
-  assert_close(after.batch_stats['norm1'], first, rtol=0, atol=0)
-  assert (after.batch_stats['norm2']['mean'] != second['mean']).any()
+  stats, seen = state.batch_stats, after.batch_stats
+  assert_close(seen['norm1'], stats['norm1'], rtol=0, atol=0)
+  assert (seen['norm2']['mean'] != stats['norm2']['mean']).any()
 
 
 def test_averaged_parameters_by_hand():
@@ -361,8 +350,7 @@ def test_evaluation_uses_the_averaged_parameters():
 def test_the_best_classes_come_in_the_order_of_the_batch():
   mesh, state = mesh_of(4), make_state()
   batch = host_batch(mask=np.ones(BATCH, bool))
-  pixels = (batch['image'].astype(np.float32) - MEAN) / 60
-  logits = np.asarray(state.apply_fn({'params': state.params}, pixels))
+  logits = logits_of(state, batch)
   for kind in ('pmap', 'shard_map'):
     predict = mapped(step.eval_step, mesh, kind, top=2)
     sums = predict(

@@ -49,18 +49,21 @@ def test_an_unfinished_line_is_dropped(tmp_path):
   assert [row['a'] for row in writers.read_rows(tmp_path)] == [1.0, 2.0]
 
 
-def read_events(folder):
-  """The event files' records, with the format's framing taken off."""
-  events = []
-  for path in sorted(folder.iterdir()):
+def read_values(workdir):
+  """[(step, value)] of the event files, without the records' framing."""
+  values = []
+  for path in sorted((workdir / 'events').iterdir()):
     data = path.read_bytes()
     while data:
       length = int.from_bytes(data[:8], 'little')
-      event = event_pb2.Event()
-      event.ParseFromString(data[12 : 12 + length])
-      events.append(event)
+      event = event_pb2.Event.FromString(data[12 : 12 + length])
+      values += [(event.step, value) for value in event.summary.value]
       data = data[16 + length :]
-  return events
+  return values
+
+
+def values_of(workdir):
+  return {value.tag: value for _, value in read_values(workdir)}
 
 
 def test_event_files_hold_scalars_and_histograms(tmp_path):
@@ -69,26 +72,13 @@ def test_event_files_hold_scalars_and_histograms(tmp_path):
   counts, edges = np.histogram(np.arange(100.0), bins=4)
   writer.histogram(7, 'params/conv1', counts, edges)
   writer.close()
-  values = {
-    value.tag: (event.step, value)
-    for event in read_events(tmp_path / 'events')
-    for value in event.summary.value
-  }
-  step, scalar = values['eval/top1']
-  assert (step, scalar.simple_value) == (7, 0.25)
-  step, histogram = values['params/conv1']
-  assert step == 7
-  assert histogram.histo.num == 100
-  assert list(histogram.histo.bucket) == pytest.approx([25] * 4)
-  assert histogram.histo.max == 99
-
-
-def values_of(workdir):
-  return {
-    value.tag: value
-    for event in read_events(workdir / 'events')
-    for value in event.summary.value
-  }
+  assert {step for step, _ in read_values(tmp_path)} == {7}
+  values = values_of(tmp_path)
+  assert values['eval/top1'].simple_value == 0.25
+  histogram = values['params/conv1'].histo
+  assert histogram.num == 100
+  assert list(histogram.bucket) == pytest.approx([25] * 4)
+  assert histogram.max == 99
 
 
 def test_the_loss_of_every_step(tmp_path):
@@ -98,11 +88,7 @@ def test_the_loss_of_every_step(tmp_path):
   assert writers.read_rows(tmp_path) == [
     {'step': 12, 'train/step_losses': [3.0, 2.0, 1.0]}
   ]
-  events = [
-    (event.step, value.simple_value)
-    for event in read_events(tmp_path / 'events')
-    for value in event.summary.value
-  ]
+  events = [(step, value.simple_value) for step, value in read_values(tmp_path)]
   assert events == [(10, 3.0), (11, 2.0), (12, 1.0)]
 
 
