@@ -22,7 +22,6 @@ from array_record.python import array_record_module
 import numpy as np
 
 from alexnet_jax.data import folder as folder_lib
-from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.folder import is_image_name
@@ -321,7 +320,6 @@ class RawContents:
       raise UserError(
         f'{root / raw.MANIFEST} lacks or misuses {error}; prepare the set again'
       ) from error
-    self._whole = set()  # splits of which every shard can be read
 
   def jobs(self, findings: Findings) -> Iterator[Callable[[], Outcome]]:
     for split, info in self._splits.items():
@@ -332,12 +330,9 @@ class RawContents:
       for entry in [info['labels'], *info['shards']]:
         if (self._root / entry['file']).is_file():
           yield functools.partial(_check_sum, self._root, entry)
-      self._whole.add(split)
       start = 0
       for entry in info['shards']:
         shard = self._shard(entry, findings)
-        if shard is None:
-          self._whole.discard(split)
         for i, square in enumerate([] if shard is None else shard):
           label = int(labels[start + i]) if start + i < len(labels) else None
           name = f'{entry["file"]} image {i}'
@@ -349,8 +344,6 @@ class RawContents:
       in_shards = sum(e['num_examples'] for e in info['shards'])
       what = f'{split} images of all shards'
       findings.add_count(what, in_shards, info['num_examples'])
-      if split in self._whole:
-        self._check_colors(split, tallies.get(split, Tally()), findings)
     tally = tallies.get('train', Tally())
     findings.add_unused_classes(self.class_names, tally)
 
@@ -397,28 +390,6 @@ class RawContents:
       findings.add('damaged_file', name, str(error))
     return None
 
-  def _check_colors(self, split, tally, findings):
-    pixels = tally.examples * self._size**2
-    if not pixels:
-      return
-    written = self._splits[split].get('rgb') or {}
-    found = pixel_statistics.color_statistics(
-      pixels, tally.sums, tally.products
-    )
-    for key, value in found.items():
-      said = written.get(key)
-      if said != value and not (
-        key in ('mean', 'covariance') and _nearly_equal(said, value)
-      ):
-        findings.add('wrong_sums', f'{split} {key}', f'{said}, not {value}')
-
-
-def _nearly_equal(said, value):
-  try:
-    return np.allclose(np.array(said, float), value, rtol=1e-9, atol=1e-9)
-  except (TypeError, ValueError):  # no numbers, or of another shape
-    return False
-
 
 def _check_sum(root, entry):
   try:
@@ -432,8 +403,4 @@ def _check_sum(root, entry):
 
 
 def _examine_square(square, split, name, label):
-  from alexnet_jax.data import kernels  # slow to import
-
-  sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
-  kernels.add_color_sums(square, *sums)
-  return Outcome(split, name, label, digest=digest(square.data), colors=sums)
+  return Outcome(split, name, label, digest=digest(square.data))

@@ -1,15 +1,20 @@
-"""Flags, source and final message of `prepare resize` and `prepare raw`."""
+"""Flags, sources and messages that the commands have in common."""
 
 import argparse
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import pathlib
 import shlex
 import sys
 
+from alexnet_jax import cli
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
 _IMAGENET_CLASSES = 1_000
+_LINE_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 def add_arguments(
@@ -102,6 +107,23 @@ def _check_path(arguments):
       f'--out {out} lies in the source {source}, which would then hold both;'
       ' choose a folder outside'
     )
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+  """Shows a bar of `total` images; gives the function that adds done ones."""
+  console, done = cli.Console(), 0
+  console.start(total, 0, 'image', what, _LINE_SECONDS)
+
+  def add(count):
+    nonlocal done
+    done += count
+    console.advance(done)
+
+  try:
+    yield add
+  finally:
+    console.stop()
 
 
 def train_command(classes: int, size: int, **keys) -> str:

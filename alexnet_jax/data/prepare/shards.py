@@ -24,8 +24,8 @@ from typing import Protocol
 
 from alexnet_jax import files
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.data.prepare.progress import Progress
-from alexnet_jax.data.prepare.progress import run_in_order
+from alexnet_jax.data.loader import run_in_order
+from alexnet_jax.data.prepare import inputs
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
@@ -241,9 +241,8 @@ class _Output:
 def _differences(before, after):
   """Returns `key: before -> after` of what differs, for messages."""
   return ', '.join(
-    f'{key}: {before.get(key)!r} -> {after.get(key)!r}'
-    for key in sorted(before.keys() | after.keys())
-    if before.get(key) != after.get(key)
+    f'{key}: {old!r} -> {new!r}'
+    for key, (old, new) in files.differences(before, after).items()
   )
 
 
@@ -282,7 +281,9 @@ def _write_shards(target, loaders, out):
   workers = max(loader.num_threads for loader in loaders.values())
   with (
     concurrent.futures.ThreadPoolExecutor(workers) as pool,
-    Progress(sum(map(len, missing)), f'writing {out.folder}') as progress,
+    inputs.progress(
+      sum(map(len, missing)), f'writing {out.folder}'
+    ) as add_done,
   ):
     for shard in missing:
       results = run_in_order(
@@ -292,7 +293,7 @@ def _write_shards(target, loaders, out):
         out.add(
           shard,
           target.file_name(shard),
-          lambda path, results=results: _write(target, path, results, progress),
+          lambda path, results=results: _write(target, path, results, add_done),
         )
   notes = collections.defaultdict(list)
   for shard in out.planned:
@@ -320,7 +321,7 @@ def _jobs(target, loader, shard):
     yield functools.partial(convert, start)
 
 
-def _write(target, path, results, progress):
+def _write(target, path, results, add_done):
   """Writes a shard and adds the names of skipped examples to its note."""
   skipped = []
 
@@ -331,7 +332,7 @@ def _write(target, path, results, progress):
           skipped.append(name)
         else:
           yield example
-      progress.advance(len(examples))
+      add_done(len(examples))
 
   return {**target.write(path, kept()), 'skipped': skipped}
 
