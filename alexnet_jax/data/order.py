@@ -12,10 +12,9 @@ import threading
 import numpy as np
 
 # The second word of a random stream's seed says what it is for.
-_PERMUTATION, _DRAWS, _RESIZED_CROPS, _BRIGHTNESS, _COLOUR = range(5)
+_PERMUTATION, _DRAWS, _RESIZED_CROPS, _BRIGHTNESS, _COLOR = range(5)
 DRAWS_PER_EXAMPLE = 3  # crop row, crop column, flip
 CROP_ATTEMPTS = 10  # at a random-resized crop that fits, as in torchvision
-
 
 _orders: dict[tuple[int, int, int], np.ndarray] = {}
 _orders_lock = threading.Lock()
@@ -92,7 +91,7 @@ def brightness_draws(
 
 def color_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
   """Returns standard normal draws, float64 [global_batch_size, 3]."""
-  return generator(seed, _COLOUR, step).standard_normal((global_batch_size, 3))
+  return generator(seed, _COLOR, step).standard_normal((global_batch_size, 3))
 
 
 def process_slice(

@@ -41,13 +41,6 @@ class Options:
   lighting_unit: str = 'eigenvalue'
 
   @property
-  def mean_shape(self) -> tuple[int, ...]:
-    """The shape of the mean."""
-    if self.mean == 'image':
-      return (self.crop_size, self.crop_size, 3)
-    return (3,)
-
-  @property
   def mean_is_computed(self) -> bool:
     """True if the mean comes from images."""
     return self.mean != 'none' and not self.mean_rgb
@@ -119,11 +112,9 @@ def find_statistics(
 
 def no_statistics(options: Options) -> Statistics:
   """Returns zeros with the shapes of what `find_statistics` returns."""
-  mean = np.zeros(options.mean_shape, np.float32)
-  if options.mean_rgb:
-    mean = _wanted_mean(options, {})
-  lighting = np.zeros((3, 3), np.float32) if options.lighting else None
-  return Statistics(mean, lighting)
+  size = options.crop_size
+  zeros = {'mean': np.zeros((size, size, 3)), 'covariance': np.zeros((3, 3))}
+  return _wanted(options, zeros)
 
 
 def stored_mean(options: Options, workdir) -> np.ndarray:
@@ -172,12 +163,9 @@ def _known(options, loader):
   mean = getattr(source, 'rgb_mean', None)
   fits = getattr(source, 'square_size', None) == loader.resize_size
   needs_image = options.mean == 'image' and not options.mean_image_of
-  if not needs_image and fits and mean is not None:
-    return {
-      'mean': mean.reshape(1, 1, 3),
-      'covariance': source.rgb_covariance,
-    }
-  return None
+  if needs_image or not fits or mean is None:
+    return None
+  return {'mean': mean.reshape(1, 1, 3), 'covariance': source.rgb_covariance}
 
 
 def _load(path):
@@ -201,7 +189,7 @@ def _wanted(options, found):
 
 def _wanted_mean(options, found):
   if options.mean == 'none':
-    mean = np.zeros(options.mean_shape)
+    mean = np.zeros(3)
   elif options.mean_rgb:
     mean = np.array(options.mean_rgb)
   elif options.mean == 'channel':

@@ -20,7 +20,10 @@ from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from tests.data.pictures import encode
+from tests.data.pictures import exif
 from tests.data.pictures import noise
+from tests.data.pictures import tar_of
+from tests.data.pictures import write
 
 
 def jpeg(seed):
@@ -30,14 +33,6 @@ def jpeg(seed):
 def large(seed):
   """A JPEG larger than what tarfile reads at a time."""
   return encode(noise(seed, 96, 128))
-
-
-def write(root, files):
-  for name, content in files.items():
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-  return root
 
 
 def found(result):
@@ -52,16 +47,6 @@ def one(name):
   return 1, [name]
 
 
-def tar_of(files):
-  buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode='w') as tar:
-    for name, content in files.items():
-      member = tarfile.TarInfo(name)
-      member.size = len(content)
-      tar.addfile(member, io.BytesIO(content))
-  return buffer.getvalue()
-
-
 def clean_files():
   names = [
     f'{split}/{name}/{i}.jpg'
@@ -70,12 +55,6 @@ def clean_files():
     for i in range(2)
   ]
   return {name: jpeg(seed) for seed, name in enumerate(names)}
-
-
-def exif(orientation):
-  data = PIL.Image.Exif()
-  data[0x0112] = orientation
-  return data
 
 
 def damaged_jpeg():
@@ -286,13 +265,16 @@ def test_a_finding_keeps_five_names_and_counts_on(tmp_path):
 def imagenet_tars(**changed):
   inner = {
     f'{synset}.tar': tar_of(
-      {f'{synset}_{i}.JPEG': large(10 * k + i) for i in range(2)} | changed
+      [
+        *((f'{synset}_{i}.JPEG', large(10 * k + i)) for i in range(2)),
+        *changed.items(),
+      ]
     )
     for k, synset in enumerate(('n01440764', 'n01443537'))
   }
-  validation = {f'ILSVRC2012_val_{i:08d}.JPEG': large(40 + i) for i in (1, 2)}
+  validation = [(f'ILSVRC2012_val_{i:08d}.JPEG', large(40 + i)) for i in (1, 2)]
   return {
-    'ILSVRC2012_img_train.tar': tar_of(inner),
+    'ILSVRC2012_img_train.tar': tar_of(inner.items()),
     'ILSVRC2012_img_val.tar': tar_of(validation),
   }
 

@@ -7,6 +7,7 @@ from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
+from tests.data.pictures import write
 
 
 @pytest.mark.parametrize('threads', [1, 3])
@@ -26,9 +27,7 @@ def test_pixel_mean_is_exact(threads):
 
 
 def test_no_readable_image_is_an_error(tmp_path):
-  for name in ('cat', 'dog'):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / 'a.png').write_bytes(b'broken')
+  write(tmp_path, {'cat/a.png': b'broken', 'dog/a.png': b'broken'})
   loader = Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
   with pytest.raises(UserError, match=r'no image of .* can be decoded'):
-    pixel_statistics.compute(loader)[0]
+    pixel_statistics.compute(loader)

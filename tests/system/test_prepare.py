@@ -23,6 +23,9 @@ from alexnet_jax.data.prepare import raw
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.training import build
+from tests.data.pictures import encode
+from tests.data.pictures import noise
+from tests.data.pictures import write
 
 ROOT = pathlib.Path(__file__).parents[2]
 PREPARE = [sys.executable, '-m', 'alexnet_jax.data.prepare']
@@ -252,13 +255,10 @@ def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
 def test_a_split_without_a_readable_image_is_an_error(
   command, tmp_path, capsys
 ):
-  for split in ('train', 'val'):
-    for name in ('cat', 'dog'):
-      path = tmp_path / 'in' / split / name / '0.jpg'
-      path.parent.mkdir(parents=True)
-      PIL.Image.new('RGB', (70, 70)).save(path)
-      if split == 'val':
-        path.write_bytes(b'broken')
+  image = encode(noise(0))
+  for name in ('cat', 'dog'):
+    files = {f'train/{name}/0.jpg': image, f'val/{name}/0.jpg': b'broken'}
+    write(tmp_path / 'in', files)
   for _ in range(2):
     code = prepare(arguments(command, tmp_path / 'in', tmp_path / 'out'))
     assert code == 2

@@ -21,6 +21,8 @@ import pytest
 
 from alexnet_jax.data import decoding
 from alexnet_jax.data.prepare.__main__ import main
+from tests.data.pictures import encode
+from tests.data.pictures import tar_of
 
 REPO = pathlib.Path(__file__).parents[2]
 TRAIN_TAR, VAL_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
@@ -66,22 +68,6 @@ def photo(rng):
   return PIL.Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
-def encode(image, file_format='JPEG'):
-  buffer = io.BytesIO()
-  image.save(buffer, file_format)
-  return buffer.getvalue()
-
-
-def make_tar(files):
-  buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode='w') as tar:
-    for name, content in files.items():
-      member = tarfile.TarInfo(name)
-      member.size = len(content)
-      tar.addfile(member, io.BytesIO(content))
-  return buffer.getvalue()
-
-
 def train_image(name, rng):
   if name == CMYK_FILE:
     return encode(photo(rng).convert('CMYK'))
@@ -96,14 +82,14 @@ def manual_dir(tmp_path_factory):
   inner = {}
   for (synset, _), numbers in TRAIN_FILES.items():
     names = [f'{synset}_{number}.JPEG' for number in numbers]
-    inner[f'{synset}.tar'] = make_tar({n: train_image(n, rng) for n in names})
-  (folder / TRAIN_TAR).write_bytes(make_tar(inner))
+    inner[f'{synset}.tar'] = tar_of([(n, train_image(n, rng)) for n in names])
+  (folder / TRAIN_TAR).write_bytes(tar_of(inner.items()))
   # The real tar is not sorted by name, and its labels go by name.
   numbers = reversed(range(1, len(VAL_LABELS) + 1))
-  validation = {
-    f'ILSVRC2012_val_{n:08d}.JPEG': encode(photo(rng)) for n in numbers
-  }
-  (folder / VAL_TAR).write_bytes(make_tar(validation))
+  validation = [
+    (f'ILSVRC2012_val_{n:08d}.JPEG', encode(photo(rng))) for n in numbers
+  ]
+  (folder / VAL_TAR).write_bytes(tar_of(validation))
   return folder
 
 

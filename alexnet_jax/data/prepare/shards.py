@@ -81,16 +81,10 @@ class Target(Protocol):
     """Returns the name of a shard's file."""
 
   def convert(self, loader: Loader, index: int) -> object:
-    """Returns what `write` gets of an example; None if it is skipped.
-
-    It is called in threads.
-    """
+    """Returns an example for `write`, in any thread; None if it is skipped."""
 
   def write(self, path: pathlib.Path, examples: Iterable) -> dict:
-    """Writes converted examples, in order; returns a note of the shard.
-
-    It has at least `num_examples`.
-    """
+    """Writes converted examples; returns a note, with `num_examples`."""
 
   def describe(self, notes: dict[str, list[dict]], drafts: pathlib.Path):
     """Writes the description, from the notes of each split's shards.
@@ -104,10 +98,7 @@ def write_set(
 ) -> None:
   """Writes a set, or what is missing of it; leaves a finished one as it is.
 
-  Args:
-    target: the set.
-    loaders: one for each split.
-    per_shard: examples in a file.
+  There is a loader for each split; `per_shard` examples go into a file.
 
   Raises:
     UserError: if the folder is in use, was made or begun with other settings,
