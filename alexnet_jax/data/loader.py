@@ -2,8 +2,6 @@
 
 import collections
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
 import concurrent.futures
 import logging
 import os
@@ -193,30 +191,6 @@ class Loader:
 
     for _ in self._pool.map(work, range(self.num_threads)):
       pass
-
-
-def run_in_order(
-  jobs: Iterable[Callable[[], object]],
-  pool: concurrent.futures.Executor,
-  num_threads: int,
-) -> Iterator[object]:
-  """Runs jobs in the threads of a pool; yields their results in order.
-
-  Jobs are taken few at a time: they, or their results, may hold images. Those
-  that wait are canceled if the iterator is closed.
-  """
-  pending = collections.deque()
-  try:
-    for job in jobs:
-      pending.append(pool.submit(job))
-      # Few enough to keep memory flat, enough to keep every thread busy.
-      if len(pending) >= 4 * num_threads:
-        yield pending.popleft().result()
-    while pending:
-      yield pending.popleft().result()
-  finally:
-    for future in pending:
-      future.cancel()
 
 
 def num_cores() -> int:

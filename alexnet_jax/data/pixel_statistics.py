@@ -16,6 +16,7 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
 MEAN_FILE = 'pixel_mean.npz'
+_CHUNK = 512  # examples between two reports of progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,6 @@ def _wanted_lighting(options, found):
 def compute(
   loader: Loader,
   *,
-  chunk: int = 512,
   progress: Callable[[int], None] = lambda done: None,
   limit: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -218,8 +218,7 @@ def compute(
 
   Args:
     loader: reads the split; its squares are averaged, in one pass.
-    chunk: examples between two calls of `progress`.
-    progress: called with the number of examples done.
+    progress: called now and then with the number of examples done.
     limit: uses the first `limit` examples only.
 
   Returns:
@@ -254,8 +253,8 @@ def compute(
       np.add(products, own[1], out=products)
       counted += count
 
-  for start in range(0, num_examples, chunk):
-    count = min(chunk, num_examples - start)
+  for start in range(0, num_examples, _CHUNK):
+    count = min(_CHUNK, num_examples - start)
     loader.for_each(
       lambda a, b, start=start: add(start + a, start + b), count, chunk=32
     )

@@ -12,6 +12,7 @@ from alexnet_jax.data import decoding
 from alexnet_jax.errors import UnreadableImageError
 from tests.data.pictures import encode
 from tests.data.pictures import exif
+from tests.data.pictures import noise
 from tests.data.pictures import photo
 
 
@@ -100,7 +101,7 @@ def test_small_images_are_never_scaled():
 
 def test_sixteen_bits_keep_their_upper_half():
   values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
-  encoded = encode(PIL.Image.fromarray(values), 'PNG')
+  encoded = encode(values, 'PNG')
   assert decoding.decode(encoded)[0, :, 1].tolist() == [0, 0, 1, 128, 255]
 
 
@@ -198,8 +199,7 @@ def test_whatever_a_parser_raises_makes_an_unreadable_image(monkeypatch):
 def test_the_needed_rows_are_those_of_the_whole_image(
   height, width, rows, subsampling, mode, progressive
 ):
-  rng = np.random.default_rng(height)
-  pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+  pixels = noise(height, height, width)
   options = {} if mode == 'L' else {'subsampling': subsampling}
   encoded = encode(
     PIL.Image.fromarray(pixels).convert(mode),
@@ -220,8 +220,7 @@ def test_the_needed_rows_are_those_of_the_whole_image(
 
 def test_rows_that_are_not_needed_are_not_decoded():
   """Else the test above would prove nothing."""
-  pixels = np.random.default_rng(0).integers(0, 256, (300, 90, 3))
-  encoded = encode(PIL.Image.fromarray(pixels.astype(np.uint8)), 'JPEG')
+  encoded = encode(noise(0, 300, 90))
   decoding.decode(encode(PIL.Image.new('RGB', (90, 300)), 'JPEG'))
   part = decoding.decode(encoded, rows_needed=lambda height, width: 100)
   assert not part[160:].any()  # of the black image before

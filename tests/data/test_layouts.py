@@ -92,6 +92,25 @@ def eval_batches(layouts, layout):
   return list(eval_iter(loader, global_batch_size=4, crop_size=CROP))
 
 
+@pytest.mark.parametrize('made', ['train', 'eval'])
+def test_every_layout_gives_the_same_examples_in_the_same_order(layouts, made):
+  """Raw squares are equal to those of their source; JPEGs of JPEGs are near."""
+
+  def batches(layout):
+    if made == 'eval':
+      return eval_batches(layouts, layout)
+    return list(train_batches(layouts, layout, scaled_decoding=False))
+
+  original, resized = batches('folder'), batches('resized')
+  assert_same(batches('raw'), original)
+  assert_same(batches('raw_of_small'), resized)
+  for a, b in zip(original, resized, strict=True):
+    difference = np.abs(a['image'].astype(int) - b['image'])
+    assert 0 < difference.mean() < 8
+    for name in a.keys() - {'image'}:
+      np.testing.assert_array_equal(a[name], b[name])
+
+
 @pytest.mark.parametrize('layout', ['folder', 'resized', 'raw'])
 @pytest.mark.parametrize('crop', ['random', 'random_resized'])
 def test_threads_prefetch_and_restarts_change_nothing(layouts, layout, crop):
@@ -148,12 +167,11 @@ def test_the_manifest_has_the_statistics_of_the_pixels(layouts):
 
 
 def test_small_plain_jpegs_are_taken_over_byte_for_byte(tmp_path):
+  image = PIL.Image.fromarray(photograph(0, 50, 70))
+  cmyk = encode(image.convert('CMYK'))
   for name in ('cat', 'dog'):
-    (tmp_path / 'in' / name).mkdir(parents=True)
-    for i in range(2):
-      image = PIL.Image.fromarray(photograph(i, 50, 70))
-      image.save(tmp_path / 'in' / name / f'{i}.jpg', quality=80)
-    image.convert('CMYK').save(tmp_path / 'in' / name / '2.jpg')
+    files = {'0.jpg': encode(image), '1.jpg': encode(image), '2.jpg': cmyk}
+    write(tmp_path / 'in' / name, files)
   run(
     *('resize', '--source', 'folder', '--path', tmp_path / 'in'),
     *('--out', tmp_path / 'out', '--size', '60', '--name', 'small'),

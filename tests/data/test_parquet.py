@@ -77,10 +77,9 @@ def contents(source):
   return [source.read(i) for i in range(source.num_examples)]
 
 
-@pytest.mark.parametrize('folder', ['', 'data', 'default/nested'])
-def test_every_row_is_what_was_written(tmp_path, folder):
+def test_every_row_is_what_was_written(tmp_path):
   train, validation = make_rows(21), make_rows(7, first=100)
-  write_hub(tmp_path / folder, train, validation)
+  write_hub(tmp_path / 'data', train, validation)
   for split, rows in zip(sources.SPLITS, (train, validation), strict=True):
     source = open_split(tmp_path, split)
     assert source.num_examples == len(rows)
@@ -91,16 +90,6 @@ def test_every_row_is_what_was_written(tmp_path, folder):
     assert source.name == f'{tmp_path} {split}'
   described = open_split(tmp_path).describe(5 + 4 + 2)
   assert described.endswith('train-00002-of-00003.parquet row group 1, row 2')
-
-
-def test_converted_sets_have_folders_of_splits(tmp_path):
-  """As the hub's own conversion lays them out; test serves as validation."""
-  rows = make_rows(6)
-  write(tmp_path / 'default/train/0000.parquet', rows)
-  write(tmp_path / 'default/test/0000.parquet', rows[:3])
-  assert contents(open_split(tmp_path)) == rows
-  assert contents(open_split(tmp_path, 'validation')) == rows[:3]
-  assert open_split(tmp_path).class_names == ('0', '1', '2')
 
 
 def test_test_files_do_not_count_beside_validation(tmp_path):

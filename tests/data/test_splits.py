@@ -133,18 +133,6 @@ def test_every_example_is_held_out_in_exactly_one_fold(layouts, kind):
   assert len(fingerprints) == 2 * number
 
 
-def test_the_folds_are_stratified():
-  """12, 7 and 5 examples in five folds: 2 or 3, 1 or 2, and 1 of each."""
-  numbers = splits.fold_numbers(np.array(LABELS), FOLDS, 0)
-  table = np.zeros((3, FOLDS), int)
-  np.add.at(table, (LABELS, numbers), 1)
-  assert table.sum() == 24
-  assert sorted(table[0]) == [2, 2, 2, 3, 3]
-  assert sorted(table[1]) == [1, 1, 1, 2, 2]
-  assert sorted(table[2]) == [1, 1, 1, 1, 1]
-  assert sorted(table.sum(0)) == [4, 5, 5, 5, 5]
-
-
 @pytest.mark.parametrize('seed', [0, 3])
 def test_the_folds_are_those_of_scikit_learn(layouts, seed):
   stratified = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)

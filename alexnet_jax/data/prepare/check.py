@@ -12,7 +12,6 @@ from alexnet_jax.data import tfds_records
 from alexnet_jax.data.folder import is_image_name
 from alexnet_jax.data.folder import list_files
 from alexnet_jax.data.loader import num_cores
-from alexnet_jax.data.loader import run_in_order
 from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare.findings import DuplicateIndex
@@ -48,7 +47,9 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
     inputs.progress(opened.total, 'examining') as add_done,
     warnings.catch_warnings(action='ignore'),  # of Pillow, about odd images
   ):
-    for outcome in run_in_order(opened.jobs(findings), pool, num_threads):
+    for outcome in inputs.run_in_order(
+      opened.jobs(findings), pool, num_threads
+    ):
       _record(outcome, len(opened.class_names), findings, tallies, index)
       add_done(outcome.split is not None)
   opened.finish(dict(tallies), findings)
@@ -129,7 +130,7 @@ def _print(result):
   for finding in result['findings']:
     names, count = finding['examples'], finding['count']
     more = ['...'] if count > len(names) else []
-    console.line(f'{finding["severity"]}: {count:,} {finding["text"]}')
+    console.line(f'{finding["severity"]} ({count:,}): {finding["text"]}')
     for name in [*names, *more]:
       console.line(f'    {name}')
   for split, counts in result['splits'].items():

@@ -1,8 +1,11 @@
-"""Flags, sources and messages that the commands have in common."""
+"""Flags, sources, threads and progress that the commands share."""
 
 import argparse
+import collections
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
 import pathlib
 import shlex
@@ -107,6 +110,30 @@ def _check_path(arguments):
       f'--out {out} lies in the source {source}, which would then hold both;'
       ' choose a folder outside'
     )
+
+
+def run_in_order(
+  jobs: Iterable[Callable[[], object]],
+  pool: concurrent.futures.Executor,
+  num_threads: int,
+) -> Iterator[object]:
+  """Runs jobs in the threads of a pool; yields their results in order.
+
+  Jobs are taken few at a time: they, or their results, may hold images. Those
+  that wait are canceled if the iterator is closed.
+  """
+  pending = collections.deque()
+  try:
+    for job in jobs:
+      pending.append(pool.submit(job))
+      # Few enough to keep memory flat, enough to keep every thread busy.
+      if len(pending) >= 4 * num_threads:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+  finally:
+    for future in pending:
+      future.cancel()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ from typing import Protocol
 
 from alexnet_jax import files
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.data.loader import run_in_order
 from alexnet_jax.data.prepare import inputs
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
@@ -277,7 +276,7 @@ def _write_shards(target, loaders, out):
     ) as add_done,
   ):
     for shard in missing:
-      results = run_in_order(
+      results = inputs.run_in_order(
         _jobs(target, loaders[shard.split], shard), pool, workers
       )
       with contextlib.closing(results):
