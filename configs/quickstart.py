@@ -9,8 +9,8 @@ AlexNet with local response normalization at a quarter of its width, on crops of
 About a minute on two cores; the README has the measured accuracy.
 
 Caffe's initialization (small normal weights, biases of 0.1), with pixels as
-they are and a learning rate of 0.005, stayed at ln(10) for all 15 epochs with the seeds
-1 and 2; so the weights are drawn with He's rule and the pixels divided by their
+they are and a learning rate of 0.005, stayed at ln(10) for all 15 epochs with
+the seeds 1 and 2; so the weights are drawn with He's rule and the pixels divided by their
 deviation.
 """
 

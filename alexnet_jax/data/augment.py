@@ -15,8 +15,6 @@ import numpy as np
 from alexnet_jax.data import images
 from alexnet_jax.data import order
 
-CROPS = ('random', 'random_resized', 'center')
-LIGHTING_UNITS = ('eigenvalue', 'deviation')
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG
 
 
@@ -175,7 +173,7 @@ def lighting_matrix(
   Args:
     covariance: of RGB in levels of 255, float64 [3, 3].
     amount: standard deviation of the draws; 0.1 in the paper.
-    unit: one of LIGHTING_UNITS.
+    unit: `eigenvalue` or `deviation`.
 
   Returns:
     float64 [3, 3], by which the draws are multiplied from the right side:

@@ -40,12 +40,12 @@ def decode(
       come out smaller, by a factor of 2 or more, but with both sides of at
       least `min_size` pixels: its decoder then skips the finest frequencies
       (libjpeg's scaled DCT), which is several times faster.
-    rows_needed: tells of the image's (height, width) how many rows are wanted,
-      from the top; the others may come out arbitrary. A JPEG is decoded from
-      top to bottom, so that those below need not be. None: all of them.
-    damaged: called with the decoder's message about a JPEG that it decodes all
-      the same, as other decoders do: stray bytes, or missing ones, for which
-      it puts gray. Not where only some rows are needed: the rest is unknown.
+    rows_needed: function of the image's (height, width) that returns how many
+      rows are needed, from the top; the others may come out arbitrary. A JPEG
+      is decoded from top to bottom, so it can end there. None: all rows.
+    damaged: called with the decoder's message about a JPEG that it decodes in
+      spite of stray bytes, or of missing ones, which become gray; other
+      decoders do the same. Not called where only some rows are decoded.
 
   Returns:
     RGB, uint8 [height, width, 3]; gray is repeated, alpha is left out, 16 bits

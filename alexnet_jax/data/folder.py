@@ -104,7 +104,7 @@ def list_files(folder: str | os.PathLike) -> list[str]:
   """Returns the paths of all files below a folder, component by component.
 
   Hidden files and folders are left out, and links to folders are not followed.
-  Of links to files there may be some that lead nowhere.
+  Links to files are listed, even those that lead nowhere.
 
   Raises:
     OSError: if a folder cannot be listed.
@@ -222,7 +222,7 @@ def list_folder(
     if len(paths) == before:
       raise UserError(
         f'{root / name} has no images ({", ".join(IMAGE_SUFFIXES)});'
-        ' fill it or take it away'
+        ' fill it or remove it'
       )
   if ignored:
     logging.warning(
@@ -235,7 +235,7 @@ def list_folder(
 
 
 def file_size(path: str) -> int | None:
-  """Returns the bytes of a file; None of a dead link or what is no file."""
+  """Returns the size of a file in bytes; None for anything but a file."""
   try:
     status = os.stat(path)
   except FileNotFoundError:

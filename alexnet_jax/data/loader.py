@@ -25,13 +25,9 @@ _MOST_KEPT = 2**28  # bytes
 class Loader:
   """Reads and decodes examples of one source.
 
-  Attributes:
-    source: see `sources.Source`.
-    resize_size: width of the squares that `square` gives, in pixels.
-    skips: whether images that cannot be decoded are left out.
-    unreadable: {name: reason} of the images that could not be read or decoded
-      so far.
-    num_threads: number of threads.
+  Its attributes are the arguments `source`, `resize_size` and `num_threads`;
+  `skips`, True if images that cannot be decoded are left out; and `unreadable`,
+  {name: reason} of those that could not be read or decoded so far.
   """
 
   def __init__(

@@ -157,14 +157,14 @@ def parquet_source(
   class_names = files[0].class_names
   if train.dtype == object:
     class_names = sorted(set(train))
-    labels = train = shard_files.numbered(root, train, class_names)
+    labels = train = _numbered(root, train, class_names)
   class_names = shard_files.named_classes(root, train, class_names)
   rows = np.arange(len(train))
   if names['validation'] and split == 'validation':
     files = _open(root, names['validation'], alike=files)
     labels = np.concatenate([file.labels for file in files])
     if labels.dtype == object:
-      labels = shard_files.numbered(root, labels, class_names)
+      labels = _numbered(root, labels, class_names)
     shard_files.check_validation_labels(root, train, labels)
     rows = np.arange(len(labels))
   elif not names['validation']:
@@ -221,7 +221,6 @@ def _open_file(root, name):
     raise UserError(
       f'{path} is truncated, damaged or no parquet file ({error})'
     ) from error
-  _check_bytes(path, metadata, image)
   labels = _plain_labels(pa, path, label, column)
   names = _hub_names(schema, label)
   return _File(path, name, size, metadata, image, labels, names)
@@ -248,16 +247,6 @@ def _bytes_column(pa, path, schema):
   return column
 
 
-def _check_bytes(path, metadata, image):
-  """Refuses rows without bytes, where the file's statistics count them."""
-  paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-  number = paths.index(image)
-  for group in range(metadata.num_row_groups):
-    statistics = metadata.row_group(group).column(number).statistics
-    if statistics and statistics.has_null_count and statistics.null_count:
-      raise UserError(f'{path} row group {group} has a row that {_NO_BYTES}')
-
-
 def _plain_labels(pa, path, name, column):
   """Returns a column as int32 [n], or strings as objects."""
   if column.null_count:
@@ -277,6 +266,14 @@ def _plain_labels(pa, path, name, column):
       f'{path} has the {name} {wrong[0]}; labels are whole numbers from 0'
     )
   return labels.astype(np.int32)
+
+
+def _numbered(root, labels, class_names):
+  """Returns labels that are class names as int32 [n], from `class_names`."""
+  if unknown := sorted(set(labels) - set(class_names)):
+    raise UserError(f'{root} has labels that training lacks: {unknown}')
+  numbers = {name: number for number, name in enumerate(class_names)}
+  return np.array([numbers[label] for label in labels], np.int32)
 
 
 def _hub_names(schema, label):

@@ -16,6 +16,7 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
 MEAN_FILE = 'pixel_mean.npz'
+_CHUNK = 512  # examples between two reports of progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,6 @@ class Options:
   mean_image_of: str = ''
   lighting: float = 0.0
   lighting_unit: str = 'eigenvalue'
-
-  @property
-  def mean_shape(self) -> tuple[int, ...]:
-    """The shape of the mean."""
-    if self.mean == 'image':
-      return (self.crop_size, self.crop_size, 3)
-    return (3,)
 
   @property
   def mean_is_computed(self) -> bool:
@@ -119,11 +113,9 @@ def find_statistics(
 
 def no_statistics(options: Options) -> Statistics:
   """Returns zeros with the shapes of what `find_statistics` returns."""
-  mean = np.zeros(options.mean_shape, np.float32)
-  if options.mean_rgb:
-    mean = _wanted_mean(options, {})
-  lighting = np.zeros((3, 3), np.float32) if options.lighting else None
-  return Statistics(mean, lighting)
+  size = options.crop_size
+  zeros = {'mean': np.zeros((size, size, 3)), 'covariance': np.zeros((3, 3))}
+  return _wanted(options, zeros)
 
 
 def stored_mean(options: Options, workdir) -> np.ndarray:
@@ -172,12 +164,9 @@ def _known(options, loader):
   mean = getattr(source, 'rgb_mean', None)
   fits = getattr(source, 'square_size', None) == loader.resize_size
   needs_image = options.mean == 'image' and not options.mean_image_of
-  if not needs_image and fits and mean is not None:
-    return {
-      'mean': mean.reshape(1, 1, 3),
-      'covariance': source.rgb_covariance,
-    }
-  return None
+  if needs_image or not fits or mean is None:
+    return None
+  return {'mean': mean.reshape(1, 1, 3), 'covariance': source.rgb_covariance}
 
 
 def _load(path):
@@ -201,7 +190,7 @@ def _wanted(options, found):
 
 def _wanted_mean(options, found):
   if options.mean == 'none':
-    mean = np.zeros(options.mean_shape)
+    mean = np.zeros(3)
   elif options.mean_rgb:
     mean = np.array(options.mean_rgb)
   elif options.mean == 'channel':
@@ -222,7 +211,6 @@ def _wanted_lighting(options, found):
 def compute(
   loader: Loader,
   *,
-  chunk: int = 512,
   progress: Callable[[int], None] = lambda done: None,
   limit: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -230,8 +218,7 @@ def compute(
 
   Args:
     loader: reads the split; its squares are averaged, in one pass.
-    chunk: examples between two calls of `progress`.
-    progress: called with the number of examples done.
+    progress: called now and then with the number of examples done.
     limit: uses the first `limit` examples only.
 
   Returns:
@@ -266,8 +253,8 @@ def compute(
       np.add(products, own[1], out=products)
       counted += count
 
-  for start in range(0, num_examples, chunk):
-    count = min(chunk, num_examples - start)
+  for start in range(0, num_examples, _CHUNK):
+    count = min(_CHUNK, num_examples - start)
     loader.for_each(
       lambda a, b, start=start: add(start + a, start + b), count, chunk=32
     )

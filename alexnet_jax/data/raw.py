@@ -92,20 +92,15 @@ def raw_source(path: str, split: str) -> RawSource:
   size = manifest['image_size']
   allow_open_files(len(info['shards']))
   shards = [_open_shard(root, entry, size) for entry in info['shards']]
-  labels = _load(root / info['labels']['file'])
+  labels_path = root / info['labels']['file']
+  labels = _load(labels_path)
   num_examples = sum(map(len, shards))
   if labels.shape != (num_examples,) or labels.dtype != np.int32:
-    raise _unfit(
-      root / info['labels']['file'],
-      f'{labels.dtype} {labels.shape}, not int32 ({num_examples},)',
-    )
-  if not num_examples or not 0 <= labels.min() <= labels.max() < len(
-    manifest['class_names']
-  ):
-    raise _unfit(
-      root / info['labels']['file'],
-      f'no labels, or others than 0 to {len(manifest["class_names"]) - 1}',
-    )
+    problem = f'{labels.dtype} {labels.shape}, not int32 ({num_examples},)'
+    raise _unfit(labels_path, problem)
+  largest = len(manifest['class_names']) - 1
+  if not num_examples or labels.min() < 0 or labels.max() > largest:
+    raise _unfit(labels_path, f'no labels, or others than 0 to {largest}')
   return RawSource(
     name=f'{root} {split}',
     class_names=tuple(manifest['class_names']),

@@ -35,9 +35,9 @@ def split_files(
   """Sorts the data files below `root` into splits, by their names.
 
   A file belongs to the split whose word (train, val, valid, validation, test)
-  stands in its name, or else in that of a folder it lies in, the nearest first.
-  Where no file is named so, all are for training. `test` serves as validation
-  where there is no other. Hidden files are left out.
+  is in its name, or else in that of a folder around it, the nearest first. If
+  no file is named so, all are for training. `test` serves as validation if
+  there is no other. Hidden files are left out.
 
   Args:
     root: the folder.
@@ -101,7 +101,7 @@ def _split_of(path):
 
 
 def _check_one_folder(root, paths):
-  folders = sorted({str(pathlib.PurePosixPath(p).parent) for p in paths})
+  folders = sorted({os.path.dirname(path) or os.curdir for path in paths})
   if len(folders) > 1:
     raise UserError(
       f'{root} has training files in {len(folders)} folders'
@@ -169,20 +169,6 @@ def named_classes(
       f' the first: {names[empty[0]]} (number {empty[0]})'
     )
   return tuple(names)
-
-
-def numbered(
-  name: object, labels: np.ndarray, class_names: Sequence[str]
-) -> np.ndarray:
-  """Returns labels that are class names as int32 [n], from `class_names`.
-
-  Raises:
-    UserError: if a label is none of the class names.
-  """
-  if unknown := sorted(set(labels) - set(class_names)):
-    raise UserError(f'{name} has labels that training lacks: {unknown}')
-  numbers = {name: number for number, name in enumerate(class_names)}
-  return np.array([numbers[label] for label in labels], np.int32)
 
 
 def check_validation_labels(

@@ -27,7 +27,9 @@ SPLITS = ('train', 'validation')
 
 
 class Source(Protocol):
-  """One split of a data set. Some sources have more:
+  """One split of a data set.
+
+  Some sources have more:
 
   - `labels`, int32 [n], if they are known without reading the examples; or
     `read_labels()`, which reads them;
@@ -177,15 +179,16 @@ def digits_source(
 
 
 def synthetic_source(
-  split: str, num_examples: int, num_classes: int, size: int = 64
+  split: str, num_examples: int, num_classes: int
 ) -> ArraySource:
-  """Makes noise whose brightness bands tell the class; for trials.
+  """Makes noise, 64 x 64, with a bright band whose height is that of its class.
 
   `validation` has a quarter of `num_examples` (at least one a class) that
   `train` does not have.
   """
   if split == 'validation':
     num_examples = max(num_classes, num_examples // 4)
+  size = 64
   rng = np.random.default_rng([SPLITS.index(split), num_classes])
   labels = np.arange(num_examples, dtype=np.int32) % num_classes
   images = rng.integers(

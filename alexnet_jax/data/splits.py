@@ -40,7 +40,7 @@ def held_out(
     if len(members) < 2:
       raise UserError(
         f'class {label} has a single example ({keys[members[0]]}), which cannot'
-        ' be both trained on and held out; add examples or take the class away'
+        ' be both trained on and held out; add examples or remove the class'
       )
     count = min(max(1, round(fraction * len(members))), len(members) - 1)
     ordered = sorted(members, key=lambda i: ranks[i])
@@ -161,8 +161,8 @@ def _check_classes(pool, labels, folds):
     if count < folds:
       raise UserError(
         f'{pool.name}: class {names[label]!r} has {count} examples, fewer than'
-        f' config.data.folds = {folds}: give fewer folds, add examples, or take'
-        ' the class away'
+        f' config.data.folds = {folds}: use fewer folds, add examples, or'
+        ' remove the class'
       )
 
 

@@ -1,6 +1,7 @@
-"""Pictures for the tests of this folder."""
+"""Pictures, and files of them, for the tests of data sets."""
 
 import io
+import tarfile
 
 import numpy as np
 import PIL.Image
@@ -33,3 +34,30 @@ def encode(image, form='JPEG', **options):
 def image_file(seed, form='PNG'):
   """The file of a small picture."""
   return encode(noise(seed, 18 + seed % 5, 20), form)
+
+
+def exif(orientation):
+  """EXIF data that only tells how a picture is turned."""
+  data = PIL.Image.Exif()
+  data[0x0112] = orientation
+  return data.tobytes()
+
+
+def write(root, files):
+  """Writes {path below root: bytes}; returns root."""
+  for name, content in files.items():
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  return root
+
+
+def tar_of(files, **options):
+  """The bytes of a tar of (name, bytes) pairs, in that order."""
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w', **options) as tar:
+    for name, content in files:
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+  return buffer.getvalue()

@@ -11,6 +11,8 @@ import pytest
 from alexnet_jax.data import decoding
 from alexnet_jax.errors import UnreadableImageError
 from tests.data.pictures import encode
+from tests.data.pictures import exif
+from tests.data.pictures import noise
 from tests.data.pictures import photo
 
 
@@ -57,14 +59,16 @@ def test_jpeg_decodes_as_pillow_does_within_rounding(mode, options):
   assert np.abs(difference).max() <= 3
 
 
-JPEG = encode(PIL.Image.fromarray(photo()), 'JPEG')
+JPEG = encode(photo())
+
+
+def segment(marker, content):
+  return marker + (len(content) + 2).to_bytes(2, 'big') + content
 
 
 def jpeg_with_thumbnail():
-  thumbnail = encode(PIL.Image.fromarray(photo(8, 8)), 'JPEG')
-  comment = b'\xff\xfe' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
-  whole = encode(PIL.Image.fromarray(photo()), 'JPEG')
-  return whole[:2] + comment + whole[2:]
+  thumbnail = encode(photo(8, 8))
+  return JPEG[:2] + segment(b'\xff\xfe', thumbnail) + JPEG[2:]
 
 
 @pytest.mark.parametrize(
@@ -72,9 +76,9 @@ def jpeg_with_thumbnail():
   [
     (b'', 'empty'),
     (b'not an image', 'no image of a known kind'),
-    (encode(PIL.Image.fromarray(photo()), 'JPEG')[:-400], 'truncated'),
+    (JPEG[:-400], 'truncated'),
     (jpeg_with_thumbnail()[:-400], 'truncated'),
-    (encode(PIL.Image.fromarray(photo()), 'PNG')[:200], 'truncated'),
+    (encode(photo(), 'PNG')[:200], 'truncated'),
   ],
 )
 def test_what_cannot_be_decoded_is_refused(encoded, message):
@@ -91,24 +95,20 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm(whole, trailer):
 
 
 def test_small_images_are_never_scaled():
-  encoded = encode(PIL.Image.fromarray(photo(510, 600)), 'JPEG')
+  encoded = encode(photo(510, 600))
   assert decoding.decode(encoded, 256).shape == (510, 600, 3)
 
 
 def test_sixteen_bits_keep_their_upper_half():
   values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
-  encoded = encode(PIL.Image.fromarray(values), 'PNG')
+  encoded = encode(values, 'PNG')
   assert decoding.decode(encoded)[0, :, 1].tolist() == [0, 0, 1, 128, 255]
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('padding', [b'', b'\xff\xe0\x08\x00' + bytes(0x7FE)])
 def test_every_exif_orientation_is_pillows(orientation, padding):
-  exif = PIL.Image.Exif()
-  exif[0x0112] = orientation
-  encoded = encode(
-    PIL.Image.fromarray(photo(40, 80)), 'JPEG', quality=95, exif=exif.tobytes()
-  )
+  encoded = encode(photo(40, 80), quality=95, exif=exif(orientation))
   encoded = encoded[:2] + padding + encoded[2:]  # EXIF need not come first
   with PIL.Image.open(io.BytesIO(encoded)) as image:
     expected = np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))
@@ -118,23 +118,12 @@ def test_every_exif_orientation_is_pillows(orientation, padding):
 
 
 def test_broken_exif_data_leaves_the_image_as_it_is():
-  whole = encode(PIL.Image.fromarray(photo()), 'JPEG')
   broken = b'Exif\0\0II*\0\xff\xff\xff\xff'
-  segment = b'\xff\xe1' + (len(broken) + 2).to_bytes(2, 'big') + broken
-  expected = decoding.decode(whole).copy()
+  expected = decoding.decode(JPEG).copy()
   assert expected.any()
-  decoded = decoding.decode(whole[:2] + segment + whole[2:])
+  with_exif = JPEG[:2] + segment(b'\xff\xe1', broken) + JPEG[2:]
+  decoded = decoding.decode(with_exif)
   np.testing.assert_array_equal(decoded, expected)
-
-
-def segment(marker, content):
-  return marker + (len(content) + 2).to_bytes(2, 'big') + content
-
-
-def exif(orientation):
-  data = PIL.Image.Exif()
-  data[0x0112] = orientation
-  return data.tobytes()
 
 
 XMP = (
@@ -152,7 +141,7 @@ XMP = (
   ],
 )
 def test_orientations_of_xmp_and_of_several_segments_are_pillows(segments):
-  whole = encode(PIL.Image.fromarray(photo(40, 80)), 'JPEG', quality=95)
+  whole = encode(photo(40, 80), quality=95)
   encoded = whole[:2] + segments + whole[2:]
   with PIL.Image.open(io.BytesIO(encoded)) as image:
     assert image.getexif().get(0x0112) in (3, 6)
@@ -210,8 +199,7 @@ def test_whatever_a_parser_raises_makes_an_unreadable_image(monkeypatch):
 def test_the_needed_rows_are_those_of_the_whole_image(
   height, width, rows, subsampling, mode, progressive
 ):
-  rng = np.random.default_rng(height)
-  pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+  pixels = noise(height, height, width)
   options = {} if mode == 'L' else {'subsampling': subsampling}
   encoded = encode(
     PIL.Image.fromarray(pixels).convert(mode),
@@ -232,8 +220,7 @@ def test_the_needed_rows_are_those_of_the_whole_image(
 
 def test_rows_that_are_not_needed_are_not_decoded():
   """Else the test above would prove nothing."""
-  pixels = np.random.default_rng(0).integers(0, 256, (300, 90, 3))
-  encoded = encode(PIL.Image.fromarray(pixels.astype(np.uint8)), 'JPEG')
+  encoded = encode(noise(0, 300, 90))
   decoding.decode(encode(PIL.Image.new('RGB', (90, 300)), 'JPEG'))
   part = decoding.decode(encoded, rows_needed=lambda height, width: 100)
   assert not part[160:].any()  # of the black image before

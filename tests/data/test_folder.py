@@ -1,22 +1,19 @@
 import numpy as np
-import PIL.Image
 import pytest
 
 from alexnet_jax.data import folder
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
+from tests.data.pictures import encode
+from tests.data.pictures import noise
+from tests.data.pictures import write
 
 
 @pytest.fixture
 def tree(tmp_path):
-  for name in (
-    *('b.PNG', 'a.jpg', 'notes.txt', '.hidden.png', 'x/c.tiff', 'x/y/d.webp'),
-    *('.cache/e.png', 'empty/readme'),
-  ):
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b'')
+  names = 'b.PNG a.jpg notes.txt .hidden.png x/c.tiff x/y/d.webp .cache/e.png'
+  write(tmp_path, dict.fromkeys([*names.split(), 'empty/readme'], b''))
   (tmp_path / 'dangling.png').symlink_to(tmp_path / 'gone')
   return tmp_path
 
@@ -44,8 +41,8 @@ def test_folders_without_images(tree, caplog):
 
 def test_a_loader_tells_why_a_file_cannot_be_used(tmp_path):
   good, junk = tmp_path / 'good.png', tmp_path / 'junk'
-  pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
-  PIL.Image.fromarray(pixels).save(good)
+  pixels = noise(0, 9, 8)
+  good.write_bytes(encode(pixels, 'PNG'))
   junk.write_bytes(b'junk')
   paths = [str(p) for p in (good, junk, tmp_path / 'gone', tmp_path)]
   source = folder.FileList(paths, ('a', 'b'))

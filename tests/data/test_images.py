@@ -4,11 +4,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from tests.data.pictures import encode
+from tests.data.pictures import noise
 from tests.data.pictures import photo
 
 
@@ -34,7 +34,7 @@ def encoded_image(height, width, mode):
   """A file of some mode and size, whose pixels tell rows and columns apart."""
   if mode == 'I;16':
     values = np.add.outer(np.arange(height), np.arange(width)) * 16 % 65536
-    return encode(PIL.Image.fromarray(values.astype(np.uint16)), 'PNG')
+    return encode(values.astype(np.uint16), 'PNG')
   image = PIL.Image.fromarray(photo(height, width)).convert(mode)
   form = 'JPEG' if mode in ('RGB', 'L', 'CMYK') else 'PNG'
   return encode(image, form)
@@ -123,8 +123,7 @@ def test_scaled_decoding_stays_near_the_exact_path():
 
   Stated tolerance: 2 levels in the mean, 12 at most on smooth photographs.
   """
-  smooth = PIL.Image.fromarray(photo(1100, 1500))
-  encoded = encode(smooth, 'JPEG', quality=92)
+  encoded = encode(photo(1100, 1500), quality=92)
   scaled = decoding.decode(encoded, 256).copy()
   assert 256 <= min(scaled.shape[:2]) <= 550
   exact = images.center_square(decoding.decode(encoded), 256).astype(int)
@@ -141,8 +140,7 @@ def test_scaled_decoding_stays_near_the_exact_path():
   draw=st.floats(0, 1),
 )
 def test_a_crop_reads_no_row_below_those_it_says(height, width, size, draw):
-  pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3))
-  pixels = pixels.astype(np.uint8)
+  pixels = noise(0, height, width)
   crop_size = size * 7 // 8
   top = round(draw * (size - crop_size))
   rows = images.rows_of_crop(height, width, size, top, crop_size)

@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import kernels
-
-
-def noise(height, width, seed=0):
-  rng = np.random.default_rng(seed)
-  return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+from tests.data.pictures import noise
 
 
 def resample(image, rows, columns, first=(0, 0), shape=None):
@@ -47,7 +43,7 @@ def loop_weights(size, count):
 @example(40, 1, 3, 9)
 @example(39, 40, 2, 3)
 def test_resample_is_the_weighted_sum_of_its_definition(h, w, rows, columns):
-  image = noise(h, w)
+  image = noise(0, h, w)
   expected = np.einsum(
     'rh,hwc,kw->rkc', loop_weights(h, rows), image, loop_weights(w, columns)
   )
@@ -64,7 +60,7 @@ def test_resample_is_the_weighted_sum_of_its_definition(h, w, rows, columns):
   ],
 )
 def test_resample_agrees_with_opencv(height, width, rows, columns, method):
-  image = noise(height, width)
+  image = noise(0, height, width)
   reference = cv2.resize(image, (columns, rows), interpolation=method)
   difference = np.abs(resample(image, rows, columns).astype(int) - reference)
   assert difference.max() <= 1
@@ -77,7 +73,7 @@ def test_a_window_equals_the_same_part_of_the_whole(data):
   rows, columns = (data.draw(st.integers(2, 200)) for _ in range(2))
   top = data.draw(st.integers(0, rows - 1))
   left = data.draw(st.integers(0, columns - 1))
-  image = noise(height, width)
+  image = noise(0, height, width)
   whole = resample(image, rows, columns)
   window = resample(
     image, rows, columns, (top, left), (rows - top, columns - left)
@@ -86,7 +82,7 @@ def test_a_window_equals_the_same_part_of_the_whole(data):
 
 
 def test_copy_windows_cuts_what_slices_cut():
-  squares = [noise(20, 20, seed) for seed in range(9)]
+  squares = [noise(seed, 20, 20) for seed in range(9)]
   rng = np.random.default_rng(1)
   tops, lefts = rng.integers(0, 20 - 13 + 1, (2, 9))
   tops[0] = lefts[0] = 7  # the last corner
@@ -102,7 +98,7 @@ def test_copy_windows_cuts_what_slices_cut():
 
 
 def test_color_sums_are_those_of_numpy():
-  image = noise(31, 17)
+  image = noise(0, 31, 17)
   sums, products = np.ones(3, np.int64), np.ones((3, 3), np.int64)
   kernels.add_color_sums(image, sums, products)
   pixels = image.reshape(-1, 3).astype(np.int64)

@@ -20,6 +20,8 @@ from alexnet_jax.errors import UserError
 from tests.data.batches import assert_same
 from tests.data.batches import eval_iter
 from tests.data.batches import train_iter
+from tests.data.pictures import encode
+from tests.data.pictures import write
 
 SIZE, CROP, BATCH = 64, 56, 7
 
@@ -90,28 +92,42 @@ def eval_batches(layouts, layout):
   return list(eval_iter(loader, global_batch_size=4, crop_size=CROP))
 
 
-@pytest.mark.parametrize('layout', ['folder', 'resized', 'raw'])
-@pytest.mark.parametrize(('threads', 'prefetch'), [(1, 8), (8, 0), (8, 8)])
-def test_threads_and_prefetch_change_nothing(
-  layouts, layout, threads, prefetch
-):
-  actual = train_batches(layouts, layout, threads, prefetch=prefetch)
-  assert_same(
-    list(actual), list(train_batches(layouts, layout, threads=1, prefetch=0))
-  )
+@pytest.mark.parametrize('made', ['train', 'eval'])
+def test_every_layout_gives_the_same_examples_in_the_same_order(layouts, made):
+  """Raw squares are equal to those of their source; JPEGs of JPEGs are near."""
+
+  def batches(layout):
+    if made == 'eval':
+      return eval_batches(layouts, layout)
+    return list(train_batches(layouts, layout, scaled_decoding=False))
+
+  original, resized = batches('folder'), batches('resized')
+  assert_same(batches('raw'), original)
+  assert_same(batches('raw_of_small'), resized)
+  for a, b in zip(original, resized, strict=True):
+    difference = np.abs(a['image'].astype(int) - b['image'])
+    assert 0 < difference.mean() < 8
+    for name in a.keys() - {'image'}:
+      np.testing.assert_array_equal(a[name], b[name])
 
 
 @pytest.mark.parametrize('layout', ['folder', 'resized', 'raw'])
 @pytest.mark.parametrize('crop', ['random', 'random_resized'])
-def test_a_restored_iterator_gives_the_tail(layouts, layout, crop):
+def test_threads_prefetch_and_restarts_change_nothing(layouts, layout, crop):
   # Epochs of 20 in batches of 7: batches 2 and 5 reach into the next one.
-  unbroken = list(train_batches(layouts, layout, crop=crop))
-  first = train_batches(layouts, layout, crop=crop)
+  expected = list(train_batches(layouts, layout, 1, crop=crop, prefetch=0))
+  for threads, prefetch in ((1, 8), (8, 0)):
+    actual = train_batches(
+      layouts, layout, threads, crop=crop, prefetch=prefetch
+    )
+    assert_same(list(actual), expected)
+  first, second = (
+    train_batches(layouts, layout, 8, crop=crop, prefetch=8) for _ in range(2)
+  )
   for _ in range(4):
     next(first)
-  second = train_batches(layouts, layout, crop=crop)
   second.set_state(first.get_state())
-  assert_same(list(second), unbroken[4:])
+  assert_same(list(second), expected[4:])
 
 
 def test_random_resized_crops_are_those_of_the_draws(layouts):
@@ -145,21 +161,17 @@ def test_the_manifest_has_the_statistics_of_the_pixels(layouts):
   np.testing.assert_allclose(
     rgb['covariance'], np.cov(pixels.T, bias=True), rtol=1e-9
   )
-
-
-def test_the_known_mean_is_the_computed_one(layouts):
-  source = make_source(layouts, 'raw')
-  computed = pixel_statistics.compute(Loader(source, SIZE))[0].mean((0, 1))
-  np.testing.assert_allclose(source.rgb_mean, computed, rtol=1e-14)
+  mean, covariance = pixel_statistics.compute(Loader(source, SIZE))
+  np.testing.assert_allclose(source.rgb_mean, mean.mean((0, 1)), rtol=1e-14)
+  np.testing.assert_array_equal(source.rgb_covariance, covariance)
 
 
 def test_small_plain_jpegs_are_taken_over_byte_for_byte(tmp_path):
+  image = PIL.Image.fromarray(photograph(0, 50, 70))
+  cmyk = encode(image.convert('CMYK'))
   for name in ('cat', 'dog'):
-    (tmp_path / 'in' / name).mkdir(parents=True)
-    for i in range(2):
-      image = PIL.Image.fromarray(photograph(i, 50, 70))
-      image.save(tmp_path / 'in' / name / f'{i}.jpg', quality=80)
-    image.convert('CMYK').save(tmp_path / 'in' / name / '2.jpg')
+    files = {'0.jpg': encode(image), '1.jpg': encode(image), '2.jpg': cmyk}
+    write(tmp_path / 'in' / name, files)
   run(
     *('resize', '--source', 'folder', '--path', tmp_path / 'in'),
     *('--out', tmp_path / 'out', '--size', '60', '--name', 'small'),
@@ -235,16 +247,8 @@ def test_the_fingerprint_tells_contents_and_not_places(layouts, tmp_path):
   moved = tmp_path / 'elsewhere'
   shutil.copytree(layouts['folder']['path'], moved)
   common = ['--size', str(SIZE), '--shard_examples', '8']
-  run(
-    'raw',
-    '--source',
-    'folder',
-    '--path',
-    moved,
-    '--out',
-    tmp_path / 'raw',
-    *common,
-  )
+  source = ['raw', '--source', 'folder', '--path', moved]
+  run(*source, '--out', tmp_path / 'raw', *common)
   again = sources.make_source('raw', 'train', path=str(tmp_path / 'raw'))
   assert again.fingerprint == make_source(layouts, 'raw').fingerprint
   other = make_source(layouts, 'raw_of_small')
@@ -267,11 +271,9 @@ for i in range(source.num_examples):
 
 @pytest.mark.parametrize('layout', ['resized', 'raw'])
 def test_many_shards_do_not_run_out_of_open_files(layout, tmp_path):
-  for name in ('cat', 'dog'):
-    (tmp_path / 'in' / name).mkdir(parents=True)
-    for i in range(30):
-      image = PIL.Image.new('RGB', (16, 16), (i, 0, 0))
-      image.save(tmp_path / 'in' / name / f'{i}.png')
+  image = encode(photograph(0, 16, 16), 'PNG')
+  names = [f'in/{name}/{i}.png' for name in ('cat', 'dog') for i in range(30)]
+  write(tmp_path, dict.fromkeys(names, image))
   command = 'raw' if layout == 'raw' else 'resize'
   run(
     *(command, '--source', 'folder', '--path', tmp_path / 'in'),
@@ -316,11 +318,9 @@ def test_many_shards_do_not_run_out_of_open_files(layout, tmp_path):
   ],
 )
 def test_a_damaged_raw_set_is_refused(tmp_path, damage, message):
-  for name in ('cat', 'dog'):
-    (tmp_path / 'in' / name).mkdir(parents=True)
-    for i in range(3):
-      image = PIL.Image.fromarray(photograph(i, 20, 20))
-      image.save(tmp_path / 'in' / name / f'{i}.png')
+  image = encode(photograph(0, 20, 20), 'PNG')
+  names = [f'in/{name}/{i}.png' for name in ('cat', 'dog') for i in range(3)]
+  write(tmp_path, dict.fromkeys(names, image))
   run(
     *('raw', '--source', 'folder', '--path', tmp_path / 'in'),
     *('--out', tmp_path / 'out', '--size', '16'),

@@ -3,28 +3,24 @@ import threading
 import time
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from alexnet_jax.data import folder
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
+from tests.data.pictures import encode
+from tests.data.pictures import noise
+from tests.data.pictures import write
 
 
 @pytest.fixture
 def overlooked(tmp_path):
   """Photographs of which one has damage that its decoder overlooks."""
-  rng = np.random.default_rng(0)
-  for name in ('cat', 'dog'):
-    (tmp_path / name).mkdir()
-    pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    PIL.Image.fromarray(pixels).save(tmp_path / name / 'a.jpg')
-  path = tmp_path / 'cat' / 'a.jpg'
-  content = bytearray(path.read_bytes())
-  middle = content.index(b'\xff\xda') + 300
-  content[middle : middle + 20] = bytes(20)
-  path.write_bytes(content)
+  whole = encode(noise(0, 40, 40))
+  middle = whole.index(b'\xff\xda') + 300
+  damaged = whole[:middle] + bytes(20) + whole[middle + 20 :]
+  write(tmp_path, {'cat/a.jpg': damaged, 'dog/a.jpg': whole})
   return folder.list_folder(tmp_path)
 
 

@@ -7,17 +7,19 @@ from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
+from tests.data.pictures import write
 
 
 @pytest.mark.parametrize('threads', [1, 3])
-def test_pixel_mean_is_exact(threads):
+def test_pixel_mean_is_exact(threads, monkeypatch):
+  monkeypatch.setattr(pixel_statistics, '_CHUNK', 10)
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (37, 20, 24, 3), dtype=np.uint8)
   labels = np.zeros(37, np.int32)
   source = sources.ArraySource('random', pixels, labels, ('a', 'b'))
   loader = Loader(source, 10, num_threads=threads)
   calls = []
-  mean = pixel_statistics.compute(loader, chunk=10, progress=calls.append)[0]
+  mean = pixel_statistics.compute(loader, progress=calls.append)[0]
   squares = np.stack([images.center_square(p, 10) for p in pixels])
   np.testing.assert_array_equal(mean, squares.sum(0, dtype=np.int64) / 37)
   assert calls == [10, 20, 30, 37]
@@ -26,9 +28,7 @@ def test_pixel_mean_is_exact(threads):
 
 
 def test_no_readable_image_is_an_error(tmp_path):
-  for name in ('cat', 'dog'):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / 'a.png').write_bytes(b'broken')
+  write(tmp_path, {'cat/a.png': b'broken', 'dog/a.png': b'broken'})
   loader = Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
   with pytest.raises(UserError, match=r'no image of .* can be decoded'):
-    pixel_statistics.compute(loader)[0]
+    pixel_statistics.compute(loader)

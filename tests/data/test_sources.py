@@ -1,24 +1,24 @@
-import pathlib
+import hashlib
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 
 from alexnet_jax.data import sources
 from alexnet_jax.data import splits
 from alexnet_jax.errors import UserError
+from tests.data.pictures import encode
+from tests.data.pictures import write
 
 
-def make_folder(root: pathlib.Path, classes: dict[str, int]) -> pathlib.Path:
+def make_folder(root, classes):
   """Writes `classes[name]` images into each subfolder."""
   for label, (name, count) in enumerate(classes.items()):
     (root / name).mkdir(parents=True)
+    # The same file names in every class.
     for i in range(count):
       image = np.full((10, 12, 3), 20 * label + i, np.uint8)
-      # The same file names in every class.
-      cv2.imwrite(str(root / name / f'image_{i:04d}.png'), image)
-  return root
+      write(root, {f'{name}/image_{i:04d}.png': encode(image, 'PNG')})
 
 
 def both(path, **options):
@@ -29,7 +29,7 @@ def both(path, **options):
 
 
 def test_folder_split_is_stratified_and_complete(tmp_path):
-  make_folder(tmp_path, {'cat': 10, 'dog': 20, 'emu': 5})
+  make_folder(tmp_path / 'train', {'cat': 10, 'dog': 20, 'emu': 5})
   train, validation = both(tmp_path, val_fraction=0.2)
   assert np.bincount(train.labels).tolist() == [8, 16, 4]
   assert np.bincount(validation.labels).tolist() == [2, 4, 1]
@@ -43,15 +43,13 @@ def test_folder_split_stays_when_images_are_added(tmp_path):
   before = set(both(tmp_path)[1].paths)
   assert before == set(both(tmp_path)[1].paths)
   assert before != set(both(tmp_path, split_seed=1)[1].paths)
-  cv2.imwrite(str(tmp_path / 'cat' / 'new.png'), np.zeros((5, 5, 3), np.uint8))
+  (tmp_path / 'cat' / 'new.png').touch()
   after = set(both(tmp_path)[1].paths) - {'cat/new.png'}
   assert len(before - after) <= 1
 
 
 def test_held_out_ranks_by_hash():
   """The same ranking by hand: this split must never change."""
-  import hashlib
-
   keys = [f'k{i}' for i in range(10)]
   labels = np.array([0, 1] * 5)
   mask = splits.held_out(keys, labels, 0.4, 7)
@@ -71,12 +69,6 @@ def test_folder_with_train_and_val_uses_them(tmp_path):
   assert label == 2
   assert pixels == (tmp_path / 'val/emu/image_0000.png').read_bytes()
   assert validation.describe(2).endswith('val/emu/image_0000.png')
-
-
-def test_folder_with_train_alone_is_split(tmp_path):
-  make_folder(tmp_path / 'train', {'cat': 5, 'dog': 5})
-  train, validation = both(tmp_path)
-  assert (train.num_examples, validation.num_examples) == (8, 2)
 
 
 def test_folder_ignores_hidden_and_names_other_files(tmp_path, caplog):
@@ -117,12 +109,9 @@ def test_folder_refuses(tmp_path, classes, message):
     both(tmp_path)
 
 
-def test_missing_folder_is_named(tmp_path):
+def test_missing_folders_and_unknown_classes_are_named(tmp_path):
   with pytest.raises(UserError, match=r'no folder at .*nowhere'):
     both(tmp_path / 'nowhere')
-
-
-def test_validation_class_that_training_lacks_is_refused(tmp_path):
   make_folder(tmp_path / 'train', {'cat': 2, 'dog': 2})
   make_folder(tmp_path / 'val', {'cat': 2, 'yak': 2})
   with pytest.raises(UserError, match=r"training lacks: \['yak'\]"):

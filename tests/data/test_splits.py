@@ -1,8 +1,4 @@
-import io
-import tarfile
-
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +16,9 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from tests.data.batches import assert_same
 from tests.data.batches import train_iter
+from tests.data.pictures import encode
+from tests.data.pictures import tar_of
+from tests.data.pictures import write
 from tests.system import commands
 
 COUNTS = {'ant': 12, 'bee': 7, 'cat': 5}  # of `folder`
@@ -30,34 +29,26 @@ SIZE = 16
 
 def encoded(number):
   """A PNG of one color that no other number has."""
-  pixels = np.full((SIZE, SIZE, 3), 5 * number, np.uint8)
-  buffer = io.BytesIO()
-  PIL.Image.fromarray(pixels).save(buffer, 'PNG')
-  return buffer.getvalue()
+  return encode(np.full((SIZE, SIZE, 3), 5 * number, np.uint8), 'PNG')
 
 
 def write_folder(root):
-  number = 0
-  for name, count in COUNTS.items():
-    (root / name).mkdir(parents=True)
-    for _ in range(count):
-      (root / name / f'{number:02d}.png').write_bytes(encoded(number))
-      number += 1
-  return root
+  names = [name for name, count in COUNTS.items() for _ in range(count)]
+  return write(
+    root, {f'{name}/{i:02d}.png': encoded(i) for i, name in enumerate(names)}
+  )
 
 
 def write_tar(root):
-  root.mkdir()
-  with tarfile.open(root / 'all.tar', 'w') as tar:
-    for number, label in enumerate(LABELS):
-      for ending, content in (
-        ('png', encoded(number)),
-        ('cls', str(label).encode()),
-      ):
-        member = tarfile.TarInfo(f'{number:02d}.{ending}')
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-  return root
+  files = [
+    pair
+    for i, label in enumerate(LABELS)
+    for pair in (
+      (f'{i:02d}.png', encoded(i)),
+      (f'{i:02d}.cls', str(label).encode()),
+    )
+  ]
+  return write(root, {'all.tar': tar_of(files)})
 
 
 def write_parquet(root):
@@ -142,18 +133,6 @@ def test_every_example_is_held_out_in_exactly_one_fold(layouts, kind):
   assert len(fingerprints) == 2 * number
 
 
-def test_the_folds_are_stratified():
-  """12, 7 and 5 examples in five folds: 2 or 3, 1 or 2, and 1 of each."""
-  numbers = splits.fold_numbers(np.array(LABELS), FOLDS, 0)
-  table = np.zeros((3, FOLDS), int)
-  np.add.at(table, (LABELS, numbers), 1)
-  assert table.sum() == 24
-  assert sorted(table[0]) == [2, 2, 2, 3, 3]
-  assert sorted(table[1]) == [1, 1, 1, 2, 2]
-  assert sorted(table[2]) == [1, 1, 1, 1, 1]
-  assert sorted(table.sum(0)) == [4, 5, 5, 5, 5]
-
-
 @pytest.mark.parametrize('seed', [0, 3])
 def test_the_folds_are_those_of_scikit_learn(layouts, seed):
   stratified = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
@@ -164,14 +143,6 @@ def test_the_folds_are_those_of_scikit_learn(layouts, seed):
       # In the order of the pool: 00.png, 01.png, ...
       names = [int(part.file_name(i)[-6:-4]) for i in range(part.num_examples)]
       assert names == indices.tolist()
-
-
-def test_folds_repeat_and_follow_the_seed(layouts):
-  def fingerprint(seed):
-    return open_fold(layouts, 'tar', 'train', 1, split_seed=seed).fingerprint
-
-  assert fingerprint(0) == fingerprint(0)
-  assert fingerprint(0) != fingerprint(1)
 
 
 def test_a_part_names_its_examples_as_the_whole_does(layouts):
@@ -195,11 +166,6 @@ def test_a_class_with_one_example_is_none_that_cannot_be_held_out(tmp_path):
   (root / 'dog' / '99.png').write_bytes(encoded(30))
   with pytest.raises(UserError, match="class 'dog' has 1 examples"):
     sources.make_source('folder', 'train', path=str(root), folds=2)
-
-
-def test_a_fraction_of_zero_holds_nothing_out():
-  keys, labels = ['a', 'b', 'c'], np.array([0, 0, 1])
-  assert splits.held_out(keys, labels, 0.0, 0).tolist() == [False] * 3
 
 
 def test_an_unfit_seed_is_refused():

@@ -1,5 +1,4 @@
 import gzip
-import io
 import os
 import tarfile
 
@@ -8,13 +7,13 @@ import pytest
 import webdataset
 from webdataset import tariterators
 
-from alexnet_jax import validation
-from alexnet_jax.config import make_config
 from alexnet_jax.data import sources
 from alexnet_jax.data import splits
 from alexnet_jax.data import tar_shards
 from alexnet_jax.errors import UserError
 from tests.data.pictures import image_file
+from tests.data.pictures import tar_of
+from tests.data.pictures import write
 
 
 def make_samples(count, first=0, classes=3):
@@ -36,14 +35,8 @@ def write_shards(pattern, samples, per_shard=4):
 
 
 def write_tar(path, files, **options):
-  """Writes (name, bytes) in that order."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tarfile.open(path, 'w', **options) as tar:
-    for name, content in files:
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      tar.addfile(info, io.BytesIO(content))
-  return path
+  """Writes (name, bytes) in that order; returns the path."""
+  return write(path.parent, {path.name: tar_of(files, **options)}) / path.name
 
 
 def two_classes(extra=()):
@@ -366,18 +359,18 @@ def test_a_sparse_file_is_refused(tmp_path):
     open_split(tmp_path)
 
 
-def test_joined_tars_are_refused(tmp_path):
-  path = write_tar(tmp_path / 'train.tar', two_classes())
-  path.write_bytes(path.read_bytes() * 2)
-  with pytest.raises(UserError, match='keep them apart'):
-    open_split(tmp_path)
-
-
-def test_a_tar_of_tars_is_refused(tmp_path):
-  """ImageNet's own: its first file is named."""
-  files = [('n01440764.tar', b'x'), ('n01443537.tar', b'y')]
-  write_tar(tmp_path / 'ILSVRC2012_img_train.tar', files)
-  with pytest.raises(UserError, match=r'no samples .* the first: n01440764'):
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (tar_of(two_classes()) * 2, 'keep them apart'),
+    # ImageNet's own, a tar of tars.
+    (tar_of([('n01.tar', b'x')]), 'no samples .* the first: n01.tar'),
+    (gzip.compress(tar_of(two_classes())), 'no plain uncompressed tar'),
+  ],
+)
+def test_other_kinds_of_tar_are_refused(tmp_path, content, message):
+  write(tmp_path, {'train.tar': content})
+  with pytest.raises(UserError, match=message):
     open_split(tmp_path)
 
 
@@ -390,9 +383,6 @@ def test_compressed_shards_are_refused(tmp_path):
   with pytest.raises(
     UserError, match=r'train-0\.tar\.gz is compressed.*gunzip'
   ):
-    open_split(tmp_path)
-  packed.rename(path)
-  with pytest.raises(UserError, match='no plain uncompressed tar'):
     open_split(tmp_path)
 
 
@@ -412,12 +402,6 @@ def test_two_data_sets_in_one_folder_are_refused(tmp_path):
   with pytest.raises(UserError, match='in 2 folders'):
     open_split(tmp_path)
   assert open_split(tmp_path / 'fish').num_examples == 2
-
-
-def test_a_single_class_is_refused(tmp_path):
-  write_tar(tmp_path / 'train.tar', two_classes()[:2])
-  with pytest.raises(UserError, match=r'of 1 class\(es\)'):
-    open_split(tmp_path)
 
 
 @pytest.mark.parametrize('named', [True, False])
@@ -450,12 +434,3 @@ def test_shards_that_change_during_a_run_are_named(tmp_path):
   path.unlink()
   with pytest.raises(UserError, match=r'cannot read .*No such file'):
     source.read(0)
-
-
-def test_the_config_asks_for_the_folder():
-  config = make_config()
-  config.data.source = 'tar'
-  with pytest.raises(UserError, match=r'data\.path'):
-    validation.validate(config)
-  config.data.path = 'somewhere'
-  validation.validate(config)

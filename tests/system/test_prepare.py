@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import PIL.Image
@@ -23,6 +24,9 @@ from alexnet_jax.data.prepare import raw
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.training import build
+from tests.data.pictures import encode
+from tests.data.pictures import noise
+from tests.data.pictures import write
 
 ROOT = pathlib.Path(__file__).parents[2]
 PREPARE = [sys.executable, '-m', 'alexnet_jax.data.prepare']
@@ -43,12 +47,11 @@ def photos(tmp_path_factory):
   return root
 
 
-def arguments(command, photos, out):
-  return [
-    *(command, '--source', 'folder', '--path', str(photos)),
-    *('--out', str(out), '--size', '64', '--shard_examples', '5'),
-    *('--unreadable', 'skip', '--json'),
-  ] + (['--name', 'photos'] if command == 'resize' else [])
+def arguments(command, photos, out, per_shard=5):
+  line = f'{command} --source folder --size 64 --unreadable skip --json'
+  line += f' --shard_examples {per_shard}'
+  line += ' --name photos' if command == 'resize' else ''
+  return [*line.split(), '--path', str(photos), '--out', str(out)]
 
 
 def digests(folder):
@@ -77,16 +80,16 @@ def finished(out):
 @pytest.mark.parametrize('command', ['raw', 'resize'])
 def test_ten_kills_leave_the_same_bytes(command, photos, tmp_path):
   whole, out = tmp_path / 'whole', tmp_path / 'killed'
-  small = ['--shard_examples', '1']  # so that it is never done too early
-  assert prepare([*arguments(command, photos, whole), *small]) == 0
+  # One image a shard, so that it is never done too early.
+  assert prepare(arguments(command, photos, whole, 1)) == 0
   rng = random.Random(0)
   for _ in range(3):  # while it starts
-    process = start([*arguments(command, photos, out), *small])
+    process = start(arguments(command, photos, out, 1))
     time.sleep(rng.uniform(0, 0.5))
     process.kill()
     assert process.wait(60) in (-signal.SIGKILL, 0)
   for kill in range(10):
-    process = start([*arguments(command, photos, out), *small])
+    process = start(arguments(command, photos, out, 1))
     before, deadline = finished(out), time.monotonic() + 60
     while finished(out) == before and time.monotonic() < deadline:
       time.sleep(0.001)
@@ -96,7 +99,7 @@ def test_ten_kills_leave_the_same_bytes(command, photos, tmp_path):
     assert process.wait(60) in (-signal.SIGKILL, 75)
     assert not (out / 'manifest.json').exists()
     assert finished(out) > before  # what was finished stays
-  assert prepare([*arguments(command, photos, out), *small]) == 0
+  assert prepare(arguments(command, photos, out, 1)) == 0
   assert digests(out) == digests(whole)
 
 
@@ -110,10 +113,7 @@ def test_a_full_disk_keeps_the_finished_shards(
   room, per_shard, total = (
     (200_000, 5, 49) if command == 'raw' else (400_000, 20, 13)
   )
-  command_line = [
-    *arguments(command, photos, out),
-    *('--shard_examples', str(per_shard)),
-  ]
+  command_line = arguments(command, photos, out, per_shard)
   monkeypatch.setattr(shards, '_check_room', lambda *_: None)  # at the start
   others.write_bytes(bytes(4 * 1024 * 1024 - room))
   assert prepare(command_line) == 2
@@ -195,7 +195,6 @@ def test_a_cut_before_any_rename_is_made_good(
 ):
   """Also between the last shard and the end, step by step."""
   whole, out = tmp_path / 'whole', tmp_path / 'cut'
-  few = ['--shard_examples', '100']
   replaced_file = files.replaced_file
   replaced = []
 
@@ -204,7 +203,7 @@ def test_a_cut_before_any_rename_is_made_good(
     return replaced_file(path)
 
   monkeypatch.setattr(files, 'replaced_file', replace)
-  assert prepare([*arguments(command, photos, whole), *few]) == 0
+  assert prepare(arguments(command, photos, whole, 100)) == 0
   assert len(replaced) >= 9  # plan, 3 shards, 3 notes, descriptions
 
   def cut_at(number):
@@ -222,29 +221,26 @@ def test_a_cut_before_any_rename_is_made_good(
     return cut
 
   for number in range(len(replaced)):
+    command_line = arguments(command, photos, out / str(number), 100)
     monkeypatch.setattr(files, 'replaced_file', cut_at(number))
     with pytest.raises(PowerCut):
-      prepare([*arguments(command, photos, out / str(number)), *few])
+      prepare(command_line)
     monkeypatch.setattr(files, 'replaced_file', replaced_file)
-    assert prepare([*arguments(command, photos, out / str(number)), *few]) == 0
+    assert prepare(command_line) == 0
     assert digests(out / str(number)) == digests(whole)
 
 
 def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
   out = tmp_path / 'out'
-  few = ['--shard_examples', '100']
-
-  def cut(*_, **__):
-    raise PowerCut
-
+  command_line = arguments('raw', photos, out, 100)
   with monkeypatch.context() as patch:
-    patch.setattr(raw._RawSet, 'describe', cut)
+    patch.setattr(raw._RawSet, 'describe', mock.Mock(side_effect=PowerCut))
     with pytest.raises(PowerCut):
-      prepare([*arguments('raw', photos, out), *few])
+      prepare(command_line)
   shard = out / 'train-00001-of-00002.npy'
   content = shard.read_bytes()
   shard.write_bytes(content[:-1])
-  assert prepare([*arguments('raw', photos, out), *few]) == 0
+  assert prepare(command_line) == 0
   assert shard.read_bytes() == content
 
 
@@ -252,13 +248,10 @@ def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
 def test_a_split_without_a_readable_image_is_an_error(
   command, tmp_path, capsys
 ):
-  for split in ('train', 'val'):
-    for name in ('cat', 'dog'):
-      path = tmp_path / 'in' / split / name / '0.jpg'
-      path.parent.mkdir(parents=True)
-      PIL.Image.new('RGB', (70, 70)).save(path)
-      if split == 'val':
-        path.write_bytes(b'broken')
+  image = encode(noise(0))
+  for name in ('cat', 'dog'):
+    files = {f'train/{name}/0.jpg': image, f'val/{name}/0.jpg': b'broken'}
+    write(tmp_path / 'in', files)
   for _ in range(2):
     code = prepare(arguments(command, tmp_path / 'in', tmp_path / 'out'))
     assert code == 2

@@ -4,7 +4,6 @@ The tars have the real layout and tiny images. Tests marked tfds run the real
 builder of TFDS and are skipped where TensorFlow is not installed.
 """
 
-import ast
 import importlib.util
 import io
 import json
@@ -20,9 +19,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import alexnet_jax
 from alexnet_jax.data import decoding
 from alexnet_jax.data.prepare.__main__ import main
+from tests.data.pictures import encode
+from tests.data.pictures import tar_of
 
 REPO = pathlib.Path(__file__).parents[2]
 TRAIN_TAR, VAL_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
@@ -48,8 +48,11 @@ def run(*arguments):
   )
 
 
-def prepare(*arguments):
-  return run('-m', 'alexnet_jax.data.prepare', 'tfds', *arguments)
+def prepare(data_dir, *options, name='imagenet2012'):
+  return run(
+    *('-m', 'alexnet_jax.data.prepare', 'tfds', '--json', f'--name={name}'),
+    *(f'--data_dir={data_dir}', *options),
+  )
 
 
 def last_json(process):
@@ -68,22 +71,6 @@ def photo(rng):
   return PIL.Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
-def encode(image, file_format='JPEG'):
-  buffer = io.BytesIO()
-  image.save(buffer, file_format)
-  return buffer.getvalue()
-
-
-def make_tar(files):
-  buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode='w') as tar:
-    for name, content in files.items():
-      member = tarfile.TarInfo(name)
-      member.size = len(content)
-      tar.addfile(member, io.BytesIO(content))
-  return buffer.getvalue()
-
-
 def train_image(name, rng):
   if name == CMYK_FILE:
     return encode(photo(rng).convert('CMYK'))
@@ -98,14 +85,14 @@ def manual_dir(tmp_path_factory):
   inner = {}
   for (synset, _), numbers in TRAIN_FILES.items():
     names = [f'{synset}_{number}.JPEG' for number in numbers]
-    inner[f'{synset}.tar'] = make_tar({n: train_image(n, rng) for n in names})
-  (folder / TRAIN_TAR).write_bytes(make_tar(inner))
+    inner[f'{synset}.tar'] = tar_of([(n, train_image(n, rng)) for n in names])
+  (folder / TRAIN_TAR).write_bytes(tar_of(inner.items()))
   # The real tar is not sorted by name, and its labels go by name.
   numbers = reversed(range(1, len(VAL_LABELS) + 1))
-  validation = {
-    f'ILSVRC2012_val_{n:08d}.JPEG': encode(photo(rng)) for n in numbers
-  }
-  (folder / VAL_TAR).write_bytes(make_tar(validation))
+  validation = [
+    (f'ILSVRC2012_val_{n:08d}.JPEG', encode(photo(rng))) for n in numbers
+  ]
+  (folder / VAL_TAR).write_bytes(tar_of(validation))
   return folder
 
 
@@ -126,13 +113,7 @@ def prepared(manual_dir, tmp_path_factory):
   if importlib.util.find_spec('tensorflow') is None:
     pytest.skip("builds with TensorFlow: pip install -e '.[tfds]'")
   data_dir = tmp_path_factory.mktemp('data')
-  process = prepare(
-    '--name=imagenet2012',
-    f'--manual_dir={manual_dir}',
-    f'--data_dir={data_dir}',
-    '--json',
-  )
-  return process, data_dir
+  return prepare(data_dir, f'--manual_dir={manual_dir}'), data_dir
 
 
 @pytest.fixture(scope='module')
@@ -237,12 +218,7 @@ def test_images_keep_their_bytes_except_the_two_that_are_repaired(
 def test_a_prepared_set_is_left_as_it_is(prepared, tmp_path):
   process, data_dir = prepared
   times = {p: p.stat().st_mtime_ns for p in data_dir.rglob('*')}
-  again = prepare(  # the tars may be gone by now
-    '--name=imagenet2012',
-    f'--manual_dir={tmp_path}',
-    f'--data_dir={data_dir}',
-    '--json',
-  )
+  again = prepare(data_dir, f'--manual_dir={tmp_path}')  # without the tars
   assert last_json(again) == last_json(process)
   assert 'already prepared' in again.stderr
   assert {p: p.stat().st_mtime_ns for p in data_dir.rglob('*')} == times
@@ -254,7 +230,7 @@ def test_a_set_in_another_format_is_refused_and_left(prepared, tmp_path):
   (info,) = tmp_path.glob('imagenet2012/*/dataset_info.json')
   text = info.read_text().replace('"array_record"', '"tfrecord"')
   info.write_text(text)
-  process = prepare('--name=imagenet2012', f'--data_dir={tmp_path}')
+  process = prepare(tmp_path)
   assert process.returncode == 2, process.stderr
   assert 'prepared as tfrecord' in process.stderr
   assert '--data_dir' in process.stderr
@@ -268,7 +244,7 @@ def test_a_set_in_another_format_is_refused_and_left(prepared, tmp_path):
 def test_an_unfinished_folder_is_not_taken_for_a_set(prepared, tmp_path):
   version = pathlib.Path(last_json(prepared[0])['folder']).name
   (tmp_path / 'imagenet2012' / version).mkdir(parents=True)
-  process = prepare('--name=imagenet2012', f'--data_dir={tmp_path}')
+  process = prepare(tmp_path)
   assert process.returncode == 2, process.stderr
   assert 'holds no finished data set' in process.stderr
 
@@ -282,9 +258,7 @@ def test_a_tar_that_is_cut_off_is_named_as_damaged(
   shutil.copytree(manual_dir, tmp_path, dirs_exist_ok=True)
   os.truncate(tmp_path / damaged, (tmp_path / damaged).stat().st_size // 2)
   data_dir = tmp_path / 'data'
-  process = prepare(
-    '--name=imagenet2012', f'--manual_dir={tmp_path}', f'--data_dir={data_dir}'
-  )
+  process = prepare(data_dir, f'--manual_dir={tmp_path}')
   assert process.returncode == 2, process.stderr
   assert f'{tmp_path / damaged} is damaged' in process.stderr
   assert not list(data_dir.glob('imagenet2012/*'))
@@ -303,91 +277,6 @@ def test_training_on_it_resumes_bit_for_bit(prepared, tmp_path):
   assert (unbroken['eval/top5'] * 6) % 1 == pytest.approx(0, abs=1e-6)
   assert unbroken['eval/loss'] == pytest.approx(np.log(1000), abs=1)
   assert second['eval/loss'] == unbroken['eval/loss']
-
-
-@pytest.fixture(scope='module')
-def chain(prepared, tmp_path_factory):
-  """{layout: --config overrides}: the set, smaller JPEGs, and raw of both."""
-  data_dir, root = prepared[1], tmp_path_factory.mktemp('chain')
-  for command, path, out in (
-    ('resize', data_dir, 'small'),
-    ('raw', data_dir, 'raw'),
-    ('raw', root / 'small', 'raw_of_small'),
-  ):
-    process = run(
-      *('-m', 'alexnet_jax.data.prepare', command, '--json'),
-      *('--source=tfds', f'--path={path}', f'--out={root / out}'),
-      *('--size=80', '--shard_examples=5'),
-    )
-    assert last_json(process)['splits'] == {'train': 12, 'validation': 6}
-  raw = ('--config.data.source=raw',)
-  return {
-    'tfds': (f'--config.data.path={data_dir}',),
-    'small': (f'--config.data.path={root / "small"}',),
-    'raw': (*raw, f'--config.data.path={root / "raw"}'),
-    'raw_of_small': (*raw, f'--config.data.path={root / "raw_of_small"}'),
-  }
-
-
-ORDER = """
-import json, sys
-import numpy as np
-from alexnet_jax import validation
-from alexnet_jax.training import build
-from alexnet_jax.training import parallel
-config = validation.load_config(['--config=configs/imagenet.py', *sys.argv[1:]])
-loader = build.make_loader(config, 'train')
-mesh = parallel.make_mesh()
-batches = list(build.make_train_iter(config, loader, 9, mesh))
-np.save(sys.stdout.buffer, np.concatenate([b['label'] for b in batches]))
-np.save(sys.stdout.buffer, np.concatenate([b['flip'] for b in batches]))
-np.save(sys.stdout.buffer, np.concatenate([b['image'] for b in batches]))
-"""
-
-
-def first_batches(overrides):
-  """(labels, flips, images) of nine batches."""
-  process = subprocess.run(
-    [sys.executable, '-c', ORDER, *SMALL, *overrides],
-    cwd=REPO,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    check=True,
-  )
-  stream = io.BytesIO(process.stdout)
-  return [np.load(stream) for _ in range(3)]
-
-
-@pytest.mark.tfds
-def test_every_layout_gives_the_same_examples_in_the_same_order(chain):
-  labels, flips, pixels = first_batches(chain['tfds'])
-  assert set(labels) == {0, 150, 230}
-  for layout in ('small', 'raw', 'raw_of_small'):
-    own_labels, own_flips, own_pixels = first_batches(chain[layout])
-    np.testing.assert_array_equal(own_labels, labels)
-    np.testing.assert_array_equal(own_flips, flips)
-    difference = np.abs(own_pixels.astype(int) - pixels)
-    if layout == 'raw':
-      assert difference.max() == 0
-    else:  # grainy little images went through a second JPEG, 4:2:0
-      assert difference.mean() < 8
-
-
-@pytest.mark.tfds
-def test_training_from_raw_pixels_equals_training_from_their_source(
-  chain, tmp_path
-):
-  digests = {}
-  for layout, overrides in chain.items():
-    process = run(
-      *('-m', 'alexnet_jax.main', '--config=configs/imagenet.py', '--json'),
-      *(f'--workdir={tmp_path / layout}', '--config.num_epochs=0'),
-      *('--config.num_steps=4', *SMALL, *overrides),
-    )
-    digests[layout] = last_json(process)['state_digest']
-  assert digests['raw'] == digests['tfds']
-  assert digests['raw_of_small'] == digests['small']
-  assert digests['small'] != digests['tfds']  # other pixels
 
 
 @pytest.mark.tfds
@@ -416,7 +305,7 @@ tfds.dataset_builders.store_as_tfds_dataset(
 """
   process = run('-c', script, tmp_path)
   assert process.returncode == 0, process.stderr
-  process = prepare('--name=shades', f'--data_dir={tmp_path}', '--json')
+  process = prepare(tmp_path, name='shades')
   result = last_json(process)
   assert (result['splits'], result['classes']) == ({'train': 10}, 3)
   python, *command = shlex.split(process.stderr.splitlines()[-1])
@@ -501,22 +390,3 @@ assert not {'tensorflow', 'tensorflow_datasets', 'jax'} & set(sys.modules)
   process = run('-c', script)
   assert process.returncode == 0, process.stderr
   assert '--manual_dir' in process.stdout
-
-
-def test_one_function_of_the_package_imports_tensorflow():
-  package = pathlib.Path(alexnet_jax.__file__).parent
-  found = []
-  for path in package.rglob('*.py'):
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-      elif isinstance(node, ast.ImportFrom):
-        names = [node.module or '']
-      else:
-        continue
-      if any(name.split('.')[0] == 'tensorflow' for name in names):
-        found.append(path.relative_to(package).as_posix())
-  # The peers of the benchmark run in processes of their own.
-  peers = ('bench/data_peers.py', 'bench/step_keras.py')
-  found = [path for path in found if not path.startswith(peers)]
-  assert found == ['data/prepare/tfds.py']

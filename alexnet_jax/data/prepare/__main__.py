@@ -18,9 +18,7 @@ def _arguments(argv):
   for module in (tfds, resize, raw, check):
     module.add_arguments(commands)
   for subparser in commands.choices.values():
-    subparser.add_argument(
-      '--json', action='store_true', help='one JSON object on standard output'
-    )
+    cli.add_json(subparser)
   return parser.parse_args(argv)
 
 

@@ -3,13 +3,9 @@
 import collections
 import concurrent.futures
 import pathlib
-import sys
 import warnings
 
-import rich.console
-import rich.markup
-import rich.table
-
+from alexnet_jax import cli
 from alexnet_jax import errors
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
@@ -22,12 +18,7 @@ from alexnet_jax.data.prepare.findings import DuplicateIndex
 from alexnet_jax.data.prepare.findings import Findings
 from alexnet_jax.data.prepare.findings import SEVERITIES
 from alexnet_jax.data.prepare.findings import Tally
-from alexnet_jax.data.prepare.progress import Progress
-from alexnet_jax.data.prepare.progress import run_in_order
 from alexnet_jax.errors import UserError
-
-_WIDTH = 100  # of the table, in characters, where there is no terminal
-_STYLES = {'error': 'red', 'warning': 'yellow', 'note': 'dim'}
 
 
 def check(path: str, name: str = '', num_threads: int = 0) -> dict:
@@ -53,12 +44,14 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
   num_threads = num_threads or num_cores()
   with (
     concurrent.futures.ThreadPoolExecutor(num_threads) as pool,
-    Progress(opened.total, 'examining') as progress,
+    inputs.progress(opened.total, 'examining') as add_done,
     warnings.catch_warnings(action='ignore'),  # of Pillow, about odd images
   ):
-    for outcome in run_in_order(opened.jobs(findings), pool, num_threads):
+    for outcome in inputs.run_in_order(
+      opened.jobs(findings), pool, num_threads
+    ):
       _record(outcome, len(opened.class_names), findings, tallies, index)
-      progress.advance(outcome.split is not None)
+      add_done(outcome.split is not None)
   opened.finish(dict(tallies), findings)
   index.report(findings)
   result = _result(path, opened.kind, tallies, findings)
@@ -133,51 +126,27 @@ def _result(path, kind, tallies, findings):
 
 
 def _print(result):
-  width = None if sys.stderr.isatty() else _WIDTH
-  console = rich.console.Console(stderr=True, width=width, highlight=False)
-  if result['findings']:
-    console.print(_table(result['findings']))
+  console = cli.Console()
+  for finding in result['findings']:
+    names, count = finding['examples'], finding['count']
+    more = ['...'] if count > len(names) else []
+    console.line(f'{finding["severity"]} ({count:,}): {finding["text"]}')
+    for name in [*names, *more]:
+      console.line(f'    {name}')
   for split, counts in result['splits'].items():
     classes = counts['classes']
     of_classes = f' of {classes:,} classes' if classes else ''
-    console.print(f'{split}: {counts["examples"]:,} images{of_classes}')
+    console.line(f'{split}: {counts["examples"]:,} images{of_classes}')
   sums = ', '.join(
     f'{(count := result[f"{s}s"]):,} {s}{"" if count == 1 else "s"}'
     for s in SEVERITIES
   )
+  verdict = 'fit for training'
   if result['errors']:
-    verdict = '[red]training would stop or be wrong[/red]'
+    verdict = 'training would stop or be wrong'
   elif result['warnings']:
-    verdict = '[yellow]fit for training; look at the warnings[/yellow]'
-  else:
-    verdict = '[green]fit for training[/green]'
-  path = rich.markup.escape(result['path'])
-  console.print(f'{path}: {sums}: {verdict}', soft_wrap=True)
-
-
-def _table(found):
-  table = rich.table.Table(show_lines=True)
-  table.add_column('')
-  table.add_column('count', justify='right')
-  table.add_column('what, and what to do')
-  table.add_column('the first', overflow='fold')
-  for finding in found:
-    severity = finding['severity']
-    names = list(finding['examples'])
-    if finding['count'] > len(names):
-      names.append('...')
-    table.add_row(
-      f'[{_STYLES[severity]}]{severity}',
-      f'{finding["count"]:,}',
-      rich.markup.escape(finding['text']),
-      rich.markup.escape('\n'.join(names)),
-    )
-  return table
-
-
-def exit_code(result: dict) -> int:
-  """Returns the exit code of the command."""
-  return errors.EXIT_USER if result['errors'] else errors.EXIT_DONE
+    verdict += '; look at the warnings'
+  console.line(f'{result["path"]}: {sums}: {verdict}')
 
 
 def add_arguments(commands) -> None:
@@ -202,5 +171,8 @@ def add_arguments(commands) -> None:
   )
   inputs.add_num_threads(parser)
   parser.set_defaults(
-    work=lambda a: check(a.path, a.name, a.num_threads), exit_code=exit_code
+    work=lambda a: check(a.path, a.name, a.num_threads),
+    exit_code=lambda result: (
+      errors.EXIT_USER if result['errors'] else errors.EXIT_DONE
+    ),
   )

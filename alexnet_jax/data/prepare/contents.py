@@ -22,7 +22,6 @@ from array_record.python import array_record_module
 import numpy as np
 
 from alexnet_jax.data import folder as folder_lib
-from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.folder import is_image_name
@@ -51,7 +50,7 @@ def _examine_file(encoded, split, name, label):
 
 
 class FolderContents:
-  """Images in subfolders named by class, in as bad a state as may be."""
+  """Images in subfolders named by class, in whatever state they are."""
 
   kind = 'folder'
 
@@ -100,12 +99,12 @@ class FolderContents:
   def _examine(self, path, split, class_name):
     known = class_name in self.class_names
     label = self.class_names.index(class_name) if known else None
+    name = self._name(path)
     try:
       content = pathlib.Path(path).read_bytes()
     except OSError as error:
-      found = [('unreadable', error.strerror)]
-      return Outcome(split, self._name(path), label, found)
-    return _examine_file(content, split, self._name(path), label)
+      return Outcome(split, name, label, [('unreadable', error.strerror)])
+    return _examine_file(content, split, name, label)
 
   def _report_layout(self, findings):
     for folder in self._splits.values():
@@ -316,29 +315,29 @@ class RawContents:
       self._size = int(manifest['image_size'])
       self._splits = dict(manifest['splits'])
       self.total = sum(s['num_examples'] for s in self._splits.values())
-      self._check_keys()
+      for info in self._splits.values():
+        for entry in [info['labels'], *info['shards']]:
+          _ = root / entry['file'], entry['sha256']
+        _ = [e['num_examples'] + 0 for e in info['shards']], info['skipped']
     except (KeyError, TypeError, ValueError) as error:
       raise UserError(
         f'{root / raw.MANIFEST} lacks or misuses {error}; prepare the set again'
       ) from error
-    self._whole = set()  # splits of which every shard can be read
 
   def jobs(self, findings: Findings) -> Iterator[Callable[[], Outcome]]:
+    shape = (self._size, self._size, 3)
     for split, info in self._splits.items():
       for name in info['skipped']:
-        detail = 'left out when the set was written'
-        findings.add('note', name, detail)
-      labels = self._labels(split, findings)
+        findings.add('note', name, 'left out when the set was written')
+      entry = {**info['labels'], 'num_examples': info['num_examples']}
+      labels = self._load(entry, 'labels', (), np.int32, findings)
       for entry in [info['labels'], *info['shards']]:
         if (self._root / entry['file']).is_file():
           yield functools.partial(_check_sum, self._root, entry)
-      self._whole.add(split)
       start = 0
       for entry in info['shards']:
-        shard = self._shard(entry, findings)
-        if shard is None:
-          self._whole.discard(split)
-        for i, square in enumerate([] if shard is None else shard):
+        squares = self._load(entry, 'images', shape, np.uint8, findings)
+        for i, square in enumerate(squares):
           label = int(labels[start + i]) if start + i < len(labels) else None
           name = f'{entry["file"]} image {i}'
           yield functools.partial(_examine_square, square, split, name, label)
@@ -349,75 +348,26 @@ class RawContents:
       in_shards = sum(e['num_examples'] for e in info['shards'])
       what = f'{split} images of all shards'
       findings.add_count(what, in_shards, info['num_examples'])
-      if split in self._whole:
-        self._check_colors(split, tallies.get(split, Tally()), findings)
     tally = tallies.get('train', Tally())
     findings.add_unused_classes(self.class_names, tally)
 
-  def _check_keys(self):
-    for info in self._splits.values():
-      for entry in [info['labels'], *info['shards']]:
-        _ = self._root / entry['file'], entry['sha256']
-      _ = [e['num_examples'] + 0 for e in info['shards']], info['skipped']
-
-  def _labels(self, split, findings):
-    """Returns the labels of a split that can be read."""
-    info = self._splits[split]
-    name = info['labels']['file']
-    labels = self._load(name, findings)
-    if labels is None:
-      return []
-    if labels.ndim != 1 or labels.dtype != np.int32:
-      detail = f'it is {labels.dtype} {labels.shape}'
-      findings.add('damaged_file', name, detail)
-      return []
-    findings.add_count(f'labels in {name}', len(labels), info['num_examples'])
-    return labels
-
-  def _shard(self, entry, findings):
-    """Returns uint8 [n, size, size, 3], memory-mapped; None if damaged."""
+  def _load(self, entry, what, shape, dtype, findings):
+    """Returns an array [n, *shape] of n examples; [] if it is damaged."""
     name = entry['file']
-    shard = self._load(name, findings, mmap_mode='r')
-    if shard is None:
-      return None
-    size = self._size
-    if shard.shape[1:] != (size, size, 3) or shard.dtype != np.uint8:
-      detail = f'it is {shard.dtype} {shard.shape}'
-      findings.add('damaged_file', name, detail)
-      return None
-    findings.add_count(f'images in {name}', len(shard), entry['num_examples'])
-    return np.asarray(shard)
-
-  def _load(self, name, findings, **options):
     try:
-      return np.load(self._root / name, **options)
+      array = np.load(self._root / name, mmap_mode='r' if shape else None)
     except FileNotFoundError:
       findings.add('missing_file', name)
+      return []
     except (OSError, ValueError, EOFError) as error:
       findings.add('damaged_file', name, str(error))
-    return None
-
-  def _check_colors(self, split, tally, findings):
-    pixels = tally.examples * self._size**2
-    if not pixels:
-      return
-    written = self._splits[split].get('rgb') or {}
-    found = pixel_statistics.color_statistics(
-      pixels, tally.sums, tally.products
-    )
-    for key, value in found.items():
-      said = written.get(key)
-      if said != value and not (
-        key in ('mean', 'covariance') and _nearly_equal(said, value)
-      ):
-        findings.add('wrong_sums', f'{split} {key}', f'{said}, not {value}')
-
-
-def _nearly_equal(said, value):
-  try:
-    return np.allclose(np.array(said, float), value, rtol=1e-9, atol=1e-9)
-  except (TypeError, ValueError):  # no numbers, or of another shape
-    return False
+      return []
+    if not array.ndim or array.shape[1:] != shape or array.dtype != dtype:
+      detail = f'it is {array.dtype} {array.shape}'
+      findings.add('damaged_file', name, detail)
+      return []
+    findings.add_count(f'{what} in {name}', len(array), entry['num_examples'])
+    return np.asarray(array)
 
 
 def _check_sum(root, entry):
@@ -432,8 +382,4 @@ def _check_sum(root, entry):
 
 
 def _examine_square(square, split, name, label):
-  from alexnet_jax.data import kernels  # slow to import
-
-  sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
-  kernels.add_color_sums(square, *sums)
-  return Outcome(split, name, label, digest=digest(square.data), colors=sums)
+  return Outcome(split, name, label, digest=digest(square.data))

@@ -4,8 +4,6 @@ import collections
 import dataclasses
 import hashlib
 
-import numpy as np
-
 SEVERITIES = ('error', 'warning', 'note')
 _MAX_EXAMPLES = 5  # names that a finding keeps
 _MAX_DETAIL = 200  # characters of what a decoder or the system says
@@ -31,10 +29,6 @@ _ERRORS = {
   'wrong_count': (
     'there are fewer or more than there should be',
     'look for a download or a preparation that was cut short',
-  ),
-  'wrong_sums': (
-    "the colors' sums, mean or covariance in the manifest are wrong",
-    _PREPARE,
   ),
   'no_classes': (
     'folders have no subfolders',
@@ -117,7 +111,6 @@ class Outcome:
     label: None if it is not known.
     found: pairs of a kind of KINDS and a detail.
     digest: see `digest`; empty if it could not be read.
-    colors: (sums int64 [3], products int64 [3, 3]) or None.
   """
 
   split: str | None
@@ -125,7 +118,6 @@ class Outcome:
   label: int | None = None
   found: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   digest: bytes = b''
-  colors: tuple | None = None
 
 
 @dataclasses.dataclass
@@ -135,18 +127,11 @@ class Tally:
   Attributes:
     examples: how many.
     labels: how many of each known label.
-    sums: int64 [3], of each color; products: int64 [3, 3], of each pair.
   """
 
   examples: int = 0
   labels: collections.Counter = dataclasses.field(
     default_factory=collections.Counter
-  )
-  sums: np.ndarray = dataclasses.field(
-    default_factory=lambda: np.zeros(3, np.int64)
-  )
-  products: np.ndarray = dataclasses.field(
-    default_factory=lambda: np.zeros((3, 3), np.int64)
   )
 
   def add(self, outcome: Outcome) -> None:
@@ -154,9 +139,6 @@ class Tally:
     self.examples += 1
     if outcome.label is not None:
       self.labels[outcome.label] += 1
-    if outcome.colors:
-      self.sums += outcome.colors[0]
-      self.products += outcome.colors[1]
 
   def as_dict(self) -> dict:
     """Returns {examples, classes}; classes is None if no label is known."""
@@ -183,8 +165,8 @@ class Findings:
     Args:
       kind: a key of KINDS.
       name: of the file, the image or the class.
-      detail: what is said about it. Of errors and warnings the first one is
-        shown; of notes all, with their numbers.
+      detail: more about it. Of errors and warnings the first one is shown; of
+        notes all, with their numbers.
     """
     found = self._found[kind]
     if len(found.examples) < _MAX_EXAMPLES:
@@ -225,8 +207,8 @@ class Findings:
       counted = (f'{n:,} {detail}' for detail, n in sorted(details.items()))
       return f'{what}: {", ".join(counted)}'
     detail = next(filter(None, details), '')
-    said = f' (the first: {detail})' if detail else ''
-    return f'{what}{said}; {advice}'
+    first = f' (the first: {detail})' if detail else ''
+    return f'{what}{first}; {advice}'
 
 
 def digest(content: bytes | memoryview) -> bytes:

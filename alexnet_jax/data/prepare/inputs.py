@@ -1,15 +1,23 @@
-"""Flags, source and final message of `prepare resize` and `prepare raw`."""
+"""Flags, sources, threads and progress that the commands share."""
 
 import argparse
+import collections
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import concurrent.futures
+import contextlib
 import pathlib
 import shlex
 import sys
 
+from alexnet_jax import cli
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
 _IMAGENET_CLASSES = 1_000
+_LINE_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 def add_arguments(
@@ -102,6 +110,47 @@ def _check_path(arguments):
       f'--out {out} lies in the source {source}, which would then hold both;'
       ' choose a folder outside'
     )
+
+
+def run_in_order(
+  jobs: Iterable[Callable[[], object]],
+  pool: concurrent.futures.Executor,
+  num_threads: int,
+) -> Iterator[object]:
+  """Runs jobs in the threads of a pool; yields their results in order.
+
+  Jobs are taken few at a time: they, or their results, may hold images. Those
+  that wait are canceled if the iterator is closed.
+  """
+  pending = collections.deque()
+  try:
+    for job in jobs:
+      pending.append(pool.submit(job))
+      # Few enough to keep memory flat, enough to keep every thread busy.
+      if len(pending) >= 4 * num_threads:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+  finally:
+    for future in pending:
+      future.cancel()
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+  """Shows a bar of `total` images; gives the function that adds done ones."""
+  console, done = cli.Console(), 0
+  console.start(total, 0, 'image', what, _LINE_SECONDS)
+
+  def add(count):
+    nonlocal done
+    done += count
+    console.advance(done)
+
+  try:
+    yield add
+  finally:
+    console.stop()
 
 
 def train_command(classes: int, size: int, **keys) -> str:

@@ -24,8 +24,7 @@ from typing import Protocol
 
 from alexnet_jax import files
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.data.prepare.progress import Progress
-from alexnet_jax.data.prepare.progress import run_in_order
+from alexnet_jax.data.prepare import inputs
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
@@ -81,16 +80,10 @@ class Target(Protocol):
     """Returns the name of a shard's file."""
 
   def convert(self, loader: Loader, index: int) -> object:
-    """Returns what `write` gets of an example; None if it is skipped.
-
-    It is called in threads.
-    """
+    """Returns an example for `write`, in any thread; None if it is skipped."""
 
   def write(self, path: pathlib.Path, examples: Iterable) -> dict:
-    """Writes converted examples, in order; returns a note of the shard.
-
-    It has at least `num_examples`.
-    """
+    """Writes converted examples; returns a note, with `num_examples`."""
 
   def describe(self, notes: dict[str, list[dict]], drafts: pathlib.Path):
     """Writes the description, from the notes of each split's shards.
@@ -104,10 +97,7 @@ def write_set(
 ) -> None:
   """Writes a set, or what is missing of it; leaves a finished one as it is.
 
-  Args:
-    target: the set.
-    loaders: one for each split.
-    per_shard: examples in a file.
+  There is a loader for each split; `per_shard` examples go into a file.
 
   Raises:
     UserError: if the folder is in use, was made or begun with other settings,
@@ -241,9 +231,8 @@ class _Output:
 def _differences(before, after):
   """Returns `key: before -> after` of what differs, for messages."""
   return ', '.join(
-    f'{key}: {before.get(key)!r} -> {after.get(key)!r}'
-    for key in sorted(before.keys() | after.keys())
-    if before.get(key) != after.get(key)
+    f'{key}: {old!r} -> {new!r}'
+    for key, (old, new) in files.differences(before, after).items()
   )
 
 
@@ -282,17 +271,19 @@ def _write_shards(target, loaders, out):
   workers = max(loader.num_threads for loader in loaders.values())
   with (
     concurrent.futures.ThreadPoolExecutor(workers) as pool,
-    Progress(sum(map(len, missing)), f'writing {out.folder}') as progress,
+    inputs.progress(
+      sum(map(len, missing)), f'writing {out.folder}'
+    ) as add_done,
   ):
     for shard in missing:
-      results = run_in_order(
+      results = inputs.run_in_order(
         _jobs(target, loaders[shard.split], shard), pool, workers
       )
       with contextlib.closing(results):
         out.add(
           shard,
           target.file_name(shard),
-          lambda path, results=results: _write(target, path, results, progress),
+          lambda path, results=results: _write(target, path, results, add_done),
         )
   notes = collections.defaultdict(list)
   for shard in out.planned:
@@ -320,7 +311,7 @@ def _jobs(target, loader, shard):
     yield functools.partial(convert, start)
 
 
-def _write(target, path, results, progress):
+def _write(target, path, results, add_done):
   """Writes a shard and adds the names of skipped examples to its note."""
   skipped = []
 
@@ -331,7 +322,7 @@ def _write(target, path, results, progress):
           skipped.append(name)
         else:
           yield example
-      progress.advance(len(examples))
+      add_done(len(examples))
 
   return {**target.write(path, kept()), 'skipped': skipped}
 

@@ -55,17 +55,18 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   folder = pathlib.Path(builder.data_dir)
   if folder.exists():
     _check_built(builder)
-    _say(f'{name} is already prepared in {folder}')
+    print(f'{name} is already prepared in {folder}', file=sys.stderr)
   else:
     _check_manual_files(builder, manual, root)
     tensorflow = _import_tensorflow()
-    _check_place(folder)
+    _check_folder(folder)
     if name == 'imagenet2012':
       _check_tars(manual, folder.parent)
     _build(tensorflow, builder, manual)
-    _say(f'{name} is prepared in {folder}')
+    print(f'{name} is prepared in {folder}', file=sys.stderr)
   splits = {str(k): s.num_examples for k, s in builder.info.splits.items()}
-  _say(f'{splits}\nto train on it:\n  {_train_command(name, root, splits)}')
+  command = _train_command(name, root, splits)
+  print(f'{splits}\nto train on it:\n  {command}', file=sys.stderr)
   return {
     'name': name,
     'data_dir': str(root),
@@ -149,7 +150,7 @@ def _check_manual_files(builder, manual, root):
     )
 
 
-def _check_place(folder):
+def _check_folder(folder):
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -248,10 +249,6 @@ def _train_command(name, root, splits):
     'python -m alexnet_jax.main --config configs/imagenet.py'
     f' {" ".join(overrides)}'
   )
-
-
-def _say(message):
-  print(message, file=sys.stderr)
 
 
 def add_arguments(commands) -> None:
