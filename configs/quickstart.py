@@ -10,8 +10,8 @@ About a minute on two cores; the README has the measured accuracy.
 
 Caffe's initialization (small normal weights, biases of 0.1), with pixels as
 they are and a learning rate of 0.005, stayed at ln(10) for all 15 epochs with
-the seeds 1 and 2; so the weights are drawn with He's rule and the pixels divided
-by their deviation.
+the seeds 1 and 2; so the weights are drawn with He's rule and the pixels are
+divided by their deviation.
 """
 
 from alexnet_jax.config import make_config
