@@ -74,7 +74,6 @@ def main(argv=None) -> int:
 
 def _work(arguments):
   """Predicts, and writes what was asked for; returns the command's result."""
-
   _check(arguments)
   from alexnet_jax.data import folder
 

@@ -90,7 +90,7 @@ def compare(workdirs: list[str], out: pathlib.Path, unit: str) -> dict:
   }
   out.mkdir(parents=True, exist_ok=True)
   files.write_csv(out / TABLE, [list(rows[0]), *(r.values() for r in rows)])
-  pictures, files = _draw(runs, unit, out)
+  pictures, drawn = _draw(runs, unit, out)
   tables, repetitions = _tables(rows), _groups_table(result['groups'])
   sections = [
     page.Section('Runs', ' '.join([*result['notes'], _TEXT]), tables=tables),
@@ -108,8 +108,8 @@ def compare(workdirs: list[str], out: pathlib.Path, unit: str) -> dict:
       page.show_table(table)
   lines = [f'NOTE: {note}' for note in result['notes']]
   print('\n'.join([*lines, f'page: {out / PAGE}']), file=sys.stderr)
-  files = [str(out / name) for name in (TABLE, *files, PAGE)]
-  return {**result, 'page': files[-1], 'files': files}
+  paths = [str(out / name) for name in (TABLE, *drawn, PAGE)]
+  return {**result, 'page': paths[-1], 'files': paths}
 
 
 _TEXT = (
@@ -242,11 +242,12 @@ def draw_validation(runs: Sequence, unit: str):
 
   figure, (accuracy, loss) = figures.panels(2)
   for number, run in enumerate(runs):
+    style = {**_style(number, run), 'marker': 'o'}
     for axes, key in ((accuracy, 'eval/top1'), (loss, 'eval/loss')):
       points = {row['step']: row[key] for row in run.rows if key in row}
       steps = np.array(sorted(points))
       values = [points[step] for step in steps]
-      _line(axes, number, run, unit, steps, values, 'o')
+      _line(axes, _along(run, steps, unit), values, style)
   accuracy.set(xlabel=unit, ylabel='validation top-1')
   loss.set(xlabel=unit, ylabel='validation loss [nats]', ylim=(0, None))
   _legend(figure, accuracy)
@@ -262,7 +263,7 @@ def draw_training_loss(runs: Sequence, unit: str):
     steps, losses = figures.step_losses(run.rows)
     rolling = figures.rolling(losses, figures.WINDOW)
     for axes, values in zip((mean, deviation), rolling, strict=True):
-      _line(axes, number, run, unit, steps, values)
+      _line(axes, _along(run, steps, unit), values, _style(number, run))
   last = f'of {figures.WINDOW} steps [nats]'
   mean.set(xlabel=unit, ylabel=f'training loss, mean {last}', ylim=(0, None))
   deviation.set(xlabel=unit, ylabel=f'deviation {last}', ylim=(0, None))
@@ -270,23 +271,29 @@ def draw_training_loss(runs: Sequence, unit: str):
   return figure
 
 
-def _line(axes, number, run, unit, steps, values, marker=''):
-  """Draws the values of a run over its steps or epochs."""
+def _along(run, steps, unit):
+  """Converts steps to the unit of the axis."""
+  return steps if unit == 'steps' else run.epochs(steps)
+
+
+def _style(number, run):
+  """Returns the look of a run's lines: matplotlib's arguments."""
   from alexnet_jax.evaluation import figures
 
-  if not len(steps):
-    return
-  thin = slice(None, None, max(1, -(-len(steps) // _MOST_POINTS)))
-  axes.plot(
-    (steps if unit == 'steps' else run.epochs(steps))[thin],
-    values[thin],
-    marker=marker,
-    color=f'C{number % _COLORS}',
-    linestyle=_STYLES[number // _COLORS % len(_STYLES)],
-    linewidth=1.2,
-    markersize=3,
-    label=figures.shortened(run.name, _LONGEST_NAME),
-  )
+  return {
+    'color': f'C{number % _COLORS}',
+    'linestyle': _STYLES[number // _COLORS % len(_STYLES)],
+    'label': figures.shortened(run.name, _LONGEST_NAME),
+  }
+
+
+def _line(axes, x, values, style):
+  """Draws a line, unless it has no points."""
+  from alexnet_jax.evaluation import figures
+
+  if len(x):
+    thin = figures.thinning(len(x), _MOST_POINTS)
+    axes.plot(x[thin], values[thin], linewidth=1.2, markersize=3, **style)
 
 
 def _legend(figure, axes):

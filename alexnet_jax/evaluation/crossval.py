@@ -69,7 +69,6 @@ def main(argv=None) -> int:
 
 
 def _work(arguments, overrides, stop):
-  from alexnet_jax import config as config_lib
   from alexnet_jax import validation
   from alexnet_jax.cli import Console
   from alexnet_jax.evaluation import figures

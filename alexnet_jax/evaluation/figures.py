@@ -48,8 +48,8 @@ def rolling(
   for start in range(0, len(values) - window + 1, 10_000):
     block = values[start : start + 10_000 + window - 1]
     windows = np.lib.stride_tricks.sliding_window_view(block, window)
-    place = slice(start + window - 1, start + window - 1 + len(windows))
-    means[place], deviations[place] = windows.mean(1), windows.std(1)
+    part = slice(start + window - 1, start + window - 1 + len(windows))
+    means[part], deviations[part] = windows.mean(1), windows.std(1)
   return means, deviations
 
 
@@ -68,12 +68,12 @@ def step_losses(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def learning_rate_drops(rows: list[dict]) -> list[int]:
-  """Lists the steps of log points with less than half the rate before."""
-  rates = [(r['step'], r['learning_rate']) for r in rows if 'train/loss' in r]
+  """Lists the steps of log points whose learning rate is less than half."""
+  points = [(r['step'], r['learning_rate']) for r in rows if 'train/loss' in r]
   return [
     step
-    for (_, before), (step, rate) in itertools.pairwise(rates)
-    if rate < before / 2
+    for (_, before), (step, after) in itertools.pairwise(points)
+    if after < before / 2
   ]
 
 
@@ -91,12 +91,17 @@ def save(figure, path: pathlib.Path) -> bytes:
   return content.getvalue()
 
 
+def thinning(count: int, most: int) -> slice:
+  """Returns the slice that leaves at most `most` of `count` points, evenly."""
+  return slice(None, None, max(1, -(-count // most)))
+
+
 def draw_step_losses(rows: list[dict]):
   """Draws the loss of every step, its rolling mean and rolling deviation."""
   steps, losses = step_losses(rows)
   means, deviations = rolling(losses, WINDOW)
   # Evenly chosen; the rolling values are those of all steps.
-  thin = slice(None, None, max(1, -(-len(steps) // _MOST_POINTS)))
+  thin = thinning(len(steps), _MOST_POINTS)
   steps, losses = steps[thin], losses[thin]
   means, deviations = means[thin], deviations[thin]
   figure, (left, right) = panels(2)

@@ -93,7 +93,7 @@ def draw_augmentation(
     before: uint8 [size, size, 3] each.
     after: uint8 [crop, crop, 3] each.
     class_names: of each image.
-    changes: what was done to each besides the crop.
+    changes: what was done to each apart from the crop.
   """
   captions = [(name,) for name in class_names] + [(text,) for text in changes]
   return _grid([*before, *after], len(before), 112, captions)

@@ -159,9 +159,9 @@ def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
     if 'train/loss' not in row:
       continue
     count, before = row['step'] - before, row['step']
-    if rate := row.get('images_per_second'):
+    if throughput := row.get('images_per_second'):
       steps += count
-      seconds += count * batch_size / rate
+      seconds += count * batch_size / throughput
   if not steps:
     return {'training_seconds': None, 'images_per_second': None}
   return {

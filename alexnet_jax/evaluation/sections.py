@@ -91,51 +91,40 @@ def training(rows: list[dict], album: Album) -> list[Section]:
   """Makes the curves: losses, accuracy, learning rate, speed."""
   if not rows:
     return []
-  losses = _step_losses(rows, album)
-  curves = Section(
-    'Training and validation',
-    pictures=[
-      album.add(
-        'curves',
-        figures.draw_curves(rows),
-        'Loss and top-1 of training and validation over the steps',
-        'Training values are means since the log point before, with dropout and'
-        ' augmentation; validation has neither.',
-      ),
-      album.add(
-        'learning_rate',
-        figures.draw_learning_rate(rows),
-        'The learning rate over the steps',
-        'Learning rate; dotted where it drops by more than half.',
-      ),
-    ],
+  sections = []
+  if len(figures.step_losses(rows)[0]):
+    picture = album.add(
+      'step_losses',
+      figures.draw_step_losses(rows),
+      'Training loss of each step with its rolling mean and deviation',
+      f'Mean and standard deviation of the last {figures.WINDOW} steps.',
+    )
+    sections.append(Section('Loss of each step', pictures=[picture]))
+  curves = album.add(
+    'curves',
+    figures.draw_curves(rows),
+    'Loss and top-1 of training and validation over the steps',
+    'Training values are means since the log point before, with dropout and'
+    ' augmentation; validation has neither.',
   )
-  return [*losses, curves, *_speed(rows, album)]
-
-
-def _step_losses(rows, album):
-  if not len(figures.step_losses(rows)[0]):
-    return []
-  picture = album.add(
-    'step_losses',
-    figures.draw_step_losses(rows),
-    'Training loss of each step with its rolling mean and deviation',
-    f'Mean and standard deviation of the last {figures.WINDOW} steps.',
+  learning_rate = album.add(
+    'learning_rate',
+    figures.draw_learning_rate(rows),
+    'The learning rate over the steps',
+    'Learning rate; dotted where it drops by more than half.',
   )
-  return [Section('Loss of each step', pictures=[picture])]
-
-
-def _speed(rows, album):
-  if not any('images_per_second' in row for row in rows):
-    return []
-  picture = album.add(
-    'speed',
-    figures.draw_speed(rows),
-    'Images per second, and share of time waiting for data, over the steps',
-    'Training alone, without evaluation and saving. Where time is spent waiting'
-    ' for data, faster reading would train faster.',
-  )
-  return [Section('Speed', pictures=[picture])]
+  pictures = [curves, learning_rate]
+  sections.append(Section('Training and validation', pictures=pictures))
+  if any('images_per_second' in row for row in rows):
+    picture = album.add(
+      'speed',
+      figures.draw_speed(rows),
+      'Images per second, and share of time waiting for data, over the steps',
+      'Training alone, without evaluation and saving. Where time is spent'
+      ' waiting for data, faster reading would train faster.',
+    )
+    sections.append(Section('Speed', pictures=[picture]))
+  return sections
 
 
 def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:

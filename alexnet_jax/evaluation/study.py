@@ -81,9 +81,11 @@ def parse_space(texts: Sequence[str], config) -> dict:
       raise UserError(validation.unknown_key_message(key))
     if key in space:
       raise UserError(f'--param {key} is given twice')
-    parse = _choices if '|' in spec else _range
     try:
-      space[key] = parse(key, spec.strip(), flat[key])
+      if '|' in spec:
+        space[key] = _choices(key, spec, flat[key])
+      else:
+        space[key] = _range(spec.strip(), flat[key])
     except ValueError as error:
       raise UserError(f'--param {key}={spec} {error}') from error
   if not space:
@@ -91,9 +93,8 @@ def parse_space(texts: Sequence[str], config) -> dict:
   return dict(sorted(space.items()))
 
 
-def _range(key, text, like):
+def _range(text, like):
   """Parses a range for a key whose value in the config is `like`."""
-  del key
   from optuna import distributions
 
   if not (match := _RANGE.fullmatch(text)):
