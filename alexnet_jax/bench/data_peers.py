@@ -132,6 +132,7 @@ def _shuffled_batches(num_examples, task, count):
 
 
 def _ours(mirrors, task, count):
+  from alexnet_jax.data import augment
   from alexnet_jax.data import pipeline
   from alexnet_jax.data.loader import Loader
 
@@ -140,11 +141,10 @@ def _ours(mirrors, task, count):
   )
   iterator = pipeline.make_train_iter(
     loader,
+    augment.Augmentation(augment.Crop(CROP)),
+    pipeline.Batching(task.batch_size),
     num_steps=count,
-    global_batch_size=task.batch_size,
     seed=0,
-    crop_size=CROP,
-    prefetch=2,
   )
   for batch in iterator:
     image = batch['image']
@@ -197,7 +197,7 @@ def _torch(name, task, count):
     batch_sampler=[indices.tolist() for indices in order],
     num_workers=task.threads,
     collate_fn=lambda batch: batch,
-    # What is open and defined here is so in the workers, too.
+    # The workers share what is open and defined here.
     multiprocessing_context='fork',
   )
   for image, label in loader:

@@ -9,6 +9,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from alexnet_jax import cli
 from alexnet_jax.bench import machine
 from alexnet_jax.errors import UserError
 
@@ -24,20 +25,8 @@ def add_command(
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--json', action='store_true', help='the result, on standard output'
-  )
+  cli.add_json(parser)
   return parser
-
-
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-  """Adds --config; unlike in other commands, AlexNet in full by default."""
-  parser.add_argument(
-    '--config',
-    default='configs/imagenet.py',
-    metavar='FILE',
-    help='the recipe (default: %(default)s)',
-  )
 
 
 def positive(text: str) -> int:
