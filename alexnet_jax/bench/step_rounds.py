@@ -11,6 +11,7 @@ import sys
 
 from alexnet_jax import runtime
 from alexnet_jax.bench import machine
+from alexnet_jax.bench import report
 from alexnet_jax.bench import step_peers
 from alexnet_jax.bench import workers
 
@@ -226,19 +227,9 @@ def _row(name, part, times, result):
     'candidate': name,
     'part': part,
     'seconds': seconds,
-    'milliseconds': _spread([1e3 * s for s in seconds]),
-    'images_per_second': _spread([count / s for s in seconds]),
+    'milliseconds': report.spread([1e3 * s for s in seconds]),
+    'images_per_second': report.spread([count / s for s in seconds]),
     'compile_seconds': times[name, part]['compile_seconds'],
     'share_of_peak': share,
-    'ratio': statistics.median(
-      theirs / own for theirs, own in zip(seconds, ours, strict=True)
-    ),
-  }
-
-
-def _spread(values):
-  return {
-    'median': statistics.median(values),
-    'min': min(values),
-    'max': max(values),
+    'ratio': report.median_ratio(seconds, ours),
   }

@@ -232,7 +232,7 @@ def test_the_command_fails_if_nothing_was_compared(
   ],
 )
 @needs_affinity
-def test_bad_arguments_are_said_plainly(tmp_path, capsys, arguments, message):
+def test_bad_arguments_are_refused(tmp_path, capsys, arguments, message):
   recipe = commands.write_recipe(tmp_path)
   assert main(['step', '--config', str(recipe), *arguments]) == 2
   assert message in capsys.readouterr().err
@@ -310,7 +310,7 @@ def test_groups_are_all_combinations(tmp_path):
 
 
 def run(arguments, *more):
-  """Runs the command; returns its only group and what it says."""
+  """Runs the command; returns its only group and what it tells people."""
   bench = (sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json')
   code, out, err = commands.run(*bench, *arguments.split(), *more)
   assert code == 0, err
