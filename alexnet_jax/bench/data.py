@@ -7,7 +7,6 @@ import os
 import pathlib
 import random
 import shlex
-import statistics
 import sys
 import tempfile
 
@@ -157,7 +156,7 @@ def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
       print(f'starting {library}', file=sys.stderr)
       worker = stack.enter_context(
         workers.Worker(
-          'alexnet_jax.bench.data_worker', library, environment=environment
+          'alexnet_jax.bench.data_peers', library, environment=environment
         )
       )
       kind = {'ours': 'ours', 'limits': 'limit'}.get(library, 'peer')
@@ -205,9 +204,7 @@ def _row(entry):
     'candidate': entry.candidate,
     'kind': entry.kind,
     'images_per_second': entry.throughput,
-    'median': statistics.median(entry.throughput),
-    'min': min(entry.throughput),
-    'max': max(entry.throughput),
+    **report.spread(entry.throughput),
   }
 
 
@@ -226,9 +223,7 @@ def ratios(rows: list[dict], layout: str) -> dict:
   throughput = {row['candidate']: row['images_per_second'] for row in rows}
   for own in _OURS:
     result[own] = {
-      name: statistics.median(
-        a / b for a, b in zip(throughput[own], others, strict=True)
-      )
+      name: report.median_ratio(throughput[own], others)
       for name, others in throughput.items()
       if name != own
     }

@@ -120,13 +120,12 @@ def end_to_end(
       resident.append(memory)
       latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
       print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
-  shares = [a / b for a, b in zip(rows['loop'], rows['step'], strict=True)]
   result = {
     # Of the loop's num_steps + 2 steps the first and the last are not timed.
     'checkpoints': (num_steps + 1) // save_every - 1 // save_every,
     **rows,
     'median': {k: statistics.median(v) for k, v in rows.items()},
-    'loop_share': statistics.median(shares),
+    'loop_share': report.median_ratio(rows['loop'], rows['step']),
     **bottleneck(rows['step'], rows['loader']),
     'resident': {'steps': steps, 'bytes': resident},
     'global_batch_size': config.global_batch_size,
@@ -139,12 +138,10 @@ def end_to_end(
 
 def bottleneck(step: list[float], loader: list[float]) -> dict:
   """Returns {bottleneck, headroom} of images per second in the same rounds."""
-  pairs = list(zip(step, loader, strict=True))
-  ratio = statistics.median(b / a for a, b in pairs)
+  ratio = report.median_ratio(loader, step)
   if ratio >= 1:
     return {'bottleneck': 'step', 'headroom': ratio}
-  inverse = statistics.median(a / b for a, b in pairs)
-  return {'bottleneck': 'loader', 'headroom': inverse}
+  return {'bottleneck': 'loader', 'headroom': report.median_ratio(step, loader)}
 
 
 def memory_steps(num_steps: int) -> tuple[int, int]:
@@ -246,7 +243,7 @@ def _loop(config, folder, num_steps, save_every):
     loop.train_and_evaluate(config, workdir, guards.StopSignal(), console)
     if own.exists():
       shutil.copy(own, kept)
-  # When a step is told, the one before it has been waited for.
+  # When a step is shown, the one before it has been waited for.
   seconds = console.times[last] - console.times[2]
   return seconds, [console.resident[step] for step in steps]
 

@@ -1,8 +1,8 @@
 """The machine that a benchmark runs on: its name, cores, memory and peaks.
 
-Peaks count a multiply-add as two operations, without sparsity. float32 is what
-JAX computes float32 with: TF32 on tensor cores where a GPU has them. Those of
-GPUs are in targets/*.toml, from the data sheets; those of CPUs are measured.
+Peaks of GPUs are in targets/*.toml, from the data sheets. They count a
+multiply-add as two operations, without sparsity. float32 is what JAX computes
+float32 with: TF32 on tensor cores where a GPU has them.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,7 @@ import math
 import os
 import pathlib
 import platform
-import time
 import tomllib
-
-import numpy as np
 
 from alexnet_jax import runtime
 from alexnet_jax.errors import how_to_install
@@ -52,8 +49,6 @@ _PACKAGES = (
 _FIGURE = {'value', 'unit', 'source'}
 _STATUS = pathlib.Path('/proc/self/status')  # on Linux
 _CPUINFO = pathlib.Path('/proc/cpuinfo')  # the same
-_PRODUCT_SIZE = 2048
-_TRIALS = 3
 
 
 def describe() -> dict:
@@ -200,26 +195,3 @@ def gpu_peak(device_kind: str, dtype: str) -> tuple[float, str] | None:
   gpu = max(fitting, key=lambda gpu: len(gpu['kind']), default={})
   peak = gpu.get(f'{dtype}_peak')
   return peak and (peak['value'], peak['source'])
-
-
-def cpu_peak(dtype: str) -> float:
-  """Returns FLOP/s of the fastest of some large products, by jax and numpy.
-
-  numpy's are float32 in any case: a CPU may compute bfloat16 by way of it.
-  """
-  import jax
-  import jax.numpy as jnp
-
-  rng = np.random.default_rng(0)
-  matrix = rng.standard_normal((_PRODUCT_SIZE,) * 2, np.float32)
-  calls = [lambda: np.dot(matrix, matrix)]
-  for name in {dtype, 'float32'}:
-    array = jnp.asarray(matrix, name)
-    product = jax.jit(jnp.dot).lower(array, array).compile()
-    calls.append(lambda p=product, a=array: p(a, a).block_until_ready())
-  times = []
-  for call in _TRIALS * calls:
-    start = time.perf_counter()
-    call()
-    times.append(time.perf_counter() - start)
-  return 2 * _PRODUCT_SIZE**3 / min(times)

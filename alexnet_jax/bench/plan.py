@@ -5,6 +5,7 @@ import math
 import os
 import re
 
+from alexnet_jax import cli
 from alexnet_jax import runtime
 from alexnet_jax.bench import machine
 from alexnet_jax.bench import report
@@ -47,12 +48,12 @@ def add_arguments(commands) -> None:
   add('--target', default='h100', metavar='GPU', help=text)
   text = 'GPUs of one machine that share a batch (default: 1)'
   add('--devices', type=report.positive, default=1, metavar='N', help=text)
-  report.add_recipe(parser)
   text = 'also finds the largest batch, in three to six compilations'
   add('--batch_search', action='store_true', help=text)
   text = "share of the GPU's memory that JAX takes (default: %(default)s)"
   add('--memory_fraction', type=float, default=0.75, metavar='X', help=text)
-  parser.set_defaults(work=_work)
+  cli.add_recipe(parser)
+  parser.set_defaults(work=_work, config='configs/imagenet.py')
 
 
 def _work(arguments, overrides):

@@ -1,14 +1,16 @@
-"""Arguments, header and tables that the subcommands have in common."""
+"""Arguments, header, medians and tables that the subcommands have in common."""
 
 import argparse
 from collections.abc import Iterable
 from collections.abc import Sequence
 import shlex
+import statistics
 import sys
 
 from rich.console import Console
 from rich.table import Table
 
+from alexnet_jax import cli
 from alexnet_jax.bench import machine
 from alexnet_jax.errors import UserError
 
@@ -24,20 +26,8 @@ def add_command(
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--json', action='store_true', help='the result, on standard output'
-  )
+  cli.add_json(parser)
   return parser
-
-
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-  """Adds --config; unlike in other commands, AlexNet in full by default."""
-  parser.add_argument(
-    '--config',
-    default='configs/imagenet.py',
-    metavar='FILE',
-    help='the recipe (default: %(default)s)',
-  )
 
 
 def positive(text: str) -> int:
@@ -57,6 +47,17 @@ def check_names(flag: str, given: Iterable[str], known: Sequence[str]) -> None:
   """Raises UserError if one of the names is unknown."""
   if wrong := [name for name in given if name not in known]:
     raise UserError(f'{flag}: {wrong[0]!r} is not one of {", ".join(known)}')
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+  """Returns {median, min, max} of the rounds."""
+  median = statistics.median(values)
+  return {'median': median, 'min': min(values), 'max': max(values)}
+
+
+def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+  """Returns the median over the rounds of value / other in the same round."""
+  return statistics.median(a / b for a, b in zip(values, others, strict=True))
 
 
 def header() -> dict:

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import sys
 
+from alexnet_jax import cli
 from alexnet_jax.bench import machine
 from alexnet_jax.bench import report
 from alexnet_jax.bench import step_peers
@@ -17,9 +18,9 @@ from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
 Times the train step that training runs, on a batch that stays on the devices:
-images per second, milliseconds, memory, FLOPs as counted from the network and
-from the compiled program, and their share of what the device can do at most.
-Every network is measured with every dtype and batch size.
+images per second, milliseconds, memory, the network's FLOPs and, on a GPU,
+their share of what the device can do at most. Every network is measured with
+every dtype and batch size.
 
 --against runs the same network, batch and precision in PyTorch and in Keras on
 TensorFlow, each in a process of its own, all on the same cores, in turn in
@@ -43,8 +44,7 @@ _NOTES = (
   ' images per second by its, in the same round; the median.',
   'Share of the peak: FLOP of convolutions and dense layers as the network has'
   ' them (two for a multiply-add) x images per second / peak.',
-  "Memory: the process' largest resident memory, libraries included"
-  ' (VmHWM); on a GPU also the largest in use on a device.',
+  "Memory: the process' largest resident memory, libraries included (VmHWM).",
   'Ours mirrors uint8 images, subtracts the mean and counts top-1 and top-5 in'
   ' the step; the others get float32 images that are ready.',
 )
@@ -55,7 +55,7 @@ def add_arguments(commands) -> None:
   text = 'the train step alone, and PyTorch and Keras beside it'
   parser = report.add_command(commands, 'step', text, _DESCRIPTION)
   add = parser.add_argument
-  report.add_recipe(parser)
+  cli.add_recipe(parser)
   for flag, text in (
     ('networks', "names of models/variants.py (default: the recipe's network)"),
     ('dtypes', f"{', '.join(_DTYPES)} (default: the recipe's)"),
@@ -72,7 +72,9 @@ def add_arguments(commands) -> None:
   text = 'that a measurement of more than 2 steps takes at least (default: 3)'
   add('--seconds', type=float, default=3.0, help=text)
   add('--skip_check', action='store_true', help='does not compare the losses')
-  parser.set_defaults(work=_work, exit_code=exit_code)
+  parser.set_defaults(
+    work=_work, exit_code=exit_code, config='configs/imagenet.py'
+  )
 
 
 def _work(arguments, overrides):
@@ -243,14 +245,11 @@ def _show_group(group):
     f'peak: {peak}{group["peak_source"]}',
   )
   columns = ('', 'images/s', 'ms a step', 'of the peak', 'compiling', 'memory')
-  columns += ('on the device', 'ours / it')
+  columns += ('ours / it',)
   for part, title in _TITLES.items():
     rows = [row for row in group['rows'] if row['part'] == part]
     if rows:
       report.show(report.table(title, columns, map(_cells, rows)))
-    for row in rows:
-      if 'compiled' in row:
-        report.show(_compiled_line(row, title))
   for failure in group['failed']:
     report.show(f'failed: {failure["candidate"]}: {failure["error"]}')
   for name, losses in group['agreement'].items():
@@ -260,31 +259,13 @@ def _show_group(group):
 
 def _cells(row):
   times, share = row['milliseconds'], row['share_of_peak']
+  memory = row['resident_peak']
   return (
     row['candidate'],
     f'{row["images_per_second"]["median"]:,.1f}',
     f'{times["median"]:,.2f} ({times["min"]:,.2f} - {times["max"]:,.2f})',
     '-' if share is None else f'{share:.1%}',
     f'{row["compile_seconds"]:.1f} s',
-    _megabytes(row['resident_peak']),
-    _megabytes(row['device_peak']),
+    '-' if memory is None else f'{memory / 1e6:,.0f} MB',
     f'{row["ratio"]:.2f}',
   )
-
-
-def _megabytes(count):
-  return '-' if count is None else f'{count / 1e6:,.0f} MB'
-
-
-def _compiled_line(row, title):
-  compiled = row['compiled']
-  line = f'{row["candidate"]}, {title}, as compiled for a device:'
-  if compiled['flops'] is not None:
-    line += f' {compiled["flops"] / 1e9:,.4f} GFLOP of all operations'
-  if compiled['bytes'] is not None:
-    line += f', {_megabytes(compiled["bytes"])} read and written'
-  if compiled['memory']:
-    line += '; memory: ' + ', '.join(
-      f'{name} {_megabytes(n)}' for name, n in compiled['memory'].items()
-    )
-  return line

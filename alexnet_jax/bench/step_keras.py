@@ -156,12 +156,6 @@ class Runner:
     """Waits for a step; returns its mean loss."""
     return float(loss)
 
-  def device_peak(self) -> int | None:
-    """Returns the largest memory in use on the device; None on the CPU."""
-    if not tf.config.get_visible_devices('GPU'):
-      return None
-    return tf.config.experimental.get_memory_info('GPU:0')['peak']
-
 
 def _use(platform):
   threads = len(os.sched_getaffinity(0))

@@ -4,14 +4,12 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.bench import machine
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 
 _MEAN = 120.0  # of the pixels
-_MEMORY = ('argument', 'output', 'alias', 'temp', 'generated_code')
 
 
 def num_classes(config) -> int:
@@ -147,37 +145,3 @@ class Runner:
     """Waits for a step on all devices; returns its mean loss."""
     jax.block_until_ready(sums)
     return float(sums['loss']) / float(sums['count'])
-
-  def compiled(self, part: str) -> dict:
-    """Looks at the compiled program of one device.
-
-    Returns:
-      {flops, bytes: of `cost_analysis`, None where it has none; memory: bytes
-      by kind}.
-    """
-    function, arguments = {
-      'train': (self._steps.train, (self._train_batch, self._key)),
-      'evaluate': (self._steps.evaluate, (self._eval_batch,)),
-    }[part]
-    if not hasattr(function, 'lower'):  # pmap: the same, within a jit
-      donated = (0,) if part == 'train' else ()
-      function = jax.jit(function, donate_argnums=donated)
-    program = function.lower(self.state, *arguments).compile()
-    costs, memory = program.cost_analysis() or {}, program.memory_analysis()
-    return {
-      'flops': costs.get('flops'),
-      'bytes': costs.get('bytes accessed'),
-      'memory': memory
-      and {name: getattr(memory, f'{name}_size_in_bytes') for name in _MEMORY},
-    }
-
-  def peak(self) -> float | None:
-    """Returns FLOP/s of matrix products; None if no CPU computes."""
-    if jax.devices()[0].platform != 'cpu':
-      return None
-    return machine.cpu_peak(self._config.model.dtype)
-
-  def device_peak(self) -> int | None:
-    """Returns the largest memory in use on a device; None on the CPU."""
-    stats = [device.memory_stats() for device in self._mesh.devices.flat]
-    return max((s['peak_bytes_in_use'] for s in stats if s), default=None)

@@ -262,17 +262,6 @@ class Handler:
     loss = self.runner.loss(result)
     return time.perf_counter() - start, loss
 
-  def compiled(self, part: str) -> dict:
-    """Returns costs and memory of our compiled program."""
-    return self.runner.compiled(part)
-
-  def peak(self) -> float | None:
-    """Returns FLOP/s of matrix products here; None if no CPU computes."""
-    return self.runner.peak()
-
-  def memory(self) -> dict:
-    """Returns {resident_peak, device_peak}: bytes; None where not known."""
-    return {
-      'resident_peak': machine.resident_bytes('VmHWM'),
-      'device_peak': self.runner.device_peak(),
-    }
+  def memory(self) -> int | None:
+    """Returns the largest resident memory so far; None where not known."""
+    return machine.resident_bytes('VmHWM')

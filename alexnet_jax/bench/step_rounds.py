@@ -11,6 +11,7 @@ import sys
 
 from alexnet_jax import runtime
 from alexnet_jax.bench import machine
+from alexnet_jax.bench import report
 from alexnet_jax.bench import step_peers
 from alexnet_jax.bench import workers
 
@@ -72,22 +73,19 @@ def measure(network: str, tasks: dict, options: Options) -> dict:
         worker = stack.enter_context(_start(name, options))
         worker.ask('build', task={**base, 'platform': facts['platform']})
         running[name] = worker
-    times, peaks = _rounds(running, options, failed)
+    times = _rounds(running, options, failed)
     result = {
       'network': network,
       'dtype': dtype,
       'batch_size': base['config']['global_batch_size'],
       **facts,
-      **_peak(facts, dtype, peaks),
+      **_peak(facts, dtype),
     }
-    # Before anything is compiled anew, to look at it.
     memory = {name: worker.ask('memory') for name, worker in running.items()}
-    result['rows'] = rows = []
-    for part, name in itertools.product(options.parts, running):
-      row = _row(name, part, times, result) | memory[name]
-      if name.startswith(OURS):
-        row['compiled'] = running[name].ask('compiled', part=part)
-      rows.append(row)
+  result['rows'] = [
+    _row(name, part, times, result) | {'resident_peak': memory[name]}
+    for part, name in itertools.product(options.parts, running)
+  ]
   return result | {'failed': failed, 'agreement': agreement}
 
 
@@ -101,7 +99,7 @@ def _start(name, options):
     # Several processes share a GPU, one of which computes at a time.
     'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
     'TF_FORCE_GPU_ALLOW_GROWTH': 'true',
-    # Compiling is measured, too.
+    # The seconds that compiling takes are measured.
     'JAX_ENABLE_COMPILATION_CACHE': 'false',
     'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1',
   }
@@ -163,10 +161,9 @@ def _rounds(running, options, failed):
   Takes candidates that fail out of `running`.
 
   Returns:
-    ({(candidate, part): {seconds: of a step in each round, compile_seconds}},
-    FLOP/s of matrix products on the CPU in each round).
+    {(candidate, part): {seconds: of a step in each round, compile_seconds}}.
   """
-  times, counts, peaks = {}, {}, []
+  times, counts = {}, {}
   for number in range(-1, options.rounds):  # before the first: compiling
     order = list(running)
     shift = max(number, 0) % len(order)
@@ -178,13 +175,12 @@ def _rounds(running, options, failed):
       if len(failed) > before:
         del running[name]
     if number >= 0:
-      peaks.append(next(iter(running.values())).ask('peak'))
       latest = ', '.join(
         f'{name} {1e3 * times[name, "train"]["seconds"][-1]:.1f}'
         for name in running
       )
       _tell(f'round {number + 1} of {options.rounds}: ms a step: {latest}')
-  return times, peaks
+  return times
 
 
 def _time(worker, key, counts, times, options):
@@ -202,11 +198,8 @@ def _time(worker, key, counts, times, options):
   times[key]['seconds'].append(answer['seconds'] / counts[key])
 
 
-def _peak(facts, dtype, measured):
+def _peak(facts, dtype):
   """Returns {peak, peak_source} of all devices together."""
-  if facts['platform'] == 'cpu':
-    source = 'the fastest matrix product of this run, on the same cores'
-    return {'peak': max(measured), 'peak_source': source}
   known = machine.gpu_peak(facts['device_kind'], dtype)
   if known is None:
     source = f'no peak is known of {facts["device_kind"]} in {dtype}'
@@ -234,19 +227,9 @@ def _row(name, part, times, result):
     'candidate': name,
     'part': part,
     'seconds': seconds,
-    'milliseconds': _spread([1e3 * s for s in seconds]),
-    'images_per_second': _spread([count / s for s in seconds]),
+    'milliseconds': report.spread([1e3 * s for s in seconds]),
+    'images_per_second': report.spread([count / s for s in seconds]),
     'compile_seconds': times[name, part]['compile_seconds'],
     'share_of_peak': share,
-    'ratio': statistics.median(
-      theirs / own for theirs, own in zip(seconds, ours, strict=True)
-    ),
-  }
-
-
-def _spread(values):
-  return {
-    'median': statistics.median(values),
-    'min': min(values),
-    'max': max(values),
+    'ratio': report.median_ratio(seconds, ours),
   }

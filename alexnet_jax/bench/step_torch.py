@@ -169,9 +169,3 @@ class Runner:
   def loss(self, loss: torch.Tensor) -> float:
     """Waits for a step; returns its mean loss."""
     return float(loss)
-
-  def device_peak(self) -> int | None:
-    """Returns the largest memory in use on the device; None on the CPU."""
-    if self._device.type == 'cpu':
-      return None
-    return torch.cuda.max_memory_allocated(self._device)

@@ -26,7 +26,7 @@ import numpy as np
 from alexnet_jax.data import images
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import matching
-from alexnet_jax.interop.networks import RESIZE_SIZE
+from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
 
 # Lines of: name, number, type (* for repeated, + for repeated and packed),
@@ -78,29 +78,18 @@ _MESSAGES = {
     input 3 string*; input_dim 4 int32*; input_shape 8 BlobShape*;
     layer 100 LayerParameter*""",
 }
-# Numbers of V1LayerParameter.LayerType, by today's names.
-V1_TYPES = {
-  'Accuracy': 1,
-  'Convolution': 4,
-  'Data': 5,
-  'Dropout': 6,
-  'ImageData': 12,
-  'InnerProduct': 14,
-  'LRN': 15,
-  'Pooling': 17,
-  'ReLU': 18,
-  'Softmax': 20,
-  'SoftmaxWithLoss': 21,
-  'Split': 22,
-  'MemoryData': 29,
-  'ArgMax': 30,
-  'Silence': 36,
+# Types of layers by their numbers in V1LayerParameter.LayerType.
+_V1_TYPES = {
+  **{1: 'Accuracy', 4: 'Convolution', 5: 'Data', 6: 'Dropout'},
+  **{12: 'ImageData', 14: 'InnerProduct', 15: 'LRN', 17: 'Pooling', 18: 'ReLU'},
+  **{20: 'Softmax', 21: 'SoftmaxWithLoss', 22: 'Split', 29: 'MemoryData'},
+  **{30: 'ArgMax', 36: 'Silence'},
 }
 _CONVOLUTION, _DENSE = 'Convolution', 'InnerProduct'
 _AFTER_CONVOLUTION = {'ReLU': 'relu', 'LRN': 'norm', 'Pooling': 'pool'}
 _COMPUTING = (_CONVOLUTION, _DENSE, *_AFTER_CONVOLUTION, 'Dropout')
 _SOURCES = ('Data', 'ImageData', 'Input', 'MemoryData')
-_TYPES = (*V1_TYPES, 'Input')
+_TYPES = (*_V1_TYPES.values(), 'Input')
 # Settings that have one possible value here; pool 0 is the maximum, norm_region
 # 0 is across channels.
 _FIXED = (
@@ -164,29 +153,19 @@ BlobProto = _CLASSES['BlobProto']
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-  """A layer, whichever of the two formats it is written in.
-
-  Attributes:
-    name: for messages.
-    type: such as `Convolution`.
-    bottoms: names of the arrays that it reads, each once.
-    tops: names of the arrays that it writes, each once.
-    settings: message with `blobs`, `convolution_param` and the like.
-  """
+  """A layer, whichever of the two formats it is written in."""
 
   name: str
-  type: str
-  bottoms: tuple[str, ...]
-  tops: tuple[str, ...]
-  settings: object
+  type: str  # such as `Convolution`
+  bottoms: tuple[str, ...]  # names of the arrays that it reads, each once
+  tops: tuple[str, ...]  # and of those that it writes
+  settings: object  # message with `blobs`, `convolution_param` and the like
 
   def __str__(self):
     return f'layer {self.name} ({self.type})'
 
 
-def read(
-  path: str | os.PathLike, mean: str | os.PathLike | None = None
-) -> TrainedNetwork:
+def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads the network in a .caffemodel.
 
   Images are prepared as elsewhere here, not quite as for Caffe: their short
@@ -198,10 +177,10 @@ def read(
 
   Args:
     path: of the .caffemodel.
-    mean: of a .binaryproto file with Caffe's mean image, which is subtracted
-      pixel by pixel; images are resized to its short side. None: the file's
-      `mean_value`s; if it has none, as the published files, 123, 117 and 104
-      for red, green and blue, with a warning.
+    options: only mean_file counts. It holds Caffe's mean image, which is
+      subtracted pixel by pixel; images are resized to its short side. If it is
+      not given: the file's `mean_value`s; if it has none, as the published
+      files, 123, 117 and 104 for red, green and blue, with a warning.
 
   Returns:
     The network. Its mean is an image if one is given.
@@ -227,37 +206,28 @@ def read(
     model['hidden'] = tuple(
       params[name]['bias'].size for name in ('dense1', 'dense2')
     )
-  if mean is None:
-    subtracted = np.array(levels or _MEAN_BGR[::-1], np.float32)
-    if not levels or mean_file:
-      _say_guess(subtracted, mean_file)
-  else:
-    with matching.naming(mean):
-      image = _read_mean_image(mean, data['crop_size'])
+  if options.mean_file:
+    with matching.naming(options.mean_file):
+      image = _read_mean_image(options.mean_file, data['crop_size'])
     data |= {'resize_size': min(image.shape[:2]), 'mean': 'image'}
-    subtracted = np.array(images.center_crop(image, data['crop_size']))
-  return TrainedNetwork(params, {}, model, data, subtracted, *shape)
-
-
-def _unfit(place, expected, found):
-  """Returns the error of a setting that has no counterpart here."""
-  return UserError(f'{place}: expected {expected}, found {found}')
+    mean = np.array(images.center_crop(image, data['crop_size']))
+  else:
+    mean = np.array(levels or _MEAN_BGR[::-1], np.float32)
+    if not levels or mean_file:
+      _warn_of_guess(mean, mean_file)
+  return TrainedNetwork(params, {}, model, data, mean, *shape)
 
 
 def _parse(path, message_class):
   """Returns the message that a file holds, and nothing else."""
-  name = message_class.DESCRIPTOR.name
+  if not 0 < (size := os.path.getsize(path)) <= _MOST_BYTES:
+    raise UserError(
+      f'has {size:,} bytes; expected between 1 and {_MOST_BYTES:,}, which is'
+      ' the most that protobuf reads'
+    )
+  data = pathlib.Path(path).read_bytes()
   try:
-    size = os.path.getsize(path)
-    if not 0 < size <= _MOST_BYTES:
-      raise UserError(
-        f'has {size:,} bytes; expected between 1 and {_MOST_BYTES:,}, which is'
-        ' the most that protobuf reads'
-      )
-    data = pathlib.Path(path).read_bytes()
     return message_class.FromString(data)
-  except OSError as error:
-    raise UserError(f'cannot be read: {error.strerror}') from None
   except DecodeError as error:
     found = (
       'an HDF5 file; have Caffe save it with snapshot_format: BINARYPROTO'
@@ -265,9 +235,8 @@ def _parse(path, message_class):
       else f'{size:,} bytes that are none ({error}): the file is truncated,'
       ' damaged, or of another kind, such as a .prototxt; get it again'
     )
-    raise UserError(
-      f'expected a binary protobuf {name}, found {found}'
-    ) from None
+    name = message_class.DESCRIPTOR.name
+    raise matching.misfit(f'a binary protobuf {name}', found) from None
 
 
 def _list_layers(net):
@@ -283,12 +252,11 @@ def _list_layers(net):
     raise UserError(
       'holds no layers; expected those of a .caffemodel that Caffe wrote'
     )
-  v1_names = {number: name for name, number in V1_TYPES.items()}
   found = []
   for layer in net.layer or net.layers:
     kind = layer.type
     if net.layers:
-      kind = v1_names.get(kind, f'V1 type {kind}')
+      kind = _V1_TYPES.get(kind, f'V1 type {kind}')
     bottoms, tops = (
       dict.fromkeys(names) for names in (layer.bottom, layer.top)
     )
@@ -303,24 +271,26 @@ def _chain(layers):
     weights = len(layer.settings.blobs)
     if layer.type not in _TYPES:
       types = f'one of the types {", ".join(_TYPES)}'
-      raise _unfit(layer, types, f'{layer.type} with {weights} arrays')
+      raise matching.misfit(types, f'{layer.type} with {weights} arrays', layer)
     if weights and layer.type not in (_CONVOLUTION, _DENSE):
-      raise _unfit(layer, 'no weights', f'{weights} arrays')
+      raise matching.misfit('no weights', f'{weights} arrays', layer)
     for message, field, value in _FIXED:
       found = getattr(getattr(layer.settings, message), field)
       values = {found} if isinstance(found, (int, float)) else {*found}
       if values - {value}:
-        raise _unfit(layer, f'{field} {value}', ', '.join(map(str, values)))
+        raise matching.misfit(
+          f'{field} {value}', ', '.join(map(str, values)), layer
+        )
     if layer.type not in _COMPUTING:
       continue
     if len(layer.bottoms) != 1 or len(layer.tops) != 1:
       arrays = f'{layer.bottoms} and {layer.tops}'
-      raise _unfit(layer, 'one bottom and one top', arrays)
+      raise matching.misfit('one bottom and one top', arrays, layer)
     if chain and layer.bottoms != chain[-1].tops:
-      raise _unfit(
-        layer,
+      raise matching.misfit(
         f'the bottom {chain[-1].tops[0]!r}, the top of {chain[-1]}',
         f'{layer.bottoms[0]!r}; the layers of an AlexNet are a chain',
+        layer,
       )
     chain.append(layer)
   return chain
@@ -331,9 +301,9 @@ def _split(chain):
   weighted = [layer for layer in chain if layer.type in (_CONVOLUTION, _DENSE)]
   types = [layer.type for layer in weighted]
   if types != [_CONVOLUTION] * 5 + [_DENSE] * 3:
-    raise UserError(
-      f'expected 5 layers {_CONVOLUTION} and then 3 {_DENSE}, found'
-      f' {", ".join(f"{layer.name} ({layer.type})" for layer in weighted)}'
+    raise matching.misfit(
+      f'5 layers {_CONVOLUTION} and then 3 {_DENSE}',
+      ', '.join(f'{layer.name} ({layer.type})' for layer in weighted),
     )
   start, blocks = chain.index(weighted[5]), []
   for layer in chain[:start]:
@@ -343,7 +313,9 @@ def _split(chain):
       blocks[-1][1].append(layer)
     else:
       types = ', '.join(_AFTER_CONVOLUTION)
-      raise _unfit(layer, f'{_CONVOLUTION} first, then {types}', layer.type)
+      raise matching.misfit(
+        f'{_CONVOLUTION} first, then {types}', layer.type, layer
+      )
   return blocks, chain[start:]
 
 
@@ -370,7 +342,7 @@ def _convert_convolutions(blocks, crop_size):
   names = 'channels', 'kernels', 'strides', 'paddings', 'groups'
   model = dict(zip(names, zip(*entries, strict=True), strict=True))
   if model['groups'][0] != 1:
-    raise _unfit(blocks[0][0], '1 group', model['groups'][0])
+    raise matching.misfit('1 group', model['groups'][0], blocks[0][0])
   # It reads blue, green and red.
   params['conv1']['kernel'] = params['conv1']['kernel'][:, :, ::-1].copy()
   model |= {
@@ -396,7 +368,7 @@ def _order(convolution, after):
   types = [layer.type for layer in after]
   if len({*types}) < len(types) or 'ReLU' not in types:
     expected = 'one ReLU after it and at most one LRN and one Pooling'
-    raise _unfit(convolution, expected, ', '.join(types))
+    raise matching.misfit(expected, ', '.join(types), convolution)
   usual = [kind for kind in _AFTER_CONVOLUTION if kind in types]
   names = [_AFTER_CONVOLUTION[kind] for kind in types]
   return '' if types == usual else '-'.join(names)
@@ -408,10 +380,10 @@ def _convert_convolution(layer, channels):
   kernel, stride, padding = _window(layer, settings)
   groups, count = settings.group, settings.num_output
   if not count or not groups or channels % groups or count % groups:
-    raise _unfit(
-      layer,
+    raise matching.misfit(
       'groups that divide channels and outputs',
       f'{groups} groups, {channels} channels and {count} outputs',
+      layer,
     )
   shape = count, channels // groups, kernel, kernel
   weights, bias = _weights(layer, shape)
@@ -421,10 +393,7 @@ def _convert_convolution(layer, channels):
 
 
 def _convert_dense(layer, shape):
-  """Returns the parameters of a layer that reads examples of the shape.
-
-  It is (channels, height, width) or (inputs,).
-  """
+  """Returns parameters; shape is (channels, height, width) or (inputs,)."""
   count = layer.settings.inner_product_param.num_output
   kernel, bias = _weights(layer, (count, math.prod(shape)))
   kernel = kernel.T.reshape(*shape, count)
@@ -444,11 +413,11 @@ def _convert_lrn(layer):
   settings = layer.settings.lrn_param
   size = settings.local_size
   if not size % 2:
-    raise _unfit(layer, 'an odd local_size', size)
+    raise matching.misfit('an odd local_size', size, layer)
   names = 'k', 'alpha', 'beta'
   values = {name: _decimal(getattr(settings, name)) for name in names}
   if not all(map(math.isfinite, values.values())) or values['k'] <= 0:
-    raise _unfit(layer, 'finite numbers and k > 0', values)
+    raise matching.misfit('finite numbers and k > 0', values, layer)
   fields = {f'lrn_{name}': value for name, value in values.items()}
   return {'lrn_size': size, **fields}
 
@@ -461,13 +430,13 @@ def _convert_pooling(layer, size):
   """
   kernel, stride, padding = _window(layer, layer.settings.pooling_param)
   if padding:
-    raise _unfit(layer, 'no padding', padding)
+    raise matching.misfit('no padding', padding, layer)
   if size < kernel or (size - kernel) % stride:
-    raise _unfit(
-      layer,
+    raise matching.misfit(
       'windows that end with the last pixel',
       f'windows of {kernel} every {stride} over {size} pixels; Caffe would add'
       ' one that is cut off, here it would be left out',
+      layer,
     )
   return {'pool_size': kernel, 'pool_stride': stride}
 
@@ -476,9 +445,10 @@ def _convert_dropout(dense):
   """Returns the fields of the model; refuses other layers between."""
   types = tuple(layer.type for layer in dense)
   if types not in _DENSE_PARTS:
-    raise UserError(
-      f'expected twice {_DENSE} and ReLU, with Dropout after both or none, and'
-      f' {_DENSE} at the end, found {", ".join(types)}'
+    raise matching.misfit(
+      f'twice {_DENSE} and ReLU, with Dropout after both or none, and'
+      f' {_DENSE} at the end',
+      ', '.join(types),
     )
   ratios = [
     _decimal(layer.settings.dropout_param.dropout_ratio)
@@ -487,7 +457,7 @@ def _convert_dropout(dense):
   ]
   ratio = _single(ratios or [0.0], 'dropout_ratio')
   if not 0 <= ratio < 1:
-    raise _unfit('dropout_ratio', '0 to below 1', ratio)
+    raise matching.misfit('0 to below 1', ratio, 'dropout_ratio')
   # Caffe scales up what it keeps (src/caffe/layers/dropout_layer.cpp).
   return {
     'dropout': ratio,
@@ -519,7 +489,7 @@ def _weights(layer, shape):
   """Returns (weights of the shape, bias), float32."""
   blobs = layer.settings.blobs
   if len(blobs) != 2:
-    raise _unfit(layer, '2 arrays of weights, with a bias', len(blobs))
+    raise matching.misfit('2 arrays of weights, with a bias', len(blobs), layer)
   weights = _to_array(blobs[0], shape, f'{layer}, weights')
   return weights, np.array(_to_array(blobs[1], shape[:1], f'{layer}, bias'))
 
@@ -534,10 +504,7 @@ def _shape_of(blob):
 def _to_array(blob, shape, name):
   """Returns the numbers of a blob, float32 [*shape]; it may be read-only.
 
-  Args:
-    blob: BlobProto, whose shape may have other ones in front.
-    shape: the one that it must have.
-    name: for messages.
+  The blob's own shape may have other ones in front.
   """
   there = _shape_of(blob)
   found, wanted = (
@@ -545,22 +512,21 @@ def _to_array(blob, shape, name):
     for numbers in (there, shape)
   )
   if found != wanted:
-    raise _unfit(name, f'the shape {shape}', there)
+    raise matching.misfit(f'the shape {shape}', there, name)
   data, size = b''.join(blob.data), 4 * math.prod(shape)
   if len(data) != size:
-    raise _unfit(
-      f'{name} of shape {shape}',
+    raise matching.misfit(
       f'{size:,} bytes of packed float32 numbers',
       f'{len(data):,}',
+      f'{name} of shape {shape}',
     )
   return matching.to_float32(np.frombuffer(data, '<f4'), name).reshape(shape)
 
 
 def _read_input(net, layers):
-  """Returns (fields of config.data, mean of red, green, blue or None, name).
+  """Returns (fields of config.data, mean of red, green, blue or None, file).
 
-  The name is that of the mean image that training subtracted; '' if there is
-  none.
+  The file is the mean image that training subtracted; '' if none is named.
   """
   sources = [layer.settings for layer in layers if layer.type in _SOURCES]
   parts = []
@@ -573,7 +539,7 @@ def _read_input(net, layers):
       shapes += [shape.dim for shape in layer.settings.input_param.shape[:1]]
   for shape in map(tuple, shapes):
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-      raise UserError(f'expected an input (N, 3, size, size), found {shape}')
+      raise matching.misfit('an input (N, 3, size, size)', shape)
   crops = [part.crop_size for part in parts if part.crop_size]
   crops += [shape[2] for shape in shapes]
   scales = [_decimal(part.scale) for part in parts if part.scale != 1]
@@ -582,21 +548,21 @@ def _read_input(net, layers):
   if crop < 1 or not 0 < scale < math.inf:
     raise UserError(f'found an input of {crop} pixels, scaled by {scale}')
   data = {
-    'resize_size': max(RESIZE_SIZE, crop),
+    'resize_size': max(networks.RESIZE_SIZE, crop),
     'crop_size': crop,
     'mean': 'channel',
     'std': 1.0,
     'std_rgb': () if scale == 1 else (1 / scale,) * 3,
   }
   files = [part.mean_file for part in parts if part.mean_file]
-  name = files[0].decode(errors='replace') if files else ''
+  file = files[0].decode(errors='replace') if files else ''
   means = [tuple(source.transform_param.mean_value) for source in sources]
   mean = _single(filter(None, means), 'mean_value') if any(means) else None
   if mean:
     mean = mean[::-1] * (3 if len(mean) == 1 else 1)
     if len(mean) != 3 or not all(0 <= level <= 255 for level in mean):
-      raise _unfit('mean_value', '3 levels of 255, or one', mean)
-  return data, mean, name
+      raise matching.misfit('3 levels of 255, or one', mean, 'mean_value')
+  return data, mean, file
 
 
 def _read_mean_image(path, crop_size):
@@ -609,24 +575,21 @@ def _read_mean_image(path, crop_size):
   shape = _shape_of(blob)
   shape = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
   if len(shape) != 3 or shape[0] != 3 or min(shape) < 1:
-    raise UserError(
-      f'expected a mean image of the shape (3, height, width), found {shape}'
-    )
+    raise matching.misfit('a mean image of the shape (3, height, width)', shape)
   image = _to_array(blob, shape, 'mean image')
   least, most = image.min(), image.max()
   if not 0 <= least <= most <= 255:
-    raise UserError(
-      f'expected levels from 0 to 255, found {least:g} to {most:g}'
-    )
+    raise matching.misfit('levels from 0 to 255', f'{least:g} to {most:g}')
   if min(shape[1:]) < crop_size:
-    raise UserError(
-      f'expected a mean image of at least {crop_size} x {crop_size} pixels,'
-      f' those that the network reads, found {shape[1]} x {shape[2]}'
+    raise matching.misfit(
+      f'a mean image of at least {crop_size} x {crop_size} pixels, those that'
+      ' the network reads',
+      f'{shape[1]} x {shape[2]}',
     )
   return np.array(image[::-1].transpose(1, 2, 0), order='C')
 
 
-def _say_guess(levels, mean_file):
+def _warn_of_guess(levels, mean_file):
   """Warns that it is not known what Caffe subtracted."""
   reason = 'does not say what was subtracted from pixels'
   if mean_file:
@@ -643,7 +606,9 @@ def _single(values: Iterable, name: str):
   """Returns the one that all values are; refuses several and none."""
   values = [*dict.fromkeys(values)]
   if len(values) != 1:
-    raise _unfit(name, 'one value', ', '.join(map(str, values)) or 'none')
+    raise matching.misfit(
+      'one value', ', '.join(map(str, values)) or 'none', name
+    )
   return values[0]
 
 

@@ -5,12 +5,15 @@ python -m alexnet_jax.interop.export --workdir DIR OUT
 
 import argparse
 import hashlib
+import importlib
 import json
+import logging
 import pathlib
 import shutil
 import sys
 
 from alexnet_jax import cli
+from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -22,6 +25,9 @@ The program takes uint8 crops, subtracts the mean itself, and gives
 probabilities. JAX promises to read such programs for six months of releases at
 least."""
 PLATFORMS = ('cpu', 'cuda')
+# Largest difference between probabilities of ONNX Runtime and JAX, in float32.
+TOLERANCE = 1e-4
+_CHECKED = 4  # images
 
 
 def main(argv=None) -> int:
@@ -55,12 +61,11 @@ def _export(arguments):
   import numpy as np
 
   from alexnet_jax.interop import imported_run
-  from alexnet_jax.interop import onnx_program
   from alexnet_jax.interop import program_loader
   from alexnet_jax.training import checkpoint_contents
 
   if arguments.onnx:
-    onnx_program.require()
+    _require_onnx()
   config, network, step = imported_run.read(
     arguments.workdir, arguments.checkpoint
   )
@@ -81,7 +86,7 @@ def _export(arguments):
   shape = (size, size, 3)
   files = {'program.bin': _export_program(function, params, shape)}
   if arguments.onnx:
-    files['network.onnx'], about['onnx_difference'] = onnx_program.convert(
+    files['network.onnx'], about['onnx_difference'] = _convert_to_onnx(
       lambda images: function(params, images), shape
     )
   with imported_run.new_folder(out) as folder:
@@ -116,8 +121,8 @@ def _make_function(config, network, std):
   """Returns (the function that is exported, its parameters {name: array}).
 
   The function is (parameters, uint8 [batch, crop_size, crop_size, 3]) ->
-  probabilities, float32 [batch, num_classes], with the plain implementations of
-  all operations: one that is fast on a device may be unreadable for another.
+  probabilities, float32 [batch, num_classes], with the reference implementation
+  of all operations: one that is fast on a device may be unreadable for another.
   """
   import jax
   import numpy as np
@@ -126,9 +131,9 @@ def _make_function(config, network, std):
   from alexnet_jax.training import preprocess
   from alexnet_jax.training import state as state_lib
 
-  plain = config.copy_and_resolve_references()
-  plain.forms = 'plain'
-  model = build.make_model(plain, network.num_classes)
+  config = config.copy_and_resolve_references()
+  config.implementation = 'reference'
+  model = build.make_model(config, network.num_classes)
   variables = {'params': network.params, 'batch_stats': network.batch_stats}
   treedef = jax.tree.structure(variables)
   leaves = state_lib.leaf_names(variables)
@@ -157,6 +162,75 @@ def _export_program(function, params, image_shape):
     shapes, images
   )
   return bytes(exported.serialize())
+
+
+def _require_onnx():
+  """Raises UserError unless jax2onnx and onnxruntime can be imported."""
+  try:
+    for name in ('jax2onnx', 'onnxruntime'):
+      importlib.import_module(name)
+  except ImportError as error:
+    raise UserError(
+      f'--onnx needs jax2onnx and onnxruntime ({error}):'
+      f' {how_to_install("onnx")}'
+    ) from None
+
+
+def _convert_to_onnx(function, image_shape):
+  """Returns (a serialized ONNX model, its largest difference from `function`).
+
+  It has the input `images` and the output `probabilities`, for any number of
+  images. A network that jax2onnx cannot convert is refused, and so is a model
+  that computes something else.
+  """
+  import jax
+  import jax2onnx
+  import numpy as np
+
+  images = jax.ShapeDtypeStruct(('batch', *image_shape), np.uint8)
+  # It warns of shapes that it leaves out, which nobody needs.
+  logging.getLogger('onnx_ir').setLevel(logging.ERROR)
+  try:
+    model = jax2onnx.to_onnx(
+      function,
+      [images],
+      model_name='alexnet_jax',
+      input_names=['images'],
+      output_names=['probabilities'],
+    )
+  except Exception as error:  # its plugins raise anything
+    raise UserError(
+      f'jax2onnx cannot convert this network ({type(error).__name__}: {error});'
+      ' leave --onnx out'
+    ) from error
+  program = model.SerializeToString()
+  return program, _difference(program, function, image_shape)
+
+
+def _difference(program, function, image_shape):
+  """Returns the largest difference of probabilities; refuses a large one."""
+  import jax
+  import numpy as np
+  import onnxruntime
+
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # errors
+  session = onnxruntime.InferenceSession(
+    program, options, providers=['CPUExecutionProvider']
+  )
+  rng = np.random.default_rng(0)
+  # Smooth, as photographs are: images of noise all look alike to a network.
+  patches = rng.integers(0, 256, (_CHECKED, 4, 4, 3), np.uint8)
+  rows, columns = (np.arange(side) * 4 // side for side in image_shape[:2])
+  images = patches[:, rows][:, :, columns]
+  (found,) = session.run(['probabilities'], {'images': images})
+  error = float(np.abs(found - np.asarray(jax.jit(function)(images))).max())
+  if not error <= TOLERANCE:
+    raise UserError(
+      f'the converted network is another one: its probabilities differ by up to'
+      f' {error:.1e}, expected {TOLERANCE} at most; leave --onnx out'
+    )
+  return error
 
 
 if __name__ == '__main__':

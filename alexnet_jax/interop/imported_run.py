@@ -167,7 +167,7 @@ def write(
 
 
 def _write_checkpoint(config, tree, class_names, origin, folder):
-  rate = build.learning_rate(config)
+  learning_rate = build.learning_rate(config)
   checkpoints = checkpoint.Checkpoints(folder)
   try:
     checkpoints.save(
@@ -176,7 +176,7 @@ def _write_checkpoint(config, tree, class_names, origin, folder):
         config=config,
         # No data has trained it: none of the fields that a resumed run checks.
         data={'class_names': list(class_names)},
-        progress=Progress(schedule.PlateauState(rate)),
+        progress=Progress(schedule.PlateauState(learning_rate)),
         iterator={'next_index': 0},
         imported=origin or {},
       ),

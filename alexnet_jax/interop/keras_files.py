@@ -66,21 +66,17 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
 
 def _load(path):
   """Returns {layer: {our name of the leaf: array}}."""
-  try:
-    with path.open('rb') as file:
-      start = file.read(len(_HDF5_START))
-  except OSError as error:
-    raise UserError(f'cannot be read: {error.strerror}') from None
+  with path.open('rb') as file:
+    start = file.read(len(_HDF5_START))
   if zipfile.is_zipfile(path):
-    raise UserError(
-      'expected a .weights.h5 file, found a zip, as a .keras file is: load it'
-      " with Keras and call model.save_weights('NAME.weights.h5')"
+    raise matching.misfit(
+      'a .weights.h5 file',
+      'a zip, as a .keras file is: load it with Keras and call'
+      " model.save_weights('NAME.weights.h5')",
     )
   if start != _HDF5_START:
-    raise UserError(
-      'expected an HDF5 file, found another kind, or a damaged one; get it'
-      ' again'
-    )
+    found = 'another kind, or a damaged one; get it again'
+    raise matching.misfit('an HDF5 file', found)
   try:
     import h5py
   except ImportError:
@@ -104,10 +100,8 @@ def _read_layers(file, h5py):
       " model.save_weights('NAME.weights.h5') with Keras 3"
     )
   if not isinstance(file.get('layers', getlink=True), h5py.HardLink):
-    raise UserError(
-      "expected the group 'layers' of a .weights.h5 file of Keras 3, found"
-      f' {", ".join(list(file)[:10]) or "nothing"}'
-    )
+    expected = "the group 'layers' of a .weights.h5 file of Keras 3"
+    raise matching.misfit(expected, ', '.join(list(file)[:10]) or 'nothing')
   found = {}
 
   def collect(name, item):
@@ -124,7 +118,7 @@ def _read_layers(file, h5py):
       raise UserError(f'{item.name} has its numbers in another file')
     # Texts and references, of any length behind a few bytes.
     if item.dtype.hasobject:
-      raise UserError(f'{item.name}: expected numbers, found {item.dtype}')
+      raise matching.misfit('numbers', item.dtype, item.name)
     room -= item.size * item.dtype.itemsize
     if room < 0:
       raise UserError(

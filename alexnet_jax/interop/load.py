@@ -29,6 +29,54 @@ network's outputs: of a folder, the sorted names of its subfolders. To train
 further, start another run with --config.init.workdir=DIR. Exit codes: 0 done, 2
 something to mend in the arguments or the files."""
 
+# Names, values, defaults and help.
+_OPTIONS = (
+  ('network', 'NAME', '', 'torch, keras: a network of models/variants.py'),
+  (
+    'crop_size',
+    'N',
+    0,
+    'torch, keras: width of the images that the network reads, in pixels'
+    ' (default: what the network is meant for, 224 for most)',
+  ),
+  (
+    'mean',
+    'FILE or R,G,B',
+    '',
+    'subtracted from pixels of 0 to 255. caffe: a .binaryproto mean image'
+    ' (default: the levels that the .caffemodel says, or 123,117,104); torch:'
+    " three levels, or one for all (default: torchvision's); keras: likewise"
+    ' (default: 0,0,0)',
+  ),
+  (
+    'std',
+    'R,G,B',
+    '',
+    'torch, keras: pixels minus the mean are divided by these levels, or one'
+    " for all (default: torchvision's; keras: 255,255,255)",
+  ),
+  (
+    'batch_norm_epsilon',
+    'E',
+    0.0,
+    'torch, keras: added to the variances of batch norms (default: that of'
+    " --network, Keras' 0.001; PyTorch's default is 1e-05)",
+  ),
+  (
+    'class_names',
+    'FILE',
+    '',
+    'a name a line, in the order of the outputs (default: those of FILE, or'
+    ' class_0000 and so on)',
+  ),
+  (
+    'data_source',
+    'KIND',
+    'folder',
+    'kind of the data to measure it on: config.data.source (default: folder)',
+  ),
+  ('data_path', 'DIR', '', 'path of that data'),
+)
 # Options that a kind of file does not take, and why.
 _UNUSED = {
   'torchvision': (
@@ -55,66 +103,12 @@ def _make_parser():
   )
   add = parser.add_argument
   add('file', metavar='FILE', help='the weights')
-  add(
-    '--from',
-    dest='kind',
-    required=True,
-    choices=('torchvision', 'torch', 'caffe', 'keras'),
-  )
+  kinds = 'torchvision', 'torch', 'caffe', 'keras'
+  add('--from', dest='kind', required=True, choices=kinds)
   add('--workdir', required=True, metavar='DIR', help='a new folder')
-  add(
-    '--network',
-    default='',
-    metavar='NAME',
-    help='torch, keras: a network of models/variants.py',
-  )
-  add(
-    '--crop_size',
-    type=int,
-    default=0,
-    metavar='N',
-    help='torch, keras: width of the images that the network reads, in pixels'
-    ' (default: what the network is meant for, 224 for most)',
-  )
-  add(
-    '--mean',
-    default='',
-    metavar='FILE or R,G,B',
-    help='subtracted from pixels of 0 to 255. caffe: a .binaryproto mean image'
-    ' (default: the levels that the .caffemodel says, or 123,117,104); torch:'
-    " three levels, or one for all (default: torchvision's); keras: likewise"
-    ' (default: 0,0,0)',
-  )
-  add(
-    '--std',
-    default='',
-    metavar='R,G,B',
-    help='torch, keras: pixels minus the mean are divided by these levels, or'
-    " one for all (default: torchvision's; keras: 255,255,255)",
-  )
-  add(
-    '--batch_norm_epsilon',
-    type=float,
-    default=0.0,
-    metavar='E',
-    help='torch, keras: added to the variances of batch norms (default: that'
-    " of --network, Keras' 0.001; PyTorch's default is 1e-05)",
-  )
-  add(
-    '--class_names',
-    default='',
-    metavar='FILE',
-    help='a name a line, in the order of the outputs (default: those of FILE,'
-    ' or class_0000 and so on)',
-  )
-  add(
-    '--data_source',
-    default='folder',
-    metavar='KIND',
-    help='kind of the data to measure it on: config.data.source (default:'
-    ' folder)',
-  )
-  add('--data_path', default='', metavar='DIR', help='path of that data')
+  for name, metavar, default, text in _OPTIONS:
+    kind = type(default)
+    add(f'--{name}', type=kind, default=default, metavar=metavar, help=text)
   cli.add_json(parser)
   return parser
 
@@ -221,6 +215,7 @@ def _check_options(arguments):
     network='alexnet_torchvision' if kind == 'torchvision' else network,
     crop_size=arguments.crop_size,
     mean=() if kind == 'caffe' else _parse_levels('mean', arguments.mean, 0),
+    mean_file=arguments.mean if kind == 'caffe' else '',
     std=_parse_levels('std', arguments.std, 1e-9),
     batch_norm_epsilon=epsilon,
   )
@@ -245,17 +240,12 @@ def _parse_levels(name, text, least):
 
 def _read(arguments, options):
   """Returns the `TrainedNetwork` of the file."""
-  if arguments.kind == 'caffe':
-    from alexnet_jax.interop import caffe_files
-
-    return caffe_files.read(arguments.file, arguments.mean or None)
-  if arguments.kind == 'keras':
-    from alexnet_jax.interop import keras_files
-
-    return keras_files.read(arguments.file, options)
+  from alexnet_jax.interop import caffe_files
+  from alexnet_jax.interop import keras_files
   from alexnet_jax.interop import torch_files
 
-  return torch_files.read(arguments.file, options)
+  readers = {'caffe': caffe_files, 'keras': keras_files}
+  return readers.get(arguments.kind, torch_files).read(arguments.file, options)
 
 
 def _read_names(path):

@@ -18,11 +18,21 @@ _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-  """Puts the file's name in front of a UserError's message."""
+  """Puts the file's name in front of the message of what is wrong with it."""
   try:
     yield
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
+  except OSError as error:
+    raise UserError(
+      f'{path}: cannot be read: {error.strerror or error}'
+    ) from None
+
+
+def misfit(expected: object, found: object, name: object = '') -> UserError:
+  """Returns the error of a part of a file, called `name` in the message."""
+  prefix = f'{name}: ' if name else ''
+  return UserError(f'{prefix}expected {expected}, found {found}')
 
 
 def natural_key(name: str) -> tuple:
@@ -52,8 +62,7 @@ def last_dense(
     UserError: if there is no dense layer.
   """
   if not widths:
-    found = ', '.join(list(names)[:10]) or 'nothing'
-    raise UserError(f'expected dense layers, found {found}')
+    raise misfit('dense layers', ', '.join(list(names)[:10]) or 'nothing')
   ends = [
     name
     for name, (_, outputs) in widths.items()
@@ -164,18 +173,14 @@ def to_float32(
       float32.
   """
   if array.dtype.name not in _FLOATS:
-    raise UserError(
-      f'{name}: expected float32, float16, bfloat16 or float64, found'
-      f' {array.dtype.name}'
-    )
+    expected = 'float32, float16, bfloat16 or float64'
+    raise misfit(expected, array.dtype.name, name)
   with np.errstate(over='ignore'):
     numbers = np.asarray(array, np.float32)
   if not np.isfinite(numbers).all():
     count = numbers.size - int(np.isfinite(numbers).sum())
-    raise UserError(
-      f'{name}: expected finite numbers, found {count:,} that are not, of'
-      f' {numbers.size:,}'
-    )
+    found = f'{count:,} that are not, of {numbers.size:,}'
+    raise misfit('finite numbers', found, name)
   if variances and (numbers < 0).any():
-    raise UserError(f'{name}: expected variances, found negative numbers')
+    raise misfit('variances', 'negative numbers', name)
   return numbers

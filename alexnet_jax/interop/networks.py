@@ -69,6 +69,7 @@ class Options:
       not given.
     std: red, green and blue that they are then divided by; (): not given.
     batch_norm_epsilon: of all batch norms; 0: that of the named network.
+    mean_file: path of Caffe's mean image, a .binaryproto; '': not given.
   """
 
   network: str = ''
@@ -76,6 +77,7 @@ class Options:
   mean: Sequence[float] = ()
   std: Sequence[float] = ()
   batch_norm_epsilon: float = 0.0
+  mean_file: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

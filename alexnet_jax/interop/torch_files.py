@@ -276,15 +276,13 @@ def load_tensors(
     left out.
 
   Raises:
-    UserError: if the file cannot be read, is damaged or of another kind, would
-      execute code, or its tensors are larger than the file.
+    OSError: if the file cannot be read.
+    UserError: if it is damaged or of another kind, would execute code, or its
+      tensors are larger than the file.
   """
   path, text = pathlib.Path(path), None
-  try:
-    with path.open('rb') as file:
-      start = file.read(9)
-  except OSError as error:
-    raise UserError(f'cannot be read: {error.strerror}') from None
+  with path.open('rb') as file:
+    start = file.read(9)
   if not start:
     raise UserError('an empty file; get it again')
   # The header of .safetensors is JSON after a number of eight bytes.
@@ -366,8 +364,8 @@ def _find_state_dict(contents, torch):
     if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
       contents = contents[key]
   if not isinstance(contents, Mapping):
-    raise UserError(
-      f'expected a state dict {{name: tensor}}, found {type(contents).__name__}'
+    raise matching.misfit(
+      'a state dict {name: tensor}', type(contents).__name__
     )
   others = [
     f'{key} ({type(value).__name__})'
@@ -385,7 +383,7 @@ def _find_state_dict(contents, torch):
 def _to_numpy(name, tensor, torch):
   """Returns an array without a copy: many names may share the same numbers."""
   if tensor.layout != torch.strided or tensor.is_quantized:
-    raise UserError(f'{name}: expected a plain tensor, found {tensor.layout}')
+    raise matching.misfit('a plain tensor', tensor.layout, name)
   wanted = tensor.numel() * tensor.itemsize
   there = tensor.untyped_storage().nbytes()
   if wanted > there:

@@ -10,7 +10,6 @@ import pytest
 
 from alexnet_jax.bench import data
 from alexnet_jax.bench import data_peers
-from alexnet_jax.bench import data_worker
 from alexnet_jax.bench import layouts
 from alexnet_jax.bench.__main__ import main
 from tests.system import commands
@@ -25,18 +24,18 @@ def run(arguments, **options):
 
 
 def check_rows(result):
-  """Medians, extremes and ratios are those of the rounds' rates."""
+  """Medians, extremes and ratios are those of the rounds."""
   for row in result['rows']:
-    rates = row['images_per_second']
-    assert row['median'] == statistics.median(rates)
-    assert 0 < row['min'] == min(rates) <= max(rates) == row['max']
+    speeds = row['images_per_second']
+    assert row['median'] == statistics.median(speeds)
+    assert 0 < row['min'] == min(speeds) <= max(speeds) == row['max']
   for layout, ratios in result['ratios'].items():
     rows = [row for row in result['rows'] if row['layout'] == layout]
-    rates = {row['candidate']: row['images_per_second'] for row in rows}
+    speeds = {row['candidate']: row['images_per_second'] for row in rows}
     for own in OWN:
-      assert set(ratios[own]) == set(rates) - {own}
+      assert set(ratios[own]) == set(speeds) - {own}
       for name, ratio in ratios[own].items():
-        each = np.divide(rates[own], rates[name])
+        each = np.divide(speeds[own], speeds[name])
         assert ratio == pytest.approx(np.median(each))
     limits = [row for row in rows if row['kind'] == 'limit']
     best = max(limits, key=lambda row: row['median'])
@@ -126,9 +125,9 @@ def test_wrong_batches_are_found(change, complaint):
         rng.integers(0, 10, 32),
       )
 
-  data_worker.check_batches(batches, task, 10)
+  data_peers.check_batches(batches, task, 10)
   with pytest.raises(ValueError, match=complaint):
-    data_worker.check_batches(
+    data_peers.check_batches(
       lambda *a: (change(*batch) for batch in batches(*a)), task, 10
     )
 

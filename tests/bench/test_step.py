@@ -11,8 +11,8 @@ import pytest
 
 from alexnet_jax import errors
 from alexnet_jax import validation
+from alexnet_jax.bench import machine
 from alexnet_jax.bench import step
-from alexnet_jax.bench import step_ours
 from alexnet_jax.bench import step_peers
 from alexnet_jax.bench import step_rounds
 from alexnet_jax.bench import workers
@@ -35,20 +35,6 @@ def load(folder, *overrides, **changes):
   return validation.load_config([f'--config={recipe}', *overrides])
 
 
-@pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
-def test_the_compiled_program_tells_its_costs(tmp_path, kind):
-  """Of one device, of four; XLA counts more than convolutions and products."""
-  config = load(tmp_path, f'--config.parallel={kind}')
-  runner = step_ours.Runner('', step.make_task(config))
-  facts = runner.describe()
-  assert facts['device_count'] == 4
-  for part, key in (('train', 'training'), ('evaluate', 'forward')):
-    compiled = runner.compiled(part)
-    flops = config.global_batch_size * facts[f'{key}_flops_per_image'] / 4
-    assert compiled['flops'] > 0.7 * flops
-    assert compiled['bytes'] > compiled['memory']['argument'] > 0
-
-
 def test_a_worker_times_steps_after_one_that_it_does_not(tmp_path):
   worker = step_peers.Handler('ours')
   worker.build(step.make_task(load(tmp_path)))
@@ -56,8 +42,7 @@ def test_a_worker_times_steps_after_one_that_it_does_not(tmp_path):
   assert set(worker.run('train', 1)) == {'seconds', 'loss'}
   assert int(worker.runner.state.step) == (1 + 1 + 3) + (1 + 1)
   assert worker.run('evaluate', 1)['loss'] > 0
-  assert worker.memory()['device_peak'] is None
-  assert worker.peak() > 1e8
+  assert worker.memory() > 50e6
 
 
 def test_losses_have_to_agree():
@@ -115,17 +100,15 @@ class FakeWorker:
       return answer | ({'first_seconds': each + 7} if self._runs == 1 else {})
     return {
       'build': {
-        'platform': 'cpu',
-        'device_kind': 'cpu',
+        'platform': 'gpu',
+        'device_kind': 'NVIDIA A10',
         'device_count': 2,
         'parameters': 9,
         'forward_flops_per_image': 100,
         'training_flops_per_image': 300,
       },
       'check': {'losses': [1.0], 'parameters': 9, 'reference': ()},
-      'peak': 3000.0,
-      'memory': {'resident_peak': 1, 'device_peak': None},
-      'compiled': {'flops': 600, 'bytes': None, 'memory': None},
+      'memory': 1,
     }[method]
 
   def __enter__(self):
@@ -166,10 +149,9 @@ def test_ratios_are_within_rounds_and_shares_of_the_peak(measure):
   assert ours['ratio'] == 1.0
   assert torch['ratio'] == 3.0
   assert ours['compile_seconds'] == 7.0
-  # 300 FLOP an image, 4 images a second, of 3,000.
-  assert ours['share_of_peak'] == pytest.approx(0.4)
-  assert ours['compiled']['flops'] == 600
-  assert 'compiled' not in torch
+  # 300 FLOP an image, 4 images a second, on two GPUs.
+  peak, _ = machine.gpu_peak('NVIDIA A10', 'float32')
+  assert ours['share_of_peak'] == pytest.approx(1200 / (2 * peak))
 
 
 def test_candidates_take_turns(measure):
@@ -250,7 +232,7 @@ def test_the_command_fails_if_nothing_was_compared(
   ],
 )
 @needs_affinity
-def test_bad_arguments_are_said_plainly(tmp_path, capsys, arguments, message):
+def test_bad_arguments_are_refused(tmp_path, capsys, arguments, message):
   recipe = commands.write_recipe(tmp_path)
   assert main(['step', '--config', str(recipe), *arguments]) == 2
   assert message in capsys.readouterr().err
@@ -328,7 +310,7 @@ def test_groups_are_all_combinations(tmp_path):
 
 
 def run(arguments, *more):
-  """Runs the command; returns its only group and what it says."""
+  """Runs the command; returns its only group and what it tells people."""
   bench = (sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json')
   code, out, err = commands.run(*bench, *arguments.split(), *more)
   assert code == 0, err
@@ -351,8 +333,7 @@ def test_the_command_measures_ours(tmp_path):
   )
   assert len(train['seconds']) == 2
   assert train['resident_peak'] > 50e6
-  assert 0 < train['share_of_peak'] < 1
-  assert train['compiled']['memory']['argument'] > 0
+  assert train['share_of_peak'] is None  # no peak of a CPU is known
   assert 'train step' in err
 
 

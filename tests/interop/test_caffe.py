@@ -17,6 +17,7 @@ from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import caffe_files
 from alexnet_jax.interop import load
+from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import build
@@ -147,7 +148,7 @@ def field(number, value, wire=2):
 
 def blob_by_hand(array, old):
   data = array.astype('<f4').tobytes()
-  half = len(data) // 8 * 4  # packed numbers may come in pieces
+  half = len(data) // 8 * 4  # packed numbers may be split
   if old:
     shape = (1,) * (4 - array.ndim) + array.shape
     head = b''.join(field(1 + i, n, 0) for i, n in enumerate(shape))
@@ -249,13 +250,13 @@ def pool(x, size, stride):
   return out
 
 
-def assert_logits(path, specs, images, mean, mean_file=None):
+def assert_logits(path, specs, images, mean, mean_file=''):
   """Ours are Caffe's, of uint8 images [batch, height, width, 3].
 
   Args:
     mean: blue, green, red, [3, 1, 1] or [3, height, width].
   """
-  imported = caffe_files.read(path, mean_file)
+  imported = read(path, mean_file)
   network = AlexNet(**imported.model, num_classes=imported.num_classes)
   pixels = images.astype(np.float32) - imported.mean
   found = jax.jit(network.apply)({'params': imported.params}, pixels)
@@ -282,6 +283,10 @@ def save(tmp_path):
     return path
 
   return write
+
+
+def read(path, mean_file=''):
+  return caffe_files.read(path, Options(mean_file=mean_file))
 
 
 def find(specs, name):
@@ -354,7 +359,7 @@ def test_the_named_networks_are_those_of_the_files(
   for spec in specs:
     if spec.type == 'Dropout':
       spec.settings['dropout_ratio'] = 0.5
-  imported = caffe_files.read(save(file_by_hand(specs)))
+  imported = read(save(file_by_hand(specs)))
   ours = variants.fields(name)
   assert ours['paddings'] == ('VALID', *('SAME',) * 4)
   ours |= {'channels': channels, 'hidden': HIDDEN, 'paddings': (0, 2, 1, 1, 1)}
@@ -363,7 +368,7 @@ def test_the_named_networks_are_those_of_the_files(
 
 
 def test_other_ways_to_write_the_same(save):
-  expected = caffe_files.read(save(file_by_hand(network())))
+  expected = read(save(file_by_hand(network())))
   # The older format, the input's size apart, a window's sides named.
   net = message(network()[1:], old=True)
   net.input.append('data')
@@ -373,7 +378,7 @@ def test_other_ways_to_write_the_same(save):
   window.kernel_h = window.kernel_w = 5
   conv3 = find(net.layers, 'conv3').convolution_param
   conv3.pad.append(1)  # down and across
-  actual = caffe_files.read(save(net))
+  actual = read(save(net))
   assert actual.model == expected.model
   assert actual.data == expected.data
   jax.tree.map(np.testing.assert_array_equal, actual.params, expected.params)
@@ -451,7 +456,7 @@ GUESS = 'taken is 123,117,104 for red, green and blue: give its mean image with'
 
 
 @pytest.mark.parametrize(
-  ('number', 'content', 'said'),
+  ('number', 'content', 'warning'),
   [  # numbers of caffe.proto
     (100, b'', f'does not say what was subtracted .*; {GUESS}'),
     (100, field(4, b'/a/m\xff'), f"with the mean image '/a/m.'; {GUESS}"),
@@ -459,16 +464,16 @@ GUESS = 'taken is 123,117,104 for red, green and blue: give its mean image with'
     (115, field(3, 'm.binaryproto'), f"image 'm.binaryproto'; {GUESS}"),
   ],
 )
-def test_a_mean_that_is_guessed_is_said(
-  number, content, said, save, mean_file, caplog
+def test_a_mean_that_is_guessed_is_warned_of(
+  number, content, warning, save, mean_file, caplog
 ):
   specs = network()
   layer = field(1, 'data') + field(2, 'Data') + field(number, content)
   path = save(field(100, layer) + file_by_hand(specs))
-  caffe_files.read(path)
-  assert re.search(said, caplog.text)
+  read(path)
+  assert re.search(warning, caplog.text)
   caplog.clear()
-  caffe_files.read(path, mean_file(mean_image(80, 80)))
+  read(path, mean_file(mean_image(80, 80)))
   assert caplog.text == ''
 
 
@@ -478,7 +483,7 @@ def test_the_files_own_mean_and_scale(save, caplog):
   transform.mean_value.extend([10, 20, 30])
   transform.scale = 0.5
   transform.crop_size = CROP
-  imported = caffe_files.read(save(net))
+  imported = read(save(net))
   assert imported.mean.tolist() == [30, 20, 10]
   assert imported.data['std_rgb'] == (2, 2, 2)
   assert caplog.text == ''
@@ -501,8 +506,9 @@ def test_the_files_own_mean_and_scale(save, caplog):
 def test_an_unfit_mean_is_refused(content, words, save, tmp_path):
   file = tmp_path / 'mean.binaryproto'
   file.write_bytes(content)
+  path = save(file_by_hand(network()))
   with pytest.raises(UserError, match=f'mean.binaryproto: .*({words})'):
-    caffe_files.read(save(file_by_hand(network())), file)
+    read(path, file)
 
 
 # What is refused.
@@ -516,8 +522,8 @@ def test_no_part_of_a_file_comes_in(save):
   cuts = {*ends, *(n - 1 for n in ends), *range(1, end, end // 20)} - {end}
   for cut in sorted(cuts):
     with pytest.raises(UserError, match=r'net\.caffemodel: .*(expected|found)'):
-      caffe_files.read(save(content[:cut]))
-  assert caffe_files.read(save(content[:end])).num_classes == CLASSES
+      read(save(content[:cut]))
+  assert read(save(content[:end])).num_classes == CLASSES
 
 
 def changed(name, **settings):
@@ -596,7 +602,7 @@ def test_an_unfit_network_is_refused(change, words, save):
   specs = network()
   change(specs)
   with pytest.raises(UserError, match=f'net.caffemodel: .*{words}'):
-    caffe_files.read(save(file_by_hand(specs)))
+    read(save(file_by_hand(specs)))
 
 
 def too_few_numbers(net):
@@ -634,7 +640,7 @@ def test_an_unfit_message_is_refused(change, words, save):
   net = message(network())
   change(net)
   with pytest.raises(UserError, match=f'net.caffemodel: .*{words}'):
-    caffe_files.read(save(net))
+    read(save(net))
 
 
 @pytest.mark.parametrize(
@@ -650,16 +656,16 @@ def test_an_unfit_message_is_refused(change, words, save):
 )
 def test_another_kind_of_file_is_refused(content, words, save):
   with pytest.raises(UserError, match=f'net.caffemodel: .*({words})'):
-    caffe_files.read(save(content))
+    read(save(content))
 
 
 def test_a_file_that_is_not_there_or_too_large(tmp_path):
   with pytest.raises(UserError, match='cannot be read: No such file'):
-    caffe_files.read(tmp_path / 'net.caffemodel')
+    read(tmp_path / 'net.caffemodel')
   with pytest.raises(UserError, match='cannot be read: Is a directory'):
-    caffe_files.read(tmp_path)
+    read(tmp_path)
   path = tmp_path / 'large'
   with path.open('wb') as file:
     file.truncate(2**31)  # sparse
   with pytest.raises(UserError, match='2,147,483,648 bytes; expected'):
-    caffe_files.read(path)
+    read(path)

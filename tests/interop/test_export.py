@@ -34,9 +34,9 @@ np.savez(sys.argv[3], *map(program.probabilities, parts))
 
 
 @pytest.fixture(scope='module')
-def place(trained_run, tmp_path_factory):
+def folder(trained_run, tmp_path_factory):
   """A folder with the exported program of `trained_run`."""
-  folder = tmp_path_factory.mktemp('place') / 'program'
+  folder = tmp_path_factory.mktemp('folder') / 'program'
   assert export.main(['--workdir', str(trained_run), str(folder)]) == 0
   return folder
 
@@ -79,8 +79,8 @@ def assert_same_alone(folder, run, images, tmp_path):
     np.testing.assert_allclose(part, rows, rtol=1e-4)
 
 
-def test_the_same_probabilities_alone(place, trained_run, images, tmp_path):
-  assert_same_alone(place, trained_run, images, tmp_path)
+def test_the_same_probabilities_alone(folder, trained_run, images, tmp_path):
+  assert_same_alone(folder, trained_run, images, tmp_path)
 
 
 @pytest.mark.slow
@@ -101,43 +101,43 @@ def test_lrn_groups_and_deviations_of_colors(images, tmp_path):
   assert_same_alone(folder, run, images, tmp_path)
 
 
-def test_it_is_for_cpu_and_cuda_and_any_number_of_images(place):
-  data = bytearray((place / 'program.bin').read_bytes())
+def test_it_is_for_cpu_and_cuda_and_any_number_of_images(folder):
+  data = bytearray((folder / 'program.bin').read_bytes())
   exported = jax.export.deserialize(data)
   assert exported.platforms == ('cpu', 'cuda')
   assert not isinstance(exported.in_avals[-1].shape[0], int)
   assert exported.in_avals[-1].dtype == np.uint8
 
 
-def test_photographs_on_the_command_line(place, images, tmp_path):
-  for number, pixels_ in enumerate(images[:2]):
-    # Of the crop's size already: nothing is resized.
-    PIL.Image.fromarray(pixels_).save(tmp_path / f'{number}.png')
-  program = program_loader.load(place)
+def test_photographs_on_the_command_line(folder, images, tmp_path):
+  for number, image in enumerate(images[:2]):
+    PIL.Image.fromarray(image).save(tmp_path / f'{number}.png')
+  program = program_loader.load(folder)
+  # Of the crop's size already: nothing is resized.
   program.about['resize_size'] = program.crop_size
   np.testing.assert_array_equal(program.prepare(tmp_path / '1.png'), images[1])
   process = subprocess.run(
-    [sys.executable, place / 'load.py', '0.png', '1.png'],
+    [sys.executable, folder / 'load.py', '0.png', '1.png'],
     cwd=tmp_path,
     capture_output=True,
     text=True,
     check=False,
   )
   assert process.returncode == 0, process.stderr
-  program = program_loader.load(place)
+  program = program_loader.load(folder)
   shares = program.probabilities(
     np.stack([program.prepare(tmp_path / f'{n}.png') for n in (0, 1)])
   )
   for line, row in zip(process.stdout.splitlines(), shares, strict=True):
     best = line.split(': ')[1].split(', ')
-    wanted = sorted(zip(program.class_names, row, strict=True), key=by_share)
-    assert best == [f'{name} {share:.4f}' for name, share in wanted[:5]]
+    wanted = sorted(zip(-row, program.class_names, strict=True))[:5]
+    assert best == [f'{name} {-share:.4f}' for share, name in wanted]
 
 
 def test_photographs_that_cannot_be_read(
-  place, images, tmp_path, monkeypatch, capsys
+  folder, images, tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(program_loader, '__file__', str(place / 'load.py'))
+  monkeypatch.setattr(program_loader, '__file__', str(folder / 'load.py'))
   good, cut = tmp_path / 'good.png', tmp_path / 'cut.png'
   PIL.Image.fromarray(images[0]).save(good)
   cut.write_bytes(good.read_bytes()[:-60])
@@ -158,18 +158,14 @@ def test_photographs_that_cannot_be_read(
   assert 'needs Pillow: pip install pillow' in capsys.readouterr().err
 
 
-def by_share(pair):
-  return -pair[1]
-
-
 @pytest.mark.parametrize('size', [(40, 60), (200, 90), (28, 28)])
-def test_photographs_are_cut_out_of_the_center(place, size, tmp_path):
+def test_photographs_are_cut_out_of_the_center(folder, size, tmp_path):
   """A photograph that darkens evenly: its pixels tell where they were."""
   height, width = size
   rows, columns = np.mgrid[:height, :width]
   smooth = np.stack([rows * 255 / height, columns * 255 / width, 0 * rows], -1)
   PIL.Image.fromarray(np.uint8(smooth)).save(tmp_path / 'smooth.png')
-  program = program_loader.load(place)
+  program = program_loader.load(folder)
   found = program.prepare(tmp_path / 'smooth.png').astype(float)
   crop, short = program.crop_size, program.about['resize_size']
   assert found.shape == (crop, crop, 3)
@@ -181,8 +177,8 @@ def test_photographs_are_cut_out_of_the_center(place, size, tmp_path):
     np.testing.assert_allclose(line, expected_, atol=2 * 255 / side * scale + 2)
 
 
-def test_unfit_images_are_refused(place, images):
-  program = program_loader.load(place)
+def test_unfit_images_are_refused(folder, images):
+  program = program_loader.load(folder)
   unfit = (images[0], images[:, 1:], images[:0], images.astype(np.float32))
   for array in unfit:
     with pytest.raises(ValueError, match=r'expected uint8 \[batch, 24, 24, 3]'):
@@ -191,8 +187,8 @@ def test_unfit_images_are_refused(place, images):
 
 @pytest.mark.parametrize('name', ['program.bin', 'params.npz', 'about.json'])
 @pytest.mark.parametrize('damage', ['changed', 'truncated', 'missing'])
-def test_damaged_programs_are_refused(name, damage, place, tmp_path):
-  for file in place.iterdir():
+def test_damaged_programs_are_refused(name, damage, folder, tmp_path):
+  for file in folder.iterdir():
     content = bytearray(file.read_bytes())
     if file.name == name and damage == 'missing':
       continue
@@ -221,10 +217,10 @@ def test_damaged_programs_are_refused(name, damage, place, tmp_path):
     ('resize_size', 20, 'expected a resize_size of at least 24, found 20'),
   ],
 )
-def test_what_is_said_must_be_of_the_program(
-  key, value, message, place, tmp_path
+def test_the_description_must_be_of_the_program(
+  key, value, message, folder, tmp_path
 ):
-  shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
   assert program_loader.load(tmp_path).crop_size == 24
   about = json.loads((tmp_path / 'about.json').read_text())
   about[key] = value
@@ -250,12 +246,22 @@ def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
   assert [path.name for path in tmp_path.iterdir()] == ['there']
 
 
-def test_what_is_said_of_it(trained_run, tmp_path, command_result):
+def test_the_result_and_the_description_agree(
+  trained_run, tmp_path, command_result, monkeypatch
+):
+  made, make_model = [], build.make_model
+
+  def recorded(config, *arguments):
+    made.append(config.implementation)
+    return make_model(config, *arguments)
+
+  monkeypatch.setattr(build, 'make_model', recorded)
   code, result, err = command_result(
     export.main, f'--workdir {trained_run} {tmp_path / "out"}'
   )
   assert code == 0, err
   about = json.loads((tmp_path / 'out' / 'about.json').read_text())
+  assert made[-1] == 'reference'  # others may be unreadable elsewhere
   assert result['step'] == about['step'] == 4
   assert result['sha256'] == about['sha256']
   assert about['class_names'] == [f'band_{n}' for n in range(4)]

@@ -117,10 +117,10 @@ def test_logits_are_those_of_keras(
   network, path = saved(make)
   images = random_images(size)
   imported = keras_files.read(path, Options(name))
-  said = 'taken: --mean 0,0,0 and --std 255,255,255'
+  warning = 'taken: --mean 0,0,0 and --std 255,255,255'
   if name != 'marvin':
-    said += ' and --batch_norm_epsilon 0.001'
-  assert said in caplog.text
+    warning += ' and --batch_norm_epsilon 0.001'
+  assert warning in caplog.text
   assert imported.data['std_rgb'] == (255.0,) * 3
   assert imported.num_classes == CLASSES
   assert imported.data['crop_size'] == size

@@ -47,9 +47,9 @@ def torch_state():
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
   """A folder with weights, photographs, names of classes and a run of them."""
-  folder = tmp_path_factory.mktemp('place')
+  folder = tmp_path_factory.mktemp('folder')
   safetensors.numpy.save_file(torch_state(), folder / 'marvin.safetensors')
   (folder / 'names.txt').write_text('\n'.join(CLASSES) + '\n')
   rng = np.random.default_rng(0)
@@ -67,18 +67,18 @@ def place(tmp_path_factory):
   return folder
 
 
-def load_line(place, workdir, options=''):
-  line = f'--from torch {place / FILE} --network marvin --workdir {workdir}'
+def load_line(folder, workdir, options=''):
+  line = f'--from torch {folder / FILE} --network marvin --workdir {workdir}'
   return f'{line} {options}'
 
 
-def run_line(place):
-  return f'--workdir {place / "run"} --data_path {place / "data"}'
+def run_line(folder):
+  return f'--workdir {folder / "run"} --data_path {folder / "data"}'
 
 
-def expected_logits(place, files):
+def expected_logits(folder, files):
   """By hand, of images of the network's own size."""
-  imported = torch_files.read(place / FILE, MARVIN)
+  imported = torch_files.read(folder / FILE, MARVIN)
   pixels = np.stack([np.asarray(PIL.Image.open(file)) for file in files])
   images = (pixels.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
   network = AlexNet(**imported.model, num_classes=3)
@@ -90,21 +90,21 @@ def probabilities(logits):
   return powers / powers.sum(1, keepdims=True)
 
 
-def test_the_recorded_config_is_valid(place):
-  stored = json.loads((place / 'run' / 'config.json').read_text())
+def test_the_recorded_config_is_valid(folder):
+  stored = json.loads((folder / 'run' / 'config.json').read_text())
   config = config_lib.from_dict(stored)
   validation.validate(config)
   assert config.data.std_rgb == STD
   assert config.model.channels == (32, 64)
-  assert checkpoint.open_run(place / 'run').config == config
+  assert checkpoint.open_run(folder / 'run').config == config
 
 
-def test_evaluate(place, command_result):
-  code, result, err = command_result(evaluate.main, run_line(place))
+def test_evaluate(folder, command_result):
+  code, result, err = command_result(evaluate.main, run_line(folder))
   assert code == 0, err
-  files = sorted((place / 'data' / 'val').rglob('*.png'))
+  files = sorted((folder / 'data' / 'val').rglob('*.png'))
   labels = [CLASSES.index(file.parent.name) for file in files]
-  shares = probabilities(expected_logits(place, files))
+  shares = probabilities(expected_logits(folder, files))
   losses = -np.log(shares[np.arange(len(files)), labels])
   assert result['examples'] == len(files) == 10
   np.testing.assert_allclose(result['eval/loss'], losses.mean(), rtol=1e-5)
@@ -113,19 +113,23 @@ def test_evaluate(place, command_result):
 
 
 @pytest.mark.slow
-def test_evaluate_says_where_data_and_names_go(place, tmp_path, command_result):
-  run, unnamed = place / 'run', tmp_path / 'unnamed'
+def test_evaluate_says_where_data_and_names_go(
+  folder, tmp_path, command_result
+):
+  run, unnamed = folder / 'run', tmp_path / 'unnamed'
   code, _, err = command_result(evaluate.main, f'--workdir {run}')
   assert code == 2
   assert 'no data was named: give --data_path DIR' in err
-  data = f'--data_path {place / "data"}'
-  code, result, err = command_result(load.main, load_line(place, unnamed, data))
+  data = f'--data_path {folder / "data"}'
+  code, result, err = command_result(
+    load.main, load_line(folder, unnamed, data)
+  )
   assert code == 0, err
   assert not result['classes_are_named']
   assert 'no classes: they are called class_0000 to class_0002 (--cl' in err
   assert f'evaluate --workdir {unnamed}\n' in err
   # Then they are those of the data, in its order.
-  named = command_result(evaluate.main, run_line(place))[1]
+  named = command_result(evaluate.main, run_line(folder))[1]
   code, result, err = command_result(evaluate.main, f'--workdir {unnamed}')
   assert code == 0, err
   assert f'the classes of {unnamed} have no names' in err
@@ -134,7 +138,7 @@ def test_evaluate_says_where_data_and_names_go(place, tmp_path, command_result):
   assert code == 0, err
   assert result['examples'] == named['examples']
   assert len(result['members']) == 2
-  other = shutil.copytree(place / 'data', tmp_path / 'other')
+  other = shutil.copytree(folder / 'data', tmp_path / 'other')
   for split in other.iterdir():
     (split / 'blue').rename(split / 'pink')
   code, _, err = command_result(
@@ -147,15 +151,13 @@ def test_evaluate_says_where_data_and_names_go(place, tmp_path, command_result):
   assert '--class_names FILE' in err
 
 
-def test_predict(place, tmp_path, command_result):
+def test_predict(folder, tmp_path, command_result):
   table = tmp_path / 'table.csv'
-  code, result, err = command_result(
-    predict.main,
-    f'--workdir {place / "run"} --top 3 --csv {table} {place / "data" / "val"}',
-  )
+  line = f'--workdir {folder / "run"} --top 3 --csv {table} {folder}/data/val'
+  code, result, err = command_result(predict.main, line)
   assert code == 0, err
   answers = result['predictions']
-  shares = probabilities(expected_logits(place, [a['file'] for a in answers]))
+  shares = probabilities(expected_logits(folder, [a['file'] for a in answers]))
   for answer, expected in zip(answers, shares, strict=True):
     found = {c['class']: c['probability'] for c in answer['classes']}
     np.testing.assert_allclose(
@@ -165,21 +167,21 @@ def test_predict(place, tmp_path, command_result):
     assert len(list(csv.reader(file))) == 11
 
 
-def test_report(place, command_result):
-  code, result, err = command_result(report.main, run_line(place))
+def test_report(folder, command_result):
+  code, result, err = command_result(report.main, run_line(folder))
   assert code == 0, err
   assert result['step'] == 0
   assert result['parameters'] == sum(a.size for a in torch_state().values())
-  page = (place / 'run' / 'report' / 'index.html').read_text()
+  page = (folder / 'run' / 'report' / 'index.html').read_text()
   assert 'no history' in page
 
 
-def test_the_recipe_of_fine_tuning(place, tmp_path):
+def test_the_recipe_of_fine_tuning(folder, tmp_path):
   """Network, preparation and weights are the other's, the head is new."""
-  run = place / 'run'
+  run = folder / 'run'
   recipe = f'{commands.ROOT}/configs/finetune.py:{run}'
   overrides = (
-    f'--config.data.path={place / "data"}',
+    f'--config.data.path={folder / "data"}',
     '--config.num_epochs=0',
     '--config.num_steps=2',
     '--config.global_batch_size=8',
@@ -206,11 +208,11 @@ def test_the_recipe_of_fine_tuning(place, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_classes_need_a_new_head(place, tmp_path):
+def test_other_classes_need_a_new_head(folder, tmp_path):
   """There are as many classes, so that the shapes fit."""
   code, _, err = commands.run(
     *commands.MAIN,
-    f'--config={commands.ROOT}/configs/finetune.py:{place / "run"}',
+    f'--config={commands.ROOT}/configs/finetune.py:{folder / "run"}',
     f'--workdir={tmp_path / "run"}',
     '--config.init.skip=()',
     '--config.data.source=synthetic',
@@ -222,14 +224,14 @@ def test_other_classes_need_a_new_head(place, tmp_path):
   assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
 
 
-def test_there_is_no_training_to_compare(place, tmp_path, command_result):
-  copy = shutil.copytree(place / 'run', tmp_path / 'copy')
+def test_there_is_no_training_to_compare(folder, tmp_path, command_result):
+  copy = shutil.copytree(folder / 'run', tmp_path / 'copy')
   code, _, err = command_result(
     compare.main,
-    f'--workdirs {place / "run"} {copy} --out {tmp_path / "out"}',
+    f'--workdirs {folder / "run"} {copy} --out {tmp_path / "out"}',
   )
   assert code == 2
-  assert f'{place / "run"} holds weights of elsewhere' in err
+  assert f'{folder / "run"} holds weights of elsewhere' in err
 
 
 @pytest.mark.parametrize(
@@ -267,11 +269,11 @@ def test_fine_tuning_needs_a_run(argument, message):
   ],
 )
 def test_what_is_refused(
-  kind, options, message, place, tmp_path, command_result
+  kind, options, message, folder, tmp_path, command_result
 ):
   code, result, err = command_result(
     load.main,
-    f'--from {kind} {place / FILE} --workdir {tmp_path / "run"} {options}',
+    f'--from {kind} {folder / FILE} --workdir {tmp_path / "run"} {options}',
   )
   assert code == 2, err
   assert message in err
@@ -280,11 +282,11 @@ def test_what_is_refused(
 
 
 @pytest.mark.parametrize('name', ['none.pth', 'data'])
-def test_a_file_that_is_not_there(name, place, tmp_path, command_result):
+def test_a_file_that_is_not_there(name, folder, tmp_path, command_result):
   line = f'--from torch --network marvin --workdir {tmp_path / "run"}'
-  code, _, err = command_result(load.main, f'{line} {place / name}')
+  code, _, err = command_result(load.main, f'{line} {folder / name}')
   assert code == 2
-  assert f'FILE: there is no file {place / name}' in err
+  assert f'FILE: there is no file {folder / name}' in err
 
 
 @pytest.mark.parametrize(
@@ -297,20 +299,20 @@ def test_a_file_that_is_not_there(name, place, tmp_path, command_result):
     (b'a\n\xff\nc\n', 'is no UTF-8 text'),
   ],
 )
-def test_unfit_class_names(text, message, place, tmp_path, command_result):
+def test_unfit_class_names(text, message, folder, tmp_path, command_result):
   names = tmp_path / 'names.txt'
   names.write_bytes(text)
-  line = load_line(place, tmp_path / 'run', f'--class_names {names}')
+  line = load_line(folder, tmp_path / 'run', f'--class_names {names}')
   code, _, err = command_result(load.main, line)
   assert code == 2
   assert message in err
   assert list(tmp_path.iterdir()) == [names]
 
 
-def test_one_level_is_for_all_colors(place, tmp_path, command_result):
+def test_one_level_is_for_all_colors(folder, tmp_path, command_result):
   run = tmp_path / 'run'
-  options = f'--class_names {place / "names.txt"} --mean 99 --std 78'
-  code, _, err = command_result(load.main, load_line(place, run, options))
+  options = f'--class_names {folder / "names.txt"} --mean 99 --std 78'
+  code, _, err = command_result(load.main, load_line(folder, run, options))
   assert code == 0, err
   assert 'names no classes' not in err
   assert f'evaluate --workdir {run} --data_path DIR\n' in err
@@ -321,42 +323,42 @@ def test_one_level_is_for_all_colors(place, tmp_path, command_result):
 
 
 def test_a_folder_that_is_not_empty_stays_as_it_is(
-  place, tmp_path, command_result
+  folder, tmp_path, command_result
 ):
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'mine').write_text('1')
   (tmp_path / 'file').write_text('2')
   (tmp_path / 'empty').mkdir()
   for name in ('full', 'file'):
-    code, _, err = command_result(load.main, load_line(place, tmp_path / name))
+    code, _, err = command_result(load.main, load_line(folder, tmp_path / name))
     assert code == 2
     assert 'is there already, and no empty folder' in err
   assert [p.name for p in (tmp_path / 'full').iterdir()] == ['mine']
   workdir = tmp_path / 'empty'
-  assert command_result(load.main, load_line(place, workdir))[0] == 0
+  assert command_result(load.main, load_line(folder, workdir))[0] == 0
   assert (workdir / 'checkpoints' / '0').is_dir()
   assert len(list(tmp_path.iterdir())) == 3
 
 
-def named_network(place):
-  network = torch_files.read(place / FILE, MARVIN)
+def named_network(folder):
+  network = torch_files.read(folder / FILE, MARVIN)
   return dataclasses.replace(network, class_names=CLASSES)
 
 
-def test_a_write_that_fails_leaves_nothing(place, tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
   def fail(*arguments):
     raise UserError('no room')
 
   monkeypatch.setattr(imported_run, '_write_checkpoint', fail)
-  imported = named_network(place)
+  imported = named_network(folder)
   config = imported_run.make_config(imported)
   with pytest.raises(UserError, match='no room'):
     imported_run.write(config, imported, tmp_path / 'run')
   assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_of_another_network_are_refused(place, tmp_path):
-  imported = named_network(place)
+def test_weights_of_another_network_are_refused(folder, tmp_path):
+  imported = named_network(folder)
   config = imported_run.make_config(imported)
   config.model.hidden = (256, 128)
   with pytest.raises(UserError, match=r'dense2/kernel: expected \[256, 128\]'):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from alexnet_jax.interop import export
-from alexnet_jax.interop import onnx_program
 from alexnet_jax.interop import program_loader
 from tests.system import commands
 
@@ -65,7 +64,7 @@ def test_the_same_probabilities(name, request, tmp_path, command_result):
   assert code == 0, err
   assert 'network.onnx' in result['sha256']
   about = json.loads((out / 'about.json').read_text())
-  assert 0 <= about['onnx_difference'] <= onnx_program.TOLERANCE
+  assert 0 <= about['onnx_difference'] <= export.TOLERANCE
   assert result['onnx_difference'] == about['onnx_difference']
   size = about['crop_size']
   assert f'network.onnx: input images uint8 [batch, {size}, {size}, 3]' in err

@@ -177,7 +177,7 @@ def test_other_dtypes_become_float32(dtype, suffix, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-  ('name', 'options', 'said'),
+  ('name', 'options', 'warning'),
   [
     (
       'marvin',
@@ -193,13 +193,15 @@ def test_other_dtypes_become_float32(dtype, suffix, tmp_path, caplog):
     ),
   ],
 )
-def test_guesses_are_said(name, options, said, narrow, tmp_path, caplog):
+def test_guesses_are_warned_of(
+  name, options, warning, narrow, tmp_path, caplog
+):
   theirs = marvin() if name == 'marvin' else build(name)
   save_model(theirs, tmp_path / 'm.safetensors')
   network = torch_files.read(
     tmp_path / 'm.safetensors', Options(name, **options)
   )
-  assert said in caplog.text
+  assert warning in caplog.text
   mean = options.get('mean', torch_files.TORCHVISION_MEAN)
   np.testing.assert_allclose(network.mean, mean)
 

@@ -18,7 +18,7 @@ from tests.interop import torch_networks  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.interop
 
-STEPS, DROP = 20, 10  # the rate is a tenth from step DROP on
+STEPS, DROP = 20, 10  # the learning rate is a tenth from step DROP on
 BATCH, CLASSES, SIZE = 8, 10, 64  # the last feature map has one pixel
 # Where a rounding makes a ReLU switch, a gradient jumps; batch norm spreads
 # that, and the next steps enlarge it: smaller steps keep it below RTOL.
@@ -34,8 +34,8 @@ def make_network(make):
   return torch_networks.randomised(network).train()
 
 
-def rates(rate):
-  return [rate if step < DROP else rate / 10 for step in range(STEPS)]
+def learning_rates(first):
+  return [first if step < DROP else first / 10 for step in range(STEPS)]
 
 
 @pytest.fixture(scope='module')
@@ -85,9 +85,9 @@ def train_ours(config, weights, batches):
   state = state.replace(params=params, batch_stats=batch_stats)
   state, losses = parallel.replicate(state, mesh), []
   key = build.dropout_key(config)
-  own = rates(config.optimizer.learning_rate)
-  for (images, labels), rate in zip(batches, own, strict=True):
-    state = state_lib.with_learning_rate(state, jnp.float32(rate))
+  own = learning_rates(config.optimizer.learning_rate)
+  for (images, labels), learning_rate in zip(batches, own, strict=True):
+    state = state_lib.with_learning_rate(state, jnp.float32(learning_rate))
     batch = {'image': images, 'label': labels}
     state, sums = steps.train(state, batch, key)
     losses.append(float(sums['loss'] / sums['count']))
@@ -134,13 +134,13 @@ def test_as_torch_optim_sgd(variant, make, batches):
   network = make_network(make)
   before = numpy_state(network)
   losses, after = train_ours(our_config(variant, 'optax'), before, batches)
-  own = rates(RATES[variant])
+  own = learning_rates(RATES[variant])
   optimizer = torch.optim.SGD(
     network.parameters(), own[0], momentum=MOMENTUM, weight_decay=DECAY
   )
   expected_losses = []
-  for (images, labels), rate in zip(batches, own, strict=True):
-    optimizer.param_groups[0]['lr'] = rate
+  for (images, labels), learning_rate in zip(batches, own, strict=True):
+    optimizer.param_groups[0]['lr'] = learning_rate
     loss = their_loss(network, images, labels)
     optimizer.zero_grad()
     loss.backward()
@@ -158,8 +158,8 @@ def test_the_papers_rule_as_a_numpy_loop(batches):
   weights = {name: array.copy() for name, array in before.items()}
   velocity = {name: np.zeros_like(array) for name, array in before.items()}
   expected_losses = []
-  own = rates(RATES['alexnet'])
-  for (images, labels), rate in zip(batches, own, strict=True):
+  own = learning_rates(RATES['alexnet'])
+  for (images, labels), learning_rate in zip(batches, own, strict=True):
     tensors = {k: torch.from_numpy(w.copy()) for k, w in weights.items()}
     network.load_state_dict(tensors)
     network.zero_grad()
@@ -168,10 +168,14 @@ def test_the_papers_rule_as_a_numpy_loop(batches):
     expected_losses.append(float(loss.detach()))
     for name, parameter in network.named_parameters():
       w, g = weights[name], parameter.grad.numpy()
-      velocity[name] = MOMENTUM * velocity[name] - DECAY * rate * w - rate * g
+      velocity[name] = (
+        MOMENTUM * velocity[name]
+        - DECAY * learning_rate * w
+        - learning_rate * g
+      )
       weights[name] = w + velocity[name]
   assert_same_training(losses, expected_losses, after, weights, before)
-  # The drop of the rate tells the rules apart.
+  # The drop of the learning rate tells the rules apart.
   losses, after = train_ours(our_config('alexnet', 'optax'), before, batches)
   with pytest.raises(AssertionError):
     assert_same_training(losses, expected_losses, after, weights, before)
