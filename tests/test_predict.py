@@ -22,13 +22,13 @@ from tests.system import commands
 
 PREDICT = [sys.executable, '-m', 'alexnet_jax.predict']
 CLASSES = ('blue', 'gray', 'green', 'red')
-COLOURS = ((40, 60, 200), (128, 128, 128), (60, 180, 60), (220, 50, 40))
+COLORS = ((40, 60, 200), (128, 128, 128), (60, 180, 60), (220, 50, 40))
 
 
 def picture(number, size=(30, 40)):
   """A noisy picture with a dark corner, so that its turns differ."""
   rng = np.random.default_rng(number)
-  pixels = rng.normal(COLOURS[number % 4], 30, (*size, 3))
+  pixels = rng.normal(COLORS[number % 4], 30, (*size, 3))
   pixels[: size[0] // 2, : size[1] // 2] *= 0.4
   return PIL.Image.fromarray(np.uint8(pixels.clip(0, 255)))
 

@@ -214,7 +214,9 @@ def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
     tree, saved = restored
     state = template.replace(**parallel.replicate(tree, mesh))
     position, progress = saved.iterator, saved.progress
-    for line in resume.describe(saved, int(state.step), mesh, run.processes):
+    for line in resume.describe(
+      saved, config, int(state.step), mesh, run.processes
+    ):
       run.console.line(line)
   step, num_steps = int(state.step), run.durations.num_steps
   resume.check_step(run.workdir, step, num_steps)

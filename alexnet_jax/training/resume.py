@@ -193,10 +193,15 @@ def check_step(workdir: pathlib.Path, step: int, num_steps: int) -> None:
 
 
 def describe(
-  saved: SavedRun, step: int, mesh: Mesh, processes: ProcessGroup
+  saved: SavedRun, config, step: int, mesh: Mesh, processes: ProcessGroup
 ) -> list[str]:
-  """Returns lines: where a run goes on, and what may round differently now."""
+  """Returns lines: where a run goes on, and what is different now."""
   lines = [f'goes on from checkpoint {step}']
+  stored, given = map(config_lib.flatten, (saved.config, config))
+  lines += [
+    f'config.{key}: {old!r} -> {new!r}'
+    for key, (old, new) in files.differences(stored, given).items()
+  ]
   before = {
     **saved.versions,
     'devices': saved.devices,
@@ -208,7 +213,7 @@ def describe(
     for name, (old, new) in files.differences(before, now).items()
   ]:
     lines.append(
-      f'with {", ".join(changes)}: the run is right, but not bit for bit the'
-      ' one it would have been'
+      f'with {", ".join(changes)}: the batches are the same, but sums may round'
+      ' differently from here on'
     )
   return lines

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from alexnet_jax import validation
+from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import checkpoint
+from alexnet_jax.training import distributed
 from alexnet_jax.training import parallel
 from alexnet_jax.training import resume
+from alexnet_jax.training.checkpoint_contents import versions
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.schedule import PlateauState
 from tests.system import commands
@@ -71,3 +74,26 @@ def test_data_that_has_changed_is_named(tmp_path):
     resume.check_data_record(tmp_path, before, {**before, 'fingerprint': 'b'})
   with pytest.raises(UserError, match='seed: None -> 1'):
     resume.check_data_record(tmp_path, before, {**before, 'seed': 1})
+
+
+def test_what_is_different_is_said_where_a_run_goes_on():
+  before = make_config()
+  saved = checkpoint.SavedRun(
+    config=before,
+    data={},
+    progress=Progress(PlateauState(0.01)),
+    iterator={},
+    devices=jax.device_count(),
+    versions=versions(),
+  )
+  after = make_config()
+  after.num_epochs = 5.0
+  mesh, alone = parallel.make_mesh(), distributed.current()
+  same = resume.describe(saved, before, 7, mesh, alone)
+  assert same == ['goes on from checkpoint 7']
+  assert resume.describe(saved, after, 7, mesh, alone) == [
+    *same,
+    'config.num_epochs: 90.0 -> 5.0',
+  ]
+  saved.versions['jax'] = '0.0'
+  assert 'jax 0.0 -> ' in resume.describe(saved, before, 7, mesh, alone)[1]
