@@ -133,4 +133,4 @@ def test_wrong_batches_are_found(change, complaint):
 
 
 def test_every_peer_has_a_name_for_the_flag():
-  assert tuple(data_peers.LIBRARIES) == ('ours', *data.PEERS)
+  assert tuple(data_peers.LIBRARIES) == ('ours', *data.PEERS, 'limits')
