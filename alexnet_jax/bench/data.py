@@ -1,11 +1,11 @@
 """bench data: images per second of the data pipeline beside others."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import itertools
 import os
-import pathlib
 import random
 import shlex
 import sys
@@ -72,26 +72,26 @@ def _work(arguments, unknown):
     raise UserError(f'unknown arguments: {shlex.join(unknown)}')
   if importlib.util.find_spec('cv2') is None:
     raise UserError(f'this needs OpenCV: {how_to_install("bench")}')
-  from alexnet_jax.bench import layouts as layouts_lib
+  from alexnet_jax.bench import layouts
   from alexnet_jax.data.loader import num_cores
 
-  report.check_names('--layouts', arguments.layouts, layouts_lib.LAYOUTS)
+  report.check_names('--layouts', arguments.layouts, layouts.LAYOUTS)
   peers = () if arguments.peers == ('none',) else arguments.peers
   report.check_names('--peers', peers, PEERS)
-  names = arguments.layouts or layouts_lib.LAYOUTS
-  layouts = [layouts_lib.LAYOUTS[name] for name in names]
-  threads, count = arguments.threads or num_cores(), arguments.images
+  names = arguments.layouts or layouts.LAYOUTS
+  threads = arguments.threads or num_cores()
   with contextlib.ExitStack() as stack:
     cache = arguments.cache or stack.enter_context(
       tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_')
     )
-    made = layouts_lib.prepare(
-      arguments.path, pathlib.Path(cache), count, layouts, threads
-    )
+    size = arguments.batch_size
     tasks = [
-      layouts_lib.Task(layout, cache, arguments.batch_size, threads)
-      for layout in layouts
+      dataclasses.replace(
+        layouts.LAYOUTS[name], cache=cache, batch_size=size, threads=threads
+      )
+      for name in names
     ]
+    made = layouts.prepare(arguments.path, arguments.images, tasks)
     rows, skipped = measure(tasks, peers, arguments.rounds, arguments.batches)
   result = {
     **report.header(),
@@ -100,7 +100,7 @@ def _work(arguments, unknown):
     'num_batches': arguments.batches,
     'threads': threads,
     'rows': rows,
-    'ratios': {layout.name: ratios(rows, layout.name) for layout in layouts},
+    'ratios': {task.name: ratios(rows, task.name) for task in tasks},
     'skipped': skipped,
   }
   _show(result)
@@ -111,7 +111,7 @@ def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
   """Measures all candidates in turn in every round.
 
   Args:
-    tasks: a `layouts.Task` for each layout.
+    tasks: one for each layout.
     peers: libraries, some of PEERS.
     rounds: measurements of each candidate on each layout.
     num_batches: batches in one measurement, eight times as many if raw.
@@ -144,7 +144,7 @@ def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
         skipped.append({'layout': '', 'candidate': library, 'reason': reason})
         continue
       for task, name in itertools.product(tasks, names):
-        row = {'layout': task.layout.name, 'candidate': name}
+        row = {'layout': task.name, 'candidate': name}
         try:
           _ask(worker, 'check', candidate=name, task=task)
         except workers.UnsupportedError as error:
@@ -157,14 +157,14 @@ def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
       order = random.Random(number).sample(entries, len(entries))
       # A machine that drifts must not do so between two that are compared.
       for row, worker, task in sorted(order, key=lambda e: e[0]['layout']):
-        times = _RAW_FACTOR if task.layout.kind == 'raw' else 1
+        times = _RAW_FACTOR if task.kind == 'raw' else 1
         which = {'candidate': row['candidate'], 'task': task}
         speed = _ask(
           worker, 'measure', num_batches=times * num_batches, **which
         )
         row['images_per_second'].append(speed)
   rows = [row | report.spread(row['images_per_second']) for row, *_ in entries]
-  rows.sort(key=lambda row: [t.layout.name for t in tasks].index(row['layout']))
+  rows.sort(key=lambda row: [t.name for t in tasks].index(row['layout']))
   return rows, skipped
 
 
@@ -175,7 +175,7 @@ def _ask(worker, method, **arguments):
   except workers.UnsupportedError:
     raise
   except workers.WorkerError as error:
-    layout = arguments['task'].layout.name
+    layout = arguments['task'].name
     message = f'{arguments["candidate"]} on {layout}: {error}'
     raise workers.WorkerError(message) from error
 

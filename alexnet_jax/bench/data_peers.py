@@ -1,21 +1,16 @@
 """The candidates of `bench data`: loaders and limits, checked and timed.
 
-The loaders are ours and others, each in its best form. A candidate that cannot
-read a layout raises NotImplementedError. Those that run Python for each example
-share `Photographs`, written as one would for these libraries, but with the
-fastest decoder at hand and without needless copies, so that it is the loaders
-that are compared.
-
-A limit is one part of a loader's work, done by several threads at once, without
-order, batches or hand-over.
+A loader that cannot read a layout raises NotImplementedError. Those that run
+Python for each example share `Photographs`, with the fastest decoder at hand
+and without needless copies, so that it is the loaders that are compared. A
+limit is one part of the work, without order, batches or hand-over.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
 import concurrent.futures
-import functools
+from functools import partial
 import importlib
-import threading
 import time
 
 import cv2
@@ -54,11 +49,11 @@ class Photographs:
 
   def __init__(self, task: Task):
     source = task.open_source()
-    self._resize_size, self.paths = task.layout.resize_size, None
-    if task.layout.kind == 'folder':
+    self._resize_size, self.paths = task.resize_size, None
+    if task.kind == 'folder':
       self.paths = [str(source.root / path) for path in source.paths]
       self._read = self._read_file
-    elif task.layout.kind == 'tfds':
+    elif task.kind == 'tfds':
       import tensorflow_datasets as tfds  # read as TFDS itself does
 
       builder = tfds.builder_from_directory(task.path / TFDS_NAME / '1.0.0')
@@ -67,7 +62,7 @@ class Photographs:
       self._read = lambda index: records[index]['image']
     else:
       self._read = all_squares(source).__getitem__
-    if task.layout.kind == 'tfds':
+    if task.kind == 'tfds':
       # Read once and not timed, as all labels here.
       labels = [source.read(i)[1] for i in range(source.num_examples)]
       self.labels = np.array(labels, np.int32)
@@ -82,13 +77,9 @@ class Photographs:
       return file.read()
 
   def example(self, index: int, draws, decode, out=None) -> np.ndarray:
-    """Returns a random crop, mirrored or not.
+    """Returns a random crop, mirrored or not, written into `out` if given.
 
-    Args:
-      index: of the photograph.
-      draws: three in [0, 1): of the row, the column and the mirroring.
-      decode: one of DECODERS.
-      out: uint8 [CROP, CROP, 3], to be overwritten; None: an array or view.
+    The three draws in [0, 1) are of the row, the column and the mirroring.
     """
     pixels = self._read(index)
     if isinstance(pixels, bytes):
@@ -137,7 +128,7 @@ def _ours(mirrors, task, count):
   from alexnet_jax.data.loader import Loader
 
   loader = Loader(
-    task.open_source(), task.layout.resize_size, num_threads=task.threads
+    task.open_source(), task.resize_size, num_threads=task.threads
   )
   iterator = pipeline.make_train_iter(
     loader,
@@ -161,7 +152,7 @@ def _ours(mirrors, task, count):
 def _torch(name, task, count):
   import torch.utils.data
 
-  if task.layout.kind == 'raw' and name != 'simplejpeg':
+  if task.kind == 'raw' and name != 'simplejpeg':
     raise NotImplementedError('there is nothing to decode')
 
   class Dataset(torch.utils.data.Dataset):
@@ -240,10 +231,10 @@ def _spdl(task, count):
 def _tf_data(task, count):
   import tensorflow as tf
 
-  if task.layout.kind == 'tfds':
+  if task.kind == 'tfds':
     raise NotImplementedError('tf.data does not read array_record')
   photographs, auto = Photographs(task), tf.data.AUTOTUNE
-  examples = _tf_raw if task.layout.kind == 'raw' else _tf_jpegs
+  examples = _tf_raw if task.kind == 'raw' else _tf_jpegs
   data, example = examples(task, photographs)
   data = data.map(example, num_parallel_calls=auto)
   options = tf.data.Options()
@@ -257,19 +248,17 @@ def _tf_jpegs(task, photographs):
   """Decodes the random window only, and resizes that where it is asked."""
   import tensorflow as tf
 
-  layout = task.layout
-
   def example(path, label):
     encoded = tf.io.read_file(path)
     shape = tf.image.extract_jpeg_shape(encoded)[:2]
     short = tf.reduce_min(shape)
-    window = short * CROP // layout.resize_size
+    window = short * CROP // task.resize_size
     corner = (shape - short) // 2 + tf.random.uniform(
       [2], maxval=short - window + 1, dtype=tf.int32
     )
     box = tf.concat([corner, [window, window]], 0)
     image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
-    if layout.resize_size != layout.short_side:
+    if task.resize_size != task.short_side:
       image = tf.cast(tf.image.resize(image, (CROP, CROP)) + 0.5, tf.uint8)
     image = tf.ensure_shape(image, (CROP, CROP, 3))
     return tf.image.random_flip_left_right(image), label
@@ -283,7 +272,7 @@ def _tf_raw(task, photographs):
   """Reads the shards in turn and shuffles as many as there are in memory."""
   import tensorflow as tf
 
-  size = task.layout.short_side
+  size = task.short_side
 
   def example(record, label):
     image = tf.reshape(tf.io.decode_raw(record, tf.uint8), (size, size, 3))
@@ -303,7 +292,7 @@ def _tf_raw(task, photographs):
 def _crop_copy(task):
   squares = all_squares(task.open_source())
   out = np.ones((task.batch_size, CROP, CROP, 3), np.uint8)  # in memory now
-  free = task.layout.resize_size - CROP + 1
+  free = task.resize_size - CROP + 1
 
   def copy(i):
     # A corner that differs from one to the next, for no time at all.
@@ -319,48 +308,34 @@ def _decode_only(name, task):
   return source.num_examples, lambda i: decode(encoded[i])
 
 
-# By the name for --peers: a module to import, and the candidates. Those of
-# `limits` are (task) -> (number of examples, function of an example's index),
-# all others `Batches`.
-LIBRARIES = {
-  'ours': (
-    'alexnet_jax',
-    {
-      'ours': functools.partial(_ours, False),
-      'ours, mirrored on the host': functools.partial(_ours, True),
-    },
-  ),
-  'tf.data': ('tensorflow', {'tf.data': _tf_data}),
-  'torch': (
-    'torch',
-    {
-      f'torch DataLoader, {name}': functools.partial(_torch, name)
-      for name in DECODERS
-    },
-  ),
-  'grain': ('grain', {'Grain, per example': _grain}),
-  'spdl': ('spdl.pipeline', {'SPDL': _spdl}),
-  'limits': (
-    'alexnet_jax',
-    {
-      'crop copy': _crop_copy,
-      **{
-        f'decode only ({name})': functools.partial(_decode_only, name)
-        for name in DECODERS
-      },
-    },
-  ),
-}
+# (name for --peers, candidate, function). Those of `limits` are (task) ->
+# (number of examples, function of an example's index), all others `Batches`.
+CANDIDATES = (
+  ('ours', 'ours', partial(_ours, False)),
+  ('ours', 'ours, mirrored on the host', partial(_ours, True)),
+  ('tf.data', 'tf.data', _tf_data),
+  ('torch', 'torch DataLoader, simplejpeg', partial(_torch, 'simplejpeg')),
+  ('torch', 'torch DataLoader, cv2', partial(_torch, 'cv2')),
+  ('grain', 'Grain, per example', _grain),
+  ('spdl', 'SPDL', _spdl),
+  ('limits', 'crop copy', _crop_copy),
+  ('limits', 'decode only (simplejpeg)', partial(_decode_only, 'simplejpeg')),
+  ('limits', 'decode only (cv2)', partial(_decode_only, 'cv2')),
+)
+_MODULES = {'tf.data': 'tensorflow', 'spdl': 'spdl.pipeline'}
 
 
 class Handler:
   """Answers requests for the candidates of one library; see `workers`."""
 
   def __init__(self, library: str):
-    """Imports the library: one of `LIBRARIES`."""
+    """Imports the library: that of --peers, `ours` or `limits`."""
     self._is_limit = library == 'limits'
-    module, self._candidates = LIBRARIES[library]
-    importlib.import_module(module)
+    self._candidates = {
+      name: function for of, name, function in CANDIDATES if of == library
+    }
+    if library not in ('ours', 'limits'):
+      importlib.import_module(_MODULES.get(library, library))
 
   def candidates(self) -> list[str]:
     """Returns their names."""
@@ -371,7 +346,7 @@ class Handler:
     function = self._candidates[candidate]
     if not self._is_limit:
       check_batches(function, task, len(task.open_source().class_names))
-    elif (task.layout.kind == 'raw') != (function is _crop_copy):
+    elif (task.kind == 'raw') != (function is _crop_copy):
       raise NotImplementedError('this layout has no such part')
 
   def measure(self, candidate: str, task: Task, num_batches: int) -> float:
@@ -414,25 +389,19 @@ def check_batches(batches: Batches, task: Task, num_classes: int) -> None:
 
 def _limit(part, task, num_batches):
   """Returns images per second of a part of the work, by all threads."""
-  barrier = threading.Barrier(task.threads)
-  count = -(-num_batches * task.batch_size // task.threads)
+  num_examples, work = part(task)
+  order = np.random.default_rng(0).permutation(num_examples)
+  # Mapped memory is slow where it is touched for the first time.
+  warm_up = num_examples if task.kind == 'raw' else task.batch_size
 
-  def share(number):
-    num_examples, work = part(task)
-    rng = np.random.default_rng(number)
-    # Each thread has its own order, as in a shuffled epoch.
-    indices = np.resize(rng.permutation(num_examples), count).tolist()
-    # Mapped memory is slow where it is touched for the first time.
-    warm_up = num_examples if task.layout.kind == 'raw' else task.batch_size
-    for i in range(min(warm_up, num_examples)):
+  def share(indices):
+    for i in indices.tolist():
       work(i)
-    barrier.wait()
-    start = time.perf_counter()
-    for i in indices:
-      work(i)
-    return start, time.perf_counter()
 
   with concurrent.futures.ThreadPoolExecutor(task.threads) as pool:
-    spans = list(pool.map(share, range(task.threads)))
-  seconds = max(end for _, end in spans) - min(start for start, _ in spans)
-  return count * task.threads / seconds
+    for count in (warm_up, num_batches * task.batch_size):
+      shares = np.array_split(np.resize(order, count), task.threads)
+      start = time.perf_counter()
+      list(pool.map(share, shares))
+      seconds = time.perf_counter() - start
+  return count / seconds

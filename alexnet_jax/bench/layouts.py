@@ -4,6 +4,7 @@ They are those of a folder of the user, or synthetic ones: noise with the
 spectrum of photographs.
 """
 
+from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
 import json
@@ -29,65 +30,36 @@ _QUALITY = 90  # of all JPEGs
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """One way of keeping the photographs.
+class Task:
+  """A layout of the photographs, and what all candidates are given alike.
 
   Attributes:
     name: as in --layouts.
     kind: `folder` of JPEG files, `tfds` (array_record of JPEGs) or `raw`.
     short_side: that of what is kept, in pixels.
     resize_size: what the short side is resized to before the crop.
+    cache: folder that holds all layouts.
+    batch_size: examples in a batch.
+    threads: threads or processes that a candidate may use.
   """
 
   name: str
   kind: str
   short_side: int
   resize_size: int
-
-  @property
-  def folder(self) -> str:
-    """Name of its folder in the cache."""
-    prefix = 'jpeg' if self.kind == 'folder' else self.kind
-    return f'{prefix}-{self.short_side}'
-
-
-LAYOUTS = {
-  layout.name: layout
-  for layout in (
-    Layout('folder-320', 'folder', 320, 320),
-    Layout('folder-320-to-256', 'folder', 320, 256),
-    Layout('folder-256', 'folder', 256, 256),
-    Layout('tfds-320', 'tfds', 320, 320),
-    Layout('tfds-256', 'tfds', 256, 256),
-    Layout('raw-256', 'raw', 256, 256),
-  )
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """A measurement: a layout and what all candidates are given alike.
-
-  Attributes:
-    layout: the layout of the photographs.
-    cache: folder that holds the layouts.
-    batch_size: examples in a batch.
-    threads: threads or processes that a candidate may use.
-  """
-
-  layout: Layout
-  cache: str
-  batch_size: int
-  threads: int
+  cache: str = ''
+  batch_size: int = 0
+  threads: int = 0
 
   @property
   def path(self) -> pathlib.Path:
-    return pathlib.Path(self.cache, self.layout.folder)
+    prefix = 'jpeg' if self.kind == 'folder' else self.kind
+    return pathlib.Path(self.cache, f'{prefix}-{self.short_side}')
 
   def open_source(self):
     """Opens all photographs as a source of `data.sources`."""
     return sources.make_source(
-      self.layout.kind,
+      self.kind,
       'train',
       path=str(self.path),
       tfds_name=TFDS_NAME,
@@ -95,22 +67,27 @@ class Task:
     )
 
 
-def prepare(
-  path: str,
-  cache: pathlib.Path,
-  count: int,
-  layouts: list[Layout],
-  threads: int,
-) -> dict:
-  """Makes what is not in the cache yet.
+LAYOUTS = {
+  layout.name: layout
+  for layout in (
+    Task('folder-320', 'folder', 320, 320),
+    Task('folder-320-to-256', 'folder', 320, 256),
+    Task('folder-256', 'folder', 256, 256),
+    Task('tfds-320', 'tfds', 320, 320),
+    Task('tfds-256', 'tfds', 256, 256),
+    Task('raw-256', 'raw', 256, 256),
+  )
+}
+
+
+def prepare(path: str, count: int, tasks: Sequence[Task]) -> dict:
+  """Makes what is not in the tasks' cache yet.
 
   Args:
     path: folder of images with a subfolder per class; '': synthetic ones.
-    cache: folder of the layouts.
-    count: photographs in each; they repeat, mirrored every other time, if the
-      folder has fewer.
-    layouts: which are needed.
-    threads: how many make them.
+    count: photographs in each layout; they repeat, mirrored every other time,
+      if the folder has fewer.
+    tasks: of one cache.
 
   Returns:
     {source, fingerprint, images, distinct, classes, bytes_per_jpeg: {short
@@ -119,6 +96,7 @@ def prepare(
   Raises:
     UserError: if the folder is unfit, or the cache holds other photographs.
   """
+  cache = pathlib.Path(tasks[0].cache)
   note = cache / 'photographs.json'
   if path:
     root = pathlib.Path(path).expanduser()
@@ -147,7 +125,7 @@ def prepare(
     print(f'making {count} photographs in {cache}', file=sys.stderr)
     # Fewer than there are: spread over all classes.
     chosen = np.linspace(0, len(labels) - 1, wanted['distinct']).astype(int)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    with concurrent.futures.ThreadPoolExecutor(tasks[0].threads) as pool:
       sizes = pool.map(
         lambda number: _write_jpegs(number, chosen, read, labels, cache),
         range(count),
@@ -161,8 +139,8 @@ def prepare(
       f'--cache {cache} holds other photographs ({made}, not {wanted}); choose'
       ' another, or delete it'
     )
-  for layout in layouts:
-    _convert(layout, cache)
+  for task in tasks:
+    _convert(task, cache)
   return made
 
 
@@ -205,30 +183,26 @@ def _write_jpegs(number, chosen, read, labels, cache):
   return sizes
 
 
-def _convert(layout, cache):
+def _convert(task, cache):
   """Makes a layout that is no folder by `alexnet_jax.data.prepare`."""
-  out = cache / layout.folder
-  command, done, jpegs, flags = {
-    'folder': ('', out, '', ()),
-    'tfds': (
-      'resize',
-      out / TFDS_NAME / '1.0.0' / 'dataset_info.json',
-      f'jpeg-{layout.short_side}',
-      ('--name', TFDS_NAME, '--quality', str(_QUALITY)),
-    ),
-    'raw': ('raw', out / 'manifest.json', 'jpeg-320', ()),
-  }[layout.kind]
-  if done.exists():
+  out = task.path
+  if task.kind == 'tfds':
+    command = ['resize', f'--path={cache}/jpeg-{task.short_side}']
+    command += ['--name', TFDS_NAME, '--quality', str(_QUALITY)]
+    made = out / TFDS_NAME / '1.0.0' / 'dataset_info.json'
+  else:
+    command = ['raw', f'--path={cache}/jpeg-320']
+    made = out / 'manifest.json'
+  if task.kind == 'folder' or made.exists():
     return
   print(f'making {out}', file=sys.stderr)
-  module = [sys.executable, '-m', 'alexnet_jax.data.prepare', command]
-  where = ['--source=folder', f'--path={cache / jpegs}', f'--out={out}']
-  made = subprocess.run(
-    [*module, *where, f'--size={layout.short_side}', *flags],
+  command += ['--source=folder', f'--out={out}', f'--size={task.short_side}']
+  done = subprocess.run(
+    [sys.executable, '-m', 'alexnet_jax.data.prepare', *command],
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
     check=False,
   )
-  if made.returncode:
-    raise UserError(f'making {out} failed:\n{made.stderr}')
+  if done.returncode:
+    raise UserError(f'making {out} failed:\n{done.stderr}')

@@ -110,11 +110,9 @@ def _work(arguments, overrides):
         return memory['needed']
       return compile_step(other, gpu, devices)[1]['needed']
 
+    available, multiple = memory['available'], config.microbatch_size
     result['largest_batch'] = largest_batch(
-      needed,
-      images // devices,
-      memory['available'],
-      config.microbatch_size,
+      needed, images // devices, available, multiple
     )
   _show(result)
   return result
@@ -144,11 +142,13 @@ def load_gpu(name: str) -> dict:
     gpu = tomllib.loads(path.read_text())
   except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
     raise UserError(f'--target {path} is no TOML file: {error}') from error
-  xla = gpu.get('xla')
-  if 'name' not in gpu or not isinstance(xla, dict) or 'target' not in xla:
-    raise UserError(
-      f'--target {path} lacks name or xla.target; {example} has all it needs'
-    )
+  match gpu:
+    case {'name': _, 'xla': {'target': _}}:
+      pass
+    case _:
+      raise UserError(
+        f'--target {path} lacks name or xla.target; {example} has all it needs'
+      )
   for key, unit in FIGURES.items():
     match gpu.get(key):
       case {'value': int() | float() as value, 'unit': given, 'source': _} if (
@@ -219,7 +219,7 @@ def count(text: str) -> dict:
   sizes, total, reduced = {}, 0, []
   for name, shape, operation, operands in _INSTRUCTION.findall(entry):
     sizes[name] = size = sum(
-      math.prod(int(n) for n in dims.split(',') if n) * int(bits or 8) // 8
+      math.prod(map(int, filter(None, dims.split(',')))) * int(bits or 8) // 8
       for bits, dims in _ARRAY.findall(shape)
     )
     if operation in ('all-reduce', 'all-reduce-start'):
@@ -302,20 +302,20 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
 def bounds(
   counts: dict, gpu: dict, dtype: str, devices: int, images: int
 ) -> dict:
-  """Returns the least seconds of a step, and the images per second that follow.
+  """Returns what the figures of a GPU allow at most.
 
   The ring's time is 2 (n - 1) / n x bytes / bandwidth (Patarasuk and Yuan 2009,
   Bandwidth optimal all-reduce algorithms for clusters of workstations).
 
   Args:
     counts: of one device: {flops, bytes: or None, all_reduces: bytes of each}.
-    gpu: the devices.
+    gpu: of `load_gpu`.
     dtype: of the computation.
     devices, images: their numbers in a step.
 
   Returns:
-    {seconds: {memory: None if not known, compute, links}, images_per_second:
-    0 or None where seconds are; binds: whichever takes longest}.
+    {seconds: of a step at least, {memory: None if not known, compute, links};
+    images_per_second: at most; binds: whichever takes longest}.
   """
   sent = 2 * (devices - 1) / devices * sum(counts['all_reduces'])
   traffic = counts['bytes']
