@@ -18,24 +18,20 @@ from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
 Images per second from the same photographs kept in several layouts: shuffled
-uint8 batches [256, 224, 224, 3], randomly cropped and mirrored, in the memory
-of the process that asks for them. Beside this package's loader: others (those
-that are installed), and the bare parts of the work as plain Python does them in
-threads. Everything is measured in turn in every round; ratios are taken within
-a round, and their median is reported."""
+uint8 batches [256, 224, 224, 3], randomly cropped and mirrored. Beside this
+package's loader: others (those that are installed), and the bare parts of the
+work as plain Python does them in threads, all in turn in every round."""
 
 PEERS = ('tf.data', 'torch', 'grain', 'spdl')
 _OURS = ('ours', 'ours, mirrored on the host')
 _RAW_FACTOR = 8  # raw squares go by that much faster
 _ENOUGH_BATCHES = 12
 _NOTES = (
-  "'ours' leaves the mirroring to the device, which costs it nothing;"
-  " 'ours, mirrored on the host' does all that the peers do.",
-  'Those that decode in Python use simplejpeg, as ours does, unless their name'
-  ' says otherwise; tf.data has a decoder of its own.',
-  'Where JPEGs are resized, the peers interpolate, which is cheaper than the'
-  ' mean over areas that ours takes.',
-  'Limits do one part of the work only, without order, batches or hand-over.',
+  "'ours' leaves the mirroring to the device; 'ours, mirrored on the host' does"
+  ' all that the peers do. Those that decode in Python use simplejpeg, as ours'
+  ' does, unless their name says otherwise. Where JPEGs are resized, they'
+  ' interpolate, which is cheaper than the mean over areas that ours takes.'
+  ' Limits do one part of the work, without order, batches or hand-over.'
 )
 
 
@@ -229,7 +225,7 @@ def _show(result):
       for row in rows
     ]
     report.show(report.table(layout, columns, lines))
-  report.show(*_NOTES)
+  report.show(_NOTES)
   if result['num_batches'] < _ENOUGH_BATCHES:
     report.show(
       f'{result["num_batches"]} batches in a measurement are too few beside'

@@ -15,12 +15,10 @@ from alexnet_jax.bench import report
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
-Images per second of the bare train step (one batch that stays on the devices),
-of the loader alone, and of the whole training loop with loader, metrics, event
-files and asynchronous checkpoints, in turn in every round; without compilation
-and evaluation. Medians over the rounds, the loop's share of the bare step,
-which of step and loader holds up the loop, and the resident memory early and
-late in a loop."""
+Images per second of the bare train step, of the loader alone, and of the whole
+training loop with metrics, event files and asynchronous checkpoints, in turn in
+every round, without compilation and evaluation; which of step and loader holds
+up the loop, and the resident memory early and late in a loop."""
 
 # Steps of the loop after which its memory is looked at; with fewer steps, the
 # ends of the first and the last fifth.

@@ -21,9 +21,8 @@ from alexnet_jax.errors import UserError
 
 _DESCRIPTION = f"""\
 Compiles the train step of a recipe for GPUs that need not be there: its memory,
-the bytes that its kernels read and write, the network's FLOPs, and what is
-reduced between GPUs. Bounds follow from these and the GPU's data sheet. They
-are no times: nothing runs. It needs XLA's compiler for CUDA:
+the bytes that its kernels read and write, what is reduced between GPUs, and the
+bounds that follow from the data sheet. It needs XLA's compiler for CUDA:
 {how_to_install('cuda12')}."""
 
 TARGETS = pathlib.Path(__file__).parent / 'targets'
@@ -40,12 +39,11 @@ _MULTIPLE = 64  # of which batches are, or of config.microbatch_size
 _MOST_TRIALS = 6
 _MEMORY = ('argument', 'output', 'alias', 'temp')  # as XLA calls it
 _NOTES = (
-  'Bounds: all bytes at the memory bandwidth, where each kernel reads its'
-  ' arguments and writes its results once; the FLOPs of convolutions and dense'
-  ' layers at the peak; all reduced bytes in a ring over the links.',
-  'These are bounds, not times: nothing was run. A real step takes longer:'
-  ' kernels do not reach the peaks and run one after the other, and the GPU'
-  ' chooses algorithms by timing them, with workspaces of their own.',
+  'These are bounds, not times: nothing was run. All bytes at the memory'
+  ' bandwidth, where each kernel reads its arguments and writes its results'
+  ' once; FLOPs of convolutions and dense layers at the peak; all reduced'
+  ' bytes in a ring over the links. A real step takes longer and has workspaces'
+  ' of its own.'
 )
 _INSTRUCTION = re.compile(
   r'^  (?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)', re.MULTILINE
@@ -401,5 +399,5 @@ def _show(result):
     f' {result["flops"] / share / 1e3:.4f} GFLOP; reduced:'
     f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces',
     report.table('bounds', ('', 'ms a step', 'images/s'), bounds),
-    *_NOTES,
+    _NOTES,
   )

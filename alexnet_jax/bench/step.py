@@ -2,10 +2,9 @@
 
 All candidates must compute the same: from equal weights and on equal images
 each one makes a few updates without dropout, and the losses before each of them
-must agree. The first tells whether the networks are the same, the others
-whether gradients and updates are. The weights are those of an initialization
-under which the losses of different networks differ: with the paper's, every
-network says ln(classes).
+must agree: the first if the networks are the same, the others if the updates
+are. The weights are those of an initialization under which the losses of
+different networks differ: with the paper's, every network says ln(classes).
 """
 
 from collections.abc import Mapping
@@ -33,16 +32,12 @@ from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
-Times the train step that training runs, on a batch that stays on the devices:
-images per second, milliseconds, memory, the network's FLOPs and, on a GPU,
-their share of what the device can do at most. Every network is measured with
-every dtype and batch size.
-
---against runs the same network, batch and precision in PyTorch and in Keras on
-TensorFlow, each in a process of its own, all on the same cores, in turn in
-every round. Before, each one shows that from equal weights and images it has
-the same loss and makes the same updates. One that fails or does not is named
-and left out; if none is left, the exit code is 1."""
+Times the train step that training runs, on a batch that stays on the devices.
+Every network is measured with every dtype and batch size. --against runs the
+same in PyTorch and in Keras on TensorFlow, each in a process of its own, on the
+same cores, in turn in every round, after it has shown that from equal weights
+and images it makes the same updates. One that fails or does not is named and
+left out; if none is left, the exit code is 1."""
 
 OURS = 'ours'  # the names of our candidates begin with it
 PEERS = {
@@ -57,13 +52,11 @@ _NUM_CLASSES = 1000  # where neither config nor data say otherwise
 _OF_THE_RECIPE = ('kernel_init', 'bias_init', 'width_multiplier')
 _TITLES = {'train': 'train step', 'evaluate': 'evaluation step'}
 _NOTES = (
-  'Milliseconds: the median of the rounds, with least and most. ours / it: our'
-  ' images per second by its, in the same round; the median.',
-  'Share of the peak: FLOP of convolutions and dense layers as the network has'
-  ' them (two for a multiply-add) x images per second / peak.',
-  "Memory: the process' largest resident memory, libraries included (VmHWM).",
-  'Ours mirrors uint8 images, subtracts the mean and counts top-1 and top-5 in'
-  ' the step; the others get float32 images that are ready.',
+  'Medians of the rounds, of ours / it of the ratios within a round. Memory is'
+  ' the largest resident memory of the process, of the peak the FLOP of'
+  ' convolutions and dense layers (two for a multiply-add). Ours mirrors uint8'
+  ' images, subtracts the mean and counts top-1 and top-5 in the step; the'
+  ' others get float32 images that are ready.'
 )
 # Relative: what other orders of the same sums make of float32, and what
 # rounding at other places makes of bfloat16.
@@ -138,7 +131,7 @@ def _work(arguments, overrides):
   report.show(
     f'\n{report.header_lines(result)}',
     f'{len(cores)} cores for everybody; rounds: {rounds}',
-    *_NOTES,
+    _NOTES,
   )
   return result
 
@@ -233,12 +226,7 @@ def _network_fields(network):
 
 
 def measure(network: str, tasks: dict, options: Options) -> dict:
-  """Measures one network with one dtype and batch size.
-
-  Args:
-    network: its name, to be reported.
-    tasks: {name: task} of our candidates; see `make_groups`.
-    options: how.
+  """Measures one network with one dtype and batch size; see `make_groups`.
 
   Returns:
     {network, dtype, batch_size, platform, device_kind, device_count,
