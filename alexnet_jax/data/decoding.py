@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import io
+import re
 import threading
 
 import numpy as np
@@ -17,6 +18,9 @@ _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
 _SCAN, _APP1 = 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)  # Huffman-coded
+# libjpeg's first warning about data that are whole and go on.
+_BYTES_BEFORE_END = re.compile('extraneous bytes before marker 0xd[0-79]')
+_UNWRITTEN = [1, 254, 3]  # a rare color; one of an image costs time only
 _LARGEST_BLOCK = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # the EXIF tag
 _MAX_KEPT_BUFFER = 1 << 24  # bytes in each thread: a photograph of 5 megapixels
@@ -43,44 +47,60 @@ def decode(
     rows_needed: function of the image's (height, width) that returns how many
       rows are needed, from the top; the others may come out arbitrary. A JPEG
       is decoded from top to bottom, so it can end there. None: all rows.
-    damaged: called with the decoder's message about a JPEG that it decodes in
-      spite of stray bytes, or of missing ones, which become gray; other
-      decoders do the same. Not called where only some rows are decoded.
+    damaged: called with the decoder's message about a JPEG that Pillow decodes
+      in spite of stray bytes, or of missing ones, which become gray. Not called
+      for damage below the rows that are decoded.
 
   Returns:
     RGB, uint8 [height, width, 3]; gray is repeated, alpha is left out, 16 bits
     become 8. The memory belongs to the thread: its next call overwrites it.
 
   Raises:
-    UnreadableImageError: if the bytes are no image, a JPEG without an end, or
-      an image of so many pixels that it must be a trap.
+    UnreadableImageError: if the bytes are no image, a JPEG that is cut
+      off, or an image of so many pixels that it must be a trap.
   """
   if not encoded:
     raise UnreadableImageError('the file is empty')
   if encoded[:2] != _JPEG_START:
     return _decode_with_pillow(encoded)
   header = _read_jpeg_header(encoded)
-  if encoded[-2:] != _JPEG_END and encoded.find(_JPEG_END, header.end) < 0:
-    raise UnreadableImageError('the JPEG is truncated')
   if header.height * header.width > _MOST_PIXELS:
     raise UnreadableImageError(
       f'it claims to have {header.width} x {header.height} pixels'
     )
-  if header.channels not in (1, 3):  # CMYK, which Pillow knows how to invert
+  # CMYK, which Pillow knows how to invert; or a header that makes no sense.
+  if header.channels not in (1, 3) or not header.height * header.width:
     return _decode_with_pillow(encoded)
-  if rows_needed and not header.will_be_scaled(min_size):
+  has_end = encoded[-2:] == _JPEG_END or encoded.find(_JPEG_END, header.end) > 0
+  if rows_needed and has_end and not header.will_be_scaled(min_size):
     image = _decode_top(encoded, header, rows_needed)
     if image is not None:
       return image
+  problem = ''
+  if not has_end:
+    encoded, problem = encoded + _JPEG_END, 'the end marker is missing'
   try:
-    image = _decode_jpeg(encoded, header, min_size, strict=True)
+    image = simplejpeg.decode_jpeg(
+      encoded,
+      'RGB',
+      min_height=min_size,
+      min_width=min_size,
+      # Only the factors from 2 on save time.
+      min_factor=2 if min_size else 1,
+      buffer=_decoding_buffer(header.height * header.width * 3),
+    )
   except ValueError as error:
-    try:
-      image = _decode_jpeg(encoded, header, min_size, strict=False)
-    except ValueError:  # a kind that this decoder does not know, or broken
-      return _decode_with_pillow(encoded)
-    damaged(str(error))
-  return _upright(image, header.orientation(encoded))
+    problem = str(error)
+    if not has_end and not _BYTES_BEFORE_END.search(problem):
+      raise UnreadableImageError('the JPEG is truncated') from error
+    # Not decoded with `strict=False`: after a warning libjpeg's fatal errors
+    # pass for warnings there, and leave what the buffer held before.
+    image = _decode_with_pillow(encoded)
+  else:
+    image = _upright(image, header.orientation(encoded))
+  if problem:
+    damaged(problem)
+  return image
 
 
 def _decode_top(encoded, header, rows_needed):
@@ -96,24 +116,18 @@ def _decode_top(encoded, header, rows_needed):
   # A decoder believes the height in the header, and ignores what follows.
   shortened = encoded[:offset] + rows.to_bytes(2, 'big') + encoded[offset + 2 :]
   buffer = _decoding_buffer(height * width * 3)
+  last_pixel = buffer[: rows * width * 3][-3:]
+  last_pixel[:] = _UNWRITTEN
   try:
-    simplejpeg.decode_jpeg(shortened, 'RGB', buffer=buffer, strict=False)
-  except ValueError:
-    return None
+    simplejpeg.decode_jpeg(shortened, 'RGB', buffer=buffer)
+  except ValueError as error:
+    # It names its first warning, or the error that it stopped at. The rows that
+    # follow are stray bytes to it, before the end or a restart marker. What it
+    # finds in the header keeps it from decoding.
+    is_whole = _BYTES_BEFORE_END.search(str(error))
+    if not is_whole or last_pixel.tolist() == _UNWRITTEN:
+      return None
   return buffer[: height * width * 3].reshape(height, width, 3)
-
-
-def _decode_jpeg(encoded, header, min_size, strict):
-  return simplejpeg.decode_jpeg(
-    encoded,
-    'RGB',
-    min_height=min_size,
-    min_width=min_size,
-    # Only the factors from 2 on save time.
-    min_factor=2 if min_size else 1,
-    buffer=_decoding_buffer(header.height * header.width * 3),
-    strict=strict,
-  )
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
@@ -149,7 +163,10 @@ def _decode_with_pillow(encoded):
       if sixteen_bits:  # convert would clip them at 255
         gray = (np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)
         upright = PIL.Image.fromarray(gray)
-      return np.array(upright.convert('RGB'))
+      pixels = np.array(upright.convert('RGB'))
+      if not pixels.size:
+        raise UnreadableImageError('it has no pixels')
+      return pixels
   except UnreadableImageError:
     raise
   except PIL.UnidentifiedImageError as error:

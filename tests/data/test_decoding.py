@@ -1,3 +1,4 @@
+import collections
 import io
 
 from hypothesis import given
@@ -77,6 +78,7 @@ def jpeg_with_thumbnail():
     (b'', 'empty'),
     (b'not an image', 'no image of a known kind'),
     (JPEG[:-400], 'truncated'),
+    (encode(photo(), progressive=True)[:-400], 'truncated'),
     (jpeg_with_thumbnail()[:-400], 'truncated'),
     (encode(photo(), 'PNG')[:200], 'truncated'),
   ],
@@ -84,6 +86,31 @@ def jpeg_with_thumbnail():
 def test_what_cannot_be_decoded_is_refused(encoded, message):
   with pytest.raises(UnreadableImageError, match=message):
     decoding.decode(encoded)
+
+
+def sized(jpeg, height, width):
+  """The JPEG with other sides in its header."""
+  sides = height.to_bytes(2, 'big') + width.to_bytes(2, 'big')
+  start = jpeg.index(b'\xff\xc0') + 5
+  return jpeg[:start] + sides + jpeg[start + 4 :]
+
+
+@pytest.mark.parametrize('sides', [(0, 80), (60, 0), (0, 0)])
+@pytest.mark.parametrize('rows_needed', [None, lambda h, w: 60 // (h * w)])
+def test_a_jpeg_without_height_or_width_is_refused(sides, rows_needed):
+  with pytest.raises(UnreadableImageError):
+    decoding.decode(sized(JPEG, *sides), rows_needed=rows_needed)
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+@pytest.mark.parametrize('end', [b'', b'\xff', bytes(9), b'SEFT of a phone'])
+def test_a_whole_jpeg_without_end_marker_is_read_and_named(progressive, end):
+  whole = encode(photo(), progressive=progressive)
+  messages = []
+  np.testing.assert_array_equal(
+    decoding.decode(whole[:-2] + end, damaged=messages.append), pillow(whole)
+  )
+  assert len(messages) == 1
 
 
 @pytest.mark.parametrize('whole', [JPEG, jpeg_with_thumbnail()])
@@ -152,23 +179,33 @@ def test_orientations_of_xmp_and_of_several_segments_are_pillows(segments):
 
 
 def test_a_tiny_file_that_claims_a_huge_image_is_refused():
-  frame = JPEG.index(b'\xff\xc0')
-  size = (30_000).to_bytes(2, 'big') * 2
-  trap = JPEG[: frame + 5] + size + JPEG[frame + 9 :]
   with pytest.raises(UnreadableImageError, match='30000 x 30000'):
-    decoding.decode(trap)
+    decoding.decode(sized(JPEG, 30_000, 30_000))
 
 
-def test_damage_that_the_decoder_overlooks_is_reported():
-  messages = []
-  decoding.decode(JPEG, damaged=messages.append)
-  assert messages == []
-  middle = JPEG.index(b'\xff\xda') + 200
-  damaged = JPEG[:middle] + bytes(30) + JPEG[middle + 30 :]
-  decoded = decoding.decode(damaged, damaged=messages.append)
-  assert decoded.shape == photo().shape
-  assert len(messages) == 1
-  assert messages[0]
+@pytest.mark.parametrize('progressive', [False, True])
+@pytest.mark.parametrize('rows_needed', [None, lambda *shape: 30])
+def test_a_damaged_jpeg_is_pillows_image_or_refused(progressive, rows_needed):
+  """It is never what was decoded before, and its damage has a name."""
+  whole = encode(photo(90, 120), progressive=progressive)
+  rng, outcomes = np.random.default_rng(0), collections.Counter()
+  for before in range(200):
+    damaged, start = bytearray(whole), rng.integers(100, len(whole) - 64)
+    damaged[start : start + 64] = rng.bytes(64)
+    decoding.decode(encode(np.full((90, 120, 3), before, np.uint8)))
+    messages = []
+    options = {'rows_needed': rows_needed, 'damaged': messages.append}
+    try:
+      decoded = decoding.decode(bytes(damaged), **options)
+    except UnreadableImageError:
+      with pytest.raises((OSError, PIL.UnidentifiedImageError)):
+        pillow(damaged)
+      outcomes['refused'] += 1
+      continue
+    rows = rows_needed() if rows_needed else None
+    np.testing.assert_array_equal(decoded[:rows], pillow(damaged)[:rows])
+    outcomes['damaged' if messages else 'silent'] += 1
+  assert min(outcomes['refused'], outcomes['damaged']) > 20
 
 
 @pytest.mark.parametrize('mode', ['I', 'F'])

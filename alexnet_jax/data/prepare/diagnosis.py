@@ -4,7 +4,6 @@ import io
 import os
 
 import PIL.Image
-import simplejpeg
 
 from alexnet_jax.data import decoding
 from alexnet_jax.data.folder import IMAGE_SUFFIXES
@@ -51,12 +50,14 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
   """
   if not encoded:
     return [('empty_file', '')]
+  damage = []
   try:
-    damage = _damage(encoded)
+    # The smallest scale: all data are read, and few pixels computed.
+    decoding.decode(encoded, min_size=1, damaged=damage.append)
   except UnreadableImageError as error:
     cut = 'truncated' in str(error).lower()
     return [('truncated' if cut else 'unreadable', str(error))]
-  found = [('damaged_jpeg', damage)] if damage else []
+  found = [('damaged_jpeg', message) for message in damage]
   try:
     with PIL.Image.open(io.BytesIO(encoded)) as image:
       return found + _oddities(image, encoded, name)
@@ -71,34 +72,6 @@ def is_image(path: str) -> bool:
       return True
   except Exception:  # whatever a file that is no image makes Pillow raise
     return False
-
-
-def _damage(encoded):
-  """Returns what libjpeg says about a JPEG that decodes; mostly ''.
-
-  Raises:
-    UnreadableImageError: if training could not decode the image.
-  """
-  if encoded[:2] != b'\xff\xd8':
-    decoding.decode(encoded)
-    return ''
-  try:
-    _decode_jpeg(encoded, strict=True)
-  except ValueError as error:
-    decoding.decode(encoded)
-    try:
-      _decode_jpeg(encoded, strict=False)
-    except ValueError:  # a kind it does not know, which Pillow does
-      return ''
-    return str(error)
-  return ''
-
-
-def _decode_jpeg(encoded, strict):
-  """Reads all data of a JPEG, but computes as few pixels as it can."""
-  simplejpeg.decode_jpeg(
-    encoded, 'GRAY', min_height=1, min_width=1, min_factor=2, strict=strict
-  )
 
 
 def _oddities(image, encoded, name):
