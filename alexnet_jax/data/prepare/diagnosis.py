@@ -3,13 +3,10 @@
 import io
 import os
 
-import PIL.Image
-
 from alexnet_jax.data import decoding
 from alexnet_jax.data.folder import IMAGE_SUFFIXES
 from alexnet_jax.errors import UnreadableImageError
 
-_ORIENTATION = 0x0112  # the EXIF tag
 _SMALL = 32  # pixels
 _SUFFIXES = {  # by the names of formats in Pillow
   'JPEG': ('.jpg', '.jpeg'),
@@ -21,6 +18,7 @@ _SUFFIXES = {  # by the names of formats in Pillow
   'TIFF': ('.tif', '.tiff'),
 }
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
+_TIFF_DEPTH = 258  # tag of the bits per channel
 _GRAY, _ALPHA = 'gray: read as RGB', 'transparent: only the colors are read'
 _PALETTE, _CMYK = 'with a palette: read as RGB', 'CMYK or YCCK: read as RGB'
 _BY_MODE = {  # of Pillow
@@ -59,7 +57,7 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
     return [('truncated' if cut else 'unreadable', str(error))]
   found = [('damaged_jpeg', message) for message in damage]
   try:
-    with PIL.Image.open(io.BytesIO(encoded)) as image:
+    with decoding.open_image(io.BytesIO(encoded)) as image:
       return found + _oddities(image, encoded, name)
   except Exception:  # Pillow may stumble where the other decoder did not
     return found
@@ -68,7 +66,7 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
 def is_image(path: str) -> bool:
   """Returns True if a file begins as an image does, whatever its name."""
   try:
-    with PIL.Image.open(path):
+    with decoding.open_image(path):
       return True
   except Exception:  # whatever a file that is no image makes Pillow raise
     return False
@@ -78,8 +76,10 @@ def _oddities(image, encoded, name):
   notes = list(_BY_MODE.get(image.mode, ()))
   if 'transparency' in image.info:
     notes.append(_ALPHA)
-  if image.mode.startswith('I') or (
-    image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16
+  if (
+    image.mode.startswith('I')
+    or (image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16)
+    or (image.format == 'TIFF' and max(image.tag_v2.get(_TIFF_DEPTH, (8,))) > 8)
   ):
     notes.append('of 16 bits per channel: cut to 8')
   suffix = os.path.splitext(name)[1].lower()
@@ -93,13 +93,6 @@ def _oddities(image, encoded, name):
   # The second picture of an MPO is a preview, no frame.
   if image.format != 'MPO' and getattr(image, 'is_animated', False):
     notes.append('with several frames: the first is read')
-  if _orientation(image) in range(2, 9):
+  if decoding.orientation(image) > 1:
     notes.append('turned by EXIF: read upright')
   return found + [('note', note) for note in notes]
-
-
-def _orientation(image):
-  try:
-    return image.getexif().get(_ORIENTATION, 1)
-  except Exception:  # whatever broken EXIF data makes Pillow raise
-    return 1
