@@ -2,10 +2,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.data import buffers
 from alexnet_jax.data import folder
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
@@ -92,15 +92,30 @@ def test_batches_follow_the_order():
 def test_no_more_batches_live_than_stated(prefetch, monkeypatch):
   """prefetch + 1, and the one that this consumer keeps."""
   made = []
-  new_block = buffers._aligned_block
+  new_block = pipeline._aligned_block
   monkeypatch.setattr(
-    buffers, '_aligned_block', lambda size: made.append(1) or new_block(size)
+    pipeline, '_aligned_block', lambda size: made.append(1) or new_block(size)
   )
   for number, batch in enumerate(train_batches(steps=200, prefetch=prefetch)):
     assert len(batch['image']) == 6
     if number % 10 == 0:
       time.sleep(0.01)  # time to make as many ahead as it may
   assert 2 <= len(made) <= prefetch + 2
+
+
+def test_a_batch_that_is_kept_stays_as_it_is():
+  """Views and JAX arrays of its memory keep it, when the iterator is gone."""
+  views, shared, copies = [], [], []
+  for batch in train_batches(steps=20, batch=32):
+    # JAX takes arrays of the CPU over without a copy if they begin there.
+    assert batch['image'].ctypes.data % 64 == 0
+    views.append(batch['image'][1:, ::2].T)
+    shared.append(jax.device_put(batch['image']))
+    copies.append(batch['image'].copy())
+    del batch
+  for view, array, copy in zip(views, shared, copies, strict=True):
+    np.testing.assert_array_equal(view, copy[1:, ::2].T)
+    np.testing.assert_array_equal(array, copy)
 
 
 @pytest.mark.parametrize('count', [2, 3, 6])

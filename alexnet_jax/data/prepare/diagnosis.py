@@ -3,14 +3,10 @@
 import io
 import os
 
-import PIL.Image
-import simplejpeg
-
 from alexnet_jax.data import decoding
 from alexnet_jax.data.folder import IMAGE_SUFFIXES
 from alexnet_jax.errors import UnreadableImageError
 
-_ORIENTATION = 0x0112  # the EXIF tag
 _SMALL = 32  # pixels
 _SUFFIXES = {  # by the names of formats in Pillow
   'JPEG': ('.jpg', '.jpeg'),
@@ -22,6 +18,7 @@ _SUFFIXES = {  # by the names of formats in Pillow
   'TIFF': ('.tif', '.tiff'),
 }
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
+_TIFF_DEPTH = 258  # tag of the bits per channel
 _GRAY, _ALPHA = 'gray: read as RGB', 'transparent: only the colors are read'
 _PALETTE, _CMYK = 'with a palette: read as RGB', 'CMYK or YCCK: read as RGB'
 _BY_MODE = {  # of Pillow
@@ -51,14 +48,16 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
   """
   if not encoded:
     return [('empty_file', '')]
+  damage = []
   try:
-    damage = _damage(encoded)
+    # The smallest scale: all data are read, and few pixels computed.
+    decoding.decode(encoded, min_size=1, damaged=damage.append)
   except UnreadableImageError as error:
     cut = 'truncated' in str(error).lower()
     return [('truncated' if cut else 'unreadable', str(error))]
-  found = [('damaged_jpeg', damage)] if damage else []
+  found = [('damaged_jpeg', message) for message in damage]
   try:
-    with PIL.Image.open(io.BytesIO(encoded)) as image:
+    with decoding.open_image(io.BytesIO(encoded)) as image:
       return found + _oddities(image, encoded, name)
   except Exception:  # Pillow may stumble where the other decoder did not
     return found
@@ -67,46 +66,20 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
 def is_image(path: str) -> bool:
   """Returns True if a file begins as an image does, whatever its name."""
   try:
-    with PIL.Image.open(path):
+    with decoding.open_image(path):
       return True
   except Exception:  # whatever a file that is no image makes Pillow raise
     return False
-
-
-def _damage(encoded):
-  """Returns what libjpeg says about a JPEG that decodes; mostly ''.
-
-  Raises:
-    UnreadableImageError: if training could not decode the image.
-  """
-  if encoded[:2] != b'\xff\xd8':
-    decoding.decode(encoded)
-    return ''
-  try:
-    _decode_jpeg(encoded, strict=True)
-  except ValueError as error:
-    decoding.decode(encoded)
-    try:
-      _decode_jpeg(encoded, strict=False)
-    except ValueError:  # a kind it does not know, which Pillow does
-      return ''
-    return str(error)
-  return ''
-
-
-def _decode_jpeg(encoded, strict):
-  """Reads all data of a JPEG, but computes as few pixels as it can."""
-  simplejpeg.decode_jpeg(
-    encoded, 'GRAY', min_height=1, min_width=1, min_factor=2, strict=strict
-  )
 
 
 def _oddities(image, encoded, name):
   notes = list(_BY_MODE.get(image.mode, ()))
   if 'transparency' in image.info:
     notes.append(_ALPHA)
-  if image.mode.startswith('I') or (
-    image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16
+  if (
+    image.mode.startswith('I')
+    or (image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16)
+    or (image.format == 'TIFF' and max(image.tag_v2.get(_TIFF_DEPTH, (8,))) > 8)
   ):
     notes.append('of 16 bits per channel: cut to 8')
   suffix = os.path.splitext(name)[1].lower()
@@ -120,13 +93,6 @@ def _oddities(image, encoded, name):
   # The second picture of an MPO is a preview, no frame.
   if image.format != 'MPO' and getattr(image, 'is_animated', False):
     notes.append('with several frames: the first is read')
-  if _orientation(image) in range(2, 9):
+  if decoding.orientation(image) > 1:
     notes.append('turned by EXIF: read upright')
   return found + [('note', note) for note in notes]
-
-
-def _orientation(image):
-  try:
-    return image.getexif().get(_ORIENTATION, 1)
-  except Exception:  # whatever broken EXIF data makes Pillow raise
-    return 1
