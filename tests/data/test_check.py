@@ -14,7 +14,7 @@ import pytest
 
 from alexnet_jax.data import decoding
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import diagnosis
+from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UnreadableImageError
@@ -140,12 +140,12 @@ def test_every_oddity_is_found_once_with_its_name(tmp_path):
 def test_an_image_can_be_odd_in_several_ways():
   frames = [PIL.Image.fromarray(noise(s)).quantize(16) for s in (1, 2)]
   gif = encode(frames[0], 'GIF', save_all=True, append_images=frames[1:])
-  notes = [note.split(':')[0] for _, note in diagnosis.examine(gif, 'f.jpg')]
+  notes = [note.split(':')[0] for _, note in contents.examine(gif, 'f.jpg')]
   named, frames = 'named .jpg but GIF', 'with several frames'
   assert notes == ['with a palette', named, frames]
   deep = [('note', 'of 16 bits per channel: cut to 8')]
-  assert diagnosis.examine(deep_rgb(), 'deep.png') == deep
-  assert diagnosis.examine(jpeg(1), 'name without suffix') == []
+  assert contents.examine(deep_rgb(), 'deep.png') == deep
+  assert contents.examine(jpeg(1), 'name without suffix') == []
 
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP'])
@@ -164,7 +164,7 @@ def test_unreadable_is_what_training_cannot_decode(file_format):
       readable = True
     except UnreadableImageError:
       readable = False
-    kinds = {kind for kind, _ in diagnosis.examine(bytes(content), 'a')}
+    kinds = {kind for kind, _ in contents.examine(bytes(content), 'a')}
     bad = kinds & {'empty_file', 'truncated', 'unreadable'}
     assert bool(bad) != readable, trial
     assert readable or len(kinds) == 1

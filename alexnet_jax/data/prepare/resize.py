@@ -8,7 +8,6 @@ source.
 import pathlib
 import re
 import shutil
-import sys
 
 from array_record.python import array_record_module
 import numpy as np
@@ -18,7 +17,6 @@ from alexnet_jax import files
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
@@ -32,46 +30,16 @@ _WRITER_OPTIONS = 'group_size:1,uncompressed'
 
 
 def prepare_resized(arguments) -> dict:
-  """Writes both splits of a source as smaller JPEGs.
+  """Writes both splits of a source as smaller JPEGs; see `shards.prepare`.
 
   Images that are no larger and are upright color JPEGs already are taken over
   byte for byte; smaller ones are not enlarged.
 
-  Args:
-    arguments: of the command line, see `add_arguments`.
-
   Returns:
     {out, name, folder, size, quality, classes, splits: {name: examples},
     skipped: how many}.
-
-  Raises:
-    UserError: if the source is unfit, `out` in use or the disk too small.
   """
-  loaders = inputs.open_loaders(arguments, arguments.size)
-  name, version = _name_and_version(arguments)
-  out = pathlib.Path(arguments.out).expanduser()
-  target = _ResizedSet(arguments, loaders, out / name / version)
-  shards.write_set(target, loaders, arguments.shard_examples)
-  splits = {
-    split: tfds_records.tfds_source(name, split, str(out)).num_examples
-    for split in loaders
-  }
-  classes = len(loaders['train'].source.class_names)
-  command = inputs.train_command(
-    classes, arguments.size, source='tfds', path=out, tfds_name=name
-  )
-  print(command, file=sys.stderr)
-  total = sum(loader.source.num_examples for loader in loaders.values())
-  return {
-    'out': str(out),
-    'name': name,
-    'folder': str(target.folder),
-    'size': arguments.size,
-    'quality': arguments.quality,
-    'classes': classes,
-    'splits': splits,
-    'skipped': total - sum(splits.values()),
-  }
+  return shards.prepare(arguments, _ResizedSet)
 
 
 def _name_and_version(arguments):
@@ -97,16 +65,16 @@ def _name_and_version(arguments):
 class _ResizedSet:
   """A TFDS set of smaller JPEGs, as `shards.Target` describes it."""
 
-  description = tfds_records.INFO
+  description, settings_file = tfds_records.INFO, _MADE
   what = 'a resized set'
 
-  def __init__(self, arguments, loaders, folder):
-    self.folder = folder  # DIR/NAME/VERSION, or DIR/NAME/CONFIG/VERSION
-    self._name = folder.relative_to(
-      pathlib.Path(arguments.out).expanduser()
-    ).parts[0]
+  def __init__(self, arguments, loaders):
+    self._name, version = _name_and_version(arguments)
+    self._out = pathlib.Path(arguments.out).expanduser()
+    # DIR/NAME/VERSION, or DIR/NAME/CONFIG/VERSION
+    self.folder = self._out / self._name / version
+    self._loaders = loaders
     self._size, self._quality = arguments.size, arguments.quality
-    self._class_names = list(loaders['train'].source.class_names)
     self.settings = {
       'size': arguments.size,
       'quality': arguments.quality,
@@ -114,31 +82,31 @@ class _ResizedSet:
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
 
-  def written_settings(self) -> dict:
-    try:
-      return shards.read_json(self.folder / _MADE)['settings']
-    except (OSError, ValueError, KeyError):
-      return {}
+  @property
+  def _class_names(self):
+    return list(self._loaders['train'].source.class_names)
+
+  @property
+  def _file_prefix(self):
+    return self._name.partition('/')[0]
 
   def estimate(self, loader, missing) -> int:
     """Returns the bytes of shards of a split, from a sample."""
-    count = sum(map(len, missing))
-    if not count:
+    indices = [index for shard in missing for index in shard.indices]
+    if not indices:
       return 0
-    chosen = np.linspace(
-      missing[0].start, missing[-1].stop - 1, min(_SAMPLE, count)
-    ).astype(int)
-    records = [self.convert(loader, int(index)) for index in chosen]
+    chosen = np.linspace(0, len(indices) - 1, min(_SAMPLE, len(indices)))
+    records = [self.convert(loader, indices[int(i)]) for i in chosen]
     sizes = [len(record) for record in records if record]
     # A record has about a hundred bytes of framing, a file ends with its 64 kB
     # block, and a sample errs.
     size = (np.mean(sizes or [0]) + 100) * 1.1
-    return int(count * size + len(missing) * 65_536)
+    return int(len(indices) * size + len(missing) * 65_536)
 
   def file_name(self, shard) -> str:
     """Returns what TFDS calls a shard's file."""
-    number = f'{shard.number:05d}-of-{shard.count:05d}'
-    return f'{self._name}-{shard.split}.array_record-{number}'
+    number = shard.key.removeprefix(f'{shard.split}-')
+    return f'{self._file_prefix}-{shard.split}.array_record-{number}'
 
   def convert(self, loader, index) -> bytes | None:
     """Returns a serialized tf.train.Example; None if the image is skipped."""
@@ -195,7 +163,7 @@ class _ResizedSet:
         num_bytes=sum(note['num_bytes'] for note in own),
         filename_template=tfds.core.ShardedFileTemplate(
           data_dir=self.folder,
-          dataset_name=self._name,
+          dataset_name=self._file_prefix,
           split=split,
           filetype_suffix='array_record',
         ),
@@ -227,6 +195,27 @@ class _ResizedSet:
       with files.replaced_file(self.folder / path.name) as temporary:
         shutil.copyfile(path, temporary)
 
+  def result(self) -> tuple[dict, dict]:
+    splits = {
+      split: tfds_records.tfds_source(
+        self._name, split, str(self._out)
+      ).num_examples
+      for split in self._loaders
+    }
+    total = sum(loader.source.num_examples for loader in self._loaders.values())
+    result = {
+      'out': str(self._out),
+      'name': self._name,
+      'folder': str(self.folder),
+      'size': self._size,
+      'quality': self._quality,
+      'classes': len(self._class_names),
+      'splits': splits,
+      'skipped': total - sum(splits.values()),
+    }
+    keys = {'source': 'tfds', 'path': self._out, 'tfds_name': self._name}
+    return result, keys
+
 
 def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:
   """Returns a JPEG, 4:2:0, whose short side is at most `size` pixels.
@@ -248,28 +237,3 @@ def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:
   return simplejpeg.encode_jpeg(
     np.ascontiguousarray(pixels), quality, 'RGB', '420', fastdct=False
   )
-
-
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  parser = commands.add_parser(
-    'resize',
-    help='make smaller JPEGs of a data set',
-    description='Writes all images as JPEGs whose short side is 256 pixels:'
-    ' a TFDS set in array_record, with the splits and the order of the source.',
-  )
-  inputs.add_arguments(parser, 'images in a file (default: 5,000)')
-  parser.add_argument(
-    '--quality',
-    type=int,
-    choices=range(1, 101),
-    metavar='1-100',
-    default=90,
-    help='of the JPEGs (default: 90)',
-  )
-  parser.add_argument(
-    '--name',
-    default='',
-    help='of the new set (default: that of the TFDS set, or of the folder)',
-  )
-  parser.set_defaults(work=prepare_resized)

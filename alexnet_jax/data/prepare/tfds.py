@@ -249,34 +249,3 @@ def _train_command(name, root, splits):
     'python -m alexnet_jax.main --config configs/imagenet.py'
     f' {" ".join(overrides)}'
   )
-
-
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  parser = commands.add_parser(
-    'tfds',
-    help='build a TFDS image classification set (needs TensorFlow)',
-    description='Builds a TFDS image classification set as array_record. Needs'
-    f' TensorFlow: {_INSTALL}. ImageNet needs as much room again as its'
-    ' two tars.',
-  )
-  parser.add_argument(
-    '--name', required=True, help='imagenet2012, or any NAME or NAME/CONFIG'
-  )
-  parser.add_argument(
-    '--manual_dir',
-    default='',
-    metavar='DIR',
-    help='folder of what TFDS cannot download: for imagenet2012'
-    ' ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar',
-  )
-  parser.add_argument(
-    '--data_dir',
-    default='',
-    metavar='DIR',
-    help='where TFDS keeps its sets (default: TFDS_DATA_DIR or'
-    ' ~/tensorflow_datasets)',
-  )
-  parser.set_defaults(
-    work=lambda a: prepare_tfds(a.name, a.manual_dir, a.data_dir)
-  )
