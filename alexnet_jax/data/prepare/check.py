@@ -8,7 +8,6 @@ import warnings
 from alexnet_jax import cli
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.folder import is_image_name
 from alexnet_jax.data.folder import list_files
 from alexnet_jax.data.loader import num_cores
 from alexnet_jax.data.prepare import contents
@@ -64,6 +63,16 @@ KINDS = {
     'classes of the validation that training lacks',
     'rename or remove them; training refuses them',
   ),
+  'single_image': (
+    'error',
+    'classes have a single image',
+    'it cannot be both trained on and held out: add images',
+  ),
+  'spelled_twice': (
+    'error',
+    'classes have one name in two spellings of Unicode',
+    'join them',
+  ),
   'empty_file': ('error', 'files are empty', _FIX),
   'truncated': ('error', 'images are cut off', _FIX),
   'unreadable': ('error', 'images cannot be read or decoded', _FIX),
@@ -74,7 +83,7 @@ KINDS = {
     'delete them from one of the two',
   ),
   'splits_in_a_class': (
-    'warning',
+    'error',
     'classes hold folders named like splits',
     'is this one level too high? give the folder that has train/ and val/',
   ),
@@ -221,13 +230,13 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
 def _open(root, name):
   if not root.is_dir():
     raise UserError(f'no folder at {str(root)!r}; give that of the data set')
-  if not name and (root / raw.MANIFEST).is_file():
+  if not name and raw.is_raw_set(root):
     return contents.open_raw(root)
   if not name and any((root / tar).is_file() for tar in contents.TARS):
     return contents.open_tars(root)
   if (folder := _tfds_folder(root, name)) is not None:
     return contents.open_tfds(folder)
-  if not any(map(is_image_name, list_files(root))):
+  if not list_files(root).paths:
     raise UserError(
       f'{str(root)!r} is no data set of a known kind: neither a folder of'
       f' images, nor a raw set ({raw.MANIFEST}), nor the data_dir of a TFDS'

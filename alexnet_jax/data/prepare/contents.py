@@ -1,4 +1,4 @@
-"""Readers of folders, ImageNet's tars, TFDS and raw sets for `prepare check`."""
+"""Readers of folders, ImageNet's tars, TFDS and raw sets for `check`."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -20,12 +20,11 @@ from alexnet_jax.data import folder as folder_lib
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.folder import is_image_name
-from alexnet_jax.data.folder import list_files
 from alexnet_jax.data.folder import subfolders
 from alexnet_jax.data.prepare.tfds import TRAIN_TAR
 from alexnet_jax.data.prepare.tfds import VALIDATION_TAR
+from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UnreadableImageError
-from alexnet_jax.errors import UserError
 
 TARS = {TRAIN_TAR: 'train', VALIDATION_TAR: 'validation'}
 _IMAGENET_IMAGES = {'train': 1_281_167, 'validation': 50_000}
@@ -107,66 +106,50 @@ def _count_findings(what, count, expected):
 def open_folder(root: pathlib.Path) -> Contents:
   """Opens images in subfolders named by class, in whatever state they are."""
   splits = folder_lib.split_folders(root)
-  class_names = subfolders(next(iter(splits.values())))
-  listed = [
-    (split, folder / name, list_files(folder / name))
-    for split, folder in splits.items()
-    for name in subfolders(folder) or ['']
-  ]
-  total = sum(is_image_name(path) for *_, paths in listed for path in paths)
-  jobs = _folder_jobs(root, splits, class_names, listed)
-  return Contents('folder', class_names, total, jobs)
+  listed = {
+    split: folder_lib.list_classes(folder) for split, folder in splits.items()
+  }
+  class_names = list(next(iter(listed.values())))
+  total = sum(len(c.paths) for found in listed.values() for c in found.values())
+  return Contents(
+    'folder', class_names, total, _folder_jobs(root, splits, listed)
+  )
 
 
-def _folder_jobs(root, splits, class_names, listed):
-  for kind, path, *detail in _layout_findings(root, splits, class_names):
-    yield _finding(kind, _below(root, path), *detail)
-  for split, folder, paths in listed:
-    known = folder.name in class_names
-    label = class_names.index(folder.name) if known else None
-    count = 0
-    for path in paths:
-      name = _below(root, path)
-      if not is_image_name(path):
-        if _is_image(path):
-          yield _finding('unknown_suffix', name)
-        else:
-          yield _finding('note', name, 'other files: left out')
-      elif folder_lib.file_size(path) is None:
-        yield _finding('note', name, 'links to nowhere: left out')
-      else:
-        count += 1
-        yield functools.partial(_examine_path, path, name, split, label)
-    if not count and folder != splits[split]:
-      yield _finding('empty_class', _below(root, folder))
-
-
-def _layout_findings(root, splits, class_names):
-  """Yields (kind, path) or (kind, path, detail)."""
-  for folder in splits.values():
-    classes = subfolders(folder)
-    if not classes:
-      yield 'no_classes', folder
-      continue
-    for name in sorted(os.listdir(folder)):
-      if is_image_name(name) and name[0] != '.':
-        yield 'loose_image', folder / name
-    for name in classes:
-      below = set(subfolders(folder / name))
-      if {'train', *folder_lib.VALIDATION_FOLDERS} & below:
-        yield 'splits_in_a_class', folder / name
-  if len(class_names) == 1:
-    yield 'one_class', root / class_names[0]
-  if 'validation' in splits:
-    found = set(subfolders(splits['validation']))
-    for name in sorted(found - set(class_names)):
-      yield 'class_only_in_validation', root / name
-    for name in sorted(set(class_names) - found):
-      yield 'class_not_in_validation', root / name
+def _folder_jobs(root, splits, listed):
+  class_names = list(next(iter(listed.values())))
+  for split, classes in listed.items():
+    folder = splits[split]
+    known = class_names if split == 'validation' else None
+    for kind, path, _ in folder_lib.find_problems(
+      folder, classes, known, divided=split == 'all'
+    ):
+      yield _finding(kind, _below(root, path))
+    for path in folder_lib.loose_images(folder) if classes else ():
+      yield _finding('loose_image', _below(root, path))
+    found = set(map(normal, classes))
+    for name in known or ():
+      if normal(name) not in found:
+        yield _finding('class_not_in_validation', name)
   if root not in splits.values():
     used = {folder.name for folder in splits.values()}
     for name in sorted(set(subfolders(root)) - used):
-      yield 'note', root / name, 'folders beside train and val: not read'
+      what = 'folders beside train and val: not read'
+      yield _finding('note', name, what)
+  for split, classes in listed.items():
+    flat = {} if classes else {'': folder_lib.list_files(splits[split])}
+    for name, listing in (classes or flat).items():
+      label = class_names.index(name) if name in class_names else None
+      for path, what in listing.left_out:
+        below = _below(root, path)
+        if what == 'other files' and _is_image(path):
+          yield _finding('unknown_suffix', below)
+        else:
+          yield _finding('note', below, f'{what}: left out')
+      for path in listing.paths:
+        yield functools.partial(
+          _examine_path, path, _below(root, path), split, label
+        )
 
 
 def _below(root, path):
@@ -342,32 +325,20 @@ def open_tfds(folder: pathlib.Path) -> Contents:
   Raises:
     UserError: if its description is damaged or it is of another format.
   """
-  import tensorflow_datasets as tfds  # slow to import, and only needed here
-
-  try:
-    info = tfds.builder_from_directory(folder).info
-    class_names = list(info.features['label'].names)
-    file_format = info.file_format.value
-  except Exception as error:  # the parsers of several formats
-    raise UserError(
-      f'{folder} has no description of images with labels that can be read:'
-      f' {error}; prepare the set again'
-    ) from error
-  if file_format != 'array_record':
-    raise UserError(
-      f'{folder} is {file_format}; training reads array_record: prepare the'
-      ' set again, into another folder'
-    )
-  total = info.splits.total_num_examples
-  return Contents('tfds', class_names, total, _tfds_jobs(info, class_names))
+  described = tfds_records.read_description(folder)
+  counts = {
+    split: sum(file.take for file in whole)
+    for split, whole in described.splits.items()
+  }
+  jobs = _tfds_jobs(described, counts)
+  return Contents('tfds', described.class_names, sum(counts.values()), jobs)
 
 
-def _tfds_jobs(info, class_names):
-  for split, split_info in info.splits.items():
-    for path, length in zip(
-      split_info.filepaths, split_info.shard_lengths, strict=True
-    ):
-      if not os.path.isfile(path):
+def _tfds_jobs(described, counts):
+  for split, whole in described.splits.items():
+    for file in whole:
+      path = pathlib.Path(file.filename)
+      if not path.is_file():
         yield _finding('missing_file', path.name)
         continue
       try:
@@ -377,20 +348,21 @@ def _tfds_jobs(info, class_names):
       except (RuntimeError, ValueError) as error:
         yield _finding('damaged_file', path.name, str(error))
         continue
-      yield from _count_findings(f'records of {path.name}', count, length)
-      if count := min(count, length):
+      yield from _count_findings(f'records of {path.name}', count, file.take)
+      if count := min(count, file.take):
         records = array_record_data_source.ArrayRecordDataSource(
           f'{path}[0:{count}]'
         )
         for i in range(count):
           name = f'{path.name} record {i}'
           yield functools.partial(_examine_record, records, i, name, split)
-  if info.name == 'imagenet2012':
+  if described.name == 'imagenet2012':
     for split, expected in _IMAGENET_IMAGES.items():
-      known = info.splits.get(split)
-      count = known.num_examples if known else 0
+      count = counts.get(split, 0)
       yield from _count_findings(f'{split} images', count, expected)
-    yield from _count_findings('classes', len(class_names), _IMAGENET_CLASSES)
+    yield from _count_findings(
+      'classes', len(described.class_names), _IMAGENET_CLASSES
+    )
 
 
 def _examine_record(records, index, name, split):
@@ -418,19 +390,10 @@ def open_raw(root: pathlib.Path) -> Contents:
     UserError: if the manifest cannot be understood.
   """
   manifest = raw.read_manifest(root)
-  try:
-    class_names = list(manifest['class_names'])
-    splits, size = dict(manifest['splits']), int(manifest['image_size'])
-    total = sum(s['num_examples'] for s in splits.values())
-    for info in splits.values():
-      for entry in [info['labels'], *info['shards']]:
-        _ = root / entry['file'], entry['sha256']
-      _ = [e['num_examples'] + 0 for e in info['shards']], info['skipped']
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'{root / raw.MANIFEST} lacks or misuses {error}; prepare the set again'
-    ) from error
-  return Contents('raw', class_names, total, _raw_jobs(root, splits, size))
+  splits, size = manifest['splits'], manifest['image_size']
+  total = sum(info['num_examples'] for info in splits.values())
+  jobs = _raw_jobs(root, splits, size)
+  return Contents('raw', manifest['class_names'], total, jobs)
 
 
 def _raw_jobs(root, splits, size):
