@@ -29,9 +29,7 @@ def _number(convert, fits, problem):
 
 _POSITIVE = _number(int, lambda n: n > 0, 'is not positive')
 _NOT_NEGATIVE = _number(int, lambda n: n >= 0, 'is negative')
-_FRACTION = _number(
-  float, lambda n: 0 < n < 1, 'does not lie between 0 and 1'
-)
+_FRACTION = _number(float, lambda n: 0 < n < 1, 'does not lie between 0 and 1')
 _QUALITY = _number(int, lambda n: 1 <= n <= 100, 'does not lie in 1 to 100')
 
 

@@ -1,4 +1,4 @@
-"""Readers of folders, ImageNet's tars, TFDS and raw sets for `prepare check`."""
+"""Reads folders, ImageNet's tars, TFDS and raw sets for `prepare check`."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ import tarfile
 
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
-import numpy as np
 import PIL.Image
 
 from alexnet_jax.data import decoding
@@ -34,29 +33,7 @@ _BLOCK = 512  # bytes, of a tar
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
 _ORIENTATION = 0x0112  # the EXIF tag
 _SMALL = 32  # pixels
-_SUFFIXES = {  # by the names of formats in Pillow
-  'JPEG': ('.jpg', '.jpeg'),
-  'MPO': ('.jpg', '.jpeg'),  # JPEGs of phones, with a second picture behind
-  'PNG': ('.png',),
-  'GIF': ('.gif',),
-  'WEBP': ('.webp',),
-  'BMP': ('.bmp',),
-  'TIFF': ('.tif', '.tiff'),
-}
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
-_GRAY, _ALPHA = 'gray: read as RGB', 'transparent: only the colors are read'
-_PALETTE, _CMYK = 'with a palette: read as RGB', 'CMYK or YCCK: read as RGB'
-_BY_MODE = {  # of Pillow
-  '1': (_GRAY,),
-  'L': (_GRAY,),
-  'LA': (_GRAY, _ALPHA),
-  'La': (_GRAY, _ALPHA),
-  'P': (_PALETTE,),
-  'PA': (_PALETTE, _ALPHA),
-  'RGBA': (_ALPHA,),
-  'RGBa': (_ALPHA,),
-  'CMYK': (_CMYK,),
-}
 
 
 @dataclasses.dataclass
@@ -237,19 +214,25 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
 
 def _notes(image, encoded, name):
   """Yields what is unusual about an image that training copes with."""
-  yield from _BY_MODE.get(image.mode, ())
-  if 'transparency' in image.info:
-    yield _ALPHA
+  if image.mode in ('1', 'L', 'LA', 'La'):
+    yield 'gray: read as RGB'
+  if image.mode in ('P', 'PA'):
+    yield 'with a palette: read as RGB'
+  if image.mode == 'CMYK':
+    yield 'CMYK or YCCK: read as RGB'
+  if image.mode[-1] in 'Aa' or 'transparency' in image.info:
+    yield 'transparent: only the colors are read'
   if image.mode.startswith('I') or (
     image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16
   ):
     yield 'of 16 bits per channel: cut to 8'
   suffix = os.path.splitext(name)[1].lower()
-  if suffix not in _SUFFIXES.get(image.format, ()) and is_image_name(suffix):
+  # JPEGs of phones are MPO: a preview behind the picture, which is no frame.
+  form = image.format.replace('MPO', 'JPEG')
+  if is_image_name(suffix) and PIL.Image.EXTENSION.get(suffix) != form:
     yield f'named {suffix} but {image.format}: read as what they are'
   if 1 < min(image.size) < _SMALL:
     yield f'with a side under {_SMALL} pixels: enlarged'
-  # The second picture of an MPO is a preview, no frame.
   if image.format != 'MPO' and getattr(image, 'is_animated', False):
     yield 'with several frames: the first is read'
   if _orientation(image) in range(2, 9):
@@ -420,7 +403,7 @@ def open_raw(root: pathlib.Path) -> Contents:
   manifest = raw.read_manifest(root)
   try:
     class_names = list(manifest['class_names'])
-    splits, size = dict(manifest['splits']), int(manifest['image_size'])
+    splits = dict(manifest['splits'])
     total = sum(s['num_examples'] for s in splits.values())
     for info in splits.values():
       for entry in [info['labels'], *info['shards']]:
@@ -430,53 +413,28 @@ def open_raw(root: pathlib.Path) -> Contents:
     raise UserError(
       f'{root / raw.MANIFEST} lacks or misuses {error}; prepare the set again'
     ) from error
-  return Contents('raw', class_names, total, _raw_jobs(root, splits, size))
+  return Contents('raw', class_names, total, _raw_jobs(root, splits))
 
 
-def _raw_jobs(root, splits, size):
+def _raw_jobs(root, splits):
   for split, info in splits.items():
     for name in info['skipped']:
       yield _finding('note', name, 'left out when the set was written')
     for entry in [info['labels'], *info['shards']]:
-      yield functools.partial(_check_sum, root, entry)
-    labels, found = _load(root, info['labels'], (), np.int32)
-    yield from found
-    what = f'labels in {info["labels"]["file"]}'
-    yield from _count_findings(what, len(labels), info['num_examples'])
-    start = 0
-    for entry in info['shards']:
-      name, expected = entry['file'], entry['num_examples']
-      squares, found = _load(root, entry, (size, size, 3), np.uint8)
-      yield from found
-      if not found:
-        what = f'images in {name}'
-        yield from _count_findings(what, len(squares), expected)
-      for i, square in enumerate(squares):
-        label = int(labels[start + i]) if start + i < len(labels) else None
-        image_name = f'{name} image {i}'
-        yield functools.partial(
-          _examine_square, square, image_name, split, label
-        )
-      start += expected
-    what = f'{split} images of all shards'
-    yield from _count_findings(what, start, info['num_examples'])
-
-
-def _load(root, entry, shape, dtype):
-  """Returns an array [n, *shape] and findings; if there are any, it is []."""
-  name = entry['file']
-  try:
-    array = np.load(root / name, mmap_mode='r' if shape else None)
-  except FileNotFoundError:
-    return [], [_finding('missing_file', name)]
-  except Exception as error:  # numpy parses the header as Python
-    return [], [_finding('damaged_file', name, str(error))]
-  if not isinstance(array, np.ndarray):
-    return [], [_finding('damaged_file', name, 'it is an archive')]
-  if not array.ndim or array.shape[1:] != shape or array.dtype != dtype:
-    detail = f'it is {array.dtype} {array.shape}'
-    return [], [_finding('damaged_file', name, detail)]
-  return np.asarray(array), []
+      if (root / entry['file']).is_file():
+        yield functools.partial(_check_sum, root, entry)
+      else:
+        yield _finding('missing_file', entry['file'])
+    try:
+      source = raw.raw_source(str(root), split)
+    except UserError as error:
+      yield _finding('refused', split, str(error))
+      continue
+    count = source.num_examples
+    what = f'images of {split}'
+    yield from _count_findings(what, count, info['num_examples'])
+    for i in range(count):
+      yield functools.partial(_examine_square, source, i, split)
 
 
 def _check_sum(root, entry):
@@ -484,12 +442,12 @@ def _check_sum(root, entry):
   try:
     with (root / name).open('rb') as file:
       found = hashlib.file_digest(file, 'sha256').hexdigest()
-  except FileNotFoundError:  # found when it is read
-    return Outcome(name, [])
   except OSError as error:
     return Outcome(name, [('damaged_file', error.strerror)])
   return Outcome(name, [('checksum', '')] if found != entry['sha256'] else [])
 
 
-def _examine_square(square, name, split, label):
+def _examine_square(source, index, split):
+  square, label = source.read(index)
+  name = f'{split} example {index}'
   return Outcome(name, [], split, label, digest(square.data))

@@ -60,14 +60,12 @@ class Target(Protocol):
     folder: of the set.
     description: name of the file that makes the folder a finished set.
     settings_file: name of the JSON file whose `settings` are those below.
-    what: what messages call the set.
     settings: all that its bytes depend on, as JSON.
   """
 
   folder: pathlib.Path
   description: str
   settings_file: str
-  what: str
   settings: dict
 
   def estimate(self, loader: Loader, missing: list[Shard]) -> int:
@@ -82,11 +80,8 @@ class Target(Protocol):
   def write(self, path: pathlib.Path, examples: Iterable) -> dict:
     """Writes converted examples; returns a note, with `num_examples`."""
 
-  def describe(self, notes: dict[str, list[dict]], drafts: pathlib.Path):
-    """Writes the description, from the notes of each split's shards.
-
-    `drafts` is a folder for files on the way there.
-    """
+  def describe(self, notes: dict[str, list[dict]]) -> None:
+    """Writes the description, from the notes of each split's shards."""
 
   def result(self) -> tuple[dict, dict]:
     """Returns the command's result, and the keys of config.data for it."""
@@ -209,8 +204,8 @@ def _check_settings(target):
   written = _read_json(path).get('settings') if path.is_file() else {}
   if changes := _differences(written, target.settings):
     raise UserError(
-      f'{target.folder} holds {target.what} made with other settings or from'
-      f' other data ({changes}); choose another --out'
+      f'{target.folder} holds a set made with other settings or from other data'
+      f' ({changes}); choose another --out'
     )
 
 
@@ -227,10 +222,14 @@ def _write_set(target, loaders, per_shard):
   """Writes the shards that are missing, then the description."""
   folder = target.folder
   planned = [
-    Shard(split, f'{split}-{i:05d}-of-{len(parts):05d}', part)
+    Shard(
+      split,
+      f'{split}-{i:05d}-of-{len(starts):05d}',
+      range(loader.source.num_examples)[start : start + per_shard],
+    )
     for split, loader in loaders.items()
-    for parts in [_parts(range(loader.source.num_examples), per_shard)]
-    for i, part in enumerate(parts)
+    for starts in [range(0, loader.source.num_examples, per_shard)]
+    for i, start in enumerate(starts)
   ]
   notes = {}  # by the keys of finished shards
   with _full_disk_explained(folder, planned, notes):
@@ -252,11 +251,7 @@ def _write_set(target, loaders, per_shard):
     for split, loader in loaders.items():
       if not sum(note['num_examples'] for note in of_splits[split]):
         raise UserError(f'no image of {loader.source.name} can be decoded')
-    target.describe(dict(of_splits), folder / _NOTES)
-
-
-def _parts(indices, size):
-  return [indices[start : start + size] for start in indices[::size]]
+    target.describe(dict(of_splits))
 
 
 @contextlib.contextmanager
@@ -281,7 +276,7 @@ def _begin(target):
   versions = {name: importlib.metadata.version(name) for name in _DECODERS}
   settings = target.settings | versions
   if not path.exists():
-    write_json(path, settings)
+    write_text(path, json.dumps(settings))
   elif changes := _differences(_read_json(path), settings):
     raise UserError(
       f'{folder} was begun with other settings ({changes}); give those, choose'
@@ -310,20 +305,12 @@ def _check_room(target, loaders, missing):
   )
   free = shutil.disk_usage(target.folder).free
   text = (
-    f'{target.what} needs about {_size(needed)}; {target.folder} has'
-    f' {_size(free)} of room'
+    f'the set needs about {needed / 1e6:,.1f} MB; {target.folder} has'
+    f' {free / 1e6:,.1f} MB of room'
   )
   if free < needed:
     raise UserError(f'{text}; make room or choose another --out')
   print(text, file=sys.stderr)
-
-
-def _size(count):
-  for unit in ('B', 'kB', 'MB', 'GB'):
-    if count < 1000:
-      return f'{count:.3g} {unit}'
-    count /= 1000
-  return f'{count:.3g} TB'
 
 
 def _write_shard(target, loader, shard, add_done):
@@ -347,7 +334,8 @@ def _write_shard(target, loader, shard, add_done):
     note = target.write(temporary, kept())
     size = temporary.stat().st_size
   note |= {'skipped': skipped, 'file': path.name, 'bytes': size}
-  write_json(target.folder / _NOTES / f'{shard.key}.json', note)
+  path = target.folder / _NOTES / f'{shard.key}.json'
+  write_text(path, json.dumps(note))
   return note
 
 
@@ -391,7 +379,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
 
 
 def _read_json(path):
-  """Reads what `write_json` wrote; {} if the file is damaged."""
+  """Reads an object; returns {} if the file is damaged."""
   try:
     content = json.loads(path.read_bytes())
   except (ValueError, RecursionError):
@@ -399,7 +387,7 @@ def _read_json(path):
   return content if isinstance(content, dict) else {}
 
 
-def write_json(path: pathlib.Path, content: dict, indent: int = 0) -> None:
-  """Writes a JSON file that is there as a whole or not at all."""
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is there as a whole or not at all."""
   with files.replaced_file(path) as temporary:
-    temporary.write_text(json.dumps(content, indent=indent or None))
+    temporary.write_text(text, 'utf-8')

@@ -24,7 +24,6 @@ TRAIN_TAR, VALIDATION_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 # Files in each tar of ILSVRC-2012: tars of one synset, and images.
 _IMAGENET_TARS = {TRAIN_TAR: 1_000, VALIDATION_TAR: 50_000}
 _CATALOG = 'https://www.tensorflow.org/datasets/catalog/overview'
-_INSTALL = how_to_install('tfds')
 
 
 def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
@@ -51,7 +50,6 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   ).expanduser()
   manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
   builder = _make_builder(name, root)
-  _check_features(builder)
   folder = pathlib.Path(builder.data_dir)
   if folder.exists():
     _check_built(builder)
@@ -59,7 +57,12 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   else:
     _check_manual_files(builder, manual, root)
     tensorflow = _import_tensorflow()
-    _check_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if left := [*folder.parent.glob(f'incomplete.*_{folder.name}')]:
+      logging.warning(
+        'left by a build that was killed, unless one is running; delete: %s',
+        ' '.join(map(str, left)),
+      )
     if name == 'imagenet2012':
       _check_tars(manual, folder.parent)
     _build(tensorflow, builder, manual)
@@ -85,7 +88,7 @@ def _make_builder(name, root):
       f'--name is {name!r}; it must be NAME or NAME/CONFIG as in {_CATALOG}'
     )
   try:
-    return tfds.builder(name, data_dir=str(root))
+    builder = tfds.builder(name, data_dir=str(root))
   except tfds.core.DatasetNotFoundError as error:
     near = difflib.get_close_matches(
       name.split('/')[0], tfds.list_builders(with_community_datasets=False)
@@ -99,11 +102,6 @@ def _make_builder(name, root):
     raise _tensorflow_missing(error) from error
   except ValueError as error:  # a config that the set does not have
     raise UserError(str(error)) from error
-
-
-def _check_features(builder):
-  import tensorflow_datasets as tfds
-
   features = dict(builder.info.features.items())
   kinds = {'image': tfds.features.Image, 'label': tfds.features.ClassLabel}
   if any(not isinstance(features.get(key), kinds[key]) for key in kinds):
@@ -111,6 +109,7 @@ def _check_features(builder):
       f'{builder.name} has the features {sorted(features)}; training needs an'
       " 'image' and a 'label' that is a class"
     )
+  return builder
 
 
 def _check_built(builder):
@@ -132,36 +131,20 @@ def _check_manual_files(builder, manual, root):
   """Checks the files that must be downloaded by hand, if there are any."""
   if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     return
-  if builder.name != 'imagenet2012':
-    if not (manual.is_dir() and any(manual.iterdir())):
+  if builder.name == 'imagenet2012':
+    if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
       raise UserError(
-        f'{builder.name} must be downloaded by hand, and {manual} does not'
-        ' exist or is empty; fill it or give another with --manual_dir DIR:\n'
-        f'{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+        f'{" and ".join(missing)} not found in {manual}. Register at'
+        ' https://image-net.org/download-images and download them, leave them'
+        ' packed, then:\n'
+        '  python -m alexnet_jax.data.prepare tfds --name imagenet2012'
+        f' --manual_dir DIR --data_dir {shlex.quote(str(root))}'
       )
-    return
-  if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
+  elif not (manual.is_dir() and any(manual.iterdir())):
     raise UserError(
-      f'{" and ".join(missing)} not found in {manual}. Register at'
-      ' https://image-net.org/download-images and download them, leave them'
-      ' packed, then:\n'
-      '  python -m alexnet_jax.data.prepare tfds --name imagenet2012'
-      f' --manual_dir DIR --data_dir {shlex.quote(str(root))}'
-    )
-
-
-def _check_folder(folder):
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'cannot write {folder.parent} ({error.strerror}); choose another'
-      ' --data_dir'
-    ) from error
-  if left := sorted(folder.parent.glob(f'incomplete.*_{folder.name}')):
-    logging.warning(
-      'left by a build that was killed, unless one is running; delete: %s',
-      ' '.join(map(str, left)),
+      f'{builder.name} must be downloaded by hand, and {manual} does not exist'
+      ' or is empty; fill it or give another with --manual_dir DIR:\n'
+      f'{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
     )
 
 
@@ -230,8 +213,8 @@ def _import_tensorflow():
 
 def _tensorflow_missing(error):
   return UserError(
-    f'building a TFDS set needs TensorFlow, reading it does not: {_INSTALL}'
-    f' ({error})'
+    'building a TFDS set needs TensorFlow, reading it does not:'
+    f' {how_to_install("tfds")} ({error})'
   )
 
 
