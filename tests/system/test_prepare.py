@@ -140,9 +140,7 @@ def test_too_small_a_disk_is_refused_beforehand(
 ):
   (small_disk / 'others').write_bytes(bytes(4 * 1024 * 1024 - 150_000))
   assert prepare(arguments(command, photos, small_disk / 'out')) == 2
-  message = capsys.readouterr().err
-  assert 'needs about' in message
-  assert 'make room' in message
+  assert 'make room' in capsys.readouterr().err
   assert finished(small_disk) == 0
 
 
