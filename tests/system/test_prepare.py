@@ -279,7 +279,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path):
     (['--source', 'photos'], 'invalid choice'),
     (['--val_fraction', '1.5'], 'does not lie between 0 and 1'),
     (['--path', '/nowhere'], "no folder at '/nowhere'"),
-    (['--source', 'digits'], 'leave --path out'),
+    (['--source', 'digits'], 'has no effect with --source digits'),
   ],
 )
 def test_wrong_arguments_are_refused(photos, tmp_path, capsys, wrong, message):

@@ -8,7 +8,6 @@ import warnings
 from alexnet_jax import cli
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.folder import is_image_name
 from alexnet_jax.data.folder import list_files
 from alexnet_jax.data.loader import num_cores
 from alexnet_jax.data.prepare import contents
@@ -29,6 +28,12 @@ _FIX = (
 _TEXTS = {
   'error': {
     'refused': 'training refuses it',
+    'single_image': 'classes have a single image, which cannot be both trained'
+    ' on and held out; add images',
+    'spelled_twice': 'classes have one name in two spellings of Unicode; join'
+    ' them',
+    'splits_in_a_class': 'classes hold folders named like splits; is this one'
+    ' level too high? give the folder that has train/ and val/',
     'missing_file': f'files are missing; {_FETCH}',
     'damaged_file': f'files of the set are damaged or cut off; {_FETCH}',
     'checksum': f'files have another SHA-256 than the manifest; {_PREPARE}',
@@ -49,8 +54,6 @@ _TEXTS = {
     ' validation; delete them from one of the two',
   },
   'warning': {
-    'splits_in_a_class': 'classes hold folders named like splits; is this one'
-    ' level too high? give the folder that has train/ and val/',
     'duplicate': 'images are copies of others of their split; delete the'
     ' copies: where a part is held out, it may get some of them',
     'duplicate_with_two_labels': 'images lie in two classes at once; decide for'
@@ -176,13 +179,13 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
 def _open(root, name):
   if not root.is_dir():
     raise UserError(f'no folder at {str(root)!r}; give that of the data set')
-  if not name and (root / raw.MANIFEST).is_file():
+  if not name and raw.is_raw_set(root):
     return contents.open_raw(root)
   if not name and any((root / tar).is_file() for tar in contents.TARS):
     return contents.open_tars(root)
   if (folder := _tfds_folder(root, name)) is not None:
     return contents.open_tfds(folder)
-  if not any(map(is_image_name, list_files(root))):
+  if not list_files(root).paths:
     raise UserError(
       f'{str(root)!r} is no data set of a known kind: neither a folder of'
       f' images, nor a raw set ({raw.MANIFEST}), nor the data_dir of a TFDS'

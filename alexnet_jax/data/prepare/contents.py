@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
-import dataclasses
 import functools
 import hashlib
 import io
 import os
 import pathlib
 import tarfile
+from typing import NamedTuple
 
-from array_record.python import array_record_data_source
 from array_record.python import array_record_module
+import numpy as np
 import PIL.Image
 
 from alexnet_jax.data import decoding
@@ -19,10 +19,10 @@ from alexnet_jax.data import folder as folder_lib
 from alexnet_jax.data import raw
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.folder import is_image_name
-from alexnet_jax.data.folder import list_files
 from alexnet_jax.data.folder import subfolders
 from alexnet_jax.data.prepare.tfds import TRAIN_TAR
 from alexnet_jax.data.prepare.tfds import VALIDATION_TAR
+from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
@@ -36,8 +36,7 @@ _SMALL = 32  # pixels
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
 
 
-@dataclasses.dataclass
-class Outcome:
+class Outcome(NamedTuple):
   """Result of the examination of one image, or of something else.
 
   Attributes:
@@ -55,8 +54,7 @@ class Outcome:
   digest: bytes = b''
 
 
-@dataclasses.dataclass
-class Contents:
+class Contents(NamedTuple):
   """A data set that is examined.
 
   Attributes:
@@ -84,66 +82,42 @@ def _count_findings(what, count, expected):
 def open_folder(root: pathlib.Path) -> Contents:
   """Opens images in subfolders named by class, in whatever state they are."""
   splits = folder_lib.split_folders(root)
-  class_names = subfolders(next(iter(splits.values())))
-  listed = [
-    (split, folder / name, list_files(folder / name))
-    for split, folder in splits.items()
-    for name in subfolders(folder) or ['']
-  ]
-  total = sum(is_image_name(path) for *_, paths in listed for path in paths)
-  jobs = _folder_jobs(root, splits, class_names, listed)
+  listed = {
+    split: folder_lib.list_classes(folder) for split, folder in splits.items()
+  }
+  class_names = list(next(iter(listed.values())))
+  total = sum(len(c.paths) for found in listed.values() for c in found.values())
+  jobs = _folder_jobs(root, splits, listed, class_names)
   return Contents('folder', class_names, total, jobs)
 
 
-def _folder_jobs(root, splits, class_names, listed):
-  for kind, path, *detail in _layout_findings(root, splits, class_names):
-    yield _finding(kind, _below(root, path), *detail)
-  for split, folder, paths in listed:
-    known = folder.name in class_names
-    label = class_names.index(folder.name) if known else None
-    count = 0
-    for path in paths:
-      name = _below(root, path)
-      if not is_image_name(path):
-        if _is_image(path):
-          yield _finding('unknown_suffix', name)
-        else:
-          yield _finding('note', name, 'other files: left out')
-      elif folder_lib.file_size(path) is None:
-        yield _finding('note', name, 'links to nowhere: left out')
-      else:
-        count += 1
-        yield functools.partial(_examine_path, path, name, split, label)
-    if not count and folder != splits[split]:
-      yield _finding('empty_class', _below(root, folder))
-
-
-def _layout_findings(root, splits, class_names):
-  """Yields (kind, path) or (kind, path, detail)."""
-  for folder in splits.values():
-    classes = subfolders(folder)
-    if not classes:
-      yield 'no_classes', folder
-      continue
-    for name in sorted(os.listdir(folder)):
-      if is_image_name(name) and name[0] != '.':
-        yield 'loose_image', folder / name
-    for name in classes:
-      below = set(subfolders(folder / name))
-      if {'train', *folder_lib.VALIDATION_FOLDERS} & below:
-        yield 'splits_in_a_class', folder / name
-  if len(class_names) == 1:
-    yield 'one_class', root / class_names[0]
-  if 'validation' in splits:
-    found = set(subfolders(splits['validation']))
-    for name in sorted(found - set(class_names)):
-      yield 'class_only_in_validation', root / name
-    for name in sorted(set(class_names) - found):
-      yield 'class_not_in_validation', root / name
+def _folder_jobs(root, splits, listed, class_names):
+  for split, classes in listed.items():
+    known = class_names if split == 'validation' else None
+    for kind, path, detail in folder_lib.find_problems(
+      splits[split], classes, known, divided=split == 'all'
+    ):
+      yield _finding(kind, _below(root, path), detail)
+    for path in folder_lib.loose_images(splits[split]):
+      yield _finding('loose_image', _below(root, path))
+    missing = {normal(n) for n in known or ()} - set(map(normal, classes))
+    for name in sorted(missing):
+      yield _finding('class_not_in_validation', name)
   if root not in splits.values():
     used = {folder.name for folder in splits.values()}
     for name in sorted(set(subfolders(root)) - used):
-      yield 'note', root / name, 'folders beside train and val: not read'
+      yield _finding('note', name, 'folders beside train and val: not read')
+  for split, classes in listed.items():
+    for name, listing in classes.items():
+      for path, what in listing.left_out:
+        if what == 'other files' and _is_image(path):
+          yield _finding('unknown_suffix', _below(root, path))
+        else:
+          yield _finding('note', _below(root, path), f'{what}: left out')
+      label = class_names.index(name) if name in class_names else None
+      for path in listing.paths:
+        name = _below(root, path)
+        yield functools.partial(_examine_path, path, name, split, label)
 
 
 def _below(root, path):
@@ -252,12 +226,7 @@ def open_tars(root: pathlib.Path) -> Contents:
   They are read from front to back, in one thread, and never unpacked.
   """
   class_names = []
-  # A part of ImageNet has fewer images: they take two blocks at least.
-  total = sum(
-    min(_IMAGENET_IMAGES[split], (root / name).stat().st_size // (2 * _BLOCK))
-    for name, split in TARS.items()
-    if (root / name).is_file()
-  )
+  total = sum(_IMAGENET_IMAGES.values())
   return Contents('tars', class_names, total, _tars_jobs(root, class_names))
 
 
@@ -325,73 +294,46 @@ def open_tfds(folder: pathlib.Path) -> Contents:
   Raises:
     UserError: if its description is damaged or it is of another format.
   """
-  import tensorflow_datasets as tfds  # slow to import, and only needed here
-
-  try:
-    info = tfds.builder_from_directory(folder).info
-    class_names = list(info.features['label'].names)
-    file_format = info.file_format.value
-  except Exception as error:  # the parsers of several formats
-    raise UserError(
-      f'{folder} has no description of images with labels that can be read:'
-      f' {error}; prepare the set again'
-    ) from error
-  if file_format != 'array_record':
-    raise UserError(
-      f'{folder} is {file_format}; training reads array_record: prepare the'
-      ' set again, into another folder'
-    )
-  total = info.splits.total_num_examples
-  return Contents('tfds', class_names, total, _tfds_jobs(info, class_names))
+  described = tfds_records.read_description(folder.resolve())
+  total = sum(map(described.num_examples, described.splits))
+  return Contents('tfds', described.class_names, total, _tfds_jobs(described))
 
 
-def _tfds_jobs(info, class_names):
-  for split, split_info in info.splits.items():
-    for path, length in zip(
-      split_info.filepaths, split_info.shard_lengths, strict=True
-    ):
-      if not os.path.isfile(path):
-        yield _finding('missing_file', path.name)
-        continue
-      try:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        count = reader.num_records()
-        reader.close()
-      except (RuntimeError, ValueError) as error:
-        yield _finding('damaged_file', path.name, str(error))
-        continue
-      yield from _count_findings(f'records of {path.name}', count, length)
-      if count := min(count, length):
-        records = array_record_data_source.ArrayRecordDataSource(
-          f'{path}[0:{count}]'
-        )
-        for i in range(count):
-          name = f'{path.name} record {i}'
-          yield functools.partial(_examine_record, records, i, name, split)
-  if info.name == 'imagenet2012':
+def _tfds_jobs(described):
+  version = described.folder
+  for split, whole in described.splits.items():
+    for file in whole:
+      yield from _record_file_findings(pathlib.Path(file.filename), file.take)
+    try:
+      source = tfds_records.tfds_source(
+        version.parent.name, split, str(version.parent.parent)
+      )
+    except UserError as error:
+      yield _finding('refused', split, str(error))
+      continue
+    for index in range(source.num_examples):
+      yield functools.partial(_examine_example, source, index, split)
+  if described.name == 'imagenet2012':
     for split, expected in _IMAGENET_IMAGES.items():
-      known = info.splits.get(split)
-      count = known.num_examples if known else 0
+      known = split in described.splits
+      count = described.num_examples(split) if known else 0
       yield from _count_findings(f'{split} images', count, expected)
-    yield from _count_findings('classes', len(class_names), _IMAGENET_CLASSES)
+    count = len(described.class_names)
+    yield from _count_findings('classes', count, _IMAGENET_CLASSES)
 
 
-def _examine_record(records, index, name, split):
+def _record_file_findings(path, expected):
+  if not path.is_file():
+    yield _finding('missing_file', path.name)
+    return
   try:
-    example = tfds_records.example_class().FromString(records[index])
-    features = example.features.feature
-    encoded = features['image'].bytes_list.value[0]
-    label = features['label'].int64_list.value[0]
-  except Exception as error:  # of protobuf's parser, ArrayRecord or an index
-    return Outcome(name, [('unreadable', str(error))], split)
-  if file_names := features['file_name'].bytes_list.value:
-    name += ' ' + file_names[0].decode(errors='replace')
-  hidden = split == 'test' and label == -1
-  outcome = _examine_file(encoded, name, split, None if hidden else label)
-  if hidden:
-    note = 'test images without a label: do not evaluate on them'
-    outcome.found.append(('note', note))
-  return outcome
+    reader = array_record_module.ArrayRecordReader(str(path))
+    count = reader.num_records()
+    reader.close()
+  except (RuntimeError, ValueError) as error:
+    yield _finding('damaged_file', path.name, str(error))
+  else:
+    yield from _count_findings(f'records of {path.name}', count, expected)
 
 
 def open_raw(root: pathlib.Path) -> Contents:
@@ -401,18 +343,8 @@ def open_raw(root: pathlib.Path) -> Contents:
     UserError: if the manifest cannot be understood.
   """
   manifest = raw.read_manifest(root)
-  try:
-    class_names = list(manifest['class_names'])
-    splits = dict(manifest['splits'])
-    total = sum(s['num_examples'] for s in splits.values())
-    for info in splits.values():
-      for entry in [info['labels'], *info['shards']]:
-        _ = root / entry['file'], entry['sha256']
-      _ = [e['num_examples'] + 0 for e in info['shards']], info['skipped']
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'{root / raw.MANIFEST} lacks or misuses {error}; prepare the set again'
-    ) from error
+  splits, class_names = manifest['splits'], manifest['class_names']
+  total = sum(info['num_examples'] for info in splits.values())
   return Contents('raw', class_names, total, _raw_jobs(root, splits))
 
 
@@ -421,33 +353,45 @@ def _raw_jobs(root, splits):
     for name in info['skipped']:
       yield _finding('note', name, 'left out when the set was written')
     for entry in [info['labels'], *info['shards']]:
-      if (root / entry['file']).is_file():
-        yield functools.partial(_check_sum, root, entry)
-      else:
-        yield _finding('missing_file', entry['file'])
+      yield functools.partial(_check_sum, root / entry['file'], entry['sha256'])
     try:
       source = raw.raw_source(str(root), split)
     except UserError as error:
       yield _finding('refused', split, str(error))
       continue
     count = source.num_examples
-    what = f'images of {split}'
-    yield from _count_findings(what, count, info['num_examples'])
-    for i in range(count):
-      yield functools.partial(_examine_square, source, i, split)
+    yield from _count_findings(
+      f'images of {split}', count, info['num_examples']
+    )
+    for index in range(count):
+      yield functools.partial(_examine_example, source, index, split)
 
 
-def _check_sum(root, entry):
-  name = entry['file']
+def _check_sum(path, expected):
   try:
-    with (root / name).open('rb') as file:
+    with path.open('rb') as file:
       found = hashlib.file_digest(file, 'sha256').hexdigest()
+  except FileNotFoundError:
+    return Outcome(path.name, [('missing_file', '')])
   except OSError as error:
-    return Outcome(name, [('damaged_file', error.strerror)])
-  return Outcome(name, [('checksum', '')] if found != entry['sha256'] else [])
+    return Outcome(path.name, [('damaged_file', error.strerror)])
+  return Outcome(path.name, [('checksum', '')] if found != expected else [])
 
 
-def _examine_square(source, index, split):
-  square, label = source.read(index)
-  name = f'{split} example {index}'
-  return Outcome(name, [], split, label, digest(square.data))
+def _examine_example(source, index, split):
+  """Examines an image as training reads it."""
+  try:
+    content, label = source.read(index)
+  except UserError as error:
+    skipped = isinstance(error, UnreadableImageError)
+    found = [('unreadable' if skipped else 'damaged_file', str(error))]
+    return Outcome(f'{source.name} {index}', found, split)
+  name = source.describe(index)
+  if isinstance(content, np.ndarray):
+    return Outcome(name, [], split, label, digest(content.data))
+  hidden = split == 'test' and label == -1
+  outcome = _examine_file(content, name, split, None if hidden else label)
+  if hidden:
+    note = 'test images without a label: do not evaluate on them'
+    outcome.found.append(('note', note))
+  return outcome

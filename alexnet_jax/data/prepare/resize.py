@@ -7,6 +7,7 @@ order of the source.
 
 from collections.abc import Sequence
 import json
+import logging
 import pathlib
 import re
 
@@ -62,6 +63,25 @@ def _name_and_version(arguments):
   return name if name[0].isalpha() else f'images_{name}', _VERSION
 
 
+def _check_class_names(names):
+  """Refuses names that a file with a name a line does not give back."""
+  for name in names:
+    if name != name.strip() or set(name) & {*'\r\n'} or not _is_unicode(name):
+      raise UserError(
+        'a TFDS set keeps class names as lines of UTF-8 text, and'
+        f' {name!r} is none; rename the class, or use `prepare raw`'
+      )
+  if len({*names, ''}) <= len(names):
+    logging.warning(
+      'class names are empty or given twice: training reads the set, but TFDS'
+      ' itself refuses such names'
+    )
+
+
+def _is_unicode(name):
+  return name.encode(errors='replace').decode() == name
+
+
 class _ResizedSet:
   """A TFDS set of smaller JPEGs, as `shards.Target` describes it."""
 
@@ -74,6 +94,7 @@ class _ResizedSet:
     self.folder = self._out / self._name / version
     self._loaders = loaders
     self._class_names = list(loaders['train'].source.class_names)
+    _check_class_names(self._class_names)
     self._size, self._quality = arguments.size, arguments.quality
     self.settings = {
       'size': arguments.size,

@@ -38,6 +38,16 @@ _IMAGENET_CLASSES = 1_000
 # A set is not begun with one version of what decides its pixels and ended with
 # another.
 _DECODERS = ('simplejpeg', 'pillow', 'numba')
+# Flags that only some sources read: which, and the default.
+_OF_SOURCES = {
+  'path': ('folder tfds tar parquet raw', ''),
+  'tfds_name': ('tfds', 'imagenet2012'),
+  'tfds_train_split': ('tfds', 'train'),
+  'tfds_eval_split': ('tfds', 'validation'),
+  'val_fraction': ('digits folder tar parquet', 0.2),
+  'split_seed': ('digits folder tar parquet', 0),
+  'unreadable': ('folder tfds tar parquet', 'stop'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,22 +140,19 @@ def prepare(
 
 def _open_loaders(arguments):
   """Returns a loader for `train` and one for `validation`."""
-  _check_path(arguments)
+  given = _fill_in(arguments)
+  options = {
+    key: getattr(arguments, key)
+    for key in ('path', 'tfds_name', 'val_fraction', 'split_seed')
+  }
   loaders = {}
   for split, tfds_split in zip(
     sources.SPLITS,
     (arguments.tfds_train_split, arguments.tfds_eval_split),
     strict=True,
   ):
-    source = sources.make_source(
-      arguments.source,
-      split,
-      path=arguments.path,
-      tfds_name=arguments.tfds_name,
-      tfds_split=tfds_split,
-      val_fraction=arguments.val_fraction,
-      split_seed=arguments.split_seed,
-    )
+    options['tfds_split'] = tfds_split
+    source = sources.make_source(arguments.source, split, **options)
     loaders[split] = Loader(
       source,
       arguments.size,
@@ -154,16 +161,33 @@ def _open_loaders(arguments):
       skip_hint='--unreadable skip; or repair it',
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
+  if given & {'val_fraction', 'split_seed'}:
+    options['val_fraction'] = 0.0
+    whole = sources.make_source(arguments.source, 'train', **options)
+    if whole.num_examples == loaders['train'].source.num_examples:
+      raise UserError(
+        f'{whole.name} has a split for validation of its own: --val_fraction'
+        ' and --split_seed have no effect; leave them out'
+      )
   return loaders
 
 
-def _check_path(arguments):
-  if arguments.source == 'digits' and arguments.path:
-    raise UserError('--source digits comes with the package; leave --path out')
-  if arguments.source in ('digits', 'tfds'):
-    return
+def _fill_in(arguments):
+  """Sets the defaults of _OF_SOURCES; returns which flags were given."""
+  given = {f for f in _OF_SOURCES if getattr(arguments, f) is not None}
+  kind = arguments.source
+  for flag, (kinds, default) in _OF_SOURCES.items():
+    if flag not in given:
+      setattr(arguments, flag, default)
+    elif kind not in kinds.split():
+      raise UserError(
+        f'--{flag} {getattr(arguments, flag)} has no effect with --source'
+        f' {kind}; leave it out'
+      )
+  if kind in ('digits', 'tfds'):
+    return given
   if not arguments.path:
-    raise UserError(f'--source {arguments.source} needs --path')
+    raise UserError(f'--source {kind} needs --path')
   source = pathlib.Path(arguments.path).expanduser().resolve()
   out = pathlib.Path(arguments.out).expanduser().resolve()
   if source in (out, *out.parents):
@@ -171,6 +195,7 @@ def _check_path(arguments):
       f'--out {out} lies in the source {source}, which would then hold both;'
       ' choose a folder outside'
     )
+  return given
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tarfile
 
+from alexnet_jax.data import tfds_records
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
@@ -48,26 +49,19 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   root = pathlib.Path(
     data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   ).expanduser()
-  manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
-  builder = _make_builder(name, root)
-  folder = pathlib.Path(builder.data_dir)
-  if folder.exists():
-    _check_built(builder)
-    print(f'{name} is already prepared in {folder}', file=sys.stderr)
+  if not re.fullmatch(r'[a-z0-9_]+(/[\w.\-]+)?', name):
+    raise UserError(
+      f'--name is {name!r}; it must be NAME or NAME/CONFIG as in {_CATALOG}'
+    )
+  # TFDS itself would run code that a set's description names.
+  found = tfds_records.find_sets(root / name)
+  folder = next((f for f in found if f.parent == root / name), None)
+  if folder is None:
+    folder = _build(name, root, manual_dir)
   else:
-    _check_manual_files(builder, manual, root)
-    tensorflow = _import_tensorflow()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if left := [*folder.parent.glob(f'incomplete.*_{folder.name}')]:
-      logging.warning(
-        'left by a build that was killed, unless one is running; delete: %s',
-        ' '.join(map(str, left)),
-      )
-    if name == 'imagenet2012':
-      _check_tars(manual, folder.parent)
-    _build(tensorflow, builder, manual)
-    print(f'{name} is prepared in {folder}', file=sys.stderr)
-  splits = {str(k): s.num_examples for k, s in builder.info.splits.items()}
+    print(f'{name} is already prepared in {folder}', file=sys.stderr)
+  described = tfds_records.read_description(folder)
+  splits = {split: described.num_examples(split) for split in described.splits}
   command = _train_command(name, root, splits)
   print(f'{splits}\nto train on it:\n  {command}', file=sys.stderr)
   return {
@@ -75,23 +69,52 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
     'data_dir': str(root),
     'folder': str(folder),
     'splits': splits,
-    'classes': builder.info.features['label'].num_classes,
+    'classes': len(described.class_names),
   }
+
+
+def _build(name, root, manual_dir):
+  """Builds a set with TensorFlow; returns its folder."""
+  manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
+  builder = _make_builder(name, root)
+  folder = pathlib.Path(builder.data_dir)
+  if folder.exists():
+    if not (folder / tfds_records.INFO).exists():
+      raise UserError(
+        f'{folder} is there but holds no finished data set; move it away or'
+        ' choose another --data_dir'
+      )
+    print(f'{name} is already prepared in {folder}', file=sys.stderr)
+    return folder
+  if manual_dir and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    raise UserError(f'TFDS downloads {name} itself: leave --manual_dir out')
+  _check_manual_files(builder, manual, root)
+  tensorflow = _import_tensorflow()
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  if left := [*folder.parent.glob(f'incomplete.*_{folder.name}')]:
+    logging.warning(
+      'left by a build that was killed, unless one is running; delete: %s',
+      ' '.join(map(str, left)),
+    )
+  if name == 'imagenet2012':
+    _check_tars(manual, folder.parent)
+  _run_builder(tensorflow, builder, manual)
+  print(f'{name} is prepared in {folder}', file=sys.stderr)
+  return folder
 
 
 def _make_builder(name, root):
   """Returns TFDS's builder of the set; most are made without TensorFlow."""
   import tensorflow_datasets as tfds  # slow to import, and only needed here
 
-  if not re.fullmatch(r'[a-z0-9_]+(/[\w.\-]+)?', name):
-    raise UserError(
-      f'--name is {name!r}; it must be NAME or NAME/CONFIG as in {_CATALOG}'
-    )
+  own_name, _, config = name.partition('/')
   try:
-    builder = tfds.builder(name, data_dir=str(root))
+    builder = tfds.builder_cls(own_name)(
+      config=config or None, data_dir=str(root)
+    )
   except tfds.core.DatasetNotFoundError as error:
     near = difflib.get_close_matches(
-      name.split('/')[0], tfds.list_builders(with_community_datasets=False)
+      own_name, tfds.list_builders(with_community_datasets=False)
     )
     hint = f' Did you mean {" or ".join(near)}?' if near else ''
     raise UserError(
@@ -110,21 +133,6 @@ def _make_builder(name, root):
       " 'image' and a 'label' that is a class"
     )
   return builder
-
-
-def _check_built(builder):
-  formats = sorted(f.value for f in builder.info.available_file_formats())
-  if not builder.info.splits:
-    raise UserError(
-      f'{builder.data_dir} is there but holds no finished data set; move it'
-      ' away or choose another --data_dir'
-    )
-  if _RECORD_FORMAT not in formats:
-    raise UserError(
-      f'{builder.data_dir} is prepared as {", ".join(formats)}; training reads'
-      f' {_RECORD_FORMAT}. It is left as it is: choose another --data_dir, or'
-      ' move it away if nothing else reads it'
-    )
 
 
 def _check_manual_files(builder, manual, root):
@@ -172,7 +180,7 @@ def _check_tars(manual, folder):
     )
 
 
-def _build(tensorflow, builder, manual):
+def _run_builder(tensorflow, builder, manual):
   import tensorflow_datasets as tfds
 
   try:
