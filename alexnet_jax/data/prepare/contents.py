@@ -94,11 +94,11 @@ def open_folder(root: pathlib.Path) -> Contents:
 def _folder_jobs(root, splits, listed, class_names):
   for split, classes in listed.items():
     known = class_names if split == 'validation' else None
-    for kind, path, detail in folder_lib.find_problems(
+    for kind, path, _ in folder_lib.find_problems(
       splits[split], classes, known, divided=split == 'all'
     ):
-      yield _finding(kind, _below(root, path), detail)
-    for path in folder_lib.loose_images(splits[split]):
+      yield _finding(kind, _below(root, path))
+    for path in folder_lib.loose_images(splits[split]) if classes else ():
       yield _finding('loose_image', _below(root, path))
     missing = {normal(n) for n in known or ()} - set(map(normal, classes))
     for name in sorted(missing):
@@ -108,7 +108,8 @@ def _folder_jobs(root, splits, listed, class_names):
     for name in sorted(set(subfolders(root)) - used):
       yield _finding('note', name, 'folders beside train and val: not read')
   for split, classes in listed.items():
-    for name, listing in classes.items():
+    flat = {} if classes else {'': folder_lib.list_files(splits[split])}
+    for name, listing in (classes or flat).items():
       for path, what in listing.left_out:
         if what == 'other files' and _is_image(path):
           yield _finding('unknown_suffix', _below(root, path))

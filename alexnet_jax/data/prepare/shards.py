@@ -28,6 +28,7 @@ from alexnet_jax import cli
 from alexnet_jax import files
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
@@ -161,6 +162,7 @@ def _open_loaders(arguments):
       skip_hint='--unreadable skip; or repair it',
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
+  check_disjoint(*(loader.source for loader in loaders.values()))
   if given & {'val_fraction', 'split_seed'}:
     options['val_fraction'] = 0.0
     whole = sources.make_source(arguments.source, 'train', **options)
