@@ -63,25 +63,23 @@ def _add_copy(parser):
   )
   parser.add_argument(
     '--path',
-    default='',
-    metavar='PATH',
     help='the folder of images or shards, or the data_dir of TFDS',
   )
   parser.add_argument('--out', required=True, metavar='DIR')
-  parser.add_argument('--tfds_name', default='imagenet2012')
-  parser.add_argument('--tfds_train_split', default='train')
-  parser.add_argument('--tfds_eval_split', default='validation')
+  parser.add_argument('--tfds_name', help='default: imagenet2012')
+  parser.add_argument('--tfds_train_split', help='default: train')
+  parser.add_argument('--tfds_eval_split', help='default: validation')
   parser.add_argument(
     '--val_fraction',
     type=_FRACTION,
-    default=0.2,
     help='held out where the data has no split (default: 0.2)',
   )
-  parser.add_argument('--split_seed', type=int, default=0)
+  parser.add_argument(
+    '--split_seed', type=int, help='of what is held out (default: 0)'
+  )
   parser.add_argument(
     '--unreadable',
     choices=('stop', 'skip'),
-    default='stop',
     help='at an image that cannot be decoded (default: stop)',
   )
   parser.add_argument(

@@ -14,9 +14,8 @@ from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.errors import UserError
 
-_SEVERITIES = ('error', 'warning', 'note')
 _MAX_EXAMPLES = 5  # names that a finding keeps
-_MAX_DETAIL = 200  # characters of what a decoder or the system says
+_MAX_DETAIL = 500  # characters of what a decoder or the system says
 
 _FETCH = 'fetch or write them again'
 _PREPARE = 'prepare the set again'
@@ -24,110 +23,60 @@ _FIX = (
   'repair, replace or delete them; training goes on without them with'
   ' --config.data.unreadable=skip'
 )
-# kind: (severity, what it is, what to do). An error stops the training or makes
-# it wrong. A note is what training gets right by itself; its detail says what.
+# What it is, and what to do, by severity and kind. An error stops the training
+# or makes it wrong. A note is what training gets right; its detail says what.
+_TEXTS = {
+  'error': {
+    'refused': 'training refuses it',
+    'single_image': 'classes have a single image, which cannot be both trained'
+    ' on and held out; add images',
+    'spelled_twice': 'classes have one name in two spellings of Unicode; join'
+    ' them',
+    'splits_in_a_class': 'classes hold folders named like splits; is this one'
+    ' level too high? give the folder that has train/ and val/',
+    'missing_file': f'files are missing; {_FETCH}',
+    'damaged_file': f'files of the set are damaged or cut off; {_FETCH}',
+    'checksum': f'files have another SHA-256 than the manifest; {_PREPARE}',
+    'wrong_count': 'there are fewer or more than there should be; look for a'
+    ' download or a preparation that was cut short',
+    'no_classes': 'folders have no subfolders; put the images into one'
+    ' subfolder per class',
+    'one_class': 'there is one class only, training needs two; is this the'
+    ' folder above the classes?',
+    'empty_class': 'class folders hold no images; fill them or delete them',
+    'class_only_in_validation': 'classes of the validation that training lacks;'
+    ' rename or remove them',
+    'empty_file': f'files are empty; {_FIX}',
+    'truncated': f'images are cut off; {_FIX}',
+    'unreadable': f'images cannot be read or decoded; {_FIX}',
+    'label_out_of_range': f'labels are no class of the set; {_PREPARE}',
+    'duplicate_between_splits': 'images are in two splits, which spoils the'
+    ' validation; delete them from one of the two',
+  },
+  'warning': {
+    'duplicate': 'images are copies of others of their split; delete the'
+    ' copies: where a part is held out, it may get some of them',
+    'duplicate_with_two_labels': 'images lie in two classes at once; decide for'
+    ' one',
+    'damaged_jpeg': 'JPEGs are damaged inside; they decode, perhaps with wrong'
+    ' parts: look at them',
+    'one_pixel': 'images have a side of one pixel; look at them: crops of them'
+    ' are stripes',
+    'unused_class': 'classes have no training images; the network will never'
+    ' predict them',
+    'class_not_in_validation': 'classes of training have no validation images;'
+    ' their accuracy is not measured',
+    'unknown_suffix': 'images are left out for their file name; rename them to'
+    ' end in .jpg, .png, ... if they belong to the set',
+    'loose_image': 'images lie beside the class folders and are left out; move'
+    ' them into a class, or away',
+  },
+  'note': {'note': ''},
+}
 KINDS = {
-  'missing_file': ('error', 'files are missing', _FETCH),
-  'damaged_file': (
-    'error',
-    'tars, shards or descriptions are damaged or cut off',
-    _FETCH,
-  ),
-  'checksum': (
-    'error',
-    'files do not have the SHA-256 that the manifest gives',
-    f'something changed them since they were written: {_PREPARE}',
-  ),
-  'wrong_count': (
-    'error',
-    'there are fewer or more than there should be',
-    'look for a download or a preparation that was cut short',
-  ),
-  'no_classes': (
-    'error',
-    'folders have no subfolders',
-    'put the images into one subfolder per class',
-  ),
-  'one_class': (
-    'error',
-    'there is one class only',
-    'training needs two; is this the folder above the classes?',
-  ),
-  'empty_class': (
-    'error',
-    'class folders hold no images',
-    'fill them or delete them',
-  ),
-  'class_only_in_validation': (
-    'error',
-    'classes of the validation that training lacks',
-    'rename or remove them; training refuses them',
-  ),
-  'single_image': (
-    'error',
-    'classes have a single image',
-    'it cannot be both trained on and held out: add images',
-  ),
-  'spelled_twice': (
-    'error',
-    'classes have one name in two spellings of Unicode',
-    'join them',
-  ),
-  'empty_file': ('error', 'files are empty', _FIX),
-  'truncated': ('error', 'images are cut off', _FIX),
-  'unreadable': ('error', 'images cannot be read or decoded', _FIX),
-  'label_out_of_range': ('error', 'labels are no class of the set', _PREPARE),
-  'duplicate_between_splits': (
-    'error',
-    'images are in two splits, which spoils the validation',
-    'delete them from one of the two',
-  ),
-  'splits_in_a_class': (
-    'error',
-    'classes hold folders named like splits',
-    'is this one level too high? give the folder that has train/ and val/',
-  ),
-  'duplicate': (
-    'warning',
-    'images are copies of others of their split',
-    'delete the copies; where a part is held out, it may get some of them',
-  ),
-  'duplicate_with_two_labels': (
-    'warning',
-    'images lie in two classes at once',
-    'decide for one',
-  ),
-  'damaged_jpeg': (
-    'warning',
-    'JPEGs are damaged inside; they decode, perhaps with wrong parts',
-    'look at them',
-  ),
-  'one_pixel': (
-    'warning',
-    'images have a side of one pixel',
-    'look at them: crops of them are stripes',
-  ),
-  'unused_class': (
-    'warning',
-    'classes have no training images',
-    'the network will never predict them',
-  ),
-  'class_not_in_validation': (
-    'warning',
-    'classes of training have no validation images',
-    'their accuracy is not measured',
-  ),
-  'unknown_suffix': (
-    'warning',
-    'images are left out for their file name',
-    'rename them to end in .jpg, .png, ... if they belong to the set',
-  ),
-  'loose_image': (
-    'warning',
-    'images lie beside the class folders and are left out',
-    'move them into a class, or away',
-  ),
-  'note': ('note', '', ''),
+  kind: (severity, text)
+  for severity, texts in _TEXTS.items()
+  for kind, text in texts.items()
 }
 
 
@@ -159,11 +108,11 @@ class Findings:
 
   def add(self, kind: str, name: str, detail: str = '') -> None:
     """Adds a finding; only the detail of the first of a kind is kept."""
-    severity, what, advice = KINDS[kind]
+    severity, text = KINDS[kind]
     key = kind, detail if kind == 'note' else ''
     if key not in self._rows:
       first = f' (the first: {detail[:_MAX_DETAIL]})' if detail else ''
-      text = detail if kind == 'note' else f'{what}{first}; {advice}'
+      text = detail if kind == 'note' else text + first
       self._rows[key] = Finding(severity, kind, text)
     row = self._rows[key]
     row.count += 1
@@ -292,7 +241,7 @@ def _result(path, kind, labels, findings):
     'findings': [dataclasses.asdict(finding) for finding in findings],
     **{
       f'{severity}s': sum(f.count for f in findings if f.severity == severity)
-      for severity in _SEVERITIES
+      for severity in _TEXTS
     },
   }
 
@@ -311,7 +260,7 @@ def _print(result):
     console.line(f'{split}: {counts["examples"]:,} images{of_classes}')
   sums = ', '.join(
     f'{(count := result[f"{s}s"]):,} {s}{"" if count == 1 else "s"}'
-    for s in _SEVERITIES
+    for s in _TEXTS
   )
   verdict = 'fit for training'
   if result['errors']:

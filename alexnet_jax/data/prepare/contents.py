@@ -1,16 +1,15 @@
-"""Readers of folders, ImageNet's tars, TFDS and raw sets for `check`."""
+"""Reads folders, ImageNet's tars, TFDS and raw sets for `prepare check`."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
-import dataclasses
 import functools
 import hashlib
 import io
 import os
 import pathlib
 import tarfile
+from typing import NamedTuple
 
-from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 import numpy as np
 import PIL.Image
@@ -25,6 +24,7 @@ from alexnet_jax.data.prepare.tfds import TRAIN_TAR
 from alexnet_jax.data.prepare.tfds import VALIDATION_TAR
 from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UnreadableImageError
+from alexnet_jax.errors import UserError
 
 TARS = {TRAIN_TAR: 'train', VALIDATION_TAR: 'validation'}
 _IMAGENET_IMAGES = {'train': 1_281_167, 'validation': 50_000}
@@ -33,33 +33,10 @@ _BLOCK = 512  # bytes, of a tar
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
 _ORIENTATION = 0x0112  # the EXIF tag
 _SMALL = 32  # pixels
-_SUFFIXES = {  # by the names of formats in Pillow
-  'JPEG': ('.jpg', '.jpeg'),
-  'MPO': ('.jpg', '.jpeg'),  # JPEGs of phones, with a second picture behind
-  'PNG': ('.png',),
-  'GIF': ('.gif',),
-  'WEBP': ('.webp',),
-  'BMP': ('.bmp',),
-  'TIFF': ('.tif', '.tiff'),
-}
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
-_GRAY, _ALPHA = 'gray: read as RGB', 'transparent: only the colors are read'
-_PALETTE, _CMYK = 'with a palette: read as RGB', 'CMYK or YCCK: read as RGB'
-_BY_MODE = {  # of Pillow
-  '1': (_GRAY,),
-  'L': (_GRAY,),
-  'LA': (_GRAY, _ALPHA),
-  'La': (_GRAY, _ALPHA),
-  'P': (_PALETTE,),
-  'PA': (_PALETTE, _ALPHA),
-  'RGBA': (_ALPHA,),
-  'RGBa': (_ALPHA,),
-  'CMYK': (_CMYK,),
-}
 
 
-@dataclasses.dataclass
-class Outcome:
+class Outcome(NamedTuple):
   """Result of the examination of one image, or of something else.
 
   Attributes:
@@ -77,8 +54,7 @@ class Outcome:
   digest: bytes = b''
 
 
-@dataclasses.dataclass
-class Contents:
+class Contents(NamedTuple):
   """A data set that is examined.
 
   Attributes:
@@ -111,45 +87,38 @@ def open_folder(root: pathlib.Path) -> Contents:
   }
   class_names = list(next(iter(listed.values())))
   total = sum(len(c.paths) for found in listed.values() for c in found.values())
-  return Contents(
-    'folder', class_names, total, _folder_jobs(root, splits, listed)
-  )
+  jobs = _folder_jobs(root, splits, listed, class_names)
+  return Contents('folder', class_names, total, jobs)
 
 
-def _folder_jobs(root, splits, listed):
-  class_names = list(next(iter(listed.values())))
+def _folder_jobs(root, splits, listed, class_names):
   for split, classes in listed.items():
-    folder = splits[split]
     known = class_names if split == 'validation' else None
     for kind, path, _ in folder_lib.find_problems(
-      folder, classes, known, divided=split == 'all'
+      splits[split], classes, known, divided=split == 'all'
     ):
       yield _finding(kind, _below(root, path))
-    for path in folder_lib.loose_images(folder) if classes else ():
+    for path in folder_lib.loose_images(splits[split]) if classes else ():
       yield _finding('loose_image', _below(root, path))
-    found = set(map(normal, classes))
-    for name in known or ():
-      if normal(name) not in found:
-        yield _finding('class_not_in_validation', name)
+    missing = {normal(n) for n in known or ()} - set(map(normal, classes))
+    for name in sorted(missing):
+      yield _finding('class_not_in_validation', name)
   if root not in splits.values():
     used = {folder.name for folder in splits.values()}
     for name in sorted(set(subfolders(root)) - used):
-      what = 'folders beside train and val: not read'
-      yield _finding('note', name, what)
+      yield _finding('note', name, 'folders beside train and val: not read')
   for split, classes in listed.items():
     flat = {} if classes else {'': folder_lib.list_files(splits[split])}
     for name, listing in (classes or flat).items():
-      label = class_names.index(name) if name in class_names else None
       for path, what in listing.left_out:
-        below = _below(root, path)
         if what == 'other files' and _is_image(path):
-          yield _finding('unknown_suffix', below)
+          yield _finding('unknown_suffix', _below(root, path))
         else:
-          yield _finding('note', below, f'{what}: left out')
+          yield _finding('note', _below(root, path), f'{what}: left out')
+      label = class_names.index(name) if name in class_names else None
       for path in listing.paths:
-        yield functools.partial(
-          _examine_path, path, _below(root, path), split, label
-        )
+        name = _below(root, path)
+        yield functools.partial(_examine_path, path, name, split, label)
 
 
 def _below(root, path):
@@ -220,19 +189,25 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
 
 def _notes(image, encoded, name):
   """Yields what is unusual about an image that training copes with."""
-  yield from _BY_MODE.get(image.mode, ())
-  if 'transparency' in image.info:
-    yield _ALPHA
+  if image.mode in ('1', 'L', 'LA', 'La'):
+    yield 'gray: read as RGB'
+  if image.mode in ('P', 'PA'):
+    yield 'with a palette: read as RGB'
+  if image.mode == 'CMYK':
+    yield 'CMYK or YCCK: read as RGB'
+  if image.mode[-1] in 'Aa' or 'transparency' in image.info:
+    yield 'transparent: only the colors are read'
   if image.mode.startswith('I') or (
     image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16
   ):
     yield 'of 16 bits per channel: cut to 8'
   suffix = os.path.splitext(name)[1].lower()
-  if suffix not in _SUFFIXES.get(image.format, ()) and is_image_name(suffix):
+  # JPEGs of phones are MPO: a preview behind the picture, which is no frame.
+  form = image.format.replace('MPO', 'JPEG')
+  if is_image_name(suffix) and PIL.Image.EXTENSION.get(suffix) != form:
     yield f'named {suffix} but {image.format}: read as what they are'
   if 1 < min(image.size) < _SMALL:
     yield f'with a side under {_SMALL} pixels: enlarged'
-  # The second picture of an MPO is a preview, no frame.
   if image.format != 'MPO' and getattr(image, 'is_animated', False):
     yield 'with several frames: the first is read'
   if _orientation(image) in range(2, 9):
@@ -252,12 +227,7 @@ def open_tars(root: pathlib.Path) -> Contents:
   They are read from front to back, in one thread, and never unpacked.
   """
   class_names = []
-  # A part of ImageNet has fewer images: they take two blocks at least.
-  total = sum(
-    min(_IMAGENET_IMAGES[split], (root / name).stat().st_size // (2 * _BLOCK))
-    for name, split in TARS.items()
-    if (root / name).is_file()
-  )
+  total = sum(_IMAGENET_IMAGES.values())
   return Contents('tars', class_names, total, _tars_jobs(root, class_names))
 
 
@@ -325,62 +295,46 @@ def open_tfds(folder: pathlib.Path) -> Contents:
   Raises:
     UserError: if its description is damaged or it is of another format.
   """
-  described = tfds_records.read_description(folder)
-  counts = {
-    split: sum(file.take for file in whole)
-    for split, whole in described.splits.items()
-  }
-  jobs = _tfds_jobs(described, counts)
-  return Contents('tfds', described.class_names, sum(counts.values()), jobs)
+  described = tfds_records.read_description(folder.resolve())
+  total = sum(map(described.num_examples, described.splits))
+  return Contents('tfds', described.class_names, total, _tfds_jobs(described))
 
 
-def _tfds_jobs(described, counts):
+def _tfds_jobs(described):
+  version = described.folder
   for split, whole in described.splits.items():
     for file in whole:
-      path = pathlib.Path(file.filename)
-      if not path.is_file():
-        yield _finding('missing_file', path.name)
-        continue
-      try:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        count = reader.num_records()
-        reader.close()
-      except (RuntimeError, ValueError) as error:
-        yield _finding('damaged_file', path.name, str(error))
-        continue
-      yield from _count_findings(f'records of {path.name}', count, file.take)
-      if count := min(count, file.take):
-        records = array_record_data_source.ArrayRecordDataSource(
-          f'{path}[0:{count}]'
-        )
-        for i in range(count):
-          name = f'{path.name} record {i}'
-          yield functools.partial(_examine_record, records, i, name, split)
+      yield from _record_file_findings(pathlib.Path(file.filename), file.take)
+    try:
+      source = tfds_records.tfds_source(
+        version.parent.name, split, str(version.parent.parent)
+      )
+    except UserError as error:
+      yield _finding('refused', split, str(error))
+      continue
+    for index in range(source.num_examples):
+      yield functools.partial(_examine_example, source, index, split)
   if described.name == 'imagenet2012':
     for split, expected in _IMAGENET_IMAGES.items():
-      count = counts.get(split, 0)
+      known = split in described.splits
+      count = described.num_examples(split) if known else 0
       yield from _count_findings(f'{split} images', count, expected)
-    yield from _count_findings(
-      'classes', len(described.class_names), _IMAGENET_CLASSES
-    )
+    count = len(described.class_names)
+    yield from _count_findings('classes', count, _IMAGENET_CLASSES)
 
 
-def _examine_record(records, index, name, split):
+def _record_file_findings(path, expected):
+  if not path.is_file():
+    yield _finding('missing_file', path.name)
+    return
   try:
-    example = tfds_records.example_class().FromString(records[index])
-    features = example.features.feature
-    encoded = features['image'].bytes_list.value[0]
-    label = features['label'].int64_list.value[0]
-  except Exception as error:  # of protobuf's parser, ArrayRecord or an index
-    return Outcome(name, [('unreadable', str(error))], split)
-  if file_names := features['file_name'].bytes_list.value:
-    name += ' ' + file_names[0].decode(errors='replace')
-  hidden = split == 'test' and label == -1
-  outcome = _examine_file(encoded, name, split, None if hidden else label)
-  if hidden:
-    note = 'test images without a label: do not evaluate on them'
-    outcome.found.append(('note', note))
-  return outcome
+    reader = array_record_module.ArrayRecordReader(str(path))
+    count = reader.num_records()
+    reader.close()
+  except (RuntimeError, ValueError) as error:
+    yield _finding('damaged_file', path.name, str(error))
+  else:
+    yield from _count_findings(f'records of {path.name}', count, expected)
 
 
 def open_raw(root: pathlib.Path) -> Contents:
@@ -390,69 +344,55 @@ def open_raw(root: pathlib.Path) -> Contents:
     UserError: if the manifest cannot be understood.
   """
   manifest = raw.read_manifest(root)
-  splits, size = manifest['splits'], manifest['image_size']
+  splits, class_names = manifest['splits'], manifest['class_names']
   total = sum(info['num_examples'] for info in splits.values())
-  jobs = _raw_jobs(root, splits, size)
-  return Contents('raw', manifest['class_names'], total, jobs)
+  return Contents('raw', class_names, total, _raw_jobs(root, splits))
 
 
-def _raw_jobs(root, splits, size):
+def _raw_jobs(root, splits):
   for split, info in splits.items():
     for name in info['skipped']:
       yield _finding('note', name, 'left out when the set was written')
     for entry in [info['labels'], *info['shards']]:
-      yield functools.partial(_check_sum, root, entry)
-    labels, found = _load(root, info['labels'], (), np.int32)
-    yield from found
-    what = f'labels in {info["labels"]["file"]}'
-    yield from _count_findings(what, len(labels), info['num_examples'])
-    start = 0
-    for entry in info['shards']:
-      name, expected = entry['file'], entry['num_examples']
-      squares, found = _load(root, entry, (size, size, 3), np.uint8)
-      yield from found
-      if not found:
-        what = f'images in {name}'
-        yield from _count_findings(what, len(squares), expected)
-      for i, square in enumerate(squares):
-        label = int(labels[start + i]) if start + i < len(labels) else None
-        image_name = f'{name} image {i}'
-        yield functools.partial(
-          _examine_square, square, image_name, split, label
-        )
-      start += expected
-    what = f'{split} images of all shards'
-    yield from _count_findings(what, start, info['num_examples'])
+      yield functools.partial(_check_sum, root / entry['file'], entry['sha256'])
+    try:
+      source = raw.raw_source(str(root), split)
+    except UserError as error:
+      yield _finding('refused', split, str(error))
+      continue
+    count = source.num_examples
+    yield from _count_findings(
+      f'images of {split}', count, info['num_examples']
+    )
+    for index in range(count):
+      yield functools.partial(_examine_example, source, index, split)
 
 
-def _load(root, entry, shape, dtype):
-  """Returns an array [n, *shape] and findings; if there are any, it is []."""
-  name = entry['file']
+def _check_sum(path, expected):
   try:
-    array = np.load(root / name, mmap_mode='r' if shape else None)
-  except FileNotFoundError:
-    return [], [_finding('missing_file', name)]
-  except Exception as error:  # numpy parses the header as Python
-    return [], [_finding('damaged_file', name, str(error))]
-  if not isinstance(array, np.ndarray):
-    return [], [_finding('damaged_file', name, 'it is an archive')]
-  if not array.ndim or array.shape[1:] != shape or array.dtype != dtype:
-    detail = f'it is {array.dtype} {array.shape}'
-    return [], [_finding('damaged_file', name, detail)]
-  return np.asarray(array), []
-
-
-def _check_sum(root, entry):
-  name = entry['file']
-  try:
-    with (root / name).open('rb') as file:
+    with path.open('rb') as file:
       found = hashlib.file_digest(file, 'sha256').hexdigest()
-  except FileNotFoundError:  # found when it is read
-    return Outcome(name, [])
+  except FileNotFoundError:
+    return Outcome(path.name, [('missing_file', '')])
   except OSError as error:
-    return Outcome(name, [('damaged_file', error.strerror)])
-  return Outcome(name, [('checksum', '')] if found != entry['sha256'] else [])
+    return Outcome(path.name, [('damaged_file', error.strerror)])
+  return Outcome(path.name, [('checksum', '')] if found != expected else [])
 
 
-def _examine_square(square, name, split, label):
-  return Outcome(name, [], split, label, digest(square.data))
+def _examine_example(source, index, split):
+  """Examines an image as training reads it."""
+  try:
+    content, label = source.read(index)
+  except UserError as error:
+    skipped = isinstance(error, UnreadableImageError)
+    found = [('unreadable' if skipped else 'damaged_file', str(error))]
+    return Outcome(f'{source.name} {index}', found, split)
+  name = source.describe(index)
+  if isinstance(content, np.ndarray):
+    return Outcome(name, [], split, label, digest(content.data))
+  hidden = split == 'test' and label == -1
+  outcome = _examine_file(content, name, split, None if hidden else label)
+  if hidden:
+    note = 'test images without a label: do not evaluate on them'
+    outcome.found.append(('note', note))
+  return outcome

@@ -10,6 +10,7 @@ The manifest, manifest.json:
 """
 
 import hashlib
+import json
 import pathlib
 
 import numpy as np
@@ -33,7 +34,6 @@ class _RawSet:
   """A raw set, as `shards.Target` describes it."""
 
   description = settings_file = raw.MANIFEST
-  what = 'a raw set'
 
   def __init__(self, arguments, loaders):
     self.folder = pathlib.Path(arguments.out).expanduser()
@@ -96,8 +96,7 @@ class _RawSet:
     np.lib.format.write_array_header_1_0(file, header)
     return file.tell()
 
-  def describe(self, notes, drafts) -> None:
-    del drafts  # all files are written where they belong
+  def describe(self, notes) -> None:
     manifest = {
       'format': raw.FORMAT,
       'image_size': self._size,
@@ -107,7 +106,8 @@ class _RawSet:
         split: self._split(split, own) for split, own in notes.items()
       },
     }
-    shards.write_json(self.folder / raw.MANIFEST, manifest, indent=1)
+    text = json.dumps(manifest, indent=1)
+    shards.write_text(self.folder / raw.MANIFEST, text)
 
   def _split(self, split, notes):
     """Writes the labels of a split; returns its part of the manifest."""

@@ -1,19 +1,20 @@
 """The command `prepare resize`: JPEGs whose short side is 256, as a TFDS set.
 
 The result is what TFDS itself would read (array_record, dataset_info.json,
-features.json), written without TensorFlow, with the splits and the order of the
-source.
+features.json, label.labels.txt), written without it, with the splits and the
+order of the source.
 """
 
+from collections.abc import Sequence
+import json
+import logging
 import pathlib
 import re
-import shutil
 
 from array_record.python import array_record_module
 import numpy as np
 import simplejpeg
 
-from alexnet_jax import files
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data import tfds_records
@@ -62,11 +63,29 @@ def _name_and_version(arguments):
   return name if name[0].isalpha() else f'images_{name}', _VERSION
 
 
+def _check_class_names(names):
+  """Refuses names that a file with a name a line does not give back."""
+  for name in names:
+    if name != name.strip() or set(name) & {*'\r\n'} or not _is_unicode(name):
+      raise UserError(
+        'a TFDS set keeps class names as lines of UTF-8 text, and'
+        f' {name!r} is none; rename the class, or use `prepare raw`'
+      )
+  if len({*names, ''}) <= len(names):
+    logging.warning(
+      'class names are empty or given twice: training reads the set, but TFDS'
+      ' itself refuses such names'
+    )
+
+
+def _is_unicode(name):
+  return name.encode(errors='replace').decode() == name
+
+
 class _ResizedSet:
   """A TFDS set of smaller JPEGs, as `shards.Target` describes it."""
 
   description, settings_file = tfds_records.INFO, _MADE
-  what = 'a resized set'
 
   def __init__(self, arguments, loaders):
     self._name, version = _name_and_version(arguments)
@@ -74,6 +93,8 @@ class _ResizedSet:
     # DIR/NAME/VERSION, or DIR/NAME/CONFIG/VERSION
     self.folder = self._out / self._name / version
     self._loaders = loaders
+    self._class_names = list(loaders['train'].source.class_names)
+    _check_class_names(self._class_names)
     self._size, self._quality = arguments.size, arguments.quality
     self.settings = {
       'size': arguments.size,
@@ -81,14 +102,6 @@ class _ResizedSet:
       'shard_examples': arguments.shard_examples,
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
-
-  @property
-  def _class_names(self):
-    return list(self._loaders['train'].source.class_names)
-
-  @property
-  def _file_prefix(self):
-    return self._name.partition('/')[0]
 
   def estimate(self, loader, missing) -> int:
     """Returns the bytes of shards of a split, from a sample."""
@@ -106,7 +119,8 @@ class _ResizedSet:
   def file_name(self, shard) -> str:
     """Returns what TFDS calls a shard's file."""
     number = shard.key.removeprefix(f'{shard.split}-')
-    return f'{self._file_prefix}-{shard.split}.array_record-{number}'
+    name = self._name.partition('/')[0]
+    return f'{name}-{shard.split}.array_record-{number}'
 
   def convert(self, loader, index) -> bytes | None:
     """Returns a serialized tf.train.Example; None if the image is skipped."""
@@ -147,53 +161,19 @@ class _ResizedSet:
       writer.close()
     return {'num_examples': count, 'num_bytes': size}
 
-  def describe(self, notes, drafts) -> None:
-    """Writes features.json and, at last, dataset_info.json."""
-    import tensorflow_datasets as tfds  # slow to import, and only needed here
-
+  def describe(self, notes) -> None:
     skipped = [
       k for own in notes.values() for note in own for k in note['skipped']
     ]
     made = {'settings': self.settings, 'skipped': skipped}
-    shards.write_json(self.folder / _MADE, made, indent=1)
-    infos = [
-      tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[note['num_examples'] for note in own],
-        num_bytes=sum(note['num_bytes'] for note in own),
-        filename_template=tfds.core.ShardedFileTemplate(
-          data_dir=self.folder,
-          dataset_name=self._file_prefix,
-          split=split,
-          filetype_suffix='array_record',
-        ),
-      )
+    shards.write_text(self.folder / _MADE, json.dumps(made, indent=1))
+    splits = {
+      split: [(note['num_examples'], note['num_bytes']) for note in own]
       for split, own in notes.items()
-    ]
-    features = {
-      'file_name': tfds.features.Text(),
-      'image': tfds.features.Image(encoding_format='jpeg'),
-      'label': tfds.features.ClassLabel(names=self._class_names),
     }
-    # TFDS writes where the shards are; drafts beside links to them can be put
-    # in their place when they are whole.
-    drafts = drafts / 'description'
-    shutil.rmtree(drafts, ignore_errors=True)
-    drafts.mkdir()
-    for path in self.folder.glob('*.array_record-*'):
-      (drafts / path.name).symlink_to(path.absolute())
-    tfds.folder_dataset.write_metadata(
-      data_dir=drafts,
-      features=tfds.features.FeaturesDict(features),
-      split_infos=infos,
-      version=self.folder.name,
-      check_data=False,
-      description='Images resized by alexnet_jax.data.prepare resize.',
+    write_description(
+      self.folder, self._name.partition('/')[0], self._class_names, splits
     )
-    written = [path for path in drafts.iterdir() if not path.is_symlink()]
-    for path in sorted(written, key=lambda p: p.name == self.description):
-      with files.replaced_file(self.folder / path.name) as temporary:
-        shutil.copyfile(path, temporary)
 
   def result(self) -> tuple[dict, dict]:
     splits = {
@@ -215,6 +195,69 @@ class _ResizedSet:
     }
     keys = {'source': 'tfds', 'path': self._out, 'tfds_name': self._name}
     return result, keys
+
+
+def write_description(
+  folder: pathlib.Path,
+  name: str,
+  class_names: Sequence[str],
+  splits: dict[str, list[tuple[int, int]]],
+) -> None:
+  """Writes what makes a folder of shards a TFDS set, as TFDS does.
+
+  Args:
+    folder: of the shards, named by the version.
+    name: of the set.
+    class_names: in the order of the labels.
+    splits: (number of records, bytes) of each shard.
+  """
+  package = 'tensorflow_datasets.core.features'
+  image = {
+    'dtype': 'uint8',
+    'encodingFormat': 'jpeg',
+    'shape': {'dimensions': ['-1', '-1', '3']},
+  }
+  label = {'numClasses': str(len(class_names))}
+  features = {
+    'file_name': {
+      'pythonClassName': f'{package}.text_feature.Text',
+      'text': {},
+    },
+    'image': {
+      'pythonClassName': f'{package}.image_feature.Image',
+      'image': image,
+    },
+    'label': {
+      'pythonClassName': f'{package}.class_label_feature.ClassLabel',
+      'classLabel': label,
+    },
+  }
+  features = {
+    'pythonClassName': f'{package}.features_dict.FeaturesDict',
+    'featuresDict': {'features': features},
+  }
+  info = {
+    'description': 'Images resized by alexnet_jax.data.prepare resize.',
+    'fileFormat': 'array_record',
+    'name': name,
+    'splits': [
+      {
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+        'name': split,
+        'numBytes': str(sum(size for _, size in parts)),
+        'shardLengths': [str(count) for count, _ in parts],
+      }
+      for split, parts in splits.items()
+    ],
+    'version': folder.name,
+  }
+  names = ''.join(f'{name}\n' for name in class_names)
+  for file_name, text in (
+    ('label.labels.txt', names),
+    ('features.json', json.dumps(features, indent=4, sort_keys=True)),
+    (tfds_records.INFO, json.dumps(info, indent=2, sort_keys=True)),
+  ):
+    shards.write_text(folder / file_name, text)
 
 
 def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:

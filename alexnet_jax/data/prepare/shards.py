@@ -39,6 +39,16 @@ _IMAGENET_CLASSES = 1_000
 # A set is not begun with one version of what decides its pixels and ended with
 # another.
 _DECODERS = ('simplejpeg', 'pillow', 'numba')
+# Flags that only some sources read: which, and the default.
+_OF_SOURCES = {
+  'path': ('folder tfds tar parquet raw', ''),
+  'tfds_name': ('tfds', 'imagenet2012'),
+  'tfds_train_split': ('tfds', 'train'),
+  'tfds_eval_split': ('tfds', 'validation'),
+  'val_fraction': ('digits folder tar parquet', 0.2),
+  'split_seed': ('digits folder tar parquet', 0),
+  'unreadable': ('folder tfds tar parquet', 'stop'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +71,12 @@ class Target(Protocol):
     folder: of the set.
     description: name of the file that makes the folder a finished set.
     settings_file: name of the JSON file whose `settings` are those below.
-    what: what messages call the set.
     settings: all that its bytes depend on, as JSON.
   """
 
   folder: pathlib.Path
   description: str
   settings_file: str
-  what: str
   settings: dict
 
   def estimate(self, loader: Loader, missing: list[Shard]) -> int:
@@ -83,11 +91,8 @@ class Target(Protocol):
   def write(self, path: pathlib.Path, examples: Iterable) -> dict:
     """Writes converted examples; returns a note, with `num_examples`."""
 
-  def describe(self, notes: dict[str, list[dict]], drafts: pathlib.Path):
-    """Writes the description, from the notes of each split's shards.
-
-    `drafts` is a folder for files on the way there.
-    """
+  def describe(self, notes: dict[str, list[dict]]) -> None:
+    """Writes the description, from the notes of each split's shards."""
 
   def result(self) -> tuple[dict, dict]:
     """Returns the command's result, and the keys of config.data for it."""
@@ -136,22 +141,19 @@ def prepare(
 
 def _open_loaders(arguments):
   """Returns a loader for `train` and one for `validation`."""
-  _check_path(arguments)
+  given = _fill_in(arguments)
+  options = {
+    key: getattr(arguments, key)
+    for key in ('path', 'tfds_name', 'val_fraction', 'split_seed')
+  }
   loaders = {}
   for split, tfds_split in zip(
     sources.SPLITS,
     (arguments.tfds_train_split, arguments.tfds_eval_split),
     strict=True,
   ):
-    source = sources.make_source(
-      arguments.source,
-      split,
-      path=arguments.path,
-      tfds_name=arguments.tfds_name,
-      tfds_split=tfds_split,
-      val_fraction=arguments.val_fraction,
-      split_seed=arguments.split_seed,
-    )
+    options['tfds_split'] = tfds_split
+    source = sources.make_source(arguments.source, split, **options)
     loaders[split] = Loader(
       source,
       arguments.size,
@@ -161,16 +163,33 @@ def _open_loaders(arguments):
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
   check_disjoint(*(loader.source for loader in loaders.values()))
+  if given & {'val_fraction', 'split_seed'}:
+    options['val_fraction'] = 0.0
+    whole = sources.make_source(arguments.source, 'train', **options)
+    if whole.num_examples == loaders['train'].source.num_examples:
+      raise UserError(
+        f'{whole.name} has a split for validation of its own: --val_fraction'
+        ' and --split_seed have no effect; leave them out'
+      )
   return loaders
 
 
-def _check_path(arguments):
-  if arguments.source == 'digits' and arguments.path:
-    raise UserError('--source digits comes with the package; leave --path out')
-  if arguments.source in ('digits', 'tfds'):
-    return
+def _fill_in(arguments):
+  """Sets the defaults of _OF_SOURCES; returns which flags were given."""
+  given = {f for f in _OF_SOURCES if getattr(arguments, f) is not None}
+  kind = arguments.source
+  for flag, (kinds, default) in _OF_SOURCES.items():
+    if flag not in given:
+      setattr(arguments, flag, default)
+    elif kind not in kinds.split():
+      raise UserError(
+        f'--{flag} {getattr(arguments, flag)} has no effect with --source'
+        f' {kind}; leave it out'
+      )
+  if kind in ('digits', 'tfds'):
+    return given
   if not arguments.path:
-    raise UserError(f'--source {arguments.source} needs --path')
+    raise UserError(f'--source {kind} needs --path')
   source = pathlib.Path(arguments.path).expanduser().resolve()
   out = pathlib.Path(arguments.out).expanduser().resolve()
   if source in (out, *out.parents):
@@ -178,6 +197,7 @@ def _check_path(arguments):
       f'--out {out} lies in the source {source}, which would then hold both;'
       ' choose a folder outside'
     )
+  return given
 
 
 @contextlib.contextmanager
@@ -211,8 +231,8 @@ def _check_settings(target):
   written = _read_json(path).get('settings') if path.is_file() else {}
   if changes := _differences(written, target.settings):
     raise UserError(
-      f'{target.folder} holds {target.what} made with other settings or from'
-      f' other data ({changes}); choose another --out'
+      f'{target.folder} holds a set made with other settings or from other data'
+      f' ({changes}); choose another --out'
     )
 
 
@@ -229,10 +249,14 @@ def _write_set(target, loaders, per_shard):
   """Writes the shards that are missing, then the description."""
   folder = target.folder
   planned = [
-    Shard(split, f'{split}-{i:05d}-of-{len(parts):05d}', part)
+    Shard(
+      split,
+      f'{split}-{i:05d}-of-{len(starts):05d}',
+      range(loader.source.num_examples)[start : start + per_shard],
+    )
     for split, loader in loaders.items()
-    for parts in [_parts(range(loader.source.num_examples), per_shard)]
-    for i, part in enumerate(parts)
+    for starts in [range(0, loader.source.num_examples, per_shard)]
+    for i, start in enumerate(starts)
   ]
   notes = {}  # by the keys of finished shards
   with _full_disk_explained(folder, planned, notes):
@@ -254,11 +278,7 @@ def _write_set(target, loaders, per_shard):
     for split, loader in loaders.items():
       if not sum(note['num_examples'] for note in of_splits[split]):
         raise UserError(f'no image of {loader.source.name} can be decoded')
-    target.describe(dict(of_splits), folder / _NOTES)
-
-
-def _parts(indices, size):
-  return [indices[start : start + size] for start in indices[::size]]
+    target.describe(dict(of_splits))
 
 
 @contextlib.contextmanager
@@ -283,7 +303,7 @@ def _begin(target):
   versions = {name: importlib.metadata.version(name) for name in _DECODERS}
   settings = target.settings | versions
   if not path.exists():
-    write_json(path, settings)
+    write_text(path, json.dumps(settings))
   elif changes := _differences(_read_json(path), settings):
     raise UserError(
       f'{folder} was begun with other settings ({changes}); give those, choose'
@@ -312,20 +332,12 @@ def _check_room(target, loaders, missing):
   )
   free = shutil.disk_usage(target.folder).free
   text = (
-    f'{target.what} needs about {_size(needed)}; {target.folder} has'
-    f' {_size(free)} of room'
+    f'the set needs about {needed / 1e6:,.1f} MB; {target.folder} has'
+    f' {free / 1e6:,.1f} MB of room'
   )
   if free < needed:
     raise UserError(f'{text}; make room or choose another --out')
   print(text, file=sys.stderr)
-
-
-def _size(count):
-  for unit in ('B', 'kB', 'MB', 'GB'):
-    if count < 1000:
-      return f'{count:.3g} {unit}'
-    count /= 1000
-  return f'{count:.3g} TB'
 
 
 def _write_shard(target, loader, shard, add_done):
@@ -349,7 +361,8 @@ def _write_shard(target, loader, shard, add_done):
     note = target.write(temporary, kept())
     size = temporary.stat().st_size
   note |= {'skipped': skipped, 'file': path.name, 'bytes': size}
-  write_json(target.folder / _NOTES / f'{shard.key}.json', note)
+  path = target.folder / _NOTES / f'{shard.key}.json'
+  write_text(path, json.dumps(note))
   return note
 
 
@@ -393,7 +406,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
 
 
 def _read_json(path):
-  """Reads what `write_json` wrote; {} if the file is damaged."""
+  """Reads an object; returns {} if the file is damaged."""
   try:
     content = json.loads(path.read_bytes())
   except (ValueError, RecursionError):
@@ -401,7 +414,7 @@ def _read_json(path):
   return content if isinstance(content, dict) else {}
 
 
-def write_json(path: pathlib.Path, content: dict, indent: int = 0) -> None:
-  """Writes a JSON file that is there as a whole or not at all."""
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is there as a whole or not at all."""
   with files.replaced_file(path) as temporary:
-    temporary.write_text(json.dumps(content, indent=indent or None))
+    temporary.write_text(text, 'utf-8')
