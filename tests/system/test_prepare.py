@@ -140,9 +140,7 @@ def test_too_small_a_disk_is_refused_beforehand(
 ):
   (small_disk / 'others').write_bytes(bytes(4 * 1024 * 1024 - 150_000))
   assert prepare(arguments(command, photos, small_disk / 'out')) == 2
-  message = capsys.readouterr().err
-  assert 'needs about' in message
-  assert 'make room' in message
+  assert 'make room' in capsys.readouterr().err
   assert finished(small_disk) == 0
 
 
@@ -281,7 +279,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path):
     (['--source', 'photos'], 'invalid choice'),
     (['--val_fraction', '1.5'], 'does not lie between 0 and 1'),
     (['--path', '/nowhere'], "no folder at '/nowhere'"),
-    (['--source', 'digits'], 'leave --path out'),
+    (['--source', 'digits'], 'has no effect with --source digits'),
   ],
 )
 def test_wrong_arguments_are_refused(photos, tmp_path, capsys, wrong, message):
