@@ -1,4 +1,4 @@
-"""Reads folders, ImageNet's tars, TFDS and raw sets for `prepare check`."""
+"""Reads data sets of all kinds for `prepare check`."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ import PIL.Image
 from alexnet_jax.data import decoding
 from alexnet_jax.data import folder as folder_lib
 from alexnet_jax.data import raw
+from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.folder import is_image_name
 from alexnet_jax.data.folder import subfolders
@@ -58,8 +59,8 @@ class Contents(NamedTuple):
   """A data set that is examined.
 
   Attributes:
-    kind: folder, tars, tfds or raw.
-    class_names: in the order of the labels; of tars as they come.
+    kind: folder, tars (of ImageNet), or as `config.data.source` calls it.
+    class_names: in the order of the labels; of tars known once they are read.
     total: images to expect, for the progress.
     jobs: functions that examine one image or file each, in any thread.
   """
@@ -300,15 +301,10 @@ def _tfds_jobs(described):
   for split, whole in described.splits.items():
     for file in whole:
       yield from _record_file_findings(pathlib.Path(file.filename), file.take)
-    try:
-      source = tfds_records.tfds_source(
-        version.parent.name, split, str(version.parent.parent)
-      )
-    except UserError as error:
-      yield _finding('refused', split, str(error))
-      continue
-    for index in range(source.num_examples):
-      yield functools.partial(_examine_example, source, index, split)
+    name, data_dir = version.parent.name, str(version.parent.parent)
+    yield from _source_jobs(
+      split, tfds_records.tfds_source, name, split, data_dir
+    )
   if described.name == 'imagenet2012':
     for split, expected in _IMAGENET_IMAGES.items():
       known = split in described.splits
@@ -345,22 +341,38 @@ def open_raw(root: pathlib.Path) -> Contents:
 
 
 def _raw_jobs(root, splits):
-  for split, info in splits.items():
+  for info in splits.values():
     for name in info['skipped']:
       yield _finding('note', name, 'left out when the set was written')
     for entry in [info['labels'], *info['shards']]:
       yield functools.partial(_check_sum, root / entry['file'], entry['sha256'])
-    try:
-      source = raw.raw_source(str(root), split)
-    except UserError as error:
-      yield _finding('refused', split, str(error))
-      continue
-    count = source.num_examples
-    yield from _count_findings(
-      f'images of {split}', count, info['num_examples']
-    )
-    for index in range(count):
-      yield functools.partial(_examine_example, source, index, split)
+  for split in {**splits, **dict.fromkeys(sources.SPLITS)}:
+    yield from _source_jobs(split, raw.raw_source, str(root), split)
+
+
+def open_shards(kind: str, root: pathlib.Path) -> Contents:
+  """Opens tar or parquet shards, as training would."""
+  class_names = []
+  return Contents(kind, class_names, 0, _shard_jobs(kind, root, class_names))
+
+
+def _shard_jobs(kind, root, class_names):
+  for split in sources.SPLITS:
+    open_source = functools.partial(sources.make_source, path=str(root))
+    yield from _source_jobs(split, open_source, kind, split, names=class_names)
+
+
+def _source_jobs(split, open_source, *arguments, names=None):
+  """Yields the examination of a split; what training refuses is a finding."""
+  try:
+    source = open_source(*arguments)
+  except UserError as error:
+    yield _finding('refused', split, str(error))
+    return
+  if names is not None:
+    names[:] = source.class_names
+  for index in range(source.num_examples):
+    yield functools.partial(_examine_example, source, index, split)
 
 
 def _check_sum(path, expected):
