@@ -15,6 +15,8 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
 
+# Our names of a batch norm's arrays, which Keras numbers in this order.
+_NORM = ('scale', 'bias', 'mean', 'var')
 _HDF5_START = b'\x89HDF\r\n\x1a\n'
 # Pixels from 0 to 1, as Keras' examples have them.
 _USUAL = {'mean': (0.0,) * 3, 'std': (255.0,) * 3}
@@ -103,11 +105,9 @@ def _read_layers(file, h5py):
         f' shape {item.shape} they are larger than the file'
       )
     groups.setdefault(name.partition('/vars/')[0], []).append(item[()])
-  return {name: _name_arrays(arrays) for name, arrays in groups.items()}
-
-
-def _name_arrays(arrays):
-  """Keras numbers them in the order of `networks.LEAVES`."""
-  names = networks.LEAVES['conv' if arrays[0].ndim > 1 else 'norm']
-  extra = map(str, range(len(names), len(arrays)))
-  return dict(zip((*names, *extra), arrays, strict=False))
+  named = {}
+  for name, arrays in groups.items():
+    leaves = ('kernel', 'bias') if arrays[0].ndim > 1 else _NORM
+    extra = map(str, range(len(leaves), len(arrays)))
+    named[name] = dict(zip((*leaves, *extra), arrays, strict=False))
+  return named

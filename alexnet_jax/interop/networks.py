@@ -30,13 +30,7 @@ _CROP_SIZES = {  # of all others 224
   'caffenet': 227,
   'marvin': 28,
 }
-# Leaves of each kind of layer, in the order that PyTorch and Keras list them.
-LEAVES = {
-  'conv': ('kernel', 'bias'),
-  'dense': ('kernel', 'bias'),
-  'norm': ('scale', 'bias', 'mean', 'var'),
-}
-_STATISTICS = ('mean', 'var')  # those of LEAVES that are in `batch_stats`
+_NORM = {'scale', 'bias', 'mean', 'var'}  # leaves of a batch norm
 _FIRST, _LAST = ('features', 'conv'), ('classifier', 'fc', 'dense', 'head')
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
@@ -60,12 +54,8 @@ class TrainedNetwork:
   model: dict
   data: dict
   mean: np.ndarray
-  params: dict[str, dict[str, np.ndarray]] = dataclasses.field(
-    default_factory=dict
-  )
-  batch_stats: dict[str, dict[str, np.ndarray]] = dataclasses.field(
-    default_factory=dict
-  )
+  params: dict = dataclasses.field(default_factory=dict)
+  batch_stats: dict = dataclasses.field(default_factory=dict)
   num_classes: int = 0
   class_names: tuple[str, ...] | None = None
 
@@ -90,15 +80,6 @@ class Options:
   std: Sequence[float] = ()
   batch_norm_epsilon: float = 0.0
   mean_file: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-  """A layer with weights: its name, its kind (see LEAVES), {leaf: shape}."""
-
-  name: str
-  kind: str
-  shapes: dict[str, tuple[int, ...]]
 
 
 @contextlib.contextmanager
@@ -185,17 +166,18 @@ def module(model: dict, num_classes: int) -> AlexNet:
     UserError: if a field is unknown or unfit.
   """
   own = {'num_classes': num_classes, 'dtype': jnp.float32}
-  fields = variants.fields('alexnet_one_tower')
-  if unknown := sorted(model.keys() - fields.keys() - own.keys()):
+  if unknown := sorted(model.keys() - spec.defaults().keys() - own.keys()):
     raise UserError(f'config.model: there is no key {unknown[0]!r}')
   # Checked as given: the module turns them into other types.
-  if problem := spec.problem({**fields, **model}):
+  if problem := spec.problem(spec.defaults() | model):
     raise UserError(f'config.model: {problem}')
   return AlexNet(**{**model, **own})
 
 
-def layers(model: dict, num_classes: int, crop_size: int) -> list[Layer]:
-  """Returns all layers with weights, in the network's order.
+def layer_shapes(
+  model: dict, num_classes: int, crop_size: int
+) -> dict[str, dict[str, tuple[int, ...]]]:
+  """Returns {layer: {leaf: shape}} of all weights, in the network's order.
 
   Args:
     model: fields of `config.model`.
@@ -213,38 +195,29 @@ def layers(model: dict, num_classes: int, crop_size: int) -> list[Layer]:
     raise UserError(
       f'crops of {crop_size} pixels do not fit the network: {error}'
     ) from error
-  # conv1, norm1, conv2, ..., dense1, dense_norm1, ..., head.
-  names = sorted(
-    variables['params'],
-    key=lambda name: (
-      name == 'head',
-      name.startswith('dense'),
-      int(re.sub(r'\D', '', name) or 0),
-      'norm' in name,
-    ),
-  )
-  found = []
-  for name in names:
-    kind = 'conv' if name.startswith('conv') else 'dense'
-    kind = 'norm' if 'norm' in name else kind
-    shapes = {
-      leaf: variables[_collection(leaf)][name][leaf].shape
-      for leaf in LEAVES[kind]
-    }
-    found.append(Layer(name, kind, shapes))
-  return found
+  shapes = {}
+  for tree in variables.values():
+    for name, leaves in tree.items():
+      found = {leaf: array.shape for leaf, array in leaves.items()}
+      shapes.setdefault(name, {}).update(found)
+
+  def position(
+    name,
+  ):  # conv1, norm1, conv2, ..., dense1, dense_norm1, ..., head
+    number = int(re.sub(r'\D', '', name) or 0)
+    return name == 'head', name.startswith('dense'), number, 'norm' in name
+
+  return {name: shapes[name] for name in sorted(shapes, key=position)}
 
 
-def _collection(leaf):
-  return 'batch_stats' if leaf in _STATISTICS else 'params'
-
-
-def features(plan: list[Layer]) -> tuple[str, int, int]:
+def features(shapes: Mapping[str, Mapping]) -> tuple[str, int, int]:
   """Returns (first dense layer, channels, width) of the images it reads."""
-  channels = [3, *(p.shapes['bias'][0] for p in plan if p.kind == 'conv')][-1]
-  first = next(layer for layer in plan if layer.kind == 'dense')
-  width = math.isqrt(first.shapes['kernel'][0] // channels)
-  return first.name, channels, width
+  kinds = {name: _kind(leaves) for name, leaves in shapes.items()}
+  convolutions = [name for name in shapes if kinds[name] == 'conv']
+  channels = shapes[convolutions[-1]]['bias'][0] if convolutions else 3
+  first = next(name for name in shapes if kinds[name] == 'dense')
+  width = math.isqrt(shapes[first]['kernel'][0] // channels)
+  return first, channels, width
 
 
 def natural_key(name: str) -> tuple:
@@ -272,10 +245,10 @@ def last_dense(widths):
   return max(ends or widths, key=natural_key)
 
 
-def _kind(leaves):
-  if leaves.keys() == {*LEAVES['norm']}:
+def _kind(shapes):
+  if shapes.keys() == _NORM:
     return 'norm'
-  return {4: 'conv', 2: 'dense'}.get(np.ndim(leaves.get('kernel')), 'other')
+  return {4: 'conv', 2: 'dense'}.get(len(shapes.get('kernel', ())), 'other')
 
 
 def fit(
@@ -296,8 +269,8 @@ def fit(
 
   Args:
     network: without weights.
-    found: {layer of the file: {leaf: array}}, see LEAVES; kernels are [height,
-      width, in, out] and [in, out].
+    found: {layer of the file: {leaf: array}} with the leaves of our layers:
+      kernels [height, width, in, out] or [in, out], bias, scale, mean, var.
     names: {our layer: its usual name in such files}; by default ours.
     channels_first: whether the first dense layer reads [channels, height,
       width] in the file; here it reads [height, width, channels].
@@ -305,62 +278,56 @@ def fit(
   Raises:
     UserError: with what was expected and found.
   """
-  widths = {
-    name: leaves['kernel'].shape
-    for name, leaves in found.items()
-    if _kind(leaves) == 'dense'
-  }
-  if not widths:
-    raise misfit('dense layers', ', '.join([*found][:10]) or 'nothing')
-  last = last_dense(widths)
-  num_classes = network.num_classes or widths[last][1]
-  plan = layers(network.model, num_classes, network.data['crop_size'])
-  pairs = _match(found, plan, last)
-  if pairs != (names or {layer.name: layer.name for layer in plan}):
-    shown = ', '.join(f'{ours} is {theirs}' for ours, theirs in pairs.items())
-    warn('layers were matched by kind and order: %s', shown)
-  rounded, trees = set(), {'params': {}, 'batch_stats': {}}
-  first_dense, channels, width = features(plan)
-  for layer in plan:
-    for leaf in layer.shapes:
-      array = found[pairs[layer.name]][leaf]
-      rounded.add(array.dtype.name)
-      array = _to_float32(array, f'{pairs[layer.name]} {leaf}', leaf == 'var')
-      if channels_first and (layer.name, leaf) == (first_dense, 'kernel'):
-        blocks = array.reshape(channels, width, width, -1)
-        array = blocks.transpose(1, 2, 0, 3).reshape(array.shape)
-      # A copy: what was read may be a view of the file.
-      tree = trees[_collection(leaf)].setdefault(layer.name, {})
-      tree[leaf] = np.array(array, order='C')
-  if rounded := sorted(rounded - {'float32'}):
-    warn('numbers of %s become float32', ', '.join(rounded))
-  return dataclasses.replace(network, num_classes=num_classes, **trees)
-
-
-def _match(found, plan, last):
-  """Returns {layer of the plan: layer of the file}; refuses misfits."""
-  kinds = {}
-  for name in sorted(found, key=lambda name: (name == last, natural_key(name))):
-    kinds.setdefault(_kind(found[name]), []).append(name)
-  queues = {kind: iter(names) for kind, names in kinds.items()}
   there = {
     name: {leaf: np.shape(array) for leaf, array in leaves.items()}
     for name, leaves in found.items()
   }
-  pairs = {p.name: next(queues.get(p.kind, iter(())), None) for p in plan}
-  rows = [
-    (p.name, p.shapes, pairs[p.name], there.get(pairs[p.name])) for p in plan
-  ]
-  rows += [
-    (None, None, name, there[name])
-    for name in found
-    if name not in pairs.values()
-  ]
-  if any(shapes != other_shapes for _, shapes, _, other_shapes in rows):
+  dense = [name for name in there if _kind(there[name]) == 'dense']
+  if not dense:
+    raise misfit('dense layers', ', '.join([*found][:10]) or 'nothing')
+  last = last_dense({name: there[name]['kernel'] for name in dense})
+  num_classes = network.num_classes or there[last]['kernel'][1]
+  shapes = layer_shapes(network.model, num_classes, network.data['crop_size'])
+  pairs = _match(there, shapes, last)
+  if pairs != (names or {name: name for name in shapes}):
+    shown = ', '.join(f'{ours} is {theirs}' for ours, theirs in pairs.items())
+    warn('layers were matched by kind and order: %s', shown)
+  params, batch_stats, rounded = {}, {}, set()
+  first_dense, channels, width = features(shapes)
+  for ours, theirs in pairs.items():
+    for leaf, array in found[theirs].items():
+      rounded.add(array.dtype.name)
+      array = _to_float32(array, f'{theirs} {leaf}', leaf == 'var')
+      if channels_first and (ours, leaf) == (first_dense, 'kernel'):
+        blocks = array.reshape(channels, width, width, -1)
+        array = blocks.transpose(1, 2, 0, 3).reshape(array.shape)
+      tree = batch_stats if leaf in ('mean', 'var') else params
+      # A copy: what was read may be a view of the file.
+      tree.setdefault(ours, {})[leaf] = np.array(array, order='C')
+  if rounded := sorted(rounded - {'float32'}):
+    warn('numbers of %s become float32', ', '.join(rounded))
+  return dataclasses.replace(
+    network, params=params, batch_stats=batch_stats, num_classes=num_classes
+  )
+
+
+def _match(found, wanted, last):
+  """Returns {our layer: layer of the file} of two {layer: {leaf: shape}}."""
+  queues, order = {}, sorted(found, key=lambda n: (n == last, natural_key(n)))
+  for name in order:
+    queues.setdefault(_kind(found[name]), []).append(name)
+  pairs = {}
+  for name, shapes in wanted.items():
+    queue = queues.get(_kind(shapes))
+    pairs[name] = queue.pop(0) if queue else None
+  rows = [*pairs.items()]
+  rows += [(None, name) for name in order if name not in pairs.values()]
+  fits = [wanted.get(ours) == found.get(theirs) for ours, theirs in rows]
+  if not all(fits):
     table = '\n'.join(
-      f'  {"fits" if shapes == other_shapes else "MISFIT"}: expected'
-      f' {_describe(name, shapes)}, found {_describe(other, other_shapes)}'
-      for name, shapes, other, other_shapes in rows
+      f'  {"fits" if good else "MISFIT"}: expected {_describe(ours, wanted)},'
+      f' found {_describe(theirs, found)}'
+      for good, (ours, theirs) in zip(fits, rows, strict=True)
     )
     raise UserError(
       'its layers are not those of the network (matched by kind, in the order'
@@ -371,10 +338,10 @@ def _match(found, plan, last):
   return pairs
 
 
-def _describe(name, shapes):
+def _describe(name, layers):
   if name is None:
     return 'nothing'
-  leaves = sorted(shapes.items(), key=lambda leaf: -len(leaf[1]))
+  leaves = sorted(layers[name].items(), key=lambda leaf: -len(leaf[1]))
   return f'{name} ' + ', '.join(f'{leaf} {list(s)}' for leaf, s in leaves)
 
 

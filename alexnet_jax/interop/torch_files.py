@@ -130,22 +130,19 @@ def to_torch(network: TrainedNetwork) -> dict[str, np.ndarray]:
   layer reads [channels, height, width].
   """
   crop_size = network.data['crop_size']
-  plan = networks.layers(network.model, network.num_classes, crop_size)
+  shapes = networks.layer_shapes(network.model, network.num_classes, crop_size)
   names = torch_names(network.model, crop_size)
-  first_dense, channels, width = networks.features(plan)
+  first_dense, channels, width = networks.features(shapes)
   out = {}
-  for layer in plan:
-    leaves = {
-      **network.params[layer.name],
-      **network.batch_stats.get(layer.name, {}),
-    }
-    for leaf in layer.shapes:
-      array = np.asarray(leaves[leaf], np.float32)
-      if (layer.name, leaf) == (first_dense, 'kernel'):
+  for layer in shapes:
+    leaves = network.params[layer] | network.batch_stats.get(layer, {})
+    for leaf, array in leaves.items():
+      array = np.asarray(array, np.float32)
+      if (layer, leaf) == (first_dense, 'kernel'):
         blocks = array.reshape(width, width, channels, -1)
         array = blocks.transpose(2, 0, 1, 3).reshape(array.shape)
       axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
-      name = f'{names[layer.name]}.{_LEAVES[leaf]}'
+      name = f'{names[layer]}.{_LEAVES[leaf]}'
       out[name] = np.ascontiguousarray(array.transpose(axes))
   return out
 
