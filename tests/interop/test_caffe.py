@@ -475,8 +475,12 @@ def test_no_part_of_a_file_comes_in(save):
   assert read(save(content[:end])).num_classes == CLASSES
 
 
-def changed(name, **settings):
-  return lambda specs: find(specs, name).settings.update(settings)
+def changed(names, **settings):
+  def change(specs):
+    for name in names.split():
+      find(specs, name).settings.update(settings)
+
+  return change
 
 
 def reweighted(name, function):
@@ -534,7 +538,9 @@ def rewired(name, bottom):
     (changed('pool2', pad=1), 'pool2 .*expected no padding, found 1'),
     (changed('norm2', alpha=0.1), 'LRN: expected one value, found'),
     (changed('norm2', norm_region=1), 'norm_region 0, found 1'),
-    (changed('norm1', local_size=4), 'LRN: expected one value'),
+    (changed('norm1 norm2', local_size=4), 'lrn_size is 4'),
+    (changed('norm1 norm2', beta=np.nan), 'LRN: expected one value, .*nan'),
+    (changed('norm1 norm2', k=0.0), 'lrn_k is 0'),
     (changed('drop6', dropout_ratio=0.5), 'dropout_ratio: expected one value'),
     (changed('fc8', axis=2), 'fc8 .*axis 1, found 2'),
     (changed('conv2', dilation=2), 'dilation 1, found 2'),
@@ -546,22 +552,6 @@ def test_an_unfit_network_is_refused(change, words, save):
   specs = network()
   change(specs)
   with pytest.raises(UserError, match=f'(?s)net.caffemodel: .*{words}'):
-    read(save(file_by_hand(specs)))
-
-
-@pytest.mark.parametrize(
-  ('constants', 'words'),
-  [
-    ({'local_size': 4}, 'lrn_size is 4'),
-    ({'beta': np.nan}, 'LRN: expected one value, found .*nan'),
-    ({'k': 0.0}, 'lrn_k is 0'),
-  ],
-)
-def test_unfit_constants_of_lrn_are_refused(constants, words, save):
-  specs = network()
-  for name in ('norm1', 'norm2'):
-    changed(name, **constants)(specs)
-  with pytest.raises(UserError, match=f'net.caffemodel: .*{words}'):
     read(save(file_by_hand(specs)))
 
 

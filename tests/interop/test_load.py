@@ -205,6 +205,23 @@ def test_the_recipe_of_fine_tuning(folder, tmp_path):
   assert np.abs(fresh).max() > 0.1
 
 
+@pytest.mark.slow
+def test_other_classes_need_a_new_head(folder, tmp_path):
+  """There are as many classes, so that the shapes fit."""
+  code, _, err = commands.run(
+    *commands.MAIN,
+    f'--config={commands.ROOT}/configs/finetune.py:{folder / "run"}',
+    f'--workdir={tmp_path / "run"}',
+    '--config.init.skip=()',
+    '--config.data.source=synthetic',
+    '--config.data.synthetic_classes=3',
+  )
+  assert code == 2
+  assert "has 3 classes ('blue', 'green', 'red'), the data here" in err
+  assert """--config.init.skip="('head',)\"""" in err
+  assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
+
+
 def test_there_is_no_training_to_compare(folder, tmp_path, command_result):
   copy = shutil.copytree(folder / 'run', tmp_path / 'copy')
   code, _, err = command_result(
