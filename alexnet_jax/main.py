@@ -26,6 +26,7 @@ def _parse(argv):
   cli.add_recipe(parser)
   parser.add_argument(
     '--workdir',
+    type=cli.folder,
     metavar='DIR',
     help="the run's folder (default: runs/ and the recipe's name)",
   )

@@ -167,17 +167,32 @@ def configure() -> None:
     return
   if not os.access(folder, os.W_OK):
     return
-  values = {_CACHE_FOLDER: str(folder)}
-  if _LEAST_SECONDS not in os.environ:
-    # A small network compiles many programs that take less than JAX's second.
-    values[_LEAST_SECONDS] = '0.1'
-  os.environ.update(values)
+  os.environ[_CACHE_FOLDER] = str(folder)
+  # A small network compiles many programs that take less than JAX's second.
+  least = os.environ.setdefault(_LEAST_SECONDS, '0.1')
   if 'jax' in sys.modules:  # which reads the environment when it is imported
     import jax
 
-    for name, value in values.items():
-      number = name == _LEAST_SECONDS
-      jax.config.update(name.lower(), float(value) if number else value)
+    jax.config.update(_CACHE_FOLDER.lower(), str(folder))
+    jax.config.update(_LEAST_SECONDS.lower(), float(least))
+
+
+def platform_problem() -> str:
+  """Returns why JAX has no device, if JAX_PLATFORMS is the reason; else ''."""
+  platforms = os.environ.get('JAX_PLATFORMS', '')
+  if not platforms or 'jax' not in sys.modules:
+    return ''
+  import jax
+
+  try:
+    jax.devices()
+  except Exception as error:
+    reason = f'{error}'.strip().partition('\n')[0] or type(error).__name__
+    return (
+      f'JAX_PLATFORMS is {platforms!r}, and there is no such device ({reason});'
+      ' leave it out, or set it to cpu'
+    )
+  return ''
 
 
 def programs_folder() -> pathlib.Path:

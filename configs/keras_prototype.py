@@ -32,7 +32,6 @@ def get_config(network='alexnet_bn'):
 
   config.schedule.name = 'plateau'
   config.schedule.monitor = 'eval/top1'
-  config.schedule.mode = 'max'
   config.schedule.factor = 0.1
   config.schedule.patience = 2
   config.schedule.threshold = 1e-4
@@ -40,7 +39,6 @@ def get_config(network='alexnet_bn'):
 
   config.early_stopping.enabled = True
   config.early_stopping.monitor = 'eval/top1'
-  config.early_stopping.mode = 'max'
   config.early_stopping.patience = 10
   config.early_stopping.restore_best = True
   return config

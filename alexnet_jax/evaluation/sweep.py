@@ -118,7 +118,7 @@ def _work(arguments, overrides, stop):
   data = study_lib.shared_data(config, space)  # what is wrong with it shows now
   settings = {
     '--monitor': monitor,
-    '--mode': arguments.mode or ('min' if monitor == 'eval/loss' else 'max'),
+    '--mode': arguments.mode or config_lib.mode_of(monitor),
     '--pruner': arguments.pruner,
     '--seed': arguments.seed,
   }

@@ -279,7 +279,7 @@ def _evaluate(
   due = schedule.due(step, run.durations.eval_every)
   progress.add_evaluation(run.config, values, step, due)
   loop.writer.scalars(step, values)
-  loop.writer.classes(step, measured.confusion, run.class_names)
+  loop.writer.classes(step, measured.pairs, run.class_names)
   run.console.line(
     f'step {step}, epoch {step / run.durations.steps_per_epoch:.2f}:'
     f' validation loss {values["eval/loss"]:.4f},'

@@ -74,10 +74,9 @@ class Progress:
     """
     self.evaluated_step = step
     self.last_evaluation = values
-    value = values[config.checkpoint.monitor]
-    if schedule.is_improvement(
-      value, self.best.value, config.checkpoint.mode, 0.0
-    ):
+    monitor = config.checkpoint.monitor
+    value = values[monitor]
+    if schedule.is_improvement(value, self.best.value, monitor):
       self.best = Best(value, step)
     if not due:
       return

@@ -330,22 +330,21 @@ def eval_step(
   batch,
   *,
   options: StepOptions,
-  top: int = 0,
+  top: int = 5,
   crop_size: int = 0,
 ):
-  """Sums over one global batch, of which this device has a part.
+  """Returns sums and predictions of one global batch; this device has a part.
 
   Args:
     batch: {image, label, unreadable, stop} as in training and mask: bool
       [batch].
-    top: also gives the `top` best classes of each example.
+    top: number of classes that are predicted for each example.
     crop_size: see `preprocess.crop_logits`.
 
   Returns:
-    Sums as of `train_step`, and confusion: int32 [num_classes, num_classes],
-    see `metrics.confusion_matrix`. With `top` also examples: {classes: int32
-    [global batch, top], best first, probabilities: float32, the same, loss:
-    float32 [global batch]}.
+    Sums as of `train_step`, num_classes: int32 [], and examples, of the global
+    batch: {labels, counts: its labels and mask, classes: int32 [batch, top],
+    best first, probabilities: float32, the same, loss: float32 [batch]}.
   """
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
 
@@ -354,15 +353,16 @@ def eval_step(
     return state.apply_fn(variables, images, train=False)
 
   logits = preprocess.crop_logits(logits_of, batch['image'], crop_size)
-  sums = _sums(logits, batch)
-  sums['confusion'] = metrics.confusion_matrix(
-    logits, batch['label'], batch['mask']
-  )
-  sums = lax.psum(sums, options.axis_name)
-  if top:
-    best = metrics.best_classes(logits, batch['label'], top)
-    sums['examples'] = lax.all_gather(best, options.axis_name, tiled=True)
-  return sums
+  examples = {
+    'labels': batch['label'],
+    'counts': batch['mask'],
+    **metrics.best_classes(logits, batch['label'], top),
+  }
+  return {
+    **lax.psum(_sums(logits, batch), options.axis_name),
+    'num_classes': jnp.int32(logits.shape[1]),
+    'examples': lax.all_gather(examples, options.axis_name, tiled=True),
+  }
 
 
 def _sums(logits, batch):

@@ -12,6 +12,7 @@ from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
+from alexnet_jax.training import schedule
 from tests.system import commands
 
 
@@ -227,7 +228,7 @@ def test_durations_in_epochs_become_steps(tmp_path):
     schedule__warmup_epochs=1.0,
     schedule__drop_epochs=(1.5, 2.0),
   )
-  durations = config_lib.resolve_durations(config, 100)
+  durations = schedule.resolve_durations(config, 100)
   assert durations.steps_per_epoch == 12.5
   assert durations.num_steps == 38  # 37.5
   assert durations.eval_every == 6.25

@@ -152,7 +152,7 @@ def test_lars():
       r,
       weight_decay=0.05,
       trust_coefficient=0.02,
-      trust_ratio_mask=optimizer.kernel_mask,
+      trust_ratio_mask=optimizer.mask_of('kernel'),
     )
   )
   assert_close(ours, expected)
@@ -170,8 +170,8 @@ def test_decoupled_decay_of_sgd_stays_out_of_the_velocity():
 def test_unknown_names_are_refused():
   with pytest.raises(TypeError, match='betas'):
     optimizer.make_optimizer(0.1, betas=(0.9, 0.99))
-  with pytest.raises(ValueError, match="optimizer is 'adagrad'"):
-    optimizer.make_optimizer(0.1, name='adagrad')
+  with pytest.raises(ValueError, match="no optimizer 'adagrad'"):
+    optimizer.make_optimizer(0.1, name='adagrad').init(PARAMS)
 
 
 def test_rates_of_their_own_as_in_the_source_release():

@@ -15,6 +15,8 @@ from alexnet_jax.training import schedule
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
 
+MONITORS = {'min': 'eval/loss', 'max': 'eval/top1'}  # of Keras' modes
+
 
 class KerasModel:
   """The part of a model that the callbacks touch."""
@@ -36,12 +38,12 @@ def keras_rates(values, learning_rate, **options):
   return rates
 
 
-def our_rates(values, learning_rate, **options):
+def our_rates(values, learning_rate, mode, **options):
   section, state = (
     config_lib.make_config().schedule,
     PlateauState(learning_rate),
   )
-  section.update(options)
+  section.update(options, monitor=MONITORS[mode])
   rates = []
   for value in values:
     # Through JSON's types, as a run that resumes every time.
@@ -161,7 +163,7 @@ def keras_stop(values, **options):
 )
 def test_early_stopping_does_what_keras_does(values, mode, patience, threshold):
   section = config_lib.make_config().early_stopping
-  section.update(mode=mode, patience=patience, threshold=threshold)
+  section.update(monitor=MONITORS[mode], patience=patience, threshold=threshold)
   state, stopped = StoppingState(), None
   for epoch, value in enumerate(values):
     again = StoppingState(**dataclasses.asdict(state))
@@ -180,7 +182,7 @@ def lr_at(step, name='constant', **options):
   config = config_lib.make_config()
   config.update(num_epochs=0.0, num_steps=100)
   config.schedule.update(name=name, **options)
-  durations = config_lib.resolve_durations(config, 1000)
+  durations = schedule.resolve_durations(config, 1000)
   return schedule.learning_rate_at(config.schedule, durations, step, 0.1)
 
 
