@@ -137,33 +137,24 @@ def _parse_list(text):
 
 def unknown_key_message(key: str) -> str:
   """Returns the message for an unknown `config.key`, with the nearest key."""
-  matches = difflib.get_close_matches
-  leaf = _leaf(key)
-  names = sorted(
-    KEYS, key=lambda n: (_leaf(n) != leaf, not _leaf(n).startswith(leaf))
+  nearest = max(KEYS, key=lambda name: _similarity(key, name))
+  hint = f'; did you mean config.{nearest}?'
+  return f'there is no key config.{key}' + hint * (
+    _similarity(key, nearest) > 0.6
   )
-  near = (
-    [n for n in names if leaf in (_leaf(n), _initials(n))]
-    or matches(key, KEYS, 1, 0.85)
-    or [n for n in names if len(leaf) > 2 and leaf in _leaf(n)]
-    or [
-      n
-      for word in matches(leaf, map(_leaf, names), 1, 0.6)
-      for n in names
-      if word == _leaf(n)
-    ]
-    or matches(key, KEYS, 1, 0.6)
+
+
+def _similarity(key, name):
+  """Returns how well a key that there is not stands for one that there is."""
+  leaf, other = key.rpartition('.')[2], name.rpartition('.')[2]
+  if leaf in (other, ''.join(word[0] for word in other.split('_'))):
+    return 3
+  if len(leaf) > 2 and leaf in other:
+    return 1 + other.startswith(leaf)
+  return max(
+    difflib.SequenceMatcher(None, *pair).ratio()
+    for pair in ((leaf, other), (key, name))
   )
-  hint = f'; did you mean config.{near[0]}?' if near else ''
-  return f'there is no key config.{key}{hint}'
-
-
-def _leaf(key):
-  return key.rpartition('.')[2]
-
-
-def _initials(key):
-  return ''.join(word[0] for word in _leaf(key).split('_'))
 
 
 def validate(

@@ -29,7 +29,7 @@ def example_sums(
   Args:
     logits: float32 [batch, num_classes].
     labels: int32 [batch].
-    mask: bool [batch], False for examples that do not count; None: all count.
+    mask: bool [batch], False for examples that do not count.
 
   Returns:
     {loss, top1, top5: float32 [], count: int32 []}: the cross-entropy in nats
@@ -70,15 +70,14 @@ def best_classes(
   Args:
     logits: float32 [batch, classes].
     labels: int32 [batch].
-    count: how many classes; all, if there are fewer.
+    count: how many classes, if there are so many.
 
   Returns:
     {classes: int32 [batch, count], best first, probabilities: float32 [batch,
     count], loss: float32 [batch], the cross-entropy in nats}.
   """
-  count = min(count, logits.shape[1])
   # Ranked by the logits: small probabilities may all be 0.
-  _, classes = lax.top_k(logits, count)
+  _, classes = lax.top_k(logits, min(count, logits.shape[1]))
   probabilities = jnp.take_along_axis(jax.nn.softmax(logits), classes, axis=1)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   return {'classes': classes, 'probabilities': probabilities, 'loss': losses}
@@ -112,15 +111,7 @@ def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
 class ClassMeasures:
   """The measures of each class, arrays [classes]: counts int64, ratios float64.
 
-  Attributes:
-    true_positives: examples of the class that were found.
-    false_positives: examples of others that were taken for it.
-    false_negatives: examples of the class that were taken for others.
-    true_negatives: all other examples.
-    precision: share of what was taken for the class that is of it.
-    recall: share of the class that was found.
-    f1: harmonic mean of both.
-    support: examples of the class.
+  Support is the number of examples of a class.
   """
 
   true_positives: np.ndarray

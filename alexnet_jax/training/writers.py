@@ -13,9 +13,6 @@ import numpy as np
 from tensorboardX import record_writer
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
-from tensorboardX.proto import summary_pb2
-from tensorboardX.proto import tensor_pb2
-from tensorboardX.proto import tensor_shape_pb2
 
 from alexnet_jax import files
 from alexnet_jax.training import metrics
@@ -110,20 +107,19 @@ class MetricWriter:
     """Writes the measures of every class to the event files.
 
     Up to 100 classes have scalars `precision/NUMBER_NAME`, `recall/...`,
-    `f1/...` and the counts of true and false positives and negatives, and the
-    confusion matrix as the tensor `eval/confusion`; more classes have
-    histograms. Its picture has rows (true classes) divided by their sums; of
-    more than 500 classes a pixel is the mean of some that follow one another.
+    `f1/...` and the counts of true and false positives and negatives; more
+    classes have histograms. The picture of the confusion matrix has rows (true
+    classes) divided by their sums; of more than 500 classes a pixel is the mean
+    of some that follow one another.
 
     Args:
       confusion: counts of (true class, predicted class), sparse [classes,
         classes].
       class_names: of the rows and columns.
     """
-    few = len(class_names) <= MOST_SCALARS
     measures = dataclasses.asdict(metrics.class_measures(confusion))
     for measure, values in measures.items():
-      if few:
+      if len(class_names) <= MOST_SCALARS:
         # Numbered: names may differ in characters that tags do not have.
         for i, value in enumerate(values):
           tag = f'{measure}/{i:02d} {class_names[i]}'
@@ -131,8 +127,6 @@ class MetricWriter:
       else:
         counts, edges = np.histogram(values, bins=64)
         self.histogram(step, f'eval/{measure}', counts, edges)
-    if few:
-      self._events.add(step, _tensor('eval/confusion', confusion.toarray()))
     self._events.add(
       step,
       summary.image(
@@ -227,19 +221,6 @@ def _picture(confusion):
   picture = np.uint8(255 - np.round(255 * shares))
   scale = max(1, _PIXELS // size)
   return picture.repeat(scale, 0).repeat(scale, 1)
-
-
-def _tensor(tag, values):
-  """Returns a Summary proto with an int32 tensor."""
-  values = np.ascontiguousarray(values, '<i4')
-  tensor = tensor_pb2.TensorProto(
-    dtype='DT_INT32',
-    tensor_content=values.tobytes(),
-    tensor_shape=tensor_shape_pb2.TensorShapeProto(
-      dim=[{'size': size} for size in values.shape]
-    ),
-  )
-  return summary_pb2.Summary(value=[{'tag': tag, 'tensor': tensor}])
 
 
 def _is_evaluation(row):
