@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 import scipy.sparse
 
+from alexnet_jax import validation
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
@@ -156,13 +157,14 @@ def load_network(
     crops: 1 or 10, of each image; see `build.make_steps`.
 
   Raises:
-    UserError: if there is no run, or no such checkpoint.
+    UserError: if there is no run, no such checkpoint, or no use for a path.
   """
   # Of this process: process 0 alone draws the report of a run of several.
   mesh = parallel.make_mesh(local=True)
   run = checkpoint.open_run(workdir, which)
   if data_path:
     run.config.data.path = data_path
+    validation.validate(run.config, ['data.path'])
   mean = build.stored_mean(run.config, workdir)
   return Network(
     workdir=run.workdir,
@@ -176,25 +178,23 @@ def load_network(
 
 def warn_of_crops(network: Network, crops: int) -> None:
   """Prints a warning where ten crops are of no use for this network."""
-  data = network.config.data
-  problems = {
-    'half of the ten crops are mirrored, and this network was not trained on'
-    ' mirrored images (config.data.random_flip is False)': not data.random_flip,
-    'the ten crops are two: config.data.crop_size and resize_size are both'
-    f' {data.crop_size}, so that all positions are the same': (
-      data.crop_size == data.resize_size
-    ),
-  }
-  for problem, is_there in problems.items():
-    if crops > 1 and is_there:
-      print(f'warning: {network.workdir}: {problem}', file=sys.stderr)
+  data, problems = network.config.data, []
+  if crops > 1 and not data.random_flip:
+    problems.append(
+      'half of the ten crops are mirrored, and this network was not trained on'
+      ' mirrored images (config.data.random_flip is False)'
+    )
+  if crops > 1 and data.crop_size == data.resize_size:
+    problems.append(
+      'the ten crops are two: config.data.crop_size and resize_size are both'
+      f' {data.crop_size}, so that all positions are the same'
+    )
+  for problem in problems:
+    print(f'warning: {network.workdir}: {problem}', file=sys.stderr)
 
 
 def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
-  """Returns a loader of a split of the network's data.
-
-  Args:
-    split: see `build.make_loader`.
+  """Returns a loader of a split of the network's data; see `build.make_loader`.
 
   Raises:
     UserError: if the data is not there, or has other classes than the network.

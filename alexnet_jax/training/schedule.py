@@ -46,7 +46,6 @@ def resolve_durations(config, num_examples: int) -> Durations:
   counts one epoch or a hundred.
 
   Args:
-    config: of the run.
     num_examples: of the training split.
   """
   per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
@@ -105,8 +104,6 @@ def update_plateau(options, state: PlateauState, value: float) -> PlateauState:
 
   Args:
     options: config.schedule.
-    state: before the evaluation.
-    value: of the evaluation.
   """
   state = dataclasses.replace(state)
   if state.cooldown > 0:
@@ -143,8 +140,6 @@ def update_stopping(
 
   Args:
     options: config.early_stopping.
-    state: before the evaluation.
-    value: of the evaluation.
   """
   state = dataclasses.replace(state, wait=state.wait + 1)
   if is_improvement(value, state.best, options.monitor, options.threshold):
@@ -172,8 +167,6 @@ def learning_rate_at(
 
   Args:
     options: config.schedule.
-    durations: of the run.
-    step: updates applied so far.
     learning_rate: the value after warm-up and before any drop.
   """
   warmup = durations.warmup_steps
