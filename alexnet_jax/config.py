@@ -280,7 +280,8 @@ _SCHEDULE = {
   'mode': Key('auto', _MODES, when=_PLATEAU),  # auto: see `mode_of`
   # Of a drop.
   'factor': Key(0.1, _FRACTION, when='schedule.name=plateau|step'),
-  'patience': Key(5, _POSITIVE, when=_PLATEAU),  # evaluations
+  # Evaluations; those of the warm-up do not count.
+  'patience': Key(5, _POSITIVE, when=_PLATEAU),
   # Smallest change that counts as better.
   'threshold': Key(1e-4, _NOT_NEGATIVE, when=_PLATEAU),
   'cooldown': Key(0, _NOT_NEGATIVE, when=_PLATEAU),  # evaluations

@@ -1,5 +1,6 @@
 """Optimizers, the decay mask and the paper's update rule."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import fnmatch
 
@@ -29,6 +30,25 @@ def lr_factors(
     matches = fnmatch.fnmatchcase(name, pattern)
     factors.append(float(factor) if matches else factors[-1])
   return factors
+
+
+def group_rates(
+  names: Iterable[str],
+  lr_multipliers: Sequence[tuple[float, str, float]],
+  phase: int,
+  learning_rate: float,
+) -> dict[str, float]:
+  """Returns {learning_rate/NAME: value} of parameters whose factors differ.
+
+  NAME is the first parameter of those that always have the same factor.
+  """
+  groups = {}
+  for name in names:
+    groups.setdefault(tuple(lr_factors(name, lr_multipliers)), name)
+  return {
+    f'learning_rate/{name}': learning_rate * factors[phase]
+    for factors, name in groups.items()
+  }
 
 
 def _by_phase(phase, lr_multipliers, scale):

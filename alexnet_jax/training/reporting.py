@@ -218,6 +218,8 @@ def show_end(run, loop) -> None:
         ' decoded and were skipped; their names are in the warnings above'
       )
   stopped = ' (stopped early)' if progress.stopping.stopped else ''
+  if (kept := progress.final_step(run.config, loop.step)) != loop.step:
+    stopped += f', with the state of step {kept}'
   line(
     f'done at step {loop.step}{stopped}: validation top-1'
     f' {progress.last_evaluation["eval/top1"]:.4f}; best'
