@@ -96,10 +96,9 @@ def _work(arguments, overrides, stop):
   space = study_lib.parse_space(arguments.param, config)
   _check(arguments)
   data = study_lib.shared_data(config, space)  # what is wrong with it shows now
-  smaller = 'min' if arguments.monitor == 'eval/loss' else 'max'
   made_with = study_lib.description(config, space, data) | {
     '--monitor': arguments.monitor,
-    '--mode': arguments.mode or smaller,
+    '--mode': arguments.mode or config_lib.mode_of(arguments.monitor),
     '--pruner': arguments.pruner,
     '--seed': arguments.seed,
   }
