@@ -2,15 +2,22 @@ import ast
 import json
 import pathlib
 
+import ml_collections
 import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
+from alexnet_jax.cli import Console
+from alexnet_jax.cli import NullStream
 from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import variants
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import schedule
+from alexnet_jax.training.step import Objective
+from tests.system import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted((ROOT / 'configs').glob('*.py'))
@@ -394,3 +401,38 @@ def test_the_length_of_a_cosine_matters():
   )
   (change,) = config_lib.training_changes(stored, longer)
   assert 'num_epochs' in change
+
+
+def test_a_run_reads_every_key(tmp_path, monkeypatch):
+  """But those that are passed on whole, which their readers' tests cover."""
+  recipe = commands.write_recipe(
+    tmp_path,
+    **{'num_steps': 2, 'eval_every_steps': 1, 'early_stopping__enabled': True},
+    **{'init__freeze': ('conv1/*',), 'init__unfreeze_steps': 1},
+    **{'schedule__patience': 1, 'histogram_every_evals': 1},
+    **{'log_every_steps': 1, 'data__pca_lighting': 0.1},
+  )
+  config = validation.load_config([f'--config={recipe}'])
+  names = {id(section): f'{name}.' for name, section in config.items()}
+  names[id(config)] = ''
+  seen, get = set(), ml_collections.ConfigDict.__getattr__
+
+  def noted(section, name):
+    seen.add(f'{names.get(id(section))}{name}')
+    return get(section, name)
+
+  monkeypatch.setattr(ml_collections.ConfigDict, '__getattr__', noted)
+  loop.train_and_evaluate(
+    config, str(tmp_path / 'run'), guards.StopSignal(), Console(NullStream())
+  )
+  durations = {
+    f'{name}_{unit}'
+    for name in config_lib.DURATIONS
+    for unit in ('epochs', 'steps')
+  }
+  whole = {key for key in KEYS if key.startswith(('model.', 'optimizer.'))}
+  whole |= {f'loss.{name}' for name in vars(Objective())}
+  elsewhere = {'report', 'init.checkpoint', 'init.skip'}
+  elsewhere |= {key for key in KEYS if key.endswith('.mode')}  # validation
+  unread = KEYS.keys() - seen - durations - whole - elsewhere
+  assert not unread
