@@ -168,19 +168,14 @@ def test_orientations_of_xmp_and_of_several_segments_are_pillows(segments):
   assert_near_pillow(encoded)
 
 
-@pytest.mark.parametrize('form', ['JPEG', 'PNG'])
-def test_a_tiny_file_that_claims_a_huge_image_is_refused(form):
+def test_a_tiny_file_that_claims_a_huge_image_is_refused():
   """Above 178,956,970 pixels, as in Pillow."""
-  trap = sized(JPEG, 13_378, 13_378)
-  if form == 'PNG':
-    header = chunk(
-      b'IHDR', struct.pack('>IIBBBBB', 13_378, 13_378, 8, 2, 0, 0, 0)
-    )
-    trap = encode(photo(), 'PNG')[:8] + header + encode(photo(), 'PNG')[33:]
-  with pytest.raises(
-    UnreadableImageError, match=r'13378 x 13378|exceeds limit'
-  ):
-    decoding.decode(trap)
+  with pytest.raises(UnreadableImageError, match='have 13378 x 13378 pixels'):
+    decoding.decode(sized(JPEG, 13_378, 13_378))
+  png, size = encode(photo(), 'PNG'), struct.pack('>II', 13_378, 13_378)
+  header = chunk(b'IHDR', size + bytes([8, 2, 0, 0, 0]))
+  with pytest.raises(UnreadableImageError, match='exceeds limit'):
+    decoding.decode(png[:8] + header + png[33:])
 
 
 @pytest.mark.parametrize('progressive', [False, True])
