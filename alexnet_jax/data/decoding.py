@@ -83,8 +83,10 @@ def decode(
       f'it claims to have {header.width} x {header.height} pixels'
     )
   # CMYK, which Pillow knows how to invert; or a header that makes no sense.
-  if header.channels not in (1, 3) or not header.height * header.width:
+  if header.channels not in (1, 3):
     return _decode_with_pillow(encoded)
+  if not header.height * header.width:
+    raise UnreadableImageError('its header gives no height or no width')
   has_end = encoded[-2:] == _JPEG_END or encoded.find(_JPEG_END, header.end) > 0
   if rows_needed and has_end and not header.will_be_scaled(min_size):
     image = _decode_top(encoded, header, rows_needed)

@@ -95,7 +95,7 @@ def sized(jpeg, height, width):
 @pytest.mark.parametrize('sides', [(0, 80), (60, 0), (0, 0)])
 @pytest.mark.parametrize('rows_needed', [None, lambda h, w: 60 // (h * w)])
 def test_a_jpeg_without_height_or_width_is_refused(sides, rows_needed):
-  with pytest.raises(UnreadableImageError):
+  with pytest.raises(UnreadableImageError, match='no height or no width'):
     decoding.decode(sized(JPEG, *sides), rows_needed=rows_needed)
 
 
