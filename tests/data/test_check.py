@@ -659,10 +659,10 @@ def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
 def test_a_tfds_set_is_chosen_by_name(tmp_path):
   write_tfds(tmp_path, pets())
   write_tfds(tmp_path, {'train': pets()['test']}, name='plants')
-  with pytest.raises(UserError, match=r'--name: pets, plants'):
+  with pytest.raises(UserError, match='--name: pets, plants'):
     check(str(tmp_path))
-  for path in (tmp_path, tmp_path / 'plants', tmp_path / 'plants' / '1.0.0'):
-    assert check(str(path), 'plants')['splits']['train']['examples'] == 2
+  for path, name in ((tmp_path, 'plants'), (tmp_path / 'plants', '')):
+    assert check(str(path), name)['splits']['train']['examples'] == 2
   with pytest.raises(UserError, match="no TFDS set 'cars'"):
     check(str(tmp_path), 'cars')
 
