@@ -70,7 +70,8 @@ class Program:
     from PIL import Image
     from PIL import ImageOps
 
-    with Image.open(path) as file:
+    kinds = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')  # as in training
+    with Image.open(path, formats=kinds) as file:
       image = ImageOps.exif_transpose(file).convert('RGB')
     short, crop = self.about['resize_size'], self.crop_size
     scale = short / min(image.size)
