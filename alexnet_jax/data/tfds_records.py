@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -42,7 +43,7 @@ _labels_read: dict[tuple[pathlib.Path, str], np.ndarray] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-  """Some records of a file, in the words that ArrayRecord's reader knows."""
+  """Some records of a file, named as ArrayRecord's reader wants them."""
 
   filename: str
   skip: int
@@ -140,15 +141,15 @@ class TfdsSource:
           f'{self.name}: reading {count:,} records for their labels, which lie'
           ' inside them'
         )
-      labels = np.empty(count, np.int32)
 
       def read(start):
-        for index in range(start, min(start + _CHUNK, count)):
-          labels[index] = self.read(index)[1]
+        indices = range(start, min(start + _CHUNK, count))
+        return [self.read(index)[1] for index in indices]
 
       with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(read, range(0, count, _CHUNK)))
-      _labels_read[key] = labels
+        read_labels = pool.map(read, range(0, count, _CHUNK))
+        labels = itertools.chain.from_iterable(read_labels)
+        _labels_read[key] = np.fromiter(labels, np.int32, count)
     return _labels_read[key]
 
 
@@ -299,21 +300,13 @@ def read_description(folder: pathlib.Path) -> Description:
 
 def _find_files(folder, name, split):
   """Returns the whole files of a split, from its entry in dataset_info.json."""
+  if (named := split.get('filepathTemplate') or _TEMPLATE) != _TEMPLATE:
+    raise ValueError(f'files are named {named}, not {_TEMPLATE}')
   lengths = [int(length) for length in split.get('shardLengths', [])]
   found = []
   for number, length in enumerate(lengths):
-    index, count = f'{number:05d}', f'{len(lengths):05d}'
-    values = {
-      'DATASET': name,
-      'SPLIT': split['name'],
-      'FILEFORMAT': 'array_record',
-      'SHARD_INDEX': index,
-      'NUM_SHARDS': count,
-      'SHARD_X_OF_Y': f'{index}-of-{count}',
-    }
-    file = split.get('filepathTemplate') or _TEMPLATE
-    for key, value in values.items():
-      file = file.replace(f'{{{key}}}', value)
+    file = f'{name}-{split["name"]}.array_record-{number:05d}'
+    file += f'-of-{len(lengths):05d}'
     if length < 0 or os.path.basename(file) != file:
       raise ValueError(f'{file} with {length} records')
     found.append(Records(str(folder / file), 0, length, length))
