@@ -184,6 +184,7 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
   files = {
     'train/cat/notes.txt': b'text',
     'train/cat/photo.jpg_': jpeg(50),
+    'train/cat/phone.heic': b'ftypheic',
     'train/loose.jpg': jpeg(51),
     'train/cow/1.jpg': jpeg(52),
     'val/horse/1.jpg': jpeg(53),
@@ -204,7 +205,10 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
     ('error', 'empty_class'): one('train/void'),
     ('error', 'class_only_in_validation'): one('val/horse'),
     ('warning', 'class_not_in_validation'): (2, ['cow', 'void']),
-    ('warning', 'unknown_suffix'): one('train/cat/photo.jpg_'),
+    ('warning', 'unknown_suffix'): (
+      2,
+      ['train/cat/phone.heic', 'train/cat/photo.jpg_'],
+    ),
     ('warning', 'loose_image'): one('train/loose.jpg'),
   }
   assert result['splits']['train']['examples'] == 5

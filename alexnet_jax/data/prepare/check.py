@@ -66,8 +66,8 @@ _TEXTS = {
     ' predict them',
     'class_not_in_validation': 'classes of training have no validation images;'
     ' their accuracy is not measured',
-    'unknown_suffix': 'images are left out for their file name; rename them to'
-    ' end in .jpg, .png, ... if they belong to the set',
+    'unknown_suffix': 'images are left out, as files of their suffix are not'
+    ' read; convert them, or rename what is JPEG, PNG, GIF, WebP, BMP or TIFF',
     'loose_image': 'images lie beside the class folders and are left out; move'
     ' them into a class, or away',
   },

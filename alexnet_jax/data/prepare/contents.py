@@ -32,9 +32,9 @@ _IMAGENET_IMAGES = {'train': 1_281_167, 'validation': 50_000}
 _IMAGENET_CLASSES = 1_000
 _BLOCK = 512  # bytes, of a tar
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
-_ORIENTATION = 0x0112  # the EXIF tag
 _SMALL = 32  # pixels
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
+_TIFF_DEPTH = 258  # tag of the bits per channel
 
 
 class Outcome(NamedTuple):
@@ -112,7 +112,8 @@ def _folder_jobs(root, splits, listed, class_names):
     flat = {} if classes else {'': folder_lib.list_files(splits[split])}
     for name, listing in (classes or flat).items():
       for path, what in listing.left_out:
-        if what == 'other files' and _is_image(path):
+        is_image = what == 'other files' and _is_image(path)
+        if is_image or what.startswith('images'):
           yield _finding('unknown_suffix', _below(root, path))
         else:
           yield _finding('note', _below(root, path), f'{what}: left out')
@@ -130,7 +131,7 @@ def _below(root, path):
 def _is_image(path):
   """Returns True if a file begins as an image does, whatever its name."""
   try:
-    with PIL.Image.open(path):
+    with decoding.open_image(path):
       return True
   except Exception:  # whatever a file that is no image makes Pillow raise
     return False
@@ -180,7 +181,7 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
     cut = 'truncated' in str(error).lower()
     return [('truncated' if cut else 'unreadable', str(error))]
   try:
-    with PIL.Image.open(io.BytesIO(encoded)) as image:
+    with decoding.open_image(io.BytesIO(encoded)) as image:
       if min(image.size) == 1:
         found.append(('one_pixel', '{} x {} pixels'.format(*image.size)))
       return found + [('note', note) for note in _notes(image, encoded, name)]
@@ -198,8 +199,10 @@ def _notes(image, encoded, name):
     yield 'CMYK or YCCK: read as RGB'
   if image.mode[-1] in 'Aa' or 'transparency' in image.info:
     yield 'transparent: only the colors are read'
-  if image.mode.startswith('I') or (
-    image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16
+  if (
+    image.mode.startswith('I')
+    or (image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16)
+    or (image.format == 'TIFF' and max(image.tag_v2.get(_TIFF_DEPTH, (8,))) > 8)
   ):
     yield 'of 16 bits per channel: cut to 8'
   suffix = os.path.splitext(name)[1].lower()
@@ -211,15 +214,8 @@ def _notes(image, encoded, name):
     yield f'with a side under {_SMALL} pixels: enlarged'
   if image.format != 'MPO' and getattr(image, 'is_animated', False):
     yield 'with several frames: the first is read'
-  if _orientation(image) in range(2, 9):
+  if decoding.orientation(image) > 1:
     yield 'turned by EXIF: read upright'
-
-
-def _orientation(image):
-  try:
-    return image.getexif().get(_ORIENTATION, 1)
-  except Exception:  # whatever broken EXIF data makes Pillow raise
-    return 1
 
 
 def open_tars(root: pathlib.Path) -> Contents:
