@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -141,13 +142,14 @@ def list_files(
   """
   found = Listing([], [], [], [])
   around = pathlib.Path(folder).absolute().parents
-  above = frozenset(map(_identity, around))
-  _list_below(os.fspath(folder), endings, above, found)
+  _list_below(
+    os.fspath(folder), endings, frozenset(map(_identity, around)), found
+  )
   return found
 
 
 def _list_below(folder, endings, above, found):
-  try:
+  with _named_errors(folder):
     own = _identity(folder)
     if own in above:
       found.left_out.append((folder, 'links to a folder around them'))
@@ -166,8 +168,6 @@ def _list_below(folder, endings, above, found):
       else:
         what = 'links to nowhere' if entry.is_symlink() else 'no plain files'
         found.left_out.append((entry.path, what))
-  except OSError as error:
-    raise _unlisted(folder, error) from error
 
 
 def _identity(folder):
@@ -191,11 +191,15 @@ def _is(kind):
     raise
 
 
-def _unlisted(folder, error):
-  return UserError(
-    f'cannot list {error.filename or folder}: {error.strerror}; mend its'
-    ' permissions, or take it out of the data set'
-  )
+@contextlib.contextmanager
+def _named_errors(folder):
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'cannot list {error.filename or folder}: {error.strerror}; mend its'
+      ' permissions, or take it out of the data set'
+    ) from error
 
 
 def find_data_files(root: pathlib.Path, endings: tuple[str, ...]) -> list[str]:
@@ -223,10 +227,8 @@ def subfolders(root: str | os.PathLike) -> list[str]:
   Raises:
     UserError: if it cannot be listed.
   """
-  try:
+  with _named_errors(root):
     return [entry.name for entry in _visible(root) if _is(entry.is_dir)]
-  except OSError as error:
-    raise _unlisted(root, error) from error
 
 
 def is_image_name(path: str) -> bool:

@@ -49,27 +49,12 @@ class _File:
 class ParquetSource:
   """Rows of parquet files, whose images are decoded by whole row groups.
 
+  `rows` int64 [n] are counted through all `files`; `labels` are int32 [n].
   Memory: the groups used last stay, up to 256 MB of them or a single larger
   one; in addition each thread has the group that it is reading from.
   """
 
-  def __init__(
-    self,
-    name: str,
-    files: Sequence[_File],
-    rows: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-  ):
-    """Makes a source of some rows.
-
-    Args:
-      name: what messages call it.
-      files: all files of the split.
-      rows: of the examples, int64 [n], counted through all files.
-      labels: int32 [n].
-      class_names: in the order of the labels.
-    """
+  def __init__(self, name: str, files, rows, labels, class_names):
     self.name, self.labels, self.class_names = name, labels, class_names
     self._files, self._rows = files, rows
     self._groups = [
@@ -255,7 +240,8 @@ def _image_column(pa, path, schema):
   kind = schema.field(column).type
   if pa.types.is_struct(kind) and kind.get_field_index('bytes') >= 0:
     kind, column = kind.field('bytes').type, f'{column}.bytes'
-  if str(getattr(kind, 'value_type', kind)) not in _BYTES:
+  plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+  if str(plain) not in _BYTES:
     raise UserError(f'{path}: column {column} is {kind}; it {_NO_BYTES}')
   return column
 

@@ -139,23 +139,20 @@ def make_source(source: str, split: str, **options) -> Source:
 
 def _open(source, split, val_fraction, data):
   divided = (split, val_fraction, data.split_seed)
-  match source:
-    case 'digits':
-      return digits_source(*divided)
-    case 'folder':
-      return folder_source(data.path, *divided)
-    case 'tfds':
-      return tfds_source(data.tfds_name, data.tfds_split, data.path)
-    case 'tar':
-      return tar_source(data.path, *divided)
-    case 'parquet':
-      return parquet_source(data.path, *divided)
-    case 'raw':
-      return raw_source(data.path, split)
-    case 'synthetic':
-      sizes = data.synthetic_examples, data.synthetic_classes
-      return synthetic_source(split, *sizes)
-  raise UserError(f'data.source is {source!r}, which does not exist')
+  openers = {
+    'digits': lambda: digits_source(*divided),
+    'folder': lambda: folder_source(data.path, *divided),
+    'tfds': lambda: tfds_source(data.tfds_name, data.tfds_split, data.path),
+    'tar': lambda: tar_source(data.path, *divided),
+    'parquet': lambda: parquet_source(data.path, *divided),
+    'raw': lambda: raw_source(data.path, split),
+    'synthetic': lambda: synthetic_source(
+      split, data.synthetic_examples, data.synthetic_classes
+    ),
+  }
+  if source not in openers:
+    raise UserError(f'data.source is {source!r}, not one of {KINDS}')
+  return openers[source]()
 
 
 def digits_source(

@@ -300,21 +300,13 @@ def read_description(folder: pathlib.Path) -> Description:
 
 def _find_files(folder, name, split):
   """Returns the whole files of a split, from its entry in dataset_info.json."""
+  if (named := split.get('filepathTemplate') or _TEMPLATE) != _TEMPLATE:
+    raise ValueError(f'files are named {named}, not {_TEMPLATE}')
   lengths = [int(length) for length in split.get('shardLengths', [])]
   found = []
   for number, length in enumerate(lengths):
-    index, count = f'{number:05d}', f'{len(lengths):05d}'
-    values = {
-      'DATASET': name,
-      'SPLIT': split['name'],
-      'FILEFORMAT': 'array_record',
-      'SHARD_INDEX': index,
-      'NUM_SHARDS': count,
-      'SHARD_X_OF_Y': f'{index}-of-{count}',
-    }
-    file = split.get('filepathTemplate') or _TEMPLATE
-    for key, value in values.items():
-      file = file.replace(f'{{{key}}}', value)
+    file = f'{name}-{split["name"]}.array_record-{number:05d}'
+    file += f'-of-{len(lengths):05d}'
     if length < 0 or os.path.basename(file) != file:
       raise ValueError(f'{file} with {length} records')
     found.append(Records(str(folder / file), 0, length, length))

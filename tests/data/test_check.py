@@ -184,6 +184,7 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
   files = {
     'train/cat/notes.txt': b'text',
     'train/cat/photo.jpg_': jpeg(50),
+    'train/cat/phone.heic': b'ftypheic',
     'train/loose.jpg': jpeg(51),
     'train/cow/1.jpg': jpeg(52),
     'val/horse/1.jpg': jpeg(53),
@@ -204,7 +205,10 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
     ('error', 'empty_class'): one('train/void'),
     ('error', 'class_only_in_validation'): one('val/horse'),
     ('warning', 'class_not_in_validation'): (2, ['cow', 'void']),
-    ('warning', 'unknown_suffix'): one('train/cat/photo.jpg_'),
+    ('warning', 'unknown_suffix'): (
+      2,
+      ['train/cat/phone.heic', 'train/cat/photo.jpg_'],
+    ),
     ('warning', 'loose_image'): one('train/loose.jpg'),
   }
   assert result['splits']['train']['examples'] == 5
@@ -659,10 +663,10 @@ def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
 def test_a_tfds_set_is_chosen_by_name(tmp_path):
   write_tfds(tmp_path, pets())
   write_tfds(tmp_path, {'train': pets()['test']}, name='plants')
-  with pytest.raises(UserError, match=r'--name: pets, plants'):
+  with pytest.raises(UserError, match='--name: pets, plants'):
     check(str(tmp_path))
-  for path in (tmp_path, tmp_path / 'plants', tmp_path / 'plants' / '1.0.0'):
-    assert check(str(path), 'plants')['splits']['train']['examples'] == 2
+  for path, name in ((tmp_path, 'plants'), (tmp_path / 'plants', '')):
+    assert check(str(path), name)['splits']['train']['examples'] == 2
   with pytest.raises(UserError, match="no TFDS set 'cars'"):
     check(str(tmp_path), 'cars')
 

@@ -232,7 +232,7 @@ def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   command_line = arguments('raw', photos, out, 100)
   with monkeypatch.context() as patch:
-    patch.setattr(raw._RawSet, 'describe', mock.Mock(side_effect=PowerCut))
+    patch.setattr(raw.RawSet, 'describe', mock.Mock(side_effect=PowerCut))
     with pytest.raises(PowerCut):
       prepare(command_line)
   shard = out / 'train-00001-of-00002.npy'

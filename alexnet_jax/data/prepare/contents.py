@@ -112,7 +112,8 @@ def _folder_jobs(root, splits, listed, class_names):
     flat = {} if classes else {'': folder_lib.list_files(splits[split])}
     for name, listing in (classes or flat).items():
       for path, what in listing.left_out:
-        if what == 'other files' and _is_image(path):
+        is_image = what == 'other files' and _is_image(path)
+        if is_image or what.startswith('images'):
           yield _finding('unknown_suffix', _below(root, path))
         else:
           yield _finding('note', _below(root, path), f'{what}: left out')

@@ -30,19 +30,6 @@ _SAMPLE = 64  # images of each split that the estimate of the room encodes
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 
 
-def prepare_resized(arguments) -> dict:
-  """Writes both splits of a source as smaller JPEGs; see `shards.prepare`.
-
-  Images that are no larger and are upright color JPEGs already are taken over
-  byte for byte; smaller ones are not enlarged.
-
-  Returns:
-    {out, name, folder, size, quality, classes, splits: {name: examples},
-    skipped: how many}.
-  """
-  return shards.prepare(arguments, _ResizedSet)
-
-
 def _name_and_version(arguments):
   """Returns both of the new set; a TFDS source keeps its own.
 
@@ -82,8 +69,13 @@ def _is_unicode(name):
   return name.encode(errors='replace').decode() == name
 
 
-class _ResizedSet:
-  """A TFDS set of smaller JPEGs, as `shards.Target` describes it."""
+class ResizedSet:
+  """A TFDS set of smaller JPEGs, as `shards.Target` describes it.
+
+  Images that are no larger and are upright color JPEGs already are taken over
+  byte for byte; smaller ones are not enlarged. Its result: {out, name, folder,
+  size, quality, classes, splits: {name: examples}, skipped: how many}.
+  """
 
   description, settings_file = tfds_records.INFO, _MADE
 
