@@ -436,7 +436,7 @@ def warn_left_out(root: object, left_out: Sequence[tuple[str, str]]) -> None:
     counts = collections.Counter(what for _, what in left_out)
     listed = ', '.join(f'{count:,} {what}' for what, count in counts.items())
     first = os.path.relpath(left_out[0][0], root)
-    logging.warning('%s: left out: %s; the first: %s', root, listed, first)
+    warn_once(f'{root}: left out: {listed}; the first: {first}')
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
