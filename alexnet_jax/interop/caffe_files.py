@@ -152,22 +152,16 @@ BlobProto = _MESSAGE_CLASSES['BlobProto']
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads the network in a .caffemodel.
 
-  Images are prepared as elsewhere here, not quite as for Caffe: their short
-  side becomes 256 pixels and the middle is cut out, where Caffe's scripts warp
-  the whole image to 256 x 256 (examples/imagenet/create_imagenet.sh). That size
-  is not in the file: it is that of the mean image, or else 256, or the crop if
-  that is larger. The size of the crop is that of the file's input or data
-  layer, 227 if there is none.
+  Images are prepared as elsewhere here, not quite as for Caffe: the short side
+  becomes that of the mean image or 256 pixels, and the middle is cut out, where
+  Caffe's scripts warp the whole image (examples/imagenet/create_imagenet.sh).
+  The size of the crop is that of the file's input or data layer, or 227.
 
   Args:
     path: of the .caffemodel.
-    options: only mean_file counts. It holds Caffe's mean image, which is
-      subtracted pixel by pixel; images are resized to its short side. If it is
-      not given: the file's `mean_value`s; if it has none, as the published
-      files, 123, 117 and 104 for red, green and blue, with a warning.
-
-  Returns:
-    The network. Its mean is an image if one is given.
+    options: only mean_file counts: a mean image, which is subtracted pixel by
+      pixel. Without it, the file's `mean_value`s are; if it has none, as the
+      published files, 123, 117 and 104 for red, green and blue, with a warning.
 
   Raises:
     UserError: if a file cannot be read, is damaged or of another kind, or holds
