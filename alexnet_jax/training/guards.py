@@ -47,8 +47,7 @@ def check_finite(
   """Raises if the loss is infinite or not a number.
 
   Args:
-    loss: mean loss of the update that led to `step`.
-    step: the step number after that update.
+    loss: mean loss of the update that led to `step`, or of an evaluation there.
     last_finite: the newest step whose loss was finite; `step` itself if an
       evaluation has this loss.
     saved: step of the newest checkpoint, or None.
@@ -58,18 +57,11 @@ def check_finite(
   """
   if math.isfinite(loss):
     return
-  kept = (
-    f'The newest checkpoint is of step {saved}'
-    if saved is not None
-    else 'No checkpoint was saved yet'
-  )
-  where = (
-    f'at step {step}'
-    if last_finite == step
-    else f'between steps {last_finite} and {step}'
-  )
+  where = f'between steps {last_finite} and {step}'
+  kept = f'The newest checkpoint is of step {saved}'
   raise NonFiniteLossError(
-    f'the loss is {loss} {where}. {kept}. Look'
+    f'the loss is {loss} {where if step > last_finite else f"at step {step}"}.'
+    f' {kept if saved is not None else "No checkpoint was saved yet"}. Look'
     ' for damaged images or labels; with a new --workdir try a lower'
     ' config.optimizer.learning_rate or a warm-up'
     ' (config.schedule.warmup_epochs)'

@@ -1,9 +1,10 @@
-"""Trains a run: set up, loop, end."""
+"""Trains a run: set up, loop, end; or tries each part of that once."""
 
 from collections.abc import Callable
 import contextlib
 import logging
 import pathlib
+import tempfile
 import time
 
 import jax
@@ -27,10 +28,12 @@ from alexnet_jax.training import resume
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.checkpoint import SavedRun
-from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
+from alexnet_jax.training.checkpoint import DamagedCheckpointError
 from alexnet_jax.training.context import LoopState
 from alexnet_jax.training.context import RunContext
+from alexnet_jax.training.progress import SavedRun
+
+_DRY_RUN_MEAN_EXAMPLES = 256
 
 
 def train_and_evaluate(
@@ -70,14 +73,15 @@ def train_and_evaluate(
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   with contextlib.ExitStack() as stack:
     if processes.is_first:
-      stack.enter_context(_lock_folder(path))
-    checkpoints = stack.enter_context(
-      Checkpoints(
-        path,
-        keep=config.checkpoint.keep,
-        processes=processes,
-        check=stop.check,
+      path.mkdir(parents=True, exist_ok=True)
+      busy = (
+        f'another run is training in {path}; wait for it, end it, or take'
+        ' another --workdir'
       )
+      stack.enter_context(files.lock(path, busy))
+    keep = config.checkpoint.keep
+    checkpoints = stack.enter_context(
+      Checkpoints(path, keep=keep, processes=processes, check=stop.check)
     )
     saved = checkpoints.newest_run()
     if saved is not None:
@@ -97,16 +101,6 @@ def train_and_evaluate(
     _restore_best(run, loop)
     reporting.show_end(run, loop)
     return _result(loop) if processes.is_first else None
-
-
-def _lock_folder(path):
-  """Makes the run's folder, and locks it."""
-  path.mkdir(parents=True, exist_ok=True)
-  busy = (
-    f'another run is training in {path}; wait for it, end it, or take another'
-    ' --workdir'
-  )
-  return files.lock(path, busy)
 
 
 def _train(
@@ -360,3 +354,68 @@ def _result(loop: LoopState) -> dict:
     **state_lib.summarize(loop.state),
     'images_per_second': loop.speed.total(),
   }
+
+
+def dry_run(
+  config, stop: guards.StopSignal, console: cli.Console
+) -> dict | None:
+  """Does a start-up, a train step, an evaluation batch, a save and a restore.
+
+  The pixel mean is that of a few hundred examples; everything else is what
+  training does. Nothing is left behind.
+
+  Returns:
+    {step, parameters, state_digest, seconds of each part}; None in all
+    processes but the first.
+
+  Raises:
+    UserError: as training does.
+    RuntimeError: if the restored state differs from the saved one.
+  """
+  seconds, processes = {}, distributed.current()
+
+  @contextlib.contextmanager
+  def timed(name):
+    stop.check()
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+    console.line(f'{name}: {seconds[name]:.1f} s')
+
+  mesh = parallel.make_mesh()
+  parallel.check_batch_size(config.global_batch_size, mesh.size)
+  with tempfile.TemporaryDirectory() as folder:
+    with timed('start-up'):
+      limit = _DRY_RUN_MEAN_EXAMPLES
+      run = context.prepare(
+        config, pathlib.Path(folder), stop, console, mean_limit=limit
+      )
+      state, progress = context.initial_state(run)
+    with timed('train step'):
+      iterator = build.make_train_iter(
+        config, run.train_loader, 1, mesh, run.lighting
+      )
+      batch = run.to_devices(next(iterator))
+      key = build.dropout_key(config)
+      state, sums = run.steps_at(0).train(state, batch, key)
+      float(sums['loss'])
+    with timed('evaluation batch'):
+      first = next(build.make_eval_iter(config, run.eval_loader, mesh))
+      measure.evaluate(run.steps.evaluate, state, [first], run.to_devices)
+    with timed('save and restore'):
+      tree = state_lib.saved_tree(state)
+      position = iterator.get_state()
+      with Checkpoints(
+        folder, processes=processes, check=stop.check
+      ) as checkpoints:
+        checkpoints.save(
+          tree, SavedRun(config, run.data_record, progress, position)
+        )
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(1, tree)
+      if state_lib.state_digest(restored) != state_lib.state_digest(tree):
+        raise RuntimeError('the restored state differs from the saved one')
+  console.line('the dry run went through; nothing was kept')
+  if not processes.is_first:
+    return None
+  return {**state_lib.summarize(state), 'seconds': seconds}

@@ -18,9 +18,9 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
-from alexnet_jax.training.checkpoint import SavedRun
-from alexnet_jax.training.checkpoint_contents import versions
 from alexnet_jax.training.distributed import ProcessGroup
+from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.progress import versions
 
 # Where the data lies, and how fast it is read, may differ between processes.
 _OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch')

@@ -19,8 +19,6 @@ class TrainState(train_state.TrainState):
 
   Attributes:
     step: int32 [], the number of updates applied.
-    params: the parameters.
-    opt_state: state of the optimizer.
     batch_stats: running statistics of batch norms.
     ema_params: a moving average of the parameters; empty if none is kept.
   """
@@ -104,12 +102,10 @@ def leaf_name(path) -> str:
 def state_digest(tree: dict) -> str:
   """Returns a SHA-256 of a state; two runs are equal exactly if it is.
 
+  It is over the names, shapes, dtypes and bytes of all but the step.
+
   Args:
     tree: `saved_tree` of a state, on the host or on devices.
-
-  Returns:
-    64 hexadecimal digits over the names, shapes, dtypes and bytes of all but
-    the step.
   """
   sha = hashlib.sha256()
   fields = {name: field for name, field in tree.items() if name != 'step'}

@@ -5,6 +5,7 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
@@ -52,7 +53,8 @@ def test_a_resumed_interval_counts_the_steps_before():
   log.add(1, sums(1, []))
   log.add(2, sums(2, []))
   log.flush()
-  again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+  saved = SavedRun(config_lib.make_config(), {}, progress, {})
+  again = SavedRun.from_json(json.loads(json.dumps(saved.to_json()))).progress
   assert again == progress
   log = TrainLog(again, 2)
   log.add(3, sums(3, []))

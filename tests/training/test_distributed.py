@@ -3,7 +3,7 @@
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import cluster
+from alexnet_jax.training import distributed
 
 SLURM = {
   'SLURM_JOB_ID': '7',
@@ -41,16 +41,16 @@ def identity(found):
   ],
 )
 def test_a_process_of_its_own(environ):
-  assert cluster.detect(environ) is None
+  assert distributed.detect(environ) is None
 
 
 @pytest.mark.parametrize('environ', [SLURM, OPEN_MPI, KUBERNETES])
 def test_one_process_can_be_asked_for_anywhere(environ):
-  assert cluster.detect(environ, process_count=1) is None
+  assert distributed.detect(environ, process_count=1) is None
 
 
 def test_flags_come_first():
-  found = cluster.detect(
+  found = distributed.detect(
     SLURM, coordinator='host:1234', process_index=0, process_count=2
   )
   assert identity(found) == ('flags', 0, 2)
@@ -65,17 +65,17 @@ def test_flags_come_first():
 
 def test_a_run_of_one_machine_is_not_heard_outside():
   flags = {'process_index': 0, 'process_count': 2}
-  found = cluster.detect({}, coordinator='127.0.0.1:12', **flags)
+  found = distributed.detect({}, coordinator='127.0.0.1:12', **flags)
   assert found.options['coordinator_bind_address'] == '127.0.0.1:12'
-  found = cluster.detect({}, coordinator='10.0.0.1:12', **flags)
+  found = distributed.detect({}, coordinator='10.0.0.1:12', **flags)
   assert 'coordinator_bind_address' not in found.options
 
 
 def test_variables():
-  found = cluster.detect({**SLURM, **KUBERNETES})
+  found = distributed.detect({**SLURM, **KUBERNETES})
   assert identity(found) == ('Kubernetes Indexed Job', 2, 3)
   assert found.options['coordinator_address'] == 'alexnet-0.alexnet:1234'
-  found = cluster.detect({**KUBERNETES, 'JAX_PROCESS_ID': '0'})
+  found = distributed.detect({**KUBERNETES, 'JAX_PROCESS_ID': '0'})
   assert identity(found) == ('environment', 0, 3)
   assert found.variables['JAX_NUM_PROCESSES'] == '3'
 
@@ -106,13 +106,13 @@ def test_variables():
   ],
 )
 def test_slurm(changes, ids):
-  found = cluster.detect({**SLURM, **changes})
+  found = distributed.detect({**SLURM, **changes})
   assert identity(found) == ('SLURM', 2, 4)
   assert found.options == {'cluster_detection_method': 'slurm', **ids}
 
 
 def test_open_mpi():
-  found = cluster.detect(OPEN_MPI)
+  found = distributed.detect(OPEN_MPI)
   assert identity(found) == ('Open MPI', 1, 2)
   assert found.options == {'cluster_detection_method': 'ompi'}
 
@@ -144,7 +144,7 @@ def test_open_mpi():
 )
 def test_alone_where_several_were_expected(environ, names):
   with pytest.raises(UserError) as error:
-    cluster.detect(environ)
+    distributed.detect(environ)
   for name in (*names, '--process_count 1'):
     assert name in str(error.value) or 'not a number' in str(error.value)
 
@@ -162,4 +162,4 @@ def test_alone_where_several_were_expected(environ, names):
 def test_flags_that_do_not_fit(flags, message):
   names = ('coordinator', 'process_index', 'process_count')
   with pytest.raises(UserError, match=message):
-    cluster.detect({}, **dict(zip(names, flags, strict=True)))
+    distributed.detect({}, **dict(zip(names, flags, strict=True)))
