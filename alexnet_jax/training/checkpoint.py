@@ -1,8 +1,7 @@
 """Orbax checkpoints: what is saved, what makes one count, how a run is opened.
 
-Checkpoint k holds step k, as two items: `state` (step, params, opt_state,
-batch_stats, ema_params; once, whatever the number of devices) and `run`, the
-JSON of a `SavedRun`.
+Checkpoint k holds step k, as two items: `state`, the arrays of
+`state.saved_tree`, and `run`, the JSON of a `SavedRun`.
 
 Orbax writes a checkpoint under a temporary name and renames it when every file
 is there, so a killed run leaves complete checkpoints and one temporary folder,
@@ -87,9 +86,8 @@ class Checkpoints:
     """Opens `workdir/checkpoints`, or creates it.
 
     Args:
-      keep: number of newest checkpoints to keep, beside the steps that are
-        named in `save`.
-      check: called while another process reads; may raise.
+      keep: number of newest checkpoints to keep, beside those named in `save`.
+      check: called while process 0 reads; may raise.
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._keep = keep
@@ -120,10 +118,8 @@ class Checkpoints:
     Args:
       tree: `state.saved_tree`. It is copied to the host before this returns, so
         the caller may donate it.
-      run: what is saved with it.
       keep_steps: older checkpoints that must stay, such as the best.
-      replace: whether a checkpoint of this step is written anew; otherwise it
-        stays as it is.
+      replace: whether a checkpoint of this step is written anew, or stays.
 
     Raises:
       UserError: if the save before it could not be written; the checkpoints
@@ -149,13 +145,18 @@ class Checkpoints:
     if path.exists():
       path.rename(path.with_name(path.name + _REPLACED))
     handler = ocp.CompositeCheckpointHandler(
-      state=ocp.StandardCheckpointHandler(), run=ocp.JsonCheckpointHandler()
+      state=_state_handler(),
+      run=ocp.JsonCheckpointHandler(multiprocessing_options=_own_process()),
+      composite_options=ocp.CompositeOptions(_own_process()),
     )
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(host), run=ocp.args.JsonSave(fields)
     )
     with _plain_name(self.folder) as folder:
-      _checkpointer(handler).save(folder / path.name, args=items)
+      checkpointer = ocp.Checkpointer(
+        handler, multiprocessing_options=_own_process()
+      )
+      checkpointer.save(folder / path.name, args=items)
     self._recover_replaced()
     if not self._was_read_back:  # a run must not train into what no one opens
       try:
@@ -200,15 +201,10 @@ class Checkpoints:
     except Exception as error:  # Orbax raises whatever the file system gave
       with contextlib.suppress(OSError):
         self._recover_replaced()
-      kept = self.steps()
-      rest = (
-        f'checkpoint {kept[-1]} in {self.folder} stays valid'
-        if kept
-        else f'there is no checkpoint in {self.folder} yet'
-      )
       reason = str(error).split(' [tensorstore_spec')[0]
       raise UserError(
-        f'cannot save a checkpoint: {reason}. {rest}; make room or repair the'
+        f'cannot save a checkpoint: {reason}. Valid checkpoints in'
+        f' {self.folder}: {self.steps() or "none yet"}; make room or repair the'
         ' folder and start the same command again'
       ) from error
 
@@ -216,10 +212,8 @@ class Checkpoints:
     """Restores the newest checkpoint that counts; None if there is none at all.
 
     Args:
-      template: `saved_tree` of arrays or ShapeDtypeStructs.
-
-    Returns:
-      (tree like `template` of numpy arrays, SavedRun).
+      template: `saved_tree` of arrays or ShapeDtypeStructs; numpy arrays like
+        these are returned.
 
     Raises:
       UserError: if the checkpoint is of another network, or none counts.
@@ -315,16 +309,17 @@ def _steps(folder):
   )
 
 
-def _checkpointer(handler):
-  """Returns Orbax' checkpointer of this process, which waits for no other."""
-  return ocp.Checkpointer(
-    handler,
-    multiprocessing_options=orbax_options.MultiprocessingOptions(
-      primary_host=jax.process_index(),
-      active_processes={jax.process_index()},
-      barrier_sync_key_prefix='checkpoints',
-    ),
+def _own_process():
+  """Returns options by which Orbax waits for no other process."""
+  return orbax_options.MultiprocessingOptions(
+    primary_host=jax.process_index(),
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix='checkpoints',
   )
+
+
+def _state_handler():
+  return ocp.StandardCheckpointHandler(multiprocessing_options=_own_process())
 
 
 @contextlib.contextmanager
@@ -346,7 +341,7 @@ def _plain_name(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _read(path, template) -> tuple[dict, SavedRun]:
   """Reads a checkpoint; see `Checkpoints.restore`."""
   run = _read_run(path)
-  handler = ocp.StandardCheckpointHandler()
+  handler = _state_handler()
   with _plain_name(path.parent) as folder:
     state = folder / path.name / 'state'
     try:
@@ -358,7 +353,7 @@ def _read(path, template) -> tuple[dict, SavedRun]:
     arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
     try:
       arguments = ocp.args.StandardRestore(arrays)
-      tree = _checkpointer(handler).restore(state, args=arguments)
+      tree = handler.restore(state, args=arguments)
     except Exception as error:
       raise _as_damage('state', error) from error
   if state_lib.state_digest(tree) != run.digest:
@@ -432,11 +427,7 @@ def _refuse_misfit(saved, template, path):
 class OpenRun:
   """A checkpoint of a run that is not, or no longer, being trained.
 
-  Attributes:
-    config: the config that trained it.
-    class_names: names of its classes.
-    state: the network, numpy arrays.
-    saved: what the checkpoint says beside the arrays.
+  The config is the one that trained it; the state has numpy arrays.
   """
 
   workdir: pathlib.Path

@@ -1,14 +1,7 @@
 """The processes of a run: they are detected, start, agree and end together.
 
-`detect` finds them by, in this order: the flags of the command;
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or
-JOB_COMPLETION_INDEX, which an Indexed Job of Kubernetes sets); srun of SLURM;
-mpirun of Open MPI. The variables of SLURM and Open MPI are read by
-jax.distributed itself.
-
-Messages between the processes go through the key-value store of
-JAX's coordination service, in process 0; arrays go through the devices, see
-`parallel`.
+Messages between them go through the key-value store of JAX's coordination
+service, in process 0; arrays go through the devices, see `parallel`.
 
 A process that fails says so in that store and exits; a thread in every other
 process waits for that, prints it and exits with the same code. A process that
@@ -55,21 +48,13 @@ _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'CANCELLED')
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """The cluster that this process is one of several processes of.
+  """Several processes, and which of them this one is."""
 
-  Attributes:
-    source: where it was found, for people.
-    index: number of this process.
-    count: number of processes.
-    options: arguments of jax.distributed.initialize.
-    variables: flags or variables that were read, {name: value}.
-  """
-
-  source: str
+  source: str  # where it was found, for people
   index: int
   count: int
-  options: dict
-  variables: dict[str, str]
+  options: dict  # of jax.distributed.initialize
+  variables: dict[str, str]  # flags or variables that were read
 
 
 def detect(
@@ -81,11 +66,10 @@ def detect(
 ) -> Cluster | None:
   """Returns the cluster of this process; None if it is the only one.
 
-  Args:
-    environ: the environment.
-    coordinator: HOST:PORT where process 0 listens, from the command's flags.
-    process_index: from the flags.
-    process_count: from the flags; 1 skips all detection.
+  It looks at, in this order: the flags of the command (a `process_count` of 1
+  ends it); JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or
+  JOB_COMPLETION_INDEX, which an Indexed Job of Kubernetes sets); srun of SLURM;
+  mpirun of Open MPI, whose variables jax.distributed reads itself.
 
   Raises:
     UserError: if several processes were expected, but flags or variables that
@@ -196,11 +180,8 @@ def _number(environ, name, default):
 class ProcessGroup:
   """One of the processes of a run, and its messages to the others.
 
-  Every process must call the same methods in the same order.
-
-  Attributes:
-    index: number of this process.
-    count: number of processes.
+  Every process must call the same methods in the same order. `check` is called
+  every second of waiting; it may raise.
   """
 
   def __init__(self, index: int = 0, count: int = 1):
@@ -219,25 +200,18 @@ class ProcessGroup:
     return self.count == 1
 
   def gather(self, value, check: Callable[[], None]) -> list | None:
-    """Returns the JSON values of all processes in process 0; elsewhere None.
-
-    Args:
-      value: of this process.
-      check: called every second of waiting; may raise.
-    """
+    """Returns the JSON values of all processes in process 0; elsewhere None."""
     if self.is_alone:
       return [value]
     name = self._next_name()
     _store().key_value_set(f'{name}/{self.index}', json.dumps(value))
     if not self.is_first:
       return None
-    return [
-      json.loads(_wait_for(f'{name}/{index}', check))
-      for index in range(self.count)
-    ]
+    names = [f'{name}/{index}' for index in range(self.count)]
+    return [json.loads(_wait_for(name, check)) for name in names]
 
   def broadcast(self, value, check: Callable[[], None]):
-    """Returns process 0's JSON value in all processes; see `gather`."""
+    """Returns process 0's JSON value in all processes."""
     if self.is_alone:
       return value
     name = self._next_name()
@@ -247,7 +221,7 @@ class ProcessGroup:
     return json.loads(_wait_for(name, check))
 
   def barrier(self, check: Callable[[], None]) -> None:
-    """Waits until all processes are here; see `gather`."""
+    """Waits until all processes are here."""
     self.gather(None, check)
     self.broadcast(None, check)
 
@@ -284,12 +258,10 @@ def joined(
     cluster: see `detect`; None: the only process.
     start_timeout: seconds to wait for the others.
     heartbeat_timeout: seconds of silence after which a process counts as lost.
-    check: called while this process waits for the others to start, or to be
-      done; may raise.
+    check: called while this process waits for the others; may raise.
 
   Raises:
-    UserError: if the processes do not find each other; `check` and the block
-      may raise more.
+    UserError: if the processes do not find each other.
     ProcessLost: if JAX reports a lost process in the block.
   """
   global _current, _member

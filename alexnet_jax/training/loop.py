@@ -51,17 +51,14 @@ def train_and_evaluate(
 
   Args:
     config: validated, see `validation.load_config`.
-    workdir: the run's folder; made if it is missing.
     stop: asks the run to save and end.
-    console: shows what happens.
     on_evaluation: called with the step and the metrics of each evaluation,
       before it is saved; what it raises ends the run.
     profile: whether process 0 traces some steps, see `reporting.Profile`.
 
   Returns:
     The last evaluation's metrics, step, parameters, state_digest and
-    images_per_second of the training alone; None in all processes but the
-    first.
+    images_per_second of the training alone; None in other processes.
 
   Raises:
     UserError: if config, data or checkpoints do not fit.
@@ -100,15 +97,16 @@ def train_and_evaluate(
     loop.writer.step_losses(loop.step, loop.progress.step_losses, last=True)
     _restore_best(run, loop)
     reporting.show_end(run, loop)
-    return _result(loop) if processes.is_first else None
+    if not processes.is_first:
+      return None
+    return {
+      **loop.progress.last_evaluation,
+      **state_lib.summarize(loop.state),
+      'images_per_second': loop.speed.total(),
+    }
 
 
-def _train(
-  run: RunContext,
-  loop: LoopState,
-  on_evaluation: Callable[[int, dict], None],
-  profile: reporting.Profile,
-) -> None:
+def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
   """Trains to the end, or to a signal."""
   config, durations = run.config, run.durations
   key = parallel.replicate(build.dropout_key(config), run.mesh)
@@ -246,7 +244,7 @@ def _write_histograms(run, loop, batch, key):
   loop.speed.resume()
 
 
-def _evaluation_due(run: RunContext, loop: LoopState) -> bool:
+def _evaluation_due(run, loop):
   """Returns True if this step ends an interval or the run, unevaluated."""
   return loop.progress.evaluated_step < loop.step and (
     schedule.due(loop.step, run.durations.eval_every)
@@ -254,15 +252,8 @@ def _evaluation_due(run: RunContext, loop: LoopState) -> bool:
   )
 
 
-def _evaluate(
-  run: RunContext, loop: LoopState, on_evaluation: Callable[[int, dict], None]
-) -> None:
-  """Evaluates, and tells the schedule, early stopping and the user.
-
-  Raises:
-    NonFiniteLossError: if the loss is NaN or infinite.
-    Interrupted: if a signal came.
-  """
+def _evaluate(run, loop, on_evaluation):
+  """Evaluates, and tells the schedule, early stopping and the user."""
   loop.log.flush()  # before the clock stops: the step under way is counted
   loop.speed.pause()
   start, step, progress = time.perf_counter(), loop.step, loop.progress
@@ -289,7 +280,7 @@ def _evaluate(
   loop.speed.resume()
 
 
-def _measure(run: RunContext, state) -> measure.Measured:
+def _measure(run, state):
   """Measures a state on the validation split."""
   try:
     return measure.evaluate(
@@ -304,7 +295,7 @@ def _measure(run: RunContext, state) -> measure.Measured:
     raise
 
 
-def _save(run: RunContext, loop: LoopState, replace: bool = False) -> None:
+def _save(run, loop, replace=False):
   """Starts to save the state; waits only for its copy to the host."""
   loop.log.flush()  # raises before a NaN state could be saved
   loop.speed.pause()
@@ -328,7 +319,7 @@ def _save(run: RunContext, loop: LoopState, replace: bool = False) -> None:
   loop.speed.resume()
 
 
-def _restore_best(run: RunContext, loop: LoopState) -> None:
+def _restore_best(run, loop):
   """Restores the best state at the end if early stopping is asked to."""
   step = loop.progress.final_step(run.config, loop.step)
   if step == loop.step:
@@ -345,15 +336,6 @@ def _restore_best(run: RunContext, loop: LoopState) -> None:
   loop.state = loop.state.replace(**parallel.replicate(tree, run.mesh))
   loop.progress.last_evaluation = _measure(run, loop.state).values
   run.console.line(f'the best state, of step {step}, is restored')
-
-
-def _result(loop: LoopState) -> dict:
-  """Returns the command's result."""
-  return {
-    **loop.progress.last_evaluation,
-    **state_lib.summarize(loop.state),
-    'images_per_second': loop.speed.total(),
-  }
 
 
 def dry_run(

@@ -259,7 +259,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
     save(small_disk, [2])
   assert 'cannot save a checkpoint' in str(info.value)
   assert 'No space left' in str(info.value)
-  assert 'checkpoint 1 in' in str(info.value)
+  assert 'checkpoints: [1]' in str(info.value)
   filler.unlink()
   tree, _ = restore_newest(small_disk)
   assert state_lib.state_digest(tree) == digests[1]
@@ -292,7 +292,7 @@ def test_a_checkpoint_that_is_replaced_stays_until_the_new_one_is(
     patch.setattr(ocp.StandardCheckpointHandler, 'finalize', finalize_or_not)
     checkpoints.save(tree, run, replace=True)
     if end == 'failed':
-      with pytest.raises(UserError, match=r'(?s)No space.*checkpoint 1 in'):
+      with pytest.raises(UserError, match=r'(?s)No space.*/checkpoints: \[1\]'):
         checkpoints.wait()
   folder = copy if end == 'killed' else tmp_path
   restored, progress = restore_newest(folder)
