@@ -39,7 +39,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import options as orbax_options
 
 from alexnet_jax import files
-from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
@@ -49,13 +48,16 @@ from alexnet_jax.training.distributed import ProcessGroup
 from alexnet_jax.training.progress import SavedRun
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
+# What commands write into the folder of a run.
+_ENTRIES = (FOLDER, DAMAGED_FOLDER, 'events', 'profile', 'report')
+_ENTRIES += ('config.json', 'metrics.jsonl', 'pixel_mean.npz')
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _REPLACED = '.replaced'  # in that of a checkpoint that is being written anew
 # Errors of the machine, or of a file system behind a network. TensorStore and
 # threads give no number, only the text.
-_TRANSIENT_ERRORS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES}
-_TRANSIENT_ERRORS |= {errno.EPERM, errno.EAGAIN, errno.EINTR, errno.ESTALE}
-_TRANSIENT_ERRORS |= {errno.ETIMEDOUT, errno.ENOTCONN}
+_TRANSIENT_NAMES = 'ENOMEM EMFILE ENFILE EACCES EPERM EAGAIN EINTR ESTALE'
+_TRANSIENT_NAMES += ' ETIMEDOUT ENOTCONN'
+_TRANSIENT_ERRORS = {getattr(errno, n) for n in _TRANSIENT_NAMES.split()}
 _TRANSIENT_TEXTS = [os.strerror(number) for number in _TRANSIENT_ERRORS]
 _TRANSIENT_TEXTS += ['RESOURCE_EXHAUSTED', 'DEADLINE_EXCEEDED']
 _TRANSIENT_TEXTS += ["can't start new thread"]
@@ -66,6 +68,14 @@ _malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
 
 class DamagedCheckpointError(Exception):
   """A checkpoint that exists but cannot be used."""
+
+
+def refuse_links(workdir: pathlib.Path) -> None:
+  """Raises UserError if a run's folder has links where it is written to.
+
+  Whoever hands a run over could have them lead to other files of the user.
+  """
+  files.refuse_links(workdir, _ENTRIES)
 
 
 class Checkpoints:
@@ -135,7 +145,7 @@ class Checkpoints:
       return
     # Copies: on a CPU these are views of what the next step overwrites.
     host = jax.tree.map(np.array, jax.device_get(tree))
-    _refuse_non_finite(host)
+    state_lib.refuse_non_finite(host)
     arguments = (path, host, run.to_json(), {step, *keep_steps})
     self._saving = _thread.submit(self._write, *arguments)
 
@@ -167,7 +177,9 @@ class Checkpoints:
       self._was_read_back = True
     kept = {*self.steps()[-self._keep :], *keep_steps}
     for step in set(self.steps()) - kept:
-      shutil.rmtree(self.folder / str(step))
+      path = self.folder / str(step)
+      if not files.is_in_use(path):  # or it is removed after another save
+        shutil.rmtree(path)
     # glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
     # 0.3 GB with every save.
     if _malloc_trim is not None:
@@ -348,7 +360,7 @@ def _read(path, template) -> tuple[dict, SavedRun]:
       saved = handler.metadata(state).tree
     except Exception as error:
       raise _as_damage('metadata', error) from error
-    _refuse_misfit(saved, template, path)
+    state_lib.refuse_misfit(saved, template, path)
     # Orbax restores numpy arrays as what they are.
     arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
     try:
@@ -392,37 +404,6 @@ def _as_damage(part, error) -> Exception:
   return DamagedCheckpointError(f'{part}: {error}')
 
 
-def _refuse_non_finite(host):
-  for name, leaf in state_lib.leaf_names(host['params']).items():
-    if not np.isfinite(leaf).all():
-      raise NonFiniteLossError(
-        f'step {int(host["step"])} is not saved: {name} is not finite. With a'
-        ' new --workdir try a lower config.optimizer.learning_rate or a warm-up'
-      )
-
-
-def _refuse_misfit(saved, template, path):
-  """Raises UserError naming every leaf whose dtype or shape differs."""
-  found, wanted = (
-    {
-      name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-      for name, leaf in state_lib.leaf_names(tree).items()
-    }
-    for tree in (saved, template)
-  )
-  lines = [
-    f'  {name}: the checkpoint has {theirs or "nothing"}, this network'
-    f' {ours or "nothing"}'
-    for name, (theirs, ours) in files.differences(found, wanted).items()
-  ]
-  if lines:
-    raise UserError(
-      f'{path} is of another network:\n'
-      + '\n'.join(lines)
-      + '\nUse its config or another --workdir'
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class OpenRun:
   """A checkpoint of a run that is not, or no longer, being trained.
@@ -447,20 +428,25 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
     UserError: if there is no run, or no such checkpoint, or it is damaged.
   """
   folder = _folder_of(workdir)
-  try:
+  while True:
     path = _find(folder, which)
-    saved = _read_run(path)
-    names = list(saved.data['class_names'])
-    state = build.state_shapes(saved.config, len(names))
-    tree, saved = _read(path, state_lib.saved_tree(state))
-  except DamagedCheckpointError as error:
-    raise UserError(
-      f'a checkpoint in {workdir} is damaged ({error}); it has'
-      f' {_steps(folder)}: choose another with --checkpoint, or start'
-      ' training again, which sets the damaged one aside'
-    ) from error
-  state = state.replace(**tree)
-  return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
+    try:
+      with files.in_use(path):
+        saved = _read_run(path)
+        names = list(saved.data['class_names'])
+        state = build.state_shapes(saved.config, len(names))
+        tree, saved = _read(path, state_lib.saved_tree(state))
+      state = state.replace(**tree)
+      return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
+    except (DamagedCheckpointError, FileNotFoundError) as error:
+      if not path.exists():
+        continue  # the run removed it just now, as it has a newer one
+      others = [step for step in _steps(folder) if str(step) != path.name]
+      raise UserError(
+        f'checkpoint {path} is damaged ({error}); choose another with'
+        f' --checkpoint, of {others}, or start training again, which sets the'
+        ' damaged one aside'
+      ) from error
 
 
 def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
@@ -469,7 +455,10 @@ def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
   Raises:
     UserError: if there is no run, or no such checkpoint.
   """
-  folder = _folder_of(workdir)
+  return _newest_of(_folder_of(workdir))
+
+
+def _newest_of(folder):
   if (found := _newest(folder)) is None:
     raise UserError(f'{folder} has no checkpoint that can be read')
   return found
@@ -491,19 +480,21 @@ def _folder_of(workdir):
 def _find(folder, which):
   """Returns the path of a checkpoint; see `open_run`."""
   steps = _steps(folder)
-  if not steps:
-    raise UserError(f'{folder} has no checkpoint yet')
-  if which.isdecimal():
-    step = int(which)
-  else:
-    newest = _read_run(folder / str(steps[-1]))
+  step = int(which) if re.fullmatch('[0-9]+', which) else None
+  if step is None and steps:
+    newest, saved = _newest_of(folder)
+    if newest < steps[-1]:
+      logging.getLogger(__name__).warning(
+        'newer checkpoints than %d in %s cannot be read', newest, folder
+      )
     step = {
-      'newest': steps[-1],
-      'final': newest.progress.final_step(newest.config, steps[-1]),
-      'best': newest.progress.best.step or steps[-1],
+      'newest': newest,
+      'final': saved.progress.final_step(saved.config, newest),
+      'best': saved.progress.best.step or newest,
     }.get(which)
   if step not in steps:
     raise UserError(
-      f'checkpoint {which!r} is not in {folder}, which has {steps}'
+      f'checkpoint {which!r} is not in {folder}, which has'
+      f' {steps or "none yet"}'
     )
   return folder / str(step)

@@ -199,6 +199,9 @@ def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
   template = build.state_shapes(config, len(run.class_names))
   restored = checkpoints.restore_newest(state_lib.saved_tree(template))
   if restored is None:
+    if run.processes.is_first:
+      num_examples = run.train_loader.source.num_examples
+      resume.check_history(run.workdir, config, num_examples)
     state, progress = initial_state(run)
     position = {'next_index': 0}
   else:

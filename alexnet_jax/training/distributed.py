@@ -296,8 +296,11 @@ def joined(
 def exit_process(code: int) -> None:
   """Ends this process if it is one of several and could not finish."""
   if _member is not None:
-    if sys.exc_info()[0] is not None:
-      traceback.print_exc()
+    with contextlib.suppress(OSError):  # nobody may read it
+      if sys.exc_info()[0] is not None:
+        traceback.print_exc()
+      sys.stdout.flush()
+      sys.stderr.flush()
     _member.exit(code)
 
 
@@ -362,8 +365,6 @@ class _Member:
   def exit(self, code: int) -> None:
     """Exits, once the others know that they must end."""
     try:
-      sys.stdout.flush()
-      sys.stderr.flush()
       if self._started:
         _try(lambda: _store().wait_at_barrier(f'{_PREFIX}/exit', _EXIT_WAIT))
         if self._cluster.index == 0:

@@ -14,9 +14,9 @@ from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import context
 from alexnet_jax.training import distributed
 from alexnet_jax.training import guards
@@ -29,6 +29,7 @@ from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.checkpoint import DamagedCheckpointError
+from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.context import LoopState
 from alexnet_jax.training.context import RunContext
 from alexnet_jax.training.progress import SavedRun
@@ -70,12 +71,7 @@ def train_and_evaluate(
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   with contextlib.ExitStack() as stack:
     if processes.is_first:
-      path.mkdir(parents=True, exist_ok=True)
-      busy = (
-        f'another run is training in {path}; wait for it, end it, or take'
-        ' another --workdir'
-      )
-      stack.enter_context(files.lock(path, busy))
+      stack.enter_context(_claimed(path))
     keep = config.checkpoint.keep
     checkpoints = stack.enter_context(
       Checkpoints(path, keep=keep, processes=processes, check=stop.check)
@@ -104,6 +100,33 @@ def train_and_evaluate(
       **state_lib.summarize(loop.state),
       'images_per_second': loop.speed.total(),
     }
+
+
+@contextlib.contextmanager
+def _claimed(path):
+  """Makes and locks the run's folder; a start that is refused leaves none."""
+  made = [folder for folder in (path, *path.parents) if not folder.exists()]
+  path.mkdir(parents=True, exist_ok=True)
+  entries = {entry.name for entry in path.iterdir()}
+  busy = (
+    f'another run is training in {path}; wait for it, end it, or take another'
+    ' --workdir'
+  )
+  with files.lock(path, busy):
+    checkpoint.refuse_links(path)
+    try:
+      yield
+    except BaseException:
+      # What is not empty stays.
+      with contextlib.suppress(OSError):
+        if FOLDER not in entries:
+          (path / FOLDER).rmdir()
+      if {e.name for e in path.iterdir()} - entries == {files.LOCK_FILE}:
+        (path / files.LOCK_FILE).unlink()
+      with contextlib.suppress(OSError):
+        for folder in made:
+          folder.rmdir()
+      raise
 
 
 def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
@@ -149,12 +172,17 @@ def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
         _save(run, loop)
       elif schedule.due(loop.step, durations.save_every):
         _save(run, loop)
-  except (Interrupted, UnreadableImageError) as error:
+  except (Interrupted, UserError, OSError) as error:
     if not (run.processes.is_alone or isinstance(error, Interrupted)):
       raise  # only this process knows: the others are a step ahead
-    _save(run, loop)
-    loop.checkpoints.wait()
-    run.console.line(f'saved step {loop.step} in {loop.checkpoints.folder}')
+    try:
+      _save(run, loop)
+      loop.checkpoints.wait()
+      run.console.line(f'saved step {loop.step} in {loop.checkpoints.folder}')
+    except (UserError, OSError):
+      # Why the run ended matters more than another error of the disk.
+      if isinstance(error, Interrupted):
+        raise
     raise
   finally:
     loop.speed.pause()

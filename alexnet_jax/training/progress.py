@@ -53,10 +53,14 @@ class Progress:
 
   def final_step(self, config, newest: int) -> int:
     """Returns the step a run ends with: the best if it restores that."""
-    stopping = config.early_stopping
-    if stopping.enabled and stopping.restore_best:
-      return self.stopping.best_step or newest
-    return newest
+    options, stopping = config.early_stopping, self.stopping
+    if not (options.enabled and options.restore_best):
+      return newest
+    if self.evaluated_step == newest:
+      # Early stopping did not see it if it is off the interval.
+      value = self.last_evaluation[options.monitor]
+      stopping = schedule.update_stopping(options, stopping, value, newest)
+    return stopping.best_step or newest
 
   def add_evaluation(self, config, values: dict, step: int, due: bool) -> None:
     """Shows an evaluation to the best, the plateau and early stopping.

@@ -7,6 +7,8 @@ checkpoints counts.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
+import itertools
 import pathlib
 import socket
 
@@ -18,12 +20,14 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from alexnet_jax.training import schedule
+from alexnet_jax.training import writers
 from alexnet_jax.training.distributed import ProcessGroup
 from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.progress import versions
 
 # Where the data lies, and how fast it is read, may differ between processes.
-_OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch')
+_OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch', 'init.workdir')
 _MOST_ROWS = 32  # of the table of processes
 
 
@@ -100,6 +104,39 @@ def check_config(config, workdir: pathlib.Path, stored) -> None:
       + '\n  '.join(changes)
       + '\nTake these values, or another --workdir, or delete this one'
       + ' (the length of a run shapes its cosine schedule)' * length
+    )
+
+
+def check_history(workdir: pathlib.Path, config, num_examples: int) -> None:
+  """Refuses to begin anew over the history of a run that had checkpoints.
+
+  A save is complete before the next one begins: with rows beyond the second
+  save, or of a run that is done, a checkpoint was there.
+
+  Args:
+    config: counts if the folder has none.
+    num_examples: of the training split.
+
+  Raises:
+    UserError: if there is such a history.
+  """
+  rows = writers.read_rows(workdir)
+  last = max((row['step'] for row in rows), default=0)
+  with contextlib.suppress(UserError):
+    config = config_lib.read_config(workdir)
+  durations = config_lib.resolve_durations(config, num_examples)
+  intervals = durations.eval_every, durations.save_every
+  saves = (
+    step
+    for step in range(1, last)
+    if any(schedule.due(step, every) for every in intervals)
+  )
+  is_done = any(row.get('last') for row in rows)  # see writers.step_losses
+  if is_done or len([*itertools.islice(saves, 2)]) == 2:
+    raise UserError(
+      f'{workdir} has the history of a run up to step {last}, but no'
+      ' checkpoint: put its checkpoints/ back, or mount its disk; to begin anew'
+      ' take another --workdir, or delete this one'
     )
 
 
