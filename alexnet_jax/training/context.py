@@ -201,7 +201,9 @@ def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
   if restored is None:
     if run.processes.is_first:
       num_examples = run.train_loader.source.num_examples
-      resume.check_history(run.workdir, config, num_examples)
+      resume.check_history(
+        run.workdir, config, num_examples, checkpoints.has_folder
+      )
     state, progress = initial_state(run)
     position = {'next_index': 0}
   else:

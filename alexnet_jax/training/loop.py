@@ -105,7 +105,7 @@ def train_and_evaluate(
 @contextlib.contextmanager
 def _claimed(path):
   """Makes and locks the run's folder; a start that is refused leaves none."""
-  made = [folder for folder in (path, *path.parents) if not folder.exists()]
+  parents = [folder for folder in (path, *path.parents) if not folder.exists()]
   path.mkdir(parents=True, exist_ok=True)
   entries = {entry.name for entry in path.iterdir()}
   busy = (
@@ -113,19 +113,19 @@ def _claimed(path):
     ' --workdir'
   )
   with files.lock(path, busy):
-    checkpoint.refuse_links(path)
     try:
+      checkpoint.refuse_links(path)
       yield
     except BaseException:
-      # What is not empty stays.
-      with contextlib.suppress(OSError):
-        if FOLDER not in entries:
-          (path / FOLDER).rmdir()
-      if {e.name for e in path.iterdir()} - entries == {files.LOCK_FILE}:
-        (path / files.LOCK_FILE).unlink()
-      with contextlib.suppress(OSError):
-        for folder in made:
-          folder.rmdir()
+      with contextlib.suppress(OSError):  # raised by what is not empty
+        made = {entry.name for entry in path.iterdir()} - entries
+        if made <= {FOLDER, files.LOCK_FILE}:
+          if FOLDER in made:
+            (path / FOLDER).rmdir()
+          if files.LOCK_FILE in made:
+            (path / files.LOCK_FILE).unlink()
+          for folder in parents:
+            folder.rmdir()
       raise
 
 
