@@ -66,7 +66,7 @@ def _export(arguments):
 
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import program_loader
-  from alexnet_jax.training import checkpoint_contents
+  from alexnet_jax.training import progress
 
   config, network, step = imported_run.read(
     arguments.workdir, arguments.checkpoint
@@ -82,7 +82,7 @@ def _export(arguments):
     'step': step,
     'model': network.model,
     'platforms': PLATFORMS,
-    'versions': checkpoint_contents.versions(),
+    'versions': progress.versions(),
   }
   lines = [
     f'{out}: {network.num_classes} classes, images of {size} pixels, for'
