@@ -48,6 +48,7 @@ def write(
   from alexnet_jax.evaluation import measured_run
   from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import sections
+  from alexnet_jax.training import checkpoint
 
   path, done = pathlib.Path(workdir), itertools.count(1)
   rows, trained = _history(path)
@@ -63,6 +64,7 @@ def write(
   settings = config_lib.flatten(config)
   data = subject.validation.source.name if subject else ''
   album = sections.Album(path / REPORT_FOLDER, tick)
+  checkpoint.refuse_links(path)
   album.folder.mkdir(exist_ok=True)
   parts = [
     sections.overview(numbers, settings, data, _missing(rows, trained)),

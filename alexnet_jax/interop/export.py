@@ -62,7 +62,7 @@ def _export(arguments):
 
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import program_loader
-  from alexnet_jax.training import checkpoint_contents
+  from alexnet_jax.training import progress
 
   if arguments.onnx:
     _require_onnx()
@@ -81,7 +81,7 @@ def _export(arguments):
     'step': step,
     'model': network.model,
     'platforms': PLATFORMS,
-    'versions': checkpoint_contents.versions(),
+    'versions': progress.versions(),
   }
   shape = (size, size, 3)
   files = {'program.bin': _export_program(function, params, shape)}

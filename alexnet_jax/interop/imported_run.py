@@ -23,6 +23,7 @@ from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
 from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import SavedRun
 
 
 def read(
@@ -168,11 +169,10 @@ def write(
 
 def _write_checkpoint(config, tree, class_names, origin, folder):
   learning_rate = build.learning_rate(config)
-  checkpoints = checkpoint.Checkpoints(folder)
-  try:
+  with checkpoint.Checkpoints(folder) as checkpoints:
     checkpoints.save(
       tree,
-      checkpoint.SavedRun(
+      SavedRun(
         config=config,
         # No data has trained it: none of the fields that a resumed run checks.
         data={'class_names': list(class_names)},
@@ -182,5 +182,3 @@ def _write_checkpoint(config, tree, class_names, origin, folder):
       ),
     )
     checkpoints.wait()
-  finally:
-    checkpoints.close()

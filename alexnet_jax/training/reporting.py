@@ -223,9 +223,11 @@ def show_end(run, loop) -> None:
         ' decoded and were skipped; their names are in the warnings above'
       )
   stopped = ' (stopped early)' if progress.stopping.stopped else ''
+  step = int(loop.state.step)
+  restored = f' (the state of step {step})' if step != loop.step else ''
   line(
     f'done at step {loop.step}{stopped}: validation top-1'
-    f' {progress.last_evaluation["eval/top1"]:.4f}; best'
+    f' {progress.last_evaluation["eval/top1"]:.4f}{restored}; best'
     f' {run.config.checkpoint.monitor} {best.value:.4f} at step {best.step}'
   )
   line(

@@ -7,6 +7,8 @@ checkpoints counts.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
+import itertools
 import pathlib
 import socket
 
@@ -18,12 +20,14 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
-from alexnet_jax.training.checkpoint import SavedRun
-from alexnet_jax.training.checkpoint_contents import versions
+from alexnet_jax.training import schedule
+from alexnet_jax.training import writers
 from alexnet_jax.training.distributed import ProcessGroup
+from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.progress import versions
 
 # Where the data lies, and how fast it is read, may differ between processes.
-_OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch')
+_OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch', 'init.workdir')
 _MOST_ROWS = 32  # of the table of processes
 
 
@@ -44,28 +48,33 @@ def check_processes(
     return
   devices = jax.local_devices()
   flat = config_lib.flatten(config_lib.from_dict(config.to_dict()))
+  for key in _OWN_KEYS:
+    del flat[key]
   own = {
     'host': socket.gethostname(),
-    'number of processes': str(processes.count),
-    'devices': f'{len(devices)} x {devices[0].device_kind}',
-    'processes': jax.process_count(),
+    'number of processes': {'processes': str(processes.count)},
+    'devices': {'devices': f'{len(devices)} x {devices[0].device_kind}'},
+    'config': {key: repr(value) for key, value in flat.items()},
     'versions': versions(),
-    'config': {
-      key: repr(value) for key, value in flat.items() if key not in _OWN_KEYS
-    },
   }
   everybody = processes.gather(own, check)
   if everybody is None:
     return
   for index, other in enumerate(everybody):
-    _refuse_other(index, other, own)
-  if own['processes'] != processes.count:
+    for name in ('number of processes', 'devices', 'config', 'versions'):
+      if changes := _changes(own[name], other[name], show=str):
+        raise UserError(
+          f'process {index}, on {other["host"]}, differs from process 0 in'
+          f' {name}:{changes}\nStart all processes with the same command, in'
+          ' the same environment'
+        )
+  if jax.process_count() != processes.count:
     raise UserError(
       f'{processes.count} processes were started, but JAX sees'
-      f' {own["processes"]}: are all of them on the same kind of device?'
+      f' {jax.process_count()}: are all of them on the same kind of device?'
     )
   rows = {
-    f'process {index}': f'{other["host"]}: {other["devices"]}'
+    f'process {index}': f'{other["host"]}: {other["devices"]["devices"]}'
     for index, other in enumerate(everybody[:_MOST_ROWS])
   }
   if more := processes.count - len(rows):
@@ -74,19 +83,12 @@ def check_processes(
   console.table(title, rows)
 
 
-def _refuse_other(index, other, own):
-  for name in ('number of processes', 'devices', 'config', 'versions'):
-    before, after = own[name], other[name]
-    if before == after:
-      continue
-    changes = f'{before} -> {after}'
-    if isinstance(before, dict):
-      changes = _lines(files.differences(before, after), show=str)
-    raise UserError(
-      f'process {index}, on {other["host"]}, differs from process 0 in {name}:'
-      f'\n  {changes}'
-      '\nStart all processes with the same command, in the same environment'
-    )
+def _changes(before, now, show=repr):
+  """Returns a line `key: before -> now` of each value that differs."""
+  return ''.join(
+    f'\n  {key}: {show(old)} -> {show(new)}'
+    for key, (old, new) in files.differences(before, now).items()
+  )
 
 
 def check_config(config, workdir: pathlib.Path, stored) -> None:
@@ -96,15 +98,45 @@ def check_config(config, workdir: pathlib.Path, stored) -> None:
     UserError: naming the keys that differ.
   """
   if changes := config_lib.training_changes(stored, config):
+    length = any(change.startswith('config.num_') for change in changes)
     raise UserError(
       f'{workdir} was trained with another config:\n  '
       + '\n  '.join(changes)
       + '\nTake these values, or another --workdir, or delete this one'
-      + (
-        ' (the length of a run shapes its cosine schedule)'
-        if any(change.startswith('config.num_') for change in changes)
-        else ''
-      )
+      + ' (the length of a run shapes its cosine schedule)' * length
+    )
+
+
+def check_history(workdir: pathlib.Path, config, num_examples: int) -> None:
+  """Refuses to begin anew over the history of a run that had checkpoints.
+
+  A save is complete before the next one begins: with rows beyond the second
+  save, or of a run that is done, a checkpoint was there.
+
+  Args:
+    config: counts if the folder has none.
+    num_examples: of the training split.
+
+  Raises:
+    UserError: if there is such a history.
+  """
+  rows = writers.read_rows(workdir)
+  last = max((row['step'] for row in rows), default=0)
+  with contextlib.suppress(UserError):
+    config = config_lib.read_config(workdir)
+  durations = config_lib.resolve_durations(config, num_examples)
+  intervals = durations.eval_every, durations.save_every
+  saves = (
+    step
+    for step in range(1, last)
+    if any(schedule.due(step, every) for every in intervals)
+  )
+  is_done = any(row.get('last') for row in rows)  # see writers.step_losses
+  if is_done or len([*itertools.islice(saves, 2)]) == 2:
+    raise UserError(
+      f'{workdir} has the history of a run up to step {last}, but no'
+      ' checkpoint: put its checkpoints/ back, or mount its disk; to begin anew'
+      ' take another --workdir, or delete this one'
     )
 
 
@@ -120,12 +152,10 @@ def check_data_record(
   Raises:
     UserError: naming what differs.
   """
-  changes = files.differences({key: before.get(key) for key in now}, now)
-  if changes:
+  if changes := _changes({key: before.get(key) for key in now}, now):
     raise UserError(
-      f'the data of {workdir} has changed since its checkpoint:\n  '
-      + _lines(changes)
-      + '\nPut the data back, or take another --workdir'
+      f'the data of {workdir} has changed since its checkpoint:{changes}'
+      '\nPut the data back, or take another --workdir'
     )
 
 
@@ -139,19 +169,11 @@ def check_same_data(
   """
   everybody = processes.gather(record, check) or []
   for index, other in enumerate(everybody):
-    if changes := files.differences(everybody[0], other):
+    if changes := _changes(everybody[0], other):
       raise UserError(
-        f'process {index} has other data than process 0:\n  '
-        + _lines(changes)
-        + '\nGive all processes the same data'
+        f'process {index} has other data than process 0:{changes}'
+        '\nGive all processes the same data'
       )
-
-
-def _lines(changes, show=repr):
-  return '\n  '.join(
-    f'{key}: {show(before)} -> {show(now)}'
-    for key, (before, now) in changes.items()
-  )
 
 
 def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
@@ -202,11 +224,8 @@ def describe(
     f'config.{key}: {old!r} -> {new!r}'
     for key, (old, new) in files.differences(stored, given).items()
   ]
-  before = {
-    **saved.versions,
-    'devices': saved.devices,
-    'processes': saved.processes,
-  }
+  machine = {'devices': saved.devices, 'processes': saved.processes}
+  before = {**saved.versions, **machine}
   now = {**versions(), 'devices': mesh.size, 'processes': processes.count}
   if changes := [
     f'{name} {old} -> {new}'

@@ -75,11 +75,7 @@ def check_init(config, class_names: Sequence[str]) -> None:
 def first_state(
   config, class_names: Sequence[str], console: cli.Console
 ) -> TrainState:
-  """Returns a fresh state, or one with the weights of another run.
-
-  Args:
-    console: told where the weights come from, and what is different here.
-  """
+  """Returns a fresh state, or one with the weights of another run."""
   model = build.make_model(config, len(class_names))
   state = build.make_state(config, model)
   init = config.init
@@ -153,7 +149,6 @@ def start_from(
   used.
 
   Args:
-    other: of a run that was trained.
     skip: patterns of parameters that stay as they are in `state`; statistics of
       batch norms go with their layer's parameters.
     name: of the other run, for messages.
@@ -182,8 +177,6 @@ def transferred(
   state: TrainState, other: TrainState, skip: Sequence[str], name: str
 ) -> list[str]:
   """Returns names of the parameters that `start_from` takes from the other.
-
-  The states may be of shapes.
 
   Raises:
     UserError: naming every parameter that the other lacks or has in another

@@ -110,18 +110,6 @@ def test_a_killed_process_ends_the_others(long_run, tmp_path, index):
 
 
 @pytest.mark.slow
-def test_a_start_signal_ends_all(recipe, tmp_path):
-  workdir = tmp_path / 'run'
-  processes = together.start(recipe, workdir, 2)
-  while not workdir.exists():  # made once they have joined; then they compile
-    assert [process.poll() for process in processes] == [None, None]
-    time.sleep(0.01)
-  processes[1].terminate()
-  ended = together.finish(processes)
-  assert [code for code, _, _ in ended] == [75, 75], ended
-
-
-@pytest.mark.slow
 def test_a_process_that_waits_for_others_hears_signals(recipe, tmp_path):
   [process] = together.start(recipe, tmp_path / 'run', 2, indices=[1])
   time.sleep(6)
@@ -159,59 +147,50 @@ def refused(processes) -> str:
   return ended[0][2]
 
 
-def start_two(recipe, workdir, first, second):
-  """Starts two processes with different (count, *overrides)."""
-  port = together.free_port()
-  return [
-    process
-    for index, (count, *overrides) in enumerate((first, second))
-    for process in together.start(
-      recipe, workdir, count, *overrides, port=port, indices=[index]
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'overrides': ['--config.seed=3']}, 'seed: 0 -> 3'),
+    pytest.param({'count': 3}, 'processes: 2 -> 3', marks=slow),
+    pytest.param({'devices': 3}, 'devices: 1 x cpu -> 3 x cpu', marks=slow),
+    pytest.param({'data': 1}, 'has other data than process 0', marks=slow),
+  ],
+)
+def test_processes_that_differ_are_refused(tmp_path, changes, message):
+  """The second one has these changes."""
+  recipe, data = commands.write_recipe(tmp_path), 'data' in changes
+  port, processes = together.free_port(), []
+  for index in range(2):
+    options = {'count': 2, 'devices': 1, **(changes if index else {})}
+    overrides = options.get('overrides', [])
+    if data:
+      write_photos(tmp_path / str(index), seed=index)
+      path = f'--config.data.path={tmp_path / str(index)}'
+      overrides = ['--config.data.source=folder', path]
+    processes += together.start(
+      recipe,
+      tmp_path / 'run',
+      options['count'],
+      *overrides,
+      devices=options['devices'],
+      port=port,
+      indices=[index],
     )
-  ]
-
-
-def test_processes_with_different_configs_are_refused(recipe, tmp_path):
-  workdir = tmp_path / 'run'
-  message = refused(start_two(recipe, workdir, (2,), (2, '--config.seed=3')))
-  assert 'process 1' in message
-  assert 'seed: 0 -> 3' in message
-  assert not workdir.exists()
-
-
-@pytest.mark.slow
-def test_processes_with_different_counts_are_refused(recipe, tmp_path):
-  message = refused(start_two(recipe, tmp_path / 'run', (2,), (3,)))
-  assert '2 -> 3' in message
-
-
-@pytest.mark.slow
-def test_processes_with_different_devices_are_refused(recipe, tmp_path):
-  port, workdir = together.free_port(), tmp_path / 'run'
-  processes = [
-    *together.start(recipe, workdir, 2, port=port, indices=[0]),
-    *together.start(recipe, workdir, 2, port=port, indices=[1], devices=3),
-  ]
-  assert '1 x cpu -> 3 x cpu' in refused(processes)
-
-
-@pytest.mark.slow
-def test_processes_with_different_data_are_refused(tmp_path):
-  paths = [tmp_path / 'here', tmp_path / 'there']
-  for path, seed in zip(paths, (0, 1), strict=True):
-    write_photos(path, seed=seed)
-  recipe = commands.write_recipe(tmp_path, data__source='folder')
-  different = [(2, f'--config.data.path={path}') for path in paths]
-  message = refused(start_two(recipe, tmp_path / 'run', *different))
-  assert 'process 1 has other data than process 0' in message
-  assert 'fingerprint' in message
+  found = refused(processes)
+  assert 'process 1' in found
+  assert message in found
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('index', [1, 0])
 def test_a_process_that_stays_alone_is_refused(recipe, tmp_path, index):
+  timeout = ('--start_timeout', 5)
   [process] = together.start(
-    *(recipe, tmp_path / 'run', 2, '--start_timeout', 5), indices=[index]
+    recipe, tmp_path / 'run', 2, *timeout, indices=[index]
   )
   [(code, _, err)] = together.finish([process])
   assert code == 2, err

@@ -107,18 +107,6 @@ def test_signals_save_and_exit_with_75(unbroken, tmp_path, number, steps):
   assert_ends_alike(recipe, workdir, unbroken)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('delay', [0.6, 2.0])
-def test_sigterm_during_start_up_and_compilation(unbroken, tmp_path, delay):
-  recipe, workdir = unbroken[0], tmp_path / 'run'
-  process = start(recipe, workdir)
-  time.sleep(delay)
-  process.terminate()
-  _, err = process.communicate(timeout=120)
-  assert process.returncode == 75, err
-  assert_ends_alike(recipe, workdir, unbroken)
-
-
 INTERRUPT_AT = """
 import os, signal, sys
 from alexnet_jax import main
@@ -180,7 +168,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(small_disk):
   assert code == 2, err
   assert 'cannot save a checkpoint' in err
   assert 'No space left' in err
-  assert 'stays valid' in err
+  assert re.search(r'/checkpoints: \[10\]', err)
   assert out == ''
   mounts.remount(small_disk, 'size=40m')
   resumed = commands.train(recipe, workdir)

@@ -8,12 +8,11 @@ import pytest
 from alexnet_jax import validation
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import checkpoint
 from alexnet_jax.training import distributed
 from alexnet_jax.training import parallel
 from alexnet_jax.training import resume
-from alexnet_jax.training.checkpoint_contents import versions
 from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.schedule import PlateauState
 from tests.system import commands
 
@@ -25,7 +24,7 @@ def check(monkeypatch, before, devices, *overrides):
     ['--config=configs/quickstart.py', *overrides]
   )
   mesh = Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
-  saved = before and checkpoint.SavedRun(
+  saved = before and SavedRun(
     config=config,
     data={},
     progress=Progress(PlateauState(0.1)),
@@ -78,13 +77,12 @@ def test_data_that_has_changed_is_named(tmp_path):
 
 def test_what_is_different_is_said_where_a_run_goes_on():
   before = make_config()
-  saved = checkpoint.SavedRun(
+  saved = SavedRun(
     config=before,
     data={},
     progress=Progress(PlateauState(0.01)),
     iterator={},
     devices=jax.device_count(),
-    versions=versions(),
   )
   after = make_config()
   after.num_epochs = 5.0
