@@ -43,6 +43,7 @@ _ENDED = f'{_PREFIX}/ended'  # the key that says how the run ended
 _WAIT_SLICE = 1000  # ms; between two of them Python handles signals
 _EXIT_WAIT = 10_000  # ms that a process waits for the others before it exits
 _OWN_REPORT = 3.0  # seconds that a process has to report its own failure
+_NO_PROXY = 'no_grpc_proxy'  # a variable that gRPC reads
 _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'CANCELLED')
 
 
@@ -275,7 +276,7 @@ def joined(
     _member.start(start_timeout, heartbeat_timeout, check)
     _current = ProcessGroup(cluster.index, cluster.count)
     yield _current
-    _current.barrier(check)
+    _current.barrier(lambda: None)  # the run is done: a signal is too late
   except jax.errors.JaxRuntimeError as error:
     if any(word in str(error) for word in _LOST):
       _member.watcher.join(
@@ -285,8 +286,13 @@ def joined(
     _member.report_failure(error)
     raise error from None
   except BaseException as error:
+    if isinstance(error, RuntimeError) and 'gloo/transport' in str(error):
+      error = UserError(
+        f'the other processes cannot find this machine, {socket.gethostname()}:'
+        ' its name has no address; add it to /etc/hosts or to the DNS'
+      )
     _member.report_failure(error)
-    raise
+    raise error
   _try(lambda: _store().key_value_set(_ENDED, json.dumps({})))
   _member.watcher.join()
   jax.distributed.shutdown()
@@ -316,7 +322,12 @@ class _Member:
   def start(self, timeout, heartbeat_timeout, check) -> None:
     """Waits for the others. In a thread: signals interrupt no call of JAX."""
     cluster, failures = self._cluster, []
+    is_local = 'coordinator_bind_address' in cluster.options
     _check_port(cluster)
+    if is_local:  # gRPC would ask a proxy for this machine's own address
+      given = os.environ.get(_NO_PROXY, os.environ.get('no_proxy'))
+      hosts = filter(None, (given, '127.0.0.1', 'localhost'))
+      os.environ[_NO_PROXY] = ','.join(hosts)
     # It would take SIGTERM away from the handler of `guards.StopSignal`.
     jax.config.update('jax_enable_preemption_service', False)
     read = ', '.join(f'{k} = {v}' for k, v in cluster.variables.items())
@@ -341,14 +352,16 @@ class _Member:
       if thread.is_alive() and time.monotonic() > deadline:
         raise UserError(
           f'the {cluster.count} processes of the run did not find each other'
-          f' within {timeout} s. Looked at, in {cluster.source}: {read}. Start'
-          ' each of them once, with the same coordinator and count; a single'
-          ' process takes --process_count 1'
+          f' within {timeout} s. Looked at, in {cluster.source}: {read}'
+          f'{_proxies()}. Start each of them once, with the same coordinator'
+          ' and count; a single process takes --process_count 1'
         )
     if failures:
       raise UserError(
         f'the processes of the run cannot connect: {failures[0]} ({read})'
       ) from failures[0]
+    if is_local:
+      _connect_by_loopback()
     self._started = True
     self.watcher.start()
 
@@ -405,6 +418,32 @@ def _check_port(cluster):
       f'process 0 cannot listen on {address}: {error}; give a --coordinator'
       ' with another port'
     ) from error
+
+
+def _connect_by_loopback():
+  """Lets the CPUs of several processes ask for no name, and hide from others.
+
+  By itself Gloo listens at the address that the machine's name has.
+  """
+  from jax._src import xla_bridge
+  from jax._src.lib import _jax
+
+  def make_client():
+    collectives = _jax.make_gloo_tcp_collectives(
+      distributed_client=_store(), hostname='127.0.0.1'
+    )
+    return xla_bridge.make_cpu_client(collectives)
+
+  xla_bridge.register_backend_factory(
+    'cpu', make_client, priority=0, fail_quietly=False
+  )
+
+
+def _proxies():
+  """Names the proxies that gRPC asks for an address, which may be why."""
+  names = ('grpc_proxy', 'https_proxy', 'http_proxy')
+  found = ', '.join(f'{n} = {os.environ[n]}' for n in names if n in os.environ)
+  return found and f'; {found} ({_NO_PROXY}=HOST leaves a host out)'
 
 
 def _store():
