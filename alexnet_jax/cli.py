@@ -118,6 +118,17 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_workdirs(
+  parser: argparse.ArgumentParser, metavar: str, text: str
+) -> None:
+  """Adds the folders of several runs, as arguments or after --workdirs."""
+  for name, more in (
+    ('workdirs', {'nargs': '*', 'default': argparse.SUPPRESS, 'help': text}),
+    ('--workdirs', {'nargs': '+', 'default': [], 'help': argparse.SUPPRESS}),
+  ):
+    parser.add_argument(name, action='extend', metavar=metavar, **more)
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
   """Adds --workdir and --checkpoint, of a run that was trained."""
   parser.add_argument(

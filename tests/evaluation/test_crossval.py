@@ -257,7 +257,7 @@ def test_the_box_plots_show_the_folds(done):
     fold['validation'] |= {'top1': 0.5 - number / 10, 'macro_precision': 0.25}
   figure = crossval.draw_box_plots(result)
   top1, precision = figure.axes
-  assert top1.get_title() == 'accuracy (top-1)'
+  assert top1.get_title() == 'top-1'
   assert precision.get_title() == 'macro precision'
   for axes, wanted in (
     (top1, [[0.9, 0.91, 0.92], [0.5, 0.4, 0.3]]),

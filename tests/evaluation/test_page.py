@@ -124,13 +124,6 @@ def test_nothing_is_loaded_from_elsewhere():
   assert '@import' not in text
 
 
-def test_pictures_have_their_size():
-  picture = page.Picture(PNG, 'a dot')
-  assert picture.size == (1, 1)
-  text = page.render('t', [page.Section('s', pictures=[picture])])
-  assert 'width="1" height="1"' in text
-
-
 def test_names_that_are_not_text_can_be_written(tmp_path):
   """Linux has names of files that no encoding explains."""
   path = tmp_path / 'index.html'

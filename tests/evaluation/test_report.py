@@ -14,8 +14,8 @@ import pytest
 
 from alexnet_jax import validation
 from alexnet_jax.cli import Console
-from alexnet_jax.evaluation import measured_run
 from alexnet_jax.evaluation import report
+from alexnet_jax.evaluation import sections
 from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
@@ -116,20 +116,17 @@ def test_the_page_shows_what_was_measured(written, dom):
       for name in metrics.MEASURES
     ]
   shown = dict(zip(dom.texts, dom.texts[1:], strict=False))
-  assert shown['accuracy (top-1)'] == f'{result["metrics"]["eval/top1"]:.4f}'
+  # That nothing was loaded, and no script failed, `open_page` sees to.
+  assert dom.title == 'Report of run'
+  pictures = [attrs for tag, attrs in dom.tags if tag == 'img']
+  assert len(pictures) == len(PICTURES)
+  assert all(len(picture['alt']) > 20 for picture in pictures)
+  assert shown['top-1'] == f'{result["metrics"]["eval/top1"]:.4f}'
   assert shown['validation images'] == '20'
   assert shown['training images'] == '20'
   assert shown['steps'] == '32'
   assert shown['epochs'] == '12.80'
   assert shown['parameters'] == f'{result["parameters"]:,}'
-
-
-def test_names_of_classes_do_nothing_on_the_page(dom):
-  """That nothing was loaded, and no script failed, `open_page` sees to."""
-  assert dom.title == 'Report of run'
-  pictures = [attrs for tag, attrs in dom.tags if tag == 'img']
-  assert len(pictures) == len(PICTURES)
-  assert all(len(picture['alt']) > 20 for picture in pictures)
 
 
 def test_the_tables_are_those_of_the_confusion_matrix(written):
@@ -149,7 +146,8 @@ def test_the_tables_are_those_of_the_confusion_matrix(written):
 
 
 def test_the_files_beside_the_page(written):
-  result, folder, _ = written
+  result, folder, calls = written
+  assert calls == list(range(1, 3 + len(PICTURES) + 1))  # 3 batches
   wanted = [f'{name}.png' for name in PICTURES]
   wanted += ['classes.csv', 'confusion.csv']
   assert sorted(wanted) == sorted(pathlib.Path(f).name for f in result['files'])
@@ -176,11 +174,6 @@ def test_the_result_is_json(written):
   )
 
 
-def test_progress_counts_on(written):
-  _, _, calls = written
-  assert calls == list(range(1, 3 + len(PICTURES) + 1))  # 3 batches
-
-
 def test_the_worst_mistakes(trained, written):
   _, data = trained
   result, _, _ = written
@@ -204,11 +197,11 @@ def subject(trained):
   workdir, data = trained
   run = measure.load_network(str(workdir), data_path=str(data))
   loaders = [measure.make_eval_loader(run, s) for s in ('train', 'validation')]
-  return measured_run.MeasuredRun(run, *loaders, measured=None)
+  return sections.MeasuredRun(run, *loaders, measured=None)
 
 
 def test_augmented_examples_are_windows_of_squares(subject):
-  rows = measured_run.augmented(subject, 6)
+  rows = sections.augmented(subject, 6)
   assert len(rows) == 6
   assert {change for *_, change in rows} == {'', 'mirrored'}
   corners = set()
@@ -240,16 +233,10 @@ def test_augmented_examples_are_those_of_the_first_batch(subject, monkeypatch):
     return make(config, *arguments)
 
   monkeypatch.setattr(build, 'make_train_iter', spy)
-  rows = measured_run.augmented(subject, 3)
+  rows = sections.augmented(subject, 3)
   assert sizes == [3]
   np.testing.assert_array_equal([row[1] for row in rows], wanted[:3])
-  assert len(measured_run.augmented(subject, 100)) == len(wanted)
-
-
-def test_crops_are_centers(subject):
-  square, _ = subject.validation.square(7)
-  (crop,) = subject.crops(np.array([7]))
-  np.testing.assert_array_equal(crop, square[2:-2, 2:-2])
+  assert len(sections.augmented(subject, 100)) == len(wanted)
 
 
 def test_images_are_chosen_evenly():
@@ -257,12 +244,12 @@ def test_images_are_chosen_evenly():
   counts[:500] = False
   predictions = types.SimpleNamespace(counts=counts)
   measured = types.SimpleNamespace(predictions=predictions)
-  split = measured_run.MeasuredRun(None, None, None, measured)
-  chosen = measured_run.evenly_chosen(split, 196)
+  split = sections.MeasuredRun(None, None, None, measured)
+  chosen = split.evenly_chosen(196)
   assert len(set(chosen)) == 196
   assert (chosen[0], chosen[-1]) == (500, 999)
   assert set(np.diff(chosen)) == {2, 3}
-  assert len(measured_run.evenly_chosen(split, 600)) == 500
+  assert len(split.evenly_chosen(600)) == 500
 
 
 def test_the_terminal_lists_every_class_of_few(written, capsys):
@@ -279,37 +266,17 @@ def test_the_terminal_lists_every_class_of_few(written, capsys):
     assert row[4:] == [str(wanted[key]) for key in KEYS[3:]]
 
 
-def show_classes(rows):
-  """Prints some classes, beside measures of no meaning."""
-  values = {f'eval/{name}': 0.5 for name in ('top1', 'top5', 'loss')}
-  for average in metrics.AVERAGES:
-    values |= {f'eval/{average}_{name}': 0.5 for name in metrics.MEASURES}
-  report.show(
-    {'step': 1, 'examples': 9, 'page': '', 'metrics': values, 'classes': rows}
-  )
-
-
-# With 100 of them no more than 10 are the worst, and with 14 no class is both.
-@pytest.mark.parametrize(('with_examples', 'worst'), [(100, 10), (14, 4)])
-def test_the_terminal_lists_the_best_and_worst_of_many(
-  capsys, with_examples, worst
-):
+def test_the_terminal_lists_the_best_and_worst_of_many(written, capsys):
   confusion = np.diag(np.arange(100, 0, -1))
   confusion[:, 0] += np.arange(100)
-  confusion[with_examples:] = 0
-  names = [f'class {i:02}' for i in range(100)]
-  rows = measured_run.class_rows(confusion, names)
-  show_classes(rows)
+  confusion[70:] = 0  # they have no examples
+  rows = sections.class_rows(confusion, [f'class {i:02}' for i in range(100)])
+  report.show({**written[0], 'classes': rows})
   err = capsys.readouterr().err
-  listed = re.findall(r'│ (class \d\d)', err)
-  by_f1 = sorted(
-    (row for row in rows if row['support']), key=lambda row: -row['f1']
-  )
-  wanted = [row['class'] for row in by_f1]
-  assert len(wanted) == with_examples
-  assert listed == wanted[:10] + wanted[-worst:]
-  assert 'The 10 best classes' in err
-  assert f'The {worst} worst classes' in err
+  wanted = sorted(rows[:70], key=lambda row: -row['f1'])
+  wanted = [row['class'] for row in wanted]
+  assert re.findall(r'│ (class \d\d)', err) == wanted[:10] + wanted[-10:]
+  assert 'The 10 best and the 10 worst' in err
 
 
 def test_the_command(trained, capsys):
@@ -362,11 +329,13 @@ def test_a_run_without_a_checkpoint_has_its_curves(tmp_path, config):
   if config:
     (tmp_path / 'config.json').write_text(config)
   result = report.write(str(tmp_path))
+  assert result['config'].get('seed') == (
+    3 if config == '{"seed": 3}' else None
+  )
   assert [pathlib.Path(file).name for file in result['files']] == [
     *('step_losses.png', 'curves.png', 'learning_rate.png')
   ]
   assert 'metrics' not in result
-  assert result['config'] == ({'seed': 3} if config == '{"seed": 3}' else {})
   text = (tmp_path / 'report' / 'index.html').read_text()
   assert 'The run has no checkpoint yet' in text
   report.show(result)
