@@ -13,8 +13,7 @@ import math
 import pathlib
 import statistics
 import sys
-
-import ml_collections
+from typing import Any
 
 from alexnet_jax import cli
 from alexnet_jax import config as config_lib
@@ -171,27 +170,21 @@ class Run:
 
   Attributes:
     name: what tables call it.
-    config: the config that it was trained with.
+    saved: what the checkpoint says, see `training.checkpoint.SavedRun`.
     rows: its history, see `training.writers.read_rows`.
-    data: see `build.data_record`.
-    num_steps: how many steps it was to have.
-    is_done: whether it had them, or was stopped early.
     numbers: {name, workdir, seed, fingerprint, eval_fingerprint, parameters,
-      ..., measured_step, loss, top1, ...}: what it cost and how good it is;
-      None where it is not known; JSON.
+      ..., steps, measured_step, loss, top1, ...}: what it cost and how good it
+      is; None where it is not known; JSON.
   """
 
   name: str
-  config: ml_collections.ConfigDict
+  saved: Any
   rows: list[dict]
-  data: dict
-  num_steps: int
-  is_done: bool
   numbers: dict
 
   @property
-  def epochs_per_step(self) -> float:
-    return self.config.global_batch_size / self.data['num_examples']
+  def is_done(self) -> bool:
+    return self.saved.is_done(self.numbers['steps'])
 
   def recipe(self) -> str:
     """Returns what repetitions have in common: all but the seed.
@@ -200,10 +193,10 @@ class Run:
     """
     free = {name for name, key in config_lib.KEYS.items() if key.free}
     free = (free | {'seed'}) - {'num_epochs', 'num_steps'}
-    flat = config_lib.flatten(self.config)
+    flat, data = config_lib.flatten(self.saved.config), self.saved.data
     kept = {key: value for key, value in flat.items() if key not in free}
-    data = self.data['fingerprint'], self.data['eval_fingerprint']
-    return json.dumps([kept, data], sort_keys=True)
+    sets = data['fingerprint'], data['eval_fingerprint']
+    return json.dumps([kept, sets], sort_keys=True)
 
 
 def load(workdir: str, name: str) -> Run:
@@ -231,16 +224,10 @@ def load(workdir: str, name: str) -> Run:
     measured = progress.evaluated_step
   values = evaluations.get(measured, progress.last_evaluation)
   model = build.make_model(config, len(data['class_names']))
-  num_steps = config_lib.resolve_durations(
-    config, data['num_examples']
-  ).num_steps
   return Run(
     name,
-    config,
+    saved,
     rows,
-    data,
-    num_steps,
-    is_done=progress.stopping.stopped or step >= num_steps,
     numbers={
       'name': name,
       'workdir': workdir,
@@ -284,7 +271,7 @@ def _finished(runs):
   found = {}
   for run in filter(lambda run: run.is_done, runs):
     by_seed = found.setdefault(run.recipe(), {})
-    by_seed.setdefault(run.config.seed, []).append(run)
+    by_seed.setdefault(run.numbers['seed'], []).append(run)
   return found.values()
 
 
@@ -328,14 +315,14 @@ def notes(runs: list[Run]) -> list[str]:
   ):
     sets = {}
     for run in runs:
-      sets.setdefault(run.data[key], []).append(run.name)
+      sets.setdefault(run.numbers[key], []).append(run.name)
     if len(sets) > 1:
       names = ' | '.join(', '.join(members) for members in sets.values())
       found.append(f'The {which} data differs, so {meaning}: {names}.')
   under_way = [run for run in runs if not run.is_done]
   if under_way:
     names = ', '.join(
-      f'{run.name} (step {run.numbers["steps"]} of {run.num_steps})'
+      f'{run.name} (step {run.numbers["steps"]} of {run.saved.num_steps})'
       for run in under_way
     )
     found.append(f'Not done yet: {names}.')
@@ -391,7 +378,7 @@ def _mean_and_error(spread):
 
 def _config_table(runs):
   """Lists the keys of the config in which the runs differ."""
-  configs = [config_lib.flatten(run.config) for run in runs]
+  configs = [config_lib.flatten(run.saved.config) for run in runs]
   rows = [
     (key, *(str(config[key]) for config in configs))
     for key in sorted(configs[0])
@@ -416,7 +403,9 @@ def draw(runs: Sequence[Run], unit: str) -> dict:
   drawn = {name: figures.panels(2) for name in ('validation', 'training_loss')}
   validation, losses = (panels for _, panels in drawn.values())
   for number, run in enumerate(runs):
-    size = 1 if unit == 'steps' else run.epochs_per_step
+    size = 1
+    if unit == 'epochs':
+      size = run.numbers['epochs'] / run.numbers['steps']
     style = {
       'color': f'C{number % _COLORS}',
       'linestyle': _STYLES[number // _COLORS % len(_STYLES)],

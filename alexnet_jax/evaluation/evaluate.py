@@ -43,10 +43,7 @@ def measure_all(
     batch_size: of a batch.
 
   Returns:
-    A `measure.Measured`.
-
-  Raises:
-    UserError: if no example counts.
+    See `measure.evaluate`.
   """
   from alexnet_jax.training import measure
 

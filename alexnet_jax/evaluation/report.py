@@ -38,7 +38,7 @@ def write(
     progress: called with the number of batches and pictures done; may raise.
 
   Returns:
-    {page, files, config} and, of a checkpoint, `sections.numbers`; JSON.
+    {page, files, config, notes} and, of a checkpoint, `sections.numbers`; JSON.
 
   Raises:
     UserError: if the folder has neither history nor checkpoint, or the
@@ -62,26 +62,22 @@ def write(
   def tick():
     progress(next(done))
 
-  subject, numbers, config, text = None, {}, {}, []
+  subject, numbers, config, measured = None, {}, {}, []
+  notes = _notes(path, trained)
+  if not rows:
+    notes.append('The run has no history, so there are no curves.')
   with contextlib.suppress(UserError):  # it has none yet
     config = config_lib.read_config(path)
   if trained:
     subject = sections.load(workdir, which, data_path, tick)
     numbers = sections.numbers(subject)
     config = subject.run.config
-    text.append(f'Measured on {subject.validation.source.name}.')
-  else:
-    text.append(
-      'The run has no checkpoint yet, so nothing could be measured: no top-1,'
-      ' no confusion matrix, no images.'
-    )
-  if not rows:
-    text.append('The run has no history, so there are no curves.')
+    measured = [f'Measured on {subject.validation.source.name}.']
   settings = config_lib.flatten(config)
   album = sections.Album(path / REPORT_FOLDER, tick)
   album.folder.mkdir(exist_ok=True)
   parts = [
-    sections.overview(numbers, settings, ' '.join(text)),
+    sections.overview(numbers, settings, ' '.join([*measured, *notes])),
     *sections.training(rows, album),
   ]
   if subject:
@@ -92,8 +88,26 @@ def write(
     'page': str(album.folder / PAGE),
     'files': [str(file) for file in album.files],
     'config': settings,
+    'notes': notes,
     **numbers,
   }
+
+
+def _notes(path, trained):
+  """Says what is unusual about a run, for people."""
+  from alexnet_jax.training import checkpoint
+
+  if not trained:
+    return [
+      'The run has no checkpoint yet, so nothing could be measured: no top-1,'
+      ' no confusion matrix, no images.'
+    ]
+  step, saved = checkpoint.read_newest(path)
+  if not saved.is_done(step):
+    return [f'The run is not done: it is at step {step} of {saved.num_steps}.']
+  if saved.progress.stopping.stopped:
+    return [f'It was stopped early: at step {step} of {saved.num_steps}.']
+  return []
 
 
 def show(result: dict) -> None:
@@ -119,6 +133,8 @@ def show(result: dict) -> None:
         classes = classes[:_BEST_AND_WORST] + classes[-_BEST_AND_WORST:]
         title = f'The {_BEST_AND_WORST} best and the {_BEST_AND_WORST} worst'
     page.show_table(sections.classes_table(title, classes))
+  for note in result['notes']:
+    print(f'NOTE: {note}', file=sys.stderr)
   print(f'report: {result["page"]}', file=sys.stderr)
 
 

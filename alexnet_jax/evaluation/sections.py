@@ -44,19 +44,10 @@ class MeasuredRun:
     return self.run.class_names[label]
 
   def crops(self, indices: np.ndarray) -> list[np.ndarray]:
-    """Reads validation images as the network sees them, uint8 crops.
-
-    Args:
-      indices: of examples that can be decoded.
-    """
-    size, out = self.run.config.data.crop_size, [None] * len(indices)
-
-    def read(start, _):
-      square, _ = self.validation.square(int(indices[start]))
-      out[start] = images.center_crop(square, size)
-
-    self.validation.for_each(read, len(indices))
-    return out
+    """Reads validation images as the network sees them; they must decode."""
+    size = self.run.config.data.crop_size
+    squares = (self.validation.square(int(i))[0] for i in indices)
+    return [images.center_crop(square, size) for square in squares]
 
   def evenly_chosen(self, count: int) -> np.ndarray:
     """Chooses at most `count` examples evenly from those that count."""
@@ -109,6 +100,7 @@ def numbers(subject: MeasuredRun) -> dict:
   pairs = metrics.most_confused(subject.measured.confusion, MOST_CONFUSED)
   return {
     'step': step,
+    'num_steps': run.saved.num_steps,
     'epochs': step * run.config.global_batch_size / source.num_examples,
     'training_examples': source.num_examples,
     'examples': int(seen.counts.sum()),
@@ -230,6 +222,7 @@ def overview(numbers: dict, settings: dict, text: str) -> Section:
   shown, tables = [], []
   if numbers:
     values = numbers['metrics']
+    steps = numbers['step'], numbers['num_steps']
     shown = [
       ('top-1', values['eval/top1']),
       ('top-5', values['eval/top5']),
@@ -238,7 +231,7 @@ def overview(numbers: dict, settings: dict, text: str) -> Section:
       ('validation images', numbers['examples']),
       ('training images', numbers['training_examples']),
       ('classes', len(numbers['classes'])),
-      ('steps', numbers['step']),
+      ('steps', ' of '.join(f'{n:,}' for n in steps if n) or 0),
       ('epochs', f'{numbers["epochs"]:.2f}'),
       ('parameters', numbers['parameters']),
       ('forward FLOP', numbers['forward_flops_per_image']),

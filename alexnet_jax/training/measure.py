@@ -136,6 +136,7 @@ class Network:
   config: ml_collections.ConfigDict
   class_names: list[str]
   state: state_lib.TrainState
+  saved: checkpoint.SavedRun
   mesh: jax.sharding.Mesh
   steps: build.Steps
 
@@ -174,6 +175,7 @@ def load_network(
     config=run.config,
     class_names=run.class_names,
     state=parallel.replicate(run.state, mesh),
+    saved=run.saved,
     mesh=mesh,
     steps=build.make_steps(run.config, mesh, mean, top=top, crops=crops),
   )
