@@ -151,7 +151,7 @@ def parquet_source(
       columns are unfit.
   """
   root = pathlib.Path(path).expanduser()
-  names = shard_files.split_files(root, ('.parquet',))
+  names = shard_files.split_files(root, ('.parquet',), split)
   files = _open(root, names['train'])
   labels = train = np.concatenate([file.labels for file in files])
   class_names = files[0].class_names
@@ -160,7 +160,7 @@ def parquet_source(
     labels = train = _numbered(root, train, class_names)
   class_names = shard_files.named_classes(root, train, class_names)
   rows = np.arange(len(train))
-  if names['validation'] and split == 'validation':
+  if names['validation'] and split != 'train':
     files = _open(root, names['validation'], alike=files)
     labels = np.concatenate([file.labels for file in files])
     if labels.dtype == object:

@@ -30,7 +30,7 @@ _warnings_lock = threading.Lock()
 
 
 def split_files(
-  root: pathlib.Path, endings: tuple[str, ...]
+  root: pathlib.Path, endings: tuple[str, ...], split: str = 'train'
 ) -> dict[str, list[str]]:
   """Sorts the data files below `root` into splits, by their names.
 
@@ -42,6 +42,7 @@ def split_files(
   Args:
     root: the folder.
     endings: what the files' names end in.
+    split: that is opened; for `all` there need be no training files.
 
   Returns:
     {'train': paths relative to root, 'validation': paths}, sorted; the second
@@ -65,13 +66,15 @@ def split_files(
   validation = found['validation'] or found['test']
   if not (train or validation):
     train = found['']
+  if split == 'all' and not train:
+    train, validation = validation, []
   if not train:
     raise UserError(
       f"{root} has no files for training, with 'train' in the name; the first"
       f' that it has: {validation[0]}'
     )
   _check_one_folder(root, train)
-  if validation == found['test'] != []:
+  if validation and validation == found['test']:
     warn_once(f'{root}: the test split serves as validation')
   return {'train': train, 'validation': validation}
 

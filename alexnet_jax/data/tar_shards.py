@@ -103,13 +103,13 @@ def tar_source(
       samples without an image or without a label that training knows.
   """
   root = pathlib.Path(path).expanduser()
-  files = shard_files.split_files(root, ('.tar', *_COMPRESSED))
+  files = shard_files.split_files(root, ('.tar', *_COMPRESSED), split)
   files = {name: _uncompressed(root, found) for name, found in files.items()}
   shards = files['train']
   samples = train = _indexed(root, 'train', shards)
   names = shard_files.read_class_names(root)
   names = shard_files.named_classes(root, train['label'], names)
-  if files['validation'] and split == 'validation':
+  if files['validation'] and split != 'train':
     shards = files['validation']
     samples = _indexed(root, 'validation', shards)
     shard_files.check_validation_labels(root, train['label'], samples['label'])

@@ -12,6 +12,7 @@ from alexnet_jax import files
 from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
+from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import summary
 from alexnet_jax.evaluation.page import Picture
@@ -33,10 +34,13 @@ _MISTAKES = ('true class', 'predicted class', 'its probability', 'loss [nats]')
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRun:
-  """A network with its data, measured on the validation split."""
+  """A network with its data, measured on the validation split.
+
+  `training` is None where other data is measured than that of the training.
+  """
 
   run: measure.Network
-  training: loader_lib.Loader
+  training: loader_lib.Loader | None
   validation: loader_lib.Loader
   measured: measure.Measured
 
@@ -77,9 +81,7 @@ def load(
     UserError: if checkpoint or data are not there, or do not fit.
   """
   run = measure.load_network(workdir, which, data_path, top=1)
-  training, validation = (
-    measure.make_eval_loader(run, split) for split in ('train', 'validation')
-  )
+  validation = measure.make_eval_loader(run, 'validation')
   measured = measure.evaluate(
     run.steps.predict,
     run.state,
@@ -88,21 +90,31 @@ def load(
     lambda batches: tick(),
     num_examples=validation.source.num_examples,
   )
-  return MeasuredRun(run, training, validation, measured)
+  return MeasuredRun(run, _training_loader(run), validation, measured)
+
+
+def _training_loader(run):
+  try:
+    loader = build.make_loader(run.config, 'train')
+  except UserError:
+    return None
+  same = loader.source.fingerprint == run.saved.data.get('fingerprint')
+  return loader if same else None
 
 
 def numbers(subject: MeasuredRun) -> dict:
   """Returns all numbers of a report, as a JSON object."""
-  run, source = subject.run, subject.training.source
+  run, saved = subject.run, subject.run.saved
+  trained_on = saved.data.get('num_examples', 0)  # 0: imported weights
   step, seen = int(run.state.step), subject.measured.predictions
   model = build.make_model(run.config, len(run.class_names))
   params, layers = summary.layer_table(model, build.image_shape(run.config))
   pairs = metrics.most_confused(subject.measured.confusion, MOST_CONFUSED)
   return {
     'step': step,
-    'num_steps': run.saved.num_steps,
-    'epochs': step * run.config.global_batch_size / source.num_examples,
-    'training_examples': source.num_examples,
+    'num_steps': saved.num_steps,
+    'epochs': step * run.config.global_batch_size / max(1, trained_on),
+    'training_examples': trained_on,
     'examples': int(seen.counts.sum()),
     'unreadable': len(subject.validation.unreadable),
     'parameters': state_lib.num_parameters(run.state),
@@ -159,6 +171,8 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
     cannot be decoded are left out.
   """
   run, loader = subject.run, subject.training
+  if loader is None:
+    return []
   config = run.config.copy_and_resolve_references()
   # The first draws of a batch do not depend on how many follow.
   config.global_batch_size = min(count, config.global_batch_size)
