@@ -184,13 +184,14 @@ def test_files_of_many_kinds(call, tmp_path):
 def test_unreadable_files_are_named_and_the_others_predicted(
   trained, call, tmp_path
 ):
-  junk, empty = tmp_path / 'junk.jpg', tmp_path / 'empty.png'
+  junk, empty, pipe = (tmp_path / name for name in ('j.jpg', 'e.png', 'p.png'))
   junk.write_bytes(b'junk')
   empty.write_bytes(b'')
+  os.mkfifo(pipe)  # nothing ever comes out of it
   good = trained.files[:2]
   table = tmp_path / 'table.csv'
   code, result, err = call(
-    *('--csv', table, '--top', 2, good[0], junk, good[1], empty, junk, good[0])
+    *('--csv', table, '--top', 2, good[0], junk, good[1], empty, pipe, good[0])
   )
   assert code == 2
   assert 'error: 3 of 6 files cannot be read' in err
@@ -200,14 +201,14 @@ def test_unreadable_files_are_named_and_the_others_predicted(
   assert result['unreadable'] == [
     {'file': str(junk), 'reason': 'it is no image of a known kind'},
     {'file': str(empty), 'reason': 'the file is empty'},
-    {'file': str(junk), 'reason': 'it is no image of a known kind'},
+    {'file': str(pipe), 'reason': 'it is no plain file'},
   ]
   with table.open(newline='') as file:
     header, *rows = csv.reader(file)
   ranked = ('class_1', 'probability_1', 'class_2', 'probability_2')
   assert header == ['file', *ranked]
   assert [row[0] for row in rows] == [
-    *(good[0], str(junk), good[1], str(empty), str(junk), good[0])
+    *(good[0], str(junk), good[1], str(empty), str(pipe), good[0])
   ]
   assert rows[1][1:] == [''] * 4
   classes = result['predictions'][1]['classes']

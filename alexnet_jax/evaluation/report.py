@@ -52,6 +52,9 @@ def write(
   from alexnet_jax.training import writers
 
   path, done = pathlib.Path(workdir), itertools.count(1)
+  folder = path / REPORT_FOLDER
+  if folder.is_symlink():  # a run of somebody else must not write elsewhere
+    raise UserError(f'{folder} is a link; remove it to get a report there')
   rows, trained = writers.read_rows(path), checkpoint.has_checkpoint(path)
   if not (rows or trained):
     raise UserError(
@@ -74,8 +77,8 @@ def write(
     config = subject.run.config
     measured = [f'Measured on {subject.validation.source.name}.']
   settings = config_lib.flatten(config)
-  album = sections.Album(path / REPORT_FOLDER, tick)
-  album.folder.mkdir(exist_ok=True)
+  album = sections.Album(folder, tick)
+  folder.mkdir(exist_ok=True)
   parts = [
     sections.overview(numbers, settings, ' '.join([*measured, *notes])),
     *sections.training(rows, album),
@@ -83,9 +86,9 @@ def write(
   if subject:
     parts += sections.network(subject, numbers, album)
   html = page.render(f'Report of {path.resolve().name}', parts)
-  page.write(album.folder / PAGE, html)
+  page.write(folder / PAGE, html)
   return {
-    'page': str(album.folder / PAGE),
+    'page': str(folder / PAGE),
     'files': [str(file) for file in album.files],
     'config': settings,
     'notes': notes,

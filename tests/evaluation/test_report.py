@@ -288,6 +288,40 @@ def test_a_report_that_is_stopped_leaves_no_page(trained, tmp_path):
   assert not page.exists()
 
 
+def test_a_report_says_that_the_run_is_not_done(trained, tmp_path, capsys):
+  workdir, data = trained
+  shutil.copytree(workdir, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '32')
+  place = ['--data_path', str(data)]
+  assert report.main(['--workdir', str(tmp_path / 'run'), *place]) == 0
+  note = 'The run is not done: it is at step 16 of 32.'
+  assert note in capsys.readouterr().err
+  text = (tmp_path / 'run' / 'report' / 'index.html').read_text()
+  assert note in text
+  assert '16 of 32' in text.replace(note, '')
+
+
+def test_a_report_follows_no_links(trained, tmp_path, capsys):
+  workdir, data = trained
+  run, report_folder = tmp_path / 'run', tmp_path / 'run' / 'report'
+  shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('report'))
+  other = tmp_path / 'other'
+  other.mkdir()
+  report_folder.symlink_to(other)
+  arguments = ['--workdir', str(run), '--data_path', str(data)]
+  assert report.main(arguments) == 2
+  assert f'{report_folder} is a link' in capsys.readouterr().err
+  report_folder.unlink()
+  report_folder.mkdir()
+  names = ('index.html', 'curves.png', 'classes.csv')
+  for name in names:
+    (other / name).write_text('mine')
+    (report_folder / name).symlink_to(other / name)
+  assert report.main(arguments) == 0
+  assert [(other / name).read_text() for name in names] == ['mine'] * 3
+  assert not any(path.is_symlink() for path in report_folder.iterdir())
+
+
 def history(folder):
   """A history without evaluation, as of a run that was killed early."""
   writer = writers.MetricWriter(folder, step=0, evaluated_step=0)
