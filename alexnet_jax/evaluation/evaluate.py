@@ -31,7 +31,12 @@ def main(argv=None) -> int:
 
 
 def measure_all(
-  run, eval_step: Callable, loader, batches: Iterable[dict], batch_size: int
+  run,
+  eval_step: Callable,
+  loader,
+  batches: Iterable[dict],
+  batch_size: int,
+  progress: Callable[[int], None] = lambda done: None,
 ):
   """Measures a network on all examples, behind a progress bar.
 
@@ -41,6 +46,7 @@ def measure_all(
     loader: of the examples.
     batches: of the loader, see `build.make_eval_iter`.
     batch_size: of a batch.
+    progress: called with the number of batches dispatched; may raise.
 
   Returns:
     See `measure.evaluate`.
@@ -48,6 +54,11 @@ def measure_all(
   from alexnet_jax.training import measure
 
   count, console = loader.source.num_examples, cli.Console()
+
+  def advance(done):
+    console.advance(min(count, done * batch_size))
+    progress(done)
+
   console.start(count, 0, 'image', 'evaluation', _LINE_SECONDS)
   try:
     return measure.evaluate(
@@ -55,7 +66,7 @@ def measure_all(
       run.state,
       batches,
       run.to_devices,
-      lambda done: console.advance(min(count, done * batch_size)),
+      advance,
       count,
     )
   finally:

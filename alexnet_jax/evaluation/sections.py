@@ -13,6 +13,7 @@ from alexnet_jax.data import images
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import summary
 from alexnet_jax.evaluation.page import Picture
@@ -82,13 +83,13 @@ def load(
   """
   run = measure.load_network(workdir, which, data_path, top=1)
   validation = measure.make_eval_loader(run, 'validation')
-  measured = measure.evaluate(
+  measured = evaluate.measure_all(
+    run,
     run.steps.predict,
-    run.state,
+    validation,
     build.make_eval_iter(run.config, validation, run.mesh),
-    run.to_devices,
-    lambda batches: tick(),
-    num_examples=validation.source.num_examples,
+    build.eval_batch_size(run.config, run.mesh),
+    lambda done: tick(),
   )
   return MeasuredRun(run, _training_loader(run), validation, measured)
 

@@ -12,6 +12,7 @@ from alexnet_jax.cli import Console
 from alexnet_jax.data.prepare import __main__ as prepare
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
+from alexnet_jax.evaluation import report
 from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
@@ -150,6 +151,15 @@ def test_what_ten_crops_are_not_good_for_is_said(small, tmp_path, capsys):
     _, err = result(capsys, command, *words, '10')
     assert f'{workdir}: half of the ten crops are mirrored' in err
     assert f'{workdir}: the ten crops are two' in err
+
+
+@pytest.mark.parametrize('command', [evaluate, ensemble, report])
+def test_measuring_shows_how_far_it_is(runs, capsys, monkeypatch, command):
+  """Without a terminal by a line now and then."""
+  monkeypatch.setattr(evaluate, '_LINE_SECONDS', 1e-9)
+  arguments = runs if command is ensemble else ['--workdir', runs[0]]
+  _, err = result(capsys, command, *arguments)
+  assert 'evaluation: 8 of 15 images' in err
 
 
 @pytest.mark.parametrize('num_crops', ['center', '10'])
