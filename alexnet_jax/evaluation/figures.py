@@ -11,6 +11,7 @@ import pathlib
 import warnings
 
 import numpy as np
+import scipy.sparse
 
 from alexnet_jax import files
 from alexnet_jax.training import metrics
@@ -207,7 +208,7 @@ def draw_speed(rows: list[dict]):
   return figure
 
 
-def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]):
+def draw_confusion(confusion, class_names: Sequence[str]):
   """Draws a confusion matrix: numbers and names, or a heat map and bars.
 
   Up to 30 classes have names and a number in each cell, its color the share of
@@ -215,11 +216,13 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]):
   the color, with the most confused pairs beside it.
 
   Args:
-    confusion: counts of (true class, predicted class), int [classes, classes].
+    confusion: counts of (true class, predicted class), int [classes, classes],
+      dense or sparse.
     class_names: of the rows and columns.
   """
   if len(class_names) <= MOST_LABELLED:
-    return _labelled_matrix(confusion, class_names)
+    pairs = scipy.sparse.coo_array(confusion)
+    return _labelled_matrix(pairs.toarray(), class_names)
   return _heat_map(confusion, class_names)
 
 
@@ -259,7 +262,7 @@ def _heat_map(confusion, class_names):
 
   figure = Figure(figsize=(12.4, 7.6), dpi=100, layout='constrained')
   matrix, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
-  cells = _pooled(np.asarray(confusion), _MOST_CELLS)
+  cells = _pooled(confusion, _MOST_CELLS)
   end = len(class_names) - 0.5
   image = matrix.imshow(
     cells,
@@ -281,15 +284,17 @@ def _heat_map(confusion, class_names):
   return figure
 
 
-def _pooled(matrix, most):
+def _pooled(confusion, most):
   """Takes the largest of each block, so that at most `most` rows are left.
 
   Single mistakes stay visible, which averages would wash out.
   """
-  block = -(-len(matrix) // most)
-  padded = np.pad(matrix, (0, -len(matrix) % block))
-  side = len(padded) // block
-  return padded.reshape(side, block, side, block).max((1, 3))
+  pairs = scipy.sparse.coo_array(confusion)
+  count = pairs.shape[0]
+  block = -(-count // most)
+  cells = np.zeros((-(-count // block),) * 2, np.int64)
+  np.maximum.at(cells, (pairs.row // block, pairs.col // block), pairs.data)
+  return cells
 
 
 def _draw_pairs(axes, confusion, class_names):

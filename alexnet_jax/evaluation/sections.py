@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 
 import numpy as np
+import scipy.sparse
 
 from alexnet_jax import files
 from alexnet_jax.data import images
@@ -29,6 +30,7 @@ from alexnet_jax.training import writers
 MOST_CONFUSED = 25  # pairs
 MISTAKES = 20
 PREDICTIONS = 196  # images in the grid, 14 x 14
+MOST_IN_MATRIX = 1_000  # classes whose confusion.csv is a matrix
 AUGMENTED = 10  # training images before and after
 _MISTAKES = ('true class', 'predicted class', 'its probability', 'loss [nats]')
 
@@ -318,8 +320,16 @@ def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:
 
 def _confusion(subject, numbers, album):
   names, pairs = subject.run.class_names, numbers['most_confused']
-  counts = zip(names, subject.measured.confusion.tolist(), strict=True)
-  rows = [['true', *names], *([name, *row] for name, row in counts)]
+  counts = scipy.sparse.coo_array(subject.measured.confusion)
+  if len(names) <= MOST_IN_MATRIX:
+    matrix = zip(names, counts.toarray().tolist(), strict=True)
+    rows = [['true', *names], *([name, *row] for name, row in matrix)]
+  else:  # a matrix of thousands of classes would be mostly zeros
+    rows = [('true', 'predicted', 'examples')]
+    for true, predicted, number in zip(
+      *counts.coords, counts.data, strict=True
+    ):
+      rows.append((subject.name(true), subject.name(predicted), number))
   album.write_csv('confusion', rows)
   picture = album.add(
     'confusion',

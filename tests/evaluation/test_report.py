@@ -288,6 +288,27 @@ def test_a_report_that_is_stopped_leaves_no_page(trained, tmp_path):
   assert not page.exists()
 
 
+def test_the_files_of_a_thousand_classes_stay_small(tmp_path, small):
+  recipe = commands.write_recipe(
+    tmp_path,
+    **{**small, 'data__synthetic_classes': 1_001},
+    num_steps=1,
+  )
+  config = validation.load_config([f'--config={recipe}'])
+  config.data.synthetic_examples = 1_001
+  workdir = str(tmp_path / 'run')
+  loop.train_and_evaluate(config, workdir, guards.StopSignal(), Console())
+  result = report.write(workdir)
+  folder = tmp_path / 'run' / 'report'
+  header, *pairs = read_csv(folder / 'confusion.csv')
+  assert header == ['true', 'predicted', 'examples']
+  assert sum(int(count) for *_, count in pairs) == result['examples'] == 1_001
+  right = sum(int(count) for true, found, count in pairs if true == found)
+  assert result['metrics']['eval/top1'] == right / 1_001
+  assert (folder / 'confusion.csv').stat().st_size < 100_000
+  assert (folder / 'index.html').stat().st_size < 2_000_000
+
+
 def test_a_report_says_that_the_run_is_not_done(trained, tmp_path, capsys):
   workdir, data = trained
   shutil.copytree(workdir, tmp_path / 'run')
