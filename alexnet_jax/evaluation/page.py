@@ -9,9 +9,13 @@ from collections.abc import Sequence
 import dataclasses
 import importlib.resources
 import pathlib
+import re
 import sys
 
 from alexnet_jax import files
+
+# In a name of a class they would steer the terminal; a line may break.
+_CONTROL = re.compile(r'[\x00-\x09\x0b-\x1f\x7f-\x9f]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ def show_table(table: Table) -> None:
     justify = 'left' if words else 'right'
     printed.add_column(name, justify=justify, overflow='fold')
   for row in table.rows:
-    printed.add_row(*map(shown, row))
+    printed.add_row(*(_CONTROL.sub('�', shown(cell)) for cell in row))
   rich.console.Console(
     stderr=True,
     width=None if sys.stderr.isatty() else 120,
