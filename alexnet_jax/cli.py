@@ -181,6 +181,19 @@ def folder(text: str) -> str:
   return os.path.expanduser(text)
 
 
+def add_workdirs(
+  parser: argparse.ArgumentParser, metavar: str, text: str
+) -> None:
+  """Adds the folders of several runs, as arguments or after --workdirs."""
+  for name, more in (
+    ('workdirs', {'nargs': '*', 'default': argparse.SUPPRESS, 'help': text}),
+    ('--workdirs', {'nargs': '+', 'default': [], 'help': argparse.SUPPRESS}),
+  ):
+    parser.add_argument(
+      name, action='extend', type=folder, metavar=metavar, **more
+    )
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
   """Adds --workdir and --checkpoint, of a run that was trained."""
   parser.add_argument(

@@ -120,8 +120,11 @@ class FileList:
     return len(self.paths)
 
   def read(self, index: int) -> tuple[bytes, int]:
+    path = pathlib.Path(self.paths[index])
     try:
-      return pathlib.Path(self.paths[index]).read_bytes(), 0
+      if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UnreadableImageError('it is no plain file')
+      return path.read_bytes(), 0
     except OSError as error:
       raise UnreadableImageError(error.strerror) from error
 

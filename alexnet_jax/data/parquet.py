@@ -139,7 +139,8 @@ def parquet_source(
       columns are unfit.
   """
   root = pathlib.Path(path).expanduser()
-  names = splits.sort_into_splits(root, find_data_files(root, ('.parquet',)))
+  found = find_data_files(root, ('.parquet',))
+  names = splits.sort_into_splits(root, found, split)
   files = _open(root, names['train'])
   labels = train = np.concatenate([file.labels for file in files])
   class_names = files[0].class_names
@@ -148,7 +149,7 @@ def parquet_source(
     labels = train = _numbered(root, train, class_names)
   class_names = splits.check_labels(root, train, class_names)
   rows = np.arange(len(train))
-  if names['validation'] and split == 'validation':
+  if names['validation'] and split != 'train':
     files = _open(root, names['validation'], alike=files)
     labels = np.concatenate([file.labels for file in files])
     if labels.dtype == object:

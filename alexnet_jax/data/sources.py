@@ -118,14 +118,16 @@ def make_source(source: str, split: str, **options) -> Source:
 
   Args:
     source: one of KINDS.
-    split: `train` or `validation`; TFDS goes by the option `tfds_split`.
+    split: `train` or `validation`; TFDS goes by the option `tfds_split`. Of a
+      folder or shards also `all`: their own validation split if they have one,
+      or else, with a `val_fraction` of 0, every example.
     **options: see `SourceOptions`.
 
   Raises:
     UserError: if the data is missing or unfit, or an argument unknown.
   """
   data = SourceOptions(**options)
-  if (data.folds or source != 'tfds') and split not in SPLITS:
+  if (data.folds or source != 'tfds') and split not in (*SPLITS, 'all'):
     reason = f' (config.data.folds is {data.folds})' if data.folds else ''
     raise UserError(f'split is {split!r}, not one of {SPLITS}{reason}')
   if not data.folds:

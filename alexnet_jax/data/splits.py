@@ -51,7 +51,7 @@ def split_of_name(name: str) -> str:
 
 
 def sort_into_splits(
-  root: pathlib.Path, names: Sequence[str]
+  root: pathlib.Path, names: Sequence[str], split: str = 'train'
 ) -> dict[str, list[str]]:
   """Sorts the data files of a set into splits, by their names.
 
@@ -63,6 +63,7 @@ def sort_into_splits(
   Args:
     root: the folder, for messages.
     names: paths of the files below it.
+    split: that is opened; for `all` there need be no training files.
 
   Returns:
     {'train': paths, 'validation': paths}; the second may be empty.
@@ -87,6 +88,8 @@ def sort_into_splits(
   unclear = found['several'] + found['']
   if not (train or validation or found['several']):
     train, unclear = unclear, []
+  if split == 'all' and not train:
+    train, validation = validation, []
   if not train:
     raise UserError(
       f"{root} has no files for training, with 'train' and no other split in"
@@ -104,7 +107,7 @@ def sort_into_splits(
       f'{root}: {len(unclear)} files are left out whose names do not tell one'
       f' split, the first: {unclear[0]}'
     )
-  if validation and not found['validation']:
+  if validation and validation == found['test']:
     warn_once(f'{root}: the test split serves as validation')
   return {'train': train, 'validation': validation}
 

@@ -107,13 +107,13 @@ def tar_source(
   """
   root = pathlib.Path(path).expanduser()
   found = folder.find_data_files(root, ('.tar', *_COMPRESSED))
-  names = splits.sort_into_splits(root, _uncompressed(root, found))
+  names = splits.sort_into_splits(root, _uncompressed(root, found), split)
   shards = names['train']
   samples = train = _indexed(root, 'train', *_state(root, shards))
   class_names = splits.check_labels(
     root, train['label'], _read_class_names(root)
   )
-  if names['validation'] and split == 'validation':
+  if names['validation'] and split != 'train':
     shards = names['validation']
     samples = _indexed(root, 'validation', *_state(root, shards))
     splits.check_validation_labels(root, train['label'], samples['label'])

@@ -307,7 +307,7 @@ def _evaluate(run, loop, on_evaluation):
   warming = 0 < step <= run.durations.warmup_steps
   progress.add_evaluation(run.config, values, step, due, warming)
   loop.writer.scalars(step, values)
-  loop.writer.classes(step, measured.pairs, run.class_names)
+  loop.writer.classes(step, measured.confusion, run.class_names)
   run.console.line(
     f'step {step}, epoch {step / run.durations.steps_per_epoch:.2f}:'
     f' validation loss {values["eval/loss"]:.4f},'

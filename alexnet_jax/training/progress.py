@@ -125,6 +125,19 @@ class SavedRun:
   digest: str = ''
   versions: Mapping = dataclasses.field(default_factory=versions)
 
+  @property
+  def num_steps(self) -> int:
+    """Returns how many steps the run was to have; 0 of imported weights."""
+    if 'num_examples' not in self.data:
+      return 0
+    return schedule.resolve_durations(
+      self.config, self.data['num_examples']
+    ).num_steps
+
+  def is_done(self, step: int) -> bool:
+    """Returns True if the run ended with this step, its newest."""
+    return self.progress.stopping.stopped or step >= self.num_steps
+
   def to_json(self) -> dict:
     """Returns the fields as an object for JSON."""
     config, progress = self.config.to_dict(), dataclasses.asdict(self.progress)
