@@ -324,9 +324,6 @@ def find_problems(
   if not classes:
     message = 'has no subfolders; images belong into one subfolder per class'
     yield 'no_classes', root, f'{root} {message}'
-  if class_names is None and len(classes) == 1:
-    message = f'has one class only ({next(iter(classes))!r}); two are needed'
-    yield 'one_class', root / next(iter(classes)), f'{root} {message} at least'
   known = set(map(normal, classes if class_names is None else class_names))
   lacking = [name for name in classes if normal(name) not in known]
   seen = set()
@@ -352,6 +349,9 @@ def find_problems(
       message = f'{path!a}: another class has this name, spelled in other bytes'
       yield 'spelled_twice', path, f'{message} of Unicode; join them'
     seen.add(plain)
+  if class_names is None and len(classes) == 1:
+    message = f'has one class only ({next(iter(classes))!r}); two are needed'
+    yield 'one_class', root / next(iter(classes)), f'{root} {message} at least'
 
 
 def folder_source(
