@@ -142,9 +142,11 @@ def list_files(
   """
   found = Listing([], [], [], [])
   around = pathlib.Path(folder).absolute().parents
-  _list_below(
-    os.fspath(folder), endings, frozenset(map(_identity, around)), found
-  )
+  above = frozenset(map(_identity, around))
+  try:
+    _list_below(os.fspath(folder), endings, above, found)
+  except RecursionError as error:
+    raise UserError(f'{folder} holds folders in folders, too deep') from error
   return found
 
 
@@ -287,7 +289,7 @@ def _check_class_names(root, names, own):
     return  # the vehicle
   if not alike:
     alike = [name for name in names if len(split_words(name)) == 1]
-    if len(set.union(set(), *map(split_words, alike))) < 2:
+    if len({split for name in alike for split in split_words(name)}) < 2:
       return
     if 2 * len(alike) < len(names):  # classes: bullet_train and test_tube
       return

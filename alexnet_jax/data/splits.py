@@ -6,10 +6,13 @@ own, or else all examples. A fold depends on their labels in their order, on the
 number of folds and on the seed alone.
 """
 
+import collections
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import logging
+import operator
 import pathlib
 import re
 import threading
@@ -39,10 +42,12 @@ _warnings: set[str] = set()
 _warnings_lock = threading.Lock()
 
 
-def split_words(name: str) -> set[str]:
-  """Returns the splits (train, validation, test) whose words are in a name."""
+def split_words(name: str) -> collections.Counter[str]:
+  """Counts the words for train, validation and test in a name."""
   words = re.findall('[a-z]+', name.lower())
-  return {_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD}
+  return collections.Counter(
+    _SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD
+  )
 
 
 def split_of_name(name: str) -> str:
@@ -72,10 +77,11 @@ def sort_into_splits(
       which are data sets of their own.
   """
   words = [
-    next(filter(None, map(split_words, reversed(name.split('/')))), set())
+    next(filter(None, map(split_words, reversed(name.split('/')))), {})
     for name in names
   ]
-  rest = [found - set.intersection(*words) for found in words]
+  shared = functools.reduce(operator.and_, map(collections.Counter, words))
+  rest = [collections.Counter(found) - shared for found in words]
   if all(len(found) == 1 for found in rest):  # speed-test-train-0.tar
     words = rest
   found = {'train': [], 'validation': [], 'test': [], '': [], 'several': []}

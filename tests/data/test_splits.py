@@ -109,6 +109,7 @@ def layouts(tmp_path_factory):
       'speed-test-train-0',
       'speed-test-val-0',
     ),
+    ('train-set-train train-set-val', 'train-set-train', 'train-set-val'),
     ('my-test/train-0 my-test/val-0', 'my-test/train-0', 'my-test/val-0'),
     # Left out: for both splits, or for none.
     ('train-0 train-val-0', 'train-0', ''),
