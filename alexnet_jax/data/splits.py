@@ -120,36 +120,6 @@ def normal(name: str) -> str:
   return unicodedata.normalize('NFC', name)
 
 
-def class_labels(
-  name: object, labels: Sequence[str], class_names: Sequence[str] | None
-) -> list[int]:
-  """Returns the number of the class that each name of a class stands for.
-
-  Names that differ only in how Unicode spells them are one.
-
-  Args:
-    name: what messages call the data set.
-    labels: names of classes.
-    class_names: of training; None: `labels` are those.
-
-  Raises:
-    UserError: if training lacks one, or has two spellings of one.
-  """
-  known = labels if class_names is None else class_names
-  numbers = {}
-  for number, class_name in enumerate(known):
-    plain = normal(class_name)
-    if numbers.setdefault(plain, number) != number:
-      raise UserError(
-        f'{name} has the class {class_name!r} in two spellings of Unicode,'
-        f' {known[numbers[plain]]!a} and {class_name!a}: join them'
-      )
-  plain = [normal(label) for label in labels]
-  if unknown := sorted({label for label in plain if label not in numbers}):
-    raise UserError(f'{name} has classes that training lacks: {unknown}')
-  return [numbers[label] for label in plain]
-
-
 def check_labels(
   name: object, labels: np.ndarray, names: Sequence[str] | None
 ) -> tuple[str, ...]:
@@ -228,12 +198,13 @@ def held_out(
     UserError: if a class has a single example.
   """
   mask = np.zeros(len(keys), bool)
-  if not fraction:
+  if not fraction or not len(keys):
     return mask
   ranks = [_rank(seed, key) for key in keys]
-  for label in np.unique(labels):
-    members = np.flatnonzero(labels == label)
+  order = np.argsort(labels, kind='stable')
+  for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
     if len(members) < 2:
+      label = labels[members[0]]
       name = repr(class_names[label]) if len(class_names) else label
       raise UserError(
         f'class {name} has a single example ({keys[members[0]]}), which cannot'
