@@ -71,8 +71,6 @@ def copy_windows(addresses, size, tops, lefts, out):
 def resample(image, out, first_row, row_scale, first_column, column_scale):
   """Resizes a window: averages over areas, or interpolates where it enlarges.
 
-  The resized image has pixels of `row_scale` x `column_scale` pixels of the
-  original; `out` is the window of it that starts at (first_row, first_column).
   A pixel is the same whatever window it is computed in. Along an axis whose
   scale is above 1 it is the mean over the area it covers (OpenCV's INTER_AREA),
   otherwise linear interpolation between the nearest pixels' centers
@@ -81,7 +79,7 @@ def resample(image, out, first_row, row_scale, first_column, column_scale):
   Args:
     image: uint8 [height, width, 3], contiguous.
     out: uint8 [rows, columns, 3], overwritten.
-    first_row, first_column: int, in pixels of the resized image.
+    first_row, first_column: int, corner of `out` in the whole resized image.
     row_scale, column_scale: float, pixels of the original in one of the resized
       image.
   """

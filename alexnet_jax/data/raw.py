@@ -111,6 +111,9 @@ def raw_source(path: str, split: str) -> RawSource:
     for entry in info['shards']
   ]
   num_examples = sum(map(len, shards))
+  if num_examples != info['num_examples']:
+    problem = f'{split} has {num_examples}, not {info["num_examples"]} examples'
+    raise _unfit(root / MANIFEST, problem)
   labels = load_array(root, info['labels'], (num_examples,), np.int32)
   largest = len(manifest['class_names']) - 1
   if not num_examples or labels.min() < 0 or labels.max() > largest:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pathlib
 import struct
 import tarfile
 import zlib
@@ -12,7 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax import validation
 from alexnet_jax.data import decoding
+from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare import resize
@@ -22,11 +25,14 @@ from alexnet_jax.data.prepare.tfds import TRAIN_TAR
 from alexnet_jax.data.prepare.tfds import VALIDATION_TAR
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from tests.data.pictures import encode
 from tests.data.pictures import exif
 from tests.data.pictures import noise
 from tests.data.pictures import tar_of
 from tests.data.pictures import write
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def jpeg(seed):
@@ -204,7 +210,7 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
   assert result['splits']['train']['examples'] == 5
 
 
-def test_folders_without_classes(tmp_path):
+def test_folders_without_class_files(tmp_path):
   flat = write(tmp_path / 'flat', {'a.jpg': jpeg(1), 'b.jpg': b''})
   assert found(check(str(flat))) == {
     ('error', 'no_classes'): one(str(flat)),
@@ -374,13 +380,13 @@ def test_labels_and_counts_of_a_raw_set(raw_set):
   manifest['splits']['train']['skipped'] = ['x.jpg']
   manifest['splits']['validation']['num_examples'] = 3
   assert found(check(str(write_raw(root, files, manifest)))) == {
-    ('error', 'wrong_count'): one('images of validation: 2, not 3'),
+    ('error', 'refused'): one('validation'),
     ('warning', 'unused_class'): one('dog'),
     ('note', 'note'): one('x.jpg'),
   }
   files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 2], np.int32))
   results = found(check(str(write_raw(root, files, manifest))))
-  assert results['error', 'refused'] == one('train')
+  assert results['error', 'refused'] == (2, ['train', 'validation'])
 
 
 def test_equal_squares_of_a_raw_set(raw_set):
@@ -495,6 +501,159 @@ def test_imagenet_of_tfds_must_have_imagenets_size(tmp_path):
   write_tfds(tmp_path, splits, name='imagenet2012')
   (finding,) = check(str(tmp_path))['findings']
   assert (finding['kind'], finding['count']) == ('wrong_count', 3)
+
+
+def agree(path, source, *overrides):
+  """Whether check and the start of a training accept a set; both or none."""
+  config = validation.load_config(
+    [
+      f'--config={ROOT}/configs/folder.py',
+      f'--config.data.source={source}',
+      f'--config.data.path={path}',
+      '--config.global_batch_size=2',
+      *overrides,
+    ]
+  )
+  try:
+    splits = [build.make_source(config, split) for split in sources.SPLITS]
+    build.check_examples(config, *splits)
+    trains = True
+  except UserError:
+    trains = False
+  try:
+    fits = not check(str(path))['errors']
+  except UserError:
+    fits = False
+  assert fits == trains
+  return fits
+
+
+def class_files(folder, *names, count=2):
+  return [f'{folder}{name}/{i}.jpg' for name in names for i in range(count)]
+
+
+PETS = class_files('', 'cat', 'dog')
+SPLIT = class_files('train/', 'cat', 'dog') + class_files('val/', 'cat', 'dog')
+
+
+@pytest.mark.parametrize(
+  ('names', 'fits'),
+  [
+    (PETS, True),
+    (SPLIT, True),
+    (class_files('train/', 'cat', 'dog'), True),
+    (
+      class_files('Training/', 'a', 'b') + class_files('Testing/', 'a', 'b'),
+      True,
+    ),
+    (class_files('train/', 'a', 'b', count=1) + class_files('val/', 'a'), True),
+    ([*PETS, 'cat/deep/er/1.jpg', 'cat/.git/1.jpg', 'cat/notes.txt'], True),
+    ([*PETS, 'manifest.json', 'dataset_info.json', 'cat/x.tar'], True),
+    ([*PETS, 'cat/more.heic', 'cat/a.parquet', 'loose.jpg'], True),
+    ([*PETS, 'caf\udce9/1.JPG', 'caf\udce9/2.png'], True),
+    (class_files('', 'train', 'car', 'plane'), True),
+    (class_files('', '0', '1'), True),
+    (class_files('', 'cat'), False),
+    (class_files('', 'cat', 'dog', count=1), False),
+    ([*PETS, 'emu/1.jpg'], False),
+    ([*PETS, 'emu/1.heic'], False),
+    ([*PETS, 'emu/.cache/1.jpg', 'emu/.cache/2.jpg'], False),
+    (['1.jpg', '2.jpg'], False),
+    (['train/cat.0.jpg', 'train/dog.0.jpg', 'test1/0.jpg'], False),
+    (
+      class_files('cat/', 'train', 'val') + class_files('dog/', 'train', 'val'),
+      False,
+    ),
+    ([*SPLIT, 'val/emu/1.jpg'], False),
+    ([*SPLIT, 'valid/cat/1.jpg'], False),
+    ([*class_files('train/', 'a', 'b'), 'val/1.jpg'], False),
+    (class_files('', 'cafe\u0301', 'caf\xe9', 'dog'), False),
+    (
+      class_files('train/', 'cafe\u0301', 'b') + class_files('val/', 'caf\xe9'),
+      True,
+    ),
+    (['cat/notes.txt'], False),
+  ],
+)
+def test_check_accepts_the_folders_that_training_does(tmp_path, names, fits):
+  contents = {name: jpeg(seed) for seed, name in enumerate(names)}
+  write(tmp_path, contents | {n: b'{"a": 1}' for n in names if '.json' in n})
+  assert agree(tmp_path, 'folder') == fits
+
+
+def test_check_follows_links_as_training_does(tmp_path):
+  write(
+    tmp_path, {n: jpeg(k) for k, n in enumerate(PETS + class_files('.x/', 'e'))}
+  )
+  (tmp_path / 'cat' / 'gone.jpg').symlink_to('nowhere.jpg')
+  (tmp_path / 'cat' / 'loop').symlink_to('..')
+  (tmp_path / 'emu').symlink_to('.x/e')
+  result = check(str(tmp_path))
+  assert result['splits'] == {'all': {'examples': 6, 'classes': 3}}
+  notes = [f['examples'] for f in result['findings']]
+  assert (result['notes'], sorted(notes)) == (
+    2,
+    [['cat/gone.jpg'], ['cat/loop']],
+  )
+  assert agree(tmp_path, 'folder')
+
+
+@pytest.mark.parametrize(
+  ('change', 'fits'),
+  [
+    (lambda manifest, root: None, True),
+    (lambda manifest, root: manifest['splits'].pop('validation'), False),
+    (lambda manifest, root: manifest['splits']['train'].pop('rgb'), False),
+    (lambda manifest, root: manifest.update(splits=[]), False),
+    (lambda manifest, root: manifest.update(class_names=['cat']), False),
+    (lambda manifest, root: (root / FIRST).unlink(), False),
+    (lambda manifest, root: (root / FIRST).write_bytes(b'\x93NUMPY'), False),
+    (lambda manifest, root: (root / 'train-labels.npy').unlink(), False),
+  ],
+)
+def test_check_accepts_the_raw_sets_that_training_does(raw_set, change, fits):
+  root, _, manifest = raw_set
+  change(manifest, root)
+  (root / 'manifest.json').write_text(json.dumps(manifest))
+  assert agree(root, 'raw') == fits
+
+
+@pytest.mark.parametrize(
+  ('file', 'old', 'new', 'fits'),
+  [
+    ('features.json', '', '', True),
+    ('features.json', 'image_feature.Image', 'evil.Image', False),
+    ('features.json', 'ClassLabel"', 'Scalar"', False),
+    ('features.json', '"2"', '"3"', False),
+    ('dataset_info.json', 'array_record', 'tfrecord', False),
+    ('dataset_info.json', '"4"', '"-4"', False),
+    ('dataset_info.json', '{SPLIT}', '../{SPLIT}', False),
+    ('dataset_info.json', '"validation"', '"dev"', False),
+  ],
+)
+def test_check_accepts_the_tfds_sets_that_training_does(
+  tmp_path, file, old, new, fits
+):
+  splits = {'train': pets()['train'], 'validation': pets()['test']}
+  path = write_tfds(tmp_path, splits) / file
+  path.write_text(path.read_text().replace(old, new, 1 if old else 0))
+  assert agree(tmp_path, 'tfds', '--config.data.tfds_name=pets') == fits
+
+
+@pytest.mark.parametrize('fits', [True, False])
+def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
+  labels = '0101' if fits else '0001'
+  samples = [
+    (f'{i}.{k}', v)
+    for i, label in enumerate(labels)
+    for k, v in (('jpg', jpeg(i)), ('cls', label.encode()))
+  ]
+  write(tmp_path, {'train-0.tar': tar_of(samples)})
+  assert agree(tmp_path, 'tar') == fits
+  if fits:
+    result = check(str(tmp_path))
+    assert (result['kind'], result['findings']) == ('tar', [])
+    assert result['splits']['train'] == {'examples': 2, 'classes': 2}
 
 
 def test_a_tfds_set_is_chosen_by_name(tmp_path):

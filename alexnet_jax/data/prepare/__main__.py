@@ -114,8 +114,8 @@ def _add_check(parser):
   parser.add_argument(
     'path',
     metavar='PATH',
-    help='a folder of images, a raw set, a data_dir of TFDS or the folder of'
-    " ImageNet's tars",
+    help='a folder of images, tar or parquet shards, a raw set, a data_dir of'
+    " TFDS or the folder of ImageNet's tars",
   )
   parser.add_argument(
     '--name',

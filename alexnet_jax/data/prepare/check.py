@@ -144,8 +144,8 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
   """Examines every image of a data set and reports what it found.
 
   Args:
-    path: a folder of images, a raw set, the data_dir of TFDS or the folder of
-      ImageNet's tars.
+    path: a folder of images, tar or parquet shards, a raw set, the data_dir of
+      TFDS or the folder of ImageNet's tars.
     name: of the TFDS set, where data_dir has several.
     num_threads: 0: one per core.
 
@@ -167,7 +167,7 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
     for outcome in shards.run_in_order(opened.jobs, num_threads or num_cores()):
       _record(outcome, len(opened.class_names), findings, labels)
       add_done(outcome.split is not None)
-  if opened.kind in ('tfds', 'raw'):
+  if opened.kind not in ('folder', 'tars'):
     for label, class_name in enumerate(opened.class_names):
       if not labels['train'][label]:
         findings.add('unused_class', class_name)
@@ -185,13 +185,17 @@ def _open(root, name):
     return contents.open_tars(root)
   if (folder := _tfds_folder(root, name)) is not None:
     return contents.open_tfds(folder)
-  if not list_files(root).paths:
-    raise UserError(
-      f'{str(root)!r} is no data set of a known kind: neither a folder of'
-      f' images, nor a raw set ({raw.MANIFEST}), nor the data_dir of a TFDS'
-      f" set, nor the folder of ImageNet's tars ({', '.join(contents.TARS)})"
-    )
-  return contents.open_folder(root)
+  if list_files(root).paths:
+    return contents.open_folder(root)
+  for kind in ('tar', 'parquet'):
+    if list_files(root, (f'.{kind}',)).paths:
+      return contents.open_shards(kind, root)
+  raise UserError(
+    f'{str(root)!r} is no data set of a known kind: neither a folder of images,'
+    f' nor tar or parquet shards, nor a raw set ({raw.MANIFEST}), nor the'
+    f" data_dir of a TFDS set, nor the folder of ImageNet's tars"
+    f' ({", ".join(contents.TARS)})'
+  )
 
 
 def _tfds_folder(root, name):

@@ -1,4 +1,4 @@
-"""Reads folders, ImageNet's tars, TFDS and raw sets for `prepare check`."""
+"""Reads data sets of all kinds for `prepare check`."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ import PIL.Image
 from alexnet_jax.data import decoding
 from alexnet_jax.data import folder as folder_lib
 from alexnet_jax.data import raw
+from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.folder import is_image_name
 from alexnet_jax.data.folder import subfolders
@@ -31,9 +32,9 @@ _IMAGENET_IMAGES = {'train': 1_281_167, 'validation': 50_000}
 _IMAGENET_CLASSES = 1_000
 _BLOCK = 512  # bytes, of a tar
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
-_ORIENTATION = 0x0112  # the EXIF tag
 _SMALL = 32  # pixels
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
+_TIFF_DEPTH = 258  # tag of the bits per channel
 
 
 class Outcome(NamedTuple):
@@ -58,8 +59,8 @@ class Contents(NamedTuple):
   """A data set that is examined.
 
   Attributes:
-    kind: folder, tars, tfds or raw.
-    class_names: in the order of the labels; of tars as they come.
+    kind: folder, tars (of ImageNet), or as `config.data.source` calls it.
+    class_names: in the order of the labels; of tars known once they are read.
     total: images to expect, for the progress.
     jobs: functions that examine one image or file each, in any thread.
   """
@@ -129,7 +130,7 @@ def _below(root, path):
 def _is_image(path):
   """Returns True if a file begins as an image does, whatever its name."""
   try:
-    with PIL.Image.open(path):
+    with decoding.open_image(path):
       return True
   except Exception:  # whatever a file that is no image makes Pillow raise
     return False
@@ -179,7 +180,7 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
     cut = 'truncated' in str(error).lower()
     return [('truncated' if cut else 'unreadable', str(error))]
   try:
-    with PIL.Image.open(io.BytesIO(encoded)) as image:
+    with decoding.open_image(io.BytesIO(encoded)) as image:
       if min(image.size) == 1:
         found.append(('one_pixel', '{} x {} pixels'.format(*image.size)))
       return found + [('note', note) for note in _notes(image, encoded, name)]
@@ -197,8 +198,10 @@ def _notes(image, encoded, name):
     yield 'CMYK or YCCK: read as RGB'
   if image.mode[-1] in 'Aa' or 'transparency' in image.info:
     yield 'transparent: only the colors are read'
-  if image.mode.startswith('I') or (
-    image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16
+  if (
+    image.mode.startswith('I')
+    or (image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16)
+    or (image.format == 'TIFF' and max(image.tag_v2.get(_TIFF_DEPTH, (8,))) > 8)
   ):
     yield 'of 16 bits per channel: cut to 8'
   suffix = os.path.splitext(name)[1].lower()
@@ -210,15 +213,8 @@ def _notes(image, encoded, name):
     yield f'with a side under {_SMALL} pixels: enlarged'
   if image.format != 'MPO' and getattr(image, 'is_animated', False):
     yield 'with several frames: the first is read'
-  if _orientation(image) in range(2, 9):
+  if decoding.orientation(image) > 1:
     yield 'turned by EXIF: read upright'
-
-
-def _orientation(image):
-  try:
-    return image.getexif().get(_ORIENTATION, 1)
-  except Exception:  # whatever broken EXIF data makes Pillow raise
-    return 1
 
 
 def open_tars(root: pathlib.Path) -> Contents:
@@ -305,15 +301,10 @@ def _tfds_jobs(described):
   for split, whole in described.splits.items():
     for file in whole:
       yield from _record_file_findings(pathlib.Path(file.filename), file.take)
-    try:
-      source = tfds_records.tfds_source(
-        version.parent.name, split, str(version.parent.parent)
-      )
-    except UserError as error:
-      yield _finding('refused', split, str(error))
-      continue
-    for index in range(source.num_examples):
-      yield functools.partial(_examine_example, source, index, split)
+    name, data_dir = version.parent.name, str(version.parent.parent)
+    yield from _source_jobs(
+      split, tfds_records.tfds_source, name, split, data_dir
+    )
   if described.name == 'imagenet2012':
     for split, expected in _IMAGENET_IMAGES.items():
       known = split in described.splits
@@ -350,22 +341,38 @@ def open_raw(root: pathlib.Path) -> Contents:
 
 
 def _raw_jobs(root, splits):
-  for split, info in splits.items():
+  for info in splits.values():
     for name in info['skipped']:
       yield _finding('note', name, 'left out when the set was written')
     for entry in [info['labels'], *info['shards']]:
       yield functools.partial(_check_sum, root / entry['file'], entry['sha256'])
-    try:
-      source = raw.raw_source(str(root), split)
-    except UserError as error:
-      yield _finding('refused', split, str(error))
-      continue
-    count = source.num_examples
-    yield from _count_findings(
-      f'images of {split}', count, info['num_examples']
-    )
-    for index in range(count):
-      yield functools.partial(_examine_example, source, index, split)
+  for split in {**splits, **dict.fromkeys(sources.SPLITS)}:
+    yield from _source_jobs(split, raw.raw_source, str(root), split)
+
+
+def open_shards(kind: str, root: pathlib.Path) -> Contents:
+  """Opens tar or parquet shards, as training would."""
+  class_names = []
+  return Contents(kind, class_names, 0, _shard_jobs(kind, root, class_names))
+
+
+def _shard_jobs(kind, root, class_names):
+  for split in sources.SPLITS:
+    open_source = functools.partial(sources.make_source, path=str(root))
+    yield from _source_jobs(split, open_source, kind, split, names=class_names)
+
+
+def _source_jobs(split, open_source, *arguments, names=None):
+  """Yields the examination of a split; what training refuses is a finding."""
+  try:
+    source = open_source(*arguments)
+  except UserError as error:
+    yield _finding('refused', split, str(error))
+    return
+  if names is not None:
+    names[:] = source.class_names
+  for index in range(source.num_examples):
+    yield functools.partial(_examine_example, source, index, split)
 
 
 def _check_sum(path, expected):

@@ -56,11 +56,10 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   # TFDS itself would run code that a set's description names.
   found = tfds_records.find_sets(root / name)
   folder = next((f for f in found if f.parent == root / name), None)
-  if folder is None:
-    folder = _build(name, root, manual_dir)
-  else:
-    print(f'{name} is already prepared in {folder}', file=sys.stderr)
+  already = 'already ' if folder else ''
+  folder = folder or _build(name, root, manual_dir)
   described = tfds_records.read_description(folder)
+  print(f'{name} is {already}prepared in {folder}', file=sys.stderr)
   splits = {split: described.num_examples(split) for split in described.splits}
   command = _train_command(name, root, splits)
   print(f'{splits}\nto train on it:\n  {command}', file=sys.stderr)
@@ -84,7 +83,6 @@ def _build(name, root, manual_dir):
         f'{folder} is there but holds no finished data set; move it away or'
         ' choose another --data_dir'
       )
-    print(f'{name} is already prepared in {folder}', file=sys.stderr)
     return folder
   if manual_dir and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     raise UserError(f'TFDS downloads {name} itself: leave --manual_dir out')
@@ -99,7 +97,6 @@ def _build(name, root, manual_dir):
   if name == 'imagenet2012':
     _check_tars(manual, folder.parent)
   _run_builder(tensorflow, builder, manual)
-  print(f'{name} is prepared in {folder}', file=sys.stderr)
   return folder
 
 
