@@ -285,8 +285,9 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
 def _check_class_names(root, names, own):
   """Refuses folders that are named like splits as classes."""
   alike = [name for name in names if own[name]]
-  if alike == ['train'] and len(names) > 1:
-    return  # the vehicle
+  word = alike[0].lower() if len(alike) == 1 < len(names) else ''
+  if word in ('train', 'valid') and not subfolders(root / alike[0]):
+    return  # the vehicle; the opposite of invalid
   if not alike:
     alike = [name for name in names if len(split_words(name)) == 1]
     if len({split for name in alike for split in split_words(name)}) < 2:
@@ -297,7 +298,7 @@ def _check_class_names(root, names, own):
     raise UserError(
       f'{root} has folders that are named like splits, not like classes'
       f' ({", ".join(alike)}); images belong into train/CLASS and val/CLASS, or'
-      ' into CLASS alone'
+      ' into CLASS alone; rename a class that is called so'
     )
 
 

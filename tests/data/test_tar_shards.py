@@ -280,15 +280,17 @@ class Runs:
     return os._exit, (1,)
 
 
-@pytest.mark.parametrize('field', ['offset', 'size'])
-def test_an_index_of_other_bytes_is_refused(tmp_path, kept, field):
+@pytest.mark.parametrize(
+  ('field', 'more'), [('offset', -512), ('offset', 512), ('size', -512)]
+)
+def test_an_index_of_other_bytes_is_refused(tmp_path, kept, field, more):
   reopen(tmp_path)
 
-  def lessen(samples):
-    samples[field] -= 512
+  def change(samples):
+    samples[field] += more
     return samples
 
-  change_index(tmp_path / 'train.index.npz', lessen)
+  change_index(tmp_path / 'train.index.npz', change)
   with pytest.raises(UserError, match=r'index\.npz does not fit the shards'):
     contents(reopen(tmp_path))
 
