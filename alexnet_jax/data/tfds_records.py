@@ -29,9 +29,10 @@ _KINDS = {  # of the features that are read: classes of TFDS
   'image': 'tensorflow_datasets.core.features.image_feature.Image',
   'label': 'tensorflow_datasets.core.features.class_label_feature.ClassLabel',
 }
+_NUMBER = r'-?\d{1,12}(\.\d{1,12})?'
 _TERM = re.compile(
-  r'(?P<name>[\w-]+)(\[((?P<first>-?\d+(\.\d+)?)(?P<unit>%|shard)?)?:'
-  r'((?P<last>-?\d+(\.\d+)?)(?P<last_unit>%|shard)?)?\])?'
+  rf'(?P<name>[\w-]+)(\[((?P<first>{_NUMBER})(?P<unit>%|shard)?)?:'
+  rf'((?P<last>{_NUMBER})(?P<last_unit>%|shard)?)?\])?'
 )
 _INFO = {'name': str, 'splits': [{'name': str}]}  # of INFO
 _FEATURES = {'featuresDict': {'features': {str: {'pythonClassName': str}}}}
@@ -200,7 +201,8 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
 def _slice(described, term):
   """Returns the records of one split or a slice of it."""
   match = _TERM.fullmatch(term)
-  if not match or match['name'] not in described.splits:
+  broken = '.' in term and '%' not in term  # a part of an example
+  if not match or match['name'] not in described.splits or broken:
     raise UserError(
       f'{described.folder} cannot give the split {term!r}: it takes a name, or'
       ' NAME[FROM:TO] in examples or %; its splits are'
