@@ -38,19 +38,12 @@ _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
 
 
 class Listing(NamedTuple):
-  """The files below a folder, in the order of their paths' components.
-
-  Attributes:
-    paths: of the files.
-    sizes: of each in bytes.
-    left_out: (path, what it is) of files that do not count.
-    folders: the paths of the folders below.
-  """
+  """The files below a folder, in the order of their paths' components."""
 
   paths: list[str]
-  sizes: list[int]
-  left_out: list[tuple[str, str]]
-  folders: list[str]
+  sizes: list[int]  # bytes
+  left_out: list[tuple[str, str]]  # (path, what it is)
+  folders: list[str]  # paths
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -417,13 +410,9 @@ def list_folder(
   labels = [numbers[normal(name)] for name in classes]
   return FolderSource(
     root,
-    [
-      path[below:].replace(os.sep, '/')
-      for listing in classes.values()
-      for path in listing.paths
-    ],
+    [path[below:] for found in classes.values() for path in found.paths],
     np.repeat(np.array(labels, np.int32), counts),
-    [size for listing in classes.values() for size in listing.sizes],
+    [size for found in classes.values() for size in found.sizes],
     names,
   )
 

@@ -139,18 +139,14 @@ def check_labels(
       f'{name} has training examples of {len(classes)} class(es)'
       f' ({classes.tolist()}); two are needed at least'
     )
-  if names is None:
-    if classes[-1] >= _MOST_UNNAMED_CLASSES:
-      raise UserError(
-        f'{name} has the label {classes[-1]}, too large to count classes by;'
-        ' number them from 0'
-      )
-    names = [str(number) for number in range(classes[-1] + 1)]
-  if classes[-1] >= len(names):
-    raise UserError(
-      f'{name} has the label {classes[-1]}, but names of {len(names)} classes'
-      ' only, which are numbered from 0'
-    )
+  largest = int(classes[-1])
+  if names is None and largest < _MOST_UNNAMED_CLASSES:
+    names = [str(number) for number in range(largest + 1)]
+  if names is None or largest >= len(names):
+    known = 'too large to count classes by'
+    if names is not None:
+      known = f'but names of {len(names)} classes only'
+    raise UserError(f'{name} has the label {largest}, {known}; count from 0')
   if empty := sorted(set(range(len(names))) - set(classes.tolist())):
     warn_once(
       f'{name}: {len(empty)} of {len(names)} classes have no training example,'
@@ -162,11 +158,7 @@ def check_labels(
 def check_validation_labels(
   name: object, train_labels: np.ndarray, labels: np.ndarray
 ) -> None:
-  """Refuses validation without examples, or with labels that training lacks.
-
-  Raises:
-    UserError: naming the first such label.
-  """
+  """Raises UserError for no validation labels, or some that training lacks."""
   if not len(labels):
     raise UserError(
       f'{name}: the files for validation have no examples; remove them, and a'

@@ -379,9 +379,9 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
     else ' To prepare it:'
   )
   raise UserError(
-    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{tars}'
-    f' `{_prepare_command(name, root)}`. If it lies elsewhere, give its'
-    ' data_dir as the path'
+    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{tars} `python -m'
+    f' alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR --data_dir'
+    f' {root}`. If it lies elsewhere, give its data_dir as the path'
   )
 
 
@@ -392,10 +392,3 @@ def _nearby(root, name):
   infos = [*root.glob(f'*/*/{INFO}')]
   names = sorted({path.parent.parent.name for path in infos})
   return f' It has {", ".join(names)}: name it (tfds_name).' if names else ''
-
-
-def _prepare_command(name, root):
-  return (
-    f'python -m alexnet_jax.data.prepare tfds --name {name}'
-    f' --manual_dir DIR --data_dir {root}'
-  )
