@@ -23,13 +23,9 @@ import numpy as np
 from alexnet_jax.errors import UserError
 
 _SPLIT_OF_WORD = {
-  'train': 'train',
-  'training': 'train',
-  'val': 'validation',
-  'valid': 'validation',
-  'validation': 'validation',
-  'test': 'test',
-  'testing': 'test',
+  **dict.fromkeys(('train', 'training'), 'train'),
+  **dict.fromkeys(('val', 'valid', 'validation', 'dev'), 'validation'),
+  **dict.fromkeys(('test', 'testing', 'eval', 'evaluation'), 'test'),
 }
 # What a label of -1 mostly is.
 UNLABELED = (
@@ -44,10 +40,9 @@ _warnings_lock = threading.Lock()
 
 def split_words(name: str) -> collections.Counter[str]:
   """Counts the words for train, validation and test in a name."""
-  words = re.findall('[a-z]+', name.lower())
-  return collections.Counter(
-    _SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD
-  )
+  words = re.findall('[A-Z]+(?![a-z])|[A-Z]?[a-z]+', name)  # of valData two
+  splits = (_SPLIT_OF_WORD.get(word.lower()) for word in words)
+  return collections.Counter(filter(None, splits))
 
 
 def split_of_name(name: str) -> str:
@@ -60,8 +55,8 @@ def sort_into_splits(
 ) -> dict[str, list[str]]:
   """Sorts the data files of a set into splits, by their names.
 
-  A file belongs to the split whose word (train, val, valid, validation, test)
-  is in its name, or else in that of a folder around it, the nearest first.
+  A file belongs to the split whose word (train, val, test and their like) is in
+  its name, or else in that of a folder around it, the nearest first.
   Words that all names have say nothing. If no file is named so, all are for
   training. `test` serves as validation if there is no other.
 
