@@ -82,8 +82,7 @@ def sort_into_splits(
     words = rest
   found = {'train': [], 'validation': [], 'test': [], '': [], 'several': []}
   for name, own in zip(names, words, strict=True):
-    split = 'several' if len(own) > 1 else ''.join(own)
-    found[split].append(name)
+    found['several' if len(own) > 1 else ''.join(own)].append(name)
   train = found['train']
   validation = found['validation'] or found['test']
   unclear = found['several'] + found['']

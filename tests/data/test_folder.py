@@ -92,7 +92,7 @@ def test_a_loader_tells_why_a_file_cannot_be_used(tmp_path):
   assert loader.unreadable == {
     str(junk): 'it is no image of a known kind',
     str(tmp_path / 'gone'): 'No such file or directory',
-    str(tmp_path): 'Is a directory',
+    str(tmp_path): 'it is no plain file',
   }
   with pytest.raises(UnreadableImageError, match='gone: No such file'):
     Loader(source, 8).pixels(2)
