@@ -632,6 +632,8 @@ def test_check_accepts_the_raw_sets_that_training_does(raw_set, change, fits):
     ('dataset_info.json', 'array_record', 'tfrecord', False),
     ('dataset_info.json', '"4"', '"-4"', False),
     ('dataset_info.json', '{SPLIT}', '../{SPLIT}', False),
+    ('dataset_info.json', '"4"', f'"{10**30}"', False),
+    ('dataset_info.json', '"train"', '"test"', False),
     ('dataset_info.json', '"validation"', '"dev"', False),
   ],
 )

@@ -306,6 +306,9 @@ def _tfds_jobs(described):
     yield from _source_jobs(
       split, tfds_records.tfds_source, name, split, data_dir
     )
+  if 'train' not in described.splits:
+    splits = sorted(described.splits)
+    yield _finding('refused', 'train', f'there is no such split, only {splits}')
   if described.name == 'imagenet2012':
     for split, expected in _IMAGENET_IMAGES.items():
       known = split in described.splits
@@ -382,8 +385,8 @@ def _check_sum(path, expected):
       found = hashlib.file_digest(file, 'sha256').hexdigest()
   except FileNotFoundError:
     return Outcome(path.name, [('missing_file', '')])
-  except OSError as error:
-    return Outcome(path.name, [('damaged_file', error.strerror)])
+  except (OSError, ValueError) as error:  # the latter of an impossible name
+    return Outcome(path.name, [('damaged_file', str(error))])
   return Outcome(path.name, [('checksum', '')] if found != expected else [])
 
 
