@@ -31,16 +31,13 @@ def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   Args:
     path: of the file. A link is replaced by the file, not followed. Anything
       that is no plain file, such as /dev/stdout, is given back itself.
-
-  Yields:
-    The path to write to, beside the file: the system cannot move a whole file
-    from one disk to another in a moment.
   """
   path = pathlib.Path(path)
   if path.exists() and not path.is_file():
     yield path
     return
-  # Named like the file, for whoever finds it after a kill.
+  # Named like the file, for whoever finds it after a kill, and beside it: no
+  # system moves a file from one disk to another in a moment.
   handle, name = tempfile.mkstemp('.tmp', f'{path.name}.', path.parent)
   os.close(handle)
   temporary = pathlib.Path(name)
@@ -79,8 +76,6 @@ def write_csv(
   """Writes a table as CSV; see `replaced_file`.
 
   Args:
-    path: of the file.
-    rows: of the table, the first with the names of the columns.
     errors: see `open`. Names of files in another encoding have characters that
       UTF-8 has not.
   """
@@ -94,12 +89,8 @@ def write_csv(
 def lock(folder: pathlib.Path, busy: str):
   """Locks a folder until the returned file is closed, or the process ends.
 
-  Args:
-    folder: exists; gets a file `.lock`.
-    busy: the message if another process holds the lock.
-
   Raises:
-    UserError: with that message.
+    UserError: with the message `busy`, if another process holds the lock.
   """
   file = (folder / LOCK_FILE).open('w')
   try:

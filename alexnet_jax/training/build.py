@@ -22,6 +22,7 @@ from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.alexnet import resolve_implementation
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
+from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
 
@@ -32,8 +33,7 @@ class Steps:
 
   train: Callable  # (state, batch, key) -> (state, sums); donates the state
   grad: Callable  # (state, batch, key) -> grads
-  evaluate: Callable  # (state, batch) -> sums
-  predict: Callable  # the same, with the predictions for each example
+  evaluate: Callable  # (state, batch) -> sums and predictions
 
 
 def make_source(config, split: str):
@@ -174,8 +174,8 @@ def make_steps(
 
   Args:
     mean: of the pixels; see `pixel_statistics.Statistics`.
-    top: number of classes that `predict` gives.
-    crops: crops of an image that `evaluate` and `predict` average, 1 or 10.
+    top: number of classes that `evaluate` predicts for an image.
+    crops: crops of an image that it averages, 1 or 10.
   """
   options = step.StepOptions(
     mean=mean,
@@ -199,8 +199,7 @@ def make_steps(
   return Steps(
     train=mapped(step.train_step, donate_state=True),
     grad=mapped(step.grad_step),
-    evaluate=mapped(step.eval_step, **cropping),
-    predict=mapped(step.eval_step, top=top, **cropping),
+    evaluate=mapped(step.eval_step, top=top, **cropping),
   )
 
 
@@ -226,9 +225,7 @@ def make_augmentation(
     if lighting is None:
       raise ValueError('config.data.pca_lighting needs the colors of the data')
     shrink = data.pca_lighting if data.pca_lighting_shrink else 0.0
-    steps = config_lib.resolve_durations(
-      config, num_examples
-    ).pca_lighting_steps
+    steps = schedule.resolve_durations(config, num_examples).pca_lighting_steps
     shift = augment.Lighting(lighting, steps, 1 / (1 + shrink))
   return augment.Augmentation(
     augment.Crop(

@@ -9,7 +9,6 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import cli
-from alexnet_jax import config as config_lib
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import Interrupted
@@ -43,7 +42,7 @@ class RunContext:
   train_loader: loader_lib.Loader
   eval_loader: loader_lib.Loader
   class_names: list[str]
-  durations: config_lib.Durations
+  durations: schedule.Durations
   steps: build.Steps
   frozen_steps: build.Steps  # until `durations.unfreeze_step`
   lighting: np.ndarray | None  # see `pixel_statistics.Statistics`
@@ -140,7 +139,7 @@ def prepare(
     )
   processes.barrier(stop.check)  # it may have taken minutes
   mean, lighting = parallel.broadcast_arrays((pixels.mean, pixels.lighting))
-  durations = config_lib.resolve_durations(config, training.num_examples)
+  durations = schedule.resolve_durations(config, training.num_examples)
   steps = build.make_steps(config, mesh, mean)
   frozen_steps = steps
   if frozen:

@@ -14,7 +14,7 @@ import PIL.ImageOps
 import pytest
 
 from alexnet_jax.data import decoding
-from alexnet_jax.data.prepare import diagnosis
+from alexnet_jax.data.prepare import contents
 from alexnet_jax.errors import UnreadableImageError
 from tests.data.pictures import encode
 from tests.data.pictures import exif
@@ -294,7 +294,7 @@ def test_sixteen_bits_of_a_color_tiff_are_noted():
   encoded = tiff(3, t258=16, t262=2)
   encoded = encoded[:200] + bytes([7, 9]) * 36 + encoded[272:]
   assert (decoding.decode(encoded) == 9).all()
-  kinds = diagnosis.examine(encoded, 'a.tif')
+  kinds = contents.examine(encoded, 'a.tif')
   assert ('note', 'of 16 bits per channel: cut to 8') in kinds
 
 

@@ -25,7 +25,7 @@ def predictions(workdir):
   run = measure.load_network(workdir)
   loader = measure.make_eval_loader(run, 'validation')
   measured = measure.evaluate(
-    run.steps.predict,
+    run.steps.evaluate,
     run.state,
     build.make_eval_iter(run.config, loader, run.mesh),
     run.to_devices,
