@@ -309,7 +309,7 @@ def _find_files(folder, name, split):
   for number, length in enumerate(lengths):
     file = f'{name}-{split["name"]}.array_record-{number:05d}'
     file += f'-of-{len(lengths):05d}'
-    if length < 0 or os.path.basename(file) != file:
+    if not 0 <= length < 1 << 40 or os.path.basename(file) != file:
       raise ValueError(f'{file} with {length} records')
     found.append(Records(str(folder / file), 0, length, length))
   return found
