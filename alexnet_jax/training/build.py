@@ -16,6 +16,7 @@ from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
+from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.alexnet import resolve_implementation
@@ -373,6 +374,7 @@ def check_examples(config, training, held_out) -> None:
     raise UserError(f'{training.name} has one class; two are needed at least')
   if not held_out.num_examples:
     raise UserError(f'{held_out.name} has no examples')
+  check_disjoint(training, held_out)
   if training.num_examples < config.global_batch_size:
     raise UserError(
       f'config.global_batch_size is {config.global_batch_size}, but there are'
