@@ -115,11 +115,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def folder(text: str) -> str:
-  """Type of arguments that name a folder: ~ is the home, no addresses."""
+def path(text: str) -> str:
+  """Type of arguments that name files or folders: ~ is the home, no URLs."""
   if '://' in text:
     raise argparse.ArgumentTypeError(
-      f'{text} is no folder of this machine; mount it, and give its path'
+      f'{text} is no path of this machine; mount it, and give its path'
     )
   return os.path.expanduser(text)
 
@@ -129,7 +129,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--workdir',
     required=True,
-    type=folder,
+    type=path,
     metavar='DIR',
     help='folder of the run',
   )
@@ -145,7 +145,7 @@ def add_data_path(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--data_path',
     default='',
-    type=folder,
+    type=path,
     metavar='DIR',
     help='where the data lies now (default: where it lay in training)',
   )

@@ -26,7 +26,7 @@ def _parse(argv):
   cli.add_recipe(parser)
   parser.add_argument(
     '--workdir',
-    type=cli.folder,
+    type=cli.path,
     metavar='DIR',
     help="the run's folder (default: runs/ and the recipe's name)",
   )

@@ -32,12 +32,14 @@ def _arguments(argv):
     '--workdirs',
     nargs='+',
     required=True,
+    type=cli.path,
     metavar='DIR',
     help='folders of the runs',
   )
   add(
     '--out',
     default='compare',
+    type=cli.path,
     metavar='DIR',
     help='folder of the page (default: %(default)s)',
   )

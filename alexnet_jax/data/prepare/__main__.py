@@ -65,7 +65,7 @@ def _add_copy(parser):
     '--path',
     help='the folder of images or shards, or the data_dir of TFDS',
   )
-  parser.add_argument('--out', required=True, metavar='DIR')
+  parser.add_argument('--out', required=True, type=cli.path, metavar='DIR')
   parser.add_argument('--tfds_name', help='default: imagenet2012')
   parser.add_argument('--tfds_train_split', help='default: train')
   parser.add_argument('--tfds_eval_split', help='default: validation')
