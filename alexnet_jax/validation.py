@@ -2,6 +2,8 @@
 
 import ast
 from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import difflib
 import inspect
@@ -67,7 +69,7 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   flat = flatten(config)
   _check_keys(flat)
   # A named network has more fields than it reads.
-  _check_effects(flat, [key for key in KEYS if not key.startswith('model.')])
+  check_effects(flat, [key for key in KEYS if not key.startswith('model.')])
   values = {key: _parse(key, text) for key, text in overrides.items()}
   config.update_from_flattened_dict(values)
   validate(config, values)
@@ -173,7 +175,7 @@ def validate(
   _check_keys(flat)
   for name, key in KEYS.items():
     _check_value(name, key, flat[name])
-  _check_effects(flat, given)
+  check_effects(flat, given)
   _check_data(flat)
   _check_durations(flat)
   _check_lr_multipliers(flat)
@@ -208,8 +210,15 @@ def _check_value(name, key, value):
     raise UserError(f'config.{name} is {value!r}; it {rule.text}')
 
 
-def _check_effects(flat, keys):
-  """Refuses values that nothing reads, by `Key.when`."""
+def check_effects(flat: Mapping, keys: Iterable[str]) -> None:
+  """Refuses values of some keys that nothing would read, by `Key.when`.
+
+  Args:
+    flat: {key: value} of all keys.
+
+  Raises:
+    UserError: naming the key, and the values of those that it depends on.
+  """
   for name in keys:
     value, key = flat[name], KEYS[name]
     if value in (key.default, ()) or not key.when or _holds(key.when, flat):
