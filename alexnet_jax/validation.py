@@ -245,38 +245,33 @@ def _holds(when, flat):
   )
 
 
-def _check(flat, key, passed, rule):
-  if not passed:
-    raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
-
-
 def _check_data(flat):
   if flat['data.std_rgb'] and flat['data.std'] != 1:
     raise UserError(
       f'config.data.std is {flat["data.std"]} and config.data.std_rgb'
       f' {flat["data.std_rgb"]!r}: set one of them (the other to 1.0 or ())'
     )
-  _check(
-    flat,
-    'data.crop_size',
-    flat['data.crop_size'] <= flat['data.resize_size'],
-    f'must not exceed config.data.resize_size = {flat["data.resize_size"]}',
-  )
-  _check(
-    flat,
-    'data.path',
-    flat['data.path'] or flat['data.source'] in ('digits', 'tfds', 'synthetic'),
-    f'must name the folder of the {flat["data.source"]} set:'
-    ' --config.data.path=DIR',
-  )
+  source, largest = flat['data.source'], flat['data.resize_size']
   folds = flat['data.folds']
-  _check(flat, 'data.folds', folds != 1, 'must be 0 or at least 2')
-  _check(
-    flat,
-    'data.fold',
-    flat['data.fold'] < max(1, folds),
-    f'must be less than config.data.folds = {folds}',
-  )
+  for key, holds, rule in (
+    (
+      'data.crop_size',
+      flat['data.crop_size'] <= largest,
+      f'must not exceed config.data.resize_size = {largest}',
+    ),
+    (
+      'data.path',
+      flat['data.path'] or source in ('digits', 'tfds', 'synthetic'),
+      f'must name the folder of the {source} set: --config.data.path=DIR',
+    ),
+    (
+      'data.fold',
+      flat['data.fold'] < max(1, folds),
+      f'must be less than config.data.folds = {folds}',
+    ),
+  ):
+    if not holds:
+      raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
 
 
 def _check_durations(flat):
