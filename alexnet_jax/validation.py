@@ -71,7 +71,7 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   # A named network has more fields than it reads.
   check_effects(flat, [key for key in KEYS if not key.startswith('model.')])
   values = {key: _parse(key, text) for key, text in overrides.items()}
-  config.update_from_flattened_dict(values)
+  config.lock().update_from_flattened_dict(values)
   validate(config, values)
   # The run's folder keeps them, whatever the current folder is later.
   for section, key in ((config.data, 'path'), (config.init, 'workdir')):
