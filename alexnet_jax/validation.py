@@ -88,7 +88,9 @@ def _read_recipe(recipe):
     where = f'; recipes lie in {_RECIPES}' if _RECIPES.is_dir() else ''
     raise UserError(f'no recipe at {path!r}: give another --config{where}')
   try:
-    get_config = runpy.run_path(path)['get_config']
+    get_config = runpy.run_path(path).get('get_config')
+    if get_config is None:
+      raise UserError(f'the recipe {path} has no function get_config()')
     if argument and not inspect.signature(get_config).parameters:
       raise UserError(f'the recipe {path} takes nothing after a colon')
     config = get_config(*argument)

@@ -385,6 +385,22 @@ def test_a_recipe_that_is_wrong(tmp_path, body, message):
     validation.load_config([f'--config={path}'])
 
 
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('', 'has no function get_config'),
+    ('def get_config(:', 'fails: SyntaxError'),
+    ('import nonsense_', r"line 1: ModuleNotFoundError: .*'nonsense_'"),
+    ('def get_config(x): return x', 'TypeError: .* missing 1 required'),
+  ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, text, message):
+  path = tmp_path / 'recipe.py'
+  path.write_text(text)
+  with pytest.raises(UserError, match=message):
+    validation.load_config([f'--config={path}'])
+
+
 def test_what_follows_a_recipes_colon():
   with pytest.raises(UserError, match=r'quickstart.py takes nothing after'):
     load('quickstart.py:x')
