@@ -27,7 +27,7 @@ _BOOLS = {'true': True, '1': True, 'false': False, '0': False}
 _KINDS = {
   bool: 'true or false',
   int: 'a whole number below 2**32',
-  float: 'a finite number',
+  float: 'a number that float32 holds',
   str: 'a text',
   tuple: 'a list, such as (1, 2)',
 }
@@ -227,10 +227,10 @@ def check_effects(flat: Mapping, keys: Iterable[str]) -> None:
       continue
     names = dict.fromkeys(re.findall(r'\w+\.\w+', key.when))
     now = ' and '.join(f'config.{n} is {flat[n]!r}' for n in names)
+    wanted = key.when.replace('|', ' or ')
     raise UserError(
       f'config.{name} is {value!r}, which has no effect while {now}: it is read'
-      f' with {key.when.replace("|", " or ")} alone; leave it out, or change'
-      ' that'
+      f' only with {wanted}; leave it out, or change that'
     )
 
 
