@@ -72,6 +72,7 @@ def _arguments(argv):
   parser.add_argument(
     '--out',
     default='compare',
+    type=cli.path,
     metavar='DIR',
     help='folder of the page (default: %(default)s)',
   )
