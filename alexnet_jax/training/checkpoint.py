@@ -386,10 +386,13 @@ def _read_run(path) -> SavedRun:
 
 def _newest(folder) -> tuple[int, SavedRun] | None:
   """Returns step and `SavedRun` of the newest readable checkpoint."""
-  for step in reversed(_steps(folder)):
-    with contextlib.suppress(DamagedCheckpointError):
-      return step, _read_run(folder / str(step))
-  return None
+  while True:
+    steps = _steps(folder)
+    for step in reversed(steps):
+      with contextlib.suppress(DamagedCheckpointError):
+        return step, _read_run(folder / str(step))
+    if _steps(folder) == steps:  # or the run removed them just now
+      return None
 
 
 def _as_damage(part, error) -> Exception:
@@ -453,10 +456,7 @@ def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
   Raises:
     UserError: if there is no run, or no such checkpoint.
   """
-  return _newest_of(_folder_of(workdir))
-
-
-def _newest_of(folder):
+  folder = _folder_of(workdir)
   if (found := _newest(folder)) is None:
     raise UserError(f'{folder} has no checkpoint that can be read')
   return found
@@ -480,7 +480,7 @@ def _find(folder, which):
   steps = _steps(folder)
   step = int(which) if re.fullmatch('[0-9]+', which) else None
   if step is None and steps:
-    newest, saved = _newest_of(folder)
+    newest, saved = read_newest(folder.parent)
     if newest < steps[-1]:
       logging.getLogger(__name__).warning(
         'newer checkpoints than %d in %s cannot be read', newest, folder
