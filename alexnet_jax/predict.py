@@ -187,7 +187,7 @@ def _predictions(run, batches, loader, batch_size):
   console.start(count, 0, 'image', 'prediction')
   try:
     return measure.evaluate(
-      run.steps.predict,
+      run.steps.evaluate,
       run.state,
       batches,
       run.to_devices,

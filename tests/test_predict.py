@@ -67,7 +67,7 @@ def trained(tmp_path_factory):
     )
   run, live = ended[0]
   measured = measure.evaluate(
-    run.steps.predict,
+    run.steps.evaluate,
     live.state,
     build.make_eval_iter(config, run.eval_loader, run.mesh),
     run.to_devices,

@@ -14,8 +14,7 @@ def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.bench',
-    description='Measures speed. Where a'
-    ' command has --config, --config.KEY=VALUE changes keys of the recipe.',
+    description='Measures speed. --config.KEY=VALUE changes the recipe.',
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   for module in (data, end_to_end, plan, step):

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
+import itertools
 import os
-import pathlib
 import random
 import shlex
 import sys
@@ -17,24 +18,20 @@ from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
 Images per second from the same photographs kept in several layouts: shuffled
-uint8 batches [256, 224, 224, 3], randomly cropped and mirrored, in the memory
-of the process that asks for them. Beside this package's loader: others (those
-that are installed), and the bare parts of the work as plain Python does them in
-threads. Everything is measured in turn in every round; ratios are taken within
-a round, and their median is reported."""
+uint8 batches [256, 224, 224, 3], randomly cropped and mirrored. Beside this
+package's loader: others (those that are installed), and the bare parts of the
+work as plain Python does them in threads, all in turn in every round."""
 
 PEERS = ('tf.data', 'torch', 'grain', 'spdl')
 _OURS = ('ours', 'ours, mirrored on the host')
 _RAW_FACTOR = 8  # raw squares go by that much faster
 _ENOUGH_BATCHES = 12
 _NOTES = (
-  "'ours' leaves the mirroring to the device, which costs it nothing;"
-  " 'ours, mirrored on the host' does all that the peers do.",
-  'Those that decode in Python use simplejpeg, as ours does, unless their name'
-  ' says otherwise; tf.data has a decoder of its own.',
-  'Where JPEGs are resized, the peers interpolate, which is cheaper than the'
-  ' mean over areas that ours takes.',
-  'Limits do one part of the work only, without order, batches or hand-over.',
+  "'ours' leaves the mirroring to the device; 'ours, mirrored on the host' does"
+  ' all that the peers do. Those that decode in Python use simplejpeg, as ours'
+  ' does, unless their name says otherwise. Where JPEGs are resized, they'
+  ' interpolate, which is cheaper than the mean over areas that ours takes.'
+  ' Limits do one part of the work, without order, batches or hand-over.'
 )
 
 
@@ -71,26 +68,26 @@ def _work(arguments, unknown):
     raise UserError(f'unknown arguments: {shlex.join(unknown)}')
   if importlib.util.find_spec('cv2') is None:
     raise UserError(f'this needs OpenCV: {how_to_install("bench")}')
-  from alexnet_jax.bench import layouts as layouts_lib
+  from alexnet_jax.bench import layouts
   from alexnet_jax.data.loader import num_cores
 
-  report.check_names('--layouts', arguments.layouts, list(layouts_lib.LAYOUTS))
+  report.check_names('--layouts', arguments.layouts, layouts.LAYOUTS)
   peers = () if arguments.peers == ('none',) else arguments.peers
   report.check_names('--peers', peers, PEERS)
-  names = arguments.layouts or layouts_lib.LAYOUTS
-  layouts = [layouts_lib.LAYOUTS[name] for name in names]
+  names = arguments.layouts or layouts.LAYOUTS
   threads = arguments.threads or num_cores()
   with contextlib.ExitStack() as stack:
     cache = arguments.cache or stack.enter_context(
       tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_')
     )
-    made = layouts_lib.prepare(
-      arguments.path, pathlib.Path(cache), arguments.images, layouts, threads
-    )
+    size = arguments.batch_size
     tasks = [
-      layouts_lib.Task(layout, cache, arguments.batch_size, threads)
-      for layout in layouts
+      dataclasses.replace(
+        layouts.LAYOUTS[name], cache=cache, batch_size=size, threads=threads
+      )
+      for name in names
     ]
+    made = layouts.prepare(arguments.path, arguments.images, tasks)
     rows, skipped = measure(tasks, peers, arguments.rounds, arguments.batches)
   result = {
     **report.header(),
@@ -99,42 +96,18 @@ def _work(arguments, unknown):
     'num_batches': arguments.batches,
     'threads': threads,
     'rows': rows,
-    'ratios': {layout.name: ratios(rows, layout.name) for layout in layouts},
+    'ratios': {task.name: ratios(rows, task.name) for task in tasks},
     'skipped': skipped,
   }
   _show(result)
   return result
 
 
-@dataclasses.dataclass
-class _Entry:
-  """A candidate on a layout, and its images per second in each round."""
-
-  worker: workers.Worker
-  task: 'layouts.Task'  # noqa: F821
-  candidate: str
-  kind: str
-  throughput: list[float] = dataclasses.field(default_factory=list)
-
-  def ask(self, method, **arguments):
-    """Asks the worker; an error names candidate and layout."""
-    layout = self.task.layout.name
-    try:
-      return self.worker.ask(
-        method, candidate=self.candidate, task=self.task, **arguments
-      )
-    except workers.UnsupportedError:
-      raise
-    except workers.WorkerError as error:
-      message = f'{self.candidate} on {layout}: {error}'
-      raise workers.WorkerError(message) from error
-
-
 def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
   """Measures all candidates in turn in every round.
 
   Args:
-    tasks: a `layouts.Task` for each layout.
+    tasks: one for each layout.
     peers: libraries, some of PEERS.
     rounds: measurements of each candidate on each layout.
     num_batches: batches in one measurement, eight times as many if raw.
@@ -149,16 +122,16 @@ def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
   """
   # TensorFlow is to take no GPU, and to say less.
   hidden = {'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
-  environment = {**os.environ, **hidden}
+  start = functools.partial(
+    workers.Worker,
+    'alexnet_jax.bench.data_peers',
+    environment={**os.environ, **hidden},
+  )
+  entries, skipped = [], []  # of entries: (row, worker, task)
   with contextlib.ExitStack() as stack:
-    candidates, skipped = [], []
     for library in ('ours', *peers, 'limits'):
       print(f'starting {library}', file=sys.stderr)
-      worker = stack.enter_context(
-        workers.Worker(
-          'alexnet_jax.bench.data_peers', library, environment=environment
-        )
-      )
+      worker = stack.enter_context(start(library))
       kind = {'ours': 'ours', 'limits': 'limit'}.get(library, 'peer')
       try:
         names = worker.ask('candidates')
@@ -166,46 +139,41 @@ def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
         reason = f'not installed ({error})'
         skipped.append({'layout': '', 'candidate': library, 'reason': reason})
         continue
-      candidates += [(worker, name, kind) for name in names]
-    entries = []
-    for task in tasks:
-      print(f'checking {task.layout.name}', file=sys.stderr)
-      for worker, name, kind in candidates:
-        entry = _Entry(worker, task, name, kind)
+      for task, name in itertools.product(tasks, names):
+        row = {'layout': task.name, 'candidate': name}
         try:
-          entry.ask('check')
+          _ask(worker, 'check', candidate=name, task=task)
         except workers.UnsupportedError as error:
-          if kind != 'limit':
-            where = {'layout': task.layout.name, 'candidate': name}
-            skipped.append({**where, 'reason': str(error)})
+          skipped += [{**row, 'reason': str(error)}] * (kind != 'limit')
         else:
-          entries.append(entry)
+          row |= {'kind': kind, 'images_per_second': []}
+          entries.append((row, worker, task))
     for number in range(rounds):
-      _round(entries, number, num_batches)
-  return [_row(entry) for entry in entries], skipped
+      print(f'round {number + 1}', file=sys.stderr)
+      order = random.Random(number).sample(entries, len(entries))
+      # A machine that drifts must not do so between two that are compared.
+      for row, worker, task in sorted(order, key=lambda e: e[0]['layout']):
+        times = _RAW_FACTOR if task.kind == 'raw' else 1
+        which = {'candidate': row['candidate'], 'task': task}
+        speed = _ask(
+          worker, 'measure', num_batches=times * num_batches, **which
+        )
+        row['images_per_second'].append(speed)
+  rows = [row | report.spread(row['images_per_second']) for row, *_ in entries]
+  rows.sort(key=lambda row: [t.name for t in tasks].index(row['layout']))
+  return rows, skipped
 
 
-def _round(entries, number, num_batches):
-  """Measures everything once, in an order that differs from round to round."""
-  order = list(entries)
-  random.Random(number).shuffle(order)
-  # A machine that drifts must not do so between two that are compared.
-  order.sort(key=lambda entry: entry.task.layout.name)
-  print(f'round {number + 1}', file=sys.stderr)
-  for entry in order:
-    factor = _RAW_FACTOR if entry.task.layout.kind == 'raw' else 1
-    speed = entry.ask('measure', num_batches=factor * num_batches)
-    entry.throughput.append(speed)
-
-
-def _row(entry):
-  return {
-    'layout': entry.task.layout.name,
-    'candidate': entry.candidate,
-    'kind': entry.kind,
-    'images_per_second': entry.throughput,
-    **report.spread(entry.throughput),
-  }
+def _ask(worker, method, **arguments):
+  """Asks a worker; an error names candidate and layout."""
+  try:
+    return worker.ask(method, **arguments)
+  except workers.UnsupportedError:
+    raise
+  except workers.WorkerError as error:
+    layout = arguments['task'].name
+    message = f'{arguments["candidate"]} on {layout}: {error}'
+    raise workers.WorkerError(message) from error
 
 
 def ratios(rows: list[dict], layout: str) -> dict:
@@ -217,26 +185,23 @@ def ratios(rows: list[dict], layout: str) -> dict:
     the ratio of the two in the same round}}.
   """
   rows = [row for row in rows if row['layout'] == layout]
-  peers = [row for row in rows if row['kind'] == 'peer']
-  limits = [row for row in rows if row['kind'] == 'limit']
-  result = {'best_peer': _fastest(peers), 'best_limit': _fastest(limits)}
-  throughput = {row['candidate']: row['images_per_second'] for row in rows}
-  for own in _OURS:
-    result[own] = {
-      name: report.median_ratio(throughput[own], others)
-      for name, others in throughput.items()
+  speeds = {row['candidate']: row['images_per_second'] for row in rows}
+  result = {
+    own: {
+      name: report.median_ratio(speeds[own], others)
+      for name, others in speeds.items()
       if name != own
     }
+    for own in _OURS
+  }
+  for kind in ('peer', 'limit'):
+    fitting = [row for row in rows if row['kind'] == kind]
+    best = max(fitting, key=lambda row: row['median'], default={})
+    result[f'best_{kind}'] = best.get('candidate')
   return result
 
 
-def _fastest(rows):
-  best = max(rows, key=lambda row: row['median'], default=None)
-  return best and best['candidate']
-
-
 def _show(result):
-  """Prints a table for each layout, and notes."""
   made = result['photographs']
   sizes = ', '.join(
     f'{size}: {count / 1000:.0f} kB'
@@ -247,10 +212,10 @@ def _show(result):
     f'{result["threads"]} threads; {made["images"]} images'
     f' ({made["distinct"]} distinct; JPEG {sizes}) of {made["source"]}',
   )
+  columns = ('images/s', 'median', 'min', 'max', 'ours / it', 'mirrored / it')
   for layout, compared in result['ratios'].items():
     rows = [row for row in result['rows'] if row['layout'] == layout]
     rows.sort(key=lambda row: (row['kind'] == 'limit', -row['median']))
-    columns = ('images/s', 'median', 'min', 'max', 'ours / it', 'mirrored / it')
     lines = [
       (
         row['candidate'],
@@ -260,7 +225,7 @@ def _show(result):
       for row in rows
     ]
     report.show(report.table(layout, columns, lines))
-  report.show(*_NOTES)
+  report.show(_NOTES)
   if result['num_batches'] < _ENOUGH_BATCHES:
     report.show(
       f'{result["num_batches"]} batches in a measurement are too few beside'

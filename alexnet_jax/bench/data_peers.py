@@ -1,21 +1,16 @@
 """The candidates of `bench data`: loaders and limits, checked and timed.
 
-The loaders are ours and others, each in its best form. A candidate that cannot
-read a layout raises NotImplementedError. Those that run Python for each example
-share `Photographs`, written as one would for these libraries, but with the
-fastest decoder at hand and without needless copies, so that it is the loaders
-that are compared.
-
-A limit is one part of a loader's work, done by several threads at once, without
-order, batches or hand-over.
+A loader that cannot read a layout raises NotImplementedError. Those that run
+Python for each example share `Photographs`, with the fastest decoder at hand
+and without needless copies, so that it is the loaders that are compared. A
+limit is one part of the work, without order, batches or hand-over.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
 import concurrent.futures
-import functools
+from functools import partial
 import importlib
-import threading
 import time
 
 import cv2
@@ -54,17 +49,20 @@ class Photographs:
 
   def __init__(self, task: Task):
     source = task.open_source()
-    self._resize_size = task.layout.resize_size
-    self.paths = None
-    if task.layout.kind == 'folder':
+    self._resize_size, self.paths = task.resize_size, None
+    if task.kind == 'folder':
       self.paths = [str(source.root / path) for path in source.paths]
       self._read = self._read_file
-    elif task.layout.kind == 'tfds':
-      records = _tfds_records(task)
+    elif task.kind == 'tfds':
+      import tensorflow_datasets as tfds  # read as TFDS itself does
+
+      builder = tfds.builder_from_directory(task.path / TFDS_NAME / '1.0.0')
+      skip = {'image': tfds.decode.SkipDecoding()}
+      records = builder.as_data_source('train', decoders=skip)
       self._read = lambda index: records[index]['image']
     else:
       self._read = all_squares(source).__getitem__
-    if task.layout.kind == 'tfds':
+    if task.kind == 'tfds':
       # Read once and not timed, as all labels here.
       labels = [source.read(i)[1] for i in range(source.num_examples)]
       self.labels = np.array(labels, np.int32)
@@ -79,18 +77,22 @@ class Photographs:
       return file.read()
 
   def example(self, index: int, draws, decode, out=None) -> np.ndarray:
-    """Returns a random crop, mirrored or not.
+    """Returns a random crop, mirrored or not, written into `out` if given.
 
-    Args:
-      index: of the photograph.
-      draws: three in [0, 1): of the row, the column and the mirroring.
-      decode: one of DECODERS.
-      out: uint8 [CROP, CROP, 3], to be overwritten; None: an array or view.
+    The three draws in [0, 1) are of the row, the column and the mirroring.
     """
     pixels = self._read(index)
     if isinstance(pixels, bytes):
       pixels = decode(pixels)
-    crop = _crop(pixels, self._resize_size, *draws[:2])
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    # The window in the original, resized alone: cheaper than the whole.
+    window = round(CROP * short / self._resize_size)
+    top = (height - short) // 2 + int(draws[0] * (short - window + 1))
+    left = (width - short) // 2 + int(draws[1] * (short - window + 1))
+    crop = pixels[top : top + window, left : left + window]
+    if window != CROP:
+      crop = cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
     if draws[2] < 0.5:
       return cv2.flip(crop, 1, dst=out)
     if out is None:
@@ -107,29 +109,6 @@ class Photographs:
 def all_squares(source) -> list[np.ndarray]:
   """Returns a view of every square of a raw set: no look-up when it is used."""
   return [square for shard in source.shards for square in shard]
-
-
-def _tfds_records(task):
-  """Opens the set as TFDS itself reads it."""
-  import tensorflow_datasets as tfds
-
-  builder = tfds.builder_from_directory(task.path / TFDS_NAME / '1.0.0')
-  return builder.as_data_source(
-    'train', decoders={'image': tfds.decode.SkipDecoding()}
-  )
-
-
-def _crop(pixels, resize_size, row_draw, column_draw):
-  height, width = pixels.shape[:2]
-  short = min(height, width)
-  # The window in the original, resized alone: cheaper than the whole.
-  window = round(CROP * short / resize_size)
-  top = (height - short) // 2 + int(row_draw * (short - window + 1))
-  left = (width - short) // 2 + int(column_draw * (short - window + 1))
-  crop = pixels[top : top + window, left : left + window]
-  if window == CROP:
-    return crop
-  return cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
 
 
 def _shuffled_batches(num_examples, task, count):
@@ -149,7 +128,7 @@ def _ours(mirrors, task, count):
   from alexnet_jax.data.loader import Loader
 
   loader = Loader(
-    task.open_source(), task.layout.resize_size, num_threads=task.threads
+    task.open_source(), task.resize_size, num_threads=task.threads
   )
   iterator = pipeline.make_train_iter(
     loader,
@@ -160,25 +139,20 @@ def _ours(mirrors, task, count):
   )
   for batch in iterator:
     image = batch['image']
-    if mirrors:
-      rows = np.flatnonzero(batch['flip'])
-      loader.for_each(
-        lambda a, b, image=image, rows=rows: _flip(image, rows[a:b]),
-        len(rows),
-        chunk=16,
-      )
+    rows = np.flatnonzero(batch['flip']) if mirrors else ()
+
+    def flip(first, end, image=image, rows=rows):
+      for row in rows[first:end]:
+        cv2.flip(image[row], 1, dst=image[row])
+
+    loader.for_each(flip, len(rows), chunk=16)
     yield image, batch['label']
-
-
-def _flip(image, rows):
-  for row in rows:
-    cv2.flip(image[row], 1, dst=image[row])
 
 
 def _torch(name, task, count):
   import torch.utils.data
 
-  if task.layout.kind == 'raw' and name != 'simplejpeg':
+  if task.kind == 'raw' and name != 'simplejpeg':
     raise NotImplementedError('there is nothing to decode')
 
   class Dataset(torch.utils.data.Dataset):
@@ -221,22 +195,13 @@ def _grain(task, count):
 
   photographs = Photographs(task)
 
-  class Source:
-    """The indices of the photographs."""
-
-    def __len__(self):
-      return len(photographs)
-
-    def __getitem__(self, index):
-      return index
-
   def augment(index, rng):
     decode = DECODERS['simplejpeg']
     image = photographs.example(index, rng.random(3), decode)
     return {'image': image, 'label': photographs.labels[index]}
 
-  data = grain.MapDataset.source(Source()).shuffle(seed=0).repeat()
-  data = data.random_map(augment, seed=1)[: count * task.batch_size]
+  data = grain.MapDataset.range(len(photographs)).shuffle(seed=0)
+  data = data.repeat().random_map(augment, seed=1)[: count * task.batch_size]
   # Grain's own 16 threads are slower than one per core.
   options = grain.ReadOptions(num_threads=task.threads)
   for batch in data.to_iter_dataset(options).batch(task.batch_size):
@@ -266,15 +231,16 @@ def _spdl(task, count):
 def _tf_data(task, count):
   import tensorflow as tf
 
-  if task.layout.kind == 'tfds':
+  if task.kind == 'tfds':
     raise NotImplementedError('tf.data does not read array_record')
-  examples = _tf_raw if task.layout.kind == 'raw' else _tf_jpegs
-  data = examples(task, Photographs(task)).batch(
-    task.batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE
-  )
+  photographs, auto = Photographs(task), tf.data.AUTOTUNE
+  examples = _tf_raw if task.kind == 'raw' else _tf_jpegs
+  data, example = examples(task, photographs)
+  data = data.map(example, num_parallel_calls=auto)
   options = tf.data.Options()
   options.deterministic = False
-  data = data.prefetch(tf.data.AUTOTUNE).with_options(options).take(count)
+  data = data.batch(task.batch_size, True, num_parallel_calls=auto)
+  data = data.prefetch(auto).with_options(options).take(count)
   yield from data.as_numpy_iterator()
 
 
@@ -282,35 +248,31 @@ def _tf_jpegs(task, photographs):
   """Decodes the random window only, and resizes that where it is asked."""
   import tensorflow as tf
 
-  layout = task.layout
-
   def example(path, label):
     encoded = tf.io.read_file(path)
     shape = tf.image.extract_jpeg_shape(encoded)[:2]
     short = tf.reduce_min(shape)
-    window = short * CROP // layout.resize_size
+    window = short * CROP // task.resize_size
     corner = (shape - short) // 2 + tf.random.uniform(
       [2], maxval=short - window + 1, dtype=tf.int32
     )
     box = tf.concat([corner, [window, window]], 0)
     image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
-    if layout.resize_size != layout.short_side:
+    if task.resize_size != task.short_side:
       image = tf.cast(tf.image.resize(image, (CROP, CROP)) + 0.5, tf.uint8)
     image = tf.ensure_shape(image, (CROP, CROP, 3))
     return tf.image.random_flip_left_right(image), label
 
-  data = tf.data.Dataset.from_tensor_slices(
-    (photographs.paths, photographs.labels)
-  )
-  data = data.shuffle(len(photographs)).repeat()
-  return data.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+  files = (photographs.paths, photographs.labels)
+  data = tf.data.Dataset.from_tensor_slices(files)
+  return data.shuffle(len(photographs)).repeat(), example
 
 
 def _tf_raw(task, photographs):
   """Reads the shards in turn and shuffles as many as there are in memory."""
   import tensorflow as tf
 
-  size = task.layout.short_side
+  size = task.short_side
 
   def example(record, label):
     image = tf.reshape(tf.io.decode_raw(record, tf.uint8), (size, size, 3))
@@ -324,59 +286,67 @@ def _tf_raw(task, photographs):
   )
   labels = tf.data.Dataset.from_tensor_slices(photographs.labels)
   data = tf.data.Dataset.zip((records, labels)).repeat()
-  data = data.shuffle(len(photographs))
-  return data.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+  return data.shuffle(len(photographs)), example
 
 
-# By the name for --peers: a module to import, and the candidates.
-LIBRARIES = {
-  'ours': (
-    'alexnet_jax',
-    {
-      'ours': functools.partial(_ours, False),
-      'ours, mirrored on the host': functools.partial(_ours, True),
-    },
-  ),
-  'tf.data': ('tensorflow', {'tf.data': _tf_data}),
-  'torch': (
-    'torch',
-    {
-      f'torch DataLoader, {name}': functools.partial(_torch, name)
-      for name in DECODERS
-    },
-  ),
-  'grain': ('grain', {'Grain, per example': _grain}),
-  'spdl': ('spdl.pipeline', {'SPDL': _spdl}),
-}
+def _crop_copy(task):
+  squares = all_squares(task.open_source())
+  out = np.ones((task.batch_size, CROP, CROP, 3), np.uint8)  # in memory now
+  free = task.resize_size - CROP + 1
+
+  def copy(i):
+    # A corner that differs from one to the next, for no time at all.
+    top, left = i * 7 % free, i * 13 % free
+    out[i % len(out)] = squares[i][top : top + CROP, left : left + CROP]
+
+  return len(squares), copy
+
+
+def _decode_only(name, task):
+  source, decode = task.open_source(), DECODERS[name]
+  encoded = [source.read(i)[0] for i in range(source.num_examples)]
+  return source.num_examples, lambda i: decode(encoded[i])
+
+
+# (name for --peers, candidate, function). Those of `limits` are (task) ->
+# (number of examples, function of an example's index), all others `Batches`.
+CANDIDATES = (
+  ('ours', 'ours', partial(_ours, False)),
+  ('ours', 'ours, mirrored on the host', partial(_ours, True)),
+  ('tf.data', 'tf.data', _tf_data),
+  ('torch', 'torch DataLoader, simplejpeg', partial(_torch, 'simplejpeg')),
+  ('torch', 'torch DataLoader, cv2', partial(_torch, 'cv2')),
+  ('grain', 'Grain, per example', _grain),
+  ('spdl', 'SPDL', _spdl),
+  ('limits', 'crop copy', _crop_copy),
+  ('limits', 'decode only (simplejpeg)', partial(_decode_only, 'simplejpeg')),
+  ('limits', 'decode only (cv2)', partial(_decode_only, 'cv2')),
+)
+_MODULES = {'tf.data': 'tensorflow', 'spdl': 'spdl.pipeline'}
 
 
 class Handler:
   """Answers requests for the candidates of one library; see `workers`."""
 
   def __init__(self, library: str):
-    """Imports the library: one of `LIBRARIES`, or `limits`."""
+    """Imports the library: that of --peers, `ours` or `limits`."""
     self._is_limit = library == 'limits'
-    if self._is_limit:
-      self._candidates = _LIMITS
-    else:
-      module, self._candidates = LIBRARIES[library]
-      importlib.import_module(module)
+    self._candidates = {
+      name: function for of, name, function in CANDIDATES if of == library
+    }
+    if library not in ('ours', 'limits'):
+      importlib.import_module(_MODULES.get(library, library))
 
   def candidates(self) -> list[str]:
     """Returns their names."""
     return list(self._candidates)
 
   def check(self, candidate: str, task: Task) -> None:
-    """Tries a candidate.
-
-    Raises:
-      NotImplementedError: if it does not apply to the layout.
-      ValueError: if its batches are not what they have to be.
-    """
+    """Tries a candidate; raises NotImplementedError if it lacks the layout."""
     function = self._candidates[candidate]
     if not self._is_limit:
       check_batches(function, task, len(task.open_source().class_names))
-    elif (task.layout.kind == 'raw') != (function is _crop_copy):
+    elif (task.kind == 'raw') != (function is _crop_copy):
       raise NotImplementedError('this layout has no such part')
 
   def measure(self, candidate: str, task: Task, num_batches: int) -> float:
@@ -401,14 +371,9 @@ def _throughput(batches: Batches, task: Task, num_batches: int) -> float:
 
 
 def check_batches(batches: Batches, task: Task, num_classes: int) -> None:
-  """Looks at two batches of a loader.
-
-  Raises:
-    ValueError: if they are not what all candidates have to make.
-  """
-  first, second = ((np.array(i), np.array(y)) for i, y in batches(task, 2))
-  expected = (task.batch_size, CROP, CROP, 3)
-  for image, label in (first, second):
+  """Raises ValueError unless two batches are what all loaders must make."""
+  expected, orders = (task.batch_size, CROP, CROP, 3), []
+  for image, label in batches(task, 2):
     if image.shape != expected or image.dtype != np.uint8:
       raise ValueError(f'images are {image.dtype} {image.shape}')
     if label.shape != expected[:1] or label.dtype.kind not in 'iu':
@@ -417,63 +382,26 @@ def check_batches(batches: Batches, task: Task, num_classes: int) -> None:
       raise ValueError(f'labels are {label.min()} to {label.max()}')
     if image.std() < 1:
       raise ValueError('the images have no content')
-  if np.array_equal(first[1], second[1]) or np.all(np.diff(first[1]) >= 0):
+    orders.append(label.tolist())  # a copy: batches may share memory
+  if orders[0] == orders[1] or orders[0] == sorted(orders[0]):
     raise ValueError('the examples are not shuffled')
 
 
 def _limit(part, task, num_batches):
   """Returns images per second of a part of the work, by all threads."""
-  barrier = threading.Barrier(task.threads)
-  count = -(-num_batches * task.batch_size // task.threads)
+  num_examples, work = part(task)
+  order = np.random.default_rng(0).permutation(num_examples)
+  # Mapped memory is slow where it is touched for the first time.
+  warm_up = num_examples if task.kind == 'raw' else task.batch_size
 
-  def share(number):
-    num_examples, work = part(task)
-    rng = np.random.default_rng(number)
-    # Each thread has its own order, as in a shuffled epoch.
-    indices = np.resize(rng.permutation(num_examples), count).tolist()
-    # Mapped memory is slow where it is touched for the first time.
-    warm_up = num_examples if task.layout.kind == 'raw' else task.batch_size
-    for i in range(min(warm_up, num_examples)):
+  def share(indices):
+    for i in indices.tolist():
       work(i)
-    barrier.wait()
-    start = time.perf_counter()
-    for i in indices:
-      work(i)
-    return start, time.perf_counter()
 
   with concurrent.futures.ThreadPoolExecutor(task.threads) as pool:
-    spans = list(pool.map(share, range(task.threads)))
-  seconds = max(end for _, end in spans) - min(start for start, _ in spans)
-  return count * task.threads / seconds
-
-
-def _decode_with(decode):
-  def part(task):
-    source = task.open_source()
-    encoded = [source.read(i)[0] for i in range(source.num_examples)]
-    return source.num_examples, lambda i: decode(encoded[i])
-
-  return part
-
-
-def _crop_copy(task):
-  squares = all_squares(task.open_source())
-  out = np.ones((task.batch_size, CROP, CROP, 3), np.uint8)  # in memory now
-  free = task.layout.resize_size - CROP + 1
-
-  def copy(i):
-    # A corner that differs from one to the next, for no time at all.
-    top, left = i * 7 % free, i * 13 % free
-    out[i % len(out)] = squares[i][top : top + CROP, left : left + CROP]
-
-  return len(squares), copy
-
-
-# Each is (task) -> (number of examples, function of an example's index).
-_LIMITS = {
-  'crop copy': _crop_copy,
-  **{
-    f'decode only ({name})': _decode_with(decode)
-    for name, decode in DECODERS.items()
-  },
-}
+    for count in (warm_up, num_batches * task.batch_size):
+      shares = np.array_split(np.resize(order, count), task.threads)
+      start = time.perf_counter()
+      list(pool.map(share, shares))
+      seconds = time.perf_counter() - start
+  return count / seconds

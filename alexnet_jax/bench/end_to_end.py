@@ -11,19 +11,14 @@ import tempfile
 import time
 
 from alexnet_jax import cli
-from alexnet_jax.bench import machine
 from alexnet_jax.bench import report
-from alexnet_jax.bench.report import positive
-from alexnet_jax.cli import Console
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
-Images per second of the bare train step (one batch that stays on the devices),
-of the loader alone, and of the whole training loop with loader, metrics, event
-files and asynchronous checkpoints, in turn in every round; without compilation
-and evaluation. Medians over the rounds, the loop's share of the bare step,
-which of step and loader holds up the loop, and the resident memory early and
-late in a loop."""
+Images per second of the bare train step, of the loader alone, and of the whole
+training loop with metrics, event files and asynchronous checkpoints, in turn in
+every round, without compilation and evaluation; which of step and loader holds
+up the loop, and the resident memory early and late in a loop."""
 
 # Steps of the loop after which its memory is looked at; with fewer steps, the
 # ends of the first and the last fifth.
@@ -35,11 +30,13 @@ def add_arguments(commands) -> None:
   text = 'bare step, loader and training loop side by side'
   parser = report.add_command(commands, 'end_to_end', text, _DESCRIPTION)
   cli.add_recipe(parser)
-  add = parser.add_argument
-  add('--steps', type=positive, default=100, help='in a round (default: 100)')
-  add('--rounds', type=positive, default=5, help='default: 5')
-  text = 'between the checkpoints of a loop (default: one in the middle)'
-  add('--save_every', type=positive, metavar='STEPS', help=text)
+  for flag, default, text in (
+    ('steps', 100, 'in a round (default: 100)'),
+    ('rounds', 5, 'default: 5'),
+    ('save_every', None, 'steps between checkpoints (default: one in a loop)'),
+  ):
+    number = {'type': report.positive, 'default': default, 'metavar': 'N'}
+    parser.add_argument(f'--{flag}', help=text, **number)
   parser.set_defaults(work=_work)
 
 
@@ -99,22 +96,18 @@ def end_to_end(
   """
   import jax
 
-  steps = memory_steps(num_steps)
   rows = {'step': [], 'loader': [], 'loop': []}
   resident, images = [], num_steps * config.global_batch_size
-
-  def throughput(function):
-    start = time.perf_counter()
-    function()
-    return images / (time.perf_counter() - start)
-
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    parts = _prepare(config, folder)
-    step = _bare_step(parts, num_steps)
+    make_steps, make_batches = _parts(config, folder)
+    make_steps(1)  # it compiles
     for number in range(num_rounds):
-      rows['step'].append(throughput(step))
-      rows['loader'].append(throughput(_loader(parts, num_steps)))
+      rows['step'].append(images / _seconds(make_steps, num_steps))
+      batches = make_batches(num_steps + 1)
+      next(batches)
+      consume = collections.deque
+      rows['loader'].append(images / _seconds(consume, batches, 0))
       seconds, memory = _loop(config, folder, num_steps, save_every)
       rows['loop'].append(images / seconds)
       resident.append(memory)
@@ -127,13 +120,19 @@ def end_to_end(
     'median': {k: statistics.median(v) for k, v in rows.items()},
     'loop_share': report.median_ratio(rows['loop'], rows['step']),
     **bottleneck(rows['step'], rows['loader']),
-    'resident': {'steps': steps, 'bytes': resident},
+    'resident': {'steps': memory_steps(num_steps), 'bytes': resident},
     'global_batch_size': config.global_batch_size,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     **report.header(),
   }
   _show(result, num_rounds, num_steps)
   return result
+
+
+def _seconds(function, *arguments):
+  start = time.perf_counter()
+  function(*arguments)
+  return time.perf_counter() - start
 
 
 def bottleneck(step: list[float], loader: list[float]) -> dict:
@@ -172,53 +171,35 @@ def _show(result, num_rounds, num_steps):
       )
 
 
-def _prepare(config, path):
+def _parts(config, path):
+  """Returns functions that make steps on one batch, and that many batches."""
+  import jax
+
+  from alexnet_jax.training import build
   from alexnet_jax.training import context
   from alexnet_jax.training import guards
   from alexnet_jax.training import parallel
 
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
-  console = Console(io.StringIO())
-  return context.prepare(
-    config, path, guards.StopSignal(), console, mean_limit=256
-  )
+  stop, console = guards.StopSignal(), cli.Console(io.StringIO())
+  run = context.prepare(config, path, stop, console, mean_limit=256)
+  config, loader = run.config, run.train_loader
 
+  def make_batches(count):
+    return build.make_train_iter(config, loader, count, mesh, run.lighting)
 
-def _bare_step(parts, num_steps):
-  """Returns a function that makes `num_steps` steps on one batch."""
-  import jax
+  key = build.dropout_key(config)
+  batch = run.to_devices(next(make_batches(1)))
+  state, _ = context.initial_state(run)
 
-  from alexnet_jax.training import build
-  from alexnet_jax.training import context
-
-  key = build.dropout_key(parts.config)
-  batch = parts.to_devices(next(_batches(parts, 1)))
-  state, _ = context.initial_state(parts)
-
-  def run(count=num_steps):
+  def make_steps(count):
     nonlocal state
     for _ in range(count):
-      state, sums = parts.steps.train(state, batch, key)
+      state, sums = run.steps.train(state, batch, key)
     jax.block_until_ready((state.params, sums))
 
-  run(1)  # it compiles
-  return run
-
-
-def _batches(parts, count):
-  from alexnet_jax.training import build
-
-  return build.make_train_iter(
-    parts.config, parts.train_loader, count, parts.mesh, parts.lighting
-  )
-
-
-def _loader(parts, num_steps):
-  """Returns a function that makes `num_steps` batches; the first is made."""
-  iterator = _batches(parts, num_steps + 1)
-  next(iterator)
-  return lambda: collections.deque(iterator, 0)
+  return make_steps, make_batches
 
 
 def _loop(config, folder, num_steps, save_every):
@@ -248,7 +229,7 @@ def _loop(config, folder, num_steps, save_every):
   return seconds, [console.resident[step] for step in steps]
 
 
-class _WatchingConsole(Console):
+class _WatchingConsole(cli.Console):
   """Shows nothing; looks at the clock, and at the memory after some steps.
 
   Attributes:
@@ -260,16 +241,11 @@ class _WatchingConsole(Console):
     super().__init__(io.StringIO())
     self.times = {}
     self.resident = dict.fromkeys(steps)
-    self._unit = ''
-
-  def start(self, total, done, unit, what):
-    super().start(total, done, unit, what)
-    self._unit = unit  # also images, of which the mean is taken
 
   def advance(self, done):
     super().advance(done)
-    if self._unit != 'step':
+    if self._unit != 'step':  # also images, of which the mean is taken
       return
     self.times[done] = time.perf_counter()
     if done in self.resident:
-      self.resident[done] = machine.resident_bytes('VmRSS')
+      self.resident[done] = report.resident_bytes('VmRSS')

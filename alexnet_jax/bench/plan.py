@@ -1,34 +1,49 @@
-"""bench plan: compiles a train step for GPUs that need not be there."""
+"""bench plan: compiles a train step for GPUs that need not be there.
+
+GPUs are described in targets/*.toml, from the data sheets. Peaks count a
+multiply-add as two operations, without sparsity. float32 is what JAX computes
+float32 with: TF32 on tensor cores where a GPU has them.
+"""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import math
 import os
+import pathlib
 import re
+import tomllib
 
 from alexnet_jax import cli
 from alexnet_jax import runtime
-from alexnet_jax.bench import machine
 from alexnet_jax.bench import report
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = f"""\
 Compiles the train step of a recipe for GPUs that need not be there: its memory,
-the bytes that its kernels read and write, the network's FLOPs, and what is
-reduced between GPUs. Bounds follow from these and the GPU's data sheet. They
-are no times: nothing runs. It needs XLA's compiler for CUDA:
+the bytes that its kernels read and write, what is reduced between GPUs, and the
+bounds that follow from the data sheet. It needs XLA's compiler for CUDA:
 {how_to_install('cuda12')}."""
 
+TARGETS = pathlib.Path(__file__).parent / 'targets'
+DESCRIBED = ('a100', 'h100')  # those that XLA can compile for
+# The figures of such a GPU, and their units.
+FIGURES = {
+  'memory': 'bytes',
+  'memory_bandwidth': 'bytes/s',
+  'bfloat16_peak': 'FLOP/s',
+  'float32_peak': 'FLOP/s',
+  'link_bandwidth': 'bytes/s',  # of one GPU to the others, in one direction
+}
 _MULTIPLE = 64  # of which batches are, or of config.microbatch_size
 _MOST_TRIALS = 6
 _MEMORY = ('argument', 'output', 'alias', 'temp')  # as XLA calls it
 _NOTES = (
-  'Bounds: all bytes at the memory bandwidth, where each kernel reads its'
-  ' arguments and writes its results once; the FLOPs of convolutions and dense'
-  ' layers at the peak; all reduced bytes in a ring over the links.',
-  'These are bounds, not times: nothing was run. A real step takes longer:'
-  ' kernels do not reach the peaks and run one after the other, and the GPU'
-  ' chooses algorithms by timing them, with workspaces of their own.',
+  'These are bounds, not times: nothing was run. All bytes at the memory'
+  ' bandwidth, where each kernel reads its arguments and writes its results'
+  ' once; FLOPs of convolutions and dense layers at the peak; all reduced'
+  ' bytes in a ring over the links. A real step takes longer and has workspaces'
+  ' of its own.'
 )
 _INSTRUCTION = re.compile(
   r'^  (?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)', re.MULTILINE
@@ -43,7 +58,7 @@ def add_arguments(commands) -> None:
   text = 'memory, bytes and bounds of a step on a GPU that is not there'
   parser = report.add_command(commands, 'plan', text, _DESCRIPTION)
   add = parser.add_argument
-  known = ', '.join(machine.DESCRIBED)
+  known = ', '.join(DESCRIBED)
   text = f'{known} or a TOML file of another (default: %(default)s)'
   add('--target', default='h100', metavar='GPU', help=text)
   text = 'GPUs of one machine that share a batch (default: 1)'
@@ -60,7 +75,7 @@ def _work(arguments, overrides):
   from alexnet_jax import validation
   from alexnet_jax.bench import step_ours
 
-  gpu, fraction = machine.load_gpu(arguments.target), arguments.memory_fraction
+  gpu, fraction = load_gpu(arguments.target), arguments.memory_fraction
   if not 0 < fraction <= 1:
     raise UserError(
       f'--memory_fraction is {fraction:g}; it must be above 0, and at most 1'
@@ -76,7 +91,7 @@ def _work(arguments, overrides):
     **report.header(),
     'measured': False,
     'recipe': arguments.config,
-    'target': {key: gpu[key] for key in ('name', *machine.FIGURES)},
+    'target': {key: gpu[key] for key in ('name', *FIGURES)},
     'dtype': config.model.dtype,
     'devices': devices,
     'global_batch_size': images,
@@ -93,14 +108,102 @@ def _work(arguments, overrides):
         return memory['needed']
       return compile_step(other, gpu, devices)[1]['needed']
 
+    available, multiple = memory['available'], config.microbatch_size
     result['largest_batch'] = largest_batch(
-      needed,
-      images // devices,
-      memory['available'],
-      config.microbatch_size,
+      needed, images // devices, available, multiple
     )
   _show(result)
   return result
+
+
+def load_gpu(name: str) -> dict:
+  """Reads the description of a GPU that a program can be compiled for.
+
+  Args:
+    name: one of DESCRIBED, or the path of a TOML file like targets/h100.toml.
+
+  Returns:
+    {name, xla: {target: XLA's GpuTargetConfigProto in text form}, and for each
+    of FIGURES {value, unit, source}}.
+
+  Raises:
+    UserError: if there is none, or something is missing in it.
+  """
+  example = TARGETS / 'h100.toml'
+  path = TARGETS / f'{name}.toml' if name in DESCRIBED else pathlib.Path(name)
+  if not path.is_file():
+    raise UserError(
+      f'--target is {name!r}: neither {" nor ".join(DESCRIBED)} nor a file; a'
+      f' description looks like {example}'
+    )
+  try:
+    gpu = tomllib.loads(path.read_text())
+  except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f'--target {path} is no TOML file: {error}') from error
+  match gpu:
+    case {'name': _, 'xla': {'target': _}}:
+      pass
+    case _:
+      raise UserError(
+        f'--target {path} lacks name or xla.target; {example} has all it needs'
+      )
+  for key, unit in FIGURES.items():
+    match gpu.get(key):
+      case {'value': int() | float() as value, 'unit': given, 'source': _} if (
+        0 < value < math.inf and value is not True and given == unit
+      ):
+        pass
+      case figure:
+        raise UserError(
+          f'--target {path}: {key} is {figure!r}; it must be a table of value,'
+          f' a number above 0, unit, {unit!r}, and source, as in {example}'
+        )
+  return gpu
+
+
+def gpu_devices(gpu: dict, count: int) -> Sequence:
+  """Returns devices of one machine to compile for, none of them real.
+
+  Raises:
+    UserError: if XLA for CUDA is not installed or cannot read the description.
+  """
+  import jax
+  from jax.experimental import topologies
+  from jax.experimental.compilation_cache import compilation_cache
+
+  if not runtime.plugin_libraries():
+    raise UserError(
+      "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
+      f' {how_to_install("cuda12")}'
+    )
+  # Nothing of this runs on a GPU, even where there is one.
+  jax.config.update('jax_platforms', 'cpu')
+  # JAX' cache of programs cannot read these back.
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # it looks at the setting only once
+  options = {'target_config': gpu['xla']['target'], 'topology': f'1x1x{count}'}
+  try:
+    return topologies.get_topology_desc('gpu', 'cuda', **options).devices
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f'XLA cannot read the description of {gpu["name"]}: {error}'
+    ) from error
+
+
+def gpu_peak(device_kind: str, dtype: str) -> tuple[float, str] | None:
+  """Returns (FLOP/s, source) of a GPU as published; None if it is not known.
+
+  Args:
+    device_kind: as jax has it, such as 'NVIDIA H100 80GB HBM3'. The longest
+      `kind` in targets/*.toml whose words it contains counts.
+    dtype: of the computation, float32 or bfloat16.
+  """
+  words = f' {device_kind} '.replace('-', ' ')
+  gpus = [tomllib.loads(path.read_text()) for path in TARGETS.glob('*.toml')]
+  fitting = [gpu for gpu in gpus if f' {gpu["kind"]} ' in words]
+  gpu = max(fitting, key=lambda gpu: len(gpu['kind']), default={})
+  peak = gpu.get(f'{dtype}_peak')
+  return peak and (peak['value'], peak['source'])
 
 
 def count(text: str) -> dict:
@@ -114,7 +217,7 @@ def count(text: str) -> dict:
   sizes, total, reduced = {}, 0, []
   for name, shape, operation, operands in _INSTRUCTION.findall(entry):
     sizes[name] = size = sum(
-      math.prod(int(n) for n in dims.split(',') if n) * int(bits or 8) // 8
+      math.prod(map(int, filter(None, dims.split(',')))) * int(bits or 8) // 8
       for bits, dims in _ARRAY.findall(shape)
     )
     if operation in ('all-reduce', 'all-reduce-start'):
@@ -135,8 +238,8 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
 
   Args:
     config: of the run.
-    gpu: of `machine.load_gpu`; its memory is no limit.
-    devices: how many GPUs share a batch, all in one machine.
+    gpu: of `load_gpu`; its memory is no limit.
+    devices: how many GPUs share a batch, all in one
 
   Returns:
     (HLO after all passes, in the order of its schedule, bytes of one device's
@@ -162,7 +265,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   images = config.global_batch_size
   parallel.check_batch_size(images, devices)
   report.show(f'compiling for {devices} x {gpu["name"]}, {images:,} images')
-  targets = machine.gpu_devices(gpu, devices)
+  targets = gpu_devices(gpu, devices)
   mesh = Mesh(np.array(targets), (parallel.AXIS,))
   build.num_microbatches(config, mesh)  # refuses what a run would
 
@@ -197,20 +300,20 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
 def bounds(
   counts: dict, gpu: dict, dtype: str, devices: int, images: int
 ) -> dict:
-  """Returns the least seconds of a step, and the images per second that follow.
+  """Returns what the figures of a GPU allow at most.
 
   The ring's time is 2 (n - 1) / n x bytes / bandwidth (Patarasuk and Yuan 2009,
   Bandwidth optimal all-reduce algorithms for clusters of workstations).
 
   Args:
     counts: of one device: {flops, bytes: or None, all_reduces: bytes of each}.
-    gpu: the devices.
+    gpu: of `load_gpu`.
     dtype: of the computation.
     devices, images: their numbers in a step.
 
   Returns:
-    {seconds: {memory: None if not known, compute, links}, images_per_second:
-    0 or None where seconds are; binds: whichever takes longest}.
+    {seconds: of a step at least, {memory: None if not known, compute, links};
+    images_per_second: at most; binds: whichever takes longest}.
   """
   sent = 2 * (devices - 1) / devices * sum(counts['all_reduces'])
   traffic = counts['bytes']
@@ -259,29 +362,15 @@ def largest_batch(
 
 
 def _show(result):
-  """Prints the result for people."""
   memory, gpu, found = (result[key] for key in ('memory', 'target', 'bounds'))
   images, reduced = result['global_batch_size'], result['all_reduces']
-  report.show(
-    report.header_lines(result),
-    f'{result["recipe"]}, {result["dtype"]}, {images:,} images on'
-    f' {result["devices"]} x {gpu["name"]}',
-  )
-  for name, unit in machine.FIGURES.items():
-    figure = gpu[name]
-    report.show(f'  {name}: {figure["value"]:.4g} {unit} ({figure["source"]})')
-  _show_bytes('memory of a device', memory)
-  if largest := result.get('largest_batch'):
-    best = largest['device_batch_size']
-    _show_bytes(f'largest batch of a device: {best:,}', largest['compiled'])
   share = 1e6 * images / result['devices']
   traffic = (result['bytes'] or math.nan) / share
-  report.show(
-    f'an image: {traffic:.2f} MB read and written,'
-    f' {result["flops"] / share / 1e3:.4f} GFLOP; reduced:'
-    f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces'
-  )
-  rows = [
+  tables = {'memory of a device': memory}
+  if largest := result.get('largest_batch'):
+    best = largest['device_batch_size']
+    tables[f'largest batch of a device: {best:,}'] = largest['compiled']
+  bounds = [
     (
       name + ' (binds)' * (name == found['binds']),
       f'{1e3 * seconds:.3f}',
@@ -290,10 +379,25 @@ def _show(result):
     for name, seconds in found['seconds'].items()
     if seconds
   ]
-  table = report.table('bounds', ('', 'ms a step', 'images/s'), rows)
-  report.show(table, *_NOTES)
-
-
-def _show_bytes(title, values):
-  rows = [(str(name), f'{n / 1e9:.2f}') for name, n in values.items()]
-  report.show(report.table(title, ('', 'GB'), rows))
+  report.show(
+    report.header_lines(result),
+    f'{result["recipe"]}, {result["dtype"]}, {images:,} images on'
+    f' {result["devices"]} x {gpu["name"]}',
+    *(
+      f'  {name}: {gpu[name]["value"]:.4g} {unit} ({gpu[name]["source"]})'
+      for name, unit in FIGURES.items()
+    ),
+    *(
+      report.table(
+        title,
+        ('', 'GB'),
+        [(str(k), f'{n / 1e9:.2f}') for k, n in sizes.items()],
+      )
+      for title, sizes in tables.items()
+    ),
+    f'an image: {traffic:.2f} MB read and written,'
+    f' {result["flops"] / share / 1e3:.4f} GFLOP; reduced:'
+    f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces',
+    report.table('bounds', ('', 'ms a step', 'images/s'), bounds),
+    _NOTES,
+  )

@@ -1,8 +1,14 @@
-"""Arguments, header, medians and tables that the subcommands have in common."""
+"""What the subcommands share: arguments, machine, medians and tables."""
 
 import argparse
 from collections.abc import Iterable
 from collections.abc import Sequence
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
 import shlex
 import statistics
 import sys
@@ -11,8 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from alexnet_jax import cli
-from alexnet_jax.bench import machine
 from alexnet_jax.errors import UserError
+
+_PACKAGES = """
+  alexnet_jax flax grain jax jaxlib jax-cuda12-plugin keras numba numpy
+  opencv-python-headless optax simplejpeg spdl tensorflow torch"""
 
 
 def add_command(
@@ -43,10 +52,42 @@ def names(text: str) -> tuple[str, ...]:
   return tuple(name for name in text.split(',') if name)
 
 
-def check_names(flag: str, given: Iterable[str], known: Sequence[str]) -> None:
+def check_names(flag: str, given: Iterable[str], known: Iterable[str]) -> None:
   """Raises UserError if one of the names is unknown."""
   if wrong := [name for name in given if name not in known]:
     raise UserError(f'{flag}: {wrong[0]!r} is not one of {", ".join(known)}')
+
+
+def first_cores(threads: int) -> list[int]:
+  """Returns the first cores that this process may use, one for each thread.
+
+  Args:
+    threads: how many; 0: all.
+
+  Raises:
+    UserError: if there are fewer, or the system cannot bind processes to cores.
+  """
+  if not hasattr(os, 'sched_setaffinity'):
+    raise UserError('this system cannot bind processes to cores; Linux can')
+  cores = sorted(os.sched_getaffinity(0))
+  if threads > len(cores):
+    raise UserError(
+      f'--threads is {threads}, but this process may use {len(cores)} cores;'
+      f' give {len(cores)} or fewer'
+    )
+  return cores[: threads or len(cores)]
+
+
+def resident_bytes(field: str) -> int | None:
+  """Returns this process's resident memory; None where the system hides it.
+
+  Args:
+    field: `VmHWM`, the largest so far, or `VmRSS`, that of now; see proc(5).
+  """
+  status = pathlib.Path('/proc/self/status')
+  if not status.exists():
+    return None
+  return 1024 * int(re.search(rf'\n{field}:\s+(\d+)', status.read_text())[1])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -61,11 +102,28 @@ def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def header() -> dict:
-  """Returns {command, machine, versions}, which every result begins with."""
+  """Returns what every result begins with.
+
+  Returns:
+    {command, machine: {cpu, cores: that this process may use, system},
+    versions: {python and what is installed of what the benchmarks run}}.
+  """
+  from alexnet_jax.data.loader import num_cores
+
+  cpu = platform.processor() or platform.machine()
+  info = pathlib.Path('/proc/cpuinfo')
+  if info.exists():
+    named = re.search(r'model name\s*:\s*(.*)', info.read_text())
+    cpu = named[1] if named else cpu
+  versions = {'python': platform.python_version()}
+  for package in _PACKAGES.split():
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[package] = importlib.metadata.version(package)
+  system = platform.platform()
   return {
     'command': shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]]),
-    'machine': machine.describe(),
-    'versions': machine.versions(),
+    'machine': {'cpu': cpu, 'cores': num_cores(), 'system': system},
+    'versions': versions,
   }
 
 

@@ -1,5 +1,7 @@
 """Our train and evaluation step, as training runs them, and their costs."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
@@ -57,91 +59,58 @@ def batch_structs(config) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def make_batch(config, num_classes: int) -> dict[str, np.ndarray]:
-  """Returns a batch of noise, as the loader makes it.
+def make_steps(kind: str, task: dict, start) -> tuple[Callable, dict]:
+  """Builds state, batch and step functions; see `step_peers.make_steps`.
+
+  The batch is noise as the loader makes it: uint8, mirrored in the step. `kind`
+  and `start` mean nothing: the config says all, and the others begin with what
+  this one returns as `start`.
 
   Returns:
-    {image: uint8 [global_batch_size, crop_size, crop_size, 3], label: int32
-    [global_batch_size], flip: bool [global_batch_size] if the config mirrors}.
+    (run, {parameters, forward_ and training_flops_per_image, platform,
+    device_kind, device_count, start: if the task says `compare`}).
   """
+  del kind, start
+  config = config_lib.from_dict(task['config'])
+  classes, count = task['num_classes'], config.global_batch_size
+  mesh = parallel.make_mesh()
+  parallel.check_batch_size(count, mesh.size)
+  mean = np.full(build.mean_shape(config), _MEAN, np.float32)
+  steps = build.make_steps(config, mesh, mean)
+  state = build.make_state(config, build.make_model(config, classes))
+  state = parallel.replicate(state, mesh)
+  key = parallel.replicate(build.dropout_key(config), mesh)
   rng = np.random.default_rng(0)
-  count, shape = config.global_batch_size, build.image_shape(config)
-  batch = {
-    'image': rng.integers(0, 256, (count, *shape), np.uint8),
-    'label': rng.integers(0, num_classes, count, np.int32),
-  }
-  if config.data.random_flip:
-    batch['flip'] = rng.random(count) < 0.5
-  return batch
-
-
-class Runner:
-  """State, batch and step functions on the devices."""
-
-  def __init__(self, kind: str, task: dict):
-    """Builds them; see `step.make_task`. The config has what `kind` names."""
-    del kind
-    config = self._config = config_lib.from_dict(task['config'])
-    self._num_classes = task['num_classes']
-    self._mesh = parallel.make_mesh()
-    parallel.check_batch_size(config.global_batch_size, self._mesh.size)
-    self._mean = np.full(build.mean_shape(config), _MEAN, np.float32)
-    model = build.make_model(config, self._num_classes)
-    self.state = self._replicate(build.make_state(config, model))
-    self._steps = build.make_steps(config, self._mesh, self._mean)
-    self._key = self._replicate(build.dropout_key(config))
-    self._batch = make_batch(config, self._num_classes)
-    self._train_batch = self._to_devices(self._batch)
-    self._eval_batch = self._to_devices(
-      {
-        **{key: self._batch[key] for key in ('image', 'label')},
-        'mask': np.ones(config.global_batch_size, bool),
-      }
+  image = rng.integers(0, 256, (count, *build.image_shape(config)), np.uint8)
+  label = rng.integers(0, classes, count, np.int32)
+  flip = rng.random(count) < (0.5 if config.data.random_flip else 0)
+  flips = {'flip': flip} if config.data.random_flip else {}
+  train_batch, eval_batch = (
+    parallel.batch_to_devices(
+      {'image': image, 'label': label, **more}, mesh, config.parallel
     )
+    for more in (flips, {'mask': np.ones(count, bool)})
+  )
 
-  def _replicate(self, tree):
-    return parallel.replicate(tree, self._mesh)
-
-  def _to_devices(self, batch):
-    return parallel.batch_to_devices(batch, self._mesh, self._config.parallel)
-
-  def describe(self) -> dict:
-    """Returns the network's costs and {platform, device_kind, device_count}."""
-    device = jax.devices()[0]
-    return {
-      **network_costs(self._config, self._num_classes),
-      'platform': device.platform,
-      'device_kind': device.device_kind,
-      'device_count': self._mesh.size,
-    }
-
-  def reference(self) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Returns (params, images, labels) for the others to begin with.
-
-    Params are {layer: {kernel, bias}} as flax has them: kernels [height, width,
-    in, out] and [in, out], where `in` of the first dense layer is a flattened
-    [height, width, channels]. Images are float32 [batch, height, width, 3],
-    mirrored and normalized.
-    """
-    images = self._batch['image'].astype(np.float32)
-    if 'flip' in self._batch:
-      flipped = self._batch['flip'][:, None, None, None]
-      images = np.where(flipped, images[:, :, ::-1], images)
-    images = (images - self._mean) / np.float32(self._config.data.std)
-    return jax.device_get(self.state.params), images, self._batch['label']
-
-  def train(self) -> dict:
-    """Starts an update; returns the sums of the batch before it."""
-    self.state, sums = self._steps.train(
-      self.state, self._train_batch, self._key
-    )
-    return sums
-
-  def evaluate(self) -> dict:
-    """Starts the evaluation of the batch; returns its sums."""
-    return self._steps.evaluate(self.state, self._eval_batch)
-
-  def loss(self, sums: dict) -> float:
-    """Waits for a step on all devices; returns its mean loss."""
-    jax.block_until_ready(sums)
+  def run(part, number):
+    nonlocal state
+    for _ in range(number):
+      if part == 'train':
+        state, sums = steps.train(state, train_batch, key)
+      else:
+        sums = steps.evaluate(state, eval_batch)
+    jax.block_until_ready(sums)  # on all devices
     return float(sums['loss']) / float(sums['count'])
+
+  device = jax.devices()[0]
+  facts = {
+    **network_costs(config, classes),
+    'platform': device.platform,
+    'device_kind': device.device_kind,
+    'device_count': mesh.size,
+  }
+  if task.get('compare'):
+    pixels = np.where(flip[:, None, None, None], image[:, :, ::-1], image)
+    pixels = (pixels.astype(np.float32) - mean) / np.float32(config.data.std)
+    facts['start'] = jax.device_get(state.params), pixels, label
+  return run, facts

@@ -4,17 +4,14 @@ Every library has a process of its own: it meets no threads, memory or flags of
 another one, and if it crashes the others go on. Between requests a process does
 nothing, so that only one candidate computes at a time.
 
-    python -m alexnet_jax.bench.workers CORES MODULE ARGUMENTS...
-
-binds itself to the cores (numbers with commas; '' for all), imports MODULE,
-makes its `Handler(*ARGUMENTS)` and calls a method of it for every request.
-Requests and answers are pickles on standard input and output.
+A process binds itself to its cores, imports a module, makes its `Handler` and
+calls a method of it for every request. Requests and answers are pickles on
+standard input and output.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
-import functools
 import importlib
 import multiprocessing
 import os
@@ -26,6 +23,8 @@ import traceback
 from typing import Any
 
 from alexnet_jax.errors import UserError
+
+_START = 'from alexnet_jax.bench import workers; workers.main()'
 
 
 class WorkerError(Exception):
@@ -54,10 +53,10 @@ class Worker:
       cores: the cores that the process runs on; none: all.
       environment: its environment; None: that of this process.
     """
-    self._log = tempfile.TemporaryFile('w+')  # noqa: SIM115  close() ends it
+    self._log = tempfile.TemporaryFile('w+')  # noqa: SIM115  __exit__ ends it
     names = (','.join(map(str, cores)), module, *arguments)
     self._process = subprocess.Popen(
-      [sys.executable, '-m', 'alexnet_jax.bench.workers', *names],
+      [sys.executable, '-c', _START, *names],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=self._log,
@@ -68,7 +67,15 @@ class Worker:
     return self
 
   def __exit__(self, *exception) -> None:
-    self.close()
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
+    self._process.stdout.close()
+    try:
+      self._process.wait(10)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    self._log.close()
 
   def ask(self, method: str, **arguments) -> Any:
     """Calls a method of the handler and returns its result.
@@ -83,7 +90,7 @@ class Worker:
       pickle.dump((method, arguments), self._process.stdin)
       self._process.stdin.flush()
     try:
-      kind, result, trace = pickle.load(self._process.stdout)
+      result, error, trace = pickle.load(self._process.stdout)
     except (EOFError, pickle.UnpicklingError):
       code = self._process.wait()
       self._log.seek(0)
@@ -91,46 +98,30 @@ class Worker:
       raise WorkerError(f'its process ended with {code}: {last}') from None
     if trace:
       print(trace, file=sys.stderr)
-    if kind != 'done':
-      raise _ERRORS[kind](result)
+    if error:
+      raise error
     return result
-
-  def close(self) -> None:
-    """Ends the process."""
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._process.stdout.close()
-    try:
-      self._process.wait(10)
-    except subprocess.TimeoutExpired:
-      self._process.kill()
-      self._process.wait()
-    self._log.close()
-
-
-# By their names in answers.
-_ERRORS = {
-  'user': UserError,
-  'unsupported': UnsupportedError,
-  'failed': WorkerError,
-}
 
 
 def _answer(call):
-  """Returns ('done', result, '') or (name of error, message, traceback)."""
+  """Returns (result, error to be raised or None, traceback of a bug)."""
   try:
-    return 'done', call(), ''
+    return call(), None, ''
   except UserError as error:
-    return 'user', str(error), ''
+    return None, UserError(str(error)), ''
   except (ImportError, NotImplementedError) as error:
-    return 'unsupported', str(error), ''
+    return None, UnsupportedError(str(error)), ''
   except Exception as error:
     message = f'{type(error).__name__}: {error}'.strip()
-    return 'failed', message, traceback.format_exc()
+    return None, WorkerError(message), traceback.format_exc()
 
 
 def main() -> None:
-  """Answers requests until standard input ends."""
+  """Answers requests until standard input ends.
+
+  The arguments are cores (numbers with commas; '' for all), module and what its
+  `Handler` is made of.
+  """
   cores, module, *arguments = sys.argv[1:]
   if cores:  # before libraries count them
     os.sched_setaffinity(0, map(int, cores.split(',')))
@@ -138,7 +129,7 @@ def main() -> None:
   os.dup2(2, 1)  # what libraries print must not get between the answers
   handler = None
 
-  def call(method, keywords):
+  def call():
     nonlocal handler
     if handler is None:
       handler = importlib.import_module(module).Handler(*arguments)
@@ -146,13 +137,9 @@ def main() -> None:
 
   with contextlib.suppress(EOFError):
     while True:
-      request = pickle.load(sys.stdin.buffer)
-      pickle.dump(_answer(functools.partial(call, *request)), answers)
+      method, keywords = pickle.load(sys.stdin.buffer)
+      pickle.dump(_answer(call), answers)
       answers.flush()
   for process in multiprocessing.active_children():
     process.terminate()
   os._exit(0)  # threads of libraries may never end
-
-
-if __name__ == '__main__':
-  main()

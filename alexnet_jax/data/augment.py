@@ -40,9 +40,8 @@ class SquareWindow(NamedTuple):
 
   def rows_needed(self, height: int, width: int) -> int:
     """Returns how many rows of the image, from the top, the window needs."""
-    return images.rows_of_crop(
-      height, width, self.square_size, self.top, self.size
-    )
+    whole, top, _, size = self
+    return images.rows_of_crop(height, width, whole, top, size)
 
   def cut(self, image: np.ndarray, out: np.ndarray) -> None:
     """Writes the window into `out`, uint8 [size, size, 3]."""
@@ -87,11 +86,9 @@ class Crop:
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
   def corners(self, draws: np.ndarray, resize_size: int) -> np.ndarray:
-    """Returns (top, left) of windows in their squares, int64 [n, 2].
+    """Returns (top, left) of windows in squares of `resize_size`, int64 [n, 2].
 
-    Args:
-      draws: see `order.batch_draws`, of n examples.
-      resize_size: width of the squares, in pixels.
+    The draws are `order.batch_draws` of n examples.
     """
     free = resize_size - self.size
     if self.kind == 'center':
@@ -99,17 +96,11 @@ class Crop:
     return (draws[:, :2] * (free + 1)).astype(np.int64)
 
   def windows(
-    self,
-    draws: np.ndarray,
-    attempts: np.ndarray | None,
-    resize_size: int,
+    self, draws: np.ndarray, attempts: np.ndarray | None, resize_size: int
   ) -> list[SquareWindow] | list[ResizedBox]:
     """Returns what is cut out of each of n images.
 
-    Args:
-      draws: see `order.batch_draws`.
-      attempts: see `order.resized_crop_draws`; of random-resized crops only.
-      resize_size: width of the squares, in pixels.
+    Random-resized crops have `attempts`, see `order.resized_crop_draws`.
     """
     if self.kind == 'random_resized':
       return [
@@ -131,17 +122,11 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Lighting:
-  """Random shifts of the colors along their principal components.
+  """Random shifts of the colors along their principal components."""
 
-  Attributes:
-    matrix: see `lighting_matrix`.
-    steps: batches that are shifted; 0: all.
-    scale: what pixels are multiplied by after the mean, while they are shifted.
-  """
-
-  matrix: np.ndarray
-  steps: int = 0
-  scale: float = 1.0
+  matrix: np.ndarray  # see `lighting_matrix`
+  steps: int = 0  # batches that are shifted; 0: all
+  scale: float = 1.0  # factor of pixels after the mean, while they are shifted
 
   def draw(
     self, step: int, global_batch_size: int, seed: int, part: slice
@@ -195,30 +180,19 @@ class Augmentation:
 
   A change that is applied on the device is drawn in `draw`; one of the pixels
   on the host is part of the crop.
-
-  Attributes:
-    crop: what is cut out of each image.
-    flip: False never mirrors.
-    brightness: largest random shift of the brightness, as a share of white.
-    lighting: random shift of the colors; None: none.
   """
 
   crop: Crop
-  flip: bool = True
-  brightness: float = 0.0
+  flip: bool = True  # False never mirrors
+  brightness: float = 0.0  # largest random shift, as a share of white
   lighting: Lighting | None = None
 
   def draw(
     self, draws: np.ndarray, step: int, batch_size: int, seed: int, part: slice
   ) -> Changes:
-    """Returns what the device does to the images of a batch.
+    """Returns what the device does to a part of the global batch of a step.
 
-    Args:
-      draws: see `order.batch_draws`, of the part.
-      step: number of the batch.
-      batch_size: examples in the global batch.
-      seed: of the random draws.
-      part: of the global batch.
+    The draws are `order.batch_draws` of the part.
     """
     drawn = {}
     if self.flip:

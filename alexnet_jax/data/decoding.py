@@ -3,20 +3,35 @@
 from collections.abc import Callable
 import dataclasses
 import io
+import re
 import threading
+import warnings
+import zlib
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
+import PIL.TiffImagePlugin
 import simplejpeg
 
 from alexnet_jax.errors import UnreadableImageError
 
+# The kinds of images, by Pillow's names; its JPEG opens MPO, the JPEGs of
+# phones, as well. Its others include programs (PostScript) and many parsers
+# that nobody's photographs need.
+FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')
+# Its warnings about odd images do not say which; `prepare check` does.
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
+_PNG_START = b'\x89PNG\r\n\x1a\n'
+_TIFF_STARTS = (b'II*\0', b'MM\0*')
 # Markers of JPEG segments (ITU-T T.81, table B.1).
 _SCAN, _APP1 = 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)  # Huffman-coded
+# libjpeg's first warning about data that are whole and go on.
+_BYTES_BEFORE_END = re.compile('extraneous bytes before marker 0xd[0-79]')
+_UNWRITTEN = [1, 254, 3]  # a rare color; one of an image costs time only
 _LARGEST_BLOCK = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # the EXIF tag
 _MAX_KEPT_BUFFER = 1 << 24  # bytes in each thread: a photograph of 5 megapixels
@@ -34,53 +49,72 @@ def decode(
   """Decodes an image file, upright as its EXIF orientation says.
 
   Args:
-    encoded: the bytes of a JPEG, PNG, WebP, BMP, TIFF or (its first frame)
-      GIF file.
+    encoded: the bytes of a file of one of `FORMATS`; of several frames the
+      first is read.
     min_size: 0 decodes exactly. Otherwise a JPEG at least twice as large may
       come out smaller, by a factor of 2 or more, but with both sides of at
       least `min_size` pixels: its decoder then skips the finest frequencies
-      (libjpeg's scaled DCT), which is several times faster.
+      (libjpeg's scaled DCT), which is several times faster. Of a smooth image
+      the square made of it then differs by 2 levels of 255 in the mean, of one
+      that is a multiple of the square's size by less than 1; fine structures,
+      such as text or stripes of 3 pixels, by 10 to 50.
     rows_needed: function of the image's (height, width) that returns how many
       rows are needed, from the top; the others may come out arbitrary. A JPEG
       is decoded from top to bottom, so it can end there. None: all rows.
-    damaged: called with the decoder's message about a JPEG that it decodes in
-      spite of stray bytes, or of missing ones, which become gray; other
-      decoders do the same. Not called where only some rows are decoded.
+    damaged: called with the decoder's message about a JPEG that Pillow decodes
+      in spite of stray bytes, or of missing ones, which become gray. Not called
+      for damage below the rows that are decoded.
 
   Returns:
     RGB, uint8 [height, width, 3]; gray is repeated, alpha is left out, 16 bits
     become 8. The memory belongs to the thread: its next call overwrites it.
 
   Raises:
-    UnreadableImageError: if the bytes are no image, a JPEG without an end, or
-      an image of so many pixels that it must be a trap.
+    UnreadableImageError: if the bytes are no image, a JPEG that is cut
+      off, or an image of so many pixels that it must be a trap.
   """
   if not encoded:
     raise UnreadableImageError('the file is empty')
   if encoded[:2] != _JPEG_START:
     return _decode_with_pillow(encoded)
   header = _read_jpeg_header(encoded)
-  if encoded[-2:] != _JPEG_END and encoded.find(_JPEG_END, header.end) < 0:
-    raise UnreadableImageError('the JPEG is truncated')
   if header.height * header.width > _MOST_PIXELS:
     raise UnreadableImageError(
       f'it claims to have {header.width} x {header.height} pixels'
     )
-  if header.channels not in (1, 3):  # CMYK, which Pillow knows how to invert
+  # CMYK, which Pillow knows how to invert; or a header that makes no sense.
+  if header.channels not in (1, 3) or not header.height * header.width:
     return _decode_with_pillow(encoded)
-  if rows_needed and not header.will_be_scaled(min_size):
+  has_end = encoded[-2:] == _JPEG_END or encoded.find(_JPEG_END, header.end) > 0
+  if rows_needed and has_end and not header.will_be_scaled(min_size):
     image = _decode_top(encoded, header, rows_needed)
     if image is not None:
       return image
+  problem = ''
+  if not has_end:
+    encoded, problem = encoded + _JPEG_END, 'the end marker is missing'
   try:
-    image = _decode_jpeg(encoded, header, min_size, strict=True)
+    image = simplejpeg.decode_jpeg(
+      encoded,
+      'RGB',
+      min_height=min_size,
+      min_width=min_size,
+      # Only the factors from 2 on save time.
+      min_factor=2 if min_size else 1,
+      buffer=_decoding_buffer(header.height * header.width * 3),
+    )
   except ValueError as error:
-    try:
-      image = _decode_jpeg(encoded, header, min_size, strict=False)
-    except ValueError:  # a kind that this decoder does not know, or broken
-      return _decode_with_pillow(encoded)
-    damaged(str(error))
-  return _upright(image, header.orientation(encoded))
+    problem = str(error)
+    if not has_end and not _BYTES_BEFORE_END.search(problem):
+      raise UnreadableImageError('the JPEG is truncated') from error
+    # Not decoded with `strict=False`: after a warning libjpeg's fatal errors
+    # pass for warnings there, and leave what the buffer held before.
+    image = _decode_with_pillow(encoded)
+  else:
+    image = _upright(image, header.orientation(encoded))
+  if problem:
+    damaged(problem)
+  return image
 
 
 def _decode_top(encoded, header, rows_needed):
@@ -96,24 +130,18 @@ def _decode_top(encoded, header, rows_needed):
   # A decoder believes the height in the header, and ignores what follows.
   shortened = encoded[:offset] + rows.to_bytes(2, 'big') + encoded[offset + 2 :]
   buffer = _decoding_buffer(height * width * 3)
+  last_pixel = buffer[: rows * width * 3][-3:]
+  last_pixel[:] = _UNWRITTEN
   try:
-    simplejpeg.decode_jpeg(shortened, 'RGB', buffer=buffer, strict=False)
-  except ValueError:
-    return None
+    simplejpeg.decode_jpeg(shortened, 'RGB', buffer=buffer)
+  except ValueError as error:
+    # It names its first warning, or the error that it stopped at. The rows that
+    # follow are stray bytes to it, before the end or a restart marker. What it
+    # finds in the header keeps it from decoding.
+    is_whole = _BYTES_BEFORE_END.search(str(error))
+    if not is_whole or last_pixel.tolist() == _UNWRITTEN:
+      return None
   return buffer[: height * width * 3].reshape(height, width, 3)
-
-
-def _decode_jpeg(encoded, header, min_size, strict):
-  return simplejpeg.decode_jpeg(
-    encoded,
-    'RGB',
-    min_height=min_size,
-    min_width=min_size,
-    # Only the factors from 2 on save time.
-    min_factor=2 if min_size else 1,
-    buffer=_decoding_buffer(header.height * header.width * 3),
-    strict=strict,
-  )
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
@@ -134,28 +162,86 @@ def _decoding_buffer(size):
   return kept
 
 
+def open_image(file) -> PIL.Image.Image:
+  """Opens a path or file with Pillow, if it is one of `FORMATS`."""
+  return PIL.Image.open(file, formats=FORMATS)
+
+
+def orientation(image: PIL.Image.Image) -> int:
+  """Returns the orientation of EXIF or XMP, 1 to 8; 1 is upright."""
+  try:
+    found = image.getexif().get(_ORIENTATION, 1)
+  except Exception:  # whatever broken EXIF data makes Pillow raise
+    return 1
+  return found if found in range(1, 9) else 1
+
+
 def _decode_with_pillow(encoded):
   """Reads what simplejpeg cannot."""
   try:
-    with PIL.Image.open(io.BytesIO(encoded)) as image:
-      sixteen_bits = image.mode.startswith('I;16') or (
-        image.mode == 'I' and image.format == 'PNG'
-      )
-      if image.mode in ('I', 'F') and not sixteen_bits:
-        raise UnreadableImageError(
-          f'nothing tells the range of its 32-bit pixels (mode {image.mode})'
-        )
-      upright = PIL.ImageOps.exif_transpose(image)
-      if sixteen_bits:  # convert would clip them at 255
-        gray = (np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)
-        upright = PIL.Image.fromarray(gray)
-      return np.array(upright.convert('RGB'))
+    if encoded[:4] in _TIFF_STARTS:
+      _check_bands(encoded)
+    return _pixels(encoded)
   except UnreadableImageError:
     raise
-  except PIL.UnidentifiedImageError as error:
-    raise UnreadableImageError('it is no image of a known kind') from error
   except Exception as error:  # broken files make its parsers raise anything
+    if encoded.startswith(_PNG_START):
+      try:
+        return _pixels(_without_texts(encoded))
+      except Exception:  # then the first error tells more
+        pass
+    if isinstance(error, PIL.UnidentifiedImageError):
+      raise UnreadableImageError('it is no image of a known kind') from error
     raise UnreadableImageError(f'{type(error).__name__}: {error}') from error
+
+
+def _pixels(encoded):
+  with open_image(io.BytesIO(encoded)) as image:
+    sixteen_bits = image.mode.startswith('I;16') or (
+      image.mode == 'I' and image.format == 'PNG'
+    )
+    if image.mode in ('I', 'F') and not sixteen_bits:
+      raise UnreadableImageError(
+        f'nothing tells the range of its 32-bit pixels (mode {image.mode})'
+      )
+    image.load()
+    if not image.width * image.height:
+      raise UnreadableImageError('it has no pixels')
+    if sixteen_bits:  # convert would clip them at 255
+      gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
+      pixels = np.repeat(gray[..., None], 3, axis=2)
+    else:
+      pixels = np.array(image.convert('RGB'))
+    return _upright(pixels, orientation(image))
+
+
+def _check_bands(tiff):
+  """Names the bands of a TIFF that Pillow calls no image."""
+  directory = PIL.TiffImagePlugin.ImageFileDirectory_v2(tiff[:8])
+  file = io.BytesIO(tiff)
+  file.seek(directory.next)
+  directory.load(file)
+  bands = directory.get(PIL.TiffImagePlugin.SAMPLESPERPIXEL, 1)
+  if bands > PIL.TiffImagePlugin.MAX_SAMPLESPERPIXEL:
+    raise UnreadableImageError(f'it has {bands} bands, not those of a picture')
+
+
+def _without_texts(png):
+  """Returns a PNG without chunks that hold neither pixels nor sound EXIF data.
+
+  Pillow refuses an image for a text or color profile that is long or damaged.
+  """
+  kept, start = [_PNG_START], len(_PNG_START)
+  while start < len(png):
+    end = start + 12 + int.from_bytes(png[start : start + 4])
+    kind, checksum = png[start + 4 : start + 8], png[end - 4 : end]
+    is_exif = kind == b'eXIf' and (
+      zlib.crc32(png[start + 4 : end - 4]) == int.from_bytes(checksum)
+    )
+    if kind[:1].isupper() or is_exif:  # upper case: critical
+      kept.append(png[start:end])
+    start = end
+  return b''.join(kept)
 
 
 @dataclasses.dataclass
@@ -175,15 +261,14 @@ class _JpegHeader:
     return 0 < min_size <= -(-min(self.height, self.width) // 2)
 
   def orientation(self, encoded: bytes) -> int:
-    """Returns the orientation of EXIF or XMP, 1 to 8; 1 is upright."""
+    """Returns the orientation of the JPEG; see the function."""
     if not self.may_be_turned:
       return 1
     try:
-      with PIL.Image.open(io.BytesIO(encoded)) as image:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # whatever broken EXIF data makes Pillow raise
+      with open_image(io.BytesIO(encoded)) as image:
+        return orientation(image)
+    except Exception:  # whatever a broken header makes Pillow raise
       return 1
-    return orientation if orientation in range(1, 9) else 1
 
 
 def _read_jpeg_header(encoded):

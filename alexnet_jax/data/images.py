@@ -45,11 +45,7 @@ def rows_of_crop(
 ) -> int:
   """Returns how many rows of an image, from the top, `crop_of_square` reads.
 
-  Args:
-    height, width: of the image, in pixels.
-    size: width of the square, in pixels.
-    top: first row of the crop in the square.
-    crop_size: rows of the crop.
+  The crop has `crop_size` rows, from `top` on, of the square of `size` pixels.
   """
   full_height, _ = resized_shape(height, width, size)
   bottom = (full_height - size) // 2 + top + crop_size
@@ -87,17 +83,10 @@ def resize_box(
   _resample(window, out, 0, height / out.shape[0], 0, width / out.shape[1])
 
 
-def _resample(image, out, first_row, row_scale, first_column, column_scale):
+def _resample(image, out, *window):
   from alexnet_jax.data import kernels  # slow to import, and not always needed
 
-  kernels.resample(
-    np.ascontiguousarray(image),
-    out,
-    first_row,
-    row_scale,
-    first_column,
-    column_scale,
-  )
+  kernels.resample(np.ascontiguousarray(image), out, *window)
 
 
 def random_resized_box(
@@ -108,9 +97,7 @@ def random_resized_box(
   area: tuple[float, float],
   ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-  """Returns the box of a random-resized crop.
-
-  It is that of Szegedy et al. 2014, section 6.
+  """Returns the box of a random-resized crop (Szegedy et al. 2014, section 6).
 
   The first attempt whose box fits is taken, as in torchvision; if none does,
   the largest center box within the ratios.

@@ -5,17 +5,32 @@ runs them without the GIL. Importing numba takes a while too: import this module
 where a kernel is called, not at the top.
 """
 
+import contextlib
+
 import numba
+from numba.core import caching
 from numba.core import types
 from numba.extending import intrinsic
 import numpy as np
 
 
+class _Cache(caching.FunctionCache):
+  """numba's cache, which a full disk or a damaged file only switches off."""
+
+  def load_overload(self, *signature):
+    with contextlib.suppress(Exception):  # of pickle as well
+      return super().load_overload(*signature)
+
+  def save_overload(self, *compiled):
+    with contextlib.suppress(Exception):
+      super().save_overload(*compiled)
+
+
 def _compiled(function):
-  try:
-    return numba.njit(nogil=True, cache=True)(function)
-  except RuntimeError:  # no folder to keep the compiled code in
-    return numba.njit(nogil=True)(function)
+  kernel = numba.njit(nogil=True)(function)
+  with contextlib.suppress(RuntimeError):  # no folder for a cache
+    kernel._cache = _Cache(function)  # as its enable_caching() does
+  return kernel
 
 
 @intrinsic
@@ -56,8 +71,6 @@ def copy_windows(addresses, size, tops, lefts, out):
 def resample(image, out, first_row, row_scale, first_column, column_scale):
   """Resizes a window: averages over areas, or interpolates where it enlarges.
 
-  The resized image has pixels of `row_scale` x `column_scale` pixels of the
-  original; `out` is the window of it that starts at (first_row, first_column).
   A pixel is the same whatever window it is computed in. Along an axis whose
   scale is above 1 it is the mean over the area it covers (OpenCV's INTER_AREA),
   otherwise linear interpolation between the nearest pixels' centers
@@ -66,7 +79,7 @@ def resample(image, out, first_row, row_scale, first_column, column_scale):
   Args:
     image: uint8 [height, width, 3], contiguous.
     out: uint8 [rows, columns, 3], overwritten.
-    first_row, first_column: int, in pixels of the resized image.
+    first_row, first_column: int, corner of `out` in the whole resized image.
     row_scale, column_scale: float, pixels of the original in one of the resized
       image.
   """

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable
 import concurrent.futures
+import functools
 import logging
 import os
 import threading
@@ -58,8 +59,6 @@ class Loader:
     self._damaged = {}
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
-    self._squares = None
-    self._lock_of_squares = threading.Lock()
 
   def pixels(self, index: int, **how) -> tuple[np.ndarray, int] | None:
     """Returns (uint8 [height, width, 3], label); None if it is skipped.
@@ -111,12 +110,8 @@ class Loader:
     images that the source holds in memory they are made here, once, up to 268
     MB of them; they live as long as this object.
 
-    Args:
-      num_uses: how many examples will be asked for, repetitions included; with
-        less than one use of each it is not worth while to make them.
-
-    Raises:
-      UserError: if an example has a label that is no class.
+    With a `num_uses`, repetitions included, of less than one for each example
+    it is not worth while to make them.
     """
     size, count = self.resize_size, self.source.num_examples
     if getattr(self.source, 'square_size', None) == size:
@@ -125,18 +120,11 @@ class Loader:
     in_memory = getattr(self.source, 'in_memory', False)
     if not in_memory or count * stride > _MOST_KEPT or num_uses < count:
       return None
-    with self._lock_of_squares:
-      if self._squares is None:
-        self._squares = self._make_squares()
-    squares = self._squares
+    start = np.uint64(self._squares.ctypes.data)
+    return lambda indices: start + indices.astype(np.uint64) * np.uint64(stride)
 
-    def addresses(indices):
-      offsets = indices.astype(np.uint64) * np.uint64(stride)
-      return np.uint64(squares.ctypes.data) + offsets
-
-    return addresses
-
-  def _make_squares(self):
+  @functools.cached_property
+  def _squares(self):
     size, count = self.resize_size, self.source.num_examples
     squares = np.empty((count, size, size, 3), np.uint8)
 
@@ -148,11 +136,7 @@ class Loader:
     return squares
 
   def report(self, index: int, error: UnreadableImageError) -> None:
-    """Names an image that cannot be used.
-
-    Raises:
-      UnreadableImageError: unless such images are skipped.
-    """
+    """Raises an error that names the image; a warning if such are skipped."""
     if not self.skips:
       raise UnreadableImageError(
         f'cannot decode {self.source.describe(index)}: {error}. Go on without'
@@ -172,8 +156,7 @@ class Loader:
   ) -> None:
     """Calls function(start, end) for every `chunk` of range(count).
 
-    A thread takes the next chunk when it is done with one: images differ in
-    size.
+    A thread takes the next when it is done with one: images differ in size.
     """
     starts = collections.deque(range(0, count, chunk))  # its pop is atomic
 

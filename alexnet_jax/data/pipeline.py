@@ -5,9 +5,10 @@ One element of a dataset is one batch. Everything about batch t is computed from
 same for any number of threads and processes.
 """
 
-from collections.abc import Callable
+import collections
 import dataclasses
 import hashlib
+import math
 
 import grain
 import numpy as np
@@ -16,12 +17,14 @@ from alexnet_jax.data import images
 from alexnet_jax.data import order
 from alexnet_jax.data.augment import Augmentation
 from alexnet_jax.data.augment import Changes
-from alexnet_jax.data.buffers import Buffers
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 
 # Copying so much takes no longer than it takes to wake other threads.
 _COPIED_AT_ONCE = 2**20  # bytes
+# JAX takes over a numpy array of the CPU without a copy if it begins at a
+# multiple of this many bytes.
+_ALIGNMENT = 64
 
 
 class Batch(Changes, total=False):
@@ -63,10 +66,49 @@ class Batching:
       self.global_batch_size, self.process_index, self.process_count
     )
 
-  def buffers(self, crop_size: int) -> Buffers:
-    """Returns memory for the images of this process's batches."""
-    size = self.global_batch_size // self.process_count
-    return Buffers((size, crop_size, crop_size, 3))
+
+class _Buffers:
+  """Hands out uint8 arrays of one shape whose memory is used again.
+
+  A fresh array of a batch's size costs a page fault every 4 kB. Memory comes
+  back by itself, and only when nothing refers to it any more: no array, no
+  view of one, no JAX array that shares the memory. So the ring is as large as
+  the number of batches that live at the same time, and a batch may be kept for
+  as long as anybody likes.
+  """
+
+  def __init__(self, batching, crop_size):
+    size = batching.global_batch_size // batching.process_count
+    self._shape = (size, crop_size, crop_size, 3)
+    self._free = collections.deque()  # its append and pop are atomic
+
+  def take(self):
+    """Returns an array with arbitrary contents."""
+    try:
+      block = self._free.pop()
+    except IndexError:
+      block = _aligned_block(math.prod(self._shape))
+    return np.asarray(_Lease(block, self._free)).reshape(self._shape)
+
+
+class _Lease:
+  """Owner of the arrays that use a block; its end gives the block back.
+
+  numpy lets views refer to the first owner that is no array, which is this.
+  """
+
+  def __init__(self, block, free):
+    self._block, self._free = block, free
+    self.__array_interface__ = block.__array_interface__
+
+  def __del__(self):
+    self._free.append(self._block)
+
+
+def _aligned_block(size):
+  block = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -block.__array_interface__['data'][0] % _ALIGNMENT
+  return block[start : start + size]
 
 
 def make_train_iter(
@@ -96,33 +138,29 @@ def make_train_iter(
     An iterator over `Batch`es. Its state is {'next_index': t}, t the step whose
     batch comes next.
   """
-  crop, part = augmentation.crop, batching.part
-  addresses = None
-  if crop.kind != 'random_resized':
-    addresses = loader.square_addresses(num_steps * (part.stop - part.start))
   make_batch = _TrainBatches(
-    loader=loader,
-    augmentation=augmentation,
-    batching=batching,
-    seed=seed,
-    buffers=batching.buffers(crop.size),
-    min_size=crop.least_short_side(loader.resize_size) * scaled_decoding,
-    addresses=addresses,
+    loader, augmentation, batching, num_steps, seed, scaled_decoding
   )
   return _iterate(make_batch, num_steps, batching.prefetch)
 
 
-@dataclasses.dataclass(frozen=True)
 class _TrainBatches:
-  """Makes the training batch of a step; `addresses` see the loader."""
+  """Makes the training batch of a step."""
 
-  loader: Loader
-  augmentation: Augmentation
-  batching: Batching
-  seed: int
-  buffers: Buffers
-  min_size: int  # see `decoding.decode`
-  addresses: Callable[[np.ndarray], np.ndarray] | None
+  def __init__(
+    self, loader, augmentation, batching, num_steps, seed, scaled_decoding
+  ):
+    self.loader, self.augmentation = loader, augmentation
+    self.batching, self.seed = batching, seed
+    crop = augmentation.crop
+    self.buffers = _Buffers(batching, crop.size)
+    self.min_size = 0  # see `decoding.decode`
+    if scaled_decoding:
+      self.min_size = crop.least_short_side(loader.resize_size)
+    self.addresses = None  # of squares in memory
+    if crop.kind != 'random_resized':
+      num_uses = num_steps * (batching.part.stop - batching.part.start)
+      self.addresses = loader.square_addresses(num_uses)
 
   def __call__(self, step: int) -> Batch:
     loader, crop = self.loader, self.augmentation.crop
@@ -218,21 +256,17 @@ def make_eval_iter(
   Returns:
     An iterator over `Batch`es of image, label, mask and unreadable.
   """
-  make_batch = _EvalBatches(
-    loader, batching, batching.buffers(crop_size), crop_size
-  )
+  make_batch = _EvalBatches(loader, crop_size, batching)
   length = -(-loader.source.num_examples // batching.global_batch_size)
   return _iterate(make_batch, length, batching.prefetch)
 
 
-@dataclasses.dataclass(frozen=True)
 class _EvalBatches:
   """Makes a batch of center crops."""
 
-  loader: Loader
-  batching: Batching
-  buffers: Buffers
-  crop_size: int
+  def __init__(self, loader, crop_size, batching):
+    self.loader, self.crop_size, self.batching = loader, crop_size, batching
+    self.buffers = _Buffers(batching, crop_size)
 
   def __call__(self, number: int) -> Batch:
     whole = self.batching.global_batch_size
@@ -273,13 +307,20 @@ def _iterate(make_batch, length, prefetch):
 def data_record(source, *, seed: int, global_batch_size: int) -> dict:
   """Returns what must stay unchanged for a resumed run's batches to be equal.
 
-  `order` is a hash of the first batch's examples and draws; it changes if the
-  random generator of another numpy version gives other numbers.
+  `order` is a hash of the first batch's examples and of all kinds of draws; it
+  changes if the random generator of another numpy version gives other numbers.
   """
   positions = order.batch_positions(0, min(global_batch_size, 1024))
-  indices = order.examples_at(positions, source.num_examples, seed)
-  draws = order.batch_draws(0, len(positions), seed)
-  digest = hashlib.sha256(indices.tobytes() + draws.tobytes()).hexdigest()
+  numbers = [order.examples_at(positions, source.num_examples, seed)]
+  for draw in (
+    order.batch_draws,
+    order.resized_crop_draws,
+    order.brightness_draws,
+    order.color_draws,
+  ):
+    # The last digits of normal draws may depend on the mathematical library.
+    numbers.append(draw(0, len(positions), seed).round(6))
+  digest = hashlib.sha256(b''.join(n.tobytes() for n in numbers)).hexdigest()
   return {
     'fingerprint': source.fingerprint,
     'num_examples': source.num_examples,

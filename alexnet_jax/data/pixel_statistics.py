@@ -26,10 +26,10 @@ class Options:
   Attributes:
     mean: what is subtracted: `channel` or `image`, of the training split, or
       `none`.
+    crop_size: of the network's input, in pixels.
     mean_rgb: is subtracted instead of a mean of the data, if it is not empty.
     mean_image_of: workdir of the run whose mean image is subtracted; '': that
       of the data.
-    crop_size: of the network's input, in pixels.
     lighting: standard deviation of PCA lighting; 0: none.
     lighting_unit: see `augment.lighting_matrix`.
   """
@@ -91,7 +91,7 @@ def find_statistics(
   if options.mean_image_of:
     origin.append(options.mean_image_of)
   origin = json.dumps(origin)
-  stored = _load(path) or {}
+  stored = _load(path)
   if str(stored.get('of')) == origin and (
     'covariance' in stored or not options.lighting
   ):
@@ -102,9 +102,8 @@ def find_statistics(
   if options.lighting or not found:
     own = _known(options, loader)
     if own is None:
-      mean, covariance = compute(loader, progress=progress, limit=limit)
-      own = {'mean': mean, 'covariance': covariance}
-    found = {**own, **found}
+      own = compute(loader, progress=progress, limit=limit)
+    found = {'mean': own[0], 'covariance': own[1], **found}
   if limit is None:
     with files.replaced_file(path) as temporary, temporary.open('wb') as file:
       np.savez(file, **found, of=origin)
@@ -119,11 +118,7 @@ def no_statistics(options: Options) -> Statistics:
 
 
 def stored_mean(options: Options, workdir) -> np.ndarray:
-  """Returns what a run that was trained already subtracts; see `Statistics`.
-
-  Raises:
-    UserError: if the run's folder lacks it.
-  """
+  """Returns what a finished run subtracts, see `Statistics`; or UserError."""
   stored = {}
   if options.mean_is_computed:
     what = 'the mean that the run subtracts from images'
@@ -132,20 +127,17 @@ def stored_mean(options: Options, workdir) -> np.ndarray:
 
 
 def stored_lighting(options: Options, workdir) -> np.ndarray | None:
-  """Returns the matrix of a run's PCA lighting; see `Statistics`.
-
-  Raises:
-    UserError: if the run's folder lacks it.
-  """
-  if not options.lighting:
-    return None
-  what = 'the covariance of the colors that the run shifts'
-  return _wanted_lighting(options, _stored(workdir, 'covariance', what))
+  """Returns the `Statistics.lighting` of a finished run; or UserError."""
+  stored = {}
+  if options.lighting:
+    what = 'the covariance of the colors that the run shifts'
+    stored = _stored(workdir, 'covariance', what)
+  return _wanted_lighting(options, stored)
 
 
 def _stored(workdir, name, what):
   path = pathlib.Path(workdir) / MEAN_FILE
-  stored = _load(path) or {}
+  stored = _load(path)
   if name not in stored:
     raise UserError(
       f"{path} with {what} is missing or damaged; start that run's training"
@@ -154,8 +146,21 @@ def _stored(workdir, name, what):
   return stored
 
 
+def _load(path):
+  """Returns {mean, of, covariance} of a file; {} if missing or damaged.
+
+  The covariance may be missing: not every mean comes with one.
+  """
+  try:
+    with np.load(path) as stored:
+      names = ('mean', 'of', *({'covariance'} & set(stored.files)))
+      return {name: stored[name] for name in names}
+  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    return {}
+
+
 def _known(options, loader):
-  """Returns what a raw set carries, {mean, covariance}, or None.
+  """Returns what a raw set carries, (mean, covariance), or None.
 
   It is that of the squares that training sees: no pass over them is needed.
   Where training sees a part of them (cross-validation) there is none.
@@ -166,20 +171,7 @@ def _known(options, loader):
   needs_image = options.mean == 'image' and not options.mean_image_of
   if needs_image or not fits or mean is None:
     return None
-  return {'mean': mean.reshape(1, 1, 3), 'covariance': source.rgb_covariance}
-
-
-def _load(path):
-  """Returns {mean, of, covariance} of a file; None if missing or damaged.
-
-  The covariance may be missing: not every mean comes with one.
-  """
-  try:
-    with np.load(path) as stored:
-      names = ('mean', 'of', *({'covariance'} & set(stored.files)))
-      return {name: stored[name] for name in names}
-  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-    return None
+  return mean.reshape(1, 1, 3), source.rgb_covariance
 
 
 def _wanted(options, found):
@@ -222,37 +214,36 @@ def compute(
     limit: uses the first `limit` examples only.
 
   Returns:
-    (mean, covariance): float64 [size, size, 3] and [3, 3], in levels of 255;
-    both from sums of integers, which are exact.
+    (mean, covariance): float64 [size, size, 3] and [3, 3], in levels of 255.
 
   Raises:
     UserError: if no image can be decoded.
   """
   from alexnet_jax.data import kernels  # slow to import
 
-  size = loader.resize_size
-  total = np.zeros((size, size, 3), np.uint64)
+  # Sums of integers are exact in any order, whatever thread comes first.
+  shape = (loader.resize_size, loader.resize_size, 3)
+  total = np.zeros(shape, np.uint64)
   sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
   counted, lock = 0, threading.Lock()
-  num_examples = loader.source.num_examples
-  num_examples = min(limit or num_examples, num_examples)
 
   def add(first, last):
     nonlocal counted
-    partial, count = np.zeros(total.shape, np.uint32), 0
+    partial, count = np.zeros(shape, np.uint32), 0
     own = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
     for index in range(first, last):
       if example := loader.square(index):
         np.add(partial, example[0], out=partial)
         kernels.add_color_sums(example[0], *own)
         count += 1
-    # Sums of integers are exact in any order, whatever thread comes first.
     with lock:
       np.add(total, partial, out=total)
       np.add(sums, own[0], out=sums)
       np.add(products, own[1], out=products)
       counted += count
 
+  num_examples = loader.source.num_examples
+  num_examples = min(limit or num_examples, num_examples)
   for start in range(0, num_examples, _CHUNK):
     count = min(_CHUNK, num_examples - start)
     loader.for_each(
@@ -261,7 +252,7 @@ def compute(
     progress(start + count)
   if not counted:
     raise UserError(f'no image of {loader.source.name} can be decoded')
-  rgb = color_statistics(counted * size**2, sums, products)
+  rgb = color_statistics(counted * shape[0] ** 2, sums, products)
   return total / counted, np.array(rgb['covariance'])
 
 
@@ -277,22 +268,15 @@ def color_statistics(
 
   Returns:
     {pixels, sums, products, mean [3], covariance [3][3] (divided by the number
-    of pixels)}. The covariance is computed in integers up to the division.
+    of pixels)}, in lists.
   """
-  sums = [int(s) for s in sums]
-  products = [[int(p) for p in row] for row in products]
-  covariance = [
-    # n * sum(xy) - sum(x) * sum(y), exact in Python's integers.
-    [
-      (pixels * products[i][j] - sums[i] * sums[j]) / pixels**2
-      for j in range(3)
-    ]
-    for i in range(3)
-  ]
+  # Python's integers do not overflow; only the division rounds.
+  sums, products = np.array(sums, object), np.array(products, object)
+  covariance = (pixels * products - np.outer(sums, sums)) / pixels**2
   return {
     'pixels': pixels,
-    'sums': sums,
-    'products': products,
-    'mean': [s / pixels for s in sums],
-    'covariance': covariance,
+    'sums': sums.tolist(),
+    'products': products.tolist(),
+    'mean': (sums / pixels).tolist(),
+    'covariance': covariance.tolist(),
   }

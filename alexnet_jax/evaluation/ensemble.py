@@ -133,7 +133,7 @@ def _predictions(text, arguments):
   run, loader = _open(text, arguments)
   measure.warn_of_crops(run, arguments.crops)
   measured = measure.evaluate(
-    run.steps.predict,
+    run.steps.evaluate,
     run.state,
     build.make_eval_iter(run.config, loader, run.mesh, arguments.crops),
     run.to_devices,

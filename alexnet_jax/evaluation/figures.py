@@ -67,13 +67,19 @@ def step_losses(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
   return np.array(steps, np.int64), np.array(losses, np.float64)
 
 
+def _learning_rates(row):
+  """Returns {key: value} of each group of parameters, if there are several."""
+  groups = {k: v for k, v in row.items() if k.startswith('learning_rate/')}
+  return groups or {'learning_rate': row['learning_rate']}
+
+
 def learning_rate_drops(rows: list[dict]) -> list[int]:
-  """Lists the steps of log points whose learning rate is less than half."""
-  points = [(r['step'], r['learning_rate']) for r in rows if 'train/loss' in r]
+  """Lists the steps of log points with a learning rate below half of before."""
+  points = [(r['step'], _learning_rates(r)) for r in rows if 'train/loss' in r]
   return [
     step
     for (_, before), (step, after) in itertools.pairwise(points)
-    if after < before / 2
+    if any(after[key] < before[key] / 2 for key in after)
   ]
 
 
@@ -150,10 +156,17 @@ def draw_curves(rows: list[dict]):
 
 
 def draw_learning_rate(rows: list[dict]):
-  """Draws the learning rate; logarithmic if it falls tenfold."""
+  """Draws the learning rates; logarithmic if one falls tenfold."""
   figure, (axes,) = panels(1, height=2.6)
-  _line(axes, rows, 'learning_rate', _TRAINING, drawstyle='steps-post')
-  rates = [r['learning_rate'] for r in rows if r.get('learning_rate', 0) > 0]
+  points = [_learning_rates(row) for row in rows if 'learning_rate' in row]
+  keys = list(points[0]) if points else []
+  for number, key in enumerate(keys):
+    color = f'C{number}' if len(keys) > 1 else _TRAINING
+    label = key.partition('/')[2] or None
+    _line(axes, rows, key, color, label=label, drawstyle='steps-post')
+  if len(keys) > 1:
+    legend(axes)
+  rates = [value for point in points for value in point.values() if value > 0]
   if rates and max(rates) >= 10 * min(rates):
     axes.set_yscale('log')
   else:

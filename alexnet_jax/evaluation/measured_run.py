@@ -66,7 +66,7 @@ def load(
     measure.make_eval_loader(run, split) for split in ('train', 'validation')
   )
   measured = measure.evaluate(
-    run.steps.predict,
+    run.steps.evaluate,
     run.state,
     build.make_eval_iter(run.config, validation, run.mesh),
     run.to_devices,

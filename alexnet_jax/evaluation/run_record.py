@@ -13,6 +13,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import summary
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
+from alexnet_jax.training import schedule
 from alexnet_jax.training import writers
 
 MEASURES = {
@@ -114,7 +115,7 @@ def load(workdir: str, name: str) -> RunRecord:
     data=data,
     step=step,
     final_step=final_step,
-    num_steps=config_lib.resolve_durations(
+    num_steps=schedule.resolve_durations(
       config, data['num_examples']
     ).num_steps,
     stopped=progress.stopping.stopped,

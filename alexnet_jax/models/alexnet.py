@@ -104,18 +104,45 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
 
   def _convolution_block(self, x, number, train, fixed_norms):
     x = self._convolution(x, number)
+    custom_vjp = self.implementation != 'reference'
     for operation in self.convolution_operations(number):
       if operation == 'relu':
         x = nn.relu(x)
       elif operation == 'pool':
-        x = self._max_pool(x, number)
+        self._check_pool(x, number)
+        size, stride = self.pool_size, self.pool_stride
+        pool = layers.MaxPool(size, stride, custom_vjp, name=f'pool{number}')
+        x = pool(x)
       elif operation == 'spatial':
-        x = self._spatial_norm(x, number)
+        x = layers.SpatialResponseNorm(
+          size=self.spatial_size,
+          k=self.spatial_k,
+          alpha=self.spatial_alpha,
+          beta=self.spatial_beta,
+          name=f'spatial{number}',
+        )(x)
       elif self.norm == 'batch':
         x = self._batch_norm(x, f'norm{number}', train, fixed_norms)
       elif self.norm == 'lrn':
-        x = self._local_response_norm(x, number)
+        x = layers.LocalResponseNorm(
+          size=self.lrn_size,
+          k=self.lrn_k,
+          alpha=self.lrn_alpha,
+          beta=self.lrn_beta,
+          convention=self.lrn_convention,
+          groups=self.lrn_groups,
+          custom_vjp=custom_vjp,
+          name=f'lrn{number}',
+        )(x)
     return x
+
+  def _check_pool(self, x, number):
+    if min(x.shape[1:3]) < self.pool_size:
+      raise ValueError(
+        f'convolution {number} gives {x.shape[1]} x {x.shape[2]} pixels, less'
+        f' than the pooling window of {self.pool_size}: use larger crops,'
+        ' smaller strides or fewer pool_layers'
+      )
 
   def _hidden_block(self, x, number, train, fixed_norms, dropout_keys):
     for operation in self.hidden_operations(number):
@@ -132,8 +159,8 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
 
   def _convolution(self, x, number):
     index = number - 1
-    groups = self.groups[index]
-    size = self.kernels[index]
+    groups, size = self.groups[index], self.kernels[index]
+    fan_in = size**2 * x.shape[-1] // groups
     return nn.Conv(
       self._scaled(self.channels[index], max(self.groups)),
       (size, size),
@@ -142,48 +169,11 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
       feature_group_count=groups,
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, 'conv', number),
-      bias_init=self._bias_initializer(
-        number in self.bias_layers, size**2 * x.shape[-1] // groups
-      ),
-      conv_general_dilated=(
-        convolution if self.implementation == 'cpu' else None
-      ),
+      bias_init=self._bias_initializer(number in self.bias_layers, fan_in),
+      conv_general_dilated=convolution
+      if self.implementation == 'cpu'
+      else None,
       name=f'conv{number}',
-    )(x)
-
-  def _max_pool(self, x, number):
-    if min(x.shape[1:3]) < self.pool_size:
-      raise ValueError(
-        f'convolution {number} gives {x.shape[1]} x {x.shape[2]} pixels, less'
-        f' than the pooling window of {self.pool_size}: use larger crops,'
-        ' smaller strides or fewer pool_layers'
-      )
-    return layers.MaxPool(
-      self.pool_size,
-      self.pool_stride,
-      custom_vjp=self.implementation != 'reference',
-      name=f'pool{number}',
-    )(x)
-
-  def _local_response_norm(self, x, number):
-    return layers.LocalResponseNorm(
-      size=self.lrn_size,
-      k=self.lrn_k,
-      alpha=self.lrn_alpha,
-      beta=self.lrn_beta,
-      convention=self.lrn_convention,
-      groups=self.lrn_groups,
-      custom_vjp=self.implementation != 'reference',
-      name=f'lrn{number}',
-    )(x)
-
-  def _spatial_norm(self, x, number):
-    return layers.SpatialResponseNorm(
-      size=self.spatial_size,
-      k=self.spatial_k,
-      alpha=self.spatial_alpha,
-      beta=self.spatial_beta,
-      name=f'spatial{number}',
     )(x)
 
   def _batch_norm(self, x, name, train, fixed_norms):

@@ -22,12 +22,8 @@ from alexnet_jax.models import winograd
 _MAX_WIDTH = 5
 _LEAST_CHANNELS = 16
 
-_FLAX_OPTIONS = (
-  'lhs_dilation',
-  'rhs_dilation',
-  'dimension_numbers',
-  'precision',
-)
+_DILATIONS = {'lhs_dilation', 'rhs_dilation'}
+_FLAX_OPTIONS = _DILATIONS | {'dimension_numbers', 'precision'}
 
 
 def convolution(
@@ -56,13 +52,10 @@ def convolution(
   Raises:
     ValueError: if anything else is asked for, such as a dilation.
   """
-  dilations = [
-    *others.get('lhs_dilation', ()),
-    *others.get('rhs_dilation', ()),
-  ]
+  dilations = {d for name in _DILATIONS for d in others.get(name, ())}
   if (
-    others.keys() - set(_FLAX_OPTIONS)
-    or set(dilations) - {1}
+    others.keys() - _FLAX_OPTIONS
+    or dilations - {1}
     or others.get('precision') is not None
   ):
     raise ValueError(f'{others}: only the defaults of flax are known here')
@@ -94,9 +87,7 @@ def _backward(strides, padding, groups, saved, gradient):
   images_parts, kernel_parts = [], []
   for part, w, g in _by_group(groups, *saved, gradient):
     images_parts.append(_images_gradient(sizes, strides, padding, w, g))
-    kernel_parts.append(
-      _kernel_gradient(w.shape[:2], strides, padding, part, g)
-    )
+    kernel_parts.append(_kernel_gradient(w.shape, strides, padding, part, g))
   return jnp.concatenate(images_parts, 3), jnp.concatenate(kernel_parts, 3)
 
 
@@ -108,30 +99,21 @@ def _by_group(groups, *arrays):
   return zip(*(jnp.split(array, groups, 3) for array in arrays), strict=True)
 
 
-def _takes_winograd(strides, dtype, widths, channels, height):
-  """Returns True if a convolution is computed by Winograd's filtering.
-
-  Args:
-    strides: its strides.
-    dtype: the dtype of its input.
-    widths: height and width of its kernel.
-    channels: (of the input, of the output).
-    height: height of its output.
-  """
+def _takes_winograd(strides, dtype, kernel_shape, height):
+  """Returns True if Winograd's way pays for an output of `height` rows."""
+  width = kernel_shape[0]
   return (
     max(strides) == 1
-    and min(channels) >= _LEAST_CHANNELS
+    and min(kernel_shape[2:]) >= _LEAST_CHANNELS
     and dtype == jnp.float32  # lower precision does not bear its roundings
-    and 1 < widths[0] <= _MAX_WIDTH
-    and winograd.num_rows(height, widths[0]) > 1
+    and 1 < width <= _MAX_WIDTH
+    and winograd.num_rows(height, width) > 1
   )
 
 
 def _convolve_group(images, kernel, strides, padding):
   height = images.shape[1] + sum(padding[0]) - kernel.shape[0] + 1
-  if _takes_winograd(
-    strides, images.dtype, kernel.shape[:2], kernel.shape[2:], height
-  ):
+  if _takes_winograd(strides, images.dtype, kernel.shape, height):
     return winograd.convolve(images, kernel, padding)
   return lax.conv_general_dilated(
     images, kernel, strides, padding, dimension_numbers=winograd.ORDER
@@ -158,13 +140,11 @@ def _images_gradient(sizes, strides, padding, kernel, gradient):
   )
 
 
-def _kernel_gradient(widths, strides, padding, images, gradient):
+def _kernel_gradient(kernel_shape, strides, padding, images, gradient):
+  widths, height = kernel_shape[:2], gradient.shape[1]
   if max(strides) > 1:
     return _folded_gradient(widths, strides, padding, images, gradient)
-  channels = images.shape[3], gradient.shape[3]
-  if _takes_winograd(
-    strides, images.dtype, widths, channels, gradient.shape[1]
-  ):
+  if _takes_winograd(strides, images.dtype, kernel_shape, height):
     return winograd.kernel_gradient(images, gradient, widths[0], padding)
   return winograd.direct_kernel_gradient(images, gradient, padding)
 
@@ -210,11 +190,7 @@ def _folded_gradient(widths, strides, padding, images, gradient):
 
 
 def _folded(images, strides, padding, outputs, blocks):
-  """Moves blocks of pixels into the channels (space to depth).
-
-  Returns:
-    [batch, height / stride, width / stride, stride * stride * channels].
-  """
+  """Moves blocks of stride x stride pixels into the channels."""
   sizes = [o - 1 + b for o, b in zip(outputs, blocks, strict=True)]
   # A negative end cuts off pixels that no window sees.
   ends = [

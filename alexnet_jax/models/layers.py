@@ -12,28 +12,26 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from alexnet_jax.models.spec import KERNEL_INITS
-from alexnet_jax.models.spec import LRN_CONVENTIONS
 from alexnet_jax.models.spec import Padding
 
 # Standard deviations of the normal initializers by (role, number of the layer,
 # from 1); a role alone is the default of that role.
+_PAPER = {'conv': 0.01, 'dense': 0.01, 'head': 0.01}
 _NORMAL_STDDEV = {
-  'paper': {'conv': 0.01, 'dense': 0.01, 'head': 0.01},
-  'source_release': {
-    'conv': 0.01,
-    ('conv', 3): 0.03,
-    ('conv', 4): 0.03,
-    ('conv', 5): 0.03,
-    'dense': 0.01,
-    'head': 0.01,
-  },
-  'caffe': {'conv': 0.01, 'dense': 0.005, 'head': 0.01},
+  'paper': _PAPER,
+  'source_release': _PAPER | {('conv', number): 0.03 for number in (3, 4, 5)},
+  'caffe': _PAPER | {'dense': 0.005},
+}
+_SCALED = {
+  'he': jax.nn.initializers.he_normal(),
+  'glorot': jax.nn.initializers.glorot_uniform(),
+  'lecun': jax.nn.initializers.lecun_normal(),
+  'torch': jax.nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
 }
 
 
 def kernel_initializer(name: str, role: str, number: int):
-  """Returns the initializer of the kernel of one layer.
+  """Returns the initializer (key, shape, dtype) -> array of a layer's kernel.
 
   Args:
     name: one of `KERNEL_INITS`. `paper` is N(0, 0.01) everywhere (Krizhevsky et
@@ -43,41 +41,21 @@ def kernel_initializer(name: str, role: str, number: int):
       within 1 / sqrt(fan_in), PyTorch's default.
     role: `conv`, `dense` (hidden) or `head` (logits).
     number: position of the layer among those of its role, from 1.
-
-  Returns:
-    A function (key, shape, dtype) -> array.
-
-  Raises:
-    ValueError: if `name` is unknown.
   """
-  if name in _NORMAL_STDDEV:
-    table = _NORMAL_STDDEV[name]
-    stddev = table.get((role, number), table[role])
-    return jax.nn.initializers.normal(stddev)
-  scaled = {
-    'he': jax.nn.initializers.he_normal,
-    'glorot': jax.nn.initializers.glorot_uniform,
-    'lecun': jax.nn.initializers.lecun_normal,
-    'torch': lambda: jax.nn.initializers.variance_scaling(
-      1 / 3, 'fan_in', 'uniform'
-    ),
-  }
-  if name not in scaled:
-    raise ValueError(f'kernel_init is {name!r}, not one of {KERNEL_INITS}')
-  return scaled[name]()
+  if name in _SCALED:
+    return _SCALED[name]
+  table = _NORMAL_STDDEV[name]
+  return jax.nn.initializers.normal(table.get((role, number), table[role]))
 
 
 def bias_initializer(name: str, value: float, fan_in: int):
-  """Returns the initializer of the bias of one layer.
+  """Returns the initializer (key, shape, dtype) -> array of a layer's bias.
 
   Args:
     name: that of the kernel's initializer; `torch` draws biases that would be 0
       uniformly within 1 / sqrt(fan_in), as PyTorch does.
     value: the constant of all other biases.
     fan_in: number of inputs of one output of the layer.
-
-  Returns:
-    A function (key, shape, dtype) -> array.
   """
   if name != 'torch' or value:
     return jax.nn.initializers.constant(value)
@@ -99,11 +77,7 @@ def explicit_padding(padding: Padding) -> str | list[tuple[int, int]]:
 
 
 def dropout(
-  x: jax.Array,
-  keys: jax.Array,
-  rate: float,
-  number: int,
-  scale: bool = True,
+  x: jax.Array, keys: jax.Array, rate: float, number: int, scale: bool = True
 ) -> jax.Array:
   """Sets a share of each example's units to zero and may scale up the others.
 
@@ -113,18 +87,12 @@ def dropout(
   examples beside it.
 
   Args:
-    x: [batch, ...], float32 or bfloat16.
-    keys: typed keys [batch].
+    x: [batch, ...], float32 or bfloat16, as what is returned.
+    keys: typed keys [batch]; others raise ValueError.
     rate: share of the units set to zero, below 1.
     number: that of the layer, so that layers draw different units.
     scale: whether the others are divided by 1 - rate; if not, evaluation has to
       multiply all units by it, as in the paper.
-
-  Returns:
-    An array of the shape and dtype of `x`.
-
-  Raises:
-    ValueError: if there is not one key for each example.
   """
   if keys.shape != x.shape[:1]:
     raise ValueError(
@@ -169,24 +137,11 @@ class LocalResponseNorm(nn.Module):
   custom_vjp: bool = False
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalizes activations.
-
-    Args:
-      x: [..., channels], float32 or bfloat16. The sum and the denominator are
-        computed in float32.
-
-    Returns:
-      An array of the shape and dtype of `x`.
+    """Normalizes [..., channels], float32 or bfloat16; computes in float32.
 
     Raises:
-      ValueError: if `size` is even, `convention` unknown, or `groups` do not
-        divide the channels.
+      ValueError: if `groups` do not divide the channels.
     """
-    _check_odd(self.size)
-    if self.convention not in LRN_CONVENTIONS:
-      raise ValueError(
-        f'convention is {self.convention!r}, not one of {LRN_CONVENTIONS}'
-      )
     if x.shape[-1] % self.groups:
       raise ValueError(
         f'{x.shape[-1]} channels are no {self.groups} equal groups'
@@ -221,38 +176,21 @@ class SpatialResponseNorm(nn.Module):
   beta: float = 0.75
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalizes activations.
-
-    Args:
-      x: [batch, height, width, channels], float32 or bfloat16. The sum and the
-        denominator are computed in float32.
-
-    Returns:
-      An array of the shape and dtype of `x`.
-
-    Raises:
-      ValueError: if `size` is even.
-    """
-    _check_odd(self.size)
-    total = jnp.square(x.astype(jnp.float32))
-    for axis in (1, 2):
-      total = _neighbors_sum(total, self.size, axis)
-    bracket = self.k + self.alpha / self.size**2 * total
-    return (x * _negative_power(bracket, self.beta)).astype(x.dtype)
+    """Normalizes [batch, height, width, channels], as `LocalResponseNorm`."""
+    scale = self.alpha / self.size**2
+    return _lrn(x, self.size, self.k, scale, self.beta, axes=(1, 2))
 
 
-def _check_odd(size):
-  if size % 2 != 1:
-    raise ValueError(f'size is {size}; a neighborhood needs an odd size')
-
-
-def _lrn(x, size, k, scale, beta):
-  bracket = _bracket(x.astype(jnp.float32), size, k, scale)
+def _lrn(x, size, k, scale, beta, axes=(-1,)):
+  bracket = _bracket(x.astype(jnp.float32), size, k, scale, axes)
   return (x * _negative_power(bracket, beta)).astype(x.dtype)
 
 
-def _bracket(x, size, k, scale):
-  return k + scale * _neighbors_sum(jnp.square(x), size)
+def _bracket(x, size, k, scale, axes=(-1,)):
+  total = jnp.square(x)
+  for axis in axes:
+    total = _neighbors_sum(total, size, axis)
+  return k + scale * total
 
 
 def _neighbors_sum(x, size, axis=-1):
@@ -321,11 +259,7 @@ class MaxPool(nn.Module):
   custom_vjp: bool = False
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Pools [batch, height, width, channels].
-
-    Returns:
-      [batch, (height - size) // stride + 1, ..., channels].
-    """
+    """Pools [batch, height, width, channels], float32 or bfloat16."""
     pool = _max_pool_compared if self.custom_vjp else _max_pool
     return pool(x, self.size, self.stride)
 
@@ -337,9 +271,7 @@ def _max_pool(x, size, stride):
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_pool_compared(x, size, stride):
-  return _max_pool(x, size, stride)
+_max_pool_compared = jax.custom_vjp(_max_pool, nondiff_argnums=(1, 2))
 
 
 def _max_pool_forward(x, size, stride):
@@ -361,12 +293,11 @@ def _max_pool_backward(size, stride, saved, gradient):
     for number in range(size * size)
   }
   shape = tuple(-(-n // stride) for n in x.shape[1:3])
+  each = range(stride)
   planes = jnp.stack(
     [
-      jnp.stack(
-        [_plane(by_offset, shape, stride, (i, j)) for j in range(stride)], 3
-      )
-      for i in range(stride)
+      jnp.stack([_plane(by_offset, shape, stride, (i, j)) for j in each], 3)
+      for i in each
     ],
     2,
   )
@@ -456,13 +387,9 @@ def _early_product_backward(saved, gradient):
     gradient,
     (((0,), (0,)), ((), ())),
     preferred_element_type=jnp.float32,
-  )
-  return lax.optimization_barrier(
-    (
-      gradient @ kernel.astype(x.dtype).T,
-      kernel_gradient.astype(kernel.dtype),
-    )
-  )
+  ).astype(kernel.dtype)
+  x_gradient = gradient @ kernel.astype(x.dtype).T
+  return lax.optimization_barrier((x_gradient, kernel_gradient))
 
 
 _early_product.defvjp(_early_product_forward, _early_product_backward)

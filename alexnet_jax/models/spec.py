@@ -29,19 +29,6 @@ OPERATIONS = ('relu', 'norm', 'spatial', 'pool')  # those after a convolution
 _LARGEST = 3.4e38  # of float32
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rule:
-  """A condition on the value of one field, whatever its type.
-
-  Attributes:
-    holds: returns True for a value that the field takes.
-    text: the end of the message for all others.
-  """
-
-  holds: Callable[[object], bool]
-  text: str
-
-
 def _is_finite(value):
   # True is an int to Python, but no number to whoever wrote it.
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -58,56 +45,55 @@ def _is_padding(value):
   return value in ('SAME', 'VALID') or _is_whole(value, 0)
 
 
-def _one_of(*choices):
-  return _Rule(choices.__contains__, f', not one of {choices}')
+# A rule is the end of a message about other values, and a function that returns
+# True for what the field takes, whatever its type.
+_Rule = tuple[str, Callable[[object], bool]]
 
 
-def _list_of(is_entry, text):
-  def holds(value):
-    return isinstance(value, (tuple, list)) and all(map(is_entry, value))
-
-  return _Rule(holds, f'; it takes a list of {text}')
+def _one_of(*choices) -> _Rule:
+  return f', not one of {choices}', choices.__contains__
 
 
-_WHOLE = _Rule(_is_whole, '; it takes a whole number from 1')
-_ODD = _Rule(
-  lambda n: _is_whole(n) and n % 2 == 1, '; it takes an odd number from 1'
+def _takes_list(entries, is_entry) -> _Rule:
+  return (
+    f'; it takes a list of {entries}',
+    lambda value: (
+      isinstance(value, (tuple, list)) and all(map(is_entry, value))
+    ),
+  )
+
+
+_WHOLE = '; it takes a whole number from 1', _is_whole
+_ODD = '; it takes an odd number from 1', lambda n: _is_whole(n) and n % 2 == 1
+_POSITIVE = '; it takes a number above 0', lambda n: _is_finite(n) and n > 0
+_SHARE = (
+  '; it takes a number from 0 below 1',
+  lambda n: _is_finite(n) and 0 <= n < 1,
 )
-_POSITIVE = _Rule(
-  lambda n: _is_finite(n) and n > 0, '; it takes a number above 0'
-)
-_SHARE = _Rule(
-  lambda n: _is_finite(n) and 0 <= n < 1, '; it takes a number from 0 below 1'
-)
-_FINITE = _Rule(_is_finite, '; it takes a finite number')
-_WHOLE_LIST = _list_of(_is_whole, 'whole numbers from 1, such as (1, 2)')
-_PADDING_LIST = _list_of(
-  _is_padding, 'SAME, VALID, a number or (before, after)'
-)
-_TEXT_LIST = _list_of(
-  lambda entry: isinstance(entry, str), "texts, such as 'relu-pool'"
+_FINITE = '; it takes a finite number', _is_finite
+_WHOLES = _takes_list('whole numbers from 1, such as (1, 2)', _is_whole)
+_PADDINGS = _takes_list('SAME, VALID, a number or (before, after)', _is_padding)
+_TEXTS = _takes_list(
+  "texts, such as 'relu-pool'", lambda entry: isinstance(entry, str)
 )
 
 
-def _field(default, rule, *, length_of='', layers_of=''):
-  """Declares a field.
+def _field(default, rule, **metadata):
+  """Declares a field by its default and a rule.
 
-  Args:
-    default: its default; an empty one goes with any length.
-    rule: a `_Rule`.
-    length_of: name of the field that has as many entries.
-    layers_of: name of the field whose entries are numbered, from 1.
+  Of lists, `metadata` has `length_of`, the name of a field that has as many
+  entries (or this one is empty, if its default is), or `layers_of`, the name of
+  the field whose entries are numbered, from 1.
   """
-  metadata = {'rule': rule, 'length_of': length_of, 'layers_of': layers_of}
-  return dataclasses.field(default=default, metadata=metadata)
+  return dataclasses.field(default=default, metadata=metadata | {'rule': rule})
 
 
 def _per_convolution(default, rule):
   return _field(default, rule, length_of='channels')
 
 
-def _numbers_of(layers, default):
-  return _field(default, _WHOLE_LIST, layers_of=layers)
+def _layers(default, layers_of='channels'):
+  return _field(default, _WHOLES, layers_of=layers_of)
 
 
 @dataclasses.dataclass(eq=False)  # flax makes a module's own hash of all fields
@@ -120,36 +106,36 @@ class AlexNetSpec:
   """
 
   # Output channels of each convolution.
-  channels: Sequence[int] = _field((96, 256, 384, 384, 256), _WHOLE_LIST)
+  channels: Sequence[int] = _field((96, 256, 384, 384, 256), _WHOLES)
   # Kernel width of each convolution, in pixels.
-  kernels: Sequence[int] = _per_convolution((11, 5, 3, 3, 3), _WHOLE_LIST)
+  kernels: Sequence[int] = _per_convolution((11, 5, 3, 3, 3), _WHOLES)
   # Stride of each convolution, in pixels.
-  strides: Sequence[int] = _per_convolution((4, 1, 1, 1, 1), _WHOLE_LIST)
+  strides: Sequence[int] = _per_convolution((4, 1, 1, 1, 1), _WHOLES)
   # Padding of each convolution. 224 pixels padded by 2 before and 1 after give
   # the paper's 55.
   paddings: Sequence[Padding] = _per_convolution(
-    ((2, 1), 'SAME', 'SAME', 'SAME', 'SAME'), _PADDING_LIST
+    ((2, 1), 'SAME', 'SAME', 'SAME', 'SAME'), _PADDINGS
   )
   # Groups of each convolution; (1, 2, 1, 2, 2): the paper's two towers.
-  groups: Sequence[int] = _per_convolution((1, 1, 1, 1, 1), _WHOLE_LIST)
+  groups: Sequence[int] = _per_convolution((1, 1, 1, 1, 1), _WHOLES)
   # Convolutions that a max-pool follows, its window and stride in pixels.
-  pool_layers: Sequence[int] = _numbers_of('channels', (1, 2, 5))
+  pool_layers: Sequence[int] = _layers((1, 2, 5))
   pool_size: int = _field(3, _WHOLE)
   pool_stride: int = _field(2, _WHOLE)
   # Local response normalization, batch norm or none, and the convolutions that
   # have it.
   norm: str = _field('lrn', _one_of('lrn', 'batch', 'none'))
-  norm_layers: Sequence[int] = _numbers_of('channels', (1, 2))
+  norm_layers: Sequence[int] = _layers((1, 2))
   # Whether normalization precedes the ReLU; the paper's follows it.
   norm_before_relu: bool = _field(False, _one_of(False, True))
   # What follows each convolution, in another order than the other fields say:
   # names among OPERATIONS joined by -, such as norm-pool-relu; '' leaves the
   # order of that convolution as it is, () that of all. `spatial` is
   # `layers.SpatialResponseNorm`, which no other field switches on.
-  block_order: Sequence[str] = _per_convolution((), _TEXT_LIST)
+  block_order: Sequence[str] = _per_convolution((), _TEXTS)
   # Hidden dense layers that batch norm normalizes, whatever `norm` is; before
   # their ReLU as `norm_before_relu` says.
-  norm_hidden: Sequence[int] = _numbers_of('hidden', ())
+  norm_hidden: Sequence[int] = _layers((), 'hidden')
   # Share of the running statistics, which evaluation uses, that a step keeps.
   batch_norm_momentum: float = _field(0.9, _SHARE)
   batch_norm_epsilon: float = _field(1e-5, _POSITIVE)  # added to the variance
@@ -167,7 +153,7 @@ class AlexNetSpec:
   spatial_alpha: float = _field(0.001, _FINITE)
   spatial_beta: float = _field(0.75, _FINITE)
   # Widths of the hidden dense layers.
-  hidden: Sequence[int] = _field((4096, 4096), _WHOLE_LIST)
+  hidden: Sequence[int] = _field((4096, 4096), _WHOLES)
   # Share of the units set to zero in training, after each hidden dense layer,
   # as in the paper, or before it, as in torchvision.
   dropout: float = _field(0.5, _SHARE)
@@ -183,7 +169,7 @@ class AlexNetSpec:
   # hidden dense layer. All others start as `layers.bias_initializer` says, at 0
   # in most cases.
   bias_init: float = _field(1.0, _FINITE)
-  bias_layers: Sequence[int] = _numbers_of('channels', (2, 4, 5))
+  bias_layers: Sequence[int] = _layers((2, 4, 5))
 
   def convolution_operations(self, number: int) -> tuple[str, ...]:
     """Returns names among OPERATIONS, in order, after convolution `number`."""
@@ -198,10 +184,9 @@ class AlexNetSpec:
   def hidden_operations(self, number: int) -> tuple[str, ...]:
     """Returns dense, norm, relu and dropout of a hidden layer, in order."""
     norm = ('norm',) if number in self.norm_hidden else ()
+    names = ('dense', 'relu', *norm)
     if self.norm_before_relu:
       names = ('dense', *norm, 'relu')
-    else:
-      names = ('dense', 'relu', *norm)
     if self.dropout_position == 'before':
       return ('dropout', *names)
     return (*names, 'dropout')
@@ -226,35 +211,43 @@ def problem(values: Mapping) -> str:
     `name is value: ...`, `name is value, not one of ...` or `name is value; it
     takes ...`.
   """
-  fields = dataclasses.fields(AlexNetSpec)
-  for field in fields:
-    value, rule = values[field.name], field.metadata['rule']
-    if not rule.holds(value):
-      return f'{field.name} is {value!r}{rule.text}'
-  for field in fields:
-    if found := _count_problem(field, values):
-      return found
-  for check in (_group_problem, _order_problem, _unread_problem):
+  for check in (
+    _rule_problem,
+    _count_problem,
+    _group_problem,
+    _order_problem,
+    _unread_problem,
+  ):
     if found := check(values):
-      return found
+      name, message = found
+      return f'{name} is {values[name]!r}{message}'
   return ''
 
 
-def _count_problem(field, values):
+# These return the name of a field and the end of the message about it, or None.
+
+
+def _rule_problem(values):
+  for field in dataclasses.fields(AlexNetSpec):
+    text, holds = field.metadata['rule']
+    if not holds(values[field.name]):
+      return field.name, text
+  return None
+
+
+def _count_problem(values):
   """Checks numbers of entries and numbers of layers."""
-  value, metadata = values[field.name], field.metadata
-  if other := metadata['length_of']:
-    count = len(values[other])
-    if len(value) != count and (value or field.default):
-      return (
-        f'{field.name} is {value!r}: {len(value)} entries for {count}'
-        ' convolutions'
-      )
-  if other := metadata['layers_of']:
-    last = len(values[other])
-    if any(number > last for number in value):
-      return f'{field.name} is {value!r}; layers count from 1 to {last}'
-  return ''
+  for field in dataclasses.fields(AlexNetSpec):
+    value = values[field.name]
+    if other := field.metadata.get('length_of'):
+      count = len(values[other])
+      if len(value) != count and (value or field.default):
+        return field.name, f': {len(value)} entries for {count} convolutions'
+    if other := field.metadata.get('layers_of'):
+      last = len(values[other])
+      if any(number > last for number in value):
+        return field.name, f'; layers count from 1 to {last}'
+  return None
 
 
 def _group_problem(values):
@@ -265,13 +258,13 @@ def _group_problem(values):
     if values['width_multiplier'] != 1:
       numbers.append(max(values['groups']))
     if any(number % groups for number in numbers):
-      return (
-        f'groups is {values["groups"]!r}: {groups} must divide the {inputs}'
-        f' channels that come in and the {outputs} that go out, and with a'
-        ' width_multiplier the largest of groups'
+      return 'groups', (
+        f': {groups} must divide the {inputs} channels that come in and the'
+        f' {outputs} that go out, and with a width_multiplier the largest of'
+        ' groups'
       )
     inputs = outputs
-  return ''
+  return None
 
 
 def _order_problem(values):
@@ -292,8 +285,8 @@ def _order_problem(values):
       found = f'{order!r} names spatial more than once'
     else:
       continue
-    return f'block_order is {values["block_order"]!r}: {found}'
-  return ''
+    return 'block_order', f': {found}'
+  return None
 
 
 def _unread_problem(values):
@@ -301,15 +294,15 @@ def _unread_problem(values):
   block_order = values['block_order']
   named = {name for order in block_order for name in order.split('-')}
   if values['norm'] == 'none' and 'norm' in named:
-    return (
-      f"norm is 'none', but block_order is {block_order!r}: take norm out of it"
-      ' and out of norm_layers, or set norm'
+    return 'norm', (
+      f', but block_order is {block_order!r}: take norm out of it and out of'
+      ' norm_layers, or set norm'
     )
   for name, default in defaults().items():
     unread = name.startswith('spatial_') and 'spatial' not in named
     if unread and values[name] != default:
-      return (
-        f'{name} is {values[name]!r}, which nothing reads: name spatial in'
-        f' block_order, or leave it at {default}'
+      return name, (
+        ', which nothing reads: name spatial in block_order, or leave it at'
+        f' {default}'
       )
-  return ''
+  return None

@@ -25,11 +25,9 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def num_rows(height: int, width: int) -> int:
-  """Returns how many rows to compute together; 1 if nothing is gained.
+  """Returns how many rows of an output to compute together.
 
-  Args:
-    height: height of the output.
-    width: width of the kernel.
+  It is 1 if nothing is gained. `width` is that of the kernel.
   """
   most = len(_POINTS) + 2 - width
   # Products for the whole output, of which the last rows may be beyond it.
@@ -71,15 +69,12 @@ def matrices(rows: int, width: int) -> tuple[np.ndarray, ...]:
 def convolve(
   images: jax.Array, kernel: jax.Array, padding: Padding
 ) -> jax.Array:
-  """Convolves images without stride.
+  """Returns the convolution [batch, height, width, features].
 
   Args:
     images: [batch, height, width, channels].
     kernel: [rows, columns, channels, features].
     padding: ((top, bottom), (left, right)), in pixels.
-
-  Returns:
-    [batch, height, width, features].
   """
   width = len(kernel)
   height = images.shape[1] + sum(padding[0]) - width + 1
@@ -107,16 +102,9 @@ def convolve(
 def kernel_gradient(
   images: jax.Array, gradient: jax.Array, width: int, padding: Padding
 ) -> jax.Array:
-  """Returns the gradient of `convolve` in its kernel.
+  """Returns the gradient of `convolve` in its kernel of `width` rows.
 
-  Args:
-    images: [batch, height, width, channels].
-    gradient: that of the output, [batch, height, width, features].
-    width: number of rows of the kernel.
-    padding: see `convolve`.
-
-  Returns:
-    [width, columns, channels, features].
+  It needs the images and the gradient of the output.
   """
   height = gradient.shape[1]
   rows = num_rows(height, width)
@@ -151,25 +139,16 @@ def direct_kernel_gradient(
 
 
 def _lines(images, before, rows, count, height):
-  """Cuts images into lines: row i of each block, for i below `count`.
+  """Returns row i of each block, [batch * blocks, 1, width, channels], by i.
 
-  A block begins every `rows` rows, as many as an output of `height` needs.
-
-  Returns:
-    Arrays [batch * blocks, 1, width, channels].
+  A block begins every `rows` rows, as many as an output of `height` needs; i is
+  below `count`.
   """
   blocks = -(-height // rows)
   length = (blocks - 1) * rows + count
-  padded = lax.pad(
-    images,
-    jnp.zeros((), images.dtype),
-    [
-      (0, 0, 0),
-      (before, length - before - images.shape[1], 0),
-      (0, 0, 0),
-      (0, 0, 0),
-    ],
-  )
+  around, rest = (before, length - before - images.shape[1], 0), (0, 0, 0)
+  zero = jnp.zeros((), images.dtype)
+  padded = lax.pad(images, zero, [rest, around, rest, rest])
   last = (blocks - 1) * rows + 1
   return [
     padded[:, i : i + last : rows].reshape(-1, 1, *images.shape[2:])

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 import dataclasses
-import functools
 import pathlib
 import sys
 
 import jax
 import ml_collections
 import numpy as np
+import scipy.sparse
 
+from alexnet_jax import validation
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
@@ -49,19 +50,18 @@ class Measured:
     values: {eval/loss (nats), eval/top1, eval/top5 (shares), eval/macro_f1,
       ...}: sums in float64, divided once at the end; see also
       `metrics.averaged_measures`.
-    confusion: counts of (true class, predicted class), int64 [classes,
-      classes].
-    predictions: for every example, if `eval_step` gives them.
+    pairs: counts of (true class, predicted class), sparse.
+    predictions: for every example.
   """
 
   values: dict[str, float]
-  confusion: np.ndarray
-  predictions: Predictions | None
+  pairs: scipy.sparse.csr_array
+  predictions: Predictions
 
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _add(total, counts):
-  return total + counts
+  @property
+  def confusion(self) -> np.ndarray:
+    """The same as `pairs`, int64 [classes, classes]."""
+    return self.pairs.toarray()
 
 
 def evaluate(
@@ -79,53 +79,49 @@ def evaluate(
     batches: host batches of the split, see `data.pipeline.make_eval_iter`.
     to_devices: starts the transfer of a batch.
     progress: called with the number of batches dispatched.
-    num_examples: of the split, without the padding of the last batch; needed
-      for predictions.
+    num_examples: of the split; None: predictions have the padding of the last
+      batch, which does not count.
 
   Raises:
     UserError: if no example counts.
     Interrupted: after a batch whose stop flag was set, see `context`.
   """
-  confusion, pending, total, parts = None, None, {}, []
+  pending, total, parts = None, {}, []
 
-  def fetch(sums, batch):  # waits for the results of one batch
+  def fetch(sums):  # waits for the results of one batch
     nonlocal total
     if float(sums.pop('stop', 0)):
       raise Interrupted('a signal to one of the processes')
-    if 'examples' in sums:
-      examples = jax.device_get(sums.pop('examples'))
-      parts.append(
-        {'labels': batch['label'], 'counts': batch['mask'], **examples}
-      )
+    parts.append(jax.device_get(sums.pop('examples')))
+    num_classes = int(sums.pop('num_classes'))
     total = metrics.add_sums(total, sums)
+    return num_classes
 
   for number, batch in enumerate(batches, 1):
     sums = eval_step(state, to_devices(batch))
-    # The matrix stays on the device until the end.
-    counts = sums.pop('confusion')
-    confusion = counts if confusion is None else _add(confusion, counts)
     # One batch late: the next is under way before the host waits.
     if pending is not None:
-      fetch(*pending)
-    pending = sums, batch
+      fetch(pending)
+    pending = sums
     progress(number)
-  if pending is not None:
-    fetch(*pending)
+  num_classes = fetch(pending) if pending else 0
   if not total.get('count'):
     raise UserError('there is no image to evaluate, or none can be decoded')
-  confusion = np.asarray(confusion, np.int64)
-  values = metrics.ratios(total, 'eval') | {
-    f'eval/{name}': value
-    for name, value in metrics.averaged_measures(confusion).items()
-  }
-  predictions = None
-  if parts:
-    arrays = {
+  predictions = Predictions(
+    **{
       name: np.concatenate([part[name] for part in parts])[:num_examples]
       for name in parts[0]
     }
-    predictions = Predictions(**arrays)
-  return Measured(values, confusion, predictions)
+  )
+  counts = predictions.counts
+  pairs = metrics.confusion_matrix(
+    predictions.labels[counts], predictions.classes[counts, 0], num_classes
+  )
+  averages = metrics.averaged_measures(pairs)
+  values = metrics.ratios(total, 'eval') | {
+    f'eval/{name}': value for name, value in averages.items()
+  }
+  return Measured(values, pairs, predictions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,17 +153,18 @@ def load_network(
     workdir: the run's folder; it may be training at the same time.
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data is now; '': where it was in training.
-    top: number of classes that `steps.predict` gives.
+    top: number of classes that are predicted for an image.
     crops: 1 or 10, of each image; see `build.make_steps`.
 
   Raises:
-    UserError: if there is no run, or no such checkpoint.
+    UserError: if there is no run, no such checkpoint, or no use for a path.
   """
   # Of this process: process 0 alone draws the report of a run of several.
   mesh = parallel.make_mesh(local=True)
   run = checkpoint.open_run(workdir, which)
   if data_path:
     run.config.data.path = data_path
+    validation.validate(run.config, ['data.path'])
   mean = build.stored_mean(run.config, workdir)
   return Network(
     workdir=run.workdir,
@@ -181,25 +178,23 @@ def load_network(
 
 def warn_of_crops(network: Network, crops: int) -> None:
   """Prints a warning where ten crops are of no use for this network."""
-  data = network.config.data
-  problems = {
-    'half of the ten crops are mirrored, and this network was not trained on'
-    ' mirrored images (config.data.random_flip is False)': not data.random_flip,
-    'the ten crops are two: config.data.crop_size and resize_size are both'
-    f' {data.crop_size}, so that all positions are the same': (
-      data.crop_size == data.resize_size
-    ),
-  }
-  for problem, is_there in problems.items():
-    if crops > 1 and is_there:
-      print(f'warning: {network.workdir}: {problem}', file=sys.stderr)
+  data, problems = network.config.data, []
+  if crops > 1 and not data.random_flip:
+    problems.append(
+      'half of the ten crops are mirrored, and this network was not trained on'
+      ' mirrored images (config.data.random_flip is False)'
+    )
+  if crops > 1 and data.crop_size == data.resize_size:
+    problems.append(
+      'the ten crops are two: config.data.crop_size and resize_size are both'
+      f' {data.crop_size}, so that all positions are the same'
+    )
+  for problem in problems:
+    print(f'warning: {network.workdir}: {problem}', file=sys.stderr)
 
 
 def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
-  """Returns a loader of a split of the network's data.
-
-  Args:
-    split: see `build.make_loader`.
+  """Returns a loader of a split of the network's data; see `build.make_loader`.
 
   Raises:
     UserError: if the data is not there, or has other classes than the network.

@@ -62,24 +62,26 @@ class Progress:
       stopping = schedule.update_stopping(options, stopping, value, newest)
     return stopping.best_step or newest
 
-  def add_evaluation(self, config, values: dict, step: int, due: bool) -> None:
+  def add_evaluation(
+    self, config, values: dict, step: int, due: bool, warming: bool = False
+  ) -> None:
     """Shows an evaluation to the best, the plateau and early stopping.
 
     Args:
       due: whether it ends an interval. Otherwise it ends a run, where a longer
         run would have none, and plateau and early stopping do not see it.
+      warming: whether it is of the warm-up, which the plateau does not see.
     """
     self.evaluated_step, self.last_evaluation = step, values
-    value = values[config.checkpoint.monitor]
-    if schedule.is_improvement(
-      value, self.best.value, config.checkpoint.mode, 0.0
-    ):
+    monitor = config.checkpoint.monitor
+    value = values[monitor]
+    if schedule.is_improvement(value, self.best.value, monitor):
       self.best = Best(value, step)
     if not due:
       return
     self.evaluations += 1
     plateau, stopping = config.schedule, config.early_stopping
-    if plateau.name == 'plateau':
+    if plateau.name == 'plateau' and not warming:
       self.plateau = schedule.update_plateau(
         plateau, self.plateau, values[plateau.monitor]
       )

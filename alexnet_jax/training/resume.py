@@ -127,7 +127,7 @@ def check_history(
   last = max((row['step'] for row in rows), default=0)
   with contextlib.suppress(UserError):
     config = config_lib.read_config(workdir)
-  durations = config_lib.resolve_durations(config, num_examples)
+  durations = schedule.resolve_durations(config, num_examples)
   intervals = durations.eval_every, durations.save_every
   saves = (
     step

@@ -33,16 +33,11 @@ def test_end_to_end_measures_all_three(tmp_path):
   assert {'machine', 'command'} <= set(result)
   assert 'jax' in result['versions']
   assert result['checkpoints'] == 1
-  headrooms = [
-    a / b for a, b in zip(result['loader'], result['step'], strict=True)
-  ]
-  headroom = sorted(headrooms)[1]
-  slower = 'step' if headroom >= 1 else 'loader'
-  assert result['bottleneck'] == slower
-  assert result['headroom'] == pytest.approx(headroom)
-  assert f'the {slower} is the bottleneck' in err
+  assert f'the {result["bottleneck"]} is the bottleneck' in err
   assert result['resident']['steps'] == [1, 4]
   assert len(result['resident']['bytes']) == 3
+  if sys.platform == 'linux':  # others hide it
+    assert all(min(pair) > 10e6 for pair in result['resident']['bytes'])
 
 
 @pytest.mark.parametrize(
@@ -103,18 +98,3 @@ def test_the_bottleneck_is_the_slower_one_of_the_same_round():
 def test_memory_is_looked_at_early_and_late():
   found = [end_to_end.memory_steps(steps) for steps in (1, 100, 200, 5000)]
   assert found == [(1, 1), (20, 80), (40, 200), (40, 200)]
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='/proc is on Linux only')
-def test_memory_is_that_of_the_training_not_of_the_mean():
-  console = end_to_end._WatchingConsole((2, 4))
-  console.start(9, 0, 'image', 'mean of the pixels')
-  console.advance(2)
-  console.stop()
-  assert console.resident == {2: None, 4: None}
-  console.start(9, 0, 'step', 'training')
-  for step in range(1, 4):
-    console.advance(step)
-  console.stop()
-  assert console.resident[2] > 10e6
-  assert console.resident[4] is None

@@ -11,10 +11,9 @@ import pytest
 
 from alexnet_jax import errors
 from alexnet_jax import validation
-from alexnet_jax.bench import machine
+from alexnet_jax.bench import plan
 from alexnet_jax.bench import step
 from alexnet_jax.bench import step_peers
-from alexnet_jax.bench import step_rounds
 from alexnet_jax.bench import workers
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.training import build
@@ -35,13 +34,23 @@ def load(folder, *overrides, **changes):
   return validation.load_config([f'--config={recipe}', *overrides])
 
 
-def test_a_worker_times_steps_after_one_that_it_does_not(tmp_path):
+def groups(recipe, *overrides, **arguments):
+  given = dict.fromkeys(('networks', 'dtypes', 'batch_sizes', 'vary'), ())
+  given |= {'config': str(recipe), **arguments}
+  return step.make_groups(types.SimpleNamespace(**given), overrides)
+
+
+def our_tasks(folder, *overrides):
+  ((_, tasks),) = groups(commands.write_recipe(folder, **LRN), *overrides)
+  return tasks
+
+
+def test_a_worker_times_steps_and_the_first_call_compiles(tmp_path):
   worker = step_peers.Handler('ours')
-  worker.build(step.make_task(load(tmp_path)))
-  assert set(worker.run('train', 3)) == {'first_seconds', 'seconds', 'loss'}
-  assert set(worker.run('train', 1)) == {'seconds', 'loss'}
-  assert int(worker.runner.state.step) == (1 + 1 + 3) + (1 + 1)
-  assert worker.run('evaluate', 1)['loss'] > 0
+  worker.build(our_tasks(tmp_path)['ours'])
+  for part in ('train', 'evaluate'):
+    assert set(worker.measure(part, 1e-9)) == {'compile_seconds'}
+    assert worker.measure(part, 1e-9)['seconds'] > 0
   assert worker.memory() > 50e6
 
 
@@ -49,7 +58,7 @@ def test_losses_have_to_agree():
   ours = {'parameters': 5, 'losses': [2.0, 1.0]}
 
   def problem(dtype='float32', **changes):
-    return step_peers.difference(ours, {**ours, **changes}, dtype)
+    return step.difference(ours, {**ours, **changes}, dtype)
 
   assert problem() == ''
   assert problem(losses=[2.001, 1.0005]) == ''
@@ -58,25 +67,7 @@ def test_losses_have_to_agree():
   assert '6 parameters instead of 5' in problem(parameters=6)
   assert problem(losses=[2.0, float('nan')])
   flat = {'parameters': 5, 'losses': [2.0, 1.997]}
-  assert 'from 2.00000 to 1.99700' in step_peers.difference(
-    flat, flat, 'float32'
-  )
-
-
-@pytest.mark.parametrize(
-  ('key', 'value'),
-  [
-    ('norm', 'batch'),
-    ('norm_hidden', [1]),
-    ('lrn_groups', 2),
-    ('dropout_scaling', 'evaluation'),
-  ],
-)
-def test_a_network_that_the_peers_lack_is_refused(tmp_path, key, value):
-  model = load(tmp_path).model.to_dict()
-  assert step_peers.layers(model, 4)
-  with pytest.raises(NotImplementedError, match='not written for the peers'):
-    step_peers.layers({**model, key: value}, 4)
+  assert 'from 2.00000 to 1.99700' in step.difference(flat, flat, 'float32')
 
 
 class FakeWorker:
@@ -90,14 +81,13 @@ class FakeWorker:
 
   def ask(self, method, **request):
     self.asked.append((self.name, method))
-    if method == 'run':
+    if method == 'measure':
       if self.seconds[self.name] is None:
         raise workers.WorkerError('no compiler')
       self._runs += 1
-      each = self.seconds[self.name][max(0, self._runs - 2)]
-      steps = request['steps']
-      answer = {'seconds': each * steps, 'loss': 1.0}
-      return answer | ({'first_seconds': each + 7} if self._runs == 1 else {})
+      if self._runs == 1:
+        return {'compile_seconds': 7.0}
+      return {'seconds': self.seconds[self.name][self._runs - 2]}
     return {
       'build': {
         'platform': 'gpu',
@@ -107,7 +97,7 @@ class FakeWorker:
         'forward_flops_per_image': 100,
         'training_flops_per_image': 300,
       },
-      'check': {'losses': [1.0], 'parameters': 9, 'reference': ()},
+      'check': {'losses': [1.0], 'parameters': 9, 'start': ()},
       'memory': 1,
     }[method]
 
@@ -128,9 +118,9 @@ def measure(tmp_path, monkeypatch):
     seconds = {name.replace('_', ' ', 1): s for name, s in seconds.items()}
     monkeypatch.setattr(FakeWorker, 'seconds', seconds)
     peers = [name for name in seconds if name != 'ours']
-    options = step_rounds.Options([0], peers, rounds, 1.0, ('train',), check)
-    config = load(tmp_path, '--config.global_batch_size=4')
-    return step_rounds.measure('n', {'ours': step.make_task(config)}, options)
+    options = step.Options([0], peers, rounds, 1.0, ('train',), check)
+    tasks = our_tasks(tmp_path, '--config.global_batch_size=4')
+    return step.measure('n', tasks, options)
 
   return measure
 
@@ -150,14 +140,14 @@ def test_ratios_are_within_rounds_and_shares_of_the_peak(measure):
   assert torch['ratio'] == 3.0
   assert ours['compile_seconds'] == 7.0
   # 300 FLOP an image, 4 images a second, on two GPUs.
-  peak, _ = machine.gpu_peak('NVIDIA A10', 'float32')
+  peak, _ = plan.gpu_peak('NVIDIA A10', 'float32')
   assert ours['share_of_peak'] == pytest.approx(1200 / (2 * peak))
 
 
 def test_candidates_take_turns(measure):
   names = ('ours', 'torch_eager', 'keras_plain')
   measure(rounds=3, **dict.fromkeys(names, [1.0] * 9))
-  ran = [name.split()[0] for name, do in FakeWorker.asked if do == 'run']
+  ran = [name.split()[0] for name, do in FakeWorker.asked if do == 'measure']
   assert [ran[i : i + 3] for i in range(0, 12, 3)] == [
     ['ours', 'torch', 'keras'],  # which compiles
     ['ours', 'torch', 'keras'],
@@ -206,7 +196,7 @@ def test_the_command_fails_if_nothing_was_compared(
 ):
   ours = {'candidate': 'ours'}
   group = {'rows': [ours], 'failed': [{'candidate': 'torch eager'}]}
-  monkeypatch.setattr(step_rounds, 'measure', lambda *_: group)
+  monkeypatch.setattr(step, 'measure', lambda *_: group)
   monkeypatch.setattr(step, '_peers', lambda _: ['torch eager'])
   monkeypatch.setattr(step, '_show_group', lambda group: None)
   recipe = commands.write_recipe(tmp_path)
@@ -248,26 +238,27 @@ def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
   ('key', 'value'),
-  [('optimizer.name', 'adam'), ('loss.label_smoothing', 0.1)],
+  [
+    ('model.norm', 'batch'),
+    ('model.norm_hidden', (1,)),
+    ('model.lrn_groups', 2),
+    ('model.dropout_scaling', 'evaluation'),
+    ('optimizer.name', 'adam'),
+    ('loss.label_smoothing', 0.1),
+  ],
 )
-def test_updates_that_the_others_do_not_make_are_refused(tmp_path, key, value):
-  config = load(tmp_path, f'--config.{key}={value}').to_dict()
+def test_what_the_others_lack_is_refused(tmp_path, key, value):
+  config = load(tmp_path).to_dict()
+  step_peers.check_config(config)
+  group, name = key.split('.')
+  config[group][name] = value
   with pytest.raises(errors.UserError, match=f'{key} is .*compare with --con'):
-    step_peers.check_updates(config)
-
-
-def groups(recipe, *overrides, **arguments):
-  given = dict.fromkeys(('networks', 'dtypes', 'batch_sizes', 'vary'), ())
-  given |= {'config': str(recipe), **arguments}
-  return step.make_groups(types.SimpleNamespace(**given), overrides)
+    step_peers.check_config(config)
 
 
 def test_classes_are_those_of_the_data_if_they_are_known(tmp_path, capsys):
-  recipe = commands.write_recipe(tmp_path)
-
   def classes(*overrides):
-    ((_, tasks),) = groups(recipe, *overrides)
-    return tasks['ours']['num_classes']
+    return our_tasks(tmp_path, *overrides)['ours']['num_classes']
 
   known = len(build.make_source(load(tmp_path), 'train').class_names)
   assert classes() == known != 1000

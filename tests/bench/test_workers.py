@@ -50,12 +50,6 @@ def start(tmp_path):
   return start
 
 
-def test_requests_are_answered_by_the_handler(start):
-  with start('first') as worker:
-    assert worker.ask('add', a=1, b=2) == ('first', 3)
-    assert worker.ask('add', a='x', b='y') == ('first', 'xy')
-
-
 @pytest.mark.skipif(
   not hasattr(os, 'sched_setaffinity'), reason='cores are bound on Linux only'
 )

@@ -1,4 +1,9 @@
+import collections
 import io
+import struct
+import subprocess
+import sys
+import zlib
 
 from hypothesis import given
 from hypothesis import settings
@@ -9,27 +14,30 @@ import PIL.ImageOps
 import pytest
 
 from alexnet_jax.data import decoding
+from alexnet_jax.data.prepare import contents
 from alexnet_jax.errors import UnreadableImageError
 from tests.data.pictures import encode
 from tests.data.pictures import exif
 from tests.data.pictures import noise
 from tests.data.pictures import photo
+from tests.data.pictures import write
 
 
 def pillow(encoded):
   with PIL.Image.open(io.BytesIO(encoded)) as image:
-    return np.asarray(image.convert('RGB'))
+    return np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))
+
+
+def assert_near_pillow(encoded):
+  actual, expected = decoding.decode(encoded), pillow(encoded)
+  assert actual.shape == expected.shape
+  assert np.abs(actual.astype(int) - expected).max() <= 3
 
 
 @pytest.mark.parametrize(
   ('mode', 'form'),
   [
-    ('RGB', 'PNG'),
-    ('L', 'PNG'),
-    ('P', 'PNG'),
-    ('RGBA', 'PNG'),
-    ('LA', 'PNG'),
-    ('1', 'PNG'),
+    *((mode, 'PNG') for mode in ('RGB', 'L', 'P', 'RGBA', 'LA', '1')),
     ('RGB', 'BMP'),
     ('P', 'GIF'),
     ('RGB', 'TIFF'),
@@ -42,21 +50,11 @@ def test_lossless_formats_decode_as_pillow_does(mode, form):
   np.testing.assert_array_equal(decoding.decode(encoded), pillow(encoded))
 
 
-@pytest.mark.parametrize(
-  ('mode', 'options'),
-  [
-    ('RGB', {}),
-    ('RGB', {'progressive': True}),
-    ('L', {}),
-    ('CMYK', {}),
-  ],
-)
-def test_jpeg_decodes_as_pillow_does_within_rounding(mode, options):
-  encoded = encode(
-    PIL.Image.fromarray(photo()).convert(mode), 'JPEG', quality=95, **options
-  )
-  difference = decoding.decode(encoded).astype(int) - pillow(encoded)
-  assert np.abs(difference).max() <= 3
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+@pytest.mark.parametrize('progressive', [False, True])
+def test_jpeg_decodes_as_pillow_does_within_rounding(mode, progressive):
+  image = PIL.Image.fromarray(photo()).convert(mode)
+  assert_near_pillow(encode(image, quality=95, progressive=progressive))
 
 
 JPEG = encode(photo())
@@ -77,6 +75,7 @@ def jpeg_with_thumbnail():
     (b'', 'empty'),
     (b'not an image', 'no image of a known kind'),
     (JPEG[:-400], 'truncated'),
+    (encode(photo(), progressive=True)[:-400], 'truncated'),
     (jpeg_with_thumbnail()[:-400], 'truncated'),
     (encode(photo(), 'PNG')[:200], 'truncated'),
   ],
@@ -84,6 +83,31 @@ def jpeg_with_thumbnail():
 def test_what_cannot_be_decoded_is_refused(encoded, message):
   with pytest.raises(UnreadableImageError, match=message):
     decoding.decode(encoded)
+
+
+def sized(jpeg, height, width):
+  """The JPEG with other sides in its header."""
+  sides = height.to_bytes(2, 'big') + width.to_bytes(2, 'big')
+  start = jpeg.index(b'\xff\xc0') + 5
+  return jpeg[:start] + sides + jpeg[start + 4 :]
+
+
+@pytest.mark.parametrize('sides', [(0, 80), (60, 0), (0, 0)])
+@pytest.mark.parametrize('rows_needed', [None, lambda h, w: 60 // (h * w)])
+def test_a_jpeg_without_height_or_width_is_refused(sides, rows_needed):
+  with pytest.raises(UnreadableImageError):
+    decoding.decode(sized(JPEG, *sides), rows_needed=rows_needed)
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+@pytest.mark.parametrize('end', [b'', b'\xff', bytes(9), b'SEFT of a phone'])
+def test_a_whole_jpeg_without_end_marker_is_read_and_named(progressive, end):
+  whole = encode(photo(), progressive=progressive)
+  messages = []
+  np.testing.assert_array_equal(
+    decoding.decode(whole[:-2] + end, damaged=messages.append), pillow(whole)
+  )
+  assert len(messages) == 1
 
 
 @pytest.mark.parametrize('whole', [JPEG, jpeg_with_thumbnail()])
@@ -109,12 +133,8 @@ def test_sixteen_bits_keep_their_upper_half():
 @pytest.mark.parametrize('padding', [b'', b'\xff\xe0\x08\x00' + bytes(0x7FE)])
 def test_every_exif_orientation_is_pillows(orientation, padding):
   encoded = encode(photo(40, 80), quality=95, exif=exif(orientation))
-  encoded = encoded[:2] + padding + encoded[2:]  # EXIF need not come first
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
-    expected = np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))
-  actual = decoding.decode(encoded)
-  assert actual.shape == expected.shape
-  assert np.abs(actual.astype(int) - expected).max() <= 3
+  # EXIF need not come first.
+  assert_near_pillow(encoded[:2] + padding + encoded[2:])
 
 
 def test_broken_exif_data_leaves_the_image_as_it_is():
@@ -145,30 +165,56 @@ def test_orientations_of_xmp_and_of_several_segments_are_pillows(segments):
   encoded = whole[:2] + segments + whole[2:]
   with PIL.Image.open(io.BytesIO(encoded)) as image:
     assert image.getexif().get(0x0112) in (3, 6)
-    expected = np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))
-  actual = decoding.decode(encoded)
-  assert actual.shape == expected.shape
-  assert np.abs(actual.astype(int) - expected).max() <= 3
+  assert_near_pillow(encoded)
 
 
-def test_a_tiny_file_that_claims_a_huge_image_is_refused():
-  frame = JPEG.index(b'\xff\xc0')
-  size = (30_000).to_bytes(2, 'big') * 2
-  trap = JPEG[: frame + 5] + size + JPEG[frame + 9 :]
-  with pytest.raises(UnreadableImageError, match='30000 x 30000'):
+@pytest.mark.parametrize('form', ['JPEG', 'PNG'])
+def test_a_tiny_file_that_claims_a_huge_image_is_refused(form):
+  """Above 178,956,970 pixels, as in Pillow."""
+  trap = sized(JPEG, 13_378, 13_378)
+  if form == 'PNG':
+    header = chunk(
+      b'IHDR', struct.pack('>IIBBBBB', 13_378, 13_378, 8, 2, 0, 0, 0)
+    )
+    trap = encode(photo(), 'PNG')[:8] + header + encode(photo(), 'PNG')[33:]
+  with pytest.raises(
+    UnreadableImageError, match=r'13378 x 13378|exceeds limit'
+  ):
     decoding.decode(trap)
 
 
-def test_damage_that_the_decoder_overlooks_is_reported():
-  messages = []
-  decoding.decode(JPEG, damaged=messages.append)
-  assert messages == []
-  middle = JPEG.index(b'\xff\xda') + 200
-  damaged = JPEG[:middle] + bytes(30) + JPEG[middle + 30 :]
-  decoded = decoding.decode(damaged, damaged=messages.append)
-  assert decoded.shape == photo().shape
-  assert len(messages) == 1
-  assert messages[0]
+@pytest.mark.parametrize('progressive', [False, True])
+@pytest.mark.parametrize('rows_needed', [None, lambda *shape: 30])
+def test_a_damaged_jpeg_is_pillows_image_or_refused(progressive, rows_needed):
+  """It is never what was decoded before, and its damage has a name."""
+  whole = encode(photo(90, 120), progressive=progressive)
+  rng, outcomes = np.random.default_rng(0), collections.Counter()
+  for before in range(200):
+    damaged, start = bytearray(whole), rng.integers(100, len(whole) - 64)
+    damaged[start : start + 64] = rng.bytes(64)
+    decoding.decode(encode(np.full((90, 120, 3), before, np.uint8)))
+    messages = []
+    options = {'rows_needed': rows_needed, 'damaged': messages.append}
+    try:
+      decoded = decoding.decode(bytes(damaged), **options)
+    except UnreadableImageError:
+      with pytest.raises((OSError, PIL.UnidentifiedImageError)):
+        pillow(damaged)
+      outcomes['refused'] += 1
+      continue
+    rows = rows_needed() if rows_needed else None
+    np.testing.assert_array_equal(decoded[:rows], pillow(damaged)[:rows])
+    outcomes['damaged' if messages else 'silent'] += 1
+  assert min(outcomes['refused'], outcomes['damaged']) > 20
+
+
+def test_damage_of_the_header_leaves_no_rows_of_the_image_before():
+  """Two markers without a length, for a decoder that passes over them."""
+  start = JPEG.index(b'\xff\xc0')
+  stray = b'\xff\x01\0\4ab' + b'\xff\xd1\0\4ab'
+  damaged = JPEG[:start] + stray + JPEG[start:]
+  with pytest.raises(UnreadableImageError):  # as Pillow does
+    decoding.decode(damaged, rows_needed=lambda *_: 5)
 
 
 @pytest.mark.parametrize('mode', ['I', 'F'])
@@ -179,12 +225,110 @@ def test_pixels_of_unknown_range_are_refused(mode):
 
 
 def test_whatever_a_parser_raises_makes_an_unreadable_image(monkeypatch):
-  def fail(file):
+  def fail(file, formats):
     raise TypeError('a float where an int belongs')
 
   monkeypatch.setattr(PIL.Image, 'open', fail)
   with pytest.raises(UnreadableImageError, match='TypeError: a float'):
-    decoding.decode(b'II*\0 something')
+    decoding.decode(b'something')
+
+
+@pytest.mark.parametrize('form', ['EPS', 'ICO', 'PPM', 'PCX', 'TGA'])
+def test_other_formats_are_no_images(form):
+  """Pillow would run PostScript by Ghostscript, where that is installed."""
+  with pytest.raises(UnreadableImageError, match='no image of a known kind'):
+    decoding.decode(encode(photo(), form))
+
+
+def chunk(kind, body):
+  """A chunk of a PNG."""
+  checksum = zlib.crc32(kind + body).to_bytes(4, 'big')
+  return len(body).to_bytes(4, 'big') + kind + body + checksum
+
+
+@pytest.mark.parametrize(
+  'odd',
+  [
+    chunk(b'eXIf', b'II*'),
+    chunk(b'eXIf', exif(1)[6:])[:-1] + b'?',  # a wrong checksum
+    chunk(b'zTXt', b'note\0\0' + zlib.compress(bytes(3 << 20))),
+    chunk(b'iCCP', b'icc\0\0' + zlib.compress(bytes(3 << 20))),
+    chunk(b'tEXt', b'note\0of somebody')[:-1] + b'?',
+  ],
+)
+def test_what_a_png_holds_beside_its_pixels_does_no_harm(odd):
+  png = encode(photo(), 'PNG')
+  for start in (33, len(png) - 12):  # behind its header, before its end
+    encoded = png[:start] + odd + png[start:]
+    np.testing.assert_array_equal(decoding.decode(encoded), photo())
+
+
+@pytest.mark.parametrize('form', ['PNG', 'WEBP'])
+@pytest.mark.parametrize('broken', [b'II*', b'Exif\0\0MM\0*\xff\xff\xff\xff'])
+def test_broken_exif_data_of_other_formats_do_no_harm(form, broken):
+  options = {'lossless': True} if form == 'WEBP' else {}
+  encoded = encode(photo(), form, exif=broken, **options)
+  np.testing.assert_array_equal(decoding.decode(encoded), photo())
+
+
+def test_a_png_is_turned_as_its_exif_data_say():
+  png = encode(photo(), 'PNG', exif=exif(6))
+  long = chunk(b'zTXt', b'note\0\0' + zlib.compress(bytes(3 << 20)))
+  expected = np.rot90(photo(), -1)
+  for encoded in (png, png[:33] + long + png[33:]):
+    np.testing.assert_array_equal(decoding.decode(encoded), expected)
+
+
+def tiff(bands, **others):
+  """A gray TIFF of 4 x 3 pixels, by its directory {tag: number}."""
+  entries = {256: 4, 257: 3, 258: 8, 262: 1, 273: 200, 277: bands, 279: 12}
+  entries |= {int(tag[1:]): value for tag, value in others.items()}
+  fields = (struct.pack('<HHII', t, 4, 1, v) for t, v in entries.items())
+  directory = struct.pack('<H', len(entries)) + b''.join(fields) + bytes(4)
+  return (b'II*\0' + struct.pack('<I', 8) + directory).ljust(400, b'\0')
+
+
+def test_a_tiff_of_many_bands_is_refused_by_their_number(caplog):
+  with pytest.raises(UnreadableImageError, match='has 13 bands'):
+    decoding.decode(tiff(13))
+  assert decoding.decode(tiff(1)).shape == (3, 4, 3)
+  assert not caplog.text
+
+
+def test_sixteen_bits_of_a_color_tiff_are_noted():
+  encoded = tiff(3, t258=16, t262=2)
+  encoded = encoded[:200] + bytes([7, 9]) * 36 + encoded[272:]
+  assert (decoding.decode(encoded) == 9).all()
+  kinds = contents.examine(encoded, 'a.tif')
+  assert ('note', 'of 16 bits per channel: cut to 8') in kinds
+
+
+@pytest.mark.filterwarnings('ignore')  # as in `decoding`
+def test_a_tiff_is_turned_once_whatever_its_other_tags():
+  assert decoding.decode(tiff(1, t274=6)).shape == (4, 3, 3)
+  exif_beyond_the_end = tiff(1, t34665=99_999)
+  assert decoding.decode(exif_beyond_the_end).shape == (3, 4, 3)
+
+
+def test_odd_images_make_no_warnings_without_a_name(tmp_path):
+  palette = PIL.Image.fromarray(photo()).convert('P')
+  files = {
+    'huge.png': encode(PIL.Image.new('L', (10_000, 9_000)), 'PNG'),
+    'palette.png': encode(palette, 'PNG', transparency=bytes(range(99))),
+    'exif.jpg': encode(photo(), exif=b'Exif\0\0II*\0\x08\0\0\0\xff\xff'),
+  }
+  program = (
+    'import sys, pathlib\n'
+    'from alexnet_jax.data import decoding\n'
+    'for path in sys.argv[1:]:\n'
+    '  print(decoding.decode(pathlib.Path(path).read_bytes()).shape)\n'
+  )
+  paths = [str(write(tmp_path, files) / name) for name in files]
+  done = subprocess.run(
+    [sys.executable, '-c', program, *paths], capture_output=True, text=True
+  )
+  assert len(done.stdout.splitlines()) == len(files)
+  assert done.stderr == ''
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,3 +1,9 @@
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
 import cv2
 from hypothesis import example
 from hypothesis import given
@@ -8,6 +14,8 @@ import pytest
 
 from alexnet_jax.data import kernels
 from tests.data.pictures import noise
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def resample(image, rows, columns, first=(0, 0), shape=None):
@@ -97,10 +105,32 @@ def test_copy_windows_cuts_what_slices_cut():
     )
 
 
-def test_color_sums_are_those_of_numpy():
+def test_color_sums():
   image = noise(0, 31, 17)
   sums, products = np.ones(3, np.int64), np.ones((3, 3), np.int64)
   kernels.add_color_sums(image, sums, products)
   pixels = image.reshape(-1, 3).astype(np.int64)
   np.testing.assert_array_equal(sums, pixels.sum(0) + 1)
   np.testing.assert_array_equal(products, pixels.T @ pixels + 1)
+
+
+def test_a_cache_that_is_full_or_damaged_is_done_without(small_disk):
+  script = 'from tests.data import test_kernels as t; t.test_color_sums()'
+
+  def run():
+    environ = os.environ | {'NUMBA_CACHE_DIR': str(small_disk / 'cache')}
+    command = [sys.executable, '-c', script]
+    subprocess.run(command, cwd=ROOT, env=environ, check=True)
+
+  run()
+  kept = list(small_disk.rglob('*.nb?'))
+  assert len(kept) > 1
+  for path in kept:
+    path.write_bytes(b'')
+  run()
+  for path in kept:
+    path.unlink()
+  with contextlib.suppress(OSError):
+    (small_disk / 'others').write_bytes(bytes(1 << 23))
+  run()
+  assert not [path for path in small_disk.rglob('*.nb?') if path.stat().st_size]

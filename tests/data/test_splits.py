@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,6 +95,67 @@ def layouts(tmp_path_factory):
   }
 
 
+@pytest.mark.parametrize(
+  ('names', 'train', 'validation'),
+  [
+    ('train-0 val-0 train-1', 'train-0 train-1', 'val-0'),
+    ('train/0 validation/0 test/0', 'train/0', 'validation/0'),
+    ('d/a-Training-0 d/a-testing-0', 'd/a-Training-0', 'd/a-testing-0'),
+    ('0 1 2', '0 1 2', ''),
+    ('valley-0 trains-0', 'valley-0 trains-0', ''),
+    # A word that all names have says nothing.
+    (
+      'speed-test-train-0 speed-test-val-0',
+      'speed-test-train-0',
+      'speed-test-val-0',
+    ),
+    ('my-test/train-0 my-test/val-0', 'my-test/train-0', 'my-test/val-0'),
+    # Left out: for both splits, or for none.
+    ('train-0 train-val-0', 'train-0', ''),
+    ('train-0 extra-0', 'train-0', ''),
+  ],
+)
+def test_files_are_sorted_by_the_words_in_their_names(names, train, validation):
+  found = splits.sort_into_splits('root', names.split())
+  assert found == {'train': train.split(), 'validation': validation.split()}
+
+
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    ('val-0', 'no files for training.*val-0'),
+    ('a-test-train-0 a-test-val-0 a-test-0', 'no files for training'),
+    ('birds/train-0 fish/train-0', r'in 2 folders \(birds, fish\)'),
+  ],
+)
+def test_files_that_cannot_be_sorted(names, message):
+  with pytest.raises(UserError, match=message):
+    splits.sort_into_splits(pathlib.Path('root'), names.split())
+
+
+def test_files_that_are_left_out_are_counted(caplog):
+  splits.sort_into_splits('here', ['train-0', 'train-val-0', 'x', 'test-0'])
+  assert 'here: 2 files are left out' in caplog.text
+  assert 'here: the test split serves as validation' in caplog.text
+
+
+@pytest.mark.parametrize('source', ['tar', 'parquet'])
+def test_missing_files_are_named(tmp_path, source):
+  with pytest.raises(UserError, match=r'no folder at .*nowhere'):
+    sources.make_source(source, 'train', path=str(tmp_path / 'nowhere'))
+  (tmp_path / f'train.{source}').symlink_to('nowhere')
+  with pytest.raises(
+    UserError, match=rf'no file whose name ends in \.{source}'
+  ):
+    sources.make_source(source, 'train', path=str(tmp_path))
+
+
+def test_shards_behind_links_count(layouts, tmp_path):
+  (tmp_path / 'linked').symlink_to(layouts['tar']['path'])
+  found = sources.make_source('tar', 'train', path=str(tmp_path))
+  assert found.num_examples > 10
+
+
 # Examples in the pool: all of them, or those of the training split.
 POOLS = {'folder': 24, 'tar': 24, 'parquet': 24, 'raw': 20, 'tfds': 20}
 POOLS |= {'digits': 5000, 'synthetic': 24}
@@ -168,9 +231,9 @@ def test_a_class_with_one_example_is_none_that_cannot_be_held_out(tmp_path):
     sources.make_source('folder', 'train', path=str(root), folds=2)
 
 
-def test_an_unfit_seed_is_refused():
+def test_an_unfit_seed_is_refused(layouts):
   with pytest.raises(UserError, match='split_seed is -1'):
-    splits.fold_numbers(np.array(LABELS), FOLDS, -1)
+    open_fold(layouts, 'folder', 'train', 0, split_seed=-1)
 
 
 def test_a_validation_folder_stays_out_of_the_pool(tmp_path):
@@ -193,17 +256,6 @@ def test_the_labels_of_a_tfds_set_are_read_once(layouts, monkeypatch):
   monkeypatch.setattr(tfds_records.TfdsSource, 'read', None)  # not called
   assert pool.read_labels().tolist() == labels
   assert (open_fold(layouts, 'tfds', 'train', 0).labels == expected).all()
-
-
-@pytest.mark.parametrize('split', ['train[:5]', 'train[80%:]', 'train[6:9]'])
-def test_a_part_of_a_tfds_split_has_its_own_records(layouts, split):
-  """Its borders lie inside shards of 7 records."""
-  whole = sources.make_source(**layouts['tfds'], split='train')
-  options = {**layouts['tfds'], 'tfds_split': split}
-  part = sources.make_source(**options, split='train')
-  first, last = {'[:5]': (0, 5), '[80%:]': (16, 20), '[6:9]': (6, 9)}[split[5:]]
-  assert contents(part) == contents(whole)[first:last]
-  assert part.file_name(0) == whole.file_name(first)
 
 
 def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):

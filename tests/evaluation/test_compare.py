@@ -190,8 +190,7 @@ def test_the_final_state_may_be_an_earlier_one(runs, small, tmp_path, capsys):
     eval_every_steps=4,
     early_stopping__enabled=True,
     early_stopping__patience=2,
-    early_stopping__monitor='eval/loss',  # the more of it the better: no
-    early_stopping__mode='max',
+    early_stopping__threshold=1.0,  # no evaluation is so much better
   )
   workdir = tmp_path / 'run'
   arguments = ['--config', str(recipe), '--workdir', str(workdir)]

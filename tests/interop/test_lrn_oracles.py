@@ -131,37 +131,35 @@ def test_equals_the_plain_loop(name, dtype, custom_vjp):
         assert_near(y, loop, dtype)
 
 
-@gradients
-@dtypes
-@conventions
-def test_equals_torch(name, dtype, custom_vjp):
+def of_torch(x, cotangent, options):
+  """(activations, gradient) of arrays [batch, y, x, channels]."""
   torch = pytest.importorskip('torch')
-  options, theirs, _, _ = CONVENTIONS[name]
-  x, cotangent = arrays(dtype, (2, 5, 4, 12))
-  y, gradient = ours(x, cotangent, dtype, custom_vjp, options)
-  # In float32, of the same values: it rounds in between in bfloat16.
   tensor = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
-  out = torch.nn.LocalResponseNorm(beta=BETA, **theirs)(tensor)
+  out = torch.nn.LocalResponseNorm(beta=BETA, **options)(tensor)
   out.backward(torch.from_numpy(cotangent.transpose(0, 3, 1, 2).copy()))
-  wanted, wanted_gradient = (
-    each.detach().numpy().transpose(0, 2, 3, 1) for each in (out, tensor.grad)
-  )
-  assert_near(y, wanted, dtype)
-  assert_near(gradient, wanted_gradient, dtype)
+  arrays = out.detach(), tensor.grad
+  return tuple(array.numpy().transpose(0, 2, 3, 1) for array in arrays)
 
 
-@gradients
-@dtypes
-@conventions
-def test_equals_tensorflow(name, dtype, custom_vjp):
+def of_tensorflow(x, cotangent, options):
   tf = pytest.importorskip('tensorflow')
-  options, _, theirs, _ = CONVENTIONS[name]
-  x, cotangent = arrays(dtype, (2, 5, 4, 12))
-  y, gradient = ours(x, cotangent, dtype, custom_vjp, options)
   tensor = tf.constant(x)
   with tf.GradientTape() as tape:
     tape.watch(tensor)
-    out = tf.nn.local_response_normalization(tensor, beta=BETA, **theirs)
-  wanted = tape.gradient(out, tensor, output_gradients=tf.constant(cotangent))
-  assert_near(y, out.numpy(), dtype)
-  assert_near(gradient, wanted.numpy(), dtype)
+    out = tf.nn.local_response_normalization(tensor, beta=BETA, **options)
+  gradient = tape.gradient(out, tensor, output_gradients=tf.constant(cotangent))
+  return out.numpy(), gradient.numpy()
+
+
+@gradients
+@dtypes
+@conventions
+@pytest.mark.parametrize('library', [of_torch, of_tensorflow])
+def test_equals_other_libraries(library, name, dtype, custom_vjp):
+  """In float32, of the same values: PyTorch rounds in between in bfloat16."""
+  options, *others, _ = CONVENTIONS[name]
+  theirs = others[library is of_tensorflow]
+  x, cotangent = arrays(dtype, (2, 5, 4, 12))
+  found = ours(x, cotangent, dtype, custom_vjp, options)
+  for actual, wanted in zip(found, library(x, cotangent, theirs), strict=True):
+    assert_near(actual, wanted, dtype)

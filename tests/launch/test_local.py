@@ -2,18 +2,24 @@
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
 import pathlib
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
 
 LAUNCHER = pathlib.Path(__file__).parents[2] / 'launch' / 'local.py'
+
+SIGNALS = ('SIGTERM', 'SIGKILL')  # in which order they are sent
 
 # Started as `python -m alexnet_jax.main`: runs the program that follows --do.
 STAND_IN = """\
@@ -43,7 +49,7 @@ def wait_for_end(name):
       os.kill(int(pathlib.Path(name).read_text()), 0)
       time.sleep(0.01)
   except ProcessLookupError:
-    time.sleep(0.1)
+    time.sleep(0.5)  # until the launcher knows it, too
 
 exec(value('--do'))
 """
@@ -121,6 +127,7 @@ def test_output_of_process_0_as_it_is_and_of_others_by_name():
     do='if index: [wait_for(f"written{i}") for i in range(index)]\n'
     'os.write(1, b"\\xff\\x00 of %d\\n{}" % index)\n'
     'os.write(2, b"\\n\\xfe message of %d\\n" % index)\n'
+    'if index: os.write(1, b"process %d: once\\n" % index)\n'
     'mark(f"written{index}")',
   )
   assert code == 0
@@ -129,7 +136,7 @@ def test_output_of_process_0_as_it_is_and_of_others_by_name():
   assert lines[:2] == ['', '\ufffd message of 0']
   for index in (1, 2):
     own = [line for line in lines if line.startswith(f'process {index}: ')]
-    texts = (f'\ufffd\0 of {index}', '{}', f'\ufffd message of {index}')
+    texts = (f'\ufffd\0 of {index}', '{}', f'\ufffd message of {index}', 'once')
     assert own == [f'process {index}: {text}' for text in texts]
 
 
@@ -184,39 +191,66 @@ def test_the_exit_code_is_that_of_the_first_that_failed(ends, code):
   assert launch('--processes', 3, do=do)[0] == code
 
 
-def test_no_name_is_told_twice_and_no_empty_line_has_one():
-  do = 'if index: print("\\nprocess 1: saved\\n\\nprocess 0 ended")'
-  expected = 'process 1: saved\nprocess 1: process 0 ended\n'
-  assert launch('--processes', 2, do=do) == (0, '', expected)
-
-
-def test_an_orderly_interruption_needs_no_words():
-  do = 'print("saved\\n" * (index == 0), file=sys.stderr, end=""), sys.exit(75)'
-  assert launch('--processes', 2, do=do) == (75, '', 'saved\n')
-
-
-@pytest.mark.parametrize('index', [0, 1])
 @pytest.mark.parametrize(
-  ('how', 'named'),
-  [
-    ('sys.exit(3)', 'exit code 3'),
-    ('os.kill(os.getpid(), 6)', 'Aborted'),
-  ],
+  ('index', 'how', 'named'),
+  [(0, 'sys.exit(3)', 'exit code 3'), (1, 'os.abort()', 'Aborted')],
 )
 def test_the_end_of_a_process_is_told_after_its_last_words(index, how, named):
   do = (
-    f'if index != {index}: wait_for_end("dead"), sys.exit(1)\n'
+    f'if index != {index}: wait_for("told"), sys.exit(1)\n'
     'for i in range(3000): print(f"line {i:03d}", file=sys.stderr)\n'
-    f'sys.stderr.flush(), mark("dead", os.getpid())\n{how}'
+    f'sys.stderr.flush()\n{how}'
   )
-  _, _, err = launch('--processes', 2, do=do)
+  lines = []
+  with launched('--processes', 2, do=do) as process:
+    for line in process.stderr:
+      lines.append(line.decode().rstrip())
+      if ' ended: ' in lines[-1]:
+        pathlib.Path('told').touch()
   prefix = f'process {index}: ' if index else ''
-  assert err.splitlines() == [
+  assert lines == [
     *(f'{prefix}line {i:03d}' for i in range(3000)),
     f'process {index} ended: {named}',
     f'process {1 - index}: 120 s left to end',
     f'process {1 - index} ended: exit code 1',
   ]
+
+
+def test_an_error_that_all_have_is_shown_once_and_noise_never():
+  do = (
+    'print("[Gloo] Rank 1 is connected to 1 peer ranks.", flush=True)\n'
+    'name = f"process {index}: " * bool(index)\n'
+    'print(f"{name}error: no such key", file=sys.stderr)\n'
+    'print(f"{name}process 0 ended: error: no such key", file=sys.stderr)\n'
+    'print(f"{name}error: of {index}", file=sys.stderr)\n'
+    'sys.exit(2)'
+  )
+  code, out, err = launch('--processes', 3, do=do)
+  assert (code, out) == (2, '')
+  for text in ('no such key', 'of 0\n', 'process 1: error: of 1\n', 'of 2\n'):
+    assert err.count(text) == 1
+
+
+def test_process_0_has_a_terminal_of_the_same_size_if_the_launcher_has_one():
+  reader, writer = pty.openpty()
+  fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack('4H', 33, 77, 0, 0))
+  do = (
+    'if index: sys.exit()\n'
+    'assert not os.isatty(1)\n'
+    'sys.stderr.write(f"{os.get_terminal_size(2)[:]}\\r50 %")\n'
+    'sys.stderr.flush(), wait_for("seen")'
+  )
+  arguments = ['--processes', '2', '--', '--do', do]
+  with subprocess.Popen(
+    [sys.executable, LAUNCHER, *arguments], stdout=writer, stderr=writer
+  ) as process:
+    os.close(writer)
+    shown = b''
+    while not shown.endswith(b'50 %'):  # before the line ends
+      shown += os.read(reader, 1000)
+    pathlib.Path('seen').touch()
+  os.close(reader)
+  assert (process.returncode, shown) == (0, b'(77, 33)\r50 %')
 
 
 def test_nothing_is_lost_if_output_is_read_late():
@@ -271,8 +305,8 @@ def test_signals_reach_every_process_once(number, folder):
   with launched('--processes', 2, do=do) as process:
     wait_until(lambda: all((folder / f'ready{i}').exists() for i in range(2)))
     os.killpg(process.pid, number)  # to the group, as a terminal does
-    code, _, err = end(process)
-  assert code == 75, err
+    # An orderly interruption needs no words of the launcher.
+    assert end(process) == (75, '', '')
   for index in range(2):
     assert (folder / f'got{index}').read_text() == f'[{number:d}]'
 
@@ -307,8 +341,9 @@ def test_the_others_are_ended_when_the_grace_is_over(number, folder):
   assert code == 3
   assert not is_running((folder / 'there').read_text())
   still = [line for line in err.splitlines() if 'still running' in line]
-  assert still[-1] == f'process 1: still running, gets {number.name}'
-  assert len(still) == (2 if number == signal.SIGKILL else 1)
+  told = [f'process 1: still running, gets {name}' for name in SIGNALS]
+  # A slow machine may hear of the end by SIGTERM late.
+  assert still in ([told] if number == signal.SIGKILL else [told[:1], told])
   assert f'process 1 ended: {signal.strsignal(number)}' in err
 
 
@@ -350,7 +385,6 @@ def test_what_a_process_left_behind_ends_with_it(folder):
   [
     (None, ['D=2']),
     ('--xla_a=1 D=8 --xla_b=2', ['--xla_a=1', '--xla_b=2', 'D=2']),
-    ('D=8', ['D=2']),
   ],
 )
 def test_fake_devices_of_each_process(flags, expected, make_environments):
@@ -372,7 +406,6 @@ def test_fake_devices_of_each_process(flags, expected, make_environments):
   ('visible', 'expected'),
   [
     (None, ['0,1', '2,3']),
-    ('7,6,5,4,3', ['7,6', '5,4']),
     ('GPU-a, GPU-b,GPU-c,GPU-d', ['GPU-a,GPU-b', 'GPU-c,GPU-d']),
   ],
 )

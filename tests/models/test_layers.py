@@ -34,29 +34,23 @@ def test_kernel_initializer_has_the_stated_deviation(
   assert abs(jnp.mean(kernel)) < stddev / 50
 
 
-def test_kernel_initializer_refuses_an_unknown_name():
-  with pytest.raises(ValueError, match="'kaiming'"):
-    layers.kernel_initializer('kaiming', 'conv', 1)
-
-
-@pytest.mark.parametrize('make', ['kernel', 'bias'])
-def test_torch_draws_within_the_root_of_the_fan(make):
+def test_torch_draws_within_the_root_of_the_fan():
   """PyTorch's documented default of Conv2d and Linear."""
-  if make == 'kernel':
-    init = layers.kernel_initializer('torch', 'dense', 1)
-  else:
-    init = layers.bias_initializer('torch', 0.0, 400)
-  shape = (400, 200) if make == 'kernel' else (80_000,)
-  values = np.asarray(init(jax.random.key(0), shape, jnp.float32))
-  assert np.abs(values).max() == pytest.approx(1 / 20, rel=1e-3)
-  assert values.std() == pytest.approx(1 / 20 / np.sqrt(3), rel=0.02)
-  assert abs(values.mean()) < 0.001
+  kernel = layers.kernel_initializer('torch', 'dense', 1)
+  bias = layers.bias_initializer('torch', 0.0, 400)
+  for init, shape in ((kernel, (400, 200)), (bias, (80_000,))):
+    values = np.asarray(init(jax.random.key(0), shape, jnp.float32))
+    assert np.abs(values).max() == pytest.approx(1 / 20, rel=1e-3)
+    assert values.std() == pytest.approx(1 / 20 / np.sqrt(3), rel=0.02)
+    assert abs(values.mean()) < 0.001
 
 
-def test_biases_are_constant_otherwise():
-  for name, value in (('paper', 1.0), ('paper', 0.0), ('torch', 0.5)):
-    init = layers.bias_initializer(name, value, 400)
-    assert (init(jax.random.key(0), (3,), jnp.float32) == value).all()
+@pytest.mark.parametrize(
+  ('name', 'value'), [('paper', 1.0), ('paper', 0.0), ('torch', 0.5)]
+)
+def test_biases_are_constant_otherwise(name, value):
+  init = layers.bias_initializer(name, value, 400)
+  assert (init(jax.random.key(0), (3,), jnp.float32) == value).all()
 
 
 def dropout_keys(count=6, seed=0):
@@ -89,21 +83,17 @@ def test_dropout_of_an_example_depends_on_its_key_and_layer_alone():
   assert 0.4 < (kept == other).mean() < 0.6
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_the_gradient_passes_the_kept_units_only(dtype):
-  x = jax.random.normal(jax.random.key(1), (6, 50), dtype)
-  keys = dropout_keys()
-  y, back = jax.vjp(lambda x: layers.dropout(x, keys, 0.5, 1), x)
+def test_the_gradient_passes_the_kept_units_only():
+  x = jax.random.normal(jax.random.key(1), (6, 50), jnp.bfloat16)
+  y, back = jax.vjp(lambda x: layers.dropout(x, dropout_keys(), 0.5, 1), x)
   (gradient,) = back(jnp.ones_like(y))
-  assert (y.dtype, gradient.dtype) == (dtype, dtype)
+  assert y.dtype == gradient.dtype == x.dtype
   np.testing.assert_array_equal(gradient, np.where(y != 0, 2, 0))
-  assert 0.3 < np.mean(gradient == 0) < 0.7
 
 
-@pytest.mark.parametrize('count', [1, 5])
-def test_dropout_wants_a_key_for_each_example(count):
-  with pytest.raises(ValueError, match=rf'\({count},\) for a batch of 6'):
-    layers.dropout(jnp.ones((6, 8)), dropout_keys(count), 0.5, 1)
+def test_dropout_wants_a_key_for_each_example():
+  with pytest.raises(ValueError, match=r'\(5,\) for a batch of 6'):
+    layers.dropout(jnp.ones((6, 8)), dropout_keys(5), 0.5, 1)
 
 
 def lrn_loop(x, size, k, alpha, beta):
@@ -118,35 +108,34 @@ def lrn_loop(x, size, k, alpha, beta):
   return out
 
 
+@pytest.mark.parametrize('custom_vjp', [False, True])
 @pytest.mark.parametrize(
-  ('convention', 'size', 'k', 'alpha', 'beta'),
+  ('convention', 'size', 'k', 'alpha', 'beta', 'groups'),
   [
-    ('paper', 5, 2.0, 1e-4, 0.75),
-    ('paper', 5, 2.0, 0.1, 0.5),
-    ('caffe', 3, 1.0, 0.3, 1.0),
-    ('paper', 1, 1.0, 0.2, 0.75),
-    ('paper', 15, 1.0, 0.2, 0.75),  # wider than the channels
+    ('paper', 5, 2.0, 1e-4, 0.75, 1),
+    ('paper', 5, 2.0, 0.1, 0.5, 2),  # which see nothing of each other
+    ('caffe', 3, 1.0, 0.3, 1.0, 1),
+    ('paper', 1, 1.0, 0.2, 0.75, 1),
+    ('paper', 15, 1.0, 0.2, 0.75, 1),  # wider than the channels
   ],
 )
-def test_local_response_norm_equals_a_loop(convention, size, k, alpha, beta):
-  x = np.random.default_rng(0).normal(0, 10, (2, 3, 3, 7))
+def test_local_response_norm_equals_a_loop(
+  convention, size, k, alpha, beta, groups, custom_vjp
+):
+  x = np.random.default_rng(0).normal(0, 10, (2, 3, 3, 8))
   scale = alpha / size if convention == 'caffe' else alpha
-  norm = LocalResponseNorm(size, k, alpha, beta, convention)
-  np.testing.assert_allclose(
-    jax.jit(norm)(x.astype(np.float32)),
-    lrn_loop(x, size, k, scale, beta),
-    rtol=2e-6,
-  )
+  parts = np.split(x, groups, -1)
+  expected = [lrn_loop(part, size, k, scale, beta) for part in parts]
+  norm = LocalResponseNorm(size, k, alpha, beta, convention, groups, custom_vjp)
+  actual = jax.jit(norm)(x.astype(np.float32))
+  np.testing.assert_allclose(actual, np.concatenate(expected, -1), rtol=2e-6)
 
 
 @pytest.mark.parametrize(
   ('options', 'dtype'),
   [
     ({}, jnp.float32),
-    (
-      {'alpha': 0.3, 'convention': 'caffe', 'beta': 0.6, 'size': 3},
-      jnp.float32,
-    ),
+    ({'alpha': 0.3, 'beta': 0.6, 'size': 3}, jnp.float32),
     ({'alpha': 0.2, 'size': 15}, jnp.float32),  # wider than the channels
     ({'alpha': 0.1, 'k': 1.0}, jnp.bfloat16),
   ],
@@ -156,14 +145,12 @@ def test_the_custom_gradient_of_lrn_is_that_of_autodiff(options, dtype):
   g = jax.random.normal(jax.random.key(1), x.shape, dtype)
 
   @jax.jit
-  def both(x, g):
-    found = []
-    for custom in (True, False):
-      y, pull = jax.vjp(LocalResponseNorm(**options, custom_vjp=custom), x)
-      found += [y, *pull(g)]
-    return found
+  def run(x, g):
+    norms = [LocalResponseNorm(**options, custom_vjp=c) for c in (True, False)]
+    pairs = [jax.vjp(norm, x) for norm in norms]
+    return [array for y, pull in pairs for array in (y, *pull(g))]
 
-  y, dx, plain_y, plain_dx = both(x, g)
+  y, dx, plain_y, plain_dx = run(x, g)
   np.testing.assert_array_equal(y, plain_y)
   assert dx.dtype == dtype
   # Both sum in float32, and round once at the end.
@@ -197,27 +184,9 @@ def test_lrn_in_bfloat16_sums_in_float32():
   )
 
 
-@pytest.mark.parametrize('custom_vjp', [False, True])
-def test_groups_of_lrn_see_nothing_of_each_other(custom_vjp):
-  x = np.random.default_rng(1).normal(0, 10, (2, 3, 3, 8))
-  halves = [lrn_loop(half, 5, 2.0, 0.1, 0.75) for half in np.split(x, 2, -1)]
-  norm = LocalResponseNorm(alpha=0.1, groups=2, custom_vjp=custom_vjp)
-  actual = jax.jit(norm)(x.astype(np.float32))
-  np.testing.assert_allclose(actual, np.concatenate(halves, -1), rtol=2e-6)
-
-
-@pytest.mark.parametrize(
-  ('norm', 'message'),
-  [
-    (LocalResponseNorm(size=4), 'size is 4'),
-    (LocalResponseNorm(convention='torch'), "'torch'"),
-    (LocalResponseNorm(groups=3), '8 channels are no 3 equal groups'),
-    (SpatialResponseNorm(size=4), 'size is 4'),
-  ],
-)
-def test_fields_that_do_not_fit_are_refused(norm, message):
-  with pytest.raises(ValueError, match=message):
-    norm(jnp.ones((1, 5, 5, 8)))
+def test_groups_must_divide_the_channels():
+  with pytest.raises(ValueError, match='8 channels are no 3 equal groups'):
+    LocalResponseNorm(groups=3)(jnp.ones((1, 5, 5, 8)))
 
 
 def spatial_loop(x, size, k, alpha, beta):
@@ -244,8 +213,7 @@ def spatial_loop(x, size, k, alpha, beta):
   ],
 )
 def test_spatial_response_norm_equals_a_loop(options, dtype, tolerance):
-  x = np.random.default_rng(2).normal(0, 10, (2, 6, 7, 3))
-  x = jnp.asarray(x, dtype)
+  x = np.random.default_rng(2).normal(0, 10, (2, 6, 7, 3)).astype(dtype)
   actual = jax.jit(SpatialResponseNorm(*options))(x)
   assert actual.dtype == dtype
   np.testing.assert_allclose(

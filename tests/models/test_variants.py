@@ -99,11 +99,7 @@ SIZES = {  # (pixels, classes)
 }
 
 
-def test_the_table_is_complete():
-  assert set(EXPECTED) == set(variants.VARIANTS)
-
-
-@pytest.mark.parametrize('name', EXPECTED)
+@pytest.mark.parametrize('name', variants.VARIANTS)
 def test_parameters_and_shapes_are_those_computed_by_hand(name):
   size, classes = SIZES.get(name, (224, 1000))
   count, shapes = EXPECTED[name]
@@ -127,15 +123,6 @@ def test_parameters_and_shapes_are_those_computed_by_hand(name):
 def test_multiply_adds(name, gmac):
   _, rows = layer_table(AlexNet(**variants.fields(name)), (224, 224, 3))
   assert sum(macs for *_, macs in rows) / 1e9 == pytest.approx(gmac, abs=5e-5)
-
-
-def test_alexnet_bn_all_has_statistics_that_do_not_train():
-  model = AlexNet(num_classes=16, **variants.fields('alexnet_bn_all'))
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
-  )
-  statistics = jax.tree.leaves(shapes['batch_stats'])
-  assert sum(leaf.size for leaf in statistics) == 46_818_064 - 46_815_312
 
 
 def test_an_unknown_name_is_answered_with_those_that_exist():
@@ -171,7 +158,6 @@ def test_a_network_trains(name, size):
   model = AlexNet(num_classes=3, **fields, implementation='cpu')
   x = jax.random.normal(jax.random.key(0), (6, size, size, 3))
   labels = jnp.arange(6) % 3
-  tx = optax.sgd(0.001, 0.9)
 
   def loss(params, statistics):
     logits, new = model.apply(
@@ -180,19 +166,13 @@ def test_a_network_trains(name, size):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean(), dict(new)
 
-  @jax.jit
-  def step(params, statistics, state):
-    (value, new), grads = jax.value_and_grad(loss, has_aux=True)(
-      params, statistics
-    )
-    updates, state = tx.update(grads, state)
-    return value, optax.apply_updates(params, updates), new, state
-
+  grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
   statistics = dict(jax.jit(model.init)(jax.random.key(1), x))
   params = first = statistics.pop('params')
-  state, values = tx.init(params), []
+  values = []
   for _ in range(5):
-    value, params, statistics, state = step(params, statistics, state)
+    (value, statistics), grads = grad(params, statistics)
+    params = jax.tree.map(lambda p, g: p - 0.002 * g, params, grads)
     values.append(float(value))
   assert np.isfinite(values).all()
   assert values[-1] < values[0]

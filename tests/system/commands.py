@@ -42,6 +42,8 @@ TINY = {
 def write_recipe(folder: pathlib.Path, **changes) -> pathlib.Path:
   """A recipe file with `TINY` and the given changes (a.b is written a__b)."""
   values = TINY | {k.replace('__', '.'): v for k, v in changes.items()}
+  if values['data.source'] != 'synthetic':
+    values = {k: v for k, v in values.items() if '.synthetic_' not in k}
   lines = [f'  config.{key} = {value!r}\n' for key, value in values.items()]
   path = folder / 'recipe.py'
   path.write_text(

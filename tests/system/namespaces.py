@@ -47,7 +47,8 @@ class Host:
 @contextlib.contextmanager
 def two_hosts() -> Iterator[list[Host]]:
   """Makes two hosts that find each other by name, and nobody else."""
-  _skip_unless_possible()
+  programs = ('ip', 'unshare')
+  skip_unless_possible(programs, 'iproute2', '--net', '--mount', '--uts')
   hosts = [
     Host(f'alexnet_{os.getpid()}_{i}', f'host-{i}', f'10.77.0.{i + 1}')
     for i in range(2)
@@ -72,16 +73,13 @@ def ip(*arguments) -> None:
   subprocess.run(['ip', *arguments], check=True)
 
 
-def _skip_unless_possible():
-  if not shutil.which('ip'):
-    pytest.skip('no ip: apt-get install iproute2')
-  namespaces = subprocess.run(
-    ['unshare', '--net', '--mount', '--uts', 'true'],
-    capture_output=True,
-    check=False,
-  )
-  if namespaces.returncode:
-    pytest.skip('network namespaces need root')
+def skip_unless_possible(programs, packages: str, *namespaces: str) -> None:
+  """Skips the test without these programs, or the right to new namespaces."""
+  if missing := [name for name in programs if not shutil.which(name)]:
+    pytest.skip(f'no {", ".join(missing)}: apt-get install {packages}')
+  command = ['unshare', '--fork', *namespaces, 'true']
+  if subprocess.run(command, capture_output=True, check=False).returncode:
+    pytest.skip(f'namespaces need root: {" ".join(command)}')
 
 
 @contextlib.contextmanager

@@ -11,9 +11,8 @@ import subprocess
 import tempfile
 import time
 
-import pytest
-
 from tests.system import commands
+from tests.system import namespaces
 
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'unshare')
 
@@ -83,92 +82,63 @@ class Cluster:
     assert code == 0 or not check, err
     return out.strip()
 
-  def submit(self, *arguments, **variables) -> str:
-    """Submits a job; returns its id."""
-    return self.call('sbatch', '--parsable', *arguments, **variables)
-
-  def job(self, job: str) -> dict[str, str]:
-    """Returns what the controller knows about a job."""
-    text = self.call('scontrol', 'show', 'job', '--oneliner', job)
-    return dict(pair.split('=', 1) for pair in text.split() if '=' in pair)
-
   def wait(self, job: str, *states: str, timeout: float = 240) -> dict:
-    """Waits until a job is in one of the states."""
+    """Waits for one of the states; returns what the controller knows."""
     end = time.monotonic() + timeout
-    while (found := self.job(job))['JobState'] not in states:
+    while True:
+      text = self.call('scontrol', 'show', 'job', '--oneliner', job)
+      found = dict(pair.split('=', 1) for pair in text.split() if '=' in pair)
+      if found['JobState'] in states:
+        return found
       assert time.monotonic() < end, found
       time.sleep(0.2)
-    return found
 
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:
   """Starts the daemons, waits for both nodes, and finally ends everything."""
-  _skip_unless_possible()
+  packages = 'slurm-wlm munge (as root)'
+  namespaces.skip_unless_possible(NEEDED, packages, '--mount', '--pid')
   # The paths of sockets must be short, which pytest's folders are not.
   folder = pathlib.Path(tempfile.mkdtemp(prefix='slurm_'))
   result = Cluster(folder)
   try:
     _write_files(folder)
-    with _daemons(result) as daemons:
+    with (folder / 'daemons.log').open('w') as log:
+      daemons = subprocess.Popen(
+        [*IN_NAMESPACES, 'bash', '-c', DAEMONS.format(folder=folder)],
+        env=os.environ | result.env,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+      )
+    try:
       _wait_for_nodes(result, daemons)
       yield result
+    finally:
+      daemons.kill()
+      daemons.wait()
   finally:
-    shutil.rmtree(folder)
-
-
-def _skip_unless_possible():
-  missing = [name for name in NEEDED if not shutil.which(name)]
-  if missing:
-    pytest.skip(
-      f'no {", ".join(missing)}: apt-get install slurm-wlm munge (as root)'
-    )
-  namespaces = subprocess.run(
-    ['unshare', '--mount', '--pid', '--fork', 'true'],
-    capture_output=True,
-    check=False,
-  )
-  if namespaces.returncode:
-    pytest.skip('daemons in namespaces of their own need root')
+    # A daemon that is ending may write until its namespace is gone.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_files(folder):
   host = socket.gethostname().split('.')[0]
   folder.chmod(0o755)  # munged wants its socket to be reachable by everyone
   (folder / 'state').mkdir()
-  (folder / 'slurm.conf').write_text(
-    CONF.format(folder=folder, host=host, ports=_free_ports(3))
-  )
+  with contextlib.ExitStack() as stack:  # three ports at a time: all differ
+    bound = [
+      stack.enter_context(socket.create_server(('127.0.0.1', 0)))
+      for _ in range(3)
+    ]
+    ports = [one.getsockname()[1] for one in bound]
+  conf = CONF.format(folder=folder, host=host, ports=ports)
+  (folder / 'slurm.conf').write_text(conf)
   (folder / 'hosts').write_text(f'127.0.0.1 localhost n1 n2 {host}\n')
   key = folder / 'munge.key'
   key.touch(mode=0o600)
   key.write_bytes(secrets.token_bytes(128))
-
-
-def _free_ports(count):
-  with contextlib.ExitStack() as stack:
-    sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-    for one in sockets:
-      one.bind(('127.0.0.1', 0))
-    return [one.getsockname()[1] for one in sockets]
-
-
-@contextlib.contextmanager
-def _daemons(cluster):
-  script = DAEMONS.format(folder=cluster.folder)
-  with (cluster.folder / 'daemons.log').open('w') as log:
-    process = subprocess.Popen(
-      [*IN_NAMESPACES, 'bash', '-c', script],
-      env=os.environ | cluster.env,
-      stdin=subprocess.DEVNULL,
-      stdout=log,
-      stderr=log,
-    )
-  try:
-    yield process
-  finally:
-    process.kill()
-    process.wait()
 
 
 def _wait_for_nodes(cluster, daemons):

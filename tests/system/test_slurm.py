@@ -1,6 +1,5 @@
 """launch/slurm.sh on two nodes: it trains, and comes back only if it should."""
 
-from collections.abc import Iterator
 import contextlib
 import json
 import os
@@ -47,17 +46,16 @@ class Job:
   """A job of launch/slurm.sh on two nodes, with one device in each task."""
 
   def __init__(self, cluster, folder, recipe, *arguments, **variables):
-    self._cluster = cluster
+    self._cluster, self._out = cluster, folder / 'out'
     self.workdir = folder / 'run'
-    self.id = cluster.submit(
-      *('--nodes=2', f'--output={folder}/out', SCRIPT),
+    self.id = cluster.call(
+      *('sbatch', '--parsable', '--nodes=2', f'--output={self._out}', SCRIPT),
       *('--config', recipe, '--workdir', self.workdir, '--json'),
       *('--heartbeat_timeout', 10, *arguments),
       PYTHON=sys.executable,
       **fake_devices(1),
       **variables,
     )
-    self._out = folder / 'out'
 
   def out(self) -> str:
     return self._out.read_text() if self._out.exists() else ''
@@ -82,33 +80,20 @@ class Job:
     assert len(lines) == 1, self.out()
     return json.loads(lines[0])
 
-  def signal_all(self) -> None:
-    self._cluster.call('scancel', '--signal=TERM', self.id)
-
-  def cancel(self) -> None:
-    self._cluster.call('scancel', self.id)
-
   def kill_task(self, index) -> None:
     """Sends SIGKILL to one task, as the kernel does for want of memory."""
     marks = {f'SLURM_JOB_ID={self.id}', f'SLURM_PROCID={index}'}
-    found = [
-      number
-      for number, command, environment in processes()
-      if 'alexnet_jax.main' in command and marks <= environment
-    ]
-    assert len(found) == 1
-    os.kill(found[0], signal.SIGKILL)
-
-
-def processes() -> Iterator[tuple[int, set[str], set[str]]]:
-  """Yields (number, arguments, environment) of every process here."""
-  for folder in pathlib.Path('/proc').glob('[0-9]*'):
-    with contextlib.suppress(OSError):  # of one that has just ended
-      command, environment = (
-        set((folder / name).read_text(errors='replace').split('\0'))
-        for name in ('cmdline', 'environ')
-      )
-      yield int(folder.name), command, environment
+    found = []
+    for folder in pathlib.Path('/proc').glob('[0-9]*'):
+      with contextlib.suppress(OSError):  # of one that has just ended
+        command, environment = (
+          set((folder / name).read_text(errors='replace').split('\0'))
+          for name in ('cmdline', 'environ')
+        )
+        if 'alexnet_jax.main' in command and marks <= environment:
+          found.append(int(folder.name))
+    (number,) = found
+    os.kill(number, signal.SIGKILL)
 
 
 def test_an_interrupted_job_goes_on_by_itself(
@@ -116,7 +101,7 @@ def test_an_interrupted_job_goes_on_by_itself(
 ):
   job = Job(cluster, tmp_path, recipe)
   job.wait_for_step(40)
-  job.signal_all()
+  cluster.call('scancel', '--signal=TERM', job.id)
   found = job.wait('COMPLETED')
   assert found['Restarts'] == '1'
   before, after = job.out().split('launch/slurm.sh: restart 1 follows')
@@ -145,7 +130,7 @@ def test_a_job_whose_task_is_killed_goes_on_by_itself(
 def test_a_cancelled_job_saves_and_stays_away(cluster, recipe, tmp_path):
   job = Job(cluster, tmp_path, recipe)
   job.wait_for_step(40)
-  job.cancel()
+  cluster.call('scancel', job.id)
   # One that comes back is PENDING at first.
   found = cluster.wait(job.id, *ENDS, 'PENDING')
   assert found['JobState'] == 'CANCELLED'
@@ -157,7 +142,7 @@ def test_a_cancelled_job_saves_and_stays_away(cluster, recipe, tmp_path):
 def test_a_job_does_not_restart_for_ever(cluster, recipe, tmp_path):
   job = Job(cluster, tmp_path, recipe, MAX_RESTARTS='0')
   job.wait_for_step(40)
-  job.signal_all()
+  cluster.call('scancel', '--signal=TERM', job.id)
   found = job.wait('FAILED')
   assert (found['ExitCode'], found['Restarts']) == ('75:0', '0')
   assert '0 restarts are enough' in job.out()

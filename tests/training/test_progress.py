@@ -76,13 +76,13 @@ def test_a_lost_loss_is_noticed_before_the_state_can_be_saved():
 def test_evaluations_are_judged_by_the_monitors_of_the_config():
   """Best by top-1, plateau by loss, early stopping by top-5."""
   config = config_lib.make_config()
-  config.checkpoint.monitor, config.checkpoint.mode = 'eval/top1', 'max'
+  config.checkpoint.monitor = 'eval/top1'
   config.schedule.update(
-    name='plateau', monitor='eval/loss', mode='min', patience=1, factor=0.5
+    name='plateau', monitor='eval/loss', patience=1, factor=0.5
   )
   config.schedule.threshold = 0.05
   config.early_stopping.update(
-    enabled=True, monitor='eval/top5', mode='max', patience=2, threshold=0.0
+    enabled=True, monitor='eval/top5', patience=2, threshold=0.0
   )
   progress = Progress(PlateauState(0.4))
   learning_rates, stopped = [], []
