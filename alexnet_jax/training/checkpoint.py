@@ -180,7 +180,8 @@ class Checkpoints:
     for step in set(self.steps()) - kept:
       path = self.folder / str(step)
       if not files.is_in_use(path):  # or it is removed after another save
-        shutil.rmtree(path)
+        # For a reader it is there as a whole or not at all.
+        shutil.rmtree(path.rename(f'{path}{_TEMPORARY}.removed'))
     # glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
     # 0.3 GB with every save.
     if _malloc_trim is not None:

@@ -48,34 +48,29 @@ def check_processes(
     return
   devices = jax.local_devices()
   flat = config_lib.flatten(config_lib.from_dict(config.to_dict()))
-  for key in _OWN_KEYS:
-    del flat[key]
   own = {
-    'host': socket.gethostname(),
-    'number of processes': {'processes': str(processes.count)},
-    'devices': {'devices': f'{len(devices)} x {devices[0].device_kind}'},
-    'config': {key: repr(value) for key, value in flat.items()},
-    'versions': versions(),
+    'processes': processes.count,
+    'devices': f'{len(devices)} x {devices[0].device_kind}',
+    **{f'config.{k}': repr(flat[k]) for k in flat if k not in _OWN_KEYS},
+    **versions(),
   }
-  everybody = processes.gather(own, check)
+  everybody = processes.gather([socket.gethostname(), own], check)
   if everybody is None:
     return
-  for index, other in enumerate(everybody):
-    for name in ('number of processes', 'devices', 'config', 'versions'):
-      if changes := _changes(own[name], other[name], show=str):
-        raise UserError(
-          f'process {index}, on {other["host"]}, differs from process 0 in'
-          f' {name}:{changes}\nStart all processes with the same command, in'
-          ' the same environment'
-        )
+  for index, (host, other) in enumerate(everybody):
+    if changes := _changes(own, other, show=str):
+      raise UserError(
+        f'process {index}, on {host}, differs from process 0:{changes}\nStart'
+        ' all processes with the same command, in the same environment'
+      )
   if jax.process_count() != processes.count:
     raise UserError(
       f'{processes.count} processes were started, but JAX sees'
       f' {jax.process_count()}: are all of them on the same kind of device?'
     )
   rows = {
-    f'process {index}': f'{other["host"]}: {other["devices"]["devices"]}'
-    for index, other in enumerate(everybody[:_MOST_ROWS])
+    f'process {index}': f'{host}: {other["devices"]}'
+    for index, (host, other) in enumerate(everybody[:_MOST_ROWS])
   }
   if more := processes.count - len(rows):
     rows['...'] = f'{more} more'

@@ -97,11 +97,13 @@ def first_state(
   return state
 
 
-def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+def matching(
+  names: Sequence[str], patterns: Sequence[str], key: str = 'patterns'
+) -> frozenset[str]:
   """Returns the names that a pattern fits, as a whole or by their layer.
 
   Raises:
-    UserError: naming the patterns that fit nothing.
+    UserError: naming the key that has them, and those that fit nothing.
   """
   found = {
     pattern: {
@@ -115,7 +117,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
   if idle := [pattern for pattern, fits in found.items() if not fits]:
     layers = sorted({name.split('/')[0] for name in names})
     raise UserError(
-      f'no parameter fits {", ".join(map(repr, idle))}; the layers are'
+      f'{key}: no parameter fits {", ".join(map(repr, idle))}; the layers are'
       f' {", ".join(layers)}'
     )
   return frozenset().union(*found.values())
@@ -129,10 +131,7 @@ def frozen_names(state: TrainState, patterns: Sequence[str]) -> frozenset[str]:
       fit everything.
   """
   names = list(leaf_names(state.params))
-  try:
-    frozen = matching(names, patterns)
-  except UserError as error:
-    raise UserError(f'config.init.freeze: {error}') from error
+  frozen = matching(names, patterns, 'config.init.freeze')
   if len(frozen) == len(names):
     raise UserError(
       f'config.init.freeze is {tuple(patterns)!r}: nothing is left to train'
@@ -183,10 +182,7 @@ def transferred(
       shape, unless it is skipped.
   """
   mine, theirs = leaf_names(state.params), leaf_names(other.eval_params)
-  try:
-    skipped = matching(list(mine), skip)
-  except UserError as error:
-    raise UserError(f'config.init.skip: {error}') from error
+  skipped = matching(list(mine), skip, 'config.init.skip')
   wanted = {key: w for key, w in mine.items() if key not in skipped}
   misfits = [
     f'  {key}: {_shape(theirs.get(key))} there, {_shape(w)} here'
