@@ -199,8 +199,7 @@ class Checkpoints:
   def wait(self) -> None:
     """Waits until the save under way is complete, in all processes.
 
-    Raises:
-      UserError: as `save` does.
+    Raises UserError as `save` does.
     """
     self._wait()
     # A process that left before could end process 0 in the middle of its save.
@@ -426,8 +425,7 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
   Args:
     which: `final`, `newest`, `best` or the number of a step.
 
-  Raises:
-    UserError: if there is no run, or no such checkpoint, or it is damaged.
+  Raises UserError if there is no run or checkpoint, or it is damaged.
   """
   folder = _folder_of(workdir)
   while True:
@@ -454,8 +452,7 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
 def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
   """Reads step and `SavedRun` of the newest checkpoint that can be read.
 
-  Raises:
-    UserError: if there is no run, or no such checkpoint.
+  Raises UserError if there is no run, or no such checkpoint.
   """
   folder = _folder_of(workdir)
   if (found := _newest(folder)) is None:

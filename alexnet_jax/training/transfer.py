@@ -52,11 +52,7 @@ def describe_classes(names: Sequence[str]) -> str:
 
 
 def check_init(config, class_names: Sequence[str]) -> None:
-  """Refuses a config.init.workdir whose weights do not fit the network.
-
-  Raises:
-    UserError: if there is no such run, or parameters or classes differ.
-  """
+  """Raises UserError if the weights of config.init.workdir do not fit."""
   init = config.init
   if not init.workdir:
     return
@@ -102,8 +98,7 @@ def matching(
 ) -> frozenset[str]:
   """Returns the names that a pattern fits, as a whole or by their layer.
 
-  Raises:
-    UserError: naming the key that has them, and those that fit nothing.
+  Raises UserError naming the config key and the patterns that fit nothing.
   """
   found = {
     pattern: {
@@ -126,9 +121,7 @@ def matching(
 def frozen_names(state: TrainState, patterns: Sequence[str]) -> frozenset[str]:
   """Returns the names of the parameters that do not train.
 
-  Raises:
-    UserError: if a pattern of config.init.freeze fits nothing, or all of them
-      fit everything.
+  Raises UserError if a pattern fits nothing, or they fit everything.
   """
   names = list(leaf_names(state.params))
   frozen = matching(names, patterns, 'config.init.freeze')
@@ -177,9 +170,7 @@ def transferred(
 ) -> list[str]:
   """Returns names of the parameters that `start_from` takes from the other.
 
-  Raises:
-    UserError: naming every parameter that the other lacks or has in another
-      shape, unless it is skipped.
+  Raises UserError naming each that the other lacks or has in another shape.
   """
   mine, theirs = leaf_names(state.params), leaf_names(other.eval_params)
   skipped = matching(list(mine), skip, 'config.init.skip')
