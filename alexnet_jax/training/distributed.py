@@ -302,11 +302,9 @@ def joined(
 def exit_process(code: int) -> None:
   """Ends this process if it is one of several and could not finish."""
   if _member is not None:
-    with contextlib.suppress(OSError):  # nobody may read it
-      if sys.exc_info()[0] is not None:
+    if sys.exc_info()[0] is not None:
+      with contextlib.suppress(OSError):  # nobody may read it
         traceback.print_exc()
-      sys.stdout.flush()
-      sys.stderr.flush()
     _member.exit(code)
 
 
