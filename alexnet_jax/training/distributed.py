@@ -428,6 +428,9 @@ def _connect_by_loopback():
   from jax._src import xla_bridge
   from jax._src.lib import _jax
 
+  if jax.config.jax_cpu_collectives_implementation != 'gloo':
+    return
+
   def make_client():
     collectives = _jax.make_gloo_tcp_collectives(
       distributed_client=_store(), hostname='127.0.0.1'

@@ -259,3 +259,19 @@ def test_process_0_gives_its_arrays_bit_for_bit():
   assert "('b', 'int32', (), '07000000')" in here
   assert '00000080' in here  # -0.0
   assert '2301c07f' in here
+
+
+@pytest.mark.slow
+def test_a_signal_to_another_process_comes_too_late_for_a_run_that_is_done(
+  tmp_path,
+):
+  """While process 0 draws the report."""
+  recipe = commands.write_recipe(tmp_path, num_steps=4, report=True)
+  processes = together.start(recipe, tmp_path / 'run', 2)
+  told = ''
+  while 'done at step 4' not in told:
+    told += (line := processes[0].stderr.readline())
+    assert line, told
+  processes[1].send_signal(signal.SIGTERM)
+  assert together.result(together.finish(processes))['step'] == 4
+  assert (tmp_path / 'run' / 'report' / 'index.html').exists()
