@@ -88,13 +88,10 @@ def run(
     json_output: whether the result is printed, as the last line of standard
       output; everything for people goes to standard error.
     uses_jax: whether the command computes with it; see `runtime.configure`.
-    exit_code: of a command that was done but may have bad news: what to return
-      for its result. By default 0.
+    exit_code: of the result, where a command that is done may have bad news.
 
   Returns:
-    0 done; 2 the user can fix it; 75 interrupted and saved, or another process
-    of the run is lost: the same command goes on; 1 a run that failed. Other
-    exceptions pass (and exit with 1).
+    The code of `outcome`, or 0; other exceptions pass (and exit with 1).
   """
   logging.basicConfig(
     stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT
@@ -128,34 +125,33 @@ def _unraisable(unraisable):
 
 def outcome(error: BaseException) -> tuple[int, str] | None:
   """Returns exit code and message for an exception; None if it is a bug."""
-  if isinstance(error, errors.UserError):
-    return errors.EXIT_USER, f'error: {error}'
-  if isinstance(error, errors.NonFiniteLossError):
-    return errors.EXIT_FAILURE, f'error: {error}'
-  if isinstance(error, errors.Interrupted):
-    message = f'interrupted by {error}; the same command goes on from here'
-    return errors.EXIT_INTERRUPTED, message
-  if isinstance(error, errors.ProcessLost):
-    return errors.EXIT_INTERRUPTED, (
-      f'another process of the run is lost ({error}); the same command goes on'
-      ' from the newest checkpoint'
-    )
-  if isinstance(error, KeyboardInterrupt):
-    return errors.EXIT_FAILURE, 'error: interrupted'
-  if isinstance(error, OSError) and (error.filename or _is_full(error)):
-    hint = (
-      '; complete checkpoints stay valid: make room and start the same command'
-      ' again'
-      if _is_full(error)
-      else ''
-    )
-    where = error.filename or 'while writing'
-    return errors.EXIT_USER, f'error: {where}: {error.strerror}{hint}'
+  match error:
+    case errors.UserError():
+      return errors.EXIT_USER, f'error: {error}'
+    case errors.NonFiniteLossError():
+      return errors.EXIT_FAILURE, f'error: {error}'
+    case errors.Interrupted():
+      message = f'interrupted by {error}; the same command goes on from here'
+      return errors.EXIT_INTERRUPTED, message
+    case errors.ProcessLost():
+      return errors.EXIT_INTERRUPTED, (
+        f'another process of the run is lost ({error}); the same command goes'
+        ' on from the newest checkpoint'
+      )
+    case KeyboardInterrupt():
+      return errors.EXIT_FAILURE, 'error: interrupted'
+    case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+      return errors.EXIT_USER, (
+        f'error: {error.filename or "while writing"}: {error.strerror};'
+        ' complete checkpoints stay valid: make room and start the same command'
+        ' again'
+      )
+    case OSError() if error.filename:
+      return errors.EXIT_USER, f'error: {error.filename}: {error.strerror}'
+    case Exception():
+      if problem := runtime.platform_problem():
+        return errors.EXIT_USER, f'error: {problem}'
   return None
-
-
-def _is_full(error):
-  return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def set_prefix(prefix: str) -> None:
@@ -176,10 +172,36 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def folder(text: str) -> str:
+  """Type of arguments that name a folder: ~ is the home, no addresses."""
+  if '://' in text:
+    raise argparse.ArgumentTypeError(
+      f'{text} is no folder of this machine; mount it, and give its path'
+    )
+  return os.path.expanduser(text)
+
+
+def add_workdirs(
+  parser: argparse.ArgumentParser, metavar: str, text: str
+) -> None:
+  """Adds the folders of several runs, as arguments or after --workdirs."""
+  for name, more in (
+    ('workdirs', {'nargs': '*', 'default': argparse.SUPPRESS, 'help': text}),
+    ('--workdirs', {'nargs': '+', 'default': [], 'help': argparse.SUPPRESS}),
+  ):
+    parser.add_argument(
+      name, action='extend', type=folder, metavar=metavar, **more
+    )
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
   """Adds --workdir and --checkpoint, of a run that was trained."""
   parser.add_argument(
-    '--workdir', required=True, metavar='DIR', help='folder of the run'
+    '--workdir',
+    required=True,
+    type=folder,
+    metavar='DIR',
+    help='folder of the run',
   )
   parser.add_argument(
     '--checkpoint',
@@ -193,6 +215,7 @@ def add_data_path(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--data_path',
     default='',
+    type=folder,
     metavar='DIR',
     help='where the data lies now (default: where it lay in training)',
   )
@@ -287,11 +310,9 @@ class Console:
     what: str,
     line_seconds: float = 0.0,
   ) -> None:
-    """Starts a progress bar.
+    """Starts a progress bar over `total` units of work, `done` of them done.
 
     Args:
-      total: units of work.
-      done: units that are done already.
       unit: name of one unit, such as `image`.
       what: what is being done.
       line_seconds: seconds between two lines where there is no terminal; 0: no

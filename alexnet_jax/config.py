@@ -1,16 +1,14 @@
-"""Every config key: default, meaning and allowed values; recipes; durations.
+"""Every config key: default, meaning, allowed values, and when it counts.
 
 `validation.load_config` reads a recipe with its overrides and checks it.
 """
 
 from collections.abc import Callable
 import dataclasses
-import fractions
+import itertools
 import json
-import math
 import os
 import pathlib
-import sys
 
 import ml_collections
 
@@ -19,17 +17,12 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 
 CONFIG_FILE = 'config.json'  # in the folder of a run
-_LARGEST = sys.float_info.max
+_LARGEST = 3.4e38  # of float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """A condition on the value of one key.
-
-  Attributes:
-    text: completes the message `config.key is value; it ...`.
-    holds: returns True for values that are allowed.
-  """
+  """A condition on values of the right type; `text` ends `X is VALUE; it`."""
 
   text: str
   holds: Callable[[object], bool]
@@ -40,56 +33,63 @@ class Key:
   """A key of the config.
 
   Attributes:
-    default: its value unless a recipe or an override changes it.
+    default: its value unless a recipe or an override changes it; values have
+      its type.
     allowed: the values to choose from, or a rule; None: checked elsewhere.
     free: True if a resumed run may change it, as the training stays the same.
+    when: the values of other keys with which it has an effect, such as
+      `schedule.name=plateau|step and data.path`; '': always.
   """
 
   default: object
   allowed: tuple | Rule | None = None
   free: bool = False
+  when: str = ''
 
 
 def is_number(value) -> bool:
-  """Returns True for a finite number; a recipe can set any key to None."""
-  return isinstance(value, (int, float)) and abs(value) <= _LARGEST
+  """Returns True for a number that float32 can hold."""
+  is_bool = isinstance(value, bool)  # an int to Python
+  return (
+    isinstance(value, (int, float)) and not is_bool and abs(value) <= _LARGEST
+  )
 
 
-def _numbers(rule, text):
-  return Rule(text, lambda value: is_number(value) and rule(value))
-
-
-def _sequences(text, lengths, rule):
+def _list_rule(text, lengths, holds):
   return Rule(
     text,
     lambda values: (
-      isinstance(values, (tuple, list))
-      and len(values) in lengths
+      (lengths is None or len(values) in lengths)
       and all(map(is_number, values))
-      and rule(values)
+      and holds(values)
     ),
   )
 
 
 def _span(least, most):
-  return _sequences(
+  return _list_rule(
     f'takes (smallest, largest), both from {least} to {most}',
     (2,),
     lambda values: least <= values[0] <= values[1] <= most,
   )
 
 
-_POSITIVE = _numbers(lambda value: value > 0, 'must be greater than 0')
-_NOT_NEGATIVE = _numbers(lambda value: value >= 0, 'must not be negative')
-_SHARE = _numbers(
-  lambda value: 0 <= value < 1, 'must be at least 0 and below 1'
+_POSITIVE = Rule('must be greater than 0', lambda value: value > 0)
+_NOT_NEGATIVE = Rule('must not be negative', lambda value: value >= 0)
+_SHARE = Rule('must be at least 0 and below 1', lambda value: 0 <= value < 1)
+_FRACTION = Rule('must lie between 0 and 1', lambda value: 0 < value < 1)
+# JAX draws from 32 bits of a seed, numpy from all.
+_SEED = Rule('must lie between 0 and 2**32 - 1', lambda v: 0 <= v < 2**32)
+_ASCENDING = _list_rule(
+  'takes numbers above 0, each larger than the one before it',
+  None,
+  lambda values: all(a < b for a, b in itertools.pairwise((0, *values))),
 )
-_FRACTION = _numbers(lambda value: 0 < value < 1, 'must lie between 0 and 1')
 _PATTERNS = Rule(
   "takes patterns: ('conv*', 'dense1/kernel')",
   lambda values: all(isinstance(v, str) and v for v in values),
 )
-_MODES = ('min', 'max')
+_MODES = ('auto', 'min', 'max')
 MONITORS = (
   'eval/loss',
   'eval/top1',
@@ -113,7 +113,7 @@ DURATIONS = (
 )
 
 _RUN = {
-  'seed': Key(0, _NOT_NEGATIVE),  # order, crops, initialization, dropout
+  'seed': Key(0, _SEED),  # order, crops, initialization, dropout
   'num_epochs': Key(90.0, _NOT_NEGATIVE, free=True),
   'num_steps': Key(0, _NOT_NEGATIVE, free=True),
   'global_batch_size': Key(128, _POSITIVE),  # over all devices of all processes
@@ -142,27 +142,39 @@ _RUN = {
   'ema_decay': Key(0.0, _SHARE),  # of averaged weights for evaluation; 0: none
 }
 
+_IMAGES = 'folder|tfds|tar|parquet'  # sources of encoded images
+_FILES = _IMAGES + '|raw'
+_DIVIDED = 'digits|folder|tar|parquet'  # those without a split of their own
+
 _DATA = {
   'source': Key(
     'digits',
     ('digits', 'folder', 'tfds', 'tar', 'parquet', 'raw', 'synthetic'),
   ),
   # The data's folder; of tfds the data_dir ('': its default).
-  'path': Key('', free=True),
-  'tfds_name': Key('imagenet2012'),
-  'tfds_train_split': Key('train'),
-  'tfds_eval_split': Key('validation'),
+  'path': Key('', free=True, when='data.source=' + _FILES),
+  'tfds_name': Key('imagenet2012', when='data.source=tfds'),
+  'tfds_train_split': Key('train', when='data.source=tfds'),
+  'tfds_eval_split': Key(
+    'validation', when='data.source=tfds and data.folds=0'
+  ),
   # Held out of each class where the data has no validation split.
-  'val_fraction': Key(0.2, _FRACTION),
-  'split_seed': Key(0),
+  'val_fraction': Key(
+    0.2, _FRACTION, when=f'data.source={_DIVIDED} and data.folds=0'
+  ),
+  'split_seed': Key(0, _SEED, when=f'data.source={_DIVIDED} or data.folds'),
   'folds': Key(0, _NOT_NEGATIVE),  # cross-validation; 0: the data's own split
-  'fold': Key(0, _NOT_NEGATIVE),  # the one held out, from 0
+  'fold': Key(0, _NOT_NEGATIVE, when='data.folds'),  # held out, from 0
   'resize_size': Key(256, _POSITIVE),  # short side; its center square is kept
   'crop_size': Key(224, _POSITIVE),
   # Of training; evaluation always takes the center.
   'crop': Key('random', ('random', 'center', 'random_resized')),
-  'crop_area': Key((0.08, 1.0), _span(0.0001, 1)),  # of random_resized: share
-  'crop_ratio': Key((3 / 4, 4 / 3), _span(0.01, 100)),  # its width / height
+  'crop_area': Key(  # share of the image
+    (0.08, 1.0), _span(0.0001, 1), when='data.crop=random_resized'
+  ),
+  'crop_ratio': Key(  # width / height
+    (3 / 4, 4 / 3), _span(0.01, 100), when='data.crop=random_resized'
+  ),
   'random_flip': Key(True),
   'brightness': Key(0.0, _SHARE),  # largest random shift, as a share of white
   # Standard deviation of the draws along the principal components of the
@@ -170,27 +182,32 @@ _DATA = {
   # (eigenvalue, of pixels as shares of white) or by the deviation, as in the
   # source release.
   'pca_lighting': Key(0.0, _NOT_NEGATIVE),
-  'pca_lighting_unit': Key('eigenvalue', ('eigenvalue', 'deviation')),
+  'pca_lighting_unit': Key(
+    'eigenvalue', ('eigenvalue', 'deviation'), when='data.pca_lighting'
+  ),
   # While lighting is on, pixels after the mean are divided by 1 + pca_lighting,
   # as in the source release.
-  'pca_lighting_shrink': Key(False),
-  'pca_lighting_epochs': Key(0.0, _NOT_NEGATIVE),  # then off; both 0: never off
-  'pca_lighting_steps': Key(0, _NOT_NEGATIVE),
-  'scaled_decoding': Key(True),  # of training JPEGs at least twice too large
+  'pca_lighting_shrink': Key(False, when='data.pca_lighting'),
+  # After that it is off; both 0: never.
+  'pca_lighting_epochs': Key(0.0, _NOT_NEGATIVE, when='data.pca_lighting'),
+  'pca_lighting_steps': Key(0, _NOT_NEGATIVE, when='data.pca_lighting'),
+  # Of training JPEGs at least twice too large.
+  'scaled_decoding': Key(True, when='data.source=' + _IMAGES),
   # Subtracted: the mean per channel, the mean image, or nothing.
   'mean': Key('channel', ('channel', 'image', 'none')),
   'mean_rgb': Key(  # of `channel`: three levels instead of the data's own
     (),
-    _sequences(
+    _list_rule(
       'takes three levels of 255, or ()',
       (0, 3),
       lambda values: all(0 <= v <= 255 for v in values),
     ),
+    when='data.mean=channel',
   ),
   'std': Key(1.0, _POSITIVE),  # one divisor for all pixels after the mean
   'std_rgb': Key(  # three divisors instead, one for each channel
     (),
-    _sequences(
+    _list_rule(
       'takes three numbers above 0, or ()',
       (0, 3),
       lambda values: all(v > 0 for v in values),
@@ -200,19 +217,21 @@ _DATA = {
   'unreadable': Key('stop', ('stop', 'skip')),
   'num_threads': Key(0, _NOT_NEGATIVE, free=True),  # 0: one per core
   'prefetch': Key(2, _NOT_NEGATIVE, free=True),  # batches made ahead
-  'synthetic_examples': Key(1024, _POSITIVE),
-  'synthetic_classes': Key(10, _POSITIVE),
+  'synthetic_examples': Key(1024, _POSITIVE, when='data.source=synthetic'),
+  'synthetic_classes': Key(10, _POSITIVE, when='data.source=synthetic'),
 }
 
 _INIT = {
   'workdir': Key(''),  # of the run whose weights this one starts with
-  'checkpoint': Key('final'),  # newest, best or a step
-  'mean_image': Key(False),  # True: subtract that run's mean image here
-  'skip': Key((), _PATTERNS),  # parameters that start anew, such as head
+  'checkpoint': Key('final', when='init.workdir'),  # newest, best or a step
+  # True: subtract that run's mean image here.
+  'mean_image': Key(False, when='init.workdir and data.mean=image'),
+  # Parameters that start anew, such as head.
+  'skip': Key((), _PATTERNS, when='init.workdir'),
   'freeze': Key((), _PATTERNS),  # parameters that do not train, such as conv*
   # When they begin to train, with a new optimizer; both 0: never.
-  'unfreeze_epochs': Key(0.0, _NOT_NEGATIVE),
-  'unfreeze_steps': Key(0, _NOT_NEGATIVE),
+  'unfreeze_epochs': Key(0.0, _NOT_NEGATIVE, when='init.freeze'),
+  'unfreeze_steps': Key(0, _NOT_NEGATIVE, when='init.freeze'),
 }
 
 _LOSS = {  # of training
@@ -221,62 +240,81 @@ _LOSS = {  # of training
   'l2': Key(0.0, _NOT_NEGATIVE),  # penalty: times the sum of w^2, all kernels
 }
 
+_NOT_ADAM = 'optimizer.name=sgd|rmsprop|lars'
+
 _OPTIMIZER = {
   'name': Key('sgd', ('sgd', 'adam', 'rmsprop', 'lars')),
   'learning_rate': Key(0.01, _POSITIVE),  # for base_batch_size, if scaled
   # Training uses learning_rate * (global_batch_size / base_batch_size) ** p:
   # none: p = 0, linear: 1 (Goyal et al. 2017), sqrt: 1/2 (Krizhevsky 2014).
   'rate_scaling': Key('none', ('none', 'linear', 'sqrt')),
-  'base_batch_size': Key(256, _POSITIVE),
-  'momentum': Key(0.9, _SHARE),  # not of adam
-  'nesterov': Key(False),  # not of adam
-  'b1': Key(0.9, _SHARE),  # of adam
-  'b2': Key(0.999, _SHARE),  # of adam
-  'rms_decay': Key(0.9, _SHARE),  # of rmsprop
-  'epsilon': Key(1e-8, _POSITIVE),  # of adam and rmsprop
-  'trust_coefficient': Key(0.001, _POSITIVE),  # of lars
+  'base_batch_size': Key(
+    256, _POSITIVE, when='optimizer.rate_scaling=linear|sqrt'
+  ),
+  'momentum': Key(0.9, _SHARE, when=_NOT_ADAM),
+  'nesterov': Key(False, when=_NOT_ADAM),
+  'b1': Key(0.9, _SHARE, when='optimizer.name=adam'),
+  'b2': Key(0.999, _SHARE, when='optimizer.name=adam'),
+  'rms_decay': Key(0.9, _SHARE, when='optimizer.name=rmsprop'),
+  'epsilon': Key(1e-8, _POSITIVE, when='optimizer.name=adam|rmsprop'),
+  'trust_coefficient': Key(0.001, _POSITIVE, when='optimizer.name=lars'),
   'weight_decay': Key(5e-4, _NOT_NEGATIVE),
-  'decoupled_decay': Key(False),  # True: w -= learning_rate * weight_decay * w
-  'decay': Key('all', ('all', 'kernels')),  # kernels: not biases and norms
+  # True: w -= learning_rate * weight_decay * w. The update rule of the paper
+  # has the decay in the velocity.
+  'decoupled_decay': Key(
+    False,
+    when='optimizer.weight_decay and optimizer.update_rule=optax',
+  ),
+  # kernels: not biases and norms.
+  'decay': Key('all', ('all', 'kernels'), when='optimizer.weight_decay'),
   'bias_lr_multiplier': Key(1.0, _POSITIVE),  # of biases; Caffe's is 2
-  # paper: the learning rate inside the velocity.
-  'update_rule': Key('optax', ('optax', 'paper')),
+  # paper: the learning rate inside the velocity, as in Keras.
+  'update_rule': Key('optax', ('optax', 'paper'), when=_NOT_ADAM),
 }
+
+_PLATEAU = 'schedule.name=plateau'
 
 _SCHEDULE = {
   'name': Key('plateau', ('constant', 'plateau', 'step', 'cosine', 'recorded')),
-  'monitor': Key('eval/top1', MONITORS),
-  'mode': Key('max', _MODES),
-  'factor': Key(0.1, _FRACTION),  # of a drop
-  'patience': Key(5, _POSITIVE),  # evaluations
-  'threshold': Key(
-    1e-4, _NOT_NEGATIVE
-  ),  # smallest change that counts as better
-  'cooldown': Key(0, _NOT_NEGATIVE),  # evaluations
-  'min_learning_rate': Key(0.0, _NOT_NEGATIVE),  # absolute: never scaled
-  'drop_epochs': Key(()),  # of `step`
-  'drop_steps': Key(()),
-  # Of `recorded`: (epoch, pattern, factor), in the order of the epochs. From
+  'monitor': Key('eval/top1', MONITORS, when=_PLATEAU),
+  'mode': Key('auto', _MODES, when=_PLATEAU),  # auto: see `mode_of`
+  # Of a drop.
+  'factor': Key(0.1, _FRACTION, when='schedule.name=plateau|step'),
+  # Evaluations; those of the warm-up do not count.
+  'patience': Key(5, _POSITIVE, when=_PLATEAU),
+  # Smallest change that counts as better.
+  'threshold': Key(1e-4, _NOT_NEGATIVE, when=_PLATEAU),
+  'cooldown': Key(0, _NOT_NEGATIVE, when=_PLATEAU),  # evaluations
+  # Absolute: never scaled.
+  'min_learning_rate': Key(
+    0.0, _NOT_NEGATIVE, when='schedule.name=plateau|cosine'
+  ),
+  'drop_epochs': Key((), _ASCENDING, when='schedule.name=step'),
+  'drop_steps': Key((), _ASCENDING, when='schedule.name=step'),
+  # (epoch, pattern, factor), in the order of the epochs. From
   # then on the parameters whose names match, such as conv1/* or */kernel, have
   # the learning rate times the factor; the last entry that matches counts.
-  'lr_multipliers': Key(()),
+  'lr_multipliers': Key((), when='schedule.name=recorded'),
   'warmup_epochs': Key(0.0, _NOT_NEGATIVE),
   'warmup_steps': Key(0, _NOT_NEGATIVE),
 }
 
+_STOPPING = 'early_stopping.enabled'
+
 _EARLY_STOPPING = {
   'enabled': Key(False),
-  'monitor': Key('eval/top1', MONITORS),
-  'mode': Key('max', _MODES),
-  'threshold': Key(0.0, _NOT_NEGATIVE),
-  'patience': Key(10, _POSITIVE),  # evaluations
-  'restore_best': Key(True),  # the run ends with the best state
+  'monitor': Key('eval/top1', MONITORS, when=_STOPPING),
+  'mode': Key('auto', _MODES, when=_STOPPING),
+  'threshold': Key(0.0, _NOT_NEGATIVE, when=_STOPPING),
+  'patience': Key(10, _POSITIVE, when=_STOPPING),  # evaluations
+  # The run ends with the best state.
+  'restore_best': Key(True, when=_STOPPING),
 }
 
 _CHECKPOINT = {
   'keep': Key(2, _POSITIVE, free=True),  # newest ones; the best is kept as well
   'monitor': Key('eval/top1', MONITORS),
-  'mode': Key('max', _MODES),
+  'mode': Key('auto', _MODES),
 }
 
 _GUARDS = {
@@ -284,13 +322,34 @@ _GUARDS = {
   'flat_loss_steps': Key(500, _NOT_NEGATIVE, free=True),
 }
 
+_LRN = 'model.norm=lrn and model.norm_layers'
+_BATCH_NORM = 'model.norm=batch and model.norm_layers or model.norm_hidden'
+_DROPOUT = 'model.dropout and model.hidden'
+_MODEL_WHEN = {
+  'norm_layers': 'model.norm=lrn|batch',
+  'norm_before_relu': f'{_LRN} or {_BATCH_NORM}',
+  'pool_size': 'model.pool_layers',
+  'pool_stride': 'model.pool_layers',
+  'batch_norm_momentum': _BATCH_NORM,
+  'batch_norm_epsilon': _BATCH_NORM,
+  'dropout': 'model.hidden',
+  'dropout_position': _DROPOUT,
+  'dropout_scaling': _DROPOUT,
+  'bias_init': 'model.bias_layers or model.hidden',
+}
 
 _MODEL = {
   'num_classes': Key(0, _NOT_NEGATIVE),  # 0: as many as the data set has
   # Of the computation; parameters are float32.
   'dtype': Key('float32', ('float32', 'bfloat16')),
   # Meanings and checks of all others are in `models.spec`.
-  **{name: Key(default) for name, default in spec.defaults().items()},
+  **{
+    name: Key(
+      default,
+      when=_LRN if name.startswith('lrn_') else _MODEL_WHEN.get(name, ''),
+    )
+    for name, default in spec.defaults().items()
+  },
 }
 
 
@@ -309,6 +368,11 @@ KEYS = _RUN | {
   }.items()
   for name, key in keys.items()
 }
+
+
+def mode_of(monitor: str) -> str:
+  """Returns `min` if smaller values of a measure are better, else `max`."""
+  return 'min' if monitor == 'eval/loss' else 'max'
 
 
 def make_config() -> ml_collections.ConfigDict:
@@ -397,58 +461,3 @@ def recipe_name(recipe: str) -> str:
   path, _, argument = recipe.partition(':')
   argument = argument.strip('/').replace('/', '_')
   return '_'.join([pathlib.Path(path).stem, *filter(None, [argument])])
-
-
-@dataclasses.dataclass(frozen=True)
-class Durations:
-  """Durations of a run, in steps; 0 is never. An epoch may end in a step."""
-
-  steps_per_epoch: float
-  num_steps: int
-  eval_every: fractions.Fraction
-  save_every: fractions.Fraction
-  unfreeze_step: int  # 0: frozen parameters stay so
-  warmup_steps: int
-  drop_steps: tuple[int, ...]
-  lr_multiplier_steps: tuple[int, ...]  # begins of schedule.lr_multipliers
-  pca_lighting_steps: int  # with PCA lighting; 0: all
-
-
-def resolve_durations(config, num_examples: int) -> Durations:
-  """Resolves every duration of the config to steps.
-
-  The fractions are exact, so that an epoch ends in the same step whether one
-  counts one epoch or a hundred.
-
-  Args:
-    config: of the run.
-    num_examples: of the training split.
-  """
-  per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
-
-  def exact(epochs):
-    return fractions.Fraction(repr(float(epochs))) * per_epoch
-
-  def steps(section, name):
-    if section[f'{name}_steps']:
-      return fractions.Fraction(section[f'{name}_steps'])
-    epochs = exact(section[f'{name}_epochs'])
-    return max(fractions.Fraction(1), epochs) if epochs else epochs
-
-  schedule = config.schedule
-  drops = schedule.drop_steps or [
-    math.ceil(exact(epoch)) for epoch in schedule.drop_epochs
-  ]
-  return Durations(
-    steps_per_epoch=float(per_epoch),
-    num_steps=math.ceil(steps(config, 'num')),
-    eval_every=steps(config, 'eval_every'),
-    save_every=steps(config, 'save_every'),
-    unfreeze_step=math.ceil(steps(config.init, 'unfreeze')),
-    warmup_steps=round(steps(schedule, 'warmup')),
-    drop_steps=tuple(drops),
-    lr_multiplier_steps=tuple(
-      math.ceil(exact(epoch)) for epoch, _, _ in schedule.lr_multipliers
-    ),
-    pca_lighting_steps=math.ceil(steps(config.data, 'pca_lighting')),
-  )

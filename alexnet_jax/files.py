@@ -1,4 +1,4 @@
-"""Whole-file writes, folder locks, and the differences of two dicts."""
+"""Whole-file writes, reads, folder locks, and the differences of two dicts."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -7,15 +7,19 @@ from collections.abc import Sequence
 import contextlib
 import csv
 import fcntl
+import json
 import logging
 import os
 import pathlib
+import resource
 import tempfile
 from typing import BinaryIO
 
 from alexnet_jax.errors import UserError
 
 LOCK_FILE = '.lock'
+_OPEN_FILES = '/proc/self/fd' if os.path.isdir('/proc/self/fd') else ''
+_kept_open: set[str] = set()
 
 
 @contextlib.contextmanager
@@ -29,16 +33,13 @@ def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   Args:
     path: of the file. A link is replaced by the file, not followed. Anything
       that is no plain file, such as /dev/stdout, is given back itself.
-
-  Yields:
-    The path to write to, beside the file: the system cannot move a whole file
-    from one disk to another in a moment.
   """
   path = pathlib.Path(path)
   if path.exists() and not path.is_file():
     yield path
     return
-  # Named like the file, for whoever finds it after a kill.
+  # Named like the file, for whoever finds it after a kill, and beside it: no
+  # system moves a file from one disk to another in a moment.
   handle, name = tempfile.mkstemp('.tmp', f'{path.name}.', path.parent)
   os.close(handle)
   temporary = pathlib.Path(name)
@@ -77,8 +78,6 @@ def write_csv(
   """Writes a table as CSV; see `replaced_file`.
 
   Args:
-    path: of the file.
-    rows: of the table, the first with the names of the columns.
     errors: see `open`. Names of files in another encoding have characters that
       UTF-8 has not.
   """
@@ -94,12 +93,8 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
 
   On a file system without locks it warns, and locks nothing.
 
-  Args:
-    folder: exists; gets a file `.lock`.
-    busy: the message if another process holds the lock.
-
   Raises:
-    UserError: with that message.
+    UserError: with the message `busy`, if another process holds the lock.
   """
   path = folder / LOCK_FILE
   while True:
@@ -180,3 +175,88 @@ def differences(before: Mapping, after: Mapping) -> dict[str, tuple]:
     for key in sorted(before.keys() | after.keys())
     if before.get(key) != after.get(key)
   }
+
+
+def read_at(path: str, size: int, offset: int = 0) -> bytes:
+  """Reads up to `size` bytes of a file from `offset` on, fewer at its end.
+
+  It makes as few system calls as possible: each hands over the GIL.
+  """
+  file = os.open(path, os.O_RDONLY)
+  try:
+    content = os.pread(file, size, offset)
+    while 0 < len(content) < size:  # at the end, or a slow file system
+      more = os.pread(file, size - len(content), offset + len(content))
+      if not more:
+        break
+      content += more
+  finally:
+    os.close(file)
+  return content
+
+
+def keep_open(paths: Iterable[str | os.PathLike]) -> None:
+  """Lets this process keep these files open beside all that were asked for.
+
+  Raises:
+    UserError: if the system does not allow as many.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  unlimited = resource.RLIM_INFINITY
+  others = len(os.listdir(_OPEN_FILES)) if _OPEN_FILES else 0
+  _kept_open.update(map(os.path.abspath, paths))
+  # Checkpoints, event files, libraries; what is kept may be open already.
+  needed = len(_kept_open) + others + 200
+  if soft == unlimited or needed <= soft:
+    return
+  if hard != unlimited and needed > hard:
+    raise UserError(
+      f'the data has {len(_kept_open)} files to keep open, and this process may'
+      f' have {hard} in all; raise that limit (`ulimit -Hn`) or prepare the set'
+      ' again with a larger --shard_examples'
+    )
+  resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def read_json(path: pathlib.Path, shape: object) -> dict:
+  """Reads a JSON file of a known shape.
+
+  Args:
+    path: of the file.
+    shape: a type or tuple of types; a list [shape of every item]; or a dict
+      {key: shape} of the keys that must be there, {str: shape} of any keys.
+
+  Raises:
+    UserError: if it is no JSON, or the first value that has another shape.
+    FileNotFoundError: if there is none.
+  """
+  try:
+    value = json.loads(path.read_bytes())
+  except FileNotFoundError:
+    raise
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f'cannot read {path}: {error}') from error
+  if misfit := _misfit(value, shape, 'it'):
+    raise UserError(f'{path} is damaged or of another kind: {misfit}')
+  return value
+
+
+def _misfit(value, shape, where):
+  """Returns what is wrong first with a value out of JSON; '' for nothing."""
+  kind = type(shape) if isinstance(shape, dict | list) else shape
+  if not isinstance(value, kind) or isinstance(value, bool):
+    return f'{where} is {value!r:.80}'
+  if isinstance(shape, list):
+    parts = [(f'{where}[{i}]', part, shape[0]) for i, part in enumerate(value)]
+  elif isinstance(shape, dict):
+    if missing := [k for k in shape if k is not str and k not in value]:
+      return f'{where} has no {missing[0]!r}'
+    parts = [
+      (f'{where}.{key}', value[key], inner)
+      for wanted, inner in shape.items()
+      for key in (value if wanted is str else [wanted])
+    ]
+  else:
+    return ''
+  found = (_misfit(part, inner, name) for name, part, inner in parts)
+  return next(filter(None, found), '')

@@ -26,6 +26,7 @@ def _parse(argv):
   cli.add_recipe(parser)
   parser.add_argument(
     '--workdir',
+    type=cli.folder,
     metavar='DIR',
     help="the run's folder (default: runs/ and the recipe's name)",
   )
@@ -58,33 +59,30 @@ def _add_processes(parser):
   group.add_argument(
     '--coordinator', metavar='HOST:PORT', help='where process 0 listens'
   )
-  group.add_argument(
-    '--process_index',
-    type=int,
-    metavar='I',
-    help='index of this process, from 0',
-  )
-  group.add_argument(
-    '--process_count',
-    type=int,
-    metavar='N',
-    help='number of processes; 1 disables cluster detection',
-  )
-  group.add_argument(
-    '--start_timeout',
-    type=int,
-    default=300,
-    metavar='S',
-    help='seconds to wait for the others (default: %(default)s)',
-  )
-  group.add_argument(
-    '--heartbeat_timeout',
-    type=int,
-    default=100,
-    metavar='S',
-    help='seconds of silence after which a process is lost (default:'
-    ' %(default)s)',
-  )
+  for name, default, metavar, text in (
+    ('process_index', None, 'I', 'index of this process, from 0'),
+    (
+      'process_count',
+      None,
+      'N',
+      'number of processes; 1 disables cluster detection',
+    ),
+    (
+      'start_timeout',
+      300,
+      'S',
+      'seconds to wait for the others (default: %(default)s)',
+    ),
+    (
+      'heartbeat_timeout',
+      100,
+      'S',
+      'seconds of silence after which a process is lost (default: %(default)s)',
+    ),
+  ):
+    group.add_argument(
+      f'--{name}', type=int, default=default, metavar=metavar, help=text
+    )
 
 
 def main(argv=None) -> int:

@@ -5,23 +5,11 @@ the process, whatever the device, so each is looked up in the libraries that
 would read it; and none is given unless there is a GPU. Flags that the user has
 set in XLA_FLAGS stay. This module imports no jax.
 
-What they change was seen in programs compiled for eight GPUs (jax 0.10.2, the
-network in one tower in bfloat16, batches of 1,024 a device), and never timed:
-
-- As XLA compiles it by itself, the three all-reduces of the gradients come at
-  the end, one after the other. The dense layers' gradients, 94 % of the bytes,
-  are even computed there, after the backward pass of the convolutions, though
-  their operands are there before it: the scheduler has one collective under
-  way at a time, and begins at the end of the program.
-- With the flags those of the dense layers start before any convolution's
-  backward pass, each as soon as its gradient is there, and are waited for at
-  the update. For an A100 that takes the first flag, too: without it they start
-  as early, but are waited for at once.
-- On one device they change nothing.
-
-Tried and left alone: xla_gpu_enable_analytical_sol_latency_estimator, with
-which the schedule stays the same; command buffers and Triton's matrix products,
-whose worth is a matter of time, which only a GPU can tell.
+What they change was seen in programs compiled for eight GPUs, and never timed:
+without them the three all-reduces of the gradients come at the end, one after
+the other; with them those of the dense layers, 94 % of the bytes, start before
+any convolution's backward pass and are waited for at the update. On one device
+they change nothing.
 """
 
 from collections.abc import Iterable
@@ -69,28 +57,29 @@ def flag_text(name: str, value: bool | int) -> str:
 def xla_flags(environ: Mapping[str, str]) -> dict[str, str]:
   """Returns what to set in the environment before jax is imported.
 
-  Args:
-    environ: of the process.
-
-  Returns:
-    {'XLA_FLAGS': the user's flags and those of FLAGS that are not among them};
-    {} if there is nothing to add: without a GPU, without JAX's plugin for it,
-    or where XLA_FLAGS names a file.
+  {'XLA_FLAGS': the user's flags and those of FLAGS that are not among them}; {}
+  without a GPU, without JAX's plugin for it, or where XLA_FLAGS names a file.
   """
   given = environ.get('XLA_FLAGS', '').strip()
   if not wants_gpu(environ) or (given and not given.startswith('-')):
     return {}
-  added = [flag_text(*flag) for flag in _missing(given).items()]
+  added = [flag_text(*flag) for flag in compiler_options(environ).items()]
   return {'XLA_FLAGS': ' '.join(filter(None, [given, *added]))} if added else {}
 
 
 def compiler_options(environ: Mapping[str, str]) -> dict[str, bool | int]:
-  """Returns the flags as options of `jax.stages.Lowered.compile`.
+  """Returns those of FLAGS that XLA_FLAGS lacks and that every library knows.
 
-  Args:
-    environ: of the process; a flag in its XLA_FLAGS is left out.
+  They are options of `jax.stages.Lowered.compile` as well.
   """
-  return _missing(environ.get('XLA_FLAGS', ''))
+  given = environ.get('XLA_FLAGS', '').split()
+  names = {part.lstrip('-').partition('=')[0] for part in given}
+  libraries = [
+    *plugin_libraries(),
+    *(p for f in _folders('jaxlib') for p in f.glob('libjax_common*')),
+  ]
+  known = _known(tuple(libraries), tuple(FLAGS.keys() - names))
+  return {name: value for name, value in FLAGS.items() if name in known}
 
 
 def plugin_libraries() -> list[pathlib.Path]:
@@ -111,18 +100,6 @@ def wants_gpu(environ: Mapping[str, str]) -> bool:
   return any(pathlib.Path(path).exists() for path in _DEVICES) and bool(
     plugin_libraries()
   )
-
-
-def _missing(given):
-  """Returns those of FLAGS that are not given and that every library knows."""
-  names = {part.lstrip('-').partition('=')[0] for part in given.split()}
-  libraries = [
-    *plugin_libraries(),
-    *(p for f in _folders('jaxlib') for p in f.glob('libjax_common*')),
-  ]
-  wanted = tuple(name for name in FLAGS if name not in names)
-  known = _known(tuple(libraries), wanted)
-  return {name: FLAGS[name] for name in wanted if name in known}
 
 
 @functools.cache
@@ -167,17 +144,32 @@ def configure() -> None:
     return
   if not os.access(folder, os.W_OK):
     return
-  values = {_CACHE_FOLDER: str(folder)}
-  if _LEAST_SECONDS not in os.environ:
-    # A small network compiles many programs that take less than JAX's second.
-    values[_LEAST_SECONDS] = '0.1'
-  os.environ.update(values)
+  os.environ[_CACHE_FOLDER] = str(folder)
+  # A small network compiles many programs that take less than JAX's second.
+  least = os.environ.setdefault(_LEAST_SECONDS, '0.1')
   if 'jax' in sys.modules:  # which reads the environment when it is imported
     import jax
 
-    for name, value in values.items():
-      number = name == _LEAST_SECONDS
-      jax.config.update(name.lower(), float(value) if number else value)
+    jax.config.update(_CACHE_FOLDER.lower(), str(folder))
+    jax.config.update(_LEAST_SECONDS.lower(), float(least))
+
+
+def platform_problem() -> str:
+  """Returns why JAX has no device, if JAX_PLATFORMS is the reason; else ''."""
+  platforms = os.environ.get('JAX_PLATFORMS', '')
+  if not platforms or 'jax' not in sys.modules:
+    return ''
+  import jax
+
+  try:
+    jax.devices()
+  except Exception as error:
+    reason = f'{error}'.strip().partition('\n')[0] or type(error).__name__
+    return (
+      f'JAX_PLATFORMS is {platforms!r}, and there is no such device ({reason});'
+      ' leave it out, or set it to cpu'
+    )
+  return ''
 
 
 def programs_folder() -> pathlib.Path:

@@ -1,27 +1,42 @@
 """Reads recipes with their overrides, and checks the rules between keys."""
 
+import ast
+from collections.abc import Collection
 from collections.abc import Sequence
 import difflib
-import math
+import inspect
 import pathlib
+import re
+import runpy
+import traceback
 
-from absl import flags
 import ml_collections
-from ml_collections import config_flags
 
 from alexnet_jax.config import DURATIONS
 from alexnet_jax.config import flatten
 from alexnet_jax.config import is_number
 from alexnet_jax.config import KEYS
+from alexnet_jax.config import mode_of
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
+
+_RECIPES = pathlib.Path(__file__).parents[1] / 'configs'
+_BOOLS = {'true': True, '1': True, 'false': False, '0': False}
+_KINDS = {
+  bool: 'true or false',
+  int: 'a whole number below 2**32',
+  float: 'a finite number',
+  str: 'a text',
+  tuple: 'a list, such as (1, 2)',
+}
 
 
 def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   """Reads a recipe and its overrides.
 
   Args:
-    arguments: `--config=FILE` and any `--config.key=value`.
+    arguments: `--config=FILE` or `--config=FILE:ARGUMENT`, and any
+      `--config.key=value` or `--config.key value`.
 
   Returns:
     The recipe's config with the overrides, validated.
@@ -29,34 +44,33 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   Raises:
     UserError: if the recipe is missing, a key unknown or a value refused.
   """
-  values = flags.FlagValues()
-  command_line = ['alexnet_jax', *arguments]
-  config_flags.DEFINE_config_file(
-    'config', lock_config=True, flag_values=values, sys_argv=command_line
-  )
-  path = next(
-    a.split('=', 1)[1] for a in arguments if a.startswith('--config=')
-  )
-  if not pathlib.Path(path.split(':')[0]).is_file():
-    raise UserError(f'no recipe at {path!r}; give --config FILE.py')
-  try:
-    rest = values(command_line)[1:]
-    config = values['config'].value
-  except (AttributeError, KeyError) as error:
-    raise UserError(_unknown_override(arguments, error)) from error
-  except (flags.Error, TypeError, ValueError) as error:
-    # If a recipe refuses the text behind its colon, the flag's message ends
-    # with the recipe's own.
-    last = (str(error).strip().splitlines() or [repr(error)])[-1]
-    message = last.strip('"').split('Error: ', 1)[-1]
-    if 'positional argument' in message:
-      message = f'the recipe {path} takes nothing after a colon'
-    if 'Unknown command line flag' in message:
-      message += '; keys of the config are given as --config.KEY=VALUE'
-    raise UserError(f'config: {message}') from error
-  if rest:
-    raise UserError(f'arguments not understood: {" ".join(rest)}')
-  validate(config)
+  recipe, overrides, rest = '', {}, iter(arguments)
+  for argument in rest:
+    name, has_value, text = argument.partition('=')
+    key = name.removeprefix('--config.')
+    if name == '--config':
+      recipe = text
+    elif key == name:
+      raise UserError(
+        f'argument not understood: {argument}; keys of the config are given as'
+        ' --config.KEY=VALUE'
+      )
+    elif key not in KEYS:
+      raise UserError(unknown_key_message(key))
+    elif has_value:
+      overrides[key] = text
+    elif isinstance(KEYS[key].default, bool):
+      overrides[key] = 'true'
+    else:
+      overrides[key] = next(rest, '')
+  config = _read_recipe(recipe)
+  flat = flatten(config)
+  _check_keys(flat)
+  # A named network has more fields than it reads.
+  _check_effects(flat, [key for key in KEYS if not key.startswith('model.')])
+  values = {key: _parse(key, text) for key, text in overrides.items()}
+  config.update_from_flattened_dict(values)
+  validate(config, values)
   # The run's folder keeps them, whatever the current folder is later.
   for section, key in ((config.data, 'path'), (config.init, 'workdir')):
     if section[key]:
@@ -65,50 +79,161 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   return config
 
 
-def _unknown_override(arguments, error) -> str:
-  """Names the first override without a key, and the nearest key."""
-  for argument in arguments:
-    key = argument.split('=')[0].removeprefix('--config.')
-    if argument.startswith('--config.') and key not in KEYS:
-      return unknown_key_message(key)
-  return f'config: {error}'
+def _read_recipe(recipe):
+  """Calls `get_config` of FILE or FILE:ARGUMENT; returns its config."""
+  path, *argument = recipe.split(':', 1)
+  if not pathlib.Path(path).is_file():
+    where = f'; recipes lie in {_RECIPES}' if _RECIPES.is_dir() else ''
+    raise UserError(f'no recipe at {path!r}: give another --config{where}')
+  try:
+    get_config = runpy.run_path(path)['get_config']
+    if argument and not inspect.signature(get_config).parameters:
+      raise UserError(f'the recipe {path} takes nothing after a colon')
+    config = get_config(*argument)
+  except UserError:
+    raise
+  except ValueError as error:  # what the recipe refuses
+    raise UserError(f'the recipe {recipe}: {error}') from error
+  except Exception as error:
+    line = [
+      frame.lineno
+      for frame in traceback.extract_tb(error.__traceback__)
+      if frame.filename == path
+    ]
+    where = f'line {line[-1]}: ' if line else ''
+    raise UserError(
+      f'the recipe {recipe} fails: {where}{type(error).__name__}: {error}'
+    ) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(
+      f'get_config() of the recipe {path} returns {type(config).__name__}; it'
+      ' must return what alexnet_jax.config.make_config() gave it'
+    )
+  return config
+
+
+def _parse(key, text):
+  """Returns the value of an override, in the type of its key."""
+  kind = type(KEYS[key].default)
+  try:
+    if kind is bool:
+      return _BOOLS[text.lower()]
+    return _parse_list(text) if kind is tuple else kind(text)
+  except (KeyError, ValueError, SyntaxError) as error:
+    raise UserError(
+      f'config.{key} is {text!r}; it takes {_KINDS[kind]}'
+    ) from error
+
+
+def _parse_list(text):
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    if ',' in text:
+      raise
+    value = text  # one pattern without quotes
+  return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def unknown_key_message(key: str) -> str:
   """Returns the message for an unknown `config.key`, with the nearest key."""
-  leaves = {name.rsplit('.', 1)[-1]: name for name in KEYS}
-  leaf = key.rsplit('.', 1)[-1]
-  near = difflib.get_close_matches(key, KEYS, 1, 0.6) or [
-    leaves[name] for name in difflib.get_close_matches(leaf, leaves, 1, 0.6)
-  ]
-  hint = f'; did you mean config.{near[0]}?' if near else ''
-  return f'there is no key config.{key}{hint}'
+  nearest = max(KEYS, key=lambda name: _similarity(key, name))
+  hint = f'; did you mean config.{nearest}?'
+  return f'there is no key config.{key}' + hint * (
+    _similarity(key, nearest) > 0.6
+  )
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def _similarity(key, name):
+  """Returns how well a key that there is not stands for one that there is."""
+  leaf, other = key.rpartition('.')[2], name.rpartition('.')[2]
+  if leaf in (other, ''.join(word[0] for word in other.split('_'))):
+    return 3
+  if len(leaf) > 2 and leaf in other:
+    return 1 + other.startswith(leaf)
+  return max(
+    difflib.SequenceMatcher(None, *pair).ratio()
+    for pair in ((leaf, other), (key, name))
+  )
+
+
+def validate(
+  config: ml_collections.ConfigDict, given: Collection[str] = ()
+) -> None:
   """Checks every value that can be checked without data or devices.
+
+  Args:
+    given: keys that the user gave, which must have an effect. Others, of a
+      recipe or a default, may have lost it by what the user gave.
 
   Raises:
     UserError: naming the key, the value received and what is allowed.
   """
   flat = flatten(config)
-  for name in flat:
-    if name not in KEYS:
-      raise UserError(unknown_key_message(name))
+  _check_keys(flat)
   for name, key in KEYS.items():
-    if isinstance(key.allowed, tuple) and flat[name] not in key.allowed:
-      raise UserError(
-        f'config.{name} is {flat[name]!r}, not one of {key.allowed}'
-      )
-    if key.allowed and not isinstance(key.allowed, tuple):
-      _check(flat, name, key.allowed.holds(flat[name]), key.allowed.text)
+    _check_value(name, key, flat[name])
+  _check_effects(flat, given)
   _check_data(flat)
   _check_durations(flat)
   _check_lr_multipliers(flat)
+  _check_modes(flat)
   if problem := spec.problem(config.model.to_dict()):
     raise UserError(f'config.model.{problem}')
-  _check_optimizer(flat)
-  _check_init(flat)
+
+
+def _check_keys(flat):
+  """Refuses keys that there are not, and those that are missing."""
+  for name in flat:
+    if name not in KEYS:
+      raise UserError(unknown_key_message(name))
+  if missing := KEYS.keys() - flat.keys():
+    raise UserError(f'the recipe has no config.{min(missing)}')
+
+
+def _check_value(name, key, value):
+  """Checks the type of a value, and the rule of its key."""
+  kind, rule = type(key.default), key.allowed
+  if name.startswith('model.') and rule is None:
+    return  # by `spec.problem`
+  fits = isinstance(value, (tuple, list) if kind is tuple else kind)
+  if kind in (int, float):
+    whole = isinstance(value, int) and value < 2**32
+    fits = is_number(value) and (kind is float or whole)
+  if not fits:
+    raise UserError(f'config.{name} is {value!r}; it takes {_KINDS[kind]}')
+  if isinstance(rule, tuple) and value not in rule:
+    raise UserError(f'config.{name} is {value!r}, not one of {rule}')
+  if rule and not isinstance(rule, tuple) and not rule.holds(value):
+    raise UserError(f'config.{name} is {value!r}; it {rule.text}')
+
+
+def _check_effects(flat, keys):
+  """Refuses values that nothing reads, by `Key.when`."""
+  for name in keys:
+    value, key = flat[name], KEYS[name]
+    if value in (key.default, ()) or not key.when or _holds(key.when, flat):
+      continue
+    names = dict.fromkeys(re.findall(r'\w+\.\w+', key.when))
+    now = ' and '.join(f'config.{n} is {flat[n]!r}' for n in names)
+    raise UserError(
+      f'config.{name} is {value!r}, which has no effect while {now}: it is read'
+      f' with {key.when.replace("|", " or ")} alone; leave it out, or change'
+      ' that'
+    )
+
+
+def _holds(when, flat):
+  """Returns True if a condition such as `a.b=x|y and c.d` is met."""
+
+  def one(condition):
+    name, has_values, values = condition.partition('=')
+    value = flat[name]
+    return str(value) in values.split('|') if has_values else bool(value)
+
+  return any(
+    all(map(one, choice.split(' and '))) for choice in when.split(' or ')
+  )
 
 
 def _check(flat, key, passed, rule):
@@ -117,9 +242,6 @@ def _check(flat, key, passed, rule):
 
 
 def _check_data(flat):
-  unread = flat['data.mean_rgb'] and flat['data.mean'] != 'channel'
-  rule = 'has no effect unless config.data.mean is channel'
-  _check(flat, 'data.mean_rgb', not unread, rule)
   if flat['data.std_rgb'] and flat['data.std'] != 1:
     raise UserError(
       f'config.data.std is {flat["data.std"]} and config.data.std_rgb'
@@ -146,98 +268,56 @@ def _check_data(flat):
     flat['data.fold'] < max(1, folds),
     f'must be less than config.data.folds = {folds}',
   )
-  if not flat['data.pca_lighting']:
-    for name, key in KEYS.items():
-      if name.startswith('data.pca_lighting_'):
-        rule = 'has no effect while config.data.pca_lighting is 0'
-        _check(flat, name, flat[name] == key.default, rule)
 
 
 def _check_durations(flat):
-  for name in DURATIONS:
+  for name in (*DURATIONS, 'schedule.drop'):
     epochs, steps = f'{name}_epochs', f'{name}_steps'
     if flat[epochs] and flat[steps]:
       raise UserError(
         f'config.{epochs} = {flat[epochs]} and config.{steps} = {flat[steps]}'
-        f' both give a duration; set one of them to 0'
+        f' both give a duration; leave one of them at {KEYS[steps].default}'
       )
-  for name in ('num', 'eval_every'):
-    if not flat[f'{name}_epochs'] and not flat[f'{name}_steps']:
-      raise UserError(f'set config.{name}_epochs or config.{name}_steps')
-  drops = 'schedule.drop_epochs', 'schedule.drop_steps'
-  if flat[drops[0]] and flat[drops[1]]:
-    raise UserError(f'set config.{drops[0]} or config.{drops[1]}, not both')
-  if flat['schedule.name'] == 'step' and not (flat[drops[0]] or flat[drops[1]]):
-    raise UserError(
-      f'config.schedule.name is step: set config.{drops[0]} or'
-      f' config.{drops[1]}'
-    )
+  needed = ['num', 'eval_every']
+  if flat['schedule.name'] == 'step':
+    needed.append('schedule.drop')
+  for name in needed:
+    epochs, steps = f'{name}_epochs', f'{name}_steps'
+    if not flat[epochs] and not flat[steps]:
+      reason = ', as config.schedule.name is step' * (name == 'schedule.drop')
+      raise UserError(
+        f'config.{epochs} is {flat[epochs]!r} and config.{steps}'
+        f' {flat[steps]!r}; set one of them{reason}'
+      )
 
 
 def _check_lr_multipliers(flat):
-  name, entries = flat['schedule.name'], flat['schedule.lr_multipliers']
-  if (name == 'recorded') != bool(entries):
+  entries = flat['schedule.lr_multipliers']
+  if flat['schedule.name'] == 'recorded' and not entries:
     raise UserError(
-      f'config.schedule.name is {name} and config.schedule.lr_multipliers'
-      f' {entries!r}: recorded needs them, and no other schedule reads them'
+      'config.schedule.name is recorded, and needs'
+      ' config.schedule.lr_multipliers (now ())'
     )
   last = 0
   for entry in entries:
-    if not _is_lr_multiplier(entry, last):
+    match entry:
+      case [epoch, str(), factor] if (
+        is_number(epoch) and is_number(factor) and last <= epoch and factor >= 0
+      ):
+        last = epoch
+      case _:
+        raise UserError(
+          f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
+          ' pattern, factor of the learning rate), in the order of the epochs'
+        )
+
+
+def _check_modes(flat):
+  for name in ('schedule', 'early_stopping', 'checkpoint'):
+    mode, monitor = flat[f'{name}.mode'], flat[f'{name}.monitor']
+    if mode not in ('auto', mode_of(monitor)):
       raise UserError(
-        f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
-        ' pattern, factor of the learning rate), in the order of the epochs'
+        f'config.{name}.mode is {mode!r}, but of {monitor}, which'
+        f' config.{name}.monitor names, the {mode_of(monitor)}imum is best;'
+        ' leave the mode at auto'
       )
-    last = entry[0]
-
-
-def _is_lr_multiplier(entry, last_epoch):
-  if not (isinstance(entry, (tuple, list)) and len(entry) == 3):
-    return False
-  epoch, pattern, factor = entry
-  return (
-    is_number(epoch)
-    and is_number(factor)
-    and isinstance(pattern, str)
-    and last_epoch <= epoch < math.inf
-    and factor >= 0
-  )
-
-
-def _check_optimizer(flat):
-  if flat['optimizer.decoupled_decay'] and (
-    flat['optimizer.update_rule'] == 'paper'
-  ):
-    raise UserError(
-      'config.optimizer.decoupled_decay is True, but the update rule of the'
-      ' paper has the decay in the velocity; give'
-      ' --config.optimizer.update_rule=optax'
-    )
-  if flat['optimizer.name'] == 'adam':
-    for key in ('optimizer.nesterov', 'optimizer.update_rule'):
-      unchanged = flat[key] == KEYS[key].default
-      _check(flat, key, unchanged, 'has no effect on adam')
-
-
-def _check_init(flat):
-  workdir = flat['init.workdir']
-  if flat['init.skip'] and not workdir:
-    raise UserError(
-      f'config.init.skip is {flat["init.skip"]!r}, but config.init.workdir'
-      ' names no run to start from'
-    )
-  fits = workdir and flat['data.mean'] == 'image'
-  _check(
-    flat,
-    'init.mean_image',
-    fits or not flat['init.mean_image'],
-    'needs config.init.workdir, the run whose mean image it takes, and'
-    f' --config.data.mean=image (now {flat["data.mean"]!r})',
-  )
-  if not flat['init.freeze'] and (
-    flat['init.unfreeze_epochs'] or flat['init.unfreeze_steps']
-  ):
-    raise UserError(
-      'config.init.unfreeze_epochs or unfreeze_steps is set, but'
-      ' config.init.freeze names nothing'
-    )

@@ -38,7 +38,6 @@ def get_config(augmentation=''):
 
   config.schedule.name = 'plateau'
   config.schedule.monitor = 'eval/loss'
-  config.schedule.mode = 'min'
   config.schedule.patience = 10
   config.schedule.min_learning_rate = 1e-6
   return config

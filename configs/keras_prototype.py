@@ -5,8 +5,8 @@
 Batch norm in place of local response normalization: before the ReLU of the
 first two convolutions (`alexnet_bn`, 224 pixels, "same" padding), or after that
 of all five (with `:alexnet_bn_all` after the recipe's name). 90 epochs of SGD,
-0.01 and momentum 0.9; the rate is divided by 10 when the validation accuracy
-has not gained 1e-4 in two epochs, down to 1e-7; the run ends after ten epochs
+0.01 and momentum 0.9; the rate is divided by 10 when the validation top-1 has
+not gained 1e-4 in two epochs, down to 1e-7; the run ends after ten epochs
 without a better one, with the best state.
 
 On your own photographs: --config.data.source=folder --config.data.path=DIR
@@ -28,11 +28,11 @@ def get_config(network='alexnet_bn'):
 
   config.optimizer.learning_rate = 0.01
   config.optimizer.momentum = 0.9
+  config.optimizer.update_rule = 'paper'  # as Keras' SGD
   config.optimizer.weight_decay = 0.0
 
   config.schedule.name = 'plateau'
   config.schedule.monitor = 'eval/top1'
-  config.schedule.mode = 'max'
   config.schedule.factor = 0.1
   config.schedule.patience = 2
   config.schedule.threshold = 1e-4
@@ -40,7 +40,6 @@ def get_config(network='alexnet_bn'):
 
   config.early_stopping.enabled = True
   config.early_stopping.monitor = 'eval/top1'
-  config.early_stopping.mode = 'max'
   config.early_stopping.patience = 10
   config.early_stopping.restore_best = True
   return config

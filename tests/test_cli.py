@@ -1,6 +1,12 @@
 """The console of all commands: tables, lines and one progress bar."""
 
+import argparse
 import io
+import os
+import subprocess
+import sys
+
+import pytest
 
 from alexnet_jax import cli
 
@@ -63,3 +69,30 @@ def test_the_others_of_several_processes_are_silent(capsys):
   console.line('a line')
   console.table('a table', {})
   assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('platforms', ['cuda', 'gpu', 'nonsense'])
+def test_a_device_that_is_not_there(platforms):
+  """Of a process of its own: JAX chooses its devices once."""
+  code = (
+    'import sys; from alexnet_jax import cli; import jax;'
+    ' sys.exit(cli.run(lambda: {"n": jax.device_count()}, json_output=True))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env={**os.environ, 'JAX_PLATFORMS': platforms},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2, done.stderr
+  assert 'Traceback' not in done.stderr
+  assert f"error: JAX_PLATFORMS is '{platforms}', and" in done.stderr
+
+
+def test_folders_of_arguments(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert cli.folder('~/runs/a') == '/home/me/runs/a'
+  assert cli.folder('runs/~a') == 'runs/~a'
+  with pytest.raises(argparse.ArgumentTypeError, match='gs://b/r is no folder'):
+    cli.folder('gs://b/r')

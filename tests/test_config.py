@@ -1,150 +1,316 @@
 import ast
 import json
 import pathlib
-import re
 
+import ml_collections
 import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
+from alexnet_jax.cli import Console
+from alexnet_jax.cli import NullStream
+from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import variants
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
+from alexnet_jax.training import optimizer
+from alexnet_jax.training import schedule
+from alexnet_jax.training.step import Objective
+from tests.system import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted((ROOT / 'configs').glob('*.py'))
+FOLDER = ('folder', 'folder_16_classes', 'folder_28_classes', 'compare')
 
 
 def load(recipe, *overrides):
   file = recipe if '.py' in recipe else f'{recipe}.py'
+  if recipe.partition('.')[0] in FOLDER:
+    overrides += ('--config.data.path=x',)
   path = ROOT / 'configs' / file
   return validation.load_config([f'--config={path}', *overrides])
+
+
+def refusal(function, *arguments):
+  """The message of a UserError; '' if there is none."""
+  try:
+    function(*arguments)
+  except UserError as error:
+    return str(error)
+  return ''
+
+
+def written(folder, body):
+  path = folder / 'recipe.py'
+  path.write_text(
+    'from alexnet_jax.config import make_config\n'
+    f'def get_config():\n  config = make_config()\n  {body}\n'
+  )
+  return path
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_and_documented(path):
   docstring = ast.get_docstring(ast.parse(path.read_text()))
   assert f'--config configs/{path.name}' in docstring
-  if path.stem == 'finetune':  # of another run, see tests/interop/test_load.py
-    return
-  # A recipe that wants a folder gets one; the others do not look.
-  config = load(path.stem, '--config.data.path=x')
-  assert config_lib.training_changes(config, config) == []
+  if path.stem != 'finetune':  # of another run, see tests/interop/test_load.py
+    assert load(path.stem).report
+
+
+@pytest.mark.parametrize('network', variants.VARIANTS)
+def test_every_network_has_its_recipe(network):
+  config = load(f'compare.py:{network}')
+  fields = variants.fields(network)
+  assert config.model.channels == fields['channels']
+  assert config.model.norm == fields['norm']
+  name = config_lib.recipe_name(f'configs/compare.py:{network}')
+  assert name == f'compare_{network}'
 
 
 def test_overrides_have_the_type_of_the_key():
   config = load(
-    'quickstart',
+    'folder',
     '--config.data.random_flip=true',
+    '--config.report=False',
+    '--config.data.scaled_decoding',
     '--config.model.hidden=(32, 16)',
+    '--config.init.freeze=conv*',
     '--config.optimizer.learning_rate=1e-3',
-    '--config.data.path=/somewhere',
+    '--config.optimizer.momentum',
+    '0',
   )
   assert config.data.random_flip is True
+  assert config.report is False
   assert config.model.hidden == (32, 16)
+  assert config.init.freeze == ('conv*',)
   assert config.optimizer.learning_rate == 1e-3
-  assert config.data.path == '/somewhere'
+  assert config.optimizer.momentum == 0.0
+  assert config.data.path == str(pathlib.Path('x').absolute())
 
 
 @pytest.mark.parametrize(
-  ('override', 'nearest'),
+  ('key', 'nearest'),
   [
-    ('--config.lerning_rate=1', 'config.optimizer.learning_rate'),
-    ('--config.optimizer.lerning_rate=1', 'config.optimizer.learning_rate'),
-    ('--config.data.crop_sizes=1', 'config.data.crop_size'),
-    ('--config.num_epoch=1', 'config.num_epochs'),
+    ('lerning_rate', 'config.optimizer.learning_rate'),
+    ('optimizer.lerning_rate', 'config.optimizer.learning_rate'),
+    ('optimizer.lr', 'config.optimizer.learning_rate'),
+    ('wd', 'config.optimizer.weight_decay'),
+    ('batch_size', 'config.global_batch_size'),
+    ('epochs', 'config.num_epochs'),
+    ('data.crop_sizes', 'config.data.crop_size'),
+    ('xyzzy', None),
   ],
 )
-def test_a_nearly_right_key_is_answered_with_the_real_one(override, nearest):
+def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
   with pytest.raises(UserError) as info:
-    load('quickstart', override)
-  assert f'did you mean {nearest}?' in str(info.value)
-  assert override.split('=')[0].removeprefix('--') in str(info.value)
+    load('quickstart', f'--config.{key}=1')
+  hint = f'; did you mean {nearest}?' if nearest else ''
+  assert str(info.value) == f'there is no key config.{key}{hint}'
 
 
 @pytest.mark.parametrize(
   ('overrides', 'message'),
   [
-    (['--config.xyzzy=1'], 'no key config.xyzzy$'),
-    (['--config.global_batch_size=many'], 'global_batch_size'),
-    (['--config.global_batch_size=0'], 'global_batch_size is 0'),
-    (['--config.optimizer.learning_rate=-1'], 'learning_rate is -1'),
-    (['--config.optimizer.learning_rate=nan'], 'learning_rate is nan'),
-    (['--config.optimizer.momentum=1.0'], 'momentum is 1.0'),
-    (['--config.optimizer.rate_scaling=root'], "'root', not one of .*'sqrt'"),
-    (['--config.optimizer.base_batch_size=0'], 'base_batch_size is 0'),
-    (['--config.microbatch_size=-1'], 'microbatch_size is -1'),
-    (['--config.data.crop_size=41'], 'crop_size is 41.*resize_size = 40'),
-    (['--config.data.source=web'], "source is 'web', not one of"),
-    (['--config.model.norm=group'], "norm is 'group', not one of"),
-    (['--config.model.strides=(1,2)'], '2 entries for 5'),
-    (['--config.model.pool_layers=(1,6)'], 'count from 1 to 5'),
-    (['--config.model.lrn_size=4'], 'lrn_size is 4'),
-    (['--config.model.block_order=("relu",)'], '1 entries for 5'),
-    (['--config.data.std_rgb=(1,2)'], 'takes three numbers above 0'),
-    (['--config.data.mean_rgb=(1,2,256)'], 'takes three levels of 255'),
-    (
-      ['--config.init.mean_image=true', '--config.data.mean=image'],
-      'init.mean_image is True; it needs config.init.workdir',
-    ),
-    (
-      ['--config.init.mean_image=true', '--config.init.workdir=x'],
-      r"--config.data.mean=image \(now 'channel'\)",
-    ),
-    (
-      ['--config.data.mean_rgb=(1,2,3)', '--config.data.mean=image'],
-      'no effect unless config.data.mean is channel',
-    ),
-    (
-      ['--config.data.std_rgb=(1,2,3)', '--config.data.std=2'],
-      'set one of them',
-    ),
-    (['--config.data.pca_lighting=-1'], 'must not be negative'),
-    (['--config.data.pca_lighting_unit=levels'], "'levels', not one of"),
-    (
-      ['--config.data.pca_lighting_unit=deviation'],
-      "pca_lighting_unit is 'deviation'; it has no effect while .* is 0",
-    ),
-    (['--config.data.pca_lighting_shrink=true'], 'no effect while'),
-    (['--config.data.pca_lighting_epochs=5'], 'no effect while'),
-    (['--config.schedule.name=recorded'], 'recorded needs them'),
-    (
-      ['--config.schedule.lr_multipliers=((1,"conv1/*",0.1),)'],
-      'no other schedule reads',
-    ),
+    (['global_batch_size=many'], "size is 'many'; it takes a whole number"),
+    (['global_batch_size=0'], 'global_batch_size is 0; it must be greater'),
+    (['report=maybe'], "report is 'maybe'; it takes true or false"),
+    (['optimizer.learning_rate=nan'], 'learning_rate is nan'),
+    (['optimizer.momentum=1.0'], 'momentum is 1.0'),
+    (['optimizer.rate_scaling=root'], "'root', not one of .*'sqrt'"),
+    (['seed=4294967296'], 'seed is 4294967296; it takes .* below 2'),
+    (['data.split_seed=-1'], 'split_seed is -1; it must lie'),
+    (['data.crop_size=41'], 'crop_size is 41.*resize_size = 40'),
+    (['model.strides=(1,2)'], '2 entries for 5'),
+    (['data.std_rgb=(1,2)'], 'takes three numbers above 0'),
+    (['data.mean_rgb=(1,2,256)'], 'takes three levels of 255'),
+    (['data.std_rgb=(1,2,3)', 'data.std=2'], 'set one of them'),
+    (['schedule.name=recorded'], 'lr_multipliers'),
     (
       [
-        '--config.schedule.name=recorded',
-        '--config.schedule.lr_multipliers=((5,"conv1/*",0.1),(2,"conv2/*",0.1))',
+        'schedule.name=recorded',
+        'schedule.lr_multipliers=((5,"conv1/*",0.1),(2,"conv2/*",0.1))',
       ],
       r"\(2, 'conv2/\*', 0.1\); it takes",
     ),
-    (['--config.model.pool_stride=0'], 'pool_stride is 0'),
-    (['--config.model.hidden=(0,)'], r'hidden is \(0,\)'),
-    (['--config.model.paddings=("same",0,0,0,0)'], "paddings is .'same'"),
-    (['--config.num_steps=5'], 'num_epochs = .* and config.num_steps = 5'),
-    (['--config.num_epochs=0'], 'set config.num_epochs or config.num_steps'),
-    (['--config.schedule.name=step'], 'drop_epochs or'),
-    (['--config.data.source=folder'], 'must name the folder'),
-    (['--config.data.crop_area=(0.5,2)'], 'both from 0.0001 to 1'),
-    (['--config.data.crop_ratio=(0.75,1e400)'], 'both from 0.01 to 100'),
-    (['--config.data.crop=corner'], 'not one of'),
-    (['--config.schedule.monitor=loss'], "monitor is 'loss'"),
-    (['--config.data.val_fraction=1.0'], 'val_fraction is 1.0'),
-    (['--nonsense'], 'nonsense'),
-    (['stray'], 'not understood: stray'),
+    (['num_steps=5'], 'num_epochs = .* and config.num_steps = 5'),
+    (['num_epochs=0'], 'num_epochs is 0.0 and config.num_steps 0; set one'),
+    (['schedule.name=step'], 'set one of them, as config.schedule.name is'),
+    (
+      ['schedule.name=step', 'schedule.drop_epochs=(2,1)'],
+      r'drop_epochs is \(2, 1\); it takes numbers above 0, each larger',
+    ),
+    (['data.source=folder'], 'must name the folder'),
+    (['data.fold=1', 'data.folds=1'], 'folds is 1; it must be 0 or'),
+    (
+      ['data.crop=random_resized', 'data.crop_ratio=(0.75,1e400)'],
+      'both from 0.01 to 100',
+    ),
+    (['checkpoint.monitor=loss'], "monitor is 'loss'"),
+    (
+      ['checkpoint.monitor=eval/loss', 'checkpoint.mode=max'],
+      'checkpoint.mode is .max., but of eval/loss, .* minimum is best',
+    ),
+    (['schedule.mode=min'], 'of eval/top1, .* maximum is best'),
   ],
 )
 def test_bad_values_are_refused_with_the_value(overrides, message):
   with pytest.raises(UserError, match=message):
-    load('quickstart', *overrides)
+    load('quickstart', *(f'--config.{text}' for text in overrides))
 
 
-@pytest.mark.parametrize('key', ['num_steps', 'data.std', 'ema_decay'])
-def test_none_is_no_number(key):
-  config = load('quickstart')
-  config.update_from_flattened_dict({key: None})
-  with pytest.raises(UserError, match=f'config.{key} is None; it must'):
-    validation.validate(config)
+@pytest.mark.parametrize('argument', ['--nonsense', '--x=1', 'stray'])
+def test_what_is_no_override_is_named(argument):
+  with pytest.raises(UserError, match=f'understood: {argument};.*KEY=VALUE'):
+    load('quickstart', argument)
+
+
+ODD = (None, 'text', '', True, [], [1], ['a'], -1, 0, 2.5, 10**40, float('nan'))
+
+
+@pytest.mark.parametrize('key', KEYS)
+def test_odd_values_are_refused_by_name_or_taken(key):
+  """Set by a recipe, and on the command line as text."""
+  for value in ODD:
+    config = load('quickstart')
+    with config.ignore_type():
+      config.update_from_flattened_dict({key: value})
+    value = config_lib.flatten(config)[key]  # () for [], 1.0 for True
+    if message := refusal(validation.validate, config, [key]):
+      whole = key.startswith('model.')  # lengths of lists go together
+      assert f'config.{"model." if whole else key}' in message
+      assert whole or repr(value) in message
+    else:
+      kind = type(KEYS[key].default)
+      assert kind is not bool or value in (False, True)
+      assert value is not None
+      assert value != 10**40 or kind is float
+    message = refusal(load, 'quickstart', f'--config.{key}={value}')
+    assert not message or f'config.{key.partition(".")[0]}' in message
+
+
+def another(key):
+  """A value of a key that is not its default."""
+  home = KEYS[key]
+  special = {
+    'data.folds': 3,
+    'data.crop_area': (0.5, 1.0),
+    'data.crop_ratio': (1.0, 2.0),
+    'data.mean_rgb': (1.0, 2.0, 3.0),
+    'schedule.drop_epochs': (1,),
+    'schedule.drop_steps': (1,),
+    'schedule.lr_multipliers': ((1, '*', 0.5),),
+    'model.lrn_convention': 'caffe',
+    'model.lrn_size': 3,
+    'model.norm': 'batch',
+    'model.norm_layers': (1,),
+    'model.dropout_position': 'before',
+    'model.dropout_scaling': 'evaluation',
+  }
+  if key in special:
+    return special[key]
+  if isinstance(home.allowed, tuple):
+    return next(v for v in home.allowed if v not in (home.default, 'min'))
+  kinds = {bool: not home.default, str: 'x', tuple: ('a',)}
+  if type(home.default) in kinds:
+    return kinds[type(home.default)]
+  return home.default + 1 if isinstance(home.default, int) else 0.25
+
+
+def conditions(key):
+  """[(other key, values that make it count)] of the first alternative."""
+  for text in KEYS[key].when.split(' or ')[0].split(' and '):
+    name, has_values, values = text.partition('=')
+    values = values.split('|') if has_values else [another(name)]
+    yield name, type(KEYS[name].default)(values[0])
+
+
+@pytest.mark.parametrize('key', [key for key in KEYS if KEYS[key].when])
+def test_a_key_without_effect_is_refused(key):
+  config = config_lib.make_config()
+  config.data.source = 'folder'
+  config.data.path = 'x'
+  value = 'max' if key.endswith('.mode') else another(key)
+  needed = dict(conditions(key))
+  config.update_from_flattened_dict(needed | {key: value})
+  if config.data.std_rgb:
+    config.data.std = 1.0
+  assert 'no effect' not in refusal(validation.validate, config, [key])
+  for name in needed:
+    off = {bool: False, str: '', tuple: (), int: 0, float: 0.0}
+    other = off[type(KEYS[name].default)]
+    if isinstance(KEYS[name].allowed, tuple):
+      wanted = KEYS[key].when
+      other = next(v for v in KEYS[name].allowed if v not in wanted)
+    elif name == 'data.folds' and 'folds=0' in KEYS[key].when:
+      other = 3
+    if name == 'model.norm':
+      other = 'none'
+    with_other = config.copy_and_resolve_references()
+    if len(needed) == 1 and name.startswith('model.'):
+      with_other.model.update(norm_hidden=(), hidden=())
+    with_other.update_from_flattened_dict({name: other})
+    with pytest.raises(UserError, match=rf'config.{key} is .* no effect'):
+      validation.validate(with_other, [key])
+
+
+def test_a_recipe_may_leave_keys_without_effect_to_overrides():
+  assert load('quickstart', '--config.schedule.name=cosine')
+  with pytest.raises(
+    UserError, match=r'data.path is .*no effect while .*digit'
+  ):
+    load('quickstart', '--config.data.path=photos')
+
+
+class Recorder:
+  """Notes the keys of a section that are read."""
+
+  def __init__(self, section):
+    self._section, self.seen = section, set()
+
+  def __getattr__(self, name):
+    self.seen.add(name)
+    return getattr(self._section, name)
+
+
+def read_with(section, name):
+  """Returns the keys that have an effect with config.SECTION.name=NAME."""
+  return {
+    key.partition('.')[2]
+    for key, home in KEYS.items()
+    if key.startswith(f'{section}.')
+    and (f'{section}.name=' not in home.when or name in home.when)
+  }
+
+
+@pytest.mark.parametrize('name', KEYS['optimizer.name'].allowed)
+def test_an_optimizer_reads_the_keys_that_count_with_it(name):
+  config = config_lib.make_config()
+  config.optimizer.name = name
+  recorder = Recorder(config.optimizer)
+  optimizer.chain(recorder, 0.1)
+  elsewhere = {'learning_rate', 'rate_scaling', 'base_batch_size'}
+  assert recorder.seen | elsewhere == read_with('optimizer', name)
+
+
+@pytest.mark.parametrize('name', KEYS['schedule.name'].allowed)
+def test_a_schedule_reads_the_keys_that_count_with_it(name):
+  config = config_lib.make_config()
+  config.schedule.update(name=name, patience=1)
+  durations = schedule.resolve_durations(config, 1000)
+  recorder = Recorder(config.schedule)
+  schedule.learning_rate_at(recorder, durations, 3, 0.1)
+  if name == 'plateau':
+    state = schedule.PlateauState(0.1)
+    for value in (0.5, 0.4):
+      state = schedule.update_plateau(recorder, state, value)
+  elsewhere = {f'warmup_{unit}' for unit in ('epochs', 'steps')}
+  elsewhere |= {
+    'step': {'drop_epochs', 'drop_steps'},
+    'recorded': {'lr_multipliers'},
+    'plateau': {'mode'},
+  }.get(name, set())
+  assert recorder.seen | elsewhere | {'name'} == read_with('schedule', name)
 
 
 @pytest.mark.parametrize(
@@ -160,65 +326,72 @@ def test_none_is_no_number(key):
     7,
   ],
 )
-def test_an_entry_that_is_no_rate_is_refused(entry):
-  rates = f'--config.schedule.lr_multipliers=((1,"*",0.5),{entry!r})'
+def test_an_entry_that_is_no_multiplier_is_refused(entry):
+  text = f'--config.schedule.lr_multipliers=((1,"*",0.5),{entry!r})'
   with pytest.raises(UserError, match=r'it takes \(epoch, pattern') as caught:
-    load('quickstart', '--config.schedule.name=recorded', rates)
+    load('quickstart', '--config.schedule.name=recorded', text)
   assert repr(entry) in str(caught.value)
 
 
 def test_a_missing_recipe_is_named():
-  with pytest.raises(UserError, match=r'no recipe at .*nowhere\.py'):
+  with pytest.raises(UserError, match=r"no recipe at '.*nowhere\.py'.*configs"):
     load('nowhere')
 
 
-def test_a_key_that_a_recipe_invents_is_refused(tmp_path):
-  path = tmp_path / 'recipe.py'
-  path.write_text(
-    'from alexnet_jax.config import make_config\n'
-    'def get_config():\n'
-    '  config = make_config()\n'
-    '  config.optimizer.learning_rates = 0.1\n'
-    '  return config\n'
-  )
-  with pytest.raises(UserError, match=r'config\.optimizer\.learning_rate\?'):
+@pytest.mark.parametrize(
+  ('body', 'message'),
+  [
+    ('config.optimizer.learning_rates = 1; return config', 'learning_rate?'),
+    ('pass', 'returns NoneType; it must return what .*make_config'),
+    ('return {"seed": 0}', 'returns dict'),
+    ('del config.seed; return config', 'has no config.seed'),
+    ('return confg', "line 4: NameError: name 'confg' is not"),
+    ('config.seed = "a"; return config', 'TypeError: .*seed'),
+    ('raise ValueError("no such photographs")', 'recipe.py: no such photo'),
+    ('config.data.path = "x"; return config', 'data.path is .* no effect'),
+  ],
+)
+def test_a_recipe_that_is_wrong(tmp_path, body, message):
+  path = written(tmp_path, body)
+  with pytest.raises(UserError, match=message):
     validation.load_config([f'--config={path}'])
 
 
+def test_what_follows_a_recipes_colon():
+  with pytest.raises(UserError, match=r'quickstart.py takes nothing after'):
+    load('quickstart.py:x')
+  with pytest.raises(UserError, match="no network 'alexnat'; there are"):
+    load('compare.py:alexnat')
+
+
 def test_json_is_lossless():
-  config = load('quickstart', '--config.schedule.drop_epochs=(1.5, 2.0)')
+  config = load('quickstart', '--config.optimizer.momentum=0.25')
+  config.schedule.drop_epochs = (1.5, 2.0)
   again = config_lib.from_dict(json.loads(config_lib.to_json(config)))
   assert config_lib.flatten(again) == config_lib.flatten(config)
 
 
-def test_changes_that_matter_are_named():
-  stored = load('quickstart')
-  free = load(
-    'quickstart',
-    '--config.num_epochs=100',
-    '--config.data.num_threads=7',
-    '--config.parallel=shard_map',
-    '--config.microbatch_size=16',
-  )
-  assert config_lib.training_changes(stored, free) == []
-  skipping = load('quickstart', '--config.data.unreadable=skip')
-  assert config_lib.training_changes(stored, skipping) == []
-  assert config_lib.training_changes(skipping, stored) == [
-    "config.data.unreadable: 'skip' -> 'stop'"
-  ]
-  other = load(
-    'quickstart',
-    '--config.seed=3',
-    '--config.model.dropout=0.1',
-    '--config.optimizer.rate_scaling=linear',
-    '--config.optimizer.base_batch_size=64',
-  )
-  assert config_lib.training_changes(stored, other) == [
-    'config.model.dropout: 0.5 -> 0.1',
-    'config.optimizer.base_batch_size: 256 -> 64',
-    "config.optimizer.rate_scaling: 'none' -> 'linear'",
-    'config.seed: 0 -> 3',
-  ]
+@pytest.mark.parametrize('key', KEYS)
+def test_keys_that_change_the_training_are_named(key):
+  """All but those that are free, of which here is the list."""
+  free = {
+    *('num_epochs', 'num_steps', 'microbatch_size', 'save_every_epochs'),
+    *('save_every_steps', 'log_every_steps', 'histogram_every_evals', 'report'),
+    *('parallel', 'implementation', 'data.path', 'data.num_threads'),
+    *('data.prefetch', 'checkpoint.keep', 'guards.flat_loss_steps'),
+  }
+  stored, config = config_lib.make_config(), config_lib.make_config()
+  assert config_lib.training_changes(stored, config) == []
+  with config.ignore_type():
+    config.update_from_flattened_dict({key: another(key)})
+  before, after = KEYS[key].default, another(key)
+  changes = config_lib.training_changes(stored, config)
+  if key == 'data.unreadable':  # until now no image was, or the run had stopped
+    assert changes == []
+    changes = config_lib.training_changes(config, stored)
+    before, after = after, before
+  expected = [f'config.{key}: {before!r} -> {after!r}']
+  assert changes == ([] if key in free else expected)
 
 
 def test_the_length_of_a_cosine_matters():
@@ -230,128 +403,36 @@ def test_the_length_of_a_cosine_matters():
   assert 'num_epochs' in change
 
 
-def test_the_recipe_of_large_batches():
-  flat = config_lib.flatten(load('imagenet_large_batch'))
-  expected = {
-    'data.tfds_name': 'imagenet2012',
-    'global_batch_size': 8192,
-    'microbatch_size': 512,
-    'model.norm': 'batch',
-    'model.norm_before_relu': True,
-    'optimizer.name': 'lars',
-    'optimizer.decay': 'kernels',
-    'optimizer.rate_scaling': 'sqrt',
-    'schedule.name': 'cosine',
-    'schedule.warmup_epochs': 5.0,
+def test_a_run_reads_every_key(tmp_path, monkeypatch):
+  """But those that are passed on whole, which their readers' tests cover."""
+  recipe = commands.write_recipe(
+    tmp_path,
+    **{'num_steps': 2, 'eval_every_steps': 1, 'early_stopping__enabled': True},
+    **{'init__freeze': ('conv1/*',), 'init__unfreeze_steps': 1},
+    **{'schedule__patience': 1, 'histogram_every_evals': 1},
+    **{'log_every_steps': 1, 'data__pca_lighting': 0.1},
+  )
+  config = validation.load_config([f'--config={recipe}'])
+  names = {id(section): f'{name}.' for name, section in config.items()}
+  names[id(config)] = ''
+  seen, get = set(), ml_collections.ConfigDict.__getattr__
+
+  def noted(section, name):
+    seen.add(f'{names.get(id(section))}{name}')
+    return get(section, name)
+
+  monkeypatch.setattr(ml_collections.ConfigDict, '__getattr__', noted)
+  loop.train_and_evaluate(
+    config, str(tmp_path / 'run'), guards.StopSignal(), Console(NullStream())
+  )
+  durations = {
+    f'{name}_{unit}'
+    for name in config_lib.DURATIONS
+    for unit in ('epochs', 'steps')
   }
-  assert {key: flat[key] for key in expected} == expected
-
-
-@pytest.mark.parametrize('network', variants.VARIANTS)
-def test_every_network_has_its_recipe(network):
-  config = load(f'compare.py:{network}', '--config.data.path=x')
-  fields = variants.fields(network)
-  assert config.model.channels == fields['channels']
-  assert config.model.norm == fields['norm']
-  assert (
-    config_lib.recipe_name(f'configs/compare.py:{network}')
-    == f'compare_{network}'
-  )
-
-
-def test_a_network_that_does_not_exist():
-  with pytest.raises(
-    UserError, match="there is no network 'alexnat'; there are"
-  ):
-    load('compare.py:alexnat', '--config.data.path=x')
-
-
-@pytest.mark.parametrize(
-  ('recipe', 'expected'),
-  [
-    (
-      'keras_prototype',
-      {
-        'num_epochs': 90.0,
-        'optimizer.name': 'sgd',
-        'optimizer.learning_rate': 0.01,
-        'optimizer.momentum': 0.9,
-        'schedule.name': 'plateau',
-        'schedule.monitor': 'eval/top1',
-        'schedule.mode': 'max',
-        'schedule.factor': 0.1,
-        'schedule.patience': 2,
-        'schedule.threshold': 1e-4,
-        'schedule.min_learning_rate': 1e-7,
-        'early_stopping.enabled': True,
-        'early_stopping.patience': 10,
-        'early_stopping.restore_best': True,
-        'model.norm_layers': (1, 2),
-        'model.norm_before_relu': True,
-        'model.batch_norm_epsilon': 1e-3,
-        'data.crop_size': 224,
-      },
-    ),
-    (
-      'folder_16_classes',
-      {
-        'global_batch_size': 2,
-        'optimizer.weight_decay': 5e-4,
-        'schedule.monitor': 'eval/loss',
-        'schedule.mode': 'min',
-        'schedule.patience': 10,
-        'schedule.min_learning_rate': 1e-6,
-        'data.val_fraction': 0.1,
-        'data.mean': 'channel',
-        'data.random_flip': True,
-        'data.brightness': 0.0,
-      },
-    ),
-    ('folder_16_classes.py:bright', {'data.brightness': 0.2}),
-    (
-      'folder_28_classes',
-      {
-        'global_batch_size': 150,
-        'data.val_fraction': 0.1,
-        'model.dropout': 0.0,
-      },
-    ),
-    (
-      'marvin',
-      {
-        'optimizer.name': 'adam',
-        'optimizer.learning_rate': 0.001,
-        'optimizer.weight_decay': 0.0,
-        'global_batch_size': 128,
-        'num_epochs': 10.0,
-        'model.hidden': (256, 256),
-      },
-    ),
-  ],
-)
-def test_the_recipes_of_the_training_set_ups(recipe, expected):
-  flat = config_lib.flatten(load(recipe, '--config.data.path=x'))
-  assert {key: flat[key] for key in expected} == expected
-
-
-def test_every_key_is_read():
-  """Somewhere below the recipes, by its room and name."""
-  text = '\n'.join(
-    path.read_text()
-    for path in (ROOT / 'alexnet_jax').rglob('*.py')
-    if path.name not in ('config.py', 'validation.py')
-  )
-  # The keys stand above in config.py, the durations that read them below.
-  config_file = ROOT / 'alexnet_jax' / 'config.py'
-  text += config_file.read_text().partition('def make_config')[2]
-  # These rooms are passed on whole, as keyword arguments.
-  whole = ('model', 'optimizer', 'loss')
-  for key in config_lib.flatten(config_lib.make_config()):
-    room, _, leaf = key.rpartition('.')
-    name = re.sub('_(epochs|steps)$', '', leaf)
-    holder = {'': 'config', 'early_stopping': 'stopping'}.get(room, room)
-    holder = rf'({holder}|options|section|plateau)'
-    read = re.search(rf'\b{holder}\.{leaf}\b', text)
-    resolved = name != leaf and re.search(rf"'{name}'", text)
-    keyword = room in whole and re.search(rf'^ +{leaf}: ', text, re.MULTILINE)
-    assert read or resolved or keyword, f'config.{key} is read nowhere'
+  whole = {key for key in KEYS if key.startswith(('model.', 'optimizer.'))}
+  whole |= {f'loss.{name}' for name in vars(Objective())}
+  elsewhere = {'report', 'init.checkpoint', 'init.skip'}
+  elsewhere |= {key for key in KEYS if key.endswith('.mode')}  # validation
+  unread = KEYS.keys() - seen - durations - whole - elsewhere
+  assert not unread

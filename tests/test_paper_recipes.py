@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import config as config_lib
 from alexnet_jax import validation
 from alexnet_jax.training import build
+from alexnet_jax.training import optimizer
+from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 
 EXAMPLES = 1_281_167  # of ImageNet's training split
@@ -50,8 +51,14 @@ def moves(config, state, grad, weight, phase=None):
   return {name: float(np.ravel(leaf)[0]) for name, leaf in named.items()}
 
 
-@pytest.mark.parametrize('name', ['imagenet_paper', 'imagenet_source_release'])
-def test_network(name):
+@pytest.mark.parametrize(
+  ('name', 'wide'),
+  [
+    ('imagenet_paper', ()),
+    ('imagenet_source_release', ('conv3', 'conv4', 'conv5')),
+  ],
+)
+def test_network_and_initial_weights(name, wide):
   config = load(name)
   model = build.make_model(config, 1000)
   state = jax.eval_shape(lambda: build.make_state(config, model))
@@ -68,20 +75,8 @@ def test_network(name):
     'head': (4096, 1000),
   }
   assert sum(math.prod(shape) for shape in shapes.values()) == 60_965_224
-  assert config.model.dropout == 0.5
-  assert config.model.dropout_scaling == 'evaluation'
-
-
-@pytest.mark.parametrize(
-  ('name', 'wide'),
-  [
-    ('imagenet_paper', ()),
-    ('imagenet_source_release', ('conv3', 'conv4', 'conv5')),
-  ],
-)
-def test_initial_weights(name, wide):
   params = narrow_state(name).params
-  for layer in (*CONVOLUTIONS, *DENSE):
+  for layer in kernels:
     deviation = 0.03 if layer in wide else 0.01
     kernel = np.asarray(params[layer]['kernel'])
     error = deviation / math.sqrt(2 * kernel.size)
@@ -92,15 +87,9 @@ def test_initial_weights(name, wide):
 
 def test_training_of_the_paper():
   config = load('imagenet_paper')
-  resolved = config_lib.resolve_durations(config, EXAMPLES)
+  resolved = schedule.resolve_durations(config, EXAMPLES)
   assert resolved.num_steps == step_of(90)
   assert resolved.pca_lighting_steps == 0  # to the end
-  assert (config.global_batch_size, config.optimizer.momentum) == (128, 0.9)
-  assert (config.data.mean, config.data.crop) == ('image', 'random')
-  assert (config.data.resize_size, config.data.crop_size) == (256, 224)
-  assert config.data.random_flip
-  assert config.data.pca_lighting == 0.1
-  assert config.data.pca_lighting_unit == 'eigenvalue'
   # The rate is inside: the first velocity is the first update.
   state = narrow_state('imagenet_paper')
   for value in moves(config, state, 1.0, 0.0).values():
@@ -108,10 +97,33 @@ def test_training_of_the_paper():
   for value in moves(config, state, 0.0, 1.0).values():
     assert value == pytest.approx(-0.01 * 5e-4)
   # Divided by 10 three times, when the validation error stops improving.
-  assert config.schedule.name == 'plateau'
-  assert (config.schedule.monitor, config.schedule.mode) == ('eval/top1', 'max')
-  assert config.schedule.factor == pytest.approx(0.1)
-  assert config.schedule.min_learning_rate == pytest.approx(0.01 * 0.1**3)
+  plateau = schedule.PlateauState(build.learning_rate(config))
+  rates = []
+  for _ in range(40):
+    plateau = schedule.update_plateau(config.schedule, plateau, 0.5)
+    rates.append(plateau.learning_rate)
+  assert sorted(set(rates)) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
+
+
+def test_the_prototype_trains_as_keras_does_over_a_drop():
+  """Keras' SGD: m <- momentum * m - lr * g; w <- w + m."""
+  options = load('keras_prototype').optimizer.to_dict()
+  tx = optimizer.make_optimizer(**options)
+  params = {'w': {'kernel': jnp.zeros(2)}}
+  opt_state = tx.init(params)
+  w = m = np.zeros(2)
+  for t in range(20):
+    lr = 0.01 if t < 10 else 0.001
+    hyperparams = {'learning_rate': jnp.float32(lr)}
+    opt_state = opt_state._replace(hyperparams=hyperparams)
+    g = np.array([1.0, np.cos(t)])
+    grads = {'w': {'kernel': jnp.asarray(g, jnp.float32)}}
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+    m = 0.9 * m - lr * g
+    w = w + m
+    np.testing.assert_allclose(params['w']['kernel'], w, rtol=1e-5, atol=1e-7)
+  assert w[0] == pytest.approx(-0.8370, abs=1e-4)
 
 
 def expected_rates(conv1, rest, conv1_bias=0.02):
@@ -134,7 +146,7 @@ def expected_rates(conv1, rest, conv1_bias=0.02):
 )
 def test_recorded_rates_of_the_source_release(epoch, rates):
   config = load('imagenet_source_release')
-  begins = config_lib.resolve_durations(config, EXAMPLES).lr_multiplier_steps
+  begins = schedule.resolve_durations(config, EXAMPLES).lr_multiplier_steps
   phase = sum(step_of(epoch) >= begin for begin in begins)
   state = narrow_state('imagenet_source_release')
   found = moves(config, state, 1.0, 0.0, phase)
@@ -148,24 +160,9 @@ def test_recorded_rates_of_the_source_release(epoch, rates):
 
 def test_training_of_the_source_release():
   config = load('imagenet_source_release')
-  resolved = config_lib.resolve_durations(config, EXAMPLES)
+  resolved = schedule.resolve_durations(config, EXAMPLES)
   assert resolved.num_steps == step_of(91)
   assert resolved.pca_lighting_steps == step_of(67)
-  assert config.optimizer.update_rule == 'paper'
-  assert config.data.pca_lighting_unit == 'deviation'
-  assert config.data.pca_lighting_shrink
-  model = config.model
-  assert '; '.join(model.block_order) == (
+  assert '; '.join(config.model.block_order) == (
     'norm-pool-relu; relu-norm-spatial-pool; ; ; pool-relu'
-  )
-  # Scale divided by n, of each tower's channels; the second has its own.
-  assert (model.lrn_convention, model.lrn_groups) == ('caffe', 2)
-  lrn = model.lrn_size, model.lrn_k, model.lrn_alpha, model.lrn_beta
-  assert lrn == (5, 2.0, 1e-4, 0.75)
-  spatial = model.spatial_size, model.spatial_k
-  assert (*spatial, model.spatial_alpha, model.spatial_beta) == (
-    5,
-    1.0,
-    0.001,
-    0.75,
   )

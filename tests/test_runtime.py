@@ -58,18 +58,14 @@ def test_where_nothing_is_added(gpu, environ):
 
 
 @pytest.mark.parametrize('platforms', ['', 'cuda', 'gpu', 'cuda,cpu'])
-def test_platforms_that_may_be_a_gpu(gpu, platforms):
-  assert runtime.xla_flags({'JAX_PLATFORMS': platforms})
-
-
-def test_a_machine_without_a_gpu(gpu, monkeypatch):
+def test_it_takes_a_gpu_and_its_plugin(gpu, platforms, monkeypatch):
+  environ = {'JAX_PLATFORMS': platforms}
+  assert runtime.xla_flags(environ)
   gpu.unlink()
-  assert runtime.xla_flags({}) == {}
-
-
-def test_a_machine_without_the_plugin(gpu, monkeypatch):
+  assert runtime.xla_flags(environ) == {}
+  gpu.touch()
   monkeypatch.setattr(runtime, 'plugin_libraries', list)
-  assert runtime.xla_flags({}) == {}
+  assert runtime.xla_flags(environ) == {}
 
 
 def test_for_one_compilation(gpu):

@@ -29,8 +29,10 @@ _TIFF_STARTS = (b'II*\0', b'MM\0*')
 _SCAN, _APP1 = 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)  # Huffman-coded
-# libjpeg's first warning about data that are whole and go on.
-_BYTES_BEFORE_END = re.compile('extraneous bytes before marker 0xd[0-79]')
+# libjpeg's first warning about data that are whole and go on: to the end, or to
+# a restart marker.
+_STRAY_BEFORE_END = 'extraneous bytes before marker 0xd9'
+_STRAY_ROWS = re.compile('extraneous bytes before marker 0xd[0-79]')
 _UNWRITTEN = [1, 254, 3]  # a rare color; one of an image costs time only
 _LARGEST_BLOCK = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -70,8 +72,9 @@ def decode(
     become 8. The memory belongs to the thread: its next call overwrites it.
 
   Raises:
-    UnreadableImageError: if the bytes are no image, a JPEG that is cut
-      off, or an image of so many pixels that it must be a trap.
+    UnreadableImageError: if the bytes are no image, a JPEG that is cut off or
+      that Pillow does not decode, or an image of so many pixels that it must be
+      a trap.
   """
   if not encoded:
     raise UnreadableImageError('the file is empty')
@@ -83,8 +86,10 @@ def decode(
       f'it claims to have {header.width} x {header.height} pixels'
     )
   # CMYK, which Pillow knows how to invert; or a header that makes no sense.
-  if header.channels not in (1, 3) or not header.height * header.width:
+  if header.channels not in (1, 3):
     return _decode_with_pillow(encoded)
+  if not header.height * header.width:
+    raise UnreadableImageError('its header gives no height or no width')
   has_end = encoded[-2:] == _JPEG_END or encoded.find(_JPEG_END, header.end) > 0
   if rows_needed and has_end and not header.will_be_scaled(min_size):
     image = _decode_top(encoded, header, rows_needed)
@@ -105,7 +110,7 @@ def decode(
     )
   except ValueError as error:
     problem = str(error)
-    if not has_end and not _BYTES_BEFORE_END.search(problem):
+    if not has_end and _STRAY_BEFORE_END not in problem:
       raise UnreadableImageError('the JPEG is truncated') from error
     # Not decoded with `strict=False`: after a warning libjpeg's fatal errors
     # pass for warnings there, and leave what the buffer held before.
@@ -136,9 +141,9 @@ def _decode_top(encoded, header, rows_needed):
     simplejpeg.decode_jpeg(shortened, 'RGB', buffer=buffer)
   except ValueError as error:
     # It names its first warning, or the error that it stopped at. The rows that
-    # follow are stray bytes to it, before the end or a restart marker. What it
-    # finds in the header keeps it from decoding.
-    is_whole = _BYTES_BEFORE_END.search(str(error))
+    # follow are stray bytes to it. What it finds in the header keeps it from
+    # decoding.
+    is_whole = _STRAY_ROWS.search(str(error))
     if not is_whole or last_pixel.tolist() == _UNWRITTEN:
       return None
   return buffer[: height * width * 3].reshape(height, width, 3)
@@ -205,8 +210,6 @@ def _pixels(encoded):
         f'nothing tells the range of its 32-bit pixels (mode {image.mode})'
       )
     image.load()
-    if not image.width * image.height:
-      raise UnreadableImageError('it has no pixels')
     if sixteen_bits:  # convert would clip them at 255
       gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
       pixels = np.repeat(gray[..., None], 3, axis=2)

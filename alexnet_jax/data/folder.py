@@ -1,16 +1,25 @@
 """Image files: folders with one subfolder per class, and lists of files."""
 
+import collections
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import pathlib
-import stat
+from typing import NamedTuple
 
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.data.splits import digest
 from alexnet_jax.data.splits import held_out
+from alexnet_jax.data.splits import normal
+from alexnet_jax.data.splits import split_of_name
+from alexnet_jax.data.splits import split_words
+from alexnet_jax.data.splits import warn_once
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
@@ -24,7 +33,24 @@ IMAGE_SUFFIXES = (
   '.tif',
   '.tiff',
 )
-VALIDATION_FOLDERS = ('val', 'validation', 'valid')
+_OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jxl')
+_OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
+
+
+class Listing(NamedTuple):
+  """The files below a folder, in the order of their paths' components.
+
+  Attributes:
+    paths: of the files.
+    sizes: of each in bytes.
+    left_out: (path, what it is) of files that do not count.
+    folders: the paths of the folders below.
+  """
+
+  paths: list[str]
+  sizes: list[int]
+  left_out: list[tuple[str, str]]
+  folders: list[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +81,10 @@ class FolderSource:
 
   def read(self, index: int) -> tuple[bytes, int]:
     path = os.path.join(self.root, self.paths[index])
-    content = read_at(path, self.sizes[index] + 1)
+    try:
+      content = files.read_at(path, self.sizes[index] + 1)
+    except OSError as error:
+      raise UnreadableImageError(error.strerror) from error
     if len(content) != self.sizes[index]:
       raise UserError(
         f'{path} had {self.sizes[index]} bytes when the run started, and has'
@@ -91,8 +120,11 @@ class FileList:
     return len(self.paths)
 
   def read(self, index: int) -> tuple[bytes, int]:
+    path = pathlib.Path(self.paths[index])
     try:
-      return pathlib.Path(self.paths[index]).read_bytes(), 0
+      if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UnreadableImageError('it is no plain file')
+      return path.read_bytes(), 0
     except OSError as error:
       raise UnreadableImageError(error.strerror) from error
 
@@ -100,31 +132,106 @@ class FileList:
     return self.paths[index]
 
 
-def list_files(folder: str | os.PathLike) -> list[str]:
-  """Returns the paths of all files below a folder, component by component.
+def list_files(
+  folder: str | os.PathLike, endings: tuple[str, ...] = IMAGE_SUFFIXES
+) -> Listing:
+  """Lists the files below a folder whose names have one of some endings.
 
-  Hidden files and folders are left out, and links to folders are not followed.
-  Links to files are listed, even those that lead nowhere.
+  Links are followed, but for those to a folder around them. Hidden files and
+  folders are passed over without a word.
 
   Raises:
-    OSError: if a folder cannot be listed.
+    UserError: if a folder cannot be listed.
   """
+  found = Listing([], [], [], [])
+  around = pathlib.Path(folder).absolute().parents
+  _list_below(
+    os.fspath(folder), endings, frozenset(map(_identity, around)), found
+  )
+  return found
 
-  def fail(error):
-    raise error
 
-  found = []
-  for path, folders, names in os.walk(folder, onerror=fail):
-    folders[:] = [name for name in folders if name[0] != '.']
-    found += [os.path.join(path, name) for name in names if name[0] != '.']
-  return sorted(found, key=lambda path: path.split(os.sep))
+def _list_below(folder, endings, above, found):
+  with _named_errors(folder):
+    own = _identity(folder)
+    if own in above:
+      found.left_out.append((folder, 'links to a folder around them'))
+      return
+    found.folders.append(folder)
+    for entry in _visible(folder):
+      if _is(entry.is_dir):
+        _list_below(entry.path, endings, above | {own}, found)
+      elif not entry.name.lower().endswith(endings):
+        other = entry.name.lower().endswith(_OTHER_IMAGES)
+        what = 'images of a kind that is not read' if other else 'other files'
+        found.left_out.append((entry.path, what))
+      elif _is(entry.is_file):
+        found.paths.append(entry.path)
+        found.sizes.append(entry.stat().st_size)
+      else:
+        what = 'links to nowhere' if entry.is_symlink() else 'no plain files'
+        found.left_out.append((entry.path, what))
+
+
+def _identity(folder):
+  status = os.stat(folder)
+  return status.st_dev, status.st_ino
+
+
+def _visible(folder):
+  with os.scandir(folder) as entries:
+    visible = [entry for entry in entries if entry.name[0] != '.']
+  return sorted(visible, key=lambda entry: entry.name)
+
+
+def _is(kind):
+  """Calls is_dir() or is_file() of an entry: False for links to nowhere."""
+  try:
+    return kind()
+  except OSError as error:
+    if error.errno == errno.ELOOP:  # a link to itself
+      return False
+    raise
+
+
+@contextlib.contextmanager
+def _named_errors(folder):
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'cannot list {error.filename or folder}: {error.strerror}; mend its'
+      ' permissions, or take it out of the data set'
+    ) from error
+
+
+def find_data_files(root: pathlib.Path, endings: tuple[str, ...]) -> list[str]:
+  """Returns the paths, below `root`, of the files of a sharded data set.
+
+  Raises:
+    UserError: if there is no folder, it cannot be listed, or there are none.
+  """
+  if not root.is_dir():
+    raise UserError(
+      f'no folder at {str(root)!r}; give --config.data.path=DIR with the files'
+      f' of the data set (*{endings[0]})'
+    )
+  listing = list_files(root, endings)
+  broken = [(p, w) for p, w in listing.left_out if p.endswith(endings)]
+  warn_left_out(root, broken)
+  if not listing.paths:
+    raise UserError(f'{root} has no file whose name ends in {endings[0]}')
+  return [pathlib.Path(p).relative_to(root).as_posix() for p in listing.paths]
 
 
 def subfolders(root: str | os.PathLike) -> list[str]:
-  """Returns the sorted names of the folders in `root` that are not hidden."""
-  return sorted(
-    e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != '.'
-  )
+  """Returns the sorted names of the folders in `root` that are not hidden.
+
+  Raises:
+    UserError: if it cannot be listed.
+  """
+  with _named_errors(root):
+    return [entry.name for entry in _visible(root) if _is(entry.is_dir)]
 
 
 def is_image_name(path: str) -> bool:
@@ -135,18 +242,119 @@ def is_image_name(path: str) -> bool:
 def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the folders of `train` and `validation`, or of `all` images.
 
-  `root/train` and `root/val` (or `validation`, `valid`) are the splits where
-  both exist; otherwise `root/train` is all, if that has subfolders, or `root`.
+  A folder of classes that is named like a split (see `splits.split_of_name`) is
+  that split; `test` serves as validation if there is no other. Without any,
+  `root` itself has the classes, and without one for validation that of
+  training has all images.
+
+  Raises:
+    UserError: if a split has two folders, or folders that are named like splits
+      would be taken for classes.
   """
-  train = root / 'train'
-  validation = next(
-    (root / n for n in VALIDATION_FOLDERS if (root / n).is_dir()), None
-  )
-  if train.is_dir() and validation:
-    return {'train': train, 'validation': validation}
-  if train.is_dir() and subfolders(train):
+  names = subfolders(root)
+  own = {name: split_of_name(name) for name in names}
+  found = {'train': [], 'validation': [], 'test': []}
+  for name in filter(own.get, names):
+    if own[name] == 'validation' or subfolders(root / name):
+      found[own[name]].append(name)
+  if not found['train']:
+    _check_class_names(root, names, own)
+    return {'all': root}
+  validation = found['validation'] or found['test']
+  for split, folders in (('train', found['train']), ('validation', validation)):
+    if len(folders) > 1:
+      raise UserError(
+        f'{root} has {len(folders)} folders for {split}'
+        f' ({", ".join(folders)}): leave one of them'
+      )
+  if validation == found['test'] != []:
+    warn_once(f'{root}: the test split serves as validation')
+  train = root / found['train'][0]
+  if unused := [n for n in names if n not in (train.name, *validation)]:
+    warn_once(f'{root}: folders that are not read: {", ".join(unused)}')
+  if not validation:
     return {'all': train}
-  return {'all': root}
+  held_out = root / validation[0]
+  if train.samefile(held_out):
+    raise UserError(
+      f'{train} and {held_out} are one folder: what is trained on would be'
+      ' measured'
+    )
+  return {'train': train, 'validation': held_out}
+
+
+def _check_class_names(root, names, own):
+  """Refuses folders that are named like splits as classes."""
+  alike = [name for name in names if own[name]]
+  if alike == ['train'] and len(names) > 1:
+    return  # the vehicle
+  if not alike:
+    alike = [name for name in names if len(split_words(name)) == 1]
+    if len(set.union(set(), *map(split_words, alike))) < 2:
+      return
+    if 2 * len(alike) < len(names):  # classes: bullet_train and test_tube
+      return
+  if alike:
+    raise UserError(
+      f'{root} has folders that are named like splits, not like classes'
+      f' ({", ".join(alike)}); images belong into train/CLASS and val/CLASS, or'
+      ' into CLASS alone'
+    )
+
+
+def list_classes(root: pathlib.Path) -> dict[str, Listing]:
+  """Returns the listing of each class folder in `root`, by the class's name."""
+  return {name: list_files(root / name) for name in subfolders(root)}
+
+
+def find_problems(
+  root: pathlib.Path,
+  classes: dict[str, Listing],
+  class_names: Sequence[str] | None = None,
+  divided: bool = False,
+) -> Iterator[tuple[str, pathlib.Path, str]]:
+  """Yields all that training refuses in a folder of classes.
+
+  Args:
+    root: the folder.
+    classes: see `list_classes`.
+    class_names: of training, for a folder of validation.
+    divided: whether a part of each class is held out.
+
+  Yields:
+    (kind of finding as `prepare check` calls it, what has it, message).
+  """
+  if not classes:
+    message = 'has no subfolders; images belong into one subfolder per class'
+    yield 'no_classes', root, f'{root} {message}'
+  if class_names is None and len(classes) == 1:
+    message = f'has one class only ({next(iter(classes))!r}); two are needed'
+    yield 'one_class', root / next(iter(classes)), f'{root} {message} at least'
+  known = set(map(normal, classes if class_names is None else class_names))
+  lacking = [name for name in classes if normal(name) not in known]
+  seen = set()
+  for name, listing in classes.items():
+    path, plain, count = root / name, normal(name), len(listing.paths)
+    below = [p for p in listing.folders if os.path.dirname(p) == str(path)]
+    if len({split_of_name(os.path.basename(p)) for p in below} - {''}) > 1:
+      message = 'holds folders named like splits; give the folder that has'
+      yield 'splits_in_a_class', path, f'{path} {message} train/ and val/'
+    if not count:
+      message = (
+        f'has no images ({", ".join(IMAGE_SUFFIXES)}); fill it or remove'
+      )
+      yield 'empty_class', path, f'{path} {message} it'
+    if divided and count == 1:
+      message = 'has a single image, which cannot be both trained on and held'
+      fix = 'out; add images or remove the class'
+      yield 'single_image', path, f'{path} {message} {fix}'
+    if plain not in known:
+      message = f'{root} has classes that training lacks: {lacking}'
+      yield 'class_only_in_validation', path, message
+    if plain in seen:
+      message = f'{path!a}: another class has this name, spelled in other bytes'
+      yield 'spelled_twice', path, f'{message} of Unicode; join them'
+    seen.add(plain)
 
 
 def folder_source(
@@ -157,8 +365,7 @@ def folder_source(
   See `split_folders` for the splits; `held_out` divides a single folder.
 
   Raises:
-    UserError: if the folder is missing, has no class, one class or a class
-      without images, or if validation has classes that training lacks.
+    UserError: if the folder is missing, or for what `find_problems` finds.
   """
   root = pathlib.Path(path).expanduser()
   if not root.is_dir():
@@ -170,11 +377,10 @@ def folder_source(
   if 'train' in folders:
     if split == 'train':
       return list_folder(folders['train'])
-    class_names = subfolders(folders['train'])
-    return list_folder(folders['validation'], class_names)
-  source = list_folder(folders['all'])
+    return list_folder(folders['validation'], subfolders(folders['train']))
+  source = list_folder(folders['all'], divided=val_fraction > 0)
   mask = held_out(source.paths, source.labels, val_fraction, split_seed)
-  keep = np.flatnonzero(mask if split == 'validation' else ~mask)
+  keep = np.flatnonzero(mask == (split == 'validation'))
   return dataclasses.replace(
     source,
     paths=[source.paths[i] for i in keep],
@@ -184,63 +390,56 @@ def folder_source(
 
 
 def list_folder(
-  root: pathlib.Path, class_names: Sequence[str] | None = None
+  root: pathlib.Path,
+  class_names: Sequence[str] | None = None,
+  divided: bool = False,
 ) -> FolderSource:
-  """Lists a folder whose subfolders are classes.
+  """Opens all images of a folder whose subfolders are classes.
 
   Args:
     root: the folder.
     class_names: of training, which decide the labels; None: the subfolders.
+    divided: whether a part of each class is to be held out.
 
   Raises:
-    UserError: as `folder_source` does.
+    UserError: for what `find_problems` finds.
   """
-  found = subfolders(root)
-  if not found:
-    raise UserError(
-      f'{root} has no subfolders; images belong into one subfolder per class'
-    )
-  if class_names is None and len(found) == 1:
-    raise UserError(
-      f'{root} has one class only ({found[0]!r}); two are needed at least'
-    )
-  names = found if class_names is None else class_names
-  if unknown := sorted(set(found) - set(names)):
-    raise UserError(f'{root} has classes that training lacks: {unknown}')
-  paths, labels, sizes, ignored = [], [], [], []
-  for name in found:
-    before, label, folder = len(paths), names.index(name), str(root / name)
-    for path in list_files(folder):
-      relative = name + path[len(folder) :].replace(os.sep, '/')
-      size = file_size(path) if is_image_name(path) else None
-      if size is None:
-        ignored.append(relative)
-        continue
-      paths.append(relative)
-      labels.append(label)
-      sizes.append(size)
-    if len(paths) == before:
-      raise UserError(
-        f'{root / name} has no images ({", ".join(IMAGE_SUFFIXES)});'
-        ' fill it or remove it'
-      )
-  if ignored:
-    logging.warning(
-      '%s: %d files that are no images are left out, the first: %s',
-      root,
-      len(ignored),
-      ignored[0],
-    )
-  return FolderSource(root, paths, np.array(labels, np.int32), sizes, names)
+  classes = list_classes(root)
+  for _, _, message in find_problems(root, classes, class_names, divided):
+    raise UserError(message)
+  loose = [(p, 'images beside the class folders') for p in loose_images(root)]
+  left_out = [pair for c in classes.values() for pair in c.left_out]
+  warn_left_out(root, loose + left_out)
+  below = len(str(root)) + 1
+  counts = [len(listing.paths) for listing in classes.values()]
+  names = list(classes) if class_names is None else class_names
+  numbers = {normal(name): number for number, name in enumerate(names)}
+  labels = [numbers[normal(name)] for name in classes]
+  return FolderSource(
+    root,
+    [
+      path[below:].replace(os.sep, '/')
+      for listing in classes.values()
+      for path in listing.paths
+    ],
+    np.repeat(np.array(labels, np.int32), counts),
+    [size for listing in classes.values() for size in listing.sizes],
+    names,
+  )
 
 
-def file_size(path: str) -> int | None:
-  """Returns the size of a file in bytes; None for anything but a file."""
-  try:
-    status = os.stat(path)
-  except FileNotFoundError:
-    return None
-  return status.st_size if stat.S_ISREG(status.st_mode) else None
+def loose_images(root: pathlib.Path) -> list[str]:
+  """Returns the paths of the images that lie beside the class folders."""
+  return [e.path for e in _visible(root) if is_image_name(e.name)]
+
+
+def warn_left_out(root: object, left_out: Sequence[tuple[str, str]]) -> None:
+  """Logs how many files of each kind are left out, and names the first."""
+  if left_out:
+    counts = collections.Counter(what for _, what in left_out)
+    listed = ', '.join(f'{count:,} {what}' for what, count in counts.items())
+    first = os.path.relpath(left_out[0][0], root)
+    warn_once(f'{root}: left out: {listed}; the first: {first}')
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -250,8 +449,8 @@ def find_images(paths: Sequence[str]) -> list[str]:
   suffix is one of images; see `list_files`.
 
   Raises:
-    UserError: if a path does not exist, or if there is no image at all.
-    OSError: if a folder cannot be listed.
+    UserError: if a path does not exist, a folder cannot be listed, or there is
+      no image at all.
   """
   if missing := [path for path in paths if not os.path.exists(path)]:
     raise UserError(
@@ -259,41 +458,17 @@ def find_images(paths: Sequence[str]) -> list[str]:
     )
   found = []
   for path in paths:
-    images = [path]
-    if os.path.isdir(path):
-      images = [
-        p for p in list_files(path) if is_image_name(p) and os.path.isfile(p)
-      ]
-    if not images:
+    if not os.path.isdir(path):
+      found.append(path)
+      continue
+    listing = list_files(path)
+    warn_left_out(path, listing.left_out)
+    if not listing.paths:
       logging.warning('%s: no images (%s)', path, ' '.join(IMAGE_SUFFIXES))
-    found += images
+    found += listing.paths
   if not found:
     raise UserError(
       f'no image in {", ".join(map(repr, paths))}; name image files, or folders'
       f' with files that end in {", ".join(IMAGE_SUFFIXES)}'
     )
   return found
-
-
-def read_at(path: str, size: int, offset: int = 0) -> bytes:
-  """Reads up to `size` bytes of a file from `offset` on, fewer at its end.
-
-  It makes as few system calls as possible: each hands over the GIL.
-
-  Raises:
-    UserError: if the file cannot be read.
-  """
-  try:
-    file = os.open(path, os.O_RDONLY)
-    try:
-      content = os.pread(file, size, offset)
-      while 0 < len(content) < size:  # at the end, or a slow file system
-        more = os.pread(file, size - len(content), offset + len(content))
-        if not more:
-          break
-        content += more
-    finally:
-      os.close(file)
-  except OSError as error:
-    raise UserError(f'cannot read {path}: {error.strerror}') from error
-  return content

@@ -5,17 +5,32 @@ runs them without the GIL. Importing numba takes a while too: import this module
 where a kernel is called, not at the top.
 """
 
+import contextlib
+
 import numba
+from numba.core import caching
 from numba.core import types
 from numba.extending import intrinsic
 import numpy as np
 
 
+class _Cache(caching.FunctionCache):
+  """numba's cache, which a full disk or a damaged file only switches off."""
+
+  def load_overload(self, *signature):
+    with contextlib.suppress(Exception):  # of pickle as well
+      return super().load_overload(*signature)
+
+  def save_overload(self, *compiled):
+    with contextlib.suppress(Exception):
+      super().save_overload(*compiled)
+
+
 def _compiled(function):
-  try:
-    return numba.njit(nogil=True, cache=True)(function)
-  except RuntimeError:  # no folder to keep the compiled code in
-    return numba.njit(nogil=True)(function)
+  kernel = numba.njit(nogil=True)(function)
+  with contextlib.suppress(RuntimeError):  # no folder for a cache
+    kernel._cache = _Cache(function)  # as its enable_caching() does
+  return kernel
 
 
 @intrinsic

@@ -307,13 +307,20 @@ def _iterate(make_batch, length, prefetch):
 def data_record(source, *, seed: int, global_batch_size: int) -> dict:
   """Returns what must stay unchanged for a resumed run's batches to be equal.
 
-  `order` is a hash of the first batch's examples and draws; it changes if the
-  random generator of another numpy version gives other numbers.
+  `order` is a hash of the first batch's examples and of all kinds of draws; it
+  changes if the random generator of another numpy version gives other numbers.
   """
   positions = order.batch_positions(0, min(global_batch_size, 1024))
-  indices = order.examples_at(positions, source.num_examples, seed)
-  draws = order.batch_draws(0, len(positions), seed)
-  digest = hashlib.sha256(indices.tobytes() + draws.tobytes()).hexdigest()
+  numbers = [order.examples_at(positions, source.num_examples, seed)]
+  for draw in (
+    order.batch_draws,
+    order.resized_crop_draws,
+    order.brightness_draws,
+    order.color_draws,
+  ):
+    # The last digits of normal draws may depend on the mathematical library.
+    numbers.append(draw(0, len(positions), seed).round(6))
+  digest = hashlib.sha256(b''.join(n.tobytes() for n in numbers)).hexdigest()
   return {
     'fingerprint': source.fingerprint,
     'num_examples': source.num_examples,

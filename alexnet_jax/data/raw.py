@@ -14,17 +14,33 @@ good).
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import json
 import pathlib
 
 import numpy as np
 
-from alexnet_jax.data.shard_files import allow_open_files
+from alexnet_jax import files
 from alexnet_jax.data.splits import digest
 from alexnet_jax.errors import UserError
 
 MANIFEST = 'manifest.json'
 FORMAT = 'alexnet_jax raw 1'
+_FILE = {'file': str, 'sha256': str}
+_SPLIT = {
+  'num_examples': int,
+  'shards': [{**_FILE, 'num_examples': int}],
+  'labels': _FILE,
+  'skipped': [str],
+  'rgb': {'mean': [(int, float)], 'covariance': [[(int, float)]]},
+}
+_SHAPE = {
+  'format': str,
+  'image_size': int,
+  'class_names': [str],
+  'settings': dict,
+  'splits': {str: _SPLIT},
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,9 +74,9 @@ class RawSource:
 
   def read(self, index: int) -> tuple[np.ndarray, int]:
     number = int(np.searchsorted(self.ends, index, side='right'))
-    shard = self.shards[number]
-    position = index - int(self.ends[number]) + len(shard)
-    return shard[position], int(self.labels[index])
+    # Counted from the end of its shard.
+    pixels = self.shards[number][index - int(self.ends[number])]
+    return pixels, int(self.labels[index])
 
   def describe(self, index: int) -> str:
     return f'{self.name} example {index}'
@@ -79,7 +95,7 @@ def raw_source(path: str, split: str) -> RawSource:
 
   Raises:
     UserError: if there is no raw set, no such split, or a file is missing or of
-      another size than the manifest says.
+      another kind or size than the manifest says.
   """
   root = pathlib.Path(path).expanduser()
   manifest = read_manifest(root)
@@ -88,27 +104,36 @@ def raw_source(path: str, split: str) -> RawSource:
       f'the raw set {root} has the splits {sorted(manifest["splits"])}, not'
       f' {split!r}'
     )
-  info = manifest['splits'][split]
-  size = manifest['image_size']
-  allow_open_files(len(info['shards']))
-  shards = [_open_shard(root, entry, size) for entry in info['shards']]
-  labels_path = root / info['labels']['file']
-  labels = _load(labels_path)
+  info, size = manifest['splits'][split], manifest['image_size']
+  files.keep_open(root / entry['file'] for entry in info['shards'])
+  shards = [
+    load_array(root, entry, (entry['num_examples'], size, size, 3), np.uint8)
+    for entry in info['shards']
+  ]
   num_examples = sum(map(len, shards))
-  if labels.shape != (num_examples,) or labels.dtype != np.int32:
-    problem = f'{labels.dtype} {labels.shape}, not int32 ({num_examples},)'
-    raise _unfit(labels_path, problem)
+  if num_examples != info['num_examples']:
+    problem = f'{split} has {num_examples}, not {info["num_examples"]} examples'
+    raise _unfit(root / MANIFEST, problem)
+  labels = load_array(root, info['labels'], (num_examples,), np.int32)
   largest = len(manifest['class_names']) - 1
   if not num_examples or labels.min() < 0 or labels.max() > largest:
-    raise _unfit(labels_path, f'no labels, or others than 0 to {largest}')
+    problem = f'no labels, or others than 0 to {largest}'
+    raise _unfit(root / info['labels']['file'], problem)
+  rgb = [info['rgb']['mean'], *info['rgb']['covariance']]
+  if [*map(len, rgb)] != [3] * 4 or not all(
+    abs(x) < 1e6 for x in itertools.chain(*rgb)
+  ):
+    raise _unfit(root / MANIFEST, f'the mean colors of {split} are {rgb!r:.80}')
+  hashes = [entry['sha256'] for entry in [*info['shards'], info['labels']]]
+  contents = [manifest['class_names'], hashes, rgb]
   return RawSource(
     name=f'{root} {split}',
     class_names=tuple(manifest['class_names']),
-    fingerprint=_fingerprint(manifest, info),
+    fingerprint=digest(json.dumps(contents).encode()),
     square_size=size,
-    rgb_mean=np.array(info['rgb']['mean']),
-    rgb_covariance=np.array(info['rgb']['covariance']),
-    labels=labels,
+    rgb_mean=np.array(rgb[0], float),
+    rgb_covariance=np.array(rgb[1:], float),
+    labels=np.array(labels),
     shards=shards,
     ends=np.cumsum([len(shard) for shard in shards]),
     bases=np.array(
@@ -117,11 +142,13 @@ def raw_source(path: str, split: str) -> RawSource:
   )
 
 
-def _fingerprint(manifest, info):
-  """Returns a hash of the contents, wherever they came from."""
-  hashes = [entry['sha256'] for entry in info['shards']]
-  contents = [manifest['class_names'], hashes, info['labels']['sha256']]
-  return digest(json.dumps(contents).encode())
+def is_raw_set(root: pathlib.Path) -> bool:
+  """Returns True if a folder has shards and a manifest.json, damaged or not.
+
+  Other programs leave files of that name among images.
+  """
+  has_shards = any(root.glob('*-labels.npy')) or any(root.glob('*-of-*.npy'))
+  return has_shards and (root / MANIFEST).exists()
 
 
 def read_manifest(root: pathlib.Path) -> dict:
@@ -131,41 +158,37 @@ def read_manifest(root: pathlib.Path) -> dict:
     UserError: if there is none, or it is of another kind.
   """
   try:
-    manifest = json.loads((root / MANIFEST).read_text())
+    manifest = files.read_json(root / MANIFEST, _SHAPE)
   except FileNotFoundError as error:
     raise UserError(
       f'no raw set in {root}: it has no {MANIFEST}. `python -m'
       ' alexnet_jax.data.prepare raw` makes one; if it was ended before it was'
       ' done, the same command goes on'
     ) from error
-  except (OSError, ValueError) as error:
-    raise UserError(f'cannot read {root / MANIFEST}: {error}') from error
-  keys = {'image_size', 'class_names', 'settings', 'splits'}
-  if (
-    not isinstance(manifest, dict)
-    or manifest.get('format') != FORMAT
-    or keys - manifest.keys()
-  ):
+  if manifest['format'] != FORMAT:
     raise UserError(
       f'{root / MANIFEST} is no manifest of a raw set ({FORMAT!r})'
     )
   return manifest
 
 
-def _open_shard(root, entry, size):
+def load_array(
+  root: pathlib.Path, entry: dict, shape: tuple[int, ...], dtype
+) -> np.ndarray:
+  """Returns the array of a file of a raw set, memory-mapped.
+
+  Raises:
+    UserError: if it is missing or damaged, or of another shape or dtype.
+  """
   path = root / entry['file']
-  shard = _load(path, mmap_mode='r')
-  expected = (entry['num_examples'], size, size, 3)
-  if shard.shape != expected or shard.dtype != np.uint8:
-    raise _unfit(path, f'{shard.dtype} {shard.shape}, not uint8 {expected}')
-  return np.asarray(shard)  # slices of a plain array are cheaper
-
-
-def _load(path, **options):
   try:
-    return np.load(path, **options)
-  except (OSError, ValueError, EOFError) as error:
+    array = np.lib.format.open_memmap(path, mode='r')
+  except Exception as error:  # numpy evaluates the header as Python's literals
     raise _unfit(path, error) from error
+  if array.shape != shape or array.dtype != dtype:
+    problem = f'{array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}'
+    raise _unfit(path, problem)
+  return np.asarray(array)  # slices of a plain array are cheaper
 
 
 def _unfit(path, problem):

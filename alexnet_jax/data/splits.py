@@ -1,4 +1,4 @@
-"""Held-out parts and folds of a data set, and hashes of what it holds.
+"""Splits of a data set: as files are named, held-out parts, and folds.
 
 In a cross-validation every example of a pool is held out in exactly one fold.
 The pool are the training examples, where the set has a validation split of its
@@ -6,20 +6,213 @@ own, or else all examples. A fold depends on their labels in their order, on the
 number of folds and on the seed alone.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import logging
+import pathlib
+import re
+import threading
+import unicodedata
 
 import numpy as np
 
 from alexnet_jax.errors import UserError
 
+_SPLIT_OF_WORD = {
+  'train': 'train',
+  'training': 'train',
+  'val': 'validation',
+  'valid': 'validation',
+  'validation': 'validation',
+  'test': 'test',
+  'testing': 'test',
+}
+# What a label of -1 mostly is.
+UNLABELED = (
+  ': -1 marks a test split without labels; remove its files, and a part of'
+  ' training is held out'
+)
 _MOST_SEED = 2**32 - 1  # of numpy's older random generator
+_MOST_UNNAMED_CLASSES = 1_000_000
+_warnings: set[str] = set()
+_warnings_lock = threading.Lock()
+
+
+def split_words(name: str) -> set[str]:
+  """Returns the splits (train, validation, test) whose words are in a name."""
+  words = re.findall('[a-z]+', name.lower())
+  return {_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD}
+
+
+def split_of_name(name: str) -> str:
+  """Returns the split that a whole name stands for: `Train`, `test1`, or ''."""
+  return _SPLIT_OF_WORD.get(re.sub('[^a-z]', '', name.lower()), '')
+
+
+def sort_into_splits(
+  root: pathlib.Path, names: Sequence[str], split: str = 'train'
+) -> dict[str, list[str]]:
+  """Sorts the data files of a set into splits, by their names.
+
+  A file belongs to the split whose word (train, val, valid, validation, test)
+  is in its name, or else in that of a folder around it, the nearest first.
+  Words that all names have say nothing. If no file is named so, all are for
+  training. `test` serves as validation if there is no other.
+
+  Args:
+    root: the folder, for messages.
+    names: paths of the files below it.
+    split: that is opened; for `all` there need be no training files.
+
+  Returns:
+    {'train': paths, 'validation': paths}; the second may be empty.
+
+  Raises:
+    UserError: if no file is for training, or those lie in several folders,
+      which are data sets of their own.
+  """
+  words = [
+    next(filter(None, map(split_words, reversed(name.split('/')))), set())
+    for name in names
+  ]
+  rest = [found - set.intersection(*words) for found in words]
+  if all(len(found) == 1 for found in rest):  # speed-test-train-0.tar
+    words = rest
+  found = {'train': [], 'validation': [], 'test': [], '': [], 'several': []}
+  for name, own in zip(names, words, strict=True):
+    split = 'several' if len(own) > 1 else ''.join(own)
+    found[split].append(name)
+  train = found['train']
+  validation = found['validation'] or found['test']
+  unclear = found['several'] + found['']
+  if not (train or validation or found['several']):
+    train, unclear = unclear, []
+  if split == 'all' and not train:
+    train, validation = validation, []
+  if not train:
+    raise UserError(
+      f"{root} has no files for training, with 'train' and no other split in"
+      f' the name; the first that it has: {names[0]}'
+    )
+  folders = sorted({name.rpartition('/')[0] or '.' for name in train})
+  if len(folders) > 1:
+    raise UserError(
+      f'{root} has training files in {len(folders)} folders'
+      f' ({", ".join(folders[:5])}), which may be data sets of their own; give'
+      f' one of them: --config.data.path={root / folders[-1]}'
+    )
+  if unclear:
+    warn_once(
+      f'{root}: {len(unclear)} files are left out whose names do not tell one'
+      f' split, the first: {unclear[0]}'
+    )
+  if validation and validation == found['test']:
+    warn_once(f'{root}: the test split serves as validation')
+  return {'train': train, 'validation': validation}
+
+
+def normal(name: str) -> str:
+  """Returns a class's name in one of the spellings that Unicode has for it."""
+  return unicodedata.normalize('NFC', name)
+
+
+def class_labels(
+  name: object, labels: Sequence[str], class_names: Sequence[str] | None
+) -> list[int]:
+  """Returns the number of the class that each name of a class stands for.
+
+  Names that differ only in how Unicode spells them are one.
+
+  Args:
+    name: what messages call the data set.
+    labels: names of classes.
+    class_names: of training; None: `labels` are those.
+
+  Raises:
+    UserError: if training lacks one, or has two spellings of one.
+  """
+  known = labels if class_names is None else class_names
+  numbers = {}
+  for number, class_name in enumerate(known):
+    plain = normal(class_name)
+    if numbers.setdefault(plain, number) != number:
+      raise UserError(
+        f'{name} has the class {class_name!r} in two spellings of Unicode,'
+        f' {known[numbers[plain]]!a} and {class_name!a}: join them'
+      )
+  plain = [normal(label) for label in labels]
+  if unknown := sorted({label for label in plain if label not in numbers}):
+    raise UserError(f'{name} has classes that training lacks: {unknown}')
+  return [numbers[label] for label in plain]
+
+
+def check_labels(
+  name: object, labels: np.ndarray, names: Sequence[str] | None
+) -> tuple[str, ...]:
+  """Returns the class names of training labels.
+
+  Args:
+    name: what messages call the data set.
+    labels: of the training examples, int, from 0.
+    names: of the classes; None: their numbers.
+
+  Raises:
+    UserError: if there is one class only, or a label without a name.
+  """
+  classes = np.unique(labels)
+  if len(classes) < 2:
+    raise UserError(
+      f'{name} has training examples of {len(classes)} class(es)'
+      f' ({classes.tolist()}); two are needed at least'
+    )
+  if names is None:
+    if classes[-1] >= _MOST_UNNAMED_CLASSES:
+      raise UserError(
+        f'{name} has the label {classes[-1]}, too large to count classes by;'
+        ' number them from 0'
+      )
+    names = [str(number) for number in range(classes[-1] + 1)]
+  if classes[-1] >= len(names):
+    raise UserError(
+      f'{name} has the label {classes[-1]}, but names of {len(names)} classes'
+      ' only, which are numbered from 0'
+    )
+  if empty := sorted(set(range(len(names))) - set(classes.tolist())):
+    warn_once(
+      f'{name}: {len(empty)} of {len(names)} classes have no training example,'
+      f' the first: {names[empty[0]]} (number {empty[0]})'
+    )
+  return tuple(names)
+
+
+def check_validation_labels(
+  name: object, train_labels: np.ndarray, labels: np.ndarray
+) -> None:
+  """Refuses validation without examples, or with labels that training lacks.
+
+  Raises:
+    UserError: naming the first such label.
+  """
+  if not len(labels):
+    raise UserError(
+      f'{name}: the files for validation have no examples; remove them, and a'
+      ' part of training is held out'
+    )
+  unknown = np.setdiff1d(labels, train_labels)
+  if len(unknown):
+    raise UserError(
+      f'{name} has {len(unknown)} labels in validation that training lacks,'
+      f' the first: {unknown[0]}'
+    )
 
 
 def held_out(
-  keys: Sequence[str], labels: np.ndarray, fraction: float, seed: int
+  keys: Sequence[str],
+  labels: np.ndarray,
+  fraction: float,
+  seed: int,
+  class_names: Sequence[str] = (),
 ) -> np.ndarray:
   """Returns the validation examples of a stratified split, bool [n].
 
@@ -38,8 +231,9 @@ def held_out(
   for label in np.unique(labels):
     members = np.flatnonzero(labels == label)
     if len(members) < 2:
+      name = repr(class_names[label]) if len(class_names) else label
       raise UserError(
-        f'class {label} has a single example ({keys[members[0]]}), which cannot'
+        f'class {name} has a single example ({keys[members[0]]}), which cannot'
         ' be both trained on and held out; add examples or remove the class'
       )
     count = min(max(1, round(fraction * len(members))), len(members) - 1)
@@ -61,6 +255,15 @@ def digest(*parts: bytes) -> str:
     sha.update(len(part).to_bytes(8, 'little'))
     sha.update(part)
   return sha.hexdigest()[:16]
+
+
+def warn_once(message: str) -> None:
+  """Logs a warning, unless this process has done so already."""
+  with _warnings_lock:  # several threads may come with the same one
+    is_new = message not in _warnings
+    _warnings.add(message)
+  if is_new:
+    logging.warning('%s', message)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,52 +308,37 @@ class Part:
     """Returns the name that the example has in the whole, in any fold."""
     return self.source.describe(int(self.indices[index]))
 
-  @property
-  def file_name(self) -> Callable[[int], str]:
-    whole = self.source.file_name
-    return lambda index: whole(int(self.indices[index]))
-
-  @property
-  def in_memory(self) -> bool:
-    return self.source.in_memory
-
-  @property
-  def square_size(self) -> int:
-    return self.source.square_size
-
-  @property
-  def addresses(self) -> Callable[[np.ndarray], np.ndarray]:
-    whole = self.source.addresses
-    return lambda indices: whole(self.indices[indices])
+  def __getattr__(self, name):
+    if name in ('in_memory', 'square_size'):
+      return getattr(self.source, name)
+    if name in ('file_name', 'addresses'):
+      whole = getattr(self.source, name)
+      return lambda index: whole(self.indices[index])
+    raise AttributeError(name)
 
 
 def fold_of(pool, split: str, *, folds: int, fold: int, seed: int) -> Part:
-  """Returns one side of a fold: examples in the pool's order.
+  """Returns one side of a fold of StratifiedKFold, in the pool's order.
 
   Args:
     pool: a source.
     split: `validation` is the fold, `train` all the others.
-    folds: their number.
+    folds: their number, at least 2.
     fold: which one, from 0.
-    seed: of the split.
+    seed: of the shuffling.
 
   Raises:
     UserError: if there are no examples, a class has fewer of them than there
-      are folds, or the seed is unfit.
+      are folds, a label is no class, or the seed is unfit.
   """
+  if not 0 <= seed <= _MOST_SEED:
+    raise UserError(
+      f'config.data.split_seed is {seed}; with folds it must lie between 0 and'
+      f' {_MOST_SEED}'
+    )
   if not pool.num_examples:
     raise UserError(f'{pool.name} has no examples')
-  known = hasattr(pool, 'labels')
-  labels = pool.labels if known else pool.read_labels()
-  _check_classes(pool, labels, folds)
-  chosen = fold_numbers(labels, folds, seed) == fold
-  part = f'fold {fold} of {folds}'
-  if split == 'train':
-    chosen, part = ~chosen, f'without {part}'
-  return Part(pool, np.flatnonzero(chosen), labels[chosen], part)
-
-
-def _check_classes(pool, labels, folds):
+  labels = pool.labels if hasattr(pool, 'labels') else pool.read_labels()
   names = pool.class_names
   for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
     if not 0 <= label < len(names):
@@ -164,28 +352,11 @@ def _check_classes(pool, labels, folds):
         f' config.data.folds = {folds}: use fewer folds, add examples, or'
         ' remove the class'
       )
-
-
-def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-  """Returns the fold of each example by StratifiedKFold, int64 [n].
-
-  Args:
-    labels: int [n]; of each class there are as many as folds, or more.
-    folds: their number, at least 2.
-    seed: of the shuffling.
-
-  Raises:
-    UserError: if the seed is unfit.
-  """
-  if not 0 <= seed <= _MOST_SEED:
-    raise UserError(
-      f'config.data.split_seed is {seed}; with folds it must lie between 0 and'
-      f' {_MOST_SEED}'
-    )
   from sklearn.model_selection import StratifiedKFold  # slow
 
   stratified = StratifiedKFold(folds, shuffle=True, random_state=seed)
-  numbers = np.empty(len(labels), np.int64)
-  for number, (_, held_out) in enumerate(stratified.split(labels, labels)):
-    numbers[held_out] = number
-  return numbers
+  train, held = list(stratified.split(labels, labels))[fold]
+  part = f'fold {fold} of {folds}'
+  if split == 'train':
+    return Part(pool, train, labels[train], f'without {part}')
+  return Part(pool, held, labels[held], part)

@@ -3,26 +3,24 @@
 from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import re
 import tarfile
-import zipfile
 
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.data import shard_files
+from alexnet_jax.data import folder
 from alexnet_jax.data import splits
-from alexnet_jax.data.folder import IMAGE_SUFFIXES
-from alexnet_jax.data.folder import read_at
 from alexnet_jax.errors import UserError
 
 _COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst', '.tar.lz4')
-_IMAGES = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
-_ENDINGS = frozenset((*_IMAGES, 'cls', 'json'))
+_IMAGES = frozenset(suffix[1:] for suffix in folder.IMAGE_SUFFIXES)
 _LABELS = ('cls', 'json')  # the first is taken where a sample has both
+_CLASS_FILES = ('classes.txt', 'classnames.txt')
 _BLOCK = 512  # bytes; a tar consists of such blocks and ends with one of zeros
 _ENCODING = ('utf-8', 'surrogateescape')  # of names in a tar: any bytes
 _THREADS = 16  # they wait for the disk more than they compute
@@ -30,8 +28,6 @@ _LONG_TO_INDEX = 1 << 33  # bytes; indexing them is announced
 _LARGE = 10_000  # samples; their index is kept in a file
 _INDEX_VERSION = 1
 _FIELDS = ('shard', 'offset', 'size', 'label', 'key')
-# (state, samples) of indices that could not be written at their paths.
-_in_memory: dict[pathlib.Path, tuple[str, np.ndarray]] = {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,15 +66,22 @@ class TarSource:
   def read(self, index: int) -> tuple[bytes, int]:
     shard, offset, size, label, _ = self.samples[index].item()
     path = os.path.join(self.root, self.shards[shard])
-    # Opened anew each time: there may be more shards than open files.
-    content = read_at(path, size, offset)
-    shard_size = os.stat(path).st_size
-    if len(content) != size or shard_size != self.shard_sizes[shard]:
+    try:
+      # Opened anew each time: there may be more shards than open files.
+      content = files.read_at(path, _BLOCK + size, offset - _BLOCK)
+      shard_size = os.stat(path).st_size
+    except OSError as error:
+      raise UserError(f'cannot read {path}: {error.strerror}') from error
+    if len(content) != _BLOCK + size or shard_size != self.shard_sizes[shard]:
       raise UserError(
         f'{path} had {self.shard_sizes[shard]} bytes at the start and has'
         f' {shard_size} now; start again once the data stays as it is'
       )
-    return content, label
+    if tarfile.nti(content[124:136]) != size:  # as its header says
+      raise UserError(
+        f'{self.root / self.split}.index.npz does not fit the shards: delete it'
+      )
+    return content[_BLOCK:], label
 
   def describe(self, index: int) -> str:
     sample = self.samples[index]
@@ -94,7 +97,7 @@ def tar_source(
   A sample is the files of a shard that share the path up to the first dot of
   its last component: an image, and its label as text in `.cls` or under `label`
   (or `cls`) in `.json`. `classes.txt` or `classnames.txt` names the classes.
-  `shard_files.split_files` tells the splits apart; without validation shards,
+  `sort_into_splits` tells the splits apart; without validation shards,
   `held_out` splits those of training. The shards are read once to find the
   samples; the index of a large set is kept in `path`.
 
@@ -103,25 +106,35 @@ def tar_source(
       samples without an image or without a label that training knows.
   """
   root = pathlib.Path(path).expanduser()
-  files = shard_files.split_files(root, ('.tar', *_COMPRESSED))
-  files = {name: _uncompressed(root, found) for name, found in files.items()}
-  shards = files['train']
-  samples = train = _indexed(root, 'train', shards)
-  names = shard_files.read_class_names(root)
-  names = shard_files.named_classes(root, train['label'], names)
-  if files['validation'] and split == 'validation':
-    shards = files['validation']
-    samples = _indexed(root, 'validation', shards)
-    shard_files.check_validation_labels(root, train['label'], samples['label'])
-  elif not files['validation']:
+  found = folder.find_data_files(root, ('.tar', *_COMPRESSED))
+  names = splits.sort_into_splits(root, _uncompressed(root, found), split)
+  shards = names['train']
+  samples = train = _indexed(root, 'train', *_state(root, shards))
+  class_names = splits.check_labels(
+    root, train['label'], _read_class_names(root)
+  )
+  if names['validation'] and split != 'train':
+    shards = names['validation']
+    samples = _indexed(root, 'validation', *_state(root, shards))
+    splits.check_validation_labels(root, train['label'], samples['label'])
+  elif not names['validation']:
     keys = [
       f'{shards[number]}/{key.decode(errors="replace")}'
       for number, key in zip(train['shard'], train['key'], strict=True)
     ]
-    mask = splits.held_out(keys, train['label'], val_fraction, split_seed)
-    samples = train[mask if split == 'validation' else ~mask]
-  sizes = [(root / shard).stat().st_size for shard in shards]
-  return TarSource(root, split, shards, sizes, samples, names)
+    mask = splits.held_out(
+      keys, train['label'], val_fraction, split_seed, class_names
+    )
+    samples = train[mask == (split == 'validation')]
+  _, sizes, _ = _state(root, shards)
+  return TarSource(root, split, shards, sizes, samples, class_names)
+
+
+def _state(root, shards):
+  """Returns the names, sizes and times of shards, which an index belongs to."""
+  stats = [(root / shard).stat() for shard in shards]
+  times = tuple(status.st_mtime_ns for status in stats)
+  return tuple(shards), tuple(status.st_size for status in stats), times
 
 
 def _uncompressed(root, paths):
@@ -136,41 +149,60 @@ def _uncompressed(root, paths):
   return [path for path in paths if not path.endswith(_COMPRESSED)]
 
 
-def _indexed(root, split, shards):
+def _read_class_names(root):
+  """Returns the lines of classes.txt or classnames.txt; None without either."""
+  path = next((root / n for n in _CLASS_FILES if (root / n).is_file()), None)
+  if path is None:
+    return None
+  try:
+    lines = path.read_text('utf-8-sig').rstrip().splitlines()
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path} is no UTF-8 text: {error}') from error
+  names = [line.strip() for line in lines]
+  if '' in names:
+    raise UserError(
+      f'{path} has an empty line {names.index("") + 1}; it takes one class name'
+      ' a line, the first that of label 0'
+    )
+  return names
+
+
+@functools.lru_cache(8)  # for the other split, and for folds
+def _indexed(root, split, shards, sizes, times):
   """Returns the samples of some shards, from the kept index if it holds."""
-  stats = [(root / shard).stat() for shard in shards]
-  sizes, times = zip(*((s.st_size, s.st_mtime_ns) for s in stats), strict=True)
   state = json.dumps([_INDEX_VERSION, shards, sizes, times])
   path = root / f'{split}.index.npz'
-  known, samples = _in_memory.get(path) or _load_index(path)
-  if known != state:
-    if sum(sizes) >= _LONG_TO_INDEX:
-      shard_files.warn_once(f'{root}: indexing {len(shards)} {split} shards')
-    samples = _index_shards(root, shards)
-    if len(samples) >= _LARGE:
-      _keep_index(path, state, samples)
+  if (samples := _load_index(path, state, sizes)) is not None:
+    return samples
+  if sum(sizes) >= _LONG_TO_INDEX:
+    splits.warn_once(f'{root}: indexing {len(shards)} {split} shards')
+  samples = _index_shards(root, shards)
+  if len(samples) >= _LARGE:
+    try:
+      with files.replaced_file(path) as temporary, temporary.open('wb') as file:
+        np.savez(file, state=state, samples=samples)
+    except OSError as error:
+      splits.warn_once(
+        f'{path} cannot be written ({error.strerror}): every start finds the'
+        f' {len(samples)} samples of the shards anew'
+      )
   return samples
 
 
-def _load_index(path):
-  """Returns (state of the shards, samples), or Nones if damaged or missing."""
+def _load_index(path, state, sizes):
+  """Returns the kept samples; None if there are none that fit the shards."""
   try:
     with open(path, 'rb') as file, np.load(file) as stored:
-      return str(stored['state']), stored['samples']
-  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-    return None, None
-
-
-def _keep_index(path, state, samples):
-  try:
-    with files.replaced_file(path) as temporary, temporary.open('wb') as file:
-      np.savez(file, state=state, samples=samples)
-  except OSError as error:
-    _in_memory[path] = state, samples
-    shard_files.warn_once(
-      f'{path} cannot be written ({error.strerror}): every start finds the'
-      f' {len(samples)} samples of the shards anew'
-    )
+      samples = stored['samples'] if str(stored['state']) == state else None
+    if samples is None or samples.dtype.names != _FIELDS:
+      return None
+    shard, offset, size, label, _ = (samples[field] for field in _FIELDS)
+    ends = np.array(sizes)[shard]  # IndexError beyond the last one
+    whole = (offset % _BLOCK == 0) & (offset >= _BLOCK) & (size >= 0)
+    fits = whole & (size <= ends - offset) & (label >= 0) & (shard >= 0)
+    return samples if fits.all() else None
+  except Exception:  # whatever another file or a damaged one makes of it
+    return None
 
 
 def _index_shards(root, shards):
@@ -179,12 +211,12 @@ def _index_shards(root, shards):
     indexed = list(pool.map(_index_shard, roots, shards, numbers))
   samples = np.concatenate([samples for samples, _ in indexed])
   if ignored := [name for _, names in indexed for name in names]:
-    shard_files.warn_once(
+    splits.warn_once(
       f'{root}: {len(ignored)} files in the shards that are neither image nor'
       f' label are left out, the first: {ignored[0]}'
     )
   if again := len(samples) - len(np.unique(samples['key'])):
-    shard_files.warn_once(
+    splits.warn_once(
       f'{root}: {again} samples have a key that another shard has as well'
     )
   return samples
@@ -192,14 +224,24 @@ def _index_shards(root, shards):
 
 def _index_shard(root, shard, number):
   """Returns (samples, names of files left out) of one tar file."""
-  path = root / shard
+  path, samples, ignored = root / shard, {}, []
   try:
     with open(path, 'rb') as file:
       members = _members(path, file)
-      samples, ignored = _group(path, members)
+      for name, offset, size in members:
+        stem, _, ending = name.rpartition('/')[2].partition('.')
+        ending = ending.lower()
+        if not stem or ending not in (*_IMAGES, *_LABELS):
+          ignored.append(name)
+          continue
+        key = name[: len(name) - len(ending) - 1].encode(*_ENCODING)
+        parts = samples.setdefault(key, {})
+        if ending in parts:
+          raise UserError(f'{path} has the file {name!r} twice')
+        parts[ending] = offset, size
       rows = [
-        (number, *_image_and_label(path, file, key, files), key)
-        for key, files in samples.items()
+        (number, *_image_and_label(path, file, key, parts), key)
+        for key, parts in samples.items()
       ]
   except OSError as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
@@ -243,47 +285,28 @@ def _members(path, file):
   return found
 
 
-def _group(path, members):
-  """Returns ({key: {ending: (offset, size)}}, names of files left out)."""
-  samples, ignored = {}, []
-  for name, offset, size in members:
-    folder, slash, base = name.rpartition('/')
-    stem, _, ending = base.partition('.')
-    ending = ending.lower()
-    if not stem or ending not in _ENDINGS:
-      ignored.append(name)
-      continue
-    key = (folder + slash + stem).encode(*_ENCODING)
-    files = samples.setdefault(key, {})
-    if ending in files:
-      raise UserError(f'{path} has the file {name!r} twice')
-    files[ending] = offset, size
-  return samples, ignored
-
-
-def _image_and_label(path, file, key, files):
+def _image_and_label(path, file, key, parts):
   """Returns (offset of the image, its size, label) of a sample."""
   sample = f'{path} sample {key.decode(errors="replace")}'
-  images = [where for ending, where in files.items() if ending in _IMAGES]
-  ending = next((ending for ending in _LABELS if ending in files), None)
+  images = [where for ending, where in parts.items() if ending in _IMAGES]
+  ending = next((ending for ending in _LABELS if ending in parts), None)
   if len(images) != 1 or ending is None:
     raise UserError(
-      f'{sample} has {sorted(files)}, not an image and a label (.cls or .json)'
+      f'{sample} has {sorted(parts)}, not an image and a label (.cls or .json)'
     )
-  offset, size = files[ending]
-  content = os.pread(file.fileno(), size, offset)
-  value = _label_in_json(sample, content) if ending == 'json' else content
-  text = value.decode(errors='replace').strip()
+  offset, size = parts[ending]
+  text = os.pread(file.fileno(), size, offset).decode(errors='replace').strip()
+  if ending == 'json':
+    try:
+      fields = json.loads(text)
+      text = str(fields['label'] if 'label' in fields else fields['cls'])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+      raise UserError(
+        f"{sample} has a .json without a 'label' or 'cls': {error!r}"
+      ) from error
   if not re.fullmatch('[0-9]{1,9}', text):
-    raise UserError(f'{sample}: label {text[:80]!r} is no whole number from 0')
+    raise UserError(
+      f'{sample}: label {text[:80]!r} is no whole number from 0'
+      f'{splits.UNLABELED if text == "-1" else ""}'
+    )
   return *images[0], int(text)
-
-
-def _label_in_json(sample, content):
-  try:
-    fields = json.loads(content)
-  except ValueError as error:
-    raise UserError(f'{sample} has a .json that is none: {error}') from error
-  if not isinstance(fields, dict) or not {'label', 'cls'} & set(fields):
-    raise UserError(f"{sample} has neither 'label' nor 'cls' in its .json")
-  return str(fields.get('label', fields.get('cls'))).encode()

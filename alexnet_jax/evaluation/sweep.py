@@ -46,38 +46,20 @@ def _parse(argv):
   add = parser.add_argument
   cli.add_recipe(parser)
   add('--workdir', required=True, metavar='DIR', help="the sweep's folder")
-  add(
-    '--trials',
-    type=int,
-    default=20,
-    metavar='N',
-    help='number of trials in all (default: %(default)s)',
+  text = 'number of trials in all (default: %(default)s)'
+  add('--trials', type=int, default=20, metavar='N', help=text)
+  text = 'a key of the config and the values to try; once for every key'
+  add('--param', action='append', default=[], metavar='KEY=SPEC', help=text)
+  text = 'what a trial is judged by (default: %(default)s)'
+  add('--monitor', default='eval/top1', help=text)
+  text = 'whether less or more is better (default: min of a loss, else max)'
+  add('--mode', choices=('min', 'max'), help=text)
+  text = (
+    'median (default) ends a trial whose best value so far is worse than the'
+    ' median of what the trials before it had at the same evaluation; none ends'
+    ' none'
   )
-  add(
-    '--param',
-    action='append',
-    default=[],
-    metavar='KEY=SPEC',
-    help='a key of the config and the values to try; once for every key',
-  )
-  add(
-    '--monitor',
-    default='eval/top1',
-    help='what a trial is judged by (default: %(default)s)',
-  )
-  add(
-    '--mode',
-    choices=('min', 'max'),
-    help='whether less or more is better (default: min of a loss, else max)',
-  )
-  add(
-    '--pruner',
-    choices=PRUNERS,
-    default='median',
-    help='median (default) ends a trial whose best value so far is worse than'
-    ' the median of what the trials before it had at the same evaluation; none'
-    ' ends none',
-  )
+  add('--pruner', choices=PRUNERS, default='median', help=text)
   add('--seed', type=int, default=0, help='of the search (default: 0)')
   cli.add_json(parser)
   return parser.parse_known_args(argv)
@@ -106,33 +88,37 @@ def _work(arguments, overrides, stop):
   """Runs or continues the sweep; returns the command's result."""
   from alexnet_jax import files
   from alexnet_jax import validation
-  from alexnet_jax.cli import Console
   from alexnet_jax.evaluation import study as study_lib
 
   study_lib.import_optuna()
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   config.report = False
   space = study_lib.parse_space(arguments.param, config)
-  monitor = arguments.monitor
   _check(arguments)
   data = study_lib.shared_data(config, space)  # what is wrong with it shows now
-  settings = {
-    '--monitor': monitor,
-    '--mode': arguments.mode or ('min' if monitor == 'eval/loss' else 'max'),
+  made_with = study_lib.description(config, space, data) | {
+    '--monitor': arguments.monitor,
+    '--mode': arguments.mode or config_lib.mode_of(arguments.monitor),
     '--pruner': arguments.pruner,
     '--seed': arguments.seed,
   }
-  made_with = study_lib.description(config, space, data, settings)
   workdir = pathlib.Path(arguments.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   busy = f'another sweep is under way in {workdir}; wait for it, or end it'
   with files.lock(workdir, busy):
     study = study_lib.open_study(workdir, made_with)
-    trials = study_lib.Trials(
-      config, space, data, workdir, monitor, study, stop, Console()
+    sweep = study_lib.Sweep(
+      config=config,
+      space=space,
+      data=data,
+      workdir=workdir,
+      monitor=arguments.monitor,
+      study=study,
+      stop=stop,
+      console=cli.Console(),
     )
-    trials.run(arguments.trials, arguments.seed)
-    return report(trials, ['--config', arguments.config, *overrides])
+    study_lib.run_trials(sweep, arguments.trials, arguments.seed)
+    return report(sweep, ['--config', arguments.config, *overrides])
 
 
 def _check(arguments):
@@ -147,11 +133,11 @@ def _check(arguments):
       raise UserError(f'--{name} is {value}; it must be at least {least}')
 
 
-def report(trials, retrain: list[str]) -> dict:
+def report(sweep, retrain: list[str]) -> dict:
   """Prints the table and the command, and draws `workdir/report/`.
 
   Args:
-    trials: `study.Trials` that are all finished.
+    sweep: a `study.Sweep` whose trials are all finished.
     retrain: the recipe and the overrides of the sweep, as arguments.
 
   Returns:
@@ -159,33 +145,36 @@ def report(trials, retrain: list[str]) -> dict:
     None, command: that trains it, pictures: paths}.
   """
   rows = [
-    _describe(trial, trials)
-    for trial in trials.study.get_trials(deepcopy=False)
+    _describe(trial, sweep) for trial in sweep.study.get_trials(deepcopy=False)
   ]
-  smaller = trials.study.direction.name == 'MINIMIZE'
+  sign = 1 if sweep.study.direction.name == 'MINIMIZE' else -1
   done = [row for row in rows if row['state'] == 'done']
-  # Of equal ones the first.
-  done.sort(key=lambda row: row['value'] if smaller else -row['value'])
-  _show(done[:_BEST], rows, trials)
-  pictures = draw(rows, trials)
-  lines = [f'pictures: {trials.workdir / REPORT_FOLDER}']
-  best = text = None
+  ranked = sorted(done, key=lambda row: sign * row['value'])  # equal: the first
+  _show(ranked[:_BEST], rows, sweep)
+  command, pictures = None, {}
   if done:
-    best = done[0]
-    overrides = [f'--config.{k}={value}' for k, value in best['values'].items()]
-    words = [*retrain, *overrides, '--workdir', str(trials.workdir / 'best')]
-    text = f'python -m alexnet_jax.main {shlex.join(words)}'
-    lines.append(f'to train trial {best["trial"]}, the best, again:\n  {text}')
+    pictures = _draw(sweep)
+    values = ranked[0]['values'].items()
+    words = [*retrain, *(f'--config.{key}={value}' for key, value in values)]
+    words += ['--workdir', str(sweep.workdir / 'best')]
+    command = f'python -m alexnet_jax.main {shlex.join(words)}'
+    text = (
+      f'pictures: {sweep.workdir / REPORT_FOLDER}\n'
+      f'to train trial {ranked[0]["trial"]}, the best, again:\n  {command}'
+    )
   else:
-    lines += [
-      f'trial {r["trial"]} {r["state"]}: {r["reason"]}' for r in rows[:3]
-    ]
-    lines.append('no trial came to its end')
-  print('\n'.join(lines), file=sys.stderr)
-  return {'trials': rows, 'best': best, 'command': text, 'pictures': pictures}
+    reasons = [f'trial {r["trial"]} {r["state"]}: {r["reason"]}' for r in rows]
+    text = '\n'.join([*reasons[:3], 'no trial came to its end'])
+  print(text, file=sys.stderr)
+  return {
+    'trials': rows,
+    'best': ranked[0] if ranked else None,
+    'command': command,
+    'pictures': pictures,
+  }
 
 
-def _describe(trial, trials):
+def _describe(trial, sweep):
   """Returns a finished optuna trial as JSON."""
   from alexnet_jax.evaluation import study as study_lib
 
@@ -195,114 +184,68 @@ def _describe(trial, trials):
     'trial': trial.number,
     'state': state,
     'value': trial.value if state == 'done' else None,
-    'values': study_lib.values_of(trial.params, trials.config),
+    'values': study_lib.values_of(trial.params, sweep.config),
     'evaluations': [v for _, v in sorted(trial.intermediate_values.items())],
-    'workdir': str(trials.folder(trial.number)),
+    'workdir': str(sweep.folder(trial.number)),
     **{name: trial.user_attrs.get(name) for name in attributes},
   }
 
 
-def _show(best, rows, trials):
+def _show(best, rows, sweep):
   """Prints the best trials, and how many ended in which way."""
   from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation.study import shown
 
   states = [row['state'] for row in rows]
   counts = ', '.join(f'{states.count(s)} {s}' for s in _STATES.values())
-  names = [key.replace('.', '.\n') for key in trials.space]
+  names = [key.replace('.', '.\n') for key in sweep.space]
   columns = ('trial', 'value', *names, 'parameters', 'steps')
   cells = [
     (
       str(row['trial']),
       f'{row["value"]:.4f}',
-      *(shown(row['values'][key]) for key in trials.space),
+      *(shown(row['values'][key]) for key in sweep.space),
       row['parameters'],
       row['step'],
     )
     for row in best
   ]
-  page.show_table(page.Table(f'{counts}; {trials.monitor}', columns, cells))
+  page.show_table(page.Table(f'{counts}; {sweep.monitor}', columns, cells))
 
 
-def draw(rows: list[dict], trials) -> dict[str, str]:
-  """Draws what the trials are enough for, as PNG files in `report/`.
-
-  Args:
-    rows: the trials as JSON, see `report`.
-    trials: the `study.Trials`.
+def _draw(sweep):
+  """Draws the history of the trials and a panel for every parameter.
 
   Returns:
-    {name: path} of `history`, the value of every trial and the best so far, and
-    `parameters`, the values over each of the parameters.
+    {'history': path, 'parameters': path} of the pictures in `report/`.
   """
+  import warnings
+
+  import matplotlib
+
+  matplotlib.use('agg')  # optuna draws with pyplot, which may open windows
+  from matplotlib import pyplot
+  import numpy as np
+  from optuna.visualization import matplotlib as visualization
+
   from alexnet_jax.evaluation import figures
 
-  done = [row for row in rows if row['state'] == 'done']
-  drawings = {}
-  if any(row['evaluations'] for row in rows):
-    drawings['history'] = _draw_history(rows, done, trials)
-  if done:
-    drawings['parameters'] = _draw_parameters(done, trials)
-  folder, paths = trials.workdir / REPORT_FOLDER, {}
+  folder, paths = sweep.workdir / REPORT_FOLDER, {}
   folder.mkdir(exist_ok=True)
-  for name, figure in drawings.items():
+  drawings = {
+    'history': visualization.plot_optimization_history,
+    'parameters': visualization.plot_slice,
+  }
+  for name, draw in drawings.items():
+    with warnings.catch_warnings():
+      # It is experimental, it says, and a single value has no width.
+      warnings.simplefilter('ignore')
+      axes = np.ravel(draw(sweep.study, target_name=sweep.monitor))
+    figure = axes[0].figure
     figures.save(figure, folder / f'{name}.png')
+    pyplot.close(figure)
     paths[name] = str(folder / f'{name}.png')
   return paths
-
-
-def _draw_history(rows, done, trials):
-  import numpy as np
-
-  from alexnet_jax.evaluation import figures
-
-  smaller = trials.study.direction.name == 'MINIMIZE'
-  figure, (axes,) = figures.panels(1, height=4)
-  numbers = [row['trial'] for row in done]
-  values = np.array([row['value'] for row in done])
-  best = (np.minimum if smaller else np.maximum).accumulate(values)
-  axes.plot(numbers, values, 'o', label='at its end')
-  axes.plot(numbers, best, drawstyle='steps-post', label='best so far')
-  ended = [r for r in rows if r['state'] != 'done' and r['evaluations']]
-  axes.plot(
-    [row['trial'] for row in ended],
-    [row['evaluations'][-1] for row in ended],
-    'x',
-    color='gray',
-    label='last evaluation of a trial that was pruned or failed'
-    if ended
-    else None,
-  )
-  axes.set(xlabel='trial', ylabel=trials.monitor)
-  axes.xaxis.get_major_locator().set_params(integer=True)
-  axes.legend()
-  return figure
-
-
-def _draw_parameters(done, trials):
-  """Draws the values over each parameter, a panel for each."""
-  from alexnet_jax.evaluation import figures
-  from alexnet_jax.evaluation.study import shown
-
-  figure, panels = figures.panels(len(trials.space), height=3.2, columns=4)
-  for axes, (key, spec) in zip(panels, trials.space.items(), strict=True):
-    values = [row['values'][key] for row in done]
-    if hasattr(spec, 'choices'):
-      values = [shown(value) for value in values]
-    axes.scatter(
-      values,
-      [row['value'] for row in done],
-      c=[row['trial'] for row in done],
-      cmap='viridis_r',
-      s=25,
-    )
-    axes.set(xlabel=key)
-    if getattr(spec, 'log', False):
-      axes.set_xscale('log')
-    axes.tick_params(axis='x', labelrotation=30)
-  panels[0].set(ylabel=trials.monitor)
-  figure.suptitle('every trial that came to its end; later ones are darker')
-  return figure
 
 
 if __name__ == '__main__':

@@ -57,37 +57,47 @@ def _export(arguments):
     raise UserError(f'{out} is there already; name a new folder')
   if not out.absolute().parent.is_dir():
     raise UserError(f'there is no folder {out.absolute().parent}')
+  if arguments.onnx:
+    _require_onnx()
 
+  import jax
+  import jax.export
   import numpy as np
 
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import program_loader
   from alexnet_jax.training import progress
 
-  if arguments.onnx:
-    _require_onnx()
   config, network, step = imported_run.read(
     arguments.workdir, arguments.checkpoint
   )
   size, mean = config.data.crop_size, network.mean
-  std = tuple(config.data.std_rgb) or config.data.std
-  function, params = _make_function(config, network, std)
+  function, params = _make_function(config, network)
   about = {
     'class_names': network.class_names,
     'crop_size': size,
     'resize_size': config.data.resize_size,
-    'mean': np.asarray(mean).tolist() if mean.ndim == 1 else 'in the program',
-    'std': std,
+    'mean': mean.tolist() if mean.ndim == 1 else 'in the program',
+    'std': tuple(config.data.std_rgb) or config.data.std,
     'step': step,
     'model': network.model,
     'platforms': PLATFORMS,
     'versions': progress.versions(),
   }
-  shape = (size, size, 3)
-  files = {'program.bin': _export_program(function, params, shape)}
+  lines = [
+    f'{out}: {network.num_classes} classes, images of {size} pixels, for'
+    f' {" and ".join(PLATFORMS)}'
+  ]
+  (batch,) = jax.export.symbolic_shape('batch')
+  images = jax.ShapeDtypeStruct((batch, size, size, 3), 'uint8')
+  exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)
+  files = {'program.bin': bytes(exported(params, images).serialize())}
   if arguments.onnx:
-    files['network.onnx'], about['onnx_difference'] = _convert_to_onnx(
-      lambda images: function(params, images), shape
+    files['network.onnx'], difference = _convert_to_onnx(function, params, size)
+    about['onnx_difference'] = difference
+    lines.append(
+      f'network.onnx: input images uint8 [batch, {size}, {size}, 3], output'
+      f' probabilities; ONNX Runtime differs by at most {difference:.1g}'
     )
   with imported_run.new_folder(out) as folder:
     for name, content in files.items():
@@ -100,24 +110,13 @@ def _export(arguments):
     text = json.dumps(about, indent=2, default=list)
     (folder / 'about.json').write_text(text, encoding='utf-8')
     shutil.copy(program_loader.__file__, folder / 'load.py')
-
-  lines = [
-    f'{out}: {network.num_classes} classes, images of {size} pixels, for'
-    f' {" and ".join(PLATFORMS)}'
-  ]
-  if arguments.onnx:
-    lines.append(
-      f'network.onnx: input images uint8 [batch, {size}, {size}, 3], output'
-      ' probabilities; ONNX Runtime differs by at most'
-      f' {about["onnx_difference"]:.1g}'
-    )
   lines.append(f'next: python {out}/load.py PHOTOS')
   print('\n'.join(lines), file=sys.stderr)
   keys = ('step', 'sha256', 'onnx_difference')
   return {'out': str(out), **{k: about[k] for k in keys if k in about}}
 
 
-def _make_function(config, network, std):
+def _make_function(config, network):
   """Returns (the function that is exported, its parameters {name: array}).
 
   The function is (parameters, uint8 [batch, crop_size, crop_size, 3]) ->
@@ -134,6 +133,7 @@ def _make_function(config, network, std):
   config = config.copy_and_resolve_references()
   config.implementation = 'reference'
   model = build.make_model(config, network.num_classes)
+  std = tuple(config.data.std_rgb) or config.data.std
   variables = {'params': network.params, 'batch_stats': network.batch_stats}
   treedef = jax.tree.structure(variables)
   leaves = state_lib.leaf_names(variables)
@@ -144,24 +144,6 @@ def _make_function(config, network, std):
     return jax.nn.softmax(model.apply(tree, images))
 
   return probabilities, {name: np.asarray(leaves[name]) for name in leaves}
-
-
-def _export_program(function, params, image_shape):
-  """Returns the serialized program, for any number of images."""
-  import jax
-  import jax.export
-  import jax.numpy as jnp
-
-  (batch,) = jax.export.symbolic_shape('batch')
-  shapes = {
-    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    for name, leaf in params.items()
-  }
-  images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
-  exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(
-    shapes, images
-  )
-  return bytes(exported.serialize())
 
 
 def _require_onnx():
@@ -176,24 +158,27 @@ def _require_onnx():
     ) from None
 
 
-def _convert_to_onnx(function, image_shape):
-  """Returns (a serialized ONNX model, its largest difference from `function`).
+def _convert_to_onnx(function, params, size):
+  """Returns (a serialized ONNX model, its difference from `function`).
 
   It has the input `images` and the output `probabilities`, for any number of
   images. A network that jax2onnx cannot convert is refused, and so is a model
-  that computes something else.
+  that computes something else: the difference is the largest of probabilities.
   """
   import jax
   import jax2onnx
   import numpy as np
+  import onnxruntime
 
-  images = jax.ShapeDtypeStruct(('batch', *image_shape), np.uint8)
+  def probabilities(images):
+    return function(params, images)
+
   # It warns of shapes that it leaves out, which nobody needs.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   try:
     model = jax2onnx.to_onnx(
-      function,
-      [images],
+      probabilities,
+      [jax.ShapeDtypeStruct(('batch', size, size, 3), np.uint8)],
       model_name='alexnet_jax',
       input_names=['images'],
       output_names=['probabilities'],
@@ -204,33 +189,26 @@ def _convert_to_onnx(function, image_shape):
       ' leave --onnx out'
     ) from error
   program = model.SerializeToString()
-  return program, _difference(program, function, image_shape)
-
-
-def _difference(program, function, image_shape):
-  """Returns the largest difference of probabilities; refuses a large one."""
-  import jax
-  import numpy as np
-  import onnxruntime
-
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # errors
   session = onnxruntime.InferenceSession(
     program, options, providers=['CPUExecutionProvider']
   )
-  rng = np.random.default_rng(0)
   # Smooth, as photographs are: images of noise all look alike to a network.
-  patches = rng.integers(0, 256, (_CHECKED, 4, 4, 3), np.uint8)
-  rows, columns = (np.arange(side) * 4 // side for side in image_shape[:2])
-  images = patches[:, rows][:, :, columns]
+  shape = (_CHECKED, 4, 4, 3)
+  patches = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  index = np.arange(size) * 4 // size
+  images = patches[:, index][:, :, index]
   (found,) = session.run(['probabilities'], {'images': images})
-  error = float(np.abs(found - np.asarray(jax.jit(function)(images))).max())
-  if not error <= TOLERANCE:
+  difference = float(
+    np.abs(found - np.asarray(jax.jit(probabilities)(images))).max()
+  )
+  if not difference <= TOLERANCE:
     raise UserError(
-      f'the converted network is another one: its probabilities differ by up to'
-      f' {error:.1e}, expected {TOLERANCE} at most; leave --onnx out'
+      'the converted network is another one: its probabilities differ by up to'
+      f' {difference:.1e}, expected {TOLERANCE} at most; leave --onnx out'
     )
-  return error
+  return program, difference
 
 
 if __name__ == '__main__':

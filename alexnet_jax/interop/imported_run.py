@@ -15,7 +15,6 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import validation
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop import matching
 from alexnet_jax.interop.networks import TrainedNetwork
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
@@ -29,29 +28,24 @@ from alexnet_jax.training.progress import SavedRun
 def read(
   workdir: str | pathlib.Path, which: str
 ) -> tuple[ml_collections.ConfigDict, TrainedNetwork, int]:
-  """Returns (config, network, step) of a checkpoint of a run.
+  """Returns (config, network, step) of a checkpoint, see `checkpoint.open_run`.
 
   The weights are the averaged ones if the run has them.
-
-  Args:
-    workdir: the run's folder.
-    which: see `checkpoint.open_run`.
 
   Raises:
     UserError: if there is no run, or no such checkpoint.
   """
   run = checkpoint.open_run(workdir, which)
-  config, class_names, state = run.config, run.class_names, run.state
   network = TrainedNetwork(
-    params=state.eval_params,
-    batch_stats=state.batch_stats,
-    model=config.model.to_dict(),
-    data=config.data.to_dict(),
-    mean=build.stored_mean(config, workdir),
-    num_classes=len(class_names),
-    class_names=tuple(class_names),
+    run.config.model.to_dict(),
+    run.config.data.to_dict(),
+    build.stored_mean(run.config, workdir),
+    run.state.eval_params,
+    run.state.batch_stats,
+    len(run.class_names),
+    tuple(run.class_names),
   )
-  return config, network, int(state.step)
+  return run.config, network, int(run.state.step)
 
 
 def make_config(
@@ -74,7 +68,7 @@ def make_config(
   try:
     config.model.update(network.model)
     config.data.update(network.data)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except Exception as error:  # values of odd types raise anything
     raise UserError(f'the file does not fit the config: {error}') from None
   config.data.source = source
   config.data.path = (
@@ -115,7 +109,7 @@ def write(
   config: ml_collections.ConfigDict,
   network: TrainedNetwork,
   workdir: str | pathlib.Path,
-  origin: dict | None = None,
+  origin: dict,
 ) -> str:
   """Writes config.json, checkpoint 0 and the mean of the pixels.
 
@@ -124,61 +118,42 @@ def write(
   Args:
     config: see `make_config`.
     network: read from a file, with the names of its classes.
-    workdir: the run's folder.
+    workdir: the run's folder, empty or not there; see `check_workdir`.
     origin: of the weights, kept in the checkpoint; JSON.
 
   Returns:
     The digest of the state, see `state.state_digest`.
 
   Raises:
-    UserError: if the weights are not those of the config's network, the number
-      of different names is another, or the folder is not empty.
+    UserError: if the number of different names is another.
   """
-  check_workdir(workdir)
   names = network.class_names
   if len({*names}) != network.num_classes:
     raise UserError(
       f'expected different names of {network.num_classes} classes, found'
       f' {len(names)}, {len({*names})} of them different'
     )
-  state = build.make_state(
-    config, build.make_model(config, network.num_classes)
+  model = build.make_model(config, network.num_classes)
+  state = jax.device_get(build.make_state(config, model)).replace(
+    params=network.params, batch_stats=network.batch_stats
   )
-  parts = {'params': network.params, 'batch_stats': network.batch_stats}
-  found, wanted = (
-    {name: np.shape(leaf) for name, leaf in state_lib.leaf_names(tree).items()}
-    for tree in (parts, {part: getattr(state, part) for part in parts})
-  )
-  matching.refuse_misfits(found, wanted)
-  state = jax.device_get(state).replace(**jax.tree.map(np.asarray, parts))
   tree = state_lib.saved_tree(state)
+  run = SavedRun(
+    config=config,
+    # No data has trained it: none of the fields that a resumed run checks.
+    data={'class_names': list(names)},
+    progress=Progress(schedule.PlateauState(build.learning_rate(config))),
+    iterator={'next_index': 0},
+    imported=origin,
+  )
   with new_folder(workdir) as folder:
     config_lib.write_config(config, folder)
     if config.data.mean != 'none':  # as `pixel_statistics` reads it
       mean = network.mean.astype(np.float64)
-      if config.data.mean != 'image':
-        mean = mean.reshape(1, 1, 3)
-      np.savez(
-        folder / pixel_statistics.MEAN_FILE,
-        mean=mean,
-        of=json.dumps('imported'),
-      )
-    _write_checkpoint(config, tree, names, origin, folder)
+      mean = mean.reshape(1, 1, 3) if mean.ndim == 1 else mean
+      path = folder / pixel_statistics.MEAN_FILE
+      np.savez(path, mean=mean, of=json.dumps('imported'))
+    with checkpoint.Checkpoints(folder) as checkpoints:
+      checkpoints.save(tree, run)
+      checkpoints.wait()
   return state_lib.state_digest(tree)
-
-
-def _write_checkpoint(config, tree, class_names, origin, folder):
-  learning_rate = build.learning_rate(config)
-  with checkpoint.Checkpoints(folder) as checkpoints:
-    checkpoints.save(
-      tree,
-      SavedRun(
-        config=config,
-        # No data has trained it: none of the fields that a resumed run checks.
-        data={'class_names': list(class_names)},
-        progress=Progress(schedule.PlateauState(learning_rate)),
-        iterator={'next_index': 0},
-        imported=origin or {},
-      ),
-    )
-    checkpoints.wait()

@@ -12,22 +12,22 @@ import zipfile
 
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop import matching
 from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
 
+# Our names of a batch norm's arrays, which Keras numbers in this order.
+_NORM = ('scale', 'bias', 'mean', 'var')
 _HDF5_START = b'\x89HDF\r\n\x1a\n'
 # Pixels from 0 to 1, as Keras' examples have them.
-_USUAL_MEAN, _USUAL_STD = (0.0,) * 3, (255.0,) * 3
+_USUAL = {'mean': (0.0,) * 3, 'std': (255.0,) * 3}
 
 
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads a Sequential of Conv2D, BatchNormalization and Dense layers.
 
-  Layers are matched by their kind in the natural order of the file's names
-  (conv2d, conv2d_1, ... conv2d_10), which Keras gives by their order in the
-  network. What the file does not hold is that of the named network: strides,
-  padding, pooling, the order of batch norm and ReLU.
+  Keras names layers by their order in the network (conv2d, conv2d_1, ...), and
+  so `networks.fit` pairs them. What the file does not hold is that of the named
+  network: strides, padding, pooling, the order of batch norm and ReLU.
 
   Args:
     path: of a file that Keras 3 wrote with model.save_weights.
@@ -38,30 +38,9 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
     UserError: if the file cannot be read, is damaged, of another kind, or its
       weights do not fit the network; with what was expected and found.
   """
-  with matching.naming(path):
-    model, data, mean = networks.resolve(options, _USUAL_MEAN, _USUAL_STD)
-    groups = _load(pathlib.Path(path))
-    widths = {
-      name: arrays['kernel'].shape
-      for name, arrays in groups.items()
-      if matching.layer_kind([*arrays.values()]) == 'dense'
-    }
-    head = matching.last_dense(widths, groups)
-    num_classes = groups[head]['kernel'].shape[1]
-    layers = networks.layers(model, num_classes, data['crop_size'])
-    wanted = {layer.name: (layer.kind, layer.shapes) for layer in layers}
-    pairs = matching.match_layers(groups, wanted, head)
-    trees = {'params': {}, 'batch_stats': {}}
-    for layer in layers:
-      theirs = pairs[layer.name]
-      for leaf, collection in networks.LEAVES[layer.kind].items():
-        array = matching.to_float32(
-          groups[theirs][leaf], f'{theirs} {leaf}', variances=leaf == 'var'
-        )
-        trees[collection].setdefault(layer.name, {})[leaf] = array
-  return TrainedNetwork(
-    trees['params'], trees['batch_stats'], model, data, mean, num_classes
-  )
+  with networks.naming(path):
+    network = networks.resolve(options, _USUAL)
+    return networks.fit(network, _load(pathlib.Path(path)))
 
 
 def _load(path):
@@ -69,14 +48,14 @@ def _load(path):
   with path.open('rb') as file:
     start = file.read(len(_HDF5_START))
   if zipfile.is_zipfile(path):
-    raise matching.misfit(
+    raise networks.misfit(
       'a .weights.h5 file',
       'a zip, as a .keras file is: load it with Keras and call'
       " model.save_weights('NAME.weights.h5')",
     )
   if start != _HDF5_START:
     found = 'another kind, or a damaged one; get it again'
-    raise matching.misfit('an HDF5 file', found)
+    raise networks.misfit('an HDF5 file', found)
   try:
     import h5py
   except ImportError:
@@ -101,7 +80,7 @@ def _read_layers(file, h5py):
     )
   if not isinstance(file.get('layers', getlink=True), h5py.HardLink):
     expected = "the group 'layers' of a .weights.h5 file of Keras 3"
-    raise matching.misfit(expected, ', '.join(list(file)[:10]) or 'nothing')
+    raise networks.misfit(expected, ', '.join(list(file)[:10]) or 'nothing')
   found = {}
 
   def collect(name, item):
@@ -112,13 +91,13 @@ def _read_layers(file, h5py):
   # Visits everything once, under one of its names, and follows no links.
   file['layers'].visititems(collect)
   groups, room = {}, os.path.getsize(file.filename)
-  for name in sorted(found, key=matching.natural_key):
+  for name in sorted(found, key=networks.natural_key):
     item = found[name]
     if item.is_virtual or item.external:
       raise UserError(f'{item.name} has its numbers in another file')
     # Texts and references, of any length behind a few bytes.
     if item.dtype.hasobject:
-      raise matching.misfit('numbers', item.dtype, item.name)
+      raise networks.misfit('numbers', item.dtype, item.name)
     room -= item.size * item.dtype.itemsize
     if room < 0:
       raise UserError(
@@ -126,11 +105,9 @@ def _read_layers(file, h5py):
         f' shape {item.shape} they are larger than the file'
       )
     groups.setdefault(name.partition('/vars/')[0], []).append(item[()])
-  return {name: _name_arrays(arrays) for name, arrays in groups.items()}
-
-
-def _name_arrays(arrays):
-  """Keras numbers them in the order of `networks.LEAVES`."""
-  names = networks.LEAVES.get(matching.layer_kind(arrays), ('kernel', 'bias'))
-  extra = map(str, range(len(names), len(arrays)))
-  return dict(zip((*names, *extra), arrays, strict=False))
+  named = {}
+  for name, arrays in groups.items():
+    leaves = ('kernel', 'bias') if arrays[0].ndim > 1 else _NORM
+    extra = map(str, range(len(leaves), len(arrays)))
+    named[name] = dict(zip((*leaves, *extra), arrays, strict=False))
+  return named

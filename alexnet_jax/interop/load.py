@@ -21,13 +21,11 @@ that evaluate, predict, report and fine-tuning take them.
   caffe        a .caffemodel, of bvlc_alexnet, caffenet or a relative
   keras        .weights.h5 of Keras 3, of the network --network"""
 _EPILOG = """\
-Nothing in a file is executed. Layouts, LRN conventions and padding are
-converted; what does not fit the network is named. The data that the network is
-measured on may be given here, or its path to `evaluate` with --data_path. The
-names of its classes must be those of --class_names, in the order of the
-network's outputs: of a folder, the sorted names of its subfolders. To train
-further, start another run with --config.init.workdir=DIR. Exit codes: 0 done, 2
-something to mend in the arguments or the files."""
+Nothing in a file is executed. The data that the network is measured on may be
+given here, or its path to `evaluate` with --data_path. The names of its classes
+must be those of --class_names, in the order of the network's outputs: of a
+folder, the sorted names of its subfolders. To train further, start another run
+with --config.init.workdir=DIR. Exit codes: 0 done, 2 something to mend."""
 
 # Names, values, defaults and help.
 _OPTIONS = (
@@ -123,28 +121,30 @@ def _load(arguments):
   """Makes the run; returns the command's result."""
   options = _check_options(arguments)
 
+  from alexnet_jax.interop import caffe_files
   from alexnet_jax.interop import imported_run
+  from alexnet_jax.interop import keras_files
+  from alexnet_jax.interop import torch_files
   from alexnet_jax.training import transfer
 
   imported_run.check_workdir(arguments.workdir)
-  names = _read_names(arguments.class_names)
-  network = _read(arguments, options)
+  given = _read_names(arguments.class_names)
+  readers = {'caffe': caffe_files, 'keras': keras_files}
+  reader = readers.get(arguments.kind, torch_files)
+  network = reader.read(arguments.file, options)
   config = imported_run.make_config(
     network, arguments.data_source, arguments.data_path
   )
-  if names and len(names) != network.num_classes:
+  if given and len(given) != network.num_classes:
     raise UserError(
-      f'--class_names {arguments.class_names} has {len(names)} names; the'
+      f'--class_names {arguments.class_names} has {len(given)} names; the'
       f' network has {network.num_classes} outputs'
     )
-  named = bool(names or network.class_names)
-  if not named:
-    names = transfer.placeholder_names(network.num_classes)
-  names = tuple(names or network.class_names)
-  network = dataclasses.replace(network, class_names=names)
-  path = pathlib.Path(arguments.file)
-  origin = {'from': arguments.kind, 'file': path.name}
+  named = given or network.class_names
+  names = named or transfer.placeholder_names(network.num_classes)
+  network = dataclasses.replace(network, class_names=tuple(names))
   workdir = arguments.workdir
+  origin = {'from': arguments.kind, 'file': pathlib.Path(arguments.file).name}
   digest = imported_run.write(config, network, workdir, origin)
   count = sum(
     leaf.size for layer in network.params.values() for leaf in layer.values()
@@ -168,7 +168,7 @@ def _load(arguments):
     'workdir': workdir,
     'parameters': count,
     'num_classes': network.num_classes,
-    'classes_are_named': named,
+    'classes_are_named': bool(named),
     'crop_size': config.data.crop_size,
     'state_digest': digest,
   }
@@ -177,42 +177,28 @@ def _load(arguments):
 def _check_options(arguments):
   """Refuses what can be refused before any work; returns `networks.Options`."""
   from alexnet_jax.interop import networks
-  from alexnet_jax.models import variants
 
-  kind, network = arguments.kind, arguments.network
+  kind, epsilon = arguments.kind, arguments.batch_norm_epsilon
   unused, reason = _UNUSED.get(kind, ((), ''))
   for name in unused:
     if getattr(arguments, name):
       raise UserError(f'--{name} is not for --from {kind}: {reason}')
-  if kind == 'keras' and not network:
-    raise UserError(
-      '--from keras needs --network: the file does not say of which it is'
-    )
-  if network and network not in variants.VARIANTS:
-    raise UserError(
-      f'--network is {network!r}; there are {", ".join(variants.VARIANTS)}'
-    )
   if arguments.crop_size < 0:
     raise UserError(f'--crop_size is {arguments.crop_size}; it takes pixels')
-  if not 0 <= (epsilon := arguments.batch_norm_epsilon) <= 1:
+  if not 0 <= epsilon <= 1:
     raise UserError(
       f'--batch_norm_epsilon is {epsilon}; it takes a number above 0, such as'
       ' 1e-5'
     )
-  files = {'FILE': arguments.file, '--class_names': arguments.class_names}
-  if kind == 'caffe':
-    files['--mean'] = arguments.mean
-  for flag, path in files.items():
-    if path and not pathlib.Path(path).is_file():
-      raise UserError(f'{flag}: there is no file {path}')
   data = arguments.data_path
   if data and not pathlib.Path(data).expanduser().is_dir():
     raise UserError(
       f'--data_path: there is no folder {data}; give the one of the data, or'
       ' leave it out and give it to `evaluate`'
     )
+  torchvision = 'alexnet_torchvision' if kind == 'torchvision' else ''
   return networks.Options(
-    network='alexnet_torchvision' if kind == 'torchvision' else network,
+    network=torchvision or arguments.network,
     crop_size=arguments.crop_size,
     mean=() if kind == 'caffe' else _parse_levels('mean', arguments.mean, 0),
     mean_file=arguments.mean if kind == 'caffe' else '',
@@ -238,16 +224,6 @@ def _parse_levels(name, text, least):
   return levels
 
 
-def _read(arguments, options):
-  """Returns the `TrainedNetwork` of the file."""
-  from alexnet_jax.interop import caffe_files
-  from alexnet_jax.interop import keras_files
-  from alexnet_jax.interop import torch_files
-
-  readers = {'caffe': caffe_files, 'keras': keras_files}
-  return readers.get(arguments.kind, torch_files).read(arguments.file, options)
-
-
 def _read_names(path):
   """Returns the lines of a file; [] if none is given."""
   if not path:
@@ -259,14 +235,12 @@ def _read_names(path):
       f'--class_names: {path} is no UTF-8 text: {error}'
     ) from None
   names = [line.strip() for line in text.rstrip().splitlines()]
-  if not names or '' in names:
+  if not all(names) or len({*names}) < max(len(names), 1):
+    twice = [name for name in names if names.count(name) > 1 and name]
+    found = f'{twice[0]!r} twice' if twice else 'an empty line'
     raise UserError(
-      f'--class_names: {path} has an empty line; it takes a name a line'
-    )
-  if twice := [name for name in names if names.count(name) > 1]:
-    raise UserError(
-      f'--class_names {path} has {twice[0]!r} twice; every class takes a name'
-      ' of its own'
+      f'--class_names: {path} has {found}; it takes a name of its own for every'
+      ' class, one a line'
     )
   return names
 

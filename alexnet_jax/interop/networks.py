@@ -1,8 +1,18 @@
-"""Trained networks, and the options that tell which network a file is for."""
+"""Trained networks, and how the layers of a file become those of a network.
 
+A reader turns its file into layers {name: {leaf: array}} in the layouts of
+`models.alexnet.AlexNet`; `fit` finds the layers of the network among them.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import logging
+import math
+import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +30,9 @@ _CROP_SIZES = {  # of all others 224
   'caffenet': 227,
   'marvin': 28,
 }
-# Leaves of each kind of layer, in the order that PyTorch and Keras list them.
-LEAVES = {
-  'conv': {'kernel': 'params', 'bias': 'params'},
-  'dense': {'kernel': 'params', 'bias': 'params'},
-  'norm': {
-    'scale': 'params',
-    'bias': 'params',
-    'mean': 'batch_stats',
-    'var': 'batch_stats',
-  },
-}
+_NORM = {'scale', 'bias', 'mean', 'var'}  # leaves of a batch norm
+_FIRST, _LAST = ('features', 'conv'), ('classifier', 'fc', 'dense', 'head')
+_FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,98 +40,87 @@ class TrainedNetwork:
   """A trained network in this package's terms, read from a file or a run.
 
   Attributes:
-    params: {layer: {'kernel' or 'scale', 'bias'}}, float32 arrays in the
-      layouts of `models.alexnet.AlexNet`.
-    batch_stats: {layer: {'mean', 'var'}} of batch norms, float32; may be empty.
     model: fields of `config.model`.
     data: fields of `config.data`: how images are prepared for it.
     mean: subtracted from pixels of 0 to 255, float32, red, green, blue: [3], or
       an image [crop_size, crop_size, 3] if data['mean'] is `image`.
-    num_classes: number of logits.
+    params: {layer: {'kernel' or 'scale', 'bias'}}, float32 arrays in the
+      layouts of `models.alexnet.AlexNet`; empty before `fit`.
+    batch_stats: {layer: {'mean', 'var'}} of batch norms, float32; may be empty.
+    num_classes: number of logits; 0 before `fit`: what the file has.
     class_names: of the classes; None if the file does not name them.
   """
 
-  params: dict[str, dict[str, np.ndarray]]
-  batch_stats: dict[str, dict[str, np.ndarray]]
   model: dict
   data: dict
   mean: np.ndarray
-  num_classes: int
+  params: dict = dataclasses.field(default_factory=dict)
+  batch_stats: dict = dataclasses.field(default_factory=dict)
+  num_classes: int = 0
   class_names: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The user's answers for a file that does not describe its network.
+  """The user's answers for a file that does not describe its network."""
 
-  Attributes:
-    network: a name of `models.variants`; '': not given.
-    crop_size: width of images, in pixels; 0: what the network is meant for.
-    mean: red, green and blue that are subtracted from pixels of 0 to 255; ():
-      not given.
-    std: red, green and blue that they are then divided by; (): not given.
-    batch_norm_epsilon: of all batch norms; 0: that of the named network.
-    mean_file: path of Caffe's mean image, a .binaryproto; '': not given.
-  """
-
-  network: str = ''
-  crop_size: int = 0
-  mean: Sequence[float] = ()
-  std: Sequence[float] = ()
-  batch_norm_epsilon: float = 0.0
-  mean_file: str = ''
+  network: str = ''  # a name of `models.variants`
+  crop_size: int = 0  # pixels; 0: what the network is meant for
+  mean: Sequence[float] = ()  # red, green, blue: subtracted from 0 to 255
+  std: Sequence[float] = ()  # red, green, blue: what is left is divided by it
+  batch_norm_epsilon: float = 0.0  # of all batch norms; 0: the network's
+  mean_file: str = ''  # Caffe's mean image, a .binaryproto
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-  """A layer with weights.
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+  """Puts the file's name in front of the message of what is wrong with it."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
+  except OSError as error:
+    raise UserError(
+      f'{path}: cannot be read: {error.strerror or error}'
+    ) from None
 
-  Attributes:
-    name: such as `conv1`, `norm1`, `dense1`, `dense_norm1` or `head`.
-    kind: `conv`, `dense` or `norm`.
-    shapes: {leaf: shape}, with the leaves of LEAVES in their order.
-  """
 
-  name: str
-  kind: str
-  shapes: dict[str, tuple[int, ...]]
+def misfit(expected: object, found: object, name: object = '') -> UserError:
+  """Returns the error of a part of a file, called `name` in the message."""
+  prefix = f'{name}: ' if name else ''
+  return UserError(f'{prefix}expected {expected}, found {found}')
 
 
 def resolve(
-  options: Options,
-  usual_mean: Sequence[float],
-  usual_std: Sequence[float],
-  known: bool = False,
-) -> tuple[dict, dict, np.ndarray]:
-  """Completes the user's options, and warns of every guess.
+  options: Options, usual: Mapping[str, Sequence[float]], known: str = ''
+) -> TrainedNetwork:
+  """Returns the network of the user's options; warns of every guess.
 
   A wrong guess of how images are prepared gives wrong answers, not an error.
 
   Args:
     options: what the user says.
-    usual_mean, usual_std: taken for levels that are not given.
-    known: whether these two are documented for this very network, so that they
-      are no guess.
-
-  Returns:
-    (fields of config.model, fields of config.data, the mean, float32 [3]).
+    usual: {'mean', 'std'}, taken for levels that are not given.
+    known: the network that these are documented for, where they are no guess.
 
   Raises:
-    UserError: if there is no network of that name.
+    UserError: if there is no network of that name, or no name.
   """
-  try:
-    model = variants.fields(options.network)
-  except ValueError as error:
-    raise UserError(f'--network: {error}') from None
+  if options.network not in variants.VARIANTS:
+    known = ', '.join(variants.VARIANTS)
+    raise UserError(
+      f'--network is {options.network!r}; the file does not say of which'
+      f' network it is, so name one of {known}'
+    )
+  model = variants.fields(options.network)
   crop_size = options.crop_size or _CROP_SIZES.get(options.network, 224)
   resize_size = 28 if options.network == 'marvin' else RESIZE_SIZE
-  mean = tuple(options.mean or usual_mean)
-  std = tuple(options.std or usual_std)
-  guesses = []
-  if not options.mean and not known:
-    guesses.append('--mean ' + ','.join(f'{level:g}' for level in mean))
-  if not options.std and not known:
-    guesses.append('--std ' + ','.join(f'{level:g}' for level in std))
+  guesses, levels = [], {}
+  for name in ('mean', 'std'):
+    levels[name] = tuple(getattr(options, name) or usual[name])
+    if not getattr(options, name) and options.network != known:
+      text = ','.join(f'{level:g}' for level in levels[name])
+      guesses.append(f'--{name} {text}')
   if options.batch_norm_epsilon:
     model['batch_norm_epsilon'] = options.batch_norm_epsilon
   elif model['norm'] == 'batch':
@@ -138,7 +129,7 @@ def resolve(
       ' Keras is 0.001, of PyTorch 1e-05)'
     )
   if guesses:
-    logging.getLogger(__name__).warning(
+    warn(
       'the file does not say how the network was trained; taken: %s. Give these'
       ' options if it was trained with other numbers',
       ' and '.join(guesses),
@@ -148,9 +139,14 @@ def resolve(
     'crop_size': crop_size,
     'mean': 'channel',
     'std': 1.0,
-    'std_rgb': std,
+    'std_rgb': levels['std'],
   }
-  return model, data, np.array(mean, np.float32)
+  return TrainedNetwork(model, data, np.array(levels['mean'], np.float32))
+
+
+def warn(message: str, *arguments: object) -> None:
+  """Tells people what was guessed or changed."""
+  logging.getLogger(__name__).warning(message, *arguments)
 
 
 def module(model: dict, num_classes: int) -> AlexNet:
@@ -160,17 +156,18 @@ def module(model: dict, num_classes: int) -> AlexNet:
     UserError: if a field is unknown or unfit.
   """
   own = {'num_classes': num_classes, 'dtype': jnp.float32}
-  fields = variants.fields('alexnet_one_tower')
-  if unknown := sorted(model.keys() - fields.keys() - own.keys()):
+  if unknown := sorted(model.keys() - spec.defaults().keys() - own.keys()):
     raise UserError(f'config.model: there is no key {unknown[0]!r}')
   # Checked as given: the module turns them into other types.
-  if problem := spec.problem({**fields, **model}):
+  if problem := spec.problem(spec.defaults() | model):
     raise UserError(f'config.model: {problem}')
   return AlexNet(**{**model, **own})
 
 
-def layers(model: dict, num_classes: int, crop_size: int) -> list[Layer]:
-  """Returns all layers with weights, in the network's order.
+def layer_shapes(
+  model: dict, num_classes: int, crop_size: int
+) -> dict[str, dict[str, tuple[int, ...]]]:
+  """Returns {layer: {leaf: shape}} of all weights, in the network's order.
 
   Args:
     model: fields of `config.model`.
@@ -188,20 +185,165 @@ def layers(model: dict, num_classes: int, crop_size: int) -> list[Layer]:
     raise UserError(
       f'crops of {crop_size} pixels do not fit the network: {error}'
     ) from error
-  names = []
-  for number in range(1, len(network.channels) + 1):
-    names += [f'conv{number}', f'norm{number}']
-  for number in range(1, len(network.hidden) + 1):
-    names += [f'dense{number}', f'dense_norm{number}']
-  found = []
-  for name in [*names, 'head']:
-    if name not in variables['params']:
-      continue
-    kind = 'conv' if name.startswith('conv') else 'dense'
-    kind = 'norm' if 'norm' in name else kind
-    shapes = {
-      leaf: variables[collection][name][leaf].shape
-      for leaf, collection in LEAVES[kind].items()
-    }
-    found.append(Layer(name, kind, shapes))
-  return found
+  shapes = {}
+  for tree in variables.values():
+    for name, leaves in tree.items():
+      found = {leaf: array.shape for leaf, array in leaves.items()}
+      shapes.setdefault(name, {}).update(found)
+
+  def position(
+    name,
+  ):  # conv1, norm1, conv2, ..., dense1, dense_norm1, ..., head
+    number = int(re.sub(r'\D', '', name) or 0)
+    return name == 'head', name.startswith('dense'), number, 'norm' in name
+
+  return {name: shapes[name] for name in sorted(shapes, key=position)}
+
+
+def features(shapes: Mapping[str, Mapping]) -> tuple[str, int, int]:
+  """Returns (first dense layer, channels, width) of the images it reads."""
+  kinds = {name: _kind(leaves) for name, leaves in shapes.items()}
+  convolutions = [name for name in shapes if kinds[name] == 'conv']
+  channels = shapes[convolutions[-1]]['bias'][0] if convolutions else 3
+  first = next(name for name in shapes if kinds[name] == 'dense')
+  width = math.isqrt(shapes[first]['kernel'][0] // channels)
+  return first, channels, width
+
+
+def natural_key(name: str) -> tuple:
+  """Sorts conv2 before conv10, and `classifier.1` after `features.0`."""
+  start = re.split(r'[._\d]', name)[0]
+  rank = -(start in _FIRST) + (start in _LAST)
+  parts = re.split(r'(\d+)', name)
+  return rank, [
+    (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts
+  ]
+
+
+def last_dense(widths):
+  """Returns the layer of {name: (inputs, outputs)} that gives the logits.
+
+  It is the one whose outputs no other layer can read. If that holds for none
+  (as many classes as hidden units) or for several, the natural order of the
+  names decides.
+  """
+  ends = [
+    name
+    for name, (_, outputs) in widths.items()
+    if all(outputs != widths[other][0] for other in widths if other != name)
+  ]
+  return max(ends or widths, key=natural_key)
+
+
+def _kind(shapes):
+  if shapes.keys() == _NORM:
+    return 'norm'
+  return {4: 'conv', 2: 'dense'}.get(len(shapes.get('kernel', ())), 'other')
+
+
+def fit(
+  network: TrainedNetwork,
+  found: Mapping[str, Mapping[str, np.ndarray]],
+  names: Mapping[str, str] | None = None,
+  *,
+  channels_first: bool = False,
+) -> TrainedNetwork:
+  """Returns the network with the weights of a file.
+
+  Layers are paired by their kind (convolution, dense, batch norm) in the
+  natural order of their names; all layers and shapes must fit. In a network
+  with layers of equal shapes, names in another order than the layers' would go
+  unnoticed: a warning shows the pairs, unless the file has the usual names.
+  float16, bfloat16 and float64 (which is rounded) become float32, with a
+  warning.
+
+  Args:
+    network: without weights.
+    found: {layer of the file: {leaf: array}} with the leaves of our layers:
+      kernels [height, width, in, out] or [in, out], bias, scale, mean, var.
+    names: {our layer: its usual name in such files}; by default ours.
+    channels_first: whether the first dense layer reads [channels, height,
+      width] in the file; here it reads [height, width, channels].
+
+  Raises:
+    UserError: with what was expected and found.
+  """
+  there = {
+    name: {leaf: np.shape(array) for leaf, array in leaves.items()}
+    for name, leaves in found.items()
+  }
+  dense = [name for name in there if _kind(there[name]) == 'dense']
+  if not dense:
+    raise misfit('dense layers', ', '.join([*found][:10]) or 'nothing')
+  last = last_dense({name: there[name]['kernel'] for name in dense})
+  num_classes = network.num_classes or there[last]['kernel'][1]
+  shapes = layer_shapes(network.model, num_classes, network.data['crop_size'])
+  pairs = _match(there, shapes, last)
+  if pairs != (names or {name: name for name in shapes}):
+    shown = ', '.join(f'{ours} is {theirs}' for ours, theirs in pairs.items())
+    warn('layers were matched by kind and order: %s', shown)
+  params, batch_stats, rounded = {}, {}, set()
+  first_dense, channels, width = features(shapes)
+  for ours, theirs in pairs.items():
+    for leaf, array in found[theirs].items():
+      rounded.add(array.dtype.name)
+      array = _to_float32(array, f'{theirs} {leaf}', leaf == 'var')
+      if channels_first and (ours, leaf) == (first_dense, 'kernel'):
+        blocks = array.reshape(channels, width, width, -1)
+        array = blocks.transpose(1, 2, 0, 3).reshape(array.shape)
+      tree = batch_stats if leaf in ('mean', 'var') else params
+      # A copy: what was read may be a view of the file.
+      tree.setdefault(ours, {})[leaf] = np.array(array, order='C')
+  if rounded := sorted(rounded - {'float32'}):
+    warn('numbers of %s become float32', ', '.join(rounded))
+  return dataclasses.replace(
+    network, params=params, batch_stats=batch_stats, num_classes=num_classes
+  )
+
+
+def _match(found, wanted, last):
+  """Returns {our layer: layer of the file} of two {layer: {leaf: shape}}."""
+  queues, order = {}, sorted(found, key=lambda n: (n == last, natural_key(n)))
+  for name in order:
+    queues.setdefault(_kind(found[name]), []).append(name)
+  pairs = {}
+  for name, shapes in wanted.items():
+    queue = queues.get(_kind(shapes))
+    pairs[name] = queue.pop(0) if queue else None
+  rows = [*pairs.items()]
+  rows += [(None, name) for name in order if name not in pairs.values()]
+  fits = [wanted.get(ours) == found.get(theirs) for ours, theirs in rows]
+  if not all(fits):
+    table = '\n'.join(
+      f'  {"fits" if good else "MISFIT"}: expected {_describe(ours, wanted)},'
+      f' found {_describe(theirs, found)}'
+      for good, (ours, theirs) in zip(fits, rows, strict=True)
+    )
+    raise UserError(
+      'its layers are not those of the network (matched by kind, in the order'
+      ' of their names; kernels are [height, width, in, out] or [in, out])'
+      f':\n{table}\nThe file was written for another network, or for other'
+      ' images (--network, --crop_size)'
+    )
+  return pairs
+
+
+def _describe(name, layers):
+  if name is None:
+    return 'nothing'
+  leaves = sorted(layers[name].items(), key=lambda leaf: -len(leaf[1]))
+  return f'{name} ' + ', '.join(f'{leaf} {list(s)}' for leaf, s in leaves)
+
+
+def _to_float32(array, name, is_variance):
+  if array.dtype.name not in _FLOATS:
+    raise misfit(' or '.join(_FLOATS), array.dtype.name, name)
+  with np.errstate(over='ignore'):
+    numbers = np.asarray(array, np.float32)
+  if not np.isfinite(numbers).all():
+    count = numbers.size - int(np.isfinite(numbers).sum())
+    found = f'{count:,} that are not, of {numbers.size:,}'
+    raise misfit('finite numbers', found, name)
+  if is_variance and (numbers < 0).any():
+    raise misfit('variances', 'negative numbers', name)
+  return numbers

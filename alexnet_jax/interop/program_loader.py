@@ -95,7 +95,8 @@ def load(folder: str | pathlib.Path) -> Program:
   try:
     about = json.loads((folder / 'about.json').read_text(encoding='utf-8'))
     sums = {name: about['sha256'][name] for name in FILES}
-    sizes = len(about['class_names']), about['crop_size'], about['resize_size']
+    classes = len(about['class_names'])
+    crop, resize = about['crop_size'], about['resize_size']
     data = {name: (folder / name).read_bytes() for name in FILES}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{folder} holds no exported network: {error}') from error
@@ -115,20 +116,23 @@ def load(folder: str | pathlib.Path) -> Program:
     raise ValueError(
       f'the program is for {", ".join(exported.platforms)}, not for {platform}'
     )
-  for name, found, expected in (
-    ('class_names', sizes[0], exported.out_avals[0].shape[1]),
-    ('crop_size', sizes[1], exported.in_avals[-1].shape[1]),
+  size = exported.in_avals[-1].shape[1]
+  expected_classes = exported.out_avals[0].shape[1]
+  for name, found, good, expected in (
+    ('class_names', classes, classes == expected_classes, expected_classes),
+    ('crop_size', crop, crop == size, size),
+    (
+      'resize_size',
+      resize,
+      isinstance(resize, int) and resize >= size,
+      f'at least {size}',
+    ),
   ):
-    if found != expected:
+    if not good:
       raise ValueError(
         f'{folder / "about.json"} is not of this program: expected {expected}'
         f' for {name}, found {found!r}'
       )
-  if not isinstance(sizes[2], int) or sizes[2] < sizes[1]:
-    raise ValueError(
-      f'{folder / "about.json"}: expected a resize_size of at least {sizes[1]},'
-      f' found {sizes[2]!r}'
-    )
   return Program(exported, params, about)
 
 

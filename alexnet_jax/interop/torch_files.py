@@ -3,14 +3,20 @@
 A file of `interop.save` says in its metadata of which network it is and how
 images are prepared. Other files hold names and weights only: the user names the
 network. Nothing in a file is executed.
+
+The names of `interop.save` are those of a module like torchvision's: two
+nn.Sequential, whose numbers count every module in the network's order.
+
+- `features`: for each convolution ZeroPad2d if its padding is uneven, Conv2d,
+  and what follows it: ReLU, LocalResponseNorm or BatchNorm2d, the spatial
+  normalization (which PyTorch lacks), MaxPool2d.
+- `classifier`: for each hidden layer Linear, ReLU, BatchNorm1d and, unless
+  `dropout` is 0, Dropout, before or after them; at the end Linear.
 """
 
 import base64
 from collections.abc import Mapping
-import dataclasses
 import json
-import logging
-import math
 import os
 import pathlib
 import pickle
@@ -18,6 +24,7 @@ import re
 import warnings
 import zipfile
 
+from jax import lax
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -26,21 +33,27 @@ import safetensors.numpy
 from alexnet_jax import files
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop import matching
 from alexnet_jax.interop import networks
-from alexnet_jax.interop import torch_layout
 from alexnet_jax.interop.networks import TrainedNetwork
+from alexnet_jax.models import layers as layers_lib
 
 # Of torchvision's weights, for pixels from 0 to 255: what its documentation
 # gives for pixels from 0 to 1 (transforms of AlexNet_Weights.IMAGENET1K_V1),
 # 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225, times 255.
-TORCHVISION_MEAN = (123.675, 116.28, 103.53)
-TORCHVISION_STD = (58.395, 57.12, 57.375)
-TORCHVISION = 'alexnet_torchvision'
+_USUAL = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
+_TORCHVISION = 'alexnet_torchvision'
 
-METADATA_KEY = 'alexnet_jax'
+_METADATA_KEY = 'alexnet_jax'
 _VERSION = 1  # of the metadata
 _DATA_KEYS = ('resize_size', 'crop_size', 'mean', 'std', 'std_rgb')
+# PyTorch's names of our leaves; a norm's scale is a `weight`, too.
+_LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
 # Files that hold more than the weights have them under one of these keys.
 _WRAPPERS = ('state_dict', 'model_state_dict', 'model')
 # Parts of names that DataParallel, torch.compile and AveragedModel add.
@@ -55,13 +68,8 @@ _ESCAPES = re.compile(r'\x1b\[[\d;]*m')
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads the weights of any of the networks here, as PyTorch lays them out.
 
-  Names may be those of `torch_layout`, or others: then the layers are matched
-  by their kind (convolution, dense, batch norm) in the natural order of their
-  names, and the pairs are shown. All shapes must fit; in a network with layers
-  of equal shapes, names in another order than the layers' would go unnoticed.
-
-  float16, bfloat16 and float64 become float32 (float64 is rounded), with a
-  warning. Counters of updates are ignored.
+  Names may be those of `interop.save`, or others, see `networks.fit`. Counters
+  of updates are ignored.
 
   Images for torchvision's weights: the short side to 256 pixels, the middle 224
   x 224, minus the mean and divided by the deviation of ImageNet's colors.
@@ -79,73 +87,104 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
     UserError: if the file cannot be read, is damaged or of another kind, or its
       weights do not fit the network; with what was expected and found.
   """
-  with matching.naming(path):
+  with networks.naming(path):
     tensors, text = load_tensors(path)
-    if text is None:
-      network, head = _identify(tensors, options)
-    elif options == networks.Options():
-      network = from_metadata(text)
-    else:
+    if text is not None and options != networks.Options():
       raise UserError(
         'it says itself of which network it is and how images are prepared:'
         ' give --from torch without --network, --crop_size, --mean, --std and'
         ' --batch_norm_epsilon'
       )
-    plan = torch_layout.layers(
-      network.model, network.num_classes, network.data['crop_size']
+    network = (
+      networks.resolve(options, _USUAL, _TORCHVISION)
+      if text is None
+      else from_metadata(text)
     )
-    if text is None:
-      tensors = _rename(tensors, plan, head)
-    params, batch_stats = torch_layout.from_torch(tensors, plan)
-  return dataclasses.replace(network, params=params, batch_stats=batch_stats)
+    return from_torch(tensors, network)
 
 
-def _identify(tensors, options):
-  """Returns (network without weights, name of its last dense layer)."""
-  if not options.network:
-    raise UserError(
-      'it does not say of which network it is (no metadata of interop.save):'
-      f' name it with --network, such as --network {TORCHVISION}'
-    )
-  known = options.network == TORCHVISION
-  model, data, mean = networks.resolve(
-    options, TORCHVISION_MEAN, TORCHVISION_STD, known
-  )
-  dtypes = {array.dtype.name for array in tensors.values()}
-  if rounded := sorted(dtypes & {'float16', 'bfloat16', 'float64'}):
-    _warn('numbers of %s become float32', ', '.join(rounded))
-  widths = {
-    name.rpartition('.')[0]: (array.shape[1], array.shape[0])
-    for name, array in tensors.items()
-    if array.ndim == 2
-  }
-  head = matching.last_dense(widths, tensors)
-  return TrainedNetwork({}, {}, model, data, mean, widths[head][1]), head
+def from_torch(
+  state: Mapping[str, np.ndarray], network: TrainedNetwork
+) -> TrainedNetwork:
+  """Returns the network with the weights of a state dict {name: array}.
 
-
-def _warn(message, *arguments):
-  logging.getLogger(__name__).warning(message, *arguments)
-
-
-def _rename(tensors, plan, head):
-  """Returns the tensors by the names of `torch_layout`."""
-  if tensors.keys() == torch_layout.torch_shapes(plan).keys():
-    return tensors
-  groups = {}
-  for name, array in tensors.items():
+  Raises:
+    UserError: see `networks.fit`.
+  """
+  found = {}
+  for name, array in state.items():
     layer, _, leaf = name.rpartition('.')
-    groups.setdefault(layer, {})[leaf] = array
-  wanted = {layer.torch_name: (layer.kind, layer.shapes) for layer in plan}
-  pairs = matching.match_layers(groups, wanted, head)
-  _warn(
-    'layers were matched by kind and order: %s',
-    ', '.join(f'{layer.name} is {pairs[layer.torch_name]}' for layer in plan),
-  )
-  return {
-    f'{ours}.{leaf}': array
-    for ours, theirs in pairs.items()
-    for leaf, array in groups[theirs].items()
-  }
+    ours = {theirs: leaf for leaf, theirs in _LEAVES.items()}
+    ours['weight'] = 'scale' if np.ndim(array) == 1 else 'kernel'
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(np.ndim(array))
+    array = array.transpose(axes) if axes else array
+    found.setdefault(layer or name, {})[ours.get(leaf, leaf)] = array
+  names = torch_names(network.model, network.data['crop_size'])
+  return networks.fit(network, found, names, channels_first=True)
+
+
+def to_torch(network: TrainedNetwork) -> dict[str, np.ndarray]:
+  """Returns a state dict {name: float32 array} without `num_batches_tracked`.
+
+  Kernels become [out, in, height, width] and [out, in], and the first dense
+  layer reads [channels, height, width].
+  """
+  crop_size = network.data['crop_size']
+  shapes = networks.layer_shapes(network.model, network.num_classes, crop_size)
+  names = torch_names(network.model, crop_size)
+  first_dense, channels, width = networks.features(shapes)
+  out = {}
+  for layer in shapes:
+    leaves = network.params[layer] | network.batch_stats.get(layer, {})
+    for leaf, array in leaves.items():
+      array = np.asarray(array, np.float32)
+      if (layer, leaf) == (first_dense, 'kernel'):
+        blocks = array.reshape(width, width, channels, -1)
+        array = blocks.transpose(2, 0, 1, 3).reshape(array.shape)
+      axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
+      name = f'{names[layer]}.{_LEAVES[leaf]}'
+      out[name] = np.ascontiguousarray(array.transpose(axes))
+  return out
+
+
+def torch_names(model: dict, crop_size: int) -> dict[str, str]:
+  """Returns {layer: name in PyTorch}, such as {'conv1': 'features.0'}.
+
+  Args:
+    model: fields of `config.model`.
+    crop_size: width of the images, which uneven padding depends on.
+  """
+  network = networks.module(model, 1)
+  names, index, width = {}, 0, crop_size
+  for number, padding in enumerate(network.paddings, 1):
+    kernel = network.kernels[number - 1]
+    stride = network.strides[number - 1]
+    if isinstance(padding, str):
+      sides = lax.padtype_to_pads((width,), (kernel,), (stride,), padding)
+    else:
+      sides = layers_lib.explicit_padding(padding)
+    before, after = sides[0]
+    width = (width + before + after - kernel) // stride + 1
+    index += before != after  # ZeroPad2d
+    names[f'conv{number}'] = f'features.{index}'
+    index += 1
+    for operation in network.convolution_operations(number):
+      if operation == 'norm' and network.norm == 'none':
+        continue
+      if operation == 'norm' and network.norm == 'batch':
+        names[f'norm{number}'] = f'features.{index}'
+      if operation == 'pool':
+        width = (width - network.pool_size) // network.pool_stride + 1
+      index += 1
+  index, ours = 0, {'dense': 'dense', 'norm': 'dense_norm'}
+  for number in range(1, len(network.hidden) + 1):
+    for operation in network.hidden_operations(number):
+      if operation == 'dropout' and not network.dropout:
+        continue
+      if operation in ours:
+        names[f'{ours[operation]}{number}'] = f'classifier.{index}'
+      index += 1
+  return {**names, 'head': f'classifier.{index}'}
 
 
 def write(path: str | os.PathLike, network: TrainedNetwork, step: int) -> dict:
@@ -159,18 +198,7 @@ def write(path: str | os.PathLike, network: TrainedNetwork, step: int) -> dict:
   Returns:
     {name: array}, as PyTorch has them.
   """
-  plan = torch_layout.layers(
-    network.model, network.num_classes, network.data['crop_size']
-  )
-  tensors = torch_layout.to_torch(network.params, network.batch_stats, plan)
-  text = {'format': 'pt', METADATA_KEY: to_metadata(network, step)}
-  with files.replaced_file(path) as temporary:
-    safetensors.numpy.save_file(tensors, temporary, text)
-  return tensors
-
-
-def to_metadata(network: TrainedNetwork, step: int) -> str:
-  """Returns a JSON object of all but the weights; the mean as base64 bytes."""
+  tensors = to_torch(network)
   mean = np.ascontiguousarray(network.mean, '<f4')
   fields = {
     'version': _VERSION,
@@ -184,79 +212,51 @@ def to_metadata(network: TrainedNetwork, step: int) -> str:
     'class_names': network.class_names,
     'step': step,
   }
-  return json.dumps(fields, sort_keys=True)
+  text = {'format': 'pt', _METADATA_KEY: json.dumps(fields, sort_keys=True)}
+  with files.replaced_file(path) as temporary:
+    safetensors.numpy.save_file(tensors, temporary, text)
+  return tensors
 
 
 def from_metadata(text: str) -> TrainedNetwork:
-  """Returns the network that `to_metadata` described, without its weights.
+  """Returns the network of the metadata of `write`, without its weights.
 
-  Its fields of config.model are checked when the network is built.
+  Its fields of config.model are checked when the network is built, those of
+  config.data by `imported_run.make_config`.
 
   Raises:
     UserError: if the text is something else.
   """
   try:
     fields = json.loads(text)
-    if fields['version'] != _VERSION:
-      raise ValueError(f'version {fields["version"]!r}, not {_VERSION}')
+    data = {key: _tuples(fields['data'][key]) for key in _DATA_KEYS}
     mean = base64.b64decode(fields['mean']['float32'], validate=True)
-    described = TrainedNetwork(
-      params={},
-      batch_stats={},
-      model=_tuples(dict(fields['model'])),
-      data={key: _tuples(fields['data'][key]) for key in _DATA_KEYS},
-      mean=np.frombuffer(mean, '<f4').reshape(fields['mean']['shape']),
-      num_classes=fields['num_classes'],
-      class_names=_tuples(fields['class_names']),
-    )
-    for good, reason in _checks(described, fields['step']):
+    mean = np.frombuffer(mean, '<f4').reshape(fields['mean']['shape'])
+    names, crop = _tuples(fields['class_names']), data['crop_size']
+    shape = (crop, crop, 3) if data['mean'] == 'image' else (3,)
+    for good, reason in (
+      (fields['version'] == _VERSION, f'version {fields["version"]!r}'),
+      (type(crop) is int and crop > 0, f'crop_size {crop!r}'),
+      (mean.shape == shape, f'a mean of shape {mean.shape}, not {shape}'),
+      (np.isfinite(mean).all(), 'a mean that is not finite'),
+      (names and all(isinstance(n, str) for n in names), 'no class names'),
+      (
+        len(names) == fields['num_classes'],
+        f'{len(names)} class names for {fields["num_classes"]!r} classes',
+      ),
+    ):
       if not good:
         raise ValueError(reason)
-  # OverflowError and RecursionError: numbers and nested lists that are too
-  # large for Python. What base64 and comparisons of odd types raise is here.
-  except (
-    AttributeError,
-    KeyError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-  ) as error:
+    model = _tuples(dict(fields['model']))
+    return TrainedNetwork(
+      model, data, mean, num_classes=len(names), class_names=names
+    )
+  except Exception as error:  # values of odd types raise anything
     missing = ' is missing' if isinstance(error, KeyError) else ''
     raise UserError(
       'its metadata was not written by interop.save, or is damaged'
       f' ({error}{missing}); get the file again'
     ) from None
-  return described
-
-
-def _checks(network, step):
-  """Yields (a condition that must hold, the reason if it does not)."""
-  data, mean, names = network.data, network.mean, network.class_names
-  crop, resize = data['crop_size'], data['resize_size']
-  for name, number, least in (
-    ('step', step, 0),
-    ('num_classes', network.num_classes, 1),
-    ('num_classes of the model', network.model.get('num_classes', 0), 0),
-    ('crop_size', crop, 1),
-    ('resize_size', resize, crop),
-  ):
-    good = type(number) is int and number >= least
-    yield good, f'{name} {number!r}, not at least {least!r}'
-  kinds = 'channel', 'image', 'none'
-  yield data['mean'] in kinds, f'the mean {data["mean"]!r}'
-  shape = (crop, crop, 3) if data['mean'] == 'image' else (3,)
-  yield mean.shape == shape, f'a mean of shape {mean.shape}, not {shape}'
-  yield np.isfinite(mean).all(), 'a mean that is not finite'
-  std_rgb = data['std_rgb']
-  good = type(std_rgb) is tuple and len(std_rgb) in (0, 3)
-  yield good, f'deviations {std_rgb!r}'
-  for std in (data['std'], *std_rgb):
-    good = type(std) in (int, float) and 0 < float(std) < math.inf
-    yield good, f'a deviation of {std!r}'
-  yield all(isinstance(name, str) for name in names), 'class names of no text'
-  good = len(names) == network.num_classes
-  yield good, f'{len(names)} class names for {network.num_classes} classes'
 
 
 def _tuples(value):
@@ -305,7 +305,7 @@ def load_tensors(
 def _load_safetensors(path):
   try:
     with safetensors.safe_open(path, 'numpy') as file:
-      return file.get_tensors(), (file.metadata() or {}).get(METADATA_KEY)
+      return file.get_tensors(), (file.metadata() or {}).get(_METADATA_KEY)
   except (safetensors.SafetensorError, OSError) as error:
     hint = '; get it again'
     if zipfile.is_zipfile(path):
@@ -353,18 +353,11 @@ def _load_pickled(path):
       'damaged, or not a file of torch.save'
       f' ({type(error).__name__}: {lines[0][:200]})'
     ) from None
-  return {
-    name: _to_numpy(name, tensor, torch)
-    for name, tensor in _find_state_dict(contents, torch).items()
-  }
-
-
-def _find_state_dict(contents, torch):
   for key in _WRAPPERS:
     if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
       contents = contents[key]
   if not isinstance(contents, Mapping):
-    raise matching.misfit(
+    raise networks.misfit(
       'a state dict {name: tensor}', type(contents).__name__
     )
   others = [
@@ -377,21 +370,13 @@ def _find_state_dict(contents, torch):
       'expected a state dict {name: tensor}, or one under'
       f' {" or ".join(_WRAPPERS)}; found {", ".join(others[:10])}'
     )
-  return contents
+  return {name: _to_numpy(name, tensor) for name, tensor in contents.items()}
 
 
-def _to_numpy(name, tensor, torch):
+def _to_numpy(name, tensor):
   """Returns an array without a copy: many names may share the same numbers."""
-  if tensor.layout != torch.strided or tensor.is_quantized:
-    raise matching.misfit('a plain tensor', tensor.layout, name)
-  wanted = tensor.numel() * tensor.itemsize
-  there = tensor.untyped_storage().nbytes()
-  if wanted > there:
-    raise UserError(
-      f'{name}: its shape {list(tensor.shape)} takes {wanted:,} bytes, of which'
-      f' the file has {there:,}: it repeats them (expand); save it after'
-      ' .contiguous()'
-    )
+  import torch
+
   tensor = tensor.detach()
   try:
     if tensor.dtype == torch.bfloat16:  # numpy alone has none

@@ -16,11 +16,13 @@ from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
+from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.alexnet import resolve_implementation
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
+from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
 
@@ -31,8 +33,7 @@ class Steps:
 
   train: Callable  # (state, batch, key) -> (state, sums); donates the state
   grad: Callable  # (state, batch, key) -> grads
-  evaluate: Callable  # (state, batch) -> sums
-  predict: Callable  # the same, with the predictions for each example
+  evaluate: Callable  # (state, batch) -> sums and predictions
 
 
 def make_source(config, split: str):
@@ -159,8 +160,8 @@ def make_steps(
   Args:
     mean: see `pixel_statistics.Statistics`.
     frozen: names of parameters that do not train.
-    top: number of classes that `predict` gives.
-    crops: crops of an image that `evaluate` and `predict` average, 1 or 10.
+    top: number of classes that `evaluate` predicts for an image.
+    crops: crops of an image that it averages, 1 or 10.
   """
   options = step.StepOptions(
     mean=mean,
@@ -184,8 +185,7 @@ def make_steps(
   return Steps(
     train=mapped(step.train_step, donate_state=True),
     grad=mapped(step.grad_step),
-    evaluate=mapped(step.eval_step, **cropping),
-    predict=mapped(step.eval_step, top=top, **cropping),
+    evaluate=mapped(step.eval_step, top=top, **cropping),
   )
 
 
@@ -213,7 +213,7 @@ def make_train_iter(
     if lighting is None:
       raise ValueError('config.data.pca_lighting needs the colors of the data')
     shrink = data.pca_lighting if data.pca_lighting_shrink else 0.0
-    durations = config_lib.resolve_durations(config, loader.source.num_examples)
+    durations = schedule.resolve_durations(config, loader.source.num_examples)
     shift = augment.Lighting(
       lighting, durations.pca_lighting_steps, 1 / (1 + shrink)
     )
@@ -338,6 +338,7 @@ def check_examples(config, training, held_out) -> None:
     raise UserError(f'{training.name} has one class; two are needed at least')
   if not held_out.num_examples:
     raise UserError(f'{held_out.name} has no examples')
+  check_disjoint(training, held_out)
   if training.num_examples < config.global_batch_size:
     raise UserError(
       f'config.global_batch_size is {config.global_batch_size}, but there are'

@@ -105,6 +105,7 @@ class Checkpoints:
     self._check = check
     self._saving = None  # the future of the save under way
     self._was_read_back = False
+    self.has_folder = self.folder.exists()  # from before
     if processes.is_first:
       self.folder.mkdir(parents=True, exist_ok=True)
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
@@ -406,10 +407,7 @@ def _as_damage(part, error) -> Exception:
 
 @dataclasses.dataclass(frozen=True)
 class OpenRun:
-  """A checkpoint of a run that is not, or no longer, being trained.
-
-  The config is the one that trained it; the state has numpy arrays.
-  """
+  """A checkpoint of a run that is not being trained here: numpy arrays."""
 
   workdir: pathlib.Path
   config: ml_collections.ConfigDict

@@ -9,7 +9,6 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import cli
-from alexnet_jax import config as config_lib
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import Interrupted
@@ -43,7 +42,7 @@ class RunContext:
   train_loader: loader_lib.Loader
   eval_loader: loader_lib.Loader
   class_names: list[str]
-  durations: config_lib.Durations
+  durations: schedule.Durations
   steps: build.Steps
   frozen_steps: build.Steps  # until `durations.unfreeze_step`
   lighting: np.ndarray | None  # see `pixel_statistics.Statistics`
@@ -150,6 +149,7 @@ def prepare(
       console.stop()
   processes.barrier(stop.check)  # it may have taken minutes
   mean, lighting = parallel.broadcast_arrays((pixels.mean, pixels.lighting))
+  durations = schedule.resolve_durations(config, training.num_examples)
   steps = frozen_steps = build.make_steps(config, mesh, mean)
   if frozen:
     frozen_steps = build.make_steps(config, mesh, mean, frozen=frozen)
@@ -163,7 +163,7 @@ def prepare(
     train_loader=loaders[0],
     eval_loader=loaders[1],
     class_names=class_names,
-    durations=config_lib.resolve_durations(config, training.num_examples),
+    durations=durations,
     steps=steps,
     frozen_steps=frozen_steps,
     lighting=lighting,
@@ -201,7 +201,9 @@ def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
   if restored is None:
     if run.processes.is_first:
       num_examples = run.train_loader.source.num_examples
-      resume.check_history(run.workdir, config, num_examples)
+      resume.check_history(
+        run.workdir, config, num_examples, checkpoints.has_folder
+      )
     state, progress = initial_state(run)
     position = {'next_index': 0}
   else:

@@ -22,6 +22,7 @@ from alexnet_jax.training import distributed
 from alexnet_jax.training import guards
 from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
+from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
 from alexnet_jax.training import reporting
 from alexnet_jax.training import resume
@@ -105,7 +106,7 @@ def train_and_evaluate(
 @contextlib.contextmanager
 def _claimed(path):
   """Makes and locks the run's folder; a start that is refused leaves none."""
-  made = [folder for folder in (path, *path.parents) if not folder.exists()]
+  parents = [folder for folder in (path, *path.parents) if not folder.exists()]
   path.mkdir(parents=True, exist_ok=True)
   entries = {entry.name for entry in path.iterdir()}
   busy = (
@@ -113,19 +114,19 @@ def _claimed(path):
     ' --workdir'
   )
   with files.lock(path, busy):
-    checkpoint.refuse_links(path)
     try:
+      checkpoint.refuse_links(path)
       yield
     except BaseException:
-      # What is not empty stays.
-      with contextlib.suppress(OSError):
-        if FOLDER not in entries:
-          (path / FOLDER).rmdir()
-      if {e.name for e in path.iterdir()} - entries == {files.LOCK_FILE}:
-        (path / files.LOCK_FILE).unlink()
-      with contextlib.suppress(OSError):
-        for folder in made:
-          folder.rmdir()
+      with contextlib.suppress(OSError):  # raised by what is not empty
+        made = {entry.name for entry in path.iterdir()} - entries
+        if made <= {FOLDER, files.LOCK_FILE}:
+          if FOLDER in made:
+            (path / FOLDER).rmdir()
+          if files.LOCK_FILE in made:
+            (path / files.LOCK_FILE).unlink()
+          for folder in parents:
+            folder.rmdir()
       raise
 
 
@@ -230,9 +231,22 @@ def _log(run, loop):
   num_steps, lr = run.durations.num_steps, loop.learning_rate
   means, losses = loop.log.take()
   speed = loop.speed.interval()
-  loop.writer.scalars(loop.step, {**means, 'learning_rate': lr, **speed})
+  rates = optimizer.group_rates(
+    state_lib.leaf_names(loop.state.params),
+    run.config.schedule.lr_multipliers,
+    loop.phase,
+    lr,
+  )
+  several = rates if len(rates) > 1 else {}
+  loop.writer.scalars(
+    loop.step, {**means, 'learning_rate': lr, **several, **speed}
+  )
   loop.writer.step_losses(loop.step, losses)
-  text, left = f'loss {means["train/loss"]:.4f}, lr {lr:.2g}', ''
+  lrs = ' to '.join(
+    f'{value:.2g}'
+    for value in sorted({min(rates.values()), max(rates.values())})
+  )
+  text, left = f'loss {means["train/loss"]:.4f}, lr {lrs}', ''
   if speed:
     text += (
       f', {speed["images_per_second"]:.0f} images/s,'
@@ -290,7 +304,8 @@ def _evaluate(run, loop, on_evaluation):
   guards.check_finite(values['eval/loss'], step, step, loop.log.saved_step)
   old_lr = progress.plateau.learning_rate
   due = schedule.due(step, run.durations.eval_every)
-  progress.add_evaluation(run.config, values, step, due)
+  warming = 0 < step <= run.durations.warmup_steps
+  progress.add_evaluation(run.config, values, step, due, warming)
   loop.writer.scalars(step, values)
   loop.writer.classes(step, measured.confusion, run.class_names)
   run.console.line(
@@ -299,7 +314,8 @@ def _evaluate(run, loop, on_evaluation):
     f' top-1 {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f}'
     f' ({reporting.duration(time.perf_counter() - start)})'
   )
-  if progress.plateau.learning_rate != old_lr:
+  done = step >= run.durations.num_steps or progress.stopping.stopped
+  if progress.plateau.learning_rate != old_lr and not done:
     run.console.line(
       f'learning rate {old_lr:.3g} -> {progress.plateau.learning_rate:.3g}: a'
       f' plateau of {run.config.schedule.monitor}'

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 import dataclasses
-import functools
 import pathlib
 import sys
 
 import jax
 import ml_collections
 import numpy as np
+import scipy.sparse
 
+from alexnet_jax import validation
 from alexnet_jax.data import loader as loader_lib
+from alexnet_jax.data.folder import FolderSource
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
@@ -20,6 +22,8 @@ from alexnet_jax.training import metrics
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
+
+_DIVIDED = ('folder', 'tar', 'parquet')  # where they have no validation split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +54,13 @@ class Measured:
       ...}: sums in float64, divided once at the end; see also
       `metrics.averaged_measures`.
     confusion: counts of (true class, predicted class), int64 [classes,
-      classes].
-    predictions: for every example, if `eval_step` gives them.
+      classes], sparse.
+    predictions: for every example.
   """
 
   values: dict[str, float]
-  confusion: np.ndarray
-  predictions: Predictions | None
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _add(total, counts):
-  return total + counts
+  confusion: scipy.sparse.csr_array
+  predictions: Predictions
 
 
 def evaluate(
@@ -79,63 +78,64 @@ def evaluate(
     batches: host batches of the split, see `data.pipeline.make_eval_iter`.
     to_devices: starts the transfer of a batch.
     progress: called with the number of batches dispatched.
-    num_examples: of the split, without the padding of the last batch; needed
-      for predictions.
+    num_examples: of the split; None: predictions have the padding of the last
+      batch, which does not count.
 
   Raises:
     UserError: if no example counts.
     Interrupted: after a batch whose stop flag was set, see `context`.
   """
-  confusion, pending, total, parts = None, None, {}, []
+  pending, total, parts = None, {}, []
 
-  def fetch(sums, batch):  # waits for the results of one batch
+  def fetch(sums):  # waits for the results of one batch
     nonlocal total
     if float(sums.pop('stop', 0)):
       raise Interrupted('a signal to one of the processes')
-    if 'examples' in sums:
-      examples = jax.device_get(sums.pop('examples'))
-      parts.append(
-        {'labels': batch['label'], 'counts': batch['mask'], **examples}
-      )
+    parts.append(jax.device_get(sums.pop('examples')))
+    num_classes = int(sums.pop('num_classes'))
     total = metrics.add_sums(total, sums)
+    return num_classes
 
   for number, batch in enumerate(batches, 1):
     sums = eval_step(state, to_devices(batch))
-    # The matrix stays on the device until the end.
-    counts = sums.pop('confusion')
-    confusion = counts if confusion is None else _add(confusion, counts)
     # One batch late: the next is under way before the host waits.
     if pending is not None:
-      fetch(*pending)
-    pending = sums, batch
+      fetch(pending)
+    pending = sums
     progress(number)
-  if pending is not None:
-    fetch(*pending)
+  num_classes = fetch(pending) if pending else 0
   if not total.get('count'):
     raise UserError('there is no image to evaluate, or none can be decoded')
-  confusion = np.asarray(confusion, np.int64)
-  values = metrics.ratios(total, 'eval') | {
-    f'eval/{name}': value
-    for name, value in metrics.averaged_measures(confusion).items()
-  }
-  predictions = None
-  if parts:
-    arrays = {
+  predictions = Predictions(
+    **{
       name: np.concatenate([part[name] for part in parts])[:num_examples]
       for name in parts[0]
     }
-    predictions = Predictions(**arrays)
+  )
+  counts = predictions.counts
+  confusion = metrics.confusion_matrix(
+    predictions.labels[counts], predictions.classes[counts, 0], num_classes
+  )
+  averages = metrics.averaged_measures(confusion)
+  values = metrics.ratios(total, 'eval') | {
+    f'eval/{name}': value for name, value in averages.items()
+  }
   return Measured(values, confusion, predictions)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A trained network on the devices of this process, and its config."""
+  """A trained network on the devices of this process, and its config.
+
+  `data_path` is '' where its data lies as in training.
+  """
 
   workdir: pathlib.Path
   config: ml_collections.ConfigDict
   class_names: list[str]
   state: state_lib.TrainState
+  saved: checkpoint.SavedRun
+  data_path: str
   mesh: jax.sharding.Mesh
   steps: build.Steps
 
@@ -157,23 +157,26 @@ def load_network(
     workdir: the run's folder; it may be training at the same time.
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data is now; '': where it was in training.
-    top: number of classes that `steps.predict` gives.
+    top: number of classes that are predicted for an image.
     crops: 1 or 10, of each image; see `build.make_steps`.
 
   Raises:
-    UserError: if there is no run, or no such checkpoint.
+    UserError: if there is no run, no such checkpoint, or no use for a path.
   """
   # Of this process: process 0 alone draws the report of a run of several.
   mesh = parallel.make_mesh(local=True)
   run = checkpoint.open_run(workdir, which)
   if data_path:
     run.config.data.path = data_path
+    validation.validate(run.config, ['data.path'])
   mean = build.stored_mean(run.config, workdir)
   return Network(
     workdir=run.workdir,
     config=run.config,
     class_names=run.class_names,
     state=parallel.replicate(run.state, mesh),
+    saved=run.saved,
+    data_path=data_path,
     mesh=mesh,
     steps=build.make_steps(run.config, mesh, mean, top=top, crops=crops),
   )
@@ -181,22 +184,26 @@ def load_network(
 
 def warn_of_crops(network: Network, crops: int) -> None:
   """Prints a warning where ten crops are of no use for this network."""
-  data = network.config.data
-  problems = {
-    'half of the ten crops are mirrored, and this network was not trained on'
-    ' mirrored images (config.data.random_flip is False)': not data.random_flip,
-    'the ten crops are two: config.data.crop_size and resize_size are both'
-    f' {data.crop_size}, so that all positions are the same': (
-      data.crop_size == data.resize_size
-    ),
-  }
-  for problem, is_there in problems.items():
-    if crops > 1 and is_there:
-      print(f'warning: {network.workdir}: {problem}', file=sys.stderr)
+  data, problems = network.config.data, []
+  if crops > 1 and not data.random_flip:
+    problems.append(
+      'half of the ten crops are mirrored, and this network was not trained on'
+      ' mirrored images (config.data.random_flip is False)'
+    )
+  if crops > 1 and data.crop_size == data.resize_size:
+    problems.append(
+      'the ten crops are two: config.data.crop_size and resize_size are both'
+      f' {data.crop_size}, so that all positions are the same'
+    )
+  for problem in problems:
+    print(f'warning: {network.workdir}: {problem}', file=sys.stderr)
 
 
 def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
   """Returns a loader of a split of the network's data.
+
+  The data of the training is divided as there, wherever it lies now. Other data
+  is not: it is measured whole, if it has no validation split of its own.
 
   Args:
     split: see `build.make_loader`.
@@ -205,19 +212,29 @@ def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
     UserError: if the data is not there, or has other classes than the network.
   """
   workdir, data = network.workdir, network.config.data
+  classes = network.class_names
   if data.path == transfer.NO_DATA:
     raise UserError(
       f'{workdir} holds imported weights, and no data was named: give'
       f' --data_path DIR (config.data.source is {data.source}), or'
       ' load them again with --data_source'
     )
+  config = network.config
+  if is_other := _is_other_data(network):
+    config = config.copy_and_resolve_references()
+    config.data.val_fraction, config.data.folds = 0.0, 0
+    split = 'all' if split == 'validation' else split
   try:
-    loader = build.make_loader(network.config, split)
+    loader = build.make_loader(config, split)
   except UserError as error:
     if str(error).startswith('split'):
       raise
     raise UserError(f'{error} (for this command: --data_path DIR)') from error
   names, source = list(loader.source.class_names), loader.source
+  some = isinstance(source, FolderSource) and set(names) < set(classes)
+  if is_other and some:  # a test folder may lack a class
+    loader.source = source = _relabelled(source, classes)
+    names = classes
   if not transfer.same_classes(names, network.class_names):
     raise UserError(
       f'{source.name} has {transfer.describe_classes(names)}, but the network'
@@ -231,4 +248,28 @@ def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
       ' are used, in its order',
       file=sys.stderr,
     )
+  if is_other:
+    print(
+      f'note: {source.name} is not the data of the training; all'
+      f' {source.num_examples:,} examples in it are measured',
+      file=sys.stderr,
+    )
   return loader
+
+
+def _relabelled(source, class_names):
+  """Returns a folder of some of the classes with the labels of the network."""
+  numbers = np.array([class_names.index(n) for n in source.class_names])
+  labels = np.int32(numbers[source.labels])
+  return dataclasses.replace(source, labels=labels, class_names=class_names)
+
+
+def _is_other_data(network):
+  """Returns True if --data_path names data that was not trained on."""
+  if not network.data_path or network.config.data.source not in _DIVIDED:
+    return False
+  try:
+    training = build.make_source(network.config, 'train')
+  except UserError:  # there is too little of it to divide
+    return True
+  return training.fingerprint != network.saved.data.get('fingerprint')

@@ -12,6 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.sparse
 
 from alexnet_jax.training.state import leaf_names
 
@@ -28,7 +29,7 @@ def example_sums(
   Args:
     logits: float32 [batch, num_classes].
     labels: int32 [batch].
-    mask: bool [batch], False for examples that do not count; None: all count.
+    mask: bool [batch], False for examples that do not count.
 
   Returns:
     {loss, top1, top5: float32 [], count: int32 []}: the cross-entropy in nats
@@ -61,22 +62,6 @@ def label_ranks(scores, labels, xp=jnp):
   return xp.where(xp.isnan(own[:, 0]), max(5, scores.shape[1]), ranks)
 
 
-def confusion_matrix(
-  logits: jax.Array, labels: jax.Array, mask: jax.Array
-) -> jax.Array:
-  """Counts pairs (true class, predicted class): int32 [classes, classes].
-
-  Args:
-    logits: float32 [batch, classes]; of equal ones the first class wins.
-    labels: int32 [batch].
-    mask: bool [batch], False for examples that do not count.
-  """
-  classes = logits.shape[1]
-  counts = jnp.zeros((classes, classes), jnp.int32)
-  predicted = jnp.argmax(logits, axis=1)
-  return counts.at[labels, predicted].add(mask.astype(jnp.int32))
-
-
 def best_classes(
   logits: jax.Array, labels: jax.Array, count: int
 ) -> dict[str, jax.Array]:
@@ -85,15 +70,14 @@ def best_classes(
   Args:
     logits: float32 [batch, classes].
     labels: int32 [batch].
-    count: how many classes; all, if there are fewer.
+    count: how many classes, if there are so many.
 
   Returns:
     {classes: int32 [batch, count], best first, probabilities: float32 [batch,
     count], loss: float32 [batch], the cross-entropy in nats}.
   """
-  count = min(count, logits.shape[1])
   # Ranked by the logits: small probabilities may all be 0.
-  _, classes = lax.top_k(logits, count)
+  _, classes = lax.top_k(logits, min(count, logits.shape[1]))
   probabilities = jnp.take_along_axis(jax.nn.softmax(logits), classes, axis=1)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   return {'classes': classes, 'probabilities': probabilities, 'loss': losses}
@@ -127,15 +111,7 @@ def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
 class ClassMeasures:
   """The measures of each class, arrays [classes]: counts int64, ratios float64.
 
-  Attributes:
-    true_positives: examples of the class that were found.
-    false_positives: examples of others that were taken for it.
-    false_negatives: examples of the class that were taken for others.
-    true_negatives: all other examples.
-    precision: share of what was taken for the class that is of it.
-    recall: share of the class that was found.
-    f1: harmonic mean of both.
-    support: examples of the class.
+  Support is the number of examples of a class.
   """
 
   true_positives: np.ndarray
@@ -148,20 +124,29 @@ class ClassMeasures:
   support: np.ndarray
 
 
-def class_measures(confusion: np.ndarray) -> ClassMeasures:
-  """Computes the measures of every class.
+def confusion_matrix(labels, predicted, num_classes: int):
+  """Counts pairs (true class, predicted class): sparse int64, csr.
 
   Args:
-    confusion: counts of (true class, predicted class), int [classes, classes].
+    labels: int [n].
+    predicted: int [n].
+    num_classes: rows and columns; a dense array would need their square.
   """
-  confusion = np.asarray(confusion, np.int64)
-  found = np.diag(confusion)
-  support, predicted = confusion.sum(1), confusion.sum(0)
+  return scipy.sparse.csr_array(
+    (np.ones(len(labels), np.int64), (labels, predicted)),
+    shape=(num_classes, num_classes),
+  )
+
+
+def class_measures(confusion) -> ClassMeasures:
+  """Computes the measures of every class of a confusion matrix, int, any."""
+  found = confusion.diagonal()
+  support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
   return ClassMeasures(
     true_positives=found,
     false_positives=predicted - found,
     false_negatives=support - found,
-    true_negatives=confusion.sum() - support - predicted + found,
+    true_negatives=support.sum() - support - predicted + found,
     precision=_ratio(found, predicted),
     recall=_ratio(found, support),
     f1=_ratio(2 * found, support + predicted),
@@ -169,43 +154,40 @@ def class_measures(confusion: np.ndarray) -> ClassMeasures:
   )
 
 
-def averaged_measures(confusion: np.ndarray) -> dict[str, float]:
+def averaged_measures(confusion) -> dict[str, float]:
   """Returns {macro_precision, macro_recall, macro_f1, micro_..., weighted_...}.
 
   `macro` is the mean over the classes, `weighted` that by their numbers of
   examples, `micro` of all examples together, where each of the three measures
-  is the accuracy.
+  is top-1.
   """
   measures = class_measures(confusion)
   weights = measures.support / max(1, measures.support.sum())
-  accuracy = float(_ratio(measures.true_positives.sum(), confusion.sum()))
+  top1 = float(_ratio(measures.true_positives.sum(), confusion.sum()))
   values = {}
   for name in MEASURES:
     of_class = getattr(measures, name)
     values[f'macro_{name}'] = float(of_class.mean())
-    values[f'micro_{name}'] = accuracy
+    values[f'micro_{name}'] = top1
     values[f'weighted_{name}'] = float((of_class * weights).sum())
   return values
 
 
-def most_confused(
-  confusion: np.ndarray, count: int
-) -> list[tuple[int, int, int]]:
+def most_confused(confusion, count: int) -> list[tuple[int, int, int]]:
   """Returns the most frequent mistakes: (true, predicted class, examples).
 
   At most `count`, the most frequent first; equal ones in the classes' order.
   """
-  wrong = np.array(confusion, np.int64)
-  np.fill_diagonal(wrong, 0)
-  order = np.argsort(-wrong, axis=None, kind='stable')[:count]
-  pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
-  return [(int(t), int(p), int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
+  pairs = scipy.sparse.coo_array(confusion)
+  order = np.lexsort((pairs.col, pairs.row, -pairs.data))
+  rows = np.stack([pairs.row, pairs.col, pairs.data], 1)[order]
+  wrong = rows[(rows[:, 0] != rows[:, 1]) & (rows[:, 2] > 0)]
+  return [tuple(row) for row in wrong[:count].tolist()]
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
   """Divides each row by its sum: float64; rows without examples are 0."""
-  confusion = np.asarray(confusion)
-  return _ratio(confusion, confusion.sum(1, keepdims=True))
+  return _ratio(confusion, confusion.sum(axis=1, keepdims=True))
 
 
 def _ratio(part, whole):

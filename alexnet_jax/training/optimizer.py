@@ -1,5 +1,6 @@
 """Optimizers, the decay mask and the paper's update rule."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import fnmatch
 
@@ -10,21 +11,13 @@ import optax
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training.state import leaf_name
-
-_NAMES = config_lib.KEYS['optimizer.name'].allowed
-
-
-def kernel_mask(params):
-  """Returns True for kernels, False for biases and normalization scales."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key == 'kernel', params
-  )
+from alexnet_jax.training.state import leaf_names
 
 
-def bias_mask(params):
-  """Returns True for biases, False for all else."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key == 'bias', params
+def mask_of(name: str):
+  """Returns a mask of parameters called so: kernel, bias or scale."""
+  return lambda params: jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == name, params
   )
 
 
@@ -39,6 +32,25 @@ def lr_factors(
   return factors
 
 
+def group_rates(
+  names: Iterable[str],
+  lr_multipliers: Sequence[tuple[float, str, float]],
+  phase: int,
+  learning_rate: float,
+) -> dict[str, float]:
+  """Returns {learning_rate/NAME: value} of parameters whose factors differ.
+
+  NAME is the first parameter of those that always have the same factor.
+  """
+  groups = {}
+  for name in names:
+    groups.setdefault(tuple(lr_factors(name, lr_multipliers)), name)
+  return {
+    f'learning_rate/{name}': learning_rate * factors[phase]
+    for factors, name in groups.items()
+  }
+
+
 def _by_phase(phase, lr_multipliers, scale):
   """Returns a transformation by the factors in force after `phase` entries.
 
@@ -47,9 +59,7 @@ def _by_phase(phase, lr_multipliers, scale):
   """
 
   def init(params):
-    names = [
-      leaf_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    names = list(leaf_names(params))
     for _, pattern, _ in lr_multipliers:
       if not fnmatch.filter(names, pattern):
         raise UserError(
@@ -58,29 +68,17 @@ def _by_phase(phase, lr_multipliers, scale):
         )
     return optax.EmptyState()
 
+  def scaled(path, leaf):
+    factors = lr_factors(leaf_name(path), lr_multipliers)
+    return scale(
+      leaf, jnp.asarray(factors, leaf.dtype)[phase.astype(jnp.int32)]
+    )
+
   def update(updates, state, params=None):
     del params
-    index = phase.astype(jnp.int32)
-    return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: scale(
-        leaf,
-        jnp.asarray(lr_factors(leaf_name(path), lr_multipliers), leaf.dtype)[
-          index
-        ],
-      ),
-      updates,
-    ), state
+    return jax.tree_util.tree_map_with_path(scaled, updates), state
 
   return optax.GradientTransformation(init, update)
-
-
-def _zero_frozen(update, factor):
-  """Zeroes the momentum step where the factor is 0.
-
-  The paper's rule would still apply it; its source release leaves out the
-  update of such a parameter.
-  """
-  return jnp.where(factor > 0, update, jnp.zeros_like(update))
 
 
 def make_optimizer(
@@ -99,7 +97,7 @@ def make_optimizer(
   - `optax` (as PyTorch): v <- momentum * v + s; w <- w - lr * v
   - `paper` (Krizhevsky et al. 2012, section 5): v <- momentum * v - lr * s;
     w <- w + v, so that a drop of lr does not slow what is under way. optax'
-    lars and Keras' RMSprop do the same.
+    lars and Keras' SGD and RMSprop do the same.
 
   `adam` (Kingma and Ba 2015) has no v: w <- w - lr * s. With decoupled_decay
   (Loshchilov and Hutter 2019, of the `optax` rule alone) the decay joins v
@@ -117,43 +115,46 @@ def make_optimizer(
     them have begun.
 
   Raises:
-    ValueError: if `name` is unknown.
+    ValueError: if there is no such optimizer.
     UserError: by its `init`, if `lr_multipliers` name unknown parameters.
   """
   section = config_lib.make_config().optimizer
   if unknown := options.keys() - section.keys():
     raise TypeError(f'config.optimizer has no {sorted(unknown)}')
   section.update(options)
-  if section.name not in _NAMES:
-    raise ValueError(f'optimizer is {section.name!r}, not one of {_NAMES}')
-
-  def make(learning_rate, phase=None):
-    return _chain(section, learning_rate, phase, lr_multipliers)
-
   changing = {'learning_rate': learning_rate}
   if lr_multipliers:
     changing['phase'] = 0.0
+
+  def make(learning_rate, phase=None):
+    return chain(section, learning_rate, phase, lr_multipliers)
+
   return optax.inject_hyperparams(make)(**changing)
 
 
-def _chain(options, learning_rate, phase, lr_multipliers):
-  """Returns the chain of transformations; see `make_optimizer`."""
+def chain(options, learning_rate, phase=None, lr_multipliers=()):
+  """Returns the transformations of one learning rate; see `make_optimizer`."""
+  kernels, is_adam = mask_of('kernel'), options.name == 'adam'
   decayed = optax.add_decayed_weights(
-    options.weight_decay, kernel_mask if options.decay == 'kernels' else None
+    options.weight_decay, kernels if options.decay == 'kernels' else None
   )
-  scaling = []
-  if options.name == 'adam':
-    scaling = [optax.scale_by_adam(options.b1, options.b2, options.epsilon)]
-  elif options.name == 'rmsprop':
-    scaling = [optax.scale_by_rms(options.rms_decay, options.epsilon)]
-  elif options.name == 'lars':
-    ratio = optax.scale_by_trust_ratio(
-      trust_coefficient=options.trust_coefficient
-    )
-    scaling = [optax.masked(ratio, kernel_mask)]
-  velocity = []
-  if options.name != 'adam':
-    velocity = [optax.trace(options.momentum, options.nesterov)]
+  match options.name:
+    case 'sgd':
+      scaling = []
+    case 'adam':
+      scaling = [optax.scale_by_adam(options.b1, options.b2, options.epsilon)]
+    case 'rmsprop':
+      scaling = [optax.scale_by_rms(options.rms_decay, options.epsilon)]
+    case 'lars':
+      ratio = optax.scale_by_trust_ratio(
+        trust_coefficient=options.trust_coefficient
+      )
+      scaling = [optax.masked(ratio, kernels)]
+    case name:
+      raise ValueError(f'there is no optimizer {name!r}')
+  velocity = (
+    [] if is_adam else [optax.trace(options.momentum, options.nesterov)]
+  )
   descent = optax.scale_by_learning_rate(learning_rate)
   if phase is not None:
     descent = optax.chain(
@@ -161,13 +162,23 @@ def _chain(options, learning_rate, phase, lr_multipliers):
     )
   if options.decoupled_decay:
     steps = [*scaling, *velocity, decayed, descent]
-  elif options.update_rule == 'paper':
+  elif not is_adam and options.update_rule == 'paper':
     steps = [decayed, *scaling, descent, *velocity]
   else:
     steps = [decayed, *scaling, *velocity, descent]
   if options.bias_lr_multiplier != 1.0:
     scale = optax.scale(options.bias_lr_multiplier)
-    steps.append(optax.masked(scale, bias_mask))
+    steps.append(optax.masked(scale, mask_of('bias')))
   if phase is not None:
-    steps.append(_by_phase(phase, lr_multipliers, _zero_frozen))
+    # Where the factor is 0 the paper's rule would still apply the velocity; its
+    # source release leaves out the update of such a parameter.
+    steps.append(
+      _by_phase(
+        phase,
+        lr_multipliers,
+        lambda update, factor: jnp.where(
+          factor > 0, update, jnp.zeros_like(update)
+        ),
+      )
+    )
   return optax.chain(*steps)

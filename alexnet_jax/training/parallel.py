@@ -1,6 +1,7 @@
 """Device mesh, mapped step functions and host-to-device transfer."""
 
 from collections.abc import Callable
+import functools
 import time
 
 import jax
@@ -43,11 +44,7 @@ def check_batch_size(global_batch_size: int, device_count: int) -> None:
 
 
 def replicate(tree, mesh: Mesh):
-  """Returns the tree replicated over the devices.
-
-  Args:
-    tree: arrays or numbers, the same in every process.
-  """
+  """Returns a tree, the same in every process, replicated over the devices."""
   sharding = NamedSharding(mesh, PartitionSpec())
   if sharding.is_fully_addressable:
     # A copy: on the CPU it could be the memory of a numpy array otherwise,
@@ -106,9 +103,6 @@ def map_over_devices(
     kind: `pmap` or `shard_map`.
     donate_state: whether the first argument's memory is reused; the caller's
       arrays are gone after the call.
-
-  Returns:
-    A compiled function of the same arguments.
   """
   donated = (0,) if donate_state else ()
 
@@ -120,25 +114,20 @@ def map_over_devices(
   positional.__name__ = positional.__qualname__ = name
 
   if kind == 'pmap':
-    mapped = {}
     all_devices = mesh.size == jax.device_count()
-    devices = None if all_devices else list(mesh.devices.flat)
 
-    def call(*arguments):
-      # pmap wants one axis specification per argument.
-      count = len(arguments)
-      if count not in mapped:
-        mapped[count] = jax.pmap(
-          positional,
-          axis_name=AXIS,
-          in_axes=(None, 0) + (None,) * (count - 2),
-          out_axes=None,
-          donate_argnums=donated,
-          devices=devices,
-        )
-      return mapped[count](*arguments)
+    @functools.cache
+    def mapped(count):  # pmap wants one axis specification per argument
+      return jax.pmap(
+        positional,
+        axis_name=AXIS,
+        in_axes=(None, 0) + (None,) * (count - 2),
+        out_axes=None,
+        donate_argnums=donated,
+        devices=None if all_devices else list(mesh.devices.flat),
+      )
 
-    return call
+    return lambda *arguments: mapped(len(arguments))(*arguments)
 
   replicated, batch_sharded = PartitionSpec(), PartitionSpec(AXIS)
 
@@ -162,7 +151,6 @@ def batch_to_devices(batch: dict, mesh: Mesh, kind: str) -> dict:
 
   Args:
     batch: numpy arrays [process_batch_size, ...].
-    kind: `pmap` or `shard_map`.
 
   Returns:
     Global arrays split over the devices: [device_count, device_batch_size, ...]

@@ -23,12 +23,11 @@ def normalize(
     mean: anything that broadcasts to one image: [3] or [height, width, 3].
     std: one number for all pixels, or one for each channel.
   """
-  mean = jnp.asarray(mean, jnp.float32)
-  mean = mean.reshape((1,) * (images.ndim - mean.ndim) + mean.shape)
-  std = np.asarray(std, np.float32)
-  return (images.astype(jnp.float32) - mean) / std.reshape(
-    (1,) * (images.ndim - std.ndim) + std.shape
+  mean, std = (
+    jnp.asarray(value, jnp.float32)[(None,) * (images.ndim - np.ndim(value))]
+    for value in (mean, std)
   )
+  return (images.astype(jnp.float32) - mean) / std
 
 
 def augment(batch) -> jax.Array:
@@ -43,8 +42,8 @@ def augment(batch) -> jax.Array:
       [batch, 3], both in levels of 255.
 
   Returns:
-    [batch, height, width, 3], uint8, or float32: within 0 to 255 except for
-    what `color` adds, as in the paper.
+    uint8, or float32: within 0 to 255 except for what `color` adds, as in the
+    paper.
   """
   images = batch['image']
   if 'flip' in batch:
@@ -61,15 +60,12 @@ def augment(batch) -> jax.Array:
 def training_inputs(
   batch, mean: jax.typing.ArrayLike, std: float | Sequence[float]
 ) -> jax.Array:
-  """Returns the network's inputs of a training batch.
+  """Returns the network's inputs of a training batch, float32.
 
   Args:
     batch: see `augment`; also scale: float32 [batch], by which the images are
       multiplied after the mean is subtracted.
     mean, std: see `normalize`.
-
-  Returns:
-    float32 [batch, height, width, 3].
   """
   images = normalize(augment(batch), mean, std)
   if 'scale' in batch:

@@ -62,24 +62,26 @@ class Progress:
       stopping = schedule.update_stopping(options, stopping, value, newest)
     return stopping.best_step or newest
 
-  def add_evaluation(self, config, values: dict, step: int, due: bool) -> None:
+  def add_evaluation(
+    self, config, values: dict, step: int, due: bool, warming: bool = False
+  ) -> None:
     """Shows an evaluation to the best, the plateau and early stopping.
 
     Args:
       due: whether it ends an interval. Otherwise it ends a run, where a longer
         run would have none, and plateau and early stopping do not see it.
+      warming: whether it is of the warm-up, which the plateau does not see.
     """
     self.evaluated_step, self.last_evaluation = step, values
-    value = values[config.checkpoint.monitor]
-    if schedule.is_improvement(
-      value, self.best.value, config.checkpoint.mode, 0.0
-    ):
+    monitor = config.checkpoint.monitor
+    value = values[monitor]
+    if schedule.is_improvement(value, self.best.value, monitor):
       self.best = Best(value, step)
     if not due:
       return
     self.evaluations += 1
     plateau, stopping = config.schedule, config.early_stopping
-    if plateau.name == 'plateau':
+    if plateau.name == 'plateau' and not warming:
       self.plateau = schedule.update_plateau(
         plateau, self.plateau, values[plateau.monitor]
       )
@@ -122,6 +124,19 @@ class SavedRun:
   imported: Mapping | None = None
   digest: str = ''
   versions: Mapping = dataclasses.field(default_factory=versions)
+
+  @property
+  def num_steps(self) -> int:
+    """Returns how many steps the run was to have; 0 of imported weights."""
+    if 'num_examples' not in self.data:
+      return 0
+    return schedule.resolve_durations(
+      self.config, self.data['num_examples']
+    ).num_steps
+
+  def is_done(self, step: int) -> bool:
+    """Returns True if the run ended with this step, its newest."""
+    return self.progress.stopping.stopped or step >= self.num_steps
 
   def to_json(self) -> dict:
     """Returns the fields as an object for JSON."""

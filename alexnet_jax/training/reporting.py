@@ -31,7 +31,7 @@ class Speed:
     self.seconds = 0.0
     self._global_batch_size = global_batch_size
     self._batches = batches
-    self._since = None
+    self._since = None  # the clock stands still
     self._steps = 0
     self._first_done = False
     self._mark = (0, 0.0, 0.0)
@@ -58,9 +58,8 @@ class Speed:
 
   def pause(self) -> None:
     """Stops the clock."""
-    if self._since is not None:
-      self.seconds += time.perf_counter() - self._since
-      self._since = None
+    _, self.seconds, _ = self._read()
+    self._since = None
 
   def without(self, function):
     """Calls a function while the clock stands still; returns its result."""
@@ -80,40 +79,37 @@ class Speed:
       a - b for a, b in zip(now, self._mark, strict=True)
     )
     self._mark = now
-    return self._speeds(steps, seconds, waited) if steps else {}
+    if not steps:
+      return {}
+    return {
+      'images_per_second': self._throughput(steps, seconds),
+      'data_wait_fraction': min(1.0, waited / max(seconds, 1e-9)),
+    }
 
   def total(self) -> float:
     """Returns images per second since the first step; 0 if it is the only."""
-    return self._speeds(*self._read())['images_per_second']
+    return self._throughput(*self._read()[:2])
 
   def _read(self):
     running = 0.0 if self._since is None else time.perf_counter() - self._since
     return self._steps, self.seconds + running, self._batches.wait_seconds
 
-  def _speeds(self, steps, seconds, waited):
-    seconds = max(seconds, 1e-9)
-    return {
-      'images_per_second': steps * self._global_batch_size / seconds,
-      'data_wait_fraction': min(1.0, waited / seconds),
-    }
+  def _throughput(self, steps, seconds):
+    return steps * self._global_batch_size / max(seconds, 1e-9)
 
 
 class Profile:
-  """A trace of some steps of this process, for TensorBoard or Perfetto.
-
-  Attributes:
-    folder: folder of the trace; None: there is no trace.
-  """
+  """A trace of some steps of this process, for TensorBoard or Perfetto."""
 
   def __init__(self, folder: pathlib.Path | None, start: int):
-    """`start` is the step after which the process begins."""
-    self.folder = folder
+    """`start` is the step after which the process begins; None: no trace."""
+    self._folder = folder
     self._first, self._last = start + FIRST_TRACED, start + LAST_TRACED
-    self._running = self._written = False
+    self._running = False
 
   def begins(self, step: int) -> bool:
     """Returns True if the trace begins after step `step`."""
-    return bool(self.folder) and step + 1 == self._first
+    return bool(self._folder) and step + 1 == self._first
 
   def ends(self, step: int) -> bool:
     """Returns True if the trace ends with step `step`."""
@@ -121,18 +117,18 @@ class Profile:
 
   def start(self) -> None:
     """Starts the trace."""
-    jax.profiler.start_trace(self.folder)
+    jax.profiler.start_trace(self._folder)
     self._running = True
 
   def stop(self) -> str:
     """Writes the trace; returns a line that tells where it is."""
-    self._running, self._written = False, True
+    self._running, folder, self._folder = False, self._folder, None
     jax.profiler.stop_trace()
-    return f'a trace of steps {self._first} to {self._last}: {self.folder}'
+    return f'a trace of steps {self._first} to {self._last}: {folder}'
 
   def finish(self, console) -> None:
     """Writes an unfinished trace after the last step, or tells why not."""
-    if self.folder is None or self._written:
+    if self._folder is None:
       return
     if not self._running:
       console.line(f'no trace: the run ended before step {self._first}')
@@ -154,14 +150,10 @@ def duration(seconds: float) -> str:
 
 def show_start(run, loop) -> None:
   """Prints a table: devices, data, steps, batch sizes, parameters."""
-  config, durations = run.config, run.durations
+  config, durations, data = run.config, run.durations, run.config.data
   devices = run.mesh.devices.flatten()
   training, held_out = run.train_loader.source, run.eval_loader.source
-  number = build.num_microbatches(config, run.mesh)
-  batch_size = (
-    f'{config.global_batch_size} in all,'
-    f' {config.global_batch_size // run.mesh.size} per device'
-  )
+  number, size = build.num_microbatches(config, run.mesh), run.mesh.size
   rows = {
     'devices': f'{len(devices)} x {devices[0].device_kind}'
     f' ({devices[0].platform}), {config.parallel}',
@@ -171,26 +163,29 @@ def show_start(run, loop) -> None:
     'steps': f'{durations.num_steps:,}'
     f' ({durations.num_steps / durations.steps_per_epoch:.1f} epochs of'
     f' {durations.steps_per_epoch:.1f} steps), from step {loop.step:,}',
-    'batch size': batch_size
+    'batch size': f'{config.global_batch_size} in all,'
+    f' {config.global_batch_size // size} per device'
     + (f', in {number} microbatches' if number > 1 else ''),
-    'crops': f'{config.data.crop_size} of {config.data.resize_size} pixels',
+    'crops': f'{data.crop_size} of {data.resize_size} pixels',
     'parameters': f'{state_lib.num_parameters(loop.state):,}',
   }
   until = durations.pca_lighting_steps
-  if config.data.pca_lighting and not (until and loop.step >= until):
+  if data.pca_lighting and not (until and loop.step >= until):
     rows['PCA lighting'] = (
-      f'{config.data.pca_lighting:g} times the {config.data.pca_lighting_unit}'
-      + (f', until step {until:,}' if until else '')
+      f'{data.pca_lighting:g} times the {data.pca_lighting_unit}'
+      + _until(until)
     )
   rows['implementation'] = resolve_implementation(
     config.implementation, devices[0].platform
   )
   if run.is_frozen(loop.step):
-    until = durations.unfreeze_step
-    rows['frozen'] = ', '.join(config.init.freeze) + (
-      f', until step {until:,}' if until else ''
-    )
+    frozen = ', '.join(config.init.freeze)
+    rows['frozen'] = frozen + _until(durations.unfreeze_step)
   run.console.table(f'{run.workdir}', rows)
+
+
+def _until(step):
+  return f', until step {step:,}' if step else ''
 
 
 def show_multipliers(run, step: int) -> None:
@@ -223,22 +218,19 @@ def show_end(run, loop) -> None:
         ' decoded and were skipped; their names are in the warnings above'
       )
   stopped = ' (stopped early)' if progress.stopping.stopped else ''
-  step = int(loop.state.step)
-  restored = f' (the state of step {step})' if step != loop.step else ''
+  if (kept := progress.final_step(run.config, loop.step)) != loop.step:
+    stopped += f', with the state of step {kept}'
   line(
     f'done at step {loop.step}{stopped}: validation top-1'
-    f' {progress.last_evaluation["eval/top1"]:.4f}{restored}; best'
+    f' {progress.last_evaluation["eval/top1"]:.4f}; best'
     f' {run.config.checkpoint.monitor} {best.value:.4f} at step {best.step}'
   )
-  line(
-    f'training {duration(loop.speed.seconds)}, without compilation,'
-    ' evaluation and saving'
-  )
-  line(f'checkpoints: {run.workdir / FOLDER}')
-  line(
+  for text in (
+    f'training {duration(loop.speed.seconds)}, without compilation, evaluation'
+    ' and saving',
+    f'checkpoints: {run.workdir / FOLDER}',
     f'history: {run.workdir / METRICS_FILE};'
-    f' tensorboard --logdir {run.workdir / "events"}'
-  )
-  line(
-    f'next: python -m alexnet_jax.evaluation.evaluate --workdir {run.workdir}'
-  )
+    f' tensorboard --logdir {run.workdir / "events"}',
+    f'next: python -m alexnet_jax.evaluation.evaluate --workdir {run.workdir}',
+  ):
+    line(text)

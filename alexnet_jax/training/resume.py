@@ -107,15 +107,18 @@ def check_config(config, workdir: pathlib.Path, stored) -> None:
     )
 
 
-def check_history(workdir: pathlib.Path, config, num_examples: int) -> None:
+def check_history(
+  workdir: pathlib.Path, config, num_examples: int, has_folder: bool
+) -> None:
   """Refuses to begin anew over the history of a run that had checkpoints.
 
-  A save is complete before the next one begins: with rows beyond the second
-  save, or of a run that is done, a checkpoint was there.
+  A run makes the folder of its checkpoints before its first row, and completes
+  a save before the next one begins: beyond the second one it had a checkpoint.
 
   Args:
-    config: counts if the folder has none.
+    config: counts if the run's folder has none.
     num_examples: of the training split.
+    has_folder: whether a folder for checkpoints was there.
 
   Raises:
     UserError: if there is such a history.
@@ -124,15 +127,14 @@ def check_history(workdir: pathlib.Path, config, num_examples: int) -> None:
   last = max((row['step'] for row in rows), default=0)
   with contextlib.suppress(UserError):
     config = config_lib.read_config(workdir)
-  durations = config_lib.resolve_durations(config, num_examples)
+  durations = schedule.resolve_durations(config, num_examples)
   intervals = durations.eval_every, durations.save_every
   saves = (
     step
     for step in range(1, last)
     if any(schedule.due(step, every) for every in intervals)
   )
-  is_done = any(row.get('last') for row in rows)  # see writers.step_losses
-  if is_done or len([*itertools.islice(saves, 2)]) == 2:
+  if rows and (not has_folder or len([*itertools.islice(saves, 2)]) == 2):
     raise UserError(
       f'{workdir} has the history of a run up to step {last}, but no'
       ' checkpoint: put its checkpoints/ back, or mount its disk; to begin anew'

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and early stopping, on the host.
+"""Durations in steps, learning-rate schedules and early stopping.
 
 The memory of plateau and early stopping is in the `*State` dataclasses, plain
 numbers that go into the checkpoint as JSON. Both behave as Keras'
@@ -16,20 +16,75 @@ ReduceLROnPlateau and EarlyStopping do on the same values:
 """
 
 import dataclasses
+import fractions
 import math
 
 import numpy as np
 
-from alexnet_jax.config import Durations
+from alexnet_jax.config import mode_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+  """Durations of a run, in steps; 0 is never. An epoch may end in a step."""
+
+  steps_per_epoch: float
+  num_steps: int
+  eval_every: fractions.Fraction
+  save_every: fractions.Fraction
+  unfreeze_step: int  # 0: frozen parameters stay so
+  warmup_steps: int
+  drop_steps: tuple[int, ...]
+  lr_multiplier_steps: tuple[int, ...]  # begins of schedule.lr_multipliers
+  pca_lighting_steps: int  # with PCA lighting; 0: all
+
+
+def resolve_durations(config, num_examples: int) -> Durations:
+  """Resolves every duration of the config to steps.
+
+  The fractions are exact, so that an epoch ends in the same step whether one
+  counts one epoch or a hundred.
+
+  Args:
+    num_examples: of the training split.
+  """
+  per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
+
+  def exact(epochs):
+    return fractions.Fraction(repr(float(epochs))) * per_epoch
+
+  def steps(section, name):
+    if section[f'{name}_steps']:
+      return fractions.Fraction(section[f'{name}_steps'])
+    epochs = exact(section[f'{name}_epochs'])
+    return max(fractions.Fraction(1), epochs) if epochs else epochs
+
+  schedule = config.schedule
+  drops = schedule.drop_steps or [
+    math.ceil(exact(epoch)) for epoch in schedule.drop_epochs
+  ]
+  return Durations(
+    steps_per_epoch=float(per_epoch),
+    num_steps=math.ceil(steps(config, 'num')),
+    eval_every=steps(config, 'eval_every'),
+    save_every=steps(config, 'save_every'),
+    unfreeze_step=math.ceil(steps(config.init, 'unfreeze')),
+    warmup_steps=round(steps(schedule, 'warmup')),
+    drop_steps=tuple(drops),
+    lr_multiplier_steps=tuple(
+      math.ceil(exact(epoch)) for epoch, _, _ in schedule.lr_multipliers
+    ),
+    pca_lighting_steps=math.ceil(steps(config.data, 'pca_lighting')),
+  )
 
 
 def is_improvement(
-  value: float, best: float | None, mode: str, threshold: float
+  value: float, best: float | None, monitor: str, threshold: float = 0.0
 ) -> bool:
-  """Returns True if `value` passes `best` by more than `threshold`."""
+  """Returns True if `value` of a measure passes `best` by the threshold."""
   if best is None:
     return True
-  if mode == 'min':
+  if mode_of(monitor) == 'min':
     return bool(np.float32(value + threshold) < np.float32(best))
   return bool(np.float32(value - threshold) > np.float32(best))
 
@@ -49,14 +104,12 @@ def update_plateau(options, state: PlateauState, value: float) -> PlateauState:
 
   Args:
     options: config.schedule.
-    state: before the evaluation.
-    value: of the evaluation.
   """
   state = dataclasses.replace(state)
   if state.cooldown > 0:
     state.cooldown -= 1
     state.wait = 0
-  if is_improvement(value, state.best, options.mode, options.threshold):
+  if is_improvement(value, state.best, options.monitor, options.threshold):
     state.best, state.wait = value, 0
   elif state.cooldown == 0:
     state.wait += 1
@@ -87,11 +140,9 @@ def update_stopping(
 
   Args:
     options: config.early_stopping.
-    state: before the evaluation.
-    value: of the evaluation.
   """
   state = dataclasses.replace(state, wait=state.wait + 1)
-  if is_improvement(value, state.best, options.mode, options.threshold):
+  if is_improvement(value, state.best, options.monitor, options.threshold):
     state.best, state.best_step, state.wait = value, step, 0
   elif state.wait >= options.patience and state.evaluations > 0:
     state.stopped = True
@@ -116,8 +167,6 @@ def learning_rate_at(
 
   Args:
     options: config.schedule.
-    durations: of the run.
-    step: updates applied so far.
     learning_rate: the value after warm-up and before any drop.
   """
   warmup = durations.warmup_steps

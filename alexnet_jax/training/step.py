@@ -25,12 +25,9 @@ KEY_IMPL = 'threefry2x32'
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """The training objective: cross-entropy, smoothed labels, penalties.
+  """The training objective; see config.loss.
 
   Attributes:
-    label_smoothing: share of the target that all classes have alike.
-    l1: factor of the sum of |w| over all kernels that joins the loss.
-    l2: factor of the sum of w ** 2 over all kernels that joins the loss.
     frozen: names of parameters that do not train, such as conv1/kernel.
   """
 
@@ -52,12 +49,7 @@ class Objective:
     return jnp.asarray(self.l1 * absolute + self.l2 * squares, jnp.float32)
 
   def value(self, logits, labels, params) -> jax.Array:
-    """Returns the mean over a batch, float32 [].
-
-    Args:
-      logits: float32 [batch, num_classes].
-      labels: int32 [batch].
-    """
+    """Returns the mean over a batch of logits [batch, num_classes]."""
     if self.is_plain:
       # Comparing, where indexing would have a scatter as its gradient.
       own = labels[:, None] == jnp.arange(logits.shape[1])[None]
@@ -106,11 +98,7 @@ def example_keys(
 
   Args:
     key: of the run, typed or the numbers of one: uint32 [2].
-    step: int32 [].
     count: examples of one device.
-
-  Returns:
-    Typed keys [count].
   """
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key, impl=KEY_IMPL)
@@ -120,17 +108,15 @@ def example_keys(
 
 
 def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
-  """Computes loss and gradients of one microbatch on one device.
+  """Returns (grads, (value, logits, batch_stats)) of a device's microbatch.
+
+  Frozen parameters get gradients of zero, and frozen batch norms keep and use
+  their running statistics.
 
   Args:
     batch: {image: uint8 [batch, height, width, 3], label: int32 [batch]} and
       what `preprocess.training_inputs` uses.
     keys: of the dropout, see `example_keys`.
-    options: of the step. Frozen parameters get gradients of zero, and frozen
-      batch norms keep and use their running statistics.
-
-  Returns:
-    (grads, (value, logits, batch_stats)).
   """
   objective = options.objective
   fixed_norms = tuple(
@@ -163,15 +149,12 @@ def num_microbatches(count: int, microbatch_size: int) -> int:
   """Returns the smallest number of equal microbatches of at most that size.
 
   Args:
-    count: examples of one device, at least 1.
-    microbatch_size: most examples of a microbatch; 0: all.
+    count: examples of one device.
+    microbatch_size: 0: all of them.
   """
-  if not microbatch_size:
-    return 1
+  most = microbatch_size or count
   return next(
-    number
-    for number in range(1, count + 1)
-    if count % number == 0 and count // number <= microbatch_size
+    n for n in range(1, count + 1) if count % n == 0 and count <= n * most
   )
 
 
@@ -184,15 +167,12 @@ def accumulate(function: Callable, stats, batch, count: int):
     function: (stats, batch) -> (grads, stats, sums): gradients of a mean over
       the batch, statistics that go on to the next microbatch, sums over the
       batch.
-    stats: before the first microbatch.
-    batch: arrays [batch, ...].
     count: number of microbatches; divides the batch. Example i belongs to
       microbatch i % count: with every device doing so, what makes up a
       microbatch of the global batch depends on `count` alone.
 
   Returns:
-    (grads of the mean over the whole batch, stats after the last microbatch,
-    sums).
+    What `function` would give for the whole batch.
   """
   if count == 1:
     return function(stats, batch)
@@ -243,7 +223,6 @@ def train_step(state: TrainState, batch, key, *, options: StepOptions):
   """Makes one update from one global batch, of which this device has a part.
 
   Args:
-    state: the state before; the same on every device.
     batch: this device's part, see `loss_and_grads`; also unreadable: bool
       [batch], counted, where the config skips such images, and stop: bool
       [batch], see `context.RunContext`.
@@ -267,20 +246,14 @@ def train_step(state: TrainState, batch, key, *, options: StepOptions):
 
 
 def mean_over_devices(grads, axis_name, dtype):
-  """Returns the mean of all devices' gradients, which travel in `dtype`.
-
-  Args:
-    grads: float32, of this device.
-    dtype: in which they are sent and summed; one device sends nothing.
-  """
+  """Returns the mean of all devices' gradients, sent and summed in `dtype`."""
   count = lax.axis_size(axis_name)
   if count == 1 or dtype == 'float32':
     return lax.pmean(grads, axis_name)
   sent = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
+  total = lax.psum(sent, axis_name)
   return jax.tree.map(
-    lambda total, leaf: total.astype(leaf.dtype) / count,
-    lax.psum(sent, axis_name),
-    grads,
+    lambda t, leaf: t.astype(leaf.dtype) / count, total, grads
   )
 
 
@@ -330,22 +303,21 @@ def eval_step(
   batch,
   *,
   options: StepOptions,
-  top: int = 0,
+  top: int = 5,
   crop_size: int = 0,
 ):
-  """Sums over one global batch, of which this device has a part.
+  """Returns sums and predictions of one global batch; this device has a part.
 
   Args:
     batch: {image, label, unreadable, stop} as in training and mask: bool
       [batch].
-    top: also gives the `top` best classes of each example.
+    top: number of classes that are predicted for each example.
     crop_size: see `preprocess.crop_logits`.
 
   Returns:
-    Sums as of `train_step`, and confusion: int32 [num_classes, num_classes],
-    see `metrics.confusion_matrix`. With `top` also examples: {classes: int32
-    [global batch, top], best first, probabilities: float32, the same, loss:
-    float32 [global batch]}.
+    Sums as of `train_step`, num_classes: int32 [], and examples, of the global
+    batch: {labels, counts: its labels and mask, classes: int32 [batch, top],
+    best first, probabilities: float32, the same, loss: float32 [batch]}.
   """
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
 
@@ -354,15 +326,16 @@ def eval_step(
     return state.apply_fn(variables, images, train=False)
 
   logits = preprocess.crop_logits(logits_of, batch['image'], crop_size)
-  sums = _sums(logits, batch)
-  sums['confusion'] = metrics.confusion_matrix(
-    logits, batch['label'], batch['mask']
-  )
-  sums = lax.psum(sums, options.axis_name)
-  if top:
-    best = metrics.best_classes(logits, batch['label'], top)
-    sums['examples'] = lax.all_gather(best, options.axis_name, tiled=True)
-  return sums
+  examples = {
+    'labels': batch['label'],
+    'counts': batch['mask'],
+    **metrics.best_classes(logits, batch['label'], top),
+  }
+  return {
+    **lax.psum(_sums(logits, batch), options.axis_name),
+    'num_classes': jnp.int32(logits.shape[1]),
+    'examples': lax.all_gather(examples, options.axis_name, tiled=True),
+  }
 
 
 def _sums(logits, batch):

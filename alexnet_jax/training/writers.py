@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -12,9 +13,6 @@ import numpy as np
 from tensorboardX import record_writer
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
-from tensorboardX.proto import summary_pb2
-from tensorboardX.proto import tensor_pb2
-from tensorboardX.proto import tensor_shape_pb2
 
 from alexnet_jax import files
 from alexnet_jax.training import metrics
@@ -23,19 +21,27 @@ METRICS_FILE = 'metrics.jsonl'
 STEP_LOSSES = 'train/step_losses'  # in a row: list of the losses of its steps
 _LAST = 'last'  # marks a row that is dropped when the run goes on
 MOST_SCALARS = 100  # classes whose measures are scalars in the event files
+_PIXELS = 500  # most of a side of the picture of a confusion matrix
 
 
 def read_rows(workdir: str | pathlib.Path) -> list[dict]:
-  """Reads the rows of a run's history, without an unfinished last line."""
-  path = pathlib.Path(workdir) / METRICS_FILE
-  if not path.exists():
-    return []
-  rows = []
-  for line in path.read_text().splitlines():
+  """Reads the rows of a run's history; warns of lines that are none.
+
+  The last line is unfinished if the run was killed while it wrote.
+  """
+  path, rows = pathlib.Path(workdir) / METRICS_FILE, []
+  lines = path.read_bytes().splitlines() if path.exists() else []
+  for number, line in enumerate(lines, 1):
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:  # the run was killed while it wrote
-      break
+      row = json.loads(line)
+    except ValueError:
+      row = None
+    if isinstance(row, dict) and isinstance(row.get('step'), int):
+      rows.append(row)
+    else:
+      logging.getLogger(__name__).warning(
+        f'{path}: line {number} is no row of a history, and left out'
+      )
   return rows
 
 
@@ -97,19 +103,17 @@ class MetricWriter:
     for number, loss in enumerate(losses, first):
       self._events.add(number, summary.scalar('train/step_loss', loss))
 
-  def classes(
-    self, step: int, confusion: np.ndarray, class_names: Sequence[str]
-  ) -> None:
+  def classes(self, step: int, confusion, class_names: Sequence[str]) -> None:
     """Writes the measures of every class to the event files.
 
     Up to 100 classes have scalars `precision/NUMBER_NAME`, `recall/...`,
     `f1/...` and the counts of true and false positives and negatives; more
-    classes have histograms. The confusion matrix is written as the tensor
-    `eval/confusion` and as a picture, its rows (true classes) divided by their
-    sums.
+    classes have histograms. The picture of the confusion matrix has rows (true
+    classes) divided by their sums; of more than 500 classes a pixel is the mean
+    of some that follow one another.
 
     Args:
-      confusion: counts of (true class, predicted class), int [classes,
+      confusion: counts of (true class, predicted class), sparse [classes,
         classes].
       class_names: of the rows and columns.
     """
@@ -117,21 +121,17 @@ class MetricWriter:
     for measure, values in measures.items():
       if len(class_names) <= MOST_SCALARS:
         # Numbered: names may differ in characters that tags do not have.
-        for i, (name, value) in enumerate(
-          zip(class_names, values, strict=True)
-        ):
-          tag = f'{measure}/{i:02d} {name}'
+        for i, value in enumerate(values):
+          tag = f'{measure}/{i:02d} {class_names[i]}'
           self._events.add(step, summary.scalar(tag, value))
       else:
         counts, edges = np.histogram(values, bins=64)
         self.histogram(step, f'eval/{measure}', counts, edges)
-    self._events.add(step, _tensor('eval/confusion', confusion))
-    shares = metrics.row_shares(confusion)
-    picture = np.uint8(255 - np.round(255 * shares))
-    scale = max(1, 500 // len(picture))
-    picture = picture.repeat(scale, 0).repeat(scale, 1)
     self._events.add(
-      step, summary.image('eval/confusion_picture', picture, dataformats='HW')
+      step,
+      summary.image(
+        'eval/confusion_picture', _picture(confusion), dataformats='HW'
+      ),
     )
 
   def histogram(
@@ -208,17 +208,19 @@ class EventFile:
     self._records.close()
 
 
-def _tensor(tag, values):
-  """Returns a Summary proto with an int32 tensor."""
-  values = np.ascontiguousarray(values, '<i4')
-  tensor = tensor_pb2.TensorProto(
-    dtype='DT_INT32',
-    tensor_content=values.tobytes(),
-    tensor_shape=tensor_shape_pb2.TensorShapeProto(
-      dim=[{'size': size} for size in values.shape]
-    ),
-  )
-  return summary_pb2.Summary(value=[{'tag': tag, 'tensor': tensor}])
+def _picture(confusion):
+  """Returns the row shares as gray levels: uint8 [size, size], white is 0."""
+  number = confusion.shape[0]
+  merged = -(-number // _PIXELS)
+  pairs = confusion.tocoo()
+  size = -(-number // merged)
+  shares = np.zeros((size, size))
+  support = confusion.sum(axis=1)[pairs.row]
+  places = pairs.row // merged, pairs.col // merged
+  np.add.at(shares, places, pairs.data / support / merged)
+  picture = np.uint8(255 - np.round(255 * shares))
+  scale = max(1, _PIXELS // size)
+  return picture.repeat(scale, 0).repeat(scale, 1)
 
 
 def _is_evaluation(row):

@@ -8,11 +8,11 @@ from alexnet_jax.data import pipeline
 
 def train_iter(
   loader,
-  *,
   num_steps,
   global_batch_size,
-  seed,
   crop_size,
+  *,
+  seed=0,
   crop='random',
   random_flip=True,
   brightness=0.0,

@@ -3,27 +3,36 @@
 import hashlib
 import io
 import json
-import re
+import pathlib
 import struct
 import tarfile
 import zlib
 
+from array_record.python import array_record_module
 import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax import validation
 from alexnet_jax.data import decoding
+from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import diagnosis
+from alexnet_jax.data.prepare import contents
+from alexnet_jax.data.prepare import resize
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
+from alexnet_jax.data.prepare.tfds import TRAIN_TAR
+from alexnet_jax.data.prepare.tfds import VALIDATION_TAR
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from tests.data.pictures import encode
 from tests.data.pictures import exif
 from tests.data.pictures import noise
 from tests.data.pictures import tar_of
 from tests.data.pictures import write
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def jpeg(seed):
@@ -118,17 +127,16 @@ def test_every_oddity_is_found_once_with_its_name(tmp_path):
     f'train/cat/{name}': content for name, (_, _, content) in odd.items()
   }
   write(tmp_path, clean_files() | files)
-  expected = {}
-  for name, (severity, kind, _) in odd.items():
-    key = severity, 'note' if severity == 'note' else kind
-    expected.setdefault(key, []).append(f'train/cat/{name}')
   result = check(str(tmp_path))
-  assert found(result) == {
-    key: (len(names), sorted(names)[:5]) for key, names in expected.items()
-  }
-  text = result['findings'][-1]['text']
-  for severity, remark, _ in odd.values():
-    assert severity != 'note' or re.search(f'[:,] 1 [^,]*{remark}', text)
+  for name, (severity, kind, _) in odd.items():
+    named = [
+      f
+      for f in result['findings']
+      if f'train/cat/{name}' in f['examples']
+      and (f['kind'] == kind or kind in f['text'])
+    ]
+    assert [f['severity'] for f in named] == [severity], name
+  assert sum(f['count'] for f in result['findings']) == len(odd)
   sums = {'error': 4, 'warning': 2, 'note': len(odd) - 6}
   assert {s: result[f'{s}s'] for s in sums} == sums
   assert result['splits'] == {
@@ -140,12 +148,12 @@ def test_every_oddity_is_found_once_with_its_name(tmp_path):
 def test_an_image_can_be_odd_in_several_ways():
   frames = [PIL.Image.fromarray(noise(s)).quantize(16) for s in (1, 2)]
   gif = encode(frames[0], 'GIF', save_all=True, append_images=frames[1:])
-  notes = [note.split(':')[0] for _, note in diagnosis.examine(gif, 'f.jpg')]
+  notes = [note.split(':')[0] for _, note in contents.examine(gif, 'f.jpg')]
   named, frames = 'named .jpg but GIF', 'with several frames'
   assert notes == ['with a palette', named, frames]
   deep = [('note', 'of 16 bits per channel: cut to 8')]
-  assert diagnosis.examine(deep_rgb(), 'deep.png') == deep
-  assert diagnosis.examine(jpeg(1), 'name without suffix') == []
+  assert contents.examine(deep_rgb(), 'deep.png') == deep
+  assert contents.examine(jpeg(1), 'name without suffix') == []
 
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP'])
@@ -164,7 +172,7 @@ def test_unreadable_is_what_training_cannot_decode(file_format):
       readable = True
     except UnreadableImageError:
       readable = False
-    kinds = {kind for kind, _ in diagnosis.examine(bytes(content), 'a')}
+    kinds = {kind for kind, _ in contents.examine(bytes(content), 'a')}
     bad = kinds & {'empty_file', 'truncated', 'unreadable'}
     assert bool(bad) != readable, trial
     assert readable or len(kinds) == 1
@@ -172,26 +180,11 @@ def test_unreadable_is_what_training_cannot_decode(file_format):
   assert outcomes == {True, False}
 
 
-def test_a_clean_folder_has_no_findings(tmp_path):
-  result = check(str(write(tmp_path, clean_files())))
-  assert result == {
-    'path': str(tmp_path),
-    'kind': 'folder',
-    'splits': {
-      'train': {'examples': 4, 'classes': 2},
-      'validation': {'examples': 4, 'classes': 2},
-    },
-    'findings': [],
-    'errors': 0,
-    'warnings': 0,
-    'notes': 0,
-  }
-
-
 def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
   files = {
     'train/cat/notes.txt': b'text',
     'train/cat/photo.jpg_': jpeg(50),
+    'train/cat/phone.heic': b'ftypheic',
     'train/loose.jpg': jpeg(51),
     'train/cow/1.jpg': jpeg(52),
     'val/horse/1.jpg': jpeg(53),
@@ -202,25 +195,26 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
   (tmp_path / 'train' / 'void').mkdir()
   (tmp_path / 'train' / 'cat' / 'gone.jpg').symlink_to('nowhere.jpg')
   result = check(str(tmp_path))
-  assert found(result) == {
-    ('error', 'empty_class'): one('train/void'),
-    ('error', 'class_only_in_validation'): one('horse'),
-    ('warning', 'class_not_in_validation'): (2, ['cow', 'void']),
-    ('warning', 'unknown_suffix'): one('train/cat/photo.jpg_'),
-    ('warning', 'loose_image'): one('train/loose.jpg'),
-    ('note', 'note'): (
-      3,
-      ['vall', 'train/cat/gone.jpg', 'train/cat/notes.txt'],
-    ),
+  notes = [f for f in result['findings'] if f['severity'] == 'note']
+  assert {f['text']: f['examples'] for f in notes} == {
+    'folders beside train and val: not read': ['vall'],
+    'links to nowhere: left out': ['train/cat/gone.jpg'],
+    'other files: left out': ['train/cat/notes.txt'],
   }
-  assert result['findings'][-1]['text'].endswith(
-    ': 1 folders beside train and val: not read, 1 links to nowhere: left out,'
-    ' 1 other files: left out'
-  )
+  assert {k: v for k, v in found(result).items() if k[0] != 'note'} == {
+    ('error', 'empty_class'): one('train/void'),
+    ('error', 'class_only_in_validation'): one('val/horse'),
+    ('warning', 'class_not_in_validation'): (2, ['cow', 'void']),
+    ('warning', 'unknown_suffix'): (
+      2,
+      ['train/cat/phone.heic', 'train/cat/photo.jpg_'],
+    ),
+    ('warning', 'loose_image'): one('train/loose.jpg'),
+  }
   assert result['splits']['train']['examples'] == 5
 
 
-def test_folders_without_classes(tmp_path):
+def test_folders_without_class_files(tmp_path):
   flat = write(tmp_path / 'flat', {'a.jpg': jpeg(1), 'b.jpg': b''})
   assert found(check(str(flat))) == {
     ('error', 'no_classes'): one(str(flat)),
@@ -228,7 +222,10 @@ def test_folders_without_classes(tmp_path):
   }
   single = write(tmp_path / 'single', {'cat/a.jpg': jpeg(1)})
   result = check(str(single))
-  assert found(result) == {('error', 'one_class'): one('cat')}
+  assert found(result) == {
+    ('error', 'one_class'): one('cat'),
+    ('error', 'single_image'): one('cat'),
+  }
   assert result['splits'] == {'all': {'examples': 1, 'classes': 1}}
 
 
@@ -273,102 +270,68 @@ def imagenet_tars(**changed):
     for k, synset in enumerate(('n01440764', 'n01443537'))
   }
   validation = [(f'ILSVRC2012_val_{i:08d}.JPEG', large(40 + i)) for i in (1, 2)]
-  return {
-    'ILSVRC2012_img_train.tar': tar_of(inner.items()),
-    'ILSVRC2012_img_val.tar': tar_of(validation),
-  }
-
-
-def wrong_counts(train, classes, validation):
-  return 3, [
-    f'train images: {train}, not 1,281,167',
-    f'validation images: {validation}, not 50,000',
-    f'classes: {classes}, not 1,000',
-  ]
+  return {TRAIN_TAR: tar_of(inner.items()), VALIDATION_TAR: tar_of(validation)}
 
 
 def test_imagenet_tars_with_a_few_images(tmp_path):
-  result = check(str(write(tmp_path, imagenet_tars())))
-  assert result['kind'] == 'tars'
-  assert result['splits'] == {
-    'train': {'examples': 4, 'classes': 2},
-    'validation': {'examples': 2, 'classes': None},
-  }
-  assert found(result) == {('error', 'wrong_count'): wrong_counts(4, 2, 2)}
-
-
-def test_images_in_tars_are_examined(tmp_path):
   bad = {'cut.JPEG': jpeg(60)[:-300], 'flat.JPEG': encode(noise(61), 'PNG')}
   result = check(str(write(tmp_path, imagenet_tars(**bad))))
+  assert result['kind'] == 'tars'
+  assert result['splits'] == {
+    'train': {'examples': 8, 'classes': 2},
+    'validation': {'examples': 2, 'classes': None},
+  }
+  synsets = 'n01440764', 'n01443537'
+  pairs = [f'{synsets[1]}/{n} = {synsets[0]}/{n}' for n in bad]
   assert found(result) == {
-    ('error', 'wrong_count'): wrong_counts(8, 2, 2),
-    ('error', 'truncated'): (
-      2,
-      ['n01440764/cut.JPEG', 'n01443537/cut.JPEG'],
-    ),
-    ('warning', 'duplicate'): (
-      2,
+    ('error', 'wrong_count'): (
+      3,
       [
-        'n01443537/cut.JPEG = n01440764/cut.JPEG',
-        'n01443537/flat.JPEG = n01440764/flat.JPEG',
+        'train images: 8, not 1,281,167',
+        'validation images: 2, not 50,000',
+        'classes: 2, not 1,000',
       ],
     ),
-    ('warning', 'duplicate_with_two_labels'): (
-      2,
-      [
-        'n01443537/cut.JPEG = n01440764/cut.JPEG',
-        'n01443537/flat.JPEG = n01440764/flat.JPEG',
-      ],
-    ),
-    ('note', 'note'): (
-      2,
-      ['n01440764/flat.JPEG', 'n01443537/flat.JPEG'],
-    ),
+    ('error', 'truncated'): (2, [f'{s}/cut.JPEG' for s in synsets]),
+    ('warning', 'duplicate'): (2, pairs),
+    ('warning', 'duplicate_with_two_labels'): (2, pairs),
+    ('note', 'note'): (2, [f'{s}/flat.JPEG' for s in synsets]),
   }
 
 
 def test_tars_that_are_cut_off_or_missing(tmp_path):
   tars = imagenet_tars()
-  train, validation = tars
-  write(tmp_path / 'missing', {train: tars[train]})
+  train = tars[TRAIN_TAR]
+  write(tmp_path / 'missing', {TRAIN_TAR: train})
   results = found(check(str(tmp_path / 'missing')))
-  assert results['error', 'missing_file'] == one(validation)
-  assert results['error', 'wrong_count'][0] == 2
-  last = tars[train].rindex(b'JFIF')
-  write(tmp_path / 'inside', {**tars, train: tars[train][: last + 9_000]})
-  result = check(str(tmp_path / 'inside'))
-  assert found(result) == {
-    ('error', 'damaged_file'): (2, ['n01443537.tar', train]),
-    ('error', 'wrong_count'): wrong_counts(4, 2, 2),
-    ('error', 'truncated'): one('n01443537/n01443537_1.JPEG'),
-  }
-
-
-def test_a_tar_cut_off_between_two_files_or_full_of_garbage(tmp_path):
-  tars = imagenet_tars()
-  _, validation = tars
-  with tarfile.open(fileobj=io.BytesIO(tars[validation])) as tar:
+  assert results['error', 'missing_file'] == one(VALIDATION_TAR)
+  cut = train[: train.rindex(b'JFIF') + 9_000]
+  write(tmp_path / 'inside', {**tars, TRAIN_TAR: cut})
+  results = found(check(str(tmp_path / 'inside')))
+  assert results['error', 'damaged_file'] == (2, ['n01443537.tar', TRAIN_TAR])
+  assert results['error', 'truncated'] == one('n01443537/n01443537_1.JPEG')
+  with tarfile.open(fileobj=io.BytesIO(tars[VALIDATION_TAR])) as tar:
     second = tar.getmembers()[1].offset
   for case, tail in (('short', b''), ('garbage', b'garbage ' * 2000)):
-    cut = tars[validation][:second] + tail
-    result = check(str(write(tmp_path / case, {**tars, validation: cut})))
+    cut = tars[VALIDATION_TAR][:second] + tail
+    write(tmp_path / case, {**tars, VALIDATION_TAR: cut})
+    result = check(str(tmp_path / case))
     assert result['splits']['validation']['examples'] == 1
-    assert found(result)['error', 'damaged_file'] == one(validation)
+    assert found(result)['error', 'damaged_file'] == one(VALIDATION_TAR)
 
 
 @pytest.fixture
-def raw_files(tmp_path_factory):
-  """{file: bytes} of a raw set of 3 images a file, and its manifest."""
+def raw_set(tmp_path):
+  """A raw set of 3 images a file: its folder, {file: bytes} and manifest."""
   names = [f'train/cat/{i}.png' for i in range(4)]
   names += ['train/dog/0.png', 'train/dog/1.png', 'val/cat/0.png']
   names += ['val/dog/0.png']
   pictures = {n: encode(noise(i, 8, 8), 'PNG') for i, n in enumerate(names)}
-  photos = write(tmp_path_factory.mktemp('photos'), pictures)
-  out = tmp_path_factory.mktemp('raw')
+  photos, out = write(tmp_path / 'photos', pictures), tmp_path / 'raw'
   options = f'--source folder --path {photos} --out {out} --size 8'
   assert prepare(f'raw {options} --shard_examples 3'.split()) == 0
   files = {path.name: path.read_bytes() for path in out.glob('*.npy')}
-  return files, json.loads((out / 'manifest.json').read_text())
+  return out, files, json.loads((out / 'manifest.json').read_text())
 
 
 def npy(array):
@@ -377,10 +340,10 @@ def npy(array):
   return buffer.getvalue()
 
 
-def write_raw(root, files, manifest, seal=True):
-  """Writes a raw set; `seal` puts the right checksums into the manifest."""
+def write_raw(root, files, manifest):
+  """Writes a raw set, with the right checksums in the manifest."""
   for info in manifest['splits'].values():
-    for entry in [info['labels'], *info['shards']] if seal else ():
+    for entry in [info['labels'], *info['shards']]:
       content = files.get(entry['file'], b'')
       entry['sha256'] = hashlib.sha256(content).hexdigest()
   text = json.dumps(manifest).encode()
@@ -388,10 +351,11 @@ def write_raw(root, files, manifest, seal=True):
 
 
 FIRST = 'train-00000-of-00002.npy'
+LAST = 'validation-00000-of-00001.npy'
 
 
-def test_a_raw_set_as_it_should_be(tmp_path, raw_files):
-  result = check(str(write_raw(tmp_path, *raw_files)))
+def test_a_raw_set_as_it_should_be(raw_set):
+  result = check(str(raw_set[0]))
   assert result['kind'] == 'raw'
   assert result['splits'] == {
     'train': {'examples': 6, 'classes': 2},
@@ -400,78 +364,58 @@ def test_a_raw_set_as_it_should_be(tmp_path, raw_files):
   assert result['findings'] == []
 
 
-def test_a_flipped_byte_of_a_raw_set(tmp_path, raw_files):
-  files, manifest = raw_files
-  write_raw(tmp_path, files, manifest)
-  content = bytearray(files[FIRST])
-  content[-1] ^= 1
-  write(tmp_path, {FIRST: bytes(content)})
-  assert found(check(str(tmp_path))) == {('error', 'checksum'): one(FIRST)}
+def test_files_of_a_raw_set_that_are_changed_cut_or_missing(raw_set):
+  root, files, _ = raw_set
+  path = root / FIRST
+  path.write_bytes(files[FIRST][:-1] + b'?')
+  assert found(check(str(root))) == {('error', 'checksum'): one(FIRST)}
+  path.write_bytes(files[FIRST][:-50])
+  results = found(check(str(root)))
+  assert results['error', 'refused'] == one('train')
+  assert results['error', 'checksum'] == one(FIRST)
+  path.unlink()
+  results = found(check(str(root)))
+  assert results['error', 'missing_file'] == one(FIRST)
 
 
-def test_a_missing_and_a_short_shard_of_a_raw_set(tmp_path, raw_files):
-  files, manifest = raw_files
-  write_raw(tmp_path / 'missing', files, manifest)
-  (tmp_path / 'missing' / FIRST).unlink()
-  result = check(str(tmp_path / 'missing'))
-  assert found(result) == {('error', 'missing_file'): one(FIRST)}
-  assert result['splits']['train']['examples'] == 3
-  cut = files | {FIRST: files[FIRST][:-50]}
-  result = check(str(write_raw(tmp_path / 'short', cut, manifest)))
-  assert found(result) == {('error', 'damaged_file'): one(FIRST)}
-
-
-def test_wrong_labels_and_counts_of_a_raw_set(tmp_path, raw_files):
-  files, manifest = raw_files
-  files['train-labels.npy'] = npy(np.array([0, 0, 0, 2, 0], np.int32))
+def test_labels_and_counts_of_a_raw_set(raw_set):
+  root, files, manifest = raw_set
+  files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 0], np.int32))
   manifest['splits']['train']['skipped'] = ['x.jpg']
   manifest['splits']['validation']['num_examples'] = 3
-  result = check(str(write_raw(tmp_path, files, manifest)))
-  assert found(result) == {
-    ('error', 'wrong_count'): (
-      3,
-      [
-        'labels in train-labels.npy: 5, not 6',
-        'labels in validation-labels.npy: 2, not 3',
-        'validation images of all shards: 2, not 3',
-      ],
-    ),
-    ('error', 'label_out_of_range'): one('train-00001-of-00002.npy image 0'),
+  assert found(check(str(write_raw(root, files, manifest)))) == {
+    ('error', 'refused'): one('validation'),
     ('warning', 'unused_class'): one('dog'),
     ('note', 'note'): one('x.jpg'),
   }
+  files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 2], np.int32))
+  results = found(check(str(write_raw(root, files, manifest))))
+  assert results['error', 'refused'] == (2, ['train', 'validation'])
 
 
-def test_equal_squares_of_a_raw_set(tmp_path, raw_files):
-  files, manifest = raw_files
-  other = np.load(io.BytesIO(files[FIRST]))
-  name = 'validation-00000-of-00001.npy'
-  squares = np.load(io.BytesIO(files[name]))
-  squares[1] = other[2]
-  files[name] = npy(squares)
-  results = found(check(str(write_raw(tmp_path, files, manifest))))
+def test_equal_squares_of_a_raw_set(raw_set):
+  root, files, manifest = raw_set
+  squares = np.load(io.BytesIO(files[LAST]))
+  squares[1] = np.load(io.BytesIO(files[FIRST]))[2]
+  files[LAST] = npy(squares)
+  results = found(check(str(write_raw(root, files, manifest))))
   assert results['error', 'duplicate_between_splits'] == one(
-    f'{name} image 1 = {FIRST} image 2'
+    f'{root} validation example 1 = {root} train example 2'
   )
 
 
-def test_a_manifest_that_lacks_something_is_refused(tmp_path, raw_files):
-  files, manifest = raw_files
-  write_raw(tmp_path, files, manifest)
+def test_a_manifest_that_lacks_something_is_refused(raw_set):
+  root, _, manifest = raw_set
   del manifest['splits']['train']['shards'][0]['sha256']
-  write_raw(tmp_path, files, manifest, seal=False)
+  (root / 'manifest.json').write_text(json.dumps(manifest))
   with pytest.raises(UserError, match='sha256'):
-    check(str(tmp_path))
+    check(str(root))
 
 
 def write_tfds(root, splits, class_names=('cat', 'dog'), name='pets'):
   """A TFDS set as array_record; `splits` are {split: [(bytes, label)]}."""
-  from array_record.python import array_record_module
-  import tensorflow_datasets as tfds
-
   folder = root / name / '1.0.0'
   folder.mkdir(parents=True)
-  infos = []
   for split, examples in splits.items():
     path = folder / f'{name}-{split}.array_record-00000-of-00001'
     writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
@@ -482,31 +426,8 @@ def write_tfds(root, splits, class_names=('cat', 'dog'), name='pets'):
       features['label'].int64_list.value.append(label)
       writer.write(message.SerializeToString())
     writer.close()
-    template = tfds.core.ShardedFileTemplate(
-      data_dir=folder,
-      dataset_name=name,
-      split=split,
-      filetype_suffix='array_record',
-    )
-    infos.append(
-      tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[len(examples)],
-        num_bytes=1,
-        filename_template=template,
-      )
-    )
-  tfds.folder_dataset.write_metadata(
-    data_dir=folder,
-    features=tfds.features.FeaturesDict(
-      {
-        'image': tfds.features.Image(),
-        'label': tfds.features.ClassLabel(names=list(class_names)),
-      }
-    ),
-    split_infos=infos,
-    check_data=False,
-  )
+  counts = {split: [(len(records), 1)] for split, records in splits.items()}
+  resize.write_description(folder, name, class_names, counts)
   return folder
 
 
@@ -518,7 +439,7 @@ def pets():
 
 
 def record(split, index):
-  return f'pets-{split}.array_record-00000-of-00001 record {index}'
+  return f'pets {split} record {index}'
 
 
 def test_a_tfds_set_as_it_should_be(tmp_path):
@@ -564,10 +485,12 @@ def test_damaged_missing_and_short_files_of_a_tfds_set(tmp_path):
   train.write_bytes(content)
   assert found(check(str(tmp_path))) == {
     ('error', 'missing_file'): one(test.name),
-    ('error', 'unreadable'): one(record('train', 1)),
+    ('error', 'refused'): one('test'),
+    ('error', 'damaged_file'): one('pets train 1'),
   }
   train.write_bytes(b'')
-  assert found(check(str(tmp_path)))['error', 'damaged_file'] == one(train.name)
+  (_, names) = found(check(str(tmp_path)))['error', 'damaged_file']
+  assert names[0] == train.name
   info = folder / 'dataset_info.json'
   text = info.read_text()
   train.write_bytes(content)
@@ -580,18 +503,170 @@ def test_damaged_missing_and_short_files_of_a_tfds_set(tmp_path):
 def test_imagenet_of_tfds_must_have_imagenets_size(tmp_path):
   splits = {'train': pets()['train'], 'validation': pets()['test']}
   write_tfds(tmp_path, splits, name='imagenet2012')
-  assert found(check(str(tmp_path))) == {
-    ('error', 'wrong_count'): wrong_counts(4, 2, 2)
-  }
+  (finding,) = check(str(tmp_path))['findings']
+  assert (finding['kind'], finding['count']) == ('wrong_count', 3)
+
+
+def agree(path, source, *overrides):
+  """Whether check and the start of a training accept a set; both or none."""
+  config = validation.load_config(
+    [
+      f'--config={ROOT}/configs/folder.py',
+      f'--config.data.source={source}',
+      f'--config.data.path={path}',
+      '--config.global_batch_size=2',
+      *overrides,
+    ]
+  )
+  try:
+    splits = [build.make_source(config, split) for split in sources.SPLITS]
+    build.check_examples(config, *splits)
+    trains = True
+  except UserError:
+    trains = False
+  try:
+    fits = not check(str(path))['errors']
+  except UserError:
+    fits = False
+  assert fits == trains
+  return fits
+
+
+def class_files(folder, *names, count=2):
+  return [f'{folder}{name}/{i}.jpg' for name in names for i in range(count)]
+
+
+PETS = class_files('', 'cat', 'dog')
+SPLIT = class_files('train/', 'cat', 'dog') + class_files('val/', 'cat', 'dog')
+
+
+@pytest.mark.parametrize(
+  ('names', 'fits'),
+  [
+    (PETS, True),
+    (SPLIT, True),
+    (class_files('train/', 'cat', 'dog'), True),
+    (
+      class_files('Training/', 'a', 'b') + class_files('Testing/', 'a', 'b'),
+      True,
+    ),
+    (class_files('train/', 'a', 'b', count=1) + class_files('val/', 'a'), True),
+    ([*PETS, 'cat/deep/er/1.jpg', 'cat/.git/1.jpg', 'cat/notes.txt'], True),
+    ([*PETS, 'manifest.json', 'dataset_info.json', 'cat/x.tar'], True),
+    ([*PETS, 'cat/more.heic', 'cat/a.parquet', 'loose.jpg'], True),
+    ([*PETS, 'caf\udce9/1.JPG', 'caf\udce9/2.png'], True),
+    (class_files('', 'train', 'car', 'plane'), True),
+    (class_files('', '0', '1'), True),
+    (class_files('', 'cat'), False),
+    (class_files('', 'cat', 'dog', count=1), False),
+    ([*PETS, 'emu/1.jpg'], False),
+    ([*PETS, 'emu/1.heic'], False),
+    ([*PETS, 'emu/.cache/1.jpg', 'emu/.cache/2.jpg'], False),
+    (['1.jpg', '2.jpg'], False),
+    (['train/cat.0.jpg', 'train/dog.0.jpg', 'test1/0.jpg'], False),
+    (
+      class_files('cat/', 'train', 'val') + class_files('dog/', 'train', 'val'),
+      False,
+    ),
+    ([*SPLIT, 'val/emu/1.jpg'], False),
+    ([*SPLIT, 'valid/cat/1.jpg'], False),
+    ([*class_files('train/', 'a', 'b'), 'val/1.jpg'], False),
+    (class_files('', 'cafe\u0301', 'caf\xe9', 'dog'), False),
+    (
+      class_files('train/', 'cafe\u0301', 'b') + class_files('val/', 'caf\xe9'),
+      True,
+    ),
+    (['cat/notes.txt'], False),
+  ],
+)
+def test_check_accepts_the_folders_that_training_does(tmp_path, names, fits):
+  contents = {name: jpeg(seed) for seed, name in enumerate(names)}
+  write(tmp_path, contents | {n: b'{"a": 1}' for n in names if '.json' in n})
+  assert agree(tmp_path, 'folder') == fits
+
+
+def test_check_follows_links_as_training_does(tmp_path):
+  write(
+    tmp_path, {n: jpeg(k) for k, n in enumerate(PETS + class_files('.x/', 'e'))}
+  )
+  (tmp_path / 'cat' / 'gone.jpg').symlink_to('nowhere.jpg')
+  (tmp_path / 'cat' / 'loop').symlink_to('..')
+  (tmp_path / 'emu').symlink_to('.x/e')
+  result = check(str(tmp_path))
+  assert result['splits'] == {'all': {'examples': 6, 'classes': 3}}
+  notes = [f['examples'] for f in result['findings']]
+  assert (result['notes'], sorted(notes)) == (
+    2,
+    [['cat/gone.jpg'], ['cat/loop']],
+  )
+  assert agree(tmp_path, 'folder')
+
+
+@pytest.mark.parametrize(
+  ('change', 'fits'),
+  [
+    (lambda manifest, root: None, True),
+    (lambda manifest, root: manifest['splits'].pop('validation'), False),
+    (lambda manifest, root: manifest['splits']['train'].pop('rgb'), False),
+    (lambda manifest, root: manifest.update(splits=[]), False),
+    (lambda manifest, root: manifest.update(class_names=['cat']), False),
+    (lambda manifest, root: (root / FIRST).unlink(), False),
+    (lambda manifest, root: (root / FIRST).write_bytes(b'\x93NUMPY'), False),
+    (lambda manifest, root: (root / 'train-labels.npy').unlink(), False),
+  ],
+)
+def test_check_accepts_the_raw_sets_that_training_does(raw_set, change, fits):
+  root, _, manifest = raw_set
+  change(manifest, root)
+  (root / 'manifest.json').write_text(json.dumps(manifest))
+  assert agree(root, 'raw') == fits
+
+
+@pytest.mark.parametrize(
+  ('file', 'old', 'new', 'fits'),
+  [
+    ('features.json', '', '', True),
+    ('features.json', 'image_feature.Image', 'evil.Image', False),
+    ('features.json', 'ClassLabel"', 'Scalar"', False),
+    ('features.json', '"2"', '"3"', False),
+    ('dataset_info.json', 'array_record', 'tfrecord', False),
+    ('dataset_info.json', '"4"', '"-4"', False),
+    ('dataset_info.json', '{SPLIT}', '../{SPLIT}', False),
+    ('dataset_info.json', '"validation"', '"dev"', False),
+  ],
+)
+def test_check_accepts_the_tfds_sets_that_training_does(
+  tmp_path, file, old, new, fits
+):
+  splits = {'train': pets()['train'], 'validation': pets()['test']}
+  path = write_tfds(tmp_path, splits) / file
+  path.write_text(path.read_text().replace(old, new, 1 if old else 0))
+  assert agree(tmp_path, 'tfds', '--config.data.tfds_name=pets') == fits
+
+
+@pytest.mark.parametrize('fits', [True, False])
+def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
+  labels = '0101' if fits else '0001'
+  samples = [
+    (f'{i}.{k}', v)
+    for i, label in enumerate(labels)
+    for k, v in (('jpg', jpeg(i)), ('cls', label.encode()))
+  ]
+  write(tmp_path, {'train-0.tar': tar_of(samples)})
+  assert agree(tmp_path, 'tar') == fits
+  if fits:
+    result = check(str(tmp_path))
+    assert (result['kind'], result['findings']) == ('tar', [])
+    assert result['splits']['train'] == {'examples': 2, 'classes': 2}
 
 
 def test_a_tfds_set_is_chosen_by_name(tmp_path):
   write_tfds(tmp_path, pets())
   write_tfds(tmp_path, {'train': pets()['test']}, name='plants')
-  with pytest.raises(UserError, match=r'--name: pets, plants'):
+  with pytest.raises(UserError, match='--name: pets, plants'):
     check(str(tmp_path))
-  for path in (tmp_path, tmp_path / 'plants', tmp_path / 'plants' / '1.0.0'):
-    assert check(str(path), 'plants')['splits']['train']['examples'] == 2
+  for path, name in ((tmp_path, 'plants'), (tmp_path / 'plants', '')):
+    assert check(str(path), name)['splits']['train']['examples'] == 2
   with pytest.raises(UserError, match="no TFDS set 'cars'"):
     check(str(tmp_path), 'cars')
 
@@ -609,14 +684,26 @@ def test_the_command(tmp_path, capsys):
   command = ['check', str(tmp_path / 'in'), '--json', '--num_threads=1']
   assert prepare(command) == 0
   out, err = capsys.readouterr()
-  assert json.loads(out) == check(str(tmp_path / 'in'))
+  assert json.loads(out) == {
+    'path': str(tmp_path / 'in'),
+    'kind': 'folder',
+    'splits': {
+      'train': {'examples': 4, 'classes': 2},
+      'validation': {'examples': 4, 'classes': 2},
+    },
+    'findings': [],
+    'errors': 0,
+    'warnings': 0,
+    'notes': 0,
+  }
   assert err.splitlines()[-1].endswith('fit for training')
   write(tmp_path / 'in', {'train/cat/[bold]empty.jpg': b''})
   assert prepare(command) == 2
   out, err = capsys.readouterr()
-  assert json.loads(out)['errors'] == 1
-  assert 'train/cat/[bold]empty.jpg' in err
+  (finding,) = json.loads(out)['findings']
+  assert finding.pop('text').startswith('files are empty; repair')
+  name = 'train/cat/[bold]empty.jpg'
+  expected = {'severity': 'error', 'kind': 'empty_file', 'count': 1}
+  assert finding == expected | {'examples': [name]}
+  assert name in err
   assert 'training would stop or be wrong' in err
-  assert prepare(['check', str(tmp_path / 'no')]) == 2
-  out, err = capsys.readouterr()
-  assert (out, err[:6]) == ('', 'error:')

@@ -1,13 +1,51 @@
+import contextlib
+import os
+import unicodedata
+
 import numpy as np
 import pytest
 
 from alexnet_jax.data import folder
+from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from tests.data.pictures import encode
 from tests.data.pictures import noise
 from tests.data.pictures import write
+
+
+def make_classes(root, **counts):
+  """Writes so many images into each class's folder; returns root."""
+  root.mkdir(exist_ok=True, parents=True)
+  for label, (name, count) in enumerate(counts.items()):
+    (root / name).mkdir()
+    # The same file names in every class.
+    for i in range(count):
+      image = np.full((10, 12, 3), 20 * label + i, np.uint8)
+      write(root, {f'{name}/image_{i:04d}.png': encode(image, 'PNG')})
+  return root
+
+
+def both(path, **options):
+  return [
+    sources.make_source('folder', split, path=str(path), **options)
+    for split in sources.SPLITS
+  ]
+
+
+def sizes(path):
+  return [source.num_examples for source in both(path)]
+
+
+def refused(path, message):
+  """By training, and by check as well."""
+  for split in sources.SPLITS:
+    with pytest.raises(UserError, match=message):
+      sources.make_source('folder', split, path=str(path))
+  with contextlib.suppress(UserError):
+    assert check(str(path))['errors']
 
 
 @pytest.fixture
@@ -58,3 +96,216 @@ def test_a_loader_tells_why_a_file_cannot_be_used(tmp_path):
   }
   with pytest.raises(UnreadableImageError, match='gone: No such file'):
     Loader(source, 8).pixels(2)
+
+
+def test_an_image_that_cannot_be_read_can_be_skipped(tmp_path):
+  source, _ = both(make_classes(tmp_path, cat=5, dog=5))
+  (tmp_path / source.paths[0]).unlink()
+  with pytest.raises(UnreadableImageError, match='No such file'):
+    Loader(source, 8).pixels(0)
+  assert Loader(source, 8, unreadable='skip').pixels(0) is None
+
+
+def test_the_held_out_part_is_stratified_and_complete(tmp_path):
+  make_classes(tmp_path / 'train', cat=10, dog=20, emu=5)
+  train, validation = both(tmp_path, val_fraction=0.2)
+  assert np.bincount(train.labels).tolist() == [8, 16, 4]
+  assert np.bincount(validation.labels).tolist() == [2, 4, 1]
+  assert len({*train.paths, *validation.paths}) == 35
+  assert train.class_names == ['cat', 'dog', 'emu']
+
+
+def test_the_held_out_part_stays_when_images_are_added(tmp_path):
+  make_classes(tmp_path, cat=30, dog=30)
+  before = set(both(tmp_path)[1].paths)
+  assert before == set(both(tmp_path)[1].paths)
+  assert before != set(both(tmp_path, split_seed=1)[1].paths)
+  (tmp_path / 'cat' / 'new.png').touch()
+  after = set(both(tmp_path)[1].paths) - {'cat/new.png'}
+  assert len(before - after) <= 1
+
+
+def test_labels_of_validation_are_those_of_training(tmp_path):
+  make_classes(tmp_path / 'train', cat=3, dog=4, emu=2)
+  make_classes(tmp_path / 'val', dog=2, emu=1)
+  train, validation = both(tmp_path)
+  assert train.num_examples == 9
+  assert validation.labels.tolist() == [1, 1, 2]
+  path = tmp_path / 'val/emu/image_0000.png'
+  assert validation.read(2) == (path.read_bytes(), 2)
+  assert validation.describe(2) == str(path)
+
+
+@pytest.mark.parametrize(
+  ('folders', 'expected'),
+  [
+    ({'Training': 4, 'Testing': 2}, [8, 4]),
+    ({'training': 4, 'validation': 2, 'test': 3}, [8, 4]),
+    ({'train': 4, 'test1': 2}, [8, 4]),
+    ({'train': 4, 'other': 2}, [6, 2]),  # a part of train is held out
+  ],
+)
+def test_folders_named_like_splits_are_splits(tmp_path, folders, expected):
+  for name, count in folders.items():
+    make_classes(tmp_path / name, cat=count, dog=count)
+  train, validation = both(tmp_path)
+  assert [train.num_examples, validation.num_examples] == expected
+  assert train.class_names == ['cat', 'dog']
+  assert sum(
+    s['examples'] for s in check(str(tmp_path))['splits'].values()
+  ) == (sum(expected))
+
+
+def test_that_the_test_split_validates_is_said(tmp_path, caplog):
+  for name in ('train', 'test', 'unused'):
+    make_classes(tmp_path / name, cat=2, dog=2)
+  both(tmp_path)
+  assert 'test split serves as validation' in caplog.text
+  assert 'not read: unused' in caplog.text
+
+
+def test_a_test_folder_without_classes_is_left_out(tmp_path, caplog):
+  make_classes(tmp_path / 'train', cat=5, dog=5)
+  write(tmp_path, {'test/0.png': b''})
+  assert sizes(tmp_path) == [8, 2]
+  assert 'not read: test' in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('files', 'message'),
+  [
+    ('train/cat.0.png test1/0.png', r'named like splits.*\(test1, train\)'),
+    ('Train/a.png Val/a.png', r'\(Train, Val\)'),
+    ('cat/a.png cat/b.png dog/a.png dog/b.png test/c.png', r'\(test\)'),
+    ('cat/a.png cat/b.png val/cat/a.png val/dog/c.png', r'\(val\)'),
+    ('seg_train/cat/a.png seg_test/cat/a.png seg_pred/1.png', 'seg_test, seg'),
+    ('train/a/1.png Training/a/1.png', 'has 2 folders for train'),
+    ('a/train/x/1.png a/val/x/2.png b/train/x/3.png b/val/x/4.png', '/a holds'),
+    ('train/a.png', 'named like splits'),
+  ],
+)
+def test_folders_of_splits_are_no_classes(tmp_path, files, message):
+  write(tmp_path, dict.fromkeys(files.split(), encode(noise(0), 'PNG')))
+  refused(tmp_path, message)
+
+
+def test_classes_may_be_named_like_splits(tmp_path):
+  make_classes(tmp_path, bullet_train=5, cat=5, dog=5, test_tube=5, train=5)
+  assert sizes(tmp_path) == [20, 5]
+
+
+def test_one_folder_for_both_splits_is_refused(tmp_path):
+  make_classes(tmp_path / 'train', cat=2, dog=2)
+  (tmp_path / 'val').symlink_to('train')
+  refused(tmp_path, 'are one folder')
+
+
+def test_links_are_followed(tmp_path):
+  outside = make_classes(tmp_path / 'outside', emu=4, more=4)
+  root = make_classes(tmp_path / 'data', cat=4, dog=4)
+  (root / 'emu').symlink_to(outside / 'emu')
+  (root / 'cat' / 'more').symlink_to(outside / 'more')
+  (root / 'dog' / 'alive.png').symlink_to(outside / 'emu' / 'image_0000.png')
+  assert sum(sizes(root)) == 17
+  assert check(str(root))['splits']['all']['examples'] == 17
+  assert len(folder.find_images([str(root)])) == 17
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path, caplog):
+  root = make_classes(tmp_path, cat=4, dog=4)
+  write(root, {'dog/notes.txt': b'x', 'dog/a.heic': b'x', 'loose.png': b'x'})
+  (root / 'cat' / '.ipynb_checkpoints').mkdir()
+  write(root, {'cat/.ipynb_checkpoints/a.png': b'', '.git/x/a.png': b''})
+  (root / 'dog' / 'dead.png').symlink_to('nowhere.png')
+  (root / 'dog' / 'self.png').symlink_to('self.png')
+  (root / 'dog' / 'round').symlink_to(root)
+  os.mkfifo(root / 'dog' / 'pipe.png')
+  assert sum(sizes(root)) == 8
+  assert (
+    'left out: 1 images beside the class folders, 1 images of a kind that is'
+    ' not read, 2 links to nowhere, 1 other files, 1 no plain files, 1 links to'
+    ' a folder around them; the first: loose.png'
+  ) in caplog.text
+  found = check(str(root))['findings']
+  assert sum(f['count'] for f in found if 'left out' in f['text']) == 7
+
+
+@pytest.mark.parametrize('name', ['cat', 'cat/sub'])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, name):
+  make_classes(tmp_path, cat=4, dog=4)
+  write(tmp_path, {'cat/sub/a.png': b''})
+  scandir = os.scandir
+
+  def refuse(path):  # for root a folder of mode 0 is open
+    if str(path) == str(tmp_path / name):
+      raise PermissionError(13, 'Permission denied', str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refuse)
+  for opened in (both, check, lambda path: folder.find_images([str(path)])):
+    with pytest.raises(UserError, match=f'list .*{name}: Permission denied'):
+      opened(tmp_path)
+
+
+def test_listing_is_about_as_fast_as_the_system(tmp_path):
+  """By calls: one scandir a folder, one stat a file."""
+  make_classes(tmp_path / 'train', **{f'c{i}': 3 for i in range(9)})
+  make_classes(tmp_path / 'val', **{f'c{i}': 1 for i in range(9)})
+  calls = []
+  scandir = os.scandir
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(os, 'scandir', lambda p: calls.append(p) or scandir(p))
+    both(tmp_path)
+  below = [c for c in map(str, calls) if '/c' in c]
+  assert len(below) == len(set(below)) == 18
+
+
+def test_the_fingerprint_follows_the_files(tmp_path):
+  make_classes(tmp_path, cat=5, dog=5)
+  before = both(tmp_path)[0].fingerprint
+  assert before == both(tmp_path)[0].fingerprint
+  victim = tmp_path / both(tmp_path)[0].paths[0]
+  victim.write_bytes(victim.read_bytes() + b'x')
+  assert both(tmp_path)[0].fingerprint != before
+
+
+def test_a_file_that_changes_under_a_run_is_named(tmp_path):
+  source, _ = both(make_classes(tmp_path, cat=5, dog=5))
+  (tmp_path / source.paths[0]).write_bytes(b'x')
+  with pytest.raises(UserError, match='another size now'):
+    source.read(0)
+
+
+@pytest.mark.parametrize(
+  ('classes', 'message'),
+  [
+    ({}, 'no subfolders'),
+    ({'cat': 3}, "one class only \\('cat'\\)"),
+    ({'cat': 3, 'dog': 0}, 'dog has no images'),
+    ({'cat': 3, 'dog': 1}, 'dog has a single image'),
+    ({'caf\u00e9': 3, 'cafe\u0301': 3}, 'spelled in other bytes'),
+  ],
+)
+def test_classes_that_do_not_fit(tmp_path, classes, message):
+  make_classes(tmp_path, **classes)
+  if not classes:
+    write(tmp_path, {'a.png': b''})
+  refused(tmp_path, message)
+
+
+def test_missing_folders_and_unknown_classes_are_named(tmp_path):
+  with pytest.raises(UserError, match=r'no folder at .*nowhere'):
+    both(tmp_path / 'nowhere')
+  make_classes(tmp_path / 'train', cat=2, dog=2)
+  make_classes(tmp_path / 'val', cat=2, yak=2)
+  with pytest.raises(UserError, match=r"training lacks: \['yak'\]"):
+    both(tmp_path)
+
+
+def test_one_accent_in_two_spellings_is_one_class(tmp_path):
+  name = 'café'
+  spellings = [unicodedata.normalize(form, name) for form in ('NFC', 'NFD')]
+  for split, spelling in zip(('train', 'val'), spellings, strict=True):
+    make_classes(tmp_path / split, **{'bar': 2, spelling: 3})
+  _, validation = both(tmp_path)
+  assert validation.labels.tolist() == [0, 0, 1, 1, 1]

@@ -24,7 +24,7 @@ import simplejpeg
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.data.prepare import diagnosis
+from alexnet_jax.data.prepare import contents
 from alexnet_jax.errors import UnreadableImageError
 from tests.data import batches
 from tests.data.pictures import encode
@@ -299,7 +299,7 @@ def check(damage, file, whole):
     refused = isinstance(result, str)
     if not how:
       outcome = 'refused' if refused else 'equal'
-      kinds = {kind for kind, _ in diagnosis.examine(file, 'x')}
+      kinds = {kind for kind, _ in contents.examine(file, 'x')}
       if refused != bool(kinds & {'empty_file', 'truncated', 'unreadable'}):
         return f'check says {kinds}, {path}: {outcome}'
     if not refused:

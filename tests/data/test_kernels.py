@@ -1,3 +1,9 @@
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
 import cv2
 from hypothesis import example
 from hypothesis import given
@@ -9,14 +15,13 @@ import pytest
 from alexnet_jax.data import kernels
 from tests.data.pictures import noise
 
+ROOT = pathlib.Path(__file__).parents[2]
 
-def resample(image, rows, columns, first=(0, 0), shape=None):
-  """The window `shape` at `first` of `image` resized to (rows, columns)."""
-  out = np.zeros((*(shape or (rows, columns)), 3), np.uint8)
+
+def resample(image, rows, columns):
+  out = np.zeros((rows, columns, 3), np.uint8)
   height, width = image.shape[:2]
-  kernels.resample(
-    image, out, first[0], height / rows, first[1], width / columns
-  )
+  kernels.resample(image, out, 0, height / rows, 0, width / columns)
   return out
 
 
@@ -66,21 +71,6 @@ def test_resample_agrees_with_opencv(height, width, rows, columns, method):
   assert difference.max() <= 1
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_a_window_equals_the_same_part_of_the_whole(data):
-  height, width = (data.draw(st.integers(2, 300)) for _ in range(2))
-  rows, columns = (data.draw(st.integers(2, 200)) for _ in range(2))
-  top = data.draw(st.integers(0, rows - 1))
-  left = data.draw(st.integers(0, columns - 1))
-  image = noise(0, height, width)
-  whole = resample(image, rows, columns)
-  window = resample(
-    image, rows, columns, (top, left), (rows - top, columns - left)
-  )
-  np.testing.assert_array_equal(window, whole[top:, left:])
-
-
 def test_copy_windows_cuts_what_slices_cut():
   squares = [noise(seed, 20, 20) for seed in range(9)]
   rng = np.random.default_rng(1)
@@ -97,10 +87,32 @@ def test_copy_windows_cuts_what_slices_cut():
     )
 
 
-def test_color_sums_are_those_of_numpy():
+def test_color_sums():
   image = noise(0, 31, 17)
   sums, products = np.ones(3, np.int64), np.ones((3, 3), np.int64)
   kernels.add_color_sums(image, sums, products)
   pixels = image.reshape(-1, 3).astype(np.int64)
   np.testing.assert_array_equal(sums, pixels.sum(0) + 1)
   np.testing.assert_array_equal(products, pixels.T @ pixels + 1)
+
+
+def test_a_cache_that_is_full_or_damaged_is_done_without(small_disk):
+  script = 'from tests.data import test_kernels as t; t.test_color_sums()'
+
+  def run():
+    environ = os.environ | {'NUMBA_CACHE_DIR': str(small_disk / 'cache')}
+    command = [sys.executable, '-c', script]
+    subprocess.run(command, cwd=ROOT, env=environ, check=True)
+
+  run()
+  kept = list(small_disk.rglob('*.nb?'))
+  assert len(kept) > 1
+  for path in kept:
+    path.write_bytes(b'')
+  run()
+  for path in kept:
+    path.unlink()
+  with contextlib.suppress(OSError):
+    (small_disk / 'others').write_bytes(bytes(1 << 23))
+  run()
+  assert not [path for path in small_disk.rglob('*.nb?') if path.stat().st_size]

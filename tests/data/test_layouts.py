@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
+from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
 from tests.data.batches import assert_same
 from tests.data.batches import eval_iter
@@ -256,44 +258,108 @@ def test_the_fingerprint_tells_contents_and_not_places(layouts, tmp_path):
 
 
 FILES = """
-import json, resource, sys
+import os, json, resource, sys
 from alexnet_jax import errors
 from alexnet_jax.data import sources
-resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[2])))
+kept = [open(os.devnull) for _ in range(int(sys.argv[2]))]
+resource.setrlimit(resource.RLIMIT_NOFILE, (250, int(sys.argv[3])))
 try:
-  source = sources.make_source(split='train', **json.loads(sys.argv[1]))
+  opened = [
+    sources.make_source(
+      split=split, tfds_split=split, **json.loads(sys.argv[1])
+    )
+    for split in sources.SPLITS * 2
+  ]
 except errors.UserError as error:
   sys.exit(str(error))
-for i in range(source.num_examples):
-  source.read(i)
+for source in opened[:2]:
+  for i in range(source.num_examples):
+    source.read(i)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
 
 @pytest.mark.parametrize('layout', ['resized', 'raw'])
 def test_many_shards_do_not_run_out_of_open_files(layout, tmp_path):
+  """Of both splits, beside the files that are open already."""
   image = encode(photograph(0, 16, 16), 'PNG')
-  names = [f'in/{name}/{i}.png' for name in ('cat', 'dog') for i in range(30)]
+  names = [f'in/{name}/{i}.png' for name in ('cat', 'dog') for i in range(180)]
   write(tmp_path, dict.fromkeys(names, image))
   command = 'raw' if layout == 'raw' else 'resize'
   run(
     *(command, '--source', 'folder', '--path', tmp_path / 'in'),
     *('--out', tmp_path / 'out', '--size', '16', '--shard_examples', '1'),
+    *('--val_fraction', '0.6'),
   )
   options = {'source': 'raw', 'path': str(tmp_path / 'out')}
   if layout == 'resized':
-    options |= {'source': 'tfds', 'tfds_name': 'in', 'tfds_split': 'train'}
-  for most in (1000, 100):
+    options |= {'source': 'tfds', 'tfds_name': 'in'}
+  for already, most in ((0, 4096), (150, 4096), (150, 600)):
     process = subprocess.run(
-      [sys.executable, '-c', FILES, json.dumps(options), str(most)],
+      [
+        sys.executable,
+        '-c',
+        FILES,
+        json.dumps(options),
+        str(already),
+        str(most),
+      ],
       capture_output=True,
       text=True,
       check=False,
     )
-    if most == 1000:
+    if most == 4096:
       assert process.returncode == 0, process.stderr
+      assert 560 + already < int(process.stdout) < 1600 + already
     else:
       assert process.returncode == 1
-      assert 'has 48 files to keep open' in process.stderr
+      assert 'the data has 360 files to keep open' in process.stderr
+
+
+@pytest.fixture(scope='module')
+def small_raw(tmp_path_factory):
+  """The folder of a raw set of four images for training."""
+  root = tmp_path_factory.mktemp('small')
+  image = encode(photograph(0, 20, 20), 'PNG')
+  names = [f'in/{name}/{i}.png' for name in ('cat', 'dog') for i in range(3)]
+  write(root, dict.fromkeys(names, image))
+  run(
+    *('raw', '--source', 'folder', '--path', root / 'in'),
+    *('--out', root / 'out', '--size', '16'),
+  )
+  return root / 'out'
+
+
+def change_manifest(change):
+  def damage(root):
+    manifest = json.loads((root / 'manifest.json').read_text())
+    change(manifest)
+    (root / 'manifest.json').write_text(json.dumps(manifest))
+
+  return damage
+
+
+def save(name, array, **options):
+  def damage(root):
+    with next(root.glob(name)).open('wb') as file:
+      np.save(file, array, **options)
+
+  return damage
+
+
+def write_npz(root):
+  with (root / 'train-labels.npy').open('wb') as file:
+    np.savez(file, np.zeros(4, np.int32))
+
+
+class Runs:
+  """Ends the process of whoever unpickles it."""
+
+  def __reduce__(self):
+    return os._exit, (1,)
+
+
+SHARD, LABELS = 'train-0*.npy', 'train-labels.npy'
 
 
 @pytest.mark.parametrize(
@@ -301,31 +367,87 @@ def test_many_shards_do_not_run_out_of_open_files(layout, tmp_path):
   [
     (lambda root: (root / 'manifest.json').unlink(), 'no raw set in'),
     (lambda root: (root / 'manifest.json').write_text('{'), 'cannot read'),
-    (lambda root: (root / 'manifest.json').write_text('{}'), 'no manifest of'),
-    (lambda root: next(root.glob('train-0*.npy')).unlink(), 'missing'),
     (
-      lambda root: np.save(next(root.glob('train-0*.npy')), np.zeros(5)),
-      'not uint8',
+      lambda root: (root / 'manifest.json').write_text('[' * 100_000),
+      'cannot read',
     ),
-    (
-      lambda root: np.save(root / 'train-labels.npy', np.zeros(5, np.int32)),
-      r'not int32 \(4,\)',
-    ),
-    (
-      lambda root: np.save(root / 'train-labels.npy', np.full(4, 9, np.int32)),
-      'others than 0 to 1',
-    ),
+    (lambda root: (root / 'manifest.json').write_text('{}'), "no 'format'"),
+    (change_manifest(lambda m: m.update(format='x')), 'no manifest of'),
+    (lambda root: next(root.glob(SHARD)).unlink(), 'missing'),
+    (save(SHARD, np.zeros(5)), 'not uint8'),
+    (save(SHARD, np.zeros((4, 16, 16, 3), np.int8)), 'int8'),
+    (save(LABELS, np.zeros(5, np.int32)), r'not int32 \(4,\)'),
+    (save(LABELS, np.zeros(4, np.int64)), 'int64'),
+    (save(LABELS, np.full(4, 9, np.int32)), 'others than 0 to 1'),
+    (save(LABELS, np.full(4, -1, np.int32)), 'others than 0 to 1'),
+    (save(LABELS, np.array([Runs()] * 4), allow_pickle=True), 'damaged'),
+    (write_npz, 'labels.npy is missing or damaged'),
   ],
 )
-def test_a_damaged_raw_set_is_refused(tmp_path, damage, message):
-  image = encode(photograph(0, 20, 20), 'PNG')
-  names = [f'in/{name}/{i}.png' for name in ('cat', 'dog') for i in range(3)]
-  write(tmp_path, dict.fromkeys(names, image))
-  run(
-    *('raw', '--source', 'folder', '--path', tmp_path / 'in'),
-    *('--out', tmp_path / 'out', '--size', '16'),
-  )
+def test_a_damaged_raw_set_is_refused(small_raw, tmp_path, damage, message):
+  shutil.copytree(small_raw, tmp_path / 'out')
   sources.make_source('raw', 'train', path=str(tmp_path / 'out'))
   damage(tmp_path / 'out')
   with pytest.raises(UserError, match=message):
     sources.make_source('raw', 'train', path=str(tmp_path / 'out'))
+
+
+def places(value, path=()):
+  """Yields the paths of all values in JSON."""
+  if isinstance(value, dict | list):
+    for key in value if isinstance(value, dict) else range(len(value)):
+      yield (*path, key)
+      yield from places(value[key], (*path, key))
+
+
+def test_no_value_of_a_manifest_is_believed(small_raw, tmp_path):
+  """Nor a byte of a header: another value works or is a UserError."""
+  shutil.copytree(small_raw, tmp_path / 'out')
+  path = tmp_path / 'out' / 'manifest.json'
+  text = path.read_text()
+  refused = 0
+  for *above, last in places(json.loads(text)):
+    for value in (None, -3, 'x', [], [[]], {}, {'x': None}, 1e400, 10**400):
+      manifest = part = json.loads(text)
+      for key in above:
+        part = part[key]
+      part[last] = value
+      path.write_text(json.dumps(manifest))
+      refused += not opens(tmp_path / 'out')
+  path.write_text(text)
+  shard = next((tmp_path / 'out').glob(SHARD))
+  content = shard.read_bytes()
+  for position in range(128):
+    shard.write_bytes(
+      content[:position]
+      + bytes([content[position] ^ 5])
+      + content[position + 1 :]
+    )
+    refused += not opens(tmp_path / 'out')
+  assert refused > 300
+
+
+def opens(root):
+  for opened in (
+    lambda: sources.make_source('raw', 'train', path=str(root)),
+    lambda: check(str(root), num_threads=1),
+  ):
+    try:
+      opened()
+    except UserError:
+      return False
+  return True
+
+
+def test_the_colors_are_in_the_fingerprint(small_raw, tmp_path):
+  shutil.copytree(small_raw, tmp_path / 'out')
+  before = sources.make_source('raw', 'train', path=str(small_raw)).fingerprint
+  for key, value in (('mean', [1, 2, 3]), ('covariance', [[1, 2, 3]] * 3)):
+    change_manifest(
+      lambda m, key=key, value=value: m['splits']['train']['rgb'].update(
+        {key: value}
+      )
+    )(tmp_path / 'out')
+    source = sources.make_source('raw', 'train', path=str(tmp_path / 'out'))
+    assert source.fingerprint != before
+    before = source.fingerprint

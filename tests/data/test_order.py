@@ -1,4 +1,5 @@
 import itertools
+import weakref
 
 import numpy as np
 
@@ -50,6 +51,21 @@ def test_draws_are_uniform_and_independent_of_each_other():
   assert draws.max() < 1
   np.testing.assert_allclose(draws.mean(0), 0.5, atol=0.015)
   np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(3), atol=0.04)
+  shifts = np.concatenate(
+    [order.brightness_draws(t, 500, 1) for t in range(20)]
+  )
+  assert -1 <= shifts.min() < shifts.max() <= 1
+  np.testing.assert_allclose(
+    (shifts.mean(), shifts.std()), (0, 1 / np.sqrt(3)), atol=0.02
+  )
+
+
+def test_the_orders_of_two_epochs_are_kept():
+  kept = weakref.ref(order.permutation(0, 0, 8))
+  assert order.permutation(0, 1, 8) is not order.permutation(0, 0, 8)
+  assert order.permutation(0, 0, 8) is kept()
+  order.permutation(0, 2, 8)
+  assert kept() is None
 
 
 def test_process_slices_make_up_the_batch():

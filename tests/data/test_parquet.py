@@ -40,7 +40,7 @@ def write(
   kind=None,
   label_kind=None,
   metadata=None,
-  group=4,
+  copies=(),
 ):
   """Writes one file; `kind` None makes the hub's structs."""
   contents = [content for content, _ in rows]
@@ -52,8 +52,10 @@ def write(
   columns = {image: pa.array(contents, kind or STRUCT), label: labels}
   columns['width'] = pa.array(range(len(rows)))
   table = pa.table(columns).replace_schema_metadata(metadata)
+  for column in copies:
+    table = table.append_column(column, table[column])
   path.parent.mkdir(parents=True, exist_ok=True)
-  pq.write_table(table, path, row_group_size=group)
+  pq.write_table(table, path, row_group_size=4)
   return path
 
 
@@ -107,6 +109,8 @@ def test_test_files_do_not_count_beside_validation(tmp_path):
     ('image', 'labels', None),
     ('img', 'fine_label', pa.binary()),
     ('img', 'label', pa.large_binary()),
+    ('img', 'label', pa.binary_view()),
+    ('img', 'label', pa.dictionary(pa.int32(), pa.binary())),
   ],
 )
 def test_kinds_of_columns(tmp_path, image, label, kind):
@@ -114,12 +118,15 @@ def test_kinds_of_columns(tmp_path, image, label, kind):
   options = {'image': image, 'label': label, 'kind': kind}
   metadata = hub_metadata(label)
   write(tmp_path / 'train.parquet', rows, metadata=metadata, **options)
-  write(tmp_path / 'val.parquet', rows[:3], metadata=metadata, **options)
+  write(tmp_path / 'val.parquet', rows[:3], metadata=metadata)
   assert contents(open_split(tmp_path)) == rows
   assert open_split(tmp_path).class_names == tuple(NAMES)
 
 
-@pytest.mark.parametrize('label_kind', [pa.uint8(), pa.int16(), pa.uint64()])
+@pytest.mark.parametrize(
+  'label_kind',
+  [pa.uint8(), pa.uint64(), pa.dictionary(pa.int8(), pa.int16())],
+)
 def test_kinds_of_numbers(tmp_path, label_kind):
   rows = make_rows(9)
   write(tmp_path / 'train.parquet', rows, label_kind=label_kind)
@@ -129,7 +136,11 @@ def test_kinds_of_numbers(tmp_path, label_kind):
 
 @pytest.mark.parametrize(
   'label_kind',
-  [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
+  [
+    pa.large_string(),
+    pa.string_view(),
+    pa.dictionary(pa.int32(), pa.string()),
+  ],
 )
 def test_string_labels_are_sorted(tmp_path, label_kind):
   names = ['zebra', 'ant', 'élan']
@@ -178,19 +189,17 @@ def test_eight_threads_at_once(tmp_path, monkeypatch, cache, caplog):
 def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
   write_hub(tmp_path, make_rows(60), make_rows(3))
   calls = []
-  decode = parquet.RowGroups._decode
+  decode = parquet.ParquetSource._decode
   monkeypatch.setattr(
-    parquet.RowGroups, '_decode', lambda *a: calls.append(a[1]) or decode(*a)
+    parquet.ParquetSource,
+    '_decode',
+    lambda *a: calls.append(a[1]) or decode(*a),
   )
   source = open_split(tmp_path)
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     list(pool.map(source.read, [*range(60)] * 3))
-  counts = [
-    file.metadata.row_group(group).num_rows
-    for file, group in source.groups.row_groups
-  ]
-  assert 0 in counts  # of the empty file
-  assert sorted(calls) == np.flatnonzero(counts).tolist()
+  # Of 5, 0 and 55 rows in groups of 4.
+  assert sorted(calls) == [0, 1, *range(3, 17)]
 
 
 @pytest.mark.parametrize(
@@ -200,13 +209,17 @@ def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
     ({'label': 'class'}, 'one must be named label or labels or fine_label'),
     ({'kind': pa.string()}, 'column image is string; it has no bytes'),
     ({'kind': pa.struct([('path', pa.string())])}, 'it has no bytes'),
+    ({'kind': pa.list_(pa.binary())}, r'is list<.*binary>; it has no bytes'),
+    ({'copies': ['image']}, "'width', 'image'.*one must be named image"),
+    ({'copies': ['label']}, "'width', 'label'.*one must be named label"),
     ({'label_kind': pa.float32()}, 'is float, neither whole numbers nor text'),
   ],
 )
 def test_columns_that_do_not_fit(tmp_path, options, message):
   rows = make_rows(6)
   if kind := options.get('kind'):
-    value = 'a.jpg' if kind == pa.string() else {'path': 'a.jpg'}
+    value = {'path': 'a.jpg'} if pa.types.is_struct(kind) else 'ab'
+    value = [b'a', b'b'] if pa.types.is_list(kind) else value
     rows = [(value, label) for _, label in rows]
   write(tmp_path / 'train.parquet', rows, **options)
   with pytest.raises(UserError, match=message) as info:
@@ -228,7 +241,8 @@ def test_rows_without_bytes(tmp_path):
 @pytest.mark.parametrize(
   ('labels', 'message'),
   [
-    ([0, 1, -1], 'label -1; labels are whole numbers from 0'),
+    ([0, 1, -1], 'label -1; labels are whole numbers.*without labels'),
+    ([0, 1, -2], 'label -2; labels are whole numbers from 0$'),
     ([0, 1, None], '1 rows have no label'),
     ([0, 1, 1 << 40], f'label {1 << 40}'),
     ([0, 1, 1 << 30], 'too large to count classes by'),
@@ -272,13 +286,34 @@ def test_validation_that_does_not_fit(tmp_path):
     with pytest.raises(UserError, match='differ in the kind of labels'):
       open_split(tmp_path, 'validation')
   write(train, rows, metadata=hub_metadata())
-  write(val, rows, metadata=hub_metadata(names=NAMES[::-1]))
-  with pytest.raises(UserError, match='or the class names'):
+  for names, message in (
+    (
+      ['crane', 'Dog', 'cat'],
+      "2 classes: 1: 'dog' and 'Dog', 2: 'maillot' and",
+    ),
+    (NAMES[:2], "1 classes: 2: 'maillot' and None"),
+  ):
+    write(val, rows[:2], metadata=hub_metadata(names=names))
+    with pytest.raises(UserError, match=message):
+      open_split(tmp_path, 'validation')
+  write(val, rows[:0], label_kind=pa.int64(), metadata=hub_metadata())
+  with pytest.raises(UserError, match='validation have no examples'):
     open_split(tmp_path, 'validation')
   write(train, texts[:2])
   write(val, texts)
   with pytest.raises(UserError, match=r"training lacks: \['class2'\]"):
     open_split(tmp_path, 'validation')
+
+
+def test_one_accent_in_two_spellings_is_one_class(tmp_path):
+  rows = [(content, ['a', 'b', 'é'][label]) for content, label in make_rows(6)]
+  write(tmp_path / 'train.parquet', rows)
+  other = [(content, name.replace('é', 'e\u0301')) for content, name in rows]
+  write(tmp_path / 'val.parquet', other)
+  assert contents(open_split(tmp_path, 'validation')) == make_rows(6)
+  write(tmp_path / 'train.parquet', rows + other)
+  with pytest.raises(UserError, match=r'two spellings of Unicode'):
+    open_split(tmp_path)
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -33,14 +33,15 @@ def numbered_source(count, size=16):
 
 def train_batches(count=21, batch=6, steps=8, threads=1, **options):
   loader = Loader(numbered_source(count), 16, num_threads=threads)
-  return train_iter(
-    loader,
-    num_steps=steps,
-    global_batch_size=batch,
-    seed=5,
-    crop_size=12,
-    **options,
-  )
+  return train_iter(loader, steps, batch, 12, seed=5, **options)
+
+
+def joined(parts):
+  """Global batches of the batches of all processes."""
+  return [
+    {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+    for batch in zip(*parts, strict=True)
+  ]
 
 
 @pytest.mark.parametrize('crop', ['random', 'center', 'random_resized'])
@@ -50,16 +51,7 @@ def test_squares_that_are_kept_change_nothing(crop, threads, monkeypatch):
 
   def batches():
     loader = Loader(numbered_source(21, 20), 30, num_threads=threads)
-    return list(
-      train_iter(
-        loader,
-        num_steps=6,
-        global_batch_size=8,
-        seed=5,
-        crop_size=24,
-        crop=crop,
-      )
-    )
+    return list(train_iter(loader, 6, 8, 24, seed=5, crop=crop))
 
   at_once = batches()
   monkeypatch.setattr(pipeline, '_COPIED_AT_ONCE', 0)
@@ -125,11 +117,7 @@ def test_processes_make_up_the_global_batch(count):
     list(train_batches(process_index=i, process_count=count))
     for i in range(count)
   ]
-  joined = [
-    {name: np.concatenate([p[t][name] for p in parts]) for name in whole[t]}
-    for t in range(len(whole))
-  ]
-  assert_same(joined, whole)
+  assert_same(joined(parts), whole)
 
 
 @pytest.mark.parametrize('prefetch', [0, 3])
@@ -189,9 +177,7 @@ def damaged_folder(tmp_path):
 
 def test_an_unreadable_image_stops_the_run_and_is_named(damaged_folder):
   loader = Loader(damaged_folder, 16)
-  batches = train_iter(
-    loader, num_steps=9, global_batch_size=5, seed=0, crop_size=16
-  )
+  batches = train_iter(loader, 9, 5, 16)
   with pytest.raises(UnreadableImageError, match=r'1\.png.*unreadable=skip'):
     list(batches)
 
@@ -201,48 +187,27 @@ def test_skipped_images_are_replaced_by_the_next_of_the_epoch(
 ):
   def batches(threads, **options):
     loader = Loader(damaged_folder, 16, unreadable='skip', num_threads=threads)
-    found = list(
-      train_iter(
-        loader,
-        num_steps=6,
-        global_batch_size=4,
-        seed=0,
-        crop_size=16,
-        **options,
-      )
-    )
-    return loader, found
+    return loader, list(train_iter(loader, 6, 4, 16, **options))
 
   loader, found = batches(threads=1)
   assert len(loader.unreadable) == 2
-  drawn = [order.permutation(0, p // 10, 10)[p % 10] for p in range(24)]
-  assert np.concatenate([b['unreadable'] for b in found]).tolist() == [
-    index in (1, 6) for index in drawn
-  ]
   assert caplog.text.count('cannot be decoded') == 2  # once each
+  unreadable = np.concatenate([b['unreadable'] for b in found])
   values = np.concatenate([b['image'][:, 0, 0, 0] for b in found])
-  expected = []
   for p in range(24):
     ranked = order.permutation(0, p // 10, 10)
-    rank = p % 10
-    while ranked[rank % 10] in (1, 6):
-      rank += 1
-    index = int(ranked[rank % 10])
-    expected.append(10 * (index // 5) + index % 5)
-  assert values.tolist() == expected
+    following = [*ranked[p % 10 :], *ranked]
+    assert unreadable[p] == (following[0] in (1, 6))
+    index = next(i for i in following if i not in (1, 6))
+    assert values[p] == 10 * (index // 5) + index % 5
   assert_same(batches(threads=4)[1], found)
   halves = [batches(1, process_index=i, process_count=2)[1] for i in (0, 1)]
-  joined = [
-    {name: np.concatenate([h[t][name] for h in halves]) for name in found[t]}
-    for t in range(6)
-  ]
-  assert_same(joined, found)
+  assert_same(joined(halves), found)
 
 
 def test_skipped_images_do_not_count_in_evaluation(damaged_folder):
   loader = Loader(damaged_folder, 16, unreadable='skip')
-  batches = eval_iter(loader, global_batch_size=4, crop_size=16)
-  batches = list(batches)
+  batches = list(eval_iter(loader, global_batch_size=4, crop_size=16))
   assert sum(int(batch['mask'].sum()) for batch in batches) == 8
   # Two could not be decoded; the last two places are beyond the split.
   assert sum(int(batch['unreadable'].sum()) for batch in batches) == 2
@@ -251,23 +216,29 @@ def test_skipped_images_do_not_count_in_evaluation(damaged_folder):
 def test_a_source_without_a_readable_image_is_an_error(tmp_path):
   write(tmp_path, {'cat/a.png': b'broken', 'dog/a.png': b'broken'})
   loader = Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
-  batches = train_iter(
-    loader, num_steps=1, global_batch_size=2, seed=0, crop_size=8
-  )
+  batches = train_iter(loader, 1, 2, 8)
   with pytest.raises(UserError, match=r'no image of .* can be decoded'):
     next(batches)
 
 
-def test_the_data_record_tells_data_sets_and_orders_apart():
+def test_the_data_record_tells_data_sets_and_orders_apart(monkeypatch):
   def record(count=21, seed=0, batch=4):
     return pipeline.data_record(
       numbered_source(count), seed=seed, global_batch_size=batch
     )
 
-  assert record() == record()
-  assert record()['order'] != record(seed=1)['order']
-  assert record()['fingerprint'] != record(count=20)['fingerprint']
+  first = record()
+  assert record() == first
+  assert record(seed=1)['order'] != first['order']
+  assert record(count=20)['fingerprint'] != first['fingerprint']
   assert record(batch=8)['global_batch_size'] == 8
+  for kind in ('batch', 'resized_crop', 'brightness', 'color'):
+    draw = getattr(order, f'{kind}_draws')
+    with monkeypatch.context() as patch:  # as of another numpy
+      patch.setattr(order, f'{kind}_draws', lambda *a, d=draw: d(*a) * 1.001)
+      assert record()['order'] != first['order']
+  monkeypatch.setattr(order, 'examples_at', lambda p, n, seed: p[::-1])
+  assert record()['order'] != first['order']
 
 
 def test_data_works_without_jax_and_tensorflow():
@@ -296,7 +267,3 @@ def test_brightness_shifts_are_those_that_order_draws():
     np.testing.assert_allclose(batch['brightness'], draws * 51, rtol=1e-6)
     np.testing.assert_array_equal(batch['image'], plain[step]['image'])
     assert 'brightness' not in plain[step]
-  draws = np.concatenate([order.brightness_draws(t, 500, 1) for t in range(20)])
-  assert -1 <= draws.min() < draws.max() <= 1
-  assert abs(draws.mean()) < 0.02
-  assert draws.std() == pytest.approx(1 / np.sqrt(3), rel=0.02)

@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,6 +95,67 @@ def layouts(tmp_path_factory):
   }
 
 
+@pytest.mark.parametrize(
+  ('names', 'train', 'validation'),
+  [
+    ('train-0 val-0 train-1', 'train-0 train-1', 'val-0'),
+    ('train/0 validation/0 test/0', 'train/0', 'validation/0'),
+    ('d/a-Training-0 d/a-testing-0', 'd/a-Training-0', 'd/a-testing-0'),
+    ('0 1 2', '0 1 2', ''),
+    ('valley-0 trains-0', 'valley-0 trains-0', ''),
+    # A word that all names have says nothing.
+    (
+      'speed-test-train-0 speed-test-val-0',
+      'speed-test-train-0',
+      'speed-test-val-0',
+    ),
+    ('my-test/train-0 my-test/val-0', 'my-test/train-0', 'my-test/val-0'),
+    # Left out: for both splits, or for none.
+    ('train-0 train-val-0', 'train-0', ''),
+    ('train-0 extra-0', 'train-0', ''),
+  ],
+)
+def test_files_are_sorted_by_the_words_in_their_names(names, train, validation):
+  found = splits.sort_into_splits('root', names.split())
+  assert found == {'train': train.split(), 'validation': validation.split()}
+
+
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    ('val-0', 'no files for training.*val-0'),
+    ('a-test-train-0 a-test-val-0 a-test-0', 'no files for training'),
+    ('birds/train-0 fish/train-0', r'in 2 folders \(birds, fish\)'),
+  ],
+)
+def test_files_that_cannot_be_sorted(names, message):
+  with pytest.raises(UserError, match=message):
+    splits.sort_into_splits(pathlib.Path('root'), names.split())
+
+
+def test_files_that_are_left_out_are_counted(caplog):
+  splits.sort_into_splits('here', ['train-0', 'train-val-0', 'x', 'test-0'])
+  assert 'here: 2 files are left out' in caplog.text
+  assert 'here: the test split serves as validation' in caplog.text
+
+
+@pytest.mark.parametrize('source', ['tar', 'parquet'])
+def test_missing_files_are_named(tmp_path, source):
+  with pytest.raises(UserError, match=r'no folder at .*nowhere'):
+    sources.make_source(source, 'train', path=str(tmp_path / 'nowhere'))
+  (tmp_path / f'train.{source}').symlink_to('nowhere')
+  with pytest.raises(
+    UserError, match=rf'no file whose name ends in \.{source}'
+  ):
+    sources.make_source(source, 'train', path=str(tmp_path))
+
+
+def test_shards_behind_links_count(layouts, tmp_path):
+  (tmp_path / 'linked').symlink_to(layouts['tar']['path'])
+  found = sources.make_source('tar', 'train', path=str(tmp_path))
+  assert found.num_examples > 10
+
+
 # Examples in the pool: all of them, or those of the training split.
 POOLS = {'folder': 24, 'tar': 24, 'parquet': 24, 'raw': 20, 'tfds': 20}
 POOLS |= {'digits': 5000, 'synthetic': 24}
@@ -168,9 +231,9 @@ def test_a_class_with_one_example_is_none_that_cannot_be_held_out(tmp_path):
     sources.make_source('folder', 'train', path=str(root), folds=2)
 
 
-def test_an_unfit_seed_is_refused():
+def test_an_unfit_seed_is_refused(layouts):
   with pytest.raises(UserError, match='split_seed is -1'):
-    splits.fold_numbers(np.array(LABELS), FOLDS, -1)
+    open_fold(layouts, 'folder', 'train', 0, split_seed=-1)
 
 
 def test_a_validation_folder_stays_out_of_the_pool(tmp_path):
@@ -195,62 +258,27 @@ def test_the_labels_of_a_tfds_set_are_read_once(layouts, monkeypatch):
   assert (open_fold(layouts, 'tfds', 'train', 0).labels == expected).all()
 
 
-@pytest.mark.parametrize('split', ['train[:5]', 'train[80%:]', 'train[6:9]'])
-def test_a_part_of_a_tfds_split_has_its_own_records(layouts, split):
-  """Its borders lie inside shards of 7 records."""
-  whole = sources.make_source(**layouts['tfds'], split='train')
-  options = {**layouts['tfds'], 'tfds_split': split}
-  part = sources.make_source(**options, split='train')
-  first, last = {'[:5]': (0, 5), '[80%:]': (16, 20), '[6:9]': (6, 9)}[split[5:]]
-  assert contents(part) == contents(whole)[first:last]
-  assert part.file_name(0) == whole.file_name(first)
-
-
-def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):
-  part = open_fold(layouts, 'raw', 'train', 1)
-
-  def batches(source, slow):
-    loader = Loader(source, SIZE)
-    if slow:
-      monkeypatch.setattr(Loader, 'square_addresses', lambda *_: None)
-    batches = train_iter(
-      loader,
-      num_steps=4,
-      global_batch_size=5,
-      seed=3,
-      crop_size=SIZE - 4,
-      prefetch=0,
-    )
-    return list(batches)
-
-  fast = batches(part, slow=False)
+@pytest.mark.parametrize('kind', ['raw', 'synthetic'])
+def test_squares_in_memory_take_the_fast_path(layouts, monkeypatch, kind):
+  part = open_fold(layouts, kind, 'train', 1, 3)
+  size = 20 if kind == 'synthetic' else SIZE  # those are resized once, and kept
   copied = []
-  monkeypatch.setattr(pipeline, '_copy_squares', lambda *a: copied.append(a))
-  batches(part, slow=False)
-  assert len(copied) == 4
-  assert_same(fast, batches(part, slow=True))
-  assert len(copied) == 4
-
-
-def test_squares_of_a_part_are_kept_and_the_same(monkeypatch):
-  part = sources.make_source('synthetic', 'train', folds=3, fold=1)
+  copy = pipeline._copy_squares
+  monkeypatch.setattr(
+    pipeline, '_copy_squares', lambda *a: copied.append(a) or copy(*a)
+  )
 
   def batches():
-    made = train_iter(
-      Loader(part, 20),
-      num_steps=-(-part.num_examples // 64),
-      global_batch_size=64,
-      seed=3,
-      crop_size=16,
+    options = {'num_steps': 4, 'global_batch_size': 5, 'seed': 3}
+    return list(
+      train_iter(Loader(part, size), crop_size=size - 4, prefetch=0, **options)
     )
-    return list(made)
 
-  kept = batches()
-  monkeypatch.setattr(pipeline, '_copy_squares', None)  # it would be called
-  with pytest.raises(TypeError):
-    batches()
+  fast = batches()
+  assert len(copied) == 4
   monkeypatch.setattr(Loader, 'square_addresses', lambda *_: None)
-  assert_same(kept, batches())
+  assert_same(fast, batches())
+  assert len(copied) == 4
 
 
 def test_the_mean_is_that_of_the_fold(layouts, tmp_path):

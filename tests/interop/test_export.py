@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.export
@@ -17,6 +18,18 @@ from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import preprocess
 from tests.system import commands
+
+try:
+  with warnings.catch_warnings():  # they warn when they are imported
+    warnings.simplefilter('ignore')
+    import jax2onnx  # noqa: F401
+    import onnxruntime
+except ImportError:
+  onnxruntime = None
+IGNORED = [
+  pytest.mark.filterwarnings(f'ignore::{name}Warning')
+  for name in ('Deprecation', 'Future', 'User')
+]
 
 # Imports what is beside it; the rest of the product and flax are out of reach.
 ALONE = """
@@ -41,6 +54,28 @@ def folder(trained_run, tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope='module')
+def lrn_run(tmp_path_factory):
+  """A run with LRN in its other conventions and deviations of colors."""
+  folder = tmp_path_factory.mktemp('run')
+  recipe = commands.write_recipe(
+    folder,
+    num_steps=4,
+    eval_every_steps=4,
+    log_every_steps=4,
+    data__std=1.0,
+    data__std_rgb=(50.0, 60.0, 70.0),
+    model__norm_layers=(1, 2),
+    model__groups=(1, 2),
+    model__block_order=('norm-pool-relu', 'relu-norm-spatial-pool'),
+    model__lrn_convention='caffe',
+    model__lrn_groups=2,
+    model__dropout_scaling='evaluation',
+  )
+  commands.train(recipe, folder / 'run')
+  return folder / 'run'
+
+
 @pytest.fixture
 def images():
   patches = np.random.default_rng(0).integers(0, 256, (7, 3, 3, 3), np.uint8)
@@ -59,7 +94,7 @@ def expected(run, images):
   return np.asarray(jax.nn.softmax(logits))
 
 
-def assert_same_alone(folder, run, images, tmp_path):
+def run_alone(folder, images, tmp_path):
   """In a process without the package."""
   np.save(tmp_path / 'images.npy', images)
   (tmp_path / 'alone.py').write_text(ALONE)
@@ -71,34 +106,85 @@ def assert_same_alone(folder, run, images, tmp_path):
     check=False,
   )
   assert process.returncode == 0, process.stderr
+  with np.load(tmp_path / 'out.npz') as found:
+    return [found[name] for name in sorted(found.files)]
+
+
+def run_onnx(folder, images, _):
+  session = onnxruntime.InferenceSession(
+    folder / 'network.onnx', providers=['CPUExecutionProvider']
+  )
+  return [
+    session.run(['probabilities'], {'images': part})[0]
+    for part in (images, images[:1], images[1:4])
+  ]
+
+
+@pytest.mark.parametrize('name', ['trained_run', 'lrn_run'])
+@pytest.mark.parametrize(
+  'run_program',
+  [
+    run_alone,
+    pytest.param(run_onnx, marks=[pytest.mark.interop, *IGNORED]),
+  ],
+)
+def test_the_same_probabilities(
+  name, run_program, request, images, tmp_path, command_result
+):
+  run, folder = request.getfixturevalue(name), tmp_path / 'program'
+  onnx = '--onnx ' if run_program is run_onnx else ''
+  if onnx and onnxruntime is None:
+    pytest.skip('needs the extra onnx')
+  # jax2onnx adds biases to more dimensions than they have.
+  with jax.numpy_rank_promotion('allow' if onnx else 'raise'):
+    code, result, err = command_result(
+      export.main, f'--workdir {run} {onnx}{folder}'
+    )
+  assert code == 0, err
+  about = json.loads((folder / 'about.json').read_text())
+  assert result['step'] == about['step'] == 4
+  assert result['sha256'] == about['sha256']
+  assert about['class_names'] == [f'band_{n}' for n in range(4)]
+  if onnx:
+    assert 'network.onnx' in result['sha256']
+    assert result['onnx_difference'] == about['onnx_difference']
+    assert 0 <= about['onnx_difference'] <= export.TOLERANCE
+    assert 'network.onnx: input images uint8 [batch, 24, 24, 3]' in err
   wanted = expected(run, images)
   assert wanted.std(0).max() > 0.01  # the images differ
-  with np.load(tmp_path / 'out.npz') as found:
-    parts = [found[name] for name in sorted(found.files)]
+  parts = run_program(folder, images, tmp_path)
   for part, rows in zip(parts, (wanted, wanted[:1], wanted[1:4]), strict=True):
     np.testing.assert_allclose(part, rows, rtol=1e-4)
 
 
-def test_the_same_probabilities_alone(folder, trained_run, images, tmp_path):
-  assert_same_alone(folder, trained_run, images, tmp_path)
+@pytest.mark.interop
+@pytest.mark.skipif(onnxruntime is None, reason='needs the extra onnx')
+def test_another_network_is_refused(
+  trained_run, tmp_path, command_result, monkeypatch
+):
+  import jax2onnx
 
+  convert = jax2onnx.to_onnx
 
-@pytest.mark.slow
-def test_lrn_groups_and_deviations_of_colors(images, tmp_path):
-  recipe = commands.write_recipe(
-    tmp_path,
-    num_steps=4,
-    eval_every_steps=4,
-    log_every_steps=4,
-    data__std=1.0,
-    data__std_rgb=(50.0, 60.0, 70.0),
-    model__norm_layers=(1, 2),
-    model__groups=(1, 2),
-  )
-  run, folder = tmp_path / 'run', tmp_path / 'program'
-  commands.train(recipe, run)
-  assert export.main(['--workdir', str(run), str(folder)]) == 0
-  assert_same_alone(folder, run, images, tmp_path)
+  def unfaithful(function, *arguments, **options):
+    return convert(lambda x: function(x) * 0.999, *arguments, **options)
+
+  def failing(*arguments, **options):
+    raise NotImplementedError('no plugin for the primitive')
+
+  out = tmp_path / 'out'
+  for converter, message in (
+    (unfaithful, 'its probabilities differ by up to'),
+    (failing, 'NotImplementedError: no plugin for the primitive'),
+  ):
+    monkeypatch.setattr(jax2onnx, 'to_onnx', converter)
+    with jax.numpy_rank_promotion('allow'):
+      code, _, err = command_result(
+        export.main, f'--workdir {trained_run} --onnx {out}'
+      )
+    assert code == 2
+    assert message in err
+    assert not out.exists()
 
 
 def test_it_is_for_cpu_and_cuda_and_any_number_of_images(folder):
@@ -143,7 +229,9 @@ def test_photographs_that_cannot_be_read(
   cut.write_bytes(good.read_bytes()[:-60])
   text = tmp_path / 'a.txt'
   text.write_text('no image')
-  bad = [tmp_path / 'none.png', tmp_path, cut, text]
+  program = tmp_path / 'program.jpg'  # which Ghostscript would run
+  PIL.Image.fromarray(images[0]).save(program, 'EPS')
+  bad = [tmp_path / 'none.png', tmp_path, cut, text, program]
   assert program_loader.main([str(path) for path in (good, *bad, good)]) == 2
   out, err = capsys.readouterr()
   assert [line.split(': ')[0] for line in out.splitlines()] == [str(good)] * 2
@@ -188,15 +276,13 @@ def test_unfit_images_are_refused(folder, images):
 @pytest.mark.parametrize('name', ['program.bin', 'params.npz', 'about.json'])
 @pytest.mark.parametrize('damage', ['changed', 'truncated', 'missing'])
 def test_damaged_programs_are_refused(name, damage, folder, tmp_path):
-  for file in folder.iterdir():
-    content = bytearray(file.read_bytes())
-    if file.name == name and damage == 'missing':
-      continue
-    if file.name == name:
-      middle = len(content) // 2
-      end = content[middle + 1 :] if damage == 'changed' else b''
-      content = content[:middle] + b'\xff' + end
-    (tmp_path / file.name).write_bytes(content)
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  content = (tmp_path / name).read_bytes()
+  middle = len(content) // 2
+  end = content[middle + 1 :] if damage == 'changed' else b''
+  (tmp_path / name).write_bytes(content[:middle] + b'\xff' + end)
+  if damage == 'missing':
+    (tmp_path / name).unlink()
   unread = damage == 'missing' or name == 'about.json'
   what = 'holds no exported network' if unread else f'{name} is damaged'
   with pytest.raises(ValueError, match=what) as caught:
@@ -214,7 +300,7 @@ def test_damaged_programs_are_refused(name, damage, folder, tmp_path):
     ('crop_size', 32, 'expected 24 for crop_size, found 32'),
     ('crop_size', '24', "expected 24 for crop_size, found '24'"),
     ('resize_size', None, "no exported network: 'resize_size'"),
-    ('resize_size', 20, 'expected a resize_size of at least 24, found 20'),
+    ('resize_size', 20, 'expected at least 24 for resize_size, found 20'),
   ],
 )
 def test_the_description_must_be_of_the_program(
@@ -244,27 +330,6 @@ def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
     assert code == 2
     assert message in err
   assert [path.name for path in tmp_path.iterdir()] == ['there']
-
-
-def test_the_result_and_the_description_agree(
-  trained_run, tmp_path, command_result, monkeypatch
-):
-  made, make_model = [], build.make_model
-
-  def recorded(config, *arguments):
-    made.append(config.implementation)
-    return make_model(config, *arguments)
-
-  monkeypatch.setattr(build, 'make_model', recorded)
-  code, result, err = command_result(
-    export.main, f'--workdir {trained_run} {tmp_path / "out"}'
-  )
-  assert code == 0, err
-  about = json.loads((tmp_path / 'out' / 'about.json').read_text())
-  assert made[-1] == 'reference'  # others may be unreadable elsewhere
-  assert result['step'] == about['step'] == 4
-  assert result['sha256'] == about['sha256']
-  assert about['class_names'] == [f'band_{n}' for n in range(4)]
 
 
 def test_onnx_needs_its_extra(tmp_path, command_result, monkeypatch):

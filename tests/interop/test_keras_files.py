@@ -1,6 +1,5 @@
 """Weights of networks as one writes them in Keras, in its own files."""
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -153,35 +152,8 @@ def test_levels_and_epsilon_that_are_given(saved, caplog):
   assert imported.data['std_rgb'] == (50, 60, 70)
   assert imported.model['batch_norm_epsilon'] == 1e-4
   np.testing.assert_array_equal(imported.mean, [1, 2, 3])
-  assert caplog.text == ''
-
-
-def test_another_network_is_refused_with_both(saved):
-  _, path = saved()
-  with pytest.raises(UserError, match='MISFIT: expected conv1') as caught:
-    keras_files.read(path, Options('alexnet_bn'))
-  assert 'keras.weights.h5' in str(caught.value)
-  assert 'expected norm1' in str(caught.value)
-
-
-def test_the_other_files_of_keras_are_refused(saved, tmp_path):
-  network, _ = saved()
-  network.save(tmp_path / 'whole.keras')
-  with pytest.raises(UserError, match=r'found a zip, as a \.keras file is'):
-    keras_files.read(tmp_path / 'whole.keras', MARVIN)
-  network.save(tmp_path / 'old.h5')
-  with pytest.raises(UserError, match='older format of Keras 2'):
-    keras_files.read(tmp_path / 'old.h5', MARVIN)
-
-
-def test_truncated_at_any_place(saved, tmp_path):
-  _, path = saved()
-  whole = path.read_bytes()
-  cut = tmp_path / 'cut.weights.h5'
-  for size in (0, 4, 8, 100, *range(1000, len(whole), len(whole) // 20)):
-    cut.write_bytes(whole[:size])
-    with pytest.raises(UserError, match=r'cut\.weights\.h5'):
-      keras_files.read(cut, MARVIN)
+  assert 'taken: ' not in caplog.text
+  assert 'norm2 is batch_normalization_1, conv3 is conv2d_2' in caplog.text
 
 
 def test_tampered_anywhere(saved, tmp_path):
@@ -190,11 +162,15 @@ def test_tampered_anywhere(saved, tmp_path):
   whole = path.read_bytes()
   rng = np.random.default_rng(0)
   bad = tmp_path / 'bad.weights.h5'
+  for size in (0, 4, 8, 100, *range(1000, len(whole), len(whole) // 20)):
+    bad.write_bytes(whole[:size])
+    with pytest.raises(UserError, match=r'bad\.weights\.h5'):
+      keras_files.read(bad, MARVIN)
   refused = 0
   for _ in range(100):
     content = bytearray(whole)
-    for place in rng.integers(0, min(len(content), 12_000), 20):
-      content[place] = rng.integers(256)
+    for index in rng.integers(0, min(len(content), 12_000), 20):
+      content[index] = rng.integers(256)
     bad.write_bytes(content)
     try:
       keras_files.read(bad, MARVIN)
@@ -207,16 +183,6 @@ def replace(name, array):
   def change(file):
     del file[f'layers/{name}']
     file[f'layers/{name}'] = array
-
-  return change
-
-
-def link(target):
-  """`layers` becomes a link."""
-
-  def change(file):
-    file.move('layers', 'others')
-    file['layers'] = target
 
   return change
 
@@ -235,12 +201,6 @@ def virtual(file):
   layout[:] = h5py.VirtualSource('other', 'x', (32,))
   del file['layers/conv2d/vars/1']
   file['layers/conv2d/vars'].create_virtual_dataset('1', layout)
-
-
-def large(file):
-  file['layers/conv2d/vars'].create_dataset(
-    '2', (10**6, 10**6), 'f4', compression='gzip'
-  )
 
 
 def many(file):
@@ -268,14 +228,13 @@ def headless(file):
       'expected nothing, found x',
     ),
     (headless, 'expected dense layers, found conv2d, conv2d_1'),
-    (lambda file: file.__delitem__('layers'), "expected the group 'layers'"),
     (replace('conv2d/vars/1', np.full(32, np.nan, 'f4')), 'conv2d bias: '),
     (replace('conv2d/vars/1', np.full(32, b'x')), 'conv2d bias: '),
     (replace('conv2d', h5py.SoftLink('/layers/dense')), 'MISFIT'),
-    (link(h5py.ExternalLink('/etc/passwd', 'x')), "the group 'layers'"),
+    (replace('conv2d', h5py.ExternalLink('other', '/conv2d')), 'MISFIT'),
+    (replace('', h5py.ExternalLink('other', '/')), "the group 'layers'"),
     (elsewhere, 'has its numbers in another file'),
     (virtual, 'has its numbers in another file'),
-    (large, 'larger than the file'),
     (many, 'larger than the file'),
     (texts, 'expected numbers, found object'),
   ],
@@ -289,18 +248,19 @@ def test_what_does_not_belong_is_refused(change, message, saved):
 
 
 def test_many_names_of_one_array_count_once(saved):
-  """2^60 ways to an array, and a circle."""
+  """2^60 ways to an array, and a circle: read once, under the first name."""
   _, path = saved()
+  expected = keras_files.read(path, MARVIN).params
   with h5py.File(path, 'r+') as file:
     group = file['layers/conv2d/vars']
-    array = group['1']
-    for _ in range(60):
-      group['again'] = inner = group.create_group('deep')
-      group = inner
     group['circle'] = file['layers']
-    group['1'] = array
-  with contextlib.suppress(UserError):
-    keras_files.read(path, MARVIN)
+    for _ in range(60):
+      inner = group.create_group('deep')
+      group['twice'] = inner
+      group = inner
+    group['array'] = file['layers/conv2d/vars/1']
+  found = keras_files.read(path, MARVIN).params
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_negative_variances_are_refused(saved):

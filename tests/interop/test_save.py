@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -123,43 +124,33 @@ def test_files_are_not_replaced_unless_asked(run, saved, command_result):
 
 
 @pytest.mark.parametrize(
-  ('name', 'message'),
+  ('line', 'message'),
   [
-    ('weights.pth', 'must end in .safetensors'),
-    ('none/weights.safetensors', 'there is no folder'),
-    ('.', 'must end in .safetensors'),
+    ('{tmp}/weights.pth', 'must end in .safetensors'),
+    ('{tmp}', 'must end in .safetensors'),
+    ('{tmp}/none/weights.safetensors', 'there is no folder'),
+    ('{tmp}/x.safetensors --checkpoint 99', "checkpoint '99' is not in"),
+    ('{tmp}/x.safetensors --workdir {tmp}/a', 'is not the folder of a run'),
   ],
 )
-def test_unfit_places_are_refused(name, message, run, tmp_path, command_result):
-  path = tmp_path / name
-  code, _, err = command_result(save.main, f'--workdir {run} {path}')
+def test_unfit_arguments_are_refused(
+  line, message, run, tmp_path, command_result
+):
+  line = f'--workdir {run} {line.format(tmp=tmp_path)}'
+  code, _, err = command_result(save.main, line)
   assert code == 2
   assert message in err
+  assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_or_checkpoint_that_is_not_there(run, tmp_path, command_result):
-  path = tmp_path / 'x.safetensors'
-  for options, message in (
-    (tmp_path / 'none', 'is not the folder of a run'),
-    (f'{run} --checkpoint 99', "checkpoint '99' is not in"),
-  ):
-    code, _, err = command_result(save.main, f'{path} --workdir {options}')
-    assert code == 2
-    assert message in err
-  assert not path.exists()
-
-
-def rewritten(path, change_text=None, change_tensors=None):
-  """The file with other metadata or tensors."""
+def rewritten(path, change_text):
+  """The file with other metadata."""
   with safetensors.safe_open(path, 'numpy') as file:
     text = file.metadata()
   tensors = safetensors.numpy.load_file(path)
-  if change_tensors:
-    change_tensors(tensors)
-  if change_text:
-    fields = json.loads(text['alexnet_jax'])
-    change_text(fields)
-    text['alexnet_jax'] = json.dumps(fields)
+  fields = json.loads(text['alexnet_jax'])
+  change_text(fields)
+  text['alexnet_jax'] = json.dumps(fields)
   safetensors.numpy.save_file(tensors, path, text)
   return path
 
@@ -180,37 +171,33 @@ def set_at(place, value):
   ('change', 'message'),
   [
     (lambda f: f.pop('mean'), "'mean' is missing"),
-    (set_at('version', 9), 'version 9, not 1'),
+    (set_at('version', 9), 'version 9'),
     (set_at('mean.float32', 'AAAA'), 'damaged'),
-    (set_at('mean.float32', '***'), 'damaged'),
     (set_at('class_names', ['a']), '1 class names for 4 classes'),
     (
       lambda f: f.update(num_classes=3, class_names=['a', 'b', 'c']),
-      r'classifier.4.bias: expected \[3\], found \[4\]',
+      r'expected head kernel \[16, 3\].* found classifier.4 kernel \[16, 4\]',
     ),
-    (set_at('num_classes', math.inf), 'num_classes inf'),
+    (set_at('class_names', ['a'] * 4), '4 classes, found 4, 1 of them diff'),
     (set_at('data.crop_size', '24'), "crop_size '24'"),
-    (set_at('data.resize_size', 3), 'resize_size 3, not at least 24'),
-    (set_at('data.std', -1), 'a deviation of -1'),
-    (set_at('data.std_rgb', [1, 2]), r'deviations \(1, 2\)'),
-    (set_at('data.std_rgb', [1, 2, math.nan]), 'a deviation of nan'),
-    (set_at('data.mean', 'picture'), "the mean 'picture'"),
+    (set_at('data.resize_size', 3), 'resize_size = 3'),
+    (set_at('data.std', -1), 'data.std is -1'),
+    (set_at('data.std_rgb', [1, 2]), r'data.std_rgb is \(1, 2\)'),
+    (set_at('data.mean', 'picture'), 'a mean of shape'),
     (set_at('model.norm', 'layer'), "norm is 'layer'"),
-    (set_at('model.depth', 3), r"there is no key 'depth'"),
     (set_at('model.parent', None), "there is no key 'parent'"),
-    (set_at('model.block_order', [1, 2]), r'block_order is [\[(]1, 2[\])]'),
-    (set_at('model.width_multiplier', 1e300), r'width_multiplier is 1e\+300'),
-    (set_at('model.num_classes', None), 'num_classes of the model None'),
-    (
-      set_at('model.hidden', [16, 16]),
-      r'classifier.7.weight: expected \[4, 16\], found nothing',
-    ),
+    (set_at('model.hidden', [16, 16]), 'MISFIT: expected dense2 '),
   ],
 )
-def test_tampered_metadata_is_refused(change, message, saved):
+def test_tampered_metadata_is_refused(
+  change, message, saved, tmp_path, command_result
+):
   path = rewritten(saved[0], change_text=change)
-  with pytest.raises(UserError, match=message):
-    read(path)
+  line = f'--from torch {path} --workdir {tmp_path / "run"}'
+  code, _, err = command_result(load.main, line)
+  assert code == 2, err
+  assert re.search(message, err)
+  assert not (tmp_path / 'run').exists()
 
 
 ODD = [None, -1, 0, 1e300, math.inf, math.nan, '', 'x', [], [1], {}, True]
@@ -223,7 +210,12 @@ def test_odd_metadata_is_taken_or_refused(saved):
   with safetensors.safe_open(path, 'numpy') as file:
     text = file.metadata()['alexnet_jax']
   fields = json.loads(text)
-  places = [*fields, 'model.depth', 'model.name', 'model.parent']
+  places = [
+    *fields.keys() - {'step'},
+    'model.depth',
+    'model.name',
+    'model.parent',
+  ]
   for key in ('model', 'data', 'mean'):
     places += [f'{key}.{inner}' for inner in fields[key]]
   taken = {}
@@ -242,27 +234,10 @@ def test_odd_metadata_is_taken_or_refused(saved):
   assert 'model.parent' not in taken
 
 
-@pytest.mark.parametrize(
-  'text',
-  ['', '[]', '{', '3', 'null', '[' * 10**5, f'{{"a": 1{"0" * 5000}}}'],
-  ids=range(7),
-)
-def test_text_that_is_no_json_is_refused(text):
-  with pytest.raises(UserError, match=r'was not written by interop\.save'):
-    torch_files.from_metadata(text)
-
-
-@pytest.mark.parametrize(
-  ('change', 'message'),
-  [
-    (lambda t: t.pop('features.2.running_var'), 'running_var: expected'),
-    (lambda t: t.update(x=np.zeros(2, np.float32)), 'x: expected nothing'),
-  ],
-)
-def test_tampered_weights_are_refused(change, message, saved):
-  path = rewritten(saved[0], change_tensors=change)
-  with pytest.raises(UserError, match=message):
-    read(path)
+def test_text_that_is_no_json_is_refused():
+  for text in ('', '[]', '{', '3', '[' * 10**5, f'{{"a": 1{"0" * 5000}}}'):
+    with pytest.raises(UserError, match=r'was not written by interop\.save'):
+      torch_files.from_metadata(text)
 
 
 @pytest.mark.parametrize(

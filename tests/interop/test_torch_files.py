@@ -1,17 +1,13 @@
 """PyTorch's own forward pass and its own files as the oracle."""
 
-import json
 import pickle
-import re
-import zipfile
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.interop import networks
 from alexnet_jax.interop import torch_files
-from alexnet_jax.interop import torch_layout
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
 
@@ -73,9 +69,6 @@ def marvin():
 
 def test_torchvision_in_full(tmp_path, random_images, our_logits, caplog):
   whole = torch_networks.randomised(torch_networks.torchvision_alexnet())
-  shapes = {name: t.shape for name, t in whole.state_dict().items()}
-  plan = torch_layout.layers(variants.fields('alexnet_torchvision'), 1000, 224)
-  assert shapes == torch_layout.torch_shapes(plan)
   # As PyTorch's ImageNet example saves AlexNet: `features` alone is split.
   state = {
     name.replace('features.', 'features.module.'): tensor
@@ -154,10 +147,20 @@ def test_the_layer_of_the_logits_may_have_any_name(tmp_path):
     )
 
 
-def test_names_that_would_become_one_stay(tmp_path):
-  both = {'module.w': torch.zeros(1), 'w': torch.ones(1)}
-  torch.save(both, tmp_path / 'a.pth')
-  assert torch_files.load_tensors(tmp_path / 'a.pth')[0].keys() == both.keys()
+@pytest.mark.parametrize(
+  ('widths', 'last'),
+  [
+    ({'z': (9216, 4096), 'fc7': (4096, 4096), 'out': (4096, 10)}, 'out'),
+    ({'only': (10, 10)}, 'only'),
+    # As many classes as hidden units, or as the features: names decide.
+    ({'fc6': (9216, 64), 'fc7': (64, 64), 'fc8': (64, 64)}, 'fc8'),
+    ({'fc9': (16, 64), 'fc10': (64, 16)}, 'fc10'),
+    # And where two lead nowhere.
+    ({'fc1': (9, 4), 'fc2': (4, 3), 'fc10': (4, 2)}, 'fc10'),
+  ],
+)
+def test_the_last_dense_layer(widths, last):
+  assert networks.last_dense(widths) == last
 
 
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
@@ -202,11 +205,8 @@ def test_guesses_are_warned_of(
     tmp_path / 'm.safetensors', Options(name, **options)
   )
   assert warning in caplog.text
-  mean = options.get('mean', torch_files.TORCHVISION_MEAN)
+  mean = options.get('mean', (123.675, 116.28, 103.53))
   np.testing.assert_allclose(network.mean, mean)
-
-
-# Files that are refused.
 
 
 class Malicious:
@@ -241,120 +241,49 @@ def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path):
   assert marker.exists()
 
 
-def test_a_whole_module_is_refused(tmp_path):
-  path = tmp_path / 'module.pth'
-  torch.save(torch.nn.Linear(3, 3), path)
-  with pytest.raises(UserError, match=r'whole module.*for torch\.nn\.modules'):
-    torch_files.read(path, MARVIN)
-
-
-@pytest.mark.parametrize(
-  ('contents', 'message'),
-  [
-    ([1, 2], r'expected a state dict \{name: tensor\}, found list'),
-    ({'w': 3, 'b': torch.ones(1)}, r'state_dict or .*; found w \(int\)'),
-    ({'w': torch.ones(2, 2).to_sparse()}, 'w: expected a plain tensor'),
-    (
-      {'w': torch.zeros(1).expand(10**7, 4096)},
-      'w: its shape .* takes 163,840,000,000 bytes, of which the file has 4',
-    ),
-  ],
-)
-@pytest.mark.parametrize('zipped', [True, False])
-def test_contents_that_are_no_state_dict(contents, message, zipped, tmp_path):
-  torch.save(
-    contents, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped
-  )
-  with pytest.raises(UserError, match=message):
-    torch_files.load_tensors(tmp_path / 'a.pth')
-
-
 @pytest.mark.parametrize('zipped', [True, False])
 def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
   whole = torch.arange(24.0).reshape(4, 6)
   tensors = {
-    'embedding': whole,
     'tied': whole,
     'part': whole[1:3, ::2],
     'turned': whole.T,
-    'row': whole[0].expand(1, 6),
+    'row': whole[0].expand(10**7, 6),
     'short': whole.bfloat16().T,
     'parameter': torch.nn.Parameter(whole + 1),
     'none': torch.zeros(2**40, 0),
+    # Names that would become one stay.
+    'module.w': torch.zeros(1),
+    'w': torch.ones(1),
   }
   path = tmp_path / 'a.pth'
   torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
   found, _ = torch_files.load_tensors(path)
   assert found.keys() == tensors.keys()
   for name, tensor in tensors.items():
-    expected = tensor.detach().float().numpy()
-    np.testing.assert_array_equal(found[name].astype(np.float32), expected)
-  assert found['short'].dtype == ml_dtypes.bfloat16
-
-
-def test_compressed_entries_are_refused(tmp_path):
-  """torch.save compresses nothing; a few bytes could stand for many."""
-  torch.save({'w': torch.zeros(10**6)}, tmp_path / 'a.pth')
-  with (
-    zipfile.ZipFile(tmp_path / 'a.pth') as archive,
-    zipfile.ZipFile(tmp_path / 'b.pth', 'w', zipfile.ZIP_DEFLATED) as packed,
-  ):
-    for name in archive.namelist():
-      packed.writestr(name, archive.read(name))
-  with pytest.raises(UserError, match='not a file of torch'):
-    torch_files.load_tensors(tmp_path / 'b.pth')
-
-
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('damage', ['cut', 'text', 'zip', 'empty'])
-def test_damaged_files_are_refused(suffix, damage, tmp_path):
-  path = tmp_path / f'damaged{suffix}'
-  if suffix == '.pth' or damage == 'zip':
-    torch.save(marvin().state_dict(), path)
-  else:
-    save_model(marvin(), path)
-  whole = path.read_bytes()
-  if damage == 'zip' and suffix == '.pth':
-    whole = whole[:-100]  # without its end
-  contents = {'cut': whole[:-1000], 'text': b'<html>not found</html>'}
-  path.write_bytes(b'' if damage == 'empty' else contents.get(damage, whole))
-  with pytest.raises(UserError, match=re.escape(str(path))) as error:
-    torch_files.read(path, MARVIN)
-  hint = 'rename it to .pth' if 'zip' in damage else 'get it again'
-  assert suffix == '.pth' or hint in str(error.value)
-
-
-@pytest.mark.parametrize(
-  ('dtype', 'shape'), [('F8_E4M3', [0]), ('F32', [2**62, 0])]
-)
-def test_tensors_that_numpy_cannot_hold(dtype, shape, tmp_path):
-  tensor = {'dtype': dtype, 'shape': shape, 'data_offsets': [0, 0]}
-  header = json.dumps({'x': tensor}).encode()
-  path = tmp_path / 'a.safetensors'
-  path.write_bytes(len(header).to_bytes(8, 'little') + header)
-  with pytest.raises(UserError, match='a tensor that numpy cannot hold'):
-    torch_files.load_tensors(path)
+    expected = tensor.detach()[:100].float().numpy()
+    np.testing.assert_array_equal(found[name][:100], expected)
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (lambda s: s.pop('fc4.bias'), r'MISFIT: expected .*classifier.3 weight'),
+    (lambda s: s.pop('fc4.bias'), r'MISFIT: expected dense2 kernel'),
     (
       lambda s: s.update(extra=torch.ones(3)),
-      r'MISFIT: expected nothing, found ',
+      r'MISFIT: expected nothing, found extra',
     ),
     (
       lambda s: s.update({'conv2.weight': torch.ones(64, 32, 5, 5)}),
-      r'weight \[64, 32, 3, 3\].*found conv2 weight \[64, 32, 5, 5\]',
+      r'kernel \[3, 3, 32, 64\].*found conv2 kernel \[5, 5, 32, 64\]',
     ),
     (
       lambda s: s['fc3.weight'].__setitem__((0, 0), torch.nan),
-      'classifier.0.weight: expected finite numbers, found 1',
+      'fc3 kernel: expected finite numbers, found 1',
     ),
     (
       lambda s: s.update({'fc3.bias': torch.ones(256, dtype=torch.int32)}),
-      'classifier.0.bias: expected float32.*found int32',
+      'fc3 bias: expected float32.*found int32',
     ),
     (
       lambda s: s.update({'fc3.bias': 1e300 * torch.ones(256).double()}),
@@ -377,14 +306,13 @@ def test_negative_variances_are_refused(narrow, tmp_path):
   theirs.features[2].running_var[3] = -1e-3
   path = tmp_path / 'a.safetensors'
   save_model(theirs, path)
-  with pytest.raises(UserError, match=r'features.2.running_var: .*negative'):
+  with pytest.raises(UserError, match=r'features.2 var: .*negative'):
     torch_files.read(path, Options('alexnet_bn'))
 
 
-def test_a_file_without_metadata_needs_a_network(tmp_path):
+@pytest.mark.parametrize('name', ['', 'marwin'])
+def test_a_file_without_metadata_needs_a_network(name, tmp_path):
   path = tmp_path / 'm.safetensors'
   save_model(marvin(), path)
-  with pytest.raises(UserError, match='name it with --network'):
-    torch_files.read(path, Options())
-  with pytest.raises(UserError, match="no network 'marwin'; there are"):
-    torch_files.read(path, Options('marwin'))
+  with pytest.raises(UserError, match=f"--network is '{name}'; .* name one of"):
+    torch_files.read(path, Options(name))

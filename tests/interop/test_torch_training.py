@@ -1,12 +1,15 @@
 """Twenty steps of training, from the same weights on the same batches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.interop import torch_layout
+from alexnet_jax.interop import networks
+from alexnet_jax.interop import torch_files
 from alexnet_jax.models import variants
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
@@ -79,10 +82,12 @@ def train_ours(config, weights, batches):
   """(losses, weights after); weights are named and laid out as PyTorch's."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
   steps = build.make_steps(config, mesh, np.array(MEAN, np.float32))
-  plan = torch_layout.layers(config.model.to_dict(), CLASSES, SIZE)
+  network = networks.TrainedNetwork(
+    config.model.to_dict(), config.data.to_dict(), np.zeros(3)
+  )
+  network = torch_files.from_torch(weights, network)
   state = build.make_state(config, build.make_model(config, CLASSES))
-  params, batch_stats = torch_layout.from_torch(weights, plan)
-  state = state.replace(params=params, batch_stats=batch_stats)
+  state = state.replace(params=network.params, batch_stats=network.batch_stats)
   state, losses = parallel.replicate(state, mesh), []
   key = build.dropout_key(config)
   own = learning_rates(config.optimizer.learning_rate)
@@ -92,7 +97,10 @@ def train_ours(config, weights, batches):
     state, sums = steps.train(state, batch, key)
     losses.append(float(sums['loss'] / sums['count']))
   host = jax.device_get(state)
-  return losses, torch_layout.to_torch(host.params, host.batch_stats, plan)
+  network = dataclasses.replace(
+    network, params=host.params, batch_stats=host.batch_stats
+  )
+  return losses, torch_files.to_torch(network)
 
 
 def their_loss(network, images, labels):

@@ -33,7 +33,10 @@ sys.exit(code)
 def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
   """The run drops its learning rate, evaluates, saves and resumes."""
   recipe = commands.write_recipe(
-    tmp_path, schedule__patience=1, schedule__threshold=1.0
+    tmp_path,
+    eval_every_steps=5,
+    schedule__patience=1,
+    schedule__threshold=1.0,
   )
   traces = collections.Counter()
 

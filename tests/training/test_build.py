@@ -12,6 +12,7 @@ from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
+from alexnet_jax.training import schedule
 from tests.system import commands
 
 
@@ -246,10 +247,11 @@ def test_durations_in_epochs_become_steps(tmp_path):
     num_steps=0,
     eval_every_epochs=0.5,
     eval_every_steps=0,
+    schedule__name='step',
     schedule__warmup_epochs=1.0,
     schedule__drop_epochs=(1.5, 2.0),
   )
-  durations = config_lib.resolve_durations(config, 100)
+  durations = schedule.resolve_durations(config, 100)
   assert durations.steps_per_epoch == 12.5
   assert durations.num_steps == 38  # 37.5
   assert durations.eval_every == 6.25
@@ -275,7 +277,7 @@ def test_the_learning_rate_grows_with_the_batch(
     tmp_path,
     global_batch_size=batch_size,
     optimizer__rate_scaling=scaling,
-    optimizer__base_batch_size=32,
+    optimizer__base_batch_size=256 if scaling == 'none' else 32,
   )
   assert build.learning_rate(config) == pytest.approx(lr, rel=1e-12)
   state = build.make_state(config, build.make_model(config, 4))

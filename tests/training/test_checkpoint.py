@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import files
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
@@ -248,6 +249,38 @@ def test_an_unfinished_save_is_no_checkpoint(tmp_path):
   (folder / '2.orbax-checkpoint-tmp').mkdir()
   assert int(restore_newest(tmp_path)[0]['step']) == 1
   assert [p.name for p in folder.iterdir() if p.is_dir()] == ['1']
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['lr[0.1]', 'a*b?', 'back\\slash', 'caf\udce9', 'new\nline', 'a b#%41'],
+)
+def test_a_folder_may_have_any_name(tmp_path, name):
+  """Of a pattern, a path of Windows, another encoding."""
+  digests = save(tmp_path / name, [1, 2])
+  tree, run = restore_newest(tmp_path / name)
+  assert int(tree['step']) == 2
+  assert run.digest == digests[2]
+
+
+def test_a_run_does_not_train_into_what_cannot_be_read(tmp_path, monkeypatch):
+  def restore(handler, *args, **kwargs):
+    raise ValueError('no manifest')
+
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', restore)
+  with pytest.raises(UserError, match=r'read back \(state: no manifest\)'):
+    save(tmp_path, [1])
+  assert not any((tmp_path / 'checkpoints').iterdir())
+
+
+def test_a_checkpoint_that_is_read_is_removed_later(tmp_path):
+  save(tmp_path, [1], keep=1)
+  folder = tmp_path / 'checkpoints'
+  with files.in_use(folder / '1'):
+    save(tmp_path, [2], keep=1)
+    assert (folder / '1').is_dir()
+  save(tmp_path, [3], keep=1)
+  assert [path.name for path in folder.iterdir()] == ['3']
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(small_disk):

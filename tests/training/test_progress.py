@@ -76,13 +76,13 @@ def test_a_lost_loss_is_noticed_before_the_state_can_be_saved():
 def test_evaluations_are_judged_by_the_monitors_of_the_config():
   """Best by top-1, plateau by loss, early stopping by top-5."""
   config = config_lib.make_config()
-  config.checkpoint.monitor, config.checkpoint.mode = 'eval/top1', 'max'
+  config.checkpoint.monitor = 'eval/top1'
   config.schedule.update(
-    name='plateau', monitor='eval/loss', mode='min', patience=1, factor=0.5
+    name='plateau', monitor='eval/loss', patience=1, factor=0.5
   )
   config.schedule.threshold = 0.05
   config.early_stopping.update(
-    enabled=True, monitor='eval/top5', mode='max', patience=2, threshold=0.0
+    enabled=True, monitor='eval/top5', patience=2, threshold=0.0
   )
   progress = Progress(PlateauState(0.4))
   learning_rates, stopped = [], []
@@ -99,6 +99,33 @@ def test_evaluations_are_judged_by_the_monitors_of_the_config():
   assert (progress.best.value, progress.best.step) == (0.3, 2)
   assert (progress.evaluations, progress.evaluated_step) == (3, 3)
   # The end of a run between two evaluations: the best alone sees it.
+  plateau, stopping = progress.plateau, progress.stopping
   progress.add_evaluation(config, {**values, 'eval/top1': 0.9}, 4, due=False)
   assert progress.best.step == 4
+  assert (progress.plateau, progress.stopping) == (plateau, stopping)
   assert (progress.evaluations, progress.evaluated_step) == (3, 4)
+
+
+def test_a_signal_of_another_process_is_remembered():
+  log = TrainLog(Progress(PlateauState(0.1)), 0)
+  for step, stop in enumerate((0, 1, 0, 0), 1):
+    log.add(step, {**sums(step, []), 'stop': stop})
+  assert log.stop_asked
+
+
+@pytest.mark.parametrize(
+  ('last', 'threshold', 'final'),
+  [(0.3, 0.0, 25), (0.3, 0.2, 20), (0.2, 0.0, 20), (0.1, 0.0, 20)],
+)
+def test_the_best_state_may_be_the_last_one(last, threshold, final):
+  """A run of 25 steps is evaluated every 10: early stopping sees 10 and 20."""
+  config = config_lib.make_config()
+  config.early_stopping.update(enabled=True, threshold=threshold)
+  progress = Progress(PlateauState(0.1))
+  for step, top1 in ((10, 0.0), (20, 0.25), (25, last)):
+    values = {'eval/top1': top1}
+    progress.add_evaluation(config, values, step, due=step < 25)
+  assert progress.final_step(config, 25) == final
+  assert progress.stopping.best_step == 20  # a longer run goes on from that
+  config.early_stopping.restore_best = False
+  assert progress.final_step(config, 25) == 25

@@ -15,6 +15,8 @@ from alexnet_jax.training import schedule
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
 
+MONITORS = {'min': 'eval/loss', 'max': 'eval/top1'}  # of Keras' modes
+
 
 class KerasModel:
   """The part of a model that the callbacks touch."""
@@ -36,12 +38,12 @@ def keras_rates(values, learning_rate, **options):
   return rates
 
 
-def our_rates(values, learning_rate, **options):
+def our_rates(values, learning_rate, mode, **options):
   section, state = (
     config_lib.make_config().schedule,
     PlateauState(learning_rate),
   )
-  section.update(options)
+  section.update(options, monitor=MONITORS[mode])
   rates = []
   for value in values:
     # Through JSON's types, as a run that resumes every time.
@@ -161,7 +163,7 @@ def keras_stop(values, **options):
 )
 def test_early_stopping_does_what_keras_does(values, mode, patience, threshold):
   section = config_lib.make_config().early_stopping
-  section.update(mode=mode, patience=patience, threshold=threshold)
+  section.update(monitor=MONITORS[mode], patience=patience, threshold=threshold)
   state, stopped = StoppingState(), None
   for epoch, value in enumerate(values):
     again = StoppingState(**dataclasses.asdict(state))
@@ -180,47 +182,48 @@ def lr_at(step, name='constant', **options):
   config = config_lib.make_config()
   config.update(num_epochs=0.0, num_steps=100)
   config.schedule.update(name=name, **options)
-  durations = config_lib.resolve_durations(config, 1000)
+  durations = schedule.resolve_durations(config, 1000)
   return schedule.learning_rate_at(config.schedule, durations, step, 0.1)
 
 
-def test_constant_rate():
-  assert {lr_at(step) for step in range(100)} == {0.1}
+QUARTER = 0.02 + 0.08 * (1 + math.cos(math.pi / 4)) / 2
 
 
-def test_step_rate_drops_at_its_steps():
-  options = {'name': 'step', 'drop_steps': (10, 20), 'factor': 0.5}
-  expected = {9: 0.1, 10: 0.05, 19: 0.05, 20: 0.025, 99: 0.025}
+@pytest.mark.parametrize(
+  ('options', 'expected'),
+  [
+    ({'name': 'constant'}, {0: 0.1, 99: 0.1}),
+    (
+      {'name': 'step', 'drop_steps': (10, 20), 'factor': 0.5},
+      {9: 0.1, 10: 0.05, 19: 0.05, 20: 0.025, 99: 0.025},
+    ),
+    (
+      {'name': 'cosine', 'min_learning_rate': 0.02},
+      {0: 0.1, 25: QUARTER, 50: 0.06, 100: 0.02},
+    ),
+    *(
+      (
+        {'name': name, 'warmup_steps': 4, 'drop_steps': (50,)},
+        {0: 0.025, 1: 0.05, 2: 0.075, 3: 0.1, 4: 0.1},
+      )
+      for name in ('constant', 'step', 'cosine', 'plateau')
+    ),
+  ],
+)
+def test_learning_rates_by_hand(options, expected):
   assert {s: lr_at(s, **options) for s in expected} == pytest.approx(expected)
 
 
-def test_cosine_rate_goes_from_the_rate_to_the_minimum():
-  options = {'name': 'cosine', 'min_learning_rate': 0.02}
-  assert lr_at(0, **options) == pytest.approx(0.1)
-  assert lr_at(50, **options) == pytest.approx(0.06)
-  assert lr_at(100, **options) == pytest.approx(0.02)
-  quarter = 0.02 + 0.08 * (1 + math.cos(math.pi / 4)) / 2
-  assert lr_at(25, **options) == pytest.approx(quarter)
-
-
-@pytest.mark.parametrize('name', ['constant', 'step', 'cosine', 'plateau'])
-def test_warm_up_rises_linearly(name):
-  rates = [
-    lr_at(s, name=name, warmup_steps=4, drop_steps=(50,)) for s in range(5)
-  ]
-  assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
-
-
-def test_due_at_every_multiple_of_a_fraction():
-  # 62.5 steps an epoch: the epochs end within steps 63, 125, 188, 250.
-  assert [s for s in range(1, 251) if schedule.due(s, 62.5)] == [
-    63,
-    125,
-    188,
-    250,
-  ]
-  assert [s for s in range(1, 10) if schedule.due(s, 3)] == [3, 6, 9]
-  # 100 examples in batches of 30: epochs 3 and 6 end with steps 10 and 20.
-  every = Fraction(100, 30) * 3
-  assert [s for s in range(1, 21) if schedule.due(s, every)] == [10, 20]
-  assert not any(schedule.due(s, 0) for s in range(1, 10))
+@pytest.mark.parametrize(
+  ('every', 'steps'),
+  [
+    # 62.5 steps an epoch: the epochs end within these steps.
+    (62.5, [63, 125, 188, 250]),
+    (3, range(3, 251, 3)),
+    # 100 examples in batches of 30: every third epoch ends with a step.
+    (Fraction(100, 30) * 3, range(10, 251, 10)),
+    (0, []),
+  ],
+)
+def test_due_at_every_multiple_of_a_fraction(every, steps):
+  assert [s for s in range(1, 251) if schedule.due(s, every)] == list(steps)

@@ -32,36 +32,43 @@ def logits_of(state, batch):
   return np.asarray(state.apply_fn({'params': state.params}, pixels))
 
 
+def step_with(state=None, batch=None, steps=1, kind='pmap', **options):
+  """State and sums after some updates on the same batch, on four devices."""
+  mesh = mesh_of(4)
+  train_step = mapped(step.train_step, mesh, kind, **options)
+  state = parallel.replicate(state or make_state(), mesh)
+  batch = to_devices(batch or host_batch(), mesh, kind)
+  for _ in range(steps):
+    state, sums = train_step(state, batch, jax.random.key(1))
+  return jax.device_get(state), {k: float(v) for k, v in sums.items()}
+
+
+def evaluate(state, batch, kind='pmap', **options):
+  """What `eval_step` gives on four devices."""
+  mesh = mesh_of(4)
+  eval_step = mapped(step.eval_step, mesh, kind, **options)
+  return eval_step(
+    parallel.replicate(state, mesh), to_devices(batch, mesh, kind)
+  )
+
+
 def test_mirroring_on_the_device_equals_mirroring_before():
   flip = np.array([True, False, True, True, False, False, False, True])
-  mesh = mesh_of(4)
-  train_step = mapped(step.train_step, mesh, 'pmap')
   batch = host_batch()
   images = batch['image'].copy()
   images[flip] = images[flip][:, :, ::-1]
-  results = [
-    train_step(
-      parallel.replicate(make_state(), mesh),
-      to_devices(given, mesh, 'pmap'),
-      jax.random.key(1),
-    )
-    for given in (
-      {**batch, 'flip': flip},
-      {**batch, 'image': images},
-      batch,
-    )
-  ]
-  states = [jax.device_get(state.params) for state, _ in results]
-  jax.tree.map(np.testing.assert_array_equal, states[0], states[1])
-  assert float(results[0][1]['loss']) == float(results[1][1]['loss'])
-  assert float(results[0][1]['loss']) != float(results[2][1]['loss'])
+  (flipped, sums), (before, sums_before), (_, sums_plain) = (
+    step_with(batch=given)
+    for given in ({**batch, 'flip': flip}, {**batch, 'image': images}, batch)
+  )
+  assert_close(flipped.params, before.params, rtol=0, atol=0)
+  assert sums['loss'] == sums_before['loss'] != sums_plain['loss']
 
 
 def test_unreadable_examples_are_counted_over_all_devices():
   unreadable = np.array([True, False, False, True, True, False, False, False])
   _, sums = step_with(batch={**host_batch(), 'unreadable': unreadable})
-  assert sums['unreadable'] == 3
-  assert sums['count'] == BATCH
+  assert (sums['unreadable'], sums['count']) == (3, BATCH)
 
 
 @pytest.mark.parametrize(
@@ -118,19 +125,6 @@ def test_gradients_are_those_of_the_mean_loss(kind):
   assert_close(actual, jax.grad(loss)(state.params), rtol=1e-4, atol=1e-6)
 
 
-def test_the_state_is_donated_and_the_batch_crosses_as_uint8():
-  for kind in ('pmap', 'shard_map'):
-    mesh = mesh_of(4)
-    train_step = mapped(step.train_step, mesh, kind, donate_state=True)
-    state = parallel.replicate(make_state(), mesh)
-    batch = to_devices(host_batch(), mesh, kind)
-    assert batch['image'].dtype == jnp.uint8
-    assert len(batch['image'].addressable_shards) == 4
-    after, _ = train_step(state, batch, jax.random.key(0))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
-
-
 def kept_units(devices, key, number=1, now=3, kind='shard_map'):
   """bool [BATCH, 512]: what dropout keeps of a global batch."""
 
@@ -146,21 +140,16 @@ def kept_units(devices, key, number=1, now=3, kind='shard_map'):
   return np.asarray(function(parallel.replicate(np.int32(now), mesh), batch))
 
 
-def test_what_dropout_keeps_is_the_same_on_any_number_of_devices():
+def test_dropout_depends_on_example_step_layer_and_seed_alone():
   key = jax.random.key(5)
   one = kept_units(1, key)
   assert one.shape == (BATCH, 512)
-  np.testing.assert_array_equal(kept_units(2, key), one)
-  np.testing.assert_array_equal(kept_units(4, key), one)
-  np.testing.assert_array_equal(kept_units(4, key, kind='pmap'), one)
+  for devices, kind in ((2, 'shard_map'), (4, 'shard_map'), (4, 'pmap')):
+    np.testing.assert_array_equal(kept_units(devices, key, kind=kind), one)
   # The numbers of a key are as good as the key.
   np.testing.assert_array_equal(kept_units(4, jax.random.key_data(key)), one)
-
-
-def test_every_example_step_layer_and_seed_draws_anew():
-  key = jax.random.key(5)
   draws = [
-    *kept_units(2, key),
+    *one,
     *kept_units(2, key, now=4),
     *kept_units(2, key, number=2),
     *kept_units(2, jax.random.key(6)),
@@ -170,47 +159,53 @@ def test_every_example_step_layer_and_seed_draws_anew():
     assert abs((left == right).mean() - 0.58) < 0.12
 
 
-def test_a_new_learning_rate_recompiles_nothing():
+@pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
+def test_a_new_learning_rate_recompiles_nothing(kind):
+  """And the state is donated, and the batch crosses as uint8."""
   mesh, traces = mesh_of(4), []
 
   def counted(*arguments):
     traces.append(1)
     return step.train_step(*arguments, options=OPTIONS)
 
-  for kind in ('pmap', 'shard_map'):
-    traces.clear()
-    train_step = parallel.map_over_devices(
-      counted, mesh, kind, donate_state=True
+  train_step = parallel.map_over_devices(counted, mesh, kind, donate_state=True)
+  state = parallel.replicate(make_state(), mesh)
+  for lr in (0.1, 0.01, 0.001):
+    before = state_lib.with_learning_rate(
+      state, parallel.replicate(np.float32(lr), mesh)
     )
-    state = parallel.replicate(make_state(), mesh)
-    for lr in (0.1, 0.01, 0.001):
-      state = state_lib.with_learning_rate(
-        state, parallel.replicate(np.float32(lr), mesh)
-      )
-      state, _ = train_step(
-        state, to_devices(host_batch(), mesh, kind), jax.random.key(0)
-      )
-      held = state.opt_state.hyperparams['learning_rate']
-      assert held == np.float32(lr)
-    assert len(traces) == 1
+    batch = to_devices(host_batch(), mesh, kind)
+    assert batch['image'].dtype == jnp.uint8
+    assert len(batch['image'].addressable_shards) == 4
+    state, _ = train_step(before, batch, jax.random.key(0))
+    held = state.opt_state.hyperparams['learning_rate']
+    assert held == np.float32(lr)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+  assert len(traces) == 1
 
 
 @pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
 def test_eval_step_sums_what_the_mask_says(kind):
-  mesh, state = mesh_of(4), make_state(dropout=0.5)
+  """And predicts in the order of the batch."""
+  state = make_state(dropout=0.5)
   mask = np.array([True, True, False, True, True, False, False, True])
   batch = host_batch(mask=mask)
-  eval_step = mapped(step.eval_step, mesh, kind)
-  sums = eval_step(
-    parallel.replicate(state, mesh), to_devices(batch, mesh, kind)
-  )
+  sums = evaluate(state, batch, kind, top=2)
   logits = logits_of(state, batch)
   log_sum = np.log(np.exp(logits).sum(1))
   losses = log_sum - logits[np.arange(BATCH), batch['label']]
   right = logits.argmax(1) == batch['label']
   assert int(sums['count']) == 5
+  assert int(sums['num_classes']) == 6
   np.testing.assert_allclose(sums['loss'], losses[mask].sum(), rtol=1e-5)
   assert float(sums['top1']) == right[mask].sum()
+  examples = sums['examples']
+  best = (-logits).argsort(1)[:, :2]
+  np.testing.assert_array_equal(examples['classes'], best)
+  np.testing.assert_array_equal(examples['labels'], batch['label'])
+  np.testing.assert_array_equal(examples['counts'], mask)
+  np.testing.assert_allclose(examples['loss'], losses, rtol=1e-4)
 
 
 def test_a_batch_that_devices_do_not_divide_names_both_numbers():
@@ -220,8 +215,7 @@ def test_a_batch_that_devices_do_not_divide_names_both_numbers():
 
 def test_device_batches_are_one_step_ahead():
   class Numbers:
-    def __init__(self):
-      self.taken = 0
+    taken = 0
 
     def __next__(self):
       if self.taken == 3:
@@ -242,17 +236,6 @@ def test_device_batches_are_one_step_ahead():
     assert batches.iterator_state == {'next_index': expected}
   with pytest.raises(StopIteration):
     batches.take()
-
-
-def step_with(mesh=None, state=None, batch=None, steps=1, **options):
-  """State and sums after some updates on the same batch, on four devices."""
-  mesh = mesh or mesh_of(4)
-  train_step = mapped(step.train_step, mesh, 'pmap', **options)
-  state = parallel.replicate(state or make_state(), mesh)
-  batch = to_devices(batch or host_batch(), mesh, 'pmap')
-  for _ in range(steps):
-    state, sums = train_step(state, batch, jax.random.key(1))
-  return jax.device_get(state), {k: float(v) for k, v in sums.items()}
 
 
 def test_label_smoothing_and_penalties_by_hand():
@@ -334,29 +317,14 @@ def test_averaged_parameters_by_hand():
 
 
 def test_evaluation_uses_the_averaged_parameters():
-  mesh, state = mesh_of(4), make_state()
-  eval_step = mapped(step.eval_step, mesh, 'pmap')
-  batch = to_devices(host_batch(mask=np.ones(BATCH, bool)), mesh, 'pmap')
+  state, batch = make_state(), host_batch(mask=np.ones(BATCH, bool))
   halved = jax.tree.map(lambda leaf: leaf / 2, state.params)
-
-  def loss(state):
-    return float(eval_step(parallel.replicate(state, mesh), batch)['loss'])
-
-  averaged = loss(state.replace(ema_params=halved))
-  assert averaged == loss(state.replace(params=halved))
-  assert averaged != loss(state)
-
-
-def test_the_best_classes_come_in_the_order_of_the_batch():
-  mesh, state = mesh_of(4), make_state()
-  batch = host_batch(mask=np.ones(BATCH, bool))
-  logits = logits_of(state, batch)
-  for kind in ('pmap', 'shard_map'):
-    predict = mapped(step.eval_step, mesh, kind, top=2)
-    sums = predict(
-      parallel.replicate(state, mesh), to_devices(batch, mesh, kind)
+  averaged, replaced, plain = (
+    float(evaluate(given, batch)['loss'])
+    for given in (
+      state.replace(ema_params=halved),
+      state.replace(params=halved),
+      state,
     )
-    np.testing.assert_array_equal(
-      sums['examples']['classes'], (-logits).argsort(1)[:, :2]
-    )
-    assert int(sums['confusion'].sum()) == BATCH
+  )
+  assert averaged == replaced != plain

@@ -10,54 +10,25 @@ The manifest, manifest.json:
 """
 
 import hashlib
+import json
 import pathlib
-import sys
 
 import numpy as np
 
 from alexnet_jax import files
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import raw
-from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
 
 
-def prepare_raw(arguments) -> dict:
-  """Writes both splits of a source as squares; see the module's docstring.
+class RawSet:
+  """A raw set, as `shards.Target` describes it.
 
-  Args:
-    arguments: of the command line, see `add_arguments`.
-
-  Returns:
-    {out, image_size, classes, splits: {name: examples}, skipped: how many}.
-
-  Raises:
-    UserError: if the source is unfit, `out` in use or the disk too small.
+  Its result: {out, image_size, classes, splits: {name: examples}, skipped: how
+  many}.
   """
-  loaders = inputs.open_loaders(arguments, arguments.size)
-  target = _RawSet(arguments, loaders)
-  shards.write_set(target, loaders, arguments.shard_examples)
-  manifest = raw.read_manifest(target.folder)
-  splits, size = manifest['splits'], manifest['image_size']
-  classes = len(manifest['class_names'])
-  command = inputs.train_command(
-    classes, size, source='raw', path=target.folder
-  )
-  print(command, file=sys.stderr)
-  return {
-    'out': str(target.folder),
-    'image_size': size,
-    'classes': classes,
-    'splits': {name: info['num_examples'] for name, info in splits.items()},
-    'skipped': sum(len(info['skipped']) for info in splits.values()),
-  }
 
-
-class _RawSet:
-  """A raw set, as `shards.Target` describes it."""
-
-  description = raw.MANIFEST
-  what = 'a raw set'
+  description = settings_file = raw.MANIFEST
 
   def __init__(self, arguments, loaders):
     self.folder = pathlib.Path(arguments.out).expanduser()
@@ -69,12 +40,9 @@ class _RawSet:
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
 
-  def written_settings(self) -> dict:
-    return raw.read_manifest(self.folder)['settings']
-
   def estimate(self, loader, missing) -> int:
     del loader  # all squares are of one size
-    return sum(map(len, missing)) * (self._size**2 * 3 + 4)
+    return sum(len(s.indices) for s in missing) * (self._size**2 * 3 + 4)
 
   def file_name(self, shard) -> str:
     return f'{shard.key}.npy'
@@ -104,10 +72,8 @@ class _RawSet:
       file.seek(0)
       if self._write_header(file, len(labels)) != start:
         raise RuntimeError('the length of a .npy header changed')
-    with path.open('rb') as file:  # from the page cache
-      sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
     return {
-      'sha256': sha256,
+      'sha256': _sha256(path),  # from the page cache
       'num_examples': len(labels),
       'labels': labels,
       'sums': sums.tolist(),
@@ -125,8 +91,7 @@ class _RawSet:
     np.lib.format.write_array_header_1_0(file, header)
     return file.tell()
 
-  def describe(self, notes, drafts) -> None:
-    del drafts  # all files are written where they belong
+  def describe(self, notes) -> None:
     manifest = {
       'format': raw.FORMAT,
       'image_size': self._size,
@@ -136,7 +101,8 @@ class _RawSet:
         split: self._split(split, own) for split, own in notes.items()
       },
     }
-    shards.write_json(self.folder / raw.MANIFEST, manifest, indent=1)
+    text = json.dumps(manifest, indent=1)
+    shards.write_text(self.folder / raw.MANIFEST, text)
 
   def _split(self, split, notes):
     """Writes the labels of a split; returns its part of the manifest."""
@@ -145,7 +111,6 @@ class _RawSet:
     path = self.folder / f'{split}-labels.npy'
     with files.replaced_file(path) as temporary, temporary.open('wb') as file:
       np.save(file, labels)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     keys = ('file', 'num_examples', 'sha256')
     return {
       'num_examples': len(labels),
@@ -153,7 +118,7 @@ class _RawSet:
       'source_fingerprint': source.fingerprint,
       'skipped': [name for note in notes for name in note['skipped']],
       'shards': [{key: note[key] for key in keys} for note in notes],
-      'labels': {'file': path.name, 'sha256': sha256},
+      'labels': {'file': path.name, 'sha256': _sha256(path)},
       'rgb': pixel_statistics.color_statistics(
         len(labels) * self._size**2,
         np.sum([note['sums'] for note in notes], 0),
@@ -161,16 +126,19 @@ class _RawSet:
       ),
     }
 
+  def result(self) -> tuple[dict, dict]:
+    manifest = raw.read_manifest(self.folder)
+    splits = manifest['splits']
+    result = {
+      'out': str(self.folder),
+      'image_size': manifest['image_size'],
+      'classes': len(manifest['class_names']),
+      'splits': {name: info['num_examples'] for name, info in splits.items()},
+      'skipped': sum(len(info['skipped']) for info in splits.values()),
+    }
+    return result, {'source': 'raw', 'path': self.folder}
 
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  parser = commands.add_parser(
-    'raw',
-    help='decode a data set once, into squares of uint8 pixels',
-    description='Writes the center squares of all images as uint8 arrays, which'
-    ' training memory-maps. ImageNet at 256 pixels takes 262 GB.',
-  )
-  inputs.add_arguments(
-    parser, 'images in a file (default: 5,000: about 1 GB at 256 pixels)'
-  )
-  parser.set_defaults(work=prepare_raw)
+
+def _sha256(path):
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

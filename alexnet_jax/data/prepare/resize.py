@@ -1,24 +1,23 @@
 """The command `prepare resize`: JPEGs whose short side is 256, as a TFDS set.
 
 The result is what TFDS itself would read (array_record, dataset_info.json,
-features.json), written without TensorFlow, with the splits and the order of the
-source.
+features.json, label.labels.txt), written without it, with the splits and the
+order of the source.
 """
 
+from collections.abc import Sequence
+import json
+import logging
 import pathlib
 import re
-import shutil
-import sys
 
 from array_record.python import array_record_module
 import numpy as np
 import simplejpeg
 
-from alexnet_jax import files
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import inputs
 from alexnet_jax.data.prepare import shards
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
@@ -29,49 +28,6 @@ _LONGEST_SIDE = 65_500  # pixels, of libjpeg
 _SAMPLE = 64  # images of each split that the estimate of the room encodes
 # One record a chunk for random access; JPEGs do not compress further.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
-
-
-def prepare_resized(arguments) -> dict:
-  """Writes both splits of a source as smaller JPEGs.
-
-  Images that are no larger and are upright color JPEGs already are taken over
-  byte for byte; smaller ones are not enlarged.
-
-  Args:
-    arguments: of the command line, see `add_arguments`.
-
-  Returns:
-    {out, name, folder, size, quality, classes, splits: {name: examples},
-    skipped: how many}.
-
-  Raises:
-    UserError: if the source is unfit, `out` in use or the disk too small.
-  """
-  loaders = inputs.open_loaders(arguments, arguments.size)
-  name, version = _name_and_version(arguments)
-  out = pathlib.Path(arguments.out).expanduser()
-  target = _ResizedSet(arguments, loaders, out / name / version)
-  shards.write_set(target, loaders, arguments.shard_examples)
-  splits = {
-    split: tfds_records.tfds_source(name, split, str(out)).num_examples
-    for split in loaders
-  }
-  classes = len(loaders['train'].source.class_names)
-  command = inputs.train_command(
-    classes, arguments.size, source='tfds', path=out, tfds_name=name
-  )
-  print(command, file=sys.stderr)
-  total = sum(loader.source.num_examples for loader in loaders.values())
-  return {
-    'out': str(out),
-    'name': name,
-    'folder': str(target.folder),
-    'size': arguments.size,
-    'quality': arguments.quality,
-    'classes': classes,
-    'splits': splits,
-    'skipped': total - sum(splits.values()),
-  }
 
 
 def _name_and_version(arguments):
@@ -94,19 +50,44 @@ def _name_and_version(arguments):
   return name if name[0].isalpha() else f'images_{name}', _VERSION
 
 
-class _ResizedSet:
-  """A TFDS set of smaller JPEGs, as `shards.Target` describes it."""
+def _check_class_names(names):
+  """Refuses names that a file with a name a line does not give back."""
+  for name in names:
+    if name != name.strip() or set(name) & {*'\r\n'} or not _is_unicode(name):
+      raise UserError(
+        'a TFDS set keeps class names as lines of UTF-8 text, and'
+        f' {name!r} is none; rename the class, or use `prepare raw`'
+      )
+  if len({*names, ''}) <= len(names):
+    logging.warning(
+      'class names are empty or given twice: training reads the set, but TFDS'
+      ' itself refuses such names'
+    )
 
-  description = tfds_records.INFO
-  what = 'a resized set'
 
-  def __init__(self, arguments, loaders, folder):
-    self.folder = folder  # DIR/NAME/VERSION, or DIR/NAME/CONFIG/VERSION
-    self._name = folder.relative_to(
-      pathlib.Path(arguments.out).expanduser()
-    ).parts[0]
-    self._size, self._quality = arguments.size, arguments.quality
+def _is_unicode(name):
+  return name.encode(errors='replace').decode() == name
+
+
+class ResizedSet:
+  """A TFDS set of smaller JPEGs, as `shards.Target` describes it.
+
+  Images that are no larger and are upright color JPEGs already are taken over
+  byte for byte; smaller ones are not enlarged. Its result: {out, name, folder,
+  size, quality, classes, splits: {name: examples}, skipped: how many}.
+  """
+
+  description, settings_file = tfds_records.INFO, _MADE
+
+  def __init__(self, arguments, loaders):
+    self._name, version = _name_and_version(arguments)
+    self._out = pathlib.Path(arguments.out).expanduser()
+    # DIR/NAME/VERSION, or DIR/NAME/CONFIG/VERSION
+    self.folder = self._out / self._name / version
+    self._loaders = loaders
     self._class_names = list(loaders['train'].source.class_names)
+    _check_class_names(self._class_names)
+    self._size, self._quality = arguments.size, arguments.quality
     self.settings = {
       'size': arguments.size,
       'quality': arguments.quality,
@@ -114,31 +95,24 @@ class _ResizedSet:
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
 
-  def written_settings(self) -> dict:
-    try:
-      return shards.read_json(self.folder / _MADE)['settings']
-    except (OSError, ValueError, KeyError):
-      return {}
-
   def estimate(self, loader, missing) -> int:
     """Returns the bytes of shards of a split, from a sample."""
-    count = sum(map(len, missing))
-    if not count:
+    indices = [index for shard in missing for index in shard.indices]
+    if not indices:
       return 0
-    chosen = np.linspace(
-      missing[0].start, missing[-1].stop - 1, min(_SAMPLE, count)
-    ).astype(int)
-    records = [self.convert(loader, int(index)) for index in chosen]
+    chosen = np.linspace(0, len(indices) - 1, min(_SAMPLE, len(indices)))
+    records = [self.convert(loader, indices[int(i)]) for i in chosen]
     sizes = [len(record) for record in records if record]
     # A record has about a hundred bytes of framing, a file ends with its 64 kB
     # block, and a sample errs.
     size = (np.mean(sizes or [0]) + 100) * 1.1
-    return int(count * size + len(missing) * 65_536)
+    return int(len(indices) * size + len(missing) * 65_536)
 
   def file_name(self, shard) -> str:
     """Returns what TFDS calls a shard's file."""
-    number = f'{shard.number:05d}-of-{shard.count:05d}'
-    return f'{self._name}-{shard.split}.array_record-{number}'
+    number = shard.key.removeprefix(f'{shard.split}-')
+    name = self._name.partition('/')[0]
+    return f'{name}-{shard.split}.array_record-{number}'
 
   def convert(self, loader, index) -> bytes | None:
     """Returns a serialized tf.train.Example; None if the image is skipped."""
@@ -179,53 +153,103 @@ class _ResizedSet:
       writer.close()
     return {'num_examples': count, 'num_bytes': size}
 
-  def describe(self, notes, drafts) -> None:
-    """Writes features.json and, at last, dataset_info.json."""
-    import tensorflow_datasets as tfds  # slow to import, and only needed here
-
+  def describe(self, notes) -> None:
     skipped = [
       k for own in notes.values() for note in own for k in note['skipped']
     ]
     made = {'settings': self.settings, 'skipped': skipped}
-    shards.write_json(self.folder / _MADE, made, indent=1)
-    infos = [
-      tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[note['num_examples'] for note in own],
-        num_bytes=sum(note['num_bytes'] for note in own),
-        filename_template=tfds.core.ShardedFileTemplate(
-          data_dir=self.folder,
-          dataset_name=self._name,
-          split=split,
-          filetype_suffix='array_record',
-        ),
-      )
+    shards.write_text(self.folder / _MADE, json.dumps(made, indent=1))
+    splits = {
+      split: [(note['num_examples'], note['num_bytes']) for note in own]
       for split, own in notes.items()
-    ]
-    features = {
-      'file_name': tfds.features.Text(),
-      'image': tfds.features.Image(encoding_format='jpeg'),
-      'label': tfds.features.ClassLabel(names=self._class_names),
     }
-    # TFDS writes where the shards are; drafts beside links to them can be put
-    # in their place when they are whole.
-    drafts = drafts / 'description'
-    shutil.rmtree(drafts, ignore_errors=True)
-    drafts.mkdir()
-    for path in self.folder.glob('*.array_record-*'):
-      (drafts / path.name).symlink_to(path.absolute())
-    tfds.folder_dataset.write_metadata(
-      data_dir=drafts,
-      features=tfds.features.FeaturesDict(features),
-      split_infos=infos,
-      version=self.folder.name,
-      check_data=False,
-      description='Images resized by alexnet_jax.data.prepare resize.',
+    write_description(
+      self.folder, self._name.partition('/')[0], self._class_names, splits
     )
-    written = [path for path in drafts.iterdir() if not path.is_symlink()]
-    for path in sorted(written, key=lambda p: p.name == self.description):
-      with files.replaced_file(self.folder / path.name) as temporary:
-        shutil.copyfile(path, temporary)
+
+  def result(self) -> tuple[dict, dict]:
+    splits = {
+      split: tfds_records.tfds_source(
+        self._name, split, str(self._out)
+      ).num_examples
+      for split in self._loaders
+    }
+    total = sum(loader.source.num_examples for loader in self._loaders.values())
+    result = {
+      'out': str(self._out),
+      'name': self._name,
+      'folder': str(self.folder),
+      'size': self._size,
+      'quality': self._quality,
+      'classes': len(self._class_names),
+      'splits': splits,
+      'skipped': total - sum(splits.values()),
+    }
+    keys = {'source': 'tfds', 'path': self._out, 'tfds_name': self._name}
+    return result, keys
+
+
+def write_description(
+  folder: pathlib.Path,
+  name: str,
+  class_names: Sequence[str],
+  splits: dict[str, list[tuple[int, int]]],
+) -> None:
+  """Writes what makes a folder of shards a TFDS set, as TFDS does.
+
+  Args:
+    folder: of the shards, named by the version.
+    name: of the set.
+    class_names: in the order of the labels.
+    splits: (number of records, bytes) of each shard.
+  """
+  package = 'tensorflow_datasets.core.features'
+  image = {
+    'dtype': 'uint8',
+    'encodingFormat': 'jpeg',
+    'shape': {'dimensions': ['-1', '-1', '3']},
+  }
+  label = {'numClasses': str(len(class_names))}
+  features = {
+    'file_name': {
+      'pythonClassName': f'{package}.text_feature.Text',
+      'text': {},
+    },
+    'image': {
+      'pythonClassName': f'{package}.image_feature.Image',
+      'image': image,
+    },
+    'label': {
+      'pythonClassName': f'{package}.class_label_feature.ClassLabel',
+      'classLabel': label,
+    },
+  }
+  features = {
+    'pythonClassName': f'{package}.features_dict.FeaturesDict',
+    'featuresDict': {'features': features},
+  }
+  info = {
+    'description': 'Images resized by alexnet_jax.data.prepare resize.',
+    'fileFormat': 'array_record',
+    'name': name,
+    'splits': [
+      {
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+        'name': split,
+        'numBytes': str(sum(size for _, size in parts)),
+        'shardLengths': [str(count) for count, _ in parts],
+      }
+      for split, parts in splits.items()
+    ],
+    'version': folder.name,
+  }
+  names = ''.join(f'{name}\n' for name in class_names)
+  for file_name, text in (
+    ('label.labels.txt', names),
+    ('features.json', json.dumps(features, indent=4, sort_keys=True)),
+    (tfds_records.INFO, json.dumps(info, indent=2, sort_keys=True)),
+  ):
+    shards.write_text(folder / file_name, text)
 
 
 def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:
@@ -248,28 +272,3 @@ def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:
   return simplejpeg.encode_jpeg(
     np.ascontiguousarray(pixels), quality, 'RGB', '420', fastdct=False
   )
-
-
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  parser = commands.add_parser(
-    'resize',
-    help='make smaller JPEGs of a data set',
-    description='Writes all images as JPEGs whose short side is 256 pixels:'
-    ' a TFDS set in array_record, with the splits and the order of the source.',
-  )
-  inputs.add_arguments(parser, 'images in a file (default: 5,000)')
-  parser.add_argument(
-    '--quality',
-    type=int,
-    choices=range(1, 101),
-    metavar='1-100',
-    default=90,
-    help='of the JPEGs (default: 90)',
-  )
-  parser.add_argument(
-    '--name',
-    default='',
-    help='of the new set (default: that of the TFDS set, or of the folder)',
-  )
-  parser.set_defaults(work=prepare_resized)

@@ -9,6 +9,7 @@ and the notes go.
 import collections
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -17,20 +18,24 @@ import functools
 import importlib.metadata
 import json
 import pathlib
+import shlex
 import shutil
 import signal
 import sys
 from typing import Protocol
 
+from alexnet_jax import cli
 from alexnet_jax import files
+from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.data.prepare import inputs
+from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
 _NOTES = '.unfinished'  # the folder of the notes
 _PLAN = 'plan.json'
-_CHUNK = 8  # examples that a thread takes at a time
+_LINE_SECONDS = 10.0  # between two lines of progress without a terminal
+_IMAGENET_CLASSES = 1_000
 # A set is not begun with one version of what decides its pixels and ended with
 # another.
 _DECODERS = ('simplejpeg', 'pillow', 'numba')
@@ -38,40 +43,31 @@ _DECODERS = ('simplejpeg', 'pillow', 'numba')
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """Examples `start` to `stop` - 1 of a split, in one file."""
+  """Examples of a split, by their indices, in one file.
+
+  Attributes:
+    key: train-00000-of-00003, as in the names of the files.
+  """
 
   split: str
-  number: int
-  count: int  # of shards of the split
-  start: int
-  stop: int
-
-  def __len__(self) -> int:
-    return self.stop - self.start
-
-  @property
-  def key(self) -> str:
-    """train-00000-of-00003, as in the names of the files."""
-    return f'{self.split}-{self.number:05d}-of-{self.count:05d}'
+  key: str
+  indices: range
 
 
 class Target(Protocol):
-  """A data set that `write_set` writes.
+  """A data set that `prepare` writes.
 
   Attributes:
     folder: of the set.
     description: name of the file that makes the folder a finished set.
-    what: what messages call the set.
+    settings_file: name of the JSON file whose `settings` are those below.
     settings: all that its bytes depend on, as JSON.
   """
 
   folder: pathlib.Path
   description: str
-  what: str
+  settings_file: str
   settings: dict
-
-  def written_settings(self) -> dict:
-    """Returns the settings of the finished set in the folder."""
 
   def estimate(self, loader: Loader, missing: list[Shard]) -> int:
     """Returns how many bytes some shards of a split will take."""
@@ -85,254 +81,318 @@ class Target(Protocol):
   def write(self, path: pathlib.Path, examples: Iterable) -> dict:
     """Writes converted examples; returns a note, with `num_examples`."""
 
-  def describe(self, notes: dict[str, list[dict]], drafts: pathlib.Path):
-    """Writes the description, from the notes of each split's shards.
+  def describe(self, notes: dict[str, list[dict]]) -> None:
+    """Writes the description, from the notes of each split's shards."""
 
-    `drafts` is a folder for files on the way there.
-    """
+  def result(self) -> tuple[dict, dict]:
+    """Returns the command's result, and the keys of config.data for it."""
 
 
-def write_set(
-  target: Target, loaders: dict[str, Loader], per_shard: int
-) -> None:
-  """Writes a set, or what is missing of it; leaves a finished one as it is.
+def prepare(
+  arguments, make_target: Callable[[object, dict[str, Loader]], Target]
+) -> dict:
+  """Writes both splits of a source as a set, or what is missing of it.
 
-  There is a loader for each split; `per_shard` examples go into a file.
+  A finished set is left as it is. Prints the command that trains on it.
+
+  Args:
+    arguments: of the command line, see `__main__`.
+    make_target: called with the arguments and a loader of each split.
 
   Raises:
-    UserError: if the folder is in use, was made or begun with other settings,
-      or holds something else; if the disk is full (what is finished stays) or a
-      split has no example that can be decoded.
+    UserError: if the source is missing or unfit; if the folder is in use, was
+      made or begun with other settings, or holds something else; if the disk is
+      full (what is finished stays) or a split has no example that can be
+      decoded.
     Interrupted: for SIGTERM or Ctrl-C.
   """
-  folder = target.folder
-  with _locked(folder, target.description):
-    if (folder / target.description).exists():
-      if changes := _differences(target.written_settings(), target.settings):
-        raise UserError(
-          f'{folder} holds {target.what} made with other settings or from other'
-          f' data ({changes}); choose another --out'
-        )
-      print(f'{folder} is prepared already', file=sys.stderr)
+  loaders = _open_loaders(arguments)
+  target = make_target(arguments, loaders)
+  with _locked(target):
+    if (target.folder / target.description).exists():
+      _check_settings(target)
+      print(f'{target.folder} is prepared already', file=sys.stderr)
     else:
-      out = _Output(folder, _plan(loaders, per_shard))
-      with _full_disk_explained(out):
-        out.begin(target.settings)
-        _check_room(target, loaders, out)
-        notes = _write_shards(target, loaders, out)
-        target.describe(notes, out.notes)
+      _write_set(target, loaders, arguments.shard_examples)
     # Also if the last command ended right before that.
-    shutil.rmtree(folder / _NOTES, ignore_errors=True)
+    shutil.rmtree(target.folder / _NOTES, ignore_errors=True)
+  result, keys = target.result()
+  recipe = 'imagenet' if result['classes'] == _IMAGENET_CLASSES else 'folder'
+  size = arguments.size
+  keys |= {'resize_size': size, 'crop_size': max(1, size * 7 // 8)}
+  overrides = (shlex.quote(f'--config.data.{k}={v}') for k, v in keys.items())
+  print(
+    'to train on it:\n  python -m alexnet_jax.main --config'
+    f' configs/{recipe}.py {" ".join(overrides)}',
+    file=sys.stderr,
+  )
+  return result
 
 
-def _plan(loaders, per_shard):
-  """Returns the shards of all splits, in order."""
-  planned = []
-  for split, loader in loaders.items():
-    total = loader.source.num_examples
-    starts = range(0, total, per_shard)
-    planned += [
-      Shard(split, i, len(starts), start, min(start + per_shard, total))
-      for i, start in enumerate(starts)
-    ]
-  return planned
+def _open_loaders(arguments):
+  """Returns a loader for `train` and one for `validation`."""
+  _check_path(arguments)
+  options = {
+    key: getattr(arguments, key)
+    for key in ('path', 'tfds_name', 'val_fraction', 'split_seed')
+  }
+  loaders = {}
+  for split, tfds_split in zip(
+    sources.SPLITS,
+    (arguments.tfds_train_split, arguments.tfds_eval_split),
+    strict=True,
+  ):
+    options['tfds_split'] = tfds_split
+    source = sources.make_source(arguments.source, split, **options)
+    loaders[split] = Loader(
+      source,
+      arguments.size,
+      unreadable=arguments.unreadable,
+      num_threads=arguments.num_threads,
+      skip_hint='--unreadable skip; or repair it',
+    )
+    print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
+  check_disjoint(*(loader.source for loader in loaders.values()))
+  if arguments.given & {'val_fraction', 'split_seed'}:
+    options['val_fraction'] = 0.0
+    whole = sources.make_source(arguments.source, 'train', **options)
+    if whole.num_examples == loaders['train'].source.num_examples:
+      raise UserError(
+        f'{whole.name} has a split for validation of its own: --val_fraction'
+        ' and --split_seed have no effect; leave them out'
+      )
+  return loaders
+
+
+def _check_path(arguments):
+  if arguments.source in ('digits', 'tfds'):
+    return
+  if not arguments.path:
+    raise UserError(f'--source {arguments.source} needs --path')
+  source = pathlib.Path(arguments.path).expanduser().resolve()
+  out = pathlib.Path(arguments.out).expanduser().resolve()
+  if source in (out, *out.parents):
+    raise UserError(
+      f'--out {out} lies in the source {source}, which would then hold both;'
+      ' choose a folder outside'
+    )
 
 
 @contextlib.contextmanager
-def _locked(folder, description):
-  """Makes a folder and keeps other processes from preparing it."""
+def _locked(target):
+  """Makes a folder, keeps others from preparing it, and ends at signals."""
+  folder = target.folder
   folder.mkdir(parents=True, exist_ok=True)
   found = {path.name for path in folder.iterdir()} - {files.LOCK_FILE}
-  if found and not found & {description, _NOTES}:
+  if found and not found & {target.description, _NOTES}:
     raise UserError(
       f'{folder} is not empty and not the unfinished work of this command; it'
       ' is left as it is: choose another --out'
     )
-  busy = f'another process is preparing {folder}; wait for it or end it'
-  with files.lock(folder, busy), _signals_interrupt():
-    yield
 
-
-@contextlib.contextmanager
-def _signals_interrupt():
   def interrupt(number, _):
     raise Interrupted(signal.Signals(number).name)
 
+  busy = f'another process is preparing {folder}; wait for it or end it'
   numbers = signal.SIGTERM, signal.SIGINT
-  before = [signal.signal(number, interrupt) for number in numbers]
-  try:
-    yield
-  finally:
-    for number, handler in zip(numbers, before, strict=True):
-      signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _full_disk_explained(out):
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
-    if not full and 'No space left' not in str(error):
-      raise
-    finished = len(out.planned) - len(out.missing())
-    raise UserError(
-      f'no space left in {out.folder}; {finished} of {len(out.planned)} shards'
-      ' are finished and stay: make room and start the same command again'
-    ) from error
-
-
-class _Output:
-  """A folder that is being written, new or as an ended command left it."""
-
-  def __init__(self, folder: pathlib.Path, planned: list[Shard]):
-    self.folder, self.planned = folder, planned
-    self.notes = folder / _NOTES
-
-  def begin(self, settings: dict) -> None:
-    """Writes down the settings, or compares them with those before."""
-    self.notes.mkdir(exist_ok=True)
-    versions = {name: importlib.metadata.version(name) for name in _DECODERS}
-    settings, path = settings | versions, self.notes / _PLAN
-    if not path.exists():
-      write_json(path, settings)
-    elif changes := _differences(read_json(path), settings):
-      raise UserError(
-        f'{self.folder} was begun with other settings ({changes}); give those,'
-        ' choose another --out, or delete the folder'
-      )
-    for left in self.folder.glob('*.tmp'):
-      left.unlink()
-
-  def note(self, shard: Shard) -> dict | None:
-    """Returns what a finished shard holds; None if it is not finished."""
+  with files.lock(folder, busy):
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
-      note = read_json(self.notes / f'{shard.key}.json')
-      whole = (self.folder / note['file']).stat().st_size == note['bytes']
-    except FileNotFoundError:
-      return None
-    return note if whole else None
+      yield
+    finally:
+      for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
-  def missing(self) -> list[Shard]:
-    """Returns the shards that are not finished."""
-    return [shard for shard in self.planned if self.note(shard) is None]
 
-  def add(
-    self, shard: Shard, name: str, write: Callable[[pathlib.Path], dict]
-  ) -> None:
-    """Writes a shard: `write(path)` returns what the note is to say."""
-    with files.replaced_file(self.folder / name) as temporary:
-      note = write(temporary)
-      size = temporary.stat().st_size
-    path = self.notes / f'{shard.key}.json'
-    write_json(path, {**note, 'file': name, 'bytes': size})
+def _check_settings(target):
+  path = target.folder / target.settings_file
+  written = _read_json(path).get('settings') if path.is_file() else {}
+  if changes := _differences(written, target.settings):
+    raise UserError(
+      f'{target.folder} holds a set made with other settings or from other data'
+      f' ({changes}); choose another --out'
+    )
 
 
 def _differences(before, after):
   """Returns `key: before -> after` of what differs, for messages."""
+  before = before if isinstance(before, dict) else {}  # of a damaged file
   return ', '.join(
     f'{key}: {old!r} -> {new!r}'
     for key, (old, new) in files.differences(before, after).items()
   )
 
 
-def _check_room(target, loaders, out):
-  """Says how much room is needed and there; raises if it is not enough."""
-  missing = out.missing()
+def _write_set(target, loaders, per_shard):
+  """Writes the shards that are missing, then the description."""
+  folder = target.folder
+  planned = [
+    Shard(
+      split,
+      f'{split}-{i:05d}-of-{len(starts):05d}',
+      range(loader.source.num_examples)[start : start + per_shard],
+    )
+    for split, loader in loaders.items()
+    for starts in [range(0, loader.source.num_examples, per_shard)]
+    for i, start in enumerate(starts)
+  ]
+  notes = {}  # by the keys of finished shards
+  with _full_disk_explained(folder, planned, notes):
+    _begin(target)
+    notes |= _finished_notes(folder, planned)
+    missing = [shard for shard in planned if shard.key not in notes]
+    _check_room(target, loaders, missing)
+    if notes:
+      done = f'{len(notes)} of {len(planned)} shards are there already'
+      print(done, file=sys.stderr)
+    total = sum(len(shard.indices) for shard in missing)
+    with progress(total, f'writing {folder}') as add_done:
+      for shard in missing:
+        loader = loaders[shard.split]
+        notes[shard.key] = _write_shard(target, loader, shard, add_done)
+    of_splits = collections.defaultdict(list)
+    for shard in planned:
+      of_splits[shard.split].append(notes[shard.key])
+    for split, loader in loaders.items():
+      if not sum(note['num_examples'] for note in of_splits[split]):
+        raise UserError(f'no image of {loader.source.name} can be decoded')
+    target.describe(dict(of_splits))
+
+
+@contextlib.contextmanager
+def _full_disk_explained(folder, planned, notes):
+  try:
+    yield
+  except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
+    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
+    if not full and 'No space left' not in str(error):
+      raise
+    raise UserError(
+      f'no space left in {folder}; {len(notes)} of {len(planned)} shards are'
+      ' finished and stay: make room and start the same command again'
+    ) from error
+
+
+def _begin(target):
+  """Writes down the settings, or compares them with those before."""
+  folder = target.folder
+  path = folder / _NOTES / _PLAN
+  path.parent.mkdir(exist_ok=True)
+  versions = {name: importlib.metadata.version(name) for name in _DECODERS}
+  settings = target.settings | versions
+  if not path.exists():
+    write_text(path, json.dumps(settings))
+  elif changes := _differences(_read_json(path), settings):
+    raise UserError(
+      f'{folder} was begun with other settings ({changes}); give those, choose'
+      ' another --out, or delete the folder'
+    )
+  for left in folder.glob('*.tmp'):
+    left.unlink()
+
+
+def _finished_notes(folder, planned):
+  """Returns the notes of the shards that are whole, by their keys."""
+  notes = {}
+  for shard in planned:
+    with contextlib.suppress(FileNotFoundError):
+      note = _read_json(folder / _NOTES / f'{shard.key}.json')
+      if note and (folder / note['file']).stat().st_size == note['bytes']:
+        notes[shard.key] = note
+  return notes
+
+
+def _check_room(target, loaders, missing):
+  """Prints how much room is needed and left; raises if it is not enough."""
   needed = sum(
     target.estimate(loader, [s for s in missing if s.split == split])
     for split, loader in loaders.items()
   )
-  free = shutil.disk_usage(out.folder).free
+  free = shutil.disk_usage(target.folder).free
   text = (
-    f'{target.what} needs about {_size(needed)}; {out.folder} has'
-    f' {_size(free)} of room'
+    f'the set needs about {needed / 1e6:,.1f} MB; {target.folder} has'
+    f' {free / 1e6:,.1f} MB of room'
   )
   if free < needed:
     raise UserError(f'{text}; make room or choose another --out')
   print(text, file=sys.stderr)
 
 
-def _size(count):
-  for unit in ('B', 'kB', 'MB', 'GB'):
-    if count < 1000:
-      return f'{count:.3g} {unit}'
-    count /= 1000
-  return f'{count:.3g} TB'
-
-
-def _write_shards(target, loaders, out):
-  """Writes what is missing; returns the notes of each split's shards."""
-  missing = out.missing()
-  if done := len(out.planned) - len(missing):
-    print(
-      f'{done} of {len(out.planned)} shards are there already', file=sys.stderr
-    )
-  workers = max(loader.num_threads for loader in loaders.values())
-  with (
-    concurrent.futures.ThreadPoolExecutor(workers) as pool,
-    inputs.progress(
-      sum(map(len, missing)), f'writing {out.folder}'
-    ) as add_done,
-  ):
-    for shard in missing:
-      results = inputs.run_in_order(
-        _jobs(target, loaders[shard.split], shard), pool, workers
-      )
-      with contextlib.closing(results):
-        out.add(
-          shard,
-          target.file_name(shard),
-          lambda path, results=results: _write(target, path, results, add_done),
-        )
-  notes = collections.defaultdict(list)
-  for shard in out.planned:
-    notes[shard.split].append(out.note(shard))
-  for split, own in notes.items():
-    if not sum(note['num_examples'] for note in own):
-      raise UserError(
-        f'no image of {loaders[split].source.name} can be decoded'
-      )
-  return dict(notes)
-
-
-def _jobs(target, loader, shard):
-  """Yields functions that return [(converted example or None, its name)]."""
-
-  def convert(start):
-    indices = range(start, min(start + _CHUNK, shard.stop))
-    examples = [target.convert(loader, index) for index in indices]
-    return [
-      (example, loader.source.describe(index) if example is None else '')
-      for index, example in zip(indices, examples, strict=True)
-    ]
-
-  for start in range(shard.start, shard.stop, _CHUNK):
-    yield functools.partial(convert, start)
-
-
-def _write(target, path, results, add_done):
-  """Writes a shard and adds the names of skipped examples to its note."""
+def _write_shard(target, loader, shard, add_done):
+  """Writes a shard, then its note, which it returns."""
+  jobs = (
+    functools.partial(target.convert, loader, index) for index in shard.indices
+  )
+  results = run_in_order(jobs, loader.num_threads)
   skipped = []
 
   def kept():
-    for examples in results:
-      for example, name in examples:
-        if example is None:
-          skipped.append(name)
-        else:
-          yield example
-      add_done(len(examples))
+    for index, example in zip(shard.indices, results, strict=True):
+      if example is None:
+        skipped.append(loader.source.describe(index))
+      else:
+        yield example
+      add_done(1)
 
-  return {**target.write(path, kept()), 'skipped': skipped}
+  path = target.folder / target.file_name(shard)
+  with contextlib.closing(results), files.replaced_file(path) as temporary:
+    note = target.write(temporary, kept())
+    size = temporary.stat().st_size
+  note |= {'skipped': skipped, 'file': path.name, 'bytes': size}
+  path = target.folder / _NOTES / f'{shard.key}.json'
+  write_text(path, json.dumps(note))
+  return note
 
 
-def read_json(path: pathlib.Path) -> dict:
-  """Reads what `write_json` wrote."""
-  return json.loads(path.read_text())
+def run_in_order(
+  jobs: Iterable[Callable[[], object]], num_threads: int
+) -> Iterator[object]:
+  """Runs jobs in threads; yields their results in order.
+
+  Jobs are taken few at a time: they, or their results, may hold images. Those
+  that wait are canceled if the iterator is closed.
+  """
+  pending = collections.deque()
+  pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+  try:
+    for job in jobs:
+      pending.append(pool.submit(job))
+      # Few enough to keep memory flat, enough to keep every thread busy.
+      if len(pending) >= 4 * num_threads:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
-def write_json(path: pathlib.Path, content: dict, indent: int = 0) -> None:
-  """Writes a JSON file that is there as a whole or not at all."""
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+  """Shows a bar of `total` images; gives the function that adds done ones."""
+  console, done = cli.Console(), 0
+  console.start(total, 0, 'image', what, _LINE_SECONDS)
+
+  def add(count):
+    nonlocal done
+    done += count
+    console.advance(done)
+
+  try:
+    yield add
+  finally:
+    console.stop()
+
+
+def _read_json(path):
+  """Reads an object; returns {} if the file is damaged."""
+  try:
+    content = json.loads(path.read_bytes())
+  except (ValueError, RecursionError):
+    return {}
+  return content if isinstance(content, dict) else {}
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is there as a whole or not at all."""
   with files.replaced_file(path) as temporary:
-    temporary.write_text(json.dumps(content, indent=indent or None))
+    temporary.write_text(text, 'utf-8')

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tarfile
 
+from alexnet_jax.data import tfds_records
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
@@ -24,7 +25,6 @@ TRAIN_TAR, VALIDATION_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 # Files in each tar of ILSVRC-2012: tars of one synset, and images.
 _IMAGENET_TARS = {TRAIN_TAR: 1_000, VALIDATION_TAR: 50_000}
 _CATALOG = 'https://www.tensorflow.org/datasets/catalog/overview'
-_INSTALL = how_to_install('tfds')
 
 
 def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
@@ -49,22 +49,18 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   root = pathlib.Path(
     data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   ).expanduser()
-  manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
-  builder = _make_builder(name, root)
-  _check_features(builder)
-  folder = pathlib.Path(builder.data_dir)
-  if folder.exists():
-    _check_built(builder)
-    print(f'{name} is already prepared in {folder}', file=sys.stderr)
-  else:
-    _check_manual_files(builder, manual, root)
-    tensorflow = _import_tensorflow()
-    _check_folder(folder)
-    if name == 'imagenet2012':
-      _check_tars(manual, folder.parent)
-    _build(tensorflow, builder, manual)
-    print(f'{name} is prepared in {folder}', file=sys.stderr)
-  splits = {str(k): s.num_examples for k, s in builder.info.splits.items()}
+  if not re.fullmatch(r'[a-z0-9_]+(/[\w.\-]+)?', name):
+    raise UserError(
+      f'--name is {name!r}; it must be NAME or NAME/CONFIG as in {_CATALOG}'
+    )
+  # TFDS itself would run code that a set's description names.
+  found = tfds_records.find_sets(root / name)
+  folder = next((f for f in found if f.parent == root / name), None)
+  already = 'already ' if folder else ''
+  folder = folder or _build(name, root, manual_dir)
+  described = tfds_records.read_description(folder)
+  print(f'{name} is {already}prepared in {folder}', file=sys.stderr)
+  splits = {split: described.num_examples(split) for split in described.splits}
   command = _train_command(name, root, splits)
   print(f'{splits}\nto train on it:\n  {command}', file=sys.stderr)
   return {
@@ -72,23 +68,50 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
     'data_dir': str(root),
     'folder': str(folder),
     'splits': splits,
-    'classes': builder.info.features['label'].num_classes,
+    'classes': len(described.class_names),
   }
+
+
+def _build(name, root, manual_dir):
+  """Builds a set with TensorFlow; returns its folder."""
+  manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
+  builder = _make_builder(name, root)
+  folder = pathlib.Path(builder.data_dir)
+  if folder.exists():
+    if not (folder / tfds_records.INFO).exists():
+      raise UserError(
+        f'{folder} is there but holds no finished data set; move it away or'
+        ' choose another --data_dir'
+      )
+    return folder
+  if manual_dir and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    raise UserError(f'TFDS downloads {name} itself: leave --manual_dir out')
+  _check_manual_files(builder, manual, root)
+  tensorflow = _import_tensorflow()
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  if left := [*folder.parent.glob(f'incomplete.*_{folder.name}')]:
+    logging.warning(
+      'left by a build that was killed, unless one is running; delete: %s',
+      ' '.join(map(str, left)),
+    )
+  if name == 'imagenet2012':
+    _check_tars(manual, folder.parent)
+  _run_builder(tensorflow, builder, manual)
+  return folder
 
 
 def _make_builder(name, root):
   """Returns TFDS's builder of the set; most are made without TensorFlow."""
   import tensorflow_datasets as tfds  # slow to import, and only needed here
 
-  if not re.fullmatch(r'[a-z0-9_]+(/[\w.\-]+)?', name):
-    raise UserError(
-      f'--name is {name!r}; it must be NAME or NAME/CONFIG as in {_CATALOG}'
-    )
+  own_name, _, config = name.partition('/')
   try:
-    return tfds.builder(name, data_dir=str(root))
+    builder = tfds.builder_cls(own_name)(
+      config=config or None, data_dir=str(root)
+    )
   except tfds.core.DatasetNotFoundError as error:
     near = difflib.get_close_matches(
-      name.split('/')[0], tfds.list_builders(with_community_datasets=False)
+      own_name, tfds.list_builders(with_community_datasets=False)
     )
     hint = f' Did you mean {" or ".join(near)}?' if near else ''
     raise UserError(
@@ -99,11 +122,6 @@ def _make_builder(name, root):
     raise _tensorflow_missing(error) from error
   except ValueError as error:  # a config that the set does not have
     raise UserError(str(error)) from error
-
-
-def _check_features(builder):
-  import tensorflow_datasets as tfds
-
   features = dict(builder.info.features.items())
   kinds = {'image': tfds.features.Image, 'label': tfds.features.ClassLabel}
   if any(not isinstance(features.get(key), kinds[key]) for key in kinds):
@@ -111,57 +129,27 @@ def _check_features(builder):
       f'{builder.name} has the features {sorted(features)}; training needs an'
       " 'image' and a 'label' that is a class"
     )
-
-
-def _check_built(builder):
-  formats = sorted(f.value for f in builder.info.available_file_formats())
-  if not builder.info.splits:
-    raise UserError(
-      f'{builder.data_dir} is there but holds no finished data set; move it'
-      ' away or choose another --data_dir'
-    )
-  if _RECORD_FORMAT not in formats:
-    raise UserError(
-      f'{builder.data_dir} is prepared as {", ".join(formats)}; training reads'
-      f' {_RECORD_FORMAT}. It is left as it is: choose another --data_dir, or'
-      ' move it away if nothing else reads it'
-    )
+  return builder
 
 
 def _check_manual_files(builder, manual, root):
   """Checks the files that must be downloaded by hand, if there are any."""
   if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     return
-  if builder.name != 'imagenet2012':
-    if not (manual.is_dir() and any(manual.iterdir())):
+  if builder.name == 'imagenet2012':
+    if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
       raise UserError(
-        f'{builder.name} must be downloaded by hand, and {manual} does not'
-        ' exist or is empty; fill it or give another with --manual_dir DIR:\n'
-        f'{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+        f'{" and ".join(missing)} not found in {manual}. Register at'
+        ' https://image-net.org/download-images and download them, leave them'
+        ' packed, then:\n'
+        '  python -m alexnet_jax.data.prepare tfds --name imagenet2012'
+        f' --manual_dir DIR --data_dir {shlex.quote(str(root))}'
       )
-    return
-  if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
+  elif not (manual.is_dir() and any(manual.iterdir())):
     raise UserError(
-      f'{" and ".join(missing)} not found in {manual}. Register at'
-      ' https://image-net.org/download-images and download them, leave them'
-      ' packed, then:\n'
-      '  python -m alexnet_jax.data.prepare tfds --name imagenet2012'
-      f' --manual_dir DIR --data_dir {shlex.quote(str(root))}'
-    )
-
-
-def _check_folder(folder):
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'cannot write {folder.parent} ({error.strerror}); choose another'
-      ' --data_dir'
-    ) from error
-  if left := sorted(folder.parent.glob(f'incomplete.*_{folder.name}')):
-    logging.warning(
-      'left by a build that was killed, unless one is running; delete: %s',
-      ' '.join(map(str, left)),
+      f'{builder.name} must be downloaded by hand, and {manual} does not exist'
+      ' or is empty; fill it or give another with --manual_dir DIR:\n'
+      f'{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
     )
 
 
@@ -189,7 +177,7 @@ def _check_tars(manual, folder):
     )
 
 
-def _build(tensorflow, builder, manual):
+def _run_builder(tensorflow, builder, manual):
   import tensorflow_datasets as tfds
 
   try:
@@ -230,8 +218,8 @@ def _import_tensorflow():
 
 def _tensorflow_missing(error):
   return UserError(
-    f'building a TFDS set needs TensorFlow, reading it does not: {_INSTALL}'
-    f' ({error})'
+    'building a TFDS set needs TensorFlow, reading it does not:'
+    f' {how_to_install("tfds")} ({error})'
   )
 
 
@@ -248,35 +236,4 @@ def _train_command(name, root, splits):
   return (
     'python -m alexnet_jax.main --config configs/imagenet.py'
     f' {" ".join(overrides)}'
-  )
-
-
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  parser = commands.add_parser(
-    'tfds',
-    help='build a TFDS image classification set (needs TensorFlow)',
-    description='Builds a TFDS image classification set as array_record. Needs'
-    f' TensorFlow: {_INSTALL}. ImageNet needs as much room again as its'
-    ' two tars.',
-  )
-  parser.add_argument(
-    '--name', required=True, help='imagenet2012, or any NAME or NAME/CONFIG'
-  )
-  parser.add_argument(
-    '--manual_dir',
-    default='',
-    metavar='DIR',
-    help='folder of what TFDS cannot download: for imagenet2012'
-    ' ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar',
-  )
-  parser.add_argument(
-    '--data_dir',
-    default='',
-    metavar='DIR',
-    help='where TFDS keeps its sets (default: TFDS_DATA_DIR or'
-    ' ~/tensorflow_datasets)',
-  )
-  parser.set_defaults(
-    work=lambda a: prepare_tfds(a.name, a.manual_dir, a.data_dir)
   )

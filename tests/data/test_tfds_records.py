@@ -1,0 +1,256 @@
+"""Sets in the layout of TFDS, and what their description may say."""
+
+import contextlib
+import json
+import shutil
+import sys
+
+import pytest
+
+from alexnet_jax import validation
+from alexnet_jax.data import sources
+from alexnet_jax.data import tfds_records
+from alexnet_jax.data.prepare.__main__ import main as prepare
+from alexnet_jax.data.prepare.check import check
+from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from tests.data.pictures import encode
+from tests.data.pictures import noise
+from tests.data.pictures import write
+from tests.system import commands
+
+TRAIN, VALIDATION = 19, 4  # examples, in files of 7
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  root = tmp_path_factory.mktemp('made')
+  names = [f'{c}/{i}.png' for c in ('ant', 'bee') for i in range(12)]
+  names.remove('bee/11.png')
+  pictures = {n: encode(noise(i, 8, 8), 'PNG') for i, n in enumerate(names)}
+  write(root / 'in', pictures)
+  command = f'resize --source folder --path {root}/in --out {root}/out --size 8'
+  assert prepare([*command.split(), '--shard_examples', '7']) == 0
+  return root / 'out'
+
+
+@pytest.fixture
+def made_set(made, tmp_path):
+  """The folder of a copy."""
+  shutil.copytree(made, tmp_path / 'out')
+  return tmp_path / 'out' / 'in' / '1.0.0'
+
+
+def change(path, function):
+  value = json.loads(path.read_text())
+  function(value)
+  path.write_text(json.dumps(value))
+
+
+def open_split(folder, split='train'):
+  return sources.make_source(
+    'tfds',
+    'train',
+    path=str(folder.parent.parent),
+    tfds_name=folder.parent.name,
+    tfds_split=split,
+  )
+
+
+def contents(source):
+  return [source.read(i) for i in range(source.num_examples)]
+
+
+def refused(folder, message):
+  """By training, and by check."""
+  for opened in (open_split, lambda f: check(str(f))):
+    with pytest.raises(UserError, match=message):
+      opened(folder)
+
+
+@pytest.mark.parametrize(
+  'split',
+  [
+    'train[:5]',
+    'train[80%:]',
+    'train[6:9]',
+    'train[-3:]',
+    'train[:-30%]',
+    'train[33.4%:66.6%]',
+    'train[1shard:2shard]',
+    'train[-1shard:]',
+    'train[10:50%]',
+    'train+validation',
+    'validation[1:]+train[:2] + train[12:]',
+    'all',
+  ],
+)
+def test_splits_are_those_of_tfds(made_set, split):
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(made_set)
+  expected = [
+    (instruction.filename, instruction.skip, instruction.take)
+    for instruction in builder.info.splits[split].file_instructions
+  ]
+  source = open_split(made_set, split)
+  assert [(p.filename, p.skip, p.take) for p in source.parts] == expected
+  assert source.num_examples == sum(take for *_, take in expected)
+  assert list(source.class_names) == builder.info.features['label'].names
+
+
+@pytest.mark.parametrize(
+  'split',
+  [
+    'trian',
+    'train[',
+    'train[3]',
+    'train[:120%]',
+    'train[:99]',
+    'train[4:4]',
+    '',
+  ],
+)
+def test_splits_that_there_are_not(made_set, split):
+  with pytest.raises(UserError, match=r'cannot give|beyond the 19|is empty'):
+    open_split(made_set, split)
+
+
+@pytest.mark.parametrize('split', ['train[:5]', 'train[80%:]', 'train[6:9]'])
+def test_a_part_has_its_own_records(made_set, split):
+  first, last = {'[:5]': (0, 5), '[80%:]': (15, 19), '[6:9]': (6, 9)}[split[5:]]
+  whole, part = open_split(made_set), open_split(made_set, split)
+  assert contents(part) == contents(whole)[first:last]
+  assert part.file_name(0) == whole.file_name(first)
+
+
+@pytest.mark.parametrize(
+  ('first', 'second', 'shared'),
+  [
+    ('train', 'train[80%:]', True),
+    ('train', 'train', True),
+    ('train[:90%]', 'train[80%:]', True),
+    ('validation', 'train+validation[:1]', True),
+    ('train[:8]', 'train[7:]', True),
+    ('train[:80%]', 'train[80%:]', False),
+    ('train', 'validation', False),
+    ('train[:3]+train[5:]', 'train[3:5]', False),
+  ],
+)
+def test_splits_that_share_examples(made_set, tmp_path, first, second, shared):
+  data_dir = str(made_set.parent.parent)
+  command = ['raw', '--source', 'tfds', '--path', data_dir, '--size', '8']
+  command += ['--tfds_name', 'in', '--tfds_train_split', first]
+  command += ['--tfds_eval_split', second, '--out', str(tmp_path / 'raw')]
+  assert prepare(command) == (2 if shared else 0)
+  recipe = commands.write_recipe(
+    tmp_path,
+    data__source='tfds',
+    data__path=data_dir,
+    data__tfds_name='in',
+    data__tfds_train_split=first,
+    data__tfds_eval_split=second,
+    global_batch_size=4,
+  )
+  config = validation.load_config([f'--config={recipe}'])
+  opened = [build.make_source(config, split) for split in sources.SPLITS]
+  with (
+    pytest.raises(UserError, match='share examples')
+    if shared
+    else contextlib.nullcontext()
+  ):
+    build.check_examples(config, *opened)
+
+
+def test_a_class_of_somebody_else_is_not_imported(
+  made_set, tmp_path, monkeypatch
+):
+  write(tmp_path, {'there/evil.py': b'raise SystemExit("it ran")'})
+  monkeypatch.syspath_prepend(tmp_path)
+  path = made_set / 'features.json'
+  for key in ('file_name', 'image', 'label', 'other'):
+    original = path.read_text()
+
+    def rename(value, key=key):
+      features = value['featuresDict']['features']
+      features.setdefault(key, {})['pythonClassName'] = 'there.evil.X'
+
+    change(path, rename)
+    if key in ('image', 'label'):
+      refused(made_set, 'there.evil.X')
+    else:  # it is not read
+      assert open_split(made_set).num_examples == TRAIN
+      assert not check(str(made_set))['errors']
+    path.write_text(original)
+  assert 'there.evil' not in sys.modules
+
+
+SEQUENCE = 'tensorflow_datasets.core.features.sequence_feature.Sequence'
+SCALAR = 'tensorflow_datasets.core.features.scalar.Scalar'
+
+
+@pytest.mark.parametrize(
+  ('feature', 'changed', 'message'),
+  [
+    ('label', {'pythonClassName': SEQUENCE}, 'sequence_feature.Sequence'),
+    ('image', {'pythonClassName': SEQUENCE}, 'sequence_feature.Sequence'),
+    ('label', {'pythonClassName': SCALAR}, 'scalar.Scalar'),
+    ('image', {'image': {'dtype': 'float32'}}, 'images of float32'),
+    ('image', {'image': []}, 'is damaged'),
+    ('image', {'image': {'dtype': []}}, r'images of \[\]'),
+    ('label', {'classLabel': {}}, 'is damaged'),
+    ('label', {'classLabel': {'numClasses': '3'}}, 'names 2 classes, but'),
+    ('label', {'pythonClassName': 3}, 'pythonClassName is 3'),
+  ],
+)
+def test_features_of_other_kinds(made_set, feature, changed, message):
+  change(
+    made_set / 'features.json',
+    lambda v: v['featuresDict']['features'][feature].update(changed),
+  )
+  refused(made_set, message)
+
+
+@pytest.mark.parametrize(
+  ('changed', 'message'),
+  [
+    ({'fileFormat': 'tfrecord'}, 'is tfrecord'),
+    ({'splits': 3}, 'splits is 3'),
+    ({'splits': [{'name': 'train', 'shardLengths': ['x']}]}, 'is damaged'),
+    ({'splits': [{'name': 'train', 'shardLengths': [-3]}]}, 'is damaged'),
+    ({'splits': [{'name': '../in', 'shardLengths': [3]}]}, 'is damaged'),
+    ({'name': None}, 'name is None'),
+  ],
+)
+def test_descriptions_that_are_damaged(made_set, changed, message):
+  change(made_set / 'dataset_info.json', lambda v: v.update(changed))
+  refused(made_set, message)
+
+
+def test_descriptions_that_are_none(made_set):
+  (made_set / 'features.json').write_text('[' * 100_000)
+  refused(made_set, 'cannot read')
+  (made_set / 'features.json').unlink()
+  refused(made_set, 'features.json is missing')
+
+
+def test_class_names_stay_with_their_labels(made_set):
+  (made_set / 'label.labels.txt').write_text('\nbee\n')
+  assert open_split(made_set).class_names == ('', 'bee')
+  (made_set / 'label.labels.txt').unlink()
+  assert open_split(made_set).class_names == ('0', '1')
+
+
+def test_a_missing_set_names_the_command(tmp_path):
+  with pytest.raises(UserError) as info:
+    tfds_records.tfds_source('imagenet2012', 'train', str(tmp_path))
+  message = str(info.value)
+  assert 'ILSVRC2012_img_train.tar' in message
+  assert 'alexnet_jax.data.prepare tfds --name imagenet2012' in message
+  assert str(tmp_path) in message
+
+
+def test_a_missing_file_is_named(made_set):
+  next(made_set.glob('*train*-00001-*')).unlink()
+  with pytest.raises(UserError, match=r'00001-of-00003 is missing'):
+    open_split(made_set)

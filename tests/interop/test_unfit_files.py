@@ -1,0 +1,129 @@
+"""Files of the wrong kind, damaged or hostile, through the commands."""
+
+import io
+import json
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.numpy
+
+from alexnet_jax.interop import load
+from tests.interop import test_caffe
+
+OPTIONS = {
+  'torch': ('--from torch --network marvin', 'net.pth'),
+  'safetensors': ('--from torch --network marvin', 'net.safetensors'),
+  'keras': ('--from keras --network marvin', 'net.weights.h5'),
+  'caffe': ('--from caffe', 'net.caffemodel'),
+}
+
+
+def zipped(**files):
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as archive:
+    for name, content in files.items():
+      archive.writestr(f'archive/{name}', content)
+  return buffer.getvalue()
+
+
+def encoded(save, *arguments, **options):
+  buffer = io.BytesIO()
+  save(buffer, *arguments, **options)
+  return buffer.getvalue()
+
+
+def safetensors_file(length=None, size=4, **tensor):
+  """A file with one tensor, whose header may lie."""
+  entry = {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, size]} | tensor
+  header = json.dumps({'x': entry}).encode()
+  length = len(header) if length is None else length
+  return struct.pack('<Q', length) + header + bytes(size)
+
+
+class Code:
+  """Makes a folder where a pickle of it is read."""
+
+  def __reduce__(self):
+    return os.mkdir, ('executed',)
+
+
+NUMBERS = {'conv.weight': np.ones((3, 3), np.float32)}
+# Nothing of this is a network for any of the readers.
+FILES = {
+  'empty': b'',
+  'one byte': b'\0',
+  'text': b'name: "AlexNet"\nlayer {\n',
+  'page': b'<!DOCTYPE html><html>not found</html>',
+  'pointer': b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
+  'json': b'{"a": [1, 2]}',
+  'noise': np.random.default_rng(0).bytes(5000),
+  'zeros': bytes(5000),
+  'picture': encoded(
+    lambda buffer: PIL.Image.new('RGB', (8, 8)).save(buffer, 'PNG')
+  ),
+  'numpy': encoded(np.save, np.ones(3)),
+  'npz': encoded(np.savez, **NUMBERS),
+  'zip': zipped(a='b'),
+  'zip with data.pkl': zipped(**{'data.pkl': b'x', 'version': b'3\n'}),
+  'zip bomb': zipped(
+    **{
+      'data.pkl': pickle.dumps({}, 2),
+      'version': b'3\n',
+      'data/0': bytes(10**7),
+    }
+  ),
+  'cut zip': zipped(a='b' * 1000)[:-30],
+  'pickle with code': pickle.dumps({'a': Code()}, 2),
+  'pickle': pickle.dumps(NUMBERS, 2),
+  'signature of HDF5': b'\x89HDF\r\n\x1a\n',
+  'HDF5 and noise': b'\x89HDF\r\n\x1a\n' + np.random.default_rng(1).bytes(4000),
+  'tensors of another network': safetensors.numpy.save(NUMBERS),
+  'tensors of no name': safetensors.numpy.save({'': np.ones(1, np.float32)}),
+  'no tensors': safetensors.numpy.save({}),
+  'endless header': safetensors_file(2**62),
+  'tensor behind the end': safetensors_file(data_offsets=[0, 400], shape=[100]),
+  'tensor that overflows': safetensors_file(shape=[2**62, 2**62]),
+  'tensor without numbers': safetensors_file(
+    size=0, shape=[2**62, 0], data_offsets=[0, 0]
+  ),
+  'tensor of another shape': safetensors_file(shape=[5]),
+  'tensor of negative shape': safetensors_file(shape=[-1]),
+  'tensor of 8 bits': safetensors_file(dtype='F8_E4M3', shape=[4]),
+  'tensor of texts': safetensors_file(dtype='STRING'),
+  'blob': test_caffe.blob_by_hand(np.ones((3, 4, 4)), True),
+  'cut caffemodel': test_caffe.file_by_hand(test_caffe.network())[:3000],
+}
+
+
+@pytest.mark.parametrize('kind', OPTIONS)
+@pytest.mark.parametrize('name', [*FILES, 'folder', 'nothing', 'secret'])
+def test_is_refused(name, kind, tmp_path, command_result, monkeypatch):
+  if kind == 'torch':
+    pytest.importorskip('torch')
+  if kind == 'keras':
+    pytest.importorskip('h5py')
+  monkeypatch.chdir(tmp_path)
+  options, file = OPTIONS[kind]
+  path = pathlib.Path(file)
+  if name == 'folder':
+    path.mkdir()
+  elif name != 'nothing':
+    path.write_bytes(FILES.get(name, b'secret'))
+  if name == 'secret':
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+      pytest.skip('root reads everything')
+  there = [*pathlib.Path().iterdir()]
+  code, result, err = command_result(
+    load.main, f'{options} {path} --workdir run'
+  )
+  assert (code, result) == (2, None), err
+  assert err.splitlines()[-1].startswith('error: ') or 'MISFIT' in err
+  assert f'error: {file}: ' in err
+  assert [*pathlib.Path().iterdir()] == there
