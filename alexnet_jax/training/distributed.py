@@ -324,6 +324,8 @@ class _Member:
     cluster, failures = self._cluster, []
     is_local = 'coordinator_bind_address' in cluster.options
     _check_port(cluster)
+    # Its warning of proxies comes long before the timeout; see `_proxies`.
+    jax.config.update('jax_check_proxy_envs', False)
     if is_local:  # gRPC would ask a proxy for this machine's own address
       given = os.environ.get(_NO_PROXY, os.environ.get('no_proxy'))
       hosts = filter(None, (given, '127.0.0.1', 'localhost'))
@@ -353,7 +355,7 @@ class _Member:
         raise UserError(
           f'the {cluster.count} processes of the run did not find each other'
           f' within {timeout} s. Looked at, in {cluster.source}: {read}'
-          f'{_proxies()}. Start each of them once, with the same coordinator'
+          f'{"" if is_local else _proxies()}. Start each of them once, with the same coordinator'
           ' and count; a single process takes --process_count 1'
         )
     if failures:

@@ -94,6 +94,7 @@ def test_processes_of_one_machine_need_neither_its_proxies_nor_its_name(
   )
   assert code == 0, err
   assert '2 processes, 2 devices' in err
+  assert 'proxy' not in err
 
 
 def test_a_machine_whose_name_has_no_address_is_named(recipe, tmp_path):
