@@ -355,8 +355,8 @@ class _Member:
         raise UserError(
           f'the {cluster.count} processes of the run did not find each other'
           f' within {timeout} s. Looked at, in {cluster.source}: {read}'
-          f'{"" if is_local else _proxies()}. Start each of them once, with the same coordinator'
-          ' and count; a single process takes --process_count 1'
+          f'{"" if is_local else _proxies()}. Start each of them once, with the'
+          ' same coordinator and count; --process_count 1 is for a single one'
         )
     if failures:
       raise UserError(
