@@ -81,8 +81,8 @@ def sort_into_splits(
     words = rest
   found = {'train': [], 'validation': [], 'test': [], '': [], 'several': []}
   for name, own in zip(names, words, strict=True):
-    split = 'several' if len(own) > 1 else ''.join(own)
-    found[split].append(name)
+    word = 'several' if len(own) > 1 else ''.join(own)
+    found[word].append(name)
   train = found['train']
   validation = found['validation'] or found['test']
   unclear = found['several'] + found['']
