@@ -166,9 +166,7 @@ def predict(
   batches = keeping(build.make_eval_iter(config, loader, run.mesh))
   batch_size = build.eval_batch_size(config, run.mesh)
   try:
-    found = evaluate.measure_all(
-      run, run.steps.evaluate, loader, batches, batch_size
-    ).predictions
+    found = evaluate.measure_all(run, loader, batches, batch_size).predictions
   except errors.UserError:
     if loader.unreadable.keys() >= set(paths):
       return [[] for _ in paths], loader.unreadable, []

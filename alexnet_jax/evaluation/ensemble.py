@@ -60,9 +60,7 @@ def _measure(arguments):
     run, loader = _open(name, arguments)
     batches = build.make_eval_iter(run.config, loader, run.mesh, crops)
     batch_size = build.eval_batch_size(run.config, run.mesh)
-    measured = evaluate.measure_all(
-      run, run.steps.evaluate, loader, batches, batch_size
-    )
+    measured = evaluate.measure_all(run, loader, batches, batch_size)
     seen = measured.predictions
     by_class = np.empty(seen.probabilities.shape)  # float64 [n, classes]
     np.put_along_axis(by_class, seen.classes, seen.probabilities, axis=1)

@@ -32,7 +32,6 @@ def main(argv=None) -> int:
 
 def measure_all(
   run,
-  eval_step: Callable,
   loader,
   batches: Iterable[dict],
   batch_size: int,
@@ -42,7 +41,6 @@ def measure_all(
 
   Args:
     run: a `measure.Network`.
-    eval_step: of its steps.
     loader: of the examples.
     batches: of the loader, see `build.make_eval_iter`.
     batch_size: of a batch.
@@ -62,7 +60,7 @@ def measure_all(
   console.start(count, 0, 'image', 'evaluation', _LINE_SECONDS)
   try:
     return measure.evaluate(
-      eval_step,
+      run.steps.evaluate,
       run.state,
       batches,
       run.to_devices,
@@ -89,9 +87,7 @@ def _evaluate(arguments):
   _compile(run, loader, crops, batch_size)
   begun = time.perf_counter()
   batches = build.make_eval_iter(run.config, loader, run.mesh, crops)
-  values = measure_all(
-    run, run.steps.evaluate, loader, batches, batch_size
-  ).values
+  values = measure_all(run, loader, batches, batch_size).values
   step = int(run.state.step)
   count = loader.source.num_examples - len(loader.unreadable)
   throughput = count / (time.perf_counter() - begun)

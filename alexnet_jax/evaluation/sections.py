@@ -87,7 +87,6 @@ def load(
   validation = measure.make_eval_loader(run, 'validation')
   measured = evaluate.measure_all(
     run,
-    run.steps.evaluate,
     validation,
     build.make_eval_iter(run.config, validation, run.mesh),
     build.eval_batch_size(run.config, run.mesh),

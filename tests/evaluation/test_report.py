@@ -14,6 +14,7 @@ import pytest
 
 from alexnet_jax import validation
 from alexnet_jax.cli import Console
+from alexnet_jax.evaluation import compare
 from alexnet_jax.evaluation import report
 from alexnet_jax.evaluation import sections
 from alexnet_jax.training import build
@@ -370,6 +371,23 @@ def test_a_run_without_a_checkpoint_has_its_curves(tmp_path, config):
   text = (tmp_path / 'report' / 'index.html').read_text()
   assert 'The run has no checkpoint yet' in text
   report.show(result)
+
+
+def test_lines_that_are_no_rows_are_left_out(trained, tmp_path, caplog):
+  """Of the history, as a power cut or another program leaves it."""
+  workdir, data = trained
+  shutil.copytree(workdir, tmp_path / 'run')
+  history = tmp_path / 'run' / writers.METRICS_FILE
+  lines = history.read_bytes().splitlines(keepends=True)
+  odd = [b'3\n', b'{"note": 1}\n', b'null\n', b'{"step": "4"}\n', b'\xff\xfe']
+  history.write_bytes(b''.join([*lines[:3], *odd[:4], *lines[3:], odd[4]]))
+  run = str(tmp_path / 'run')
+  result = report.write(run, data_path=str(data))
+  assert {pathlib.Path(f).stem for f in result['files']} >= PICTURES
+  for number in (4, 5, 6, 7, len(lines) + 5):
+    assert f'line {number} is no row' in caplog.text
+  loaded = compare.load(run, 'run')
+  assert loaded.rows == writers.read_rows(workdir)
 
 
 def test_a_run_without_history_has_the_rest(trained, tmp_path):
