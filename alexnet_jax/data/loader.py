@@ -47,7 +47,7 @@ class Loader:
       resize_size: width of the squares, in pixels.
       unreadable: `stop` raises at the first image that cannot be decoded;
         `skip` names it in the log and goes on without it.
-      num_threads: number of threads; 0: one per core of this process.
+      num_threads: 0: one per core of this process.
       skip_hint: how the user may go on; for the message of `stop`.
     """
     self.source = source

@@ -279,18 +279,16 @@ class _EvalBatches:
     return batch
 
   def _fill(self, batch, i, index):
-    inside = index < self.loader.source.num_examples
-    example = self.loader.pixels(index) if inside else None
-    if example is None:
+    if index >= self.loader.source.num_examples:
       batch['image'][i] = 0
-      if inside:
-        batch['unreadable'][i] = True
-      return
-    pixels, batch['label'][i] = example
-    size = self.loader.resize_size
-    corner = (size - self.crop_size) // 2
-    images.crop_of_square(pixels, size, corner, corner, batch['image'][i])
-    batch['mask'][i] = True
+    elif (example := self.loader.pixels(index)) is None:
+      batch['image'][i], batch['unreadable'][i] = 0, True
+    else:
+      pixels, batch['label'][i] = example
+      size = self.loader.resize_size
+      corner = (size - self.crop_size) // 2
+      images.crop_of_square(pixels, size, corner, corner, batch['image'][i])
+      batch['mask'][i] = True
 
 
 def _iterate(make_batch, length, prefetch):
@@ -311,15 +309,17 @@ def data_record(source, *, seed: int, global_batch_size: int) -> dict:
   changes if the random generator of another numpy version gives other numbers.
   """
   positions = order.batch_positions(0, min(global_batch_size, 1024))
-  numbers = [order.examples_at(positions, source.num_examples, seed)]
-  for draw in (
+  kinds = (
     order.batch_draws,
     order.resized_crop_draws,
     order.brightness_draws,
     order.color_draws,
-  ):
+  )
+  numbers = [
+    order.examples_at(positions, source.num_examples, seed),
     # The last digits of normal draws may depend on the mathematical library.
-    numbers.append(draw(0, len(positions), seed).round(6))
+    *(draw(0, len(positions), seed).round(6) for draw in kinds),
+  ]
   digest = hashlib.sha256(b''.join(n.tobytes() for n in numbers)).hexdigest()
   return {
     'fingerprint': source.fingerprint,

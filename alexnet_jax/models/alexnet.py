@@ -24,18 +24,10 @@ IMPLEMENTATIONS = ('reference', 'cpu', 'gpu')
 
 
 def resolve_implementation(setting: str, platform: str) -> str:
-  """Returns the implementation for a platform.
+  """Returns the implementation for a platform, that of a `jax.Device`.
 
-  Args:
-    setting: `auto`, the fastest known for the platform, or `reference`.
-    platform: that of a `jax.Device`, such as `cpu`; one that is not known gets
-      the reference.
-
-  Raises:
-    ValueError: if the setting is unknown.
+  The setting `auto` chooses the fastest known; `reference` stays.
   """
-  if setting not in ('auto', 'reference'):
-    raise ValueError(f"implementation is {setting!r}, not 'auto', 'reference'")
   known = setting == 'auto' and platform in IMPLEMENTATIONS
   return platform if known else 'reference'
 
