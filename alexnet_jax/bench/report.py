@@ -1,4 +1,4 @@
-"""What the subcommands share: arguments, machine, medians and tables."""
+"""Arguments, machine, medians and tables of all subcommands."""
 
 import argparse
 from collections.abc import Iterable

@@ -54,7 +54,7 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """What a TFDS set of images with labels says of itself.
+  """The description of a TFDS set of images with labels.
 
   Attributes:
     folder: of the set.

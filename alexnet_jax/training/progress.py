@@ -28,7 +28,7 @@ class Best:
 
 @dataclasses.dataclass
 class Progress:
-  """What a run remembers of its evaluations and of the steps since a log point.
+  """The memory of a run: its evaluations, and the steps since a log point.
 
   Attributes:
     plateau: see `schedule.update_plateau`.

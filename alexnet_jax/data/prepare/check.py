@@ -82,7 +82,7 @@ KINDS = {
 
 @dataclasses.dataclass
 class Finding:
-  """What was found, and where.
+  """A finding: its kind, its level and where it is.
 
   Attributes:
     severity: error, warning or note.
@@ -100,7 +100,7 @@ class Finding:
 
 
 class Findings:
-  """What was found so far: a row for each kind, and for each kind of note."""
+  """The findings so far: a row for each kind, and for each kind of note."""
 
   def __init__(self):
     self._rows = {}  # by kind, and detail of a note
