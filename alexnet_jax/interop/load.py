@@ -114,6 +114,7 @@ def _make_parser():
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _make_parser().parse_args(argv)
+  arguments.line = sys.argv[1:] if argv is None else argv
   return cli.run(lambda: _load(arguments), json_output=arguments.json)
 
 
@@ -163,6 +164,12 @@ def _load(arguments):
     'next: python -m alexnet_jax.evaluation.evaluate --workdir'
     f' {shlex.quote(workdir)}{" --data_path DIR" if no_data else ""}'
   )
+  if no_data and (config.data.crop_size, len(names)) == (28, 10):
+    options = ('--data_source', 'digits', '--workdir', f'{workdir}-digits')
+    lines.append(
+      'or, for the digits of this package: python -m alexnet_jax.interop.load'
+      f' {shlex.join([*arguments.line, *options])}'
+    )
   print('\n'.join(lines), file=sys.stderr)
   return {
     'workdir': workdir,
