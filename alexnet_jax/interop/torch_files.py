@@ -392,14 +392,12 @@ def _repack(path):
 
 def _find_wrapped(contents):
   """Returns the key of the state dict that a dict has beside other things."""
-  found = [key for key in _WRAPPERS if isinstance(contents.get(key), Mapping)]
-  if not found:  # another name, if there is no doubt
-    found = [
-      key
-      for key, value in contents.items()
-      if isinstance(value, Mapping) and value and not _odd_items(value)
-    ]
-  return found[0] if found and len({*found} - {*_WRAPPERS}) <= 1 else None
+  dicts = {k: v for k, v in contents.items() if isinstance(v, Mapping) and v}
+  if found := [key for key in _WRAPPERS if key in dicts]:
+    return found[0]
+  # Another name, if there is no doubt.
+  found = [key for key, value in dicts.items() if not _odd_items(value)]
+  return found[0] if len(found) == 1 else None
 
 
 def _odd_items(contents):

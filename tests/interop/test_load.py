@@ -314,10 +314,10 @@ def test_the_next_commands_of_a_network_of_digits(
 ):
   monkeypatch.chdir(tmp_path)
   safetensors.numpy.save_file(torch_state(classes=10), FILE)
-  line = f'--from torch {FILE} --network marvin --workdir run'
+  line = f'--from torch {FILE} --network marvin --workdir run/'
   code, _, err = command_result(load.main, line)
   assert code == 0, err
-  assert 'next: python -m alexnet_jax.evaluation.evaluate --workdir run' in err
+  assert '.evaluate --workdir run/ --data_path DIR\n' in err
   for main in (load.main, evaluate.main):
     command = err.splitlines()[-1].partition(f'{main.__module__} ')[2]
     code, result, err = command_result(main, command)

@@ -368,6 +368,16 @@ def test_an_archive_that_pytorch_would_misread(damage, tmp_path):
     torch_files.read(path, MARVIN)
 
 
+def test_a_dict_in_itself_comes_to_an_end(tmp_path):
+  contents = {'epoch': 3}
+  contents['state_dict'] = contents
+  torch.save(contents, tmp_path / 'a.pth')
+  with pytest.raises(
+    UserError, match=r'found epoch \(int\), state_dict \(dict'
+  ):
+    torch_files.load_tensors(tmp_path / 'a.pth')
+
+
 @pytest.mark.parametrize('name', ['', 'marwin'])
 def test_a_file_without_metadata_needs_a_network(name, tmp_path):
   path = tmp_path / 'm.safetensors'

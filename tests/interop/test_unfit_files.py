@@ -104,11 +104,6 @@ FILES = {
 }
 
 
-ITSELF = {}
-ITSELF['state_dict'] = ITSELF
-FILES['a dict in itself'] = pickle.dumps(ITSELF, 2)
-
-
 @pytest.mark.parametrize('kind', OPTIONS)
 @pytest.mark.parametrize('name', [*FILES, 'folder', 'nothing', 'secret'])
 def test_is_refused(name, kind, tmp_path, command_result, monkeypatch):
