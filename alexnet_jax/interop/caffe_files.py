@@ -85,7 +85,7 @@ _V1_TYPES = {
   **{30: 'ArgMax', 36: 'Silence'},
 }
 # Types of the raw numbers that NVIDIA's Caffe writes, by `raw_data_type`.
-_RAW_TYPES = {0: '<f8', 1: '<f4', 2: '<f2'}
+_RAW_TYPES = {0: '<f8', 1: '<f4', 2: '<f2', 3: '<i4', 4: '<u4'}
 _SOURCES = ('Data', 'ImageData', 'Input', 'MemoryData')
 # What computes, with a letter for `_NETWORK`, and names in `block_order`.
 _LETTERS = {
@@ -399,20 +399,14 @@ def _to_array(blob, ndim, name):
   extra = len(shape) - ndim
   if extra < 0 or {*shape[:extra]} - {1} or min(shape) < 1:
     raise networks.misfit(f'{ndim} dimensions', f'the shape {shape}', name)
-  raw_type = _RAW_TYPES.get(blob.raw_type)
-  if blob.raw_data and not raw_type:
-    raise networks.misfit(
-      'floating-point numbers', f'raw type {blob.raw_type}', name
-    )
-  data, dtype = next(
-    (b''.join(parts), np.dtype(kind))
-    for parts, kind in (
-      (blob.raw_data, raw_type),
-      (blob.double_data, '<f8'),
-      (blob.data, '<f4'),
-    )
-    if parts or kind == '<f4'
-  )
+  for field, kind in (
+    ('raw_data', _RAW_TYPES.get(blob.raw_type, 'V1')),
+    ('double_data', '<f8'),
+    ('data', '<f4'),
+  ):
+    data, dtype = b''.join(getattr(blob, field)), np.dtype(kind)
+    if data:
+      break
   size = dtype.itemsize * math.prod(shape)
   if len(data) != size:
     raise networks.misfit(

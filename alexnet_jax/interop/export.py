@@ -5,7 +5,6 @@ python -m alexnet_jax.interop.export --workdir DIR OUT
 
 import argparse
 import hashlib
-import importlib
 import json
 import logging
 import pathlib
@@ -57,8 +56,6 @@ def _export(arguments):
     raise UserError(f'{out} is there already; name a new folder')
   if not out.absolute().parent.is_dir():
     raise UserError(f'there is no folder {out.absolute().parent}')
-  if arguments.onnx:
-    _require_onnx()
 
   import jax
   import jax.export
@@ -146,18 +143,6 @@ def _make_function(config, network):
   return probabilities, {name: np.asarray(leaves[name]) for name in leaves}
 
 
-def _require_onnx():
-  """Raises UserError unless jax2onnx and onnxruntime can be imported."""
-  try:
-    for name in ('jax2onnx', 'onnxruntime'):
-      importlib.import_module(name)
-  except ImportError as error:
-    raise UserError(
-      f'--onnx needs jax2onnx and onnxruntime ({error}):'
-      f' {how_to_install("onnx")}'
-    ) from None
-
-
 def _convert_to_onnx(function, params, size):
   """Returns (a serialized ONNX model, its difference from `function`).
 
@@ -166,9 +151,16 @@ def _convert_to_onnx(function, params, size):
   that computes something else: the difference is the largest of probabilities.
   """
   import jax
-  import jax2onnx
   import numpy as np
-  import onnxruntime
+
+  try:
+    import jax2onnx
+    import onnxruntime
+  except ImportError as error:
+    raise UserError(
+      f'--onnx needs jax2onnx and onnxruntime ({error}):'
+      f' {how_to_install("onnx")}'
+    ) from None
 
   def probabilities(images):
     return function(params, images)

@@ -41,10 +41,9 @@ _OPTIONS = (
     'mean',
     'FILE or R,G,B',
     '',
-    'subtracted from pixels of 0 to 255. caffe: a .binaryproto mean image'
-    ' (default: the levels that the .caffemodel says, or 123,117,104); torch:'
-    " three levels, or one for all (default: torchvision's); keras: likewise"
-    ' (default: 0,0,0)',
+    'subtracted from pixels of 0 to 255: three levels or one for all, of caffe'
+    " a .binaryproto mean image (default: torchvision's; keras: 0,0,0; caffe:"
+    " the file's, or 123,117,104)",
   ),
   (
     'std',
@@ -79,9 +78,8 @@ _OPTIONS = (
 _UNUSED = {
   'torchvision': (
     ('network', 'crop_size', 'mean', 'std', 'batch_norm_epsilon'),
-    "--from torchvision takes torchvision's own network and preparation: images"
-    ' of 224 pixels, its mean and its deviation. For others give --from torch'
-    ' --network alexnet_torchvision',
+    "--from torchvision takes torchvision's own network and preparation; for"
+    ' others give --from torch --network alexnet_torchvision',
   ),
   'caffe': (
     ('network', 'crop_size', 'std', 'batch_norm_epsilon'),
@@ -120,6 +118,7 @@ def _make_parser():
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _make_parser().parse_args(argv)
+  arguments.line = sys.argv[1:] if argv is None else argv
   return cli.run(lambda: _load(arguments), json_output=arguments.json)
 
 
@@ -169,6 +168,13 @@ def _load(arguments):
     'next: python -m alexnet_jax.evaluation.evaluate --workdir'
     f' {shlex.quote(workdir)}{" --data_path DIR" if no_data else ""}'
   )
+  if no_data and (config.data.crop_size, len(names)) == (28, 10):
+    other = f'{workdir.rstrip("/")}-digits'
+    options = ('--data_source', 'digits', '--workdir', other)
+    lines.append(
+      'or, for the digits of this package: python -m alexnet_jax.interop.load'
+      f' {shlex.join([*arguments.line, *options])}'
+    )
   print('\n'.join(lines), file=sys.stderr)
   return {
     'workdir': workdir,

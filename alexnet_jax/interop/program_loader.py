@@ -93,45 +93,47 @@ def load(folder: str | pathlib.Path) -> Program:
   """
   folder = pathlib.Path(folder)
   try:
-    about = json.loads((folder / 'about.json').read_text(encoding='utf-8'))
-    sums = {name: about['sha256'][name] for name in FILES}
-    classes = len(about['class_names'])
-    crop, resize = about['crop_size'], about['resize_size']
-    data = {name: (folder / name).read_bytes() for name in FILES}
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    return _load(folder)
+  except Exception as error:  # what was not exported here raises anything
     raise ValueError(f'{folder} holds no exported network: {error}') from error
-  for name, content in data.items():
-    found = hashlib.sha256(content).hexdigest()
-    if found != sums[name]:
+
+
+def _load(folder):
+  about = json.loads((folder / 'about.json').read_text(encoding='utf-8'))
+  for name in FILES:
+    expected = about['sha256'][name]
+    found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    if found != expected:
       raise ValueError(
-        f'{folder / name} is damaged: expected the SHA-256'
-        f' {sums[name]}, found {found}'
+        f'{name} is damaged: expected the SHA-256 {expected}, found {found}'
       )
   with np.load(folder / 'params.npz') as arrays:
     params = {name: arrays[name] for name in arrays.files}
-  exported = jax.export.deserialize(bytearray(data['program.bin']))
+  program = bytearray((folder / 'program.bin').read_bytes())
+  exported = jax.export.deserialize(program)
   if (platform := jax.default_backend()) not in (
     'gpu' if name in ('cuda', 'rocm') else name for name in exported.platforms
   ):
     raise ValueError(
-      f'the program is for {", ".join(exported.platforms)}, not for {platform}'
+      f'it is for {", ".join(exported.platforms)}, not for {platform}'
     )
-  size = exported.in_avals[-1].shape[1]
-  expected_classes = exported.out_avals[0].shape[1]
-  for name, found, good, expected in (
-    ('class_names', classes, classes == expected_classes, expected_classes),
-    ('crop_size', crop, crop == size, size),
-    (
-      'resize_size',
-      resize,
-      isinstance(resize, int) and resize >= size,
-      f'at least {size}',
-    ),
+  *wanted, images = exported.in_avals
+  found = [(params[name].shape, params[name].dtype) for name in sorted(params)]
+  if found != [(aval.shape, aval.dtype) for aval in wanted]:
+    raise ValueError('params.npz is not of this program')
+  size, outputs = images.shape[1], exported.out_avals[0].shape[1]
+  names, resize = about['class_names'], about['resize_size']
+  named = isinstance(names, list) and {*map(type, names)} == {str}
+  sized = isinstance(resize, int) and resize >= size
+  for key, good, expected in (
+    ('class_names', named and len(names) == outputs, f'{outputs} names'),
+    ('crop_size', about['crop_size'] == size, size),
+    ('resize_size', sized, f'at least {size}'),
   ):
     if not good:
       raise ValueError(
-        f'{folder / "about.json"} is not of this program: expected {expected}'
-        f' for {name}, found {found!r}'
+        f'about.json is not of this program: expected {expected} for {key},'
+        f' found {str(about[key])[:200]}'
       )
   return Program(exported, params, about)
 

@@ -69,14 +69,11 @@ _ESCAPES = re.compile(r'\x1b\[[\d;]*m')
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads the weights of any of the networks here, as PyTorch lays them out.
 
-  Names may be those of `interop.save`, or others, see `networks.fit`. Counters
-  of updates are ignored.
+  Names may be those of `interop.save`, or others, see `networks.fit`.
 
-  Images for torchvision's weights: the short side to 256 pixels, the middle 224
-  x 224, minus the mean and divided by the deviation of ImageNet's colors.
-  torchvision interpolates with a triangle where images are made smaller here by
-  averaging areas, so that pixels can differ by a few levels. Its average
-  pooling to 6 x 6 is left out here: it leaves their last feature map as it is.
+  torchvision makes images smaller with a triangle where areas are averaged
+  here, so that pixels can differ by a few levels. Its average pooling to 6 x 6
+  is left out: it leaves the last feature map of images of 224 pixels as it is.
 
   Args:
     path: of a .safetensors file, or of one that torch.save wrote.
@@ -277,17 +274,18 @@ def load_tensors(
     and counters (_COUNTERS) are left out.
 
   Raises:
-    OSError: if the file cannot be read.
-    UserError: if it is damaged or of another kind, would execute code, or its
-      tensors are larger than the file.
+    UserError: if it is damaged or of another kind, or would execute code.
   """
   path, text = pathlib.Path(path), None
   with path.open('rb') as file:
     start = file.read(9)
   if not start:
     raise UserError('an empty file; get it again')
-  # The header of .safetensors is JSON after a number of eight bytes.
-  if path.suffix == '.safetensors' or start[8:] == b'{':
+  # The header of .safetensors is JSON after a number of eight bytes. What is
+  # neither that nor a zip is what its name says.
+  if start[8:] == b'{' or (
+    path.suffix == '.safetensors' and not zipfile.is_zipfile(path)
+  ):
     tensors, text = _load_safetensors(path)
   else:
     tensors = _load_pickled(path)
@@ -314,11 +312,8 @@ def _load_safetensors(path):
     with safetensors.safe_open(path, 'numpy') as file:
       return file.get_tensors(), (file.metadata() or {}).get(_METADATA_KEY)
   except (safetensors.SafetensorError, OSError) as error:
-    hint = '; get it again'
-    if zipfile.is_zipfile(path):
-      hint = '; it is a zip file, as torch.save writes: rename it to .pth'
     raise UserError(
-      f'not a complete .safetensors file ({error}){hint}'
+      f'not a complete .safetensors file ({error}); get it again'
     ) from None
   except (AttributeError, TypeError, ValueError) as error:
     raise UserError(
@@ -360,8 +355,9 @@ def _load_pickled(path):
       'damaged, or not a file of torch.save'
       f' ({type(error).__name__}: {lines[0][:200]})'
     ) from None
-  while isinstance(contents, Mapping) and (key := _find_wrapped(contents)):
-    contents = contents[key]
+  for _ in range(5):  # a dict may hold itself
+    if isinstance(contents, Mapping) and (key := _find_wrapped(contents)):
+      contents = contents[key]
   if not isinstance(contents, Mapping):
     raise networks.misfit(
       'a state dict {name: tensor}', type(contents).__name__
@@ -396,14 +392,12 @@ def _repack(path):
 
 def _find_wrapped(contents):
   """Returns the key of the state dict that a dict has beside other things."""
-  found = [key for key in _WRAPPERS if isinstance(contents.get(key), Mapping)]
-  if not found:  # another name, if there is no doubt
-    found = [
-      key
-      for key, value in contents.items()
-      if isinstance(value, Mapping) and value and not _odd_items(value)
-    ]
-  return found[0] if found and len({*found} - {*_WRAPPERS}) <= 1 else None
+  dicts = {k: v for k, v in contents.items() if isinstance(v, Mapping) and v}
+  if found := [key for key in _WRAPPERS if key in dicts]:
+    return found[0]
+  # Another name, if there is no doubt.
+  found = [key for key, value in dicts.items() if not _odd_items(value)]
+  return found[0] if len(found) == 1 else None
 
 
 def _odd_items(contents):

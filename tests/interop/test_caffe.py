@@ -595,10 +595,7 @@ def too_few_numbers(net):
       'size of the input: expected one value, found 64, 65',
     ),
     (raw_numbers(2, 2), r'conv1 .*expected 1,200 bytes .* float16 .*found 2'),
-    (
-      raw_numbers(3, 2400),
-      'conv1 .*expected floating-point numbers, found raw',
-    ),
+    (raw_numbers(3, 2400), 'conv1 kernel: expected float32 or .*found int32'),
     (lambda net: net.layers.add(name='conv1'), 'both `layer` and `layers`'),
   ],
 )

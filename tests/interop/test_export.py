@@ -1,5 +1,6 @@
 """An exported program, in a process without flax and without this package."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -294,11 +295,16 @@ def test_damaged_programs_are_refused(name, damage, folder, tmp_path):
   ('key', 'value', 'message'),
   [
     ('class_names', None, "no exported network: 'class_names'"),
-    ('class_names', 4, "no exported network: object of type 'int'"),
-    ('class_names', ['a'], 'expected 4 for class_names, found 1'),
+    ('class_names', 4, 'expected 4 names for class_names, found 4'),
+    (
+      'class_names',
+      [1, 2, 3, 4],
+      'expected 4 names for class_names, found .1, 2',
+    ),
+    ('class_names', ['a'], r"expected 4 names for class_names, found \['a'\]"),
     ('crop_size', None, "no exported network: 'crop_size'"),
     ('crop_size', 32, 'expected 24 for crop_size, found 32'),
-    ('crop_size', '24', "expected 24 for crop_size, found '24'"),
+    ('crop_size', '24', 'expected 24 for crop_size, found 24'),
     ('resize_size', None, "no exported network: 'resize_size'"),
     ('resize_size', 20, 'expected at least 24 for resize_size, found 20'),
   ],
@@ -318,6 +324,36 @@ def test_the_description_must_be_of_the_program(
   assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('params.npz', b'no archive', 'no exported network'),
+    ('params.npz', {'a': np.ones(3)}, 'params.npz is not of this program'),
+    (
+      'params.npz',
+      {'a': np.array([{}])},
+      'no exported network: .*allow_pickle',
+    ),
+    ('program.bin', b'', 'no exported network'),
+    ('program.bin', bytes(5000), 'no exported network'),
+  ],
+)
+def test_foreign_parts_with_sums_that_fit(
+  name, content, message, folder, tmp_path
+):
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  if isinstance(content, dict):
+    np.savez(tmp_path / name, **content)
+  else:
+    (tmp_path / name).write_bytes(content)
+  about = json.loads((tmp_path / 'about.json').read_text())
+  digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+  about['sha256'][name] = digest
+  (tmp_path / 'about.json').write_text(json.dumps(about))
+  with pytest.raises(ValueError, match=message):
+    program_loader.load(tmp_path)
+
+
 def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
   (tmp_path / 'there').mkdir()
   for options, message in (
@@ -332,10 +368,12 @@ def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
   assert [path.name for path in tmp_path.iterdir()] == ['there']
 
 
-def test_onnx_needs_its_extra(tmp_path, command_result, monkeypatch):
+def test_onnx_needs_its_extra(
+  trained_run, tmp_path, command_result, monkeypatch
+):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
   code, _, err = command_result(
-    export.main, f'--workdir {tmp_path} --onnx {tmp_path / "out"}'
+    export.main, f'--workdir {trained_run} --onnx {tmp_path / "out"}'
   )
   assert code == 2
   assert "pip install -e '.[onnx]'" in err

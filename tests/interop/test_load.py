@@ -32,7 +32,7 @@ MEAN, STD = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
 MARVIN = Options('marvin')
 
 
-def torch_state():
+def torch_state(classes=3):
   rng = np.random.default_rng(0)
   state = {}
   for name, shape in {
@@ -40,7 +40,7 @@ def torch_state():
     'features.3': (64, 32, 3, 3),
     'classifier.0': (256, 1600),
     'classifier.3': (256, 256),
-    'classifier.6': (len(CLASSES), 256),
+    'classifier.6': (classes, 256),
   }.items():
     scale = (2 / np.prod(shape[1:])) ** 0.5
     weight, bias = rng.normal(0, scale, shape), rng.normal(0, 0.1, shape[0])
@@ -307,6 +307,22 @@ def test_one_level_is_for_all_colors(folder, tmp_path, command_result):
   assert config['data']['std_rgb'] == [78, 78, 78]
   with np.load(run / pixel_statistics.MEAN_FILE) as means:
     assert means['mean'].ravel().tolist() == [99, 99, 99]
+
+
+def test_the_next_commands_of_a_network_of_digits(
+  tmp_path, command_result, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  safetensors.numpy.save_file(torch_state(classes=10), FILE)
+  line = f'--from torch {FILE} --network marvin --workdir run/'
+  code, _, err = command_result(load.main, line)
+  assert code == 0, err
+  assert '.evaluate --workdir run/ --data_path DIR\n' in err
+  for main in (load.main, evaluate.main):
+    command = err.splitlines()[-1].partition(f'{main.__module__} ')[2]
+    code, result, err = command_result(main, command)
+    assert code == 0, err
+  assert result['examples'] == 1000
 
 
 def test_a_folder_that_is_not_empty_stays_as_it_is(

@@ -165,15 +165,22 @@ def test_the_last_dense_layer(widths, last):
   assert networks.last_dense(widths) == last
 
 
-@pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
+@pytest.mark.parametrize(
+  ('suffix', 'save'),
+  [  # the content decides, not the suffix
+    ('.safetensors', safetensors_torch.save_file),
+    ('.pth.tar', safetensors_torch.save_file),
+    ('.pth', torch.save),
+    ('.safetensors', torch.save),
+  ],
+)
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
-def test_other_dtypes_become_float32(dtype, suffix, tmp_path, caplog):
+def test_other_dtypes_become_float32(dtype, suffix, save, tmp_path, caplog):
   state = {
     name: tensor.to(getattr(torch, dtype))
     for name, tensor in marvin().state_dict().items()
   }
   path = tmp_path / f'm{suffix}'
-  save = torch.save if suffix == '.pth' else safetensors_torch.save_file
   save(state, path)
   kernel = torch_files.read(path, MARVIN).params['dense2']['kernel']
   assert f'numbers of {dtype} become float32' in caplog.text
@@ -359,6 +366,16 @@ def test_an_archive_that_pytorch_would_misread(damage, tmp_path):
   message = 'is compressed' if damage == 'compressed' else 'Bad CRC-32'
   with pytest.raises(UserError, match=message):
     torch_files.read(path, MARVIN)
+
+
+def test_a_dict_in_itself_comes_to_an_end(tmp_path):
+  contents = {'epoch': 3}
+  contents['state_dict'] = contents
+  torch.save(contents, tmp_path / 'a.pth')
+  with pytest.raises(
+    UserError, match=r'found epoch \(int\), state_dict \(dict'
+  ):
+    torch_files.load_tensors(tmp_path / 'a.pth')
 
 
 @pytest.mark.parametrize('name', ['', 'marwin'])

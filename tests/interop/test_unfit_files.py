@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 import struct
 import zipfile
 
@@ -13,7 +14,9 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
+from alexnet_jax.interop import export
 from alexnet_jax.interop import load
+from alexnet_jax.interop import save
 from tests.interop import test_caffe
 
 OPTIONS = {
@@ -127,3 +130,51 @@ def test_is_refused(name, kind, tmp_path, command_result, monkeypatch):
   assert err.splitlines()[-1].startswith('error: ') or 'MISFIT' in err
   assert f'error: {file}: ' in err
   assert [*pathlib.Path().iterdir()] == there
+
+
+@pytest.fixture(scope='module')
+def good_run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('good')
+  content = test_caffe.file_by_hand(test_caffe.network())
+  (folder / 'net.caffemodel').write_bytes(content)
+  line = f'--from caffe {folder}/net.caffemodel --workdir {folder}/run'
+  assert load.main(line.split()) == 0
+  return folder / 'run'
+
+
+def cut(path):
+  """Half of every file that it finds, deeper down as well."""
+  for file in [path] if path.is_file() else path.rglob('*'):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+# What happens to a run before somebody saves or exports it.
+RUNS = {
+  'nothing': shutil.rmtree,
+  'a file': lambda run: (shutil.rmtree(run), run.write_text('run')),
+  'empty': lambda run: (shutil.rmtree(run), run.mkdir()),
+  'no checkpoints': lambda run: shutil.rmtree(run / 'checkpoints'),
+  'an empty checkpoint': lambda run: (
+    shutil.rmtree(run / 'checkpoints'),
+    (run / 'checkpoints' / '0').mkdir(parents=True),
+  ),
+  'cut checkpoint': lambda run: cut(run / 'checkpoints'),
+  'no mean': lambda run: (run / 'pixel_mean.npz').unlink(),
+  'cut mean': lambda run: cut(run / 'pixel_mean.npz'),
+}
+
+
+# Of numpy, which leaves the file open.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('name', RUNS)
+@pytest.mark.parametrize(
+  ('main', 'out'), [(save.main, 'a.safetensors'), (export.main, 'program')]
+)
+def test_a_run_is_refused(name, main, out, good_run, tmp_path, command_result):
+  run = shutil.copytree(good_run, tmp_path / 'run')
+  RUNS[name](run)
+  code, result, err = command_result(main, f'--workdir {run} {tmp_path / out}')
+  assert (code, result) == (2, None), err
+  assert str(run) in err
+  assert not (tmp_path / out).exists()
