@@ -19,6 +19,7 @@ from alexnet_jax.data.splits import held_out
 from alexnet_jax.data.splits import normal
 from alexnet_jax.data.splits import split_of_name
 from alexnet_jax.data.splits import split_words
+from alexnet_jax.data.splits import warn_of_own_split
 from alexnet_jax.data.splits import warn_once
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
@@ -371,6 +372,7 @@ def folder_source(
     )
   folders = split_folders(root)
   if 'train' in folders:
+    warn_of_own_split(root, val_fraction, split_seed)
     if split == 'train':
       return list_folder(folders['train'])
     return list_folder(folders['validation'], subfolders(folders['train']))

@@ -149,6 +149,8 @@ def parquet_source(
     labels = train = _numbered(root, train, class_names)
   class_names = splits.check_labels(root, train, class_names)
   rows = np.arange(len(train))
+  if names['validation']:
+    splits.warn_of_own_split(root, val_fraction, split_seed)
   if names['validation'] and split != 'train':
     files = _open(root, names['validation'], alike=files)
     labels = np.concatenate([file.labels for file in files])

@@ -205,6 +205,15 @@ def held_out(
   return mask
 
 
+def warn_of_own_split(root: pathlib.Path, fraction: float, seed: int) -> None:
+  """Warns that nothing is held out of data that has its own validation."""
+  if fraction and (fraction, seed) != (0.2, 0):  # those of the config
+    warn_once(
+      f'{root} has its own validation split: config.data.val_fraction ='
+      f' {fraction} and config.data.split_seed = {seed} have no effect'
+    )
+
+
 def _rank(seed, key):
   # A file's name may hold bytes that are no UTF-8.
   text = f'{seed}:{key}'.encode(errors='surrogateescape')

@@ -121,6 +121,8 @@ def tar_source(
   class_names = splits.check_labels(
     root, train['label'], _read_class_names(root)
   )
+  if names['validation']:
+    splits.warn_of_own_split(root, val_fraction, split_seed)
   if names['validation'] and split != 'train':
     shards = names['validation']
     samples = _indexed(root, 'validation', *_state(root, shards))

@@ -41,13 +41,6 @@ class Objective:
     """True for the cross-entropy and nothing else."""
     return not (self.label_smoothing or self.l1 or self.l2)
 
-  def penalty(self, params) -> jax.Array:
-    """Returns the penalty of the kernels, float32 []."""
-    kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
-    absolute = sum(jnp.sum(jnp.abs(w)) for w in kernels) if self.l1 else 0.0
-    squares = sum(jnp.sum(jnp.square(w)) for w in kernels) if self.l2 else 0.0
-    return jnp.asarray(self.l1 * absolute + self.l2 * squares, jnp.float32)
-
   def value(self, logits, labels, params) -> jax.Array:
     """Returns the mean over a batch of logits [batch, num_classes]."""
     if self.is_plain:
@@ -59,7 +52,11 @@ class Objective:
       jax.nn.one_hot(labels, logits.shape[1]), self.label_smoothing
     )
     losses = optax.softmax_cross_entropy(logits, targets)
-    return losses.mean() + self.penalty(params)
+    kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
+    absolute = sum(jnp.sum(jnp.abs(w)) for w in kernels) if self.l1 else 0.0
+    squares = sum(jnp.sum(jnp.square(w)) for w in kernels) if self.l2 else 0.0
+    penalty = jnp.asarray(self.l1 * absolute + self.l2 * squares, jnp.float32)
+    return losses.mean() + penalty
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ class MetricWriter:
     kept = [
       row
       for row in read_rows(workdir)
-      if row['step'] <= (evaluated_step if _is_evaluation(row) else step)
+      if row['step'] <= (evaluated_step if 'eval/loss' in row else step)
       and _LAST not in row
     ]
     with files.replaced_file(path) as temporary:
@@ -221,7 +221,3 @@ def _picture(confusion):
   picture = np.uint8(255 - np.round(255 * shares))
   scale = max(1, _PIXELS // size)
   return picture.repeat(scale, 0).repeat(scale, 1)
-
-
-def _is_evaluation(row):
-  return any(key.startswith('eval/') for key in row)

@@ -312,3 +312,14 @@ def test_one_accent_in_two_spellings_is_one_class(tmp_path):
     make_classes(tmp_path / split, **{'bar': 2, spelling: 3})
   _, validation = both(tmp_path)
   assert validation.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_share_that_nothing_holds_out_is_warned_of(tmp_path, caplog):
+  for split in ('train', 'val'):
+    make_classes(tmp_path / split, cat=2, dog=2)
+  for options in ({}, {'val_fraction': 0.5}):
+    for split in ('train', 'validation'):
+      sources.make_source('folder', split, path=str(tmp_path), **options)
+    said = caplog.text.count('has its own validation split')
+    assert said == len(options)
+  assert 'val_fraction = 0.5' in caplog.text
