@@ -172,11 +172,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def folder(text: str) -> str:
-  """Type of arguments that name a folder: ~ is the home, no addresses."""
+def path(text: str) -> str:
+  """Type of arguments that name files or folders: ~ is the home, no URLs."""
   if '://' in text:
     raise argparse.ArgumentTypeError(
-      f'{text} is no folder of this machine; mount it, and give its path'
+      f'{text} is no path of this machine; mount it, and give its path'
     )
   return os.path.expanduser(text)
 
@@ -190,44 +190,32 @@ def add_workdirs(
     ('--workdirs', {'nargs': '+', 'default': [], 'help': argparse.SUPPRESS}),
   ):
     parser.add_argument(
-      name, action='extend', type=folder, metavar=metavar, **more
+      name, action='extend', type=path, metavar=metavar, **more
     )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
   """Adds --workdir and --checkpoint, of a run that was trained."""
+  text = 'folder of the run'
   parser.add_argument(
-    '--workdir',
-    required=True,
-    type=folder,
-    metavar='DIR',
-    help='folder of the run',
+    '--workdir', required=True, type=path, metavar='DIR', help=text
   )
-  parser.add_argument(
-    '--checkpoint',
-    default='final',
-    help='final (what the run ended with, default), newest, best or a step',
-  )
+  text = 'final (what the run ended with, default), newest, best or a step'
+  parser.add_argument('--checkpoint', default='final', help=text)
 
 
 def add_data_path(parser: argparse.ArgumentParser) -> None:
   """Adds --data_path, of a run whose data is read again."""
+  text = 'where the data lies now (default: where it lay in training)'
   parser.add_argument(
-    '--data_path',
-    default='',
-    type=folder,
-    metavar='DIR',
-    help='where the data lies now (default: where it lay in training)',
+    '--data_path', default='', type=path, metavar='DIR', help=text
   )
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
   """Adds --split, of the data that is measured."""
-  parser.add_argument(
-    '--split',
-    default='validation',
-    help='validation (default) or train; for TFDS also its own split names',
-  )
+  text = 'validation (default) or train; for TFDS also its own split names'
+  parser.add_argument('--split', default='validation', help=text)
 
 
 def add_crops(parser: argparse.ArgumentParser) -> None:

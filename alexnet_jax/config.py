@@ -85,6 +85,7 @@ _ASCENDING = _list_rule(
   None,
   lambda values: all(a < b for a, b in itertools.pairwise((0, *values))),
 )
+_FOLDS = Rule('must be 0 or at least 2', lambda v: v == 0 or v > 1)
 _PATTERNS = Rule(
   "takes patterns: ('conv*', 'dense1/kernel')",
   lambda values: all(isinstance(v, str) and v for v in values),
@@ -163,7 +164,7 @@ _DATA = {
     0.2, _FRACTION, when=f'data.source={_DIVIDED} and data.folds=0'
   ),
   'split_seed': Key(0, _SEED, when=f'data.source={_DIVIDED} or data.folds'),
-  'folds': Key(0, _NOT_NEGATIVE),  # cross-validation; 0: the data's own split
+  'folds': Key(0, _FOLDS),  # cross-validation; 0: the data's own split
   'fold': Key(0, _NOT_NEGATIVE, when='data.folds'),  # held out, from 0
   'resize_size': Key(256, _POSITIVE),  # short side; its center square is kept
   'crop_size': Key(224, _POSITIVE),

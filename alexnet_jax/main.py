@@ -26,7 +26,7 @@ def _parse(argv):
   cli.add_recipe(parser)
   parser.add_argument(
     '--workdir',
-    type=cli.folder,
+    type=cli.path,
     metavar='DIR',
     help="the run's folder (default: runs/ and the recipe's name)",
   )
@@ -59,27 +59,13 @@ def _add_processes(parser):
   group.add_argument(
     '--coordinator', metavar='HOST:PORT', help='where process 0 listens'
   )
-  for name, default, metavar, text in (
-    ('process_index', None, 'I', 'index of this process, from 0'),
-    (
-      'process_count',
-      None,
-      'N',
-      'number of processes; 1 disables cluster detection',
-    ),
-    (
-      'start_timeout',
-      300,
-      'S',
-      'seconds to wait for the others (default: %(default)s)',
-    ),
-    (
-      'heartbeat_timeout',
-      100,
-      'S',
-      'seconds of silence after which a process is lost (default: %(default)s)',
-    ),
+  for name, metavar, default, text in (
+    ('process_index', 'I', None, 'index of this process, from 0'),
+    ('process_count', 'N', None, 'processes in all; 1: no cluster is sought'),
+    ('start_timeout', 'S', 300, 'seconds to wait for the others'),
+    ('heartbeat_timeout', 'S', 100, 'seconds after which a silent one is lost'),
   ):
+    text += ' (default: %(default)s)' if default else ''
     group.add_argument(
       f'--{name}', type=int, default=default, metavar=metavar, help=text
     )

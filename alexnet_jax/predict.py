@@ -46,12 +46,14 @@ def main(argv=None) -> int:
   add('--top', type=int, default=5, help='number of classes (default: 5)')
   add(
     '--csv',
+    type=cli.path,
     default='',
     metavar='FILE',
     help='writes a table: the file, then class and probability by rank',
   )
   add(
     '--grid',
+    type=cli.path,
     default='',
     metavar='FILE.png',
     help=f'draws the first {MOST_IN_GRID} images, as the network sees them,'

@@ -2,6 +2,8 @@
 
 import ast
 from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import difflib
 import inspect
@@ -25,7 +27,7 @@ _BOOLS = {'true': True, '1': True, 'false': False, '0': False}
 _KINDS = {
   bool: 'true or false',
   int: 'a whole number below 2**32',
-  float: 'a finite number',
+  float: 'a number that float32 holds',
   str: 'a text',
   tuple: 'a list, such as (1, 2)',
 }
@@ -67,9 +69,9 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   flat = flatten(config)
   _check_keys(flat)
   # A named network has more fields than it reads.
-  _check_effects(flat, [key for key in KEYS if not key.startswith('model.')])
+  check_effects(flat, [key for key in KEYS if not key.startswith('model.')])
   values = {key: _parse(key, text) for key, text in overrides.items()}
-  config.update_from_flattened_dict(values)
+  config.lock().update_from_flattened_dict(values)
   validate(config, values)
   # The run's folder keeps them, whatever the current folder is later.
   for section, key in ((config.data, 'path'), (config.init, 'workdir')):
@@ -86,7 +88,9 @@ def _read_recipe(recipe):
     where = f'; recipes lie in {_RECIPES}' if _RECIPES.is_dir() else ''
     raise UserError(f'no recipe at {path!r}: give another --config{where}')
   try:
-    get_config = runpy.run_path(path)['get_config']
+    get_config = runpy.run_path(path).get('get_config')
+    if get_config is None:
+      raise UserError(f'the recipe {path} has no function get_config()')
     if argument and not inspect.signature(get_config).parameters:
       raise UserError(f'the recipe {path} takes nothing after a colon')
     config = get_config(*argument)
@@ -173,7 +177,7 @@ def validate(
   _check_keys(flat)
   for name, key in KEYS.items():
     _check_value(name, key, flat[name])
-  _check_effects(flat, given)
+  check_effects(flat, given)
   _check_data(flat)
   _check_durations(flat)
   _check_lr_multipliers(flat)
@@ -208,18 +212,25 @@ def _check_value(name, key, value):
     raise UserError(f'config.{name} is {value!r}; it {rule.text}')
 
 
-def _check_effects(flat, keys):
-  """Refuses values that nothing reads, by `Key.when`."""
+def check_effects(flat: Mapping, keys: Iterable[str]) -> None:
+  """Refuses values of some keys that nothing would read, by `Key.when`.
+
+  Args:
+    flat: {key: value} of all keys.
+
+  Raises:
+    UserError: naming the key, and the values of those that it depends on.
+  """
   for name in keys:
     value, key = flat[name], KEYS[name]
     if value in (key.default, ()) or not key.when or _holds(key.when, flat):
       continue
     names = dict.fromkeys(re.findall(r'\w+\.\w+', key.when))
     now = ' and '.join(f'config.{n} is {flat[n]!r}' for n in names)
+    wanted = key.when.replace('|', ' or ')
     raise UserError(
       f'config.{name} is {value!r}, which has no effect while {now}: it is read'
-      f' with {key.when.replace("|", " or ")} alone; leave it out, or change'
-      ' that'
+      f' only with {wanted}; leave it out, or change that'
     )
 
 
@@ -236,38 +247,33 @@ def _holds(when, flat):
   )
 
 
-def _check(flat, key, passed, rule):
-  if not passed:
-    raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
-
-
 def _check_data(flat):
   if flat['data.std_rgb'] and flat['data.std'] != 1:
     raise UserError(
       f'config.data.std is {flat["data.std"]} and config.data.std_rgb'
       f' {flat["data.std_rgb"]!r}: set one of them (the other to 1.0 or ())'
     )
-  _check(
-    flat,
-    'data.crop_size',
-    flat['data.crop_size'] <= flat['data.resize_size'],
-    f'must not exceed config.data.resize_size = {flat["data.resize_size"]}',
-  )
-  _check(
-    flat,
-    'data.path',
-    flat['data.path'] or flat['data.source'] in ('digits', 'tfds', 'synthetic'),
-    f'must name the folder of the {flat["data.source"]} set:'
-    ' --config.data.path=DIR',
-  )
+  source, largest = flat['data.source'], flat['data.resize_size']
   folds = flat['data.folds']
-  _check(flat, 'data.folds', folds != 1, 'must be 0 or at least 2')
-  _check(
-    flat,
-    'data.fold',
-    flat['data.fold'] < max(1, folds),
-    f'must be less than config.data.folds = {folds}',
-  )
+  for key, holds, rule in (
+    (
+      'data.crop_size',
+      flat['data.crop_size'] <= largest,
+      f'must not exceed config.data.resize_size = {largest}',
+    ),
+    (
+      'data.path',
+      flat['data.path'] or source in ('digits', 'tfds', 'synthetic'),
+      f'must name the folder of the {source} set: --config.data.path=DIR',
+    ),
+    (
+      'data.fold',
+      flat['data.fold'] < max(1, folds),
+      f'must be less than config.data.folds = {folds}',
+    ),
+  ):
+    if not holds:
+      raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
 
 
 def _check_durations(flat):

@@ -1,6 +1,7 @@
 """The console of all commands: tables, lines and one progress bar."""
 
 import argparse
+import importlib
 import io
 import os
 import subprocess
@@ -92,7 +93,33 @@ def test_a_device_that_is_not_there(platforms):
 
 def test_folders_of_arguments(monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
-  assert cli.folder('~/runs/a') == '/home/me/runs/a'
-  assert cli.folder('runs/~a') == 'runs/~a'
-  with pytest.raises(argparse.ArgumentTypeError, match='gs://b/r is no folder'):
-    cli.folder('gs://b/r')
+  assert cli.path('~/runs/a') == '/home/me/runs/a'
+  assert cli.path('runs/~a') == 'runs/~a'
+  with pytest.raises(argparse.ArgumentTypeError, match='gs://b/r is no path'):
+    cli.path('gs://b/r')
+
+
+@pytest.mark.parametrize(
+  'command',
+  [
+    'main --workdir',
+    'evaluation.evaluate --workdir',
+    'evaluation.crossval --workdir',
+    'evaluation.sweep --workdir',
+    'evaluation.compare --workdirs',
+    'evaluation.compare --workdirs x --out',
+    'predict --workdir',
+    'predict --workdir x y.jpg --csv',
+    'interop.load --from torch x --workdir',
+    'interop.save x.safetensors --workdir',
+    'interop.export --workdir',
+    'data.prepare.__main__ raw --source folder --path x --out',
+  ],
+)
+def test_no_command_takes_an_address_for_a_folder(command, capsys):
+  name, *arguments = command.split()
+  module = importlib.import_module(f'alexnet_jax.{name}')
+  with pytest.raises(SystemExit) as caught:
+    module.main([*arguments, 'gs://bucket/run'])
+  assert caught.value.code == 2
+  assert 'gs://bucket/run is no path of this machine' in capsys.readouterr().err

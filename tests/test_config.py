@@ -254,6 +254,34 @@ def test_a_key_without_effect_is_refused(key):
       validation.validate(with_other, [key])
 
 
+# All others count with certain values of other keys alone; `spec` looks after
+# those of spatial normalization.
+ALWAYS = {
+  '': 'seed num_epochs num_steps global_batch_size microbatch_size'
+  ' eval_every_epochs eval_every_steps save_every_epochs save_every_steps'
+  ' log_every_steps histogram_every_evals report parallel implementation'
+  ' grad_allreduce_dtype ema_decay',
+  'data.': 'source folds resize_size crop_size crop random_flip brightness'
+  ' pca_lighting mean std std_rgb unreadable num_threads prefetch',
+  'model.': 'num_classes dtype channels kernels strides paddings groups norm'
+  ' pool_layers block_order norm_hidden spatial_size spatial_k spatial_alpha'
+  ' spatial_beta hidden width_multiplier kernel_init bias_layers',
+  'init.': 'workdir freeze',
+  'loss.': 'label_smoothing l1 l2',
+  'optimizer.': 'name learning_rate rate_scaling weight_decay'
+  ' bias_lr_multiplier',
+  'schedule.': 'name warmup_epochs warmup_steps',
+  'early_stopping.': 'enabled',
+  'checkpoint.': 'keep monitor mode',
+  'guards.': 'flat_loss_steps',
+}
+
+
+def test_the_keys_that_always_count():
+  always = {key for key, home in KEYS.items() if not home.when}
+  assert always == {s + leaf for s in ALWAYS for leaf in ALWAYS[s].split()}
+
+
 def test_a_recipe_may_leave_keys_without_effect_to_overrides():
   assert load('quickstart', '--config.schedule.name=cosine')
   with pytest.raises(
@@ -357,6 +385,22 @@ def test_a_recipe_that_is_wrong(tmp_path, body, message):
     validation.load_config([f'--config={path}'])
 
 
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('', 'has no function get_config'),
+    ('def get_config(:', 'fails: SyntaxError'),
+    ('import nonsense_', r"line 1: ModuleNotFoundError: .*'nonsense_'"),
+    ('def get_config(x): return x', 'TypeError: .* missing 1 required'),
+  ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, text, message):
+  path = tmp_path / 'recipe.py'
+  path.write_text(text)
+  with pytest.raises(UserError, match=message):
+    validation.load_config([f'--config={path}'])
+
+
 def test_what_follows_a_recipes_colon():
   with pytest.raises(UserError, match=r'quickstart.py takes nothing after'):
     load('quickstart.py:x')
@@ -415,13 +459,13 @@ def test_a_run_reads_every_key(tmp_path, monkeypatch):
   config = validation.load_config([f'--config={recipe}'])
   names = {id(section): f'{name}.' for name, section in config.items()}
   names[id(config)] = ''
-  seen, get = set(), ml_collections.ConfigDict.__getattr__
+  seen, get = set(), ml_collections.ConfigDict.__getitem__
 
   def noted(section, name):
     seen.add(f'{names.get(id(section))}{name}')
     return get(section, name)
 
-  monkeypatch.setattr(ml_collections.ConfigDict, '__getattr__', noted)
+  monkeypatch.setattr(ml_collections.ConfigDict, '__getitem__', noted)
   loop.train_and_evaluate(
     config, str(tmp_path / 'run'), guards.StopSignal(), Console(NullStream())
   )

@@ -38,19 +38,12 @@ _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
 
 
 class Listing(NamedTuple):
-  """The files below a folder, in the order of their paths' components.
-
-  Attributes:
-    paths: of the files.
-    sizes: of each in bytes.
-    left_out: (path, what it is) of files that do not count.
-    folders: the paths of the folders below.
-  """
+  """The files below a folder, in the order of their paths' components."""
 
   paths: list[str]
-  sizes: list[int]
-  left_out: list[tuple[str, str]]
-  folders: list[str]
+  sizes: list[int]  # bytes
+  left_out: list[tuple[str, str]]  # (path, what it is)
+  folders: list[str]  # paths
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,9 +138,11 @@ def list_files(
   """
   found = Listing([], [], [], [])
   around = pathlib.Path(folder).absolute().parents
-  _list_below(
-    os.fspath(folder), endings, frozenset(map(_identity, around)), found
-  )
+  above = frozenset(map(_identity, around))
+  try:
+    _list_below(os.fspath(folder), endings, above, found)
+  except RecursionError as error:
+    raise UserError(f'{folder} holds folders in folders, too deep') from error
   return found
 
 
@@ -286,11 +281,12 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
 def _check_class_names(root, names, own):
   """Refuses folders that are named like splits as classes."""
   alike = [name for name in names if own[name]]
-  if alike == ['train'] and len(names) > 1:
-    return  # the vehicle
+  word = alike[0].lower() if len(alike) == 1 < len(names) else ''
+  if word in ('train', 'valid') and not subfolders(root / alike[0]):
+    return  # the vehicle; the opposite of invalid
   if not alike:
     alike = [name for name in names if len(split_words(name)) == 1]
-    if len(set.union(set(), *map(split_words, alike))) < 2:
+    if len({split for name in alike for split in split_words(name)}) < 2:
       return
     if 2 * len(alike) < len(names):  # classes: bullet_train and test_tube
       return
@@ -298,7 +294,7 @@ def _check_class_names(root, names, own):
     raise UserError(
       f'{root} has folders that are named like splits, not like classes'
       f' ({", ".join(alike)}); images belong into train/CLASS and val/CLASS, or'
-      ' into CLASS alone'
+      ' into CLASS alone; rename a class that is called so'
     )
 
 
@@ -327,9 +323,6 @@ def find_problems(
   if not classes:
     message = 'has no subfolders; images belong into one subfolder per class'
     yield 'no_classes', root, f'{root} {message}'
-  if class_names is None and len(classes) == 1:
-    message = f'has one class only ({next(iter(classes))!r}); two are needed'
-    yield 'one_class', root / next(iter(classes)), f'{root} {message} at least'
   known = set(map(normal, classes if class_names is None else class_names))
   lacking = [name for name in classes if normal(name) not in known]
   seen = set()
@@ -355,6 +348,9 @@ def find_problems(
       message = f'{path!a}: another class has this name, spelled in other bytes'
       yield 'spelled_twice', path, f'{message} of Unicode; join them'
     seen.add(plain)
+  if class_names is None and len(classes) == 1:
+    message = f'has one class only ({next(iter(classes))!r}); two are needed'
+    yield 'one_class', root / next(iter(classes)), f'{root} {message} at least'
 
 
 def folder_source(
@@ -417,13 +413,9 @@ def list_folder(
   labels = [numbers[normal(name)] for name in classes]
   return FolderSource(
     root,
-    [
-      path[below:].replace(os.sep, '/')
-      for listing in classes.values()
-      for path in listing.paths
-    ],
+    [path[below:] for found in classes.values() for path in found.paths],
     np.repeat(np.array(labels, np.int32), counts),
-    [size for listing in classes.values() for size in listing.sizes],
+    [size for found in classes.values() for size in found.sizes],
     names,
   )
 

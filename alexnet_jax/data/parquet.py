@@ -271,9 +271,17 @@ def _plain_labels(pa, path, name, column):
 
 def _numbered(root, labels, class_names):
   """Returns labels that are class names as int32 [n]."""
+  numbers = {splits.normal(name): i for i, name in enumerate(class_names)}
+  if len(numbers) < len(class_names):
+    raise UserError(
+      f'{root} has a class in two spellings of Unicode; its classes are'
+      f' {list(class_names)!a}'
+    )
   found, indices = np.unique(labels, return_inverse=True)
-  numbers = splits.class_labels(root, found.tolist(), class_names)
-  return np.array(numbers, np.int32)[indices]
+  plain = [splits.normal(label) for label in found]
+  if unknown := [label for label in plain if label not in numbers]:
+    raise UserError(f'{root} has labels that training lacks: {unknown}')
+  return np.array([numbers[label] for label in plain], np.int32)[indices]
 
 
 def _hub_names(schema, label):

@@ -73,6 +73,7 @@ def main(argv=None) -> int:
   parser.add_argument(
     '--out',
     default='compare',
+    type=cli.path,
     metavar='DIR',
     help='folder of the page (default: %(default)s)',
   )

@@ -50,6 +50,7 @@ def _parse(argv):
   )
   parser.add_argument(
     '--workdir',
+    type=cli.path,
     metavar='DIR',
     help="the folder (default: runs/crossval_ and the recipe's name)",
   )

@@ -84,6 +84,9 @@ def parse_space(texts: Sequence[str], config) -> dict:
       space[key] = parse(spec.strip(), flat[key], config_lib.KEYS[key].allowed)
     except ValueError as error:
       raise UserError(f'--param {key}={spec} {error}') from error
+  for key in space:  # unless it counts in some trials
+    if not any(other in config_lib.KEYS[key].when for other in space):
+      validation.check_effects(flat | {key: 'swept'}, [key])
   if not space:
     raise UserError('a sweep needs --param KEY=SPEC at least once')
   return dict(sorted(space.items()))

@@ -45,7 +45,8 @@ def _parse(argv):
   )
   add = parser.add_argument
   cli.add_recipe(parser)
-  add('--workdir', required=True, metavar='DIR', help="the sweep's folder")
+  text = "the sweep's folder"
+  add('--workdir', required=True, type=cli.path, metavar='DIR', help=text)
   text = 'number of trials in all (default: %(default)s)'
   add('--trials', type=int, default=20, metavar='N', help=text)
   text = 'a key of the config and the values to try; once for every key'

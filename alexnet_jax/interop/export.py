@@ -38,7 +38,7 @@ def main(argv=None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument('out', metavar='OUT', help='a new folder')
+  parser.add_argument('out', type=cli.path, metavar='OUT', help='a new folder')
   cli.add_run(parser)
   parser.add_argument(
     '--onnx',

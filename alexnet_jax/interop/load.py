@@ -103,7 +103,13 @@ def _make_parser():
   add('file', metavar='FILE', help='the weights')
   kinds = 'torchvision', 'torch', 'caffe', 'keras'
   add('--from', dest='kind', required=True, choices=kinds)
-  add('--workdir', required=True, metavar='DIR', help='a new folder')
+  add(
+    '--workdir',
+    required=True,
+    type=cli.path,
+    metavar='DIR',
+    help='a new folder',
+  )
   for name, metavar, default, text in _OPTIONS:
     kind = type(default)
     add(f'--{name}', type=kind, default=default, metavar=metavar, help=text)

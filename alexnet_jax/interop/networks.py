@@ -116,6 +116,8 @@ def resolve(
   crop_size = options.crop_size or _CROP_SIZES.get(options.network, 224)
   resize_size = 28 if options.network == 'marvin' else RESIZE_SIZE
   guesses, levels = [], {}
+  if not options.crop_size and options.network != known:
+    guesses.append(f'--crop_size {crop_size}')
   for name in ('mean', 'std'):
     levels[name] = tuple(getattr(options, name) or usual[name])
     if not getattr(options, name) and options.network != known:

@@ -27,7 +27,7 @@ def main(argv=None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument('file', metavar='FILE.safetensors')
+  parser.add_argument('file', type=cli.path, metavar='FILE.safetensors')
   cli.add_run(parser)
   parser.add_argument(
     '--overwrite', action='store_true', help='replaces a file that is there'

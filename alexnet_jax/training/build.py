@@ -74,8 +74,7 @@ def make_loader(config, split: str) -> loader_lib.Loader:
 def make_model(config, num_classes: int, device=None) -> AlexNet:
   """Returns the network of the config, for a device (None: those here).
 
-  Raises:
-    UserError: if config.model.num_classes is set to another number.
+  Raises UserError if config.model.num_classes is another number.
   """
   fields = config.model.to_dict()
   if fields['num_classes'] not in (0, num_classes):
@@ -250,11 +249,7 @@ def find_pixel_statistics(
   """Returns the pixel statistics of a run; computes them if needed.
 
   With config.init.mean_image the mean is that of the run whose weights this one
-  starts with. See `pixel_statistics.find_statistics`.
-
-  Raises:
-    UserError: if the other run subtracts no mean image of the size of crops
-      here.
+  starts with: a UserError if it has none that fits. See `pixel_statistics`.
   """
 
   def read_mean_image():
@@ -292,8 +287,7 @@ def stored_lighting(config, workdir) -> np.ndarray | None:
 def num_microbatches(config, mesh: Mesh) -> int:
   """Returns the number of microbatches of each device's part of a batch.
 
-  Raises:
-    UserError: if it is much larger than config.microbatch_size asks for.
+  Raises UserError if it is much larger than config.microbatch_size asks for.
   """
   count, size = config.global_batch_size // mesh.size, config.microbatch_size
   number = step.num_microbatches(count, size)

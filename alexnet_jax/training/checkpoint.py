@@ -180,7 +180,8 @@ class Checkpoints:
     for step in set(self.steps()) - kept:
       path = self.folder / str(step)
       if not files.is_in_use(path):  # or it is removed after another save
-        shutil.rmtree(path)
+        # For a reader it is there as a whole or not at all.
+        shutil.rmtree(path.rename(f'{path}{_TEMPORARY}.removed'))
     # glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
     # 0.3 GB with every save.
     if _malloc_trim is not None:
@@ -198,8 +199,7 @@ class Checkpoints:
   def wait(self) -> None:
     """Waits until the save under way is complete, in all processes.
 
-    Raises:
-      UserError: as `save` does.
+    Raises UserError as `save` does.
     """
     self._wait()
     # A process that left before could end process 0 in the middle of its save.
@@ -386,10 +386,13 @@ def _read_run(path) -> SavedRun:
 
 def _newest(folder) -> tuple[int, SavedRun] | None:
   """Returns step and `SavedRun` of the newest readable checkpoint."""
-  for step in reversed(_steps(folder)):
-    with contextlib.suppress(DamagedCheckpointError):
-      return step, _read_run(folder / str(step))
-  return None
+  while True:
+    steps = _steps(folder)
+    for step in reversed(steps):
+      with contextlib.suppress(DamagedCheckpointError):
+        return step, _read_run(folder / str(step))
+    if _steps(folder) == steps:  # or the run removed them just now
+      return None
 
 
 def _as_damage(part, error) -> Exception:
@@ -422,8 +425,7 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
   Args:
     which: `final`, `newest`, `best` or the number of a step.
 
-  Raises:
-    UserError: if there is no run, or no such checkpoint, or it is damaged.
+  Raises UserError if there is no run or checkpoint, or it is damaged.
   """
   folder = _folder_of(workdir)
   while True:
@@ -450,13 +452,9 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
 def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
   """Reads step and `SavedRun` of the newest checkpoint that can be read.
 
-  Raises:
-    UserError: if there is no run, or no such checkpoint.
+  Raises UserError if there is no run, or no such checkpoint.
   """
-  return _newest_of(_folder_of(workdir))
-
-
-def _newest_of(folder):
+  folder = _folder_of(workdir)
   if (found := _newest(folder)) is None:
     raise UserError(f'{folder} has no checkpoint that can be read')
   return found
@@ -480,7 +478,7 @@ def _find(folder, which):
   steps = _steps(folder)
   step = int(which) if re.fullmatch('[0-9]+', which) else None
   if step is None and steps:
-    newest, saved = _newest_of(folder)
+    newest, saved = read_newest(folder.parent)
     if newest < steps[-1]:
       logging.getLogger(__name__).warning(
         'newer checkpoints than %d in %s cannot be read', newest, folder

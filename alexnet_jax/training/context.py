@@ -113,9 +113,7 @@ def prepare(
     stop: ends the computation of the statistics.
     mean_limit: number of examples for the statistics, for trials; None: all.
 
-  Raises:
-    UserError: if the data is unfit for the config, or not that of `saved`; or
-      if config.init does not fit the network.
+  Raises UserError if config, data, network and `saved` do not fit together.
   """
   processes, mesh = distributed.current(), parallel.make_mesh()
   loaders = [build.make_loader(config, s) for s in ('train', 'validation')]
@@ -192,8 +190,7 @@ def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
 def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
   """Restores the newest checkpoint that counts, or begins at step 0.
 
-  Raises:
-    UserError: if the checkpoints do not fit, or none of them counts.
+  Raises UserError if the checkpoints do not fit, or none of them counts.
   """
   config, mesh = run.config, run.mesh
   template = build.state_shapes(config, len(run.class_names))

@@ -302,11 +302,9 @@ def joined(
 def exit_process(code: int) -> None:
   """Ends this process if it is one of several and could not finish."""
   if _member is not None:
-    with contextlib.suppress(OSError):  # nobody may read it
-      if sys.exc_info()[0] is not None:
+    if sys.exc_info()[0] is not None:
+      with contextlib.suppress(OSError):  # nobody may read it
         traceback.print_exc()
-      sys.stdout.flush()
-      sys.stderr.flush()
     _member.exit(code)
 
 
@@ -324,6 +322,8 @@ class _Member:
     cluster, failures = self._cluster, []
     is_local = 'coordinator_bind_address' in cluster.options
     _check_port(cluster)
+    # Its warning of proxies comes long before the timeout; see `_proxies`.
+    jax.config.update('jax_check_proxy_envs', False)
     if is_local:  # gRPC would ask a proxy for this machine's own address
       given = os.environ.get(_NO_PROXY, os.environ.get('no_proxy'))
       hosts = filter(None, (given, '127.0.0.1', 'localhost'))
@@ -353,8 +353,8 @@ class _Member:
         raise UserError(
           f'the {cluster.count} processes of the run did not find each other'
           f' within {timeout} s. Looked at, in {cluster.source}: {read}'
-          f'{_proxies()}. Start each of them once, with the same coordinator'
-          ' and count; a single process takes --process_count 1'
+          f'{"" if is_local else _proxies()}. Start each of them once, with the'
+          ' same coordinator and count; --process_count 1 is for a single one'
         )
     if failures:
       raise UserError(
@@ -427,6 +427,9 @@ def _connect_by_loopback():
   """
   from jax._src import xla_bridge
   from jax._src.lib import _jax
+
+  if jax.config.jax_cpu_collectives_implementation != 'gloo':
+    return
 
   def make_client():
     collectives = _jax.make_gloo_tcp_collectives(

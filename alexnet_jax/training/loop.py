@@ -80,6 +80,9 @@ def train_and_evaluate(
     saved = checkpoints.newest_run()
     if saved is not None:
       resume.check_config(config, path, saved.config)
+      if (other := saved.config.init.workdir) != config.init.workdir:
+        console.line(f'goes on with the weights and the mean image of {other}')
+        config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
     run = context.prepare(config, path, stop, console, saved)
     loop = context.start_loop(run, checkpoints)

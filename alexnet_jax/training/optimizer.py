@@ -52,11 +52,7 @@ def group_rates(
 
 
 def _by_phase(phase, lr_multipliers, scale):
-  """Returns a transformation by the factors in force after `phase` entries.
-
-  Args:
-    scale: (update, factor of its learning rate) -> update.
-  """
+  """Returns a transformation `scale(update, factor after `phase` entries)`."""
 
   def init(params):
     names = list(leaf_names(params))

@@ -99,30 +99,18 @@ def versions() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-  """The part of a checkpoint that is not arrays.
-
-  Attributes:
-    config: the config that trained it.
-    data: `build.data_record`; weights from elsewhere have class_names alone.
-    progress: plateau, early stopping and metrics.
-    iterator: the position of the training batches.
-    devices: number of devices.
-    processes: number of processes.
-    num_microbatches: of a device's batch, see `step.accumulate`.
-    imported: where weights from elsewhere come from; JSON.
-    digest: `state.state_digest`; set by `Checkpoints.save`.
-    versions: see `versions`.
-  """
+  """The part of a checkpoint that is not arrays."""
 
   config: ml_collections.ConfigDict
+  # `build.data_record`; weights from elsewhere have class_names alone.
   data: Mapping
   progress: Progress
-  iterator: Mapping
+  iterator: Mapping  # the position of the training batches
   devices: int = 1
   processes: int = 1
-  num_microbatches: int = 1
-  imported: Mapping | None = None
-  digest: str = ''
+  num_microbatches: int = 1  # of a device's batch, see `step.accumulate`
+  imported: Mapping | None = None  # where weights from elsewhere come from
+  digest: str = ''  # `state.state_digest`; set by `Checkpoints.save`
   versions: Mapping = dataclasses.field(default_factory=versions)
 
   @property

@@ -40,42 +40,36 @@ def check_processes(
   """Compares the processes of a run, and shows them in one table.
 
   Raises:
-    UserError: in process 0, which ends the others: if the processes have
-      different numbers or kinds of devices, configs or versions, or fewer
-      processes came than expected.
+    UserError: in process 0, which ends the others: if they differ in devices,
+      config or versions, or fewer came than expected.
   """
   if processes.is_alone:
     return
   devices = jax.local_devices()
   flat = config_lib.flatten(config_lib.from_dict(config.to_dict()))
-  for key in _OWN_KEYS:
-    del flat[key]
   own = {
-    'host': socket.gethostname(),
-    'number of processes': {'processes': str(processes.count)},
-    'devices': {'devices': f'{len(devices)} x {devices[0].device_kind}'},
-    'config': {key: repr(value) for key, value in flat.items()},
-    'versions': versions(),
+    'processes': processes.count,
+    'devices': f'{len(devices)} x {devices[0].device_kind}',
+    **{f'config.{k}': repr(flat[k]) for k in flat if k not in _OWN_KEYS},
+    **versions(),
   }
-  everybody = processes.gather(own, check)
+  everybody = processes.gather([socket.gethostname(), own], check)
   if everybody is None:
     return
-  for index, other in enumerate(everybody):
-    for name in ('number of processes', 'devices', 'config', 'versions'):
-      if changes := _changes(own[name], other[name], show=str):
-        raise UserError(
-          f'process {index}, on {other["host"]}, differs from process 0 in'
-          f' {name}:{changes}\nStart all processes with the same command, in'
-          ' the same environment'
-        )
+  for index, (host, other) in enumerate(everybody):
+    if changes := _changes(own, other, show=str):
+      raise UserError(
+        f'process {index}, on {host}, differs from process 0:{changes}\nStart'
+        ' all processes with the same command, in the same environment'
+      )
   if jax.process_count() != processes.count:
     raise UserError(
       f'{processes.count} processes were started, but JAX sees'
       f' {jax.process_count()}: are all of them on the same kind of device?'
     )
   rows = {
-    f'process {index}': f'{other["host"]}: {other["devices"]["devices"]}'
-    for index, other in enumerate(everybody[:_MOST_ROWS])
+    f'process {index}': f'{host}: {other["devices"]}'
+    for index, (host, other) in enumerate(everybody[:_MOST_ROWS])
   }
   if more := processes.count - len(rows):
     rows['...'] = f'{more} more'
@@ -92,11 +86,7 @@ def _changes(before, now, show=repr):
 
 
 def check_config(config, workdir: pathlib.Path, stored) -> None:
-  """Refuses a config that trains otherwise than the run did so far.
-
-  Raises:
-    UserError: naming the keys that differ.
-  """
+  """Raises UserError naming the keys with which it would train otherwise."""
   if changes := config_lib.training_changes(stored, config):
     length = any(change.startswith('config.num_') for change in changes)
     raise UserError(
@@ -119,9 +109,6 @@ def check_history(
     config: counts if the run's folder has none.
     num_examples: of the training split.
     has_folder: whether a folder for checkpoints was there.
-
-  Raises:
-    UserError: if there is such a history.
   """
   rows = writers.read_rows(workdir)
   last = max((row['step'] for row in rows), default=0)
@@ -145,14 +132,11 @@ def check_history(
 def check_data_record(
   workdir: pathlib.Path, before: Mapping, now: Mapping
 ) -> None:
-  """Refuses to go on with other data than the run had.
+  """Raises UserError naming what differs in the data that the run had.
 
   Args:
     before: `build.data_record` when the run began.
     now: the same of the data as it is.
-
-  Raises:
-    UserError: naming what differs.
   """
   if changes := _changes({key: before.get(key) for key in now}, now):
     raise UserError(
@@ -164,11 +148,7 @@ def check_data_record(
 def check_same_data(
   processes: ProcessGroup, record: Mapping, check: Callable[[], None]
 ) -> None:
-  """Refuses to train if the processes found different data.
-
-  Raises:
-    UserError: in process 0, naming what differs.
-  """
+  """Raises UserError in process 0 if the processes found different data."""
   everybody = processes.gather(record, check) or []
   for index, other in enumerate(everybody):
     if changes := _changes(everybody[0], other):
@@ -182,11 +162,7 @@ def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
   """Refuses other statistics of batch norms than the run had.
 
   They are those of a microbatch, whose size also depends on the number of
-  devices.
-
-  Raises:
-    UserError: naming the value that gives as many microbatches as before, or a
-      batch size that cannot be divided.
+  devices. The UserError names the value that gives as many as before.
   """
   number = build.num_microbatches(config, mesh)
   has_batch_norm = config.model.norm == 'batch' or config.model.norm_hidden

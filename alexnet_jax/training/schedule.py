@@ -22,6 +22,7 @@ import math
 import numpy as np
 
 from alexnet_jax.config import mode_of
+from alexnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,9 @@ def resolve_durations(config, num_examples: int) -> Durations:
 
   Args:
     num_examples: of the training split.
+
+  Raises:
+    UserError: if the run has too many steps.
   """
   per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
 
@@ -59,13 +63,19 @@ def resolve_durations(config, num_examples: int) -> Durations:
     epochs = exact(section[f'{name}_epochs'])
     return max(fractions.Fraction(1), epochs) if epochs else epochs
 
+  num_steps = math.ceil(steps(config, 'num'))
+  if num_steps >= 2**31:  # `TrainState.step` is int32
+    raise UserError(
+      f'config.num_epochs is {config.num_epochs} and config.num_steps'
+      f' {config.num_steps}: {num_steps:.3g} steps; give fewer than 2**31'
+    )
   schedule = config.schedule
   drops = schedule.drop_steps or [
     math.ceil(exact(epoch)) for epoch in schedule.drop_epochs
   ]
   return Durations(
     steps_per_epoch=float(per_epoch),
-    num_steps=math.ceil(steps(config, 'num')),
+    num_steps=num_steps,
     eval_every=steps(config, 'eval_every'),
     save_every=steps(config, 'save_every'),
     unfreeze_step=math.ceil(steps(config.init, 'unfreeze')),

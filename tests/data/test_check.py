@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import struct
+import sys
 import tarfile
 import zlib
 
@@ -156,17 +157,26 @@ def test_an_image_can_be_odd_in_several_ways():
   assert contents.examine(jpeg(1), 'name without suffix') == []
 
 
-@pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP'])
-def test_unreadable_is_what_training_cannot_decode(file_format):
+@pytest.mark.parametrize(
+  'whole',
+  [
+    encode(noise(0)),
+    encode(noise(0, 160, 160), progressive=True),
+    encode(noise(0), 'PNG'),
+    encode(noise(0), 'WEBP'),
+  ],
+  ids=['baseline', 'progressive', 'png', 'webp'],
+)
+def test_unreadable_is_what_training_cannot_decode(whole):
   rng = np.random.default_rng(0)
-  whole = encode(noise(0), file_format)
   outcomes = set()
   for trial in range(60):
     content = bytearray(whole)
     if trial % 2:
       del content[rng.integers(len(content)) :]
     else:
-      content[rng.integers(len(content))] ^= rng.integers(1, 256)
+      start = rng.integers(len(content))
+      content[start : start + trial] = rng.bytes(trial)
     try:
       decoding.decode(bytes(content))
       readable = True
@@ -632,6 +642,8 @@ def test_check_accepts_the_raw_sets_that_training_does(raw_set, change, fits):
     ('dataset_info.json', 'array_record', 'tfrecord', False),
     ('dataset_info.json', '"4"', '"-4"', False),
     ('dataset_info.json', '{SPLIT}', '../{SPLIT}', False),
+    ('dataset_info.json', '"4"', f'"{10**30}"', False),
+    ('dataset_info.json', '"train"', '"test"', False),
     ('dataset_info.json', '"validation"', '"dev"', False),
   ],
 )
@@ -642,6 +654,19 @@ def test_check_accepts_the_tfds_sets_that_training_does(
   path = write_tfds(tmp_path, splits) / file
   path.write_text(path.read_text().replace(old, new, 1 if old else 0))
   assert agree(tmp_path, 'tfds', '--config.data.tfds_name=pets') == fits
+
+
+def test_a_description_runs_no_code(tmp_path, monkeypatch):
+  features = write_tfds(tmp_path, pets()) / 'features.json'
+  text = features.read_text()
+  package = 'tensorflow_datasets.core.features.text_feature'
+  features.write_text(text.replace(package, 'evil_feature'))
+  assert features.read_text() != text
+  write(tmp_path, {'evil_feature.py': b'from tensorflow_datasets import *'})
+  monkeypatch.syspath_prepend(tmp_path)
+  assert prepare(['check', str(tmp_path)]) == 0
+  assert prepare(['tfds', '--name=pets', f'--data_dir={tmp_path}']) == 0
+  assert 'evil_feature' not in sys.modules
 
 
 @pytest.mark.parametrize('fits', [True, False])

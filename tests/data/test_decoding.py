@@ -100,13 +100,36 @@ def test_a_jpeg_without_height_or_width_is_refused(sides, rows_needed):
 
 
 @pytest.mark.parametrize('progressive', [False, True])
-@pytest.mark.parametrize('end', [b'', b'\xff', bytes(9), b'SEFT of a phone'])
+@pytest.mark.parametrize(
+  'end', [b'', b'\xff', JPEG, bytes(9), b'SEFT of a phone', b'SEFT' + JPEG]
+)
 def test_a_whole_jpeg_without_end_marker_is_read_and_named(progressive, end):
   whole = encode(photo(), progressive=progressive)
   messages = []
-  np.testing.assert_array_equal(
-    decoding.decode(whole[:-2] + end, damaged=messages.append), pillow(whole)
-  )
+  options = {'rows_needed': lambda *_: 20, 'damaged': messages.append}
+  if progressive and end in (bytes(9), b'SEFT of a phone'):  # may lack scans
+    with pytest.raises(UnreadableImageError, match='truncated'):
+      decoding.decode(whole[:-2] + end, **options)
+    return
+  decoded = decoding.decode(whole[:-2] + end, **options)
+  np.testing.assert_array_equal(decoded, pillow(whole))
+  assert len(messages) == 1
+
+
+def test_a_jpeg_that_is_cut_off_before_another_is_refused():
+  with pytest.raises(UnreadableImageError, match='truncated'):
+    decoding.decode(JPEG[:-400] + JPEG)
+
+
+def test_damage_of_cmyk_is_named():
+  image = PIL.Image.fromarray(photo()).convert('CMYK')
+  whole, messages = encode(image), []
+  decoding.decode(whole, damaged=messages.append)
+  assert not messages
+  middle = whole.index(b'\xff\xda') + 300
+  damaged = whole[:middle] + bytes(20) + whole[middle + 20 :]
+  decoded = decoding.decode(damaged, damaged=messages.append)
+  np.testing.assert_array_equal(decoded, pillow(damaged))
   assert len(messages) == 1
 
 

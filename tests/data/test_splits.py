@@ -103,12 +103,15 @@ def layouts(tmp_path_factory):
     ('d/a-Training-0 d/a-testing-0', 'd/a-Training-0', 'd/a-testing-0'),
     ('0 1 2', '0 1 2', ''),
     ('valley-0 trains-0', 'valley-0 trains-0', ''),
+    ('trainData0 valData0 TESTData0', 'trainData0', 'valData0'),
+    ('a/TRAIN/0 a/Dev/0 a/eval/0', 'a/TRAIN/0', 'a/Dev/0'),
     # A word that all names have says nothing.
     (
       'speed-test-train-0 speed-test-val-0',
       'speed-test-train-0',
       'speed-test-val-0',
     ),
+    ('train-set-train train-set-val', 'train-set-train', 'train-set-val'),
     ('my-test/train-0 my-test/val-0', 'my-test/train-0', 'my-test/val-0'),
     # Left out: for both splits, or for none.
     ('train-0 train-val-0', 'train-0', ''),

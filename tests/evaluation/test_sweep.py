@@ -442,6 +442,7 @@ def test_choices_have_the_type_of_their_key():
     (KEY, 'it takes KEY=SPEC'),
     ('optimizer.learn_rate=1..2', r'did you mean config\.optimizer\.learning_'),
     ('optimizer=1..2', 'no key config.optimizer'),
+    ('optimizer.b2=0.9|0.99', "b2 is 'swept', which has no effect"),
     (f'{KEY}=0.1', 'is none of LOW..HIGH'),
     (f'{KEY}=1e-1..1e-4', 'low <= high'),
     (f'{KEY}=0..1:log', r'low(=0\.0| > 0)'),

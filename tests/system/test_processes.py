@@ -189,17 +189,22 @@ def test_processes_that_differ_are_refused(tmp_path, changes, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('index', [1, 0])
-def test_a_process_that_stays_alone_is_refused(recipe, tmp_path, index):
-  timeout = ('--start_timeout', 5)
-  [process] = together.start(
-    recipe, tmp_path / 'run', 2, *timeout, indices=[index]
-  )
+@pytest.mark.parametrize(('index', 'host'), [(1, '127.0.0.1'), (0, '0.0.0.0')])
+def test_a_process_that_stays_alone_is_refused(
+  recipe, tmp_path, index, host, monkeypatch
+):
+  monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+  address = f'{host}:{together.free_port()}'
+  command = together.main(recipe, tmp_path / 'run', address, index, 2)
+  process = commands.start(*command, '--start_timeout', 5)
   [(code, _, err)] = together.finish([process])
   assert code == 2, err
   assert 'did not find each other within 5 s' in err
   assert '--process_count = 2' in err
-  assert '--coordinator = 127.0.0.1' in err
+  assert f'--coordinator = {host}' in err
+  # It plays no part on one machine.
+  named = 'http_proxy = http://127.0.0.1:9 (no_grpc_proxy=HOST leaves' in err
+  assert named == (host != '127.0.0.1')
   assert not (tmp_path / 'run').exists()
 
 
@@ -262,3 +267,19 @@ def test_process_0_gives_its_arrays_bit_for_bit():
   assert "('b', 'int32', (), '07000000')" in here
   assert '00000080' in here  # -0.0
   assert '2301c07f' in here
+
+
+@pytest.mark.slow
+def test_a_signal_to_another_process_comes_too_late_for_a_run_that_is_done(
+  tmp_path,
+):
+  """While process 0 draws the report."""
+  recipe = commands.write_recipe(tmp_path, num_steps=4, report=True)
+  processes = together.start(recipe, tmp_path / 'run', 2)
+  told = ''
+  while 'done at step 4' not in told:
+    told += (line := processes[0].stderr.readline())
+    assert line, told
+  processes[1].send_signal(signal.SIGTERM)
+  assert together.result(together.finish(processes))['step'] == 4
+  assert (tmp_path / 'run' / 'report' / 'index.html').exists()

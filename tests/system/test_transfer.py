@@ -130,6 +130,11 @@ def test_a_run_that_starts_from_another_keeps_its_start(train, tmp_path):
   )
   for name, leaf in first.items():
     np.testing.assert_array_equal(start[name], leaf)
+  # The other run may be elsewhere then, or gone.
+  (tmp_path / 'first').rename(tmp_path / 'moved')
+  train('second', num_steps=2, init__workdir=str(tmp_path / 'moved'))
+  _, saved = checkpoint.read_newest(tmp_path / 'second')
+  assert saved.config.init.workdir == str(tmp_path / 'first')
 
 
 def test_a_start_that_does_not_fit_is_refused(train, tmp_path, monkeypatch):

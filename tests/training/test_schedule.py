@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.errors import UserError
 from alexnet_jax.training import schedule
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
@@ -227,3 +228,10 @@ def test_learning_rates_by_hand(options, expected):
 )
 def test_due_at_every_multiple_of_a_fraction(every, steps):
   assert [s for s in range(1, 251) if schedule.due(s, every)] == list(steps)
+
+
+def test_more_steps_than_can_be_counted_are_refused():
+  config = config_lib.make_config()
+  config.num_epochs = 1e30
+  with pytest.raises(UserError, match=r'num_epochs is 1e\+30 .* 1e\+31 steps'):
+    schedule.resolve_durations(config, 1280)

@@ -41,7 +41,7 @@ _OF_SOURCES = {
   'path': (
     ('folder', 'tfds', 'tar', 'parquet', 'raw'),
     '',
-    {},
+    {'type': cli.path},
     'the folder of images or shards, or the data_dir of TFDS',
   ),
   'tfds_name': (('tfds',), 'imagenet2012', {}, 'the set'),
@@ -109,7 +109,7 @@ def _add_raw(parser):
     choices=[kind for kind in sources.KINDS if kind != 'synthetic'],
     help='what PATH is',
   )
-  parser.add_argument('--out', required=True, metavar='DIR')
+  parser.add_argument('--out', required=True, type=cli.path, metavar='DIR')
   for flag, (kinds, default, options, text) in _OF_SOURCES.items():
     text += f' (default: {default!r}; for {", ".join(kinds)})'
     parser.add_argument(f'--{flag}', help=text, **options)

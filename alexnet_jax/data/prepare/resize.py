@@ -116,7 +116,10 @@ class ResizedSet:
 
   def convert(self, loader, index) -> bytes | None:
     """Returns a serialized tf.train.Example; None if the image is skipped."""
-    content, label = loader.source.read(index)
+    try:
+      content, label = loader.source.read(index)
+    except UnreadableImageError as error:
+      return loader.report(index, error)
     example = loader.decoded(index, content, label)
     if example is None:
       return None
@@ -129,8 +132,7 @@ class ResizedSet:
       try:
         encoded = encode(pixels, self._size, self._quality)
       except UnreadableImageError as error:
-        loader.report(index, error)
-        return None
+        return loader.report(index, error)
     file_name = getattr(loader.source, 'file_name', loader.source.describe)
     message = tfds_records.example_class()()
     features = message.features.feature
