@@ -5,6 +5,7 @@ python -m alexnet_jax.predict --workdir DIR photo.jpg folder/ ...
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
 import itertools
 import math
 import os
@@ -26,7 +27,8 @@ does not exist ends the command before it begins."""
 MOST_IN_GRID = 196  # images
 
 
-def _arguments(argv):
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.predict',
     description=_DESCRIPTION,
@@ -58,12 +60,7 @@ def _arguments(argv):
     ' with their best class',
   )
   cli.add_json(parser)
-  return parser.parse_args(argv)
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments = _arguments(argv)
+  arguments = parser.parse_args(argv)
   return cli.run(
     lambda: _work(arguments),
     json_output=arguments.json,
@@ -144,7 +141,6 @@ def predict(
   from alexnet_jax.data.folder import FileList
   from alexnet_jax.data.loader import Loader
   from alexnet_jax.evaluation import evaluate
-  from alexnet_jax.training import build
 
   config = run.config.copy_and_resolve_references()
   config.global_batch_size = min(config.global_batch_size, len(paths))
@@ -156,17 +152,15 @@ def predict(
   )
   images = []
 
-  def keeping(batches):  # passes them on, and copies the first images
-    for batch in batches:
-      if len(images) < num_images:
-        seen = batch['image'][batch['mask']]
-        images.extend(list(seen[: num_images - len(images)]))
-      yield batch
+  def keep(batch):  # copies the first images
+    if len(images) < num_images:
+      seen = batch['image'][batch['mask']]
+      images.extend(list(seen[: num_images - len(images)]))
 
-  batches = keeping(build.make_eval_iter(config, loader, run.mesh))
-  batch_size = build.eval_batch_size(config, run.mesh)
   try:
-    found = evaluate.measure_all(run, loader, batches, batch_size).predictions
+    found = evaluate.measure_all(
+      dataclasses.replace(run, config=config), loader, on_batch=keep
+    ).predictions
   except errors.UserError:
     if loader.unreadable.keys() >= set(paths):
       return [[] for _ in paths], loader.unreadable, []

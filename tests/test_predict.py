@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 import types
@@ -127,6 +128,17 @@ def test_a_copied_run_predicts_what_training_measured(trained):
     f'{file}: {c["class"]} {c["probability"]:.4f}'
     for file, c in zip(trained.files, best, strict=True)
   ]
+
+
+def test_a_reader_that_goes_away_is_no_error(trained):
+  words = [*PREDICT, '--workdir', trained.workdir, '--json', *trained.files]
+  command = shlex.join(map(str, words))
+  code, _, err = commands.run(
+    *('bash', '-c', f'{command} | true; exit ${{PIPESTATUS[0]}}')
+  )
+  assert code == 0
+  assert 'Traceback' not in err
+  assert 'Exception' not in err
 
 
 def test_few_files_make_a_small_batch(trained, call):

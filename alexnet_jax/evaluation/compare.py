@@ -63,7 +63,8 @@ _MOST_POINTS = 2_000  # of a line
 _LONGEST_NAME, _LEGEND_WIDTH = 40, 120  # letters
 
 
-def _arguments(argv):
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.evaluation.compare',
     description='Compares runs: curves and tables, as a page of HTML.',
@@ -83,12 +84,7 @@ def _arguments(argv):
     help='what the curves are drawn over (default: %(default)s)',
   )
   cli.add_json(parser)
-  return parser.parse_args(argv)
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments = _arguments(argv)
+  arguments = parser.parse_args(argv)
   out = pathlib.Path(arguments.out)
   return cli.run(
     lambda: compare(arguments.workdirs, out, arguments.over),
@@ -99,10 +95,7 @@ def main(argv=None) -> int:
 def compare(workdirs: list[str], out: pathlib.Path, unit: str) -> dict:
   """Writes the page, and prints its tables.
 
-  Args:
-    workdirs: folders of the runs.
-    out: folder of the page; made if it is missing.
-    unit: `epochs` or `steps`, of the curves.
+  `unit` is `epochs` or `steps`, of the curves.
 
   Returns:
     {runs: [`Run.numbers`], groups, notes, page, files}; JSON.
@@ -390,11 +383,7 @@ def _config_table(runs):
 
 
 def draw(runs: Sequence[Run], unit: str) -> dict:
-  """Draws the curves of the runs over one another.
-
-  Args:
-    runs: to draw.
-    unit: `epochs` or `steps`, of the horizontal axes.
+  """Draws the curves of the runs over `epochs` or `steps`.
 
   Returns:
     {name: figure}: `validation`, and `training_loss` if it was written.

@@ -44,8 +44,6 @@ def main(argv=None) -> int:
 
 def _measure(arguments):
   """Measures the members and their mean; returns the command's result."""
-  from alexnet_jax.training import build
-
   names, crops = arguments.workdirs, arguments.crops
   if len(names) < 2:
     raise UserError(
@@ -58,9 +56,7 @@ def _measure(arguments):
   total, members = 0.0, []
   for name in names:
     run, loader = _open(name, arguments)
-    batches = build.make_eval_iter(run.config, loader, run.mesh, crops)
-    batch_size = build.eval_batch_size(run.config, run.mesh)
-    measured = evaluate.measure_all(run, loader, batches, batch_size)
+    measured = evaluate.measure_all(run, loader, crops)
     seen = measured.predictions
     by_class = np.empty(seen.probabilities.shape)  # float64 [n, classes]
     np.put_along_axis(by_class, seen.classes, seen.probabilities, axis=1)

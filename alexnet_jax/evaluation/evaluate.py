@@ -5,7 +5,6 @@ python -m alexnet_jax.evaluation.evaluate --workdir DIR [--crops 10]
 
 import argparse
 from collections.abc import Callable
-from collections.abc import Iterable
 import sys
 import time
 
@@ -33,25 +32,32 @@ def main(argv=None) -> int:
 def measure_all(
   run,
   loader,
-  batches: Iterable[dict],
-  batch_size: int,
+  crops: int = 1,
   progress: Callable[[int], None] = lambda done: None,
+  on_batch: Callable[[dict], None] = lambda batch: None,
 ):
-  """Measures a network on all examples, behind a progress bar.
+  """Measures a network on all examples of a loader, behind a progress bar.
 
   Args:
     run: a `measure.Network`.
     loader: of the examples.
-    batches: of the loader, see `build.make_eval_iter`.
-    batch_size: of a batch.
+    crops: 1 or 10, as of the network's steps.
     progress: called with the number of batches dispatched; may raise.
+    on_batch: called with each host batch before it is dispatched.
 
   Returns:
     See `measure.evaluate`.
   """
+  from alexnet_jax.training import build
   from alexnet_jax.training import measure
 
   count, console = loader.source.num_examples, cli.Console()
+  batch_size = build.eval_batch_size(run.config, run.mesh)
+
+  def batches():
+    for batch in build.make_eval_iter(run.config, loader, run.mesh, crops):
+      on_batch(batch)
+      yield batch
 
   def advance(done):
     console.advance(min(count, done * batch_size))
@@ -60,12 +66,7 @@ def measure_all(
   console.start(count, 0, 'image', 'evaluation', _LINE_SECONDS)
   try:
     return measure.evaluate(
-      run.steps.evaluate,
-      run.state,
-      batches,
-      run.to_devices,
-      advance,
-      count,
+      run.steps.evaluate, run.state, batches(), run.to_devices, advance, count
     )
   finally:
     console.stop()
@@ -73,7 +74,6 @@ def measure_all(
 
 def _evaluate(arguments):
   """Measures a checkpoint on a split; returns the command's result."""
-  from alexnet_jax.training import build
   from alexnet_jax.training import measure
   from alexnet_jax.training import state as state_lib
 
@@ -83,11 +83,9 @@ def _evaluate(arguments):
   )
   loader = measure.make_eval_loader(run, split)
   measure.warn_of_crops(run, crops)
-  batch_size = build.eval_batch_size(run.config, run.mesh)
-  _compile(run, loader, crops, batch_size)
+  _compile(run, loader, crops)
   begun = time.perf_counter()
-  batches = build.make_eval_iter(run.config, loader, run.mesh, crops)
-  values = measure_all(run, loader, batches, batch_size).values
+  values = measure_all(run, loader, crops).values
   step = int(run.state.step)
   count = loader.source.num_examples - len(loader.unreadable)
   throughput = count / (time.perf_counter() - begun)
@@ -110,11 +108,14 @@ def _evaluate(arguments):
   }
 
 
-def _compile(run, loader, crops, batch_size):
+def _compile(run, loader, crops):
   """Compiles the evaluation, so that only measuring is timed."""
   import jax
   import numpy as np
 
+  from alexnet_jax.training import build
+
+  batch_size = build.eval_batch_size(run.config, run.mesh)
   size = loader.resize_size if crops > 1 else run.config.data.crop_size
   batch = {
     'image': np.zeros((batch_size, size, size, 3), np.uint8),

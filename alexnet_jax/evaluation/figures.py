@@ -53,12 +53,9 @@ def shortened(name: str, length: int) -> str:
 
 
 def panels(count: int, height: float = 3.6, columns: int | None = None):
-  """Returns a figure and its panels, side by side and in rows.
+  """Returns a figure and its panels, in rows of some inches.
 
-  Args:
-    count: number of panels.
-    height: of a row, in inches.
-    columns: panels in a row; None: all.
+  There is one row, or as many `columns` to each.
   """
   from matplotlib.figure import Figure
 
@@ -149,12 +146,7 @@ def draw_line(
 ) -> None:
   """Draws a line through the rows that have a value of `key`, if there are any.
 
-  Args:
-    axes: of matplotlib.
-    rows: of a history.
-    key: of a measure.
-    step_size: of the horizontal axis.
-    style: see matplotlib's `Axes.plot`.
+  A step is `step_size` of the horizontal axis.
   """
   points = [(step_size * row['step'], row[key]) for row in rows if key in row]
   if points:
@@ -272,6 +264,7 @@ def _labelled_matrix(confusion, class_names):
 def _heat_map(confusion, class_names):
   from matplotlib.colors import PowerNorm
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
 
   figure = Figure(figsize=(12.4, 7.6), dpi=100, layout='constrained')
   matrix, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
@@ -290,6 +283,7 @@ def _heat_map(confusion, class_names):
     location='bottom',
     shrink=0.6,
     aspect=40,
+    ticks=MaxNLocator(6, integer=True),
     label='examples (the color follows the root)',
   )
   matrix.set(xlabel='predicted class', ylabel='true class')
@@ -323,10 +317,9 @@ def _draw_pairs(axes, confusion, class_names):
   ]
   axes.barh(range(len(pairs)), [n for *_, n in pairs], color=VALIDATION)
   axes.set_yticks(range(len(pairs)), labels, fontsize=9, parse_math=False)
-  axes.invert_yaxis()
+  axes.set_ylim(max(len(pairs), 10) - 0.5, -0.5)  # no bar fills the panel
   axes.xaxis.get_major_locator().set_params(integer=True)
   axes.set(xlabel='examples')
-  axes.margins(y=0.01)
   axes.set_title('most confused: true → predicted', fontsize=10)
 
 

@@ -72,26 +72,13 @@ class MeasuredRun:
 def load(
   workdir: str, which: str, data_path: str, tick: Callable[[], None]
 ) -> MeasuredRun:
-  """Loads a checkpoint of a run, and measures it.
+  """Loads a checkpoint, see `measure.load_network`, and measures it.
 
-  Args:
-    workdir: the run's folder.
-    which: see `measure.load_network`.
-    data_path: where the data lies now; '': where it lay in training.
-    tick: called after each batch.
-
-  Raises:
-    UserError: if checkpoint or data are not there, or do not fit.
+  `tick` is called after each batch.
   """
   run = measure.load_network(workdir, which, data_path, top=1)
   validation = measure.make_eval_loader(run, 'validation')
-  measured = evaluate.measure_all(
-    run,
-    validation,
-    build.make_eval_iter(run.config, validation, run.mesh),
-    build.eval_batch_size(run.config, run.mesh),
-    lambda done: tick(),
-  )
+  measured = evaluate.measure_all(run, validation, progress=lambda done: tick())
   return MeasuredRun(run, _training_loader(run), validation, measured)
 
 
@@ -230,10 +217,7 @@ class Album:
 def overview(numbers: dict, settings: dict, text: str) -> Section:
   """Makes the overview: what was trained, on what, and how good it is.
 
-  Args:
-    numbers: see `numbers`; empty without a network.
-    settings: the flat config; empty if it is not known.
-    text: on the data, and what the report lacks.
+  Without a network `numbers` is empty, without a config `settings`, a flat one.
   """
   shown, tables = [], []
   if numbers:

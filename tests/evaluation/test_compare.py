@@ -218,6 +218,7 @@ def test_the_final_state_may_be_an_earlier_one(small, tmp_path, call, capsys):
 def test_what_is_no_run_is_refused(runs, tmp_path, call):
   for workdirs, message in (
     ([tmp_path], 'is not the folder of a run'),
+    ([until(runs['one'], 0, tmp_path / 'begun')], 'has no checkpoint'),
     ([runs['one'], f'{runs["one"]}/'], 'twice'),
     ([], 'there is no run'),
   ):
