@@ -438,9 +438,11 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
         tree, saved = _read(path, state_lib.saved_tree(state))
       state = state.replace(**tree)
       return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
-    except (DamagedCheckpointError, FileNotFoundError) as error:
+    except Exception as error:
       if not path.exists():
         continue  # the run removed it just now, as it has a newer one
+      if not isinstance(error, DamagedCheckpointError):
+        raise
       others = [step for step in _steps(folder) if str(step) != path.name]
       raise UserError(
         f'checkpoint {path} is damaged ({error}); choose another with'
