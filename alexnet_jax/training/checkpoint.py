@@ -477,11 +477,11 @@ def _folder_of(workdir):
 
 def _find(folder, which):
   """Returns the path of a checkpoint; see `open_run`."""
-  steps = _steps(folder)
+  steps, newest = _steps(folder), None
   step = int(which) if re.fullmatch('[0-9]+', which) else None
   if step is None and steps:
     newest, saved = read_newest(folder.parent)
-    if newest < steps[-1]:
+    if newest < steps[-1] and (folder / str(steps[-1])).exists():
       logging.getLogger(__name__).warning(
         'newer checkpoints than %d in %s cannot be read', newest, folder
       )
@@ -490,7 +490,8 @@ def _find(folder, which):
       'final': saved.progress.final_step(saved.config, newest),
       'best': saved.progress.best.step or newest,
     }.get(which)
-  if step not in steps:
+  steps = _steps(folder)  # a run in training may have another newest one by now
+  if step is None or step not in (*steps, newest):
     raise UserError(
       f'checkpoint {which!r} is not in {folder}, which has'
       f' {steps or "none yet"}'
