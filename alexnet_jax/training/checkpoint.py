@@ -438,9 +438,11 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
         tree, saved = _read(path, state_lib.saved_tree(state))
       state = state.replace(**tree)
       return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
-    except (DamagedCheckpointError, FileNotFoundError) as error:
+    except Exception as error:
       if not path.exists():
         continue  # the run removed it just now, as it has a newer one
+      if not isinstance(error, DamagedCheckpointError):
+        raise
       others = [step for step in _steps(folder) if str(step) != path.name]
       raise UserError(
         f'checkpoint {path} is damaged ({error}); choose another with'
@@ -475,11 +477,11 @@ def _folder_of(workdir):
 
 def _find(folder, which):
   """Returns the path of a checkpoint; see `open_run`."""
-  steps = _steps(folder)
+  steps, newest = _steps(folder), None
   step = int(which) if re.fullmatch('[0-9]+', which) else None
   if step is None and steps:
     newest, saved = read_newest(folder.parent)
-    if newest < steps[-1]:
+    if newest < steps[-1] and (folder / str(steps[-1])).exists():
       logging.getLogger(__name__).warning(
         'newer checkpoints than %d in %s cannot be read', newest, folder
       )
@@ -488,7 +490,8 @@ def _find(folder, which):
       'final': saved.progress.final_step(saved.config, newest),
       'best': saved.progress.best.step or newest,
     }.get(which)
-  if step not in steps:
+  steps = _steps(folder)  # a run in training may have another newest one by now
+  if step is None or step not in (*steps, newest):
     raise UserError(
       f'checkpoint {which!r} is not in {folder}, which has'
       f' {steps or "none yet"}'
