@@ -98,7 +98,8 @@ def run(
   )
   # Orbax warns of the meaning of our options, and shows where in it a save
   # failed; `checkpoint` tells why.
-  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable
   if uses_jax:
