@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Callable
+import contextlib
 import errno
 import io
 import json
 import logging
 import os
+import stat
 import sys
 import time
 
@@ -17,6 +19,60 @@ _LOG_FORMAT = '%(levelname)s %(message)s'
 _prefix = ''
 
 
+class _LastingStream:
+  """A standard stream that outlives whoever reads it: a pipe, a terminal."""
+
+  def __init__(self, stream, must_arrive: bool):
+    """`must_arrive`: whether a full disk is an error, and no loss."""
+    self._stream = stream
+    self._must_arrive = must_arrive
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """Writes the text; returns its length."""
+    self._try(lambda: self._stream.write(text))
+    return len(text)
+
+  def flush(self) -> None:
+    """Writes what is buffered."""
+    self._try(self._stream.flush)
+
+  def _try(self, function):
+    try:
+      function()
+    except OSError as error:
+      # A terminal that was closed gives EIO, and so does a broken disk.
+      is_file = stat.S_ISREG(os.fstat(self._stream.fileno()).st_mode)
+      is_lost = error.errno in (errno.EPIPE, errno.EIO) and not is_file
+      if is_lost or self._must_arrive:
+        # What is buffered, and what libraries write, goes there as well.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+      if self._must_arrive and not is_lost:
+        raise
+
+
+@contextlib.contextmanager
+def _lasting_streams():
+  """Lets nothing that a command prints end it; its result must be written."""
+  # A file that a run opens must not become a standard stream that is closed.
+  while (null := os.open(os.devnull, os.O_RDWR)) < 3:
+    pass
+  os.close(null)
+  before = sys.stdout, sys.stderr
+  out, err = (stream or open(os.devnull, 'w') for stream in before)  # noqa: SIM115
+  sys.stdout, sys.stderr = _LastingStream(out, True), _LastingStream(err, False)
+  try:
+    yield
+  finally:
+    sys.stderr.flush()
+    sys.stdout, sys.stderr = before
+
+
+@_lasting_streams()
 def run(
   function: Callable[[], dict | None],
   *,
@@ -49,14 +105,15 @@ def run(
     runtime.configure()
   try:
     result = function()
+    if json_output and result is not None:
+      print(json.dumps(result, sort_keys=True))
+    sys.stdout.flush()
   except BaseException as error:
     if (known := outcome(error)) is None:
       raise
     code, message = known
     print(f'{_prefix}{message}', file=sys.stderr)
     return code
-  if json_output and result is not None:
-    print(json.dumps(result, sort_keys=True), flush=True)
   return exit_code(result) if exit_code else errors.EXIT_DONE
 
 
@@ -122,6 +179,19 @@ def path(text: str) -> str:
       f'{text} is no path of this machine; mount it, and give its path'
     )
   return os.path.expanduser(text)
+
+
+def add_workdirs(
+  parser: argparse.ArgumentParser, metavar: str, text: str
+) -> None:
+  """Adds the folders of several runs, as arguments or after --workdirs."""
+  for name, more in (
+    ('workdirs', {'nargs': '*', 'default': argparse.SUPPRESS, 'help': text}),
+    ('--workdirs', {'nargs': '+', 'default': [], 'help': argparse.SUPPRESS}),
+  ):
+    parser.add_argument(
+      name, action='extend', type=path, metavar=metavar, **more
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

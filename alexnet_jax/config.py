@@ -452,6 +452,8 @@ def training_changes(
     if key not in free
     # Until now no image was unreadable, or the run would have stopped.
     and (key, after) != ('data.unreadable', 'skip')
+    # The weights are in the checkpoint, wherever the other run is now.
+    and not (key == 'init.workdir' and before and after)
   ]
 
 

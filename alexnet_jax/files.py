@@ -8,10 +8,12 @@ import contextlib
 import csv
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import resource
 import tempfile
+from typing import BinaryIO
 
 from alexnet_jax.errors import UserError
 
@@ -86,19 +88,81 @@ def write_csv(
     csv.writer(file).writerows(rows)
 
 
-def lock(folder: pathlib.Path, busy: str):
+def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
   """Locks a folder until the returned file is closed, or the process ends.
+
+  On a file system without locks it warns, and locks nothing.
 
   Raises:
     UserError: with the message `busy`, if another process holds the lock.
   """
-  file = (folder / LOCK_FILE).open('w')
+  path = folder / LOCK_FILE
+  while True:
+    refuse_link(path)
+    # Not emptied, whatever it is; O_NOFOLLOW: a link may have come just now.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.fdopen(os.open(path, flags, 0o666), 'rb')
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.close()
+      raise UserError(busy) from error
+    except OSError as error:
+      logging.getLogger(__name__).warning(
+        '%s cannot be locked (%s): nobody will notice if a second command'
+        ' writes there',
+        folder,
+        error.strerror,
+      )
+      return file
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        return file
+    file.close()  # who had it has removed it: the next one is another file
+
+
+@contextlib.contextmanager
+def in_use(folder: pathlib.Path) -> Iterator[None]:
+  """Tells `is_in_use` that a folder is read, where file systems have locks."""
+  handle = os.open(folder, os.O_RDONLY)
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    file.close()
-    raise UserError(busy) from error
-  return file
+    with contextlib.suppress(OSError):
+      fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    yield
+  finally:
+    os.close(handle)
+
+
+def is_in_use(folder: pathlib.Path) -> bool:
+  """Returns True while `in_use` has the folder in any process."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:
+    return False
+  finally:
+    os.close(handle)
+  return False
+
+
+def refuse_link(path: pathlib.Path) -> None:
+  """Raises UserError if the path is a link: it could lead anywhere."""
+  if path.is_symlink():
+    raise UserError(
+      f'{path} is a link, to {path.readlink()}; links inside such a folder are'
+      ' not followed: put there what it leads to, or remove it'
+    )
+
+
+def refuse_links(folder: pathlib.Path, names: Iterable[str]) -> None:
+  """Raises UserError if an entry of a folder is a link, or has one below it."""
+  for name in names:
+    refuse_link(folder / name)
+    for parent, folders, others in os.walk(folder / name):
+      for below in (*folders, *others):
+        refuse_link(pathlib.Path(parent, below))
 
 
 def differences(before: Mapping, after: Mapping) -> dict[str, tuple]:

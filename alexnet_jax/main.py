@@ -105,10 +105,9 @@ def _work(arguments, overrides, stop):
     from alexnet_jax.evaluation import summary
 
     return summary.show(config)
-  from alexnet_jax.training import cluster
   from alexnet_jax.training import distributed
 
-  detected = cluster.detect(
+  detected = distributed.detect(
     os.environ,
     coordinator=arguments.coordinator,
     process_index=arguments.process_index,
@@ -125,15 +124,13 @@ def _work(arguments, overrides, stop):
 
 def _train(arguments, config, stop, processes):
   from alexnet_jax import config as config_lib
+  from alexnet_jax.training import loop
   from alexnet_jax.training import resume
 
   console = cli.Console(None if processes.is_first else cli.NullStream())
   resume.check_processes(processes, config, console, stop.check)
   if arguments.dry_run:
-    from alexnet_jax.training.dry_run import dry_run
-
-    return dry_run(config, stop, console)
-  from alexnet_jax.training import loop
+    return loop.dry_run(config, stop, console)
 
   workdir = (
     arguments.workdir or f'runs/{config_lib.recipe_name(arguments.config)}'

@@ -6,11 +6,13 @@ python -m alexnet_jax.predict --workdir DIR photo.jpg folder/ ...
 import argparse
 from collections.abc import Sequence
 import itertools
+import math
 import os
 import pathlib
 import sys
 
 from alexnet_jax import cli
+from alexnet_jax import errors
 
 _DESCRIPTION = """\
 Gives the best classes of images, as the network of a run sees them. It needs
@@ -62,9 +64,6 @@ def _arguments(argv):
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _arguments(argv)
-  # After the arguments, so that --help answers at once.
-  from alexnet_jax import errors
-
   return cli.run(
     lambda: _work(arguments),
     json_output=arguments.json,
@@ -87,39 +86,40 @@ def _work(arguments):
   )
   num_images = MOST_IN_GRID if arguments.grid else 0
   answers, reasons, images = predict(run, paths, num_images)
-  _show(paths, answers)
-  if arguments.csv:
-    write_csv(arguments.csv, paths, answers)
-  if arguments.grid and images:
-    _draw(arguments.grid, images, [answer[0] for answer in answers if answer])
-  return _result(paths, answers, reasons)
-
-
-def _result(paths, answers, reasons):
   result = {'predictions': [], 'unreadable': []}
   for path, answer in zip(paths, answers, strict=True):
     if answer:
+      best = ', '.join(f'{name} {value:.4f}' for name, value in answer)
+      print(f'{path}: {best}', file=sys.stderr)
       classes = [{'class': name, 'probability': p} for name, p in answer]
       result['predictions'].append({'file': path, 'classes': classes})
     else:
       result['unreadable'].append({'file': path, 'reason': reasons[path]})
+  if unreadable := len(result['unreadable']):
+    print(
+      f'error: {unreadable} of {len(paths)} files cannot be read; the warnings'
+      ' above name them',
+      file=sys.stderr,
+    )
+  if arguments.csv:
+    _write_csv(arguments.csv, paths, answers)
+  if images:
+    _draw(arguments.grid, images, [answer[0] for answer in answers if answer])
   return result
 
 
 def _check(arguments):
-  from alexnet_jax.errors import UserError
-
+  """Refuses wrong arguments before anything is loaded."""
   if arguments.top < 1:
-    raise UserError(f'--top is {arguments.top}; it must be at least 1')
+    raise errors.UserError(f'--top is {arguments.top}; it must be at least 1')
   if arguments.grid and not arguments.grid.lower().endswith('.png'):
-    raise UserError(f'--grid is {arguments.grid!r}; it must end in .png')
-  for flag in ('csv', 'grid'):
-    # Not after everything is predicted.
-    name = getattr(arguments, flag)
-    if name and not os.path.isdir(os.path.dirname(name) or '.'):
-      raise UserError(f'--{flag}: there is no folder {os.path.dirname(name)}')
+    raise errors.UserError(f'--grid is {arguments.grid!r}; it must end in .png')
+  for flag, name in (('csv', arguments.csv), ('grid', arguments.grid)):
+    folder = os.path.dirname(name) or '.'
+    if not os.path.isdir(folder):
+      raise errors.UserError(f'--{flag}: there is no folder {folder}')
     if os.path.isdir(name):
-      raise UserError(f'--{flag}: {name} is a folder; name a file')
+      raise errors.UserError(f'--{flag}: {name} is a folder; name a file')
 
 
 def predict(
@@ -143,6 +143,7 @@ def predict(
   """
   from alexnet_jax.data.folder import FileList
   from alexnet_jax.data.loader import Loader
+  from alexnet_jax.evaluation import evaluate
   from alexnet_jax.training import build
 
   config = run.config.copy_and_resolve_references()
@@ -153,84 +154,44 @@ def predict(
     unreadable='skip',
     num_threads=config.data.num_threads,
   )
-  batches = build.make_eval_iter(config, loader, run.mesh)
   images = []
-  predictions = _predictions(
-    run,
-    _keeping(images, num_images, batches),
-    loader,
-    build.eval_batch_size(config, run.mesh),
-  )
-  if predictions is None:
-    return [[] for _ in paths], loader.unreadable, []
+
+  def keeping(batches):  # passes them on, and copies the first images
+    for batch in batches:
+      if len(images) < num_images:
+        seen = batch['image'][batch['mask']]
+        images.extend(list(seen[: num_images - len(images)]))
+      yield batch
+
+  batches = keeping(build.make_eval_iter(config, loader, run.mesh))
+  batch_size = build.eval_batch_size(config, run.mesh)
+  try:
+    found = evaluate.measure_all(run, loader, batches, batch_size).predictions
+  except errors.UserError:
+    if loader.unreadable.keys() >= set(paths):
+      return [[] for _ in paths], loader.unreadable, []
+    raise
   answers = [
     [
       (run.class_names[label], float(probability))
-      for label, probability in zip(classes, probabilities, strict=True)
-      if counts
+      for label, probability in zip(*best, strict=True)
     ]
-    for counts, classes, probabilities in zip(
-      predictions.counts,
-      predictions.classes,
-      predictions.probabilities,
-      strict=True,
+    if counts
+    else []
+    for counts, *best in zip(
+      found.counts, found.classes, found.probabilities, strict=True
     )
   ]
   return answers, loader.unreadable, images
 
 
-def _predictions(run, batches, loader, batch_size):
-  """Returns the predictions for all files; None if none can be read."""
-  from alexnet_jax.cli import Console
-  from alexnet_jax.errors import UserError
-  from alexnet_jax.training import measure
-
-  count, console = loader.source.num_examples, Console()
-  console.start(count, 0, 'image', 'prediction')
-  try:
-    return measure.evaluate(
-      run.steps.evaluate,
-      run.state,
-      batches,
-      run.to_devices,
-      lambda done: console.advance(min(count, done * batch_size)),
-      count,
-    ).predictions
-  except UserError:
-    if loader.unreadable.keys() >= set(loader.source.paths):
-      return None
-    raise
-  finally:
-    console.stop()
-
-
-def _keeping(images, count, batches):
-  """Passes batches on, and copies their first `count` images that count."""
-  for batch in batches:
-    if len(images) < count:
-      images += list(batch['image'][batch['mask']][: count - len(images)])
-    yield batch
-
-
-def _show(paths, answers):
-  for path, answer in zip(paths, answers, strict=True):
-    if answer:
-      best = ', '.join(f'{name} {value:.4f}' for name, value in answer)
-      print(f'{path}: {best}', file=sys.stderr)
-  unreadable = sum(not answer for answer in answers)
-  if unreadable:
-    print(
-      f'error: {unreadable} of {len(paths)} files cannot be read; the warnings'
-      ' above name them',
-      file=sys.stderr,
-    )
-
-
 def _draw(path, images, best):
+  """Draws the images in a square, with the class each is taken for."""
   from alexnet_jax.evaluation import figures
-  from alexnet_jax.evaluation import image_figures
 
-  figure = image_figures.draw_answers(images, best[: len(images)])
+  columns = math.ceil(math.sqrt(len(images)))
+  captions = [(name, f'{probability:.1%}') for name, probability in best]
+  figure = figures.draw_grid(images, columns, 120, captions[: len(images)])
   figures.save(figure, pathlib.Path(path))
   if len(best) > len(images):
     print(
@@ -239,11 +200,7 @@ def _draw(path, images, best):
     )
 
 
-def write_csv(
-  path: str,
-  paths: Sequence[str],
-  answers: Sequence[Sequence[tuple[str, float]]],
-) -> None:
+def _write_csv(path, paths, answers):
   """Writes a row for each file: its name, then class and probability by rank.
 
   Files that cannot be read have a row with their name only.

@@ -5,7 +5,7 @@
         --workdir runs/$NETWORK --config.data.path=DIR
     done
     python -m alexnet_jax.evaluation.compare \
-      --workdirs runs/narrow_alexnet runs/flat_alexnet runs/alexnet_bn
+      runs/narrow_alexnet runs/flat_alexnet runs/alexnet_bn
 
 Crops of 64 out of 72 pixels at a quarter of each network's widths, so that a
 run takes minutes on a CPU; the first layer's stride is halved with the pixels

@@ -5,17 +5,14 @@
 
 The arguments after -- go to every `python -m alexnet_jax.main`. Standard output
 and messages of process 0 are those of the launcher; the output of the others
-appears on standard error, each line after the name of its process. An error
-that several processes have is shown once.
+appears on standard error, each line after the name of its process.
 """
 
 import argparse
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
-import fcntl
 import os
-import pty
 import queue
 import re
 import shutil
@@ -23,10 +20,8 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import threading
 import time
-import tty
 
 _EXIT_USER = 2  # the user can fix it, as in the training command
 _EXIT_INTERRUPTED = 75  # the same command continues the run
@@ -34,9 +29,6 @@ _KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, at most
 _LAST_WORDS = 60.0  # seconds to read what a process wrote before it ended
 _OWN_FLAGS = ('--coordinator', '--process_index', '--process_count')
 _DEVICES = 'xla_force_host_platform_device_count'
-# An error as a process says it, and as the others pass it on.
-_ERROR = re.compile(rb'(?:process \d+ ended: )?(error: .*)')
-_NOISE = b'[Gloo] Rank'  # the greeting of a library
 _EPILOG = """\
 Exit codes: 0 done; otherwise that of the process that failed first, or 75 if a
 signal ended it. After 75 the same command continues from the newest checkpoint.
@@ -63,7 +55,6 @@ def make_environments(
   """Returns the environment of every process.
 
   Args:
-    environ: of the launcher.
     count: number of processes.
     devices: number of CPU devices that JAX shows to each process; 0: as it is.
     gpus: number of GPUs that each process has for itself; 0: as it is.
@@ -117,11 +108,10 @@ def run(
   events = queue.SimpleQueue()
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _: events.put((None, number)))
-  processes, errors = [], {}
+  processes = []
   try:
     for command, environment in zip(commands, environments, strict=True):
-      process = _start(len(processes), command, environment, errors, events)
-      processes.append(process)
+      processes.append(_start(len(processes), command, environment, events))
     code = _wait(processes, events, grace)
   finally:
     for process in processes:
@@ -142,79 +132,34 @@ def _commands(arguments, count):
   return [[*command, str(index)] for index in range(count)]
 
 
-def _start(index, command, environment, errors, events):
-  name = f'process {index}: '.encode() if index else b''
-  out, out_writer = os.pipe()
-  targets, err_writer = {out: 2 if index else 1}, out_writer
-  if not index:
-    err, err_writer = _terminal() if os.isatty(2) else os.pipe()
-    targets[err] = 2
+def _start(index, command, environment, events):
+  name = f'process {index}: '  # the training begins some lines so itself
   process = subprocess.Popen(
     command,
     env=environment,
     stdin=subprocess.DEVNULL,
-    stdout=out_writer,
-    stderr=err_writer,
+    stdout=subprocess.PIPE if index else None,
+    stderr=subprocess.STDOUT if index else None,
     start_new_session=True,  # or Ctrl-C in a terminal would come twice
   )
-  for writer in {out_writer, err_writer}:
-    os.close(writer)
-  copiers = [
-    threading.Thread(
-      target=_copy, args=(reader, target, name, errors), daemon=True
-    )
-    for reader, target in targets.items()
-  ]
+
+  def copy():
+    for line in process.stdout or ():
+      text = line.decode(errors='replace').rstrip().removeprefix(name)
+      if text and not text.startswith('[Gloo]'):  # a greeting
+        _say(name + text)
+
+  copier = threading.Thread(target=copy, daemon=True)
 
   def follow():
     code = process.wait()
     _kill_group(process)  # what it started and left behind has its pipe
-    for copier in copiers:
-      copier.join(_LAST_WORDS)
+    copier.join(_LAST_WORDS)
     events.put((index, code))
 
-  for thread in (*copiers, threading.Thread(target=follow, daemon=True)):
-    thread.start()
+  copier.start()
+  threading.Thread(target=follow, daemon=True).start()
   return process
-
-
-def _terminal():
-  """Returns (end to read, end to write) of a terminal as large as this one."""
-  reader, writer = pty.openpty()
-  tty.setraw(writer)
-  size = fcntl.ioctl(2, termios.TIOCGWINSZ, bytes(8))
-  fcntl.ioctl(writer, termios.TIOCSWINSZ, size)
-  return reader, writer
-
-
-def _copy(reader, target, name, errors):
-  """Copies a process's lines, or those of process 0 byte by byte.
-
-  Errors that were shown before, and noise, are left out.
-  """
-
-  def copy(line, end):
-    text = line.removeprefix(name)  # the training begins some lines so itself
-    error = _ERROR.fullmatch(text)
-    if error and errors.setdefault(error[1], error) is not error:
-      return
-    if text.startswith(_NOISE):
-      return
-    if not name:
-      _write(target, line + end)
-    elif text := text.decode(errors='replace').rstrip():
-      _say(name.decode() + text)
-
-  rest = b''
-  with open(reader, 'rb', buffering=0) as stream, contextlib.suppress(OSError):
-    while data := stream.read(1 << 16):  # OSError: the end of a terminal
-      *lines, rest = (rest + data).split(b'\n')
-      for line in lines:
-        copy(line, b'\n')
-      if not name and not rest.startswith((b'error', b'process', _NOISE)):
-        _write(target, rest)  # a line that a progress bar writes again
-        rest = b''
-  copy(rest, b'')
 
 
 def _kill_group(process):
@@ -254,13 +199,8 @@ def _wait(processes, events, grace):
 
 
 def _say(text):
-  _write(2, f'{text}\n'.encode(errors='replace'))
-
-
-def _write(target, content):
   with contextlib.suppress(OSError):  # the run goes on if nobody reads this
-    while content:
-      content = content[os.write(target, content) :]
+    os.write(2, f'{text}\n'.encode(errors='replace'))
 
 
 def _parse(argv):

@@ -459,13 +459,13 @@ def test_a_run_reads_every_key(tmp_path, monkeypatch):
   config = validation.load_config([f'--config={recipe}'])
   names = {id(section): f'{name}.' for name, section in config.items()}
   names[id(config)] = ''
-  seen, get = set(), ml_collections.ConfigDict.__getattr__
+  seen, get = set(), ml_collections.ConfigDict.__getitem__
 
   def noted(section, name):
     seen.add(f'{names.get(id(section))}{name}')
     return get(section, name)
 
-  monkeypatch.setattr(ml_collections.ConfigDict, '__getattr__', noted)
+  monkeypatch.setattr(ml_collections.ConfigDict, '__getitem__', noted)
   loop.train_and_evaluate(
     config, str(tmp_path / 'run'), guards.StopSignal(), Console(NullStream())
   )

@@ -1,10 +1,12 @@
 import csv
+import errno
 import os
 import pathlib
 
 import pytest
 
 from alexnet_jax import files
+from alexnet_jax.errors import UserError
 
 
 def names(folder):
@@ -88,3 +90,47 @@ def test_a_table_may_hold_any_name(tmp_path):
     ]
   files.write_csv(tmp_path / 'b.csv', rows, errors='surrogateescape')
   assert b'bad \xff,' in pathlib.Path(tmp_path / 'b.csv').read_bytes()
+
+
+def test_one_at_a_time_has_the_lock_of_a_folder(tmp_path):
+  with (
+    files.lock(tmp_path, 'busy'),
+    pytest.raises(UserError, match='busy'),
+  ):
+    files.lock(tmp_path, 'busy')
+  # Whoever had it may remove it.
+  with files.lock(tmp_path, 'busy'):
+    (tmp_path / files.LOCK_FILE).unlink()
+    with files.lock(tmp_path, 'busy'):
+      pass
+
+
+@pytest.mark.parametrize(
+  'number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
+)
+def test_without_locks_it_is_said(tmp_path, monkeypatch, caplog, number):
+  """As Lustre is without `-o flock`, and NFS without its daemon."""
+
+  def flock(file, operation):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(files.fcntl, 'flock', flock)
+  with files.lock(tmp_path, 'busy'), files.lock(tmp_path, 'busy'):
+    assert f'cannot be locked ({os.strerror(number)})' in caplog.text
+  with files.in_use(tmp_path):
+    assert not files.is_in_use(tmp_path)
+
+
+def test_no_link_is_followed_to_lock_a_folder(tmp_path):
+  other = tmp_path / 'thesis.tex'
+  other.write_text('much work')
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  (folder / files.LOCK_FILE).symlink_to(other)
+  with pytest.raises(UserError, match='is a link'):
+    files.lock(folder, 'busy')
+  (folder / files.LOCK_FILE).unlink()
+  os.link(other, folder / files.LOCK_FILE)  # this is the file itself
+  with files.lock(folder, 'busy'):
+    pass
+  assert other.read_text() == 'much work'

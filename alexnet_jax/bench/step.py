@@ -22,7 +22,7 @@ import numpy as np
 
 from alexnet_jax import cli
 from alexnet_jax import runtime
-from alexnet_jax.bench import plan
+from alexnet_jax.bench import gpus
 from alexnet_jax.bench import report
 from alexnet_jax.bench import step_peers
 from alexnet_jax.bench import workers
@@ -410,7 +410,7 @@ def _rounds(running, options, failed):
 
 def _peak(facts, dtype):
   """Returns {peak, peak_source} of all devices together."""
-  known = plan.gpu_peak(facts['device_kind'], dtype)
+  known = gpus.gpu_peak(facts['device_kind'], dtype)
   if known is None:
     source = f'no peak is known of {facts["device_kind"]} in {dtype}'
     return {'peak': None, 'peak_source': source}

@@ -23,14 +23,15 @@ FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
+_ANOTHER_JPEG = re.compile(b'\xff\xd8\xff[\xdb\xe0-\xef]')
 _PNG_START = b'\x89PNG\r\n\x1a\n'
-_TIFF_STARTS = (b'II*\0', b'MM\0*')
+_TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0')  # the last with long offsets
 # Markers of JPEG segments (ITU-T T.81, table B.1).
 _SCAN, _APP1 = 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)  # Huffman-coded
-# libjpeg's first warning about data that are whole and go on.
-_BYTES_BEFORE_END = re.compile('extraneous bytes before marker 0xd[0-79]')
+# libjpeg's first warning about rows that are whole, before others.
+_STRAY_ROWS = re.compile('extraneous bytes before marker 0xd[0-79]')
 _UNWRITTEN = [1, 254, 3]  # a rare color; one of an image costs time only
 _LARGEST_BLOCK = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -70,8 +71,9 @@ def decode(
     become 8. The memory belongs to the thread: its next call overwrites it.
 
   Raises:
-    UnreadableImageError: if the bytes are no image, a JPEG that is cut
-      off, or an image of so many pixels that it must be a trap.
+    UnreadableImageError: if the bytes are no image, a JPEG that is cut off or
+      that Pillow does not decode, or an image of so many pixels that it must be
+      a trap.
   """
   if not encoded:
     raise UnreadableImageError('the file is empty')
@@ -82,20 +84,23 @@ def decode(
     raise UnreadableImageError(
       f'it claims to have {header.width} x {header.height} pixels'
     )
-  # CMYK, which Pillow knows how to invert; or a header that makes no sense.
-  if header.channels not in (1, 3) or not header.height * header.width:
+  if header.channels not in (1, 3, 4):  # a header that makes no sense
     return _decode_with_pillow(encoded)
+  if not header.height * header.width:
+    raise UnreadableImageError('its header gives no height or no width')
   has_end = encoded[-2:] == _JPEG_END or encoded.find(_JPEG_END, header.end) > 0
   if rows_needed and has_end and not header.will_be_scaled(min_size):
     image = _decode_top(encoded, header, rows_needed)
     if image is not None:
       return image
-  problem = ''
-  if not has_end:
-    encoded, problem = encoded + _JPEG_END, 'the end marker is missing'
+  # Pillow knows how to invert CMYK; here its smallest scale tells of damage.
+  is_cmyk = header.channels == 4
+  min_size = 1 if is_cmyk else min_size
+  problem = '' if has_end else 'the end marker is missing'
+  ended = encoded if has_end else encoded + _JPEG_END
   try:
     image = simplejpeg.decode_jpeg(
-      encoded,
+      ended,
       'RGB',
       min_height=min_size,
       min_width=min_size,
@@ -104,23 +109,39 @@ def decode(
       buffer=_decoding_buffer(header.height * header.width * 3),
     )
   except ValueError as error:
-    problem = str(error)
-    if not has_end and not _BYTES_BEFORE_END.search(problem):
-      raise UnreadableImageError('the JPEG is truncated') from error
-    # Not decoded with `strict=False`: after a warning libjpeg's fatal errors
-    # pass for warnings there, and leave what the buffer held before.
-    image = _decode_with_pillow(encoded)
+    image, problem = _decode_damaged(encoded, header, has_end), str(error)
   else:
-    image = _upright(image, header.orientation(encoded))
+    image = (
+      _decode_with_pillow(ended)
+      if is_cmyk
+      else _upright(image, header.orientation(encoded))
+    )
   if problem:
     damaged(problem)
   return image
 
 
+def _decode_damaged(encoded, header, has_end):
+  """Reads a JPEG that simplejpeg finds damaged, or raises.
+
+  Not by simplejpeg with `strict=False`: after a warning libjpeg's fatal errors
+  pass for warnings there, and leave what the buffer held before.
+  """
+  other = _ANOTHER_JPEG.search(encoded, header.end)
+  if other and encoded.find(_JPEG_END, header.end, other.start()) < 0:
+    # It lies in a trailer; this one ends somewhere before.
+    return decode(encoded[: other.start()])
+  # Pillow sees whether all rows are there, but not all of several scans.
+  if not (has_end or header.is_sequential):
+    raise UnreadableImageError('the JPEG is truncated')
+  return _decode_with_pillow(encoded)
+
+
 def _decode_top(encoded, header, rows_needed):
   """Returns the image without its lower rows; None if that is not possible."""
   height, width = header.height, header.width
-  if not header.is_sequential or header.orientation(encoded) != 1:
+  is_plain = header.is_sequential and header.channels != 4
+  if not is_plain or header.orientation(encoded) != 1:
     return None
   # Colors are interpolated between rows: take more than reach into the wanted.
   rows = rows_needed(height, width) + _LARGEST_BLOCK
@@ -136,9 +157,9 @@ def _decode_top(encoded, header, rows_needed):
     simplejpeg.decode_jpeg(shortened, 'RGB', buffer=buffer)
   except ValueError as error:
     # It names its first warning, or the error that it stopped at. The rows that
-    # follow are stray bytes to it, before the end or a restart marker. What it
-    # finds in the header keeps it from decoding.
-    is_whole = _BYTES_BEFORE_END.search(str(error))
+    # follow are stray bytes to it. What it finds in the header keeps it from
+    # decoding.
+    is_whole = _STRAY_ROWS.search(str(error))
     if not is_whole or last_pixel.tolist() == _UNWRITTEN:
       return None
   return buffer[: height * width * 3].reshape(height, width, 3)
@@ -205,8 +226,6 @@ def _pixels(encoded):
         f'nothing tells the range of its 32-bit pixels (mode {image.mode})'
       )
     image.load()
-    if not image.width * image.height:
-      raise UnreadableImageError('it has no pixels')
     if sixteen_bits:  # convert would clip them at 255
       gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
       pixels = np.repeat(gray[..., None], 3, axis=2)
@@ -217,7 +236,8 @@ def _pixels(encoded):
 
 def _check_bands(tiff):
   """Names the bands of a TIFF that Pillow calls no image."""
-  directory = PIL.TiffImagePlugin.ImageFileDirectory_v2(tiff[:8])
+  size = 16 if tiff[:4] == _TIFF_STARTS[-1] else 8
+  directory = PIL.TiffImagePlugin.ImageFileDirectory_v2(tiff[:size])
   file = io.BytesIO(tiff)
   file.seek(directory.next)
   directory.load(file)

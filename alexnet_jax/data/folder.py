@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -38,19 +39,12 @@ _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
 
 
 class Listing(NamedTuple):
-  """The files below a folder, in the order of their paths' components.
-
-  Attributes:
-    paths: of the files.
-    sizes: of each in bytes.
-    left_out: (path, what it is) of files that do not count.
-    folders: the paths of the folders below.
-  """
+  """The files below a folder, in the order of their paths' components."""
 
   paths: list[str]
-  sizes: list[int]
-  left_out: list[tuple[str, str]]
-  folders: list[str]
+  sizes: list[int]  # bytes
+  left_out: list[tuple[str, str]]  # (path, what it is)
+  folders: list[str]  # paths
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,8 +114,11 @@ class FileList:
     return len(self.paths)
 
   def read(self, index: int) -> tuple[bytes, int]:
+    path = pathlib.Path(self.paths[index])
     try:
-      return pathlib.Path(self.paths[index]).read_bytes(), 0
+      if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UnreadableImageError('it is no plain file')
+      return path.read_bytes(), 0
     except OSError as error:
       raise UnreadableImageError(error.strerror) from error
 
@@ -143,12 +140,15 @@ def list_files(
   found = Listing([], [], [], [])
   around = pathlib.Path(folder).absolute().parents
   above = frozenset(map(_identity, around))
-  _list_below(os.fspath(folder), endings, above, found)
+  try:
+    _list_below(os.fspath(folder), endings, above, found)
+  except RecursionError as error:
+    raise UserError(f'{folder} holds folders in folders, too deep') from error
   return found
 
 
 def _list_below(folder, endings, above, found):
-  try:
+  with _named_errors(folder):
     own = _identity(folder)
     if own in above:
       found.left_out.append((folder, 'links to a folder around them'))
@@ -167,8 +167,6 @@ def _list_below(folder, endings, above, found):
       else:
         what = 'links to nowhere' if entry.is_symlink() else 'no plain files'
         found.left_out.append((entry.path, what))
-  except OSError as error:
-    raise _unlisted(folder, error) from error
 
 
 def _identity(folder):
@@ -192,11 +190,15 @@ def _is(kind):
     raise
 
 
-def _unlisted(folder, error):
-  return UserError(
-    f'cannot list {error.filename or folder}: {error.strerror}; mend its'
-    ' permissions, or take it out of the data set'
-  )
+@contextlib.contextmanager
+def _named_errors(folder):
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'cannot list {error.filename or folder}: {error.strerror}; mend its'
+      ' permissions, or take it out of the data set'
+    ) from error
 
 
 def find_data_files(root: pathlib.Path, endings: tuple[str, ...]) -> list[str]:
@@ -224,10 +226,8 @@ def subfolders(root: str | os.PathLike) -> list[str]:
   Raises:
     UserError: if it cannot be listed.
   """
-  try:
+  with _named_errors(root):
     return [entry.name for entry in _visible(root) if _is(entry.is_dir)]
-  except OSError as error:
-    raise _unlisted(root, error) from error
 
 
 def is_image_name(path: str) -> bool:
@@ -282,11 +282,12 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
 def _check_class_names(root, names, own):
   """Refuses folders that are named like splits as classes."""
   alike = [name for name in names if own[name]]
-  if alike == ['train'] and len(names) > 1:
-    return  # the vehicle
+  word = alike[0].lower() if len(alike) == 1 < len(names) else ''
+  if word in ('train', 'valid') and not subfolders(root / alike[0]):
+    return  # the vehicle; the opposite of invalid
   if not alike:
     alike = [name for name in names if len(split_words(name)) == 1]
-    if len(set.union(set(), *map(split_words, alike))) < 2:
+    if len({split for name in alike for split in split_words(name)}) < 2:
       return
     if 2 * len(alike) < len(names):  # classes: bullet_train and test_tube
       return
@@ -294,7 +295,7 @@ def _check_class_names(root, names, own):
     raise UserError(
       f'{root} has folders that are named like splits, not like classes'
       f' ({", ".join(alike)}); images belong into train/CLASS and val/CLASS, or'
-      ' into CLASS alone'
+      ' into CLASS alone; rename a class that is called so'
     )
 
 
@@ -323,9 +324,6 @@ def find_problems(
   if not classes:
     message = 'has no subfolders; images belong into one subfolder per class'
     yield 'no_classes', root, f'{root} {message}'
-  if class_names is None and len(classes) == 1:
-    message = f'has one class only ({next(iter(classes))!r}); two are needed'
-    yield 'one_class', root / next(iter(classes)), f'{root} {message} at least'
   known = set(map(normal, classes if class_names is None else class_names))
   lacking = [name for name in classes if normal(name) not in known]
   seen = set()
@@ -351,6 +349,9 @@ def find_problems(
       message = f'{path!a}: another class has this name, spelled in other bytes'
       yield 'spelled_twice', path, f'{message} of Unicode; join them'
     seen.add(plain)
+  if class_names is None and len(classes) == 1:
+    message = f'has one class only ({next(iter(classes))!r}); two are needed'
+    yield 'one_class', root / next(iter(classes)), f'{root} {message} at least'
 
 
 def folder_source(
@@ -414,13 +415,9 @@ def list_folder(
   labels = [numbers[normal(name)] for name in classes]
   return FolderSource(
     root,
-    [
-      path[below:].replace(os.sep, '/')
-      for listing in classes.values()
-      for path in listing.paths
-    ],
+    [path[below:] for found in classes.values() for path in found.paths],
     np.repeat(np.array(labels, np.int32), counts),
-    [size for listing in classes.values() for size in listing.sizes],
+    [size for found in classes.values() for size in found.sizes],
     names,
   )
 
@@ -436,7 +433,7 @@ def warn_left_out(root: object, left_out: Sequence[tuple[str, str]]) -> None:
     counts = collections.Counter(what for _, what in left_out)
     listed = ', '.join(f'{count:,} {what}' for what, count in counts.items())
     first = os.path.relpath(left_out[0][0], root)
-    logging.warning('%s: left out: %s; the first: %s', root, listed, first)
+    warn_once(f'{root}: left out: {listed}; the first: {first}')
 
 
 def find_images(paths: Sequence[str]) -> list[str]:

@@ -49,27 +49,12 @@ class _File:
 class ParquetSource:
   """Rows of parquet files, whose images are decoded by whole row groups.
 
+  `rows` int64 [n] are counted through all `files`; `labels` are int32 [n].
   Memory: the groups used last stay, up to 256 MB of them or a single larger
   one; in addition each thread has the group that it is reading from.
   """
 
-  def __init__(
-    self,
-    name: str,
-    files: Sequence[_File],
-    rows: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-  ):
-    """Makes a source of some rows.
-
-    Args:
-      name: what messages call it.
-      files: all files of the split.
-      rows: of the examples, int64 [n], counted through all files.
-      labels: int32 [n].
-      class_names: in the order of the labels.
-    """
+  def __init__(self, name: str, files, rows, labels, class_names):
     self.name, self.labels, self.class_names = name, labels, class_names
     self._files, self._rows = files, rows
     self._groups = [
@@ -154,7 +139,8 @@ def parquet_source(
       columns are unfit.
   """
   root = pathlib.Path(path).expanduser()
-  names = splits.sort_into_splits(root, find_data_files(root, ('.parquet',)))
+  found = find_data_files(root, ('.parquet',))
+  names = splits.sort_into_splits(root, found, split)
   files = _open(root, names['train'])
   labels = train = np.concatenate([file.labels for file in files])
   class_names = files[0].class_names
@@ -165,7 +151,7 @@ def parquet_source(
   rows = np.arange(len(train))
   if names['validation']:
     splits.warn_of_own_split(root, val_fraction, split_seed)
-  if names['validation'] and split == 'validation':
+  if names['validation'] and split != 'train':
     files = _open(root, names['validation'], alike=files)
     labels = np.concatenate([file.labels for file in files])
     if labels.dtype == object:
@@ -257,7 +243,8 @@ def _image_column(pa, path, schema):
   kind = schema.field(column).type
   if pa.types.is_struct(kind) and kind.get_field_index('bytes') >= 0:
     kind, column = kind.field('bytes').type, f'{column}.bytes'
-  if str(getattr(kind, 'value_type', kind)) not in _BYTES:
+  plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+  if str(plain) not in _BYTES:
     raise UserError(f'{path}: column {column} is {kind}; it {_NO_BYTES}')
   return column
 
@@ -286,9 +273,17 @@ def _plain_labels(pa, path, name, column):
 
 def _numbered(root, labels, class_names):
   """Returns labels that are class names as int32 [n]."""
+  numbers = {splits.normal(name): i for i, name in enumerate(class_names)}
+  if len(numbers) < len(class_names):
+    raise UserError(
+      f'{root} has a class in two spellings of Unicode; its classes are'
+      f' {list(class_names)!a}'
+    )
   found, indices = np.unique(labels, return_inverse=True)
-  numbers = splits.class_labels(root, found.tolist(), class_names)
-  return np.array(numbers, np.int32)[indices]
+  plain = [splits.normal(label) for label in found]
+  if unknown := [label for label in plain if label not in numbers]:
+    raise UserError(f'{root} has labels that training lacks: {unknown}')
+  return np.array([numbers[label] for label in plain], np.int32)[indices]
 
 
 def _hub_names(schema, label):

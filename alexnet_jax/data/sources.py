@@ -118,14 +118,16 @@ def make_source(source: str, split: str, **options) -> Source:
 
   Args:
     source: one of KINDS.
-    split: `train` or `validation`; TFDS goes by the option `tfds_split`.
+    split: `train` or `validation`; TFDS goes by the option `tfds_split`. Of a
+      folder or shards also `all`: their own validation split if they have one,
+      or else, with a `val_fraction` of 0, every example.
     **options: see `SourceOptions`.
 
   Raises:
     UserError: if the data is missing or unfit, or an argument unknown.
   """
   data = SourceOptions(**options)
-  if (data.folds or source != 'tfds') and split not in SPLITS:
+  if (data.folds or source != 'tfds') and split not in (*SPLITS, 'all'):
     reason = f' (config.data.folds is {data.folds})' if data.folds else ''
     raise UserError(f'split is {split!r}, not one of {SPLITS}{reason}')
   if not data.folds:
@@ -139,23 +141,20 @@ def make_source(source: str, split: str, **options) -> Source:
 
 def _open(source, split, val_fraction, data):
   divided = (split, val_fraction, data.split_seed)
-  match source:
-    case 'digits':
-      return digits_source(*divided)
-    case 'folder':
-      return folder_source(data.path, *divided)
-    case 'tfds':
-      return tfds_source(data.tfds_name, data.tfds_split, data.path)
-    case 'tar':
-      return tar_source(data.path, *divided)
-    case 'parquet':
-      return parquet_source(data.path, *divided)
-    case 'raw':
-      return raw_source(data.path, split)
-    case 'synthetic':
-      sizes = data.synthetic_examples, data.synthetic_classes
-      return synthetic_source(split, *sizes)
-  raise UserError(f'data.source is {source!r}, which does not exist')
+  openers = {
+    'digits': lambda: digits_source(*divided),
+    'folder': lambda: folder_source(data.path, *divided),
+    'tfds': lambda: tfds_source(data.tfds_name, data.tfds_split, data.path),
+    'tar': lambda: tar_source(data.path, *divided),
+    'parquet': lambda: parquet_source(data.path, *divided),
+    'raw': lambda: raw_source(data.path, split),
+    'synthetic': lambda: synthetic_source(
+      split, data.synthetic_examples, data.synthetic_classes
+    ),
+  }
+  if source not in openers:
+    raise UserError(f'data.source is {source!r}, not one of {KINDS}')
+  return openers[source]()
 
 
 def digits_source(

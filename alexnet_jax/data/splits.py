@@ -6,10 +6,13 @@ own, or else all examples. A fold depends on their labels in their order, on the
 number of folds and on the seed alone.
 """
 
+import collections
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import logging
+import operator
 import pathlib
 import re
 import threading
@@ -20,13 +23,9 @@ import numpy as np
 from alexnet_jax.errors import UserError
 
 _SPLIT_OF_WORD = {
-  'train': 'train',
-  'training': 'train',
-  'val': 'validation',
-  'valid': 'validation',
-  'validation': 'validation',
-  'test': 'test',
-  'testing': 'test',
+  **dict.fromkeys(('train', 'training'), 'train'),
+  **dict.fromkeys(('val', 'valid', 'validation', 'dev'), 'validation'),
+  **dict.fromkeys(('test', 'testing', 'eval', 'evaluation'), 'test'),
 }
 # What a label of -1 mostly is.
 UNLABELED = (
@@ -39,10 +38,11 @@ _warnings: set[str] = set()
 _warnings_lock = threading.Lock()
 
 
-def split_words(name: str) -> set[str]:
-  """Returns the splits (train, validation, test) whose words are in a name."""
-  words = re.findall('[a-z]+', name.lower())
-  return {_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD}
+def split_words(name: str) -> collections.Counter[str]:
+  """Counts the words for train, validation and test in a name."""
+  words = re.findall('[A-Z]+(?![a-z])|[A-Z]?[a-z]+', name)  # of valData two
+  splits = (_SPLIT_OF_WORD.get(word.lower()) for word in words)
+  return collections.Counter(filter(None, splits))
 
 
 def split_of_name(name: str) -> str:
@@ -51,18 +51,19 @@ def split_of_name(name: str) -> str:
 
 
 def sort_into_splits(
-  root: pathlib.Path, names: Sequence[str]
+  root: pathlib.Path, names: Sequence[str], split: str = 'train'
 ) -> dict[str, list[str]]:
   """Sorts the data files of a set into splits, by their names.
 
-  A file belongs to the split whose word (train, val, valid, validation, test)
-  is in its name, or else in that of a folder around it, the nearest first.
+  A file belongs to the split whose word (train, val, test and their like) is in
+  its name, or else in that of a folder around it, the nearest first.
   Words that all names have say nothing. If no file is named so, all are for
   training. `test` serves as validation if there is no other.
 
   Args:
     root: the folder, for messages.
     names: paths of the files below it.
+    split: that is opened; for `all` there need be no training files.
 
   Returns:
     {'train': paths, 'validation': paths}; the second may be empty.
@@ -72,21 +73,23 @@ def sort_into_splits(
       which are data sets of their own.
   """
   words = [
-    next(filter(None, map(split_words, reversed(name.split('/')))), set())
+    next(filter(None, map(split_words, reversed(name.split('/')))), {})
     for name in names
   ]
-  rest = [found - set.intersection(*words) for found in words]
+  shared = functools.reduce(operator.and_, map(collections.Counter, words))
+  rest = [collections.Counter(found) - shared for found in words]
   if all(len(found) == 1 for found in rest):  # speed-test-train-0.tar
     words = rest
   found = {'train': [], 'validation': [], 'test': [], '': [], 'several': []}
   for name, own in zip(names, words, strict=True):
-    split = 'several' if len(own) > 1 else ''.join(own)
-    found[split].append(name)
+    found['several' if len(own) > 1 else ''.join(own)].append(name)
   train = found['train']
   validation = found['validation'] or found['test']
   unclear = found['several'] + found['']
   if not (train or validation or found['several']):
     train, unclear = unclear, []
+  if split == 'all' and not train:
+    train, validation = validation, []
   if not train:
     raise UserError(
       f"{root} has no files for training, with 'train' and no other split in"
@@ -104,7 +107,7 @@ def sort_into_splits(
       f'{root}: {len(unclear)} files are left out whose names do not tell one'
       f' split, the first: {unclear[0]}'
     )
-  if validation and not found['validation']:
+  if validation and validation == found['test']:
     warn_once(f'{root}: the test split serves as validation')
   return {'train': train, 'validation': validation}
 
@@ -112,36 +115,6 @@ def sort_into_splits(
 def normal(name: str) -> str:
   """Returns a class's name in one of the spellings that Unicode has for it."""
   return unicodedata.normalize('NFC', name)
-
-
-def class_labels(
-  name: object, labels: Sequence[str], class_names: Sequence[str] | None
-) -> list[int]:
-  """Returns the number of the class that each name of a class stands for.
-
-  Names that differ only in how Unicode spells them are one.
-
-  Args:
-    name: what messages call the data set.
-    labels: names of classes.
-    class_names: of training; None: `labels` are those.
-
-  Raises:
-    UserError: if training lacks one, or has two spellings of one.
-  """
-  known = labels if class_names is None else class_names
-  numbers = {}
-  for number, class_name in enumerate(known):
-    plain = normal(class_name)
-    if numbers.setdefault(plain, number) != number:
-      raise UserError(
-        f'{name} has the class {class_name!r} in two spellings of Unicode,'
-        f' {known[numbers[plain]]!a} and {class_name!a}: join them'
-      )
-  plain = [normal(label) for label in labels]
-  if unknown := sorted({label for label in plain if label not in numbers}):
-    raise UserError(f'{name} has classes that training lacks: {unknown}')
-  return [numbers[label] for label in plain]
 
 
 def check_labels(
@@ -163,18 +136,14 @@ def check_labels(
       f'{name} has training examples of {len(classes)} class(es)'
       f' ({classes.tolist()}); two are needed at least'
     )
-  if names is None:
-    if classes[-1] >= _MOST_UNNAMED_CLASSES:
-      raise UserError(
-        f'{name} has the label {classes[-1]}, too large to count classes by;'
-        ' number them from 0'
-      )
-    names = [str(number) for number in range(classes[-1] + 1)]
-  if classes[-1] >= len(names):
-    raise UserError(
-      f'{name} has the label {classes[-1]}, but names of {len(names)} classes'
-      ' only, which are numbered from 0'
-    )
+  largest = int(classes[-1])
+  if names is None and largest < _MOST_UNNAMED_CLASSES:
+    names = [str(number) for number in range(largest + 1)]
+  if names is None or largest >= len(names):
+    known = 'too large to count classes by'
+    if names is not None:
+      known = f'but names of {len(names)} classes only'
+    raise UserError(f'{name} has the label {largest}, {known}; count from 0')
   if empty := sorted(set(range(len(names))) - set(classes.tolist())):
     warn_once(
       f'{name}: {len(empty)} of {len(names)} classes have no training example,'
@@ -186,11 +155,7 @@ def check_labels(
 def check_validation_labels(
   name: object, train_labels: np.ndarray, labels: np.ndarray
 ) -> None:
-  """Refuses validation without examples, or with labels that training lacks.
-
-  Raises:
-    UserError: naming the first such label.
-  """
+  """Raises UserError for no validation labels, or some that training lacks."""
   if not len(labels):
     raise UserError(
       f'{name}: the files for validation have no examples; remove them, and a'
@@ -222,12 +187,13 @@ def held_out(
     UserError: if a class has a single example.
   """
   mask = np.zeros(len(keys), bool)
-  if not fraction:
+  if not fraction or not len(keys):
     return mask
   ranks = [_rank(seed, key) for key in keys]
-  for label in np.unique(labels):
-    members = np.flatnonzero(labels == label)
+  order = np.argsort(labels, kind='stable')
+  for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
     if len(members) < 2:
+      label = labels[members[0]]
       name = repr(class_names[label]) if len(class_names) else label
       raise UserError(
         f'class {name} has a single example ({keys[members[0]]}), which cannot'

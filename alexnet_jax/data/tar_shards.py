@@ -28,6 +28,7 @@ _LONG_TO_INDEX = 1 << 33  # bytes; indexing them is announced
 _LARGE = 10_000  # samples; their index is kept in a file
 _INDEX_VERSION = 1
 _FIELDS = ('shard', 'offset', 'size', 'label', 'key')
+_FORMATS = ('<i4', '<i8', '<i8', '<i4')  # and bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class TarSource:
         f'{path} had {self.shard_sizes[shard]} bytes at the start and has'
         f' {shard_size} now; start again once the data stays as it is'
       )
-    if tarfile.nti(content[124:136]) != size:  # as its header says
+    if not _header_has(content[:_BLOCK], size):
       raise UserError(
         f'{self.root / self.split}.index.npz does not fit the shards: delete it'
       )
@@ -87,6 +88,13 @@ class TarSource:
     sample = self.samples[index]
     shard = self.root / self.shards[sample['shard']]
     return f'{shard} sample {sample["key"].decode(errors="replace")}'
+
+
+def _header_has(header, size):
+  try:
+    return tarfile.nti(header[124:136]) == size
+  except tarfile.HeaderError:  # no number, so no header of a tar
+    return False
 
 
 def tar_source(
@@ -107,7 +115,7 @@ def tar_source(
   """
   root = pathlib.Path(path).expanduser()
   found = folder.find_data_files(root, ('.tar', *_COMPRESSED))
-  names = splits.sort_into_splits(root, _uncompressed(root, found))
+  names = splits.sort_into_splits(root, _uncompressed(root, found), split)
   shards = names['train']
   samples = train = _indexed(root, 'train', *_state(root, shards))
   class_names = splits.check_labels(
@@ -115,7 +123,7 @@ def tar_source(
   )
   if names['validation']:
     splits.warn_of_own_split(root, val_fraction, split_seed)
-  if names['validation'] and split == 'validation':
+  if names['validation'] and split != 'train':
     shards = names['validation']
     samples = _indexed(root, 'validation', *_state(root, shards))
     splits.check_validation_labels(root, train['label'], samples['label'])
@@ -169,7 +177,7 @@ def _read_class_names(root):
   return names
 
 
-@functools.lru_cache(8)  # for the other split, and for folds
+@functools.lru_cache(4)  # for the other split, and for folds
 def _indexed(root, split, shards, sizes, times):
   """Returns the samples of some shards, from the kept index if it holds."""
   state = json.dumps([_INDEX_VERSION, shards, sizes, times])
@@ -196,7 +204,9 @@ def _load_index(path, state, sizes):
   try:
     with open(path, 'rb') as file, np.load(file) as stored:
       samples = stored['samples'] if str(stored['state']) == state else None
-    if samples is None or samples.dtype.names != _FIELDS:
+    if samples is None or samples.ndim != 1:
+      return None
+    if samples.dtype != _dtype(samples.dtype['key'].itemsize):
       return None
     shard, offset, size, label, _ = (samples[field] for field in _FIELDS)
     ends = np.array(sizes)[shard]  # IndexError beyond the last one
@@ -252,9 +262,12 @@ def _index_shard(root, shard, number):
       f'{path} has no samples (KEY.jpg with KEY.cls), but {len(members)} other'
       f' files{f", the first: {members[0][0]}" if members else ""}'
     )
-  formats = ['<i4', '<i8', '<i8', '<i4', f'S{max(len(r[-1]) for r in rows)}']
-  dtype = np.dtype({'names': _FIELDS, 'formats': formats})
-  return np.array(rows, dtype), ignored
+  return np.array(rows, _dtype(max(len(row[-1]) for row in rows))), ignored
+
+
+def _dtype(key_bytes):
+  formats = [*_FORMATS, f'S{key_bytes}']
+  return np.dtype({'names': _FIELDS, 'formats': formats})
 
 
 def _members(path, file):

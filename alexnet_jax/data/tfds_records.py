@@ -29,9 +29,10 @@ _KINDS = {  # of the features that are read: classes of TFDS
   'image': 'tensorflow_datasets.core.features.image_feature.Image',
   'label': 'tensorflow_datasets.core.features.class_label_feature.ClassLabel',
 }
+_NUMBER = r'-?\d{1,12}(\.\d{1,12})?'
 _TERM = re.compile(
-  r'(?P<name>[\w-]+)(\[((?P<first>-?\d+(\.\d+)?)(?P<unit>%|shard)?)?:'
-  r'((?P<last>-?\d+(\.\d+)?)(?P<last_unit>%|shard)?)?\])?'
+  rf'(?P<name>[\w-]+)(\[((?P<first>{_NUMBER})(?P<unit>%|shard)?)?:'
+  rf'((?P<last>{_NUMBER})(?P<last_unit>%|shard)?)?\])?'
 )
 _INFO = {'name': str, 'splits': [{'name': str}]}  # of INFO
 _FEATURES = {'featuresDict': {'features': {str: {'pythonClassName': str}}}}
@@ -200,7 +201,8 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
 def _slice(described, term):
   """Returns the records of one split or a slice of it."""
   match = _TERM.fullmatch(term)
-  if not match or match['name'] not in described.splits:
+  broken = '.' in term and '%' not in term  # a part of an example
+  if not match or match['name'] not in described.splits or broken:
     raise UserError(
       f'{described.folder} cannot give the split {term!r}: it takes a name, or'
       ' NAME[FROM:TO] in examples or %; its splits are'
@@ -300,22 +302,14 @@ def read_description(folder: pathlib.Path) -> Description:
 
 def _find_files(folder, name, split):
   """Returns the whole files of a split, from its entry in dataset_info.json."""
+  if (named := split.get('filepathTemplate') or _TEMPLATE) != _TEMPLATE:
+    raise ValueError(f'files are named {named}, not {_TEMPLATE}')
   lengths = [int(length) for length in split.get('shardLengths', [])]
   found = []
   for number, length in enumerate(lengths):
-    index, count = f'{number:05d}', f'{len(lengths):05d}'
-    values = {
-      'DATASET': name,
-      'SPLIT': split['name'],
-      'FILEFORMAT': 'array_record',
-      'SHARD_INDEX': index,
-      'NUM_SHARDS': count,
-      'SHARD_X_OF_Y': f'{index}-of-{count}',
-    }
-    file = split.get('filepathTemplate') or _TEMPLATE
-    for key, value in values.items():
-      file = file.replace(f'{{{key}}}', value)
-    if length < 0 or os.path.basename(file) != file:
+    file = f'{name}-{split["name"]}.array_record-{number:05d}'
+    file += f'-of-{len(lengths):05d}'
+    if not 0 <= length < 1 << 40 or os.path.basename(file) != file:
       raise ValueError(f'{file} with {length} records')
     found.append(Records(str(folder / file), 0, length, length))
   return found
@@ -385,9 +379,9 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
     else ' To prepare it:'
   )
   raise UserError(
-    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{tars}'
-    f' `{_prepare_command(name, root)}`. If it lies elsewhere, give its'
-    ' data_dir as the path'
+    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{tars} `python -m'
+    f' alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR --data_dir'
+    f' {root}`. If it lies elsewhere, give its data_dir as the path'
   )
 
 
@@ -398,10 +392,3 @@ def _nearby(root, name):
   infos = [*root.glob(f'*/*/{INFO}')]
   names = sorted({path.parent.parent.name for path in infos})
   return f' It has {", ".join(names)}: name it (tfds_name).' if names else ''
-
-
-def _prepare_command(name, root):
-  return (
-    f'python -m alexnet_jax.data.prepare tfds --name {name}'
-    f' --manual_dir DIR --data_dir {root}'
-  )

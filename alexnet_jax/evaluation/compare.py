@@ -1,4 +1,4 @@
-"""Compares runs: python -m alexnet_jax.evaluation.compare --workdirs A B C.
+"""Compares runs: python -m alexnet_jax.evaluation.compare DIR DIR ...
 
 One page of HTML with curves and tables; beside it the pictures as PNG and the
 table as CSV. It needs the runs' folders alone, not their data.
@@ -6,16 +6,57 @@ table as CSV. It needs the runs' folders alone, not their data.
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
+import itertools
+import json
+import math
 import pathlib
+import statistics
 import sys
-
-import numpy as np
+from typing import Any
 
 from alexnet_jax import cli
+from alexnet_jax import config as config_lib
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import page
 
 PAGE, TABLE = 'index.html', 'table.csv'
+MEASURES = {
+  'loss': 'loss [nats]',
+  'top1': 'top-1',
+  'top5': 'top-5',
+  'macro_precision': 'macro precision',
+  'macro_recall': 'macro recall',
+  'macro_f1': 'macro F1',
+}
+_SPEED = {
+  'training_seconds': 'training time [s]',
+  'images_per_second': 'images per second',
+}
+_COSTS = {
+  'parameters': 'parameters',
+  'forward_flops_per_image': 'forward FLOP per image',
+  'training_flops_per_image': 'training FLOP per image',
+  'steps': 'steps',
+  'epochs': 'epochs',
+  **_SPEED,
+}
+_SPREAD = MEASURES | _SPEED
 _UNKNOWN = '-'
+_TEXT = (
+  'The measures are those of the validation data, at the step that the table'
+  ' says. The training time is without compilation, evaluation and saving.'
+  ' FLOP: convolutions and dense layers, two per multiply-add. A click on a'
+  ' column sorts.'
+)
+_PICTURES = {  # what they show and how to read them
+  'validation': ('Top-1 and loss of the validation', ''),
+  'training_loss': (
+    'Rolling mean and deviation of the training loss',
+    'With dropout and augmentation.',
+  ),
+}
 _STYLES = ('-', '--', ':', '-.')  # for the eleventh run and so on
 _COLORS = 10
 _MOST_POINTS = 2_000  # of a line
@@ -27,23 +68,15 @@ def _arguments(argv):
     prog='python -m alexnet_jax.evaluation.compare',
     description='Compares runs: curves and tables, as a page of HTML.',
   )
-  add = parser.add_argument
-  add(
-    '--workdirs',
-    nargs='+',
-    required=True,
-    type=cli.path,
-    metavar='DIR',
-    help='folders of the runs',
-  )
-  add(
+  cli.add_workdirs(parser, 'DIR', 'folder of a run')
+  parser.add_argument(
     '--out',
     default='compare',
     type=cli.path,
     metavar='DIR',
     help='folder of the page (default: %(default)s)',
   )
-  add(
+  parser.add_argument(
     '--over',
     choices=('epochs', 'steps'),
     default='epochs',
@@ -72,62 +105,59 @@ def compare(workdirs: list[str], out: pathlib.Path, unit: str) -> dict:
     unit: `epochs` or `steps`, of the curves.
 
   Returns:
-    {runs: [{name, workdir, seed, fingerprint, ...}], groups, notes, page,
-    files}; JSON.
+    {runs: [`Run.numbers`], groups, notes, page, files}; JSON.
 
   Raises:
-    UserError: if a folder is no run's, or given twice.
+    UserError: if a folder is no run's, or given twice, or none is given.
   """
-  from alexnet_jax import files
-  from alexnet_jax.evaluation import page
-  from alexnet_jax.evaluation import run_record
+  from alexnet_jax.evaluation import figures
 
-  names = _names(workdirs)
-  runs = [run_record.load(*pair) for pair in zip(workdirs, names, strict=True)]
-  rows = [run_record.numbers(run) for run in runs]
-  result = {
-    'runs': rows,
-    'groups': run_record.groups(runs, rows),
-    'notes': run_record.notes(runs),
-  }
+  runs = [load(*pair) for pair in zip(workdirs, _names(workdirs), strict=True)]
+  rows, repetitions = [run.numbers for run in runs], groups(runs)
+  remarks = notes(runs)
   out.mkdir(parents=True, exist_ok=True)
   files.write_csv(out / TABLE, [list(rows[0]), *(r.values() for r in rows)])
-  pictures, drawn = _draw(runs, unit, out)
-  tables, repetitions = _tables(rows), _groups_table(result['groups'])
-  sections = [
-    page.Section('Runs', ' '.join([*result['notes'], _TEXT]), tables=tables),
-    *_section(
-      'Repetitions', repetitions, 'Runs that differ in the seed alone.'
-    ),
-    page.Section('Curves', pictures=pictures),
-    *_section('Config', _config_table(runs)),
+  drawn = draw(runs, unit)
+  pictures = [
+    page.Picture(figures.save(figure, out / f'{name}.png'), *_PICTURES[name])
+    for name, figure in drawn.items()
   ]
-  page.write(
-    out / PAGE, page.render(f'Comparison of {len(runs)} runs', sections)
-  )
-  for table in (*tables, repetitions):
+  tables, spread = _tables(rows), _spread_table(repetitions)
+  settings = _config_table(runs)
+  sections = [page.Section('Runs', ' '.join([*remarks, _TEXT]), tables=tables)]
+  if spread.rows:
+    text = 'Runs that are done and differ in the seed alone.'
+    sections.append(page.Section('Repetitions', text, tables=[spread]))
+  sections.append(page.Section('Curves', pictures=pictures))
+  if settings.rows:
+    sections.append(page.Section('Config', tables=[settings]))
+  html = page.render(f'Comparison of {len(runs)} runs', sections)
+  page.write(out / PAGE, html)
+  for table in (*tables, spread):
     if table.rows:
       page.show_table(table)
-  lines = [f'NOTE: {note}' for note in result['notes']]
-  print('\n'.join([*lines, f'page: {out / PAGE}']), file=sys.stderr)
-  paths = [str(out / name) for name in (TABLE, *drawn, PAGE)]
-  return {**result, 'page': paths[-1], 'files': paths}
-
-
-_TEXT = (
-  'The measures are those of the state that a run ends with, on its validation'
-  ' data. The training time is without compilation, evaluation and saving.'
-  ' FLOP: convolutions and dense layers, two per multiply-add. A click on a'
-  ' column sorts.'
-)
+  for line in (*(f'NOTE: {r}' for r in remarks), f'page: {out / PAGE}'):
+    print(line, file=sys.stderr)
+  paths = [
+    str(out / name) for name in (TABLE, *(f'{n}.png' for n in drawn), PAGE)
+  ]
+  return {
+    'runs': rows,
+    'groups': repetitions,
+    'notes': remarks,
+    'page': paths[-1],
+    'files': paths,
+  }
 
 
 def _names(workdirs):
   """Names runs by the last parts of their paths, or by all where they agree."""
+  if not workdirs:
+    raise UserError('there is no run to compare; give folders of runs')
   paths = [pathlib.Path(workdir).resolve() for workdir in workdirs]
   for number, path in enumerate(paths):
     if path in paths[:number]:
-      raise UserError(f'--workdirs has {workdirs[number]} twice')
+      raise UserError(f'{workdirs[number]} is given twice; give it once')
   names = [path.name for path in paths]
   return [
     name if names.count(name) == 1 else str(pathlib.Path(workdir))
@@ -135,65 +165,221 @@ def _names(workdirs):
   ]
 
 
-def _cell(key, value):
-  """Prepares a value for tables, which have four digits behind the point."""
-  if value is None:
-    return _UNKNOWN
-  if key == 'images_per_second' or (key == 'training_seconds' and value > 100):
-    return round(value)
-  return value
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run up to its newest checkpoint, as its folder alone tells it.
+
+  Attributes:
+    name: what tables call it.
+    saved: what the checkpoint says, see `training.checkpoint.SavedRun`.
+    rows: its history, see `training.writers.read_rows`.
+    numbers: {name, workdir, seed, fingerprint, eval_fingerprint, parameters,
+      ..., steps, measured_step, loss, top1, ...}: what it cost and how good it
+      is; None where it is not known; JSON.
+  """
+
+  name: str
+  saved: Any
+  rows: list[dict]
+  numbers: dict
+
+  @property
+  def is_done(self) -> bool:
+    return self.saved.is_done(self.numbers['steps'])
+
+  def recipe(self) -> str:
+    """Returns what repetitions have in common: all but the seed.
+
+    Keys that leave training and data as they are do not count.
+    """
+    free = {name for name, key in config_lib.KEYS.items() if key.free}
+    free = (free | {'seed'}) - {'num_epochs', 'num_steps'}
+    flat, data = config_lib.flatten(self.saved.config), self.saved.data
+    kept = {key: value for key, value in flat.items() if key not in free}
+    sets = data['fingerprint'], data['eval_fingerprint']
+    return json.dumps([kept, sets], sort_keys=True)
+
+
+def load(workdir: str, name: str) -> Run:
+  """Reads the folder of a run, which may be training at the same time.
+
+  Raises:
+    UserError: if there is no run, or no checkpoint that can be read.
+  """
+  from alexnet_jax.evaluation import summary
+  from alexnet_jax.training import build
+  from alexnet_jax.training import checkpoint
+  from alexnet_jax.training import writers
+
+  step, saved = checkpoint.read_newest(workdir)
+  config, data, progress = saved.config, saved.data, saved.progress
+  if 'num_examples' not in data:
+    raise UserError(
+      f'{workdir} holds weights of elsewhere: there is no training to compare'
+      ' (evaluation.evaluate measures them, evaluation.ensemble several)'
+    )
+  rows = [row for row in writers.read_rows(workdir) if row['step'] <= step]
+  evaluations = {row['step']: row for row in rows if 'eval/loss' in row}
+  measured = progress.final_step(config, step)
+  if measured not in evaluations:  # it was interrupted between two
+    measured = progress.evaluated_step
+  values = evaluations.get(measured, progress.last_evaluation)
+  model = build.make_model(config, len(data['class_names']))
+  return Run(
+    name,
+    saved,
+    rows,
+    numbers={
+      'name': name,
+      'workdir': workdir,
+      'seed': config.seed,
+      'fingerprint': data['fingerprint'],
+      'eval_fingerprint': data['eval_fingerprint'],
+      **summary.totals(*summary.layer_table(model, build.image_shape(config))),
+      'steps': step,
+      'epochs': step * config.global_batch_size / data['num_examples'],
+      **speed(rows, step, config.global_batch_size),
+      'measured_step': measured if values else None,
+      **{key: values.get(f'eval/{key}') for key in MEASURES},
+    },
+  )
+
+
+def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
+  """Returns {training_seconds, images_per_second}, of rows with a speed.
+
+  A row knows that of the steps since the row before it, without compilation,
+  evaluation and saving. Steps without one count as the others do.
+  """
+  logged = [row for row in rows if 'train/loss' in row]
+  timed = [
+    (row['step'] - before['step'], row['images_per_second'])
+    for before, row in itertools.pairwise([{'step': 0}, *logged])
+    if row.get('images_per_second')
+  ]
+  if not timed:
+    return dict.fromkeys(_SPEED)
+  steps = sum(count for count, _ in timed)
+  seconds = sum(count * batch_size / throughput for count, throughput in timed)
+  return {
+    'training_seconds': seconds * num_steps / steps,
+    'images_per_second': steps * batch_size / seconds,
+  }
+
+
+def _finished(runs):
+  """Sorts runs that are done by recipe: a {seed: [runs]} of each."""
+  found = {}
+  for run in filter(lambda run: run.is_done, runs):
+    by_seed = found.setdefault(run.recipe(), {})
+    by_seed.setdefault(run.numbers['seed'], []).append(run)
+  return found.values()
+
+
+def groups(runs: list[Run]) -> list[dict]:
+  """Groups the runs that are done and differ in nothing but the seed.
+
+  A seed counts once: a copy of a run is no repetition of it.
+
+  Returns:
+    [{runs: names, seeds, top1: {mean, deviation, standard_error}, ...}]; JSON.
+    The deviation is that of the sample (n - 1), the error that of the mean.
+  """
+  result = []
+  for by_seed in _finished(runs):
+    members = [same[0] for same in by_seed.values()]
+    if len(members) < 2:
+      continue
+    group = {
+      'runs': [run.name for run in members],
+      'seeds': list(by_seed),
+    }
+    for key in _SPREAD:
+      values = [run.numbers[key] for run in members]
+      if None not in values:
+        deviation = statistics.stdev(values)
+        group[key] = {
+          'mean': statistics.fmean(values),
+          'deviation': deviation,
+          'standard_error': deviation / math.sqrt(len(values)),
+        }
+    result.append(group)
+  return result
+
+
+def notes(runs: list[Run]) -> list[str]:
+  """Returns sentences on what speaks against comparing the runs."""
+  found = []
+  for which, key, meaning in (
+    ('validation', 'eval_fingerprint', 'their measures do not compare'),
+    ('training', 'fingerprint', 'they did not learn from the same images'),
+  ):
+    sets = {}
+    for run in runs:
+      sets.setdefault(run.numbers[key], []).append(run.name)
+    if len(sets) > 1:
+      names = ' | '.join(', '.join(members) for members in sets.values())
+      found.append(f'The {which} data differs, so {meaning}: {names}.')
+  under_way = [run for run in runs if not run.is_done]
+  if under_way:
+    names = ', '.join(
+      f'{run.name} (step {run.numbers["steps"]} of {run.saved.num_steps})'
+      for run in under_way
+    )
+    found.append(f'Not done yet: {names}.')
+  found += [
+    f'{copy.name} has recipe and seed of {same[0].name}, so it is no'
+    ' repetition.'
+    for by_seed in _finished(runs)
+    for same in by_seed.values()
+    for copy in same[1:]
+  ]
+  return found
 
 
 def _tables(rows):
-  """Makes two tables: one would be wider than the page."""
-  from alexnet_jax.evaluation import page
-  from alexnet_jax.evaluation import run_record
-
+  """Makes two tables of the runs: one would be wider than the page."""
   return [
     page.Table(
       title,
       ('run', *titles.values()),
-      [(r['name'], *(_cell(key, r[key]) for key in titles)) for r in rows],
+      [
+        (row['name'], *(_UNKNOWN if row[k] is None else row[k] for k in titles))
+        for row in rows
+      ],
       sortable=True,
     )
     for title, titles in (
-      ('Measures on the validation data', run_record.MEASURES),
-      ('Size, length and speed', run_record.COSTS),
+      ('Validation', {'measured_step': 'at step', **MEASURES}),
+      ('Size, length and speed', _COSTS),
     )
   ]
 
 
-def _groups_table(found):
-  from alexnet_jax.evaluation import page
-  from alexnet_jax.evaluation.run_record import SPREAD
-
-  keys = [key for key in SPREAD if any(key in group for group in found)]
+def _spread_table(found):
+  """Makes the table of repetitions, a row each."""
+  titles = {k: v for k, v in _SPREAD.items() if any(k in g for g in found)}
   rows = [
     (
       ', '.join(group['runs']),
       ', '.join(map(str, group['seeds'])),
-      *(_mean_and_error(group.get(key)) for key in keys),
+      *(_mean_and_error(group.get(key)) for key in titles),
     )
     for group in found
   ]
-  columns = ('runs', 'seeds', *(SPREAD[key] for key in keys))
+  columns = ('runs', 'seeds', *titles.values())
   return page.Table('Mean ± standard error', columns, rows)
 
 
 def _mean_and_error(spread):
   if spread is None:
     return _UNKNOWN
-  digits = 4 if abs(spread['mean']) < 10 else 1
-  mean, error = spread['mean'], spread['standard_error']
-  return f'{mean:,.{digits}f} ± {error:,.{digits}f}'
+  return ' ± '.join(page.shown(spread[k]) for k in ('mean', 'standard_error'))
 
 
 def _config_table(runs):
   """Lists the keys of the config in which the runs differ."""
-  from alexnet_jax import config as config_lib
-  from alexnet_jax.evaluation import page
-
-  configs = [config_lib.flatten(run.config) for run in runs]
+  configs = [config_lib.flatten(run.saved.config) for run in runs]
   rows = [
     (key, *(str(config[key]) for config in configs))
     for key in sorted(configs[0])
@@ -203,109 +389,51 @@ def _config_table(runs):
   return page.Table('Keys of the config that differ', columns, rows)
 
 
-def _section(title, table, text=''):
-  """Returns [a section with a table], or none without rows."""
-  from alexnet_jax.evaluation import page
-
-  return [page.Section(title, text, tables=[table])] if table.rows else []
-
-
-def _draw(runs, unit, out):
-  """Draws what the histories are enough for; ([pictures], names of files)."""
-  from alexnet_jax.evaluation import figures
-  from alexnet_jax.evaluation import page
-
-  window = f'the losses of the last {figures.WINDOW} steps'
-  drawings = {
-    'validation': (draw_validation, 'Top-1 and loss of the validation', ''),
-    'training_loss': (
-      draw_training_loss,
-      'Rolling mean and deviation of the training loss',
-      f'Mean and deviation of {window}, with dropout and augmentation.',
-    ),
-  }
-  if not any(len(figures.step_losses(run.rows)[0]) for run in runs):
-    del drawings['training_loss']
-  pictures = []
-  for name, (draw, title, caption) in drawings.items():
-    png = figures.save(draw(runs, unit), out / f'{name}.png')
-    pictures.append(page.Picture(png, f'{title} over the {unit}', caption))
-  return pictures, [f'{name}.png' for name in drawings]
-
-
-def draw_validation(runs: Sequence, unit: str):
-  """Draws top-1 and loss of every evaluation.
+def draw(runs: Sequence[Run], unit: str) -> dict:
+  """Draws the curves of the runs over one another.
 
   Args:
-    runs: `run_record.RunRecord` each.
-    unit: `epochs` or `steps`, of the axis.
+    runs: to draw.
+    unit: `epochs` or `steps`, of the horizontal axes.
+
+  Returns:
+    {name: figure}: `validation`, and `training_loss` if it was written.
   """
   from alexnet_jax.evaluation import figures
 
-  figure, (accuracy, loss) = figures.panels(2)
+  drawn = {name: figures.panels(2) for name in ('validation', 'training_loss')}
+  validation, losses = (panels for _, panels in drawn.values())
   for number, run in enumerate(runs):
-    style = {**_style(number, run), 'marker': 'o'}
-    for axes, key in ((accuracy, 'eval/top1'), (loss, 'eval/loss')):
-      points = {row['step']: row[key] for row in run.rows if key in row}
-      steps = np.array(sorted(points))
-      values = [points[step] for step in steps]
-      _line(axes, _along(run, steps, unit), values, style)
-  accuracy.set(xlabel=unit, ylabel='validation top-1')
-  loss.set(xlabel=unit, ylabel='validation loss [nats]', ylim=(0, None))
-  _legend(figure, accuracy)
-  return figure
-
-
-def draw_training_loss(runs: Sequence, unit: str):
-  """Draws rolling mean and deviation of the losses; see `draw_validation`."""
-  from alexnet_jax.evaluation import figures
-
-  figure, (mean, deviation) = figures.panels(2)
-  for number, run in enumerate(runs):
-    steps, losses = figures.step_losses(run.rows)
-    rolling = figures.rolling(losses, figures.WINDOW)
-    for axes, values in zip((mean, deviation), rolling, strict=True):
-      _line(axes, _along(run, steps, unit), values, _style(number, run))
+    size = 1
+    if unit == 'epochs':
+      size = run.numbers['epochs'] / run.numbers['steps']
+    style = {
+      'color': f'C{number % _COLORS}',
+      'linestyle': _STYLES[number // _COLORS % len(_STYLES)],
+      'label': figures.shortened(run.name, _LONGEST_NAME),
+      'linewidth': 1.2,
+    }
+    for axes, key in zip(validation, ('eval/top1', 'eval/loss'), strict=True):
+      figures.draw_line(axes, run.rows, key, size, marker='o', **style)
+    steps, _, *rolling = figures.rolling_losses(run.rows, _MOST_POINTS)
+    for axes, values in zip(losses, rolling, strict=True):
+      if len(steps):
+        axes.plot(size * steps, values, **style)
+  if not losses[0].lines:
+    del drawn['training_loss']
   last = f'of {figures.WINDOW} steps [nats]'
-  mean.set(xlabel=unit, ylabel=f'training loss, mean {last}', ylim=(0, None))
-  deviation.set(xlabel=unit, ylabel=f'deviation {last}', ylim=(0, None))
-  _legend(figure, mean)
-  return figure
-
-
-def _along(run, steps, unit):
-  """Converts steps to the unit of the axis."""
-  return steps if unit == 'steps' else run.epochs(steps)
-
-
-def _style(number, run):
-  """Returns the look of a run's lines: matplotlib's arguments."""
-  from alexnet_jax.evaluation import figures
-
-  return {
-    'color': f'C{number % _COLORS}',
-    'linestyle': _STYLES[number // _COLORS % len(_STYLES)],
-    'label': figures.shortened(run.name, _LONGEST_NAME),
-  }
-
-
-def _line(axes, x, values, style):
-  """Draws a line, unless it has no points."""
-  from alexnet_jax.evaluation import figures
-
-  if len(x):
-    thin = figures.thinning(len(x), _MOST_POINTS)
-    axes.plot(x[thin], values[thin], linewidth=1.2, markersize=3, **style)
-
-
-def _legend(figure, axes):
-  """Puts the legend above the panels, where it hides no line."""
-  handles, names = axes.get_legend_handles_labels()
-  if handles:
-    columns = max(1, _LEGEND_WIDTH // (max(map(len, names)) + 6))
-    figure.legend(
-      handles, names, loc='outside upper left', ncols=columns, frameon=False
-    )
+  labels = ('validation top-1', 'validation loss [nats]')
+  labels += (f'training loss, mean {last}', f'deviation {last}')
+  for axes, label in zip((*validation, *losses), labels, strict=True):
+    axes.set(xlabel=unit, ylabel=label)
+    if label != labels[0]:
+      axes.set_ylim(0, None)
+  for figure, panels in drawn.values():  # a legend where it hides no line
+    handles, names = panels[0].get_legend_handles_labels()
+    columns = max(1, _LEGEND_WIDTH // (max(map(len, names), default=0) + 6))
+    place = {'loc': 'outside upper left', 'ncols': columns, 'frameon': False}
+    figure.legend(handles, names, **place)
+  return {name: figure for name, (figure, _) in drawn.items()}
 
 
 if __name__ == '__main__':

@@ -11,13 +11,16 @@ import sys
 
 from alexnet_jax import cli
 from alexnet_jax import config as config_lib
+from alexnet_jax import files
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import page
 
 MEASURES_FILE = 'measures.json'  # in the folder of a fold
 RESULT_FILE, PLOT_FILE = 'crossval.json', 'box_plots.png'
 DEFAULT_FOLDS = 10
 SPLITS = {'train': 'training', 'validation': 'held out'}
 _SHOWN = {'loss': 'loss', 'top1': 'top-1', 'macro_precision': 'macro prec.'}
-_PLOTTED = {'top1': 'accuracy (top-1)', 'macro_precision': 'macro precision'}
+_PLOTTED = {'top1': 'top-1', 'macro_precision': 'macro precision'}
 _EPILOG = """\
 Every fold is a run of its own in DIR/fold_00, DIR/fold_01 and so on, trained
 with config.data.folds and config.data.fold on all folds but one, and measured
@@ -71,28 +74,10 @@ def main(argv=None) -> int:
 
 def _work(arguments, overrides, stop):
   from alexnet_jax import validation
-  from alexnet_jax.cli import Console
   from alexnet_jax.evaluation import figures
 
   config = validation.load_config([f'--config={arguments.config}', *overrides])
-  folds = _number_of_folds(arguments.folds, config)
-  workdir = pathlib.Path(
-    arguments.workdir
-    or f'runs/crossval_{config_lib.recipe_name(arguments.config)}'
-  )
-  result = cross_validate(config, workdir, folds, stop, Console())
-  _write_json(workdir / RESULT_FILE, result)
-  show(result)
-  figures.save(draw_box_plots(result), workdir / PLOT_FILE)
-  for title, name in (('result', RESULT_FILE), ('box plots', PLOT_FILE)):
-    print(f'{title}: {workdir / name}', file=sys.stderr)
-  return result
-
-
-def _number_of_folds(asked, config):
-  from alexnet_jax.errors import UserError
-
-  configured = config.data.folds
+  asked, configured = arguments.folds, config.data.folds
   if asked and configured and asked != configured:
     raise UserError(
       f'--folds is {asked}, but config.data.folds is {configured}: give one of'
@@ -101,7 +86,17 @@ def _number_of_folds(asked, config):
   folds = configured or DEFAULT_FOLDS if asked is None else asked
   if folds < 2:
     raise UserError(f'--folds is {folds}; it must be at least 2')
-  return folds
+  workdir = pathlib.Path(
+    arguments.workdir
+    or f'runs/crossval_{config_lib.recipe_name(arguments.config)}'
+  )
+  result = cross_validate(config, workdir, folds, stop, cli.Console())
+  _write_json(workdir / RESULT_FILE, result)
+  show(result)
+  figures.save(draw_box_plots(result), workdir / PLOT_FILE)
+  for title, name in (('result', RESULT_FILE), ('box plots', PLOT_FILE)):
+    print(f'{title}: {workdir / name}', file=sys.stderr)
+  return result
 
 
 def cross_validate(
@@ -131,49 +126,50 @@ def cross_validate(
 
   from alexnet_jax.training import loop
 
-  configs = [_fold_config(config, folds, fold) for fold in range(folds)]
-  folders = [workdir / f'fold_{fold:02d}' for fold in range(folds)]
-  # Before anything is trained, and also of the folds that are done.
-  records = [_data_record(own) for own in configs]
-  measured = [
-    _measures(*fold) for fold in zip(configs, folders, records, strict=True)
-  ]
-  for fold, (own, folder) in enumerate(zip(configs, folders, strict=True)):
+  plan = []
+  for fold in range(folds):
+    own = config.copy_and_resolve_references()
+    own.data.folds, own.data.fold, own.report = folds, fold, False
+    folder = workdir / f'fold_{fold:02d}'
+    # Before anything is trained, and also of the folds that are done.
+    _, record = _open(own)
+    plan.append((own, folder, record, _measures(own, folder, record)))
+  results = []
+  for fold, (own, folder, record, measured) in enumerate(plan):
     stop.check()
-    if measured[fold] is None:
-      console.line(f'fold {fold} ({fold + 1} of {folds}): {folder}')
+    done = ' is done' if measured else ''
+    console.line(f'fold {fold} ({fold + 1} of {folds}){done}: {folder}')
+    if not measured:
       loop.train_and_evaluate(own, str(folder), stop, console)
-      measured[fold] = _measure(own, folder, records[fold], stop)
-      _write_json(folder / MEASURES_FILE, measured[fold])
+      measured = _measure(own, folder, record, stop)
+      _write_json(folder / MEASURES_FILE, measured)
       jax.clear_caches()  # or the programs of all folds would pile up
-    else:
-      console.line(f'fold {fold} ({fold + 1} of {folds}) is done: {folder}')
-  results = [
-    {'fold': fold, 'workdir': str(folder)}
     # The rest is what only a later start needs.
-    | {k: v for k, v in values.items() if k not in ('config', 'data')}
-    for fold, (folder, values) in enumerate(zip(folders, measured, strict=True))
-  ]
-  mean, deviation = (
-    _over_folds(results, statistic)
-    for statistic in (statistics.fmean, statistics.stdev)
-  )
-  return {'folds': results, 'mean': mean, 'deviation': deviation}
+    shown = {k: v for k, v in measured.items() if k not in ('config', 'data')}
+    results.append({'fold': fold, 'workdir': str(folder), **shown})
+  over_folds = {
+    name: {
+      split: {
+        key: statistic([result[split][key] for result in results])
+        for key in results[0][split]
+      }
+      for split in SPLITS
+    }
+    for name, statistic in (
+      ('mean', statistics.fmean),
+      ('deviation', statistics.stdev),
+    )
+  }
+  return {'folds': results, **over_folds}
 
 
-def _fold_config(config, folds, fold):
-  own = config.copy_and_resolve_references()
-  own.data.folds, own.data.fold, own.report = folds, fold, False
-  return own
-
-
-def _data_record(config, loaders=None):
-  """Describes the data of a fold; opens it if there are no loaders yet."""
+def _open(config):
+  """Opens both sides of a fold: ({split: loader}, `build.data_record`)."""
   from alexnet_jax.training import build
 
-  if loaders is None:
-    loaders = {split: build.make_loader(config, split) for split in SPLITS}
-  return build.data_record(config, *(loaders[split].source for split in SPLITS))
+  loaders = {split: build.make_loader(config, split) for split in SPLITS}
+  sources = (loader.source for loader in loaders.values())
+  return loaders, build.data_record(config, *sources)
 
 
 def _measures(config, folder, record):
@@ -204,9 +200,9 @@ def _measure(config, folder, record, stop):
   from alexnet_jax.training import state as state_lib
 
   run = measure.load_network(str(folder), data_path=config.data.path)
-  loaders = {split: build.make_loader(run.config, split) for split in SPLITS}
+  loaders, now = _open(run.config)
   # While it trained, they may have changed.
-  resume.check_data_record(folder, record, _data_record(config, loaders))
+  resume.check_data_record(folder, record, now)
   measured = {
     'config': config.to_dict(),
     'data': record,
@@ -229,40 +225,21 @@ def _measure(config, folder, record, stop):
   return measured
 
 
-def _over_folds(results, statistic):
-  """Takes a statistic of every measure over the folds: {train: {...}, ...}."""
-  return {
-    split: {
-      name: statistic([result[split][name] for result in results])
-      for name in results[0][split]
-    }
-    for split in SPLITS
-  }
-
-
 def _write_json(path, value):
-  from alexnet_jax import files
-
   with files.replaced_file(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
 
 
 def show(result: dict) -> None:
   """Prints the table of all folds; see `cross_validate`."""
-  from alexnet_jax.evaluation import page
-
   keys = [(split, name) for split in SPLITS for name in _SHOWN]
   rows = [
     (str(fold['fold']), *(fold[split][name] for split, name in keys))
     for fold in result['folds']
   ]
   mean, deviation = result['mean'], result['deviation']
-  rows.append(
-    (
-      'mean\n± sd',
-      *(f'{mean[s][n]:.4f}\n± {deviation[s][n]:.4f}' for s, n in keys),
-    )
-  )
+  cells = (f'{mean[s][n]:.4f}\n± {deviation[s][n]:.4f}' for s, n in keys)
+  rows.append(('mean\n± sd', *cells))
   columns = [f'{SPLITS[split]}\n{_SHOWN[name]}' for split, name in keys]
   title = (
     f'{len(result["folds"])} folds, measured on the folds of the training and'
@@ -272,19 +249,16 @@ def show(result: dict) -> None:
 
 
 def draw_box_plots(result: dict):
-  """Draws accuracy and macro precision of the folds as box plots.
-
-  Args:
-    result: see `cross_validate`.
-  """
+  """Draws top-1 and macro precision of the folds; see `cross_validate`."""
   from alexnet_jax.evaluation import figures
 
   figure, axes = figures.panels(2)
   axes[1].sharey(axes[0])
+  folds = result['folds']
+  # Beside one another, so that equal ones are seen.
+  shifts = [0.16 * (i / (len(folds) - 1) - 0.5) for i in range(len(folds))]
   for axis, (name, title) in zip(axes, _PLOTTED.items(), strict=True):
-    values = [
-      [fold[split][name] for fold in result['folds']] for split in SPLITS
-    ]
+    values = [[fold[split][name] for fold in folds] for split in SPLITS]
     axis.boxplot(
       values,
       tick_labels=list(SPLITS.values()),
@@ -293,17 +267,11 @@ def draw_box_plots(result: dict):
       medianprops={'color': 'C1'},
     )
     for position, points in enumerate(values, 1):
-      # Beside one another, so that equal ones are seen.
-      shifts = [
-        0.16 * (i / (len(points) - 1) - 0.5) for i in range(len(points))
-      ]
       x = [position + shift for shift in shifts]
       axis.plot(x, points, 'o', color='C0', markersize=4, alpha=0.6)
     axis.set(title=title)
-  figure.suptitle(
-    f'{len(result["folds"])} folds, a dot each; box: quartiles, orange: median',
-    fontsize=10,
-  )
+  legend = 'a dot each; box: quartiles, orange: median'
+  figure.suptitle(f'{len(folds)} folds, {legend}', fontsize=10)
   return figure
 
 

@@ -11,75 +11,78 @@ import numpy as np
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import transfer
+from alexnet_jax.evaluation import evaluate
 
 _DESCRIPTION = """\
 Measures several trained networks on a split, each alone and all together: the
 probabilities that they give to each class are averaged, as those of the five
 networks of Krizhevsky et al. 2012, section 6.1. Each network sees the images as
 its own recipe says; classes and examples must be the same."""
+_NAMES = ('loss', 'top1', 'top5')
 
 
-def _arguments(argv):
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.evaluation.ensemble',
     description=_DESCRIPTION,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    'members',
-    nargs='+',
-    metavar='DIR[:CHECKPOINT]',
-    help='folder of a run, and final (default), newest, best or a step',
+  cli.add_workdirs(
+    parser,
+    'DIR[:CHECKPOINT]',
+    'folder of a run, and final (default), newest, best or a step',
   )
   cli.add_split(parser)
   cli.add_crops(parser)
   cli.add_data_path(parser)
   cli.add_json(parser)
-  return parser.parse_args(argv)
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments = _arguments(argv)
+  arguments = parser.parse_args(argv)
   return cli.run(lambda: _measure(arguments), json_output=arguments.json)
 
 
 def _measure(arguments):
   """Measures the members and their mean; returns the command's result."""
-  if len(arguments.members) < 2:
+  from alexnet_jax.training import build
+
+  names, crops = arguments.workdirs, arguments.crops
+  if len(names) < 2:
     raise UserError(
-      f'there is one network, {arguments.members[0]}; an ensemble takes at'
-      ' least two (evaluation.evaluate measures one)'
+      f'there is one network, {names[0]}; an ensemble takes at least two'
+      ' (evaluation.evaluate measures one)'
+      if names
+      else 'there is no network; give the folders of at least two runs'
     )
   _check(arguments)
   total, members = 0.0, []
-  for text in arguments.members:
-    workdir, _ = split_member(text)
-    run, measured = _predictions(text, arguments)
+  for name in names:
+    run, loader = _open(name, arguments)
+    batches = build.make_eval_iter(run.config, loader, run.mesh, crops)
+    batch_size = build.eval_batch_size(run.config, run.mesh)
+    measured = evaluate.measure_all(run, loader, batches, batch_size)
     seen = measured.predictions
-    total = total + _by_class(seen)
-    members.append({'workdir': workdir, 'step': int(run.state.step)})
-    members[-1] |= {f'eval/{k}': measured.values[f'eval/{k}'] for k in _NAMES}
-    print(_row(text, members[-1]), file=sys.stderr)
+    by_class = np.empty(seen.probabilities.shape)  # float64 [n, classes]
+    np.put_along_axis(by_class, seen.classes, seen.probabilities, axis=1)
+    total = total + by_class
+    values = {f'eval/{key}': measured.values[f'eval/{key}'] for key in _NAMES}
+    step = int(run.state.step)
+    members.append({'workdir': str(run.workdir), 'step': step, **values})
+    _show(name, values)
   counts = seen.counts
   joint = joint_values(total[counts] / len(members), seen.labels[counts])
-  print(_row('together', joint), file=sys.stderr)
-  crops = 'the center crop' if arguments.crops == 1 else 'ten crops'
+  _show('together', joint)
   print(
-    f'{arguments.split}, {counts.sum():,} examples, {crops}', file=sys.stderr
+    f'{arguments.split}, {counts.sum():,} examples, {evaluate.CROPS[crops]}',
+    file=sys.stderr,
   )
   return {
     **joint,
     'members': members,
     'split': arguments.split,
-    'crops': arguments.crops,
+    'crops': crops,
     'examples': int(counts.sum()),
   }
-
-
-_NAMES = ('loss', 'top1', 'top5')
 
 
 def split_member(text: str) -> tuple[str, str]:
@@ -92,63 +95,38 @@ def split_member(text: str) -> tuple[str, str]:
 
 def _check(arguments):
   """Opens each network and its data, before any of them is measured."""
-  reference = None
-  for text in arguments.members:
-    run, loader = _open(text, arguments)
+  from alexnet_jax.training import measure
+  from alexnet_jax.training import transfer
+
+  first = None
+  for name in arguments.workdirs:
+    run, loader = _open(name, arguments)
+    measure.warn_of_crops(run, arguments.crops)
     found = run.class_names, loader.source.fingerprint
-    reference = reference or found
-    same = {
-      'classes': transfer.same_classes(found[0], reference[0]),
-      'examples': found[1] == reference[1],
-    }
-    for what, agrees in same.items():
+    first = first or found
+    for what, agrees in (
+      ('classes', transfer.same_classes(found[0], first[0])),
+      ('examples', found[1] == first[1]),
+    ):
       if not agrees:
         raise UserError(
-          f'the {what} of {split_member(text)[0]} are not those of'
-          f' {arguments.members[0]}; networks of an ensemble are measured on'
+          f'the {what} of {run.workdir} are not those of'
+          f' {arguments.workdirs[0]}; networks of an ensemble are measured on'
           ' the same data'
         )
 
 
-def _open(text, arguments):
+def _open(name, arguments):
   """Opens a member: (run, loader of the split)."""
   from alexnet_jax.training import measure
 
-  workdir, checkpoint = split_member(text)
   run = measure.load_network(
-    workdir,
-    checkpoint,
+    *split_member(name),
     arguments.data_path,
     top=sys.maxsize,
     crops=arguments.crops,
   )
   return run, measure.make_eval_loader(run, arguments.split)
-
-
-def _predictions(text, arguments):
-  """Measures a member: (run, measures with all predictions)."""
-  from alexnet_jax.training import build
-  from alexnet_jax.training import measure
-
-  run, loader = _open(text, arguments)
-  measure.warn_of_crops(run, arguments.crops)
-  measured = measure.evaluate(
-    run.steps.evaluate,
-    run.state,
-    build.make_eval_iter(run.config, loader, run.mesh, arguments.crops),
-    run.to_devices,
-    num_examples=loader.source.num_examples,
-  )
-  return run, measured
-
-
-def _by_class(predictions):
-  """Sorts probabilities by class: float64 [n, classes]."""
-  whole = np.empty(predictions.probabilities.shape)
-  np.put_along_axis(
-    whole, predictions.classes, predictions.probabilities, axis=1
-  )
-  return whole
 
 
 def joint_values(
@@ -174,11 +152,12 @@ def joint_values(
   }
 
 
-def _row(name, values):
+def _show(name, values):
   loss, top1, top5 = (values[f'eval/{key}'] for key in _NAMES)
-  return (
+  print(
     f'{name}: loss {loss:.4f}, top-1 error {1 - top1:.2%}, top-5 error'
-    f' {1 - top5:.2%}'
+    f' {1 - top5:.2%}',
+    file=sys.stderr,
   )
 
 

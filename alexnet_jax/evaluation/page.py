@@ -9,23 +9,18 @@ from collections.abc import Sequence
 import dataclasses
 import importlib.resources
 import pathlib
-import struct
+import re
 import sys
 
 from alexnet_jax import files
 
-TEMPLATE = 'page.html.jinja'
+# In a name of a class they would steer the terminal; a line may break.
+_CONTROL = re.compile(r'[\x00-\x09\x0b-\x1f\x7f-\x9f]')
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A picture on a page.
-
-  Attributes:
-    png: the file's content.
-    alt: what it shows, for those who cannot see it.
-    caption: how to read it; may be empty.
-  """
+  """A picture on a page: a PNG file, what it shows and how to read it."""
 
   png: bytes
   alt: str
@@ -35,19 +30,12 @@ class Picture:
   def uri(self) -> str:
     return f'data:image/png;base64,{base64.b64encode(self.png).decode()}'
 
-  @property
-  def size(self) -> tuple[int, int]:
-    """(width, height) in pixels, which the file's head tells."""
-    return struct.unpack('>II', self.png[16:24])
-
 
 @dataclasses.dataclass(frozen=True)
 class Table:
   """A table on a page or in the terminal.
 
   Attributes:
-    title: what it holds.
-    columns: names of the columns.
     rows: a str, int or float in each cell; the first cell names the row.
     sortable: whether a click on a column's name sorts the rows.
     folded: whether it is shown only after a click on its title.
@@ -62,15 +50,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A part of the page with a heading.
-
-  Attributes:
-    title: the heading.
-    text: a paragraph; may be empty.
-    numbers: (name, value) of what is shown large.
-    pictures: shown in order, after the text.
-    tables: shown in order, after the pictures.
-  """
+  """A part of the page: heading, paragraph, large numbers, pictures, tables."""
 
   title: str
   text: str = ''
@@ -80,12 +60,7 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-  """Renders a page as HTML.
-
-  Args:
-    title: of the page.
-    sections: of the page, in order.
-  """
+  """Renders a page as HTML."""
   import jinja2
 
   environment = jinja2.Environment(
@@ -96,7 +71,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
   )
   environment.filters['shown'] = shown
   environment.tests['numeric'] = lambda cell: not isinstance(cell, str)
-  template = importlib.resources.files(__package__).joinpath(TEMPLATE)
+  template = importlib.resources.files(__package__).joinpath('page.html.jinja')
   return environment.from_string(template.read_text('utf-8')).render(
     title=title, sections=sections
   )
@@ -128,7 +103,7 @@ def show_table(table: Table) -> None:
     justify = 'left' if words else 'right'
     printed.add_column(name, justify=justify, overflow='fold')
   for row in table.rows:
-    printed.add_row(*map(shown, row))
+    printed.add_row(*(_CONTROL.sub('�', shown(cell)) for cell in row))
   rich.console.Console(
     stderr=True,
     width=None if sys.stderr.isatty() else 120,

@@ -7,8 +7,8 @@ as CSV.
 
 import argparse
 from collections.abc import Callable
+import contextlib
 import itertools
-import json
 import pathlib
 import sys
 
@@ -16,8 +16,8 @@ from alexnet_jax import cli
 
 REPORT_FOLDER = 'report'
 PAGE = 'index.html'
-MOST_LISTED = 30  # classes that the terminal lists one and all
-BEST_AND_WORST = 10  # classes of each that it lists of more
+_MOST_LISTED = 30  # classes that the terminal lists one and all
+_BEST_AND_WORST = 10  # classes of each that it lists of more
 
 
 def write(
@@ -38,99 +38,78 @@ def write(
     progress: called with the number of batches and pictures done; may raise.
 
   Returns:
-    {page, files, config} and, of a checkpoint, `measured_run.numbers`; JSON.
+    {page, files, config, notes} and, of a checkpoint, `sections.numbers`; JSON.
 
   Raises:
     UserError: if the folder has neither history nor checkpoint, or the
       checkpoint's data is not there.
   """
   from alexnet_jax import config as config_lib
-  from alexnet_jax.evaluation import measured_run
+  from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import sections
-
-  path, done = pathlib.Path(workdir), itertools.count(1)
-  rows, trained = _history(path)
-
-  def tick():
-    progress(next(done))
-
-  subject, numbers, config = None, {}, _config(path)
-  if trained:
-    subject = measured_run.load(workdir, which, data_path, tick)
-    numbers = measured_run.numbers(subject)
-    config = subject.run.config.to_dict()
-  settings = config_lib.flatten(config)
-  data = subject.validation.source.name if subject else ''
-  album = sections.Album(path / REPORT_FOLDER, tick)
-  album.folder.mkdir(exist_ok=True)
-  parts = [
-    sections.overview(numbers, settings, data, _missing(rows, trained)),
-    *sections.training(rows, album),
-  ]
-  if subject:
-    parts += sections.network(subject, numbers, album)
-    album.files += _tables(subject, numbers['classes'], album.folder)
-  html = page.render(f'Report of {path.resolve().name}', parts)
-  page.write(album.folder / PAGE, html)
-  return {
-    'page': str(album.folder / PAGE),
-    'files': [str(file) for file in album.files],
-    'config': settings,
-    **numbers,
-  }
-
-
-def _history(path):
-  """Returns the rows of the history, and whether there is a checkpoint."""
-  from alexnet_jax.errors import UserError
   from alexnet_jax.training import checkpoint
   from alexnet_jax.training import writers
 
+  path, done = pathlib.Path(workdir), itertools.count(1)
+  folder = path / REPORT_FOLDER
+  checkpoint.refuse_links(path)
   rows, trained = writers.read_rows(path), checkpoint.has_checkpoint(path)
   if not (rows or trained):
     raise UserError(
       f'{path} has no history ({writers.METRICS_FILE}) and no checkpoint; is it'
       ' the folder of a run?'
     )
-  return rows, trained
 
+  def tick():
+    progress(next(done))
 
-def _config(path):
-  """Reads the config of a run without a checkpoint; {} if it is not there."""
-  from alexnet_jax import config as config_lib
-
-  try:
-    return json.loads((path / config_lib.CONFIG_FILE).read_text())
-  except (OSError, ValueError):
-    return {}
-
-
-def _missing(rows, trained):
-  """Says what a report lacks, for people."""
-  if not trained:
-    return (
-      'The run has no checkpoint yet, so nothing could be measured: no'
-      ' accuracy, no confusion matrix, no images.'
-    )
-  return '' if rows else 'The run has no history, so there are no curves.'
-
-
-def _tables(subject, classes, folder):
-  """Writes the CSV files; returns their paths."""
-  from alexnet_jax import files
-
-  rows = [list(classes[0]), *(list(row.values()) for row in classes)]
-  files.write_csv(folder / 'classes.csv', rows)
-  names = subject.run.class_names
-  matrix = [
-    [name, *counts]
-    for name, counts in zip(
-      names, subject.measured.confusion.tolist(), strict=True
-    )
+  subject, numbers, config, measured = None, {}, {}, []
+  notes = _notes(path, trained)
+  if not rows:
+    notes.append('The run has no history, so there are no curves.')
+  with contextlib.suppress(UserError):  # it has none yet
+    config = config_lib.read_config(path)
+  if trained:
+    subject = sections.load(workdir, which, data_path, tick)
+    numbers = sections.numbers(subject)
+    config = subject.run.config
+    measured = [f'Measured on {subject.validation.source.name}.']
+  settings = config_lib.flatten(config)
+  album = sections.Album(folder, tick)
+  folder.mkdir(exist_ok=True)
+  parts = [
+    sections.overview(numbers, settings, ' '.join([*measured, *notes])),
+    *sections.training(rows, album),
   ]
-  files.write_csv(folder / 'confusion.csv', [['true', *names], *matrix])
-  return [folder / 'classes.csv', folder / 'confusion.csv']
+  if subject:
+    parts += sections.network(subject, numbers, album)
+  html = page.render(f'Report of {path.resolve().name}', parts)
+  page.write(folder / PAGE, html)
+  return {
+    'page': str(folder / PAGE),
+    'files': [str(file) for file in album.files],
+    'config': settings,
+    'notes': notes,
+    **numbers,
+  }
+
+
+def _notes(path, trained):
+  """Says what is unusual about a run, for people."""
+  from alexnet_jax.training import checkpoint
+
+  if not trained:
+    return [
+      'The run has no checkpoint yet, so nothing could be measured: no top-1,'
+      ' no confusion matrix, no images.'
+    ]
+  step, saved = checkpoint.read_newest(path)
+  if not saved.is_done(step):
+    return [f'The run is not done: it is at step {step} of {saved.num_steps}.']
+  if saved.progress.stopping.stopped:
+    return [f'It was stopped early: at step {step} of {saved.num_steps}.']
+  return []
 
 
 def show(result: dict) -> None:
@@ -141,34 +120,28 @@ def show(result: dict) -> None:
   if values := result.get('metrics'):
     print(
       f'step {result["step"]}, {result["examples"]:,} validation images:'
-      f' accuracy {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f},'
+      f' top-1 {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f},'
       f' loss {values["eval/loss"]:.4f}',
       file=sys.stderr,
     )
     page.show_table(sections.averages_table(values))
-    for title, rows in _listed(result['classes']).items():
-      page.show_table(sections.classes_table(title, rows))
+    classes, most = result['classes'], 2 * _BEST_AND_WORST
+    title = 'Every class'
+    if len(classes) > _MOST_LISTED:
+      seen = [row for row in classes if row['support']]
+      classes = sorted(seen, key=lambda row: -row['f1'])
+      title = f'All {len(seen)} classes that have images, by F1'
+      if len(seen) > most:
+        classes = classes[:_BEST_AND_WORST] + classes[-_BEST_AND_WORST:]
+        title = f'The {_BEST_AND_WORST} best and the {_BEST_AND_WORST} worst'
+    page.show_table(sections.classes_table(title, classes))
+  for note in result['notes']:
+    print(f'NOTE: {note}', file=sys.stderr)
   print(f'report: {result["page"]}', file=sys.stderr)
 
 
-def _listed(classes):
-  """Returns {title: rows}: every class, or of many the best and the worst."""
-  if len(classes) <= MOST_LISTED:
-    return {'Every class': classes}
-  ranked = sorted(
-    (row for row in classes if row['support']), key=lambda row: -row['f1']
-  )
-  # No class is both, where only few of them have examples.
-  best, others = ranked[:BEST_AND_WORST], ranked[BEST_AND_WORST:]
-  worst = others[-BEST_AND_WORST:]
-  return {
-    f'The {len(rows)} {which} classes by F1': rows
-    for which, rows in (('best', best), ('worst', worst))
-    if rows
-  }
-
-
-def _arguments(argv):
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.evaluation.report',
     description='Measures a saved run, and writes a page of tables and'
@@ -177,12 +150,7 @@ def _arguments(argv):
   cli.add_run(parser)
   cli.add_data_path(parser)
   cli.add_json(parser)
-  return parser.parse_args(argv)
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments = _arguments(argv)
+  arguments = parser.parse_args(argv)
   return cli.run(lambda: _report(arguments), json_output=arguments.json)
 
 

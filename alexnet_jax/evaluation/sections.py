@@ -1,146 +1,335 @@
-"""The sections of a report's page: each makes its pictures and tables."""
+"""The sections of a report: a measured run with its numbers and pictures."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+import dataclasses
 import pathlib
 
 import numpy as np
+import scipy.sparse
 
+from alexnet_jax import files
+from alexnet_jax.data import images
+from alexnet_jax.data import loader as loader_lib
+from alexnet_jax.data import order
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import figures
-from alexnet_jax.evaluation import image_figures
-from alexnet_jax.evaluation import measured_run
-from alexnet_jax.evaluation.measured_run import MeasuredRun
+from alexnet_jax.evaluation import summary
 from alexnet_jax.evaluation.page import Picture
 from alexnet_jax.evaluation.page import Section
 from alexnet_jax.evaluation.page import Table
+from alexnet_jax.training import build
+from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
+from alexnet_jax.training import preprocess
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import writers
 
+MOST_CONFUSED = 25  # pairs
+MISTAKES = 20
 PREDICTIONS = 196  # images in the grid, 14 x 14
+MOST_IN_MATRIX = 1_000  # classes whose confusion.csv is a matrix
 AUGMENTED = 10  # training images before and after
-_MISTAKES = {
-  'true': 'true class',
-  'predicted': 'predicted class',
-  'probability': 'its probability',
-  'loss': 'loss [nats]',
-  'file': 'image',
-}
+_MISTAKES = ('true class', 'predicted class', 'its probability', 'loss [nats]')
 
 
+@dataclasses.dataclass(frozen=True)
+class MeasuredRun:
+  """A network with its data, measured on the validation split.
+
+  `training` is None where other data is measured than that of the training.
+  """
+
+  run: measure.Network
+  training: loader_lib.Loader | None
+  validation: loader_lib.Loader
+  measured: measure.Measured
+
+  def name(self, label: int) -> str:
+    return self.run.class_names[label]
+
+  def crops(self, indices: np.ndarray) -> list[np.ndarray]:
+    """Reads validation images as the network sees them; they must decode."""
+    size = self.run.config.data.crop_size
+    squares = (self.validation.square(int(i))[0] for i in indices)
+    return [images.center_crop(square, size) for square in squares]
+
+  def evenly_chosen(self, count: int) -> np.ndarray:
+    """Chooses at most `count` examples evenly from those that count."""
+    there = np.flatnonzero(self.measured.predictions.counts)
+    positions = np.linspace(0, len(there) - 1, min(count, len(there)))
+    return there[positions.round().astype(int)]
+
+  def worst_mistakes(self) -> np.ndarray:
+    """Finds the wrong examples of the highest loss, the worst first."""
+    seen = self.measured.predictions
+    wrong = np.flatnonzero(seen.counts & (seen.classes[:, 0] != seen.labels))
+    return wrong[np.argsort(-seen.loss[wrong], kind='stable')][:MISTAKES]
+
+
+def load(
+  workdir: str, which: str, data_path: str, tick: Callable[[], None]
+) -> MeasuredRun:
+  """Loads a checkpoint of a run, and measures it.
+
+  Args:
+    workdir: the run's folder.
+    which: see `measure.load_network`.
+    data_path: where the data lies now; '': where it lay in training.
+    tick: called after each batch.
+
+  Raises:
+    UserError: if checkpoint or data are not there, or do not fit.
+  """
+  run = measure.load_network(workdir, which, data_path, top=1)
+  validation = measure.make_eval_loader(run, 'validation')
+  measured = evaluate.measure_all(
+    run,
+    validation,
+    build.make_eval_iter(run.config, validation, run.mesh),
+    build.eval_batch_size(run.config, run.mesh),
+    lambda done: tick(),
+  )
+  return MeasuredRun(run, _training_loader(run), validation, measured)
+
+
+def _training_loader(run):
+  try:
+    loader = build.make_loader(run.config, 'train')
+  except UserError:
+    return None
+  same = loader.source.fingerprint == run.saved.data.get('fingerprint')
+  return loader if same else None
+
+
+def numbers(subject: MeasuredRun) -> dict:
+  """Returns all numbers of a report, as a JSON object."""
+  run, saved = subject.run, subject.run.saved
+  trained_on = saved.data.get('num_examples', 0)  # 0: imported weights
+  step, seen = int(run.state.step), subject.measured.predictions
+  model = build.make_model(run.config, len(run.class_names))
+  params, layers = summary.layer_table(model, build.image_shape(run.config))
+  pairs = metrics.most_confused(subject.measured.confusion, MOST_CONFUSED)
+  return {
+    'step': step,
+    'num_steps': saved.num_steps,
+    'epochs': step * run.config.global_batch_size / max(1, trained_on),
+    'training_examples': trained_on,
+    'examples': int(seen.counts.sum()),
+    'unreadable': len(subject.validation.unreadable),
+    'parameters': state_lib.num_parameters(run.state),
+    'forward_flops_per_image': 2 * sum(macs for *_, macs in layers),
+    'layers': [
+      {
+        'layer': name,
+        'output': summary.times(output),
+        'parameters': summary.count(params.get(name)),
+        'forward_flops': 2 * macs,
+      }
+      for name, output, macs in layers
+    ],
+    'metrics': subject.measured.values,
+    'classes': class_rows(subject.measured.confusion, run.class_names),
+    'most_confused': [
+      {
+        'true': subject.name(true),
+        'predicted': subject.name(predicted),
+        'examples': examples,
+      }
+      for true, predicted, examples in pairs
+    ],
+    'mistakes': [
+      {
+        'true': subject.name(seen.labels[index]),
+        'predicted': subject.name(seen.classes[index, 0]),
+        'probability': float(seen.probabilities[index, 0]),
+        'loss': float(seen.loss[index]),
+        'file': subject.validation.source.describe(int(index)),
+      }
+      for index in subject.worst_mistakes()
+    ],
+  }
+
+
+def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
+  """Returns the measures of each class; its name is `class`; JSON."""
+  measures = dataclasses.asdict(metrics.class_measures(confusion))
+  first = (*metrics.MEASURES, 'support')
+  keys = (*first, *(name for name in measures if name not in first))
+  return [
+    {'class': name} | {key: measures[key][i].item() for key in keys}
+    for i, name in enumerate(class_names)
+  ]
+
+
+def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
+  """Returns training images of step 0 before and after augmentation.
+
+  Returns:
+    (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name,
+    what was changed apart from the crop) of each, at most `count`. Images that
+    cannot be decoded are left out.
+  """
+  run, loader = subject.run, subject.training
+  if loader is None:
+    return []
+  config = run.config.copy_and_resolve_references()
+  # The first draws of a batch do not depend on how many follow.
+  config.global_batch_size = min(count, config.global_batch_size)
+  color = build.stored_lighting(config, run.workdir)
+  batch = next(build.make_train_iter(config, loader, 1, run.mesh, color))
+  positions = order.batch_positions(0, config.global_batch_size)
+  indices = order.examples_at(
+    positions, loader.source.num_examples, config.seed
+  )
+  after = np.uint8(np.clip(np.round(preprocess.augment(batch)), 0, 255))
+  return [
+    (square[0], after[i], subject.name(square[1]), _change(batch, i))
+    for i, index in enumerate(indices)
+    if (square := loader.square(int(index))) is not None
+  ]
+
+
+def _change(batch, i):
+  """Describes what was done to an image apart from the crop."""
+  words = ['mirrored'] if 'flip' in batch and batch['flip'][i] else []
+  for key in ('brightness', 'color'):
+    if key in batch:
+      words += [f'{level:+.0f}' for level in np.atleast_1d(batch[key][i])]
+  return ' '.join(words)
+
+
+@dataclasses.dataclass(frozen=True)
 class Album:
-  """The pictures of a report: files in its folder, and parts of its page.
+  """The pictures and tables of a report, as files in its folder.
 
   Attributes:
+    folder: of the report.
+    tick: called before each picture.
     files: paths of what was written.
   """
 
-  def __init__(self, folder: pathlib.Path, tick: Callable[[], None]):
-    """`tick` is called before each picture."""
-    self.folder = folder
-    self.files = []
-    self._tick = tick
+  folder: pathlib.Path
+  tick: Callable[[], None]
+  files: list[pathlib.Path] = dataclasses.field(default_factory=list)
+
+  def write_csv(self, name: str, rows: Iterable[Sequence]) -> None:
+    """Writes a table as `name`.csv."""
+    self.files.append(self.folder / f'{name}.csv')
+    files.write_csv(self.files[-1], rows)
 
   def add(self, name: str, figure, alt: str, caption: str = '') -> Picture:
     """Writes a figure as `name`.png; see `page.Picture`."""
-    self._tick()
+    self.tick()
     self.files.append(self.folder / f'{name}.png')
     return Picture(figures.save(figure, self.files[-1]), alt, caption)
 
 
-def overview(numbers: dict, settings: dict, data: str, missing: str) -> Section:
+def overview(numbers: dict, settings: dict, text: str) -> Section:
   """Makes the overview: what was trained, on what, and how good it is.
 
   Args:
-    numbers: see `measured_run.numbers`; empty without a network.
+    numbers: see `numbers`; empty without a network.
     settings: the flat config; empty if it is not known.
-    data: name of the validation split.
-    missing: what the report lacks, for people.
+    text: on the data, and what the report lacks.
   """
   shown, tables = [], []
   if numbers:
     values = numbers['metrics']
+    steps = numbers['step'], numbers['num_steps']
     shown = [
-      ('accuracy (top-1)', values['eval/top1']),
-      ('top-5 accuracy', values['eval/top5']),
+      ('top-1', values['eval/top1']),
+      ('top-5', values['eval/top5']),
       ('loss [nats]', values['eval/loss']),
       ('macro F1', values['eval/macro_f1']),
       ('validation images', numbers['examples']),
       ('training images', numbers['training_examples']),
       ('classes', len(numbers['classes'])),
-      ('steps', numbers['step']),
+      ('steps', ' of '.join(f'{n:,}' for n in steps if n) or 0),
       ('epochs', f'{numbers["epochs"]:.2f}'),
       ('parameters', numbers['parameters']),
       ('forward FLOP', numbers['forward_flops_per_image']),
     ]
     if numbers['unreadable']:
       shown.append(('images not decoded', numbers['unreadable']))
-    tables.append(
-      Table(
-        'Layers',
-        ('layer', 'output', 'parameters', 'forward FLOP'),
-        [tuple(row.values()) for row in numbers['layers']],
-        folded=True,
-      )
-    )
+    rows = [tuple(row.values()) for row in numbers['layers']]
+    columns = ('layer', 'output', 'parameters', 'forward FLOP')
+    tables.append(Table('Layers', columns, rows, folded=True))
   if settings:
     rows = [(key, str(value)) for key, value in sorted(settings.items())]
     tables.append(Table('Config', ('key', 'value'), rows, folded=True))
-  text = f'Measured on {data}. ' if data else ''
-  return Section('Overview', (text + missing).strip(), shown, (), tables)
+  return Section('Overview', text, shown, (), tables)
 
 
 def training(rows: list[dict], album: Album) -> list[Section]:
-  """Makes the curves: losses, accuracy, learning rate, speed."""
-  if not rows:
-    return []
+  """Makes the curves: losses, top-1, learning rate, speed."""
   sections = []
-  if len(figures.step_losses(rows)[0]):
-    picture = album.add(
-      'step_losses',
-      figures.draw_step_losses(rows),
-      'Training loss of each step with its rolling mean and deviation',
-      f'Mean and standard deviation of the last {figures.WINDOW} steps.',
-    )
-    sections.append(Section('Loss of each step', pictures=[picture]))
-  curves = album.add(
-    'curves',
-    figures.draw_curves(rows),
+
+  def add(title, key, *drawings):
+    if any(key in row for row in rows):
+      pictures = [album.add(n, draw(rows), *w) for n, draw, *w in drawings]
+      sections.append(Section(title, pictures=pictures))
+
+  losses = (
+    'Training loss of each step with its rolling mean and deviation',
+    f'Mean and standard deviation of the last {figures.WINDOW} steps.',
+  )
+  curves = (
     'Loss and top-1 of training and validation over the steps',
     'Training values are means since the log point before, with dropout and'
     ' augmentation; validation has neither.',
   )
-  learning_rate = album.add(
-    'learning_rate',
-    figures.draw_learning_rate(rows),
+  learning_rate = (
     'The learning rate over the steps',
     'Learning rate; dotted where it drops by more than half.',
   )
-  pictures = [curves, learning_rate]
-  sections.append(Section('Training and validation', pictures=pictures))
-  if any('images_per_second' in row for row in rows):
-    picture = album.add(
-      'speed',
-      figures.draw_speed(rows),
-      'Images per second, and share of time waiting for data, over the steps',
-      'Training alone, without evaluation and saving. Where time is spent'
-      ' waiting for data, faster reading would train faster.',
-    )
-    sections.append(Section('Speed', pictures=[picture]))
+  speed = (
+    'Images per second, and share of time waiting for data, over the steps',
+    'Training alone, without evaluation and saving. Where time is spent'
+    ' waiting for data, faster reading would train faster.',
+  )
+  add(
+    'Loss of each step',
+    writers.STEP_LOSSES,
+    ('step_losses', figures.draw_step_losses, *losses),
+  )
+  add(
+    'Training and validation',
+    'step',
+    ('curves', figures.draw_curves, *curves),
+    ('learning_rate', figures.draw_learning_rate, *learning_rate),
+  )
+  add('Speed', 'images_per_second', ('speed', figures.draw_speed, *speed))
   return sections
 
 
 def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:
-  """Makes all sections about the network and its predictions."""
+  """Makes all sections about the network and its predictions, and CSV files."""
   return [
     _confusion(subject, numbers, album),
     _predictions(subject, album),
     _mistakes(subject, numbers, album),
     *_augmentation(subject, album),
     *_filters(subject, album),
-    _classes(numbers),
+    _classes(numbers, album),
   ]
 
 
 def _confusion(subject, numbers, album):
-  names = subject.run.class_names
+  names, pairs = subject.run.class_names, numbers['most_confused']
+  counts = scipy.sparse.coo_array(subject.measured.confusion)
+  if len(names) <= MOST_IN_MATRIX:
+    matrix = zip(names, counts.toarray().tolist(), strict=True)
+    rows = [['true', *names], *([name, *row] for name, row in matrix)]
+  else:  # a matrix of thousands of classes would be mostly zeros
+    rows = [('true', 'predicted', 'examples')]
+    for true, predicted, number in zip(
+      *counts.coords, counts.data, strict=True
+    ):
+      rows.append((subject.name(true), subject.name(predicted), number))
+  album.write_csv('confusion', rows)
   picture = album.add(
     'confusion',
     figures.draw_confusion(subject.measured.confusion, names),
@@ -148,27 +337,29 @@ def _confusion(subject, numbers, album):
     'Rows are true classes, columns predicted ones; the right ones lie on the'
     ' diagonal.',
   )
-  pairs = Table(
-    'Most confused',
-    ('true class', 'predicted class', 'images'),
-    [tuple(pair.values()) for pair in numbers['most_confused']],
-  )
-  text = '' if pairs.rows else 'No image was taken for another class.'
-  return Section(
-    'Confusion', text, (), [picture], [pairs] if pairs.rows else []
-  )
+  if not pairs:
+    text = 'No image was taken for another class.'
+    return Section('Confusion', text, pictures=[picture])
+  columns = ('true class', 'predicted class', 'images')
+  rows = [tuple(pair.values()) for pair in pairs]
+  table = Table('Most confused', columns, rows)
+  return Section('Confusion', pictures=[picture], tables=[table])
 
 
 def _predictions(subject, album):
-  chosen = measured_run.evenly_chosen(subject, PREDICTIONS)
-  predictions = subject.measured.predictions
-  labels, classes = predictions.labels[chosen], predictions.classes[chosen, 0]
+  chosen = subject.evenly_chosen(PREDICTIONS)
+  seen = subject.measured.predictions
+  labels, classes = seen.labels[chosen], seen.classes[chosen, 0]
   right = labels == classes
-  figure = image_figures.draw_predictions(
+  figure = figures.draw_grid(
     subject.crops(chosen),
-    [subject.name(label) for label in labels],
-    [subject.name(label) for label in classes],
-    right,
+    14,
+    80,
+    [
+      (subject.name(c), '' if c == label else f'not {subject.name(label)}')
+      for label, c in zip(labels, classes, strict=True)
+    ],
+    np.where(right, figures.RIGHT, figures.WRONG).tolist(),
   )
   picture = album.add(
     'predictions',
@@ -185,35 +376,35 @@ def _mistakes(subject, numbers, album):
   mistakes = numbers['mistakes']
   if not mistakes:
     return Section('Worst mistakes', 'There is none.')
+  captions = [
+    (
+      f'{number}: {mistake["probability"]:.0%} sure',
+      mistake['predicted'],
+      f'not {mistake["true"]}',
+    )
+    for number, mistake in enumerate(mistakes, 1)
+  ]
+  crops, colors = subject.crops(subject.worst_mistakes()), [figures.WRONG]
   picture = album.add(
     'mistakes',
-    image_figures.draw_mistakes(
-      subject.crops(measured_run.worst_mistakes(subject)),
-      [mistake['true'] for mistake in mistakes],
-      [mistake['predicted'] for mistake in mistakes],
-      [mistake['probability'] for mistake in mistakes],
-    ),
+    figures.draw_grid(crops, 10, 112, captions, colors * len(crops)),
     f'The {len(mistakes)} wrong images of the highest loss',
     'The wrong images of the highest loss, numbered as in the table.',
   )
-  table = Table(
-    'These images',
-    ('number', *_MISTAKES.values()),
-    [
-      (number, *(mistake[key] for key in _MISTAKES))
-      for number, mistake in enumerate(mistakes, 1)
-    ],
-  )
+  rows = [(i, *mistake.values()) for i, mistake in enumerate(mistakes, 1)]
+  table = Table('These images', ('number', *_MISTAKES, 'image'), rows)
   return Section('Worst mistakes', '', (), [picture], [table])
 
 
 def _augmentation(subject, album):
-  rows = measured_run.augmented(subject, AUGMENTED)
+  rows = augmented(subject, AUGMENTED)
   if not rows:
     return []
+  before, after, names, changes = zip(*rows, strict=True)
+  captions = [(text,) for text in (*names, *changes)]
   picture = album.add(
     'augmentation',
-    image_figures.draw_augmentation(*zip(*rows, strict=True)),
+    figures.draw_grid([*before, *after], len(rows), 112, captions),
     f'{len(rows)} training images before and after augmentation',
     'Above: the resized squares of the first training images. Below: the same'
     ' as the first training step saw them, cropped and changed as they say'
@@ -229,7 +420,7 @@ def _filters(subject, album):
   height, width, _, count = kernel.shape
   picture = album.add(
     'filters',
-    image_figures.draw_filters(np.asarray(kernel)),
+    figures.draw_filters(np.asarray(kernel)),
     f'The {count} filters of the first layer',
     f'{count} filters of {height} x {width} pixels, each in its own range.',
   )
@@ -238,18 +429,15 @@ def _filters(subject, album):
 
 def averages_table(values: dict) -> Table:
   """Makes the table of averaged measures; see `measure.Measured`."""
-  return Table(
-    'Averages',
-    ('average', 'precision', 'recall', 'F1'),
-    [
-      (name, *(values[f'eval/{name}_{m}'] for m in metrics.MEASURES))
-      for name in metrics.AVERAGES
-    ],
-  )
+  rows = [
+    (name, *(values[f'eval/{name}_{m}'] for m in metrics.MEASURES))
+    for name in metrics.AVERAGES
+  ]
+  return Table('Averages', ('average', 'precision', 'recall', 'F1'), rows)
 
 
 def classes_table(title: str, rows: list[dict]) -> Table:
-  """Makes the table of classes; see `measured_run.class_rows`."""
+  """Makes the table of classes; see `class_rows`."""
   return Table(
     title,
     ('class', 'precision', 'recall', 'F1', 'support', 'TP', 'FP', 'FN', 'TN'),
@@ -258,14 +446,17 @@ def classes_table(title: str, rows: list[dict]) -> Table:
   )
 
 
-def _classes(numbers):
+def _classes(numbers, album):
+  classes = numbers['classes']
+  rows = [list(classes[0]), *(row.values() for row in classes)]
+  album.write_csv('classes', rows)
   text = (
     'Macro averages are means over the classes, weighted ones count a class by'
-    ' its images, and micro ones are the accuracy. TP, FP, FN and TN are true'
-    ' and false positives and negatives. A click on a column sorts.'
+    ' its images, and micro ones are top-1. TP, FP, FN and TN are true and'
+    ' false positives and negatives. A click on a column sorts.'
   )
   tables = [
     averages_table(numbers['metrics']),
-    classes_table('Every class', numbers['classes']),
+    classes_table('Every class', classes),
   ]
   return Section('Classes', text, tables=tables)

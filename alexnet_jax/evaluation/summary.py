@@ -22,25 +22,17 @@ def show(config) -> dict:
     params, rows = layer_table(model, shape)
   except ValueError as error:  # of the network's own checks
     raise UserError(f'config.model: {error}') from error
-  table = page.Table(
-    f'one image of {shape[0]} x {shape[1]} pixels',
-    ('layer', 'operation', 'output', 'shapes', 'parameters', 'forward FLOP'),
-    [
-      (
-        name,
-        operation(model, name),
-        times(output),
-        '\n'.join(
-          f'{key} {times(leaf.shape)}'
-          for key, leaf in sorted(params.get(name, {}).items(), reverse=True)
-        ),
-        count(params.get(name)),
-        2 * macs,
-      )
-      for name, output, macs in rows
-    ],
-  )
-  page.show_table(table)
+  cells = []
+  for name, output, macs in rows:
+    leaves = sorted(params.get(name, {}).items(), reverse=True)
+    shapes = '\n'.join(f'{key} {times(leaf.shape)}' for key, leaf in leaves)
+    numbers = count(params.get(name)), 2 * macs
+    cells.append(
+      (name, operation(model, name), times(output), shapes, *numbers)
+    )
+  title = f'one image of {shape[0]} x {shape[1]} pixels'
+  columns = ('layer', 'operation', 'output', 'shapes', 'parameters')
+  page.show_table(page.Table(title, (*columns, 'forward FLOP'), cells))
   numbers = totals(params, rows)
   parameters, forward, training = numbers.values()
   print(
@@ -55,11 +47,8 @@ def show(config) -> dict:
 def totals(params, rows) -> dict[str, int]:
   """Sums {parameters, forward_flops_per_image, training_flops_per_image} up.
 
-  FLOPs are those of convolutions and dense layers, two per multiply-add.
-
-  Args:
-    params: see `layer_table`.
-    rows: the same.
+  FLOPs are those of convolutions and dense layers, two per multiply-add; for
+  `params` and `rows` see `layer_table`.
   """
   forward = 2 * sum(macs for *_, macs in rows)
   return {
@@ -108,23 +97,16 @@ def layer_table(model, image_shape):
   params, outputs = jax.eval_shape(run, jax.random.key(0), images)
   rows = []
   for name in names:
-    (output,) = jax.tree.leaves(outputs[name])
-    shape = output.shape[1:]
+    shape = jax.tree.leaves(outputs[name])[0].shape[1:]
     kernel = params.get(name, {}).get('kernel')
-    macs = 0
-    if kernel is not None:
-      macs = math.prod(shape[:-1]) * math.prod(kernel.shape)
+    positions = math.prod(shape[:-1])
+    macs = 0 if kernel is None else positions * math.prod(kernel.shape)
     rows.append((name, shape, macs))
   return params, rows
 
 
 def operation(model, name: str) -> str:
-  """Describes a layer by the fields of its network.
-
-  Args:
-    model: an `AlexNet`.
-    name: of a layer, see `layer_table`.
-  """
+  """Describes a layer of an `AlexNet` by the fields of the network."""
   kind = name.rstrip('0123456789')
   if kind == 'conv':
     index = int(name.removeprefix(kind)) - 1

@@ -38,7 +38,8 @@ _WINDOW += 'kernel_w {3} uint32; stride_h {4} uint32; stride_w {5} uint32;'
 _MESSAGES = {
   'BlobShape': 'dim 1 int64*',
   'BlobProto': """num 1 int32; channels 2 int32; height 3 int32; width 4 int32;
-    data 5 bytes*; shape 7 BlobShape""",
+    data 5 bytes*; shape 7 BlobShape; double_data 8 bytes*; raw_type 10 int32;
+    raw_data 12 bytes*""",
   'TransformationParameter': """scale 1 float 1; crop_size 3 uint32;
     mean_value 5 float*""",
   # Of data and images, whose old fields are those of TransformationParameter.
@@ -83,6 +84,8 @@ _V1_TYPES = {
   **{20: 'Softmax', 21: 'SoftmaxWithLoss', 22: 'Split', 29: 'MemoryData'},
   **{30: 'ArgMax', 36: 'Silence'},
 }
+# Types of the raw numbers that NVIDIA's Caffe writes, by `raw_data_type`.
+_RAW_TYPES = {0: '<f8', 1: '<f4', 2: '<f2'}
 _SOURCES = ('Data', 'ImageData', 'Input', 'MemoryData')
 # What computes, with a letter for `_NETWORK`, and names in `block_order`.
 _LETTERS = {
@@ -152,22 +155,16 @@ BlobProto = _MESSAGE_CLASSES['BlobProto']
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads the network in a .caffemodel.
 
-  Images are prepared as elsewhere here, not quite as for Caffe: their short
-  side becomes 256 pixels and the middle is cut out, where Caffe's scripts warp
-  the whole image to 256 x 256 (examples/imagenet/create_imagenet.sh). That size
-  is not in the file: it is that of the mean image, or else 256, or the crop if
-  that is larger. The size of the crop is that of the file's input or data
-  layer, 227 if there is none.
+  Images are prepared as elsewhere here, not quite as for Caffe: the short side
+  becomes that of the mean image or 256 pixels, and the middle is cut out, where
+  Caffe's scripts warp the whole image (examples/imagenet/create_imagenet.sh).
+  The size of the crop is that of the file's input or data layer, or 227.
 
   Args:
     path: of the .caffemodel.
-    options: only mean_file counts. It holds Caffe's mean image, which is
-      subtracted pixel by pixel; images are resized to its short side. If it is
-      not given: the file's `mean_value`s; if it has none, as the published
-      files, 123, 117 and 104 for red, green and blue, with a warning.
-
-  Returns:
-    The network. Its mean is an image if one is given.
+    options: only mean_file counts: a mean image, which is subtracted pixel by
+      pixel. Without it, the file's `mean_value`s are; if it has none, as the
+      published files, 123, 117 and 104 for red, green and blue, with a warning.
 
   Raises:
     UserError: if a file cannot be read, is damaged or of another kind, or holds
@@ -392,7 +389,7 @@ def _read_weights(chain):
 
 
 def _to_array(blob, ndim, name):
-  """Returns the numbers of a blob, float32; it may be read-only.
+  """Returns the numbers of a blob; they may be read-only.
 
   Old blobs have a shape of four numbers, with ones in front.
   """
@@ -402,14 +399,28 @@ def _to_array(blob, ndim, name):
   extra = len(shape) - ndim
   if extra < 0 or {*shape[:extra]} - {1} or min(shape) < 1:
     raise networks.misfit(f'{ndim} dimensions', f'the shape {shape}', name)
-  data, size = b''.join(blob.data), 4 * math.prod(shape)
+  raw_type = _RAW_TYPES.get(blob.raw_type)
+  if blob.raw_data and not raw_type:
+    raise networks.misfit(
+      'floating-point numbers', f'raw type {blob.raw_type}', name
+    )
+  data, dtype = next(
+    (b''.join(parts), np.dtype(kind))
+    for parts, kind in (
+      (blob.raw_data, raw_type),
+      (blob.double_data, '<f8'),
+      (blob.data, '<f4'),
+    )
+    if parts or kind == '<f4'
+  )
+  size = dtype.itemsize * math.prod(shape)
   if len(data) != size:
     raise networks.misfit(
-      f'{size:,} bytes of packed float32 numbers',
+      f'{size:,} bytes of packed {dtype.name} numbers',
       f'{len(data):,}',
       f'{name} of shape {shape}',
     )
-  return np.frombuffer(data, '<f4').reshape(shape[extra:])
+  return np.frombuffer(data, dtype).reshape(shape[extra:])
 
 
 def _read_input(net):
@@ -468,7 +479,7 @@ def _read_mean_image(path, crop_size):
     raise networks.misfit(
       'levels from 0 to 255', f'{image.min():g} to {image.max():g}'
     )
-  return np.array(image[::-1].transpose(1, 2, 0), order='C')
+  return np.array(image[::-1].transpose(1, 2, 0), np.float32, order='C')
 
 
 def _single(values: Iterable, name: str):

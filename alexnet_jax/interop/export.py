@@ -60,11 +60,13 @@ def _export(arguments):
   if arguments.onnx:
     _require_onnx()
 
+  import jax
+  import jax.export
   import numpy as np
 
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import program_loader
-  from alexnet_jax.training import checkpoint_contents
+  from alexnet_jax.training import progress
 
   config, network, step = imported_run.read(
     arguments.workdir, arguments.checkpoint
@@ -80,13 +82,16 @@ def _export(arguments):
     'step': step,
     'model': network.model,
     'platforms': PLATFORMS,
-    'versions': checkpoint_contents.versions(),
+    'versions': progress.versions(),
   }
   lines = [
     f'{out}: {network.num_classes} classes, images of {size} pixels, for'
     f' {" and ".join(PLATFORMS)}'
   ]
-  files = {'program.bin': _export_program(function, params, size)}
+  (batch,) = jax.export.symbolic_shape('batch')
+  images = jax.ShapeDtypeStruct((batch, size, size, 3), 'uint8')
+  exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)
+  files = {'program.bin': bytes(exported(params, images).serialize())}
   if arguments.onnx:
     files['network.onnx'], difference = _convert_to_onnx(function, params, size)
     about['onnx_difference'] = difference
@@ -139,17 +144,6 @@ def _make_function(config, network):
     return jax.nn.softmax(model.apply(tree, images))
 
   return probabilities, {name: np.asarray(leaves[name]) for name in leaves}
-
-
-def _export_program(function, params, size):
-  """Returns the serialized program, for any number of images."""
-  import jax
-  import jax.export
-
-  (batch,) = jax.export.symbolic_shape('batch')
-  images = jax.ShapeDtypeStruct((batch, size, size, 3), 'uint8')
-  export = jax.export.export(jax.jit(function), platforms=PLATFORMS)
-  return bytes(export(params, images).serialize())
 
 
 def _require_onnx():

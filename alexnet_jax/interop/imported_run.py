@@ -22,6 +22,7 @@ from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
 from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import SavedRun
 
 
 def read(
@@ -137,7 +138,7 @@ def write(
     params=network.params, batch_stats=network.batch_stats
   )
   tree = state_lib.saved_tree(state)
-  run = checkpoint.SavedRun(
+  run = SavedRun(
     config=config,
     # No data has trained it: none of the fields that a resumed run checks.
     data={'class_names': list(names)},
@@ -152,10 +153,7 @@ def write(
       mean = mean.reshape(1, 1, 3) if mean.ndim == 1 else mean
       path = folder / pixel_statistics.MEAN_FILE
       np.savez(path, mean=mean, of=json.dumps('imported'))
-    checkpoints = checkpoint.Checkpoints(folder)
-    try:
+    with checkpoint.Checkpoints(folder) as checkpoints:
       checkpoints.save(tree, run)
       checkpoints.wait()
-    finally:
-      checkpoints.close()
   return state_lib.state_digest(tree)

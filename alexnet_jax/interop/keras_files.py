@@ -23,11 +23,12 @@ _USUAL = {'mean': (0.0,) * 3, 'std': (255.0,) * 3}
 
 
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
-  """Reads a Sequential of Conv2D, BatchNormalization and Dense layers.
+  """Reads a model of Conv2D, BatchNormalization and Dense layers.
 
-  Keras names layers by their order in the network (conv2d, conv2d_1, ...), and
-  so `networks.fit` pairs them. What the file does not hold is that of the named
-  network: strides, padding, pooling, the order of batch norm and ReLU.
+  It may be in parts, one within another. Keras names layers by their order in
+  the network (conv2d, conv2d_1, ...), and so `networks.fit` pairs them. The
+  named network says what the file does not: strides, padding, pooling, the
+  order of batch norm and ReLU.
 
   Args:
     path: of a file that Keras 3 wrote with model.save_weights.
@@ -78,18 +79,17 @@ def _read_layers(file, h5py):
       ' load it with Keras and call'
       " model.save_weights('NAME.weights.h5') with Keras 3"
     )
-  if not isinstance(file.get('layers', getlink=True), h5py.HardLink):
-    expected = "the group 'layers' of a .weights.h5 file of Keras 3"
-    raise networks.misfit(expected, ', '.join(list(file)[:10]) or 'nothing')
   found = {}
 
   def collect(name, item):
-    # LAYER/vars/NUMBER; the draws of dropout layers are no weights.
-    if isinstance(item, h5py.Dataset) and 'seed_generator' not in name:
-      found[name] = item
+    # LAYER/vars/NUMBER, with `layers` before those that are no attributes; the
+    # draws of dropout layers and of the optimizer are no weights.
+    ours = not name.startswith('optimizer/') and 'seed_generator' not in name
+    if isinstance(item, h5py.Dataset) and ours:
+      found[name.removeprefix('layers/')] = item
 
   # Visits everything once, under one of its names, and follows no links.
-  file['layers'].visititems(collect)
+  file.visititems(collect)
   groups, room = {}, os.path.getsize(file.filename)
   for name in sorted(found, key=networks.natural_key):
     item = found[name]

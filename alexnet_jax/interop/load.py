@@ -21,13 +21,11 @@ that evaluate, predict, report and fine-tuning take them.
   caffe        a .caffemodel, of bvlc_alexnet, caffenet or a relative
   keras        .weights.h5 of Keras 3, of the network --network"""
 _EPILOG = """\
-Nothing in a file is executed. Layouts, LRN conventions and padding are
-converted; what does not fit the network is named. The data that the network is
-measured on may be given here, or its path to `evaluate` with --data_path. The
-names of its classes must be those of --class_names, in the order of the
-network's outputs: of a folder, the sorted names of its subfolders. To train
-further, start another run with --config.init.workdir=DIR. Exit codes: 0 done, 2
-something to mend in the arguments or the files."""
+Nothing in a file is executed. The data that the network is measured on may be
+given here, or its path to `evaluate` with --data_path. The names of its classes
+must be those of --class_names, in the order of the network's outputs: of a
+folder, the sorted names of its subfolders. To train further, start another run
+with --config.init.workdir=DIR. Exit codes: 0 done, 2 something to mend."""
 
 # Names, values, defaults and help.
 _OPTIONS = (

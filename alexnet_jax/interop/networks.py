@@ -62,24 +62,14 @@ class TrainedNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The user's answers for a file that does not describe its network.
+  """The user's answers for a file that does not describe its network."""
 
-  Attributes:
-    network: a name of `models.variants`; '': not given.
-    crop_size: width of images, in pixels; 0: what the network is meant for.
-    mean: red, green and blue that are subtracted from pixels of 0 to 255; ():
-      not given.
-    std: red, green and blue that they are then divided by; (): not given.
-    batch_norm_epsilon: of all batch norms; 0: that of the named network.
-    mean_file: path of Caffe's mean image, a .binaryproto; '': not given.
-  """
-
-  network: str = ''
-  crop_size: int = 0
-  mean: Sequence[float] = ()
-  std: Sequence[float] = ()
-  batch_norm_epsilon: float = 0.0
-  mean_file: str = ''
+  network: str = ''  # a name of `models.variants`
+  crop_size: int = 0  # pixels; 0: what the network is meant for
+  mean: Sequence[float] = ()  # red, green, blue: subtracted from 0 to 255
+  std: Sequence[float] = ()  # red, green, blue: what is left is divided by it
+  batch_norm_epsilon: float = 0.0  # of all batch norms; 0: the network's
+  mean_file: str = ''  # Caffe's mean image, a .binaryproto
 
 
 @contextlib.contextmanager
@@ -126,6 +116,8 @@ def resolve(
   crop_size = options.crop_size or _CROP_SIZES.get(options.network, 224)
   resize_size = 28 if options.network == 'marvin' else RESIZE_SIZE
   guesses, levels = [], {}
+  if not options.crop_size and options.network != known:
+    guesses.append(f'--crop_size {crop_size}')
   for name in ('mean', 'std'):
     levels[name] = tuple(getattr(options, name) or usual[name])
     if not getattr(options, name) and options.network != known:

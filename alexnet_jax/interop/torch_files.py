@@ -16,6 +16,7 @@ nn.Sequential, whose numbers count every module in the network's order.
 
 import base64
 from collections.abc import Mapping
+import io
 import json
 import os
 import pathlib
@@ -272,8 +273,8 @@ def load_tensors(
 
   Returns:
     ({name: array of any dtype}, the metadata's text or None). Names lose the
-    parts that wrappers of modules add (_MODULES), and counters (_COUNTERS) are
-    left out.
+    parts that wrappers of modules add (_MODULES) and a prefix that all have,
+    and counters (_COUNTERS) are left out.
 
   Raises:
     OSError: if the file cannot be read.
@@ -295,10 +296,16 @@ def load_tensors(
     for name, array in tensors.items()
     if name.rpartition('.')[2] not in _COUNTERS
   }
-  short = {
-    '.'.join(part for part in name.split('.') if part not in _MODULES): array
-    for name, array in tensors.items()
+  names = {
+    name: [part for part in name.split('.') if part not in _MODULES]
+    for name in tensors
   }
+  # `model.features.0.weight`: the outermost module of all.
+  while len({parts[0] for parts in names.values()}) == 1 and all(
+    len(parts) > 2 for parts in names.values()
+  ):
+    names = {name: parts[1:] for name, parts in names.items()}
+  short = {'.'.join(names[name]): array for name, array in tensors.items()}
   return short if len(short) == len(tensors) else tensors, text
 
 
@@ -331,14 +338,14 @@ def _load_pickled(path):
     with warnings.catch_warnings():
       # It warns of old protocols before it reads or refuses the file.
       warnings.simplefilter('ignore')
-      # Without weights_only it would execute what the file says. Maps the file
-      # (those of before zips cannot be), so that nothing larger is made of it.
+      # Without weights_only it would execute what the file says.
       contents = torch.load(
-        path,
+        _repack(path) if zipfile.is_zipfile(path) else path,
         weights_only=True,
         map_location='cpu',
-        mmap=zipfile.is_zipfile(path),
       )
+  except UserError:
+    raise
   except pickle.UnpicklingError as error:
     refused = _REFUSED.search(str(error))
     named = f' (it asks for {refused[1]})' if refused else ''
@@ -353,24 +360,61 @@ def _load_pickled(path):
       'damaged, or not a file of torch.save'
       f' ({type(error).__name__}: {lines[0][:200]})'
     ) from None
-  for key in _WRAPPERS:
-    if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
-      contents = contents[key]
+  while isinstance(contents, Mapping) and (key := _find_wrapped(contents)):
+    contents = contents[key]
   if not isinstance(contents, Mapping):
     raise networks.misfit(
       'a state dict {name: tensor}', type(contents).__name__
     )
-  others = [
+  if others := _odd_items(contents):
+    raise networks.misfit(
+      f'a state dict {{name: tensor}}, or one under {" or ".join(_WRAPPERS)}',
+      ', '.join(others[:10]),
+    )
+  return {name: _to_numpy(name, tensor) for name, tensor in contents.items()}
+
+
+def _repack(path):
+  """Returns the archive as Python reads it, for PyTorch to read the same.
+
+  PyTorch checks no sums, expands compressed records to any size or takes them
+  for numbers, and of two directories it believes another one.
+  """
+  copy, room = io.BytesIO(), os.path.getsize(path)
+  with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, 'w') as records:
+    for record in archive.infolist():
+      room -= record.file_size
+      if record.compress_type != zipfile.ZIP_STORED or room < 0:
+        raise UserError(
+          f'its record {record.filename} is compressed, as torch.save never'
+          ' does; get the file again as it was saved'
+        )
+      records.writestr(record.filename, archive.read(record))
+  copy.seek(0)
+  return copy
+
+
+def _find_wrapped(contents):
+  """Returns the key of the state dict that a dict has beside other things."""
+  found = [key for key in _WRAPPERS if isinstance(contents.get(key), Mapping)]
+  if not found:  # another name, if there is no doubt
+    found = [
+      key
+      for key, value in contents.items()
+      if isinstance(value, Mapping) and value and not _odd_items(value)
+    ]
+  return found[0] if found and len({*found} - {*_WRAPPERS}) <= 1 else None
+
+
+def _odd_items(contents):
+  """Returns the entries that are no tensors by name, for messages."""
+  import torch
+
+  return [
     f'{key} ({type(value).__name__})'
     for key, value in contents.items()
     if not (isinstance(key, str) and isinstance(value, torch.Tensor))
   ]
-  if others:
-    raise UserError(
-      'expected a state dict {name: tensor}, or one under'
-      f' {" or ".join(_WRAPPERS)}; found {", ".join(others[:10])}'
-    )
-  return {name: _to_numpy(name, tensor) for name, tensor in contents.items()}
 
 
 def _to_numpy(name, tensor):

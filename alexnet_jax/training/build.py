@@ -39,28 +39,16 @@ class Steps:
 def make_source(config, split: str):
   """Opens a split of the config's data; see `sources.make_source`."""
   data = config.data
-  return sources.make_source(
-    data.source,
-    split,
-    path=data.path,
-    tfds_name=data.tfds_name,
-    tfds_split=tfds_split(config, split),
-    val_fraction=data.val_fraction,
-    split_seed=data.split_seed,
-    synthetic_examples=data.synthetic_examples,
-    synthetic_classes=data.synthetic_classes,
-    folds=data.folds,
-    fold=data.fold,
-  )
-
-
-def tfds_split(config, split: str) -> str:
-  """Returns the TFDS name of `train`, `validation` or a split of its own."""
-  held_out = config.data.tfds_eval_split
-  if config.data.folds:  # of the training examples
-    held_out = config.data.tfds_train_split
-  named = {'train': config.data.tfds_train_split, 'validation': held_out}
-  return named.get(split, split)
+  options = {
+    field.name: data[field.name]
+    for field in dataclasses.fields(sources.SourceOptions)
+    if field.name in data
+  }
+  # Folds are of the training examples. TFDS has splits of its own as well.
+  held_out = data.tfds_train_split if data.folds else data.tfds_eval_split
+  named = {'train': data.tfds_train_split, 'validation': held_out}
+  options['tfds_split'] = named.get(split, split)
+  return sources.make_source(data.source, split, **options)
 
 
 def make_loader(config, split: str) -> loader_lib.Loader:
@@ -84,13 +72,9 @@ def make_loader(config, split: str) -> loader_lib.Loader:
 
 
 def make_model(config, num_classes: int, device=None) -> AlexNet:
-  """Returns the network of the config for `num_classes` classes.
+  """Returns the network of the config, for a device (None: those here).
 
-  Args:
-    device: a `jax.Device` of the kind that computes it; None: those here.
-
-  Raises:
-    UserError: if config.model.num_classes is set to another number.
+  Raises UserError if config.model.num_classes is another number.
   """
   fields = config.model.to_dict()
   if fields['num_classes'] not in (0, num_classes):
@@ -173,7 +157,8 @@ def make_steps(
   """Returns the step functions.
 
   Args:
-    mean: of the pixels; see `pixel_statistics.Statistics`.
+    mean: see `pixel_statistics.Statistics`.
+    frozen: names of parameters that do not train.
     top: number of classes that `evaluate` predicts for an image.
     crops: crops of an image that it averages, 1 or 10.
   """
@@ -203,37 +188,9 @@ def make_steps(
   )
 
 
-def make_batching(config, mesh: Mesh, global_batch_size: int):
-  """Returns sizes of batches and this process's part; see `pipeline`."""
-  process_index, process_count = parallel.process_part(mesh)
+def _make_batching(config, mesh, global_batch_size):
   return pipeline.Batching(
-    global_batch_size, config.data.prefetch, process_index, process_count
-  )
-
-
-def make_augmentation(
-  config, lighting: np.ndarray | None, num_examples: int
-) -> augment.Augmentation:
-  """Returns the random changes of training images.
-
-  Args:
-    lighting: see `pixel_statistics.Statistics`; config.data.pca_lighting needs
-      it.
-  """
-  data, shift = config.data, None
-  if data.pca_lighting:
-    if lighting is None:
-      raise ValueError('config.data.pca_lighting needs the colors of the data')
-    shrink = data.pca_lighting if data.pca_lighting_shrink else 0.0
-    steps = schedule.resolve_durations(config, num_examples).pca_lighting_steps
-    shift = augment.Lighting(lighting, steps, 1 / (1 + shrink))
-  return augment.Augmentation(
-    augment.Crop(
-      data.crop_size, data.crop, tuple(data.crop_area), tuple(data.crop_ratio)
-    ),
-    flip=data.random_flip,
-    brightness=data.brightness,
-    lighting=shift,
+    global_batch_size, config.data.prefetch, *parallel.process_part(mesh)
   )
 
 
@@ -244,17 +201,33 @@ def make_train_iter(
   mesh: Mesh,
   lighting: np.ndarray | None = None,
 ):
-  """Returns batches of the training split; see `pipeline.make_train_iter`.
+  """Returns this process's part of the batches of the training split.
 
-  They are this process's part; for `lighting` see `make_augmentation`.
+  Args:
+    lighting: see `pixel_statistics.Statistics`; config.data.pca_lighting needs
+      it.
   """
+  data, shift = config.data, None
+  if data.pca_lighting:
+    if lighting is None:
+      raise ValueError('config.data.pca_lighting needs the colors of the data')
+    shrink = data.pca_lighting if data.pca_lighting_shrink else 0.0
+    durations = schedule.resolve_durations(config, loader.source.num_examples)
+    shift = augment.Lighting(
+      lighting, durations.pca_lighting_steps, 1 / (1 + shrink)
+    )
+  crop = augment.Crop(
+    data.crop_size, data.crop, tuple(data.crop_area), tuple(data.crop_ratio)
+  )
   return pipeline.make_train_iter(
     loader,
-    make_augmentation(config, lighting, loader.source.num_examples),
-    make_batching(config, mesh, config.global_batch_size),
+    augment.Augmentation(
+      crop, flip=data.random_flip, brightness=data.brightness, lighting=shift
+    ),
+    _make_batching(config, mesh, config.global_batch_size),
     num_steps=num_steps,
     seed=config.seed,
-    scaled_decoding=config.data.scaled_decoding,
+    scaled_decoding=data.scaled_decoding,
   )
 
 
@@ -276,40 +249,28 @@ def find_pixel_statistics(
   """Returns the pixel statistics of a run; computes them if needed.
 
   With config.init.mean_image the mean is that of the run whose weights this one
-  starts with. See `pixel_statistics.find_statistics`.
-
-  Raises:
-    UserError: if the other run subtracts no mean image of the size of crops
-      here.
+  starts with: a UserError if it has none that fits. See `pixel_statistics`.
   """
+
+  def read_mean_image():
+    other, size = config.init.workdir, config.data.crop_size
+    there = config_lib.read_config(other)
+    if (there.data.mean, there.data.crop_size) == ('image', size):
+      return stored_mean(there, other)
+    raise UserError(
+      f'config.init.mean_image: {other} has no mean image for this network: its'
+      f' config.data.mean is {there.data.mean!r} (needed: image), its'
+      f' config.data.crop_size is {there.data.crop_size} (needed: {size}); with'
+      ' --config.init.mean_image=false that of the data here is subtracted'
+    )
+
   return pixel_statistics.find_statistics(
     pixel_options(config),
     loader,
     workdir,
-    read_mean_image=lambda: _mean_image_of(
-      config.init.workdir, config.data.crop_size
-    ),
+    read_mean_image=read_mean_image,
     progress=progress,
     limit=limit,
-  )
-
-
-def _mean_image_of(workdir, crop_size):
-  """Returns the mean image that another run subtracts."""
-  there = config_lib.read_config(workdir)
-  if there.data.mean != 'image':
-    problem = f'its config.data.mean is {there.data.mean!r}, not image'
-  elif there.data.crop_size != crop_size:
-    problem = (
-      f'its config.data.crop_size is {there.data.crop_size}, but {crop_size}'
-      ' here'
-    )
-  else:
-    return stored_mean(there, workdir)
-  raise UserError(
-    f'config.init.mean_image: {workdir} has no mean image for this network:'
-    f' {problem}; with --config.init.mean_image=false that of the data here is'
-    ' subtracted'
   )
 
 
@@ -326,8 +287,7 @@ def stored_lighting(config, workdir) -> np.ndarray | None:
 def num_microbatches(config, mesh: Mesh) -> int:
   """Returns the number of microbatches of each device's part of a batch.
 
-  Raises:
-    UserError: if it is much larger than config.microbatch_size asks for.
+  Raises UserError if it is much larger than config.microbatch_size asks for.
   """
   count, size = config.global_batch_size // mesh.size, config.microbatch_size
   number = step.num_microbatches(count, size)
@@ -357,16 +317,14 @@ def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
   return pipeline.make_eval_iter(
     loader,
     loader.resize_size if crops > 1 else config.data.crop_size,
-    make_batching(config, mesh, eval_batch_size(config, mesh)),
+    _make_batching(config, mesh, eval_batch_size(config, mesh)),
   )
 
 
 def check_examples(config, training, held_out) -> None:
-  """Refuses data that the config cannot train on.
+  """Raises UserError if the config cannot train on the data.
 
-  Raises:
-    UserError: if there are too few examples or classes, or another number of
-      classes than in the config.
+  There are too few examples or classes, or other classes than in the config.
   """
   num_classes = len(training.class_names)
   make_model(config, num_classes)  # refuses a wrong number of classes

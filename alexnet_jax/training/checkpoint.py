@@ -1,8 +1,7 @@
 """Orbax checkpoints: what is saved, what makes one count, how a run is opened.
 
-Checkpoint k holds step k, as two items: `state` (step, params, opt_state,
-batch_stats, ema_params; once, whatever the number of devices) and `run`, the
-JSON of a `SavedRun`.
+Checkpoint k holds step k, as two items: `state`, the arrays of
+`state.saved_tree`, and `run`, the JSON of a `SavedRun`.
 
 Orbax writes a checkpoint under a temporary name and renames it when every file
 is there, so a killed run leaves complete checkpoints and one temporary folder,
@@ -19,92 +18,68 @@ process 0 needs the run's folder. It sends what it read to the others.
 
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Iterator
+import concurrent.futures
+import contextlib
+import ctypes
 import dataclasses
+import errno
+import json
 import logging
+import os
 import pathlib
+import re
+import shutil
+import tempfile
 
 import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import options as orbax_options
 
-from alexnet_jax import config as config_lib
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint_contents as contents
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
 from alexnet_jax.training.distributed import ALONE
 from alexnet_jax.training.distributed import ProcessGroup
-from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import SavedRun
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
-_REPLACED_FOLDER = 'replaced'  # checkpoints that are being written anew
+# What commands write into the folder of a run.
+_ENTRIES = (FOLDER, DAMAGED_FOLDER, 'events', 'profile', 'report')
+_ENTRIES += ('config.json', 'metrics.jsonl', 'pixel_mean.npz')
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
-_CLOSING_ATTEMPTS = 5  # a save has three threads that can fail
+_REPLACED = '.replaced'  # in that of a checkpoint that is being written anew
+# Errors of the machine, or of a file system behind a network. TensorStore and
+# threads give no number, only the text.
+_TRANSIENT_NAMES = 'ENOMEM EMFILE ENFILE EACCES EPERM EAGAIN EINTR ESTALE'
+_TRANSIENT_NAMES += ' ETIMEDOUT ENOTCONN'
+_TRANSIENT_ERRORS = {getattr(errno, n) for n in _TRANSIENT_NAMES.split()}
+_TRANSIENT_TEXTS = [os.strerror(number) for number in _TRANSIENT_ERRORS]
+_TRANSIENT_TEXTS += ['RESOURCE_EXHAUSTED', 'DEADLINE_EXCEEDED']
+_TRANSIENT_TEXTS += ["can't start new thread"]
+# Orbax numbers the saves of a process: two at a time would disturb each other.
+_thread = concurrent.futures.ThreadPoolExecutor(1)
+_malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
 
 
-@dataclasses.dataclass(frozen=True)
-class SavedRun:
-  """The part of a checkpoint that is not arrays.
+class DamagedCheckpointError(Exception):
+  """A checkpoint that exists but cannot be used."""
 
-  Attributes:
-    config: the config that trained it.
-    data: `build.data_record`; weights from elsewhere have class_names alone.
-    progress: plateau, early stopping and metrics.
-    iterator: the position of the training batches.
-    devices: number of devices.
-    processes: number of processes.
-    num_microbatches: of a device's batch, see `step.accumulate`.
-    imported: where weights from elsewhere come from; JSON.
-    digest: `state.state_digest`; set by `Checkpoints.save`.
-    versions: `checkpoint_contents.versions`; set by `Checkpoints.save`.
+
+def refuse_links(workdir: pathlib.Path) -> None:
+  """Raises UserError if a run's folder has links where it is written to.
+
+  Whoever hands a run over could have them lead to other files of the user.
   """
-
-  config: ml_collections.ConfigDict
-  data: Mapping
-  progress: Progress
-  iterator: Mapping
-  devices: int = 1
-  processes: int = 1
-  num_microbatches: int = 1
-  imported: Mapping | None = None
-  digest: str = ''
-  versions: Mapping = dataclasses.field(default_factory=dict)
-
-  def to_json(self) -> dict:
-    """Returns the fields as an object for JSON."""
-    fields = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-    }
-    fields['config'] = self.config.to_dict()
-    fields['progress'] = self.progress.to_json()
-    return fields
-
-  @classmethod
-  def from_json(cls, fields: Mapping) -> 'SavedRun':
-    """Returns what `to_json` gave.
-
-    Raises:
-      ValueError: naming the fields that are missing or unknown.
-    """
-    names = {field.name for field in dataclasses.fields(cls)}
-    if wrong := sorted(names ^ fields.keys()):
-      raise ValueError(f'missing or unknown: {", ".join(wrong)}')
-    return cls(
-      **{
-        **fields,
-        'config': config_lib.from_dict(fields['config']),
-        'progress': Progress.from_json(fields['progress']),
-      }
-    )
+  files.refuse_links(workdir, _ENTRIES)
 
 
 class Checkpoints:
-  """The checkpoints of one run.
+  """The checkpoints of a run in training.
 
   Every process of the run calls the same methods in the same order; an error
   of process 0 ends the others, see `distributed`.
@@ -115,38 +90,31 @@ class Checkpoints:
     workdir: str | pathlib.Path,
     *,
     keep: int = 2,
-    read_only: bool = False,
     processes: ProcessGroup = ALONE,
     check: Callable[[], None] = lambda: None,
   ):
     """Opens `workdir/checkpoints`, or creates it.
 
     Args:
-      keep: number of newest checkpoints to keep, beside the steps that are
-        named in `save`.
-      read_only: changes nothing there, so that a run that is training at the
-        same time is not disturbed.
+      keep: number of newest checkpoints to keep, beside those named in `save`.
+      check: called while process 0 reads; may raise.
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    self._keep = keep
     self._processes = processes
     self._check = check
-    self._read_only = read_only
-    self._replaced = self.folder.parent / _REPLACED_FOLDER
-    self._keep = contents.KeepSteps(keep)
-    self._manager = None  # in all processes but the first
-    if not processes.is_first:
-      return
-    if not read_only:
+    self._saving = None  # the future of the save under way
+    self._was_read_back = False
+    self.has_folder = self.folder.exists()  # from before
+    if processes.is_first:
       self.folder.mkdir(parents=True, exist_ok=True)
-      # Orbax would do this in a thread, which may outlive a start that fails.
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
-        contents.remove_folder(unfinished)
-      contents.recover_replaced(self.folder, self._replaced)
-    self._manager = contents.make_manager(self.folder, self._keep, read_only)
+        shutil.rmtree(unfinished)
+      self._recover_replaced()
 
   def steps(self) -> list[int]:
     """Returns the steps of the checkpoints, oldest first; in process 0."""
-    return sorted(self._manager.all_steps())
+    return _steps(self.folder)
 
   def save(
     self,
@@ -161,111 +129,129 @@ class Checkpoints:
     Args:
       tree: `state.saved_tree`. It is copied to the host before this returns, so
         the caller may donate it.
-      run: what is saved with it; gets digest and versions.
       keep_steps: older checkpoints that must stay, such as the best.
-      replace: whether a checkpoint of this step is written anew; otherwise it
-        stays as it is.
+      replace: whether a checkpoint of this step is written anew, or stays.
 
     Raises:
-      UserError: if this save or the one before it could not be written; the
-        checkpoints before stay valid.
+      UserError: if the save before it could not be written; the checkpoints
+        before stay valid.
       NonFiniteLossError: if a parameter is infinite or not a number.
     """
-    if self._manager is None:
+    if not self._processes.is_first:
       return
+    self._wait()
     step = int(tree['step'])
-    exists = step in self._manager.all_steps()
-    if exists and not replace:
+    path = self.folder / str(step)
+    if path.exists() and not replace:
       return
-    self._keep.steps = set(keep_steps)
-    # On a CPU these are views, and Orbax copies what it is given.
-    host = jax.device_get(tree)
-    contents.refuse_non_finite(host)
-    run = dataclasses.replace(
-      run, digest=state_lib.state_digest(host), versions=contents.versions()
+    # Copies: on a CPU these are views of what the next step overwrites.
+    host = jax.tree.map(np.array, jax.device_get(tree))
+    state_lib.refuse_non_finite(host)
+    arguments = (path, host, run.to_json(), {step, *keep_steps})
+    self._saving = _thread.submit(self._write, *arguments)
+
+  def _write(self, path, host, fields, keep_steps):
+    """Writes a checkpoint, and removes those that are no longer kept."""
+    fields['digest'] = state_lib.state_digest(host)
+    if path.exists():
+      path.rename(path.with_name(path.name + _REPLACED))
+    handler = ocp.CompositeCheckpointHandler(
+      state=_state_handler(),
+      run=ocp.JsonCheckpointHandler(multiprocessing_options=_own_process()),
+      composite_options=ocp.CompositeOptions(_own_process()),
     )
-    try:
-      if exists:
-        self._wait()
-        contents.set_aside(self.folder / str(step), self._replaced)
-        self._manager.reload()
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(host),
-          run=ocp.args.JsonSave(run.to_json()),
-        ),
-        force=True,  # the caller decides when to save
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(host), run=ocp.args.JsonSave(fields)
+    )
+    with _plain_name(self.folder) as folder:
+      checkpointer = ocp.Checkpointer(
+        handler, multiprocessing_options=_own_process()
       )
-    except Exception as error:  # Orbax raises whatever the file system gave
-      raise self._save_error(error) from error
+      checkpointer.save(folder / path.name, args=items)
+    self._recover_replaced()
+    if not self._was_read_back:  # a run must not train into what no one opens
+      try:
+        _read(path, host)
+      except DamagedCheckpointError as error:
+        shutil.rmtree(path)
+        raise UserError(f'it cannot be read back ({error})') from error
+      self._was_read_back = True
+    kept = {*self.steps()[-self._keep :], *keep_steps}
+    for step in set(self.steps()) - kept:
+      path = self.folder / str(step)
+      if not files.is_in_use(path):  # or it is removed after another save
+        # For a reader it is there as a whole or not at all.
+        shutil.rmtree(path.rename(f'{path}{_TEMPORARY}.removed'))
+    # glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
+    # 0.3 GB with every save.
+    if _malloc_trim is not None:
+      _malloc_trim(0)
+
+  def _recover_replaced(self):
+    """Removes replaced checkpoints, or takes back what was not replaced."""
+    for old in self.folder.glob(f'*{_REPLACED}'):
+      new = old.with_suffix('')
+      if new.exists():
+        shutil.rmtree(old)
+      else:
+        old.rename(new)
 
   def wait(self) -> None:
     """Waits until the save under way is complete, in all processes.
 
-    Raises:
-      UserError: as `save` does.
+    Raises UserError as `save` does.
     """
-    if self._manager is not None:
-      self._wait()
+    self._wait()
     # A process that left before could end process 0 in the middle of its save.
     self._processes.barrier(lambda: None)
 
   def _wait(self):
+    saving, self._saving = self._saving, None
+    if saving is None:
+      return
     try:
-      self._manager.wait_until_finished()
-      contents.recover_replaced(self.folder, self._replaced)
-    except Exception as error:
-      raise self._save_error(error) from error
-
-  def _save_error(self, error):
-    if isinstance(error, UserError):
-      return error
-    self._end_threads()
-    kept = self.steps()
-    rest = (
-      f'checkpoint {kept[-1]} in {self.folder} stays valid'
-      if kept
-      else f'there is no checkpoint in {self.folder} yet'
-    )
-    reason = str(error).split(' [tensorstore_spec')[0]
-    return UserError(
-      f'cannot save a checkpoint: {reason}. {rest}; make room or repair the'
-      ' folder and start the same command again'
-    )
+      saving.result()
+    except Exception as error:  # Orbax raises whatever the file system gave
+      with contextlib.suppress(OSError):
+        self._recover_replaced()
+      reason = str(error).split(' [tensorstore_spec')[0]
+      raise UserError(
+        f'cannot save a checkpoint: {reason}. Valid checkpoints in'
+        f' {self.folder}: {self.steps() or "none yet"}; make room or repair the'
+        ' folder and start the same command again'
+      ) from error
 
   def restore_newest(self, template: dict) -> tuple[dict, SavedRun] | None:
     """Restores the newest checkpoint that counts; None if there is none at all.
 
     Args:
-      template: `saved_tree` of arrays or ShapeDtypeStructs.
-
-    Returns:
-      (tree like `template` of numpy arrays, SavedRun).
+      template: `saved_tree` of arrays or ShapeDtypeStructs; numpy arrays like
+        these are returned.
 
     Raises:
       UserError: if the checkpoint is of another network, or none counts.
     """
-    return self._in_all(lambda: self._restore_newest(template), template)
 
-  def _restore_newest(self, template):
-    damaged = {}
-    for step in reversed(self.steps()):
-      try:
-        restored = self._restore(step, template)
-      except DamagedCheckpointError as error:
-        damaged[step] = error
-        continue
-      for bad, reason in damaged.items():
-        self._set_aside(bad, reason)
-      return restored
-    if damaged:
-      reasons = '; '.join(f'{s}: {e}' for s, e in damaged.items())
-      raise UserError(
-        f'no checkpoint in {self.folder} can be read ({reasons}). Put a copy in'
-        ' their place, or start anew with another --workdir'
-      )
-    return None
+    def restore():
+      damaged = {}
+      for step in reversed(self.steps()):
+        try:
+          restored = _read(self.folder / str(step), template)
+        except DamagedCheckpointError as error:
+          damaged[step] = error
+          continue
+        for bad, reason in damaged.items():
+          self._set_aside(bad, reason)
+        return restored
+      if damaged:
+        reasons = '; '.join(f'{s}: {e}' for s, e in damaged.items())
+        raise UserError(
+          f'no checkpoint in {self.folder} can be read ({reasons}). Put a copy'
+          ' in their place, or start anew with another --workdir'
+        )
+      return None
+
+    return self._in_all(restore, template)
 
   def restore(self, step: int, template: dict) -> tuple[dict, SavedRun]:
     """Restores one checkpoint; see `restore_newest`.
@@ -274,81 +260,39 @@ class Checkpoints:
       DamagedCheckpointError: if it cannot be read or its digest differs.
       UserError: if it is of another network.
     """
-    return self._in_all(lambda: self._restore(step, template), template)
-
-  def _restore(self, step, template):
-    run = self.read_run(step)
-    try:
-      saved = self._manager.item_metadata(step)['state'].tree
-    except Exception as error:
-      raise contents.as_damage('metadata', error) from error
-    contents.refuse_misfit(saved, template, self.folder / str(step))
-    # Orbax restores numpy arrays as what they are.
-    arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
-    try:
-      tree = self._manager.restore(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays)),
-      )['state']
-    except Exception as error:
-      raise contents.as_damage('state', error) from error
-    if state_lib.state_digest(tree) != run.digest:
-      raise DamagedCheckpointError('the state differs from its digest')
-    return tree, run
+    path = self.folder / str(step)
+    return self._in_all(lambda: _read(path, template), template)
 
   def _in_all(self, restore, template):
     """Calls a function in process 0; returns (tree, run), or None, in all."""
-    restored = restore() if self._manager is not None else None
+    restored = restore() if self._processes.is_first else None
     if self._processes.is_alone:
       return restored
     tree, run = restored or (None, None)
-    run = self._broadcast_run(run)
+    run = self._broadcast(run)
     if run is None:
       return None
     if tree is None:  # only shapes and dtypes count
       tree = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), template)
     return parallel.broadcast_arrays(tree), run
 
-  def _broadcast_run(self, run):
+  def _broadcast(self, run):
     fields = self._processes.broadcast(run and run.to_json(), self._check)
     return fields and SavedRun.from_json(fields)
 
-  def read_run(self, step: int) -> SavedRun:
-    """Reads what one checkpoint says beside its arrays; in process 0.
-
-    Raises:
-      DamagedCheckpointError: if it cannot be read, or lacks a field.
-    """
-    try:
-      fields = self._manager.restore(
-        step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
-      )['run']
-      return SavedRun.from_json(fields)
-    except Exception as error:
-      raise contents.as_damage('run', error) from error
-
   def newest_run(self) -> SavedRun | None:
-    """Reads the newest checkpoint's `SavedRun` that can be read."""
-    run = None
-    if self._manager is not None:
-      # restore_newest names the damaged ones and sets them aside.
-      _, run = self.read_newest() or (None, None)
-    return self._broadcast_run(run)
-
-  def read_newest(self) -> tuple[int, SavedRun] | None:
-    """Returns step and `SavedRun` of the newest readable one; in process 0."""
-    for step in reversed(self.steps()):
-      try:
-        return step, self.read_run(step)
-      except DamagedCheckpointError:
-        continue
-    return None
+    """Reads the newest `SavedRun` that can be read, in all processes."""
+    # restore_newest names the damaged ones and sets them aside.
+    found = _newest(self.folder) if self._processes.is_first else None
+    return self._broadcast(found and found[1])
 
   def _set_aside(self, step, reason):
-    target = contents.set_aside(
-      self.folder / str(step), self.folder.parent / DAMAGED_FOLDER
-    )
-    self._manager.reload()
+    parent = self.folder.parent / DAMAGED_FOLDER
+    parent.mkdir(exist_ok=True)
+    target = parent / str(step)
+    while target.exists():
+      target = target.with_name(target.name + '_')
+    (self.folder / str(step)).rename(target)
     logging.getLogger(__name__).warning(
       'checkpoint %d is damaged (%s); it was moved to %s and the one before it'
       ' is used',
@@ -357,53 +301,116 @@ class Checkpoints:
       target,
     )
 
-  def close(self) -> None:
-    """Ends Orbax' threads; a save under way is completed.
-
-    Raises nothing: what made the run end matters more than a save that fails.
-    """
-    if self._manager is None:
-      return
-    error = self._end_threads()
-    if error is not None:
-      logging.getLogger(__name__).warning('%s', self._save_error(error))
-
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *error) -> None:
-    self.close()
+    """Completes a save under way.
 
-  def _end_threads(self):
-    """Returns the first error of the save under way once nothing writes.
-
-    Orbax raises the error of one thread before it waits for the next, which
-    could complete a checkpoint later; each error is raised once. The others
-    follow from the first.
+    Raises nothing: what made the run end matters more than a save that fails.
     """
-    errors = []
-    while len(errors) < _CLOSING_ATTEMPTS:
-      try:
-        self._manager.close()
-        break
-      except Exception as error:
-        errors.append(error)
-    if not self._read_only:
-      contents.recover_replaced(self.folder, self._replaced)
-      self._manager.reload()
-    return errors[0] if errors else None
+    try:
+      self._wait()
+    except UserError as failure:
+      logging.getLogger(__name__).warning('%s', failure)
+
+
+def _steps(folder):
+  names = [path.name for path in folder.iterdir()]
+  return sorted(
+    int(name) for name in names if re.fullmatch('0|[1-9]\\d*', name)
+  )
+
+
+def _own_process():
+  """Returns options by which Orbax waits for no other process."""
+  return orbax_options.MultiprocessingOptions(
+    primary_host=jax.process_index(),
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix='checkpoints',
+  )
+
+
+def _state_handler():
+  return ocp.StandardCheckpointHandler(multiprocessing_options=_own_process())
+
+
+@contextlib.contextmanager
+def _plain_name(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a name of the folder that Orbax and TensorStore can use.
+
+  They take brackets for a pattern and backslashes for slashes, and their paths
+  are UTF-8.
+  """
+  if not re.search(r'[][*?\\\ud800-\udfff]', str(folder)):
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as parent:
+    link = pathlib.Path(parent, 'checkpoints')
+    link.symlink_to(folder)
+    yield link
+
+
+def _read(path, template) -> tuple[dict, SavedRun]:
+  """Reads a checkpoint; see `Checkpoints.restore`."""
+  run = _read_run(path)
+  handler = _state_handler()
+  with _plain_name(path.parent) as folder:
+    state = folder / path.name / 'state'
+    try:
+      saved = handler.metadata(state).tree
+    except Exception as error:
+      raise _as_damage('metadata', error) from error
+    state_lib.refuse_misfit(saved, template, path)
+    # Orbax restores numpy arrays as what they are.
+    arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
+    try:
+      arguments = ocp.args.StandardRestore(arrays)
+      tree = handler.restore(state, args=arguments)
+    except Exception as error:
+      raise _as_damage('state', error) from error
+  if state_lib.state_digest(tree) != run.digest:
+    raise DamagedCheckpointError('the state differs from its digest')
+  return tree, run
+
+
+def _read_run(path) -> SavedRun:
+  """Reads what a checkpoint says beside its arrays."""
+  try:
+    return SavedRun.from_json(
+      json.loads((path / 'run' / 'metadata').read_bytes())
+    )
+  except Exception as error:
+    raise _as_damage('run', error) from error
+
+
+def _newest(folder) -> tuple[int, SavedRun] | None:
+  """Returns step and `SavedRun` of the newest readable checkpoint."""
+  while True:
+    steps = _steps(folder)
+    for step in reversed(steps):
+      with contextlib.suppress(DamagedCheckpointError):
+        return step, _read_run(folder / str(step))
+    if _steps(folder) == steps:  # or the run removed them just now
+      return None
+
+
+def _as_damage(part, error) -> Exception:
+  """Classifies a read error: corrupt checkpoint, or transient failure.
+
+  Setting a good checkpoint aside because memory is short would lose it.
+  """
+  transient = isinstance(error, MemoryError) or any(
+    text in str(error) for text in _TRANSIENT_TEXTS
+  )
+  if transient or getattr(error, 'errno', None) in _TRANSIENT_ERRORS:
+    return error
+  return DamagedCheckpointError(f'{part}: {error}')
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenRun:
-  """A checkpoint of a run that is not, or no longer, being trained.
-
-  Attributes:
-    config: the config that trained it.
-    class_names: names of its classes.
-    state: the network, numpy arrays.
-    saved: what the checkpoint says beside the arrays.
-  """
+  """A checkpoint of a run that is not being trained here: numpy arrays."""
 
   workdir: pathlib.Path
   config: ml_collections.ConfigDict
@@ -418,70 +425,72 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
   Args:
     which: `final`, `newest`, `best` or the number of a step.
 
-  Raises:
-    UserError: if there is no run, or no such checkpoint, or it is damaged.
+  Raises UserError if there is no run or checkpoint, or it is damaged.
   """
-  with _open_read_only(workdir) as checkpoints:
+  folder = _folder_of(workdir)
+  while True:
+    path = _find(folder, which)
     try:
-      step = _find_step(checkpoints, which)
-      saved = checkpoints.read_run(step)
-      names = list(saved.data['class_names'])
-      state = build.state_shapes(saved.config, len(names))
-      tree, _ = checkpoints.restore(step, state_lib.saved_tree(state))
-    except DamagedCheckpointError as error:
+      with files.in_use(path):
+        saved = _read_run(path)
+        names = list(saved.data['class_names'])
+        state = build.state_shapes(saved.config, len(names))
+        tree, saved = _read(path, state_lib.saved_tree(state))
+      state = state.replace(**tree)
+      return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
+    except (DamagedCheckpointError, FileNotFoundError) as error:
+      if not path.exists():
+        continue  # the run removed it just now, as it has a newer one
+      others = [step for step in _steps(folder) if str(step) != path.name]
       raise UserError(
-        f'a checkpoint in {workdir} is damaged ({error}); it has'
-        f' {checkpoints.steps()}: choose another with --checkpoint, or start'
-        ' training again, which sets the damaged one aside'
+        f'checkpoint {path} is damaged ({error}); choose another with'
+        f' --checkpoint, of {others}, or start training again, which sets the'
+        ' damaged one aside'
       ) from error
-  state = state.replace(**tree)
-  return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
 
 
 def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
   """Reads step and `SavedRun` of the newest checkpoint that can be read.
 
-  Raises:
-    UserError: if there is no run, or no such checkpoint.
+  Raises UserError if there is no run, or no such checkpoint.
   """
-  with _open_read_only(workdir) as checkpoints:
-    found = checkpoints.read_newest()
-  if found is None:
-    raise UserError(f'{checkpoints.folder} has no checkpoint that can be read')
+  folder = _folder_of(workdir)
+  if (found := _newest(folder)) is None:
+    raise UserError(f'{folder} has no checkpoint that can be read')
   return found
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
   """Returns True if `open_run` would find a checkpoint."""
-  if not _is_run(workdir):
-    return False
-  with _open_read_only(workdir) as checkpoints:
-    return bool(checkpoints.steps())
+  folder = pathlib.Path(workdir) / FOLDER
+  return folder.is_dir() and bool(_steps(folder))
 
 
-def _is_run(workdir):
-  return (pathlib.Path(workdir) / FOLDER).is_dir()
-
-
-def _open_read_only(workdir):
-  if not _is_run(workdir):
+def _folder_of(workdir):
+  folder = pathlib.Path(workdir).absolute() / FOLDER
+  if not folder.is_dir():
     raise UserError(f'{workdir} is not the folder of a run: no {FOLDER}/')
-  return Checkpoints(workdir, read_only=True)
+  return folder
 
 
-def _find_step(checkpoints, which):
-  steps = checkpoints.steps()
-  if not steps:
-    raise UserError(f'{checkpoints.folder} has no checkpoint yet')
-  newest = checkpoints.read_run(steps[-1])
-  named = {
-    'newest': steps[-1],
-    'final': newest.progress.final_step(newest.config, steps[-1]),
-    'best': newest.progress.best.step or steps[-1],
-  }
-  step = named.get(which, int(which) if which.isdigit() else None)
+def _find(folder, which):
+  """Returns the path of a checkpoint; see `open_run`."""
+  steps = _steps(folder)
+  step = int(which) if re.fullmatch('[0-9]+', which) else None
+  if step is None and steps:
+    newest, saved = read_newest(folder.parent)
+    if newest < steps[-1]:
+      logging.getLogger(__name__).warning(
+        'newer checkpoints than %d in %s cannot be read', newest, folder
+      )
+    step = {
+      'newest': newest,
+      'final': saved.progress.final_step(saved.config, newest),
+      'best': saved.progress.best.step or newest,
+    }.get(which)
   if step not in steps:
     raise UserError(
-      f'checkpoint {which!r} is not in {checkpoints.folder}, which has {steps}'
+      f'checkpoint {which!r} is not in {folder}, which has'
+      f' {steps or "none yet"}'
     )
-  return step
+  return folder / str(step)

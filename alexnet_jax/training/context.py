@@ -21,8 +21,8 @@ from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
 from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.checkpoint import SavedRun
 from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.reporting import Speed
 from alexnet_jax.training.writers import MetricWriter
@@ -113,9 +113,7 @@ def prepare(
     stop: ends the computation of the statistics.
     mean_limit: number of examples for the statistics, for trials; None: all.
 
-  Raises:
-    UserError: if the data is unfit for the config, or not that of `saved`; or
-      if config.init does not fit the network.
+  Raises UserError if config, data, network and `saved` do not fit together.
   """
   processes, mesh = distributed.current(), parallel.make_mesh()
   loaders = [build.make_loader(config, s) for s in ('train', 'validation')]
@@ -134,14 +132,23 @@ def prepare(
     frozen = transfer.frozen_names(shapes, config.init.freeze)
   pixels = pixel_statistics.no_statistics(build.pixel_options(config))
   if processes.is_first:
-    pixels = _find_statistics(
-      config, loaders[0], workdir, stop, console, mean_limit
-    )
+    total = mean_limit or training.num_examples
+    console.start(total, 0, 'image', 'mean of the pixels')
+
+    def advance(done):
+      stop.check()
+      console.advance(done)
+
+    try:
+      pixels = build.find_pixel_statistics(
+        config, loaders[0], workdir, advance, mean_limit
+      )
+    finally:
+      console.stop()
   processes.barrier(stop.check)  # it may have taken minutes
   mean, lighting = parallel.broadcast_arrays((pixels.mean, pixels.lighting))
   durations = schedule.resolve_durations(config, training.num_examples)
-  steps = build.make_steps(config, mesh, mean)
-  frozen_steps = steps
+  steps = frozen_steps = build.make_steps(config, mesh, mean)
   if frozen:
     frozen_steps = build.make_steps(config, mesh, mean, frozen=frozen)
   return RunContext(
@@ -162,51 +169,38 @@ def prepare(
   )
 
 
-def _find_statistics(config, loader, workdir, stop, console, limit):
-  """Calls `build.find_pixel_statistics`, and shows how far it is."""
-  total = limit or loader.source.num_examples
-  console.start(total, 0, 'image', 'mean of the pixels')
-
-  def advance(done):
-    stop.check()
-    console.advance(done)
-
-  try:
-    return build.find_pixel_statistics(config, loader, workdir, advance, limit)
-  finally:
-    console.stop()
-
-
 def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
   """Returns state (on the devices) and progress of a run that begins."""
   config, processes = run.config, run.processes
-  progress = Progress(schedule.PlateauState(build.learning_rate(config)))
-  if processes.is_alone:
-    state = transfer.first_state(config, run.class_names, run.console)
-    return parallel.replicate(state, run.mesh), progress
   if processes.is_first:
     state = transfer.first_state(config, run.class_names, run.console)
-    state = jax.device_get(state)
   else:
     state = jax.tree.map(
       lambda leaf: np.zeros(leaf.shape, leaf.dtype),
       build.state_shapes(config, len(run.class_names)),
     )
-  processes.barrier(run.stop.check)
-  tree = parallel.broadcast_arrays(state_lib.saved_tree(state))
-  return parallel.replicate(state.replace(**tree), run.mesh), progress
+  if not processes.is_alone:
+    processes.barrier(run.stop.check)
+    tree = jax.device_get(state_lib.saved_tree(state))
+    state = state.replace(**parallel.broadcast_arrays(tree))
+  progress = Progress(schedule.PlateauState(build.learning_rate(config)))
+  return parallel.replicate(state, run.mesh), progress
 
 
 def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
   """Restores the newest checkpoint that counts, or begins at step 0.
 
-  Raises:
-    UserError: if the checkpoints do not fit, or none of them counts.
+  Raises UserError if the checkpoints do not fit, or none of them counts.
   """
   config, mesh = run.config, run.mesh
   template = build.state_shapes(config, len(run.class_names))
   restored = checkpoints.restore_newest(state_lib.saved_tree(template))
   if restored is None:
+    if run.processes.is_first:
+      num_examples = run.train_loader.source.num_examples
+      resume.check_history(
+        run.workdir, config, num_examples, checkpoints.has_folder
+      )
     state, progress = initial_state(run)
     position = {'next_index': 0}
   else:

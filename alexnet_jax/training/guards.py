@@ -1,5 +1,6 @@
 """Guards of a run: signals, a NaN or infinite loss, a flat loss."""
 
+import contextlib
 import math
 import os
 import signal
@@ -13,32 +14,42 @@ FLAT_TOLERANCE = 0.01  # of ln(classes)
 
 
 class StopSignal:
-  """Remembers SIGTERM and Ctrl-C; a second Ctrl-C ends the process at once."""
+  """Remembers SIGTERM, SIGHUP and Ctrl-C; a second Ctrl-C ends at once."""
 
   def __init__(self):
     self.received: str | None = None
 
   def install(self) -> None:
     """Installs the handler, if this is the main thread of the process."""
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
+    if threading.current_thread() is not threading.main_thread():
+      return
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+      # nohup ignores the end of a terminal, and means it.
+      ignored = signal.getsignal(number) is signal.SIG_IGN
+      if number != signal.SIGHUP or not ignored:
         signal.signal(number, self._handle)
 
   def _handle(self, number, frame):
     del frame
-    if self.received and number == signal.SIGINT:
+    first, self.received = not self.received, signal.Signals(number).name
+    if first:
+      _say(b'interrupted: saving; Ctrl-C again ends at once')
+    elif number == signal.SIGINT:
       # At once: an exception would have to wait for threads and for the
       # devices. What a save has not finished does not count.
-      os.write(2, b'\nended at once; the newest checkpoint stays valid\n')
+      _say(b'ended at once; the newest checkpoint stays valid')
       os._exit(errors.EXIT_FAILURE)
-    if not self.received:
-      os.write(2, b'\ninterrupted: saving; Ctrl-C again ends at once\n')
-    self.received = signal.Signals(number).name
 
   def check(self) -> None:
     """Raises Interrupted if a signal came."""
     if self.received:
       raise Interrupted(self.received)
+
+
+def _say(text):
+  """Writes a line to standard error, which nobody may read any more."""
+  with contextlib.suppress(OSError):
+    os.write(2, b'\n' + text + b'\n')
 
 
 def check_finite(
@@ -47,8 +58,7 @@ def check_finite(
   """Raises if the loss is infinite or not a number.
 
   Args:
-    loss: mean loss of the update that led to `step`.
-    step: the step number after that update.
+    loss: mean loss of the update that led to `step`, or of an evaluation there.
     last_finite: the newest step whose loss was finite; `step` itself if an
       evaluation has this loss.
     saved: step of the newest checkpoint, or None.
@@ -58,18 +68,11 @@ def check_finite(
   """
   if math.isfinite(loss):
     return
-  kept = (
-    f'The newest checkpoint is of step {saved}'
-    if saved is not None
-    else 'No checkpoint was saved yet'
-  )
-  where = (
-    f'at step {step}'
-    if last_finite == step
-    else f'between steps {last_finite} and {step}'
-  )
+  where = f'between steps {last_finite} and {step}'
+  kept = f'The newest checkpoint is of step {saved}'
   raise NonFiniteLossError(
-    f'the loss is {loss} {where}. {kept}. Look'
+    f'the loss is {loss} {where if step > last_finite else f"at step {step}"}.'
+    f' {kept if saved is not None else "No checkpoint was saved yet"}. Look'
     ' for damaged images or labels; with a new --workdir try a lower'
     ' config.optimizer.learning_rate or a warm-up'
     ' (config.schedule.warmup_epochs)'

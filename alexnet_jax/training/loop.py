@@ -1,9 +1,10 @@
-"""Trains a run: set up, loop, end."""
+"""Trains a run: set up, loop, end; or tries each part of that once."""
 
 from collections.abc import Callable
 import contextlib
 import logging
 import pathlib
+import tempfile
 import time
 
 import jax
@@ -13,9 +14,9 @@ from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import context
 from alexnet_jax.training import distributed
 from alexnet_jax.training import guards
@@ -28,10 +29,13 @@ from alexnet_jax.training import resume
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.checkpoint import SavedRun
-from alexnet_jax.training.checkpoint_contents import DamagedCheckpointError
+from alexnet_jax.training.checkpoint import DamagedCheckpointError
+from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.context import LoopState
 from alexnet_jax.training.context import RunContext
+from alexnet_jax.training.progress import SavedRun
+
+_DRY_RUN_MEAN_EXAMPLES = 256
 
 
 def train_and_evaluate(
@@ -49,17 +53,14 @@ def train_and_evaluate(
 
   Args:
     config: validated, see `validation.load_config`.
-    workdir: the run's folder; made if it is missing.
     stop: asks the run to save and end.
-    console: shows what happens.
     on_evaluation: called with the step and the metrics of each evaluation,
       before it is saved; what it raises ends the run.
     profile: whether process 0 traces some steps, see `reporting.Profile`.
 
   Returns:
     The last evaluation's metrics, step, parameters, state_digest and
-    images_per_second of the training alone; None in all processes but the
-    first.
+    images_per_second of the training alone; None in other processes.
 
   Raises:
     UserError: if config, data or checkpoints do not fit.
@@ -71,18 +72,17 @@ def train_and_evaluate(
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   with contextlib.ExitStack() as stack:
     if processes.is_first:
-      stack.enter_context(_lock_folder(path))
+      stack.enter_context(_claimed(path))
+    keep = config.checkpoint.keep
     checkpoints = stack.enter_context(
-      Checkpoints(
-        path,
-        keep=config.checkpoint.keep,
-        processes=processes,
-        check=stop.check,
-      )
+      Checkpoints(path, keep=keep, processes=processes, check=stop.check)
     )
     saved = checkpoints.newest_run()
     if saved is not None:
       resume.check_config(config, path, saved.config)
+      if (other := saved.config.init.workdir) != config.init.workdir:
+        console.line(f'goes on with the weights and the mean image of {other}')
+        config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
     run = context.prepare(config, path, stop, console, saved)
     loop = context.start_loop(run, checkpoints)
@@ -97,25 +97,43 @@ def train_and_evaluate(
     loop.writer.step_losses(loop.step, loop.progress.step_losses, last=True)
     _restore_best(run, loop)
     reporting.show_end(run, loop)
-    return _result(loop) if processes.is_first else None
+    if not processes.is_first:
+      return None
+    return {
+      **loop.progress.last_evaluation,
+      **state_lib.summarize(loop.state),
+      'images_per_second': loop.speed.total(),
+    }
 
 
-def _lock_folder(path):
-  """Makes the run's folder, and locks it."""
+@contextlib.contextmanager
+def _claimed(path):
+  """Makes and locks the run's folder; a start that is refused leaves none."""
+  parents = [folder for folder in (path, *path.parents) if not folder.exists()]
   path.mkdir(parents=True, exist_ok=True)
+  entries = {entry.name for entry in path.iterdir()}
   busy = (
     f'another run is training in {path}; wait for it, end it, or take another'
     ' --workdir'
   )
-  return files.lock(path, busy)
+  with files.lock(path, busy):
+    try:
+      checkpoint.refuse_links(path)
+      yield
+    except BaseException:
+      with contextlib.suppress(OSError):  # raised by what is not empty
+        made = {entry.name for entry in path.iterdir()} - entries
+        if made <= {FOLDER, files.LOCK_FILE}:
+          if FOLDER in made:
+            (path / FOLDER).rmdir()
+          if files.LOCK_FILE in made:
+            (path / files.LOCK_FILE).unlink()
+          for folder in parents:
+            folder.rmdir()
+      raise
 
 
-def _train(
-  run: RunContext,
-  loop: LoopState,
-  on_evaluation: Callable[[int, dict], None],
-  profile: reporting.Profile,
-) -> None:
+def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
   """Trains to the end, or to a signal."""
   config, durations = run.config, run.durations
   key = parallel.replicate(build.dropout_key(config), run.mesh)
@@ -158,12 +176,17 @@ def _train(
         _save(run, loop)
       elif schedule.due(loop.step, durations.save_every):
         _save(run, loop)
-  except (Interrupted, UnreadableImageError) as error:
+  except (Interrupted, UserError, OSError) as error:
     if not (run.processes.is_alone or isinstance(error, Interrupted)):
       raise  # only this process knows: the others are a step ahead
-    _save(run, loop)
-    loop.checkpoints.wait()
-    run.console.line(f'saved step {loop.step} in {loop.checkpoints.folder}')
+    try:
+      _save(run, loop)
+      loop.checkpoints.wait()
+      run.console.line(f'saved step {loop.step} in {loop.checkpoints.folder}')
+    except (UserError, OSError):
+      # Why the run ended matters more than another error of the disk.
+      if isinstance(error, Interrupted):
+        raise
     raise
   finally:
     loop.speed.pause()
@@ -266,7 +289,7 @@ def _write_histograms(run, loop, batch, key):
   loop.speed.resume()
 
 
-def _evaluation_due(run: RunContext, loop: LoopState) -> bool:
+def _evaluation_due(run, loop):
   """Returns True if this step ends an interval or the run, unevaluated."""
   return loop.progress.evaluated_step < loop.step and (
     schedule.due(loop.step, run.durations.eval_every)
@@ -274,15 +297,8 @@ def _evaluation_due(run: RunContext, loop: LoopState) -> bool:
   )
 
 
-def _evaluate(
-  run: RunContext, loop: LoopState, on_evaluation: Callable[[int, dict], None]
-) -> None:
-  """Evaluates, and tells the schedule, early stopping and the user.
-
-  Raises:
-    NonFiniteLossError: if the loss is NaN or infinite.
-    Interrupted: if a signal came.
-  """
+def _evaluate(run, loop, on_evaluation):
+  """Evaluates, and tells the schedule, early stopping and the user."""
   loop.log.flush()  # before the clock stops: the step under way is counted
   loop.speed.pause()
   start, step, progress = time.perf_counter(), loop.step, loop.progress
@@ -294,7 +310,7 @@ def _evaluate(
   warming = 0 < step <= run.durations.warmup_steps
   progress.add_evaluation(run.config, values, step, due, warming)
   loop.writer.scalars(step, values)
-  loop.writer.classes(step, measured.pairs, run.class_names)
+  loop.writer.classes(step, measured.confusion, run.class_names)
   run.console.line(
     f'step {step}, epoch {step / run.durations.steps_per_epoch:.2f}:'
     f' validation loss {values["eval/loss"]:.4f},'
@@ -311,7 +327,7 @@ def _evaluate(
   loop.speed.resume()
 
 
-def _measure(run: RunContext, state) -> measure.Measured:
+def _measure(run, state):
   """Measures a state on the validation split."""
   try:
     return measure.evaluate(
@@ -326,7 +342,7 @@ def _measure(run: RunContext, state) -> measure.Measured:
     raise
 
 
-def _save(run: RunContext, loop: LoopState, replace: bool = False) -> None:
+def _save(run, loop, replace=False):
   """Starts to save the state; waits only for its copy to the host."""
   loop.log.flush()  # raises before a NaN state could be saved
   loop.speed.pause()
@@ -350,7 +366,7 @@ def _save(run: RunContext, loop: LoopState, replace: bool = False) -> None:
   loop.speed.resume()
 
 
-def _restore_best(run: RunContext, loop: LoopState) -> None:
+def _restore_best(run, loop):
   """Restores the best state at the end if early stopping is asked to."""
   step = loop.progress.final_step(run.config, loop.step)
   if step == loop.step:
@@ -369,10 +385,66 @@ def _restore_best(run: RunContext, loop: LoopState) -> None:
   run.console.line(f'the best state, of step {step}, is restored')
 
 
-def _result(loop: LoopState) -> dict:
-  """Returns the command's result."""
-  return {
-    **loop.progress.last_evaluation,
-    **state_lib.summarize(loop.state),
-    'images_per_second': loop.speed.total(),
-  }
+def dry_run(
+  config, stop: guards.StopSignal, console: cli.Console
+) -> dict | None:
+  """Does a start-up, a train step, an evaluation batch, a save and a restore.
+
+  The pixel mean is that of a few hundred examples; everything else is what
+  training does. Nothing is left behind.
+
+  Returns:
+    {step, parameters, state_digest, seconds of each part}; None in all
+    processes but the first.
+
+  Raises:
+    UserError: as training does.
+    RuntimeError: if the restored state differs from the saved one.
+  """
+  seconds, processes = {}, distributed.current()
+
+  @contextlib.contextmanager
+  def timed(name):
+    stop.check()
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+    console.line(f'{name}: {seconds[name]:.1f} s')
+
+  mesh = parallel.make_mesh()
+  parallel.check_batch_size(config.global_batch_size, mesh.size)
+  with tempfile.TemporaryDirectory() as folder:
+    with timed('start-up'):
+      limit = _DRY_RUN_MEAN_EXAMPLES
+      run = context.prepare(
+        config, pathlib.Path(folder), stop, console, mean_limit=limit
+      )
+      state, progress = context.initial_state(run)
+    with timed('train step'):
+      iterator = build.make_train_iter(
+        config, run.train_loader, 1, mesh, run.lighting
+      )
+      batch = run.to_devices(next(iterator))
+      key = build.dropout_key(config)
+      state, sums = run.steps_at(0).train(state, batch, key)
+      float(sums['loss'])
+    with timed('evaluation batch'):
+      first = next(build.make_eval_iter(config, run.eval_loader, mesh))
+      measure.evaluate(run.steps.evaluate, state, [first], run.to_devices)
+    with timed('save and restore'):
+      tree = state_lib.saved_tree(state)
+      position = iterator.get_state()
+      with Checkpoints(
+        folder, processes=processes, check=stop.check
+      ) as checkpoints:
+        checkpoints.save(
+          tree, SavedRun(config, run.data_record, progress, position)
+        )
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(1, tree)
+      if state_lib.state_digest(restored) != state_lib.state_digest(tree):
+        raise RuntimeError('the restored state differs from the saved one')
+  console.line('the dry run went through; nothing was kept')
+  if not processes.is_first:
+    return None
+  return {**state_lib.summarize(state), 'seconds': seconds}

@@ -13,6 +13,7 @@ import scipy.sparse
 
 from alexnet_jax import validation
 from alexnet_jax.data import loader as loader_lib
+from alexnet_jax.data.folder import FolderSource
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
@@ -21,6 +22,8 @@ from alexnet_jax.training import metrics
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
+
+_DIVIDED = ('folder', 'tar', 'parquet')  # where they have no validation split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +53,14 @@ class Measured:
     values: {eval/loss (nats), eval/top1, eval/top5 (shares), eval/macro_f1,
       ...}: sums in float64, divided once at the end; see also
       `metrics.averaged_measures`.
-    pairs: counts of (true class, predicted class), sparse.
+    confusion: counts of (true class, predicted class), int64 [classes,
+      classes], sparse.
     predictions: for every example.
   """
 
   values: dict[str, float]
-  pairs: scipy.sparse.csr_array
+  confusion: scipy.sparse.csr_array
   predictions: Predictions
-
-  @property
-  def confusion(self) -> np.ndarray:
-    """The same as `pairs`, int64 [classes, classes]."""
-    return self.pairs.toarray()
 
 
 def evaluate(
@@ -114,24 +113,29 @@ def evaluate(
     }
   )
   counts = predictions.counts
-  pairs = metrics.confusion_matrix(
+  confusion = metrics.confusion_matrix(
     predictions.labels[counts], predictions.classes[counts, 0], num_classes
   )
-  averages = metrics.averaged_measures(pairs)
+  averages = metrics.averaged_measures(confusion)
   values = metrics.ratios(total, 'eval') | {
     f'eval/{name}': value for name, value in averages.items()
   }
-  return Measured(values, pairs, predictions)
+  return Measured(values, confusion, predictions)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A trained network on the devices of this process, and its config."""
+  """A trained network on the devices of this process, and its config.
+
+  `data_path` is '' where its data lies as in training.
+  """
 
   workdir: pathlib.Path
   config: ml_collections.ConfigDict
   class_names: list[str]
   state: state_lib.TrainState
+  saved: checkpoint.SavedRun
+  data_path: str
   mesh: jax.sharding.Mesh
   steps: build.Steps
 
@@ -171,6 +175,8 @@ def load_network(
     config=run.config,
     class_names=run.class_names,
     state=parallel.replicate(run.state, mesh),
+    saved=run.saved,
+    data_path=data_path,
     mesh=mesh,
     steps=build.make_steps(run.config, mesh, mean, top=top, crops=crops),
   )
@@ -194,25 +200,41 @@ def warn_of_crops(network: Network, crops: int) -> None:
 
 
 def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
-  """Returns a loader of a split of the network's data; see `build.make_loader`.
+  """Returns a loader of a split of the network's data.
+
+  The data of the training is divided as there, wherever it lies now. Other data
+  is not: it is measured whole, if it has no validation split of its own.
+
+  Args:
+    split: see `build.make_loader`.
 
   Raises:
     UserError: if the data is not there, or has other classes than the network.
   """
   workdir, data = network.workdir, network.config.data
+  classes = network.class_names
   if data.path == transfer.NO_DATA:
     raise UserError(
       f'{workdir} holds imported weights, and no data was named: give'
       f' --data_path DIR (config.data.source is {data.source}), or'
       ' load them again with --data_source'
     )
+  config = network.config
+  if is_other := _is_other_data(network):
+    config = config.copy_and_resolve_references()
+    config.data.val_fraction, config.data.folds = 0.0, 0
+    split = 'all' if split == 'validation' else split
   try:
-    loader = build.make_loader(network.config, split)
+    loader = build.make_loader(config, split)
   except UserError as error:
     if str(error).startswith('split'):
       raise
     raise UserError(f'{error} (for this command: --data_path DIR)') from error
   names, source = list(loader.source.class_names), loader.source
+  some = isinstance(source, FolderSource) and set(names) < set(classes)
+  if is_other and some:  # a test folder may lack a class
+    loader.source = source = _relabelled(source, classes)
+    names = classes
   if not transfer.same_classes(names, network.class_names):
     raise UserError(
       f'{source.name} has {transfer.describe_classes(names)}, but the network'
@@ -226,4 +248,28 @@ def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
       ' are used, in its order',
       file=sys.stderr,
     )
+  if is_other:
+    print(
+      f'note: {source.name} is not the data of the training; all'
+      f' {source.num_examples:,} examples in it are measured',
+      file=sys.stderr,
+    )
   return loader
+
+
+def _relabelled(source, class_names):
+  """Returns a folder of some of the classes with the labels of the network."""
+  numbers = np.array([class_names.index(n) for n in source.class_names])
+  labels = np.int32(numbers[source.labels])
+  return dataclasses.replace(source, labels=labels, class_names=class_names)
+
+
+def _is_other_data(network):
+  """Returns True if --data_path names data that was not trained on."""
+  if not network.data_path or network.config.data.source not in _DIVIDED:
+    return False
+  try:
+    training = build.make_source(network.config, 'train')
+  except UserError:  # there is too little of it to divide
+    return True
+  return training.fingerprint != network.saved.data.get('fingerprint')

@@ -190,16 +190,26 @@ class DeviceBatches:
     """Returns the next batch. Raises StopIteration after the last."""
     if self._ahead is None:
       self.fetch()
-    batch, self.iterator_state = self._ahead
-    self._ahead = None
+    ahead, self._ahead = self._ahead, None
+    if isinstance(ahead, Exception):
+      raise ahead
+    batch, self.iterator_state = ahead
     if batch is None:
       raise StopIteration
     return batch
 
   def fetch(self) -> None:
-    """Starts the transfer of the batch that `take` returns next."""
+    """Starts the transfer of the batch that `take` returns next.
+
+    If the batch cannot be read, `take` raises the error: the step that is under
+    way comes to its end before.
+    """
     start = time.perf_counter()
-    batch = next(self._iterator, None)
+    try:
+      batch = next(self._iterator, None)
+    except Exception as error:
+      self._ahead = error
+      return
     self.wait_seconds += time.perf_counter() - start
     if batch is not None:
       batch = self._to_devices(batch)

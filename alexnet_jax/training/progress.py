@@ -1,12 +1,21 @@
-"""The host's part of a run's state: metrics, plateau, early stopping."""
+"""The host's part of a run's state: what a checkpoint holds besides arrays."""
 
+from collections.abc import Mapping
 import dataclasses
+import importlib.metadata
+import platform
 
+import ml_collections
+
+from alexnet_jax import config as config_lib
 from alexnet_jax.training import guards
 from alexnet_jax.training import metrics
 from alexnet_jax.training import schedule
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+_PACKAGES += ('numpy', 'simplejpeg', 'pillow', 'numba')  # they decide pixels
 
 
 @dataclasses.dataclass
@@ -19,7 +28,7 @@ class Best:
 
 @dataclasses.dataclass
 class Progress:
-  """The part of a run's state that lives on the host; JSON in a checkpoint.
+  """What a run remembers of its evaluations and of the steps since a log point.
 
   Attributes:
     plateau: see `schedule.update_plateau`.
@@ -42,28 +51,16 @@ class Progress:
   train_sums: dict = dataclasses.field(default_factory=dict)
   step_losses: list = dataclasses.field(default_factory=list)
 
-  def to_json(self) -> dict:
-    """Returns the fields as an object for JSON."""
-    return dataclasses.asdict(self)
-
-  @classmethod
-  def from_json(cls, fields: dict) -> 'Progress':
-    """Returns what `to_json` gave."""
-    return cls(
-      **{
-        **fields,
-        'plateau': PlateauState(**fields['plateau']),
-        'stopping': StoppingState(**fields['stopping']),
-        'best': Best(**fields['best']),
-      }
-    )
-
   def final_step(self, config, newest: int) -> int:
     """Returns the step a run ends with: the best if it restores that."""
-    stopping = config.early_stopping
-    if stopping.enabled and stopping.restore_best:
-      return self.stopping.best_step or newest
-    return newest
+    options, stopping = config.early_stopping, self.stopping
+    if not (options.enabled and options.restore_best):
+      return newest
+    if self.evaluated_step == newest:
+      # Early stopping did not see it if it is off the interval.
+      value = self.last_evaluation[options.monitor]
+      stopping = schedule.update_stopping(options, stopping, value, newest)
+    return stopping.best_step or newest
 
   def add_evaluation(
     self, config, values: dict, step: int, due: bool, warming: bool = False
@@ -75,8 +72,7 @@ class Progress:
         run would have none, and plateau and early stopping do not see it.
       warming: whether it is of the warm-up, which the plateau does not see.
     """
-    self.evaluated_step = step
-    self.last_evaluation = values
+    self.evaluated_step, self.last_evaluation = step, values
     monitor = config.checkpoint.monitor
     value = values[monitor]
     if schedule.is_improvement(value, self.best.value, monitor):
@@ -93,6 +89,63 @@ class Progress:
       self.stopping = schedule.update_stopping(
         stopping, self.stopping, values[stopping.monitor], step
       )
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of packages that decide numbers."""
+  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {'python': platform.python_version(), **found}
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+  """The part of a checkpoint that is not arrays."""
+
+  config: ml_collections.ConfigDict
+  # `build.data_record`; weights from elsewhere have class_names alone.
+  data: Mapping
+  progress: Progress
+  iterator: Mapping  # the position of the training batches
+  devices: int = 1
+  processes: int = 1
+  num_microbatches: int = 1  # of a device's batch, see `step.accumulate`
+  imported: Mapping | None = None  # where weights from elsewhere come from
+  digest: str = ''  # `state.state_digest`; set by `Checkpoints.save`
+  versions: Mapping = dataclasses.field(default_factory=versions)
+
+  @property
+  def num_steps(self) -> int:
+    """Returns how many steps the run was to have; 0 of imported weights."""
+    if 'num_examples' not in self.data:
+      return 0
+    return schedule.resolve_durations(
+      self.config, self.data['num_examples']
+    ).num_steps
+
+  def is_done(self, step: int) -> bool:
+    """Returns True if the run ended with this step, its newest."""
+    return self.progress.stopping.stopped or step >= self.num_steps
+
+  def to_json(self) -> dict:
+    """Returns the fields as an object for JSON."""
+    config, progress = self.config.to_dict(), dataclasses.asdict(self.progress)
+    return {**vars(self), 'config': config, 'progress': progress}
+
+  @classmethod
+  def from_json(cls, fields: Mapping) -> 'SavedRun':
+    """Returns what `to_json` gave.
+
+    Raises:
+      ValueError: naming the fields that are missing or unknown.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    if wrong := sorted(names ^ fields.keys()):
+      raise ValueError(f'missing or unknown: {", ".join(wrong)}')
+    config, saved = config_lib.from_dict(fields['config']), fields['progress']
+    kinds = {'plateau': PlateauState, 'stopping': StoppingState, 'best': Best}
+    parts = {name: kind(**saved[name]) for name, kind in kinds.items()}
+    progress = Progress(**{**saved, **parts})
+    return cls(**{**fields, 'config': config, 'progress': progress})
 
 
 class TrainLog:
@@ -129,10 +182,9 @@ class TrainLog:
     loss = sums['loss'] / sums['count']
     guards.check_finite(loss, step, self._last_finite, self.saved_step)
     self._last_finite = step
-    self._progress.step_losses.append(float(f'{loss:.7g}'))
-    self._progress.train_sums = metrics.add_sums(
-      self._progress.train_sums, sums
-    )
+    progress = self._progress
+    progress.step_losses.append(float(f'{loss:.7g}'))
+    progress.train_sums = metrics.add_sums(progress.train_sums, sums)
 
   def take(self) -> tuple[dict[str, float], list[float]]:
     """Returns and forgets (means, loss of each step) since the last call."""

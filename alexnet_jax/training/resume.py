@@ -7,6 +7,8 @@ checkpoints counts.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
+import itertools
 import pathlib
 import socket
 
@@ -18,12 +20,14 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
-from alexnet_jax.training.checkpoint import SavedRun
-from alexnet_jax.training.checkpoint_contents import versions
+from alexnet_jax.training import schedule
+from alexnet_jax.training import writers
 from alexnet_jax.training.distributed import ProcessGroup
+from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.progress import versions
 
 # Where the data lies, and how fast it is read, may differ between processes.
-_OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch')
+_OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch', 'init.workdir')
 _MOST_ROWS = 32  # of the table of processes
 
 
@@ -36,37 +40,36 @@ def check_processes(
   """Compares the processes of a run, and shows them in one table.
 
   Raises:
-    UserError: in process 0, which ends the others: if the processes have
-      different numbers or kinds of devices, configs or versions, or fewer
-      processes came than expected.
+    UserError: in process 0, which ends the others: if they differ in devices,
+      config or versions, or fewer came than expected.
   """
   if processes.is_alone:
     return
   devices = jax.local_devices()
   flat = config_lib.flatten(config_lib.from_dict(config.to_dict()))
   own = {
-    'host': socket.gethostname(),
-    'number of processes': str(processes.count),
+    'processes': processes.count,
     'devices': f'{len(devices)} x {devices[0].device_kind}',
-    'processes': jax.process_count(),
-    'versions': versions(),
-    'config': {
-      key: repr(value) for key, value in flat.items() if key not in _OWN_KEYS
-    },
+    **{f'config.{k}': repr(flat[k]) for k in flat if k not in _OWN_KEYS},
+    **versions(),
   }
-  everybody = processes.gather(own, check)
+  everybody = processes.gather([socket.gethostname(), own], check)
   if everybody is None:
     return
-  for index, other in enumerate(everybody):
-    _refuse_other(index, other, own)
-  if own['processes'] != processes.count:
+  for index, (host, other) in enumerate(everybody):
+    if changes := _changes(own, other, show=str):
+      raise UserError(
+        f'process {index}, on {host}, differs from process 0:{changes}\nStart'
+        ' all processes with the same command, in the same environment'
+      )
+  if jax.process_count() != processes.count:
     raise UserError(
       f'{processes.count} processes were started, but JAX sees'
-      f' {own["processes"]}: are all of them on the same kind of device?'
+      f' {jax.process_count()}: are all of them on the same kind of device?'
     )
   rows = {
-    f'process {index}': f'{other["host"]}: {other["devices"]}'
-    for index, other in enumerate(everybody[:_MOST_ROWS])
+    f'process {index}': f'{host}: {other["devices"]}'
+    for index, (host, other) in enumerate(everybody[:_MOST_ROWS])
   }
   if more := processes.count - len(rows):
     rows['...'] = f'{more} more'
@@ -74,95 +77,92 @@ def check_processes(
   console.table(title, rows)
 
 
-def _refuse_other(index, other, own):
-  for name in ('number of processes', 'devices', 'config', 'versions'):
-    before, after = own[name], other[name]
-    if before == after:
-      continue
-    changes = f'{before} -> {after}'
-    if isinstance(before, dict):
-      changes = _lines(files.differences(before, after), show=str)
-    raise UserError(
-      f'process {index}, on {other["host"]}, differs from process 0 in {name}:'
-      f'\n  {changes}'
-      '\nStart all processes with the same command, in the same environment'
-    )
+def _changes(before, now, show=repr):
+  """Returns a line `key: before -> now` of each value that differs."""
+  return ''.join(
+    f'\n  {key}: {show(old)} -> {show(new)}'
+    for key, (old, new) in files.differences(before, now).items()
+  )
 
 
 def check_config(config, workdir: pathlib.Path, stored) -> None:
-  """Refuses a config that trains otherwise than the run did so far.
-
-  Raises:
-    UserError: naming the keys that differ.
-  """
+  """Raises UserError naming the keys with which it would train otherwise."""
   if changes := config_lib.training_changes(stored, config):
+    length = any(change.startswith('config.num_') for change in changes)
     raise UserError(
       f'{workdir} was trained with another config:\n  '
       + '\n  '.join(changes)
       + '\nTake these values, or another --workdir, or delete this one'
-      + (
-        ' (the length of a run shapes its cosine schedule)'
-        if any(change.startswith('config.num_') for change in changes)
-        else ''
-      )
+      + ' (the length of a run shapes its cosine schedule)' * length
+    )
+
+
+def check_history(
+  workdir: pathlib.Path, config, num_examples: int, has_folder: bool
+) -> None:
+  """Refuses to begin anew over the history of a run that had checkpoints.
+
+  A run makes the folder of its checkpoints before its first row, and completes
+  a save before the next one begins: beyond the second one it had a checkpoint.
+
+  Args:
+    config: counts if the run's folder has none.
+    num_examples: of the training split.
+    has_folder: whether a folder for checkpoints was there.
+  """
+  rows = writers.read_rows(workdir)
+  last = max((row['step'] for row in rows), default=0)
+  with contextlib.suppress(UserError):
+    config = config_lib.read_config(workdir)
+  durations = schedule.resolve_durations(config, num_examples)
+  intervals = durations.eval_every, durations.save_every
+  saves = (
+    step
+    for step in range(1, last)
+    if any(schedule.due(step, every) for every in intervals)
+  )
+  if rows and (not has_folder or len([*itertools.islice(saves, 2)]) == 2):
+    raise UserError(
+      f'{workdir} has the history of a run up to step {last}, but no'
+      ' checkpoint: put its checkpoints/ back, or mount its disk; to begin anew'
+      ' take another --workdir, or delete this one'
     )
 
 
 def check_data_record(
   workdir: pathlib.Path, before: Mapping, now: Mapping
 ) -> None:
-  """Refuses to go on with other data than the run had.
+  """Raises UserError naming what differs in the data that the run had.
 
   Args:
     before: `build.data_record` when the run began.
     now: the same of the data as it is.
-
-  Raises:
-    UserError: naming what differs.
   """
-  changes = files.differences({key: before.get(key) for key in now}, now)
-  if changes:
+  if changes := _changes({key: before.get(key) for key in now}, now):
     raise UserError(
-      f'the data of {workdir} has changed since its checkpoint:\n  '
-      + _lines(changes)
-      + '\nPut the data back, or take another --workdir'
+      f'the data of {workdir} has changed since its checkpoint:{changes}'
+      '\nPut the data back, or take another --workdir'
     )
 
 
 def check_same_data(
   processes: ProcessGroup, record: Mapping, check: Callable[[], None]
 ) -> None:
-  """Refuses to train if the processes found different data.
-
-  Raises:
-    UserError: in process 0, naming what differs.
-  """
+  """Raises UserError in process 0 if the processes found different data."""
   everybody = processes.gather(record, check) or []
   for index, other in enumerate(everybody):
-    if changes := files.differences(everybody[0], other):
+    if changes := _changes(everybody[0], other):
       raise UserError(
-        f'process {index} has other data than process 0:\n  '
-        + _lines(changes)
-        + '\nGive all processes the same data'
+        f'process {index} has other data than process 0:{changes}'
+        '\nGive all processes the same data'
       )
-
-
-def _lines(changes, show=repr):
-  return '\n  '.join(
-    f'{key}: {show(before)} -> {show(now)}'
-    for key, (before, now) in changes.items()
-  )
 
 
 def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
   """Refuses other statistics of batch norms than the run had.
 
   They are those of a microbatch, whose size also depends on the number of
-  devices.
-
-  Raises:
-    UserError: naming the value that gives as many microbatches as before, or a
-      batch size that cannot be divided.
+  devices. The UserError names the value that gives as many as before.
   """
   number = build.num_microbatches(config, mesh)
   has_batch_norm = config.model.norm == 'batch' or config.model.norm_hidden
@@ -202,11 +202,8 @@ def describe(
     f'config.{key}: {old!r} -> {new!r}'
     for key, (old, new) in files.differences(stored, given).items()
   ]
-  before = {
-    **saved.versions,
-    'devices': saved.devices,
-    'processes': saved.processes,
-  }
+  machine = {'devices': saved.devices, 'processes': saved.processes}
+  before = {**saved.versions, **machine}
   now = {**versions(), 'devices': mesh.size, 'processes': processes.count}
   if changes := [
     f'{name} {old} -> {new}'

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from alexnet_jax import files
+from alexnet_jax.errors import NonFiniteLossError
+from alexnet_jax.errors import UserError
+
 SAVED_FIELDS = ('step', 'params', 'opt_state', 'batch_stats', 'ema_params')
 
 
@@ -19,8 +23,6 @@ class TrainState(train_state.TrainState):
 
   Attributes:
     step: int32 [], the number of updates applied.
-    params: the parameters.
-    opt_state: state of the optimizer.
     batch_stats: running statistics of batch norms.
     ema_params: a moving average of the parameters; empty if none is kept.
   """
@@ -104,12 +106,10 @@ def leaf_name(path) -> str:
 def state_digest(tree: dict) -> str:
   """Returns a SHA-256 of a state; two runs are equal exactly if it is.
 
+  It is over the names, shapes, dtypes and bytes of all but the step.
+
   Args:
     tree: `saved_tree` of a state, on the host or on devices.
-
-  Returns:
-    64 hexadecimal digits over the names, shapes, dtypes and bytes of all but
-    the step.
   """
   sha = hashlib.sha256()
   fields = {name: field for name, field in tree.items() if name != 'step'}
@@ -118,6 +118,47 @@ def state_digest(tree: dict) -> str:
     sha.update(f'{name}\0{array.shape}\0{array.dtype}\0'.encode())
     sha.update(array.reshape(-1).view(np.uint8).data)
   return sha.hexdigest()
+
+
+def refuse_non_finite(tree: dict) -> None:
+  """Raises NonFiniteLossError if a parameter is infinite or not a number.
+
+  Args:
+    tree: `saved_tree` of numpy arrays.
+  """
+  for name, leaf in leaf_names(tree['params']).items():
+    if not np.isfinite(leaf).all():
+      raise NonFiniteLossError(
+        f'step {int(tree["step"])} is not saved: {name} is not finite. With a'
+        ' new --workdir try a lower config.optimizer.learning_rate or a warm-up'
+      )
+
+
+def refuse_misfit(saved: dict, template: dict, path) -> None:
+  """Raises UserError naming each array of another dtype or shape.
+
+  Args:
+    saved: the tree of the checkpoint `path`; leaves have a dtype and a shape.
+    template: the network's tree.
+  """
+  found, wanted = (
+    {
+      name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+      for name, leaf in leaf_names(tree).items()
+    }
+    for tree in (saved, template)
+  )
+  lines = [
+    f'  {name}: the checkpoint has {theirs or "nothing"}, this network'
+    f' {ours or "nothing"}'
+    for name, (theirs, ours) in files.differences(found, wanted).items()
+  ]
+  if lines:
+    raise UserError(
+      f'{path} is of another network:\n'
+      + '\n'.join(lines)
+      + '\nUse its config or another --workdir'
+    )
 
 
 def summarize(state: TrainState) -> dict:

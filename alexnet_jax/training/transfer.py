@@ -52,11 +52,7 @@ def describe_classes(names: Sequence[str]) -> str:
 
 
 def check_init(config, class_names: Sequence[str]) -> None:
-  """Refuses a config.init.workdir whose weights do not fit the network.
-
-  Raises:
-    UserError: if there is no such run, or parameters or classes differ.
-  """
+  """Raises UserError if the weights of config.init.workdir do not fit."""
   init = config.init
   if not init.workdir:
     return
@@ -75,11 +71,7 @@ def check_init(config, class_names: Sequence[str]) -> None:
 def first_state(
   config, class_names: Sequence[str], console: cli.Console
 ) -> TrainState:
-  """Returns a fresh state, or one with the weights of another run.
-
-  Args:
-    console: told where the weights come from, and what is different here.
-  """
+  """Returns a fresh state, or one with the weights of another run."""
   model = build.make_model(config, len(class_names))
   state = build.make_state(config, model)
   init = config.init
@@ -101,11 +93,12 @@ def first_state(
   return state
 
 
-def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+def matching(
+  names: Sequence[str], patterns: Sequence[str], key: str = 'patterns'
+) -> frozenset[str]:
   """Returns the names that a pattern fits, as a whole or by their layer.
 
-  Raises:
-    UserError: naming the patterns that fit nothing.
+  Raises UserError naming the config key and the patterns that fit nothing.
   """
   found = {
     pattern: {
@@ -119,7 +112,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
   if idle := [pattern for pattern, fits in found.items() if not fits]:
     layers = sorted({name.split('/')[0] for name in names})
     raise UserError(
-      f'no parameter fits {", ".join(map(repr, idle))}; the layers are'
+      f'{key}: no parameter fits {", ".join(map(repr, idle))}; the layers are'
       f' {", ".join(layers)}'
     )
   return frozenset().union(*found.values())
@@ -128,15 +121,10 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
 def frozen_names(state: TrainState, patterns: Sequence[str]) -> frozenset[str]:
   """Returns the names of the parameters that do not train.
 
-  Raises:
-    UserError: if a pattern of config.init.freeze fits nothing, or all of them
-      fit everything.
+  Raises UserError if a pattern fits nothing, or they fit everything.
   """
   names = list(leaf_names(state.params))
-  try:
-    frozen = matching(names, patterns)
-  except UserError as error:
-    raise UserError(f'config.init.freeze: {error}') from error
+  frozen = matching(names, patterns, 'config.init.freeze')
   if len(frozen) == len(names):
     raise UserError(
       f'config.init.freeze is {tuple(patterns)!r}: nothing is left to train'
@@ -153,7 +141,6 @@ def start_from(
   used.
 
   Args:
-    other: of a run that was trained.
     skip: patterns of parameters that stay as they are in `state`; statistics of
       batch norms go with their layer's parameters.
     name: of the other run, for messages.
@@ -183,17 +170,10 @@ def transferred(
 ) -> list[str]:
   """Returns names of the parameters that `start_from` takes from the other.
 
-  The states may be of shapes.
-
-  Raises:
-    UserError: naming every parameter that the other lacks or has in another
-      shape, unless it is skipped.
+  Raises UserError naming each that the other lacks or has in another shape.
   """
   mine, theirs = leaf_names(state.params), leaf_names(other.eval_params)
-  try:
-    skipped = matching(list(mine), skip)
-  except UserError as error:
-    raise UserError(f'config.init.skip: {error}') from error
+  skipped = matching(list(mine), skip, 'config.init.skip')
   wanted = {key: w for key, w in mine.items() if key not in skipped}
   misfits = [
     f'  {key}: {_shape(theirs.get(key))} there, {_shape(w)} here'

@@ -8,6 +8,7 @@ import pytest
 
 from alexnet_jax import runtime
 from alexnet_jax import validation
+from alexnet_jax.bench import gpus
 from alexnet_jax.bench import plan
 from alexnet_jax.bench import report
 from alexnet_jax.bench import step_ours
@@ -23,11 +24,11 @@ def in_the_repository(monkeypatch):
   monkeypatch.chdir(commands.ROOT)
 
 
-@pytest.mark.parametrize('name', plan.DESCRIBED)
+@pytest.mark.parametrize('name', gpus.DESCRIBED)
 def test_descriptions_come_with_the_package(name):
-  gpu = plan.load_gpu(name)
+  gpu = gpus.load_gpu(name)
   assert name.upper() in gpu['name']
-  assert all(gpu[key]['source'] for key in plan.FIGURES)
+  assert all(gpu[key]['source'] for key in gpus.FIGURES)
   # XLA's description says the same of memory and bandwidth.
   for key, figure in (
     ('device_memory_size', 'memory'),
@@ -51,7 +52,7 @@ def test_descriptions_come_with_the_package(name):
   ],
 )
 def test_peaks_are_found_by_the_name_of_the_device(kind, dtype, teraflops):
-  found = plan.gpu_peak(kind, dtype)
+  found = gpus.gpu_peak(kind, dtype)
   assert (found and found[0] / 1e12) == teraflops
   assert not found or 'NVIDIA' in found[1]
 
@@ -75,7 +76,7 @@ def test_cores_and_memory_of_this_process():
 
 
 def own_description(tmp_path, old, new):
-  content = (plan.TARGETS / 'h100.toml').read_text()
+  content = (gpus.TARGETS / 'h100.toml').read_text()
   assert old in content
   path = tmp_path / 'mine.toml'
   path.write_text(content.replace(old, new))
@@ -84,7 +85,7 @@ def own_description(tmp_path, old, new):
 
 def test_an_own_description(tmp_path):
   path = own_description(tmp_path, 'value = 450e9', 'value = 32e9')
-  assert plan.load_gpu(path)['link_bandwidth']['value'] == 32e9
+  assert gpus.load_gpu(path)['link_bandwidth']['value'] == 32e9
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_an_own_description(tmp_path):
 )
 def test_bad_descriptions(tmp_path, old, new, message):
   with pytest.raises(UserError, match=message):
-    plan.load_gpu(own_description(tmp_path, old, new))
+    gpus.load_gpu(own_description(tmp_path, old, new))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_jax import errors
 from alexnet_jax import validation
-from alexnet_jax.bench import plan
+from alexnet_jax.bench import gpus
 from alexnet_jax.bench import step
 from alexnet_jax.bench import step_peers
 from alexnet_jax.bench import workers
@@ -140,7 +140,7 @@ def test_ratios_are_within_rounds_and_shares_of_the_peak(measure):
   assert torch['ratio'] == 3.0
   assert ours['compile_seconds'] == 7.0
   # 300 FLOP an image, 4 images a second, on two GPUs.
-  peak, _ = plan.gpu_peak('NVIDIA A10', 'float32')
+  peak, _ = gpus.gpu_peak('NVIDIA A10', 'float32')
   assert ours['share_of_peak'] == pytest.approx(1200 / (2 * peak))
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import struct
+import sys
 import tarfile
 import zlib
 
@@ -156,17 +157,26 @@ def test_an_image_can_be_odd_in_several_ways():
   assert contents.examine(jpeg(1), 'name without suffix') == []
 
 
-@pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP'])
-def test_unreadable_is_what_training_cannot_decode(file_format):
+@pytest.mark.parametrize(
+  'whole',
+  [
+    encode(noise(0)),
+    encode(noise(0, 160, 160), progressive=True),
+    encode(noise(0), 'PNG'),
+    encode(noise(0), 'WEBP'),
+  ],
+  ids=['baseline', 'progressive', 'png', 'webp'],
+)
+def test_unreadable_is_what_training_cannot_decode(whole):
   rng = np.random.default_rng(0)
-  whole = encode(noise(0), file_format)
   outcomes = set()
   for trial in range(60):
     content = bytearray(whole)
     if trial % 2:
       del content[rng.integers(len(content)) :]
     else:
-      content[rng.integers(len(content))] ^= rng.integers(1, 256)
+      start = rng.integers(len(content))
+      content[start : start + trial] = rng.bytes(trial)
     try:
       decoding.decode(bytes(content))
       readable = True
@@ -184,6 +194,7 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
   files = {
     'train/cat/notes.txt': b'text',
     'train/cat/photo.jpg_': jpeg(50),
+    'train/cat/phone.heic': b'ftypheic',
     'train/loose.jpg': jpeg(51),
     'train/cow/1.jpg': jpeg(52),
     'val/horse/1.jpg': jpeg(53),
@@ -204,7 +215,10 @@ def test_a_folder_in_a_bad_state_is_examined_to_the_end(tmp_path):
     ('error', 'empty_class'): one('train/void'),
     ('error', 'class_only_in_validation'): one('val/horse'),
     ('warning', 'class_not_in_validation'): (2, ['cow', 'void']),
-    ('warning', 'unknown_suffix'): one('train/cat/photo.jpg_'),
+    ('warning', 'unknown_suffix'): (
+      2,
+      ['train/cat/phone.heic', 'train/cat/photo.jpg_'],
+    ),
     ('warning', 'loose_image'): one('train/loose.jpg'),
   }
   assert result['splits']['train']['examples'] == 5
@@ -628,6 +642,8 @@ def test_check_accepts_the_raw_sets_that_training_does(raw_set, change, fits):
     ('dataset_info.json', 'array_record', 'tfrecord', False),
     ('dataset_info.json', '"4"', '"-4"', False),
     ('dataset_info.json', '{SPLIT}', '../{SPLIT}', False),
+    ('dataset_info.json', '"4"', f'"{10**30}"', False),
+    ('dataset_info.json', '"train"', '"test"', False),
     ('dataset_info.json', '"validation"', '"dev"', False),
   ],
 )
@@ -638,6 +654,19 @@ def test_check_accepts_the_tfds_sets_that_training_does(
   path = write_tfds(tmp_path, splits) / file
   path.write_text(path.read_text().replace(old, new, 1 if old else 0))
   assert agree(tmp_path, 'tfds', '--config.data.tfds_name=pets') == fits
+
+
+def test_a_description_runs_no_code(tmp_path, monkeypatch):
+  features = write_tfds(tmp_path, pets()) / 'features.json'
+  text = features.read_text()
+  package = 'tensorflow_datasets.core.features.text_feature'
+  features.write_text(text.replace(package, 'evil_feature'))
+  assert features.read_text() != text
+  write(tmp_path, {'evil_feature.py': b'from tensorflow_datasets import *'})
+  monkeypatch.syspath_prepend(tmp_path)
+  assert prepare(['check', str(tmp_path)]) == 0
+  assert prepare(['tfds', '--name=pets', f'--data_dir={tmp_path}']) == 0
+  assert 'evil_feature' not in sys.modules
 
 
 @pytest.mark.parametrize('fits', [True, False])
@@ -659,10 +688,10 @@ def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
 def test_a_tfds_set_is_chosen_by_name(tmp_path):
   write_tfds(tmp_path, pets())
   write_tfds(tmp_path, {'train': pets()['test']}, name='plants')
-  with pytest.raises(UserError, match=r'--name: pets, plants'):
+  with pytest.raises(UserError, match='--name: pets, plants'):
     check(str(tmp_path))
-  for path in (tmp_path, tmp_path / 'plants', tmp_path / 'plants' / '1.0.0'):
-    assert check(str(path), 'plants')['splits']['train']['examples'] == 2
+  for path, name in ((tmp_path, 'plants'), (tmp_path / 'plants', '')):
+    assert check(str(path), name)['splits']['train']['examples'] == 2
   with pytest.raises(UserError, match="no TFDS set 'cars'"):
     check(str(tmp_path), 'cars')
 

@@ -92,7 +92,7 @@ def test_a_loader_tells_why_a_file_cannot_be_used(tmp_path):
   assert loader.unreadable == {
     str(junk): 'it is no image of a known kind',
     str(tmp_path / 'gone'): 'No such file or directory',
-    str(tmp_path): 'Is a directory',
+    str(tmp_path): 'it is no plain file',
   }
   with pytest.raises(UnreadableImageError, match='gone: No such file'):
     Loader(source, 8).pixels(2)
@@ -182,6 +182,8 @@ def test_a_test_folder_without_classes_is_left_out(tmp_path, caplog):
     ('train/a/1.png Training/a/1.png', 'has 2 folders for train'),
     ('a/train/x/1.png a/val/x/2.png b/train/x/3.png b/val/x/4.png', '/a holds'),
     ('train/a.png', 'named like splits'),
+    ('valid/a/1.png other/b/1.png', r'\(valid\)'),
+    ('valid/1.png train/1.png cat/1.png', r'\(train, valid\)'),
   ],
 )
 def test_folders_of_splits_are_no_classes(tmp_path, files, message):
@@ -190,8 +192,9 @@ def test_folders_of_splits_are_no_classes(tmp_path, files, message):
 
 
 def test_classes_may_be_named_like_splits(tmp_path):
-  make_classes(tmp_path, bullet_train=5, cat=5, dog=5, test_tube=5, train=5)
-  assert sizes(tmp_path) == [20, 5]
+  vehicles = dict.fromkeys(['bullet_train', 'cat', 'dog', 'test_tube'], 5)
+  assert sizes(make_classes(tmp_path / '1', **vehicles, train=5)) == [20, 5]
+  assert sizes(make_classes(tmp_path / '2', valid=5, invalid=5)) == [8, 2]
 
 
 def test_one_folder_for_both_splits_is_refused(tmp_path):

@@ -20,13 +20,6 @@ def test_center_square_of_the_right_size_only_cuts():
   )
 
 
-def test_center_square_halves_by_averaging():
-  image = photo(8, 12)
-  blocks = image.reshape(4, 2, 6, 2, 3).astype(float).mean((1, 3))
-  actual = images.center_square(image, 4)
-  assert np.abs(actual - blocks[:, 1:5]).max() <= 0.5
-
-
 SIDES = st.integers(1, 2000)
 MODES = st.sampled_from(['RGB', 'L', 'CMYK', 'P', 'RGBA', 'LA', '1', 'I;16'])
 

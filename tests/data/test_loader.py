@@ -3,6 +3,7 @@ import threading
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from alexnet_jax.data import folder
@@ -17,22 +18,19 @@ from tests.data.pictures import noise
 from tests.data.pictures import write
 
 
-@pytest.fixture
-def overlooked(tmp_path):
-  """Photographs of which one has damage that its decoder overlooks."""
-  whole = encode(noise(0, 40, 40))
+@pytest.mark.parametrize('progressive', [False, True])
+def test_damage_that_is_overlooked_is_named_once(progressive, tmp_path, caplog):
+  whole = encode(noise(0, 40, 40), progressive=progressive)
   middle = whole.index(b'\xff\xda') + 300
   damaged = whole[:middle] + bytes(20) + whole[middle + 20 :]
   write(tmp_path, {'cat/a.jpg': damaged, 'dog/a.jpg': whole})
-  return folder.list_folder(tmp_path)
-
-
-def test_overlooked_damage_is_named_once(overlooked, caplog):
-  loader = Loader(overlooked, 32)
+  loader = Loader(folder.list_folder(tmp_path), 32)
   for _ in range(3):
-    for index in (0, 1):
-      pixels, _ = loader.pixels(index)
-      assert pixels.shape == (40, 40, 3)
+    for index, name in ((1, 'dog/a.jpg'), (0, 'cat/a.jpg')):
+      pixels, label = loader.pixels(index)
+      with PIL.Image.open(tmp_path / name) as image:
+        np.testing.assert_array_equal(pixels, image)
+      assert label == index
   assert caplog.text.count('decoded all the same') == 1
   assert 'cat/a.jpg' in caplog.text
   assert not loader.unreadable

@@ -209,6 +209,7 @@ def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
     ({'label': 'class'}, 'one must be named label or labels or fine_label'),
     ({'kind': pa.string()}, 'column image is string; it has no bytes'),
     ({'kind': pa.struct([('path', pa.string())])}, 'it has no bytes'),
+    ({'kind': pa.list_(pa.binary())}, r'is list<.*binary>; it has no bytes'),
     ({'copies': ['image']}, "'width', 'image'.*one must be named image"),
     ({'copies': ['label']}, "'width', 'label'.*one must be named label"),
     ({'label_kind': pa.float32()}, 'is float, neither whole numbers nor text'),
@@ -217,7 +218,8 @@ def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
 def test_columns_that_do_not_fit(tmp_path, options, message):
   rows = make_rows(6)
   if kind := options.get('kind'):
-    value = 'a.jpg' if kind == pa.string() else {'path': 'a.jpg'}
+    value = {'path': 'a.jpg'} if pa.types.is_struct(kind) else 'ab'
+    value = [b'a', b'b'] if pa.types.is_list(kind) else value
     rows = [(value, label) for _, label in rows]
   write(tmp_path / 'train.parquet', rows, **options)
   with pytest.raises(UserError, match=message) as info:

@@ -103,12 +103,15 @@ def layouts(tmp_path_factory):
     ('d/a-Training-0 d/a-testing-0', 'd/a-Training-0', 'd/a-testing-0'),
     ('0 1 2', '0 1 2', ''),
     ('valley-0 trains-0', 'valley-0 trains-0', ''),
+    ('trainData0 valData0 TESTData0', 'trainData0', 'valData0'),
+    ('a/TRAIN/0 a/Dev/0 a/eval/0', 'a/TRAIN/0', 'a/Dev/0'),
     # A word that all names have says nothing.
     (
       'speed-test-train-0 speed-test-val-0',
       'speed-test-train-0',
       'speed-test-val-0',
     ),
+    ('train-set-train train-set-val', 'train-set-train', 'train-set-val'),
     ('my-test/train-0 my-test/val-0', 'my-test/train-0', 'my-test/val-0'),
     # Left out: for both splits, or for none.
     ('train-0 train-val-0', 'train-0', ''),
@@ -258,51 +261,27 @@ def test_the_labels_of_a_tfds_set_are_read_once(layouts, monkeypatch):
   assert (open_fold(layouts, 'tfds', 'train', 0).labels == expected).all()
 
 
-def test_raw_squares_take_the_fast_path_and_are_the_same(layouts, monkeypatch):
-  part = open_fold(layouts, 'raw', 'train', 1)
-
-  def batches(source, slow):
-    loader = Loader(source, SIZE)
-    if slow:
-      monkeypatch.setattr(Loader, 'square_addresses', lambda *_: None)
-    batches = train_iter(
-      loader,
-      num_steps=4,
-      global_batch_size=5,
-      seed=3,
-      crop_size=SIZE - 4,
-      prefetch=0,
-    )
-    return list(batches)
-
-  fast = batches(part, slow=False)
+@pytest.mark.parametrize('kind', ['raw', 'synthetic'])
+def test_squares_in_memory_take_the_fast_path(layouts, monkeypatch, kind):
+  part = open_fold(layouts, kind, 'train', 1, 3)
+  size = 20 if kind == 'synthetic' else SIZE  # those are resized once, and kept
   copied = []
-  monkeypatch.setattr(pipeline, '_copy_squares', lambda *a: copied.append(a))
-  batches(part, slow=False)
-  assert len(copied) == 4
-  assert_same(fast, batches(part, slow=True))
-  assert len(copied) == 4
-
-
-def test_squares_of_a_part_are_kept_and_the_same(monkeypatch):
-  part = sources.make_source('synthetic', 'train', folds=3, fold=1)
+  copy = pipeline._copy_squares
+  monkeypatch.setattr(
+    pipeline, '_copy_squares', lambda *a: copied.append(a) or copy(*a)
+  )
 
   def batches():
-    made = train_iter(
-      Loader(part, 20),
-      num_steps=-(-part.num_examples // 64),
-      global_batch_size=64,
-      seed=3,
-      crop_size=16,
+    options = {'num_steps': 4, 'global_batch_size': 5, 'seed': 3}
+    return list(
+      train_iter(Loader(part, size), crop_size=size - 4, prefetch=0, **options)
     )
-    return list(made)
 
-  kept = batches()
-  monkeypatch.setattr(pipeline, '_copy_squares', None)  # it would be called
-  with pytest.raises(TypeError):
-    batches()
+  fast = batches()
+  assert len(copied) == 4
   monkeypatch.setattr(Loader, 'square_addresses', lambda *_: None)
-  assert_same(kept, batches())
+  assert_same(fast, batches())
+  assert len(copied) == 4
 
 
 def test_the_mean_is_that_of_the_fold(layouts, tmp_path):

@@ -1,19 +1,23 @@
 """Sets in the layout of TFDS, and what their description may say."""
 
+import contextlib
 import json
 import shutil
 import sys
 
 import pytest
 
+from alexnet_jax import validation
 from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
 from tests.data.pictures import encode
 from tests.data.pictures import noise
 from tests.data.pictures import write
+from tests.system import commands
 
 TRAIN, VALIDATION = 19, 4  # examples, in files of 7
 
@@ -103,6 +107,9 @@ def test_splits_are_those_of_tfds(made_set, split):
     'train[3]',
     'train[:120%]',
     'train[:99]',
+    'train[:1.5]',
+    'train[:1.5shard]',
+    f'train[:{"9" * 400}%]',
     'train[4:4]',
     '',
   ],
@@ -133,18 +140,29 @@ def test_a_part_has_its_own_records(made_set, split):
     ('train[:3]+train[5:]', 'train[3:5]', False),
   ],
 )
-def test_splits_that_share_examples(made_set, first, second, shared):
-  splits = open_split(made_set, first), open_split(made_set, second)
-  out = made_set.parent.parent / 'raw'
-  command = ['raw', '--source', 'tfds', '--path', str(made_set.parent.parent)]
-  command += ['--tfds_name', 'in', '--tfds_train_split', first, '--size', '8']
-  command += ['--tfds_eval_split', second, '--out', f'{out}_of_it']
+def test_splits_that_share_examples(made_set, tmp_path, first, second, shared):
+  data_dir = str(made_set.parent.parent)
+  command = ['raw', '--source', 'tfds', '--path', data_dir, '--size', '8']
+  command += ['--tfds_name', 'in', '--tfds_train_split', first]
+  command += ['--tfds_eval_split', second, '--out', str(tmp_path / 'raw')]
   assert prepare(command) == (2 if shared else 0)
-  if shared:
-    with pytest.raises(UserError, match='share examples'):
-      tfds_records.check_disjoint(*splits)
-  else:
-    tfds_records.check_disjoint(*splits)
+  recipe = commands.write_recipe(
+    tmp_path,
+    data__source='tfds',
+    data__path=data_dir,
+    data__tfds_name='in',
+    data__tfds_train_split=first,
+    data__tfds_eval_split=second,
+    global_batch_size=4,
+  )
+  config = validation.load_config([f'--config={recipe}'])
+  opened = [build.make_source(config, split) for split in sources.SPLITS]
+  with (
+    pytest.raises(UserError, match='share examples')
+    if shared
+    else contextlib.nullcontext()
+  ):
+    build.check_examples(config, *opened)
 
 
 def test_a_class_of_somebody_else_is_not_imported(

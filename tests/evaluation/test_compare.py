@@ -10,8 +10,6 @@ import pytest
 
 from alexnet_jax import main as train_main
 from alexnet_jax.evaluation import compare
-from alexnet_jax.evaluation import figures
-from alexnet_jax.evaluation import run_record
 from alexnet_jax.training import writers
 from tests import browser
 from tests.system import commands
@@ -24,21 +22,12 @@ CHANGES = {
 STEPS = 16
 
 
-def compare_runs(capsys, *arguments):
-  """(exit code, result of --json, errors) of the command in this process."""
-  capsys.readouterr()
-  code = compare.main([*map(str, arguments), '--json'])
-  out, err = capsys.readouterr()
-  return code, json.loads(out) if out else None, err
-
-
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, small):
   """{name: folder of a run}."""
   folder = tmp_path_factory.mktemp('runs')
-  recipe = commands.write_recipe(
-    folder, **small, num_steps=STEPS, eval_every_steps=5
-  )
+  lengths = {'num_steps': STEPS, 'eval_every_steps': 5, 'save_every_steps': 4}
+  recipe = commands.write_recipe(folder, **small, **lengths, checkpoint__keep=9)
   for name, changes in CHANGES.items():
     arguments = ['--config', str(recipe), '--workdir', str(folder / name)]
     arguments += ['--config.report=False', *changes]
@@ -46,10 +35,31 @@ def runs(tmp_path_factory, small):
   return {name: folder / name for name in CHANGES}
 
 
-def test_repetitions_have_a_mean_and_its_error(runs, tmp_path, capsys):
-  one, two = runs['one'], runs['other seed']
-  out = tmp_path / 'out'
-  code, result, err = compare_runs(capsys, '--workdirs', one, two, '--out', out)
+@pytest.fixture
+def call(tmp_path, capsys):
+  """Calls the command; (exit code, result of --json, errors)."""
+
+  def function(*arguments):
+    capsys.readouterr()
+    out = ['--out', tmp_path / 'out', '--json']
+    code = compare.main([str(a) for a in (*arguments, *out)])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+  return function
+
+
+def until(run, step, copy):
+  """A copy of a run, as if it had been interrupted at a step."""
+  shutil.copytree(run, copy)
+  for checkpoint in (copy / 'checkpoints').iterdir():
+    if int(checkpoint.name) > step:
+      shutil.rmtree(checkpoint)
+  return copy
+
+
+def test_repetitions_have_a_mean_and_its_error(runs, tmp_path, call):
+  code, result, err = call(runs['one'], runs['other seed'])
   assert code == 0
   assert result['notes'] == []
   (group,) = result['groups']
@@ -57,33 +67,33 @@ def test_repetitions_have_a_mean_and_its_error(runs, tmp_path, capsys):
   assert group['seeds'] == [0, 1]
   losses = [row['loss'] for row in result['runs']]
   assert losses[0] != losses[1]
-  assert group['loss']['mean'] == pytest.approx(sum(losses) / 2)
   # Of two numbers the sample deviation is their distance by the root of 2.
-  expected = abs(losses[0] - losses[1]) / 2**0.5
-  assert group['loss']['deviation'] == pytest.approx(expected)
-  assert group['loss']['standard_error'] == pytest.approx(expected / 2**0.5)
+  deviation = abs(losses[0] - losses[1]) / 2**0.5
+  assert group['loss'] == pytest.approx(
+    {
+      'mean': sum(losses) / 2,
+      'deviation': deviation,
+      'standard_error': deviation / 2**0.5,
+    }
+  )
   assert 'Mean ± standard error' in err
-  dom = browser.open_page(out / 'index.html')
-  rows = dom.tables['Mean ± standard error'].rows
-  assert rows[1][0].text == 'one, other seed'
-  assert f'{sum(losses) / 2:.4f} ± {expected / 2**0.5:.4f}' in [
-    cell.text for cell in rows[1]
-  ]
+  dom = browser.open_page(tmp_path / 'out' / 'index.html')
+  row = [cell.text for cell in dom.tables['Mean ± standard error'].rows[1]]
+  assert row[0] == 'one, other seed'
+  assert f'{sum(losses) / 2:.4f} ± {deviation / 2**0.5:.4f}' in row
   keys = dom.tables['Keys of the config that differ'].rows
   assert [row[0].text for row in keys[1:]] == ['log_every_steps', 'seed']
 
 
-def test_the_numbers_are_those_of_the_run(runs, tmp_path, capsys):
-  _, result, _ = compare_runs(
-    capsys, '--workdirs', *runs.values(), '--out', tmp_path / 'out'
-  )
+def test_the_numbers_are_those_of_the_run(runs, tmp_path, call):
+  _, result, _ = call(*runs.values())
   assert [row['name'] for row in result['runs']] == list(CHANGES)
   for row in result['runs']:
     history = writers.read_rows(row['workdir'])
     last = [r for r in history if 'eval/loss' in r][-1]
-    for name in run_record.MEASURES:
+    for name in compare.MEASURES:
       assert row[name] == last[f'eval/{name}']
-    assert row['steps'] == STEPS
+    assert row['steps'] == row['measured_step'] == STEPS
     examples = 60 if row['name'] == 'other_data' else 30
     assert row['epochs'] == STEPS * 8 / examples
     # One convolution of 3 x 3 with stride 2 on 24 pixels, pooled to 5, and
@@ -93,10 +103,9 @@ def test_the_numbers_are_those_of_the_run(runs, tmp_path, capsys):
     assert row['training_flops_per_image'] == 6 * (conv + dense) - 2 * conv
     assert row['parameters'] == 27 * 8 + 8 + 200 * 8 + 8 + 8 * 3 + 3
   names = [pathlib.Path(file).name for file in result['files']]
-  assert names == [
-    *('table.csv', 'validation.png', 'training_loss.png', 'index.html')
-  ]
-  for name in names[1:3]:  # not white: lines of as many colors as runs
+  pictures = ['validation.png', 'training_loss.png']
+  assert names == ['table.csv', *pictures, 'index.html']
+  for name in pictures:  # not white: lines of as many colors as runs
     picture = matplotlib.image.imread(tmp_path / 'out' / name)[..., :3]
     colors = np.unique(np.round(picture * 255).reshape(-1, 3), axis=0)
     for number in range(len(CHANGES)):
@@ -104,30 +113,25 @@ def test_the_numbers_are_those_of_the_run(runs, tmp_path, capsys):
       assert (np.abs(colors - wanted).max(1) < 2).any()
   with (tmp_path / 'out' / 'table.csv').open() as file:
     table = list(csv.DictReader(file))
-  assert [row['name'] for row in table] == list(CHANGES)
-  for row, expected in zip(table, result['runs'], strict=True):
-    assert float(row['loss']) == expected['loss']
-    assert int(row['parameters']) == expected['parameters']
+  assert table == [
+    {key: str(value) for key, value in row.items()} for row in result['runs']
+  ]
 
 
-def test_other_data_is_noted_in_table_and_page(runs, tmp_path, capsys):
-  out = tmp_path / 'out'
-  code, result, err = compare_runs(
-    capsys, '--workdirs', *runs.values(), '--out', out
-  )
-  assert code == 0
+def test_other_data_is_noted_in_table_and_page(runs, tmp_path, call):
+  _, result, err = call(*runs.values())
   one, again, other = (row['eval_fingerprint'] for row in result['runs'])
   assert one == again != other
   validation, training = result['notes']
   assert 'validation data differs, so their measures do not' in validation
   assert 'compare: one, other seed | other_data.' in validation
   assert 'training data differs' in training
-  assert 'NOTE: The validation data differs' in err
-  dom = browser.open_page(out / 'index.html')
+  assert f'NOTE: {validation}' in err
+  dom = browser.open_page(tmp_path / 'out' / 'index.html')
   assert any(validation in text for text in dom.texts)
 
 
-def test_the_time_is_that_of_the_training_alone(tmp_path):
+def test_the_time_is_that_of_the_training_alone():
   """8 images a step; 4 steps at 16 images/s, 4 at 32, and 2 without speed."""
   rows = [
     {'step': 1, 'train/loss': 1.0},  # it compiled
@@ -136,53 +140,61 @@ def test_the_time_is_that_of_the_training_alone(tmp_path):
     {'step': 9, 'train/loss': 1.0, 'images_per_second': 32.0},
     {'step': 9, 'eval/loss': 1.0},
   ]
-
-  speed = run_record.speed(rows, 10, 8)
+  speed = compare.speed(rows, 10, 8)
   assert speed['images_per_second'] == pytest.approx(64 / 3)
   assert speed['training_seconds'] == pytest.approx(3 * 10 / 8)
-  assert set(run_record.speed(rows[:1], 10, 8).values()) == {None}
+  assert set(compare.speed(rows[:1], 10, 8).values()) == {None}
 
 
-def test_the_curves_are_those_of_the_histories(runs):
-  found = [run_record.load(str(f), n) for n, f in runs.items()]
-  for unit, length in (('steps', STEPS), ('epochs', STEPS * 8 / 30)):
-    figure = compare.draw_validation(found, unit)
-    for axes, key in zip(figure.axes, ('eval/top1', 'eval/loss'), strict=True):
-      line = axes.get_lines()[0]
-      rows = [row for row in found[0].rows if key in row]
-      assert list(line.get_ydata()) == [row[key] for row in rows]
-      assert line.get_xdata()[-1] == pytest.approx(length)
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == list(CHANGES)
-  steps, losses = figures.step_losses(found[1].rows)
-  assert steps.tolist() == list(range(1, STEPS + 1))
-  mean, deviation = compare.draw_training_loss(found, 'steps').axes
-  assert mean.get_lines()[1].get_ydata()[-1] == pytest.approx(losses.mean())
-  deviations = deviation.get_lines()[1].get_ydata()
-  assert deviations[-1] == pytest.approx(np.std(losses))
+@pytest.mark.parametrize('unit', ['steps', 'epochs'])
+def test_the_curves_are_those_of_the_histories(runs, unit):
+  found = [compare.load(str(f), n) for n, f in runs.items()]
+  end = STEPS if unit == 'steps' else STEPS * 8 / 30
+  validation, training = compare.draw(found, unit).values()
+  for axes, key in zip(validation.axes, ('top1', 'loss'), strict=True):
+    line = axes.get_lines()[0]
+    rows = [row for row in found[0].rows if 'eval/loss' in row]
+    assert list(line.get_ydata()) == [row[f'eval/{key}'] for row in rows]
+    assert line.get_xdata()[-1] == pytest.approx(end)
+  names = [text.get_text() for text in validation.legends[0].get_texts()]
+  assert names == list(CHANGES)
+  losses = [v for r in found[0].rows for v in r.get(writers.STEP_LOSSES, [])]
+  assert len(losses) == STEPS
+  for axes, value in zip(
+    training.axes, (np.mean(losses), np.std(losses)), strict=True
+  ):
+    line = axes.get_lines()[0]
+    assert line.get_ydata()[-1] == pytest.approx(value)
+    assert line.get_xdata()[-1] == pytest.approx(end)
 
 
-def test_a_run_under_way_is_named(runs, tmp_path, capsys):
-  """Its newest checkpoint is before the end, its history beyond it."""
-  copy = tmp_path / 'copy' / 'one'
-  shutil.copytree(runs['one'], copy)
-  shutil.rmtree(copy / 'checkpoints' / str(STEPS))
-  code, result, _ = compare_runs(
-    capsys, '--workdirs', runs['one'], copy, '--out', tmp_path / 'out'
-  )
+def test_only_finished_runs_of_different_seeds_are_repetitions(
+  runs, tmp_path, call
+):
+  """The interrupted one shows the measures of step 10, and says so."""
+  copy = until(runs['one'], STEPS, tmp_path / 'copy')
+  under_way = until(runs['other seed'], 12, tmp_path / 'a' / 'other seed')
+  code, result, _ = call(runs['one'], under_way, copy, runs['other seed'])
   assert code == 0
-  names = [row['name'] for row in result['runs']]
-  assert names == [str(runs['one']), str(copy)]  # both are called `one`
-  assert result['runs'][1]['steps'] == 15
-  assert result['notes'] == [f'Not done yet: {copy} (step 15 of 16).']
-  assert run_record.load(str(copy), 'one').rows[-1]['step'] == 15
-  history = writers.read_rows(copy)
-  assert history[-1]['step'] == 16
-  row = next(r for r in history if r['step'] == 15 and 'eval/loss' in r)
-  assert result['runs'][1]['loss'] == row['eval/loss']
+  (group,) = result['groups']
+  assert group['runs'] == ['one', str(runs['other seed'])]
+  row = result['runs'][1]
+  assert row['name'] == str(under_way)  # two are called `other seed`
+  assert (row['steps'], row['measured_step']) == (12, 10)
+  history = writers.read_rows(under_way)
+  measured = [r for r in history if r['step'] == 10 and 'eval/loss' in r]
+  assert row['loss'] == measured[0]['eval/loss']
+  assert result['notes'] == [
+    f'Not done yet: {under_way} (step 12 of 16).',
+    'copy has recipe and seed of one, so it is no repetition.',
+  ]
+  dom = browser.open_page(tmp_path / 'out' / 'index.html')
+  cells = [[c.text for c in r[:2]] for r in dom.tables['Validation'].rows]
+  assert cells[:2] == [['run', 'at step'], ['one', '16']]
+  assert cells[2] == [str(under_way), '10']
 
 
-def test_the_final_state_may_be_an_earlier_one(runs, small, tmp_path, capsys):
+def test_the_final_state_may_be_an_earlier_one(small, tmp_path, call, capsys):
   recipe = commands.write_recipe(
     tmp_path,
     **small,
@@ -194,25 +206,28 @@ def test_the_final_state_may_be_an_earlier_one(runs, small, tmp_path, capsys):
   )
   workdir = tmp_path / 'run'
   arguments = ['--config', str(recipe), '--workdir', str(workdir)]
-  capsys.readouterr()
   assert train_main.main([*arguments, '--config.report=False', '--json']) == 0
   trained = json.loads(capsys.readouterr().out)
-  assert trained['step'] < 12
-  run = run_record.load(str(workdir), 'run')
-  assert run.final_step == trained['step']
-  assert run.step == 12
-  assert run.is_done
-  assert run.values['loss'] == trained['eval/loss']
+  _, result, _ = call(workdir)
+  assert result['notes'] == []  # it is done
+  row = result['runs'][0]
+  assert row['measured_step'] == trained['step'] < row['steps'] == 12
+  assert row['loss'] == trained['eval/loss']
 
 
-def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
-  out = ['--out', tmp_path / 'out']
-  code, _, err = compare_runs(capsys, '--workdirs', tmp_path, *out)
-  assert code == 2
-  assert 'is not the folder of a run' in err
-  code, _, err = compare_runs(
-    capsys, '--workdirs', runs['one'], f'{runs["one"]}/', *out
-  )
-  assert code == 2
-  assert 'twice' in err
+def test_what_is_no_run_is_refused(runs, tmp_path, call):
+  for workdirs, message in (
+    ([tmp_path], 'is not the folder of a run'),
+    ([runs['one'], f'{runs["one"]}/'], 'twice'),
+    ([], 'there is no run'),
+  ):
+    code, _, err = call(*workdirs)
+    assert code == 2
+    assert message in err
   assert not (tmp_path / 'out').exists()
+
+
+def test_runs_may_stand_after_a_flag(runs, call):
+  code, result, _ = call('--workdirs', runs['one'], runs['other_data'])
+  assert code == 0
+  assert [row['name'] for row in result['runs']] == ['one', 'other_data']

@@ -1,91 +1,204 @@
-"""Ten crops and ensembles of whole runs, by the commands."""
+"""Center crops, ten crops and ensembles of whole runs, by the commands."""
 
 import json
 
+import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from alexnet_jax import validation
 from alexnet_jax.cli import Console
+from alexnet_jax.data.prepare import __main__ as prepare
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
+from alexnet_jax.evaluation import report
+from alexnet_jax.training import build
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
-from tests.evaluation import loops
+from alexnet_jax.training import measure
 from tests.system import commands
+
+
+def train(folder, name='run', **changes):
+  """A few steps of a small network; the run's folder."""
+  recipe = commands.write_recipe(folder, **{'num_steps': 10, **changes})
+  config = validation.load_config([f'--config={recipe}'])
+  workdir = str(folder / name)
+  loop.train_and_evaluate(config, workdir, guards.StopSignal(), Console())
+  return workdir
 
 
 @pytest.fixture(scope='module')
 def runs(small, tmp_path_factory):
   """Two runs on 15 validation images, which no batch divides."""
   folder = tmp_path_factory.mktemp('runs')
-  for seed in (0, 1):
-    recipe = commands.write_recipe(
-      folder, **small, num_steps=10, seed=seed, model__dropout=0.0
-    )
-    config = validation.load_config([f'--config={recipe}'])
-    config.data.synthetic_examples = 60
-    loop.train_and_evaluate(
-      config, str(folder / str(seed)), guards.StopSignal(), Console()
-    )
-  return [str(folder / str(seed)) for seed in (0, 1)]
+  changes = {**small, 'data__synthetic_examples': 60}
+  return [
+    train(folder, str(seed), seed=seed, model__dropout=0.0, **changes)
+    for seed in (0, 1)
+  ]
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+  """Of many sizes, 13 of 3 classes for validation; also as a raw set."""
+  folder = tmp_path_factory.mktemp('photographs')
+  rng = np.random.default_rng(0)
+  for number in range(37):
+    split = 'val' if number < 13 else 'train'
+    path = folder / 'folder' / split / f'class_{number % 3}' / f'{number}.jpg'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    patches = rng.integers(0, 256, (5, 6, 3), np.uint8)
+    size = tuple(int(side) for side in rng.integers(30, 90, 2))
+    smooth = PIL.Image.fromarray(patches).resize(size, PIL.Image.BICUBIC)
+    smooth.save(path, quality=95)
+  raw = ['raw', '--source', 'folder', '--path', str(folder / 'folder')]
+  assert prepare.main([*raw, '--out', str(folder / 'raw'), '--size', '28']) == 0
+  return folder
 
 
 def result(capsys, command, *arguments):
+  """(result of --json, errors) of a command."""
+  capsys.readouterr()
   assert command.main([*arguments, '--json']) == 0
-  return json.loads(capsys.readouterr().out.splitlines()[-1])
+  out, err = capsys.readouterr()
+  return json.loads(out.splitlines()[-1]), err
+
+
+def probabilities(workdir, num_crops):
+  """A plain loop over images and crops: ([examples, classes], labels)."""
+  run = measure.load_network(workdir)
+  loader = measure.make_eval_loader(run, 'validation')
+  mean = build.stored_mean(run.config, workdir)
+  state = jax.device_get(run.state)
+  apply = jax.jit(state.apply_fn)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  size, rows, labels = run.config.data.crop_size, [], []
+  for index in range(loader.source.num_examples):
+    square, label = loader.square(index)
+    free = loader.resize_size - size
+    corners = [(free // 2, free // 2)]
+    if num_crops == 10:
+      corners += [(0, 0), (0, free), (free, 0), (free, free)]
+    views = [square[t : t + size, x : x + size] for t, x in corners]
+    if num_crops == 10:
+      views += [view[:, ::-1] for view in views]
+    assert len(views) == num_crops
+    pixels = (np.stack(views).astype(np.float32) - mean) / run.config.data.std
+    logits = np.asarray(apply(variables, pixels), np.float64)
+    powers = np.exp(logits)
+    rows.append((powers / powers.sum(1, keepdims=True)).mean(0))
+    labels.append(label)
+  return np.array(rows), np.array(labels)
+
+
+def check(values, mean, labels):
+  """Compares measures with those of plain loops."""
+  order = np.argsort(-mean, axis=1, kind='stable')
+  own = mean[np.arange(len(labels)), labels]
+  top5 = (order[:, :5] == labels[:, None]).any(1).mean()
+  wanted = -np.log(own).mean(), (order[:, 0] == labels).mean(), top5
+  found = [values[f'eval/{key}'] for key in ('loss', 'top1', 'top5')]
+  assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_evaluate_equals_a_loop(runs, capsys):
-  values = result(capsys, evaluate, '--workdir', runs[0])
-  mean, labels = loops.probabilities(runs[0], 1)
-  assert len(labels) == values['examples'] == 15
+  values, _ = result(capsys, evaluate, '--workdir', runs[0])
+  check(values, *probabilities(runs[0], 1))
+  assert values['examples'] == 15
   assert values['crops'] == 1
   assert values['images_per_second'] > 0
-  for key, value in loops.expected_values(mean, labels).items():
-    assert values[key] == pytest.approx(value, rel=1e-5), key
+
+
+@pytest.mark.parametrize(
+  ('source', 'norm', 'parallel'),
+  [
+    ('folder', 'batch', 'pmap'),
+    pytest.param('raw', 'lrn', 'shard_map', marks=pytest.mark.slow),
+  ],
+)
+def test_ten_crops_equal_a_plain_loop(
+  source, norm, parallel, small, photographs, tmp_path, capsys
+):
+  changes = {
+    **small,
+    'data__source': source,
+    'data__path': str(photographs / source),
+    'data__mean': 'image',
+    'model__norm': norm,
+    'model__norm_layers': (1,),
+    'global_batch_size': 12,  # does not divide 13
+  }
+  workdir = train(tmp_path, parallel=parallel, **changes)
+  values, err = result(capsys, evaluate, '--workdir', workdir, '--crops', '10')
+  assert 'warning' not in err
+  shares, labels = probabilities(workdir, 10)
+  assert len(labels) == values['examples'] == 13
+  check(values, shares, labels)
+  # Neither the center alone nor the corners give these numbers.
+  center, _ = probabilities(workdir, 1)
+  assert np.abs(center - shares).max() > 1e-3
+
+
+def test_what_ten_crops_are_not_good_for_is_said(small, tmp_path, capsys):
+  changes = {'data__crop_size': 28, 'data__random_flip': False}
+  workdir = train(tmp_path, **{**small, **changes, 'num_steps': 1})
+  one, two = ('--workdir', workdir, '--crops'), (workdir, workdir, '--crops')
+  _, err = result(capsys, evaluate, *one, 'center')
+  assert 'warning' not in err
+  for command, words in ((evaluate, one), (ensemble, two)):
+    _, err = result(capsys, command, *words, '10')
+    assert f'{workdir}: half of the ten crops are mirrored' in err
+    assert f'{workdir}: the ten crops are two' in err
+
+
+@pytest.mark.parametrize('command', [evaluate, ensemble, report])
+def test_measuring_shows_how_far_it_is(runs, capsys, monkeypatch, command):
+  """Without a terminal by a line now and then."""
+  monkeypatch.setattr(evaluate, '_LINE_SECONDS', 1e-9)
+  arguments = runs if command is ensemble else ['--workdir', runs[0]]
+  _, err = result(capsys, command, *arguments)
+  assert 'evaluation: 8 of 15 images' in err
 
 
 @pytest.mark.parametrize('num_crops', ['center', '10'])
 def test_an_ensemble_averages_probabilities(runs, capsys, num_crops):
-  values = result(capsys, ensemble, *runs, '--crops', num_crops)
+  values, _ = result(capsys, ensemble, *runs, '--crops', num_crops)
   count = 10 if num_crops == '10' else 1
-  each = [loops.probabilities(workdir, count) for workdir in runs]
-  mean, labels = (each[0][0] + each[1][0]) / 2, each[0][1]
-  for key, value in loops.expected_values(mean, labels).items():
-    assert values[key] == pytest.approx(value, rel=1e-5), key
+  each = [probabilities(workdir, count) for workdir in runs]
+  labels = each[0][1]
+  check(values, (each[0][0] + each[1][0]) / 2, labels)
   assert values['examples'] == len(labels)
   for member, (own, _) in zip(values['members'], each, strict=True):
-    for key, value in loops.expected_values(own, labels).items():
-      assert member[key] == pytest.approx(value, rel=1e-5), key
+    check(member, own, labels)
   # Neither is the other, nor what they say together.
   losses = {round(m['eval/loss'], 5) for m in (values, *values['members'])}
   assert len(losses) == 3
 
 
-def test_checkpoints_of_one_run_are_members_too(runs, capsys):
-  values = result(capsys, ensemble, f'{runs[0]}:10', f'{runs[0]}:final')
+def test_checkpoints_of_one_run_are_members(runs, capsys):
+  members = [f'{runs[0]}:10', f'{runs[0]}:final']
+  values, _ = result(capsys, ensemble, '--workdirs', *members)
   first, second = values['members']
   assert first == second
   assert values['eval/loss'] == pytest.approx(first['eval/loss'], rel=1e-6)
 
 
 def test_members_must_be_measured_on_the_same(runs, small, tmp_path, capsys):
-  recipe = commands.write_recipe(
-    tmp_path, **{**small, 'data__synthetic_classes': 4}, num_steps=1
-  )
-  config = validation.load_config([f'--config={recipe}'])
-  other = str(tmp_path / 'other')
-  loop.train_and_evaluate(config, other, guards.StopSignal(), Console())
-  assert ensemble.main([runs[0], other]) == 2
-  assert f'the classes of {other} are not those' in capsys.readouterr().err
-  assert ensemble.main([runs[0]]) == 2
-  assert 'there is one network' in capsys.readouterr().err
-  assert ensemble.main([runs[0], f'{runs[1]}:7']) == 2
-  err = capsys.readouterr().err
-  assert "checkpoint '7' is not in" in err
-  assert 'top-1' not in err  # before anything is measured
-  assert ensemble.main([runs[0], str(tmp_path / 'none')]) == 2
+  other = train(tmp_path, **{**small, 'data__synthetic_classes': 4})
+  capsys.readouterr()
+  for members, message in (
+    ([runs[0], other], f'the classes of {other} are not those'),
+    ([runs[0]], 'there is one network'),
+    ([], 'there is no network'),
+    ([runs[0], f'{runs[1]}:7'], "checkpoint '7' is not in"),
+    ([runs[0], str(tmp_path / 'none')], 'is not the folder of a run'),
+  ):
+    assert ensemble.main(members) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert 'top-1' not in err  # before anything is measured
   with pytest.raises(SystemExit):
     ensemble.main([*runs, '--crops', '5'])
 

@@ -371,6 +371,16 @@ def test_other_ways_to_write_the_same(save):
   window.kernel_h = window.kernel_w = 5
   conv3 = find(net.layers, 'conv3').convolution_param
   conv3.pad.append(1)  # down and across
+  # Numbers in double precision, and as NVIDIA's Caffe writes them.
+  for layer, kind, field_ in (
+    ('conv2', '<f8', lambda raw: field(8, raw)),
+    ('conv4', '<f8', lambda raw: field(10, 0, 0) + field(12, raw)),
+    ('conv5', '<f4', lambda raw: field(10, 1, 0) + field(12, raw)),
+  ):
+    for blob in find(net.layers, layer).blobs:
+      raw = np.frombuffer(b''.join(blob.data), '<f4').astype(kind).tobytes()
+      blob.ClearField('data')
+      blob.MergeFromString(field_(raw))
   actual = read(save(net))
   assert actual.model == expected.model
   assert actual.data == expected.data
@@ -555,6 +565,14 @@ def test_an_unfit_network_is_refused(change, words, save):
     read(save(file_by_hand(specs)))
 
 
+def raw_numbers(kind, count):
+  return lambda net: (
+    net.layer[1]
+    .blobs[0]
+    .MergeFromString(field(10, kind, 0) + field(12, bytes(count)))
+  )
+
+
 def too_few_numbers(net):
   data = net.layer[1].blobs[0].data
   data[0] = data[0][:-4]
@@ -575,6 +593,11 @@ def too_few_numbers(net):
     (
       lambda net: setattr(net.layer[0].transform_param, 'crop_size', 64),
       'size of the input: expected one value, found 64, 65',
+    ),
+    (raw_numbers(2, 2), r'conv1 .*expected 1,200 bytes .* float16 .*found 2'),
+    (
+      raw_numbers(3, 2400),
+      'conv1 .*expected floating-point numbers, found raw',
     ),
     (lambda net: net.layers.add(name='conv1'), 'both `layer` and `layers`'),
   ],

@@ -229,7 +229,9 @@ def test_photographs_that_cannot_be_read(
   cut.write_bytes(good.read_bytes()[:-60])
   text = tmp_path / 'a.txt'
   text.write_text('no image')
-  bad = [tmp_path / 'none.png', tmp_path, cut, text]
+  program = tmp_path / 'program.jpg'  # which Ghostscript would run
+  PIL.Image.fromarray(images[0]).save(program, 'EPS')
+  bad = [tmp_path / 'none.png', tmp_path, cut, text, program]
   assert program_loader.main([str(path) for path in (good, *bad, good)]) == 2
   out, err = capsys.readouterr()
   assert [line.split(': ')[0] for line in out.splitlines()] == [str(good)] * 2

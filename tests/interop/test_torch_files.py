@@ -1,7 +1,9 @@
 """PyTorch's own forward pass and its own files as the oracle."""
 
 import pickle
+import zipfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -110,17 +112,17 @@ def test_names_and_logits_both_ways(
   np.testing.assert_array_equal(torch_networks.logits(other, images), expected)
 
 
-@pytest.mark.parametrize('wrappers', [(), ('state_dict', 'model')])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'net._orig_mod.model.'])
+@pytest.mark.parametrize('wrappers', [(), ('state_dict', 'model'), ('net',)])
 def test_other_names_and_wrappers(
-  wrappers, tmp_path, random_images, our_logits, caplog
+  wrappers, prefix, tmp_path, random_images, our_logits, caplog
 ):
   theirs = marvin()
-  state = theirs.state_dict()
-  if wrappers:
-    state = {f'module.{name}': tensor for name, tensor in state.items()}
-    state['n_averaged'] = torch.tensor(3)
+  state = {prefix + k: tensor for k, tensor in theirs.state_dict().items()}
+  state['n_averaged'] = torch.tensor(3)
   for wrapper in reversed(wrappers):
-    state = {'epoch': 3, wrapper: state}
+    moments = {0: {'exp_avg': torch.zeros(3)}}
+    state = {'epoch': 3, 'optimizer': {'state': moments}, wrapper: state}
   torch.save(state, tmp_path / 'marvin.pt')
   options = Options('marvin', mean=(1, 2, 3), std=(4.0, 5.0, 6.0))
   network = torch_files.read(tmp_path / 'marvin.pt', options)
@@ -185,13 +187,13 @@ def test_other_dtypes_become_float32(dtype, suffix, tmp_path, caplog):
     (
       'marvin',
       {},
-      '--mean 123.675,116.28,103.53 and --std 58.395,57.12,57.375. Give',
+      '--crop_size 28 and --mean 123.675,116.28,103.53 and --std 58.395,57',
     ),
-    ('marvin', {'mean': (1, 2, 3)}, 'taken: --std 58.395,57.12,57.375. Give'),
-    ('marvin', {'std': (4, 5, 6)}, 'taken: --mean 123.675,116.28,103.53. Give'),
+    ('marvin', {'mean': (1, 2, 3)}, '28 and --std 58.395,57.12,57.375. Give'),
+    ('marvin', {'std': (4, 5, 6)}, '28 and --mean 123.675,116.28,103.53. Give'),
     (
       'alexnet_bn',
-      {'mean': (1, 2, 3), 'std': (4, 5, 6)},
+      {'mean': (1, 2, 3), 'std': (4, 5, 6), 'crop_size': 224},
       'taken: --batch_norm_epsilon 0.001 (the default',
     ),
   ],
@@ -308,6 +310,55 @@ def test_negative_variances_are_refused(narrow, tmp_path):
   save_model(theirs, path)
   with pytest.raises(UserError, match=r'features.2 var: .*negative'):
     torch_files.read(path, Options('alexnet_bn'))
+
+
+def test_norms_below_a_prefix_keep_their_order(tmp_path, caplog):
+  """Without it, `classifier` would come before `features`."""
+  fields = {'norm_hidden': (1,), 'hidden': (16,), 'channels': (16,) * 5}
+  ours = {**variants.fields('alexnet_bn_all'), **fields}
+  names = torch_files.torch_names(ours, 227)
+  shapes = networks.layer_shapes(ours, 3, 227)
+  rng, params, batch_stats = np.random.default_rng(0), {}, {}
+  for layer, leaves in shapes.items():
+    for leaf, shape in leaves.items():
+      tree = batch_stats if leaf in ('mean', 'var') else params
+      numbers = rng.random(shape, np.float32)
+      tree.setdefault(layer, {})[leaf] = numbers
+  network = networks.TrainedNetwork(
+    ours, {'crop_size': 227}, np.zeros(3), params, batch_stats, 3
+  )
+  state = torch_files.to_torch(network)
+  assert names.keys() == shapes.keys()
+  torch.save(
+    {f'model.{name}': torch.from_numpy(a) for name, a in state.items()},
+    tmp_path / 'a.pth',
+  )
+  tensors, _ = torch_files.load_tensors(tmp_path / 'a.pth')
+  found = torch_files.from_torch(tensors, network)
+  jax.tree.map(np.testing.assert_array_equal, found.params, params)
+  jax.tree.map(np.testing.assert_array_equal, found.batch_stats, batch_stats)
+  assert caplog.text == ''
+
+
+@pytest.mark.parametrize('damage', ['compressed', 'a bit'])
+def test_an_archive_that_pytorch_would_misread(damage, tmp_path):
+  """It checks no sums, and takes what is compressed for numbers."""
+  path = tmp_path / 'a.pth'
+  state = marvin().state_dict()
+  torch.save(state, path)
+  if damage == 'compressed':
+    with zipfile.ZipFile(path) as archive:
+      records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+      for name, record in records.items():
+        archive.writestr(name, record)
+  else:
+    content = bytearray(path.read_bytes())
+    content[content.index(state['fc4.weight'].numpy().tobytes()) + 1] ^= 1
+    path.write_bytes(content)
+  message = 'is compressed' if damage == 'compressed' else 'Bad CRC-32'
+  with pytest.raises(UserError, match=message):
+    torch_files.read(path, MARVIN)
 
 
 @pytest.mark.parametrize('name', ['', 'marwin'])

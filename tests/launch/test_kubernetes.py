@@ -9,7 +9,7 @@ import yaml
 from alexnet_jax import errors
 from alexnet_jax import main
 from alexnet_jax import validation
-from alexnet_jax.training import cluster
+from alexnet_jax.training import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
 PARTS = list(
@@ -47,7 +47,7 @@ def test_is_valid(version):
 def test_the_first_pod_is_the_coordinator():
   # Pods of an Indexed Job are called after the Job; the subdomain, and so the
   # name in DNS, needs a headless Service of that name.
-  host, port = ENVIRON[cluster.COORDINATOR].split(':')
+  host, port = ENVIRON['JAX_COORDINATOR_ADDRESS'].split(':')
   assert host == f'{part("Job")["metadata"]["name"]}-0.{POD["subdomain"]}'
   service = part('Service', POD['subdomain'])['spec']
   assert service['clusterIP'] == 'None'  # not null: headless
@@ -63,10 +63,10 @@ def test_the_command_understands_its_environment():
   assert JOB['completionMode'] == 'Indexed'
   assert JOB['completions'] == JOB['parallelism']
   for index in range(JOB['completions']):
-    found = cluster.detect(ENVIRON | {cluster.KUBERNETES_INDEX: str(index)})
+    found = distributed.detect(ENVIRON | {'JOB_COMPLETION_INDEX': str(index)})
     assert (found.index, found.count) == (index, JOB['completions'])
     address = found.options['coordinator_address']
-    assert address == ENVIRON[cluster.COORDINATOR]
+    assert address == ENVIRON['JAX_COORDINATOR_ADDRESS']
 
 
 def test_the_command_understands_its_arguments(arguments):

@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
 import importlib.util
 import json
 import os
 import pathlib
-import pty
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 
 import pytest
@@ -127,7 +123,7 @@ def test_output_of_process_0_as_it_is_and_of_others_by_name():
     do='if index: [wait_for(f"written{i}") for i in range(index)]\n'
     'os.write(1, b"\\xff\\x00 of %d\\n{}" % index)\n'
     'os.write(2, b"\\n\\xfe message of %d\\n" % index)\n'
-    'if index: os.write(1, b"process %d: once\\n" % index)\n'
+    'if index: os.write(1, b"process %d: once\\n\\n[Gloo] Rank 1\\n" % index)\n'
     'mark(f"written{index}")',
   )
   assert code == 0
@@ -214,43 +210,6 @@ def test_the_end_of_a_process_is_told_after_its_last_words(index, how, named):
     f'process {1 - index}: 120 s left to end',
     f'process {1 - index} ended: exit code 1',
   ]
-
-
-def test_an_error_that_all_have_is_shown_once_and_noise_never():
-  do = (
-    'print("[Gloo] Rank 1 is connected to 1 peer ranks.", flush=True)\n'
-    'name = f"process {index}: " * bool(index)\n'
-    'print(f"{name}error: no such key", file=sys.stderr)\n'
-    'print(f"{name}process 0 ended: error: no such key", file=sys.stderr)\n'
-    'print(f"{name}error: of {index}", file=sys.stderr)\n'
-    'sys.exit(2)'
-  )
-  code, out, err = launch('--processes', 3, do=do)
-  assert (code, out) == (2, '')
-  for text in ('no such key', 'of 0\n', 'process 1: error: of 1\n', 'of 2\n'):
-    assert err.count(text) == 1
-
-
-def test_process_0_has_a_terminal_of_the_same_size_if_the_launcher_has_one():
-  reader, writer = pty.openpty()
-  fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack('4H', 33, 77, 0, 0))
-  do = (
-    'if index: sys.exit()\n'
-    'assert not os.isatty(1)\n'
-    'sys.stderr.write(f"{os.get_terminal_size(2)[:]}\\r50 %")\n'
-    'sys.stderr.flush(), wait_for("seen")'
-  )
-  arguments = ['--processes', '2', '--', '--do', do]
-  with subprocess.Popen(
-    [sys.executable, LAUNCHER, *arguments], stdout=writer, stderr=writer
-  ) as process:
-    os.close(writer)
-    shown = b''
-    while not shown.endswith(b'50 %'):  # before the line ends
-      shown += os.read(reader, 1000)
-    pathlib.Path('seen').touch()
-  os.close(reader)
-  assert (process.returncode, shown) == (0, b'(77, 33)\r50 %')
 
 
 def test_nothing_is_lost_if_output_is_read_late():

@@ -67,7 +67,7 @@ def start(*arguments, **options) -> subprocess.Popen:
     [str(a) for a in arguments],
     cwd=ROOT,
     stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
+    stderr=options.pop('stderr', subprocess.PIPE),
     text=True,
     env={**os.environ, **options.pop('env', {})},
     **options,
@@ -95,3 +95,20 @@ def train(recipe, workdir, *overrides, **options) -> dict:
   )
   assert code == 0, err
   return json.loads(out.splitlines()[-1])
+
+
+def train_here(recipe, workdir, *overrides, **options) -> dict:
+  """Trains in this process; what `loop.train_and_evaluate` returns or raises.
+
+  Args:
+    **options: of that function.
+  """
+  # Commands that are started import this module first.
+  from alexnet_jax import cli
+  from alexnet_jax import validation
+  from alexnet_jax.training import guards
+  from alexnet_jax.training import loop
+
+  config = validation.load_config([f'--config={recipe}', *overrides])
+  stop, console = guards.StopSignal(), cli.Console()
+  return loop.train_and_evaluate(config, str(workdir), stop, console, **options)

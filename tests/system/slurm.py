@@ -143,7 +143,7 @@ def _write_files(folder):
 
 def _wait_for_nodes(cluster, daemons):
   states = ('sinfo', '--noheader', '--Node', '--format=%T')
-  end = time.monotonic() + 60
+  end = time.monotonic() + 120
   while cluster.call(*states, check=False).split() != ['idle', 'idle']:
     log = (cluster.folder / 'daemons.log').read_text()
     assert daemons.poll() is None, log

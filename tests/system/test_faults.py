@@ -2,16 +2,25 @@
 
 import fcntl
 import json
+import shlex
 import shutil
 import sys
+import threading
 
 import cv2
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
+from alexnet_jax.errors import NonFiniteLossError
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import report
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import writers
+from alexnet_jax.training.state import saved_tree
 from tests import mounts
 from tests.system import commands
+from tests.system.together import timeless
 
 EVALUATE = [sys.executable, '-m', 'alexnet_jax.evaluation.evaluate', '--json']
 STOPPING = {
@@ -212,3 +221,182 @@ def test_a_damaged_mean_is_computed_again(trained, tmp_path):
   assert 'pixel_mean.npz' in refused(*EVALUATE, '--workdir', workdir)
   resumed = commands.train(recipe, workdir)
   assert resumed['state_digest'] == result['state_digest']
+
+
+def test_a_refused_start_leaves_nothing(tmp_path):
+  recipe = commands.write_recipe(tmp_path, data__source='folder')
+  path = f'--config.data.path={tmp_path / "nowhere"}'
+  (tmp_path / 'empty').mkdir()
+  for workdir in (tmp_path / 'new' / 'run', tmp_path / 'empty'):
+    assert 'no folder at' in refused(*train_args(recipe, workdir, path))
+  assert not (tmp_path / 'new').exists()
+  assert not any((tmp_path / 'empty').iterdir())
+
+
+def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, tmp_path):
+  recipe, workdir, _ = trained
+  copy = shutil.copytree(workdir, tmp_path / 'run')
+  shutil.rmtree(copy / 'checkpoints')
+  before = commands.contents(copy)
+  err = refused(*train_args(recipe, copy, '--config.num_steps=3'))
+  assert 'has the history of a run up to step 20, but no checkpoint' in err
+  assert commands.contents(copy) == before
+
+
+LINKS = (
+  *('.lock', 'checkpoints', 'damaged', 'events', 'profile', 'report'),
+  *('config.json', 'metrics.jsonl', 'pixel_mean.npz', 'report/index.html'),
+  *('checkpoints/10', 'checkpoints/9', 'checkpoints/9.orbax-checkpoint-tmp'),
+  *('checkpoints/10.replaced', 'checkpoints/20/state'),
+)
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_links_in_a_run_are_not_followed(trained, tmp_path, name):
+  """Whoever hands a run over cannot reach other files of the user."""
+  recipe, workdir, _ = trained
+  documents = tmp_path / 'documents'
+  documents.mkdir()
+  (documents / '4').write_text('thesis')
+  run = shutil.copytree(workdir, tmp_path / 'run')
+  if (run / name).is_dir():
+    shutil.rmtree(run / name)
+  (run / name).unlink(missing_ok=True)
+  (run / name).parent.mkdir(exist_ok=True)
+  (run / name).symlink_to(documents)
+  with pytest.raises(UserError, match='is a link'):
+    commands.train_here(recipe, run)
+  if not name.startswith(('.lock', 'metrics', 'pixel', 'checkpoints')):
+    with pytest.raises(UserError, match='is a link'):
+      report.write(str(run))
+  assert [path.name for path in documents.iterdir()] == ['4']
+  assert (documents / '4').read_text() == 'thesis'
+
+
+def test_a_number_needs_no_other_checkpoint(trained, tmp_path, caplog):
+  _, workdir, _ = trained
+  run = shutil.copytree(workdir, tmp_path / 'run')
+  (run / 'checkpoints' / '20' / 'run' / 'metadata').unlink()
+  for which in ('10', 'final', 'best', 'newest'):
+    assert checkpoint.open_run(run, which).state.step == 10
+  assert caplog.text.count('newer checkpoints than 10') == 3
+  with pytest.raises(UserError, match=r'20 is damaged .* of \[10\]'):
+    checkpoint.open_run(run, '20')
+  with pytest.raises(UserError, match=r"'11' is not in .* has \[10, 20\]"):
+    checkpoint.open_run(run, '11')
+
+
+def test_a_run_is_read_while_it_saves(trained, tmp_path):
+  run = checkpoint.open_run(trained[1])
+  tree, steps = saved_tree(run.state), []
+
+  def save():
+    with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+      for step in range(100, 200):
+        checkpoints.save({**tree, 'step': np.int32(step)}, run.saved)
+
+  thread = threading.Thread(target=save)
+  thread.start()
+  while thread.is_alive():
+    if checkpoint.has_checkpoint(tmp_path):
+      steps.append(int(checkpoint.open_run(tmp_path, 'newest').state.step))
+  assert steps == sorted(steps)
+  assert len({*steps}) > 2
+
+
+@pytest.mark.parametrize('reader', ['head', 'none'])
+def test_nobody_needs_to_read_what_a_run_says(trained, tmp_path, reader):
+  """Its reader ends before it does, or there never was one."""
+  recipe, _, result = trained
+  command = shlex.join(map(str, train_args(recipe, tmp_path / 'run', '--json')))
+  end = {'head': '2>&1 | head -n 14', 'none': '>&- 2>&-'}[reader]
+  bash = ['bash', '-c', f'{command} {end}; exit ${{PIPESTATUS[0]}}']
+  code, _, err = commands.run(*bash)
+  assert code == 0, err
+  found = checkpoint.open_run(tmp_path / 'run').saved
+  assert found.digest == result['state_digest']
+
+
+@pytest.fixture
+def photo_recipe(tmp_path):
+  """A recipe of 12 steps with 20 photos."""
+  write_photos(tmp_path / 'photos', seed=0)
+  path = str(tmp_path / 'photos')
+  changes = {'data__source': 'folder', 'data__path': path, 'num_steps': 12}
+  return commands.write_recipe(tmp_path, eval_every_steps=100, **changes)
+
+
+def test_an_image_that_cannot_be_read_costs_nothing(photo_recipe, tmp_path):
+  """Neither the state nor a row of the history, wherever it comes."""
+  broken = tmp_path / 'photos' / 'train' / 'dark' / '3.png'
+  broken.write_bytes(broken.read_bytes()[:99])
+  skip, mean = '--config.data.unreadable=skip', '--config.data.mean=none'
+  whole = commands.train_here(photo_recipe, tmp_path / 'whole', skip, mean)
+  with pytest.raises(UserError, match=r'dark/3\.png'):
+    commands.train_here(photo_recipe, tmp_path / 'run', mean)
+  assert checkpoint.has_checkpoint(tmp_path / 'run')
+  run = commands.train_here(photo_recipe, tmp_path / 'run', skip, mean)
+  assert run['state_digest'] == whole['state_digest']
+  assert timeless(tmp_path / 'run') == timeless(tmp_path / 'whole')
+
+
+def test_data_that_is_gone_costs_no_step(photo_recipe, tmp_path):
+  folder = tmp_path / 'photos' / 'train'
+
+  def remove(step, values):
+    if folder.exists():
+      folder.rename(tmp_path / 'elsewhere')
+
+  with pytest.raises((UserError, OSError), match=r'\.png'):
+    commands.train_here(
+      photo_recipe,
+      tmp_path / 'run',
+      '--config.eval_every_steps=2',
+      '--config.data.prefetch=1',
+      on_evaluation=remove,
+    )
+  assert checkpoint.read_newest(tmp_path / 'run')[0] > 2
+
+
+@pytest.mark.parametrize(
+  ('evaluate_every', 'rate', 'message'),
+  [(9, '3e38', 'step 1 is not saved'), (1, '1e30', 'the loss is .* at step 1')],
+)
+def test_a_diverged_state_is_not_saved(tmp_path, evaluate_every, rate, message):
+  """Its training loss is that of the state before, and finite."""
+  recipe = commands.write_recipe(
+    tmp_path, num_steps=2, eval_every_steps=evaluate_every, save_every_steps=1
+  )
+  rate = f'--config.optimizer.learning_rate={rate}'
+  with pytest.raises(NonFiniteLossError, match=message):
+    commands.train_here(recipe, tmp_path / 'run', rate)
+  assert not checkpoint.has_checkpoint(tmp_path / 'run')
+
+
+def test_other_microbatches_are_refused(tmp_path):
+  recipe = commands.write_recipe(tmp_path, num_steps=2, model__norm='batch')
+  commands.train_here(recipe, tmp_path / 'run')
+  with pytest.raises(UserError, match=r'--config\.microbatch_size=2'):
+    commands.train_here(recipe, tmp_path / 'run', '--config.microbatch_size=1')
+
+
+def test_events_of_a_step_are_there_once(tmp_path):
+  """A resumed run has TensorBoard drop those after its checkpoint."""
+  recipe = commands.write_recipe(tmp_path, schedule__warmup_steps=8)
+  for steps in (4, 6):
+    override = f'--config.num_steps={steps}'
+    commands.train_here(recipe, tmp_path / 'run', override)
+  rows = writers.read_rows(tmp_path / 'run')
+  rates = [row.get('learning_rate') for row in rows]
+  assert [rate for rate in rates if rate] == [0.02 * 4 / 8]
+  starts = []
+  for path in sorted((tmp_path / 'run' / 'events').iterdir()):
+    content, position = path.read_bytes(), 0
+    while position < len(content):  # length, its checksum, content, checksum
+      size = int.from_bytes(content[position : position + 8], 'little')
+      record = content[position + 12 : position + 12 + size]
+      event = event_pb2.Event.FromString(record)
+      if event.HasField('session_log'):
+        starts.append(event.step)
+      position += size + 16
+  assert starts == [1, 5]

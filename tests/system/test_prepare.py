@@ -1,6 +1,7 @@
 """prepare resize and raw: killed, on a full disk, with wrong arguments."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -232,7 +233,7 @@ def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   command_line = arguments('raw', photos, out, 100)
   with monkeypatch.context() as patch:
-    patch.setattr(raw._RawSet, 'describe', mock.Mock(side_effect=PowerCut))
+    patch.setattr(raw.RawSet, 'describe', mock.Mock(side_effect=PowerCut))
     with pytest.raises(PowerCut):
       prepare(command_line)
   shard = out / 'train-00001-of-00002.npy'
@@ -256,6 +257,22 @@ def test_a_split_without_a_readable_image_is_an_error(
     message = capsys.readouterr().err
     assert 'no image of' in message
     assert 'in/val can be decoded' in message
+
+
+@pytest.mark.parametrize('command', ['raw', 'resize'])
+def test_files_that_cannot_be_read_are_skipped(
+  command, photos, tmp_path, monkeypatch, capsys
+):
+  read_at = files.read_at
+
+  def read(path, *position):
+    if path.endswith('cat/003.jpg'):
+      raise PermissionError(errno.EACCES, 'Permission denied', path)
+    return read_at(path, *position)
+
+  monkeypatch.setattr(files, 'read_at', read)
+  assert prepare(arguments(command, photos, tmp_path / 'out')) == 0
+  assert json.loads(capsys.readouterr().out)['skipped'] == 3
 
 
 def test_names_that_are_no_utf8_are_kept(tmp_path):

@@ -18,7 +18,8 @@ from tests.system import slurm
 pytestmark = pytest.mark.slow
 
 SCRIPT = commands.ROOT / 'launch' / 'slurm.sh'
-SHORT = {'num_steps': 120, 'save_every_steps': 25}
+# Steps enough that a signal comes before their end, however slow SLURM is.
+SHORT = {'num_steps': 300, 'save_every_steps': 25}
 ENDS = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT')
 
 

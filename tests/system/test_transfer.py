@@ -6,13 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from alexnet_jax import validation
-from alexnet_jax.cli import Console
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import writers
 from tests.system import commands
@@ -24,9 +20,7 @@ def train(tmp_path):
 
   def run(name, **changes):
     recipe = commands.write_recipe(tmp_path, **changes)
-    config = validation.load_config([f'--config={recipe}'])
-    stop, console = guards.StopSignal(), Console()
-    return loop.train_and_evaluate(config, str(tmp_path / name), stop, console)
+    return commands.train_here(recipe, tmp_path / name)
 
   return run
 
@@ -102,7 +96,6 @@ def test_frozen_until_a_step(train, tmp_path):
   assert first['step'] == 8
 
 
-@pytest.mark.slow
 def test_the_first_steps_after_thawing_are_no_longer_than_others(
   train, tmp_path
 ):
@@ -137,6 +130,11 @@ def test_a_run_that_starts_from_another_keeps_its_start(train, tmp_path):
   )
   for name, leaf in first.items():
     np.testing.assert_array_equal(start[name], leaf)
+  # The other run may be elsewhere then, or gone.
+  (tmp_path / 'first').rename(tmp_path / 'moved')
+  train('second', num_steps=2, init__workdir=str(tmp_path / 'moved'))
+  _, saved = checkpoint.read_newest(tmp_path / 'second')
+  assert saved.config.init.workdir == str(tmp_path / 'first')
 
 
 def test_a_start_that_does_not_fit_is_refused(train, tmp_path, monkeypatch):

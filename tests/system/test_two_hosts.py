@@ -1,5 +1,6 @@
 """One run across two hosts, and what a cut wire does to it."""
 
+import sys
 import time
 
 import pytest
@@ -75,3 +76,46 @@ def test_a_cut_wire_ends_both_and_mended_they_go_on(
   assert 'host-1: 1 x cpu' in errors
   assert 'from step 0' not in errors
   assert result['state_digest'] == unbroken['state_digest']
+
+
+def test_processes_of_one_machine_need_neither_its_proxies_nor_its_name(
+  recipe, tmp_path
+):
+  namespaces.skip_unless_possible(
+    ('unshare', 'hostname'), 'util-linux', '--uts'
+  )
+  launcher = (sys.executable, 'launch/local.py', '--processes', 2)
+  shell = ('unshare', '--uts', 'sh', '-c', 'hostname nowhere.invalid && "$@"')
+  code, _, err = commands.run(
+    *(*shell, 'sh', *launcher, '--devices_per_process', 1, '--'),
+    *('--config', recipe, '--workdir', tmp_path / 'run'),
+    *('--config.num_steps=2', '--start_timeout', 60),
+    env=dict.fromkeys(('grpc_proxy', 'http_proxy'), 'http://127.0.0.1:9'),
+  )
+  assert code == 0, err
+  assert '2 processes, 2 devices' in err
+  assert 'proxy' not in err
+
+
+def test_a_machine_whose_name_has_no_address_is_named(recipe, tmp_path):
+  namespaces.skip_unless_possible(
+    ('unshare', 'hostname'), 'util-linux', '--uts'
+  )
+  port = together.free_port()
+  processes = [
+    commands.start(
+      *(
+        'unshare',
+        '--uts',
+        'sh',
+        '-c',
+        'hostname nowhere.invalid && exec "$@"',
+      ),
+      *('sh', *together.main(recipe, tmp_path, f'0.0.0.0:{port}', index, 2)),
+      env=fake_devices(1),
+    )
+    for index in range(2)
+  ]
+  for code, _, err in together.finish(processes):
+    assert code == 2, err
+    assert 'cannot find this machine, nowhere.invalid' in err

@@ -34,24 +34,28 @@ def squares_of(config):
   )
 
 
+def shift_of(squares):
+  covariance = np.cov(squares.reshape(-1, 3).T, bias=True)
+  return augment.lighting_matrix(covariance, 0.1, 'eigenvalue')
+
+
+@pytest.fixture
+def no_pass(monkeypatch):
+  """Lets a pass over the data fail, once it is called."""
+  return lambda: monkeypatch.setattr(pixel_statistics, 'compute', None)
+
+
 def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   config = make_config(tmp_path)
   first = find(config, tmp_path).mean
   squares = squares_of(config)
   np.testing.assert_allclose(first, squares.mean((0, 1, 2)), rtol=1e-6)
   assert first.dtype == np.float32
-  # It must not be called.
-  monkeypatch.setattr(pixel_statistics, 'compute', None)
-  again = find(config, tmp_path).mean
-  np.testing.assert_array_equal(again, first)
-  stored = build.stored_mean(config, tmp_path)
-  np.testing.assert_array_equal(stored, first)
-
-
-def test_the_mean_of_other_data_is_computed_anew(tmp_path):
-  config = make_config(tmp_path)
-  first = find(config, tmp_path).mean
-  config.data.synthetic_examples = 48
+  with monkeypatch.context() as patch:
+    patch.setattr(pixel_statistics, 'compute', None)
+    np.testing.assert_array_equal(find(config, tmp_path).mean, first)
+  np.testing.assert_array_equal(build.stored_mean(config, tmp_path), first)
+  config.data.synthetic_examples = 48  # other data
   assert (find(config, tmp_path).mean != first).any()
 
 
@@ -79,143 +83,161 @@ def other(tmp_path):
   return folder, squares_of(config).mean(0)
 
 
-@pytest.mark.parametrize('pca_lighting', [0.0, 0.1])
-def test_the_mean_image_of_the_run_whose_weights_are_taken(
-  pca_lighting, other, tmp_path, monkeypatch
-):
-  folder, image = other
-  config = make_config(
-    tmp_path,
-    data__mean='image',
-    data__pca_lighting=pca_lighting,
-    init__workdir=str(folder),
-    init__mean_image=True,
-  )
-  if not pca_lighting:  # no pass over the data is needed
-    monkeypatch.setattr(pixel_statistics, 'compute', None)
-  found = find(config, tmp_path)
-  np.testing.assert_allclose(found.mean, image[2:-2, 2:-2], rtol=1e-6)
-  if pca_lighting:  # of the data here
-    squares = squares_of(config)
-    np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
-  # From then on the other run may be gone.
-  shutil.rmtree(folder)
-  again = find(config, tmp_path)
-  np.testing.assert_array_equal(again.mean, found.mean)
-  stored = build.stored_mean(config, tmp_path)
-  np.testing.assert_array_equal(stored, found.mean)
-
-
-def test_the_mean_image_of_the_data_is_no_longer_used(other, tmp_path):
-  """The folder has it already."""
-  config = make_config(tmp_path, data__mean='image')
-  own = find(config, tmp_path).mean
-  config.init.workdir, config.init.mean_image = str(other[0]), True
-  assert (find(config, tmp_path).mean != own).any()
-
-
-def take_mean_of(folder, tmp_path, **changes):
-  """Returns the mean of a run that starts with the weights of `folder`."""
-  config = make_config(
+def mean_of(folder, tmp_path, **changes):
+  """The config of a run that takes the mean image of `folder`."""
+  return make_config(
     tmp_path,
     data__mean='image',
     init__workdir=str(folder),
     init__mean_image=True,
     **changes,
   )
-  return find(config, tmp_path).mean
+
+
+@pytest.mark.parametrize('pca_lighting', [0.0, 0.1])
+def test_the_mean_image_of_the_run_whose_weights_are_taken(
+  pca_lighting, other, tmp_path, no_pass
+):
+  folder, image = other
+  own = find(make_config(tmp_path, data__mean='image'), tmp_path).mean
+  config = mean_of(
+    folder, tmp_path, data__pca_lighting=pca_lighting, data__resize_size=32
+  )
+  if not pca_lighting:
+    no_pass()
+  found = find(config, tmp_path)
+  np.testing.assert_allclose(found.mean, image[2:-2, 2:-2], rtol=1e-6)
+  assert (found.mean != own).any()
+  if pca_lighting:  # of the data here
+    squares = squares_of(config)
+    np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
+  # From then on the other run may be gone.
+  shutil.rmtree(folder)
+  for mean in (
+    find(config, tmp_path).mean,
+    build.stored_mean(config, tmp_path),
+  ):
+    np.testing.assert_array_equal(mean, found.mean)
 
 
 @pytest.mark.parametrize(
   ('changes', 'problem'),
   [
     # Its file has an image all the same, of which it takes the average.
-    ({'data__mean': 'channel'}, "data.mean is 'channel', not image; with"),
-    ({'data__mean': 'none'}, "data.mean is 'none', not image; with"),
+    ({'data__mean': 'channel'}, r"data.mean is 'channel' \(needed: image\)"),
+    ({'data__mean': 'none'}, r"data.mean is 'none' \(needed: image\)"),
     (
       {'data__mean': 'image', 'data__crop_size': 20},
-      'crop_size is 20, but 24 here; with --config.init.mean_image=false',
+      r'crop_size is 20 \(needed: 24\); with --config.init.mean_image=false',
     ),
   ],
 )
 def test_a_run_without_such_a_mean_image_gives_none(changes, problem, tmp_path):
   folder, _ = start_other(tmp_path, **changes)
   with pytest.raises(UserError, match=problem):
-    take_mean_of(folder, tmp_path)
+    find(mean_of(folder, tmp_path), tmp_path)
 
 
 def test_a_mean_image_that_is_lost_is_missed(other, tmp_path):
   folder, _ = other
   (folder / pixel_statistics.MEAN_FILE).unlink()
   with pytest.raises(UserError, match=r'other/pixel_mean.npz with the mean'):
-    take_mean_of(folder, tmp_path)
-
-
-def test_squares_of_another_size_do_not_matter(other, tmp_path):
-  folder, image = other
-  mean = take_mean_of(folder, tmp_path, data__resize_size=32)
-  np.testing.assert_allclose(mean, image[2:-2, 2:-2], rtol=1e-6)
-
-
-def test_no_mean(tmp_path):
-  config = make_config(tmp_path, data__mean='none')
-  assert not find(config, tmp_path).mean.any()
-  assert not build.stored_mean(config, tmp_path).any()
-  assert not list(tmp_path.glob('*.npz'))
+    find(mean_of(folder, tmp_path), tmp_path)
 
 
 def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
+  config = make_config(tmp_path, data__mean='none')
+  assert not find(config, tmp_path).mean.any()
+  assert not build.stored_mean(config, tmp_path).any()
   config = make_config(tmp_path, data__mean_rgb=(10.0, 20.0, 30.5))
   levels = np.float32([10, 20, 30.5])
   with monkeypatch.context() as patch:
-    patch.setattr(pixel_statistics, 'compute', None)  # must not be called
+    patch.setattr(pixel_statistics, 'compute', None)
     found = find(config, tmp_path)
-  np.testing.assert_array_equal(found.mean, levels)
-  stored = build.stored_mean(config, tmp_path)
-  np.testing.assert_array_equal(stored, levels)
+  for mean in (found.mean, build.stored_mean(config, tmp_path)):
+    np.testing.assert_array_equal(mean, levels)
+  assert found.lighting is None
   assert not list(tmp_path.glob('*.npz'))
-  # How the colors vary is the data's own all the same.
+  # The colors still come from the data.
   config.data.pca_lighting = 0.1
   found = find(config, tmp_path)
   np.testing.assert_array_equal(found.mean, levels)
-  squares = squares_of(config)
-  np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
+  expected = shift_of(squares_of(config))
+  np.testing.assert_allclose(found.lighting, expected, 1e-4, 1e-9)
 
 
 def test_a_part_of_the_mean_is_not_kept(tmp_path):
   config = make_config(tmp_path)
-  find(config, tmp_path, limit=10)
-  with pytest.raises(
-    UserError, match=r'pixel_mean\.npz with the mean.*missing'
-  ):
-    build.stored_mean(config, tmp_path)
+  part = find(config, tmp_path, limit=10).mean
+  expected = squares_of(config)[:10].mean((0, 1, 2))
+  np.testing.assert_allclose(part, expected, rtol=1e-6)
+  assert not list(tmp_path.glob('*.npz'))
 
 
-def test_the_number_of_classes_is_that_of_the_data(tmp_path):
+def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
+  """A folder may hold a mean alone."""
   config = make_config(tmp_path)
-  assert build.make_model(config, 4).num_classes == 4
-  config.model.num_classes = 5
-  with pytest.raises(UserError, match='num_classes is 5, but the data has 4'):
-    build.make_model(config, 4)
+  mean = find(config, tmp_path).mean
+  path = tmp_path / pixel_statistics.MEAN_FILE
+  with np.load(path) as stored:
+    np.savez(path, mean=stored['mean'], of=stored['of'])
+  config.data.pca_lighting = 0.1
+  np.testing.assert_array_equal(build.stored_mean(config, tmp_path), mean)
+  with pytest.raises(UserError, match=r'the covariance .* is missing'):
+    build.stored_lighting(config, tmp_path)
+  found = find(config, tmp_path)
+  expected = shift_of(squares_of(config))
+  np.testing.assert_allclose(found.lighting, expected, 1e-4, 1e-9)
+  np.testing.assert_array_equal(found.mean, mean)
+  assert build.stored_lighting(config, tmp_path) is not None
 
 
-def test_a_network_that_the_crops_do_not_fit_is_a_user_error(tmp_path):
-  config = make_config(tmp_path, data__crop_size=5)
-  with pytest.raises(UserError, match='less than the pooling window'):
-    build.make_state(config, build.make_model(config, 4))
+def test_a_raw_set_brings_its_size_mean_and_colors(other, tmp_path, no_pass):
+  out = tmp_path / 'raw'
+  assert prepare(f'raw --source digits --out {out} --size 28'.split()) == 0
+  options = {'data__source': 'raw', 'data__path': str(out)}
+  config = make_config(tmp_path, **options, data__resize_size=32)
+  with pytest.raises(UserError, match=r'--size 32.*resize_size=28'):
+    build.make_loader(config, 'train')
+  config = make_config(tmp_path, data__pca_lighting=0.1, **options)
+  loader = build.make_loader(config, 'train')
+  squares = np.concatenate(loader.source.shards)
+  no_pass()
+  found = find(config, tmp_path)
+  np.testing.assert_allclose(found.mean, squares.mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
+  np.testing.assert_array_equal(
+    build.stored_lighting(config, tmp_path), found.lighting
+  )
+  # Nor where the mean is that of another run.
+  config.init.workdir, config.init.mean_image = str(other[0]), True
+  config.data.mean = 'image'
+  again = find(config, tmp_path)
+  np.testing.assert_allclose(again.mean, other[1][2:-2, 2:-2], rtol=1e-6)
+  np.testing.assert_array_equal(again.lighting, found.lighting)
 
 
-def test_data_that_cannot_be_trained_on_is_refused(tmp_path):
+def test_data_and_network_that_do_not_fit_are_refused(tmp_path):
   config = make_config(tmp_path, global_batch_size=96)
-  sources = [build.make_source(config, s) for s in ('train', 'validation')]
-  build.check_examples(config, *sources)
+
+  def check():
+    splits = ('train', 'validation')
+    sources = [build.make_source(config, split) for split in splits]
+    build.check_examples(config, *sources)
+
+  check()
   config.global_batch_size = 100
   with pytest.raises(UserError, match='is 100, but there are 96 training'):
-    build.check_examples(config, *sources)
-  config.data.synthetic_classes = 1
-  sources = [build.make_source(config, s) for s in ('train', 'validation')]
+    check()
+  config.model.num_classes = 5
+  with pytest.raises(UserError, match='num_classes is 5, but the data has 4'):
+    check()
+  config.model.num_classes, config.data.synthetic_classes = 0, 1
   with pytest.raises(UserError, match='has one class'):
-    build.check_examples(config, *sources)
+    check()
+  config.data.crop_size = 5
+  with pytest.raises(UserError, match='less than the pooling window'):
+    build.make_state(config, build.make_model(config, 4))
 
 
 def test_durations_in_epochs_become_steps(tmp_path):
@@ -238,71 +260,6 @@ def test_durations_in_epochs_become_steps(tmp_path):
   assert durations.drop_steps == (19, 25)
 
 
-def test_a_raw_set_of_another_size_is_refused(tmp_path):
-  out = tmp_path / 'raw'
-  assert prepare(f'raw --source digits --out {out} --size 16'.split()) == 0
-  options = {'data__source': 'raw', 'data__path': str(out)}
-  fitting = {'data__resize_size': 16, 'data__crop_size': 16}
-  config = make_config(tmp_path, **options, **fitting)
-  assert build.make_loader(config, 'train').source.num_examples == 4000
-  config = make_config(tmp_path, **options)
-  with pytest.raises(UserError, match=r'--size 28.*resize_size=16'):
-    build.make_loader(config, 'train')
-
-
-def test_mean_and_colors_of_a_raw_set_need_no_pass(
-  other, tmp_path, monkeypatch
-):
-  out = tmp_path / 'raw'
-  assert prepare(f'raw --source digits --out {out} --size 28'.split()) == 0
-  config = make_config(
-    tmp_path,
-    data__source='raw',
-    data__path=str(out),
-    data__resize_size=28,
-    data__pca_lighting=0.1,
-  )
-  loader = build.make_loader(config, 'train')
-  squares = np.concatenate(loader.source.shards)
-  # It must not be called.
-  monkeypatch.setattr(pixel_statistics, 'compute', None)
-  found = find(config, tmp_path)
-  np.testing.assert_allclose(found.mean, squares.mean((0, 1, 2)), rtol=1e-6)
-  np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
-  np.testing.assert_array_equal(
-    build.stored_lighting(config, tmp_path), found.lighting
-  )
-  # Nor where the mean is that of another run.
-  config.init.workdir, config.init.mean_image = str(other[0]), True
-  config.data.mean = 'image'
-  again = find(config, tmp_path)
-  np.testing.assert_allclose(again.mean, other[1][2:-2, 2:-2], rtol=1e-6)
-  np.testing.assert_array_equal(again.lighting, found.lighting)
-
-
-def shift_of(squares):
-  covariance = np.cov(squares.reshape(-1, 3).T, bias=True)
-  return augment.lighting_matrix(covariance, 0.1, 'eigenvalue')
-
-
-def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
-  """A folder may hold a mean alone."""
-  config = make_config(tmp_path)
-  mean = find(config, tmp_path).mean
-  path = tmp_path / pixel_statistics.MEAN_FILE
-  with np.load(path) as stored:
-    np.savez(path, mean=stored['mean'], of=stored['of'])
-  config.data.pca_lighting = 0.1
-  np.testing.assert_array_equal(build.stored_mean(config, tmp_path), mean)
-  with pytest.raises(UserError, match=r'the covariance .* is missing'):
-    build.stored_lighting(config, tmp_path)
-  found = find(config, tmp_path)
-  squares = squares_of(config)
-  np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
-  np.testing.assert_array_equal(found.mean, mean)
-  assert build.stored_lighting(config, tmp_path) is not None
-
-
 @pytest.mark.parametrize(
   ('batch_size', 'scaling', 'lr'),
   [
@@ -311,7 +268,6 @@ def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
     (128, 'sqrt', 0.04),
     (8, 'linear', 0.005),
     (8, 'sqrt', 0.01),
-    (32, 'sqrt', 0.02),
   ],
 )
 def test_the_learning_rate_grows_with_the_batch(
@@ -329,21 +285,21 @@ def test_the_learning_rate_grows_with_the_batch(
   assert held == pytest.approx(lr)
 
 
-def test_evaluation_batches_are_no_larger_than_a_device_computes(tmp_path):
-  config = make_config(tmp_path, global_batch_size=30)
+@pytest.mark.parametrize(
+  ('microbatch_size', 'size'), [(0, 32), (3, 12), (100, 32)]
+)
+def test_evaluation_batches_are_no_larger_than_a_device_computes(
+  tmp_path, microbatch_size, size
+):
+  """Four devices share them evenly."""
+  config = make_config(
+    tmp_path, global_batch_size=30, microbatch_size=microbatch_size
+  )
   mesh = parallel.make_mesh()
   loader = build.make_loader(config, 'validation')
-
-  def sizes():
-    batches = build.make_eval_iter(config, loader, mesh)
-    return {len(batch['label']) for batch in batches}
-
-  assert mesh.size == 4
-  assert sizes() == {32}  # the devices share it evenly
-  config.microbatch_size = 3
-  assert sizes() == {12} == {build.eval_batch_size(config, mesh)}
-  config.microbatch_size = 100
-  assert sizes() == {32}
+  batches = build.make_eval_iter(config, loader, mesh)
+  assert {len(batch['label']) for batch in batches} == {size}
+  assert build.eval_batch_size(config, mesh) == size
 
 
 def test_dropout_has_one_generator_whatever_is_the_default(tmp_path):

@@ -76,7 +76,7 @@ def test_every_image_counts_once_on_four_devices(kind, batch):
   assert values['eval/top5'] == (ranks[:, :5] == labels[:, None]).any(1).mean()
   confusion = np.zeros((6, 6))
   np.add.at(confusion, (labels, ranks[:, 0]), 1)
-  np.testing.assert_array_equal(measured.confusion, confusion)
+  np.testing.assert_array_equal(measured.confusion.toarray(), confusion)
   assert values['eval/micro_f1'] == pytest.approx(values['eval/top1'])
   predictions = measured.predictions
   np.testing.assert_array_equal(predictions.labels, labels)

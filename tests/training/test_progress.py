@@ -5,6 +5,7 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
@@ -52,13 +53,14 @@ def test_a_resumed_interval_counts_the_steps_before():
   log.add(1, sums(1, []))
   log.add(2, sums(2, []))
   log.flush()
-  again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+  saved = SavedRun(config_lib.make_config(), {}, progress, {})
+  again = SavedRun.from_json(json.loads(json.dumps(saved.to_json()))).progress
   assert again == progress
   log = TrainLog(again, 2)
-  log.add(3, sums(3, []))
+  log.add(3, sums(3, [], loss=4 / 9))
   means, losses = log.take()
-  assert means['train/loss'] == 12 / 12
-  assert losses == [2 / 4, 4 / 4, 6 / 4]
+  assert means['train/loss'] == pytest.approx((2 + 4 + 4 / 3) / 12)
+  assert losses == [2 / 4, 4 / 4, 0.3333333]
   assert (again.train_sums, again.step_losses) == ({}, [])
 
 
@@ -69,12 +71,6 @@ def test_a_lost_loss_is_noticed_before_the_state_can_be_saved():
   log.add(7, sums(7, [], loss=float('nan')))
   with pytest.raises(NonFiniteLossError, match='between steps 6 and 7'):
     log.flush()
-
-
-def test_losses_are_kept_with_seven_digits():
-  log = TrainLog(Progress(PlateauState(0.1)), 0)
-  log.add(1, sums(1, [], loss=4 / 3))
-  assert log.take()[1] == [0.3333333]
 
 
 def test_evaluations_are_judged_by_the_monitors_of_the_config():
@@ -103,6 +99,33 @@ def test_evaluations_are_judged_by_the_monitors_of_the_config():
   assert (progress.best.value, progress.best.step) == (0.3, 2)
   assert (progress.evaluations, progress.evaluated_step) == (3, 3)
   # The end of a run between two evaluations: the best alone sees it.
+  plateau, stopping = progress.plateau, progress.stopping
   progress.add_evaluation(config, {**values, 'eval/top1': 0.9}, 4, due=False)
   assert progress.best.step == 4
+  assert (progress.plateau, progress.stopping) == (plateau, stopping)
   assert (progress.evaluations, progress.evaluated_step) == (3, 4)
+
+
+def test_a_signal_of_another_process_is_remembered():
+  log = TrainLog(Progress(PlateauState(0.1)), 0)
+  for step, stop in enumerate((0, 1, 0, 0), 1):
+    log.add(step, {**sums(step, []), 'stop': stop})
+  assert log.stop_asked
+
+
+@pytest.mark.parametrize(
+  ('last', 'threshold', 'final'),
+  [(0.3, 0.0, 25), (0.3, 0.2, 20), (0.2, 0.0, 20), (0.1, 0.0, 20)],
+)
+def test_the_best_state_may_be_the_last_one(last, threshold, final):
+  """A run of 25 steps is evaluated every 10: early stopping sees 10 and 20."""
+  config = config_lib.make_config()
+  config.early_stopping.update(enabled=True, threshold=threshold)
+  progress = Progress(PlateauState(0.1))
+  for step, top1 in ((10, 0.0), (20, 0.25), (25, last)):
+    values = {'eval/top1': top1}
+    progress.add_evaluation(config, values, step, due=step < 25)
+  assert progress.final_step(config, 25) == final
+  assert progress.stopping.best_step == 20  # a longer run goes on from that
+  config.early_stopping.restore_best = False
+  assert progress.final_step(config, 25) == 25

@@ -1,19 +1,23 @@
 """A run refuses to go on where its numbers would change."""
 
+import json
+import re
+
 import jax
 from jax.sharding import Mesh
 import numpy as np
 import pytest
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import validation
+from alexnet_jax.config import KEYS
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import checkpoint
 from alexnet_jax.training import distributed
 from alexnet_jax.training import parallel
 from alexnet_jax.training import resume
-from alexnet_jax.training.checkpoint_contents import versions
 from alexnet_jax.training.progress import Progress
+from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.schedule import PlateauState
 from tests.system import commands
 
@@ -25,7 +29,7 @@ def check(monkeypatch, before, devices, *overrides):
     ['--config=configs/quickstart.py', *overrides]
   )
   mesh = Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
-  saved = before and checkpoint.SavedRun(
+  saved = before and SavedRun(
     config=config,
     data={},
     progress=Progress(PlateauState(0.1)),
@@ -78,13 +82,12 @@ def test_data_that_has_changed_is_named(tmp_path):
 
 def test_what_is_different_is_said_where_a_run_goes_on():
   before = make_config()
-  saved = checkpoint.SavedRun(
+  saved = SavedRun(
     config=before,
     data={},
     progress=Progress(PlateauState(0.01)),
     iterator={},
     devices=jax.device_count(),
-    versions=versions(),
   )
   after = make_config()
   after.num_epochs = 5.0
@@ -97,3 +100,76 @@ def test_what_is_different_is_said_where_a_run_goes_on():
   ]
   saved.versions['jax'] = '0.0'
   assert 'jax 0.0 -> ' in resume.describe(saved, before, 7, mesh, alone)[1]
+
+
+# All others change what is trained, or what the checkpoints say of it.
+FREE = {'num_epochs', 'num_steps', 'save_every_epochs', 'save_every_steps'}
+FREE |= {'microbatch_size', 'log_every_steps', 'histogram_every_evals'}
+FREE |= {'report', 'parallel', 'implementation', 'guards.flat_loss_steps'}
+FREE |= {'data.path', 'data.num_threads', 'data.prefetch', 'checkpoint.keep'}
+
+
+@pytest.mark.parametrize('name', sorted(KEYS))
+def test_every_key_but_the_free_ones_is_refused(tmp_path, name):
+  stored, config = make_config(), make_config()
+  *section, key = name.split('.')
+  home = config[section[0]] if section else config
+  with home.unlocked():
+    match home[key]:
+      case bool() as value:
+        home[key] = not value
+      case int() | float() as value:
+        home[key] = value + 1
+      case str() as value:
+        home[key] = value + 'x'
+      case value:
+        home[key] = (*(value or ()), 'x')
+  if name in FREE:
+    resume.check_config(config, tmp_path, stored)
+    return
+  with pytest.raises(UserError, match=rf'\n  config\.{re.escape(name)}: '):
+    resume.check_config(config, tmp_path, stored)
+
+
+def test_the_length_shapes_a_cosine(tmp_path):
+  stored, config = make_config(), make_config()
+  stored.schedule.name = config.schedule.name = 'cosine'
+  config.num_epochs = 91.0
+  with pytest.raises(UserError, match=r'num_epochs: .*\n.*cosine schedule'):
+    resume.check_config(config, tmp_path, stored)
+
+
+def test_a_run_that_was_fine_tuned_forgets_where_it_began(tmp_path):
+  stored, config = make_config(), make_config()
+  stored.init.workdir, config.init.workdir = '/there', '/moved'
+  resume.check_config(config, tmp_path, stored)
+  stored.init.workdir = ''
+  with pytest.raises(UserError, match=r'init\.workdir'):
+    resume.check_config(config, tmp_path, stored)
+
+
+# Saves at 4, 8, ...: with a row after the second one, the first was complete.
+@pytest.mark.parametrize(
+  ('rows', 'has_folder', 'refused'),
+  [
+    ([], False, False),
+    ([2], False, True),
+    ([2, 4], True, False),
+    ([2, 4, 6, 8], True, False),
+    ([2, 4, 6, 8, 9], True, True),
+  ],
+)
+def test_a_history_whose_checkpoints_are_gone_stays(
+  tmp_path, rows, has_folder, refused
+):
+  rows = [json.dumps({'step': step}) for step in rows]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(rows))
+  config = make_config()
+  config.update(eval_every_steps=4, eval_every_epochs=0.0)
+  config_lib.write_config(config, tmp_path)
+  config.save_every_steps = 1  # from now on
+  if not refused:
+    resume.check_history(tmp_path, config, 100, has_folder)
+    return
+  with pytest.raises(UserError, match='has the history of a run up to step'):
+    resume.check_history(tmp_path, config, 100, has_folder)

@@ -51,14 +51,11 @@ def test_patterns(patterns, expected):
   assert transfer.matching(NAMES, patterns) == expected
 
 
-def test_a_pattern_that_fits_nothing_is_named_with_the_layers():
+def test_patterns_that_fit_nothing_or_everything_are_refused():
   with pytest.raises(
     UserError, match="fits 'cnov1'; the layers are conv1, conv2"
   ):
     transfer.matching(NAMES, ('conv1', 'cnov1'))
-
-
-def test_freezing_everything_is_refused():
   with pytest.raises(UserError, match='nothing is left to train'):
     transfer.frozen_names(make_state(), ('*',))
 

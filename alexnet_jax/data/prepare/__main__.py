@@ -9,6 +9,7 @@ from alexnet_jax.data import sources
 from alexnet_jax.data.prepare import check
 from alexnet_jax.data.prepare import raw
 from alexnet_jax.data.prepare import resize
+from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare import tfds
 
 
@@ -33,6 +34,54 @@ _FRACTION = _number(float, lambda n: 0 < n < 1, 'does not lie between 0 and 1')
 _QUALITY = _number(int, lambda n: 1 <= n <= 100, 'does not lie in 1 to 100')
 
 
+_DIVIDED = ('digits', 'folder', 'tar', 'parquet')
+# Flags of `resize` and `raw` that only some sources read: which, the default,
+# argparse's options and the help.
+_OF_SOURCES = {
+  'path': (
+    ('folder', 'tfds', 'tar', 'parquet', 'raw'),
+    '',
+    {'type': cli.path},
+    'the folder of images or shards, or the data_dir of TFDS',
+  ),
+  'tfds_name': (('tfds',), 'imagenet2012', {}, 'the set'),
+  'tfds_train_split': (('tfds',), 'train', {}, 'what is trained on'),
+  'tfds_eval_split': (('tfds',), 'validation', {}, 'what is measured'),
+  'val_fraction': (
+    _DIVIDED,
+    0.2,
+    {'type': _FRACTION},
+    'held out where the data has no split',
+  ),
+  'split_seed': (_DIVIDED, 0, {'type': int}, 'decides what is held out'),
+  'unreadable': (
+    ('folder', 'tfds', 'tar', 'parquet'),
+    'stop',
+    {'choices': ('stop', 'skip')},
+    'at an image that cannot be decoded',
+  ),
+}
+
+
+def _fill_in(arguments):
+  """Sets the defaults of _OF_SOURCES, and `given`, the flags that were given.
+
+  Raises:
+    UserError: for a flag without effect.
+  """
+  given = {f for f in _OF_SOURCES if getattr(arguments, f) is not None}
+  arguments.given = given
+  for flag, (kinds, default, *_) in _OF_SOURCES.items():
+    if flag not in given:
+      setattr(arguments, flag, default)
+    elif arguments.source not in kinds:
+      raise errors.UserError(
+        f'--{flag} {getattr(arguments, flag)} has no effect with --source'
+        f' {arguments.source}; leave it out'
+      )
+  return arguments
+
+
 def _add_tfds(parser):
   parser.add_argument(
     '--name', required=True, help='imagenet2012, or any NAME or NAME/CONFIG'
@@ -53,35 +102,17 @@ def _add_tfds(parser):
   )
 
 
-def _add_copy(parser):
-  """Adds the flags of `resize` and `raw`, which copy a data set."""
+def _add_raw(parser):
   parser.add_argument(
     '--source',
     required=True,
     choices=[kind for kind in sources.KINDS if kind != 'synthetic'],
     help='what PATH is',
   )
-  parser.add_argument(
-    '--path',
-    help='the folder of images or shards, or the data_dir of TFDS',
-  )
   parser.add_argument('--out', required=True, type=cli.path, metavar='DIR')
-  parser.add_argument('--tfds_name', help='default: imagenet2012')
-  parser.add_argument('--tfds_train_split', help='default: train')
-  parser.add_argument('--tfds_eval_split', help='default: validation')
-  parser.add_argument(
-    '--val_fraction',
-    type=_FRACTION,
-    help='held out where the data has no split (default: 0.2)',
-  )
-  parser.add_argument(
-    '--split_seed', type=int, help='of what is held out (default: 0)'
-  )
-  parser.add_argument(
-    '--unreadable',
-    choices=('stop', 'skip'),
-    help='at an image that cannot be decoded (default: stop)',
-  )
+  for flag, (kinds, default, options, text) in _OF_SOURCES.items():
+    text += f' (default: {default!r}; for {", ".join(kinds)})'
+    parser.add_argument(f'--{flag}', help=text, **options)
   parser.add_argument(
     '--size', type=_POSITIVE, default=256, help='in pixels (default: 256)'
   )
@@ -95,7 +126,7 @@ def _add_copy(parser):
 
 
 def _add_resize(parser):
-  _add_copy(parser)
+  _add_raw(parser)
   parser.add_argument(
     '--quality',
     type=_QUALITY,
@@ -145,15 +176,15 @@ _COMMANDS = {
     ' its two tars.',
   ),
   'resize': (
-    resize.prepare_resized,
+    lambda a: shards.prepare(_fill_in(a), resize.ResizedSet),
     _add_resize,
     'make smaller JPEGs of a data set',
     'Writes all images as JPEGs whose short side is 256 pixels: a TFDS set in'
     ' array_record, with the splits and the order of the source.',
   ),
   'raw': (
-    raw.prepare_raw,
-    _add_copy,
+    lambda a: shards.prepare(_fill_in(a), raw.RawSet),
+    _add_raw,
     'decode a data set once, into squares of uint8 pixels',
     'Writes the center squares of all images as uint8 arrays, which training'
     ' memory-maps. ImageNet at 256 pixels takes 262 GB.',

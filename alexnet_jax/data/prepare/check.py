@@ -66,8 +66,8 @@ _TEXTS = {
     ' predict them',
     'class_not_in_validation': 'classes of training have no validation images;'
     ' their accuracy is not measured',
-    'unknown_suffix': 'images are left out for their file name; rename them to'
-    ' end in .jpg, .png, ... if they belong to the set',
+    'unknown_suffix': 'images are left out, as files of their suffix are not'
+    ' read; convert them, or rename what is JPEG, PNG, GIF, WebP, BMP or TIFF',
     'loose_image': 'images lie beside the class folders and are left out; move'
     ' them into a class, or away',
   },
@@ -183,7 +183,7 @@ def _open(root, name):
     return contents.open_raw(root)
   if not name and any((root / tar).is_file() for tar in contents.TARS):
     return contents.open_tars(root)
-  if (folder := _tfds_folder(root, name)) is not None:
+  if folder := _tfds_folder(root, name):
     return contents.open_tfds(folder)
   if list_files(root).paths:
     return contents.open_folder(root)
@@ -200,21 +200,16 @@ def _open(root, name):
 
 def _tfds_folder(root, name):
   """Returns the folder of a set's newest version; None if there is no set."""
-  sets = {}  # by NAME or NAME/CONFIG
-  for folder in tfds_records.find_sets(root):
-    below = folder.relative_to(root).parent.as_posix()
-    own = folder.resolve().parent.name  # if `root` is that of the set itself
-    sets[own if below == '.' else below] = folder
   if name:
-    sets = {k: v for k, v in sets.items() if name in (k, k.split('/')[0])}
-    if not sets:
-      raise UserError(f'no TFDS set {name!r} in {root}')
+    return tfds_records.tfds_folder(name, str(root))
+  sets = tfds_records.find_sets(root)
   if len(sets) > 1:
+    names = [str(folder.parent.relative_to(root)) for folder in sets]
     raise UserError(
       f'{root} has several TFDS sets; choose one with --name:'
-      f' {", ".join(sorted(sets))}'
+      f' {", ".join(names)}'
     )
-  return next(iter(sets.values()), None)
+  return sets[0] if sets else None
 
 
 def _record(outcome, num_classes, findings, labels):

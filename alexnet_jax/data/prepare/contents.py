@@ -101,22 +101,24 @@ def _folder_jobs(root, splits, listed, class_names):
       yield _finding(kind, _below(root, path))
     for path in folder_lib.loose_images(splits[split]) if classes else ():
       yield _finding('loose_image', _below(root, path))
-    missing = {normal(n) for n in known or ()} - set(map(normal, classes))
+    missing = set(map(normal, known or ())) - set(map(normal, classes))
     for name in sorted(missing):
       yield _finding('class_not_in_validation', name)
   if root not in splits.values():
     used = {folder.name for folder in splits.values()}
     for name in sorted(set(subfolders(root)) - used):
       yield _finding('note', name, 'folders beside train and val: not read')
+  numbers = {normal(name): i for i, name in enumerate(class_names)}
   for split, classes in listed.items():
     flat = {} if classes else {'': folder_lib.list_files(splits[split])}
     for name, listing in (classes or flat).items():
       for path, what in listing.left_out:
-        if what == 'other files' and _is_image(path):
+        is_image = what == 'other files' and _is_image(path)
+        if is_image or what.startswith('images'):
           yield _finding('unknown_suffix', _below(root, path))
         else:
           yield _finding('note', _below(root, path), f'{what}: left out')
-      label = class_names.index(name) if name in class_names else None
+      label = numbers.get(normal(name))
       for path in listing.paths:
         name = _below(root, path)
         yield functools.partial(_examine_path, path, name, split, label)
@@ -305,6 +307,9 @@ def _tfds_jobs(described):
     yield from _source_jobs(
       split, tfds_records.tfds_source, name, split, data_dir
     )
+  if 'train' not in described.splits:
+    splits = sorted(described.splits)
+    yield _finding('refused', 'train', f'there is no such split, only {splits}')
   if described.name == 'imagenet2012':
     for split, expected in _IMAGENET_IMAGES.items():
       known = split in described.splits
@@ -381,8 +386,8 @@ def _check_sum(path, expected):
       found = hashlib.file_digest(file, 'sha256').hexdigest()
   except FileNotFoundError:
     return Outcome(path.name, [('missing_file', '')])
-  except OSError as error:
-    return Outcome(path.name, [('damaged_file', error.strerror)])
+  except (OSError, ValueError) as error:  # the latter of an impossible name
+    return Outcome(path.name, [('damaged_file', str(error))])
   return Outcome(path.name, [('checksum', '')] if found != expected else [])
 
 

@@ -21,17 +21,12 @@ from alexnet_jax.data import raw
 from alexnet_jax.data.prepare import shards
 
 
-def prepare_raw(arguments) -> dict:
-  """Writes both splits of a source as squares; see `shards.prepare`.
+class RawSet:
+  """A raw set, as `shards.Target` describes it.
 
-  Returns:
-    {out, image_size, classes, splits: {name: examples}, skipped: how many}.
+  Its result: {out, image_size, classes, splits: {name: examples}, skipped: how
+  many}.
   """
-  return shards.prepare(arguments, _RawSet)
-
-
-class _RawSet:
-  """A raw set, as `shards.Target` describes it."""
 
   description = settings_file = raw.MANIFEST
 

@@ -30,19 +30,6 @@ _SAMPLE = 64  # images of each split that the estimate of the room encodes
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 
 
-def prepare_resized(arguments) -> dict:
-  """Writes both splits of a source as smaller JPEGs; see `shards.prepare`.
-
-  Images that are no larger and are upright color JPEGs already are taken over
-  byte for byte; smaller ones are not enlarged.
-
-  Returns:
-    {out, name, folder, size, quality, classes, splits: {name: examples},
-    skipped: how many}.
-  """
-  return shards.prepare(arguments, _ResizedSet)
-
-
 def _name_and_version(arguments):
   """Returns both of the new set; a TFDS source keeps its own.
 
@@ -82,8 +69,13 @@ def _is_unicode(name):
   return name.encode(errors='replace').decode() == name
 
 
-class _ResizedSet:
-  """A TFDS set of smaller JPEGs, as `shards.Target` describes it."""
+class ResizedSet:
+  """A TFDS set of smaller JPEGs, as `shards.Target` describes it.
+
+  Images that are no larger and are upright color JPEGs already are taken over
+  byte for byte; smaller ones are not enlarged. Its result: {out, name, folder,
+  size, quality, classes, splits: {name: examples}, skipped: how many}.
+  """
 
   description, settings_file = tfds_records.INFO, _MADE
 
@@ -124,7 +116,10 @@ class _ResizedSet:
 
   def convert(self, loader, index) -> bytes | None:
     """Returns a serialized tf.train.Example; None if the image is skipped."""
-    content, label = loader.source.read(index)
+    try:
+      content, label = loader.source.read(index)
+    except UnreadableImageError as error:
+      return loader.report(index, error)
     example = loader.decoded(index, content, label)
     if example is None:
       return None
@@ -137,8 +132,7 @@ class _ResizedSet:
       try:
         encoded = encode(pixels, self._size, self._quality)
       except UnreadableImageError as error:
-        loader.report(index, error)
-        return None
+        return loader.report(index, error)
     file_name = getattr(loader.source, 'file_name', loader.source.describe)
     message = tfds_records.example_class()()
     features = message.features.feature

@@ -39,16 +39,6 @@ _IMAGENET_CLASSES = 1_000
 # A set is not begun with one version of what decides its pixels and ended with
 # another.
 _DECODERS = ('simplejpeg', 'pillow', 'numba')
-# Flags that only some sources read: which, and the default.
-_OF_SOURCES = {
-  'path': ('folder tfds tar parquet raw', ''),
-  'tfds_name': ('tfds', 'imagenet2012'),
-  'tfds_train_split': ('tfds', 'train'),
-  'tfds_eval_split': ('tfds', 'validation'),
-  'val_fraction': ('digits folder tar parquet', 0.2),
-  'split_seed': ('digits folder tar parquet', 0),
-  'unreadable': ('folder tfds tar parquet', 'stop'),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +131,7 @@ def prepare(
 
 def _open_loaders(arguments):
   """Returns a loader for `train` and one for `validation`."""
-  given = _fill_in(arguments)
+  _check_path(arguments)
   options = {
     key: getattr(arguments, key)
     for key in ('path', 'tfds_name', 'val_fraction', 'split_seed')
@@ -163,7 +153,7 @@ def _open_loaders(arguments):
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
   check_disjoint(*(loader.source for loader in loaders.values()))
-  if given & {'val_fraction', 'split_seed'}:
+  if arguments.given & {'val_fraction', 'split_seed'}:
     options['val_fraction'] = 0.0
     whole = sources.make_source(arguments.source, 'train', **options)
     if whole.num_examples == loaders['train'].source.num_examples:
@@ -174,22 +164,11 @@ def _open_loaders(arguments):
   return loaders
 
 
-def _fill_in(arguments):
-  """Sets the defaults of _OF_SOURCES; returns which flags were given."""
-  given = {f for f in _OF_SOURCES if getattr(arguments, f) is not None}
-  kind = arguments.source
-  for flag, (kinds, default) in _OF_SOURCES.items():
-    if flag not in given:
-      setattr(arguments, flag, default)
-    elif kind not in kinds.split():
-      raise UserError(
-        f'--{flag} {getattr(arguments, flag)} has no effect with --source'
-        f' {kind}; leave it out'
-      )
-  if kind in ('digits', 'tfds'):
-    return given
+def _check_path(arguments):
+  if arguments.source in ('digits', 'tfds'):
+    return
   if not arguments.path:
-    raise UserError(f'--source {kind} needs --path')
+    raise UserError(f'--source {arguments.source} needs --path')
   source = pathlib.Path(arguments.path).expanduser().resolve()
   out = pathlib.Path(arguments.out).expanduser().resolve()
   if source in (out, *out.parents):
@@ -197,7 +176,6 @@ def _fill_in(arguments):
       f'--out {out} lies in the source {source}, which would then hold both;'
       ' choose a folder outside'
     )
-  return given
 
 
 @contextlib.contextmanager

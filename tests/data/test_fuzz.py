@@ -1,0 +1,388 @@
+"""Damaged image files: the pixels of an independent decoder, or a refusal.
+
+Files of all formats are damaged in seven ways and sent through every decoding
+path. Each path runs twice, after images of other colors in the same thread:
+what a decoder leaves unwritten differs then.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import io
+import multiprocessing
+import struct
+import time
+import zlib
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFile
+import PIL.ImageOps
+import pytest
+import simplejpeg
+
+from alexnet_jax.data import decoding
+from alexnet_jax.data import images
+from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.prepare import contents
+from alexnet_jax.errors import UnreadableImageError
+from tests.data import batches
+from tests.data.pictures import encode
+from tests.data.pictures import exif
+from tests.data.pictures import photo
+
+# Pillow warns of what it reads all the same.
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+ROUNDING = 3  # levels, between two builds of libjpeg
+MIN = 40  # pixels of the short side, where JPEGs are decoded at a scale
+SLOW = 10.0  # seconds for one file
+# Two images that fill the memory of the thread: as much as a file needs, or as
+# one whose header lies.
+OTHERS = {
+  side: [encode(np.full((side, side, 3), n, np.uint8)) for n in (0, 255)]
+  for side in (160, 640)
+}
+
+
+def picture(mode='RGB', height=90, width=131):
+  """Smooth colors and blocks of noise: damage shows, and JPEG keeps it."""
+  rng = np.random.default_rng(height)
+  blocks = rng.integers(0, 90, (height // 10 + 1, width // 10 + 1, 3))
+  coarse = np.kron(blocks, np.ones((10, 10, 1)))[:height, :width]
+  pixels = (photo(height, width) * 0.6 + coarse).astype(np.uint8)
+  return PIL.Image.fromarray(pixels).convert(mode)
+
+
+def make_files():
+  """Returns {format: file}."""
+  image, gray = picture(), picture('L')
+  jpeg = {
+    'baseline': (image, {}),
+    'baseline 4:4:4': (image, {'subsampling': 0}),
+    'baseline 4:2:2': (image, {'subsampling': 1}),
+    'restart markers': (image, {'restart_marker_blocks': 5}),
+    'restart rows': (picture(height=160), {'restart_marker_rows': 1}),
+    'progressive': (image, {'progressive': True}),
+    'progressive 4:4:4': (image, {'progressive': True, 'subsampling': 0}),
+    'without conversion': (image, {'keep_rgb': True}),
+    'gray': (gray, {}),
+    'gray progressive': (gray, {'progressive': True}),
+    'CMYK': (picture('CMYK'), {}),
+    'CMYK progressive': (picture('CMYK'), {'progressive': True}),
+    'EXIF': (image, {'exif': exif(6)}),
+    'EXIF progressive': (image, {'exif': exif(3), 'progressive': True}),
+    'comment': (image, {'comment': encode(photo(16, 16))}),
+  }
+  files = {
+    f'JPEG {name}': encode(made, 'JPEG', quality=90, **options)
+    for name, (made, options) in jpeg.items()
+  }
+  sixteen = PIL.Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+  others = {
+    'PNG': (image, {}),
+    'PNG palette': (image.quantize(64), {}),
+    'PNG 16 bits': (sixteen, {}),
+    'PNG EXIF': (image, {'exif': exif(8)}),
+    'PNG alpha': (picture('RGBA'), {}),
+    'MPO': (image, {'save_all': True, 'append_images': [gray]}),
+    'WEBP': (image, {}),
+    'WEBP lossless': (image, {'lossless': True}),
+    'GIF': (image, {}),
+    'GIF frames': (image, {'save_all': True, 'append_images': [gray]}),
+    'TIFF': (image, {}),
+    'TIFF LZW': (image, {'compression': 'tiff_lzw'}),
+    'TIFF deflate': (image, {'compression': 'tiff_adobe_deflate'}),
+    'TIFF JPEG': (image, {'compression': 'jpeg'}),
+    'BMP': (image, {}),
+    'BMP palette': (image.quantize(64), {}),
+  }
+  return files | {
+    name: encode(made, name.split()[0], **options)
+    for name, (made, options) in others.items()
+  }
+
+
+def flips(file, rng):
+  for _ in range(rng.integers(1, 5)):
+    file[rng.integers(len(file))] ^= 1 << rng.integers(8)
+
+
+def noise(file, rng):
+  start = rng.integers(len(file))
+  length = min(len(file) - start, int(2 ** rng.uniform(0, 9)))
+  file[start : start + length] = rng.bytes(length)
+
+
+def cut(file, rng):
+  del file[rng.integers(1, len(file)) :]
+  if rng.random() < 0.5:
+    file += b'\xff\xd9'  # as if it were whole
+
+
+def swapped(file, rng):
+  """Two pieces change places; in half of the cases segments of the header."""
+  starts = [i for i in range(len(file) - 1) if file[i] == 0xFF and file[i + 1]]
+  if len(starts) < 4 or rng.random() < 0.5:
+    starts = range(1, len(file))
+  a, b, c, d = sorted(int(i) for i in rng.choice(starts, 4, replace=False))
+  file[a:d] = file[c:d] + file[b:c] + file[a:b]
+
+
+def repeated(file, rng):
+  start = rng.integers(len(file))
+  end = start + int(2 ** rng.uniform(0, 9))
+  file[start:start] = file[start:end]
+
+
+def lost(file, rng):
+  start = rng.integers(len(file))
+  del file[start : start + int(2 ** rng.uniform(0, 9))]
+
+
+def size_lies(file, rng):
+  """Other sides in the header; checksums fit."""
+  factor = rng.choice([0, 0.5, 0.9, 1.1, 2, 4, 500])
+  both = rng.random() < 0.5
+
+  def write(at, form, change=True):
+    (value,) = struct.unpack_from(form, file, at)
+    most = 2 ** (8 * struct.calcsize(form)) // 2 - 1
+    if change:
+      struct.pack_into(form, file, at, min(most, int(value * factor)))
+
+  if file[:2] == b'\xff\xd8':
+    frames = (b'\xff\xc0', b'\xff\xc1', b'\xff\xc2')
+    start = min(i for marker in frames if (i := file.find(marker)) > 0)
+    write(start + 5, '>H')
+    write(start + 7, '>H', both)
+  elif file[:4] == b'\x89PNG':
+    write(16, '>I')
+    write(20, '>I', both)
+    file[29:33] = zlib.crc32(file[12:29]).to_bytes(4, 'big')
+  elif file[:4] == b'GIF8':
+    frame = file.index(b',', 13 + 3 * 2 ** ((file[10] & 7) + 1))
+    for at in (8, frame + 7):
+      write(at, '<H')
+      write(at - 2, '<H', both)
+  elif file[:2] == b'BM':
+    write(22, '<i')
+    write(18, '<i', both)
+  elif file[:4] == b'RIFF':
+    write(26, '<H')
+    write(23 if file[15:16] == b'L' else 28, '<H', both)
+  else:  # TIFF: widths and heights are entries of 12 bytes
+    (start,) = struct.unpack_from('<I', file, 4)
+    (count,) = struct.unpack_from('<H', file, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+      (tag,) = struct.unpack_from('<H', file, entry)
+      if tag == 257 or (tag == 256 and both):
+        write(entry + 8, '<H')
+
+
+DAMAGES = (flips, noise, cut, swapped, repeated, lost, size_lies)
+
+
+def damaged_files(count, seed):
+  """Yields (format, damage, damaged file, whole file), all pairs in turn."""
+  files = make_files()
+  pairs = [(name, damage) for name in files for damage in DAMAGES]
+  for number in range(count):
+    name, damage = pairs[number % len(pairs)]
+    rng = np.random.default_rng((seed, number))
+    file = bytearray(files[name])
+    damage(file, rng)
+    if file and rng.random() < 0.1:
+      flips(file, rng)
+    yield name, damage.__name__, bytes(file), files[name]
+
+
+def pillow(file, truncated=False):
+  """Returns Pillow's RGB pixels of a file, upright."""
+  formats = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(PIL.ImageFile, 'LOAD_TRUNCATED_IMAGES', truncated)
+    image = PIL.Image.open(io.BytesIO(file), formats=formats)
+    image.load()
+    if image.mode.startswith('I'):  # of 16 bits
+      return np.repeat(
+        (np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2
+      )
+    rgb = image.convert('RGB')
+  return upright(np.asarray(rgb), file)
+
+
+# What is asked of the decoder where; rows: the share that a crop needs.
+PATHS = {
+  'evaluation, prepare, predict': {},
+  'scaled': {'min_size': MIN},
+  'crop': {'rows_needed': lambda height, width: height // 2},
+  'crop of all': {'rows_needed': lambda height, width: height},
+  'scaled crop': {
+    'min_size': MIN,
+    'rows_needed': lambda height, width: height // 3,
+  },
+}
+
+
+def decoded(file, how, others):
+  """Returns what the path decodes after two other images, or the refusal."""
+  results = []
+  for other in others:
+    decoding.decode(other)
+    try:
+      results.append(decoding.decode(file, **how).copy())
+    except UnreadableImageError as error:
+      results.append(str(error))
+  first, second = results
+  if isinstance(first, str):
+    assert first == second
+    return first
+  rows = how.get('rows_needed', lambda height, width: height)
+  height, width = first.shape[:2]
+  needed = min(height, rows(height, width))
+  # A decoder that writes nothing leaves the pixels of another image.
+  np.testing.assert_array_equal(first[:needed], second[:needed])
+  return first[:needed]
+
+
+def expected(file, whole):
+  """Returns the images that are right: Pillow's, of the file or whole.
+
+  And for JPEGs what libjpeg makes of it at a scale, in memory of its own,
+  without a complaint.
+  """
+  found, end = [pillow(whole)], b''
+  if file[:2] == b'\xff\xd8':
+    end = b'\xff\xd9'
+    for variant in (file, file + end):
+      with contextlib.suppress(ValueError):  # it complains
+        small = simplejpeg.decode_jpeg(
+          variant, 'RGB', min_height=MIN, min_width=MIN, min_factor=2
+        )
+        found.append(upright(small, variant))
+  for variant, truncated in ((file, False), (file + end, True)):
+    with contextlib.suppress(Exception):  # it refuses it
+      found.append(pillow(variant, truncated))
+  return found
+
+
+def upright(pixels, file):
+  """Returns the pixels as the EXIF data of a file turn them."""
+  image = PIL.Image.fromarray(pixels)
+  with contextlib.suppress(Exception):  # of data that are damaged
+    with PIL.Image.open(io.BytesIO(file)) as opened:
+      turned = opened.getexif().get(0x0112, 1)
+    image.getexif()[0x0112] = turned
+    image = PIL.ImageOps.exif_transpose(image)
+  return np.asarray(image)
+
+
+def difference(result, right, how):
+  """Returns by how many levels a result differs from an image, at most."""
+  rows = how.get('rows_needed', lambda height, width: height)
+  right = right[: rows(*right.shape[:2])]
+  if right.shape != result.shape:
+    return np.inf
+  return np.abs(result.astype(int) - right).max(initial=0)
+
+
+def check(damage, file, whole):
+  """Sends a file through every path; returns `refused`, `equal` or a fault."""
+  others = OTHERS[640 if damage == 'size_lies' else 160]
+  right = None
+  for path, how in PATHS.items():
+    start = time.monotonic()
+    result = decoded(file, how, others)
+    if (seconds := time.monotonic() - start) > SLOW:
+      return f'{path}: {seconds} s'
+    refused = isinstance(result, str)
+    if not how:
+      outcome = 'refused' if refused else 'equal'
+      kinds = {kind for kind, _ in contents.examine(file, 'x')}
+      if refused != bool(kinds & {'empty_file', 'truncated', 'unreadable'}):
+        return f'check says {kinds}, {path}: {outcome}'
+    if not refused:
+      right = right or expected(file, whole)
+      nearest = min(difference(result, image, how) for image in right)
+      if nearest > ROUNDING:
+        return f'foreign: {path}: {nearest} levels'
+  return outcome
+
+
+def fuzz(count, seed, keep=lambda *_: None):
+  """Returns {(format, damage): {outcome: files}}."""
+  figures = collections.defaultdict(collections.Counter)
+  for name, damage, file, whole in damaged_files(count, seed):
+    try:
+      outcome = check(damage, file, whole)
+    except Exception as error:  # no refusal: a fault
+      outcome = f'{type(error).__name__}: {error}'
+    figures[name, damage][outcome] += 1
+    if outcome not in ('equal', 'refused'):
+      keep(name, damage, file, outcome)
+  return figures
+
+
+def assert_right(figures, count):
+  totals = sum(figures.values(), collections.Counter())
+  assert set(totals) == {'equal', 'refused'}, totals
+  assert min(totals.values()) > count / 5
+
+
+def test_damaged_files_are_right_or_refused():
+  assert_right(fuzz(600, 0), 600)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_thousand_damaged_files_are_right_or_refused():
+  with concurrent.futures.ProcessPoolExecutor(
+    2, multiprocessing.get_context('spawn')
+  ) as pool:
+    for figures in pool.map(fuzz, [10_300] * 2, [1, 2]):
+      assert_right(figures, 10_300)
+
+
+class Files:
+  """A source of image files."""
+
+  name, class_names, fingerprint = 'files', ('only',), '0'
+
+  def __init__(self, files):
+    self.files, self.num_examples = files, len(files)
+
+  def read(self, index):
+    return self.files[index], 0
+
+  def describe(self, index):
+    return f'file {index}'
+
+
+@pytest.mark.parametrize('crop', ['random', 'random_resized'])
+def test_batches_of_damaged_files_do_not_depend_on_threads(crop):
+  source = Files([file for _, _, file, _ in damaged_files(220, 3)])
+  made = []
+  for threads in (1, 4):
+    loader = Loader(source, 40, unreadable='skip', num_threads=threads)
+    train = batches.train_iter(
+      loader,
+      num_steps=8,
+      global_batch_size=32,
+      seed=0,
+      crop_size=32,
+      crop=crop,
+    )
+    evaluation = batches.eval_iter(loader, crop_size=40, global_batch_size=55)
+    made.append([*train, *evaluation])
+  batches.assert_same(*made)
+  image, mask = (
+    np.concatenate([batch[key] for batch in made[0][8:]])
+    for key in ('image', 'mask')
+  )
+  for index, file in enumerate(source.files):
+    exact = decoded(file, {}, OTHERS[160])
+    assert mask[index] == (not isinstance(exact, str))
+    if mask[index]:
+      square = images.center_square(exact, 40)
+      np.testing.assert_array_equal(image[index], square)
