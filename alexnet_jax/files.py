@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import csv
+import errno
 import fcntl
 import json
 import logging
@@ -58,6 +59,15 @@ def _umask():
   mask = os.umask(0)
   os.umask(mask)
   return mask
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+  """Waits until a folder, all that is in it, and its name are on the disk."""
+  for parent, _, names in os.walk(folder, topdown=False):
+    for name in names:
+      _sync(os.path.join(parent, name))
+    _sync(parent)
+  _sync(folder.parent)
 
 
 def _sync(path):
@@ -123,11 +133,17 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
 
 @contextlib.contextmanager
 def in_use(folder: pathlib.Path) -> Iterator[None]:
-  """Tells `is_in_use` that a folder is read, where file systems have locks."""
+  """Tells `is_in_use` that a folder is read, where file systems have locks.
+
+  Raises:
+    FileNotFoundError: if it was removed or renamed meanwhile.
+  """
   handle = os.open(folder, os.O_RDONLY)
   try:
     with contextlib.suppress(OSError):
-      fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+      fcntl.flock(handle, fcntl.LOCK_SH)  # `is_in_use` holds it for a moment
+    if not os.path.samestat(os.fstat(handle), os.stat(folder)):
+      raise FileNotFoundError(errno.ENOENT, 'it is another now', str(folder))
     yield
   finally:
     os.close(handle)
@@ -154,6 +170,12 @@ def refuse_link(path: pathlib.Path) -> None:
       f'{path} is a link, to {path.readlink()}; links inside such a folder are'
       ' not followed: put there what it leads to, or remove it'
     )
+
+
+def refuse_links_in(folder: pathlib.Path) -> None:
+  """Raises UserError if an entry of a folder is a link."""
+  for path in folder.iterdir():
+    refuse_link(path)
 
 
 def refuse_links(folder: pathlib.Path, names: Iterable[str]) -> None:

@@ -152,7 +152,7 @@ def _report(workdir, data_path, stop):
       workdir, data_path=data_path, progress=lambda done: stop.check()
     )
     report.show(result)
-  except errors.UserError as error:
+  except (errors.UserError, OSError) as error:
     # It could not be drawn, but the run is complete.
     print(f'no report: {error}', file=sys.stderr)
 

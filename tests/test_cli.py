@@ -113,6 +113,8 @@ def test_folders_of_arguments(monkeypatch):
     'interop.load --from torch x --workdir',
     'interop.save x.safetensors --workdir',
     'interop.export --workdir',
+    'interop.export --workdir x',
+    'interop.save --workdir x',
     'data.prepare.__main__ raw --source folder --path x --out',
   ],
 )

@@ -415,38 +415,6 @@ def test_json_is_lossless():
   assert config_lib.flatten(again) == config_lib.flatten(config)
 
 
-@pytest.mark.parametrize('key', KEYS)
-def test_keys_that_change_the_training_are_named(key):
-  """All but those that are free, of which here is the list."""
-  free = {
-    *('num_epochs', 'num_steps', 'microbatch_size', 'save_every_epochs'),
-    *('save_every_steps', 'log_every_steps', 'histogram_every_evals', 'report'),
-    *('parallel', 'implementation', 'data.path', 'data.num_threads'),
-    *('data.prefetch', 'checkpoint.keep', 'guards.flat_loss_steps'),
-  }
-  stored, config = config_lib.make_config(), config_lib.make_config()
-  assert config_lib.training_changes(stored, config) == []
-  with config.ignore_type():
-    config.update_from_flattened_dict({key: another(key)})
-  before, after = KEYS[key].default, another(key)
-  changes = config_lib.training_changes(stored, config)
-  if key == 'data.unreadable':  # until now no image was, or the run had stopped
-    assert changes == []
-    changes = config_lib.training_changes(config, stored)
-    before, after = after, before
-  expected = [f'config.{key}: {before!r} -> {after!r}']
-  assert changes == ([] if key in free else expected)
-
-
-def test_the_length_of_a_cosine_matters():
-  stored = load('quickstart', '--config.schedule.name=cosine')
-  longer = load(
-    'quickstart', '--config.schedule.name=cosine', '--config.num_epochs=100'
-  )
-  (change,) = config_lib.training_changes(stored, longer)
-  assert 'num_epochs' in change
-
-
 def test_a_run_reads_every_key(tmp_path, monkeypatch):
   """But those that are passed on whole, which their readers' tests cover."""
   recipe = commands.write_recipe(

@@ -154,7 +154,7 @@ def make_steps(
 
   Args:
     candidate: such as torch eager, keras jit_compile, ours.
-    task: see `step.make_task`.
+    task: see `step.py`.
     start: (params, images, labels) to begin with; None: the library's own
       weights and float32 noise. Params are {layer: {kernel, bias}} as flax has
       them: kernels [height, width, in, out] and [in, out], where `in` of the

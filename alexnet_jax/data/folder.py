@@ -36,6 +36,9 @@ IMAGE_SUFFIXES = (
 )
 _OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jxl')
 _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
+# What was listed for training, until validation takes its part: a listing of
+# millions of files takes minutes on a network's disk.
+_listed: dict = {}
 
 
 class Listing(NamedTuple):
@@ -376,7 +379,12 @@ def folder_source(
     if split == 'train':
       return list_folder(folders['train'])
     return list_folder(folders['validation'], subfolders(folders['train']))
-  source = list_folder(folders['all'], divided=val_fraction > 0)
+  key = folders['all'], val_fraction > 0
+  source = _listed.pop(key, None) if split == 'validation' else None
+  source = source or list_folder(key[0], divided=key[1])
+  if split == 'train':
+    _listed.clear()
+    _listed[key] = source
   mask = held_out(source.paths, source.labels, val_fraction, split_seed)
   keep = np.flatnonzero(mask == (split == 'validation'))
   return dataclasses.replace(

@@ -164,7 +164,7 @@ class Run:
 
   Attributes:
     name: what tables call it.
-    saved: what the checkpoint says, see `training.checkpoint.SavedRun`.
+    saved: what the checkpoint says, see `training.progress.SavedRun`.
     rows: its history, see `training.writers.read_rows`.
     numbers: {name, workdir, seed, fingerprint, eval_fingerprint, parameters,
       ..., steps, measured_step, loss, top1, ...}: what it cost and how good it

@@ -90,6 +90,8 @@ def _work(arguments, overrides, stop):
     arguments.workdir
     or f'runs/crossval_{config_lib.recipe_name(arguments.config)}'
   )
+  if workdir.is_dir():
+    files.refuse_links_in(workdir)
   result = cross_validate(config, workdir, folds, stop, cli.Console())
   _write_json(workdir / RESULT_FILE, result)
   show(result)

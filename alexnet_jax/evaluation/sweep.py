@@ -107,6 +107,7 @@ def _work(arguments, overrides, stop):
   workdir.mkdir(parents=True, exist_ok=True)
   busy = f'another sweep is under way in {workdir}; wait for it, or end it'
   with files.lock(workdir, busy):
+    files.refuse_links_in(workdir)
     study = study_lib.open_study(workdir, made_with)
     sweep = study_lib.Sweep(
       config=config,

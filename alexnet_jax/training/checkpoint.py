@@ -58,9 +58,8 @@ _REPLACED = '.replaced'  # in that of a checkpoint that is being written anew
 _TRANSIENT_NAMES = 'ENOMEM EMFILE ENFILE EACCES EPERM EAGAIN EINTR ESTALE'
 _TRANSIENT_NAMES += ' ETIMEDOUT ENOTCONN'
 _TRANSIENT_ERRORS = {getattr(errno, n) for n in _TRANSIENT_NAMES.split()}
-_TRANSIENT_TEXTS = [os.strerror(number) for number in _TRANSIENT_ERRORS]
-_TRANSIENT_TEXTS += ['RESOURCE_EXHAUSTED', 'DEADLINE_EXCEEDED']
-_TRANSIENT_TEXTS += ["can't start new thread"]
+_TRANSIENT_TEXTS = [*map(os.strerror, _TRANSIENT_ERRORS), 'RESOURCE_EXHAUSTED']
+_TRANSIENT_TEXTS += ['DEADLINE_EXCEEDED', "can't start new thread"]
 # Orbax numbers the saves of a process: two at a time would disturb each other.
 _thread = concurrent.futures.ThreadPoolExecutor(1)
 _malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
@@ -109,7 +108,7 @@ class Checkpoints:
     if processes.is_first:
       self.folder.mkdir(parents=True, exist_ok=True)
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
-        shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
       self._recover_replaced()
 
   def steps(self) -> list[int]:
@@ -168,7 +167,6 @@ class Checkpoints:
         handler, multiprocessing_options=_own_process()
       )
       checkpointer.save(folder / path.name, args=items)
-    self._recover_replaced()
     if not self._was_read_back:  # a run must not train into what no one opens
       try:
         _read(path, host)
@@ -176,16 +174,25 @@ class Checkpoints:
         shutil.rmtree(path)
         raise UserError(f'it cannot be read back ({error})') from error
       self._was_read_back = True
+    files.sync_folder(path)  # before older ones go
+    self._recover_replaced()
     kept = {*self.steps()[-self._keep :], *keep_steps}
     for step in set(self.steps()) - kept:
-      path = self.folder / str(step)
-      if not files.is_in_use(path):  # or it is removed after another save
-        # For a reader it is there as a whole or not at all.
-        shutil.rmtree(path.rename(f'{path}{_TEMPORARY}.removed'))
+      self._remove(self.folder / str(step))
     # glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
     # 0.3 GB with every save.
     if _malloc_trim is not None:
       _malloc_trim(0)
+
+  def _remove(self, path):
+    """Removes a checkpoint, unless it is read: then after another save."""
+    try:
+      if not files.is_in_use(path):
+        # For a reader it is there as a whole or not at all.
+        path = path.rename(f'{path}{_TEMPORARY}.removed')
+        shutil.rmtree(path, ignore_errors=True)  # or by the next start
+    except OSError as error:
+      logging.getLogger(__name__).warning('%s stays: %s', path, error)
 
   def _recover_replaced(self):
     """Removes replaced checkpoints, or takes back what was not replaced."""
@@ -375,11 +382,10 @@ def _read(path, template) -> tuple[dict, SavedRun]:
 
 
 def _read_run(path) -> SavedRun:
-  """Reads what a checkpoint says beside its arrays."""
+  """Reads the part of a checkpoint that is not arrays."""
   try:
-    return SavedRun.from_json(
-      json.loads((path / 'run' / 'metadata').read_bytes())
-    )
+    content = (path / 'run' / 'metadata').read_bytes()
+    return SavedRun.from_json(json.loads(content))
   except Exception as error:
     raise _as_damage('run', error) from error
 
@@ -429,8 +435,9 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
   """
   folder = _folder_of(workdir)
   while True:
-    path = _find(folder, which)
+    path, seen = _find(folder, which), None
     try:
+      seen = path.stat().st_ino
       with files.in_use(path):
         saved = _read_run(path)
         names = list(saved.data['class_names'])
@@ -439,8 +446,8 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
       state = state.replace(**tree)
       return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
     except Exception as error:
-      if not path.exists():
-        continue  # the run removed it just now, as it has a newer one
+      if not path.exists() or seen not in (None, path.stat().st_ino):
+        continue  # the run removed it just now, or wrote it anew
       if not isinstance(error, DamagedCheckpointError):
         raise
       others = [step for step in _steps(folder) if str(step) != path.name]
@@ -496,4 +503,5 @@ def _find(folder, which):
       f'checkpoint {which!r} is not in {folder}, which has'
       f' {steps or "none yet"}'
     )
+  files.refuse_link(folder / str(step))
   return folder / str(step)

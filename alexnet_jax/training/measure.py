@@ -166,6 +166,8 @@ def load_network(
   # Of this process: process 0 alone draws the report of a run of several.
   mesh = parallel.make_mesh(local=True)
   run = checkpoint.open_run(workdir, which)
+  if data_path == run.config.data.path:
+    data_path = ''
   if data_path:
     run.config.data.path = data_path
     validation.validate(run.config, ['data.path'])

@@ -141,6 +141,9 @@ class SavedRun:
     names = {field.name for field in dataclasses.fields(cls)}
     if wrong := sorted(names ^ fields.keys()):
       raise ValueError(f'missing or unknown: {", ".join(wrong)}')
+    classes = fields['data'].get('class_names')
+    if not classes or not all(isinstance(name, str) for name in classes):
+      raise ValueError(f'class_names is {classes!r}')
     config, saved = config_lib.from_dict(fields['config']), fields['progress']
     kinds = {'plateau': PlateauState, 'stopping': StoppingState, 'best': Best}
     parts = {name: kind(**saved[name]) for name, kind in kinds.items()}

@@ -63,7 +63,7 @@ def test_an_error_in_a_thread_is_raised_and_stops_the_others():
     del end
     calls.append(start)
     if start == 0:
-      assert another.wait(10)
+      assert another.wait(60)
       raise IndexError('at 0')
     another.set()
     time.sleep(0.001)
@@ -72,7 +72,7 @@ def test_an_error_in_a_thread_is_raised_and_stops_the_others():
     loader.for_each(fail_once, 1000)
   count = len(calls)
   time.sleep(0.05)
-  assert len(calls) <= count + 1
+  assert len(calls) <= count + 1 < 900
 
 
 def squares_source(count):

@@ -490,7 +490,7 @@ def test_a_killed_and_continued_sweep_makes_the_same_trials(tmp_path, small):
   expected = finish('unbroken')
   assert len(expected['trials']) == 14  # the last four are no blind draws
   assert {'done', 'pruned'} <= {t['state'] for t in expected['trials']}
-  rng = random.Random(0)
+  rng, kills = random.Random(0), 0
   for trial in (0, 3, 9, 10, 12):
     process = start('killed')
     folder = tmp_path / 'killed' / f'trial_{trial:04d}'
@@ -499,7 +499,8 @@ def test_a_killed_and_continued_sweep_makes_the_same_trials(tmp_path, small):
     time.sleep(rng.uniform(0, 3))  # it starts, trains, saves or tells
     process.kill()
     process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    kills += process.returncode == -signal.SIGKILL
+  assert kills > 2  # the last may come when all is done
   result = finish('killed')
   assert result['trials'] == expected['trials']
 

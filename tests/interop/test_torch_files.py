@@ -1,5 +1,6 @@
 """PyTorch's own forward pass and its own files as the oracle."""
 
+import io
 import pickle
 import zipfile
 
@@ -366,6 +367,17 @@ def test_an_archive_that_pytorch_would_misread(damage, tmp_path):
   message = 'is compressed' if damage == 'compressed' else 'Bad CRC-32'
   with pytest.raises(UserError, match=message):
     torch_files.read(path, MARVIN)
+
+
+def test_pytorch_gets_what_python_read(tmp_path, monkeypatch):
+  """A second directory in the archive could show it other records."""
+  seen, load = [], torch.load
+  monkeypatch.setattr(
+    torch, 'load', lambda file, **more: seen.append(file) or load(file, **more)
+  )
+  torch.save(marvin().state_dict(), tmp_path / 'a.pth')
+  torch_files.read(tmp_path / 'a.pth', MARVIN)
+  assert [type(file) for file in seen] == [io.BytesIO]
 
 
 def test_a_dict_in_itself_comes_to_an_end(tmp_path):

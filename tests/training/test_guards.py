@@ -82,7 +82,7 @@ def test_a_second_ctrl_c_ends_at_once():
     [sys.executable, '-c', program],
     capture_output=True,
     text=True,
-    timeout=30,
+    timeout=120,
     check=False,
   )
   assert done.returncode == 1

@@ -8,6 +8,7 @@ import pytest
 from alexnet_jax import validation
 from alexnet_jax.cli import Console
 from alexnet_jax.evaluation import figures
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training import measure
@@ -127,3 +128,29 @@ def test_the_history_has_the_rate_of_every_group(tmp_path):
   assert [list(line.get_ydata()) for line in axes.get_lines()][:3] == [
     pytest.approx(rates) for rates in expected.values()
   ]
+
+
+def test_a_learning_rate_is_scaled_with_the_batch(tmp_path):
+  rows, _ = train(
+    tmp_path,
+    num_steps=4,
+    optimizer__rate_scaling='linear',
+    optimizer__base_batch_size=4,
+    optimizer__learning_rate=0.01,
+    global_batch_size=8,
+    schedule__warmup_epochs=0.0,
+  )
+  assert [r['learning_rate'] for r in rows] == pytest.approx([0.02] * len(rows))
+
+
+def test_the_plateau_does_not_see_the_end_of_a_run(tmp_path):
+  """A longer run would have no evaluation there."""
+  train(
+    tmp_path,
+    num_steps=5,
+    eval_every_steps=4,
+    schedule__patience=1,
+    schedule__threshold=10.0,
+  )
+  progress = checkpoint.read_newest(tmp_path / 'run')[1].progress
+  assert (progress.evaluations, progress.plateau.wait) == (1, 0)

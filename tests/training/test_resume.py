@@ -131,6 +131,15 @@ def test_every_key_but_the_free_ones_is_refused(tmp_path, name):
     resume.check_config(config, tmp_path, stored)
 
 
+def test_unreadable_images_may_be_skipped_from_now_on(tmp_path):
+  """Until now none was unreadable, or the run had stopped."""
+  stored, config = make_config(), make_config()
+  config.data.unreadable = 'skip'
+  resume.check_config(config, tmp_path, stored)
+  with pytest.raises(UserError, match=r'config\.data\.unreadable: '):
+    resume.check_config(stored, tmp_path, config)
+
+
 def test_the_length_shapes_a_cosine(tmp_path):
   stored, config = make_config(), make_config()
   stored.schedule.name = config.schedule.name = 'cosine'

@@ -196,6 +196,7 @@ def _locked(target):
   busy = f'another process is preparing {folder}; wait for it or end it'
   numbers = signal.SIGTERM, signal.SIGINT
   with files.lock(folder, busy):
+    files.refuse_links_in(folder)
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
       yield
