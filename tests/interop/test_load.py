@@ -219,7 +219,7 @@ def test_other_classes_need_a_new_head(folder, tmp_path):
   assert code == 2
   assert "has 3 classes ('blue', 'green', 'red'), the data here" in err
   assert """--config.init.skip="('head',)\"""" in err
-  assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
+  assert not (tmp_path / 'run').exists()
 
 
 def test_there_is_no_training_to_compare(folder, tmp_path, command_result):

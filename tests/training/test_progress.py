@@ -53,7 +53,8 @@ def test_a_resumed_interval_counts_the_steps_before():
   log.add(1, sums(1, []))
   log.add(2, sums(2, []))
   log.flush()
-  saved = SavedRun(config_lib.make_config(), {}, progress, {})
+  data = {'class_names': ['a', 'b']}
+  saved = SavedRun(config_lib.make_config(), data, progress, {})
   again = SavedRun.from_json(json.loads(json.dumps(saved.to_json()))).progress
   assert again == progress
   log = TrainLog(again, 2)
