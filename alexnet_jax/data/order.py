@@ -32,7 +32,7 @@ def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
       while len(_orders) > 1:
         del _orders[next(iter(_orders))]  # the oldest
       order = np.arange(num_examples, dtype=np.uint32)
-      _generator(seed, _PERMUTATION, epoch).shuffle(order)
+      generator(seed, _PERMUTATION, epoch).shuffle(order)
       order.setflags(write=False)
       _orders[key] = order
     return _orders[key]
@@ -63,7 +63,7 @@ def batch_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
   The columns decide crop row, crop column and flip, whether or not they are
   switched on: switching one off leaves the others as they were.
   """
-  return _generator(seed, _DRAWS, step).random(
+  return generator(seed, _DRAWS, step).random(
     (global_batch_size, DRAWS_PER_EXAMPLE)
   )
 
@@ -76,7 +76,7 @@ def resized_crop_draws(
   They lie in [0, 1) and decide area and aspect ratio of each attempt at a
   random-resized crop, whose corner comes from `batch_draws`.
   """
-  return _generator(seed, _RESIZED_CROPS, step).random(
+  return generator(seed, _RESIZED_CROPS, step).random(
     (global_batch_size, CROP_ATTEMPTS, 2)
   )
 
@@ -85,13 +85,13 @@ def brightness_draws(
   step: int, global_batch_size: int, seed: int
 ) -> np.ndarray:
   """Returns uniform draws in [-1, 1), float32 [global_batch_size]."""
-  draws = _generator(seed, _BRIGHTNESS, step).random(global_batch_size)
+  draws = generator(seed, _BRIGHTNESS, step).random(global_batch_size)
   return (2 * draws - 1).astype(np.float32)
 
 
 def color_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
   """Returns standard normal draws, float64 [global_batch_size, 3]."""
-  return _generator(seed, _COLOR, step).standard_normal((global_batch_size, 3))
+  return generator(seed, _COLOR, step).standard_normal((global_batch_size, 3))
 
 
 def process_slice(
@@ -102,7 +102,13 @@ def process_slice(
   return slice(process_index * size, (process_index + 1) * size)
 
 
-def _generator(seed, purpose, number):
-  """Returns the random stream of one purpose for a step or an epoch."""
+def generator(seed: int, purpose: int, number: int) -> np.random.Generator:
+  """Returns the random stream of one purpose for a step or an epoch.
+
+  Args:
+    seed: of the run.
+    purpose: a number of its own for each kind of draws.
+    number: of the step or the epoch.
+  """
   sequence = np.random.SeedSequence(seed, spawn_key=(purpose, number))
   return np.random.Generator(np.random.Philox(sequence))
