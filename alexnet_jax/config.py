@@ -90,7 +90,6 @@ _PATTERNS = Rule(
   "takes patterns: ('conv*', 'dense1/kernel')",
   lambda values: all(isinstance(v, str) and v for v in values),
 )
-_MODES = ('auto', 'min', 'max')
 MONITORS = (
   'eval/loss',
   'eval/top1',
@@ -277,8 +276,8 @@ _PLATEAU = 'schedule.name=plateau'
 
 _SCHEDULE = {
   'name': Key('plateau', ('constant', 'plateau', 'step', 'cosine', 'recorded')),
+  # What has to improve: the loss falls, all others rise; see `mode_of`.
   'monitor': Key('eval/top1', MONITORS, when=_PLATEAU),
-  'mode': Key('auto', _MODES, when=_PLATEAU),  # auto: see `mode_of`
   # Of a drop.
   'factor': Key(0.1, _FRACTION, when='schedule.name=plateau|step'),
   # Evaluations; those of the warm-up do not count.
@@ -305,7 +304,6 @@ _STOPPING = 'early_stopping.enabled'
 _EARLY_STOPPING = {
   'enabled': Key(False),
   'monitor': Key('eval/top1', MONITORS, when=_STOPPING),
-  'mode': Key('auto', _MODES, when=_STOPPING),
   'threshold': Key(0.0, _NOT_NEGATIVE, when=_STOPPING),
   'patience': Key(10, _POSITIVE, when=_STOPPING),  # evaluations
   # The run ends with the best state.
@@ -315,7 +313,6 @@ _EARLY_STOPPING = {
 _CHECKPOINT = {
   'keep': Key(2, _POSITIVE, free=True),  # newest ones; the best is kept as well
   'monitor': Key('eval/top1', MONITORS),
-  'mode': Key('auto', _MODES),
 }
 
 _GUARDS = {

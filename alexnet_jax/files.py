@@ -20,6 +20,13 @@ from alexnet_jax.errors import UserError
 
 LOCK_FILE = '.lock'
 _OPEN_FILES = '/proc/self/fd' if os.path.isdir('/proc/self/fd') else ''
+# Errors of the machine, or of a file system behind a network. Libraries and
+# threads give no number, only the text.
+_TRANSIENT_NAMES = 'ENOMEM EMFILE ENFILE EACCES EPERM EAGAIN EINTR ESTALE'
+_TRANSIENT_NAMES += ' ETIMEDOUT ENOTCONN'
+_TRANSIENT_ERRORS = {getattr(errno, n) for n in _TRANSIENT_NAMES.split()}
+_TRANSIENT_TEXTS = [*map(os.strerror, _TRANSIENT_ERRORS), 'RESOURCE_EXHAUSTED']
+_TRANSIENT_TEXTS += ['DEADLINE_EXCEEDED', "can't start new thread"]
 _kept_open: set[str] = set()
 
 
@@ -185,6 +192,15 @@ def refuse_links(folder: pathlib.Path, names: Iterable[str]) -> None:
     for parent, folders, others in os.walk(folder / name):
       for below in (*folders, *others):
         refuse_link(pathlib.Path(parent, below))
+
+
+def is_transient(error: BaseException) -> bool:
+  """Returns True if an error is of the machine or network, not of a file."""
+  return (
+    isinstance(error, MemoryError)
+    or getattr(error, 'errno', None) in _TRANSIENT_ERRORS
+    or any(text in str(error) for text in _TRANSIENT_TEXTS)
+  )
 
 
 def differences(before: Mapping, after: Mapping) -> dict[str, tuple]:

@@ -18,7 +18,6 @@ from alexnet_jax.config import DURATIONS
 from alexnet_jax.config import flatten
 from alexnet_jax.config import is_number
 from alexnet_jax.config import KEYS
-from alexnet_jax.config import mode_of
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 
@@ -181,7 +180,6 @@ def validate(
   _check_data(flat)
   _check_durations(flat)
   _check_lr_multipliers(flat)
-  _check_modes(flat)
   if problem := spec.problem(config.model.to_dict()):
     raise UserError(f'config.model.{problem}')
 
@@ -316,14 +314,3 @@ def _check_lr_multipliers(flat):
           f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
           ' pattern, factor of the learning rate), in the order of the epochs'
         )
-
-
-def _check_modes(flat):
-  for name in ('schedule', 'early_stopping', 'checkpoint'):
-    mode, monitor = flat[f'{name}.mode'], flat[f'{name}.monitor']
-    if mode not in ('auto', mode_of(monitor)):
-      raise UserError(
-        f'config.{name}.mode is {mode!r}, but of {monitor}, which'
-        f' config.{name}.monitor names, the {mode_of(monitor)}imum is best;'
-        ' leave the mode at auto'
-      )

@@ -147,11 +147,6 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
       'both from 0.01 to 100',
     ),
     (['checkpoint.monitor=loss'], "monitor is 'loss'"),
-    (
-      ['checkpoint.monitor=eval/loss', 'checkpoint.mode=max'],
-      'checkpoint.mode is .max., but of eval/loss, .* minimum is best',
-    ),
-    (['schedule.mode=min'], 'of eval/top1, .* maximum is best'),
   ],
 )
 def test_bad_values_are_refused_with_the_value(overrides, message):
@@ -230,9 +225,8 @@ def test_a_key_without_effect_is_refused(key):
   config = config_lib.make_config()
   config.data.source = 'folder'
   config.data.path = 'x'
-  value = 'max' if key.endswith('.mode') else another(key)
   needed = dict(conditions(key))
-  config.update_from_flattened_dict(needed | {key: value})
+  config.update_from_flattened_dict(needed | {key: another(key)})
   if config.data.std_rgb:
     config.data.std = 1.0
   assert 'no effect' not in refusal(validation.validate, config, [key])
@@ -272,7 +266,7 @@ ALWAYS = {
   ' bias_lr_multiplier',
   'schedule.': 'name warmup_epochs warmup_steps',
   'early_stopping.': 'enabled',
-  'checkpoint.': 'keep monitor mode',
+  'checkpoint.': 'keep monitor',
   'guards.': 'flat_loss_steps',
 }
 
@@ -336,7 +330,6 @@ def test_a_schedule_reads_the_keys_that_count_with_it(name):
   elsewhere |= {
     'step': {'drop_epochs', 'drop_steps'},
     'recorded': {'lr_multipliers'},
-    'plateau': {'mode'},
   }.get(name, set())
   assert recorder.seen | elsewhere | {'name'} == read_with('schedule', name)
 
@@ -445,6 +438,5 @@ def test_a_run_reads_every_key(tmp_path, monkeypatch):
   whole = {key for key in KEYS if key.startswith(('model.', 'optimizer.'))}
   whole |= {f'loss.{name}' for name in vars(Objective())}
   elsewhere = {'report', 'init.checkpoint', 'init.skip'}
-  elsewhere |= {key for key in KEYS if key.endswith('.mode')}  # validation
   unread = KEYS.keys() - seen - durations - whole - elsewhere
   assert not unread

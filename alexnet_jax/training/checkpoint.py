@@ -23,10 +23,8 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
-import errno
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
@@ -53,13 +51,6 @@ _ENTRIES = (FOLDER, DAMAGED_FOLDER, 'events', 'profile', 'report')
 _ENTRIES += ('config.json', 'metrics.jsonl', 'pixel_mean.npz')
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _REPLACED = '.replaced'  # in that of a checkpoint that is being written anew
-# Errors of the machine, or of a file system behind a network. TensorStore and
-# threads give no number, only the text.
-_TRANSIENT_NAMES = 'ENOMEM EMFILE ENFILE EACCES EPERM EAGAIN EINTR ESTALE'
-_TRANSIENT_NAMES += ' ETIMEDOUT ENOTCONN'
-_TRANSIENT_ERRORS = {getattr(errno, n) for n in _TRANSIENT_NAMES.split()}
-_TRANSIENT_TEXTS = [*map(os.strerror, _TRANSIENT_ERRORS), 'RESOURCE_EXHAUSTED']
-_TRANSIENT_TEXTS += ['DEADLINE_EXCEEDED', "can't start new thread"]
 # Orbax numbers the saves of a process: two at a time would disturb each other.
 _thread = concurrent.futures.ThreadPoolExecutor(1)
 _malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
@@ -402,14 +393,11 @@ def _newest(folder) -> tuple[int, SavedRun] | None:
 
 
 def _as_damage(part, error) -> Exception:
-  """Classifies a read error: corrupt checkpoint, or transient failure.
+  """Returns a read error as damage, unless a later read may succeed.
 
   Setting a good checkpoint aside because memory is short would lose it.
   """
-  transient = isinstance(error, MemoryError) or any(
-    text in str(error) for text in _TRANSIENT_TEXTS
-  )
-  if transient or getattr(error, 'errno', None) in _TRANSIENT_ERRORS:
+  if files.is_transient(error):
     return error
   return DamagedCheckpointError(f'{part}: {error}')
 

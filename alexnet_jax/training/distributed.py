@@ -279,9 +279,7 @@ def joined(
     _current.barrier(lambda: None)  # the run is done: a signal is too late
   except jax.errors.JaxRuntimeError as error:
     if any(word in str(error) for word in _LOST):
-      _member.watcher.join(
-        5.0
-      )  # it exits if another process says why it failed
+      _member.watcher.join(5.0)  # it exits if another says why it failed
       error = errors.ProcessLost(str(error).splitlines()[0])
     _member.report_failure(error)
     raise error from None

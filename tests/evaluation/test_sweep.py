@@ -315,6 +315,16 @@ def test_it_refuses_before_it_trains(
   assert not workdir.exists()
 
 
+def test_a_sweep_follows_no_links(tmp_path, small, capsys):
+  recipe = commands.write_recipe(tmp_path, **small, **LENGTH)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'sweep').mkdir()
+  (tmp_path / 'sweep' / 'report').symlink_to(tmp_path / 'mine')
+  code, _, err = run_sweep(capsys, recipe, tmp_path / 'sweep', *ONE)
+  assert (code, 'report is a link' in err) == (2, True)
+  assert list((tmp_path / 'mine').iterdir()) == []
+
+
 def test_optuna_may_be_missing(tmp_path, small, capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, 'optuna', None)
   recipe = commands.write_recipe(tmp_path, **small, **LENGTH)

@@ -149,10 +149,8 @@ def test_early_stopping_ends_with_the_best_state(tmp_path):
     num_steps=400,
     early_stopping__enabled=True,
     early_stopping__monitor='eval/loss',
-    early_stopping__mode='min',
     early_stopping__patience=2,
     checkpoint__monitor='eval/loss',
-    checkpoint__mode='min',
     optimizer__learning_rate=0.3,  # too high to improve for long
     model__bias_init=0.0,
   )

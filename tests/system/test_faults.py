@@ -29,10 +29,8 @@ EVALUATE = [sys.executable, '-m', 'alexnet_jax.evaluation.evaluate', '--json']
 STOPPING = {
   'early_stopping__enabled': True,
   'early_stopping__monitor': 'eval/loss',
-  'early_stopping__mode': 'min',
   'early_stopping__patience': 100,
   'checkpoint__monitor': 'eval/loss',
-  'checkpoint__mode': 'min',
 }
 
 

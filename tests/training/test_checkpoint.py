@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import json
+import pathlib
 import platform
 import shutil
 import subprocess
@@ -294,7 +295,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
   assert int(restore_newest(small_disk)[0]['step']) == 2
 
 
-@pytest.mark.parametrize('end', ['complete', 'failed', 'killed'])
+@pytest.mark.parametrize('end', ['complete', 'failed', 'killed', 'unreadable'])
 def test_a_checkpoint_that_is_replaced_stays_until_the_new_one_is(
   tmp_path, monkeypatch, end
 ):
@@ -311,6 +312,8 @@ def test_a_checkpoint_that_is_replaced_stays_until_the_new_one_is(
       shutil.rmtree(copy)
       shutil.copytree(tmp_path, copy)
     finalize(handler, directory)
+    if end == 'unreadable':
+      (pathlib.Path(directory) / 'manifest.ocdbt').unlink()
 
   with (
     monkeypatch.context() as patch,
@@ -318,8 +321,9 @@ def test_a_checkpoint_that_is_replaced_stays_until_the_new_one_is(
   ):
     patch.setattr(ocp.StandardCheckpointHandler, 'finalize', finalize_or_not)
     checkpoints.save(tree, run, replace=True)
-    if end == 'failed':
-      with pytest.raises(UserError, match=r'(?s)No space.*/checkpoints: \[1\]'):
+    if end in ('failed', 'unreadable'):
+      what = 'No space' if end == 'failed' else 'read back'
+      with pytest.raises(UserError, match=rf'(?s){what}.*/checkpoints: \[1\]'):
         checkpoints.wait()
   folder = copy if end == 'killed' else tmp_path
   restored, progress = restore_newest(folder)
