@@ -41,11 +41,9 @@ def moves(config, state, grad, weight, phase=None):
   def full(value):
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), state.params)
 
-  state = state_lib.with_learning_rate(
-    state,
-    jnp.float32(build.learning_rate(config)),
-    None if phase is None else jnp.float32(phase),
-  )
+  phases = {} if phase is None else {'phase': jnp.float32(phase)}
+  rate = jnp.float32(build.learning_rate(config))
+  state = state_lib.with_learning_rate(state, learning_rate=rate, **phases)
   updates, _ = state.tx.update(full(grad), state.opt_state, full(weight))
   named = state_lib.leaf_names(updates)
   return {name: float(np.ravel(leaf)[0]) for name, leaf in named.items()}

@@ -239,7 +239,7 @@ def _labelled_matrix(confusion, class_names):
   size = 2.4 + cell * max(4, count)
   figure = Figure(figsize=(size, size), dpi=100, layout='constrained')
   axes = figure.subplots()
-  shares = metrics.row_shares(confusion)
+  shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
   axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
   names = [shortened(name, 20) for name in class_names]
   turned = 90 if max(map(len, names)) > 4 else 0

@@ -142,7 +142,7 @@ def numbers(subject: MeasuredRun) -> dict:
 
 def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
   """Returns the measures of each class; its name is `class`; JSON."""
-  measures = dataclasses.asdict(metrics.class_measures(confusion))
+  measures = metrics.class_measures(confusion)
   first = (*metrics.MEASURES, 'support')
   keys = (*first, *(name for name in measures if name not in first))
   return [

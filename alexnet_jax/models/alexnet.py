@@ -10,25 +10,22 @@ from alexnet_jax.models import layers
 from alexnet_jax.models import spec
 from alexnet_jax.models.convolution import convolution
 
-# All implementations agree up to floating-point rounding, and differ in speed
-# and memory.
-# - reference: the operations as one writes them first, their gradients by
-#   automatic differentiation.
-# - cpu: the convolutions of `convolution`, and custom gradients of LRN and
-#   max-pool.
-# - gpu: the convolutions of cuDNN, custom gradients of LRN and max-pool (in the
-#   program that XLA compiles for an H100 the latter's reads and writes 33 MB an
-#   image, XLA's own 42), and dense layers whose gradients are ready for their
-#   all-reduce early. Never run on a GPU.
-IMPLEMENTATIONS = ('reference', 'cpu', 'gpu')
-
 
 def resolve_implementation(setting: str, platform: str) -> str:
   """Returns the implementation for a platform, that of a `jax.Device`.
 
-  The setting `auto` chooses the fastest known; `reference` stays.
+  With the setting `auto` it is the fastest known. All agree up to rounding:
+
+  - reference: the operations as one writes them first, their gradients by
+    automatic differentiation.
+  - cpu: the convolutions of `convolution`, and custom gradients of LRN and
+    max-pool.
+  - gpu: the convolutions of cuDNN, custom gradients of LRN and max-pool (in the
+    program that XLA compiles for an H100 the latter's reads and writes 33 MB an
+    image, XLA's own 42), and dense layers whose gradients are ready for their
+    all-reduce early. Never run on a GPU.
   """
-  known = setting == 'auto' and platform in IMPLEMENTATIONS
+  known = setting == 'auto' and platform in ('cpu', 'gpu')
   return platform if known else 'reference'
 
 
@@ -44,7 +41,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     dtype: dtype of the computation, float32 or bfloat16.
     axis_name: device axis over which batch norm averages its statistics, or
       None for the statistics of one device.
-    implementation: one of `IMPLEMENTATIONS`.
+    implementation: see `resolve_implementation`.
   """
 
   num_classes: int = 1000
@@ -60,7 +57,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     fixed_norms: Sequence[str] = (),
     dropout_keys: jax.Array | None = None,
   ) -> jax.Array:
-    """Computes the logits of a batch.
+    """Returns the logits of a batch, float32 [batch, num_classes].
 
     Args:
       images: [batch, height, width, 3], normalized, any float dtype.
@@ -71,20 +68,12 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
       dropout_keys: keys [batch], one for each example; see `layers.dropout`.
         Needed only where dropout acts.
 
-    Returns:
-      Logits [batch, num_classes], float32.
-
     Raises:
       ValueError: if a field is unfit (see `spec.problem`), the images are too
         small for the pooling, or dropout lacks its keys.
     """
     if problem := spec.problem(vars(self)):
       raise ValueError(problem)
-    if self.implementation not in IMPLEMENTATIONS:
-      raise ValueError(
-        f'implementation is {self.implementation!r}, not one of'
-        f' {IMPLEMENTATIONS}'
-      )
     x = images.astype(self.dtype)
     for number in range(1, len(self.channels) + 1):
       x = self._convolution_block(x, number, train, fixed_norms)
@@ -101,26 +90,23 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
       if operation == 'relu':
         x = nn.relu(x)
       elif operation == 'pool':
-        self._check_pool(x, number)
         size, stride = self.pool_size, self.pool_stride
+        if min(x.shape[1:3]) < size:
+          raise ValueError(
+            f'convolution {number} gives {x.shape[1]} x {x.shape[2]} pixels,'
+            f' less than the pooling window of {size}: use larger crops,'
+            ' smaller strides or fewer pool_layers'
+          )
         pool = layers.MaxPool(size, stride, custom_vjp, name=f'pool{number}')
         x = pool(x)
       elif operation == 'spatial':
-        x = layers.SpatialResponseNorm(
-          size=self.spatial_size,
-          k=self.spatial_k,
-          alpha=self.spatial_alpha,
-          beta=self.spatial_beta,
-          name=f'spatial{number}',
-        )(x)
+        options = self._response('spatial')
+        x = layers.SpatialResponseNorm(**options, name=f'spatial{number}')(x)
       elif self.norm == 'batch':
         x = self._batch_norm(x, f'norm{number}', train, fixed_norms)
       elif self.norm == 'lrn':
         x = layers.LocalResponseNorm(
-          size=self.lrn_size,
-          k=self.lrn_k,
-          alpha=self.lrn_alpha,
-          beta=self.lrn_beta,
+          **self._response('lrn'),
           convention=self.lrn_convention,
           groups=self.lrn_groups,
           custom_vjp=custom_vjp,
@@ -128,13 +114,9 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
         )(x)
     return x
 
-  def _check_pool(self, x, number):
-    if min(x.shape[1:3]) < self.pool_size:
-      raise ValueError(
-        f'convolution {number} gives {x.shape[1]} x {x.shape[2]} pixels, less'
-        f' than the pooling window of {self.pool_size}: use larger crops,'
-        ' smaller strides or fewer pool_layers'
-      )
+  def _response(self, kind):
+    names = 'size', 'k', 'alpha', 'beta'
+    return {name: getattr(self, f'{kind}_{name}') for name in names}
 
   def _hidden_block(self, x, number, train, fixed_norms, dropout_keys):
     for operation in self.hidden_operations(number):
@@ -153,6 +135,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     index = number - 1
     groups, size = self.groups[index], self.kernels[index]
     fan_in = size**2 * x.shape[-1] // groups
+    own = convolution if self.implementation == 'cpu' else None
     return nn.Conv(
       self._scaled(self.channels[index], max(self.groups)),
       (size, size),
@@ -162,9 +145,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, 'conv', number),
       bias_init=self._bias_initializer(number in self.bias_layers, fan_in),
-      conv_general_dilated=convolution
-      if self.implementation == 'cpu'
-      else None,
+      conv_general_dilated=own,
       name=f'conv{number}',
     )(x)
 
@@ -195,7 +176,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
 
   def _dense(self, x, width, role, number):
     early = self.implementation == 'gpu'
-    return (layers.EarlyGradientDense if early else nn.Dense)(
+    return (layers.early_gradient_dense if early else nn.Dense)(
       width,
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, role, number),

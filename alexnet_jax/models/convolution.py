@@ -6,6 +6,13 @@ well, and not within loops, where they take 5 to 50 times as long. Here all have
 that order, a group at a time, between transpositions: those without stride by
 Winograd's minimal filtering, and the kernel gradient of those with a stride as
 products of matrices.
+
+Minimal filtering computes several rows of the output together from transformed
+rows of input and kernel: m rows of a kernel of r rows take m + r - 1 products
+instead of m r (Winograd 1980, Arithmetic Complexity of Computations; Lavin and
+Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4). Each
+product is a convolution along the columns. Only rows are transformed:
+transformations along both axes would cost what they save.
 """
 
 from collections.abc import Sequence
@@ -14,16 +21,19 @@ import functools
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
-from alexnet_jax.models import winograd
-
+# The points at which the polynomials behind Winograd's filtering are evaluated;
+# infinity is one more. Rounding errors grow with their number.
+_POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+_ORDER = ('NHWC', 'HWIO', 'NHWC')  # of dimensions, the one that is fast
 # Limits of Winograd's filtering: its roundings grow with the kernel's width,
 # and with few channels its transformations cost as much as they save.
 _MAX_WIDTH = 5
 _LEAST_CHANNELS = 16
 
-_DILATIONS = {'lhs_dilation', 'rhs_dilation'}
-_FLAX_OPTIONS = _DILATIONS | {'dimension_numbers', 'precision'}
+_DILATIONS = {'lhs_dilation': (1, 1), 'rhs_dilation': (1, 1)}
+_FLAX_DEFAULTS = _DILATIONS | {'precision': None}
 
 
 def convolution(
@@ -44,20 +54,14 @@ def convolution(
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
     feature_group_count: number of groups.
     **others: further arguments that flax' Conv passes: dilations of 1, no
-      precision, and the dimension numbers of these shapes.
+      precision, and the dimension numbers of these shapes. Anything else is a
+      ValueError.
 
   Returns:
     [batch, height, width, features], in the dtype of the images.
-
-  Raises:
-    ValueError: if anything else is asked for, such as a dilation.
   """
-  dilations = {d for name in _DILATIONS for d in others.get(name, ())}
-  if (
-    others.keys() - _FLAX_OPTIONS
-    or dilations - {1}
-    or others.get('precision') is not None
-  ):
+  others.pop('dimension_numbers', None)
+  if others.items() - _FLAX_DEFAULTS.items():
     raise ValueError(f'{others}: only the defaults of flax are known here')
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(
@@ -107,16 +111,16 @@ def _takes_winograd(strides, dtype, kernel_shape, height):
     and min(kernel_shape[2:]) >= _LEAST_CHANNELS
     and dtype == jnp.float32  # lower precision does not bear its roundings
     and 1 < width <= _MAX_WIDTH
-    and winograd.num_rows(height, width) > 1
+    and _num_rows(height, width) > 1
   )
 
 
 def _convolve_group(images, kernel, strides, padding):
   height = images.shape[1] + sum(padding[0]) - kernel.shape[0] + 1
   if _takes_winograd(strides, images.dtype, kernel.shape, height):
-    return winograd.convolve(images, kernel, padding)
+    return _filtered(images, kernel, padding)
   return lax.conv_general_dilated(
-    images, kernel, strides, padding, dimension_numbers=winograd.ORDER
+    images, kernel, strides, padding, dimension_numbers=_ORDER
   )
 
 
@@ -136,7 +140,7 @@ def _images_gradient(sizes, strides, padding, kernel, gradient):
     (1, 1),
     around,
     lhs_dilation=strides,
-    dimension_numbers=winograd.ORDER,
+    dimension_numbers=_ORDER,
   )
 
 
@@ -145,8 +149,8 @@ def _kernel_gradient(kernel_shape, strides, padding, images, gradient):
   if max(strides) > 1:
     return _folded_gradient(widths, strides, padding, images, gradient)
   if _takes_winograd(strides, images.dtype, kernel_shape, height):
-    return winograd.kernel_gradient(images, gradient, widths[0], padding)
-  return winograd.direct_kernel_gradient(images, gradient, padding)
+    return _filtered_gradient(images, gradient, widths[0], padding)
+  return _direct_gradient(images, gradient, padding)
 
 
 def _folded_gradient(widths, strides, padding, images, gradient):
@@ -204,3 +208,125 @@ def _folded(images, strides, padding, outputs, blocks):
   # The pixels of a block's row are neighbors, and move together.
   lines = padded.reshape(len(images), sizes[0], strides[0], sizes[1], -1)
   return lines.transpose(0, 1, 3, 2, 4).reshape(len(images), *sizes, -1)
+
+
+def _num_rows(height, width):
+  """Returns how many rows to compute together; 1 if nothing is gained."""
+  most = len(_POINTS) + 2 - width
+  # Products for the whole output, of which the last rows may be beyond it.
+  return min(
+    range(1, max(1, most) + 1),
+    key=lambda rows: -(-height // rows) * (rows + width - 1),
+  )
+
+
+@functools.cache
+def _matrices(rows, width):
+  """Returns the transformations of Toom and Cook.
+
+  They are (output [rows, n], kernel [n, width], image [n, n]), float64, with
+  n = rows + width - 1 products: y = output @ ((kernel @ g) * (image @ d)) is
+  the correlation of d [n] with g [width], for every d and g.
+  """
+  count = rows + width - 1
+  points = np.array(_POINTS[: count - 1])
+  output, kernel = np.zeros((rows, count)), np.zeros((count, width))
+  image = np.zeros((count, count))
+  for j, point in enumerate(points):
+    others = np.delete(points, j)
+    output[:, j] = point ** np.arange(rows)
+    kernel[j] = point ** np.arange(width) / np.prod(point - others)
+    image[j, :-1] = np.atleast_1d(np.poly(others))[::-1]
+  output[-1, -1] = kernel[-1, -1] = 1  # infinity
+  image[-1] = np.poly(points)[::-1]
+  return output, kernel, image
+
+
+def _filtered(images, kernel, padding):
+  """Returns the convolution by Winograd's filtering."""
+  width = len(kernel)
+  height = images.shape[1] + sum(padding[0]) - width + 1
+  rows = _num_rows(height, width)
+  output, weights, image = _matrices(rows, width)
+  lines = _lines(images, padding[0][0], rows, len(image), height)
+  products = [
+    lax.conv_general_dilated(
+      line, part, (1, 1), ((0, 0), padding[1]), dimension_numbers=_ORDER
+    )
+    for line, part in zip(
+      _combine(image, lines),
+      _combine(weights, [kernel[i : i + 1] for i in range(width)]),
+      strict=True,
+    )
+  ]
+  lines = _combine(output, products)
+  # [batch, blocks of rows, rows, width, features]
+  blocks = jnp.stack(
+    [line.reshape(len(images), -1, *line.shape[2:]) for line in lines], 2
+  )
+  return blocks.reshape(len(images), -1, *blocks.shape[3:])[:, :height]
+
+
+def _filtered_gradient(images, gradient, width, padding):
+  """Returns the gradient of `_filtered` in its kernel of `width` rows."""
+  height = gradient.shape[1]
+  rows = _num_rows(height, width)
+  output, weights, image = _matrices(rows, width)
+  lines = _lines(images, padding[0][0], rows, len(image), height)
+  products = [
+    _direct_gradient(line, part, ((0, 0), padding[1]))
+    for line, part in zip(
+      _combine(image, lines),
+      _combine(output.T, _lines(gradient, 0, rows, rows, height)),
+      strict=True,
+    )
+  ]
+  return jnp.concatenate(_combine(weights.T, products), 0)
+
+
+def _direct_gradient(images, gradient, padding):
+  """Returns the same as `_filtered_gradient`, without Winograd's filtering.
+
+  It is a convolution that sums over the batch: the channels of the images are
+  its batch, and the examples its channels.
+  """
+  return lax.conv_general_dilated(
+    images.transpose(3, 1, 2, 0),
+    gradient.transpose(1, 2, 0, 3),
+    (1, 1),
+    padding,
+    dimension_numbers=_ORDER,
+  ).transpose(1, 2, 0, 3)
+
+
+def _lines(images, before, rows, count, height):
+  """Returns row i of each block, [batch * blocks, 1, width, channels], by i.
+
+  A block begins every `rows` rows, as many as an output of `height` needs; i is
+  below `count`.
+  """
+  blocks = -(-height // rows)
+  length = (blocks - 1) * rows + count
+  around, rest = (before, length - before - images.shape[1], 0), (0, 0, 0)
+  zero = jnp.zeros((), images.dtype)
+  padded = lax.pad(images, zero, [rest, around, rest, rest])
+  last = (blocks - 1) * rows + 1
+  return [
+    padded[:, i : i + last : rows].reshape(-1, 1, *images.shape[2:])
+    for i in range(count)
+  ]
+
+
+def _combine(matrix, parts):
+  """Returns matrix @ parts, without the terms that are zero."""
+  return [
+    functools.reduce(
+      jnp.add,
+      [
+        part if factor == 1 else part * np.asarray(factor, part.dtype)
+        for factor, part in zip(line, parts, strict=True)
+        if factor
+      ],
+    )
+    for line in matrix
+  ]

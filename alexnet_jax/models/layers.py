@@ -34,11 +34,11 @@ def kernel_initializer(name: str, role: str, number: int):
   """Returns the initializer (key, shape, dtype) -> array of a layer's kernel.
 
   Args:
-    name: one of `KERNEL_INITS`. `paper` is N(0, 0.01) everywhere (Krizhevsky et
-      al. 2012, section 5); `source_release` the same with 0.03 in the third to
-      fifth convolution; `caffe` the same with 0.005 in the hidden dense layers;
-      `he`, `glorot` and `lecun` scale with the layer's fan; `torch` is uniform
-      within 1 / sqrt(fan_in), PyTorch's default.
+    name: one of `spec.KERNEL_INITS`. `paper` is N(0, 0.01) everywhere
+      (Krizhevsky et al. 2012, section 5); `source_release` the same with 0.03
+      in the third to fifth convolution; `caffe` with 0.005 in the hidden dense
+      layers; `he`, `glorot` and `lecun` scale with the layer's fan; `torch` is
+      uniform within 1 / sqrt(fan_in), PyTorch's default.
     role: `conv`, `dense` (hidden) or `head` (logits).
     number: position of the layer among those of its role, from 1.
   """
@@ -60,11 +60,7 @@ def bias_initializer(name: str, value: float, fan_in: int):
   if name != 'torch' or value:
     return jax.nn.initializers.constant(value)
   bound = fan_in**-0.5
-
-  def init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
+  return functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
 
 
 def explicit_padding(padding: Padding) -> str | list[tuple[int, int]]:
@@ -81,24 +77,18 @@ def dropout(
 ) -> jax.Array:
   """Sets a share of each example's units to zero and may scale up the others.
 
-  As flax' Dropout (Hinton et al. 2012; with `scale` inverted, so that
-  evaluation changes nothing), but with a key for each example: which of its
-  units are kept depends on its key and the number of the layer only, not on the
-  examples beside it.
+  As flax' Dropout (Hinton et al. 2012), but with a key for each example: which
+  of its units are kept depends on its key and the number of the layer only, not
+  on the examples beside it.
 
   Args:
     x: [batch, ...], float32 or bfloat16, as what is returned.
-    keys: typed keys [batch]; others raise ValueError.
+    keys: typed keys [batch].
     rate: share of the units set to zero, below 1.
     number: that of the layer, so that layers draw different units.
     scale: whether the others are divided by 1 - rate; if not, evaluation has to
       multiply all units by it, as in the paper.
   """
-  if keys.shape != x.shape[:1]:
-    raise ValueError(
-      f'keys of shape {keys.shape} for a batch of {x.shape[0]}: dropout needs'
-      ' one key for each example'
-    )
 
   def kept(key):
     key = jax.random.fold_in(key, number)
@@ -114,13 +104,9 @@ class LocalResponseNorm(nn.Module):
   b[c] = a[c] / (k + scale * sum of a[j]^2 for j within size // 2 of c) ** beta
   with scale = alpha (`paper`: Krizhevsky et al. 2012, section 3.3) or
   alpha / size (`caffe`, which PyTorch and the 2012 source release share). The
-  sum leaves out channels that do not exist.
+  sum leaves out channels that do not exist. `size` is odd, k positive.
 
   Attributes:
-    size: number of channels in the sum, odd.
-    k: constant of the bracket, positive.
-    alpha: weight of the sum.
-    beta: exponent.
     convention: `paper` or `caffe`.
     groups: number of groups of channels that see nothing of each other; 2: the
       two towers, as in the 2012 source release, where each is on its own GPU.
@@ -142,11 +128,9 @@ class LocalResponseNorm(nn.Module):
     Raises:
       ValueError: if `groups` do not divide the channels.
     """
-    if x.shape[-1] % self.groups:
-      raise ValueError(
-        f'{x.shape[-1]} channels are no {self.groups} equal groups'
-      )
-    caffe = self.convention == 'caffe'
+    channels, caffe = x.shape[-1], self.convention == 'caffe'
+    if channels % self.groups:
+      raise ValueError(f'{channels} channels are no {self.groups} equal groups')
     scale = self.alpha / self.size if caffe else self.alpha
     grouped = x
     if self.groups > 1:
@@ -161,13 +145,7 @@ class SpatialResponseNorm(nn.Module):
 
   b[y, x] = a[y, x] / (k + alpha / size^2 * sum of a[v, u]^2 for v and u within
   size // 2 of y and x) ** beta: the layer `rnorm` of the 2012 source release,
-  whose constant is 1. The sum leaves out pixels that do not exist.
-
-  Attributes:
-    size: width of the window, odd, in pixels.
-    k: constant of the bracket, positive.
-    alpha: weight of the window's mean of squares.
-    beta: exponent.
+  whose k is 1. The sum leaves out pixels that do not exist. `size` is odd.
   """
 
   size: int = 5
@@ -247,15 +225,12 @@ _lrn_closed.defvjp(_lrn_forward, _lrn_backward)
 class MaxPool(nn.Module):
   """Takes the largest value of each window, without padding.
 
-  Attributes:
-    size: width of the windows, in pixels.
-    stride: distance of the windows, in pixels.
-    custom_vjp: whether the gradient compares shifted slices: the same numbers
-      as by the selection and scatter of automatic differentiation.
+  With `custom_vjp` the gradient compares shifted slices: the same numbers as by
+  the selection and scatter of automatic differentiation.
   """
 
-  size: int
-  stride: int
+  size: int  # width of the windows, in pixels
+  stride: int  # distance of the windows, in pixels
   custom_vjp: bool = False
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -325,14 +300,10 @@ def _argmax_in_window(x, y, size, stride):
 
 
 def _plane(by_offset, shape, stride, first):
-  """Returns the gradients of every `stride`th pixel from `first` on.
+  """Returns the gradients, [height, width], of every `stride`th pixel.
 
-  Args:
-    by_offset: {(row, column) in the window: gradients of the windows that chose
-      it, zero elsewhere}.
-    shape: (height, width) of the plane.
-    stride: distance of the windows, in pixels.
-    first: (row, column) of the plane's first pixel.
+  `by_offset` is {(row, column) in the window: gradients of the windows that
+  chose it, zero elsewhere}; `first` is (row, column) of the first pixel.
   """
   example = by_offset[0, 0]
   batch, rows, columns, channels = example.shape
@@ -345,29 +316,6 @@ def _plane(by_offset, shape, stride, first):
       ends = [(0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)]
       total += lax.pad(chosen, zero, ends)
   return total
-
-
-class EarlyGradientDense(nn.Dense):
-  """Dense layer whose kernel gradient is scheduled early in the backward pass.
-
-  The backward pass of the layers before it waits for that gradient, so that its
-  all-reduce overlaps theirs. The gradient leaves the product of matrices in
-  float32, summed and not rounded in between.
-  """
-
-  @nn.compact
-  def __call__(self, inputs):
-    kernel = self.param(
-      'kernel',
-      self.kernel_init,
-      (inputs.shape[-1], self.features),
-      self.param_dtype,
-    )
-    bias = self.param(
-      'bias', self.bias_init, (self.features,), self.param_dtype
-    )
-    product = _early_product(inputs.astype(self.dtype), kernel)
-    return product + bias.astype(self.dtype)[None]
 
 
 @jax.custom_vjp
@@ -393,3 +341,16 @@ def _early_product_backward(saved, gradient):
 
 
 _early_product.defvjp(_early_product_forward, _early_product_backward)
+
+
+# A dense layer whose kernel gradient is scheduled early in the backward pass,
+# so that its all-reduce overlaps that of the layers before it, which wait for
+# it. The gradient leaves the product of matrices in float32, summed and not
+# rounded in between.
+early_gradient_dense = functools.partial(
+  nn.Dense,
+  dot_general=lambda x, kernel, *_, **__: _early_product(x, kernel),
+  promote_dtype=lambda x, kernel, bias, dtype: (
+    (x.astype(dtype), kernel, bias.astype(dtype))
+  ),
+)

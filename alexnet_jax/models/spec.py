@@ -14,16 +14,8 @@ import dataclasses
 # (before, after) for both axes.
 Padding = str | int | tuple[int, int]
 
-KERNEL_INITS = (
-  'paper',
-  'source_release',
-  'caffe',
-  'he',
-  'glorot',
-  'lecun',
-  'torch',
-)
-LRN_CONVENTIONS = ('paper', 'caffe')
+KERNEL_INITS = ('paper', 'source_release', 'caffe')  # see `layers`
+KERNEL_INITS += ('he', 'glorot', 'lecun', 'torch')
 OPERATIONS = ('relu', 'norm', 'spatial', 'pool')  # those after a convolution
 
 _LARGEST = 3.4e38  # of float32
@@ -145,7 +137,7 @@ class AlexNetSpec:
   lrn_alpha: float = _field(1e-4, _FINITE)
   lrn_beta: float = _field(0.75, _FINITE)
   # Caffe divides alpha by lrn_size.
-  lrn_convention: str = _field('paper', _one_of(*LRN_CONVENTIONS))
+  lrn_convention: str = _field('paper', _one_of('paper', 'caffe'))
   lrn_groups: int = _field(1, _WHOLE)  # normalized apart; 2: the two towers
   # See `layers.SpatialResponseNorm`; read by `spatial` in `block_order` only.
   spatial_size: int = _field(5, _ODD)  # pixels
@@ -164,7 +156,7 @@ class AlexNetSpec:
   # Factor on `channels` and `hidden`, rounded so that the groups divide the
   # channels.
   width_multiplier: float = _field(1.0, _POSITIVE)
-  kernel_init: str = _field('paper', _one_of(*KERNEL_INITS))  # see `layers`
+  kernel_init: str = _field('paper', _one_of(*KERNEL_INITS))
   # Initial bias where the paper starts with 1: of `bias_layers` and of every
   # hidden dense layer. All others start as `layers.bias_initializer` says, at 0
   # in most cases.
@@ -211,46 +203,39 @@ def problem(values: Mapping) -> str:
     `name is value: ...`, `name is value, not one of ...` or `name is value; it
     takes ...`.
   """
-  for check in (
-    _rule_problem,
-    _count_problem,
-    _group_problem,
-    _order_problem,
-    _unread_problem,
-  ):
-    if found := check(values):
-      name, message = found
-      return f'{name} is {values[name]!r}{message}'
+  checks = (_of_rules, _of_counts, _of_groups, _of_orders, _of_unread)
+  found = (each for check in checks for each in check(values))
+  for name, message in found:
+    return f'{name} is {values[name]!r}{message}'
   return ''
 
 
-# These return the name of a field and the end of the message about it, or None.
+# These yield the name of a field and the end of the message about it. A check
+# may rely on what those before it have seen.
 
 
-def _rule_problem(values):
+def _of_rules(values):
   for field in dataclasses.fields(AlexNetSpec):
     text, holds = field.metadata['rule']
     if not holds(values[field.name]):
-      return field.name, text
-  return None
+      yield field.name, text
 
 
-def _count_problem(values):
+def _of_counts(values):
   """Checks numbers of entries and numbers of layers."""
   for field in dataclasses.fields(AlexNetSpec):
     value = values[field.name]
     if other := field.metadata.get('length_of'):
       count = len(values[other])
       if len(value) != count and (value or field.default):
-        return field.name, f': {len(value)} entries for {count} convolutions'
+        yield field.name, f': {len(value)} entries for {count} convolutions'
     if other := field.metadata.get('layers_of'):
       last = len(values[other])
       if any(number > last for number in value):
-        return field.name, f'; layers count from 1 to {last}'
-  return None
+        yield field.name, f'; layers count from 1 to {last}'
 
 
-def _group_problem(values):
+def _of_groups(values):
   """Checks that all groups of a convolution are equal, scaled or not."""
   inputs = 3
   for outputs, groups in zip(values['channels'], values['groups'], strict=True):
@@ -258,16 +243,16 @@ def _group_problem(values):
     if values['width_multiplier'] != 1:
       numbers.append(max(values['groups']))
     if any(number % groups for number in numbers):
-      return 'groups', (
+      yield (
+        'groups',
         f': {groups} must divide the {inputs} channels that come in and the'
         f' {outputs} that go out, and with a width_multiplier the largest of'
-        ' groups'
+        ' groups',
       )
     inputs = outputs
-  return None
 
 
-def _order_problem(values):
+def _of_orders(values):
   for number, order in enumerate(values['block_order'], 1):
     names = order.split('-') if order else []
     wanted = ['relu']
@@ -275,34 +260,32 @@ def _order_problem(values):
     wanted += ['pool'] * (number in values['pool_layers'])
     others = sorted(name for name in names if name != 'spatial')
     if unknown := [name for name in names if name not in OPERATIONS]:
-      found = f'{unknown[0]!r} is not one of {OPERATIONS}'
+      yield 'block_order', f': {unknown[0]!r} is not one of {OPERATIONS}'
     elif names and others != sorted(wanted):
-      found = (
-        f'{order!r} of convolution {number} must name each of'
-        f' {", ".join(wanted)} once, as norm_layers and pool_layers say'
+      yield (
+        'block_order',
+        f': {order!r} of convolution {number} must name each of'
+        f' {", ".join(wanted)} once, as norm_layers and pool_layers say',
       )
     elif names.count('spatial') > 1:
-      found = f'{order!r} names spatial more than once'
-    else:
-      continue
-    return 'block_order', f': {found}'
-  return None
+      yield 'block_order', f': {order!r} names spatial more than once'
 
 
-def _unread_problem(values):
+def _of_unread(values):
   """Refuses values that were set and have no effect."""
   block_order = values['block_order']
   named = {name for order in block_order for name in order.split('-')}
   if values['norm'] == 'none' and 'norm' in named:
-    return 'norm', (
+    yield (
+      'norm',
       f', but block_order is {block_order!r}: take norm out of it and out of'
-      ' norm_layers, or set norm'
+      ' norm_layers, or set norm',
     )
   for name, default in defaults().items():
     unread = name.startswith('spatial_') and 'spatial' not in named
     if unread and values[name] != default:
-      return name, (
+      yield (
+        name,
         ', which nothing reads: name spatial in block_order, or leave it at'
-        f' {default}'
+        f' {default}',
       )
-  return None

@@ -165,8 +165,8 @@ def make_steps(
   options = step.StepOptions(
     mean=mean,
     std=tuple(config.data.std_rgb) or config.data.std,
-    axis_name=parallel.AXIS,
-    objective=step.Objective(**config.loss.to_dict(), frozen=frozen),
+    **config.loss.to_dict(),
+    frozen=frozen,
     microbatch_size=config.microbatch_size,
     ema_decay=config.ema_decay,
     grad_allreduce_dtype=config.grad_allreduce_dtype,

@@ -221,11 +221,11 @@ def _apply_learning_rate(run, loop):
   phase = sum(loop.step >= step for step in run.durations.lr_multiplier_steps)
   if (lr, phase) != (loop.learning_rate, loop.phase):
     loop.learning_rate, loop.phase = lr, phase
-    values = [np.float32(lr)]
+    values = {'learning_rate': np.float32(lr)}
     if run.config.schedule.lr_multipliers:
-      values.append(np.float32(phase))
+      values['phase'] = np.float32(phase)
     values = parallel.replicate(values, run.mesh)
-    loop.state = state_lib.with_learning_rate(loop.state, *values)
+    loop.state = state_lib.with_learning_rate(loop.state, **values)
     reporting.show_multipliers(run, loop.step)
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 import dataclasses
-import pathlib
+import itertools
 import sys
 
 import jax
-import ml_collections
 import numpy as np
 import scipy.sparse
 
@@ -20,7 +19,6 @@ from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import metrics
 from alexnet_jax.training import parallel
-from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
 
 _DIVIDED = ('folder', 'tar', 'parquet')  # where they have no validation split
@@ -28,38 +26,23 @@ _DIVIDED = ('folder', 'tar', 'parquet')  # where they have no validation split
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """The predictions for every example of a split, in the split's order.
+  """The predictions for every example of a split, in the split's order."""
 
-  Attributes:
-    labels: true classes, int32 [n].
-    counts: bool [n]; False for images that could not be decoded.
-    classes: int32 [n, k], the best first.
-    probabilities: float32 [n, k].
-    loss: float32 [n], in nats.
-  """
-
-  labels: np.ndarray
-  counts: np.ndarray
-  classes: np.ndarray
-  probabilities: np.ndarray
-  loss: np.ndarray
+  labels: np.ndarray  # true classes, int32 [n]
+  counts: np.ndarray  # bool [n]; False for images that could not be decoded
+  classes: np.ndarray  # int32 [n, k], the best first
+  probabilities: np.ndarray  # float32 [n, k]
+  loss: np.ndarray  # float32 [n], in nats
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """The measures of a network on a split.
+  """The measures of a network on a split."""
 
-  Attributes:
-    values: {eval/loss (nats), eval/top1, eval/top5 (shares), eval/macro_f1,
-      ...}: sums in float64, divided once at the end; see also
-      `metrics.averaged_measures`.
-    confusion: counts of (true class, predicted class), int64 [classes,
-      classes], sparse.
-    predictions: for every example.
-  """
-
+  # {eval/loss (nats), eval/top1, eval/top5 (shares), eval/macro_f1, ...}: sums
+  # in float64, divided once at the end; see also `metrics.averaged_measures`.
   values: dict[str, float]
-  confusion: scipy.sparse.csr_array
+  confusion: scipy.sparse.csr_array  # see `metrics.confusion_matrix`
   predictions: Predictions
 
 
@@ -81,61 +64,44 @@ def evaluate(
     num_examples: of the split; None: predictions have the padding of the last
       batch, which does not count.
 
-  Raises:
-    UserError: if no example counts.
-    Interrupted: after a batch whose stop flag was set, see `context`.
+  Raises UserError if no example counts, and Interrupted after a batch whose
+  stop flag was set, see `context`.
   """
-  pending, total, parts = None, {}, []
 
-  def fetch(sums):  # waits for the results of one batch
-    nonlocal total
+  def dispatched():
+    for number, batch in enumerate(batches, 1):
+      yield eval_step(state, to_devices(batch))
+      progress(number)
+    yield None
+
+  total, parts, num_classes = {}, [], 0
+  # One batch late: the next is under way before the host waits.
+  for sums, _ in itertools.pairwise(dispatched()):
     if float(sums.pop('stop', 0)):
       raise Interrupted('a signal to one of the processes')
     parts.append(jax.device_get(sums.pop('examples')))
     num_classes = int(sums.pop('num_classes'))
     total = metrics.add_sums(total, sums)
-    return num_classes
-
-  for number, batch in enumerate(batches, 1):
-    sums = eval_step(state, to_devices(batch))
-    # One batch late: the next is under way before the host waits.
-    if pending is not None:
-      fetch(pending)
-    pending = sums
-    progress(number)
-  num_classes = fetch(pending) if pending else 0
   if not total.get('count'):
     raise UserError('there is no image to evaluate, or none can be decoded')
-  predictions = Predictions(
-    **{
-      name: np.concatenate([part[name] for part in parts])[:num_examples]
-      for name in parts[0]
-    }
+  joined = jax.tree.map(
+    lambda *part: np.concatenate(part)[:num_examples], *parts
   )
+  predictions = Predictions(**joined)
   counts = predictions.counts
   confusion = metrics.confusion_matrix(
     predictions.labels[counts], predictions.classes[counts, 0], num_classes
   )
-  averages = metrics.averaged_measures(confusion)
-  values = metrics.ratios(total, 'eval') | {
-    f'eval/{name}': value for name, value in averages.items()
-  }
+  averages = metrics.averaged_measures(confusion, 'eval')
+  values = metrics.ratios(total, 'eval') | averages
   return Measured(values, confusion, predictions)
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-  """A trained network on the devices of this process, and its config.
+class Network(checkpoint.OpenRun):
+  """A trained network on the devices of this process."""
 
-  `data_path` is '' where its data lies as in training.
-  """
-
-  workdir: pathlib.Path
-  config: ml_collections.ConfigDict
-  class_names: list[str]
-  state: state_lib.TrainState
-  saved: checkpoint.SavedRun
-  data_path: str
+  data_path: str  # '': where it was in training
   mesh: jax.sharding.Mesh
   steps: build.Steps
 
@@ -151,77 +117,63 @@ def load_network(
   top: int = 5,
   crops: int = 1,
 ) -> Network:
-  """Loads a checkpoint of a run, to use it.
+  """Loads a checkpoint of a run, which may be training at the same time.
 
   Args:
-    workdir: the run's folder; it may be training at the same time.
+    workdir: the run's folder.
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data is now; '': where it was in training.
-    top: number of classes that are predicted for an image.
-    crops: 1 or 10, of each image; see `build.make_steps`.
+    top, crops: see `build.make_steps`.
 
-  Raises:
-    UserError: if there is no run, no such checkpoint, or no use for a path.
+  Raises UserError if there is no run, no such checkpoint, or no use for a path.
   """
   # Of this process: process 0 alone draws the report of a run of several.
   mesh = parallel.make_mesh(local=True)
   run = checkpoint.open_run(workdir, which)
-  if data_path == run.config.data.path:
-    data_path = ''
+  data_path = '' if data_path == run.config.data.path else data_path
   if data_path:
     run.config.data.path = data_path
     validation.validate(run.config, ['data.path'])
   mean = build.stored_mean(run.config, workdir)
-  return Network(
-    workdir=run.workdir,
-    config=run.config,
-    class_names=run.class_names,
-    state=parallel.replicate(run.state, mesh),
-    saved=run.saved,
-    data_path=data_path,
-    mesh=mesh,
-    steps=build.make_steps(run.config, mesh, mean, top=top, crops=crops),
-  )
+  steps = build.make_steps(run.config, mesh, mean, top=top, crops=crops)
+  run = dataclasses.replace(run, state=parallel.replicate(run.state, mesh))
+  return Network(**vars(run), data_path=data_path, mesh=mesh, steps=steps)
 
 
 def warn_of_crops(network: Network, crops: int) -> None:
   """Prints a warning where ten crops are of no use for this network."""
-  data, problems = network.config.data, []
+  data, start = network.config.data, f'warning: {network.workdir}:'
   if crops > 1 and not data.random_flip:
-    problems.append(
-      'half of the ten crops are mirrored, and this network was not trained on'
-      ' mirrored images (config.data.random_flip is False)'
+    _say(
+      f'{start} half of the ten crops are mirrored, and this network was not'
+      ' trained on mirrored images (config.data.random_flip is False)'
     )
   if crops > 1 and data.crop_size == data.resize_size:
-    problems.append(
-      'the ten crops are two: config.data.crop_size and resize_size are both'
-      f' {data.crop_size}, so that all positions are the same'
+    _say(
+      f'{start} the ten crops are two: config.data.crop_size and resize_size'
+      f' are both {data.crop_size}, so that all positions are the same'
     )
-  for problem in problems:
-    print(f'warning: {network.workdir}: {problem}', file=sys.stderr)
+
+
+def _say(text):
+  print(text, file=sys.stderr)
 
 
 def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
   """Returns a loader of a split of the network's data.
 
   The data of the training is divided as there, wherever it lies now. Other data
-  is not: it is measured whole, if it has no validation split of its own.
-
-  Args:
-    split: see `build.make_loader`.
-
-  Raises:
-    UserError: if the data is not there, or has other classes than the network.
+  is not: it is measured whole, if it has no validation split of its own. Raises
+  UserError if the data is not there, or has other classes than the network.
   """
-  workdir, data = network.workdir, network.config.data
+  workdir, config = network.workdir, network.config
   classes = network.class_names
-  if data.path == transfer.NO_DATA:
+  if config.data.path == transfer.NO_DATA:
     raise UserError(
       f'{workdir} holds imported weights, and no data was named: give'
-      f' --data_path DIR (config.data.source is {data.source}), or'
+      f' --data_path DIR (config.data.source is {config.data.source}), or'
       ' load them again with --data_source'
     )
-  config = network.config
   if is_other := _is_other_data(network):
     config = config.copy_and_resolve_references()
     config.data.val_fraction, config.data.folds = 0.0, 0
@@ -235,35 +187,28 @@ def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
   names, source = list(loader.source.class_names), loader.source
   some = isinstance(source, FolderSource) and set(names) < set(classes)
   if is_other and some:  # a test folder may lack a class
-    loader.source = source = _relabelled(source, classes)
+    numbers = np.int32([classes.index(name) for name in names])
+    loader.source = source = dataclasses.replace(
+      source, labels=numbers[source.labels], class_names=classes
+    )
     names = classes
-  if not transfer.same_classes(names, network.class_names):
+  if not transfer.same_classes(names, classes):
     raise UserError(
       f'{source.name} has {transfer.describe_classes(names)}, but the network'
-      f' has {transfer.describe_classes(network.class_names)}; names and order'
-      ' must be the same (imported weights: load them again with --class_names'
-      ' FILE)'
+      f' has {transfer.describe_classes(classes)}; names and order must be the'
+      ' same (imported weights: load them again with --class_names FILE)'
     )
-  if names != network.class_names:
-    print(
+  if names != classes:
+    _say(
       f'note: the classes of {workdir} have no names; those of {source.name}'
-      ' are used, in its order',
-      file=sys.stderr,
+      ' are used, in its order'
     )
   if is_other:
-    print(
+    _say(
       f'note: {source.name} is not the data of the training; all'
-      f' {source.num_examples:,} examples in it are measured',
-      file=sys.stderr,
+      f' {source.num_examples:,} examples in it are measured'
     )
   return loader
-
-
-def _relabelled(source, class_names):
-  """Returns a folder of some of the classes with the labels of the network."""
-  numbers = np.array([class_names.index(n) for n in source.class_names])
-  labels = np.int32(numbers[source.labels])
-  return dataclasses.replace(source, labels=labels, class_names=class_names)
 
 
 def _is_other_data(network):

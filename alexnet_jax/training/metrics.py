@@ -5,8 +5,6 @@ nothing to nothing is 0, and averages are over all classes, also those that
 never occur.
 """
 
-import dataclasses
-
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -18,7 +16,6 @@ from alexnet_jax.training.state import leaf_names
 
 AVERAGES = ('macro', 'micro', 'weighted')
 MEASURES = ('precision', 'recall', 'f1')
-_BINS = 64  # of histograms
 
 
 def example_sums(
@@ -50,10 +47,8 @@ def example_sums(
 def label_ranks(scores, labels, xp=jnp):
   """Returns how many classes rank before the label of each example, int [n].
 
-  Args:
-    scores: float [n, classes]; of equal ones the first class ranks higher.
-    labels: int [n].
-    xp: `jax.numpy`, or `numpy` for float64 on the host.
+  Of equal scores, float [n, classes], the first class ranks higher. `xp` is
+  `jax.numpy`, or `numpy` on the host.
   """
   own = xp.take_along_axis(scores, labels[:, None], axis=1)
   earlier = xp.arange(scores.shape[1])[None, :] < labels[:, None]
@@ -67,14 +62,9 @@ def best_classes(
 ) -> dict[str, jax.Array]:
   """Returns the best classes and the loss of each example.
 
-  Args:
-    logits: float32 [batch, classes].
-    labels: int32 [batch].
-    count: how many classes, if there are so many.
-
-  Returns:
-    {classes: int32 [batch, count], best first, probabilities: float32 [batch,
-    count], loss: float32 [batch], the cross-entropy in nats}.
+  They are {classes: int32 [batch, count], best first (all, if there are fewer),
+  probabilities: float32 [batch, count], loss: float32 [batch], in nats}, of
+  logits [batch, classes] and labels int32 [batch].
   """
   # Ranked by the logits: small probabilities may all be 0.
   _, classes = lax.top_k(logits, min(count, logits.shape[1]))
@@ -93,9 +83,8 @@ def add_sums(total: dict[str, float], sums: dict) -> dict[str, float]:
 def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
   """Returns {prefix/loss, prefix/top1, prefix/top5}; the count is positive.
 
-  If training minimizes more than the cross-entropy, also prefix/objective; if
-  images that cannot be decoded are skipped, also prefix/unreadable: how often
-  that happened.
+  Where the sums have them, also prefix/objective and prefix/unreadable: how
+  often an image could not be decoded.
   """
   values = {
     f'{prefix}/{name}': sums[name] / sums['count']
@@ -107,30 +96,10 @@ def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
   return values
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassMeasures:
-  """The measures of each class, arrays [classes]: counts int64, ratios float64.
-
-  Support is the number of examples of a class.
-  """
-
-  true_positives: np.ndarray
-  false_positives: np.ndarray
-  false_negatives: np.ndarray
-  true_negatives: np.ndarray
-  precision: np.ndarray
-  recall: np.ndarray
-  f1: np.ndarray
-  support: np.ndarray
-
-
 def confusion_matrix(labels, predicted, num_classes: int):
-  """Counts pairs (true class, predicted class): sparse int64, csr.
+  """Counts pairs (true class, predicted class), both int [n]: int64, csr.
 
-  Args:
-    labels: int [n].
-    predicted: int [n].
-    num_classes: rows and columns; a dense array would need their square.
+  Of many classes a dense array [num_classes, num_classes] would be too large.
   """
   return scipy.sparse.csr_array(
     (np.ones(len(labels), np.int64), (labels, predicted)),
@@ -138,38 +107,43 @@ def confusion_matrix(labels, predicted, num_classes: int):
   )
 
 
-def class_measures(confusion) -> ClassMeasures:
-  """Computes the measures of every class of a confusion matrix, int, any."""
+def class_measures(confusion) -> dict[str, np.ndarray]:
+  """Returns the measures of every class of a confusion matrix, [classes].
+
+  They are true_positives, false_positives, false_negatives, true_negatives
+  (int64), precision, recall, f1 (float64) and support, the examples of a class.
+  """
   found = confusion.diagonal()
   support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-  return ClassMeasures(
-    true_positives=found,
-    false_positives=predicted - found,
-    false_negatives=support - found,
-    true_negatives=support.sum() - support - predicted + found,
-    precision=_ratio(found, predicted),
-    recall=_ratio(found, support),
-    f1=_ratio(2 * found, support + predicted),
-    support=support,
-  )
+  return {
+    'true_positives': found,
+    'false_positives': predicted - found,
+    'false_negatives': support - found,
+    'true_negatives': support.sum() - support - predicted + found,
+    'precision': _ratio(found, predicted),
+    'recall': _ratio(found, support),
+    'f1': _ratio(2 * found, support + predicted),
+    'support': support,
+  }
 
 
-def averaged_measures(confusion) -> dict[str, float]:
-  """Returns {macro_precision, macro_recall, macro_f1, micro_..., weighted_...}.
+def averaged_measures(confusion, prefix: str) -> dict[str, float]:
+  """Returns {prefix/macro_precision, prefix/macro_recall, ...}.
 
   `macro` is the mean over the classes, `weighted` that by their numbers of
   examples, `micro` of all examples together, where each of the three measures
   is top-1.
   """
   measures = class_measures(confusion)
-  weights = measures.support / max(1, measures.support.sum())
-  top1 = float(_ratio(measures.true_positives.sum(), confusion.sum()))
+  support = measures['support']
+  weights = support / max(1, support.sum())
+  top1 = float(_ratio(measures['true_positives'].sum(), confusion.sum()))
   values = {}
   for name in MEASURES:
-    of_class = getattr(measures, name)
-    values[f'macro_{name}'] = float(of_class.mean())
-    values[f'micro_{name}'] = top1
-    values[f'weighted_{name}'] = float((of_class * weights).sum())
+    values[f'{prefix}/macro_{name}'] = float(measures[name].mean())
+    values[f'{prefix}/micro_{name}'] = top1
+    weighted = measures[name] * weights
+    values[f'{prefix}/weighted_{name}'] = float(weighted.sum())
   return values
 
 
@@ -185,11 +159,6 @@ def most_confused(confusion, count: int) -> list[tuple[int, int, int]]:
   return [tuple(row) for row in wrong[:count].tolist()]
 
 
-def row_shares(confusion: np.ndarray) -> np.ndarray:
-  """Divides each row by its sum: float64; rows without examples are 0."""
-  return _ratio(confusion, confusion.sum(axis=1, keepdims=True))
-
-
 def _ratio(part, whole):
   """Returns part / whole in float64, 0 where both are 0."""
   part, whole = np.asarray(part, float), np.asarray(whole, float)
@@ -198,12 +167,9 @@ def _ratio(part, whole):
 
 def histograms(tree) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Returns {leaf's name: (counts [64], edges [65])} of a tree of arrays."""
-  return {
-    name: (np.asarray(counts), np.asarray(edges))
-    for name, (counts, edges) in _count(leaf_names(tree)).items()
-  }
+  return jax.device_get(_histograms(leaf_names(tree)))
 
 
 @jax.jit
-def _count(tree):
-  return jax.tree.map(lambda leaf: jnp.histogram(leaf, bins=_BINS), tree)
+def _histograms(leaves):
+  return jax.tree.map(lambda leaf: jnp.histogram(leaf, 64), leaves)

@@ -4,26 +4,23 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import fnmatch
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
-from alexnet_jax.training.state import leaf_name
 from alexnet_jax.training.state import leaf_names
+from alexnet_jax.training.state import map_named
 
 
-def mask_of(name: str):
+def _mask_of(kind):
   """Returns a mask of parameters called so: kernel, bias or scale."""
-  return lambda params: jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key == name, params
+  return lambda params: map_named(
+    lambda name, _: name.endswith(f'/{kind}'), params
   )
 
 
-def lr_factors(
-  name: str, lr_multipliers: Sequence[tuple[float, str, float]]
-) -> list[float]:
+def _factors(name, lr_multipliers):
   """Returns factors of a parameter's learning rate: at first, by entry."""
   factors = [1.0]
   for _, pattern, factor in lr_multipliers:
@@ -44,7 +41,7 @@ def group_rates(
   """
   groups = {}
   for name in names:
-    groups.setdefault(tuple(lr_factors(name, lr_multipliers)), name)
+    groups.setdefault(tuple(_factors(name, lr_multipliers)), name)
   return {
     f'learning_rate/{name}': learning_rate * factors[phase]
     for factors, name in groups.items()
@@ -64,15 +61,13 @@ def _by_phase(phase, lr_multipliers, scale):
         )
     return optax.EmptyState()
 
-  def scaled(path, leaf):
-    factors = lr_factors(leaf_name(path), lr_multipliers)
-    return scale(
-      leaf, jnp.asarray(factors, leaf.dtype)[phase.astype(jnp.int32)]
-    )
+  def scaled(name, leaf):
+    factors = jnp.asarray(_factors(name, lr_multipliers), leaf.dtype)
+    return scale(leaf, factors[phase.astype(jnp.int32)])
 
   def update(updates, state, params=None):
     del params
-    return jax.tree_util.tree_map_with_path(scaled, updates), state
+    return map_named(scaled, updates), state
 
   return optax.GradientTransformation(init, update)
 
@@ -108,15 +103,10 @@ def make_optimizer(
   Returns:
     A transformation whose state has `hyperparams['learning_rate']`, float32,
     and with `lr_multipliers` also `hyperparams['phase']`, float32: how many of
-    them have begun.
-
-  Raises:
-    ValueError: if there is no such optimizer.
-    UserError: by its `init`, if `lr_multipliers` name unknown parameters.
+    them have begun. Its `init` raises UserError if they name unknown
+    parameters.
   """
-  section = config_lib.make_config().optimizer
-  if unknown := options.keys() - section.keys():
-    raise TypeError(f'config.optimizer has no {sorted(unknown)}')
+  section = config_lib.make_config().optimizer.lock()
   section.update(options)
   changing = {'learning_rate': learning_rate}
   if lr_multipliers:
@@ -130,7 +120,7 @@ def make_optimizer(
 
 def chain(options, learning_rate, phase=None, lr_multipliers=()):
   """Returns the transformations of one learning rate; see `make_optimizer`."""
-  kernels, is_adam = mask_of('kernel'), options.name == 'adam'
+  kernels, is_adam = _mask_of('kernel'), options.name == 'adam'
   decayed = optax.add_decayed_weights(
     options.weight_decay, kernels if options.decay == 'kernels' else None
   )
@@ -142,20 +132,16 @@ def chain(options, learning_rate, phase=None, lr_multipliers=()):
     case 'rmsprop':
       scaling = [optax.scale_by_rms(options.rms_decay, options.epsilon)]
     case 'lars':
-      ratio = optax.scale_by_trust_ratio(
-        trust_coefficient=options.trust_coefficient
-      )
+      trust = options.trust_coefficient
+      ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
       scaling = [optax.masked(ratio, kernels)]
-    case name:
-      raise ValueError(f'there is no optimizer {name!r}')
   velocity = (
     [] if is_adam else [optax.trace(options.momentum, options.nesterov)]
   )
   descent = optax.scale_by_learning_rate(learning_rate)
   if phase is not None:
-    descent = optax.chain(
-      descent, _by_phase(phase, lr_multipliers, jnp.multiply)
-    )
+    by_factor = _by_phase(phase, lr_multipliers, jnp.multiply)
+    descent = optax.chain(descent, by_factor)
   if options.decoupled_decay:
     steps = [*scaling, *velocity, decayed, descent]
   elif not is_adam and options.update_rule == 'paper':
@@ -164,17 +150,12 @@ def chain(options, learning_rate, phase=None, lr_multipliers=()):
     steps = [decayed, *scaling, *velocity, descent]
   if options.bias_lr_multiplier != 1.0:
     scale = optax.scale(options.bias_lr_multiplier)
-    steps.append(optax.masked(scale, mask_of('bias')))
+    steps.append(optax.masked(scale, _mask_of('bias')))
   if phase is not None:
     # Where the factor is 0 the paper's rule would still apply the velocity; its
     # source release leaves out the update of such a parameter.
-    steps.append(
-      _by_phase(
-        phase,
-        lr_multipliers,
-        lambda update, factor: jnp.where(
-          factor > 0, update, jnp.zeros_like(update)
-        ),
-      )
-    )
+    def stopped(update, factor):
+      return jnp.where(factor > 0, update, jnp.zeros_like(update))
+
+    steps.append(_by_phase(phase, lr_multipliers, stopped))
   return optax.chain(*steps)

@@ -1,7 +1,6 @@
 """Device mesh, mapped step functions and host-to-device transfer."""
 
 from collections.abc import Callable
-import functools
 import time
 
 import jax
@@ -17,11 +16,7 @@ AXIS = 'device'
 
 
 def make_mesh(*, local: bool = False) -> Mesh:
-  """Returns all devices in one axis, those of a process together.
-
-  Args:
-    local: only those of this process, for work without the others.
-  """
+  """Returns all devices, or those of this process, in one axis by process."""
   devices = jax.local_devices() if local else jax.devices()
   devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   return Mesh(np.array(devices), (AXIS,))
@@ -46,18 +41,17 @@ def check_batch_size(global_batch_size: int, device_count: int) -> None:
 def replicate(tree, mesh: Mesh):
   """Returns a tree, the same in every process, replicated over the devices."""
   sharding = NamedSharding(mesh, PartitionSpec())
+  # Copies: on the CPU it could be the memory of a numpy array otherwise, which
+  # cannot be donated.
   if sharding.is_fully_addressable:
-    # A copy: on the CPU it could be the memory of a numpy array otherwise,
-    # which cannot be donated.
     return jax.device_put(tree, sharding, may_alias=False)
 
   def put(leaf):
     # jax.device_put would compare the leaf with that of all other processes.
     if isinstance(leaf, jax.Array):
       leaf = leaf.addressable_data(0)
-    shards = [
-      jax.device_put(leaf, d, may_alias=False) for d in mesh.local_devices
-    ]
+    devices = mesh.local_devices
+    shards = [jax.device_put(leaf, d, may_alias=False) for d in devices]
     return jax.make_array_from_single_device_arrays(
       np.shape(leaf), sharding, shards
     )
@@ -68,8 +62,7 @@ def replicate(tree, mesh: Mesh):
 def broadcast_arrays(tree):
   """Returns the numpy arrays of process 0 in every process, bit for bit.
 
-  Args:
-    tree: numpy arrays; in the other processes only shapes and dtypes count.
+  Of the tree of other processes only shapes and dtypes count.
   """
   if jax.process_count() == 1:
     return tree
@@ -106,43 +99,40 @@ def map_over_devices(
   """
   donated = (0,) if donate_state else ()
 
-  def positional(state, batch, *rest):
+  # With `rest` in one: each argument has one specification.
+  def on_device(state, batch, rest):
     return function(state, batch, *rest)
+
+  def sharded(state, batch, *rest):
+    return mapped(state, batch, rest)
 
   # The name in profiles and the compilation cache; `function` may be partial.
   name = getattr(function, 'func', function).__name__
-  positional.__name__ = positional.__qualname__ = name
+  for each in (on_device, sharded):
+    each.__name__ = each.__qualname__ = name
 
   if kind == 'pmap':
     all_devices = mesh.size == jax.device_count()
+    mapped = jax.pmap(
+      on_device,
+      axis_name=AXIS,
+      in_axes=(None, 0, None),
+      out_axes=None,
+      donate_argnums=donated,
+      devices=None if all_devices else list(mesh.devices.flat),
+    )
+    return sharded
 
-    @functools.cache
-    def mapped(count):  # pmap wants one axis specification per argument
-      return jax.pmap(
-        positional,
-        axis_name=AXIS,
-        in_axes=(None, 0) + (None,) * (count - 2),
-        out_axes=None,
-        donate_argnums=donated,
-        devices=None if all_devices else list(mesh.devices.flat),
-      )
-
-    return lambda *arguments: mapped(len(arguments))(*arguments)
-
-  replicated, batch_sharded = PartitionSpec(), PartitionSpec(AXIS)
-
-  def sharded(state, batch, *rest):
-    return jax.shard_map(
-      positional,
-      mesh=mesh,
-      in_specs=(replicated, batch_sharded) + (replicated,) * len(rest),
-      out_specs=replicated,
-      # As under pmap, the gradient of a shared parameter stays local until
-      # the step reduces it.
-      check_vma=False,
-    )(state, batch, *rest)
-
-  sharded.__name__ = sharded.__qualname__ = name
+  replicated = PartitionSpec()
+  mapped = jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(replicated, PartitionSpec(AXIS), replicated),
+    out_specs=replicated,
+    # As under pmap, the gradient of a shared parameter stays local until the
+    # step reduces it.
+    check_vma=False,
+  )
   return jax.jit(sharded, donate_argnums=donated)
 
 
@@ -157,16 +147,14 @@ def batch_to_devices(batch: dict, mesh: Mesh, kind: str) -> dict:
     for pmap, [global_batch_size, ...] for shard_map.
   """
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-  if kind == 'pmap':
-    count = len(mesh.local_devices)
-    batch = {
-      name: array.reshape((count, -1, *array.shape[1:]))
-      for name, array in batch.items()
-    }
-  return {
-    name: jax.make_array_from_process_local_data(sharding, array)
-    for name, array in batch.items()
-  }
+
+  def put(array):
+    if kind == 'pmap':
+      count = len(mesh.local_devices)
+      array = array.reshape((count, -1, *array.shape[1:]))
+    return jax.make_array_from_process_local_data(sharding, array)
+
+  return jax.tree.map(put, batch)
 
 
 class DeviceBatches:
@@ -180,8 +168,7 @@ class DeviceBatches:
 
   def __init__(self, iterator, to_devices: Callable[[dict], dict]):
     """`iterator` yields host batches and has get_state, as Grain's do."""
-    self._iterator = iterator
-    self._to_devices = to_devices
+    self._iterator, self._to_devices = iterator, to_devices
     self._ahead = None
     self.iterator_state = iterator.get_state()
     self.wait_seconds = 0.0

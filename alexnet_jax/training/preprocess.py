@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import itertools
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-
-NUM_CROPS = 10
 
 
 def normalize(
@@ -33,17 +32,14 @@ def normalize(
 def augment(batch) -> jax.Array:
   """Returns the images of a training batch, flipped and shifted in color.
 
-  Flipping here is part of the pass that reads the images anyway; on the host it
-  would cost more than reading and cropping them.
+  They are uint8, or float32: within 0 to 255 except for what `color` adds, as
+  in the paper. Flipping here is part of the pass that reads the images anyway;
+  on the host it would cost more than reading and cropping them.
 
   Args:
     batch: {image: uint8 [batch, height, width, 3]} and, where they are wanted,
       flip: bool [batch], brightness: float32 [batch] and color: float32
       [batch, 3], both in levels of 255.
-
-  Returns:
-    uint8, or float32: within 0 to 255 except for what `color` adds, as in the
-    paper.
   """
   images = batch['image']
   if 'flip' in batch:
@@ -57,35 +53,6 @@ def augment(batch) -> jax.Array:
   return images
 
 
-def training_inputs(
-  batch, mean: jax.typing.ArrayLike, std: float | Sequence[float]
-) -> jax.Array:
-  """Returns the network's inputs of a training batch, float32.
-
-  Args:
-    batch: see `augment`; also scale: float32 [batch], by which the images are
-      multiplied after the mean is subtracted.
-    mean, std: see `normalize`.
-  """
-  images = normalize(augment(batch), mean, std)
-  if 'scale' in batch:
-    images *= batch['scale'][:, None, None, None]
-  return images
-
-
-def ten_crops(image_size: int, crop_size: int) -> np.ndarray:
-  """Returns (top, left, flipped) of the ten crops, int32 [10, 3], in pixels.
-
-  The four corners and the center (Krizhevsky et al. 2012, section 4.1), then
-  the same flipped.
-  """
-  free = image_size - crop_size
-  corners = [(0, 0), (0, free), (free, 0), (free, free), (free // 2, free // 2)]
-  return np.array(
-    [(*corner, flipped) for flipped in (0, 1) for corner in corners], np.int32
-  )
-
-
 def crop_logits(
   logits_of: Callable[[jax.Array], jax.Array],
   images: jax.Array,
@@ -93,28 +60,30 @@ def crop_logits(
 ) -> jax.Array:
   """Returns logits of images, or of the mean softmax over their ten crops.
 
-  The crops are computed one after the other: the memory is that of one.
+  The crops are the four corners and the center (Krizhevsky et al. 2012, section
+  4.1), and the same mirrored. They are computed one after the other: the memory
+  is that of one.
 
   Args:
-    logits_of: function of crops [batch, crop_size, crop_size, 3].
+    logits_of: function of crops [batch, crop_size, crop_size, 3] that returns
+      float32 [batch, classes], as this does.
     images: uint8 [batch, size, size, 3].
     crop_size: size of ten crops, in pixels; 0: the images are the crops.
-
-  Returns:
-    float32 [batch, classes]; of ten crops the logarithm of the mean.
   """
   if not crop_size:
     return logits_of(images)
 
   def add(total, crop):
-    start = (0, crop[0], crop[1], 0)
+    mirrored, top, left = crop
     shape = (len(images), crop_size, crop_size, 3)
-    pixels = lax.dynamic_slice(images, start, shape)
-    pixels = jnp.where(crop[2] > 0, pixels[:, :, ::-1], pixels)
+    pixels = lax.dynamic_slice(images, (0, top, left, 0), shape)
+    pixels = jnp.where(mirrored > 0, pixels[:, :, ::-1], pixels)
     log_probs = jax.nn.log_softmax(logits_of(pixels))
     return jnp.logaddexp(total, log_probs), None
 
-  crops = jnp.asarray(ten_crops(images.shape[1], crop_size))
+  last = images.shape[1] - crop_size
+  corners = *itertools.product((0, last), repeat=2), (last // 2, last // 2)
+  crops = jnp.array([(m, *corner) for m in (0, 1) for corner in corners])
   first, _ = add(-jnp.inf, crops[0])
   total, _ = lax.scan(add, first, crops[1:])
-  return total - jnp.log(NUM_CROPS)
+  return total - jnp.log(len(crops))

@@ -6,12 +6,10 @@ ReduceLROnPlateau and EarlyStopping do on the same values:
 
 - The first value is always an improvement; later ones are if they pass the
   best by more than the threshold. The comparison is in float32, as there.
-- Plateau: an evaluation in cooldown counts the cooldown down by one and clears
-  the patience first; in the evaluation that ends it patience counts again. A
-  drop happens at the `patience`-th evaluation in a row without improvement,
-  unless the learning rate is at its minimum already; then the patience goes on
-  counting.
-- Early stopping: stops at the `patience`-th evaluation in a row without
+- A plateau drops at the `patience`-th evaluation in a row without improvement,
+  unless the learning rate is at its minimum already. An evaluation in cooldown
+  clears the patience; in the one that ends it patience counts again.
+- Early stopping stops at the `patience`-th evaluation in a row without
   improvement, but never at the very first evaluation.
 """
 
@@ -44,13 +42,8 @@ def resolve_durations(config, num_examples: int) -> Durations:
   """Resolves every duration of the config to steps.
 
   The fractions are exact, so that an epoch ends in the same step whether one
-  counts one epoch or a hundred.
-
-  Args:
-    num_examples: of the training split.
-
-  Raises:
-    UserError: if the run has too many steps.
+  counts one epoch or a hundred. `num_examples` is that of the training split.
+  Raises UserError if the run has too many steps.
   """
   per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
 
@@ -69,10 +62,11 @@ def resolve_durations(config, num_examples: int) -> Durations:
       f'config.num_epochs is {config.num_epochs} and config.num_steps'
       f' {config.num_steps}: {num_steps:.3g} steps; give fewer than 2**31'
     )
+
+  def in_steps(epochs):
+    return tuple(math.ceil(exact(epoch)) for epoch in epochs)
+
   schedule = config.schedule
-  drops = schedule.drop_steps or [
-    math.ceil(exact(epoch)) for epoch in schedule.drop_epochs
-  ]
   return Durations(
     steps_per_epoch=float(per_epoch),
     num_steps=num_steps,
@@ -80,10 +74,8 @@ def resolve_durations(config, num_examples: int) -> Durations:
     save_every=steps(config, 'save_every'),
     unfreeze_step=math.ceil(steps(config.init, 'unfreeze')),
     warmup_steps=round(steps(schedule, 'warmup')),
-    drop_steps=tuple(drops),
-    lr_multiplier_steps=tuple(
-      math.ceil(exact(epoch)) for epoch, _, _ in schedule.lr_multipliers
-    ),
+    drop_steps=tuple(schedule.drop_steps) or in_steps(schedule.drop_epochs),
+    lr_multiplier_steps=in_steps(e for e, *_ in schedule.lr_multipliers),
     pca_lighting_steps=math.ceil(steps(config.data, 'pca_lighting')),
   )
 
@@ -110,11 +102,7 @@ class PlateauState:
 
 
 def update_plateau(options, state: PlateauState, value: float) -> PlateauState:
-  """Returns the state after one evaluation; a plateau drops the learning rate.
-
-  Args:
-    options: config.schedule.
-  """
+  """Returns the state after an evaluation, with `options` config.schedule."""
   state = dataclasses.replace(state)
   if state.cooldown > 0:
     state.cooldown -= 1
@@ -146,11 +134,7 @@ class StoppingState:
 def update_stopping(
   options, state: StoppingState, value: float, step: int
 ) -> StoppingState:
-  """Returns the state after an evaluation at `step`; `stopped` ends the run.
-
-  Args:
-    options: config.early_stopping.
-  """
+  """Returns the state after an evaluation; `options`: config.early_stopping."""
   state = dataclasses.replace(state, wait=state.wait + 1)
   if is_improvement(value, state.best, options.monitor, options.threshold):
     state.best, state.best_step, state.wait = value, step, 0
@@ -170,8 +154,7 @@ def learning_rate_at(
 ) -> float:
   """Returns the learning rate of the update that follows step `step`.
 
-  `constant`, `plateau` and `recorded` change nothing here but the warm-up: the
-  drops of a plateau come with `learning_rate`, recorded factors are in the
+  The drops of a plateau come with `learning_rate`, recorded factors are in the
   optimizer. Warm-up rises linearly; the first update has learning_rate /
   warmup_steps.
 

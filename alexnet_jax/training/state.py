@@ -1,5 +1,6 @@
 """The train state: what is trained and saved, its names and its digest."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import hashlib
 
@@ -14,8 +15,6 @@ import optax
 from alexnet_jax import files
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
-
-SAVED_FIELDS = ('step', 'params', 'opt_state', 'batch_stats', 'ema_params')
 
 
 class TrainState(train_state.TrainState):
@@ -71,45 +70,46 @@ def create_train_state(
 
 def saved_tree(state: TrainState) -> dict:
   """Returns the fields of the state that a checkpoint holds."""
-  return {name: getattr(state, name) for name in SAVED_FIELDS}
+  names = 'step', 'params', 'opt_state', 'batch_stats', 'ema_params'
+  return {name: getattr(state, name) for name in names}
 
 
-def with_learning_rate(
-  state: TrainState, learning_rate: jax.Array, phase: jax.Array | None = None
-) -> TrainState:
+def with_learning_rate(state: TrainState, **values: jax.Array) -> TrainState:
   """Returns the state with another learning rate; recompiles nothing.
 
   Args:
-    learning_rate: of the next updates, float32 [].
-    phase: number of `config.schedule.lr_multipliers` that have begun, float32
-      [], if there are any.
+    state: any.
+    **values: learning_rate of the next updates and, if there are
+      `config.schedule.lr_multipliers`, phase: how many of them have begun; both
+      float32 [].
   """
-  hyperparams = {**state.opt_state.hyperparams, 'learning_rate': learning_rate}
-  if phase is not None:
-    hyperparams['phase'] = phase
-  return state.replace(
-    opt_state=state.opt_state._replace(hyperparams=hyperparams)
-  )
+  opt_state = state.opt_state
+  hyperparams = opt_state.hyperparams | values
+  return state.replace(opt_state=opt_state._replace(hyperparams=hyperparams))
 
 
 def leaf_names(tree) -> dict[str, object]:
   """Returns {'params/conv1/kernel': leaf, ...}."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {leaf_name(path): leaf for path, leaf in leaves}
+  leaves = jax.tree.leaves_with_path(tree)
+  return {_leaf_name(path): leaf for path, leaf in leaves}
 
 
-def leaf_name(path) -> str:
-  """Returns 'conv1/kernel' for a path of `jax.tree_util`."""
+def map_named(function: Callable, tree, *rest):
+  """Returns the tree with each leaf as `function(name, leaf, *others)`."""
+  return jax.tree.map_with_path(
+    lambda path, *leaves: function(_leaf_name(path), *leaves), tree, *rest
+  )
+
+
+def _leaf_name(path):
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def state_digest(tree: dict) -> str:
   """Returns a SHA-256 of a state; two runs are equal exactly if it is.
 
-  It is over the names, shapes, dtypes and bytes of all but the step.
-
-  Args:
-    tree: `saved_tree` of a state, on the host or on devices.
+  It is over the names, shapes, dtypes and bytes of all but the step. The tree
+  is `saved_tree` of a state, on the host or on devices.
   """
   sha = hashlib.sha256()
   fields = {name: field for name, field in tree.items() if name != 'step'}
@@ -121,11 +121,7 @@ def state_digest(tree: dict) -> str:
 
 
 def refuse_non_finite(tree: dict) -> None:
-  """Raises NonFiniteLossError if a parameter is infinite or not a number.
-
-  Args:
-    tree: `saved_tree` of numpy arrays.
-  """
+  """Raises NonFiniteLossError if a parameter of `saved_tree` is not finite."""
   for name, leaf in leaf_names(tree['params']).items():
     if not np.isfinite(leaf).all():
       raise NonFiniteLossError(
@@ -148,16 +144,15 @@ def refuse_misfit(saved: dict, template: dict, path) -> None:
     }
     for tree in (saved, template)
   )
-  lines = [
-    f'  {name}: the checkpoint has {theirs or "nothing"}, this network'
-    f' {ours or "nothing"}'
-    for name, (theirs, ours) in files.differences(found, wanted).items()
-  ]
-  if lines:
+  if different := files.differences(found, wanted):
+    lines = [
+      f'  {name}: the checkpoint has {theirs or "nothing"}, this network'
+      f' {ours or "nothing"}\n'
+      for name, (theirs, ours) in different.items()
+    ]
     raise UserError(
-      f'{path} is of another network:\n'
-      + '\n'.join(lines)
-      + '\nUse its config or another --workdir'
+      f'{path} is of another network:\n{"".join(lines)}Use its config or'
+      ' another --workdir'
     )
 
 
@@ -172,6 +167,4 @@ def summarize(state: TrainState) -> dict:
 
 def num_parameters(state: TrainState) -> int:
   """Returns the number of trained parameters."""
-  from clu import parameter_overview  # takes half a second
-
-  return int(parameter_overview.count_parameters(state.params))
+  return sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -14,8 +14,9 @@ import optax
 
 from alexnet_jax.training import metrics
 from alexnet_jax.training import preprocess
-from alexnet_jax.training.state import leaf_name
+from alexnet_jax.training.parallel import AXIS
 from alexnet_jax.training.state import leaf_names
+from alexnet_jax.training.state import map_named
 from alexnet_jax.training.state import TrainState
 
 # What other generators draw depends on how many keys they draw from at a time,
@@ -24,48 +25,13 @@ KEY_IMPL = 'threefry2x32'
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-  """The training objective; see config.loss.
-
-  Attributes:
-    frozen: names of parameters that do not train, such as conv1/kernel.
-  """
-
-  label_smoothing: float = 0.0
-  l1: float = 0.0
-  l2: float = 0.0
-  frozen: frozenset[str] = frozenset()
-
-  @property
-  def is_plain(self) -> bool:
-    """True for the cross-entropy and nothing else."""
-    return not (self.label_smoothing or self.l1 or self.l2)
-
-  def value(self, logits, labels, params) -> jax.Array:
-    """Returns the mean over a batch of logits [batch, num_classes]."""
-    if self.is_plain:
-      # Comparing, where indexing would have a scatter as its gradient.
-      own = labels[:, None] == jnp.arange(logits.shape[1])[None]
-      losses = optax.softmax_cross_entropy(logits, own.astype(logits.dtype))
-      return losses.mean()
-    targets = optax.smooth_labels(
-      jax.nn.one_hot(labels, logits.shape[1]), self.label_smoothing
-    )
-    losses = optax.softmax_cross_entropy(logits, targets)
-    kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
-    absolute = sum(jnp.sum(jnp.abs(w)) for w in kernels) if self.l1 else 0.0
-    squares = sum(jnp.sum(jnp.square(w)) for w in kernels) if self.l2 else 0.0
-    penalty = jnp.asarray(self.l1 * absolute + self.l2 * squares, jnp.float32)
-    return losses.mean() + penalty
-
-
-@dataclasses.dataclass(frozen=True)
 class StepOptions:
   """The constants of the step functions.
 
   Attributes:
     mean, std: see `preprocess.normalize`.
-    objective: what is minimized.
+    label_smoothing, l1, l2: of the objective; see config.loss.
+    frozen: names of parameters that do not train, such as conv1/kernel.
     microbatch_size: most examples that a device computes at a time in training;
       0: all it has. See `accumulate`.
     ema_decay: share of the averaged parameters that a step keeps; in update
@@ -77,31 +43,43 @@ class StepOptions:
 
   mean: jax.typing.ArrayLike
   std: float | Sequence[float]
-  axis_name: str
-  objective: Objective = Objective()
+  label_smoothing: float = 0.0
+  l1: float = 0.0
+  l2: float = 0.0
+  frozen: frozenset[str] = frozenset()
   microbatch_size: int = 0
   ema_decay: float = 0.0
   grad_allreduce_dtype: str = 'float32'
 
 
-def example_keys(
-  key: jax.Array, step: jax.Array, axis_name: str, count: int
-) -> jax.Array:
+def example_keys(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
   """Returns the keys of this device's examples in one step.
 
-  The key of an example depends on the key of the run, the step and the
-  example's index in the global batch: neither on the number of devices nor on
-  what else is computed with it. The devices are in the order of their examples.
-
-  Args:
-    key: of the run, typed or the numbers of one: uint32 [2].
-    count: examples of one device.
+  The key of an example depends on the key of the run (typed or the numbers of
+  one, uint32 [2]), the step and the example's index in the global batch:
+  neither on the number of devices nor on what else is computed with it. The
+  devices are in the order of their examples, `count` each.
   """
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key, impl=KEY_IMPL)
-  indices = lax.axis_index(axis_name) * count + jnp.arange(count)
+  indices = lax.axis_index(AXIS) * count + jnp.arange(count)
   key = jax.random.fold_in(key, step)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def _objective(logits, labels, params, options):
+  """Returns the mean over a batch of logits [batch, num_classes]."""
+  # It compares; indexing would have a scatter as its gradient.
+  targets = jax.nn.one_hot(labels, logits.shape[1])
+  targets = optax.smooth_labels(targets, options.label_smoothing)
+  losses = optax.softmax_cross_entropy(logits, targets)
+  kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
+  penalty = 0.0
+  if options.l1:
+    penalty += options.l1 * sum(jnp.sum(jnp.abs(w)) for w in kernels)
+  if options.l2:
+    penalty += options.l2 * sum(jnp.sum(jnp.square(w)) for w in kernels)
+  return losses.mean() + penalty
 
 
 def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
@@ -111,32 +89,34 @@ def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
   their running statistics.
 
   Args:
-    batch: {image: uint8 [batch, height, width, 3], label: int32 [batch]} and
-      what `preprocess.training_inputs` uses.
+    batch: label: int32 [batch], what `preprocess.augment` uses and maybe scale:
+      float32 [batch], a factor of the pixels after the mean is subtracted.
     keys: of the dropout, see `example_keys`.
   """
-  objective = options.objective
+  frozen = options.frozen
+  images = preprocess.augment(batch)
+  images = preprocess.normalize(images, options.mean, options.std)
+  if 'scale' in batch:
+    images *= batch['scale'][:, None, None, None]
   fixed_norms = tuple(
     name
     for name in state.batch_stats
-    if all(f'{name}/{leaf}' in objective.frozen for leaf in state.params[name])
+    if all(f'{name}/{leaf}' in frozen for leaf in state.params[name])
   )
 
   def loss_fn(params):
-    params = _map_named(
-      lambda name, w: lax.stop_gradient(w) if name in objective.frozen else w,
-      params,
+    params = map_named(
+      lambda name, w: lax.stop_gradient(w) if name in frozen else w, params
     )
-    variables = {'params': params, 'batch_stats': state.batch_stats}
     logits, updated = state.apply_fn(
-      variables,
-      preprocess.training_inputs(batch, options.mean, options.std),
+      {'params': params, 'batch_stats': state.batch_stats},
+      images,
       train=True,
       fixed_norms=fixed_norms,
       dropout_keys=keys,
       mutable=['batch_stats'],
     )
-    value = objective.value(logits, batch['label'], params)
+    value = _objective(logits, batch['label'], params, options)
     return value, (value, logits, updated.get('batch_stats', {}))
 
   return jax.grad(loss_fn, has_aux=True)(state.params)
@@ -145,9 +125,7 @@ def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
 def num_microbatches(count: int, microbatch_size: int) -> int:
   """Returns the smallest number of equal microbatches of at most that size.
 
-  Args:
-    count: examples of one device.
-    microbatch_size: 0: all of them.
+  `count`: the examples of one device; a size of 0: all of them.
   """
   most = microbatch_size or count
   return next(
@@ -159,6 +137,7 @@ def accumulate(function: Callable, stats, batch, count: int):
   """Accumulates gradients and sums over the microbatches of a batch.
 
   Beside what one microbatch takes, there is one tree of gradients in memory.
+  Returns what `function` would give for the whole batch.
 
   Args:
     function: (stats, batch) -> (grads, stats, sums): gradients of a mean over
@@ -167,9 +146,6 @@ def accumulate(function: Callable, stats, batch, count: int):
     count: number of microbatches; divides the batch. Example i belongs to
       microbatch i % count: with every device doing so, what makes up a
       microbatch of the global batch depends on `count` alone.
-
-  Returns:
-    What `function` would give for the whole batch.
   """
   if count == 1:
     return function(stats, batch)
@@ -183,24 +159,23 @@ def accumulate(function: Callable, stats, batch, count: int):
     )
 
   def add(carry, index):
-    grads, stats, sums = carry
-    more_grads, stats, more_sums = function(stats, microbatch(index))
-    grads = jax.tree.map(jnp.add, grads, more_grads)
-    return (grads, stats, jax.tree.map(jnp.add, sums, more_sums)), None
+    totals, stats = carry
+    grads, stats, sums = function(stats, microbatch(index))
+    return (jax.tree.map(jnp.add, totals, (grads, sums)), stats), None
 
   grads, _, sums = jax.eval_shape(function, stats, microbatch(0))
-  grads, sums = jax.tree.map(
+  zeros = jax.tree.map(
     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (grads, sums)
   )
-  carry, _ = lax.scan(add, (grads, stats, sums), jnp.arange(count))
-  grads, stats, sums = carry
+  carry, _ = lax.scan(add, (zeros, stats), jnp.arange(count))
+  (grads, sums), stats = carry
   return jax.tree.map(lambda leaf: leaf / count, grads), stats, sums
 
 
 def _grads_and_sums(state, batch, key, options):
-  """Computes (grads, batch_stats, sums) of this device's part of a batch."""
+  """Returns (grads of all devices, batch_stats and sums of this one)."""
   count = len(batch['label'])
-  keys = example_keys(key, state.step, options.axis_name, count)
+  keys = example_keys(key, state.step, count)
 
   def compute(stats, microbatch):
     part, keys = microbatch
@@ -208,12 +183,17 @@ def _grads_and_sums(state, batch, key, options):
       state.replace(batch_stats=stats), part, keys, options
     )
     sums = _sums(logits, part)
-    if not options.objective.is_plain:
+    if options.label_smoothing or options.l1 or options.l2:
       sums['objective'] = value * len(keys)
     return grads, stats, sums
 
   number = num_microbatches(count, options.microbatch_size)
-  return accumulate(compute, state.batch_stats, (batch, keys), number)
+  grads, stats, sums = accumulate(
+    compute, state.batch_stats, (batch, keys), number
+  )
+  # The only reduction of gradients. Every device has as many examples as the
+  # others, so the mean of the means is the mean over the global batch.
+  return mean_over_devices(grads, options.grad_allreduce_dtype), stats, sums
 
 
 def train_step(state: TrainState, batch, key, *, options: StepOptions):
@@ -221,55 +201,48 @@ def train_step(state: TrainState, batch, key, *, options: StepOptions):
 
   Args:
     batch: this device's part, see `loss_and_grads`; also unreadable: bool
-      [batch], counted, where the config skips such images, and stop: bool
-      [batch], see `context.RunContext`.
-    key: of the run; `example_keys` folds step and example into it, so there is
-      no random state to save.
+      [batch], where the config skips such images, and stop: bool [batch], see
+      `context.RunContext`, both counted.
+    key: of the run, see `example_keys`: there is no random state to save.
 
   Returns:
     (state after, sums over the global batch); see `metrics.example_sums`. If
     the objective is more than the cross-entropy, the sums also have it.
   """
   grads, batch_stats, sums = _grads_and_sums(state, batch, key, options)
-  # The only reduction of gradients. Every device has as many examples as the
-  # others, so the mean of the means is the mean over the global batch.
-  grads = mean_over_devices(
-    grads, options.axis_name, options.grad_allreduce_dtype
-  )
-  batch_stats = lax.pmean(batch_stats, options.axis_name)
-  state = _update(state, grads, options.objective.frozen, options.ema_decay)
-  state = state.replace(batch_stats=batch_stats)
-  return state, lax.psum(sums, options.axis_name)
+  batch_stats = lax.pmean(batch_stats, AXIS)
+  state = _update(state, grads, options)
+  return state.replace(batch_stats=batch_stats), lax.psum(sums, AXIS)
 
 
-def mean_over_devices(grads, axis_name, dtype):
+def mean_over_devices(grads, dtype):
   """Returns the mean of all devices' gradients, sent and summed in `dtype`."""
-  count = lax.axis_size(axis_name)
+  count = lax.axis_size(AXIS)
   if count == 1 or dtype == 'float32':
-    return lax.pmean(grads, axis_name)
-  sent = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
-  total = lax.psum(sent, axis_name)
+    return lax.pmean(grads, AXIS)
+  total = lax.psum(jax.tree.map(lambda leaf: leaf.astype(dtype), grads), AXIS)
   return jax.tree.map(
     lambda t, leaf: t.astype(leaf.dtype) / count, total, grads
   )
 
 
-def _update(state, grads, frozen, ema_decay):
+def _update(state, grads, options):
   """Applies the gradients to all parameters but the frozen ones."""
+  frozen = options.frozen
   # The optimizer sees zeros in place of a frozen parameter: no decay gathers in
   # its velocity while it waits.
-  seen = _map_named(
+  seen = map_named(
     lambda name, w: jnp.zeros_like(w) if name in frozen else w, state.params
   )
   updates, opt_state = state.tx.update(grads, state.opt_state, seen)
-  params = _map_named(
+  params = map_named(
     lambda name, w, update: w if name in frozen else w + update,
     state.params,
     updates,
   )
   # The average starts with the initial weights; it forgets them sooner while
   # there are few others.
-  decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+  decay = jnp.minimum(options.ema_decay, (1 + state.step) / (10 + state.step))
   average = jax.tree.map(
     lambda old, new: decay * old + (1 - decay) * new,
     state.ema_params,
@@ -280,19 +253,9 @@ def _update(state, grads, frozen, ema_decay):
   )
 
 
-def _map_named(function, tree, *rest):
-  """Maps leaves with the name of each, as in `state.leaf_names`."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, *leaves: function(leaf_name(path), *leaves), tree, *rest
-  )
-
-
 def grad_step(state: TrainState, batch, key, *, options: StepOptions):
   """Returns the gradients that `train_step` would apply, for histograms."""
-  grads, _, _ = _grads_and_sums(state, batch, key, options)
-  return mean_over_devices(
-    grads, options.axis_name, options.grad_allreduce_dtype
-  )
+  return _grads_and_sums(state, batch, key, options)[0]
 
 
 def eval_step(
@@ -329,9 +292,9 @@ def eval_step(
     **metrics.best_classes(logits, batch['label'], top),
   }
   return {
-    **lax.psum(_sums(logits, batch), options.axis_name),
+    **lax.psum(_sums(logits, batch), AXIS),
     'num_classes': jnp.int32(logits.shape[1]),
-    'examples': lax.all_gather(examples, options.axis_name, tiled=True),
+    'examples': lax.all_gather(examples, AXIS, tiled=True),
   }
 
 

@@ -16,16 +16,16 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training.state import leaf_name
 from alexnet_jax.training.state import leaf_names
+from alexnet_jax.training.state import map_named
 from alexnet_jax.training.state import TrainState
 
 # The data path in the config of imported weights whose data nobody named: a
 # config of photographs needs a path.
 NO_DATA = 'no-data-was-named'
-# Keys that may differ from those that the weights were trained with.
-_FREE_KEYS = ('num_classes', 'dtype', 'kernel_init', 'bias_init', 'bias_layers')
-_FREE_KEYS += ('dropout',)
+# Keys of the network whose other values are no reason for a note.
+_FREE_KEYS = {'num_classes', 'dtype', 'kernel_init', 'bias_init', 'dropout'}
+_FREE_KEYS |= {'bias_layers'}
 
 
 def placeholder_names(count: int) -> list[str]:
@@ -34,15 +34,10 @@ def placeholder_names(count: int) -> list[str]:
 
 
 def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
-  """Returns True if two lists of names can be of the same classes.
-
-  They are equal, or as long and one of them has placeholders.
-  """
+  """Returns True if two lists are equal, or as long and one of placeholders."""
   names, others = list(names), list(others)
-  placeholders = placeholder_names(len(names))
-  return names == others or (
-    len(names) == len(others) and placeholders in (names, others)
-  )
+  unnamed = placeholder_names(len(names)) in (names, others)
+  return names == others or (unnamed and len(names) == len(others))
 
 
 def describe_classes(names: Sequence[str]) -> str:
@@ -58,7 +53,7 @@ def check_init(config, class_names: Sequence[str]) -> None:
     return
   state = build.state_shapes(config, len(class_names))
   other = checkpoint.open_run(init.workdir, init.checkpoint)
-  wanted = transferred(state, other.state, init.skip, init.workdir)
+  wanted = _transferred(state, other.state, init.skip, init.workdir)
   same = same_classes(class_names, other.class_names)
   if 'head/kernel' in wanted and not same:
     raise UserError(
@@ -75,47 +70,42 @@ def first_state(
   model = build.make_model(config, len(class_names))
   state = build.make_state(config, model)
   init = config.init
-  if init.workdir:
-    other = checkpoint.open_run(init.workdir, init.checkpoint)
-    state = start_from(state, other.state, init.skip, init.workdir)
-    console.line(
-      f'starts with the weights of {init.workdir}, step {int(other.state.step)}'
-    )
-    keys = [f'data.{k}' for k in ('mean', 'std', 'std_rgb', 'crop_size')]
-    keys += [f'model.{k}' for k in config.model if k not in _FREE_KEYS]
-    before, now = map(config_lib.flatten, (other.config, config))
-    for key in keys:
-      if before[key] != now[key]:
-        console.line(
-          f'note: its config.{key} was {before[key]!r}, and is {now[key]!r}'
-          ' here'
-        )
-  return state
+  if not init.workdir:
+    return state
+  other = checkpoint.open_run(init.workdir, init.checkpoint)
+  console.line(
+    f'starts with the weights of {init.workdir}, step {int(other.state.step)}'
+  )
+  keys = ['data.mean', 'data.std', 'data.std_rgb', 'data.crop_size']
+  keys += [f'model.{key}' for key in config.model if key not in _FREE_KEYS]
+  before, now = map(config_lib.flatten, (other.config, config))
+  for key in keys:
+    if before[key] != now[key]:
+      console.line(
+        f'note: its config.{key} was {before[key]!r}, and is {now[key]!r} here'
+      )
+  return start_from(state, other.state, init.skip, init.workdir)
 
 
 def matching(
-  names: Sequence[str], patterns: Sequence[str], key: str = 'patterns'
+  names: Sequence[str], patterns: Sequence[str], key: str
 ) -> frozenset[str]:
   """Returns the names that a pattern fits, as a whole or by their layer.
 
   Raises UserError naming the config key and the patterns that fit nothing.
   """
-  found = {
-    pattern: {
-      name
-      for name in names
-      if fnmatch.fnmatchcase(name, pattern)
-      or fnmatch.fnmatchcase(name.split('/')[0], pattern)
-    }
-    for pattern in patterns
-  }
-  if idle := [pattern for pattern, fits in found.items() if not fits]:
-    layers = sorted({name.split('/')[0] for name in names})
+  fits, idle = set(), []
+  for pattern in patterns:
+    found = {n for n in names if fnmatch.filter((n, _layer(n)), pattern)}
+    fits |= found
+    idle += [] if found else [pattern]
+  if idle:
+    layers = sorted(set(map(_layer, names)))
     raise UserError(
       f'{key}: no parameter fits {", ".join(map(repr, idle))}; the layers are'
       f' {", ".join(layers)}'
     )
-  return frozenset().union(*found.values())
+  return frozenset(fits)
 
 
 def frozen_names(state: TrainState, patterns: Sequence[str]) -> frozenset[str]:
@@ -138,64 +128,53 @@ def start_from(
   """Returns the state with the weights and statistics of another.
 
   Optimizer and step stay fresh. If the other has averaged weights, those are
-  used.
+  used. Raises UserError naming each parameter that does not fit.
 
   Args:
     skip: patterns of parameters that stay as they are in `state`; statistics of
       batch norms go with their layer's parameters.
     name: of the other run, for messages.
-
-  Raises:
-    UserError: as `transferred` does.
   """
-  theirs = leaf_names(other.eval_params)
-  wanted = transferred(state, other, skip, name)
-  params = _replaced(state.params, {key: theirs[key] for key in wanted})
-  statistics = leaf_names(other.batch_stats)
-  kept = {
-    key: leaf
-    for key, leaf in statistics.items()
-    if any(w.startswith(f'{key.split("/")[0]}/') for w in wanted)
-  }
+  wanted = _transferred(state, other, skip, name)
+  layers, statistics = {_layer(key) for key in wanted}, state.batch_stats
+  wanted |= {key for key in leaf_names(statistics) if _layer(key) in layers}
+  theirs = leaf_names(other.eval_params) | leaf_names(other.batch_stats)
+
+  def taken(key, leaf):
+    return jnp.copy(theirs[key] if key in wanted else leaf)
+
+  params = map_named(taken, state.params)
   return state.replace(
     params=params,
-    batch_stats=_replaced(state.batch_stats, kept),
+    batch_stats=map_named(taken, statistics),
     # A copy, as the memory of both is donated to the next state.
     ema_params=jax.tree.map(jnp.copy, params) if state.ema_params else {},
   )
 
 
-def transferred(
-  state: TrainState, other: TrainState, skip: Sequence[str], name: str
-) -> list[str]:
+def _layer(name):
+  return name.split('/')[0]
+
+
+def _transferred(state, other, skip, name):
   """Returns names of the parameters that `start_from` takes from the other.
 
   Raises UserError naming each that the other lacks or has in another shape.
   """
-  mine, theirs = leaf_names(state.params), leaf_names(other.eval_params)
-  skipped = matching(list(mine), skip, 'config.init.skip')
-  wanted = {key: w for key, w in mine.items() if key not in skipped}
+  mine, theirs = (
+    {key: list(w.shape) for key, w in leaf_names(params).items()}
+    for params in (state.params, other.eval_params)
+  )
+  wanted = mine.keys() - matching(list(mine), skip, 'config.init.skip')
   misfits = [
-    f'  {key}: {_shape(theirs.get(key))} there, {_shape(w)} here'
-    for key, w in sorted(wanted.items())
-    if _shape(theirs.get(key)) != _shape(w)
+    f'  {key}: {theirs.get(key, "nothing")} there, {mine[key]} here\n'
+    for key in sorted(wanted)
+    if theirs.get(key) != mine[key]
   ]
   if misfits:
     raise UserError(
-      f'the weights of {name} do not fit this network:\n'
-      + '\n'.join(misfits)
-      + '\nLeave these out with config.init.skip (they start anew then), or'
-      ' take the same network'
+      f'the weights of {name} do not fit this network:\n{"".join(misfits)}Leave'
+      ' these out with config.init.skip (they start anew then), or take the'
+      ' same network'
     )
-  return sorted(wanted)
-
-
-def _shape(leaf):
-  return 'nothing' if leaf is None else list(leaf.shape)
-
-
-def _replaced(tree, leaves):
-  """Returns a copy of the tree with some leaves replaced, by name."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: jnp.copy(leaves.get(leaf_name(path), leaf)), tree
-  )
+  return wanted

@@ -1,7 +1,6 @@
 """Writes a run's history as JSON lines and TensorBoard event files."""
 
 from collections.abc import Sequence
-import dataclasses
 import json
 import logging
 import os
@@ -117,7 +116,7 @@ class MetricWriter:
         classes].
       class_names: of the rows and columns.
     """
-    measures = dataclasses.asdict(metrics.class_measures(confusion))
+    measures = metrics.class_measures(confusion)
     for measure, values in measures.items():
       if len(class_names) <= MOST_SCALARS:
         # Numbered: names may differ in characters that tags do not have.

@@ -92,7 +92,8 @@ def train_ours(config, weights, batches):
   key = build.dropout_key(config)
   own = learning_rates(config.optimizer.learning_rate)
   for (images, labels), learning_rate in zip(batches, own, strict=True):
-    state = state_lib.with_learning_rate(state, jnp.float32(learning_rate))
+    rate = jnp.float32(learning_rate)
+    state = state_lib.with_learning_rate(state, learning_rate=rate)
     batch = {'image': images, 'label': labels}
     state, sums = steps.train(state, batch, key)
     losses.append(float(sums['loss'] / sums['count']))

@@ -12,10 +12,11 @@ from alexnet_jax.training import optimizer
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
+from alexnet_jax.training.parallel import batch_to_devices
 
 SIZE, BATCH = 12, 8
 MEAN = np.array([100.0, 120.0, 140.0], np.float32)
-OPTIONS = step.StepOptions(MEAN, 60.0, parallel.AXIS)
+OPTIONS = step.StepOptions(MEAN, 60.0)
 
 
 def make_state(dropout=0.0, norm='lrn', hidden=(16,)):
@@ -52,19 +53,13 @@ def mesh_of(count):
   return Mesh(np.array(jax.devices()[:count]), (parallel.AXIS,))
 
 
-to_devices = parallel.batch_to_devices
-
-
-def mapped(function, mesh, kind, *, donate_state=False, top=None, **options):
+def mapped(function, mesh, kind, *, donate_state=False, **options):
   """A step function over the devices of the mesh."""
-  options = {'options': dataclasses.replace(OPTIONS, **options)}
-  if top is not None:
-    options['top'] = top
+  function = functools.partial(
+    function, options=dataclasses.replace(OPTIONS, **options)
+  )
   return parallel.map_over_devices(
-    functools.partial(function, **options),
-    mesh,
-    kind,
-    donate_state=donate_state,
+    function, mesh, kind, donate_state=donate_state
   )
 
 
@@ -79,7 +74,7 @@ def train(
   state = parallel.replicate(make_state(**network), mesh)
   history = []
   for t in range(num_steps):
-    batch = to_devices(batches(t), mesh, kind)
+    batch = batch_to_devices(batches(t), mesh, kind)
     state, sums = train_step(state, batch, jax.random.key(1))
     history.append({name: float(value) for name, value in sums.items()})
   return jax.device_get(state_lib.saved_tree(state)), history

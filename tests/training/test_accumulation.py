@@ -7,7 +7,7 @@ import pytest
 
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
-from alexnet_jax.training.step import Objective
+from alexnet_jax.training.parallel import batch_to_devices
 from tests.some_slow import some_slow
 from tests.training.steps import assert_close
 from tests.training.steps import host_batch
@@ -15,11 +15,10 @@ from tests.training.steps import make_state
 from tests.training.steps import mapped
 from tests.training.steps import mesh_of
 from tests.training.steps import OPTIONS
-from tests.training.steps import to_devices
 from tests.training.steps import train
 
 SIZE = 48  # of the global batch: 12 for each of four devices
-PENALTIES = Objective(label_smoothing=0.1, l1=1e-3, l2=1e-2)
+PENALTIES = {'label_smoothing': 0.1, 'l1': 1e-3, 'l2': 1e-2}
 
 
 def batches(seed):
@@ -33,30 +32,23 @@ def batches(seed):
 
 
 @pytest.mark.parametrize(
-  ('count', 'size', 'number'),
+  ('count', 'sizes', 'number'),
   [
-    (12, 0, 1),
-    (12, 12, 1),
-    (12, 100, 1),
-    (12, 11, 2),
-    (12, 5, 3),
-    (12, 4, 3),
-    (12, 1, 12),
-    (13, 5, 13),
-    (1, 1, 1),
-    (8192, 512, 16),
+    (12, (0, 12, 100), 1),
+    (12, (6, 11), 2),
+    (12, (4, 5), 3),
+    (12, (1,), 12),
+    (13, (5,), 13),
+    (8192, (512,), 16),
   ],
 )
-def test_the_smallest_number_of_microbatches(count, size, number):
-  assert step.num_microbatches(count, size) == number
+def test_the_smallest_number_of_microbatches(count, sizes, number):
+  assert {step.num_microbatches(count, size) for size in sizes} == {number}
 
 
 @pytest.mark.parametrize(
   ('kind', 'objective'),
-  some_slow(
-    [('pmap', Objective()), ('shard_map', PENALTIES)],
-    quick=[('pmap', Objective())],
-  ),
+  some_slow([('pmap', {}), ('shard_map', PENALTIES)], quick=[('pmap', {})]),
 )
 def test_microbatches_train_as_the_whole(kind, objective):
   """Three microbatches of four on each of four devices; dropout acts."""
@@ -65,38 +57,18 @@ def test_microbatches_train_as_the_whole(kind, objective):
       kind,
       4,
       batches=batches,
-      options={'objective': objective, 'microbatch_size': size},
+      options={**objective, 'microbatch_size': size},
       dropout=0.5,
     )
     for size in (0, 5)
   )
   assert_close(history, whole_history, rtol=1e-5, atol=0)
   assert_close(small, whole, rtol=1e-4, atol=1e-5)
-  assert ('objective' in history[0]) == (objective is PENALTIES)
+  assert ('objective' in history[0]) == bool(objective)
   assert [sums['count'] for sums in history] == [SIZE] * 3
   assert [sums['unreadable'] for sums in history] == [
     batches(t)['unreadable'].sum() for t in range(3)
   ]
-
-
-def moved(params, grads):
-  """Returns the parameters after the first step of `make_state`."""
-  return jax.tree.map(lambda w, g: w - 0.05 * (g + 5e-4 * w), params, grads)
-
-
-@pytest.mark.slow
-def test_the_gradients_for_histograms_are_those_of_the_step():
-  mesh = mesh_of(4)
-  state, batch, key = (
-    parallel.replicate(make_state(dropout=0.5), mesh),
-    to_devices(batches(0), mesh, 'pmap'),
-    jax.random.key(1),
-  )
-  options = {'microbatch_size': 5}
-  grads = mapped(step.grad_step, mesh, 'pmap', **options)(state, batch, key)
-  after, _ = mapped(step.train_step, mesh, 'pmap', **options)(state, batch, key)
-  expected = moved(state.params, grads)
-  assert_close(after.params, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -107,7 +79,7 @@ def test_there_is_one_more_tree_of_gradients_in_memory():
 
   def memory(microbatch_size, size):
     state = parallel.replicate(network, mesh)
-    batch = to_devices(host_batch(size=size), mesh, 'shard_map')
+    batch = batch_to_devices(host_batch(size=size), mesh, 'shard_map')
     options = {'microbatch_size': microbatch_size}
     function = mapped(step.train_step, mesh, 'shard_map', **options)
     program = function.lower(state, batch, jax.random.key(1)).compile()
@@ -135,7 +107,10 @@ def by_hand(batch, number):
     part = {name: value[None, index::number] for name, value in batch.items()}
     more, stats = jax.tree.map(lambda leaf: leaf[0], compute(stats, part))
     grads = jax.tree.map(lambda a, b: a + b / number, grads, more)
-  return moved(state.params, grads), stats
+  params = jax.tree.map(
+    lambda w, g: w - 0.05 * (g + 5e-4 * w), state.params, grads
+  )
+  return params, stats
 
 
 @pytest.mark.slow
@@ -150,15 +125,12 @@ def test_batch_norm_takes_the_statistics_of_each_microbatch():
     )
     after, _ = train_step(
       parallel.replicate(make_state(norm='batch'), mesh),
-      to_devices(batch, mesh, 'shard_map'),
+      batch_to_devices(batch, mesh, 'shard_map'),
       jax.random.key(1),
     )
     assert_close(after.params, params, rtol=1e-4, atol=1e-5)
     assert_close(after.batch_stats, stats, rtol=1e-4, atol=1e-6)
   whole, whole_stats = by_hand(batch, 1)
-  for name, tree, other in (
-    ('conv2', whole, params),
-    ('norm1', whole_stats, stats),
-  ):
-    leaf = 'kernel' if name == 'conv2' else 'mean'
-    assert np.abs(tree[name][leaf] - other[name][leaf]).max() > 1e-4
+  kernels = whole['conv2']['kernel'] - params['conv2']['kernel']
+  means = whole_stats['norm1']['mean'] - stats['norm1']['mean']
+  assert min(np.abs(kernels).max(), np.abs(means).max()) > 1e-4

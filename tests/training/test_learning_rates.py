@@ -130,19 +130,6 @@ def test_the_history_has_the_rate_of_every_group(tmp_path):
   ]
 
 
-def test_a_learning_rate_is_scaled_with_the_batch(tmp_path):
-  rows, _ = train(
-    tmp_path,
-    num_steps=4,
-    optimizer__rate_scaling='linear',
-    optimizer__base_batch_size=4,
-    optimizer__learning_rate=0.01,
-    global_batch_size=8,
-    schedule__warmup_epochs=0.0,
-  )
-  assert [r['learning_rate'] for r in rows] == pytest.approx([0.02] * len(rows))
-
-
 def test_the_plateau_does_not_see_the_end_of_a_run(tmp_path):
   """A longer run would have no evaluation there."""
   train(

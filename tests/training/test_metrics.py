@@ -9,16 +9,14 @@ from sklearn.metrics import top_k_accuracy_score
 from alexnet_jax.training import metrics
 
 
-def sums(logits, labels, mask=None):
+def sums(logits, labels):
   values = metrics.example_sums(
-    jnp.asarray(logits, jnp.float32),
-    jnp.asarray(labels, jnp.int32),
-    None if mask is None else jnp.asarray(mask),
+    jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.int32)
   )
   return {name: float(value) for name, value in values.items()}
 
 
-@pytest.mark.parametrize('classes', [6, 10, 1000])
+@pytest.mark.parametrize('classes', [6, 1000])
 def test_equals_scikit_learn(classes):
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(200, classes)).astype(np.float32)
@@ -37,33 +35,18 @@ def test_equals_scikit_learn(classes):
   )
 
 
-def test_masked_examples_do_not_count():
-  logits = np.eye(6)[[0, 1, 2]] * 9
-  assert sums(logits, [0, 1, 0], [True, False, True]) == pytest.approx(
-    {
-      'loss': 2 * np.log(np.exp(9) + 5) - 9 - 0,
-      'top1': 1,
-      'top5': 2,
-      'count': 2,
-    },
-    rel=1e-4,
-  )
-
-
-def test_equal_logits_rank_by_class():
-  logits = np.zeros((7, 7))
-  values = sums(logits, range(7))
-  assert (values['top1'], values['top5']) == (1, 5)
-
-
-@pytest.mark.parametrize('classes', [3, 6])
-def test_nan_is_never_right(classes):
-  values = sums(np.full((2, classes), np.nan), [0, classes - 1])
-  assert (values['top1'], values['top5']) == (0, 0)
-
-
-def test_fewer_than_five_classes():
-  assert sums(np.eye(3), [2, 1, 0])['top5'] == 3
+@pytest.mark.parametrize(
+  ('logits', 'labels', 'top1', 'top5'),
+  [
+    (np.zeros((7, 7)), range(7), 1, 5),  # equal ones rank by class
+    (np.full((2, 3), np.nan), [0, 2], 0, 0),  # never right
+    (np.full((2, 6), np.nan), [0, 5], 0, 0),
+    (np.eye(3), [2, 1, 0], 1, 3),  # fewer than five classes
+  ],
+)
+def test_ranks(logits, labels, top1, top5):
+  values = sums(logits, labels)
+  assert (values['top1'], values['top5']) == (top1, top5)
 
 
 def test_sums_add_up_in_float64():
@@ -74,7 +57,7 @@ def test_sums_add_up_in_float64():
   assert total == {'loss': 3e8 + 3, 'count': 6}
 
 
-@pytest.mark.parametrize('classes', [2, 10, 1000])
+@pytest.mark.parametrize('classes', [2, 1000])
 def test_the_matrix_and_its_measures_equal_scikit_learns(classes):
   """Some classes never occur, some are never predicted."""
   rng = np.random.default_rng(0)
@@ -88,27 +71,26 @@ def test_the_matrix_and_its_measures_equal_scikit_learns(classes):
     confusion.toarray(), confusion_matrix(labels, predicted, labels=names)
   )
   ours = metrics.class_measures(confusion)
-  averages = metrics.averaged_measures(confusion)
+  averages = metrics.averaged_measures(confusion, 'eval')
   for average in (None, *metrics.AVERAGES):
     *values, support = precision_recall_fscore_support(
       labels, predicted, labels=names, average=average, zero_division=0
     )
     for measure, value in zip(metrics.MEASURES, values, strict=True):
-      found = getattr(ours, measure)
+      found = ours[measure]
       if average:
-        found = averages[f'{average}_{measure}']
+        found = averages[f'eval/{average}_{measure}']
       assert found == pytest.approx(value)
     if average is None:
-      np.testing.assert_array_equal(ours.support, support)
+      np.testing.assert_array_equal(ours['support'], support)
 
 
 def test_counts_by_hand():
   ours = metrics.class_measures(np.array([[5, 1, 0], [2, 3, 0], [0, 4, 0]]))
-  np.testing.assert_array_equal(ours.true_positives, [5, 3, 0])
-  np.testing.assert_array_equal(ours.false_positives, [2, 5, 0])
-  np.testing.assert_array_equal(ours.false_negatives, [1, 2, 4])
-  np.testing.assert_array_equal(ours.true_negatives, [7, 5, 11])
-  np.testing.assert_array_equal(ours.precision, [5 / 7, 3 / 8, 0])
+  np.testing.assert_array_equal(ours['true_positives'], [5, 3, 0])
+  np.testing.assert_array_equal(ours['false_positives'], [2, 5, 0])
+  np.testing.assert_array_equal(ours['false_negatives'], [1, 2, 4])
+  np.testing.assert_array_equal(ours['true_negatives'], [7, 5, 11])
 
 
 def test_most_confused_pairs():
@@ -126,12 +108,6 @@ def test_best_classes_are_sorted_with_their_probabilities():
   np.testing.assert_array_equal(best['classes'], [[1, 2, 0], [0, 1, 2]])
   np.testing.assert_allclose(
     best['probabilities'], -np.sort(-shares, axis=1), rtol=1e-6
-  )
-  np.testing.assert_allclose(
-    best['loss'],
-    [-np.log(shares[0, 2]), -np.log(shares[1, 0])],
-    rtol=1e-5,
-    atol=1e-6,
   )
 
 

@@ -1,6 +1,5 @@
 """Pixels on the device against numpy."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,7 +35,6 @@ def test_ten_crops_equal_a_loop(size, crop):
 
   logits = preprocess.crop_logits(logits_of, squares, crop)
   np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-4)
-  np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-4)
 
 
 def test_what_one_crop_finds_impossible_may_be_certain_to_another():
@@ -71,10 +69,4 @@ def test_brightness_is_added_and_clipped():
   bright = preprocess.augment({'image': images, 'brightness': shift})
   expected = np.clip(images + shift[:, None, None, None], 0, 255)
   np.testing.assert_array_equal(bright, expected)
-  assert bright[0, 0, 0, 0] == 0
-  assert bright[2].max() == 255
-  flipped = preprocess.augment(
-    {'image': images, 'flip': np.array([True, False, False])}
-  )
-  assert flipped.dtype == jnp.uint8
-  assert flipped[0, 0, 1, 0] == 10
+  assert (bright.min(), bright.max()) == (0, 255)

@@ -40,11 +40,9 @@ def keras_rates(values, learning_rate, **options):
 
 
 def our_rates(values, learning_rate, mode, **options):
-  section, state = (
-    config_lib.make_config().schedule,
-    PlateauState(learning_rate),
-  )
+  section = config_lib.make_config().schedule
   section.update(options, monitor=MONITORS[mode])
+  state = PlateauState(learning_rate)
   rates = []
   for value in values:
     # Through JSON's types, as a run that resumes every time.
@@ -99,45 +97,15 @@ KERAS_WARNS = pytest.mark.filterwarnings(
 def test_plateau_does_what_keras_does(
   values, mode, factor, patience, threshold, cooldown, minimum
 ):
+  same = {'mode': mode, 'factor': factor, 'patience': patience}
+  same['cooldown'] = cooldown
   expected = keras_rates(
-    values,
-    0.01,
-    mode=mode,
-    factor=factor,
-    patience=patience,
-    min_delta=threshold,
-    cooldown=cooldown,
-    min_lr=minimum,
+    values, 0.01, min_delta=threshold, min_lr=minimum, **same
   )
   actual = our_rates(
-    values,
-    0.01,
-    mode=mode,
-    factor=factor,
-    patience=patience,
-    threshold=threshold,
-    cooldown=cooldown,
-    min_learning_rate=minimum,
+    values, 0.01, threshold=threshold, min_learning_rate=minimum, **same
   )
   assert actual == expected
-
-
-def test_plateau_by_hand():
-  """Patience 2, cooldown 1: the value improves twice, then never again.
-
-  After the drop at the fourth value the fifth is in cooldown, which ends it, so
-  patience counts from there: the second drop comes with the sixth value.
-  """
-  rates = our_rates(
-    [3, 2, 2, 2, 2, 2, 2],
-    1.0,
-    mode='min',
-    factor=0.5,
-    patience=2,
-    cooldown=1,
-    threshold=0.0,
-  )
-  assert rates == [1, 1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
 def keras_stop(values, **options):
