@@ -35,19 +35,13 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
   The fields that describe the network, such as `channels`, are those of
   `spec.AlexNetSpec`; `groups=(1, 2, 1, 2, 2)` gives the two towers of
   Krizhevsky et al. 2012. Parameters are float32 whatever `dtype` is.
-
-  Attributes:
-    num_classes: number of logits.
-    dtype: dtype of the computation, float32 or bfloat16.
-    axis_name: device axis over which batch norm averages its statistics, or
-      None for the statistics of one device.
-    implementation: see `resolve_implementation`.
   """
 
   num_classes: int = 1000
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = jnp.float32  # of the computation; or bfloat16
+  # Device axis over which batch norm averages its statistics; None: of one.
   axis_name: str | None = None
-  implementation: str = 'reference'
+  implementation: str = 'reference'  # see `resolve_implementation`
 
   @nn.compact
   def __call__(

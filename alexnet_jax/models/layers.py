@@ -105,13 +105,6 @@ class LocalResponseNorm(nn.Module):
   with scale = alpha (`paper`: Krizhevsky et al. 2012, section 3.3) or
   alpha / size (`caffe`, which PyTorch and the 2012 source release share). The
   sum leaves out channels that do not exist. `size` is odd, k positive.
-
-  Attributes:
-    convention: `paper` or `caffe`.
-    groups: number of groups of channels that see nothing of each other; 2: the
-      two towers, as in the 2012 source release, where each is on its own GPU.
-    custom_vjp: whether the gradient is a closed form that keeps nothing but the
-      input.
   """
 
   size: int = 5
@@ -119,14 +112,15 @@ class LocalResponseNorm(nn.Module):
   alpha: float = 1e-4
   beta: float = 0.75
   convention: str = 'paper'
+  # Groups of channels see nothing of each other; 2: the two towers, as in the
+  # 2012 source release, where each is on its own GPU.
   groups: int = 1
-  custom_vjp: bool = False
+  custom_vjp: bool = False  # a closed form that keeps nothing but the input
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalizes [..., channels], float32 or bfloat16; computes in float32.
 
-    Raises:
-      ValueError: if `groups` do not divide the channels.
+    Raises ValueError if `groups` do not divide the channels.
     """
     channels, caffe = x.shape[-1], self.convention == 'caffe'
     if channels % self.groups:

@@ -92,7 +92,7 @@ def map_over_devices(
   over the axis `AXIS` inside.
 
   Args:
-    function: pure; uses the axis name `AXIS`.
+    function: pure.
     kind: `pmap` or `shard_map`.
     donate_state: whether the first argument's memory is reused; the caller's
       arrays are gone after the call.
@@ -139,12 +139,9 @@ def map_over_devices(
 def batch_to_devices(batch: dict, mesh: Mesh, kind: str) -> dict:
   """Starts the copy of this process's part of a batch to its devices.
 
-  Args:
-    batch: numpy arrays [process_batch_size, ...].
-
-  Returns:
-    Global arrays split over the devices: [device_count, device_batch_size, ...]
-    for pmap, [global_batch_size, ...] for shard_map.
+  Of numpy arrays [process_batch_size, ...] it makes global arrays split over
+  the devices: [device_count, device_batch_size, ...] for pmap,
+  [global_batch_size, ...] for shard_map.
   """
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -160,10 +157,8 @@ def batch_to_devices(batch: dict, mesh: Mesh, kind: str) -> dict:
 class DeviceBatches:
   """Iterates over batches that are on the devices already, one step ahead.
 
-  Attributes:
-    iterator_state: state of the host iterator after the batch that was taken
-      last; a checkpoint after that step must hold it.
-    wait_seconds: time spent waiting for the host iterator so far.
+  A checkpoint must hold `iterator_state`, that of the host iterator after the
+  batch that was taken last. `wait_seconds` is the time spent waiting for it.
   """
 
   def __init__(self, iterator, to_devices: Callable[[dict], dict]):

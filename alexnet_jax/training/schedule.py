@@ -154,13 +154,9 @@ def learning_rate_at(
 ) -> float:
   """Returns the learning rate of the update that follows step `step`.
 
-  The drops of a plateau come with `learning_rate`, recorded factors are in the
-  optimizer. Warm-up rises linearly; the first update has learning_rate /
-  warmup_steps.
-
-  Args:
-    options: config.schedule.
-    learning_rate: the value after warm-up and before any drop.
+  With `options` config.schedule and `learning_rate` the value after warm-up and
+  before any drop, but that of a plateau. Recorded factors are in the optimizer.
+  Warm-up rises linearly; the first update has learning_rate / warmup_steps.
   """
   warmup = durations.warmup_steps
   if options.name == 'step':

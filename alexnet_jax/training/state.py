@@ -18,16 +18,10 @@ from alexnet_jax.errors import UserError
 
 
 class TrainState(train_state.TrainState):
-  """Parameters, optimizer state and statistics of a network in training.
+  """Parameters, optimizer state and statistics after `step` updates."""
 
-  Attributes:
-    step: int32 [], the number of updates applied.
-    batch_stats: running statistics of batch norms.
-    ema_params: a moving average of the parameters; empty if none is kept.
-  """
-
-  batch_stats: FrozenDict
-  ema_params: FrozenDict
+  batch_stats: FrozenDict  # running statistics of batch norms
+  ema_params: FrozenDict  # a moving average of the parameters; empty: none
 
   @property
   def eval_params(self):
@@ -43,13 +37,10 @@ def create_train_state(
   *,
   ema: bool = False,
 ) -> TrainState:
-  """Initializes parameters and optimizer on the default device.
+  """Initializes parameters and optimizer `tx` on the default device.
 
-  Args:
-    model: a module from float images to logits.
-    tx: the optimizer.
-    image_shape: (height, width, 3) of the crops.
-    ema: whether an average of the parameters is kept; it starts with them.
+  The model is one from float images of `image_shape`, (height, width, 3), to
+  logits. With `ema` an average of the parameters is kept; it starts with them.
   """
 
   def init(key):
@@ -77,11 +68,9 @@ def saved_tree(state: TrainState) -> dict:
 def with_learning_rate(state: TrainState, **values: jax.Array) -> TrainState:
   """Returns the state with another learning rate; recompiles nothing.
 
-  Args:
-    state: any.
-    **values: learning_rate of the next updates and, if there are
-      `config.schedule.lr_multipliers`, phase: how many of them have begun; both
-      float32 [].
+  The values are learning_rate, of the next updates, and, if there are
+  `config.schedule.lr_multipliers`, phase: how many of them have begun. Both are
+  float32 [].
   """
   opt_state = state.opt_state
   hyperparams = opt_state.hyperparams | values
@@ -133,9 +122,7 @@ def refuse_non_finite(tree: dict) -> None:
 def refuse_misfit(saved: dict, template: dict, path) -> None:
   """Raises UserError naming each array of another dtype or shape.
 
-  Args:
-    saved: the tree of the checkpoint `path`; leaves have a dtype and a shape.
-    template: the network's tree.
+  `saved` is the tree of the checkpoint `path`, `template` that of the network.
   """
   found, wanted = (
     {

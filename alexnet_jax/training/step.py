@@ -26,29 +26,22 @@ KEY_IMPL = 'threefry2x32'
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-  """The constants of the step functions.
+  """The constants of the step functions."""
 
-  Attributes:
-    mean, std: see `preprocess.normalize`.
-    label_smoothing, l1, l2: of the objective; see config.loss.
-    frozen: names of parameters that do not train, such as conv1/kernel.
-    microbatch_size: most examples that a device computes at a time in training;
-      0: all it has. See `accumulate`.
-    ema_decay: share of the averaged parameters that a step keeps; in update
-      t + 1 at most (1 + t) / (10 + t), as in TensorFlow's moving averages. The
-      statistics of batch norms are averages anyway, of the plain parameters.
-    grad_allreduce_dtype: dtype in which the gradients go to the other devices
-      and are summed.
-  """
-
-  mean: jax.typing.ArrayLike
+  mean: jax.typing.ArrayLike  # see `preprocess.normalize`
   std: float | Sequence[float]
-  label_smoothing: float = 0.0
+  label_smoothing: float = 0.0  # of the objective; see config.loss
   l1: float = 0.0
   l2: float = 0.0
+  # Names of parameters that do not train, such as conv1/kernel.
   frozen: frozenset[str] = frozenset()
+  # Most examples that a device computes at a time in training; 0: all it has.
   microbatch_size: int = 0
+  # Share of the averaged parameters that a step keeps; in update t + 1 at most
+  # (1 + t) / (10 + t), as in TensorFlow's moving averages. The statistics of
+  # batch norms are averages anyway, of the plain parameters.
   ema_decay: float = 0.0
+  # In which the gradients go to the other devices and are summed.
   grad_allreduce_dtype: str = 'float32'
 
 

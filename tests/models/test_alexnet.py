@@ -151,13 +151,10 @@ def test_all_implementations_agree(implementation, dtype):
 
 
 def test_the_platform_chooses_the_implementation():
-  for platform, fastest in (
-    ('cpu', 'cpu'),
-    ('gpu', 'gpu'),
-    ('tpu', 'reference'),
-  ):
-    assert resolve_implementation('auto', platform) == fastest
-    assert resolve_implementation('reference', platform) == 'reference'
+  platforms = ('cpu', 'gpu', 'tpu')
+  chosen = [resolve_implementation('auto', platform) for platform in platforms]
+  assert chosen == ['cpu', 'gpu', 'reference']
+  assert resolve_implementation('reference', 'cpu') == 'reference'
 
 
 def test_dropout_acts_in_training_only_and_needs_keys():
