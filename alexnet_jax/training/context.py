@@ -12,6 +12,7 @@ from alexnet_jax import cli
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import Interrupted
+from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import distributed
 from alexnet_jax.training import guards
@@ -51,8 +52,8 @@ class RunContext:
   # Of several processes none may stop by itself. A signal goes to the devices
   # with the next batch, and comes back to all processes with the sums of that
   # step: so all stop after the same one, and no step waits for another message.
-  # JAX' own service for it, `reached_preemption_sync_point`, would take SIGTERM
-  # away from Python: waits before the first step and evaluations would not end.
+  # JAX' `reached_preemption_sync_point` would take SIGTERM away from Python:
+  # waits before the first step and evaluations would not end.
 
   def to_devices(self, batch: dict) -> dict:
     """Starts the transfer of a batch, and of the stop flag of this process."""
@@ -62,11 +63,7 @@ class RunContext:
     return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
 
   def check_stop(self, stop_asked: bool = False) -> None:
-    """Raises Interrupted if a signal came to any process.
-
-    Args:
-      stop_asked: whether the sums of a step had a stop flag.
-    """
+    """Raises Interrupted if a signal came; `stop_asked`: to any process."""
     if self.processes.is_alone:
       self.stop.check()
     elif stop_asked:
@@ -147,10 +144,7 @@ def prepare(
       console.stop()
   processes.barrier(stop.check)  # it may have taken minutes
   mean, lighting = parallel.broadcast_arrays((pixels.mean, pixels.lighting))
-  durations = schedule.resolve_durations(config, training.num_examples)
-  steps = frozen_steps = build.make_steps(config, mesh, mean)
-  if frozen:
-    frozen_steps = build.make_steps(config, mesh, mean, frozen=frozen)
+  steps = build.make_steps(config, mesh, mean)
   return RunContext(
     config=config,
     workdir=workdir,
@@ -161,9 +155,11 @@ def prepare(
     train_loader=loaders[0],
     eval_loader=loaders[1],
     class_names=class_names,
-    durations=durations,
+    durations=schedule.resolve_durations(config, training.num_examples),
     steps=steps,
-    frozen_steps=frozen_steps,
+    frozen_steps=build.make_steps(config, mesh, mean, frozen=frozen)
+    if frozen
+    else steps,
     lighting=lighting,
     data_record=record,
   )
@@ -192,39 +188,38 @@ def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
 
   Raises UserError if the checkpoints do not fit, or none of them counts.
   """
-  config, mesh = run.config, run.mesh
+  config, workdir, source = run.config, run.workdir, run.train_loader.source
   template = build.state_shapes(config, len(run.class_names))
   restored = checkpoints.restore_newest(state_lib.saved_tree(template))
   if restored is None:
     if run.processes.is_first:
-      num_examples = run.train_loader.source.num_examples
-      resume.check_history(
-        run.workdir, config, num_examples, checkpoints.has_folder
-      )
+      has_folder = checkpoints.has_folder
+      resume.check_history(workdir, config, source.num_examples, has_folder)
     state, progress = initial_state(run)
     position = {'next_index': 0}
   else:
     tree, saved = restored
-    state = template.replace(**parallel.replicate(tree, mesh))
+    state = template.replace(**parallel.replicate(tree, run.mesh))
     position, progress = saved.iterator, saved.progress
     for line in resume.describe(
-      saved, config, int(state.step), mesh, run.processes
+      saved, config, int(state.step), run.mesh, run.processes
     ):
       run.console.line(line)
   step, num_steps = int(state.step), run.durations.num_steps
-  resume.check_step(run.workdir, step, num_steps)
+  if step > num_steps:
+    raise UserError(
+      f'{workdir} is at step {step} already, beyond the {num_steps} steps'
+      ' that config.num_epochs or config.num_steps asks for'
+    )
   iterator = build.make_train_iter(
-    config, run.train_loader, num_steps, mesh, run.lighting
+    config, run.train_loader, num_steps, run.mesh, run.lighting
   )
   iterator.set_state(position)
   batches = parallel.DeviceBatches(iterator, run.to_devices)
-  log = TrainLog(progress, step)
-  log.saved_step = step if restored else None
-  writer = NoWriter()
+  log, writer = TrainLog(progress, step), NoWriter()
   if run.processes.is_first:
-    writer = MetricWriter(
-      run.workdir, step=step, evaluated_step=progress.evaluated_step
-    )
+    evaluated_step = progress.evaluated_step
+    writer = MetricWriter(workdir, step=step, evaluated_step=evaluated_step)
   speed = Speed(config.global_batch_size, batches)
   return LoopState(
     state, progress, step, batches, log, writer, checkpoints, speed

@@ -8,7 +8,6 @@ checkpoints counts.
 from collections.abc import Callable
 from collections.abc import Mapping
 import contextlib
-import itertools
 import pathlib
 import socket
 
@@ -116,12 +115,11 @@ def check_history(
     config = config_lib.read_config(workdir)
   durations = schedule.resolve_durations(config, num_examples)
   intervals = durations.eval_every, durations.save_every
-  saves = (
-    step
+  saves = sum(
+    any(schedule.due(step, every) for every in intervals)
     for step in range(1, last)
-    if any(schedule.due(step, every) for every in intervals)
   )
-  if rows and (not has_folder or len([*itertools.islice(saves, 2)]) == 2):
+  if rows and (not has_folder or saves >= 2):
     raise UserError(
       f'{workdir} has the history of a run up to step {last}, but no'
       ' checkpoint: put its checkpoints/ back, or mount its disk; to begin anew'
@@ -183,15 +181,6 @@ def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
   )
 
 
-def check_step(workdir: pathlib.Path, step: int, num_steps: int) -> None:
-  """Raises UserError if a run is longer already than its config asks for."""
-  if step > num_steps:
-    raise UserError(
-      f'{workdir} is at step {step} already, beyond the {num_steps} steps'
-      ' that config.num_epochs or config.num_steps asks for'
-    )
-
-
 def describe(
   saved: SavedRun, config, step: int, mesh: Mesh, processes: ProcessGroup
 ) -> list[str]:
@@ -203,14 +192,12 @@ def describe(
     for key, (old, new) in files.differences(stored, given).items()
   ]
   machine = {'devices': saved.devices, 'processes': saved.processes}
-  before = {**saved.versions, **machine}
   now = {**versions(), 'devices': mesh.size, 'processes': processes.count}
-  if changes := [
-    f'{name} {old} -> {new}'
-    for name, (old, new) in files.differences(before, now).items()
-  ]:
+  changes = files.differences({**saved.versions, **machine}, now)
+  if changes:
+    text = ', '.join(f'{k} {old} -> {new}' for k, (old, new) in changes.items())
     lines.append(
-      f'with {", ".join(changes)}: the batches are the same, but sums may round'
-      ' differently from here on'
+      f'with {text}: the batches are the same, but sums may round differently'
+      ' from here on'
     )
   return lines

@@ -67,7 +67,6 @@ def test_a_resumed_interval_counts_the_steps_before():
 
 def test_a_lost_loss_is_noticed_before_the_state_can_be_saved():
   log = TrainLog(Progress(PlateauState(0.1)), 5)
-  log.saved_step = 4
   log.add(6, sums(6, []))
   log.add(7, sums(7, [], loss=float('nan')))
   with pytest.raises(NonFiniteLossError, match='between steps 6 and 7'):
