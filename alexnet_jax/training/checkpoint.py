@@ -287,9 +287,11 @@ class Checkpoints:
 
   def newest_run(self) -> SavedRun | None:
     """Reads the newest `SavedRun` that can be read, in all processes."""
-    # restore_newest names the damaged ones and sets them aside.
-    found = _newest(self.folder) if self._processes.is_first else None
-    return self._broadcast(found and found[1])
+    run = None
+    if self._processes.is_first:
+      with contextlib.suppress(UserError):  # restore_newest says what is wrong
+        _, run = read_newest(self.folder.parent)
+    return self._broadcast(run)
 
   def _set_aside(self, step, reason):
     target = self.folder.parent / DAMAGED_FOLDER / str(step)
@@ -376,17 +378,6 @@ def _damage_in(part):
     raise DamagedCheckpointError(f'{part}: {error}') from error
 
 
-def _newest(folder) -> tuple[int, SavedRun] | None:
-  """Returns step and `SavedRun` of the newest readable checkpoint."""
-  while True:
-    steps = _steps(folder)
-    for step in reversed(steps):
-      with contextlib.suppress(DamagedCheckpointError):
-        return step, _read_run(folder / str(step))
-    if _steps(folder) == steps:  # or the run removed them just now
-      return None
-
-
 @dataclasses.dataclass(frozen=True)
 class OpenRun:
   """A checkpoint of a run that is not being trained here: numpy arrays."""
@@ -436,10 +427,13 @@ def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
 
   Raises UserError if there is no run, or no such checkpoint.
   """
-  folder = _folder_of(workdir)
-  if (found := _newest(folder)) is None:
-    raise UserError(f'{folder} has no checkpoint that can be read')
-  return found
+  folder, steps = _folder_of(workdir), None
+  while _steps(folder) != steps:  # or the run removed them just now
+    steps = _steps(folder)
+    for step in reversed(steps):
+      with contextlib.suppress(DamagedCheckpointError):
+        return step, _read_run(folder / str(step))
+  raise UserError(f'{folder} has no checkpoint that can be read')
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

@@ -18,7 +18,6 @@ from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import context
 from alexnet_jax.training import distributed
 from alexnet_jax.training import guards
 from alexnet_jax.training import measure
@@ -32,9 +31,9 @@ from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.checkpoint import DamagedCheckpointError
 from alexnet_jax.training.checkpoint import FOLDER
-from alexnet_jax.training.context import LoopState
-from alexnet_jax.training.context import RunContext
 from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.resume import LoopState
+from alexnet_jax.training.resume import RunContext
 
 _DRY_RUN_MEAN_EXAMPLES = 256
 
@@ -85,8 +84,8 @@ def train_and_evaluate(
         console.line(f'goes on with the weights and the mean image of {other}')
         config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
-    run = context.prepare(config, path, stop, console, saved)
-    loop = context.start_loop(run, checkpoints)
+    run = resume.prepare(config, path, stop, console, saved)
+    loop = resume.start_loop(run, checkpoints)
     stack.callback(loop.writer.close)
     if processes.is_first:
       config_lib.write_config(config, path)
@@ -406,8 +405,8 @@ def dry_run(
   with tempfile.TemporaryDirectory() as name:
     folder, limit = pathlib.Path(name), _DRY_RUN_MEAN_EXAMPLES
     with timed('start-up'):
-      run = context.prepare(config, folder, stop, console, mean_limit=limit)
-      state, progress = context.initial_state(run)
+      run = resume.prepare(config, folder, stop, console, mean_limit=limit)
+      state, progress = resume.initial_state(run)
     with timed('train step'):
       batches = build.make_train_iter(
         config, run.train_loader, 1, mesh, run.lighting

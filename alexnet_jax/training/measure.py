@@ -83,7 +83,7 @@ def evaluate(
 
   Raises:
     UserError: if no example counts.
-    Interrupted: after a batch whose stop flag was set, see `context`.
+    Interrupted: after a batch whose stop flag was set, see `resume`.
   """
   pending, total, parts = None, {}, []
 

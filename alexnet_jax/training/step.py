@@ -222,7 +222,7 @@ def train_step(state: TrainState, batch, key, *, options: StepOptions):
   Args:
     batch: this device's part, see `loss_and_grads`; also unreadable: bool
       [batch], counted, where the config skips such images, and stop: bool
-      [batch], see `context.RunContext`.
+      [batch], see `resume.RunContext`.
     key: of the run; `example_keys` folds step and example into it, so there is
       no random state to save.
 

@@ -147,20 +147,6 @@ def test_a_refused_start_changes_nothing(trained):
 
 
 @pytest.mark.slow
-def test_a_run_longer_than_planned_is_the_longer_run(tmp_path):
-  """The first end need not be a multiple of the evaluation's interval."""
-  recipe = commands.write_recipe(
-    tmp_path, schedule__threshold=10.0, schedule__patience=2, num_steps=40
-  )
-  short, whole = tmp_path / 'short', tmp_path / 'whole'
-  commands.train_here(recipe, short, '--config.num_steps=15')
-  results = [commands.train_here(recipe, folder) for folder in (short, whole)]
-  assert results[0]['state_digest'] == results[1]['state_digest']
-  rates = {row.get('learning_rate') for row in writers.read_rows(short)}
-  assert len(rates - {None}) == 2  # the plateau drops, and at the same step
-
-
-@pytest.mark.slow
 def test_a_disk_that_fills_up_under_the_logs_ends_the_run(small_disk):
   recipe = commands.write_recipe(
     small_disk, num_steps=100_000, eval_every_steps=100_000, log_every_steps=1
@@ -296,21 +282,18 @@ def test_an_image_that_cannot_be_read_costs_nothing(photos, tmp_path):
   assert timeless(tmp_path / 'run') == timeless(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize(
-  'error', [OSError(errno.EIO, 'Input/output error'), UserError('another size')]
-)
-def test_data_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch, error):
+def test_data_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch):
   take, calls = parallel.DeviceBatches.take, []
 
   def failing(batches):
     calls.append(1)
     if len(calls) == 4:
-      raise error
+      raise OSError(errno.EIO, 'Input/output error')
     return take(batches)
 
   monkeypatch.setattr(parallel.DeviceBatches, 'take', failing)
   recipe = commands.write_recipe(tmp_path, eval_every_steps=100)
-  with pytest.raises(type(error)):
+  with pytest.raises(OSError, match='Input/output'):
     commands.train_here(recipe, tmp_path / 'run')
   assert checkpoint.read_newest(tmp_path / 'run')[0] == 3
 

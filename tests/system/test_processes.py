@@ -1,6 +1,7 @@
 """Runs of several processes: the same run, and the same end of all."""
 
 import re
+import shutil
 import signal
 import socket
 import time
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from alexnet_jax.training import checkpoint
+from tests import mounts
 from tests.flags import fake_devices
 from tests.system import commands
 from tests.system import together
@@ -273,3 +275,69 @@ def test_a_signal_to_another_process_comes_too_late_for_a_run_that_is_done(
   processes[1].send_signal(signal.SIGTERM)
   assert together.result(together.finish(processes))['step'] == 4
   assert (tmp_path / 'run' / 'report' / 'index.html').exists()
+
+
+@slow
+def test_a_folder_that_becomes_read_only(small_disk):
+  """All end with 2; process 0 says why, and the others that it did."""
+  recipe = commands.write_recipe(small_disk, num_steps=600)
+  workdir = small_disk / 'run'
+  processes = together.start(recipe, workdir, 2)
+  together.wait_for_row(processes, workdir, 50)
+  folder = workdir / 'checkpoints'
+  with mounts.mounted(folder, '--bind', folder):
+    mounts.remount(folder, 'ro,bind')
+    errors = together.finish_with(2, processes)
+    good = commands.contents(folder)
+    for err in errors:
+      assert 'cannot save a checkpoint' in err
+      assert 'Read-only file system' in err
+    assert 'process 0 ended' in errors[1]
+    errors = together.finish_with(2, together.start(recipe, workdir, 2))
+    assert 'Read-only file system' in errors[0]
+    assert commands.contents(folder) == good
+  resumed = together.train(recipe, workdir, 2)
+  unbroken = together.train(recipe, small_disk / 'unbroken', 2)
+  assert resumed['state_digest'] == unbroken['state_digest']
+
+
+@slow
+def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path):
+  recipe, workdir = commands.write_recipe(tmp_path), tmp_path / 'run'
+  together.train(recipe, workdir, 2, '--config.num_steps=30')
+  folder = workdir / 'checkpoints'
+  good = commands.contents(folder / '20')
+  for path in commands.contents(folder / '30' / 'state'):
+    path.write_bytes(path.read_bytes()[:-7])
+  # Read, but not removed by a later save.
+  processes = together.start(recipe, workdir, 2, '--config.checkpoint.keep=9')
+  errors = together.finish_with(0, processes)
+  assert 'goes on from checkpoint 20' in errors[0]
+  assert 'checkpoint 30 is damaged' in errors[0]
+  assert (workdir / 'damaged' / '30').is_dir()
+  assert commands.contents(folder / '20') == good
+  together.train(recipe, tmp_path / 'unbroken', 2)
+  fields = ('params', 'batch_stats', 'opt_state')
+  assert together.difference(workdir, tmp_path / 'unbroken', *fields) == 0
+
+
+# Bound to one core each, as mpirun does by itself, the processes would be slow,
+# and XLA divide sums in another way than with two.
+MPIRUN = ('mpirun', '-n', 2, '--bind-to', 'none', '--allow-run-as-root')
+
+
+@slow
+@pytest.mark.skipif(
+  shutil.which('mpirun') is None, reason='no mpirun: openmpi-bin has it'
+)
+def test_mpirun_trains_what_the_flags_do(tmp_path):
+  recipe = commands.write_recipe(tmp_path, num_steps=12)
+  ended = commands.run(
+    *(*MPIRUN, '--oversubscribe', *commands.MAIN, '--json'),
+    *('--config', recipe, '--workdir', tmp_path / 'mpi'),
+    env=fake_devices(1),
+  )
+  result = together.result([ended])
+  assert '2 processes, 2 devices' in ended[2]
+  flags = together.train(recipe, tmp_path / 'flags', 2)
+  assert result['state_digest'] == flags['state_digest']
