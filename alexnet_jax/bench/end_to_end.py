@@ -176,14 +176,14 @@ def _parts(config, path):
   import jax
 
   from alexnet_jax.training import build
-  from alexnet_jax.training import context
   from alexnet_jax.training import guards
   from alexnet_jax.training import parallel
+  from alexnet_jax.training import resume
 
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   stop, console = guards.StopSignal(), cli.Console(io.StringIO())
-  run = context.prepare(config, path, stop, console, mean_limit=256)
+  run = resume.prepare(config, path, stop, console, mean_limit=256)
   config, loader = run.config, run.train_loader
 
   def make_batches(count):
@@ -191,7 +191,7 @@ def _parts(config, path):
 
   key = build.dropout_key(config)
   batch = run.to_devices(next(make_batches(1)))
-  state, _ = context.initial_state(run)
+  state, _ = resume.initial_state(run)
 
   def make_steps(count):
     nonlocal state

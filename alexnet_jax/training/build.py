@@ -39,11 +39,8 @@ class Steps:
 def make_source(config, split: str):
   """Opens a split of the config's data; see `sources.make_source`."""
   data = config.data
-  options = {
-    field.name: data[field.name]
-    for field in dataclasses.fields(sources.SourceOptions)
-    if field.name in data
-  }
+  fields = dataclasses.fields(sources.SourceOptions)
+  options = {f.name: data[f.name] for f in fields if f.name in data}
   # Folds are of the training examples. TFDS has splits of its own as well.
   held_out = data.tfds_train_split if data.folds else data.tfds_eval_split
   named = {'train': data.tfds_train_split, 'validation': held_out}
@@ -76,20 +73,17 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
 
   Raises UserError if config.model.num_classes is another number.
   """
-  fields = config.model.to_dict()
-  if fields['num_classes'] not in (0, num_classes):
+  fields, given = config.model.to_dict(), config.model.num_classes
+  if given not in (0, num_classes):
     raise UserError(
-      f'config.model.num_classes is {fields["num_classes"]}, but the data has'
-      f' {num_classes} classes; set it to {num_classes} or 0'
+      f'config.model.num_classes is {given}, but the data has {num_classes}'
+      f' classes; set it to {num_classes} or 0'
     )
-  fields['num_classes'] = num_classes
-  fields['dtype'] = jnp.dtype(fields['dtype'])
+  fields.update(num_classes=num_classes, dtype=jnp.dtype(fields['dtype']))
+  platform = (device or jax.devices()[0]).platform
+  implementation = resolve_implementation(config.implementation, platform)
   return AlexNet(
-    **fields,
-    axis_name=parallel.AXIS,
-    implementation=resolve_implementation(
-      config.implementation, (device or jax.devices()[0]).platform
-    ),
+    **fields, axis_name=parallel.AXIS, implementation=implementation
   )
 
 
@@ -106,8 +100,7 @@ def mean_shape(config) -> tuple[int, ...]:
 def learning_rate(config) -> float:
   """Returns the learning rate before warm-up and drops.
 
-  See `config.optimizer.rate_scaling`: linear of Goyal et al. 2017, sqrt of
-  Krizhevsky 2014, section 5.
+  Linear scaling is of Goyal et al. 2017, sqrt of Krizhevsky 2014, section 5.
   """
   options = config.optimizer
   exponent = {'none': 0, 'linear': 1, 'sqrt': 0.5}[options.rate_scaling]
@@ -117,10 +110,9 @@ def learning_rate(config) -> float:
 
 def make_state(config, model: AlexNet) -> state_lib.TrainState:
   """Returns a fresh state, a function of config.seed."""
-  tx = optimizer.make_optimizer(
-    **{**config.optimizer.to_dict(), 'learning_rate': learning_rate(config)},
-    lr_multipliers=tuple(config.schedule.lr_multipliers),
-  )
+  options = {**config.optimizer, 'learning_rate': learning_rate(config)}
+  multipliers = tuple(config.schedule.lr_multipliers)
+  tx = optimizer.make_optimizer(**options, lr_multipliers=multipliers)
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   try:
     return state_lib.create_train_state(
@@ -174,11 +166,9 @@ def make_steps(
   cropping = {'crop_size': config.data.crop_size} if crops > 1 else {}
 
   def mapped(function, donate_state=False, **more):
+    function = functools.partial(function, options=options, **more)
     return parallel.map_over_devices(
-      functools.partial(function, options=options, **more),
-      mesh,
-      config.parallel,
-      donate_state=donate_state,
+      function, mesh, config.parallel, donate_state=donate_state
     )
 
   return Steps(
@@ -204,26 +194,23 @@ def make_train_iter(
   """Returns this process's part of the batches of the training split.
 
   Args:
-    lighting: see `pixel_statistics.Statistics`; config.data.pca_lighting needs
-      it.
+    lighting: see `pixel_statistics.Statistics`, for config.data.pca_lighting.
   """
   data, shift = config.data, None
   if data.pca_lighting:
-    if lighting is None:
-      raise ValueError('config.data.pca_lighting needs the colors of the data')
     shrink = data.pca_lighting if data.pca_lighting_shrink else 0.0
     durations = schedule.resolve_durations(config, loader.source.num_examples)
-    shift = augment.Lighting(
-      lighting, durations.pca_lighting_steps, 1 / (1 + shrink)
-    )
+    until = durations.pca_lighting_steps
+    shift = augment.Lighting(lighting, until, 1 / (1 + shrink))
   crop = augment.Crop(
     data.crop_size, data.crop, tuple(data.crop_area), tuple(data.crop_ratio)
   )
+  augmentation = augment.Augmentation(
+    crop, flip=data.random_flip, brightness=data.brightness, lighting=shift
+  )
   return pipeline.make_train_iter(
     loader,
-    augment.Augmentation(
-      crop, flip=data.random_flip, brightness=data.brightness, lighting=shift
-    ),
+    augmentation,
     _make_batching(config, mesh, config.global_batch_size),
     num_steps=num_steps,
     seed=config.seed,
@@ -248,8 +235,8 @@ def find_pixel_statistics(
 ) -> pixel_statistics.Statistics:
   """Returns the pixel statistics of a run; computes them if needed.
 
-  With config.init.mean_image the mean is that of the run whose weights this one
-  starts with: a UserError if it has none that fits. See `pixel_statistics`.
+  Raises UserError if config.init.mean_image is set and the run whose weights
+  this one starts with has no mean image that fits.
   """
 
   def read_mean_image():
@@ -306,10 +293,8 @@ def eval_batch_size(config, mesh: Mesh) -> int:
   It is that of training, but no more than they compute at a time, rounded up to
   a multiple of the number of devices.
   """
-  device_batch_size = -(-config.global_batch_size // mesh.size)
-  if config.microbatch_size:
-    device_batch_size = min(device_batch_size, config.microbatch_size)
-  return device_batch_size * mesh.size
+  count = -(-config.global_batch_size // mesh.size)
+  return min(count, config.microbatch_size or count) * mesh.size
 
 
 def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
@@ -322,10 +307,7 @@ def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
 
 
 def check_examples(config, training, held_out) -> None:
-  """Raises UserError if the config cannot train on the data.
-
-  There are too few examples or classes, or other classes than in the config.
-  """
+  """Raises UserError if there are too few examples or classes, or others."""
   num_classes = len(training.class_names)
   make_model(config, num_classes)  # refuses a wrong number of classes
   if num_classes < 2:
@@ -342,12 +324,9 @@ def check_examples(config, training, held_out) -> None:
 
 def data_record(config, train_source, eval_source) -> dict:
   """Returns what must not change under a run; see `pipeline.data_record`."""
+  size, seed = config.global_batch_size, config.seed
   return {
-    **pipeline.data_record(
-      train_source,
-      seed=config.seed,
-      global_batch_size=config.global_batch_size,
-    ),
+    **pipeline.data_record(train_source, seed=seed, global_batch_size=size),
     'eval_fingerprint': eval_source.fingerprint,
     'eval_num_examples': eval_source.num_examples,
     'class_names': list(train_source.class_names),

@@ -1,15 +1,12 @@
 """Orbax checkpoints: what is saved, what makes one count, how a run is opened.
 
 Checkpoint k holds step k, as two items: `state`, the arrays of
-`state.saved_tree`, and `run`, the JSON of a `SavedRun`.
-
-Orbax writes a checkpoint under a temporary name and renames it when every file
-is there, so a killed run leaves complete checkpoints and one temporary folder,
-which the next start removes. A complete checkpoint can still be damaged later
-(a full or broken disk, a careless copy): it counts only if it can be read and
-its state has the digest that was written with it. One that does not count is
-moved to `damaged/` beside the checkpoints, as soon as an older one was found
-to take its place.
+`state.saved_tree`, and `run`, the JSON of a `SavedRun`. Orbax writes it under a
+temporary name and renames it when every file is there, so a killed run leaves
+complete checkpoints and a temporary folder, which the next start removes. One
+that is damaged later (a full or broken disk, a careless copy) does not count:
+it cannot be read, or its state has not the digest that was written with it. It
+is moved to `damaged/` as soon as an older one was found to take its place.
 
 Of several processes, process 0 alone reads and writes, once, as whole arrays:
 any number of processes and devices can go on from a checkpoint, and only
@@ -54,6 +51,7 @@ _REPLACED = '.replaced'  # in that of a checkpoint that is being written anew
 # Orbax numbers the saves of a process: two at a time would disturb each other.
 _thread = concurrent.futures.ThreadPoolExecutor(1)
 _malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
+_log = logging.getLogger(__name__)
 
 
 class DamagedCheckpointError(Exception):
@@ -61,10 +59,7 @@ class DamagedCheckpointError(Exception):
 
 
 def refuse_links(workdir: pathlib.Path) -> None:
-  """Raises UserError if a run's folder has links where it is written to.
-
-  Whoever hands a run over could have them lead to other files of the user.
-  """
+  """Raises UserError if a run's folder has links to where it is written."""
   files.refuse_links(workdir, _ENTRIES)
 
 
@@ -87,7 +82,7 @@ class Checkpoints:
 
     Args:
       keep: number of newest checkpoints to keep, beside those named in `save`.
-      check: called while process 0 reads; may raise.
+      check: called while the others wait for process 0; may raise.
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._keep = keep
@@ -97,6 +92,7 @@ class Checkpoints:
     self._was_read_back = False
     self.has_folder = self.folder.exists()  # from before
     if processes.is_first:
+      processes.before_exit = self._wait_a_while
       self.folder.mkdir(parents=True, exist_ok=True)
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -137,26 +133,25 @@ class Checkpoints:
     # Copies: on a CPU these are views of what the next step overwrites.
     host = jax.tree.map(np.array, jax.device_get(tree))
     state_lib.refuse_non_finite(host)
-    arguments = (path, host, run.to_json(), {step, *keep_steps})
-    self._saving = _thread.submit(self._write, *arguments)
+    kept = {step, *keep_steps}
+    self._saving = _thread.submit(self._write, path, host, run.to_json(), kept)
 
   def _write(self, path, host, fields, keep_steps):
     """Writes a checkpoint, and removes those that are no longer kept."""
     fields['digest'] = state_lib.state_digest(host)
     if path.exists():
-      path.rename(path.with_name(path.name + _REPLACED))
+      path.rename(f'{path}{_REPLACED}')
+    own = _own_process()
     handler = ocp.CompositeCheckpointHandler(
-      state=_state_handler(),
-      run=ocp.JsonCheckpointHandler(multiprocessing_options=_own_process()),
-      composite_options=ocp.CompositeOptions(_own_process()),
+      state=ocp.StandardCheckpointHandler(multiprocessing_options=own),
+      run=ocp.JsonCheckpointHandler(multiprocessing_options=own),
+      composite_options=ocp.CompositeOptions(own),
     )
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(host), run=ocp.args.JsonSave(fields)
     )
     with _plain_name(self.folder) as folder:
-      checkpointer = ocp.Checkpointer(
-        handler, multiprocessing_options=_own_process()
-      )
+      checkpointer = ocp.Checkpointer(handler, multiprocessing_options=own)
       checkpointer.save(folder / path.name, args=items)
     if not self._was_read_back:  # a run must not train into what no one opens
       try:
@@ -167,8 +162,7 @@ class Checkpoints:
       self._was_read_back = True
     files.sync_folder(path)  # before older ones go
     self._recover_replaced()
-    kept = {*self.steps()[-self._keep :], *keep_steps}
-    for step in set(self.steps()) - kept:
+    for step in {*self.steps()[: -self._keep]} - keep_steps:
       self._remove(self.folder / str(step))
     # glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
     # 0.3 GB with every save.
@@ -183,7 +177,7 @@ class Checkpoints:
         path = path.rename(f'{path}{_TEMPORARY}.removed')
         shutil.rmtree(path, ignore_errors=True)  # or by the next start
     except OSError as error:
-      logging.getLogger(__name__).warning('%s stays: %s', path, error)
+      _log.warning('%s stays: %s', path, error)
 
   def _recover_replaced(self):
     """Removes replaced checkpoints, or takes back what was not replaced."""
@@ -201,14 +195,13 @@ class Checkpoints:
     """
     self._wait()
     # A process that left before could end process 0 in the middle of its save.
-    self._processes.barrier(lambda: None)
+    self._processes.barrier()
 
   def _wait(self):
-    saving, self._saving = self._saving, None
-    if saving is None:
+    if self._saving is None:
       return
     try:
-      saving.result()
+      self._saving.result()
     except Exception as error:  # Orbax raises whatever the file system gave
       with contextlib.suppress(OSError):
         self._recover_replaced()
@@ -218,6 +211,24 @@ class Checkpoints:
         f' {self.folder}: {self.steps() or "none yet"}; make room or repair the'
         ' folder and start the same command again'
       ) from error
+    finally:
+      self._saving = None
+
+  def _wait_a_while(self, seconds):
+    """Waits for a save under way, from another thread."""
+    if saving := self._saving:
+      concurrent.futures.wait([saving], seconds)
+
+  def close(self) -> list[int]:
+    """Completes a save under way; returns `steps`.
+
+    Raises nothing: what made the run end matters more than a save that fails.
+    """
+    try:
+      self._wait()
+    except UserError as failure:
+      _log.warning('%s', failure)
+    return self.steps() if self._processes.is_first else []
 
   def restore_newest(self, template: dict) -> tuple[dict, SavedRun] | None:
     """Restores the newest checkpoint that counts; None if there is none at all.
@@ -230,26 +241,26 @@ class Checkpoints:
       UserError: if the checkpoint is of another network, or none counts.
     """
 
-    def restore():
+    def read():
       damaged = {}
       for step in reversed(self.steps()):
         try:
-          restored = _read(self.folder / str(step), template)
+          found = _read(self.folder / str(step), template)
         except DamagedCheckpointError as error:
           damaged[step] = error
           continue
         for bad, reason in damaged.items():
           self._set_aside(bad, reason)
-        return restored
+        return found
       if damaged:
         reasons = '; '.join(f'{s}: {e}' for s, e in damaged.items())
         raise UserError(
           f'no checkpoint in {self.folder} can be read ({reasons}). Put a copy'
           ' in their place, or start anew with another --workdir'
         )
-      return None
+      return None, None
 
-    return self._in_all(restore, template)
+    return self._in_all(read, template)
 
   def restore(self, step: int, template: dict) -> tuple[dict, SavedRun]:
     """Restores one checkpoint; see `restore_newest`.
@@ -261,14 +272,10 @@ class Checkpoints:
     path = self.folder / str(step)
     return self._in_all(lambda: _read(path, template), template)
 
-  def _in_all(self, restore, template):
+  def _in_all(self, read, template):
     """Calls a function in process 0; returns (tree, run), or None, in all."""
-    restored = restore() if self._processes.is_first else None
-    if self._processes.is_alone:
-      return restored
-    tree, run = restored or (None, None)
-    run = self._broadcast(run)
-    if run is None:
+    tree, run = read() if self._processes.is_first else (None, None)
+    if (run := self._broadcast(run)) is None:
       return None
     if tree is None:  # only shapes and dtypes count
       tree = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), template)
@@ -280,44 +287,31 @@ class Checkpoints:
 
   def newest_run(self) -> SavedRun | None:
     """Reads the newest `SavedRun` that can be read, in all processes."""
-    # restore_newest names the damaged ones and sets them aside.
-    found = _newest(self.folder) if self._processes.is_first else None
-    return self._broadcast(found and found[1])
+    run = None
+    if self._processes.is_first:
+      with contextlib.suppress(UserError):  # restore_newest says what is wrong
+        _, run = read_newest(self.folder.parent)
+    return self._broadcast(run)
 
   def _set_aside(self, step, reason):
-    parent = self.folder.parent / DAMAGED_FOLDER
-    parent.mkdir(exist_ok=True)
-    target = parent / str(step)
+    target = self.folder.parent / DAMAGED_FOLDER / str(step)
+    target.parent.mkdir(exist_ok=True)
     while target.exists():
       target = target.with_name(target.name + '_')
     (self.folder / str(step)).rename(target)
-    logging.getLogger(__name__).warning(
-      'checkpoint %d is damaged (%s); it was moved to %s and the one before it'
-      ' is used',
-      step,
-      reason,
-      target,
-    )
+    text = 'it was moved to %s and the one before it is used'
+    _log.warning(f'checkpoint %d is damaged (%s); {text}', step, reason, target)
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *error) -> None:
-    """Completes a save under way.
-
-    Raises nothing: what made the run end matters more than a save that fails.
-    """
-    try:
-      self._wait()
-    except UserError as failure:
-      logging.getLogger(__name__).warning('%s', failure)
+    self.close()
 
 
 def _steps(folder):
-  names = [path.name for path in folder.iterdir()]
-  return sorted(
-    int(name) for name in names if re.fullmatch('0|[1-9]\\d*', name)
-  )
+  names = (path.name for path in folder.iterdir())
+  return sorted(int(n) for n in names if re.fullmatch(r'0|[1-9]\d*', n))
 
 
 def _own_process():
@@ -327,10 +321,6 @@ def _own_process():
     active_processes={jax.process_index()},
     barrier_sync_key_prefix='checkpoints',
   )
-
-
-def _state_handler():
-  return ocp.StandardCheckpointHandler(multiprocessing_options=_own_process())
 
 
 @contextlib.contextmanager
@@ -351,22 +341,17 @@ def _plain_name(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _read(path, template) -> tuple[dict, SavedRun]:
   """Reads a checkpoint; see `Checkpoints.restore`."""
-  run = _read_run(path)
-  handler = _state_handler()
+  run, own = _read_run(path), _own_process()
+  handler = ocp.StandardCheckpointHandler(multiprocessing_options=own)
   with _plain_name(path.parent) as folder:
     state = folder / path.name / 'state'
-    try:
+    with _damage_in('metadata'):
       saved = handler.metadata(state).tree
-    except Exception as error:
-      raise _as_damage('metadata', error) from error
     state_lib.refuse_misfit(saved, template, path)
     # Orbax restores numpy arrays as what they are.
     arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
-    try:
-      arguments = ocp.args.StandardRestore(arrays)
-      tree = handler.restore(state, args=arguments)
-    except Exception as error:
-      raise _as_damage('state', error) from error
+    with _damage_in('state'):
+      tree = handler.restore(state, args=ocp.args.StandardRestore(arrays))
   if state_lib.state_digest(tree) != run.digest:
     raise DamagedCheckpointError('the state differs from its digest')
   return tree, run
@@ -374,32 +359,23 @@ def _read(path, template) -> tuple[dict, SavedRun]:
 
 def _read_run(path) -> SavedRun:
   """Reads the part of a checkpoint that is not arrays."""
-  try:
+  with _damage_in('run'):
     content = (path / 'run' / 'metadata').read_bytes()
     return SavedRun.from_json(json.loads(content))
-  except Exception as error:
-    raise _as_damage('run', error) from error
 
 
-def _newest(folder) -> tuple[int, SavedRun] | None:
-  """Returns step and `SavedRun` of the newest readable checkpoint."""
-  while True:
-    steps = _steps(folder)
-    for step in reversed(steps):
-      with contextlib.suppress(DamagedCheckpointError):
-        return step, _read_run(folder / str(step))
-    if _steps(folder) == steps:  # or the run removed them just now
-      return None
-
-
-def _as_damage(part, error) -> Exception:
-  """Returns a read error as damage, unless a later read may succeed.
+@contextlib.contextmanager
+def _damage_in(part):
+  """Raises errors as damage, unless a later read may succeed.
 
   Setting a good checkpoint aside because memory is short would lose it.
   """
-  if files.is_transient(error):
-    return error
-  return DamagedCheckpointError(f'{part}: {error}')
+  try:
+    yield
+  except Exception as error:
+    if files.is_transient(error):
+      raise
+    raise DamagedCheckpointError(f'{part}: {error}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -451,10 +427,13 @@ def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
 
   Raises UserError if there is no run, or no such checkpoint.
   """
-  folder = _folder_of(workdir)
-  if (found := _newest(folder)) is None:
-    raise UserError(f'{folder} has no checkpoint that can be read')
-  return found
+  folder, steps = _folder_of(workdir), None
+  while _steps(folder) != steps:  # or the run removed them just now
+    steps = _steps(folder)
+    for step in reversed(steps):
+      with contextlib.suppress(DamagedCheckpointError):
+        return step, _read_run(folder / str(step))
+  raise UserError(f'{folder} has no checkpoint that can be read')
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
@@ -477,9 +456,8 @@ def _find(folder, which):
   if step is None and steps:
     newest, saved = read_newest(folder.parent)
     if newest < steps[-1] and (folder / str(steps[-1])).exists():
-      logging.getLogger(__name__).warning(
-        'newer checkpoints than %d in %s cannot be read', newest, folder
-      )
+      text = 'newer checkpoints than %d in %s cannot be read'
+      _log.warning(text, newest, folder)
     step = {
       'newest': newest,
       'final': saved.progress.final_step(saved.config, newest),

@@ -4,11 +4,12 @@ Messages between them go through the key-value store of JAX's coordination
 service, in process 0; arrays go through the devices, see `parallel`.
 
 A process that fails says so in that store and exits; a thread in every other
-process waits for that, prints it and exits with the same code. A process that
-is killed, or cut off, sends no more heartbeats: after the heartbeat timeout,
-or at once where process 0 is gone, JAX aborts the others (exit code 134),
-unless a collective of the devices breaks first (exit code 75). After either
-code the same command goes on from the newest checkpoint.
+process waits for that, prints it and exits with the same code, process 0 once
+its save is complete. A process that is killed, or cut off, sends no more
+heartbeats: after the heartbeat timeout, or at once where process 0 is gone, JAX
+aborts the others (exit code 134), unless a collective of the devices breaks
+first (exit code 75). After either code the same command goes on from the newest
+checkpoint.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,8 @@ from alexnet_jax.errors import UserError
 
 _ADDRESS, _COUNT = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES'
 _INDEX, _KUBERNETES_INDEX = 'JAX_PROCESS_ID', 'JOB_COMPLETION_INDEX'
-_SLURM_COUNT, _SLURM_STEP = 'SLURM_NTASKS', 'SLURM_STEP_NODELIST'
+_SLURM = ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_STEP_NODELIST')
+_SLURM += ('SLURM_LOCALID',)
 _MPI_COUNT, _MPI_URI = 'OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'
 # Launchers that give the number of processes, but not where process 0 is.
 _OTHER_COUNTS = ('PMI_SIZE', 'PMIX_SIZE', 'WORLD_SIZE', _MPI_COUNT)
@@ -40,10 +42,13 @@ _FLAGS = '--coordinator HOST:PORT --process_index I --process_count N'
 
 _PREFIX = 'alexnet_jax'  # of all keys in the store
 _ENDED = f'{_PREFIX}/ended'  # the key that says how the run ended
+_SAVED = f'{_PREFIX}/saved'  # the key of process 0 when it is ready to exit
 _WAIT_SLICE = 1000  # ms; between two of them Python handles signals
 _EXIT_WAIT = 10_000  # ms that a process waits for the others before it exits
+_SAVE_WAIT = 60.0  # seconds that a save may take then
 _OWN_REPORT = 3.0  # seconds that a process has to report its own failure
 _NO_PROXY = 'no_grpc_proxy'  # a variable that gRPC reads
+_unless_gone = contextlib.suppress(jax.errors.JaxRuntimeError)  # of the store
 _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'CANCELLED')
 
 
@@ -55,7 +60,7 @@ class Cluster:
   index: int
   count: int
   options: dict  # of jax.distributed.initialize
-  variables: dict[str, str]  # flags or variables that were read
+  variables: dict  # flags or variables that were read
 
 
 def detect(
@@ -67,10 +72,10 @@ def detect(
 ) -> Cluster | None:
   """Returns the cluster of this process; None if it is the only one.
 
-  It looks at, in this order: the flags of the command (a `process_count` of 1
-  ends it); JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or
-  JOB_COMPLETION_INDEX, which an Indexed Job of Kubernetes sets); srun of SLURM;
-  mpirun of Open MPI, whose variables jax.distributed reads itself.
+  It looks at the flags of the command (a `process_count` of 1 ends it), at
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or
+  JOB_COMPLETION_INDEX, of Kubernetes), at srun of SLURM, and at mpirun of Open
+  MPI, whose variables jax.distributed reads itself.
 
   Raises:
     UserError: if several processes were expected, but flags or variables that
@@ -88,19 +93,18 @@ def detect(
   if {_ADDRESS, _COUNT, _INDEX} & environ.keys():
     index = _INDEX if _INDEX in environ else _KUBERNETES_INDEX
     source = 'environment' if index == _INDEX else 'Kubernetes Indexed Job'
-    numbers = {name: _number(environ, name, None) for name in (index, _COUNT)}
+    numbers = {name: _number(environ, name) for name in (index, _COUNT)}
     return _explicit(source, {_ADDRESS: environ.get(_ADDRESS), **numbers})
   # Inside an allocation of several tasks any process sees the count, but only
   # srun gives it a step.
-  if _number(environ, _SLURM_COUNT, 1) > 1 and 'SLURM_JOB_ID' in environ:
-    read = (_SLURM_COUNT, 'SLURM_PROCID', _SLURM_STEP, 'SLURM_LOCALID')
-    if not environ.keys() >= {*read}:
-      raise _incomplete(environ, read, 'start it with srun')
+  if _number(environ, _SLURM[0], 1) > 1 and 'SLURM_JOB_ID' in environ:
+    if not environ.keys() >= {*_SLURM}:
+      raise _incomplete(environ, _SLURM, 'start it with srun')
     # With several tasks on a node JAX gives each the device of its number
     # there, unless SLURM gave each its own already.
     tasks = environ.get('SLURM_STEP_TASKS_PER_NODE', '1').split(',')
     several = any(task.partition('(')[0] != '1' for task in tasks)
-    return _detected('SLURM', 'slurm', environ, read, several)
+    return _detected('SLURM', 'slurm', environ, _SLURM, several)
   if _number(environ, _MPI_COUNT, 1) > 1 and _MPI_URI in environ:
     read = (_MPI_COUNT, 'OMPI_COMM_WORLD_RANK', _MPI_URI)
     several = _number(environ, 'OMPI_COMM_WORLD_LOCAL_SIZE', 1) > 1
@@ -142,18 +146,17 @@ def _explicit(source, named):
   if host in ('127.0.0.1', 'localhost'):
     # Or it would listen to the whole network.
     options['coordinator_bind_address'] = coordinator
-  variables = {name: str(value) for name, value in named.items()}
-  return Cluster(source, index, count, options, variables)
+  return Cluster(source, index, count, options, named)
 
 
 def _detected(source, method, environ, read, several_on_host):
   """Returns the cluster of a launcher; `read` begins with count and index."""
   options = {'cluster_detection_method': method}
   visible = environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-  own = 'SLURM_GPUS_PER_TASK' in environ or 'SLURM_NTASKS_PER_GPU' in environ
+  own = {'SLURM_GPUS_PER_TASK', 'SLURM_NTASKS_PER_GPU'} & environ.keys()
   if not several_on_host or own or (len(visible) == 1 and visible[0]):
     options['local_device_ids'] = []  # all that it sees
-  count, index = (_number(environ, name, None) for name in read[:2])
+  count, index = (_number(environ, name) for name in read[:2])
   variables = {name: environ[name] for name in read}
   return Cluster(source, index, count, options, variables)
 
@@ -169,7 +172,7 @@ def _incomplete(environ, looked_at, hint=f'give {_FLAGS}'):
   )
 
 
-def _number(environ, name, default):
+def _number(environ, name, default=None):
   value = environ.get(name)
   if value is None:
     return default
@@ -183,12 +186,19 @@ class ProcessGroup:
 
   Every process must call the same methods in the same order. `check` is called
   every second of waiting; it may raise.
+
+  Attributes:
+    before_exit: called in process 0 before it exits because another one failed,
+      with the seconds that it may take.
   """
 
   def __init__(self, index: int = 0, count: int = 1):
     self.index = index
     self.count = count
+    self.before_exit: Callable[[float], None] = lambda seconds: None
     self._calls = 0
+    self._failing = threading.Event()  # the main thread has an error to report
+    self.watcher = threading.Thread(target=self._watch, daemon=True)
 
   @property
   def is_first(self) -> bool:
@@ -200,7 +210,9 @@ class ProcessGroup:
     """True if there is no other process."""
     return self.count == 1
 
-  def gather(self, value, check: Callable[[], None]) -> list | None:
+  def gather(
+    self, value, check: Callable[[], None] = lambda: None
+  ) -> list | None:
     """Returns the JSON values of all processes in process 0; elsewhere None."""
     if self.is_alone:
       return [value]
@@ -211,7 +223,7 @@ class ProcessGroup:
     names = [f'{name}/{index}' for index in range(self.count)]
     return [json.loads(_wait_for(name, check)) for name in names]
 
-  def broadcast(self, value, check: Callable[[], None]):
+  def broadcast(self, value, check: Callable[[], None] = lambda: None):
     """Returns process 0's JSON value in all processes."""
     if self.is_alone:
       return value
@@ -221,7 +233,7 @@ class ProcessGroup:
       return value
     return json.loads(_wait_for(name, check))
 
-  def barrier(self, check: Callable[[], None]) -> None:
+  def barrier(self, check: Callable[[], None] = lambda: None) -> None:
     """Waits until all processes are here."""
     self.gather(None, check)
     self.broadcast(None, check)
@@ -230,11 +242,65 @@ class ProcessGroup:
     self._calls += 1
     return f'{_PREFIX}/{self._calls}'
 
+  def report_failure(self, error: BaseException) -> BaseException:
+    """Tells the others why this process fails, unless another one did.
+
+    Returns the error, or a plainer one in its place.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      if any(word in str(error) for word in _LOST):
+        self.watcher.join(5.0)  # it exits if another says why it failed
+        error = errors.ProcessLost(str(error).splitlines()[0])
+    elif isinstance(error, RuntimeError) and 'gloo/transport' in str(error):
+      error = UserError(
+        f'the other processes cannot find this machine, {socket.gethostname()}:'
+        ' its name has no address; add it to /etc/hosts or to the DNS'
+      )
+    self._failing.set()
+    if self.watcher.ident:
+      unknown = (errors.EXIT_FAILURE, f'{type(error).__name__}: {error}')
+      code, message = cli.outcome(error) or unknown
+      ended = {'process': self.index, 'code': code, 'message': message}
+      with _unless_gone:
+        _store().key_value_set(_ENDED, json.dumps(ended))
+    return error
+
+  def exit(self, code: int) -> None:
+    """Exits, once the others know that they must end."""
+    try:
+      if self.watcher.ident:  # they have met
+        with _unless_gone:
+          if self.is_first:
+            self.before_exit(_SAVE_WAIT)
+            _store().key_value_set(_SAVED, 'true')
+          else:  # JAX would end process 0 if it missed one
+            wait = int(1000 * _SAVE_WAIT) + _EXIT_WAIT
+            _store().blocking_key_value_get(_SAVED, wait)
+          _store().wait_at_barrier(f'{_PREFIX}/exit', _EXIT_WAIT)
+        if self.is_first:
+          time.sleep(1.0)  # the others first: they are connected to this one
+    finally:
+      # At once: JAX would wait for processes that are gone.
+      os._exit(code)
+
+  def _watch(self):
+    """Exits when another process reports that it failed."""
+    try:
+      ended = json.loads(_wait_for(_ENDED, lambda: None))
+    except jax.errors.JaxRuntimeError:
+      return  # process 0 is gone: JAX aborts this process
+    # Where all fail for one reason, each reports it itself.
+    if ended and not self._failing.wait(_OWN_REPORT):
+      # Not print: the main thread may hold the lock of the stream.
+      with contextlib.suppress(OSError):
+        reason = f'process {ended["process"]} ended: {ended["message"]}'
+        os.write(2, f'process {self.index}: {reason}\n'.encode())
+      self.exit(ended['code'])
+
 
 ALONE = ProcessGroup()
 # jax.distributed is one for the whole process, and so is this.
 _current = ALONE
-_member: '_Member | None' = None
 
 
 def current() -> ProcessGroup:
@@ -265,152 +331,90 @@ def joined(
     UserError: if the processes do not find each other.
     ProcessLost: if JAX reports a lost process in the block.
   """
-  global _current, _member
+  global _current
   if cluster is None:
     yield ALONE
     return
   if cluster.index:
     cli.set_prefix(f'process {cluster.index}: ')
-  _member = _Member(cluster)
+  _current = ProcessGroup(cluster.index, cluster.count)
   try:
-    _member.start(start_timeout, heartbeat_timeout, check)
-    _current = ProcessGroup(cluster.index, cluster.count)
+    _connect(cluster, start_timeout, heartbeat_timeout, check)
+    _current.watcher.start()
     yield _current
-    _current.barrier(lambda: None)  # the run is done: a signal is too late
-  except jax.errors.JaxRuntimeError as error:
-    if any(word in str(error) for word in _LOST):
-      _member.watcher.join(5.0)  # it exits if another says why it failed
-      error = errors.ProcessLost(str(error).splitlines()[0])
-    _member.report_failure(error)
-    raise error from None
+    _current.barrier()  # the run is done: a signal is too late
   except BaseException as error:
-    if isinstance(error, RuntimeError) and 'gloo/transport' in str(error):
-      error = UserError(
-        f'the other processes cannot find this machine, {socket.gethostname()}:'
-        ' its name has no address; add it to /etc/hosts or to the DNS'
-      )
-    _member.report_failure(error)
-    raise error
-  _try(lambda: _store().key_value_set(_ENDED, json.dumps({})))
-  _member.watcher.join()
+    raise _current.report_failure(error)  # noqa: B904
+  with _unless_gone:  # or another process was first
+    _store().key_value_set(_ENDED, json.dumps({}))
+  _current.watcher.join()
   jax.distributed.shutdown()
-  _current, _member = ALONE, None
+  _current = ALONE
 
 
 def exit_process(code: int) -> None:
   """Ends this process if it is one of several and could not finish."""
-  if _member is not None:
+  if _current is not ALONE:
     if sys.exc_info()[0] is not None:
       with contextlib.suppress(OSError):  # nobody may read it
         traceback.print_exc()
-    _member.exit(code)
+    _current.exit(code)
 
 
-class _Member:
-  """This process' part in a run of several, from its start to its failure."""
+def _connect(cluster, timeout, heartbeat_timeout, check):
+  """Waits for the others. In a thread: signals interrupt no call of JAX."""
+  is_local = 'coordinator_bind_address' in cluster.options
+  _check_port(cluster, is_local)
+  # Its warning of proxies comes long before the timeout; see `_proxies`.
+  jax.config.update('jax_check_proxy_envs', False)
+  if is_local:  # gRPC would ask a proxy for this machine's own address
+    given = os.environ.get(_NO_PROXY, os.environ.get('no_proxy'))
+    hosts = filter(None, (given, '127.0.0.1', 'localhost'))
+    os.environ[_NO_PROXY] = ','.join(hosts)
+  # It would take SIGTERM away from the handler of `guards.StopSignal`.
+  jax.config.update('jax_enable_preemption_service', False)
+  read = ', '.join(f'{k} = {v}' for k, v in cluster.variables.items())
+  failures = []
 
-  def __init__(self, cluster: Cluster):
-    self._cluster = cluster
-    self._started = False
-    self._failing = threading.Event()  # the main thread has an error to report
-    self.watcher = threading.Thread(target=self._watch, daemon=True)
-
-  def start(self, timeout, heartbeat_timeout, check) -> None:
-    """Waits for the others. In a thread: signals interrupt no call of JAX."""
-    cluster, failures = self._cluster, []
-    is_local = 'coordinator_bind_address' in cluster.options
-    _check_port(cluster)
-    # Its warning of proxies comes long before the timeout; see `_proxies`.
-    jax.config.update('jax_check_proxy_envs', False)
-    if is_local:  # gRPC would ask a proxy for this machine's own address
-      given = os.environ.get(_NO_PROXY, os.environ.get('no_proxy'))
-      hosts = filter(None, (given, '127.0.0.1', 'localhost'))
-      os.environ[_NO_PROXY] = ','.join(hosts)
-    # It would take SIGTERM away from the handler of `guards.StopSignal`.
-    jax.config.update('jax_enable_preemption_service', False)
-    read = ', '.join(f'{k} = {v}' for k, v in cluster.variables.items())
-
-    def initialize():
-      try:
-        jax.distributed.initialize(
-          **cluster.options,
-          # At its own timeout JAX aborts the process.
-          initialization_timeout=timeout + 60,
-          heartbeat_timeout_seconds=heartbeat_timeout,
-        )
-      except Exception as error:
-        failures.append(error)
-
-    thread = threading.Thread(target=initialize, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + timeout
-    while thread.is_alive():
-      check()
-      thread.join(0.2)
-      if thread.is_alive() and time.monotonic() > deadline:
-        raise UserError(
-          f'the {cluster.count} processes of the run did not find each other'
-          f' within {timeout} s. Looked at, in {cluster.source}: {read}'
-          f'{"" if is_local else _proxies()}. Start each of them once, with the'
-          ' same coordinator and count; --process_count 1 is for a single one'
-        )
-    if failures:
-      raise UserError(
-        f'the processes of the run cannot connect: {failures[0]} ({read})'
-      ) from failures[0]
-    if is_local:
-      _connect_by_loopback()
-    self._started = True
-    self.watcher.start()
-
-  def report_failure(self, error: BaseException) -> None:
-    """Tells the others why this process fails, unless another one did."""
-    self._failing.set()
-    if not self._started:
-      return
-    unknown = (errors.EXIT_FAILURE, f'{type(error).__name__}: {error}')
-    code, message = cli.outcome(error) or unknown
-    ended = {'process': self._cluster.index, 'code': code, 'message': message}
-    _try(lambda: _store().key_value_set(_ENDED, json.dumps(ended)))
-
-  def exit(self, code: int) -> None:
-    """Exits, once the others know that they must end."""
+  def initialize():
     try:
-      if self._started:
-        _try(lambda: _store().wait_at_barrier(f'{_PREFIX}/exit', _EXIT_WAIT))
-        if self._cluster.index == 0:
-          time.sleep(1.0)  # the others first: they are connected to this one
-    finally:
-      # At once: JAX would wait for processes that are gone.
-      os._exit(code)
+      jax.distributed.initialize(
+        **cluster.options,
+        initialization_timeout=timeout + 60,  # there JAX aborts the process
+        heartbeat_timeout_seconds=heartbeat_timeout,
+      )
+    except Exception as error:
+      failures.append(error)
 
-  def _watch(self):
-    """Exits when another process reports that it failed."""
-    while True:
-      try:
-        ended = json.loads(_store().blocking_key_value_get(_ENDED, 60_000))
-        break
-      except jax.errors.JaxRuntimeError as error:
-        if 'DEADLINE_EXCEEDED' not in str(error):
-          return  # process 0 is gone: JAX aborts this process
-    # Where all fail for one reason, each reports it itself.
-    if ended and not self._failing.wait(_OWN_REPORT):
-      # Not print: the main thread may hold the lock of the stream.
-      with contextlib.suppress(OSError):
-        reason = f'process {ended["process"]} ended: {ended["message"]}'
-        os.write(2, f'process {self._cluster.index}: {reason}\n'.encode())
-      self.exit(ended['code'])
+  thread = threading.Thread(target=initialize, daemon=True)
+  thread.start()
+  deadline = time.monotonic() + timeout
+  while thread.is_alive():
+    check()
+    thread.join(0.2)
+    if thread.is_alive() and time.monotonic() > deadline:
+      raise UserError(
+        f'the {cluster.count} processes of the run did not find each other'
+        f' within {timeout} s. Looked at, in {cluster.source}: {read}'
+        f'{"" if is_local else _proxies()}. Start each of them once, with the'
+        ' same coordinator and count; --process_count 1 is for a single one'
+      )
+  if failures:
+    raise UserError(
+      f'the processes of the run cannot connect: {failures[0]} ({read})'
+    ) from failures[0]
+  if is_local:
+    _connect_by_loopback()
 
 
-def _check_port(cluster):
+def _check_port(cluster, is_local):
   """Raises UserError if process 0 cannot listen; JAX may crash at that."""
   address = cluster.options.get('coordinator_address')
   if cluster.index or not address:
     return
   host, port = address.rsplit(':', 1)
-  local = 'coordinator_bind_address' in cluster.options
   try:
-    socket.create_server((host if local else '', int(port))).close()
+    socket.create_server((host if is_local else '', int(port))).close()
   except (OSError, OverflowError) as error:
     raise UserError(
       f'process 0 cannot listen on {address}: {error}; give a --coordinator'
@@ -462,9 +466,3 @@ def _wait_for(key, check):
     except jax.errors.JaxRuntimeError as error:
       if 'DEADLINE_EXCEEDED' not in str(error):
         raise
-
-
-def _try(function):
-  """Calls it; the store may be gone, or another process was first."""
-  with contextlib.suppress(jax.errors.JaxRuntimeError):
-    function()

@@ -7,8 +7,6 @@ import signal
 import threading
 
 from alexnet_jax import errors
-from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import NonFiniteLossError
 
 FLAT_TOLERANCE = 0.01  # of ln(classes)
 
@@ -43,7 +41,7 @@ class StopSignal:
   def check(self) -> None:
     """Raises Interrupted if a signal came."""
     if self.received:
-      raise Interrupted(self.received)
+      raise errors.Interrupted(self.received)
 
 
 def _say(text):
@@ -52,28 +50,20 @@ def _say(text):
     os.write(2, b'\n' + text + b'\n')
 
 
-def check_finite(
-  loss: float, step: int, last_finite: int, saved: int | None
-) -> None:
-  """Raises if the loss is infinite or not a number.
+def check_finite(loss: float, step: int, last_finite: int) -> None:
+  """Raises NonFiniteLossError if the loss is infinite or not a number.
 
   Args:
     loss: mean loss of the update that led to `step`, or of an evaluation there.
     last_finite: the newest step whose loss was finite; `step` itself if an
       evaluation has this loss.
-    saved: step of the newest checkpoint, or None.
-
-  Raises:
-    NonFiniteLossError: naming the interval and what to try.
   """
   if math.isfinite(loss):
     return
   where = f'between steps {last_finite} and {step}'
-  kept = f'The newest checkpoint is of step {saved}'
-  raise NonFiniteLossError(
+  raise errors.NonFiniteLossError(
     f'the loss is {loss} {where if step > last_finite else f"at step {step}"}.'
-    f' {kept if saved is not None else "No checkpoint was saved yet"}. Look'
-    ' for damaged images or labels; with a new --workdir try a lower'
+    ' Look for damaged images or labels; with a new --workdir try a lower'
     ' config.optimizer.learning_rate or a warm-up'
     ' (config.schedule.warmup_epochs)'
   )

@@ -14,10 +14,10 @@ from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import Interrupted
+from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import context
 from alexnet_jax.training import distributed
 from alexnet_jax.training import guards
 from alexnet_jax.training import measure
@@ -31,9 +31,9 @@ from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.checkpoint import DamagedCheckpointError
 from alexnet_jax.training.checkpoint import FOLDER
-from alexnet_jax.training.context import LoopState
-from alexnet_jax.training.context import RunContext
 from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.resume import LoopState
+from alexnet_jax.training.resume import RunContext
 
 _DRY_RUN_MEAN_EXAMPLES = 256
 
@@ -84,15 +84,14 @@ def train_and_evaluate(
         console.line(f'goes on with the weights and the mean image of {other}')
         config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
-    run = context.prepare(config, path, stop, console, saved)
-    loop = context.start_loop(run, checkpoints)
+    run = resume.prepare(config, path, stop, console, saved)
+    loop = resume.start_loop(run, checkpoints)
     stack.callback(loop.writer.close)
     if processes.is_first:
       config_lib.write_config(config, path)
     reporting.show_start(run, loop)
-    wanted = profile and processes.is_first
-    folder = path / reporting.PROFILE_FOLDER if wanted else None
-    _train(run, loop, on_evaluation, reporting.Profile(folder, loop.step))
+    folder = path / 'profile' if profile and processes.is_first else None
+    _train(run, loop, on_evaluation, reporting.Profile(folder, loop, console))
     checkpoints.wait()
     loop.writer.step_losses(loop.step, loop.progress.step_losses, last=True)
     _restore_best(run, loop)
@@ -111,7 +110,7 @@ def _claimed(path):
   """Makes and locks the run's folder; a start that is refused leaves none."""
   parents = [folder for folder in (path, *path.parents) if not folder.exists()]
   path.mkdir(parents=True, exist_ok=True)
-  entries = {entry.name for entry in path.iterdir()}
+  entries = {*path.iterdir()}
   busy = (
     f'another run is training in {path}; wait for it, end it, or take another'
     ' --workdir'
@@ -122,12 +121,10 @@ def _claimed(path):
       yield
     except BaseException:
       with contextlib.suppress(OSError):  # raised by what is not empty
-        made = {entry.name for entry in path.iterdir()} - entries
-        if made <= {FOLDER, files.LOCK_FILE}:
-          if FOLDER in made:
-            (path / FOLDER).rmdir()
-          if files.LOCK_FILE in made:
-            (path / files.LOCK_FILE).unlink()
+        made = {*path.iterdir()} - entries
+        if made <= {path / FOLDER, path / files.LOCK_FILE}:
+          for entry in sorted(made, reverse=True):  # the lock stays till last
+            entry.rmdir() if entry.is_dir() else entry.unlink()
           for folder in parents:
             folder.rmdir()
       raise
@@ -135,47 +132,16 @@ def _claimed(path):
 
 def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
   """Trains to the end, or to a signal."""
-  config, durations = run.config, run.durations
-  key = parallel.replicate(build.dropout_key(config), run.mesh)
-  run.console.start(durations.num_steps, loop.step, 'step', 'training')
   try:
-    if config.init.workdir and loop.log.saved_step is None:
-      _save(run, loop)  # the other run may train on meanwhile
-    if _evaluation_due(run, loop):  # the run ended before it was done
-      _evaluate(run, loop, on_evaluation)
-      _save(run, loop, replace=True)
-    while not (
-      loop.step >= durations.num_steps or loop.progress.stopping.stopped
-    ):
-      run.check_stop(loop.log.stop_asked)
-      _unfreeze_if_due(run, loop)
-      _apply_learning_rate(run, loop)
-      reporting.show_end_of_lighting(run, loop.step)
-      batch = loop.batches.take()
-      if _histograms_due(run, loop):
-        _write_histograms(run, loop, batch, key)
-      if profile.begins(loop.step):
-        loop.speed.without(profile.start)
-      # Whatever crosses to the devices here without being asked to would make
-      # them wait in every step.
-      with jax.transfer_guard_host_to_device('disallow'):
-        train = run.steps_at(loop.step).train
-        loop.state, sums = train(loop.state, batch, key)
-      loop.step += 1
-      if profile.ends(loop.step):
-        jax.block_until_ready(sums)
-        run.console.line(loop.speed.without(profile.stop))
-      loop.batches.fetch()  # while the devices work
-      loop.log.add(loop.step, sums)
-      loop.speed.count(loop.log)
-      run.console.advance(loop.step)
-      if loop.step % config.log_every_steps == 0:
-        _log(run, loop)
-      if _evaluation_due(run, loop):
-        _evaluate(run, loop, on_evaluation)
-        _save(run, loop)
-      elif schedule.due(loop.step, durations.save_every):
-        _save(run, loop)
+    run.console.start(run.durations.num_steps, loop.step, 'step', 'training')
+    _loop(run, loop, on_evaluation, profile)
+  except NonFiniteLossError as error:
+    if not run.processes.is_first:
+      raise
+    steps = loop.checkpoints.close()
+    kept = f'The newest checkpoint is of step {steps[-1]}' if steps else ''
+    kept = kept or 'No checkpoint was saved yet'
+    raise NonFiniteLossError(f'{error}. {kept}') from error
   except (Interrupted, UserError, OSError) as error:
     if not (run.processes.is_alone or isinstance(error, Interrupted)):
       raise  # only this process knows: the others are a step ahead
@@ -191,7 +157,45 @@ def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
   finally:
     loop.speed.pause()
     run.console.stop()
-    profile.finish(run.console)
+    profile.finish()
+
+
+def _loop(run, loop, on_evaluation, profile):
+  """Makes steps, evaluations and saves."""
+  config, durations = run.config, run.durations
+  key = parallel.replicate(build.dropout_key(config), run.mesh)
+  if config.init.workdir and not loop.step:
+    _save(run, loop)  # the other run may train on meanwhile
+  if _evaluation_due(run, loop):  # the run ended before it was done
+    _evaluate(run, loop, on_evaluation)
+    _save(run, loop, replace=True)
+  while loop.step < durations.num_steps and not loop.progress.stopping.stopped:
+    run.check_stop(loop.log.stop_asked)
+    _unfreeze_if_due(run, loop)
+    _apply_learning_rate(run, loop)
+    reporting.show_changes(run, loop.step)
+    batch = loop.batches.take()
+    if _histograms_due(run, loop):
+      _write_histograms(run, loop, batch, key)
+    profile.before(loop.step + 1)
+    # Whatever crosses to the devices here without being asked to would make
+    # them wait in every step.
+    with jax.transfer_guard_host_to_device('disallow'):
+      train = run.steps_at(loop.step).train
+      loop.state, sums = train(loop.state, batch, key)
+    loop.step += 1
+    profile.after(loop.step, sums)
+    loop.batches.fetch()  # while the devices work
+    loop.log.add(loop.step, sums)
+    loop.speed.count(loop.log)
+    run.console.advance(loop.step)
+    if loop.step % config.log_every_steps == 0:
+      _log(run, loop)
+    if _evaluation_due(run, loop):
+      _evaluate(run, loop, on_evaluation)
+      _save(run, loop)
+    elif schedule.due(loop.step, durations.save_every):
+      _save(run, loop)
 
 
 def _unfreeze_if_due(run, loop):
@@ -212,21 +216,17 @@ def _unfreeze_if_due(run, loop):
 
 def _apply_learning_rate(run, loop):
   """Sets the learning rate of the next update; a transfer only on change."""
-  lr = schedule.learning_rate_at(
-    run.config.schedule,
-    run.durations,
-    loop.step,
-    loop.progress.plateau.learning_rate,
-  )
-  phase = sum(loop.step >= step for step in run.durations.lr_multiplier_steps)
+  options, durations = run.config.schedule, run.durations
+  base = loop.progress.plateau.learning_rate
+  lr = schedule.learning_rate_at(options, durations, loop.step, base)
+  phase = sum(loop.step >= step for step in durations.lr_multiplier_steps)
   if (lr, phase) != (loop.learning_rate, loop.phase):
     loop.learning_rate, loop.phase = lr, phase
     values = {'learning_rate': np.float32(lr)}
-    if run.config.schedule.lr_multipliers:
+    if options.lr_multipliers:
       values['phase'] = np.float32(phase)
     values = parallel.replicate(values, run.mesh)
     loop.state = state_lib.with_learning_rate(loop.state, **values)
-    reporting.show_multipliers(run, loop.step)
 
 
 def _log(run, loop):
@@ -234,21 +234,15 @@ def _log(run, loop):
   num_steps, lr = run.durations.num_steps, loop.learning_rate
   means, losses = loop.log.take()
   speed = loop.speed.interval()
-  rates = optimizer.group_rates(
-    state_lib.leaf_names(loop.state.params),
-    run.config.schedule.lr_multipliers,
-    loop.phase,
-    lr,
-  )
+  names = state_lib.leaf_names(loop.state.params)
+  multipliers = run.config.schedule.lr_multipliers
+  rates = optimizer.group_rates(names, multipliers, loop.phase, lr)
   several = rates if len(rates) > 1 else {}
-  loop.writer.scalars(
-    loop.step, {**means, 'learning_rate': lr, **several, **speed}
-  )
+  row = {**means, 'learning_rate': lr, **several, **speed}
+  loop.writer.scalars(loop.step, row)
   loop.writer.step_losses(loop.step, losses)
-  lrs = ' to '.join(
-    f'{value:.2g}'
-    for value in sorted({min(rates.values()), max(rates.values())})
-  )
+  ends = sorted({min(rates.values()), max(rates.values())})
+  lrs = ' to '.join(f'{value:.2g}' for value in ends)
   text, left = f'loss {means["train/loss"]:.4f}, lr {lrs}', ''
   if speed:
     text += (
@@ -304,7 +298,7 @@ def _evaluate(run, loop, on_evaluation):
   start, step, progress = time.perf_counter(), loop.step, loop.progress
   measured = _measure(run, loop.state)
   values = measured.values
-  guards.check_finite(values['eval/loss'], step, step, loop.log.saved_step)
+  guards.check_finite(values['eval/loss'], step, step)
   old_lr = progress.plateau.learning_rate
   due = schedule.due(step, run.durations.eval_every)
   warming = 0 < step <= run.durations.warmup_steps
@@ -348,21 +342,18 @@ def _save(run, loop, replace=False):
   loop.speed.pause()
   loop.writer.sync()
   progress = loop.progress
-  loop.checkpoints.save(
-    state_lib.saved_tree(loop.state),
-    SavedRun(
-      config=run.config,
-      data=run.data_record,
-      progress=progress,
-      iterator=loop.batches.iterator_state,
-      devices=run.mesh.size,
-      processes=run.processes.count,
-      num_microbatches=build.num_microbatches(run.config, run.mesh),
-    ),
-    keep_steps={progress.best.step, progress.stopping.best_step},
-    replace=replace,
+  saved = SavedRun(
+    config=run.config,
+    data=run.data_record,
+    progress=progress,
+    iterator=loop.batches.iterator_state,
+    devices=run.mesh.size,
+    processes=run.processes.count,
+    num_microbatches=build.num_microbatches(run.config, run.mesh),
   )
-  loop.log.saved_step = loop.step
+  tree = state_lib.saved_tree(loop.state)
+  kept = {progress.best.step, progress.stopping.best_step}
+  loop.checkpoints.save(tree, saved, keep_steps=kept, replace=replace)
   loop.speed.resume()
 
 
@@ -413,19 +404,16 @@ def dry_run(
 
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
-  with tempfile.TemporaryDirectory() as folder:
+  with tempfile.TemporaryDirectory() as name:
+    folder, limit = pathlib.Path(name), _DRY_RUN_MEAN_EXAMPLES
     with timed('start-up'):
-      limit = _DRY_RUN_MEAN_EXAMPLES
-      run = context.prepare(
-        config, pathlib.Path(folder), stop, console, mean_limit=limit
-      )
-      state, progress = context.initial_state(run)
+      run = resume.prepare(config, folder, stop, console, mean_limit=limit)
+      state, progress = resume.initial_state(run)
     with timed('train step'):
-      iterator = build.make_train_iter(
+      batches = build.make_train_iter(
         config, run.train_loader, 1, mesh, run.lighting
       )
-      batch = run.to_devices(next(iterator))
-      key = build.dropout_key(config)
+      batch, key = run.to_devices(next(batches)), build.dropout_key(config)
       state, sums = run.steps_at(0).train(state, batch, key)
       float(sums['loss'])
     with timed('evaluation batch'):
@@ -433,13 +421,11 @@ def dry_run(
       measure.evaluate(run.steps.evaluate, state, [first], run.to_devices)
     with timed('save and restore'):
       tree = state_lib.saved_tree(state)
-      position = iterator.get_state()
+      saved = SavedRun(config, run.data_record, progress, batches.get_state())
       with Checkpoints(
         folder, processes=processes, check=stop.check
       ) as checkpoints:
-        checkpoints.save(
-          tree, SavedRun(config, run.data_record, progress, position)
-        )
+        checkpoints.save(tree, saved)
         checkpoints.wait()
         restored, _ = checkpoints.restore(1, tree)
       if state_lib.state_digest(restored) != state_lib.state_digest(tree):

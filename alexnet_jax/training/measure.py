@@ -65,7 +65,7 @@ def evaluate(
       batch, which does not count.
 
   Raises UserError if no example counts, and Interrupted after a batch whose
-  stop flag was set, see `context`.
+  stop flag was set, see `resume`.
   """
 
   def dispatched():

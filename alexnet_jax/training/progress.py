@@ -28,28 +28,18 @@ class Best:
 
 @dataclasses.dataclass
 class Progress:
-  """The memory of a run: its evaluations, and the steps since a log point.
-
-  Attributes:
-    plateau: see `schedule.update_plateau`.
-    stopping: see `schedule.update_stopping`.
-    best: the best evaluation, by config.checkpoint.
-    evaluations: number of evaluations at the end of an interval.
-    evaluated_step: step of the last one, or of the one that ended a run.
-    last_evaluation: its metrics.
-    train_sums: sums over the steps since the last log point, so that a log
-      point after a resume counts the steps before it.
-    step_losses: the mean loss of each of these steps, rounded to 7 digits.
-  """
+  """The memory of a run: its evaluations, and the steps since a log point."""
 
   plateau: PlateauState
   stopping: StoppingState = dataclasses.field(default_factory=StoppingState)
   best: Best = dataclasses.field(default_factory=Best)
-  evaluations: int = 0
-  evaluated_step: int = 0
+  evaluations: int = 0  # at the end of an interval
+  evaluated_step: int = 0  # of the last one, or of the one that ended a run
   last_evaluation: dict = dataclasses.field(default_factory=dict)
+  # Sums and losses of the steps since the last log point: after a resume the
+  # next one counts the steps before it.
   train_sums: dict = dataclasses.field(default_factory=dict)
-  step_losses: list = dataclasses.field(default_factory=list)
+  step_losses: list = dataclasses.field(default_factory=list)  # of 7 digits
 
   def final_step(self, config, newest: int) -> int:
     """Returns the step a run ends with: the best if it restores that."""
@@ -74,9 +64,8 @@ class Progress:
     """
     self.evaluated_step, self.last_evaluation = step, values
     monitor = config.checkpoint.monitor
-    value = values[monitor]
-    if schedule.is_improvement(value, self.best.value, monitor):
-      self.best = Best(value, step)
+    if schedule.is_improvement(values[monitor], self.best.value, monitor):
+      self.best = Best(values[monitor], step)
     if not due:
       return
     self.evaluations += 1
@@ -116,11 +105,10 @@ class SavedRun:
   @property
   def num_steps(self) -> int:
     """Returns how many steps the run was to have; 0 of imported weights."""
-    if 'num_examples' not in self.data:
+    number = self.data.get('num_examples')
+    if number is None:
       return 0
-    return schedule.resolve_durations(
-      self.config, self.data['num_examples']
-    ).num_steps
+    return schedule.resolve_durations(self.config, number).num_steps
 
   def is_done(self, step: int) -> bool:
     """Returns True if the run ended with this step, its newest."""
@@ -162,7 +150,6 @@ class TrainLog:
     self._progress = progress
     self._pending = None
     self._last_finite = step
-    self.saved_step: int | None = None  # for the message on a NaN loss
     self.stop_asked = False  # a signal came to one of the processes
 
   def add(self, step: int, sums: dict) -> None:
@@ -178,12 +165,11 @@ class TrainLog:
     """Waits for the sums that were added last. Raises as `add` does."""
     if self._pending is None:
       return
-    step, sums = self._pending
-    self._pending = None
+    (step, sums), self._pending = self._pending, None
     sums = metrics.add_sums({}, sums)
     self.stop_asked |= sums.pop('stop', 0) > 0
     loss = sums['loss'] / sums['count']
-    guards.check_finite(loss, step, self._last_finite, self.saved_step)
+    guards.check_finite(loss, step, self._last_finite)
     self._last_finite = step
     progress = self._progress
     progress.step_losses.append(float(f'{loss:.7g}'))

@@ -11,7 +11,6 @@ from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.writers import METRICS_FILE
 
-PROFILE_FOLDER = 'profile'
 # Of a trace, both included, counted from the start of the process.
 FIRST_TRACED, LAST_TRACED = 10, 20
 
@@ -58,27 +57,16 @@ class Speed:
 
   def pause(self) -> None:
     """Stops the clock."""
-    _, self.seconds, _ = self._read()
-    self._since = None
-
-  def without(self, function):
-    """Calls a function while the clock stands still; returns its result."""
-    self.pause()
-    try:
-      return function()
-    finally:
-      self.resume()
+    self.seconds, self._since = self._read()[1], None
 
   def interval(self) -> dict[str, float]:
     """Returns {images_per_second, data_wait_fraction} since the last call.
 
     Empty if the only step since then is the first, which is not timed.
     """
-    now = self._read()
-    steps, seconds, waited = (
-      a - b for a, b in zip(now, self._mark, strict=True)
-    )
+    now, before = self._read(), self._mark
     self._mark = now
+    steps, seconds, waited = (a - b for a, b in zip(now, before, strict=True))
     if not steps:
       return {}
     return {
@@ -101,42 +89,44 @@ class Speed:
 class Profile:
   """A trace of some steps of this process, for TensorBoard or Perfetto."""
 
-  def __init__(self, folder: pathlib.Path | None, start: int):
-    """`start` is the step after which the process begins; None: no trace."""
+  def __init__(self, folder: pathlib.Path | None, loop, console):
+    """`loop` is about to make the first step; without a folder no trace."""
     self._folder = folder
-    self._first, self._last = start + FIRST_TRACED, start + LAST_TRACED
+    self._first, self._last = loop.step + FIRST_TRACED, loop.step + LAST_TRACED
+    self._speed, self._line = loop.speed, console.line
     self._running = False
 
-  def begins(self, step: int) -> bool:
-    """Returns True if the trace begins after step `step`."""
-    return bool(self._folder) and step + 1 == self._first
+  def before(self, step: int) -> None:
+    """Starts the trace if it begins with this step."""
+    if self._folder and step == self._first:
+      self._speed.pause()
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+      self._speed.resume()
 
-  def ends(self, step: int) -> bool:
-    """Returns True if the trace ends with step `step`."""
-    return self._running and step >= self._last
+  def after(self, step: int, sums) -> None:
+    """Writes the trace if it ends with this step, which leads to `sums`."""
+    if self._running and step == self._last:
+      jax.block_until_ready(sums)
+      self._speed.pause()
+      self._write()
+      self._speed.resume()
 
-  def start(self) -> None:
-    """Starts the trace."""
-    jax.profiler.start_trace(self._folder)
-    self._running = True
-
-  def stop(self) -> str:
-    """Writes the trace; returns a line that tells where it is."""
-    self._running, folder, self._folder = False, self._folder, None
-    jax.profiler.stop_trace()
-    return f'a trace of steps {self._first} to {self._last}: {folder}'
-
-  def finish(self, console) -> None:
+  def finish(self) -> None:
     """Writes an unfinished trace after the last step, or tells why not."""
-    if self._folder is None:
-      return
-    if not self._running:
-      console.line(f'no trace: the run ended before step {self._first}')
-      return
-    try:
-      console.line(f'{self.stop()}; the run ended before')
-    except RuntimeError as error:  # why the run ended matters more
-      console.line(f'no trace: {error}')
+    if self._running:
+      try:
+        self._write('; the run ended before')
+      except RuntimeError as error:  # why the run ended matters more
+        self._line(f'no trace: {error}')
+    elif self._folder:
+      self._line(f'no trace: the run ended before step {self._first}')
+
+  def _write(self, note=''):
+    folder, self._folder, self._running = self._folder, None, False
+    jax.profiler.stop_trace()
+    steps = f'steps {self._first} to {self._last}'
+    self._line(f'a trace of {steps}: {folder}{note}')
 
 
 def duration(seconds: float) -> str:
@@ -151,12 +141,12 @@ def duration(seconds: float) -> str:
 def show_start(run, loop) -> None:
   """Prints a table: devices, data, steps, batch sizes, parameters."""
   config, durations, data = run.config, run.durations, run.config.data
-  devices = run.mesh.devices.flatten()
+  device, size = run.mesh.devices.flat[0], run.mesh.size
   training, held_out = run.train_loader.source, run.eval_loader.source
-  number, size = build.num_microbatches(config, run.mesh), run.mesh.size
+  number = build.num_microbatches(config, run.mesh)
   rows = {
-    'devices': f'{len(devices)} x {devices[0].device_kind}'
-    f' ({devices[0].platform}), {config.parallel}',
+    'devices': f'{size} x {device.device_kind} ({device.platform}),'
+    f' {config.parallel}',
     'data set': f'{training.name}; {len(run.class_names)} classes',
     'examples': f'{training.num_examples:,} for training,'
     f' {held_out.num_examples:,} for validation',
@@ -176,7 +166,7 @@ def show_start(run, loop) -> None:
       + _until(until)
     )
   rows['implementation'] = resolve_implementation(
-    config.implementation, devices[0].platform
+    config.implementation, device.platform
   )
   if run.is_frozen(loop.step):
     frozen = ', '.join(config.init.freeze)
@@ -188,21 +178,15 @@ def _until(step):
   return f', until step {step:,}' if step else ''
 
 
-def show_multipliers(run, step: int) -> None:
-  """Prints the entries of config.schedule.lr_multipliers that begin now."""
-  for begin, (_, pattern, factor) in zip(
-    run.durations.lr_multiplier_steps,
-    run.config.schedule.lr_multipliers,
-    strict=True,
-  ):
+def show_changes(run, step: int) -> None:
+  """Prints the learning rates of parameters and the lighting that change."""
+  begins = run.durations.lr_multiplier_steps
+  multipliers = run.config.schedule.lr_multipliers
+  for begin, (_, pattern, factor) in zip(begins, multipliers, strict=True):
     if begin == step:
       run.console.line(
         f'step {step}: {pattern} trains with {factor:g} times the learning rate'
       )
-
-
-def show_end_of_lighting(run, step: int) -> None:
-  """Prints a line at the step where PCA lighting ends."""
   if step and step == run.durations.pca_lighting_steps:
     run.console.line(f'step {step}: PCA lighting ends')
 
@@ -223,14 +207,10 @@ def show_end(run, loop) -> None:
   line(
     f'done at step {loop.step}{stopped}: validation top-1'
     f' {progress.last_evaluation["eval/top1"]:.4f}; best'
-    f' {run.config.checkpoint.monitor} {best.value:.4f} at step {best.step}'
-  )
-  for text in (
+    f' {run.config.checkpoint.monitor} {best.value:.4f} at step {best.step}\n'
     f'training {duration(loop.speed.seconds)}, without compilation, evaluation'
-    ' and saving',
-    f'checkpoints: {run.workdir / FOLDER}',
+    f' and saving\ncheckpoints: {run.workdir / FOLDER}\n'
     f'history: {run.workdir / METRICS_FILE};'
-    f' tensorboard --logdir {run.workdir / "events"}',
-    f'next: python -m alexnet_jax.evaluation.evaluate --workdir {run.workdir}',
-  ):
-    line(text)
+    f' tensorboard --logdir {run.workdir / "events"}\n'
+    f'next: python -m alexnet_jax.evaluation.evaluate --workdir {run.workdir}'
+  )

@@ -1,4 +1,4 @@
-"""Decides if a run may start or go on: its processes, config, data, devices.
+"""Sets a run up: its parts, and if it may begin, or go on where it ended.
 
 A run goes on exactly as if it had not been interrupted, or it is refused with
 the reason; so is one whose processes differ. `checkpoint` decides which of its
@@ -8,27 +8,238 @@ checkpoints counts.
 from collections.abc import Callable
 from collections.abc import Mapping
 import contextlib
-import itertools
+import dataclasses
 import pathlib
 import socket
 
 import jax
 from jax.sharding import Mesh
+import ml_collections
+import numpy as np
 
 from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
+from alexnet_jax.data import loader as loader_lib
+from alexnet_jax.data import pixel_statistics
+from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from alexnet_jax.training import distributed
+from alexnet_jax.training import guards
+from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
-from alexnet_jax.training import writers
+from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import transfer
+from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.distributed import ProcessGroup
+from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.progress import versions
+from alexnet_jax.training.reporting import Speed
+from alexnet_jax.training.writers import MetricWriter
+from alexnet_jax.training.writers import NoWriter
+from alexnet_jax.training.writers import read_rows
 
 # Where the data lies, and how fast it is read, may differ between processes.
 _OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch', 'init.workdir')
 _MOST_ROWS = 32  # of the table of processes
+
+
+@dataclasses.dataclass
+class RunContext:
+  """The parts of a run that stay the same while it trains."""
+
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+  stop: guards.StopSignal
+  console: cli.Console
+  processes: ProcessGroup
+  mesh: Mesh
+  train_loader: loader_lib.Loader
+  eval_loader: loader_lib.Loader
+  class_names: list[str]
+  durations: schedule.Durations
+  steps: build.Steps
+  frozen_steps: build.Steps  # until `durations.unfreeze_step`
+  lighting: np.ndarray | None  # see `pixel_statistics.Statistics`
+  data_record: Mapping
+
+  # Of several processes none may stop by itself. A signal goes to the devices
+  # with the next batch, and comes back to all processes with the sums of that
+  # step: so all stop after the same one, and no step waits for another message.
+  # JAX' `reached_preemption_sync_point` would take SIGTERM away from Python:
+  # waits before the first step and evaluations would not end.
+
+  def to_devices(self, batch: dict) -> dict:
+    """Starts the transfer of a batch, and of the stop flag of this process."""
+    if not self.processes.is_alone:
+      received = self.stop.received is not None
+      batch = {**batch, 'stop': np.full(batch['label'].shape, received)}
+    return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
+
+  def check_stop(self, stop_asked: bool = False) -> None:
+    """Raises Interrupted if a signal came; `stop_asked`: to any process."""
+    if self.processes.is_alone:
+      self.stop.check()
+    elif stop_asked:
+      raise Interrupted(self.stop.received or 'a signal to another process')
+
+  def is_frozen(self, step: int) -> bool:
+    """Returns True if some parameters are frozen in update `step + 1`."""
+    until = self.durations.unfreeze_step
+    return bool(self.config.init.freeze) and (not until or step < until)
+
+  def steps_at(self, step: int) -> build.Steps:
+    """Returns the step functions for update `step + 1`."""
+    return self.frozen_steps if self.is_frozen(step) else self.steps
+
+
+@dataclasses.dataclass
+class LoopState:
+  """The parts of a run that change while it trains."""
+
+  state: state_lib.TrainState
+  progress: Progress
+  step: int
+  batches: parallel.DeviceBatches
+  log: TrainLog
+  writer: MetricWriter | NoWriter  # of process 0, and of the others
+  checkpoints: Checkpoints
+  speed: Speed
+  learning_rate: float | None = None  # of the state; None: not known yet
+  phase: int = 0  # entries of config.schedule.lr_multipliers that have begun
+
+
+def prepare(
+  config,
+  workdir: pathlib.Path,
+  stop: guards.StopSignal,
+  console: cli.Console,
+  saved: SavedRun | None = None,
+  mean_limit: int | None = None,
+) -> RunContext:
+  """Opens the data, and builds everything that needs no state.
+
+  Args:
+    workdir: the run's folder, for the statistics of the pixels.
+    stop: ends the computation of the statistics.
+    mean_limit: number of examples for the statistics, for trials; None: all.
+
+  Raises UserError if config, data, network and `saved` do not fit together.
+  """
+  processes, mesh = distributed.current(), parallel.make_mesh()
+  loaders = [build.make_loader(config, s) for s in ('train', 'validation')]
+  training, held_out = (loader.source for loader in loaders)
+  build.check_examples(config, training, held_out)
+  record = build.data_record(config, training, held_out)
+  check_same_data(processes, record, stop.check)
+  if saved is not None:
+    check_data_record(workdir, saved.data, record)
+  class_names = list(training.class_names)
+  if saved is None and processes.is_first:
+    transfer.check_init(config, class_names)
+  frozen = frozenset()
+  if config.init.freeze:
+    shapes = build.state_shapes(config, len(class_names))
+    frozen = transfer.frozen_names(shapes, config.init.freeze)
+  pixels = pixel_statistics.no_statistics(build.pixel_options(config))
+  if processes.is_first:
+    total = mean_limit or training.num_examples
+    console.start(total, 0, 'image', 'mean of the pixels')
+
+    def advance(done):
+      stop.check()
+      console.advance(done)
+
+    try:
+      pixels = build.find_pixel_statistics(
+        config, loaders[0], workdir, advance, mean_limit
+      )
+    finally:
+      console.stop()
+  processes.barrier(stop.check)  # it may have taken minutes
+  mean, lighting = parallel.broadcast_arrays((pixels.mean, pixels.lighting))
+  steps = build.make_steps(config, mesh, mean)
+  return RunContext(
+    config=config,
+    workdir=workdir,
+    stop=stop,
+    console=console,
+    processes=processes,
+    mesh=mesh,
+    train_loader=loaders[0],
+    eval_loader=loaders[1],
+    class_names=class_names,
+    durations=schedule.resolve_durations(config, training.num_examples),
+    steps=steps,
+    frozen_steps=build.make_steps(config, mesh, mean, frozen=frozen)
+    if frozen
+    else steps,
+    lighting=lighting,
+    data_record=record,
+  )
+
+
+def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
+  """Returns state (on the devices) and progress of a run that begins."""
+  config, processes = run.config, run.processes
+  if processes.is_first:
+    state = transfer.first_state(config, run.class_names, run.console)
+  else:
+    state = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+      build.state_shapes(config, len(run.class_names)),
+    )
+  processes.barrier(run.stop.check)
+  tree = jax.device_get(state_lib.saved_tree(state))
+  state = state.replace(**parallel.broadcast_arrays(tree))
+  progress = Progress(schedule.PlateauState(build.learning_rate(config)))
+  return parallel.replicate(state, run.mesh), progress
+
+
+def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
+  """Restores the newest checkpoint that counts, or begins at step 0.
+
+  Raises UserError if the checkpoints do not fit, or none of them counts.
+  """
+  config, workdir, source = run.config, run.workdir, run.train_loader.source
+  template = build.state_shapes(config, len(run.class_names))
+  restored = checkpoints.restore_newest(state_lib.saved_tree(template))
+  if restored is None:
+    if run.processes.is_first:
+      has_folder = checkpoints.has_folder
+      check_history(workdir, config, source.num_examples, has_folder)
+    state, progress = initial_state(run)
+    position = {'next_index': 0}
+  else:
+    tree, saved = restored
+    state = template.replace(**parallel.replicate(tree, run.mesh))
+    position, progress = saved.iterator, saved.progress
+    for line in describe(
+      saved, config, int(state.step), run.mesh, run.processes
+    ):
+      run.console.line(line)
+  step, num_steps = int(state.step), run.durations.num_steps
+  if step > num_steps:
+    raise UserError(
+      f'{workdir} is at step {step} already, beyond the {num_steps} steps'
+      ' that config.num_epochs or config.num_steps asks for'
+    )
+  iterator = build.make_train_iter(
+    config, run.train_loader, num_steps, run.mesh, run.lighting
+  )
+  iterator.set_state(position)
+  batches = parallel.DeviceBatches(iterator, run.to_devices)
+  log, writer = TrainLog(progress, step), NoWriter()
+  if run.processes.is_first:
+    evaluated_step = progress.evaluated_step
+    writer = MetricWriter(workdir, step=step, evaluated_step=evaluated_step)
+  speed = Speed(config.global_batch_size, batches)
+  return LoopState(
+    state, progress, step, batches, log, writer, checkpoints, speed
+  )
 
 
 def check_processes(
@@ -110,18 +321,17 @@ def check_history(
     num_examples: of the training split.
     has_folder: whether a folder for checkpoints was there.
   """
-  rows = writers.read_rows(workdir)
+  rows = read_rows(workdir)
   last = max((row['step'] for row in rows), default=0)
   with contextlib.suppress(UserError):
     config = config_lib.read_config(workdir)
   durations = schedule.resolve_durations(config, num_examples)
   intervals = durations.eval_every, durations.save_every
-  saves = (
-    step
+  saves = sum(
+    any(schedule.due(step, every) for every in intervals)
     for step in range(1, last)
-    if any(schedule.due(step, every) for every in intervals)
   )
-  if rows and (not has_folder or len([*itertools.islice(saves, 2)]) == 2):
+  if rows and (not has_folder or saves >= 2):
     raise UserError(
       f'{workdir} has the history of a run up to step {last}, but no'
       ' checkpoint: put its checkpoints/ back, or mount its disk; to begin anew'
@@ -183,15 +393,6 @@ def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
   )
 
 
-def check_step(workdir: pathlib.Path, step: int, num_steps: int) -> None:
-  """Raises UserError if a run is longer already than its config asks for."""
-  if step > num_steps:
-    raise UserError(
-      f'{workdir} is at step {step} already, beyond the {num_steps} steps'
-      ' that config.num_epochs or config.num_steps asks for'
-    )
-
-
 def describe(
   saved: SavedRun, config, step: int, mesh: Mesh, processes: ProcessGroup
 ) -> list[str]:
@@ -203,14 +404,12 @@ def describe(
     for key, (old, new) in files.differences(stored, given).items()
   ]
   machine = {'devices': saved.devices, 'processes': saved.processes}
-  before = {**saved.versions, **machine}
   now = {**versions(), 'devices': mesh.size, 'processes': processes.count}
-  if changes := [
-    f'{name} {old} -> {new}'
-    for name, (old, new) in files.differences(before, now).items()
-  ]:
+  changes = files.differences({**saved.versions, **machine}, now)
+  if changes:
+    text = ', '.join(f'{k} {old} -> {new}' for k, (old, new) in changes.items())
     lines.append(
-      f'with {", ".join(changes)}: the batches are the same, but sums may round'
-      ' differently from here on'
+      f'with {text}: the batches are the same, but sums may round differently'
+      ' from here on'
     )
   return lines

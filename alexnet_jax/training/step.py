@@ -195,7 +195,7 @@ def train_step(state: TrainState, batch, key, *, options: StepOptions):
   Args:
     batch: this device's part, see `loss_and_grads`; also unreadable: bool
       [batch], where the config skips such images, and stop: bool [batch], see
-      `context.RunContext`, both counted.
+      `resume.RunContext`, both counted.
     key: of the run, see `example_keys`: there is no random state to save.
 
   Returns:

@@ -19,7 +19,7 @@ from alexnet_jax.training import metrics
 METRICS_FILE = 'metrics.jsonl'
 STEP_LOSSES = 'train/step_losses'  # in a row: list of the losses of its steps
 _LAST = 'last'  # marks a row that is dropped when the run goes on
-MOST_SCALARS = 100  # classes whose measures are scalars in the event files
+_MOST_SCALARS = 100  # classes whose measures are scalars in the event files
 _PIXELS = 500  # most of a side of the picture of a confusion matrix
 
 
@@ -70,13 +70,26 @@ class MetricWriter:
     with files.replaced_file(path) as temporary:
       temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     self._file = path.open('a')
-    self._events = EventFile(pathlib.Path(workdir) / 'events', step + 1)
+    folder = path.with_name('events')
+    folder.mkdir(exist_ok=True)
+    name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}'
+    # tensorboardX' own SummaryWriter has a thread, which dies without a word
+    # when the disk is full and leaves the run waiting for it.
+    self._records = record_writer.RecordWriter(str(folder / name))
+    self._event(file_version='brain.Event:2')
+    # TensorBoard drops the events of older files from this step on.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._event(step=step + 1, session_log=start)
+
+  def _event(self, **fields):
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    self._records.write(event.SerializeToString())
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Writes one row at `step`."""
     self._row({'step': step, **values})
     for name, value in values.items():
-      self._events.add(step, summary.scalar(name, value))
+      self._event(step=step, summary=summary.scalar(name, value))
 
   def _row(self, row):
     self._file.write(json.dumps(row) + '\n')
@@ -96,11 +109,10 @@ class MetricWriter:
     """
     if not losses:
       return
-    first = step - len(losses) + 1
     mark = {_LAST: True} if last else {}
     self._row({'step': step, STEP_LOSSES: list(losses), **mark})
-    for number, loss in enumerate(losses, first):
-      self._events.add(number, summary.scalar('train/step_loss', loss))
+    for number, loss in enumerate(losses, step - len(losses) + 1):
+      self._event(step=number, summary=summary.scalar('train/step_loss', loss))
 
   def classes(self, step: int, confusion, class_names: Sequence[str]) -> None:
     """Writes the measures of every class to the event files.
@@ -118,49 +130,44 @@ class MetricWriter:
     """
     measures = metrics.class_measures(confusion)
     for measure, values in measures.items():
-      if len(class_names) <= MOST_SCALARS:
+      if len(class_names) <= _MOST_SCALARS:
         # Numbered: names may differ in characters that tags do not have.
         for i, value in enumerate(values):
           tag = f'{measure}/{i:02d} {class_names[i]}'
-          self._events.add(step, summary.scalar(tag, value))
+          self._event(step=step, summary=summary.scalar(tag, value))
       else:
         counts, edges = np.histogram(values, bins=64)
         self.histogram(step, f'eval/{measure}', counts, edges)
-    self._events.add(
-      step,
-      summary.image(
-        'eval/confusion_picture', _picture(confusion), dataformats='HW'
-      ),
-    )
+    picture = _picture(confusion)
+    image = summary.image('eval/confusion_picture', picture, dataformats='HW')
+    self._event(step=step, summary=image)
 
   def histogram(
     self, step: int, name: str, counts: np.ndarray, edges: np.ndarray
   ) -> None:
     """Writes a histogram: counts [bins] between edges [bins + 1]."""
     centers = (edges[:-1] + edges[1:]) / 2
-    self._events.add(
-      step,
-      summary.histogram_raw(
-        name,
-        min=float(edges[0]),
-        max=float(edges[-1]),
-        num=int(counts.sum()),
-        sum=float((counts * centers).sum()),
-        sum_squares=float((counts * centers**2).sum()),
-        bucket_limits=edges[1:].tolist(),
-        bucket_counts=counts.tolist(),
-      ),
+    histogram = summary.histogram_raw(
+      name,
+      min=float(edges[0]),
+      max=float(edges[-1]),
+      num=int(counts.sum()),
+      sum=float((counts * centers).sum()),
+      sum_squares=float((counts * centers**2).sum()),
+      bucket_limits=edges[1:].tolist(),
+      bucket_counts=counts.tolist(),
     )
+    self._event(step=step, summary=histogram)
 
   def sync(self) -> None:
     """Makes the rows so far survive a power cut, before a checkpoint counts."""
     os.fsync(self._file.fileno())
-    self._events.flush()
+    self._records.flush()
 
   def close(self) -> None:
     """Closes the files."""
     self._file.close()
-    self._events.close()
+    self._records.close()
 
 
 class NoWriter:
@@ -174,45 +181,10 @@ class NoWriter:
   def close(self): ...
 
 
-class EventFile:
-  """One TensorBoard event file, written by the caller's thread.
-
-  tensorboardX' own SummaryWriter has a thread, which dies without a word when
-  the disk is full and leaves the run waiting for it.
-  """
-
-  def __init__(self, folder: pathlib.Path, purge_step: int):
-    """Starts a file; TensorBoard drops older events from `purge_step` on."""
-    folder.mkdir(exist_ok=True)
-    name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}'
-    self._records = record_writer.RecordWriter(str(folder / name))
-    self._write(file_version='brain.Event:2')
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(step=purge_step, session_log=start)
-
-  def add(self, step: int, values) -> None:
-    """Writes a Summary proto at `step`."""
-    self._write(step=step, summary=values)
-
-  def _write(self, **fields):
-    event = event_pb2.Event(wall_time=time.time(), **fields)
-    self._records.write(event.SerializeToString())
-
-  def flush(self) -> None:
-    """Writes what is buffered."""
-    self._records.flush()
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._records.close()
-
-
 def _picture(confusion):
   """Returns the row shares as gray levels: uint8 [size, size], white is 0."""
-  number = confusion.shape[0]
-  merged = -(-number // _PIXELS)
-  pairs = confusion.tocoo()
-  size = -(-number // merged)
+  merged = -(-confusion.shape[0] // _PIXELS)
+  pairs, size = confusion.tocoo(), -(-confusion.shape[0] // merged)
   shares = np.zeros((size, size))
   support = confusion.sum(axis=1)[pairs.row]
   places = pairs.row // merged, pairs.col // merged

@@ -76,28 +76,19 @@ def start(*arguments, **options) -> subprocess.Popen:
 
 def run(*arguments, **options) -> tuple[int, str, str]:
   """Runs a command to its end: (exit code, standard output, errors)."""
-  process = start(*arguments, **options)
-  try:
-    out, err = process.communicate(timeout=600)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    process.communicate()
-    raise
+  with start(*arguments, **options) as process:
+    try:
+      out, err = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      raise
   return process.returncode, out, err
 
 
 def train(recipe, workdir, *overrides, **options) -> dict:
   """Trains to the end; the result of --json."""
-  code, out, err = run(
-    *MAIN,
-    '--config',
-    recipe,
-    '--workdir',
-    workdir,
-    '--json',
-    *overrides,
-    **options,
-  )
+  arguments = ('--config', recipe, '--workdir', workdir, '--json', *overrides)
+  code, out, err = run(*MAIN, *arguments, **options)
   assert code == 0, err
   return json.loads(out.splitlines()[-1])
 

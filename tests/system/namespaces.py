@@ -33,14 +33,8 @@ class Host:
       **options,
     )
 
-  def unplug(self) -> None:
-    """Cuts the wire; nobody is told."""
-    self._set('down')
-
-  def plug(self) -> None:
-    self._set('up')
-
-  def _set(self, state):
+  def set_wire(self, state: str) -> None:
+    """Cuts the wire, `down`, or mends it, `up`; nobody is told."""
     ip('-netns', self.namespace, 'link', 'set', WIRE, state)
 
 
@@ -65,7 +59,7 @@ def two_hosts() -> Iterator[list[Host]]:
       inside = ('-netns', host.namespace)
       ip(*inside, 'address', 'add', f'{host.address}/24', 'dev', WIRE)
       ip(*inside, 'link', 'set', 'lo', 'up')
-      host.plug()
+      host.set_wire('up')
     yield hosts
 
 

@@ -2,22 +2,24 @@
 
 import errno
 import fcntl
-import json
+import math
+import pathlib
 import shlex
 import shutil
-import sys
 import threading
 import time
 
 import cv2
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from tensorboardX.proto import event_pb2
 
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import report
 from alexnet_jax.training import checkpoint
+from alexnet_jax.training import guards
+from alexnet_jax.training import measure
 from alexnet_jax.training import parallel
 from alexnet_jax.training import writers
 from alexnet_jax.training.state import saved_tree
@@ -25,7 +27,6 @@ from tests import mounts
 from tests.system import commands
 from tests.system.together import timeless
 
-EVALUATE = [sys.executable, '-m', 'alexnet_jax.evaluation.evaluate', '--json']
 STOPPING = {
   'early_stopping__enabled': True,
   'early_stopping__monitor': 'eval/loss',
@@ -39,17 +40,9 @@ def train_args(recipe, workdir, *overrides):
   return [*commands.MAIN, *run, *overrides]
 
 
-def evaluate(workdir, *arguments):
-  code, out, err = commands.run(*EVALUATE, '--workdir', workdir, *arguments)
-  assert code == 0, err
-  result = json.loads(out)
-  del result['images_per_second']  # The machine's, not the run's.
-  return result
-
-
 def refused(*arguments):
-  """The message of a command that the user can mend."""
-  code, out, err = commands.run(*arguments)
+  """The message of a run that the user can mend."""
+  code, out, err = commands.run(*train_args(*arguments))
   assert code == 2, err
   assert 'Traceback' not in err
   assert out == ''
@@ -61,6 +54,12 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp('trained')
   recipe = commands.write_recipe(folder, num_steps=20)
   return recipe, folder / 'run', commands.train(recipe, folder / 'run')
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+  """A copy of the folder of `trained`."""
+  return shutil.copytree(trained[1], tmp_path / 'run')
 
 
 def write_photos(folder, seed):
@@ -75,40 +74,24 @@ def write_photos(folder, seed):
         cv2.imwrite(str(target / f'{i}.png'), image.astype(np.uint8))
 
 
-@pytest.fixture(scope='module')
-def photo_run(tmp_path_factory):
-  """A folder with photos/, recipe.py and run/, trained on them."""
-  folder = tmp_path_factory.mktemp('photo_run')
-  write_photos(folder / 'photos', seed=0)
-  recipe = commands.write_recipe(folder, num_steps=10, data__source='folder')
-  path = f'--config.data.path={folder / "photos"}'
-  commands.train(recipe, folder / 'run', path)
-  return folder
-
-
 @pytest.fixture
-def photo_copy(photo_run, tmp_path):
-  """A copy of `photo_run`, and the arguments that train it."""
-  folder = shutil.copytree(photo_run, tmp_path / 'copy')
-  path = f'--config.data.path={folder / "photos"}'
-  return folder, train_args(folder / 'recipe.py', folder / 'run', path)
+def photos(tmp_path):
+  """(recipe, photos/) of 12 steps with 20 photos."""
+  write_photos(tmp_path / 'photos', seed=0)
+  path = str(tmp_path / 'photos')
+  changes = {'data__source': 'folder', 'data__path': path, 'num_steps': 12}
+  recipe = commands.write_recipe(tmp_path, eval_every_steps=100, **changes)
+  return recipe, tmp_path / 'photos'
 
 
-@pytest.mark.slow
-def test_evaluation_leaves_a_save_under_way_alone(trained):
-  _, workdir, result = trained
-  under_way = workdir / 'checkpoints' / '99.orbax-checkpoint-tmp'
-  under_way.mkdir()
-  assert evaluate(workdir)['state_digest'] == result['state_digest']
-  assert under_way.is_dir()
-  under_way.rmdir()
+SKIP = '--config.data.unreadable=skip'
 
 
 def test_a_second_run_in_the_same_folder_is_refused(trained):
   recipe, workdir, _ = trained
   with (workdir / '.lock').open('w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
-    err = refused(*train_args(recipe, workdir))
+    err = refused(recipe, workdir)
   assert 'another run is training' in err
 
 
@@ -119,72 +102,48 @@ def test_a_damaged_best_checkpoint_is_named(tmp_path):
     tmp_path, num_steps=30, early_stopping__threshold=10.0, **STOPPING
   )
   workdir = tmp_path / 'run'
-  assert commands.train(recipe, workdir)['step'] == 10
+  assert commands.train_here(recipe, workdir)['step'] == 10
   shutil.rmtree(workdir / 'checkpoints' / '10' / 'state')
-  err = refused(*train_args(recipe, workdir))
-  assert 'checkpoints/10, is damaged' in err
+  with pytest.raises(UserError, match='checkpoints/10, is damaged'):
+    commands.train_here(recipe, workdir)
 
 
 @pytest.mark.slow
-def test_changed_data_is_refused(photo_copy):
-  folder, arguments = photo_copy
-  (folder / 'photos' / 'val' / 'dark' / '0.png').unlink()
-  (folder / 'photos' / 'train' / 'dark' / '0.png').unlink()
-  err = refused(*arguments)
-  assert 'the data of' in err
-  assert ' num_examples: 20 -> 19' in err
-  assert 'eval_num_examples: 6 -> 5' in err
-
-
-@pytest.mark.slow
-def test_evaluation_refuses_other_classes(photo_copy):
-  folder, _ = photo_copy
-  data = ('--data_path', folder / 'photos')
-  assert evaluate(folder / 'run', *data)['examples'] == 6
+def test_changed_data_and_classes_are_refused(photos, tmp_path):
+  (recipe, folder), workdir = photos, tmp_path / 'run'
+  commands.train_here(recipe, workdir)
   for split in ('train', 'val'):
-    source = folder / 'photos' / split / 'dark'
-    shutil.copytree(source, folder / 'photos' / split / 'amber')
-  err = refused(*EVALUATE, '--workdir', folder / 'run', *data)
-  assert "has 3 classes ('amber', 'dark', 'light'), but the network" in err
+    (folder / split / 'dark' / '0.png').unlink()
+  message = r'(?s)the data of.* num_examples: 20 -> 19'
+  with pytest.raises(UserError, match=message) as info:
+    commands.train_here(recipe, workdir)
+  assert 'eval_num_examples: 6 -> 5' in str(info.value)
+  network = measure.load_network(str(workdir), data_path=str(folder))
+  assert measure.make_eval_loader(network, 'validation')
+  for split in ('train', 'val'):
+    shutil.copytree(folder / split / 'dark', folder / split / 'amber')
+  message = r"has 3 classes \('amber', 'dark', 'light'\), but the network"
+  with pytest.raises(UserError, match=message):
+    measure.make_eval_loader(network, 'validation')
 
 
 @pytest.mark.slow
-def test_an_unreadable_validation_image_loses_no_step(photo_copy):
-  folder, arguments = photo_copy
-  shutil.rmtree(folder / 'run')
-  (folder / 'photos' / 'val' / 'light' / '1.png').write_bytes(b'broken')
-  err = refused(*arguments)
-  assert 'val/light/1.png' in err
-  assert (folder / 'run' / 'checkpoints' / '10').is_dir()
-  code, _, err = commands.run(*arguments, '--config.data.unreadable=skip')
-  assert code == 0, err
-  assert 'done at step 10' in err
+def test_an_unreadable_validation_image_loses_no_step(photos, tmp_path):
+  (recipe, folder), workdir = photos, tmp_path / 'run'
+  (folder / 'val' / 'light' / '1.png').write_bytes(b'broken')
+  assert 'val/light/1.png' in refused(recipe, workdir)
+  assert (workdir / 'checkpoints' / '12').is_dir()
+  assert commands.train_here(recipe, workdir, SKIP)['step'] == 12
 
 
 def test_a_refused_start_changes_nothing(trained):
   recipe, workdir, _ = trained
   before = commands.contents(workdir)
-  err = refused(
-    *train_args(recipe, workdir, '--config.model.dropout=0.25'),
-    '--config.optimizer.momentum=0.8',
-  )
+  changes = 'model.dropout=0.25', 'optimizer.momentum=0.8'
+  err = refused(recipe, workdir, *(f'--config.{change}' for change in changes))
   assert 'config.model.dropout: 0.5 -> 0.25' in err
   assert 'config.optimizer.momentum: 0.9 -> 0.8' in err
   assert commands.contents(workdir) == before
-
-
-@pytest.mark.slow
-def test_a_run_longer_than_planned_is_the_longer_run(tmp_path):
-  """The first end need not be a multiple of the evaluation's interval."""
-  recipe = commands.write_recipe(
-    tmp_path, schedule__threshold=10.0, schedule__patience=2, num_steps=40
-  )
-  short, whole = tmp_path / 'short', tmp_path / 'whole'
-  commands.train(recipe, short, '--config.num_steps=15')
-  longer = commands.train(recipe, short)
-  assert longer['state_digest'] == commands.train(recipe, whole)['state_digest']
-  rates = {row.get('learning_rate') for row in writers.read_rows(short)}
-  assert len(rates - {None}) == 2  # the plateau drops, and at the same step
 
 
 @pytest.mark.slow
@@ -208,21 +167,8 @@ def test_a_disk_that_fills_up_under_the_logs_ends_the_run(small_disk):
 def test_a_folder_that_cannot_be_written(small_disk):
   recipe = commands.write_recipe(small_disk)
   mounts.remount(small_disk, 'ro')
-  err = refused(*train_args(recipe, small_disk / 'run'))
-  assert 'Read-only file system' in err
-  err = refused(*train_args(recipe, recipe))
-  assert 'File exists' in err
-
-
-@pytest.mark.slow
-def test_a_damaged_mean_is_computed_again(trained, tmp_path):
-  recipe, _, result = trained
-  workdir = tmp_path / 'run'
-  commands.train(recipe, workdir, '--config.num_steps=10')
-  (workdir / 'pixel_mean.npz').write_bytes(b'')
-  assert 'pixel_mean.npz' in refused(*EVALUATE, '--workdir', workdir)
-  resumed = commands.train(recipe, workdir)
-  assert resumed['state_digest'] == result['state_digest']
+  assert 'Read-only file system' in refused(recipe, small_disk / 'run')
+  assert 'File exists' in refused(recipe, recipe)
 
 
 def test_a_refused_start_leaves_nothing(tmp_path):
@@ -230,18 +176,18 @@ def test_a_refused_start_leaves_nothing(tmp_path):
   path = f'--config.data.path={tmp_path / "nowhere"}'
   (tmp_path / 'empty').mkdir()
   for workdir in (tmp_path / 'new' / 'run', tmp_path / 'empty'):
-    assert 'no folder at' in refused(*train_args(recipe, workdir, path))
+    with pytest.raises(UserError, match='no folder at'):
+      commands.train_here(recipe, workdir, path)
   assert not (tmp_path / 'new').exists()
   assert not any((tmp_path / 'empty').iterdir())
 
 
-def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, tmp_path):
-  recipe, workdir, _ = trained
-  copy = shutil.copytree(workdir, tmp_path / 'run')
+def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, copy):
   shutil.rmtree(copy / 'checkpoints')
   before = commands.contents(copy)
-  err = refused(*train_args(recipe, copy, '--config.num_steps=3'))
-  assert 'has the history of a run up to step 20, but no checkpoint' in err
+  message = 'has the history of a run up to step 20, but no checkpoint'
+  with pytest.raises(UserError, match=message):
+    commands.train_here(trained[0], copy, '--config.num_steps=3')
   assert commands.contents(copy) == before
 
 
@@ -254,38 +200,34 @@ LINKS = (
 
 
 @pytest.mark.parametrize('name', LINKS)
-def test_links_in_a_run_are_not_followed(trained, tmp_path, name):
+def test_links_in_a_run_are_not_followed(trained, copy, tmp_path, name):
   """Whoever hands a run over cannot reach other files of the user."""
-  recipe, workdir, _ = trained
   documents = tmp_path / 'documents'
   documents.mkdir()
   (documents / '4').write_text('thesis')
-  run = shutil.copytree(workdir, tmp_path / 'run')
-  if (run / name).is_dir():
-    shutil.rmtree(run / name)
-  (run / name).unlink(missing_ok=True)
-  (run / name).parent.mkdir(exist_ok=True)
-  (run / name).symlink_to(documents)
+  if (copy / name).is_dir():
+    shutil.rmtree(copy / name)
+  (copy / name).unlink(missing_ok=True)
+  (copy / name).parent.mkdir(exist_ok=True)
+  (copy / name).symlink_to(documents)
   with pytest.raises(UserError, match='is a link'):
-    commands.train_here(recipe, run)
+    commands.train_here(trained[0], copy)
   if not name.startswith(('.lock', 'metrics', 'pixel', 'checkpoints')):
     with pytest.raises(UserError, match='is a link'):
-      report.write(str(run))
+      report.write(str(copy))
   assert [path.name for path in documents.iterdir()] == ['4']
   assert (documents / '4').read_text() == 'thesis'
 
 
-def test_a_number_needs_no_other_checkpoint(trained, tmp_path, caplog):
-  _, workdir, _ = trained
-  run = shutil.copytree(workdir, tmp_path / 'run')
-  (run / 'checkpoints' / '20' / 'run' / 'metadata').unlink()
+def test_a_number_needs_no_other_checkpoint(copy, caplog):
+  (copy / 'checkpoints' / '20' / 'run' / 'metadata').unlink()
   for which in ('10', 'final', 'best', 'newest'):
-    assert checkpoint.open_run(run, which).state.step == 10
+    assert checkpoint.open_run(copy, which).state.step == 10
   assert caplog.text.count('newer checkpoints than 10') == 3
   with pytest.raises(UserError, match=r'20 is damaged .* of \[10\]'):
-    checkpoint.open_run(run, '20')
+    checkpoint.open_run(copy, '20')
   with pytest.raises(UserError, match=r"'11' is not in .* has \[10, 20\]"):
-    checkpoint.open_run(run, '11')
+    checkpoint.open_run(copy, '11')
 
 
 def test_a_run_is_read_while_it_saves(trained, tmp_path):
@@ -325,44 +267,33 @@ def test_nobody_needs_to_read_what_a_run_says(trained, tmp_path, reader):
   assert found.digest == result['state_digest']
 
 
-@pytest.fixture
-def photo_recipe(tmp_path):
-  """A recipe of 12 steps with 20 photos."""
-  write_photos(tmp_path / 'photos', seed=0)
-  path = str(tmp_path / 'photos')
-  changes = {'data__source': 'folder', 'data__path': path, 'num_steps': 12}
-  return commands.write_recipe(tmp_path, eval_every_steps=100, **changes)
-
-
-def test_an_image_that_cannot_be_read_costs_nothing(photo_recipe, tmp_path):
+def test_an_image_that_cannot_be_read_costs_nothing(photos, tmp_path):
   """Neither the state nor a row of the history, wherever it comes."""
-  broken = tmp_path / 'photos' / 'train' / 'dark' / '3.png'
+  recipe, folder = photos
+  broken = folder / 'train' / 'dark' / '3.png'
   broken.write_bytes(broken.read_bytes()[:99])
-  skip, mean = '--config.data.unreadable=skip', '--config.data.mean=none'
-  whole = commands.train_here(photo_recipe, tmp_path / 'whole', skip, mean)
+  mean = '--config.data.mean=none'
+  whole = commands.train_here(recipe, tmp_path / 'whole', SKIP, mean)
   with pytest.raises(UserError, match=r'dark/3\.png'):
-    commands.train_here(photo_recipe, tmp_path / 'run', mean)
+    commands.train_here(recipe, tmp_path / 'run', mean)
   assert checkpoint.has_checkpoint(tmp_path / 'run')
-  run = commands.train_here(photo_recipe, tmp_path / 'run', skip, mean)
+  run = commands.train_here(recipe, tmp_path / 'run', SKIP, mean)
   assert run['state_digest'] == whole['state_digest']
   assert timeless(tmp_path / 'run') == timeless(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize(
-  'error', [OSError(errno.EIO, 'Input/output error'), UserError('another size')]
-)
-def test_data_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch, error):
+def test_data_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch):
   take, calls = parallel.DeviceBatches.take, []
 
   def failing(batches):
     calls.append(1)
     if len(calls) == 4:
-      raise error
+      raise OSError(errno.EIO, 'Input/output error')
     return take(batches)
 
   monkeypatch.setattr(parallel.DeviceBatches, 'take', failing)
   recipe = commands.write_recipe(tmp_path, eval_every_steps=100)
-  with pytest.raises(type(error)):
+  with pytest.raises(OSError, match='Input/output'):
     commands.train_here(recipe, tmp_path / 'run')
   assert checkpoint.read_newest(tmp_path / 'run')[0] == 3
 
@@ -377,9 +308,39 @@ def test_a_diverged_state_is_not_saved(tmp_path, evaluate_every, rate, message):
     tmp_path, num_steps=2, eval_every_steps=evaluate_every, save_every_steps=1
   )
   rate = f'--config.optimizer.learning_rate={rate}'
+  message += r'.*\. No checkpoint was saved yet$'
   with pytest.raises(NonFiniteLossError, match=message):
     commands.train_here(recipe, tmp_path / 'run', rate)
   assert not checkpoint.has_checkpoint(tmp_path / 'run')
+
+
+@pytest.mark.parametrize(('outcome', 'newest'), [('late', 4), ('failed', 2)])
+def test_what_is_called_saved_is_on_the_disk(
+  tmp_path, monkeypatch, outcome, newest
+):
+  """The loss is lost while the save of step 4 is under way."""
+  finalize = ocp.StandardCheckpointHandler.finalize
+  check = guards.check_finite
+
+  def finalize_or_not(handler, directory):
+    if '4.' in pathlib.Path(directory).parent.name:
+      time.sleep(1)
+      if outcome == 'failed':
+        raise OSError(errno.EIO, 'Input/output error')
+    finalize(handler, directory)
+
+  def lose(loss, step, last):
+    check(math.nan if step == 5 else loss, step, last)
+
+  monkeypatch.setattr(
+    ocp.StandardCheckpointHandler, 'finalize', finalize_or_not
+  )
+  monkeypatch.setattr(guards, 'check_finite', lose)
+  recipe = commands.write_recipe(tmp_path, save_every_steps=2)
+  message = rf'steps 4 and 5\..* newest checkpoint is of step {newest}$'
+  with pytest.raises(NonFiniteLossError, match=message):
+    commands.train_here(recipe, tmp_path / 'run')
+  assert checkpoint.read_newest(tmp_path / 'run')[0] == newest
 
 
 def test_other_microbatches_are_refused(tmp_path):
@@ -387,25 +348,3 @@ def test_other_microbatches_are_refused(tmp_path):
   commands.train_here(recipe, tmp_path / 'run')
   with pytest.raises(UserError, match=r'--config\.microbatch_size=2'):
     commands.train_here(recipe, tmp_path / 'run', '--config.microbatch_size=1')
-
-
-def test_events_of_a_step_are_there_once(tmp_path):
-  """A resumed run has TensorBoard drop those after its checkpoint."""
-  recipe = commands.write_recipe(tmp_path, schedule__warmup_steps=8)
-  for steps in (4, 6):
-    override = f'--config.num_steps={steps}'
-    commands.train_here(recipe, tmp_path / 'run', override)
-  rows = writers.read_rows(tmp_path / 'run')
-  rates = [row.get('learning_rate') for row in rows]
-  assert [rate for rate in rates if rate] == [0.02 * 4 / 8]
-  starts = []
-  for path in sorted((tmp_path / 'run' / 'events').iterdir()):
-    content, position = path.read_bytes(), 0
-    while position < len(content):  # length, its checksum, content, checksum
-      size = int.from_bytes(content[position : position + 8], 'little')
-      record = content[position + 12 : position + 12 + size]
-      event = event_pb2.Event.FromString(record)
-      if event.HasField('session_log'):
-        starts.append(event.step)
-      position += size + 16
-  assert starts == [1, 5]

@@ -1,26 +1,23 @@
 """Runs of several processes: the same run, and the same end of all."""
 
 import re
+import shutil
 import signal
 import socket
 import time
 
 import pytest
 
+from alexnet_jax.training import checkpoint
+from tests import mounts
+from tests.flags import fake_devices
 from tests.system import commands
 from tests.system import together
 from tests.system.test_faults import write_photos
 
+slow = pytest.mark.slow
 RECIPE = {
-  'num_steps': 40,
-  'data__synthetic_examples': 100,
-  'save_every_steps': 7,
-  'eval_every_steps': 10,
-  'log_every_steps': 3,
-  'schedule__threshold': 10.0,
-  'schedule__patience': 2,
-  'schedule__factor': 0.5,
-  'model__norm': 'batch',
+  **together.RECIPE,
   'data__pca_lighting': 0.5,
   'data__pca_lighting_steps': 30,
   'data__pca_lighting_shrink': True,
@@ -40,7 +37,7 @@ def test_two_processes_are_one_with_two_devices(tmp_path):
   assert two['state_digest'] == one['state_digest']
 
 
-@pytest.mark.slow
+@slow
 def test_any_number_of_processes_is_the_same_run(recipe, tmp_path):
   """Process 0 alone writes and speaks."""
   ended = together.finish(
@@ -66,51 +63,88 @@ def long_run(tmp_path_factory):
   """(recipe, workdir, result) of two processes that nothing disturbs."""
   folder = tmp_path_factory.mktemp('long')
   recipe = commands.write_recipe(folder, **LONG_RECIPE)
-  workdir = folder / 'run'
-  return recipe, workdir, together.train(recipe, workdir, 2)
+  return recipe, folder / 'run', together.train(recipe, folder / 'run', 2)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
-  ('index', 'number'),
-  [
-    (1, signal.SIGTERM),
-    (0, signal.SIGINT),
-  ],
+  ('index', 'number'), [(1, signal.SIGTERM), (0, signal.SIGINT)]
 )
 def test_a_signal_to_one_process_ends_all(long_run, tmp_path, index, number):
-  recipe, unbroken, wanted = long_run
-  workdir = tmp_path / 'run'
+  (recipe, unbroken, wanted), workdir = long_run, tmp_path / 'run'
   processes = together.start(recipe, workdir, 2)
   together.wait_for_row(processes, workdir, 9)
   processes[index].send_signal(number)
-  ended = together.finish(processes)
-  assert [code for code, _, _ in ended] == [75, 75], ended
-  assert f'interrupted by {number.name}' in ended[index][2]
-  assert 'interrupted by a signal to another process' in ended[1 - index][2]
-  [step] = re.findall(r'saved step (\d+)', ended[0][2])
+  errors = together.finish_with(75, processes)
+  assert f'interrupted by {number.name}' in errors[index]
+  assert 'interrupted by a signal to another process' in errors[1 - index]
+  [step] = re.findall(r'saved step (\d+)', errors[0])
   assert int(step) < 400
   result = together.train(recipe, workdir, 2)
   assert result['state_digest'] == wanted['state_digest']
   assert together.timeless(workdir) == together.timeless(unbroken)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize('index', [0, 1])
 def test_a_killed_process_ends_the_others(long_run, tmp_path, index):
-  recipe, _, wanted = long_run
-  workdir = tmp_path / 'run'
+  (recipe, _, wanted), workdir = long_run, tmp_path / 'run'
   processes = together.start(recipe, workdir, 2)
   together.wait_for_row(processes, workdir, 12)
   processes[index].kill()
-  ended = together.finish(processes)
-  code, _, err = ended[1 - index]
+  code, _, err = together.finish(processes)[1 - index]
   together.assert_lost(code, err)
   result = together.train(recipe, workdir, 2)
   assert result['state_digest'] == wanted['state_digest']
 
 
-@pytest.mark.slow
+# Saves take longer than silence may last; process 1 cannot read batch 13.
+FAILS = """
+import sys, time
+import orbax.checkpoint as ocp
+from alexnet_jax import main
+from alexnet_jax.errors import UserError
+from alexnet_jax.training.parallel import DeviceBatches
+
+finalize = ocp.StandardCheckpointHandler.finalize
+take, calls = DeviceBatches.take, []
+
+def slowly(handler, directory):
+  time.sleep({seconds})
+  finalize(handler, directory)
+
+def failing(batches):
+  calls.append(1)
+  if len(calls) == 13:
+    raise UserError('no more batches')
+  return take(batches)
+
+ocp.StandardCheckpointHandler.finalize = slowly
+if {index}:
+  DeviceBatches.take = failing
+sys.exit(main.main({arguments!r}))
+"""
+
+
+def test_a_failure_of_another_process_waits_for_the_save(tmp_path):
+  recipe = commands.write_recipe(tmp_path, **together.RECIPE)
+  address, processes = f'127.0.0.1:{together.free_port()}', []
+  for index in range(2):
+    run = together.arguments(recipe, tmp_path / 'run', address, index, 2)
+    program = FAILS.format(
+      index=index,
+      seconds=together.HEARTBEAT + 5,
+      arguments=[*map(str, run), '--config.eval_every_steps=100'],
+    )
+    python = commands.MAIN[0]
+    env = fake_devices(1)
+    processes.append(commands.start(python, '-c', program, env=env))
+  errors = together.finish_with(2, processes)
+  assert 'process 1 ended: error: no more batches' in errors[0]
+  assert checkpoint.read_newest(tmp_path / 'run')[0] == 7
+
+
+@slow
 def test_a_process_that_waits_for_others_hears_signals(recipe, tmp_path):
   [process] = together.start(recipe, tmp_path / 'run', 2, indices=[1])
   time.sleep(6)
@@ -122,33 +156,15 @@ def test_a_process_that_waits_for_others_hears_signals(recipe, tmp_path):
   assert code < 0 or 'interrupted by SIGTERM' in err
 
 
-@pytest.mark.slow
+@slow
 def test_a_port_that_is_taken_is_named(recipe, tmp_path):
-  with socket.socket() as listener:
-    listener.bind(('127.0.0.1', 0))
-    listener.listen()
+  with socket.create_server(('127.0.0.1', 0)) as listener:
     port = listener.getsockname()[1]
-    [process] = together.start(
-      recipe, tmp_path / 'run', 2, port=port, indices=[0]
+    [err] = together.finish_with(
+      2, together.start(recipe, tmp_path / 'run', 2, port=port, indices=[0])
     )
-    [(code, _, err)] = together.finish([process])
-  assert code == 2, err
   assert 'Address already in use' in err
   assert f'127.0.0.1:{port}' in err
-  assert 'Traceback' not in err
-
-
-def refused(processes) -> str:
-  """Returns the message of process 0; all end with 2 and a message."""
-  ended = together.finish(processes)
-  assert [code for code, _, _ in ended] == [2] * len(processes), ended
-  assert all(out.count('{') == 0 for _, out, _ in ended)
-  assert all('Traceback' not in err for _, _, err in ended), ended
-  assert all('error:' in err for _, _, err in ended), ended
-  return ended[0][2]
-
-
-slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -172,31 +188,28 @@ def test_processes_that_differ_are_refused(tmp_path, changes, message):
       path = f'--config.data.path={tmp_path / str(index)}'
       overrides = ['--config.data.source=folder', path]
     processes += together.start(
-      recipe,
-      tmp_path / 'run',
-      options['count'],
-      *overrides,
+      *(recipe, tmp_path / 'run', options['count'], *overrides),
       devices=options['devices'],
       port=port,
       indices=[index],
     )
-  found = refused(processes)
-  assert 'process 1' in found
-  assert message in found
+  errors = together.finish_with(2, processes)
+  assert all('error:' in err for err in errors), errors
+  assert 'process 1' in errors[0]
+  assert message in errors[0]
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(('index', 'host'), [(1, '127.0.0.1'), (0, '0.0.0.0')])
 def test_a_process_that_stays_alone_is_refused(
   recipe, tmp_path, index, host, monkeypatch
 ):
   monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
   address = f'{host}:{together.free_port()}'
-  command = together.main(recipe, tmp_path / 'run', address, index, 2)
-  process = commands.start(*command, '--start_timeout', 5)
-  [(code, _, err)] = together.finish([process])
-  assert code == 2, err
+  run = together.arguments(recipe, tmp_path / 'run', address, index, 2)
+  process = commands.start(*commands.MAIN, *run, '--start_timeout', 5)
+  [err] = together.finish_with(2, [process])
   assert 'did not find each other within 5 s' in err
   assert '--process_count = 2' in err
   assert f'--coordinator = {host}' in err
@@ -206,28 +219,12 @@ def test_a_process_that_stays_alone_is_refused(
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.slow
-def test_an_unreadable_image_ends_all(tmp_path):
-  write_photos(tmp_path / 'photos', seed=0)
-  broken = tmp_path / 'photos' / 'train' / 'dark' / '3.png'
-  broken.write_bytes(b'broken')
-  recipe = commands.write_recipe(
-    tmp_path,
-    num_steps=10,
-    data__source='folder',
-    data__mean='none',
-    data__path=str(tmp_path / 'photos'),
-  )
-  message = refused(together.start(recipe, tmp_path / 'run', 2))
-  assert '3.png' in message
-
-
-@pytest.mark.slow
+@slow
 def test_a_dry_run(recipe, tmp_path):
   workdir = tmp_path / 'run'
-  ended = together.finish(together.start(recipe, workdir, 2, '--dry_run'))
-  assert [code for code, _, _ in ended] == [0, 0], ended
-  assert 'the dry run went through' in ended[0][2]
+  processes = together.start(recipe, workdir, 2, '--dry_run')
+  errors = together.finish_with(0, processes)
+  assert 'the dry run went through' in errors[0]
   assert not workdir.exists()
 
 
@@ -254,20 +251,17 @@ print(sorted((k, v.dtype.name, v.shape, v.tobytes().hex())
 
 
 def test_process_0_gives_its_arrays_bit_for_bit():
-  port = together.free_port()
-  python = commands.MAIN[0]
-  ended = together.finish(
-    [commands.start(python, '-c', BROADCAST, i, port) for i in range(2)]
-  )
-  assert [code for code, _, _ in ended] == [0, 0], ended
-  here, there = (err.strip().splitlines()[-1] for _, _, err in ended)
+  port, program = together.free_port(), [commands.MAIN[0], '-c', BROADCAST]
+  processes = [commands.start(*program, index, port) for index in range(2)]
+  errors = together.finish_with(0, processes)
+  here, there = (err.strip().splitlines()[-1] for err in errors)
   assert here == there
   assert "('b', 'int32', (), '07000000')" in here
   assert '00000080' in here  # -0.0
   assert '2301c07f' in here
 
 
-@pytest.mark.slow
+@slow
 def test_a_signal_to_another_process_comes_too_late_for_a_run_that_is_done(
   tmp_path,
 ):
@@ -281,3 +275,69 @@ def test_a_signal_to_another_process_comes_too_late_for_a_run_that_is_done(
   processes[1].send_signal(signal.SIGTERM)
   assert together.result(together.finish(processes))['step'] == 4
   assert (tmp_path / 'run' / 'report' / 'index.html').exists()
+
+
+@slow
+def test_a_folder_that_becomes_read_only(small_disk):
+  """All end with 2; process 0 says why, and the others that it did."""
+  recipe = commands.write_recipe(small_disk, num_steps=600)
+  workdir = small_disk / 'run'
+  processes = together.start(recipe, workdir, 2)
+  together.wait_for_row(processes, workdir, 50)
+  folder = workdir / 'checkpoints'
+  with mounts.mounted(folder, '--bind', folder):
+    mounts.remount(folder, 'ro,bind')
+    errors = together.finish_with(2, processes)
+    good = commands.contents(folder)
+    for err in errors:
+      assert 'cannot save a checkpoint' in err
+      assert 'Read-only file system' in err
+    assert 'process 0 ended' in errors[1]
+    errors = together.finish_with(2, together.start(recipe, workdir, 2))
+    assert 'Read-only file system' in errors[0]
+    assert commands.contents(folder) == good
+  resumed = together.train(recipe, workdir, 2)
+  unbroken = together.train(recipe, small_disk / 'unbroken', 2)
+  assert resumed['state_digest'] == unbroken['state_digest']
+
+
+@slow
+def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path):
+  recipe, workdir = commands.write_recipe(tmp_path), tmp_path / 'run'
+  together.train(recipe, workdir, 2, '--config.num_steps=30')
+  folder = workdir / 'checkpoints'
+  good = commands.contents(folder / '20')
+  for path in commands.contents(folder / '30' / 'state'):
+    path.write_bytes(path.read_bytes()[:-7])
+  # Read, but not removed by a later save.
+  processes = together.start(recipe, workdir, 2, '--config.checkpoint.keep=9')
+  errors = together.finish_with(0, processes)
+  assert 'goes on from checkpoint 20' in errors[0]
+  assert 'checkpoint 30 is damaged' in errors[0]
+  assert (workdir / 'damaged' / '30').is_dir()
+  assert commands.contents(folder / '20') == good
+  together.train(recipe, tmp_path / 'unbroken', 2)
+  fields = ('params', 'batch_stats', 'opt_state')
+  assert together.difference(workdir, tmp_path / 'unbroken', *fields) == 0
+
+
+# Bound to one core each, as mpirun does by itself, the processes would be slow,
+# and XLA divide sums in another way than with two.
+MPIRUN = ('mpirun', '-n', 2, '--bind-to', 'none', '--allow-run-as-root')
+
+
+@slow
+@pytest.mark.skipif(
+  shutil.which('mpirun') is None, reason='no mpirun: openmpi-bin has it'
+)
+def test_mpirun_trains_what_the_flags_do(tmp_path):
+  recipe = commands.write_recipe(tmp_path, num_steps=12)
+  ended = commands.run(
+    *(*MPIRUN, '--oversubscribe', *commands.MAIN, '--json'),
+    *('--config', recipe, '--workdir', tmp_path / 'mpi'),
+    env=fake_devices(1),
+  )
+  result = together.result([ended])
+  assert '2 processes, 2 devices' in ended[2]
+  flags = together.train(recipe, tmp_path / 'flags', 2)
+  assert result['state_digest'] == flags['state_digest']

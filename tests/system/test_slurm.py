@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from alexnet_jax.training import writers
 from tests.flags import fake_devices
 from tests.system import commands
 from tests.system import slurm
+from tests.system import together
 
 pytestmark = pytest.mark.slow
 
@@ -69,9 +69,7 @@ class Job:
 
   def wait_for_step(self, step) -> None:
     end = time.monotonic() + 120
-    while not (rows := writers.read_rows(self.workdir)) or (
-      rows[-1]['step'] < step
-    ):
+    while together.last_step(self.workdir) < step:
       assert time.monotonic() < end, self.out()
       time.sleep(0.02)
 

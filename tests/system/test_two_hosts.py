@@ -15,12 +15,22 @@ pytestmark = pytest.mark.slow
 PORT = 12321  # of the coordinator: nobody else is in the namespaces
 BOUND = 150  # seconds until both hosts know that the wire is cut
 RECIPE = {'num_steps': 400, 'save_every_steps': 7, 'log_every_steps': 3}
+NO_PROXIES = dict.fromkeys(('grpc_proxy', 'http_proxy'), 'http://127.0.0.1:9')
+# Runs a command on this machine under a name that has no address.
+NAMELESS = ('unshare', '--uts', 'sh', '-c')
+NAMELESS += ('hostname nowhere.invalid && exec "$@"', 'sh')
 
 
 @pytest.fixture
 def hosts():
   with namespaces.two_hosts() as two:
     yield two
+
+
+@pytest.fixture
+def nameless():
+  programs = ('unshare', 'hostname')
+  namespaces.skip_unless_possible(programs, 'util-linux', '--uts')
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +49,8 @@ def start(hosts, recipe, workdir):
   address = f'{hosts[0].name}:{PORT}'
   return [
     host.start(
-      *together.main(recipe, workdir, address, index, len(hosts)),
+      *commands.MAIN,
+      *together.arguments(recipe, workdir, address, index, len(hosts)),
       env=fake_devices(1),
     )
     for index, host in enumerate(hosts)
@@ -47,12 +58,11 @@ def start(hosts, recipe, workdir):
 
 
 def test_a_short_cut_changes_nothing(hosts, recipe, unbroken, tmp_path):
-  workdir = tmp_path / 'run'
-  processes = start(hosts, recipe, workdir)
-  together.wait_for_row(processes, workdir, 40)
-  hosts[1].unplug()
+  processes = start(hosts, recipe, tmp_path / 'run')
+  together.wait_for_row(processes, tmp_path / 'run', 40)
+  hosts[1].set_wire('down')
   time.sleep(together.HEARTBEAT / 4)
-  hosts[1].plug()
+  hosts[1].set_wire('up')
   result = together.result(together.finish(processes))
   assert result['state_digest'] == unbroken['state_digest']
 
@@ -63,12 +73,12 @@ def test_a_cut_wire_ends_both_and_mended_they_go_on(
   workdir = tmp_path / 'run'
   processes = start(hosts, recipe, workdir)
   together.wait_for_row(processes, workdir, 40)
-  hosts[0].unplug()
+  hosts[0].set_wire('down')
   cut = time.monotonic()
   for code, _, err in together.finish(processes):
     together.assert_lost(code, err)
   assert time.monotonic() - cut < BOUND
-  hosts[0].plug()
+  hosts[0].set_wire('up')
   ended = together.finish(start(hosts, recipe, workdir))
   result = together.result(ended)
   errors = ended[0][2]
@@ -79,43 +89,31 @@ def test_a_cut_wire_ends_both_and_mended_they_go_on(
 
 
 def test_processes_of_one_machine_need_neither_its_proxies_nor_its_name(
-  recipe, tmp_path
+  nameless, recipe, tmp_path
 ):
-  namespaces.skip_unless_possible(
-    ('unshare', 'hostname'), 'util-linux', '--uts'
-  )
-  launcher = (sys.executable, 'launch/local.py', '--processes', 2)
-  shell = ('unshare', '--uts', 'sh', '-c', 'hostname nowhere.invalid && "$@"')
   code, _, err = commands.run(
-    *(*shell, 'sh', *launcher, '--devices_per_process', 1, '--'),
+    *(*NAMELESS, sys.executable, 'launch/local.py', '--processes', 2),
+    *('--devices_per_process', 1, '--', '--start_timeout', 60),
     *('--config', recipe, '--workdir', tmp_path / 'run'),
-    *('--config.num_steps=2', '--start_timeout', 60),
-    env=dict.fromkeys(('grpc_proxy', 'http_proxy'), 'http://127.0.0.1:9'),
+    '--config.num_steps=2',
+    env=NO_PROXIES,
   )
   assert code == 0, err
   assert '2 processes, 2 devices' in err
   assert 'proxy' not in err
 
 
-def test_a_machine_whose_name_has_no_address_is_named(recipe, tmp_path):
-  namespaces.skip_unless_possible(
-    ('unshare', 'hostname'), 'util-linux', '--uts'
-  )
-  port = together.free_port()
+def test_a_machine_whose_name_has_no_address_is_named(
+  nameless, recipe, tmp_path
+):
+  address = f'0.0.0.0:{together.free_port()}'
   processes = [
     commands.start(
-      *(
-        'unshare',
-        '--uts',
-        'sh',
-        '-c',
-        'hostname nowhere.invalid && exec "$@"',
-      ),
-      *('sh', *together.main(recipe, tmp_path, f'0.0.0.0:{port}', index, 2)),
+      *(*NAMELESS, *commands.MAIN),
+      *together.arguments(recipe, tmp_path, address, index, 2),
       env=fake_devices(1),
     )
     for index in range(2)
   ]
-  for code, _, err in together.finish(processes):
-    assert code == 2, err
+  for err in together.finish_with(2, processes):
     assert 'cannot find this machine, nowhere.invalid' in err

@@ -20,9 +20,21 @@ from tests.flags import fake_devices
 from tests.system import commands
 
 HEARTBEAT = 10  # seconds of silence after which a process is lost
+# Batch norm adds statistics to the state, dropout draws masks; epochs end in
+# the middle of a batch; saves and evaluations fall on different steps.
+RECIPE = {
+  'num_steps': 40,
+  'data__synthetic_examples': 100,
+  'save_every_steps': 7,
+  'eval_every_steps': 10,
+  'log_every_steps': 3,
+  'schedule__threshold': 10.0,
+  'schedule__patience': 2,
+  'schedule__factor': 0.5,
+  'model__norm': 'batch',
+}
 # Scalars that depend on the clock: all others repeat exactly when a run does.
 TIMING_KEYS = ('images_per_second', 'data_wait_fraction')
-
 
 _WORKER = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0')[2:])
 _ports = itertools.count(20_000 + 2_000 * _WORKER)
@@ -36,12 +48,11 @@ def free_port() -> int:
       return port
 
 
-def main(recipe, workdir, address, index, count) -> list:
-  """Returns the command of one process."""
-  command = [*commands.MAIN, '--config', recipe, '--workdir', workdir, '--json']
-  command += ['--coordinator', address, '--process_index', index]
-  command += ['--process_count', count, '--heartbeat_timeout', HEARTBEAT]
-  return command
+def arguments(recipe, workdir, address, index, count) -> list:
+  """Returns the arguments of one process."""
+  run = ['--config', recipe, '--workdir', workdir, '--json']
+  run += ['--coordinator', address, '--process_index', index]
+  return [*run, '--process_count', count, '--heartbeat_timeout', HEARTBEAT]
 
 
 def start(
@@ -51,7 +62,7 @@ def start(
   address = f'127.0.0.1:{port or free_port()}'
   return [
     commands.start(
-      *main(recipe, workdir, address, index, count),
+      *(*commands.MAIN, *arguments(recipe, workdir, address, index, count)),
       *overrides,
       env=fake_devices(devices),
     )
@@ -59,24 +70,36 @@ def start(
   ]
 
 
+def last_step(workdir) -> int:
+  """Returns the step that the history has reached."""
+  rows = writers.read_rows(workdir)
+  return rows[-1]['step'] if rows else 0
+
+
 def wait_for_row(processes, workdir, step) -> None:
   """Waits until the history reaches a step."""
-  while not (rows := writers.read_rows(workdir)) or rows[-1]['step'] < step:
+  while last_step(workdir) < step:
     codes = [process.poll() for process in processes]
     assert codes == [None] * len(processes), finish(processes)
     time.sleep(0.01)
 
 
-def finish(processes, timeout=180) -> list[tuple[int, str, str]]:
+def finish(processes) -> list[tuple[int, str, str]]:
   """(exit code, standard output, errors) of each, when all have ended."""
   with contextlib.ExitStack() as stack:
     for process in processes:
       stack.callback(process.kill)  # if another one does not end in time
-    outputs = [process.communicate(timeout=timeout) for process in processes]
-  return [
-    (process.returncode, *output)
-    for process, output in zip(processes, outputs, strict=True)
-  ]
+    outputs = [process.communicate(timeout=180) for process in processes]
+  codes = [process.returncode for process in processes]
+  return [(code, *output) for code, output in zip(codes, outputs, strict=True)]
+
+
+def finish_with(code, processes) -> list[str]:
+  """Returns the errors of each when all have ended with a code."""
+  ended = finish(processes)
+  assert [one for one, _, _ in ended] == [code] * len(ended), ended
+  assert all('Traceback' not in err for _, _, err in ended), ended
+  return [err for _, _, err in ended]
 
 
 def train(recipe, workdir, count, *overrides, **options) -> dict:
@@ -110,12 +133,6 @@ def timeless(workdir: pathlib.Path) -> list[dict]:
   ]
 
 
-def leaves(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns the arrays of the final checkpoint, by name."""
-  state = checkpoint.open_run(workdir).state
-  return leaf_names(saved_tree(state))
-
-
 def difference(workdir: pathlib.Path, other: pathlib.Path, *fields) -> float:
   """Returns the largest difference, relative to a leaf's largest value.
 
@@ -124,7 +141,10 @@ def difference(workdir: pathlib.Path, other: pathlib.Path, *fields) -> float:
     other: of another one.
     *fields: of the state: params, batch_stats, opt_state.
   """
-  ours, theirs = leaves(workdir), leaves(other)
+  ours, theirs = (
+    leaf_names(saved_tree(checkpoint.open_run(folder).state))
+    for folder in (workdir, other)
+  )
   assert ours.keys() == theirs.keys()
   return max(
     float(np.max(np.abs(ours[name] - theirs[name])))
@@ -141,9 +161,7 @@ def assert_same_run(workdir: pathlib.Path, other: pathlib.Path) -> None:
   every update passes the rounding on. Where one makes a ReLU or a max-pool
   switch, a gradient jumps: velocities differ more than parameters.
   """
-  rows, others = timeless(workdir), timeless(other)
-  assert len(rows) == len(others)
-  for row, wanted in zip(rows, others, strict=True):
+  for row, wanted in zip(timeless(workdir), timeless(other), strict=True):
     assert row.keys() == wanted.keys()
     for name, value in row.items():
       np.testing.assert_allclose(value, wanted[name], rtol=1e-3, atol=1e-5)

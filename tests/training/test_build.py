@@ -29,14 +29,14 @@ def find(config, folder, **options):
 
 def squares_of(config):
   loader = build.make_loader(config, 'train')
-  return np.stack(
-    [loader.square(i)[0] for i in range(loader.source.num_examples)]
-  )
+  examples = range(loader.source.num_examples)
+  return np.stack([loader.square(index)[0] for index in examples])
 
 
-def shift_of(squares):
+def assert_lighting(found, squares):
   covariance = np.cov(squares.reshape(-1, 3).T, bias=True)
-  return augment.lighting_matrix(covariance, 0.1, 'eigenvalue')
+  expected = augment.lighting_matrix(covariance, 0.1, 'eigenvalue')
+  np.testing.assert_allclose(found, expected, 1e-4, 1e-9)
 
 
 @pytest.fixture
@@ -48,22 +48,19 @@ def no_pass(monkeypatch):
 def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   config = make_config(tmp_path)
   first = find(config, tmp_path).mean
-  squares = squares_of(config)
-  np.testing.assert_allclose(first, squares.mean((0, 1, 2)), rtol=1e-6)
+  expected = squares_of(config).mean((0, 1, 2))
+  np.testing.assert_allclose(first, expected, rtol=1e-6)
   assert first.dtype == np.float32
   with monkeypatch.context() as patch:
     patch.setattr(pixel_statistics, 'compute', None)
     np.testing.assert_array_equal(find(config, tmp_path).mean, first)
   np.testing.assert_array_equal(build.stored_mean(config, tmp_path), first)
+  (tmp_path / pixel_statistics.MEAN_FILE).write_bytes(b'')  # damaged
+  with pytest.raises(UserError, match=r'pixel_mean\.npz'):
+    build.stored_mean(config, tmp_path)
+  np.testing.assert_array_equal(find(config, tmp_path).mean, first)
   config.data.synthetic_examples = 48  # other data
   assert (find(config, tmp_path).mean != first).any()
-
-
-def test_the_mean_image_loses_its_border(tmp_path):
-  config = make_config(tmp_path, data__mean='image')
-  mean = find(config, tmp_path).mean
-  whole = squares_of(config).mean(0)
-  np.testing.assert_allclose(mean, whole[2:-2, 2:-2], rtol=1e-6)
 
 
 def start_other(tmp_path, **changes):
@@ -78,20 +75,15 @@ def start_other(tmp_path, **changes):
 
 @pytest.fixture
 def other(tmp_path):
-  """(folder, mean image of 28 x 28) of a run with other data."""
+  """(folder, mean image of 24 x 24) of a run with other data."""
   folder, config = start_other(tmp_path, data__mean='image')
-  return folder, squares_of(config).mean(0)
+  return folder, squares_of(config).mean(0)[2:-2, 2:-2]
 
 
 def mean_of(folder, tmp_path, **changes):
   """The config of a run that takes the mean image of `folder`."""
-  return make_config(
-    tmp_path,
-    data__mean='image',
-    init__workdir=str(folder),
-    init__mean_image=True,
-    **changes,
-  )
+  changes |= {'data__mean': 'image', 'init__mean_image': True}
+  return make_config(tmp_path, init__workdir=str(folder), **changes)
 
 
 @pytest.mark.parametrize('pca_lighting', [0.0, 0.1])
@@ -106,18 +98,13 @@ def test_the_mean_image_of_the_run_whose_weights_are_taken(
   if not pca_lighting:
     no_pass()
   found = find(config, tmp_path)
-  np.testing.assert_allclose(found.mean, image[2:-2, 2:-2], rtol=1e-6)
+  np.testing.assert_allclose(found.mean, image, rtol=1e-6)
   assert (found.mean != own).any()
   if pca_lighting:  # of the data here
-    squares = squares_of(config)
-    np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
-  # From then on the other run may be gone.
-  shutil.rmtree(folder)
-  for mean in (
-    find(config, tmp_path).mean,
-    build.stored_mean(config, tmp_path),
-  ):
-    np.testing.assert_array_equal(mean, found.mean)
+    assert_lighting(found.lighting, squares_of(config))
+  shutil.rmtree(folder)  # from now on it is not needed
+  again = find(config, tmp_path).mean, build.stored_mean(config, tmp_path)
+  np.testing.assert_array_equal(again, [found.mean] * 2)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +126,9 @@ def test_a_run_without_such_a_mean_image_gives_none(changes, problem, tmp_path):
 
 
 def test_a_mean_image_that_is_lost_is_missed(other, tmp_path):
-  folder, _ = other
-  (folder / pixel_statistics.MEAN_FILE).unlink()
+  (other[0] / pixel_statistics.MEAN_FILE).unlink()
   with pytest.raises(UserError, match=r'other/pixel_mean.npz with the mean'):
-    find(mean_of(folder, tmp_path), tmp_path)
+    find(mean_of(other[0], tmp_path), tmp_path)
 
 
 def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
@@ -154,16 +140,15 @@ def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(pixel_statistics, 'compute', None)
     found = find(config, tmp_path)
-  for mean in (found.mean, build.stored_mean(config, tmp_path)):
-    np.testing.assert_array_equal(mean, levels)
+  means = found.mean, build.stored_mean(config, tmp_path)
+  np.testing.assert_array_equal(means, [levels] * 2)
   assert found.lighting is None
   assert not list(tmp_path.glob('*.npz'))
   # The colors still come from the data.
   config.data.pca_lighting = 0.1
   found = find(config, tmp_path)
   np.testing.assert_array_equal(found.mean, levels)
-  expected = shift_of(squares_of(config))
-  np.testing.assert_allclose(found.lighting, expected, 1e-4, 1e-9)
+  assert_lighting(found.lighting, squares_of(config))
 
 
 def test_a_part_of_the_mean_is_not_kept(tmp_path):
@@ -186,8 +171,7 @@ def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
   with pytest.raises(UserError, match=r'the covariance .* is missing'):
     build.stored_lighting(config, tmp_path)
   found = find(config, tmp_path)
-  expected = shift_of(squares_of(config))
-  np.testing.assert_allclose(found.lighting, expected, 1e-4, 1e-9)
+  assert_lighting(found.lighting, squares_of(config))
   np.testing.assert_array_equal(found.mean, mean)
   assert build.stored_lighting(config, tmp_path) is not None
 
@@ -200,42 +184,42 @@ def test_a_raw_set_brings_its_size_mean_and_colors(other, tmp_path, no_pass):
   with pytest.raises(UserError, match=r'--size 32.*resize_size=28'):
     build.make_loader(config, 'train')
   config = make_config(tmp_path, data__pca_lighting=0.1, **options)
-  loader = build.make_loader(config, 'train')
-  squares = np.concatenate(loader.source.shards)
+  squares = squares_of(config)
   no_pass()
   found = find(config, tmp_path)
   np.testing.assert_allclose(found.mean, squares.mean((0, 1, 2)), rtol=1e-6)
-  np.testing.assert_allclose(found.lighting, shift_of(squares), 1e-4, 1e-9)
-  np.testing.assert_array_equal(
-    build.stored_lighting(config, tmp_path), found.lighting
-  )
+  assert_lighting(found.lighting, squares)
+  lighting = build.stored_lighting(config, tmp_path)
+  np.testing.assert_array_equal(lighting, found.lighting)
   # Nor where the mean is that of another run.
   config.init.workdir, config.init.mean_image = str(other[0]), True
   config.data.mean = 'image'
   again = find(config, tmp_path)
-  np.testing.assert_allclose(again.mean, other[1][2:-2, 2:-2], rtol=1e-6)
+  np.testing.assert_allclose(again.mean, other[1], rtol=1e-6)
   np.testing.assert_array_equal(again.lighting, found.lighting)
 
 
-def test_data_and_network_that_do_not_fit_are_refused(tmp_path):
-  config = make_config(tmp_path, global_batch_size=96)
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({}, ''),
+    ({'global_batch_size': 100}, 'is 100, but there are 96 training'),
+    ({'model__num_classes': 5}, 'num_classes is 5, but the data has 4'),
+    ({'data__synthetic_classes': 1}, 'has one class'),
+  ],
+)
+def test_data_that_do_not_fit_are_refused(tmp_path, changes, message):
+  config = make_config(tmp_path, **{'global_batch_size': 96, **changes})
+  splits = [build.make_source(config, s) for s in ('train', 'validation')]
+  if not message:
+    build.check_examples(config, *splits)
+    return
+  with pytest.raises(UserError, match=message):
+    build.check_examples(config, *splits)
 
-  def check():
-    splits = ('train', 'validation')
-    sources = [build.make_source(config, split) for split in splits]
-    build.check_examples(config, *sources)
 
-  check()
-  config.global_batch_size = 100
-  with pytest.raises(UserError, match='is 100, but there are 96 training'):
-    check()
-  config.model.num_classes = 5
-  with pytest.raises(UserError, match='num_classes is 5, but the data has 4'):
-    check()
-  config.model.num_classes, config.data.synthetic_classes = 0, 1
-  with pytest.raises(UserError, match='has one class'):
-    check()
-  config.data.crop_size = 5
+def test_a_network_that_cannot_be_made_is_refused(tmp_path):
+  config = make_config(tmp_path, data__crop_size=5)
   with pytest.raises(UserError, match='less than the pooling window'):
     build.make_state(config, build.make_model(config, 4))
 
@@ -254,10 +238,8 @@ def test_durations_in_epochs_become_steps(tmp_path):
   durations = schedule.resolve_durations(config, 100)
   assert durations.steps_per_epoch == 12.5
   assert durations.num_steps == 38  # 37.5
-  assert durations.eval_every == 6.25
-  assert durations.save_every == 0
-  assert durations.warmup_steps == 12
-  assert durations.drop_steps == (19, 25)
+  assert (durations.eval_every, durations.save_every) == (6.25, 0)
+  assert (durations.warmup_steps, durations.drop_steps) == (12, (19, 25))
 
 
 @pytest.mark.parametrize(
@@ -281,8 +263,7 @@ def test_the_learning_rate_grows_with_the_batch(
   )
   assert build.learning_rate(config) == pytest.approx(lr, rel=1e-12)
   state = build.make_state(config, build.make_model(config, 4))
-  held = state.opt_state.hyperparams['learning_rate']
-  assert held == pytest.approx(lr)
+  assert state.opt_state.hyperparams['learning_rate'] == pytest.approx(lr)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ ALONE = {
 }
 
 
-def identity(found):
-  return found.source, found.index, found.count
+def assert_found(found, source, index, count, **options):
+  assert (found.source, found.index, found.count) == (source, index, count)
+  assert {**found.options, **options} == found.options
 
 
 @pytest.mark.parametrize(
@@ -51,29 +52,31 @@ def test_a_process_of_its_own(environ, flags):
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '10.0.0.1'])
 def test_flags_come_first(host):
+  address = f'{host}:1234'
   found = distributed.detect(
-    SLURM, coordinator=f'{host}:1234', process_index=0, process_count=2
+    SLURM, coordinator=address, process_index=0, process_count=2
   )
-  assert identity(found) == ('flags', 0, 2)
-  options = {
-    'coordinator_address': f'{host}:1234',
-    'process_id': 0,
-    'num_processes': 2,
-    'local_device_ids': [],
-    'cluster_detection_method': 'deactivate',
-  }
-  if host == '127.0.0.1':  # a run of one machine is not heard outside
-    options['coordinator_bind_address'] = '127.0.0.1:1234'
-  assert found.options == options
+  assert_found(
+    found,
+    *('flags', 0, 2),
+    coordinator_address=address,
+    process_id=0,
+    num_processes=2,
+    local_device_ids=[],
+    cluster_detection_method='deactivate',
+  )
+  # A run of one machine is not heard outside.
+  bind = found.options.get('coordinator_bind_address')
+  assert bind == (address if host == '127.0.0.1' else None)
 
 
 def test_variables():
   found = distributed.detect({**SLURM, **KUBERNETES})
-  assert identity(found) == ('Kubernetes Indexed Job', 2, 3)
-  assert found.options['coordinator_address'] == 'alexnet-0.alexnet:1234'
+  address = KUBERNETES['JAX_COORDINATOR_ADDRESS']
+  name = 'Kubernetes Indexed Job'
+  assert_found(found, name, 2, 3, coordinator_address=address)
   found = distributed.detect({**KUBERNETES, 'JAX_PROCESS_ID': '0'})
-  assert identity(found) == ('environment', 0, 3)
-  assert found.variables['JAX_NUM_PROCESSES'] == '3'
+  assert_found(found, 'environment', 0, 3)
 
 
 ALL_DEVICES = {'local_device_ids': []}
@@ -92,24 +95,20 @@ ALL_DEVICES = {'local_device_ids': []}
     ),
     ({'SLURM_STEP_TASKS_PER_NODE': '2', 'CUDA_VISIBLE_DEVICES': '0,1'}, {}),
     (
-      {
-        'SLURM_STEP_TASKS_PER_NODE': '4',
-        'CUDA_VISIBLE_DEVICES': '0,1',
-        'SLURM_GPUS_PER_TASK': '2',
-      },
+      {'SLURM_STEP_TASKS_PER_NODE': '4', 'SLURM_GPUS_PER_TASK': '2'},
       ALL_DEVICES,
     ),
   ],
 )
 def test_slurm(changes, ids):
   found = distributed.detect({**SLURM, **changes})
-  assert identity(found) == ('SLURM', 2, 4)
+  assert_found(found, 'SLURM', 2, 4)
   assert found.options == {'cluster_detection_method': 'slurm', **ids}
 
 
 def test_open_mpi():
   found = distributed.detect(OPEN_MPI)
-  assert identity(found) == ('Open MPI', 1, 2)
+  assert_found(found, 'Open MPI', 1, 2)
   assert found.options == {'cluster_detection_method': 'ompi'}
 
 
@@ -153,11 +152,11 @@ def test_alone_where_several_were_expected(environ, names):
     (('host:port', 0, 2), 'not HOST:PORT'),
     (('host:1', 2, 2), 'is 2; it must be from 0 to 1'),
     (('host:1', -1, 2), 'is -1; it must be from 0'),
+    ((None, None, None), "JAX_NUM_PROCESSES is 'two'"),
   ],
 )
-def test_flags_that_do_not_fit(flags, message):
+def test_what_does_not_fit(flags, message):
   names = ('coordinator', 'process_index', 'process_count')
+  flags = dict(zip(names, flags, strict=True))
   with pytest.raises(UserError, match=message):
-    distributed.detect({}, **dict(zip(names, flags, strict=True)))
-  with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
-    distributed.detect({'JAX_NUM_PROCESSES': 'two'})
+    distributed.detect({'JAX_NUM_PROCESSES': 'two'}, **flags)

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.progress import TrainLog
@@ -63,15 +62,6 @@ def test_a_resumed_interval_counts_the_steps_before():
   assert means['train/loss'] == pytest.approx((2 + 4 + 4 / 3) / 12)
   assert losses == [2 / 4, 4 / 4, 0.3333333]
   assert (again.train_sums, again.step_losses) == ({}, [])
-
-
-def test_a_lost_loss_is_noticed_before_the_state_can_be_saved():
-  log = TrainLog(Progress(PlateauState(0.1)), 5)
-  log.saved_step = 4
-  log.add(6, sums(6, []))
-  log.add(7, sums(7, [], loss=float('nan')))
-  with pytest.raises(NonFiniteLossError, match='between steps 6 and 7'):
-    log.flush()
 
 
 def test_evaluations_are_judged_by_the_monitors_of_the_config():

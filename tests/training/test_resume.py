@@ -1,5 +1,6 @@
 """A run refuses to go on where its numbers would change."""
 
+import contextlib
 import json
 import re
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import validation
 from alexnet_jax.config import KEYS
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
@@ -19,56 +19,48 @@ from alexnet_jax.training import resume
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.schedule import PlateauState
-from tests.system import commands
 
 
-def check(monkeypatch, before, devices, *overrides):
-  """`before` microbatches in the checkpoint; None: there is no checkpoint."""
-  monkeypatch.chdir(commands.ROOT)
-  config = validation.load_config(
-    ['--config=configs/quickstart.py', *overrides]
-  )
+def expected(message):
+  """The context of a refusal with a message; '': of none."""
+  if message:
+    return pytest.raises(UserError, match=message)
+  return contextlib.nullcontext()
+
+
+def make_run(config, **fields):
+  return SavedRun(config, {}, Progress(PlateauState(0.1)), {}, **fields)
+
+
+NORM, NORM_HIDDEN = {'norm': 'batch'}, {'norm_hidden': (1,)}
+
+
+# Without a checkpoint (before is None) there is nothing to compare with.
+@pytest.mark.parametrize(
+  ('before', 'devices', 'model', 'batch', 'size', 'message'),
+  [
+    (4, 1, NORM, 64, 16, ''),
+    (4, 2, NORM, 64, 16, r'microbatch_size=8$'),
+    (4, 2, NORM_HIDDEN, 64, 16, r'microbatch_size=8$'),
+    (4, 2, NORM, 64, 8, ''),
+    (4, 1, NORM, 64, 0, r'microbatch_size=16$'),
+    (None, 2, NORM, 64, 16, ''),
+    (4, 2, {}, 64, 16, ''),
+    (8, 4, NORM, 12, 0, '8 microbatches are not possible on 4'),
+    # No divisor is near the size.
+    (None, 1, {}, 60, 16, ''),
+    (None, 1, {}, 53, 16, 'only into 53 microbatches of 1'),
+  ],
+)
+def test_other_microbatches_are_other_statistics(
+  before, devices, model, batch, size, message
+):
+  config = make_config()
+  config.update(model=model, global_batch_size=batch, microbatch_size=size)
   mesh = Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
-  saved = before and SavedRun(
-    config=config,
-    data={},
-    progress=Progress(PlateauState(0.1)),
-    iterator={},
-    num_microbatches=before,
-  )
-  resume.check_microbatches(config, mesh, saved)
-
-
-NORMS = ('--config.model.norm=batch', '--config.model.norm_hidden=(1,)')
-
-
-@pytest.mark.parametrize('norm', NORMS)
-def test_other_microbatches_are_other_statistics(monkeypatch, norm):
-  size = '--config.microbatch_size=16'
-  check(monkeypatch, 4, 1, norm, size)
-  with pytest.raises(UserError, match=r'microbatch_size=8$'):
-    check(monkeypatch, 4, 2, norm, size)
-  check(monkeypatch, 4, 2, norm, '--config.microbatch_size=8')
-  with pytest.raises(UserError, match=r'microbatch_size=16$'):
-    check(monkeypatch, 4, 1, norm)
-  check(monkeypatch, None, 2, norm, size)
-
-
-def test_without_batch_norm_microbatches_are_free(monkeypatch):
-  assert check(monkeypatch, 4, 2, '--config.microbatch_size=16') is None
-
-
-def test_microbatches_that_are_not_possible(monkeypatch):
-  batch = '--config.global_batch_size=12'
-  with pytest.raises(UserError, match='8 microbatches are not possible on 4'):
-    check(monkeypatch, 8, 4, NORMS[0], batch)
-
-
-def test_a_batch_that_has_no_divisor_near_the_size_is_refused(monkeypatch):
-  size = '--config.microbatch_size=16'
-  check(monkeypatch, None, 1, '--config.global_batch_size=60', size)
-  with pytest.raises(UserError, match='only into 53 microbatches of 1'):
-    check(monkeypatch, None, 1, '--config.global_batch_size=53', size)
+  saved = before and make_run(config, num_microbatches=before)
+  with expected(message):
+    resume.check_microbatches(config, mesh, saved)
 
 
 def test_data_that_has_changed_is_named(tmp_path):
@@ -81,15 +73,8 @@ def test_data_that_has_changed_is_named(tmp_path):
 
 
 def test_what_is_different_is_said_where_a_run_goes_on():
-  before = make_config()
-  saved = SavedRun(
-    config=before,
-    data={},
-    progress=Progress(PlateauState(0.01)),
-    iterator={},
-    devices=jax.device_count(),
-  )
-  after = make_config()
+  before, after = make_config(), make_config()
+  saved = make_run(before, devices=jax.device_count())
   after.num_epochs = 5.0
   mesh, alone = parallel.make_mesh(), distributed.current()
   same = resume.describe(saved, before, 7, mesh, alone)
@@ -124,10 +109,8 @@ def test_every_key_but_the_free_ones_is_refused(tmp_path, name):
         home[key] = value + 'x'
       case value:
         home[key] = (*(value or ()), 'x')
-  if name in FREE:
-    resume.check_config(config, tmp_path, stored)
-    return
-  with pytest.raises(UserError, match=rf'\n  config\.{re.escape(name)}: '):
+  message = rf'\n  config\.{re.escape(name)}: '
+  with expected('' if name in FREE else message):
     resume.check_config(config, tmp_path, stored)
 
 
@@ -177,8 +160,5 @@ def test_a_history_whose_checkpoints_are_gone_stays(
   config.update(eval_every_steps=4, eval_every_epochs=0.0)
   config_lib.write_config(config, tmp_path)
   config.save_every_steps = 1  # from now on
-  if not refused:
-    resume.check_history(tmp_path, config, 100, has_folder)
-    return
-  with pytest.raises(UserError, match='has the history of a run up to step'):
+  with expected('the history of a run up to step' * refused):
     resume.check_history(tmp_path, config, 100, has_folder)

@@ -10,13 +10,11 @@ from alexnet_jax.training import metrics
 from alexnet_jax.training import writers
 
 
-def open_writer(workdir, step=0, evaluated_step=0):
-  return writers.MetricWriter(workdir, step=step, evaluated_step=evaluated_step)
-
-
-def write(workdir, *calls, **options):
+def write(workdir, *calls, step=0, evaluated_step=0):
   """Opens a writer, calls methods [(name, *arguments)] and closes it."""
-  writer = open_writer(workdir, **options)
+  writer = writers.MetricWriter(
+    workdir, step=step, evaluated_step=evaluated_step
+  )
   for name, *arguments in calls:
     getattr(writer, name)(*arguments)
   writer.close()
@@ -35,9 +33,9 @@ def read_events(workdir):
 
 
 def values_of(workdir):
-  """{tag: value} of the event files."""
+  """{(step, tag): value} of the event files."""
   events = read_events(workdir)
-  return {v.tag: v for event in events for v in event.summary.value}
+  return {(e.step, v.tag): v for e in events for v in e.summary.value}
 
 
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
@@ -76,28 +74,23 @@ def test_event_files_hold_scalars_and_histograms(tmp_path):
     ('scalars', 7, {'eval/top1': 0.25}),
     ('histogram', 7, 'params/conv1', counts, edges),
   )
-  assert {e.step for e in read_events(tmp_path) if e.summary.value} == {7}
   values = values_of(tmp_path)
-  assert values['eval/top1'].simple_value == 0.25
-  histogram = values['params/conv1'].histo
-  assert histogram.num == 100
+  assert values[7, 'eval/top1'].simple_value == 0.25
+  histogram = values[7, 'params/conv1'].histo
+  assert (histogram.num, histogram.max) == (100, 99)
   assert list(histogram.bucket) == pytest.approx([25] * 4)
-  assert histogram.max == 99
 
 
 def test_the_loss_of_every_step(tmp_path):
   """Those after the last log point come again in a longer run."""
-  writer = open_writer(tmp_path)
+  writer = writers.MetricWriter(tmp_path, step=0, evaluated_step=0)
   writer.step_losses(12, [3.0, 2.0, 1.0])
   writer.step_losses(13, [0.5], last=True)
   writer.step_losses(13, [], last=True)
   writer.close()
-  events = [
-    (event.step, value.simple_value)
-    for event in read_events(tmp_path)
-    for value in event.summary.value
-  ]
-  assert events == [(10, 3.0), (11, 2.0), (12, 1.0), (13, 0.5)]
+  values = values_of(tmp_path)
+  losses = [(step, value.simple_value) for (step, _), value in values.items()]
+  assert losses == [(10, 3.0), (11, 2.0), (12, 1.0), (13, 0.5)]
   assert len(writers.read_rows(tmp_path)) == 2
   write(tmp_path, ('step_losses', 14, [0.5, 0.25]), step=13)
   assert writers.read_rows(tmp_path) == [
@@ -106,50 +99,42 @@ def test_the_loss_of_every_step(tmp_path):
   ]
 
 
-def matrix(confusion):
-  labels, predicted = np.nonzero(confusion)
-  counts = np.asarray(confusion)[labels, predicted]
-  return metrics.confusion_matrix(
-    np.repeat(labels, counts), np.repeat(predicted, counts), len(confusion)
-  )
-
-
-def pixels_of(workdir):
-  picture = values_of(workdir)['eval/confusion_picture'].image
-  return np.asarray(
-    Image.open(io.BytesIO(picture.encoded_image_string)).convert('L')
-  )
+def write_classes(workdir, counts, names):
+  """Returns ({tag: value}, pixels of the picture) of a confusion matrix."""
+  labels, predicted = np.nonzero(counts)
+  number = counts[labels, predicted]
+  pairs = np.repeat(labels, number), np.repeat(predicted, number)
+  confusion = metrics.confusion_matrix(*pairs, len(names))
+  write(workdir, ('classes', 7, confusion, names))
+  values = {tag: value for (_, tag), value in values_of(workdir).items()}
+  picture = values['eval/confusion_picture'].image.encoded_image_string
+  return values, np.asarray(Image.open(io.BytesIO(picture)).convert('L'))
 
 
 def test_measures_of_the_classes(tmp_path):
-  confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 5, 0]])
-  write(tmp_path, ('classes', 7, matrix(confusion), ['cat', 'dog', 'owl']))
-  values = values_of(tmp_path)
-  assert values['precision/00_cat'].simple_value == pytest.approx(8 / 9)
-  assert values['recall/01_dog'].simple_value == pytest.approx(0.9)
-  assert values['f1/02_owl'].simple_value == 0
-  assert values['false_positives/01_dog'].simple_value == 7
-  assert values['true_negatives/00_cat'].simple_value == 14
-  pixels = pixels_of(tmp_path)
+  counts = np.array([[8, 2, 0], [1, 9, 0], [0, 5, 0]])
+  values, pixels = write_classes(tmp_path, counts, ['cat', 'dog', 'owl'])
+  for tag, value in {
+    'precision/00_cat': 8 / 9,
+    'recall/01_dog': 0.9,
+    'f1/02_owl': 0,
+    'false_positives/01_dog': 7,
+    'true_negatives/00_cat': 14,
+  }.items():
+    assert values[tag].simple_value == pytest.approx(value)
   size = len(pixels) // 3
-  corners = pixels[::size, ::size][:3, :3]
-  expected = 255 - np.round(255 * confusion / confusion.sum(1)[:, None])
-  np.testing.assert_array_equal(corners, expected)
+  expected = 255 - np.round(255 * counts / counts.sum(1)[:, None])
+  np.testing.assert_array_equal(pixels[::size, ::size][:3, :3], expected)
 
 
 def test_a_thousand_classes_have_small_files(tmp_path):
   rng = np.random.default_rng(0)
-  confusion = matrix(
-    rng.poisson(0.2, (1000, 1000)) + 50 * np.eye(1000, dtype=int)
-  )
+  counts = rng.poisson(0.2, (1000, 1000)) + 50 * np.eye(1000, dtype=int)
   names = [f'class {i}' for i in range(1000)]
-  write(tmp_path, ('classes', 7, confusion, names))
-  values = values_of(tmp_path)
+  values, pixels = write_classes(tmp_path, counts, names)
   assert values['eval/f1'].histo.num == 1000
-  assert values['eval/support'].histo.num == 1000
   assert not any(tag.startswith('f1/') for tag in values)
-  pixels = pixels_of(tmp_path)  # each of two by two pairs of classes
-  assert pixels.shape == (500, 500)
+  assert pixels.shape == (500, 500)  # each of two by two pairs of classes
   assert np.diagonal(pixels).max() < 225
   assert pixels.mean() > 250
   size = sum(p.stat().st_size for p in (tmp_path / 'events').iterdir())
