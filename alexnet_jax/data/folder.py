@@ -1,39 +1,28 @@
-"""Image files: folders with one subfolder per class, and lists of files."""
+"""Files of data sets: images in folders named by class, lists, and shards."""
 
 import collections
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import errno
 import logging
 import os
 import pathlib
+import stat
 from typing import NamedTuple
 
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.data.splits import digest
-from alexnet_jax.data.splits import held_out
+from alexnet_jax.data import splits
 from alexnet_jax.data.splits import normal
-from alexnet_jax.data.splits import split_of_name
-from alexnet_jax.data.splits import split_words
-from alexnet_jax.data.splits import warn_of_own_split
 from alexnet_jax.data.splits import warn_once
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
-IMAGE_SUFFIXES = (
-  '.jpg',
-  '.jpeg',
-  '.png',
-  '.gif',
-  '.webp',
-  '.bmp',
-  '.tif',
-  '.tiff',
-)
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
+IMAGE_SUFFIXES += ('.tif', '.tiff')
 _OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jxl')
 _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
 # What was listed for training, until validation takes its part: a listing of
@@ -51,10 +40,10 @@ class Listing(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FolderSource:
+class FolderSource(splits.Source):
   """Image files under `root`, one subfolder per class.
 
-  `paths` are relative to `root`, `labels` int32 [n], `sizes` bytes of each.
+  `paths` are relative to `root`, `labels` int32 [n], `sizes` bytes.
   """
 
   root: pathlib.Path
@@ -68,13 +57,9 @@ class FolderSource:
     return str(self.root)
 
   @property
-  def num_examples(self) -> int:
-    return len(self.paths)
-
-  @property
   def fingerprint(self) -> str:
     lines = (f'{p}\0{s}\n' for p, s in zip(self.paths, self.sizes, strict=True))
-    return digest(''.join(lines).encode(errors='surrogateescape'))
+    return splits.digest(''.join(lines).encode(errors='surrogateescape'))
 
   def read(self, index: int) -> tuple[bytes, int]:
     path = os.path.join(self.root, self.paths[index])
@@ -83,10 +68,7 @@ class FolderSource:
     except OSError as error:
       raise UnreadableImageError(error.strerror) from error
     if len(content) != self.sizes[index]:
-      raise UserError(
-        f'{path} had {self.sizes[index]} bytes when the run started, and has'
-        ' another size now; start the run again once the data stays as it is'
-      )
+      raise splits.changed(path)
     return content, int(self.labels[index])
 
   def file_name(self, index: int) -> str:
@@ -96,21 +78,25 @@ class FolderSource:
   def describe(self, index: int) -> str:
     return str(self.root / self.paths[index])
 
+  def keys(self) -> Sequence[str]:
+    return self.paths
+
+  def take(self, indices: np.ndarray) -> 'FolderSource':
+    return dataclasses.replace(
+      self,
+      paths=[self.paths[i] for i in indices],
+      labels=self.labels[indices],
+      sizes=[self.sizes[i] for i in indices],
+    )
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FileList:
-  """Image files of unknown classes: their labels are 0.
-
-  It is a source (see `sources.Source`) without a fingerprint, as nothing is
-  trained on it.
-  """
+class FileList(splits.Source):
+  """Image files of unknown classes, with 0 as their labels."""
 
   paths: Sequence[str]
   class_names: Sequence[str]
-
-  @property
-  def name(self) -> str:
-    return f'{len(self.paths)} files'
+  name = 'the files'
 
   @property
   def num_examples(self) -> int:
@@ -140,87 +126,113 @@ def list_files(
   Raises:
     UserError: if a folder cannot be listed.
   """
-  found = Listing([], [], [], [])
-  around = pathlib.Path(folder).absolute().parents
-  above = frozenset(map(_identity, around))
+  outside = frozenset(map(_identity, pathlib.Path(folder).absolute().parents))
+  above = {}  # {folder: identities of those around it}
+  entries, visited = [], []
+  for parent, folders, names in _walk(folder):
+    own, around = _identity(parent), above.pop(parent, outside)
+    if own in around:
+      entries.append((parent, 0, 'links to a folder around them'))
+      folders.clear()
+      continue
+    visited.append(parent)
+    above |= {os.path.join(parent, name): around | {own} for name in folders}
+    paths = (os.path.join(parent, name) for name in names)
+    entries += [(path, *_size_and_kind(path, endings)) for path in paths]
+  # By component, as if files and folders had been sorted together.
+  entries.sort(key=lambda entry: entry[0].replace(os.sep, '\0'))
+  return Listing(
+    [path for path, _, kind in entries if not kind],
+    [size for _, size, kind in entries if not kind],
+    [(path, kind) for path, _, kind in entries if kind],
+    visited,
+  )
+
+
+def _walk(folder):
+  """Yields what os.walk does, sorted and without what is hidden."""
   try:
-    _list_below(os.fspath(folder), endings, above, found)
-  except RecursionError as error:
+    for parent, folders, names in os.walk(folder, True, _refuse, True):
+      folders[:] = sorted(name for name in folders if name[0] != '.')
+      yield parent, folders, sorted(name for name in names if name[0] != '.')
+  except RecursionError as error:  # of Python 3.11
     raise UserError(f'{folder} holds folders in folders, too deep') from error
-  return found
 
 
-def _list_below(folder, endings, above, found):
-  with _named_errors(folder):
-    own = _identity(folder)
-    if own in above:
-      found.left_out.append((folder, 'links to a folder around them'))
-      return
-    found.folders.append(folder)
-    for entry in _visible(folder):
-      if _is(entry.is_dir):
-        _list_below(entry.path, endings, above | {own}, found)
-      elif not entry.name.lower().endswith(endings):
-        other = entry.name.lower().endswith(_OTHER_IMAGES)
-        what = 'images of a kind that is not read' if other else 'other files'
-        found.left_out.append((entry.path, what))
-      elif _is(entry.is_file):
-        found.paths.append(entry.path)
-        found.sizes.append(entry.stat().st_size)
-      else:
-        what = 'links to nowhere' if entry.is_symlink() else 'no plain files'
-        found.left_out.append((entry.path, what))
+def _refuse(error):
+  raise UserError(
+    f'cannot list {error.filename}: {error.strerror}; mend its permissions, or'
+    ' take it out of the data set'
+  ) from error
 
 
 def _identity(folder):
-  status = os.stat(folder)
+  try:
+    status = os.stat(folder)
+  except OSError as error:
+    _refuse(error)
   return status.st_dev, status.st_ino
 
 
-def _visible(folder):
-  with os.scandir(folder) as entries:
-    visible = [entry for entry in entries if entry.name[0] != '.']
-  return sorted(visible, key=lambda entry: entry.name)
-
-
-def _is(kind):
-  """Calls is_dir() or is_file() of an entry: False for links to nowhere."""
+def _size_and_kind(path, endings):
+  """Returns (bytes, ''), or (0, what it is) of a file that is left out."""
+  name = path.lower()
+  if not name.endswith(endings):
+    other = name.endswith(_OTHER_IMAGES)
+    return 0, 'images of a kind that is not read' if other else 'other files'
   try:
-    return kind()
+    status = os.stat(path)
   except OSError as error:
-    if error.errno == errno.ELOOP:  # a link to itself
-      return False
-    raise
+    if error.errno not in (errno.ENOENT, errno.ELOOP):
+      _refuse(error)
+    return 0, 'links to nowhere'
+  if not stat.S_ISREG(status.st_mode):
+    return 0, 'no plain files'
+  return status.st_size, ''
 
 
-@contextlib.contextmanager
-def _named_errors(folder):
-  try:
-    yield
-  except OSError as error:
-    raise UserError(
-      f'cannot list {error.filename or folder}: {error.strerror}; mend its'
-      ' permissions, or take it out of the data set'
-    ) from error
-
-
-def find_data_files(root: pathlib.Path, endings: tuple[str, ...]) -> list[str]:
-  """Returns the paths, below `root`, of the files of a sharded data set.
-
-  Raises:
-    UserError: if there is no folder, it cannot be listed, or there are none.
-  """
+def data_folder(path: str, content: str) -> pathlib.Path:
+  """Returns the folder of a data set; UserError if there is none."""
+  root = pathlib.Path(path).expanduser()
   if not root.is_dir():
     raise UserError(
-      f'no folder at {str(root)!r}; give --config.data.path=DIR with the files'
-      f' of the data set (*{endings[0]})'
+      f'no folder at {str(root)!r}; give --config.data.path=DIR with {content}'
     )
+  return root
+
+
+def open_shards(
+  path: str,
+  endings: tuple[str, ...],
+  split: str,
+  fraction: float,
+  seed: int,
+  open_files: Callable,
+) -> splits.Source:
+  """Opens one split of a set whose examples lie in shards.
+
+  `sort_into_splits` tells the splits apart; without files for validation,
+  `hold_out` divides the training examples. `open_files` is given the folder,
+  paths of files below it, and the training source if they are for validation.
+
+  Raises:
+    UserError: if there is no folder, it cannot be listed, or it has no files
+      for training.
+  """
+  root = data_folder(path, f'the files of the data set (*{endings[0]})')
   listing = list_files(root, endings)
-  broken = [(p, w) for p, w in listing.left_out if p.endswith(endings)]
-  warn_left_out(root, broken)
+  warn_left_out(root, [e for e in listing.left_out if e[0].endswith(endings)])
   if not listing.paths:
     raise UserError(f'{root} has no file whose name ends in {endings[0]}')
-  return [pathlib.Path(p).relative_to(root).as_posix() for p in listing.paths]
+  found = [os.path.relpath(path, root) for path in listing.paths]
+  names = splits.sort_into_splits(root, found, split)
+  training = open_files(root, names['train'], None)
+  if not names['validation']:
+    return splits.hold_out(training, split, fraction, seed)
+  splits.warn_of_own_split(root, fraction, seed)
+  if split == 'train':
+    return training
+  return open_files(root, names['validation'], training)
 
 
 def subfolders(root: str | os.PathLike) -> list[str]:
@@ -229,8 +241,7 @@ def subfolders(root: str | os.PathLike) -> list[str]:
   Raises:
     UserError: if it cannot be listed.
   """
-  with _named_errors(root):
-    return [entry.name for entry in _visible(root) if _is(entry.is_dir)]
+  return next(_walk(root))[1]
 
 
 def is_image_name(path: str) -> bool:
@@ -241,17 +252,16 @@ def is_image_name(path: str) -> bool:
 def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the folders of `train` and `validation`, or of `all` images.
 
-  A folder of classes that is named like a split (see `splits.split_of_name`) is
-  that split; `test` serves as validation if there is no other. Without any,
-  `root` itself has the classes, and without one for validation that of
-  training has all images.
+  A folder of classes named like a split (see `splits.split_of_name`) is that
+  split; `test` serves as validation if there is no other. Without any, `root`
+  has the classes, and without one for validation that of training has all.
 
   Raises:
     UserError: if a split has two folders, or folders that are named like splits
       would be taken for classes.
   """
   names = subfolders(root)
-  own = {name: split_of_name(name) for name in names}
+  own = {name: splits.split_of_name(name) for name in names}
   found = {'train': [], 'validation': [], 'test': []}
   for name in filter(own.get, names):
     if own[name] == 'validation' or subfolders(root / name):
@@ -262,10 +272,8 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
   validation = found['validation'] or found['test']
   for split, folders in (('train', found['train']), ('validation', validation)):
     if len(folders) > 1:
-      raise UserError(
-        f'{root} has {len(folders)} folders for {split}'
-        f' ({", ".join(folders)}): leave one of them'
-      )
+      listed = f'{len(folders)} folders for {split} ({", ".join(folders)})'
+      raise UserError(f'{root} has {listed}: leave one of them')
   if validation == found['test'] != []:
     warn_once(f'{root}: the test split serves as validation')
   train = root / found['train'][0]
@@ -273,33 +281,31 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     warn_once(f'{root}: folders that are not read: {", ".join(unused)}')
   if not validation:
     return {'all': train}
-  held_out = root / validation[0]
-  if train.samefile(held_out):
+  other = root / validation[0]
+  if train.samefile(other):
     raise UserError(
-      f'{train} and {held_out} are one folder: what is trained on would be'
-      ' measured'
+      f'{train} and {other} are one folder: its images would be in both'
     )
-  return {'train': train, 'validation': held_out}
+  return {'train': train, 'validation': other}
 
 
 def _check_class_names(root, names, own):
   """Refuses folders that are named like splits as classes."""
-  alike = [name for name in names if own[name]]
-  word = alike[0].lower() if len(alike) == 1 < len(names) else ''
-  if word in ('train', 'valid') and not subfolders(root / alike[0]):
-    return  # the vehicle; the opposite of invalid
-  if not alike:
-    alike = [name for name in names if len(split_words(name)) == 1]
-    if len({split for name in alike for split in split_words(name)}) < 2:
-      return
-    if 2 * len(alike) < len(names):  # classes: bullet_train and test_tube
-      return
-  if alike:
-    raise UserError(
-      f'{root} has folders that are named like splits, not like classes'
-      f' ({", ".join(alike)}); images belong into train/CLASS and val/CLASS, or'
-      ' into CLASS alone; rename a class that is called so'
-    )
+  if alike := [name for name in names if own[name]]:
+    word = alike[0].lower() if len(alike) == 1 < len(names) else ''
+    if word in ('train', 'valid') and not subfolders(root / alike[0]):
+      return  # the vehicle; the opposite of invalid
+  else:
+    words = {name: splits.split_words(name) for name in names}
+    alike = [name for name in names if len(words[name]) == 1]
+    different = len({split for name in alike for split in words[name]})
+    if different < 2 or 2 * len(alike) < len(names):
+      return  # classes: bullet_train and test_tube
+  raise UserError(
+    f'{root} has folders that are named like splits, not like classes'
+    f' ({", ".join(alike)}); images belong into train/CLASS and val/CLASS, or'
+    ' into CLASS alone; rename a class that is called so'
+  )
 
 
 def list_classes(root: pathlib.Path) -> dict[str, Listing]:
@@ -315,46 +321,40 @@ def find_problems(
 ) -> Iterator[tuple[str, pathlib.Path, str]]:
   """Yields all that training refuses in a folder of classes.
 
-  Args:
-    root: the folder.
-    classes: see `list_classes`.
-    class_names: of training, for a folder of validation.
-    divided: whether a part of each class is held out.
+  `class_names` are those of training, for a folder of validation; `divided`
+  tells whether a part of each class is held out.
 
   Yields:
-    (kind of finding as `prepare check` calls it, what has it, message).
+    (kind of finding as `prepare check` calls it, what has it, what is wrong).
   """
   if not classes:
-    message = 'has no subfolders; images belong into one subfolder per class'
-    yield 'no_classes', root, f'{root} {message}'
+    yield 'no_classes', root, 'has no subfolders; each class needs one'
   known = set(map(normal, classes if class_names is None else class_names))
   lacking = [name for name in classes if normal(name) not in known]
   seen = set()
   for name, listing in classes.items():
     path, plain, count = root / name, normal(name), len(listing.paths)
     below = [p for p in listing.folders if os.path.dirname(p) == str(path)]
-    if len({split_of_name(os.path.basename(p)) for p in below} - {''}) > 1:
-      message = 'holds folders named like splits; give the folder that has'
-      yield 'splits_in_a_class', path, f'{path} {message} train/ and val/'
+    words = {splits.split_of_name(os.path.basename(p)) for p in below} - {''}
+    if len(words) > 1:
+      text = 'holds folders named like splits; give the folder that has train/'
+      yield 'splits_in_a_class', path, f'{text} and val/'
     if not count:
-      message = (
-        f'has no images ({", ".join(IMAGE_SUFFIXES)}); fill it or remove'
-      )
-      yield 'empty_class', path, f'{path} {message} it'
+      text = f'has no images ({", ".join(IMAGE_SUFFIXES)}); fill it or remove'
+      yield 'empty_class', path, f'{text} it'
     if divided and count == 1:
-      message = 'has a single image, which cannot be both trained on and held'
-      fix = 'out; add images or remove the class'
-      yield 'single_image', path, f'{path} {message} {fix}'
+      text = 'has a single image, which cannot be both trained on and held out'
+      yield 'single_image', path, f'{text}; add images or remove the class'
     if plain not in known:
-      message = f'{root} has classes that training lacks: {lacking}'
-      yield 'class_only_in_validation', path, message
+      text = f'is one of the classes that training lacks: {lacking}'
+      yield 'class_only_in_validation', path, text
     if plain in seen:
-      message = f'{path!a}: another class has this name, spelled in other bytes'
-      yield 'spelled_twice', path, f'{message} of Unicode; join them'
+      text = f'({str(path)!a}) has the name of another class, spelled in other'
+      yield 'spelled_twice', path, f'{text} bytes of Unicode; join them'
     seen.add(plain)
   if class_names is None and len(classes) == 1:
-    message = f'has one class only ({next(iter(classes))!r}); two are needed'
-    yield 'one_class', root / next(iter(classes)), f'{root} {message} at least'
+    text = f'is the only class in {root}; two are needed at least'
+    yield 'one_class', root / next(iter(classes)), text
 
 
 def folder_source(
@@ -362,65 +362,51 @@ def folder_source(
 ) -> FolderSource:
   """Opens photographs in subfolders named by class.
 
-  See `split_folders` for the splits; `held_out` divides a single folder.
+  See `split_folders` for the splits; `hold_out` divides a single folder.
 
   Raises:
     UserError: if the folder is missing, or for what `find_problems` finds.
   """
-  root = pathlib.Path(path).expanduser()
-  if not root.is_dir():
-    raise UserError(
-      f'no folder at {str(root)!r}; give --config.data.path=DIR with one'
-      ' subfolder of images per class'
-    )
+  root = data_folder(path, 'one subfolder of images per class')
   folders = split_folders(root)
   if 'train' in folders:
-    warn_of_own_split(root, val_fraction, split_seed)
+    splits.warn_of_own_split(root, val_fraction, split_seed)
     if split == 'train':
       return list_folder(folders['train'])
     return list_folder(folders['validation'], subfolders(folders['train']))
-  key = folders['all'], val_fraction > 0
-  source = _listed.pop(key, None) if split == 'validation' else None
-  source = source or list_folder(key[0], divided=key[1])
+  whole = folders['all']
+  source = _listed.pop(whole, None) if split == 'validation' else None
+  source = source or list_folder(whole)
   if split == 'train':
     _listed.clear()
-    _listed[key] = source
-  mask = held_out(source.paths, source.labels, val_fraction, split_seed)
-  keep = np.flatnonzero(mask == (split == 'validation'))
-  return dataclasses.replace(
-    source,
-    paths=[source.paths[i] for i in keep],
-    labels=source.labels[keep],
-    sizes=[source.sizes[i] for i in keep],
-  )
+    _listed[whole] = source
+  return splits.hold_out(source, split, val_fraction, split_seed)
 
 
 def list_folder(
-  root: pathlib.Path,
-  class_names: Sequence[str] | None = None,
-  divided: bool = False,
+  root: pathlib.Path, class_names: Sequence[str] | None = None
 ) -> FolderSource:
   """Opens all images of a folder whose subfolders are classes.
 
-  Args:
-    root: the folder.
-    class_names: of training, which decide the labels; None: the subfolders.
-    divided: whether a part of each class is to be held out.
+  The labels are numbers of `class_names`, of training, or of the subfolders.
 
   Raises:
     UserError: for what `find_problems` finds.
   """
   classes = list_classes(root)
-  for _, _, message in find_problems(root, classes, class_names, divided):
-    raise UserError(message)
-  loose = [(p, 'images beside the class folders') for p in loose_images(root)]
-  left_out = [pair for c in classes.values() for pair in c.left_out]
-  warn_left_out(root, loose + left_out)
-  below = len(str(root)) + 1
-  counts = [len(listing.paths) for listing in classes.values()]
+  for _, path, problem in find_problems(root, classes, class_names):
+    raise UserError(f'{path} {problem}')
+  left_out = [
+    (path, 'images beside the classes') for path in loose_images(root)
+  ]
+  for listing in classes.values():
+    left_out += listing.left_out
+  warn_left_out(root, left_out)
   names = list(classes) if class_names is None else class_names
   numbers = {normal(name): number for number, name in enumerate(names)}
   labels = [numbers[normal(name)] for name in classes]
+  counts = [len(listing.paths) for listing in classes.values()]
+  below = len(str(root)) + 1
   return FolderSource(
     root,
     [path[below:] for found in classes.values() for path in found.paths],
@@ -432,7 +418,7 @@ def list_folder(
 
 def loose_images(root: pathlib.Path) -> list[str]:
   """Returns the paths of the images that lie beside the class folders."""
-  return [e.path for e in _visible(root) if is_image_name(e.name)]
+  return [str(root / n) for n in next(_walk(root))[2] if is_image_name(n)]
 
 
 def warn_left_out(root: object, left_out: Sequence[tuple[str, str]]) -> None:
@@ -447,17 +433,14 @@ def warn_left_out(root: object, left_out: Sequence[tuple[str, str]]) -> None:
 def find_images(paths: Sequence[str]) -> list[str]:
   """Returns the image files that `paths` name, in that order.
 
-  A file counts whatever its name. A folder stands for all files below it whose
-  suffix is one of images; see `list_files`.
+  A file counts whatever its name, a folder stands for what `list_files` lists.
 
   Raises:
     UserError: if a path does not exist, a folder cannot be listed, or there is
       no image at all.
   """
-  if missing := [path for path in paths if not os.path.exists(path)]:
-    raise UserError(
-      f'there is no file or folder {", ".join(map(repr, missing))}'
-    )
+  if missing := [repr(path) for path in paths if not os.path.exists(path)]:
+    raise UserError(f'there is no file or folder {", ".join(missing)}')
   found = []
   for path in paths:
     if not os.path.isdir(path):

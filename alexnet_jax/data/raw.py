@@ -21,7 +21,7 @@ import pathlib
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.data.splits import digest
+from alexnet_jax.data import splits
 from alexnet_jax.errors import UserError
 
 MANIFEST = 'manifest.json'
@@ -44,33 +44,22 @@ _SHAPE = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RawSource:
+class RawSource(splits.Source):
   """A split of a raw set.
 
-  Attributes:
-    square_size: width of the squares, in pixels.
-    rgb_mean: of all pixels, float64 [3].
-    rgb_covariance: of all pixels, float64 [3, 3].
-    labels: int32 [num_examples].
-    shards: uint8 [n, square_size, square_size, 3] each, memory-mapped.
-    ends: int64 [number of shards], index behind the last example of each.
-    bases: uint64 [number of shards], address of each in memory.
+  `shards` are memory-mapped, uint8 [n, square_size, square_size, 3] each.
   """
 
   name: str
   class_names: Sequence[str]
   fingerprint: str
-  square_size: int
-  rgb_mean: np.ndarray
-  rgb_covariance: np.ndarray
-  labels: np.ndarray
+  square_size: int  # pixels
+  rgb_mean: np.ndarray  # of all pixels, float64 [3]
+  rgb_covariance: np.ndarray  # float64 [3, 3]
+  labels: np.ndarray  # int32 [n]
   shards: Sequence[np.ndarray]
-  ends: np.ndarray
-  bases: np.ndarray
-
-  @property
-  def num_examples(self) -> int:
-    return len(self.labels)
+  ends: np.ndarray  # index behind the last example of each shard
+  starts: np.ndarray  # address of each square, uint64 [n]
 
   def read(self, index: int) -> tuple[np.ndarray, int]:
     number = int(np.searchsorted(self.ends, index, side='right'))
@@ -78,16 +67,9 @@ class RawSource:
     pixels = self.shards[number][index - int(self.ends[number])]
     return pixels, int(self.labels[index])
 
-  def describe(self, index: int) -> str:
-    return f'{self.name} example {index}'
-
   def addresses(self, indices: np.ndarray) -> np.ndarray:
     """Returns the addresses of some squares in memory, uint64 [n]."""
-    numbers = np.searchsorted(self.ends, indices, side='right')
-    sizes = np.diff(self.ends, prepend=0)
-    positions = indices - (self.ends - sizes)[numbers]
-    stride = self.square_size * self.square_size * 3
-    return self.bases[numbers] + positions.astype(np.uint64) * np.uint64(stride)
+    return self.starts[indices]
 
 
 def raw_source(path: str, split: str) -> RawSource:
@@ -100,24 +82,22 @@ def raw_source(path: str, split: str) -> RawSource:
   root = pathlib.Path(path).expanduser()
   manifest = read_manifest(root)
   if split not in manifest['splits']:
-    raise UserError(
-      f'the raw set {root} has the splits {sorted(manifest["splits"])}, not'
-      f' {split!r}'
-    )
+    found = sorted(manifest['splits'])
+    raise UserError(f'the raw set {root} has the splits {found}, not {split!r}')
   info, size = manifest['splits'][split], manifest['image_size']
   files.keep_open(root / entry['file'] for entry in info['shards'])
   shards = [
-    load_array(root, entry, (entry['num_examples'], size, size, 3), np.uint8)
+    _load_array(root, entry, (entry['num_examples'], size, size, 3), np.uint8)
     for entry in info['shards']
   ]
   num_examples = sum(map(len, shards))
   if num_examples != info['num_examples']:
     problem = f'{split} has {num_examples}, not {info["num_examples"]} examples'
     raise _unfit(root / MANIFEST, problem)
-  labels = load_array(root, info['labels'], (num_examples,), np.int32)
-  largest = len(manifest['class_names']) - 1
-  if not num_examples or labels.min() < 0 or labels.max() > largest:
-    problem = f'no labels, or others than 0 to {largest}'
+  labels = _load_array(root, info['labels'], (num_examples,), np.int32)
+  names = tuple(manifest['class_names'])
+  if not num_examples or labels.min() < 0 or labels.max() >= len(names):
+    problem = f'no labels, or others than 0 to {len(names) - 1}'
     raise _unfit(root / info['labels']['file'], problem)
   rgb = [info['rgb']['mean'], *info['rgb']['covariance']]
   if [*map(len, rgb)] != [3] * 4 or not all(
@@ -125,20 +105,22 @@ def raw_source(path: str, split: str) -> RawSource:
   ):
     raise _unfit(root / MANIFEST, f'the mean colors of {split} are {rgb!r:.80}')
   hashes = [entry['sha256'] for entry in [*info['shards'], info['labels']]]
-  contents = [manifest['class_names'], hashes, rgb]
+  contents = json.dumps([names, hashes, rgb])
+  starts = [
+    shard.__array_interface__['data'][0] + np.arange(len(shard)) * 3 * size**2
+    for shard in shards
+  ]
   return RawSource(
     name=f'{root} {split}',
-    class_names=tuple(manifest['class_names']),
-    fingerprint=digest(json.dumps(contents).encode()),
+    class_names=names,
+    fingerprint=splits.digest(contents.encode()),
     square_size=size,
     rgb_mean=np.array(rgb[0], float),
     rgb_covariance=np.array(rgb[1:], float),
     labels=np.array(labels),
     shards=shards,
     ends=np.cumsum([len(shard) for shard in shards]),
-    bases=np.array(
-      [s.__array_interface__['data'][0] for s in shards], np.uint64
-    ),
+    starts=np.concatenate(starts).astype(np.uint64),
   )
 
 
@@ -166,20 +148,12 @@ def read_manifest(root: pathlib.Path) -> dict:
       ' done, the same command goes on'
     ) from error
   if manifest['format'] != FORMAT:
-    raise UserError(
-      f'{root / MANIFEST} is no manifest of a raw set ({FORMAT!r})'
-    )
+    raise UserError(f'{root / MANIFEST} is no manifest of {FORMAT!r}')
   return manifest
 
 
-def load_array(
-  root: pathlib.Path, entry: dict, shape: tuple[int, ...], dtype
-) -> np.ndarray:
-  """Returns the array of a file of a raw set, memory-mapped.
-
-  Raises:
-    UserError: if it is missing or damaged, or of another shape or dtype.
-  """
+def _load_array(root, entry, shape, dtype):
+  """Returns the array of a file of a raw set, memory-mapped."""
   path = root / entry['file']
   try:
     array = np.lib.format.open_memmap(path, mode='r')
@@ -192,6 +166,5 @@ def load_array(
 
 
 def _unfit(path, problem):
-  return UserError(
-    f'{path} is missing or damaged ({problem}); prepare the set again'
-  )
+  problem = f'is missing or damaged ({problem})'
+  return UserError(f'{path} {problem}; prepare the set again')

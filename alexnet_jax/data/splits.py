@@ -1,4 +1,4 @@
-"""Splits of a data set: as files are named, held-out parts, and folds.
+"""Sources of examples, and how they are divided: splits, held-out parts, folds.
 
 In a cross-validation every example of a pool is held out in exactly one fold.
 The pool are the training examples, where the set has a validation split of its
@@ -7,12 +7,16 @@ number of folds and on the seed alone.
 """
 
 import collections
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import logging
 import operator
+import os
 import pathlib
 import re
 import threading
@@ -27,15 +31,49 @@ _SPLIT_OF_WORD = {
   **dict.fromkeys(('val', 'valid', 'validation', 'dev'), 'validation'),
   **dict.fromkeys(('test', 'testing', 'eval', 'evaluation'), 'test'),
 }
-# What a label of -1 mostly is.
-UNLABELED = (
-  ': -1 marks a test split without labels; remove its files, and a part of'
-  ' training is held out'
-)
 _MOST_SEED = 2**32 - 1  # of numpy's older random generator
 _MOST_UNNAMED_CLASSES = 1_000_000
+_THREADS = 16
 _warnings: set[str] = set()
 _warnings_lock = threading.Lock()
+
+
+class Source:
+  """One split of a data set, which several threads read at once.
+
+  Some sources have more:
+
+  - `labels`, int32 [n], if they are known without reading the examples; or
+    `read_labels()`, which reads them;
+  - `keys()`, names that `hold_out` ranks, and `take(indices)`, which returns a
+    source of these examples;
+  - `file_name(index)`, if images have names of their own;
+  - `in_memory`: True if `read` gives pixels that are held in memory;
+  - `square_size` and `addresses(indices)`, if the images are squares of pixels
+    in memory, and `rgb_mean` and `rgb_covariance`; see `raw`.
+
+  Attributes:
+    name: what messages call it.
+    class_names: in the order of the labels.
+    fingerprint: a short hash of what tells the examples apart: pixels in
+      memory, names and sizes of files, the description of a TFDS set.
+  """
+
+  name: str
+  class_names: Sequence[str]
+  fingerprint: str
+
+  @property
+  def num_examples(self) -> int:
+    return len(self.labels)
+
+  def read(self, index: int) -> tuple[bytes | np.ndarray, int]:
+    """Returns (encoded bytes or uint8 [height, width, 3], label)."""
+    raise NotImplementedError
+
+  def describe(self, index: int) -> str:
+    """Returns the name of one example in messages."""
+    return f'{self.name} example {index}'
 
 
 def split_words(name: str) -> collections.Counter[str]:
@@ -58,12 +96,8 @@ def sort_into_splits(
   A file belongs to the split whose word (train, val, test and their like) is in
   its name, or else in that of a folder around it, the nearest first.
   Words that all names have say nothing. If no file is named so, all are for
-  training. `test` serves as validation if there is no other.
-
-  Args:
-    root: the folder, for messages.
-    names: paths of the files below it.
-    split: that is opened; for `all` there need be no training files.
+  training. `test` serves as validation if there is no other. To open `all`
+  there need be no files for training.
 
   Returns:
     {'train': paths, 'validation': paths}; the second may be empty.
@@ -72,15 +106,16 @@ def sort_into_splits(
     UserError: if no file is for training, or those lie in several folders,
       which are data sets of their own.
   """
+  none = collections.Counter()
   words = [
-    next(filter(None, map(split_words, reversed(name.split('/')))), {})
+    next(filter(None, map(split_words, reversed(name.split('/')))), none)
     for name in names
   ]
-  shared = functools.reduce(operator.and_, map(collections.Counter, words))
-  rest = [collections.Counter(found) - shared for found in words]
+  shared = functools.reduce(operator.and_, words)
+  rest = [found - shared for found in words]
   if all(len(found) == 1 for found in rest):  # speed-test-train-0.tar
     words = rest
-  found = {'train': [], 'validation': [], 'test': [], '': [], 'several': []}
+  found = collections.defaultdict(list)
   for name, own in zip(names, words, strict=True):
     found['several' if len(own) > 1 else ''.join(own)].append(name)
   train = found['train']
@@ -118,91 +153,83 @@ def normal(name: str) -> str:
 
 
 def check_labels(
-  name: object, labels: np.ndarray, names: Sequence[str] | None
+  root: pathlib.Path,
+  labels: np.ndarray,
+  names: Sequence[str] | None,
+  training: Source | None = None,
 ) -> tuple[str, ...]:
-  """Returns the class names of training labels.
+  """Returns the names of the classes, once the labels are found to fit.
 
   Args:
-    name: what messages call the data set.
-    labels: of the training examples, int, from 0.
+    root: what messages call the data set.
+    labels: int, from 0.
     names: of the classes; None: their numbers.
+    training: its source, if the labels are those of validation.
 
   Raises:
-    UserError: if there is one class only, or a label without a name.
+    UserError: if there is one class only or a label without a name in training,
+      or no label or one that training lacks in validation.
   """
   classes = np.unique(labels)
+  if training is not None:
+    if not len(classes):
+      raise UserError(
+        f'{root}: the files for validation have no examples; remove them, and a'
+        ' part of training is held out'
+      )
+    if len(unknown := np.setdiff1d(classes, training.labels)):
+      first = f'that training lacks, the first: {unknown[0]}'
+      raise UserError(f'{root} has {len(unknown)} labels in validation {first}')
+    return training.class_names
   if len(classes) < 2:
-    raise UserError(
-      f'{name} has training examples of {len(classes)} class(es)'
-      f' ({classes.tolist()}); two are needed at least'
-    )
+    found = f'{len(classes)} class(es) ({classes.tolist()})'
+    raise UserError(f'{root} has training examples of {found}; it needs two')
   largest = int(classes[-1])
-  if names is None and largest < _MOST_UNNAMED_CLASSES:
-    names = [str(number) for number in range(largest + 1)]
-  if names is None or largest >= len(names):
-    known = 'too large to count classes by'
-    if names is not None:
-      known = f'but names of {len(names)} classes only'
-    raise UserError(f'{name} has the label {largest}, {known}; count from 0')
+  if names is None:
+    names = range(min(largest + 1, _MOST_UNNAMED_CLASSES))
+  if largest >= len(names):
+    known = f'but {len(names)} classes at most; count from 0'
+    raise UserError(f'{root} has the label {largest}, {known}')
   if empty := sorted(set(range(len(names))) - set(classes.tolist())):
     warn_once(
-      f'{name}: {len(empty)} of {len(names)} classes have no training example,'
+      f'{root}: {len(empty)} of {len(names)} classes have no training example,'
       f' the first: {names[empty[0]]} (number {empty[0]})'
     )
-  return tuple(names)
+  return tuple(map(str, names))
 
 
-def check_validation_labels(
-  name: object, train_labels: np.ndarray, labels: np.ndarray
-) -> None:
-  """Raises UserError for no validation labels, or some that training lacks."""
-  if not len(labels):
-    raise UserError(
-      f'{name}: the files for validation have no examples; remove them, and a'
-      ' part of training is held out'
-    )
-  unknown = np.setdiff1d(labels, train_labels)
-  if len(unknown):
-    raise UserError(
-      f'{name} has {len(unknown)} labels in validation that training lacks,'
-      f' the first: {unknown[0]}'
-    )
-
-
-def held_out(
-  keys: Sequence[str],
-  labels: np.ndarray,
-  fraction: float,
-  seed: int,
-  class_names: Sequence[str] = (),
-) -> np.ndarray:
-  """Returns the validation examples of a stratified split, bool [n].
+def hold_out(source: Source, split: str, fraction: float, seed: int) -> Source:
+  """Returns one side of a stratified split of a source.
 
   Within each class the examples are ranked by a hash of (seed, key), and the
-  first `fraction` of them (rounded, at least one, never all) are held out. The
-  split is a function of its arguments alone, on any platform; an added example
-  moves at most one other. A fraction of 0 holds nothing out.
+  first `fraction` of them (rounded, at least one, never all) are held out for
+  `validation`. The split is a function of the keys and labels alone, on any
+  platform; an added example moves at most one other. A fraction of 0 holds
+  nothing out.
 
   Raises:
     UserError: if a class has a single example.
   """
-  mask = np.zeros(len(keys), bool)
-  if not fraction or not len(keys):
-    return mask
-  ranks = [_rank(seed, key) for key in keys]
+  keys, labels, held = source.keys(), source.labels, []
   order = np.argsort(labels, kind='stable')
-  for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+  edges = np.flatnonzero(np.diff(labels[order])) + 1
+  for members in np.split(order, edges) if fraction else ():
     if len(members) < 2:
-      label = labels[members[0]]
-      name = repr(class_names[label]) if len(class_names) else label
       raise UserError(
-        f'class {name} has a single example ({keys[members[0]]}), which cannot'
-        ' be both trained on and held out; add examples or remove the class'
+        f'class {source.class_names[labels[members[0]]]!r} has a single example'
+        f' ({keys[members[0]]}), which cannot be both trained on and held out;'
+        ' add examples or remove the class'
       )
     count = min(max(1, round(fraction * len(members))), len(members) - 1)
-    ordered = sorted(members, key=lambda i: ranks[i])
-    mask[ordered[:count]] = True
-  return mask
+    held += sorted(members, key=lambda i: _rank(seed, keys[i]))[:count]
+  is_held = np.isin(np.arange(len(labels)), held)
+  return source.take(np.flatnonzero(is_held == (split == 'validation')))
+
+
+def _rank(seed, key):
+  # A file's name may hold bytes that are no UTF-8.
+  text = f'{seed}:{key}'.encode(errors='surrogateescape')
+  return hashlib.sha256(text).digest()
 
 
 def warn_of_own_split(root: pathlib.Path, fraction: float, seed: int) -> None:
@@ -214,12 +241,6 @@ def warn_of_own_split(root: pathlib.Path, fraction: float, seed: int) -> None:
     )
 
 
-def _rank(seed, key):
-  # A file's name may hold bytes that are no UTF-8.
-  text = f'{seed}:{key}'.encode(errors='surrogateescape')
-  return hashlib.sha256(text).digest()
-
-
 def digest(*parts: bytes) -> str:
   """Returns 16 hexadecimal digits of the SHA-256 of some byte strings."""
   sha = hashlib.sha256()
@@ -227,6 +248,27 @@ def digest(*parts: bytes) -> str:
     sha.update(len(part).to_bytes(8, 'little'))
     sha.update(part)
   return sha.hexdigest()[:16]
+
+
+def no_label(place: str, label: object) -> UserError:
+  """Returns the error that a label is no number of a class."""
+  advice = ''
+  if str(label) == '-1':
+    advice = '; remove the files of a test split without labels'
+  wrong = f'the label {str(label)[:80]!r}, which is no whole number from 0'
+  return UserError(f'{place} has {wrong}{advice}')
+
+
+def changed(path: str | os.PathLike) -> UserError:
+  """Returns the error that a file of a set is no more what it was."""
+  advice = 'start again once the data stays as it is'
+  return UserError(f'{path} has changed since the run started: {advice}')
+
+
+def in_threads(function: Callable, items: Iterable) -> list:
+  """Returns the results for some items; threads wait for the disk at once."""
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(function, items))
 
 
 def warn_once(message: str) -> None:
@@ -239,35 +281,20 @@ def warn_once(message: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-  """Some examples of a source, as a source of their own; see `sources.Source`.
+class Part(Source):
+  """Some examples of a source, as a source of their own.
 
-  What only some kinds of sources have (`file_name`, `in_memory`, `square_size`,
-  `addresses`) a part has if its source does.
-
-  Attributes:
-    source: the whole.
-    indices: of the examples in the source, int64 [n].
-    labels: int32 [n].
-    part: what messages call it.
+  What only some kinds of sources have a part has if its source does.
   """
 
-  source: object
-  indices: np.ndarray
-  labels: np.ndarray
-  part: str
+  source: Source  # the whole
+  indices: np.ndarray  # in the whole, int64 [n]
+  labels: np.ndarray  # int32 [n]
+  part: str  # what messages call it
 
   @property
   def name(self) -> str:
     return f'{self.source.name} ({self.part})'
-
-  @property
-  def num_examples(self) -> int:
-    return len(self.indices)
-
-  @property
-  def class_names(self) -> Sequence[str]:
-    return self.source.class_names
 
   @property
   def fingerprint(self) -> str:
@@ -281,7 +308,7 @@ class Part:
     return self.source.describe(int(self.indices[index]))
 
   def __getattr__(self, name):
-    if name in ('in_memory', 'square_size'):
+    if name in ('class_names', 'in_memory', 'square_size'):
       return getattr(self.source, name)
     if name in ('file_name', 'addresses'):
       whole = getattr(self.source, name)
@@ -289,27 +316,18 @@ class Part:
     raise AttributeError(name)
 
 
-def fold_of(pool, split: str, *, folds: int, fold: int, seed: int) -> Part:
+def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
   """Returns one side of a fold of StratifiedKFold, in the pool's order.
 
-  Args:
-    pool: a source.
-    split: `validation` is the fold, `train` all the others.
-    folds: their number, at least 2.
-    fold: which one, from 0.
-    seed: of the shuffling.
+  `validation` is the fold with the number `fold`, `train` all the others.
 
   Raises:
-    UserError: if there are no examples, a class has fewer of them than there
-      are folds, a label is no class, or the seed is unfit.
+    UserError: if a class has fewer examples than there are folds, a label is no
+      class, or the seed is unfit.
   """
   if not 0 <= seed <= _MOST_SEED:
-    raise UserError(
-      f'config.data.split_seed is {seed}; with folds it must lie between 0 and'
-      f' {_MOST_SEED}'
-    )
-  if not pool.num_examples:
-    raise UserError(f'{pool.name} has no examples')
+    fit = f'with folds it must lie between 0 and {_MOST_SEED}'
+    raise UserError(f'config.data.split_seed is {seed}; {fit}')
   labels = pool.labels if hasattr(pool, 'labels') else pool.read_labels()
   names = pool.class_names
   for label, count in zip(*np.unique(labels, return_counts=True), strict=True):

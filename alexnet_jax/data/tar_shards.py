@@ -1,7 +1,6 @@
 """Samples in uncompressed tar shards, laid out as WebDataset does."""
 
 from collections.abc import Sequence
-import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -22,38 +21,31 @@ _IMAGES = frozenset(suffix[1:] for suffix in folder.IMAGE_SUFFIXES)
 _LABELS = ('cls', 'json')  # the first is taken where a sample has both
 _CLASS_FILES = ('classes.txt', 'classnames.txt')
 _BLOCK = 512  # bytes; a tar consists of such blocks and ends with one of zeros
-_ENCODING = ('utf-8', 'surrogateescape')  # of names in a tar: any bytes
-_THREADS = 16  # they wait for the disk more than they compute
+_ENCODING = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # of any names
 _LONG_TO_INDEX = 1 << 33  # bytes; indexing them is announced
 _LARGE = 10_000  # samples; their index is kept in a file
 _INDEX_VERSION = 1
 _FIELDS = ('shard', 'offset', 'size', 'label', 'key')
-_FORMATS = ('<i4', '<i8', '<i8', '<i4')  # and bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TarSource:
+class TarSource(splits.Source):
   """Samples of tar files below `root`.
 
-  `shards` are paths relative to `root`, `shard_sizes` their bytes, `samples` a
-  structured array [n] of the _FIELDS: number of the shard, offset and size of
-  the image in bytes, label, and key in UTF-8.
+  `samples` is a structured array [n] of the _FIELDS: number of the shard,
+  offset and size of the image in bytes, label, and key in UTF-8.
   """
 
   root: pathlib.Path
   split: str
-  shards: Sequence[str]
-  shard_sizes: Sequence[int]
+  shards: Sequence[str]  # paths below the root
+  shard_sizes: Sequence[int]  # bytes
   samples: np.ndarray
   class_names: Sequence[str]
 
   @property
   def name(self) -> str:
     return f'{self.root} {self.split}'
-
-  @property
-  def num_examples(self) -> int:
-    return len(self.samples)
 
   @property
   def labels(self) -> np.ndarray:
@@ -74,20 +66,28 @@ class TarSource:
     except OSError as error:
       raise UserError(f'cannot read {path}: {error.strerror}') from error
     if len(content) != _BLOCK + size or shard_size != self.shard_sizes[shard]:
-      raise UserError(
-        f'{path} had {self.shard_sizes[shard]} bytes at the start and has'
-        f' {shard_size} now; start again once the data stays as it is'
-      )
+      raise splits.changed(path)
     if not _header_has(content[:_BLOCK], size):
-      raise UserError(
-        f'{self.root / self.split}.index.npz does not fit the shards: delete it'
-      )
+      problem = 'an index.npz that does not fit the shards: delete it'
+      raise UserError(f'{self.root} has {problem}')
     return content[_BLOCK:], label
 
   def describe(self, index: int) -> str:
     sample = self.samples[index]
     shard = self.root / self.shards[sample['shard']]
-    return f'{shard} sample {sample["key"].decode(errors="replace")}'
+    return f'{shard} sample {_text(sample["key"])}'
+
+  def keys(self) -> list[str]:
+    shards, keys = self.samples['shard'], self.samples['key']
+    pairs = zip(shards, keys, strict=True)
+    return [f'{self.shards[shard]}/{_text(key)}' for shard, key in pairs]
+
+  def take(self, indices: np.ndarray) -> 'TarSource':
+    return dataclasses.replace(self, samples=self.samples[indices])
+
+
+def _text(key):
+  return key.decode(errors='replace')
 
 
 def _header_has(header, size):
@@ -100,51 +100,33 @@ def _header_has(header, size):
 def tar_source(
   path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
 ) -> TarSource:
-  """Opens a split of a folder of tar shards.
+  """Opens a split of a folder of tar shards; see `folder.open_shards`.
 
   A sample is the files of a shard that share the path up to the first dot of
   its last component: an image, and its label as text in `.cls` or under `label`
   (or `cls`) in `.json`. `classes.txt` or `classnames.txt` names the classes.
-  `sort_into_splits` tells the splits apart; without validation shards,
-  `held_out` splits those of training. The shards are read once to find the
-  samples; the index of a large set is kept in `path`.
+  The shards are read once to find the samples; the index of a large set is kept
+  in `path`.
 
   Raises:
     UserError: if shards are missing, compressed, truncated or damaged, or hold
       samples without an image or without a label that training knows.
   """
-  root = pathlib.Path(path).expanduser()
-  found = folder.find_data_files(root, ('.tar', *_COMPRESSED))
-  names = splits.sort_into_splits(root, _uncompressed(root, found), split)
-  shards = names['train']
-  samples = train = _indexed(root, 'train', *_state(root, shards))
-  class_names = splits.check_labels(
-    root, train['label'], _read_class_names(root)
+
+  def open_files(root, names, training):
+    shards = _uncompressed(root, names)
+    stats = [(root / shard).stat() for shard in shards]
+    sizes = tuple(status.st_size for status in stats)
+    state = shards, sizes, tuple(status.st_mtime_ns for status in stats)
+    samples = _indexed(root, 'validation' if training else 'train', *state)
+    classes = None if training else _read_class_names(root)
+    classes = splits.check_labels(root, samples['label'], classes, training)
+    return TarSource(root, split, shards, sizes, samples, classes)
+
+  endings = ('.tar', *_COMPRESSED)
+  return folder.open_shards(
+    path, endings, split, val_fraction, split_seed, open_files
   )
-  if names['validation']:
-    splits.warn_of_own_split(root, val_fraction, split_seed)
-  if names['validation'] and split != 'train':
-    shards = names['validation']
-    samples = _indexed(root, 'validation', *_state(root, shards))
-    splits.check_validation_labels(root, train['label'], samples['label'])
-  elif not names['validation']:
-    keys = [
-      f'{shards[number]}/{key.decode(errors="replace")}'
-      for number, key in zip(train['shard'], train['key'], strict=True)
-    ]
-    mask = splits.held_out(
-      keys, train['label'], val_fraction, split_seed, class_names
-    )
-    samples = train[mask == (split == 'validation')]
-  _, sizes, _ = _state(root, shards)
-  return TarSource(root, split, shards, sizes, samples, class_names)
-
-
-def _state(root, shards):
-  """Returns the names, sizes and times of shards, which an index belongs to."""
-  stats = [(root / shard).stat() for shard in shards]
-  times = tuple(status.st_mtime_ns for status in stats)
-  return tuple(shards), tuple(status.st_size for status in stats), times
 
 
 def _uncompressed(root, paths):
@@ -152,11 +134,9 @@ def _uncompressed(root, paths):
   for path in paths:
     ending = next((e for e in _COMPRESSED if path.endswith(e)), None)
     if ending and f'{path.removesuffix(ending)}.tar' not in paths:
-      raise UserError(
-        f'{root / path} is compressed, which no sample can be read from alone;'
-        ' uncompress the shards once (for .tar.gz: gunzip *.tar.gz)'
-      )
-  return [path for path in paths if not path.endswith(_COMPRESSED)]
+      advice = 'uncompress the shards once (for .tar.gz: gunzip *.tar.gz)'
+      raise UserError(f'{root / path} is compressed; {advice}')
+  return tuple(path for path in paths if not path.endswith(_COMPRESSED))
 
 
 def _read_class_names(root):
@@ -170,10 +150,8 @@ def _read_class_names(root):
     raise UserError(f'{path} is no UTF-8 text: {error}') from error
   names = [line.strip() for line in lines]
   if '' in names:
-    raise UserError(
-      f'{path} has an empty line {names.index("") + 1}; it takes one class name'
-      ' a line, the first that of label 0'
-    )
+    line = f'an empty line {names.index("") + 1}'
+    raise UserError(f'{path} has {line}; it takes one class name a line')
   return names
 
 
@@ -192,9 +170,9 @@ def _indexed(root, split, shards, sizes, times):
       with files.replaced_file(path) as temporary, temporary.open('wb') as file:
         np.savez(file, state=state, samples=samples)
     except OSError as error:
+      outcome = 'every start indexes the shards anew'
       splits.warn_once(
-        f'{path} cannot be written ({error.strerror}): every start finds the'
-        f' {len(samples)} samples of the shards anew'
+        f'{path} cannot be written ({error.strerror}): {outcome}'
       )
   return samples
 
@@ -204,49 +182,39 @@ def _load_index(path, state, sizes):
   try:
     with open(path, 'rb') as file, np.load(file) as stored:
       samples = stored['samples'] if str(stored['state']) == state else None
-    if samples is None or samples.ndim != 1:
-      return None
-    if samples.dtype != _dtype(samples.dtype['key'].itemsize):
-      return None
-    shard, offset, size, label, _ = (samples[field] for field in _FIELDS)
+    shard, offset, size, label, key = (samples[field] for field in _FIELDS)
     ends = np.array(sizes)[shard]  # IndexError beyond the last one
     whole = (offset % _BLOCK == 0) & (offset >= _BLOCK) & (size >= 0)
     fits = whole & (size <= ends - offset) & (label >= 0) & (shard >= 0)
-    return samples if fits.all() else None
+    alike = samples.dtype == _dtype(key.itemsize) and samples.ndim == 1
+    return samples if alike and fits.all() else None
   except Exception:  # whatever another file or a damaged one makes of it
     return None
 
 
 def _index_shards(root, shards):
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    roots, numbers = [root] * len(shards), range(len(shards))
-    indexed = list(pool.map(_index_shard, roots, shards, numbers))
-  samples = np.concatenate([samples for samples, _ in indexed])
+  index = functools.partial(_index_shard, root)
+  indexed = splits.in_threads(lambda pair: index(*pair), enumerate(shards))
   if ignored := [name for _, names in indexed for name in names]:
     splits.warn_once(
       f'{root}: {len(ignored)} files in the shards that are neither image nor'
       f' label are left out, the first: {ignored[0]}'
     )
-  if again := len(samples) - len(np.unique(samples['key'])):
-    splits.warn_once(
-      f'{root}: {again} samples have a key that another shard has as well'
-    )
-  return samples
+  return np.concatenate([samples for samples, _ in indexed])
 
 
-def _index_shard(root, shard, number):
+def _index_shard(root, number, shard):
   """Returns (samples, names of files left out) of one tar file."""
   path, samples, ignored = root / shard, {}, []
   try:
     with open(path, 'rb') as file:
-      members = _members(path, file)
-      for name, offset, size in members:
+      for name, offset, size in _members(path, file):
         stem, _, ending = name.rpartition('/')[2].partition('.')
         ending = ending.lower()
         if not stem or ending not in (*_IMAGES, *_LABELS):
           ignored.append(name)
           continue
-        key = name[: len(name) - len(ending) - 1].encode(*_ENCODING)
+        key = name[: len(name) - len(ending) - 1].encode(**_ENCODING)
         parts = samples.setdefault(key, {})
         if ending in parts:
           raise UserError(f'{path} has the file {name!r} twice')
@@ -258,57 +226,47 @@ def _index_shard(root, shard, number):
   except OSError as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
   if not rows:
-    raise UserError(
-      f'{path} has no samples (KEY.jpg with KEY.cls), but {len(members)} other'
-      f' files{f", the first: {members[0][0]}" if members else ""}'
-    )
+    others = f'only others: {ignored[:3]}'
+    raise UserError(f'{path} has no samples (KEY.jpg with KEY.cls), {others}')
   return np.array(rows, _dtype(max(len(row[-1]) for row in rows))), ignored
 
 
 def _dtype(key_bytes):
-  formats = [*_FORMATS, f'S{key_bytes}']
+  formats = ['<i4', '<i8', '<i8', '<i4', f'S{key_bytes}']
   return np.dtype({'names': _FIELDS, 'formats': formats})
 
 
 def _members(path, file):
   """Returns (name, offset, size) of the files in a tar; it must be whole."""
   found = []
-  names = dict(zip(('encoding', 'errors'), _ENCODING, strict=True))
   try:
-    with tarfile.open(fileobj=file, mode='r:', **names) as tar:
+    with tarfile.open(fileobj=file, mode='r:', **_ENCODING) as tar:
       while (member := tar.next()) is not None:
         tar.members.clear()  # else it would keep every one of them
-        if member.issparse():
-          raise tarfile.ReadError(f'{member.name!r} is a sparse file')
-        if member.islnk() or member.issym():
-          raise tarfile.ReadError(f'{member.name!r} is a link, not a file')
+        if member.issparse() or member.islnk() or member.issym():
+          raise tarfile.ReadError(f'{member.name!r} is a link or sparse file')
         if member.isreg():
           found.append((member.name, member.offset_data, member.size))
       # What tarfile takes for the end may be a truncated or damaged header.
       rest = os.pread(file.fileno(), 1 << 16, tar.offset)
       if len(rest) < _BLOCK or any(rest[:_BLOCK]):
         raise tarfile.ReadError(f'no end of the tar at byte {tar.offset}')
+      if any(rest):
+        raise tarfile.ReadError('it goes on behind its end, as joined tars do')
   except tarfile.TarError as error:
-    raise UserError(
-      f'{path} is truncated, damaged or no plain uncompressed tar ({error});'
-      ' write or fetch it again'
-    ) from error
-  if any(rest):
-    raise UserError(
-      f'{path} goes on behind its end, as joined tars do: keep them apart'
-    )
+    problem = 'is truncated, damaged or no plain uncompressed tar'
+    raise UserError(f'{path} {problem} ({error}); fetch it again') from error
   return found
 
 
 def _image_and_label(path, file, key, parts):
   """Returns (offset of the image, its size, label) of a sample."""
-  sample = f'{path} sample {key.decode(errors="replace")}'
+  sample = f'{path} sample {_text(key)}'
   images = [where for ending, where in parts.items() if ending in _IMAGES]
   ending = next((ending for ending in _LABELS if ending in parts), None)
   if len(images) != 1 or ending is None:
-    raise UserError(
-      f'{sample} has {sorted(parts)}, not an image and a label (.cls or .json)'
-    )
+    needed = 'an image and a label (.cls or .json)'
+    raise UserError(f'{sample} has {sorted(parts)}, not {needed}')
   offset, size = parts[ending]
   text = os.pread(file.fileno(), size, offset).decode(errors='replace').strip()
   if ending == 'json':
@@ -316,12 +274,8 @@ def _image_and_label(path, file, key, parts):
       fields = json.loads(text)
       text = str(fields['label'] if 'label' in fields else fields['cls'])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-      raise UserError(
-        f"{sample} has a .json without a 'label' or 'cls': {error!r}"
-      ) from error
+      problem = f"has a .json without a 'label' or 'cls': {error!r}"
+      raise UserError(f'{sample} {problem}') from error
   if not re.fullmatch('[0-9]{1,9}', text):
-    raise UserError(
-      f'{sample}: label {text[:80]!r} is no whole number from 0'
-      f'{splits.UNLABELED if text == "-1" else ""}'
-    )
+    raise splits.no_label(sample, text)
   return *images[0], int(text)

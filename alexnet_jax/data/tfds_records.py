@@ -6,21 +6,20 @@ JSON files are read here, as data.
 
 import collections
 from collections.abc import Sequence
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
 import os
 import pathlib
 import re
+from typing import Any
 
 from array_record.python import array_record_data_source
 from google.protobuf.message import DecodeError
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.data.splits import digest
-from alexnet_jax.data.splits import warn_once
+from alexnet_jax.data import splits
 from alexnet_jax.errors import UserError
 
 INFO = 'dataset_info.json'  # makes a folder a set, for TFDS and for us
@@ -29,65 +28,38 @@ _KINDS = {  # of the features that are read: classes of TFDS
   'image': 'tensorflow_datasets.core.features.image_feature.Image',
   'label': 'tensorflow_datasets.core.features.class_label_feature.ClassLabel',
 }
-_NUMBER = r'-?\d{1,12}(\.\d{1,12})?'
-_TERM = re.compile(
-  rf'(?P<name>[\w-]+)(\[((?P<first>{_NUMBER})(?P<unit>%|shard)?)?:'
-  rf'((?P<last>{_NUMBER})(?P<last_unit>%|shard)?)?\])?'
-)
 _INFO = {'name': str, 'splits': [{'name': str}]}  # of INFO
 _FEATURES = {'featuresDict': {'features': {str: {'pythonClassName': str}}}}
-_THREADS = 16  # they wait for the disk more than they compute
 _CHUNK = 256  # records
 _LARGE = 10_000  # records; reading their labels is announced
 _labels_read: dict[tuple[pathlib.Path, str], np.ndarray] = {}
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
-  """Some records of a file, named as ArrayRecord's reader wants them."""
-
-  filename: str
-  skip: int
-  take: int
-  examples_in_shard: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Description:
-  """The description of a TFDS set of images with labels.
-
-  Attributes:
-    folder: of the set.
-    name: of the set, without config and version.
-    class_names: in the order of the labels.
-    splits: the files of each split, whole.
-  """
+  """The description of a TFDS set of images with labels."""
 
   folder: pathlib.Path
-  name: str
-  class_names: list[str]
-  splits: dict[str, list[Records]]
+  name: str  # without config and version
+  class_names: list[str]  # in the order of the labels
+  infos: dict[str, Any]  # TFDS's SplitDict
+
+  @property
+  def splits(self) -> dict[str, list]:
+    """Returns the files of each split, whole, as TFDS's FileInstructions."""
+    return {name: info.file_instructions for name, info in self.infos.items()}
 
   def num_examples(self, split: str) -> int:
-    return sum(file.take for file in self.splits[split])
+    return self.infos[split].num_examples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TfdsSource:
-  """A split of a prepared TFDS image classification set (array_record).
-
-  Attributes:
-    name: of the set and the split.
-    folder: of the set.
-    parts: the records, in order.
-    records: gives the bytes of a record; from several threads at once.
-    class_names: in the order of the labels.
-    fingerprint: of the set's description and the split.
-  """
+class TfdsSource(splits.Source):
+  """A split of a prepared TFDS image classification set (array_record)."""
 
   name: str
   folder: pathlib.Path
-  parts: Sequence[Records]
+  parts: Sequence  # FileInstruction of TFDS: what is read of which file
   records: array_record_data_source.ArrayRecordDataSource
   class_names: Sequence[str]
   fingerprint: str
@@ -134,23 +106,18 @@ class TfdsSource:
     Raises:
       UserError: if a record is damaged or has no label.
     """
-    key = self.folder, self.fingerprint
+    key, count = (self.folder, self.fingerprint), self.num_examples
     if key not in _labels_read:
-      count = self.num_examples
       if count >= _LARGE:
-        warn_once(
+        splits.warn_once(
           f'{self.name}: reading {count:,} records for their labels, which lie'
           ' inside them'
         )
-
-      def read(start):
-        indices = range(start, min(start + _CHUNK, count))
-        return [self.read(index)[1] for index in indices]
-
-      with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        read_labels = pool.map(read, range(0, count, _CHUNK))
-        labels = itertools.chain.from_iterable(read_labels)
-        _labels_read[key] = np.fromiter(labels, np.int32, count)
+      chunks = np.array_split(np.arange(count), count // _CHUNK + 1)
+      labels = splits.in_threads(
+        lambda chunk: [self.read(int(index))[1] for index in chunk], chunks
+      )
+      _labels_read[key] = np.array(list(itertools.chain(*labels)), np.int32)
     return _labels_read[key]
 
 
@@ -165,23 +132,29 @@ def example_class():
 def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
   """Opens a split of a TFDS set prepared as array_record.
 
-  Args:
-    name: of the set, NAME or NAME/CONFIG.
-    split: NAME, NAME[FROM:TO] in examples, `%` or `shard`, several of them
-      joined by +, or `all`, with the meaning that TFDS gives them.
-    data_dir: of TFDS.
+  `name` is NAME or NAME/CONFIG; `split` NAME, NAME[FROM:TO] in examples, `%` or
+  `shard`, several of them joined by +, or `all`, with TFDS's meaning.
 
   Raises:
     UserError: if the set is not prepared there, or lacks the split or the
       features `image` and `label`.
   """
+  from tensorflow_datasets.core.splits import ReadInstruction  # slow
+
   described = read_description(tfds_folder(name, data_dir))
-  folder = described.folder
-  if split == 'all':
-    parts = [file for whole in described.splits.values() for file in whole]
-  else:
-    terms = re.split(r'\s*\+\s*', split)
-    parts = [part for term in terms for part in _slice(described, term)]
+  folder, infos = described.folder, described.infos
+  try:
+    slices = ReadInstruction.from_spec(split).to_absolute(infos)
+  except (ValueError, NotImplementedError) as error:
+    raise UserError(
+      f'{folder} cannot give the split {split!r} ({error}); its splits are'
+      f' {sorted(infos)}'
+    ) from error
+  # Of one that ends before it begins TFDS would read something.
+  backwards = any(
+    None not in (s.from_, s.to) and s.from_ > s.to for s in slices
+  )
+  parts = [] if backwards else infos[split].file_instructions
   if not parts:
     raise UserError(f'the split {split!r} of {name} in {folder} is empty')
   for part in parts:
@@ -194,45 +167,8 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
     parts,
     array_record_data_source.ArrayRecordDataSource(parts),
     tuple(described.class_names),
-    digest((folder / INFO).read_bytes(), split.encode()),
+    splits.digest((folder / INFO).read_bytes(), split.encode()),
   )
-
-
-def _slice(described, term):
-  """Returns the records of one split or a slice of it."""
-  match = _TERM.fullmatch(term)
-  broken = '.' in term and '%' not in term  # a part of an example
-  if not match or match['name'] not in described.splits or broken:
-    raise UserError(
-      f'{described.folder} cannot give the split {term!r}: it takes a name, or'
-      ' NAME[FROM:TO] in examples or %; its splits are'
-      f' {sorted(described.splits)}'
-    )
-  whole = described.splits[match['name']]
-  lengths = [file.take for file in whole]
-  total, unit = sum(lengths), match['unit'] or match['last_unit']
-
-  def position(value):
-    if unit == 'shard':
-      return sum(lengths[: int(value)])
-    if unit == '%':  # rounded as TFDS does
-      value = round(float(value) * total / 100)
-    if not -total <= int(value) <= total:
-      raise UserError(
-        f'{described.folder}: {term!r} is beyond the {total} examples there'
-      )
-    return int(value) + (total if int(value) < 0 else 0)
-
-  first = position(match['first']) if match['first'] else 0
-  last = position(match['last']) if match['last'] else total
-  parts, start = [], 0
-  for file in whole:
-    skip = max(first - start, 0)
-    take = min(last - start, file.take) - skip
-    if take > 0:
-      parts.append(dataclasses.replace(file, skip=skip, take=take))
-    start += file.take
-  return parts
 
 
 def check_disjoint(training, held_out) -> None:
@@ -265,14 +201,11 @@ def read_description(folder: pathlib.Path) -> Description:
     info = files.read_json(folder / INFO, _INFO)
     features = files.read_json(folder / 'features.json', _FEATURES)
   except FileNotFoundError as error:
-    raise UserError(
-      f'{error.filename} is missing; prepare the set again'
-    ) from error
+    message = f'{error.filename} is missing; prepare the set again'
+    raise UserError(message) from error
   if (found := info.get('fileFormat', 'tfrecord')) != 'array_record':
-    raise UserError(
-      f'{folder} is {found}; training reads array_record: prepare the set'
-      ' again, into another folder'
-    )
+    advice = 'prepare the set again, into another folder'
+    raise UserError(f'{folder} is {found}, not array_record; {advice}')
   features = features['featuresDict']['features']
   kinds = {key: found['pythonClassName'] for key, found in features.items()}
   if _KINDS.items() - kinds.items():
@@ -283,36 +216,36 @@ def read_description(folder: pathlib.Path) -> Description:
   try:
     dtype = features['image'].get('image', {}).get('dtype', 'uint8')
     count = int(features['label']['classLabel']['numClasses'])
-    splits = {
-      split['name']: _find_files(folder, info['name'], split)
-      for split in info['splits']
-    }
+    infos = _split_infos(folder, info)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'the description in {folder} is damaged ({error!r}); prepare the set'
-      ' again'
-    ) from error
+    message = f'the description in {folder} is damaged ({error!r})'
+    raise UserError(f'{message}; prepare the set again') from error
   if dtype not in ('uint8', 'uint16'):
-    raise UserError(
-      f'{folder} has images of {dtype}; training reads those of 8 or 16 bits'
-    )
+    raise UserError(f'{folder} has images of {dtype}, not of 8 or 16 bits')
   names = _read_names(folder / 'label.labels.txt', count)
-  return Description(folder, info['name'], names, splits)
+  return Description(folder, info['name'], names, infos)
 
 
-def _find_files(folder, name, split):
-  """Returns the whole files of a split, from its entry in dataset_info.json."""
-  if (named := split.get('filepathTemplate') or _TEMPLATE) != _TEMPLATE:
-    raise ValueError(f'files are named {named}, not {_TEMPLATE}')
-  lengths = [int(length) for length in split.get('shardLengths', [])]
+def _split_infos(folder, info):
+  """Returns TFDS's SplitDict, from the content of dataset_info.json."""
+  from tensorflow_datasets.core import naming  # slow
+  from tensorflow_datasets.core.splits import SplitDict
+  from tensorflow_datasets.core.splits import SplitInfo
+
   found = []
-  for number, length in enumerate(lengths):
-    file = f'{name}-{split["name"]}.array_record-{number:05d}'
-    file += f'-of-{len(lengths):05d}'
-    if not 0 <= length < 1 << 40 or os.path.basename(file) != file:
-      raise ValueError(f'{file} with {length} records')
-    found.append(Records(str(folder / file), 0, length, length))
-  return found
+  for split in info['splits']:
+    plain = naming.ShardedFileTemplate(
+      folder, dataset_name=info['name'], filetype_suffix='array_record'
+    )
+    if split.get('filepathTemplate') not in (None, '', plain.template):
+      raise ValueError(f'files are named {split["filepathTemplate"]}')
+    lengths = [int(length) for length in split.get('shardLengths', [])]
+    if os.sep in info['name'] + split['name'] or not all(
+      0 <= length < 1 << 40 for length in lengths
+    ):
+      raise ValueError(f'{info["name"]} {split["name"]}: {lengths} records')
+    found.append(SplitInfo(split['name'], lengths, 0, plain))
+  return SplitDict(found)
 
 
 def _read_names(path, count):
@@ -327,10 +260,8 @@ def _read_names(path, count):
   if len(names) != count:
     names = list(filter(None, names))  # as TFDS reads them
   if len(names) != count:
-    raise UserError(
-      f'{path} names {len(names)} classes, but the set has {count}; prepare it'
-      ' again'
-    )
+    found = f'names {len(names)} classes, but the set has {count}'
+    raise UserError(f'{path} {found}; prepare it again')
   return names
 
 
@@ -345,11 +276,9 @@ def find_sets(root: pathlib.Path) -> list[pathlib.Path]:
     for path in root.glob('*/' * depth + INFO):
       # Not incomplete.ABC_1.0.0, which a build leaves that was killed.
       if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name):
-        versions[path.parent.parent].append(path.parent)
-  return [
-    max(folders, key=lambda f: [int(n) for n in f.name.split('.')])
-    for _, folders in sorted(versions.items())
-  ]
+        version = [int(number) for number in path.parent.name.split('.')]
+        versions[path.parent.parent].append((version, path.parent))
+  return [max(versions[folder])[1] for folder in sorted(versions)]
 
 
 def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
@@ -364,22 +293,22 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
     data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   ).expanduser()
   found = find_sets(root / name)
-  if len(found) > 1:
-    raise UserError(
-      f'TFDS set {name!r} in {root} has several configs'
-      f' ({", ".join(f.parent.name for f in found)}): add /CONFIG to'
-      ' config.data.tfds_name'
-    )
-  if found:
+  if len(found) == 1:
     return found[0]
-  tars = (
-    ' ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,'
-    ' from image-net.org, in a folder of your choice; then'
-    if name == 'imagenet2012'
-    else ' To prepare it:'
-  )
+  if found:
+    configs = ', '.join(folder.parent.name for folder in found)
+    raise UserError(
+      f'TFDS set {name!r} in {root} has several configs ({configs}): add one,'
+      ' as /CONFIG, to config.data.tfds_name'
+    )
+  need = ' To prepare it:'
+  if name == 'imagenet2012':
+    need = (
+      ' ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,'
+    )
+    need += ' from image-net.org, in a folder of your choice; then'
   raise UserError(
-    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{tars} `python -m'
+    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{need} `python -m'
     f' alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR --data_dir'
     f' {root}`. If it lies elsewhere, give its data_dir as the path'
   )

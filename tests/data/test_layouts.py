@@ -49,14 +49,13 @@ def layouts(tmp_path_factory):
       size = (80 + 7 * i, 150) if i % 2 else (120, 90 + 3 * i)
       image = PIL.Image.fromarray(photograph(100 * label + i, *size))
       image.save(photos / name / f'{i:02d}.jpg', quality=92)
-  common = ['--size', str(SIZE), '--shard_examples', '8', '--json']
-  resized = ['resize', '--source', 'folder', '--path', photos]
-  run(*resized, '--out', root / 'small', *common)
-  raw = ['raw', '--source', 'folder', '--path', photos]
-  run(*raw, '--out', root / 'raw', *common)
-  raw = ['raw', '--source', 'tfds', '--path', root / 'small']
-  raw += ['--tfds_name', 'my_photos']
-  run(*raw, '--out', root / 'raw_of_small', *common)
+  common = ['--size', SIZE, '--shard_examples', '8']
+  folder = ['--source', 'folder', '--path', photos]
+  small = ['--source', 'tfds', '--tfds_name', 'my_photos']
+  run('resize', *folder, '--out', root / 'small', *common)
+  run('raw', *folder, '--out', root / 'raw', *common)
+  small += ['--path', root / 'small', '--out', root / 'raw_of_small']
+  run('raw', *small, *common)
   return {
     'folder': {'source': 'folder', 'path': str(photos)},
     'resized': {
@@ -71,6 +70,15 @@ def layouts(tmp_path_factory):
 
 def run(*arguments):
   assert prepare([str(argument) for argument in arguments]) == 0
+
+
+def run_python(code, *arguments):
+  return subprocess.run(
+    [sys.executable, '-c', code, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
 
 
 def make_source(layouts, layout, split='train'):
@@ -107,10 +115,9 @@ def test_every_layout_gives_the_same_examples_in_the_same_order(layouts, made):
   assert_same(batches('raw'), original)
   assert_same(batches('raw_of_small'), resized)
   for a, b in zip(original, resized, strict=True):
-    difference = np.abs(a['image'].astype(int) - b['image'])
+    difference = np.abs(a.pop('image').astype(int) - b.pop('image'))
     assert 0 < difference.mean() < 8
-    for name in a.keys() - {'image'}:
-      np.testing.assert_array_equal(a[name], b[name])
+  assert_same(original, resized)
 
 
 @pytest.mark.parametrize('layout', ['folder', 'resized', 'raw'])
@@ -178,13 +185,8 @@ def test_small_plain_jpegs_are_taken_over_byte_for_byte(tmp_path):
     *('resize', '--source', 'folder', '--path', tmp_path / 'in'),
     *('--out', tmp_path / 'out', '--size', '60', '--name', 'small'),
   )
-  source = sources.make_source(
-    'tfds',
-    'train',
-    path=str(tmp_path / 'out'),
-    tfds_name='small',
-    tfds_split='train',
-  )
+  made = {'source': 'tfds', 'path': str(tmp_path / 'out'), 'tfds_name': 'small'}
+  source = make_source({'small': made}, 'small')
   for i in range(source.num_examples):
     encoded, _ = source.read(i)
     path = tmp_path / 'in' / source.file_name(i)
@@ -232,12 +234,7 @@ def test_memory_stays_flat_over_two_thousand_batches(layouts, layout):
   options = {**layouts[layout], 'tfds_split': 'train'}
   # Grain imports jax where it finds it; the data room must not need it.
   hide = 'import sys; sys.modules["jax"] = None\n'
-  process = subprocess.run(
-    [sys.executable, '-c', hide + MEMORY, json.dumps(options)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  process = run_python(hide + MEMORY, json.dumps(options))
   assert process.returncode == 0, process.stderr
   sizes, imported = map(json.loads, process.stdout.splitlines())
   assert len(sizes) == 10
@@ -248,13 +245,17 @@ def test_memory_stays_flat_over_two_thousand_batches(layouts, layout):
 def test_the_fingerprint_tells_contents_and_not_places(layouts, tmp_path):
   moved = tmp_path / 'elsewhere'
   shutil.copytree(layouts['folder']['path'], moved)
-  common = ['--size', str(SIZE), '--shard_examples', '8']
-  source = ['raw', '--source', 'folder', '--path', moved]
-  run(*source, '--out', tmp_path / 'raw', *common)
-  again = sources.make_source('raw', 'train', path=str(tmp_path / 'raw'))
-  assert again.fingerprint == make_source(layouts, 'raw').fingerprint
-  other = make_source(layouts, 'raw_of_small')
-  assert other.fingerprint != again.fingerprint
+  run(
+    *('raw', '--source', 'folder', '--path', moved, '--out', tmp_path / 'raw'),
+    *('--size', SIZE, '--shard_examples', '8'),
+  )
+  again = open_raw(tmp_path / 'raw').fingerprint
+  assert again == make_source(layouts, 'raw').fingerprint
+  assert again != make_source(layouts, 'raw_of_small').fingerprint
+
+
+def open_raw(root):
+  return sources.make_source('raw', 'train', path=str(root))
 
 
 FILES = """
@@ -295,19 +296,7 @@ def test_many_shards_do_not_run_out_of_open_files(layout, tmp_path):
   if layout == 'resized':
     options |= {'source': 'tfds', 'tfds_name': 'in'}
   for already, most in ((0, 4096), (150, 4096), (150, 600)):
-    process = subprocess.run(
-      [
-        sys.executable,
-        '-c',
-        FILES,
-        json.dumps(options),
-        str(already),
-        str(most),
-      ],
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    process = run_python(FILES, json.dumps(options), already, most)
     if most == 4096:
       assert process.returncode == 0, process.stderr
       assert 560 + already < int(process.stdout) < 1600 + already
@@ -317,17 +306,21 @@ def test_many_shards_do_not_run_out_of_open_files(layout, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def small_raw(tmp_path_factory):
+def written_raw(tmp_path_factory):
   """The folder of a raw set of four images for training."""
   root = tmp_path_factory.mktemp('small')
   image = encode(photograph(0, 20, 20), 'PNG')
   names = [f'in/{name}/{i}.png' for name in ('cat', 'dog') for i in range(3)]
   write(root, dict.fromkeys(names, image))
-  run(
-    *('raw', '--source', 'folder', '--path', root / 'in'),
-    *('--out', root / 'out', '--size', '16'),
-  )
+  command = ['raw', '--source', 'folder', '--path', root / 'in']
+  run(*command, '--out', root / 'out', '--size', '16')
   return root / 'out'
+
+
+@pytest.fixture
+def small_raw(written_raw, tmp_path):
+  """A copy."""
+  return shutil.copytree(written_raw, tmp_path / 'out')
 
 
 def change_manifest(change):
@@ -367,10 +360,6 @@ SHARD, LABELS = 'train-0*.npy', 'train-labels.npy'
   [
     (lambda root: (root / 'manifest.json').unlink(), 'no raw set in'),
     (lambda root: (root / 'manifest.json').write_text('{'), 'cannot read'),
-    (
-      lambda root: (root / 'manifest.json').write_text('[' * 100_000),
-      'cannot read',
-    ),
     (lambda root: (root / 'manifest.json').write_text('{}'), "no 'format'"),
     (change_manifest(lambda m: m.update(format='x')), 'no manifest of'),
     (lambda root: next(root.glob(SHARD)).unlink(), 'missing'),
@@ -384,12 +373,11 @@ SHARD, LABELS = 'train-0*.npy', 'train-labels.npy'
     (write_npz, 'labels.npy is missing or damaged'),
   ],
 )
-def test_a_damaged_raw_set_is_refused(small_raw, tmp_path, damage, message):
-  shutil.copytree(small_raw, tmp_path / 'out')
-  sources.make_source('raw', 'train', path=str(tmp_path / 'out'))
-  damage(tmp_path / 'out')
+def test_a_damaged_raw_set_is_refused(small_raw, damage, message):
+  open_raw(small_raw)
+  damage(small_raw)
   with pytest.raises(UserError, match=message):
-    sources.make_source('raw', 'train', path=str(tmp_path / 'out'))
+    open_raw(small_raw)
 
 
 def places(value, path=()):
@@ -400,10 +388,9 @@ def places(value, path=()):
       yield from places(value[key], (*path, key))
 
 
-def test_no_value_of_a_manifest_is_believed(small_raw, tmp_path):
+def test_no_value_of_a_manifest_is_believed(small_raw):
   """Nor a byte of a header: another value works or is a UserError."""
-  shutil.copytree(small_raw, tmp_path / 'out')
-  path = tmp_path / 'out' / 'manifest.json'
+  path = small_raw / 'manifest.json'
   text = path.read_text()
   refused = 0
   for *above, last in places(json.loads(text)):
@@ -413,41 +400,34 @@ def test_no_value_of_a_manifest_is_believed(small_raw, tmp_path):
         part = part[key]
       part[last] = value
       path.write_text(json.dumps(manifest))
-      refused += not opens(tmp_path / 'out')
+      refused += not opens(small_raw)
+  path.write_text('[' * 100_000)
+  refused += not opens(small_raw)
   path.write_text(text)
-  shard = next((tmp_path / 'out').glob(SHARD))
+  shard = next(small_raw.glob(SHARD))
   content = shard.read_bytes()
   for position in range(128):
-    shard.write_bytes(
-      content[:position]
-      + bytes([content[position] ^ 5])
-      + content[position + 1 :]
-    )
-    refused += not opens(tmp_path / 'out')
+    damaged = bytearray(content)
+    damaged[position] ^= 5
+    shard.write_bytes(damaged)
+    refused += not opens(small_raw)
   assert refused > 300
 
 
 def opens(root):
-  for opened in (
-    lambda: sources.make_source('raw', 'train', path=str(root)),
-    lambda: check(str(root), num_threads=1),
-  ):
+  for opened in (open_raw, lambda root: check(str(root), num_threads=1)):
     try:
-      opened()
+      opened(root)
     except UserError:
       return False
   return True
 
 
-def test_the_colors_are_in_the_fingerprint(small_raw, tmp_path):
-  shutil.copytree(small_raw, tmp_path / 'out')
-  before = sources.make_source('raw', 'train', path=str(small_raw)).fingerprint
-  for key, value in (('mean', [1, 2, 3]), ('covariance', [[1, 2, 3]] * 3)):
+def test_the_colors_are_in_the_fingerprint(small_raw):
+  found = [open_raw(small_raw).fingerprint]
+  for changed in ({'mean': [1, 2, 3]}, {'covariance': [[1, 2, 3]] * 3}):
     change_manifest(
-      lambda m, key=key, value=value: m['splits']['train']['rgb'].update(
-        {key: value}
-      )
-    )(tmp_path / 'out')
-    source = sources.make_source('raw', 'train', path=str(tmp_path / 'out'))
-    assert source.fingerprint != before
-    before = source.fingerprint
+      lambda m, changed=changed: m['splits']['train']['rgb'].update(changed)
+    )(small_raw)
+    found.append(open_raw(small_raw).fingerprint)
+  assert len(set(found)) == 3

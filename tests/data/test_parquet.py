@@ -9,7 +9,6 @@ import pytest
 
 from alexnet_jax.data import parquet
 from alexnet_jax.data import sources
-from alexnet_jax.data import splits
 from alexnet_jax.errors import UserError
 from tests.data.pictures import image_file
 
@@ -31,28 +30,20 @@ def hub_metadata(label='label', names=NAMES):
   return {b'huggingface': json.dumps({'info': {'features': features}}).encode()}
 
 
-def write(
-  path,
-  rows,
-  *,
-  image='image',
-  label='label',
-  kind=None,
-  label_kind=None,
-  metadata=None,
-  copies=(),
-):
+def write(path, rows, *, kind=None, label_kind=None, **options):
   """Writes one file; `kind` None makes the hub's structs."""
   contents = [content for content, _ in rows]
   if kind is None:
     contents = [
       {'bytes': c, 'path': f'{i}.png'} for i, c in enumerate(contents)
     ]
-  labels = pa.array([value for _, value in rows], label_kind)
-  columns = {image: pa.array(contents, kind or STRUCT), label: labels}
-  columns['width'] = pa.array(range(len(rows)))
-  table = pa.table(columns).replace_schema_metadata(metadata)
-  for column in copies:
+  columns = {
+    options.get('image', 'image'): pa.array(contents, kind or STRUCT),
+    options.get('label', 'label'): pa.array([v for _, v in rows], label_kind),
+    'width': pa.array(range(len(rows))),
+  }
+  table = pa.table(columns).replace_schema_metadata(options.get('metadata'))
+  for column in options.get('copies', ()):
     table = table.append_column(column, table[column])
   path.parent.mkdir(parents=True, exist_ok=True)
   pq.write_table(table, path, row_group_size=4)
@@ -61,12 +52,10 @@ def write(
 
 def write_hub(root, train, validation=(), **options):
   """The names of files are those of the hub; some hold less than others."""
-  options = {'metadata': hub_metadata(), **options}
-  cuts = [0, 5, 5, len(train)]  # the second file is empty
-  for i in range(3):
-    name = f'train-{i:05d}-of-00003.parquet'
-    part = train[cuts[i] : cuts[i + 1]]
-    write(root / name, part, **{'label_kind': pa.int64(), **options})
+  options = {'metadata': hub_metadata(), 'label_kind': pa.int64(), **options}
+  parts = train[:5], [], train[5:]
+  for i, part in enumerate(parts):
+    write(root / f'train-{i:05d}-of-00003.parquet', part, **options)
   if validation:
     write(root / 'validation-00000-of-00001.parquet', validation, **options)
 
@@ -94,53 +83,31 @@ def test_every_row_is_what_was_written(tmp_path):
   assert described.endswith('train-00002-of-00003.parquet row group 1, row 2')
 
 
-def test_test_files_do_not_count_beside_validation(tmp_path):
-  """Those of ImageNet have the label -1."""
-  rows = make_rows(9)
-  write_hub(tmp_path, rows, rows[:3])
-  secret = [(content, -1) for content, _ in rows]
-  write(tmp_path / 'test-00000-of-00001.parquet', secret)
-  assert contents(open_split(tmp_path, 'validation')) == rows[:3]
-
-
 @pytest.mark.parametrize(
-  ('image', 'label', 'kind'),
+  'options',
   [
-    ('image', 'labels', None),
-    ('img', 'fine_label', pa.binary()),
-    ('img', 'label', pa.large_binary()),
-    ('img', 'label', pa.binary_view()),
-    ('img', 'label', pa.dictionary(pa.int32(), pa.binary())),
+    {'label': 'labels'},
+    {'label': 'fine_label', 'kind': pa.binary()},
+    {'image': 'img', 'kind': pa.large_binary()},
+    {'image': 'img', 'kind': pa.binary_view()},
+    {'image': 'img', 'kind': pa.dictionary(pa.int32(), pa.binary())},
+    {'label_kind': pa.uint8()},
+    {'label_kind': pa.uint64()},
+    {'label_kind': pa.dictionary(pa.int8(), pa.int16())},
   ],
 )
-def test_kinds_of_columns(tmp_path, image, label, kind):
+def test_kinds_of_columns(tmp_path, options):
   rows = make_rows(9)
-  options = {'image': image, 'label': label, 'kind': kind}
-  metadata = hub_metadata(label)
+  metadata = hub_metadata(options.get('label', 'label'))
   write(tmp_path / 'train.parquet', rows, metadata=metadata, **options)
-  write(tmp_path / 'val.parquet', rows[:3], metadata=metadata)
-  assert contents(open_split(tmp_path)) == rows
-  assert open_split(tmp_path).class_names == tuple(NAMES)
+  source = open_split(tmp_path, val_fraction=0.0)
+  assert contents(source) == rows
+  assert source.class_names == tuple(NAMES)
 
 
 @pytest.mark.parametrize(
   'label_kind',
-  [pa.uint8(), pa.uint64(), pa.dictionary(pa.int8(), pa.int16())],
-)
-def test_kinds_of_numbers(tmp_path, label_kind):
-  rows = make_rows(9)
-  write(tmp_path / 'train.parquet', rows, label_kind=label_kind)
-  write(tmp_path / 'val.parquet', rows, label_kind=label_kind)
-  assert contents(open_split(tmp_path)) == rows
-
-
-@pytest.mark.parametrize(
-  'label_kind',
-  [
-    pa.large_string(),
-    pa.string_view(),
-    pa.dictionary(pa.int32(), pa.string()),
-  ],
+  [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
 )
 def test_string_labels_are_sorted(tmp_path, label_kind):
   names = ['zebra', 'ant', 'élan']
@@ -151,22 +118,6 @@ def test_string_labels_are_sorted(tmp_path, label_kind):
     source = open_split(tmp_path, split)
     assert source.class_names == tuple(expected)
     assert contents(source) == [(c, expected.index(name)) for c, name in part]
-
-
-def test_without_validation_files_some_rows_are_held_out(tmp_path):
-  rows = make_rows(30)
-  write_hub(tmp_path, rows)
-  train, validation = (open_split(tmp_path, s) for s in sources.SPLITS)
-  keys = [
-    f'train-{file:05d}-of-00003.parquet row {row}'
-    for file, count in ((0, 5), (2, 25))
-    for row in range(count)
-  ]
-  labels = np.array([label for _, label in rows])
-  mask = splits.held_out(keys, labels, 0.2, 0)
-  assert contents(validation) == [rows[i] for i in np.flatnonzero(mask)]
-  assert contents(train) == [rows[i] for i in np.flatnonzero(~mask)]
-  assert train.fingerprint != validation.fingerprint
 
 
 @pytest.mark.parametrize('cache', [1, 30_000, 1 << 28])
@@ -230,9 +181,9 @@ def test_columns_that_do_not_fit(tmp_path, options, message):
 def test_rows_without_bytes(tmp_path):
   images = [{'bytes': c, 'path': None} for c, _ in make_rows(6)]
   images[4] = {'bytes': None, 'path': 'http://example.org/a.jpg'}
-  table = pa.table({'image': pa.array(images, STRUCT), 'label': [0, 1] * 3})
-  for name in ('train.parquet', 'val.parquet'):
-    pq.write_table(table, tmp_path / name)
+  rows = [(image, i % 2) for i, image in enumerate(images)]
+  write(tmp_path / 'train.parquet', rows, kind=STRUCT)
+  write(tmp_path / 'val.parquet', rows, kind=STRUCT)
   with pytest.raises(UserError, match='no bytes of an image') as info:
     open_split(tmp_path).read(4)
   assert 'train.parquet row group 0' in str(info.value)
@@ -241,11 +192,11 @@ def test_rows_without_bytes(tmp_path):
 @pytest.mark.parametrize(
   ('labels', 'message'),
   [
-    ([0, 1, -1], 'label -1; labels are whole numbers.*without labels'),
-    ([0, 1, -2], 'label -2; labels are whole numbers from 0$'),
+    ([0, 1, -1], "label '-1', which.*without labels"),
+    ([0, 1, -2], "label '-2', which is no whole number from 0$"),
     ([0, 1, None], '1 rows have no label'),
-    ([0, 1, 1 << 40], f'label {1 << 40}'),
-    ([0, 1, 1 << 30], 'too large to count classes by'),
+    ([0, 1, 1 << 40], f"label '{1 << 40}'"),
+    ([0, 1, 1 << 30], 'but 1000000 classes at most'),
     ([[0], [1], [1, 2]], 'neither whole numbers nor text'),
     ([1, 1, 1], r'of 1 class\(es\)'),
   ],
@@ -257,51 +208,54 @@ def test_labels_that_do_not_fit(tmp_path, labels, message):
     open_split(tmp_path)
 
 
-def test_more_labels_than_names(tmp_path):
-  metadata = hub_metadata(names=NAMES[:2])
-  write(tmp_path / 'train.parquet', make_rows(6), metadata=metadata)
-  with pytest.raises(UserError, match='label 2, but names of 2 classes'):
-    open_split(tmp_path)
-
-
 @pytest.mark.parametrize(
   'metadata', [{b'huggingface': b'{'}, {b'huggingface': b'[]'}, {b'x': b'y'}]
 )
 def test_metadata_without_names(tmp_path, metadata):
   write(tmp_path / 'train.parquet', make_rows(9), metadata=metadata)
   assert open_split(tmp_path).class_names == ('0', '1', '2')
+  fewer = hub_metadata(names=NAMES[:2])
+  write(tmp_path / 'train.parquet', make_rows(6), metadata=fewer)
+  with pytest.raises(UserError, match='label 2, but 2 classes'):
+    open_split(tmp_path)
 
 
-def test_validation_that_does_not_fit(tmp_path):
-  rows = make_rows(6)
-  texts = [(content, f'class{label}') for content, label in rows]
-  train, val = tmp_path / 'train.parquet', tmp_path / 'val.parquet'
-  write(train, rows[:2])
-  write(val, rows)
-  with pytest.raises(UserError, match='training lacks, the first: 2'):
-    open_split(tmp_path, 'validation')
-  for first, second in ((texts, rows), (rows, texts)):
-    write(train, first)
-    write(val, second)
-    with pytest.raises(UserError, match='differ in the kind of labels'):
-      open_split(tmp_path, 'validation')
-  write(train, rows, metadata=hub_metadata())
-  for names, message in (
+ROWS = make_rows(6)
+TEXTS = [(content, f'class{label}') for content, label in ROWS]
+OTHERS = [
+  hub_metadata(names=['crane', 'Dog', 'cat']),
+  hub_metadata(names=NAMES[:2]),
+]
+HUB = {'metadata': hub_metadata()}
+
+
+@pytest.mark.parametrize(
+  ('train', 'val', 'options', 'message'),
+  [
+    (ROWS[:2], ROWS, {}, 'training lacks, the first: 2'),
+    (TEXTS[:2], TEXTS, {}, r"training lacks: \['class2'\]"),
+    (TEXTS, ROWS, {}, 'differ in the kind of labels'),
+    (ROWS, TEXTS, {}, 'differ in the kind of labels'),
     (
-      ['crane', 'Dog', 'cat'],
-      "2 classes: 1: 'dog' and 'Dog', 2: 'maillot' and",
+      ROWS,
+      ROWS,
+      {'metadata': OTHERS[0]},
+      "2 classes: 1: 'dog' and 'Dog', 2: 'm",
     ),
-    (NAMES[:2], "1 classes: 2: 'maillot' and None"),
-  ):
-    write(val, rows[:2], metadata=hub_metadata(names=names))
-    with pytest.raises(UserError, match=message):
-      open_split(tmp_path, 'validation')
-  write(val, rows[:0], label_kind=pa.int64(), metadata=hub_metadata())
-  with pytest.raises(UserError, match='validation have no examples'):
-    open_split(tmp_path, 'validation')
-  write(train, texts[:2])
-  write(val, texts)
-  with pytest.raises(UserError, match=r"training lacks: \['class2'\]"):
+    (
+      ROWS,
+      ROWS[:2],
+      {'metadata': OTHERS[1]},
+      "1 classes: 2: 'maillot' and None",
+    ),
+    (ROWS, [], {**HUB, 'label_kind': pa.int64()}, 'have no examples'),
+  ],
+)
+def test_validation_that_does_not_fit(tmp_path, train, val, options, message):
+  write(tmp_path / 'train.parquet', train, **(HUB if options else {}))
+  write(tmp_path / 'val.parquet', val, **options)
+  open_split(tmp_path)
+  with pytest.raises(UserError, match=message):
     open_split(tmp_path, 'validation')
 
 

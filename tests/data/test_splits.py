@@ -1,3 +1,4 @@
+import hashlib
 import pathlib
 
 import numpy as np
@@ -35,30 +36,22 @@ def encoded(number):
 
 
 def write_folder(root):
-  names = [name for name, count in COUNTS.items() for _ in range(count)]
+  names = np.repeat(list(COUNTS), list(COUNTS.values()))
   return write(
     root, {f'{name}/{i:02d}.png': encoded(i) for i, name in enumerate(names)}
   )
 
 
 def write_tar(root):
-  files = [
-    pair
-    for i, label in enumerate(LABELS)
-    for pair in (
-      (f'{i:02d}.png', encoded(i)),
-      (f'{i:02d}.cls', str(label).encode()),
-    )
-  ]
-  return write(root, {'all.tar': tar_of(files)})
+  images = [(f'{i:02d}.png', encoded(i)) for i in range(24)]
+  labels = [(f'{i:02d}.cls', b'%d' % label) for i, label in enumerate(LABELS)]
+  return write(root, {'all.tar': tar_of(images + labels)})
 
 
 def write_parquet(root):
   root.mkdir()
-  table = pa.table(
-    {'image': [encoded(n) for n in range(len(LABELS))], 'label': LABELS}
-  )
-  pq.write_table(table, root / 'train.parquet')
+  table = {'image': [encoded(n) for n in range(24)], 'label': LABELS}
+  pq.write_table(pa.table(table), root / 'train.parquet')
   return root
 
 
@@ -70,11 +63,10 @@ def layouts(tmp_path_factory):
   """
   root = tmp_path_factory.mktemp('folds')
   folder = write_folder(root / 'My Photos')
-  common = f'--source folder --size {SIZE} --shard_examples 7 --out'.split()
-  common += [str(root / 'raw'), '--path', str(folder)]
-  assert prepare(['raw', *common]) == 0
-  common[common.index(str(root / 'raw'))] = str(root / 'tfds')
-  assert prepare(['resize', *common]) == 0
+  for command, out in (('raw', 'raw'), ('resize', 'tfds')):
+    options = f'--source folder --size {SIZE} --shard_examples 7 --out'.split()
+    options += [str(root / out), '--path', str(folder)]
+    assert prepare([command, *options]) == 0
   return {
     'folder': {'source': 'folder', 'path': str(folder)},
     'tar': {'source': 'tar', 'path': str(write_tar(root / 'tar'))},
@@ -101,18 +93,12 @@ def layouts(tmp_path_factory):
     ('train-0 val-0 train-1', 'train-0 train-1', 'val-0'),
     ('train/0 validation/0 test/0', 'train/0', 'validation/0'),
     ('d/a-Training-0 d/a-testing-0', 'd/a-Training-0', 'd/a-testing-0'),
-    ('0 1 2', '0 1 2', ''),
     ('valley-0 trains-0', 'valley-0 trains-0', ''),
     ('trainData0 valData0 TESTData0', 'trainData0', 'valData0'),
-    ('a/TRAIN/0 a/Dev/0 a/eval/0', 'a/TRAIN/0', 'a/Dev/0'),
     # A word that all names have says nothing.
-    (
-      'speed-test-train-0 speed-test-val-0',
-      'speed-test-train-0',
-      'speed-test-val-0',
-    ),
+    ('a-test-train-0 a-test-val-0', 'a-test-train-0', 'a-test-val-0'),
     ('train-set-train train-set-val', 'train-set-train', 'train-set-val'),
-    ('my-test/train-0 my-test/val-0', 'my-test/train-0', 'my-test/val-0'),
+    ('my-test/train-0 my-test/Dev-0', 'my-test/train-0', 'my-test/Dev-0'),
     # Left out: for both splits, or for none.
     ('train-0 train-val-0', 'train-0', ''),
     ('train-0 extra-0', 'train-0', ''),
@@ -142,14 +128,13 @@ def test_files_that_are_left_out_are_counted(caplog):
   assert 'here: the test split serves as validation' in caplog.text
 
 
-@pytest.mark.parametrize('source', ['tar', 'parquet'])
+@pytest.mark.parametrize('source', ['tar', 'parquet', 'folder'])
 def test_missing_files_are_named(tmp_path, source):
   with pytest.raises(UserError, match=r'no folder at .*nowhere'):
     sources.make_source(source, 'train', path=str(tmp_path / 'nowhere'))
   (tmp_path / f'train.{source}').symlink_to('nowhere')
-  with pytest.raises(
-    UserError, match=rf'no file whose name ends in \.{source}'
-  ):
+  message = rf'no file whose name ends in \.{source}|no subfolders'
+  with pytest.raises(UserError, match=message):
     sources.make_source(source, 'train', path=str(tmp_path))
 
 
@@ -157,6 +142,77 @@ def test_shards_behind_links_count(layouts, tmp_path):
   (tmp_path / 'linked').symlink_to(layouts['tar']['path'])
   found = sources.make_source('tar', 'train', path=str(tmp_path))
   assert found.num_examples > 10
+
+
+KEYS = {
+  'folder': lambda i: f'{list(COUNTS)[LABELS[i]]}/{i:02d}.png',
+  'tar': lambda i: f'all.tar/{i:02d}',
+  'parquet': lambda i: f'train.parquet row {i}',
+}
+
+
+@pytest.mark.parametrize('kind', KEYS)
+def test_held_out_ranks_by_hash(layouts, kind):
+  """The same ranking by hand: this split must never change."""
+  divided = {'val_fraction': 0.3, 'split_seed': 7}
+  train, held = (
+    contents(sources.make_source(**layouts[kind], split=split, **divided))
+    for split in sources.SPLITS
+  )
+
+  def rank(index):
+    return hashlib.sha256(f'7:{KEYS[kind](index)}'.encode()).digest()
+
+  expected = []
+  for label, count in enumerate((4, 2, 2)):  # 0.3 of each class, rounded
+    members = [i for i in range(24) if LABELS[i] == label]
+    expected += sorted(members, key=rank)[:count]
+  examples = [(encoded(i), LABELS[i]) for i in range(24)]
+  assert held == [examples[i] for i in sorted(expected)]
+  assert sorted(train + held) == sorted(examples)
+  names = {}
+  for fraction in (0.0, 0.3):
+    for split in (*sources.SPLITS, 'all'):
+      options = {**divided, 'val_fraction': fraction, 'split': split}
+      source = sources.make_source(**layouts[kind], **options)
+      names[fraction, split] = source.fingerprint
+  assert names[0.0, 'all'] == names[0.0, 'train'] != names[0.3, 'train']
+  assert names[0.3, 'validation'] != names[0.3, 'train']
+
+
+def test_never_all_of_a_class_is_held_out(tmp_path):
+  """Nor none; the one of a class with a single example is named."""
+  labels = np.array([0] * 2 + [1] * 9, np.int32)
+  whole = sources.ArraySource('it', labels, labels, ('emu', 'gnu'))
+  for fraction, counts in ((0.99, [1, 8]), (0.01, [1, 1]), (0, [0, 0])):
+    held = splits.hold_out(whole, 'validation', fraction, 0)
+    assert np.bincount(held.labels, minlength=2).tolist() == counts
+  with pytest.raises(UserError, match=r"'emu' has a single example \(0\)"):
+    splits.hold_out(whole.take(np.array([0, 5, 6])), 'train', 0.2, 0)
+
+
+def test_digits_are_mnist():
+  train, validation = (sources.digits_source(s) for s in sources.SPLITS)
+  assert np.bincount(train.labels).tolist() == [400] * 10
+  assert np.bincount(validation.labels).tolist() == [100] * 10
+  image, label = train.read(0)
+  assert image.shape == (28, 28, 3)
+  assert label == 0
+  # Ink is bright on black, and no digit is in both splits.
+  assert image[0].max() == 0
+  assert image.max() > 200
+  assert not set(contents(train)) & set(contents(validation))
+
+
+def test_synthetic_classes_differ_and_splits_too():
+  train, validation = (
+    sources.synthetic_source(split, 40, 4) for split in sources.SPLITS
+  )
+  assert [train.num_examples, validation.num_examples] == [40, 10]
+  assert not set(contents(train)) & set(contents(validation))
+  bands = train.images[train.labels == 2].mean((0, 2, 3))
+  assert bands[32:48].min() > bands[:32].max()
+  assert train.fingerprint != validation.fingerprint
 
 
 # Examples in the pool: all of them, or those of the training split.
@@ -173,13 +229,11 @@ def open_fold(layouts, kind, split, fold, number=FOLDS, **options):
 
 def contents(source):
   """What every example of a source is, hashable."""
-  found = []
-  for index in range(source.num_examples):
-    content, label = source.read(index)
-    if not isinstance(content, bytes):
-      content = content.tobytes()
-    found.append((content, label))
-  return found
+  examples = map(source.read, range(source.num_examples))
+  return [
+    (content if isinstance(content, bytes) else content.tobytes(), label)
+    for content, label in examples
+  ]
 
 
 @pytest.mark.parametrize('kind', POOLS)
@@ -219,24 +273,18 @@ def test_a_part_names_its_examples_as_the_whole_does(layouts):
   assert not hasattr(part, 'square_size')
 
 
-def test_a_class_with_too_few_examples_is_named(layouts):
+def test_folds_that_cannot_be(layouts, tmp_path):
   message = r"class 'cat' has 5 examples, fewer than config\.data\.folds = 6"
   with pytest.raises(UserError, match=message):
     open_fold(layouts, 'folder', 'train', 0, 6)
-
-
-def test_a_class_with_one_example_is_none_that_cannot_be_held_out(tmp_path):
-  """Nothing is held out of the pool, so the message is that of the folds."""
-  root = write_folder(tmp_path / 'photos')
-  (root / 'dog').mkdir()
-  (root / 'dog' / '99.png').write_bytes(encoded(30))
-  with pytest.raises(UserError, match="class 'dog' has 1 examples"):
-    sources.make_source('folder', 'train', path=str(root), folds=2)
-
-
-def test_an_unfit_seed_is_refused(layouts):
   with pytest.raises(UserError, match='split_seed is -1'):
     open_fold(layouts, 'folder', 'train', 0, split_seed=-1)
+  with pytest.raises(UserError, match=r"'test', not one of.*folds is 3"):
+    open_fold(layouts, 'tfds', 'test', 0)
+  # Nothing is held out of the pool, so the message is that of the folds.
+  root = write(write_folder(tmp_path), {'dog/99.png': encoded(30)})
+  with pytest.raises(UserError, match="class 'dog' has 1 examples"):
+    sources.make_source('folder', 'train', path=str(root), folds=2)
 
 
 def test_a_validation_folder_stays_out_of_the_pool(tmp_path):
@@ -245,11 +293,6 @@ def test_a_validation_folder_stays_out_of_the_pool(tmp_path):
   part = sources.make_source('folder', 'train', path=str(tmp_path), folds=2)
   assert part.source.root == tmp_path / 'train'
   assert part.source.num_examples == 24
-
-
-def test_other_splits_are_refused(layouts):
-  with pytest.raises(UserError, match=r"'test', not one of.*folds is 3"):
-    open_fold(layouts, 'tfds', 'test', 0)
 
 
 def test_the_labels_of_a_tfds_set_are_read_once(layouts, monkeypatch):

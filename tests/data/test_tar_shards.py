@@ -8,7 +8,6 @@ import webdataset
 from webdataset import tariterators
 
 from alexnet_jax.data import sources
-from alexnet_jax.data import splits
 from alexnet_jax.data import tar_shards
 from alexnet_jax.errors import UserError
 from tests.data.pictures import image_file
@@ -70,7 +69,7 @@ def test_every_sample_is_what_was_written(tmp_path):
       assert source.describe(i).endswith(f'.tar sample {key}')
 
 
-def test_webdataset_reads_the_same(tmp_path):
+def test_webdataset_reads_the_same(tmp_path, caplog):
   """The oracle of what belongs together, on names with several dots."""
   files = []
   for i in range(6):
@@ -82,6 +81,7 @@ def test_webdataset_reads_the_same(tmp_path):
       (f'{key}.cls', f'{i % 2}\n'.encode()),
       (f'{key}.txt', b'a caption'),
     ]
+  files += [('README', b'x'), ('._000.jpg', b'of macOS')]
   path = write_tar(tmp_path / 'train-0.tar', files)
   with path.open('rb') as file:
     found = [
@@ -91,11 +91,12 @@ def test_webdataset_reads_the_same(tmp_path):
   theirs = [
     (sample['jpg'], int(sample['cls']))
     for sample in tariterators.group_by_keys(found)
+    if 'cls' in sample
   ]
-  whole = open_split(tmp_path, val_fraction=0.3)
-  held = open_split(tmp_path, 'validation', val_fraction=0.3)
-  assert sorted(contents(whole) + contents(held)) == sorted(theirs)
+  assert contents(open_split(tmp_path, val_fraction=0.0)) == theirs
   assert len(theirs) == 6
+  assert '14 files in the shards' in caplog.text
+  assert 'the first: photo0.mask.png' in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -122,55 +123,23 @@ def test_labels_in_json(tmp_path):
   ]
   images = [(f'{key}.webp', image_file(0, 'WEBP')) for key in 'abcd']
   write_tar(tmp_path / 'train.tar', images + labels)
-  write_tar(tmp_path / 'val.tar', images + labels)
-  assert open_split(tmp_path).labels.tolist() == [1, 2, 0, 3]
+  source = open_split(tmp_path, val_fraction=0.0)
+  assert source.labels.tolist() == [1, 2, 0, 3]
 
 
-def test_other_files_are_counted_and_left_out(tmp_path, caplog):
-  extra = [
-    ('000.txt', b'caption'),
-    ('README', b'x'),
-    ('._000.jpg', b'of macOS'),
-    ('000.seg.png', b'mask'),
-  ]
-  write_tar(tmp_path / 'train.tar', two_classes(extra))
-  write_tar(tmp_path / 'val.tar', two_classes())
-  assert open_split(tmp_path).num_examples == 4
-  assert '4 files in the shards' in caplog.text
-  assert 'the first: 000.txt' in caplog.text
-
-
-def test_without_validation_shards_some_are_held_out(tmp_path):
-  samples = make_samples(30)
-  write_shards(tmp_path / 'train-%06d.tar', samples, per_shard=7)
-  train, validation = (open_split(tmp_path, s) for s in sources.SPLITS)
-  keys = [
-    f'train-{i // 7:06d}.tar/{key}' for i, (key, _, _) in enumerate(samples)
-  ]
-  labels = np.array([label for _, _, label in samples])
-  mask = splits.held_out(keys, labels, 0.2, 0)
-  written = [(image, label) for _, image, label in samples]
-  assert contents(validation) == [written[i] for i in np.flatnonzero(mask)]
-  assert contents(train) == [written[i] for i in np.flatnonzero(~mask)]
-  assert train.fingerprint != validation.fingerprint
-  other = open_split(tmp_path, 'validation', split_seed=1)
-  assert contents(other) != contents(validation)
-
-
-def test_class_names_from_a_file(tmp_path, caplog):
+@pytest.mark.parametrize('name', ['classes.txt', 'classnames.txt'])
+def test_class_names_from_a_file(tmp_path, caplog, name):
   write_tar(tmp_path / 'train.tar', two_classes())
-  (tmp_path / 'classes.txt').write_text('cat\ndog \nsea lion\n\n')
+  (tmp_path / name).write_text('cat\ndog \nsea lion\n\n')
   assert open_split(tmp_path).class_names == ('cat', 'dog', 'sea lion')
   assert '1 of 3 classes have no training example' in caplog.text
   assert 'the first: sea lion (number 2)' in caplog.text
-  (tmp_path / 'classes.txt').rename(tmp_path / 'classnames.txt')
-  assert open_split(tmp_path).class_names == ('cat', 'dog', 'sea lion')
 
 
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    (b'cat\n', 'label 1, but names of 1 classes'),
+    (b'cat\n', 'label 1, but 1 classes'),
     (b'cat\n\ndog\n', 'empty line 2'),
     (b'cat\n\xff\xfe\n', 'no UTF-8'),
   ],
@@ -198,32 +167,27 @@ def kept(tmp_path, monkeypatch):
   return calls
 
 
-def reopen(path, split='train'):
+def reopen(path):
   """As another process does."""
   tar_shards._indexed.cache_clear()
-  return open_split(path, split)
+  return open_split(path)
 
 
-def test_the_index_is_kept_and_used(tmp_path, kept):
+def test_the_index_is_kept_until_a_shard_changes(tmp_path, kept):
   first = reopen(tmp_path)
   assert contents(open_split(tmp_path, 'validation'))  # from memory
   again = reopen(tmp_path)
   assert len(kept) == 1
   assert contents(first) == contents(again)
   assert first.fingerprint == again.fingerprint
-  assert first.describe(3) == again.describe(3)
   assert [p.name for p in tmp_path.glob('*index*')] == ['train.index.npz']
   assert not list(tmp_path.glob('.*'))
-
-
-def test_a_stale_index_is_made_anew(tmp_path, kept):
-  before = reopen(tmp_path)
   shard = tmp_path / 'train-000002.tar'
   os.utime(shard, ns=(1, 1))  # the time alone: another index, the same data
-  assert reopen(tmp_path).fingerprint == before.fingerprint
+  assert reopen(tmp_path).fingerprint == first.fingerprint
   assert len(kept) == 2
   write_shards(tmp_path / 'train-%06d.tar', make_samples(20, first=50))
-  assert reopen(tmp_path).fingerprint != before.fingerprint
+  assert reopen(tmp_path).fingerprint != first.fingerprint
   assert len(kept) == 3
 
 
@@ -291,7 +255,7 @@ def test_an_index_of_other_bytes_is_refused(tmp_path, kept, field, more):
     return samples
 
   change_index(tmp_path / 'train.index.npz', change)
-  with pytest.raises(UserError, match=r'index\.npz does not fit the shards'):
+  with pytest.raises(UserError, match=r'index\.npz that does not fit'):
     contents(reopen(tmp_path))
 
 
@@ -302,26 +266,20 @@ def test_an_index_that_cannot_be_written(tmp_path, kept, caplog):
   assert not list(tmp_path.glob('.*'))
 
 
-def test_a_tar_that_is_cut_off_anywhere_is_refused(tmp_path):
-  whole = write_tar(tmp_path / 'train.tar', two_classes()).read_bytes()
-  with tarfile.open(tmp_path / 'train.tar') as tar:
-    last = tar.getmembers()[-1]
-  end = last.offset_data + 512
+def test_a_tar_that_is_cut_off_or_damaged_is_refused(tmp_path):
+  path = write_tar(tmp_path / 'train.tar', two_classes())
+  whole = path.read_bytes()
+  with tarfile.open(path) as tar:
+    members = tar.getmembers()
+  end = members[-1].offset_data + 512
   for size in [0, 1, *range(128, end + 512, 128)]:
-    (tmp_path / 'train.tar').write_bytes(whole[:size])
+    path.write_bytes(whole[:size])
     with pytest.raises(UserError, match=r'train\.tar (is truncated|sample)'):
       open_split(tmp_path)
-  (tmp_path / 'train.tar').write_bytes(whole[: end + 512])
+  path.write_bytes(whole[: end + 512])
   assert open_split(tmp_path).num_examples == 2
-
-
-def test_a_damaged_header_is_refused(tmp_path):
-  path = write_tar(tmp_path / 'train.tar', two_classes())
-  content = bytearray(path.read_bytes())
-  with tarfile.open(path) as tar:
-    offset = tar.getmembers()[4].offset
-  content[offset + 10] ^= 0xFF
-  path.write_bytes(content)
+  offset = members[4].offset
+  path.write_bytes(whole[:offset] + b'~' + whole[offset + 1 :])
   with pytest.raises(UserError, match=f'no end of the tar at byte {offset}'):
     open_split(tmp_path)
 
@@ -337,8 +295,10 @@ def test_a_damaged_header_is_refused(tmp_path):
     ([('x.jpg', b'x'), ('x.cls', b'cat')], "label 'cat'"),
     ([('x.jpg', b'x'), ('x.cls', b'-1')], "label '-1'.*without labels"),
     ([('x.jpg', b'x'), ('x.cls', b'')], "label ''"),
-    ([('x.jpg', b'x'), ('x.cls', b'1.5')], "label '1.5'"),
-    ([('x.jpg', b'x'), ('x.cls', b'9' * 9)], 'too large to count'),
+    (
+      [('x.jpg', b'x'), ('x.cls', b'9' * 9)],
+      'label 999999999, but 1000000 classes',
+    ),
     ([('x.jpg', b'x'), ('x.cls', b'9' * 12)], "label '999999999999'"),
     ([('x.jpg', b'x'), ('x.cls', b'\x80\x04K\x01.')], 'label'),
     ([('x.jpg', b'x'), ('x.json', b'{"label": true}')], "label 'True'"),
@@ -347,9 +307,8 @@ def test_a_damaged_header_is_refused(tmp_path):
         [('x.jpg', b'x'), ('x.json', content)],
         "json without a 'label' or 'cls'",
       )
-      for content in (b'{"text": 3}', b'[1]', b'{', b'\xff', b'[' * 100_000)
+      for content in (b'{"text": 3}', b'[1]', b'{', b'[' * 100_000)
     ),
-    ([('000.jpg', b'x')], "file '000.jpg' twice"),
     ([('000.JPG', b'x')], "file '000.JPG' twice"),
   ],
 )
@@ -361,30 +320,25 @@ def test_samples_that_do_not_fit(tmp_path, extra, message):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'message'),
-  [
-    (tarfile.LNKTYPE, 'is a link'),
-    (tarfile.SYMTYPE, 'is a link'),
-    (tarfile.GNUTYPE_SPARSE, 'sparse file'),
-  ],
+  'kind', [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE]
 )
-def test_links_and_sparse_files_are_refused(tmp_path, kind, message):
+def test_links_and_sparse_files_are_refused(tmp_path, kind):
   path = write_tar(tmp_path / 'train.tar', two_classes())
   content = bytearray(path.read_bytes())
   content[156:157] = kind
   content[148:156] = b' ' * 8
   content[148:156] = b'%06o\0 ' % sum(content[:512])
   path.write_bytes(content)
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(UserError, match='is a link or sparse file'):
     open_split(tmp_path)
 
 
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (tar_of(two_classes()) * 2, 'keep them apart'),
+    (tar_of(two_classes()) * 2, 'as joined tars do'),
     # ImageNet's own, a tar of tars.
-    (tar_of([('n01.tar', b'x')]), 'no samples .* the first: n01.tar'),
+    (tar_of([('n01.tar', b'x')]), 'no samples .*n01.tar'),
     (gzip.compress(tar_of(two_classes())), 'no plain uncompressed tar'),
   ],
 )
@@ -406,30 +360,12 @@ def test_compressed_shards_are_refused(tmp_path):
     open_split(tmp_path)
 
 
-def test_validation_labels_that_training_lacks_are_refused(tmp_path):
-  write_tar(tmp_path / 'train.tar', two_classes())
-  extra = [('x.jpg', b'x'), ('x.cls', b'2')]
-  write_tar(tmp_path / 'val.tar', two_classes(extra))
-  (tmp_path / 'classes.txt').write_text('a\nb\nc\n')
-  open_split(tmp_path)
-  with pytest.raises(UserError, match='training lacks, the first: 2'):
-    open_split(tmp_path, 'validation')
-
-
-def test_keys_that_repeat_in_another_shard_are_counted(tmp_path, caplog):
-  for name in ('train-0.tar', 'train-1.tar', 'val.tar'):
-    write_tar(tmp_path / name, two_classes())
-  assert open_split(tmp_path).num_examples == 8
-  assert '4 samples have a key that another shard has' in caplog.text
-
-
 def test_shards_that_change_during_a_run_are_named(tmp_path):
   path = write_tar(tmp_path / 'train.tar', two_classes())
-  write_tar(tmp_path / 'val.tar', two_classes())
   source = open_split(tmp_path)
   with path.open('ab') as file:
     file.write(bytes(512))
-  with pytest.raises(UserError, match='bytes at the start and has'):
+  with pytest.raises(UserError, match='has changed'):
     source.read(0)
   path.unlink()
   with pytest.raises(UserError, match=r'cannot read .*No such file'):

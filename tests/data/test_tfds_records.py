@@ -111,20 +111,19 @@ def test_splits_are_those_of_tfds(made_set, split):
     'train[:1.5shard]',
     f'train[:{"9" * 400}%]',
     'train[4:4]',
+    'train[5:4]',
     '',
   ],
 )
 def test_splits_that_there_are_not(made_set, split):
-  with pytest.raises(UserError, match=r'cannot give|beyond the 19|is empty'):
+  with pytest.raises(UserError, match=r'cannot give|is empty'):
     open_split(made_set, split)
 
 
-@pytest.mark.parametrize('split', ['train[:5]', 'train[80%:]', 'train[6:9]'])
-def test_a_part_has_its_own_records(made_set, split):
-  first, last = {'[:5]': (0, 5), '[80%:]': (15, 19), '[6:9]': (6, 9)}[split[5:]]
-  whole, part = open_split(made_set), open_split(made_set, split)
-  assert contents(part) == contents(whole)[first:last]
-  assert part.file_name(0) == whole.file_name(first)
+def test_a_part_has_its_own_records(made_set):
+  whole, part = open_split(made_set), open_split(made_set, 'train[6:9]')
+  assert contents(part) == contents(whole)[6:9]
+  assert part.file_name(0) == whole.file_name(6)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,6 @@ def test_a_part_has_its_own_records(made_set, split):
     ('train', 'train', True),
     ('train[:90%]', 'train[80%:]', True),
     ('validation', 'train+validation[:1]', True),
-    ('train[:8]', 'train[7:]', True),
     ('train[:80%]', 'train[80%:]', False),
     ('train', 'validation', False),
     ('train[:3]+train[5:]', 'train[3:5]', False),
@@ -190,10 +188,11 @@ def test_a_class_of_somebody_else_is_not_imported(
 
 SEQUENCE = 'tensorflow_datasets.core.features.sequence_feature.Sequence'
 SCALAR = 'tensorflow_datasets.core.features.scalar.Scalar'
+SPLIT = {'name': 'train', 'shardLengths': [3]}
 
 
 @pytest.mark.parametrize(
-  ('feature', 'changed', 'message'),
+  ('part', 'changed', 'message'),
   [
     ('label', {'pythonClassName': SEQUENCE}, 'sequence_feature.Sequence'),
     ('image', {'pythonClassName': SEQUENCE}, 'sequence_feature.Sequence'),
@@ -204,29 +203,22 @@ SCALAR = 'tensorflow_datasets.core.features.scalar.Scalar'
     ('label', {'classLabel': {}}, 'is damaged'),
     ('label', {'classLabel': {'numClasses': '3'}}, 'names 2 classes, but'),
     ('label', {'pythonClassName': 3}, 'pythonClassName is 3'),
+    ('', {'fileFormat': 'tfrecord'}, 'is tfrecord'),
+    ('', {'splits': 3}, 'splits is 3'),
+    ('', {'splits': [{**SPLIT, 'shardLengths': ['x']}]}, 'is damaged'),
+    ('', {'splits': [{**SPLIT, 'shardLengths': [-3]}]}, 'is damaged'),
+    ('', {'splits': [{**SPLIT, 'name': '../in'}]}, 'is damaged'),
+    ('', {'splits': [{**SPLIT, 'filepathTemplate': 'x'}]}, 'is damaged'),
+    ('', {'name': None}, 'name is None'),
   ],
 )
-def test_features_of_other_kinds(made_set, feature, changed, message):
-  change(
-    made_set / 'features.json',
-    lambda v: v['featuresDict']['features'][feature].update(changed),
-  )
-  refused(made_set, message)
+def test_descriptions_of_other_sets(made_set, part, changed, message):
+  def update(value):
+    if part:
+      value = value['featuresDict']['features'][part]
+    value.update(changed)
 
-
-@pytest.mark.parametrize(
-  ('changed', 'message'),
-  [
-    ({'fileFormat': 'tfrecord'}, 'is tfrecord'),
-    ({'splits': 3}, 'splits is 3'),
-    ({'splits': [{'name': 'train', 'shardLengths': ['x']}]}, 'is damaged'),
-    ({'splits': [{'name': 'train', 'shardLengths': [-3]}]}, 'is damaged'),
-    ({'splits': [{'name': '../in', 'shardLengths': [3]}]}, 'is damaged'),
-    ({'name': None}, 'name is None'),
-  ],
-)
-def test_descriptions_that_are_damaged(made_set, changed, message):
-  change(made_set / 'dataset_info.json', lambda v: v.update(changed))
+  change(made_set / ('features.json' if part else 'dataset_info.json'), update)
   refused(made_set, message)
 
 
