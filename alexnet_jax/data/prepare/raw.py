@@ -31,7 +31,7 @@ class RawSet:
   description = settings_file = raw.MANIFEST
 
   def __init__(self, arguments, loaders):
-    self.folder = pathlib.Path(arguments.out).expanduser()
+    self.folder = pathlib.Path(arguments.out)
     self._size = arguments.size
     self._loaders = loaders
     self.settings = {
@@ -51,8 +51,7 @@ class RawSet:
     """Returns (pixels, label, color sums) of an example; None if skipped."""
     from alexnet_jax.data import kernels  # slow to import
 
-    example = loader.square(index)
-    if example is None:
+    if (example := loader.square(index)) is None:
       return None
     sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
     kernels.add_color_sums(example[0], *sums)
@@ -60,8 +59,7 @@ class RawSet:
 
   def write(self, path, examples) -> dict:
     """Writes squares as .npy; their number is known at the end only."""
-    labels = []
-    sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    labels, sums, products = [], np.zeros(3, int), np.zeros((3, 3), int)
     with path.open('wb') as file:
       start = self._write_header(file, 0)
       for pixels, label, (image_sums, image_products) in examples:
@@ -82,12 +80,9 @@ class RawSet:
 
   def _write_header(self, file, count):
     """Writes the header of a .npy file; returns its length."""
-    header = {
-      'descr': '|u1',
-      'fortran_order': False,
-      # numpy leaves room for a larger first dimension.
-      'shape': (count, self._size, self._size, 3),
-    }
+    # numpy leaves room for a larger first dimension.
+    shape = count, self._size, self._size, 3
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
     np.lib.format.write_array_header_1_0(file, header)
     return file.tell()
 

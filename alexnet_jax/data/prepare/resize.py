@@ -53,7 +53,8 @@ def _name_and_version(arguments):
 def _check_class_names(names):
   """Refuses names that a file with a name a line does not give back."""
   for name in names:
-    if name != name.strip() or set(name) & {*'\r\n'} or not _is_unicode(name):
+    is_unicode = name.encode(errors='replace').decode() == name
+    if name != name.strip() or set(name) & {*'\r\n'} or not is_unicode:
       raise UserError(
         'a TFDS set keeps class names as lines of UTF-8 text, and'
         f' {name!r} is none; rename the class, or use `prepare raw`'
@@ -63,10 +64,6 @@ def _check_class_names(names):
       'class names are empty or given twice: training reads the set, but TFDS'
       ' itself refuses such names'
     )
-
-
-def _is_unicode(name):
-  return name.encode(errors='replace').decode() == name
 
 
 class ResizedSet:
@@ -81,7 +78,7 @@ class ResizedSet:
 
   def __init__(self, arguments, loaders):
     self._name, version = _name_and_version(arguments)
-    self._out = pathlib.Path(arguments.out).expanduser()
+    self._out = pathlib.Path(arguments.out)
     # DIR/NAME/VERSION, or DIR/NAME/CONFIG/VERSION
     self.folder = self._out / self._name / version
     self._loaders = loaders
@@ -98,10 +95,8 @@ class ResizedSet:
   def estimate(self, loader, missing) -> int:
     """Returns the bytes of shards of a split, from a sample."""
     indices = [index for shard in missing for index in shard.indices]
-    if not indices:
-      return 0
-    chosen = np.linspace(0, len(indices) - 1, min(_SAMPLE, len(indices)))
-    records = [self.convert(loader, indices[int(i)]) for i in chosen]
+    chosen = indices[:: -(-len(indices) // _SAMPLE) or 1]
+    records = [self.convert(loader, index) for index in chosen]
     sizes = [len(record) for record in records if record]
     # A record has about a hundred bytes of framing, a file ends with its 64 kB
     # block, and a sample errs.
@@ -120,19 +115,12 @@ class ResizedSet:
       content, label = loader.source.read(index)
     except UnreadableImageError as error:
       return loader.report(index, error)
-    example = loader.decoded(index, content, label)
-    if example is None:
+    if (example := loader.decoded(index, content, label)) is None:
       return None
-    pixels, encoded = example[0], content
-    if not (
-      isinstance(content, bytes)
-      and min(pixels.shape[:2]) <= self._size
-      and decoding.is_plain_jpeg(content)
-    ):
-      try:
-        encoded = encode(pixels, self._size, self._quality)
-      except UnreadableImageError as error:
-        return loader.report(index, error)
+    try:
+      encoded = self._encode(example[0], content)
+    except UnreadableImageError as error:
+      return loader.report(index, error)
     file_name = getattr(loader.source, 'file_name', loader.source.describe)
     message = tfds_records.example_class()()
     features = message.features.feature
@@ -143,17 +131,32 @@ class ResizedSet:
     )
     return message.SerializeToString(deterministic=True)
 
+  def _encode(self, pixels, content):
+    """Returns a JPEG, 4:2:0, of an image that was decoded from `content`."""
+    small = min(pixels.shape[:2]) <= self._size
+    if small and isinstance(content, bytes) and decoding.is_plain_jpeg(content):
+      return content
+    if not small:
+      pixels = images.resize_short_side(pixels, self._size)
+    if max(pixels.shape[:2]) > _LONGEST_SIDE:
+      raise UnreadableImageError(
+        f'{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for a JPEG'
+      )
+    return simplejpeg.encode_jpeg(
+      np.ascontiguousarray(pixels), self._quality, 'RGB', '420', fastdct=False
+    )
+
   def write(self, path, examples) -> dict:
     """Writes an ArrayRecord file."""
     writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-    count = size = 0
+    sizes = []
     try:
       for record in examples:
         writer.write(record)
-        count, size = count + 1, size + len(record)
+        sizes.append(len(record))
     finally:
       writer.close()
-    return {'num_examples': count, 'num_bytes': size}
+    return {'num_examples': len(sizes), 'num_bytes': sum(sizes)}
 
   def describe(self, notes) -> None:
     skipped = [
@@ -170,12 +173,8 @@ class ResizedSet:
     )
 
   def result(self) -> tuple[dict, dict]:
-    splits = {
-      split: tfds_records.tfds_source(
-        self._name, split, str(self._out)
-      ).num_examples
-      for split in self._loaders
-    }
+    described = tfds_records.read_description(self.folder)
+    splits = {split: described.num_examples(split) for split in self._loaders}
     total = sum(loader.source.num_examples for loader in self._loaders.values())
     result = {
       'out': str(self._out),
@@ -213,18 +212,12 @@ def write_description(
   }
   label = {'numClasses': str(len(class_names))}
   features = {
-    'file_name': {
-      'pythonClassName': f'{package}.text_feature.Text',
-      'text': {},
-    },
-    'image': {
-      'pythonClassName': f'{package}.image_feature.Image',
-      'image': image,
-    },
-    'label': {
-      'pythonClassName': f'{package}.class_label_feature.ClassLabel',
-      'classLabel': label,
-    },
+    key: {'pythonClassName': f'{package}.{kind}', field: content}
+    for key, kind, field, content in (
+      ('file_name', 'text_feature.Text', 'text', {}),
+      ('image', 'image_feature.Image', 'image', image),
+      ('label', 'class_label_feature.ClassLabel', 'classLabel', label),
+    )
   }
   features = {
     'pythonClassName': f'{package}.features_dict.FeaturesDict',
@@ -252,25 +245,3 @@ def write_description(
     (tfds_records.INFO, json.dumps(info, indent=2, sort_keys=True)),
   ):
     shards.write_text(folder / file_name, text)
-
-
-def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:
-  """Returns a JPEG, 4:2:0, whose short side is at most `size` pixels.
-
-  Args:
-    pixels: uint8 [height, width, 3].
-    size: of the short side; smaller images keep theirs.
-    quality: 1 to 100, of libjpeg.
-
-  Raises:
-    UnreadableImageError: if it has a longer side than a JPEG can have.
-  """
-  if min(pixels.shape[:2]) > size:
-    pixels = images.resize_short_side(pixels, size)
-  if max(pixels.shape[:2]) > _LONGEST_SIDE:
-    raise UnreadableImageError(
-      f'{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for a JPEG'
-    )
-  return simplejpeg.encode_jpeg(
-    np.ascontiguousarray(pixels), quality, 'RGB', '420', fastdct=False
-  )

@@ -5,6 +5,7 @@ built needs none. TensorFlow is imported in `_import_tensorflow` and, but for a
 peer in the benchmark, nowhere else in the package.
 """
 
+from collections.abc import Iterable
 import contextlib
 import difflib
 import logging
@@ -227,13 +228,18 @@ def _train_command(name, root, splits):
   keys = {'data.path': root}
   if name != 'imagenet2012':
     keys |= {'data.tfds_name': name, 'model.num_classes': 0}  # 0: the data's
-  if 'validation' not in splits and 'test' in splits:
-    keys['data.tfds_eval_split'] = 'test'
-  elif 'validation' not in splits:
-    keys['data.tfds_train_split'] = 'train[:80%]'
-    keys['data.tfds_eval_split'] = 'train[80%:]'
+  keys |= {f'data.{key}': value for key, value in split_keys(splits).items()}
   overrides = (shlex.quote(f'--config.{k}={v}') for k, v in keys.items())
   return (
     'python -m alexnet_jax.main --config configs/imagenet.py'
     f' {" ".join(overrides)}'
   )
+
+
+def split_keys(splits: Iterable[str]) -> dict[str, str]:
+  """Returns what config.data needs if a set has no split `validation`."""
+  if 'validation' in splits:
+    return {}
+  if 'test' in splits:
+    return {'tfds_eval_split': 'test'}
+  return {'tfds_train_split': 'train[:80%]', 'tfds_eval_split': 'train[80%:]'}
