@@ -248,8 +248,8 @@ def test_imagenet_tars_with_a_few_images(tmp_path):
   pairs = [f'{synsets[1]}/{n} = {synsets[0]}/{n}' for n in bad]
   counts = [
     'train images: 8, not 1,281,167',
-    'classes: 2, not 1,000',
     'validation images: 2, not 50,000',
+    'classes: 2, not 1,000',
   ]
   assert found(tmp_path) == {
     ('error', 'truncated'): (2, [f'{s}/cut.JPEG' for s in synsets]),

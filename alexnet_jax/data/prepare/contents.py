@@ -1,5 +1,6 @@
 """Reads data sets of all kinds for `prepare check`."""
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -27,8 +28,11 @@ from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
 _TARS = {tfds.TRAIN_TAR: 'train', tfds.VALIDATION_TAR: 'validation'}
-_IMAGENET_IMAGES = {'train': 1_281_167, 'validation': 50_000}
-_IMAGENET_CLASSES = 1_000
+_IMAGENET = {
+  'train images': 1_281_167,
+  'validation images': 50_000,
+  'classes': 1_000,
+}
 _BLOCK = 512  # bytes, of a tar
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
 _SMALL = 32  # pixels
@@ -37,39 +41,23 @@ _TIFF_DEPTH = 258  # tag of the bits per channel
 
 
 class Outcome(NamedTuple):
-  """Result of the examination of one image, or of something else.
+  """Result of the examination of one image, or of something else."""
 
-  Attributes:
-    name: of the image, the file or the class.
-    found: pairs of a kind of finding, see `check`, and a detail.
-    split: of an image; None for what is none.
-    label: None if it is not known.
-    digest: stands for the content; empty if it could not be read.
-  """
-
-  name: str
-  found: list[tuple[str, str]]
-  split: str | None = None
-  label: int | None = None
-  digest: bytes = b''
+  name: str  # of the image, the file or the class
+  found: list[tuple[str, str]]  # kinds of findings, see `check`, and details
+  split: str | None = None  # of an image; None for what is none
+  label: int | None = None  # None if it is not known
+  digest: bytes = b''  # stands for the content; empty if it cannot be read
 
 
 class Contents(NamedTuple):
-  """A data set that is examined.
+  """A data set that is examined."""
 
-  Attributes:
-    kind: folder, tars (of ImageNet), or as `config.data.source` calls it.
-    class_names: in the order of the labels; of tars known once they are read.
-    total: images to expect, for the progress.
-    jobs: functions that examine one image or file each, in any thread.
-    keys: of config.data that training needs beside source, path and name.
-  """
-
-  kind: str
-  class_names: Sequence[str]
-  total: int
-  jobs: Iterable[Callable[[], Outcome]]
-  keys: dict[str, str] = {}  # noqa: RUF012  nobody changes it
+  kind: str  # folder, tars (of ImageNet), or as `config.data.source` calls it
+  class_names: Sequence[str]  # by label; of tars known once they are read
+  total: int  # images to expect, for the progress
+  jobs: Iterable[Callable[[], Outcome]]  # of an image or file, in any thread
+  keys: dict[str, str]  # of config.data that training needs beside the place
 
 
 def open_set(root: pathlib.Path, name: str = '') -> Contents:
@@ -87,9 +75,7 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
   if not name and raw.is_raw_set(root):
     return _open_raw(root)
   if not name and any((root / tar).is_file() for tar in _TARS):
-    class_names = []
-    total = sum(_IMAGENET_IMAGES.values())
-    return Contents('tars', class_names, total, _tars_jobs(root, class_names))
+    return _open_tars(root)
   if folder := _tfds_folder(root, name):
     return _open_tfds(folder)
   if folder_lib.list_files(root).paths:
@@ -98,10 +84,9 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
     if folder_lib.list_files(root, (f'.{kind}',)).paths:
       return _open_splits(kind, root)
   raise UserError(
-    f'{str(root)!r} is no data set of a known kind: neither a folder of images,'
-    f' nor tar or parquet shards, nor a raw set ({raw.MANIFEST}), nor the'
-    f" data_dir of a TFDS set, nor the folder of ImageNet's tars"
-    f' ({", ".join(_TARS)})'
+    f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
+    f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS set,'
+    f" or the folder of ImageNet's tars ({', '.join(_TARS)})"
   )
 
 
@@ -123,20 +108,17 @@ def _finding(kind, name, detail=''):
   return functools.partial(Outcome, name, [(kind, detail)])
 
 
-def _count_findings(what, count, expected):
-  if count != expected:
-    yield _finding('wrong_count', f'{what}: {count:,}, not {expected:,}')
+def _imagenet_findings(counts):
+  for what, expected in _IMAGENET.items():
+    if counts[what] != expected:
+      text = f'{what}: {counts[what]:,}, not {expected:,}'
+      yield _finding('wrong_count', text)
 
 
-def _open_splits(kind, path, options=({}, {}), first=(), keys=()) -> Contents:
-  """Opens both splits as training does.
+def _open_splits(kind, path, options=({}, {}), first=(), keys=()):
+  """Opens both splits as training does, with options for each.
 
-  Args:
-    kind: one of `sources.KINDS`.
-    path: of the data.
-    options: of `sources.make_source`, for each split.
-    first: jobs before those of the images.
-    keys: see `Contents`.
+  `first` are jobs before those of the images; `keys` see `Contents`.
   """
   opened, refused = {}, []
   for split, own in zip(sources.SPLITS, options, strict=True):
@@ -221,12 +203,10 @@ def _tfds_jobs(described, read):
     for file in whole:
       yield functools.partial(_count_records, file)
   if described.name == 'imagenet2012':
-    for split, expected in _IMAGENET_IMAGES.items():
-      known = split in described.splits
-      count = described.num_examples(split) if known else 0
-      yield from _count_findings(f'{split} images', count, expected)
-    count = len(described.class_names)
-    yield from _count_findings('classes', count, _IMAGENET_CLASSES)
+    counts = collections.Counter(classes=len(described.class_names))
+    for split in described.splits:
+      counts[f'{split} images'] = described.num_examples(split)
+    yield from _imagenet_findings(counts)
 
 
 def _count_records(file):
@@ -251,7 +231,7 @@ def _open_folder(root):
   class_names = list(next(iter(listed.values())))
   total = sum(len(c.paths) for found in listed.values() for c in found.values())
   jobs = _folder_jobs(root, splits, listed, class_names)
-  return Contents('folder', class_names, total, jobs)
+  return Contents('folder', class_names, total, jobs, {})
 
 
 def _folder_jobs(root, splits, listed, class_names):
@@ -309,16 +289,23 @@ def _examine_path(path, name, split, label):
   return _examine_file(encoded, name, split, label)
 
 
-def _tars_jobs(root, class_names):
-  """Yields the examination of ImageNet's tars: of one a synset, and of images.
+def _open_tars(root):
+  """Opens ImageNet's tars: of a tar per synset, and of validation images.
 
   They are read from front to back, in one thread, and never unpacked.
   """
+  class_names = []
+  total = _IMAGENET['train images'] + _IMAGENET['validation images']
+  jobs = _tars_jobs(root, class_names)
+  return Contents('tars', class_names, total, jobs, {})
+
+
+def _tars_jobs(root, class_names):
+  counts = collections.Counter()
   for tar_name, split in _TARS.items():
     if not (root / tar_name).is_file():
       yield _finding('missing_file', tar_name)
       continue
-    count = 0
     with (root / tar_name).open('rb') as file:
       for name, content in _tar_members(file, tar_name):
         prefix, label, images = '', None, [(name, content)]
@@ -330,13 +317,10 @@ def _tars_jobs(root, class_names):
           if image is None:
             yield inner  # the job that reports it
           else:
-            count += 1
+            counts[f'{split} images'] += 1
             yield _tar_image(image, prefix + inner, split, label)
-    yield from _count_findings(
-      f'{split} images', count, _IMAGENET_IMAGES[split]
-    )
-    if split == 'train':
-      yield from _count_findings('classes', len(class_names), _IMAGENET_CLASSES)
+  counts['classes'] = len(class_names)
+  yield from _imagenet_findings(counts)
 
 
 def _tar_members(file, tar_name):

@@ -10,7 +10,6 @@ The manifest, manifest.json:
 """
 
 import hashlib
-import json
 import pathlib
 
 import numpy as np
@@ -22,13 +21,14 @@ from alexnet_jax.data.prepare import shards
 
 
 class RawSet:
-  """A raw set, as `shards.Target` describes it.
+  """A raw set that `shards.prepare` writes.
 
   Its result: {out, image_size, classes, splits: {name: examples}, skipped: how
-  many}.
+  many}. Its settings are all that its bytes depend on.
   """
 
-  description = settings_file = raw.MANIFEST
+  description = raw.MANIFEST  # the file that makes its folder a finished set
+  settings_file = raw.MANIFEST
 
   def __init__(self, arguments, loaders):
     self.folder = pathlib.Path(arguments.out)
@@ -40,11 +40,12 @@ class RawSet:
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
 
-  def estimate(self, loader, missing) -> int:
-    del loader  # all squares are of one size
+  def estimate(self, missing) -> int:
+    """Returns how many bytes some shards will take."""
     return sum(len(s.indices) for s in missing) * (self._size**2 * 3 + 4)
 
   def file_name(self, shard) -> str:
+    """Returns the name of a shard's file."""
     return f'{shard.key}.npy'
 
   def convert(self, loader, index):
@@ -87,6 +88,7 @@ class RawSet:
     return file.tell()
 
   def describe(self, notes) -> None:
+    """Writes the manifest, from the notes of each split's shards."""
     manifest = {
       'format': raw.FORMAT,
       'image_size': self._size,
@@ -96,8 +98,7 @@ class RawSet:
         split: self._split(split, own) for split, own in notes.items()
       },
     }
-    text = json.dumps(manifest, indent=1)
-    shards.write_text(self.folder / raw.MANIFEST, text)
+    shards.write_json(self.folder / raw.MANIFEST, manifest)
 
   def _split(self, split, notes):
     """Writes the labels of a split; returns its part of the manifest."""
@@ -122,6 +123,7 @@ class RawSet:
     }
 
   def result(self) -> tuple[dict, dict]:
+    """Returns the command's result, and the keys of config.data for it."""
     manifest = raw.read_manifest(self.folder)
     splits = manifest['splits']
     result = {

@@ -6,7 +6,6 @@ order of the source.
 """
 
 from collections.abc import Sequence
-import json
 import logging
 import pathlib
 import re
@@ -25,7 +24,7 @@ from alexnet_jax.errors import UserError
 _MADE = 'alexnet_jax.json'  # in the set: the settings, and what was skipped
 _VERSION = '1.0.0'
 _LONGEST_SIDE = 65_500  # pixels, of libjpeg
-_SAMPLE = 64  # images of each split that the estimate of the room encodes
+_SAMPLE = 128  # images that the estimate of the room encodes, at most
 # One record a chunk for random access; JPEGs do not compress further.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 
@@ -45,9 +44,9 @@ def _name_and_version(arguments):
   if arguments.source == 'tfds':
     folder = tfds_records.tfds_folder(arguments.tfds_name, arguments.path)
     return arguments.tfds_name, folder.name
-  name = re.sub(r'[^a-z0-9]+', '_', pathlib.Path(arguments.path).name.lower())
-  name = name.strip('_') or arguments.source
-  return name if name[0].isalpha() else f'images_{name}', _VERSION
+  name = pathlib.Path(arguments.path).name or arguments.source
+  name = re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')
+  return name if name[:1].isalpha() else f'images_{name}', _VERSION
 
 
 def _check_class_names(names):
@@ -67,7 +66,7 @@ def _check_class_names(names):
 
 
 class ResizedSet:
-  """A TFDS set of smaller JPEGs, as `shards.Target` describes it.
+  """A TFDS set of smaller JPEGs, with the methods of `raw.RawSet`.
 
   Images that are no larger and are upright color JPEGs already are taken over
   byte for byte; smaller ones are not enlarged. Its result: {out, name, folder,
@@ -92,16 +91,16 @@ class ResizedSet:
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
 
-  def estimate(self, loader, missing) -> int:
-    """Returns the bytes of shards of a split, from a sample."""
-    indices = [index for shard in missing for index in shard.indices]
-    chosen = indices[:: -(-len(indices) // _SAMPLE) or 1]
-    records = [self.convert(loader, index) for index in chosen]
+  def estimate(self, missing) -> int:
+    """Returns how many bytes some shards will take, from a sample."""
+    pairs = [(s.loader, index) for s in missing for index in s.indices]
+    chosen = pairs[:: -(-len(pairs) // _SAMPLE) or 1]
+    records = [self.convert(*pair) for pair in chosen]
     sizes = [len(record) for record in records if record]
     # A record has about a hundred bytes of framing, a file ends with its 64 kB
     # block, and a sample errs.
     size = (np.mean(sizes or [0]) + 100) * 1.1
-    return int(len(indices) * size + len(missing) * 65_536)
+    return int(len(pairs) * size + len(missing) * 65_536)
 
   def file_name(self, shard) -> str:
     """Returns what TFDS calls a shard's file."""
@@ -163,7 +162,7 @@ class ResizedSet:
       k for own in notes.values() for note in own for k in note['skipped']
     ]
     made = {'settings': self.settings, 'skipped': skipped}
-    shards.write_text(self.folder / _MADE, json.dumps(made, indent=1))
+    shards.write_json(self.folder / _MADE, made)
     splits = {
       split: [(note['num_examples'], note['num_bytes']) for note in own]
       for split, own in notes.items()
@@ -204,7 +203,6 @@ def write_description(
     class_names: in the order of the labels.
     splits: (number of records, bytes) of each shard.
   """
-  package = 'tensorflow_datasets.core.features'
   image = {
     'dtype': 'uint8',
     'encodingFormat': 'jpeg',
@@ -212,17 +210,13 @@ def write_description(
   }
   label = {'numClasses': str(len(class_names))}
   features = {
-    key: {'pythonClassName': f'{package}.{kind}', field: content}
-    for key, kind, field, content in (
-      ('file_name', 'text_feature.Text', 'text', {}),
-      ('image', 'image_feature.Image', 'image', image),
-      ('label', 'class_label_feature.ClassLabel', 'classLabel', label),
-    )
+    'file_name': _feature('text_feature.Text', text={}),
+    'image': _feature('image_feature.Image', image=image),
+    'label': _feature('class_label_feature.ClassLabel', classLabel=label),
   }
-  features = {
-    'pythonClassName': f'{package}.features_dict.FeaturesDict',
-    'featuresDict': {'features': features},
-  }
+  features = _feature(
+    'features_dict.FeaturesDict', featuresDict={'features': features}
+  )
   info = {
     'description': 'Images resized by alexnet_jax.data.prepare resize.',
     'fileFormat': 'array_record',
@@ -239,9 +233,11 @@ def write_description(
     'version': folder.name,
   }
   names = ''.join(f'{name}\n' for name in class_names)
-  for file_name, text in (
-    ('label.labels.txt', names),
-    ('features.json', json.dumps(features, indent=4, sort_keys=True)),
-    (tfds_records.INFO, json.dumps(info, indent=2, sort_keys=True)),
-  ):
-    shards.write_text(folder / file_name, text)
+  shards.write_text(folder / 'label.labels.txt', names)
+  shards.write_json(folder / 'features.json', features)
+  shards.write_json(folder / tfds_records.INFO, info)  # makes it a set
+
+
+def _feature(kind, **content):
+  package = 'tensorflow_datasets.core.features'
+  return {'pythonClassName': f'{package}.{kind}', **content}

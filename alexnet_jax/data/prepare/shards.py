@@ -17,17 +17,16 @@ import functools
 import importlib.metadata
 import json
 import pathlib
-import shlex
 import shutil
 import signal
 import sys
 from typing import NamedTuple
-from typing import Protocol
 
 from alexnet_jax import cli
 from alexnet_jax import files
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.prepare.tfds import print_command
 from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
@@ -42,57 +41,31 @@ _DECODERS = ('simplejpeg', 'pillow', 'numba')
 
 
 class Shard(NamedTuple):
-  """Examples of a split, by their indices, in one file."""
+  """Examples of a split in one file."""
 
   split: str
   key: str  # train-00000-of-00003, as in the names of the files
-  indices: range
+  loader: Loader
+  indices: range  # of the examples
 
 
-class Target(Protocol):
-  """A data set that `prepare` writes."""
-
-  folder: pathlib.Path  # of the set
-  description: str  # name of the file that makes the folder a finished set
-  settings_file: str  # name of the JSON file that keeps `settings`
-  settings: dict  # all that its bytes depend on, as JSON
-
-  def estimate(self, loader: Loader, missing: list[Shard]) -> int:
-    """Returns how many bytes some shards of a split will take."""
-
-  def file_name(self, shard: Shard) -> str:
-    """Returns the name of a shard's file."""
-
-  def convert(self, loader: Loader, index: int) -> object:
-    """Returns an example for `write`, in any thread; None if it is skipped."""
-
-  def write(self, path: pathlib.Path, examples: Iterable) -> dict:
-    """Writes converted examples; returns a note, with `num_examples`."""
-
-  def describe(self, notes: dict[str, list[dict]]) -> None:
-    """Writes the description, from the notes of each split's shards."""
-
-  def result(self) -> tuple[dict, dict]:
-    """Returns the command's result, and the keys of config.data for it."""
-
-
-def prepare(
-  arguments, make_target: Callable[[object, dict[str, Loader]], Target]
-) -> dict:
+def prepare(arguments, make_target) -> dict:
   """Writes both splits of a source as a set, or what is missing of it.
 
   A finished set is left as it is. Prints the command that trains on it.
 
   Args:
     arguments: of the command line, see `__main__`.
-    make_target: called with the arguments and a loader of each split.
+    make_target: makes the set to write from the arguments and a loader of each
+      split: the class `raw.RawSet` or `resize.ResizedSet`.
+
+  Returns:
+    What the set's `result` gives.
 
   Raises:
-    UserError: if the source is missing or unfit; if the folder is in use, was
-      made or begun with other settings, or holds something else; if the disk is
-      full (what is finished stays) or a split has no example that can be
-      decoded.
-    Interrupted: for SIGTERM or Ctrl-C.
+    UserError: if the source is unfit, or a split has no readable image; if the
+      folder is in use, or holds something else; if the disk is full.
+    Interrupted: for SIGTERM or Ctrl-C. What is finished stays, as always.
   """
   loaders = _open_loaders(arguments)
   target = make_target(arguments, loaders)
@@ -110,12 +83,7 @@ def prepare(
   recipe = 'imagenet' if result['classes'] == _IMAGENET_CLASSES else 'folder'
   size = arguments.size
   keys |= {'resize_size': size, 'crop_size': max(1, size * 7 // 8)}
-  overrides = (shlex.quote(f'--config.data.{k}={v}') for k, v in keys.items())
-  print(
-    'to train on it:\n  python -m alexnet_jax.main --config'
-    f' configs/{recipe}.py {" ".join(overrides)}',
-    file=sys.stderr,
-  )
+  print_command(recipe, {f'data.{k}': v for k, v in keys.items()})
   return result
 
 
@@ -209,14 +177,10 @@ def _write_set(target, loaders, per_shard):
   for split, loader in loaders.items():
     indices = range(loader.source.num_examples)
     starts = indices[::per_shard]
-    planned += (
-      Shard(
-        split,
-        f'{split}-{i:05d}-of-{len(starts):05d}',
-        indices[start : start + per_shard],
-      )
-      for i, start in enumerate(starts)
-    )
+    for i, start in enumerate(starts):
+      key = f'{split}-{i:05d}-of-{len(starts):05d}'
+      part = indices[start : start + per_shard]
+      planned.append(Shard(split, key, loader, part))
   notes = {}  # by the keys of finished shards
   try:
     _write_shards(target, loaders, planned, notes)
@@ -231,25 +195,23 @@ def _write_set(target, loaders, per_shard):
 
 
 def _write_shards(target, loaders, planned, notes):
+  folder = target.folder
   _begin(target)
   for shard in planned:
     with contextlib.suppress(FileNotFoundError):
-      note = _read_json(_note_path(target, shard))
-      if (
-        note and (target.folder / note['file']).stat().st_size == note['bytes']
-      ):
+      note = _read_json(folder / _NOTES / f'{shard.key}.json')
+      if note and (folder / note['file']).stat().st_size == note['bytes']:
         notes[shard.key] = note
   missing = [shard for shard in planned if shard.key not in notes]
-  _check_room(target, loaders, missing)
+  _check_room(folder, target.estimate(missing))
   if notes:
     done = f'{len(notes)} of {len(planned)} shards are there already'
     print(done, file=sys.stderr)
   total = sum(len(shard.indices) for shard in missing)
-  with progress(total, f'writing {target.folder}') as add_done:
+  with progress(total, f'writing {folder}') as add_done:
     for shard in missing:
-      notes[shard.key] = _write_shard(
-        target, loaders[shard.split], shard, add_done
-      )
+      note = notes[shard.key] = _write_shard(target, shard, add_done)
+      write_json(folder / _NOTES / f'{shard.key}.json', note)
   of_splits = collections.defaultdict(list)
   for shard in planned:
     of_splits[shard.split].append(notes[shard.key])
@@ -268,24 +230,16 @@ def _begin(target):
   if path.exists():
     _check_settings(target, 'was begun', _read_json(path), settings)
   else:
-    write_text(path, json.dumps(settings))
+    write_json(path, settings)
   for left in target.folder.glob('*.tmp'):
     left.unlink()
 
 
-def _note_path(target, shard):
-  return target.folder / _NOTES / f'{shard.key}.json'
-
-
-def _check_room(target, loaders, missing):
+def _check_room(folder, needed):
   """Prints how much room is needed and left; raises if it is not enough."""
-  needed = sum(
-    target.estimate(loader, [s for s in missing if s.split == split])
-    for split, loader in loaders.items()
-  )
-  free = shutil.disk_usage(target.folder).free
+  free = shutil.disk_usage(folder).free
   text = (
-    f'the set needs about {needed / 1e6:,.1f} MB; {target.folder} has'
+    f'the set needs about {needed / 1e6:,.1f} MB; {folder} has'
     f' {free / 1e6:,.1f} MB of room'
   )
   if free < needed:
@@ -293,13 +247,13 @@ def _check_room(target, loaders, missing):
   print(text, file=sys.stderr)
 
 
-def _write_shard(target, loader, shard, add_done):
-  """Writes a shard, then its note, which it returns."""
+def _write_shard(target, shard, add_done):
+  """Writes a shard; returns its note."""
+  loader, skipped = shard.loader, []
   jobs = (
     functools.partial(target.convert, loader, index) for index in shard.indices
   )
   results = run_in_order(jobs, loader.num_threads)
-  skipped = []
 
   def kept():
     for index, example in zip(shard.indices, results, strict=True):
@@ -313,9 +267,7 @@ def _write_shard(target, loader, shard, add_done):
   with contextlib.closing(results), files.replaced_file(path) as temporary:
     note = target.write(temporary, kept())
     size = temporary.stat().st_size
-  note |= {'skipped': skipped, 'file': path.name, 'bytes': size}
-  write_text(_note_path(target, shard), json.dumps(note))
-  return note
+  return {**note, 'skipped': skipped, 'file': path.name, 'bytes': size}
 
 
 def run_in_order(
@@ -370,3 +322,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is there as a whole or not at all."""
   with files.replaced_file(path) as temporary:
     temporary.write_text(text, 'utf-8')
+
+
+def write_json(path: pathlib.Path, value: dict) -> None:
+  """Writes a JSON file that is there as a whole or not at all."""
+  write_text(path, json.dumps(value, indent=1))
