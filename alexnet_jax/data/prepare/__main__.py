@@ -132,34 +132,30 @@ def _add_check(parser):
   _add(parser, 'num_threads', _key('num_threads'), '0: one per core')
 
 
-# Work, flags, help and description of each command.
+# Work, flags and description of each command.
 _COMMANDS = {
   'tfds': (
     lambda a: tfds.prepare_tfds(a.name, a.manual_dir, a.data_dir),
     _add_tfds,
-    'build a TFDS image classification set (needs TensorFlow)',
-    'Builds a TFDS image classification set as array_record. Needs TensorFlow:'
-    f' {errors.how_to_install("tfds")}. ImageNet needs as much room again as'
-    ' its two tars.',
+    'Builds a TFDS image classification set as array_record. It needs'
+    f' TensorFlow: {errors.how_to_install("tfds")}. ImageNet needs as much room'
+    ' again as its two tars.',
   ),
   'resize': (
     lambda a: shards.prepare(_with_defaults(a), resize.ResizedSet),
     _add_resize,
-    'make smaller JPEGs of a data set',
-    'Writes all images as JPEGs whose short side is 256 pixels: a TFDS set in'
+    'Makes JPEGs whose short side is 256 pixels of all images: a TFDS set in'
     ' array_record, with the splits and the order of the source.',
   ),
   'raw': (
     lambda a: shards.prepare(_with_defaults(a), raw.RawSet),
     _add_raw,
-    'decode a data set once, into squares of uint8 pixels',
-    'Writes the center squares of all images as uint8 arrays, which training'
-    ' memory-maps. ImageNet at 256 pixels takes 262 GB.',
+    'Decodes all images once, into center squares of uint8 pixels, which'
+    ' training memory-maps. ImageNet at 256 pixels takes 262 GB.',
   ),
   'check': (
     lambda a: check.check(a.path, a.name, a.num_threads),
     _add_check,
-    'look for what is wrong with a data set',
     'Examines every image of a data set: damaged or odd files, duplicates,'
     ' missing files, wrong counts, checksums. Ends with exit code 2 if training'
     ' would stop at it; all else is a warning. Changes nothing.',
@@ -175,8 +171,9 @@ def main(argv=None) -> int:
   commands = parser.add_subparsers(
     required=True, metavar='COMMAND', dest='command'
   )
-  for name, (_, add_flags, summary, description) in _COMMANDS.items():
-    command = commands.add_parser(name, help=summary, description=description)
+  for name, (_, add_flags, text) in _COMMANDS.items():
+    summary = text.partition('. ')[0]
+    command = commands.add_parser(name, help=summary, description=text)
     add_flags(command)
     cli.add_json(command)
   arguments = parser.parse_args(argv)

@@ -17,10 +17,7 @@ _MAX_DETAIL = 500  # characters of what a decoder or the system says
 _REFUSED = 'training refuses it'  # where the detail says all
 
 _FETCH = 'fetch or write them again'
-_FIX = (
-  'repair, replace or delete them; training goes on without them with'
-  ' --config.data.unreadable=skip'
-)
+_FIX = 'repair or delete them, or train with --config.data.unreadable=skip'
 # What it is, and what to do, by severity and kind. Kinds that are not here are
 # errors that `folder.find_problems` names. A note is what training gets right;
 # its detail says what.
@@ -31,33 +28,28 @@ _TEXTS = {
     'empty_file': f'files are empty; {_FIX}',
     'truncated': f'images are cut off; {_FIX}',
     'unreadable': f'images cannot be read or decoded; {_FIX}',
-    'label_out_of_range': 'labels are no class of the set; prepare it again, or'
-    ' leave out a split without labels (-1)',
+    'label_out_of_range': 'labels are no class of the set (-1: a split without'
+    ' labels); prepare it again, or train and measure on other splits',
   },
   'warning': {
     'wrong_count': 'there are fewer or more than there should be; look for a'
     ' download or a preparation that was cut short',
     'no_end': f'tars lack their end mark, as if they were cut off; {_FETCH}',
-    'checksum': 'files have another SHA-256 than the manifest: training reads'
-    ' what is there; prepare the set again',
+    'checksum': 'files are not those that the manifest tells; prepare the set'
+    ' again',
     'duplicate_between_splits': 'images are in two splits, which spoils the'
     ' validation; delete them from one of the two',
     'duplicate': 'images are copies of others of their split; delete the'
     ' copies: where a part is held out, it may get some of them',
-    'duplicate_with_two_labels': 'images lie in two classes at once; decide for'
-    ' one',
-    'damaged_jpeg': 'JPEGs are damaged inside; they decode, perhaps with wrong'
-    ' parts: look at them',
-    'one_pixel': 'images have a side of one pixel; look at them: crops of them'
-    ' are stripes',
-    'unused_class': 'classes have no training images; the network will never'
-    ' predict them',
-    'class_not_in_validation': 'classes of training have no validation images;'
-    ' their accuracy is not measured',
+    'duplicate_with_two_labels': 'images lie in two classes; decide for one',
+    'damaged_jpeg': 'JPEGs are damaged inside, and decode perhaps with wrong'
+    ' parts; look at them',
+    'one_pixel': 'images have a side of one pixel: crops of them are stripes',
+    'unused_class': 'classes have no training images',
+    'class_not_in_validation': 'classes of training have no validation images',
     'unknown_suffix': 'images are left out, as files of their suffix are not'
     ' read; convert them, or rename what is JPEG, PNG, GIF, WebP, BMP or TIFF',
-    'loose_image': 'images lie beside the class folders and are left out; move'
-    ' them into a class, or away',
+    'loose_image': 'images lie beside the class folders and are left out',
   },
   'note': {'note': ''},
 }

@@ -75,7 +75,8 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
   if not name and raw.is_raw_set(root):
     return _open_raw(root)
   if not name and any((root / tar).is_file() for tar in _TARS):
-    return _open_tars(root)
+    names, total = [], sum(_IMAGENET.values())
+    return Contents('tars', names, total, _tars_jobs(root, names), {})
   if folder := _tfds_folder(root, name):
     return _open_tfds(folder)
   if folder_lib.list_files(root).paths:
@@ -183,15 +184,11 @@ def _open_tfds(folder):
   described = tfds_records.read_description(folder.resolve())
   name, data_dir = described.folder.parent.name, described.folder.parents[1]
   keys = tfds.split_keys(described.splits)
-  train, held_out = (
-    {'tfds_name': name, 'tfds_split': keys.get(f'tfds_{key}_split', default)}
-    for key, default in (('train', 'train'), ('eval', 'validation'))
-  )
-  read = {
-    options['tfds_split'].partition('[')[0] for options in (train, held_out)
-  }
-  first = _tfds_jobs(described, read)
-  return _open_splits('tfds', data_dir, (train, held_out), first, keys)
+  defaults = {'tfds_train_split': 'train', 'tfds_eval_split': 'validation'}
+  splits = (defaults | keys).values()
+  options = [{'tfds_name': name, 'tfds_split': split} for split in splits]
+  first = _tfds_jobs(described, {split.partition('[')[0] for split in splits})
+  return _open_splits('tfds', data_dir, options, first, keys)
 
 
 def _tfds_jobs(described, read):
@@ -289,18 +286,11 @@ def _examine_path(path, name, split, label):
   return _examine_file(encoded, name, split, label)
 
 
-def _open_tars(root):
-  """Opens ImageNet's tars: of a tar per synset, and of validation images.
+def _tars_jobs(root, class_names):
+  """Yields the examination of ImageNet's tars: of one a synset, and of images.
 
   They are read from front to back, in one thread, and never unpacked.
   """
-  class_names = []
-  total = _IMAGENET['train images'] + _IMAGENET['validation images']
-  jobs = _tars_jobs(root, class_names)
-  return Contents('tars', class_names, total, jobs, {})
-
-
-def _tars_jobs(root, class_names):
   counts = collections.Counter()
   for tar_name, split in _TARS.items():
     if not (root / tar_name).is_file():

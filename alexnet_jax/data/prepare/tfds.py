@@ -57,9 +57,14 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   found = tfds_records.find_sets(root / name)
   folder = next((f for f in found if f.parent == root / name), None)
   already = 'already ' if folder else ''
-  described = tfds_records.read_description(
-    folder or _build(name, root, manual_dir)
-  )
+  try:
+    folder = folder or _build(name, root, manual_dir)
+  except ImportError as error:
+    raise UserError(
+      'building a TFDS set needs TensorFlow, reading it does not:'
+      f' {how_to_install("tfds")} ({error})'
+    ) from error
+  described = tfds_records.read_description(folder)
   splits = {split: described.num_examples(split) for split in described.splits}
   keys = {'data.path': root}
   if name != 'imagenet2012':
@@ -125,8 +130,6 @@ def _make_builder(name, root):
       f'TFDS has no data set {name!r}.{hint} {_CATALOG} lists them; for'
       ' photographs in folders use configs/folder.py'
     ) from error
-  except ImportError as error:
-    raise _tensorflow_missing(error) from error
   except ValueError as error:  # a config that the set does not have
     raise UserError(str(error)) from error
   features = dict(builder.info.features.items())
@@ -210,21 +213,12 @@ def _import_tensorflow():
   # Both keep it from announcing itself on standard error.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  try:
-    import importlib_resources  # noqa: F401  TFDS needs it undeclared
-    import tensorflow
-  except ImportError as error:
-    raise _tensorflow_missing(error) from error
+  import importlib_resources  # noqa: F401  TFDS needs it undeclared
+  import tensorflow
+
   # Building is work for the CPU; TensorFlow would take a GPU's whole memory.
   tensorflow.config.set_visible_devices([], 'GPU')
   return tensorflow
-
-
-def _tensorflow_missing(error):
-  return UserError(
-    'building a TFDS set needs TensorFlow, reading it does not:'
-    f' {how_to_install("tfds")} ({error})'
-  )
 
 
 def print_command(recipe: str, keys: dict) -> None:
