@@ -1,132 +1,98 @@
-"""The command `prepare check`: finds what is wrong with a data set."""
+"""The command `prepare check`: finds what is wrong with a data set.
+
+An error is what training stops at, with the options that the last line names;
+all else that should not be is a warning.
+"""
 
 import collections
-import dataclasses
 import pathlib
-import warnings
 
 from alexnet_jax import cli
-from alexnet_jax.data import raw
-from alexnet_jax.data import tfds_records
-from alexnet_jax.data.folder import list_files
 from alexnet_jax.data.loader import num_cores
 from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare import shards
-from alexnet_jax.errors import UserError
 
 _MAX_EXAMPLES = 5  # names that a finding keeps
 _MAX_DETAIL = 500  # characters of what a decoder or the system says
+_REFUSED = 'training refuses it'  # where the detail says all
 
 _FETCH = 'fetch or write them again'
-_PREPARE = 'prepare the set again'
-_FIX = (
-  'repair, replace or delete them; training goes on without them with'
-  ' --config.data.unreadable=skip'
-)
-# What it is, and what to do, by severity and kind. An error stops the training
-# or makes it wrong. A note is what training gets right; its detail says what.
+_FIX = 'repair or delete them, or train with --config.data.unreadable=skip'
+# What it is, and what to do, by severity and kind. Kinds that are not here are
+# errors that `folder.find_problems` names. A note is what training gets right;
+# its detail says what.
 _TEXTS = {
   'error': {
-    'refused': 'training refuses it',
-    'single_image': 'classes have a single image, which cannot be both trained'
-    ' on and held out; add images',
-    'spelled_twice': 'classes have one name in two spellings of Unicode; join'
-    ' them',
-    'splits_in_a_class': 'classes hold folders named like splits; is this one'
-    ' level too high? give the folder that has train/ and val/',
     'missing_file': f'files are missing; {_FETCH}',
     'damaged_file': f'files of the set are damaged or cut off; {_FETCH}',
-    'checksum': f'files have another SHA-256 than the manifest; {_PREPARE}',
-    'wrong_count': 'there are fewer or more than there should be; look for a'
-    ' download or a preparation that was cut short',
-    'no_classes': 'folders have no subfolders; put the images into one'
-    ' subfolder per class',
-    'one_class': 'there is one class only, training needs two; is this the'
-    ' folder above the classes?',
-    'empty_class': 'class folders hold no images; fill them or delete them',
-    'class_only_in_validation': 'classes of the validation that training lacks;'
-    ' rename or remove them',
     'empty_file': f'files are empty; {_FIX}',
     'truncated': f'images are cut off; {_FIX}',
     'unreadable': f'images cannot be read or decoded; {_FIX}',
-    'label_out_of_range': f'labels are no class of the set; {_PREPARE}',
-    'duplicate_between_splits': 'images are in two splits, which spoils the'
-    ' validation; delete them from one of the two',
+    'label_out_of_range': 'labels are no class of the set (-1: a split without'
+    ' labels); prepare it again, or train and measure on other splits',
   },
   'warning': {
+    'wrong_count': 'there are fewer or more than there should be; look for a'
+    ' download or a preparation that was cut short',
+    'no_end': f'tars lack their end mark, as if they were cut off; {_FETCH}',
+    'checksum': 'files are not those that the manifest tells; prepare the set'
+    ' again',
+    'duplicate_between_splits': 'images are in two splits, which spoils the'
+    ' validation; delete them from one of the two',
     'duplicate': 'images are copies of others of their split; delete the'
     ' copies: where a part is held out, it may get some of them',
-    'duplicate_with_two_labels': 'images lie in two classes at once; decide for'
-    ' one',
-    'damaged_jpeg': 'JPEGs are damaged inside; they decode, perhaps with wrong'
-    ' parts: look at them',
-    'one_pixel': 'images have a side of one pixel; look at them: crops of them'
-    ' are stripes',
-    'unused_class': 'classes have no training images; the network will never'
-    ' predict them',
-    'class_not_in_validation': 'classes of training have no validation images;'
-    ' their accuracy is not measured',
+    'duplicate_with_two_labels': 'images lie in two classes; decide for one',
+    'damaged_jpeg': 'JPEGs are damaged inside, and decode perhaps with wrong'
+    ' parts; look at them',
+    'one_pixel': 'images have a side of one pixel: crops of them are stripes',
+    'unused_class': 'classes have no training images',
+    'class_not_in_validation': 'classes of training have no validation images',
     'unknown_suffix': 'images are left out, as files of their suffix are not'
     ' read; convert them, or rename what is JPEG, PNG, GIF, WebP, BMP or TIFF',
-    'loose_image': 'images lie beside the class folders and are left out; move'
-    ' them into a class, or away',
+    'loose_image': 'images lie beside the class folders and are left out',
   },
   'note': {'note': ''},
 }
-KINDS = {
+_KINDS = {
   kind: (severity, text)
   for severity, texts in _TEXTS.items()
   for kind, text in texts.items()
 }
 
 
-@dataclasses.dataclass
-class Finding:
-  """A finding: its kind, its level and where it is.
-
-  Attributes:
-    severity: error, warning or note.
-    kind: a key of KINDS.
-    text: what it is and what to do, with the detail of the first.
-    count: of the images, files or classes.
-    examples: names of the first ones.
-  """
-
-  severity: str
-  kind: str
-  text: str
-  count: int = 0
-  examples: list[str] = dataclasses.field(default_factory=list)
-
-
-class Findings:
+class _Findings:
   """The findings so far: a row for each kind, and for each kind of note."""
 
   def __init__(self):
     self._rows = {}  # by kind, and detail of a note
     self._first = {}  # of equal images the (name, split, label), by digest
 
-  def add(self, kind: str, name: str, detail: str = '') -> None:
+  def add(self, kind, name, detail=''):
     """Adds a finding; only the detail of the first of a kind is kept."""
-    severity, text = KINDS[kind]
+    severity, text = _KINDS.get(kind, ('error', _REFUSED))
     key = kind, detail if kind == 'note' else ''
     if key not in self._rows:
       first = f' (the first: {detail[:_MAX_DETAIL]})' if detail else ''
-      text = detail if kind == 'note' else text + first
-      self._rows[key] = Finding(severity, kind, text)
+      self._rows[key] = {
+        'severity': severity,
+        'kind': kind,
+        'text': detail if kind == 'note' else text + first,
+        'count': 0,
+        'examples': [],
+      }
     row = self._rows[key]
-    row.count += 1
-    if len(row.examples) < _MAX_EXAMPLES:
-      row.examples.append(name)
+    row['count'] += 1
+    if len(row['examples']) < _MAX_EXAMPLES:
+      row['examples'].append(name)
 
-  def compare(self, outcome: contents.Outcome) -> None:
+  def compare(self, outcome: contents.Outcome):
     """Adds an image's equality to one before.
 
     Takes about 300 bytes an image, 400 MB for ImageNet.
     """
     image = outcome.name, outcome.split, outcome.label
     name, split, label = self._first.setdefault(outcome.digest, image)
-    if name == outcome.name and split == outcome.split:
+    if (name, split) == image[:2]:
       return
     same = 'duplicate' if split == outcome.split else 'duplicate_between_splits'
     pair = f'{outcome.name} = {name}'
@@ -134,10 +100,12 @@ class Findings:
     if None not in (label, outcome.label) and label != outcome.label:
       self.add('duplicate_with_two_labels', pair)
 
-  def rows(self) -> list[Finding]:
-    """Returns the findings, in the order of KINDS."""
-    order = list(KINDS)
-    return sorted(self._rows.values(), key=lambda row: order.index(row.kind))
+  def rows(self):
+    """Returns the findings, errors first."""
+    order = list(_TEXTS)
+    return sorted(
+      self._rows.values(), key=lambda row: order.index(row['severity'])
+    )
 
 
 def check(path: str, name: str = '', num_threads: int = 0) -> dict:
@@ -150,66 +118,46 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
     num_threads: 0: one per core.
 
   Returns:
-    {path, kind, splits: {name: {examples, classes}}, findings: [{severity,
-    kind, count, examples (up to 5 names), text}], errors, warnings, notes}; the
-    last three are the sums of the counts.
+    {path, kind, splits: {name: {examples, classes}}, keys (of config.data, with
+    which training takes it), findings: [{severity, kind, count, examples (up to
+    5 names), text}], errors, warnings, notes}; the last three are the sums of
+    the counts.
 
   Raises:
     UserError: if there is nothing at `path`, or no data set.
   """
-  opened = _open(pathlib.Path(path).expanduser(), name)
-  findings = Findings()
+  opened = contents.open_set(pathlib.Path(path).expanduser(), name)
+  findings = _Findings()
   labels = collections.defaultdict(collections.Counter)  # of each split
-  with (
-    shards.progress(opened.total, 'examining') as add_done,
-    warnings.catch_warnings(action='ignore'),  # of Pillow, about odd images
-  ):
+  with shards.progress(opened.total, 'examining') as add_done:
     for outcome in shards.run_in_order(opened.jobs, num_threads or num_cores()):
       _record(outcome, len(opened.class_names), findings, labels)
       add_done(outcome.split is not None)
-  if opened.kind not in ('folder', 'tars'):
+  if opened.kind not in ('folder', 'tars') and labels['train']:
     for label, class_name in enumerate(opened.class_names):
       if not labels['train'][label]:
         findings.add('unused_class', class_name)
-  result = _result(path, opened.kind, labels, findings.rows())
+  rows = findings.rows()
+  result = {
+    'path': str(path),
+    'kind': opened.kind,
+    'splits': {
+      split: {
+        'examples': counts.total(),
+        'classes': len(counts.keys() - {None}) or None,
+      }
+      for split, counts in labels.items()
+      if counts
+    },
+    'keys': opened.keys,
+    'findings': rows,
+    **{
+      f'{severity}s': sum(r['count'] for r in rows if r['severity'] == severity)
+      for severity in _TEXTS
+    },
+  }
   _print(result)
   return result
-
-
-def _open(root, name):
-  if not root.is_dir():
-    raise UserError(f'no folder at {str(root)!r}; give that of the data set')
-  if not name and raw.is_raw_set(root):
-    return contents.open_raw(root)
-  if not name and any((root / tar).is_file() for tar in contents.TARS):
-    return contents.open_tars(root)
-  if folder := _tfds_folder(root, name):
-    return contents.open_tfds(folder)
-  if list_files(root).paths:
-    return contents.open_folder(root)
-  for kind in ('tar', 'parquet'):
-    if list_files(root, (f'.{kind}',)).paths:
-      return contents.open_shards(kind, root)
-  raise UserError(
-    f'{str(root)!r} is no data set of a known kind: neither a folder of images,'
-    f' nor tar or parquet shards, nor a raw set ({raw.MANIFEST}), nor the'
-    f" data_dir of a TFDS set, nor the folder of ImageNet's tars"
-    f' ({", ".join(contents.TARS)})'
-  )
-
-
-def _tfds_folder(root, name):
-  """Returns the folder of a set's newest version; None if there is no set."""
-  if name:
-    return tfds_records.tfds_folder(name, str(root))
-  sets = tfds_records.find_sets(root)
-  if len(sets) > 1:
-    names = [str(folder.parent.relative_to(root)) for folder in sets]
-    raise UserError(
-      f'{root} has several TFDS sets; choose one with --name:'
-      f' {", ".join(names)}'
-    )
-  return sets[0] if sets else None
 
 
 def _record(outcome, num_classes, findings, labels):
@@ -223,26 +171,6 @@ def _record(outcome, num_classes, findings, labels):
     findings.add('label_out_of_range', outcome.name, detail)
   if outcome.digest:
     findings.compare(outcome)
-
-
-def _result(path, kind, labels, findings):
-  return {
-    'path': str(path),
-    'kind': kind,
-    'splits': {
-      split: {
-        'examples': counts.total(),
-        'classes': len(counts.keys() - {None}) or None,
-      }
-      for split, counts in labels.items()
-      if counts
-    },
-    'findings': [dataclasses.asdict(finding) for finding in findings],
-    **{
-      f'{severity}s': sum(f.count for f in findings if f.severity == severity)
-      for severity in _TEXTS
-    },
-  }
 
 
 def _print(result):
@@ -261,9 +189,11 @@ def _print(result):
     f'{(count := result[f"{s}s"]):,} {s}{"" if count == 1 else "s"}'
     for s in _TEXTS
   )
-  verdict = 'fit for training'
+  keys = [f'--config.data.{k}={v}' for k, v in result['keys'].items()]
+  training = f'training with {" ".join(keys)}' if keys else 'training'
+  verdict = f'fit for {training}'
   if result['errors']:
-    verdict = 'training would stop or be wrong'
-  elif result['warnings']:
+    verdict = f'{training} would stop at the errors'
+  if result['warnings']:
     verdict += '; look at the warnings'
   console.line(f'{result["path"]}: {sums}: {verdict}')

@@ -1,10 +1,13 @@
 """Reads data sets of all kinds for `prepare check`."""
 
+import collections
 from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Iterable
+from collections.abc import Sequence
 import functools
 import hashlib
 import io
+import itertools
 import os
 import pathlib
 import tarfile
@@ -19,17 +22,17 @@ from alexnet_jax.data import folder as folder_lib
 from alexnet_jax.data import raw
 from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.folder import is_image_name
-from alexnet_jax.data.folder import subfolders
-from alexnet_jax.data.prepare.tfds import TRAIN_TAR
-from alexnet_jax.data.prepare.tfds import VALIDATION_TAR
+from alexnet_jax.data.prepare import tfds
 from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
-TARS = {TRAIN_TAR: 'train', VALIDATION_TAR: 'validation'}
-_IMAGENET_IMAGES = {'train': 1_281_167, 'validation': 50_000}
-_IMAGENET_CLASSES = 1_000
+_TARS = {tfds.TRAIN_TAR: 'train', tfds.VALIDATION_TAR: 'validation'}
+_IMAGENET = {
+  'train images': 1_281_167,
+  'validation images': 50_000,
+  'classes': 1_000,
+}
 _BLOCK = 512  # bytes, of a tar
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
 _SMALL = 32  # pixels
@@ -38,50 +41,186 @@ _TIFF_DEPTH = 258  # tag of the bits per channel
 
 
 class Outcome(NamedTuple):
-  """Result of the examination of one image, or of something else.
+  """Result of the examination of one image, or of something else."""
 
-  Attributes:
-    name: of the image, the file or the class.
-    found: pairs of a kind of `check.KINDS` and a detail.
-    split: of an image; None for what is none.
-    label: None if it is not known.
-    digest: stands for the content; empty if it could not be read.
-  """
-
-  name: str
-  found: list[tuple[str, str]]
-  split: str | None = None
-  label: int | None = None
-  digest: bytes = b''
+  name: str  # of the image, the file or the class
+  found: list[tuple[str, str]]  # kinds of findings, see `check`, and details
+  split: str | None = None  # of an image; None for what is none
+  label: int | None = None  # None if it is not known
+  digest: bytes = b''  # stands for the content; empty if it cannot be read
 
 
 class Contents(NamedTuple):
-  """A data set that is examined.
+  """A data set that is examined."""
 
-  Attributes:
-    kind: folder, tars (of ImageNet), or as `config.data.source` calls it.
-    class_names: in the order of the labels; of tars known once they are read.
-    total: images to expect, for the progress.
-    jobs: functions that examine one image or file each, in any thread.
+  kind: str  # folder, tars (of ImageNet), or as `config.data.source` calls it
+  class_names: Sequence[str]  # by label; of tars known once they are read
+  total: int  # images to expect, for the progress
+  jobs: Iterable[Callable[[], Outcome]]  # of an image or file, in any thread
+  keys: dict[str, str]  # of config.data that training needs beside the place
+
+
+def open_set(root: pathlib.Path, name: str = '') -> Contents:
+  """Opens a data set, in whatever state it is.
+
+  Args:
+    root: see `check.check`.
+    name: of a TFDS set.
+
+  Raises:
+    UserError: if there is none, or several, or the description is damaged.
   """
+  if not root.is_dir():
+    raise UserError(f'no folder at {str(root)!r}; give that of the data set')
+  if not name and raw.is_raw_set(root):
+    return _open_raw(root)
+  if not name and any((root / tar).is_file() for tar in _TARS):
+    names, total = [], sum(_IMAGENET.values())
+    return Contents('tars', names, total, _tars_jobs(root, names), {})
+  if folder := _tfds_folder(root, name):
+    return _open_tfds(folder)
+  if folder_lib.list_files(root).paths:
+    return _open_folder(root)
+  for kind in ('tar', 'parquet'):
+    if folder_lib.list_files(root, (f'.{kind}',)).paths:
+      return _open_splits(kind, root)
+  raise UserError(
+    f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
+    f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS set,'
+    f" or the folder of ImageNet's tars ({', '.join(_TARS)})"
+  )
 
-  kind: str
-  class_names: list[str]
-  total: int
-  jobs: Iterator[Callable[[], Outcome]]
+
+def _tfds_folder(root, name):
+  """Returns the folder of a set's newest version; None if there is no set."""
+  if name:
+    return tfds_records.tfds_folder(name, str(root))
+  sets = tfds_records.find_sets(root)
+  if len(sets) > 1:
+    names = [str(folder.parent.relative_to(root)) for folder in sets]
+    raise UserError(
+      f'{root} has several TFDS sets; choose one with --name:'
+      f' {", ".join(names)}'
+    )
+  return sets[0] if sets else None
 
 
 def _finding(kind, name, detail=''):
   return functools.partial(Outcome, name, [(kind, detail)])
 
 
-def _count_findings(what, count, expected):
-  if count != expected:
-    yield _finding('wrong_count', f'{what}: {count:,}, not {expected:,}')
+def _imagenet_findings(counts):
+  for what, expected in _IMAGENET.items():
+    if counts[what] != expected:
+      text = f'{what}: {counts[what]:,}, not {expected:,}'
+      yield _finding('wrong_count', text)
 
 
-def open_folder(root: pathlib.Path) -> Contents:
-  """Opens images in subfolders named by class, in whatever state they are."""
+def _open_splits(kind, path, options=({}, {}), first=(), keys=()):
+  """Opens both splits as training does, with options for each.
+
+  `first` are jobs before those of the images; `keys` see `Contents`.
+  """
+  opened, refused = {}, []
+  for split, own in zip(sources.SPLITS, options, strict=True):
+    try:
+      opened[split] = sources.make_source(kind, split, path=str(path), **own)
+    except UserError as error:
+      refused.append(_finding('refused', split, str(error)))
+  class_names = next((s.class_names for s in opened.values()), ())
+  if len(class_names) == 1:
+    refused.append(_finding('one_class', class_names[0]))
+  images = (
+    functools.partial(_examine_example, source, index, split)
+    for split, source in opened.items()
+    for index in range(source.num_examples)
+  )
+  total = sum(source.num_examples for source in opened.values())
+  jobs = itertools.chain(first, refused, images)
+  return Contents(kind, class_names, total, jobs, dict(keys))
+
+
+def _examine_example(source, index, split):
+  """Examines an image as training reads it."""
+  try:
+    content, label = source.read(index)
+  except UserError as error:
+    skipped = isinstance(error, UnreadableImageError)
+    found = [('unreadable' if skipped else 'damaged_file', str(error))]
+    return Outcome(f'{source.name} {index}', found, split)
+  name = source.describe(index)
+  if isinstance(content, np.ndarray):
+    return Outcome(name, [], split, label, digest(content.data))
+  return _examine_file(content, name, split, label)
+
+
+def _open_raw(root):
+  splits = raw.read_manifest(root)['splits']
+  known = [splits[split] for split in sources.SPLITS if split in splits]
+  notes = (
+    _finding('note', name, 'left out when the set was written')
+    for info in known
+    for name in info['skipped']
+  )
+  sums = (
+    functools.partial(_check_sum, root / entry['file'], entry['sha256'])
+    for info in known
+    for entry in [info['labels'], *info['shards']]
+  )
+  return _open_splits('raw', root, first=itertools.chain(notes, sums))
+
+
+def _check_sum(path, expected):
+  try:
+    with path.open('rb') as file:
+      found = hashlib.file_digest(file, 'sha256').hexdigest()
+  except (OSError, ValueError):  # training refuses the set
+    return Outcome(path.name, [])
+  return Outcome(path.name, [('checksum', '')] if found != expected else [])
+
+
+def _open_tfds(folder):
+  """Opens a set that TFDS, or `prepare resize`, wrote as array_record."""
+  described = tfds_records.read_description(folder.resolve())
+  name, data_dir = described.folder.parent.name, described.folder.parents[1]
+  keys = tfds.split_keys(described.splits)
+  defaults = {'tfds_train_split': 'train', 'tfds_eval_split': 'validation'}
+  splits = (defaults | keys).values()
+  options = [{'tfds_name': name, 'tfds_split': split} for split in splits]
+  first = _tfds_jobs(described, {split.partition('[')[0] for split in splits})
+  return _open_splits('tfds', data_dir, options, first, keys)
+
+
+def _tfds_jobs(described, read):
+  """Yields the examination of all but the images of a TFDS set."""
+  for split, whole in described.splits.items():
+    if split not in read:
+      yield _finding('note', split, 'splits that training does not read')
+      continue
+    for file in whole:
+      yield functools.partial(_count_records, file)
+  if described.name == 'imagenet2012':
+    counts = collections.Counter(classes=len(described.class_names))
+    for split in described.splits:
+      counts[f'{split} images'] = described.num_examples(split)
+    yield from _imagenet_findings(counts)
+
+
+def _count_records(file):
+  """Counts the records of a file; what is missing is found when it is read."""
+  name = os.path.basename(file.filename)
+  try:
+    reader = array_record_module.ArrayRecordReader(file.filename)
+    count = reader.num_records()
+    reader.close()
+  except (RuntimeError, ValueError):  # so are files that are none
+    return Outcome(name, [])
+  text = f'records of {name}: {count:,}, not {file.take:,}'
+  return Outcome(text, [('wrong_count', '')] if count != file.take else [])
+
+
+def _open_folder(root):
+  """Opens images in subfolders named by class."""
   splits = folder_lib.split_folders(root)
   listed = {
     split: folder_lib.list_classes(folder) for split, folder in splits.items()
@@ -89,24 +228,25 @@ def open_folder(root: pathlib.Path) -> Contents:
   class_names = list(next(iter(listed.values())))
   total = sum(len(c.paths) for found in listed.values() for c in found.values())
   jobs = _folder_jobs(root, splits, listed, class_names)
-  return Contents('folder', class_names, total, jobs)
+  return Contents('folder', class_names, total, jobs, {})
 
 
 def _folder_jobs(root, splits, listed, class_names):
   for split, classes in listed.items():
+    folder = splits[split]
     known = class_names if split == 'validation' else None
-    for kind, path, _ in folder_lib.find_problems(
-      splits[split], classes, known, divided=split == 'all'
+    for kind, path, message in folder_lib.find_problems(
+      folder, classes, known, divided=split == 'all'
     ):
-      yield _finding(kind, _below(root, path))
-    for path in folder_lib.loose_images(splits[split]) if classes else ():
+      yield _finding(kind, _below(root, path), message)
+    for path in folder_lib.loose_images(folder) if classes else ():
       yield _finding('loose_image', _below(root, path))
     missing = set(map(normal, known or ())) - set(map(normal, classes))
     for name in sorted(missing):
       yield _finding('class_not_in_validation', name)
   if root not in splits.values():
     used = {folder.name for folder in splits.values()}
-    for name in sorted(set(subfolders(root)) - used):
+    for name in sorted(set(folder_lib.subfolders(root)) - used):
       yield _finding('note', name, 'folders beside train and val: not read')
   numbers = {normal(name): i for i, name in enumerate(class_names)}
   for split, classes in listed.items():
@@ -146,6 +286,61 @@ def _examine_path(path, name, split, label):
   return _examine_file(encoded, name, split, label)
 
 
+def _tars_jobs(root, class_names):
+  """Yields the examination of ImageNet's tars: of one a synset, and of images.
+
+  They are read from front to back, in one thread, and never unpacked.
+  """
+  counts = collections.Counter()
+  for tar_name, split in _TARS.items():
+    if not (root / tar_name).is_file():
+      yield _finding('missing_file', tar_name)
+      continue
+    with (root / tar_name).open('rb') as file:
+      for name, content in _tar_members(file, tar_name):
+        prefix, label, images = '', None, [(name, content)]
+        if split == 'train' and content:
+          prefix, label = f'{pathlib.PurePath(name).stem}/', len(class_names)
+          class_names.append(prefix[:-1])
+          images = _tar_members(content, name)
+        for inner, image in images:
+          if image is None:
+            yield inner  # the job that reports it
+          else:
+            counts[f'{split} images'] += 1
+            yield _tar_image(image, prefix + inner, split, label)
+  counts['classes'] = len(class_names)
+  yield from _imagenet_findings(counts)
+
+
+def _tar_members(file, tar_name):
+  """Yields (name, open file) of each file; (a job, None) for what is wrong.
+
+  tarfile takes a tar that is cut off between two files, or goes on with
+  garbage, for one that ends there; a whole one ends with a block of zeros.
+  """
+  try:
+    with tarfile.open(fileobj=file, mode='r:') as tar:
+      while (member := tar.next()) is not None:
+        tar.members.clear()  # it would keep all of them
+        if member.isfile():
+          yield member.name, tar.extractfile(member)
+      file.seek(tar.offset)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+      yield _finding('no_end', tar_name), None
+  except (tarfile.TarError, OSError) as error:
+    yield _finding('damaged_file', tar_name, str(error)), None
+
+
+def _tar_image(content, name, split, label=None):
+  try:
+    encoded = content.read()
+  except (tarfile.TarError, OSError) as error:
+    found = [('truncated', str(error))]
+    return functools.partial(Outcome, name, found, split, label)
+  return functools.partial(_examine_file, encoded, name, split, label)
+
+
 def _examine_file(encoded, name, split, label):
   key = digest(encoded) if encoded else b''
   return Outcome(name, examine(encoded, name), split, label, key)
@@ -165,7 +360,7 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
       belongs to no image is not.
 
   Returns:
-    Pairs of a kind of `check.KINDS` and a detail; of an image that cannot be
+    Pairs of a kind of finding and a detail; of an image that cannot be
     decoded, one that says why.
   """
   if not encoded:
@@ -209,7 +404,9 @@ def _notes(image, encoded, name):
   suffix = os.path.splitext(name)[1].lower()
   # JPEGs of phones are MPO: a preview behind the picture, which is no frame.
   form = image.format.replace('MPO', 'JPEG')
-  if is_image_name(suffix) and PIL.Image.EXTENSION.get(suffix) != form:
+  if (
+    folder_lib.is_image_name(suffix) and PIL.Image.EXTENSION.get(suffix) != form
+  ):
     yield f'named {suffix} but {image.format}: read as what they are'
   if 1 < min(image.size) < _SMALL:
     yield f'with a side under {_SMALL} pixels: enlarged'
@@ -217,194 +414,3 @@ def _notes(image, encoded, name):
     yield 'with several frames: the first is read'
   if decoding.orientation(image) > 1:
     yield 'turned by EXIF: read upright'
-
-
-def open_tars(root: pathlib.Path) -> Contents:
-  """Opens ImageNet's tars: of a tar per synset, and of validation images.
-
-  They are read from front to back, in one thread, and never unpacked.
-  """
-  class_names = []
-  total = sum(_IMAGENET_IMAGES.values())
-  return Contents('tars', class_names, total, _tars_jobs(root, class_names))
-
-
-def _tars_jobs(root, class_names):
-  for tar_name, split in TARS.items():
-    if not (root / tar_name).is_file():
-      yield _finding('missing_file', tar_name)
-      continue
-    count = 0
-    with (root / tar_name).open('rb') as file:
-      for name, content in _tar_members(file, tar_name):
-        if content is None:
-          yield _finding('damaged_file', tar_name, name)
-        elif split == 'validation':
-          count += 1
-          yield _tar_image(content, name, split)
-        else:
-          synset = pathlib.PurePath(name).stem
-          class_names.append(synset)
-          label = len(class_names) - 1
-          for inner_name, inner in _tar_members(content, name):
-            if inner is None:
-              yield _finding('damaged_file', name, inner_name)
-            else:
-              count += 1
-              yield _tar_image(inner, f'{synset}/{inner_name}', split, label)
-    yield from _count_findings(
-      f'{split} images', count, _IMAGENET_IMAGES[split]
-    )
-  if (root / TRAIN_TAR).is_file():
-    yield from _count_findings('classes', len(class_names), _IMAGENET_CLASSES)
-
-
-def _tar_members(file, tar_name):
-  """Yields (name, open file) of each file of a tar; (what, None) for damage.
-
-  tarfile takes a tar that is cut off between two files, or goes on with
-  garbage, for one that ends there; a whole one ends with a block of zeros.
-  """
-  try:
-    with tarfile.open(fileobj=file, mode='r:') as tar:
-      while (member := tar.next()) is not None:
-        tar.members.clear()  # it would keep all of them
-        if member.isfile():
-          yield member.name, tar.extractfile(member)
-      file.seek(tar.offset)
-    if file.read(_BLOCK) != bytes(_BLOCK):
-      yield 'it has no end mark', None
-  except (tarfile.TarError, OSError) as error:
-    yield str(error), None
-
-
-def _tar_image(content, name, split, label=None):
-  try:
-    encoded = content.read()
-  except (tarfile.TarError, OSError) as error:
-    found = [('truncated', str(error))]
-    return functools.partial(Outcome, name, found, split, label)
-  return functools.partial(_examine_file, encoded, name, split, label)
-
-
-def open_tfds(folder: pathlib.Path) -> Contents:
-  """Opens a set that TFDS, or `prepare resize`, wrote as array_record.
-
-  Raises:
-    UserError: if its description is damaged or it is of another format.
-  """
-  described = tfds_records.read_description(folder.resolve())
-  total = sum(map(described.num_examples, described.splits))
-  return Contents('tfds', described.class_names, total, _tfds_jobs(described))
-
-
-def _tfds_jobs(described):
-  version = described.folder
-  for split, whole in described.splits.items():
-    for file in whole:
-      yield from _record_file_findings(pathlib.Path(file.filename), file.take)
-    name, data_dir = version.parent.name, str(version.parent.parent)
-    yield from _source_jobs(
-      split, tfds_records.tfds_source, name, split, data_dir
-    )
-  if 'train' not in described.splits:
-    splits = sorted(described.splits)
-    yield _finding('refused', 'train', f'there is no such split, only {splits}')
-  if described.name == 'imagenet2012':
-    for split, expected in _IMAGENET_IMAGES.items():
-      known = split in described.splits
-      count = described.num_examples(split) if known else 0
-      yield from _count_findings(f'{split} images', count, expected)
-    count = len(described.class_names)
-    yield from _count_findings('classes', count, _IMAGENET_CLASSES)
-
-
-def _record_file_findings(path, expected):
-  if not path.is_file():
-    yield _finding('missing_file', path.name)
-    return
-  try:
-    reader = array_record_module.ArrayRecordReader(str(path))
-    count = reader.num_records()
-    reader.close()
-  except (RuntimeError, ValueError) as error:
-    yield _finding('damaged_file', path.name, str(error))
-  else:
-    yield from _count_findings(f'records of {path.name}', count, expected)
-
-
-def open_raw(root: pathlib.Path) -> Contents:
-  """Opens a raw set; see `data.raw` and `prepare.raw`.
-
-  Raises:
-    UserError: if the manifest cannot be understood.
-  """
-  manifest = raw.read_manifest(root)
-  splits, class_names = manifest['splits'], manifest['class_names']
-  total = sum(info['num_examples'] for info in splits.values())
-  return Contents('raw', class_names, total, _raw_jobs(root, splits))
-
-
-def _raw_jobs(root, splits):
-  for info in splits.values():
-    for name in info['skipped']:
-      yield _finding('note', name, 'left out when the set was written')
-    for entry in [info['labels'], *info['shards']]:
-      yield functools.partial(_check_sum, root / entry['file'], entry['sha256'])
-  for split in {**splits, **dict.fromkeys(sources.SPLITS)}:
-    yield from _source_jobs(split, raw.raw_source, str(root), split)
-
-
-def open_shards(kind: str, root: pathlib.Path) -> Contents:
-  """Opens tar or parquet shards, as training would."""
-  class_names = []
-  return Contents(kind, class_names, 0, _shard_jobs(kind, root, class_names))
-
-
-def _shard_jobs(kind, root, class_names):
-  for split in sources.SPLITS:
-    open_source = functools.partial(sources.make_source, path=str(root))
-    yield from _source_jobs(split, open_source, kind, split, names=class_names)
-
-
-def _source_jobs(split, open_source, *arguments, names=None):
-  """Yields the examination of a split; what training refuses is a finding."""
-  try:
-    source = open_source(*arguments)
-  except UserError as error:
-    yield _finding('refused', split, str(error))
-    return
-  if names is not None:
-    names[:] = source.class_names
-  for index in range(source.num_examples):
-    yield functools.partial(_examine_example, source, index, split)
-
-
-def _check_sum(path, expected):
-  try:
-    with path.open('rb') as file:
-      found = hashlib.file_digest(file, 'sha256').hexdigest()
-  except FileNotFoundError:
-    return Outcome(path.name, [('missing_file', '')])
-  except (OSError, ValueError) as error:  # the latter of an impossible name
-    return Outcome(path.name, [('damaged_file', str(error))])
-  return Outcome(path.name, [('checksum', '')] if found != expected else [])
-
-
-def _examine_example(source, index, split):
-  """Examines an image as training reads it."""
-  try:
-    content, label = source.read(index)
-  except UserError as error:
-    skipped = isinstance(error, UnreadableImageError)
-    found = [('unreadable' if skipped else 'damaged_file', str(error))]
-    return Outcome(f'{source.name} {index}', found, split)
-  name = source.describe(index)
-  if isinstance(content, np.ndarray):
-    return Outcome(name, [], split, label, digest(content.data))
-  hidden = split == 'test' and label == -1
-  outcome = _examine_file(content, name, split, None if hidden else label)
-  if hidden:
-    note = 'test images without a label: do not evaluate on them'
-    outcome.found.append(('note', note))
-  return outcome

@@ -10,7 +10,6 @@ The manifest, manifest.json:
 """
 
 import hashlib
-import json
 import pathlib
 
 import numpy as np
@@ -22,16 +21,17 @@ from alexnet_jax.data.prepare import shards
 
 
 class RawSet:
-  """A raw set, as `shards.Target` describes it.
+  """A raw set that `shards.prepare` writes.
 
   Its result: {out, image_size, classes, splits: {name: examples}, skipped: how
-  many}.
+  many}. Its settings are all that its bytes depend on.
   """
 
-  description = settings_file = raw.MANIFEST
+  description = raw.MANIFEST  # the file that makes its folder a finished set
+  settings_file = raw.MANIFEST
 
   def __init__(self, arguments, loaders):
-    self.folder = pathlib.Path(arguments.out).expanduser()
+    self.folder = pathlib.Path(arguments.out)
     self._size = arguments.size
     self._loaders = loaders
     self.settings = {
@@ -40,19 +40,19 @@ class RawSet:
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
 
-  def estimate(self, loader, missing) -> int:
-    del loader  # all squares are of one size
+  def estimate(self, missing) -> int:
+    """Returns how many bytes some shards will take."""
     return sum(len(s.indices) for s in missing) * (self._size**2 * 3 + 4)
 
   def file_name(self, shard) -> str:
+    """Returns the name of a shard's file."""
     return f'{shard.key}.npy'
 
   def convert(self, loader, index):
     """Returns (pixels, label, color sums) of an example; None if skipped."""
     from alexnet_jax.data import kernels  # slow to import
 
-    example = loader.square(index)
-    if example is None:
+    if (example := loader.square(index)) is None:
       return None
     sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
     kernels.add_color_sums(example[0], *sums)
@@ -60,8 +60,7 @@ class RawSet:
 
   def write(self, path, examples) -> dict:
     """Writes squares as .npy; their number is known at the end only."""
-    labels = []
-    sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    labels, sums, products = [], np.zeros(3, int), np.zeros((3, 3), int)
     with path.open('wb') as file:
       start = self._write_header(file, 0)
       for pixels, label, (image_sums, image_products) in examples:
@@ -82,16 +81,14 @@ class RawSet:
 
   def _write_header(self, file, count):
     """Writes the header of a .npy file; returns its length."""
-    header = {
-      'descr': '|u1',
-      'fortran_order': False,
-      # numpy leaves room for a larger first dimension.
-      'shape': (count, self._size, self._size, 3),
-    }
+    # numpy leaves room for a larger first dimension.
+    shape = count, self._size, self._size, 3
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
     np.lib.format.write_array_header_1_0(file, header)
     return file.tell()
 
   def describe(self, notes) -> None:
+    """Writes the manifest, from the notes of each split's shards."""
     manifest = {
       'format': raw.FORMAT,
       'image_size': self._size,
@@ -101,8 +98,7 @@ class RawSet:
         split: self._split(split, own) for split, own in notes.items()
       },
     }
-    text = json.dumps(manifest, indent=1)
-    shards.write_text(self.folder / raw.MANIFEST, text)
+    shards.write_json(self.folder / raw.MANIFEST, manifest)
 
   def _split(self, split, notes):
     """Writes the labels of a split; returns its part of the manifest."""
@@ -127,6 +123,7 @@ class RawSet:
     }
 
   def result(self) -> tuple[dict, dict]:
+    """Returns the command's result, and the keys of config.data for it."""
     manifest = raw.read_manifest(self.folder)
     splits = manifest['splits']
     result = {

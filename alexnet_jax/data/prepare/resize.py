@@ -6,7 +6,6 @@ order of the source.
 """
 
 from collections.abc import Sequence
-import json
 import logging
 import pathlib
 import re
@@ -25,7 +24,7 @@ from alexnet_jax.errors import UserError
 _MADE = 'alexnet_jax.json'  # in the set: the settings, and what was skipped
 _VERSION = '1.0.0'
 _LONGEST_SIDE = 65_500  # pixels, of libjpeg
-_SAMPLE = 64  # images of each split that the estimate of the room encodes
+_SAMPLE = 128  # images that the estimate of the room encodes, at most
 # One record a chunk for random access; JPEGs do not compress further.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 
@@ -45,15 +44,16 @@ def _name_and_version(arguments):
   if arguments.source == 'tfds':
     folder = tfds_records.tfds_folder(arguments.tfds_name, arguments.path)
     return arguments.tfds_name, folder.name
-  name = re.sub(r'[^a-z0-9]+', '_', pathlib.Path(arguments.path).name.lower())
-  name = name.strip('_') or arguments.source
-  return name if name[0].isalpha() else f'images_{name}', _VERSION
+  name = pathlib.Path(arguments.path).name or arguments.source
+  name = re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')
+  return name if name[:1].isalpha() else f'images_{name}', _VERSION
 
 
 def _check_class_names(names):
   """Refuses names that a file with a name a line does not give back."""
   for name in names:
-    if name != name.strip() or set(name) & {*'\r\n'} or not _is_unicode(name):
+    is_unicode = name.encode(errors='replace').decode() == name
+    if name != name.strip() or set(name) & {*'\r\n'} or not is_unicode:
       raise UserError(
         'a TFDS set keeps class names as lines of UTF-8 text, and'
         f' {name!r} is none; rename the class, or use `prepare raw`'
@@ -65,12 +65,8 @@ def _check_class_names(names):
     )
 
 
-def _is_unicode(name):
-  return name.encode(errors='replace').decode() == name
-
-
 class ResizedSet:
-  """A TFDS set of smaller JPEGs, as `shards.Target` describes it.
+  """A TFDS set of smaller JPEGs, with the methods of `raw.RawSet`.
 
   Images that are no larger and are upright color JPEGs already are taken over
   byte for byte; smaller ones are not enlarged. Its result: {out, name, folder,
@@ -81,7 +77,7 @@ class ResizedSet:
 
   def __init__(self, arguments, loaders):
     self._name, version = _name_and_version(arguments)
-    self._out = pathlib.Path(arguments.out).expanduser()
+    self._out = pathlib.Path(arguments.out)
     # DIR/NAME/VERSION, or DIR/NAME/CONFIG/VERSION
     self.folder = self._out / self._name / version
     self._loaders = loaders
@@ -95,18 +91,16 @@ class ResizedSet:
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
 
-  def estimate(self, loader, missing) -> int:
-    """Returns the bytes of shards of a split, from a sample."""
-    indices = [index for shard in missing for index in shard.indices]
-    if not indices:
-      return 0
-    chosen = np.linspace(0, len(indices) - 1, min(_SAMPLE, len(indices)))
-    records = [self.convert(loader, indices[int(i)]) for i in chosen]
+  def estimate(self, missing) -> int:
+    """Returns how many bytes some shards will take, from a sample."""
+    pairs = [(s.loader, index) for s in missing for index in s.indices]
+    chosen = pairs[:: -(-len(pairs) // _SAMPLE) or 1]
+    records = [self.convert(*pair) for pair in chosen]
     sizes = [len(record) for record in records if record]
     # A record has about a hundred bytes of framing, a file ends with its 64 kB
     # block, and a sample errs.
     size = (np.mean(sizes or [0]) + 100) * 1.1
-    return int(len(indices) * size + len(missing) * 65_536)
+    return int(len(pairs) * size + len(missing) * 65_536)
 
   def file_name(self, shard) -> str:
     """Returns what TFDS calls a shard's file."""
@@ -120,19 +114,12 @@ class ResizedSet:
       content, label = loader.source.read(index)
     except UnreadableImageError as error:
       return loader.report(index, error)
-    example = loader.decoded(index, content, label)
-    if example is None:
+    if (example := loader.decoded(index, content, label)) is None:
       return None
-    pixels, encoded = example[0], content
-    if not (
-      isinstance(content, bytes)
-      and min(pixels.shape[:2]) <= self._size
-      and decoding.is_plain_jpeg(content)
-    ):
-      try:
-        encoded = encode(pixels, self._size, self._quality)
-      except UnreadableImageError as error:
-        return loader.report(index, error)
+    try:
+      encoded = self._encode(example[0], content)
+    except UnreadableImageError as error:
+      return loader.report(index, error)
     file_name = getattr(loader.source, 'file_name', loader.source.describe)
     message = tfds_records.example_class()()
     features = message.features.feature
@@ -143,24 +130,39 @@ class ResizedSet:
     )
     return message.SerializeToString(deterministic=True)
 
+  def _encode(self, pixels, content):
+    """Returns a JPEG, 4:2:0, of an image that was decoded from `content`."""
+    small = min(pixels.shape[:2]) <= self._size
+    if small and isinstance(content, bytes) and decoding.is_plain_jpeg(content):
+      return content
+    if not small:
+      pixels = images.resize_short_side(pixels, self._size)
+    if max(pixels.shape[:2]) > _LONGEST_SIDE:
+      raise UnreadableImageError(
+        f'{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for a JPEG'
+      )
+    return simplejpeg.encode_jpeg(
+      np.ascontiguousarray(pixels), self._quality, 'RGB', '420', fastdct=False
+    )
+
   def write(self, path, examples) -> dict:
     """Writes an ArrayRecord file."""
     writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-    count = size = 0
+    sizes = []
     try:
       for record in examples:
         writer.write(record)
-        count, size = count + 1, size + len(record)
+        sizes.append(len(record))
     finally:
       writer.close()
-    return {'num_examples': count, 'num_bytes': size}
+    return {'num_examples': len(sizes), 'num_bytes': sum(sizes)}
 
   def describe(self, notes) -> None:
     skipped = [
       k for own in notes.values() for note in own for k in note['skipped']
     ]
     made = {'settings': self.settings, 'skipped': skipped}
-    shards.write_text(self.folder / _MADE, json.dumps(made, indent=1))
+    shards.write_json(self.folder / _MADE, made)
     splits = {
       split: [(note['num_examples'], note['num_bytes']) for note in own]
       for split, own in notes.items()
@@ -170,12 +172,8 @@ class ResizedSet:
     )
 
   def result(self) -> tuple[dict, dict]:
-    splits = {
-      split: tfds_records.tfds_source(
-        self._name, split, str(self._out)
-      ).num_examples
-      for split in self._loaders
-    }
+    described = tfds_records.read_description(self.folder)
+    splits = {split: described.num_examples(split) for split in self._loaders}
     total = sum(loader.source.num_examples for loader in self._loaders.values())
     result = {
       'out': str(self._out),
@@ -205,7 +203,6 @@ def write_description(
     class_names: in the order of the labels.
     splits: (number of records, bytes) of each shard.
   """
-  package = 'tensorflow_datasets.core.features'
   image = {
     'dtype': 'uint8',
     'encodingFormat': 'jpeg',
@@ -213,23 +210,13 @@ def write_description(
   }
   label = {'numClasses': str(len(class_names))}
   features = {
-    'file_name': {
-      'pythonClassName': f'{package}.text_feature.Text',
-      'text': {},
-    },
-    'image': {
-      'pythonClassName': f'{package}.image_feature.Image',
-      'image': image,
-    },
-    'label': {
-      'pythonClassName': f'{package}.class_label_feature.ClassLabel',
-      'classLabel': label,
-    },
+    'file_name': _feature('text_feature.Text', text={}),
+    'image': _feature('image_feature.Image', image=image),
+    'label': _feature('class_label_feature.ClassLabel', classLabel=label),
   }
-  features = {
-    'pythonClassName': f'{package}.features_dict.FeaturesDict',
-    'featuresDict': {'features': features},
-  }
+  features = _feature(
+    'features_dict.FeaturesDict', featuresDict={'features': features}
+  )
   info = {
     'description': 'Images resized by alexnet_jax.data.prepare resize.',
     'fileFormat': 'array_record',
@@ -246,31 +233,11 @@ def write_description(
     'version': folder.name,
   }
   names = ''.join(f'{name}\n' for name in class_names)
-  for file_name, text in (
-    ('label.labels.txt', names),
-    ('features.json', json.dumps(features, indent=4, sort_keys=True)),
-    (tfds_records.INFO, json.dumps(info, indent=2, sort_keys=True)),
-  ):
-    shards.write_text(folder / file_name, text)
+  shards.write_text(folder / 'label.labels.txt', names)
+  shards.write_json(folder / 'features.json', features)
+  shards.write_json(folder / tfds_records.INFO, info)  # makes it a set
 
 
-def encode(pixels: np.ndarray, size: int, quality: int) -> bytes:
-  """Returns a JPEG, 4:2:0, whose short side is at most `size` pixels.
-
-  Args:
-    pixels: uint8 [height, width, 3].
-    size: of the short side; smaller images keep theirs.
-    quality: 1 to 100, of libjpeg.
-
-  Raises:
-    UnreadableImageError: if it has a longer side than a JPEG can have.
-  """
-  if min(pixels.shape[:2]) > size:
-    pixels = images.resize_short_side(pixels, size)
-  if max(pixels.shape[:2]) > _LONGEST_SIDE:
-    raise UnreadableImageError(
-      f'{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for a JPEG'
-    )
-  return simplejpeg.encode_jpeg(
-    np.ascontiguousarray(pixels), quality, 'RGB', '420', fastdct=False
-  )
+def _feature(kind, **content):
+  package = 'tensorflow_datasets.core.features'
+  return {'pythonClassName': f'{package}.{kind}', **content}

@@ -12,22 +12,21 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import concurrent.futures
 import contextlib
-import dataclasses
 import errno
 import functools
 import importlib.metadata
 import json
 import pathlib
-import shlex
 import shutil
 import signal
 import sys
-from typing import Protocol
+from typing import NamedTuple
 
 from alexnet_jax import cli
 from alexnet_jax import files
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.prepare.tfds import print_command
 from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
@@ -41,76 +40,40 @@ _IMAGENET_CLASSES = 1_000
 _DECODERS = ('simplejpeg', 'pillow', 'numba')
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """Examples of a split, by their indices, in one file.
-
-  Attributes:
-    key: train-00000-of-00003, as in the names of the files.
-  """
+class Shard(NamedTuple):
+  """Examples of a split in one file."""
 
   split: str
-  key: str
-  indices: range
+  key: str  # train-00000-of-00003, as in the names of the files
+  loader: Loader
+  indices: range  # of the examples
 
 
-class Target(Protocol):
-  """A data set that `prepare` writes.
-
-  Attributes:
-    folder: of the set.
-    description: name of the file that makes the folder a finished set.
-    settings_file: name of the JSON file whose `settings` are those below.
-    settings: all that its bytes depend on, as JSON.
-  """
-
-  folder: pathlib.Path
-  description: str
-  settings_file: str
-  settings: dict
-
-  def estimate(self, loader: Loader, missing: list[Shard]) -> int:
-    """Returns how many bytes some shards of a split will take."""
-
-  def file_name(self, shard: Shard) -> str:
-    """Returns the name of a shard's file."""
-
-  def convert(self, loader: Loader, index: int) -> object:
-    """Returns an example for `write`, in any thread; None if it is skipped."""
-
-  def write(self, path: pathlib.Path, examples: Iterable) -> dict:
-    """Writes converted examples; returns a note, with `num_examples`."""
-
-  def describe(self, notes: dict[str, list[dict]]) -> None:
-    """Writes the description, from the notes of each split's shards."""
-
-  def result(self) -> tuple[dict, dict]:
-    """Returns the command's result, and the keys of config.data for it."""
-
-
-def prepare(
-  arguments, make_target: Callable[[object, dict[str, Loader]], Target]
-) -> dict:
+def prepare(arguments, make_target) -> dict:
   """Writes both splits of a source as a set, or what is missing of it.
 
   A finished set is left as it is. Prints the command that trains on it.
 
   Args:
     arguments: of the command line, see `__main__`.
-    make_target: called with the arguments and a loader of each split.
+    make_target: makes the set to write from the arguments and a loader of each
+      split: the class `raw.RawSet` or `resize.ResizedSet`.
+
+  Returns:
+    What the set's `result` gives.
 
   Raises:
-    UserError: if the source is missing or unfit; if the folder is in use, was
-      made or begun with other settings, or holds something else; if the disk is
-      full (what is finished stays) or a split has no example that can be
-      decoded.
-    Interrupted: for SIGTERM or Ctrl-C.
+    UserError: if the source is unfit, or a split has no readable image; if the
+      folder is in use, or holds something else; if the disk is full.
+    Interrupted: for SIGTERM or Ctrl-C. What is finished stays, as always.
   """
   loaders = _open_loaders(arguments)
   target = make_target(arguments, loaders)
   with _locked(target):
     if (target.folder / target.description).exists():
-      _check_settings(target)
+      path = target.folder / target.settings_file
+      written = _read_json(path).get('settings') if path.is_file() else {}
+      _check_settings(target, 'holds a set made', written, target.settings)
       print(f'{target.folder} is prepared already', file=sys.stderr)
     else:
       _write_set(target, loaders, arguments.shard_examples)
@@ -120,30 +83,21 @@ def prepare(
   recipe = 'imagenet' if result['classes'] == _IMAGENET_CLASSES else 'folder'
   size = arguments.size
   keys |= {'resize_size': size, 'crop_size': max(1, size * 7 // 8)}
-  overrides = (shlex.quote(f'--config.data.{k}={v}') for k, v in keys.items())
-  print(
-    'to train on it:\n  python -m alexnet_jax.main --config'
-    f' configs/{recipe}.py {" ".join(overrides)}',
-    file=sys.stderr,
-  )
+  print_command(recipe, {f'data.{k}': v for k, v in keys.items()})
   return result
 
 
 def _open_loaders(arguments):
   """Returns a loader for `train` and one for `validation`."""
   _check_path(arguments)
-  options = {
-    key: getattr(arguments, key)
-    for key in ('path', 'tfds_name', 'val_fraction', 'split_seed')
-  }
+  keys = 'path', 'tfds_name', 'val_fraction', 'split_seed'
+  options = {key: getattr(arguments, key) for key in keys}
+  tfds_splits = arguments.tfds_train_split, arguments.tfds_eval_split
   loaders = {}
-  for split, tfds_split in zip(
-    sources.SPLITS,
-    (arguments.tfds_train_split, arguments.tfds_eval_split),
-    strict=True,
-  ):
-    options['tfds_split'] = tfds_split
-    source = sources.make_source(arguments.source, split, **options)
+  for split, tfds_split in zip(sources.SPLITS, tfds_splits, strict=True):
+    source = sources.make_source(
+      arguments.source, split, tfds_split=tfds_split, **options
+    )
     loaders[split] = Loader(
       source,
       arguments.size,
@@ -152,11 +106,12 @@ def _open_loaders(arguments):
       skip_hint='--unreadable skip; or repair it',
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
-  check_disjoint(*(loader.source for loader in loaders.values()))
+  train = loaders['train'].source
+  check_disjoint(train, source)
   if arguments.given & {'val_fraction', 'split_seed'}:
     options['val_fraction'] = 0.0
     whole = sources.make_source(arguments.source, 'train', **options)
-    if whole.num_examples == loaders['train'].source.num_examples:
+    if whole.num_examples == train.num_examples:
       raise UserError(
         f'{whole.name} has a split for validation of its own: --val_fraction'
         ' and --split_seed have no effect; leave them out'
@@ -169,8 +124,8 @@ def _check_path(arguments):
     return
   if not arguments.path:
     raise UserError(f'--source {arguments.source} needs --path')
-  source = pathlib.Path(arguments.path).expanduser().resolve()
-  out = pathlib.Path(arguments.out).expanduser().resolve()
+  source = pathlib.Path(arguments.path).resolve()
+  out = pathlib.Path(arguments.out).resolve()
   if source in (out, *out.parents):
     raise UserError(
       f'--out {out} lies in the source {source}, which would then hold both;'
@@ -205,113 +160,86 @@ def _locked(target):
         signal.signal(number, handler)
 
 
-def _check_settings(target):
-  path = target.folder / target.settings_file
-  written = _read_json(path).get('settings') if path.is_file() else {}
-  if changes := _differences(written, target.settings):
-    raise UserError(
-      f'{target.folder} holds a set made with other settings or from other data'
-      f' ({changes}); choose another --out'
-    )
-
-
-def _differences(before, after):
-  """Returns `key: before -> after` of what differs, for messages."""
+def _check_settings(target, state, before, after):
+  """Refuses a folder whose settings were others; `state` says what it is."""
   before = before if isinstance(before, dict) else {}  # of a damaged file
-  return ', '.join(
-    f'{key}: {old!r} -> {new!r}'
-    for key, (old, new) in files.differences(before, after).items()
-  )
+  if changes := files.differences(before, after):
+    listed = (f'{k}: {old!r} -> {new!r}' for k, (old, new) in changes.items())
+    raise UserError(
+      f'{target.folder} {state} with other settings or from other data'
+      f' ({", ".join(listed)}); give those or choose another --out'
+    )
 
 
 def _write_set(target, loaders, per_shard):
   """Writes the shards that are missing, then the description."""
-  folder = target.folder
-  planned = [
-    Shard(
-      split,
-      f'{split}-{i:05d}-of-{len(starts):05d}',
-      range(loader.source.num_examples)[start : start + per_shard],
-    )
-    for split, loader in loaders.items()
-    for starts in [range(0, loader.source.num_examples, per_shard)]
-    for i, start in enumerate(starts)
-  ]
+  planned = []
+  for split, loader in loaders.items():
+    indices = range(loader.source.num_examples)
+    starts = indices[::per_shard]
+    for i, start in enumerate(starts):
+      key = f'{split}-{i:05d}-of-{len(starts):05d}'
+      part = indices[start : start + per_shard]
+      planned.append(Shard(split, key, loader, part))
   notes = {}  # by the keys of finished shards
-  with _full_disk_explained(folder, planned, notes):
-    _begin(target)
-    notes |= _finished_notes(folder, planned)
-    missing = [shard for shard in planned if shard.key not in notes]
-    _check_room(target, loaders, missing)
-    if notes:
-      done = f'{len(notes)} of {len(planned)} shards are there already'
-      print(done, file=sys.stderr)
-    total = sum(len(shard.indices) for shard in missing)
-    with progress(total, f'writing {folder}') as add_done:
-      for shard in missing:
-        loader = loaders[shard.split]
-        notes[shard.key] = _write_shard(target, loader, shard, add_done)
-    of_splits = collections.defaultdict(list)
-    for shard in planned:
-      of_splits[shard.split].append(notes[shard.key])
-    for split, loader in loaders.items():
-      if not sum(note['num_examples'] for note in of_splits[split]):
-        raise UserError(f'no image of {loader.source.name} can be decoded')
-    target.describe(dict(of_splits))
-
-
-@contextlib.contextmanager
-def _full_disk_explained(folder, planned, notes):
   try:
-    yield
+    _write_shards(target, loaders, planned, notes)
   except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
     full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
     if not full and 'No space left' not in str(error):
       raise
     raise UserError(
-      f'no space left in {folder}; {len(notes)} of {len(planned)} shards are'
-      ' finished and stay: make room and start the same command again'
+      f'no space left in {target.folder}; {len(notes)} of {len(planned)} shards'
+      ' are finished and stay: make room and start the same command again'
     ) from error
 
 
-def _begin(target):
-  """Writes down the settings, or compares them with those before."""
+def _write_shards(target, loaders, planned, notes):
   folder = target.folder
-  path = folder / _NOTES / _PLAN
-  path.parent.mkdir(exist_ok=True)
-  versions = {name: importlib.metadata.version(name) for name in _DECODERS}
-  settings = target.settings | versions
-  if not path.exists():
-    write_text(path, json.dumps(settings))
-  elif changes := _differences(_read_json(path), settings):
-    raise UserError(
-      f'{folder} was begun with other settings ({changes}); give those, choose'
-      ' another --out, or delete the folder'
-    )
-  for left in folder.glob('*.tmp'):
-    left.unlink()
-
-
-def _finished_notes(folder, planned):
-  """Returns the notes of the shards that are whole, by their keys."""
-  notes = {}
+  _begin(target)
   for shard in planned:
     with contextlib.suppress(FileNotFoundError):
       note = _read_json(folder / _NOTES / f'{shard.key}.json')
       if note and (folder / note['file']).stat().st_size == note['bytes']:
         notes[shard.key] = note
-  return notes
+  missing = [shard for shard in planned if shard.key not in notes]
+  _check_room(folder, target.estimate(missing))
+  if notes:
+    done = f'{len(notes)} of {len(planned)} shards are there already'
+    print(done, file=sys.stderr)
+  total = sum(len(shard.indices) for shard in missing)
+  with progress(total, f'writing {folder}') as add_done:
+    for shard in missing:
+      note = notes[shard.key] = _write_shard(target, shard, add_done)
+      write_json(folder / _NOTES / f'{shard.key}.json', note)
+  of_splits = collections.defaultdict(list)
+  for shard in planned:
+    of_splits[shard.split].append(notes[shard.key])
+  for split, loader in loaders.items():
+    if not sum(note['num_examples'] for note in of_splits[split]):
+      raise UserError(f'no image of {loader.source.name} can be decoded')
+  target.describe(dict(of_splits))
 
 
-def _check_room(target, loaders, missing):
+def _begin(target):
+  """Writes down the settings, or compares them with those before."""
+  path = target.folder / _NOTES / _PLAN
+  path.parent.mkdir(exist_ok=True)
+  versions = {name: importlib.metadata.version(name) for name in _DECODERS}
+  settings = target.settings | versions
+  if path.exists():
+    _check_settings(target, 'was begun', _read_json(path), settings)
+  else:
+    write_json(path, settings)
+  for left in target.folder.glob('*.tmp'):
+    left.unlink()
+
+
+def _check_room(folder, needed):
   """Prints how much room is needed and left; raises if it is not enough."""
-  needed = sum(
-    target.estimate(loader, [s for s in missing if s.split == split])
-    for split, loader in loaders.items()
-  )
-  free = shutil.disk_usage(target.folder).free
+  free = shutil.disk_usage(folder).free
   text = (
-    f'the set needs about {needed / 1e6:,.1f} MB; {target.folder} has'
+    f'the set needs about {needed / 1e6:,.1f} MB; {folder} has'
     f' {free / 1e6:,.1f} MB of room'
   )
   if free < needed:
@@ -319,13 +247,13 @@ def _check_room(target, loaders, missing):
   print(text, file=sys.stderr)
 
 
-def _write_shard(target, loader, shard, add_done):
-  """Writes a shard, then its note, which it returns."""
+def _write_shard(target, shard, add_done):
+  """Writes a shard; returns its note."""
+  loader, skipped = shard.loader, []
   jobs = (
     functools.partial(target.convert, loader, index) for index in shard.indices
   )
   results = run_in_order(jobs, loader.num_threads)
-  skipped = []
 
   def kept():
     for index, example in zip(shard.indices, results, strict=True):
@@ -339,10 +267,7 @@ def _write_shard(target, loader, shard, add_done):
   with contextlib.closing(results), files.replaced_file(path) as temporary:
     note = target.write(temporary, kept())
     size = temporary.stat().st_size
-  note |= {'skipped': skipped, 'file': path.name, 'bytes': size}
-  path = target.folder / _NOTES / f'{shard.key}.json'
-  write_text(path, json.dumps(note))
-  return note
+  return {**note, 'skipped': skipped, 'file': path.name, 'bytes': size}
 
 
 def run_in_order(
@@ -397,3 +322,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is there as a whole or not at all."""
   with files.replaced_file(path) as temporary:
     temporary.write_text(text, 'utf-8')
+
+
+def write_json(path: pathlib.Path, value: dict) -> None:
+  """Writes a JSON file that is there as a whole or not at all."""
+  write_text(path, json.dumps(value, indent=1))

@@ -5,6 +5,7 @@ built needs none. TensorFlow is imported in `_import_tensorflow` and, but for a
 peer in the benchmark, nowhere else in the package.
 """
 
+from collections.abc import Iterable
 import contextlib
 import difflib
 import logging
@@ -20,7 +21,6 @@ from alexnet_jax.data import tfds_records
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
-_RECORD_FORMAT = 'array_record'  # random access; TFDS's own is tfrecord
 TRAIN_TAR, VALIDATION_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 # Files in each tar of ILSVRC-2012: tars of one synset, and images.
 _IMAGENET_TARS = {TRAIN_TAR: 1_000, VALIDATION_TAR: 50_000}
@@ -57,16 +57,26 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   found = tfds_records.find_sets(root / name)
   folder = next((f for f in found if f.parent == root / name), None)
   already = 'already ' if folder else ''
-  folder = folder or _build(name, root, manual_dir)
+  try:
+    folder = folder or _build(name, root, manual_dir)
+  except ImportError as error:
+    raise UserError(
+      'building a TFDS set needs TensorFlow, reading it does not:'
+      f' {how_to_install("tfds")} ({error})'
+    ) from error
   described = tfds_records.read_description(folder)
-  print(f'{name} is {already}prepared in {folder}', file=sys.stderr)
   splits = {split: described.num_examples(split) for split in described.splits}
-  command = _train_command(name, root, splits)
-  print(f'{splits}\nto train on it:\n  {command}', file=sys.stderr)
+  keys = {'data.path': root}
+  if name != 'imagenet2012':
+    keys |= {'data.tfds_name': name, 'model.num_classes': 0}  # 0: the data's
+  keys |= {f'data.{key}': value for key, value in split_keys(splits).items()}
+  print(f'{name} is {already}prepared in {described.folder}', file=sys.stderr)
+  print(splits, file=sys.stderr)
+  print_command('imagenet', keys)
   return {
     'name': name,
     'data_dir': str(root),
-    'folder': str(folder),
+    'folder': str(described.folder),
     'splits': splits,
     'classes': len(described.class_names),
   }
@@ -77,16 +87,18 @@ def _build(name, root, manual_dir):
   manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
   builder = _make_builder(name, root)
   folder = pathlib.Path(builder.data_dir)
-  if folder.exists():
-    if not (folder / tfds_records.INFO).exists():
-      raise UserError(
-        f'{folder} is there but holds no finished data set; move it away or'
-        ' choose another --data_dir'
-      )
+  if (folder / tfds_records.INFO).exists():
     return folder
-  if manual_dir and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+  if folder.exists():
+    raise UserError(
+      f'{folder} is there but holds no finished data set; move it away or'
+      ' choose another --data_dir'
+    )
+  instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+  if instructions:
+    _check_manual_files(name, manual, root, instructions)
+  elif manual_dir:
     raise UserError(f'TFDS downloads {name} itself: leave --manual_dir out')
-  _check_manual_files(builder, manual, root)
   tensorflow = _import_tensorflow()
   folder.parent.mkdir(parents=True, exist_ok=True)
   if left := [*folder.parent.glob(f'incomplete.*_{folder.name}')]:
@@ -118,8 +130,6 @@ def _make_builder(name, root):
       f'TFDS has no data set {name!r}.{hint} {_CATALOG} lists them; for'
       ' photographs in folders use configs/folder.py'
     ) from error
-  except ImportError as error:
-    raise _tensorflow_missing(error) from error
   except ValueError as error:  # a config that the set does not have
     raise UserError(str(error)) from error
   features = dict(builder.info.features.items())
@@ -132,11 +142,9 @@ def _make_builder(name, root):
   return builder
 
 
-def _check_manual_files(builder, manual, root):
-  """Checks the files that must be downloaded by hand, if there are any."""
-  if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    return
-  if builder.name == 'imagenet2012':
+def _check_manual_files(name, manual, root, instructions):
+  """Refuses to build without the files that must be downloaded by hand."""
+  if name == 'imagenet2012':
     if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
       raise UserError(
         f'{" and ".join(missing)} not found in {manual}. Register at'
@@ -147,9 +155,8 @@ def _check_manual_files(builder, manual, root):
       )
   elif not (manual.is_dir() and any(manual.iterdir())):
     raise UserError(
-      f'{builder.name} must be downloaded by hand, and {manual} does not exist'
-      ' or is empty; fill it or give another with --manual_dir DIR:\n'
-      f'{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+      f'{name} must be downloaded by hand, and {manual} does not exist or is'
+      f' empty; fill it or give another with --manual_dir DIR:\n{instructions}'
     )
 
 
@@ -184,7 +191,7 @@ def _run_builder(tensorflow, builder, manual):
     with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=manual),
-        file_format=_RECORD_FORMAT,
+        file_format='array_record',  # TFDS's own tfrecord has no random access
       )
   except (
     OSError,
@@ -206,34 +213,28 @@ def _import_tensorflow():
   # Both keep it from announcing itself on standard error.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  try:
-    import importlib_resources  # noqa: F401  TFDS needs it undeclared
-    import tensorflow
-  except ImportError as error:
-    raise _tensorflow_missing(error) from error
+  import importlib_resources  # noqa: F401  TFDS needs it undeclared
+  import tensorflow
+
   # Building is work for the CPU; TensorFlow would take a GPU's whole memory.
   tensorflow.config.set_visible_devices([], 'GPU')
   return tensorflow
 
 
-def _tensorflow_missing(error):
-  return UserError(
-    'building a TFDS set needs TensorFlow, reading it does not:'
-    f' {how_to_install("tfds")} ({error})'
-  )
-
-
-def _train_command(name, root, splits):
-  keys = {'data.path': root}
-  if name != 'imagenet2012':
-    keys |= {'data.tfds_name': name, 'model.num_classes': 0}  # 0: the data's
-  if 'validation' not in splits and 'test' in splits:
-    keys['data.tfds_eval_split'] = 'test'
-  elif 'validation' not in splits:
-    keys['data.tfds_train_split'] = 'train[:80%]'
-    keys['data.tfds_eval_split'] = 'train[80%:]'
+def print_command(recipe: str, keys: dict) -> None:
+  """Prints the command that trains with a recipe and some keys."""
   overrides = (shlex.quote(f'--config.{k}={v}') for k, v in keys.items())
-  return (
-    'python -m alexnet_jax.main --config configs/imagenet.py'
-    f' {" ".join(overrides)}'
+  print(
+    'to train on it:\n  python -m alexnet_jax.main --config'
+    f' configs/{recipe}.py {" ".join(overrides)}',
+    file=sys.stderr,
   )
+
+
+def split_keys(splits: Iterable[str]) -> dict[str, str]:
+  """Returns what config.data needs if a set has no split `validation`."""
+  if 'validation' in splits:
+    return {}
+  if 'test' in splits:
+    return {'tfds_eval_split': 'test'}
+  return {'tfds_train_split': 'train[:80%]', 'tfds_eval_split': 'train[80%:]'}
