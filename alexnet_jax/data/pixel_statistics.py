@@ -88,22 +88,19 @@ def find_statistics(
     return no_statistics(options)
   path = pathlib.Path(workdir) / MEAN_FILE
   origin = [loader.source.fingerprint, loader.resize_size, options.mean]
-  if options.mean_image_of:
-    origin.append(options.mean_image_of)
+  origin += [options.mean_image_of] if options.mean_image_of else []
   origin = json.dumps(origin)
   stored = _load(path)
   if str(stored.get('of')) == origin and (
     'covariance' in stored or not options.lighting
   ):
     return _wanted(options, stored)
-  found = {}
-  if options.mean_image_of:
-    found['mean'] = read_mean_image()
+  found = {'mean': read_mean_image()} if options.mean_image_of else {}
   if options.lighting or not found:
-    own = _known(options, loader)
-    if own is None:
-      own = compute(loader, progress=progress, limit=limit)
-    found = {'mean': own[0], 'covariance': own[1], **found}
+    mean, covariance = _known(options, loader) or compute(
+      loader, progress=progress, limit=limit
+    )
+    found = {'mean': mean, 'covariance': covariance, **found}
   if limit is None:
     with files.replaced_file(path) as temporary, temporary.open('wb') as file:
       np.savez(file, **found, of=origin)
@@ -119,30 +116,25 @@ def no_statistics(options: Options) -> Statistics:
 
 def stored_mean(options: Options, workdir) -> np.ndarray:
   """Returns what a finished run subtracts, see `Statistics`; or UserError."""
-  stored = {}
-  if options.mean_is_computed:
-    what = 'the mean that the run subtracts from images'
-    stored = _stored(workdir, 'mean', what)
-  return _wanted_mean(options, stored)
+  needed = ('mean',) if options.mean_is_computed else ()
+  return _wanted_mean(options, _stored(workdir, needed))
 
 
 def stored_lighting(options: Options, workdir) -> np.ndarray | None:
   """Returns the `Statistics.lighting` of a finished run; or UserError."""
-  stored = {}
-  if options.lighting:
-    what = 'the covariance of the colors that the run shifts'
-    stored = _stored(workdir, 'covariance', what)
-  return _wanted_lighting(options, stored)
+  needed = ('covariance',) if options.lighting else ()
+  return _wanted_lighting(options, _stored(workdir, needed))
 
 
-def _stored(workdir, name, what):
+def _stored(workdir, needed):
   path = pathlib.Path(workdir) / MEAN_FILE
-  stored = _load(path)
-  if name not in stored:
-    raise UserError(
-      f"{path} with {what} is missing or damaged; start that run's training"
-      ' command again to make it anew'
-    )
+  stored = _load(path) if needed else {}
+  for name in needed:
+    if name not in stored:
+      raise UserError(
+        f'the {name} of the pixels that the run saw, in {path}, is missing or'
+        " damaged; start that run's training command again to make it anew"
+      )
   return stored
 
 

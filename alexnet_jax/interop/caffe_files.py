@@ -1,12 +1,9 @@
 """Trained networks in Caffe's files: bvlc_alexnet, caffenet and relatives.
 
 A .caffemodel holds the layers with their settings and weights, as `layer`s or,
-before 2014, as `layers` of the format V1. Whatever is converted is read from
-there: groups, strides, padding, pooling, the constants of LRN, dropout, and
-whether pooling comes before LRN (caffenet) or after it (bvlc_alexnet).
-
-Field names, numbers and defaults of the messages are those of Caffe 1.0
-(BVLC/caffe, src/caffe/proto/caffe.proto); protobuf skips what is not declared.
+before 2014, as `layers` of the format V1. Field names, numbers and defaults of
+the messages are those of Caffe 1.0 (BVLC/caffe, src/caffe/proto/caffe.proto);
+protobuf skips what is not declared.
 """
 
 from collections.abc import Iterable
@@ -28,11 +25,9 @@ from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
 
 # Fields: name, number, type (* for repeated), default if it is not zero. Some
-# types differ from Caffe's, with the same bytes: enumerations are integers, so
-# that unknown values are seen; settings of windows are repeated in
-# `PoolingParameter` as in `ConvolutionParameter`; and packed numbers of a blob
-# are bytes, so that tens of millions of them become an array without a Python
-# object each.
+# types differ from Caffe's, with the same bytes: enumerations are integers,
+# settings of windows are repeated in pooling, too, and packed numbers of a blob
+# are bytes, which become an array without a Python object each.
 _WINDOW = 'pad_h {0} uint32; pad_w {1} uint32; kernel_h {2} uint32;'
 _WINDOW += 'kernel_w {3} uint32; stride_h {4} uint32; stride_w {5} uint32;'
 _MESSAGES = {
@@ -88,28 +83,19 @@ _V1_TYPES = {
 _RAW_TYPES = {0: '<f8', 1: '<f4', 2: '<f2', 3: '<i4', 4: '<u4'}
 _SOURCES = ('Data', 'ImageData', 'Input', 'MemoryData')
 # What computes, with a letter for `_NETWORK`, and names in `block_order`.
-_LETTERS = {
-  'Convolution': 'C',
-  'InnerProduct': 'D',
-  'ReLU': 'R',
-  'LRN': 'L',
-  'Pooling': 'P',
-  'Dropout': 'O',
-}
+_LETTERS = {'Convolution': 'C', 'InnerProduct': 'D', 'Dropout': 'O'}
+_LETTERS |= {'ReLU': 'R', 'LRN': 'L', 'Pooling': 'P'}
 _ORDER = {'R': 'relu', 'L': 'norm', 'P': 'pool'}
 _NETWORK = re.compile('(C[RLP]+){5}((DRO){2}|(DR){2})D')
 # Settings that have one possible value here; pool 0 is the maximum, norm_region
 # 0 is across channels.
-_FIXED = (
-  ('convolution_param', 'axis', 1),
-  ('convolution_param', 'dilation', 1),
-  ('inner_product_param', 'axis', 1),
-  ('inner_product_param', 'transpose', False),
-  ('lrn_param', 'norm_region', 0),
-  ('pooling_param', 'pool', 0),
-  ('pooling_param', 'global_pooling', False),
-  ('relu_param', 'negative_slope', 0),
-)
+_FIXED = {
+  'convolution_param': {'axis': 1, 'dilation': 1},
+  'inner_product_param': {'axis': 1, 'transpose': False},
+  'lrn_param': {'norm_region': 0},
+  'pooling_param': {'pool': 0, 'global_pooling': False},
+  'relu_param': {'negative_slope': 0},
+}
 # Blue, green, red of 255: the mean of ILSVRC-2012's training images (104.01,
 # 116.67, 122.68) as models/bvlc_reference_caffenet/train_val.prototxt of
 # BVLC/caffe rounds it, where it is named beside the mean image.
@@ -124,12 +110,11 @@ def _message_classes():
   )
   for message_name, lines in _MESSAGES.items():
     message = file.message_type.add(name=message_name)
-    for line in filter(None, (line.split() for line in lines.split(';'))):
-      name, number, kind, *default = line
+    for line in filter(str.strip, lines.split(';')):
+      name, number, kind, *default = line.split()
       field = message.field.add(name=name, number=int(number))
-      field.label = (
-        field.LABEL_REPEATED if kind[-1] == '*' else field.LABEL_OPTIONAL
-      )
+      is_list = kind[-1] == '*'
+      field.label = field.LABEL_REPEATED if is_list else field.LABEL_OPTIONAL
       kind = kind.rstrip('*')
       if kind in _MESSAGES:
         field.type, field.type_name = field.TYPE_MESSAGE, f'.caffe.{kind}'
@@ -139,17 +124,12 @@ def _message_classes():
         field.default_value = default[0]
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
-  return {
-    name: message_factory.GetMessageClass(
-      pool.FindMessageTypeByName(f'caffe.{name}')
-    )
-    for name in _MESSAGES
-  }
+  return message_factory.GetMessageClassesForFiles([file.name], pool)
 
 
-_MESSAGE_CLASSES = _message_classes()
-NetParameter = _MESSAGE_CLASSES['NetParameter']
-BlobProto = _MESSAGE_CLASSES['BlobProto']
+_CLASSES = _message_classes()
+NetParameter = _CLASSES['caffe.NetParameter']
+BlobProto = _CLASSES['caffe.BlobProto']
 
 
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
@@ -175,31 +155,27 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
     net = _parse(path, NetParameter)
     chain = _chain(net)
     data, levels = _read_input(net)
-    network = TrainedNetwork(
-      _convert_settings(chain, data['crop_size']),
-      data,
-      np.array(levels or _MEAN_BGR[::-1], np.float32),
-    )
+    crop = data['crop_size']
+    mean = np.array(levels or _MEAN_BGR[::-1], np.float32)
+    network = TrainedNetwork(_convert_settings(chain, crop), data, mean)
     network = networks.fit(network, _read_weights(chain), channels_first=True)
     # It reads blue, green and red.
     first = network.params['conv1']
     first['kernel'] = first['kernel'][:, :, ::-1].copy()
-  if not options.mean_file:
-    if not levels:
-      networks.warn(
-        'the file has no levels of its own that were subtracted from pixels;'
-        ' taken is %s for red, green and blue: give its mean image with --mean'
-        ' FILE.binaryproto',
-        ','.join(f'{level:g}' for level in network.mean),
-      )
-    return network
-  with networks.naming(options.mean_file):
-    image = _read_mean_image(options.mean_file, data['crop_size'])
-  return dataclasses.replace(
-    network,
-    data=data | {'resize_size': min(image.shape[:2]), 'mean': 'image'},
-    mean=np.array(images.center_crop(image, data['crop_size'])),
-  )
+  if options.mean_file:
+    with networks.naming(options.mean_file):
+      image = _read_mean_image(options.mean_file, crop)
+    data = data | {'resize_size': min(image.shape[:2]), 'mean': 'image'}
+    mean = np.array(images.center_crop(image, crop))
+    return dataclasses.replace(network, data=data, mean=mean)
+  if not levels:
+    networks.log.warning(
+      'the file has no levels of its own that were subtracted from pixels;'
+      ' taken is %s for red, green and blue: give its mean image with --mean'
+      ' FILE.binaryproto',
+      ','.join(f'{level:g}' for level in mean),
+    )
+  return network
 
 
 def _parse(path, message_class):
@@ -208,14 +184,12 @@ def _parse(path, message_class):
   try:
     return message_class.FromString(data)
   except DecodeError as error:
-    found = (
-      'an HDF5 file; have Caffe save it with snapshot_format: BINARYPROTO'
-      if data.startswith(b'\x89HDF')
-      else f'{len(data):,} bytes that are none ({error}): it is truncated,'
-      ' damaged, or of another kind, such as a .prototxt; get it again'
-    )
-    name = message_class.DESCRIPTOR.name
-    raise networks.misfit(f'a binary protobuf {name}', found) from None
+    raise networks.misfit(
+      f'a binary protobuf {message_class.DESCRIPTOR.name}',
+      f'{len(data):,} bytes that are none ({error}): it is truncated, damaged,'
+      ' or of another kind, such as a .prototxt, or HDF5 (have Caffe save it'
+      ' with snapshot_format: BINARYPROTO); get it again',
+    ) from None
 
 
 def _type(layer):
@@ -235,30 +209,29 @@ def _chain(net):
     raise UserError('has both `layer` and `layers`; Caffe refuses such a file')
   chain, types = [], (*_V1_TYPES.values(), 'Input')
   for layer in net.layer or net.layers:
-    kind, weights = _type(layer), len(layer.blobs)
+    kind, weights, label = _type(layer), len(layer.blobs), _label(layer)
     if kind not in types:
       found = f'{kind} with {weights} arrays'
       expected = f'one of the types {", ".join(types)}'
-      raise networks.misfit(expected, found, _label(layer))
-    if weights != (expected := 2 * (_LETTERS.get(kind, '') in ('C', 'D'))):
+      raise networks.misfit(expected, found, label)
+    if weights != (expected := 2 * (kind in ('Convolution', 'InnerProduct'))):
       expected = f'{expected or "no"} arrays of weights'
-      raise networks.misfit(expected, weights, _label(layer))
-    for message, field, value in _FIXED:
-      found = getattr(getattr(layer, message), field)
-      values = {found} if isinstance(found, (int, float)) else {*found}
-      if values - {value}:
-        text = ', '.join(map(str, values))
-        raise networks.misfit(f'{field} {value}', text, _label(layer))
+      raise networks.misfit(expected, weights, label)
+    for message, fields in _FIXED.items():
+      for field, value in fields.items():
+        found = getattr(getattr(layer, message), field)
+        if {*np.ravel(found)} - {value}:
+          raise networks.misfit(f'{field} {value}', found, label)
     if kind not in _LETTERS:
       continue
     if len({*layer.bottom}) != 1 or len({*layer.top}) != 1:
       arrays = f'{[*layer.bottom]} and {[*layer.top]}'
-      raise networks.misfit('one bottom and one top', arrays, _label(layer))
+      raise networks.misfit('one bottom and one top', arrays, label)
     if chain and layer.bottom[0] != chain[-1].top[0]:
       raise networks.misfit(
         f'the bottom {chain[-1].top[0]!r}, the top of {_label(chain[-1])}',
         f'{layer.bottom[0]!r}; the layers of an AlexNet are a chain',
-        _label(layer),
+        label,
       )
     chain.append(layer)
   return chain
@@ -288,9 +261,8 @@ def _convert_settings(chain, crop_size):
         raise UserError(
           f'{_label(layer)} has no output for an input of {crop_size} pixels'
         )
-      entries.append(
-        (settings.num_output, kernel, stride, padding, settings.group)
-      )
+      outputs = settings.num_output
+      entries.append((outputs, kernel, stride, padding, settings.group))
     elif letter == 'L':
       # In the bracket is k + alpha / size * sum, as in the convention `caffe`
       # (src/caffe/layers/lrn_layer.cpp).
@@ -317,16 +289,9 @@ def _convert_settings(chain, crop_size):
     'pool_layers': tuple(pools),
     'norm': 'lrn' if norms else 'none',
     'norm_layers': tuple(norms),
-    'norm_before_relu': False,
-    'norm_hidden': (),
     'lrn_convention': 'caffe',
-    'lrn_groups': 1,
-    'width_multiplier': 1.0,
     'hidden': tuple(hidden[:-1]),
-    # Caffe scales up what it keeps (src/caffe/layers/dropout_layer.cpp).
     'dropout': _single(ratios or [0.0], 'dropout_ratio'),
-    'dropout_position': 'after',
-    'dropout_scaling': 'training',
   }
   for kind, found, names in (
     ('LRN', norms, ('lrn_size', 'lrn_k', 'lrn_alpha', 'lrn_beta')),
@@ -372,19 +337,14 @@ def _window(layer, settings):
 
 def _read_weights(chain):
   """Returns {our layer: {leaf: array}} as `networks.fit` takes them."""
-  names = {
-    'Convolution': iter([f'conv{n}' for n in range(1, 6)]),
-    'InnerProduct': iter(('dense1', 'dense2', 'head')),
-  }
+  names = iter([*(f'conv{n}' for n in range(1, 6)), 'dense1', 'dense2', 'head'])
   found = {}
   for layer in chain:
-    if _type(layer) in names:
+    if layer.blobs:
       axes = (2, 3, 1, 0) if _type(layer) == 'Convolution' else (1, 0)
       kernel = _to_array(layer.blobs[0], len(axes), f'{_label(layer)}, weights')
-      found[next(names[_type(layer)])] = {
-        'kernel': kernel.transpose(axes),
-        'bias': _to_array(layer.blobs[1], 1, f'{_label(layer)}, bias'),
-      }
+      bias = _to_array(layer.blobs[1], 1, f'{_label(layer)}, bias')
+      found[next(names)] = {'kernel': kernel.transpose(axes), 'bias': bias}
   return found
 
 
@@ -399,14 +359,12 @@ def _to_array(blob, ndim, name):
   extra = len(shape) - ndim
   if extra < 0 or {*shape[:extra]} - {1} or min(shape) < 1:
     raise networks.misfit(f'{ndim} dimensions', f'the shape {shape}', name)
-  for field, kind in (
-    ('raw_data', _RAW_TYPES.get(blob.raw_type, 'V1')),
-    ('double_data', '<f8'),
-    ('data', '<f4'),
-  ):
-    data, dtype = b''.join(getattr(blob, field)), np.dtype(kind)
-    if data:
-      break
+  field, kind = 'data', '<f4'
+  if blob.raw_data:
+    field, kind = 'raw_data', _RAW_TYPES.get(blob.raw_type, 'V1')
+  elif blob.double_data:
+    field, kind = 'double_data', '<f8'
+  data, dtype = b''.join(getattr(blob, field)), np.dtype(kind)
   size = dtype.itemsize * math.prod(shape)
   if len(data) != size:
     raise networks.misfit(
@@ -465,14 +423,12 @@ def _read_mean_image(path, crop_size):
   image = _to_array(_parse(path, BlobProto), 3, 'mean image')
   if len(image) != 3 or min(image.shape[1:]) < crop_size:
     raise networks.misfit(
-      f'a mean image of 3 colors and at least {crop_size} x {crop_size} pixels,'
-      ' those that the network reads',
+      f'a mean image of 3 colors and at least {crop_size} x {crop_size} pixels',
       f'the shape {image.shape}',
     )
   if not 0 <= image.min() <= image.max() <= 255:  # or not a number
-    raise networks.misfit(
-      'levels from 0 to 255', f'{image.min():g} to {image.max():g}'
-    )
+    found = f'{image.min():g} to {image.max():g}'
+    raise networks.misfit('levels from 0 to 255', found)
   return np.array(image[::-1].transpose(1, 2, 0), np.float32, order='C')
 
 
@@ -480,9 +436,8 @@ def _single(values: Iterable, name: str):
   """Returns the one that all values are; refuses several and none."""
   values = [*dict.fromkeys(values)]
   if len(values) != 1:
-    raise networks.misfit(
-      'one value', ', '.join(map(str, values)) or 'none', name
-    )
+    found = ', '.join(map(str, values)) or 'none'
+    raise networks.misfit('one value', found, name)
   return values[0]
 
 

@@ -7,7 +7,6 @@ import argparse
 import hashlib
 import json
 import logging
-import pathlib
 import shutil
 import sys
 
@@ -26,7 +25,6 @@ least."""
 PLATFORMS = ('cpu', 'cuda')
 # Largest difference between probabilities of ONNX Runtime and JAX, in float32.
 TOLERANCE = 1e-4
-_CHECKED = 4  # images
 
 
 def main(argv=None) -> int:
@@ -39,11 +37,8 @@ def main(argv=None) -> int:
   )
   parser.add_argument('out', type=cli.path, metavar='OUT', help='a new folder')
   cli.add_run(parser)
-  parser.add_argument(
-    '--onnx',
-    action='store_true',
-    help="also writes network.onnx (pip install -e '.[onnx]')",
-  )
+  text = "also writes network.onnx (pip install -e '.[onnx]')"
+  parser.add_argument('--onnx', action='store_true', help=text)
   cli.add_json(parser)
   arguments = parser.parse_args(argv)
   return cli.run(lambda: _export(arguments), json_output=arguments.json)
@@ -51,12 +46,6 @@ def main(argv=None) -> int:
 
 def _export(arguments):
   """Writes the folder, as a whole or not at all; returns the result."""
-  out = pathlib.Path(arguments.out)
-  if out.exists():
-    raise UserError(f'{out} is there already; name a new folder')
-  if not out.absolute().parent.is_dir():
-    raise UserError(f'there is no folder {out.absolute().parent}')
-
   import jax
   import jax.export
   import numpy as np
@@ -65,6 +54,8 @@ def _export(arguments):
   from alexnet_jax.interop import program_loader
   from alexnet_jax.training import progress
 
+  out = arguments.out
+  imported_run.check_workdir(out)
   config, network, step = imported_run.read(
     arguments.workdir, arguments.checkpoint
   )
@@ -109,8 +100,8 @@ def _export(arguments):
     shutil.copy(program_loader.__file__, folder / 'load.py')
   lines.append(f'next: python {out}/load.py PHOTOS')
   print('\n'.join(lines), file=sys.stderr)
-  keys = ('step', 'sha256', 'onnx_difference')
-  return {'out': str(out), **{k: about[k] for k in keys if k in about}}
+  keys = about.keys() & {'step', 'sha256', 'onnx_difference'}
+  return {'out': out, **{key: about[key] for key in keys}}
 
 
 def _make_function(config, network):
@@ -146,9 +137,8 @@ def _make_function(config, network):
 def _convert_to_onnx(function, params, size):
   """Returns (a serialized ONNX model, its difference from `function`).
 
-  It has the input `images` and the output `probabilities`, for any number of
-  images. A network that jax2onnx cannot convert is refused, and so is a model
-  that computes something else: the difference is the largest of probabilities.
+  It takes any number of images. The difference is the largest of probabilities;
+  a model that computes something else is refused.
   """
   import jax
   import numpy as np
@@ -187,14 +177,11 @@ def _convert_to_onnx(function, params, size):
     program, options, providers=['CPUExecutionProvider']
   )
   # Smooth, as photographs are: images of noise all look alike to a network.
-  shape = (_CHECKED, 4, 4, 3)
-  patches = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  patches = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)
   index = np.arange(size) * 4 // size
   images = patches[:, index][:, :, index]
   (found,) = session.run(['probabilities'], {'images': images})
-  difference = float(
-    np.abs(found - np.asarray(jax.jit(probabilities)(images))).max()
-  )
+  difference = float(np.abs(found - jax.jit(probabilities)(images)).max())
   if not difference <= TOLERANCE:
     raise UserError(
       'the converted network is another one: its probabilities differ by up to'

@@ -51,10 +51,7 @@ def read(
 def make_config(
   network: TrainedNetwork, source: str = 'folder', path: str = ''
 ) -> ml_collections.ConfigDict:
-  """Returns a config that computes what the network computes.
-
-  All keys that do not say how a network is used (optimizer, schedule, ...) have
-  their defaults.
+  """Returns a config that computes what the network does, else of defaults.
 
   Args:
     network: read from a file.
@@ -71,10 +68,9 @@ def make_config(
   except Exception as error:  # values of odd types raise anything
     raise UserError(f'the file does not fit the config: {error}') from None
   config.data.source = source
-  config.data.path = (
-    str(pathlib.Path(path).expanduser().absolute()) if path else ''
-  )
-  if not path and source not in ('digits', 'tfds', 'synthetic'):
+  if path:
+    config.data.path = str(pathlib.Path(path).absolute())
+  elif source not in ('digits', 'tfds', 'synthetic'):
     config.data.path = transfer.NO_DATA
   validation.validate(config)
   return config
@@ -113,25 +109,26 @@ def write(
 ) -> str:
   """Writes config.json, checkpoint 0 and the mean of the pixels.
 
-  The folder is there as a whole or not at all.
-
   Args:
     config: see `make_config`.
     network: read from a file, with the names of its classes.
-    workdir: the run's folder, empty or not there; see `check_workdir`.
+    workdir: becomes the run's folder, as a whole or not at all; see
+      `check_workdir`.
     origin: of the weights, kept in the checkpoint; JSON.
 
   Returns:
     The digest of the state, see `state.state_digest`.
 
   Raises:
-    UserError: if the number of different names is another.
+    UserError: if each output does not have a name of its own.
   """
-  names = network.class_names
-  if len({*names}) != network.num_classes:
+  names, outputs = network.class_names, network.num_classes
+  if len(names) != outputs or len({*names} - {''}) != outputs:
+    twice = [name for name in names if names.count(name) > 1]
     raise UserError(
-      f'expected different names of {network.num_classes} classes, found'
-      f' {len(names)}, {len({*names})} of them different'
+      f'the network has {outputs} outputs, and there are {len(names)} names of'
+      f' classes{f" ({twice[0]!r} twice)" if twice else ""}; each takes a name'
+      ' of its own (--class_names FILE, one a line)'
     )
   model = build.make_model(config, network.num_classes)
   state = jax.device_get(build.make_state(config, model)).replace(

@@ -6,8 +6,8 @@ Keras lays weights out as they are laid out here: kernels of convolutions
 norms have gamma, beta, moving mean and moving variance, in this order.
 """
 
+import collections
 import os
-import pathlib
 import zipfile
 
 from alexnet_jax.errors import how_to_install
@@ -17,7 +17,7 @@ from alexnet_jax.interop.networks import TrainedNetwork
 
 # Our names of a batch norm's arrays, which Keras numbers in this order.
 _NORM = ('scale', 'bias', 'mean', 'var')
-_HDF5_START = b'\x89HDF\r\n\x1a\n'
+_RESAVE = "load it with Keras 3, call model.save_weights('NAME.weights.h5')"
 # Pixels from 0 to 1, as Keras' examples have them.
 _USUAL = {'mean': (0.0,) * 3, 'std': (255.0,) * 3}
 
@@ -26,9 +26,7 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads a model of Conv2D, BatchNormalization and Dense layers.
 
   It may be in parts, one within another. Keras names layers by their order in
-  the network (conv2d, conv2d_1, ...), and so `networks.fit` pairs them. The
-  named network says what the file does not: strides, padding, pooling, the
-  order of batch norm and ReLU.
+  the network (conv2d, conv2d_1, ...), and so `networks.fit` pairs them.
 
   Args:
     path: of a file that Keras 3 wrote with model.save_weights.
@@ -41,22 +39,15 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """
   with networks.naming(path):
     network = networks.resolve(options, _USUAL)
-    return networks.fit(network, _load(pathlib.Path(path)))
+    return networks.fit(network, _load(path))
 
 
 def _load(path):
   """Returns {layer: {our name of the leaf: array}}."""
-  with path.open('rb') as file:
-    start = file.read(len(_HDF5_START))
+  open(path, 'rb').close()  # h5py's messages are longer than Python's
   if zipfile.is_zipfile(path):
-    raise networks.misfit(
-      'a .weights.h5 file',
-      'a zip, as a .keras file is: load it with Keras and call'
-      " model.save_weights('NAME.weights.h5')",
-    )
-  if start != _HDF5_START:
-    found = 'another kind, or a damaged one; get it again'
-    raise networks.misfit('an HDF5 file', found)
+    found = f'a zip, as a .keras file is: {_RESAVE}'
+    raise networks.misfit('a .weights.h5 file', found)
   try:
     import h5py
   except ImportError:
@@ -69,15 +60,16 @@ def _load(path):
   except UserError:
     raise
   except Exception as error:  # damaged files make h5py raise anything
-    raise UserError(f'truncated or damaged ({error}); get it again') from None
+    raise UserError(
+      f'damaged, or of another kind than .weights.h5 ({error}); get it again'
+    ) from None
 
 
 def _read_layers(file, h5py):
   if 'layer_names' in file.attrs or 'model_weights' in file:
     raise UserError(
       "it is in the older format of Keras 2's .h5 (or of model.save('X.h5'));"
-      ' load it with Keras and call'
-      " model.save_weights('NAME.weights.h5') with Keras 3"
+      f' {_RESAVE}'
     )
   found = {}
 
@@ -90,7 +82,8 @@ def _read_layers(file, h5py):
 
   # Visits everything once, under one of its names, and follows no links.
   file.visititems(collect)
-  groups, room = {}, os.path.getsize(file.filename)
+  groups = collections.defaultdict(list)
+  room = os.path.getsize(file.filename)
   for name in sorted(found, key=networks.natural_key):
     item = found[name]
     if item.is_virtual or item.external:
@@ -104,7 +97,7 @@ def _read_layers(file, h5py):
         f'{item.name}: expected uncompressed numbers, as Keras writes; with its'
         f' shape {item.shape} they are larger than the file'
       )
-    groups.setdefault(name.partition('/vars/')[0], []).append(item[()])
+    groups[name.partition('/vars/')[0]].append(item[()])
   named = {}
   for name, arrays in groups.items():
     leaves = ('kernel', 'bias') if arrays[0].ndim > 1 else _NORM

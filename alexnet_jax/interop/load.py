@@ -22,69 +22,38 @@ that evaluate, predict, report and fine-tuning take them.
   keras        .weights.h5 of Keras 3, of the network --network"""
 _EPILOG = """\
 Nothing in a file is executed. The data that the network is measured on may be
-given here, or its path to `evaluate` with --data_path. The names of its classes
-must be those of --class_names, in the order of the network's outputs: of a
-folder, the sorted names of its subfolders. To train further, start another run
-with --config.init.workdir=DIR. Exit codes: 0 done, 2 something to mend."""
+given here, or its path to `evaluate` with --data_path; its classes must be the
+--class_names, in the order of the network's outputs: of a folder, the sorted
+names of its subfolders. To train further, start another run with
+--config.init.workdir=DIR. Exit codes: 0 done, 2 something to mend."""
 
-# Names, values, defaults and help.
-_OPTIONS = (
-  ('network', 'NAME', '', 'torch, keras: a network of models/variants.py'),
-  (
-    'crop_size',
+# Options that `networks.Options` has as well: value, default and help.
+_OPTIONS = {
+  'network': ('NAME', '', 'torch, keras: a network of models/variants.py'),
+  'crop_size': (
     'N',
     0,
     'torch, keras: width of the images that the network reads, in pixels'
     ' (default: what the network is meant for, 224 for most)',
   ),
-  (
-    'mean',
+  'mean': (
     'FILE or R,G,B',
     '',
     'subtracted from pixels of 0 to 255: three levels or one for all, of caffe'
     " a .binaryproto mean image (default: torchvision's; keras: 0,0,0; caffe:"
     " the file's, or 123,117,104)",
   ),
-  (
-    'std',
+  'std': (
     'R,G,B',
     '',
     'torch, keras: pixels minus the mean are divided by these levels, or one'
     " for all (default: torchvision's; keras: 255,255,255)",
   ),
-  (
-    'batch_norm_epsilon',
+  'batch_norm_epsilon': (
     'E',
     0.0,
     'torch, keras: added to the variances of batch norms (default: that of'
     " --network, Keras' 0.001; PyTorch's default is 1e-05)",
-  ),
-  (
-    'class_names',
-    'FILE',
-    '',
-    'a name a line, in the order of the outputs (default: those of FILE, or'
-    ' class_0000 and so on)',
-  ),
-  (
-    'data_source',
-    'KIND',
-    'folder',
-    'kind of the data to measure it on: config.data.source (default: folder)',
-  ),
-  ('data_path', 'DIR', '', 'path of that data'),
-)
-# Options that a kind of file does not take, and why.
-_UNUSED = {
-  'torchvision': (
-    ('network', 'crop_size', 'mean', 'std', 'batch_norm_epsilon'),
-    "--from torchvision takes torchvision's own network and preparation; for"
-    ' others give --from torch --network alexnet_torchvision',
-  ),
-  'caffe': (
-    ('network', 'crop_size', 'std', 'batch_norm_epsilon'),
-    'the layers, the size of the crop and the scale of pixels are those that'
-    ' the .caffemodel says',
   ),
 }
 
@@ -101,16 +70,17 @@ def _make_parser():
   add('file', metavar='FILE', help='the weights')
   kinds = 'torchvision', 'torch', 'caffe', 'keras'
   add('--from', dest='kind', required=True, choices=kinds)
-  add(
-    '--workdir',
-    required=True,
-    type=cli.path,
-    metavar='DIR',
-    help='a new folder',
-  )
-  for name, metavar, default, text in _OPTIONS:
+  text = 'a new folder'
+  add('--workdir', required=True, type=cli.path, metavar='DIR', help=text)
+  for name, (metavar, default, text) in _OPTIONS.items():
     kind = type(default)
     add(f'--{name}', type=kind, default=default, metavar=metavar, help=text)
+  text = 'a name a line, in the order of the outputs (default: those of FILE)'
+  add('--class_names', default='', type=cli.path, metavar='FILE', help=text)
+  text = 'config.data.source of the data to measure it on (default: folder)'
+  add('--data_source', default='folder', metavar='KIND', help=text)
+  text = 'path of that data'
+  add('--data_path', default='', type=cli.path, metavar='DIR', help=text)
   cli.add_json(parser)
   return parser
 
@@ -118,7 +88,6 @@ def _make_parser():
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   arguments = _make_parser().parse_args(argv)
-  arguments.line = sys.argv[1:] if argv is None else argv
   return cli.run(lambda: _load(arguments), json_output=arguments.json)
 
 
@@ -132,24 +101,18 @@ def _load(arguments):
   from alexnet_jax.interop import torch_files
   from alexnet_jax.training import transfer
 
-  imported_run.check_workdir(arguments.workdir)
-  given = _read_names(arguments.class_names)
+  kind, workdir = arguments.kind, arguments.workdir
+  imported_run.check_workdir(workdir)
+  names = _read_names(arguments.class_names)
   readers = {'caffe': caffe_files, 'keras': keras_files}
-  reader = readers.get(arguments.kind, torch_files)
-  network = reader.read(arguments.file, options)
+  network = readers.get(kind, torch_files).read(arguments.file, options)
   config = imported_run.make_config(
     network, arguments.data_source, arguments.data_path
   )
-  if given and len(given) != network.num_classes:
-    raise UserError(
-      f'--class_names {arguments.class_names} has {len(given)} names; the'
-      f' network has {network.num_classes} outputs'
-    )
-  named = given or network.class_names
+  named = names or network.class_names
   names = named or transfer.placeholder_names(network.num_classes)
   network = dataclasses.replace(network, class_names=tuple(names))
-  workdir = arguments.workdir
-  origin = {'from': arguments.kind, 'file': pathlib.Path(arguments.file).name}
+  origin = {'from': kind, 'file': pathlib.Path(arguments.file).name}
   digest = imported_run.write(config, network, workdir, origin)
   count = sum(
     leaf.size for layer in network.params.values() for leaf in layer.values()
@@ -168,13 +131,6 @@ def _load(arguments):
     'next: python -m alexnet_jax.evaluation.evaluate --workdir'
     f' {shlex.quote(workdir)}{" --data_path DIR" if no_data else ""}'
   )
-  if no_data and (config.data.crop_size, len(names)) == (28, 10):
-    other = f'{workdir.rstrip("/")}-digits'
-    options = ('--data_source', 'digits', '--workdir', other)
-    lines.append(
-      'or, for the digits of this package: python -m alexnet_jax.interop.load'
-      f' {shlex.join([*arguments.line, *options])}'
-    )
   print('\n'.join(lines), file=sys.stderr)
   return {
     'workdir': workdir,
@@ -190,39 +146,34 @@ def _check_options(arguments):
   """Refuses what can be refused before any work; returns `networks.Options`."""
   from alexnet_jax.interop import networks
 
-  kind, epsilon = arguments.kind, arguments.batch_norm_epsilon
-  unused, reason = _UNUSED.get(kind, ((), ''))
-  for name in unused:
-    if getattr(arguments, name):
-      raise UserError(f'--{name} is not for --from {kind}: {reason}')
-  if arguments.crop_size < 0:
-    raise UserError(f'--crop_size is {arguments.crop_size}; it takes pixels')
-  if not 0 <= epsilon <= 1:
-    raise UserError(
-      f'--batch_norm_epsilon is {epsilon}; it takes a number above 0, such as'
-      ' 1e-5'
-    )
-  data = arguments.data_path
-  if data and not pathlib.Path(data).expanduser().is_dir():
+  kind, data = arguments.kind, arguments.data_path
+  given = {name: getattr(arguments, name) for name in _OPTIONS}
+  taken = {'torchvision': (), 'caffe': ('mean',)}.get(kind, _OPTIONS)
+  for name, value in given.items():
+    if value and name not in taken:
+      raise UserError(
+        f'--{name} is not for --from {kind}, which says it itself; for another'
+        ' network of PyTorch give --from torch and --network'
+      )
+  if data and not pathlib.Path(data).is_dir():
     raise UserError(
       f'--data_path: there is no folder {data}; give the one of the data, or'
       ' leave it out and give it to `evaluate`'
     )
-  torchvision = 'alexnet_torchvision' if kind == 'torchvision' else ''
-  return networks.Options(
-    network=torchvision or arguments.network,
-    crop_size=arguments.crop_size,
-    mean=() if kind == 'caffe' else _parse_levels('mean', arguments.mean, 0),
-    mean_file=arguments.mean if kind == 'caffe' else '',
-    std=_parse_levels('std', arguments.std, 1e-9),
-    batch_norm_epsilon=epsilon,
-  )
+  if kind == 'torchvision':
+    given['network'] = 'alexnet_torchvision'
+  if kind == 'caffe':
+    given['mean_file'] = given.pop('mean')
+  else:
+    given['mean'] = _parse_levels('mean', given['mean'], 0)
+  given['std'] = _parse_levels('std', given['std'], 1e-9)
+  return networks.Options(**given)
 
 
 def _parse_levels(name, text, least):
   """Returns three numbers, all the same if one is given; () of no text."""
   try:
-    levels = tuple(float(part) for part in text.split(',')) if text else ()
+    levels = tuple(map(float, text.split(','))) if text else ()
   except ValueError:
     levels = (float('nan'),)
   levels *= 3 if len(levels) == 1 else 1
@@ -238,22 +189,15 @@ def _parse_levels(name, text, least):
 
 def _read_names(path):
   """Returns the lines of a file; [] if none is given."""
-  if not path:
-    return []
   try:
-    text = pathlib.Path(path).read_text('utf-8-sig')
+    text = pathlib.Path(path).read_text('utf-8-sig') if path else ''
   except UnicodeDecodeError as error:
     raise UserError(
       f'--class_names: {path} is no UTF-8 text: {error}'
     ) from None
   names = [line.strip() for line in text.rstrip().splitlines()]
-  if not all(names) or len({*names}) < max(len(names), 1):
-    twice = [name for name in names if names.count(name) > 1 and name]
-    found = f'{twice[0]!r} twice' if twice else 'an empty line'
-    raise UserError(
-      f'--class_names: {path} has {found}; it takes a name of its own for every'
-      ' class, one a line'
-    )
+  if path and not names:
+    raise UserError(f'--class_names: {path} is empty')
   return names
 
 

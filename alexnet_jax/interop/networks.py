@@ -4,6 +4,7 @@ A reader turns its file into layers {name: {leaf: array}} in the layouts of
 `models.alexnet.AlexNet`; `fit` finds the layers of the network among them.
 """
 
+import collections
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -24,15 +25,14 @@ from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
 
 RESIZE_SIZE = 256  # pixels, unless the crop is larger
-_CROP_SIZES = {  # of all others 224
-  'alexnet_plain': 227,
-  'alexnet_caffe': 227,
-  'caffenet': 227,
-  'marvin': 28,
-}
+_CROP_SIZES = {'marvin': 28}  # of all that are not here 224
+_CROP_SIZES |= dict.fromkeys(
+  ('alexnet_plain', 'alexnet_caffe', 'caffenet'), 227
+)
 _NORM = {'scale', 'bias', 'mean', 'var'}  # leaves of a batch norm
 _FIRST, _LAST = ('features', 'conv'), ('classifier', 'fc', 'dense', 'head')
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
+log = logging.getLogger(__name__)  # for what was guessed or changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,7 @@ class TrainedNetwork:
     data: fields of `config.data`: how images are prepared for it.
     mean: subtracted from pixels of 0 to 255, float32, red, green, blue: [3], or
       an image [crop_size, crop_size, 3] if data['mean'] is `image`.
-    params: {layer: {'kernel' or 'scale', 'bias'}}, float32 arrays in the
-      layouts of `models.alexnet.AlexNet`; empty before `fit`.
+    params: {layer: {'kernel' or 'scale', 'bias'}}, float32; empty before `fit`.
     batch_stats: {layer: {'mean', 'var'}} of batch norms, float32; may be empty.
     num_classes: number of logits; 0 before `fit`: what the file has.
     class_names: of the classes; None if the file does not name them.
@@ -80,9 +79,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
   except OSError as error:
-    raise UserError(
-      f'{path}: cannot be read: {error.strerror or error}'
-    ) from None
+    reason = error.strerror or error
+    raise UserError(f'{path}: cannot be read: {reason}') from None
 
 
 def misfit(expected: object, found: object, name: object = '') -> UserError:
@@ -106,49 +104,41 @@ def resolve(
   Raises:
     UserError: if there is no network of that name, or no name.
   """
-  if options.network not in variants.VARIANTS:
-    known = ', '.join(variants.VARIANTS)
+  name = options.network
+  if name not in variants.VARIANTS:
     raise UserError(
-      f'--network is {options.network!r}; the file does not say of which'
-      f' network it is, so name one of {known}'
+      f'--network is {name!r}; the file does not say of which network it is, so'
+      f' name one of {", ".join(variants.VARIANTS)}'
     )
-  model = variants.fields(options.network)
-  crop_size = options.crop_size or _CROP_SIZES.get(options.network, 224)
-  resize_size = 28 if options.network == 'marvin' else RESIZE_SIZE
-  guesses, levels = [], {}
-  if not options.crop_size and options.network != known:
-    guesses.append(f'--crop_size {crop_size}')
-  for name in ('mean', 'std'):
-    levels[name] = tuple(getattr(options, name) or usual[name])
-    if not getattr(options, name) and options.network != known:
-      text = ','.join(f'{level:g}' for level in levels[name])
-      guesses.append(f'--{name} {text}')
-  if options.batch_norm_epsilon:
-    model['batch_norm_epsilon'] = options.batch_norm_epsilon
-  elif model['norm'] == 'batch':
-    guesses.append(
-      f'--batch_norm_epsilon {model["batch_norm_epsilon"]:g} (the default of'
-      ' Keras is 0.001, of PyTorch 1e-05)'
-    )
+  model = variants.fields(name)
+  taken = {'crop_size': _CROP_SIZES.get(name, 224), **usual}
+  if model['norm'] == 'batch':
+    taken['batch_norm_epsilon'] = model['batch_norm_epsilon']
+  guesses = []
+  for option, value in taken.items():
+    taken[option] = getattr(options, option) or value
+    if not getattr(options, option) and name != known:
+      text = ','.join(f'{number:g}' for number in np.ravel(value))
+      guesses.append(f'--{option} {text}')
   if guesses:
-    warn(
+    log.warning(
       'the file does not say how the network was trained; taken: %s. Give these'
-      ' options if it was trained with other numbers',
+      ' options if it was trained with other numbers%s',
       ' and '.join(guesses),
+      "; PyTorch's batch norms have 1e-05 by default, Keras' 0.001"
+      if 'epsilon' in guesses[-1]
+      else '',
     )
+  crop_size = taken['crop_size']
   data = {
-    'resize_size': max(resize_size, crop_size),
+    'resize_size': max(28 if name == 'marvin' else RESIZE_SIZE, crop_size),
     'crop_size': crop_size,
     'mean': 'channel',
     'std': 1.0,
-    'std_rgb': levels['std'],
+    'std_rgb': tuple(taken['std']),
   }
-  return TrainedNetwork(model, data, np.array(levels['mean'], np.float32))
-
-
-def warn(message: str, *arguments: object) -> None:
-  """Tells people what was guessed or changed."""
-  logging.getLogger(__name__).warning(message, *arguments)
+  model |= {key: taken[key] for key in taken if key in model}
+  return TrainedNetwork(model, data, np.array(taken['mean'], np.float32))
 
 
 def module(model: dict, num_classes: int) -> AlexNet:
@@ -169,7 +159,7 @@ def module(model: dict, num_classes: int) -> AlexNet:
 def layer_shapes(
   model: dict, num_classes: int, crop_size: int
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-  """Returns {layer: {leaf: shape}} of all weights, in the network's order.
+  """Returns {layer: {leaf: shape}} of all weights, each kind in its order.
 
   Args:
     model: fields of `config.model`.
@@ -187,19 +177,11 @@ def layer_shapes(
     raise UserError(
       f'crops of {crop_size} pixels do not fit the network: {error}'
     ) from error
-  shapes = {}
+  shapes = collections.defaultdict(dict)
   for tree in variables.values():
     for name, leaves in tree.items():
-      found = {leaf: array.shape for leaf, array in leaves.items()}
-      shapes.setdefault(name, {}).update(found)
-
-  def position(
-    name,
-  ):  # conv1, norm1, conv2, ..., dense1, dense_norm1, ..., head
-    number = int(re.sub(r'\D', '', name) or 0)
-    return name == 'head', name.startswith('dense'), number, 'norm' in name
-
-  return {name: shapes[name] for name in sorted(shapes, key=position)}
+      shapes[name] |= {leaf: array.shape for leaf, array in leaves.items()}
+  return {name: shapes[name] for name in sorted(shapes, key=natural_key)}
 
 
 def features(shapes: Mapping[str, Mapping]) -> tuple[str, int, int]:
@@ -216,13 +198,12 @@ def natural_key(name: str) -> tuple:
   """Sorts conv2 before conv10, and `classifier.1` after `features.0`."""
   start = re.split(r'[._\d]', name)[0]
   rank = -(start in _FIRST) + (start in _LAST)
+  # Every second part is a number.
   parts = re.split(r'(\d+)', name)
-  return rank, [
-    (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts
-  ]
+  return rank, [int(p) if i % 2 else p for i, p in enumerate(parts)]
 
 
-def last_dense(widths):
+def last_dense(widths: Mapping[str, tuple[int, int]]) -> str:
   """Returns the layer of {name: (inputs, outputs)} that gives the logits.
 
   It is the one whose outputs no other layer can read. If that holds for none
@@ -253,11 +234,10 @@ def fit(
   """Returns the network with the weights of a file.
 
   Layers are paired by their kind (convolution, dense, batch norm) in the
-  natural order of their names; all layers and shapes must fit. In a network
-  with layers of equal shapes, names in another order than the layers' would go
-  unnoticed: a warning shows the pairs, unless the file has the usual names.
-  float16, bfloat16 and float64 (which is rounded) become float32, with a
-  warning.
+  natural order of their names; all layers and shapes must fit. Names in another
+  order than layers of equal shapes would go unnoticed: a warning shows the
+  pairs, unless the file has the usual names. All numbers become float32, with a
+  warning if they are others.
 
   Args:
     network: without weights.
@@ -283,7 +263,7 @@ def fit(
   pairs = _match(there, shapes, last)
   if pairs != (names or {name: name for name in shapes}):
     shown = ', '.join(f'{ours} is {theirs}' for ours, theirs in pairs.items())
-    warn('layers were matched by kind and order: %s', shown)
+    log.warning('layers were matched by kind and order: %s', shown)
   params, batch_stats, rounded = {}, {}, set()
   first_dense, channels, width = features(shapes)
   for ours, theirs in pairs.items():
@@ -297,7 +277,7 @@ def fit(
       # A copy: what was read may be a view of the file.
       tree.setdefault(ours, {})[leaf] = np.array(array, order='C')
   if rounded := sorted(rounded - {'float32'}):
-    warn('numbers of %s become float32', ', '.join(rounded))
+    log.warning('numbers of %s become float32', ', '.join(rounded))
   return dataclasses.replace(
     network, params=params, batch_stats=batch_stats, num_classes=num_classes
   )
@@ -305,15 +285,13 @@ def fit(
 
 def _match(found, wanted, last):
   """Returns {our layer: layer of the file} of two {layer: {leaf: shape}}."""
-  queues, order = {}, sorted(found, key=lambda n: (n == last, natural_key(n)))
-  for name in order:
-    queues.setdefault(_kind(found[name]), []).append(name)
-  pairs = {}
+  order = sorted(found, key=lambda name: (name == last, natural_key(name)))
+  left, pairs = list(order), {}
   for name, shapes in wanted.items():
-    queue = queues.get(_kind(shapes))
-    pairs[name] = queue.pop(0) if queue else None
-  rows = [*pairs.items()]
-  rows += [(None, name) for name in order if name not in pairs.values()]
+    kind = _kind(shapes)
+    pairs[name] = next((n for n in left if _kind(found[n]) == kind), None)
+    left = [n for n in left if n != pairs[name]]
+  rows = [*pairs.items(), *((None, name) for name in left)]
   fits = [wanted.get(ours) == found.get(theirs) for ours, theirs in rows]
   if not all(fits):
     table = '\n'.join(
@@ -342,10 +320,8 @@ def _to_float32(array, name, is_variance):
     raise misfit(' or '.join(_FLOATS), array.dtype.name, name)
   with np.errstate(over='ignore'):
     numbers = np.asarray(array, np.float32)
-  if not np.isfinite(numbers).all():
-    count = numbers.size - int(np.isfinite(numbers).sum())
-    found = f'{count:,} that are not, of {numbers.size:,}'
-    raise misfit('finite numbers', found, name)
+  if count := np.count_nonzero(~np.isfinite(numbers)):
+    raise misfit('finite numbers', f'{count:,} that are not', name)
   if is_variance and (numbers < 0).any():
     raise misfit('variances', 'negative numbers', name)
   return numbers

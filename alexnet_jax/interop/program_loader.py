@@ -1,15 +1,13 @@
 """Runs an exported network; it is copied beside the program as `load.py`.
 
-    python load.py photo.jpg ...
+python load.py photo.jpg ...
 
-    import load
-    program = load.load('DIR')
-    program.probabilities(images)  # uint8 [batch, crop, crop, 3]
-
-It needs jax, flatbuffers and numpy, and Pillow to read photographs (pip install
-pillow).
+import load
+program = load.load('DIR')
+program.probabilities(images)  # uint8 [batch, crop, crop, 3]
 """
 
+import argparse
 import hashlib
 import json
 import pathlib
@@ -20,10 +18,6 @@ import jax.export
 import numpy as np
 
 FILES = ('program.bin', 'params.npz')
-_USAGE = """\
-usage: python load.py PHOTO ...
-Prints the five most probable classes of each. Reading photographs needs Pillow:
-pip install pillow"""
 
 
 class Program:
@@ -91,9 +85,8 @@ def load(folder: str | pathlib.Path) -> Program:
     ValueError: if a file is missing, is not the one that was exported, or
       about.json is not of this program.
   """
-  folder = pathlib.Path(folder)
   try:
-    return _load(folder)
+    return _load(pathlib.Path(folder))
   except Exception as error:  # what was not exported here raises anything
     raise ValueError(f'{folder} holds no exported network: {error}') from error
 
@@ -111,63 +104,44 @@ def _load(folder):
     params = {name: arrays[name] for name in arrays.files}
   program = bytearray((folder / 'program.bin').read_bytes())
   exported = jax.export.deserialize(program)
-  if (platform := jax.default_backend()) not in (
-    'gpu' if name in ('cuda', 'rocm') else name for name in exported.platforms
+  size, outputs = exported.in_avals[-1].shape[1], exported.out_avals[0].shape[1]
+  names = about['class_names']
+  if not (
+    about['crop_size'] == size <= about['resize_size']
+    and {*map(type, names)} == {str}
+    and len(names) == outputs
   ):
-    raise ValueError(
-      f'it is for {", ".join(exported.platforms)}, not for {platform}'
-    )
-  *wanted, images = exported.in_avals
-  found = [(params[name].shape, params[name].dtype) for name in sorted(params)]
-  if found != [(aval.shape, aval.dtype) for aval in wanted]:
-    raise ValueError('params.npz is not of this program')
-  size, outputs = images.shape[1], exported.out_avals[0].shape[1]
-  names, resize = about['class_names'], about['resize_size']
-  named = isinstance(names, list) and {*map(type, names)} == {str}
-  sized = isinstance(resize, int) and resize >= size
-  for key, good, expected in (
-    ('class_names', named and len(names) == outputs, f'{outputs} names'),
-    ('crop_size', about['crop_size'] == size, size),
-    ('resize_size', sized, f'at least {size}'),
-  ):
-    if not good:
-      raise ValueError(
-        f'about.json is not of this program: expected {expected} for {key},'
-        f' found {str(about[key])[:200]}'
-      )
+    raise ValueError('about.json is not of this program')
   return Program(exported, params, about)
 
 
-def main(paths: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
   """Prints the best five classes of photographs; returns the exit code."""
-  if {'-h', '--help'} & {*paths}:
-    print(_USAGE)
-    return 0
-  if not paths:
-    print(_USAGE, file=sys.stderr)
-    return 2
-  try:
-    import PIL.Image  # noqa: F401
-  except ImportError:
-    return _fail('reading photographs needs Pillow: pip install pillow')
+  parser = argparse.ArgumentParser(
+    description='Prints the five most probable classes of photographs. Reading'
+    ' them needs Pillow: pip install pillow'
+  )
+  parser.add_argument('photos', nargs='+', metavar='PHOTO')
+  names, images, code = [], [], 0
+  paths = parser.parse_args(argv).photos
   try:
     program = load(pathlib.Path(__file__).parent)
   except ValueError as error:
     return _fail(error)
-  answered, images, code = [], [], 0
   for path in paths:
     try:
       images.append(program.prepare(path))
-      answered.append(path)
+      names.append(path)
+    except ImportError:
+      return _fail('reading photographs needs Pillow: pip install pillow')
     except Exception as error:  # of damaged files Pillow raises many
-      reason = getattr(error, 'strerror', None) or error
-      code = _fail(f'{path}: {reason}')
+      code = _fail(f'{path}: {getattr(error, "strerror", None) or error}')
   if images:
     rows = program.probabilities(np.stack(images))
-    for path, row in zip(answered, rows, strict=True):
+    for name, row in zip(names, rows, strict=True):
       best = np.argsort(-row, kind='stable')[:5]
-      names = (f'{program.class_names[i]} {row[i]:.4f}' for i in best)
-      print(f'{path}: {", ".join(names)}')
+      shares = (f'{program.class_names[i]} {row[i]:.4f}' for i in best)
+      print(f'{name}: {", ".join(shares)}')
   return code
 
 
@@ -177,4 +151,4 @@ def _fail(message) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(main())

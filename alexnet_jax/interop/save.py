@@ -29,9 +29,8 @@ def main(argv=None) -> int:
   )
   parser.add_argument('file', type=cli.path, metavar='FILE.safetensors')
   cli.add_run(parser)
-  parser.add_argument(
-    '--overwrite', action='store_true', help='replaces a file that is there'
-  )
+  text = 'replaces a file that is there'
+  parser.add_argument('--overwrite', action='store_true', help=text)
   cli.add_json(parser)
   arguments = parser.parse_args(argv)
   return cli.run(lambda: _save(arguments), json_output=arguments.json)
@@ -42,11 +41,7 @@ def _save(arguments):
   path = pathlib.Path(arguments.file)
   if path.suffix != '.safetensors':
     raise UserError(f'FILE is {str(path)!r}; it must end in .safetensors')
-  if path.is_dir():
-    raise UserError(f'{path} is a folder; name a file')
-  if not path.parent.is_dir():
-    raise UserError(f'there is no folder {path.parent}')
-  if path.exists() and not arguments.overwrite:
+  if path.is_dir() or (path.exists() and not arguments.overwrite):
     raise UserError(
       f'{path} is there already; give --overwrite to replace it, or another'
       ' name'
@@ -83,20 +78,17 @@ def foreign_parts(model: dict) -> list[str]:
   Args:
     model: fields of `config.model`.
   """
-  lrn = model['norm'] == 'lrn' and bool(model['norm_layers'])
-  found = {
-    'LRN of groups of channels': lrn and model['lrn_groups'] > 1,
-    'normalization in space': any(
-      'spatial' in order for order in model['block_order'] or ()
-    ),
-    'dropout that scales down in evaluation': (
-      model['dropout'] > 0 and model['dropout_scaling'] == 'evaluation'
-    ),
-  }
+  orders = ''.join(model['block_order'] or ())
+  has_lrn = model['norm'] == 'lrn' and model['norm_layers']
+  scales_down = model['dropout'] and model['dropout_scaling'] == 'evaluation'
   notes = [
     f'torch.nn has no module for {name}: whoever uses the weights there has to'
     ' write it'
-    for name, there in found.items()
+    for name, there in (
+      ('LRN of groups of channels', has_lrn and model['lrn_groups'] > 1),
+      ('normalization in space', 'spatial' in orders),
+      ('dropout that scales down in evaluation', scales_down),
+    )
     if there
   ]
   epsilon = model['batch_norm_epsilon']

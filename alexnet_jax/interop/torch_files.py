@@ -4,23 +4,19 @@ A file of `interop.save` says in its metadata of which network it is and how
 images are prepared. Other files hold names and weights only: the user names the
 network. Nothing in a file is executed.
 
-The names of `interop.save` are those of a module like torchvision's: two
-nn.Sequential, whose numbers count every module in the network's order.
-
-- `features`: for each convolution ZeroPad2d if its padding is uneven, Conv2d,
-  and what follows it: ReLU, LocalResponseNorm or BatchNorm2d, the spatial
-  normalization (which PyTorch lacks), MaxPool2d.
-- `classifier`: for each hidden layer Linear, ReLU, BatchNorm1d and, unless
-  `dropout` is 0, Dropout, before or after them; at the end Linear.
+The names of `interop.save` are those of two nn.Sequential, whose numbers count
+every module in the network's order: in `features` also ZeroPad2d before a
+convolution with uneven padding and the spatial normalization, which PyTorch
+lacks; in `classifier` also Dropout, unless `dropout` is 0.
 """
 
 import base64
+import collections
 from collections.abc import Mapping
 import io
 import json
 import os
 import pathlib
-import pickle
 import re
 import warnings
 import zipfile
@@ -42,7 +38,6 @@ from alexnet_jax.models import layers as layers_lib
 # gives for pixels from 0 to 1 (transforms of AlexNet_Weights.IMAGENET1K_V1),
 # 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225, times 255.
 _USUAL = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
-_TORCHVISION = 'alexnet_torchvision'
 
 _METADATA_KEY = 'alexnet_jax'
 _VERSION = 1  # of the metadata
@@ -61,19 +56,15 @@ _WRAPPERS = ('state_dict', 'model_state_dict', 'model')
 _MODULES = ('module', '_orig_mod')
 # Counters beside the weights, of batch norms and of AveragedModel.
 _COUNTERS = ('num_batches_tracked', 'n_averaged')
-# Parts of the messages of torch.load: what it refused, and bold letters.
+# What torch.load refused, in its messages.
 _REFUSED = re.compile(r'\b(?:GLOBAL|class) ([\w.]{1,200})')
-_ESCAPES = re.compile(r'\x1b\[[\d;]*m')
 
 
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads the weights of any of the networks here, as PyTorch lays them out.
 
-  Names may be those of `interop.save`, or others, see `networks.fit`.
-
   torchvision makes images smaller with a triangle where areas are averaged
-  here, so that pixels can differ by a few levels. Its average pooling to 6 x 6
-  is left out: it leaves the last feature map of images of 224 pixels as it is.
+  here, so that pixels can differ by a few levels.
 
   Args:
     path: of a .safetensors file, or of one that torch.save wrote.
@@ -87,17 +78,16 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """
   with networks.naming(path):
     tensors, text = load_tensors(path)
-    if text is not None and options != networks.Options():
+    if text is None:
+      network = networks.resolve(options, _USUAL, 'alexnet_torchvision')
+    elif options == networks.Options():
+      network = from_metadata(text)
+    else:
       raise UserError(
         'it says itself of which network it is and how images are prepared:'
         ' give --from torch without --network, --crop_size, --mean, --std and'
         ' --batch_norm_epsilon'
       )
-    network = (
-      networks.resolve(options, _USUAL, _TORCHVISION)
-      if text is None
-      else from_metadata(text)
-    )
     return from_torch(tensors, network)
 
 
@@ -109,14 +99,13 @@ def from_torch(
   Raises:
     UserError: see `networks.fit`.
   """
-  found = {}
+  found = collections.defaultdict(dict)
+  ours = {theirs: leaf for leaf, theirs in _LEAVES.items()}
   for name, array in state.items():
     layer, _, leaf = name.rpartition('.')
-    ours = {theirs: leaf for leaf, theirs in _LEAVES.items()}
-    ours['weight'] = 'scale' if np.ndim(array) == 1 else 'kernel'
-    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(np.ndim(array))
-    array = array.transpose(axes) if axes else array
-    found.setdefault(layer or name, {})[ours.get(leaf, leaf)] = array
+    ours['weight'] = 'scale' if array.ndim == 1 else 'kernel'
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))
+    found[layer or name][ours.get(leaf, leaf)] = array.transpose(axes)
   names = torch_names(network.model, network.data['crop_size'])
   return networks.fit(network, found, names, channels_first=True)
 
@@ -157,31 +146,27 @@ def torch_names(model: dict, crop_size: int) -> dict[str, str]:
   for number, padding in enumerate(network.paddings, 1):
     kernel = network.kernels[number - 1]
     stride = network.strides[number - 1]
-    if isinstance(padding, str):
-      sides = lax.padtype_to_pads((width,), (kernel,), (stride,), padding)
-    else:
-      sides = layers_lib.explicit_padding(padding)
+    sides = layers_lib.explicit_padding(padding)
+    if isinstance(sides, str):
+      sides = lax.padtype_to_pads((width,), (kernel,), (stride,), sides)
     before, after = sides[0]
     width = (width + before + after - kernel) // stride + 1
     index += before != after  # ZeroPad2d
     names[f'conv{number}'] = f'features.{index}'
     index += 1
     for operation in network.convolution_operations(number):
-      if operation == 'norm' and network.norm == 'none':
-        continue
       if operation == 'norm' and network.norm == 'batch':
         names[f'norm{number}'] = f'features.{index}'
       if operation == 'pool':
         width = (width - network.pool_size) // network.pool_stride + 1
-      index += 1
-  index, ours = 0, {'dense': 'dense', 'norm': 'dense_norm'}
+      index += operation != 'norm' or network.norm != 'none'
+  index = 0
   for number in range(1, len(network.hidden) + 1):
     for operation in network.hidden_operations(number):
-      if operation == 'dropout' and not network.dropout:
-        continue
-      if operation in ours:
-        names[f'{ours[operation]}{number}'] = f'classifier.{index}'
-      index += 1
+      if operation in ('dense', 'norm'):
+        ours = 'dense' if operation == 'dense' else 'dense_norm'
+        names[f'{ours}{number}'] = f'classifier.{index}'
+      index += operation != 'dropout' or network.dropout > 0
   return {**names, 'head': f'classifier.{index}'}
 
 
@@ -198,14 +183,12 @@ def write(path: str | os.PathLike, network: TrainedNetwork, step: int) -> dict:
   """
   tensors = to_torch(network)
   mean = np.ascontiguousarray(network.mean, '<f4')
+  text = base64.b64encode(mean.tobytes()).decode()
   fields = {
     'version': _VERSION,
     'model': network.model,
     'data': {key: network.data[key] for key in _DATA_KEYS},
-    'mean': {
-      'shape': mean.shape,
-      'float32': base64.b64encode(mean.tobytes()).decode(),
-    },
+    'mean': {'shape': mean.shape, 'float32': text},
     'num_classes': network.num_classes,
     'class_names': network.class_names,
     'step': step,
@@ -220,7 +203,8 @@ def from_metadata(text: str) -> TrainedNetwork:
   """Returns the network of the metadata of `write`, without its weights.
 
   Its fields of config.model are checked when the network is built, those of
-  config.data by `imported_run.make_config`.
+  config.data by `imported_run.make_config`, the names of the classes where they
+  are written.
 
   Raises:
     UserError: if the text is something else.
@@ -228,32 +212,26 @@ def from_metadata(text: str) -> TrainedNetwork:
   try:
     fields = json.loads(text)
     data = {key: _tuples(fields['data'][key]) for key in _DATA_KEYS}
+    names, crop = _tuples(fields['class_names']), data['crop_size']
     mean = base64.b64decode(fields['mean']['float32'], validate=True)
     mean = np.frombuffer(mean, '<f4').reshape(fields['mean']['shape'])
-    names, crop = _tuples(fields['class_names']), data['crop_size']
-    shape = (crop, crop, 3) if data['mean'] == 'image' else (3,)
-    for good, reason in (
-      (fields['version'] == _VERSION, f'version {fields["version"]!r}'),
-      (type(crop) is int and crop > 0, f'crop_size {crop!r}'),
-      (mean.shape == shape, f'a mean of shape {mean.shape}, not {shape}'),
-      (np.isfinite(mean).all(), 'a mean that is not finite'),
-      (names and all(isinstance(n, str) for n in names), 'no class names'),
-      (
-        len(names) == fields['num_classes'],
-        f'{len(names)} class names for {fields["num_classes"]!r} classes',
-      ),
+    if not (
+      fields['version'] == _VERSION
+      and (type(crop) is int and crop > 0)
+      and mean.shape == ((crop, crop, 3) if data['mean'] == 'image' else (3,))
+      and np.isfinite(mean).all()
+      and len(names) == fields['num_classes']
+      and {*map(type, names)} == {str}
     ):
-      if not good:
-        raise ValueError(reason)
+      raise ValueError('values that do not fit')
     model = _tuples(dict(fields['model']))
     return TrainedNetwork(
       model, data, mean, num_classes=len(names), class_names=names
     )
   except Exception as error:  # values of odd types raise anything
-    missing = ' is missing' if isinstance(error, KeyError) else ''
     raise UserError(
       'its metadata was not written by interop.save, or is damaged'
-      f' ({error}{missing}); get the file again'
+      f' ({type(error).__name__}: {error}); get the file again'
     ) from None
 
 
@@ -283,45 +261,38 @@ def load_tensors(
     raise UserError('an empty file; get it again')
   # The header of .safetensors is JSON after a number of eight bytes. What is
   # neither that nor a zip is what its name says.
-  if start[8:] == b'{' or (
-    path.suffix == '.safetensors' and not zipfile.is_zipfile(path)
-  ):
+  is_zip = zipfile.is_zipfile(path)
+  if start[8:] == b'{' or (path.suffix == '.safetensors' and not is_zip):
     tensors, text = _load_safetensors(path)
   else:
-    tensors = _load_pickled(path)
-  tensors = {
-    name: array
-    for name, array in tensors.items()
-    if name.rpartition('.')[2] not in _COUNTERS
-  }
+    tensors = _load_pickled(path, is_zip)
   names = {
     name: [part for part in name.split('.') if part not in _MODULES]
     for name in tensors
+    if name.rpartition('.')[2] not in _COUNTERS
   }
   # `model.features.0.weight`: the outermost module of all.
   while len({parts[0] for parts in names.values()}) == 1 and all(
     len(parts) > 2 for parts in names.values()
   ):
     names = {name: parts[1:] for name, parts in names.items()}
-  short = {'.'.join(names[name]): array for name, array in tensors.items()}
-  return short if len(short) == len(tensors) else tensors, text
+  short = {'.'.join(parts): tensors[name] for name, parts in names.items()}
+  unique = len(short) == len(names)
+  return short if unique else {name: tensors[name] for name in names}, text
 
 
 def _load_safetensors(path):
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       return file.get_tensors(), (file.metadata() or {}).get(_METADATA_KEY)
-  except (safetensors.SafetensorError, OSError) as error:
+  except Exception as error:  # of types and shapes that numpy lacks anything
     raise UserError(
-      f'not a complete .safetensors file ({error}); get it again'
-    ) from None
-  except (AttributeError, TypeError, ValueError) as error:
-    raise UserError(
-      f'it has a tensor that numpy cannot hold: {error}'
+      'not a complete .safetensors file, or it has a tensor that numpy cannot'
+      f' hold ({error}); get it again'
     ) from None
 
 
-def _load_pickled(path):
+def _load_pickled(path, is_zip):
   try:
     import torch
   except ImportError:
@@ -330,42 +301,29 @@ def _load_pickled(path):
       f' {how_to_install("interop")}, or convert it to .safetensors'
     ) from None
   try:
-    with warnings.catch_warnings():
-      # It warns of old protocols before it reads or refuses the file.
-      warnings.simplefilter('ignore')
+    # It warns of old protocols before it reads or refuses the file.
+    with warnings.catch_warnings(action='ignore'):
       # Without weights_only it would execute what the file says.
       contents = torch.load(
-        _repack(path) if zipfile.is_zipfile(path) else path,
-        weights_only=True,
-        map_location='cpu',
+        _repack(path) if is_zip else path, weights_only=True, map_location='cpu'
       )
   except UserError:
     raise
-  except pickle.UnpicklingError as error:
+  except Exception as error:  # damaged files raise anything
+    sentence = re.split(r'\n|\. ', str(error))[0][:200]
     refused = _REFUSED.search(str(error))
-    named = f' (it asks for {refused[1]})' if refused else ''
+    reason = f'it asks for {refused[1]}' if refused else sentence
     raise UserError(
-      'PyTorch refuses to read it as plain tensors; it is damaged, holds a'
-      ' whole module instead of its state_dict(), or would execute'
-      f' code{named}. Save it with torch.save(network.state_dict(), ...)'
-    ) from None
-  except Exception as error:  # zip files and old formats raise anything
-    lines = _ESCAPES.sub('', str(error)).strip().splitlines() or ['']
-    raise UserError(
-      'damaged, or not a file of torch.save'
-      f' ({type(error).__name__}: {lines[0][:200]})'
+      'PyTorch refuses to read it as plain tensors; it is damaged, of another'
+      ' kind, a whole module instead of its state_dict(), or would execute'
+      f' code ({reason}). Save it with torch.save(network.state_dict(), ...)'
     ) from None
   for _ in range(5):  # a dict may hold itself
-    if isinstance(contents, Mapping) and (key := _find_wrapped(contents)):
-      contents = contents[key]
-  if not isinstance(contents, Mapping):
-    raise networks.misfit(
-      'a state dict {name: tensor}', type(contents).__name__
-    )
-  if others := _odd_items(contents):
+    contents = _unwrapped(contents)
+  if odd := _odd_items(contents):
     raise networks.misfit(
       f'a state dict {{name: tensor}}, or one under {" or ".join(_WRAPPERS)}',
-      ', '.join(others[:10]),
+      ', '.join(odd[:10]),
     )
   return {name: _to_numpy(name, tensor) for name, tensor in contents.items()}
 
@@ -390,20 +348,23 @@ def _repack(path):
   return copy
 
 
-def _find_wrapped(contents):
-  """Returns the key of the state dict that a dict has beside other things."""
-  dicts = {k: v for k, v in contents.items() if isinstance(v, Mapping) and v}
-  if found := [key for key in _WRAPPERS if key in dicts]:
-    return found[0]
-  # Another name, if there is no doubt.
-  found = [key for key, value in dicts.items() if not _odd_items(value)]
-  return found[0] if len(found) == 1 else None
+def _unwrapped(contents):
+  """Returns the state dict that a dict has beside other things, or itself."""
+  items = contents.items() if isinstance(contents, Mapping) else ()
+  dicts = {k: v for k, v in items if isinstance(v, Mapping) and v}
+  # Under another name, if there is no doubt.
+  plain = [key for key, inner in dicts.items() if not _odd_items(inner)]
+  known = [key for key in _WRAPPERS if key in dicts]
+  keys = known or (plain if len(plain) == 1 else [])
+  return dicts[keys[0]] if keys else contents
 
 
 def _odd_items(contents):
   """Returns the entries that are no tensors by name, for messages."""
   import torch
 
+  if not isinstance(contents, Mapping):
+    return [type(contents).__name__]
   return [
     f'{key} ({type(value).__name__})'
     for key, value in contents.items()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.interop import networks
+from alexnet_jax.models import variants
 from tests.system import commands
 
 
@@ -28,6 +29,17 @@ def trained_run(tmp_path_factory):
   )
   commands.train(recipe, folder / 'run')
   return folder / 'run'
+
+
+NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+  """Named networks with few channels, as those that the tests build."""
+  for name in ('alexnet', 'alexnet_caffe', 'alexnet_bn', 'alexnet_bn_all'):
+    fields = {**variants.VARIANTS[name], 'channels': NARROW, 'hidden': HIDDEN}
+    monkeypatch.setitem(variants.VARIANTS, name, fields)
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ CLASSES = 7
 POSITIONS = 9  # of pool5
 LRN = {'local_size': 5, 'alpha': 0.0625, 'beta': 0.75, 'k': 1.5}
 POOL = {'pool': 0, 'kernel_size': 3, 'stride': 2}
+ALEXNET, CAFFENET = ('ReLU', 'LRN', 'Pooling'), ('ReLU', 'Pooling', 'LRN')
+MEAN = np.array([104.0, 117, 123])[:, None, None]
 
 
 @dataclasses.dataclass
@@ -44,9 +46,9 @@ class Spec:
   top: str = ''
 
 
-def network(order=('ReLU', 'LRN', 'Pooling'), seed=0):
+def network(order=ALEXNET):
   """bvlc_alexnet's layers, tiny; caffenet's with another order."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   specs = [Spec('data', 'Input', {'dim': (10, 3, CROP, CROP)}, top='data')]
 
   def add(name, kind, *rest):
@@ -57,20 +59,13 @@ def network(order=('ReLU', 'LRN', 'Pooling'), seed=0):
   def weights(*shape):
     scale = 2 / np.prod(shape[1:]) ** 0.5
     kernel = rng.normal(0, scale / (100 if shape[1] == 3 else 1), shape)
-    return [
-      kernel.astype(np.float32),
-      rng.normal(0, 0.5, shape[0]).astype(np.float32),
-    ]
+    return [np.float32(kernel), np.float32(rng.normal(0, 0.5, shape[0]))]
 
   inputs = 3
   for i, outputs in enumerate(CHANNELS):
-    settings = {
-      'num_output': outputs,
-      'kernel_size': KERNELS[i],
-      'stride': STRIDES[i],
-      'pad': PADDINGS[i],
-      'group': GROUPS[i],
-    }
+    names = 'num_output', 'kernel_size', 'stride', 'pad', 'group'
+    values = outputs, KERNELS[i], STRIDES[i], PADDINGS[i], GROUPS[i]
+    settings = dict(zip(names, values, strict=True))
     shape = outputs, inputs // GROUPS[i], KERNELS[i], KERNELS[i]
     add(f'conv{i + 1}', 'Convolution', settings, weights(*shape))
     for kind in order:
@@ -160,10 +155,7 @@ def layer_by_hand(spec, old=False):
     (4, 5, 2, 3, 6, 7) if old else (1, 2, 3, 4, 7, 5)
   )
   out = field(name, spec.name)
-  if old:
-    out += field(kind, V1[spec.type], 0)
-  else:
-    out += field(kind, spec.type)
+  out += field(kind, V1[spec.type], 0) if old else field(kind, spec.type)
   out += field(bottom, spec.bottom) if spec.bottom else b''
   out += field(top, spec.top) + field(unread, 1.0, 5)  # blobs_lr, loss_weight
   for array in spec.weights:
@@ -193,14 +185,11 @@ def message(specs, old=False):
 
 
 def forward(specs, x):
-  """Caffe's forward pass of one image, by hand.
+  """Caffe's logits of one image, by hand.
 
   Args:
     specs: the network.
     x: [3, height, width], blue, green, red, minus the mean.
-
-  Returns:
-    Logits, float64.
   """
   for spec in specs:
     if spec.type == 'Convolution':
@@ -289,11 +278,6 @@ def find(specs, name):
   return next(spec for spec in specs if spec.name == name)
 
 
-ALEXNET = ('ReLU', 'LRN', 'Pooling')
-CAFFENET = ('ReLU', 'Pooling', 'LRN')
-MEAN = np.array([104.0, 117, 123])[:, None, None]
-
-
 @pytest.mark.parametrize(
   ('order', 'old', 'orders'),
   [
@@ -321,11 +305,9 @@ def test_logits_are_caffes(order, old, orders, save, images):
 
 
 def test_a_network_without_norm_or_dropout(save, images):
-  specs = [
-    spec
-    for spec in network(('ReLU', 'Pooling'))
-    if spec.type not in ('Dropout', 'Softmax')
-  ]
+  left_out = 'Dropout', 'Softmax'
+  specs = network(('ReLU', 'Pooling'))
+  specs = [spec for spec in specs if spec.type not in left_out]
   imported = assert_logits(save(file_by_hand(specs)), specs, images[:1], MEAN)
   assert imported.model['norm'] == 'none'
   assert imported.model['dropout'] == 0
@@ -338,26 +320,24 @@ def test_the_named_networks_are_those_of_the_files(
   order, name, save, monkeypatch
 ):
   """All but the widths, which are an eighth here."""
-  here = globals()
-  channels, kernels = (12, 32, 48, 48, 32), (11, 5, 3, 3, 3)
+  channels = 12, 32, 48, 48, 32
   for key, value in {
     'CROP': 227,
     'CHANNELS': channels,
-    'KERNELS': kernels,
+    'KERNELS': (11, 5, 3, 3, 3),
     'STRIDES': (4, 1, 1, 1, 1),
     'POSITIONS': 36,
     'LRN': {'local_size': 5, 'alpha': 1e-4, 'beta': 0.75},
   }.items():
-    monkeypatch.setitem(here, key, value)
+    monkeypatch.setitem(globals(), key, value)
   specs = network(order)
   for spec in specs:
     if spec.type == 'Dropout':
       spec.settings['dropout_ratio'] = 0.5
-  imported = read(save(file_by_hand(specs)))
+  found = read(save(file_by_hand(specs))).model
   ours = variants.fields(name)
-  ours |= {'channels': channels, 'hidden': HIDDEN, 'paddings': (0, 2, 1, 1, 1)}
-  for key, value in imported.model.items():
-    assert value == ours[key], key
+  ours |= {'channels': channels, 'hidden': HIDDEN, 'paddings': PADDINGS}
+  assert found == {key: ours[key] for key in found}
 
 
 def test_other_ways_to_write_the_same(save):
@@ -372,22 +352,20 @@ def test_other_ways_to_write_the_same(save):
   conv3 = find(net.layers, 'conv3').convolution_param
   conv3.pad.append(1)  # down and across
   # Numbers in double precision, and as NVIDIA's Caffe writes them.
-  for layer, kind, field_ in (
-    ('conv2', '<f8', lambda raw: field(8, raw)),
-    ('conv4', '<f8', lambda raw: field(10, 0, 0) + field(12, raw)),
-    ('conv5', '<f4', lambda raw: field(10, 1, 0) + field(12, raw)),
+  for layer, kind, head in (
+    ('conv2', '<f8', ()),
+    ('conv4', '<f8', (10, 0, 0)),
+    ('conv5', '<f4', (10, 1, 0)),
   ):
     for blob in find(net.layers, layer).blobs:
       raw = np.frombuffer(b''.join(blob.data), '<f4').astype(kind).tobytes()
       blob.ClearField('data')
-      blob.MergeFromString(field_(raw))
+      content = field(*head) + field(12, raw) if head else field(8, raw)
+      blob.MergeFromString(content)
   actual = read(save(net))
   assert actual.model == expected.model
   assert actual.data == expected.data
   jax.tree.map(np.testing.assert_array_equal, actual.params, expected.params)
-
-
-# Means and sizes of images.
 
 
 @pytest.fixture
@@ -402,11 +380,6 @@ def mean_file(tmp_path):
   return write
 
 
-def mean_image(height, width):
-  """Colors, rows and columns that differ."""
-  return np.random.default_rng(2).uniform(0, 255, (3, height, width))
-
-
 @pytest.mark.parametrize(
   ('shape', 'corner', 'old'),
   [
@@ -419,7 +392,8 @@ def test_a_mean_image_is_subtracted_pixel_by_pixel(
   shape, corner, old, save, mean_file, images, tmp_path, caplog
 ):
   """Caffe cuts its middle out, as that of the images, which have its size."""
-  specs, image = network(), mean_image(*shape)
+  specs = network()
+  image = np.random.default_rng(2).uniform(0, 255, (3, *shape))
   top, left = corner
   part = image[:, top : top + CROP, left : left + CROP].astype(np.float32)
   path, file = save(file_by_hand(specs)), mean_file(image, old)
@@ -468,9 +442,6 @@ def test_an_unfit_mean_is_refused(content, words, save, tmp_path):
   path = save(file_by_hand(network()))
   with pytest.raises(UserError, match=f'mean.binaryproto: .*({words})'):
     read(path, file)
-
-
-# What is refused.
 
 
 def test_no_part_of_a_file_comes_in(save):
@@ -530,15 +501,11 @@ def rewired(name, bottom):
     ),
     (reweighted('fc8', lambda w, b: [w, np.nan * b]), 'finite .*, found 7'),
     (reweighted('fc7', lambda w, b: [w, b, b]), 'fc7 .*2 arrays .*found 3'),
-    (reweighted('fc7', lambda w, b: [w]), 'fc7 .*2 arrays .*found 1'),
     (reweighted('relu3', lambda: [np.ones(8)]), 'relu3 .*expected no arrays'),
     (retyped('norm1', 'BatchNorm'), r'norm1 \(BatchNorm\): expected one of'),
     (retyped('conv3', 'InnerProduct'), '5 layers Convolution.* fc8'),
     (removed('relu4'), 'each with one ReLU after it .*conv4 .*, conv5'),
-    (removed('drop6'), 'with Dropout after both or none.*found'),
-    (lambda specs: specs.clear(), 'expected 5 layers .*found none'),
     (changed('conv2', group=1), r'\[5, 5, 8, 12\], .*found .*5, 5, 4, 12\]'),
-    (changed('conv2', group=3), 'groups'),
     (changed('conv1', stride=0), r'found \[5, 0\]'),
     (changed('conv1', pad=1), 'pool1 .*over 32 pixels; Caffe would add'),
     (changed('data', dim=(1, 3, 3, 3)), 'no output for an input of 3'),
@@ -550,10 +517,9 @@ def rewired(name, bottom):
     (changed('norm2', norm_region=1), 'norm_region 0, found 1'),
     (changed('norm1 norm2', local_size=4), 'lrn_size is 4'),
     (changed('norm1 norm2', beta=np.nan), 'LRN: expected one value, .*nan'),
-    (changed('norm1 norm2', k=0.0), 'lrn_k is 0'),
     (changed('drop6', dropout_ratio=0.5), 'dropout_ratio: expected one value'),
     (changed('fc8', axis=2), 'fc8 .*axis 1, found 2'),
-    (changed('conv2', dilation=2), 'dilation 1, found 2'),
+    (changed('conv2', dilation=2), r'dilation 1, found \[2\]'),
     (rewired('fc7', 'pool5'), "expected the bottom 'fc6', .*found 'pool5'"),
     (rewired('fc7', ''), 'fc7 .*expected one bottom and one top, found'),
   ],
@@ -566,22 +532,17 @@ def test_an_unfit_network_is_refused(change, words, save):
 
 
 def raw_numbers(kind, count):
-  return lambda net: (
-    net.layer[1]
-    .blobs[0]
-    .MergeFromString(field(10, kind, 0) + field(12, bytes(count)))
-  )
-
-
-def too_few_numbers(net):
-  data = net.layer[1].blobs[0].data
-  data[0] = data[0][:-4]
+  content = field(10, kind, 0) + field(12, bytes(count))
+  return lambda net: net.layer[1].blobs[0].MergeFromString(content)
 
 
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    (too_few_numbers, 'expected 2,400 bytes of .*, found 2,396'),
+    (
+      lambda net: net.layer[1].blobs[0].data.append(bytes(4)),
+      'expected 2,400 bytes of .*, found 2,404',
+    ),
     (
       lambda net: net.layer[1].convolution_param.kernel_size.append(3),
       'kernel: expected one value, found 5, 3',

@@ -196,32 +196,7 @@ def test_it_is_for_cpu_and_cuda_and_any_number_of_images(folder):
   assert exported.in_avals[-1].dtype == np.uint8
 
 
-def test_photographs_on_the_command_line(folder, images, tmp_path):
-  for number, image in enumerate(images[:2]):
-    PIL.Image.fromarray(image).save(tmp_path / f'{number}.png')
-  program = program_loader.load(folder)
-  # Of the crop's size already: nothing is resized.
-  program.about['resize_size'] = program.crop_size
-  np.testing.assert_array_equal(program.prepare(tmp_path / '1.png'), images[1])
-  process = subprocess.run(
-    [sys.executable, folder / 'load.py', '0.png', '1.png'],
-    cwd=tmp_path,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert process.returncode == 0, process.stderr
-  program = program_loader.load(folder)
-  shares = program.probabilities(
-    np.stack([program.prepare(tmp_path / f'{n}.png') for n in (0, 1)])
-  )
-  for line, row in zip(process.stdout.splitlines(), shares, strict=True):
-    best = line.split(': ')[1].split(', ')
-    wanted = sorted(zip(-row, program.class_names, strict=True))[:5]
-    assert best == [f'{name} {-share:.4f}' for share, name in wanted]
-
-
-def test_photographs_that_cannot_be_read(
+def test_photographs_on_the_command_line(
   folder, images, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setattr(program_loader, '__file__', str(folder / 'load.py'))
@@ -230,18 +205,19 @@ def test_photographs_that_cannot_be_read(
   cut.write_bytes(good.read_bytes()[:-60])
   text = tmp_path / 'a.txt'
   text.write_text('no image')
-  program = tmp_path / 'program.jpg'  # which Ghostscript would run
-  PIL.Image.fromarray(images[0]).save(program, 'EPS')
-  bad = [tmp_path / 'none.png', tmp_path, cut, text, program]
+  script = tmp_path / 'script.jpg'  # which Ghostscript would run
+  PIL.Image.fromarray(images[0]).save(script, 'EPS')
+  bad = [tmp_path / 'none.png', tmp_path, cut, text, script]
   assert program_loader.main([str(path) for path in (good, *bad, good)]) == 2
   out, err = capsys.readouterr()
-  assert [line.split(': ')[0] for line in out.splitlines()] == [str(good)] * 2
+  program = program_loader.load(folder)
+  (row,) = program.probabilities(program.prepare(good)[None])
+  best = sorted(zip(-row, program.class_names, strict=True))[:5]
+  answers = ', '.join(f'{name} {-share:.4f}' for share, name in best)
+  assert out.splitlines() == [f'{good}: {answers}'] * 2
   for path, line in zip(bad, err.splitlines(), strict=True):
     assert line.startswith(f'error: {path}: ')
-  assert program_loader.main([str(tmp_path)]) == 2
-  assert 'Is a directory' in capsys.readouterr().err
-  assert program_loader.main([str(good), '--help']) == 0
-  assert capsys.readouterr().out.startswith('usage: ')
+  assert ': Is a directory' in err
   monkeypatch.setitem(sys.modules, 'PIL', None)
   assert program_loader.main([str(good)]) == 2
   assert 'needs Pillow: pip install pillow' in capsys.readouterr().err
@@ -292,73 +268,41 @@ def test_damaged_programs_are_refused(name, damage, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('key', 'value', 'message'),
+  ('key', 'value'),
   [
-    ('class_names', None, "no exported network: 'class_names'"),
-    ('class_names', 4, 'expected 4 names for class_names, found 4'),
-    (
-      'class_names',
-      [1, 2, 3, 4],
-      'expected 4 names for class_names, found .1, 2',
-    ),
-    ('class_names', ['a'], r"expected 4 names for class_names, found \['a'\]"),
-    ('crop_size', None, "no exported network: 'crop_size'"),
-    ('crop_size', 32, 'expected 24 for crop_size, found 32'),
-    ('crop_size', '24', 'expected 24 for crop_size, found 24'),
-    ('resize_size', None, "no exported network: 'resize_size'"),
-    ('resize_size', 20, 'expected at least 24 for resize_size, found 20'),
+    ('class_names', 4),
+    ('class_names', [1, 2, 3, 4]),
+    ('class_names', ['a']),
+    ('crop_size', 32),
+    ('crop_size', '24'),
+    ('resize_size', None),
+    ('resize_size', 20),
   ],
 )
-def test_the_description_must_be_of_the_program(
-  key, value, message, folder, tmp_path
-):
+def test_the_description_must_be_of_the_program(key, value, folder, tmp_path):
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
   assert program_loader.load(tmp_path).crop_size == 24
   about = json.loads((tmp_path / 'about.json').read_text())
-  about[key] = value
-  if value is None:
-    del about[key]
-  (tmp_path / 'about.json').write_text(json.dumps(about))
-  with pytest.raises(ValueError, match=message) as caught:
+  (tmp_path / 'about.json').write_text(json.dumps(about | {key: value}))
+  with pytest.raises(ValueError, match=f'{tmp_path} holds no exported network'):
     program_loader.load(tmp_path)
-  assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-  ('name', 'content', 'message'),
-  [
-    ('params.npz', b'no archive', 'no exported network'),
-    ('params.npz', {'a': np.ones(3)}, 'params.npz is not of this program'),
-    (
-      'params.npz',
-      {'a': np.array([{}])},
-      'no exported network: .*allow_pickle',
-    ),
-    ('program.bin', b'', 'no exported network'),
-    ('program.bin', bytes(5000), 'no exported network'),
-  ],
-)
-def test_foreign_parts_with_sums_that_fit(
-  name, content, message, folder, tmp_path
-):
+def test_parameters_are_no_pickles(folder, tmp_path):
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-  if isinstance(content, dict):
-    np.savez(tmp_path / name, **content)
-  else:
-    (tmp_path / name).write_bytes(content)
+  np.savez(tmp_path / 'params.npz', a=np.array([{}]))
   about = json.loads((tmp_path / 'about.json').read_text())
-  digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-  about['sha256'][name] = digest
+  digest = hashlib.sha256((tmp_path / 'params.npz').read_bytes()).hexdigest()
+  about['sha256']['params.npz'] = digest
   (tmp_path / 'about.json').write_text(json.dumps(about))
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=r'no exported network: .*allow_pickle'):
     program_loader.load(tmp_path)
 
 
 def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
-  (tmp_path / 'there').mkdir()
+  (tmp_path / 'there').write_text('mine')
   for options, message in (
-    (tmp_path / 'there', 'is there already; name a new folder'),
-    (tmp_path / 'no' / 'where', 'there is no folder'),
+    (tmp_path / 'there', 'is there already, and no empty folder'),
     (f'{tmp_path / "out"} --checkpoint 3', "checkpoint '3' is not in"),
   ):
     line = f'--workdir {trained_run} {options}'

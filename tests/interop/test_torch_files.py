@@ -4,7 +4,6 @@ import io
 import pickle
 import zipfile
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,8 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.interop import networks
 from alexnet_jax.interop import torch_files
 from alexnet_jax.interop.networks import Options
-from alexnet_jax.models import variants
+from tests.interop.conftest import HIDDEN
+from tests.interop.conftest import NARROW
 
 torch = pytest.importorskip('torch')
 safetensors_torch = pytest.importorskip('safetensors.torch')
@@ -21,7 +21,6 @@ from tests.interop import torch_networks  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.interop
 
-NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
 # network: (what builds it in PyTorch, its argument, width of images)
 NETWORKS = {
   'alexnet': (torch_networks.paper, False, 224),
@@ -32,22 +31,17 @@ NETWORKS = {
 MARVIN = Options('marvin')
 
 
-@pytest.fixture
-def narrow(monkeypatch):
-  """The named networks with few channels, as those of NETWORKS."""
-  for name in NETWORKS:
-    fields = {**variants.VARIANTS[name], 'channels': NARROW, 'hidden': HIDDEN}
-    monkeypatch.setitem(variants.VARIANTS, name, fields)
-
-
 def build(name, seed=0):
   make, option, _ = NETWORKS[name]
   return torch_networks.randomised(make(10, NARROW, HIDDEN, option), seed)
 
 
-def save_model(network, path):
+def save_model(network, path, prefix=''):
   # One contiguous copy: safetensors refuses views.
-  state = {name: t.contiguous() for name, t in network.state_dict().items()}
+  state = {
+    prefix + name: tensor.contiguous()
+    for name, tensor in network.state_dict().items()
+  }
   safetensors_torch.save_file(state, path)
 
 
@@ -97,7 +91,8 @@ def test_names_and_logits_both_ways(
 ):
   size = NETWORKS[name][-1]
   theirs, path = build(name), tmp_path / 'a.safetensors'
-  save_model(theirs, path)
+  # Without `model.`, `classifier` would come before the norms of `features`.
+  save_model(theirs, path, 'model.')
   options = Options(name, size, (0,) * 3, (1,) * 3, batch_norm_epsilon=1e-5)
   network = torch_files.read(path, options)
   assert caplog.text == ''  # names and all numbers are known
@@ -115,11 +110,15 @@ def test_names_and_logits_both_ways(
 
 @pytest.mark.parametrize('prefix', ['', 'module.', 'net._orig_mod.model.'])
 @pytest.mark.parametrize('wrappers', [(), ('state_dict', 'model'), ('net',)])
+@pytest.mark.parametrize('head', ['fc10', 'a'])  # in natural order, or first
 def test_other_names_and_wrappers(
-  wrappers, prefix, tmp_path, random_images, our_logits, caplog
+  wrappers, prefix, head, tmp_path, random_images, our_logits, caplog
 ):
   theirs = marvin()
-  state = {prefix + k: tensor for k, tensor in theirs.state_dict().items()}
+  state = {
+    prefix + name.replace('fc10', head): tensor
+    for name, tensor in theirs.state_dict().items()
+  }
   state['n_averaged'] = torch.tensor(3)
   for wrapper in reversed(wrappers):
     moments = {0: {'exp_avg': torch.zeros(3)}}
@@ -127,8 +126,7 @@ def test_other_names_and_wrappers(
   torch.save(state, tmp_path / 'marvin.pt')
   options = Options('marvin', mean=(1, 2, 3), std=(4.0, 5.0, 6.0))
   network = torch_files.read(tmp_path / 'marvin.pt', options)
-  assert 'conv2 is conv2, dense1 is fc3' in caplog.text
-  assert 'head is fc10' in caplog.text
+  assert f'dense1 is fc3, dense2 is fc4, head is {head}' in caplog.text
   images = random_images(28, 5)
   expected = torch_networks.logits(theirs, images)
   np.testing.assert_allclose(our_logits(network, images), expected, atol=1e-4)
@@ -136,18 +134,6 @@ def test_other_names_and_wrappers(
   assert network.mean.tolist() == [1, 2, 3]
   assert network.data['std_rgb'] == (4.0, 5.0, 6.0)
   assert (network.data['resize_size'], network.data['crop_size']) == (28, 28)
-
-
-def test_the_layer_of_the_logits_may_have_any_name(tmp_path):
-  """The natural order decides on the others, in which this is before fc3."""
-  theirs = marvin().state_dict()
-  state = {n.replace('fc10', 'a'): tensor for n, tensor in theirs.items()}
-  torch.save(state, tmp_path / 'm.pth')
-  network = torch_files.read(tmp_path / 'm.pth', MARVIN)
-  for ours, layer in (('dense1', 'fc3'), ('dense2', 'fc4'), ('head', 'fc10')):
-    np.testing.assert_array_equal(
-      network.params[ours]['bias'], theirs[f'{layer}.bias']
-    )
 
 
 @pytest.mark.parametrize(
@@ -195,25 +181,22 @@ def test_other_dtypes_become_float32(dtype, suffix, save, tmp_path, caplog):
     (
       'marvin',
       {},
-      '--crop_size 28 and --mean 123.675,116.28,103.53 and --std 58.395,57',
+      'taken: --crop_size 28 and --mean 123.675,116.28,103.53 and --std 58.395',
     ),
     ('marvin', {'mean': (1, 2, 3)}, '28 and --std 58.395,57.12,57.375. Give'),
-    ('marvin', {'std': (4, 5, 6)}, '28 and --mean 123.675,116.28,103.53. Give'),
     (
       'alexnet_bn',
       {'mean': (1, 2, 3), 'std': (4, 5, 6), 'crop_size': 224},
-      'taken: --batch_norm_epsilon 0.001 (the default',
+      'taken: --batch_norm_epsilon 0.001. Give',
     ),
   ],
 )
 def test_guesses_are_warned_of(
   name, options, warning, narrow, tmp_path, caplog
 ):
-  theirs = marvin() if name == 'marvin' else build(name)
-  save_model(theirs, tmp_path / 'm.safetensors')
-  network = torch_files.read(
-    tmp_path / 'm.safetensors', Options(name, **options)
-  )
+  theirs, path = marvin() if name == 'marvin' else build(name), tmp_path / 'm'
+  torch.save(theirs.state_dict(), path)
+  network = torch_files.read(path, Options(name, **options))
   assert warning in caplog.text
   mean = options.get('mean', (123.675, 116.28, 103.53))
   np.testing.assert_allclose(network.mean, mean)
@@ -246,9 +229,6 @@ def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path):
   for advice in ('\x1b', 'weights_only', 'add_safe_globals'):
     assert advice not in str(error.value)
   assert not marker.exists()
-  with pytest.warns(ResourceWarning):  # the test itself can fail
-    pickle.loads(pickle.dumps(Malicious(marker)))
-  assert marker.exists()
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -314,38 +294,9 @@ def test_misfits_are_refused(change, message, tmp_path):
 def test_negative_variances_are_refused(narrow, tmp_path):
   theirs = build('alexnet_bn')
   theirs.features[2].running_var[3] = -1e-3
-  path = tmp_path / 'a.safetensors'
-  save_model(theirs, path)
+  save_model(theirs, tmp_path / 'a.safetensors')
   with pytest.raises(UserError, match=r'features.2 var: .*negative'):
-    torch_files.read(path, Options('alexnet_bn'))
-
-
-def test_norms_below_a_prefix_keep_their_order(tmp_path, caplog):
-  """Without it, `classifier` would come before `features`."""
-  fields = {'norm_hidden': (1,), 'hidden': (16,), 'channels': (16,) * 5}
-  ours = {**variants.fields('alexnet_bn_all'), **fields}
-  names = torch_files.torch_names(ours, 227)
-  shapes = networks.layer_shapes(ours, 3, 227)
-  rng, params, batch_stats = np.random.default_rng(0), {}, {}
-  for layer, leaves in shapes.items():
-    for leaf, shape in leaves.items():
-      tree = batch_stats if leaf in ('mean', 'var') else params
-      numbers = rng.random(shape, np.float32)
-      tree.setdefault(layer, {})[leaf] = numbers
-  network = networks.TrainedNetwork(
-    ours, {'crop_size': 227}, np.zeros(3), params, batch_stats, 3
-  )
-  state = torch_files.to_torch(network)
-  assert names.keys() == shapes.keys()
-  torch.save(
-    {f'model.{name}': torch.from_numpy(a) for name, a in state.items()},
-    tmp_path / 'a.pth',
-  )
-  tensors, _ = torch_files.load_tensors(tmp_path / 'a.pth')
-  found = torch_files.from_torch(tensors, network)
-  jax.tree.map(np.testing.assert_array_equal, found.params, params)
-  jax.tree.map(np.testing.assert_array_equal, found.batch_stats, batch_stats)
-  assert caplog.text == ''
+    torch_files.read(tmp_path / 'a.safetensors', Options('alexnet_bn'))
 
 
 @pytest.mark.parametrize('damage', ['compressed', 'a bit'])
@@ -388,11 +339,3 @@ def test_a_dict_in_itself_comes_to_an_end(tmp_path):
     UserError, match=r'found epoch \(int\), state_dict \(dict'
   ):
     torch_files.load_tensors(tmp_path / 'a.pth')
-
-
-@pytest.mark.parametrize('name', ['', 'marwin'])
-def test_a_file_without_metadata_needs_a_network(name, tmp_path):
-  path = tmp_path / 'm.safetensors'
-  save_model(marvin(), path)
-  with pytest.raises(UserError, match=f"--network is '{name}'; .* name one of"):
-    torch_files.read(path, Options(name))

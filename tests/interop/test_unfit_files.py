@@ -10,7 +10,6 @@ import struct
 import zipfile
 
 import numpy as np
-import PIL.Image
 import pytest
 import safetensors.numpy
 
@@ -35,12 +34,6 @@ def zipped(**files):
   return buffer.getvalue()
 
 
-def encoded(save, *arguments, **options):
-  buffer = io.BytesIO()
-  save(buffer, *arguments, **options)
-  return buffer.getvalue()
-
-
 def safetensors_file(length=None, size=4, **tensor):
   """A file with one tensor, whose header may lie."""
   entry = {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, size]} | tensor
@@ -57,48 +50,31 @@ class Code:
 
 
 NUMBERS = {'conv.weight': np.ones((3, 3), np.float32)}
+PICKLE = {'data.pkl': pickle.dumps({}, 2), 'version': b'3\n'}
 # Nothing of this is a network for any of the readers.
 FILES = {
   'empty': b'',
   'one byte': b'\0',
   'text': b'name: "AlexNet"\nlayer {\n',
-  'page': b'<!DOCTYPE html><html>not found</html>',
-  'pointer': b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
   'json': b'{"a": [1, 2]}',
   'noise': np.random.default_rng(0).bytes(5000),
   'zeros': bytes(5000),
-  'picture': encoded(
-    lambda buffer: PIL.Image.new('RGB', (8, 8)).save(buffer, 'PNG')
-  ),
-  'numpy': encoded(np.save, np.ones(3)),
-  'npz': encoded(np.savez, **NUMBERS),
   'zip': zipped(a='b'),
-  'zip with data.pkl': zipped(**{'data.pkl': b'x', 'version': b'3\n'}),
-  'zip bomb': zipped(
-    **{
-      'data.pkl': pickle.dumps({}, 2),
-      'version': b'3\n',
-      'data/0': bytes(10**7),
-    }
-  ),
+  'zip bomb': zipped(**PICKLE, **{'data/0': bytes(10**7)}),
   'cut zip': zipped(a='b' * 1000)[:-30],
   'pickle with code': pickle.dumps({'a': Code()}, 2),
   'pickle': pickle.dumps(NUMBERS, 2),
-  'signature of HDF5': b'\x89HDF\r\n\x1a\n',
   'HDF5 and noise': b'\x89HDF\r\n\x1a\n' + np.random.default_rng(1).bytes(4000),
   'tensors of another network': safetensors.numpy.save(NUMBERS),
   'tensors of no name': safetensors.numpy.save({'': np.ones(1, np.float32)}),
   'no tensors': safetensors.numpy.save({}),
   'endless header': safetensors_file(2**62),
   'tensor behind the end': safetensors_file(data_offsets=[0, 400], shape=[100]),
-  'tensor that overflows': safetensors_file(shape=[2**62, 2**62]),
   'tensor without numbers': safetensors_file(
     size=0, shape=[2**62, 0], data_offsets=[0, 0]
   ),
   'tensor of another shape': safetensors_file(shape=[5]),
-  'tensor of negative shape': safetensors_file(shape=[-1]),
   'tensor of 8 bits': safetensors_file(dtype='F8_E4M3', shape=[4]),
-  'tensor of texts': safetensors_file(dtype='STRING'),
   'blob': test_caffe.blob_by_hand(np.ones((3, 4, 4)), True),
   'cut caffemodel': test_caffe.file_by_hand(test_caffe.network())[:3000],
 }
@@ -142,9 +118,8 @@ def good_run(tmp_path_factory):
   return folder / 'run'
 
 
-def cut(path):
-  """Half of every file that it finds, deeper down as well."""
-  for file in [path] if path.is_file() else path.rglob('*'):
+def cut(files):
+  for file in files:
     if file.is_file():
       file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
@@ -153,15 +128,10 @@ def cut(path):
 RUNS = {
   'nothing': shutil.rmtree,
   'a file': lambda run: (shutil.rmtree(run), run.write_text('run')),
-  'empty': lambda run: (shutil.rmtree(run), run.mkdir()),
   'no checkpoints': lambda run: shutil.rmtree(run / 'checkpoints'),
-  'an empty checkpoint': lambda run: (
-    shutil.rmtree(run / 'checkpoints'),
-    (run / 'checkpoints' / '0').mkdir(parents=True),
-  ),
-  'cut checkpoint': lambda run: cut(run / 'checkpoints'),
+  'cut checkpoint': lambda run: cut((run / 'checkpoints').rglob('*')),
   'no mean': lambda run: (run / 'pixel_mean.npz').unlink(),
-  'cut mean': lambda run: cut(run / 'pixel_mean.npz'),
+  'cut mean': lambda run: cut([run / 'pixel_mean.npz']),
 }
 
 
