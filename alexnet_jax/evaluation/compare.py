@@ -21,32 +21,21 @@ from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import page
 
-MEASURES = {
-  'loss': 'loss [nats]',
-  'top1': 'top-1',
-  'top5': 'top-5',
-  'macro_precision': 'macro precision',
-  'macro_recall': 'macro recall',
-  'macro_f1': 'macro F1',
+_MACRO = ('macro_precision', 'macro_recall', 'macro_f1')
+MEASURES = ('loss', 'top1', 'top5', *_MACRO)
+_SPEED = ('training_seconds', 'images_per_second')
+_SIZE = ('parameters', 'forward_flops_per_image', 'training_flops_per_image')
+_TABLES = {  # one would be wider than the page
+  'Validation': ('name', 'measured_step', *MEASURES),
+  'Size, length and speed': ('name', *_SIZE, 'steps', 'epochs', *_SPEED),
 }
-_SPEED = {
-  'training_seconds': 'training time [s]',
-  'images_per_second': 'images per second',
-}
-_COSTS = {
-  'parameters': 'parameters',
-  'forward_flops_per_image': 'forward FLOP per image',
-  'training_flops_per_image': 'training FLOP per image',
-  'steps': 'steps',
-  'epochs': 'epochs',
-  **_SPEED,
-}
-_SPREAD = MEASURES | _SPEED
+_SPREAD = MEASURES + _SPEED
 _TEXT = (
   'The measures are those of the validation data, at the step that the table'
-  ' says. The training time is without compilation, evaluation and saving.'
-  ' FLOP: convolutions and dense layers, two per multiply-add. The training'
-  ' loss is with dropout and augmentation. A click on a column sorts.'
+  ' says; losses are in nats. The training time is without compilation,'
+  ' evaluation and saving. FLOP: convolutions and dense layers, two per'
+  ' multiply-add. The training loss is with dropout and augmentation. A click'
+  ' on a column sorts.'
 )
 _PICTURES = {  # what they show
   'validation': 'Top-1 and loss of the validation',
@@ -81,14 +70,16 @@ def _compare(arguments):
   out.mkdir(parents=True, exist_ok=True)
   lines = [list(rows[0]), *(row.values() for row in rows)]
   files.write_csv(out / 'table.csv', lines)
-  tables, pictures = _tables(rows), []
+  tables, pictures = [], []
+  for title, keys in _TABLES.items():
+    cells = [['-' if row[k] is None else row[k] for k in keys] for row in rows]
+    tables.append(page.Table(title, _columns(keys), cells, sortable=True))
   sections = [page.Section('Runs', ' '.join([*remarks, _TEXT]), tables=tables)]
   if repetitions:
     tables = [*tables, _spread_table(repetitions)]
     text = 'Runs that are done and differ in the seed alone.'
     sections.append(page.Section('Repetitions', text, tables=tables[-1:]))
-  drawn = draw(runs, arguments.over)
-  for name, figure in drawn.items():
+  for name, figure in draw(runs, arguments.over).items():
     png = figures.save(figure, out / f'{name}.png')
     pictures.append(page.Picture(png, _PICTURES[name]))
   sections.append(page.Section('Curves', pictures=pictures))
@@ -99,17 +90,10 @@ def _compare(arguments):
   page.write(out / 'index.html', html)
   for table in tables:
     page.show_table(table)
-  for line in (*(f'NOTE: {r}' for r in remarks), f'page: {out / "index.html"}'):
+  path = str(out / 'index.html')
+  for line in (*(f'NOTE: {remark}' for remark in remarks), f'page: {path}'):
     print(line, file=sys.stderr)
-  names = ('table.csv', *(f'{name}.png' for name in drawn), 'index.html')
-  paths = [str(out / name) for name in names]
-  return {
-    'runs': rows,
-    'groups': repetitions,
-    'notes': remarks,
-    'page': paths[-1],
-    'files': paths,
-  }
+  return {'runs': rows, 'groups': repetitions, 'notes': remarks, 'page': path}
 
 
 def _names(workdirs):
@@ -288,17 +272,8 @@ def _notes(runs):
   return found
 
 
-def _tables(rows):
-  """Makes two tables of the runs: one would be wider than the page."""
-  tables = []
-  for title, titles in (
-    ('Validation', {'measured_step': 'at step', **MEASURES}),
-    ('Size, length and speed', _COSTS),
-  ):
-    keys, columns = ('name', *titles), ('run', *titles.values())
-    cells = [['-' if row[k] is None else row[k] for k in keys] for row in rows]
-    tables.append(page.Table(title, columns, cells, sortable=True))
-  return tables
+def _columns(keys):
+  return [key.replace('_', ' ') for key in keys]
 
 
 def _spread_table(found):
@@ -310,7 +285,7 @@ def _spread_table(found):
       values = map(page.shown, group.get(key, {}).values())
       cells.append(' ± '.join(values) or '-')
     rows.append(cells)
-  columns = ('runs', 'seeds', *_SPREAD.values())
+  columns = _columns(('runs', 'seeds', *_SPREAD))
   return page.Table('Mean ± standard error', columns, rows)
 
 

@@ -17,8 +17,7 @@ from alexnet_jax.errors import UserError
 _MEASURES_FILE = 'measures.json'  # in the folder of a fold
 _DEFAULT_FOLDS = 10
 _SPLITS = {'train': 'training', 'validation': 'held out'}
-_SHOWN = {'loss': 'loss', 'top1': 'top-1', 'macro_precision': 'macro prec.'}
-_PLOTTED = {'top1': 'top-1', 'macro_precision': 'macro precision'}
+_SHOWN = {'loss': 'loss', 'top1': 'top-1', 'macro_precision': 'macro precision'}
 _EPILOG = """\
 Every fold is a run of its own in DIR/fold_00, DIR/fold_01 and so on, trained
 with config.data.folds and config.data.fold on all folds but one, and measured
@@ -64,8 +63,7 @@ def _work(arguments, overrides, stop):
   asked, configured = arguments.folds, config.data.folds
   if asked and configured and asked != configured:
     raise UserError(
-      f'--folds is {asked}, but config.data.folds is {configured}: give one of'
-      ' them'
+      f'--folds is {asked}, config.data.folds {configured}: give one of them'
     )
   folds = configured or _DEFAULT_FOLDS if asked is None else asked
   if folds < 2:
@@ -94,17 +92,14 @@ def _cross_validate(config, workdir, folds, stop):
 
   from alexnet_jax.training import loop
 
-  plan, console = [], cli.Console()
+  results, console = [], cli.Console()
   for fold in range(folds):
+    stop.check()
     own = config.copy_and_resolve_references()
     own.data.folds, own.data.fold, own.report = folds, fold, False
     folder = workdir / f'fold_{fold:02d}'
-    # Before anything is trained, and also of the folds that are done.
     _, record = _open(own)
-    plan.append((own, folder, record, _stored(own, folder, record)))
-  results = []
-  for fold, (own, folder, record, measured) in enumerate(plan):
-    stop.check()
+    measured = _stored(own, folder, record)
     done = ' is done' if measured else ''
     console.line(f'fold {fold} ({fold + 1} of {folds}){done}: {folder}')
     if not measured:
@@ -175,12 +170,10 @@ def _measure(config, folder, record, stop):
   measured = {'config': config.to_dict(), 'data': record}
   measured |= state_lib.summarize(run.state)
   for split, loader in loaders.items():
-    values = evaluate.measure_all(
-      run, loader, progress=lambda done: stop.check()
-    ).values
+    seen = evaluate.measure_all(run, loader, progress=lambda _: stop.check())
     measured[split] = {
-      **{name.removeprefix('eval/'): value for name, value in values.items()},
-      'examples': loader.source.num_examples - len(loader.unreadable),
+      'examples': int(seen.predictions.counts.sum()),
+      **{key.removeprefix('eval/'): v for key, v in seen.values.items()},
     }
   return measured
 
@@ -218,7 +211,7 @@ def draw_box_plots(result: dict):
   folds = result['folds']
   # Beside one another, so that equal ones are seen.
   shifts = np.linspace(-0.08, 0.08, len(folds))
-  for axis, (name, title) in zip(axes, _PLOTTED.items(), strict=True):
+  for axis, name in zip(axes, ('top1', 'macro_precision'), strict=True):
     values = [[fold[split][name] for fold in folds] for split in _SPLITS]
     axis.boxplot(
       values,
@@ -228,7 +221,7 @@ def draw_box_plots(result: dict):
     )
     for position, points in enumerate(values, 1):
       axis.plot(position + shifts, points, 'o', color='C0', alpha=0.6)
-    axis.set(title=title)
+    axis.set(title=_SHOWN[name])
   figure.suptitle('a dot for each fold; box: quartiles, line: median')
   return figure
 

@@ -90,16 +90,14 @@ def _check(arguments):
     measure.warn_of_crops(run, arguments.crops)
     found = run.class_names, loader.source.fingerprint
     first = first or found
-    for what, agrees in (
-      ('classes', transfer.same_classes(found[0], first[0])),
-      ('examples', found[1] == first[1]),
-    ):
-      if not agrees:
-        raise UserError(
-          f'the {what} of {run.workdir} are not those of'
-          f' {arguments.workdirs[0]}; networks of an ensemble are measured on'
-          ' the same data'
-        )
+    what = '' if found[1] == first[1] else 'examples'
+    if not transfer.same_classes(found[0], first[0]):
+      what = 'classes'
+    if what:
+      raise UserError(
+        f'the {what} of {run.workdir} are not those of {arguments.workdirs[0]};'
+        ' networks of an ensemble are measured on the same data'
+      )
 
 
 def _open(name, arguments):

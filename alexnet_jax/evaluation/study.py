@@ -48,10 +48,7 @@ _RESULTS = ('step', 'parameters', 'state_digest')  # of a run, kept of a trial
 def sweep(arguments, overrides: list[str], stop: guards.StopSignal) -> dict:
   """Runs or continues a sweep until it has all its trials, and shows the best.
 
-  Args:
-    arguments: of the command, see `sweep.main`.
-    overrides: of the config.
-    stop: asks for the end of the sweep.
+  For `arguments` and `overrides` of the config see `sweep.main`.
 
   Returns:
     {trials: [{trial, state, value, values, reason, ...}], best: one of them or
@@ -69,9 +66,8 @@ def sweep(arguments, overrides: list[str], stop: guards.StopSignal) -> dict:
     if (value := getattr(arguments, name)) < least:
       raise UserError(f'--{name} is {value}; it must be at least {least}')
   data = _shared_data(config, space)  # what is wrong with it shows now
-  flags = {
-    f'--{n}': getattr(arguments, n) for n in ('monitor', 'pruner', 'seed')
-  }
+  names = ('monitor', 'pruner', 'seed')
+  flags = {f'--{name}': getattr(arguments, name) for name in names}
   workdir = pathlib.Path(arguments.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   busy = f'another sweep is under way in {workdir}; wait for it, or end it'
@@ -80,7 +76,10 @@ def sweep(arguments, overrides: list[str], stop: guards.StopSignal) -> dict:
     study = open_study(workdir, config, space, flags | data)
 
     def unchanged():
-      return _shared_data(config, space) == data
+      try:
+        return _shared_data(config, space) == data
+      except UserError:
+        return False
 
     while True:
       stop.check()
@@ -98,20 +97,17 @@ def parse_space(texts: Iterable[str], config) -> dict:
   """Parses the search space into {key: optuna distribution}, sorted by key.
 
   Args:
-    texts: `KEY=SPEC`, where SPEC is a range or choices, see `_SPECS`; keys as
-      in the config, with or without `config.`.
+    texts: `KEY=SPEC`, see `_SPECS`; keys with or without `config.`.
     config: the recipe.
 
   Raises:
     UserError: if a key is unknown, given twice or without effect, or a spec
-      cannot be understood or does not fit its key.
+      does not fit its key.
   """
   space = {}
   for text in texts:
-    key, equals, spec = text.partition('=')
-    key = key.strip().removeprefix('config.')
-    if not equals:
-      raise UserError(f'--param {text}: it takes KEY=SPEC; SPEC is {_SPECS}')
+    key, _, spec = text.partition('=')
+    key = key.removeprefix('config.')
     if key not in config_lib.KEYS:
       raise UserError(validation.unknown_key_message(key))
     if key in space:
@@ -140,7 +136,7 @@ def _distribution(key, spec):
         raise ValueError(f'{value!r} is not one of {allowed}')
     return optuna.distributions.CategoricalDistribution(choices)
   if not (match := _RANGE.fullmatch(spec)):
-    raise ValueError(f'it is none of {_SPECS}')
+    raise ValueError(f'it takes KEY=SPEC, where SPEC is {_SPECS}')
   if not config_lib.is_number(default):
     raise ValueError(f'the key is {default!r}, no number; give A|B|C')
   low, high, log, step = match.groups()
@@ -166,18 +162,16 @@ def values_of(params: dict) -> dict:
 def open_study(
   folder: pathlib.Path, config, space: dict, fixed: dict[str, str | int]
 ) -> optuna.Study:
-  """Opens `folder/study.db`, or makes it.
+  """Opens `folder/study.db`, or makes it; the folder exists.
 
   Args:
-    folder: exists.
     config: the recipe; the trials change the keys of `space`.
     space: see `parse_space`.
-    fixed: {flag or other name: value}; what else a study is made with and has
-      to be continued with. Has `--monitor` and `--pruner`.
+    fixed: {flag or text: value}; what else a study has to be continued with.
+      Has `--monitor` and `--pruner`.
 
   Raises:
-    UserError: if the file is damaged, or the study was made with something
-      else.
+    UserError: if the file is damaged, or was made with something else.
   """
   free = {key for key, each in config_lib.KEYS.items() if each.free}
   free -= {'num_epochs', 'num_steps'}  # trials of equal length compare
@@ -268,37 +262,10 @@ def _train(study, frozen, config, arguments, stop, unchanged):
   console.line(f'{name}: {text}')
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(values)
-  reporter = _reporter(trial, frozen.intermediate_values, folder, monitor)
-  try:
-    validation.validate(config)
-    result = loop.train_and_evaluate(
-      config, str(folder), stop, console, reporter
-    )
-  except optuna.TrialPruned:
-    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    console.line(f'{name} ends here: worse than the median')
-  except (UserError, errors.NonFiniteLossError) as error:
-    if not _is_its_own(error, folder, unchanged):
-      raise
-    trial.set_user_attr('reason', str(error))
-    study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    console.line(f'{name} failed: {error}')
-  else:
-    for key in _RESULTS:
-      trial.set_user_attr(key, result[key])
-    study.tell(trial, result[monitor])
-    console.line(f'{name}: {monitor} {result[monitor]:.4f}')
-
-
-def _reporter(trial, reported, folder, monitor):
-  """Returns the function that reports the evaluations of a trial to the study.
-
-  They are counted, because trials may differ in the number of steps between
-  two of them.
-  """
 
   def evaluated(step, values):
-    rows = writers.read_rows(folder)
+    rows, reported = writers.read_rows(folder), frozen.intermediate_values
+    # They are counted, because trials may differ in the steps between two.
     earlier = {r['step'] for r in rows if monitor in r and r['step'] < step}
     number = len(earlier) + 1
     if number not in reported:
@@ -309,27 +276,29 @@ def _reporter(trial, reported, folder, monitor):
       trial.set_user_attr('step', step)
       raise optuna.TrialPruned
 
-  return evaluated
-
-
-def _is_its_own(error, folder, unchanged):
-  """Returns True if the values of a trial are to blame for its error.
-
-  They are where no other trial would meet it: the loss is lost, or the trial
-  has not begun, no other process trains it, and what all trials share is there
-  and unchanged.
-  """
-  if isinstance(error, errors.NonFiniteLossError):
-    return True
-  unreadable = isinstance(error, errors.UnreadableImageError)
-  if unreadable or checkpoint.has_checkpoint(folder):
-    return False
   try:
-    if folder.is_dir():
-      files.lock(folder, 'busy').close()
-    return unchanged()
-  except UserError:
-    return False
+    validation.validate(config)
+    result = loop.train_and_evaluate(
+      config, str(folder), stop, console, evaluated
+    )
+  except optuna.TrialPruned:
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    console.line(f'{name} ends here: worse than the median')
+  except (UserError, errors.NonFiniteLossError) as error:
+    # Its values are to blame where no other trial would meet the error.
+    lost = isinstance(error, errors.NonFiniteLossError)
+    unreadable = isinstance(error, errors.UnreadableImageError)
+    begun = unreadable or checkpoint.has_checkpoint(folder)
+    if not lost and (begun or not unchanged()):
+      raise
+    trial.set_user_attr('reason', str(error))
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    console.line(f'{name} failed: {error}')
+  else:
+    for key in _RESULTS:
+      trial.set_user_attr(key, result[key])
+    study.tell(trial, result[monitor])
+    console.line(f'{name}: {monitor} {result[monitor]:.4f}')
 
 
 def _folder(arguments, number):
