@@ -69,7 +69,7 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   _check_keys(flat)
   # A named network has more fields than it reads.
   check_effects(flat, [key for key in KEYS if not key.startswith('model.')])
-  values = {key: _parse(key, text) for key, text in overrides.items()}
+  values = {key: parse_value(key, text) for key, text in overrides.items()}
   config.lock().update_from_flattened_dict(values)
   validate(config, values)
   # The run's folder keeps them, whatever the current folder is later.
@@ -115,8 +115,8 @@ def _read_recipe(recipe):
   return config
 
 
-def _parse(key, text):
-  """Returns the value of an override, in the type of its key."""
+def parse_value(key: str, text: str):
+  """Reads a text as a value of the type of its key; raises UserError."""
   kind = type(KEYS[key].default)
   try:
     if kind is bool:

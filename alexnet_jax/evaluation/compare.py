@@ -21,46 +21,26 @@ from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import page
 
-PAGE, TABLE = 'index.html', 'table.csv'
-MEASURES = {
-  'loss': 'loss [nats]',
-  'top1': 'top-1',
-  'top5': 'top-5',
-  'macro_precision': 'macro precision',
-  'macro_recall': 'macro recall',
-  'macro_f1': 'macro F1',
+_MACRO = ('macro_precision', 'macro_recall', 'macro_f1')
+MEASURES = ('loss', 'top1', 'top5', *_MACRO)
+_SPEED = ('training_seconds', 'images_per_second')
+_SIZE = ('parameters', 'forward_flops_per_image', 'training_flops_per_image')
+_TABLES = {  # one would be wider than the page
+  'Validation': ('name', 'measured_step', *MEASURES),
+  'Size, length and speed': ('name', *_SIZE, 'steps', 'epochs', *_SPEED),
 }
-_SPEED = {
-  'training_seconds': 'training time [s]',
-  'images_per_second': 'images per second',
-}
-_COSTS = {
-  'parameters': 'parameters',
-  'forward_flops_per_image': 'forward FLOP per image',
-  'training_flops_per_image': 'training FLOP per image',
-  'steps': 'steps',
-  'epochs': 'epochs',
-  **_SPEED,
-}
-_SPREAD = MEASURES | _SPEED
-_UNKNOWN = '-'
+_SPREAD = MEASURES + _SPEED
 _TEXT = (
   'The measures are those of the validation data, at the step that the table'
-  ' says. The training time is without compilation, evaluation and saving.'
-  ' FLOP: convolutions and dense layers, two per multiply-add. A click on a'
-  ' column sorts.'
+  ' says; losses are in nats. The training time is without compilation,'
+  ' evaluation and saving. FLOP: convolutions and dense layers, two per'
+  ' multiply-add. The training loss is with dropout and augmentation. A click'
+  ' on a column sorts.'
 )
-_PICTURES = {  # what they show and how to read them
-  'validation': ('Top-1 and loss of the validation', ''),
-  'training_loss': (
-    'Rolling mean and deviation of the training loss',
-    'With dropout and augmentation.',
-  ),
+_PICTURES = {  # what they show
+  'validation': 'Top-1 and loss of the validation',
+  'training_loss': 'Rolling mean and deviation of the training loss',
 }
-_STYLES = ('-', '--', ':', '-.')  # for the eleventh run and so on
-_COLORS = 10
-_MOST_POINTS = 2_000  # of a line
-_LONGEST_NAME, _LEGEND_WIDTH = 40, 120  # letters
 
 
 def main(argv=None) -> int:
@@ -70,77 +50,50 @@ def main(argv=None) -> int:
     description='Compares runs: curves and tables, as a page of HTML.',
   )
   cli.add_workdirs(parser, 'DIR', 'folder of a run')
-  parser.add_argument(
-    '--out',
-    default='compare',
-    type=cli.path,
-    metavar='DIR',
-    help='folder of the page (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--over',
-    choices=('epochs', 'steps'),
-    default='epochs',
-    help='what the curves are drawn over (default: %(default)s)',
-  )
+  add, text = parser.add_argument, 'folder of the page (default: %(default)s)'
+  add('--out', default='compare', type=cli.path, metavar='DIR', help=text)
+  text = 'what the curves are drawn over (default: %(default)s)'
+  add('--over', choices=('epochs', 'steps'), default='epochs', help=text)
   cli.add_json(parser)
   arguments = parser.parse_args(argv)
-  out = pathlib.Path(arguments.out)
-  return cli.run(
-    lambda: compare(arguments.workdirs, out, arguments.over),
-    json_output=arguments.json,
-  )
+  return cli.run(lambda: _compare(arguments), json_output=arguments.json)
 
 
-def compare(workdirs: list[str], out: pathlib.Path, unit: str) -> dict:
-  """Writes the page, and prints its tables.
-
-  `unit` is `epochs` or `steps`, of the curves.
-
-  Returns:
-    {runs: [`Run.numbers`], groups, notes, page, files}; JSON.
-
-  Raises:
-    UserError: if a folder is no run's, or given twice, or none is given.
-  """
+def _compare(arguments):
+  """Writes the page, and prints its tables; returns the command's result."""
   from alexnet_jax.evaluation import figures
 
+  workdirs, out = arguments.workdirs, pathlib.Path(arguments.out)
   runs = [load(*pair) for pair in zip(workdirs, _names(workdirs), strict=True)]
-  rows, repetitions = [run.numbers for run in runs], groups(runs)
-  remarks = notes(runs)
+  rows = [run.numbers for run in runs]
+  repetitions, remarks = _groups(runs), _notes(runs)
   out.mkdir(parents=True, exist_ok=True)
-  files.write_csv(out / TABLE, [list(rows[0]), *(r.values() for r in rows)])
-  drawn = draw(runs, unit)
-  pictures = [
-    page.Picture(figures.save(figure, out / f'{name}.png'), *_PICTURES[name])
-    for name, figure in drawn.items()
-  ]
-  tables, spread = _tables(rows), _spread_table(repetitions)
-  settings = _config_table(runs)
+  lines = [list(rows[0]), *(row.values() for row in rows)]
+  files.write_csv(out / 'table.csv', lines)
+  tables, pictures = [], []
+  for title, keys in _TABLES.items():
+    cells = [['-' if row[k] is None else row[k] for k in keys] for row in rows]
+    tables.append(page.Table(title, _columns(keys), cells, sortable=True))
   sections = [page.Section('Runs', ' '.join([*remarks, _TEXT]), tables=tables)]
-  if spread.rows:
+  if repetitions:
+    tables = [*tables, _spread_table(repetitions)]
     text = 'Runs that are done and differ in the seed alone.'
-    sections.append(page.Section('Repetitions', text, tables=[spread]))
+    sections.append(page.Section('Repetitions', text, tables=tables[-1:]))
+  for name, figure in draw(runs, arguments.over).items():
+    png = figures.save(figure, out / f'{name}.png')
+    pictures.append(page.Picture(png, _PICTURES[name]))
   sections.append(page.Section('Curves', pictures=pictures))
+  settings = _config_table(runs)
   if settings.rows:
     sections.append(page.Section('Config', tables=[settings]))
   html = page.render(f'Comparison of {len(runs)} runs', sections)
-  page.write(out / PAGE, html)
-  for table in (*tables, spread):
-    if table.rows:
-      page.show_table(table)
-  for line in (*(f'NOTE: {r}' for r in remarks), f'page: {out / PAGE}'):
+  page.write(out / 'index.html', html)
+  for table in tables:
+    page.show_table(table)
+  path = str(out / 'index.html')
+  for line in (*(f'NOTE: {remark}' for remark in remarks), f'page: {path}'):
     print(line, file=sys.stderr)
-  paths = [
-    str(out / name) for name in (TABLE, *(f'{n}.png' for n in drawn), PAGE)
-  ]
-  return {
-    'runs': rows,
-    'groups': repetitions,
-    'notes': remarks,
-    'page': paths[-1],
-    'files': paths,
-  }
+  return {'runs': rows, 'groups': repetitions, 'notes': remarks, 'page': path}
 
 
 def _names(workdirs):
@@ -166,9 +119,8 @@ class Run:
     name: what tables call it.
     saved: what the checkpoint says, see `training.progress.SavedRun`.
     rows: its history, see `training.writers.read_rows`.
-    numbers: {name, workdir, seed, fingerprint, eval_fingerprint, parameters,
-      ..., steps, measured_step, loss, top1, ...}: what it cost and how good it
-      is; None where it is not known; JSON.
+    numbers: {name, ..., steps, measured_step, loss, ...}: what it cost and how
+      good it is; None where it is not known; JSON.
   """
 
   name: str
@@ -244,20 +196,18 @@ def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
   A row knows that of the steps since the row before it, without compilation,
   evaluation and saving. Steps without one count as the others do.
   """
-  logged = [row for row in rows if 'train/loss' in row]
+  logged = [{'step': 0}, *(row for row in rows if 'train/loss' in row)]
   timed = [
     (row['step'] - before['step'], row['images_per_second'])
-    for before, row in itertools.pairwise([{'step': 0}, *logged])
+    for before, row in itertools.pairwise(logged)
     if row.get('images_per_second')
   ]
   if not timed:
     return dict.fromkeys(_SPEED)
-  steps = sum(count for count, _ in timed)
-  seconds = sum(count * batch_size / throughput for count, throughput in timed)
-  return {
-    'training_seconds': seconds * num_steps / steps,
-    'images_per_second': steps * batch_size / seconds,
-  }
+  steps, speeds = zip(*timed, strict=True)
+  mean = statistics.harmonic_mean(speeds, steps)
+  seconds = num_steps * batch_size / mean
+  return {'training_seconds': seconds, 'images_per_second': mean}
 
 
 def _finished(runs):
@@ -269,38 +219,30 @@ def _finished(runs):
   return found.values()
 
 
-def groups(runs: list[Run]) -> list[dict]:
+def _groups(runs):
   """Groups the runs that are done and differ in nothing but the seed.
 
   A seed counts once: a copy of a run is no repetition of it.
 
   Returns:
-    [{runs: names, seeds, top1: {mean, deviation, standard_error}, ...}]; JSON.
-    The deviation is that of the sample (n - 1), the error that of the mean.
+    [{runs: names, seeds, top1: {mean, standard_error: of the mean}, ...}].
   """
   result = []
   for by_seed in _finished(runs):
     members = [same[0] for same in by_seed.values()]
     if len(members) < 2:
       continue
-    group = {
-      'runs': [run.name for run in members],
-      'seeds': list(by_seed),
-    }
+    group = {'runs': [run.name for run in members], 'seeds': list(by_seed)}
     for key in _SPREAD:
       values = [run.numbers[key] for run in members]
       if None not in values:
-        deviation = statistics.stdev(values)
-        group[key] = {
-          'mean': statistics.fmean(values),
-          'deviation': deviation,
-          'standard_error': deviation / math.sqrt(len(values)),
-        }
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        group[key] = {'mean': statistics.fmean(values), 'standard_error': error}
     result.append(group)
   return result
 
 
-def notes(runs: list[Run]) -> list[str]:
+def _notes(runs):
   """Returns sentences on what speaks against comparing the runs."""
   found = []
   for which, key, meaning in (
@@ -313,13 +255,13 @@ def notes(runs: list[Run]) -> list[str]:
     if len(sets) > 1:
       names = ' | '.join(', '.join(members) for members in sets.values())
       found.append(f'The {which} data differs, so {meaning}: {names}.')
-  under_way = [run for run in runs if not run.is_done]
+  under_way = [
+    f'{run.name} (step {run.numbers["steps"]} of {run.saved.num_steps})'
+    for run in runs
+    if not run.is_done
+  ]
   if under_way:
-    names = ', '.join(
-      f'{run.name} (step {run.numbers["steps"]} of {run.saved.num_steps})'
-      for run in under_way
-    )
-    found.append(f'Not done yet: {names}.')
+    found.append(f'Not done yet: {", ".join(under_way)}.')
   found += [
     f'{copy.name} has recipe and seed of {same[0].name}, so it is no'
     ' repetition.'
@@ -330,44 +272,21 @@ def notes(runs: list[Run]) -> list[str]:
   return found
 
 
-def _tables(rows):
-  """Makes two tables of the runs: one would be wider than the page."""
-  return [
-    page.Table(
-      title,
-      ('run', *titles.values()),
-      [
-        (row['name'], *(_UNKNOWN if row[k] is None else row[k] for k in titles))
-        for row in rows
-      ],
-      sortable=True,
-    )
-    for title, titles in (
-      ('Validation', {'measured_step': 'at step', **MEASURES}),
-      ('Size, length and speed', _COSTS),
-    )
-  ]
+def _columns(keys):
+  return [key.replace('_', ' ') for key in keys]
 
 
 def _spread_table(found):
   """Makes the table of repetitions, a row each."""
-  titles = {k: v for k, v in _SPREAD.items() if any(k in g for g in found)}
-  rows = [
-    (
-      ', '.join(group['runs']),
-      ', '.join(map(str, group['seeds'])),
-      *(_mean_and_error(group.get(key)) for key in titles),
-    )
-    for group in found
-  ]
-  columns = ('runs', 'seeds', *titles.values())
+  rows = []
+  for group in found:
+    cells = [', '.join(group['runs']), ', '.join(map(str, group['seeds']))]
+    for key in _SPREAD:
+      values = map(page.shown, group.get(key, {}).values())
+      cells.append(' ± '.join(values) or '-')
+    rows.append(cells)
+  columns = _columns(('runs', 'seeds', *_SPREAD))
   return page.Table('Mean ± standard error', columns, rows)
-
-
-def _mean_and_error(spread):
-  if spread is None:
-    return _UNKNOWN
-  return ' ± '.join(page.shown(spread[k]) for k in ('mean', 'standard_error'))
 
 
 def _config_table(runs):
@@ -390,38 +309,35 @@ def draw(runs: Sequence[Run], unit: str) -> dict:
   """
   from alexnet_jax.evaluation import figures
 
-  drawn = {name: figures.panels(2) for name in ('validation', 'training_loss')}
-  validation, losses = (panels for _, panels in drawn.values())
+  drawn = {name: figures.panels(2) for name in _PICTURES}
+  (_, validation), (_, losses) = drawn.values()
   for number, run in enumerate(runs):
-    size = 1
-    if unit == 'epochs':
-      size = run.numbers['epochs'] / run.numbers['steps']
+    config, examples = run.saved.config, run.saved.data['num_examples']
+    size = config.global_batch_size / examples if unit == 'epochs' else 1
     style = {
-      'color': f'C{number % _COLORS}',
-      'linestyle': _STYLES[number // _COLORS % len(_STYLES)],
-      'label': figures.shortened(run.name, _LONGEST_NAME),
-      'linewidth': 1.2,
+      'color': f'C{number}',  # ten of them
+      'linestyle': ('-', '--', ':', '-.')[number // 10 % 4],
+      'label': figures.shortened(run.name, 34),  # three to a row of the legend
     }
     for axes, key in zip(validation, ('eval/top1', 'eval/loss'), strict=True):
       figures.draw_line(axes, run.rows, key, size, marker='o', **style)
-    steps, _, *rolling = figures.rolling_losses(run.rows, _MOST_POINTS)
+    steps, _, *rolling = figures.rolling_losses(run.rows)
     for axes, values in zip(losses, rolling, strict=True):
       if len(steps):
         axes.plot(size * steps, values, **style)
   if not losses[0].lines:
     del drawn['training_loss']
-  last = f'of {figures.WINDOW} steps [nats]'
-  labels = ('validation top-1', 'validation loss [nats]')
-  labels += (f'training loss, mean {last}', f'deviation {last}')
-  for axes, label in zip((*validation, *losses), labels, strict=True):
-    axes.set(xlabel=unit, ylabel=label)
-    if label != labels[0]:
-      axes.set_ylim(0, None)
+  of_steps = f'of {figures.WINDOW} steps [nats]'
+  validation[0].set(xlabel=unit, ylabel='validation top-1')
+  for axes, label in (
+    (validation[1], 'validation loss [nats]'),
+    (losses[0], f'training loss, mean {of_steps}'),
+    (losses[1], f'deviation {of_steps}'),
+  ):
+    axes.set(xlabel=unit, ylabel=label, ylim=(0, None))
   for figure, panels in drawn.values():  # a legend where it hides no line
-    handles, names = panels[0].get_legend_handles_labels()
-    columns = max(1, _LEGEND_WIDTH // (max(map(len, names), default=0) + 6))
-    place = {'loc': 'outside upper left', 'ncols': columns, 'frameon': False}
-    figure.legend(handles, names, **place)
+    lines = panels[0].get_lines()
+    figure.legend(handles=lines, loc='outside upper left', ncols=3)
   return {name: figure for name, (figure, _) in drawn.items()}
 
 

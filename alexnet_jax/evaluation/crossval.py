@@ -13,27 +13,22 @@ from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import page
 
-MEASURES_FILE = 'measures.json'  # in the folder of a fold
-RESULT_FILE, PLOT_FILE = 'crossval.json', 'box_plots.png'
-DEFAULT_FOLDS = 10
-SPLITS = {'train': 'training', 'validation': 'held out'}
-_SHOWN = {'loss': 'loss', 'top1': 'top-1', 'macro_precision': 'macro prec.'}
-_PLOTTED = {'top1': 'top-1', 'macro_precision': 'macro precision'}
+_MEASURES_FILE = 'measures.json'  # in the folder of a fold
+_DEFAULT_FOLDS = 10
+_SPLITS = {'train': 'training', 'validation': 'held out'}
+_SHOWN = {'loss': 'loss', 'top1': 'top-1', 'macro_precision': 'macro precision'}
 _EPILOG = """\
 Every fold is a run of its own in DIR/fold_00, DIR/fold_01 and so on, trained
 with config.data.folds and config.data.fold on all folds but one, and measured
-in its final state on both sides. Killed at any moment and started again, the
-same command goes on; folds that are done are not touched. Any key of the config
-can be changed: --config.global_batch_size=64.
-
-Every fold keeps its checkpoints, config.checkpoint.keep of them and the best. A
-checkpoint has 8 bytes a parameter (the parameters and the momentum; 12 with
-adam and rmsprop), and 4 more with config.ema_decay."""
+in its final state on both sides. It keeps its checkpoints (8 to 16 bytes a
+parameter). Killed at any moment and started again, the same command goes on;
+folds that are done are not touched. Any key of the config can be changed:
+--config.global_batch_size=64."""
 
 
-def _parse(argv):
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.evaluation.crossval',
     description='Trains and measures a recipe once for every fold.',
@@ -41,38 +36,26 @@ def _parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+  add = parser.add_argument
   cli.add_recipe(parser)
-  parser.add_argument(
-    '--folds',
-    type=int,
-    metavar='K',
-    help=f'number of folds (default: config.data.folds, or {DEFAULT_FOLDS})',
-  )
-  parser.add_argument(
-    '--workdir',
-    type=cli.path,
-    metavar='DIR',
-    help="the folder (default: runs/crossval_ and the recipe's name)",
-  )
+  text = f'number of folds (default: config.data.folds, or {_DEFAULT_FOLDS})'
+  add('--folds', type=int, metavar='K', help=text)
+  text = "the folder (default: runs/crossval_ and the recipe's name)"
+  add('--workdir', type=cli.path, metavar='DIR', help=text)
   cli.add_json(parser)
-  return parser.parse_known_args(argv)
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments, overrides = _parse(argv)
+  arguments, overrides = parser.parse_known_args(argv)
   # From here on a signal is remembered; jax is imported after that.
   from alexnet_jax.training import guards
 
   stop = guards.StopSignal()
   stop.install()
-
   return cli.run(
     lambda: _work(arguments, overrides, stop), json_output=arguments.json
   )
 
 
 def _work(arguments, overrides, stop):
+  """Makes what is missing; returns the command's result."""
   from alexnet_jax import validation
   from alexnet_jax.evaluation import figures
 
@@ -80,101 +63,80 @@ def _work(arguments, overrides, stop):
   asked, configured = arguments.folds, config.data.folds
   if asked and configured and asked != configured:
     raise UserError(
-      f'--folds is {asked}, but config.data.folds is {configured}: give one of'
-      ' them'
+      f'--folds is {asked}, config.data.folds {configured}: give one of them'
     )
-  folds = configured or DEFAULT_FOLDS if asked is None else asked
+  folds = configured or _DEFAULT_FOLDS if asked is None else asked
   if folds < 2:
     raise UserError(f'--folds is {folds}; it must be at least 2')
-  workdir = pathlib.Path(
-    arguments.workdir
-    or f'runs/crossval_{config_lib.recipe_name(arguments.config)}'
-  )
+  name = f'runs/crossval_{config_lib.recipe_name(arguments.config)}'
+  workdir = pathlib.Path(arguments.workdir or name)
   if workdir.is_dir():
     files.refuse_links_in(workdir)
-  result = cross_validate(config, workdir, folds, stop, cli.Console())
-  _write_json(workdir / RESULT_FILE, result)
-  show(result)
-  figures.save(draw_box_plots(result), workdir / PLOT_FILE)
-  for title, name in (('result', RESULT_FILE), ('box plots', PLOT_FILE)):
-    print(f'{title}: {workdir / name}', file=sys.stderr)
+  result = _cross_validate(config, workdir, folds, stop)
+  _write_json(workdir / 'crossval.json', result)
+  _show(result)
+  figures.save(draw_box_plots(result), workdir / 'box_plots.png')
+  print(f'result and box plots: {workdir}', file=sys.stderr)
   return result
 
 
-def cross_validate(
-  config, workdir: pathlib.Path, folds: int, stop, console
-) -> dict:
+def _cross_validate(config, workdir, folds, stop):
   """Trains and measures what is not done yet, one fold after the other.
-
-  Args:
-    config: validated, see `validation.load_config`.
-    workdir: gets a folder for every fold.
-    folds: their number.
-    stop: a `guards.StopSignal`.
-    console: a `cli.Console`.
 
   Returns:
     {folds: [{fold, workdir, step, parameters, state_digest, train: {loss, top1,
     macro_precision, ..., examples}, validation: the same}], mean: {train,
     validation}, deviation: the sample standard deviation over the folds}.
-
-  Raises:
-    UserError: if config or data are unfit, or a fold was trained with another
-      config or on other data.
-    Interrupted: after the state was saved, if `stop` received a signal.
-    NonFiniteLossError: if the loss of a fold is NaN or infinite.
   """
   import jax
 
   from alexnet_jax.training import loop
 
-  plan = []
+  results, console = [], cli.Console()
   for fold in range(folds):
+    stop.check()
     own = config.copy_and_resolve_references()
     own.data.folds, own.data.fold, own.report = folds, fold, False
     folder = workdir / f'fold_{fold:02d}'
-    # Before anything is trained, and also of the folds that are done.
     _, record = _open(own)
-    plan.append((own, folder, record, _measures(own, folder, record)))
-  results = []
-  for fold, (own, folder, record, measured) in enumerate(plan):
-    stop.check()
+    measured = _stored(own, folder, record)
     done = ' is done' if measured else ''
     console.line(f'fold {fold} ({fold + 1} of {folds}){done}: {folder}')
     if not measured:
       loop.train_and_evaluate(own, str(folder), stop, console)
       measured = _measure(own, folder, record, stop)
-      _write_json(folder / MEASURES_FILE, measured)
+      _write_json(folder / _MEASURES_FILE, measured)
       jax.clear_caches()  # or the programs of all folds would pile up
     # The rest is what only a later start needs.
     shown = {k: v for k, v in measured.items() if k not in ('config', 'data')}
     results.append({'fold': fold, 'workdir': str(folder), **shown})
-  over_folds = {
-    name: {
+
+  def over_folds(statistic):
+    return {
       split: {
         key: statistic([result[split][key] for result in results])
         for key in results[0][split]
       }
-      for split in SPLITS
+      for split in _SPLITS
     }
-    for name, statistic in (
-      ('mean', statistics.fmean),
-      ('deviation', statistics.stdev),
-    )
+
+  return {
+    'folds': results,
+    'mean': over_folds(statistics.fmean),
+    'deviation': over_folds(statistics.stdev),
   }
-  return {'folds': results, **over_folds}
 
 
 def _open(config):
   """Opens both sides of a fold: ({split: loader}, `build.data_record`)."""
   from alexnet_jax.training import build
 
-  loaders = {split: build.make_loader(config, split) for split in SPLITS}
+  loaders = {split: build.make_loader(config, split) for split in _SPLITS}
   sources = (loader.source for loader in loaders.values())
   return loaders, build.data_record(config, *sources)
 
 
-def _measures(config, folder, record):
+def _stored(config, folder, record):
   """Reads what was measured of a fold before; None if that is to be done.
 
   Raises:
@@ -183,7 +145,7 @@ def _measures(config, folder, record):
   from alexnet_jax.training import resume
 
   try:
-    stored = json.loads((folder / MEASURES_FILE).read_text())
+    stored = json.loads((folder / _MEASURES_FILE).read_text())
   except (FileNotFoundError, ValueError):
     return None
   resume.check_config(config, folder, config_lib.from_dict(stored['config']))
@@ -196,7 +158,7 @@ def _measures(config, folder, record):
 
 def _measure(config, folder, record, stop):
   """Measures the final state of a fold on both sides of the split."""
-  from alexnet_jax.training import build
+  from alexnet_jax.evaluation import evaluate
   from alexnet_jax.training import measure
   from alexnet_jax.training import resume
   from alexnet_jax.training import state as state_lib
@@ -205,24 +167,13 @@ def _measure(config, folder, record, stop):
   loaders, now = _open(run.config)
   # While it trained, they may have changed.
   resume.check_data_record(folder, record, now)
-  measured = {
-    'config': config.to_dict(),
-    'data': record,
-    'step': int(run.state.step),
-    'parameters': state_lib.num_parameters(run.state),
-    'state_digest': state_lib.state_digest(state_lib.saved_tree(run.state)),
-  }
+  measured = {'config': config.to_dict(), 'data': record}
+  measured |= state_lib.summarize(run.state)
   for split, loader in loaders.items():
-    values = measure.evaluate(
-      run.steps.evaluate,
-      run.state,
-      build.make_eval_iter(run.config, loader, run.mesh),
-      run.to_devices,
-      lambda done: stop.check(),
-    ).values
+    seen = evaluate.measure_all(run, loader, progress=lambda _: stop.check())
     measured[split] = {
-      **{name.removeprefix('eval/'): value for name, value in values.items()},
-      'examples': loader.source.num_examples - len(loader.unreadable),
+      'examples': int(seen.predictions.counts.sum()),
+      **{key.removeprefix('eval/'): v for key, v in seen.values.items()},
     }
   return measured
 
@@ -232,9 +183,11 @@ def _write_json(path, value):
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
 
 
-def show(result: dict) -> None:
-  """Prints the table of all folds; see `cross_validate`."""
-  keys = [(split, name) for split in SPLITS for name in _SHOWN]
+def _show(result):
+  """Prints the table of all folds."""
+  from alexnet_jax.evaluation import page
+
+  keys = [(split, name) for split in _SPLITS for name in _SHOWN]
   rows = [
     (str(fold['fold']), *(fold[split][name] for split, name in keys))
     for fold in result['folds']
@@ -242,38 +195,34 @@ def show(result: dict) -> None:
   mean, deviation = result['mean'], result['deviation']
   cells = (f'{mean[s][n]:.4f}\n± {deviation[s][n]:.4f}' for s, n in keys)
   rows.append(('mean\n± sd', *cells))
-  columns = [f'{SPLITS[split]}\n{_SHOWN[name]}' for split, name in keys]
-  title = (
-    f'{len(result["folds"])} folds, measured on the folds of the training and'
-    ' on the one held out'
-  )
+  columns = [f'{_SPLITS[split]}\n{_SHOWN[name]}' for split, name in keys]
+  title = 'measured on the folds of the training and on the one held out'
   page.show_table(page.Table(title, ('fold', *columns), rows))
 
 
 def draw_box_plots(result: dict):
-  """Draws top-1 and macro precision of the folds; see `cross_validate`."""
+  """Draws top-1 and macro precision of the folds, out of the result."""
+  import numpy as np
+
   from alexnet_jax.evaluation import figures
 
   figure, axes = figures.panels(2)
   axes[1].sharey(axes[0])
   folds = result['folds']
   # Beside one another, so that equal ones are seen.
-  shifts = [0.16 * (i / (len(folds) - 1) - 0.5) for i in range(len(folds))]
-  for axis, (name, title) in zip(axes, _PLOTTED.items(), strict=True):
-    values = [[fold[split][name] for fold in folds] for split in SPLITS]
+  shifts = np.linspace(-0.08, 0.08, len(folds))
+  for axis, name in zip(axes, ('top1', 'macro_precision'), strict=True):
+    values = [[fold[split][name] for fold in folds] for split in _SPLITS]
     axis.boxplot(
       values,
-      tick_labels=list(SPLITS.values()),
+      tick_labels=list(_SPLITS.values()),
       widths=0.45,
       showfliers=False,  # every fold has its dot
-      medianprops={'color': 'C1'},
     )
     for position, points in enumerate(values, 1):
-      x = [position + shift for shift in shifts]
-      axis.plot(x, points, 'o', color='C0', markersize=4, alpha=0.6)
-    axis.set(title=title)
-  legend = 'a dot each; box: quartiles, orange: median'
-  figure.suptitle(f'{len(folds)} folds, {legend}', fontsize=10)
+      axis.plot(position + shifts, points, 'o', color='C0', alpha=0.6)
+    axis.set(title=_SHOWN[name])
+  figure.suptitle('a dot for each fold; box: quartiles, line: median')
   return figure
 
 

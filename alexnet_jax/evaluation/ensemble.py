@@ -18,7 +18,6 @@ Measures several trained networks on a split, each alone and all together: the
 probabilities that they give to each class are averaged, as those of the five
 networks of Krizhevsky et al. 2012, section 6.1. Each network sees the images as
 its own recipe says; classes and examples must be the same."""
-_NAMES = ('loss', 'top1', 'top5')
 
 
 def main(argv=None) -> int:
@@ -29,11 +28,8 @@ def main(argv=None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  cli.add_workdirs(
-    parser,
-    'DIR[:CHECKPOINT]',
-    'folder of a run, and final (default), newest, best or a step',
-  )
+  text = 'folder of a run, and final (default), newest, best or a step'
+  cli.add_workdirs(parser, 'DIR[:CHECKPOINT]', text)
   cli.add_split(parser)
   cli.add_crops(parser)
   cli.add_data_path(parser)
@@ -47,10 +43,8 @@ def _measure(arguments):
   names, crops = arguments.workdirs, arguments.crops
   if len(names) < 2:
     raise UserError(
-      f'there is one network, {names[0]}; an ensemble takes at least two'
-      ' (evaluation.evaluate measures one)'
-      if names
-      else 'there is no network; give the folders of at least two runs'
+      f'networks to measure together: {len(names)}; give the folders of at'
+      ' least two runs (evaluation.evaluate measures one)'
     )
   _check(arguments)
   total, members = 0.0, []
@@ -61,15 +55,19 @@ def _measure(arguments):
     by_class = np.empty(seen.probabilities.shape)  # float64 [n, classes]
     np.put_along_axis(by_class, seen.classes, seen.probabilities, axis=1)
     total = total + by_class
-    values = {f'eval/{key}': measured.values[f'eval/{key}'] for key in _NAMES}
+    values = {
+      key: measured.values[key]
+      for key in ('eval/loss', 'eval/top1', 'eval/top5')
+    }
     step = int(run.state.step)
     members.append({'workdir': str(run.workdir), 'step': step, **values})
     _show(name, values)
   counts = seen.counts
   joint = joint_values(total[counts] / len(members), seen.labels[counts])
   _show('together', joint)
+  count = int(counts.sum())
   print(
-    f'{arguments.split}, {counts.sum():,} examples, {evaluate.CROPS[crops]}',
+    f'{arguments.split}, {count:,} examples, {evaluate.CROPS[crops]}',
     file=sys.stderr,
   )
   return {
@@ -77,16 +75,8 @@ def _measure(arguments):
     'members': members,
     'split': arguments.split,
     'crops': crops,
-    'examples': int(counts.sum()),
+    'examples': count,
   }
-
-
-def split_member(text: str) -> tuple[str, str]:
-  """Splits `DIR` or `DIR:CHECKPOINT` into (folder, checkpoint)."""
-  folder, colon, checkpoint = text.rpartition(':')
-  if not colon or pathlib.Path(text).is_dir():
-    return text, 'final'
-  return folder, checkpoint
 
 
 def _check(arguments):
@@ -100,34 +90,29 @@ def _check(arguments):
     measure.warn_of_crops(run, arguments.crops)
     found = run.class_names, loader.source.fingerprint
     first = first or found
-    for what, agrees in (
-      ('classes', transfer.same_classes(found[0], first[0])),
-      ('examples', found[1] == first[1]),
-    ):
-      if not agrees:
-        raise UserError(
-          f'the {what} of {run.workdir} are not those of'
-          f' {arguments.workdirs[0]}; networks of an ensemble are measured on'
-          ' the same data'
-        )
+    what = '' if found[1] == first[1] else 'examples'
+    if not transfer.same_classes(found[0], first[0]):
+      what = 'classes'
+    if what:
+      raise UserError(
+        f'the {what} of {run.workdir} are not those of {arguments.workdirs[0]};'
+        ' networks of an ensemble are measured on the same data'
+      )
 
 
 def _open(name, arguments):
-  """Opens a member: (run, loader of the split)."""
+  """Opens `DIR` or `DIR:CHECKPOINT`: (run, loader of the split)."""
   from alexnet_jax.training import measure
 
-  run = measure.load_network(
-    *split_member(name),
-    arguments.data_path,
-    top=sys.maxsize,
-    crops=arguments.crops,
-  )
+  folder, colon, checkpoint = name.rpartition(':')
+  if not colon or pathlib.Path(name).is_dir():
+    folder, checkpoint = name, 'final'
+  path, crops = arguments.data_path, arguments.crops
+  run = measure.load_network(folder, checkpoint, path, sys.maxsize, crops)
   return run, measure.make_eval_loader(run, arguments.split)
 
 
-def joint_values(
-  probabilities: np.ndarray, labels: np.ndarray
-) -> dict[str, float]:
+def joint_values(probabilities, labels) -> dict[str, float]:
   """Computes {eval/loss, eval/top1, eval/top5} of averaged probabilities.
 
   Args:
@@ -149,7 +134,7 @@ def joint_values(
 
 
 def _show(name, values):
-  loss, top1, top5 = (values[f'eval/{key}'] for key in _NAMES)
+  loss, top1, top5 = values.values()
   print(
     f'{name}: loss {loss:.4f}, top-1 error {1 - top1:.2%}, top-5 error'
     f' {1 - top5:.2%}',

@@ -1,4 +1,4 @@
-"""The study of a sweep: its search space, its file and its trials.
+"""The study of a sweep: its search space, its file, its trials and its report.
 
 A study is an SQLite file of optuna. A trial enters it with all its parameters
 at once, and they depend on the trials before it, the seed and the trial's
@@ -6,18 +6,19 @@ number alone: whatever moment a sweep is killed at, it goes on as if it had not
 been. A trial is a run of its own, which resumes as any other run.
 """
 
-import ast
-from collections.abc import Sequence
-import dataclasses
-import math
+from collections.abc import Iterable
+import os
 import pathlib
 import re
+import shlex
 import sqlite3
+import sys
 import warnings
 
 import jax
-import ml_collections
 import numpy as np
+import optuna
+import sqlalchemy
 
 from alexnet_jax import cli
 from alexnet_jax import config as config_lib
@@ -25,150 +26,165 @@ from alexnet_jax import errors
 from alexnet_jax import files
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import figures
+from alexnet_jax.evaluation import page
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import guards
 from alexnet_jax.training import loop
 from alexnet_jax.training import writers
 
-# At the top nothing imports optuna, which may be missing.
-STUDY_FILE = 'study.db'
 _SPECS = 'LOW..HIGH, LOW..HIGH:log, LOW..HIGH:step=STEP or A|B|C'
 _RANGE = re.compile(r'(.+?)\.\.(.+?)(?::(?:(log)|step=(.+)))?')
-# The median of the finished trials means little before there are some, and the
-# first evaluation of a run says little about its end.
-_PRUNER_STARTUP_TRIALS, _PRUNER_FIRST_EVALUATION = 5, 2
-_NAME, _MADE_WITH = 'sweep', 'made_with'  # in the file
+# Finished trials and evaluations: of few the median means little,
+# and the first evaluation of a run says little about its end.
+_PRUNING_STARTS = (5, 2)
+_MADE_WITH = 'made_with'  # in the file
+_BEST = 10  # trials in the table
+_STATES = {'COMPLETE': 'done', 'PRUNED': 'pruned', 'FAIL': 'failed'}
+_RESULTS = ('step', 'parameters', 'state_digest')  # of a run, kept of a trial
 
 
-def import_optuna():
-  """Imports optuna and makes it quiet.
+def sweep(arguments, overrides: list[str], stop: guards.StopSignal) -> dict:
+  """Runs or continues a sweep until it has all its trials, and shows the best.
+
+  For `arguments` and `overrides` of the config see `sweep.main`.
+
+  Returns:
+    {trials: [{trial, state, value, values, reason, ...}], best: one of them or
+    None, command: that trains it, pictures: paths}.
 
   Raises:
-    UserError: if it is not installed.
+    UserError: for what no other values of the parameters would mend.
+    Interrupted: after the state was saved, if a signal came.
   """
-  try:
-    import optuna
-  except ImportError as error:
-    raise UserError(
-      f'a sweep needs optuna: {errors.how_to_install("sweep")}'
-    ) from error
   optuna.logging.set_verbosity(optuna.logging.WARNING)
-  return optuna
+  config = validation.load_config([f'--config={arguments.config}', *overrides])
+  config.report = False
+  space = parse_space(arguments.param, config)
+  for name, least in (('trials', 1), ('seed', 0)):
+    if (value := getattr(arguments, name)) < least:
+      raise UserError(f'--{name} is {value}; it must be at least {least}')
+  data = _shared_data(config, space)  # what is wrong with it shows now
+  names = ('monitor', 'pruner', 'seed')
+  flags = {f'--{name}': getattr(arguments, name) for name in names}
+  workdir = pathlib.Path(arguments.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  busy = f'another sweep is under way in {workdir}; wait for it, or end it'
+  with files.lock(workdir, busy):
+    files.refuse_links_in(workdir)
+    study = open_study(workdir, config, space, flags | data)
+
+    def unchanged():
+      try:
+        return _shared_data(config, space) == data
+      except UserError:
+        return False
+
+    while True:
+      stop.check()
+      trials = study.get_trials(deepcopy=False)
+      for trial in trials:
+        if not trial.state.is_finished():
+          _train(study, trial, config, arguments, stop, unchanged)
+          jax.clear_caches()  # or the programs of all trials would pile up
+      if len(trials) >= arguments.trials:
+        return _report(study, arguments, overrides)
+      add_trial(study, space, arguments.seed)
 
 
-def parse_space(texts: Sequence[str], config) -> dict:
+def parse_space(texts: Iterable[str], config) -> dict:
   """Parses the search space into {key: optuna distribution}, sorted by key.
 
   Args:
-    texts: `KEY=SPEC`, where SPEC is a range or choices, see `_SPECS`; keys as
-      in the config, with or without `config.`.
-    config: whose values tell the types of the keys.
+    texts: `KEY=SPEC`, see `_SPECS`; keys with or without `config.`.
+    config: the recipe.
 
   Raises:
-    UserError: if a key is unknown or given twice, or a spec cannot be
-      understood or does not fit its key.
+    UserError: if a key is unknown, given twice or without effect, or a spec
+      does not fit its key.
   """
-  flat, space = config_lib.flatten(config), {}
+  space = {}
   for text in texts:
-    key, equals, spec = text.partition('=')
-    key = key.strip().removeprefix('config.')
-    if not equals:
-      raise UserError(f'--param {text}: it takes KEY=SPEC; SPEC is {_SPECS}')
-    if key not in flat:
+    key, _, spec = text.partition('=')
+    key = key.removeprefix('config.')
+    if key not in config_lib.KEYS:
       raise UserError(validation.unknown_key_message(key))
     if key in space:
       raise UserError(f'--param {key} is given twice')
-    parse = _choices if '|' in spec else _range
     try:
-      space[key] = parse(spec.strip(), flat[key], config_lib.KEYS[key].allowed)
+      space[key] = _distribution(key, spec.strip())
     except ValueError as error:
-      raise UserError(f'--param {key}={spec} {error}') from error
+      raise UserError(f'--param {text}: {error}') from error
+  if not space:
+    raise UserError('a sweep needs --param KEY=SPEC at least once')
+  flat = config_lib.flatten(config)
   for key in space:  # unless it counts in some trials
     if not any(other in config_lib.KEYS[key].when for other in space):
       validation.check_effects(flat | {key: 'swept'}, [key])
-  if not space:
-    raise UserError('a sweep needs --param KEY=SPEC at least once')
   return dict(sorted(space.items()))
 
 
-def _range(text, like, _):
-  """Parses a range for a key whose value in the config is `like`."""
-  from optuna import distributions
-
-  if not (match := _RANGE.fullmatch(text)):
-    raise ValueError(f'is none of {_SPECS}')
-  if isinstance(like, bool) or not isinstance(like, int | float):
-    raise ValueError(f'is a range, but the key is {like!r}; give A|B|C')
+def _distribution(key, spec):
+  """Parses A|B|C, which stay texts, or a range of numbers."""
+  default, allowed = config_lib.KEYS[key].default, config_lib.KEYS[key].allowed
+  if '|' in spec:
+    choices = [choice.strip() for choice in spec.split('|')]
+    for choice in choices:
+      value = validation.parse_value(key, choice)
+      if isinstance(allowed, tuple) and value not in allowed:
+        raise ValueError(f'{value!r} is not one of {allowed}')
+    return optuna.distributions.CategoricalDistribution(choices)
+  if not (match := _RANGE.fullmatch(spec)):
+    raise ValueError(f'it takes KEY=SPEC, where SPEC is {_SPECS}')
+  if not config_lib.is_number(default):
+    raise ValueError(f'the key is {default!r}, no number; give A|B|C')
   low, high, log, step = match.groups()
-  low, high = _typed(low, like), _typed(high, like)
-  step = step and _typed(step, like)
-  if isinstance(like, int):
-    return distributions.IntDistribution(low, high, bool(log), step or 1)
-  return distributions.FloatDistribution(low, high, bool(log), step)
-
-
-def _choices(text, like, allowed):
-  """Parses choices for a key whose value in the config is `like`."""
-  from optuna import distributions
-
-  values = [_typed(choice.strip(), like) for choice in text.split('|')]
-  for number, value in enumerate(values):
-    if value in values[:number]:
-      raise ValueError(f'has {value!r} twice')
-    if isinstance(allowed, tuple) and value not in allowed:
-      raise ValueError(f'has {value!r}, which is not one of {allowed}')
-  # The file holds no tuples; `values_of` reads them again.
-  return distributions.CategoricalDistribution(
-    [repr(value) if isinstance(value, tuple) else value for value in values]
+  numbers = [validation.parse_value(key, n) for n in (low, high, step or '1')]
+  if not all(map(config_lib.is_number, numbers)):
+    raise ValueError('it takes finite numbers')
+  low, high, size = numbers
+  if isinstance(default, int):
+    return optuna.distributions.IntDistribution(low, high, bool(log), size)
+  return optuna.distributions.FloatDistribution(
+    low, high, bool(log), size if step else None
   )
 
 
-def _typed(text, like):
-  """Reads a text as a value of the type of `like`; numbers are finite."""
-  if isinstance(like, str):
-    return text.strip('\'"')
-  try:
-    value = float(text) if isinstance(like, float) else ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    value = None
-  if type(value) is type(like) and not (
-    isinstance(value, float) and not math.isfinite(value)
-  ):
-    return value
-  kind = type(like).__name__
-  raise ValueError(f'has {text!r}, but the key is {like!r}, a finite {kind}')
-
-
-def values_of(params: dict, config) -> dict:
+def values_of(params: dict) -> dict:
   """Returns {key: value for the config} of the parameters of a trial."""
-  flat = config_lib.flatten(config)
   return {
-    key: ast.literal_eval(value) if isinstance(flat[key], tuple) else value
-    for key, value in params.items()
+    key: validation.parse_value(key, value) if isinstance(value, str) else value
+    for key, value in sorted(params.items())
   }
 
 
-def open_study(folder: pathlib.Path, made_with: dict[str, str]):
-  """Opens `folder/study.db`, or makes it.
+def open_study(
+  folder: pathlib.Path, config, space: dict, fixed: dict[str, str | int]
+) -> optuna.Study:
+  """Opens `folder/study.db`, or makes it; the folder exists.
 
   Args:
-    folder: exists.
-    made_with: {flag, key or other name: value}; what a study is made with and
-      has to be continued with. Has `--mode` and `--pruner`.
+    config: the recipe; the trials change the keys of `space`.
+    space: see `parse_space`.
+    fixed: {flag or text: value}; what else a study has to be continued with.
+      Has `--monitor` and `--pruner`.
 
   Raises:
-    UserError: if optuna is missing, the file is damaged, or the study was made
-      with something else.
+    UserError: if the file is damaged, or was made with something else.
   """
-  optuna = import_optuna()
-  import sqlalchemy  # comes with it
-
-  path, pruner = folder / STUDY_FILE, optuna.pruners.NopPruner()
-  if made_with['--pruner'] == 'median':
-    pruner = optuna.pruners.MedianPruner(
-      _PRUNER_STARTUP_TRIALS, _PRUNER_FIRST_EVALUATION
-    )
+  free = {key for key, each in config_lib.KEYS.items() if each.free}
+  free -= {'num_epochs', 'num_steps'}  # trials of equal length compare
+  free |= {'data.unreadable'} | space.keys()
+  flat = config_lib.flatten(config).items()
+  made_with = {
+    **fixed,
+    **{f'--param {key}': str(each) for key, each in space.items()},
+    **{f'config.{key}': repr(v) for key, v in flat if key not in free},
+  }
+  path, pruner = folder / 'study.db', optuna.pruners.NopPruner()
+  if fixed['--pruner'] == 'median':
+    pruner = optuna.pruners.MedianPruner(*_PRUNING_STARTS)
   engine = {
     # As part of an address the path may not have ?, # and the like.
     'creator': lambda: sqlite3.connect(path, check_same_thread=False),
@@ -176,19 +192,15 @@ def open_study(folder: pathlib.Path, made_with: dict[str, str]):
   }
   try:
     study = optuna.create_study(
-      study_name=_NAME,
+      study_name='sweep',
       storage=optuna.storages.RDBStorage('sqlite://', engine_kwargs=engine),
       pruner=pruner,
-      direction='minimize' if made_with['--mode'] == 'min' else 'maximize',
+      direction=config_lib.mode_of(fixed['--monitor']) + 'imize',
       load_if_exists=True,
     )
     if _MADE_WITH not in study.user_attrs:
       study.set_user_attr(_MADE_WITH, made_with)
-  except (
-    RuntimeError,  # a file of another version of optuna
-    optuna.exceptions.OptunaError,
-    sqlalchemy.exc.SQLAlchemyError,
-  ) as error:
+  except Exception as error:  # of optuna, of its version, of SQLAlchemy
     raise UserError(
       f'{path} is damaged or no study of a sweep ({error}); take another'
       ' --workdir'
@@ -203,46 +215,20 @@ def open_study(folder: pathlib.Path, made_with: dict[str, str]):
   return study
 
 
-def description(config, space: dict, data: dict) -> dict[str, str]:
-  """Describes the trials for `open_study`.
-
-  Args:
-    config: the recipe; the trials change the keys of `space`.
-    space: see `parse_space`.
-    data: see `shared_data`.
-  """
-  free = {key for key, each in config_lib.KEYS.items() if each.free}
-  free -= {'num_epochs', 'num_steps'}  # trials of equal length compare
-  free |= {'data.unreadable'} | space.keys()
-  return {
-    **{f'--param {key}': str(each) for key, each in space.items()},
-    **{f'{key} of the data': value for key, value in data.items()},
-    **{
-      f'config.{key}': repr(value)
-      for key, value in config_lib.flatten(config).items()
-      if key not in free
-    },
-  }
-
-
-def shared_data(config, space: dict) -> dict[str, str]:
-  """Opens what all trials share: the data, and the run they start from.
+def _shared_data(config, space):
+  """Opens what all trials share: the run they start from, and the data.
 
   Returns:
-    {fingerprint, eval_fingerprint} of the data.
-
-  Raises:
-    UserError: if something is not there.
+    {text: fingerprint} of both splits.
   """
   init = config.init
   if init.workdir and not {'init.workdir', 'init.checkpoint'} & space.keys():
     checkpoint.open_run(init.workdir, init.checkpoint)
-  training, held_out = (
-    build.make_loader(config, split).source for split in ('train', 'validation')
-  )
   return {
-    'fingerprint': training.fingerprint,
-    'eval_fingerprint': held_out.fingerprint,
+    f'fingerprint of the {split} data': build.make_loader(
+      config, split
+    ).source.fingerprint
+    for split in ('train', 'validation')
   }
 
 
@@ -252,7 +238,6 @@ def add_trial(study, space: dict, seed: int) -> None:
   They depend on the trials before it, on the seed and on the trial's number: an
   interrupted sweep tries what an unbroken one does.
   """
-  optuna = import_optuna()
   trials = study.get_trials(deepcopy=False)
   number = np.random.SeedSequence((seed, len(trials))).generate_state(1)[0]
   with warnings.catch_warnings():
@@ -260,111 +245,27 @@ def add_trial(study, space: dict, seed: int) -> None:
     sampler = optuna.samplers.TPESampler(seed=int(number), multivariate=True)
   copy = optuna.create_study(direction=study.direction, sampler=sampler)
   copy.add_trials(trials)
-  trial = copy.ask(space)
-  study.add_trial(
-    optuna.trial.create_trial(
-      state=optuna.trial.TrialState.RUNNING,
-      params=trial.params,
-      distributions=trial.distributions,
-    )
-  )
+  copy.ask(space)
+  study.add_trial(copy.trials[-1])
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-  """A study, and what its trials are trained with.
+def _train(study, frozen, config, arguments, stop, unchanged):
+  """Trains a trial from where it is to its end, and tells the study.
 
-  Attributes:
-    config: the recipe; the trials change the keys of `space`.
-    space: see `parse_space`.
-    data: see `shared_data`.
-    workdir: gets a folder for every trial.
-    monitor: what a trial is judged by.
-    study: see `open_study`.
-    stop: asks for the end of the sweep.
-    console: shows how far it is.
+  `unchanged` tells whether what all trials share is there, as it was.
   """
-
-  config: ml_collections.ConfigDict
-  space: dict
-  data: dict[str, str]
-  workdir: pathlib.Path
-  monitor: str
-  study: object
-  stop: guards.StopSignal
-  console: cli.Console
-
-  def folder(self, number: int) -> pathlib.Path:
-    return self.workdir / f'trial_{number:04d}'
-
-
-def run_trials(sweep: Sweep, count: int, seed: int) -> None:
-  """Trains until the study has `count` trials and none is under way.
-
-  Raises:
-    UserError: for what no other values of the parameters would mend.
-    Interrupted: after the state was saved, if a signal came.
-  """
-  import optuna
-
-  while True:
-    sweep.stop.check()
-    trials = sweep.study.get_trials(deepcopy=False)
-    for trial in trials:
-      if trial.state == optuna.trial.TrialState.RUNNING:
-        _train(sweep, trial)
-        jax.clear_caches()  # or the programs of all trials would pile up
-    if len(trials) >= count:
-      return
-    add_trial(sweep.study, sweep.space, seed)
-
-
-def _train(sweep, frozen):
-  """Trains a trial from where it is to its end, and tells the study."""
-  import optuna
-
-  trial = optuna.trial.Trial(sweep.study, frozen._trial_id)
-  name, folder = f'trial {trial.number}', sweep.folder(trial.number)
-  values = values_of(frozen.params, sweep.config)
-  text = ', '.join(f'{key} {shown(value)}' for key, value in values.items())
-  sweep.console.line(f'{name}: {text}')
-  config = sweep.config.copy_and_resolve_references()
+  trial = optuna.trial.Trial(study, frozen._trial_id)
+  name, monitor = f'trial {trial.number}', arguments.monitor
+  folder, console = _folder(arguments, trial.number), cli.Console()
+  values = values_of(frozen.params)
+  text = ', '.join(f'{key} {_shown(value)}' for key, value in values.items())
+  console.line(f'{name}: {text}')
+  config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(values)
-  try:
-    validation.validate(config)
-    result = loop.train_and_evaluate(
-      config,
-      str(folder),
-      sweep.stop,
-      sweep.console,
-      _reporter(trial, frozen.intermediate_values, folder, sweep.monitor),
-    )
-  except optuna.TrialPruned:
-    sweep.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    sweep.console.line(f'{name} ends here: worse than the median')
-  except (UserError, errors.NonFiniteLossError) as error:
-    if not _is_its_own(error, sweep, folder):
-      raise
-    trial.set_user_attr('reason', str(error))
-    sweep.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    sweep.console.line(f'{name} failed: {error}')
-  else:
-    for key in ('step', 'parameters', 'state_digest'):
-      trial.set_user_attr(key, result[key])
-    sweep.study.tell(trial, result[sweep.monitor])
-    sweep.console.line(f'{name}: {sweep.monitor} {result[sweep.monitor]:.4f}')
-
-
-def _reporter(trial, reported, folder, monitor):
-  """Returns the function that reports the evaluations of a trial to the study.
-
-  They are counted, because trials may differ in the number of steps between
-  two of them.
-  """
-  import optuna
 
   def evaluated(step, values):
-    rows = writers.read_rows(folder)
+    rows, reported = writers.read_rows(folder), frozen.intermediate_values
+    # They are counted, because trials may differ in the steps between two.
     earlier = {r['step'] for r in rows if monitor in r and r['step'] < step}
     number = len(earlier) + 1
     if number not in reported:
@@ -375,29 +276,108 @@ def _reporter(trial, reported, folder, monitor):
       trial.set_user_attr('step', step)
       raise optuna.TrialPruned
 
-  return evaluated
-
-
-def _is_its_own(error, sweep, folder):
-  """Returns True if the values of a trial are to blame for its error.
-
-  They are where no other trial would meet it: the loss is lost, or the trial
-  has not begun, no other process trains it, and what all trials share is there
-  and unchanged.
-  """
-  if isinstance(error, errors.NonFiniteLossError):
-    return True
-  unreadable = isinstance(error, errors.UnreadableImageError)
-  if unreadable or checkpoint.has_checkpoint(folder):
-    return False
   try:
-    if folder.is_dir():
-      files.lock(folder, 'busy').close()
-    return shared_data(sweep.config, sweep.space) == sweep.data
-  except UserError:
-    return False
+    validation.validate(config)
+    result = loop.train_and_evaluate(
+      config, str(folder), stop, console, evaluated
+    )
+  except optuna.TrialPruned:
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    console.line(f'{name} ends here: worse than the median')
+  except (UserError, errors.NonFiniteLossError) as error:
+    # Its values are to blame where no other trial would meet the error.
+    lost = isinstance(error, errors.NonFiniteLossError)
+    unreadable = isinstance(error, errors.UnreadableImageError)
+    begun = unreadable or checkpoint.has_checkpoint(folder)
+    if not lost and (begun or not unchanged()):
+      raise
+    trial.set_user_attr('reason', str(error))
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    console.line(f'{name} failed: {error}')
+  else:
+    for key in _RESULTS:
+      trial.set_user_attr(key, result[key])
+    study.tell(trial, result[monitor])
+    console.line(f'{name}: {monitor} {result[monitor]:.4f}')
 
 
-def shown(value) -> str:
+def _folder(arguments, number):
+  return pathlib.Path(arguments.workdir, f'trial_{number:04d}')
+
+
+def _report(study, arguments, overrides):
+  """Prints the table and the command, and draws the pictures; see `sweep`."""
+  rows = [
+    {
+      'trial': trial.number,
+      'state': _STATES[trial.state.name],
+      'value': trial.value if trial.state.name == 'COMPLETE' else None,
+      'values': values_of(trial.params),
+      'evaluations': [v for _, v in sorted(trial.intermediate_values.items())],
+      'workdir': str(_folder(arguments, trial.number)),
+      **{key: trial.user_attrs.get(key) for key in (*_RESULTS, 'reason')},
+    }
+    for trial in study.get_trials(deepcopy=False)
+  ]
+  sign = 1 if config_lib.mode_of(arguments.monitor) == 'min' else -1
+  done = [row for row in rows if row['state'] == 'done']
+  done.sort(key=lambda row: sign * row['value'])  # of equal ones the first
+  states = [row['state'] for row in rows]
+  counts = ', '.join(f'{states.count(s)} {s}' for s in _STATES.values())
+  names = [key.replace('.', '.\n') for key in rows[0]['values']]
+  cells = [
+    (
+      str(row['trial']),
+      f'{row["value"]:.4f}',
+      *map(_shown, row['values'].values()),
+      row['parameters'],
+      row['step'],
+    )
+    for row in done[:_BEST]
+  ]
+  columns = ('trial', 'value', *names, 'parameters', 'steps')
+  page.show_table(page.Table(f'{counts}; {arguments.monitor}', columns, cells))
+  result = {'trials': rows, 'best': None, 'command': None, 'pictures': {}}
+  if not done:
+    print('no trial came to its end', file=sys.stderr)
+    return result
+  words = ['--config', arguments.config, *overrides]
+  words += [f'--config.{key}={v}' for key, v in done[0]['values'].items()]
+  words += ['--workdir', os.path.join(arguments.workdir, 'best')]
+  command = f'python -m alexnet_jax.main {shlex.join(words)}'
+  pictures = _draw(study, arguments)
+  print(
+    f'pictures: {", ".join(pictures.values())}\n'
+    f'to train trial {done[0]["trial"]}, the best, again:\n  {command}',
+    file=sys.stderr,
+  )
+  return result | {'best': done[0], 'command': command, 'pictures': pictures}
+
+
+def _shown(value):
   """Formats a value for people: floats in four digits."""
   return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _draw(study, arguments):
+  """Draws the trials and their parameters into `report/`; {name: path}."""
+  import matplotlib
+
+  matplotlib.use('agg')  # optuna draws with pyplot, which may open windows
+  from matplotlib import pyplot
+  from optuna.visualization import matplotlib as visualization
+
+  folder, paths = pathlib.Path(arguments.workdir, 'report'), {}
+  folder.mkdir(exist_ok=True)
+  for name, draw in (
+    ('history', visualization.plot_optimization_history),
+    ('parameters', visualization.plot_slice),
+  ):
+    with warnings.catch_warnings():
+      # It is experimental, it says, and a single value has no width.
+      warnings.simplefilter('ignore')
+      axes = np.ravel(draw(study, target_name=arguments.monitor))
+    paths[name] = str(folder / f'{name}.png')
+    figures.save(axes[0].figure, folder / f'{name}.png')
+    pyplot.close(axes[0].figure)
+  return paths

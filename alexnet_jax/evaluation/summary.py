@@ -24,12 +24,11 @@ def show(config) -> dict:
     raise UserError(f'config.model: {error}') from error
   cells = []
   for name, output, macs in rows:
-    leaves = sorted(params.get(name, {}).items(), reverse=True)
+    own = params.get(name, {})
+    leaves = sorted(own.items(), reverse=True)
     shapes = '\n'.join(f'{key} {times(leaf.shape)}' for key, leaf in leaves)
-    numbers = count(params.get(name)), 2 * macs
-    cells.append(
-      (name, operation(model, name), times(output), shapes, *numbers)
-    )
+    words = name, operation(model, name), times(output), shapes
+    cells.append((*words, count(own), 2 * macs))
   title = f'one image of {shape[0]} x {shape[1]} pixels'
   columns = ('layer', 'operation', 'output', 'shapes', 'parameters')
   page.show_table(page.Table(title, (*columns, 'forward FLOP'), cells))
@@ -83,15 +82,11 @@ def layer_table(model, image_shape):
   names = []
 
   def run(key, images):
-    variables = model.init(key, images)
-    _, seen = model.apply(
-      variables, images, capture_intermediates=True, mutable=['intermediates']
-    )
-    outputs = seen['intermediates']
-    outputs.pop('__call__')
+    made = model.init(key, images, mutable=True, capture_intermediates=True)
+    made['intermediates'].pop('__call__')
     # In order of execution, which the result of a traced function has not.
-    names[:] = outputs
-    return variables['params'], outputs
+    names[:] = made['intermediates']
+    return made['params'], made['intermediates']
 
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   params, outputs = jax.eval_shape(run, jax.random.key(0), images)
@@ -107,23 +102,20 @@ def layer_table(model, image_shape):
 
 def operation(model, name: str) -> str:
   """Describes a layer of an `AlexNet` by the fields of the network."""
-  kind = name.rstrip('0123456789')
+  kind, groups = name.rstrip('0123456789'), 1
+  words = 'batch norm' if kind.endswith('norm') else 'dense'
   if kind == 'conv':
     index = int(name.removeprefix(kind)) - 1
     size, padding = model.kernels[index], model.paddings[index]
     if not isinstance(padding, str | int):  # before and after
       padding = ' and '.join(map(str, dict.fromkeys(padding)))
     words = f'{size} x {size}, stride {model.strides[index]}, padding {padding}'
-    return words + _groups(model.groups[index])
-  if kind == 'pool':
+    groups = model.groups[index]
+  elif kind == 'pool':
     size = model.pool_size
-    return f'largest of {size} x {size}, stride {model.pool_stride}'
-  if kind == 'lrn':
-    return f'over {model.lrn_size} channels' + _groups(model.lrn_groups)
-  if kind == 'spatial':
-    return f'over {model.spatial_size} x {model.spatial_size}'
-  return 'batch norm' if kind.endswith('norm') else 'dense'
-
-
-def _groups(number):
-  return f', {number} groups' if number > 1 else ''
+    words = f'largest of {size} x {size}, stride {model.pool_stride}'
+  elif kind == 'lrn':
+    words, groups = f'over {model.lrn_size} channels', model.lrn_groups
+  elif kind == 'spatial':
+    words = f'over {model.spatial_size} x {model.spatial_size}'
+  return words + f', {groups} groups' * (groups > 1)

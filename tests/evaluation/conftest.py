@@ -1,7 +1,10 @@
 """For commands that are called in the process of the tests."""
 
+import json
 import signal
 
+import numpy as np
+import PIL.Image
 import pytest
 
 # For `commands.write_recipe`. Most of a tiny run is compilation: less of that.
@@ -27,6 +30,31 @@ _SMALL = {
 def small():
   """Changes for `commands.write_recipe`."""
   return dict(_SMALL)
+
+
+@pytest.fixture
+def call(capsys):
+  """Calls a command; (exit code, result of --json or None, errors)."""
+
+  def function(command, *arguments):
+    capsys.readouterr()
+    code = command.main([*map(str, arguments), '--json'])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]) if out else None, err
+
+  return function
+
+
+@pytest.fixture
+def images(tmp_path):
+  """A folder of noise: two classes of ten images."""
+  rng = np.random.default_rng(0)
+  for number in range(20):
+    path = tmp_path / 'images' / 'ab'[number % 2] / f'{number}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+  return tmp_path / 'images'
 
 
 @pytest.fixture(autouse=True)

@@ -1,21 +1,14 @@
 """Center crops, ten crops and ensembles of whole runs, by the commands."""
 
-import json
-
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import validation
-from alexnet_jax.cli import Console
-from alexnet_jax.data.prepare import __main__ as prepare
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import report
 from alexnet_jax.training import build
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
 from alexnet_jax.training import measure
 from tests.system import commands
 
@@ -23,10 +16,8 @@ from tests.system import commands
 def train(folder, name='run', **changes):
   """A few steps of a small network; the run's folder."""
   recipe = commands.write_recipe(folder, **{'num_steps': 10, **changes})
-  config = validation.load_config([f'--config={recipe}'])
-  workdir = str(folder / name)
-  loop.train_and_evaluate(config, workdir, guards.StopSignal(), Console())
-  return workdir
+  commands.train_here(recipe, folder / name)
+  return str(folder / name)
 
 
 @pytest.fixture(scope='module')
@@ -40,30 +31,17 @@ def runs(small, tmp_path_factory):
   ]
 
 
-@pytest.fixture(scope='module')
-def photographs(tmp_path_factory):
-  """Of many sizes, 13 of 3 classes for validation; also as a raw set."""
-  folder = tmp_path_factory.mktemp('photographs')
+def write_photographs(folder):
+  """Of many sizes, 13 of 3 classes for validation."""
   rng = np.random.default_rng(0)
   for number in range(37):
     split = 'val' if number < 13 else 'train'
-    path = folder / 'folder' / split / f'class_{number % 3}' / f'{number}.jpg'
+    path = folder / split / f'class_{number % 3}' / f'{number}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
     patches = rng.integers(0, 256, (5, 6, 3), np.uint8)
     size = tuple(int(side) for side in rng.integers(30, 90, 2))
     smooth = PIL.Image.fromarray(patches).resize(size, PIL.Image.BICUBIC)
     smooth.save(path, quality=95)
-  raw = ['raw', '--source', 'folder', '--path', str(folder / 'folder')]
-  assert prepare.main([*raw, '--out', str(folder / 'raw'), '--size', '28']) == 0
-  return folder
-
-
-def result(capsys, command, *arguments):
-  """(result of --json, errors) of a command."""
-  capsys.readouterr()
-  assert command.main([*arguments, '--json']) == 0
-  out, err = capsys.readouterr()
-  return json.loads(out.splitlines()[-1]), err
 
 
 def probabilities(workdir, num_crops):
@@ -103,69 +81,62 @@ def check(values, mean, labels):
   assert found == pytest.approx(wanted, rel=1e-5)
 
 
-def test_evaluate_equals_a_loop(runs, capsys):
-  values, _ = result(capsys, evaluate, '--workdir', runs[0])
-  check(values, *probabilities(runs[0], 1))
-  assert values['examples'] == 15
-  assert values['crops'] == 1
-  assert values['images_per_second'] > 0
-
-
 @pytest.mark.parametrize(
-  ('source', 'norm', 'parallel'),
+  ('norm', 'parallel'),
   [
-    ('folder', 'batch', 'pmap'),
-    pytest.param('raw', 'lrn', 'shard_map', marks=pytest.mark.slow),
+    ('batch', 'pmap'),
+    pytest.param('lrn', 'shard_map', marks=pytest.mark.slow),
   ],
 )
-def test_ten_crops_equal_a_plain_loop(
-  source, norm, parallel, small, photographs, tmp_path, capsys
-):
+def test_ten_crops_equal_a_plain_loop(norm, parallel, small, tmp_path, call):
+  write_photographs(tmp_path / 'photographs')
   changes = {
     **small,
-    'data__source': source,
-    'data__path': str(photographs / source),
+    'data__source': 'folder',
+    'data__path': str(tmp_path / 'photographs'),
     'data__mean': 'image',
     'model__norm': norm,
     'model__norm_layers': (1,),
     'global_batch_size': 12,  # does not divide 13
   }
   workdir = train(tmp_path, parallel=parallel, **changes)
-  values, err = result(capsys, evaluate, '--workdir', workdir, '--crops', '10')
+  _, values, err = call(evaluate, '--workdir', workdir, '--crops', '10')
   assert 'warning' not in err
   shares, labels = probabilities(workdir, 10)
   assert len(labels) == values['examples'] == 13
+  assert values['images_per_second'] > 0
   check(values, shares, labels)
   # Neither the center alone nor the corners give these numbers.
   center, _ = probabilities(workdir, 1)
   assert np.abs(center - shares).max() > 1e-3
 
 
-def test_what_ten_crops_are_not_good_for_is_said(small, tmp_path, capsys):
+def test_what_ten_crops_are_not_good_for_is_said(small, tmp_path, call):
   changes = {'data__crop_size': 28, 'data__random_flip': False}
   workdir = train(tmp_path, **{**small, **changes, 'num_steps': 1})
-  one, two = ('--workdir', workdir, '--crops'), (workdir, workdir, '--crops')
-  _, err = result(capsys, evaluate, *one, 'center')
+  _, _, err = call(evaluate, '--workdir', workdir, '--crops', 'center')
   assert 'warning' not in err
-  for command, words in ((evaluate, one), (ensemble, two)):
-    _, err = result(capsys, command, *words, '10')
+  for command, run in (
+    (evaluate, ('--workdir', workdir)),
+    (ensemble, (workdir, workdir)),
+  ):
+    _, _, err = call(command, *run, '--crops', '10')
     assert f'{workdir}: half of the ten crops are mirrored' in err
     assert f'{workdir}: the ten crops are two' in err
 
 
 @pytest.mark.parametrize('command', [evaluate, ensemble, report])
-def test_measuring_shows_how_far_it_is(runs, capsys, monkeypatch, command):
+def test_measuring_shows_how_far_it_is(runs, call, monkeypatch, command):
   """Without a terminal by a line now and then."""
   monkeypatch.setattr(evaluate, '_LINE_SECONDS', 1e-9)
   arguments = runs if command is ensemble else ['--workdir', runs[0]]
-  _, err = result(capsys, command, *arguments)
+  _, _, err = call(command, *arguments)
   assert 'evaluation: 8 of 15 images' in err
 
 
-@pytest.mark.parametrize('num_crops', ['center', '10'])
-def test_an_ensemble_averages_probabilities(runs, capsys, num_crops):
-  values, _ = result(capsys, ensemble, *runs, '--crops', num_crops)
-  count = 10 if num_crops == '10' else 1
+@pytest.mark.parametrize(('crops', 'count'), [('center', 1), ('10', 10)])
+def test_an_ensemble_averages_probabilities(runs, call, crops, count):
+  _, values, _ = call(ensemble, *runs, '--crops', crops)
   each = [probabilities(workdir, count) for workdir in runs]
   labels = each[0][1]
   check(values, (each[0][0] + each[1][0]) / 2, labels)
@@ -177,30 +148,27 @@ def test_an_ensemble_averages_probabilities(runs, capsys, num_crops):
   assert len(losses) == 3
 
 
-def test_checkpoints_of_one_run_are_members(runs, capsys):
-  members = [f'{runs[0]}:10', f'{runs[0]}:final']
-  values, _ = result(capsys, ensemble, '--workdirs', *members)
+def test_checkpoints_of_one_run_are_members(small, tmp_path, call):
+  """Also of a folder whose name has a colon."""
+  run = train(tmp_path, 'a:b', **small)
+  _, values, _ = call(ensemble, '--workdirs', f'{run}:10', run)
   first, second = values['members']
   assert first == second
   assert values['eval/loss'] == pytest.approx(first['eval/loss'], rel=1e-6)
 
 
-def test_members_must_be_measured_on_the_same(runs, small, tmp_path, capsys):
+def test_members_must_be_measured_on_the_same(runs, small, tmp_path, call):
   other = train(tmp_path, **{**small, 'data__synthetic_classes': 4})
-  capsys.readouterr()
   for members, message in (
     ([runs[0], other], f'the classes of {other} are not those'),
-    ([runs[0]], 'there is one network'),
-    ([], 'there is no network'),
+    ([runs[0]], 'together: 1;'),
+    ([], 'together: 0;'),
     ([runs[0], f'{runs[1]}:7'], "checkpoint '7' is not in"),
     ([runs[0], str(tmp_path / 'none')], 'is not the folder of a run'),
   ):
-    assert ensemble.main(members) == 2
-    err = capsys.readouterr().err
-    assert message in err
+    code, _, err = call(ensemble, *members)
+    assert (code, message in err) == (2, True)
     assert 'top-1' not in err  # before anything is measured
-  with pytest.raises(SystemExit):
-    ensemble.main([*runs, '--crops', '5'])
 
 
 def test_ties_and_certainty_rank_as_in_training():
@@ -212,12 +180,3 @@ def test_ties_and_certainty_rank_as_in_training():
   assert values['eval/loss'] == pytest.approx(
     -(np.log(0.5) + np.log(0.5) + np.log(least)) / 3
   )
-
-
-def test_names_of_members(tmp_path):
-  odd = tmp_path / 'a:b'
-  odd.mkdir()
-  assert ensemble.split_member('runs/a') == ('runs/a', 'final')
-  assert ensemble.split_member('runs/a:best') == ('runs/a', 'best')
-  assert ensemble.split_member(str(odd)) == (str(odd), 'final')
-  assert ensemble.split_member(f'{odd}:7') == (str(odd), '7')
