@@ -1,4 +1,4 @@
-"""Whole-file writes, reads, folder locks, and the differences of two dicts."""
+"""Paths, whole-file writes, reads, folder locks, differences of two dicts."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -30,17 +30,43 @@ _TRANSIENT_TEXTS += ['DEADLINE_EXCEEDED', "can't start new thread"]
 _kept_open: set[str] = set()
 
 
+def local_path(text: str) -> str:
+  """Returns a path that a user gave, with ~ as the home.
+
+  Raises:
+    UserError: if it is an address, such as gs://bucket/run.
+  """
+  if '://' in text:
+    raise UserError(
+      f'{text} is no path of this machine; mount it, and give its path'
+    )
+  return os.path.expanduser(text)
+
+
+def absolute_path(text: str) -> str:
+  """Returns `local_path` from the root on; '' stays."""
+  return str(pathlib.Path(local_path(text)).absolute()) if text else ''
+
+
+def refuse_unusable(folder: str | os.PathLike) -> None:
+  """Raises UserError if no file can be made in a folder, or for it."""
+  path = pathlib.Path(folder).absolute()
+  there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+  try:
+    tempfile.TemporaryFile(dir=there).close()
+  except OSError as error:
+    raise UserError(
+      f'{folder} cannot be used: {there}: {error.strerror}; name another folder'
+    ) from error
+
+
 @contextlib.contextmanager
 def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives the path of a temporary file, which takes the place of `path`.
 
-  Neither a full disk nor a kill or a power cut leaves half a file there, and
-  two writers never write into one temporary file. Where the block raises, what
-  was there before stays, and the temporary file is removed.
-
-  Args:
-    path: of the file. A link is replaced by the file, not followed. Anything
-      that is no plain file, such as /dev/stdout, is given back itself.
+  Neither a full disk nor a kill or a power cut leaves half a file there. Where
+  the block raises, what was there before stays. A link is replaced by the file,
+  not followed; what is no plain file, such as /dev/stdout, is given itself.
   """
   path = pathlib.Path(path)
   if path.exists() and not path.is_file():
@@ -52,7 +78,8 @@ def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   os.close(handle)
   temporary = pathlib.Path(name)
   try:
-    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0o600
+    os.umask(mask := os.umask(0))
+    os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0o600
     yield temporary
     _sync(temporary)  # or the name could reach the disk before the content
     temporary.replace(path)
@@ -60,12 +87,6 @@ def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-
-
-def _umask():
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
 
 
 def sync_folder(folder: pathlib.Path) -> None:
@@ -89,15 +110,9 @@ def _sync(path):
 def write_csv(
   path: str | os.PathLike,
   rows: Iterable[Sequence],
-  *,
   errors: str = 'backslashreplace',
 ) -> None:
-  """Writes a table as CSV; see `replaced_file`.
-
-  Args:
-    errors: see `open`. Names of files in another encoding have characters that
-      UTF-8 has not.
-  """
+  """Writes a table as CSV; `errors` is for names that are no UTF-8."""
   with (
     replaced_file(path) as temporary,
     temporary.open('w', newline='', encoding='utf-8', errors=errors) as file,
@@ -222,11 +237,9 @@ def read_at(path: str, size: int, offset: int = 0) -> bytes:
   """
   file = os.open(path, os.O_RDONLY)
   try:
-    content = os.pread(file, size, offset)
-    while 0 < len(content) < size:  # at the end, or a slow file system
+    content = more = os.pread(file, size, offset)
+    while more and len(content) < size:  # at the end, or a slow file system
       more = os.pread(file, size - len(content), offset + len(content))
-      if not more:
-        break
       content += more
   finally:
     os.close(file)
@@ -260,12 +273,11 @@ def read_json(path: pathlib.Path, shape: object) -> dict:
   """Reads a JSON file of a known shape.
 
   Args:
-    path: of the file.
     shape: a type or tuple of types; a list [shape of every item]; or a dict
       {key: shape} of the keys that must be there, {str: shape} of any keys.
 
   Raises:
-    UserError: if it is no JSON, or the first value that has another shape.
+    UserError: if it is no JSON, naming the first value of another shape.
     FileNotFoundError: if there is none.
   """
   try:

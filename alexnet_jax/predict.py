@@ -14,6 +14,7 @@ import sys
 
 from alexnet_jax import cli
 from alexnet_jax import errors
+from alexnet_jax import files
 
 _DESCRIPTION = """\
 Gives the best classes of images, as the network of a run sees them. It needs
@@ -36,29 +37,15 @@ def main(argv=None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add(
-    'paths',
-    nargs='+',
-    metavar='PATH',
-    help='an image, or a folder with images in it or below',
-  )
+  text = 'an image, or a folder with images in it or below'
+  add('paths', nargs='+', type=cli.path, metavar='PATH', help=text)
   cli.add_run(parser)
   add('--top', type=int, default=5, help='number of classes (default: 5)')
-  add(
-    '--csv',
-    type=cli.path,
-    default='',
-    metavar='FILE',
-    help='writes a table: the file, then class and probability by rank',
-  )
-  add(
-    '--grid',
-    type=cli.path,
-    default='',
-    metavar='FILE.png',
-    help=f'draws the first {MOST_IN_GRID} images, as the network sees them,'
-    ' with their best class',
-  )
+  text = 'writes a table: the file, then class and probability by rank'
+  add('--csv', type=cli.path, default='', metavar='FILE', help=text)
+  text = f'draws the first {MOST_IN_GRID} images, as the network sees them,'
+  text += ' with their best class'
+  add('--grid', type=cli.path, default='', metavar='FILE.png', help=text)
   cli.add_json(parser)
   arguments = parser.parse_args(argv)
   return cli.run(
@@ -124,8 +111,8 @@ def predict(
 ) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
   """Classifies image files.
 
-  Batches are as large as in training, or smaller where there are fewer files;
-  then probabilities may differ from those of a full batch in the last bits.
+  Batches are smaller than in training where there are fewer files; then
+  probabilities may differ from those of a full batch in the last bits.
 
   Args:
     run: see `measure.load_network`, whose `top` is the number of classes.
@@ -155,7 +142,7 @@ def predict(
   def keep(batch):  # copies the first images
     if len(images) < num_images:
       seen = batch['image'][batch['mask']]
-      images.extend(list(seen[: num_images - len(images)]))
+      images.extend(seen[: num_images - len(images)])
 
   try:
     found = evaluate.measure_all(
@@ -166,10 +153,7 @@ def predict(
       return [[] for _ in paths], loader.unreadable, []
     raise
   answers = [
-    [
-      (run.class_names[label], float(probability))
-      for label, probability in zip(*best, strict=True)
-    ]
+    [(run.class_names[i], float(p)) for i, p in zip(*best, strict=True)]
     if counts
     else []
     for counts, *best in zip(
@@ -195,12 +179,7 @@ def _draw(path, images, best):
 
 
 def _write_csv(path, paths, answers):
-  """Writes a row for each file: its name, then class and probability by rank.
-
-  Files that cannot be read have a row with their name only.
-  """
-  from alexnet_jax import files
-
+  """Writes a row for each file; of those not read it has the name only."""
   ranks = range(1, max(map(len, answers)) + 1)
   columns = ((f'class_{rank}', f'probability_{rank}') for rank in ranks)
   rows = [['file', *itertools.chain(*columns)]]

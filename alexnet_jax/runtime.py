@@ -12,9 +12,8 @@ any convolution's backward pass and are waited for at the update. On one device
 they change nothing.
 """
 
-from collections.abc import Iterable
 from collections.abc import Mapping
-import functools
+import contextlib
 import hashlib
 import importlib.util
 import mmap
@@ -29,7 +28,6 @@ _PLUGINS = ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')
 _PLATFORMS = ('cuda', 'gpu')
 # Where Linux shows NVIDIA's driver; the last one under WSL.
 _DEVICES = ('/dev/nvidiactl', '/dev/nvidia0', '/dev/dxg')
-
 
 FLAGS = {
   # The scheduler puts work between the start and the end of an all-reduce; on
@@ -61,7 +59,10 @@ def xla_flags(environ: Mapping[str, str]) -> dict[str, str]:
   without a GPU, without JAX's plugin for it, or where XLA_FLAGS names a file.
   """
   given = environ.get('XLA_FLAGS', '').strip()
-  if not wants_gpu(environ) or (given and not given.startswith('-')):
+  platforms = environ.get('JAX_PLATFORMS', '')
+  wants_gpu = not platforms or set(_PLATFORMS) & set(platforms.split(','))
+  has_gpu = any(map(os.path.exists, _DEVICES)) and plugin_libraries()
+  if not (wants_gpu and has_gpu) or (given and not given.startswith('-')):
     return {}
   added = [flag_text(*flag) for flag in compiler_options(environ).items()]
   return {'XLA_FLAGS': ' '.join(filter(None, [given, *added]))} if added else {}
@@ -73,12 +74,15 @@ def compiler_options(environ: Mapping[str, str]) -> dict[str, bool | int]:
   They are options of `jax.stages.Lowered.compile` as well.
   """
   given = environ.get('XLA_FLAGS', '').split()
-  names = {part.lstrip('-').partition('=')[0] for part in given}
-  libraries = [
-    *plugin_libraries(),
-    *(p for f in _folders('jaxlib') for p in f.glob('libjax_common*')),
-  ]
-  known = _known(tuple(libraries), tuple(FLAGS.keys() - names))
+  known = FLAGS.keys() - {part.lstrip('-').partition('=')[0] for part in given}
+  common = [p for f in _folders('jaxlib') for p in f.glob('libjax_common*')]
+  for library in (*plugin_libraries(), *common):
+    with (
+      library.open('rb') as file,
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+      # With the end of the string: a longer name is another flag.
+      known = {n for n in known if content.find(n.encode() + b'\0') >= 0}
   return {name: value for name, value in FLAGS.items() if name in known}
 
 
@@ -90,30 +94,6 @@ def plugin_libraries() -> list[pathlib.Path]:
     for folder in _folders(plugin)
     for library in sorted(folder.glob('xla_cuda_plugin*'))
   ]
-
-
-def wants_gpu(environ: Mapping[str, str]) -> bool:
-  """Returns True if JAX is going to use an NVIDIA GPU; does not import JAX."""
-  platforms = environ.get('JAX_PLATFORMS', '')
-  if platforms and not set(_PLATFORMS) & set(platforms.split(',')):
-    return False
-  return any(pathlib.Path(path).exists() for path in _DEVICES) and bool(
-    plugin_libraries()
-  )
-
-
-@functools.cache
-def _known(libraries, names: Iterable[str]) -> frozenset[str]:
-  """Returns the names that are in all libraries."""
-  found = set(names)
-  for library in libraries:
-    with (
-      library.open('rb') as file,
-      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-      # With the end of the string: a longer name is another flag.
-      found = {n for n in found if content.find(n.encode() + b'\0') >= 0}
-  return frozenset(found)
 
 
 def _folders(package) -> list[pathlib.Path]:
@@ -187,11 +167,8 @@ def programs_folder() -> pathlib.Path:
 
 def _machine():
   kind = [platform.machine(), platform.processor()]
-  cpuinfo = pathlib.Path('/proc/cpuinfo')  # on Linux
-  if cpuinfo.exists():
-    kind += [
-      line
-      for line in cpuinfo.read_text().split('\n\n')[0].splitlines()
-      if line.startswith(('model name', 'flags', 'Features'))
-    ]
+  with contextlib.suppress(OSError):  # it is Linux that has the file
+    lines = pathlib.Path('/proc/cpuinfo').read_text().partition('\n\n')[0]
+    names = ('model name', 'flags', 'Features')
+    kind += [line for line in lines.splitlines() if line.startswith(names)]
   return hashlib.sha256('\n'.join(kind).encode()).hexdigest()[:12]

@@ -133,8 +133,8 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
       ],
       r"\(2, 'conv2/\*', 0.1\); it takes",
     ),
-    (['num_steps=5'], 'num_epochs = .* and config.num_steps = 5'),
-    (['num_epochs=0'], 'num_epochs is 0.0 and config.num_steps 0; set one'),
+    (['num_steps=5'], 'num_epochs is .* and config.num_steps is 5; leave one'),
+    (['num_epochs=0'], 'num_epochs is 0.0 and config.num_steps is 0; set one'),
     (['schedule.name=step'], 'set one of them, as config.schedule.name is'),
     (
       ['schedule.name=step', 'schedule.drop_epochs=(2,1)'],
@@ -370,6 +370,7 @@ def test_a_missing_recipe_is_named():
     ('config.seed = "a"; return config', 'TypeError: .*seed'),
     ('raise ValueError("no such photographs")', 'recipe.py: no such photo'),
     ('config.data.path = "x"; return config', 'data.path is .* no effect'),
+    ('raise SystemExit(3)', 'line 4: it ended the program itself .*: 3'),
   ],
 )
 def test_a_recipe_that_is_wrong(tmp_path, body, message):

@@ -26,10 +26,6 @@ class Picture:
   alt: str
   caption: str = ''
 
-  @property
-  def uri(self) -> str:
-    return f'data:image/png;base64,{base64.b64encode(self.png).decode()}'
-
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -69,6 +65,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
+  environment.filters['base64'] = lambda png: base64.b64encode(png).decode()
   environment.filters['shown'] = shown
   environment.tests['numeric'] = lambda cell: not isinstance(cell, str)
   template = importlib.resources.files(__package__).joinpath('page.html.jinja')
@@ -85,7 +82,7 @@ def shown(cell: str | int | float) -> str:
 
 
 def write(path: pathlib.Path, html: str) -> None:
-  """Writes the page; see `files.replaced_file`."""
+  """Writes the page."""
   # Names of files in another encoding have characters that UTF-8 has not.
   content = html.encode(errors='backslashreplace')
   with files.replaced_file(path) as temporary:

@@ -98,7 +98,7 @@ def _make_parser():
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add('file', metavar='FILE', help='the weights')
+  add('file', type=cli.path, metavar='FILE', help='the weights')
   kinds = 'torchvision', 'torch', 'caffe', 'keras'
   add('--from', dest='kind', required=True, choices=kinds)
   add(
@@ -109,7 +109,8 @@ def _make_parser():
     help='a new folder',
   )
   for name, metavar, default, text in _OPTIONS:
-    kind = type(default)
+    is_path = metavar.startswith(('FILE', 'DIR'))
+    kind = cli.path if is_path else type(default)
     add(f'--{name}', type=kind, default=default, metavar=metavar, help=text)
   cli.add_json(parser)
   return parser
@@ -203,7 +204,7 @@ def _check_options(arguments):
       ' 1e-5'
     )
   data = arguments.data_path
-  if data and not pathlib.Path(data).expanduser().is_dir():
+  if data and not pathlib.Path(data).is_dir():
     raise UserError(
       f'--data_path: there is no folder {data}; give the one of the data, or'
       ' leave it out and give it to `evaluate`'

@@ -89,6 +89,7 @@ def _add_tfds(parser):
   parser.add_argument(
     '--manual_dir',
     default='',
+    type=cli.path,
     metavar='DIR',
     help='folder of what TFDS cannot download: for imagenet2012'
     f' {tfds.TRAIN_TAR} and {tfds.VALIDATION_TAR}',
@@ -96,6 +97,7 @@ def _add_tfds(parser):
   parser.add_argument(
     '--data_dir',
     default='',
+    type=cli.path,
     metavar='DIR',
     help='where TFDS keeps its sets (default: TFDS_DATA_DIR or'
     ' ~/tensorflow_datasets)',
@@ -144,6 +146,7 @@ def _add_resize(parser):
 def _add_check(parser):
   parser.add_argument(
     'path',
+    type=cli.path,
     metavar='PATH',
     help='a folder of images, tar or parquet shards, a raw set, a data_dir of'
     " TFDS or the folder of ImageNet's tars",
