@@ -264,12 +264,16 @@ class Console:
     self._is_terminal = self._stream.isatty()
     self._rich = rich.console.Console(
       file=self._stream,
-      width=None if self._is_terminal else 100,
+      width=None if self._is_terminal else 120,
       highlight=False,
       markup=False,  # paths, patterns and class names mean what they say
       emoji=False,
     )
     self._bar = None
+
+  def print(self, renderable) -> None:
+    """Prints anything that rich can show."""
+    self._rich.print(renderable)
 
   def table(self, title: str, rows: dict[str, str]) -> None:
     """Prints two columns, names and values, below a title."""
@@ -280,7 +284,7 @@ class Console:
     )
     for name, value in rows.items():
       table.add_row(name, value)
-    self._rich.print(table)
+    self.print(table)
 
   def line(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""

@@ -29,8 +29,8 @@ Not as there: it cut and mirrored 32 images alike, here each is cut by itself.
 
 What to expect: 59.336 % top-1 and 81.790 % top-5 with ten crops, by the file.
 Not measured here, for want of ImageNet and a GPU. A trial of this
-initialization in one tower, on 1,504 photographs (see configs/imagenet.py), had
-a loss that was not a number at step 8, and so ended.
+initialization in one tower had a loss that was not a number at step 8 (see
+configs/imagenet.py).
 """
 
 from alexnet_jax.config import make_config
@@ -40,10 +40,7 @@ from alexnet_jax.models import variants
 def get_config():
   config = make_config()
   config.num_epochs = 91.0
-  config.global_batch_size = 128
-
   config.data.source = 'tfds'
-  config.data.tfds_name = 'imagenet2012'
   config.data.mean = 'image'
   config.data.pca_lighting = 0.1
   config.data.pca_lighting_unit = 'deviation'
@@ -53,9 +50,7 @@ def get_config():
   config.model.update(variants.fields('alexnet_source_release'))
   config.model.num_classes = 1000
 
-  config.optimizer.learning_rate = 0.01
   config.optimizer.update_rule = 'paper'
-  config.optimizer.weight_decay = 5e-4
   config.optimizer.decay = 'kernels'
   config.optimizer.bias_lr_multiplier = 2.0
   config.schedule.name = 'recorded'

@@ -10,8 +10,8 @@ import dataclasses
 import importlib.resources
 import pathlib
 import re
-import sys
 
+from alexnet_jax import cli
 from alexnet_jax import files
 
 # In a name of a class they would steer the terminal; a line may break.
@@ -91,7 +91,6 @@ def write(path: pathlib.Path, html: str) -> None:
 
 def show_table(table: Table) -> None:
   """Prints a table on standard error, its numbers as on a page."""
-  import rich.console
   import rich.table
 
   printed = rich.table.Table(title=table.title, title_justify='left')
@@ -101,10 +100,4 @@ def show_table(table: Table) -> None:
     printed.add_column(name, justify=justify, overflow='fold')
   for row in table.rows:
     printed.add_row(*(_CONTROL.sub('�', shown(cell)) for cell in row))
-  rich.console.Console(
-    stderr=True,
-    width=None if sys.stderr.isatty() else 120,
-    highlight=False,
-    markup=False,  # names of classes mean what they say, [red] and :cat:
-    emoji=False,
-  ).print(printed)
+  cli.Console().print(printed)

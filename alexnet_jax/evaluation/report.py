@@ -16,7 +16,6 @@ from alexnet_jax import cli
 REPORT_FOLDER = 'report'
 PAGE = 'index.html'
 _MOST_LISTED = 30  # classes that the terminal lists one and all
-_BEST_AND_WORST = 10  # classes of each that it lists of more
 
 
 def write(
@@ -120,12 +119,12 @@ def show(result: dict) -> None:
       file=sys.stderr,
     )
     page.show_table(sections.averages_table(values))
-    title, classes, few = 'Every class', result['classes'], _BEST_AND_WORST
+    title, classes = 'Every class', result['classes']
     if len(classes) > _MOST_LISTED:
       seen = [row for row in classes if row['support']]
       classes = sorted(seen, key=lambda row: -row['f1'])
-      classes = classes[:few] + classes[few:][-few:]
-      title = f'The {few} best and the {few} worst classes that have images'
+      classes = classes[:10] + classes[10:][-10:]
+      title = 'The 10 best and the 10 worst classes that have images'
     page.show_table(sections.classes_table(title, classes))
   for note in result['notes']:
     print(f'NOTE: {note}', file=sys.stderr)
