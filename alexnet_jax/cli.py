@@ -180,17 +180,12 @@ def path(text: str) -> str:
     raise argparse.ArgumentTypeError(error) from error
 
 
-def add_workdirs(
-  parser: argparse.ArgumentParser, metavar: str, text: str
-) -> None:
+def add_workdirs(parser, metavar: str, text: str) -> None:
   """Adds the folders of several runs, as arguments or after --workdirs."""
-  for name, more in (
-    ('workdirs', {'nargs': '*', 'default': argparse.SUPPRESS, 'help': text}),
-    ('--workdirs', {'nargs': '+', 'default': [], 'help': argparse.SUPPRESS}),
-  ):
-    parser.add_argument(
-      name, action='extend', type=path, metavar=metavar, **more
-    )
+  both = {'action': 'extend', 'type': path, 'metavar': metavar}
+  hidden = argparse.SUPPRESS
+  parser.add_argument('workdirs', nargs='*', default=hidden, help=text, **both)
+  parser.add_argument('--workdirs', nargs='+', default=[], help=hidden, **both)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -237,11 +232,8 @@ def _crops(text):
 
 def add_json(parser: argparse.ArgumentParser) -> None:
   """Adds --json; see `run`."""
-  parser.add_argument(
-    '--json',
-    action='store_true',
-    help='end standard output with one JSON object',
-  )
+  text = 'end standard output with one JSON object'
+  parser.add_argument('--json', action='store_true', help=text)
 
 
 class NullStream(io.TextIOBase):
@@ -279,11 +271,10 @@ class Console:
     """Prints two columns, names and values, below a title."""
     import rich.table
 
-    table = rich.table.Table(
-      title=title, show_header=False, title_justify='left'
-    )
-    for name, value in rows.items():
-      table.add_row(name, value)
+    style = {'show_header': False, 'title_justify': 'left'}
+    table = rich.table.Table(title=title, **style)
+    for row in rows.items():
+      table.add_row(*row)
     self.print(table)
 
   def line(self, text: str) -> None:

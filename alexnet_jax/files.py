@@ -129,10 +129,10 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
     UserError: with the message `busy`, if another process holds the lock.
   """
   path = folder / LOCK_FILE
+  # Not emptied, whatever it is; O_NOFOLLOW: a link may have come just now.
+  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
   while True:
     refuse_link(path)
-    # Not emptied, whatever it is; O_NOFOLLOW: a link may have come just now.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     file = os.fdopen(os.open(path, flags, 0o666), 'rb')
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

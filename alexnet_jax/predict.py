@@ -51,9 +51,7 @@ def main(argv=None) -> int:
   return cli.run(
     lambda: _work(arguments),
     json_output=arguments.json,
-    exit_code=lambda result: (
-      errors.EXIT_USER if result['unreadable'] else errors.EXIT_DONE
-    ),
+    exit_code=lambda result: errors.EXIT_USER if result['unreadable'] else 0,
   )
 
 
@@ -167,15 +165,14 @@ def _draw(path, images, best):
   """Draws the images in a square, with the class each is taken for."""
   from alexnet_jax.evaluation import figures
 
-  columns = math.ceil(math.sqrt(len(images)))
-  captions = [(name, f'{probability:.1%}') for name, probability in best]
-  figure = figures.draw_grid(images, columns, 120, captions[: len(images)])
+  count = len(images)
+  captions = [(name, f'{p:.1%}') for name, p in best[:count]]
+  columns = math.ceil(math.sqrt(count))
+  figure = figures.draw_grid(images, columns, 120, captions)
   figures.save(figure, pathlib.Path(path))
-  if len(best) > len(images):
-    print(
-      f'{path} has the first {len(images)} of {len(best)} images',
-      file=sys.stderr,
-    )
+  if len(best) > count:
+    text = f'{path} has the first {count} of {len(best)} images'
+    print(text, file=sys.stderr)
 
 
 def _write_csv(path, paths, answers):

@@ -138,10 +138,9 @@ def _parse_list(text):
 def unknown_key_message(key: str) -> str:
   """Returns the message for an unknown `config.key`, with the nearest key."""
   nearest = max(KEYS, key=lambda name: _similarity(key, name))
-  hint = f'; did you mean config.{nearest}?'
-  return f'there is no key config.{key}' + hint * (
-    _similarity(key, nearest) > 0.6
-  )
+  is_near = _similarity(key, nearest) > 0.6
+  hint = f'; did you mean config.{nearest}?' if is_near else ''
+  return f'there is no key config.{key}{hint}'
 
 
 def _similarity(key, name):
@@ -289,12 +288,12 @@ def _check_lr_multipliers(flat):
   last = 0
   for entry in entries:
     match entry:
-      case [epoch, str(), factor] if (
-        is_number(epoch) and is_number(factor) and last <= epoch and factor >= 0
-      ):
-        last = epoch
+      case [epoch, str(), factor] if is_number(epoch) and is_number(factor):
+        fits, last = last <= epoch and factor >= 0, epoch
       case _:
-        raise UserError(
-          f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
-          ' pattern, factor of the learning rate), in the order of the epochs'
-        )
+        fits = False
+    if not fits:
+      raise UserError(
+        f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
+        ' pattern, factor of the learning rate), in the order of the epochs'
+      )

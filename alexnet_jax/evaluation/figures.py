@@ -51,23 +51,16 @@ def shortened(name: str, length: int) -> str:
   return name if len(name) <= length else f'{name[: length - 1]}…'
 
 
-def panels(count: int, height: float = 3.6, columns: int | None = None):
-  """Returns a figure and its panels, in rows of some inches.
-
-  There is one row, or as many `columns` to each.
-  """
+def panels(count: int, height: float = 3.6):
+  """Returns a figure and its panels in a row, of some inches."""
   from matplotlib.figure import Figure
 
-  columns = min(count, columns or count)
-  rows = -(-count // columns)
-  figure = Figure(figsize=(11, rows * height), dpi=110, layout='constrained')
-  every = figure.subplots(rows, columns, squeeze=False).ravel()
+  figure = Figure(figsize=(11, height), dpi=110, layout='constrained')
+  every = figure.subplots(1, count, squeeze=False)[0]
   for axes in every:
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
-  for axes in every[count:]:
-    axes.remove()
-  return figure, every[:count]
+  return figure, every
 
 
 def rolling_losses(
@@ -101,48 +94,42 @@ def draw_step_losses(rows: list[dict]):
   steps, losses, means, deviations = rolling_losses(rows)
   figure, (left, right) = panels(2)
   left.plot(steps, losses, color=_GRAY, linewidth=0.5, label='loss of a step')
-  left.fill_between(
-    steps,
-    means - deviations,
-    means + deviations,
-    color=TRAINING,
-    alpha=0.2,
-    linewidth=0,
-  )
+  style = {'color': TRAINING, 'alpha': 0.2, 'linewidth': 0}
+  left.fill_between(steps, means - deviations, means + deviations, **style)
   label = f'mean of {WINDOW} steps, ± deviation'
   left.plot(steps, means, color=TRAINING, linewidth=1.5, label=label)
   left.set(xlabel='step', ylabel='training loss [nats]')
   left.legend()
   right.plot(steps, deviations, color=TRAINING, linewidth=1.2)
-  deviation = f'deviation of {WINDOW} steps [nats]'
-  right.set(xlabel='step', ylabel=deviation, ylim=(0, None))
+  label = f'deviation of {WINDOW} steps [nats]'
+  right.set(xlabel='step', ylabel=label, ylim=(0, None))
   return figure
 
 
 def learning_rate_drops(rows: list[dict]) -> list[int]:
   """Lists the steps of log points with a learning rate below half of before."""
-  points = [
-    (row['step'], _learning_rates(row))
-    for row in rows
-    if 'learning_rate' in row
-  ]
   return [
     step
-    for (_, before), (step, after) in itertools.pairwise(points)
+    for (_, before), (step, after) in itertools.pairwise(_learning_rates(rows))
     if any(after[key] < before.get(key, 0) / 2 for key in after)
   ]
 
 
-def _learning_rates(row):
-  """Returns {key: value} of each group of parameters, if there are several."""
-  groups = {k: v for k, v in row.items() if k.startswith('learning_rate/')}
-  return groups or {'learning_rate': row['learning_rate']}
+def _learning_rates(rows):
+  """Lists (step, {key: value}): of each group of parameters, or of all."""
+  return [
+    (
+      row['step'],
+      {k: v for k, v in row.items() if k.startswith('learning_rate/')}
+      or {'learning_rate': row['learning_rate']},
+    )
+    for row in rows
+    if 'learning_rate' in row
+  ]
 
 
-def draw_line(
-  axes, rows: list[dict], key: str, step_size: float = 1, **style
-) -> None:
-  """Draws a line through the rows that have a value of `key`, if there are any.
+def draw_line(axes, rows, key: str, step_size: float = 1, **style) -> None:
+  """Draws a line through the rows with a value of `key`, if there are any.
 
   A step is `step_size` of the horizontal axis.
   """
@@ -178,7 +165,7 @@ def _mark_drops(axes, rows):
 def draw_learning_rate(rows: list[dict]):
   """Draws the learning rates; logarithmic if one falls tenfold."""
   figure, (axes,) = panels(1, height=2.6)
-  points = [_learning_rates(row) for row in rows if 'learning_rate' in row]
+  points = [rates for _, rates in _learning_rates(rows)]
   keys = list(points[0]) if points else []
   for number, key in enumerate(keys):
     color = f'C{number}' if len(keys) > 1 else TRAINING
@@ -289,9 +276,8 @@ def draw_filters(kernel: np.ndarray):
   filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
   low = filters.min((1, 2, 3), keepdims=True)
   span = filters.max((1, 2, 3), keepdims=True) - low
-  scaled = np.divide(
-    filters - low, span, out=np.full_like(filters, 0.5), where=span > 0
-  )
+  gray = np.full_like(filters, 0.5)
+  scaled = np.divide(filters - low, span, out=gray, where=span > 0)
   return draw_grid(np.uint8(np.round(255 * scaled)), 16, 66)
 
 
@@ -361,11 +347,8 @@ def _tiles(images, tile):
   method = PIL.Image.Resampling.BOX
   if ratio >= 1:
     ratio, method = round(ratio), PIL.Image.Resampling.NEAREST
-  return [
-    np.asarray(
-      PIL.Image.fromarray(image).resize(
-        [max(1, round(n * ratio)) for n in image.shape[1::-1]], method
-      )
-    )
-    for image in images
-  ]
+  tiles = []
+  for image in images:
+    size = [max(1, round(n * ratio)) for n in image.shape[1::-1]]
+    tiles.append(np.asarray(PIL.Image.fromarray(image).resize(size, method)))
+  return tiles

@@ -29,12 +29,10 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table on a page or in the terminal.
+  """A table on a page or in the terminal; the first cell names a row.
 
-  Attributes:
-    rows: a str, int or float in each cell; the first cell names the row.
-    sortable: whether a click on a column's name sorts the rows.
-    folded: whether it is shown only after a click on its title.
+  On a page a click on a column's name sorts the rows if it is `sortable`, and a
+  click on its title shows it if it is `folded`.
   """
 
   title: str

@@ -118,8 +118,7 @@ def numbers(subject: MeasuredRun) -> dict:
 def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
   """Returns the measures of each class; its name is `class`; JSON."""
   measures = dataclasses.asdict(metrics.class_measures(confusion))
-  first = (*metrics.MEASURES, 'support')
-  keys = (*first, *(name for name in measures if name not in first))
+  keys = dict.fromkeys((*metrics.MEASURES, 'support', *measures))
   return [
     {'class': name} | {key: measures[key][i].item() for key in keys}
     for i, name in enumerate(class_names)
@@ -142,9 +141,8 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   color = build.stored_lighting(config, run.workdir)
   batch = next(build.make_train_iter(config, loader, 1, run.mesh, color))
   positions = order.batch_positions(0, config.global_batch_size)
-  indices = order.examples_at(
-    positions, loader.source.num_examples, config.seed
-  )
+  count = loader.source.num_examples
+  indices = order.examples_at(positions, count, config.seed)
   after = np.uint8(np.clip(np.round(preprocess.augment(batch)), 0, 255))
   return [
     (square[0], after[i], subject.name(square[1]), _change(batch, i))
@@ -393,12 +391,10 @@ def averages_table(values: dict) -> Table:
 
 def classes_table(title: str, rows: list[dict]) -> Table:
   """Makes the table of classes; see `class_rows`."""
-  return Table(
-    title,
-    ('class', 'precision', 'recall', 'F1', 'support', 'TP', 'FP', 'FN', 'TN'),
-    [tuple(row.values()) for row in rows],
-    sortable=True,
-  )
+  columns = ('class', 'precision', 'recall', 'F1', 'support')
+  columns += ('TP', 'FP', 'FN', 'TN')
+  cells = [tuple(row.values()) for row in rows]
+  return Table(title, columns, cells, sortable=True)
 
 
 def _classes(numbers, album):
@@ -410,8 +406,6 @@ def _classes(numbers, album):
     ' its images, and micro ones are top-1. TP, FP, FN and TN are true and'
     ' false positives and negatives. A click on a column sorts.'
   )
-  tables = [
-    averages_table(numbers['metrics']),
-    classes_table('Every class', classes),
-  ]
-  return Section('Classes', text, tables=tables)
+  averages = averages_table(numbers['metrics'])
+  every = classes_table('Every class', classes)
+  return Section('Classes', text, tables=[averages, every])
