@@ -22,9 +22,9 @@ LOCK_FILE = '.lock'
 _OPEN_FILES = '/proc/self/fd' if os.path.isdir('/proc/self/fd') else ''
 # Errors of the machine, or of a file system behind a network. Libraries and
 # threads give no number, only the text.
-_TRANSIENT_NAMES = 'ENOMEM EMFILE ENFILE EACCES EPERM EAGAIN EINTR ESTALE'
-_TRANSIENT_NAMES += ' ETIMEDOUT ENOTCONN'
-_TRANSIENT_ERRORS = {getattr(errno, n) for n in _TRANSIENT_NAMES.split()}
+_TRANSIENT_ERRORS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES}
+_TRANSIENT_ERRORS |= {errno.EPERM, errno.EAGAIN, errno.EINTR, errno.ESTALE}
+_TRANSIENT_ERRORS |= {errno.ETIMEDOUT, errno.ENOTCONN}
 _TRANSIENT_TEXTS = [*map(os.strerror, _TRANSIENT_ERRORS), 'RESOURCE_EXHAUSTED']
 _TRANSIENT_TEXTS += ['DEADLINE_EXCEEDED', "can't start new thread"]
 _kept_open: set[str] = set()
@@ -100,9 +100,16 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 def _sync(path):
   """Waits until a file, or the names in a folder, are on the disk."""
+  with _opened(path) as handle:
+    os.fsync(handle)
+
+
+@contextlib.contextmanager
+def _opened(path):
+  """Opens a file or folder as a number, to be read."""
   handle = os.open(path, os.O_RDONLY)
   try:
-    os.fsync(handle)
+    yield handle
   finally:
     os.close(handle)
 
@@ -160,28 +167,21 @@ def in_use(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     FileNotFoundError: if it was removed or renamed meanwhile.
   """
-  handle = os.open(folder, os.O_RDONLY)
-  try:
+  with _opened(folder) as handle:
     with contextlib.suppress(OSError):
       fcntl.flock(handle, fcntl.LOCK_SH)  # `is_in_use` holds it for a moment
     if not os.path.samestat(os.fstat(handle), os.stat(folder)):
       raise FileNotFoundError(errno.ENOENT, 'it is another now', str(folder))
     yield
-  finally:
-    os.close(handle)
 
 
 def is_in_use(folder: pathlib.Path) -> bool:
   """Returns True while `in_use` has the folder in any process."""
-  handle = os.open(folder, os.O_RDONLY)
-  try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return True
-  except OSError:
-    return False
-  finally:
-    os.close(handle)
+  with _opened(folder) as handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      return isinstance(error, BlockingIOError)
   return False
 
 
@@ -235,14 +235,11 @@ def read_at(path: str, size: int, offset: int = 0) -> bytes:
 
   It makes as few system calls as possible: each hands over the GIL.
   """
-  file = os.open(path, os.O_RDONLY)
-  try:
+  with _opened(path) as file:
     content = more = os.pread(file, size, offset)
     while more and len(content) < size:  # at the end, or a slow file system
       more = os.pread(file, size - len(content), offset + len(content))
       content += more
-  finally:
-    os.close(file)
   return content
 
 
@@ -296,6 +293,7 @@ def _misfit(value, shape, where):
   kind = type(shape) if isinstance(shape, dict | list) else shape
   if not isinstance(value, kind) or isinstance(value, bool):
     return f'{where} is {value!r:.80}'
+  parts = []
   if isinstance(shape, list):
     parts = [(f'{where}[{i}]', part, shape[0]) for i, part in enumerate(value)]
   elif isinstance(shape, dict):
@@ -306,7 +304,5 @@ def _misfit(value, shape, where):
       for wanted, inner in shape.items()
       for key in (value if wanted is str else [wanted])
     ]
-  else:
-    return ''
   found = (_misfit(part, inner, name) for name, part, inner in parts)
   return next(filter(None, found), '')

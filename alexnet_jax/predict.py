@@ -68,26 +68,23 @@ def _work(arguments):
   )
   num_images = MOST_IN_GRID if arguments.grid else 0
   answers, reasons, images = predict(run, paths, num_images)
-  result = {'predictions': [], 'unreadable': []}
+  predictions, unreadable = [], []
   for path, answer in zip(paths, answers, strict=True):
     if answer:
-      best = ', '.join(f'{name} {value:.4f}' for name, value in answer)
+      best = ', '.join(f'{name} {p:.4f}' for name, p in answer)
       print(f'{path}: {best}', file=sys.stderr)
       classes = [{'class': name, 'probability': p} for name, p in answer]
-      result['predictions'].append({'file': path, 'classes': classes})
+      predictions.append({'file': path, 'classes': classes})
     else:
-      result['unreadable'].append({'file': path, 'reason': reasons[path]})
-  if unreadable := len(result['unreadable']):
-    print(
-      f'error: {unreadable} of {len(paths)} files cannot be read; the warnings'
-      ' above name them',
-      file=sys.stderr,
-    )
+      unreadable.append({'file': path, 'reason': reasons[path]})
+  if unreadable:
+    text = f'error: {len(unreadable)} of {len(paths)} files cannot be read;'
+    print(f'{text} the warnings above name them', file=sys.stderr)
   if arguments.csv:
     _write_csv(arguments.csv, paths, answers)
   if images:
     _draw(arguments.grid, images, [answer[0] for answer in answers if answer])
-  return result
+  return {'predictions': predictions, 'unreadable': unreadable}
 
 
 def _check(arguments):
@@ -150,13 +147,12 @@ def predict(
     if loader.unreadable.keys() >= set(paths):
       return [[] for _ in paths], loader.unreadable, []
     raise
+  parts = found.counts, found.classes, found.probabilities
   answers = [
     [(run.class_names[i], float(p)) for i, p in zip(*best, strict=True)]
     if counts
     else []
-    for counts, *best in zip(
-      found.counts, found.classes, found.probabilities, strict=True
-    )
+    for counts, *best in zip(*parts, strict=True)
   ]
   return answers, loader.unreadable, images
 

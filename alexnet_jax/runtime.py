@@ -6,10 +6,9 @@ would read it; and none is given unless there is a GPU. Flags that the user has
 set in XLA_FLAGS stay. This module imports no jax.
 
 What they change was seen in programs compiled for eight GPUs, and never timed:
-without them the three all-reduces of the gradients come at the end, one after
-the other; with them those of the dense layers, 94 % of the bytes, start before
-any convolution's backward pass and are waited for at the update. On one device
-they change nothing.
+all-reduces of the dense layers' gradients, 94 % of the bytes, start before any
+convolution's backward pass and are waited for at the update, not one after the
+other at the end. On one device they change nothing.
 """
 
 from collections.abc import Mapping
@@ -34,15 +33,13 @@ FLAGS = {
   # by itself for an H100, not for an A100.
   'xla_gpu_enable_latency_hiding_scheduler': True,
   # The scheduler may have as many all-reduces under way; with one at a time the
-  # dense layers wait for the convolutions. NCCL runs them in the order of their
-  # starts.
+  # dense layers wait for the convolutions.
   'xla_gpu_experimental_parallel_collective_overlap_limit': 16,
   # An all-reduce starts as soon as its gradients are there.
   'xla_gpu_experimental_collective_start_as_early_as_possible': True,
   # All-reduces are combined up to this size (30 MB otherwise): the largest ones
   # stay alone and need no copy, the head does not wait for the convolutions,
-  # and these are reduced in parts, of which only the last one's time cannot be
-  # hidden.
+  # and only the last part of these cannot be hidden.
   'xla_gpu_all_reduce_combine_threshold_bytes': 4_000_000,
 }
 
@@ -88,12 +85,8 @@ def compiler_options(environ: Mapping[str, str]) -> dict[str, bool | int]:
 
 def plugin_libraries() -> list[pathlib.Path]:
   """Returns the installed libraries of XLA's compiler for CUDA."""
-  return [
-    library
-    for plugin in _PLUGINS
-    for folder in _folders(plugin)
-    for library in sorted(folder.glob('xla_cuda_plugin*'))
-  ]
+  folders = [folder for plugin in _PLUGINS for folder in _folders(plugin)]
+  return [file for f in folders for file in sorted(f.glob('xla_cuda_plugin*'))]
 
 
 def _folders(package) -> list[pathlib.Path]:
@@ -120,9 +113,9 @@ def configure() -> None:
   try:
     folder = programs_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+      return
   except (OSError, RuntimeError):  # no home, or one that is read-only
-    return
-  if not os.access(folder, os.W_OK):
     return
   os.environ[_CACHE_FOLDER] = str(folder)
   # A small network compiles many programs that take less than JAX's second.

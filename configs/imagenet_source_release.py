@@ -1,13 +1,11 @@
-r"""ImageNet as net 145 of the 2012 source release was really trained.
+"""ImageNet as net 145 of the 2012 source release was really trained.
 
     python -m alexnet_jax.main --config configs/imagenet_source_release.py
-    python -m alexnet_jax.evaluation.evaluate \
-      --workdir runs/imagenet_source_release --crops 10
 
-The Computer History Museum published the code with the definition of this net,
-its parameters and the log of its training as comments (layers/layers-145.cfg
-and layer-params-145.cfg). It is the paper's network but for what the paper does
-not say:
+and `evaluation.evaluate --crops 10`. The Computer History Museum published the
+code with the definition of this net, its parameters and the log of its training
+as comments (layers/layers-145.cfg and layer-params-145.cfg). It is the paper's
+network but for what the paper does not say:
 
 - The first normalization sits on the convolution itself; the ReLU comes after
   the pooling. After the second normalization there is another one, in space:
@@ -22,10 +20,9 @@ not say:
 
 The rate was changed by hand: weights 0.01; epoch 25: 0.001; 51: 1e-4; 67: the
 first convolution 1e-5, and no shift of the colors any more; 72: the first
-convolution stands still (its biases, too: the file ends with 0 there, and the
-log does not say since when); 79: the rest 1e-5; 91: stopped.
-
-Not as there: it cut and mirrored 32 images alike, here each is cut by itself.
+convolution stands still (its biases, too: the log does not say since when); 79:
+the rest 1e-5; 91: stopped. Not as there: it cut and mirrored 32 images alike,
+here each is cut by itself.
 
 What to expect: 59.336 % top-1 and 81.790 % top-5 with ten crops, by the file.
 Not measured here, for want of ImageNet and a GPU. A trial of this
