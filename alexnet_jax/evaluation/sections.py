@@ -212,60 +212,50 @@ def overview(numbers: dict, settings: dict, text: str) -> Section:
   return Section('Overview', text, shown, tables=tables)
 
 
-# (heading, key of the rows that have it, pictures: name, drawing, alt, caption)
+# (name, key of the rows that it needs, drawing, alt, caption)
 _CURVES = (
   (
-    'Loss of each step',
+    'step_losses',
     writers.STEP_LOSSES,
-    (
-      'step_losses',
-      figures.draw_step_losses,
-      'Training loss of each step with its rolling mean and deviation',
-      f'Mean and standard deviation of the last {figures.WINDOW} steps.',
-    ),
+    figures.draw_step_losses,
+    'Training loss of each step with its rolling mean and deviation',
+    f'Mean and standard deviation of the last {figures.WINDOW} steps.',
   ),
   (
-    'Training and validation',
+    'curves',
     'step',
-    (
-      'curves',
-      figures.draw_curves,
-      'Loss and top-1 of training and validation over the steps',
-      'Training values are means since the log point before, with dropout and'
-      ' augmentation; validation has neither. Dotted: the learning rate drops'
-      ' by more than half.',
-    ),
-    (
-      'learning_rate',
-      figures.draw_learning_rate,
-      'The learning rate over the steps',
-      '',
-    ),
+    figures.draw_curves,
+    'Loss and top-1 of training and validation over the steps',
+    'Training values are means since the log point before, with dropout and'
+    ' augmentation; validation has neither. Dotted: the learning rate drops by'
+    ' more than half.',
   ),
   (
-    'Speed',
+    'learning_rate',
+    'step',
+    figures.draw_learning_rate,
+    'The learning rate over the steps',
+    '',
+  ),
+  (
+    'speed',
     'images_per_second',
-    (
-      'speed',
-      figures.draw_speed,
-      'Images per second, and share of time waiting for data, over the steps',
-      'Training alone, without evaluation and saving. Where time is spent'
-      ' waiting for data, faster reading would train faster.',
-    ),
+    figures.draw_speed,
+    'Images per second, and share of time waiting for data, over the steps',
+    'Training alone, without evaluation and saving. Where time is spent waiting'
+    ' for data, faster reading would train faster.',
   ),
 )
 
 
 def training(rows: list[dict], album: Album) -> list[Section]:
   """Makes the curves: losses, top-1, learning rate, speed."""
-  return [
-    Section(
-      title,
-      pictures=[album.add(n, draw(rows), *text) for n, draw, *text in pictures],
-    )
-    for title, key, *pictures in _CURVES
+  pictures = [
+    album.add(name, draw(rows), *text)
+    for name, key, draw, *text in _CURVES
     if any(key in row for row in rows)
   ]
+  return [Section('Training', pictures=pictures)] if pictures else []
 
 
 def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:
