@@ -122,7 +122,7 @@ def test_a_copied_run_predicts_what_training_measured(trained):
   ]
 
 
-def test_few_files_of_another_checkpoint(trained, call):
+def test_few_files_make_a_small_batch(trained, call):
   code, result, _ = call('--top', 2, trained.files[7], trained.files[2])
   assert code == 0
   found = [
@@ -131,8 +131,14 @@ def test_few_files_of_another_checkpoint(trained, call):
   ]
   wanted = trained.predictions.probabilities[[7, 2], :2]
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
-  older = call('--top', 2, '--checkpoint', 4, *trained.files[7:8])[1]
-  assert older['predictions'][0] != result['predictions'][0]
+
+
+def test_another_checkpoint_says_something_else(trained, call):
+  results = [
+    call('--checkpoint', name, trained.files[0])[1]['predictions']
+    for name in ('newest', '8', '4')
+  ]
+  assert results[0] == results[1] != results[2]
   code, _, err = call('--checkpoint', '5', trained.files[0])
   assert code == 2
   assert "'5' is not in" in err
