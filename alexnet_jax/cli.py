@@ -13,6 +13,7 @@ import sys
 import time
 
 from alexnet_jax import errors
+from alexnet_jax import files
 from alexnet_jax import runtime
 
 _LOG_FORMAT = '%(levelname)s %(message)s'
@@ -31,12 +32,10 @@ class _LastingStream:
     return getattr(self._stream, name)
 
   def write(self, text: str) -> int:
-    """Writes the text; returns its length."""
     self._try(lambda: self._stream.write(text))
     return len(text)
 
   def flush(self) -> None:
-    """Writes what is buffered."""
     self._try(self._stream.flush)
 
   def _try(self, function):
@@ -44,13 +43,12 @@ class _LastingStream:
       function()
     except OSError as error:
       # A terminal that was closed gives EIO, and so does a broken disk.
-      is_file = stat.S_ISREG(os.fstat(self._stream.fileno()).st_mode)
+      handle = self._stream.fileno()
+      is_file = stat.S_ISREG(os.fstat(handle).st_mode)
       is_lost = error.errno in (errno.EPIPE, errno.EIO) and not is_file
       if is_lost or self._must_arrive:
-        # What is buffered, and what libraries write, goes there as well.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._stream.fileno())
-        os.close(null)
+        with open(os.devnull, 'w') as null:  # also for what libraries write
+          os.dup2(null.fileno(), handle)
       if self._must_arrive and not is_lost:
         raise
 
@@ -132,8 +130,9 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
     case errors.NonFiniteLossError():
       return errors.EXIT_FAILURE, f'error: {error}'
     case errors.Interrupted():
-      message = f'interrupted by {error}; the same command goes on from here'
-      return errors.EXIT_INTERRUPTED, message
+      return errors.EXIT_INTERRUPTED, (
+        f'interrupted by {error}; the same command goes on from here'
+      )
     case errors.ProcessLost():
       return errors.EXIT_INTERRUPTED, (
         f'another process of the run is lost ({error}); the same command goes'
@@ -174,25 +173,19 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def path(text: str) -> str:
-  """Type of arguments that name files or folders: ~ is the home, no URLs."""
-  if '://' in text:
-    raise argparse.ArgumentTypeError(
-      f'{text} is no path of this machine; mount it, and give its path'
-    )
-  return os.path.expanduser(text)
+  """Type of arguments that name files or folders; see `files.local_path`."""
+  try:
+    return files.local_path(text)
+  except errors.UserError as error:
+    raise argparse.ArgumentTypeError(error) from error
 
 
-def add_workdirs(
-  parser: argparse.ArgumentParser, metavar: str, text: str
-) -> None:
+def add_workdirs(parser, metavar: str, text: str) -> None:
   """Adds the folders of several runs, as arguments or after --workdirs."""
-  for name, more in (
-    ('workdirs', {'nargs': '*', 'default': argparse.SUPPRESS, 'help': text}),
-    ('--workdirs', {'nargs': '+', 'default': [], 'help': argparse.SUPPRESS}),
-  ):
-    parser.add_argument(
-      name, action='extend', type=path, metavar=metavar, **more
-    )
+  both = {'action': 'extend', 'type': path, 'metavar': metavar}
+  hidden = argparse.SUPPRESS
+  parser.add_argument('workdirs', nargs='*', default=hidden, help=text, **both)
+  parser.add_argument('--workdirs', nargs='+', default=[], help=hidden, **both)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -232,20 +225,15 @@ def add_crops(parser: argparse.ArgumentParser) -> None:
 
 
 def _crops(text):
-  if text in ('center', '1'):
-    return 1
-  if text == '10':
-    return 10
+  if text in ('center', '1', '10'):
+    return 10 if text == '10' else 1
   raise argparse.ArgumentTypeError(f'{text!r} is not center or 10')
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
   """Adds --json; see `run`."""
-  parser.add_argument(
-    '--json',
-    action='store_true',
-    help='end standard output with one JSON object',
-  )
+  text = 'end standard output with one JSON object'
+  parser.add_argument('--json', action='store_true', help=text)
 
 
 class NullStream(io.TextIOBase):
@@ -268,23 +256,26 @@ class Console:
     self._is_terminal = self._stream.isatty()
     self._rich = rich.console.Console(
       file=self._stream,
-      width=None if self._is_terminal else 100,
+      width=None if self._is_terminal else 120,
       highlight=False,
       markup=False,  # paths, patterns and class names mean what they say
       emoji=False,
     )
     self._bar = None
 
+  def print(self, renderable) -> None:
+    """Prints anything that rich can show."""
+    self._rich.print(renderable)
+
   def table(self, title: str, rows: dict[str, str]) -> None:
     """Prints two columns, names and values, below a title."""
     import rich.table
 
-    table = rich.table.Table(
-      title=title, show_header=False, title_justify='left'
-    )
-    for name, value in rows.items():
-      table.add_row(name, value)
-    self._rich.print(table)
+    style = {'show_header': False, 'title_justify': 'left'}
+    table = rich.table.Table(title=title, **style)
+    for row in rows.items():
+      table.add_row(*row)
+    self.print(table)
 
   def line(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""
@@ -292,40 +283,33 @@ class Console:
     self._stream.flush()
 
   def start(
-    self,
-    total: int,
-    done: int,
-    unit: str,
-    what: str,
-    line_seconds: float = 0.0,
+    self, total: int, done: int, unit: str, what: str, line_seconds: float = 0
   ) -> None:
-    """Starts a progress bar over `total` units of work, `done` of them done.
+    """Starts a progress bar over `total` units, such as `image`s.
 
     Args:
-      unit: name of one unit, such as `image`.
+      done: how many of them are done.
       what: what is being done.
-      line_seconds: seconds between two lines where there is no terminal; 0: no
-        lines.
+      line_seconds: between two lines without a terminal; 0: no lines.
     """
     self._total, self._first, self._unit, self._what = total, done, unit, what
     self._begun = self._shown = time.monotonic()
     self._line_seconds = line_seconds
     if self._is_terminal:
-      import rich.progress
+      from rich import progress
 
-      self._bar = rich.progress.Progress(
-        rich.progress.TextColumn('{task.description}', markup=False),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn('{task.fields[text]}', markup=False),
+      self._bar = progress.Progress(
+        progress.TextColumn('{task.description}', markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn('{task.fields[text]}', markup=False),
         console=self._rich,
         refresh_per_second=4,
       )
-      self._task = self._bar.add_task(
-        what, total=total, completed=done, text=''
-      )
+      options = {'total': total, 'completed': done, 'text': ''}
+      self._task = self._bar.add_task(what, **options)
       self._bar.start()
 
   def advance(self, done: int) -> None:

@@ -33,8 +33,7 @@ class Key:
   """A key of the config.
 
   Attributes:
-    default: its value unless a recipe or an override changes it; values have
-      its type.
+    default: its value without a recipe; all values have its type.
     allowed: the values to choose from, or a rule; None: checked elsewhere.
     free: True if a resumed run may change it, as the training stays the same.
     when: the values of other keys with which it has an effect, such as
@@ -49,28 +48,21 @@ class Key:
 
 def is_number(value) -> bool:
   """Returns True for a number that float32 can hold."""
-  is_bool = isinstance(value, bool)  # an int to Python
-  return (
-    isinstance(value, (int, float)) and not is_bool and abs(value) <= _LARGEST
-  )
+  if isinstance(value, bool):  # an int to Python
+    return False
+  return isinstance(value, (int, float)) and abs(value) <= _LARGEST
 
 
-def _list_rule(text, lengths, holds):
+def _numbers_rule(text, holds):
   return Rule(
-    text,
-    lambda values: (
-      (lengths is None or len(values) in lengths)
-      and all(map(is_number, values))
-      and holds(values)
-    ),
+    text, lambda values: all(map(is_number, values)) and holds(values)
   )
 
 
 def _span(least, most):
-  return _list_rule(
+  return _numbers_rule(
     f'takes (smallest, largest), both from {least} to {most}',
-    (2,),
-    lambda values: least <= values[0] <= values[1] <= most,
+    lambda v: len(v) == 2 and least <= v[0] <= v[1] <= most,
   )
 
 
@@ -80,10 +72,17 @@ _SHARE = Rule('must be at least 0 and below 1', lambda value: 0 <= value < 1)
 _FRACTION = Rule('must lie between 0 and 1', lambda value: 0 < value < 1)
 # JAX draws from 32 bits of a seed, numpy from all.
 _SEED = Rule('must lie between 0 and 2**32 - 1', lambda v: 0 <= v < 2**32)
-_ASCENDING = _list_rule(
+_ASCENDING = _numbers_rule(
   'takes numbers above 0, each larger than the one before it',
-  None,
   lambda values: all(a < b for a, b in itertools.pairwise((0, *values))),
+)
+_LEVELS = _numbers_rule(
+  'takes three levels of 255, or ()',
+  lambda v: len(v) in (0, 3) and all(0 <= level <= 255 for level in v),
+)
+_DIVISORS = _numbers_rule(
+  'takes three numbers above 0, or ()',
+  lambda v: len(v) in (0, 3) and all(divisor > 0 for divisor in v),
 )
 _FOLDS = Rule('must be 0 or at least 2', lambda v: v == 0 or v > 1)
 _PATTERNS = Rule(
@@ -91,15 +90,9 @@ _PATTERNS = Rule(
   lambda values: all(isinstance(v, str) and v for v in values),
 )
 MONITORS = (
-  'eval/loss',
-  'eval/top1',
-  'eval/top5',
-  'eval/macro_precision',
-  'eval/macro_recall',
-  'eval/macro_f1',
-  'eval/weighted_precision',
-  'eval/weighted_recall',
-  'eval/weighted_f1',
+  *('eval/loss', 'eval/top1', 'eval/top5'),
+  *('eval/macro_precision', 'eval/macro_recall', 'eval/macro_f1'),
+  *('eval/weighted_precision', 'eval/weighted_recall', 'eval/weighted_f1'),
 )
 
 # Durations carry their unit: of `X_epochs` and `X_steps` one is 0.
@@ -120,9 +113,7 @@ _RUN = {
   # Largest number of examples that a device computes at a time; 0: its whole
   # part of a batch. The part is cut into the smallest number of equal
   # microbatches, and their gradients make one update. Batch norm takes the
-  # statistics of each microbatch, over all devices, and its running averages
-  # move with each: with it the training depends on the number of microbatches,
-  # but on nothing else about the devices.
+  # statistics of each microbatch, over all devices.
   'microbatch_size': Key(0, _NOT_NEGATIVE, free=True),
   'eval_every_epochs': Key(1.0, _NOT_NEGATIVE),
   'eval_every_steps': Key(0, _NOT_NEGATIVE),
@@ -142,39 +133,33 @@ _RUN = {
   'ema_decay': Key(0.0, _SHARE),  # of averaged weights for evaluation; 0: none
 }
 
-_IMAGES = 'folder|tfds|tar|parquet'  # sources of encoded images
-_FILES = _IMAGES + '|raw'
-_DIVIDED = 'digits|folder|tar|parquet'  # those without a split of their own
+_SOURCES = ('digits', 'folder', 'tfds', 'tar', 'parquet', 'raw', 'synthetic')
+_IMAGES = 'data.source=folder|tfds|tar|parquet'  # encoded
+_DIVIDED = 'data.source=digits|folder|tar|parquet'  # without a split
+_TFDS = 'data.source=tfds'
+_SYNTHETIC = 'data.source=synthetic'
+_RESIZED = 'data.crop=random_resized'
+_LIGHTING = 'data.pca_lighting'
 
 _DATA = {
-  'source': Key(
-    'digits',
-    ('digits', 'folder', 'tfds', 'tar', 'parquet', 'raw', 'synthetic'),
-  ),
+  'source': Key('digits', _SOURCES),
   # The data's folder; of tfds the data_dir ('': its default).
-  'path': Key('', free=True, when='data.source=' + _FILES),
-  'tfds_name': Key('imagenet2012', when='data.source=tfds'),
-  'tfds_train_split': Key('train', when='data.source=tfds'),
-  'tfds_eval_split': Key(
-    'validation', when='data.source=tfds and data.folds=0'
-  ),
+  'path': Key('', free=True, when=_IMAGES + '|raw'),
+  'tfds_name': Key('imagenet2012', when=_TFDS),
+  'tfds_train_split': Key('train', when=_TFDS),
+  'tfds_eval_split': Key('validation', when=f'{_TFDS} and data.folds=0'),
   # Held out of each class where the data has no validation split.
-  'val_fraction': Key(
-    0.2, _FRACTION, when=f'data.source={_DIVIDED} and data.folds=0'
-  ),
-  'split_seed': Key(0, _SEED, when=f'data.source={_DIVIDED} or data.folds'),
+  'val_fraction': Key(0.2, _FRACTION, when=f'{_DIVIDED} and data.folds=0'),
+  'split_seed': Key(0, _SEED, when=f'{_DIVIDED} or data.folds'),
   'folds': Key(0, _FOLDS),  # cross-validation; 0: the data's own split
   'fold': Key(0, _NOT_NEGATIVE, when='data.folds'),  # held out, from 0
   'resize_size': Key(256, _POSITIVE),  # short side; its center square is kept
   'crop_size': Key(224, _POSITIVE),
   # Of training; evaluation always takes the center.
   'crop': Key('random', ('random', 'center', 'random_resized')),
-  'crop_area': Key(  # share of the image
-    (0.08, 1.0), _span(0.0001, 1), when='data.crop=random_resized'
-  ),
-  'crop_ratio': Key(  # width / height
-    (3 / 4, 4 / 3), _span(0.01, 100), when='data.crop=random_resized'
-  ),
+  # Share of the image; width / height.
+  'crop_area': Key((0.08, 1.0), _span(0.0001, 1), when=_RESIZED),
+  'crop_ratio': Key((3 / 4, 4 / 3), _span(0.01, 100), when=_RESIZED),
   'random_flip': Key(True),
   'brightness': Key(0.0, _SHARE),  # largest random shift, as a share of white
   # Standard deviation of the draws along the principal components of the
@@ -183,42 +168,28 @@ _DATA = {
   # source release.
   'pca_lighting': Key(0.0, _NOT_NEGATIVE),
   'pca_lighting_unit': Key(
-    'eigenvalue', ('eigenvalue', 'deviation'), when='data.pca_lighting'
+    'eigenvalue', ('eigenvalue', 'deviation'), when=_LIGHTING
   ),
   # While lighting is on, pixels after the mean are divided by 1 + pca_lighting,
   # as in the source release.
-  'pca_lighting_shrink': Key(False, when='data.pca_lighting'),
+  'pca_lighting_shrink': Key(False, when=_LIGHTING),
   # After that it is off; both 0: never.
-  'pca_lighting_epochs': Key(0.0, _NOT_NEGATIVE, when='data.pca_lighting'),
-  'pca_lighting_steps': Key(0, _NOT_NEGATIVE, when='data.pca_lighting'),
+  'pca_lighting_epochs': Key(0.0, _NOT_NEGATIVE, when=_LIGHTING),
+  'pca_lighting_steps': Key(0, _NOT_NEGATIVE, when=_LIGHTING),
   # Of training JPEGs at least twice too large.
-  'scaled_decoding': Key(True, when='data.source=' + _IMAGES),
+  'scaled_decoding': Key(True, when=_IMAGES),
   # Subtracted: the mean per channel, the mean image, or nothing.
   'mean': Key('channel', ('channel', 'image', 'none')),
-  'mean_rgb': Key(  # of `channel`: three levels instead of the data's own
-    (),
-    _list_rule(
-      'takes three levels of 255, or ()',
-      (0, 3),
-      lambda values: all(0 <= v <= 255 for v in values),
-    ),
-    when='data.mean=channel',
-  ),
+  # Of `channel`: three levels instead of the data's own.
+  'mean_rgb': Key((), _LEVELS, when='data.mean=channel'),
   'std': Key(1.0, _POSITIVE),  # one divisor for all pixels after the mean
-  'std_rgb': Key(  # three divisors instead, one for each channel
-    (),
-    _list_rule(
-      'takes three numbers above 0, or ()',
-      (0, 3),
-      lambda values: all(v > 0 for v in values),
-    ),
-  ),
+  'std_rgb': Key((), _DIVISORS),  # three instead, one for each channel
   # skip: the next example takes the place of one that cannot be read.
   'unreadable': Key('stop', ('stop', 'skip')),
   'num_threads': Key(0, _NOT_NEGATIVE, free=True),  # 0: one per core
   'prefetch': Key(2, _NOT_NEGATIVE, free=True),  # batches made ahead
-  'synthetic_examples': Key(1024, _POSITIVE, when='data.source=synthetic'),
-  'synthetic_classes': Key(10, _POSITIVE, when='data.source=synthetic'),
+  'synthetic_examples': Key(1024, _POSITIVE, when=_SYNTHETIC),
+  'synthetic_classes': Key(10, _POSITIVE, when=_SYNTHETIC),
 }
 
 _INIT = {
@@ -241,6 +212,8 @@ _LOSS = {  # of training
 }
 
 _NOT_ADAM = 'optimizer.name=sgd|rmsprop|lars'
+_SCALED = 'optimizer.rate_scaling=linear|sqrt'
+_COUPLED = 'optimizer.weight_decay and optimizer.update_rule=optax'
 
 _OPTIMIZER = {
   'name': Key('sgd', ('sgd', 'adam', 'rmsprop', 'lars')),
@@ -248,9 +221,7 @@ _OPTIMIZER = {
   # Training uses learning_rate * (global_batch_size / base_batch_size) ** p:
   # none: p = 0, linear: 1 (Goyal et al. 2017), sqrt: 1/2 (Krizhevsky 2014).
   'rate_scaling': Key('none', ('none', 'linear', 'sqrt')),
-  'base_batch_size': Key(
-    256, _POSITIVE, when='optimizer.rate_scaling=linear|sqrt'
-  ),
+  'base_batch_size': Key(256, _POSITIVE, when=_SCALED),
   'momentum': Key(0.9, _SHARE, when=_NOT_ADAM),
   'nesterov': Key(False, when=_NOT_ADAM),
   'b1': Key(0.9, _SHARE, when='optimizer.name=adam'),
@@ -261,10 +232,7 @@ _OPTIMIZER = {
   'weight_decay': Key(5e-4, _NOT_NEGATIVE),
   # True: w -= learning_rate * weight_decay * w. The update rule of the paper
   # has the decay in the velocity.
-  'decoupled_decay': Key(
-    False,
-    when='optimizer.weight_decay and optimizer.update_rule=optax',
-  ),
+  'decoupled_decay': Key(False, when=_COUPLED),
   # kernels: not biases and norms.
   'decay': Key('all', ('all', 'kernels'), when='optimizer.weight_decay'),
   'bias_lr_multiplier': Key(1.0, _POSITIVE),  # of biases; Caffe's is 2
@@ -278,22 +246,19 @@ _SCHEDULE = {
   'name': Key('plateau', ('constant', 'plateau', 'step', 'cosine', 'recorded')),
   # What has to improve: the loss falls, all others rise; see `mode_of`.
   'monitor': Key('eval/top1', MONITORS, when=_PLATEAU),
-  # Of a drop.
-  'factor': Key(0.1, _FRACTION, when='schedule.name=plateau|step'),
+  'factor': Key(0.1, _FRACTION, when=_PLATEAU + '|step'),  # of a drop
   # Evaluations; those of the warm-up do not count.
   'patience': Key(5, _POSITIVE, when=_PLATEAU),
   # Smallest change that counts as better.
   'threshold': Key(1e-4, _NOT_NEGATIVE, when=_PLATEAU),
   'cooldown': Key(0, _NOT_NEGATIVE, when=_PLATEAU),  # evaluations
   # Absolute: never scaled.
-  'min_learning_rate': Key(
-    0.0, _NOT_NEGATIVE, when='schedule.name=plateau|cosine'
-  ),
+  'min_learning_rate': Key(0.0, _NOT_NEGATIVE, when=_PLATEAU + '|cosine'),
   'drop_epochs': Key((), _ASCENDING, when='schedule.name=step'),
   'drop_steps': Key((), _ASCENDING, when='schedule.name=step'),
-  # (epoch, pattern, factor), in the order of the epochs. From
-  # then on the parameters whose names match, such as conv1/* or */kernel, have
-  # the learning rate times the factor; the last entry that matches counts.
+  # (epoch, pattern, factor), in the order of the epochs. From then on the
+  # parameters whose names match, such as conv1/* or */kernel, have the learning
+  # rate times the factor; the last entry that matches counts.
   'lr_multipliers': Key((), when='schedule.name=recorded'),
   'warmup_epochs': Key(0.0, _NOT_NEGATIVE),
   'warmup_steps': Key(0, _NOT_NEGATIVE),
@@ -315,10 +280,8 @@ _CHECKPOINT = {
   'monitor': Key('eval/top1', MONITORS),
 }
 
-_GUARDS = {
-  # Steps after which to warn of a loss at ln(classes); 0: never.
-  'flat_loss_steps': Key(500, _NOT_NEGATIVE, free=True),
-}
+# Steps after which to warn of a loss at ln(classes); 0: never.
+_GUARDS = {'flat_loss_steps': Key(500, _NOT_NEGATIVE, free=True)}
 
 _LRN = 'model.norm=lrn and model.norm_layers'
 _BATCH_NORM = 'model.norm=batch and model.norm_layers or model.norm_hidden'
@@ -350,20 +313,20 @@ _MODEL = {
   },
 }
 
-
+_SECTIONS = {
+  'data': _DATA,
+  'model': _MODEL,
+  'init': _INIT,
+  'loss': _LOSS,
+  'optimizer': _OPTIMIZER,
+  'schedule': _SCHEDULE,
+  'early_stopping': _EARLY_STOPPING,
+  'checkpoint': _CHECKPOINT,
+  'guards': _GUARDS,
+}
 KEYS = _RUN | {
   f'{section}.{name}': key
-  for section, keys in {
-    'data': _DATA,
-    'model': _MODEL,
-    'init': _INIT,
-    'loss': _LOSS,
-    'optimizer': _OPTIMIZER,
-    'schedule': _SCHEDULE,
-    'early_stopping': _EARLY_STOPPING,
-    'checkpoint': _CHECKPOINT,
-    'guards': _GUARDS,
-  }.items()
+  for section, keys in _SECTIONS.items()
   for name, key in keys.items()
 }
 
@@ -375,12 +338,12 @@ def mode_of(monitor: str) -> str:
 
 def make_config() -> ml_collections.ConfigDict:
   """Returns the defaults: one tower with LRN, trained as in the paper."""
-  values = {}
-  for name, key in KEYS.items():
-    *section, leaf = name.split('.')
-    home = values.setdefault(section[0], {}) if section else values
-    home[leaf] = key.default
-  return ml_collections.ConfigDict(values)
+  sections = {'': _RUN} | _SECTIONS
+  defaults = {
+    section: {name: key.default for name, key in keys.items()}
+    for section, keys in sections.items()
+  }
+  return ml_collections.ConfigDict(defaults.pop('') | defaults)
 
 
 def flatten(config, prefix: str = '') -> dict:

@@ -1,4 +1,4 @@
-"""Whole-file writes, reads, folder locks, and the differences of two dicts."""
+"""Paths, whole-file writes, reads, folder locks, differences of two dicts."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -22,25 +22,51 @@ LOCK_FILE = '.lock'
 _OPEN_FILES = '/proc/self/fd' if os.path.isdir('/proc/self/fd') else ''
 # Errors of the machine, or of a file system behind a network. Libraries and
 # threads give no number, only the text.
-_TRANSIENT_NAMES = 'ENOMEM EMFILE ENFILE EACCES EPERM EAGAIN EINTR ESTALE'
-_TRANSIENT_NAMES += ' ETIMEDOUT ENOTCONN'
-_TRANSIENT_ERRORS = {getattr(errno, n) for n in _TRANSIENT_NAMES.split()}
+_TRANSIENT_ERRORS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES}
+_TRANSIENT_ERRORS |= {errno.EPERM, errno.EAGAIN, errno.EINTR, errno.ESTALE}
+_TRANSIENT_ERRORS |= {errno.ETIMEDOUT, errno.ENOTCONN}
 _TRANSIENT_TEXTS = [*map(os.strerror, _TRANSIENT_ERRORS), 'RESOURCE_EXHAUSTED']
 _TRANSIENT_TEXTS += ['DEADLINE_EXCEEDED', "can't start new thread"]
 _kept_open: set[str] = set()
+
+
+def local_path(text: str) -> str:
+  """Returns a path that a user gave, with ~ as the home.
+
+  Raises:
+    UserError: if it is an address, such as gs://bucket/run.
+  """
+  if '://' in text:
+    raise UserError(
+      f'{text} is no path of this machine; mount it, and give its path'
+    )
+  return os.path.expanduser(text)
+
+
+def absolute_path(text: str) -> str:
+  """Returns `local_path` from the root on; '' stays."""
+  return str(pathlib.Path(local_path(text)).absolute()) if text else ''
+
+
+def refuse_unusable(folder: str | os.PathLike) -> None:
+  """Raises UserError if no file can be made in a folder, or for it."""
+  path = pathlib.Path(folder).absolute()
+  there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+  try:
+    tempfile.TemporaryFile(dir=there).close()
+  except OSError as error:
+    raise UserError(
+      f'{folder} cannot be used: {there}: {error.strerror}; name another folder'
+    ) from error
 
 
 @contextlib.contextmanager
 def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives the path of a temporary file, which takes the place of `path`.
 
-  Neither a full disk nor a kill or a power cut leaves half a file there, and
-  two writers never write into one temporary file. Where the block raises, what
-  was there before stays, and the temporary file is removed.
-
-  Args:
-    path: of the file. A link is replaced by the file, not followed. Anything
-      that is no plain file, such as /dev/stdout, is given back itself.
+  Neither a full disk nor a kill or a power cut leaves half a file there. Where
+  the block raises, what was there before stays. A link is replaced by the file,
+  not followed; what is no plain file, such as /dev/stdout, is given itself.
   """
   path = pathlib.Path(path)
   if path.exists() and not path.is_file():
@@ -52,7 +78,8 @@ def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   os.close(handle)
   temporary = pathlib.Path(name)
   try:
-    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0o600
+    os.umask(mask := os.umask(0))
+    os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0o600
     yield temporary
     _sync(temporary)  # or the name could reach the disk before the content
     temporary.replace(path)
@@ -60,12 +87,6 @@ def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-
-
-def _umask():
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
 
 
 def sync_folder(folder: pathlib.Path) -> None:
@@ -79,9 +100,16 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 def _sync(path):
   """Waits until a file, or the names in a folder, are on the disk."""
+  with _opened(path) as handle:
+    os.fsync(handle)
+
+
+@contextlib.contextmanager
+def _opened(path):
+  """Opens a file or folder as a number, to be read."""
   handle = os.open(path, os.O_RDONLY)
   try:
-    os.fsync(handle)
+    yield handle
   finally:
     os.close(handle)
 
@@ -89,15 +117,9 @@ def _sync(path):
 def write_csv(
   path: str | os.PathLike,
   rows: Iterable[Sequence],
-  *,
   errors: str = 'backslashreplace',
 ) -> None:
-  """Writes a table as CSV; see `replaced_file`.
-
-  Args:
-    errors: see `open`. Names of files in another encoding have characters that
-      UTF-8 has not.
-  """
+  """Writes a table as CSV; `errors` is for names that are no UTF-8."""
   with (
     replaced_file(path) as temporary,
     temporary.open('w', newline='', encoding='utf-8', errors=errors) as file,
@@ -114,10 +136,10 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
     UserError: with the message `busy`, if another process holds the lock.
   """
   path = folder / LOCK_FILE
+  # Not emptied, whatever it is; O_NOFOLLOW: a link may have come just now.
+  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
   while True:
     refuse_link(path)
-    # Not emptied, whatever it is; O_NOFOLLOW: a link may have come just now.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     file = os.fdopen(os.open(path, flags, 0o666), 'rb')
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,28 +167,21 @@ def in_use(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     FileNotFoundError: if it was removed or renamed meanwhile.
   """
-  handle = os.open(folder, os.O_RDONLY)
-  try:
+  with _opened(folder) as handle:
     with contextlib.suppress(OSError):
       fcntl.flock(handle, fcntl.LOCK_SH)  # `is_in_use` holds it for a moment
     if not os.path.samestat(os.fstat(handle), os.stat(folder)):
       raise FileNotFoundError(errno.ENOENT, 'it is another now', str(folder))
     yield
-  finally:
-    os.close(handle)
 
 
 def is_in_use(folder: pathlib.Path) -> bool:
   """Returns True while `in_use` has the folder in any process."""
-  handle = os.open(folder, os.O_RDONLY)
-  try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return True
-  except OSError:
-    return False
-  finally:
-    os.close(handle)
+  with _opened(folder) as handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      return isinstance(error, BlockingIOError)
   return False
 
 
@@ -220,16 +235,11 @@ def read_at(path: str, size: int, offset: int = 0) -> bytes:
 
   It makes as few system calls as possible: each hands over the GIL.
   """
-  file = os.open(path, os.O_RDONLY)
-  try:
-    content = os.pread(file, size, offset)
-    while 0 < len(content) < size:  # at the end, or a slow file system
+  with _opened(path) as file:
+    content = more = os.pread(file, size, offset)
+    while more and len(content) < size:  # at the end, or a slow file system
       more = os.pread(file, size - len(content), offset + len(content))
-      if not more:
-        break
       content += more
-  finally:
-    os.close(file)
   return content
 
 
@@ -260,12 +270,11 @@ def read_json(path: pathlib.Path, shape: object) -> dict:
   """Reads a JSON file of a known shape.
 
   Args:
-    path: of the file.
     shape: a type or tuple of types; a list [shape of every item]; or a dict
       {key: shape} of the keys that must be there, {str: shape} of any keys.
 
   Raises:
-    UserError: if it is no JSON, or the first value that has another shape.
+    UserError: if it is no JSON, naming the first value of another shape.
     FileNotFoundError: if there is none.
   """
   try:
@@ -284,6 +293,7 @@ def _misfit(value, shape, where):
   kind = type(shape) if isinstance(shape, dict | list) else shape
   if not isinstance(value, kind) or isinstance(value, bool):
     return f'{where} is {value!r:.80}'
+  parts = []
   if isinstance(shape, list):
     parts = [(f'{where}[{i}]', part, shape[0]) for i, part in enumerate(value)]
   elif isinstance(shape, dict):
@@ -294,7 +304,5 @@ def _misfit(value, shape, where):
       for wanted, inner in shape.items()
       for key in (value if wanted is str else [wanted])
     ]
-  else:
-    return ''
   found = (_misfit(part, inner, name) for name, part, inner in parts)
   return next(filter(None, found), '')

@@ -6,6 +6,7 @@ import sys
 
 from alexnet_jax import cli
 from alexnet_jax import errors
+from alexnet_jax import files
 
 _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
@@ -24,32 +25,18 @@ def _parse(argv):
     allow_abbrev=False,
   )
   cli.add_recipe(parser)
-  parser.add_argument(
-    '--workdir',
-    type=cli.path,
-    metavar='DIR',
-    help="the run's folder (default: runs/ and the recipe's name)",
-  )
-  parser.add_argument(
-    '--summary', action='store_true', help="show the network's table and stop"
-  )
-  parser.add_argument(
-    '--dry_run',
-    action='store_true',
-    help='one train step, one evaluation batch, one save and restore; stop',
-  )
-  parser.add_argument(
-    '--profile',
-    action='store_true',
-    help="write a trace of the 10th to the 20th step from now into the run's"
-    ' folder',
-  )
+  text = "the run's folder (default: runs/ and the recipe's name)"
+  parser.add_argument('--workdir', type=cli.path, metavar='DIR', help=text)
+  for name, text in (
+    ('summary', "show the network's table and stop"),
+    ('dry_run', 'one train step, evaluation batch, save and restore; stop'),
+    (
+      'profile',
+      "write a trace of the 10th to the 20th step into the run's folder",
+    ),
+  ):
+    parser.add_argument(f'--{name}', action='store_true', help=text)
   cli.add_json(parser)
-  _add_processes(parser)
-  return parser.parse_known_args(argv)
-
-
-def _add_processes(parser):
   group = parser.add_argument_group(
     'several processes',
     'SLURM, Open MPI and the environment (JAX_COORDINATOR_ADDRESS,'
@@ -69,6 +56,7 @@ def _add_processes(parser):
     group.add_argument(
       f'--{name}', type=int, default=default, metavar=metavar, help=text
     )
+  return parser.parse_known_args(argv)
 
 
 def main(argv=None) -> int:
@@ -129,32 +117,25 @@ def _train(arguments, config, stop, processes):
 
   console = cli.Console(None if processes.is_first else cli.NullStream())
   resume.check_processes(processes, config, console, stop.check)
-  if arguments.dry_run:
-    return loop.dry_run(config, stop, console)
-
   workdir = (
     arguments.workdir or f'runs/{config_lib.recipe_name(arguments.config)}'
   )
+  if arguments.dry_run:
+    if processes.is_first:
+      files.refuse_unusable(workdir)
+    return loop.dry_run(config, stop, console)
   result = loop.train_and_evaluate(
     config, workdir, stop, console, profile=arguments.profile
   )
   if config.report and processes.is_first:
-    _report(workdir, config.data.path, stop)
+    from alexnet_jax.evaluation import report
+
+    try:
+      report.show(report.write(workdir, 'final', config.data.path, stop.check))
+    except (errors.UserError, OSError) as error:
+      # It could not be drawn, but the run is complete.
+      print(f'no report: {error}', file=sys.stderr)
   return result
-
-
-def _report(workdir, data_path, stop):
-  """Writes tables and pictures of a run that is done."""
-  from alexnet_jax.evaluation import report
-
-  try:
-    result = report.write(
-      workdir, data_path=data_path, progress=lambda done: stop.check()
-    )
-    report.show(result)
-  except (errors.UserError, OSError) as error:
-    # It could not be drawn, but the run is complete.
-    print(f'no report: {error}', file=sys.stderr)
 
 
 if __name__ == '__main__':

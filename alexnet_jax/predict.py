@@ -14,6 +14,7 @@ import sys
 
 from alexnet_jax import cli
 from alexnet_jax import errors
+from alexnet_jax import files
 
 _DESCRIPTION = """\
 Gives the best classes of images, as the network of a run sees them. It needs
@@ -36,37 +37,21 @@ def main(argv=None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add(
-    'paths',
-    nargs='+',
-    metavar='PATH',
-    help='an image, or a folder with images in it or below',
-  )
+  text = 'an image, or a folder with images in it or below'
+  add('paths', nargs='+', type=cli.path, metavar='PATH', help=text)
   cli.add_run(parser)
   add('--top', type=int, default=5, help='number of classes (default: 5)')
-  add(
-    '--csv',
-    type=cli.path,
-    default='',
-    metavar='FILE',
-    help='writes a table: the file, then class and probability by rank',
-  )
-  add(
-    '--grid',
-    type=cli.path,
-    default='',
-    metavar='FILE.png',
-    help=f'draws the first {MOST_IN_GRID} images, as the network sees them,'
-    ' with their best class',
-  )
+  text = 'writes a table: the file, then class and probability by rank'
+  add('--csv', type=cli.path, default='', metavar='FILE', help=text)
+  text = f'draws the first {MOST_IN_GRID} images, as the network sees them,'
+  text += ' with their best class'
+  add('--grid', type=cli.path, default='', metavar='FILE.png', help=text)
   cli.add_json(parser)
   arguments = parser.parse_args(argv)
   return cli.run(
     lambda: _work(arguments),
     json_output=arguments.json,
-    exit_code=lambda result: (
-      errors.EXIT_USER if result['unreadable'] else errors.EXIT_DONE
-    ),
+    exit_code=lambda result: errors.EXIT_USER if result['unreadable'] else 0,
   )
 
 
@@ -83,26 +68,23 @@ def _work(arguments):
   )
   num_images = MOST_IN_GRID if arguments.grid else 0
   answers, reasons, images = predict(run, paths, num_images)
-  result = {'predictions': [], 'unreadable': []}
+  predictions, unreadable = [], []
   for path, answer in zip(paths, answers, strict=True):
     if answer:
-      best = ', '.join(f'{name} {value:.4f}' for name, value in answer)
+      best = ', '.join(f'{name} {p:.4f}' for name, p in answer)
       print(f'{path}: {best}', file=sys.stderr)
       classes = [{'class': name, 'probability': p} for name, p in answer]
-      result['predictions'].append({'file': path, 'classes': classes})
+      predictions.append({'file': path, 'classes': classes})
     else:
-      result['unreadable'].append({'file': path, 'reason': reasons[path]})
-  if unreadable := len(result['unreadable']):
-    print(
-      f'error: {unreadable} of {len(paths)} files cannot be read; the warnings'
-      ' above name them',
-      file=sys.stderr,
-    )
+      unreadable.append({'file': path, 'reason': reasons[path]})
+  if unreadable:
+    text = f'error: {len(unreadable)} of {len(paths)} files cannot be read;'
+    print(f'{text} the warnings above name them', file=sys.stderr)
   if arguments.csv:
     _write_csv(arguments.csv, paths, answers)
   if images:
     _draw(arguments.grid, images, [answer[0] for answer in answers if answer])
-  return result
+  return {'predictions': predictions, 'unreadable': unreadable}
 
 
 def _check(arguments):
@@ -124,8 +106,8 @@ def predict(
 ) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
   """Classifies image files.
 
-  Batches are as large as in training, or smaller where there are fewer files;
-  then probabilities may differ from those of a full batch in the last bits.
+  Batches are smaller than in training where there are fewer files; then
+  probabilities may differ from those of a full batch in the last bits.
 
   Args:
     run: see `measure.load_network`, whose `top` is the number of classes.
@@ -155,7 +137,7 @@ def predict(
   def keep(batch):  # copies the first images
     if len(images) < num_images:
       seen = batch['image'][batch['mask']]
-      images.extend(list(seen[: num_images - len(images)]))
+      images.extend(seen[: num_images - len(images)])
 
   try:
     found = evaluate.measure_all(
@@ -165,16 +147,12 @@ def predict(
     if loader.unreadable.keys() >= set(paths):
       return [[] for _ in paths], loader.unreadable, []
     raise
+  parts = found.counts, found.classes, found.probabilities
   answers = [
-    [
-      (run.class_names[label], float(probability))
-      for label, probability in zip(*best, strict=True)
-    ]
+    [(run.class_names[i], float(p)) for i, p in zip(*best, strict=True)]
     if counts
     else []
-    for counts, *best in zip(
-      found.counts, found.classes, found.probabilities, strict=True
-    )
+    for counts, *best in zip(*parts, strict=True)
   ]
   return answers, loader.unreadable, images
 
@@ -183,24 +161,18 @@ def _draw(path, images, best):
   """Draws the images in a square, with the class each is taken for."""
   from alexnet_jax.evaluation import figures
 
-  columns = math.ceil(math.sqrt(len(images)))
-  captions = [(name, f'{probability:.1%}') for name, probability in best]
-  figure = figures.draw_grid(images, columns, 120, captions[: len(images)])
+  count = len(images)
+  captions = [(name, f'{p:.1%}') for name, p in best[:count]]
+  columns = math.ceil(math.sqrt(count))
+  figure = figures.draw_grid(images, columns, 120, captions)
   figures.save(figure, pathlib.Path(path))
-  if len(best) > len(images):
-    print(
-      f'{path} has the first {len(images)} of {len(best)} images',
-      file=sys.stderr,
-    )
+  if len(best) > count:
+    text = f'{path} has the first {count} of {len(best)} images'
+    print(text, file=sys.stderr)
 
 
 def _write_csv(path, paths, answers):
-  """Writes a row for each file: its name, then class and probability by rank.
-
-  Files that cannot be read have a row with their name only.
-  """
-  from alexnet_jax import files
-
+  """Writes a row for each file; of those not read it has the name only."""
   ranks = range(1, max(map(len, answers)) + 1)
   columns = ((f'class_{rank}', f'probability_{rank}') for rank in ranks)
   rows = [['file', *itertools.chain(*columns)]]

@@ -6,15 +6,13 @@ would read it; and none is given unless there is a GPU. Flags that the user has
 set in XLA_FLAGS stay. This module imports no jax.
 
 What they change was seen in programs compiled for eight GPUs, and never timed:
-without them the three all-reduces of the gradients come at the end, one after
-the other; with them those of the dense layers, 94 % of the bytes, start before
-any convolution's backward pass and are waited for at the update. On one device
-they change nothing.
+all-reduces of the dense layers' gradients, 94 % of the bytes, start before any
+convolution's backward pass and are waited for at the update, not one after the
+other at the end. On one device they change nothing.
 """
 
-from collections.abc import Iterable
 from collections.abc import Mapping
-import functools
+import contextlib
 import hashlib
 import importlib.util
 import mmap
@@ -30,21 +28,18 @@ _PLATFORMS = ('cuda', 'gpu')
 # Where Linux shows NVIDIA's driver; the last one under WSL.
 _DEVICES = ('/dev/nvidiactl', '/dev/nvidia0', '/dev/dxg')
 
-
 FLAGS = {
   # The scheduler puts work between the start and the end of an all-reduce; on
   # by itself for an H100, not for an A100.
   'xla_gpu_enable_latency_hiding_scheduler': True,
   # The scheduler may have as many all-reduces under way; with one at a time the
-  # dense layers wait for the convolutions. NCCL runs them in the order of their
-  # starts.
+  # dense layers wait for the convolutions.
   'xla_gpu_experimental_parallel_collective_overlap_limit': 16,
   # An all-reduce starts as soon as its gradients are there.
   'xla_gpu_experimental_collective_start_as_early_as_possible': True,
   # All-reduces are combined up to this size (30 MB otherwise): the largest ones
   # stay alone and need no copy, the head does not wait for the convolutions,
-  # and these are reduced in parts, of which only the last one's time cannot be
-  # hidden.
+  # and only the last part of these cannot be hidden.
   'xla_gpu_all_reduce_combine_threshold_bytes': 4_000_000,
 }
 
@@ -61,7 +56,10 @@ def xla_flags(environ: Mapping[str, str]) -> dict[str, str]:
   without a GPU, without JAX's plugin for it, or where XLA_FLAGS names a file.
   """
   given = environ.get('XLA_FLAGS', '').strip()
-  if not wants_gpu(environ) or (given and not given.startswith('-')):
+  platforms = environ.get('JAX_PLATFORMS', '')
+  wants_gpu = not platforms or set(_PLATFORMS) & set(platforms.split(','))
+  has_gpu = any(map(os.path.exists, _DEVICES)) and plugin_libraries()
+  if not (wants_gpu and has_gpu) or (given and not given.startswith('-')):
     return {}
   added = [flag_text(*flag) for flag in compiler_options(environ).items()]
   return {'XLA_FLAGS': ' '.join(filter(None, [given, *added]))} if added else {}
@@ -73,47 +71,22 @@ def compiler_options(environ: Mapping[str, str]) -> dict[str, bool | int]:
   They are options of `jax.stages.Lowered.compile` as well.
   """
   given = environ.get('XLA_FLAGS', '').split()
-  names = {part.lstrip('-').partition('=')[0] for part in given}
-  libraries = [
-    *plugin_libraries(),
-    *(p for f in _folders('jaxlib') for p in f.glob('libjax_common*')),
-  ]
-  known = _known(tuple(libraries), tuple(FLAGS.keys() - names))
-  return {name: value for name, value in FLAGS.items() if name in known}
-
-
-def plugin_libraries() -> list[pathlib.Path]:
-  """Returns the installed libraries of XLA's compiler for CUDA."""
-  return [
-    library
-    for plugin in _PLUGINS
-    for folder in _folders(plugin)
-    for library in sorted(folder.glob('xla_cuda_plugin*'))
-  ]
-
-
-def wants_gpu(environ: Mapping[str, str]) -> bool:
-  """Returns True if JAX is going to use an NVIDIA GPU; does not import JAX."""
-  platforms = environ.get('JAX_PLATFORMS', '')
-  if platforms and not set(_PLATFORMS) & set(platforms.split(',')):
-    return False
-  return any(pathlib.Path(path).exists() for path in _DEVICES) and bool(
-    plugin_libraries()
-  )
-
-
-@functools.cache
-def _known(libraries, names: Iterable[str]) -> frozenset[str]:
-  """Returns the names that are in all libraries."""
-  found = set(names)
-  for library in libraries:
+  known = FLAGS.keys() - {part.lstrip('-').partition('=')[0] for part in given}
+  common = [p for f in _folders('jaxlib') for p in f.glob('libjax_common*')]
+  for library in (*plugin_libraries(), *common):
     with (
       library.open('rb') as file,
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
       # With the end of the string: a longer name is another flag.
-      found = {n for n in found if content.find(n.encode() + b'\0') >= 0}
-  return frozenset(found)
+      known = {n for n in known if content.find(n.encode() + b'\0') >= 0}
+  return {name: value for name, value in FLAGS.items() if name in known}
+
+
+def plugin_libraries() -> list[pathlib.Path]:
+  """Returns the installed libraries of XLA's compiler for CUDA."""
+  folders = [folder for plugin in _PLUGINS for folder in _folders(plugin)]
+  return [file for f in folders for file in sorted(f.glob('xla_cuda_plugin*'))]
 
 
 def _folders(package) -> list[pathlib.Path]:
@@ -140,9 +113,9 @@ def configure() -> None:
   try:
     folder = programs_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+      return
   except (OSError, RuntimeError):  # no home, or one that is read-only
-    return
-  if not os.access(folder, os.W_OK):
     return
   os.environ[_CACHE_FOLDER] = str(folder)
   # A small network compiles many programs that take less than JAX's second.
@@ -187,11 +160,8 @@ def programs_folder() -> pathlib.Path:
 
 def _machine():
   kind = [platform.machine(), platform.processor()]
-  cpuinfo = pathlib.Path('/proc/cpuinfo')  # on Linux
-  if cpuinfo.exists():
-    kind += [
-      line
-      for line in cpuinfo.read_text().split('\n\n')[0].splitlines()
-      if line.startswith(('model name', 'flags', 'Features'))
-    ]
+  with contextlib.suppress(OSError):  # it is Linux that has the file
+    lines = pathlib.Path('/proc/cpuinfo').read_text().partition('\n\n')[0]
+    names = ('model name', 'flags', 'Features')
+    kind += [line for line in lines.splitlines() if line.startswith(names)]
   return hashlib.sha256('\n'.join(kind).encode()).hexdigest()[:12]

@@ -14,6 +14,7 @@ import traceback
 
 import ml_collections
 
+from alexnet_jax import files
 from alexnet_jax.config import DURATIONS
 from alexnet_jax.config import flatten
 from alexnet_jax.config import is_number
@@ -74,15 +75,13 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   validate(config, values)
   # The run's folder keeps them, whatever the current folder is later.
   for section, key in ((config.data, 'path'), (config.init, 'workdir')):
-    if section[key]:
-      path = pathlib.Path(section[key]).expanduser().absolute()
-      section[key] = str(path)
+    section[key] = files.absolute_path(section[key])
   return config
 
 
 def _read_recipe(recipe):
   """Calls `get_config` of FILE or FILE:ARGUMENT; returns its config."""
-  path, *argument = recipe.split(':', 1)
+  path, *argument = map(files.local_path, recipe.split(':', 1))
   if not pathlib.Path(path).is_file():
     where = f'; recipes lie in {_RECIPES}' if _RECIPES.is_dir() else ''
     raise UserError(f'no recipe at {path!r}: give another --config{where}')
@@ -97,16 +96,14 @@ def _read_recipe(recipe):
     raise
   except ValueError as error:  # what the recipe refuses
     raise UserError(f'the recipe {recipe}: {error}') from error
-  except Exception as error:
-    line = [
-      frame.lineno
-      for frame in traceback.extract_tb(error.__traceback__)
-      if frame.filename == path
-    ]
+  except (Exception, SystemExit) as error:
+    reason = f'{type(error).__name__}: {error}'
+    if isinstance(error, SystemExit):
+      reason = f'it ended the program itself ({reason}): return a config'
+    frames = traceback.extract_tb(error.__traceback__)
+    line = [frame.lineno for frame in frames if frame.filename == path]
     where = f'line {line[-1]}: ' if line else ''
-    raise UserError(
-      f'the recipe {recipe} fails: {where}{type(error).__name__}: {error}'
-    ) from error
+    raise UserError(f'the recipe {recipe} fails: {where}{reason}') from error
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(
       f'get_config() of the recipe {path} returns {type(config).__name__}; it'
@@ -141,10 +138,9 @@ def _parse_list(text):
 def unknown_key_message(key: str) -> str:
   """Returns the message for an unknown `config.key`, with the nearest key."""
   nearest = max(KEYS, key=lambda name: _similarity(key, name))
-  hint = f'; did you mean config.{nearest}?'
-  return f'there is no key config.{key}' + hint * (
-    _similarity(key, nearest) > 0.6
-  )
+  is_near = _similarity(key, nearest) > 0.6
+  hint = f'; did you mean config.{nearest}?' if is_near else ''
+  return f'there is no key config.{key}{hint}'
 
 
 def _similarity(key, name):
@@ -204,9 +200,10 @@ def _check_value(name, key, value):
     fits = is_number(value) and (kind is float or whole)
   if not fits:
     raise UserError(f'config.{name} is {value!r}; it takes {_KINDS[kind]}')
-  if isinstance(rule, tuple) and value not in rule:
-    raise UserError(f'config.{name} is {value!r}, not one of {rule}')
-  if rule and not isinstance(rule, tuple) and not rule.holds(value):
+  if isinstance(rule, tuple):
+    if value not in rule:
+      raise UserError(f'config.{name} is {value!r}, not one of {rule}')
+  elif rule and not rule.holds(value):
     raise UserError(f'config.{name} is {value!r}; it {rule.text}')
 
 
@@ -251,48 +248,34 @@ def _check_data(flat):
       f'config.data.std is {flat["data.std"]} and config.data.std_rgb'
       f' {flat["data.std_rgb"]!r}: set one of them (the other to 1.0 or ())'
     )
-  source, largest = flat['data.source'], flat['data.resize_size']
-  folds = flat['data.folds']
-  for key, holds, rule in (
-    (
-      'data.crop_size',
-      flat['data.crop_size'] <= largest,
-      f'must not exceed config.data.resize_size = {largest}',
-    ),
-    (
-      'data.path',
-      flat['data.path'] or source in ('digits', 'tfds', 'synthetic'),
-      f'must name the folder of the {source} set: --config.data.path=DIR',
-    ),
-    (
-      'data.fold',
-      flat['data.fold'] < max(1, folds),
-      f'must be less than config.data.folds = {folds}',
-    ),
-  ):
-    if not holds:
-      raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
+
+  def refuse(key, rule):
+    raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
+
+  source, folds = flat['data.source'], flat['data.folds']
+  if flat['data.crop_size'] > (largest := flat['data.resize_size']):
+    rule = f'must not exceed config.data.resize_size = {largest}'
+    refuse('data.crop_size', rule)
+  if not flat['data.path'] and source not in ('digits', 'tfds', 'synthetic'):
+    rule = f'must name the folder of the {source} set: --config.data.path=DIR'
+    refuse('data.path', rule)
+  if flat['data.fold'] >= max(1, folds):
+    refuse('data.fold', f'must be less than config.data.folds = {folds}')
 
 
 def _check_durations(flat):
-  for name in (*DURATIONS, 'schedule.drop'):
-    epochs, steps = f'{name}_epochs', f'{name}_steps'
-    if flat[epochs] and flat[steps]:
-      raise UserError(
-        f'config.{epochs} = {flat[epochs]} and config.{steps} = {flat[steps]}'
-        f' both give a duration; leave one of them at {KEYS[steps].default}'
-      )
-  needed = ['num', 'eval_every']
+  needed = {'num': '', 'eval_every': ''}
   if flat['schedule.name'] == 'step':
-    needed.append('schedule.drop')
-  for name in needed:
-    epochs, steps = f'{name}_epochs', f'{name}_steps'
-    if not flat[epochs] and not flat[steps]:
-      reason = ', as config.schedule.name is step' * (name == 'schedule.drop')
-      raise UserError(
-        f'config.{epochs} is {flat[epochs]!r} and config.{steps}'
-        f' {flat[steps]!r}; set one of them{reason}'
-      )
+    needed['schedule.drop'] = ', as config.schedule.name is step'
+  for name in (*DURATIONS, 'schedule.drop'):
+    keys = f'{name}_epochs', f'{name}_steps'
+    values = [flat[key] for key in keys]
+    now = ' and '.join(f'config.{key} is {flat[key]!r}' for key in keys)
+    if all(values):
+      unset = KEYS[keys[1]].default
+      raise UserError(f'{now}; leave one of the two at {unset}')
+    if name in needed and not any(values):
+      raise UserError(f'{now}; set one of them{needed[name]}')
 
 
 def _check_lr_multipliers(flat):
@@ -305,12 +288,12 @@ def _check_lr_multipliers(flat):
   last = 0
   for entry in entries:
     match entry:
-      case [epoch, str(), factor] if (
-        is_number(epoch) and is_number(factor) and last <= epoch and factor >= 0
-      ):
-        last = epoch
+      case [epoch, str(), factor] if is_number(epoch) and is_number(factor):
+        fits, last = last <= epoch and factor >= 0, epoch
       case _:
-        raise UserError(
-          f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
-          ' pattern, factor of the learning rate), in the order of the epochs'
-        )
+        fits = False
+    if not fits:
+      raise UserError(
+        f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
+        ' pattern, factor of the learning rate), in the order of the epochs'
+      )

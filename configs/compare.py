@@ -7,17 +7,16 @@
     python -m alexnet_jax.evaluation.compare \
       runs/narrow_alexnet runs/flat_alexnet runs/alexnet_bn
 
-Crops of 64 out of 72 pixels at a quarter of each network's widths, so that a
-run takes minutes on a CPU; the first layer's stride is halved with the pixels
+Crops of 64 out of 72 pixels at a quarter of each network's widths: minutes on a
+CPU. The first layer's stride is halved with the pixels
 (`flat_alexnet_high_stride` needs more of them: --config.data.resize_size=128
---config.data.crop_size=112). All networks are trained alike: SGD 0.01 with
-momentum 0.9, decay 5e-4 and a cosine after a warm-up, from He's initialization.
-`--config.seed` gives another start.
+--config.data.crop_size=112). All are trained alike; `--config.seed` gives
+another start.
 
-Measured on 2 cores of an AMD EPYC (no GPU, Python 3.11, jax 0.10.2), 922 + 360
-photographs of groceries in 12 classes, validation top-1 of seeds 0, 1 and 2:
-`narrow_alexnet` 0.553, 0.525, 0.583; `flat_alexnet` 0.664, 0.658, 0.592;
-`alexnet_bn` 0.656, 0.631, 0.650; one to five minutes a run beside other work.
+Measured on 2 cores of an AMD EPYC (no GPU), 922 + 360 photographs of groceries
+in 12 classes, validation top-1 of seeds 0, 1 and 2: `narrow_alexnet` 0.553,
+0.525, 0.583; `flat_alexnet` 0.664, 0.658, 0.592; `alexnet_bn` 0.656, 0.631,
+0.650; one to five minutes a run beside other work.
 """
 
 from alexnet_jax.config import make_config
@@ -28,7 +27,6 @@ def get_config(network='alexnet_one_tower'):
   config = make_config()
   config.num_epochs = 40.0
   config.global_batch_size = 16
-  config.log_every_steps = 50
   config.data.source = 'folder'
   config.data.resize_size = 72
   config.data.crop_size = 64

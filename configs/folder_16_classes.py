@@ -6,9 +6,8 @@
 The set-up of a classifier of 16 classes; it takes any number of them. AlexNet
 with batch norm after each of its five convolutions (`alexnet_bn_all`; at 16
 classes 46,815,312 parameters that train), on 224 crops, mirrored, minus the
-mean; a tenth of each class is held out. SGD 0.01 with momentum 0.9 and a weight
-decay of 5e-4 in batches of 2; the rate is divided by 10 when the validation
-loss has not improved for ten epochs, down to 1e-6.
+mean; a tenth of each class is held out. The rate is divided by 10 when the
+validation loss has not improved for ten epochs, down to 1e-6.
 
 `configs/folder_16_classes.py:bright` also shifts the brightness by up to a
 fifth of white.
@@ -22,21 +21,13 @@ def get_config(augmentation=''):
   if augmentation not in ('', 'bright'):
     raise ValueError(f'{augmentation!r} is not `bright`')
   config = make_config()
-  config.num_epochs = 90.0
   config.global_batch_size = 2
   config.data.source = 'folder'
   config.data.val_fraction = 0.1
-  config.data.mean = 'channel'
   config.data.std = 58.0  # about that of photographs
-  config.data.random_flip = True
   config.data.brightness = 0.2 if augmentation else 0.0
   config.model.update(variants.fields('alexnet_bn_all'))
 
-  config.optimizer.learning_rate = 0.01
-  config.optimizer.momentum = 0.9
-  config.optimizer.weight_decay = 5e-4
-
-  config.schedule.name = 'plateau'
   config.schedule.monitor = 'eval/loss'
   config.schedule.patience = 10
   config.schedule.min_learning_rate = 1e-6

@@ -15,17 +15,13 @@ from alexnet_jax.models import variants
 
 def get_config():
   config = make_config()
-  config.num_epochs = 90.0
   config.global_batch_size = 150
   config.log_every_steps = 10
   config.data.source = 'folder'
-  config.data.val_fraction = 0.1  # 0.9 for training
+  config.data.val_fraction = 0.1
   config.data.crop_size = 227
   config.data.std = 58.0  # about that of photographs
   config.model.update(variants.fields('alexnet_plain'))
-
-  config.optimizer.learning_rate = 0.01
-  config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 0.0
   config.schedule.name = 'constant'
   return config

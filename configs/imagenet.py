@@ -13,16 +13,13 @@ usual rule multiplies config.optimizer.learning_rate by the same factor and adds
 --config.schedule.warmup_epochs=5.
 
 What to expect: not measured here, for want of ImageNet and a GPU. Others report
-57 to 58 % top-1 on center crops for this network (Caffe's bvlc_alexnet 57.1,
-tensorpack 58).
+57 to 58 % top-1 on center crops for this network.
 
 Initialization. The paper's N(0, 0.01) with biases of 1 is known to stay at
 ln(classes), so this recipe takes Caffe's: 0.01, hidden dense layers 0.005,
 biases of 0.1 where the paper has 1. Tried on this network at full size with
-1,504 photographs of 20 classes (Caltech-101), 224 crops and flips, batch 32,
-rate 0.01, momentum 0.9, decay 5e-4, dropout, float32 on a CPU, one seed each;
-mean loss of steps 281 to 300 (a trial ended as soon as the mean of 20 steps was
-below 2.0), where guessing costs ln(20) = 2.996:
+1,504 photographs of 20 classes (Caltech-101), batches of 32, one seed each;
+mean loss of steps 281 to 300, where guessing costs ln(20) = 2.996:
 
 | kernels | biases | pixels | loss |
 |---|---|---|---|
@@ -39,7 +36,6 @@ from alexnet_jax.config import make_config
 def get_config():
   config = make_config()
   config.data.source = 'tfds'
-  config.data.tfds_name = 'imagenet2012'
   config.model.num_classes = 1000
   config.model.kernel_init = 'caffe'
   config.model.bias_init = 0.1

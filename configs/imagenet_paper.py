@@ -28,8 +28,8 @@ Where the text leaves a choice:
 
 What to expect: the paper has 59.3 % top-1 and 81.8 % top-5 of this network with
 ten crops. Not measured here, for want of ImageNet and a GPU. These initial
-biases are known to leave the loss at ln(1000) = 6.908 (Caffe's authors took 0.1
-for that reason, see configs/imagenet.py); the run warns if it stays there.
+biases are known to leave the loss at ln(1000) = 6.908 (see
+configs/imagenet.py); the run warns if it stays there.
 """
 
 from alexnet_jax.config import make_config
@@ -38,23 +38,12 @@ from alexnet_jax.models import variants
 
 def get_config():
   config = make_config()
-  config.num_epochs = 90.0
-  config.global_batch_size = 128
-
   config.data.source = 'tfds'
-  config.data.tfds_name = 'imagenet2012'
   config.data.mean = 'image'
   config.data.pca_lighting = 0.1
-  config.data.pca_lighting_unit = 'eigenvalue'
-
   config.model.update(variants.fields('alexnet'))
   config.model.num_classes = 1000
   config.model.dropout_scaling = 'evaluation'
-
-  config.optimizer.learning_rate = 0.01
   config.optimizer.update_rule = 'paper'
-  config.optimizer.weight_decay = 5e-4
-  config.schedule.name = 'plateau'
-  config.schedule.monitor = 'eval/top1'
   config.schedule.min_learning_rate = 1e-5  # after three drops
   return config

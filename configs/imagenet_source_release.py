@@ -1,13 +1,11 @@
-r"""ImageNet as net 145 of the 2012 source release was really trained.
+"""ImageNet as net 145 of the 2012 source release was really trained.
 
     python -m alexnet_jax.main --config configs/imagenet_source_release.py
-    python -m alexnet_jax.evaluation.evaluate \
-      --workdir runs/imagenet_source_release --crops 10
 
-The Computer History Museum published the code with the definition of this net,
-its parameters and the log of its training as comments (layers/layers-145.cfg
-and layer-params-145.cfg). It is the paper's network but for what the paper does
-not say:
+and `evaluation.evaluate --crops 10`. The Computer History Museum published the
+code with the definition of this net, its parameters and the log of its training
+as comments (layers/layers-145.cfg and layer-params-145.cfg). It is the paper's
+network but for what the paper does not say:
 
 - The first normalization sits on the convolution itself; the ReLU comes after
   the pooling. After the second normalization there is another one, in space:
@@ -22,15 +20,14 @@ not say:
 
 The rate was changed by hand: weights 0.01; epoch 25: 0.001; 51: 1e-4; 67: the
 first convolution 1e-5, and no shift of the colors any more; 72: the first
-convolution stands still (its biases, too: the file ends with 0 there, and the
-log does not say since when); 79: the rest 1e-5; 91: stopped.
-
-Not as there: it cut and mirrored 32 images alike, here each is cut by itself.
+convolution stands still (its biases, too: the log does not say since when); 79:
+the rest 1e-5; 91: stopped. Not as there: it cut and mirrored 32 images alike,
+here each is cut by itself.
 
 What to expect: 59.336 % top-1 and 81.790 % top-5 with ten crops, by the file.
 Not measured here, for want of ImageNet and a GPU. A trial of this
-initialization in one tower, on 1,504 photographs (see configs/imagenet.py), had
-a loss that was not a number at step 8, and so ended.
+initialization in one tower had a loss that was not a number at step 8 (see
+configs/imagenet.py).
 """
 
 from alexnet_jax.config import make_config
@@ -40,10 +37,7 @@ from alexnet_jax.models import variants
 def get_config():
   config = make_config()
   config.num_epochs = 91.0
-  config.global_batch_size = 128
-
   config.data.source = 'tfds'
-  config.data.tfds_name = 'imagenet2012'
   config.data.mean = 'image'
   config.data.pca_lighting = 0.1
   config.data.pca_lighting_unit = 'deviation'
@@ -53,9 +47,7 @@ def get_config():
   config.model.update(variants.fields('alexnet_source_release'))
   config.model.num_classes = 1000
 
-  config.optimizer.learning_rate = 0.01
   config.optimizer.update_rule = 'paper'
-  config.optimizer.weight_decay = 5e-4
   config.optimizer.decay = 'kernels'
   config.optimizer.bias_lr_multiplier = 2.0
   config.schedule.name = 'recorded'

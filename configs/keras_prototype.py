@@ -19,27 +19,14 @@ from alexnet_jax.models import variants
 
 def get_config(network='alexnet_bn'):
   config = make_config()
-  config.num_epochs = 90.0
   config.data.source = 'tfds'
-  config.data.tfds_name = 'imagenet2012'
   config.data.std = 58.0  # about that of photographs
   config.model.update(variants.fields(network))
   config.model.num_classes = 1000
 
-  config.optimizer.learning_rate = 0.01
-  config.optimizer.momentum = 0.9
   config.optimizer.update_rule = 'paper'  # as Keras' SGD
   config.optimizer.weight_decay = 0.0
-
-  config.schedule.name = 'plateau'
-  config.schedule.monitor = 'eval/top1'
-  config.schedule.factor = 0.1
   config.schedule.patience = 2
-  config.schedule.threshold = 1e-4
   config.schedule.min_learning_rate = 1e-7
-
   config.early_stopping.enabled = True
-  config.early_stopping.monitor = 'eval/top1'
-  config.early_stopping.patience = 10
-  config.early_stopping.restore_best = True
   return config

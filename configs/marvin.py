@@ -18,7 +18,6 @@ def get_config():
   config.global_batch_size = 128
   config.log_every_steps = 10
 
-  config.data.source = 'digits'
   config.data.resize_size = 28
   config.data.crop_size = 28
   config.data.random_flip = False

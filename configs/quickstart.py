@@ -6,8 +6,7 @@
 AlexNet with local response normalization at a quarter of its width, on crops of
 36 out of 40 pixels, with a 5 x 5 first layer of stride 2.
 
-About a minute on two cores; the README has the measured accuracy.
-
+The README has the measured accuracy.
 Caffe's initialization (small normal weights, biases of 0.1), with pixels as
 they are and a learning rate of 0.005, stayed at ln(10) for all 15 epochs with
 the seeds 1 and 2; so the weights are drawn with He's rule and the pixels are
@@ -22,7 +21,6 @@ def get_config():
   config.num_epochs = 15.0
   config.global_batch_size = 64
 
-  config.data.source = 'digits'
   config.data.resize_size = 40
   config.data.crop_size = 36
   config.data.random_flip = False  # a mirrored digit is another character

@@ -7,13 +7,9 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
-from alexnet_jax.cli import Console
-from alexnet_jax.cli import NullStream
 from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import variants
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import schedule
 from tests.system import commands
@@ -26,7 +22,7 @@ FOLDER = ('folder', 'folder_16_classes', 'folder_28_classes', 'compare')
 def load(recipe, *overrides):
   file = recipe if '.py' in recipe else f'{recipe}.py'
   if recipe.partition('.')[0] in FOLDER:
-    overrides += ('--config.data.path=x',)
+    overrides = ('--config.data.path=x', *overrides)
   path = ROOT / 'configs' / file
   return validation.load_config([f'--config={path}', *overrides])
 
@@ -132,8 +128,8 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
       ],
       r"\(2, 'conv2/\*', 0.1\); it takes",
     ),
-    (['num_steps=5'], 'num_epochs = .* and config.num_steps = 5'),
-    (['num_epochs=0'], 'num_epochs is 0.0 and config.num_steps 0; set one'),
+    (['num_steps=5'], 'num_epochs is .* and config.num_steps is 5; leave one'),
+    (['num_epochs=0'], 'num_epochs is 0.0 and config.num_steps is 0; set one'),
     (['schedule.name=step'], 'set one of them, as config.schedule.name is'),
     (
       ['schedule.name=step', 'schedule.drop_epochs=(2,1)'],
@@ -247,34 +243,6 @@ def test_a_key_without_effect_is_refused(key):
       validation.validate(with_other, [key])
 
 
-# All others count with certain values of other keys alone; `spec` looks after
-# those of spatial normalization.
-ALWAYS = {
-  '': 'seed num_epochs num_steps global_batch_size microbatch_size'
-  ' eval_every_epochs eval_every_steps save_every_epochs save_every_steps'
-  ' log_every_steps histogram_every_evals report parallel implementation'
-  ' grad_allreduce_dtype ema_decay',
-  'data.': 'source folds resize_size crop_size crop random_flip brightness'
-  ' pca_lighting mean std std_rgb unreadable num_threads prefetch',
-  'model.': 'num_classes dtype channels kernels strides paddings groups norm'
-  ' pool_layers block_order norm_hidden spatial_size spatial_k spatial_alpha'
-  ' spatial_beta hidden width_multiplier kernel_init bias_layers',
-  'init.': 'workdir freeze',
-  'loss.': 'label_smoothing l1 l2',
-  'optimizer.': 'name learning_rate rate_scaling weight_decay'
-  ' bias_lr_multiplier',
-  'schedule.': 'name warmup_epochs warmup_steps',
-  'early_stopping.': 'enabled',
-  'checkpoint.': 'keep monitor',
-  'guards.': 'flat_loss_steps',
-}
-
-
-def test_the_keys_that_always_count():
-  always = {key for key, home in KEYS.items() if not home.when}
-  assert always == {s + leaf for s in ALWAYS for leaf in ALWAYS[s].split()}
-
-
 def test_a_recipe_may_leave_keys_without_effect_to_overrides():
   assert load('quickstart', '--config.schedule.name=cosine')
   with pytest.raises(
@@ -353,11 +321,6 @@ def test_an_entry_that_is_no_multiplier_is_refused(entry):
   assert repr(entry) in str(caught.value)
 
 
-def test_a_missing_recipe_is_named():
-  with pytest.raises(UserError, match=r"no recipe at '.*nowhere\.py'.*configs"):
-    load('nowhere')
-
-
 @pytest.mark.parametrize(
   ('body', 'message'),
   [
@@ -369,6 +332,7 @@ def test_a_missing_recipe_is_named():
     ('config.seed = "a"; return config', 'TypeError: .*seed'),
     ('raise ValueError("no such photographs")', 'recipe.py: no such photo'),
     ('config.data.path = "x"; return config', 'data.path is .* no effect'),
+    ('raise SystemExit(3)', 'line 4: it ended the program itself .*: 3'),
   ],
 )
 def test_a_recipe_that_is_wrong(tmp_path, body, message):
@@ -393,11 +357,25 @@ def test_a_file_that_is_no_recipe(tmp_path, text, message):
     validation.load_config([f'--config={path}'])
 
 
-def test_what_follows_a_recipes_colon():
-  with pytest.raises(UserError, match=r'quickstart.py takes nothing after'):
-    load('quickstart.py:x')
-  with pytest.raises(UserError, match="no network 'alexnat'; there are"):
-    load('compare.py:alexnat')
+@pytest.mark.parametrize(
+  ('recipe', 'message'),
+  [
+    ('quickstart.py:x', 'quickstart.py takes nothing after'),
+    ('compare.py:alexnat', "no network 'alexnat'; there are"),
+    ('nowhere', r"no recipe at '.*nowhere\.py'.*configs"),
+    ('finetune.py:gs://b/run', 'gs://b/run is no path of this machine'),
+  ],
+)
+def test_recipes_and_what_follows_their_colon(recipe, message):
+  with pytest.raises(UserError, match=message):
+    load(recipe)
+
+
+def test_paths_of_the_config_are_those_of_this_machine(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert load('folder', '--config.data.path=~/p').data.path == '/home/me/p'
+  with pytest.raises(UserError, match='gs://b/p is no path of this machine'):
+    load('folder', '--config.data.path=gs://b/p')
 
 
 def test_json_is_lossless():
@@ -416,19 +394,22 @@ def test_a_run_reads_every_key(tmp_path, monkeypatch):
     **{'schedule__patience': 1, 'histogram_every_evals': 1},
     **{'log_every_steps': 1, 'data__pca_lighting': 0.1},
   )
-  config = validation.load_config([f'--config={recipe}'])
-  names = {id(section): f'{name}.' for name, section in config.items()}
-  names[id(config)] = ''
+  load_config, names = validation.load_config, {}
   seen, get = set(), ml_collections.ConfigDict.__getitem__
+
+  def loaded(arguments):
+    config = load_config(arguments)
+    names.update((id(section), f'{n}.') for n, section in config.items())
+    names[id(config)] = ''
+    return config
 
   def noted(section, name):
     seen.add(f'{names.get(id(section))}{name}')
     return get(section, name)
 
+  monkeypatch.setattr(validation, 'load_config', loaded)
   monkeypatch.setattr(ml_collections.ConfigDict, '__getitem__', noted)
-  loop.train_and_evaluate(
-    config, str(tmp_path / 'run'), guards.StopSignal(), Console(NullStream())
-  )
+  commands.train_here(recipe, tmp_path / 'run')
   durations = {
     f'{name}_{unit}'
     for name in config_lib.DURATIONS

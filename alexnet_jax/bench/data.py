@@ -11,6 +11,7 @@ import shlex
 import sys
 import tempfile
 
+from alexnet_jax import cli
 from alexnet_jax.bench import report
 from alexnet_jax.bench import workers
 from alexnet_jax.errors import how_to_install
@@ -41,9 +42,9 @@ def add_arguments(commands) -> None:
   parser = report.add_command(commands, 'data', text, _DESCRIPTION)
   add = parser.add_argument
   text = 'photographs, a subfolder per class (default: synthetic ones)'
-  add('--path', default='', metavar='DIR', help=text)
+  add('--path', type=cli.path, default='', metavar='DIR', help=text)
   text = 'keeps the layouts for the next time (default: a temporary folder)'
-  add('--cache', default='', metavar='DIR', help=text)
+  add('--cache', type=cli.path, default='', metavar='DIR', help=text)
   text = (
     'folder-320, folder-320-to-256, folder-256, tfds-320, tfds-256, raw-256'
   )

@@ -99,7 +99,7 @@ def prepare(path: str, count: int, tasks: Sequence[Task]) -> dict:
   cache = pathlib.Path(tasks[0].cache)
   note = cache / 'photographs.json'
   if path:
-    root = pathlib.Path(path).expanduser()
+    root = pathlib.Path(path)
     train = root / 'train'
     source = list_folder(train if train.is_dir() else root)
     name, fingerprint = str(root), source.fingerprint

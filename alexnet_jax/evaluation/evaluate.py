@@ -33,7 +33,6 @@ def measure_all(
   run,
   loader,
   crops: int = 1,
-  progress: Callable[[int], None] = lambda done: None,
   on_batch: Callable[[dict], None] = lambda batch: None,
 ):
   """Measures a network on all examples of a loader, behind a progress bar.
@@ -42,8 +41,7 @@ def measure_all(
     run: a `measure.Network`.
     loader: of the examples.
     crops: 1 or 10, as of the network's steps.
-    progress: called with the number of batches dispatched; may raise.
-    on_batch: called with each host batch before it is dispatched.
+    on_batch: called with each host batch before it is dispatched; may raise.
 
   Returns:
     See `measure.evaluate`.
@@ -55,18 +53,20 @@ def measure_all(
   batch_size = build.eval_batch_size(run.config, run.mesh)
 
   def batches():
-    for batch in build.make_eval_iter(run.config, loader, run.mesh, crops):
+    made = build.make_eval_iter(run.config, loader, run.mesh, crops)
+    for number, batch in enumerate(made, 1):
       on_batch(batch)
+      console.advance(min(count, number * batch_size))
       yield batch
-
-  def advance(done):
-    console.advance(min(count, done * batch_size))
-    progress(done)
 
   console.start(count, 0, 'image', 'evaluation', _LINE_SECONDS)
   try:
     return measure.evaluate(
-      run.steps.evaluate, run.state, batches(), run.to_devices, advance, count
+      run.steps.evaluate,
+      run.state,
+      batches(),
+      run.to_devices,
+      num_examples=count,
     )
   finally:
     console.stop()
@@ -74,6 +74,9 @@ def measure_all(
 
 def _evaluate(arguments):
   """Measures a checkpoint on a split; returns the command's result."""
+  import jax
+
+  from alexnet_jax.training import build
   from alexnet_jax.training import measure
   from alexnet_jax.training import state as state_lib
 
@@ -83,12 +86,14 @@ def _evaluate(arguments):
   )
   loader = measure.make_eval_loader(run, split)
   measure.warn_of_crops(run, crops)
-  _compile(run, loader, crops)
+  # Compiles the evaluation, so that only measuring is timed.
+  first = next(build.make_eval_iter(run.config, loader, run.mesh, crops))
+  jax.block_until_ready(run.steps.evaluate(run.state, run.to_devices(first)))
   begun = time.perf_counter()
   values = measure_all(run, loader, crops).values
-  step = int(run.state.step)
   count = loader.source.num_examples - len(loader.unreadable)
   throughput = count / (time.perf_counter() - begun)
+  step = int(run.state.step)
   print(
     f'{workdir}, step {step}, {split} ({count:,} examples, {CROPS[crops]}):'
     f' loss {values["eval/loss"]:.4f}, top-1 {values["eval/top1"]:.4f},'
@@ -97,34 +102,13 @@ def _evaluate(arguments):
   )
   return {
     **values,
+    **state_lib.summarize(run.state),
     'split': split,
     'crops': crops,
     'images_per_second': throughput,
     'examples': count,
     'unreadable': len(loader.unreadable),
-    'step': step,
-    'parameters': state_lib.num_parameters(run.state),
-    'state_digest': state_lib.state_digest(state_lib.saved_tree(run.state)),
   }
-
-
-def _compile(run, loader, crops):
-  """Compiles the evaluation, so that only measuring is timed."""
-  import jax
-  import numpy as np
-
-  from alexnet_jax.training import build
-
-  batch_size = build.eval_batch_size(run.config, run.mesh)
-  size = loader.resize_size if crops > 1 else run.config.data.crop_size
-  batch = {
-    'image': np.zeros((batch_size, size, size, 3), np.uint8),
-    'label': np.zeros(batch_size, np.int32),
-    'mask': np.zeros(batch_size, bool),
-  }
-  if loader.skips:
-    batch['unreadable'] = np.zeros(batch_size, bool)
-  jax.block_until_ready(run.steps.evaluate(run.state, run.to_devices(batch)))
 
 
 if __name__ == '__main__':

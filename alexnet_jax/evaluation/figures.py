@@ -14,12 +14,10 @@ import numpy as np
 import scipy.sparse
 
 from alexnet_jax import files
-from alexnet_jax.training import metrics
 from alexnet_jax.training import writers
 
-MOST_LABELLED = 30  # classes whose confusion matrix has names and numbers
-_BARS = 25  # most confused pairs beside a larger matrix
-_MOST_CELLS = 400  # of a side of it, so that each is a pixel at least
+_MOST_LABELLED = 30  # classes whose confusion matrix has names and numbers
+_MOST_CELLS = 400  # of a side of a larger one, so that each is a pixel at least
 WINDOW = 50  # steps of the rolling mean and deviation
 _MOST_POINTS = 5_000  # of a line; more only blacken the picture
 TRAINING, VALIDATION = '#1b6ca8', '#d1670a'
@@ -52,23 +50,16 @@ def shortened(name: str, length: int) -> str:
   return name if len(name) <= length else f'{name[: length - 1]}…'
 
 
-def panels(count: int, height: float = 3.6, columns: int | None = None):
-  """Returns a figure and its panels, in rows of some inches.
-
-  There is one row, or as many `columns` to each.
-  """
+def panels(count: int, height: float = 3.6):
+  """Returns a figure and its panels in a row, of some inches."""
   from matplotlib.figure import Figure
 
-  columns = min(count, columns or count)
-  rows = -(-count // columns)
-  figure = Figure(figsize=(11, rows * height), dpi=110, layout='constrained')
-  every = figure.subplots(rows, columns, squeeze=False).ravel()
+  figure = Figure(figsize=(11, height), dpi=110, layout='constrained')
+  every = figure.subplots(1, count, squeeze=False)[0]
   for axes in every:
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
-  for axes in every[count:]:
-    axes.remove()
-  return figure, every[:count]
+  return figure, every
 
 
 def rolling_losses(
@@ -82,8 +73,7 @@ def rolling_losses(
 
   Returns:
     (steps int64 [n], losses, means and deviations of the last `WINDOW` losses
-    up to each, float64 [n]). The first ones have fewer before them. A deviation
-    is that of the values themselves (divided by their number).
+    up to each, or of those that there are, float64 [n]).
   """
   steps, losses = [], []
   for row in rows:
@@ -103,48 +93,42 @@ def draw_step_losses(rows: list[dict]):
   steps, losses, means, deviations = rolling_losses(rows)
   figure, (left, right) = panels(2)
   left.plot(steps, losses, color=_GRAY, linewidth=0.5, label='loss of a step')
-  left.fill_between(
-    steps,
-    means - deviations,
-    means + deviations,
-    color=TRAINING,
-    alpha=0.2,
-    linewidth=0,
-  )
+  style = {'color': TRAINING, 'alpha': 0.2, 'linewidth': 0}
+  left.fill_between(steps, means - deviations, means + deviations, **style)
   label = f'mean of {WINDOW} steps, ± deviation'
   left.plot(steps, means, color=TRAINING, linewidth=1.5, label=label)
   left.set(xlabel='step', ylabel='training loss [nats]')
   left.legend()
   right.plot(steps, deviations, color=TRAINING, linewidth=1.2)
-  deviation = f'deviation of {WINDOW} steps [nats]'
-  right.set(xlabel='step', ylabel=deviation, ylim=(0, None))
+  label = f'deviation of {WINDOW} steps [nats]'
+  right.set(xlabel='step', ylabel=label, ylim=(0, None))
   return figure
 
 
 def learning_rate_drops(rows: list[dict]) -> list[int]:
   """Lists the steps of log points with a learning rate below half of before."""
-  points = [
-    (row['step'], _learning_rates(row))
-    for row in rows
-    if 'learning_rate' in row
-  ]
   return [
     step
-    for (_, before), (step, after) in itertools.pairwise(points)
+    for (_, before), (step, after) in itertools.pairwise(_learning_rates(rows))
     if any(after[key] < before.get(key, 0) / 2 for key in after)
   ]
 
 
-def _learning_rates(row):
-  """Returns {key: value} of each group of parameters, if there are several."""
-  groups = {k: v for k, v in row.items() if k.startswith('learning_rate/')}
-  return groups or {'learning_rate': row['learning_rate']}
+def _learning_rates(rows):
+  """Lists (step, {key: value}): of each group of parameters, or of all."""
+  return [
+    (
+      row['step'],
+      {k: v for k, v in row.items() if k.startswith('learning_rate/')}
+      or {'learning_rate': row['learning_rate']},
+    )
+    for row in rows
+    if 'learning_rate' in row
+  ]
 
 
-def draw_line(
-  axes, rows: list[dict], key: str, step_size: float = 1, **style
-) -> None:
-  """Draws a line through the rows that have a value of `key`, if there are any.
+def draw_line(axes, rows, key: str, step_size: float = 1, **style) -> None:
+  """Draws a line through the rows with a value of `key`, if there are any.
 
   A step is `step_size` of the horizontal axis.
   """
@@ -157,7 +141,6 @@ def draw_line(
 def draw_curves(rows: list[dict]):
   """Draws loss and top-1, with the drops of the learning rate dotted."""
   figure, axes = panels(2)
-  drops = learning_rate_drops(rows)
   for panel, name, label in (
     (axes[0], 'loss', 'training'),
     (axes[1], 'top1', 'training, with dropout'),
@@ -165,26 +148,23 @@ def draw_curves(rows: list[dict]):
     draw_line(panel, rows, f'train/{name}', color=TRAINING, label=label)
     style = {'color': VALIDATION, 'label': 'validation', 'marker': 'o'}
     draw_line(panel, rows, f'eval/{name}', **style)
-    _mark(panel, drops)
-    if panel.get_lines()[len(drops) :]:  # or matplotlib warns
+    if panel.get_lines():  # or matplotlib warns
       panel.legend()
+    _mark_drops(panel, rows)
   axes[0].set(xlabel='step', ylabel='loss [nats]', ylim=(0, None))
   axes[1].set(xlabel='step', ylabel='top-1', ylim=(None, 1))
-  if drops:
-    title = f'dotted: the learning rate drops ({len(drops)})'
-    figure.suptitle(title, fontsize=10)
   return figure
 
 
-def _mark(axes, steps):
-  for step in steps:
+def _mark_drops(axes, rows):
+  for step in learning_rate_drops(rows):
     axes.axvline(step, color='gray', linestyle=':', linewidth=1)
 
 
 def draw_learning_rate(rows: list[dict]):
   """Draws the learning rates; logarithmic if one falls tenfold."""
   figure, (axes,) = panels(1, height=2.6)
-  points = [_learning_rates(row) for row in rows if 'learning_rate' in row]
+  points = [rates for _, rates in _learning_rates(rows)]
   keys = list(points[0]) if points else []
   for number, key in enumerate(keys):
     color = f'C{number}' if len(keys) > 1 else TRAINING
@@ -194,12 +174,12 @@ def draw_learning_rate(rows: list[dict]):
   if len(keys) > 1:
     axes.legend()
   rates = [value for point in points for value in point.values() if value > 0]
+  axes.set(xlabel='step', ylabel='learning rate')
   if rates and max(rates) >= 10 * min(rates):
     axes.set_yscale('log')
   else:
     axes.set_ylim(0, None)
-  axes.set(xlabel='step', ylabel='learning rate')
-  _mark(axes, learning_rate_drops(rows))
+  _mark_drops(axes, rows)
   return figure
 
 
@@ -214,38 +194,44 @@ def draw_speed(rows: list[dict]):
 
 
 def draw_confusion(confusion, class_names: Sequence[str]):
-  """Draws a confusion matrix: numbers and names, or a heat map and bars.
+  """Draws a confusion matrix.
 
   Up to 30 classes have names and a number in each cell, its color the share of
-  the true class. More of them make a heat map, where the root of a number is
-  the color, with the most confused pairs beside it.
+  the true class. More of them make a heat map, whose color is the root of the
+  largest number of a block of cells: single mistakes stay visible.
 
   Args:
     confusion: counts of (true class, predicted class), int [classes, classes],
       dense or sparse.
     class_names: of the rows and columns.
   """
-  if len(class_names) <= MOST_LABELLED:
-    pairs = scipy.sparse.coo_array(confusion)
-    return _labelled_matrix(pairs.toarray(), class_names)
-  return _heat_map(confusion, class_names)
-
-
-def _labelled_matrix(confusion, class_names):
   from matplotlib.figure import Figure
 
-  count = len(class_names)
-  cell = min(0.6, 10 / count)  # inches
-  size = 2.4 + cell * max(4, count)
+  pairs, count = scipy.sparse.coo_array(confusion), len(class_names)
+  size = 9 if count > _MOST_LABELLED else 2.4 + max(4, count) * _cell(count)
   figure = Figure(figsize=(size, size), dpi=100, layout='constrained')
   axes = figure.subplots()
+  axes.set(xlabel='predicted class', ylabel='true class')
+  if count > _MOST_LABELLED:
+    _draw_heat_map(figure, axes, pairs)
+  else:
+    _draw_cells(axes, pairs.toarray(), class_names)
+  return figure
+
+
+def _cell(count):
+  """Returns the side of a cell with a number in it, in inches."""
+  return min(0.6, 10 / count)
+
+
+def _draw_cells(axes, confusion, class_names):
+  count = len(class_names)
   shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
   axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
   names = [shortened(name, 20) for name in class_names]
   turned = 90 if max(map(len, names)) > 4 else 0
   axes.set_xticks(range(count), names, rotation=turned, parse_math=False)
   axes.set_yticks(range(count), names, parse_math=False)
-  axes.set(xlabel='predicted class', ylabel='true class')
   for (row, column), number in np.ndenumerate(confusion):
     dark = shares[row, column] > 0.5
     text = axes.text(
@@ -255,72 +241,27 @@ def _labelled_matrix(confusion, class_names):
       ha='center',
       va='center',
       color='white' if dark else 'black' if number else '#c5cbd1',
-      fontsize=10 if cell > 0.5 and number < 10_000 else 8,
+      fontsize=10 if _cell(count) > 0.5 and number < 10_000 else 8,
     )
     text.set_in_layout(False)  # hundreds of them would make it slow
-  return figure
 
 
-def _heat_map(confusion, class_names):
+def _draw_heat_map(figure, axes, pairs):
   from matplotlib.colors import PowerNorm
-  from matplotlib.figure import Figure
-  from matplotlib.ticker import MaxNLocator
 
-  figure = Figure(figsize=(12.4, 7.6), dpi=100, layout='constrained')
-  matrix, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
-  cells = _pooled(confusion, _MOST_CELLS)
-  end = len(class_names) - 0.5
-  image = matrix.imshow(
+  count = pairs.shape[0]
+  block = -(-count // _MOST_CELLS)
+  cells = np.zeros((-(-count // block),) * 2, np.int64)
+  np.maximum.at(cells, (pairs.row // block, pairs.col // block), pairs.data)
+  image = axes.imshow(
     cells,
     cmap='magma_r',
     norm=PowerNorm(0.5, vmin=0, vmax=max(1, cells.max())),
     interpolation='nearest',
-    extent=(-0.5, end, end, -0.5),
+    extent=(-0.5, count - 0.5, count - 0.5, -0.5),
   )
-  figure.colorbar(
-    image,
-    ax=matrix,
-    location='bottom',
-    shrink=0.6,
-    aspect=40,
-    ticks=MaxNLocator(6, integer=True),
-    label='examples (the color follows the root)',
-  )
-  matrix.set(xlabel='predicted class', ylabel='true class')
-  _draw_pairs(bars, confusion, class_names)
-  return figure
-
-
-def _pooled(confusion, most):
-  """Takes the largest of each block, so that at most `most` rows are left.
-
-  Single mistakes stay visible, which averages would wash out.
-  """
-  pairs = scipy.sparse.coo_array(confusion)
-  count = pairs.shape[0]
-  block = -(-count // most)
-  cells = np.zeros((-(-count // block),) * 2, np.int64)
-  np.maximum.at(cells, (pairs.row // block, pairs.col // block), pairs.data)
-  return cells
-
-
-def _draw_pairs(axes, confusion, class_names):
-  """Draws the most confused pairs as bars."""
-  pairs = metrics.most_confused(confusion, _BARS)
-  if not pairs:
-    axes.text(0.5, 0.5, 'no mistakes', ha='center', transform=axes.transAxes)
-    axes.set_axis_off()
-    return
-  labels = [
-    ' → '.join(shortened(class_names[index], 16) for index in classes)
-    for *classes, _ in pairs
-  ]
-  axes.barh(range(len(pairs)), [n for *_, n in pairs], color=VALIDATION)
-  axes.set_yticks(range(len(pairs)), labels, fontsize=9, parse_math=False)
-  axes.set_ylim(max(len(pairs), 10) - 0.5, -0.5)  # no bar fills the panel
-  axes.xaxis.get_major_locator().set_params(integer=True)
-  axes.set(xlabel='examples')
-  axes.set_title('most confused: true → predicted', fontsize=10)
+  label = 'examples (the color follows the root)'
+  figure.colorbar(image, ax=axes, shrink=0.6, label=label)
 
 
 def draw_filters(kernel: np.ndarray):
@@ -334,9 +275,8 @@ def draw_filters(kernel: np.ndarray):
   filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
   low = filters.min((1, 2, 3), keepdims=True)
   span = filters.max((1, 2, 3), keepdims=True) - low
-  scaled = np.divide(
-    filters - low, span, out=np.full_like(filters, 0.5), where=span > 0
-  )
+  gray = np.full_like(filters, 0.5)
+  scaled = np.divide(filters - low, span, out=gray, where=span > 0)
   return draw_grid(np.uint8(np.round(255 * scaled)), 16, 66)
 
 
@@ -406,11 +346,8 @@ def _tiles(images, tile):
   method = PIL.Image.Resampling.BOX
   if ratio >= 1:
     ratio, method = round(ratio), PIL.Image.Resampling.NEAREST
-  return [
-    np.asarray(
-      PIL.Image.fromarray(image).resize(
-        [max(1, round(n * ratio)) for n in image.shape[1::-1]], method
-      )
-    )
-    for image in images
-  ]
+  tiles = []
+  for image in images:
+    size = [max(1, round(n * ratio)) for n in image.shape[1::-1]]
+    tiles.append(np.asarray(PIL.Image.fromarray(image).resize(size, method)))
+  return tiles

@@ -10,8 +10,8 @@ import dataclasses
 import importlib.resources
 import pathlib
 import re
-import sys
 
+from alexnet_jax import cli
 from alexnet_jax import files
 
 # In a name of a class they would steer the terminal; a line may break.
@@ -26,19 +26,13 @@ class Picture:
   alt: str
   caption: str = ''
 
-  @property
-  def uri(self) -> str:
-    return f'data:image/png;base64,{base64.b64encode(self.png).decode()}'
-
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table on a page or in the terminal.
+  """A table on a page or in the terminal; the first cell names a row.
 
-  Attributes:
-    rows: a str, int or float in each cell; the first cell names the row.
-    sortable: whether a click on a column's name sorts the rows.
-    folded: whether it is shown only after a click on its title.
+  On a page a click on a column's name sorts the rows if it is `sortable`, and a
+  click on its title shows it if it is `folded`.
   """
 
   title: str
@@ -69,6 +63,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
+  environment.filters['base64'] = lambda png: base64.b64encode(png).decode()
   environment.filters['shown'] = shown
   environment.tests['numeric'] = lambda cell: not isinstance(cell, str)
   template = importlib.resources.files(__package__).joinpath('page.html.jinja')
@@ -85,7 +80,7 @@ def shown(cell: str | int | float) -> str:
 
 
 def write(path: pathlib.Path, html: str) -> None:
-  """Writes the page; see `files.replaced_file`."""
+  """Writes the page."""
   # Names of files in another encoding have characters that UTF-8 has not.
   content = html.encode(errors='backslashreplace')
   with files.replaced_file(path) as temporary:
@@ -94,7 +89,6 @@ def write(path: pathlib.Path, html: str) -> None:
 
 def show_table(table: Table) -> None:
   """Prints a table on standard error, its numbers as on a page."""
-  import rich.console
   import rich.table
 
   printed = rich.table.Table(title=table.title, title_justify='left')
@@ -104,10 +98,4 @@ def show_table(table: Table) -> None:
     printed.add_column(name, justify=justify, overflow='fold')
   for row in table.rows:
     printed.add_row(*(_CONTROL.sub('�', shown(cell)) for cell in row))
-  rich.console.Console(
-    stderr=True,
-    width=None if sys.stderr.isatty() else 120,
-    highlight=False,
-    markup=False,  # names of classes mean what they say, [red] and :cat:
-    emoji=False,
-  ).print(printed)
+  cli.Console().print(printed)

@@ -8,7 +8,6 @@ as CSV.
 import argparse
 from collections.abc import Callable
 import contextlib
-import itertools
 import pathlib
 import sys
 
@@ -17,14 +16,13 @@ from alexnet_jax import cli
 REPORT_FOLDER = 'report'
 PAGE = 'index.html'
 _MOST_LISTED = 30  # classes that the terminal lists one and all
-_BEST_AND_WORST = 10  # classes of each that it lists of more
 
 
 def write(
   workdir: str,
   which: str = 'final',
   data_path: str = '',
-  progress: Callable[[int], None] = lambda done: None,
+  tick: Callable[[], None] = lambda: None,
 ) -> dict:
   """Measures a run, and writes its report.
 
@@ -35,7 +33,7 @@ def write(
     workdir: the run's folder; it may be training at the same time.
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data lies now; '': where it lay in training.
-    progress: called with the number of batches and pictures done; may raise.
+    tick: called for each batch and picture; may raise.
 
   Returns:
     {page, files, config, notes} and, of a checkpoint, `sections.numbers`; JSON.
@@ -51,7 +49,7 @@ def write(
   from alexnet_jax.training import checkpoint
   from alexnet_jax.training import writers
 
-  path, done = pathlib.Path(workdir), itertools.count(1)
+  path = pathlib.Path(workdir)
   folder = path / REPORT_FOLDER
   checkpoint.refuse_links(path)
   rows, trained = writers.read_rows(path), checkpoint.has_checkpoint(path)
@@ -60,10 +58,6 @@ def write(
       f'{path} has no history ({writers.METRICS_FILE}) and no checkpoint; is it'
       ' the folder of a run?'
     )
-
-  def tick():
-    progress(next(done))
-
   subject, numbers, config, measured = None, {}, {}, []
   notes = _notes(path, trained)
   if not rows:
@@ -125,15 +119,12 @@ def show(result: dict) -> None:
       file=sys.stderr,
     )
     page.show_table(sections.averages_table(values))
-    classes, most = result['classes'], 2 * _BEST_AND_WORST
-    title = 'Every class'
+    title, classes = 'Every class', result['classes']
     if len(classes) > _MOST_LISTED:
       seen = [row for row in classes if row['support']]
       classes = sorted(seen, key=lambda row: -row['f1'])
-      title = f'All {len(seen)} classes that have images, by F1'
-      if len(seen) > most:
-        classes = classes[:_BEST_AND_WORST] + classes[-_BEST_AND_WORST:]
-        title = f'The {_BEST_AND_WORST} best and the {_BEST_AND_WORST} worst'
+      classes = classes[:10] + classes[10:][-10:]
+      title = 'The 10 best and the 10 worst classes that have images'
     page.show_table(sections.classes_table(title, classes))
   for note in result['notes']:
     print(f'NOTE: {note}', file=sys.stderr)

@@ -1,8 +1,8 @@
 """The sections of a report: a measured run with its numbers and pictures."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import pathlib
 
@@ -11,12 +11,11 @@ import scipy.sparse
 
 from alexnet_jax import files
 from alexnet_jax.data import images
-from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import figures
-from alexnet_jax.evaluation import summary
 from alexnet_jax.evaluation.page import Picture
 from alexnet_jax.evaluation.page import Section
 from alexnet_jax.evaluation.page import Table
@@ -27,24 +26,23 @@ from alexnet_jax.training import preprocess
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import writers
 
-MOST_CONFUSED = 25  # pairs
-MISTAKES = 20
-PREDICTIONS = 196  # images in the grid, 14 x 14
-MOST_IN_MATRIX = 1_000  # classes whose confusion.csv is a matrix
-AUGMENTED = 10  # training images before and after
-_MISTAKES = ('true class', 'predicted class', 'its probability', 'loss [nats]')
+_MOST_CONFUSED = 25  # pairs
+_MISTAKES = 20
+_PREDICTIONS = 196  # images in the grid, 14 x 14
+_MOST_IN_MATRIX = 1_000  # classes whose confusion.csv is a matrix
+_AUGMENTED = 10  # training images before and after
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRun:
-  """A network with its data, measured on the validation split.
+  """A network with its loaders, measured on the validation split.
 
   `training` is None where other data is measured than that of the training.
   """
 
   run: measure.Network
-  training: loader_lib.Loader | None
-  validation: loader_lib.Loader
+  training: Loader | None
+  validation: Loader
   measured: measure.Measured
 
   def name(self, label: int) -> str:
@@ -66,39 +64,30 @@ class MeasuredRun:
     """Finds the wrong examples of the highest loss, the worst first."""
     seen = self.measured.predictions
     wrong = np.flatnonzero(seen.counts & (seen.classes[:, 0] != seen.labels))
-    return wrong[np.argsort(-seen.loss[wrong], kind='stable')][:MISTAKES]
+    return wrong[np.argsort(-seen.loss[wrong], kind='stable')][:_MISTAKES]
 
 
 def load(
   workdir: str, which: str, data_path: str, tick: Callable[[], None]
 ) -> MeasuredRun:
-  """Loads a checkpoint, see `measure.load_network`, and measures it.
-
-  `tick` is called after each batch.
-  """
+  """Loads a checkpoint and measures it; `tick` is called for each batch."""
   run = measure.load_network(workdir, which, data_path, top=1)
   validation = measure.make_eval_loader(run, 'validation')
-  measured = evaluate.measure_all(run, validation, progress=lambda done: tick())
-  return MeasuredRun(run, _training_loader(run), validation, measured)
-
-
-def _training_loader(run):
-  try:
+  measured = evaluate.measure_all(run, validation, on_batch=lambda _: tick())
+  training = None
+  with contextlib.suppress(UserError):
     loader = build.make_loader(run.config, 'train')
-  except UserError:
-    return None
-  same = loader.source.fingerprint == run.saved.data.get('fingerprint')
-  return loader if same else None
+    if loader.source.fingerprint == run.saved.data.get('fingerprint'):
+      training = loader
+  return MeasuredRun(run, training, validation, measured)
 
 
 def numbers(subject: MeasuredRun) -> dict:
   """Returns all numbers of a report, as a JSON object."""
-  run, saved = subject.run, subject.run.saved
+  run, saved, name = subject.run, subject.run.saved, subject.name
   trained_on = saved.data.get('num_examples', 0)  # 0: imported weights
   step, seen = int(run.state.step), subject.measured.predictions
-  model = build.make_model(run.config, len(run.class_names))
-  params, layers = summary.layer_table(model, build.image_shape(run.config))
-  pairs = metrics.most_confused(subject.measured.confusion, MOST_CONFUSED)
+  pairs = metrics.most_confused(subject.measured.confusion, _MOST_CONFUSED)
   return {
     'step': step,
     'num_steps': saved.num_steps,
@@ -107,30 +96,16 @@ def numbers(subject: MeasuredRun) -> dict:
     'examples': int(seen.counts.sum()),
     'unreadable': len(subject.validation.unreadable),
     'parameters': state_lib.num_parameters(run.state),
-    'forward_flops_per_image': 2 * sum(macs for *_, macs in layers),
-    'layers': [
-      {
-        'layer': name,
-        'output': summary.times(output),
-        'parameters': summary.count(params.get(name)),
-        'forward_flops': 2 * macs,
-      }
-      for name, output, macs in layers
-    ],
     'metrics': subject.measured.values,
     'classes': class_rows(subject.measured.confusion, run.class_names),
     'most_confused': [
-      {
-        'true': subject.name(true),
-        'predicted': subject.name(predicted),
-        'examples': examples,
-      }
+      {'true': name(true), 'predicted': name(predicted), 'examples': examples}
       for true, predicted, examples in pairs
     ],
     'mistakes': [
       {
-        'true': subject.name(seen.labels[index]),
-        'predicted': subject.name(seen.classes[index, 0]),
+        'true': name(seen.labels[index]),
+        'predicted': name(seen.classes[index, 0]),
         'probability': float(seen.probabilities[index, 0]),
         'loss': float(seen.loss[index]),
         'file': subject.validation.source.describe(int(index)),
@@ -143,8 +118,7 @@ def numbers(subject: MeasuredRun) -> dict:
 def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
   """Returns the measures of each class; its name is `class`; JSON."""
   measures = metrics.class_measures(confusion)
-  first = (*metrics.MEASURES, 'support')
-  keys = (*first, *(name for name in measures if name not in first))
+  keys = dict.fromkeys((*metrics.MEASURES, 'support', *measures))
   return [
     {'class': name} | {key: measures[key][i].item() for key in keys}
     for i, name in enumerate(class_names)
@@ -152,12 +126,11 @@ def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
 
 
 def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
-  """Returns training images of step 0 before and after augmentation.
+  """Returns the first training images before and after augmentation.
 
   Returns:
     (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name,
-    what was changed apart from the crop) of each, at most `count`. Images that
-    cannot be decoded are left out.
+    what was changed apart from the crop) of each that can be decoded.
   """
   run, loader = subject.run, subject.training
   if loader is None:
@@ -168,9 +141,8 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   color = build.stored_lighting(config, run.workdir)
   batch = next(build.make_train_iter(config, loader, 1, run.mesh, color))
   positions = order.batch_positions(0, config.global_batch_size)
-  indices = order.examples_at(
-    positions, loader.source.num_examples, config.seed
-  )
+  count = loader.source.num_examples
+  indices = order.examples_at(positions, count, config.seed)
   after = np.uint8(np.clip(np.round(preprocess.augment(batch)), 0, 255))
   return [
     (square[0], after[i], subject.name(square[1]), _change(batch, i))
@@ -192,17 +164,14 @@ def _change(batch, i):
 class Album:
   """The pictures and tables of a report, as files in its folder.
 
-  Attributes:
-    folder: of the report.
-    tick: called before each picture.
-    files: paths of what was written.
+  `tick` is called before each picture, `files` are the paths written.
   """
 
   folder: pathlib.Path
   tick: Callable[[], None]
   files: list[pathlib.Path] = dataclasses.field(default_factory=list)
 
-  def write_csv(self, name: str, rows: Iterable[Sequence]) -> None:
+  def write_csv(self, name: str, rows: Sequence[Sequence]) -> None:
     """Writes a table as `name`.csv."""
     self.files.append(self.folder / f'{name}.csv')
     files.write_csv(self.files[-1], rows)
@@ -234,120 +203,110 @@ def overview(numbers: dict, settings: dict, text: str) -> Section:
       ('steps', ' of '.join(f'{n:,}' for n in steps if n) or 0),
       ('epochs', f'{numbers["epochs"]:.2f}'),
       ('parameters', numbers['parameters']),
-      ('forward FLOP', numbers['forward_flops_per_image']),
     ]
     if numbers['unreadable']:
       shown.append(('images not decoded', numbers['unreadable']))
-    rows = [tuple(row.values()) for row in numbers['layers']]
-    columns = ('layer', 'output', 'parameters', 'forward FLOP')
-    tables.append(Table('Layers', columns, rows, folded=True))
   if settings:
     rows = [(key, str(value)) for key, value in sorted(settings.items())]
     tables.append(Table('Config', ('key', 'value'), rows, folded=True))
-  return Section('Overview', text, shown, (), tables)
+  return Section('Overview', text, shown, tables=tables)
+
+
+# (name, key of the rows that it needs, drawing, alt, caption)
+_CURVES = (
+  (
+    'step_losses',
+    writers.STEP_LOSSES,
+    figures.draw_step_losses,
+    'Training loss of each step with its rolling mean and deviation',
+    f'Mean and standard deviation of the last {figures.WINDOW} steps.',
+  ),
+  (
+    'curves',
+    'step',
+    figures.draw_curves,
+    'Loss and top-1 of training and validation over the steps',
+    'Training values are means since the log point before, with dropout and'
+    ' augmentation; validation has neither. Dotted: the learning rate drops by'
+    ' more than half.',
+  ),
+  (
+    'learning_rate',
+    'step',
+    figures.draw_learning_rate,
+    'The learning rate over the steps',
+    '',
+  ),
+  (
+    'speed',
+    'images_per_second',
+    figures.draw_speed,
+    'Images per second, and share of time waiting for data, over the steps',
+    'Training alone, without evaluation and saving. Where time is spent waiting'
+    ' for data, faster reading would train faster.',
+  ),
+)
 
 
 def training(rows: list[dict], album: Album) -> list[Section]:
   """Makes the curves: losses, top-1, learning rate, speed."""
-  sections = []
-
-  def add(title, key, *drawings):
-    if any(key in row for row in rows):
-      pictures = [album.add(n, draw(rows), *w) for n, draw, *w in drawings]
-      sections.append(Section(title, pictures=pictures))
-
-  losses = (
-    'Training loss of each step with its rolling mean and deviation',
-    f'Mean and standard deviation of the last {figures.WINDOW} steps.',
-  )
-  curves = (
-    'Loss and top-1 of training and validation over the steps',
-    'Training values are means since the log point before, with dropout and'
-    ' augmentation; validation has neither.',
-  )
-  learning_rate = (
-    'The learning rate over the steps',
-    'Learning rate; dotted where it drops by more than half.',
-  )
-  speed = (
-    'Images per second, and share of time waiting for data, over the steps',
-    'Training alone, without evaluation and saving. Where time is spent'
-    ' waiting for data, faster reading would train faster.',
-  )
-  add(
-    'Loss of each step',
-    writers.STEP_LOSSES,
-    ('step_losses', figures.draw_step_losses, *losses),
-  )
-  add(
-    'Training and validation',
-    'step',
-    ('curves', figures.draw_curves, *curves),
-    ('learning_rate', figures.draw_learning_rate, *learning_rate),
-  )
-  add('Speed', 'images_per_second', ('speed', figures.draw_speed, *speed))
-  return sections
+  pictures = [
+    album.add(name, draw(rows), *text)
+    for name, key, draw, *text in _CURVES
+    if any(key in row for row in rows)
+  ]
+  return [Section('Training', pictures=pictures)] if pictures else []
 
 
 def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:
   """Makes all sections about the network and its predictions, and CSV files."""
   return [
-    _confusion(subject, numbers, album),
+    _confusion(subject, numbers['most_confused'], album),
     _predictions(subject, album),
-    _mistakes(subject, numbers, album),
+    _mistakes(subject, numbers['mistakes'], album),
     *_augmentation(subject, album),
     *_filters(subject, album),
     _classes(numbers, album),
   ]
 
 
-def _confusion(subject, numbers, album):
-  names, pairs = subject.run.class_names, numbers['most_confused']
+def _confusion(subject, pairs, album):
+  names = subject.run.class_names
   counts = scipy.sparse.coo_array(subject.measured.confusion)
-  if len(names) <= MOST_IN_MATRIX:
+  if len(names) <= _MOST_IN_MATRIX:
     matrix = zip(names, counts.toarray().tolist(), strict=True)
     rows = [['true', *names], *([name, *row] for name, row in matrix)]
   else:  # a matrix of thousands of classes would be mostly zeros
+    cells = zip(*counts.coords, counts.data, strict=True)
     rows = [('true', 'predicted', 'examples')]
-    for true, predicted, number in zip(
-      *counts.coords, counts.data, strict=True
-    ):
-      rows.append((subject.name(true), subject.name(predicted), number))
+    rows += [(subject.name(i), subject.name(j), n) for i, j, n in cells]
   album.write_csv('confusion', rows)
   picture = album.add(
     'confusion',
-    figures.draw_confusion(subject.measured.confusion, names),
+    figures.draw_confusion(counts, names),
     f'Confusion matrix of {len(names)} classes',
     'Rows are true classes, columns predicted ones; the right ones lie on the'
     ' diagonal.',
   )
-  if not pairs:
-    text = 'No image was taken for another class.'
-    return Section('Confusion', text, pictures=[picture])
   columns = ('true class', 'predicted class', 'images')
-  rows = [tuple(pair.values()) for pair in pairs]
-  table = Table('Most confused', columns, rows)
-  return Section('Confusion', pictures=[picture], tables=[table])
+  table = Table('Most confused', columns, [tuple(p.values()) for p in pairs])
+  text = '' if pairs else 'No image was taken for another class.'
+  return Section('Confusion', text, (), [picture], [table] if pairs else [])
 
 
 def _predictions(subject, album):
-  chosen = subject.evenly_chosen(PREDICTIONS)
+  chosen = subject.evenly_chosen(_PREDICTIONS)
   seen = subject.measured.predictions
   labels, classes = seen.labels[chosen], seen.classes[chosen, 0]
   right = labels == classes
-  figure = figures.draw_grid(
-    subject.crops(chosen),
-    14,
-    80,
-    [
-      (subject.name(c), '' if c == label else f'not {subject.name(label)}')
-      for label, c in zip(labels, classes, strict=True)
-    ],
-    np.where(right, figures.RIGHT, figures.WRONG).tolist(),
-  )
+  captions = [
+    (subject.name(c), '' if c == label else f'not {subject.name(label)}')
+    for label, c in zip(labels, classes, strict=True)
+  ]
+  colors = np.where(right, figures.RIGHT, figures.WRONG).tolist()
   picture = album.add(
     'predictions',
-    figure,
+    figures.draw_grid(subject.crops(chosen), 14, 80, captions, colors),
     f'{len(chosen)} validation images with their predicted classes:'
     f' {right.sum()} right, {(~right).sum()} wrong',
     'Chosen evenly over the split. Green: right; red: wrong, with the true'
@@ -356,8 +315,7 @@ def _predictions(subject, album):
   return Section('Predictions', pictures=[picture])
 
 
-def _mistakes(subject, numbers, album):
-  mistakes = numbers['mistakes']
+def _mistakes(subject, mistakes, album):
   if not mistakes:
     return Section('Worst mistakes', 'There is none.')
   captions = [
@@ -375,13 +333,14 @@ def _mistakes(subject, numbers, album):
     f'The {len(mistakes)} wrong images of the highest loss',
     'The wrong images of the highest loss, numbered as in the table.',
   )
+  columns = ('number', 'true class', 'predicted class', 'its probability')
   rows = [(i, *mistake.values()) for i, mistake in enumerate(mistakes, 1)]
-  table = Table('These images', ('number', *_MISTAKES, 'image'), rows)
+  table = Table('These images', (*columns, 'loss [nats]', 'image'), rows)
   return Section('Worst mistakes', '', (), [picture], [table])
 
 
 def _augmentation(subject, album):
-  rows = augmented(subject, AUGMENTED)
+  rows = augmented(subject, _AUGMENTED)
   if not rows:
     return []
   before, after, names, changes = zip(*rows, strict=True)
@@ -422,12 +381,10 @@ def averages_table(values: dict) -> Table:
 
 def classes_table(title: str, rows: list[dict]) -> Table:
   """Makes the table of classes; see `class_rows`."""
-  return Table(
-    title,
-    ('class', 'precision', 'recall', 'F1', 'support', 'TP', 'FP', 'FN', 'TN'),
-    [tuple(row.values()) for row in rows],
-    sortable=True,
-  )
+  columns = ('class', 'precision', 'recall', 'F1', 'support')
+  columns += ('TP', 'FP', 'FN', 'TN')
+  cells = [tuple(row.values()) for row in rows]
+  return Table(title, columns, cells, sortable=True)
 
 
 def _classes(numbers, album):
@@ -439,8 +396,6 @@ def _classes(numbers, album):
     ' its images, and micro ones are top-1. TP, FP, FN and TN are true and'
     ' false positives and negatives. A click on a column sorts.'
   )
-  tables = [
-    averages_table(numbers['metrics']),
-    classes_table('Every class', classes),
-  ]
-  return Section('Classes', text, tables=tables)
+  averages = averages_table(numbers['metrics'])
+  every = classes_table('Every class', classes)
+  return Section('Classes', text, tables=[averages, every])

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import files
 from alexnet_jax import validation
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
@@ -68,9 +69,8 @@ def make_config(
   except Exception as error:  # values of odd types raise anything
     raise UserError(f'the file does not fit the config: {error}') from None
   config.data.source = source
-  if path:
-    config.data.path = str(pathlib.Path(path).absolute())
-  elif source not in ('digits', 'tfds', 'synthetic'):
+  config.data.path = files.absolute_path(path)
+  if not path and source not in ('digits', 'tfds', 'synthetic'):
     config.data.path = transfer.NO_DATA
   validation.validate(config)
   return config

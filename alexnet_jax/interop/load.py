@@ -67,13 +67,13 @@ def _make_parser():
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add('file', metavar='FILE', help='the weights')
+  add('file', type=cli.path, metavar='FILE', help='the weights')
   kinds = 'torchvision', 'torch', 'caffe', 'keras'
   add('--from', dest='kind', required=True, choices=kinds)
   text = 'a new folder'
   add('--workdir', required=True, type=cli.path, metavar='DIR', help=text)
   for name, (metavar, default, text) in _OPTIONS.items():
-    kind = type(default)
+    kind = cli.path if metavar.startswith('FILE') else type(default)
     add(f'--{name}', type=kind, default=default, metavar=metavar, help=text)
   text = 'a name a line, in the order of the outputs (default: those of FILE)'
   add('--class_names', default='', type=cli.path, metavar='FILE', help=text)

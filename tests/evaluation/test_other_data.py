@@ -9,13 +9,9 @@ import PIL.Image
 import pytest
 
 from alexnet_jax import predict
-from alexnet_jax import validation
-from alexnet_jax.cli import Console
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import report
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
 from tests.system import commands
 
 NAMES = ('cat', 'cow', 'dog')
@@ -59,11 +55,7 @@ def write_parquet(root, prefix, seed, count):
   pq.write_table(table, root / f'{prefix}-0.parquet')
 
 
-WRITERS = {
-  'folder': write_folder,
-  'tar': write_tar,
-  'parquet': write_parquet,
-}
+WRITERS = {'folder': write_folder, 'tar': write_tar, 'parquet': write_parquet}
 
 
 @pytest.fixture(scope='module', params=WRITERS)
@@ -82,10 +74,7 @@ def trained(request, tmp_path_factory, small):
     num_steps=2,
     global_batch_size=4,
   )
-  config = validation.load_config([f'--config={recipe}'])
-  loop.train_and_evaluate(
-    config, str(folder / 'run'), guards.StopSignal(), Console()
-  )
+  commands.train_here(recipe, folder / 'run')
   return folder / 'run', request.param, folder
 
 

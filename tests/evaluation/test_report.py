@@ -12,14 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import validation
-from alexnet_jax.cli import Console
-from alexnet_jax.evaluation import compare
 from alexnet_jax.evaluation import report
 from alexnet_jax.evaluation import sections
 from alexnet_jax.training import build
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
 from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
 from alexnet_jax.training import preprocess
@@ -69,32 +64,28 @@ def trained(tmp_path_factory):
     data__val_fraction=0.5,
     num_steps=32,
     eval_every_steps=16,
-    log_every_steps=4,
   )
-  loop.train_and_evaluate(
-    validation.load_config([f'--config={recipe}']),
-    str(folder / 'run'),
-    guards.StopSignal(),
-    Console(),
-  )
+  commands.train_here(recipe, folder / 'run')
   (folder / 'before').rename(folder / 'data')
   return folder / 'run', folder / 'data'
 
 
 @pytest.fixture(scope='module')
 def written(trained):
-  """The result of the report, the folder's path and the calls of progress."""
+  """The result of the report, the folder's path and the number of ticks."""
   workdir, data = trained
-  calls = []
+  ticks = []
   result = report.write(
-    str(workdir), data_path=str(data), progress=calls.append
+    str(workdir), data_path=str(data), tick=lambda: ticks.append(1)
   )
-  return result, workdir / report.REPORT_FOLDER, calls
+  return result, workdir / report.REPORT_FOLDER, len(ticks)
 
 
-@pytest.fixture(scope='module')
-def dom(written):
-  return browser.open_page(pathlib.Path(written[0]['page']))
+@pytest.fixture
+def copied(trained, tmp_path):
+  """A copy of the run without its report."""
+  ignored = shutil.ignore_patterns('report')
+  return shutil.copytree(trained[0], tmp_path / 'run', ignore=ignored)
 
 
 def read_csv(path):
@@ -102,53 +93,38 @@ def read_csv(path):
     return list(csv.reader(file))
 
 
-def test_the_page_shows_what_was_measured(written, dom):
+def test_the_page_shows_what_was_measured(written):
   result, _, _ = written
+  dom = browser.open_page(pathlib.Path(result['page']))
   table = dom.tables['Every class'].rows
   assert [row[0].text for row in table[1:]] == CLASSES
   for row, wanted in zip(table[1:], result['classes'], strict=True):
     assert [float(cell.value) for cell in row[1:]] == [wanted[k] for k in KEYS]
-  assert [cell.text for cell in dom.tables['Averages'].rows[0][1:]] == [
-    *('precision', 'recall', 'F1')
-  ]
   for row in dom.tables['Averages'].rows[1:]:
     assert [float(cell.value) for cell in row[1:]] == [
       result['metrics'][f'eval/{row[0].text}_{name}']
       for name in metrics.MEASURES
     ]
-  shown = dict(zip(dom.texts, dom.texts[1:], strict=False))
   # That nothing was loaded, and no script failed, `open_page` sees to.
   assert dom.title == 'Report of run'
   pictures = [attrs for tag, attrs in dom.tags if tag == 'img']
   assert len(pictures) == len(PICTURES)
   assert all(len(picture['alt']) > 20 for picture in pictures)
-  assert shown['top-1'] == f'{result["metrics"]["eval/top1"]:.4f}'
-  assert shown['validation images'] == '20'
-  assert shown['training images'] == '20'
-  assert shown['steps'] == '32 of 32'
-  assert shown['epochs'] == '12.80'
-  assert shown['parameters'] == f'{result["parameters"]:,}'
-
-
-def test_the_tables_are_those_of_the_confusion_matrix(written):
-  result, folder, _ = written
-  table = read_csv(folder / 'confusion.csv')
-  assert table[0] == ['true', *CLASSES]
-  assert [row[0] for row in table[1:]] == CLASSES
-  confusion = np.array([row[1:] for row in table[1:]], int)
-  assert confusion.sum(1).tolist() == [5] * 4
-  assert result['metrics']['eval/top1'] == np.trace(confusion) / 20
-  for row, counts in zip(result['classes'], confusion, strict=True):
-    assert row['recall'] == counts[CLASSES.index(row['class'])] / 5
-  rows = read_csv(folder / 'classes.csv')
-  assert rows[0] == ['class', *KEYS]
-  for row, wanted in zip(rows[1:], result['classes'], strict=True):
-    assert row == [str(value) for value in wanted.values()]
+  shown = dict(zip(dom.texts, dom.texts[1:], strict=False))
+  wanted = {
+    'top-1': f'{result["metrics"]["eval/top1"]:.4f}',
+    'validation images': '20',
+    'training images': '20',
+    'steps': '32 of 32',
+    'epochs': '12.80',
+    'parameters': f'{result["parameters"]:,}',
+  }
+  assert {name: shown[name] for name in wanted} == wanted
 
 
 def test_the_files_beside_the_page(written):
-  result, folder, calls = written
-  assert calls == list(range(1, 3 + len(PICTURES) + 1))  # 3 batches
+  result, folder, ticks = written
+  assert ticks == 3 + len(PICTURES)  # 3 batches
   wanted = [f'{name}.png' for name in PICTURES]
   wanted += ['classes.csv', 'confusion.csv']
   assert sorted(wanted) == sorted(pathlib.Path(f).name for f in result['files'])
@@ -160,49 +136,41 @@ def test_the_files_beside_the_page(written):
   assert {base64.b64decode(code) for code in inlined} == {
     path.read_bytes() for path in folder.glob('*.png')
   }
-
-
-def test_the_result_is_json(written):
-  result, _, _ = written
   assert json.loads(json.dumps(result, allow_nan=False)).keys() == result.keys()
   assert result['config']['data.val_fraction'] == 0.5
-  layers = {row['layer']: row for row in result['layers']}
-  # 24 x 24 positions of 8 filters of 3 x 3 x 3, two per multiply-add.
-  assert layers['conv1']['forward_flops'] == 2 * 24 * 24 * 8 * 27
-  assert layers['conv1']['parameters'] == 8 * 27 + 8
-  assert (
-    sum(row['parameters'] for row in layers.values()) == (result['parameters'])
-  )
+  header, *table = read_csv(folder / 'confusion.csv')
+  assert header == ['true', *CLASSES]
+  assert [row[0] for row in table] == CLASSES
+  confusion = np.array([row[1:] for row in table], int)
+  assert confusion.sum(1).tolist() == [5] * 4
+  assert result['metrics']['eval/top1'] == np.trace(confusion) / 20
+  for row, counts in zip(result['classes'], confusion, strict=True):
+    assert row['recall'] == counts[CLASSES.index(row['class'])] / 5
+  header, *rows = read_csv(folder / 'classes.csv')
+  assert header == ['class', *KEYS]
+  for row, wanted in zip(rows, result['classes'], strict=True):
+    assert row == [str(value) for value in wanted.values()]
 
 
 def test_the_worst_mistakes(trained, written):
-  _, data = trained
-  result, _, _ = written
-  mistakes = result['mistakes']
-  wrong = 20 - round(20 * result['metrics']['eval/top1'])
-  assert 0 < len(mistakes) == wrong < 20
+  mistakes, top1 = written[0]['mistakes'], written[0]['metrics']['eval/top1']
+  assert 0 < len(mistakes) == 20 - round(20 * top1) < 20
   losses = [mistake['loss'] for mistake in mistakes]
   assert losses == sorted(losses, reverse=True)
   for mistake in mistakes:
     path = pathlib.Path(mistake['file'])
     assert path.is_file()
-    assert path.parent == data / mistake['true']
+    assert path.parent == trained[1] / mistake['true']
     assert mistake['predicted'] != mistake['true']
     assert 1 / 4 < mistake['probability'] < 1
     assert mistake['loss'] > -np.log(1 - mistake['probability'])
 
 
-@pytest.fixture(scope='module')
-def subject(trained):
-  """The run with its data, not measured."""
+def test_augmented_examples_are_windows_of_squares(trained):
   workdir, data = trained
   run = measure.load_network(str(workdir), data_path=str(data))
-  loaders = [measure.make_eval_loader(run, s) for s in ('train', 'validation')]
-  return sections.MeasuredRun(run, *loaders, measured=None)
-
-
-def test_augmented_examples_are_windows_of_squares(subject):
-  run, loader = subject.run, subject.training
+  loader = measure.make_eval_loader(run, 'train')
+  subject = sections.MeasuredRun(run, loader, None, measured=None)
   full = next(build.make_train_iter(run.config, loader, 1, run.mesh))
   rows = sections.augmented(subject, 6)
   wanted = np.uint8(np.round(preprocess.augment(full)))[:6]
@@ -218,13 +186,10 @@ def test_augmented_examples_are_windows_of_squares(subject):
 
 
 def test_images_are_chosen_evenly():
-  counts = np.ones(1_000, bool)
-  counts[:500] = False
-  predictions = types.SimpleNamespace(counts=counts)
+  predictions = types.SimpleNamespace(counts=np.arange(1_000) >= 500)
   measured = types.SimpleNamespace(predictions=predictions)
   split = sections.MeasuredRun(None, None, None, measured)
   chosen = split.evenly_chosen(196)
-  assert len(set(chosen)) == 196
   assert (chosen[0], chosen[-1]) == (500, 999)
   assert set(np.diff(chosen)) == {2, 3}
   assert len(split.evenly_chosen(600)) == 500
@@ -245,62 +210,52 @@ def test_the_terminal_lists_every_class_of_few(written, capsys):
     assert row[4:] == [str(wanted[key]) for key in KEYS[3:]]
 
 
-def test_the_terminal_lists_the_best_and_worst_of_many(written, capsys):
+@pytest.mark.parametrize(('seen', 'listed'), [(70, 20), (15, 15)])
+def test_the_terminal_lists_the_best_and_worst_of_many(
+  written, capsys, seen, listed
+):
   confusion = np.diag(np.arange(100, 0, -1))
   confusion[:, 0] += np.arange(100)
-  confusion[70:] = 0  # they have no examples
+  confusion[seen:] = 0  # they have no examples
   rows = sections.class_rows(confusion, [f'class {i:02}' for i in range(100)])
   report.show({**written[0], 'classes': rows})
   err = capsys.readouterr().err
-  wanted = sorted(rows[:70], key=lambda row: -row['f1'])
+  wanted = sorted(rows[:seen], key=lambda row: -row['f1'])
   wanted = [row['class'] for row in wanted]
-  assert re.findall(r'│ (class \d\d)', err) == wanted[:10] + wanted[-10:]
+  shown = re.findall(r'│ (class \d\d)', err)
+  assert len(shown) == listed
+  assert shown == wanted[:10] + wanted[max(10, seen - 10) :]
   assert 'The 10 best and the 10 worst' in err
 
 
-def test_the_command(trained, capsys):
-  workdir, data = trained
-  arguments = ['--workdir', str(workdir), '--json', '--checkpoint', '16']
-  page = workdir / report.REPORT_FOLDER / report.PAGE
-  page.unlink(missing_ok=True)
+def test_the_command(trained, copied, capsys):
+  arguments = ['--workdir', str(copied), '--json', '--checkpoint', '16']
   assert report.main(arguments) == 2
-  _, err = capsys.readouterr()
-  assert '--data_path' in err
+  assert '--data_path' in capsys.readouterr().err
+  page = copied / report.REPORT_FOLDER / report.PAGE
   assert not page.exists()
-  assert report.main([*arguments, '--data_path', str(data)]) == 0
-  out, _ = capsys.readouterr()
-  result = json.loads(out.splitlines()[-1])
+  assert report.main([*arguments, '--data_path', str(trained[1])]) == 0
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert result['step'] == 16
-  assert page.is_file()
   assert result['page'] == str(page)
+  assert page.is_file()
 
 
-def test_a_report_that_is_stopped_leaves_no_page(trained, tmp_path):
-  workdir, data = trained
-  shutil.copytree(workdir, tmp_path / 'run')
-  page = tmp_path / 'run' / report.REPORT_FOLDER / report.PAGE
-  page.unlink(missing_ok=True)
-
-  def stop(done):
-    if done == 6:
-      raise InterruptedError
-
-  with pytest.raises(InterruptedError):
-    report.write(str(tmp_path / 'run'), 'newest', str(data), stop)
-  assert not page.exists()
+def test_a_report_that_is_stopped_leaves_no_page(trained, copied):
+  ticks = iter(range(5))
+  with pytest.raises(StopIteration):
+    report.write(str(copied), 'newest', str(trained[1]), lambda: next(ticks))
+  assert not (copied / report.REPORT_FOLDER / report.PAGE).exists()
 
 
 def test_the_files_of_a_thousand_classes_stay_small(tmp_path, small):
-  recipe = commands.write_recipe(
-    tmp_path,
-    **{**small, 'data__synthetic_classes': 1_001},
-    num_steps=1,
-  )
-  config = validation.load_config([f'--config={recipe}'])
-  config.data.synthetic_examples = 1_001
-  workdir = str(tmp_path / 'run')
-  loop.train_and_evaluate(config, workdir, guards.StopSignal(), Console())
-  result = report.write(workdir)
+  options = {
+    'data__synthetic_classes': 1_001,
+    'data__synthetic_examples': 1_001,
+  }
+  recipe = commands.write_recipe(tmp_path, **{**small, **options}, num_steps=1)
+  commands.train_here(recipe, tmp_path / 'run')
+  result = report.write(str(tmp_path / 'run'))
   folder = tmp_path / 'run' / 'report'
   header, *pairs = read_csv(folder / 'confusion.csv')
   assert header == ['true', 'predicted', 'examples']
@@ -311,27 +266,30 @@ def test_the_files_of_a_thousand_classes_stay_small(tmp_path, small):
   assert (folder / 'index.html').stat().st_size < 2_000_000
 
 
-def test_a_report_says_that_the_run_is_not_done(trained, tmp_path, capsys):
-  workdir, data = trained
-  shutil.copytree(workdir, tmp_path / 'run')
-  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '32')
-  place = ['--data_path', str(data)]
-  assert report.main(['--workdir', str(tmp_path / 'run'), *place]) == 0
-  note = 'The run is not done: it is at step 16 of 32.'
-  assert note in capsys.readouterr().err
-  text = (tmp_path / 'run' / 'report' / 'index.html').read_text()
-  assert note in text
-  assert '16 of 32' in text.replace(note, '')
+def test_a_report_says_that_the_run_is_not_done(trained, copied, capsys):
+  """And what it lacks, or has too much of, after a power cut."""
+  shutil.rmtree(copied / 'checkpoints' / '32')
+  (copied / writers.METRICS_FILE).unlink()
+  place = ['--data_path', str(trained[1])]
+  assert report.main(['--workdir', str(copied), *place]) == 0
+  err = capsys.readouterr().err
+  text = (copied / 'report' / 'index.html').read_text()
+  for note in (
+    'The run is not done: it is at step 16 of 32.',
+    'The run has no history',
+  ):
+    assert note in err
+    assert note in text
+  assert '16 of 32' in text.replace('at step 16 of 32', '')
+  names = {path.stem for path in (copied / 'report').glob('*.png')}
+  assert names == PICTURES - {'curves', 'learning_rate', 'speed', 'step_losses'}
 
 
-def test_a_report_follows_no_links(trained, tmp_path, capsys):
-  workdir, data = trained
-  run, report_folder = tmp_path / 'run', tmp_path / 'run' / 'report'
-  shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('report'))
-  other = tmp_path / 'other'
+def test_a_report_follows_no_links(trained, copied, tmp_path, capsys):
+  report_folder, other = copied / 'report', tmp_path / 'other'
   other.mkdir()
   report_folder.symlink_to(other)
-  arguments = ['--workdir', str(run), '--data_path', str(data)]
+  arguments = ['--workdir', str(copied), '--data_path', str(trained[1])]
   assert report.main(arguments) == 2
   assert f'{report_folder} is a link' in capsys.readouterr().err
   report_folder.unlink()
@@ -343,27 +301,21 @@ def test_a_report_follows_no_links(trained, tmp_path, capsys):
   assert (other / 'mine.html').read_text() == 'mine'
 
 
-def history(folder):
-  """A history without evaluation, as of a run that was killed early."""
-  writer = writers.MetricWriter(folder, step=0, evaluated_step=0)
-  for step in (10, 20):
-    writer.scalars(
-      step, {'train/loss': 2.0, 'train/top1': 0.5, 'learning_rate': 0.1}
-    )
-    writer.step_losses(step, [2.0] * 10)
-  writer.close()
-
-
 @pytest.mark.parametrize('config', ['{"seed": 3}', '{"se', None])
 def test_a_run_without_a_checkpoint_has_its_curves(tmp_path, config):
-  history(tmp_path)
+  """And without evaluation, as one that was killed early."""
+  writer = writers.MetricWriter(tmp_path, step=0, evaluated_step=0)
+  values = {'train/loss': 2.0, 'train/top1': 0.5, 'learning_rate': 0.1}
+  for step in (10, 20):
+    writer.scalars(step, values)
+    writer.step_losses(step, [2.0] * 10)
+  writer.close()
   (tmp_path / 'checkpoints').mkdir()
   if config:
     (tmp_path / 'config.json').write_text(config)
   result = report.write(str(tmp_path))
-  assert result['config'].get('seed') == (
-    3 if config == '{"seed": 3}' else None
-  )
+  expected = 3 if config == '{"seed": 3}' else None
+  assert result['config'].get('seed') == expected
   assert [pathlib.Path(file).name for file in result['files']] == [
     *('step_losses.png', 'curves.png', 'learning_rate.png')
   ]
@@ -373,34 +325,17 @@ def test_a_run_without_a_checkpoint_has_its_curves(tmp_path, config):
   report.show(result)
 
 
-def test_lines_that_are_no_rows_are_left_out(trained, tmp_path, caplog):
+def test_lines_that_are_no_rows_are_left_out(trained, copied, caplog):
   """Of the history, as a power cut or another program leaves it."""
-  workdir, data = trained
-  shutil.copytree(workdir, tmp_path / 'run')
-  history = tmp_path / 'run' / writers.METRICS_FILE
+  history = copied / writers.METRICS_FILE
   lines = history.read_bytes().splitlines(keepends=True)
   odd = [b'3\n', b'{"note": 1}\n', b'null\n', b'{"step": "4"}\n', b'\xff\xfe']
   history.write_bytes(b''.join([*lines[:3], *odd[:4], *lines[3:], odd[4]]))
-  run = str(tmp_path / 'run')
-  result = report.write(run, data_path=str(data))
+  result = report.write(str(copied), data_path=str(trained[1]))
   assert {pathlib.Path(f).stem for f in result['files']} >= PICTURES
   for number in (4, 5, 6, 7, len(lines) + 5):
     assert f'line {number} is no row' in caplog.text
-  loaded = compare.load(run, 'run')
-  assert loaded.rows == writers.read_rows(workdir)
-
-
-def test_a_run_without_history_has_the_rest(trained, tmp_path):
-  workdir, data = trained
-  shutil.copytree(workdir, tmp_path / 'run')
-  (tmp_path / 'run' / writers.METRICS_FILE).unlink()
-  result = report.write(str(tmp_path / 'run'), data_path=str(data))
-  assert 'metrics' in result
-  names = {pathlib.Path(file).stem for file in result['files']}
-  assert 'curves' not in names
-  assert 'confusion' in names
-  text = pathlib.Path(result['page']).read_text()
-  assert 'The run has no history' in text
+  assert writers.read_rows(copied) == writers.read_rows(trained[0])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

@@ -7,11 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_jax import cli
 from alexnet_jax import runtime
-from alexnet_jax import validation
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
 from alexnet_jax.training import step
 from tests.system import commands
 
@@ -54,12 +50,8 @@ def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
     count(name)
   for steps in (20, 40):  # the second one resumes
     traces.clear()
-    config = validation.load_config(
-      [f'--config={recipe}', f'--config.num_steps={steps}']
-    )
-    loop.train_and_evaluate(
-      config, tmp_path / 'run', guards.StopSignal(), cli.Console()
-    )
+    override = f'--config.num_steps={steps}'
+    commands.train_here(recipe, tmp_path / 'run', override)
     assert traces == {'train_step': 1, 'eval_step': 1}
     err = capsys.readouterr().err
     assert 'a plateau of eval/top1' in err

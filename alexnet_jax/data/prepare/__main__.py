@@ -74,6 +74,7 @@ def _add_tfds(parser):
   parser.add_argument(
     '--manual_dir',
     default='',
+    type=cli.path,
     metavar='DIR',
     help='folder of what TFDS cannot download: for imagenet2012'
     f' {tfds.TRAIN_TAR} and {tfds.VALIDATION_TAR}',
@@ -81,6 +82,7 @@ def _add_tfds(parser):
   parser.add_argument(
     '--data_dir',
     default='',
+    type=cli.path,
     metavar='DIR',
     help='where TFDS keeps its sets (default: TFDS_DATA_DIR or'
     ' ~/tensorflow_datasets)',
@@ -119,6 +121,7 @@ def _add_resize(parser):
 def _add_check(parser):
   parser.add_argument(
     'path',
+    type=cli.path,
     metavar='PATH',
     type=cli.path,
     help='a folder of images, tar or parquet shards, a raw set, a data_dir of'
