@@ -1,17 +1,12 @@
-"""bench plan without XLA's compiler for CUDA; peaks, cores and memory."""
-
-import mmap
-import os
+"""bench plan without XLA's compiler for CUDA, and peaks."""
 
 import numpy as np
 import pytest
 
 from alexnet_jax import runtime
 from alexnet_jax import validation
-from alexnet_jax.bench import gpus
+from alexnet_jax.bench import costs
 from alexnet_jax.bench import plan
-from alexnet_jax.bench import report
-from alexnet_jax.bench import step_ours
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
@@ -24,11 +19,11 @@ def in_the_repository(monkeypatch):
   monkeypatch.chdir(commands.ROOT)
 
 
-@pytest.mark.parametrize('name', gpus.DESCRIBED)
+@pytest.mark.parametrize('name', costs.DESCRIBED)
 def test_descriptions_come_with_the_package(name):
-  gpu = gpus.load_gpu(name)
+  gpu = costs.load_gpu(name)
   assert name.upper() in gpu['name']
-  assert all(gpu[key]['source'] for key in gpus.FIGURES)
+  assert all(gpu[key]['source'] for key in costs.FIGURES)
   # XLA's description says the same of memory and bandwidth.
   for key, figure in (
     ('device_memory_size', 'memory'),
@@ -52,31 +47,13 @@ def test_descriptions_come_with_the_package(name):
   ],
 )
 def test_peaks_are_found_by_the_name_of_the_device(kind, dtype, teraflops):
-  found = gpus.gpu_peak(kind, dtype)
+  found = costs.gpu_peak(kind, dtype)
   assert (found and found[0] / 1e12) == teraflops
   assert not found or 'NVIDIA' in found[1]
 
 
-@pytest.mark.skipif(
-  not hasattr(os, 'sched_setaffinity'), reason='cores are bound on Linux only'
-)
-def test_cores_and_memory_of_this_process():
-  own = os.sched_getaffinity(0)
-  assert report.first_cores(1) == [min(own)]
-  assert report.first_cores(0) == sorted(own)
-  with pytest.raises(UserError, match='--threads'):
-    report.first_cores(len(own) + 1)
-  before = report.resident_bytes('VmRSS')
-  written = mmap.mmap(-1, 50_000_000)  # memory that nobody has had before
-  written.write(b'1' * 50_000_000)
-  after = report.resident_bytes('VmRSS')
-  assert 40e6 < after - before < 100e6
-  assert report.resident_bytes('VmHWM') >= after
-  written.close()
-
-
 def own_description(tmp_path, old, new):
-  content = (gpus.TARGETS / 'h100.toml').read_text()
+  content = (costs.TARGETS / 'h100.toml').read_text()
   assert old in content
   path = tmp_path / 'mine.toml'
   path.write_text(content.replace(old, new))
@@ -85,7 +62,7 @@ def own_description(tmp_path, old, new):
 
 def test_an_own_description(tmp_path):
   path = own_description(tmp_path, 'value = 450e9', 'value = 32e9')
-  assert gpus.load_gpu(path)['link_bandwidth']['value'] == 32e9
+  assert costs.load_gpu(path)['link_bandwidth']['value'] == 32e9
 
 
 @pytest.mark.parametrize(
@@ -103,7 +80,7 @@ def test_an_own_description(tmp_path):
 )
 def test_bad_descriptions(tmp_path, old, new, message):
   with pytest.raises(UserError, match=message):
-    gpus.load_gpu(own_description(tmp_path, old, new))
+    costs.load_gpu(own_description(tmp_path, old, new))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +122,7 @@ def test_batches_are_those_of_training(changes):
   mesh, color = parallel.make_mesh(), np.zeros((3, 3), np.float32)
   batch = next(build.make_train_iter(config, loader, 1, mesh, color))
   assert {n: (np.shape(a), a.dtype) for n, a in batch.items()} == {
-    n: (a.shape, a.dtype) for n, a in step_ours.batch_structs(config).items()
+    n: (a.shape, a.dtype) for n, a in plan.batch_structs(config).items()
   }
 
 

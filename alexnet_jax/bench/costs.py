@@ -1,16 +1,14 @@
-"""GPUs, as their data sheets describe them in targets/*.toml.
+"""What a network costs, and what GPUs offer, as data sheets have it.
 
-Peaks count a multiply-add as two operations, without sparsity. float32 is what
-JAX computes float32 with: TF32 on tensor cores where a GPU has them.
+Peaks in targets/*.toml count a multiply-add as two operations, without
+sparsity. float32 is what JAX computes float32 with: TF32 on tensor cores where
+a GPU has them.
 """
 
-from collections.abc import Sequence
 import math
 import pathlib
 import tomllib
 
-from alexnet_jax import runtime
-from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 TARGETS = pathlib.Path(__file__).parent / 'targets'
@@ -23,6 +21,34 @@ FIGURES = {
   'float32_peak': 'FLOP/s',
   'link_bandwidth': 'bytes/s',  # of one GPU to the others, in one direction
 }
+
+
+def num_classes(config) -> int:
+  """Returns the number of classes of the config, or of its data."""
+  from alexnet_jax.training import build
+
+  if config.model.num_classes:
+    return config.model.num_classes
+  return len(build.make_source(config, 'train').class_names)
+
+
+def network_costs(config, num_classes: int) -> dict[str, int]:
+  """Returns {parameters, forward_ and training_flops_per_image}.
+
+  They follow from the network's shapes, without computing it.
+
+  Raises:
+    UserError: if config.model makes no network.
+  """
+  from alexnet_jax.evaluation import summary
+  from alexnet_jax.training import build
+
+  model = build.make_model(config, num_classes)
+  try:
+    layers = summary.layer_table(model, build.image_shape(config))
+  except ValueError as error:  # of the network's own checks
+    raise UserError(f'config.model: {error}') from error
+  return summary.totals(*layers)
 
 
 def load_gpu(name: str) -> dict:
@@ -38,12 +64,12 @@ def load_gpu(name: str) -> dict:
   Raises:
     UserError: if there is none, or something is missing in it.
   """
-  example = TARGETS / 'h100.toml'
+  example = f'; {TARGETS / "h100.toml"} has all it needs'
   path = TARGETS / f'{name}.toml' if name in DESCRIBED else pathlib.Path(name)
   if not path.is_file():
+    known = ' nor '.join(DESCRIBED)
     raise UserError(
-      f'--target is {name!r}: neither {" nor ".join(DESCRIBED)} nor a file; a'
-      f' description looks like {example}'
+      f'--target is {name!r}: neither {known} nor a file{example}'
     )
   try:
     gpu = tomllib.loads(path.read_text())
@@ -53,9 +79,7 @@ def load_gpu(name: str) -> dict:
     case {'name': _, 'xla': {'target': _}}:
       pass
     case _:
-      raise UserError(
-        f'--target {path} lacks name or xla.target; {example} has all it needs'
-      )
+      raise UserError(f'--target {path} lacks name or xla.target{example}')
   for key, unit in FIGURES.items():
     match gpu.get(key):
       case {'value': int() | float() as value, 'unit': given, 'source': _} if (
@@ -65,38 +89,9 @@ def load_gpu(name: str) -> dict:
       case figure:
         raise UserError(
           f'--target {path}: {key} is {figure!r}; it must be a table of value,'
-          f' a number above 0, unit, {unit!r}, and source, as in {example}'
+          f' a number above 0, unit, {unit!r}, and source{example}'
         )
   return gpu
-
-
-def gpu_devices(gpu: dict, count: int) -> Sequence:
-  """Returns devices of one machine to compile for, none of them real.
-
-  Raises:
-    UserError: if XLA for CUDA is not installed or cannot read the description.
-  """
-  import jax
-  from jax.experimental import topologies
-  from jax.experimental.compilation_cache import compilation_cache
-
-  if not runtime.plugin_libraries():
-    raise UserError(
-      "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
-      f' {how_to_install("cuda12")}'
-    )
-  # Nothing of this runs on a GPU, even where there is one.
-  jax.config.update('jax_platforms', 'cpu')
-  # JAX' cache of programs cannot read these back.
-  jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # it looks at the setting only once
-  options = {'target_config': gpu['xla']['target'], 'topology': f'1x1x{count}'}
-  try:
-    return topologies.get_topology_desc('gpu', 'cuda', **options).devices
-  except (ValueError, RuntimeError) as error:
-    raise UserError(
-      f'XLA cannot read the description of {gpu["name"]}: {error}'
-    ) from error
 
 
 def gpu_peak(device_kind: str, dtype: str) -> tuple[float, str] | None:
