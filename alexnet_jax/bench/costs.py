@@ -10,6 +10,8 @@ import pathlib
 import tomllib
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import summary
+from alexnet_jax.training import build
 
 TARGETS = pathlib.Path(__file__).parent / 'targets'
 DESCRIBED = ('a100', 'h100')  # those that XLA can compile for
@@ -25,8 +27,6 @@ FIGURES = {
 
 def num_classes(config) -> int:
   """Returns the number of classes of the config, or of its data."""
-  from alexnet_jax.training import build
-
   if config.model.num_classes:
     return config.model.num_classes
   return len(build.make_source(config, 'train').class_names)
@@ -40,9 +40,6 @@ def network_costs(config, num_classes: int) -> dict[str, int]:
   Raises:
     UserError: if config.model makes no network.
   """
-  from alexnet_jax.evaluation import summary
-  from alexnet_jax.training import build
-
   model = build.make_model(config, num_classes)
   try:
     layers = summary.layer_table(model, build.image_shape(config))
@@ -64,33 +61,25 @@ def load_gpu(name: str) -> dict:
   Raises:
     UserError: if there is none, or something is missing in it.
   """
-  example = f'; {TARGETS / "h100.toml"} has all it needs'
+  example = TARGETS / 'h100.toml'
   path = TARGETS / f'{name}.toml' if name in DESCRIBED else pathlib.Path(name)
   if not path.is_file():
-    known = ' nor '.join(DESCRIBED)
     raise UserError(
-      f'--target is {name!r}: neither {known} nor a file{example}'
+      f'--target is {name!r}: neither {" nor ".join(DESCRIBED)} nor a file; a'
+      f' description looks like {example}'
     )
   try:
     gpu = tomllib.loads(path.read_text())
-  except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f'--target {path} is no TOML file: {error}') from error
-  match gpu:
-    case {'name': _, 'xla': {'target': _}}:
-      pass
-    case _:
-      raise UserError(f'--target {path} lacks name or xla.target{example}')
-  for key, unit in FIGURES.items():
-    match gpu.get(key):
-      case {'value': int() | float() as value, 'unit': given, 'source': _} if (
-        0 < value < math.inf and value is not True and given == unit
-      ):
-        pass
-      case figure:
-        raise UserError(
-          f'--target {path}: {key} is {figure!r}; it must be a table of value,'
-          f' a number above 0, unit, {unit!r}, and source{example}'
-        )
+    gpu['name'], gpu['xla']['target']  # they must be there
+    for key, unit in FIGURES.items():
+      value, given, _ = (gpu[key][part] for part in ('value', 'unit', 'source'))
+      if not 0 < value < math.inf or given != unit:
+        raise ValueError(f'{key} is {value} {given}, no number of {unit}')
+  except (ValueError, KeyError, TypeError) as error:
+    problem = f'{error} is missing' if isinstance(error, KeyError) else error
+    raise UserError(
+      f'--target {path} describes no GPU: {problem}; {example} does'
+    ) from error
   return gpu
 
 

@@ -9,10 +9,11 @@ import shlex
 import tempfile
 
 from alexnet_jax.bench import harness
+from alexnet_jax.data.loader import num_cores
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Images per second from the same photographs kept in several layouts: shuffled
 uint8 batches [256, 224, 224, 3], randomly cropped and mirrored. Beside this
 package's loader: others (those that are installed), and the bare parts of the
@@ -30,10 +31,8 @@ _NOTES = (
 )
 
 
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  text = 'the data pipeline beside others and beside its limits'
-  parser = harness.add_command(commands, 'data', text, _DESCRIPTION)
+def add_arguments(parser) -> None:
+  """Adds the arguments of the subcommand to its parser."""
   add = parser.add_argument
   text = 'photographs, a subfolder per class (default: synthetic ones)'
   add('--path', default='', metavar='DIR', help=text)
@@ -58,16 +57,15 @@ def add_arguments(commands) -> None:
     add(f'--{flag}', type=harness.positive, default=default, help=text)
   text = 'or processes of every candidate (default: one per core)'
   add('--threads', type=harness.positive, default=0, help=text)
-  parser.set_defaults(work=_work)
 
 
-def _work(arguments, unknown):
+def run(arguments, unknown: list[str]) -> dict:
+  """Measures; returns the result of the command."""
   if unknown:
     raise UserError(f'unknown arguments: {shlex.join(unknown)}')
   if importlib.util.find_spec('cv2') is None:
     raise UserError(f'this needs OpenCV: {how_to_install("bench")}')
   from alexnet_jax.bench import data_peers
-  from alexnet_jax.data.loader import num_cores
 
   harness.check_names('--layouts', arguments.layouts, data_peers.LAYOUTS)
   peers = () if arguments.peers == ('none',) else arguments.peers
@@ -81,36 +79,27 @@ def _work(arguments, unknown):
       for name in arguments.layouts or data_peers.LAYOUTS
     ]
     made = data_peers.prepare(arguments.path, arguments.images, tasks)
-    rows, skipped = measure(tasks, peers, arguments.rounds, arguments.batches)
+    rows, skipped = _measure(tasks, peers, arguments.rounds, arguments.batches)
   result |= {
     'photographs': made,
     'batch_size': arguments.batch_size,
     'num_batches': arguments.batches,
     'threads': threads,
     'rows': rows,
-    'ratios': {task.name: ratios(rows, task.name) for task in tasks},
+    'ratios': {task.name: _ratios(rows, task.name) for task in tasks},
     'skipped': skipped,
   }
   _show(result)
   return result
 
 
-def measure(tasks, peers, rounds: int, num_batches: int) -> tuple[list, list]:
+def _measure(tasks, peers, rounds, num_batches):
   """Measures all candidates in turn in every round.
-
-  Args:
-    tasks: one for each layout.
-    peers: libraries, some of PEERS.
-    rounds: measurements of each candidate on each layout.
-    num_batches: batches in one measurement, eight times as many if raw.
 
   Returns:
     (rows {layout, candidate, kind: ours, peer or limit, images_per_second: of
     each round, median, min, max}; what was not measured {layout or '',
     candidate, reason}).
-
-  Raises:
-    WorkerError: if a candidate fails, or makes other batches than it has to.
   """
   # TensorFlow is to take no GPU, and to say less.
   hidden = {'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
@@ -171,13 +160,8 @@ def _ask(worker, method, **arguments):
     raise harness.WorkerError(message) from error
 
 
-def ratios(rows: list[dict], layout: str) -> dict:
-  """Compares this package's loader with the others on one layout.
-
-  Returns:
-    {'ours' and 'ours, mirrored on the host': {candidate: the median over the
-    rounds of the ratio of the two in the same round}}.
-  """
+def _ratios(rows, layout):
+  """Returns {one of OURS: {candidate: the median ratio within a round}}."""
   speeds = {
     row['candidate']: row['images_per_second']
     for row in rows

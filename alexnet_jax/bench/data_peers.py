@@ -122,7 +122,8 @@ def prepare(path: str, count: int, tasks: Sequence[Task]) -> dict:
 
   def write(number):
     repeat, rank = divmod(number, distinct)
-    pixels = read(chosen[rank])[:, :: -1 if repeat % 2 else 1]
+    pixels = read(chosen[rank])
+    pixels = cv2.flip(pixels, 1) if repeat % 2 else pixels
     _write_jpegs(tasks[0].folder, number, labels[chosen[rank]], pixels)
 
   with concurrent.futures.ThreadPoolExecutor(tasks[0].threads) as pool:
@@ -135,19 +136,18 @@ def prepare(path: str, count: int, tasks: Sequence[Task]) -> dict:
 def _noise(index):
   """Returns an image like a photograph: its power falls with frequency."""
   rows, columns = np.fft.fftfreq(384), np.fft.rfftfreq(512)
-  frequencies = np.hypot(rows[:, None], columns) + 1e-3
+  frequencies = np.hypot(rows[:, None], columns)[..., None] + 1e-3
   rng = np.random.default_rng(index)
   # The colors differ by less than the brightness.
-  noise = rng.standard_normal((384, 512, 1)) * 3
+  noise = 3 * rng.standard_normal((384, 512, 1))
   noise = noise + rng.standard_normal((384, 512, 3))
-  spectrum = np.fft.rfft2(noise, axes=(0, 1)) / frequencies[..., None] ** 1.2
+  spectrum = np.fft.rfft2(noise, axes=(0, 1)) / frequencies**1.7
   pixels = np.fft.irfft2(spectrum, axes=(0, 1))
   return np.clip(128 + 50 * pixels / pixels.std(), 0, 255).astype(np.uint8)
 
 
 def _write_jpegs(folder, number, label, pixels):
   """Writes a photograph into jpeg-320 and jpeg-256."""
-  pixels = np.ascontiguousarray(pixels)
   for size, image in (
     (320, images.resize_short_side(pixels, 320)),
     (256, images.center_square(pixels, 256)),
@@ -170,10 +170,9 @@ def _convert(task):
     command += ['--name', _TFDS_NAME, '--quality', str(_QUALITY)]
   else:
     command = ['raw', f'--path={task.folder}/jpeg-320']
-  harness.tell(f'making {out}')
   command += ['--source=folder', f'--out={out}', f'--size={size}']
-  command = [sys.executable, '-m', 'alexnet_jax.data.prepare', *command]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  prepare = [sys.executable, '-m', 'alexnet_jax.data.prepare', *command]
+  done = subprocess.run(prepare, capture_output=True, text=True, check=False)
   if done.returncode:
     raise UserError(f'making {out} failed:\n{done.stderr}')
 
@@ -189,10 +188,10 @@ class Photographs:
     """Takes the name of one of DECODERS."""
     self._source, self._task = task.open_source(), task
     self._decode = DECODERS[decoder]
-    has_labels = task.kind != 'tfds'
-    self.labels = (
-      self._source.labels if has_labels else self._source.read_labels()
-    )
+    if task.kind == 'tfds':
+      self.labels = self._source.read_labels()
+    else:
+      self.labels = self._source.labels
 
   def example(self, index: int, draws, out=None) -> np.ndarray:
     """Returns a random crop, mirrored or not, written into `out` if given.
@@ -334,27 +333,15 @@ def _spdl(task, count):
 
 
 def _tf_data(task, count):
+  """Decodes the random window only, and resizes that where it is asked."""
   import tensorflow as tf
 
   if task.kind == 'tfds':
     raise NotImplementedError('tf.data does not read array_record')
-  source, auto = task.open_source(), tf.data.AUTOTUNE
-  examples = _tf_raw if task.kind == 'raw' else _tf_jpegs
-  data, example = examples(task, source)
-  data = data.repeat().shuffle(source.num_examples)
-  data = data.map(example, num_parallel_calls=auto)
-  options = tf.data.Options()
-  options.deterministic = False
-  data = data.batch(task.batch_size, True, num_parallel_calls=auto)
-  data = data.prefetch(auto).with_options(options).take(count)
-  yield from data.as_numpy_iterator()
+  source, size, auto = task.open_source(), task.short_side, tf.data.AUTOTUNE
+  from_tensors = tf.data.Dataset.from_tensor_slices
 
-
-def _tf_jpegs(task, source):
-  """Decodes the random window only, and resizes that where it is asked."""
-  import tensorflow as tf
-
-  def example(path, label):
+  def window_of_jpeg(path):
     encoded = tf.io.read_file(path)
     shape = tf.image.extract_jpeg_shape(encoded)[:2]
     short = tf.reduce_min(shape)
@@ -364,33 +351,35 @@ def _tf_jpegs(task, source):
     )
     box = tf.concat([corner, [window, window]], 0)
     image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
-    if task.resize_size != task.short_side:
+    if task.resize_size != size:
       image = tf.cast(tf.image.resize(image, (CROP, CROP)) + 0.5, tf.uint8)
-    image = tf.ensure_shape(image, (CROP, CROP, 3))
-    return tf.image.random_flip_left_right(image), label
+    return tf.ensure_shape(image, (CROP, CROP, 3))
 
-  paths = [str(source.root / path) for path in source.paths]
-  return tf.data.Dataset.from_tensor_slices((paths, source.labels)), example
+  def crop_of_square(record):
+    image = tf.reshape(tf.io.decode_raw(record, tf.uint8), (size, size, 3))
+    return tf.image.random_crop(image, (CROP, CROP, 3))
 
-
-def _tf_raw(task, source):
-  """Reads the shards in turn and shuffles as many as there are in memory."""
-  import tensorflow as tf
-
-  size = task.short_side
+  if task.kind == 'raw':
+    paths = sorted(str(path) for path in task.path.glob('train-*-of-*.npy'))
+    header_bytes = np.load(paths[0], mmap_mode='r').offset
+    fixed_size = tf.data.FixedLengthRecordDataset
+    records = fixed_size(paths, size**2 * 3, header_bytes=header_bytes)
+    image_of = crop_of_square
+  else:
+    paths = [str(source.root / path) for path in source.paths]
+    records, image_of = from_tensors(paths), window_of_jpeg
 
   def example(record, label):
-    image = tf.reshape(tf.io.decode_raw(record, tf.uint8), (size, size, 3))
-    image = tf.image.random_crop(image, (CROP, CROP, 3))
-    return tf.image.random_flip_left_right(image), label
+    return tf.image.random_flip_left_right(image_of(record)), label
 
-  paths = sorted(str(path) for path in task.path.glob('train-*-of-*.npy'))
-  header_bytes = np.load(paths[0], mmap_mode='r').offset
-  records = tf.data.FixedLengthRecordDataset(
-    paths, size * size * 3, header_bytes=header_bytes
-  )
-  labels = tf.data.Dataset.from_tensor_slices(source.labels)
-  return tf.data.Dataset.zip((records, labels)), example
+  data = tf.data.Dataset.zip((records, from_tensors(source.labels)))
+  data = data.repeat().shuffle(source.num_examples)
+  data = data.map(example, num_parallel_calls=auto)
+  options = tf.data.Options()
+  options.deterministic = False
+  data = data.batch(task.batch_size, True, num_parallel_calls=auto)
+  data = data.prefetch(auto).with_options(options).take(count)
+  yield from data.as_numpy_iterator()
 
 
 def _crop_copy(task):
@@ -477,7 +466,7 @@ def check_batches(batches: Batches, task: Task, num_classes: int) -> None:
   """Raises ValueError unless two batches are what all loaders must make."""
   expected, orders = _shape(task), []
   for image, label in batches(task, 2):
-    if image.shape != expected or image.dtype != np.uint8:
+    if (image.shape, image.dtype) != (expected, np.uint8):
       raise ValueError(f'images are {image.dtype} {image.shape}')
     if label.shape != expected[:1] or label.dtype.kind not in 'iu':
       raise ValueError(f'labels are {label.dtype} {label.shape}')
@@ -486,7 +475,7 @@ def check_batches(batches: Batches, task: Task, num_classes: int) -> None:
     if image.std() < 1:
       raise ValueError('the images have no content')
     orders.append(label.tolist())  # a copy: batches may share memory
-  if orders[0] == orders[1] or orders[0] == sorted(orders[0]):
+  if orders[0] in (orders[1], sorted(orders[0])):
     raise ValueError('the examples are not shuffled')
 
 

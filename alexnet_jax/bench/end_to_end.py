@@ -10,21 +10,28 @@ import statistics
 import tempfile
 import time
 
-from alexnet_jax import cli
-from alexnet_jax.bench import harness
-from alexnet_jax.errors import UserError
+import jax
 
-_DESCRIPTION = """\
+from alexnet_jax import cli
+from alexnet_jax import validation
+from alexnet_jax.bench import harness
+from alexnet_jax.data.pixel_statistics import MEAN_FILE
+from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from alexnet_jax.training import context
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
+from alexnet_jax.training import parallel
+
+DESCRIPTION = """\
 Images per second of the bare train step, of the loader alone, and of the whole
 training loop with metrics, event files and asynchronous checkpoints, in turn in
 every round, without compilation and evaluation; which of step and loader holds
 up the loop, and the resident memory early and late in a loop."""
 
 
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  text = 'bare step, loader and training loop side by side'
-  parser = harness.add_command(commands, 'end_to_end', text, _DESCRIPTION)
+def add_arguments(parser) -> None:
+  """Adds the arguments of the subcommand to its parser."""
   cli.add_recipe(parser)
   for flag, default, text in (
     ('steps', 100, 'in a round (default: 100)'),
@@ -33,12 +40,10 @@ def add_arguments(commands) -> None:
   ):
     number = {'type': harness.positive, 'default': default, 'metavar': 'N'}
     parser.add_argument(f'--{flag}', help=text, **number)
-  parser.set_defaults(work=_work)
 
 
-def _work(arguments, overrides):
-  from alexnet_jax import validation
-
+def run(arguments, overrides: list[str]) -> dict:
+  """Measures; returns the result of the command."""
   own = {f'--config.{key}' for key in _keys(1, 0)}
   if taken := [text for text in overrides if text.partition('=')[0] in own]:
     raise UserError(
@@ -90,8 +95,6 @@ def end_to_end(
     resident: {steps: early and late in the loop, bytes: at these in each
     round}}, with devices, machine, versions and command.
   """
-  import jax
-
   result = harness.header()
   rows = {'step': [], 'loader': [], 'loop': []}
   watched = max(1, num_steps // 5), num_steps
@@ -138,13 +141,10 @@ def _seconds(function, *arguments):
 
 def bottleneck(step: list[float], loader: list[float]) -> dict:
   """Returns {bottleneck, headroom} of images per second in the same rounds."""
-  ratio = harness.median_ratio(loader, step)
-  if ratio >= 1:
+  if (ratio := harness.median_ratio(loader, step)) >= 1:
     return {'bottleneck': 'step', 'headroom': ratio}
-  return {
-    'bottleneck': 'loader',
-    'headroom': harness.median_ratio(step, loader),
-  }
+  ratio = harness.median_ratio(step, loader)
+  return {'bottleneck': 'loader', 'headroom': ratio}
 
 
 def _show(result):
@@ -168,13 +168,6 @@ def _show(result):
 
 def _parts(config, path):
   """Returns functions that make steps on one batch, and that many batches."""
-  import jax
-
-  from alexnet_jax.training import build
-  from alexnet_jax.training import context
-  from alexnet_jax.training import guards
-  from alexnet_jax.training import parallel
-
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   stop, console = guards.StopSignal(), cli.Console(io.StringIO())
@@ -199,10 +192,6 @@ def _parts(config, path):
 
 def _loop(config, folder, console, num_steps, save_every):
   """Trains, watched by a console."""
-  from alexnet_jax.data.pixel_statistics import MEAN_FILE
-  from alexnet_jax.training import guards
-  from alexnet_jax.training import loop
-
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(_keys(num_steps, save_every))
   with tempfile.TemporaryDirectory(dir=folder) as workdir:

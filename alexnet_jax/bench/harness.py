@@ -24,27 +24,12 @@ import tempfile
 import traceback
 from typing import Any
 
-from alexnet_jax import cli
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import page
 
 _PACKAGES = """
   alexnet_jax flax grain jax jaxlib jax-cuda12-plugin keras numba numpy
   opencv-python-headless optax simplejpeg spdl tensorflow torch"""
-
-
-def add_command(
-  commands, name: str, text: str, description: str
-) -> argparse.ArgumentParser:
-  """Adds a subcommand with --json to argparse's `commands`; returns it."""
-  parser = commands.add_parser(
-    name,
-    help=text,
-    description=description,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  cli.add_json(parser)
-  return parser
 
 
 def positive(text: str) -> int:
@@ -215,6 +200,4 @@ def tell(text: str) -> None:
 
 def tell_table(title: str, columns: Sequence[str], rows: Sequence) -> None:
   """Prints rows of text and numbers."""
-  from alexnet_jax.evaluation import page
-
   page.show_table(page.Table(title, columns, rows))

@@ -6,19 +6,31 @@ import math
 import os
 import re
 
+import jax
+from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
 from alexnet_jax import cli
 from alexnet_jax import runtime
+from alexnet_jax import validation
 from alexnet_jax.bench import costs
 from alexnet_jax.bench import harness
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from alexnet_jax.training import parallel
 
-_DESCRIPTION = f"""\
+DESCRIPTION = f"""\
 Compiles the train step of a recipe for GPUs that need not be there: its memory,
 the bytes that its kernels read and write, what is reduced between GPUs, and the
 bounds that follow from the data sheet. It needs XLA's compiler for CUDA:
 {how_to_install('cuda12')}."""
 
+_JAX_TAKES = 0.75  # of a GPU's memory
 _MULTIPLE = 64  # of which batches are, or of config.microbatch_size
 _MOST_TRIALS = 6
 _MEMORY = ('argument', 'output', 'alias', 'temp')  # as XLA calls it
@@ -37,10 +49,8 @@ _ARRAY = re.compile(r'\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 _NO_KERNELS = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
 
 
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  text = 'memory, bytes and bounds of a step on a GPU that is not there'
-  parser = harness.add_command(commands, 'plan', text, _DESCRIPTION)
+def add_arguments(parser) -> None:
+  """Adds the arguments of the subcommand to its parser."""
   add = parser.add_argument
   known = ', '.join(costs.DESCRIBED)
   text = f'{known} or a TOML file of another (default: %(default)s)'
@@ -49,25 +59,18 @@ def add_arguments(commands) -> None:
   add('--devices', type=harness.positive, default=1, metavar='N', help=text)
   text = 'also finds the largest batch, in three to six compilations'
   add('--batch_search', action='store_true', help=text)
-  text = "share of the GPU's memory that JAX takes (default: %(default)s)"
-  add('--memory_fraction', type=float, default=0.75, metavar='X', help=text)
   cli.add_recipe(parser)
-  parser.set_defaults(work=_work, config='configs/imagenet.py')
+  parser.set_defaults(config='configs/imagenet.py')
 
 
-def _work(arguments, overrides):
-  from alexnet_jax import validation
-
-  gpu, fraction = costs.load_gpu(arguments.target), arguments.memory_fraction
-  if not 0 < fraction <= 1:
-    raise UserError(
-      f'--memory_fraction is {fraction:g}; it must be above 0, and at most 1'
-    )
+def run(arguments, overrides: list[str]) -> dict:
+  """Measures; returns the result of the command."""
+  gpu = costs.load_gpu(arguments.target)
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   devices, images = arguments.devices, config.global_batch_size
   text, memory = compile_step(config, gpu, devices)
   network = costs.network_costs(config, costs.num_classes(config))
-  memory['available'] = int(gpu['memory']['value'] * fraction)
+  memory['available'] = int(gpu['memory']['value'] * _JAX_TAKES)
   flops = network['training_flops_per_image'] * images // devices
   counts = {'flops': flops, **count(text)}
   result = {
@@ -127,12 +130,6 @@ def batch_structs(config) -> dict:
   It has the keys, shapes and dtypes of the first batch that the loader makes of
   a few synthetic images.
   """
-  import jax
-  import numpy as np
-
-  from alexnet_jax.training import build
-  from alexnet_jax.training import parallel
-
   few = config.copy_and_resolve_references()
   few.global_batch_size = 1
   few.data.source, few.data.synthetic_examples = 'synthetic', 8
@@ -155,10 +152,6 @@ def gpu_devices(gpu: dict, count: int) -> Sequence:
   Raises:
     UserError: if XLA for CUDA is not installed or cannot read the description.
   """
-  import jax
-  from jax.experimental import topologies
-  from jax.experimental.compilation_cache import compilation_cache
-
   if not runtime.plugin_libraries():
     raise UserError(
       "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
@@ -188,7 +181,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   Args:
     config: of the run.
     gpu: of `costs.load_gpu`; its memory is no limit.
-    devices: how many GPUs share a batch, all in one
+    devices: how many GPUs of one machine share a batch.
 
   Returns:
     (HLO after all passes, in the order of its schedule, bytes of one device's
@@ -199,15 +192,6 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
     UserError: if the batch cannot be divided, the config makes no network, XLA
       for CUDA is not installed or cannot read the description.
   """
-  import jax
-  from jax.sharding import Mesh
-  from jax.sharding import NamedSharding
-  from jax.sharding import PartitionSpec
-  import numpy as np
-
-  from alexnet_jax.training import build
-  from alexnet_jax.training import parallel
-
   config = config.copy_and_resolve_references()
   config.parallel = 'shard_map'
   images = config.global_batch_size
@@ -260,20 +244,20 @@ def bounds(
     devices, images: their numbers in a step.
 
   Returns:
-    {seconds: of a step at least, {memory: None if not known, compute, links};
+    {seconds: of a step at least, {memory, if it is known, compute, links};
     images_per_second: at most; binds: whichever takes longest}.
   """
   sent = 2 * (devices - 1) / devices * sum(counts['all_reduces'])
-  traffic = counts['bytes']
   seconds = {
-    'memory': traffic and traffic / gpu['memory_bandwidth']['value'],
+    'memory': (counts['bytes'] or 0) / gpu['memory_bandwidth']['value'],
     'compute': counts['flops'] / gpu[f'{dtype}_peak']['value'],
     'links': sent / gpu['link_bandwidth']['value'],
   }
+  seconds = {name: least for name, least in seconds.items() if least}
   return {
     'seconds': seconds,
-    'images_per_second': {k: s and images / s for k, s in seconds.items()},
-    'binds': max(seconds, key=lambda name: seconds[name] or 0),
+    'images_per_second': {k: images / s for k, s in seconds.items()},
+    'binds': max(seconds, key=seconds.get),
   }
 
 
@@ -335,7 +319,6 @@ def _show(result):
   rows = [
     (name, 1e3 * seconds, found['images_per_second'][name])
     for name, seconds in found['seconds'].items()
-    if seconds
   ]
   title = f'bounds, of which {found["binds"]} binds'
   harness.tell_table(title, ('', 'ms a step', 'images/s'), rows)

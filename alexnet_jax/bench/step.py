@@ -18,6 +18,8 @@ import statistics
 import numpy as np
 
 from alexnet_jax import cli
+from alexnet_jax import config as config_lib
+from alexnet_jax import validation
 from alexnet_jax.bench import costs
 from alexnet_jax.bench import harness
 from alexnet_jax.bench import step_peers
@@ -25,8 +27,9 @@ from alexnet_jax.errors import EXIT_DONE
 from alexnet_jax.errors import EXIT_FAILURE
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
+from alexnet_jax.models import variants
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Times the train step that training runs, on a batch that stays on the devices.
 Every network is measured with every batch size. --against runs the
 same in PyTorch and in Keras on TensorFlow, each in a process of its own, on the
@@ -65,10 +68,8 @@ _TOLERANCES = {'float32': 1e-3, 'bfloat16': 3e-2}
 _LEAST_CHANGE = 2
 
 
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  text = 'the train step alone, and PyTorch and Keras beside it'
-  parser = harness.add_command(commands, 'step', text, _DESCRIPTION)
+def add_arguments(parser) -> None:
+  """Adds the arguments of the subcommand to its parser."""
   add = parser.add_argument
   cli.add_recipe(parser)
   for flag, text in (
@@ -86,12 +87,11 @@ def add_arguments(commands) -> None:
   text = 'that a measurement of more than 2 steps takes at least (default: 3)'
   add('--seconds', type=float, default=3.0, help=text)
   add('--skip_check', action='store_true', help='does not compare the losses')
-  parser.set_defaults(
-    work=_work, exit_code=exit_code, config='configs/imagenet.py'
-  )
+  parser.set_defaults(exit_code=exit_code, config='configs/imagenet.py')
 
 
-def _work(arguments, overrides):
+def run(arguments, overrides: list[str]) -> dict:
+  """Measures; returns the result of the command."""
   peers = _peers(arguments.against)
   if not 0 < arguments.seconds < float('inf'):
     raise UserError(f'--seconds is {arguments.seconds:g}; give more than 0')
@@ -166,9 +166,6 @@ def make_groups(arguments, overrides: Sequence[str]) -> list[tuple]:
   Raises:
     UserError: if the recipe or one of the values makes no sense.
   """
-  from alexnet_jax import config as config_lib
-  from alexnet_jax import validation
-
   base = [f'--config={arguments.config}', *overrides]
   recipe = validation.load_config(base)
   try:
@@ -208,8 +205,6 @@ def _values(text):
 
 
 def _network_fields(network):
-  from alexnet_jax.models import variants
-
   if not network:
     return {}
   try:

@@ -8,10 +8,10 @@ its like build network, optimizer and a batch that stays on the device:
 `run(part, number)` makes that many steps, train or evaluate, waits for them,
 and returns the mean loss of the batch in the last one, before its update.
 `task` is {config: as a dict, num_classes, platform: of ours}. `start` is
-(params, images, labels) to begin with, or None. Params are {layer: {kernel,
-bias}} as flax has them: kernels [height, width, in, out] and [in, out], where
-`in` of the first dense layer is a flattened [height, width, channels]. Images
-are float32 [batch, height, width, 3].
+(params, images, labels) to begin with; ours makes its own. Params are None or
+{layer: {kernel, bias}} as flax has them: kernels [height, width, in, out] and
+[in, out], where `in` of the first dense layer is a flattened [height, width,
+channels]. Images are float32 [batch, height, width, 3].
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,6 @@ import time
 
 import numpy as np
 
-from alexnet_jax.bench import costs
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 
@@ -59,7 +58,7 @@ def check_config(config: dict) -> None:
     UserError: naming the key.
   """
   for key, plain in _PLAIN.items():
-    group, _, name = key.partition('.')
+    group, name = key.split('.')
     value = config[group][name]
     if value != plain and (key, value) != ('model.norm', 'none'):
       raise UserError(
@@ -96,7 +95,12 @@ class Handler:
 
   def build(self, task: dict) -> dict:
     """Makes the network, and compiles nothing; returns what describes it."""
-    self._run, facts = self._make(task, None)
+    config, rng = task['config'], np.random.default_rng(0)
+    size = config['data']['crop_size']
+    images = (config['global_batch_size'], size, size, 3)
+    labels = rng.integers(0, task['num_classes'], images[:1], np.int32)
+    start = None, rng.standard_normal(images, np.float32), labels
+    self._run, facts = self._make(task, start)
     return facts
 
   def measure(self, part: str, least_seconds: float) -> float:
@@ -132,6 +136,7 @@ def _our_steps(_, task, start):
   import jax
 
   from alexnet_jax import config as config_lib
+  from alexnet_jax.bench import costs
   from alexnet_jax.training import build
   from alexnet_jax.training import parallel
 
@@ -152,13 +157,13 @@ def _our_steps(_, task, start):
   image = rng.integers(0, 256, (count, *build.image_shape(config)), np.uint8)
   label = rng.integers(0, classes, count, np.int32)
   flip = rng.random(count) < (0.5 if config.data.random_flip else 0)
-  flips = {'flip': flip} if config.data.random_flip else {}
-  train_batch, eval_batch = (
-    parallel.batch_to_devices(
-      {'image': image, 'label': label, **more}, mesh, config.parallel
-    )
-    for more in (flips, {'mask': np.ones(count, bool)})
-  )
+
+  def batch_of(**more):
+    batch = {'image': image, 'label': label, **more}
+    return parallel.batch_to_devices(batch, mesh, config.parallel)
+
+  train_batch = batch_of(**({'flip': flip} if config.data.random_flip else {}))
+  eval_batch = batch_of(mask=np.ones(count, bool))
 
   def run(part, number):
     nonlocal state
@@ -181,14 +186,6 @@ def _our_steps(_, task, start):
     pixels = (pixels.astype(np.float32) - mean) / np.float32(config.data.std)
     facts['start'] = jax.device_get(state.params), pixels, label
   return run, facts
-
-
-def _noise(task):
-  config, rng = task['config'], np.random.default_rng(0)
-  size = config['data']['crop_size']
-  shape = (config['global_batch_size'], size, size, 3)
-  labels = rng.integers(0, task['num_classes'], shape[:1], np.int32)
-  return None, rng.standard_normal(shape, np.float32), labels
 
 
 def layers(model: dict, num_classes: int) -> Iterator[tuple]:
@@ -240,7 +237,7 @@ def _torch_steps(kind, task, start):
   layout = (
     torch.channels_last if kind == 'channels_last' else torch.contiguous_format
   )
-  params, images, labels = start or _noise(task)
+  params, images, labels = start
   images = torch.from_numpy(images).permute(0, 3, 1, 2)
   images = images.to(device).contiguous(memory_format=layout)
   labels = torch.from_numpy(labels).to(device, torch.int64)
@@ -305,19 +302,18 @@ def _torch_network(model, num_classes):
     'relu': lambda: nn.ReLU(inplace=True),
   }
   for kind, name, *numbers in layers(model, num_classes):
-    if kind == 'conv':
-      width, kernel, stride, padding, groups = numbers
-      if padding == 'SAME' and stride > 1:
-        raise NotImplementedError('SAME of a stride is not written for torch')
-      if isinstance(padding, str):
-        padding = padding.lower()
-      elif not isinstance(padding, int):
-        network.add_module(f'pad_{name}', nn.ZeroPad2d((*padding, *padding)))
-        padding = 0
-      part = nn.LazyConv2d(width, kernel, stride, padding, groups=groups)
-    else:
-      part = others[kind](*numbers)
-    network.add_module(name, part)
+    if kind != 'conv':
+      network.add_module(name, others[kind](*numbers))
+      continue
+    *shape, padding, groups = numbers
+    if padding == 'SAME' and shape[-1] > 1:
+      raise NotImplementedError('SAME of a stride is not written for torch')
+    if isinstance(padding, str):
+      padding = padding.lower()
+    elif not isinstance(padding, int):
+      network.add_module(f'pad_{name}', nn.ZeroPad2d((*padding, *padding)))
+      padding = 0
+    network.add_module(name, nn.LazyConv2d(*shape, padding, groups=groups))
   return network
 
 
@@ -352,7 +348,7 @@ def _keras_steps(kind, task, start):
     dtype if dtype == 'float32' else f'mixed_{dtype}'
   )
   keras.utils.set_random_seed(0)
-  params, images, labels = start or _noise(task)
+  params, images, labels = start
   network = keras.Sequential([keras.layers.Input(images.shape[1:])])
   for layer in layers(model, task['num_classes']):
     for part in _keras_layers(model, *layer):
@@ -403,7 +399,7 @@ def _keras_layers(model, kind, name, *numbers):
   import keras
   import tensorflow as tf
 
-  size, parts = model['lrn_size'], []
+  size = model['lrn_size']
   # TensorFlow does not divide alpha by the size, and has no bfloat16.
   by = 1 if model['lrn_convention'] == 'paper' else size
   norm = model['lrn_k'], model['lrn_alpha'] / by, model['lrn_beta']
@@ -413,12 +409,13 @@ def _keras_layers(model, kind, name, *numbers):
     return tf.cast(tf.nn.lrn(wide, size // 2, *norm), x.dtype)
 
   if kind == 'conv':
-    width, kernel, stride, padding, groups = numbers
+    *shape, padding, groups = numbers
+    parts = []
     if not isinstance(padding, str):
       pads = (padding, padding) if isinstance(padding, int) else padding
       parts = [keras.layers.ZeroPadding2D((tuple(pads), tuple(pads)))]
       padding = 'valid'
-    shape = width, kernel, stride, padding.lower()
+    shape.append(padding.lower())
     return [*parts, keras.layers.Conv2D(*shape, groups=groups, name=name)]
   pool = model['pool_size'], model['pool_stride']
   make = {

@@ -79,9 +79,10 @@ def test_one_device_reduces_nothing_and_keeps_no_more_than_it_must():
   assert plan.count(text)['bytes'] / BATCH <= 40e6
 
 
-def test_the_command_prints_it(capsys):
+def test_the_command_prints_it(capsys, monkeypatch):
+  monkeypatch.setattr(plan, '_JAX_TAKES', 0.1)
   arguments = (
-    'plan --json --devices 2 --batch_search --memory_fraction 0.1'
+    'plan --json --devices 2 --batch_search'
     f' --config={commands.ROOT}/configs/imagenet.py'
     ' --config.model.num_classes=1000 --config.global_batch_size=128'
   )

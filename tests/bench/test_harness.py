@@ -80,5 +80,5 @@ def test_a_missing_library_is_unsupported_whatever_is_asked(start):
 def test_a_process_that_dies_leaves_its_last_words(start):
   with start('first') as worker:
     for _ in range(2):
-      with pytest.raises(harness.WorkerError, match='3: the last words'):
+      with pytest.raises(harness.WorkerError, match='the last words'):
         worker.ask('die')

@@ -268,18 +268,6 @@ def test_the_others_are_ended_when_the_grace_is_over(number, folder):
   assert f'process 1 ended: {signal.strsignal(number)}' in err
 
 
-def test_within_the_grace_the_others_are_left_alone():
-  do = (
-    'if index == 0: wait_for("ready"), sys.exit(3)\n'
-    'signal.signal(signal.SIGTERM, lambda *_: print("no"))\n'
-    'mark("ready"), time.sleep(0.5), sys.exit(75)'
-  )
-  code, _, err = launch('--processes', 2, '--grace', 20, do=do)
-  assert code == 3
-  assert 'process 1: 20 s left to end\n' in err
-  assert 'SIGTERM' not in err
-
-
 @pytest.mark.skipif(sys.platform != 'linux', reason='Linux tells children')
 def test_none_is_left_if_the_launcher_is_killed(folder):
   do = 'mark(f"pid{index}", os.getpid()), time.sleep(600)'
