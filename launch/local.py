@@ -9,11 +9,11 @@ appears on standard error, each line after the name of its process.
 """
 
 import argparse
-from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
 import os
+import pathlib
 import queue
+import random
 import re
 import shutil
 import signal
@@ -35,43 +35,30 @@ signal ended it. After 75 the same command continues from the newest checkpoint.
 SIGTERM and Ctrl-C are passed on to all processes."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
   """Runs the command; returns its exit code."""
-  options, arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+  options, arguments = _parse(sys.argv[1:])
   try:
     count = options.processes
-    environments = make_environments(
-      os.environ, count, options.devices, options.gpus
-    )
-    return run(_commands(arguments, count), environments, options.grace)
+    environments = _environments(count, options.devices, options.gpus)
+    return _run(_commands(arguments, count), environments, options.grace)
   except (ValueError, OSError) as error:
     _say(f'error: {error}')
     return _EXIT_USER
 
 
-def make_environments(
-  environ: Mapping[str, str], count: int, devices: int = 0, gpus: int = 0
-) -> list[dict[str, str]]:
-  """Returns the environment of every process.
-
-  Args:
-    count: number of processes.
-    devices: number of CPU devices that JAX shows to each process; 0: as it is.
-    gpus: number of GPUs that each process has for itself; 0: as it is.
-
-  Raises:
-    ValueError: if CUDA_VISIBLE_DEVICES names too few GPUs.
-  """
-  common = dict(environ)
+def _environments(count, devices, gpus):
+  """Returns the environment of every process; 0 leaves devices as they are."""
+  common = dict(os.environ)
   if devices:
-    flags = re.sub(rf'--{_DEVICES}(=\S*)?', '', environ.get('XLA_FLAGS', ''))
+    flags = re.sub(rf'--{_DEVICES}(=\S*)?', '', common.get('XLA_FLAGS', ''))
     common['XLA_FLAGS'] = f'{flags.strip()} --{_DEVICES}={devices}'.strip()
     common['JAX_PLATFORMS'] = 'cpu'
     common.pop('JAX_NUM_CPU_DEVICES', None)  # it would win over the flag
   if not gpus:
     return [common] * count
   needed = count * gpus
-  named = environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(needed))))
+  named = common.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(needed))))
   visible = [name.strip() for name in named.split(',') if name.strip()]
   if len(visible) < needed:
     raise ValueError(
@@ -84,24 +71,10 @@ def make_environments(
   ]
 
 
-def run(
-  commands: Sequence[Sequence[str]],
-  environments: Sequence[Mapping[str, str]],
-  grace: float,
-) -> int:
-  """Starts processes and waits for all of them; called in the main thread.
+def _run(commands, environments, grace):
+  """Starts the processes and waits for all; returns the exit code.
 
-  Args:
-    commands: of process 0, 1, ...
-    environments: theirs.
-    grace: seconds that the others have to end by themselves once one failed.
-
-  Returns:
-    0 if all returned 0, otherwise the exit code of the one that failed first;
-    75 if a signal ended that one.
-
-  Raises:
-    OSError: if a process cannot be started; none is left then.
+  None is left, also if one cannot be started, which raises OSError.
   """
   # (index, exit code) of a process that ended, (None, number) of a signal. A
   # SimpleQueue, because handlers of signals may put into it.
@@ -121,13 +94,21 @@ def run(
   return _EXIT_INTERRUPTED if code < 0 else code
 
 
+def _free_port():
+  """Returns a port that is free, and that the system gives to nobody else."""
+  limits = pathlib.Path('/proc/sys/net/ipv4/ip_local_port_range')
+  least = int(limits.read_text().split()[0]) if limits.exists() else 32768
+  while True:
+    port = random.randrange(1024, max(least, 2048))
+    with contextlib.suppress(OSError), socket.create_server(('', port)):
+      return port
+
+
 def _commands(arguments, count):
-  with socket.create_server(('127.0.0.1', 0)) as listener:
-    port = listener.getsockname()[1]  # free now; process 0 will listen on it
   command = [sys.executable, '-m', 'alexnet_jax.main', *arguments]
   if shutil.which('setpriv'):  # kills them if the launcher itself is killed
     command = ['setpriv', '--pdeathsig', 'KILL', *command]
-  command += ['--coordinator', f'127.0.0.1:{port}']
+  command += ['--coordinator', f'127.0.0.1:{_free_port()}']
   command += ['--process_count', str(count), '--process_index']
   return [[*command, str(index)] for index in range(count)]
 
@@ -212,21 +193,22 @@ def _parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+  add = parser.add_argument
   count = {'type': _at_least_one, 'default': 0, 'metavar': 'N'}
-  parser.add_argument('--processes', required=True, **count)
+  add('--processes', required=True, **count)
   kind = parser.add_mutually_exclusive_group()
   text = 'train on the CPU, which shows N devices to each process'
   kind.add_argument('--devices_per_process', dest='devices', help=text, **count)
   text = 'each process sees N of the visible GPUs'
   kind.add_argument('--gpus_per_process', dest='gpus', help=text, **count)
   text = 'seconds for others to end once one failed (default: %(default)g)'
-  parser.add_argument(
-    '--grace', type=_seconds, default=120.0, metavar='S', help=text
-  )
+  add('--grace', type=float, default=120.0, metavar='S', help=text)
   end = argv.index('--') if '--' in argv else len(argv)
   options, unknown = parser.parse_known_args(argv[:end])
   if unknown:
     parser.error(f'{" ".join(unknown)}: arguments of the training go after --')
+  if not 0 <= options.grace < float('inf'):
+    parser.error(f'--grace: {options.grace} is no number of seconds')
   for argument in argv[end + 1 :]:
     if argument.partition('=')[0] in _OWN_FLAGS:
       parser.error(f'{argument} is given to the processes by this launcher')
@@ -237,13 +219,6 @@ def _at_least_one(text):
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f'{text} is no number from 1')
   return int(text)
-
-
-def _seconds(text):
-  with contextlib.suppress(ValueError):
-    if 0 <= (seconds := float(text)) < float('inf'):
-      return seconds
-  raise argparse.ArgumentTypeError(f'{text} is no number of seconds')
 
 
 if __name__ == '__main__':

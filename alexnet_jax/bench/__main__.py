@@ -1,24 +1,35 @@
 """Measures speed: python -m alexnet_jax.bench COMMAND."""
 
 import argparse
+import importlib
 import sys
 
 from alexnet_jax import cli
-from alexnet_jax.bench import data
-from alexnet_jax.bench import end_to_end
-from alexnet_jax.bench import plan
-from alexnet_jax.bench import step
+
+_COMMANDS = {
+  'data': 'the data pipeline beside others and beside its limits',
+  'end_to_end': 'bare step, loader and training loop side by side',
+  'plan': 'memory, bytes and bounds of a step on a GPU that is not there',
+  'step': 'the train step alone, and PyTorch and Keras beside it',
+}
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
+  argv = sys.argv[1:] if argv is None else argv
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.bench',
     description='Measures speed. --config.KEY=VALUE changes the recipe.',
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
-  for module in (data, end_to_end, plan, step):
-    module.add_arguments(commands)
+  for name, text in _COMMANDS.items():
+    command = commands.add_parser(name, help=text, allow_abbrev=False)
+    if name in argv[:1]:
+      module = importlib.import_module(f'alexnet_jax.bench.{name}')
+      command.description = module.DESCRIPTION
+      cli.add_json(command)
+      module.add_arguments(command)
+      command.set_defaults(work=module.run)
   arguments, overrides = parser.parse_known_args(argv)
   return cli.run(
     lambda: arguments.work(arguments, overrides),

@@ -3,46 +3,47 @@
 import collections
 import io
 import pathlib
+import re
 import shlex
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 
-from alexnet_jax import cli
-from alexnet_jax.bench import report
-from alexnet_jax.errors import UserError
+import jax
 
-_DESCRIPTION = """\
+from alexnet_jax import cli
+from alexnet_jax import validation
+from alexnet_jax.bench import harness
+from alexnet_jax.data.pixel_statistics import MEAN_FILE
+from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from alexnet_jax.training import guards
+from alexnet_jax.training import loop
+from alexnet_jax.training import parallel
+from alexnet_jax.training import resume
+
+DESCRIPTION = """\
 Images per second of the bare train step, of the loader alone, and of the whole
 training loop with metrics, event files and asynchronous checkpoints, in turn in
 every round, without compilation and evaluation; which of step and loader holds
 up the loop, and the resident memory early and late in a loop."""
 
-# Steps of the loop after which its memory is looked at; with fewer steps, the
-# ends of the first and the last fifth.
-_MEMORY_STEPS = (40, 200)
 
-
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  text = 'bare step, loader and training loop side by side'
-  parser = report.add_command(commands, 'end_to_end', text, _DESCRIPTION)
+def add_arguments(parser) -> None:
+  """Adds the arguments of the subcommand to its parser."""
   cli.add_recipe(parser)
   for flag, default, text in (
     ('steps', 100, 'in a round (default: 100)'),
     ('rounds', 5, 'default: 5'),
     ('save_every', None, 'steps between checkpoints (default: one in a loop)'),
   ):
-    number = {'type': report.positive, 'default': default, 'metavar': 'N'}
+    number = {'type': harness.positive, 'default': default, 'metavar': 'N'}
     parser.add_argument(f'--{flag}', help=text, **number)
-  parser.set_defaults(work=_work)
 
 
-def _work(arguments, overrides):
-  from alexnet_jax import validation
-
+def run(arguments, overrides: list[str]) -> dict:
+  """Measures; returns the result of the command."""
   own = {f'--config.{key}' for key in _keys(1, 0)}
   if taken := [text for text in overrides if text.partition('=')[0] in own]:
     raise UserError(
@@ -94,9 +95,9 @@ def end_to_end(
     resident: {steps: early and late in the loop, bytes: at these in each
     round}}, with devices, machine, versions and command.
   """
-  import jax
-
+  result = harness.header()
   rows = {'step': [], 'loader': [], 'loop': []}
+  watched = max(1, num_steps // 5), num_steps
   resident, images = [], num_steps * config.global_batch_size
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -108,24 +109,27 @@ def end_to_end(
       next(batches)
       consume = collections.deque
       rows['loader'].append(images / _seconds(consume, batches, 0))
-      seconds, memory = _loop(config, folder, num_steps, save_every)
+      console = _WatchingConsole(watched)
+      _loop(config, folder, console, num_steps + 2, save_every)
+      # When a step is shown, the one before it has been waited for. The first
+      # one compiles and is not timed; the last one is not waited for.
+      seconds = console.times[num_steps + 2] - console.times[2]
       rows['loop'].append(images / seconds)
-      resident.append(memory)
+      resident.append(list(console.resident.values()))
       latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
-      print(f'round {number + 1}: {latest} images/s', file=sys.stderr)
-  result = {
+      harness.tell(f'round {number + 1}: {latest} images/s')
+  result |= {
     # Of the loop's num_steps + 2 steps the first and the last are not timed.
     'checkpoints': (num_steps + 1) // save_every - 1 // save_every,
     **rows,
     'median': {k: statistics.median(v) for k, v in rows.items()},
-    'loop_share': report.median_ratio(rows['loop'], rows['step']),
+    'loop_share': harness.median_ratio(rows['loop'], rows['step']),
     **bottleneck(rows['step'], rows['loader']),
-    'resident': {'steps': memory_steps(num_steps), 'bytes': resident},
+    'resident': {'steps': watched, 'bytes': resident},
     'global_batch_size': config.global_batch_size,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    **report.header(),
   }
-  _show(result, num_rounds, num_steps)
+  _show(result)
   return result
 
 
@@ -137,53 +141,37 @@ def _seconds(function, *arguments):
 
 def bottleneck(step: list[float], loader: list[float]) -> dict:
   """Returns {bottleneck, headroom} of images per second in the same rounds."""
-  ratio = report.median_ratio(loader, step)
-  if ratio >= 1:
+  if (ratio := harness.median_ratio(loader, step)) >= 1:
     return {'bottleneck': 'step', 'headroom': ratio}
-  return {'bottleneck': 'loader', 'headroom': report.median_ratio(step, loader)}
+  ratio = harness.median_ratio(step, loader)
+  return {'bottleneck': 'loader', 'headroom': ratio}
 
 
-def memory_steps(num_steps: int) -> tuple[int, int]:
-  """Returns the steps of a loop after which its memory is compared."""
-  if num_steps >= _MEMORY_STEPS[1]:
-    return _MEMORY_STEPS
-  return max(1, num_steps // 5), max(1, num_steps * 4 // 5)
-
-
-def _show(result, num_rounds, num_steps):
+def _show(result):
   medians = ', '.join(f'{k} {v:,.0f}' for k, v in result['median'].items())
   other = 'loader' if result['bottleneck'] == 'step' else 'step'
-  report.show(
-    report.header_lines(result),
-    f'images per second, medians of {num_rounds} rounds of {num_steps} steps of'
+  first, last = result['resident']['steps']
+  harness.tell(
+    f'images per second, medians of rounds of {last} steps of'
     f' {result["global_batch_size"]} on {result["devices"]}: {medians}; the'
     f' loop, with checkpoints ({result["checkpoints"]} in a round), reaches'
-    f' {result["loop_share"]:.1%} of the bare step',
+    f' {result["loop_share"]:.1%} of the bare step\n'
     f'the {result["bottleneck"]} is the bottleneck: the {other} alone is'
-    f' {result["headroom"]:.2f} times as fast',
+    f' {result["headroom"]:.2f} times as fast'
   )
-  first, last = result['resident']['steps']
-  for number, (before, after) in enumerate(result['resident']['bytes'], 1):
-    if before and after:
-      report.show(
-        f'resident memory in the loop of round {number}: {before / 1e6:,.1f} MB'
-        f' at step {first}, {after / 1e6:,.1f} MB at step {last}'
-      )
+  for before, after in result['resident']['bytes']:
+    harness.tell(
+      f'resident memory: {before / 1e6:,.1f} MB at step {first},'
+      f' {after / 1e6:,.1f} MB at step {last}'
+    )
 
 
 def _parts(config, path):
   """Returns functions that make steps on one batch, and that many batches."""
-  import jax
-
-  from alexnet_jax.training import build
-  from alexnet_jax.training import guards
-  from alexnet_jax.training import parallel
-  from alexnet_jax.training import resume
-
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   stop, console = guards.StopSignal(), cli.Console(io.StringIO())
-  run = resume.prepare(config, path, stop, console, mean_limit=256)
+  run = resume.prepare(config, path, stop, console)
   config, loader = run.config, run.train_loader
 
   def make_batches(count):
@@ -202,31 +190,14 @@ def _parts(config, path):
   return make_steps, make_batches
 
 
-def _loop(config, folder, num_steps, save_every):
-  """Trains; returns (seconds, resident bytes at `memory_steps`).
-
-  The first step compiles and is not timed; the last one is not waited for.
-  """
-  from alexnet_jax.data.pixel_statistics import MEAN_FILE
-  from alexnet_jax.training import guards
-  from alexnet_jax.training import loop
-
+def _loop(config, folder, console, num_steps, save_every):
+  """Trains, watched by a console."""
   config = config.copy_and_resolve_references()
-  last = num_steps + 2
-  config.update_from_flattened_dict(_keys(last, save_every))
-  steps = memory_steps(num_steps)
-  console = _WatchingConsole(steps)
+  config.update_from_flattened_dict(_keys(num_steps, save_every))
   with tempfile.TemporaryDirectory(dir=folder) as workdir:
-    # Kept from the first run: another pass over all images may take long.
-    kept, own = (pathlib.Path(f, MEAN_FILE) for f in (folder, workdir))
-    if kept.exists():
-      shutil.copy(kept, own)
+    if (folder / MEAN_FILE).exists():  # another pass may take long
+      shutil.copy(folder / MEAN_FILE, workdir)
     loop.train_and_evaluate(config, workdir, guards.StopSignal(), console)
-    if own.exists():
-      shutil.copy(own, kept)
-  # When a step is shown, the one before it has been waited for.
-  seconds = console.times[last] - console.times[2]
-  return seconds, [console.resident[step] for step in steps]
 
 
 class _WatchingConsole(cli.Console):
@@ -234,18 +205,24 @@ class _WatchingConsole(cli.Console):
 
   Attributes:
     times: {step: seconds of a monotonic clock}.
-    resident: {step: bytes, or None where the system hides it}.
+    resident: {step: bytes}, 0 where the system hides it.
   """
 
-  def __init__(self, steps):
+  def __init__(self, watched):
     super().__init__(io.StringIO())
-    self.times = {}
-    self.resident = dict.fromkeys(steps)
+    self.times, self.resident = {}, dict.fromkeys(watched)
 
   def advance(self, done):
     super().advance(done)
-    if self._unit != 'step':  # also images, of which the mean is taken
-      return
-    self.times[done] = time.perf_counter()
-    if done in self.resident:
-      self.resident[done] = report.resident_bytes('VmRSS')
+    if self._unit == 'step':  # also images, of which the mean is taken
+      self.times[done] = time.perf_counter()
+      if done in self.resident:
+        self.resident[done] = resident_bytes()
+
+
+def resident_bytes() -> int:
+  """Returns this process's memory of now; 0 where the system hides it."""
+  status = pathlib.Path('/proc/self/status')  # see proc(5)
+  if not status.exists():
+    return 0
+  return 1024 * int(re.search(r'\nVmRSS:\s+(\d+)', status.read_text())[1])

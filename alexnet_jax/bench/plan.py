@@ -1,23 +1,36 @@
 """bench plan: compiles a train step for GPUs that need not be there."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import math
 import os
 import re
 
+import jax
+from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
 from alexnet_jax import cli
 from alexnet_jax import runtime
-from alexnet_jax.bench import gpus
-from alexnet_jax.bench import report
+from alexnet_jax import validation
+from alexnet_jax.bench import costs
+from alexnet_jax.bench import harness
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import build
+from alexnet_jax.training import parallel
 
-_DESCRIPTION = f"""\
+DESCRIPTION = f"""\
 Compiles the train step of a recipe for GPUs that need not be there: its memory,
 the bytes that its kernels read and write, what is reduced between GPUs, and the
 bounds that follow from the data sheet. It needs XLA's compiler for CUDA:
 {how_to_install('cuda12')}."""
 
+_JAX_TAKES = 0.75  # of a GPU's memory
 _MULTIPLE = 64  # of which batches are, or of config.microbatch_size
 _MOST_TRIALS = 6
 _MEMORY = ('argument', 'output', 'alias', 'temp')  # as XLA calls it
@@ -36,45 +49,35 @@ _ARRAY = re.compile(r'\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 _NO_KERNELS = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
 
 
-def add_arguments(commands) -> None:
-  """Adds the subcommand to argparse's `commands`."""
-  text = 'memory, bytes and bounds of a step on a GPU that is not there'
-  parser = report.add_command(commands, 'plan', text, _DESCRIPTION)
+def add_arguments(parser) -> None:
+  """Adds the arguments of the subcommand to its parser."""
   add = parser.add_argument
-  known = ', '.join(gpus.DESCRIBED)
+  known = ', '.join(costs.DESCRIBED)
   text = f'{known} or a TOML file of another (default: %(default)s)'
   add('--target', default='h100', metavar='GPU', help=text)
   text = 'GPUs of one machine that share a batch (default: 1)'
-  add('--devices', type=report.positive, default=1, metavar='N', help=text)
+  add('--devices', type=harness.positive, default=1, metavar='N', help=text)
   text = 'also finds the largest batch, in three to six compilations'
   add('--batch_search', action='store_true', help=text)
-  text = "share of the GPU's memory that JAX takes (default: %(default)s)"
-  add('--memory_fraction', type=float, default=0.75, metavar='X', help=text)
   cli.add_recipe(parser)
-  parser.set_defaults(work=_work, config='configs/imagenet.py')
+  parser.set_defaults(config='configs/imagenet.py')
 
 
-def _work(arguments, overrides):
-  from alexnet_jax import validation
-  from alexnet_jax.bench import step_ours
-
-  gpu, fraction = gpus.load_gpu(arguments.target), arguments.memory_fraction
-  if not 0 < fraction <= 1:
-    raise UserError(
-      f'--memory_fraction is {fraction:g}; it must be above 0, and at most 1'
-    )
+def run(arguments, overrides: list[str]) -> dict:
+  """Measures; returns the result of the command."""
+  gpu = costs.load_gpu(arguments.target)
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   devices, images = arguments.devices, config.global_batch_size
   text, memory = compile_step(config, gpu, devices)
-  costs = step_ours.network_costs(config, step_ours.num_classes(config))
-  memory['available'] = int(gpu['memory']['value'] * fraction)
-  flops = costs['training_flops_per_image'] * images // devices
+  network = costs.network_costs(config, costs.num_classes(config))
+  memory['available'] = int(gpu['memory']['value'] * _JAX_TAKES)
+  flops = network['training_flops_per_image'] * images // devices
   counts = {'flops': flops, **count(text)}
   result = {
-    **report.header(),
+    **harness.header(),
     'measured': False,
     'recipe': arguments.config,
-    'target': {key: gpu[key] for key in ('name', *gpus.FIGURES)},
+    'target': {key: gpu[key] for key in ('name', *costs.FIGURES)},
     'dtype': config.model.dtype,
     'devices': devices,
     'global_batch_size': images,
@@ -91,9 +94,8 @@ def _work(arguments, overrides):
         return memory['needed']
       return compile_step(other, gpu, devices)[1]['needed']
 
-    available, multiple = memory['available'], config.microbatch_size
     result['largest_batch'] = largest_batch(
-      needed, images // devices, available, multiple
+      needed, images // devices, memory['available'], config.microbatch_size
     )
   _show(result)
   return result
@@ -122,6 +124,53 @@ def count(text: str) -> dict:
   return {'bytes': total if is_known else None, 'all_reduces': reduced}
 
 
+def batch_structs(config) -> dict:
+  """Returns a global batch of the config's training as ShapeDtypeStructs.
+
+  It has the keys, shapes and dtypes of the first batch that the loader makes of
+  a few synthetic images.
+  """
+  few = config.copy_and_resolve_references()
+  few.global_batch_size = 1
+  few.data.source, few.data.synthetic_examples = 'synthetic', 8
+  few.data.folds = 0
+  matrix = np.zeros((3, 3), np.float32) if few.data.pca_lighting else None
+  loader = build.make_loader(few, 'train')
+  mesh = parallel.make_mesh()
+  batch = next(build.make_train_iter(few, loader, 1, mesh, matrix))
+  return {
+    name: jax.ShapeDtypeStruct(
+      (config.global_batch_size, *np.shape(array)[1:]), array.dtype
+    )
+    for name, array in batch.items()
+  }
+
+
+def gpu_devices(gpu: dict, count: int) -> Sequence:
+  """Returns devices of one machine to compile for, none of them real.
+
+  Raises:
+    UserError: if XLA for CUDA is not installed or cannot read the description.
+  """
+  if not runtime.plugin_libraries():
+    raise UserError(
+      "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
+      f' {how_to_install("cuda12")}'
+    )
+  # Nothing of this runs on a GPU, even where there is one.
+  jax.config.update('jax_platforms', 'cpu')
+  # JAX' cache of programs cannot read these back.
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # it looks at the setting only once
+  options = {'target_config': gpu['xla']['target'], 'topology': f'1x1x{count}'}
+  try:
+    return topologies.get_topology_desc('gpu', 'cuda', **options).devices
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f'XLA cannot read the description of {gpu["name"]}: {error}'
+    ) from error
+
+
 def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   """Compiles the train step that a run of the config would have.
 
@@ -131,8 +180,8 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
 
   Args:
     config: of the run.
-    gpu: of `gpus.load_gpu`; its memory is no limit.
-    devices: how many GPUs share a batch, all in one
+    gpu: of `costs.load_gpu`; its memory is no limit.
+    devices: how many GPUs of one machine share a batch.
 
   Returns:
     (HLO after all passes, in the order of its schedule, bytes of one device's
@@ -143,22 +192,12 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
     UserError: if the batch cannot be divided, the config makes no network, XLA
       for CUDA is not installed or cannot read the description.
   """
-  import jax
-  from jax.sharding import Mesh
-  from jax.sharding import NamedSharding
-  from jax.sharding import PartitionSpec
-  import numpy as np
-
-  from alexnet_jax.bench import step_ours
-  from alexnet_jax.training import build
-  from alexnet_jax.training import parallel
-
   config = config.copy_and_resolve_references()
   config.parallel = 'shard_map'
   images = config.global_batch_size
   parallel.check_batch_size(images, devices)
-  report.show(f'compiling for {devices} x {gpu["name"]}, {images:,} images')
-  targets = gpus.gpu_devices(gpu, devices)
+  harness.tell(f'compiling for {devices} x {gpu["name"]}, {images:,} images')
+  targets = gpu_devices(gpu, devices)
   mesh = Mesh(np.array(targets), (parallel.AXIS,))
   build.num_microbatches(config, mesh)  # refuses what a run would
 
@@ -168,11 +207,11 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
 
-  classes = step_ours.num_classes(config)
+  classes = costs.num_classes(config)
   model = build.make_model(config, classes, device=targets[0])
   state = jax.eval_shape(lambda: build.make_state(config, model))
   key = jax.eval_shape(lambda: build.dropout_key(config))
-  batch = step_ours.batch_structs(config)
+  batch = batch_structs(config)
   mean = np.zeros(build.mean_shape(config), np.float32)
   step = build.make_steps(config, mesh, mean).train
   traced = step.trace(placed(state), placed(batch, parallel.AXIS), placed(key))
@@ -200,25 +239,25 @@ def bounds(
 
   Args:
     counts: of one device: {flops, bytes: or None, all_reduces: bytes of each}.
-    gpu: of `gpus.load_gpu`.
+    gpu: of `costs.load_gpu`.
     dtype: of the computation.
     devices, images: their numbers in a step.
 
   Returns:
-    {seconds: of a step at least, {memory: None if not known, compute, links};
+    {seconds: of a step at least, {memory, if it is known, compute, links};
     images_per_second: at most; binds: whichever takes longest}.
   """
   sent = 2 * (devices - 1) / devices * sum(counts['all_reduces'])
-  traffic = counts['bytes']
   seconds = {
-    'memory': traffic and traffic / gpu['memory_bandwidth']['value'],
+    'memory': (counts['bytes'] or 0) / gpu['memory_bandwidth']['value'],
     'compute': counts['flops'] / gpu[f'{dtype}_peak']['value'],
     'links': sent / gpu['link_bandwidth']['value'],
   }
+  seconds = {name: least for name, least in seconds.items() if least}
   return {
     'seconds': seconds,
-    'images_per_second': {k: s and images / s for k, s in seconds.items()},
-    'binds': max(seconds, key=lambda name: seconds[name] or 0),
+    'images_per_second': {k: images / s for k, s in seconds.items()},
+    'binds': max(seconds, key=seconds.get),
   }
 
 
@@ -255,42 +294,32 @@ def largest_batch(
 
 
 def _show(result):
-  memory, gpu, found = (result[key] for key in ('memory', 'target', 'bounds'))
+  gpu, found, sizes = result['target'], result['bounds'], result['memory']
   images, reduced = result['global_batch_size'], result['all_reduces']
   share = 1e6 * images / result['devices']
-  traffic = (result['bytes'] or math.nan) / share
-  tables = {'memory of a device': memory}
+  harness.tell(
+    f'{result["recipe"]}, {result["dtype"]}, {images:,} images on'
+    f' {result["devices"]} x {gpu["name"]}'
+  )
+  for name, unit in costs.FIGURES.items():
+    figure = gpu[name]
+    harness.tell(f'  {name}: {figure["value"]:.4g} {unit} ({figure["source"]})')
+  tables = {'memory of a device': sizes}
   if largest := result.get('largest_batch'):
     best = largest['device_batch_size']
     tables[f'largest batch of a device: {best:,}'] = largest['compiled']
-  bounds = [
-    (
-      name + ' (binds)' * (name == found['binds']),
-      f'{1e3 * seconds:.3f}',
-      f'{found["images_per_second"][name]:,.0f}',
-    )
-    for name, seconds in found['seconds'].items()
-    if seconds
-  ]
-  report.show(
-    report.header_lines(result),
-    f'{result["recipe"]}, {result["dtype"]}, {images:,} images on'
-    f' {result["devices"]} x {gpu["name"]}',
-    *(
-      f'  {name}: {gpu[name]["value"]:.4g} {unit} ({gpu[name]["source"]})'
-      for name, unit in gpus.FIGURES.items()
-    ),
-    *(
-      report.table(
-        title,
-        ('', 'GB'),
-        [(str(k), f'{n / 1e9:.2f}') for k, n in sizes.items()],
-      )
-      for title, sizes in tables.items()
-    ),
-    f'an image: {traffic:.2f} MB read and written,'
-    f' {result["flops"] / share / 1e3:.4f} GFLOP; reduced:'
-    f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces',
-    report.table('bounds', ('', 'ms a step', 'images/s'), bounds),
-    _NOTES,
+  for title, sizes in tables.items():
+    rows = [(str(name), n / 1e9) for name, n in sizes.items()]
+    harness.tell_table(title, ('', 'GB'), rows)
+  harness.tell(
+    f'an image: {(result["bytes"] or math.nan) / share:.2f} MB read and'
+    f' written, {result["flops"] / share / 1e3:.4f} GFLOP; reduced:'
+    f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces'
   )
+  rows = [
+    (name, 1e3 * seconds, found['images_per_second'][name])
+    for name, seconds in found['seconds'].items()
+  ]
+  title = f'bounds, of which {found["binds"]} binds'
+  harness.tell_table(title, ('', 'ms a step', 'images/s'), rows)
+  harness.tell(_NOTES)

@@ -1,10 +1,21 @@
-"""The steps that `bench step` runs in processes; PyTorch's and Keras' step.
+"""The steps that `bench step` runs in processes: ours, PyTorch's and Keras'.
 
-This imports no JAX, and of the others only the library that a process runs.
+Of JAX and the others this imports only what a process runs. `_our_steps` and
+its like build network, optimizer and a batch that stays on the device:
+
+    (kind, task, start) -> (run, {parameters: how many, ...})
+
+`run(part, number)` makes that many steps, train or evaluate, waits for them,
+and returns the mean loss of the batch in the last one, before its update.
+`task` is {config: as a dict, num_classes, platform: of ours}. `start` is
+(params, images, labels) to begin with; ours makes its own. Params are None or
+{layer: {kernel, bias}} as flax has them: kernels [height, width, in, out] and
+[in, out], where `in` of the first dense layer is a flattened [height, width,
+channels]. Images are float32 [batch, height, width, 3].
 """
 
-from collections.abc import Callable
 from collections.abc import Iterator
+import copy
 import functools
 import math
 import os
@@ -12,11 +23,12 @@ import time
 
 import numpy as np
 
-from alexnet_jax.bench import report
 from alexnet_jax.errors import UserError
+from alexnet_jax.models import spec
 
 CHECKED_STEPS = 3
 _LEAST_STEPS = 2  # in a measurement
+_MEAN = 120.0  # of the pixels
 # What the others have no counterpart of, and the value that leaves it out: in
 # the network, and of updates all but SGD with momentum at a constant rate.
 _PLAIN = {
@@ -46,7 +58,7 @@ def check_config(config: dict) -> None:
     UserError: naming the key.
   """
   for key, plain in _PLAIN.items():
-    group, _, name = key.partition('.')
+    group, name = key.split('.')
     value = config[group][name]
     if value != plain and (key, value) != ('model.norm', 'none'):
       raise UserError(
@@ -56,45 +68,53 @@ def check_config(config: dict) -> None:
 
 
 class Handler:
-  """Answers requests for one candidate; see `workers`."""
+  """Answers requests for one candidate; see `harness`."""
 
   def __init__(self, candidate: str):
     """Takes the name of a candidate, such as torch eager."""
-    self._make = functools.partial(make_steps, candidate)
+    library, _, kind = candidate.partition(' ')
+    make = {'ours': _our_steps, 'torch': _torch_steps, 'keras': _keras_steps}
+    self._make = functools.partial(make[library], kind)
     self._counts = {}
 
-  def check(self, task: dict, start: tuple | None = None) -> dict:
+  def check(self, task: dict, start: tuple | None) -> dict:
     """Makes a few updates; returns their losses, and what describes it all.
 
     Args:
-      task: as for `make_steps`.
-      start: the same.
+      task: of `build`.
+      start: what ours returned, if it is not ours.
     """
-    run, facts = self._make(task, start)
+    checked = copy.deepcopy(task['config'])
+    checked['model'] |= {'dropout': 0.0, 'kernel_init': 'he'}
+    checked['data']['std'] = 60.0  # that of the pixels, more or less
+    # Larger ones overshoot, and roundings grow.
+    checked['optimizer']['learning_rate'] = 2e-4
+    run, facts = self._make({**task, 'config': checked, 'check': True}, start)
     losses = [run('train', 1) for _ in range(CHECKED_STEPS)]
     return {'losses': losses, **facts}
 
   def build(self, task: dict) -> dict:
     """Makes the network, and compiles nothing; returns what describes it."""
-    self._run, facts = self._make(task)
+    config, rng = task['config'], np.random.default_rng(0)
+    size = config['data']['crop_size']
+    images = (config['global_batch_size'], size, size, 3)
+    labels = rng.integers(0, task['num_classes'], images[:1], np.int32)
+    start = None, rng.standard_normal(images, np.float32), labels
+    self._run, facts = self._make(task, start)
     return facts
 
-  def measure(self, part: str, least_seconds: float) -> dict:
-    """Times steps, after one that is not timed; the first call compiles.
+  def measure(self, part: str, least_seconds: float) -> float:
+    """Returns the seconds of a step: the mean of 2 or more, after another one.
 
     Args:
-      part: train or evaluate.
+      part: train or evaluate; its first call also compiles, before.
       least_seconds: what a measurement of more than 2 steps takes.
-
-    Returns:
-      {compile_seconds} of the first call for a part; then {seconds: of a step}.
     """
-    if part not in self._counts:
-      first, step = self._time(part, 1), self._time(part, _LEAST_STEPS)
-      self._counts[part] = max(_LEAST_STEPS, math.ceil(least_seconds / step))
-      return {'compile_seconds': max(0.0, first - step)}
     self._time(part, 1)  # caches and cores are the last candidate's still
-    return {'seconds': self._time(part, self._counts[part])}
+    if part not in self._counts:
+      step = self._time(part, _LEAST_STEPS)
+      self._counts[part] = max(_LEAST_STEPS, math.ceil(least_seconds / step))
+    return self._time(part, self._counts[part])
 
   def _time(self, part, number):
     start = time.perf_counter()
@@ -104,9 +124,68 @@ class Handler:
       raise ArithmeticError(f'its loss is {loss}')
     return seconds / number
 
-  def memory(self) -> int | None:
-    """Returns the largest resident memory so far; None where not known."""
-    return report.resident_bytes('VmHWM')
+
+def _our_steps(_, task, start):
+  """Runs the steps of training on noise as the loader makes it, uint8.
+
+  The config says all; the others begin with what this one returns as `start`.
+  More facts: those of `costs.network_costs`, platform, device_kind and
+  device_count.
+  """
+  del start
+  import jax
+
+  from alexnet_jax import config as config_lib
+  from alexnet_jax.bench import costs
+  from alexnet_jax.training import build
+  from alexnet_jax.training import parallel
+
+  config, mesh = config_lib.from_dict(task['config']), parallel.make_mesh()
+  classes, device = task['num_classes'], jax.devices()[0]
+  if 'check' in task:
+    config.microbatch_size = 0
+    most = max(1, config.global_batch_size // mesh.size)
+    config.global_batch_size = mesh.size * min(8, most)
+  count = config.global_batch_size
+  parallel.check_batch_size(count, mesh.size)
+  mean = np.full(build.mean_shape(config), _MEAN, np.float32)
+  steps = build.make_steps(config, mesh, mean)
+  state = build.make_state(config, build.make_model(config, classes))
+  state = parallel.replicate(state, mesh)
+  key = parallel.replicate(build.dropout_key(config), mesh)
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (count, *build.image_shape(config)), np.uint8)
+  label = rng.integers(0, classes, count, np.int32)
+  flip = rng.random(count) < (0.5 if config.data.random_flip else 0)
+
+  def batch_of(**more):
+    batch = {'image': image, 'label': label, **more}
+    return parallel.batch_to_devices(batch, mesh, config.parallel)
+
+  train_batch = batch_of(**({'flip': flip} if config.data.random_flip else {}))
+  eval_batch = batch_of(mask=np.ones(count, bool))
+
+  def run(part, number):
+    nonlocal state
+    for _ in range(number):
+      if part == 'train':
+        state, sums = steps.train(state, train_batch, key)
+      else:
+        sums = steps.evaluate(state, eval_batch)
+    jax.block_until_ready(sums)  # on all devices
+    return float(sums['loss']) / float(sums['count'])
+
+  facts = {
+    **costs.network_costs(config, classes),
+    'platform': device.platform,
+    'device_kind': device.device_kind,
+    'device_count': mesh.size,
+  }
+  if 'check' in task:
+    pixels = np.where(flip[:, None, None, None], image[:, :, ::-1], image)
+    pixels = (pixels.astype(np.float32) - mean) / np.float32(config.data.std)
+    facts['start'] = jax.device_get(state.params), pixels, label
+  return run, facts
 
 
 def layers(model: dict, num_classes: int) -> Iterator[tuple]:
@@ -114,7 +193,7 @@ def layers(model: dict, num_classes: int) -> Iterator[tuple]:
 
   Names are those of the parameters in flax. The numbers of `conv` are features,
   kernel, stride, padding and groups, that of `dense` is features; `relu`,
-  `lrn`, `pool`, `flatten` and `dropout` have none.
+  `norm`, `pool`, `flatten` and `dropout` have none.
 
   Args:
     model: `config.model` of a config that `check_config` takes.
@@ -126,64 +205,25 @@ def layers(model: dict, num_classes: int) -> Iterator[tuple]:
       return width
     return max(divisor, round(width * factor / divisor) * divisor)
 
+  network = spec.AlexNetSpec(**{k: model[k] for k in spec.defaults()})
   shapes = (model[k] for k in ('kernels', 'strides', 'paddings', 'groups'))
   convolutions = zip(model['channels'], *shapes, strict=True)
   for number, (channels, *shape) in enumerate(convolutions, 1):
     width = scaled(channels, max(model['groups']))
     yield 'conv', f'conv{number}', width, *shape
-    after = [('relu', f'relu{number}')]
-    if model['norm'] == 'lrn' and number in model['norm_layers']:
-      after.append(('lrn', f'lrn{number}'))
-    yield from reversed(after) if model['norm_before_relu'] else after
-    if number in model['pool_layers']:
-      yield 'pool', f'pool{number}'
+    for kind in network.convolution_operations(number):
+      if kind != 'norm' or model['norm'] == 'lrn':
+        yield kind, f'{kind}{number}'
   yield 'flatten', 'flatten'
   for number, width in enumerate(model['hidden'], 1):
-    hidden = ('dense', f'dense{number}', scaled(width))
-    parts = [hidden, ('relu', f'dense_relu{number}')]
-    dropout_first = model['dropout_position'] == 'before'
-    parts.insert(0 if dropout_first else 2, ('dropout', f'dropout{number}'))
-    yield from parts
+    for kind in network.hidden_operations(number):
+      numbers = (scaled(width),) if kind == 'dense' else ()
+      name = 'dense_relu' if kind == 'relu' else kind
+      yield kind, f'{name}{number}', *numbers
   yield 'dense', 'head', num_classes
 
 
-def make_steps(
-  candidate: str, task: dict, start: tuple | None = None
-) -> tuple[Callable, dict]:
-  """Builds network, optimizer and a batch that stays on the device.
-
-  Args:
-    candidate: such as torch eager, keras jit_compile, ours.
-    task: see `step.py`.
-    start: (params, images, labels) to begin with; None: the library's own
-      weights and float32 noise. Params are {layer: {kernel, bias}} as flax has
-      them: kernels [height, width, in, out] and [in, out], where `in` of the
-      first dense layer is a flattened [height, width, channels]. Images are
-      float32 [batch, height, width, 3].
-
-  Returns:
-    (run, {parameters: how many, ...}). `run(part, number)` makes that many
-    steps, train or evaluate, waits for them, and returns the mean loss of the
-    batch in the last one, before its update.
-  """
-  library, _, kind = candidate.partition(' ')
-  if library == 'ours':
-    from alexnet_jax.bench import step_ours
-
-    return step_ours.make_steps(kind, task, start)
-  config = task['config']
-  rng, size = np.random.default_rng(0), config['data']['crop_size']
-  shape = (config['global_batch_size'], size, size, 3)
-  params, images, labels = start or (
-    None,
-    rng.standard_normal(shape, np.float32),
-    rng.integers(0, task['num_classes'], shape[:1], np.int32),
-  )
-  make = {'torch': _torch_steps, 'keras': _keras_steps}[library]
-  return make(kind, task, params, images, labels)
-
-
-def _torch_steps(kind, task, params, images, labels):
+def _torch_steps(kind, task, start):
   """Runs `eager`, `channels_last` or `compile`."""
   import torch
   from torch.nn import functional
@@ -197,6 +237,7 @@ def _torch_steps(kind, task, params, images, labels):
   layout = (
     torch.channels_last if kind == 'channels_last' else torch.contiguous_format
   )
+  params, images, labels = start
   images = torch.from_numpy(images).permute(0, 3, 1, 2)
   images = images.to(device).contiguous(memory_format=layout)
   labels = torch.from_numpy(labels).to(device, torch.int64)
@@ -215,34 +256,30 @@ def _torch_steps(kind, task, params, images, labels):
     fused=True,
   )
   dtype = getattr(torch, model['dtype'])
-  precision = functools.partial(
-    torch.autocast, device.type, dtype, enabled=dtype != torch.float32
-  )
+  is_mixed = dtype != torch.float32
 
-  def loss_and_logits(images, labels):
-    with precision():
+  def forward(images, labels):
+    with torch.autocast(device.type, dtype, enabled=is_mixed):
       logits = network(images).float()
-    return functional.cross_entropy(logits, labels), logits
-
-  def loss_and_top1(images, labels):
-    loss, logits = loss_and_logits(images, labels)
+    loss = functional.cross_entropy(logits, labels)
+    if network.training:
+      return loss, 0
     return loss, (logits.argmax(1) == labels).sum()
 
-  wrap = torch.compile if kind == 'compile' else lambda function: function
-  forward = wrap(lambda *batch: loss_and_logits(*batch)[0])
-  evaluate = wrap(loss_and_top1)
+  if kind == 'compile':
+    forward = torch.compile(forward)
 
   def run(part, number):
     network.train(part == 'train')
     for _ in range(number):
       if part == 'train':
         updates.zero_grad(set_to_none=True)
-        loss = forward(images, labels)
+        loss, _ = forward(images, labels)
         loss.backward()
         updates.step()
       else:
         with torch.inference_mode():
-          loss, _ = evaluate(images, labels)
+          loss, _ = forward(images, labels)
     return float(loss.detach())
 
   return run, {'parameters': sum(w.numel() for w in network.parameters())}
@@ -252,37 +289,31 @@ def _torch_network(model, num_classes):
   """Returns the network of images [batch, 3, size, size], with our names."""
   from torch import nn
 
-  network = nn.Sequential()
+  network, size = nn.Sequential(), model['lrn_size']
+  # torch divides alpha by the size, as Caffe does.
+  by = size if model['lrn_convention'] == 'paper' else 1
+  norm = by * model['lrn_alpha'], model['lrn_beta'], model['lrn_k']
+  others = {
+    'norm': lambda: nn.LocalResponseNorm(size, *norm),
+    'pool': lambda: nn.MaxPool2d(model['pool_size'], model['pool_stride']),
+    'dense': nn.LazyLinear,
+    'dropout': lambda: nn.Dropout(model['dropout']),
+    'flatten': nn.Flatten,
+    'relu': lambda: nn.ReLU(inplace=True),
+  }
   for kind, name, *numbers in layers(model, num_classes):
-    match kind:
-      case 'conv':
-        width, kernel, stride, padding, groups = numbers
-        if padding == 'SAME' and stride > 1:
-          raise NotImplementedError('SAME of a stride is not written for torch')
-        if isinstance(padding, str):
-          padding = padding.lower()
-        elif not isinstance(padding, int):
-          pad = nn.ZeroPad2d((*padding, *padding))
-          network.add_module(f'pad_{name}', pad)
-          padding = 0
-        part = nn.LazyConv2d(width, kernel, stride, padding, groups=groups)
-      case 'lrn':
-        size = model['lrn_size']
-        # torch divides alpha by the size, as Caffe does.
-        by = size if model['lrn_convention'] == 'paper' else 1
-        numbers = by * model['lrn_alpha'], model['lrn_beta'], model['lrn_k']
-        part = nn.LocalResponseNorm(size, *numbers)
-      case 'pool':
-        part = nn.MaxPool2d(model['pool_size'], model['pool_stride'])
-      case 'dense':
-        part = nn.LazyLinear(*numbers)
-      case 'dropout':
-        part = nn.Dropout(model['dropout'])
-      case 'flatten':
-        part = nn.Flatten()
-      case 'relu':
-        part = nn.ReLU(inplace=True)
-    network.add_module(name, part)
+    if kind != 'conv':
+      network.add_module(name, others[kind](*numbers))
+      continue
+    *shape, padding, groups = numbers
+    if padding == 'SAME' and shape[-1] > 1:
+      raise NotImplementedError('SAME of a stride is not written for torch')
+    if isinstance(padding, str):
+      padding = padding.lower()
+    elif not isinstance(padding, int):
+      network.add_module(f'pad_{name}', nn.ZeroPad2d((*padding, *padding)))
+      padding = 0
+    network.add_module(name, nn.LazyConv2d(*shape, padding, groups=groups))
   return network
 
 
@@ -302,14 +333,11 @@ def _torch_load(network, params):
       layer.bias.copy_(torch.from_numpy(leaves['bias']))
 
 
-def _keras_steps(kind, task, params, images, labels):
+def _keras_steps(kind, task, start):
   """Runs `plain` or `jit_compile`."""
   import keras
   import tensorflow as tf
 
-  threads = len(os.sched_getaffinity(0))
-  tf.config.threading.set_intra_op_parallelism_threads(threads)
-  tf.config.threading.set_inter_op_parallelism_threads(threads)
   if task['platform'] != 'gpu':
     tf.config.set_visible_devices([], 'GPU')
   elif not tf.config.get_visible_devices('GPU'):
@@ -320,6 +348,7 @@ def _keras_steps(kind, task, params, images, labels):
     dtype if dtype == 'float32' else f'mixed_{dtype}'
   )
   keras.utils.set_random_seed(0)
+  params, images, labels = start
   network = keras.Sequential([keras.layers.Input(images.shape[1:])])
   for layer in layers(model, task['num_classes']):
     for part in _keras_layers(model, *layer):
@@ -366,38 +395,35 @@ def _keras_steps(kind, task, params, images, labels):
 
 
 def _keras_layers(model, kind, name, *numbers):
-  """Yields the parts of a layer of images [batch, size, size, channels]."""
+  """Returns the parts of a layer of images [batch, size, size, channels]."""
   import keras
   import tensorflow as tf
 
-  match kind:
-    case 'conv':
-      width, kernel, stride, padding, groups = numbers
-      if not isinstance(padding, str):
-        pads = (padding, padding) if isinstance(padding, int) else padding
-        yield keras.layers.ZeroPadding2D((tuple(pads), tuple(pads)))
-        padding = 'valid'
-      yield keras.layers.Conv2D(
-        width, kernel, stride, padding.lower(), groups=groups, name=name
-      )
-    case 'lrn':
-      # TensorFlow does not divide alpha by the size, and has no bfloat16.
-      size = model['lrn_size']
-      by = 1 if model['lrn_convention'] == 'paper' else size
-      numbers = model['lrn_k'], model['lrn_alpha'] / by, model['lrn_beta']
+  size = model['lrn_size']
+  # TensorFlow does not divide alpha by the size, and has no bfloat16.
+  by = 1 if model['lrn_convention'] == 'paper' else size
+  norm = model['lrn_k'], model['lrn_alpha'] / by, model['lrn_beta']
 
-      def norm(x):
-        wide = tf.cast(x, tf.float32)
-        return tf.cast(tf.nn.lrn(wide, size // 2, *numbers), x.dtype)
+  def normalize(x):
+    wide = tf.cast(x, tf.float32)
+    return tf.cast(tf.nn.lrn(wide, size // 2, *norm), x.dtype)
 
-      yield keras.layers.Lambda(norm, name=name)
-    case 'pool':
-      yield keras.layers.MaxPooling2D(model['pool_size'], model['pool_stride'])
-    case 'dense':
-      yield keras.layers.Dense(*numbers, name=name)
-    case 'dropout':
-      yield keras.layers.Dropout(model['dropout'])
-    case 'flatten':
-      yield keras.layers.Flatten()
-    case 'relu':
-      yield keras.layers.ReLU()
+  if kind == 'conv':
+    *shape, padding, groups = numbers
+    parts = []
+    if not isinstance(padding, str):
+      pads = (padding, padding) if isinstance(padding, int) else padding
+      parts = [keras.layers.ZeroPadding2D((tuple(pads), tuple(pads)))]
+      padding = 'valid'
+    shape.append(padding.lower())
+    return [*parts, keras.layers.Conv2D(*shape, groups=groups, name=name)]
+  pool = model['pool_size'], model['pool_stride']
+  make = {
+    'norm': lambda: keras.layers.Lambda(normalize, name=name),
+    'pool': lambda: keras.layers.MaxPooling2D(*pool),
+    'dense': lambda: keras.layers.Dense(*numbers, name=name),
+    'dropout': lambda: keras.layers.Dropout(model['dropout']),
+    'flatten': keras.layers.Flatten,
+    'relu': keras.layers.ReLU,
+  }
+  return [make[kind]()]

@@ -10,12 +10,10 @@ import pytest
 
 from alexnet_jax.bench import data
 from alexnet_jax.bench import data_peers
-from alexnet_jax.bench import layouts
 from alexnet_jax.bench.__main__ import main
 from tests.system import commands
 
 SMALL = '--batch_size 16 --batches 1 --images 40 --threads 2 --json'
-OWN = 'ours', 'ours, mirrored on the host'
 
 
 def run(arguments, **options):
@@ -32,14 +30,11 @@ def check_rows(result):
   for layout, ratios in result['ratios'].items():
     rows = [row for row in result['rows'] if row['layout'] == layout]
     speeds = {row['candidate']: row['images_per_second'] for row in rows}
-    for own in OWN:
-      assert set(ratios[own]) == set(speeds) - {own}
+    for own in data.OURS:
+      assert set(ratios[own]) == set(speeds)
       for name, ratio in ratios[own].items():
         each = np.divide(speeds[own], speeds[name])
         assert ratio == pytest.approx(np.median(each))
-    limits = [row for row in rows if row['kind'] == 'limit']
-    best = max(limits, key=lambda row: row['median'])
-    assert ratios['best_limit'] == best['candidate']
 
 
 @pytest.mark.slow
@@ -48,16 +43,14 @@ def test_measures_ours_and_the_limits_on_every_layout():
   assert code == 0, err
   result = json.loads(out)
   assert {'machine', 'versions', 'command', 'photographs'} <= set(result)
-  assert result['machine']['cores'] >= 1
   assert 'grain' in result['versions']
-  assert 'synthetic' in result['photographs']['source']
   assert 'synthetic' in err
   check_rows(result)
   found = {(row['layout'], row['candidate']) for row in result['rows']}
-  for layout in layouts.LAYOUTS.values():
-    part = 'crop copy' if layout.kind == 'raw' else 'decode only (simplejpeg)'
-    for name in (*OWN, part):
-      assert (layout.name, name) in found
+  for name, (kind, *_) in data_peers.LAYOUTS.items():
+    part = 'crop copy' if kind == 'raw' else 'decode only'
+    for candidate in (*data.OURS, part):
+      assert (name, candidate) in found
   assert {row['kind'] for row in result['rows']} == {'ours', 'limit'}
 
 
@@ -73,10 +66,7 @@ def test_peers_are_measured_or_named_with_a_reason(tmp_path):
       pixels = np.random.default_rng(number).integers(0, 256, (60, 90, 3))
       path = photographs / label / f'{number}.png'
       PIL.Image.fromarray(pixels.astype(np.uint8)).save(path)
-  arguments = (
-    f'--layouts=folder-320-to-256 --path {photographs} --rounds 3'
-    f' --cache {tmp_path / "cache"}'
-  )
+  arguments = f'--layouts=folder-320-to-256 --path {photographs} --rounds 3'
   code, out, err = run(arguments, env={'PYTHONPATH': str(tmp_path)})
   assert code == 0, err
   result = json.loads(out)
@@ -88,12 +78,8 @@ def test_peers_are_measured_or_named_with_a_reason(tmp_path):
   assert 'not measured: torch' in err
   check_rows(result)
   assert {len(row['images_per_second']) for row in result['rows']} == {3}
-  ratios = result['ratios']['folder-320-to-256']
-  assert ratios['best_peer'] == 'Grain, per example'
-  # Another number of photographs does not fit the cache.
-  code, _, err = run(f'{arguments} --images 41')
-  assert code == 2
-  assert 'holds other photographs' in err
+  candidates = [row['candidate'] for row in result['rows']]
+  assert candidates == [*data.OURS, 'Grain, per example', 'decode only']
 
 
 @pytest.mark.parametrize('flag', ['--layouts=x', '--peers=x', '--config.x=1'])
@@ -114,7 +100,7 @@ def test_unknown_names_are_refused(flag, capsys):
   ],
 )
 def test_wrong_batches_are_found(change, complaint):
-  task = layouts.Task('x', 'folder', 320, 320, batch_size=32)
+  task = data_peers.Task('x', 'folder', 320, 320, '', 32, 1)
   rng = np.random.default_rng(0)
 
   def batches(task, count):
@@ -129,8 +115,3 @@ def test_wrong_batches_are_found(change, complaint):
     data_peers.check_batches(
       lambda *a: (change(*batch) for batch in batches(*a)), task, 10
     )
-
-
-def test_every_peer_has_a_name_for_the_flag():
-  named = {library for library, *_ in data_peers.CANDIDATES}
-  assert named == {'ours', *data.PEERS, 'limits'}

@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_jax import runtime
 from alexnet_jax import validation
-from alexnet_jax.bench import gpus
+from alexnet_jax.bench import costs
 from alexnet_jax.bench import plan
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
@@ -40,14 +40,14 @@ def compiled(target, devices):
       f'--config.global_batch_size={BATCH * devices}',
     ]
   )
-  return plan.compile_step(config, gpus.load_gpu(target), devices)
+  return plan.compile_step(config, costs.load_gpu(target), devices)
 
 
 def lines_with(lines, pattern):
   return [n for n, line in enumerate(lines) if re.search(pattern, line)]
 
 
-@pytest.mark.parametrize('target', gpus.DESCRIBED)
+@pytest.mark.parametrize('target', costs.DESCRIBED)
 def test_the_dense_layers_are_reduced_behind_the_convolutions(target):
   """Under way when the convolutions' backward pass begins, awaited after it."""
   text, _ = compiled(target, 8)
@@ -79,9 +79,10 @@ def test_one_device_reduces_nothing_and_keeps_no_more_than_it_must():
   assert plan.count(text)['bytes'] / BATCH <= 40e6
 
 
-def test_the_command_prints_it(capsys):
+def test_the_command_prints_it(capsys, monkeypatch):
+  monkeypatch.setattr(plan, '_JAX_TAKES', 0.1)
   arguments = (
-    'plan --json --devices 2 --batch_search --memory_fraction 0.1'
+    'plan --json --devices 2 --batch_search'
     f' --config={commands.ROOT}/configs/imagenet.py'
     ' --config.model.num_classes=1000 --config.global_batch_size=128'
   )
@@ -99,7 +100,7 @@ def test_the_command_prints_it(capsys):
 
 
 def test_a_description_that_xla_cannot_read():
-  gpu = gpus.load_gpu('h100')
+  gpu = costs.load_gpu('h100')
   gpu['xla']['target'] = gpu['xla']['target'].replace('core_count', 'cores')
   with pytest.raises(UserError, match='XLA cannot read the description'):
-    gpus.gpu_devices(gpu, 1)
+    plan.gpu_devices(gpu, 1)

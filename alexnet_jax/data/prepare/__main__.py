@@ -123,7 +123,6 @@ def _add_check(parser):
     'path',
     type=cli.path,
     metavar='PATH',
-    type=cli.path,
     help='a folder of images, tar or parquet shards, a raw set, a data_dir of'
     " TFDS or the folder of ImageNet's tars",
   )
