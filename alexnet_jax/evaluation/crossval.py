@@ -92,14 +92,16 @@ def _cross_validate(config, workdir, folds, stop):
 
   from alexnet_jax.training import loop
 
-  results, console = [], cli.Console()
+  plan, results, console = [], [], cli.Console()
   for fold in range(folds):
-    stop.check()
     own = config.copy_and_resolve_references()
     own.data.folds, own.data.fold, own.report = folds, fold, False
     folder = workdir / f'fold_{fold:02d}'
+    # Before anything is trained, and also of the folds that are done.
     _, record = _open(own)
-    measured = _stored(own, folder, record)
+    plan.append((own, folder, record, _stored(own, folder, record)))
+  for fold, (own, folder, record, measured) in enumerate(plan):
+    stop.check()
     done = ' is done' if measured else ''
     console.line(f'fold {fold} ({fold + 1} of {folds}){done}: {folder}')
     if not measured:
@@ -170,7 +172,7 @@ def _measure(config, folder, record, stop):
   measured = {'config': config.to_dict(), 'data': record}
   measured |= state_lib.summarize(run.state)
   for split, loader in loaders.items():
-    seen = evaluate.measure_all(run, loader, progress=lambda _: stop.check())
+    seen = evaluate.measure_all(run, loader, on_batch=lambda _: stop.check())
     measured[split] = {
       'examples': int(seen.predictions.counts.sum()),
       **{key.removeprefix('eval/'): v for key, v in seen.values.items()},
