@@ -126,17 +126,18 @@ def list_files(
   Raises:
     UserError: if a folder cannot be listed.
   """
-  outside = frozenset(map(_identity, pathlib.Path(folder).absolute().parents))
-  above = {}  # {folder: identities of those around it}
+  around = frozenset(map(_identity, pathlib.Path(folder).absolute().parents))
+  waiting = [(os.fspath(folder), around)]  # with those that they lie in
   entries, visited = [], []
-  for parent, folders, names in _walk(folder):
-    own, around = _identity(parent), above.pop(parent, outside)
+  while waiting:
+    parent, around = waiting.pop()
+    own = _identity(parent)
     if own in around:
       entries.append((parent, 0, 'links to a folder around them'))
-      folders.clear()
       continue
     visited.append(parent)
-    above |= {os.path.join(parent, name): around | {own} for name in folders}
+    folders, names = _visible(parent)
+    waiting += [(os.path.join(parent, n), around | {own}) for n in folders]
     paths = (os.path.join(parent, name) for name in names)
     entries += [(path, *_size_and_kind(path, endings)) for path in paths]
   # By component, as if files and folders had been sorted together.
@@ -149,14 +150,26 @@ def list_files(
   )
 
 
-def _walk(folder):
-  """Yields what os.walk does, sorted and without what is hidden."""
+def _visible(folder):
+  """Returns the sorted names of (folders, others) in a folder, none hidden."""
+  found = {True: [], False: []}
   try:
-    for parent, folders, names in os.walk(folder, True, _refuse, True):
-      folders[:] = sorted(name for name in folders if name[0] != '.')
-      yield parent, folders, sorted(name for name in names if name[0] != '.')
-  except RecursionError as error:  # of Python 3.11
-    raise UserError(f'{folder} holds folders in folders, too deep') from error
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        if entry.name[0] != '.':
+          found[_is_folder(entry)].append(entry.name)
+  except OSError as error:
+    _refuse(error)
+  return sorted(found[True]), sorted(found[False])
+
+
+def _is_folder(entry):
+  try:
+    return entry.is_dir()
+  except OSError as error:
+    if error.errno == errno.ELOOP:  # a link to itself
+      return False
+    raise
 
 
 def _refuse(error):
@@ -214,10 +227,11 @@ def open_shards(
   `sort_into_splits` tells the splits apart; without files for validation,
   `hold_out` divides the training examples. `open_files` is given the folder,
   paths of files below it, and the training source if they are for validation.
+  `endings` are that of the files, and others that they have when compressed.
 
   Raises:
-    UserError: if there is no folder, it cannot be listed, or it has no files
-      for training.
+    UserError: if there is no folder, it cannot be listed, it has no files for
+      training, or some are compressed.
   """
   root = data_folder(path, f'the files of the data set (*{endings[0]})')
   listing = list_files(root, endings)
@@ -225,6 +239,7 @@ def open_shards(
   if not listing.paths:
     raise UserError(f'{root} has no file whose name ends in {endings[0]}')
   found = [os.path.relpath(path, root) for path in listing.paths]
+  found = _uncompressed(root, found, *endings)
   names = splits.sort_into_splits(root, found, split)
   training = open_files(root, names['train'], None)
   if not names['validation']:
@@ -235,13 +250,23 @@ def open_shards(
   return open_files(root, names['validation'], training)
 
 
+def _uncompressed(root, paths, plain, *compressed):
+  """Returns the plain files; refuses those that are compressed only."""
+  for path in paths:
+    ending = next((e for e in compressed if path.endswith(e)), None)
+    if ending and path.removesuffix(ending) + plain not in paths:
+      advice = f'uncompress the files once (for {plain}.gz: gunzip)'
+      raise UserError(f'{root / path} is compressed; {advice}')
+  return [path for path in paths if not path.endswith(compressed)]
+
+
 def subfolders(root: str | os.PathLike) -> list[str]:
   """Returns the sorted names of the folders in `root` that are not hidden.
 
   Raises:
     UserError: if it cannot be listed.
   """
-  return next(_walk(root))[1]
+  return _visible(root)[0]
 
 
 def is_image_name(path: str) -> bool:
@@ -418,7 +443,7 @@ def list_folder(
 
 def loose_images(root: pathlib.Path) -> list[str]:
   """Returns the paths of the images that lie beside the class folders."""
-  return [str(root / n) for n in next(_walk(root))[2] if is_image_name(n)]
+  return [str(root / n) for n in _visible(root)[1] if is_image_name(n)]
 
 
 def warn_left_out(root: object, left_out: Sequence[tuple[str, str]]) -> None:

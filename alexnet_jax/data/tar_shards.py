@@ -114,7 +114,7 @@ def tar_source(
   """
 
   def open_files(root, names, training):
-    shards = _uncompressed(root, names)
+    shards = tuple(names)
     stats = [(root / shard).stat() for shard in shards]
     sizes = tuple(status.st_size for status in stats)
     state = shards, sizes, tuple(status.st_mtime_ns for status in stats)
@@ -127,16 +127,6 @@ def tar_source(
   return folder.open_shards(
     path, endings, split, val_fraction, split_seed, open_files
   )
-
-
-def _uncompressed(root, paths):
-  """Returns the plain shards; refuses those that are compressed only."""
-  for path in paths:
-    ending = next((e for e in _COMPRESSED if path.endswith(e)), None)
-    if ending and f'{path.removesuffix(ending)}.tar' not in paths:
-      advice = 'uncompress the shards once (for .tar.gz: gunzip *.tar.gz)'
-      raise UserError(f'{root / path} is compressed; {advice}')
-  return tuple(path for path in paths if not path.endswith(_COMPRESSED))
 
 
 def _read_class_names(root):
@@ -252,7 +242,7 @@ def _members(path, file):
       if len(rest) < _BLOCK or any(rest[:_BLOCK]):
         raise tarfile.ReadError(f'no end of the tar at byte {tar.offset}')
       if any(rest):
-        raise tarfile.ReadError('it goes on behind its end, as joined tars do')
+        raise tarfile.ReadError('it goes on behind its end: keep tars apart')
   except tarfile.TarError as error:
     problem = 'is truncated, damaged or no plain uncompressed tar'
     raise UserError(f'{path} {problem} ({error}); fetch it again') from error

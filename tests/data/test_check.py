@@ -238,8 +238,11 @@ def test_tars_that_are_cut_off_or_missing(tmp_path):
   tars = imagenet_tars()
   train, held_out = tars[TRAIN_TAR], tars[VALIDATION_TAR]
   write(tmp_path / 'missing', {TRAIN_TAR: train})
+  write(tmp_path / 'other', {VALIDATION_TAR: held_out})
   missing = found(tmp_path / 'missing')
   assert missing['error', 'missing_file'] == one(VALIDATION_TAR)
+  assert missing['warning', 'wrong_count'][0] == 2
+  assert found(tmp_path / 'other')['warning', 'wrong_count'][0] == 1
   cut = train[: train.rindex(b'JFIF') + 9_000]
   results = found(write(tmp_path / 'inside', {**tars, TRAIN_TAR: cut}))
   assert results['error', 'damaged_file'] == (2, ['n01443537.tar', TRAIN_TAR])

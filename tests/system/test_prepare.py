@@ -344,11 +344,15 @@ def test_a_fraction_beside_a_split_of_its_own_is_refused(tmp_path, capsys):
     f'{s}/{c}/{i}.jpg' for s in ('train', 'val') for c in 'ab' for i in '01'
   ]
   write(tmp_path / 'in', {n: encode(noise(k)) for k, n in enumerate(names)})
-  line = arguments('raw', tmp_path / 'in', tmp_path / 'out')
-  for flag in ('--val_fraction=0.5', '--split_seed=0'):
-    assert prepare([*line, flag]) == 2
-    assert 'has a split for validation of its own' in capsys.readouterr().err
+  line = arguments('resize', tmp_path / 'in', tmp_path / 'out')
   assert prepare(line) == 0
+  tfds = arguments('raw', tmp_path / 'out', tmp_path / 'raw')
+  tfds += ['--source=tfds', '--tfds_name=photos']
+  capsys.readouterr()
+  for source in (line, tfds):
+    for flag in ('--val_fraction=0.2', '--split_seed=0'):
+      assert prepare([*source, flag]) == 2
+      assert 'has a split for validation of its own' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('command', ['raw', 'resize'])

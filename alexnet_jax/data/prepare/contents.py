@@ -1,6 +1,5 @@
 """Reads data sets of all kinds for `prepare check`."""
 
-import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -75,7 +74,7 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
   if not name and raw.is_raw_set(root):
     return _open_raw(root)
   if not name and any((root / tar).is_file() for tar in _TARS):
-    names, total = [], sum(_IMAGENET.values())
+    names, total = [], sum(_IMAGENET.values()) - _IMAGENET['classes']
     return Contents('tars', names, total, _tars_jobs(root, names), {})
   if folder := _tfds_folder(root, name):
     return _open_tfds(folder)
@@ -110,8 +109,9 @@ def _finding(kind, name, detail=''):
 
 
 def _imagenet_findings(counts):
+  """Compares what was counted with ImageNet."""
   for what, expected in _IMAGENET.items():
-    if counts[what] != expected:
+    if counts.get(what, expected) != expected:
       text = f'{what}: {counts[what]:,}, not {expected:,}'
       yield _finding('wrong_count', text)
 
@@ -200,7 +200,8 @@ def _tfds_jobs(described, read):
     for file in whole:
       yield functools.partial(_count_records, file)
   if described.name == 'imagenet2012':
-    counts = collections.Counter(classes=len(described.class_names))
+    counts = dict.fromkeys(_IMAGENET, 0)
+    counts['classes'] = len(described.class_names)
     for split in described.splits:
       counts[f'{split} images'] = described.num_examples(split)
     yield from _imagenet_findings(counts)
@@ -291,11 +292,12 @@ def _tars_jobs(root, class_names):
 
   They are read from front to back, in one thread, and never unpacked.
   """
-  counts = collections.Counter()
+  counts = {}
   for tar_name, split in _TARS.items():
     if not (root / tar_name).is_file():
       yield _finding('missing_file', tar_name)
       continue
+    counts[f'{split} images'] = 0
     with (root / tar_name).open('rb') as file:
       for name, content in _tar_members(file, tar_name):
         prefix, label, images = '', None, [(name, content)]
@@ -309,7 +311,8 @@ def _tars_jobs(root, class_names):
           else:
             counts[f'{split} images'] += 1
             yield _tar_image(image, prefix + inner, split, label)
-  counts['classes'] = len(class_names)
+  if 'train images' in counts:
+    counts['classes'] = len(class_names)
   yield from _imagenet_findings(counts)
 
 

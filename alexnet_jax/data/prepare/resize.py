@@ -44,9 +44,9 @@ def _name_and_version(arguments):
   if arguments.source == 'tfds':
     folder = tfds_records.tfds_folder(arguments.tfds_name, arguments.path)
     return arguments.tfds_name, folder.name
-  name = pathlib.Path(arguments.path).name or arguments.source
-  name = re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')
-  return name if name[:1].isalpha() else f'images_{name}', _VERSION
+  name = re.sub(r'[^a-z0-9]+', '_', pathlib.Path(arguments.path).name.lower())
+  name = name.strip('_') or arguments.source
+  return name if name[0].isalpha() else f'images_{name}', _VERSION
 
 
 def _check_class_names(names):

@@ -109,7 +109,7 @@ def _open_loaders(arguments):
   train = loaders['train'].source
   check_disjoint(train, source)
   if arguments.given & {'val_fraction', 'split_seed'}:
-    options['val_fraction'] = 0.0
+    options |= {'val_fraction': 0.0, 'tfds_split': tfds_splits[0]}
     whole = sources.make_source(arguments.source, 'train', **options)
     if whole.num_examples == train.num_examples:
       raise UserError(
@@ -210,8 +210,9 @@ def _write_shards(target, loaders, planned, notes):
   total = sum(len(shard.indices) for shard in missing)
   with progress(total, f'writing {folder}') as add_done:
     for shard in missing:
-      note = notes[shard.key] = _write_shard(target, shard, add_done)
+      note = _write_shard(target, shard, add_done)
       write_json(folder / _NOTES / f'{shard.key}.json', note)
+      notes[shard.key] = note
   of_splits = collections.defaultdict(list)
   for shard in planned:
     of_splits[shard.split].append(notes[shard.key])

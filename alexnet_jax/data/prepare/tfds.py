@@ -96,7 +96,7 @@ def _build(name, root, manual_dir):
     )
   instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
   if instructions:
-    _check_manual_files(name, manual, root, instructions)
+    _check_manual_files(builder.name, manual, root, instructions)
   elif manual_dir:
     raise UserError(f'TFDS downloads {name} itself: leave --manual_dir out')
   tensorflow = _import_tensorflow()
