@@ -71,19 +71,15 @@ class ResizedBox(NamedTuple):
 class Crop:
   """The part of an image that a network is trained on.
 
-  Attributes:
-    size: of the crops, in pixels.
-    kind: `random`: a window of the square of the loader's resize_size, the
-      paper's; `center`: its center; `random_resized`: a random part of the
-      whole image, resized.
-    area: smallest and largest share of the image in a random-resized crop.
-    ratio: smallest and largest width / height of one.
+  Its kind is `random`: a window of the square of the loader's resize_size, the
+  paper's; `center`: its center; or `random_resized`: a random part of the whole
+  image, resized, with a smallest and a largest `area` and `ratio`.
   """
 
-  size: int
+  size: int  # pixels
   kind: str = 'random'
-  area: tuple[float, float] = (0.08, 1.0)
-  ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  area: tuple[float, float] = (0.08, 1.0)  # shares of the image
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
 
   def corners(self, draws: np.ndarray, resize_size: int) -> np.ndarray:
     """Returns (top, left) of windows in squares of `resize_size`, int64 [n, 2].

@@ -63,9 +63,8 @@ def batch_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
   The columns decide crop row, crop column and flip, whether or not they are
   switched on: switching one off leaves the others as they were.
   """
-  return generator(seed, _DRAWS, step).random(
-    (global_batch_size, DRAWS_PER_EXAMPLE)
-  )
+  shape = global_batch_size, DRAWS_PER_EXAMPLE
+  return generator(seed, _DRAWS, step).random(shape)
 
 
 def resized_crop_draws(
@@ -76,9 +75,8 @@ def resized_crop_draws(
   They lie in [0, 1) and decide area and aspect ratio of each attempt at a
   random-resized crop, whose corner comes from `batch_draws`.
   """
-  return generator(seed, _RESIZED_CROPS, step).random(
-    (global_batch_size, CROP_ATTEMPTS, 2)
-  )
+  shape = global_batch_size, CROP_ATTEMPTS, 2
+  return generator(seed, _RESIZED_CROPS, step).random(shape)
 
 
 def brightness_draws(
@@ -94,21 +92,10 @@ def color_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
   return generator(seed, _COLOR, step).standard_normal((global_batch_size, 3))
 
 
-def process_slice(
-  global_batch_size: int, process_index: int, process_count: int
-) -> slice:
-  """Returns the part of every global batch that one process makes."""
-  size = global_batch_size // process_count
-  return slice(process_index * size, (process_index + 1) * size)
-
-
 def generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-  """Returns the random stream of one purpose for a step or an epoch.
+  """Returns the random stream of a purpose, for a step or an epoch by number.
 
-  Args:
-    seed: of the run.
-    purpose: a number of its own for each kind of draws.
-    number: of the step or the epoch.
+  Each kind of draws has a purpose of its own.
   """
   sequence = np.random.SeedSequence(seed, spawn_key=(purpose, number))
   return np.random.Generator(np.random.Philox(sequence))

@@ -47,24 +47,23 @@ class Batching:
 
   Memory: at most `prefetch` + 1 batches in addition to those that the consumer
   keeps; a batch's array is used again once nothing refers to it.
-
-  Attributes:
-    global_batch_size: examples in a batch of all processes together.
-    prefetch: number of batches made ahead; 0: none.
-    process_index, process_count: the part of the batch that is made.
   """
 
-  global_batch_size: int
-  prefetch: int = 2
+  global_batch_size: int  # examples, of all processes together
+  prefetch: int = 2  # batches made ahead
   process_index: int = 0
   process_count: int = 1
 
   @property
+  def size(self) -> int:
+    """The number of examples that this process makes of a batch."""
+    return self.global_batch_size // self.process_count
+
+  @property
   def part(self) -> slice:
     """The examples of the global batch that this process makes."""
-    return order.process_slice(
-      self.global_batch_size, self.process_index, self.process_count
-    )
+    start = self.process_index * self.size
+    return slice(start, start + self.size)
 
 
 class _Buffers:
@@ -78,8 +77,7 @@ class _Buffers:
   """
 
   def __init__(self, batching, crop_size):
-    size = batching.global_batch_size // batching.process_count
-    self._shape = (size, crop_size, crop_size, 3)
+    self._shape = (batching.size, crop_size, crop_size, 3)
     self._free = collections.deque()  # its append and pop are atomic
 
   def take(self):
@@ -135,8 +133,7 @@ def make_train_iter(
       resolution; see `decoding.decode`.
 
   Returns:
-    An iterator over `Batch`es. Its state is {'next_index': t}, t the step whose
-    batch comes next.
+    An iterator over `Batch`es. Its state is {'next_index': the next step}.
   """
   make_batch = _TrainBatches(
     loader, augmentation, batching, num_steps, seed, scaled_decoding
@@ -159,8 +156,7 @@ class _TrainBatches:
       self.min_size = crop.least_short_side(loader.resize_size)
     self.addresses = None  # of squares in memory
     if crop.kind != 'random_resized':
-      num_uses = num_steps * (batching.part.stop - batching.part.start)
-      self.addresses = loader.square_addresses(num_uses)
+      self.addresses = loader.square_addresses(num_steps * batching.size)
 
   def __call__(self, step: int) -> Batch:
     loader, crop = self.loader, self.augmentation.crop
@@ -247,14 +243,6 @@ def make_eval_iter(
   With a `crop_size` of the loader's `resize_size` they are the whole squares.
   The images are decoded exactly. The last batch is filled up with examples that
   do not count: their `mask` is False, as is that of skipped images.
-
-  Args:
-    loader: reads the split.
-    crop_size: of the crops, in pixels.
-    batching: sizes, and this process's part.
-
-  Returns:
-    An iterator over `Batch`es of image, label, mask and unreadable.
   """
   make_batch = _EvalBatches(loader, crop_size, batching)
   length = -(-loader.source.num_examples // batching.global_batch_size)

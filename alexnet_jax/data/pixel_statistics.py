@@ -21,25 +21,14 @@ _CHUNK = 512  # examples between two reports of progress
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The statistics that a run uses.
+  """The statistics that a run uses."""
 
-  Attributes:
-    mean: what is subtracted: `channel` or `image`, of the training split, or
-      `none`.
-    crop_size: of the network's input, in pixels.
-    mean_rgb: is subtracted instead of a mean of the data, if it is not empty.
-    mean_image_of: workdir of the run whose mean image is subtracted; '': that
-      of the data.
-    lighting: standard deviation of PCA lighting; 0: none.
-    lighting_unit: see `augment.lighting_matrix`.
-  """
-
-  mean: str
-  crop_size: int
-  mean_rgb: tuple[float, ...] = ()
-  mean_image_of: str = ''
-  lighting: float = 0.0
-  lighting_unit: str = 'eigenvalue'
+  mean: str  # `channel` or `image` is subtracted, of the training split; `none`
+  crop_size: int  # of the network's input, in pixels
+  mean_rgb: tuple[float, ...] = ()  # is subtracted instead, if not empty
+  mean_image_of: str = ''  # workdir of a run, whose mean image is subtracted
+  lighting: float = 0.0  # standard deviation of PCA lighting; 0: none
+  lighting_unit: str = 'eigenvalue'  # see `augment.lighting_matrix`
 
   @property
   def mean_is_computed(self) -> bool:
@@ -49,16 +38,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """Statistics of the training split, as the options want them.
+  """Statistics of the training split, as the options want them."""
 
-  Attributes:
-    mean: what is subtracted, float32 [3] or [crop, crop, 3].
-    lighting: float32 [3, 3], see `augment.lighting_matrix`; None without PCA
-      lighting.
-  """
-
-  mean: np.ndarray
-  lighting: np.ndarray | None
+  mean: np.ndarray  # is subtracted, float32 [3] or [crop, crop, 3]
+  lighting: np.ndarray | None  # float32 [3, 3], see `augment.lighting_matrix`
 
 
 def find_statistics(
@@ -251,16 +234,12 @@ def compute(
 def color_statistics(
   pixels: int, sums: np.ndarray, products: np.ndarray
 ) -> dict:
-  """Returns mean and covariance of RGB over all pixels, from exact sums.
+  """Returns mean and covariance of RGB over `pixels` pixels, from exact sums.
 
-  Args:
-    pixels: how many.
-    sums: int64 [3], of each channel.
-    products: int64 [3, 3], of each pair of channels.
+  They are int64 [3], of each channel, and [3, 3], of each pair of channels.
 
   Returns:
-    {pixels, sums, products, mean [3], covariance [3][3] (divided by the number
-    of pixels)}, in lists.
+    {pixels, sums, products, mean [3], covariance [3][3]}, in lists.
   """
   # Python's integers do not overflow; only the division rounds.
   sums, products = np.array(sums, object), np.array(products, object)

@@ -23,7 +23,6 @@ from alexnet_jax.data import splits
 from alexnet_jax.errors import UserError
 
 INFO = 'dataset_info.json'  # makes a folder a set, for TFDS and for us
-_TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _KINDS = {  # of the features that are read: classes of TFDS
   'image': 'tensorflow_datasets.core.features.image_feature.Image',
   'label': 'tensorflow_datasets.core.features.class_label_feature.ClassLabel',

@@ -186,7 +186,7 @@ def test_rows_without_bytes(tmp_path):
   write(tmp_path / 'val.parquet', rows, kind=STRUCT)
   with pytest.raises(UserError, match='no bytes of an image') as info:
     open_split(tmp_path).read(4)
-  assert 'train.parquet row group 0' in str(info.value)
+  assert 'train.parquet row group 1, row 0' in str(info.value)
 
 
 @pytest.mark.parametrize(
