@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tests.data.batches import assert_same
 from tests.data.batches import eval_iter
 from tests.data.batches import train_iter
 from tests.data.pictures import encode
+from tests.data.pictures import Runs
 from tests.data.pictures import write
 
 SIZE, CROP, BATCH = 64, 56, 7
@@ -343,13 +343,6 @@ def save(name, array, **options):
 def write_npz(root):
   with (root / 'train-labels.npy').open('wb') as file:
     np.savez(file, np.zeros(4, np.int32))
-
-
-class Runs:
-  """Ends the process of whoever unpickles it."""
-
-  def __reduce__(self):
-    return os._exit, (1,)
 
 
 SHARD, LABELS = 'train-0*.npy', 'train-labels.npy'

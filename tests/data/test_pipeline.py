@@ -12,6 +12,7 @@ from alexnet_jax.data import order
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.pixel_statistics import compute
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 from tests.data.batches import assert_same
@@ -218,8 +219,9 @@ def test_a_source_without_a_readable_image_is_an_error(tmp_path):
   write(tmp_path, {'cat/a.png': b'broken', 'dog/a.png': b'broken'})
   loader = Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
   batches = train_iter(loader, 1, 2, 8)
-  with pytest.raises(UserError, match=r'no image of .* can be decoded'):
-    next(batches)
+  for read in (lambda: next(batches), lambda: compute(loader)):
+    with pytest.raises(UserError, match=r'no image of .* can be decoded'):
+      read()
 
 
 def test_the_data_record_tells_data_sets_and_orders_apart(monkeypatch):

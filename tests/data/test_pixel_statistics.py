@@ -1,13 +1,10 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.data import folder
 from alexnet_jax.data import images
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.errors import UserError
-from tests.data.pictures import write
 
 
 @pytest.mark.parametrize('threads', [1, 3])
@@ -25,10 +22,3 @@ def test_pixel_mean_is_exact(threads, monkeypatch):
   assert calls == [10, 20, 30, 37]
   first = pixel_statistics.compute(loader, limit=5)[0]
   np.testing.assert_array_equal(first, squares[:5].sum(0, dtype=int) / 5)
-
-
-def test_no_readable_image_is_an_error(tmp_path):
-  write(tmp_path, {'cat/a.png': b'broken', 'dog/a.png': b'broken'})
-  loader = Loader(folder.list_folder(tmp_path), 16, unreadable='skip')
-  with pytest.raises(UserError, match=r'no image of .* can be decoded'):
-    pixel_statistics.compute(loader)

@@ -11,6 +11,7 @@ from alexnet_jax.data import sources
 from alexnet_jax.data import tar_shards
 from alexnet_jax.errors import UserError
 from tests.data.pictures import image_file
+from tests.data.pictures import Runs
 from tests.data.pictures import tar_of
 from tests.data.pictures import write
 
@@ -235,13 +236,6 @@ def test_a_damaged_index_is_made_anew(tmp_path, kept, damage):
     path.write_bytes(b'no zip')
   assert contents(reopen(tmp_path)) == before
   assert len(kept) == 2
-
-
-class Runs:
-  """Ends the process of whoever unpickles it."""
-
-  def __reduce__(self):
-    return os._exit, (1,)
 
 
 @pytest.mark.parametrize(
