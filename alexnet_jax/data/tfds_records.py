@@ -280,6 +280,12 @@ def find_sets(root: pathlib.Path) -> list[pathlib.Path]:
   return [max(versions[folder])[1] for folder in sorted(versions)]
 
 
+def data_root(data_dir: str = '') -> pathlib.Path:
+  """Returns the folder of TFDS's sets; without a `data_dir` its own choice."""
+  own = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  return pathlib.Path(data_dir or own).expanduser()
+
+
 def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
   """Returns the folder of the newest prepared version of a TFDS set.
 
@@ -288,9 +294,7 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
   Raises:
     UserError: if there is none, or several configs.
   """
-  root = pathlib.Path(
-    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  ).expanduser()
+  root = data_root(data_dir)
   found = find_sets(root / name)
   if len(found) == 1:
     return found[0]

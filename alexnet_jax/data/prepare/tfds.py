@@ -46,9 +46,7 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
     UserError: if there is no such set, it is no image classification, its files
       or TensorFlow are missing, or it was built in another format.
   """
-  root = pathlib.Path(
-    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  ).expanduser()
+  root = tfds_records.data_root(data_dir)
   if not re.fullmatch(r'[a-z0-9_]+(/[\w.\-]+)?', name):
     raise UserError(
       f'--name is {name!r}; it must be NAME or NAME/CONFIG as in {_CATALOG}'
