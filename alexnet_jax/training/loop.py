@@ -143,9 +143,9 @@ def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
   except NonFiniteLossError as error:
     if not run.processes.is_first:
       raise
-    steps = loop.checkpoints.close()
-    kept = f'The newest checkpoint is of step {steps[-1]}' if steps else ''
-    kept = kept or 'No checkpoint was saved yet'
+    kept = 'No checkpoint was saved yet'
+    if steps := loop.checkpoints.close():
+      kept = f'The newest checkpoint is of step {steps[-1]}'
     raise NonFiniteLossError(f'{error}. {kept}') from error
   finally:
     loop.speed.pause()
