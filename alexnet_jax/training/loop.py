@@ -134,30 +134,35 @@ def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
   """Trains to the end, or to a signal."""
   try:
     run.console.start(run.durations.num_steps, loop.step, 'step', 'training')
-    _loop(run, loop, on_evaluation, profile)
+    try:
+      _loop(run, loop, on_evaluation, profile)
+    except (Interrupted, UserError, OSError) as error:
+      if run.processes.is_alone or isinstance(error, Interrupted):
+        _save_at_the_end(run, loop, error)
+      raise  # of several only this process knows: the others are a step ahead
   except NonFiniteLossError as error:
     if not run.processes.is_first:
       raise
-    steps = loop.checkpoints.close()
-    kept = f'The newest checkpoint is of step {steps[-1]}' if steps else ''
-    kept = kept or 'No checkpoint was saved yet'
+    kept = 'No checkpoint was saved yet'
+    if steps := loop.checkpoints.close():
+      kept = f'The newest checkpoint is of step {steps[-1]}'
     raise NonFiniteLossError(f'{error}. {kept}') from error
-  except (Interrupted, UserError, OSError) as error:
-    if not (run.processes.is_alone or isinstance(error, Interrupted)):
-      raise  # only this process knows: the others are a step ahead
-    try:
-      _save(run, loop)
-      loop.checkpoints.wait()
-      run.console.line(f'saved step {loop.step} in {loop.checkpoints.folder}')
-    except (UserError, OSError):
-      # Why the run ended matters more than another error of the disk.
-      if isinstance(error, Interrupted):
-        raise
-    raise
   finally:
     loop.speed.pause()
     run.console.stop()
     profile.finish()
+
+
+def _save_at_the_end(run, loop, error):
+  """Saves before an error ends the run."""
+  try:
+    _save(run, loop)
+    loop.checkpoints.wait()
+    run.console.line(f'saved step {loop.step} in {loop.checkpoints.folder}')
+  except (UserError, OSError):
+    # Why the run ended matters more than another error of the disk.
+    if isinstance(error, Interrupted):
+      raise
 
 
 def _loop(run, loop, on_evaluation, profile):

@@ -250,9 +250,8 @@ def check_processes(
 ) -> None:
   """Compares the processes of a run, and shows them in one table.
 
-  Raises:
-    UserError: in process 0, which ends the others: if they differ in devices,
-      config or versions, or fewer came than expected.
+  Raises UserError in process 0, which ends the others, if they differ in
+  devices, config or versions, or fewer came than expected.
   """
   if processes.is_alone:
     return
@@ -315,11 +314,8 @@ def check_history(
 
   A run makes the folder of its checkpoints before its first row, and completes
   a save before the next one begins: beyond the second one it had a checkpoint.
-
-  Args:
-    config: counts if the run's folder has none.
-    num_examples: of the training split.
-    has_folder: whether a folder for checkpoints was there.
+  The config counts if the run's folder has none; `has_folder` says whether a
+  folder for checkpoints was there.
   """
   rows = read_rows(workdir)
   last = max((row['step'] for row in rows), default=0)
@@ -342,12 +338,7 @@ def check_history(
 def check_data_record(
   workdir: pathlib.Path, before: Mapping, now: Mapping
 ) -> None:
-  """Raises UserError naming what differs in the data that the run had.
-
-  Args:
-    before: `build.data_record` when the run began.
-    now: the same of the data as it is.
-  """
+  """Raises UserError naming what differs in two of `build.data_record`."""
   if changes := _changes({key: before.get(key) for key in now}, now):
     raise UserError(
       f'the data of {workdir} has changed since its checkpoint:{changes}'

@@ -239,11 +239,14 @@ def test_signals_reach_every_process_once(number, folder):
     '  try: got += os.read(reader, 100)\n'
     '  except BlockingIOError: continue\n'
     '  end = end or time.monotonic() + 0.5\n'
-    'mark(f"got{index}", list(got)), sys.exit(75)'
+    'os.set_blocking(reader, True), mark(f"got{index}", list(got))\n'
+    'os.read(reader, 1), sys.exit(75)'
   )
   with launched('--processes', 2, do=do) as process:
-    wait_until(lambda: all((folder / f'ready{i}').exists() for i in range(2)))
-    os.killpg(process.pid, number)  # to the group, as a terminal does
+    for name in ('ready', 'got'):  # a second Ctrl-C is passed on as well
+      paths = [folder / f'{name}{index}' for index in range(2)]
+      wait_until(lambda paths=paths: all(path.exists() for path in paths))
+      os.killpg(process.pid, number)  # to the group, as a terminal does
     # An orderly interruption needs no words of the launcher.
     assert end(process) == (75, '', '')
   for index in range(2):

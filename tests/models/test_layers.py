@@ -223,13 +223,3 @@ def test_the_custom_gradient_of_max_pool_is_that_of_autodiff(
   np.testing.assert_array_equal(same, y)
   assert actual.dtype == dtype
   np.testing.assert_array_equal(actual, expected)
-
-
-def test_the_custom_gradient_of_max_pool_has_no_scatter():
-  def total(x, custom_vjp):
-    return MaxPool(3, 2, custom_vjp)(x).sum()
-
-  x = jax.ShapeDtypeStruct((2, 13, 13, 4), jnp.float32)
-  for custom in (False, True):
-    text = jax.jit(jax.grad(total), static_argnums=1).lower(x, custom).as_text()
-    assert ('scatter' in text) != custom

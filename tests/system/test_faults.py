@@ -282,16 +282,21 @@ def test_an_image_that_cannot_be_read_costs_nothing(photos, tmp_path):
   assert timeless(tmp_path / 'run') == timeless(tmp_path / 'whole')
 
 
-def test_data_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch):
+def lose_the_data(monkeypatch, step):
+  """Lets the batch of a step be one that cannot be read."""
   take, calls = parallel.DeviceBatches.take, []
 
   def failing(batches):
     calls.append(1)
-    if len(calls) == 4:
+    if len(calls) == step:
       raise OSError(errno.EIO, 'Input/output error')
     return take(batches)
 
   monkeypatch.setattr(parallel.DeviceBatches, 'take', failing)
+
+
+def test_data_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch):
+  lose_the_data(monkeypatch, 4)
   recipe = commands.write_recipe(tmp_path, eval_every_steps=100)
   with pytest.raises(OSError, match='Input/output'):
     commands.train_here(recipe, tmp_path / 'run')
@@ -314,7 +319,9 @@ def test_a_diverged_state_is_not_saved(tmp_path, evaluate_every, rate, message):
   assert not checkpoint.has_checkpoint(tmp_path / 'run')
 
 
-@pytest.mark.parametrize(('outcome', 'newest'), [('late', 4), ('failed', 2)])
+@pytest.mark.parametrize(
+  ('outcome', 'newest'), [('late', 4), ('failed', 2), ('unread', 4)]
+)
 def test_what_is_called_saved_is_on_the_disk(
   tmp_path, monkeypatch, outcome, newest
 ):
@@ -336,6 +343,8 @@ def test_what_is_called_saved_is_on_the_disk(
     ocp.StandardCheckpointHandler, 'finalize', finalize_or_not
   )
   monkeypatch.setattr(guards, 'check_finite', lose)
+  if outcome == 'unread':  # the save at the end notices
+    lose_the_data(monkeypatch, 6)
   recipe = commands.write_recipe(tmp_path, save_every_steps=2)
   message = rf'steps 4 and 5\..* newest checkpoint is of step {newest}$'
   with pytest.raises(NonFiniteLossError, match=message):

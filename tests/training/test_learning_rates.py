@@ -131,13 +131,17 @@ def test_the_history_has_the_rate_of_every_group(tmp_path):
 
 
 def test_the_plateau_does_not_see_the_end_of_a_run(tmp_path):
-  """A longer run would have no evaluation there."""
-  train(
+  """A longer run would have no evaluation there. The rate is of 8 images."""
+  rows, _ = train(
     tmp_path,
     num_steps=5,
     eval_every_steps=4,
+    log_every_steps=1,
+    optimizer__rate_scaling='linear',
+    optimizer__base_batch_size=4,
     schedule__patience=1,
     schedule__threshold=10.0,
   )
   progress = checkpoint.read_newest(tmp_path / 'run')[1].progress
   assert (progress.evaluations, progress.plateau.wait) == (1, 0)
+  assert [row['learning_rate'] for row in rows] == pytest.approx([0.04] * 5)
