@@ -280,6 +280,10 @@ def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
       'expected finite numbers, found 256',
     ),
     (lambda s: s.clear(), 'expected dense layers, found nothing'),
+    (
+      lambda s: (s.clear(), s.update(module=torch.ones(3))),
+      'expected dense layers, found module',
+    ),
   ],
 )
 def test_misfits_are_refused(change, message, tmp_path):
