@@ -24,7 +24,7 @@ def main(argv=None) -> int:
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   for name, text in _COMMANDS.items():
     command = commands.add_parser(name, help=text, allow_abbrev=False)
-    if name in argv[:1]:
+    if name in argv:
       module = importlib.import_module(f'alexnet_jax.bench.{name}')
       command.description = module.DESCRIPTION
       cli.add_json(command)

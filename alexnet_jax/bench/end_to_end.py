@@ -115,7 +115,7 @@ def end_to_end(
       # one compiles and is not timed; the last one is not waited for.
       seconds = console.times[num_steps + 2] - console.times[2]
       rows['loop'].append(images / seconds)
-      resident.append(list(console.resident.values()))
+      resident.append([console.resident[step] for step in watched])
       latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
       harness.tell(f'round {number + 1}: {latest} images/s')
   result |= {

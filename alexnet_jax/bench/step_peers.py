@@ -267,7 +267,8 @@ def _torch_steps(kind, task, start):
     return loss, (logits.argmax(1) == labels).sum()
 
   if kind == 'compile':
-    forward = torch.compile(forward)
+    # By itself it takes the batch that follows the check for one of any size.
+    forward = torch.compile(forward, dynamic=False)
 
   def run(part, number):
     network.train(part == 'train')

@@ -360,9 +360,9 @@ def _to_array(blob, ndim, name):
   if extra < 0 or {*shape[:extra]} - {1} or min(shape) < 1:
     raise networks.misfit(f'{ndim} dimensions', f'the shape {shape}', name)
   field, kind = 'data', '<f4'
-  if blob.raw_data:
+  if any(blob.raw_data):
     field, kind = 'raw_data', _RAW_TYPES.get(blob.raw_type, 'V1')
-  elif blob.double_data:
+  elif any(blob.double_data):
     field, kind = 'double_data', '<f8'
   data, dtype = b''.join(getattr(blob, field)), np.dtype(kind)
   size = dtype.itemsize * math.prod(shape)

@@ -100,8 +100,8 @@ def _export(arguments):
     shutil.copy(program_loader.__file__, folder / 'load.py')
   lines.append(f'next: python {out}/load.py PHOTOS')
   print('\n'.join(lines), file=sys.stderr)
-  keys = about.keys() & {'step', 'sha256', 'onnx_difference'}
-  return {'out': out, **{key: about[key] for key in keys}}
+  keys = ('step', 'sha256', 'onnx_difference')
+  return {'out': out, **{key: about[key] for key in keys if key in about}}
 
 
 def _make_function(config, network):

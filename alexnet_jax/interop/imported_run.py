@@ -1,5 +1,6 @@
 """Makes a run of a trained network, and a trained network of a run."""
 
+import collections
 from collections.abc import Iterator
 import contextlib
 import json
@@ -77,13 +78,14 @@ def make_config(
 
 
 def check_workdir(workdir: str | pathlib.Path) -> None:
-  """Raises UserError unless the folder is empty, or not there yet."""
+  """Raises UserError unless the folder is empty, or can be made."""
   path = pathlib.Path(workdir)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise UserError(
       f'{workdir} is there already, and no empty folder; name a new one, for'
       ' nothing in it is replaced'
     )
+  files.refuse_unusable(path)
 
 
 @contextlib.contextmanager
@@ -124,11 +126,12 @@ def write(
   """
   names, outputs = network.class_names, network.num_classes
   if len(names) != outputs or len({*names} - {''}) != outputs:
-    twice = [name for name in names if names.count(name) > 1]
+    times = collections.Counter(names)
+    odd = [name for name in times if not name or times[name] > 1]
     raise UserError(
       f'the network has {outputs} outputs, and there are {len(names)} names of'
-      f' classes{f" ({twice[0]!r} twice)" if twice else ""}; each takes a name'
-      ' of its own (--class_names FILE, one a line)'
+      f' classes{f" ({odd[0]!r} is empty or twice)" if odd else ""}; each takes'
+      ' a name of its own (--class_names FILE, one a line)'
     )
   model = build.make_model(config, network.num_classes)
   state = jax.device_get(build.make_state(config, model)).replace(

@@ -155,6 +155,11 @@ def _check_options(arguments):
         f'--{name} is not for --from {kind}, which says it itself; for another'
         ' network of PyTorch give --from torch and --network'
       )
+  for name, most in (('crop_size', 2**16), ('batch_norm_epsilon', 1)):
+    if not 0 <= given[name] <= most:
+      raise UserError(
+        f'--{name} is {given[name]}; it takes a number above 0, at most {most}'
+      )
   if data and not pathlib.Path(data).is_dir():
     raise UserError(
       f'--data_path: there is no folder {data}; give the one of the data, or'

@@ -102,7 +102,7 @@ def resolve(
     known: the network that these are documented for, where they are no guess.
 
   Raises:
-    UserError: if there is no network of that name, or no name.
+    UserError: if there is no network of that name, or no batch norm in it.
   """
   name = options.network
   if name not in variants.VARIANTS:
@@ -114,6 +114,8 @@ def resolve(
   taken = {'crop_size': _CROP_SIZES.get(name, 224), **usual}
   if model['norm'] == 'batch':
     taken['batch_norm_epsilon'] = model['batch_norm_epsilon']
+  elif options.batch_norm_epsilon:
+    raise UserError(f'--batch_norm_epsilon: {name} has no batch norms')
   guesses = []
   for option, value in taken.items():
     taken[option] = getattr(options, option) or value

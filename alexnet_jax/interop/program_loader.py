@@ -104,6 +104,9 @@ def _load(folder):
     params = {name: arrays[name] for name in arrays.files}
   program = bytearray((folder / 'program.bin').read_bytes())
   exported = jax.export.deserialize(program)
+  platforms = ['gpu' if name == 'cuda' else name for name in exported.platforms]
+  if (platform := jax.default_backend()) not in platforms:
+    raise ValueError(f'it is for {" and ".join(platforms)}, not for {platform}')
   size, outputs = exported.in_avals[-1].shape[1], exported.out_avals[0].shape[1]
   names = about['class_names']
   if not (

@@ -41,9 +41,11 @@ def _save(arguments):
   path = pathlib.Path(arguments.file)
   if path.suffix != '.safetensors':
     raise UserError(f'FILE is {str(path)!r}; it must end in .safetensors')
+  if not path.parent.is_dir():
+    raise UserError(f'there is no folder {path.parent}')
   if path.is_dir() or (path.exists() and not arguments.overwrite):
     raise UserError(
-      f'{path} is there already; give --overwrite to replace it, or another'
+      f'{path} is there already; give --overwrite to replace a file, or another'
       ' name'
     )
 

@@ -267,7 +267,7 @@ def load_tensors(
   else:
     tensors = _load_pickled(path, is_zip)
   names = {
-    name: [part for part in name.split('.') if part not in _MODULES]
+    name: [p for p in name.split('.') if p not in _MODULES] or [name]
     for name in tensors
     if name.rpartition('.')[2] not in _COUNTERS
   }

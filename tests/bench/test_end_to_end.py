@@ -42,10 +42,11 @@ def test_end_to_end_measures_all_three(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('save_every', 'count'), some_slow([(3, 2), (1, 6), (9, 0)], quick=[(1, 6)])
+  ('steps', 'save_every', 'count'),
+  some_slow([(6, 3, 2), (6, 1, 6), (1, 9, 0)], quick=[(6, 1, 6)]),
 )
 def test_the_loop_saves_while_it_is_timed(
-  save_every, count, tmp_path, monkeypatch
+  steps, save_every, count, tmp_path, monkeypatch
 ):
   """On a clock that only looking at it and saving move."""
   clock = types.SimpleNamespace(now=0.0)
@@ -74,10 +75,10 @@ def test_the_loop_saves_while_it_is_timed(
   monkeypatch.setattr(loop, '_write_histograms', None)
   monkeypatch.setattr(loop, '_unfreeze_if_due', unfreeze)
   config = validation.load_config([f'--config={recipe}'])
-  result = end_to_end.end_to_end(config, 6, 1, save_every)
+  result = end_to_end.end_to_end(config, steps, 1, save_every)
   assert result['checkpoints'] == count
-  seconds = 6 * config.global_batch_size / result['loop'][0]
-  assert seconds == pytest.approx(6 + 100 * count)
+  seconds = steps * config.global_batch_size / result['loop'][0]
+  assert seconds == pytest.approx(steps + 100 * count)
 
 
 def test_what_the_command_sets_is_not_for_the_user(capsys):

@@ -288,6 +288,13 @@ def test_the_description_must_be_of_the_program(key, value, folder, tmp_path):
     program_loader.load(tmp_path)
 
 
+def test_another_platform_is_named(folder, monkeypatch, capsys):
+  monkeypatch.setattr(program_loader, '__file__', str(folder / 'load.py'))
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert program_loader.main(['photo.jpg']) == 2
+  assert 'it is for cpu and gpu, not for tpu' in capsys.readouterr().err
+
+
 def test_parameters_are_no_pickles(folder, tmp_path):
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
   np.savez(tmp_path / 'params.npz', a=np.array([{}]))
@@ -303,6 +310,7 @@ def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
   (tmp_path / 'there').write_text('mine')
   for options, message in (
     (tmp_path / 'there', 'is there already, and no empty folder'),
+    (tmp_path / 'there' / 'out', 'there: Not a directory; name another'),
     (f'{tmp_path / "out"} --checkpoint 3', "checkpoint '3' is not in"),
   ):
     line = f'--workdir {trained_run} {options}'

@@ -116,7 +116,7 @@ def test_files_are_not_replaced_unless_asked(
   ('line', 'message'),
   [
     ('{tmp}/weights.pth', 'must end in .safetensors'),
-    ('{tmp}/none/weights.safetensors', 'No such file or directory'),
+    ('{tmp}/none/weights.safetensors', 'there is no folder'),
     ('{tmp}/x.safetensors --checkpoint 99', "checkpoint '99' is not in"),
     ('{tmp}/x.safetensors --workdir {tmp}/a', 'is not the folder of a run'),
   ],
@@ -166,7 +166,10 @@ def set_at(place, value):
       lambda f: f.update(num_classes=3, class_names=['a', 'b', 'c']),
       r'expected head kernel \[16, 3\].* found classifier.4 kernel \[16, 4\]',
     ),
-    (set_at('class_names', ['a'] * 4), r"names of classes \('a' twice\)"),
+    (
+      set_at('class_names', ['a'] * 4),
+      r"names of classes \('a' is empty or twice\)",
+    ),
     (set_at('data.crop_size', '24'), 'values that do not fit'),
     (set_at('data.resize_size', 3), 'resize_size = 3'),
     (set_at('data.std', -1), 'data.std is -1'),

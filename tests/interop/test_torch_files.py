@@ -108,9 +108,11 @@ def test_names_and_logits_both_ways(
   np.testing.assert_array_equal(torch_networks.logits(other, images), expected)
 
 
-@pytest.mark.parametrize('prefix', ['', 'module.', 'net._orig_mod.model.'])
 @pytest.mark.parametrize('wrappers', [(), ('state_dict', 'model'), ('net',)])
-@pytest.mark.parametrize('head', ['fc10', 'a'])  # in natural order, or first
+@pytest.mark.parametrize(
+  ('prefix', 'head'),  # which is the last in natural order, or the first
+  [('', 'a'), ('module.', 'fc10'), ('net._orig_mod.model.', 'a')],
+)
 def test_other_names_and_wrappers(
   wrappers, prefix, head, tmp_path, random_images, our_logits, caplog
 ):
@@ -280,6 +282,10 @@ def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
       'expected finite numbers, found 256',
     ),
     (lambda s: s.clear(), 'expected dense layers, found nothing'),
+    (
+      lambda s: (s.clear(), s.update(module=torch.ones(3))),
+      'expected dense layers, found module',
+    ),
   ],
 )
 def test_misfits_are_refused(change, message, tmp_path):
