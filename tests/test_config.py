@@ -245,9 +245,7 @@ def test_a_key_without_effect_is_refused(key):
 
 def test_many_keys_have_an_effect_with_others_alone():
   for key in (
-    *('data.path', 'data.tfds_name', 'data.val_fraction', 'data.crop_area'),
-    *('optimizer.momentum', 'optimizer.nesterov', 'optimizer.epsilon'),
-    *('schedule.monitor', 'schedule.drop_epochs', 'schedule.drop_steps'),
+    *('data.tfds_name', 'data.val_fraction', 'data.crop_area', 'data.mean_rgb'),
     *('model.lrn_size', 'model.batch_norm_momentum', 'init.checkpoint'),
   ):
     assert KEYS[key].when, key
