@@ -30,10 +30,7 @@ def _parse(argv):
   for name, text in (
     ('summary', "show the network's table and stop"),
     ('dry_run', 'one train step, evaluation batch, save and restore; stop'),
-    (
-      'profile',
-      "write a trace of the 10th to the 20th step into the run's folder",
-    ),
+    ('profile', "trace steps 10 to 20 from now into the run's folder"),
   ):
     parser.add_argument(f'--{name}', action='store_true', help=text)
   cli.add_json(parser)

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +31,19 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 # Every run tests the same examples; --hypothesis-profile=default draws others.
 hypothesis.settings.register_profile('repeatable', derandomize=True)
 hypothesis.settings.load_profile('repeatable')
+
+
+@pytest.fixture
+def call(capsys):
+  """Calls a command; (exit code, result of --json or None, errors)."""
+
+  def function(command, *arguments):
+    capsys.readouterr()
+    code = command.main([*map(str, arguments), '--json'])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]) if out else None, err
+
+  return function
 
 
 @pytest.fixture

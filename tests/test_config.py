@@ -23,8 +23,8 @@ def load(recipe, *overrides):
   file = recipe if '.py' in recipe else f'{recipe}.py'
   if recipe.partition('.')[0] in FOLDER:
     overrides = ('--config.data.path=x', *overrides)
-  path = ROOT / 'configs' / file
-  return validation.load_config([f'--config={path}', *overrides])
+  # No pathlib: it would make one slash of two.
+  return validation.load_config([f'--config={ROOT}/configs/{file}', *overrides])
 
 
 def refusal(function, *arguments):
@@ -241,6 +241,14 @@ def test_a_key_without_effect_is_refused(key):
     with_other.update_from_flattened_dict({name: other})
     with pytest.raises(UserError, match=rf'config.{key} is .* no effect'):
       validation.validate(with_other, [key])
+
+
+def test_many_keys_have_an_effect_with_others_alone():
+  for key in (
+    *('data.tfds_name', 'data.val_fraction', 'data.crop_area', 'data.mean_rgb'),
+    *('model.lrn_size', 'model.batch_norm_momentum', 'init.checkpoint'),
+  ):
+    assert KEYS[key].when, key
 
 
 def test_a_recipe_may_leave_keys_without_effect_to_overrides():

@@ -80,17 +80,9 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def call(trained, capsys):
-  """Calls the command; (exit code, the JSON object or None, errors)."""
-
-  def function(*arguments, workdir=trained.workdir):
-    capsys.readouterr()
-    arguments = ['--workdir', workdir, '--json', *arguments]
-    code = predict.main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return code, json.loads(out) if out else None, err
-
-  return function
+def ask(trained, call):
+  """Calls the command; (exit code, result, errors)."""
+  return lambda *more: call(predict, '--workdir', trained.workdir, *more)
 
 
 def test_a_copied_run_predicts_what_training_measured(trained):
@@ -122,8 +114,8 @@ def test_a_copied_run_predicts_what_training_measured(trained):
   ]
 
 
-def test_few_files_make_a_small_batch(trained, call):
-  code, result, _ = call('--top', 2, trained.files[7], trained.files[2])
+def test_few_files_make_a_small_batch(trained, ask):
+  code, result, _ = ask('--top', 2, trained.files[7], trained.files[2])
   assert code == 0
   found = [
     [c['probability'] for c in entry['classes']]
@@ -133,19 +125,19 @@ def test_few_files_make_a_small_batch(trained, call):
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_another_checkpoint_says_something_else(trained, call):
+def test_another_checkpoint_says_something_else(trained, ask):
   results = [
-    call('--checkpoint', name, trained.files[0])[1]['predictions']
+    ask('--checkpoint', name, trained.files[0])[1]['predictions']
     for name in ('newest', '8', '4')
   ]
   assert results[0] == results[1] != results[2]
-  code, _, err = call('--checkpoint', '5', trained.files[0])
+  code, _, err = ask('--checkpoint', '5', trained.files[0])
   assert code == 2
   assert "'5' is not in" in err
 
 
 def test_unreadable_files_are_named_and_the_others_predicted(
-  trained, call, tmp_path
+  trained, ask, tmp_path
 ):
   junk, empty, pipe = (tmp_path / name for name in ('j.jpg', 'e.png', 'p.png'))
   junk.write_bytes(b'junk')
@@ -153,7 +145,7 @@ def test_unreadable_files_are_named_and_the_others_predicted(
   os.mkfifo(pipe)  # nothing ever comes out of it
   good = trained.files[:2]
   table = tmp_path / 'table.csv'
-  code, result, err = call(
+  code, result, err = ask(
     *('--csv', table, '--top', 2, good[0], junk, good[1], empty, pipe, good[0])
   )
   assert code == 2
@@ -181,12 +173,12 @@ def test_unreadable_files_are_named_and_the_others_predicted(
   ]
 
 
-def test_if_no_file_can_be_read_all_are_named(call, tmp_path):
+def test_if_no_file_can_be_read_all_are_named(ask, tmp_path):
   files = [str(tmp_path / name) for name in ('a.png', 'b.png')]
   for name in files:
     pathlib.Path(name).write_bytes(b'')
   table, grid = tmp_path / 'table.csv', tmp_path / 'grid.PNG'
-  code, result, err = call('--csv', table, '--grid', grid, tmp_path)
+  code, result, err = ask('--csv', table, '--grid', grid, tmp_path)
   assert code == 2
   assert result['predictions'] == []
   assert [entry['file'] for entry in result['unreadable']] == files
@@ -196,13 +188,13 @@ def test_if_no_file_can_be_read_all_are_named(call, tmp_path):
 
 
 def test_an_error_of_the_network_is_no_fault_of_the_files(
-  trained, call, monkeypatch
+  trained, ask, monkeypatch
 ):
-  def fail(*arguments):
+  def fail(*arguments, **options):
     raise measure.UserError('something else')
 
   monkeypatch.setattr(measure, 'evaluate', fail)
-  code, result, err = call(trained.files[0])
+  code, result, err = ask(trained.files[0])
   assert (code, result) == (2, None)
   assert 'something else' in err
 
@@ -221,19 +213,19 @@ def test_an_error_of_the_network_is_no_fault_of_the_files(
   ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_loaded(
-  call, monkeypatch, arguments, complaint
+  ask, monkeypatch, arguments, complaint
 ):
   monkeypatch.chdir(commands.ROOT)
   monkeypatch.setattr(measure, 'load_network', None)
-  code, result, err = call(*arguments)
+  code, result, err = ask(*arguments)
   assert (code, result) == (2, None)
   assert complaint in err
 
 
-def test_the_grid_shows_what_the_network_sees(trained, call, tmp_path):
+def test_the_grid_shows_what_the_network_sees(trained, ask, tmp_path):
   empty = tmp_path / 'empty.png'
   empty.write_bytes(b'')
-  code, _, _ = call(
+  code, _, _ = ask(
     *('--grid', tmp_path / 'g.png', trained.files[3], empty, trained.files[5])
   )
   assert code == 2
@@ -251,9 +243,9 @@ def test_the_grid_shows_what_the_network_sees(trained, call, tmp_path):
   assert (grid[126:, :120] < 100).any()  # its label
 
 
-def test_a_large_grid_is_cut_short(trained, call, tmp_path, monkeypatch):
+def test_a_large_grid_is_cut_short(trained, ask, tmp_path, monkeypatch):
   monkeypatch.setattr(predict, 'MOST_IN_GRID', 5)
-  code, _, err = call('--grid', tmp_path / 'g.png', trained.images)
+  code, _, err = ask('--grid', tmp_path / 'g.png', trained.images)
   assert code == 0
   assert 'g.png has the first 5 of 12 images' in err
   with PIL.Image.open(tmp_path / 'g.png') as grid:

@@ -5,6 +5,7 @@ python -m alexnet_jax.evaluation.evaluate --workdir DIR [--crops 10]
 
 import argparse
 from collections.abc import Callable
+import itertools
 import sys
 import time
 
@@ -74,9 +75,6 @@ def measure_all(
 
 def _evaluate(arguments):
   """Measures a checkpoint on a split; returns the command's result."""
-  import jax
-
-  from alexnet_jax.training import build
   from alexnet_jax.training import measure
   from alexnet_jax.training import state as state_lib
 
@@ -86,12 +84,11 @@ def _evaluate(arguments):
   )
   loader = measure.make_eval_loader(run, split)
   measure.warn_of_crops(run, crops)
-  # Compiles the evaluation, so that only measuring is timed.
-  first = next(build.make_eval_iter(run.config, loader, run.mesh, crops))
-  jax.block_until_ready(run.steps.evaluate(run.state, run.to_devices(first)))
+  _compile(run, loader, crops)
   begun = time.perf_counter()
-  values = measure_all(run, loader, crops).values
-  count = loader.source.num_examples - len(loader.unreadable)
+  measured = measure_all(run, loader, crops)
+  values, counts = measured.values, measured.predictions.counts
+  count = int(counts.sum())
   throughput = count / (time.perf_counter() - begun)
   step = int(run.state.step)
   print(
@@ -107,8 +104,21 @@ def _evaluate(arguments):
     'crops': crops,
     'images_per_second': throughput,
     'examples': count,
-    'unreadable': len(loader.unreadable),
+    'unreadable': len(counts) - count,
   }
+
+
+def _compile(run, loader, crops):
+  """Compiles the evaluation, so that only measuring is timed."""
+  import jax
+
+  from alexnet_jax.training import build
+
+  config = run.config.copy_and_resolve_references()
+  config.data.prefetch = 0  # one batch is read, and none ahead
+  made = build.make_eval_iter(config, loader, run.mesh, crops)
+  for batch in itertools.islice(made, 1):  # there may be none
+    jax.block_until_ready(run.steps.evaluate(run.state, run.to_devices(batch)))
 
 
 if __name__ == '__main__':

@@ -63,17 +63,16 @@ def panels(count: int, height: float = 3.6):
 
 
 def rolling_losses(
-  rows: list[dict], most: int = _MOST_POINTS
+  rows: list[dict],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """Returns the losses of the steps with their rolling mean and deviation.
 
-  Args:
-    rows: see `training.writers.read_rows`; they may have none.
-    most: number of steps that are chosen evenly, where there are more.
+  For the rows see `training.writers.read_rows`; they may have none.
 
   Returns:
-    (steps int64 [n], losses, means and deviations of the last `WINDOW` losses
-    up to each, or of those that there are, float64 [n]).
+    (steps int64 [n], evenly chosen where there are many; losses, means and
+    deviations of the last `WINDOW` losses up to each, or of those that there
+    are, float64 [n]).
   """
   steps, losses = [], []
   for row in rows:
@@ -81,7 +80,7 @@ def rolling_losses(
     steps += range(row['step'] - len(values) + 1, row['step'] + 1)
     losses += values
   steps, losses = np.array(steps, np.int64), np.array(losses, np.float64)
-  chosen = np.arange(0, len(steps), max(1, -(-len(steps) // most)))
+  chosen = np.arange(0, len(steps), max(1, -(-len(steps) // _MOST_POINTS)))
   parts = [losses[max(0, i + 1 - WINDOW) : i + 1] for i in chosen]
   means = np.array([part.mean() for part in parts])
   deviations = np.array([part.std() for part in parts])

@@ -75,8 +75,10 @@ def sweep(arguments, overrides: list[str], stop: guards.StopSignal) -> dict:
     files.refuse_links_in(workdir)
     study = open_study(workdir, config, space, flags | data)
 
-    def unchanged():
+    def unchanged(folder):
       try:
+        if folder.is_dir():
+          files.lock(folder, 'busy').close()
         return _shared_data(config, space) == data
       except UserError:
         return False
@@ -107,7 +109,7 @@ def parse_space(texts: Iterable[str], config) -> dict:
   space = {}
   for text in texts:
     key, _, spec = text.partition('=')
-    key = key.removeprefix('config.')
+    key = key.strip().removeprefix('config.')
     if key not in config_lib.KEYS:
       raise UserError(validation.unknown_key_message(key))
     if key in space:
@@ -130,8 +132,10 @@ def _distribution(key, spec):
   default, allowed = config_lib.KEYS[key].default, config_lib.KEYS[key].allowed
   if '|' in spec:
     choices = [choice.strip() for choice in spec.split('|')]
-    for choice in choices:
-      value = validation.parse_value(key, choice)
+    values = [validation.parse_value(key, choice) for choice in choices]
+    for number, value in enumerate(values):
+      if value in values[:number]:
+        raise ValueError(f'it has {value!r} twice')
       if isinstance(allowed, tuple) and value not in allowed:
         raise ValueError(f'{value!r} is not one of {allowed}')
     return optuna.distributions.CategoricalDistribution(choices)
@@ -252,7 +256,8 @@ def add_trial(study, space: dict, seed: int) -> None:
 def _train(study, frozen, config, arguments, stop, unchanged):
   """Trains a trial from where it is to its end, and tells the study.
 
-  `unchanged` tells whether what all trials share is there, as it was.
+  `unchanged` tells of its folder whether no other process trains it, and what
+  all trials share is there, as it was.
   """
   trial = optuna.trial.Trial(study, frozen._trial_id)
   name, monitor = f'trial {trial.number}', arguments.monitor
@@ -289,7 +294,7 @@ def _train(study, frozen, config, arguments, stop, unchanged):
     lost = isinstance(error, errors.NonFiniteLossError)
     unreadable = isinstance(error, errors.UnreadableImageError)
     begun = unreadable or checkpoint.has_checkpoint(folder)
-    if not lost and (begun or not unchanged()):
+    if not lost and (begun or not unchanged(folder)):
       raise
     trial.set_user_attr('reason', str(error))
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -339,7 +344,9 @@ def _report(study, arguments, overrides):
   page.show_table(page.Table(f'{counts}; {arguments.monitor}', columns, cells))
   result = {'trials': rows, 'best': None, 'command': None, 'pictures': {}}
   if not done:
-    print('no trial came to its end', file=sys.stderr)
+    lines = [f'trial {r["trial"]} {r["state"]}: {r["reason"]}' for r in rows]
+    lines = [*lines[:3], 'no trial came to its end']
+    print('\n'.join(lines), file=sys.stderr)
     return result
   words = ['--config', arguments.config, *overrides]
   words += [f'--config.{key}={v}' for key, v in done[0]['values'].items()]

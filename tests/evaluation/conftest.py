@@ -1,6 +1,5 @@
 """For commands that are called in the process of the tests."""
 
-import json
 import signal
 
 import numpy as np
@@ -30,19 +29,6 @@ _SMALL = {
 def small():
   """Changes for `commands.write_recipe`."""
   return dict(_SMALL)
-
-
-@pytest.fixture
-def call(capsys):
-  """Calls a command; (exit code, result of --json or None, errors)."""
-
-  def function(command, *arguments):
-    capsys.readouterr()
-    code = command.main([*map(str, arguments), '--json'])
-    out, err = capsys.readouterr()
-    return code, json.loads(out.splitlines()[-1]) if out else None, err
-
-  return function
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Center crops, ten crops and ensembles of whole runs, by the commands."""
 
+import shutil
+
 import jax
 import numpy as np
 import PIL.Image
@@ -109,6 +111,30 @@ def test_ten_crops_equal_a_plain_loop(norm, parallel, small, tmp_path, call):
   # Neither the center alone nor the corners give these numbers.
   center, _ = probabilities(workdir, 1)
   assert np.abs(center - shares).max() > 1e-3
+
+
+@pytest.mark.parametrize('batch_size', [8, 20])
+def test_every_image_that_can_be_read_counts_once(
+  batch_size, small, images, tmp_path, call, caplog
+):
+  """In several batches, and in one: the first one is read twice."""
+  shutil.copytree(images, tmp_path / 'data' / 'train')
+  images.rename(tmp_path / 'data' / 'val')
+  (tmp_path / 'data' / 'val' / 'a' / '0.png').write_bytes(b'broken')
+  changes = {
+    **small,
+    'data__source': 'folder',
+    'data__path': str(tmp_path / 'data'),
+    'data__unreadable': 'skip',
+    'global_batch_size': batch_size,
+  }
+  recipe = commands.write_recipe(tmp_path, **changes, num_steps=1)
+  trained = commands.train_here(recipe, tmp_path / 'run')
+  caplog.clear()
+  _, values, _ = call(evaluate, '--workdir', tmp_path / 'run')
+  assert (values['examples'], values['unreadable']) == (19, 1)
+  assert values['eval/loss'] == trained['eval/loss']
+  assert caplog.text.count('cannot be decoded') == 1
 
 
 def test_what_ten_crops_are_not_good_for_is_said(small, tmp_path, call):

@@ -1,7 +1,6 @@
 """Runs measured on data that they were not trained on."""
 
 import io
-import json
 import tarfile
 
 import numpy as np
@@ -78,43 +77,35 @@ def trained(request, tmp_path_factory, small):
   return folder / 'run', request.param, folder
 
 
-def call(capsys, command, *arguments):
-  """(exit code, result of --json, errors) of a command."""
-  capsys.readouterr()
-  code = command.main([*map(str, arguments), '--json'])
-  out, err = capsys.readouterr()
-  return code, json.loads(out) if out else None, err
-
-
 @pytest.mark.parametrize('prefix', ['test', 'images'])
-def test_other_images_are_measured_whole(trained, tmp_path, capsys, prefix):
+def test_other_images_are_measured_whole(trained, tmp_path, call, prefix):
   """Two of each class, which training would divide."""
   workdir, kind, _ = trained
   WRITERS[kind](tmp_path / 'data', prefix, 1, 2)
   place = ('--data_path', tmp_path / 'data')
-  code, result, err = call(capsys, evaluate, '--workdir', workdir, *place)
+  code, result, err = call(evaluate, '--workdir', workdir, *place)
   assert code == 0, err
   assert result['examples'] == 6
   assert 'is not the data of the training; all 6 examples' in err
-  code, pair, _ = call(capsys, ensemble, workdir, workdir, *place)
+  code, pair, _ = call(ensemble, workdir, workdir, *place)
   assert pair['examples'] == 6
   assert pair['eval/loss'] == pytest.approx(result['eval/loss'], rel=1e-5)
-  code, page, _ = call(capsys, report, '--workdir', workdir, *place)
+  code, page, _ = call(report, '--workdir', workdir, *place)
   assert page['examples'] == 6
   assert page['training_examples'] == 18
   assert page['metrics']['eval/loss'] == pytest.approx(result['eval/loss'])
   assert not any('augmentation' in file for file in page['files'])
 
 
-def test_the_data_of_the_training_is_divided_where_it_lies(trained, capsys):
+def test_the_data_of_the_training_is_divided_where_it_lies(trained, call):
   workdir, _, folder = trained
   arguments = ('--workdir', workdir)
-  expected = call(capsys, evaluate, *arguments)[1]
+  expected = call(evaluate, *arguments)[1]
   assert expected['examples'] == 6
   moved = (folder / 'data').rename(folder / 'moved')
   try:
     place = ('--data_path', moved)
-    code, result, err = call(capsys, evaluate, *arguments, *place)
+    code, result, err = call(evaluate, *arguments, *place)
     assert code == 0, err
     assert 'is not the data' not in err
     assert result['examples'] == 6
@@ -126,19 +117,19 @@ def test_the_data_of_the_training_is_divided_where_it_lies(trained, capsys):
 @pytest.mark.parametrize('trained', ['folder'], indirect=True)
 @pytest.mark.parametrize('split', ['validation', 'train'])
 def test_a_folder_may_have_few_images_and_classes(
-  trained, tmp_path, capsys, split
+  trained, tmp_path, call, split
 ):
   write_folder(tmp_path / 'all', '', 1, 1)
   arguments = ('--workdir', trained[0], '--split', split, '--data_path')
-  code, result, err = call(capsys, evaluate, *arguments, tmp_path / 'all')
+  code, result, err = call(evaluate, *arguments, tmp_path / 'all')
   assert code == 0, err
   assert result['examples'] == 3
   (tmp_path / 'all' / 'cow').rename(tmp_path / 'cow')
-  code, result, err = call(capsys, evaluate, *arguments, tmp_path / 'all')
+  code, result, err = call(evaluate, *arguments, tmp_path / 'all')
   assert code == 0, err
   assert result['examples'] == 2
   # The labels are those of training: of `dog`, not of the second folder.
-  answers = call(capsys, predict, '--workdir', trained[0], tmp_path / 'all')
+  answers = call(predict, '--workdir', trained[0], tmp_path / 'all')
   shares = [
     {c['class']: c['probability'] for c in entry['classes']}
     for entry in answers[1]['predictions']
@@ -148,10 +139,10 @@ def test_a_folder_may_have_few_images_and_classes(
 
 
 @pytest.mark.parametrize('trained', ['folder'], indirect=True)
-def test_other_data_keeps_its_own_splits(trained, tmp_path, capsys):
+def test_other_data_keeps_its_own_splits(trained, tmp_path, call):
   write_folder(tmp_path / 'train', '', 1, 3)
   write_folder(tmp_path / 'val', '', 2, 1)
   for split, count in (('train', 9), ('validation', 3)):
     arguments = ('--workdir', trained[0], '--data_path', tmp_path)
-    result = call(capsys, evaluate, *arguments, '--split', split)[1]
+    result = call(evaluate, *arguments, '--split', split)[1]
     assert result['examples'] == count

@@ -228,16 +228,14 @@ def test_the_terminal_lists_the_best_and_worst_of_many(
   assert 'The 10 best and the 10 worst' in err
 
 
-def test_the_command(trained, copied, capsys):
-  arguments = ['--workdir', str(copied), '--json', '--checkpoint', '16']
-  assert report.main(arguments) == 2
-  assert '--data_path' in capsys.readouterr().err
+def test_the_command(trained, copied, call):
+  run = (report, '--workdir', copied, '--checkpoint', '16')
+  code, _, err = call(*run)
+  assert (code, '--data_path' in err) == (2, True)
   page = copied / report.REPORT_FOLDER / report.PAGE
   assert not page.exists()
-  assert report.main([*arguments, '--data_path', str(trained[1])]) == 0
-  result = json.loads(capsys.readouterr().out.splitlines()[-1])
-  assert result['step'] == 16
-  assert result['page'] == str(page)
+  _, result, _ = call(*run, '--data_path', trained[1])
+  assert (result['step'], result['page']) == (16, str(page))
   assert page.is_file()
 
 
