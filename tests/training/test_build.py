@@ -127,7 +127,7 @@ def test_a_run_without_such_a_mean_image_gives_none(changes, problem, tmp_path):
 
 def test_a_mean_image_that_is_lost_is_missed(other, tmp_path):
   (other[0] / pixel_statistics.MEAN_FILE).unlink()
-  with pytest.raises(UserError, match=r'other/pixel_mean.npz with the mean'):
+  with pytest.raises(UserError, match=r'other/pixel_mean.npz, is missing'):
     find(mean_of(other[0], tmp_path), tmp_path)
 
 
