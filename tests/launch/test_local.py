@@ -85,7 +85,7 @@ def launched(*options, do):
 
 def end(process):
   """Returns (exit code, standard output, messages); a byte is a character."""
-  out, err = process.communicate(timeout=60)
+  out, err = process.communicate(timeout=300)
   return process.returncode, out.decode('latin-1'), err.decode('latin-1')
 
 
@@ -159,7 +159,7 @@ def test_they_run_at_the_same_time_and_read_nothing():
   )
   with launched('--processes', 3, do=do) as process:
     # While the launcher's standard input stays open.
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_the_run_goes_on_if_nobody_reads_messages():
     process.stderr.close()
     process.stderr = None
     pathlib.Path('closed').touch()
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
   assert (process.returncode, out) == (75, b'result\n')
 
 

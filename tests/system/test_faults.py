@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_under_the_logs_ends_the_run(small_disk):
     time.sleep(0.01)
   with pytest.raises(OSError, match='No space left'):
     (small_disk / 'filler').write_bytes(b'x' * (8 << 20))
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=300)
   assert process.returncode == 2, err
   assert 'No space left' in err
   assert 'Traceback' not in err

@@ -133,7 +133,7 @@ def test_saves_leave_no_memory_behind(tmp_path):
   command = [sys.executable, '-c', SAVES_LARGE_STATES, tmp_path]
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
   shutil.rmtree(tmp_path)
-  assert float(done.stdout) < 0.2  # of a state
+  assert float(done.stdout) < 0.5  # of a state; without: 0.8 and more
 
 
 def test_newest_and_chosen_steps_are_kept(tmp_path):
