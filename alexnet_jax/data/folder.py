@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -28,6 +29,7 @@ _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
 # What was listed for training, until validation takes its part: a listing of
 # millions of files takes minutes on a network's disk.
 _listed: dict = {}
+_AROUND = 'links to a folder around them'
 
 
 class Listing(NamedTuple):
@@ -126,20 +128,26 @@ def list_files(
   Raises:
     UserError: if a folder cannot be listed.
   """
-  around = frozenset(map(_identity, pathlib.Path(folder).absolute().parents))
-  waiting = [(os.fspath(folder), around)]  # with those that they lie in
-  entries, visited = [], []
+  top = os.path.abspath(folder)
+  around = _outside(top, ()) if os.path.islink(top) else ()
+  waiting = [] if around is None else [(os.fspath(folder), around)]
+  entries = [] if waiting else [(os.fspath(folder), 0, _AROUND)]
+  visited = []
   while waiting:
     parent, around = waiting.pop()
-    own = _identity(parent)
-    if own in around:
-      entries.append((parent, 0, 'links to a folder around them'))
-      continue
     visited.append(parent)
-    folders, names = _visible(parent)
-    waiting += [(os.path.join(parent, n), around | {own}) for n in folders]
-    paths = (os.path.join(parent, name) for name in names)
-    entries += [(path, *_size_and_kind(path, endings)) for path in paths]
+    with _entries(parent) as found:
+      for entry in found:
+        path, inner = entry.path, around
+        if not _is_folder(entry):
+          entries.append((path, *_size_and_kind(entry, endings)))
+          continue
+        if entry.is_symlink():
+          inner = _outside(path, around)
+        if inner is None:
+          entries.append((path, 0, _AROUND))
+        else:
+          waiting.append((path, inner))
   # By component, as if files and folders had been sorted together.
   entries.sort(key=lambda entry: entry[0].replace(os.sep, '\0'))
   return Listing(
@@ -150,16 +158,22 @@ def list_files(
   )
 
 
+@contextlib.contextmanager
+def _entries(folder):
+  """Gives what is in a folder and not hidden; refuses what cannot be listed."""
+  try:
+    with os.scandir(folder) as entries:
+      yield (entry for entry in entries if entry.name[0] != '.')
+  except OSError as error:
+    _refuse(error)
+
+
 def _visible(folder):
   """Returns the sorted names of (folders, others) in a folder, none hidden."""
   found = {True: [], False: []}
-  try:
-    with os.scandir(folder) as entries:
-      for entry in entries:
-        if entry.name[0] != '.':
-          found[_is_folder(entry)].append(entry.name)
-  except OSError as error:
-    _refuse(error)
+  with _entries(folder) as entries:
+    for entry in entries:
+      found[_is_folder(entry)].append(entry.name)
   return sorted(found[True]), sorted(found[False])
 
 
@@ -179,22 +193,26 @@ def _refuse(error):
   ) from error
 
 
-def _identity(folder):
-  try:
-    status = os.stat(folder)
-  except OSError as error:
-    _refuse(error)
-  return status.st_dev, status.st_ino
+def _outside(link, around):
+  """Returns the real folders around what is behind a link to a folder.
+
+  `around` are those of the link, but for its own. None if it leads to one of
+  them, or around it.
+  """
+  target = os.path.realpath(link)
+  around = (*around, os.path.realpath(os.path.dirname(link)))
+  leads_back = any(os.path.commonpath((f, target)) == target for f in around)
+  return None if leads_back else around
 
 
-def _size_and_kind(path, endings):
+def _size_and_kind(entry, endings):
   """Returns (bytes, ''), or (0, what it is) of a file that is left out."""
-  name = path.lower()
+  name = entry.name.lower()
   if not name.endswith(endings):
     other = name.endswith(_OTHER_IMAGES)
     return 0, 'images of a kind that is not read' if other else 'other files'
   try:
-    status = os.stat(path)
+    status = entry.stat()
   except OSError as error:
     if error.errno not in (errno.ENOENT, errno.ELOOP):
       _refuse(error)
@@ -335,7 +353,7 @@ def _check_class_names(root, names, own):
 
 def list_classes(root: pathlib.Path) -> dict[str, Listing]:
   """Returns the listing of each class folder in `root`, by the class's name."""
-  return {name: list_files(root / name) for name in subfolders(root)}
+  return {n: list_files(os.path.join(root, n)) for n in subfolders(root)}
 
 
 def find_problems(
@@ -343,7 +361,7 @@ def find_problems(
   classes: dict[str, Listing],
   class_names: Sequence[str] | None = None,
   divided: bool = False,
-) -> Iterator[tuple[str, pathlib.Path, str]]:
+) -> Iterator[tuple[str, str | pathlib.Path, str]]:
   """Yields all that training refuses in a folder of classes.
 
   `class_names` are those of training, for a folder of validation; `divided`
@@ -358,10 +376,11 @@ def find_problems(
   lacking = [name for name in classes if normal(name) not in known]
   seen = set()
   for name, listing in classes.items():
-    path, plain, count = root / name, normal(name), len(listing.paths)
-    below = [p for p in listing.folders if os.path.dirname(p) == str(path)]
-    words = {splits.split_of_name(os.path.basename(p)) for p in below} - {''}
-    if len(words) > 1:
+    path, plain = os.path.join(root, name), normal(name)
+    count = len(listing.paths)
+    below = map(os.path.split, listing.folders)
+    words = {splits.split_of_name(own) for up, own in below if up == path}
+    if len(words - {''}) > 1:
       text = 'holds folders named like splits; give the folder that has train/'
       yield 'splits_in_a_class', path, f'{text} and val/'
     if not count:
@@ -374,7 +393,7 @@ def find_problems(
       text = f'is one of the classes that training lacks: {lacking}'
       yield 'class_only_in_validation', path, text
     if plain in seen:
-      text = f'({str(path)!a}) has the name of another class, spelled in other'
+      text = f'({path!a}) has the name of another class, spelled in other'
       yield 'spelled_twice', path, f'{text} bytes of Unicode; join them'
     seen.add(plain)
   if class_names is None and len(classes) == 1:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -99,6 +100,8 @@ def raw_source(path: str, split: str) -> RawSource:
   if not num_examples or labels.min() < 0 or labels.max() >= len(names):
     problem = f'no labels, or others than 0 to {len(names) - 1}'
     raise _unfit(root / info['labels']['file'], problem)
+  if split == 'train':
+    splits.check_labels(root, labels, names)
   rgb = [info['rgb']['mean'], *info['rgb']['covariance']]
   if [*map(len, rgb)] != [3] * 4 or not all(
     abs(x) < 1e6 for x in itertools.chain(*rgb)
@@ -149,6 +152,11 @@ def read_manifest(root: pathlib.Path) -> dict:
     ) from error
   if manifest['format'] != FORMAT:
     raise UserError(f'{root / MANIFEST} is no manifest of {FORMAT!r}')
+  for split in manifest['splits'].values():
+    for name in (e['file'] for e in [split['labels'], *split['shards']]):
+      if name != os.path.basename(name):
+        problem = f'it names {name!r}, which does not lie in its folder'
+        raise _unfit(root / MANIFEST, problem)
   return manifest
 
 
@@ -162,6 +170,8 @@ def _load_array(root, entry, shape, dtype):
   if array.shape != shape or array.dtype != dtype:
     problem = f'{array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}'
     raise _unfit(path, problem)
+  if not array.flags.c_contiguous:  # its bytes are read by their addresses
+    raise _unfit(path, 'it is in Fortran order')
   return np.asarray(array)  # slices of a plain array are cheaper
 
 

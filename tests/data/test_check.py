@@ -307,7 +307,7 @@ def test_a_raw_set(raw_set):
 
 def test_labels_and_squares_of_a_raw_set(raw_set):
   root, files, manifest = raw_set
-  files['train-labels.npy'] = npy(np.zeros(6, np.int32))
+  manifest['class_names'].append('emu')
   squares = np.load(io.BytesIO(files[LAST]))
   squares[1] = np.load(io.BytesIO(files[FIRST]))[2]
   files[LAST] = npy(squares)
@@ -316,11 +316,11 @@ def test_labels_and_squares_of_a_raw_set(raw_set):
   assert found(write_raw(root, files, manifest)) == {
     ('warning', 'duplicate_between_splits'): one(copy),
     ('warning', 'duplicate_with_two_labels'): one(copy),
-    ('warning', 'unused_class'): one('dog'),
+    ('warning', 'unused_class'): one('emu'),
     ('note', 'note'): one('x.jpg'),
   }
   manifest['splits']['validation']['num_examples'] = 3
-  files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 2], np.int32))
+  files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 3], np.int32))
   assert found(write_raw(root, files, manifest)) == {
     ('error', 'refused'): (2, ['train', 'validation']),
     ('note', 'note'): one('x.jpg'),
@@ -482,6 +482,7 @@ ACCENT = class_files('train/', 'cafe\u0301', 'b')
     ([*PETS, 'cat/deep/er/1.jpg', 'cat/.git/1.jpg', 'cat/notes.txt'], True),
     ([*PETS, 'manifest.json', 'dataset_info.json', 'cat/x.tar'], True),
     ([*PETS, 'cat/more.heic', 'cat/a.parquet', 'loose.jpg'], True),
+    ([*PETS, 'pets.tar', 'ILSVRC2012_img_val.tar'], True),
     ([*PETS, 'caf\udce9/1.JPG', 'caf\udce9/2.png'], True),
     (class_files('', 'train', 'car', 'plane'), True),
     (ACCENT + class_files('val/', 'caf\xe9'), True),
@@ -506,6 +507,10 @@ def flip_last_byte(path):
   path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
+def to_fortran(path):
+  np.save(path, np.asfortranarray(np.load(path)))
+
+
 @pytest.mark.parametrize(
   ('change', 'fits'),
   [
@@ -513,6 +518,8 @@ def flip_last_byte(path):
     (lambda manifest, root: manifest['splits'].pop('validation'), False),
     (lambda manifest, root: manifest.update(class_names=['cat']), False),
     (lambda manifest, root: (root / FIRST).write_bytes(b'\x93NUMPY'), False),
+    (lambda manifest, root: to_fortran(root / FIRST), False),
+    (lambda manifest, root: (root / 'x.jpg').write_bytes(jpeg(0)), True),
   ],
 )
 def test_check_accepts_the_raw_sets_that_training_does(raw_set, change, fits):
@@ -564,7 +571,8 @@ def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
     for i, label in enumerate(labels)
     for k, v in (('jpg', jpeg(i)), ('cls', label.encode()))
   ]
-  write(tmp_path, {'train-0.tar': tar_of(samples)})
+  pictures = {'preview.jpg': jpeg(9), 'samples/0.jpg': jpeg(8)}
+  write(tmp_path, {'train-0.tar': tar_of(samples)} | pictures)
   assert agree(tmp_path, 'tar') == fits
   if fits:
     result = check(str(tmp_path))

@@ -248,10 +248,13 @@ def test_a_link_that_cannot_be_followed_is_named(tmp_path, monkeypatch, name):
 
   class Entry:
     def __init__(self, entry):
-      self.name, self._entry = entry.name, entry
+      self._entry = entry
+
+    def __getattr__(self, name):
+      return getattr(self._entry, name)
 
     def is_dir(self):
-      if self._entry.path == path:
+      if self.path == path:
         raise PermissionError(13, 'Permission denied', path)
       return self._entry.is_dir()
 

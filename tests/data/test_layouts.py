@@ -332,6 +332,12 @@ def change_manifest(change):
   return damage
 
 
+def rename_shard(name):
+  return change_manifest(
+    lambda m: m['splits']['train']['shards'][0].update(file=name)
+  )
+
+
 def save(name, array, **options):
   def damage(root):
     with next(root.glob(name)).open('wb') as file:
@@ -358,6 +364,10 @@ SHARD, LABELS = 'train-0*.npy', 'train-labels.npy'
     (lambda root: next(root.glob(SHARD)).unlink(), 'missing'),
     (save(SHARD, np.zeros(5)), 'not uint8'),
     (save(SHARD, np.zeros((4, 16, 16, 3), np.int8)), 'int8'),
+    (save(SHARD, np.zeros((4, 16, 16, 3), np.uint8, 'F')), 'Fortran'),
+    (rename_shard('../out/x.npy'), 'does not lie in its folder'),
+    (rename_shard('/x.npy'), 'does not lie in its folder'),
+    (save(LABELS, np.zeros(4, np.int32)), 'examples of 1 class'),
     (save(LABELS, np.zeros(5, np.int32)), r'not int32 \(4,\)'),
     (save(LABELS, np.zeros(4, np.int64)), 'int64'),
     (save(LABELS, np.full(4, 9, np.int32)), 'others than 0 to 1'),

@@ -73,16 +73,19 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
     raise UserError(f'no folder at {str(root)!r}; give that of the data set')
   if not name and raw.is_raw_set(root):
     return _open_raw(root)
-  if not name and any((root / tar).is_file() for tar in _TARS):
-    names, total = [], sum(_IMAGENET.values()) - _IMAGENET['classes']
-    return Contents('tars', names, total, _tars_jobs(root, names), {})
   if folder := _tfds_folder(root, name):
     return _open_tfds(folder)
-  if folder_lib.list_files(root).paths:
-    return _open_folder(root)
-  for kind in ('tar', 'parquet'):
+  images = folder_lib.list_files(root).paths
+  has_classes = len({os.path.dirname(p) for p in images} - {str(root)}) > 1
+  if not has_classes and any((root / tar).is_file() for tar in _TARS):
+    names, total = [], sum(_IMAGENET.values()) - _IMAGENET['classes']
+    return Contents('tars', names, total, _tars_jobs(root, names), {})
+  # A picture may lie beside shards, and an archive beside folders of images.
+  for kind in () if has_classes else ('tar', 'parquet'):
     if folder_lib.list_files(root, (f'.{kind}',)).paths:
       return _open_splits(kind, root)
+  if images:
+    return _open_folder(root)
   raise UserError(
     f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
     f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS set,'
