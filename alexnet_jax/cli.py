@@ -166,9 +166,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
   """Adds --config to the arguments of a command that trains."""
   parser.add_argument(
     '--config',
-    default='configs/quickstart.py',
-    metavar='FILE',
-    help='the recipe (default: %(default)s)',
+    default='quickstart',
+    metavar='RECIPE',
+    help='a file, or the name of one in configs/ (default: %(default)s)',
   )
 
 

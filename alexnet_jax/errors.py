@@ -1,5 +1,7 @@
 """Errors that the user of a command can mend, and the ways a run ends early."""
 
+import pathlib
+
 EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USER = 2
@@ -31,4 +33,6 @@ class ProcessLost(Exception):
 
 def how_to_install(extra: str) -> str:
   """Returns the advice to install one of the extras of pyproject.toml."""
-  return f"pip install -e '.[{extra}]' where pyproject.toml is"
+  if (pathlib.Path(__file__).parents[1] / 'pyproject.toml').is_file():
+    return f"pip install -e '.[{extra}]' where pyproject.toml is"
+  return f"pip install 'alexnet_jax[{extra}]'"

@@ -22,7 +22,9 @@ from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 
-_RECIPES = pathlib.Path(__file__).parents[1] / 'configs'
+_RECIPES = pathlib.Path(__file__).with_name('configs')
+if not _RECIPES.is_dir():  # a checkout has them beside the package
+  _RECIPES = _RECIPES.parents[1] / 'configs'
 _BOOLS = {'true': True, '1': True, 'false': False, '0': False}
 _KINDS = {
   bool: 'true or false',
@@ -37,8 +39,9 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   """Reads a recipe and its overrides.
 
   Args:
-    arguments: `--config=FILE` or `--config=FILE:ARGUMENT`, and any
-      `--config.key=value` or `--config.key value`.
+    arguments: `--config=RECIPE` or `--config=RECIPE:ARGUMENT`, a file or the
+      name of one of the package's own, and any `--config.key=value` or
+      `--config.key value`.
 
   Returns:
     The recipe's config with the overrides, validated.
@@ -80,11 +83,15 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
 
 
 def _read_recipe(recipe):
-  """Calls `get_config` of FILE or FILE:ARGUMENT; returns its config."""
+  """Calls `get_config` of a recipe, `:ARGUMENT` given; returns its config."""
   path, *argument = map(files.local_path, recipe.split(':', 1))
+  if re.fullmatch(r'\w+', path):
+    path = str(_RECIPES / f'{path}.py')
   if not pathlib.Path(path).is_file():
-    where = f'; recipes lie in {_RECIPES}' if _RECIPES.is_dir() else ''
-    raise UserError(f'no recipe at {path!r}: give another --config{where}')
+    names = ', '.join(sorted(found.stem for found in _RECIPES.glob('*.py')))
+    raise UserError(
+      f'no recipe at {path!r}: give another file, or one of the names {names}'
+    )
   try:
     get_config = runpy.run_path(path).get('get_config')
     if get_config is None:

@@ -186,7 +186,7 @@ def _say(text):
 
 def _parse(argv):
   parser = argparse.ArgumentParser(
-    prog='python launch/local.py',
+    prog=f'python {sys.argv[0]}',
     usage='%(prog)s --processes N [options] -- [ARGUMENTS OF THE TRAINING]',
     description='Trains with several processes on this machine.',
     epilog=_EPILOG,

@@ -370,7 +370,7 @@ def test_a_file_that_is_no_recipe(tmp_path, text, message):
   [
     ('quickstart.py:x', 'quickstart.py takes nothing after'),
     ('compare.py:alexnat', "no network 'alexnat'; there are"),
-    ('nowhere', r"no recipe at '.*nowhere\.py'.*configs"),
+    ('nowhere', r"no recipe at '.*nowhere\.py'.* names .* imagenet,"),
     ('finetune.py:gs://b/run', 'gs://b/run is no path of this machine'),
   ],
 )

@@ -60,7 +60,7 @@ def add_arguments(parser) -> None:
   text = 'also finds the largest batch, in three to six compilations'
   add('--batch_search', action='store_true', help=text)
   cli.add_recipe(parser)
-  parser.set_defaults(config='configs/imagenet.py')
+  parser.set_defaults(config='imagenet')
 
 
 def run(arguments, overrides: list[str]) -> dict:

@@ -87,7 +87,7 @@ def add_arguments(parser) -> None:
   text = 'that a measurement of more than 2 steps takes at least (default: 3)'
   add('--seconds', type=float, default=3.0, help=text)
   add('--skip_check', action='store_true', help='does not compare the losses')
-  parser.set_defaults(exit_code=exit_code, config='configs/imagenet.py')
+  parser.set_defaults(exit_code=exit_code, config='imagenet')
 
 
 def run(arguments, overrides: list[str]) -> dict:

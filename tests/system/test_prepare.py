@@ -365,7 +365,7 @@ def test_the_printed_command_is_one_that_works(
   assert printed[:3] == ['python', '-m', 'alexnet_jax.main']
   _, recipe, *overrides = shlex.split(printed[3])
   config = validation.load_config([f'--config={ROOT / recipe}', *overrides])
-  assert recipe == 'configs/folder.py'
+  assert recipe == 'folder'
   assert (config.data.resize_size, config.data.crop_size) == (64, 56)
   assert build.make_loader(config, 'train').source.num_examples == 191
 

@@ -126,7 +126,7 @@ def _make_builder(name, root):
     hint = f' Did you mean {" or ".join(near)}?' if near else ''
     raise UserError(
       f'TFDS has no data set {name!r}.{hint} {_CATALOG} lists them; for'
-      ' photographs in folders use configs/folder.py'
+      ' photographs in folders use --config folder'
     ) from error
   except ValueError as error:  # a config that the set does not have
     raise UserError(str(error)) from error
@@ -223,8 +223,8 @@ def print_command(recipe: str, keys: dict) -> None:
   """Prints the command that trains with a recipe and some keys."""
   overrides = (shlex.quote(f'--config.{k}={v}') for k, v in keys.items())
   print(
-    'to train on it:\n  python -m alexnet_jax.main --config'
-    f' configs/{recipe}.py {" ".join(overrides)}',
+    f'to train on it:\n  python -m alexnet_jax.main --config {recipe}'
+    f' {" ".join(overrides)}',
     file=sys.stderr,
   )
 

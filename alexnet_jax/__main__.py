@@ -1,0 +1,46 @@
+"""All commands as one: alexnet-jax COMMAND, python -m alexnet_jax COMMAND."""
+
+import argparse
+import runpy
+import sys
+
+_COMMANDS = {
+  'train': ('main', 'trains a network, or goes on with a run'),
+  'evaluate': ('evaluation.evaluate', 'measures a run'),
+  'predict': ('predict', 'classifies images with a run'),
+  'prepare': (
+    'data.prepare',
+    'checks a data set, or writes one that is faster',
+  ),
+  'report': ('evaluation.report', 'draws the page of a run'),
+  'compare': ('evaluation.compare', 'compares runs'),
+  'ensemble': ('evaluation.ensemble', 'measures the mean of several runs'),
+  'crossval': ('evaluation.crossval', 'cross-validates a recipe'),
+  'sweep': ('evaluation.sweep', 'searches for good values of keys'),
+  'load': ('interop.load', 'makes a run of weights of elsewhere'),
+  'save': ('interop.save', 'writes weights for other frameworks'),
+  'export': ('interop.export', 'writes a run as a program'),
+  'bench': ('bench', 'measures speed beside others'),
+}
+
+
+def main() -> None:
+  """Runs a command as `python -m` does, and ends with its exit code."""
+  lines = [f'  {name:9} {text}' for name, (_, text) in _COMMANDS.items()]
+  parser = argparse.ArgumentParser(
+    prog='alexnet-jax',
+    usage='%(prog)s COMMAND [arguments of the command]',
+    description='\n'.join(['commands, each with --help:', *lines]),
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('command', choices=_COMMANDS, help=argparse.SUPPRESS)
+  rest = {'nargs': argparse.REMAINDER, 'help': argparse.SUPPRESS}
+  parser.add_argument('arguments', **rest)
+  given = parser.parse_args()
+  module, _ = _COMMANDS[given.command]
+  sys.argv[1:] = given.arguments
+  runpy.run_module(f'alexnet_jax.{module}', run_name='__main__', alter_sys=True)
+
+
+if __name__ == '__main__':
+  main()
