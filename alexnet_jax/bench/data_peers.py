@@ -246,7 +246,7 @@ def _ours(mirrors, task, count):
   loader = Loader(
     task.open_source(), task.resize_size, num_threads=task.threads
   )
-  iterator = pipeline.make_train_iter(
+  iterator = pipeline.train_dataset(
     loader,
     augment.Augmentation(augment.Crop(CROP)),
     pipeline.Batching(task.batch_size),

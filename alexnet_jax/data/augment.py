@@ -182,6 +182,7 @@ class Augmentation:
   flip: bool = True  # False never mirrors
   brightness: float = 0.0  # largest random shift, as a share of white
   lighting: Lighting | None = None
+  mirrors_on_host: bool = False  # then `flip` is not left to the device
 
   def draw(
     self, draws: np.ndarray, step: int, batch_size: int, seed: int, part: slice

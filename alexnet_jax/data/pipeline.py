@@ -109,7 +109,7 @@ def _aligned_block(size):
   return block[start : start + size]
 
 
-def make_train_iter(
+def train_dataset(
   loader: Loader,
   augmentation: Augmentation,
   batching: Batching,
@@ -117,8 +117,8 @@ def make_train_iter(
   num_steps: int,
   seed: int,
   scaled_decoding: bool = True,
-) -> grain.DatasetIterator:
-  """Returns an iterator over training batches: element t is batch t.
+) -> grain.IterDataset:
+  """Returns the training batches: element t is batch t.
 
   Squares of images that are in memory may be kept, see
   `Loader.square_addresses`.
@@ -133,12 +133,12 @@ def make_train_iter(
       resolution; see `decoding.decode`.
 
   Returns:
-    An iterator over `Batch`es. Its state is {'next_index': the next step}.
+    A dataset of `Batch`es. Its iterator's state is {'next_index': next step}.
   """
   make_batch = _TrainBatches(
     loader, augmentation, batching, num_steps, seed, scaled_decoding
   )
-  return _iterate(make_batch, num_steps, batching.prefetch)
+  return _dataset(make_batch, num_steps, batching.prefetch)
 
 
 class _TrainBatches:
@@ -159,6 +159,13 @@ class _TrainBatches:
       self.addresses = loader.square_addresses(num_steps * batching.size)
 
   def __call__(self, step: int) -> Batch:
+    batch = self._make(step)
+    if self.augmentation.mirrors_on_host:
+      flip, image = batch.pop('flip'), batch['image']
+      image[flip] = image[flip, :, ::-1]
+    return batch
+
+  def _make(self, step):
     loader, crop = self.loader, self.augmentation.crop
     part, seed = self.batching.part, self.seed
     whole = self.batching.global_batch_size
@@ -235,10 +242,10 @@ def _next_readable(loader, position, seed, how):
   raise UserError(f'no image of {loader.source.name} can be decoded')
 
 
-def make_eval_iter(
+def eval_dataset(
   loader: Loader, crop_size: int, batching: Batching
-) -> grain.DatasetIterator:
-  """Returns an iterator over center crops of every example, once, in order.
+) -> grain.IterDataset:
+  """Returns batches of center crops of every example, once, in order.
 
   With a `crop_size` of the loader's `resize_size` they are the whole squares.
   The images are decoded exactly. The last batch is filled up with examples that
@@ -246,7 +253,7 @@ def make_eval_iter(
   """
   make_batch = _EvalBatches(loader, crop_size, batching)
   length = -(-loader.source.num_examples // batching.global_batch_size)
-  return _iterate(make_batch, length, batching.prefetch)
+  return _dataset(make_batch, length, batching.prefetch)
 
 
 class _EvalBatches:
@@ -279,7 +286,7 @@ class _EvalBatches:
       batch['mask'][i] = True
 
 
-def _iterate(make_batch, length, prefetch):
+def _dataset(make_batch, length, prefetch):
   options = grain.ReadOptions(
     # Two readers: the threads work inside the batches, and find the next one
     # ready when one is done. At most `prefetch` batches are begun ahead.
@@ -287,7 +294,7 @@ def _iterate(make_batch, length, prefetch):
     prefetch_buffer_size=prefetch,
   )
   dataset = grain.MapDataset.range(length).map(make_batch)
-  return iter(dataset.to_iter_dataset(options))
+  return dataset.to_iter_dataset(options)
 
 
 def data_record(source, *, seed: int, global_batch_size: int) -> dict:

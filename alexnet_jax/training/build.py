@@ -208,7 +208,7 @@ def make_train_iter(
   augmentation = augment.Augmentation(
     crop, flip=data.random_flip, brightness=data.brightness, lighting=shift
   )
-  return pipeline.make_train_iter(
+  dataset = pipeline.train_dataset(
     loader,
     augmentation,
     _make_batching(config, mesh, config.global_batch_size),
@@ -216,6 +216,7 @@ def make_train_iter(
     seed=config.seed,
     scaled_decoding=data.scaled_decoding,
   )
+  return iter(dataset)
 
 
 def pixel_options(config) -> pixel_statistics.Options:
@@ -299,11 +300,12 @@ def eval_batch_size(config, mesh: Mesh) -> int:
 
 def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
   """Returns batches of `eval_batch_size`; whole squares for 10 crops."""
-  return pipeline.make_eval_iter(
+  dataset = pipeline.eval_dataset(
     loader,
     loader.resize_size if crops > 1 else config.data.crop_size,
     _make_batching(config, mesh, eval_batch_size(config, mesh)),
   )
+  return iter(dataset)
 
 
 def check_examples(config, training, held_out) -> None:

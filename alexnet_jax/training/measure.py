@@ -58,7 +58,7 @@ def evaluate(
 
   Args:
     eval_step: mapped over the devices, see `training.step.eval_step`.
-    batches: host batches of the split, see `data.pipeline.make_eval_iter`.
+    batches: host batches of the split, see `data.pipeline.eval_dataset`.
     to_devices: starts the transfer of a batch.
     progress: called with the number of batches dispatched.
     num_examples: of the split; None: predictions have the padding of the last

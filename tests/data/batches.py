@@ -20,8 +20,8 @@ def train_iter(
   scaled_decoding=True,
   **batching,
 ):
-  """Returns `pipeline.make_train_iter` of these options."""
-  return pipeline.make_train_iter(
+  """Returns an iterator of `pipeline.train_dataset` of these options."""
+  dataset = pipeline.train_dataset(
     loader,
     augment.Augmentation(
       augment.Crop(crop_size, crop), random_flip, brightness, lighting
@@ -31,13 +31,13 @@ def train_iter(
     seed=seed,
     scaled_decoding=scaled_decoding,
   )
+  return iter(dataset)
 
 
 def eval_iter(loader, *, crop_size, **batching):
-  """Returns `pipeline.make_eval_iter` of these options."""
-  return pipeline.make_eval_iter(
-    loader, crop_size, pipeline.Batching(**batching)
-  )
+  """Returns an iterator of `pipeline.eval_dataset` of these options."""
+  batching = pipeline.Batching(**batching)
+  return iter(pipeline.eval_dataset(loader, crop_size, batching))
 
 
 def assert_same(left, right):

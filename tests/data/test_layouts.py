@@ -209,7 +209,7 @@ def resident():
     return int(file.read().split()[1]) * resource.getpagesize()
 
 source = sources.make_source(split='train', **json.loads(sys.argv[1]))
-batches = pipeline.make_train_iter(
+batches = pipeline.train_dataset(
   Loader(source, 64, num_threads=2), augment.Augmentation(augment.Crop(56)),
   pipeline.Batching(32), num_steps=2000, seed=0,
 )

@@ -256,7 +256,7 @@ def test_data_works_without_jax_and_tensorflow():
     'l = loader.Loader(sources.synthetic_source("train", 8, 2), 16)\n'
     'a = augment.Augmentation(augment.Crop(8))\n'
     'b = pipeline.Batching(4)\n'
-    'i = pipeline.make_train_iter(l, a, b, num_steps=3, seed=0)\n'
+    'i = pipeline.train_dataset(l, a, b, num_steps=3, seed=0)\n'
     'assert len(list(i)) == 3\n'
   )
   subprocess.run([sys.executable, '-c', program], check=True)

@@ -46,9 +46,7 @@ def evaluate(source, batch_size, kind, progress=lambda done: None):
   return measure.evaluate(
     eval_step,
     MeanColor(),
-    pipeline.make_eval_iter(
-      Loader(source, 8), 8, pipeline.Batching(batch_size)
-    ),
+    pipeline.eval_dataset(Loader(source, 8), 8, pipeline.Batching(batch_size)),
     lambda batch: parallel.batch_to_devices(batch, mesh, kind),
     progress,
     num_examples=source.num_examples,
