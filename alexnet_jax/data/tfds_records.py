@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 from array_record.python import array_record_data_source
+from array_record.python import array_record_module
 from google.protobuf.message import DecodeError
 import numpy as np
 
@@ -29,6 +30,7 @@ _KINDS = {  # of the features that are read: classes of TFDS
 }
 _INFO = {'name': str, 'splits': [{'name': str}]}  # of INFO
 _FEATURES = {'featuresDict': {'features': {str: {'pythonClassName': str}}}}
+_MOST_CLASSES = 1_000_000
 _CHUNK = 256  # records
 _LARGE = 10_000  # records; reading their labels is announced
 _labels_read: dict[tuple[pathlib.Path, str], np.ndarray] = {}
@@ -156,10 +158,10 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
   parts = [] if backwards else infos[split].file_instructions
   if not parts:
     raise UserError(f'the split {split!r} of {name} in {folder} is empty')
-  for part in parts:
-    if not pathlib.Path(part.filename).is_file():
-      raise UserError(f'{part.filename} is missing; prepare {name} again')
-  files.keep_open(part.filename for part in parts)
+  paths = {part.filename for part in parts}
+  whole = itertools.chain(*described.splits.values())
+  files.keep_open(paths)
+  splits.in_threads(_check_records, (w for w in whole if w.filename in paths))
   return TfdsSource(
     f'{name} {split}',
     folder,
@@ -168,6 +170,22 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
     tuple(described.class_names),
     splits.digest((folder / INFO).read_bytes(), split.encode()),
   )
+
+
+def _check_records(file):
+  """Refuses a file that has other records than the description says."""
+  if not pathlib.Path(file.filename).is_file():
+    raise UserError(f'{file.filename} is missing; prepare the set again')
+  try:
+    reader = array_record_module.ArrayRecordReader(file.filename)
+    count = reader.num_records()
+    reader.close()
+  except (RuntimeError, ValueError) as error:
+    problem = f'is damaged ({error}); prepare the set again'
+    raise UserError(f'{file.filename} {problem}') from error
+  if count != file.take:
+    problem = f'has {count:,} records, not {file.take:,}; prepare the set again'
+    raise UserError(f'{file.filename} {problem}')
 
 
 def check_disjoint(training, held_out) -> None:
@@ -214,8 +232,10 @@ def read_description(folder: pathlib.Path) -> Description:
     )
   try:
     dtype = features['image'].get('image', {}).get('dtype', 'uint8')
-    count = int(features['label']['classLabel']['numClasses'])
+    count = _whole(features['label']['classLabel']['numClasses'])
     infos = _split_infos(folder, info)
+    if count > _MOST_CLASSES:
+      raise ValueError(f'{count} classes')
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     message = f'the description in {folder} is damaged ({error!r})'
     raise UserError(f'{message}; prepare the set again') from error
@@ -231,20 +251,28 @@ def _split_infos(folder, info):
   from tensorflow_datasets.core.splits import SplitDict
   from tensorflow_datasets.core.splits import SplitInfo
 
-  found = []
+  found, seen = [], {'all'}  # which TFDS reads as the sum of the others
   for split in info['splits']:
+    if not re.fullmatch(r'[\w.-]+', split['name']) or split['name'] in seen:
+      raise ValueError(f'a split is called {split["name"]!r}, or two are')
+    seen.add(split['name'])
     plain = naming.ShardedFileTemplate(
       folder, dataset_name=info['name'], filetype_suffix='array_record'
     )
     if split.get('filepathTemplate') not in (None, '', plain.template):
       raise ValueError(f'files are named {split["filepathTemplate"]}')
-    lengths = [int(length) for length in split.get('shardLengths', [])]
-    if os.sep in info['name'] + split['name'] or not all(
-      0 <= length < 1 << 40 for length in lengths
-    ):
-      raise ValueError(f'{info["name"]} {split["name"]}: {lengths} records')
+    if os.sep in info['name']:
+      raise ValueError(f'it is called {info["name"]}')
+    lengths = list(map(_whole, split.get('shardLengths', [])))
     found.append(SplitInfo(split['name'], lengths, 0, plain))
   return SplitDict(found)
+
+
+def _whole(value):
+  """Returns a count of the description, which has them as text."""
+  if not re.fullmatch('[0-9]{1,12}', str(value)):
+    raise ValueError(f'{value!r} is no count')
+  return int(value)
 
 
 def _read_names(path, count):
