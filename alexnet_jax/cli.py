@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import stat
 import sys
 import time
@@ -17,6 +18,11 @@ from alexnet_jax import files
 from alexnet_jax import runtime
 
 _LOG_FORMAT = '%(levelname)s %(message)s'
+# Names of classes and files are of strangers: they get nothing of a terminal
+# but the colors and bars that rich makes.
+_CONTROL = re.compile(
+  '[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]|\x1b(?!\\[)'
+)
 _prefix = ''
 
 
@@ -32,7 +38,12 @@ class _LastingStream:
     return getattr(self._stream, name)
 
   def write(self, text: str) -> int:
-    self._try(lambda: self._stream.write(text))
+    shown = (
+      text
+      if self._must_arrive
+      else _CONTROL.sub('\N{REPLACEMENT CHARACTER}', text)
+    )
+    self._try(lambda: self._stream.write(shown))
     return len(text)
 
   def flush(self) -> None:
@@ -140,11 +151,11 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
       )
     case KeyboardInterrupt():
       return errors.EXIT_FAILURE, 'error: interrupted'
-    case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+    case Exception() if reason := files.no_room(error):
       return errors.EXIT_USER, (
-        f'error: {error.filename or "while writing"}: {error.strerror};'
-        ' complete checkpoints stay valid: make room and start the same command'
-        ' again'
+        f'error: {getattr(error, "filename", None) or "while writing"}:'
+        f' {reason}; complete checkpoints stay valid: make room and start the'
+        ' same command again'
       )
     case OSError() if error.filename:
       return errors.EXIT_USER, f'error: {error.filename}: {error.strerror}'

@@ -27,6 +27,10 @@ _TRANSIENT_ERRORS |= {errno.EPERM, errno.EAGAIN, errno.EINTR, errno.ESTALE}
 _TRANSIENT_ERRORS |= {errno.ETIMEDOUT, errno.ENOTCONN}
 _TRANSIENT_TEXTS = [*map(os.strerror, _TRANSIENT_ERRORS), 'RESOURCE_EXHAUSTED']
 _TRANSIENT_TEXTS += ['DEADLINE_EXCEEDED', "can't start new thread"]
+_NO_ROOM = {
+  number: os.strerror(number)
+  for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+}
 _kept_open: set[str] = set()
 
 
@@ -216,6 +220,13 @@ def is_transient(error: BaseException) -> bool:
     or getattr(error, 'errno', None) in _TRANSIENT_ERRORS
     or any(text in str(error) for text in _TRANSIENT_TEXTS)
   )
+
+
+def no_room(error: BaseException) -> str:
+  """Returns why nothing more can be written: a full disk, a limit; or ''."""
+  # Libraries give no number, only the text.
+  number, text = getattr(error, 'errno', None), str(error)
+  return next((t for n, t in _NO_ROOM.items() if n == number or t in text), '')
 
 
 def differences(before: Mapping, after: Mapping) -> dict[str, tuple]:

@@ -1,5 +1,6 @@
 """The console of all commands: tables, lines and one progress bar."""
 
+import errno
 import importlib
 import io
 import os
@@ -87,6 +88,30 @@ def test_a_device_that_is_not_there(platforms):
   assert done.returncode == 2, done.stderr
   assert 'Traceback' not in done.stderr
   assert f"error: JAX_PLATFORMS is '{platforms}', and" in done.stderr
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'a.bin'),
+    RuntimeError('I/O error: No space left on device (os error 28)'),
+  ],
+)
+def test_writes_that_find_no_room_are_no_bugs(error):
+  code, message = cli.outcome(error)
+  assert code == 2
+  assert 'make room and start the same command again' in message
+
+
+def test_names_of_strangers_get_nothing_of_the_terminal(capsys):
+  def work():
+    print('\x1b]0;owned\x07 \x1b[31mred\tcat\x9b2J', file=sys.stderr)
+
+  assert cli.run(work, json_output=False, uses_jax=False) == 0
+  assert (
+    capsys.readouterr().err == '\ufffd]0;owned\ufffd \x1b[31mred\tcat\ufffd2J\n'
+  )
 
 
 def test_folders_of_arguments(monkeypatch):

@@ -119,7 +119,7 @@ def test_a_full_disk_keeps_the_finished_shards(
   others.write_bytes(bytes(4 * 1024 * 1024 - room))
   assert prepare(command_line) == 2
   message, done = capsys.readouterr().err, finished(out)
-  assert 'no space left' in message
+  assert 'No space left' in message
   assert f'{done} of {total} shards are finished' in message
   assert 0 < done < total
   assert not list(out.rglob('*.tmp'))
@@ -139,7 +139,7 @@ def test_too_small_a_disk_is_refused_beforehand(
   (small_disk / 'others').write_bytes(bytes(4 * 1024 * 1024 - 150_000))
   assert prepare(arguments(command, photos, small_disk / 'out')) == 2
   assert 'make room' in capsys.readouterr().err
-  assert finished(small_disk) == 0
+  assert not (small_disk / 'out' / '.unfinished').exists()  # another size may
 
 
 def test_what_is_prepared_stays(photos, tmp_path, capsys):
@@ -364,7 +364,7 @@ def test_the_printed_command_is_one_that_works(
   printed = capsys.readouterr().err.splitlines()[-1].split(maxsplit=3)
   assert printed[:3] == ['python', '-m', 'alexnet_jax.main']
   _, recipe, *overrides = shlex.split(printed[3])
-  config = validation.load_config([f'--config={ROOT / recipe}', *overrides])
+  config = validation.load_config([f'--config={recipe}', *overrides])
   assert recipe == 'folder'
   assert (config.data.resize_size, config.data.crop_size) == (64, 56)
   assert build.make_loader(config, 'train').source.num_examples == 191

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import concurrent.futures
 import contextlib
-import errno
 import functools
 import importlib.metadata
 import json
@@ -185,25 +184,27 @@ def _write_set(target, loaders, per_shard):
   try:
     _write_shards(target, loaders, planned, notes)
   except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
-    if not full and 'No space left' not in str(error):
+    if not (reason := files.no_room(error)):
       raise
     raise UserError(
-      f'no space left in {target.folder}; {len(notes)} of {len(planned)} shards'
+      f'{target.folder}: {reason}; {len(notes)} of {len(planned)} shards'
       ' are finished and stay: make room and start the same command again'
     ) from error
 
 
 def _write_shards(target, loaders, planned, notes):
   folder = target.folder
-  _begin(target)
+  for left in folder.glob('*.tmp'):
+    left.unlink()
   for shard in planned:
     with contextlib.suppress(FileNotFoundError):
       note = _read_json(folder / _NOTES / f'{shard.key}.json')
-      if note and (folder / note['file']).stat().st_size == note['bytes']:
+      path = folder / target.file_name(shard)
+      if note and path.stat().st_size == note.get('bytes'):
         notes[shard.key] = note
   missing = [shard for shard in planned if shard.key not in notes]
   _check_room(folder, target.estimate(missing))
+  _begin(target)
   if notes:
     done = f'{len(notes)} of {len(planned)} shards are there already'
     print(done, file=sys.stderr)
@@ -232,8 +233,6 @@ def _begin(target):
     _check_settings(target, 'was begun', _read_json(path), settings)
   else:
     write_json(path, settings)
-  for left in target.folder.glob('*.tmp'):
-    left.unlink()
 
 
 def _check_room(folder, needed):

@@ -17,6 +17,7 @@ import shutil
 import sys
 import tarfile
 
+from alexnet_jax import files
 from alexnet_jax.data import tfds_records
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
@@ -197,7 +198,7 @@ def _run_builder(tensorflow, builder, manual):
     tensorflow.errors.OpError,
     RuntimeError,  # what ArrayRecord makes of a full disk
   ) as error:
-    if isinstance(error, RuntimeError) and 'No space left' not in str(error):
+    if isinstance(error, RuntimeError) and not files.no_room(error):
       raise
     raise UserError(
       f'cannot build {builder.name} in {builder.data_dir}: {error}\n'
