@@ -129,8 +129,15 @@ def _load(path):
   try:
     with np.load(path) as stored:
       names = ('mean', 'of', *({'covariance'} & set(stored.files)))
-      return {name: stored[name] for name in names}
-  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+      found = {name: stored[name] for name in names}
+    height, width, colors = found['mean'].shape
+    covariance = found.get('covariance', np.eye(3))
+    fits = height == width and (colors, *covariance.shape) == (3, 3, 3)
+    finite = np.isfinite(found['mean']).all() and np.isfinite(covariance).all()
+    return found if fits and finite else {}
+  except (OSError, ValueError, TypeError, EOFError, KeyError):
+    return {}
+  except zipfile.BadZipFile:
     return {}
 
 

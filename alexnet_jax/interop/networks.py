@@ -31,6 +31,7 @@ _CROP_SIZES |= dict.fromkeys(
 )
 _NORM = {'scale', 'bias', 'mean', 'var'}  # leaves of a batch norm
 _FIRST, _LAST = ('features', 'conv'), ('classifier', 'fc', 'dense', 'head')
+_MOST_REPEATED = 2**28  # bytes that fewer numbers of a file may stand for
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 log = logging.getLogger(__name__)  # for what was guessed or changed
 
@@ -261,6 +262,15 @@ def fit(
     raise misfit('dense layers', ', '.join([*found][:10]) or 'nothing')
   last = last_dense({name: there[name]['kernel'] for name in dense})
   num_classes = network.num_classes or there[last]['kernel'][1]
+  if num_classes < 2:
+    raise misfit('a head of two classes at least', num_classes, last)
+  for name, array in (
+    (n, a) for n, leaves in found.items() for a in leaves.values()
+  ):
+    if 0 in array.shape:
+      raise misfit('numbers in every tensor', 'none', name)
+    if 0 in array.strides and array.nbytes > _MOST_REPEATED:
+      raise misfit('a number for each weight', 'one for many', name)
   shapes = layer_shapes(network.model, num_classes, network.data['crop_size'])
   pairs = _match(there, shapes, last)
   if pairs != (names or {name: name for name in shapes}):

@@ -282,6 +282,14 @@ def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
       lambda s: s.update({'fc3.bias': 1e300 * torch.ones(256).double()}),
       'expected finite numbers, found 256',
     ),
+    (
+      lambda s: s.update({'fc10.weight': torch.ones(1, 256)}),
+      'fc10: expected a head of two classes at least, found 1',
+    ),
+    (
+      lambda s: s.update({'fc4.bias': torch.ones(0)}),
+      'fc4: expected numbers in every tensor',
+    ),
     (lambda s: s.clear(), 'expected dense layers, found nothing'),
     (
       lambda s: (s.clear(), s.update(module=torch.ones(3))),
@@ -295,6 +303,14 @@ def test_misfits_are_refused(change, message, tmp_path):
   path = tmp_path / 'm.safetensors'
   safetensors_torch.save_file(state, path)
   with pytest.raises(UserError, match=message):
+    torch_files.read(path, MARVIN)
+
+
+def test_one_number_does_not_fill_the_memory(tmp_path):
+  state = marvin().state_dict()
+  state['fc10.weight'] = torch.zeros(1).expand(10**9, 256)
+  torch.save(state, path := tmp_path / 'm.pth')
+  with pytest.raises(UserError, match='fc10: expected a number for each'):
     torch_files.read(path, MARVIN)
 
 

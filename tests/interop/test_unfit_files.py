@@ -131,6 +131,9 @@ RUNS = {
   'no checkpoints': lambda run: shutil.rmtree(run / 'checkpoints'),
   'cut checkpoint': lambda run: cut((run / 'checkpoints').rglob('*')),
   'no mean': lambda run: (run / 'pixel_mean.npz').unlink(),
+  'no number in the mean': lambda run: np.savez(
+    run / 'pixel_mean.npz', mean=np.full((256, 256, 3), np.nan), of='train'
+  ),
   'cut mean': lambda run: cut([run / 'pixel_mean.npz']),
 }
 
