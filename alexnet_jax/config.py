@@ -7,7 +7,6 @@ from collections.abc import Callable
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 
 import ml_collections
@@ -83,6 +82,26 @@ _LEVELS = _numbers_rule(
 _DIVISORS = _numbers_rule(
   'takes three numbers above 0, or ()',
   lambda v: len(v) in (0, 3) and all(divisor > 0 for divisor in v),
+)
+
+
+def _are_multipliers(entries):
+  last = 0
+  for entry in entries:
+    match entry:
+      case [epoch, str(), factor] if is_number(epoch) and is_number(factor):
+        if epoch < last or factor < 0:
+          return False
+        last = epoch
+      case _:
+        return False
+  return True
+
+
+_MULTIPLIERS = Rule(
+  'takes (epoch, pattern, factor of the learning rate), in the order of the'
+  ' epochs',
+  _are_multipliers,
 )
 _FOLDS = Rule('must be 0 or at least 2', lambda v: v == 0 or v > 1)
 _PATTERNS = Rule(
@@ -259,7 +278,7 @@ _SCHEDULE = {
   # (epoch, pattern, factor), in the order of the epochs. From then on the
   # parameters whose names match, such as conv1/* or */kernel, have the learning
   # rate times the factor; the last entry that matches counts.
-  'lr_multipliers': Key((), when='schedule.name=recorded'),
+  'lr_multipliers': Key((), _MULTIPLIERS, when='schedule.name=recorded'),
   'warmup_epochs': Key(0.0, _NOT_NEGATIVE),
   'warmup_steps': Key(0, _NOT_NEGATIVE),
 }
@@ -363,24 +382,17 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def from_dict(values: dict) -> ml_collections.ConfigDict:
-  """Returns the config that was saved as JSON; missing keys get defaults."""
-  config = make_config()
-  config.update(_tuples(values))
-  return config
-
-
-def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """Reads the config that a run wrote into its folder.
+  """Returns the config that was saved as JSON; missing keys get defaults.
 
   Raises:
-    UserError: if there is none, or not one of this program.
+    UserError: if it is something else; see also `validation.check_values`.
   """
+  config = make_config()
   try:
-    return from_dict(
-      json.loads((pathlib.Path(workdir) / CONFIG_FILE).read_text())
-    )
-  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-    raise UserError(f'{workdir} is not the folder of a run: {error}') from error
+    config.update(_tuples(values))
+  except (TypeError, ValueError, KeyError, AttributeError) as error:
+    raise UserError(f'it has no config of this program: {error}') from error
+  return config
 
 
 def write_config(config: ml_collections.ConfigDict, workdir) -> None:

@@ -64,6 +64,15 @@ def refuse_unusable(folder: str | os.PathLike) -> None:
     ) from error
 
 
+def refuse_no_file(path: str | os.PathLike) -> None:
+  """Raises UserError if a path leads to a pipe, a device or a folder.
+
+  A pipe would be waited for, a device such as /dev/zero has no end.
+  """
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise UserError(f'{path} is no plain file; name another, or a copy of it')
+
+
 @contextlib.contextmanager
 def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives the path of a temporary file, which takes the place of `path`.
@@ -288,21 +297,26 @@ def read_json(path: pathlib.Path, shape: object) -> dict:
     UserError: if it is no JSON, naming the first value of another shape.
     FileNotFoundError: if there is none.
   """
+  refuse_no_file(path)
   try:
     value = json.loads(path.read_bytes())
   except FileNotFoundError:
     raise
   except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'cannot read {path}: {error}') from error
-  if misfit := _misfit(value, shape, 'it'):
-    raise UserError(f'{path} is damaged or of another kind: {misfit}')
+  if wrong := misfit(value, shape, 'it'):
+    raise UserError(f'{path} is damaged or of another kind: {wrong}')
   return value
 
 
-def _misfit(value, shape, where):
-  """Returns what is wrong first with a value out of JSON; '' for nothing."""
+def misfit(value: object, shape: object, where: str) -> str:
+  """Returns what is wrong first with a value out of JSON; '' for nothing.
+
+  The value is called `where`; for `shape` see `read_json`.
+  """
   kind = type(shape) if isinstance(shape, dict | list) else shape
-  if not isinstance(value, kind) or isinstance(value, bool):
+  is_bool = isinstance(value, bool)  # an int to Python
+  if not isinstance(value, kind) or is_bool != (kind is bool):
     return f'{where} is {value!r:.80}'
   parts = []
   if isinstance(shape, list):
@@ -315,5 +329,5 @@ def _misfit(value, shape, where):
       for wanted, inner in shape.items()
       for key in (value if wanted is str else [wanted])
     ]
-  found = (_misfit(part, inner, name) for name, part, inner in parts)
+  found = (misfit(part, inner, name) for name, part, inner in parts)
   return next(filter(None, found), '')

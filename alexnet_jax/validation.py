@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import difflib
 import inspect
+import os
 import pathlib
 import re
 import runpy
@@ -15,8 +16,10 @@ import traceback
 import ml_collections
 
 from alexnet_jax import files
+from alexnet_jax.config import CONFIG_FILE
 from alexnet_jax.config import DURATIONS
 from alexnet_jax.config import flatten
+from alexnet_jax.config import from_dict
 from alexnet_jax.config import is_number
 from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
@@ -177,14 +180,45 @@ def validate(
   """
   flat = flatten(config)
   _check_keys(flat)
-  for name, key in KEYS.items():
-    _check_value(name, key, flat[name])
+  _check_each(flat)
   check_effects(flat, given)
   _check_data(flat)
   _check_durations(flat)
-  _check_lr_multipliers(flat)
+  _check_network(config)
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+  """Checks types and ranges of the values, whatever has an effect.
+
+  Raises:
+    UserError: as `validate` does.
+  """
+  _check_each(flatten(config))
+  _check_network(config)
+
+
+def _check_each(flat):
+  for name, key in KEYS.items():
+    _check_value(name, key, flat.get(name))
+
+
+def _check_network(config):
   if problem := spec.problem(config.model.to_dict()):
     raise UserError(f'config.model.{problem}')
+
+
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Reads the config that a run wrote into its folder.
+
+  Raises:
+    UserError: if there is none, or not one of this program.
+  """
+  path = pathlib.Path(workdir) / CONFIG_FILE
+  try:
+    check_values(config := from_dict(files.read_json(path, dict)))
+  except (UserError, FileNotFoundError) as error:
+    raise UserError(f'{workdir} is not the folder of a run: {error}') from error
+  return config
 
 
 def _check_keys(flat):
@@ -271,9 +305,15 @@ def _check_data(flat):
 
 
 def _check_durations(flat):
+  multipliers = 'schedule.lr_multipliers'
   needed = {'num': '', 'eval_every': ''}
   if flat['schedule.name'] == 'step':
     needed['schedule.drop'] = ', as config.schedule.name is step'
+  if flat['schedule.name'] == 'recorded' and not flat[multipliers]:
+    raise UserError(
+      f'config.{multipliers} is (); config.schedule.name is recorded and needs'
+      ' some'
+    )
   for name in (*DURATIONS, 'schedule.drop'):
     keys = f'{name}_epochs', f'{name}_steps'
     values = [flat[key] for key in keys]
@@ -283,24 +323,3 @@ def _check_durations(flat):
       raise UserError(f'{now}; leave one of the two at {unset}')
     if name in needed and not any(values):
       raise UserError(f'{now}; set one of them{needed[name]}')
-
-
-def _check_lr_multipliers(flat):
-  entries = flat['schedule.lr_multipliers']
-  if flat['schedule.name'] == 'recorded' and not entries:
-    raise UserError(
-      'config.schedule.name is recorded, and needs'
-      ' config.schedule.lr_multipliers (now ())'
-    )
-  last = 0
-  for entry in entries:
-    match entry:
-      case [epoch, str(), factor] if is_number(epoch) and is_number(factor):
-        fits, last = last <= epoch and factor >= 0, epoch
-      case _:
-        fits = False
-    if not fits:
-      raise UserError(
-        f'config.schedule.lr_multipliers has {entry!r}; it takes (epoch,'
-        ' pattern, factor of the learning rate), in the order of the epochs'
-      )

@@ -126,7 +126,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
         'schedule.name=recorded',
         'schedule.lr_multipliers=((5,"conv1/*",0.1),(2,"conv2/*",0.1))',
       ],
-      r"\(2, 'conv2/\*', 0.1\); it takes",
+      r"\(2, 'conv2/\*', 0.1\)\); it takes",
     ),
     (['num_steps=5'], 'num_epochs is .* and config.num_steps is 5; leave one'),
     (['num_epochs=0'], 'num_epochs is 0.0 and config.num_steps is 0; set one'),

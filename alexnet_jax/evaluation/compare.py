@@ -200,7 +200,7 @@ def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
   timed = [
     (row['step'] - before['step'], row['images_per_second'])
     for before, row in itertools.pairwise(logged)
-    if row.get('images_per_second')
+    if row.get('images_per_second') and row['step'] > before['step']
   ]
   if not timed:
     return dict.fromkeys(_SPEED)

@@ -146,11 +146,14 @@ def _stored(config, folder, record):
   """
   from alexnet_jax.training import resume
 
+  sides = {split: {str: int | float} for split in _SPLITS}
   try:
-    stored = json.loads((folder / _MEASURES_FILE).read_text())
-  except (FileNotFoundError, ValueError):
+    shape = {'config': dict, 'data': dict, **sides}
+    stored = files.read_json(folder / _MEASURES_FILE, shape)
+    trained = config_lib.from_dict(stored['config'])
+  except (FileNotFoundError, UserError):
     return None
-  resume.check_config(config, folder, config_lib.from_dict(stored['config']))
+  resume.check_config(config, folder, trained)
   resume.check_data_record(folder, stored['data'], record)
   # A run may be made longer. All else that may change leaves it as it is.
   lengths = ('num_epochs', 'num_steps')

@@ -82,12 +82,17 @@ def _measure(arguments):
 def _check(arguments):
   """Opens each network and its data, before any of them is measured."""
   from alexnet_jax.training import measure
+  from alexnet_jax.training import state as state_lib
   from alexnet_jax.training import transfer
 
-  first = None
+  first, seen = None, {}
   for name in arguments.workdirs:
     run, loader = _open(name, arguments)
     measure.warn_of_crops(run, arguments.crops)
+    digest = state_lib.state_digest(state_lib.saved_tree(run.state))
+    if digest in seen:
+      raise UserError(f'{name} is the network of {seen[digest]}; give it once')
+    seen[digest] = name
     found = run.class_names, loader.source.fingerprint
     first = first or found
     what = '' if found[1] == first[1] else 'examples'

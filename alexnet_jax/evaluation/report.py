@@ -43,6 +43,7 @@ def write(
       checkpoint's data is not there.
   """
   from alexnet_jax import config as config_lib
+  from alexnet_jax import validation
   from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import sections
@@ -63,7 +64,7 @@ def write(
   if not rows:
     notes.append('The run has no history, so there are no curves.')
   with contextlib.suppress(UserError):  # it has none yet
-    config = config_lib.read_config(path)
+    config = validation.read_config(path)
   if trained:
     subject = sections.load(workdir, which, data_path, tick)
     numbers = sections.numbers(subject)

@@ -148,6 +148,14 @@ def _distribution(key, spec):
   if not all(map(config_lib.is_number, numbers)):
     raise ValueError('it takes finite numbers')
   low, high, size = numbers
+  if low > high:
+    raise ValueError(f'the range begins at {low}, above its end {high}')
+  if log and low <= 0:
+    raise ValueError(f'it begins at {low}; a range with :log takes one above 0')
+  if step and not 0 < size <= high - low:
+    raise ValueError(
+      f'the step is {size}; it takes one above 0 and at most {high - low}'
+    )
   if isinstance(default, int):
     return optuna.distributions.IntDistribution(low, high, bool(log), size)
   return optuna.distributions.FloatDistribution(

@@ -10,6 +10,7 @@ import shlex
 import sys
 
 from alexnet_jax import cli
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -194,6 +195,7 @@ def _parse_levels(name, text, least):
 
 def _read_names(path):
   """Returns the lines of a file; [] if none is given."""
+  files.refuse_no_file(path)
   try:
     text = pathlib.Path(path).read_text('utf-8-sig') if path else ''
   except UnicodeDecodeError as error:

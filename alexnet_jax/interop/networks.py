@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 from alexnet_jax.models import variants
@@ -75,6 +76,7 @@ class Options:
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
   """Puts the file's name in front of the message of what is wrong with it."""
+  files.refuse_no_file(path)
   try:
     yield
   except UserError as error:

@@ -64,6 +64,8 @@ class Program:
     from PIL import Image
     from PIL import ImageOps
 
+    if not pathlib.Path(path).is_file():  # a pipe would be waited for
+      raise ValueError('no such file, or no plain one')
     kinds = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')  # as in training
     with Image.open(path, formats=kinds) as file:
       image = ImageOps.exif_transpose(file).convert('RGB')

@@ -229,7 +229,9 @@ class MaxPool(nn.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Pools [batch, height, width, channels], float32 or bfloat16."""
-    pool = _max_pool_compared if self.custom_vjp else _max_pool
+    # Every offset in a window, and every plane of a stride, is compiled.
+    is_small = max(self.size, self.stride) < 16
+    pool = _max_pool_compared if self.custom_vjp and is_small else _max_pool
     return pool(x, self.size, self.stride)
 
 
@@ -284,12 +286,11 @@ def _argmax_in_window(x, y, size, stride):
   It is the first of several largest, row by row, as `nn.max_pool` selects.
   """
   rows, columns = ((n - 1) * stride + 1 for n in y.shape[1:3])
-  dtype = jnp.uint8 if size < 16 else jnp.int32
-  index = jnp.zeros(y.shape, dtype)
+  index = jnp.zeros(y.shape, jnp.uint8)
   for number in reversed(range(size * size)):
     i, j = divmod(number, size)
     part = x[:, i : i + rows : stride, j : j + columns : stride]
-    index = jnp.where(part == y, jnp.array(number, dtype), index)
+    index = jnp.where(part == y, jnp.uint8(number), index)
   return index
 
 

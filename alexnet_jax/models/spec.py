@@ -19,6 +19,8 @@ KERNEL_INITS += ('he', 'glorot', 'lecun', 'torch')
 OPERATIONS = ('relu', 'norm', 'spatial', 'pool')  # those after a convolution
 
 _LARGEST = 3.4e38  # of float32
+_MOST = 2**16  # of a width; whether the network fits is for `training.build`
+_WINDOW = 1023  # of a normalization, which is compiled entry by entry
 
 
 def _is_finite(value):
@@ -27,8 +29,8 @@ def _is_finite(value):
   return is_number and -_LARGEST <= value <= _LARGEST
 
 
-def _is_whole(value, least=1):
-  return isinstance(value, int) and _is_finite(value) and value >= least
+def _is_whole(value, least=1, most=_MOST):
+  return isinstance(value, int) and _is_finite(value) and least <= value <= most
 
 
 def _is_padding(value):
@@ -55,15 +57,20 @@ def _takes_list(entries, is_entry) -> _Rule:
   )
 
 
-_WHOLE = '; it takes a whole number from 1', _is_whole
-_ODD = '; it takes an odd number from 1', lambda n: _is_whole(n) and n % 2 == 1
+_WHOLE = f'; it takes a whole number from 1 to {_MOST}', _is_whole
+_ODD = (
+  f'; it takes an odd number from 1 to {_WINDOW}',
+  lambda n: _is_whole(n, most=_WINDOW) and n % 2 == 1,
+)
 _POSITIVE = '; it takes a number above 0', lambda n: _is_finite(n) and n > 0
 _SHARE = (
   '; it takes a number from 0 below 1',
   lambda n: _is_finite(n) and 0 <= n < 1,
 )
 _FINITE = '; it takes a finite number', _is_finite
-_WHOLES = _takes_list('whole numbers from 1, such as (1, 2)', _is_whole)
+_WHOLES = _takes_list(
+  f'whole numbers from 1 to {_MOST}, such as (1, 2)', _is_whole
+)
 _PADDINGS = _takes_list('SAME, VALID, a number or (before, after)', _is_padding)
 _TEXTS = _takes_list(
   "texts, such as 'relu-pool'", lambda entry: isinstance(entry, str)

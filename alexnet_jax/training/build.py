@@ -4,13 +4,14 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from alexnet_jax import config as config_lib
+from alexnet_jax import validation
 from alexnet_jax.data import augment
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
@@ -118,16 +119,30 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
     return state_lib.create_train_state(
       model, tx, key, image_shape(config), ema=config.ema_decay > 0
     )
-  except (ValueError, TypeError) as error:  # of the network's own checks
+  except (ValueError, TypeError, OverflowError) as error:  # of the network
     if isinstance(error, UserError):
       raise
     raise UserError(f'config.model: {error}') from error
 
 
 def state_shapes(config, num_classes: int) -> state_lib.TrainState:
-  """Returns `make_state` as ShapeDtypeStructs."""
+  """Returns `make_state` as ShapeDtypeStructs.
+
+  Raises UserError if it is larger than the memory that saves go through.
+  """
   model = make_model(config, num_classes)
-  return jax.eval_shape(lambda: make_state(config, model))
+  shapes = jax.eval_shape(lambda: make_state(config, model))
+  size = sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(state_lib.saved_tree(shapes))
+  )
+  if size > (room := os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')):
+    raise UserError(
+      f'the state of this network has {size / 1e9:,.0f} GB, and this machine'
+      f' {room / 1e9:,.0f} GB of memory; lower config.model.hidden, channels or'
+      f' width_multiplier, or the number of classes ({num_classes:,})'
+    )
+  return shapes
 
 
 def dropout_key(config) -> jax.Array:
@@ -242,7 +257,7 @@ def find_pixel_statistics(
 
   def read_mean_image():
     other, size = config.init.workdir, config.data.crop_size
-    there = config_lib.read_config(other)
+    there = validation.read_config(other)
     if (there.data.mean, there.data.crop_size) == ('image', size):
       return stored_mean(there, other)
     raise UserError(

@@ -20,7 +20,6 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
-import json
 import logging
 import pathlib
 import re
@@ -360,8 +359,8 @@ def _read(path, template) -> tuple[dict, SavedRun]:
 def _read_run(path) -> SavedRun:
   """Reads the part of a checkpoint that is not arrays."""
   with _damage_in('run'):
-    content = (path / 'run' / 'metadata').read_bytes()
-    return SavedRun.from_json(json.loads(content))
+    fields = files.read_json(path / 'run' / 'metadata', dict)
+    return SavedRun.from_json(fields)
 
 
 @contextlib.contextmanager
@@ -427,13 +426,15 @@ def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
 
   Raises UserError if there is no run, or no such checkpoint.
   """
-  folder, steps = _folder_of(workdir), None
+  folder, steps, reason = _folder_of(workdir), None, 'there is none'
   while _steps(folder) != steps:  # or the run removed them just now
     steps = _steps(folder)
     for step in reversed(steps):
-      with contextlib.suppress(DamagedCheckpointError):
+      try:
         return step, _read_run(folder / str(step))
-  raise UserError(f'{folder} has no checkpoint that can be read')
+      except DamagedCheckpointError as error:
+        reason = f'{step}: {error}'
+  raise UserError(f'{folder} has no checkpoint that can be read ({reason})')
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

@@ -135,6 +135,9 @@ def chain(options, learning_rate, phase=None, lr_multipliers=()):
       trust = options.trust_coefficient
       ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
       scaling = [optax.masked(ratio, kernels)]
+    case _:
+      names = config_lib.KEYS['optimizer.name'].allowed
+      raise UserError(f'the optimizer is {options.name!r}, not one of {names}')
   velocity = (
     [] if is_adam else [optax.trace(options.momentum, options.nesterov)]
   )

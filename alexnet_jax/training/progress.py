@@ -4,10 +4,13 @@ from collections.abc import Mapping
 import dataclasses
 import importlib.metadata
 import platform
+import typing
 
 import ml_collections
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import files
+from alexnet_jax import validation
 from alexnet_jax.training import guards
 from alexnet_jax.training import metrics
 from alexnet_jax.training import schedule
@@ -35,11 +38,11 @@ class Progress:
   best: Best = dataclasses.field(default_factory=Best)
   evaluations: int = 0  # at the end of an interval
   evaluated_step: int = 0  # of the last one, or of the one that ended a run
-  last_evaluation: dict = dataclasses.field(default_factory=dict)
+  last_evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   # Sums and losses of the steps since the last log point: after a resume the
   # next one counts the steps before it.
-  train_sums: dict = dataclasses.field(default_factory=dict)
-  step_losses: list = dataclasses.field(default_factory=list)  # of 7 digits
+  train_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+  step_losses: list[float] = dataclasses.field(default_factory=list)
 
   def final_step(self, config, newest: int) -> int:
     """Returns the step a run ends with: the best if it restores that."""
@@ -124,19 +127,37 @@ class SavedRun:
     """Returns what `to_json` gave.
 
     Raises:
-      ValueError: naming the fields that are missing or unknown.
+      ValueError: naming what is missing, unknown or of another type.
     """
     names = {field.name for field in dataclasses.fields(cls)}
     if wrong := sorted(names ^ fields.keys()):
       raise ValueError(f'missing or unknown: {", ".join(wrong)}')
-    classes = fields['data'].get('class_names')
-    if not classes or not all(isinstance(name, str) for name in classes):
-      raise ValueError(f'class_names is {classes!r}')
+    data = {'class_names': [str]}
+    if 'num_examples' in fields['data']:
+      data |= {'num_examples': int, 'fingerprint': str, 'eval_fingerprint': str}
+    own = {'config': dict, 'data': data, 'iterator': {'next_index': int}}
+    if wrong := files.misfit(fields, _shape(cls) | own, 'it'):
+      raise ValueError(wrong)
+    if not fields['data']['class_names']:
+      raise ValueError('class_names is empty')
     config, saved = config_lib.from_dict(fields['config']), fields['progress']
+    validation.check_values(config)
     kinds = {'plateau': PlateauState, 'stopping': StoppingState, 'best': Best}
     parts = {name: kind(**saved[name]) for name, kind in kinds.items()}
     progress = Progress(**{**saved, **parts})
     return cls(**{**fields, 'config': config, 'progress': progress})
+
+
+def _shape(kind):
+  """Returns the shape of a type's JSON, as `files.misfit` takes it."""
+  origin, inner = typing.get_origin(kind), typing.get_args(kind)
+  if dataclasses.is_dataclass(kind):
+    return {k: _shape(v) for k, v in typing.get_type_hints(kind).items()}
+  if origin is dict:
+    return {str: _shape(inner[1])}
+  if origin is list:
+    return [_shape(inner[0])]
+  return int | kind if isinstance(0.0, kind) else kind
 
 
 class TrainLog:

@@ -20,6 +20,7 @@ import numpy as np
 from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
+from alexnet_jax import validation
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import Interrupted
@@ -320,7 +321,7 @@ def check_history(
   rows = read_rows(workdir)
   last = max((row['step'] for row in rows), default=0)
   with contextlib.suppress(UserError):
-    config = config_lib.read_config(workdir)
+    config = validation.read_config(workdir)
   durations = schedule.resolve_durations(config, num_examples)
   intervals = durations.eval_every, durations.save_every
   saves = sum(

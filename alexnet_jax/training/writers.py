@@ -14,6 +14,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 
 from alexnet_jax import files
+from alexnet_jax.config import is_number
 from alexnet_jax.training import metrics
 
 METRICS_FILE = 'metrics.jsonl'
@@ -29,19 +30,34 @@ def read_rows(workdir: str | pathlib.Path) -> list[dict]:
   The last line is unfinished if the run was killed while it wrote.
   """
   path, rows = pathlib.Path(workdir) / METRICS_FILE, []
+  files.refuse_no_file(path)
   lines = path.read_bytes().splitlines() if path.exists() else []
   for number, line in enumerate(lines, 1):
     try:
       row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       row = None
-    if isinstance(row, dict) and isinstance(row.get('step'), int):
+    if _is_row(row):
       rows.append(row)
     else:
       logging.getLogger(__name__).warning(
         f'{path}: line {number} is no row of a history, and left out'
       )
   return rows
+
+
+def _is_row(row):
+  """Returns True for what `MetricWriter` writes: no number is below 0."""
+  if not isinstance(row, dict):
+    return False
+  step, losses = row.get('step'), row.get(STEP_LOSSES, [])
+  others = [row[key] for key in row.keys() - {STEP_LOSSES, _LAST}]
+  return (
+    isinstance(step, int)
+    and isinstance(losses, list)
+    and len(losses) <= step < 2**32
+    and all(is_number(value) and value >= 0 for value in (*losses, *others))
+  )
 
 
 class MetricWriter:

@@ -121,6 +121,7 @@ def test_the_time_is_that_of_the_training_alone():
     {'step': 5, writers.STEP_LOSSES: [1.0] * 4},
     {'step': 9, 'train/loss': 1.0, 'images_per_second': 32.0},
     {'step': 9, 'eval/loss': 1.0},
+    {'step': 3, 'train/loss': 1.0, 'images_per_second': 1.0},  # out of order
   ]
   speed = compare.speed(rows, 10, 8)
   assert speed['images_per_second'] == pytest.approx(64 / 3)

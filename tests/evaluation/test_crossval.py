@@ -145,12 +145,13 @@ def test_data_that_change_while_a_fold_trains_are_refused(
   assert not (fold / 'measures.json').exists()
 
 
+@pytest.mark.parametrize('damaged', ['{"cut o', '{"config": [1]}'])
 def test_what_is_missing_is_made_again(
-  done, result, tmp_path, cross_validate, monkeypatch
+  done, result, tmp_path, cross_validate, monkeypatch, damaged
 ):
   """One fold lost its measures, another was not begun."""
   workdir = shutil.copytree(done[1], tmp_path / 'cv')
-  (workdir / 'fold_00' / 'measures.json').write_text('{"cut o')
+  (workdir / 'fold_00' / 'measures.json').write_text(damaged)
   shutil.rmtree(workdir / 'fold_02')
   trained, train = [], loop.train_and_evaluate
 

@@ -81,7 +81,9 @@ FILES = {
 
 
 @pytest.mark.parametrize('kind', OPTIONS)
-@pytest.mark.parametrize('name', [*FILES, 'folder', 'nothing', 'secret'])
+@pytest.mark.parametrize(
+  'name', [*FILES, 'folder', 'nothing', 'secret', 'pipe', '/dev/zero']
+)
 def test_is_refused(name, kind, tmp_path, command_result, monkeypatch):
   if kind == 'torch':
     pytest.importorskip('torch')
@@ -92,6 +94,10 @@ def test_is_refused(name, kind, tmp_path, command_result, monkeypatch):
   path = pathlib.Path(file)
   if name == 'folder':
     path.mkdir()
+  elif name == 'pipe':
+    os.mkfifo(path)
+  elif name == '/dev/zero':
+    path.symlink_to(name)
   elif name != 'nothing':
     path.write_bytes(FILES.get(name, b'secret'))
   if name == 'secret':
@@ -104,7 +110,7 @@ def test_is_refused(name, kind, tmp_path, command_result, monkeypatch):
   )
   assert (code, result) == (2, None), err
   assert err.splitlines()[-1].startswith('error: ') or 'MISFIT' in err
-  assert f'error: {file}: ' in err
+  assert f'error: {file}' in err
   assert [*pathlib.Path().iterdir()] == there
 
 

@@ -200,6 +200,7 @@ def test_spatial_response_norm_equals_a_loop(options, dtype, tolerance):
     ((1, 7, 8, 2), 2, 3, jnp.float32),  # gaps between the windows
     ((1, 3, 3, 1), 3, 1, jnp.float32),
     ((2, 14, 11, 2), 5, 3, jnp.float32),
+    ((1, 99, 99, 1), 64, 33, jnp.float32),  # not by offset, or for minutes
   ],
 )
 def test_the_custom_gradient_of_max_pool_is_that_of_autodiff(

@@ -63,6 +63,8 @@ def test_odd_values_are_named(name):
     ({'dropout': 1.0}, 'dropout is 1.0; it takes a number from 0 below 1'),
     ({'pool_stride': 0}, 'pool_stride is 0; it takes a whole number from 1'),
     ({'lrn_size': 4}, 'lrn_size is 4; it takes an odd number'),
+    ({'lrn_size': 10**20 - 1}, '.*; it takes an odd number from 1 to 1023'),
+    ({'hidden': (2**16 + 1,)}, '.*; it takes a list of .* from 1 to 65536'),
     ({'kernels': (3, 3, 3, 3, 2.5)}, 'kernels is .*whole numbers from 1'),
     ({'paddings': ((1, 2, 3), 1, 1, 1, 1)}, r'paddings is .*SAME, VALID'),
     (

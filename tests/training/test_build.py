@@ -218,10 +218,19 @@ def test_data_that_do_not_fit_are_refused(tmp_path, changes, message):
     build.check_examples(config, *splits)
 
 
-def test_a_network_that_cannot_be_made_is_refused(tmp_path):
-  config = make_config(tmp_path, data__crop_size=5)
-  with pytest.raises(UserError, match='less than the pooling window'):
-    build.make_state(config, build.make_model(config, 4))
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'data__crop_size': 5}, 'less than the pooling window'),
+    ({'model__hidden': (2**16,) * 9}, 'the state of this network has .* GB'),
+    ({'model__width_multiplier': 1e9}, 'the state of this network has .* GB'),
+    ({'model__width_multiplier': 1e30}, 'config.model: .* too large'),
+  ],
+)
+def test_a_network_that_cannot_be_made_is_refused(tmp_path, changes, message):
+  config = make_config(tmp_path, **changes)
+  with pytest.raises(UserError, match=message):
+    build.state_shapes(config, 4)
 
 
 def test_durations_in_epochs_become_steps(tmp_path):

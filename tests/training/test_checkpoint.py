@@ -19,6 +19,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training import optimizer
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.progress import Progress
@@ -182,6 +183,34 @@ def test_a_checkpoint_that_lacks_a_field_is_named(tmp_path, name):
   path.write_text(json.dumps(fields))
   with pytest.raises(UserError, match=f'run: missing or unknown: {name}'):
     restore_newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('where', 'value'),
+  [
+    *(('config', 3), ('config.seed', None), ('config.seed', -1)),
+    *(('config.schedule.lr_multipliers', [3]), ('config.model.hidden', None)),
+    ('data', {'class_names': ['a'], 'num_examples': 1}),
+    *(('data', []), ('data.class_names', []), ('data.class_names', ['a', 1])),
+    *(('progress', 1), ('progress.stopping.stopped', 'no')),
+    *(('progress.plateau.best', 'x'), ('progress.step_losses', [None])),
+    *(('progress.last_evaluation', {'eval/loss': []}), ('iterator', {})),
+    *(('devices', True), ('num_microbatches', 1.5), ('digest', 0)),
+    ('versions', 'new'),
+  ],
+)
+def test_a_value_of_another_type_is_damage(tmp_path, where, value):
+  save(tmp_path, [1])
+  path = tmp_path / 'checkpoints' / '1' / 'run' / 'metadata'
+  fields = part = json.loads(path.read_text())
+  *folders, name = where.split('.')
+  for folder in folders:
+    part = part[folder]
+  part[name] = value
+  path.write_text(json.dumps(fields))
+  for read in (checkpoint.open_run, checkpoint.read_newest, restore_newest):
+    with pytest.raises(UserError, match=rf'can.* be read.*\b{name}\b'):
+      read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.training import optimizer
 
 PARAMS = {
@@ -145,6 +146,11 @@ def test_sgd_by_hand_over_a_drop_of_the_learning_rate(options, update):
 )
 def test_others_do_what_optax_does(options, make):
   assert_close(run_ours(**options), run(make))
+
+
+def test_an_unknown_name_is_refused():
+  with pytest.raises(UserError, match=r"'adagrad', not one of .*'sgd'"):
+    optimizer.make_optimizer(0.1, name='adagrad').init({})
 
 
 def test_rates_of_their_own_as_in_the_source_release():

@@ -56,7 +56,20 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'end', [b'{"step": 2, "a', b'3\n', b'{"note": 1}\n', b'{"step": 2}\xff\n']
+  'end',
+  [
+    *(b'{"step": 2, "a', b'3\n', b'{"note": 1}\n', b'{"step": 2}\xff\n'),
+    *(b'[' * 10**5, b'{"step": true}', b'{"step": 9999999999}'),
+    b'{"step": 2, "train/step_losses": 3}',
+    *(
+      b'{"step": 2, "%s": %s}' % (key, value)
+      for key in (b'train/step_losses', b'eval/top1', b'learning_rate')
+      for value in (
+        *(b'{"a": 1}', b'["a"]', b'[[1]]', b'[1, 2, 3]', b'[NaN]', b'[-1]'),
+        *(b'"1"', b'NaN', b'null', b'true', b'-1', b'1e999'),
+      )
+    ),
+  ],
 )
 def test_lines_that_are_no_rows_are_left_out(tmp_path, end, caplog):
   path = tmp_path / writers.METRICS_FILE
