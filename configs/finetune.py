@@ -14,13 +14,14 @@ What to expect: not measured.
 """
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import validation
 from alexnet_jax.data import pixel_statistics
 
 
 def get_config(workdir=''):
   if not workdir:
     raise ValueError('name the other run: --config configs/finetune.py:DIR')
-  there = config_lib.read_config(workdir)
+  there = validation.read_config(workdir)
   config = config_lib.make_config()
   config.num_epochs = 20.0
   config.global_batch_size = 32
