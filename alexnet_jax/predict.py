@@ -102,32 +102,32 @@ def _check(arguments):
 
 
 def predict(
-  run, paths: Sequence[str], num_images: int = 0
+  run, inputs: Sequence, num_images: int = 0
 ) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
-  """Classifies image files.
+  """Classifies images.
 
-  Batches are smaller than in training where there are fewer files; then
+  Batches are smaller than in training where there are fewer images; then
   probabilities may differ from those of a full batch in the last bits.
 
   Args:
     run: see `measure.load_network`, whose `top` is the number of classes.
-    paths: of the files; one may be there twice.
+    inputs: see `data.folder.ImageList`; one may be there twice.
     num_images: number of images that are given back.
 
   Returns:
-    (answers: (class, probability) of the best classes of each file, the best
-    first, none if it cannot be read; {path: reason} of those; the first
+    (answers: (class, probability) of the best classes of each image, the best
+    first, none if it cannot be read; {name: reason} of those; the first
     `num_images` of the others, uint8 [crop_size, crop_size, 3], as the network
     sees them before it subtracts the mean).
   """
-  from alexnet_jax.data.folder import FileList
+  from alexnet_jax.data.folder import ImageList
   from alexnet_jax.data.loader import Loader
   from alexnet_jax.evaluation import evaluate
 
   config = run.config.copy_and_resolve_references()
-  config.global_batch_size = min(config.global_batch_size, len(paths))
+  config.global_batch_size = min(config.global_batch_size, len(inputs))
   loader = Loader(
-    FileList(paths, run.class_names),
+    ImageList(inputs, run.class_names),
     config.data.resize_size,
     unreadable='skip',
     num_threads=config.data.num_threads,
@@ -144,8 +144,9 @@ def predict(
       dataclasses.replace(run, config=config), loader, on_batch=keep
     ).predictions
   except errors.UserError:
-    if loader.unreadable.keys() >= set(paths):
-      return [[] for _ in paths], loader.unreadable, []
+    names = map(loader.source.describe, range(len(inputs)))
+    if loader.unreadable.keys() >= set(names):
+      return [[] for _ in inputs], loader.unreadable, []
     raise
   parts = found.counts, found.classes, found.probabilities
   answers = [

@@ -26,6 +26,7 @@ ALLOWED = {
   'evaluation': PARTS,
   'interop': PARTS,
   'predict': PARTS | {'evaluation'},
+  'run': PARTS | {'evaluation', 'predict'},
   'main': PARTS | {'evaluation', 'predict', 'interop'},
   'bench': PARTS | {'evaluation', 'predict', 'interop', 'main'},
 }

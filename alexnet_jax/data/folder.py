@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import errno
+import io
 import logging
 import os
 import pathlib
@@ -14,6 +15,7 @@ import stat
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 
 from alexnet_jax import files
 from alexnet_jax.data import splits
@@ -93,19 +95,30 @@ class FolderSource(splits.Source):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FileList(splits.Source):
-  """Image files of unknown classes, with 0 as their labels."""
+class ImageList(splits.Source):
+  """Images of unknown classes, with 0 as their labels.
 
-  paths: Sequence[str]
+  Each is the path of a file, the bytes of one, a PIL image, or an array: uint8
+  [height, width, 3] in RGB, or [height, width] in gray.
+  """
+
+  images: Sequence
   class_names: Sequence[str]
-  name = 'the files'
+  name = 'the images'
 
   @property
   def num_examples(self) -> int:
-    return len(self.paths)
+    return len(self.images)
 
-  def read(self, index: int) -> tuple[bytes, int]:
-    path = pathlib.Path(self.paths[index])
+  def read(self, index: int) -> tuple[bytes | np.ndarray, int]:
+    image = self.images[index]
+    if isinstance(image, bytes):
+      return image, 0
+    if isinstance(image, PIL.Image.Image):
+      return _as_png(image), 0
+    if isinstance(image, np.ndarray):
+      return self._pixels(index, image), 0
+    path = pathlib.Path(image)
     try:
       if path.exists() and not path.is_file():  # a pipe would be waited for
         raise UnreadableImageError('it is no plain file')
@@ -113,8 +126,31 @@ class FileList(splits.Source):
     except OSError as error:
       raise UnreadableImageError(error.strerror) from error
 
+  def _pixels(self, index, array):
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
+      found = f'{array.dtype} {list(array.shape)}'
+    elif array.ndim == 3 and array.shape[2] != 3:
+      found = f'{array.shape[2]} channels'
+    else:
+      color = array if array.ndim == 3 else np.repeat(array[..., None], 3, 2)
+      return np.ascontiguousarray(color)
+    raise UserError(
+      f'{self.describe(index)} is {found}, not uint8 [height, width, 3] or'
+      ' [height, width]'
+    )
+
   def describe(self, index: int) -> str:
-    return self.paths[index]
+    image = self.images[index]
+    is_path = isinstance(image, str | os.PathLike)
+    return os.fspath(image) if is_path else f'image {index}'
+
+
+def _as_png(image):
+  """Returns the file that reads as the image: turned, gray, of 16 bits."""
+  if image.mode in ('CMYK', 'YCbCr', 'LAB', 'HSV', 'F'):
+    image = image.convert('RGB')
+  image.save(buffer := io.BytesIO(), 'PNG', exif=image.getexif())
+  return buffer.getvalue()
 
 
 def list_files(

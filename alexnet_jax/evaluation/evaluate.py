@@ -27,7 +27,9 @@ def main(argv=None) -> int:
   cli.add_data_path(parser)
   cli.add_json(parser)
   arguments = parser.parse_args(argv)
-  return cli.run(lambda: _evaluate(arguments), json_output=arguments.json)
+  options = vars(arguments)
+  json_output = options.pop('json')
+  return cli.run(lambda: evaluate(**options), json_output=json_output)
 
 
 def measure_all(
@@ -73,15 +75,30 @@ def measure_all(
     console.stop()
 
 
-def _evaluate(arguments):
-  """Measures a checkpoint on a split; returns the command's result."""
+def evaluate(
+  workdir: str,
+  checkpoint: str = 'final',
+  data_path: str = '',
+  split: str = 'validation',
+  crops: int = 1,
+) -> dict:
+  """Measures a checkpoint on a split, and prints what comes out.
+
+  Args:
+    workdir, checkpoint, data_path: see `measure.load_network`.
+    split: `validation`, `train`, or a split of TFDS.
+    crops: 1 or 10.
+
+  Returns:
+    The command's result: the measures, and what was measured.
+
+  Raises:
+    UserError: if the run or the data is not there, or does not fit.
+  """
   from alexnet_jax.training import measure
   from alexnet_jax.training import state as state_lib
 
-  workdir, split, crops = arguments.workdir, arguments.split, arguments.crops
-  run = measure.load_network(
-    workdir, arguments.checkpoint, arguments.data_path, crops=crops
-  )
+  run = measure.load_network(workdir, checkpoint, data_path, crops=crops)
   loader = measure.make_eval_loader(run, split)
   measure.warn_of_crops(run, crops)
   _compile(run, loader, crops)

@@ -83,7 +83,7 @@ def test_a_loader_tells_why_a_file_cannot_be_used(tmp_path):
   good.write_bytes(encode(pixels, 'PNG'))
   junk.write_bytes(b'junk')
   paths = [str(p) for p in (good, junk, tmp_path / 'gone', tmp_path)]
-  source = folder.FileList(paths, ('a', 'b'))
+  source = folder.ImageList(paths, ('a', 'b'))
   loader = Loader(source, 8, unreadable='skip')
   read = [loader.pixels(i) for i in range(source.num_examples)]
   np.testing.assert_array_equal(read[0][0], pixels)

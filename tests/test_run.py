@@ -1,0 +1,113 @@
+"""The package as a library."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import alexnet_jax
+from alexnet_jax.errors import UserError
+from tests.system import commands
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(recipe, folder of a run, what training returned, its evaluations)."""
+  folder = tmp_path_factory.mktemp('api')
+  recipe, seen = commands.write_recipe(folder), []
+  config = alexnet_jax.load_config(str(recipe), {'optimizer.nesterov': True})
+  result = alexnet_jax.train(
+    config, folder / 'run', lambda step, values: seen.append(step)
+  )
+  return recipe, folder / 'run', result, seen
+
+
+def test_training_is_that_of_the_command(trained, tmp_path):
+  recipe, _, result, seen = trained
+  line = '--config.optimizer.nesterov=True'
+  told = commands.train_here(recipe, tmp_path / 'run', line)
+  assert result['state_digest'] == told['state_digest']
+  assert seen == [10, 20, 30, 40]
+
+
+def test_a_run_tells_what_it_is(trained):
+  _, workdir, result, _ = trained
+  run = alexnet_jax.open_run(workdir)
+  assert (run.step, len(run.class_names)) == (40, 4)
+  assert run.config.optimizer.nesterov
+  assert run.metrics['eval/top1'] == result['eval/top1']
+  assert run.history()[-1]['step'] == 40
+  assert run.evaluate()['eval/loss'] == pytest.approx(result['eval/loss'])
+  assert alexnet_jax.open_run(workdir, 30).step == 30
+
+
+def approx(answer):
+  return [(name, pytest.approx(p, rel=1e-5)) for name, p in answer]
+
+
+def test_images_of_all_kinds_are_predicted_alike(trained, tmp_path):
+  run = alexnet_jax.open_run(trained[1])
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+  image = PIL.Image.fromarray(pixels)
+  image.save(buffer := io.BytesIO(), 'PNG')
+  path = tmp_path / 'a.png'
+  path.write_bytes(buffer.getvalue())
+  gray = np.array(image.convert('L'))
+  answers = run.predict(
+    [
+      path,
+      str(path),
+      buffer.getvalue(),
+      image,
+      pixels,
+      gray,
+      image.convert('L'),
+    ],
+    top=2,
+  )
+  assert [len(answer) for answer in answers] == [2] * 7
+  # The place in the batch may change the last bits.
+  for one, other in ((0, 1), (0, 2), (0, 3), (0, 4), (5, 6)):
+    assert answers[one] == approx(answers[other])
+  assert answers[5] != approx(answers[0])
+  turned = PIL.Image.fromarray(pixels)
+  turned.getexif()[0x0112] = 6
+  by_hand = run.predict([np.rot90(pixels, -1), turned])
+  assert by_hand[0] == approx(by_hand[1])
+
+
+@pytest.mark.parametrize(
+  ('images', 'message'),
+  [
+    ('a.png', 'give a list of images'),
+    ([], 'give a list'),
+    (['nowhere.png'], r'nowhere\.png cannot be read'),
+    ([b'x', np.zeros((8, 8), np.uint8)], 'image 0 cannot be read'),
+    ([np.zeros((8, 8, 4), np.uint8)], 'image 0 is 4 channels, not uint8'),
+    ([np.zeros((8, 8, 3))], r'image 0 is float64 \[8, 8, 3\]'),
+  ],
+)
+def test_what_is_no_image_is_refused(trained, images, message):
+  with pytest.raises(UserError, match=message):
+    alexnet_jax.open_run(trained[1]).predict(images)
+
+
+def test_a_name_of_a_recipe_and_its_keys():
+  config = alexnet_jax.load_config(
+    'compare:flat_alexnet', {'data.path': '/photos', 'model.hidden': (8, 8)}
+  )
+  assert config.model.hidden == (8, 8)
+  with pytest.raises(UserError, match='no key'):
+    alexnet_jax.load_config('quickstart', {'num_epoch': 1})
+
+
+def test_the_package_is_imported_without_its_parts():
+  program = (
+    'import sys, alexnet_jax\n'
+    'assert not {"jax", "numpy", "grain"} & set(sys.modules)\n'
+    'assert all(getattr(alexnet_jax, name) for name in alexnet_jax.__all__)\n'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)
