@@ -106,6 +106,7 @@ _MULTIPLIERS = Rule(
 # An image of the largest size has 0.8 GB.
 _PIXELS = Rule('must lie between 1 and 2**14', lambda v: 1 <= v <= 2**14)
 _THREADS = Rule('must lie between 0 and 1024', lambda v: 0 <= v <= 1024)
+_COUNT = Rule('must lie between 1 and 2**24', lambda v: 1 <= v <= 2**24)
 _FOLDS = Rule('must be 0 or at least 2', lambda v: v == 0 or v > 1)
 _PATTERNS = Rule(
   "takes patterns: ('conv*', 'dense1/kernel')",
@@ -210,8 +211,8 @@ _DATA = {
   'unreadable': Key('stop', ('stop', 'skip')),
   'num_threads': Key(0, _THREADS, free=True),  # 0: one per core
   'prefetch': Key(2, _NOT_NEGATIVE, free=True),  # batches made ahead
-  'synthetic_examples': Key(1024, _POSITIVE, when=_SYNTHETIC),
-  'synthetic_classes': Key(10, _POSITIVE, when=_SYNTHETIC),
+  'synthetic_examples': Key(1024, _COUNT, when=_SYNTHETIC),
+  'synthetic_classes': Key(10, _COUNT, when=_SYNTHETIC),
 }
 
 _INIT = {

@@ -115,6 +115,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
     (['optimizer.rate_scaling=root'], "'root', not one of .*'sqrt'"),
     (['seed=4294967296'], 'seed is 4294967296; it takes .* below 2'),
     (['data.resize_size=2147483648'], r'must lie between 1 and 2\*\*14'),
+    (['data.synthetic_classes=2147483648'], r'between 1 and 2\*\*24'),
     (['data.num_threads=2147483648'], 'must lie between 0 and 1024'),
     (['data.split_seed=-1'], 'split_seed is -1; it must lie'),
     (['data.crop_size=41'], 'crop_size is 41.*resize_size = 40'),
