@@ -103,6 +103,10 @@ _MULTIPLIERS = Rule(
   ' epochs',
   _are_multipliers,
 )
+# An image of the largest size has 0.8 GB.
+_PIXELS = Rule('must lie between 1 and 2**14', lambda v: 1 <= v <= 2**14)
+_THREADS = Rule('must lie between 0 and 1024', lambda v: 0 <= v <= 1024)
+_COUNT = Rule('must lie between 1 and 2**24', lambda v: 1 <= v <= 2**24)
 _FOLDS = Rule('must be 0 or at least 2', lambda v: v == 0 or v > 1)
 _PATTERNS = Rule(
   "takes patterns: ('conv*', 'dense1/kernel')",
@@ -172,8 +176,8 @@ _DATA = {
   'split_seed': Key(0, _SEED, when=f'{_DIVIDED} or data.folds'),
   'folds': Key(0, _FOLDS),  # cross-validation; 0: the data's own split
   'fold': Key(0, _NOT_NEGATIVE, when='data.folds'),  # held out, from 0
-  'resize_size': Key(256, _POSITIVE),  # short side; its center square is kept
-  'crop_size': Key(224, _POSITIVE),
+  'resize_size': Key(256, _PIXELS),  # short side; its center square is kept
+  'crop_size': Key(224, _PIXELS),
   # Of training; evaluation always takes the center.
   'crop': Key('random', ('random', 'center', 'random_resized')),
   # Share of the image; width / height.
@@ -205,10 +209,10 @@ _DATA = {
   'std_rgb': Key((), _DIVISORS),  # three instead, one for each channel
   # skip: the next example takes the place of one that cannot be read.
   'unreadable': Key('stop', ('stop', 'skip')),
-  'num_threads': Key(0, _NOT_NEGATIVE, free=True),  # 0: one per core
+  'num_threads': Key(0, _THREADS, free=True),  # 0: one per core
   'prefetch': Key(2, _NOT_NEGATIVE, free=True),  # batches made ahead
-  'synthetic_examples': Key(1024, _POSITIVE, when=_SYNTHETIC),
-  'synthetic_classes': Key(10, _POSITIVE, when=_SYNTHETIC),
+  'synthetic_examples': Key(1024, _COUNT, when=_SYNTHETIC),
+  'synthetic_classes': Key(10, _COUNT, when=_SYNTHETIC),
 }
 
 _INIT = {
