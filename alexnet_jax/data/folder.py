@@ -126,50 +126,53 @@ def list_files(
   Raises:
     UserError: if a folder cannot be listed.
   """
-  around = frozenset(map(_identity, pathlib.Path(folder).absolute().parents))
-  waiting = [(os.fspath(folder), around)]  # with those that they lie in
-  entries, visited = [], []
+  waiting, found, left_out, visited = [os.fspath(folder)], [], [], []
   while waiting:
-    parent, around = waiting.pop()
-    own = _identity(parent)
-    if own in around:
-      entries.append((parent, 0, 'links to a folder around them'))
+    parent = waiting.pop()
+    if os.path.islink(parent) and _leads_around(parent):
+      left_out.append((parent, 'links to a folder around them'))
       continue
     visited.append(parent)
     folders, names = _visible(parent)
-    waiting += [(os.path.join(parent, n), around | {own}) for n in folders]
-    paths = (os.path.join(parent, name) for name in names)
-    entries += [(path, *_size_and_kind(path, endings)) for path in paths]
-  # By component, as if files and folders had been sorted together.
-  entries.sort(key=lambda entry: entry[0].replace(os.sep, '\0'))
-  return Listing(
-    [path for path, _, kind in entries if not kind],
-    [size for _, size, kind in entries if not kind],
-    [(path, kind) for path, _, kind in entries if kind],
-    visited,
-  )
+    below = os.path.join(parent, '')
+    waiting += [below + name for name in folders]
+    for name in names:
+      path = below + name
+      size, kind = _size_and_kind(path, endings)
+      if kind:
+        left_out.append((path, kind))
+      else:
+        found.append((path, size))
+  if len(visited) > 1:
+    # By component, as if files and folders had been sorted together.
+    found.sort(key=_components)
+    left_out.sort(key=_components)
+  paths, sizes = [path for path, _ in found], [size for _, size in found]
+  return Listing(paths, sizes, left_out, visited)
+
+
+def _components(entry):
+  return entry[0].replace(os.sep, '\0')
 
 
 def _visible(folder):
   """Returns the sorted names of (folders, others) in a folder, none hidden."""
-  found = {True: [], False: []}
+  folders, others = [], []
   try:
     with os.scandir(folder) as entries:
       for entry in entries:
-        if entry.name[0] != '.':
-          found[_is_folder(entry)].append(entry.name)
+        if entry.name[0] == '.':
+          continue
+        try:
+          found = folders if entry.is_dir() else others
+        except OSError as error:
+          if error.errno != errno.ELOOP:  # a link to itself
+            raise
+          found = others
+        found.append(entry.name)
   except OSError as error:
     _refuse(error)
-  return sorted(found[True]), sorted(found[False])
-
-
-def _is_folder(entry):
-  try:
-    return entry.is_dir()
-  except OSError as error:
-    if error.errno == errno.ELOOP:  # a link to itself
-      return False
-    raise
+  return sorted(folders), sorted(others)
 
 
 def _refuse(error):
@@ -179,12 +182,13 @@ def _refuse(error):
   ) from error
 
 
-def _identity(folder):
+def _leads_around(link):
+  """Returns True if a link leads to a folder that it lies in."""
   try:
-    status = os.stat(folder)
+    parents = pathlib.Path(link).absolute().parents
+    return any(os.path.samefile(link, parent) for parent in parents)
   except OSError as error:
     _refuse(error)
-  return status.st_dev, status.st_ino
 
 
 def _size_and_kind(path, endings):
@@ -335,7 +339,9 @@ def _check_class_names(root, names, own):
 
 def list_classes(root: pathlib.Path) -> dict[str, Listing]:
   """Returns the listing of each class folder in `root`, by the class's name."""
-  return {name: list_files(root / name) for name in subfolders(root)}
+  return {
+    name: list_files(os.path.join(root, name)) for name in subfolders(root)
+  }
 
 
 def find_problems(
@@ -359,7 +365,8 @@ def find_problems(
   seen = set()
   for name, listing in classes.items():
     path, plain, count = root / name, normal(name), len(listing.paths)
-    below = [p for p in listing.folders if os.path.dirname(p) == str(path)]
+    own = listing.folders[:1]  # none of a link to a folder around it
+    below = [p for p in listing.folders if [os.path.dirname(p)] == own]
     words = {splits.split_of_name(os.path.basename(p)) for p in below} - {''}
     if len(words) > 1:
       text = 'holds folders named like splits; give the folder that has train/'
