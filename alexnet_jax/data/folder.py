@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import errno
+import itertools
 import logging
 import os
 import pathlib
+import re
 import stat
 from typing import NamedTuple
 
@@ -25,6 +27,8 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 IMAGE_SUFFIXES += ('.tif', '.tiff')
 _OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jxl')
 _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
+# The last component of a path tells the number of the file, and of how many.
+_NUMBERED = re.compile(r'((?:.*\D)?)(\d+)-of-(\d+)[^/\d][^/]*')
 # What was listed for training, until validation takes its part: a listing of
 # millions of files takes minutes on a network's disk.
 _listed: dict = {}
@@ -235,7 +239,8 @@ def open_shards(
 
   Raises:
     UserError: if there is no folder, it cannot be listed, it has no files for
-      training, or some are compressed.
+      training, some are compressed or missing (of those that are numbered
+      I-of-N), or both splits have one.
   """
   root = data_folder(path, f'the files of the data set (*{endings[0]})')
   listing = list_files(root, endings)
@@ -245,6 +250,7 @@ def open_shards(
   found = [os.path.relpath(path, root) for path in listing.paths]
   found = _uncompressed(root, found, *endings)
   names = splits.sort_into_splits(root, found, split)
+  _check_complete(root, names['train'] + names['validation'])
   training = open_files(root, names['train'], None)
   if not names['validation']:
     return splits.hold_out(training, split, fraction, seed)
@@ -262,6 +268,35 @@ def _uncompressed(root, paths, plain, *compressed):
       advice = f'uncompress the files once (for {plain}.gz: gunzip)'
       raise UserError(f'{root / path} is compressed; {advice}')
   return [path for path in paths if not path.endswith(compressed)]
+
+
+def _check_complete(root, names):
+  """Refuses one file under two names, and shards I-of-N without the others."""
+  found, numbers = {}, collections.defaultdict(dict)
+  for name in names:
+    other = found.setdefault(os.path.realpath(root / name), name)
+    if other != name:
+      text = f'{root / other} and {name} are one file; remove one of the names'
+      raise UserError(text)
+    if match := _NUMBERED.fullmatch(name):
+      start, number, count = match.groups()
+      numbers[start].setdefault(count, {})[int(number)] = len(number)
+  for start, (count, *others) in numbers.items():
+    if others:
+      text = f'of {count} and of {others[0]} files: leave those of one version'
+      raise UserError(f'{root} has {start}... as one {text}')
+    have, total = numbers[start][count], int(count)
+    first = int(0 not in have and total in have)  # some count from 1
+    wanted = range(first, first + total)
+    missing = itertools.islice((i for i in wanted if i not in have), 5)
+    width = next(iter(have.values()))
+    if listed := [f'{start}{i:0{width}}-of-{count}' for i in missing]:
+      lacking = total - sum(i in wanted for i in have)
+      raise UserError(
+        f'{root} lacks {lacking} of {total} files: {", ".join(listed)}'
+        f'{", ..." if lacking > len(listed) else ""}; fetch them, or rename'
+        ' those that are there if they are to be the whole set'
+      )
 
 
 def subfolders(root: str | os.PathLike) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -99,6 +100,8 @@ def raw_source(path: str, split: str) -> RawSource:
   if not num_examples or labels.min() < 0 or labels.max() >= len(names):
     problem = f'no labels, or others than 0 to {len(names) - 1}'
     raise _unfit(root / info['labels']['file'], problem)
+  if split == 'train':
+    splits.check_labels(root, labels, names)
   rgb = [info['rgb']['mean'], *info['rgb']['covariance']]
   if [*map(len, rgb)] != [3] * 4 or not all(
     abs(x) < 1e6 for x in itertools.chain(*rgb)
@@ -149,6 +152,17 @@ def read_manifest(root: pathlib.Path) -> dict:
     ) from error
   if manifest['format'] != FORMAT:
     raise UserError(f'{root / MANIFEST} is no manifest of {FORMAT!r}')
+  seen = {}
+  for split, info in manifest['splits'].items():
+    for entry in [info['labels'], *info['shards']]:
+      name = entry['file']
+      if os.path.basename(name) != name:
+        problem = f'the file {name!r} of {split} is no plain name'
+        raise _unfit(root / MANIFEST, problem)
+      if name in seen:
+        problem = f'the file {name!r} belongs to {seen[name]} and to {split}'
+        raise _unfit(root / MANIFEST, problem)
+      seen[name] = split
   return manifest
 
 
@@ -162,6 +176,8 @@ def _load_array(root, entry, shape, dtype):
   if array.shape != shape or array.dtype != dtype:
     problem = f'{array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}'
     raise _unfit(path, problem)
+  if not array.flags.c_contiguous:  # `addresses` counts on it
+    raise _unfit(path, 'the array is in the order of Fortran, not of C')
   return np.asarray(array)  # slices of a plain array are cheaper
 
 

@@ -307,20 +307,21 @@ def test_a_raw_set(raw_set):
 
 def test_labels_and_squares_of_a_raw_set(raw_set):
   root, files, manifest = raw_set
-  files['train-labels.npy'] = npy(np.zeros(6, np.int32))
+  files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 1], np.int32))
   squares = np.load(io.BytesIO(files[LAST]))
   squares[1] = np.load(io.BytesIO(files[FIRST]))[2]
   files[LAST] = npy(squares)
   manifest['splits']['train']['skipped'] = ['x.jpg']
+  manifest['class_names'] = ['cat', 'dog', 'emu']
   copy = f'{root} validation example 1 = {root} train example 2'
   assert found(write_raw(root, files, manifest)) == {
     ('warning', 'duplicate_between_splits'): one(copy),
     ('warning', 'duplicate_with_two_labels'): one(copy),
-    ('warning', 'unused_class'): one('dog'),
+    ('warning', 'unused_class'): one('emu'),
     ('note', 'note'): one('x.jpg'),
   }
   manifest['splits']['validation']['num_examples'] = 3
-  files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 2], np.int32))
+  files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 3], np.int32))
   assert found(write_raw(root, files, manifest)) == {
     ('error', 'refused'): (2, ['train', 'validation']),
     ('note', 'note'): one('x.jpg'),
@@ -556,20 +557,58 @@ def test_preparing_a_set_that_is_there_runs_no_code_of_it(
   assert 'evil_feature' not in sys.modules
 
 
-@pytest.mark.parametrize('fits', [True, False])
-def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
-  labels = '0101' if fits else '0001'
+def labeled_tar(labels):
   samples = [
     (f'{i}.{k}', v)
     for i, label in enumerate(labels)
     for k, v in (('jpg', jpeg(i)), ('cls', label.encode()))
   ]
-  write(tmp_path, {'train-0.tar': tar_of(samples)})
+  return tar_of(samples)
+
+
+@pytest.mark.parametrize('fits', [True, False])
+def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
+  write(tmp_path, {'train-0.tar': labeled_tar('0101' if fits else '0001')})
   assert agree(tmp_path, 'tar') == fits
   if fits:
     result = check(str(tmp_path))
     assert (result['kind'], result['findings']) == ('tar', [])
     assert result['splits']['train'] == {'examples': 2, 'classes': 2}
+
+
+@pytest.mark.parametrize(
+  ('source', 'others'),
+  [
+    ('tar', ['logo.jpg']),
+    ('tar', ['preview/logo.jpg']),
+    ('folder', [TRAIN_TAR]),
+    ('folder', [VALIDATION_TAR, '0-of-1.npy', 'manifest.json']),
+    ('folder', ['cat/1.0.0/dataset_info.json']),
+    ('folder', ['train.parquet']),
+    ('raw', ['logo.jpg', 'a/1.jpg', 'train.tar']),
+    ('tfds', ['logo.jpg', 'train.tar']),
+  ],
+)
+def test_stray_files_do_not_hide_what_trains(tmp_path, request, source, others):
+  root, keys = tmp_path / 'set', ()
+  if source == 'raw':
+    root = request.getfixturevalue('raw_set')[0]
+  elif source == 'tfds':
+    keys = ('--config.data.tfds_name=pets',)
+    write_tfds(root, pets())
+  elif source == 'folder':
+    write(root, {name: jpeg(i) for i, name in enumerate(PETS)})
+  else:
+    write(root, {'train-0.tar': labeled_tar('0101')})
+  write(root, dict.fromkeys(others, large(99) * 20))
+  assert check(str(root))['kind'] == source
+  assert agree(root, source, *keys)
+
+
+def test_of_two_kinds_that_do_not_fit_the_larger_is_examined(tmp_path):
+  tar = labeled_tar('0101')[:-10_240]
+  write(tmp_path, {'train-0.tar': tar, 'logo.jpg': jpeg(9)})
+  assert found(tmp_path)['error', 'refused'] == (2, ['train', 'validation'])
 
 
 def test_a_tfds_set_is_chosen_by_name(tmp_path):
