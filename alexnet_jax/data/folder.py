@@ -4,13 +4,14 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import logging
 import os
 import pathlib
+import re
 import stat
 from typing import NamedTuple
 
@@ -28,10 +29,11 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 IMAGE_SUFFIXES += ('.tif', '.tiff')
 _OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jxl')
 _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
+# The last component of a path tells the number of the file, and of how many.
+_NUMBERED = re.compile(r'((?:.*\D)?)(\d+)-of-(\d+)[^/\d][^/]*')
 # What was listed for training, until validation takes its part: a listing of
 # millions of files takes minutes on a network's disk.
 _listed: dict = {}
-_AROUND = 'links to a folder around them'
 
 
 class Listing(NamedTuple):
@@ -164,62 +166,53 @@ def list_files(
   Raises:
     UserError: if a folder cannot be listed.
   """
-  top = os.path.abspath(folder)
-  around = _outside(top, ()) if os.path.islink(top) else ()
-  waiting = [] if around is None else [(os.fspath(folder), around)]
-  entries = [] if waiting else [(os.fspath(folder), 0, _AROUND)]
-  visited = []
+  waiting, found, left_out, visited = [os.fspath(folder)], [], [], []
   while waiting:
-    parent, around = waiting.pop()
+    parent = waiting.pop()
+    if os.path.islink(parent) and _leads_around(parent):
+      left_out.append((parent, 'links to a folder around them'))
+      continue
     visited.append(parent)
-    with _entries(parent) as found:
-      for entry in found:
-        path, inner = entry.path, around
-        if not _is_folder(entry):
-          entries.append((path, *_size_and_kind(entry, endings)))
-          continue
-        if entry.is_symlink():
-          inner = _outside(path, around)
-        if inner is None:
-          entries.append((path, 0, _AROUND))
-        else:
-          waiting.append((path, inner))
-  # By component, as if files and folders had been sorted together.
-  entries.sort(key=lambda entry: entry[0].replace(os.sep, '\0'))
-  return Listing(
-    [path for path, _, kind in entries if not kind],
-    [size for _, size, kind in entries if not kind],
-    [(path, kind) for path, _, kind in entries if kind],
-    visited,
-  )
+    folders, names = _visible(parent)
+    below = os.path.join(parent, '')
+    waiting += [below + name for name in folders]
+    for name in names:
+      path = below + name
+      size, kind = _size_and_kind(path, endings)
+      if kind:
+        left_out.append((path, kind))
+      else:
+        found.append((path, size))
+  if len(visited) > 1:
+    # By component, as if files and folders had been sorted together.
+    found.sort(key=_components)
+    left_out.sort(key=_components)
+  paths, sizes = [path for path, _ in found], [size for _, size in found]
+  return Listing(paths, sizes, left_out, visited)
 
 
-@contextlib.contextmanager
-def _entries(folder):
-  """Gives what is in a folder and not hidden; refuses what cannot be listed."""
-  try:
-    with os.scandir(folder) as entries:
-      yield (entry for entry in entries if entry.name[0] != '.')
-  except OSError as error:
-    _refuse(error)
+def _components(entry):
+  return entry[0].replace(os.sep, '\0')
 
 
 def _visible(folder):
   """Returns the sorted names of (folders, others) in a folder, none hidden."""
-  found = {True: [], False: []}
-  with _entries(folder) as entries:
-    for entry in entries:
-      found[_is_folder(entry)].append(entry.name)
-  return sorted(found[True]), sorted(found[False])
-
-
-def _is_folder(entry):
+  folders, others = [], []
   try:
-    return entry.is_dir()
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        if entry.name[0] == '.':
+          continue
+        try:
+          found = folders if entry.is_dir() else others
+        except OSError as error:
+          if error.errno != errno.ELOOP:  # a link to itself
+            raise
+          found = others
+        found.append(entry.name)
   except OSError as error:
-    if error.errno == errno.ELOOP:  # a link to itself
-      return False
-    raise
+    _refuse(error)
+  return sorted(folders), sorted(others)
 
 
 def _refuse(error):
@@ -229,26 +222,23 @@ def _refuse(error):
   ) from error
 
 
-def _outside(link, around):
-  """Returns the real folders around what is behind a link to a folder.
-
-  `around` are those of the link, but for its own. None if it leads to one of
-  them, or around it.
-  """
-  target = os.path.realpath(link)
-  around = (*around, os.path.realpath(os.path.dirname(link)))
-  leads_back = any(os.path.commonpath((f, target)) == target for f in around)
-  return None if leads_back else around
+def _leads_around(link):
+  """Returns True if a link leads to a folder that it lies in."""
+  try:
+    parents = pathlib.Path(link).absolute().parents
+    return any(os.path.samefile(link, parent) for parent in parents)
+  except OSError as error:
+    _refuse(error)
 
 
-def _size_and_kind(entry, endings):
+def _size_and_kind(path, endings):
   """Returns (bytes, ''), or (0, what it is) of a file that is left out."""
-  name = entry.name.lower()
+  name = path.lower()
   if not name.endswith(endings):
     other = name.endswith(_OTHER_IMAGES)
     return 0, 'images of a kind that is not read' if other else 'other files'
   try:
-    status = entry.stat()
+    status = os.stat(path)
   except OSError as error:
     if error.errno not in (errno.ENOENT, errno.ELOOP):
       _refuse(error)
@@ -285,7 +275,8 @@ def open_shards(
 
   Raises:
     UserError: if there is no folder, it cannot be listed, it has no files for
-      training, or some are compressed.
+      training, some are compressed or missing (of those that are numbered
+      I-of-N), or both splits have one.
   """
   root = data_folder(path, f'the files of the data set (*{endings[0]})')
   listing = list_files(root, endings)
@@ -295,6 +286,7 @@ def open_shards(
   found = [os.path.relpath(path, root) for path in listing.paths]
   found = _uncompressed(root, found, *endings)
   names = splits.sort_into_splits(root, found, split)
+  _check_complete(root, names['train'] + names['validation'])
   training = open_files(root, names['train'], None)
   if not names['validation']:
     return splits.hold_out(training, split, fraction, seed)
@@ -312,6 +304,35 @@ def _uncompressed(root, paths, plain, *compressed):
       advice = f'uncompress the files once (for {plain}.gz: gunzip)'
       raise UserError(f'{root / path} is compressed; {advice}')
   return [path for path in paths if not path.endswith(compressed)]
+
+
+def _check_complete(root, names):
+  """Refuses one file under two names, and shards I-of-N without the others."""
+  found, numbers = {}, collections.defaultdict(dict)
+  for name in names:
+    other = found.setdefault(os.path.realpath(root / name), name)
+    if other != name:
+      text = f'{root / other} and {name} are one file; remove one of the names'
+      raise UserError(text)
+    if match := _NUMBERED.fullmatch(name):
+      start, number, count = match.groups()
+      numbers[start].setdefault(count, {})[int(number)] = len(number)
+  for start, (count, *others) in numbers.items():
+    if others:
+      text = f'of {count} and of {others[0]} files: leave those of one version'
+      raise UserError(f'{root} has {start}... as one {text}')
+    have, total = numbers[start][count], int(count)
+    first = int(0 not in have and total in have)  # some count from 1
+    wanted = range(first, first + total)
+    missing = itertools.islice((i for i in wanted if i not in have), 5)
+    width = next(iter(have.values()))
+    if listed := [f'{start}{i:0{width}}-of-{count}' for i in missing]:
+      lacking = total - sum(i in wanted for i in have)
+      raise UserError(
+        f'{root} lacks {lacking} of {total} files: {", ".join(listed)}'
+        f'{", ..." if lacking > len(listed) else ""}; fetch them, or rename'
+        ' those that are there if they are to be the whole set'
+      )
 
 
 def subfolders(root: str | os.PathLike) -> list[str]:
@@ -389,7 +410,9 @@ def _check_class_names(root, names, own):
 
 def list_classes(root: pathlib.Path) -> dict[str, Listing]:
   """Returns the listing of each class folder in `root`, by the class's name."""
-  return {n: list_files(os.path.join(root, n)) for n in subfolders(root)}
+  return {
+    name: list_files(os.path.join(root, name)) for name in subfolders(root)
+  }
 
 
 def find_problems(
@@ -397,7 +420,7 @@ def find_problems(
   classes: dict[str, Listing],
   class_names: Sequence[str] | None = None,
   divided: bool = False,
-) -> Iterator[tuple[str, str | pathlib.Path, str]]:
+) -> Iterator[tuple[str, pathlib.Path, str]]:
   """Yields all that training refuses in a folder of classes.
 
   `class_names` are those of training, for a folder of validation; `divided`
@@ -412,11 +435,11 @@ def find_problems(
   lacking = [name for name in classes if normal(name) not in known]
   seen = set()
   for name, listing in classes.items():
-    path, plain = os.path.join(root, name), normal(name)
-    count = len(listing.paths)
-    below = map(os.path.split, listing.folders)
-    words = {splits.split_of_name(own) for up, own in below if up == path}
-    if len(words - {''}) > 1:
+    path, plain, count = root / name, normal(name), len(listing.paths)
+    own = listing.folders[:1]  # none of a link to a folder around it
+    below = [p for p in listing.folders if [os.path.dirname(p)] == own]
+    words = {splits.split_of_name(os.path.basename(p)) for p in below} - {''}
+    if len(words) > 1:
       text = 'holds folders named like splits; give the folder that has train/'
       yield 'splits_in_a_class', path, f'{text} and val/'
     if not count:
@@ -429,7 +452,7 @@ def find_problems(
       text = f'is one of the classes that training lacks: {lacking}'
       yield 'class_only_in_validation', path, text
     if plain in seen:
-      text = f'({path!a}) has the name of another class, spelled in other'
+      text = f'({str(path)!a}) has the name of another class, spelled in other'
       yield 'spelled_twice', path, f'{text} bytes of Unicode; join them'
     seen.add(plain)
   if class_names is None and len(classes) == 1:

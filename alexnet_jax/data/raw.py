@@ -152,11 +152,17 @@ def read_manifest(root: pathlib.Path) -> dict:
     ) from error
   if manifest['format'] != FORMAT:
     raise UserError(f'{root / MANIFEST} is no manifest of {FORMAT!r}')
-  for split in manifest['splits'].values():
-    for name in (e['file'] for e in [split['labels'], *split['shards']]):
-      if name != os.path.basename(name):
-        problem = f'it names {name!r}, which does not lie in its folder'
+  seen = {}
+  for split, info in manifest['splits'].items():
+    for entry in [info['labels'], *info['shards']]:
+      name = entry['file']
+      if os.path.basename(name) != name:
+        problem = f'the file {name!r} of {split} is no plain name'
         raise _unfit(root / MANIFEST, problem)
+      if name in seen:
+        problem = f'the file {name!r} belongs to {seen[name]} and to {split}'
+        raise _unfit(root / MANIFEST, problem)
+      seen[name] = split
   return manifest
 
 
@@ -170,8 +176,8 @@ def _load_array(root, entry, shape, dtype):
   if array.shape != shape or array.dtype != dtype:
     problem = f'{array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}'
     raise _unfit(path, problem)
-  if not array.flags.c_contiguous:  # its bytes are read by their addresses
-    raise _unfit(path, 'it is in Fortran order')
+  if not array.flags.c_contiguous:  # `addresses` counts on it
+    raise _unfit(path, 'the array is in the order of Fortran, not of C')
   return np.asarray(array)  # slices of a plain array are cheaper
 
 

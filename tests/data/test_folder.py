@@ -1,6 +1,7 @@
 import contextlib
 import os
 import unicodedata
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -271,16 +272,20 @@ def test_a_link_that_cannot_be_followed_is_named(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize('folders', [('train', 'val'), ('train',), ('.',)])
 def test_listing_is_about_as_fast_as_the_system(tmp_path, folders):
-  """By calls: one scandir a folder."""
+  """By calls: one scandir a folder, one look at it and at each file."""
   for name in folders:
     make_classes(tmp_path / name, **{f'c{i}': 3 for i in range(9)})
-  calls = []
-  scandir = os.scandir
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(os, 'scandir', lambda p: calls.append(p) or scandir(p))
+  with contextlib.ExitStack() as stack:
+    listed, *looks = (
+      stack.enter_context(mock.patch.object(os, name, wraps=getattr(os, name)))
+      for name in ('scandir', 'stat', 'lstat')
+    )
     both(tmp_path)
-  below = [c for c in map(str, calls) if '/c' in c]
+  paths = [str(call.args[0]) for call in listed.call_args_list]
+  below = [path for path in paths if '/c' in path]
   assert len(below) == len(set(below)) == 9 * len(folders)
+  # In all: 27 files and 9 classes in a folder, and a few folders around.
+  assert sum(look.call_count for look in looks) < 36 * len(folders) + 25
 
 
 @pytest.mark.parametrize(

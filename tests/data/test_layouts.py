@@ -1,5 +1,6 @@
 """The same images as a folder, as smaller JPEGs and as raw pixels."""
 
+import contextlib
 import io
 import json
 import shutil
@@ -332,10 +333,16 @@ def change_manifest(change):
   return damage
 
 
-def rename_shard(name):
-  return change_manifest(
-    lambda m: m['splits']['train']['shards'][0].update(file=name)
-  )
+def name_file(change):
+  def damage(manifest):
+    for part in manifest['splits']['train']['shards']:
+      part['file'] = change(part['file'])
+
+  return change_manifest(damage)
+
+
+def copy_train(manifest):
+  manifest['splits']['validation'] = manifest['splits']['train']
 
 
 def save(name, array, **options):
@@ -364,10 +371,12 @@ SHARD, LABELS = 'train-0*.npy', 'train-labels.npy'
     (lambda root: next(root.glob(SHARD)).unlink(), 'missing'),
     (save(SHARD, np.zeros(5)), 'not uint8'),
     (save(SHARD, np.zeros((4, 16, 16, 3), np.int8)), 'int8'),
-    (save(SHARD, np.zeros((4, 16, 16, 3), np.uint8, 'F')), 'Fortran'),
-    (rename_shard('../out/x.npy'), 'does not lie in its folder'),
-    (rename_shard('/x.npy'), 'does not lie in its folder'),
-    (save(LABELS, np.zeros(4, np.int32)), 'examples of 1 class'),
+    (save(SHARD, np.zeros((4, 16, 16, 3), np.uint8).T.copy().T), 'Fortran'),
+    (save(SHARD, np.zeros((4, 16, 16, 3), 'u1,u1')), r'not uint8'),
+    (name_file(lambda name: f'../out/{name}'), 'no plain name'),
+    (name_file(lambda name: f'/tmp/{name}'), 'no plain name'),
+    (change_manifest(copy_train), 'belongs to train and to validation'),
+    (save(LABELS, np.ones(4, np.int32)), r'of 1 class\(es\) \(\[1\]\)'),
     (save(LABELS, np.zeros(5, np.int32)), r'not int32 \(4,\)'),
     (save(LABELS, np.zeros(4, np.int64)), 'int64'),
     (save(LABELS, np.full(4, 9, np.int32)), 'others than 0 to 1'),
@@ -381,6 +390,8 @@ def test_a_damaged_raw_set_is_refused(small_raw, damage, message):
   damage(small_raw)
   with pytest.raises(UserError, match=message):
     open_raw(small_raw)
+  with contextlib.suppress(UserError):
+    assert check(str(small_raw))['errors']
 
 
 def places(value, path=()):

@@ -1,5 +1,7 @@
+import contextlib
 import hashlib
 import pathlib
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -136,6 +138,41 @@ def test_missing_files_are_named(tmp_path, source):
   message = rf'no file whose name ends in \.{source}|no subfolders'
   with pytest.raises(UserError, match=message):
     sources.make_source(source, 'train', path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('files', 'message'),
+  [
+    ('1-of-3', '2 of 3 files: train-0-of-3, train-2-of-3; fetch'),
+    ('00003-of-00003 00002-of-00003', '1 of 3 .*train-00001-of-00003;'),
+    ('0-of-99999999', ' 99999998 of .*train-5-of-99999999, ...;'),
+    ('0-of-1 0-of-2 1-of-2', 'of 1 and of 2 files'),
+    ('0-of-2 1-of-2', ''),
+    ('1-of-2 2-of-2', ''),
+  ],
+)
+@pytest.mark.parametrize('kind', ['tar', 'parquet'])
+def test_shards_that_count_themselves_are_all_there(
+  layouts, tmp_path, kind, files, message
+):
+  whole = next(pathlib.Path(layouts[kind]['path']).glob(f'*.{kind}'))
+  for name in files.split():
+    shutil.copy(whole, tmp_path / f'train-{name}-a1.{kind}')
+  with (
+    pytest.raises(UserError, match=message)
+    if message
+    else contextlib.nullcontext()
+  ):
+    sources.make_source(kind, 'train', path=str(tmp_path))
+
+
+@pytest.mark.parametrize('kind', ['tar', 'parquet'])
+def test_a_file_is_in_one_split(layouts, tmp_path, kind):
+  whole = next(pathlib.Path(layouts[kind]['path']).glob(f'*.{kind}'))
+  shutil.copy(whole, tmp_path / f'train.{kind}')
+  (tmp_path / f'val.{kind}').symlink_to(f'train.{kind}')
+  with pytest.raises(UserError, match=rf'val\.{kind} are one file'):
+    sources.make_source(kind, 'train', path=str(tmp_path))
 
 
 def test_shards_behind_links_count(layouts, tmp_path):

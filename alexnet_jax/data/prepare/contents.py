@@ -1,8 +1,10 @@
 """Reads data sets of all kinds for `prepare check`."""
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+import contextlib
 import functools
 import hashlib
 import io
@@ -56,46 +58,62 @@ class Contents(NamedTuple):
   total: int  # images to expect, for the progress
   jobs: Iterable[Callable[[], Outcome]]  # of an image or file, in any thread
   keys: dict[str, str]  # of config.data that training needs beside the place
+  fits: bool  # False if training would refuse it at once
 
 
 def open_set(root: pathlib.Path, name: str = '') -> Contents:
   """Opens a data set, in whatever state it is.
+
+  Of several kinds in one folder that counts which has the most bytes and fits
+  training, or else the most bytes.
 
   Args:
     root: see `check.check`.
     name: of a TFDS set.
 
   Raises:
-    UserError: if there is none, or several, or the description is damaged.
+    UserError: if there is none, or several TFDS sets, or the description is
+      damaged.
   """
   if not root.is_dir():
     raise UserError(f'no folder at {str(root)!r}; give that of the data set')
-  if not name and raw.is_raw_set(root):
-    return _open_raw(root)
-  if folder := _tfds_folder(root, name):
-    return _open_tfds(folder)
-  images = folder_lib.list_files(root).paths
-  has_classes = len({os.path.dirname(p) for p in images} - {str(root)}) > 1
-  if not has_classes and any((root / tar).is_file() for tar in _TARS):
-    names, total = [], sum(_IMAGENET.values()) - _IMAGENET['classes']
-    return Contents('tars', names, total, _tars_jobs(root, names), {})
-  # A picture may lie beside shards, and an archive beside folders of images.
-  for kind in () if has_classes else ('tar', 'parquet'):
-    if folder_lib.list_files(root, (f'.{kind}',)).paths:
-      return _open_splits(kind, root)
-  if images:
-    return _open_folder(root)
-  raise UserError(
-    f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
-    f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS set,'
-    f" or the folder of ImageNet's tars ({', '.join(_TARS)})"
-  )
-
-
-def _tfds_folder(root, name):
-  """Returns the folder of a set's newest version; None if there is no set."""
   if name:
-    return tfds_records.tfds_folder(name, str(root))
+    return _open_tfds(tfds_records.tfds_folder(name, str(root)))
+  found = _kinds(root)
+  if not found:
+    raise UserError(
+      f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
+      f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS'
+      f" set, or the folder of ImageNet's tars ({', '.join(_TARS)})"
+    )
+  first, *others = sorted(found, key=found.get, reverse=True)
+  if not others:
+    return _OPENERS[first](root)
+  for kind in (first, *others):
+    with contextlib.suppress(UserError):
+      if (opened := _OPENERS[kind](root)).fits:
+        return opened._replace(keys={'source': kind} | opened.keys)
+  return _OPENERS[first](root)
+
+
+def _kinds(root):
+  """Returns how many bytes of each kind of data set a folder holds."""
+  found = collections.Counter()
+  suffixes = {'.npy': 'raw', '.tar': 'tar', '.parquet': 'parquet'}
+  listing = folder_lib.list_files(root, (*suffixes, *folder_lib.IMAGE_SUFFIXES))
+  tars = {str(root / tar) for tar in _TARS}
+  for path, size in zip(listing.paths, listing.sizes, strict=True):
+    kind = suffixes.get(os.path.splitext(path)[1], 'folder')
+    found['tars' if path in tars else kind] += size
+  if not raw.is_raw_set(root):
+    del found['raw']
+  for folder in tfds_records.find_sets(root):
+    files = folder.glob('*.array_record-*')
+    found['tfds'] += sum(path.stat().st_size for path in files)
+  return found
+
+
+def _open_only_tfds(root):
   sets = tfds_records.find_sets(root)
   if len(sets) > 1:
     names = [str(folder.parent.relative_to(root)) for folder in sets]
@@ -103,7 +121,12 @@ def _tfds_folder(root, name):
       f'{root} has several TFDS sets; choose one with --name:'
       f' {", ".join(names)}'
     )
-  return sets[0] if sets else None
+  return _open_tfds(sets[0])
+
+
+def _open_tars(root):
+  names, total = [], sum(_IMAGENET.values()) - _IMAGENET['classes']
+  return Contents('tars', names, total, _tars_jobs(root, names), {}, False)
 
 
 def _finding(kind, name, detail=''):
@@ -139,7 +162,7 @@ def _open_splits(kind, path, options=({}, {}), first=(), keys=()):
   )
   total = sum(source.num_examples for source in opened.values())
   jobs = itertools.chain(first, refused, images)
-  return Contents(kind, class_names, total, jobs, dict(keys))
+  return Contents(kind, class_names, total, jobs, dict(keys), not refused)
 
 
 def _examine_example(source, index, split):
@@ -215,21 +238,27 @@ def _open_folder(root):
   class_names = list(next(iter(listed.values())))
   total = sum(len(c.paths) for found in listed.values() for c in found.values())
   jobs = _folder_jobs(root, splits, listed, class_names)
-  return Contents('folder', class_names, total, jobs, {})
+  fits = not any(
+    any(_problems(split, splits[split], classes, class_names))
+    for split, classes in listed.items()
+  )
+  return Contents('folder', class_names, total, jobs, {}, fits)
+
+
+def _problems(split, folder, classes, class_names):
+  known = class_names if split == 'validation' else None
+  return folder_lib.find_problems(folder, classes, known, split == 'all')
 
 
 def _folder_jobs(root, splits, listed, class_names):
   for split, classes in listed.items():
     folder = splits[split]
-    known = class_names if split == 'validation' else None
-    for kind, path, message in folder_lib.find_problems(
-      folder, classes, known, divided=split == 'all'
-    ):
+    for kind, path, message in _problems(split, folder, classes, class_names):
       yield _finding(kind, _below(root, path), message)
     for path in folder_lib.loose_images(folder) if classes else ():
       yield _finding('loose_image', _below(root, path))
-    missing = set(map(normal, known or ())) - set(map(normal, classes))
-    for name in sorted(missing):
+    missing = set(map(normal, class_names)) - set(map(normal, classes))
+    for name in sorted(missing):  # of training never
       yield _finding('class_not_in_validation', name)
   if root not in splits.values():
     used = {folder.name for folder in splits.values()}
@@ -403,3 +432,13 @@ def _notes(image, encoded, name):
     yield 'with several frames: the first is read'
   if decoding.orientation(image) > 1:
     yield 'turned by EXIF: read upright'
+
+
+_OPENERS = {
+  'folder': _open_folder,
+  'raw': _open_raw,
+  'tfds': _open_only_tfds,
+  'tars': _open_tars,
+  'tar': functools.partial(_open_splits, 'tar'),
+  'parquet': functools.partial(_open_splits, 'parquet'),
+}

@@ -26,6 +26,7 @@ from alexnet_jax import files
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.tfds import print_command
+from alexnet_jax.data.prepare.tfds import undamaged
 from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
@@ -78,7 +79,11 @@ def prepare(arguments, make_target) -> dict:
       _write_set(target, loaders, arguments.shard_examples)
     # Also if the last command ended right before that.
     shutil.rmtree(target.folder / _NOTES, ignore_errors=True)
-  result, keys = target.result()
+  with undamaged(target.folder):
+    result, keys = target.result()
+    options = {k: str(v) for k, v in keys.items() if k != 'source'}
+    for split in sources.SPLITS:
+      sources.make_source(keys['source'], split, tfds_split=split, **options)
   recipe = 'imagenet' if result['classes'] == _IMAGENET_CLASSES else 'folder'
   size = arguments.size
   keys |= {'resize_size': size, 'crop_size': max(1, size * 7 // 8)}

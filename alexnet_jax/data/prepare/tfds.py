@@ -6,6 +6,7 @@ peer in the benchmark, nowhere else in the package.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
 import difflib
 import logging
@@ -63,8 +64,13 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
       'building a TFDS set needs TensorFlow, reading it does not:'
       f' {how_to_install("tfds")} ({error})'
     ) from error
-  described = tfds_records.read_description(folder)
-  splits = {split: described.num_examples(split) for split in described.splits}
+  with undamaged(folder):
+    described = tfds_records.read_description(folder)
+    splits = {
+      split: described.num_examples(split) for split in described.splits
+    }
+    for split in filter(splits.get, splits):
+      tfds_records.tfds_source(name, split, str(root))
   keys = {'data.path': root}
   if name != 'imagenet2012':
     keys |= {'data.tfds_name': name, 'model.num_classes': 0}  # 0: the data's
@@ -79,6 +85,18 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
     'splits': splits,
     'classes': len(described.class_names),
   }
+
+
+@contextlib.contextmanager
+def undamaged(folder: pathlib.Path) -> Iterator[None]:
+  """Adds to an error in a set that was prepared what can be done about it."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(
+      f'{error}. {folder} was prepared, and is not touched: once it is moved'
+      ' away, the same command makes it anew'
+    ) from error
 
 
 def _build(name, root, manual_dir):
