@@ -57,6 +57,8 @@ def _environments(count, devices, gpus):
     common.pop('JAX_NUM_CPU_DEVICES', None)  # it would win over the flag
   if not gpus:
     return [common] * count
+  # JAX would take the CPU where it finds no GPU, with a warning.
+  common.setdefault('JAX_PLATFORMS', 'cuda,cpu')
   needed = count * gpus
   named = common.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(needed))))
   visible = [name.strip() for name in named.split(',') if name.strip()]

@@ -12,6 +12,7 @@ import itertools
 import os
 import pathlib
 import re
+import shlex
 from typing import Any
 
 from array_record.python import array_record_data_source
@@ -341,7 +342,8 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
   raise UserError(
     f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{need} `python -m'
     f' alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR --data_dir'
-    f' {root}`. If it lies elsewhere, give its data_dir as the path'
+    f' {shlex.quote(str(root))}`. If it lies elsewhere, give the folder around'
+    f' {name}: --config.data.path=DIR (of `prepare`: --path DIR)'
   )
 
 

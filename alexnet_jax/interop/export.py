@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import json
 import logging
+import shlex
 import shutil
 import sys
 
@@ -98,7 +99,7 @@ def _export(arguments):
     text = json.dumps(about, indent=2, default=list)
     (folder / 'about.json').write_text(text, encoding='utf-8')
     shutil.copy(program_loader.__file__, folder / 'load.py')
-  lines.append(f'next: python {out}/load.py PHOTOS')
+  lines.append(f'next: python {shlex.quote(f"{out}/load.py")} PHOTOS')
   print('\n'.join(lines), file=sys.stderr)
   keys = ('step', 'sha256', 'onnx_difference')
   return {'out': out, **{key: about[key] for key in keys if key in about}}

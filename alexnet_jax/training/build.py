@@ -49,8 +49,11 @@ def make_source(config, split: str):
   return sources.make_source(data.source, split, **options)
 
 
-def make_loader(config, split: str) -> loader_lib.Loader:
-  """Returns a loader of the examples of a split as square images."""
+def make_loader(config, split: str, **hint: str) -> loader_lib.Loader:
+  """Returns a loader of the examples of a split as square images.
+
+  `hint` may be the `skip_hint` of `Loader`.
+  """
   source = make_source(config, split)
   size = getattr(source, 'square_size', config.data.resize_size)
   if size != config.data.resize_size:
@@ -66,6 +69,7 @@ def make_loader(config, split: str) -> loader_lib.Loader:
     config.data.resize_size,
     unreadable=config.data.unreadable,
     num_threads=config.data.num_threads,
+    **hint,
   )
 
 

@@ -179,7 +179,9 @@ def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
     config.data.val_fraction, config.data.folds = 0.0, 0
     split = 'all' if split == 'validation' else split
   try:
-    loader = build.make_loader(config, split)
+    loader = build.make_loader(
+      config, split, skip_hint='repair or delete it, or use `predict`'
+    )
   except UserError as error:
     if str(error).startswith('split'):
       raise

@@ -1,6 +1,7 @@
 """Reports a run to the user: its start, changes, end, speed and trace."""
 
 import pathlib
+import shlex
 import time
 
 import jax
@@ -211,6 +212,7 @@ def show_end(run, loop) -> None:
     f'training {duration(loop.speed.seconds)}, without compilation, evaluation'
     f' and saving\ncheckpoints: {run.workdir / FOLDER}\n'
     f'history: {run.workdir / METRICS_FILE};'
-    f' tensorboard --logdir {run.workdir / "events"}\n'
-    f'next: python -m alexnet_jax.evaluation.evaluate --workdir {run.workdir}'
+    f' tensorboard --logdir {shlex.quote(str(run.workdir / "events"))}\n'
+    'next: python -m alexnet_jax.evaluation.evaluate --workdir'
+    f' {shlex.quote(str(run.workdir))}'
   )

@@ -195,7 +195,7 @@ def test_copies_are_warned_of(tmp_path):
   }
 
 
-def imagenet_tars(**changed):
+def imagenet_tars(synsets=('n01440764', 'n01443537'), **changed):
   inner = {
     f'{synset}.tar': tar_of(
       [
@@ -203,7 +203,7 @@ def imagenet_tars(**changed):
         *changed.items(),
       ]
     )
-    for k, synset in enumerate(('n01440764', 'n01443537'))
+    for k, synset in enumerate(synsets)
   }
   validation = [(f'ILSVRC2012_val_{i:08d}.JPEG', large(40 + i)) for i in (1, 2)]
   return {TRAIN_TAR: tar_of(inner.items()), VALIDATION_TAR: tar_of(validation)}
@@ -231,6 +231,11 @@ def test_imagenet_tars_with_a_few_images(tmp_path):
     ('warning', 'duplicate_with_two_labels'): (2, pairs),
     ('note', 'note'): (2, [f'{s}/flat.JPEG' for s in synsets]),
   }
+
+
+def test_tars_of_another_set_are_refused(tmp_path):
+  write(tmp_path, imagenet_tars(('n01440764', 'n01443538')))
+  assert found(tmp_path)['error', 'no_synset'] == one('n01443538.tar')
 
 
 def test_tars_that_are_cut_off_or_missing(tmp_path):

@@ -321,10 +321,14 @@ def test_gpus_of_each_process(visible, expected, monkeypatch):
   monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
   if visible:
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
-  do = 'mark(f"of{index}", os.environ["CUDA_VISIBLE_DEVICES"])'
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  names = '"CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"'
+  do = f'mark(f"of{{index}}", " ".join(map(os.environ.get, ({names}))))'
   code, _, err = launch('--processes', 2, '--gpus_per_process', 2, do=do)
   assert code == 0, err
-  assert [pathlib.Path(f'of{i}').read_text() for i in range(2)] == expected
+  assert [pathlib.Path(f'of{i}').read_text() for i in range(2)] == [
+    f'{gpus} cuda,cpu' for gpus in expected
+  ]
 
 
 @pytest.mark.parametrize(

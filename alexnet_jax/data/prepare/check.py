@@ -25,6 +25,8 @@ _TEXTS = {
   'error': {
     'missing_file': f'files are missing; {_FETCH}',
     'damaged_file': f'files of the set are damaged or cut off; {_FETCH}',
+    'no_synset': 'tars are of no class of ILSVRC2012; this is another set, or a'
+    ' part of the larger one: fetch the tar for task 1 and 2',
     'empty_file': f'files are empty; {_FIX}',
     'truncated': f'images are cut off; {_FIX}',
     'unreadable': f'images cannot be read or decoded; {_FIX}',

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import contextlib
 import functools
 import hashlib
+import importlib.resources
 import io
 import itertools
 import os
@@ -307,7 +308,10 @@ def _tars_jobs(root, class_names):
 
   They are read from front to back, in one thread, and never unpacked.
   """
-  counts = {}
+  listed = importlib.resources.files('tensorflow_datasets').joinpath(
+    'datasets', 'imagenet2012', 'labels.txt'
+  )
+  counts, synsets = {}, listed.read_text().split()
   for tar_name, split in _TARS.items():
     if not (root / tar_name).is_file():
       yield _finding('missing_file', tar_name)
@@ -319,6 +323,8 @@ def _tars_jobs(root, class_names):
         if split == 'train' and content:
           prefix, label = f'{pathlib.PurePath(name).stem}/', len(class_names)
           class_names.append(prefix[:-1])
+          if prefix[:-1] not in synsets:
+            yield _finding('no_synset', name)
           images = _tar_members(content, name)
         for inner, image in images:
           if image is None:

@@ -214,6 +214,7 @@ def _run_builder(tensorflow, builder, manual):
     OSError,
     tarfile.TarError,
     tensorflow.errors.OpError,
+    KeyError,  # of a class that the set does not have
     RuntimeError,  # what ArrayRecord makes of a full disk
   ) as error:
     if isinstance(error, RuntimeError) and not files.no_room(error):
