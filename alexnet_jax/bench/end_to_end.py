@@ -82,11 +82,10 @@ def end_to_end(
 
   Returns:
     {checkpoints: written while a loop is timed; step, loader, loop: images per
-    second of each round; median: of these; loop_share: the median over the
-    rounds of loop / step; bottleneck: step or loader, the slower one; headroom:
-    the median over the rounds of the other one's images per second by its;
-    resident: {steps: early and late in the loop, bytes: at these in each
-    round}}, with devices, machine, versions and command.
+    second of each round; median: of these; loop_share: the median of loop by
+    step in the same round; bottleneck: step or loader, the slower one;
+    headroom: how many times as fast the other one is; resident: {steps: early
+    and late in the loop, bytes: at these}, and what `harness.header` has}.
   """
   result = harness.header()
   speeds = {'step': [], 'loader': [], 'loop': []}
@@ -129,13 +128,8 @@ def end_to_end(
     f' {result["loop_share"]:.1%} of the bare step; the {result["bottleneck"]}'
     f' is the bottleneck, the other is {result["headroom"]:.2f} times as fast'
   )
-  first, last = (
-    [n / 1e6 for n in pair] for pair in zip(*resident, strict=True)
-  )
-  harness.tell(
-    f'resident MB in each round: {first} at step {watched[0]}, {last} at step'
-    f' {watched[1]}'
-  )
+  pairs = ', '.join(f'{a / 1e6:,.0f} to {b / 1e6:,.0f}' for a, b in resident)
+  harness.tell(f'resident MB from step {watched[0]} to {watched[1]}: {pairs}')
   return result
 
 
@@ -147,10 +141,9 @@ def _seconds(function, *arguments):
 
 def bottleneck(step: list[float], loader: list[float]) -> dict:
   """Returns {bottleneck, headroom} of images per second in the same rounds."""
-  if (ratio := harness.median_ratio(loader, step)) >= 1:
-    return {'bottleneck': 'step', 'headroom': ratio}
-  ratio = harness.median_ratio(step, loader)
-  return {'bottleneck': 'loader', 'headroom': ratio}
+  ratio = harness.median_ratio(loader, step)
+  slower = 'step' if ratio >= 1 else 'loader'
+  return {'bottleneck': slower, 'headroom': max(ratio, 1 / ratio)}
 
 
 def _parts(config, path):

@@ -69,11 +69,8 @@ class Worker:
   ):
     """Starts the process, and does not wait for what it imports.
 
-    Args:
-      module: it has a class `Handler`, which is made of the candidate's name.
-      candidate: that name.
-      environment: what changes in that of this process.
-      cores: those that the process runs on; none: all.
+    The module has a class `Handler`, which is made of the candidate's name. The
+    environment is added to that of this process; no cores are all cores.
     """
     context = multiprocessing.get_context('spawn')
     self._log = tempfile.NamedTemporaryFile('r', errors='replace')  # noqa: SIM115
@@ -96,9 +93,7 @@ class Worker:
   def ask(self, method: str, **arguments) -> Any:
     """Calls a method of the handler and returns its result.
 
-    Raises:
-      UserError: if it raised one.
-      WorkerError: if it failed otherwise, or the process ended.
+    Raises WorkerError if it fails or the process ends, UserError if it does.
     """
     try:
       self._pipe.send((method, arguments))
@@ -169,8 +164,7 @@ def measure(entries: Sequence, rounds: int, failed: list[dict]) -> list[dict]:
 
   Returns:
     A row for every other one: {candidate, case, images_per_second: of each
-    round, median, min, max, ours_by_it: the median over the rounds of ours by
-    its in the same round}.
+    round, median, min, max, ours_by_it: median ratio within a round}.
   """
   speeds = [[] for _ in entries]
   for number in range(rounds):

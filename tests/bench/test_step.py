@@ -39,18 +39,6 @@ def groups(recipe, *overrides, **arguments):
   return step.make_groups(types.SimpleNamespace(**given), overrides)
 
 
-def our_configs(folder, *overrides):
-  ((_, configs),) = groups(commands.write_recipe(folder, **LRN), *overrides)
-  return configs
-
-
-@needs_affinity
-def test_the_first_cores():
-  own = os.sched_getaffinity(0)
-  assert step.first_cores(1) == [min(own)]
-  assert step.first_cores(0) == sorted(own)
-
-
 def test_losses_have_to_agree():
   ours = {'parameters': 5, 'losses': [2.0, 1.0]}
 
@@ -72,12 +60,13 @@ class FakeWorker:
 
   def __init__(self, module, name, environment, cores):
     self.name = name
+    assert cores == [min(os.sched_getaffinity(0))]
     assert ('XLA_FLAGS' in environment) == (name != 'ours')
 
   def ask(self, method, **request):
     if self.name == 'torch compile':
       raise harness.WorkerError('no compiler')
-    losses = [1.5] if self.name == 'keras plain' else [1.0]
+    losses = [2.0, 1.5 if self.name == 'keras plain' else 1.0]
     return {
       'build': {
         'platform': 'gpu',
@@ -99,29 +88,27 @@ class FakeWorker:
 
 
 @pytest.fixture
-def measure(tmp_path, monkeypatch):
-  """Returns a function that measures ours and peers."""
+def measured(tmp_path, monkeypatch, capsys):
+  """Returns a function that runs the command: (exit code, its only group)."""
   monkeypatch.setattr(harness, 'Worker', FakeWorker)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+  recipe = commands.write_recipe(tmp_path, **LRN, global_batch_size=4)
 
-  def measure(*peers, skip_check=True):
-    options = types.SimpleNamespace(
-      rounds=2,
-      seconds=1.0,
-      threads=1,
-      evaluation=True,
-      skip_check=skip_check,
-    )
-    configs = our_configs(tmp_path, '--config.global_batch_size=4')
-    return step.measure('n', configs, peers, options)
+  def measured(*peers, flag='--skip_check'):
+    flags = f'--config {recipe} --rounds 2 --threads 1 --evaluation {flag}'
+    against = ','.join(peers)
+    code = main(['step', '--json', *flags.split(), '--against', against])
+    (group,) = json.loads(capsys.readouterr().out)['groups']
+    return code, group
 
-  return measure
+  return measured
 
 
 @needs_affinity
-def test_shares_of_the_peak(measure):
+def test_shares_of_the_peak(measured):
   """300 or 100 FLOP an image, 4 images a second, on two GPUs."""
   peak, _ = costs.gpu_peak('NVIDIA A10', 'float32')
-  train, evaluate, *_ = measure('torch eager')['rows']
+  train, evaluate, *_ = measured('torch eager')[1]['rows']
   assert (train['case'], evaluate['case']) == ('train', 'evaluate')
   assert train['milliseconds'] == 1e3
   assert train['share_of_peak'] == pytest.approx(1200 / (2 * peak))
@@ -129,36 +116,25 @@ def test_shares_of_the_peak(measure):
 
 
 @needs_affinity
-def test_the_exit_code_says_if_nothing_was_compared(measure):
-  alone, none = measure(), measure('torch compile')
-  some = measure('torch compile', 'torch eager')
+def test_the_exit_code_says_if_nothing_was_compared(measured):
   failure = {'candidate': 'torch compile', 'case': '', 'reason': 'no compiler'}
-  assert some['failed'] == none['failed'] == [failure]
-  assert step.exit_code({'groups': [alone, some]}) == errors.EXIT_DONE
-  assert step.exit_code({'groups': [some, none]}) == errors.EXIT_FAILURE
+  for peers, failed, expected in (
+    ((), [], errors.EXIT_DONE),
+    (('torch compile', 'torch eager'), [failure], errors.EXIT_DONE),
+    (('torch compile',), [failure], errors.EXIT_FAILURE),
+  ):
+    code, group = measured(*peers)
+    assert (code, group['failed']) == (expected, failed)
 
 
 @needs_affinity
-def test_what_computes_something_else_is_not_measured(measure):
-  result = measure('keras plain', skip_check=False)
-  assert {row['candidate'] for row in result['rows']} == {'ours'}
-  assert 'it computes something else' in result['failed'][0]['reason']
-  assert result['agreement'] == {'ours': [1.0], 'keras plain': [1.5]}
-
-
-@needs_affinity
-def test_the_command_fails_if_nothing_was_compared(
-  tmp_path, monkeypatch, capsys
-):
-  ours = {'candidate': 'ours'}
-  group = {'rows': [ours], 'failed': [{'candidate': 'torch eager'}]}
-  monkeypatch.setattr(step, 'measure', lambda *_: group)
-  monkeypatch.setattr(step, '_peers', lambda _: ['torch eager'])
-  monkeypatch.setattr(step, '_show', lambda group: None)
-  recipe = commands.write_recipe(tmp_path)
-  arguments = ['--config', str(recipe), '--against', 'torch', '--json']
-  assert main(['step', *arguments]) == errors.EXIT_FAILURE
-  assert json.loads(capsys.readouterr().out)['groups'] == [group]
+def test_what_computes_something_else_is_not_measured(measured):
+  code, group = measured('keras plain', flag='')
+  assert code == errors.EXIT_FAILURE
+  assert {row['candidate'] for row in group['rows']} == {'ours'}
+  reason = 'it computes something else: from equal weights its losses are'
+  assert reason in group['failed'][0]['reason']
+  assert group['agreement'] == {'ours': [2.0, 1.0], 'keras plain': [2.0, 1.5]}
 
 
 @pytest.mark.parametrize(
@@ -205,8 +181,8 @@ def test_what_the_others_lack_is_refused(tmp_path, key, value):
 
 def test_classes_are_those_of_the_data_if_they_are_known(tmp_path, capsys):
   def classes(*overrides):
-    ours = our_configs(tmp_path, *overrides)['ours']
-    return ours['model']['num_classes']
+    ((_, found),) = groups(commands.write_recipe(tmp_path), *overrides)
+    return found['ours']['model']['num_classes']
 
   known = len(build.make_source(load(tmp_path), 'train').class_names)
   assert classes() == known != 1000
@@ -244,39 +220,8 @@ def test_groups_are_all_combinations(tmp_path):
   assert config['data']['crop_size'] == 64
 
 
-def run(arguments, *more):
-  """Runs the command; returns its only group and what it tells people."""
-  bench = (sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json')
-  code, out, err = commands.run(*bench, *arguments.split(), *more)
-  assert code == 0, err
-  (group,) = json.loads(out)['groups']
-  return group, err
-
-
 @pytest.mark.slow
 @needs_affinity
-def test_the_command_measures_ours(tmp_path):
-  recipe = commands.write_recipe(tmp_path, **LRN)
-  group, err = run(
-    f'--config {recipe} --vary parallel=shard_map --threads 1 --evaluation'
-    ' --rounds 2 --seconds 0.01'
-  )
-  assert [(row['candidate'], row['case']) for row in group['rows']] == [
-    ('ours parallel=shard_map', 'train'),
-    ('ours parallel=shard_map', 'evaluate'),
-  ]
-  assert len(group['rows'][0]['images_per_second']) == 2
-  assert group['rows'][0]['share_of_peak'] is None  # of a CPU none is known
-  assert 'milliseconds' in err
-
-
-def _installed(*names):
-  return all(importlib.util.find_spec(name) for name in names)
-
-
-@pytest.mark.slow
-@needs_affinity
-@pytest.mark.skipif(not _installed('torch'), reason='of the extra bench')
 @pytest.mark.parametrize(
   ('network', 'dtype'),
   [
@@ -285,18 +230,32 @@ def _installed(*names):
     ('marvin', 'float32'),
   ],
 )
-def test_the_peers_compute_the_same(tmp_path, network, dtype):
-  """Not torch.compile: it takes minutes. Keras where TensorFlow is there."""
-  peers = ['torch eager', 'torch channels_last']
-  if _installed('keras', 'tensorflow'):
+def test_the_peers_compute_the_same(network, dtype):
+  """Those that are installed; not torch.compile, which takes minutes."""
+  peers = []
+  if importlib.util.find_spec('torch'):
+    peers += ['torch eager', 'torch channels_last']
+  if all(map(importlib.util.find_spec, ('keras', 'tensorflow'))):
     peers += ['keras plain', 'keras jit_compile']
   size = 28 if network == 'marvin' else 96
-  group, _ = run(
+  arguments = (
     f'--networks {network} --config.model.dtype={dtype} --batch_sizes 4'
-    f' --rounds 1 --seconds 0.01 --config.data.crop_size={size}'
-    f' --config.data.resize_size={size} --config.model.width_multiplier=0.1',
-    f'--against={",".join(peers)}',
+    f' --config.data.crop_size={size} --config.data.resize_size={size}'
+    ' --config.model.width_multiplier=0.1 --vary parallel=shard_map'
+    ' --rounds 2 --seconds 0.01 --threads 1 --evaluation --json'
   )
+  bench = (sys.executable, '-m', 'alexnet_jax.bench', 'step')
+  code, out, err = commands.run(
+    *bench, *arguments.split(), '--against', ','.join(peers)
+  )
+  assert code == 0, err
+  (group,) = json.loads(out)['groups']
+  candidates = ['ours parallel=shard_map', *peers]
   assert group['failed'] == []
-  assert set(group['agreement']) == {'ours', *peers}
-  assert [row['candidate'] for row in group['rows']] == ['ours', *peers]
+  assert list(group['agreement']) == (candidates if peers else [])
+  assert [(row['candidate'], row['case']) for row in group['rows']] == [
+    (name, part) for name in candidates for part in ('train', 'evaluate')
+  ]
+  assert len(group['rows'][0]['images_per_second']) == 2
+  assert group['rows'][0]['share_of_peak'] is None  # of a CPU none is known
+  assert 'milliseconds' in err
