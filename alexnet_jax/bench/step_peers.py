@@ -151,18 +151,19 @@ def _our_steps(_, config, start, platform):
   batch = {'image': image, 'label': label}
   flip = rng.random(count) < (0.5 if config.data.random_flip else 0)
   flips = {'flip': flip} if config.data.random_flip else {}
-  train_batch, eval_batch = (
-    parallel.batch_to_devices(batch | more, mesh, config.parallel)
-    for more in (flips, {'mask': np.ones(count, bool)})
-  )
+  more = {'train': flips, 'evaluate': {'mask': np.ones(count, bool)}}
+  batches = {
+    part: parallel.batch_to_devices(batch | own, mesh, config.parallel)
+    for part, own in more.items()
+  }
 
   def run(part, number):
     nonlocal state
     for _ in range(number):
       if part == 'train':
-        state, sums = steps.train(state, train_batch, key)
+        state, sums = steps.train(state, batches[part], key)
       else:
-        sums = steps.evaluate(state, eval_batch)
+        sums = steps.evaluate(state, batches[part])
     jax.block_until_ready(sums)  # on all devices
     return float(sums['loss']) / float(sums['count'])
 
@@ -184,7 +185,8 @@ def layers(model: dict) -> Iterator[tuple]:
 
   Names are those of the parameters in flax. The numbers of `pad` are pixels
   before and after, those of `conv` features, kernel, stride, padding (pixels,
-  same or valid), dilation and groups, all others as torch has them.
+  same or valid), dilation and groups, those of `norm` size, alpha as the paper
+  has it, beta and k, all others as torch has them.
   """
 
   def scaled(width, divisor=1):
@@ -193,7 +195,10 @@ def layers(model: dict) -> Iterator[tuple]:
     return max(divisor, round(width * factor / divisor) * divisor)
 
   network = spec.AlexNetSpec(**{k: model[k] for k in spec.defaults()})
+  size, beta, k = (model[f'lrn_{name}'] for name in ('size', 'beta', 'k'))
+  by = 1 if model['lrn_convention'] == 'paper' else size
   numbers = {
+    'norm': (size, model['lrn_alpha'] / by, beta, k),
     'pool': (model['pool_size'], model['pool_stride']),
     'dropout': (model['dropout'],),
   }
@@ -229,9 +234,8 @@ def _torch_steps(kind, config, start, platform):
   if device.type == 'cuda':  # as JAX computes float32 there
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.benchmark = True
-  layout = (
-    torch.channels_last if kind == 'channels_last' else torch.contiguous_format
-  )
+  contiguous = kind != 'channels_last'
+  layout = torch.contiguous_format if contiguous else torch.channels_last
   params, images, labels = start
   images = torch.from_numpy(images).permute(0, 3, 1, 2)
   images = images.to(device).contiguous(memory_format=layout)
@@ -242,15 +246,11 @@ def _torch_steps(kind, config, start, platform):
   if params:
     _torch_load(network, params)
   network.to(device, memory_format=layout)
-  options = config['optimizer']
-  updates = torch.optim.SGD(
-    network.parameters(),
-    lr=options['learning_rate'],
-    momentum=options['momentum'],
-    weight_decay=options['weight_decay'],
-    nesterov=options['nesterov'],
-    fused=True,
-  )
+  rate = config['optimizer']['learning_rate']
+  names = ('momentum', 'weight_decay', 'nesterov')
+  options = {name: config['optimizer'][name] for name in names}
+  weights = list(network.parameters())
+  updates = torch.optim.SGD(weights, rate, fused=True, **options)
   dtype = getattr(torch, config['model']['dtype'])
   is_mixed = dtype != torch.float32
 
@@ -279,21 +279,20 @@ def _torch_steps(kind, config, start, platform):
           loss, _ = forward(images, labels)
     return float(loss.detach())
 
-  return run, {'parameters': sum(w.numel() for w in network.parameters())}
+  return run, {'parameters': sum(w.numel() for w in weights)}
 
 
 def _torch_network(model):
   """Returns the network of images [batch, 3, size, size], with our names."""
   from torch import nn
 
-  size = model['lrn_size']
-  # torch divides alpha by the size, as Caffe does.
-  by = size if model['lrn_convention'] == 'paper' else 1
-  norm = size, by * model['lrn_alpha'], model['lrn_beta'], model['lrn_k']
+  def norm(size, alpha, beta, k):  # it divides alpha by the size
+    return nn.LocalResponseNorm(size, alpha * size, beta, k)
+
   make = {
     'pad': lambda *pad: nn.ZeroPad2d(pad * 2),
     'conv': nn.LazyConv2d,
-    'norm': lambda: nn.LocalResponseNorm(*norm),
+    'norm': norm,
     'pool': nn.MaxPool2d,
     'dense': nn.LazyLinear,
     'dropout': nn.Dropout,
@@ -332,9 +331,8 @@ def _keras_steps(kind, config, start, platform):
   elif not tf.config.get_visible_devices('GPU'):
     raise RuntimeError('TensorFlow sees no GPU, but ours runs on one')
   options, dtype = config['optimizer'], config['model']['dtype']
-  keras.config.set_dtype_policy(
-    dtype if dtype == 'float32' else f'mixed_{dtype}'
-  )
+  mixed = '' if dtype == 'float32' else 'mixed_'
+  keras.config.set_dtype_policy(mixed + dtype)
   params, images, labels = start
   network = keras.Sequential([keras.layers.Input(images.shape[1:])])
   for layer in _keras_layers(config['model']):
@@ -342,11 +340,8 @@ def _keras_steps(kind, config, start, platform):
   for name, leaves in (params or {}).items():
     network.get_layer(name).set_weights([leaves['kernel'], leaves['bias']])
   variables = network.trainable_variables
-  updates = keras.optimizers.SGD(
-    options['learning_rate'],
-    momentum=options['momentum'],
-    nesterov=options['nesterov'],
-  )
+  names = ('learning_rate', 'momentum', 'nesterov')
+  updates = keras.optimizers.SGD(**{name: options[name] for name in names})
   updates.build(variables)
   images, labels = tf.constant(images), tf.constant(labels)
 
@@ -386,14 +381,12 @@ def _keras_layers(model):
   import keras
   import tensorflow as tf
 
-  size = model['lrn_size']
-  # TensorFlow does not divide alpha by the size, and has no bfloat16.
-  by = 1 if model['lrn_convention'] == 'paper' else size
-  norm = model['lrn_k'], model['lrn_alpha'] / by, model['lrn_beta']
+  def norm(size, alpha, beta, k, name):
+    def normalize(x):  # TensorFlow's has no bfloat16
+      wide = tf.cast(x, tf.float32)
+      return tf.cast(tf.nn.lrn(wide, size // 2, k, alpha, beta), x.dtype)
 
-  def normalize(x):
-    wide = tf.cast(x, tf.float32)
-    return tf.cast(tf.nn.lrn(wide, size // 2, *norm), x.dtype)
+    return keras.layers.Lambda(normalize, name=name)
 
   def convolution(features, kernel, stride, pad, dilation, groups, name):
     shape = features, kernel, stride, pad, None, dilation, groups
@@ -402,7 +395,7 @@ def _keras_layers(model):
   make = {
     'pad': lambda *pad, name: keras.layers.ZeroPadding2D((pad, pad), name=name),
     'conv': convolution,
-    'norm': functools.partial(keras.layers.Lambda, normalize),
+    'norm': norm,
     'pool': keras.layers.MaxPooling2D,
     'dense': keras.layers.Dense,
     'dropout': keras.layers.Dropout,
