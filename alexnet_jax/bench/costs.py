@@ -1,8 +1,7 @@
 """What a network costs, and what GPUs offer, as data sheets have it.
 
-Peaks in targets/*.toml count a multiply-add as two operations, without
-sparsity. float32 is what JAX computes float32 with: TF32 on tensor cores where
-a GPU has them.
+Peaks in targets/*.toml count a multiply-add as two, without sparsity; float32
+is TF32 on tensor cores where a GPU has them, as JAX computes it.
 """
 
 import math
@@ -35,10 +34,7 @@ def num_classes(config) -> int:
 def network_costs(config, num_classes: int) -> dict[str, int]:
   """Returns {parameters, forward_ and training_flops_per_image}.
 
-  They follow from the network's shapes, without computing it.
-
-  Raises:
-    UserError: if config.model makes no network.
+  Raises UserError if config.model makes no network.
   """
   model = build.make_model(config, num_classes)
   try:
@@ -64,9 +60,9 @@ def load_gpu(name: str) -> dict:
   example = TARGETS / 'h100.toml'
   path = TARGETS / f'{name}.toml' if name in DESCRIBED else pathlib.Path(name)
   if not path.is_file():
+    known = ' nor '.join(DESCRIBED)
     raise UserError(
-      f'--target is {name!r}: neither {" nor ".join(DESCRIBED)} nor a file; a'
-      f' description looks like {example}'
+      f'--target is {name!r}: neither {known} nor a file like {example}'
     )
   try:
     gpu = tomllib.loads(path.read_text())

@@ -1,19 +1,14 @@
 """The photographs and candidates of `bench data`: made, checked and timed.
 
-The photographs are those of a folder of the user, or synthetic ones, kept on
-disk in several layouts. A loader that cannot read a layout raises
-NotImplementedError. Those that run Python for each example share `Photographs`,
-with the fastest decoder at hand and without needless copies, so that it is the
-loaders that are compared. A limit is one part of the work, without order,
-batches or hand-over.
+Peers that run Python for each example share `Photographs`, with the fastest
+decoder at hand and without needless copies, so that it is the loaders that are
+compared.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 import concurrent.futures
 from functools import partial
-import importlib
 import math
 import pathlib
 import subprocess
@@ -24,12 +19,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
+from sklearn.datasets import load_sample_images
 
 from alexnet_jax.bench import harness
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data import sources
-from alexnet_jax.data.folder import list_folder
 from alexnet_jax.errors import UserError
 
 CROP = 224  # width of the random crops, in pixels
@@ -43,17 +38,9 @@ LAYOUTS = {
   'tfds-256': ('tfds', 256, 256),
   'raw-256': ('raw', 256, 256),
 }
-# {name: function from JPEG bytes to RGB}.
-DECODERS = {
-  'simplejpeg': lambda encoded: simplejpeg.decode_jpeg(encoded, 'RGB'),
-  'cv2': lambda encoded: cv2.imdecode(
-    np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB
-  ),
-}
 _TFDS_NAME = 'photographs'
-_SYNTHETIC = 'synthetic: noise with the spectrum and JPEG size of photographs'
-_DISTINCT, _CLASSES = 200, 10  # of the synthetic ones
 _QUALITY = 90  # of all JPEGs
+_RAW_FACTOR = 8  # raw squares go by that much faster
 # Batches that a loader has begun ahead when the clock stops: it makes them
 # after it, as it made as many before the clock started. Otherwise those that
 # begin many batches ahead would look faster.
@@ -61,6 +48,14 @@ _TAIL = 6
 
 # Threads of its own on top of the loader's would only be in their way.
 cv2.setNumThreads(0)
+
+
+def _decode(encoded):
+  return simplejpeg.decode_jpeg(encoded, 'RGB')
+
+
+def _decode_cv2(encoded):
+  return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 class Task(NamedTuple):
@@ -72,6 +67,7 @@ class Task(NamedTuple):
   resize_size: int
   folder: str  # that holds all layouts
   batch_size: int
+  num_batches: int  # that are timed, of JPEGs
   threads: int  # or processes, that a candidate may use
 
   @property
@@ -80,118 +76,87 @@ class Task(NamedTuple):
     prefix = 'jpeg' if self.kind == 'folder' else self.kind
     return pathlib.Path(self.folder, f'{prefix}-{self.short_side}')
 
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """Returns the shape of a batch."""
+    return self.batch_size, CROP, CROP, 3
+
   def open_source(self) -> sources.Source:
     """Opens all photographs."""
     tfds = {'tfds_name': _TFDS_NAME, 'tfds_split': 'train'}
     return sources.make_source(self.kind, 'train', path=str(self.path), **tfds)
 
 
-# (task, number of batches) -> that many (images, labels).
-Batches = Callable[[Task, int], Iterator[tuple[np.ndarray, np.ndarray]]]
-
-
-def prepare(path: str, count: int, tasks: Sequence[Task]) -> dict:
+def prepare(path: str, count: int, tasks: Sequence[Task]) -> None:
   """Makes the layouts of the tasks, which are of one folder.
 
   Args:
-    path: folder of images with a subfolder per class; '': synthetic ones.
-    count: photographs in each layout; they repeat, mirrored every other time,
-      if the folder has fewer.
+    path: folder of images with a subfolder per class; '': two of scikit-learn.
+    count: photographs in each layout; they repeat if there are fewer.
     tasks: for all that is made.
-
-  Returns:
-    {source, images, distinct}.
 
   Raises:
     UserError: if the folder is unfit.
   """
-  read, labels = _noise, [f'class_{i % _CLASSES}' for i in range(_DISTINCT)]
   if path:
-    root = pathlib.Path(path).expanduser()
-    train = root / 'train'
-    source = list_folder(train if train.is_dir() else root)
+    source = sources.make_source('folder', 'train', path=path, val_fraction=0.0)
     labels = [source.class_names[label] for label in source.labels]
-
-    def read(index):
-      return decoding.decode(source.read(index)[0])
-
+  else:
+    photographs = load_sample_images().images
+    labels = [f'class_{number}' for number in range(10)]
   harness.tell(f'making {count} photographs')
   # Fewer than there are: spread over all classes.
-  distinct = min(count, len(labels))
-  chosen = np.linspace(0, len(labels) - 1, distinct).astype(int)
+  chosen = np.linspace(0, len(labels) - 1, min(count, len(labels))).astype(int)
 
   def write(number):
-    repeat, rank = divmod(number, distinct)
-    pixels = read(chosen[rank])
-    pixels = cv2.flip(pixels, 1) if repeat % 2 else pixels
-    _write_jpegs(tasks[0].folder, number, labels[chosen[rank]], pixels)
+    index = chosen[number % len(chosen)]
+    if path:
+      pixels = decoding.decode(source.read(index)[0])
+    else:
+      pixels = photographs[index % 2]
+    for size, image in (
+      (320, images.resize_short_side(pixels, 320)),
+      (256, images.center_square(pixels, 256)),
+    ):
+      encoded = simplejpeg.encode_jpeg(image, _QUALITY, 'RGB', '420')
+      # Preparing wants a validation split; one image a class is enough.
+      for split, name in (('train', f'{number:05d}.jpg'), ('val', 'any.jpg')):
+        parts = f'jpeg-{size}', split, labels[index], name
+        file = pathlib.Path(tasks[0].folder, *parts)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded)
 
   with concurrent.futures.ThreadPoolExecutor(tasks[0].threads) as pool:
     list(pool.map(write, range(count)))
   for task in tasks:
     _convert(task)
-  return {'source': path or _SYNTHETIC, 'images': count, 'distinct': distinct}
-
-
-def _noise(index):
-  """Returns an image like a photograph: its power falls with frequency."""
-  rows, columns = np.fft.fftfreq(384), np.fft.rfftfreq(512)
-  frequencies = np.hypot(rows[:, None], columns)[..., None] + 1e-3
-  rng = np.random.default_rng(index)
-  # The colors differ by less than the brightness.
-  noise = 3 * rng.standard_normal((384, 512, 1))
-  noise = noise + rng.standard_normal((384, 512, 3))
-  spectrum = np.fft.rfft2(noise, axes=(0, 1)) / frequencies**1.7
-  pixels = np.fft.irfft2(spectrum, axes=(0, 1))
-  return np.clip(128 + 50 * pixels / pixels.std(), 0, 255).astype(np.uint8)
-
-
-def _write_jpegs(folder, number, label, pixels):
-  """Writes a photograph into jpeg-320 and jpeg-256."""
-  for size, image in (
-    (320, images.resize_short_side(pixels, 320)),
-    (256, images.center_square(pixels, 256)),
-  ):
-    encoded = simplejpeg.encode_jpeg(image, _QUALITY, 'RGB', '420')
-    # Preparing wants a validation split; one image a class is enough.
-    for name in (f'train/{label}/{number:05d}.jpg', f'val/{label}/any.jpg'):
-      path = pathlib.Path(folder, f'jpeg-{size}', name)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(encoded)
 
 
 def _convert(task):
   """Makes a layout that is no folder by `alexnet_jax.data.prepare`."""
-  out, size = task.path, task.short_side
+  options = ['resize', '--name', _TFDS_NAME, '--quality', str(_QUALITY)]
+  side = task.short_side
   if task.kind == 'folder':
     return
-  if task.kind == 'tfds':
-    command = ['resize', f'--path={task.folder}/jpeg-{size}']
-    command += ['--name', _TFDS_NAME, '--quality', str(_QUALITY)]
-  else:
-    command = ['raw', f'--path={task.folder}/jpeg-320']
-  command += ['--source=folder', f'--out={out}', f'--size={size}']
-  prepare = [sys.executable, '-m', 'alexnet_jax.data.prepare', *command]
-  done = subprocess.run(prepare, capture_output=True, text=True, check=False)
+  if task.kind == 'raw':
+    options, side = ['raw'], 320
+  options += ['--source=folder', f'--path={task.folder}/jpeg-{side}']
+  options += [f'--out={task.path}', f'--size={task.short_side}']
+  command = [sys.executable, '-m', 'alexnet_jax.data.prepare', *options]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
-    raise UserError(f'making {out} failed:\n{done.stderr}')
+    raise UserError(f'making {task.path} failed:\n{done.stderr}')
 
 
 class Photographs:
-  """The photographs of a layout, for those that run Python for each example.
+  """The photographs of a layout, for those that run Python for each example."""
 
-  Attributes:
-    labels: int32 [n], read once and not timed.
-  """
-
-  def __init__(self, task: Task, decoder: str = 'simplejpeg'):
-    """Takes the name of one of DECODERS."""
-    self._source, self._task = task.open_source(), task
-    self._decode = DECODERS[decoder]
-    if task.kind == 'tfds':
-      self.labels = self._source.read_labels()
-    else:
-      self.labels = self._source.labels
+  def __init__(self, task: Task, decode: Callable = _decode):
+    """Takes a function from the bytes of a JPEG to RGB."""
+    self._source, self._task, self._decode = task.open_source(), task, decode
+    is_tfds = task.kind == 'tfds'
+    # Read once and not timed.
+    self.labels = self._source.read_labels() if is_tfds else self._source.labels
 
   def example(self, index: int, draws, out=None) -> np.ndarray:
     """Returns a random crop, mirrored or not, written into `out` if given.
@@ -218,18 +183,16 @@ class Photographs:
     return out
 
   def batch_maker(self, count: int) -> Callable:
-    """Returns a function that makes a batch, of its number and an empty array.
+    """Returns (number of a batch, empty array to fill) -> labels.
 
-    It writes into the array and returns the labels. The order of the examples,
-    epoch after epoch, is that of `count` batches.
+    The examples are those of `count` batches in order, epoch after epoch.
     """
     rng, size = np.random.default_rng(1), self._task.batch_size
-    epochs = -(-count * size // len(self.labels))
-    order = [rng.permutation(len(self.labels)) for _ in range(epochs)]
-    batches = np.concatenate(order)[: count * size].reshape(count, size)
+    epochs = range(-(-count * size // len(self.labels)))
+    order = np.concatenate([rng.permutation(len(self.labels)) for _ in epochs])
 
     def make(number, out):
-      indices = batches[number].tolist()
+      indices = order[number * size : (number + 1) * size].tolist()
       draws = np.random.default_rng(number).random((size, 3)).tolist()
       for row, index in enumerate(indices):
         self.example(index, draws[row], out[row])
@@ -243,9 +206,8 @@ def _ours(mirrors, task, count):
   from alexnet_jax.data import pipeline
   from alexnet_jax.data.loader import Loader
 
-  loader = Loader(
-    task.open_source(), task.resize_size, num_threads=task.threads
-  )
+  source = task.open_source()
+  loader = Loader(source, task.resize_size, num_threads=task.threads)
   iterator = pipeline.train_dataset(
     loader,
     augment.Augmentation(augment.Crop(CROP)),
@@ -265,35 +227,25 @@ def _ours(mirrors, task, count):
     yield image, batch['label']
 
 
-def _shape(task):
-  return task.batch_size, CROP, CROP, 3
-
-
-def _torch(name, task, count):
+def _torch(decode, task, count):
   import torch.utils.data
 
-  if task.kind == 'raw' and name != 'simplejpeg':
+  if task.kind == 'raw' and decode != _decode:
     raise NotImplementedError('there is nothing to decode')
-  make, shape = Photographs(task, name).batch_maker(count), _shape(task)
+  make = Photographs(task, decode).batch_maker(count)
 
-  class Dataset(torch.utils.data.Dataset):
-    """Makes a whole batch in a worker, right where the consumer reads it."""
-
-    def __len__(self):
-      return count
-
-    def __getitem__(self, number):
-      # Shared memory from the start, as torch's own default_collate has it.
-      storage = torch.UntypedStorage._new_shared(math.prod(shape))
-      image = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-      return image, torch.from_numpy(make(number, image.numpy()))
+  def make_batch(number):
+    # Shared memory from the start, as torch's own default_collate has it.
+    storage = torch.UntypedStorage._new_shared(math.prod(task.shape))
+    image = torch.empty(0, dtype=torch.uint8).set_(storage).view(task.shape)
+    return image, torch.from_numpy(make(number, image.numpy()))
 
   loader = torch.utils.data.DataLoader(
-    Dataset(),
-    batch_size=None,
+    range(count),
+    batch_size=None,  # a worker makes a whole batch
+    collate_fn=make_batch,
     num_workers=task.threads,
-    # The workers share what is open and defined here.
-    multiprocessing_context='fork',
+    multiprocessing_context='fork',  # the workers share what is open here
   )
   for image, label in loader:
     yield image.numpy(), label.numpy()
@@ -322,7 +274,7 @@ def _spdl(task, count):
   make = Photographs(task).batch_maker(count)
 
   def make_batch(number):
-    out = np.empty(_shape(task), np.uint8)
+    out = np.empty(task.shape, np.uint8)
     return out, make(number, out)
 
   builder = PipelineBuilder().add_source(range(count))
@@ -338,10 +290,10 @@ def _tf_data(task, count):
 
   if task.kind == 'tfds':
     raise NotImplementedError('tf.data does not read array_record')
-  source, size, auto = task.open_source(), task.short_side, tf.data.AUTOTUNE
+  source, side, auto = task.open_source(), task.short_side, tf.data.AUTOTUNE
   from_tensors = tf.data.Dataset.from_tensor_slices
 
-  def window_of_jpeg(path):
+  def crop_of_jpeg(path):
     encoded = tf.io.read_file(path)
     shape = tf.image.extract_jpeg_shape(encoded)[:2]
     short = tf.reduce_min(shape)
@@ -351,124 +303,120 @@ def _tf_data(task, count):
     )
     box = tf.concat([corner, [window, window]], 0)
     image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
-    if task.resize_size != size:
+    if task.resize_size != side:
       image = tf.cast(tf.image.resize(image, (CROP, CROP)) + 0.5, tf.uint8)
     return tf.ensure_shape(image, (CROP, CROP, 3))
 
   def crop_of_square(record):
-    image = tf.reshape(tf.io.decode_raw(record, tf.uint8), (size, size, 3))
+    image = tf.reshape(tf.io.decode_raw(record, tf.uint8), (side, side, 3))
     return tf.image.random_crop(image, (CROP, CROP, 3))
 
   if task.kind == 'raw':
     paths = sorted(str(path) for path in task.path.glob('train-*-of-*.npy'))
-    header_bytes = np.load(paths[0], mmap_mode='r').offset
-    fixed_size = tf.data.FixedLengthRecordDataset
-    records = fixed_size(paths, size**2 * 3, header_bytes=header_bytes)
-    image_of = crop_of_square
+    skipped = np.load(paths[0], mmap_mode='r').offset
+    records = tf.data.FixedLengthRecordDataset(paths, side**2 * 3, skipped)
+    crop = crop_of_square
   else:
-    paths = [str(source.root / path) for path in source.paths]
-    records, image_of = from_tensors(paths), window_of_jpeg
+    records = from_tensors([str(source.root / path) for path in source.paths])
+    crop = crop_of_jpeg
 
   def example(record, label):
-    return tf.image.random_flip_left_right(image_of(record)), label
+    return tf.image.random_flip_left_right(crop(record)), label
 
+  options = tf.data.Options()
+  options.deterministic = False
   data = tf.data.Dataset.zip((records, from_tensors(source.labels)))
   data = data.repeat().shuffle(source.num_examples)
   data = data.map(example, num_parallel_calls=auto)
-  options = tf.data.Options()
-  options.deterministic = False
   data = data.batch(task.batch_size, True, num_parallel_calls=auto)
   data = data.prefetch(auto).with_options(options).take(count)
   yield from data.as_numpy_iterator()
 
 
-def _crop_copy(task):
-  squares = [square for s in task.open_source().shards for square in s]
-  out = np.ones(_shape(task), np.uint8)  # in memory now
+def _bare(task, count):
+  """Decodes or copies in threads, and hands nothing over."""
+  source, size = task.open_source(), task.batch_size
+  if task.kind == 'raw':
+    examples = [square for shard in source.shards for square in shard]
+  else:
+    examples = [source.read(i)[0] for i in range(source.num_examples)]
+  out = np.ones(task.shape, np.uint8)  # in memory now
   free = task.resize_size - CROP + 1
+  order = np.random.default_rng(0).permutation(len(examples))
+  order = np.resize(order, (count, size)).tolist()
 
-  def copy(i):
-    # A corner that differs from one to the next, for no time at all.
-    top, left = i * 7 % free, i * 13 % free
-    out[i % len(out)] = squares[i][top : top + CROP, left : left + CROP]
+  def work(number):
+    for i in order[number]:
+      if task.kind == 'raw':
+        # A corner that differs from one to the next, for no time at all.
+        top, left = i * 7 % free, i * 13 % free
+        crop = examples[i][top : top + CROP, left : left + CROP]
+        out[i % size] = crop
+      else:
+        _decode(examples[i])
 
-  return len(squares), copy
+  with concurrent.futures.ThreadPoolExecutor(task.threads) as pool:
+    yield from pool.map(work, range(count))
 
 
-def _decode_only(task):
-  source, decode = task.open_source(), DECODERS['simplejpeg']
-  encoded = [source.read(i)[0] for i in range(source.num_examples)]
-  return source.num_examples, lambda i: decode(encoded[i])
-
-
-# (name for --peers, candidate, function). Those of `limits` are (task) ->
-# (number of examples, function of an example's index), all others `Batches`.
-CANDIDATES = (
-  ('ours', 'ours', partial(_ours, False)),
-  ('ours', 'ours, mirrored on the host', partial(_ours, True)),
-  ('tf.data', 'tf.data', _tf_data),
-  ('torch', 'torch DataLoader, simplejpeg', partial(_torch, 'simplejpeg')),
-  ('torch', 'torch DataLoader, cv2', partial(_torch, 'cv2')),
-  ('grain', 'Grain, per example', _grain),
-  ('spdl', 'SPDL', _spdl),
-  ('limits', 'crop copy', _crop_copy),
-  ('limits', 'decode only', _decode_only),
-)
-_MODULES = {'tf.data': 'tensorflow', 'spdl': 'spdl.pipeline'}
+# {name: (that of --peers, '': always there, (task, number of batches) -> that
+# many (images, labels), or NotImplementedError for a layout it cannot read)}.
+CANDIDATES = {
+  'ours': ('', partial(_ours, False)),
+  'ours, mirrored on the host': ('', partial(_ours, True)),
+  'tf.data': ('tf.data', _tf_data),
+  'torch DataLoader, simplejpeg': ('torch', partial(_torch, _decode)),
+  'torch DataLoader, cv2': ('torch', partial(_torch, _decode_cv2)),
+  'Grain, per example': ('grain', _grain),
+  'SPDL': ('spdl', _spdl),
+  'bare decoding or copying': ('', _bare),
+}
 
 
 class Handler:
-  """Answers requests for the candidates of one library; see `harness`."""
+  """Answers requests for one candidate; see `harness`."""
 
-  def __init__(self, library: str):
-    """Imports the library: that of --peers, `ours` or `limits`."""
-    self._is_limit = library == 'limits'
-    self._candidates = {
-      name: function for of, name, function in CANDIDATES if of == library
-    }
-    if library not in ('ours', 'limits'):
-      importlib.import_module(_MODULES.get(library, library))
+  def __init__(self, candidate: str):
+    """Takes one of CANDIDATES."""
+    _, self._batches = CANDIDATES[candidate]
 
-  def candidates(self) -> list[str]:
-    """Returns their names."""
-    return list(self._candidates)
+  def check(self, tasks: Sequence[Task]) -> dict[str, str]:
+    """Tries the candidate; returns {layout that it cannot read: why}.
 
-  def check(self, candidate: str, task: Task) -> None:
-    """Tries a candidate; raises NotImplementedError if it lacks the layout."""
-    function = self._candidates[candidate]
-    if not self._is_limit:
-      check_batches(function, task, len(task.open_source().class_names))
-    elif (task.kind == 'raw') != (function is _crop_copy):
-      raise NotImplementedError('this layout has no such part')
+    Raises ImportError if it is not installed.
+    """
+    reasons = {}
+    for task in tasks if self._batches != _bare else ():
+      try:
+        classes = len(task.open_source().class_names)
+        check_batches(self._batches, task, classes)
+      except NotImplementedError as error:
+        reasons[task.name] = str(error)
+    return reasons
 
-  def measure(self, candidate: str, task: Task, num_batches: int) -> float:
-    """Returns images per second."""
-    measured = _limit if self._is_limit else _throughput
-    return measured(self._candidates[candidate], task, num_batches)
-
-
-def _throughput(batches: Batches, task: Task, num_batches: int) -> float:
-  """Times the middle of a loader's work: it runs before and after."""
-  warm_up = max(_TAIL, num_batches // 4)
-  iterator = batches(task, warm_up + num_batches + _TAIL)
-  for _ in range(warm_up):
-    next(iterator)
-  start = time.perf_counter()
-  for _ in range(num_batches):
-    next(iterator)
-  seconds = time.perf_counter() - start
-  for _ in iterator:  # to the end: nothing runs on into the next measurement
-    pass
-  return num_batches * task.batch_size / seconds
+  def measure(self, task: Task) -> float:
+    """Returns images per second in the middle of a loader's work."""
+    count = task.num_batches * (_RAW_FACTOR if task.kind == 'raw' else 1)
+    warm_up = max(_TAIL, count // 4)
+    iterator = self._batches(task, warm_up + count + _TAIL)
+    for _ in range(warm_up):
+      next(iterator)
+    start = time.perf_counter()
+    for _ in range(count):
+      next(iterator)
+    seconds = time.perf_counter() - start
+    for _ in iterator:  # to the end: nothing runs on into the next measurement
+      pass
+    return task.batch_size * count / seconds
 
 
-def check_batches(batches: Batches, task: Task, num_classes: int) -> None:
+def check_batches(batches: Callable, task: Task, num_classes: int) -> None:
   """Raises ValueError unless two batches are what all loaders must make."""
-  expected, orders = _shape(task), []
+  orders = []
   for image, label in batches(task, 2):
-    if (image.shape, image.dtype) != (expected, np.uint8):
+    if (image.shape, image.dtype) != (task.shape, np.uint8):
       raise ValueError(f'images are {image.dtype} {image.shape}')
-    if label.shape != expected[:1] or label.dtype.kind not in 'iu':
+    if label.shape != task.shape[:1] or label.dtype.kind not in 'iu':
       raise ValueError(f'labels are {label.dtype} {label.shape}')
     if not 0 <= label.min() <= label.max() < num_classes:
       raise ValueError(f'labels are {label.min()} to {label.max()}')
@@ -477,23 +425,3 @@ def check_batches(batches: Batches, task: Task, num_classes: int) -> None:
     orders.append(label.tolist())  # a copy: batches may share memory
   if orders[0] in (orders[1], sorted(orders[0])):
     raise ValueError('the examples are not shuffled')
-
-
-def _limit(part, task, num_batches):
-  """Returns images per second of a part of the work, by all threads."""
-  num_examples, work = part(task)
-  order = np.random.default_rng(0).permutation(num_examples)
-  # Mapped memory is slow where it is touched for the first time.
-  warm_up = num_examples if task.kind == 'raw' else task.batch_size
-
-  def share(indices):
-    for i in indices.tolist():
-      work(i)
-
-  with concurrent.futures.ThreadPoolExecutor(task.threads) as pool:
-    for count in (warm_up, num_batches * task.batch_size):
-      shares = np.array_split(np.resize(order, count), task.threads)
-      start = time.perf_counter()
-      list(pool.map(share, shares))
-      seconds = time.perf_counter() - start
-  return count / seconds

@@ -56,11 +56,7 @@ def run(arguments, overrides: list[str]) -> dict:
 
 
 def _keys(num_steps, save_every):
-  """Returns {config key: value} that leave a run nothing but steps and saves.
-
-  Nothing is compiled, evaluated or drawn after the first step and before the
-  last one.
-  """
+  """Returns {key: value} that leave a run nothing but steps and saves."""
   return {
     'num_epochs': 0.0,
     'num_steps': num_steps,
@@ -79,24 +75,20 @@ def _keys(num_steps, save_every):
 def end_to_end(
   config, num_steps: int, num_rounds: int, save_every: int
 ) -> dict:
-  """Measures step, loader and loop in turn.
+  """Measures step, loader and loop in turn, `num_steps` steps in every round.
 
   Args:
-    config: of the run to measure.
-    num_steps: timed steps in a round.
-    num_rounds: rounds.
     save_every: steps between the checkpoints of a loop.
 
   Returns:
     {checkpoints: written while a loop is timed; step, loader, loop: images per
-    second of each round; median: of these; loop_share: the median over the
-    rounds of loop / step; bottleneck: step or loader, the slower one; headroom:
-    the median over the rounds of the other one's images per second by its;
-    resident: {steps: early and late in the loop, bytes: at these in each
-    round}}, with devices, machine, versions and command.
+    second of each round; median: of these; loop_share: the median of loop by
+    step in the same round; bottleneck: step or loader, the slower one;
+    headroom: how many times as fast the other one is; resident: {steps: early
+    and late in the loop, bytes: at these}, and what `harness.header` has}.
   """
   result = harness.header()
-  rows = {'step': [], 'loader': [], 'loop': []}
+  speeds = {'step': [], 'loader': [], 'loop': []}
   watched = max(1, num_steps // 5), num_steps
   resident, images = [], num_steps * config.global_batch_size
   with tempfile.TemporaryDirectory() as name:
@@ -104,32 +96,40 @@ def end_to_end(
     make_steps, make_batches = _parts(config, folder)
     make_steps(1)  # it compiles
     for number in range(num_rounds):
-      rows['step'].append(images / _seconds(make_steps, num_steps))
+      harness.tell(f'round {number + 1} of {num_rounds}')
+      speeds['step'].append(images / _seconds(make_steps, num_steps))
       batches = make_batches(num_steps + 1)
       next(batches)
-      consume = collections.deque
-      rows['loader'].append(images / _seconds(consume, batches, 0))
+      seconds = _seconds(collections.deque, batches, 0)
+      speeds['loader'].append(images / seconds)
       console = _WatchingConsole(watched)
       _loop(config, folder, console, num_steps + 2, save_every)
       # When a step is shown, the one before it has been waited for. The first
       # one compiles and is not timed; the last one is not waited for.
       seconds = console.times[num_steps + 2] - console.times[2]
-      rows['loop'].append(images / seconds)
+      speeds['loop'].append(images / seconds)
       resident.append([console.resident[step] for step in watched])
-      latest = ', '.join(f'{k} {v[-1]:,.0f}' for k, v in rows.items())
-      harness.tell(f'round {number + 1}: {latest} images/s')
   result |= {
     # Of the loop's num_steps + 2 steps the first and the last are not timed.
     'checkpoints': (num_steps + 1) // save_every - 1 // save_every,
-    **rows,
-    'median': {k: statistics.median(v) for k, v in rows.items()},
-    'loop_share': harness.median_ratio(rows['loop'], rows['step']),
-    **bottleneck(rows['step'], rows['loader']),
+    **speeds,
+    'median': {k: statistics.median(v) for k, v in speeds.items()},
+    'loop_share': harness.median_ratio(speeds['loop'], speeds['step']),
+    **bottleneck(speeds['step'], speeds['loader']),
     'resident': {'steps': watched, 'bytes': resident},
     'global_batch_size': config.global_batch_size,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
-  _show(result)
+  rows = [{'part': k, **harness.spread(v)} for k, v in speeds.items()]
+  harness.tell_table('images per second', rows, 'part median min max')
+  harness.tell(
+    f'batches of {config.global_batch_size} on {result["devices"]}; the loop,'
+    f' with {result["checkpoints"]} checkpoints in a round, reaches'
+    f' {result["loop_share"]:.1%} of the bare step; the {result["bottleneck"]}'
+    f' is the bottleneck, the other is {result["headroom"]:.2f} times as fast'
+  )
+  pairs = ', '.join(f'{a / 1e6:,.0f} to {b / 1e6:,.0f}' for a, b in resident)
+  harness.tell(f'resident MB from step {watched[0]} to {watched[1]}: {pairs}')
   return result
 
 
@@ -141,33 +141,13 @@ def _seconds(function, *arguments):
 
 def bottleneck(step: list[float], loader: list[float]) -> dict:
   """Returns {bottleneck, headroom} of images per second in the same rounds."""
-  if (ratio := harness.median_ratio(loader, step)) >= 1:
-    return {'bottleneck': 'step', 'headroom': ratio}
-  ratio = harness.median_ratio(step, loader)
-  return {'bottleneck': 'loader', 'headroom': ratio}
-
-
-def _show(result):
-  medians = ', '.join(f'{k} {v:,.0f}' for k, v in result['median'].items())
-  other = 'loader' if result['bottleneck'] == 'step' else 'step'
-  first, last = result['resident']['steps']
-  harness.tell(
-    f'images per second, medians of rounds of {last} steps of'
-    f' {result["global_batch_size"]} on {result["devices"]}: {medians}; the'
-    f' loop, with checkpoints ({result["checkpoints"]} in a round), reaches'
-    f' {result["loop_share"]:.1%} of the bare step\n'
-    f'the {result["bottleneck"]} is the bottleneck: the {other} alone is'
-    f' {result["headroom"]:.2f} times as fast'
-  )
-  for before, after in result['resident']['bytes']:
-    harness.tell(
-      f'resident memory: {before / 1e6:,.1f} MB at step {first},'
-      f' {after / 1e6:,.1f} MB at step {last}'
-    )
+  ratio = harness.median_ratio(loader, step)
+  slower = 'step' if ratio >= 1 else 'loader'
+  return {'bottleneck': slower, 'headroom': max(ratio, 1 / ratio)}
 
 
 def _parts(config, path):
-  """Returns functions that make steps on one batch, and that many batches."""
+  """Returns functions that make so many steps on one batch, and batches."""
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   stop, console = guards.StopSignal(), cli.Console(io.StringIO())
@@ -191,7 +171,6 @@ def _parts(config, path):
 
 
 def _loop(config, folder, console, num_steps, save_every):
-  """Trains, watched by a console."""
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(_keys(num_steps, save_every))
   with tempfile.TemporaryDirectory(dir=folder) as workdir:
@@ -201,12 +180,7 @@ def _loop(config, folder, console, num_steps, save_every):
 
 
 class _WatchingConsole(cli.Console):
-  """Shows nothing; looks at the clock, and at the memory after some steps.
-
-  Attributes:
-    times: {step: seconds of a monotonic clock}.
-    resident: {step: bytes}, 0 where the system hides it.
-  """
+  """Shows nothing; keeps the time of every step, and the memory of some."""
 
   def __init__(self, watched):
     super().__init__(io.StringIO())

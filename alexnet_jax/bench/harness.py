@@ -1,12 +1,13 @@
 """Arguments, processes, machine and medians of all benchmarks.
 
-Every library has a process of its own: it meets no threads, memory or flags of
-another one, and if it crashes the others go on. Between requests a process does
-nothing, so that only one candidate computes at a time.
+Every candidate has a process of its own: it meets no threads, memory or flags
+of another one, and if it crashes the others go on. Between requests a process
+does nothing, so that only one candidate computes at a time.
 """
 
 import argparse
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
@@ -16,6 +17,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import random
 import re
 import shlex
 import statistics
@@ -27,6 +29,7 @@ from typing import Any
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import page
 
+OURS = 'ours'  # the names of our candidates begin with it
 _PACKAGES = """
   alexnet_jax flax grain jax jaxlib jax-cuda12-plugin keras numba numpy
   opencv-python-headless optax simplejpeg spdl tensorflow torch"""
@@ -54,32 +57,25 @@ class WorkerError(Exception):
   """A candidate failed; the message says how, in a line or a few."""
 
 
-class UnsupportedError(WorkerError):
-  """A candidate is not installed, or lacks what a request asks for."""
-
-
 class Worker:
-  """A process with a handler, for use in a `with` statement."""
+  """A process with the handler of a candidate, for a `with` statement."""
 
   def __init__(
     self,
     module: str,
-    *arguments: str,
+    candidate: str,
     environment: Mapping[str, str],
     cores: Sequence[int] = (),
   ):
     """Starts the process, and does not wait for what it imports.
 
-    Args:
-      module: the module that has the `Handler`.
-      *arguments: what the handler is made of.
-      environment: what changes in that of this process.
-      cores: the cores that the process runs on; none: all.
+    The module has a class `Handler`, which is made of the candidate's name. The
+    environment is added to that of this process; no cores are all cores.
     """
     context = multiprocessing.get_context('spawn')
     self._log = tempfile.NamedTemporaryFile('r', errors='replace')  # noqa: SIM115
     self._pipe, theirs = context.Pipe()
-    given = theirs, self._log.name, environment, cores, module, arguments
+    given = theirs, self._log.name, environment, cores, module, candidate
     self._process = context.Process(target=_serve, args=given)
     self._process.start()
     theirs.close()
@@ -97,10 +93,7 @@ class Worker:
   def ask(self, method: str, **arguments) -> Any:
     """Calls a method of the handler and returns its result.
 
-    Raises:
-      UnsupportedError: if it raised ImportError or NotImplementedError.
-      UserError: if it raised one.
-      WorkerError: if it failed otherwise, or the process ended.
+    Raises WorkerError if it fails or the process ends, UserError if it does.
     """
     try:
       self._pipe.send((method, arguments))
@@ -118,7 +111,7 @@ class Worker:
     return result
 
 
-def _serve(pipe, log, environment, cores, module, arguments):
+def _serve(pipe, log, environment, cores, module, candidate):
   """Answers requests until the pipe is closed."""
   with open(log, 'a') as file:
     for stream in (1, 2):  # libraries print
@@ -127,33 +120,69 @@ def _serve(pipe, log, environment, cores, module, arguments):
   if cores:  # before libraries count them
     os.sched_setaffinity(0, cores)
   handler = None
-
-  def call():
-    nonlocal handler
-    if handler is None:
-      handler = importlib.import_module(module).Handler(*arguments)
-    return getattr(handler, method)(**keywords)
-
   with contextlib.suppress(EOFError):
     while True:
-      method, keywords = pipe.recv()
-      pipe.send(_answer(call))
+      method, arguments = pipe.recv()
+      result, error, trace = None, None, ''
+      try:
+        handler = handler or importlib.import_module(module).Handler(candidate)
+        result = getattr(handler, method)(**arguments)
+      except UserError as raised:
+        error = UserError(str(raised))
+      except ImportError as raised:
+        error = WorkerError(str(raised))
+      except Exception as raised:
+        error = WorkerError(f'{type(raised).__name__}: {raised}'.strip())
+        trace = traceback.format_exc()
+      pipe.send((result, error, trace))
   for process in multiprocessing.active_children():
     process.terminate()
   os._exit(0)  # threads of libraries may never end
 
 
-def _answer(call):
-  """Returns (result, error to be raised or None, traceback of a bug)."""
+@contextlib.contextmanager
+def noted(candidate: str, case: str, failed: list[dict]) -> Iterator[None]:
+  """Notes in `failed` if a peer fails within the block; ours must not."""
   try:
-    return call(), None, ''
-  except UserError as error:
-    return None, UserError(str(error)), ''
-  except (ImportError, NotImplementedError) as error:
-    return None, UnsupportedError(str(error)), ''
-  except Exception as error:
-    message = f'{type(error).__name__}: {error}'.strip()
-    return None, WorkerError(message), traceback.format_exc()
+    yield
+  except WorkerError as error:
+    name = f'{candidate}, {case}' if case else candidate
+    if candidate.startswith(OURS):
+      raise WorkerError(f'{name}: {error}') from error
+    tell(f'not measured: {name}: {error}')
+    failed.append({'candidate': candidate, 'case': case, 'reason': str(error)})
+
+
+def measure(entries: Sequence, rounds: int, failed: list[dict]) -> list[dict]:
+  """Measures candidates in every round, in another order each time.
+
+  Args:
+    entries: (candidate, case, worker, arguments of its `measure`, which returns
+      images per second). The first one of a case is ours.
+    rounds: how many.
+    failed: takes those that fail, see `noted`.
+
+  Returns:
+    A row for every other one: {candidate, case, images_per_second: of each
+    round, median, min, max, ours_by_it: median ratio within a round}.
+  """
+  speeds = [[] for _ in entries]
+  for number in range(rounds):
+    tell(f'round {number + 1} of {rounds}')
+    order = random.Random(number).sample(range(len(entries)), len(entries))
+    # A machine that drifts must not do so between two that are compared.
+    for index in sorted(order, key=lambda index: entries[index][1]):
+      candidate, case, worker, arguments = entries[index]
+      if len(speeds[index]) == number:  # it has not failed yet
+        with noted(candidate, case, failed):
+          speeds[index].append(worker.ask('measure', **arguments))
+  rows, ours = [], {}
+  for (candidate, case, *_), own in zip(entries, speeds, strict=True):
+    if len(own) == rounds:
+      ratio = median_ratio(ours.setdefault(case, own), own)
+      row = {'candidate': candidate, 'case': case, 'images_per_second': own}
+      rows.append({**row, **spread(own), 'ours_by_it': ratio})
+  return rows
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -178,9 +207,8 @@ def header() -> dict:
 
   cpu, cores = platform.processor() or platform.machine(), num_cores()
   info = pathlib.Path('/proc/cpuinfo')
-  if info.exists() and (
-    named := re.search(r'model name\s*:\s*(.*)', info.read_text())
-  ):
+  text = info.read_text() if info.exists() else ''
+  if named := re.search(r'model name\s*:\s*(.*)', text):
     cpu = named[1]
   versions = {'python': platform.python_version()}
   for package in _PACKAGES.split():
@@ -198,6 +226,8 @@ def tell(text: str) -> None:
   print(text, file=sys.stderr)
 
 
-def tell_table(title: str, columns: Sequence[str], rows: Sequence) -> None:
-  """Prints rows of text and numbers."""
-  page.show_table(page.Table(title, columns, rows))
+def tell_table(title: str, rows: Sequence[Mapping], columns: str) -> None:
+  """Prints the entries of rows that are named in `columns`."""
+  names = columns.split()
+  cells = [['-' if row[n] is None else row[n] for n in names] for row in rows]
+  page.show_table(page.Table(title, names, cells))

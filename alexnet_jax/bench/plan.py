@@ -31,16 +31,6 @@ bounds that follow from the data sheet. It needs XLA's compiler for CUDA:
 {how_to_install('cuda12')}."""
 
 _JAX_TAKES = 0.75  # of a GPU's memory
-_MULTIPLE = 64  # of which batches are, or of config.microbatch_size
-_MOST_TRIALS = 6
-_MEMORY = ('argument', 'output', 'alias', 'temp')  # as XLA calls it
-_NOTES = (
-  'These are bounds, not times: nothing was run. All bytes at the memory'
-  ' bandwidth, where each kernel reads its arguments and writes its results'
-  ' once; FLOPs of convolutions and dense layers at the peak; all reduced'
-  ' bytes in a ring over the links. A real step takes longer and has workspaces'
-  ' of its own.'
-)
 _INSTRUCTION = re.compile(
   r'^  (?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)', re.MULTILINE
 )
@@ -64,7 +54,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments, overrides: list[str]) -> dict:
-  """Measures; returns the result of the command."""
+  """Compiles; returns the result of the command."""
   gpu = costs.load_gpu(arguments.target)
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   devices, images = arguments.devices, config.global_batch_size
@@ -88,10 +78,10 @@ def run(arguments, overrides: list[str]) -> dict:
   if arguments.batch_search:
 
     def needed(batch_size):
+      if batch_size * devices == images:
+        return memory['needed']
       other = config.copy_and_resolve_references()
       other.global_batch_size = batch_size * devices
-      if other.global_batch_size == images:
-        return memory['needed']
       return compile_step(other, gpu, devices)[1]['needed']
 
     result['largest_batch'] = largest_batch(
@@ -125,11 +115,7 @@ def count(text: str) -> dict:
 
 
 def batch_structs(config) -> dict:
-  """Returns a global batch of the config's training as ShapeDtypeStructs.
-
-  It has the keys, shapes and dtypes of the first batch that the loader makes of
-  a few synthetic images.
-  """
+  """Returns a global batch of training, made of what the loader makes."""
   few = config.copy_and_resolve_references()
   few.global_batch_size = 1
   few.data.source, few.data.synthetic_examples = 'synthetic', 8
@@ -138,10 +124,9 @@ def batch_structs(config) -> dict:
   loader = build.make_loader(few, 'train')
   mesh = parallel.make_mesh()
   batch = next(build.make_train_iter(few, loader, 1, mesh, matrix))
+  count = config.global_batch_size
   return {
-    name: jax.ShapeDtypeStruct(
-      (config.global_batch_size, *np.shape(array)[1:]), array.dtype
-    )
+    name: jax.ShapeDtypeStruct((count, *np.shape(array)[1:]), array.dtype)
     for name, array in batch.items()
   }
 
@@ -174,10 +159,6 @@ def gpu_devices(gpu: dict, count: int) -> Sequence:
 def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   """Compiles the train step that a run of the config would have.
 
-  It is the step of `build.make_steps`: state donated, image uint8, the flags
-  of `runtime.FLAGS`. Where config.parallel is pmap it is mapped by shard_map,
-  which computes the same: functions made by pmap do not show their programs.
-
   Args:
     config: of the run.
     gpu: of `costs.load_gpu`; its memory is no limit.
@@ -189,10 +170,10 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
     peak: of the program; next_batch: on its way meanwhile; needed: both}).
 
   Raises:
-    UserError: if the batch cannot be divided, the config makes no network, XLA
-      for CUDA is not installed or cannot read the description.
+    UserError: as `gpu_devices` does, or if the config makes no such step.
   """
   config = config.copy_and_resolve_references()
+  # It computes the same; functions made by pmap do not show their programs.
   config.parallel = 'shard_map'
   images = config.global_batch_size
   parallel.check_batch_size(images, devices)
@@ -221,7 +202,8 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   options |= runtime.compiler_options(os.environ)
   compiled = lowered.compile(compiler_options=options)
   analysis = compiled.memory_analysis()
-  memory = {k: getattr(analysis, f'{k}_size_in_bytes') for k in _MEMORY}
+  parts = ('argument', 'output', 'alias', 'temp')  # as XLA calls them
+  memory = {k: getattr(analysis, f'{k}_size_in_bytes') for k in parts}
   memory['peak'] = sum(memory.values()) - 2 * memory['alias']
   whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
   memory['next_batch'] = whole // devices
@@ -232,21 +214,13 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
 def bounds(
   counts: dict, gpu: dict, dtype: str, devices: int, images: int
 ) -> dict:
-  """Returns what the figures of a GPU allow at most.
-
-  The ring's time is 2 (n - 1) / n x bytes / bandwidth (Patarasuk and Yuan 2009,
-  Bandwidth optimal all-reduce algorithms for clusters of workstations).
-
-  Args:
-    counts: of one device: {flops, bytes: or None, all_reduces: bytes of each}.
-    gpu: of `costs.load_gpu`.
-    dtype: of the computation.
-    devices, images: their numbers in a step.
+  """Returns what the figures of a GPU allow at most, by a device's `counts`.
 
   Returns:
     {seconds: of a step at least, {memory, if it is known, compute, links};
     images_per_second: at most; binds: whichever takes longest}.
   """
+  # In a ring (Patarasuk and Yuan 2009, Bandwidth optimal all-reduce).
   sent = 2 * (devices - 1) / devices * sum(counts['all_reduces'])
   seconds = {
     'memory': (counts['bytes'] or 0) / gpu['memory_bandwidth']['value'],
@@ -267,18 +241,17 @@ def largest_batch(
   """Finds the largest batch of a device whose memory fits, by compiling it.
 
   Two batches give a line; where it meets the available bytes, that batch is
-  compiled, and so on: short of memory, XLA computes some things twice instead
-  of keeping them. Batches are multiples of `multiple`, or of 64.
+  compiled, and so on. Batches are multiples of `multiple`, or of 64.
 
   Returns:
     {device_batch_size: the largest that fits, or 0, compiled: {size: bytes}}.
   """
-  multiple = multiple or _MULTIPLE
+  multiple = multiple or 64
   batch, tried, fitting = max(first // multiple, 1) * multiple, {}, []
-  while multiple <= batch not in tried and len(tried) < _MOST_TRIALS:
+  while multiple <= batch not in tried and len(tried) < 6:
     tried[batch] = needed(batch)
     fitting = [batch for batch, n in tried.items() if n <= available]
-    failing = [batch for batch, n in tried.items() if n > available]
+    failing = [batch for batch in tried if batch not in fitting]
     if len(tried) == 1:
       meets = 2 * batch if fitting else max(batch / 2, multiple)
     else:
@@ -294,32 +267,29 @@ def largest_batch(
 
 
 def _show(result):
-  gpu, found, sizes = result['target'], result['bounds'], result['memory']
-  images, reduced = result['global_batch_size'], result['all_reduces']
-  share = 1e6 * images / result['devices']
-  harness.tell(
-    f'{result["recipe"]}, {result["dtype"]}, {images:,} images on'
-    f' {result["devices"]} x {gpu["name"]}'
-  )
-  for name, unit in costs.FIGURES.items():
-    figure = gpu[name]
-    harness.tell(f'  {name}: {figure["value"]:.4g} {unit} ({figure["source"]})')
-  tables = {'memory of a device': sizes}
+  """Prints the result of the command, for people."""
+  found, reduced = result['bounds'], result['all_reduces']
+  images = result['global_batch_size'] / result['devices']
+  tables = {'memory of a device': result['memory']}
   if largest := result.get('largest_batch'):
     best = largest['device_batch_size']
     tables[f'largest batch of a device: {best:,}'] = largest['compiled']
   for title, sizes in tables.items():
-    rows = [(str(name), n / 1e9) for name, n in sizes.items()]
-    harness.tell_table(title, ('', 'GB'), rows)
+    rows = [{'of': str(name), 'GB': n / 1e9} for name, n in sizes.items()]
+    harness.tell_table(title, rows, 'of GB')
+  moved = (result['bytes'] or math.nan) / images / 1e6
   harness.tell(
-    f'an image: {(result["bytes"] or math.nan) / share:.2f} MB read and'
-    f' written, {result["flops"] / share / 1e3:.4f} GFLOP; reduced:'
+    f'an image: {moved:.2f} MB read and written,'
+    f' {result["flops"] / images / 1e9:.4f} GFLOP; reduced:'
     f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces'
   )
   rows = [
-    (name, 1e3 * seconds, found['images_per_second'][name])
-    for name, seconds in found['seconds'].items()
+    {'bound': k, 'ms': 1e3 * s, 'images/s': found['images_per_second'][k]}
+    for k, s in found['seconds'].items()
   ]
   title = f'bounds, of which {found["binds"]} binds'
-  harness.tell_table(title, ('', 'ms a step', 'images/s'), rows)
-  harness.tell(_NOTES)
+  harness.tell_table(title, rows, 'bound ms images/s')
+  harness.tell(
+    'These are bounds, not times: nothing was run. A real step takes longer and'
+    ' has workspaces of its own.'
+  )

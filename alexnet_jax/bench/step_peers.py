@@ -3,15 +3,13 @@
 Of JAX and the others this imports only what a process runs. `_our_steps` and
 its like build network, optimizer and a batch that stays on the device:
 
-    (kind, task, start) -> (run, {parameters: how many, ...})
+    (kind, config, start, platform) -> (run, {parameters: how many, ...})
 
-`run(part, number)` makes that many steps, train or evaluate, waits for them,
-and returns the mean loss of the batch in the last one, before its update.
-`task` is {config: as a dict, num_classes, platform: of ours}. `start` is
-(params, images, labels) to begin with; ours makes its own. Params are None or
-{layer: {kernel, bias}} as flax has them: kernels [height, width, in, out] and
-[in, out], where `in` of the first dense layer is a flattened [height, width,
-channels]. Images are float32 [batch, height, width, 3].
+`run(part, number)` makes that many steps, train or evaluate, and returns the
+mean loss in the last one, before its update. `start` is (params, images,
+labels) to begin with: params None or as flax has them, where what the first
+dense layer gets was [height, width, channels], images float32 [batch, height,
+width, 3]. The platform is that of ours.
 """
 
 from collections.abc import Iterator
@@ -26,7 +24,7 @@ import numpy as np
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 
-CHECKED_STEPS = 3
+_CHECKED_STEPS = 3
 _LEAST_STEPS = 2  # in a measurement
 _MEAN = 120.0  # of the pixels
 # What the others have no counterpart of, and the value that leaves it out: in
@@ -51,11 +49,7 @@ _PLAIN = {
 def check_config(config: dict) -> None:
   """Refuses a network, a loss or an optimizer that the others do not have.
 
-  Args:
-    config: the config, as a dict of groups.
-
-  Raises:
-    UserError: naming the key.
+  Raises UserError, which names the key.
   """
   for key, plain in _PLAIN.items():
     group, name = key.split('.')
@@ -77,34 +71,32 @@ class Handler:
     self._make = functools.partial(make[library], kind)
     self._counts = {}
 
-  def check(self, task: dict, start: tuple | None) -> dict:
+  def check(self, config: dict, start: tuple | None, platform: str) -> dict:
     """Makes a few updates; returns their losses, and what describes it all.
 
-    Args:
-      task: of `build`.
-      start: what ours returned, if it is not ours.
+    `start` is what ours returned, or None for ours.
     """
-    checked = copy.deepcopy(task['config'])
-    checked['model'] |= {'dropout': 0.0, 'kernel_init': 'he'}
-    checked['data']['std'] = 60.0  # that of the pixels, more or less
+    config = copy.deepcopy(config)
+    config['model'] |= {'dropout': 0.0, 'kernel_init': 'he'}
+    config['data']['std'] = 60.0  # that of the pixels, more or less
     # Larger ones overshoot, and roundings grow.
-    checked['optimizer']['learning_rate'] = 2e-4
-    run, facts = self._make({**task, 'config': checked, 'check': True}, start)
-    losses = [run('train', 1) for _ in range(CHECKED_STEPS)]
-    return {'losses': losses, **facts}
+    config['optimizer']['learning_rate'] = 2e-4
+    run, facts = self._make(config, start, platform)
+    return {'losses': [run('train', 1) for _ in range(_CHECKED_STEPS)], **facts}
 
-  def build(self, task: dict) -> dict:
+  def build(self, config: dict, platform: str) -> dict:
     """Makes the network, and compiles nothing; returns what describes it."""
-    config, rng = task['config'], np.random.default_rng(0)
-    size = config['data']['crop_size']
-    images = (config['global_batch_size'], size, size, 3)
-    labels = rng.integers(0, task['num_classes'], images[:1], np.int32)
-    start = None, rng.standard_normal(images, np.float32), labels
-    self._run, facts = self._make(task, start)
+    rng, size = np.random.default_rng(0), config['data']['crop_size']
+    shape = (config['global_batch_size'], size, size, 3)
+    classes = config['model']['num_classes']
+    labels = rng.integers(0, classes, shape[:1], np.int32)
+    start = None, rng.standard_normal(shape, np.float32), labels
+    self._run, facts = self._make(config, start, platform)
+    self._images = len(labels)
     return facts
 
   def measure(self, part: str, least_seconds: float) -> float:
-    """Returns the seconds of a step: the mean of 2 or more, after another one.
+    """Returns images per second in 2 or more steps, after another one.
 
     Args:
       part: train or evaluate; its first call also compiles, before.
@@ -112,9 +104,10 @@ class Handler:
     """
     self._time(part, 1)  # caches and cores are the last candidate's still
     if part not in self._counts:
-      step = self._time(part, _LEAST_STEPS)
+      step = self._time(part, _LEAST_STEPS) / _LEAST_STEPS
       self._counts[part] = max(_LEAST_STEPS, math.ceil(least_seconds / step))
-    return self._time(part, self._counts[part])
+    count = self._counts[part]
+    return self._images * count / self._time(part, count)
 
   def _time(self, part, number):
     start = time.perf_counter()
@@ -122,17 +115,16 @@ class Handler:
     seconds = time.perf_counter() - start
     if not math.isfinite(loss):
       raise ArithmeticError(f'its loss is {loss}')
-    return seconds / number
+    return seconds
 
 
-def _our_steps(_, task, start):
+def _our_steps(_, config, start, platform):
   """Runs the steps of training on noise as the loader makes it, uint8.
 
-  The config says all; the others begin with what this one returns as `start`.
-  More facts: those of `costs.network_costs`, platform, device_kind and
-  device_count.
+  Without `start`, for the check, the batch is small, and the facts have `start`
+  for the others.
   """
-  del start
+  del platform
   import jax
 
   from alexnet_jax import config as config_lib
@@ -140,9 +132,9 @@ def _our_steps(_, task, start):
   from alexnet_jax.training import build
   from alexnet_jax.training import parallel
 
-  config, mesh = config_lib.from_dict(task['config']), parallel.make_mesh()
-  classes, device = task['num_classes'], jax.devices()[0]
-  if 'check' in task:
+  config, mesh = config_lib.from_dict(config), parallel.make_mesh()
+  classes, device = config.model.num_classes, jax.devices()[0]
+  if start is None:
     config.microbatch_size = 0
     most = max(1, config.global_batch_size // mesh.size)
     config.global_batch_size = mesh.size * min(8, most)
@@ -156,22 +148,22 @@ def _our_steps(_, task, start):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (count, *build.image_shape(config)), np.uint8)
   label = rng.integers(0, classes, count, np.int32)
+  batch = {'image': image, 'label': label}
   flip = rng.random(count) < (0.5 if config.data.random_flip else 0)
-
-  def batch_of(**more):
-    batch = {'image': image, 'label': label, **more}
-    return parallel.batch_to_devices(batch, mesh, config.parallel)
-
-  train_batch = batch_of(**({'flip': flip} if config.data.random_flip else {}))
-  eval_batch = batch_of(mask=np.ones(count, bool))
+  flips = {'flip': flip} if config.data.random_flip else {}
+  more = {'train': flips, 'evaluate': {'mask': np.ones(count, bool)}}
+  batches = {
+    part: parallel.batch_to_devices(batch | own, mesh, config.parallel)
+    for part, own in more.items()
+  }
 
   def run(part, number):
     nonlocal state
     for _ in range(number):
       if part == 'train':
-        state, sums = steps.train(state, train_batch, key)
+        state, sums = steps.train(state, batches[part], key)
       else:
-        sums = steps.evaluate(state, eval_batch)
+        sums = steps.evaluate(state, batches[part])
     jax.block_until_ready(sums)  # on all devices
     return float(sums['loss']) / float(sums['count'])
 
@@ -181,23 +173,20 @@ def _our_steps(_, task, start):
     'device_kind': device.device_kind,
     'device_count': mesh.size,
   }
-  if 'check' in task:
+  if start is None:
     pixels = np.where(flip[:, None, None, None], image[:, :, ::-1], image)
     pixels = (pixels.astype(np.float32) - mean) / np.float32(config.data.std)
     facts['start'] = jax.device_get(state.params), pixels, label
   return run, facts
 
 
-def layers(model: dict, num_classes: int) -> Iterator[tuple]:
+def layers(model: dict) -> Iterator[tuple]:
   """Yields (kind, name, numbers...) of the layers in order of execution.
 
-  Names are those of the parameters in flax. The numbers of `conv` are features,
-  kernel, stride, padding and groups, that of `dense` is features; `relu`,
-  `norm`, `pool`, `flatten` and `dropout` have none.
-
-  Args:
-    model: `config.model` of a config that `check_config` takes.
-    num_classes: number of logits.
+  Names are those of the parameters in flax. The numbers of `pad` are pixels
+  before and after, those of `conv` features, kernel, stride, padding (pixels,
+  same or valid), dilation and groups, those of `norm` size, alpha as the paper
+  has it, beta and k, all others as torch has them.
   """
 
   def scaled(width, divisor=1):
@@ -206,56 +195,63 @@ def layers(model: dict, num_classes: int) -> Iterator[tuple]:
     return max(divisor, round(width * factor / divisor) * divisor)
 
   network = spec.AlexNetSpec(**{k: model[k] for k in spec.defaults()})
+  size, beta, k = (model[f'lrn_{name}'] for name in ('size', 'beta', 'k'))
+  by = 1 if model['lrn_convention'] == 'paper' else size
+  numbers = {
+    'norm': (size, model['lrn_alpha'] / by, beta, k),
+    'pool': (model['pool_size'], model['pool_stride']),
+    'dropout': (model['dropout'],),
+  }
   shapes = (model[k] for k in ('kernels', 'strides', 'paddings', 'groups'))
   convolutions = zip(model['channels'], *shapes, strict=True)
-  for number, (channels, *shape) in enumerate(convolutions, 1):
-    width = scaled(channels, max(model['groups']))
-    yield 'conv', f'conv{number}', width, *shape
+  for number, (channels, *shape, pad, groups) in enumerate(convolutions, 1):
+    name, width = f'conv{number}', scaled(channels, max(model['groups']))
+    if isinstance(pad, str):
+      pad = pad.lower()
+    elif not isinstance(pad, int):
+      yield 'pad', f'pad_{name}', *pad
+      pad = 'valid'
+    yield 'conv', name, width, *shape, pad, 1, groups
     for kind in network.convolution_operations(number):
       if kind != 'norm' or model['norm'] == 'lrn':
-        yield kind, f'{kind}{number}'
+        yield kind, f'{kind}{number}', *numbers.get(kind, ())
   yield 'flatten', 'flatten'
   for number, width in enumerate(model['hidden'], 1):
+    numbers['dense'] = (scaled(width),)
     for kind in network.hidden_operations(number):
-      numbers = (scaled(width),) if kind == 'dense' else ()
       name = 'dense_relu' if kind == 'relu' else kind
-      yield kind, f'{name}{number}', *numbers
-  yield 'dense', 'head', num_classes
+      yield kind, f'{name}{number}', *numbers.get(kind, ())
+  yield 'dense', 'head', model['num_classes']
 
 
-def _torch_steps(kind, task, start):
+def _torch_steps(kind, config, start, platform):
   """Runs `eager`, `channels_last` or `compile`."""
   import torch
   from torch.nn import functional
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  model, optimizer = task['config']['model'], task['config']['optimizer']
-  device = torch.device('cuda' if task['platform'] == 'gpu' else 'cpu')
+  device = torch.device('cuda' if platform == 'gpu' else 'cpu')
   if device.type == 'cuda':  # as JAX computes float32 there
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.benchmark = True
-  layout = (
-    torch.channels_last if kind == 'channels_last' else torch.contiguous_format
-  )
+  contiguous = kind != 'channels_last'
+  layout = torch.contiguous_format if contiguous else torch.channels_last
   params, images, labels = start
   images = torch.from_numpy(images).permute(0, 3, 1, 2)
   images = images.to(device).contiguous(memory_format=layout)
   labels = torch.from_numpy(labels).to(device, torch.int64)
-  network = _torch_network(model, task['num_classes'])
+  network = _torch_network(config['model'])
   with torch.no_grad():  # the first call makes the parameters
     network(torch.zeros(1, *images.shape[1:]))
   if params:
     _torch_load(network, params)
   network.to(device, memory_format=layout)
-  updates = torch.optim.SGD(
-    network.parameters(),
-    lr=optimizer['learning_rate'],
-    momentum=optimizer['momentum'],
-    weight_decay=optimizer['weight_decay'],
-    nesterov=optimizer['nesterov'],
-    fused=True,
-  )
-  dtype = getattr(torch, model['dtype'])
+  rate = config['optimizer']['learning_rate']
+  names = ('momentum', 'weight_decay', 'nesterov')
+  options = {name: config['optimizer'][name] for name in names}
+  weights = list(network.parameters())
+  updates = torch.optim.SGD(weights, rate, fused=True, **options)
+  dtype = getattr(torch, config['model']['dtype'])
   is_mixed = dtype != torch.float32
 
   def forward(images, labels):
@@ -283,38 +279,29 @@ def _torch_steps(kind, task, start):
           loss, _ = forward(images, labels)
     return float(loss.detach())
 
-  return run, {'parameters': sum(w.numel() for w in network.parameters())}
+  return run, {'parameters': sum(w.numel() for w in weights)}
 
 
-def _torch_network(model, num_classes):
+def _torch_network(model):
   """Returns the network of images [batch, 3, size, size], with our names."""
   from torch import nn
 
-  network, size = nn.Sequential(), model['lrn_size']
-  # torch divides alpha by the size, as Caffe does.
-  by = size if model['lrn_convention'] == 'paper' else 1
-  norm = by * model['lrn_alpha'], model['lrn_beta'], model['lrn_k']
-  others = {
-    'norm': lambda: nn.LocalResponseNorm(size, *norm),
-    'pool': lambda: nn.MaxPool2d(model['pool_size'], model['pool_stride']),
+  def norm(size, alpha, beta, k):  # it divides alpha by the size
+    return nn.LocalResponseNorm(size, alpha * size, beta, k)
+
+  make = {
+    'pad': lambda *pad: nn.ZeroPad2d(pad * 2),
+    'conv': nn.LazyConv2d,
+    'norm': norm,
+    'pool': nn.MaxPool2d,
     'dense': nn.LazyLinear,
-    'dropout': lambda: nn.Dropout(model['dropout']),
+    'dropout': nn.Dropout,
     'flatten': nn.Flatten,
     'relu': lambda: nn.ReLU(inplace=True),
   }
-  for kind, name, *numbers in layers(model, num_classes):
-    if kind != 'conv':
-      network.add_module(name, others[kind](*numbers))
-      continue
-    *shape, padding, groups = numbers
-    if padding == 'SAME' and shape[-1] > 1:
-      raise NotImplementedError('SAME of a stride is not written for torch')
-    if isinstance(padding, str):
-      padding = padding.lower()
-    elif not isinstance(padding, int):
-      network.add_module(f'pad_{name}', nn.ZeroPad2d((*padding, *padding)))
-      padding = 0
-    network.add_module(name, nn.LazyConv2d(*shape, padding, groups=groups))
+  network = nn.Sequential()
+  for kind, name, *numbers in layers(model):
+    network.add_module(name, make[kind](*numbers))
   return network
 
 
@@ -334,34 +321,27 @@ def _torch_load(network, params):
       layer.bias.copy_(torch.from_numpy(leaves['bias']))
 
 
-def _keras_steps(kind, task, start):
+def _keras_steps(kind, config, start, platform):
   """Runs `plain` or `jit_compile`."""
   import keras
   import tensorflow as tf
 
-  if task['platform'] != 'gpu':
+  if platform != 'gpu':
     tf.config.set_visible_devices([], 'GPU')
   elif not tf.config.get_visible_devices('GPU'):
     raise RuntimeError('TensorFlow sees no GPU, but ours runs on one')
-  model, optimizer = task['config']['model'], task['config']['optimizer']
-  dtype, decay = model['dtype'], optimizer['weight_decay']
-  keras.config.set_dtype_policy(
-    dtype if dtype == 'float32' else f'mixed_{dtype}'
-  )
-  keras.utils.set_random_seed(0)
+  options, dtype = config['optimizer'], config['model']['dtype']
+  mixed = '' if dtype == 'float32' else 'mixed_'
+  keras.config.set_dtype_policy(mixed + dtype)
   params, images, labels = start
   network = keras.Sequential([keras.layers.Input(images.shape[1:])])
-  for layer in layers(model, task['num_classes']):
-    for part in _keras_layers(model, *layer):
-      network.add(part)
+  for layer in _keras_layers(config['model']):
+    network.add(layer)
   for name, leaves in (params or {}).items():
     network.get_layer(name).set_weights([leaves['kernel'], leaves['bias']])
   variables = network.trainable_variables
-  updates = keras.optimizers.SGD(
-    optimizer['learning_rate'],
-    momentum=optimizer['momentum'],
-    nesterov=optimizer['nesterov'],
-  )
+  names = ('learning_rate', 'momentum', 'nesterov')
+  updates = keras.optimizers.SGD(**{name: options[name] for name in names})
   updates.build(variables)
   images, labels = tf.constant(images), tf.constant(labels)
 
@@ -375,6 +355,7 @@ def _keras_steps(kind, task, start):
       loss, _ = forward(images, labels, training=True)
     grads = tape.gradient(loss, [v.value for v in variables])
     # Keras' own weight decay stands outside of the momentum.
+    decay = options['weight_decay']
     grads = [g + decay * w for g, w in zip(grads, variables, strict=True)]
     updates.apply(grads, variables)
     return loss, 0
@@ -395,36 +376,34 @@ def _keras_steps(kind, task, start):
   return run, {'parameters': network.count_params()}
 
 
-def _keras_layers(model, kind, name, *numbers):
-  """Returns the parts of a layer of images [batch, size, size, channels]."""
+def _keras_layers(model):
+  """Yields the layers for images [batch, size, size, channels]."""
   import keras
   import tensorflow as tf
 
-  size = model['lrn_size']
-  # TensorFlow does not divide alpha by the size, and has no bfloat16.
-  by = 1 if model['lrn_convention'] == 'paper' else size
-  norm = model['lrn_k'], model['lrn_alpha'] / by, model['lrn_beta']
+  def norm(size, alpha, beta, k, name):
+    def normalize(x):  # TensorFlow's has no bfloat16
+      wide = tf.cast(x, tf.float32)
+      return tf.cast(tf.nn.lrn(wide, size // 2, k, alpha, beta), x.dtype)
 
-  def normalize(x):
-    wide = tf.cast(x, tf.float32)
-    return tf.cast(tf.nn.lrn(wide, size // 2, *norm), x.dtype)
+    return keras.layers.Lambda(normalize, name=name)
 
-  if kind == 'conv':
-    *shape, padding, groups = numbers
-    parts = []
-    if not isinstance(padding, str):
-      pads = (padding, padding) if isinstance(padding, int) else padding
-      parts = [keras.layers.ZeroPadding2D((tuple(pads), tuple(pads)))]
-      padding = 'valid'
-    shape.append(padding.lower())
-    return [*parts, keras.layers.Conv2D(*shape, groups=groups, name=name)]
-  pool = model['pool_size'], model['pool_stride']
+  def convolution(features, kernel, stride, pad, dilation, groups, name):
+    shape = features, kernel, stride, pad, None, dilation, groups
+    return keras.layers.Conv2D(*shape, name=name)
+
   make = {
-    'norm': lambda: keras.layers.Lambda(normalize, name=name),
-    'pool': lambda: keras.layers.MaxPooling2D(*pool),
-    'dense': lambda: keras.layers.Dense(*numbers, name=name),
-    'dropout': lambda: keras.layers.Dropout(model['dropout']),
+    'pad': lambda *pad, name: keras.layers.ZeroPadding2D((pad, pad), name=name),
+    'conv': convolution,
+    'norm': norm,
+    'pool': keras.layers.MaxPooling2D,
+    'dense': keras.layers.Dense,
+    'dropout': keras.layers.Dropout,
     'flatten': keras.layers.Flatten,
     'relu': keras.layers.ReLU,
   }
-  return [make[kind]()]
+  for kind, name, *numbers in layers(model):
+    if kind == 'conv' and isinstance(pad := numbers[3], int):
+      yield make['pad'](pad, pad, name=f'pad_{name}')
+      numbers[3] = 'valid'
+    yield make[kind](*numbers, name=name)

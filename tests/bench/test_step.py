@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import types
-from typing import ClassVar
 
 import pytest
 
@@ -40,18 +39,6 @@ def groups(recipe, *overrides, **arguments):
   return step.make_groups(types.SimpleNamespace(**given), overrides)
 
 
-def our_tasks(folder, *overrides):
-  ((_, tasks),) = groups(commands.write_recipe(folder, **LRN), *overrides)
-  return tasks
-
-
-@needs_affinity
-def test_the_first_cores():
-  own = os.sched_getaffinity(0)
-  assert step.first_cores(1) == [min(own)]
-  assert step.first_cores(0) == sorted(own)
-
-
 def test_losses_have_to_agree():
   ours = {'parameters': 5, 'losses': [2.0, 1.0]}
 
@@ -60,7 +47,7 @@ def test_losses_have_to_agree():
 
   assert problem() == ''
   assert problem(losses=[2.001, 1.0005]) == ''
-  assert 'losses are 2.00000, 1.01000' in problem(losses=[2.0, 1.01])
+  assert 'losses are [2.0, 1.01]' in problem(losses=[2.0, 1.01])
   assert problem('bfloat16', losses=[2.0, 1.01]) == ''
   assert '6 parameters instead of 5' in problem(parameters=6)
   assert problem(losses=[2.0, float('nan')])
@@ -69,22 +56,17 @@ def test_losses_have_to_agree():
 
 
 class FakeWorker:
-  """Answers at once; a step takes what `seconds` says, in turn."""
+  """Answers at once, 4 images a second; torch compile has no compiler."""
 
-  seconds: ClassVar = {}
-  asked: ClassVar = []
-
-  def __init__(self, module, name, cores, environment):
-    self.name, self._runs = name, 0
+  def __init__(self, module, name, environment, cores):
+    self.name = name
+    assert cores == [min(os.sched_getaffinity(0))]
     assert ('XLA_FLAGS' in environment) == (name != 'ours')
 
   def ask(self, method, **request):
-    self.asked.append((self.name, method))
-    if method == 'measure':
-      if self.seconds[self.name] is None:
-        raise harness.WorkerError('no compiler')
-      self._runs += 1
-      return self.seconds[self.name][self._runs - 1]
+    if self.name == 'torch compile':
+      raise harness.WorkerError('no compiler')
+    losses = [2.0, 1.5 if self.name == 'keras plain' else 1.0]
     return {
       'build': {
         'platform': 'gpu',
@@ -94,7 +76,8 @@ class FakeWorker:
         'forward_flops_per_image': 100,
         'training_flops_per_image': 300,
       },
-      'check': {'losses': [1.0], 'parameters': 9, 'start': ()},
+      'check': {'losses': losses, 'parameters': 9, 'start': ()},
+      'measure': 4.0,
     }[method]
 
   def __enter__(self):
@@ -105,102 +88,53 @@ class FakeWorker:
 
 
 @pytest.fixture
-def measure(tmp_path, monkeypatch):
-  """Returns a function that measures candidates of these seconds a step."""
+def measured(tmp_path, monkeypatch, capsys):
+  """Returns a function that runs the command: (exit code, its only group)."""
   monkeypatch.setattr(harness, 'Worker', FakeWorker)
-  monkeypatch.setattr(FakeWorker, 'asked', [])
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+  recipe = commands.write_recipe(tmp_path, **LRN, global_batch_size=4)
 
-  def measure(rounds=2, skip_check=True, **seconds):
-    seconds = {name.replace('_', ' ', 1): s for name, s in seconds.items()}
-    monkeypatch.setattr(FakeWorker, 'seconds', seconds)
-    peers = [name for name in seconds if name != 'ours']
-    options = types.SimpleNamespace(
-      rounds=rounds,
-      seconds=1.0,
-      threads=1,
-      evaluation=False,
-      skip_check=skip_check,
-    )
-    tasks = our_tasks(tmp_path, '--config.global_batch_size=4')
-    return step.measure('n', tasks, peers, options)
+  def measured(*peers, flag='--skip_check'):
+    flags = f'--config {recipe} --rounds 2 --threads 1 --evaluation {flag}'
+    against = ','.join(peers)
+    code = main(['step', '--json', *flags.split(), '--against', against])
+    (group,) = json.loads(capsys.readouterr().out)['groups']
+    return code, group
 
-  return measure
-
-
-def candidates(result):
-  return [row['candidate'] for row in result['rows']]
-
-
-def test_ratios_are_within_rounds_and_shares_of_the_peak(measure):
-  """The machine is half as fast in the second round: the ratio stays."""
-  seconds = {'ours': [1.0, 2.0, 1.0], 'torch_eager': [3.0, 6.0, 2.0]}
-  ours, torch = measure(rounds=3, **seconds)['rows']
-  assert ours['seconds'] == [1.0, 2.0, 1.0]
-  assert ours['milliseconds'] == {'median': 1e3, 'min': 1e3, 'max': 2e3}
-  assert ours['images_per_second'] == 4.0
-  assert ours['ratio'] == 1.0
-  assert torch['ratio'] == 3.0
-  # 300 FLOP an image, 4 images a second, on two GPUs.
-  peak, _ = costs.gpu_peak('NVIDIA A10', 'float32')
-  assert ours['share_of_peak'] == pytest.approx(1200 / (2 * peak))
-
-
-def test_candidates_take_turns(measure):
-  names = ('ours', 'torch_eager', 'keras_plain')
-  measure(rounds=3, **dict.fromkeys(names, [1.0] * 9))
-  ran = [name.split()[0] for name, do in FakeWorker.asked if do == 'measure']
-  assert [ran[i : i + 3] for i in range(0, 9, 3)] == [
-    ['ours', 'torch', 'keras'],
-    ['torch', 'keras', 'ours'],
-    ['keras', 'ours', 'torch'],
-  ]
-
-
-def test_a_peer_that_fails_is_named_and_the_others_go_on(measure):
-  steps = [1.0] * 3
-  some = measure(ours=steps, torch_compile=None, torch_eager=steps)
-  assert candidates(some) == ['ours', 'torch eager']
-  failure = {'candidate': 'torch compile', 'error': 'no compiler'}
-  assert some['failed'] == [failure]
-  alone, none = measure(ours=steps), measure(ours=steps, torch_compile=None)
-  assert step.exit_code({'groups': [alone, some]}) == errors.EXIT_DONE
-  assert step.exit_code({'groups': [some, none]}) == errors.EXIT_FAILURE
-
-
-def test_ours_must_not_fail(measure):
-  with pytest.raises(harness.WorkerError, match='no compiler'):
-    measure(ours=None)
-
-
-def test_what_computes_something_else_is_not_measured(measure, monkeypatch):
-  honest = FakeWorker.ask
-
-  def ask(self, method, **request):
-    answer = honest(self, method, **request)
-    if method == 'check' and self.name == 'torch eager':
-      answer['losses'] = [1.5]
-    return answer
-
-  monkeypatch.setattr(FakeWorker, 'ask', ask)
-  result = measure(skip_check=False, ours=[1.0] * 3, torch_eager=[1.0] * 3)
-  assert candidates(result) == ['ours']
-  assert 'it computes something else' in result['failed'][0]['error']
-  assert result['agreement'] == {'ours': [1.0], 'torch eager': [1.5]}
+  return measured
 
 
 @needs_affinity
-def test_the_command_fails_if_nothing_was_compared(
-  tmp_path, monkeypatch, capsys
-):
-  ours = {'candidate': 'ours'}
-  group = {'rows': [ours], 'failed': [{'candidate': 'torch eager'}]}
-  monkeypatch.setattr(step, 'measure', lambda *_: group)
-  monkeypatch.setattr(step, '_peers', lambda _: ['torch eager'])
-  monkeypatch.setattr(step, '_show', lambda group: None)
-  recipe = commands.write_recipe(tmp_path)
-  arguments = ['--config', str(recipe), '--against', 'torch', '--json']
-  assert main(['step', *arguments]) == errors.EXIT_FAILURE
-  assert json.loads(capsys.readouterr().out)['groups'] == [group]
+def test_shares_of_the_peak(measured):
+  """300 or 100 FLOP an image, 4 images a second, on two GPUs."""
+  peak, _ = costs.gpu_peak('NVIDIA A10', 'float32')
+  train, evaluate, *_ = measured('torch eager')[1]['rows']
+  assert (train['case'], evaluate['case']) == ('train', 'evaluate')
+  assert train['milliseconds'] == 1e3
+  assert train['share_of_peak'] == pytest.approx(1200 / (2 * peak))
+  assert evaluate['share_of_peak'] == pytest.approx(400 / (2 * peak))
+
+
+@needs_affinity
+def test_the_exit_code_says_if_nothing_was_compared(measured):
+  failure = {'candidate': 'torch compile', 'case': '', 'reason': 'no compiler'}
+  for peers, failed, expected in (
+    ((), [], errors.EXIT_DONE),
+    (('torch compile', 'torch eager'), [failure], errors.EXIT_DONE),
+    (('torch compile',), [failure], errors.EXIT_FAILURE),
+  ):
+    code, group = measured(*peers)
+    assert (code, group['failed']) == (expected, failed)
+
+
+@needs_affinity
+def test_what_computes_something_else_is_not_measured(measured):
+  code, group = measured('keras plain', flag='')
+  assert code == errors.EXIT_FAILURE
+  assert {row['candidate'] for row in group['rows']} == {'ours'}
+  reason = 'it computes something else: from equal weights its losses are'
+  assert reason in group['failed'][0]['reason']
+  assert group['agreement'] == {'ours': [2.0, 1.0], 'keras plain': [2.0, 1.5]}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +145,7 @@ def test_the_command_fails_if_nothing_was_compared(
     (['--vary', 'paralel=pmap'], 'did you mean config.parallel'),
     (['--batch_sizes', 'x'], 'config'),
     (['--against', 'mxnet'], "'mxnet' is not one of torch, keras"),
-    (['--networks', 'vgg'], "there is no network 'vgg'"),
+    (['--networks', 'vgg'], "'vgg' is not one of alexnet"),
     (['--seconds', '0'], '--seconds is 0'),
     (['--threads', '9999'], '--threads is 9999'),
     (['--batch_sizes', '3'], 'config.global_batch_size is 3'),
@@ -247,7 +181,8 @@ def test_what_the_others_lack_is_refused(tmp_path, key, value):
 
 def test_classes_are_those_of_the_data_if_they_are_known(tmp_path, capsys):
   def classes(*overrides):
-    return our_tasks(tmp_path, *overrides)['ours']['num_classes']
+    ((_, found),) = groups(commands.write_recipe(tmp_path), *overrides)
+    return found['ours']['model']['num_classes']
 
   known = len(build.make_source(load(tmp_path), 'train').class_names)
   assert classes() == known != 1000
@@ -269,13 +204,13 @@ def test_groups_are_all_combinations(tmp_path):
   )
   names = [network for network, _ in found]
   assert names == 2 * ['alexnet'] + 2 * ['narrow_alexnet']
-  tasks = found[-1][1]
-  assert list(tasks) == [
+  configs = found[-1][1]
+  assert list(configs) == [
     f'ours parallel={parallel} model.lrn_size={size}'
     for parallel in ('pmap', 'shard_map')
     for size in (3, 5)
   ]
-  config = tasks['ours parallel=shard_map model.lrn_size=3']['config']
+  config = configs['ours parallel=shard_map model.lrn_size=3']
   assert config['parallel'] == 'shard_map'
   assert config['model']['channels'] == (48, 128, 192, 192, 128)
   assert config['model']['kernel_init'] == 'he'  # of the recipe
@@ -285,40 +220,8 @@ def test_groups_are_all_combinations(tmp_path):
   assert config['data']['crop_size'] == 64
 
 
-def run(arguments, *more):
-  """Runs the command; returns its only group and what it tells people."""
-  bench = (sys.executable, '-m', 'alexnet_jax.bench', 'step', '--json')
-  code, out, err = commands.run(*bench, *arguments.split(), *more)
-  assert code == 0, err
-  (group,) = json.loads(out)['groups']
-  return group, err
-
-
 @pytest.mark.slow
 @needs_affinity
-def test_the_command_measures_ours(tmp_path):
-  recipe = commands.write_recipe(tmp_path, **LRN)
-  group, err = run(
-    f'--config {recipe} --vary parallel=shard_map --threads 1 --evaluation'
-    ' --rounds 2 --seconds 0.01'
-  )
-  train, evaluation = group['rows']
-  assert (train['part'], evaluation['part']) == ('train', 'evaluate')
-  assert (
-    train['candidate'] == evaluation['candidate'] == 'ours parallel=shard_map'
-  )
-  assert len(train['seconds']) == 2
-  assert train['share_of_peak'] is None  # no peak of a CPU is known
-  assert 'train step' in err
-
-
-def _installed(*names):
-  return all(importlib.util.find_spec(name) for name in names)
-
-
-@pytest.mark.slow
-@needs_affinity
-@pytest.mark.skipif(not _installed('torch'), reason='of the extra bench')
 @pytest.mark.parametrize(
   ('network', 'dtype'),
   [
@@ -327,18 +230,32 @@ def _installed(*names):
     ('marvin', 'float32'),
   ],
 )
-def test_the_peers_compute_the_same(tmp_path, network, dtype):
-  """Not torch.compile: it takes minutes. Keras where TensorFlow is there."""
-  peers = ['torch eager', 'torch channels_last']
-  if _installed('keras', 'tensorflow'):
+def test_the_peers_compute_the_same(network, dtype):
+  """Those that are installed; not torch.compile, which takes minutes."""
+  peers = []
+  if importlib.util.find_spec('torch'):
+    peers += ['torch eager', 'torch channels_last']
+  if all(map(importlib.util.find_spec, ('keras', 'tensorflow'))):
     peers += ['keras plain', 'keras jit_compile']
   size = 28 if network == 'marvin' else 96
-  group, _ = run(
+  arguments = (
     f'--networks {network} --config.model.dtype={dtype} --batch_sizes 4'
-    f' --rounds 1 --seconds 0.01 --config.data.crop_size={size}'
-    f' --config.data.resize_size={size} --config.model.width_multiplier=0.1',
-    f'--against={",".join(peers)}',
+    f' --config.data.crop_size={size} --config.data.resize_size={size}'
+    ' --config.model.width_multiplier=0.1 --vary parallel=shard_map'
+    ' --rounds 2 --seconds 0.01 --threads 1 --evaluation --json'
   )
+  bench = (sys.executable, '-m', 'alexnet_jax.bench', 'step')
+  code, out, err = commands.run(
+    *bench, *arguments.split(), '--against', ','.join(peers)
+  )
+  assert code == 0, err
+  (group,) = json.loads(out)['groups']
+  candidates = ['ours parallel=shard_map', *peers]
   assert group['failed'] == []
-  assert set(group['agreement']) == {'ours', *peers}
-  assert [row['candidate'] for row in group['rows']] == ['ours', *peers]
+  assert list(group['agreement']) == (candidates if peers else [])
+  assert [(row['candidate'], row['case']) for row in group['rows']] == [
+    (name, part) for name in candidates for part in ('train', 'evaluate')
+  ]
+  assert len(group['rows'][0]['images_per_second']) == 2
+  assert group['rows'][0]['share_of_peak'] is None  # of a CPU none is known
+  assert 'milliseconds' in err
