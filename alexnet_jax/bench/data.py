@@ -70,9 +70,10 @@ def run(arguments, unknown: list[str]) -> dict:
       if library in ('', *peers)
     ]
     rows, failed = _measure(candidates, tasks, arguments.rounds)
+  columns = 'candidate median min max ours_by_it'
   for layout in layouts:
-    of_layout = [row for row in rows if row['case'] == layout]
-    harness.tell_table(layout, of_layout, 'candidate median min max ours_by_it')
+    its = [row for row in rows if row['case'] == layout]
+    harness.tell_table(f'{layout}, images/s', its, columns)
   given = {**vars(arguments), 'path': arguments.path or 'two of scikit-learn'}
   named = ('path', 'images', 'batch_size', 'batches', 'threads')
   result |= {name: given[name] for name in named}

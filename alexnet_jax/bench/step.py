@@ -236,8 +236,9 @@ def measure(network: str, configs: dict, peers: Sequence[str], options) -> dict:
     rows = harness.measure(entries, options.rounds, failed)
   kind, count = facts['device_kind'], facts['device_count']
   peak, source = costs.gpu_peak(kind, dtype) or (0, f'unknown of {kind}')
-  size, peak = base['global_batch_size'], count * peak or None
+  peak = count * peak or None
   for row in rows:
+    size = configs.get(row['candidate'], base)['global_batch_size']
     part = {'train': 'training', 'evaluate': 'forward'}[row['case']]
     flops = facts[f'{part}_flops_per_image'] * row['median']
     row['milliseconds'] = 1e3 * size / row['median']
@@ -245,7 +246,7 @@ def measure(network: str, configs: dict, peers: Sequence[str], options) -> dict:
   return {
     'network': network,
     'dtype': dtype,
-    'batch_size': size,
+    'batch_size': base['global_batch_size'],
     **facts,
     'peak': peak,
     'peak_source': source,
@@ -283,7 +284,7 @@ def _show(group):
   """Prints what `measure` returns, for people."""
   harness.tell_table(
     f'{group["network"]}, {group["dtype"]}, {group["batch_size"]} images a step'
-    f' on {group["device_count"]} x {group["device_kind"]}',
+    f' on {group["device_count"]} x {group["device_kind"]}, images/s',
     group['rows'],
     'candidate case milliseconds median min max share_of_peak ours_by_it',
   )
