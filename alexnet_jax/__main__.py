@@ -34,11 +34,9 @@ def main() -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('command', choices=_COMMANDS, help=argparse.SUPPRESS)
-  rest = {'nargs': argparse.REMAINDER, 'help': argparse.SUPPRESS}
-  parser.add_argument('arguments', **rest)
-  given = parser.parse_args()
+  given = parser.parse_args(sys.argv[1:2] or ['--help'])
   module, _ = _COMMANDS[given.command]
-  sys.argv[1:] = given.arguments
+  del sys.argv[1]
   runpy.run_module(f'alexnet_jax.{module}', run_name='__main__', alter_sys=True)
 
 

@@ -18,10 +18,11 @@ from alexnet_jax import files
 from alexnet_jax import runtime
 
 _LOG_FORMAT = '%(levelname)s %(message)s'
-# Names of classes and files are of strangers: they get nothing of a terminal
-# but the colors and bars that rich makes.
+# Names of classes and files are of strangers: of what steers a terminal they
+# get the colors, and the bars, that rich makes.
 _CONTROL = re.compile(
-  '[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]|\x1b(?!\\[)'
+  '[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]'
+  '|\x1b(?!\\[(?:[0-9;]*m|\\?25[lh]|[0-9]*[AK]))'
 )
 _prefix = ''
 

@@ -124,14 +124,10 @@ def _train(arguments, config, stop, processes):
   result = loop.train_and_evaluate(
     config, workdir, stop, console, profile=arguments.profile
   )
-  if config.report and processes.is_first:
-    from alexnet_jax.evaluation import report
+  if processes.is_first:
+    from alexnet_jax import run
 
-    try:
-      report.show(report.write(workdir, 'final', config.data.path, stop.check))
-    except (errors.UserError, OSError) as error:
-      # It could not be drawn, but the run is complete.
-      print(f'no report: {error}', file=sys.stderr)
+    run.draw_report(config, workdir, stop.check)
   return result
 
 

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
+import sys
 
 import ml_collections
+import numpy as np
 
 from alexnet_jax import cli
+from alexnet_jax import files
 from alexnet_jax import predict as predict_lib
 from alexnet_jax import runtime
 from alexnet_jax import validation
@@ -38,7 +41,7 @@ def train(
   workdir: str | os.PathLike,
   on_evaluation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict:
-  """Trains a run, or goes on with it, in this process.
+  """Trains a run, or goes on with it, in this process, and draws its report.
 
   Unlike the command it leaves signals to the caller: what comes after the last
   checkpoint is lost if the process is ended.
@@ -61,13 +64,34 @@ def train(
   from alexnet_jax.training import guards
   from alexnet_jax.training import loop
 
-  return loop.train_and_evaluate(
+  config = config.copy_and_resolve_references()
+  validation.validate(config)
+  path, stop = files.local_path(os.fspath(workdir)), guards.StopSignal()
+  result = loop.train_and_evaluate(
     config,
-    os.fspath(workdir),
-    guards.StopSignal(),
+    path,
+    stop,
     cli.Console(),
     on_evaluation or (lambda step, values: None),
   )
+  draw_report(config, path, stop.check)
+  return result
+
+
+def draw_report(config, workdir: str, check: Callable[[], None]) -> None:
+  """Draws the report of a run that is done, if its config wants one.
+
+  `check` is called now and then, and may raise.
+  """
+  from alexnet_jax.evaluation import report
+
+  if not config.report:
+    return
+  try:
+    report.show(report.write(workdir, 'final', config.data.path, check))
+  except (UserError, OSError) as error:
+    # It could not be drawn, but the run is complete.
+    print(f'no report: {error}', file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +100,18 @@ class Run:
 
   Attributes:
     workdir: the run's folder.
-    step: number of updates that made the weights.
     config: of the training.
     class_names: in the order of the labels.
+    step: number of updates that made the weights.
     metrics: of the run's last evaluation up to this step; may be empty.
-    params, batch_stats: the weights, as flax' AlexNet takes them.
   """
 
   workdir: str
-  step: int
   config: ml_collections.ConfigDict
   class_names: Sequence[str]
+  step: int
   metrics: Mapping[str, float]
-  params: Mapping
-  batch_stats: Mapping
+  _network: object = dataclasses.field(repr=False)
 
   def history(self) -> list[dict[str, float]]:
     """Returns the rows of metrics.jsonl."""
@@ -97,25 +119,23 @@ class Run:
 
     return writers.read_rows(self.workdir)
 
-  def predict(
-    self, images: Sequence, top: int = 5
-  ) -> list[list[tuple[str, float]]]:
+  def predict(self, images: Sequence) -> list[list[tuple[str, float]]]:
     """Returns (class, probability) of the best classes of each image.
 
     Args:
       images: paths of files, their bytes, PIL images, or arrays: uint8
-        [height, width, 3] in RGB or [height, width].
-      top: number of classes.
+        [height, width, 3] in RGB or [height, width]; also one array of images,
+        [n, height, width, 3].
 
     Raises:
       UserError: if an image cannot be read.
     """
-    from alexnet_jax.training import measure
-
-    if isinstance(images, str | os.PathLike | bytes) or not len(images):
-      raise UserError(f'images is {images!r:.80}; give a list of images')
-    network = measure.load_network(self.workdir, str(self.step), top=top)
-    answers, reasons, _ = predict_lib.predict(network, images)
+    is_list = isinstance(images, list | tuple) or np.ndim(images) == 4
+    if not is_list or not len(images):
+      raise UserError(
+        f'images is {type(images).__name__}; give a list of images, not empty'
+      )
+    answers, reasons, _ = predict_lib.predict(self._network, images)
     for name, reason in reasons.items():
       raise UserError(f'{name} cannot be read: {reason}')
     return answers
@@ -132,31 +152,33 @@ class Run:
     """
     from alexnet_jax.evaluation import evaluate
 
-    return evaluate.evaluate(
-      self.workdir, str(self.step), data_path, split, crops
-    )
+    path = files.local_path(data_path)
+    return evaluate.evaluate(self.workdir, str(self.step), path, split, crops)
 
 
-def open_run(workdir: str | os.PathLike, checkpoint: str = 'final') -> Run:
+def open_run(
+  workdir: str | os.PathLike, checkpoint: str | int = 'final', top: int = 5
+) -> Run:
   """Opens a checkpoint of a run; the run may be training at the same time.
 
   Args:
     workdir: the run's folder.
     checkpoint: `final`, `newest`, `best` or the number of a step.
+    top: number of the best classes that `Run.predict` tells.
 
   Raises:
     UserError: if there is no run or checkpoint, or it is damaged.
   """
   runtime.configure()
-  from alexnet_jax.training import checkpoint as checkpoint_lib
+  from alexnet_jax.training import measure
 
-  run = checkpoint_lib.open_run(workdir, str(checkpoint))
+  path = files.local_path(os.fspath(workdir))
+  network = measure.load_network(path, str(checkpoint), top=top)
   return Run(
-    os.fspath(workdir),
-    int(run.state.step),
-    run.config,
-    run.class_names,
-    run.saved.progress.last_evaluation,
-    run.state.params,
-    run.state.batch_stats,
+    path,
+    network.config,
+    network.class_names,
+    int(network.state.step),
+    network.saved.progress.last_evaluation,
+    network,
   )

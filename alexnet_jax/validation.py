@@ -88,8 +88,8 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
 def _read_recipe(recipe):
   """Calls `get_config` of a recipe, `:ARGUMENT` given; returns its config."""
   path, *argument = map(files.local_path, recipe.split(':', 1))
-  if re.fullmatch(r'\w+', path):
-    path = str(_RECIPES / f'{path}.py')
+  if (own := _RECIPES / f'{path}.py').is_file() and path == own.stem:
+    path = str(own)
   if not pathlib.Path(path).is_file():
     names = ', '.join(sorted(found.stem for found in _RECIPES.glob('*.py')))
     raise UserError(

@@ -57,8 +57,6 @@ def _environments(count, devices, gpus):
     common.pop('JAX_NUM_CPU_DEVICES', None)  # it would win over the flag
   if not gpus:
     return [common] * count
-  # JAX would take the CPU where it finds no GPU, with a warning.
-  common.setdefault('JAX_PLATFORMS', 'cuda,cpu')
   needed = count * gpus
   named = common.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(needed))))
   visible = [name.strip() for name in named.split(',') if name.strip()]
@@ -67,6 +65,11 @@ def _environments(count, devices, gpus):
       f'{needed} GPUs are needed, but CUDA_VISIBLE_DEVICES={named} names'
       f' {len(visible)}'
     )
+  # Without it JAX takes the CPU where it finds no GPU.
+  platforms = common.get('JAX_PLATFORMS') or 'cuda,cpu'
+  if not {'cuda', 'gpu'} & set(platforms.split(',')):
+    raise ValueError(f'JAX_PLATFORMS={platforms} in the environment has no GPU')
+  common['JAX_PLATFORMS'] = platforms
   return [
     common | {'CUDA_VISIBLE_DEVICES': ','.join(visible[i * gpus :][:gpus])}
     for i in range(count)

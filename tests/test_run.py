@@ -49,7 +49,7 @@ def approx(answer):
 
 
 def test_images_of_all_kinds_are_predicted_alike(trained, tmp_path):
-  run = alexnet_jax.open_run(trained[1])
+  run = alexnet_jax.open_run(trained[1], top=2)
   pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
   image = PIL.Image.fromarray(pixels)
   image.save(buffer := io.BytesIO(), 'PNG')
@@ -66,13 +66,14 @@ def test_images_of_all_kinds_are_predicted_alike(trained, tmp_path):
       gray,
       image.convert('L'),
     ],
-    top=2,
   )
   assert [len(answer) for answer in answers] == [2] * 7
   # The place in the batch may change the last bits.
   for one, other in ((0, 1), (0, 2), (0, 3), (0, 4), (5, 6)):
     assert answers[one] == approx(answers[other])
   assert answers[5] != approx(answers[0])
+  (alone,) = run.predict(pixels[None])
+  assert alone == approx(answers[0])
   turned = PIL.Image.fromarray(pixels)
   turned.getexif()[0x0112] = 6
   by_hand = run.predict([np.rot90(pixels, -1), turned])
@@ -88,6 +89,8 @@ def test_images_of_all_kinds_are_predicted_alike(trained, tmp_path):
     ([b'x', np.zeros((8, 8), np.uint8)], 'image 0 cannot be read'),
     ([np.zeros((8, 8, 4), np.uint8)], 'image 0 is 4 channels, not uint8'),
     ([np.zeros((8, 8, 3))], r'image 0 is float64 \[8, 8, 3\]'),
+    (np.zeros((8, 8, 3), np.uint8), 'images is ndarray; give a list'),
+    ([None], 'image 0 is a NoneType'),
   ],
 )
 def test_what_is_no_image_is_refused(trained, images, message):

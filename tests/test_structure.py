@@ -27,7 +27,7 @@ ALLOWED = {
   'interop': PARTS,
   'predict': PARTS | {'evaluation'},
   'run': PARTS | {'evaluation', 'predict'},
-  'main': PARTS | {'evaluation', 'predict', 'interop'},
+  'main': PARTS | {'evaluation', 'predict', 'interop', 'run'},
   'bench': PARTS | {'evaluation', 'predict', 'interop', 'main'},
 }
 

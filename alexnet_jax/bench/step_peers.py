@@ -388,13 +388,11 @@ def _keras_layers(model):
 
     return keras.layers.Lambda(normalize, name=name)
 
-  def convolution(features, kernel, stride, pad, dilation, groups, name):
-    shape = features, kernel, stride, pad, None, dilation, groups
-    return keras.layers.Conv2D(*shape, name=name)
-
   make = {
     'pad': lambda *pad, name: keras.layers.ZeroPadding2D((pad, pad), name=name),
-    'conv': convolution,
+    'conv': lambda *numbers, name: keras.layers.Conv2D(
+      *numbers[:4], None, *numbers[4:], name=name
+    ),
     'norm': norm,
     'pool': keras.layers.MaxPooling2D,
     'dense': keras.layers.Dense,

@@ -12,6 +12,11 @@ from alexnet_jax.errors import UserError
 
 _CROPS = ('random', 'center', 'random_resized')
 _WITHOUT_END = 2**31  # batches
+_WHOLE = {  # options, and their least values
+  **dict.fromkeys(('batch_size', 'crop_size', 'process_count'), 1),
+  **dict.fromkeys(('resize_size', 'seed', 'num_threads', 'prefetch'), 0),
+  'process_index': 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,8 @@ def train_batches(
       be decoded.
   """
   loader = _make_loader(source, options)
+  if num_batches < 1:
+    raise UserError(f'num_batches is {num_batches}; it must be at least 1')
   if options.batch_size > source.num_examples:
     raise UserError(
       f'batch_size is {options.batch_size}, but {source.name} has'
@@ -104,31 +111,31 @@ def _batching(options):
 
 def _make_loader(source, options):
   """Checks the options; starts the threads."""
+  for name, least in _WHOLE.items():
+    value = getattr(options, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+      raise UserError(f'{name} is {value!r}; it must be an int from {least}')
   square = getattr(source, 'square_size', 0)
   size = options.resize_size or square or 256
   smallest, largest = options.crop_area
   narrowest, widest = options.crop_ratio
   for name, fits, what in (
-    ('batch_size', options.batch_size > 0, 'at least 1'),
     (
       'process_count',
-      options.process_count > 0
-      and options.batch_size % options.process_count == 0,
+      options.batch_size % options.process_count == 0,
       f'a divisor of batch_size, {options.batch_size}',
     ),
     (
       'process_index',
-      0 <= options.process_index < options.process_count,
+      options.process_index < options.process_count,
       f'below process_count, {options.process_count}',
     ),
     ('resize_size', square in (0, size), f'{square}, that of the raw set'),
-    ('crop_size', 0 < options.crop_size <= size, f'1 to resize_size, {size}'),
+    ('crop_size', options.crop_size <= size, f'1 to resize_size, {size}'),
     ('crop', options.crop in _CROPS, f'one of {_CROPS}'),
     ('crop_area', 0 < smallest <= largest <= 1, 'shares, the smaller first'),
     ('crop_ratio', 0 < narrowest <= widest, 'above 0, the smaller first'),
     ('unreadable', options.unreadable in ('stop', 'skip'), 'stop or skip'),
-    ('num_threads', options.num_threads >= 0, 'at least 0'),
-    ('prefetch', options.prefetch >= 0, 'at least 0'),
   ):
     if not fits:
       value = getattr(options, name)

@@ -30,7 +30,7 @@ IMAGE_SUFFIXES += ('.tif', '.tiff')
 _OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jxl')
 _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
 # The last component of a path tells the number of the file, and of how many.
-_NUMBERED = re.compile(r'((?:.*\D)?)(\d+)-of-(\d+)[^/\d][^/]*')
+_NUMBERED = re.compile(r'((?:.*\D)?)(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.[^/]*')
 # What was listed for training, until validation takes its part: a listing of
 # millions of files takes minutes on a network's disk.
 _listed: dict = {}
@@ -120,6 +120,11 @@ class ImageList(splits.Source):
       return _as_png(image), 0
     if isinstance(image, np.ndarray):
       return self._pixels(index, image), 0
+    if not isinstance(image, str | os.PathLike):
+      raise UserError(
+        f'image {index} is a {type(image).__name__}; it takes paths, bytes, PIL'
+        ' images and numpy arrays'
+      )
     path = pathlib.Path(image)
     try:
       if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -149,9 +154,14 @@ class ImageList(splits.Source):
 
 def _as_png(image):
   """Returns the file that reads as the image: turned, gray, of 16 bits."""
-  if image.mode in ('CMYK', 'YCbCr', 'LAB', 'HSV', 'F'):
+  if image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'):
+    exif = image.getexif()
     image = image.convert('RGB')
-  image.save(buffer := io.BytesIO(), 'PNG', exif=image.getexif())
+    image.getexif().update(exif)
+  try:
+    image.save(buffer := io.BytesIO(), 'PNG', exif=image.getexif())
+  except (OSError, ValueError) as error:  # it may be read only now
+    raise UnreadableImageError(str(error)) from error
   return buffer.getvalue()
 
 
@@ -314,8 +324,9 @@ def _check_complete(root, names):
     if other != name:
       text = f'{root / other} and {name} are one file; remove one of the names'
       raise UserError(text)
-    if match := _NUMBERED.fullmatch(name):
-      start, number, count = match.groups()
+    match = _NUMBERED.fullmatch(name)
+    start, number, count = match.groups() if match else ('', '1', '0')
+    if int(number) <= int(count):
       numbers[start].setdefault(count, {})[int(number)] = len(number)
   for start, (count, *others) in numbers.items():
     if others:

@@ -266,13 +266,13 @@ def fit(
   num_classes = network.num_classes or there[last]['kernel'][1]
   if num_classes < 2:
     raise misfit('a head of two classes at least', num_classes, last)
-  for name, array in (
-    (n, a) for n, leaves in found.items() for a in leaves.values()
-  ):
-    if 0 in array.shape:
-      raise misfit('numbers in every tensor', 'none', name)
-    if 0 in array.strides and array.nbytes > _MOST_REPEATED:
-      raise misfit('a number for each weight', 'one for many', name)
+  for layer, leaves in found.items():
+    for leaf, array in leaves.items():
+      if not array.size:
+        raise misfit('numbers', 'none', f'{layer} {leaf}')
+      if 0 in array.strides and array.nbytes > _MOST_REPEATED:
+        expected = 'a number for each weight'
+        raise misfit(expected, 'one for many', f'{layer} {leaf}')
   shapes = layer_shapes(network.model, num_classes, network.data['crop_size'])
   pairs = _match(there, shapes, last)
   if pairs != (names or {name: name for name in shapes}):

@@ -33,6 +33,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import options as orbax_options
 
 from alexnet_jax import files
+from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
@@ -360,7 +361,12 @@ def _read_run(path) -> SavedRun:
   """Reads the part of a checkpoint that is not arrays."""
   with _damage_in('run'):
     fields = files.read_json(path / 'run' / 'metadata', dict)
-    return SavedRun.from_json(fields)
+    run = SavedRun.from_json(fields)
+  try:
+    validation.check_values(run.config)
+  except UserError as error:  # of another version perhaps, and no damage
+    raise UserError(f'{path} cannot be read here: {error}') from error
+  return run
 
 
 @contextlib.contextmanager

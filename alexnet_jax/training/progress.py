@@ -10,7 +10,6 @@ import ml_collections
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
-from alexnet_jax import validation
 from alexnet_jax.training import guards
 from alexnet_jax.training import metrics
 from alexnet_jax.training import schedule
@@ -141,7 +140,6 @@ class SavedRun:
     if not fields['data']['class_names']:
       raise ValueError('class_names is empty')
     config, saved = config_lib.from_dict(fields['config']), fields['progress']
-    validation.check_values(config)
     kinds = {'plateau': PlateauState, 'stopping': StoppingState, 'best': Best}
     parts = {name: kind(**saved[name]) for name, kind in kinds.items()}
     progress = Progress(**{**saved, **parts})

@@ -47,7 +47,7 @@ def read_rows(workdir: str | pathlib.Path) -> list[dict]:
 
 
 def _is_row(row):
-  """Returns True for what `MetricWriter` writes: no number is below 0."""
+  """Returns True for what `MetricWriter` writes."""
   if not isinstance(row, dict):
     return False
   step, losses = row.get('step'), row.get(STEP_LOSSES, [])
@@ -55,8 +55,9 @@ def _is_row(row):
   return (
     isinstance(step, int)
     and isinstance(losses, list)
-    and len(losses) <= step < 2**32
-    and all(is_number(value) and value >= 0 for value in (*losses, *others))
+    and 0 <= step < 2**32
+    and len(losses) <= step
+    and all(map(is_number, (*losses, *others)))
   )
 
 

@@ -84,6 +84,8 @@ def test_every_example_is_measured_once(source):
     {'crop_area': (0.5, 0.1)},
     {'unreadable': 'ignore'},
     {'num_threads': -1},
+    {'seed': -1},
+    {'batch_size': 8.0},
   ],
 )
 def test_options_that_make_no_sense(source, wrong):

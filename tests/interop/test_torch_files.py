@@ -288,7 +288,7 @@ def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
     ),
     (
       lambda s: s.update({'fc4.bias': torch.ones(0)}),
-      'fc4: expected numbers in every tensor',
+      'fc4 bias: expected numbers, found none',
     ),
     (lambda s: s.clear(), 'expected dense layers, found nothing'),
     (
@@ -310,7 +310,7 @@ def test_one_number_does_not_fill_the_memory(tmp_path):
   state = marvin().state_dict()
   state['fc10.weight'] = torch.zeros(1).expand(10**9, 256)
   torch.save(state, path := tmp_path / 'm.pth')
-  with pytest.raises(UserError, match='fc10: expected a number for each'):
+  with pytest.raises(UserError, match='fc10 kernel: expected a number'):
     torch_files.read(path, MARVIN)
 
 

@@ -46,9 +46,7 @@ def test_a_wheel_trains_with_the_recipes_that_it_has(site, tmp_path):
   assert process.returncode == 0, process.stderr
   process = run(site, tmp_path, 'train', '--config', 'imagnet')
   assert process.returncode == 2
-  assert f"no recipe at '{site}/alexnet_jax/configs/imagnet.py'" in (
-    process.stderr
-  )
+  assert "no recipe at 'imagnet'" in process.stderr
 
 
 def test_a_wheel_has_every_file_that_the_code_reads(site):

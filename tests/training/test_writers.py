@@ -65,8 +65,8 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
       b'{"step": 2, "%s": %s}' % (key, value)
       for key in (b'train/step_losses', b'eval/top1', b'learning_rate')
       for value in (
-        *(b'{"a": 1}', b'["a"]', b'[[1]]', b'[1, 2, 3]', b'[NaN]', b'[-1]'),
-        *(b'"1"', b'NaN', b'null', b'true', b'-1', b'1e999'),
+        *(b'{"a": 1}', b'["a"]', b'[[1]]', b'[1, 2, 3]', b'[NaN]'),
+        *(b'"1"', b'NaN', b'null', b'true', b'1e999'),
       )
     ),
   ],

@@ -88,7 +88,7 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
       f" set, or the folder of ImageNet's tars ({', '.join(_TARS)})"
     )
   first, *others = sorted(found, key=found.get, reverse=True)
-  if not others:
+  if not others or first == 'tfds':
     return _OPENERS[first](root)
   for kind in (first, *others):
     with contextlib.suppress(UserError):
@@ -100,18 +100,25 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
 def _kinds(root):
   """Returns how many bytes of each kind of data set a folder holds."""
   found = collections.Counter()
-  suffixes = {'.npy': 'raw', '.tar': 'tar', '.parquet': 'parquet'}
-  listing = folder_lib.list_files(root, (*suffixes, *folder_lib.IMAGE_SUFFIXES))
-  tars = {str(root / tar) for tar in _TARS}
-  for path, size in zip(listing.paths, listing.sizes, strict=True):
-    kind = suffixes.get(os.path.splitext(path)[1], 'folder')
-    found['tars' if path in tars else kind] += size
-  if not raw.is_raw_set(root):
-    del found['raw']
+  if raw.is_raw_set(root):
+    found['raw'] = _bytes(root.glob('*.npy'))
   for folder in tfds_records.find_sets(root):
-    files = folder.glob('*.array_record-*')
-    found['tfds'] += sum(path.stat().st_size for path in files)
+    found['tfds'] += _bytes(folder.glob('*.array_record-*'))
+  shards = {'.tar': 'tar', '.parquet': 'parquet'}
+  try:
+    listing = folder_lib.list_files(root, (*shards, *folder_lib.IMAGE_SUFFIXES))
+  except UserError:
+    if found:  # which lie elsewhere
+      return found
+    raise
+  for path, size in zip(listing.paths, listing.sizes, strict=True):
+    kind = shards.get(os.path.splitext(path)[1].lower(), 'folder')
+    found['tars' if os.path.relpath(path, root) in _TARS else kind] += size
   return found
+
+
+def _bytes(paths):
+  return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _open_only_tfds(root):
