@@ -8,7 +8,6 @@ import PIL.Image
 import pytest
 
 from alexnet_jax import predict
-from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import report
 from tests.system import commands
@@ -87,9 +86,6 @@ def test_other_images_are_measured_whole(trained, tmp_path, call, prefix):
   assert code == 0, err
   assert result['examples'] == 6
   assert 'is not the data of the training; all 6 examples' in err
-  code, pair, _ = call(ensemble, workdir, workdir, *place)
-  assert pair['examples'] == 6
-  assert pair['eval/loss'] == pytest.approx(result['eval/loss'], rel=1e-5)
   code, page, _ = call(report, '--workdir', workdir, *place)
   assert page['examples'] == 6
   assert page['training_examples'] == 18
