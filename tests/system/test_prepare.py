@@ -338,8 +338,8 @@ def test_class_names_that_tfds_cannot_keep_are_refused_at_once(
 @pytest.mark.parametrize(
   ('wrong', 'message'),
   [
-    (['--num_threads', '-2'], '-2 must not be negative'),
-    (['--size', '0'], '0 must be greater than 0'),
+    (['--num_threads', '-2'], '-2 must lie between 0'),
+    (['--size', '0'], '0 must lie between 1'),
     (['--size', 'big'], "invalid number value: 'big'"),
     (['--path', ''], '--source folder needs --path'),
     (['--path', '/nowhere'], "no folder at '/nowhere'"),

@@ -53,7 +53,8 @@ def test_a_resumed_interval_counts_the_steps_before():
   log.add(2, sums(2, []))
   log.flush()
   data = {'class_names': ['a', 'b']}
-  saved = SavedRun(config_lib.make_config(), data, progress, {})
+  position = {'next_index': 0}
+  saved = SavedRun(config_lib.make_config(), data, progress, position)
   again = SavedRun.from_json(json.loads(json.dumps(saved.to_json()))).progress
   assert again == progress
   log = TrainLog(again, 2)
