@@ -144,7 +144,7 @@ def test_prepare_reports_what_it_built_and_how_to_go_on(prepared):
     'classes': 1000,
   }
   assert process.stderr.splitlines()[-1].strip() == (
-    'python -m alexnet_jax.main --config configs/imagenet.py'
+    'python -m alexnet_jax.main --config imagenet'
     f' --config.data.path={data_dir}'
   )
   # 3 of 1,000 synsets are there, which nobody should find out later.
