@@ -9,7 +9,7 @@ _PUBLIC = {
   'open_run': 'run',
   'train': 'run',
 }
-__all__ = ('AlexNet', 'Run', 'load_config', 'open_run', 'train')
+__all__ = tuple(_PUBLIC)
 
 __version__ = '0.1.0'
 

@@ -64,7 +64,7 @@ def refuse_unusable(folder: str | os.PathLike) -> None:
     ) from error
 
 
-def refuse_no_file(path: str | os.PathLike) -> None:
+def refuse_special_file(path: str | os.PathLike) -> None:
   """Raises UserError if a path leads to a pipe, a device or a folder.
 
   A pipe would be waited for, a device such as /dev/zero has no end.
@@ -297,7 +297,7 @@ def read_json(path: pathlib.Path, shape: object) -> dict:
     UserError: if it is no JSON, naming the first value of another shape.
     FileNotFoundError: if there is none.
   """
-  refuse_no_file(path)
+  refuse_special_file(path)
   try:
     value = json.loads(path.read_bytes())
   except FileNotFoundError:

@@ -66,6 +66,7 @@ def train(
 
   config = config.copy_and_resolve_references()
   validation.validate(config)
+  validation.make_paths_absolute(config)
   path, stop = files.local_path(os.fspath(workdir)), guards.StopSignal()
   result = loop.train_and_evaluate(
     config,
@@ -83,10 +84,10 @@ def draw_report(config, workdir: str, check: Callable[[], None]) -> None:
 
   `check` is called now and then, and may raise.
   """
-  from alexnet_jax.evaluation import report
-
   if not config.report:
     return
+  from alexnet_jax.evaluation import report
+
   try:
     report.show(report.write(workdir, 'final', config.data.path, check))
   except (UserError, OSError) as error:

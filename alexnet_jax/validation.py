@@ -28,6 +28,7 @@ from alexnet_jax.models import spec
 _RECIPES = pathlib.Path(__file__).with_name('configs')
 if not _RECIPES.is_dir():  # a checkout has them beside the package
   _RECIPES = _RECIPES.parents[1] / 'configs'
+_MULTIPLIERS = 'schedule.lr_multipliers'
 _BOOLS = {'true': True, '1': True, 'false': False, '0': False}
 _KINDS = {
   bool: 'true or false',
@@ -79,10 +80,14 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   values = {key: parse_value(key, text) for key, text in overrides.items()}
   config.lock().update_from_flattened_dict(values)
   validate(config, values)
-  # The run's folder keeps them, whatever the current folder is later.
+  make_paths_absolute(config)
+  return config
+
+
+def make_paths_absolute(config: ml_collections.ConfigDict) -> None:
+  """Writes paths from the root on: the current folder may be another later."""
   for section, key in ((config.data, 'path'), (config.init, 'workdir')):
     section[key] = files.absolute_path(section[key])
-  return config
 
 
 def _read_recipe(recipe):
@@ -184,6 +189,11 @@ def validate(
   check_effects(flat, given)
   _check_data(flat)
   _check_durations(flat)
+  if flat['schedule.name'] == 'recorded' and not flat[_MULTIPLIERS]:
+    raise UserError(
+      f'config.{_MULTIPLIERS} is (), and config.schedule.name is recorded: give'
+      ' some, or another schedule'
+    )
   _check_network(config)
 
 
@@ -305,15 +315,9 @@ def _check_data(flat):
 
 
 def _check_durations(flat):
-  multipliers = 'schedule.lr_multipliers'
   needed = {'num': '', 'eval_every': ''}
   if flat['schedule.name'] == 'step':
     needed['schedule.drop'] = ', as config.schedule.name is step'
-  if flat['schedule.name'] == 'recorded' and not flat[multipliers]:
-    raise UserError(
-      f'config.{multipliers} is (); config.schedule.name is recorded and needs'
-      ' some'
-    )
   for name in (*DURATIONS, 'schedule.drop'):
     keys = f'{name}_epochs', f'{name}_steps'
     values = [flat[key] for key in keys]

@@ -1,4 +1,4 @@
-"""What a network costs, and what GPUs offer, as data sheets have it.
+"""Costs of a network, and what GPUs offer, as data sheets have it.
 
 Peaks in targets/*.toml count a multiply-add as two, without sparsity; float32
 is TF32 on tensor cores where a GPU has them, as JAX computes it.

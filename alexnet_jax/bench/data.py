@@ -63,7 +63,9 @@ def run(arguments, unknown: list[str]) -> dict:
       data_peers.Task(name, *data_peers.LAYOUTS[name], folder, *sizes)
       for name in layouts
     ]
-    data_peers.prepare(arguments.path, arguments.images, tasks)
+    result['distinct'] = data_peers.prepare(
+      arguments.path, arguments.images, tasks
+    )
     candidates = [
       name
       for name, (library, _) in data_peers.CANDIDATES.items()
@@ -77,7 +79,8 @@ def run(arguments, unknown: list[str]) -> dict:
   given = {**vars(arguments), 'path': arguments.path or 'two of scikit-learn'}
   named = ('path', 'images', 'batch_size', 'batches', 'threads')
   result |= {name: given[name] for name in named}
-  harness.tell(', '.join(f'{name}: {result[name]}' for name in named))
+  shown = ('distinct', *named)
+  harness.tell(', '.join(f'{name}: {result[name]}' for name in shown))
   return {**result, 'rows': rows, 'failed': failed}
 
 

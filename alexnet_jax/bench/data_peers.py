@@ -87,13 +87,16 @@ class Task(NamedTuple):
     return sources.make_source(self.kind, 'train', path=str(self.path), **tfds)
 
 
-def prepare(path: str, count: int, tasks: Sequence[Task]) -> None:
+def prepare(path: str, count: int, tasks: Sequence[Task]) -> int:
   """Makes the layouts of the tasks, which are of one folder.
 
   Args:
     path: folder of images with a subfolder per class; '': two of scikit-learn.
     count: photographs in each layout; they repeat if there are fewer.
     tasks: for all that is made.
+
+  Returns:
+    How many of the photographs differ.
 
   Raises:
     UserError: if the folder is unfit.
@@ -130,6 +133,7 @@ def prepare(path: str, count: int, tasks: Sequence[Task]) -> None:
     list(pool.map(write, range(count)))
   for task in tasks:
     _convert(task)
+  return len(chosen) if path else len(photographs)
 
 
 def _convert(task):

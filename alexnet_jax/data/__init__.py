@@ -8,7 +8,7 @@ _PUBLIC = {
   'make_source': 'sources',
   'train_batches': 'batches',
 }
-__all__ = ('BatchOptions', 'eval_batches', 'make_source', 'train_batches')
+__all__ = tuple(_PUBLIC)
 
 
 def __getattr__(name: str):

@@ -21,7 +21,7 @@ _WHOLE = {  # options, and their least values
 
 @dataclasses.dataclass(frozen=True)
 class BatchOptions:
-  """How batches are made; a process of several makes its part of each."""
+  """Sizes, crops and order of batches; a process makes its part of each."""
 
   batch_size: int  # examples, of all processes together
   crop_size: int = 224  # pixels

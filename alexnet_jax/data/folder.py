@@ -325,8 +325,8 @@ def _check_complete(root, names):
       text = f'{root / other} and {name} are one file; remove one of the names'
       raise UserError(text)
     match = _NUMBERED.fullmatch(name)
-    start, number, count = match.groups() if match else ('', '1', '0')
-    if int(number) <= int(count):
+    if match and int(match[2]) <= int(match[3]):
+      start, number, count = match.groups()
       numbers[start].setdefault(count, {})[int(number)] = len(number)
   for start, (count, *others) in numbers.items():
     if others:

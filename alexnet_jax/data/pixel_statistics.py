@@ -126,7 +126,7 @@ def _load(path):
 
   The covariance may be missing: not every mean comes with one.
   """
-  files.refuse_no_file(path)
+  files.refuse_special_file(path)
   try:
     with np.load(path) as stored:
       names = ('mean', 'of', *({'covariance'} & set(stored.files)))

@@ -195,7 +195,7 @@ def _parse_levels(name, text, least):
 
 def _read_names(path):
   """Returns the lines of a file; [] if none is given."""
-  files.refuse_no_file(path)
+  files.refuse_special_file(path)
   try:
     text = pathlib.Path(path).read_text('utf-8-sig') if path else ''
   except UnicodeDecodeError as error:

@@ -76,7 +76,7 @@ class Options:
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
   """Puts the file's name in front of the message of what is wrong with it."""
-  files.refuse_no_file(path)
+  files.refuse_special_file(path)
   try:
     yield
   except UserError as error:

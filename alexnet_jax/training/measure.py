@@ -128,7 +128,7 @@ def load_network(
   Raises UserError if there is no run, no such checkpoint, or no use for a path.
   """
   if top < 1 or crops not in (1, 10):
-    raise UserError(f'top is {top}, crops {crops}; at least 1, and 1 or 10')
+    raise UserError(f'top is {top} (from 1), crops is {crops} (1 or 10)')
   # Of this process: process 0 alone draws the report of a run of several.
   mesh = parallel.make_mesh(local=True)
   run = checkpoint.open_run(workdir, which)

@@ -30,7 +30,7 @@ def read_rows(workdir: str | pathlib.Path) -> list[dict]:
   The last line is unfinished if the run was killed while it wrote.
   """
   path, rows = pathlib.Path(workdir) / METRICS_FILE, []
-  files.refuse_no_file(path)
+  files.refuse_special_file(path)
   lines = path.read_bytes().splitlines() if path.exists() else []
   for number, line in enumerate(lines, 1):
     try:

@@ -618,7 +618,8 @@ def test_a_tfds_set_is_chosen_by_name(tmp_path):
   write_tfds(tmp_path, {'train': pets()['test']}, name='plants')
   for path, name in ((tmp_path, 'plants'), (tmp_path / 'plants', '')):
     assert check(str(path), name)['splits']['train']['examples'] == 2
-  write(tmp_path, {'other/notes.txt': b'text'})
+  left = {'other/notes.txt': b'text', 'downloads/large.jpg': large(99) * 20}
+  write(tmp_path, left)
   for path, name, message in (
     (tmp_path, '', '--name: pets, plants'),
     (tmp_path, 'cars', "no TFDS set 'cars'"),

@@ -44,6 +44,10 @@ def run(site, folder, *arguments):
 def test_a_wheel_trains_with_the_recipes_that_it_has(site, tmp_path):
   process = run(site, tmp_path, 'train', '--config', 'quickstart', '--dry_run')
   assert process.returncode == 0, process.stderr
+  launcher = [sys.executable, '-m', 'alexnet_jax.launch.local', '--help']
+  folder = {'cwd': tmp_path, 'env': os.environ | {'PYTHONPATH': str(site)}}
+  told = subprocess.run(launcher, **folder, check=True, capture_output=True)
+  assert f'{site}/alexnet_jax/launch/local.py'.encode() in told.stdout
   process = run(site, tmp_path, 'train', '--config', 'imagnet')
   assert process.returncode == 2
   assert "no recipe at 'imagnet'" in process.stderr

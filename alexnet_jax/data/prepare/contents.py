@@ -80,6 +80,13 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
     raise UserError(f'no folder at {str(root)!r}; give that of the data set')
   if name:
     return _open_tfds(tfds_records.tfds_folder(name, str(root)))
+  sets = tfds_records.find_sets(root)
+  if len(sets) > 1:
+    names = [str(folder.parent.relative_to(root)) for folder in sets]
+    raise UserError(
+      f'{root} has several TFDS sets; choose one with --name:'
+      f' {", ".join(names)}'
+    )
   found = _kinds(root)
   if not found:
     raise UserError(
@@ -119,17 +126,6 @@ def _kinds(root):
 
 def _bytes(paths):
   return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def _open_only_tfds(root):
-  sets = tfds_records.find_sets(root)
-  if len(sets) > 1:
-    names = [str(folder.parent.relative_to(root)) for folder in sets]
-    raise UserError(
-      f'{root} has several TFDS sets; choose one with --name:'
-      f' {", ".join(names)}'
-    )
-  return _open_tfds(sets[0])
 
 
 def _open_tars(root):
@@ -450,7 +446,7 @@ def _notes(image, encoded, name):
 _OPENERS = {
   'folder': _open_folder,
   'raw': _open_raw,
-  'tfds': _open_only_tfds,
+  'tfds': lambda root: _open_tfds(*tfds_records.find_sets(root)),
   'tars': _open_tars,
   'tar': functools.partial(_open_splits, 'tar'),
   'parquet': functools.partial(_open_splits, 'parquet'),
