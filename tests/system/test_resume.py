@@ -80,6 +80,7 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # it starts 22 processes, on slow machines, too
 def test_twenty_signals_and_a_reader_that_leaves(tmp_path):
   """There is no evaluation on the way that would look for signals."""
   changes = {'num_steps': 6000, 'eval_every_steps': 6000}
