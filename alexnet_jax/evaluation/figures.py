@@ -6,7 +6,6 @@ they return. None of them uses pyplot, which keeps figures alive.
 
 from collections.abc import Sequence
 import io
-import itertools
 import pathlib
 import warnings
 
@@ -105,12 +104,22 @@ def draw_step_losses(rows: list[dict]):
 
 
 def learning_rate_drops(rows: list[dict]) -> list[int]:
-  """Lists the steps of log points with a learning rate below half of before."""
-  return [
-    step
-    for (_, before), (step, after) in itertools.pairwise(_learning_rates(rows))
-    if any(after[key] < before.get(key, 0) / 2 for key in after)
-  ]
+  """Lists the steps of log points with a learning rate below half of before.
+
+  Those of a smooth decline are left out: one of the two rates must last.
+  """
+  points, drops = _learning_rates(rows), []
+  rates = [{}, *(rate for _, rate in points), {}]
+  for number, (step, after) in enumerate(points, 1):
+    earlier, before = rates[max(0, number - 2)], rates[number - 1]
+    later = rates[number + 1]
+    if any(
+      value < before.get(key, 0) / 2
+      and (earlier.get(key) == before[key] or later.get(key) == value)
+      for key, value in after.items()
+    ):
+      drops.append(step)
+  return drops
 
 
 def _learning_rates(rows):

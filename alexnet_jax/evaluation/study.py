@@ -79,6 +79,7 @@ def sweep(arguments, overrides: list[str], stop: guards.StopSignal) -> dict:
       try:
         if folder.is_dir():
           files.lock(folder, 'busy').close()
+          checkpoint.refuse_links(folder)
         return _shared_data(config, space) == data
       except UserError:
         return False

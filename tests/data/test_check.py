@@ -543,6 +543,11 @@ def test_a_tfds_set_of_one_class_is_refused(tmp_path):
   splits = {s: [(jpeg(k), 0)] * 2 for k, s in enumerate(('train', 'test'))}
   write_tfds(tmp_path, splits, ['cat'])
   assert not agree(tmp_path, 'tfds', '--config.data.tfds_name=pets')
+  out = tmp_path / 'out'
+  line = f'--source=tfds --path={tmp_path} --tfds_name=pets --out={out}'
+  line += ' --tfds_eval_split=test'
+  assert prepare(['raw', *line.split()]) == 2
+  assert not out.exists()
 
 
 def test_preparing_a_set_that_is_there_runs_no_code_of_it(

@@ -81,6 +81,12 @@ def test_learning_rate_drops_are_found_and_marked():
   assert figures.draw_learning_rate(rows).axes[0].get_yscale() == 'log'
 
 
+def test_a_smooth_decline_has_no_drops():
+  rates = [1, 0.9, 0.7, 0.5, 0.3, 0.1, 0.01]
+  rows = [{'step': i, 'learning_rate': rate} for i, rate in enumerate(rates)]
+  assert figures.learning_rate_drops(rows) == []
+
+
 @pytest.mark.parametrize(
   'draw',
   [

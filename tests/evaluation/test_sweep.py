@@ -243,12 +243,18 @@ def test_it_refuses_before_it_trains(run, tmp_path, arguments, message):
   assert not (tmp_path / 'sweep').exists()
 
 
-def test_a_sweep_follows_no_links(run, tmp_path):
+@pytest.mark.parametrize('entry', ['report', 'trial_0000/events'])
+def test_a_sweep_follows_no_links(run, tmp_path, entry):
   (tmp_path / 'mine').mkdir()
-  (tmp_path / 'sweep').mkdir()
-  (tmp_path / 'sweep' / 'report').symlink_to(tmp_path / 'mine')
+  link = tmp_path / 'sweep' / entry
+  link.parent.mkdir(parents=True)
+  link.symlink_to(tmp_path / 'mine')
   code, _, err = run(*ONE)
-  assert (code, 'report is a link' in err) == (2, True)
+  assert (code, f'{entry} is a link' in err, 'failed' in err) == (
+    2,
+    True,
+    False,
+  )
   assert list((tmp_path / 'mine').iterdir()) == []
 
 

@@ -112,6 +112,11 @@ def _open_loaders(arguments):
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
   train = loaders['train'].source
   check_disjoint(train, source)
+  if len(train.class_names) < 2:
+    raise UserError(
+      f'{train.name} has one class, {train.class_names[0]!r}; training needs'
+      ' two at least'
+    )
   if arguments.given & {'val_fraction', 'split_seed'}:
     options |= {'val_fraction': 0.0, 'tfds_split': tfds_splits[0]}
     whole = sources.make_source(arguments.source, 'train', **options)
