@@ -9,7 +9,9 @@ import PIL.Image
 import pytest
 
 import alexnet_jax
+from alexnet_jax import data
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import state as state_lib
 from tests.system import commands
 
 
@@ -96,6 +98,31 @@ def test_images_of_all_kinds_are_predicted_alike(trained, tmp_path):
 def test_what_is_no_image_is_refused(trained, images, message):
   with pytest.raises(UserError, match=message):
     alexnet_jax.open_run(trained[1]).predict(images)
+
+
+def test_a_loop_of_ones_own_trains_as_a_run_does(tmp_path):
+  keys = {'num_steps': 3, 'num_epochs': 0, 'schedule.name': 'constant'}
+  keys |= {'data.source': 'synthetic', 'data.resize_size': 72}
+  keys |= {'schedule.warmup_epochs': 0, 'report': False, 'seed': 5}
+  keys |= {'data.mean_rgb': (9, 8, 7)}
+  config = alexnet_jax.load_config('quickstart', keys)
+  result = alexnet_jax.train(config, tmp_path)
+  state, train_step = alexnet_jax.make_train_step(config, 10, (9, 8, 7))
+  options = data.BatchOptions(
+    batch_size=config.global_batch_size,
+    crop_size=config.data.crop_size,
+    resize_size=72,
+    flip=config.data.random_flip,
+    seed=5,
+  )
+  source = data.make_source('synthetic', 'train')
+  for batch in data.train_batches(source, options, 3):
+    state, sums = train_step(state, batch)
+  assert float(sums['count']) == config.global_batch_size
+  assert state_lib.summarize(state)['state_digest'] == result['state_digest']
+  config.init.freeze = ('conv*',)
+  with pytest.raises(UserError, match=r'config\.init'):
+    alexnet_jax.make_train_step(config, 10)
 
 
 def test_a_name_of_a_recipe_and_its_keys():

@@ -1,6 +1,8 @@
 """Makes the parts of a run from its config: data, model, optimizer, steps."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
@@ -9,6 +11,7 @@ import os
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import ml_collections
 import numpy as np
 
 from alexnet_jax import validation
@@ -26,6 +29,11 @@ from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
+
+TrainStep = Callable[
+  [state_lib.TrainState, Mapping[str, np.ndarray]],
+  tuple[state_lib.TrainState, dict[str, jax.Array]],
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +203,43 @@ def make_steps(
     grad=mapped(step.grad_step),
     evaluate=mapped(step.eval_step, top=top, **cropping),
   )
+
+
+def make_train_step(
+  config: ml_collections.ConfigDict,
+  num_classes: int,
+  mean: Sequence[float] = (0.0, 0.0, 0.0),
+) -> tuple[state_lib.TrainState, TrainStep]:
+  """Returns a fresh state, and the compiled step of a loop of one's own.
+
+  `train_step(state, batch)` makes one update on all devices and returns (state
+  after, sums over the batch, see `metrics.example_sums`); the state before is
+  gone. The learning rate is that of the config until `state.with_learning_rate`
+  sets another.
+
+  Args:
+    config: see `load_config`; network, loss, optimizer and data.std count.
+    num_classes: of the labels.
+    mean: subtracted from the pixels, by channel, as levels from 0 to 255.
+
+  Raises:
+    UserError: if the network, the batch size or config.init does not fit.
+  """
+  if config.init.workdir or config.init.freeze:
+    raise UserError(
+      'config.init has no effect on a step of its own; use `train`'
+    )
+  mesh = parallel.make_mesh()
+  parallel.check_batch_size(config.global_batch_size, mesh.size)
+  steps = make_steps(config, mesh, np.asarray(mean, np.float32))
+  state = make_state(config, make_model(config, num_classes))
+  key = parallel.replicate(dropout_key(config), mesh)
+
+  def train_step(state, batch):
+    batch = parallel.batch_to_devices(batch, mesh, config.parallel)
+    return steps.train(state, batch, key)
+
+  return parallel.replicate(state, mesh), train_step
 
 
 def _make_batching(config, mesh, global_batch_size):
