@@ -1,8 +1,10 @@
 """The manifest is valid, and its parts fit each other and the command."""
 
 import pathlib
+import tomllib
 
 import kubernetes_validate
+from packaging.requirements import Requirement
 import pytest
 import yaml
 
@@ -142,3 +144,14 @@ def test_there_is_time_to_save():
   assert 'args' not in CONTAINER
   # The logs of a Job that ended stay.
   assert 'ttlSecondsAfterFinished' not in JOB
+
+
+def test_the_image_has_what_the_manifest_wants():
+  lines = (ROOT / 'launch' / 'Dockerfile').read_text().splitlines()
+  assert f'WORKDIR {CONTAINER["workingDir"]}' in lines
+  pins = (ROOT / 'launch' / 'constraints.txt').read_text().splitlines()
+  pins = dict(line.split('==') for line in pins if not line.startswith('#'))
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  for text in (*project['dependencies'], 'jax-cuda12-plugin'):
+    wanted = Requirement(text)
+    assert pins[wanted.name.lower().replace('_', '-')] in wanted.specifier
