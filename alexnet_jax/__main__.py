@@ -19,6 +19,7 @@ _COMMANDS = {
   'sweep': ('evaluation.sweep', 'searches for good values of keys'),
   'load': ('interop.load', 'makes a run of weights of elsewhere'),
   'save': ('interop.save', 'writes weights for other frameworks'),
+  'verify': ('interop.verify', 'checks what saved weights say of themselves'),
   'export': ('interop.export', 'writes a run as a program'),
   'bench': ('bench', 'measures speed beside others'),
 }

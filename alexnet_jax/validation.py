@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import runpy
+import shlex
 import traceback
 
 import ml_collections
@@ -82,6 +83,20 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   validate(config, values)
   make_paths_absolute(config)
   return config
+
+
+def command_of(config: ml_collections.ConfigDict) -> str:
+  """Returns a command that trains with a config, from the nearest recipe."""
+  flat, found = flatten(config), []
+  for path in sorted(_RECIPES.glob('*.py')):
+    try:
+      recipe = flatten(_read_recipe(path.stem))
+    except UserError:  # it takes something after a colon
+      continue
+    changed = {k: v for k, v in flat.items() if v != recipe[k]}
+    words = [f'--config.{key}={value}' for key, value in changed.items()]
+    found.append(['alexnet-jax', 'train', '--config', path.stem, *words])
+  return shlex.join(min(found, key=len))
 
 
 def make_paths_absolute(config: ml_collections.ConfigDict) -> None:

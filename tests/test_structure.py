@@ -24,7 +24,7 @@ ALLOWED = {
   'data.prepare': COMMON | {'data'},
   'training': COMMON | {'data', 'models'},
   'evaluation': PARTS,
-  'interop': PARTS,
+  'interop': PARTS | {'evaluation'},
   'predict': PARTS | {'evaluation'},
   'run': PARTS | {'evaluation', 'predict'},
   'main': PARTS | {'evaluation', 'predict', 'interop', 'run'},

@@ -57,9 +57,8 @@ def _export(arguments):
 
   out = arguments.out
   imported_run.check_workdir(out)
-  config, network, step = imported_run.read(
-    arguments.workdir, arguments.checkpoint
-  )
+  run, network = imported_run.read(arguments.workdir, arguments.checkpoint)
+  config, step = run.config, int(run.state.step)
   size, mean = config.data.crop_size, network.mean
   function, params = _make_function(config, network)
   about = {

@@ -17,6 +17,7 @@ from alexnet_jax import files
 from alexnet_jax import validation
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
+from alexnet_jax.interop import claims
 from alexnet_jax.interop.networks import TrainedNetwork
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
@@ -29,8 +30,8 @@ from alexnet_jax.training.progress import SavedRun
 
 def read(
   workdir: str | pathlib.Path, which: str
-) -> tuple[ml_collections.ConfigDict, TrainedNetwork, int]:
-  """Returns (config, network, step) of a checkpoint, see `checkpoint.open_run`.
+) -> tuple[checkpoint.OpenRun, TrainedNetwork]:
+  """Returns a checkpoint, see `checkpoint.open_run`, and its network.
 
   The weights are the averaged ones if the run has them.
 
@@ -46,8 +47,9 @@ def read(
     run.state.batch_stats,
     len(run.class_names),
     tuple(run.class_names),
+    claims.of_run(run),
   )
-  return run.config, network, int(run.state.step)
+  return run, network
 
 
 def make_config(

@@ -1,6 +1,7 @@
 """Makes a run of weights that were trained elsewhere.
 
 python -m alexnet_jax.interop.load --from torchvision FILE --workdir DIR
+python -m alexnet_jax.interop.load FOLDER --workdir DIR
 """
 
 import argparse
@@ -18,7 +19,8 @@ Makes the folder of a run of weights that were trained in another framework, so
 that evaluate, predict, report and fine-tuning take them.
 
   torchvision  a state dict of torchvision's AlexNet (.safetensors or .pth)
-  torch        a state dict of another network: of `interop.save`, or --network
+  torch        a state dict of another network: a file or folder of
+               `interop.save` (default), or with --network
   caffe        a .caffemodel, of bvlc_alexnet, caffenet or a relative
   keras        .weights.h5 of Keras 3, of the network --network"""
 _EPILOG = """\
@@ -70,7 +72,7 @@ def _make_parser():
   add = parser.add_argument
   add('file', type=cli.path, metavar='FILE', help='the weights')
   kinds = 'torchvision', 'torch', 'caffe', 'keras'
-  add('--from', dest='kind', required=True, choices=kinds)
+  add('--from', dest='kind', default='torch', choices=kinds)
   text = 'a new folder'
   add('--workdir', required=True, type=cli.path, metavar='DIR', help=text)
   for name, (metavar, default, text) in _OPTIONS.items():
@@ -97,22 +99,32 @@ def _load(arguments):
   options = _check_options(arguments)
 
   from alexnet_jax.interop import caffe_files
+  from alexnet_jax.interop import claims
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import keras_files
   from alexnet_jax.interop import torch_files
+  from alexnet_jax.interop import verify
   from alexnet_jax.training import transfer
 
   kind, workdir = arguments.kind, arguments.workdir
   imported_run.check_workdir(workdir)
   names = _read_names(arguments.class_names)
   readers = {'caffe': caffe_files, 'keras': keras_files}
-  network = readers.get(kind, torch_files).read(arguments.file, options)
+  file = pathlib.Path(arguments.file)
+  if file.is_dir() and kind == 'torch':
+    file /= claims.WEIGHTS
+  network = readers.get(kind, torch_files).read(file, options)
   config = imported_run.make_config(
     network, arguments.data_source, arguments.data_path
   )
   named = names or network.class_names
   names = named or transfer.placeholder_names(network.num_classes)
   network = dataclasses.replace(network, class_names=tuple(names))
+  if network.claims and arguments.data_path:
+    try:
+      verify.verify(arguments.file, arguments.data_path)
+    except UserError as error:
+      print(f'warning: not as it says: {error}', file=sys.stderr)
   origin = {'from': kind, 'file': pathlib.Path(arguments.file).name}
   digest = imported_run.write(config, network, workdir, origin)
   count = sum(

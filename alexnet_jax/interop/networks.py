@@ -50,6 +50,7 @@ class TrainedNetwork:
     batch_stats: {layer: {'mean', 'var'}} of batch norms, float32; may be empty.
     num_classes: number of logits; 0 before `fit`: what the file has.
     class_names: of the classes; None if the file does not name them.
+    claims: what a file of `interop.save` says of the training, see `claims`.
   """
 
   model: dict
@@ -59,6 +60,7 @@ class TrainedNetwork:
   batch_stats: dict = dataclasses.field(default_factory=dict)
   num_classes: int = 0
   class_names: tuple[str, ...] | None = None
+  claims: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writes the weights of a run for PyTorch.
+"""Writes the weights of a run for PyTorch, or a folder for a model hub.
 
 python -m alexnet_jax.interop.save --workdir DIR FILE.safetensors
 """
@@ -15,7 +15,9 @@ Writes the weights of a run as a .safetensors file with the names and layouts of
 PyTorch, those of a module like torchvision's AlexNet: nn.Sequential `features`
 and `classifier`, whose numbers count every module. Averaged weights are written
 if the run has them. `interop.load --from torch` gets everything back: the file
-says of which network it is and how images are prepared."""
+says of which network it is, how images are prepared, how it was trained and
+what it reaches; `interop.verify` checks that. A name without a suffix becomes a
+folder for a model hub: model.safetensors, config.json and a model card."""
 _TORCH_EPSILON = 1e-5  # the default of torch.nn's batch norms
 
 
@@ -27,7 +29,7 @@ def main(argv=None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument('file', type=cli.path, metavar='FILE.safetensors')
+  parser.add_argument('file', type=cli.path, metavar='FILE.safetensors|FOLDER')
   cli.add_run(parser)
   text = 'replaces a file that is there'
   parser.add_argument('--overwrite', action='store_true', help=text)
@@ -39,21 +41,32 @@ def main(argv=None) -> int:
 def _save(arguments):
   """Writes the file; returns the command's result."""
   path = pathlib.Path(arguments.file)
-  if path.suffix != '.safetensors':
-    raise UserError(f'FILE is {str(path)!r}; it must end in .safetensors')
+  if path.suffix not in ('', '.safetensors'):
+    raise UserError(
+      f'FILE is {str(path)!r}; it must end in .safetensors, or have no suffix'
+      ' and become a folder'
+    )
   if not path.parent.is_dir():
     raise UserError(f'there is no folder {path.parent}')
-  if path.is_dir() or (path.exists() and not arguments.overwrite):
+  replaces = arguments.overwrite and path.suffix
+  if path.is_dir() or (path.exists() and not replaces):
     raise UserError(
       f'{path} is there already; give --overwrite to replace a file, or another'
       ' name'
     )
 
+  from alexnet_jax.interop import claims
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import torch_files
 
-  _, network, step = imported_run.read(arguments.workdir, arguments.checkpoint)
-  tensors = torch_files.write(path, network, step)
+  run, network = imported_run.read(arguments.workdir, arguments.checkpoint)
+  step = int(run.state.step)
+  if path.suffix:
+    tensors = torch_files.write(path, network)
+  else:
+    with imported_run.new_folder(path) as folder:
+      tensors = torch_files.write(folder / claims.WEIGHTS, network)
+      claims.write_folder(folder, network)
   count = sum(array.size for array in tensors.values())
   print(
     f'{path}: step {step}, {len(tensors)} tensors, {count:,} numbers',

@@ -30,6 +30,7 @@ import safetensors.numpy
 from alexnet_jax import files
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
+from alexnet_jax.interop import claims
 from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
 from alexnet_jax.models import layers as layers_lib
@@ -40,7 +41,7 @@ from alexnet_jax.models import layers as layers_lib
 _USUAL = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
 
 _METADATA_KEY = 'alexnet_jax'
-_VERSION = 1  # of the metadata
+_VERSION = 2  # of the metadata
 _DATA_KEYS = ('resize_size', 'crop_size', 'mean', 'std', 'std_rgb')
 # PyTorch's names of our leaves; a norm's scale is a `weight`, too.
 _LEAVES = {
@@ -88,6 +89,8 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
         ' give --from torch without --network, --crop_size, --mean, --std and'
         ' --batch_norm_epsilon'
       )
+    if network.claims:
+      claims.check(network.claims, tensors)
     return from_torch(tensors, network)
 
 
@@ -170,13 +173,12 @@ def torch_names(model: dict, crop_size: int) -> dict[str, str]:
   return {**names, 'head': f'classifier.{index}'}
 
 
-def write(path: str | os.PathLike, network: TrainedNetwork, step: int) -> dict:
+def write(path: str | os.PathLike, network: TrainedNetwork) -> dict:
   """Writes a .safetensors file, as a whole or not at all.
 
   Args:
     path: of the file.
-    network: with the names of its classes.
-    step: number of updates that made the weights.
+    network: with the names of its classes; its claims need no `tensors`.
 
   Returns:
     {name: array}, as PyTorch has them.
@@ -191,7 +193,7 @@ def write(path: str | os.PathLike, network: TrainedNetwork, step: int) -> dict:
     'mean': {'shape': mean.shape, 'float32': text},
     'num_classes': network.num_classes,
     'class_names': network.class_names,
-    'step': step,
+    'claims': network.claims | {'tensors': claims.digests(tensors)},
   }
   text = {'format': 'pt', _METADATA_KEY: json.dumps(fields, sort_keys=True)}
   with files.replaced_file(path) as temporary:
@@ -226,7 +228,12 @@ def from_metadata(text: str) -> TrainedNetwork:
       raise ValueError('values that do not fit')
     model = _tuples(dict(fields['model']))
     return TrainedNetwork(
-      model, data, mean, num_classes=len(names), class_names=names
+      model,
+      data,
+      mean,
+      num_classes=len(names),
+      class_names=names,
+      claims=dict(fields['claims']),
     )
   except Exception as error:  # values of odd types raise anything
     raise UserError(

@@ -102,7 +102,7 @@ def test_names_and_logits_both_ways(
   np.testing.assert_allclose(our_logits(network, images), expected, atol=1e-4)
   assert expected.std() > 0.1
   # And into a module with other weights.
-  torch_files.write(path, network, 7)
+  torch_files.write(path, network)
   other = build(name, seed=1)
   assert np.abs(torch_networks.logits(other, images) - expected).max() > 0.1
   other.load_state_dict(safetensors_torch.load_file(path), strict=True)

@@ -1,0 +1,164 @@
+"""What saved weights say of themselves: how they were made, what they reach.
+
+The claims, JSON in the metadata of the file:
+
+- version: of this package; command: that trains so;
+- step: number of updates that made the weights;
+- config: of the training, without the paths of the machine;
+- data: fingerprints and numbers of the examples of both splits;
+- measured: {eval/top1: ..., ...} of these weights on the validation split;
+  empty if that was not measured at this step;
+- tensors: {name: SHA-256 of its bytes}.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+
+from alexnet_jax import __version__
+from alexnet_jax import files
+from alexnet_jax import validation
+from alexnet_jax.errors import UserError
+from alexnet_jax.interop.networks import TrainedNetwork
+
+WEIGHTS = 'model.safetensors'  # the files of a folder
+_CONFIG, _CARD = 'config.json', 'README.md'
+_DATA = ('fingerprint', 'num_examples', 'eval_fingerprint', 'eval_num_examples')
+_SHAPE = {
+  'version': str,
+  'command': str,
+  'step': int,
+  'config': dict,
+  'data': dict,
+  'measured': {str: float},
+  'tensors': {str: str},
+}
+
+
+def of_run(run) -> dict:
+  """Returns the claims of a run's checkpoint, without those of the tensors.
+
+  Args:
+    run: see `checkpoint.open_run`.
+  """
+  progress = run.saved.progress
+  step = int(run.state.step)
+  measured = progress.last_evaluation if progress.evaluated_step == step else {}
+  config = run.config.copy_and_resolve_references()
+  # Where they lie on this machine says nothing elsewhere.
+  config.data.path = 'DATA' if config.data.path else ''
+  config.init.workdir = pathlib.Path(config.init.workdir).name
+  return {
+    'version': __version__,
+    'command': '' if run.saved.imported else validation.command_of(config),
+    'step': step,
+    'config': config.to_dict(),
+    'data': {k: run.saved.data[k] for k in _DATA if k in run.saved.data},
+    'measured': measured,
+  }
+
+
+def digests(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """Returns {name: SHA-256 of the bytes} of contiguous arrays."""
+  return {
+    name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    for name, array in tensors.items()
+  }
+
+
+def check(claims: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
+  """Raises UserError if claims are damaged, or the tensors are others."""
+  if wrong := files.misfit(claims, _SHAPE, 'its claims'):
+    raise UserError(wrong)
+  changes = files.differences(claims['tensors'], digests(tensors))
+  if changes:
+    raise UserError(
+      f'{len(changes)} tensors are not those that were saved, the first:'
+      f' {next(iter(changes))}; get the file again'
+    )
+
+
+def write_folder(folder: pathlib.Path, network: TrainedNetwork) -> None:
+  """Writes what a model hub shows beside the weights: config and model card."""
+  for name, text in _texts(folder, network).items():
+    (folder / name).write_text(text, 'utf-8')
+
+
+def check_folder(folder: pathlib.Path, network: TrainedNetwork) -> None:
+  """Raises UserError if config or card of a folder say something else.
+
+  A card may have more than what was written.
+  """
+  texts = _texts(folder, network)
+  table = _table(network.claims)
+  for name, wanted in ((_CONFIG, texts[_CONFIG]), (_CARD, table)):
+    path = folder / name
+    files.refuse_special_file(path)
+    text = path.read_bytes().decode(errors='replace') if path.exists() else ''
+    if wanted not in text:
+      raise UserError(
+        f'{path} does not say what {WEIGHTS} says; the figures of that are\n'
+        + table
+      )
+
+
+def _table(claims):
+  lines = ['| measure | value |', '|---|---|', f'| step | {claims["step"]:,} |']
+  count = claims['data'].get('eval_num_examples', 0)
+  lines += [f'| validation images | {count:,} |']
+  lines += [f'| {k} | {v:.4f} |' for k, v in sorted(claims['measured'].items())]
+  return '\n'.join(lines) + '\n'
+
+
+def _origin(claims):
+  if not claims['command']:
+    return 'Weights of another framework, converted; measured was nothing.'
+  return f"""\
+Trained with
+
+    {claims['command']}
+
+and measured on the center crops of its validation split:"""
+
+
+def _texts(folder, network):
+  """Returns {name: text} of both files; the weights are there."""
+  claims = network.claims
+  with (folder / WEIGHTS).open('rb') as file:
+    sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+  said = {k: v for k, v in claims.items() if k != 'tensors'}
+  size = network.data['crop_size']
+  about = {
+    'library_name': 'alexnet_jax',
+    'architecture': 'AlexNet',
+    'num_classes': network.num_classes,
+    'id2label': dict(enumerate(network.class_names)),
+    'input_size': [3, size, size],
+    'resize_size': network.data['resize_size'],
+    'sha256': {WEIGHTS: sha256},
+    **said,
+  }
+  card = f"""\
+---
+library_name: alexnet_jax
+pipeline_tag: image-classification
+tags: [alexnet, jax]
+---
+# An AlexNet with {network.num_classes:,} classes
+
+{_origin(claims)}
+
+{_table(claims)}
+The weights, `{WEIGHTS}`, have the names and layouts of PyTorch and the SHA-256
+`{sha256}`.
+To check the figures, and to classify images:
+
+    alexnet-jax verify FOLDER --data_path DIR
+    alexnet-jax load FOLDER --workdir runs/loaded
+    alexnet-jax predict --workdir runs/loaded photo.jpg
+"""
+  config = json.dumps(about, indent=2, sort_keys=True) + '\n'
+  return {_CONFIG: config, _CARD: card}

@@ -1,0 +1,166 @@
+"""Checks what saved weights say of themselves.
+
+python -m alexnet_jax.interop.verify FILE.safetensors|FOLDER --data_path DIR
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+
+from alexnet_jax import cli
+from alexnet_jax.errors import UserError
+
+_DESCRIPTION = """\
+Checks a file or folder that `interop.save` wrote: each tensor against its hash,
+all of them against the network, each layer against the distribution of its
+initialization, config.json and model card against the weights and, with
+--data_path, the figures against the data. Ends with 2 at the first that does
+not hold. Whoever can write a file can write its hashes: only the data shows
+that figures hold."""
+# A kernel of few numbers may keep its distribution when it is trained, but then
+# its bias moves.
+_CHANCE = 1e-4  # that fresh numbers are taken for others
+_MOST = 200_000  # numbers of an array that are compared
+# Other devices round otherwise: so much may differ, and two images more.
+_TOLERANCE = 0.002  # of shares; the loss may differ by five times that share
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.interop.verify',
+    description=_DESCRIPTION,
+    allow_abbrev=False,
+  )
+  parser.add_argument('file', type=cli.path, metavar='FILE.safetensors|FOLDER')
+  cli.add_data_path(parser)
+  cli.add_json(parser)
+  arguments = parser.parse_args(argv)
+  return cli.run(
+    lambda: verify(arguments.file, arguments.data_path),
+    json_output=arguments.json,
+  )
+
+
+def verify(path: str, data_path: str = '') -> dict:
+  """Checks a file or folder of `interop.save`, and prints what it says.
+
+  Args:
+    data_path: of the data that its figures are of; '': they are not checked,
+      unless the data came with the package.
+
+  Returns:
+    {file, step, command, measured: {eval/top1: ..., ...} as it says, found: the
+    same as measured here, or {}}.
+
+  Raises:
+    UserError: naming what does not hold.
+  """
+  from alexnet_jax.interop import claims as claims_lib
+  from alexnet_jax.interop import networks
+  from alexnet_jax.interop import torch_files
+
+  folder = pathlib.Path(path)
+  file = folder / claims_lib.WEIGHTS if folder.is_dir() else folder
+  network = torch_files.read(file, networks.Options())
+  with networks.naming(file):
+    claims = network.claims
+    if not claims:
+      raise UserError(
+        'it says nothing of its training: it was not written by interop.save'
+      )
+    config = _config_of(claims, network)
+    _refuse_untrained(config, network)
+    if folder.is_dir():
+      claims_lib.check_folder(folder, network)
+    found = {}
+    if data_path or config.data.source in ('digits', 'synthetic'):
+      config.data.path = data_path
+      found, *data = _measure(config, network)
+      _compare(claims, found, *data)
+  said = ', '.join(f'{k} {v:.4f}' for k, v in claims['measured'].items())
+  held = 'measured again, they hold' if found else 'not measured again'
+  print(
+    f'{path}: step {claims["step"]}; {len(claims["tensors"])} tensors hold\n'
+    f'trained with: {claims["command"]}\n{said or "no figures"}: {held}',
+    file=sys.stderr,
+  )
+  keys = ('step', 'command', 'measured')
+  return {'file': path, **{k: claims[k] for k in keys}, 'found': found}
+
+
+def _config_of(claims, network):
+  """Returns the config of the training, if that makes this network."""
+  from alexnet_jax import __version__
+  from alexnet_jax import config as config_lib
+  from alexnet_jax import files
+  from alexnet_jax import validation
+
+  config = config_lib.from_dict(claims['config'])
+  validation.validate(config)
+  command = validation.command_of(config)
+  # The recipes of another version may be others.
+  if claims['version'] == __version__ and claims['command'] != command:
+    raise UserError(f'its config is not of its command, but of {command}')
+  ours = config_lib.flatten(config.model)
+  if changes := files.differences(ours, dict(network.model)):
+    raise UserError(f'its config is of another network: {changes}')
+  return config
+
+
+def _refuse_untrained(config, network):
+  """Raises UserError if a layer looks as one does before the training."""
+  import jax
+  import numpy as np
+  import scipy.stats
+
+  from alexnet_jax.training import build
+
+  def are_fresh(array, fresh):
+    if not np.ptp(fresh):  # a constant
+      return np.array_equal(array, fresh)
+    step = -(-array.size // _MOST)
+    pair = (np.ravel(each)[::step] for each in (array, fresh))
+    return scipy.stats.ks_2samp(*pair).pvalue > _CHANCE
+
+  model = build.make_model(config, network.num_classes)
+  first = jax.device_get(build.make_state(config, model).params)
+  for layer, leaves in network.params.items():
+    if all(are_fresh(leaves[k], first[layer][k]) for k in leaves):
+      raise UserError(f'{layer} looks as it does before it is trained')
+
+
+def _measure(config, network):
+  """Returns (measures, number of examples, fingerprint) of the data here."""
+  from alexnet_jax.evaluation import evaluate
+  from alexnet_jax.interop import imported_run
+  from alexnet_jax.training import measure
+
+  with tempfile.TemporaryDirectory() as name:
+    workdir = pathlib.Path(name, 'run')
+    imported_run.write(config, network, workdir, {'from': 'verify'})
+    run = measure.load_network(str(workdir))
+    loader = measure.make_eval_loader(run, 'validation')
+    values = evaluate.measure_all(run, loader).values
+  return values, loader.source.num_examples, loader.source.fingerprint
+
+
+def _compare(claims, found, count, fingerprint):
+  """Raises UserError if other figures were found, or on other data."""
+  if fingerprint != (wanted := claims['data'].get('eval_fingerprint')):
+    raise UserError(
+      'its figures are of other data: the fingerprint of the validation split'
+      f' is {fingerprint}, not {wanted}'
+    )
+  for key, value in claims['measured'].items():
+    allowed = _TOLERANCE + 2 / count
+    allowed *= 5 * value if key == 'eval/loss' else 1
+    if not abs(found[key] - value) <= allowed:
+      raise UserError(
+        f'it says {key} {value:.4f}; measured here it is {found[key]:.4f}'
+      )
+
+
+if __name__ == '__main__':
+  sys.exit(main())

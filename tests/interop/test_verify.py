@@ -1,0 +1,192 @@
+"""Weights that say how they were made and what they reach."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from alexnet_jax import validation
+from alexnet_jax.interop import claims
+from alexnet_jax.interop import load
+from alexnet_jax.interop import save
+from alexnet_jax.interop import verify
+from alexnet_jax.training import checkpoint
+from tests.system import commands
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A run, and what `save` made of it."""
+  root = tmp_path_factory.mktemp('verify')
+  recipe = commands.write_recipe(root, seed=3)
+  commands.train(recipe, root / 'run')
+  assert save.main(['--workdir', str(root / 'run'), str(root / 'hub')]) == 0
+  return root / 'hub'
+
+
+def test_what_was_saved_holds(folder, command_result):
+  code, result, err = command_result(verify.main, str(folder))
+  assert code == 0, err
+  run = checkpoint.open_run(folder.with_name('run'))
+  measured = run.saved.progress.last_evaluation
+  assert result['measured'] == measured
+  for key, value in measured.items():
+    assert result['found'][key] == pytest.approx(value, rel=1e-5)
+  words = result['command'].split(' ', 2)
+  assert words[:2] == ['alexnet-jax', 'train']
+  recipe = str(folder.with_name('recipe.py'))
+  expected = validation.load_config([f'--config={recipe}'])
+  shown = json.loads((folder / 'config.json').read_text())
+  assert shown['config'] == json.loads(expected.to_json())
+  top1 = f'| eval/top1 | {measured["eval/top1"]:.4f} |'
+  assert top1 in (folder / 'README.md').read_text()
+
+
+def test_the_command_makes_the_config():
+  keys = ['model.hidden=(8, 8)', 'data.path=it is', "init.freeze=('conv*',)"]
+  lines = [f'--config.{key}' for key in keys]
+  config = validation.load_config(['--config=folder', *lines])
+  command = validation.command_of(config)
+  words = validation.shlex.split(command)
+  assert words[:4] == ['alexnet-jax', 'train', '--config', 'folder']
+  again = validation.load_config(['--config=folder', *words[4:]])
+  assert again.to_dict() == config.to_dict()
+  assert len(words) == 4 + len(keys)
+
+
+def read(folder):
+  path = folder / claims.WEIGHTS
+  with safetensors.safe_open(path, 'numpy') as file:
+    fields = json.loads(file.metadata()['alexnet_jax'])
+  return safetensors.numpy.load_file(path), fields
+
+
+def write(folder, tensors, fields, forges=False):
+  """Writes weights; a forger writes new hashes as well."""
+  if forges:
+    fields['claims']['tensors'] = claims.digests(tensors)
+  text = {'format': 'pt', 'alexnet_jax': json.dumps(fields)}
+  path = folder / claims.WEIGHTS
+  safetensors.numpy.save_file(tensors, path, text)
+  return path
+
+
+def some(rng, tensors):
+  return rng.choice(sorted(tensors))
+
+
+def flip_a_bit(rng, tensors, _):
+  flat = tensors[some(rng, tensors)].reshape(-1).view(np.uint8)
+  flat[rng.integers(flat.size)] ^= 1 << rng.integers(8)
+
+
+def permute(rng, tensors, _):
+  kernels = {k: v for k, v in tensors.items() if v.ndim > 1}
+  rng.shuffle(kernels[some(rng, kernels)].reshape(-1))
+
+
+def scale(rng, tensors, _):
+  tensors[some(rng, tensors)] *= np.float32(rng.uniform(1.01, 2))
+
+
+def swap(rng, tensors, _):
+  first = some(rng, tensors)
+  second = rng.choice(sorted(tensors.keys() - {first}))
+  tensors[first], tensors[second] = tensors[second], tensors[first]
+
+
+def lose(rng, tensors, _):
+  del tensors[some(rng, tensors)]
+
+
+def set_to_noise(rng, tensors, _):
+  name = some(rng, tensors)
+  noise = rng.normal(0, 0.1, tensors[name].shape)
+  tensors[name] = noise.astype(np.float32)
+
+
+def rename_a_class(rng, _, fields):
+  fields['class_names'].append('more')
+
+
+def rename_the_command(rng, _, fields):
+  fields['claims']['command'] += f' --config.seed={rng.integers(4, 99)}'
+
+
+def change_the_network(rng, _, fields):
+  fields['claims']['config']['model']['hidden'] = [int(rng.integers(1, 15))]
+
+
+CHANGES = [flip_a_bit, permute, scale, swap, lose, set_to_noise, rename_a_class]
+CHANGES += [rename_the_command, change_the_network]
+A_FEW = pytest.param(3, id='some')
+MANY = pytest.param(111, id='1000', marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('count', [A_FEW, MANY])
+@pytest.mark.parametrize('change', CHANGES)
+def test_altered_weights_are_refused(folder, tmp_path, capsys, change, count):
+  for seed in range(count):
+    tensors, fields = read(folder)
+    change(np.random.default_rng(seed), tensors, fields)
+    path = write(tmp_path, tensors, fields)
+    assert verify.main([str(path)]) == 2
+
+
+@pytest.mark.parametrize('layer', ['features.0', 'classifier.0'])
+def test_an_untrained_layer_is_refused_with_new_hashes(
+  folder, tmp_path, capsys, layer
+):
+  tensors, fields = read(folder)
+  rng = np.random.default_rng(0)
+  kernel, bias = (tensors[f'{layer}.{k}'] for k in ('weight', 'bias'))
+  fan_in = kernel[0].size
+  spread = (2 / fan_in) ** 0.5  # He et al. 2015
+  normal = np.clip(
+    rng.normal(0, spread / 0.88, kernel.shape), -2 * spread, 2 * spread
+  )
+  kernel[:] = normal
+  bias[:] = 0.1 if layer == 'classifier.0' else 0
+  path = write(tmp_path, tensors, fields, forges=True)
+  assert verify.main([str(path)]) == 2
+  assert 'looks as it does before it is trained' in capsys.readouterr().err
+
+
+def test_figures_are_measured_again(folder, tmp_path, capsys):
+  tensors, fields = read(folder)
+  fields['claims']['measured']['eval/top1'] = 0.5
+  path = write(tmp_path, tensors, fields)
+  assert verify.main([str(path)]) == 2
+  assert 'it says eval/top1 0.5000; measured here' in capsys.readouterr().err
+  tensors, fields = read(folder)
+  fields['claims']['data']['eval_fingerprint'] = 'another'
+  write(tmp_path, tensors, fields)
+  assert verify.main([str(path)]) == 2
+  assert 'its figures are of other data' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['README.md', 'config.json'])
+def test_a_card_that_says_more_than_the_weights_is_refused(
+  folder, tmp_path, capsys, name
+):
+  copy = pathlib.Path(shutil.copytree(folder, tmp_path / 'copy'))
+  text = (copy / name).read_text()
+  (copy / name).write_text(text.replace('0.', '0.9', 20))
+  assert verify.main([str(copy)]) == 2
+  assert f'{name} does not say what' in capsys.readouterr().err
+
+
+def test_a_folder_becomes_a_run(folder, tmp_path, command_result):
+  line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
+  code, result, err = command_result(load.main, line)
+  assert code == 0, err
+  assert result['classes_are_named']
+  ours = checkpoint.open_run(folder.with_name('run'))
+  theirs = checkpoint.open_run(tmp_path / 'run')
+  for layer, leaves in ours.state.params.items():
+    for name, leaf in leaves.items():
+      np.testing.assert_array_equal(theirs.state.params[layer][name], leaf)
