@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import fnmatch
 import itertools
 import json
 import pathlib
@@ -50,6 +51,11 @@ def is_number(value) -> bool:
   if isinstance(value, bool):  # an int to Python
     return False
   return isinstance(value, (int, float)) and abs(value) <= _LARGEST
+
+
+def fits(value, choices: tuple) -> bool:
+  """Returns True if a value is one of the choices; `optax.*` is many."""
+  return any(fnmatch.fnmatchcase(str(value), str(each)) for each in choices)
 
 
 def _numbers_rule(text, holds):
@@ -102,6 +108,30 @@ _MULTIPLIERS = Rule(
   'takes (epoch, pattern, factor of the learning rate), in the order of the'
   ' epochs',
   _are_multipliers,
+)
+
+
+def _are_arguments(entries):
+  def is_plain(value):  # what JSON keeps
+    if isinstance(value, (tuple, list)):
+      return all(map(is_plain, value))
+    return isinstance(value, (bool, str, type(None))) or is_number(value)
+
+  pairs = [e for e in entries if isinstance(e, (tuple, list)) and len(e) == 2]
+  names = {name for name, value in pairs if isinstance(name, str)}
+  return len(names) == len(entries) and is_plain(pairs)
+
+
+_ARGUMENTS = Rule(
+  "takes names and values: {'b1': 0.95}, in a recipe (('b1', 0.95),)",
+  _are_arguments,
+)
+_CLASS_WEIGHTS = Rule(
+  "takes a number from 1e-6 to 1e6 for each class, or 'balanced'",
+  lambda values: (
+    tuple(values) == ('balanced',)
+    or all(is_number(v) and 1e-6 <= v <= 1e6 for v in values)
+  ),
 )
 # An image of the largest size has 0.8 GB.
 _PIXELS = Rule('must lie between 1 and 2**14', lambda v: 1 <= v <= 2**14)
@@ -230,21 +260,36 @@ _INIT = {
 
 _LOSS = {  # of training
   'label_smoothing': Key(0.0, _SHARE),  # share given to all classes alike
+  # One for each class, by their order; ('balanced',): examples / (classes *
+  # examples of the class), as scikit-learn; of tfds that reads all records.
+  # The mean over a batch, of all devices and microbatches, is that of PyTorch's
+  # CrossEntropyLoss: sum(weight * loss) / sum(weight). The history has it as
+  # train/objective; train/loss and evaluation are without weights.
+  'class_weights': Key((), _CLASS_WEIGHTS),
   'l1': Key(0.0, _NOT_NEGATIVE),  # penalty: times the sum of |w|, all kernels
   'l2': Key(0.0, _NOT_NEGATIVE),  # penalty: times the sum of w^2, all kernels
 }
 
+_BUILT_IN = 'optimizer.name=sgd|adam|rmsprop|lars'
 _NOT_ADAM = 'optimizer.name=sgd|rmsprop|lars'
 _SCALED = 'optimizer.rate_scaling=linear|sqrt'
-_COUPLED = 'optimizer.weight_decay and optimizer.update_rule=optax'
+_DECAYED = f'optimizer.weight_decay and {_BUILT_IN}'
+_COUPLED = f'{_DECAYED} and optimizer.update_rule=optax'
 
 _OPTIMIZER = {
-  'name': Key('sgd', ('sgd', 'adam', 'rmsprop', 'lars')),
+  # optax.NAME, optax.contrib.NAME: of optax, with these arguments of its own,
+  # such as {'weight_decay': 0.1, 'mask': 'kernels'} (no biases and norms).
+  'name': Key('sgd', ('sgd', 'adam', 'rmsprop', 'lars', 'optax.*')),
+  'arguments': Key((), _ARGUMENTS, when='optimizer.name=optax.*'),
   'learning_rate': Key(0.01, _POSITIVE),  # for base_batch_size, if scaled
   # Training uses learning_rate * (global_batch_size / base_batch_size) ** p:
   # none: p = 0, linear: 1 (Goyal et al. 2017), sqrt: 1/2 (Krizhevsky 2014).
   'rate_scaling': Key('none', ('none', 'linear', 'sqrt')),
   'base_batch_size': Key(256, _POSITIVE, when=_SCALED),
+  # Limits of each number of a batch's gradient, then of the norm of all,
+  # without decay and frozen parameters; 0: none.
+  'clip_value': Key(0.0, _NOT_NEGATIVE),
+  'clip_norm': Key(0.0, _NOT_NEGATIVE),
   'momentum': Key(0.9, _SHARE, when=_NOT_ADAM),
   'nesterov': Key(False, when=_NOT_ADAM),
   'b1': Key(0.9, _SHARE, when='optimizer.name=adam'),
@@ -252,21 +297,25 @@ _OPTIMIZER = {
   'rms_decay': Key(0.9, _SHARE, when='optimizer.name=rmsprop'),
   'epsilon': Key(1e-8, _POSITIVE, when='optimizer.name=adam|rmsprop'),
   'trust_coefficient': Key(0.001, _POSITIVE, when='optimizer.name=lars'),
-  'weight_decay': Key(5e-4, _NOT_NEGATIVE),
+  'weight_decay': Key(5e-4, _NOT_NEGATIVE, when=_BUILT_IN),
   # True: w -= learning_rate * weight_decay * w. The update rule of the paper
   # has the decay in the velocity.
   'decoupled_decay': Key(False, when=_COUPLED),
   # kernels: not biases and norms.
-  'decay': Key('all', ('all', 'kernels'), when='optimizer.weight_decay'),
+  'decay': Key('all', ('all', 'kernels'), when=_DECAYED),
   'bias_lr_multiplier': Key(1.0, _POSITIVE),  # of biases; Caffe's is 2
   # paper: the learning rate inside the velocity, as in Keras.
   'update_rule': Key('optax', ('optax', 'paper'), when=_NOT_ADAM),
 }
 
 _PLATEAU = 'schedule.name=plateau'
+_CYCLE = 'schedule.name=one_cycle'
+_TO_THE_END = ('cosine', 'linear', 'polynomial', 'one_cycle')
 
 _SCHEDULE = {
-  'name': Key('plateau', ('constant', 'plateau', 'step', 'cosine', 'recorded')),
+  'name': Key(
+    'plateau', ('constant', 'plateau', 'step', *_TO_THE_END, 'recorded')
+  ),
   # What has to improve: the loss falls, all others rise; see `mode_of`.
   'monitor': Key('eval/top1', MONITORS, when=_PLATEAU),
   'factor': Key(0.1, _FRACTION, when=_PLATEAU + '|step'),  # of a drop
@@ -276,7 +325,15 @@ _SCHEDULE = {
   'threshold': Key(1e-4, _NOT_NEGATIVE, when=_PLATEAU),
   'cooldown': Key(0, _NOT_NEGATIVE, when=_PLATEAU),  # evaluations
   # Absolute: never scaled.
-  'min_learning_rate': Key(0.0, _NOT_NEGATIVE, when=_PLATEAU + '|cosine'),
+  'min_learning_rate': Key(
+    0.0, _NOT_NEGATIVE, when=_PLATEAU + '|cosine|linear|polynomial'
+  ),
+  'power': Key(1.0, _POSITIVE, when='schedule.name=polynomial'),
+  # It rises from learning_rate / start_divisor for rise_fraction of the steps,
+  # and falls to the final_divisor-th part of where it began (as OneCycleLR).
+  'start_divisor': Key(25.0, _POSITIVE, when=_CYCLE),
+  'final_divisor': Key(1e4, _POSITIVE, when=_CYCLE),
+  'rise_fraction': Key(0.3, _FRACTION, when=_CYCLE),
   'drop_epochs': Key((), _ASCENDING, when='schedule.name=step'),
   'drop_steps': Key((), _ASCENDING, when='schedule.name=step'),
   # (epoch, pattern, factor), in the order of the epochs. From then on the
@@ -408,7 +465,7 @@ def write_config(config: ml_collections.ConfigDict, workdir) -> None:
 def _tuples(value):
   if isinstance(value, dict):
     return {key: _tuples(item) for key, item in value.items()}
-  if isinstance(value, list):
+  if isinstance(value, (list, tuple)):
     return tuple(_tuples(item) for item in value)
   return value
 
@@ -418,7 +475,7 @@ def training_changes(
 ) -> list[str]:
   """Returns `key: stored -> new` of keys that would change the training."""
   free = {name for name, key in KEYS.items() if key.free}
-  if config.schedule.name == 'cosine':  # its shape depends on the end
+  if config.schedule.name in _TO_THE_END:  # on which its shape depends
     free -= {'num_epochs', 'num_steps'}
   return [
     f'config.{key}: {before!r} -> {after!r}'

@@ -19,6 +19,7 @@ import ml_collections
 from alexnet_jax import files
 from alexnet_jax.config import CONFIG_FILE
 from alexnet_jax.config import DURATIONS
+from alexnet_jax.config import fits
 from alexnet_jax.config import flatten
 from alexnet_jax.config import from_dict
 from alexnet_jax.config import is_number
@@ -82,7 +83,7 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   config.lock().update_from_flattened_dict(values)
   validate(config, values)
   make_paths_absolute(config)
-  return config
+  return from_dict(config.to_dict()).lock()  # as out of a checkpoint
 
 
 def command_of(config: ml_collections.ConfigDict) -> str:
@@ -162,6 +163,8 @@ def _parse_list(text):
     if ',' in text:
       raise
     value = text  # one pattern without quotes
+  if isinstance(value, dict):
+    value = sorted(value.items(), key=str)
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
@@ -260,14 +263,14 @@ def _check_value(name, key, value):
   kind, rule = type(key.default), key.allowed
   if name.startswith('model.') and rule is None:
     return  # by `spec.problem`
-  fits = isinstance(value, (tuple, list) if kind is tuple else kind)
+  has_kind = isinstance(value, (tuple, list) if kind is tuple else kind)
   if kind in (int, float):
     whole = isinstance(value, int) and value < 2**32
-    fits = is_number(value) and (kind is float or whole)
-  if not fits:
+    has_kind = is_number(value) and (kind is float or whole)
+  if not has_kind:
     raise UserError(f'config.{name} is {value!r}; it takes {_KINDS[kind]}')
   if isinstance(rule, tuple):
-    if value not in rule:
+    if not fits(value, rule):
       raise UserError(f'config.{name} is {value!r}, not one of {rule}')
   elif rule and not rule.holds(value):
     raise UserError(f'config.{name} is {value!r}; it {rule.text}')
@@ -301,7 +304,7 @@ def _holds(when, flat):
   def one(condition):
     name, has_values, values = condition.partition('=')
     value = flat[name]
-    return str(value) in values.split('|') if has_values else bool(value)
+    return fits(value, values.split('|')) if has_values else bool(value)
 
   return any(
     all(map(one, choice.split(' and '))) for choice in when.split(' or ')

@@ -145,6 +145,24 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
       'both from 0.01 to 100',
     ),
     (['checkpoint.monitor=loss'], "monitor is 'loss'"),
+    (['optimizer.name=adagrad'], r"'adagrad', not one of .*'optax\.\*'"),
+    *(
+      (['optimizer.name=optax.lion', f'optimizer.arguments={text}'], message)
+      for text, message in (
+        ('0.9', r'arguments is \(0.9,\); it takes names and values'),
+        ("{'b1': b'x'}", "b'x'.*; it takes names and values"),
+        ("{'b1': 1e999}", 'inf.*; it takes names and values'),
+        ("(('b1', 0.9), ('b1', 0.8))", 'it takes names and values'),
+      )
+    ),
+    (['optimizer.arguments=("b1", 0.9)'], 'it takes names and values'),
+    (["optimizer.arguments={'b1': 0.9}"], 'no effect while .*name is'),
+    (
+      ['optimizer.name=optax.lion', 'optimizer.weight_decay=0.1'],
+      'weight_decay is 0.1, which has no effect',
+    ),
+    (['loss.class_weights=(1,0)'], 'a number from 1e-6 to 1e6 for each class'),
+    (['loss.class_weights=even'], "'even'.*or 'balanced'"),
   ],
 )
 def test_bad_values_are_refused_with_the_value(overrides, message):
@@ -186,6 +204,7 @@ def another(key):
   """A value of a key that is not its default."""
   home = KEYS[key]
   special = {
+    'optimizer.arguments': (('b1', 0.5),),
     'data.folds': 3,
     'data.crop_area': (0.5, 1.0),
     'data.crop_ratio': (1.0, 2.0),
@@ -286,8 +305,8 @@ def read_with(section, name):
 @pytest.mark.parametrize('name', KEYS['optimizer.name'].allowed)
 def test_an_optimizer_reads_the_keys_that_count_with_it(name):
   config = config_lib.make_config()
-  config.optimizer.name = name
   recorder = Recorder(config.optimizer)
+  config.optimizer.name = name.replace('*', 'adamw')
   optimizer.chain(recorder, 0.1)
   elsewhere = {'learning_rate', 'rate_scaling', 'base_batch_size'}
   assert recorder.seen | elsewhere == read_with('optimizer', name)
@@ -299,7 +318,8 @@ def test_a_schedule_reads_the_keys_that_count_with_it(name):
   config.schedule.update(name=name, patience=1)
   durations = schedule.resolve_durations(config, 1000)
   recorder = Recorder(config.schedule)
-  schedule.learning_rate_at(recorder, durations, 3, 0.1)
+  for step in (3, durations.num_steps):
+    schedule.learning_rate_at(recorder, durations, step, 0.1)
   if name == 'plateau':
     state = schedule.PlateauState(0.1)
     for value in (0.5, 0.4):
@@ -394,6 +414,21 @@ def test_json_is_lossless():
   config.schedule.drop_epochs = (1.5, 2.0)
   again = config_lib.from_dict(json.loads(config_lib.to_json(config)))
   assert config_lib.flatten(again) == config_lib.flatten(config)
+
+
+def test_arguments_of_optax_are_kept_as_they_are():
+  text = "{'mu_dtype': 'bfloat16', 'b1': 0.95, 'betas': [1, None]}"
+  config = load(
+    *('quickstart', '--config.optimizer.name=optax.lion'),
+    f'--config.optimizer.arguments={text}',
+  )
+  expected = (('b1', 0.95), ('betas', (1, None)), ('mu_dtype', 'bfloat16'))
+  assert config.optimizer.arguments == expected
+  again = config_lib.from_dict(json.loads(config_lib.to_json(config)))
+  assert not config_lib.training_changes(again, config)
+  again.optimizer.arguments = (('b1', 0.9),)
+  (change,) = config_lib.training_changes(again, config)
+  assert change.startswith("config.optimizer.arguments: (('b1', 0.9),) -> ")
 
 
 def test_a_run_reads_every_key(tmp_path, monkeypatch):

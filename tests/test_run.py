@@ -123,6 +123,9 @@ def test_a_loop_of_ones_own_trains_as_a_run_does(tmp_path):
   config.init.freeze = ('conv*',)
   with pytest.raises(UserError, match=r'config\.init'):
     alexnet_jax.make_train_step(config, 10)
+  config.init.freeze, config.loss.class_weights = (), ('balanced',)
+  with pytest.raises(UserError, match='is balanced; here give numbers'):
+    alexnet_jax.make_train_step(config, 10)
 
 
 def test_a_name_of_a_recipe_and_its_keys():

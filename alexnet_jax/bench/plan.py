@@ -175,6 +175,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   config = config.copy_and_resolve_references()
   # It computes the same; functions made by pmap do not show their programs.
   config.parallel = 'shard_map'
+  config.loss.class_weights = ()  # of data; they change little
   images = config.global_batch_size
   parallel.check_batch_size(images, devices)
   harness.tell(f'compiling for {devices} x {gpu["name"]}, {images:,} images')

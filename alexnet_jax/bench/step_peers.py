@@ -21,29 +21,22 @@ import time
 
 import numpy as np
 
+from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 
 _CHECKED_STEPS = 3
 _LEAST_STEPS = 2  # in a measurement
 _MEAN = 120.0  # of the pixels
-# What the others have no counterpart of, and the value that leaves it out: in
-# the network, and of updates all but SGD with momentum at a constant rate.
-_PLAIN = {
-  'model.norm': 'lrn',
-  'model.norm_hidden': (),
-  'model.block_order': (),
-  'model.lrn_groups': 1,
-  'model.dropout_scaling': 'training',
-  'optimizer.name': 'sgd',
-  'optimizer.rate_scaling': 'none',
-  'optimizer.decoupled_decay': False,
-  'optimizer.decay': 'all',
-  'optimizer.bias_lr_multiplier': 1.0,
-  'loss.label_smoothing': 0.0,
-  'loss.l1': 0.0,
-  'loss.l2': 0.0,
-}
+# What the others have no counterpart of, but for the defaults: in the network,
+# and of updates all but SGD with momentum at a constant rate.
+_ONLY_OURS = (
+  *('model.norm', 'model.norm_hidden', 'model.block_order', 'model.lrn_groups'),
+  *('model.dropout_scaling', 'optimizer.name', 'optimizer.rate_scaling'),
+  *('optimizer.clip_value', 'optimizer.clip_norm', 'optimizer.decoupled_decay'),
+  *('optimizer.decay', 'optimizer.bias_lr_multiplier', 'loss.class_weights'),
+  *('loss.label_smoothing', 'loss.l1', 'loss.l2'),
+)
 
 
 def check_config(config: dict) -> None:
@@ -51,8 +44,8 @@ def check_config(config: dict) -> None:
 
   Raises UserError, which names the key.
   """
-  for key, plain in _PLAIN.items():
-    group, name = key.split('.')
+  for key in _ONLY_OURS:
+    plain, (group, name) = KEYS[key].default, key.split('.')
     value = config[group][name]
     if value != plain and (key, value) != ('model.norm', 'none'):
       raise UserError(
@@ -138,6 +131,7 @@ def _our_steps(_, config, start, platform):
     config.microbatch_size = 0
     most = max(1, config.global_batch_size // mesh.size)
     config.global_batch_size = mesh.size * min(8, most)
+  config.loss.class_weights = ()  # of data, and here is none
   count = config.global_batch_size
   parallel.check_batch_size(count, mesh.size)
   mean = np.full(build.mean_shape(config), _MEAN, np.float32)

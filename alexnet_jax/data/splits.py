@@ -316,6 +316,18 @@ class Part(Source):
     raise AttributeError(name)
 
 
+def read_labels(source: Source) -> np.ndarray:
+  """Returns all labels, int32 [n]; raises UserError if one is no class."""
+  known, classes = hasattr(source, 'labels'), len(source.class_names)
+  labels = source.labels if known else source.read_labels()
+  if len(wrong := labels[(labels < 0) | (labels >= classes)]):
+    raise UserError(
+      f'{source.name} has {sum(wrong == wrong[0])} examples with the label'
+      f' {wrong[0]}, which is none of its {classes} classes'
+    )
+  return labels
+
+
 def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
   """Returns one side of a fold of StratifiedKFold, in the pool's order.
 
@@ -328,14 +340,8 @@ def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
   if not 0 <= seed <= _MOST_SEED:
     fit = f'with folds it must lie between 0 and {_MOST_SEED}'
     raise UserError(f'config.data.split_seed is {seed}; {fit}')
-  labels = pool.labels if hasattr(pool, 'labels') else pool.read_labels()
-  names = pool.class_names
+  labels, names = read_labels(pool), pool.class_names
   for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-    if not 0 <= label < len(names):
-      raise UserError(
-        f'{pool.name} has {count} examples with the label {label}, which is'
-        f' none of its {len(names)} classes'
-      )
     if count < folds:
       raise UserError(
         f'{pool.name}: class {names[label]!r} has {count} examples, fewer than'

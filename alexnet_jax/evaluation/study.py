@@ -137,7 +137,7 @@ def _distribution(key, spec):
     for number, value in enumerate(values):
       if value in values[:number]:
         raise ValueError(f'it has {value!r} twice')
-      if isinstance(allowed, tuple) and value not in allowed:
+      if isinstance(allowed, tuple) and not config_lib.fits(value, allowed):
         raise ValueError(f'{value!r} is not one of {allowed}')
     return optuna.distributions.CategoricalDistribution(choices)
   if not (match := _RANGE.fullmatch(spec)):

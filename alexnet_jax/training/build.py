@@ -20,6 +20,7 @@ from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import sources
+from alexnet_jax.data import splits
 from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
@@ -84,13 +85,20 @@ def make_loader(config, split: str, **hint: str) -> loader_lib.Loader:
 def make_model(config, num_classes: int, device=None) -> AlexNet:
   """Returns the network of the config, for a device (None: those here).
 
-  Raises UserError if config.model.num_classes is another number.
+  Raises UserError if config.model.num_classes is another number, or the class
+  weights are more or fewer.
   """
   fields, given = config.model.to_dict(), config.model.num_classes
   if given not in (0, num_classes):
     raise UserError(
       f'config.model.num_classes is {given}, but the data has {num_classes}'
       f' classes; set it to {num_classes} or 0'
+    )
+  weights = tuple(config.loss.class_weights)
+  if weights != ('balanced',) and len(weights) not in (0, num_classes):
+    raise UserError(
+      f'config.loss.class_weights has {len(weights)} numbers, but the data has'
+      f' {num_classes} classes; give one for each'
     )
   fields.update(num_classes=num_classes, dtype=jnp.dtype(fields['dtype']))
   platform = (device or jax.devices()[0]).platform
@@ -164,6 +172,25 @@ def dropout_key(config) -> jax.Array:
   return jax.random.key_data(jax.random.fold_in(key, 1))
 
 
+def with_class_weights(config, source):
+  """Returns the config with numbers in place of `balanced` class weights.
+
+  `source` is the training split. Raises UserError if it lacks a class.
+  """
+  if tuple(config.loss.class_weights) == ('balanced',):
+    names = source.class_names
+    counts = np.bincount(splits.read_labels(source), minlength=len(names))
+    if not counts.all():
+      raise UserError(
+        f'config.loss.class_weights is balanced, but {source.name} has no'
+        f' {names[counts.argmin()]!r}: give numbers, or remove that class'
+      )
+    config = config.copy_and_resolve_references()
+    weights = counts.sum() / (len(names) * counts)
+    config.loss.class_weights = tuple(weights.tolist())
+  return config
+
+
 def make_steps(
   config,
   mesh: Mesh,
@@ -176,6 +203,7 @@ def make_steps(
   """Returns the step functions.
 
   Args:
+    config: to train, see `with_class_weights`.
     mean: see `pixel_statistics.Statistics`.
     frozen: names of parameters that do not train.
     top: number of classes that `evaluate` predicts for an image.
@@ -229,6 +257,8 @@ def make_train_step(
     raise UserError(
       'config.init has no effect on a step of its own; use `train`'
     )
+  if tuple(config.loss.class_weights) == ('balanced',):
+    raise UserError('config.loss.class_weights is balanced; here give numbers')
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   steps = make_steps(config, mesh, np.asarray(mean, np.float32))

@@ -1,9 +1,10 @@
-"""Optimizers, the decay mask and the paper's update rule."""
+"""Optimizers, ours and those of optax, clipping and the paper's update rule."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence
 import fnmatch
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -11,6 +12,16 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import map_named
+
+_BUILT_IN = ('sgd', 'adam', 'rmsprop', 'lars')
+# Functions of optax with a learning rate that are no optimizers here.
+_UNFIT = {
+  'rprop': 'it keeps its first learning rate, whatever the schedule says',
+  'noisy_sgd': 'its state is not of numbers alone, and cannot be saved',
+  '*dpsgd': 'it takes the gradients of single examples',
+  'schedule_free*': 'it evaluates other weights than it trains',
+  'scale_by_*': 'it is a part of an optimizer',
+}
 
 
 def _mask_of(kind):
@@ -72,6 +83,43 @@ def _by_phase(phase, lr_multipliers, scale):
   return optax.GradientTransformation(init, update)
 
 
+def _from_optax(options, learning_rate):
+  """Returns the optimizer of optax that has this name, or raises ValueError."""
+  home, _, name = options.name.rpartition('.')
+  homes = {'optax': vars(optax), 'optax.contrib': vars(optax.contrib)}
+  function, arguments = homes.get(home, {}).get(name), dict(options.arguments)
+  if 'learning_rate' not in getattr(function, '__annotations__', {}):
+    raise ValueError(
+      f'optax {optax.__version__} has no such function with a learning_rate'
+    )
+  for pattern, reason in _UNFIT.items():
+    if fnmatch.fnmatchcase(name, pattern):
+      raise ValueError(reason)
+  for key, value in arguments.items():
+    if key.endswith('mask') and value == 'kernels':
+      arguments[key] = _mask_of('kernel')
+  return function(learning_rate=learning_rate, **arguments)
+
+
+def _tried(tx, options):
+  """Returns the optimizer with an `init` that tries an update, abstractly."""
+
+  def init(params):
+    try:
+      state = tx.init(params)
+      jax.eval_shape(tx.update, params, state, params)
+    except UserError:
+      raise
+    except Exception as error:  # whatever optax raises
+      raise UserError(
+        f'config.optimizer.name is {options.name!r}, its arguments are'
+        f' {tuple(options.arguments)!r}: this cannot train a run: {error}'
+      ) from error
+    return state
+
+  return optax.GradientTransformation(init, tx.update)
+
+
 def make_optimizer(
   learning_rate: float,
   *,
@@ -92,7 +140,8 @@ def make_optimizer(
 
   `adam` (Kingma and Ba 2015) has no v: w <- w - lr * s. With decoupled_decay
   (Loshchilov and Hutter 2019, of the `optax` rule alone) the decay joins v
-  instead of g, so that neither s nor momentum changes it.
+  instead of g, so that neither s nor momentum changes it. Under the name
+  `optax.lion` and the like w <- w + what that optimizer of optax returns.
 
   Args:
     learning_rate: initial value; `state.with_learning_rate` replaces it.
@@ -104,7 +153,7 @@ def make_optimizer(
     A transformation whose state has `hyperparams['learning_rate']`, float32,
     and with `lr_multipliers` also `hyperparams['phase']`, float32: how many of
     them have begun. Its `init` raises UserError if they name unknown
-    parameters.
+    parameters, or if optax refuses the name or the arguments.
   """
   section = config_lib.make_config().optimizer.lock()
   section.update(options)
@@ -115,12 +164,40 @@ def make_optimizer(
   def make(learning_rate, phase=None):
     return chain(section, learning_rate, phase, lr_multipliers)
 
-  return optax.inject_hyperparams(make)(**changing)
+  tx = optax.inject_hyperparams(make)(**changing)
+  return tx if section.name in _BUILT_IN else _tried(tx, section)
 
 
 def chain(options, learning_rate, phase=None, lr_multipliers=()):
   """Returns the transformations of one learning rate; see `make_optimizer`."""
-  kernels, is_adam = _mask_of('kernel'), options.name == 'adam'
+  factors, steps = [], []
+  if phase is not None:
+    factors = [_by_phase(phase, lr_multipliers, jnp.multiply)]
+  if options.clip_value:
+    steps.append(optax.clip(options.clip_value))
+  if options.clip_norm:
+    steps.append(optax.clip_by_global_norm(options.clip_norm))
+  if options.name in _BUILT_IN:
+    descent = optax.scale_by_learning_rate(learning_rate)
+    steps += _built_in(options, optax.chain(descent, *factors))
+  else:
+    steps += [_from_optax(options, learning_rate), *factors]
+  if options.bias_lr_multiplier != 1.0:
+    scale = optax.scale(options.bias_lr_multiplier)
+    steps.append(optax.masked(scale, _mask_of('bias')))
+  if phase is not None:
+    # Where the factor is 0 the paper's rule would still apply the velocity; its
+    # source release leaves out the update of such a parameter.
+    def stopped(update, factor):
+      return jnp.where(factor > 0, update, jnp.zeros_like(update))
+
+    steps.append(_by_phase(phase, lr_multipliers, stopped))
+  return optax.chain(*steps)
+
+
+def _built_in(options, descent):
+  """Returns the transformations of an optimizer with keys of its own."""
+  kernels, velocity = _mask_of('kernel'), []
   decayed = optax.add_decayed_weights(
     options.weight_decay, kernels if options.decay == 'kernels' else None
   )
@@ -135,30 +212,10 @@ def chain(options, learning_rate, phase=None, lr_multipliers=()):
       trust = options.trust_coefficient
       ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
       scaling = [optax.masked(ratio, kernels)]
-    case _:
-      names = config_lib.KEYS['optimizer.name'].allowed
-      raise UserError(f'the optimizer is {options.name!r}, not one of {names}')
-  velocity = (
-    [] if is_adam else [optax.trace(options.momentum, options.nesterov)]
-  )
-  descent = optax.scale_by_learning_rate(learning_rate)
-  if phase is not None:
-    by_factor = _by_phase(phase, lr_multipliers, jnp.multiply)
-    descent = optax.chain(descent, by_factor)
+  if options.name != 'adam':
+    velocity = [optax.trace(options.momentum, options.nesterov)]
   if options.decoupled_decay:
-    steps = [*scaling, *velocity, decayed, descent]
-  elif not is_adam and options.update_rule == 'paper':
-    steps = [decayed, *scaling, descent, *velocity]
-  else:
-    steps = [decayed, *scaling, *velocity, descent]
-  if options.bias_lr_multiplier != 1.0:
-    scale = optax.scale(options.bias_lr_multiplier)
-    steps.append(optax.masked(scale, _mask_of('bias')))
-  if phase is not None:
-    # Where the factor is 0 the paper's rule would still apply the velocity; its
-    # source release leaves out the update of such a parameter.
-    def stopped(update, factor):
-      return jnp.where(factor > 0, update, jnp.zeros_like(update))
-
-    steps.append(_by_phase(phase, lr_multipliers, stopped))
-  return optax.chain(*steps)
+    return [*scaling, *velocity, decayed, descent]
+  if velocity and options.update_rule == 'paper':
+    return [decayed, *scaling, descent, *velocity]
+  return [decayed, *scaling, *velocity, descent]

@@ -61,6 +61,7 @@ class RunContext:
   train_loader: loader_lib.Loader
   eval_loader: loader_lib.Loader
   class_names: list[str]
+  shapes: state_lib.TrainState  # see `build.state_shapes`
   durations: schedule.Durations
   steps: build.Steps
   frozen_steps: build.Steps  # until `durations.unfreeze_step`
@@ -134,6 +135,7 @@ def prepare(
   loaders = [build.make_loader(config, s) for s in ('train', 'validation')]
   training, held_out = (loader.source for loader in loaders)
   build.check_examples(config, training, held_out)
+  weighted = build.with_class_weights(config, training)
   record = build.data_record(config, training, held_out)
   check_same_data(processes, record, stop.check)
   if saved is not None:
@@ -141,9 +143,8 @@ def prepare(
   class_names = list(training.class_names)
   if saved is None and processes.is_first:
     transfer.check_init(config, class_names)
-  frozen = frozenset()
+  shapes, frozen = build.state_shapes(config, len(class_names)), frozenset()
   if config.init.freeze:
-    shapes = build.state_shapes(config, len(class_names))
     frozen = transfer.frozen_names(shapes, config.init.freeze)
   pixels = pixel_statistics.no_statistics(build.pixel_options(config))
   if processes.is_first:
@@ -162,7 +163,7 @@ def prepare(
       console.stop()
   processes.barrier(stop.check)  # it may have taken minutes
   mean, lighting = parallel.broadcast_arrays((pixels.mean, pixels.lighting))
-  steps = build.make_steps(config, mesh, mean)
+  steps = build.make_steps(weighted, mesh, mean)
   return RunContext(
     config=config,
     workdir=workdir,
@@ -173,9 +174,10 @@ def prepare(
     train_loader=loaders[0],
     eval_loader=loaders[1],
     class_names=class_names,
+    shapes=shapes,
     durations=schedule.resolve_durations(config, training.num_examples),
     steps=steps,
-    frozen_steps=build.make_steps(config, mesh, mean, frozen=frozen)
+    frozen_steps=build.make_steps(weighted, mesh, mean, frozen=frozen)
     if frozen
     else steps,
     lighting=lighting,
@@ -190,8 +192,7 @@ def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
     state = transfer.first_state(config, run.class_names, run.console)
   else:
     state = jax.tree.map(
-      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-      build.state_shapes(config, len(run.class_names)),
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.shapes
     )
   processes.barrier(run.stop.check)
   tree = jax.device_get(state_lib.saved_tree(state))
@@ -206,7 +207,7 @@ def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
   Raises UserError if the checkpoints do not fit, or none of them counts.
   """
   config, workdir, source = run.config, run.workdir, run.train_loader.source
-  template = build.state_shapes(config, len(run.class_names))
+  template = run.shapes
   restored = checkpoints.restore_newest(state_lib.saved_tree(template))
   if restored is None:
     if run.processes.is_first:
@@ -304,7 +305,7 @@ def check_config(config, workdir: pathlib.Path, stored) -> None:
       f'{workdir} was trained with another config:\n  '
       + '\n  '.join(changes)
       + '\nTake these values, or another --workdir, or delete this one'
-      + ' (the length of a run shapes its cosine schedule)' * length
+      + ' (the length of a run shapes its schedule)' * length
     )
 
 

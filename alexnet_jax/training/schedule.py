@@ -156,18 +156,36 @@ def learning_rate_at(
 
   With `options` config.schedule and `learning_rate` the value after warm-up and
   before any drop, but that of a plateau. Recorded factors are in the optimizer.
-  Warm-up rises linearly; the first update has learning_rate / warmup_steps.
+  Warm-up rises linearly; the first update has learning_rate / warmup_steps. One
+  cycle (Smith and Topin 2018) is PyTorch's OneCycleLR; the momentum stays.
   """
   warmup = durations.warmup_steps
+  span = max(1, durations.num_steps - warmup)
+  done = min(span, max(0, step - warmup))
   if options.name == 'step':
     drops = sum(step >= drop for drop in durations.drop_steps)
     learning_rate *= options.factor**drops
+  elif options.name == 'one_cycle':
+    low, top = learning_rate / options.start_divisor, learning_rate
+    rise = options.rise_fraction * span - 1
+    if done <= rise > 0:
+      learning_rate = _between(low, top, done / rise)
+    else:
+      share = (done - rise) / (span - 1 - rise)
+      learning_rate = _between(top, low / options.final_divisor, share)
   elif options.name == 'cosine':
-    span = max(1, durations.num_steps - warmup)
-    share = min(1.0, max(0, step - warmup) / span)
-    half = 0.5 * (1 + math.cos(math.pi * share))
+    lowest = options.min_learning_rate
+    learning_rate = _between(learning_rate, lowest, done / span)
+  elif options.name in ('linear', 'polynomial'):
+    power = options.power if options.name == 'polynomial' else 1.0
     above = learning_rate - options.min_learning_rate
-    learning_rate = options.min_learning_rate + above * half
+    above *= (1 - done / span) ** power
+    learning_rate = options.min_learning_rate + above
   if step < warmup:
     learning_rate *= (step + 1) / warmup
   return learning_rate
+
+
+def _between(first, last, share):
+  """Returns a point of the half cosine from `first` to `last`."""
+  return last + (first - last) * (0.5 * (1 + math.cos(math.pi * share)))

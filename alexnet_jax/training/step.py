@@ -31,6 +31,7 @@ class StepOptions:
   mean: jax.typing.ArrayLike  # see `preprocess.normalize`
   std: float | Sequence[float]
   label_smoothing: float = 0.0  # of the objective; see config.loss
+  class_weights: Sequence[float] | jax.Array = ()
   l1: float = 0.0
   l2: float = 0.0
   # Names of parameters that do not train, such as conv1/kernel.
@@ -65,6 +66,8 @@ def _objective(logits, labels, params, options):
   # It compares; indexing would have a scatter as its gradient.
   targets = jax.nn.one_hot(labels, logits.shape[1])
   targets = optax.smooth_labels(targets, options.label_smoothing)
+  if len(options.class_weights):
+    targets *= jnp.float32(options.class_weights)[None]
   losses = optax.softmax_cross_entropy(logits, targets)
   kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
   penalty = 0.0
@@ -169,6 +172,12 @@ def _grads_and_sums(state, batch, key, options):
   """Returns (grads of all devices, batch_stats and sums of this one)."""
   count = len(batch['label'])
   keys = example_keys(key, state.step, count)
+  is_weighted = len(options.class_weights) > 0
+  if is_weighted:
+    # Over the mean of the global batch, whose parts may have other means.
+    weights = jnp.float32(options.class_weights)
+    weights /= lax.pmean(weights[batch['label']].mean(), AXIS)
+    options = dataclasses.replace(options, class_weights=weights)
 
   def compute(stats, microbatch):
     part, keys = microbatch
@@ -176,7 +185,7 @@ def _grads_and_sums(state, batch, key, options):
       state.replace(batch_stats=stats), part, keys, options
     )
     sums = _sums(logits, part)
-    if options.label_smoothing or options.l1 or options.l2:
+    if options.label_smoothing or options.l1 or options.l2 or is_weighted:
       sums['objective'] = value * len(keys)
     return grads, stats, sums
 

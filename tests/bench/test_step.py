@@ -168,7 +168,11 @@ def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-  ('key', 'value'), [('model.norm', 'batch'), ('loss.label_smoothing', 0.1)]
+  ('key', 'value'),
+  [
+    *(('model.norm', 'batch'), ('loss.label_smoothing', 0.1)),
+    *(('optimizer.clip_norm', 0.1), ('loss.class_weights', (1.0, 2.0))),
+  ],
 )
 def test_what_the_others_lack_is_refused(tmp_path, key, value):
   config = load(tmp_path).to_dict()

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from alexnet_jax.errors import Interrupted
 from alexnet_jax.training import checkpoint
 from tests.some_slow import some_slow
 from tests.system import commands
@@ -105,6 +106,35 @@ def test_twenty_signals_and_a_reader_that_leaves(tmp_path):
     saved = step
   assert saved < 6000
   assert_ends_alike(recipe, workdir, (recipe, expected, timeless(whole)))
+
+
+@pytest.mark.parametrize('name', ['optax.lion', 'optax.adamw'])
+def test_an_optimizer_of_optax_goes_on(tmp_path, name):
+  """With everything else that only some runs have."""
+  changes = {
+    'optimizer__name': name,
+    'optimizer__learning_rate': 1e-3,
+    'optimizer__arguments': (('mask', 'kernels'), ('weight_decay', 0.1)),
+    'optimizer__clip_norm': 0.5,
+    'loss__class_weights': (0.5, 1.0, 3.0, 2.0)
+    if name == 'optax.lion'
+    else ('balanced',),
+    'schedule__name': 'one_cycle',
+  }
+  plain = {k: v for k, v in SHORT.items() if not k.startswith('schedule')}
+  recipe = commands.write_recipe(tmp_path, **plain, **changes)
+
+  def interrupt(step, values):
+    if step == 20:
+      raise Interrupted('SIGTERM')
+
+  whole = commands.train_here(recipe, tmp_path / 'whole')
+  with pytest.raises(Interrupted):
+    commands.train_here(recipe, tmp_path / 'run', on_evaluation=interrupt)
+  again = commands.train_here(recipe, tmp_path / 'run')
+  assert again['state_digest'] == whole['state_digest']
+  assert timeless(tmp_path / 'run') == timeless(tmp_path / 'whole')
+  assert 'train/objective' in timeless(tmp_path / 'run')[0]
 
 
 INTERRUPT_AT = """

@@ -19,7 +19,7 @@ MEAN = np.array([100.0, 120.0, 140.0], np.float32)
 OPTIONS = step.StepOptions(MEAN, 60.0)
 
 
-def make_state(dropout=0.0, norm='lrn', hidden=(16,)):
+def make_state(dropout=0.0, norm='lrn', hidden=(16,), **options):
   model = AlexNet(
     num_classes=6,
     channels=(8, 8),
@@ -35,7 +35,7 @@ def make_state(dropout=0.0, norm='lrn', hidden=(16,)):
     kernel_init='he',
     axis_name=parallel.AXIS,
   )
-  tx = optimizer.make_optimizer(0.05)
+  tx = optimizer.make_optimizer(0.05, **options)
   key = jax.random.key(0)
   return state_lib.create_train_state(model, tx, key, (SIZE, SIZE, 3))
 

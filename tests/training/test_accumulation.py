@@ -71,6 +71,26 @@ def test_microbatches_train_as_the_whole(kind, objective):
   ]
 
 
+def test_class_weights_and_clipping_are_of_the_global_batch():
+  """One device with all examples against others, in microbatches or not."""
+  options = {'class_weights': (1.0, 9.0, 2.0, 0.5, 4.0, 1.0)}
+  one, history = train(
+    *('shard_map', 1, 2), batches=batches, options=options, clip_norm=0.1
+  )
+  free, _ = train('shard_map', 1, 2, batches=batches, options=options)
+  biases = [tree['params']['head']['bias'] for tree in (one, free)]
+  assert np.abs(np.subtract(*biases)).max() > 1e-3
+  for kind, size in (('pmap', 0), ('shard_map', 5)):
+    several, sums = train(
+      *(kind, 4, 2),
+      batches=batches,
+      options={**options, 'microbatch_size': size},
+      clip_norm=0.1,
+    )
+    assert_close(sums, history, rtol=1e-5, atol=0)
+    assert_close(several, one, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_there_is_one_more_tree_of_gradients_in_memory():
   """Against a step on a batch as large as a microbatch."""

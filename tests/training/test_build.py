@@ -3,11 +3,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from sklearn.utils import class_weight
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
 from alexnet_jax.data import augment
 from alexnet_jax.data import pixel_statistics
+from alexnet_jax.data import sources
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
@@ -249,6 +251,42 @@ def test_durations_in_epochs_become_steps(tmp_path):
   assert durations.num_steps == 38  # 37.5
   assert (durations.eval_every, durations.save_every) == (6.25, 0)
   assert (durations.warmup_steps, durations.drop_steps) == (12, (19, 25))
+
+
+def weights_of(tmp_path, weights, labels, names='abc'):
+  config = make_config(tmp_path, loss__class_weights=weights)
+  labels = np.array(labels, np.int32)
+  source = sources.ArraySource('toys', np.zeros(len(labels)), labels, names)
+  return build.with_class_weights(config, source).loss.class_weights
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn(tmp_path):
+  labels = [0, 2, 2, 1, 2, 2, 1]
+  expected = class_weight.compute_class_weight(
+    'balanced', classes=np.arange(3), y=labels
+  )
+  weights = weights_of(tmp_path, ('balanced',), labels)
+  assert weights == pytest.approx(tuple(expected))
+  assert weights_of(tmp_path, (1.0, 2.0, 3.0), labels) == (1.0, 2.0, 3.0)
+  assert weights_of(tmp_path, (), labels) == ()
+
+
+@pytest.mark.parametrize(
+  ('weights', 'labels', 'message'),
+  [
+    (('balanced',), [0, 2, 2], "toys has no 'b'"),
+    (('balanced',), [0, 1, 2, 3, 3], '2 examples with the label 3, which is'),
+  ],
+)
+def test_class_weights_that_do_not_fit(tmp_path, weights, labels, message):
+  with pytest.raises(UserError, match=message):
+    weights_of(tmp_path, weights, labels)
+
+
+def test_a_wrong_number_of_class_weights_is_refused(tmp_path):
+  config = make_config(tmp_path, loss__class_weights=(1.0, 2.0))
+  with pytest.raises(UserError, match='has 2 numbers, but the data has 4 cla'):
+    build.make_model(config, 4)
 
 
 @pytest.mark.parametrize(

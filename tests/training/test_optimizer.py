@@ -148,9 +148,103 @@ def test_others_do_what_optax_does(options, make):
   assert_close(run_ours(**options), run(make))
 
 
-def test_an_unknown_name_is_refused():
-  with pytest.raises(UserError, match=r"'adagrad', not one of .*'sgd'"):
-    optimizer.make_optimizer(0.1, name='adagrad').init({})
+MASK = jax.tree_util.tree_map_with_path(
+  lambda path, _: path[-1].key == 'kernel', PARAMS
+)
+
+
+@pytest.mark.parametrize(
+  ('name', 'arguments', 'make'),
+  [
+    (
+      'optax.lion',
+      {'b1': 0.8, 'weight_decay': 0.1, 'mask': 'kernels'},
+      lambda lr: optax.lion(lr, b1=0.8, weight_decay=0.1, mask=MASK),
+    ),
+    ('optax.adamw', {}, optax.adamw),
+    ('optax.sgd', {'momentum': 0.9}, lambda lr: optax.sgd(lr, 0.9)),
+    (
+      'optax.contrib.ademamix',
+      {'alpha': 2.0},
+      lambda lr: optax.contrib.ademamix(lr, alpha=2.0),
+    ),
+  ],
+)
+def test_any_optimizer_of_optax_does_what_it_does_there(name, arguments, make):
+  arguments = tuple(arguments.items())
+  assert_close(run_ours(name=name, arguments=arguments), run(make))
+
+
+def test_multipliers_scale_what_an_optimizer_of_optax_returns():
+  params = jax.tree.map(jnp.float32, PARAMS)
+  rates = ((1, 'conv1/*', 0.5), (2, 'norm1/*', 0.0))
+  ours, theirs = (
+    optimizer.make_optimizer(
+      0.1, name='optax.adamw', bias_lr_multiplier=2.0, lr_multipliers=rates
+    ),
+    optax.adamw(0.1),
+  )
+  state = ours.init(params)
+  hyperparams = {**state.hyperparams, 'phase': jnp.float32(2)}
+  state = state._replace(hyperparams=hyperparams)
+  grads = grads_at(params, 0)
+  updates, _ = ours.update(grads, state, params)
+  expected, _ = theirs.update(grads, theirs.init(params), params)
+  factors = {
+    'conv1': {'kernel': 0.5, 'bias': 1.0},
+    'norm1': {'scale': 0.0, 'bias': 0.0},
+  }
+  assert_close(updates, jax.tree.map(jnp.multiply, expected, factors))
+
+
+@pytest.mark.parametrize(
+  ('name', 'arguments', 'message'),
+  [
+    ('adagrad', {}, "'adagrad', its .* no such function"),
+    ('optax.adma', {}, 'no such function'),
+    ('optax.losses', {}, 'no such function'),
+    ('optax.cosine_decay_schedule', {}, 'with a learning_rate'),
+    ('optax.lookahead', {}, 'with a learning_rate'),
+    ('optax.polyak_sgd', {}, 'with a learning_rate'),
+    ('optax.os.system', {}, 'no such function'),
+    ('optax.scale_by_learning_rate', {}, 'a part of an optimizer'),
+    ('optax.rprop', {}, 'keeps its first learning rate'),
+    ('optax.noisy_sgd', {}, 'cannot be saved'),
+    ('optax.contrib.schedule_free_adamw', {}, 'evaluates other weights'),
+    ('optax.contrib.dpsgd', {'seed': 0}, 'gradients of single examples'),
+    ('optax.lbfgs', {}, "missing 3 .*'value'"),
+    ('optax.contrib.momo', {}, "missing 1 .*'value'"),
+    ('optax.contrib.sophia', {}, 'obj_fn must be provided'),
+    ('optax.lion', {'b3': 1}, "unexpected keyword argument 'b3'"),
+    ('optax.lion', {'learning_rate': 1.0}, 'multiple values'),
+    ('optax.lion', {'b1': 'x'}, r"\(\('b1', 'x'\),\): this cannot train"),
+    ('optax.adamw', {'mu_dtype': 'real'}, "'real'"),
+  ],
+)
+def test_what_optax_cannot_do_is_refused(name, arguments, message):
+  params = jax.tree.map(jnp.float32, PARAMS)
+  arguments = tuple(arguments.items())
+  with pytest.raises(UserError, match=message):
+    optimizer.make_optimizer(0.1, name=name, arguments=arguments).init(params)
+
+
+@pytest.mark.parametrize('name', ['sgd', 'optax.sgd'])
+@pytest.mark.parametrize('limit', [0.1, 100.0])
+def test_clipping_by_hand_comes_before_the_decay(name, limit):
+  decay = {'weight_decay': 0.5, 'momentum': 0.0} if name == 'sgd' else {}
+  params = jax.tree.map(jnp.float32, PARAMS)
+  grads = jax.tree.map(lambda leaf: 3 * leaf, params)
+  options = {'clip_norm': limit, 'clip_value': 5.0}
+  tx = optimizer.make_optimizer(0.1, name=name, **options, **decay)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  cut = jax.tree.map(lambda leaf: np.clip(3 * leaf, -5, 5), PARAMS)
+  norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(cut)))
+  expected = jax.tree.map(
+    lambda w, g: -0.1 * (g * min(1, limit / norm) + bool(decay) * 0.5 * w),
+    PARAMS,
+    cut,
+  )
+  assert_close(updates, expected)
 
 
 def test_rates_of_their_own_as_in_the_source_release():

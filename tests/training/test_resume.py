@@ -123,11 +123,14 @@ def test_unreadable_images_may_be_skipped_from_now_on(tmp_path):
     resume.check_config(stored, tmp_path, config)
 
 
-def test_the_length_shapes_a_cosine(tmp_path):
+@pytest.mark.parametrize(
+  'name', ['cosine', 'linear', 'polynomial', 'one_cycle']
+)
+def test_the_length_shapes_a_schedule(tmp_path, name):
   stored, config = make_config(), make_config()
-  stored.schedule.name = config.schedule.name = 'cosine'
+  stored.schedule.name = config.schedule.name = name
   config.num_epochs = 91.0
-  with pytest.raises(UserError, match=r'num_epochs: .*\n.*cosine schedule'):
+  with pytest.raises(UserError, match=r'num_epochs: .*\n.*shapes its schedule'):
     resume.check_config(config, tmp_path, stored)
 
 

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import keras
 import numpy as np
+import optax
 import pytest
 
 from alexnet_jax import config as config_lib
@@ -147,9 +148,9 @@ def test_early_stopping_does_what_keras_does(values, mode, patience, threshold):
   assert state.best_step == best_epoch
 
 
-def lr_at(step, name='constant', **options):
+def lr_at(step, name='constant', num_steps=100, **options):
   config = config_lib.make_config()
-  config.update(num_epochs=0.0, num_steps=100)
+  config.update(num_epochs=0.0, num_steps=num_steps)
   config.schedule.update(name=name, **options)
   durations = schedule.resolve_durations(config, 1000)
   return schedule.learning_rate_at(config.schedule, durations, step, 0.1)
@@ -181,6 +182,54 @@ QUARTER = 0.02 + 0.08 * (1 + math.cos(math.pi / 4)) / 2
 )
 def test_learning_rates_by_hand(options, expected):
   assert {s: lr_at(s, **options) for s in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('warmup', [0, 7])
+def test_schedules_to_the_end_are_those_of_optax(warmup):
+  options = {'min_learning_rate': 0.02, 'warmup_steps': warmup}
+  same = {'transition_steps': 100 - warmup, 'transition_begin': warmup}
+  linear = optax.linear_schedule(0.1, 0.02, **same)
+  cubic = optax.polynomial_schedule(0.1, 0.02, 3, **same)
+  for step in range(101):
+    share = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    ours = lr_at(step, 'linear', **options)
+    assert ours == pytest.approx(share * float(linear(step)), rel=1e-5)
+    ours = lr_at(step, 'polynomial', power=3.0, **options)
+    assert ours == pytest.approx(share * float(cubic(step)), rel=1e-5)
+    assert lr_at(step, 'polynomial', **options) == lr_at(
+      step, 'linear', **options
+    )
+
+
+def test_one_cycle_by_hand():
+  options = {'start_divisor': 5.0, 'final_divisor': 4.0, 'rise_fraction': 0.41}
+  # Up over 40 steps, down over 59; a quarter is 20 steps of the rise.
+  expected = {0: 0.02, 20: 0.06, 40: 0.1, 99: 0.005}
+  expected[10] = 0.02 + 0.08 * (1 - math.cos(math.pi / 4)) / 2
+  actual = {step: lr_at(step, 'one_cycle', **options) for step in expected}
+  assert actual == pytest.approx(expected)
+  warm = lr_at(1, 'one_cycle', warmup_steps=4, **options)
+  assert warm == pytest.approx(0.02 * 2 / 4)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize('steps', [1, 2, 3, 5, 100])
+def test_one_cycle_is_that_of_torch(steps):
+  torch = pytest.importorskip('torch')
+  options = {'start_divisor': 10.0, 'final_divisor': 1e3, 'rise_fraction': 0.25}
+  optimizer = torch.optim.SGD([torch.zeros(1)], 0.1, momentum=0.9)
+  cycle = torch.optim.lr_scheduler.OneCycleLR(
+    optimizer,
+    0.1,
+    total_steps=steps,
+    **{'pct_start': 0.25, 'div_factor': 10.0, 'final_div_factor': 1e3},
+  )
+  for step in range(steps):
+    ours = lr_at(step, 'one_cycle', num_steps=steps, **options)
+    assert ours == pytest.approx(cycle.get_last_lr()[0], rel=1e-9)
+    optimizer.step()
+    if step + 1 < steps:
+      cycle.step()
 
 
 @pytest.mark.parametrize(

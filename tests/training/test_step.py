@@ -232,6 +232,48 @@ def test_label_smoothing_and_penalties_by_hand():
   assert sums['loss'] == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_class_weights_by_hand(smoothing):
+  """The formula of torch.nn.CrossEntropyLoss; the loss has no weights."""
+  state, batch = make_state(), host_batch()
+  weights = np.array([1.0, 2.0, 0.5, 4.0, 3.0, 0.1])
+  options = {'label_smoothing': smoothing, 'class_weights': tuple(weights)}
+  _, sums = step_with(state, batch, **options)
+  logits, labels = logits_of(state, batch).astype(np.float64), batch['label']
+  logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  own = -logs[np.arange(BATCH), labels]
+  losses = (1 - smoothing) * weights[labels] * own
+  losses -= smoothing / 6 * (weights * logs).sum(1)
+  expected = losses.sum() / weights[labels].sum()
+  assert sums['objective'] / BATCH == pytest.approx(expected, rel=1e-5)
+  assert sums['loss'] == pytest.approx(own.sum(), rel=1e-5)
+
+
+@pytest.mark.interop
+def test_class_weights_are_those_of_torch():
+  torch = pytest.importorskip('torch')
+  state, batch = make_state(), host_batch()
+  weights = (1.0, 2.0, 0.5, 4.0, 3.0, 0.1)
+  _, sums = step_with(state, batch, label_smoothing=0.1, class_weights=weights)
+  loss = torch.nn.CrossEntropyLoss(torch.tensor(weights), label_smoothing=0.1)
+  labels = torch.tensor(batch['label'].astype(np.int64))
+  expected = float(loss(torch.tensor(logits_of(state, batch)), labels))
+  assert sums['objective'] / BATCH == pytest.approx(expected, rel=1e-5)
+
+
+def test_frozen_parameters_do_not_count_in_the_norm():
+  state, batch = make_state(clip_norm=0.01, weight_decay=0.0), host_batch()
+  names = state_lib.leaf_names(state.params)
+  frozen = frozenset(name for name in names if not name.startswith('head'))
+  after, _ = step_with(state, batch, frozen=frozen)
+  moved = [
+    (leaf - names[name]).ravel()
+    for name, leaf in state_lib.leaf_names(after.params).items()
+  ]
+  norm = np.linalg.norm(np.concatenate(moved))
+  assert norm == pytest.approx(0.05 * 0.01, rel=1e-3)
+
+
 def test_frozen_parameters_wait_without_gathering_anything():
   state = make_state(norm='batch')
   before = state_lib.leaf_names(state.params)
