@@ -17,7 +17,7 @@ uint8 batches [256, 224, 224, 3], randomly cropped and mirrored. Beside this
 package's loader: others (those that are installed), and the bare parts of the
 work as plain Python does them in threads, all in turn in every round."""
 
-PEERS = ('tf.data', 'torch', 'grain', 'spdl')
+PEERS = ('tf.data', 'keras', 'torch', 'grain', 'spdl')
 
 
 def add_arguments(parser) -> None:

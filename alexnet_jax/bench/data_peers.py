@@ -337,6 +337,30 @@ def _tf_data(task, count):
   yield from data.as_numpy_iterator()
 
 
+def _keras(task, count):
+  """Makes squares in float32, and crops those, as its guides do."""
+  if task.kind != 'folder':
+    raise NotImplementedError('Keras reads folders of images')
+  import tensorflow as tf  # isort: skip
+  import keras
+
+  def augment(image, label):
+    crop = tf.image.random_crop(image, task.shape[1:])
+    return tf.cast(tf.image.random_flip_left_right(crop), tf.uint8), label
+
+  auto, size = tf.data.AUTOTUNE, (task.resize_size,) * 2
+  data = keras.utils.image_dataset_from_directory(
+    task.path / 'train',
+    batch_size=None,
+    image_size=size,
+    crop_to_aspect_ratio=True,
+    verbose=False,
+  )
+  data = data.repeat().map(augment, auto)
+  data = data.batch(task.batch_size, True, num_parallel_calls=auto)
+  yield from data.prefetch(auto).take(count).as_numpy_iterator()
+
+
 def _bare(task, count):
   """Decodes or copies in threads, and hands nothing over."""
   source, size = task.open_source(), task.batch_size
@@ -369,6 +393,7 @@ CANDIDATES = {
   'ours': ('', partial(_ours, False)),
   'ours, mirrored on the host': ('', partial(_ours, True)),
   'tf.data': ('tf.data', _tf_data),
+  'keras.utils.image_dataset_from_directory': ('keras', _keras),
   'torch DataLoader, simplejpeg': ('torch', partial(_torch, _decode)),
   'torch DataLoader, cv2': ('torch', partial(_torch, _decode_cv2)),
   'Grain, per example': ('grain', _grain),
