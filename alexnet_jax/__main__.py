@@ -8,6 +8,7 @@ _COMMANDS = {
   'train': ('main', 'trains a network, or goes on with a run'),
   'evaluate': ('evaluation.evaluate', 'measures a run'),
   'predict': ('predict', 'classifies images with a run'),
+  'features': ('evaluation.features', 'writes outputs of layers for images'),
   'prepare': (
     'data.prepare',
     'checks a data set, or writes one that is faster',

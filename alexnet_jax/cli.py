@@ -218,6 +218,13 @@ def add_data_path(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_data_source(parser: argparse.ArgumentParser) -> None:
+  """Adds --data_source, of data of another kind than that of the training."""
+  text = 'kind of the data: folder, tar, parquet, raw, tfds or tfds:NAME'
+  text += ' (default: that of training)'
+  parser.add_argument('--data_source', default='', metavar='KIND', help=text)
+
+
 def add_split(parser: argparse.ArgumentParser) -> None:
   """Adds --split, of the data that is measured."""
   text = 'validation (default) or train; for TFDS also its own split names'

@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import resource
+import shutil
 import tempfile
 from typing import BinaryIO
 
@@ -54,14 +55,73 @@ def absolute_path(text: str) -> str:
 
 def refuse_unusable(folder: str | os.PathLike) -> None:
   """Raises UserError if no file can be made in a folder, or for it."""
-  path = pathlib.Path(folder).absolute()
-  there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+  there = _nearest(folder)
   try:
     tempfile.TemporaryFile(dir=there).close()
   except OSError as error:
     raise UserError(
       f'{folder} cannot be used: {there}: {error.strerror}; name another folder'
     ) from error
+
+
+def _nearest(path):
+  """Returns a path, or the nearest folder around it that there is."""
+  path = pathlib.Path(path).absolute()
+  return next(p for p in (path, *path.parents) if os.path.lexists(p))
+
+
+def check_room(folder: str | os.PathLike, needed: int) -> str:
+  """Returns how much room is needed and left, in bytes, for people.
+
+  Raises:
+    UserError: if it is not enough.
+  """
+  free = shutil.disk_usage(_nearest(folder)).free
+  text = (
+    f'{folder} needs about {needed / 1e6:,.1f} MB, and its disk has'
+    f' {free / 1e6:,.1f} MB of room'
+  )
+  if free < needed:
+    raise UserError(f'{text}; make room or name another folder')
+  return text
+
+
+def check_new_file(flag: str, path: str) -> None:
+  """Raises UserError if a file that a flag names could not be written."""
+  folder = os.path.dirname(path) or '.'
+  if not os.path.isdir(folder):
+    raise UserError(f'{flag}: there is no folder {folder}')
+  if os.path.isdir(path):
+    raise UserError(f'{flag}: {path} is a folder; name a file')
+  if os.path.isfile(path) or not os.path.exists(path):  # not /dev/stdout
+    refuse_unusable(folder)
+
+
+def check_new_folder(folder: str | os.PathLike) -> None:
+  """Raises UserError unless a folder is empty, or can be made."""
+  path = pathlib.Path(folder)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise UserError(
+      f'{folder} is there already, and no empty folder; name a new one, for'
+      ' nothing in it is replaced'
+    )
+  refuse_unusable(path)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a temporary folder, which becomes `path` as a whole or not at all."""
+  path = pathlib.Path(path).absolute()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  outer = pathlib.Path(tempfile.mkdtemp('.tmp', f'{path.name}.', path.parent))
+  try:
+    folder = outer / path.name
+    folder.mkdir()
+    yield folder
+    sync_folder(folder)
+    folder.rename(path)
+  finally:
+    shutil.rmtree(outer, ignore_errors=True)
 
 
 def refuse_special_file(path: str | os.PathLike) -> None:

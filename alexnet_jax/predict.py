@@ -5,10 +5,8 @@ python -m alexnet_jax.predict --workdir DIR photo.jpg folder/ ...
 
 import argparse
 from collections.abc import Sequence
-import dataclasses
 import itertools
 import math
-import os
 import pathlib
 import sys
 
@@ -94,20 +92,14 @@ def _check(arguments):
   if arguments.grid and not arguments.grid.lower().endswith('.png'):
     raise errors.UserError(f'--grid is {arguments.grid!r}; it must end in .png')
   for flag, name in (('csv', arguments.csv), ('grid', arguments.grid)):
-    folder = os.path.dirname(name) or '.'
-    if not os.path.isdir(folder):
-      raise errors.UserError(f'--{flag}: there is no folder {folder}')
-    if os.path.isdir(name):
-      raise errors.UserError(f'--{flag}: {name} is a folder; name a file')
+    if name:
+      files.check_new_file(f'--{flag}', name)
 
 
 def predict(
   run, inputs: Sequence, num_images: int = 0
 ) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
   """Classifies images.
-
-  Batches are smaller than in training where there are fewer images; then
-  probabilities may differ from those of a full batch in the last bits.
 
   Args:
     run: see `measure.load_network`, whose `top` is the number of classes.
@@ -120,18 +112,10 @@ def predict(
     `num_images` of the others, uint8 [crop_size, crop_size, 3], as the network
     sees them before it subtracts the mean).
   """
-  from alexnet_jax.data.folder import ImageList
-  from alexnet_jax.data.loader import Loader
   from alexnet_jax.evaluation import evaluate
+  from alexnet_jax.training import measure
 
-  config = run.config.copy_and_resolve_references()
-  config.global_batch_size = min(config.global_batch_size, len(inputs))
-  loader = Loader(
-    ImageList(inputs, run.class_names),
-    config.data.resize_size,
-    unreadable='skip',
-    num_threads=config.data.num_threads,
-  )
+  run, loader = measure.open_images(run, inputs)
   images = []
 
   def keep(batch):  # copies the first images
@@ -140,9 +124,7 @@ def predict(
       images.extend(seen[: num_images - len(images)])
 
   try:
-    found = evaluate.measure_all(
-      dataclasses.replace(run, config=config), loader, on_batch=keep
-    ).predictions
+    found = evaluate.measure_all(run, loader, on_batch=keep).predictions
   except errors.UserError:
     names = map(loader.source.describe, range(len(inputs)))
     if loader.unreadable.keys() >= set(names):

@@ -1,4 +1,4 @@
-"""The commands as functions: train, open a run, predict, evaluate."""
+"""The commands as functions: train, open a run, predict, measure, features."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -131,30 +131,51 @@ class Run:
     Raises:
       UserError: if an image cannot be read.
     """
-    is_list = isinstance(images, list | tuple) or np.ndim(images) == 4
-    if not is_list or not len(images):
-      raise UserError(
-        f'images is {type(images).__name__}; give a list of images, not empty'
-      )
+    _check_images(images)
     answers, reasons, _ = predict_lib.predict(self._network, images)
     for name, reason in reasons.items():
       raise UserError(f'{name} cannot be read: {reason}')
     return answers
 
+  def features(self, images: Sequence, layer: str = 'dense2') -> np.ndarray:
+    """Returns the outputs of a layer for images, float32 [n, ...].
+
+    Args:
+      images: as of `predict`.
+      layer: a name that `main --summary` shows. The ReLU directly after the
+        layer belongs to its output.
+
+    Raises:
+      UserError: if there is no such layer, or an image cannot be read.
+    """
+    from alexnet_jax.evaluation import features
+
+    _check_images(images)
+    return features.of_images(self._network, images, layer)
+
   def evaluate(
-    self, data_path: str = '', split: str = 'validation', crops: int = 1
+    self, data_path: str = '', split: str = 'validation', **options
   ) -> dict:
     """Returns the measures of a split, as `evaluation.evaluate` does.
 
     Args:
       data_path: where the data lies; '': where it lay in training.
       split: `validation`, `train`, or a split of TFDS.
-      crops: 1 or 10.
+      **options: crops, 1 or 10; data_source, subset, per_example: see
+        `evaluation.evaluate.Options`.
     """
     from alexnet_jax.evaluation import evaluate
 
-    path = files.local_path(data_path)
-    return evaluate.evaluate(self.workdir, str(self.step), path, split, crops)
+    options |= {'data_path': files.local_path(data_path), 'split': split}
+    return evaluate.evaluate(self.workdir, str(self.step), **options)
+
+
+def _check_images(images):
+  is_list = isinstance(images, list | tuple) or np.ndim(images) == 4
+  if not is_list or not len(images):
+    raise UserError(
+      f'images is {type(images).__name__}; give a list of images, not empty'
+    )
 
 
 def open_run(

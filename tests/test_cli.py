@@ -125,6 +125,8 @@ def test_folders_of_arguments(monkeypatch):
   [
     'main --workdir',
     'evaluation.evaluate --workdir',
+    'evaluation.evaluate --workdir x --per_example',
+    'evaluation.features --workdir x --layers y --out',
     'evaluation.crossval --workdir',
     'evaluation.sweep --workdir',
     'evaluation.compare --workdirs',

@@ -28,7 +28,8 @@ class Loader:
 
   Its attributes are the arguments `source`, `resize_size` and `num_threads`;
   `skips`, True if images that cannot be decoded are left out; and `unreadable`,
-  {name: reason} of those that could not be read or decoded so far.
+  {name: reason} of those that could not be read or decoded so far. `numbers`,
+  empty at first, maps labels of the source to those that are given out.
   """
 
   def __init__(
@@ -52,7 +53,7 @@ class Loader:
     """
     self.source = source
     self.resize_size = resize_size
-    self.unreadable = {}
+    self.unreadable, self.numbers = {}, {}
     self.skips = unreadable == 'skip'
     self.num_threads = num_threads or num_cores()
     self._skip_hint = skip_hint
@@ -81,6 +82,7 @@ class Loader:
         f'{self.source.describe(index)} has the label {label}, which is none of'
         f' the {len(self.source.class_names)} classes'
       )
+    label = self.numbers.get(label, label)
     if not isinstance(content, bytes):
       return content, label
 

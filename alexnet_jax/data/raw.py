@@ -12,7 +12,10 @@ off or fails under a run ends the process with a bus error (what was saved stays
 good).
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -125,6 +128,35 @@ def raw_source(path: str, split: str) -> RawSource:
     ends=np.cumsum([len(shard) for shard in shards]),
     starts=np.concatenate(starts).astype(np.uint64),
   )
+
+
+@contextlib.contextmanager
+def new_array(
+  path: pathlib.Path, dtype: str, shape: Sequence[int]
+) -> Iterator[Callable[[np.ndarray], object]]:
+  """Gives a function that appends arrays [n, *shape] to a new .npy file.
+
+  Memory does not grow with their number.
+  """
+  count = 0
+
+  def write_header():
+    # numpy leaves room for a larger first dimension.
+    header = {'descr': dtype, 'fortran_order': False, 'shape': (count, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+  def append(array):
+    nonlocal count
+    count += len(array)
+    file.write(np.ascontiguousarray(array).data)
+
+  with path.open('wb') as file:
+    start = write_header()
+    yield append
+    file.seek(0)
+    if write_header() != start:
+      raise RuntimeError('the length of a .npy header changed')
 
 
 def is_raw_set(root: pathlib.Path) -> bool:

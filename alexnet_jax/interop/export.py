@@ -12,6 +12,7 @@ import shutil
 import sys
 
 from alexnet_jax import cli
+from alexnet_jax import files
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
@@ -56,7 +57,7 @@ def _export(arguments):
   from alexnet_jax.training import progress
 
   out = arguments.out
-  imported_run.check_workdir(out)
+  files.check_new_folder(out)
   run, network = imported_run.read(arguments.workdir, arguments.checkpoint)
   config, step = run.config, int(run.state.step)
   size, mean = config.data.crop_size, network.mean
@@ -79,16 +80,18 @@ def _export(arguments):
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, size, size, 3), 'uint8')
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)
-  files = {'program.bin': bytes(exported(params, images).serialize())}
+  contents = {'program.bin': bytes(exported(params, images).serialize())}
   if arguments.onnx:
-    files['network.onnx'], difference = _convert_to_onnx(function, params, size)
+    contents['network.onnx'], difference = _convert_to_onnx(
+      function, params, size
+    )
     about['onnx_difference'] = difference
     lines.append(
       f'network.onnx: input images uint8 [batch, {size}, {size}, 3], output'
       f' probabilities; ONNX Runtime differs by at most {difference:.1g}'
     )
-  with imported_run.new_folder(out) as folder:
-    for name, content in files.items():
+  with files.new_folder(out) as folder:
+    for name, content in contents.items():
       (folder / name).write_bytes(content)
     np.savez(folder / 'params.npz', **params)
     about['sha256'] = {

@@ -1,12 +1,8 @@
 """Makes a run of a trained network, and a trained network of a run."""
 
 import collections
-from collections.abc import Iterator
-import contextlib
 import json
 import pathlib
-import shutil
-import tempfile
 
 import jax
 import ml_collections
@@ -79,32 +75,6 @@ def make_config(
   return config
 
 
-def check_workdir(workdir: str | pathlib.Path) -> None:
-  """Raises UserError unless the folder is empty, or can be made."""
-  path = pathlib.Path(workdir)
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise UserError(
-      f'{workdir} is there already, and no empty folder; name a new one, for'
-      ' nothing in it is replaced'
-    )
-  files.refuse_unusable(path)
-
-
-@contextlib.contextmanager
-def new_folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a temporary folder, which becomes `path` as a whole or not at all."""
-  path = pathlib.Path(path).absolute()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  outer = pathlib.Path(tempfile.mkdtemp('.tmp', f'{path.name}.', path.parent))
-  try:
-    folder = outer / path.name
-    folder.mkdir()
-    yield folder
-    folder.rename(path)
-  finally:
-    shutil.rmtree(outer, ignore_errors=True)
-
-
 def write(
   config: ml_collections.ConfigDict,
   network: TrainedNetwork,
@@ -117,7 +87,7 @@ def write(
     config: see `make_config`.
     network: read from a file, with the names of its classes.
     workdir: becomes the run's folder, as a whole or not at all; see
-      `check_workdir`.
+      `files.check_new_folder`.
     origin: of the weights, kept in the checkpoint; JSON.
 
   Returns:
@@ -148,7 +118,7 @@ def write(
     iterator={'next_index': 0},
     imported=origin,
   )
-  with new_folder(workdir) as folder:
+  with files.new_folder(workdir) as folder:
     config_lib.write_config(config, folder)
     if config.data.mean != 'none':  # as `pixel_statistics` reads it
       mean = network.mean.astype(np.float64)

@@ -107,7 +107,7 @@ def _load(arguments):
   from alexnet_jax.training import transfer
 
   kind, workdir = arguments.kind, arguments.workdir
-  imported_run.check_workdir(workdir)
+  files.check_new_folder(workdir)
   names = _read_names(arguments.class_names)
   readers = {'caffe': caffe_files, 'keras': keras_files}
   file = pathlib.Path(arguments.file)

@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 from alexnet_jax import cli
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -64,7 +65,7 @@ def _save(arguments):
   if path.suffix:
     tensors = torch_files.write(path, network)
   else:
-    with imported_run.new_folder(path) as folder:
+    with files.new_folder(path) as folder:
       tensors = torch_files.write(folder / claims.WEIGHTS, network)
       claims.write_folder(folder, network)
   count = sum(array.size for array in tensors.values())

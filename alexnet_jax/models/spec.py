@@ -190,6 +190,20 @@ class AlexNetSpec:
       return ('dropout', *names)
     return (*names, 'dropout')
 
+  def relu_follows(self, layer: str) -> bool:
+    """Returns True if a ReLU comes directly after a layer, such as `conv1`."""
+    kind = layer.rstrip('0123456789')
+    if kind == 'head':
+      return False
+    number = int(layer.removeprefix(kind))
+    operations = self.hidden_operations(number)
+    if not kind.startswith('dense'):
+      operations = 'conv', *self.convolution_operations(number)
+      if self.norm == 'none':
+        operations = [name for name in operations if name != 'norm']
+    own = {'lrn': 'norm', 'dense_norm': 'norm'}.get(kind, kind)
+    return 'relu' in operations[operations.index(own) + 1 :][:1]
+
 
 def defaults() -> dict:
   """Returns {name: default} of every field."""

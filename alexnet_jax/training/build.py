@@ -44,6 +44,7 @@ class Steps:
   train: Callable  # (state, batch, key) -> (state, sums); donates the state
   grad: Callable  # (state, batch, key) -> grads
   evaluate: Callable  # (state, batch) -> sums and predictions
+  features: Callable  # `layers` of `step.feature_step` -> that step
 
 
 def make_source(config, split: str):
@@ -230,6 +231,9 @@ def make_steps(
     train=mapped(step.train_step, donate_state=True),
     grad=mapped(step.grad_step),
     evaluate=mapped(step.eval_step, top=top, **cropping),
+    features=functools.cache(
+      lambda layers: mapped(step.feature_step, layers=layers)
+    ),
   )
 
 

@@ -300,6 +300,37 @@ def eval_step(
   }
 
 
+def feature_step(
+  state: TrainState,
+  batch,
+  *,
+  options: StepOptions,
+  layers: Sequence[tuple[str, bool]],
+):
+  """Returns the outputs of layers for a global batch; this device has a part.
+
+  Args:
+    batch: as of `eval_step`.
+    layers: (name, whether the ReLU that follows belongs to the output).
+
+  Returns:
+    (labels and mask of the global batch, {layer: float32 [batch, ...]}).
+  """
+  images = preprocess.normalize(batch['image'], options.mean, options.std)
+  _, seen = state.apply_fn(
+    {'params': state.eval_params, 'batch_stats': state.batch_stats},
+    images,
+    train=False,
+    capture_intermediates=lambda module, _: module.name in dict(layers),
+  )
+  outputs = {}
+  for name, has_relu in layers:
+    output = seen['intermediates'][name]['__call__'][0].astype(jnp.float32)
+    outputs[name] = jax.nn.relu(output) if has_relu else output
+  result = batch['label'], batch['mask'], outputs
+  return lax.all_gather(result, AXIS, tiled=True)
+
+
 def _sums(logits, batch):
   """Returns `metrics.example_sums`; also `unreadable` and `stop`, if there."""
   sums = metrics.example_sums(logits, batch['label'], batch.get('mask'))

@@ -1,5 +1,6 @@
 """Runs measured on data that they were not trained on."""
 
+import csv
 import io
 import tarfile
 
@@ -7,7 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import alexnet_jax
 from alexnet_jax import predict
+from alexnet_jax.data.prepare import __main__ as prepare
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import report
 from tests.system import commands
@@ -15,40 +18,41 @@ from tests.system import commands
 NAMES = ('cat', 'cow', 'dog')
 
 
-def examples(seed, count):
-  """(PNG, label) of some noisy images, `count` of each class."""
+def examples(seed, count, kept=(0, 1, 2)):
+  """(JPEG, label) of some noisy images, `count` of each class; not all kept."""
   rng = np.random.default_rng(seed)
   for number in range(3 * count):
-    pixels = rng.integers(0, 256, (30, 30, 3), np.uint8)
+    pixels = rng.integers(0, 256, (28, 28, 3), np.uint8)
     content = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(content, 'PNG')
-    yield content.getvalue(), number % 3
+    PIL.Image.fromarray(pixels).save(content, 'JPEG')
+    if number % 3 in kept:
+      yield content.getvalue(), number % 3
 
 
-def write_folder(root, prefix, seed, count):
-  for number, (content, label) in enumerate(examples(seed, count)):
-    path = root / NAMES[label] / f'{number}.png'
+def write_folder(root, prefix, *which):
+  for number, (content, label) in enumerate(examples(*which)):
+    path = root / NAMES[label] / f'{number}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
-def write_tar(root, prefix, seed, count):
+def write_tar(root, prefix, *which):
   root.mkdir(parents=True)
   (root / 'classes.txt').write_text('\n'.join(NAMES))
   with tarfile.open(root / f'{prefix}-0.tar', 'w') as tar:
-    for number, (content, label) in enumerate(examples(seed, count)):
-      for suffix, data in (('png', content), ('cls', str(label).encode())):
+    for number, (content, label) in enumerate(examples(*which)):
+      for suffix, data in (('jpg', content), ('cls', str(label).encode())):
         info = tarfile.TarInfo(f'{number}.{suffix}')
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
 
 
-def write_parquet(root, prefix, seed, count):
+def write_parquet(root, prefix, *which):
   import pyarrow as pa
   import pyarrow.parquet as pq
 
   root.mkdir(parents=True)
-  contents, labels = zip(*examples(seed, count), strict=True)
+  contents, labels = zip(*examples(*which), strict=True)
   table = pa.table({'image': contents, 'label': [NAMES[i] for i in labels]})
   pq.write_table(table, root / f'{prefix}-0.parquet')
 
@@ -69,6 +73,7 @@ def trained(request, tmp_path_factory, small):
     data__source=request.param,
     data__path=str(folder / 'data'),
     data__val_fraction=0.25,
+    data__unreadable='skip',
     num_steps=2,
     global_batch_size=4,
   )
@@ -142,3 +147,132 @@ def test_other_data_keeps_its_own_splits(trained, tmp_path, call):
     arguments = ('--workdir', trained[0], '--data_path', tmp_path)
     result = call(evaluate, *arguments, '--split', split)[1]
     assert result['examples'] == count
+
+
+def probabilities(call, workdir, photographs):
+  """{file: {class: probability}} of all classes, by `predict`."""
+  entries = call(predict, '--workdir', workdir, photographs)[1]['predictions']
+  return {
+    entry['file']: {c['class']: c['probability'] for c in entry['classes']}
+    for entry in entries
+  }
+
+
+def write_prepared(root, command):
+  """A raw or TFDS set whose validation has four photographs of two classes."""
+  write_folder(root / 'source' / 'train', '', 2, 2)
+  write_folder(root / 'source' / 'val', '', 1, 2, (0, 2))
+  arguments = f'{command} --source folder --size 28 --path'.split()
+  arguments += [str(root / 'source'), '--out', str(root / 'data')]
+  assert prepare.main(arguments) == 0
+
+
+@pytest.mark.parametrize('trained', ['folder'], indirect=True)
+@pytest.mark.parametrize('kind', [*WRITERS, 'raw', 'tfds:photos'])
+def test_a_subset_is_measured_over_its_classes(trained, tmp_path, call, kind):
+  """Cats and dogs of every kind, by a network that knows cows."""
+  workdir = trained[0]
+  if kind in WRITERS:
+    if kind == 'parquet':
+      pytest.importorskip('pyarrow')
+    WRITERS[kind](tmp_path / 'data', 'test', 1, 2, (0, 2))
+  else:
+    command = 'raw' if kind == 'raw' else 'resize --name photos'
+    write_prepared(tmp_path, command)
+  write_folder(tmp_path / 'photographs', '', 1, 2, (0, 2))
+  arguments = ['--workdir', workdir, '--data_path', tmp_path / 'data']
+  arguments += [] if kind == 'folder' else ['--data_source', kind]
+  table = tmp_path / 'table.csv'
+  code, result, err = call(
+    *(evaluate, *arguments, '--subset', '--per_example', table)
+  )
+  assert code == 0, err
+  assert 'has 2 of the 3 classes; only those are predicted' in err
+  by_file = probabilities(call, workdir, tmp_path / 'photographs')
+  wanted = []
+  for file, shares in by_file.items():
+    label, other = ('cat', 'dog') if '/cat/' in file else ('dog', 'cat')
+    share = shares[label] / (shares['cat'] + shares['dog'])
+    best = sorted([(share, label), (1 - share, other)], reverse=True)
+    wanted.append([-np.log(share), label, *best[0], *best[1]])
+  with table.open(newline='') as file:
+    header, *rows = csv.reader(file)
+  ranked = ['class_1', 'probability_1', 'class_2', 'probability_2']
+  assert header == ['name', 'label', *ranked, 'loss']
+  found = [
+    [float(loss), label, float(p), first, float(q), second]
+    for _, label, first, p, second, q, loss in rows
+  ]
+  if kind == 'folder':
+    names = [name.replace('/data/', '/photographs/') for name, *_ in rows]
+    assert names == list(by_file)
+  for row, expected in zip(sorted(found), sorted(wanted), strict=True):
+    for value, other in zip(row, expected, strict=True):
+      assert value == (
+        other if isinstance(other, str) else pytest.approx(other, rel=1e-4)
+      )
+  losses, labels = [row[0] for row in wanted], [row[1] for row in wanted]
+  assert result['eval/loss'] == pytest.approx(np.mean(losses), rel=1e-4)
+  right = np.mean([row[1] == row[3] for row in wanted])
+  assert (result['eval/top1'], result['eval/top5']) == (right, 1)
+  assert (result['classes'], result['examples']) == (2, 4)
+  assert sorted(labels) == ['cat', 'cat', 'dog', 'dog']
+  # The mean is over the two classes.
+  recalls = [
+    np.mean([row[1] == row[3] for row in wanted if row[1] == label])
+    for label in ('cat', 'dog')
+  ]
+  assert result['eval/macro_recall'] == pytest.approx(np.mean(recalls))
+  assert (
+    result['state_digest']
+    == (call(evaluate, '--workdir', workdir)[1]['state_digest'])
+  )
+
+
+@pytest.mark.parametrize('trained', ['folder'], indirect=True)
+def test_an_image_that_cannot_be_read_has_its_name_in_the_table(
+  trained, tmp_path, call
+):
+  write_folder(tmp_path / 'data', '', 1, 1)
+  broken = tmp_path / 'data' / 'cow' / '1.jpg'
+  broken.write_bytes(b'')
+  arguments = ('--workdir', trained[0], '--data_path', tmp_path / 'data')
+  table = tmp_path / 'table.csv'
+  code, result, _ = call(evaluate, *arguments, '--per_example', table)
+  assert (code, result['unreadable'], result['classes']) == (0, 1, 3)
+  with table.open(newline='') as file:
+    _, *rows = csv.reader(file)
+  assert rows[1] == [str(broken), *[''] * 8]
+  assert [row[1] for row in rows] == ['cat', '', 'dog']
+  measured = alexnet_jax.open_run(trained[0]).evaluate(
+    str(tmp_path / 'data'), subset=True, data_source='folder', crops=1
+  )
+  # That a class occurs is known without reading its image.
+  assert measured['classes'] == 3
+  for flag, complaint in (
+    (tmp_path / 'data', 'is a folder; name a file'),
+    (tmp_path / 'no' / 'x.csv', 'there is no folder'),
+  ):
+    code, _, err = call(evaluate, *arguments, '--per_example', flag)
+    assert code == 2
+    assert complaint in err
+
+
+@pytest.mark.parametrize('trained', ['parquet'], indirect=True)
+def test_other_classes_are_refused_by_name(trained, tmp_path, call):
+  arguments = ('--workdir', trained[0], '--data_path', tmp_path / 'data')
+  write_parquet(tmp_path / 'data', 'test', 1, 2, (0, 2))
+  code, _, err = call(evaluate, *arguments)
+  assert code == 2
+  assert '`evaluate --subset` takes data with a part of the classes' in err
+  (tmp_path / 'data').rename(tmp_path / 'parquet')
+  write_folder(tmp_path / 'data', '', 1, 1)
+  (tmp_path / 'data' / 'cow').rename(tmp_path / 'data' / 'ox')
+  for flags in ((), ('--subset',)):
+    code, _, err = call(
+      *(evaluate, *arguments, '--data_source', 'folder', *flags)
+    )
+    assert code == 2
+    assert "'ox'" in err
+    assert "3 classes ('cat', 'cow', 'dog')" in err
+  assert "1 classes ('ox') that the network lacks" in err

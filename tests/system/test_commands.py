@@ -29,6 +29,7 @@ def fail(*overrides, config=QUICKSTART, **options):
 def test_help_needs_no_jax():
   """`import jax` alone would take most of the two seconds."""
   modules = ('main', 'predict', 'evaluation.evaluate', 'evaluation.compare')
+  modules += ('evaluation.features',)
   for module in modules:
     program = (
       'import runpy, sys\n'

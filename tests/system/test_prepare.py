@@ -115,7 +115,7 @@ def test_a_full_disk_keeps_the_finished_shards(
   sizes = {'raw': (200_000, 5, 49), 'resize': (400_000, 20, 13)}
   room, per_shard, total = sizes[command]
   command_line = arguments(command, photos, out, per_shard)
-  monkeypatch.setattr(shards, '_check_room', lambda *_: None)  # at the start
+  monkeypatch.setattr(shards.files, 'check_room', lambda *_: '')  # at the start
   others.write_bytes(bytes(4 * 1024 * 1024 - room))
   assert prepare(command_line) == 2
   message, done = capsys.readouterr().err, finished(out)

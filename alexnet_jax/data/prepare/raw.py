@@ -61,16 +61,12 @@ class RawSet:
   def write(self, path, examples) -> dict:
     """Writes squares as .npy; their number is known at the end only."""
     labels, sums, products = [], np.zeros(3, int), np.zeros((3, 3), int)
-    with path.open('wb') as file:
-      start = self._write_header(file, 0)
+    with raw.new_array(path, '|u1', (self._size, self._size, 3)) as append:
       for pixels, label, (image_sums, image_products) in examples:
-        file.write(pixels.data)
+        append(pixels[None])
         labels.append(label)
         sums += image_sums
         products += image_products
-      file.seek(0)
-      if self._write_header(file, len(labels)) != start:
-        raise RuntimeError('the length of a .npy header changed')
     return {
       'sha256': _sha256(path),  # from the page cache
       'num_examples': len(labels),
@@ -78,14 +74,6 @@ class RawSet:
       'sums': sums.tolist(),
       'products': products.tolist(),
     }
-
-  def _write_header(self, file, count):
-    """Writes the header of a .npy file; returns its length."""
-    # numpy leaves room for a larger first dimension.
-    shape = count, self._size, self._size, 3
-    header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.tell()
 
   def describe(self, notes) -> None:
     """Writes the manifest, from the notes of each split's shards."""

@@ -213,7 +213,7 @@ def _write_shards(target, loaders, planned, notes):
       if note and path.stat().st_size == note.get('bytes'):
         notes[shard.key] = note
   missing = [shard for shard in planned if shard.key not in notes]
-  _check_room(folder, target.estimate(missing))
+  print(files.check_room(folder, target.estimate(missing)), file=sys.stderr)
   _begin(target)
   if notes:
     done = f'{len(notes)} of {len(planned)} shards are there already'
@@ -243,18 +243,6 @@ def _begin(target):
     _check_settings(target, 'was begun', _read_json(path), settings)
   else:
     write_json(path, settings)
-
-
-def _check_room(folder, needed):
-  """Prints how much room is needed and left; raises if it is not enough."""
-  free = shutil.disk_usage(folder).free
-  text = (
-    f'the set needs about {needed / 1e6:,.1f} MB; {folder} has'
-    f' {free / 1e6:,.1f} MB of room'
-  )
-  if free < needed:
-    raise UserError(f'{text}; make room or choose another --out')
-  print(text, file=sys.stderr)
 
 
 def _write_shard(target, shard, add_done):

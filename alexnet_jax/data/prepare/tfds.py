@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import sys
 import tarfile
 
@@ -193,12 +192,7 @@ def _check_tars(manual, folder):
       )
   # TFDS shuffles through files that shrink as the records grow.
   needed = sum((manual / name).stat().st_size for name in _IMAGENET_TARS)
-  free = shutil.disk_usage(folder).free
-  if free < needed:
-    raise UserError(
-      f'ImageNet needs {needed / 1e9:.0f} GB in {folder}, which has'
-      f' {free / 1e9:.0f} GB; make room or choose another --data_dir'
-    )
+  files.check_room(folder, needed)
 
 
 def _run_builder(tensorflow, builder, manual):

@@ -1,0 +1,192 @@
+"""Writes what the layers of a trained network make of images.
+
+python -m alexnet_jax.evaluation.features --workdir DIR --layers conv5,dense2
+--out OUT photo.jpg folder/ ...
+"""
+
+import argparse
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import itertools
+import math
+import sys
+
+import numpy as np
+
+from alexnet_jax import cli
+from alexnet_jax import errors
+from alexnet_jax import files
+from alexnet_jax.errors import UserError
+
+_DESCRIPTION = """\
+Writes the outputs of layers, as the network of a run computes them in
+evaluation: the center of the resized image, minus the mean; no dropout. Layers
+have the names that `main --summary` shows. The ReLU that comes directly after a
+layer belongs to its output: dense2 has no negative numbers, unless batch norm
+lies between; then dense_norm2 has none. head gives the logits."""
+_EPILOG = """\
+OUT gets LAYER.npy, float32 [images, ...] (channels last), and examples.csv: the
+row of each image, its name, and its class in a split. Memory does not grow with
+their number; numpy.load(FILE, mmap_mode='r') reads as little. Images that
+cannot be decoded have no row. Exit codes: 0 done, 2 something to mend, such as
+named files that cannot be decoded."""
+
+
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  parser = argparse.ArgumentParser(
+    prog='python -m alexnet_jax.evaluation.features',
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  text = 'an image, or a folder with images in it or below'
+  add('paths', nargs='*', type=cli.path, metavar='PATH', help=text)
+  text = 'or the images of a split: validation, train, a split of TFDS'
+  add('--split', default='', help=text)
+  add('--layers', required=True, metavar='LAYER,...')
+  add('--out', required=True, type=cli.path, help='a new folder')
+  cli.add_run(parser)
+  cli.add_data_path(parser)
+  cli.add_data_source(parser)
+  cli.add_json(parser)
+  arguments = parser.parse_args(argv)
+  return cli.run(
+    lambda: _work(arguments),
+    json_output=arguments.json,
+    exit_code=lambda result: (
+      errors.EXIT_USER if arguments.paths and result['unreadable'] else 0
+    ),
+  )
+
+
+def _work(arguments):
+  """Writes the folder, as a whole or not at all; returns the result."""
+  paths, split, out = arguments.paths, arguments.split, arguments.out
+  data = arguments.data_path, arguments.data_source
+  if bool(paths) == bool(split) or (paths and any(data)):
+    raise UserError(
+      'give either images or --split, which --data_path and --data_source go'
+      ' with'
+    )
+  if out.endswith('.npy'):
+    raise UserError(f'--out is {out!r}; name a folder, for LAYER.npy')
+  files.check_new_folder(out)
+  from alexnet_jax.data import folder as folder_lib
+  from alexnet_jax.training import measure
+
+  images = folder_lib.find_images(paths) if paths else []
+  run = measure.load_network(
+    arguments.workdir, arguments.checkpoint, data[0], data_source=data[1]
+  )
+  shapes = _shapes(run, arguments.layers.split(','))
+  if paths:
+    run, loader = measure.open_images(run, images)
+  else:
+    loader, _ = measure.open_split(run, split)
+  numbers = sum(map(math.prod, shapes.values()))
+  files.check_room(out, 4 * numbers * loader.source.num_examples)
+  with files.new_folder(out) as folder:
+    count = _write(folder, run, loader, shapes)
+  left_out = [{'file': f, 'reason': r} for f, r in loader.unreadable.items()]
+  text = f'{out}: {", ".join(shapes)} of {count:,} images'
+  if left_out:
+    text += f'; {len(left_out)} cannot be read: the warnings above name them'
+  print(text, file=sys.stderr)
+  return {
+    'out': out,
+    'layers': {name: [count, *shape] for name, shape in shapes.items()},
+    'step': int(run.state.step),
+    'examples': count,
+    'unreadable': left_out,
+  }
+
+
+def _shapes(run, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of outputs of layers; UserError if there is no such."""
+  from alexnet_jax.evaluation import summary
+  from alexnet_jax.training import build
+
+  shape = build.image_shape(run.config)
+  _, rows = summary.layer_table(run.state.apply_fn.__self__, shape)
+  known = {name: shape for name, shape, _ in rows}
+  if unknown := [name for name in names if name not in known]:
+    raise UserError(
+      f'there is no layer {unknown[0]!r}; there are {", ".join(known)}'
+    )
+  return {name: known[name] for name in names}
+
+
+def _write(folder, run, loader, shapes) -> int:
+  """Writes the files; returns the number of rows."""
+  from alexnet_jax.data import raw
+
+  source, numbers = loader.source, itertools.count()
+
+  def table():
+    yield 'row', 'name', 'label'
+    indices = iter(range(source.num_examples))
+    for labels, counts, outputs in _outputs(run, loader, shapes):
+      for name, append in appends.items():
+        append(outputs[name][counts])
+      # The last batch is filled up. Indices last: zip takes none too many.
+      for label, is_there, index in zip(labels, counts, indices, strict=False):
+        row = name = ''
+        if is_there:
+          row, name = next(numbers), source.class_names[label]
+        yield row, source.describe(index), name
+
+  with contextlib.ExitStack() as stack:
+    appends = {
+      name: stack.enter_context(
+        raw.new_array(folder / f'{name}.npy', '<f4', shape)
+      )
+      for name, shape in shapes.items()
+    }
+    # A name of a file may be any bytes; they are written as they are.
+    files.write_csv(folder / 'examples.csv', table(), errors='surrogateescape')
+  if not (count := next(numbers)):
+    raise UserError('none of the images can be read')
+  return count
+
+
+def _outputs(run, loader, names) -> Iterator[tuple]:
+  """Yields what `step.feature_step` gives for each batch, as numpy arrays."""
+  import jax
+
+  from alexnet_jax.evaluation import evaluate
+
+  model = run.state.apply_fn.__self__
+  layers = tuple((name, model.relu_follows(name)) for name in names)
+  step = run.steps.features(layers)
+
+  def dispatched():
+    with contextlib.closing(evaluate.host_batches(run, loader)) as batches:
+      for batch in batches:
+        yield step(run.state, run.to_devices(batch))
+    yield None
+
+  # One batch late: the next is under way before the host waits.
+  for result, _ in itertools.pairwise(dispatched()):
+    yield jax.device_get(result)
+
+
+def of_images(run, images: Sequence, layer: str) -> np.ndarray:
+  """Returns the outputs of a layer for images; see `run.Run.features`."""
+  from alexnet_jax.training import measure
+
+  shapes = _shapes(run, [layer])
+  run, loader = measure.open_images(run, images)
+  parts = [
+    outputs[layer][counts]
+    for _, counts, outputs in _outputs(run, loader, shapes)
+  ]
+  for name, reason in loader.unreadable.items():
+    raise UserError(f'{name} cannot be read: {reason}')
+  return np.concatenate(parts)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,225 @@
+"""Outputs of layers, against a network written by hand in numpy."""
+
+import collections
+import csv
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import alexnet_jax
+from alexnet_jax import files
+from alexnet_jax.data import pixel_statistics
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import features
+from alexnet_jax.evaluation import summary
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.training import measure
+from tests.system import commands
+
+LAYERS = ['conv1', 'lrn1', 'pool1', 'conv2', 'pool2', 'dense1', 'head']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(folder of a run of two towers with averaged weights, its 22 images)."""
+  folder = tmp_path_factory.mktemp('features')
+  rng = np.random.default_rng(0)
+  for number in range(30):
+    split = 'train' if number < 8 else 'val'
+    path = folder / 'data' / split / 'ab'[number % 2] / f'{number:02}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+    if number in (12, 29):  # the third and the last in their order
+      path.write_bytes(b'')
+  recipe = commands.write_recipe(
+    folder,
+    data__source='folder',
+    data__path=str(folder / 'data'),
+    data__mean='image',
+    data__unreadable='skip',
+    model__groups=(1, 2),
+    model__norm_layers=(1,),
+    model__dropout_scaling='evaluation',
+    ema_decay=0.5,
+    num_steps=3,
+  )
+  commands.train_here(recipe, folder / 'run')
+  return folder / 'run', folder / 'data' / 'val'
+
+
+def convolve(x, params, groups):
+  """A convolution of 3 x 3 with a padding of 1, [height, width, channels]."""
+  kernel = params['kernel']
+  padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+  parts = []
+  for inputs, weights in zip(
+    np.split(padded, groups, 2), np.split(kernel, groups, 3), strict=True
+  ):
+    windows = np.lib.stride_tricks.sliding_window_view(inputs, (3, 3), (0, 1))
+    parts.append(np.einsum('yxcij,ijco->yxo', windows, weights))
+  return np.concatenate(parts, 2) + params['bias']
+
+
+def normalize(x):
+  sums = np.zeros_like(x)
+  for channel in range(x.shape[2]):
+    near = x[:, :, max(0, channel - 2) : channel + 3]
+    sums[:, :, channel] = (near**2).sum(2)
+  return x / (2 + 1e-4 * sums) ** 0.75
+
+
+def pool(x):
+  windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (0, 1))
+  return windows[::2, ::2].max((3, 4))
+
+
+def by_hand(image, params, mean):
+  """Returns {layer: output} of pixels [24, 24, 3]."""
+  x = (image.astype(float) - mean) / 60
+  out = {'conv1': np.maximum(convolve(x, params['conv1'], 1), 0)}
+  out['lrn1'] = normalize(out['conv1'])
+  out['pool1'] = pool(out['lrn1'])
+  out['conv2'] = np.maximum(convolve(out['pool1'], params['conv2'], 2), 0)
+  out['pool2'] = pool(out['conv2'])
+  dense, head = params['dense1'], params['head']
+  x = out['pool2'].reshape(-1) @ dense['kernel'] + dense['bias']
+  out['dense1'] = np.maximum(x, 0)
+  # The dropout of 0.5 halves what goes on, not the layer's output.
+  out['head'] = out['dense1'] / 2 @ head['kernel'] + head['bias']
+  return out
+
+
+def read_rows(folder):
+  with (folder / 'examples.csv').open(newline='') as file:
+    header, *rows = csv.reader(file)
+  assert header == ['row', 'name', 'label']
+  return rows
+
+
+def test_outputs_of_a_split_are_those_of_a_plain_network(
+  trained, tmp_path, call
+):
+  """On four devices; batches of 8 do not divide 22, and two have no pixels."""
+  (workdir, data), out = trained, tmp_path / 'new' / 'out'
+  code, result, err = call(
+    *(features, '--workdir', workdir, '--layers', ','.join(LAYERS)),
+    *('--split', 'validation', '--out', out),
+  )
+  assert code == 0, err
+  assert list(out.parent.iterdir()) == [out]
+  names = sorted(data.rglob('*.png'))
+  there = [name for name in names if name.stat().st_size]
+  numbers = {name: str(row) for row, name in enumerate(there)}
+  rows = read_rows(out)
+  assert [name for _, name, _ in rows] == list(map(str, names))
+  for row, name in zip(rows, names, strict=True):
+    label = name.parent.name if name in numbers else ''
+    assert row == [numbers.get(name, ''), str(name), label]
+  broken = [str(name) for name in names if name not in numbers]
+  assert [entry['file'] for entry in result['unreadable']] == broken
+  state = jax.device_get(measure.load_network(str(workdir)).state)
+  head, plain = state.ema_params['head'], state.params['head']
+  assert not np.array_equal(head['bias'], plain['bias'])
+  with np.load(workdir / pixel_statistics.MEAN_FILE) as file:
+    mean = file['mean'][2:26, 2:26]
+  found = {name: np.load(out / f'{name}.npy', mmap_mode='r') for name in LAYERS}
+  assert {n: list(a.shape) for n, a in found.items()} == result['layers']
+  assert {a.dtype for a in found.values()} == {np.dtype('float32')}
+  for row, name in enumerate(there):
+    pixels = np.asarray(PIL.Image.open(name))[2:26, 2:26]
+    for layer, wanted in by_hand(pixels, state.ema_params, mean).items():
+      np.testing.assert_allclose(
+        found[layer][row], wanted, rtol=1e-4, atol=1e-5, err_msg=layer
+      )
+
+
+def test_named_files_and_the_function_give_the_same(trained, tmp_path, call):
+  workdir, data = trained
+  names = sorted(data.rglob('*.png'))[:3]
+  arguments = ('--workdir', workdir, '--layers', 'dense1', *names)
+  code, result, err = call(features, *arguments, '--out', tmp_path / 'out')
+  assert code == 2
+  assert '1 cannot be read: the warnings above name them' in err
+  assert [e['file'] for e in result['unreadable']] == [str(names[2])]
+  rows = read_rows(tmp_path / 'out')
+  assert rows == [
+    ['0', str(names[0]), ''],
+    ['1', str(names[1]), ''],
+    ['', str(names[2]), ''],
+  ]
+  run = alexnet_jax.open_run(workdir)
+  given = run.features(names[:2], 'dense1')
+  assert given.dtype == np.float32
+  np.testing.assert_array_equal(np.load(tmp_path / 'out/dense1.npy'), given)
+  with pytest.raises(UserError, match='cannot be read: the file is empty'):
+    run.features(names, 'dense1')
+  # None at all: nothing is left.
+  code, _, err = call(
+    features, *arguments[:-3], names[2], '--out', tmp_path / 'n'
+  )
+  assert code == 2
+  assert 'none of the images can be read' in err
+  assert list(tmp_path.iterdir()) == [tmp_path / 'out']
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'complaint'),
+  [
+    ((), 'give either images or --split'),
+    (('.', '--split', 'validation'), 'give either images or --split'),
+    (('.', '--data_path', '.'), 'give either images or --split'),
+    (('--split', 'train', '--out', 'tests'), 'tests is there already'),
+    (('--split', 'train', '--out', 'x.npy'), "'x.npy'; name a folder"),
+    (
+      ('--split', 'train', '--layers', 'dense1,fc7'),
+      "no layer 'fc7'; there are",
+    ),
+    (('--split', 'train', '--data_source', 'tars'), "'tars', not one of"),
+    (('--split', 'train', '--data_source', 'raw'), 'must name the folder'),
+    (('--split', 'train', '--data_source', 'tar:x'), 'has no effect'),
+    (('--split', 'train', '--layers', 'head'), 'make room'),
+  ],
+)
+def test_wrong_arguments_leave_nothing(
+  trained, tmp_path, call, monkeypatch, arguments, complaint
+):
+  usage = collections.namedtuple('Usage', 'free')
+  monkeypatch.setattr(files.shutil, 'disk_usage', lambda _: usage(32))
+  monkeypatch.chdir(commands.ROOT)
+  given = (
+    '--workdir',
+    trained[0],
+    '--layers',
+    'dense1',
+    '--out',
+    tmp_path / 'x',
+  )
+  code, _, err = call(features, *given, *arguments)
+  assert code == 2
+  assert complaint in err
+  assert not list(tmp_path.iterdir())
+
+
+def test_every_name_of_the_summary_and_its_relu():
+  plain = {'num_classes': 3, 'channels': (4, 4), 'kernels': (3, 3)}
+  plain |= {'strides': (1, 1), 'paddings': (1, 1), 'groups': (1, 1)}
+  plain |= {'pool_layers': (1, 2), 'bias_layers': (), 'hidden': (5, 5)}
+  paper = 'conv1 conv2 dense1 dense2'
+  orders = {'block_order': ('norm-pool-relu', 'relu-norm-spatial-pool')}
+  before = {'norm_before_relu': True}
+  for fields, rectified in (
+    ({}, paper),
+    ({'dropout_position': 'before', 'norm_hidden': (2,)}, paper),
+    (orders, 'pool1 conv2 dense1 dense2'),
+    ({**before, 'norm': 'batch', 'norm_hidden': (2,)},
+     'norm1 norm2 dense1 dense_norm2'),
+    ({**before, 'norm_layers': (2,)}, 'conv1 lrn2 dense1 dense2'),
+    ({**before, 'norm': 'none'}, paper),
+  ):  # fmt: skip
+    model = AlexNet(**plain, **fields)
+    _, rows = summary.layer_table(model, (24, 24, 3))
+    found = [name for name, *_ in rows if model.relu_follows(name)]
+    assert found == rectified.split(), fields
