@@ -186,8 +186,9 @@ _RUN = {
   'ema_decay': Key(0.0, _SHARE),  # of averaged weights for evaluation; 0: none
 }
 
-_SOURCES = ('digits', 'folder', 'tfds', 'tar', 'parquet', 'raw', 'synthetic')
-_IMAGES = 'data.source=folder|tfds|tar|parquet'  # encoded
+_SOURCES = ('digits', 'folder', 'tfds', 'imagenet', 'tar', 'parquet', 'raw')
+_SOURCES += ('synthetic',)
+_IMAGES = 'data.source=folder|tfds|imagenet|tar|parquet'  # encoded
 _DIVIDED = 'data.source=digits|folder|tar|parquet'  # without a split
 _TFDS = 'data.source=tfds'
 _SYNTHETIC = 'data.source=synthetic'

@@ -311,15 +311,20 @@ def differences(before: Mapping, after: Mapping) -> dict[str, tuple]:
 
 
 def read_at(path: str, size: int, offset: int = 0) -> bytes:
-  """Reads up to `size` bytes of a file from `offset` on, fewer at its end.
+  """Reads up to `size` bytes of a file from `offset` on, fewer at its end."""
+  with _opened(path) as file:
+    return read_range(file, size, offset)
+
+
+def read_range(file: int, size: int, offset: int) -> bytes:
+  """Reads as `read_at` does, from a file that is open as a number.
 
   It makes as few system calls as possible: each hands over the GIL.
   """
-  with _opened(path) as file:
-    content = more = os.pread(file, size, offset)
-    while more and len(content) < size:  # at the end, or a slow file system
-      more = os.pread(file, size - len(content), offset + len(content))
-      content += more
+  content = more = os.pread(file, size, offset)
+  while more and len(content) < size:  # at the end, or a slow file system
+    more = os.pread(file, size - len(content), offset + len(content))
+    content += more
   return content
 
 

@@ -2,6 +2,9 @@
 
     python -m alexnet_jax.main --config configs/imagenet.py
 
+It takes what `prepare tfds` built; --config.data.source=imagenet takes the two
+tars themselves, from the folder --config.data.path=TARS.
+
 The network in one tower (62,378,344 parameters) on random 224 crops and flips
 of the center 256 squares, trained as in the paper: SGD 0.01 with momentum 0.9,
 weight decay 5e-4, the rate divided by 10 when the validation accuracy stops

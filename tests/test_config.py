@@ -139,6 +139,9 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
       r'drop_epochs is \(2, 1\); it takes numbers above 0, each larger',
     ),
     (['data.source=folder'], 'must name the folder'),
+    (['data.source=imagenet'], 'must name the folder of the imagenet set'),
+    (['data.source=imagenet', 'data.val_fraction=0.3'], '0.3, which has no'),
+    (['data.source=imagenet', 'data.tfds_name=x'], "'x', which has no effect"),
     (['data.fold=1', 'data.folds=1'], 'folds is 1; it must be 0 or'),
     (
       ['data.crop=random_resized', 'data.crop_ratio=(0.75,1e400)'],

@@ -9,6 +9,7 @@ import io
 import numpy as np
 
 from alexnet_jax.data.folder import folder_source
+from alexnet_jax.data.imagenet import imagenet_source
 from alexnet_jax.data.parquet import parquet_source
 from alexnet_jax.data.raw import raw_source
 from alexnet_jax.data.splits import digest
@@ -19,7 +20,8 @@ from alexnet_jax.data.tar_shards import tar_source
 from alexnet_jax.data.tfds_records import tfds_source
 from alexnet_jax.errors import UserError
 
-KINDS = ('digits', 'folder', 'tfds', 'tar', 'parquet', 'raw', 'synthetic')
+KINDS = ('digits', 'folder', 'tfds', 'imagenet', 'tar', 'parquet', 'raw')
+KINDS += ('synthetic',)
 SPLITS = ('train', 'validation')
 
 
@@ -96,6 +98,8 @@ def _open(source, split, data):
       return folder_source(data.path, *divided)
     case 'tfds':
       return tfds_source(data.tfds_name, data.tfds_split, data.path)
+    case 'imagenet':
+      return imagenet_source(data.path, split)
     case 'tar':
       return tar_source(data.path, *divided)
     case 'parquet':

@@ -178,7 +178,8 @@ def check_labels(
         ' part of training is held out'
       )
     if len(unknown := np.setdiff1d(classes, training.labels)):
-      first = f'that training lacks, the first: {unknown[0]}'
+      name = dict(enumerate(training.class_names)).get(unknown[0], unknown[0])
+      first = f'that training lacks, the first: {name}'
       raise UserError(f'{root} has {len(unknown)} labels in validation {first}')
     return training.class_names
   if len(classes) < 2:

@@ -1,5 +1,6 @@
 """Samples in uncompressed tar shards, laid out as WebDataset does."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -8,6 +9,7 @@ import os
 import pathlib
 import re
 import tarfile
+from typing import BinaryIO
 
 import numpy as np
 
@@ -21,7 +23,7 @@ _IMAGES = frozenset(suffix[1:] for suffix in folder.IMAGE_SUFFIXES)
 _LABELS = ('cls', 'json')  # the first is taken where a sample has both
 _CLASS_FILES = ('classes.txt', 'classnames.txt')
 _BLOCK = 512  # bytes; a tar consists of such blocks and ends with one of zeros
-_ENCODING = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # of any names
+ENCODING = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # of any names
 _LONG_TO_INDEX = 1 << 33  # bytes; indexing them is announced
 _LARGE = 10_000  # samples; their index is kept in a file
 _INDEX_VERSION = 1
@@ -61,16 +63,21 @@ class TarSource(splits.Source):
     path = os.path.join(self.root, self.shards[shard])
     try:
       # Opened anew each time: there may be more shards than open files.
-      content = files.read_at(path, _BLOCK + size, offset - _BLOCK)
-      shard_size = os.stat(path).st_size
+      file = os.open(path, os.O_RDONLY)
+      try:
+        content = files.read_range(file, size, offset)
+        header = files.read_range(file, _BLOCK, offset - _BLOCK)
+        shard_size = os.fstat(file).st_size
+      finally:
+        os.close(file)
     except OSError as error:
       raise UserError(f'cannot read {path}: {error.strerror}') from error
-    if len(content) != _BLOCK + size or shard_size != self.shard_sizes[shard]:
+    if len(content) != size or shard_size != self.shard_sizes[shard]:
       raise splits.changed(path)
-    if not _header_has(content[:_BLOCK], size):
+    if not _header_has(header, size):
       problem = 'an index.npz that does not fit the shards: delete it'
       raise UserError(f'{self.root} has {problem}')
-    return content[_BLOCK:], label
+    return content, label
 
   def describe(self, index: int) -> str:
     sample = self.samples[index]
@@ -114,11 +121,8 @@ def tar_source(
   """
 
   def open_files(root, names, training):
-    shards = tuple(names)
-    stats = [(root / shard).stat() for shard in shards]
-    sizes = tuple(status.st_size for status in stats)
-    state = shards, sizes, tuple(status.st_mtime_ns for status in stats)
-    samples = _indexed(root, 'validation' if training else 'train', *state)
+    shards, name = tuple(names), 'validation' if training else 'train'
+    sizes, samples = open_index(root, name, shards, _index_shards)
     classes = None if training else _read_class_names(root)
     classes = splits.check_labels(root, samples['label'], classes, training)
     return TarSource(root, split, shards, sizes, samples, classes)
@@ -145,16 +149,34 @@ def _read_class_names(root):
   return names
 
 
+def open_index(
+  root: pathlib.Path,
+  split: str,
+  shards: tuple[str, ...],
+  index_shards: Callable[[pathlib.Path, tuple[str, ...]], np.ndarray],
+) -> tuple[tuple[int, ...], np.ndarray]:
+  """Returns (bytes of each shard, samples of `index_shards(root, shards)`).
+
+  The index of many samples is kept in `root`; see `TarSource` for what they
+  are. They are shared, and not to be changed.
+  """
+  stats = [(root / shard).stat() for shard in shards]
+  sizes = tuple(status.st_size for status in stats)
+  times = tuple(status.st_mtime_ns for status in stats)
+  return sizes, _indexed(root, split, shards, sizes, times, index_shards)
+
+
 @functools.lru_cache(4)  # for the other split, and for folds
-def _indexed(root, split, shards, sizes, times):
+def _indexed(root, split, shards, sizes, times, index_shards):
   """Returns the samples of some shards, from the kept index if it holds."""
   state = json.dumps([_INDEX_VERSION, shards, sizes, times])
   path = root / f'{split}.index.npz'
   if (samples := _load_index(path, state, sizes)) is not None:
     return samples
   if sum(sizes) >= _LONG_TO_INDEX:
-    splits.warn_once(f'{root}: indexing {len(shards)} {split} shards')
-  samples = _index_shards(root, shards)
+    size = f'{sum(sizes) / 1e9:,.0f} GB'
+    splits.warn_once(f'{root}: indexing the tars for {split}, {size}')
+  samples = index_shards(root, shards)
   if len(samples) >= _LARGE:
     try:
       with files.replaced_file(path) as temporary, temporary.open('wb') as file:
@@ -198,13 +220,13 @@ def _index_shard(root, number, shard):
   path, samples, ignored = root / shard, {}, []
   try:
     with open(path, 'rb') as file:
-      for name, offset, size in _members(path, file):
+      for name, offset, size in members(path, file):
         stem, _, ending = name.rpartition('/')[2].partition('.')
         ending = ending.lower()
         if not stem or ending not in (*_IMAGES, *_LABELS):
           ignored.append(name)
           continue
-        key = name[: len(name) - len(ending) - 1].encode(**_ENCODING)
+        key = name[: len(name) - len(ending) - 1].encode(**ENCODING)
         parts = samples.setdefault(key, {})
         if ending in parts:
           raise UserError(f'{path} has the file {name!r} twice')
@@ -218,7 +240,12 @@ def _index_shard(root, number, shard):
   if not rows:
     others = f'only others: {ignored[:3]}'
     raise UserError(f'{path} has no samples (KEY.jpg with KEY.cls), {others}')
-  return np.array(rows, _dtype(max(len(row[-1]) for row in rows))), ignored
+  return sample_array(rows), ignored
+
+
+def sample_array(rows: Sequence[tuple]) -> np.ndarray:
+  """Returns the samples of some rows, at least one; see `TarSource`."""
+  return np.array(rows, _dtype(max(len(row[-1]) for row in rows)))
 
 
 def _dtype(key_bytes):
@@ -226,26 +253,42 @@ def _dtype(key_bytes):
   return np.dtype({'names': _FIELDS, 'formats': formats})
 
 
-def _members(path, file):
-  """Returns (name, offset, size) of the files in a tar; it must be whole."""
-  found = []
+def members(
+  place: str | os.PathLike, file: BinaryIO, start: int = 0, end: int = 0
+) -> list[tuple[str, int, int]]:
+  """Returns (name, offset, size) of the files in a tar; it must be whole.
+
+  Args:
+    place: what messages call the tar.
+    file: that holds it; offsets are those in this file.
+    start: byte at which it begins.
+    end: byte at which it must have ended; 0: the end of the file.
+
+  Raises:
+    UserError: if it is cut off, damaged or compressed, or holds links.
+  """
+  found, end = [], end or os.fstat(file.fileno()).st_size
   try:
-    with tarfile.open(fileobj=file, mode='r:', **_ENCODING) as tar:
+    file.seek(start)
+    with tarfile.open(fileobj=file, mode='r:', **ENCODING) as tar:
       while (member := tar.next()) is not None:
         tar.members.clear()  # else it would keep every one of them
         if member.issparse() or member.islnk() or member.issym():
           raise tarfile.ReadError(f'{member.name!r} is a link or sparse file')
+        if member.offset_data + member.size > end:
+          raise tarfile.ReadError(f'it ends before {member.name!r} does')
         if member.isreg():
           found.append((member.name, member.offset_data, member.size))
       # What tarfile takes for the end may be a truncated or damaged header.
-      rest = os.pread(file.fileno(), 1 << 16, tar.offset)
+      length = max(0, min(1 << 16, end - tar.offset))
+      rest = os.pread(file.fileno(), length, tar.offset)
       if len(rest) < _BLOCK or any(rest[:_BLOCK]):
         raise tarfile.ReadError(f'no end of the tar at byte {tar.offset}')
       if any(rest):
         raise tarfile.ReadError('it goes on behind its end: keep tars apart')
   except tarfile.TarError as error:
     problem = 'is truncated, damaged or no plain uncompressed tar'
-    raise UserError(f'{path} {problem} ({error}); fetch it again') from error
+    raise UserError(f'{place} {problem} ({error}); fetch it again') from error
   return found
 
 

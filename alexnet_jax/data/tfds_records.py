@@ -337,8 +337,9 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
   if name == 'imagenet2012':
     need = (
       ' ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,'
+      ' from image-net.org, in a folder DIR. To train from these:'
+      ' --config.data.source=imagenet --config.data.path=DIR. To prepare it:'
     )
-    need += ' from image-net.org, in a folder of your choice; then'
   raise UserError(
     f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{need} `python -m'
     f' alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR --data_dir'

@@ -5,7 +5,6 @@ import io
 import json
 import pathlib
 import sys
-import tarfile
 
 from array_record.python import array_record_module
 import numpy as np
@@ -15,12 +14,12 @@ import pytest
 from alexnet_jax import validation
 from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
+from alexnet_jax.data.imagenet import TRAIN_TAR
+from alexnet_jax.data.imagenet import VALIDATION_TAR
 from alexnet_jax.data.prepare import contents
 from alexnet_jax.data.prepare import resize
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
-from alexnet_jax.data.prepare.tfds import TRAIN_TAR
-from alexnet_jax.data.prepare.tfds import VALIDATION_TAR
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from tests.data.pictures import encode
@@ -193,73 +192,6 @@ def test_copies_are_warned_of(tmp_path):
     ('warning', 'duplicate'): (3, [*copies, copy]),
     ('warning', 'duplicate_with_two_labels'): one(copy),
   }
-
-
-def imagenet_tars(synsets=('n01440764', 'n01443537'), **changed):
-  inner = {
-    f'{synset}.tar': tar_of(
-      [
-        *((f'{synset}_{i}.JPEG', large(10 * k + i)) for i in range(2)),
-        *changed.items(),
-      ]
-    )
-    for k, synset in enumerate(synsets)
-  }
-  validation = [(f'ILSVRC2012_val_{i:08d}.JPEG', large(40 + i)) for i in (1, 2)]
-  return {TRAIN_TAR: tar_of(inner.items()), VALIDATION_TAR: tar_of(validation)}
-
-
-def test_imagenet_tars_with_a_few_images(tmp_path):
-  bad = {'cut.JPEG': jpeg(60)[:-300], 'flat.JPEG': encode(noise(61), 'PNG')}
-  result = check(str(write(tmp_path, imagenet_tars(**bad))))
-  assert result['kind'] == 'tars'
-  assert result['splits'] == {
-    'train': {'examples': 8, 'classes': 2},
-    'validation': {'examples': 2, 'classes': None},
-  }
-  synsets = 'n01440764', 'n01443537'
-  pairs = [f'{synsets[1]}/{n} = {synsets[0]}/{n}' for n in bad]
-  counts = [
-    'train images: 8, not 1,281,167',
-    'validation images: 2, not 50,000',
-    'classes: 2, not 1,000',
-  ]
-  assert found(tmp_path) == {
-    ('error', 'truncated'): (2, [f'{s}/cut.JPEG' for s in synsets]),
-    ('warning', 'wrong_count'): (3, counts),
-    ('warning', 'duplicate'): (2, pairs),
-    ('warning', 'duplicate_with_two_labels'): (2, pairs),
-    ('note', 'note'): (2, [f'{s}/flat.JPEG' for s in synsets]),
-  }
-
-
-def test_tars_of_another_set_are_refused(tmp_path):
-  write(tmp_path, imagenet_tars(('n01440764', 'n01443538')))
-  assert found(tmp_path)['error', 'no_synset'] == one('n01443538.tar')
-
-
-def test_tars_that_are_cut_off_or_missing(tmp_path):
-  """Errors are what the preparation stops at."""
-  tars = imagenet_tars()
-  train, held_out = tars[TRAIN_TAR], tars[VALIDATION_TAR]
-  write(tmp_path / 'missing', {TRAIN_TAR: train})
-  write(tmp_path / 'other', {VALIDATION_TAR: held_out})
-  missing = found(tmp_path / 'missing')
-  assert missing['error', 'missing_file'] == one(VALIDATION_TAR)
-  assert missing['warning', 'wrong_count'][0] == 2
-  assert found(tmp_path / 'other')['warning', 'wrong_count'][0] == 1
-  cut = train[: train.rindex(b'JFIF') + 9_000]
-  results = found(write(tmp_path / 'inside', {**tars, TRAIN_TAR: cut}))
-  assert results['error', 'damaged_file'] == (2, ['n01443537.tar', TRAIN_TAR])
-  assert results['error', 'truncated'] == one('n01443537/n01443537_1.JPEG')
-  with tarfile.open(fileobj=io.BytesIO(held_out)) as tar:
-    second = tar.getmembers()[1].offset
-  for case, tail in (('short', b''), ('garbage', b'garbage ' * 2000)):
-    cut = held_out[:second] + tail
-    results = found(write(tmp_path / case, {**tars, VALIDATION_TAR: cut}))
-    assert results['warning', 'no_end'] == one(VALIDATION_TAR)
-    counts = results['warning', 'wrong_count'][1]
-    assert 'validation images: 1, not 50,000' in counts
 
 
 @pytest.fixture

@@ -20,20 +20,28 @@ import PIL.Image
 import pytest
 
 from alexnet_jax.data import decoding
+from alexnet_jax.data import sources
+from alexnet_jax.data.imagenet import TRAIN_TAR
+from alexnet_jax.data.imagenet import VALIDATION_TAR as VAL_TAR
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main
-from alexnet_jax.data.prepare.tfds import TRAIN_TAR
-from alexnet_jax.data.prepare.tfds import VALIDATION_TAR as VAL_TAR
 from tests.data.pictures import encode
 from tests.data.pictures import photo
 from tests.data.pictures import tar_of
 
 REPO = pathlib.Path(__file__).parents[2]
-# Three synsets with their labels; of the files TFDS repairs one CMYK, one PNG.
+# Synsets with their labels; of the files TFDS repairs one CMYK, one PNG.
 CMYK_FILE, PNG_FILE = 'n02077923_14822.JPEG', 'n02105855_2933.JPEG'
 TRAIN_FILES = {
   ('n01440764', 0): ('10026', '10027', '10029', '10040'),
   ('n02077923', 150): ('10046', '1011', '1026', '14822'),
   ('n02105855', 230): ('10095', '10123', '2933', '3106'),
+  # Those of validation.
+  ('n01735189', 57): ('1',),
+  ('n01751748', 65): ('1',),
+  ('n03125729', 516): ('1',),
+  ('n04263257', 809): ('1',),
+  ('n09193705', 970): ('1',),
 }
 VAL_LABELS = (65, 970, 230, 809, 516, 57)  # the true ones of the first images
 
@@ -124,11 +132,11 @@ SMALL = (
 )
 
 
-def train(data_dir, workdir, num_steps):
+def train(data_dir, workdir, num_steps, *options):
   line = '-m alexnet_jax.main --config=configs/imagenet.py --json'
   line += f' --config.num_epochs=0 --config.num_steps={num_steps}'
   data = f'--config.data.path={data_dir}'
-  return run(*line.split(), f'--workdir={workdir}', data, *SMALL)
+  return run(*line.split(), f'--workdir={workdir}', data, *SMALL, *options)
 
 
 @pytest.mark.tfds
@@ -140,16 +148,16 @@ def test_prepare_reports_what_it_built_and_how_to_go_on(prepared):
   assert result == {
     'name': 'imagenet2012',
     'data_dir': str(data_dir),
-    'splits': {'train': 12, 'validation': 6},
+    'splits': {'train': 17, 'validation': 6},
     'classes': 1000,
   }
   assert process.stderr.splitlines()[-1].strip() == (
     'python -m alexnet_jax.main --config imagenet'
     f' --config.data.path={data_dir}'
   )
-  # 3 of 1,000 synsets are there, which nobody should find out later.
+  # 8 of 1,000 synsets are there, which nobody should find out later.
   assert (
-    f'{TRAIN_TAR} holds 3 files, that of ILSVRC-2012 1000' in process.stderr
+    f'{TRAIN_TAR} holds 8 files, that of ILSVRC-2012 1000' in process.stderr
   )
   assert [p.name for p in data_dir.glob('imagenet2012/*')] == [folder.name]
 
@@ -190,6 +198,51 @@ assert 'tensorflow' not in sys.modules
     pair = [decoding.decode(e).astype(float) for e in (encoded, before[name])]
     assert abs(pair[0] - pair[1]).mean() < 8, name
   assert changed == {CMYK_FILE, PNG_FILE}
+
+
+def open_split(source, path, split):
+  options = {'tfds_name': 'imagenet2012', 'tfds_split': split}
+  return sources.make_source(source, split, path=str(path), **options)
+
+
+def by_name(source):
+  examples = range(source.num_examples)
+  return {source.file_name(i): source.read(i) for i in examples}
+
+
+@pytest.mark.tfds
+def test_the_tars_in_place_are_what_tfds_builds(prepared, manual_dir):
+  for split, changed in (('train', {CMYK_FILE, PNG_FILE}), ('validation', ())):
+    tars = open_split('imagenet', manual_dir, split)
+    built = open_split('tfds', prepared[1], split)
+    assert tars.class_names == built.class_names
+    ours, theirs = by_name(tars), by_name(built)
+    assert ours.keys() == theirs.keys()
+    for name, (encoded, label) in ours.items():
+      assert label == theirs[name][1]
+      assert (encoded != theirs[name][0]) == (name in changed)
+
+
+def test_training_and_preparing_from_the_tars_in_place(manual_dir, tmp_path):
+  key = '--config.data.source=imagenet'
+  result = last_json(train(manual_dir, tmp_path / 'run', 2, key))
+  assert result['step'] == 2
+  assert result['eval/loss'] == pytest.approx(np.log(1000), abs=1)
+  options = ['--source=imagenet', f'--path={manual_dir}', '--size=80']
+  assert main(['raw', *options, f'--out={tmp_path / "raw"}']) == 0
+  name = '--name=imagenet2012'
+  assert main(['resize', *options, f'--out={tmp_path / "small"}', name]) == 0
+  for split in sources.SPLITS:
+    tars = open_split('imagenet', manual_dir, split)
+    small = open_split('tfds', tmp_path / 'small', split)
+    assert list(by_name(tars)) == list(by_name(small))
+    pair = [
+      Loader(s, 80) for s in (tars, open_split('raw', tmp_path / 'raw', split))
+    ]
+    for i in range(tars.num_examples):
+      (pixels, label), (others, other) = (loader.square(i) for loader in pair)
+      np.testing.assert_array_equal(pixels, others)
+      assert label == other == small.read(i)[1]
 
 
 @pytest.mark.tfds

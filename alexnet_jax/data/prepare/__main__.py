@@ -7,6 +7,7 @@ from alexnet_jax import cli
 from alexnet_jax import config
 from alexnet_jax import errors
 from alexnet_jax import validation
+from alexnet_jax.data import imagenet
 from alexnet_jax.data import sources
 from alexnet_jax.data.prepare import check
 from alexnet_jax.data.prepare import raw
@@ -19,7 +20,7 @@ _QUALITY = config.Key(
 )
 # Flags of `resize` and `raw` that are keys of config.data.
 _OF_DATA = {
-  'path': 'the folder of images or shards, or the data_dir of TFDS',
+  'path': "the folder of images, shards or tars, or TFDS's data_dir",
   'tfds_name': 'the TFDS set',
   'tfds_train_split': 'of TFDS, what is trained on',
   'tfds_eval_split': 'of TFDS, what is measured',
@@ -77,7 +78,7 @@ def _add_tfds(parser):
     type=cli.path,
     metavar='DIR',
     help='folder of what TFDS cannot download: for imagenet2012'
-    f' {tfds.TRAIN_TAR} and {tfds.VALIDATION_TAR}',
+    f' {imagenet.TRAIN_TAR} and {imagenet.VALIDATION_TAR}',
   )
   parser.add_argument(
     '--data_dir',

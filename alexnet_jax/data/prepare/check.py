@@ -16,17 +16,14 @@ _MAX_EXAMPLES = 5  # names that a finding keeps
 _MAX_DETAIL = 500  # characters of what a decoder or the system says
 _REFUSED = 'training refuses it'  # where the detail says all
 
-_FETCH = 'fetch or write them again'
 _FIX = 'repair or delete them, or train with --config.data.unreadable=skip'
 # What it is, and what to do, by severity and kind. Kinds that are not here are
 # errors that `folder.find_problems` names. A note is what training gets right;
 # its detail says what.
 _TEXTS = {
   'error': {
-    'missing_file': f'files are missing; {_FETCH}',
-    'damaged_file': f'files of the set are damaged or cut off; {_FETCH}',
-    'no_synset': 'tars are of no class of ILSVRC2012; this is another set, or a'
-    ' part of the larger one: fetch the tar for task 1 and 2',
+    'damaged_file': 'files of the set are damaged or cut off; fetch or write'
+    ' them again',
     'empty_file': f'files are empty; {_FIX}',
     'truncated': f'images are cut off; {_FIX}',
     'unreadable': f'images cannot be read or decoded; {_FIX}',
@@ -36,7 +33,6 @@ _TEXTS = {
   'warning': {
     'wrong_count': 'there are fewer or more than there should be; look for a'
     ' download or a preparation that was cut short',
-    'no_end': f'tars lack their end mark, as if they were cut off; {_FETCH}',
     'checksum': 'files are not those that the manifest tells; prepare the set'
     ' again',
     'duplicate_between_splits': 'images are in two splits, which spoils the'
@@ -135,7 +131,7 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
     for outcome in shards.run_in_order(opened.jobs, num_threads or num_cores()):
       _record(outcome, len(opened.class_names), findings, labels)
       add_done(outcome.split is not None)
-  if opened.kind not in ('folder', 'tars') and labels['train']:
+  if opened.kind != 'folder' and labels['train']:
     for label, class_name in enumerate(opened.class_names):
       if not labels['train'][label]:
         findings.add('unused_class', class_name)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import contextlib
 import functools
 import hashlib
-import importlib.resources
 import io
 import itertools
 import os
 import pathlib
-import tarfile
 from typing import NamedTuple
 
 import numpy as np
@@ -23,18 +21,19 @@ from alexnet_jax.data import folder as folder_lib
 from alexnet_jax.data import raw
 from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
+from alexnet_jax.data.imagenet import NUM_VALIDATION
+from alexnet_jax.data.imagenet import TRAIN_TAR
+from alexnet_jax.data.imagenet import VALIDATION_TAR
 from alexnet_jax.data.prepare import tfds
 from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
-_TARS = {tfds.TRAIN_TAR: 'train', tfds.VALIDATION_TAR: 'validation'}
 _IMAGENET = {
   'train images': 1_281_167,
-  'validation images': 50_000,
+  'validation images': NUM_VALIDATION,
   'classes': 1_000,
 }
-_BLOCK = 512  # bytes, of a tar
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
 _SMALL = 32  # pixels
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
@@ -54,8 +53,8 @@ class Outcome(NamedTuple):
 class Contents(NamedTuple):
   """A data set that is examined."""
 
-  kind: str  # folder, tars (of ImageNet), or as `config.data.source` calls it
-  class_names: Sequence[str]  # by label; of tars known once they are read
+  kind: str  # as `config.data.source` calls it
+  class_names: Sequence[str]  # by label
   total: int  # images to expect, for the progress
   jobs: Iterable[Callable[[], Outcome]]  # of an image or file, in any thread
   keys: dict[str, str]  # of config.data that training needs beside the place
@@ -92,7 +91,7 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
     raise UserError(
       f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
       f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS'
-      f" set, or the folder of ImageNet's tars ({', '.join(_TARS)})"
+      f" set, or the folder of ImageNet's tars ({TRAIN_TAR}, {VALIDATION_TAR})"
     )
   first, *others = sorted(found, key=found.get, reverse=True)
   if not others or first == 'tfds':
@@ -120,17 +119,13 @@ def _kinds(root):
     raise
   for path, size in zip(listing.paths, listing.sizes, strict=True):
     kind = shards.get(os.path.splitext(path)[1].lower(), 'folder')
-    found['tars' if os.path.relpath(path, root) in _TARS else kind] += size
+    is_tar = os.path.relpath(path, root) in (TRAIN_TAR, VALIDATION_TAR)
+    found['imagenet' if is_tar else kind] += size
   return found
 
 
 def _bytes(paths):
   return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def _open_tars(root):
-  names, total = [], sum(_IMAGENET.values()) - _IMAGENET['classes']
-  return Contents('tars', names, total, _tars_jobs(root, names), {}, False)
 
 
 def _finding(kind, name, detail=''):
@@ -157,6 +152,9 @@ def _open_splits(kind, path, options=({}, {}), first=(), keys=()):
     except UserError as error:
       refused.append(_finding('refused', split, str(error)))
   class_names = next((s.class_names for s in opened.values()), ())
+  if kind == 'imagenet':
+    counts = {f'{s} images': len(opened[s].labels) for s in opened}
+    first = _imagenet_findings(counts)
   if len(class_names) == 1:
     refused.append(_finding('one_class', class_names[0]))
   images = (
@@ -306,68 +304,6 @@ def _examine_path(path, name, split, label):
   return _examine_file(encoded, name, split, label)
 
 
-def _tars_jobs(root, class_names):
-  """Yields the examination of ImageNet's tars: of one a synset, and of images.
-
-  They are read from front to back, in one thread, and never unpacked.
-  """
-  listed = importlib.resources.files('tensorflow_datasets').joinpath(
-    'datasets', 'imagenet2012', 'labels.txt'
-  )
-  counts, synsets = {}, listed.read_text().split()
-  for tar_name, split in _TARS.items():
-    if not (root / tar_name).is_file():
-      yield _finding('missing_file', tar_name)
-      continue
-    counts[f'{split} images'] = 0
-    with (root / tar_name).open('rb') as file:
-      for name, content in _tar_members(file, tar_name):
-        prefix, label, images = '', None, [(name, content)]
-        if split == 'train' and content:
-          prefix, label = f'{pathlib.PurePath(name).stem}/', len(class_names)
-          class_names.append(prefix[:-1])
-          if prefix[:-1] not in synsets:
-            yield _finding('no_synset', name)
-          images = _tar_members(content, name)
-        for inner, image in images:
-          if image is None:
-            yield inner  # the job that reports it
-          else:
-            counts[f'{split} images'] += 1
-            yield _tar_image(image, prefix + inner, split, label)
-  if 'train images' in counts:
-    counts['classes'] = len(class_names)
-  yield from _imagenet_findings(counts)
-
-
-def _tar_members(file, tar_name):
-  """Yields (name, open file) of each file; (a job, None) for what is wrong.
-
-  tarfile takes a tar that is cut off between two files, or goes on with
-  garbage, for one that ends there; a whole one ends with a block of zeros.
-  """
-  try:
-    with tarfile.open(fileobj=file, mode='r:') as tar:
-      while (member := tar.next()) is not None:
-        tar.members.clear()  # it would keep all of them
-        if member.isfile():
-          yield member.name, tar.extractfile(member)
-      file.seek(tar.offset)
-    if file.read(_BLOCK) != bytes(_BLOCK):
-      yield _finding('no_end', tar_name), None
-  except (tarfile.TarError, OSError) as error:
-    yield _finding('damaged_file', tar_name, str(error)), None
-
-
-def _tar_image(content, name, split, label=None):
-  try:
-    encoded = content.read()
-  except (tarfile.TarError, OSError) as error:
-    found = [('truncated', str(error))]
-    return functools.partial(Outcome, name, found, split, label)
-  return functools.partial(_examine_file, encoded, name, split, label)
-
-
 def _examine_file(encoded, name, split, label):
   key = digest(encoded) if encoded else b''
   return Outcome(name, examine(encoded, name), split, label, key)
@@ -447,7 +383,9 @@ _OPENERS = {
   'folder': _open_folder,
   'raw': _open_raw,
   'tfds': lambda root: _open_tfds(*tfds_records.find_sets(root)),
-  'tars': _open_tars,
+  'imagenet': functools.partial(
+    _open_splits, 'imagenet', keys={'source': 'imagenet'}
+  ),
   'tar': functools.partial(_open_splits, 'tar'),
   'parquet': functools.partial(_open_splits, 'parquet'),
 }

@@ -19,12 +19,14 @@ import tarfile
 
 from alexnet_jax import files
 from alexnet_jax.data import tfds_records
+from alexnet_jax.data.imagenet import NUM_VALIDATION
+from alexnet_jax.data.imagenet import TRAIN_TAR
+from alexnet_jax.data.imagenet import VALIDATION_TAR
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
-TRAIN_TAR, VALIDATION_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 # Files in each tar of ILSVRC-2012: tars of one synset, and images.
-_IMAGENET_TARS = {TRAIN_TAR: 1_000, VALIDATION_TAR: 50_000}
+_IMAGENET_TARS = {TRAIN_TAR: 1_000, VALIDATION_TAR: NUM_VALIDATION}
 _CATALOG = 'https://www.tensorflow.org/datasets/catalog/overview'
 
 
