@@ -273,7 +273,9 @@ def test_a_tar_that_is_cut_off_is_named_as_damaged(
   tensorflow, manual_dir, tmp_path, damaged
 ):
   shutil.copytree(manual_dir, tmp_path, dirs_exist_ok=True)
-  os.truncate(tmp_path / damaged, (tmp_path / damaged).stat().st_size // 2)
+  with tarfile.open(tmp_path / damaged) as tar:
+    last = tar.getmembers()[-1]
+  os.truncate(tmp_path / damaged, last.offset_data + last.size // 2)
   process = prepare(tmp_path / 'data', f'--manual_dir={tmp_path}')
   refused(process, f'{tmp_path / damaged} is damaged')
   assert not list(tmp_path.glob('data/imagenet2012/*'))
