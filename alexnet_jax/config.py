@@ -173,9 +173,13 @@ _RUN = {
   # Saves in addition to the one after each evaluation.
   'save_every_epochs': Key(0.0, _NOT_NEGATIVE, free=True),
   'save_every_steps': Key(0, _NOT_NEGATIVE, free=True),
+  # And when so many minutes have passed since the last save; 0: never.
+  'save_every_minutes': Key(0.0, _NOT_NEGATIVE, free=True),
   'log_every_steps': Key(50, _POSITIVE, free=True),
   # Histograms of parameters and gradients; 0: never.
   'histogram_every_evals': Key(5, _NOT_NEGATIVE, free=True),
+  # Who is told the history, too; see `training.loggers`.
+  'loggers': Key('', ('', 'wandb', 'mlflow', 'wandb,mlflow'), free=True),
   'report': Key(True, free=True),  # tables and pictures at the end of a run
   'parallel': Key('pmap', ('pmap', 'shard_map'), free=True),  # same numbers
   # dtype of the gradient all-reduce; bfloat16 halves the traffic.

@@ -7,6 +7,7 @@ import sys
 from alexnet_jax import cli
 from alexnet_jax import errors
 from alexnet_jax import files
+from alexnet_jax import runtime
 
 _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
@@ -121,9 +122,8 @@ def _train(arguments, config, stop, processes):
     if processes.is_first:
       files.refuse_unusable(workdir)
     return loop.dry_run(config, stop, console)
-  result = loop.train_and_evaluate(
-    config, workdir, stop, console, profile=arguments.profile
-  )
+  hooks = loop.Hooks(profile=arguments.profile, age=runtime.process_seconds())
+  result = loop.train_and_evaluate(config, workdir, stop, console, hooks)
   if processes.is_first:
     from alexnet_jax import run
 

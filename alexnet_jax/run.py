@@ -39,6 +39,7 @@ def load_config(
 def train(
   config: ml_collections.ConfigDict,
   workdir: str | os.PathLike,
+  on_step: Callable[[int, dict[str, float]], None] | None = None,
   on_evaluation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict:
   """Trains a run, or goes on with it, in this process, and draws its report.
@@ -49,12 +50,16 @@ def train(
   Args:
     config: see `load_config`.
     workdir: the run's folder.
+    on_step: called with the number and the metrics of each step, in order:
+      {train/loss, train/top1, ...}, floats, of its batch before the update;
+      while the next step is under way, or before an evaluation or save. What it
+      raises ends the run after that step. Steps made again are told again.
     on_evaluation: called with step and metrics of each evaluation; what it
       raises ends the run.
 
   Returns:
-    The last evaluation's metrics, step, parameters, state_digest and
-    images_per_second.
+    The last evaluation's metrics, step, parameters, state_digest,
+    images_per_second and seconds: of all processes of the run, by kind.
 
   Raises:
     UserError: if config, data or checkpoints do not fit.
@@ -68,13 +73,8 @@ def train(
   validation.validate(config)
   validation.make_paths_absolute(config)
   path, stop = files.local_path(os.fspath(workdir)), guards.StopSignal()
-  result = loop.train_and_evaluate(
-    config,
-    path,
-    stop,
-    cli.Console(),
-    on_evaluation or (lambda step, values: None),
-  )
+  hooks = loop.Hooks(on_step, on_evaluation)
+  result = loop.train_and_evaluate(config, path, stop, cli.Console(), hooks)
   draw_report(config, path, stop.check)
   return result
 

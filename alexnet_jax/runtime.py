@@ -20,6 +20,7 @@ import os
 import pathlib
 import platform
 import sys
+import time
 
 _CACHE_FOLDER = 'JAX_COMPILATION_CACHE_DIR'
 _LEAST_SECONDS = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
@@ -125,6 +126,16 @@ def configure() -> None:
 
     jax.config.update(_CACHE_FOLDER.lower(), str(folder))
     jax.config.update(_LEAST_SECONDS.lower(), float(least))
+
+
+def process_seconds() -> float:
+  """Returns the age of this process; 0 where the system does not tell it."""
+  if not (stat := pathlib.Path('/proc/self/stat')).exists():
+    return 0.0
+  # Field 22 of proc(5), behind the name, which may have spaces.
+  ticks = int(stat.read_text().rpartition(')')[2].split()[19])
+  now = time.clock_gettime(time.CLOCK_BOOTTIME)
+  return max(0.0, now - ticks / os.sysconf('SC_CLK_TCK'))
 
 
 def platform_problem() -> str:

@@ -22,7 +22,9 @@ def trained(tmp_path_factory):
   recipe, seen = commands.write_recipe(folder), []
   config = alexnet_jax.load_config(str(recipe), {'optimizer.nesterov': True})
   result = alexnet_jax.train(
-    config, folder / 'run', lambda step, values: seen.append(step)
+    config,
+    folder / 'run',
+    on_evaluation=lambda step, values: seen.append(step),
   )
   return recipe, folder / 'run', result, seen
 
@@ -33,6 +35,35 @@ def test_training_is_that_of_the_command(trained, tmp_path):
   told = commands.train_here(recipe, tmp_path / 'run', line)
   assert result['state_digest'] == told['state_digest']
   assert seen == [10, 20, 30, 40]
+
+
+def test_steps_are_told_and_their_errors_end_the_run(trained, tmp_path):
+  """The run saved every so often meanwhile, and goes on as if nothing was."""
+  recipe, workdir, result, _ = trained
+  often = {'save_every_minutes': 1e-6, 'checkpoint.keep': 99}
+  overrides = {'optimizer.nesterov': True, **often}
+  config, told = alexnet_jax.load_config(str(recipe), overrides), []
+
+  def on_step(step, values):
+    told.append((step, values))
+    if step == 13 and len(told) == 13:
+      raise UserError('enough')
+
+  with pytest.raises(UserError, match='enough'):
+    alexnet_jax.train(config, tmp_path, on_step)
+  saved = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert saved == {str(step) for step in range(1, 14)}
+  again = alexnet_jax.train(config, tmp_path, on_step=on_step)
+  assert again['state_digest'] == result['state_digest']
+  assert [step for step, _ in told] == [*range(1, 41)]
+  assert all(type(value) is float for value in told[0][1].values())
+  losses = [
+    loss
+    for row in alexnet_jax.open_run(workdir).history()
+    for loss in row.get('train/step_losses', ())
+  ]
+  wanted = [losses[step - 1] for step, _ in told]
+  assert [row['train/loss'] for _, row in told] == pytest.approx(wanted)
 
 
 def test_a_run_tells_what_it_is(trained):

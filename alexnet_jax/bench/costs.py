@@ -1,18 +1,12 @@
-"""Costs of a network, and what GPUs offer, as data sheets have it.
-
-Peaks in targets/*.toml count a multiply-add as two, without sparsity; float32
-is TF32 on tensor cores where a GPU has them, as JAX computes it.
-"""
+"""GPUs that a train step is compiled for, as data sheets have them."""
 
 import math
 import pathlib
 import tomllib
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import summary
-from alexnet_jax.training import build
+from alexnet_jax.models.costs import GPUS
 
-TARGETS = pathlib.Path(__file__).parent / 'targets'
 DESCRIBED = ('a100', 'h100')  # those that XLA can compile for
 # The figures of such a GPU, and their units.
 FIGURES = {
@@ -24,31 +18,11 @@ FIGURES = {
 }
 
 
-def num_classes(config) -> int:
-  """Returns the number of classes of the config, or of its data."""
-  if config.model.num_classes:
-    return config.model.num_classes
-  return len(build.make_source(config, 'train').class_names)
-
-
-def network_costs(config, num_classes: int) -> dict[str, int]:
-  """Returns {parameters, forward_ and training_flops_per_image}.
-
-  Raises UserError if config.model makes no network.
-  """
-  model = build.make_model(config, num_classes)
-  try:
-    layers = summary.layer_table(model, build.image_shape(config))
-  except ValueError as error:  # of the network's own checks
-    raise UserError(f'config.model: {error}') from error
-  return summary.totals(*layers)
-
-
 def load_gpu(name: str) -> dict:
   """Reads the description of a GPU that a program can be compiled for.
 
   Args:
-    name: one of DESCRIBED, or the path of a TOML file like targets/h100.toml.
+    name: one of DESCRIBED, or the path of a TOML file like gpus/h100.toml.
 
   Returns:
     {name, xla: {target: XLA's GpuTargetConfigProto in text form}, and for each
@@ -57,8 +31,8 @@ def load_gpu(name: str) -> dict:
   Raises:
     UserError: if there is none, or something is missing in it.
   """
-  example = TARGETS / 'h100.toml'
-  path = TARGETS / f'{name}.toml' if name in DESCRIBED else pathlib.Path(name)
+  example = GPUS / 'h100.toml'
+  path = GPUS / f'{name}.toml' if name in DESCRIBED else pathlib.Path(name)
   if not path.is_file():
     known = ' nor '.join(DESCRIBED)
     raise UserError(
@@ -77,19 +51,3 @@ def load_gpu(name: str) -> dict:
       f'--target {path} describes no GPU: {problem}; {example} does'
     ) from error
   return gpu
-
-
-def gpu_peak(device_kind: str, dtype: str) -> tuple[float, str] | None:
-  """Returns (FLOP/s, source) of a GPU as published; None if it is not known.
-
-  Args:
-    device_kind: as jax has it, such as 'NVIDIA H100 80GB HBM3'. The longest
-      `kind` in targets/*.toml whose words it contains counts.
-    dtype: of the computation, float32 or bfloat16.
-  """
-  words = f' {device_kind} '.replace('-', ' ')
-  gpus = [tomllib.loads(path.read_text()) for path in TARGETS.glob('*.toml')]
-  fitting = [gpu for gpu in gpus if f' {gpu["kind"]} ' in words]
-  gpu = max(fitting, key=lambda gpu: len(gpu['kind']), default={})
-  peak = gpu.get(f'{dtype}_peak')
-  return peak and (peak['value'], peak['source'])

@@ -59,7 +59,7 @@ def run(arguments, overrides: list[str]) -> dict:
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   devices, images = arguments.devices, config.global_batch_size
   text, memory = compile_step(config, gpu, devices)
-  network = costs.network_costs(config, costs.num_classes(config))
+  network = build.network_costs(config, build.find_num_classes(config))
   memory['available'] = int(gpu['memory']['value'] * _JAX_TAKES)
   flops = network['training_flops_per_image'] * images // devices
   counts = {'flops': flops, **count(text)}
@@ -189,7 +189,7 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
 
-  classes = costs.num_classes(config)
+  classes = build.find_num_classes(config)
   model = build.make_model(config, classes, device=targets[0])
   state = jax.eval_shape(lambda: build.make_state(config, model))
   key = jax.eval_shape(lambda: build.dropout_key(config))

@@ -19,7 +19,6 @@ import numpy as np
 from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
-from alexnet_jax.bench import costs
 from alexnet_jax.bench import harness
 from alexnet_jax.bench import step_peers
 from alexnet_jax.errors import EXIT_DONE
@@ -27,6 +26,8 @@ from alexnet_jax.errors import EXIT_FAILURE
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import variants
+from alexnet_jax.models.costs import gpu_peak
+from alexnet_jax.training import build
 
 DESCRIPTION = """\
 Times the train step that training runs, on a batch that stays on the devices,
@@ -155,7 +156,7 @@ def make_groups(arguments, overrides: Sequence[str]) -> list[tuple]:
   recipe = f'--config={arguments.config}'
   config = validation.load_config([recipe, *overrides])
   try:
-    classes = costs.num_classes(config)
+    classes = build.find_num_classes(config)
   except UserError as error:  # the data need not be there
     classes = _NUM_CLASSES
     harness.tell(
@@ -235,7 +236,7 @@ def measure(network: str, configs: dict, peers: Sequence[str], options) -> dict:
           entries.append((name, part, worker, asked))
     rows = harness.measure(entries, options.rounds, failed)
   kind, count = facts['device_kind'], facts['device_count']
-  peak, source = costs.gpu_peak(kind, dtype) or (0, f'unknown of {kind}')
+  peak, source = gpu_peak(kind, dtype) or (0, f'unknown of {kind}')
   peak = count * peak or None
   for row in rows:
     size = configs.get(row['candidate'], base)['global_batch_size']

@@ -121,7 +121,6 @@ def _our_steps(_, config, start, platform):
   import jax
 
   from alexnet_jax import config as config_lib
-  from alexnet_jax.bench import costs
   from alexnet_jax.training import build
   from alexnet_jax.training import parallel
 
@@ -162,7 +161,7 @@ def _our_steps(_, config, start, platform):
     return float(sums['loss']) / float(sums['count'])
 
   facts = {
-    **costs.network_costs(config, classes),
+    **build.network_costs(config, classes),
     'platform': device.platform,
     'device_kind': device.device_kind,
     'device_count': mesh.size,

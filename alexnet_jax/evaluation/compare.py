@@ -151,7 +151,6 @@ def load(workdir: str, name: str) -> Run:
   Raises:
     UserError: if there is no run, or no checkpoint that can be read.
   """
-  from alexnet_jax.evaluation import summary
   from alexnet_jax.training import build
   from alexnet_jax.training import checkpoint
   from alexnet_jax.training import writers
@@ -169,7 +168,6 @@ def load(workdir: str, name: str) -> Run:
   if measured not in evaluations:  # it was interrupted between two
     measured = progress.evaluated_step
   values = evaluations.get(measured, progress.last_evaluation)
-  model = build.make_model(config, len(data['class_names']))
   return Run(
     name,
     saved,
@@ -180,7 +178,7 @@ def load(workdir: str, name: str) -> Run:
       'seed': config.seed,
       'fingerprint': data['fingerprint'],
       'eval_fingerprint': data['eval_fingerprint'],
-      **summary.totals(*summary.layer_table(model, build.image_shape(config))),
+      **build.network_costs(config, len(data['class_names'])),
       'steps': step,
       'epochs': step * config.global_batch_size / data['num_examples'],
       **speed(rows, step, config.global_batch_size),

@@ -106,11 +106,11 @@ def _work(arguments):
 
 def _shapes(run, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
   """Returns the shapes of outputs of layers; UserError if there is no such."""
-  from alexnet_jax.evaluation import summary
+  from alexnet_jax.models import costs
   from alexnet_jax.training import build
 
   shape = build.image_shape(run.config)
-  _, rows = summary.layer_table(run.state.apply_fn.__self__, shape)
+  _, rows = costs.layer_table(run.state.apply_fn.__self__, shape)
   known = {name: shape for name, shape, _ in rows}
   if unknown := [name for name in names if name not in known]:
     raise UserError(

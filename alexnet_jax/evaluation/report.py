@@ -36,7 +36,8 @@ def write(
     tick: called for each batch and picture; may raise.
 
   Returns:
-    {page, files, config, notes} and, of a checkpoint, `sections.numbers`; JSON.
+    {page, files, config, notes, seconds} and, of a checkpoint,
+    `sections.numbers`; JSON.
 
   Raises:
     UserError: if the folder has neither history nor checkpoint, or the
@@ -47,6 +48,7 @@ def write(
   from alexnet_jax.errors import UserError
   from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import sections
+  from alexnet_jax.training import accounting
   from alexnet_jax.training import checkpoint
   from alexnet_jax.training import writers
 
@@ -70,12 +72,13 @@ def write(
     numbers = sections.numbers(subject)
     config = subject.run.config
     measured = [f'Measured on {subject.validation.source.name}.']
-  settings = config_lib.flatten(config)
+  settings, seconds = config_lib.flatten(config), accounting.account(path)
   album = sections.Album(folder, tick)
   folder.mkdir(exist_ok=True)
   parts = [
     sections.overview(numbers, settings, ' '.join([*measured, *notes])),
     *sections.training(rows, album),
+    *sections.times(seconds),
   ]
   if subject:
     parts += sections.network(subject, numbers, album)
@@ -86,6 +89,7 @@ def write(
     'files': [str(file) for file in album.files],
     'config': settings,
     'notes': notes,
+    'seconds': seconds,
     **numbers,
   }
 

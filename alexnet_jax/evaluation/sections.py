@@ -19,6 +19,7 @@ from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation.page import Picture
 from alexnet_jax.evaluation.page import Section
 from alexnet_jax.evaluation.page import Table
+from alexnet_jax.training import accounting
 from alexnet_jax.training import build
 from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
@@ -256,6 +257,14 @@ def training(rows: list[dict], album: Album) -> list[Section]:
     if any(key in row for row in rows)
   ]
   return [Section('Training', pictures=pictures)] if pictures else []
+
+
+def times(seconds: dict[str, float]) -> list[Section]:
+  """Makes the table of where time went, of `accounting.account`."""
+  text = 'From the start of each process to the end of its training.'
+  columns, rows = ('spent on', 'seconds', 'share'), accounting.table(seconds)
+  table = Table('Time of all processes of the run', columns, rows)
+  return [Section('Time', text, tables=[table])] if rows else []
 
 
 def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:

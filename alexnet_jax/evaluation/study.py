@@ -293,7 +293,7 @@ def _train(study, frozen, config, arguments, stop, unchanged):
   try:
     validation.validate(config)
     result = loop.train_and_evaluate(
-      config, str(folder), stop, console, evaluated
+      config, str(folder), stop, console, loop.Hooks(on_evaluation=evaluated)
     )
   except optuna.TrialPruned:
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)

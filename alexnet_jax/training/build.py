@@ -23,6 +23,7 @@ from alexnet_jax.data import sources
 from alexnet_jax.data import splits
 from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import UserError
+from alexnet_jax.models import costs
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.alexnet import resolve_implementation
 from alexnet_jax.training import optimizer
@@ -164,6 +165,39 @@ def state_shapes(config, num_classes: int) -> state_lib.TrainState:
       f' width_multiplier, or the number of classes ({num_classes:,})'
     )
   return shapes
+
+
+def find_num_classes(config) -> int:
+  """Returns the number of classes of the config, or of its data."""
+  given = config.model.num_classes
+  return given or len(make_source(config, 'train').class_names)
+
+
+def network_layers(config, num_classes: int):
+  """Returns `costs.layer_table` of the network; raises UserError of none."""
+  model = make_model(config, num_classes)
+  try:
+    return costs.layer_table(model, image_shape(config))
+  except ValueError as error:  # of the network's own checks
+    raise UserError(f'config.model: {error}') from error
+
+
+def network_costs(config, num_classes: int) -> dict[str, int]:
+  """Returns `costs.totals` of the network; raises UserError of none."""
+  return costs.totals(*network_layers(config, num_classes))
+
+
+def mfu_per_image(config, num_classes: int, mesh: Mesh) -> float | None:
+  """Returns the model FLOPs utilization (MFU) of one image per second.
+
+  It is the share of the peak of all devices (`costs.gpu_peak`) that the FLOPs
+  of training need; None where the peak is not known, as of a CPU.
+  """
+  peak = costs.gpu_peak(mesh.devices.flat[0].device_kind, config.model.dtype)
+  if peak is None:
+    return None
+  flops = network_costs(config, num_classes)['training_flops_per_image']
+  return flops / (mesh.size * peak[0])
 
 
 def dropout_key(config) -> jax.Array:

@@ -44,8 +44,8 @@ from alexnet_jax.training.progress import SavedRun
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
 # What commands write into the folder of a run.
-_ENTRIES = (FOLDER, DAMAGED_FOLDER, 'events', 'profile', 'report')
-_ENTRIES += ('config.json', 'metrics.jsonl', 'pixel_mean.npz')
+_ENTRIES = (FOLDER, DAMAGED_FOLDER, 'events', 'loggers', 'profile', 'report')
+_ENTRIES += ('config.json', 'metrics.jsonl', 'times.jsonl', 'pixel_mean.npz')
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
 _REPLACED = '.replaced'  # in that of a checkpoint that is being written anew
 # Orbax numbers the saves of a process: two at a time would disturb each other.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import tempfile
@@ -16,6 +17,7 @@ from alexnet_jax import files
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
+from alexnet_jax.training import accounting
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import distributed
@@ -38,13 +40,25 @@ from alexnet_jax.training.resume import RunContext
 _DRY_RUN_MEAN_EXAMPLES = 256
 
 
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+  """What a caller wants of a run beside its result; see also `run.train`.
+
+  What `on_step` and `on_evaluation` raise ends the run.
+  """
+
+  on_step: Callable[[int, dict], None] | None = None
+  on_evaluation: Callable[[int, dict], None] | None = None
+  profile: bool = False  # whether process 0 traces some steps
+  age: float = 0.0  # seconds before the call that count as starting up
+
+
 def train_and_evaluate(
   config,
   workdir: str,
   stop: guards.StopSignal,
   console: cli.Console,
-  on_evaluation: Callable[[int, dict], None] = lambda step, values: None,
-  profile: bool = False,
+  hooks: Hooks = Hooks(),
 ) -> dict | None:
   """Trains from the newest checkpoint of `workdir`, or from the beginning.
 
@@ -54,25 +68,27 @@ def train_and_evaluate(
   Args:
     config: validated, see `validation.load_config`.
     stop: asks the run to save and end.
-    on_evaluation: called with the step and the metrics of each evaluation,
-      before it is saved; what it raises ends the run.
-    profile: whether process 0 traces some steps, see `reporting.Profile`.
 
   Returns:
-    The last evaluation's metrics, step, parameters, state_digest and
-    images_per_second of the training alone; None in other processes.
+    The last evaluation's metrics, step, parameters, state_digest,
+    images_per_second of the training alone and seconds, see
+    `accounting.account`; None in other processes.
 
   Raises:
     UserError: if config, data or checkpoints do not fit.
     Interrupted: after the state was saved, if `stop` received a signal.
     NonFiniteLossError: if the loss is NaN or infinite.
   """
+  clock = accounting.Clock(config.global_batch_size, hooks.age)
   path, processes = pathlib.Path(workdir), distributed.current()
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   with contextlib.ExitStack() as stack:
     if processes.is_first:
       stack.enter_context(_claimed(path))
+    recording = stack.enter_context(contextlib.ExitStack())
+    if processes.is_first:
+      recording.enter_context(accounting.recorded(path, clock))
     keep = config.checkpoint.keep
     checkpoints = stack.enter_context(
       Checkpoints(path, keep=keep, processes=processes, check=stop.check)
@@ -85,23 +101,29 @@ def train_and_evaluate(
         config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
     run = resume.prepare(config, path, stop, console, saved)
-    loop = resume.start_loop(run, checkpoints)
+    loop = resume.start_loop(run, checkpoints, clock, hooks.on_step)
     stack.callback(loop.writer.close)
     if processes.is_first:
       config_lib.write_config(config, path)
     reporting.show_start(run, loop)
-    folder = path / 'profile' if profile and processes.is_first else None
-    _train(run, loop, on_evaluation, reporting.Profile(folder, loop, console))
+    folder = path / 'profile' if hooks.profile and processes.is_first else None
+    profile = reporting.Profile(folder, loop, console)
+    _train(run, loop, hooks.on_evaluation, profile)
     checkpoints.wait()
     loop.writer.step_losses(loop.step, loop.progress.step_losses, last=True)
     _restore_best(run, loop)
-    reporting.show_end(run, loop)
     if not processes.is_first:
       return None
+    speed = loop.clock.speed(whole=True)
+    summary = state_lib.summarize(loop.state)
+    recording.close()
+    seconds = accounting.account(path)
+    reporting.show_end(run, loop, seconds)
     return {
       **loop.progress.last_evaluation,
-      **state_lib.summarize(loop.state),
-      'images_per_second': loop.speed.total(),
+      **summary,
+      'images_per_second': speed.get('images_per_second', 0.0),
+      'seconds': seconds,
     }
 
 
@@ -148,7 +170,7 @@ def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
       kept = f'The newest checkpoint is of step {steps[-1]}'
     raise NonFiniteLossError(f'{error}. {kept}') from error
   finally:
-    loop.speed.pause()
+    loop.clock.switch('save')  # the last one is waited for
     run.console.stop()
     profile.finish()
 
@@ -174,6 +196,7 @@ def _loop(run, loop, on_evaluation, profile):
   if _evaluation_due(run, loop):  # the run ended before it was done
     _evaluate(run, loop, on_evaluation)
     _save(run, loop, replace=True)
+  loop.clock.switch('compile')
   while loop.step < durations.num_steps and not loop.progress.stopping.stopped:
     run.check_stop(loop.log.stop_asked)
     _unfreeze_if_due(run, loop)
@@ -192,14 +215,14 @@ def _loop(run, loop, on_evaluation, profile):
     profile.after(loop.step, sums)
     loop.batches.fetch()  # while the devices work
     loop.log.add(loop.step, sums)
-    loop.speed.count(loop.log)
+    loop.clock.count_step(loop.log)
     run.console.advance(loop.step)
     if loop.step % config.log_every_steps == 0:
       _log(run, loop)
     if _evaluation_due(run, loop):
       _evaluate(run, loop, on_evaluation)
       _save(run, loop)
-    elif schedule.due(loop.step, durations.save_every):
+    elif schedule.due(loop.step, durations.save_every) or loop.log.save_asked:
       _save(run, loop)
 
 
@@ -212,11 +235,11 @@ def _unfreeze_if_due(run, loop):
   if run.is_frozen(loop.step) or not run.is_frozen(loop.step - 1):
     return
   run.console.line(f'step {loop.step}: all parameters train from here on')
+  loop.clock.switch('compile')
   opt_state = jax.jit(loop.state.tx.init)(loop.state.params)
   opt_state = parallel.replicate(opt_state, run.mesh)
   loop.state = loop.state.replace(opt_state=opt_state)
   loop.learning_rate = None  # the new state holds the first one
-  loop.speed.next_compiles()
 
 
 def _apply_learning_rate(run, loop):
@@ -238,7 +261,9 @@ def _log(run, loop):
   """Writes and shows one row of the history."""
   num_steps, lr = run.durations.num_steps, loop.learning_rate
   means, losses = loop.log.take()
-  speed = loop.speed.interval()
+  speed = loop.clock.speed()
+  if run.is_frozen(loop.step - run.config.log_every_steps):
+    speed.pop('mfu', None)  # the gradients of frozen parameters cost nothing
   names = state_lib.leaf_names(loop.state.params)
   multipliers = run.config.schedule.lr_multipliers
   rates = optimizer.group_rates(names, multipliers, loop.phase, lr)
@@ -253,6 +278,7 @@ def _log(run, loop):
     text += (
       f', {speed["images_per_second"]:.0f} images/s,'
       f' {speed["data_wait_fraction"]:.1%} waiting for data'
+      + (f', MFU {speed["mfu"]:.1%}' if 'mfu' in speed else '')
     )
     images = (num_steps - loop.step) * run.config.global_batch_size
     seconds = images / speed['images_per_second']
@@ -280,12 +306,12 @@ def _histograms_due(run, loop):
 def _write_histograms(run, loop, batch, key):
   """Writes histograms of parameters and of the gradients of the next update."""
   loop.log.flush()
-  loop.speed.pause()
+  before = loop.clock.switch('other')
   grads = run.steps_at(loop.step).grad(loop.state, batch, key)
   for group, tree in (('params', loop.state.params), ('grads', grads)):
     for name, (counts, edges) in metrics.histograms(tree).items():
       loop.writer.histogram(loop.step, f'{group}/{name}', counts, edges)
-  loop.speed.resume()
+  loop.clock.switch(before)
 
 
 def _evaluation_due(run, loop):
@@ -299,7 +325,7 @@ def _evaluation_due(run, loop):
 def _evaluate(run, loop, on_evaluation):
   """Evaluates, and tells the schedule, early stopping and the user."""
   loop.log.flush()  # before the clock stops: the step under way is counted
-  loop.speed.pause()
+  before = loop.clock.switch('evaluate')
   start, step, progress = time.perf_counter(), loop.step, loop.progress
   measured = _measure(run, loop.state)
   values = measured.values
@@ -322,8 +348,9 @@ def _evaluate(run, loop, on_evaluation):
       f'learning rate {old_lr:.3g} -> {progress.plateau.learning_rate:.3g}: a'
       f' plateau of {run.config.schedule.monitor}'
     )
-  on_evaluation(step, values)
-  loop.speed.resume()
+  if on_evaluation:
+    on_evaluation(step, values)
+  loop.clock.switch(before)
 
 
 def _measure(run, state):
@@ -344,7 +371,9 @@ def _measure(run, state):
 def _save(run, loop, replace=False):
   """Starts to save the state; waits only for its copy to the host."""
   loop.log.flush()  # raises before a NaN state could be saved
-  loop.speed.pause()
+  before = loop.clock.switch('save')
+  loop.log.save_asked = False
+  loop.timer.restart()
   loop.writer.sync()
   progress = loop.progress
   saved = SavedRun(
@@ -359,7 +388,7 @@ def _save(run, loop, replace=False):
   tree = state_lib.saved_tree(loop.state)
   kept = {progress.best.step, progress.stopping.best_step}
   loop.checkpoints.save(tree, saved, keep_steps=kept, replace=replace)
-  loop.speed.resume()
+  loop.clock.switch(before)
 
 
 def _restore_best(run, loop):
@@ -367,6 +396,7 @@ def _restore_best(run, loop):
   step = loop.progress.final_step(run.config, loop.step)
   if step == loop.step:
     return
+  loop.clock.switch('evaluate')
   template = state_lib.saved_tree(loop.state)
   try:
     tree, _ = loop.checkpoints.restore(step, template)

@@ -1,7 +1,7 @@
 """Device mesh, mapped step functions and host-to-device transfer."""
 
 from collections.abc import Callable
-import time
+from contextlib import nullcontext
 
 import jax
 from jax.experimental import multihost_utils
@@ -158,15 +158,19 @@ class DeviceBatches:
   """Iterates over batches that are on the devices already, one step ahead.
 
   A checkpoint must hold `iterator_state`, that of the host iterator after the
-  batch that was taken last. `wait_seconds` is the time spent waiting for it.
+  batch that was taken last.
   """
 
-  def __init__(self, iterator, to_devices: Callable[[dict], dict]):
-    """`iterator` yields host batches and has get_state, as Grain's do."""
+  def __init__(self, iterator, to_devices: Callable, waiting=nullcontext):
+    """`iterator` yields host batches and has get_state, as Grain's do.
+
+    `to_devices` starts the transfer of one; `waiting` gives a context for the
+    wait for one.
+    """
     self._iterator, self._to_devices = iterator, to_devices
+    self._waiting = waiting
     self._ahead = None
     self.iterator_state = iterator.get_state()
-    self.wait_seconds = 0.0
 
   def take(self) -> dict:
     """Returns the next batch. Raises StopIteration after the last."""
@@ -186,13 +190,12 @@ class DeviceBatches:
     If the batch cannot be read, `take` raises the error: the step that is under
     way comes to its end before.
     """
-    start = time.perf_counter()
     try:
-      batch = next(self._iterator, None)
+      with self._waiting():
+        batch = next(self._iterator, None)
     except Exception as error:
       self._ahead = error
       return
-    self.wait_seconds += time.perf_counter() - start
     if batch is not None:
       batch = self._to_devices(batch)
     self._ahead = batch, self._iterator.get_state()

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 import dataclasses
 import importlib.metadata
+import math
 import platform
+import time
 import typing
 
 import ml_collections
@@ -165,11 +167,13 @@ class TrainLog:
   the host waits for a number.
   """
 
-  def __init__(self, progress: Progress, step: int):
-    self._progress = progress
+  def __init__(self, progress: Progress, step: int, on_step=None):
+    """`on_step` is called with each step and its metrics, or None."""
+    self._progress, self._on_step = progress, on_step
     self._pending = None
     self._last_finite = step
     self.stop_asked = False  # a signal came to one of the processes
+    self.save_asked = False  # see `SaveTimer`
 
   def add(self, step: int, sums: dict) -> None:
     """Adds the sums of the update that led to `step`, still on the device.
@@ -177,22 +181,32 @@ class TrainLog:
     Raises:
       NonFiniteLossError: if the loss of the update before it is not finite.
     """
-    self.flush()
-    self._pending = step, sums
+    before, self._pending = self._pending, (step, sums)
+    self._count(before)
 
   def flush(self) -> None:
     """Waits for the sums that were added last. Raises as `add` does."""
-    if self._pending is None:
+    before, self._pending = self._pending, None
+    self._count(before)
+
+  def _count(self, pending):
+    """Adds the sums of a step up, if there is one."""
+    if pending is None:
       return
-    (step, sums), self._pending = self._pending, None
+    step, sums = pending
     sums = metrics.add_sums({}, sums)
     self.stop_asked |= sums.pop('stop', 0) > 0
+    self.save_asked |= sums.pop('save', 0) > 0
     loss = sums['loss'] / sums['count']
     guards.check_finite(loss, step, self._last_finite)
     self._last_finite = step
     progress = self._progress
     progress.step_losses.append(float(f'{loss:.7g}'))
     progress.train_sums = metrics.add_sums(progress.train_sums, sums)
+    if on_step := self._on_step:
+      self._on_step = None  # the save after an error counts one more step
+      on_step(step, metrics.ratios(sums, 'train'))
+      self._on_step = on_step
 
   def take(self) -> tuple[dict[str, float], list[float]]:
     """Returns and forgets (means, loss of each step) since the last call."""
@@ -201,3 +215,23 @@ class TrainLog:
     sums, progress.train_sums = progress.train_sums, {}
     losses, progress.step_losses = progress.step_losses, []
     return metrics.ratios(sums, 'train'), losses
+
+
+class SaveTimer:
+  """Asks for a save when the time for it has come."""
+
+  def __init__(self, minutes: float):
+    """`minutes`: from the last save, or the start, to the next; 0: never."""
+    self._seconds = 60 * minutes or math.inf
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins anew, after a save."""
+    self._due = time.monotonic() + self._seconds
+
+  def asks(self) -> bool:
+    """Returns True once when the time has come; from then on False."""
+    if time.monotonic() < self._due:
+      return False
+    self._due = math.inf
+    return True

@@ -1,12 +1,12 @@
-"""Reports a run to the user: its start, changes, end, speed and trace."""
+"""Reports a run to the user: its start, changes, end and trace."""
 
 import pathlib
 import shlex
-import time
 
 import jax
 
 from alexnet_jax.models.alexnet import resolve_implementation
+from alexnet_jax.training import accounting
 from alexnet_jax.training import build
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
@@ -16,77 +16,6 @@ from alexnet_jax.training.writers import METRICS_FILE
 FIRST_TRACED, LAST_TRACED = 10, 20
 
 
-class Speed:
-  """Images per second of the training alone.
-
-  The clock starts after the first step, which compiles, and stands still
-  between pause() and resume(): during evaluation, histograms and saving.
-
-  Attributes:
-    seconds: training time so far, up to the last pause.
-  """
-
-  def __init__(self, global_batch_size: int, batches):
-    """`batches` has wait_seconds, see `parallel.DeviceBatches`."""
-    self.seconds = 0.0
-    self._global_batch_size = global_batch_size
-    self._batches = batches
-    self._since = None  # the clock stands still
-    self._steps = 0
-    self._first_done = False
-    self._mark = (0, 0.0, 0.0)
-
-  def count(self, log) -> None:
-    """Counts one step; the first is only waited for, through log.flush()."""
-    if self._first_done:
-      self._steps += 1
-      return
-    log.flush()
-    self._first_done = True
-    self._mark = (*self._mark[:2], self._batches.wait_seconds)
-    self.resume()
-
-  def next_compiles(self) -> None:
-    """Leaves out the next step, as the first one was."""
-    self.pause()
-    self._first_done = False
-
-  def resume(self) -> None:
-    """Starts the clock, unless the next step compiles."""
-    if self._first_done:
-      self._since = time.perf_counter()
-
-  def pause(self) -> None:
-    """Stops the clock."""
-    self.seconds, self._since = self._read()[1], None
-
-  def interval(self) -> dict[str, float]:
-    """Returns {images_per_second, data_wait_fraction} since the last call.
-
-    Empty if the only step since then is the first, which is not timed.
-    """
-    now, before = self._read(), self._mark
-    self._mark = now
-    steps, seconds, waited = (a - b for a, b in zip(now, before, strict=True))
-    if not steps:
-      return {}
-    return {
-      'images_per_second': self._throughput(steps, seconds),
-      'data_wait_fraction': min(1.0, waited / max(seconds, 1e-9)),
-    }
-
-  def total(self) -> float:
-    """Returns images per second since the first step; 0 if it is the only."""
-    return self._throughput(*self._read()[:2])
-
-  def _read(self):
-    running = 0.0 if self._since is None else time.perf_counter() - self._since
-    return self._steps, self.seconds + running, self._batches.wait_seconds
-
-  def _throughput(self, steps, seconds):
-    return steps * self._global_batch_size / max(seconds, 1e-9)
-
-
 class Profile:
   """A trace of some steps of this process, for TensorBoard or Perfetto."""
 
@@ -94,24 +23,24 @@ class Profile:
     """`loop` is about to make the first step; without a folder no trace."""
     self._folder = folder
     self._first, self._last = loop.step + FIRST_TRACED, loop.step + LAST_TRACED
-    self._speed, self._line = loop.speed, console.line
+    self._clock, self._line = loop.clock, console.line
     self._running = False
 
   def before(self, step: int) -> None:
     """Starts the trace if it begins with this step."""
     if self._folder and step == self._first:
-      self._speed.pause()
+      before = self._clock.switch('other')
       jax.profiler.start_trace(self._folder)
       self._running = True
-      self._speed.resume()
+      self._clock.switch(before)
 
   def after(self, step: int, sums) -> None:
     """Writes the trace if it ends with this step, which leads to `sums`."""
     if self._running and step == self._last:
       jax.block_until_ready(sums)
-      self._speed.pause()
+      before = self._clock.switch('other')
       self._write()
-      self._speed.resume()
+      self._clock.switch(before)
 
   def finish(self) -> None:
     """Writes an unfinished trace after the last step, or tells why not."""
@@ -192,8 +121,11 @@ def show_changes(run, step: int) -> None:
     run.console.line(f'step {step}: PCA lighting ends')
 
 
-def show_end(run, loop) -> None:
-  """Prints the results, where everything is, and the next command."""
+def show_end(run, loop, seconds: dict[str, float]) -> None:
+  """Prints the results, where everything is, and the next command.
+
+  For the `seconds` of the run see `accounting.account`.
+  """
   progress, line = loop.progress, run.console.line
   best = progress.best
   for loader in (run.train_loader, run.eval_loader):
@@ -205,12 +137,15 @@ def show_end(run, loop) -> None:
   stopped = ' (stopped early)' if progress.stopping.stopped else ''
   if (kept := progress.final_step(run.config, loop.step)) != loop.step:
     stopped += f', with the state of step {kept}'
+  parts = ', '.join(
+    f'{name} {share}' for name, _, share in accounting.table(seconds)
+  )
   line(
     f'done at step {loop.step}{stopped}: validation top-1'
     f' {progress.last_evaluation["eval/top1"]:.4f}; best'
     f' {run.config.checkpoint.monitor} {best.value:.4f} at step {best.step}\n'
-    f'training {duration(loop.speed.seconds)}, without compilation, evaluation'
-    f' and saving\ncheckpoints: {run.workdir / FOLDER}\n'
+    f'{duration(sum(seconds.values()))} in all: {parts}\n'
+    f'checkpoints: {run.workdir / FOLDER}\n'
     f'history: {run.workdir / METRICS_FILE};'
     f' tensorboard --logdir {shlex.quote(str(run.workdir / "events"))}\n'
     'next: python -m alexnet_jax.evaluation.evaluate --workdir'

@@ -32,13 +32,16 @@ from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
+from alexnet_jax.training.accounting import Clock
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.distributed import ProcessGroup
+from alexnet_jax.training.loggers import check_installed
+from alexnet_jax.training.loggers import Logger
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.progress import SaveTimer
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.progress import versions
-from alexnet_jax.training.reporting import Speed
 from alexnet_jax.training.writers import MetricWriter
 from alexnet_jax.training.writers import NoWriter
 from alexnet_jax.training.writers import read_rows
@@ -72,13 +75,15 @@ class RunContext:
   # with the next batch, and comes back to all processes with the sums of that
   # step: so all stop after the same one, and no step waits for another message.
   # JAX' `reached_preemption_sync_point` would take SIGTERM away from Python:
-  # waits before the first step and evaluations would not end.
+  # waits before the first step and evaluations would not end. A save whose time
+  # has come is agreed upon in the same way: process 0 asks for it.
 
-  def to_devices(self, batch: dict) -> dict:
-    """Starts the transfer of a batch, and of the stop flag of this process."""
+  def to_devices(self, batch: dict, **flags: bool) -> dict:
+    """Starts the transfer of a batch, and of this process' flags."""
     if not self.processes.is_alone:
-      received = self.stop.received is not None
-      batch = {**batch, 'stop': np.full(batch['label'].shape, received)}
+      flags['stop'] = self.stop.received is not None
+      shape = batch['label'].shape
+      batch = batch | {name: np.full(shape, on) for name, on in flags.items()}
     return parallel.batch_to_devices(batch, self.mesh, self.config.parallel)
 
   def check_stop(self, stop_asked: bool = False) -> None:
@@ -109,7 +114,8 @@ class LoopState:
   log: TrainLog
   writer: MetricWriter | NoWriter  # of process 0, and of the others
   checkpoints: Checkpoints
-  speed: Speed
+  clock: Clock
+  timer: SaveTimer
   learning_rate: float | None = None  # of the state; None: not known yet
   phase: int = 0  # entries of config.schedule.lr_multipliers that have begun
 
@@ -131,6 +137,7 @@ def prepare(
 
   Raises UserError if config, data, network and `saved` do not fit together.
   """
+  check_installed(config.loggers)
   processes, mesh = distributed.current(), parallel.make_mesh()
   loaders = [build.make_loader(config, s) for s in ('train', 'validation')]
   training, held_out = (loader.source for loader in loaders)
@@ -201,7 +208,9 @@ def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
   return parallel.replicate(state, run.mesh), progress
 
 
-def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
+def start_loop(
+  run: RunContext, checkpoints: Checkpoints, clock: Clock, on_step=None
+) -> LoopState:
   """Restores the newest checkpoint that counts, or begins at step 0.
 
   Raises UserError if the checkpoints do not fit, or none of them counts.
@@ -233,14 +242,26 @@ def start_loop(run: RunContext, checkpoints: Checkpoints) -> LoopState:
     config, run.train_loader, num_steps, run.mesh, run.lighting
   )
   iterator.set_state(position)
-  batches = parallel.DeviceBatches(iterator, run.to_devices)
-  log, writer = TrainLog(progress, step), NoWriter()
+  log, writer = TrainLog(progress, step, on_step), NoWriter()
+  timer = SaveTimer(config.save_every_minutes)
+
+  def to_devices(batch):
+    asks = run.processes.is_first and timer.asks()
+    log.save_asked |= asks and run.processes.is_alone
+    flags = {'save': asks} if config.save_every_minutes else {}
+    return run.to_devices(batch, **flags)
+
+  batches = parallel.DeviceBatches(iterator, to_devices, clock.waiting)
   if run.processes.is_first:
-    evaluated_step = progress.evaluated_step
-    writer = MetricWriter(workdir, step=step, evaluated_step=evaluated_step)
-  speed = Speed(config.global_batch_size, batches)
+    names = filter(None, config.loggers.split(','))
+    told = [Logger(name, config, workdir) for name in names]
+    steps = {'step': step, 'evaluated_step': progress.evaluated_step}
+    writer = MetricWriter(workdir, **steps, loggers=told)
+  num_classes = len(run.class_names)
+  clock.mfu_per_image = build.mfu_per_image(config, num_classes, run.mesh)
+  clock.first_step = step
   return LoopState(
-    state, progress, step, batches, log, writer, checkpoints, speed
+    state, progress, step, batches, log, writer, checkpoints, clock, timer
   )
 
 

@@ -203,8 +203,8 @@ def train_step(state: TrainState, batch, key, *, options: StepOptions):
 
   Args:
     batch: this device's part, see `loss_and_grads`; also unreadable: bool
-      [batch], where the config skips such images, and stop: bool [batch], see
-      `resume.RunContext`, both counted.
+      [batch], where the config skips such images, and stop and save: bool
+      [batch], see `resume.RunContext`, all counted.
     key: of the run, see `example_keys`: there is no random state to save.
 
   Returns:
@@ -332,9 +332,9 @@ def feature_step(
 
 
 def _sums(logits, batch):
-  """Returns `metrics.example_sums`; also `unreadable` and `stop`, if there."""
+  """Returns `metrics.example_sums`; also counts the flags that are there."""
   sums = metrics.example_sums(logits, batch['label'], batch.get('mask'))
-  for name in ('unreadable', 'stop'):
+  for name in ('unreadable', 'stop', 'save'):
     if name in batch:
       sums[name] = jnp.sum(batch[name], dtype=jnp.int32)
   return sums

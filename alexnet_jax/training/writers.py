@@ -16,6 +16,7 @@ from tensorboardX.proto import event_pb2
 from alexnet_jax import files
 from alexnet_jax.config import is_number
 from alexnet_jax.training import metrics
+from alexnet_jax.training.loggers import Logger
 
 METRICS_FILE = 'metrics.jsonl'
 STEP_LOSSES = 'train/step_losses'  # in a row: list of the losses of its steps
@@ -24,12 +25,15 @@ _MOST_SCALARS = 100  # classes whose measures are scalars in the event files
 _PIXELS = 500  # most of a side of the picture of a confusion matrix
 
 
-def read_rows(workdir: str | pathlib.Path) -> list[dict]:
+def read_rows(
+  workdir: str | pathlib.Path, name: str = METRICS_FILE
+) -> list[dict]:
   """Reads the rows of a run's history; warns of lines that are none.
 
-  The last line is unfinished if the run was killed while it wrote.
+  The last line is unfinished if the run was killed while it wrote. `name` may
+  be that of another file of such rows.
   """
-  path, rows = pathlib.Path(workdir) / METRICS_FILE, []
+  path, rows = pathlib.Path(workdir) / name, []
   files.refuse_special_file(path)
   lines = path.read_bytes().splitlines() if path.exists() else []
   for number, line in enumerate(lines, 1):
@@ -69,13 +73,19 @@ class MetricWriter:
   """
 
   def __init__(
-    self, workdir: str | pathlib.Path, *, step: int, evaluated_step: int
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    step: int,
+    evaluated_step: int,
+    loggers: Sequence[Logger] = (),
   ):
     """Opens the files.
 
     Args:
       step: rows after this step are dropped.
       evaluated_step: so are evaluations after this one.
+      loggers: are told the scalars, too: those that are kept, then all others.
     """
     path = pathlib.Path(workdir) / METRICS_FILE
     kept = [
@@ -86,7 +96,12 @@ class MetricWriter:
     ]
     with files.replaced_file(path) as temporary:
       temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    self._file = path.open('a')
+    self._file, self._loggers = path.open('a'), loggers
+    for row in kept:
+      if STEP_LOSSES not in row:
+        values = {key: row[key] for key in row if key != 'step'}
+        for logger in loggers:
+          logger.scalars(row['step'], values)
     folder = path.with_name('events')
     folder.mkdir(exist_ok=True)
     name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}'
@@ -105,6 +120,8 @@ class MetricWriter:
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Writes one row at `step`."""
     self._row({'step': step, **values})
+    for logger in self._loggers:
+      logger.scalars(step, values)
     for name, value in values.items():
       self._event(step=step, summary=summary.scalar(name, value))
 
@@ -185,6 +202,8 @@ class MetricWriter:
     """Closes the files."""
     self._file.close()
     self._records.close()
+    for logger in self._loggers:
+      logger.close()
 
 
 class NoWriter:

@@ -9,6 +9,8 @@ from alexnet_jax.bench import costs
 from alexnet_jax.bench import plan
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
+from alexnet_jax.models.costs import gpu_peak
+from alexnet_jax.models.costs import GPUS
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from tests.system import commands
@@ -41,17 +43,18 @@ def test_descriptions_come_with_the_package(name):
     ('NVIDIA A10G', 'bfloat16', 70.0),
     ('Tesla V100-PCIE-16GB', 'float32', 14.0),
     ('Tesla T4', 'bfloat16', None),
+    ('NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'bfloat16', None),
     ('cpu', 'float32', None),
   ],
 )
 def test_peaks_are_found_by_the_name_of_the_device(kind, dtype, teraflops):
-  found = costs.gpu_peak(kind, dtype)
+  found = gpu_peak(kind, dtype)
   assert (found and found[0] / 1e12) == teraflops
   assert not found or 'NVIDIA' in found[1]
 
 
 def own_description(tmp_path, old, new):
-  content = (costs.TARGETS / 'h100.toml').read_text()
+  content = (GPUS / 'h100.toml').read_text()
   assert old in content
   path = tmp_path / 'mine.toml'
   path.write_text(content.replace(old, new))

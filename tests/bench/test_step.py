@@ -10,11 +10,11 @@ import pytest
 
 from alexnet_jax import errors
 from alexnet_jax import validation
-from alexnet_jax.bench import costs
 from alexnet_jax.bench import harness
 from alexnet_jax.bench import step
 from alexnet_jax.bench import step_peers
 from alexnet_jax.bench.__main__ import main
+from alexnet_jax.models.costs import gpu_peak
 from alexnet_jax.training import build
 from tests.system import commands
 
@@ -107,7 +107,7 @@ def measured(tmp_path, monkeypatch, capsys):
 @needs_affinity
 def test_shares_of_the_peak(measured):
   """300 or 100 FLOP an image, 4 images a second, on two GPUs."""
-  peak, _ = costs.gpu_peak('NVIDIA A10', 'float32')
+  peak, _ = gpu_peak('NVIDIA A10', 'float32')
   train, evaluate, *_ = measured('torch eager')[1]['rows']
   assert (train['case'], evaluate['case']) == ('train', 'evaluate')
   assert train['milliseconds'] == 1e3

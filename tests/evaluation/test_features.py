@@ -13,7 +13,7 @@ from alexnet_jax import files
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import features
-from alexnet_jax.evaluation import summary
+from alexnet_jax.models import costs
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import measure
 from tests.system import commands
@@ -220,6 +220,6 @@ def test_every_name_of_the_summary_and_its_relu():
     ({**before, 'norm': 'none'}, paper),
   ):  # fmt: skip
     model = AlexNet(**plain, **fields)
-    _, rows = summary.layer_table(model, (24, 24, 3))
+    _, rows = costs.layer_table(model, (24, 24, 3))
     found = [name for name, *_ in rows if model.relu_follows(name)]
     assert found == rectified.split(), fields

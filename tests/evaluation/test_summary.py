@@ -3,6 +3,7 @@
 import pytest
 
 from alexnet_jax.evaluation import summary
+from alexnet_jax.models import costs
 from alexnet_jax.models.alexnet import AlexNet
 
 SMALL = {
@@ -52,13 +53,13 @@ WORDS = {
 )
 def test_layers_stand_in_order_with_what_they_do(fields, layers):
   model = AlexNet(**{**SMALL, **fields})
-  _, rows = summary.layer_table(model, (36, 36, 3))
+  _, rows = costs.layer_table(model, (36, 36, 3))
   words = [(name, summary.operation(model, name)) for name, *_ in rows]
   assert words == [(name, WORDS[name]) for name in layers.split()]
 
 
 def test_shapes_parameters_and_flops_by_hand():
-  params, rows = summary.layer_table(AlexNet(**SMALL), (36, 36, 3))
+  params, rows = costs.layer_table(AlexNet(**SMALL), (36, 36, 3))
   assert rows == [
     ('conv1', (18, 18, 8), 18 * 18 * 5 * 5 * 3 * 8),
     ('lrn1', (18, 18, 8), 0),
@@ -72,7 +73,7 @@ def test_shapes_parameters_and_flops_by_hand():
   ]
   kernels = 5 * 5 * 3 * 8 + 3 * 3 * 4 * 8 + 72 * 12 + 12 * 7
   macs = sum(macs for *_, macs in rows)
-  assert summary.totals(params, rows) == {
+  assert costs.totals(params, rows) == {
     'parameters': kernels + 8 + 8 + 12 + 7,
     'forward_flops_per_image': 2 * macs,
     'training_flops_per_image': 6 * macs - 2 * rows[0][2],

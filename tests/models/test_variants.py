@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.evaluation.summary import layer_table
 from alexnet_jax.models import spec
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.costs import layer_table
 from tests.some_slow import some_slow
 
 

@@ -97,7 +97,7 @@ def train_here(recipe, workdir, *overrides, **options) -> dict:
   """Trains in this process; what `loop.train_and_evaluate` returns or raises.
 
   Args:
-    **options: of that function.
+    **options: of `loop.Hooks`.
   """
   # Commands that are started import this module first.
   from alexnet_jax import cli
@@ -107,4 +107,5 @@ def train_here(recipe, workdir, *overrides, **options) -> dict:
 
   config = validation.load_config([f'--config={recipe}', *overrides])
   stop, console = guards.StopSignal(), cli.Console()
-  return loop.train_and_evaluate(config, str(workdir), stop, console, **options)
+  hooks = loop.Hooks(**options)
+  return loop.train_and_evaluate(config, str(workdir), stop, console, hooks)

@@ -192,7 +192,8 @@ def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, copy):
 
 
 LINKS = (
-  *('.lock', 'checkpoints', 'damaged', 'events', 'profile', 'report'),
+  *('.lock', 'checkpoints', 'damaged', 'events', 'loggers', 'profile'),
+  *('report', 'times.jsonl'),
   *('config.json', 'metrics.jsonl', 'pixel_mean.npz', 'report/index.html'),
   *('checkpoints/10', 'checkpoints/9', 'checkpoints/9.orbax-checkpoint-tmp'),
   *('checkpoints/10.replaced', 'checkpoints/20/state'),

@@ -31,10 +31,15 @@ def recipe(tmp_path_factory):
 
 def test_two_processes_are_one_with_two_devices(tmp_path):
   """Sums of two numbers are the same in any order: not a bit differs."""
-  recipe = commands.write_recipe(tmp_path, num_steps=6, eval_every_steps=3)
-  two = together.train(recipe, tmp_path / 'two', 2)
+  recipe = commands.write_recipe(tmp_path, num_steps=9, eval_every_steps=9)
+  often = '--config.save_every_minutes=1e-6', '--config.checkpoint.keep=9'
+  two = together.train(recipe, tmp_path / 'two', 2, *often)
   one = together.train(recipe, tmp_path / 'one', 1, devices=2)
   assert two['state_digest'] == one['state_digest']
+  saved = [int(path.name) for path in (tmp_path / 'two/checkpoints').iterdir()]
+  # Process 0 asks with batches 1, 3, 6 and 9, the second one after each save,
+  # and is heard one step later; the first step, which compiles, is waited for.
+  assert sorted(saved) == [1, 4, 7, 9]
 
 
 @slow

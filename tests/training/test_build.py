@@ -1,4 +1,5 @@
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 from alexnet_jax.training import schedule
+from alexnet_jax.training import writers
 from tests.system import commands
 
 
@@ -338,3 +340,36 @@ def test_dropout_has_one_generator_whatever_is_the_default(tmp_path):
     np.testing.assert_array_equal(build.dropout_key(config), key)
   config.seed = 1
   assert (build.dropout_key(config) != key).any()
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'peak'), [('float32', 62.5e12), ('bfloat16', 125e12)]
+)
+def test_the_utilization_of_two_gpus_by_hand(tmp_path, dtype, peak):
+  config = make_config(tmp_path, model__dtype=dtype)
+  gpu = types.SimpleNamespace(device_kind='NVIDIA A10')
+  mesh = types.SimpleNamespace(devices=np.array([gpu, gpu]), size=2)
+  macs = [24 * 24 * 27 * 8, 11 * 11 * 72 * 8, 5 * 5 * 8 * 16, 16 * 4]
+  flops = 6 * sum(macs) - 2 * macs[0]  # none for the gradient of the image
+  found = build.mfu_per_image(config, 4, mesh)
+  assert found == pytest.approx(flops / (2 * peak))
+  assert build.mfu_per_image(config, 4, parallel.make_mesh()) is None
+
+
+def test_the_history_has_the_utilization_where_it_is_known(
+  tmp_path, monkeypatch, capsys
+):
+  """Not while parameters are frozen, whose gradients cost nothing."""
+  recipe = commands.write_recipe(
+    tmp_path, num_steps=8, log_every_steps=2, init__freeze=('conv1*',)
+  )
+  until = '--config.init.unfreeze_steps=4'
+  commands.train_here(recipe, tmp_path / 'cpu', until)
+  assert not any('mfu' in row for row in writers.read_rows(tmp_path / 'cpu'))
+  monkeypatch.setattr(build, 'mfu_per_image', lambda *_: 1e-3)
+  commands.train_here(recipe, tmp_path / 'run', until)
+  rows = [row for row in writers.read_rows(tmp_path / 'run') if 'mfu' in row]
+  assert [row['step'] for row in rows] == [6, 8]
+  for row in rows:
+    assert row['mfu'] == pytest.approx(row['images_per_second'] / 1000)
+  assert capsys.readouterr().err.count('waiting for data, MFU ') == 2

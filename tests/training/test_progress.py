@@ -3,8 +3,10 @@ import json
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.training import progress as progress_lib
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.progress import SaveTimer
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
@@ -96,6 +98,47 @@ def test_evaluations_are_judged_by_the_monitors_of_the_config():
   assert progress.best.step == 4
   assert (progress.plateau, progress.stopping) == (plateau, stopping)
   assert (progress.evaluations, progress.evaluated_step) == (3, 4)
+
+
+def test_each_step_is_told_once_and_late():
+  """An error ends the run: what it was told of counts, and no more is told."""
+  asked, told = [], []
+
+  def tell(step, values):
+    told.append((step, values['train/loss'], sorted({*asked})))
+    if step == 2:
+      raise OSError('no more')
+
+  progress = Progress(PlateauState(0.1))
+  log = TrainLog(progress, 0, tell)
+  for step in (1, 2):
+    log.add(step, sums(step, asked))
+  assert told == [(1, 2 / 4, ['1'])]
+  with pytest.raises(OSError, match='no more'):
+    log.add(3, sums(3, asked))
+  log.flush()  # of the save at the end
+  assert told == [(1, 2 / 4, ['1']), (2, 4 / 4, ['1', '2'])]
+  assert progress.step_losses == [2 / 4, 4 / 4, 6 / 4]
+
+
+def test_a_save_is_asked_for_once(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: now[0])
+  timer, never = SaveTimer(2.0), SaveTimer(0.0)
+  asked = []
+  for now[0] in (60.0, 119.0, 120.0, 500.0):
+    asked.append((timer.asks(), never.asks()))
+  timer.restart()
+  for now[0] in (610.0, 620.0):
+    asked.append((timer.asks(), never.asks()))
+  assert [one for one, _ in asked] == [False, False, True, False, False, True]
+  assert not any(other for _, other in asked)
+  log = TrainLog(Progress(PlateauState(0.1)), 0)
+  for step, save in enumerate((0, 8, 0), 1):
+    assert not log.save_asked
+    log.add(step, {**sums(step, []), 'save': save})
+  assert log.save_asked
+  assert log.take()[0].keys() == {'train/loss', 'train/top1', 'train/top5'}
 
 
 def test_a_signal_of_another_process_is_remembered():

@@ -90,7 +90,14 @@ def test_what_is_different_is_said_where_a_run_goes_on():
 # All others change what is trained, or what the checkpoints say of it.
 FREE = {'num_epochs', 'num_steps', 'save_every_epochs', 'save_every_steps'}
 FREE |= {'microbatch_size', 'log_every_steps', 'histogram_every_evals'}
-FREE |= {'report', 'parallel', 'implementation', 'guards.flat_loss_steps'}
+FREE |= {
+  'save_every_minutes',
+  'loggers',
+  'report',
+  'parallel',
+  'implementation',
+  'guards.flat_loss_steps',
+}
 FREE |= {'data.path', 'data.num_threads', 'data.prefetch', 'checkpoint.keep'}
 
 

@@ -1,0 +1,110 @@
+"""Loggers beside the run's own files: Weights & Biases, MLflow.
+
+They are told the rows of the history, each in a thread: no network keeps the
+training waiting. A run that goes on is the same run there, by the identity in
+its folder. It tells them the whole history again, and each takes what it lacks.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+import importlib.util
+import logging
+import pathlib
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import errors
+from alexnet_jax import files
+
+
+class _Wandb:
+  """W&B refuses steps below its last: they are a column, and it counts rows.
+
+  A run repeats its rows exactly, so that those W&B has are the first. Offline
+  it knows of none: the newest of its folders has all, to be synced alone.
+  """
+
+  def __init__(self, identity, name, config):
+    import wandb
+
+    options = {'resume': 'allow', 'reinit': 'create_new', 'config': config}
+    options['settings'] = wandb.Settings(console='off')
+    self._run = wandb.init(id=identity, name=name, **options)
+    self.identity, self._known = self._run.id, self._run.starting_step
+    self._run.define_metric('*', step_metric='step')
+    self.close = self._run.finish
+
+  def scalars(self, step, values):
+    self._known -= 1
+    if self._known < 0:
+      self._run.log({'step': step, **values})
+
+
+class _Mlflow:
+  """MLflow takes any step again: it gets those after its last of each key."""
+
+  def __init__(self, identity, name, config):
+    import mlflow
+
+    self._mlflow, self._last = mlflow, {}
+    self.identity = mlflow.start_run(identity, run_name=name).info.run_id
+    self.close = mlflow.end_run
+    if identity is None:
+      mlflow.log_params(config)
+
+  def scalars(self, step, values):
+    client = self._mlflow.MlflowClient()
+    for key in values.keys() - self._last.keys():
+      there = client.get_metric_history(self.identity, key)
+      self._last[key] = max((metric.step for metric in there), default=-1)
+    new = {key: v for key, v in values.items() if step > self._last[key]}
+    self._mlflow.log_metrics(new, step=step)
+
+
+_CLASSES = {'wandb': _Wandb, 'mlflow': _Mlflow}
+
+
+class Logger:
+  """One of them; when it fails, it is warned of once and left alone."""
+
+  def __init__(self, name: str, config, workdir: pathlib.Path):
+    self._name, self._failed, self._thread = name, False, ThreadPoolExecutor(1)
+    path = workdir.absolute() / 'loggers' / name
+    self._submit(lambda: self._start(path, config_lib.flatten(config)))
+
+  def _start(self, path, config):
+    path.parent.mkdir(exist_ok=True)
+    identity = path.read_text() if path.exists() else None
+    self._logger = _CLASSES[path.name](identity, path.parts[-3], config)
+    with files.replaced_file(path) as temporary:
+      temporary.write_text(self._logger.identity)
+
+  def _submit(self, function):
+    def attempt():
+      try:
+        if not self._failed:
+          function()
+      except Exception as error:
+        self._failed = True
+        text = '%s is told nothing more, and the run goes on: %s'
+        logging.getLogger(__name__).warning(text, self._name, error)
+
+    self._thread.submit(attempt)
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    """Tells a row; waits for nothing."""
+    self._submit(lambda: self._logger.scalars(step, values))
+
+  def close(self) -> None:
+    """Waits until all was told."""
+    self._submit(lambda: self._logger.close())
+    self._thread.shutdown()
+
+
+def check_installed(names: str) -> None:
+  """Raises UserError if a package of config.loggers is missing."""
+  for name in filter(None, names.split(',')):
+    spec = importlib.util.find_spec(name)
+    if not (spec and spec.origin):  # a folder of that name is none
+      raise errors.UserError(
+        f'config.loggers is {names!r}, but {name} is not installed:'
+        f' {errors.how_to_install(name)}'
+      )

@@ -1,0 +1,169 @@
+"""Loggers are told every row once, and cannot end a run."""
+
+import importlib.util
+import json
+import struct
+import sys
+import types
+
+import pytest
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.training import loggers
+from alexnet_jax.training import writers
+from tests.system import commands
+
+
+@pytest.fixture
+def recipe(tmp_path):
+  options = {'num_steps': 24, 'eval_every_steps': 8, 'log_every_steps': 3}
+  return commands.write_recipe(tmp_path, **options)
+
+
+class Killed(Exception):
+  """Ends a run without a save."""
+
+
+def train_killed(recipe, workdir, name):
+  """Trains with one kill between an evaluation and its save; the rows."""
+
+  def kill(step, values):
+    if step == 16:
+      raise Killed
+
+  option = f'--config.loggers={name}'
+  with pytest.raises(Killed):
+    commands.train_here(recipe, workdir, option, on_evaluation=kill)
+  assert writers.read_rows(workdir)[-1]['step'] == 16  # told, and dropped
+  commands.train_here(recipe, workdir, option)
+  rows = writers.read_rows(workdir)
+  return [row for row in rows if writers.STEP_LOSSES not in row]
+
+
+def test_mlflow_has_each_number_once_and_in_order(
+  recipe, tmp_path, monkeypatch
+):
+  mlflow = pytest.importorskip('mlflow')
+  monkeypatch.setenv('MLFLOW_TRACKING_URI', f'file:{tmp_path / "mlruns"}')
+  monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')
+  rows = train_killed(recipe, tmp_path / 'run', 'mlflow')
+  [run] = mlflow.MlflowClient().search_runs(['0'])
+  assert run.info.run_name == 'run'
+  assert run.info.status == 'FINISHED'
+  assert run.data.params['optimizer.learning_rate'] == '0.02'
+  for key in ('train/loss', 'train/top1', 'eval/top1', 'learning_rate'):
+    there = mlflow.MlflowClient().get_metric_history(run.info.run_id, key)
+    wanted = [row for row in rows if key in row]
+    assert [point.step for point in there] == [row['step'] for row in wanted]
+    assert [point.value for point in there] == [row[key] for row in wanted]
+
+
+def records(content):
+  """Yields the records of a file in blocks, as LevelDB writes its log."""
+  position, whole = 7, b''  # behind the header of the file
+  while len(content) > 7:
+    if (rest := -position % 2**15) < 7:
+      position, content = position + rest, content[rest:]
+    size, kind = struct.unpack('<HB', content[4:7])
+    whole += content[7 : 7 + size]
+    if kind in (1, 4):  # it is full, or the last part
+      yield whole
+      whole = b''
+    position, content = position + 7 + size, content[7 + size :]
+
+
+def test_wandb_offline_has_all_rows_in_its_newest_folder(
+  recipe, tmp_path, monkeypatch
+):
+  pytest.importorskip('wandb')
+  from wandb.proto import wandb_internal_pb2
+
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  monkeypatch.setenv('WANDB_DIR', str(tmp_path))
+  rows = train_killed(recipe, tmp_path / 'run', 'wandb')
+  first, newest = sorted(tmp_path.glob('wandb/offline-run-*/*.wandb'))
+  assert first.name == newest.name  # the identity of the run
+  told = []
+  for data in records(newest.read_bytes()[7:]):
+    record = wandb_internal_pb2.Record.FromString(data)
+    if items := record.history.item:
+      told.append({''.join(i.nested_key) or i.key: i.value_json for i in items})
+  assert [json.loads(row['step']) for row in told] == [r['step'] for r in rows]
+  for row, wanted in zip(told, rows, strict=True):
+    values = {key: json.loads(row[key]) for key in wanted}
+    assert values == pytest.approx(wanted)
+
+
+class Online:
+  """Stands for W&B, which keeps all rows but one that a kill has lost."""
+
+  rows: list = []  # noqa: RUF012
+
+  def __init__(self, **options):
+    self.id, self.starting_step = options['id'] or 'abc', len(self.rows)
+
+  def define_metric(self, *_, **__): ...
+
+  def log(self, row):
+    self.rows.append(row)
+
+  def finish(self):
+    del self.rows[5:]
+
+
+def test_wandb_online_gets_what_it_lacks(recipe, tmp_path, monkeypatch):
+  fake = types.SimpleNamespace(
+    init=lambda **options: Online(**options), Settings=dict
+  )
+  monkeypatch.setitem(sys.modules, 'wandb', fake)
+  monkeypatch.setattr('alexnet_jax.training.resume.check_installed', print)
+  monkeypatch.setattr(Online, 'rows', [])
+  finish, ends = Online.finish, []
+
+  def once(self):
+    ends.append(1)
+    if len(ends) == 1:
+      finish(self)
+
+  monkeypatch.setattr(Online, 'finish', once)
+  rows = train_killed(recipe, tmp_path / 'run', 'wandb')
+  assert [row['step'] for row in Online.rows] == [row['step'] for row in rows]
+  assert (tmp_path / 'run' / 'loggers' / 'wandb').read_text() == 'abc'
+
+
+def test_a_logger_that_fails_is_named_once(
+  recipe, tmp_path, monkeypatch, caplog
+):
+  calls = []
+
+  class Broken:
+    identity = 'x'
+
+    def __init__(self, *_): ...
+
+    def scalars(self, step, values):
+      calls.append(step)
+      raise ConnectionError('no route to host')
+
+  found = types.SimpleNamespace(origin='here')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda _: found)
+  monkeypatch.setitem(loggers._CLASSES, 'mlflow', Broken)
+  option = '--config.loggers=mlflow'
+  result = commands.train_here(recipe, tmp_path / 'run', option)
+  assert result['step'] == 24
+  assert calls == [3]
+  assert caplog.text.count('mlflow is told nothing more') == 1
+  assert 'no route to host' in caplog.text
+
+
+def test_a_package_that_is_missing_is_named(recipe, tmp_path, monkeypatch):
+  """A folder ./wandb, in which W&B writes, is no package."""
+  for origin in (None, types.SimpleNamespace(origin=None)):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda _, o=origin: o)
+    with pytest.raises(
+      UserError, match=r"'wandb,mlflow'.*wandb is not.*\[wandb"
+    ):
+      commands.train_here(
+        recipe, tmp_path / 'run', '--config.loggers=wandb,mlflow'
+      )
+  assert not (tmp_path / 'run').exists()
