@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import dataclasses
 import os
 import sys
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -41,7 +42,7 @@ def train(
   workdir: str | os.PathLike,
   on_step: Callable[[int, dict[str, float]], None] | None = None,
   on_evaluation: Callable[[int, dict[str, float]], None] | None = None,
-) -> dict:
+) -> dict[str, Any]:
   """Trains a run, or goes on with it, in this process, and draws its report.
 
   Unlike the command it leaves signals to the caller: what comes after the last
@@ -120,7 +121,9 @@ class Run:
 
     return writers.read_rows(self.workdir)
 
-  def predict(self, images: Sequence) -> list[list[tuple[str, float]]]:
+  def predict(
+    self, images: Sequence[object] | np.ndarray
+  ) -> list[list[tuple[str, float]]]:
     """Returns (class, probability) of the best classes of each image.
 
     Args:
@@ -137,7 +140,9 @@ class Run:
       raise UserError(f'{name} cannot be read: {reason}')
     return answers
 
-  def features(self, images: Sequence, layer: str = 'dense2') -> np.ndarray:
+  def features(
+    self, images: Sequence[object] | np.ndarray, layer: str = 'dense2'
+  ) -> np.ndarray:
     """Returns the outputs of a layer for images, float32 [n, ...].
 
     Args:
@@ -154,8 +159,11 @@ class Run:
     return features.of_images(self._network, images, layer)
 
   def evaluate(
-    self, data_path: str = '', split: str = 'validation', **options
-  ) -> dict:
+    self,
+    data_path: str = '',
+    split: str = 'validation',
+    **options: int | str | bool,
+  ) -> dict[str, float | str]:
     """Returns the measures of a split, as `evaluation.evaluate` does.
 
     Args:

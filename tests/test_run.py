@@ -1,5 +1,7 @@
 """The package as a library."""
 
+from collections import abc
+import inspect
 import io
 import subprocess
 import sys
@@ -166,6 +168,25 @@ def test_a_name_of_a_recipe_and_its_keys():
   assert config.model.hidden == (8, 8)
   with pytest.raises(UserError, match='no key'):
     alexnet_jax.load_config('quickstart', {'num_epoch': 1})
+
+
+BARE = {dict, list, tuple, abc.Callable, abc.Mapping, abc.Sequence}
+
+
+@pytest.mark.parametrize('module', [alexnet_jax, data])
+def test_public_names_have_complete_types(module):
+  functions = {name: getattr(module, name) for name in module.__all__}
+  for name, kind in functions.copy().items():
+    if inspect.isclass(kind):
+      methods = {f'{name}.{k}': v for k, v in vars(kind).items() if k[0] != '_'}
+      functions |= methods
+  for name, function in functions.items():
+    if inspect.isfunction(function):
+      signature = inspect.signature(function)
+      found = {p.name: p.annotation for p in signature.parameters.values()}
+      found = {k: v for k, v in found.items() if k != 'self'}
+      for kind in (*found.values(), signature.return_annotation):
+        assert kind not in {inspect.Parameter.empty, *BARE}, name
 
 
 def test_the_package_is_imported_without_its_parts():

@@ -65,7 +65,9 @@ class SourceOptions:
   fold: int = 0  # the one that serves as `validation`
 
 
-def make_source(source: str, split: str, **options) -> Source:
+def make_source(
+  source: str, split: str, **options: str | int | float
+) -> Source:
   """Opens one split of a data set.
 
   Args:
