@@ -220,8 +220,8 @@ def add_data_path(parser: argparse.ArgumentParser) -> None:
 
 def add_data_source(parser: argparse.ArgumentParser) -> None:
   """Adds --data_source, of data of another kind than that of the training."""
-  text = 'kind of the data: folder, tar, parquet, raw, tfds or tfds:NAME'
-  text += ' (default: that of training)'
+  text = 'kind of the data: folder, imagenet, tar, parquet, raw, tfds or'
+  text += ' tfds:NAME (default: that of training)'
   parser.add_argument('--data_source', default='', metavar='KIND', help=text)
 
 

@@ -54,7 +54,8 @@ def train(
     on_step: called with the number and the metrics of each step, in order:
       {train/loss, train/top1, ...}, floats, of its batch before the update;
       while the next step is under way, or before an evaluation or save. What it
-      raises ends the run after that step. Steps made again are told again.
+      raises ends the run; the step under way is not told then. Steps made again
+      are told again.
     on_evaluation: called with step and metrics of each evaluation; what it
       raises ends the run.
 

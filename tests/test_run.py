@@ -140,7 +140,7 @@ def test_a_loop_of_ones_own_trains_as_a_run_does(tmp_path):
   keys |= {'data.mean_rgb': (9, 8, 7)}
   config = alexnet_jax.load_config('quickstart', keys)
   result = alexnet_jax.train(config, tmp_path)
-  state, train_step = alexnet_jax.make_train_step(config, 10, (9, 8, 7))
+  state, train_step = alexnet_jax.make_train_step(config, 10)
   options = data.BatchOptions(
     batch_size=config.global_batch_size,
     crop_size=config.data.crop_size,
@@ -153,12 +153,16 @@ def test_a_loop_of_ones_own_trains_as_a_run_does(tmp_path):
     state, sums = train_step(state, batch)
   assert float(sums['count']) == config.global_batch_size
   assert state_lib.summarize(state)['state_digest'] == result['state_digest']
-  config.init.freeze = ('conv*',)
-  with pytest.raises(UserError, match=r'config\.init'):
-    alexnet_jax.make_train_step(config, 10)
-  config.init.freeze, config.loss.class_weights = (), ('balanced',)
-  with pytest.raises(UserError, match='is balanced; here give numbers'):
-    alexnet_jax.make_train_step(config, 10)
+  for key, value, message in (
+    ('data.mean_rgb', (), 'give the mean'),
+    ('data.pca_lighting', 0.1, r'data\.pca_lighting'),
+    ('loss.class_weights', ('balanced',), 'is balanced; here give'),
+    ('init.freeze', ('conv*',), r'config\.init'),
+  ):
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+      alexnet_jax.make_train_step(changed, 10)
 
 
 def test_a_name_of_a_recipe_and_its_keys():

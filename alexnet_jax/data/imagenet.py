@@ -64,6 +64,8 @@ def _open_tar(root, split, name, training=None):
     raise UserError(f'cannot read {path}: {error.strerror}') from error
   if training:
     numbers, samples = samples['label'], samples.copy()
+    if not 1 <= numbers.min() <= numbers.max() <= NUM_VALIDATION:
+      raise UserError(f'{root}/validation.index.npz is damaged: delete it')
     samples['label'] = _validation_labels(root)[numbers - 1]
   names = splits.check_labels(path, samples['label'], _synsets(), training)
   return ImageNetSource(root, split, (name,), sizes, samples, names)
@@ -129,12 +131,13 @@ def _validation_labels(root):
   kits = root / _DEVKIT, root / f'{_DEVKIT}.tar.gz'
   kit = next((path for path in kits if path.exists()), None)
   try:
-    synsets = _devkit_synsets(kit) if kit else _tfds_lines('validation_labels')
+    synsets = kit and _devkit_synsets(kit)
   except Exception as error:  # whatever a damaged file makes of it
     raise UserError(
       f'{kit} is no whole development kit of ILSVRC2012 ({error!r}); fetch it'
       ' again, or move it away: its labels come with TFDS, too'
     ) from error
+  synsets = synsets or _tfds_lines('validation_labels')
   labels = {synset: label for label, synset in enumerate(_synsets())}
   return np.array([labels[synset] for synset in synsets], np.int32)
 

@@ -99,7 +99,7 @@ def host_batches(
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is measured, and how."""
+  """Choices of the data, and of how it is measured."""
 
   data_path: str = ''  # see `measure.load_network`
   data_source: str = ''

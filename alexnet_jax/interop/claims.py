@@ -1,4 +1,4 @@
-"""What saved weights say of themselves: how they were made, what they reach.
+"""Claims of saved weights: how they were made, and what they reach.
 
 The claims, JSON in the metadata of the file:
 
@@ -73,6 +73,14 @@ def check(claims: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
   """Raises UserError if claims are damaged, or the tensors are others."""
   if wrong := files.misfit(claims, _SHAPE, 'its claims'):
     raise UserError(wrong)
+  counts = [v for k, v in claims['data'].items() if k.endswith('examples')]
+  texts = (claims['version'], claims['command'], *claims['measured'])
+  if not (
+    claims['data'].keys() <= {*_DATA}
+    and all(isinstance(count, int) for count in counts)
+    and all(map(str.isprintable, texts))
+  ):
+    raise UserError('its claims are none that interop.save writes')
   changes = files.differences(claims['tensors'], digests(tensors))
   if changes:
     raise UserError(
@@ -98,7 +106,7 @@ def check_folder(folder: pathlib.Path, network: TrainedNetwork) -> None:
     path = folder / name
     files.refuse_special_file(path)
     text = path.read_bytes().decode(errors='replace') if path.exists() else ''
-    if wanted not in text:
+    if wanted not in text or (name == _CONFIG and wanted != text):
       raise UserError(
         f'{path} does not say what {WEIGHTS} says; the figures of that are\n'
         + table
@@ -115,13 +123,11 @@ def _table(claims):
 
 def _origin(claims):
   if not claims['command']:
-    return 'Weights of another framework, converted; measured was nothing.'
-  return f"""\
-Trained with
-
-    {claims['command']}
-
-and measured on the center crops of its validation split:"""
+    return 'Weights of another framework, converted.'
+  measured = '\n\nand measured on the center crops of its validation split:'
+  return f'Trained with\n\n    {claims["command"]}' + measured * bool(
+    claims['measured']
+  )
 
 
 def _texts(folder, network):

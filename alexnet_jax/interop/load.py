@@ -120,7 +120,7 @@ def _load(arguments):
   named = names or network.class_names
   names = named or transfer.placeholder_names(network.num_classes)
   network = dataclasses.replace(network, class_names=tuple(names))
-  if network.claims and arguments.data_path:
+  if network.claims and arguments.data_path and not names:
     try:
       verify.verify(arguments.file, arguments.data_path)
     except UserError as error:

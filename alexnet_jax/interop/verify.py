@@ -74,16 +74,23 @@ def verify(path: str, data_path: str = '') -> dict:
     _refuse_untrained(config, network)
     if folder.is_dir():
       claims_lib.check_folder(folder, network)
-    found = {}
-    if data_path or config.data.source in ('digits', 'synthetic'):
+    found, own = {}, config.data.source in ('digits', 'synthetic')
+    if data_path and own:
+      raise UserError(
+        f'its figures are of the {config.data.source} of this package; leave'
+        ' --data_path out'
+      )
+    if claims['measured'] and (data_path or own):
       config.data.path = data_path
+      config.ema_decay = 0.0  # the weights are averaged already
       found, *data = _measure(config, network)
       _compare(claims, found, *data)
   said = ', '.join(f'{k} {v:.4f}' for k, v in claims['measured'].items())
   held = 'measured again, they hold' if found else 'not measured again'
   print(
     f'{path}: step {claims["step"]}; {len(claims["tensors"])} tensors hold\n'
-    f'trained with: {claims["command"]}\n{said or "no figures"}: {held}',
+    f'version {claims["version"]}: {claims["command"] or "converted weights"}\n'
+    f'{said or "no figures"}: {held}',
     file=sys.stderr,
   )
   keys = ('step', 'command', 'measured')
@@ -101,7 +108,8 @@ def _config_of(claims, network):
   validation.validate(config)
   command = validation.command_of(config)
   # The recipes of another version may be others.
-  if claims['version'] == __version__ and claims['command'] != command:
+  is_ours = claims['version'] == __version__ and claims['command']
+  if is_ours and claims['command'] != command:
     raise UserError(f'its config is not of its command, but of {command}')
   ours = config_lib.flatten(config.model)
   if changes := files.differences(ours, dict(network.model)):
@@ -154,6 +162,8 @@ def _compare(claims, found, count, fingerprint):
       f' is {fingerprint}, not {wanted}'
     )
   for key, value in claims['measured'].items():
+    if key not in found:
+      raise UserError(f'it says {key} {value}, which is no measure here')
     allowed = _TOLERANCE + 2 / count
     allowed *= 5 * value if key == 'eval/loss' else 1
     if not abs(found[key] - value) <= allowed:

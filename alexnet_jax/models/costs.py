@@ -72,10 +72,11 @@ def gpu_peak(device_kind: str, dtype: str) -> tuple[float, str] | None:
     dtype: of the computation, float32 or bfloat16.
   """
   words = f' {device_kind} '.replace('-', ' ')
-  if ' MIG ' in words:  # a part of that GPU
-    return None
   gpus = [tomllib.loads(path.read_text()) for path in GPUS.glob('*.toml')]
   fitting = [gpu for gpu in gpus if f' {gpu["kind"]} ' in words]
   gpu = max(fitting, key=lambda gpu: len(gpu['kind']), default={})
+  others = {*words.split()} & {'MIG', 'Ti', 'D', 'Laptop', 'NVL', 'SUPER'}
+  if others - {*gpu.get('kind', '').split()}:  # a part of it, or another GPU
+    return None
   peak = gpu.get(f'{dtype}_peak')
   return peak and (peak['value'], peak['source'])

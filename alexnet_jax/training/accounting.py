@@ -43,7 +43,7 @@ class Clock:
   """
 
   def __init__(self, global_batch_size: int, age: float = 0.0):
-    """`age`: seconds that count already, as those of starting up."""
+    """Takes the seconds that count already, as those of starting up."""
     self.first_step = self.mfu_per_image = None
     self._global_batch_size, self._begun = global_batch_size, time.time() - age
     self._steps, self._timed, self._mark = 0, 0, (0, 0.0, 0.0)
@@ -116,7 +116,12 @@ def recorded(workdir: pathlib.Path, clock: Clock) -> Iterator[None]:
   """
   path, done, length = workdir / TIMES_FILE, threading.Event(), 0
   files.refuse_special_file(path)
-  handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+  handle = None
+  with contextlib.suppress(OSError):
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+  if handle is None:
+    yield
+    return
   size = os.fstat(handle).st_size
   broken = size and os.pread(handle, 1, size - 1) != b'\n'  # by a power cut
 

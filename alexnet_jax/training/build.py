@@ -274,7 +274,7 @@ def make_steps(
 def make_train_step(
   config: ml_collections.ConfigDict,
   num_classes: int,
-  mean: Sequence[float] = (0.0, 0.0, 0.0),
+  mean: Sequence[float] = (),
 ) -> tuple[state_lib.TrainState, TrainStep]:
   """Returns a fresh state, and the compiled step of a loop of one's own.
 
@@ -286,7 +286,8 @@ def make_train_step(
   Args:
     config: see `load_config`; network, loss, optimizer and data.std count.
     num_classes: of the labels.
-    mean: subtracted from the pixels, by channel, as levels from 0 to 255.
+    mean: subtracted from the pixels, by channel, as levels from 0 to 255; may
+      be left out if config.data says it: mean_rgb, or no mean.
 
   Raises:
     UserError: if the network, the batch size or config.init does not fit.
@@ -295,6 +296,14 @@ def make_train_step(
     raise UserError(
       'config.init has no effect on a step of its own; use `train`'
     )
+  if config.data.pca_lighting or config.data.mean == 'image':
+    raise UserError(
+      'config.data.pca_lighting and the mean image need the data; use `train`'
+    )
+  if config.data.mean == 'none':
+    mean = (0.0, 0.0, 0.0)
+  if not (mean := tuple(mean or config.data.mean_rgb)):
+    raise UserError('give the mean of the pixels, three levels of 255')
   if tuple(config.loss.class_weights) == ('balanced',):
     raise UserError('config.loss.class_weights is balanced; here give numbers')
   mesh = parallel.make_mesh()

@@ -5,14 +5,17 @@ training waiting. A run that goes on is the same run there, by the identity in
 its folder. It tells them the whole history again, and each takes what it lacks.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 import importlib.util
 import logging
 import pathlib
+import queue
+import threading
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import errors
 from alexnet_jax import files
+
+_PATIENCE = 20  # seconds
 
 
 class _Wandb:
@@ -63,40 +66,46 @@ _CLASSES = {'wandb': _Wandb, 'mlflow': _Mlflow}
 
 
 class Logger:
-  """One of them; when it fails, it is warned of once and left alone."""
+  """A thread that tells one of them; the first failure is warned of, and ends.
 
-  def __init__(self, name: str, config, workdir: pathlib.Path):
-    self._name, self._failed, self._thread = name, False, ThreadPoolExecutor(1)
+  A thread of a pool would be waited for at the end of the process, whatever it
+  waits for itself.
+  """
+
+  def __init__(self, name: str, config, workdir: pathlib.Path, step: int):
+    """`step`: the first of this process; a run from 0 is a new one there."""
+    self._name, self._queue = name, queue.SimpleQueue()
     path = workdir.absolute() / 'loggers' / name
-    self._submit(lambda: self._start(path, config_lib.flatten(config)))
+    start = path, config_lib.flatten(config), step == 0
+    self._thread = threading.Thread(target=self._tell, args=start, daemon=True)
+    self._thread.start()
 
-  def _start(self, path, config):
-    path.parent.mkdir(exist_ok=True)
-    identity = path.read_text() if path.exists() else None
-    self._logger = _CLASSES[path.name](identity, path.parts[-3], config)
-    with files.replaced_file(path) as temporary:
-      temporary.write_text(self._logger.identity)
-
-  def _submit(self, function):
-    def attempt():
-      try:
-        if not self._failed:
-          function()
-      except Exception as error:
-        self._failed = True
-        text = '%s is told nothing more, and the run goes on: %s'
-        logging.getLogger(__name__).warning(text, self._name, error)
-
-    self._thread.submit(attempt)
+  def _tell(self, path, config, is_new):
+    try:
+      path.parent.mkdir(exist_ok=True)
+      has_id = path.exists() and not is_new
+      identity = path.read_text() if has_id else None
+      logger = _CLASSES[path.name](identity, path.parts[-3], config)
+      with files.replaced_file(path) as temporary:
+        temporary.write_text(logger.identity)
+      while (row := self._queue.get()) is not None:
+        logger.scalars(*row)
+      logger.close()
+    except Exception as error:
+      text = '%s is told nothing more, and the run goes on: %s'
+      logging.getLogger(__name__).warning(text, self._name, error)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Tells a row; waits for nothing."""
-    self._submit(lambda: self._logger.scalars(step, values))
+    self._queue.put((step, values))
 
   def close(self) -> None:
-    """Waits until all was told."""
-    self._submit(lambda: self._logger.close())
-    self._thread.shutdown()
+    """Waits until all was told, but not for long: a run may have to end."""
+    self._queue.put(None)
+    self._thread.join(_PATIENCE)
+    if self._thread.is_alive():
+      text = '%s was not told all in %d s; the same command tells it the rest'
+      logging.getLogger(__name__).warning(text, self._name, _PATIENCE)
 
 
 def check_installed(names: str) -> None:

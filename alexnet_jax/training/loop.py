@@ -42,7 +42,7 @@ _DRY_RUN_MEAN_EXAMPLES = 256
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-  """What a caller wants of a run beside its result; see also `run.train`.
+  """Wishes of a caller beside the result of a run; see also `run.train`.
 
   What `on_step` and `on_evaluation` raise ends the run.
   """

@@ -286,7 +286,7 @@ def open_subset(
   numbers = np.searchsorted(kept, own).tolist()
   loader.numbers = dict(zip(labels, numbers, strict=True))
   config = network.config.copy_and_resolve_references()
-  config.model.num_classes = 0
+  config.model.num_classes, config.loss.class_weights = 0, ()
   params = jax.device_get(network.state.eval_params)
   head = {name: leaf[..., kept] for name, leaf in params['head'].items()}
   state = network.state.replace(

@@ -18,6 +18,7 @@ _BUILT_IN = ('sgd', 'adam', 'rmsprop', 'lars')
 _UNFIT = {
   'rprop': 'it keeps its first learning rate, whatever the schedule says',
   'noisy_sgd': 'its state is not of numbers alone, and cannot be saved',
+  'do*g': 'its steps go by the way from the first weights, also frozen ones',
   '*dpsgd': 'it takes the gradients of single examples',
   'schedule_free*': 'it evaluates other weights than it trains',
   'scale_by_*': 'it is a part of an optimizer',

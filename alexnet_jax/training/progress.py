@@ -168,7 +168,7 @@ class TrainLog:
   """
 
   def __init__(self, progress: Progress, step: int, on_step=None):
-    """`on_step` is called with each step and its metrics, or None."""
+    """Takes what is called with each step and its metrics, or None."""
     self._progress, self._on_step = progress, on_step
     self._pending = None
     self._last_finite = step
@@ -221,7 +221,7 @@ class SaveTimer:
   """Asks for a save when the time for it has come."""
 
   def __init__(self, minutes: float):
-    """`minutes`: from the last save, or the start, to the next; 0: never."""
+    """Takes the minutes from one save to the next; 0: never."""
     self._seconds = 60 * minutes or math.inf
     self.restart()
 

@@ -254,7 +254,7 @@ def start_loop(
   batches = parallel.DeviceBatches(iterator, to_devices, clock.waiting)
   if run.processes.is_first:
     names = filter(None, config.loggers.split(','))
-    told = [Logger(name, config, workdir) for name in names]
+    told = [Logger(name, config, workdir, step) for name in names]
     steps = {'step': step, 'evaluated_step': progress.evaluated_step}
     writer = MetricWriter(workdir, **steps, loggers=told)
   num_classes = len(run.class_names)

@@ -22,7 +22,7 @@ from tests.system import commands
 def folder(tmp_path_factory):
   """A run, and what `save` made of it."""
   root = tmp_path_factory.mktemp('verify')
-  recipe = commands.write_recipe(root, seed=3)
+  recipe = commands.write_recipe(root, seed=3, ema_decay=0.8)
   commands.train(recipe, root / 'run')
   assert save.main(['--workdir', str(root / 'run'), str(root / 'hub')]) == 0
   return root / 'hub'
@@ -109,8 +109,12 @@ def set_to_noise(rng, tensors, _):
   tensors[name] = noise.astype(np.float32)
 
 
-def rename_a_class(rng, _, fields):
-  fields['class_names'].append('more')
+def add_a_measure(rng, _, fields):
+  fields['claims']['measured'][f'eval/top{rng.integers(6, 99)}'] = 0.9
+
+
+def steer_the_terminal(rng, _, fields):
+  fields['claims'] |= {'version': '9', 'command': f'\x1b[{rng.integers(9)}J'}
 
 
 def rename_the_command(rng, _, fields):
@@ -121,10 +125,11 @@ def change_the_network(rng, _, fields):
   fields['claims']['config']['model']['hidden'] = [int(rng.integers(1, 15))]
 
 
-CHANGES = [flip_a_bit, permute, scale, swap, lose, set_to_noise, rename_a_class]
-CHANGES += [rename_the_command, change_the_network]
+CHANGES = [flip_a_bit, permute, scale, swap, lose, set_to_noise]
+CHANGES += [add_a_measure, steer_the_terminal, rename_the_command]
+CHANGES += [change_the_network]
 A_FEW = pytest.param(3, id='some')
-MANY = pytest.param(111, id='1000', marks=pytest.mark.slow)
+MANY = pytest.param(100, id='1000', marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize('count', [A_FEW, MANY])
@@ -169,6 +174,26 @@ def test_figures_are_measured_again(folder, tmp_path, capsys):
   assert 'its figures are of other data' in capsys.readouterr().err
 
 
+def test_without_figures_nothing_is_said_to_hold(folder, tmp_path, capsys):
+  tensors, fields = read(folder)
+  fields['claims']['measured'] = {}
+  path = write(tmp_path, tensors, fields)
+  assert verify.main([str(path)]) == 0
+  assert 'no figures: not measured again' in capsys.readouterr().err
+  assert verify.main([str(path), '--data_path', str(tmp_path)]) == 2
+  assert 'leave --data_path out' in capsys.readouterr().err
+
+
+def test_converted_weights_have_no_command(folder, tmp_path, command_result):
+  line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
+  assert command_result(load.main, line)[0] == 0
+  copy = tmp_path / 'copy.safetensors'
+  line = f'--workdir {tmp_path / "run"} {copy}'
+  assert command_result(save.main, line)[0] == 0
+  code, result, err = command_result(verify.main, str(copy))
+  assert (code, result['command']) == (0, ''), err
+
+
 @pytest.mark.parametrize('name', ['README.md', 'config.json'])
 def test_a_card_that_says_more_than_the_weights_is_refused(
   folder, tmp_path, capsys, name
@@ -187,6 +212,6 @@ def test_a_folder_becomes_a_run(folder, tmp_path, command_result):
   assert result['classes_are_named']
   ours = checkpoint.open_run(folder.with_name('run'))
   theirs = checkpoint.open_run(tmp_path / 'run')
-  for layer, leaves in ours.state.params.items():
+  for layer, leaves in ours.state.ema_params.items():
     for name, leaf in leaves.items():
       np.testing.assert_array_equal(theirs.state.params[layer][name], leaf)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import struct
 import sys
 import types
@@ -40,6 +41,7 @@ def train_killed(recipe, workdir, name):
   return [row for row in rows if writers.STEP_LOSSES not in row]
 
 
+@pytest.mark.interop
 def test_mlflow_has_each_number_once_and_in_order(
   recipe, tmp_path, monkeypatch
 ):
@@ -72,6 +74,7 @@ def records(content):
     position, content = position + 7 + size, content[7 + size :]
 
 
+@pytest.mark.interop
 def test_wandb_offline_has_all_rows_in_its_newest_folder(
   recipe, tmp_path, monkeypatch
 ):
@@ -129,6 +132,28 @@ def test_wandb_online_gets_what_it_lacks(recipe, tmp_path, monkeypatch):
   rows = train_killed(recipe, tmp_path / 'run', 'wandb')
   assert [row['step'] for row in Online.rows] == [row['step'] for row in rows]
   assert (tmp_path / 'run' / 'loggers' / 'wandb').read_text() == 'abc'
+
+
+def test_a_run_begun_anew_is_a_new_one(recipe, tmp_path, monkeypatch):
+  seen = []
+
+  class Seen:
+    identity = 'x'
+    close = scalars = staticmethod(lambda *_: None)
+
+    def __init__(self, identity, *_):
+      seen.append(identity)
+
+  monkeypatch.setattr('alexnet_jax.training.resume.check_installed', print)
+  monkeypatch.setitem(loggers._CLASSES, 'mlflow', Seen)
+  workdir, option = tmp_path / 'run', '--config.loggers=mlflow'
+  for steps in (8, 16):
+    line = f'--config.num_steps={steps}'
+    commands.train_here(recipe, workdir, option, line)
+  shutil.rmtree(workdir / 'checkpoints')
+  (workdir / 'metrics.jsonl').unlink()
+  commands.train_here(recipe, workdir, option)
+  assert seen == [None, 'x', None]
 
 
 def test_a_logger_that_fails_is_named_once(
