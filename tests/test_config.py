@@ -1,6 +1,8 @@
 import ast
+import inspect
 import json
 import pathlib
+import sys
 
 import ml_collections
 import pytest
@@ -453,7 +455,13 @@ def test_a_run_reads_every_key(tmp_path, monkeypatch):
     return config
 
   def noted(section, name):
-    seen.add(f'{names.get(id(section))}{name}')
+    reader = sys._getframe(1).f_code
+    inside = reader.co_filename == inspect.getfile(ml_collections.ConfigDict)
+    # Those that write or compare the whole config read no key.
+    if reader.co_name == '__getattr__' or not (
+      inside or reader.co_name == 'flatten'
+    ):
+      seen.add(f'{names.get(id(section))}{name}')
     return get(section, name)
 
   monkeypatch.setattr(validation, 'load_config', loaded)
@@ -464,7 +472,7 @@ def test_a_run_reads_every_key(tmp_path, monkeypatch):
     for name in config_lib.DURATIONS
     for unit in ('epochs', 'steps')
   }
-  sections = 'model.', 'optimizer.', 'loss.'
+  sections = 'model.', 'optimizer.', 'loss.', 'schedule.'
   whole = {key for key in KEYS if key.startswith(sections)}
   elsewhere = {'report', 'init.checkpoint', 'init.skip'}
   unread = KEYS.keys() - seen - durations - whole - elsewhere

@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
       loop.reporting, 'show_end', lambda *parts: ended.append(parts)
     )
     commands.train_here(recipe, folder / 'run')
-  run, live = ended[0]
+  run, live, _ = ended[0]
   measured = measure.evaluate(
     run.steps.evaluate,
     live.state,

@@ -58,7 +58,7 @@ def decode(
       (libjpeg's scaled DCT), which is several times faster. Of a smooth image
       the square made of it then differs by 2 levels of 255 in the mean, of one
       that is a multiple of the square's size by less than 1; fine structures,
-      such as text or stripes of 3 pixels, by 10 to 50.
+      such as text or stripes of 3 pixels, by 10 to 60.
     rows_needed: function of the image's (height, width) that returns how many
       rows are needed, from the top; the others may come out arbitrary. A JPEG
       is decoded from top to bottom, so it can end there. None: all rows.

@@ -231,8 +231,8 @@ def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
   there, or has other classes.
   """
   loader, is_other = open_split(network, split)
-  classes = network.class_names
-  names, source = list(loader.source.class_names), loader.source
+  classes, source = [*map(splits.normal, network.class_names)], loader.source
+  names = [*map(splits.normal, source.class_names)]
   is_part = set(names) < set(classes)
   if is_other and is_part and isinstance(source, FolderSource):
     loader.numbers = {i: classes.index(name) for i, name in enumerate(names)}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from alexnet_jax import cli
 from alexnet_jax import config as config_lib
+from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
@@ -34,8 +35,11 @@ def placeholder_names(count: int) -> list[str]:
 
 
 def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
-  """Returns True if two lists are equal, or as long and one of placeholders."""
-  names, others = list(names), list(others)
+  """Returns True if two lists are equal, or as long and one of placeholders.
+
+  The spelling of an accent (NFC, NFD) makes no difference.
+  """
+  names, others = ([*map(normal, each)] for each in (names, others))
   unnamed = placeholder_names(len(names)) in (names, others)
   return names == others or (unnamed and len(names) == len(others))
 

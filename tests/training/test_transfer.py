@@ -110,3 +110,9 @@ def test_layers_that_the_other_lacks_are_named():
     UserError, match=r'norm1/scale: nothing there, \[4\] here'
   ):
     transfer.start_from(make_state(0), other, (), 'there')
+
+
+def test_two_spellings_of_an_accent_are_one_class():
+  one, other = 'caf\N{LATIN SMALL LETTER E WITH ACUTE}', 'cafe\u0301'
+  assert transfer.same_classes([one, 'tea'], [other, 'tea'])
+  assert not transfer.same_classes([one, 'tea'], ['cafe', 'tea'])
