@@ -262,7 +262,8 @@ def training(rows: list[dict], album: Album) -> list[Section]:
 def times(seconds: dict[str, float]) -> list[Section]:
   """Makes the table of where time went, of `accounting.account`."""
   text = 'From the start of each process to the end of its training.'
-  columns, rows = ('spent on', 'seconds', 'share'), accounting.table(seconds)
+  columns = 'spent on', 'seconds', 'share'
+  rows = [(a, f'{b:.1f}', c) for a, b, c in accounting.table(seconds)]
   table = Table('Time of all processes of the run', columns, rows)
   return [Section('Time', text, tables=[table])] if rows else []
 
