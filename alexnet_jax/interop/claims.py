@@ -21,12 +21,14 @@ import numpy as np
 from alexnet_jax import __version__
 from alexnet_jax import files
 from alexnet_jax import validation
+from alexnet_jax.config import MONITORS
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop.networks import TrainedNetwork
 
 WEIGHTS = 'model.safetensors'  # the files of a folder
 _CONFIG, _CARD = 'config.json', 'README.md'
 _DATA = ('fingerprint', 'num_examples', 'eval_fingerprint', 'eval_num_examples')
+_MEASURES = {*MONITORS, *(m.replace('macro', 'micro') for m in MONITORS)}
 _SHAPE = {
   'version': str,
   'command': str,
@@ -74,9 +76,10 @@ def check(claims: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
   if wrong := files.misfit(claims, _SHAPE, 'its claims'):
     raise UserError(wrong)
   counts = [v for k, v in claims['data'].items() if k.endswith('examples')]
-  texts = (claims['version'], claims['command'], *claims['measured'])
+  texts = claims['version'], claims['command']
   if not (
     claims['data'].keys() <= {*_DATA}
+    and claims['measured'].keys() <= _MEASURES
     and all(isinstance(count, int) for count in counts)
     and all(map(str.isprintable, texts))
   ):
