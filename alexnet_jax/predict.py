@@ -59,9 +59,9 @@ def _work(arguments):
   from alexnet_jax.data import folder
 
   paths = folder.find_images(arguments.paths)
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
 
-  run = measure.load_network(
+  run = loading.load_network(
     arguments.workdir, arguments.checkpoint, top=arguments.top
   )
   num_images = MOST_IN_GRID if arguments.grid else 0
@@ -102,7 +102,7 @@ def predict(
   """Classifies images.
 
   Args:
-    run: see `measure.load_network`, whose `top` is the number of classes.
+    run: see `loading.load_network`, whose `top` is the number of classes.
     inputs: see `data.folder.ImageList`; one may be there twice.
     num_images: number of images that are given back.
 
@@ -113,9 +113,9 @@ def predict(
     sees them before it subtracts the mean).
   """
   from alexnet_jax.evaluation import evaluate
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
 
-  run, loader = measure.open_images(run, inputs)
+  run, loader = loading.open_images(run, inputs)
   images = []
 
   def keep(batch):  # copies the first images

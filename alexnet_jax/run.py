@@ -201,10 +201,10 @@ def open_run(
     UserError: if there is no run or checkpoint, or it is damaged.
   """
   runtime.configure()
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
 
   path = files.local_path(os.fspath(workdir))
-  network = measure.load_network(path, str(checkpoint), top=top)
+  network = loading.load_network(path, str(checkpoint), top=top)
   return Run(
     path,
     network.config,

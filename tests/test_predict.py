@@ -12,6 +12,7 @@ import pytest
 
 from alexnet_jax import predict
 from alexnet_jax.data import images
+from alexnet_jax.evaluation import loading
 from alexnet_jax.training import build
 from alexnet_jax.training import loop
 from alexnet_jax.training import measure
@@ -216,7 +217,7 @@ def test_wrong_arguments_are_refused_before_anything_is_loaded(
   ask, monkeypatch, arguments, complaint
 ):
   monkeypatch.chdir(commands.ROOT)
-  monkeypatch.setattr(measure, 'load_network', None)
+  monkeypatch.setattr(loading, 'load_network', None)
   code, result, err = ask(*arguments)
   assert (code, result) == (2, None)
   assert complaint in err

@@ -164,11 +164,11 @@ def _stored(config, folder, record):
 def _measure(config, folder, record, stop):
   """Measures the final state of a fold on both sides of the split."""
   from alexnet_jax.evaluation import evaluate
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
   from alexnet_jax.training import resume
   from alexnet_jax.training import state as state_lib
 
-  run = measure.load_network(str(folder), data_path=config.data.path)
+  run = loading.load_network(str(folder), data_path=config.data.path)
   loaders, now = _open(run.config)
   # While it trained, they may have changed.
   resume.check_data_record(folder, record, now)

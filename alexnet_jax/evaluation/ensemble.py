@@ -81,14 +81,14 @@ def _measure(arguments):
 
 def _check(arguments):
   """Opens each network and its data, before any of them is measured."""
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
   from alexnet_jax.training import state as state_lib
   from alexnet_jax.training import transfer
 
   first, seen = None, {}
   for name in arguments.workdirs:
     run, loader = _open(name, arguments)
-    measure.warn_of_crops(run, arguments.crops)
+    loading.warn_of_crops(run, arguments.crops)
     digest = state_lib.state_digest(state_lib.saved_tree(run.state))
     if digest in seen:
       raise UserError(f'{name} is the network of {seen[digest]}; give it once')
@@ -107,14 +107,14 @@ def _check(arguments):
 
 def _open(name, arguments):
   """Opens `DIR` or `DIR:CHECKPOINT`: (run, loader of the split)."""
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
 
   folder, colon, checkpoint = name.rpartition(':')
   if not colon or pathlib.Path(name).is_dir():
     folder, checkpoint = name, 'final'
   path, crops = arguments.data_path, arguments.crops
-  run = measure.load_network(folder, checkpoint, path, sys.maxsize, crops)
-  return run, measure.make_eval_loader(run, arguments.split)
+  run = loading.load_network(folder, checkpoint, path, sys.maxsize, crops)
+  return run, loading.make_eval_loader(run, arguments.split)
 
 
 def joint_values(probabilities, labels) -> dict[str, float]:

@@ -53,7 +53,7 @@ def measure_all(
   """Measures a network on all examples of a loader, behind a progress bar.
 
   Args:
-    run: a `measure.Network`.
+    run: a `loading.Network`.
     loader: of the examples.
     crops: 1 or 10, as of the network's steps.
     on_batch: called with each host batch before it is dispatched; may raise.
@@ -101,12 +101,12 @@ def host_batches(
 class Options:
   """Choices of the data, and of how it is measured."""
 
-  data_path: str = ''  # see `measure.load_network`
+  data_path: str = ''  # see `loading.load_network`
   data_source: str = ''
   split: str = 'validation'  # or train, or a split of TFDS
   crops: int = 1  # or 10
   # Whether only the classes of the examples are predicted, see
-  # `measure.open_subset`; else they must be those of the network.
+  # `loading.open_subset`; else they must be those of the network.
   subset: bool = False
   per_example: str = ''  # CSV that gets a row for each example
 
@@ -115,7 +115,7 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
   """Measures a checkpoint on a split, and prints what comes out.
 
   Args:
-    workdir, checkpoint: see `measure.load_network`.
+    workdir, checkpoint: see `loading.load_network`.
     **options: see `Options`.
 
   Returns:
@@ -127,11 +127,11 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
   given = Options(**options)
   if given.per_example:
     files.check_new_file('--per_example', given.per_example)
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
   from alexnet_jax.training import state as state_lib
 
   split, crops = given.split, given.crops
-  run = measure.load_network(
+  run = loading.load_network(
     workdir,
     checkpoint,
     given.data_path,
@@ -140,10 +140,10 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
   )
   result = state_lib.summarize(run.state)
   if given.subset:
-    run, loader = measure.open_subset(run, split)
+    run, loader = loading.open_subset(run, split)
   else:
-    loader = measure.make_eval_loader(run, split)
-  measure.warn_of_crops(run, crops)
+    loader = loading.make_eval_loader(run, split)
+  loading.warn_of_crops(run, crops)
   _compile(run, loader, crops)
   begun = time.perf_counter()
   measured = measure_all(run, loader, crops)

@@ -75,17 +75,17 @@ def _work(arguments):
     raise UserError(f'--out is {out!r}; name a folder, for LAYER.npy')
   files.check_new_folder(out)
   from alexnet_jax.data import folder as folder_lib
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
 
   images = folder_lib.find_images(paths) if paths else []
-  run = measure.load_network(
+  run = loading.load_network(
     arguments.workdir, arguments.checkpoint, data[0], data_source=data[1]
   )
   shapes = _shapes(run, arguments.layers.split(','))
   if paths:
-    run, loader = measure.open_images(run, images)
+    run, loader = loading.open_images(run, images)
   else:
-    loader, _ = measure.open_split(run, split)
+    loader, _ = loading.open_split(run, split)
   numbers = sum(map(math.prod, shapes.values()))
   files.check_room(out, 4 * numbers * loader.source.num_examples)
   with files.new_folder(out) as folder:
@@ -157,28 +157,23 @@ def _outputs(run, loader, names) -> Iterator[tuple]:
   import jax
 
   from alexnet_jax.evaluation import evaluate
+  from alexnet_jax.training import measure
 
   model = run.state.apply_fn.__self__
   layers = tuple((name, model.relu_follows(name)) for name in names)
   step = run.steps.features(layers)
 
-  def dispatched():
-    with contextlib.closing(evaluate.host_batches(run, loader)) as batches:
-      for batch in batches:
-        yield step(run.state, run.to_devices(batch))
-    yield None
-
-  # One batch late: the next is under way before the host waits.
-  for result, _ in itertools.pairwise(dispatched()):
-    yield jax.device_get(result)
+  with contextlib.closing(evaluate.host_batches(run, loader)) as batches:
+    results = (step(run.state, run.to_devices(batch)) for batch in batches)
+    yield from map(jax.device_get, measure.one_late(results))
 
 
 def of_images(run, images: Sequence, layer: str) -> np.ndarray:
   """Returns the outputs of a layer for images; see `run.Run.features`."""
-  from alexnet_jax.training import measure
+  from alexnet_jax.evaluation import loading
 
   shapes = _shapes(run, [layer])
-  run, loader = measure.open_images(run, images)
+  run, loader = loading.open_images(run, images)
   parts = [
     outputs[layer][counts]
     for _, counts, outputs in _outputs(run, loader, shapes)

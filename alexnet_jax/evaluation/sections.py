@@ -16,6 +16,7 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import figures
+from alexnet_jax.evaluation import loading
 from alexnet_jax.evaluation.page import Picture
 from alexnet_jax.evaluation.page import Section
 from alexnet_jax.evaluation.page import Table
@@ -41,7 +42,7 @@ class MeasuredRun:
   `training` is None where other data is measured than that of the training.
   """
 
-  run: measure.Network
+  run: loading.Network
   training: Loader | None
   validation: Loader
   measured: measure.Measured
@@ -72,8 +73,8 @@ def load(
   workdir: str, which: str, data_path: str, tick: Callable[[], None]
 ) -> MeasuredRun:
   """Loads a checkpoint and measures it; `tick` is called for each batch."""
-  run = measure.load_network(workdir, which, data_path, top=1)
-  validation = measure.make_eval_loader(run, 'validation')
+  run = loading.load_network(workdir, which, data_path, top=1)
+  validation = loading.make_eval_loader(run, 'validation')
   measured = evaluate.measure_all(run, validation, on_batch=lambda _: tick())
   training = None
   with contextlib.suppress(UserError):

@@ -142,14 +142,14 @@ def _refuse_untrained(config, network):
 def _measure(config, network):
   """Returns (measures, number of examples, fingerprint) of the data here."""
   from alexnet_jax.evaluation import evaluate
+  from alexnet_jax.evaluation import loading
   from alexnet_jax.interop import imported_run
-  from alexnet_jax.training import measure
 
   with tempfile.TemporaryDirectory() as name:
     workdir = pathlib.Path(name, 'run')
     imported_run.write(config, network, workdir, {'from': 'verify'})
-    run = measure.load_network(str(workdir))
-    loader = measure.make_eval_loader(run, 'validation')
+    run = loading.load_network(str(workdir))
+    loader = loading.make_eval_loader(run, 'validation')
     values = evaluate.measure_all(run, loader).values
   return values, loader.source.num_examples, loader.source.fingerprint
 

@@ -72,11 +72,12 @@ def gpu_peak(device_kind: str, dtype: str) -> tuple[float, str] | None:
     dtype: of the computation, float32 or bfloat16.
   """
   words = f' {device_kind} '.replace('-', ' ')
-  gpus = [tomllib.loads(path.read_text()) for path in GPUS.glob('*.toml')]
+  found = [tomllib.loads(path.read_text()) for path in GPUS.glob('*.toml')]
+  gpus = [gpu for content in found for gpu in content.get('gpus', [content])]
   fitting = [gpu for gpu in gpus if f' {gpu["kind"]} ' in words]
   gpu = max(fitting, key=lambda gpu: len(gpu['kind']), default={})
   others = {*words.split()} & {'MIG', 'Ti', 'D', 'Laptop', 'NVL', 'SUPER'}
   if others - {*gpu.get('kind', '').split()}:  # a part of it, or another GPU
     return None
   peak = gpu.get(f'{dtype}_peak')
-  return peak and (peak['value'], peak['source'])
+  return peak and (peak['value'], peak.get('source') or gpu['source'])

@@ -300,10 +300,9 @@ def make_train_step(
     raise UserError(
       'config.data.pca_lighting and the mean image need the data; use `train`'
     )
-  if config.data.mean == 'none':
-    mean = (0.0, 0.0, 0.0)
-  if not (mean := tuple(mean or config.data.mean_rgb)):
-    raise UserError('give the mean of the pixels, three levels of 255')
+  own = (0.0,) * 3 if config.data.mean == 'none' else config.data.mean_rgb
+  if len(mean := tuple(mean) or tuple(own)) != 3:
+    raise UserError(f'mean is {mean}; give three levels of pixels, of 255')
   if tuple(config.loss.class_weights) == ('balanced',):
     raise UserError('config.loss.class_weights is balanced; here give numbers')
   mesh = parallel.make_mesh()

@@ -9,9 +9,9 @@ import pytest
 
 from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
+from alexnet_jax.evaluation import loading
 from alexnet_jax.evaluation import report
 from alexnet_jax.training import build
-from alexnet_jax.training import measure
 from tests.system import commands
 
 
@@ -48,8 +48,8 @@ def write_photographs(folder):
 
 def probabilities(workdir, num_crops):
   """A plain loop over images and crops: ([examples, classes], labels)."""
-  run = measure.load_network(workdir)
-  loader = measure.make_eval_loader(run, 'validation')
+  run = loading.load_network(workdir)
+  loader = loading.make_eval_loader(run, 'validation')
   mean = build.stored_mean(run.config, workdir)
   state = jax.device_get(run.state)
   apply = jax.jit(state.apply_fn)

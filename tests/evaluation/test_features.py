@@ -13,9 +13,9 @@ from alexnet_jax import files
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import features
+from alexnet_jax.evaluation import loading
 from alexnet_jax.models import costs
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.training import measure
 from tests.system import commands
 
 LAYERS = ['conv1', 'lrn1', 'pool1', 'conv2', 'pool2', 'dense1', 'head']
@@ -120,7 +120,7 @@ def test_outputs_of_a_split_are_those_of_a_plain_network(
     assert row == [numbers.get(name, ''), str(name), label]
   broken = [str(name) for name in names if name not in numbers]
   assert [entry['file'] for entry in result['unreadable']] == broken
-  state = jax.device_get(measure.load_network(str(workdir)).state)
+  state = jax.device_get(loading.load_network(str(workdir)).state)
   head, plain = state.ema_params['head'], state.params['head']
   assert not np.array_equal(head['bias'], plain['bias'])
   with np.load(workdir / pixel_statistics.MEAN_FILE) as file:

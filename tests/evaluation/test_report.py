@@ -12,10 +12,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax.evaluation import loading
 from alexnet_jax.evaluation import report
 from alexnet_jax.evaluation import sections
 from alexnet_jax.training import build
-from alexnet_jax.training import measure
 from alexnet_jax.training import metrics
 from alexnet_jax.training import preprocess
 from alexnet_jax.training import writers
@@ -168,8 +168,8 @@ def test_the_worst_mistakes(trained, written):
 
 def test_augmented_examples_are_windows_of_squares(trained):
   workdir, data = trained
-  run = measure.load_network(str(workdir), data_path=str(data))
-  loader = measure.make_eval_loader(run, 'train')
+  run = loading.load_network(str(workdir), data_path=str(data))
+  loader = loading.make_eval_loader(run, 'train')
   subject = sections.MeasuredRun(run, loader, None, measured=None)
   full = next(build.make_train_iter(run.config, loader, 1, run.mesh))
   rows = sections.augmented(subject, 6)

@@ -16,10 +16,10 @@ import pytest
 
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import loading
 from alexnet_jax.evaluation import report
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import guards
-from alexnet_jax.training import measure
 from alexnet_jax.training import parallel
 from alexnet_jax.training import writers
 from alexnet_jax.training.state import saved_tree
@@ -118,13 +118,13 @@ def test_changed_data_and_classes_are_refused(photos, tmp_path):
   with pytest.raises(UserError, match=message) as info:
     commands.train_here(recipe, workdir)
   assert 'eval_num_examples: 6 -> 5' in str(info.value)
-  network = measure.load_network(str(workdir), data_path=str(folder))
-  assert measure.make_eval_loader(network, 'validation')
+  network = loading.load_network(str(workdir), data_path=str(folder))
+  assert loading.make_eval_loader(network, 'validation')
   for split in ('train', 'val'):
     shutil.copytree(folder / split / 'dark', folder / split / 'amber')
   message = r"has 3 classes \('amber', 'dark', 'light'\), but the network"
   with pytest.raises(UserError, match=message):
-    measure.make_eval_loader(network, 'validation')
+    loading.make_eval_loader(network, 'validation')
 
 
 @pytest.mark.slow
