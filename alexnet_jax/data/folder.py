@@ -4,10 +4,10 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import errno
 import io
-import itertools
 import logging
 import os
 import pathlib
@@ -53,10 +53,11 @@ class FolderSource(splits.Source):
   """
 
   root: pathlib.Path
-  paths: Sequence[str]
+  paths: np.ndarray  # objects [n]
   labels: np.ndarray
-  sizes: Sequence[int]
+  sizes: np.ndarray
   class_names: Sequence[str]
+  per_example = ('paths', 'labels', 'sizes')
 
   @property
   def name(self) -> str:
@@ -86,14 +87,6 @@ class FolderSource(splits.Source):
 
   def keys(self) -> Sequence[str]:
     return self.paths
-
-  def take(self, indices: np.ndarray) -> 'FolderSource':
-    return dataclasses.replace(
-      self,
-      paths=[self.paths[i] for i in indices],
-      labels=self.labels[indices],
-      sizes=[self.sizes[i] for i in indices],
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,16 +127,13 @@ class ImageList(splits.Source):
       raise UnreadableImageError(error.strerror) from error
 
   def _pixels(self, index, array):
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
-      found = f'{array.dtype} {list(array.shape)}'
-    elif array.ndim == 3 and array.shape[2] != 3:
-      found = f'{array.shape[2]} channels'
-    else:
+    fits = array.dtype == np.uint8 and array.shape[2:] in ((), (3,))
+    if fits and array.ndim > 1 and array.size:
       color = array if array.ndim == 3 else np.repeat(array[..., None], 3, 2)
       return np.ascontiguousarray(color)
     raise UserError(
-      f'{self.describe(index)} is {found}, not uint8 [height, width, 3] or'
-      ' [height, width]'
+      f'{self.describe(index)} is {array.dtype} {list(array.shape)}, not uint8'
+      ' [height, width, 3] or [height, width]'
     )
 
   def describe(self, index: int) -> str:
@@ -165,6 +155,19 @@ def _as_png(image):
   return buffer.getvalue()
 
 
+@contextlib.contextmanager
+def _listing():
+  """Turns errors of listing a folder into one for the user."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'cannot list {error.filename}: {error.strerror}; mend its permissions,'
+      ' or take it out of the data set'
+    ) from error
+
+
+@_listing()
 def list_files(
   folder: str | os.PathLike, endings: tuple[str, ...] = IMAGE_SUFFIXES
 ) -> Listing:
@@ -208,37 +211,26 @@ def _components(entry):
 def _visible(folder):
   """Returns the sorted names of (folders, others) in a folder, none hidden."""
   folders, others = [], []
-  try:
-    with os.scandir(folder) as entries:
-      for entry in entries:
-        if entry.name[0] == '.':
-          continue
-        try:
-          found = folders if entry.is_dir() else others
-        except OSError as error:
-          if error.errno != errno.ELOOP:  # a link to itself
-            raise
-          found = others
-        found.append(entry.name)
-  except OSError as error:
-    _refuse(error)
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if entry.name[0] != '.':
+        (folders if _is_folder(entry) else others).append(entry.name)
   return sorted(folders), sorted(others)
 
 
-def _refuse(error):
-  raise UserError(
-    f'cannot list {error.filename}: {error.strerror}; mend its permissions, or'
-    ' take it out of the data set'
-  ) from error
+def _is_folder(entry):
+  try:
+    return entry.is_dir()
+  except OSError as error:
+    if error.errno != errno.ELOOP:  # a link to itself
+      raise
+    return False
 
 
 def _leads_around(link):
   """Returns True if a link leads to a folder that it lies in."""
-  try:
-    parents = pathlib.Path(link).absolute().parents
-    return any(os.path.samefile(link, parent) for parent in parents)
-  except OSError as error:
-    _refuse(error)
+  parents = pathlib.Path(link).absolute().parents
+  return any(os.path.samefile(link, parent) for parent in parents)
 
 
 def _size_and_kind(path, endings):
@@ -251,7 +243,7 @@ def _size_and_kind(path, endings):
     status = os.stat(path)
   except OSError as error:
     if error.errno not in (errno.ENOENT, errno.ELOOP):
-      _refuse(error)
+      raise
     return 0, 'links to nowhere'
   if not stat.S_ISREG(status.st_mode):
     return 0, 'no plain files'
@@ -284,9 +276,8 @@ def open_shards(
   `endings` are that of the files, and others that they have when compressed.
 
   Raises:
-    UserError: if there is no folder, it cannot be listed, it has no files for
-      training, some are compressed or missing (of those that are numbered
-      I-of-N), or both splits have one.
+    UserError: if files cannot be listed, are compressed or missing (of those
+      that are numbered I-of-N), none is for training, or both splits have one.
   """
   root = data_folder(path, f'the files of the data set (*{endings[0]})')
   listing = list_files(root, endings)
@@ -318,7 +309,7 @@ def _uncompressed(root, paths, plain, *compressed):
 
 def _check_complete(root, names):
   """Refuses one file under two names, and shards I-of-N without the others."""
-  found, numbers = {}, collections.defaultdict(dict)
+  found, counted = {}, collections.defaultdict(dict)
   for name in names:
     other = found.setdefault(os.path.realpath(root / name), name)
     if other != name:
@@ -326,26 +317,25 @@ def _check_complete(root, names):
       raise UserError(text)
     match = _NUMBERED.fullmatch(name)
     if match and int(match[2]) <= int(match[3]):
-      start, number, count = match.groups()
-      numbers[start].setdefault(count, {})[int(number)] = len(number)
-  for start, (count, *others) in numbers.items():
-    if others:
-      text = f'of {count} and of {others[0]} files: leave those of one version'
-      raise UserError(f'{root} has {start}... as one {text}')
-    have, total = numbers[start][count], int(count)
-    first = int(0 not in have and total in have)  # some count from 1
-    wanted = range(first, first + total)
-    missing = itertools.islice((i for i in wanted if i not in have), 5)
-    width = next(iter(have.values()))
-    if listed := [f'{start}{i:0{width}}-of-{count}' for i in missing]:
-      lacking = total - sum(i in wanted for i in have)
+      counted[match[1], match[3]][int(match[2])] = name
+  for (start, count), have in counted.items():
+    if len(counts := [c for s, c in counted if s == start]) > 1:
+      text = f'as one of {counts[0]} and of {counts[1]} files'
       raise UserError(
-        f'{root} lacks {lacking} of {total} files: {", ".join(listed)}'
-        f'{", ..." if lacking > len(listed) else ""}; fetch them, or rename'
-        ' those that are there if they are to be the whole set'
+        f'{root} has {start}... {text}: leave those of one version'
+      )
+    first = int(0 not in have and int(count) in have)  # some count from 1
+    wanted = range(first, first + int(count))
+    if missing := len(wanted) - sum(i in wanted for i in have):
+      number = next(i for i in wanted if i not in have)
+      raise UserError(
+        f'{root} lacks {missing} of {count} files {start}I-of-{count}, the first'
+        f' with I = {number}; fetch them, or rename those that are there if they'
+        ' are to be the whole set'
       )
 
 
+@_listing()
 def subfolders(root: str | os.PathLike) -> list[str]:
   """Returns the sorted names of the folders in `root` that are not hidden.
 
@@ -521,11 +511,12 @@ def list_folder(
   labels = [numbers[normal(name)] for name in classes]
   counts = [len(listing.paths) for listing in classes.values()]
   below = len(str(root)) + 1
+  paths = [path[below:] for c in classes.values() for path in c.paths]
   return FolderSource(
     root,
-    [path[below:] for found in classes.values() for path in found.paths],
+    np.array(paths, object),
     np.repeat(np.array(labels, np.int32), counts),
-    [size for found in classes.values() for size in found.sizes],
+    np.array([size for c in classes.values() for size in c.sizes], np.int64),
     names,
   )
 

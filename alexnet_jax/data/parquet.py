@@ -44,6 +44,7 @@ class _File:
   class_names: Sequence[str] | None
 
 
+@dataclasses.dataclass(eq=False)
 class ParquetSource(splits.Source):
   """Rows of parquet files, whose images are decoded by whole row groups.
 
@@ -52,12 +53,19 @@ class ParquetSource(splits.Source):
   one; in addition each thread has the group that it is reading from.
   """
 
-  def __init__(self, name: str, files, rows, labels, class_names):
-    self.name, self.labels, self.class_names = name, labels, class_names
-    self.files, self.rows = files, rows
-    counts = [range(file.metadata.num_row_groups) for file in files]
-    pairs = zip(files, counts, strict=True)
-    self._groups = [(f, number) for f, numbers in pairs for number in numbers]
+  name: str
+  files: Sequence[_File]
+  rows: np.ndarray
+  labels: np.ndarray
+  class_names: Sequence[str]
+  per_example = ('rows', 'labels')
+
+  def __post_init__(self):
+    self._groups = [
+      (f, number)
+      for f in self.files
+      for number in range(f.metadata.num_row_groups)
+    ]
     groups = [f.metadata.row_group(number) for f, number in self._groups]
     self._starts = np.cumsum([0, *(g.num_rows for g in groups)])[:-1]
     largest = max((g.total_byte_size for g in groups), default=0)
@@ -91,10 +99,6 @@ class ParquetSource(splits.Source):
     return [
       f'{f.name} row {i}' for f in self.files for i in range(len(f.labels))
     ]
-
-  def take(self, indices: np.ndarray) -> 'ParquetSource':
-    rows, labels = self.rows[indices], self.labels[indices]
-    return ParquetSource(self.name, self.files, rows, labels, self.class_names)
 
   def _locate(self, index):
     """Returns (index in `_groups`, row in that group) of an example."""

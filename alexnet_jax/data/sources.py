@@ -34,6 +34,7 @@ class ArraySource(Source):
   labels: np.ndarray
   class_names: Sequence[str]
   in_memory = True
+  per_example = ('images', 'labels')
 
   @property
   def fingerprint(self) -> str:
@@ -44,10 +45,6 @@ class ArraySource(Source):
 
   def keys(self) -> list[str]:
     return [str(index) for index in range(len(self.labels))]
-
-  def take(self, indices: np.ndarray) -> 'ArraySource':
-    images, labels = self.images[indices], self.labels[indices]
-    return dataclasses.replace(self, images=images, labels=labels)
 
 
 @dataclasses.dataclass(frozen=True)

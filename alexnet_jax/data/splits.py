@@ -1,9 +1,7 @@
 """Sources of examples, and how they are divided: splits, held-out parts, folds.
 
-In a cross-validation every example of a pool is held out in exactly one fold.
-The pool are the training examples, where the set has a validation split of its
-own, or else all examples. A fold depends on their labels in their order, on the
-number of folds and on the seed alone.
+A fold depends on the labels of the training split in their order, on the number
+of folds and on the seed alone.
 """
 
 import collections
@@ -31,7 +29,6 @@ _SPLIT_OF_WORD = {
   **dict.fromkeys(('val', 'valid', 'validation', 'dev'), 'validation'),
   **dict.fromkeys(('test', 'testing', 'eval', 'evaluation'), 'test'),
 }
-_MOST_SEED = 2**32 - 1  # of numpy's older random generator
 _MOST_UNNAMED_CLASSES = 1_000_000
 _THREADS = 16
 _warnings: set[str] = set()
@@ -45,8 +42,8 @@ class Source:
 
   - `labels`, int32 [n], if they are known without reading the examples; or
     `read_labels()`, which reads them;
-  - `keys()`, names that `hold_out` ranks, and `take(indices)`, which returns a
-    source of these examples;
+  - `keys()`, names that `hold_out` ranks, and `per_example`, the fields of the
+    dataclass that have an item for each example, for `take`;
   - `file_name(index)`, if images have names of their own;
   - `in_memory`: True if `read` gives pixels that are held in memory;
   - `square_size` and `addresses(indices)`, if the images are squares of pixels
@@ -75,6 +72,11 @@ class Source:
     """Returns the name of one example in messages."""
     return f'{self.name} example {index}'
 
+  def take(self, indices: np.ndarray) -> 'Source':
+    """Returns a source of some examples."""
+    parts = {name: getattr(self, name)[indices] for name in self.per_example}
+    return dataclasses.replace(self, **parts)
+
 
 def split_words(name: str) -> collections.Counter[str]:
   """Counts the words for train, validation and test in a name."""
@@ -91,20 +93,15 @@ def split_of_name(name: str) -> str:
 def sort_into_splits(
   root: pathlib.Path, names: Sequence[str], split: str = 'train'
 ) -> dict[str, list[str]]:
-  """Sorts the data files of a set into splits, by their names.
+  """Sorts the data files of a set into `train` and `validation`, by their names.
 
-  A file belongs to the split whose word (train, val, test and their like) is in
-  its name, or else in that of a folder around it, the nearest first.
-  Words that all names have say nothing. If no file is named so, all are for
-  training. `test` serves as validation if there is no other. To open `all`
-  there need be no files for training.
-
-  Returns:
-    {'train': paths, 'validation': paths}; the second may be empty.
+  A file belongs to the split whose word is in its name, or else in that of a
+  folder around it, the nearest first; words that all names have say nothing. If
+  no file is named so, all are for training. `test` serves as validation if
+  there is no other. To open `all` there need be no files for training.
 
   Raises:
-    UserError: if no file is for training, or those lie in several folders,
-      which are data sets of their own.
+    UserError: if no file is for training, or those lie in several folders.
   """
   none = collections.Counter()
   words = [
@@ -167,8 +164,8 @@ def check_labels(
     training: its source, if the labels are those of validation.
 
   Raises:
-    UserError: if there is one class only or a label without a name in training,
-      or no label or one that training lacks in validation.
+    UserError: if training has one class or a label without a name, validation
+      no label or one that training lacks.
   """
   classes = np.unique(labels)
   if training is not None:
@@ -191,7 +188,7 @@ def check_labels(
   if largest >= len(names):
     known = f'but {len(names)} classes at most; count from 0'
     raise UserError(f'{root} has the label {largest}, {known}')
-  if empty := sorted(set(range(len(names))) - set(classes.tolist())):
+  if len(empty := np.setdiff1d(range(len(names)), classes)):
     warn_once(
       f'{root}: {len(empty)} of {len(names)} classes have no training example,'
       f' the first: {names[empty[0]]} (number {empty[0]})'
@@ -204,9 +201,7 @@ def hold_out(source: Source, split: str, fraction: float, seed: int) -> Source:
 
   Within each class the examples are ranked by a hash of (seed, key), and the
   first `fraction` of them (rounded, at least one, never all) are held out for
-  `validation`. The split is a function of the keys and labels alone, on any
-  platform; an added example moves at most one other. A fraction of 0 holds
-  nothing out.
+  `validation`: an added example moves at most one other. 0 holds nothing out.
 
   Raises:
     UserError: if a class has a single example.
@@ -283,19 +278,12 @@ def warn_once(message: str) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part(Source):
-  """Some examples of a source, as a source of their own.
+  """Some examples of a source, with what its kind of source has."""
 
-  What only some kinds of sources have a part has if its source does.
-  """
-
+  name: str
   source: Source  # the whole
   indices: np.ndarray  # in the whole, int64 [n]
   labels: np.ndarray  # int32 [n]
-  part: str  # what messages call it
-
-  @property
-  def name(self) -> str:
-    return f'{self.source.name} ({self.part})'
 
   @property
   def fingerprint(self) -> str:
@@ -335,12 +323,9 @@ def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
   `validation` is the fold with the number `fold`, `train` all the others.
 
   Raises:
-    UserError: if a class has fewer examples than there are folds, a label is no
-      class, or the seed is unfit.
+    UserError: if a class has fewer examples than there are folds, or a label is
+      no class.
   """
-  if not 0 <= seed <= _MOST_SEED:
-    fit = f'with folds it must lie between 0 and {_MOST_SEED}'
-    raise UserError(f'config.data.split_seed is {seed}; {fit}')
   labels, names = read_labels(pool), pool.class_names
   for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
     if count < folds:
@@ -353,7 +338,7 @@ def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
 
   stratified = StratifiedKFold(folds, shuffle=True, random_state=seed)
   train, held = list(stratified.split(labels, labels))[fold]
-  part = f'fold {fold} of {folds}'
+  part, indices = f'fold {fold} of {folds}', held
   if split == 'train':
-    return Part(pool, train, labels[train], f'without {part}')
-  return Part(pool, held, labels[held], part)
+    part, indices = f'without {part}', train
+  return Part(f'{pool.name} ({part})', pool, indices, labels[indices])

@@ -44,6 +44,7 @@ class TarSource(splits.Source):
   shard_sizes: Sequence[int]  # bytes
   samples: np.ndarray
   class_names: Sequence[str]
+  per_example = ('samples',)
 
   @property
   def name(self) -> str:
@@ -88,9 +89,6 @@ class TarSource(splits.Source):
     shards, keys = self.samples['shard'], self.samples['key']
     pairs = zip(shards, keys, strict=True)
     return [f'{self.shards[shard]}/{_text(key)}' for shard, key in pairs]
-
-  def take(self, indices: np.ndarray) -> 'TarSource':
-    return dataclasses.replace(self, samples=self.samples[indices])
 
 
 def _text(key):
