@@ -79,7 +79,6 @@ class FolderSource(splits.Source):
     return content, int(self.labels[index])
 
   def file_name(self, index: int) -> str:
-    """Returns the path below the folder."""
     return self.paths[index]
 
   def describe(self, index: int) -> str:
@@ -173,11 +172,8 @@ def list_files(
 ) -> Listing:
   """Lists the files below a folder whose names have one of some endings.
 
-  Links are followed, but for those to a folder around them. Hidden files and
-  folders are passed over without a word.
-
-  Raises:
-    UserError: if a folder cannot be listed.
+  Links are followed, but for those to a folder around them; what is hidden is
+  passed over. Raises UserError if a folder cannot be listed.
   """
   waiting, found, left_out, visited = [os.fspath(folder)], [], [], []
   while waiting:
@@ -275,9 +271,8 @@ def open_shards(
   paths of files below it, and the training source if they are for validation.
   `endings` are that of the files, and others that they have when compressed.
 
-  Raises:
-    UserError: if files cannot be listed, are compressed or missing (of those
-      that are numbered I-of-N), none is for training, or both splits have one.
+  Raises UserError if files cannot be listed, are compressed or missing (of
+  those numbered I-of-N), none is for training, or both splits have one.
   """
   root = data_folder(path, f'the files of the data set (*{endings[0]})')
   listing = list_files(root, endings)
@@ -329,37 +324,28 @@ def _check_complete(root, names):
     if missing := len(wanted) - sum(i in wanted for i in have):
       number = next(i for i in wanted if i not in have)
       raise UserError(
-        f'{root} lacks {missing} of {count} files {start}I-of-{count}, the first'
-        f' with I = {number}; fetch them, or rename those that are there if they'
-        ' are to be the whole set'
+        f'{root} lacks {missing} of {count} files {start}I-of-{count}, the'
+        f' first with I = {number}; fetch them, or rename those that are there'
+        ' if they are to be the whole set'
       )
 
 
 @_listing()
 def subfolders(root: str | os.PathLike) -> list[str]:
-  """Returns the sorted names of the folders in `root` that are not hidden.
-
-  Raises:
-    UserError: if it cannot be listed.
-  """
+  """Returns the sorted names of the folders in `root` that are not hidden."""
   return _visible(root)[0]
 
 
 def is_image_name(path: str) -> bool:
-  """Returns True if a file's name ends as that of an image."""
   return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the folders of `train` and `validation`, or of `all` images.
 
-  A folder of classes named like a split (see `splits.split_of_name`) is that
-  split; `test` serves as validation if there is no other. Without any, `root`
-  has the classes, and without one for validation that of training has all.
-
-  Raises:
-    UserError: if a split has two folders, or folders that are named like splits
-      would be taken for classes.
+  A folder of classes named like a split is that split; `test` serves as
+  validation if there is no other. Raises UserError if a split has two folders,
+  or folders that are named like splits would be taken for classes.
   """
   names = subfolders(root)
   own = {name: splits.split_of_name(name) for name in names}
@@ -425,10 +411,8 @@ def find_problems(
   """Yields all that training refuses in a folder of classes.
 
   `class_names` are those of training, for a folder of validation; `divided`
-  tells whether a part of each class is held out.
-
-  Yields:
-    (kind of finding as `prepare check` calls it, what has it, what is wrong).
+  tells whether a part of each class is held out. Yields (kind of finding as
+  `prepare check` calls it, what has it, what is wrong).
   """
   if not classes:
     yield 'no_classes', root, 'has no subfolders; each class needs one'
@@ -464,12 +448,10 @@ def find_problems(
 def folder_source(
   path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
 ) -> FolderSource:
-  """Opens photographs in subfolders named by class.
+  """Opens photographs in subfolders named by class; see `split_folders`.
 
-  See `split_folders` for the splits; `hold_out` divides a single folder.
-
-  Raises:
-    UserError: if the folder is missing, or for what `find_problems` finds.
+  `hold_out` divides a single folder. Raises UserError if the folder is missing,
+  or for what `find_problems` finds.
   """
   root = data_folder(path, 'one subfolder of images per class')
   folders = split_folders(root)
@@ -493,18 +475,13 @@ def list_folder(
   """Opens all images of a folder whose subfolders are classes.
 
   The labels are numbers of `class_names`, of training, or of the subfolders.
-
-  Raises:
-    UserError: for what `find_problems` finds.
+  Raises UserError for what `find_problems` finds.
   """
   classes = list_classes(root)
   for _, path, problem in find_problems(root, classes, class_names):
     raise UserError(f'{path} {problem}')
-  left_out = [
-    (path, 'images beside the classes') for path in loose_images(root)
-  ]
-  for listing in classes.values():
-    left_out += listing.left_out
+  left_out = [(p, 'images beside the classes') for p in loose_images(root)]
+  left_out += [entry for c in classes.values() for entry in c.left_out]
   warn_left_out(root, left_out)
   names = list(classes) if class_names is None else class_names
   numbers = {normal(name): number for number, name in enumerate(names)}
@@ -539,10 +516,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
   """Returns the image files that `paths` name, in that order.
 
   A file counts whatever its name, a folder stands for what `list_files` lists.
-
-  Raises:
-    UserError: if a path does not exist, a folder cannot be listed, or there is
-      no image at all.
+  Raises UserError if a path does not exist or there is no image at all.
   """
   if missing := [repr(path) for path in paths if not os.path.exists(path)]:
     raise UserError(f'there is no file or folder {", ".join(missing)}')

@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Callable
 import concurrent.futures
-import functools
 import logging
 import os
 import threading
@@ -12,6 +11,7 @@ import numpy as np
 
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
+from alexnet_jax.data.splits import Source
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
@@ -27,14 +27,14 @@ class Loader:
   """Reads and decodes examples of one source.
 
   Its attributes are the arguments `source`, `resize_size` and `num_threads`;
-  `skips`, True if images that cannot be decoded are left out; and `unreadable`,
-  {name: reason} of those that could not be read or decoded so far. `numbers`,
-  empty at first, maps labels of the source to those that are given out.
+  `skips`, True if images that cannot be decoded are left out; `unreadable`,
+  {name: reason} of those so far; and `numbers`, which maps labels of the source
+  to those that are given out, empty at first.
   """
 
   def __init__(
     self,
-    source,
+    source: Source,
     resize_size: int,
     *,
     unreadable: str = 'stop',
@@ -44,7 +44,7 @@ class Loader:
     """Starts the threads.
 
     Args:
-      source: see `sources.Source`.
+      source: that is read.
       resize_size: width of the squares, in pixels.
       unreadable: `stop` raises at the first image that cannot be decoded;
         `skip` names it in the log and goes on without it.
@@ -57,7 +57,7 @@ class Loader:
     self.skips = unreadable == 'skip'
     self.num_threads = num_threads or num_cores()
     self._skip_hint = skip_hint
-    self._damaged = {}
+    self._damaged, self._squares = {}, None
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
 
@@ -97,11 +97,9 @@ class Loader:
 
   def square(self, index: int) -> tuple[np.ndarray, int] | None:
     """Returns (uint8 [size, size, 3], label), exactly; None if skipped."""
-    example = self.pixels(index)
-    if example is None:
+    if (example := self.pixels(index)) is None:
       return None
-    pixels, label = example
-    return images.center_square(pixels, self.resize_size), label
+    return images.center_square(example[0], self.resize_size), example[1]
 
   def square_addresses(
     self, num_uses: int
@@ -109,11 +107,9 @@ class Loader:
     """Returns a function: indices int64 [n] -> addresses of squares uint64 [n].
 
     It is None if the squares are not held in memory. Those of a raw set are. Of
-    images that the source holds in memory they are made here, once, up to 268
-    MB of them; they live as long as this object.
-
-    With a `num_uses`, repetitions included, of less than one for each example
-    it is not worth while to make them.
+    images in memory they are made here, once, up to 268 MB of them, if there
+    are no more than `num_uses`, repetitions included; they live as long as
+    this object.
     """
     size, count = self.resize_size, self.source.num_examples
     if getattr(self.source, 'square_size', None) == size:
@@ -122,20 +118,15 @@ class Loader:
     in_memory = getattr(self.source, 'in_memory', False)
     if not in_memory or count * stride > _MOST_KEPT or num_uses < count:
       return None
+    if self._squares is None:
+      self._squares = np.empty((count, size, size, 3), np.uint8)
+      self.for_each(self._fill, count, chunk=32)
     start = np.uint64(self._squares.ctypes.data)
     return lambda indices: start + indices.astype(np.uint64) * np.uint64(stride)
 
-  @functools.cached_property
-  def _squares(self):
-    size, count = self.resize_size, self.source.num_examples
-    squares = np.empty((count, size, size, 3), np.uint8)
-
-    def fill(first, last):
-      for index in range(first, last):
-        squares[index], _ = self.square(index)
-
-    self.for_each(fill, count, chunk=32)
-    return squares
+  def _fill(self, first, last):
+    for index in range(first, last):
+      self._squares[index], _ = self.square(index)
 
   def report(self, index: int, error: UnreadableImageError) -> None:
     """Raises an error that names the image; a warning if such are skipped."""

@@ -22,9 +22,9 @@ LABEL_COLUMNS = ('label', 'labels', 'fine_label')
 _BYTES = ('binary', 'large_binary', 'binary_view')  # types of Arrow
 _TEXT = ('string', 'large_string', 'string_view')
 _CACHE_BYTES = 1 << 28  # of decoded row groups
-_NO_BYTES = 'has no bytes of an image, at most a path or an address; embed the'
-_NO_BYTES += (
-  ' images (datasets: dataset.cast_column("image", Image()) and save)'
+_NO_BYTES = (
+  'has no bytes of an image, at most a path or an address; embed the images'
+  ' (datasets: dataset.cast_column("image", Image()) and save)'
 )
 _SLOW = (
   '{0}: reading parquet in random order is slow, as every image has a whole row'
@@ -49,8 +49,8 @@ class ParquetSource(splits.Source):
   """Rows of parquet files, whose images are decoded by whole row groups.
 
   `rows` int64 [n] are counted through all `files`; `labels` are int32 [n].
-  Memory: the groups used last stay, up to 256 MB of them or a single larger
-  one; in addition each thread has the group that it is reading from.
+  Memory: the groups used last, up to 256 MB of them or a single larger one; in
+  addition each thread has the group that it is reading from.
   """
 
   name: str
@@ -62,9 +62,9 @@ class ParquetSource(splits.Source):
 
   def __post_init__(self):
     self._groups = [
-      (f, number)
-      for f in self.files
-      for number in range(f.metadata.num_row_groups)
+      (file, number)
+      for file in self.files
+      for number in range(file.metadata.num_row_groups)
     ]
     groups = [f.metadata.row_group(number) for f, number in self._groups]
     self._starts = np.cumsum([0, *(g.num_rows for g in groups)])[:-1]
@@ -133,11 +133,8 @@ def parquet_source(
 
   The images are a column of bytes, or of structs with `bytes`; the labels are
   numbers, named by the metadata of the hub's library, or strings, which are the
-  names. See `folder.open_shards` for the splits.
-
-  Raises:
-    UserError: if pyarrow is missing, files are missing or damaged, or the
-      columns are unfit.
+  names. See `folder.open_shards` for the splits. Raises UserError if pyarrow is
+  missing, files are missing or damaged, or the columns are unfit.
   """
 
   def open_files(root, names, training):
@@ -162,8 +159,8 @@ def parquet_source(
 def _check_alike(first, other):
   """Refuses files that differ in the kind of labels or the names of classes."""
   differ = f'{first.path} and {other.path} differ in the'
-  kinds = f'{first.labels.dtype} and {other.labels.dtype} (object: text)'
   if other.labels.dtype != first.labels.dtype:
+    kinds = f'{first.labels.dtype} and {other.labels.dtype} (object: text)'
     raise UserError(f'{differ} kind of labels: {kinds}')
   pairs = itertools.zip_longest(
     first.class_names or (), other.class_names or ()

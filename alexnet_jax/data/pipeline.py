@@ -6,6 +6,7 @@ same for any number of threads and processes.
 """
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import hashlib
 import math
@@ -28,11 +29,7 @@ _ALIGNMENT = 64
 
 
 class Batch(Changes, total=False):
-  """One process's part of a batch: b examples, as numpy arrays.
-
-  `image` and `label` are always there, the others only where they are used; in
-  training also `augment.Changes`.
-  """
+  """One process's part of a batch: b examples; some keys only where used."""
 
   image: np.ndarray  # uint8 [b, crop_size, crop_size, 3]
   label: np.ndarray  # int32 [b]
@@ -70,10 +67,8 @@ class _Buffers:
   """Hands out uint8 arrays of one shape whose memory is used again.
 
   A fresh array of a batch's size costs a page fault every 4 kB. Memory comes
-  back by itself, and only when nothing refers to it any more: no array, no
-  view of one, no JAX array that shares the memory. So the ring is as large as
-  the number of batches that live at the same time, and a batch may be kept for
-  as long as anybody likes.
+  back by itself once nothing refers to it: no array, no view, no JAX array that
+  shares it. So a batch may be kept for as long as anybody likes.
   """
 
   def __init__(self, batching, crop_size):
@@ -118,10 +113,10 @@ def train_dataset(
   seed: int,
   scaled_decoding: bool = True,
 ) -> grain.IterDataset:
-  """Returns the training batches: element t is batch t.
+  """Returns the training batches: element t is batch t, a `Batch`.
 
   Squares of images that are in memory may be kept, see
-  `Loader.square_addresses`.
+  `Loader.square_addresses`. The iterator's state is {'next_index': next step}.
 
   Args:
     loader: reads the training split.
@@ -131,32 +126,30 @@ def train_dataset(
     seed: of the order and the random draws.
     scaled_decoding: decodes JPEGs that are at least twice too large at a lower
       resolution; see `decoding.decode`.
-
-  Returns:
-    A dataset of `Batch`es. Its iterator's state is {'next_index': next step}.
   """
+  crop, size = augmentation.crop, loader.resize_size
+  min_size = crop.least_short_side(size) if scaled_decoding else 0
+  addresses = None  # of squares in memory
+  if crop.kind != 'random_resized':
+    addresses = loader.square_addresses(num_steps * batching.size)
+  buffers = _Buffers(batching, crop.size)
   make_batch = _TrainBatches(
-    loader, augmentation, batching, num_steps, seed, scaled_decoding
+    loader, augmentation, batching, buffers, seed, min_size, addresses
   )
   return _dataset(make_batch, num_steps, batching.prefetch)
 
 
+@dataclasses.dataclass(frozen=True)
 class _TrainBatches:
   """Makes the training batch of a step."""
 
-  def __init__(
-    self, loader, augmentation, batching, num_steps, seed, scaled_decoding
-  ):
-    self.loader, self.augmentation = loader, augmentation
-    self.batching, self.seed = batching, seed
-    crop = augmentation.crop
-    self.buffers = _Buffers(batching, crop.size)
-    self.min_size = 0  # see `decoding.decode`
-    if scaled_decoding:
-      self.min_size = crop.least_short_side(loader.resize_size)
-    self.addresses = None  # of squares in memory
-    if crop.kind != 'random_resized':
-      self.addresses = loader.square_addresses(num_steps * batching.size)
+  loader: Loader
+  augmentation: Augmentation
+  batching: Batching
+  buffers: _Buffers
+  seed: int
+  min_size: int  # see `decoding.decode`
+  addresses: Callable | None  # see `Loader.square_addresses`
 
   def __call__(self, step: int) -> Batch:
     batch = self._make(step)
@@ -247,21 +240,24 @@ def eval_dataset(
 ) -> grain.IterDataset:
   """Returns batches of center crops of every example, once, in order.
 
-  With a `crop_size` of the loader's `resize_size` they are the whole squares.
-  The images are decoded exactly. The last batch is filled up with examples that
-  do not count: their `mask` is False, as is that of skipped images.
+  The images are decoded exactly; with a `crop_size` of the loader's
+  `resize_size` they are the whole squares. The last batch is filled up with
+  examples that do not count: their `mask` is False, as of skipped images.
   """
-  make_batch = _EvalBatches(loader, crop_size, batching)
+  buffers = _Buffers(batching, crop_size)
+  make_batch = _EvalBatches(loader, crop_size, batching, buffers)
   length = -(-loader.source.num_examples // batching.global_batch_size)
   return _dataset(make_batch, length, batching.prefetch)
 
 
+@dataclasses.dataclass(frozen=True)
 class _EvalBatches:
   """Makes a batch of center crops."""
 
-  def __init__(self, loader, crop_size, batching):
-    self.loader, self.crop_size, self.batching = loader, crop_size, batching
-    self.buffers = _Buffers(batching, crop_size)
+  loader: Loader
+  crop_size: int
+  batching: Batching
+  buffers: _Buffers
 
   def __call__(self, number: int) -> Batch:
     whole = self.batching.global_batch_size
@@ -300,8 +296,8 @@ def _dataset(make_batch, length, prefetch):
 def data_record(source, *, seed: int, global_batch_size: int) -> dict:
   """Returns what must stay unchanged for a resumed run's batches to be equal.
 
-  `order` is a hash of the first batch's examples and of all kinds of draws; it
-  changes if the random generator of another numpy version gives other numbers.
+  `order` is a hash of the first batch's examples and of all kinds of draws:
+  another numpy may have a random generator that gives other numbers.
   """
   positions = order.batch_positions(0, min(global_batch_size, 1024))
   kinds = (

@@ -1,15 +1,9 @@
 """Raw sets: squares of one size, decoded once, in memory-mapped .npy shards.
 
-`prepare raw` writes them. The paper trained on such arrays: 256 x 256 pixels of
-every image (Krizhevsky et al. 2012, section 2). A raw set is a folder with
-
-- SPLIT-00000-of-00003.npy ...: uint8 [n, size, size, 3];
-- SPLIT-labels.npy: int32, the labels of all of them in order;
-- manifest.json: see `prepare.raw`.
-
-Memory-mapped files must stay as they are while they are read: one that is cut
-off or fails under a run ends the process with a bus error (what was saved stays
-good).
+`prepare raw` writes them, as the paper had them (Krizhevsky et al. 2012,
+section 2): SPLIT-00000-of-00003.npy, uint8 [n, size, size, 3]; their labels in
+SPLIT-labels.npy, int32; manifest.json, see `prepare.raw`. A file that is cut
+off while it is read ends the process with a bus error.
 """
 
 from collections.abc import Callable
@@ -17,7 +11,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import pathlib
@@ -49,10 +42,7 @@ _SHAPE = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RawSource(splits.Source):
-  """A split of a raw set.
-
-  `shards` are memory-mapped, uint8 [n, square_size, square_size, 3] each.
-  """
+  """A split of a raw set."""
 
   name: str
   class_names: Sequence[str]
@@ -61,7 +51,7 @@ class RawSource(splits.Source):
   rgb_mean: np.ndarray  # of all pixels, float64 [3]
   rgb_covariance: np.ndarray  # float64 [3, 3]
   labels: np.ndarray  # int32 [n]
-  shards: Sequence[np.ndarray]
+  shards: Sequence[np.ndarray]  # memory-mapped, uint8 [n, size, size, 3] each
   ends: np.ndarray  # index behind the last example of each shard
   starts: np.ndarray  # address of each square, uint64 [n]
 
@@ -79,9 +69,8 @@ class RawSource(splits.Source):
 def raw_source(path: str, split: str) -> RawSource:
   """Opens a split of a raw set; `prepare check` verifies its checksums.
 
-  Raises:
-    UserError: if there is no raw set, no such split, or a file is missing or of
-      another kind or size than the manifest says.
+  Raises UserError if there is no raw set or no such split, or a file is missing
+  or of another kind or size than the manifest says.
   """
   root = pathlib.Path(path).expanduser()
   manifest = read_manifest(root)
@@ -106,12 +95,9 @@ def raw_source(path: str, split: str) -> RawSource:
   if split == 'train':
     splits.check_labels(root, labels, names)
   rgb = [info['rgb']['mean'], *info['rgb']['covariance']]
-  if [*map(len, rgb)] != [3] * 4 or not all(
-    abs(x) < 1e6 for x in itertools.chain(*rgb)
-  ):
+  if [*map(len, rgb)] != [3] * 4 or not (np.abs(rgb) < 1e6).all():
     raise _unfit(root / MANIFEST, f'the mean colors of {split} are {rgb!r:.80}')
   hashes = [entry['sha256'] for entry in [*info['shards'], info['labels']]]
-  contents = json.dumps([names, hashes, rgb])
   starts = [
     shard.__array_interface__['data'][0] + np.arange(len(shard)) * 3 * size**2
     for shard in shards
@@ -119,7 +105,7 @@ def raw_source(path: str, split: str) -> RawSource:
   return RawSource(
     name=f'{root} {split}',
     class_names=names,
-    fingerprint=splits.digest(contents.encode()),
+    fingerprint=splits.digest(json.dumps([names, hashes, rgb]).encode()),
     square_size=size,
     rgb_mean=np.array(rgb[0], float),
     rgb_covariance=np.array(rgb[1:], float),
@@ -134,10 +120,7 @@ def raw_source(path: str, split: str) -> RawSource:
 def new_array(
   path: pathlib.Path, dtype: str, shape: Sequence[int]
 ) -> Iterator[Callable[[np.ndarray], object]]:
-  """Gives a function that appends arrays [n, *shape] to a new .npy file.
-
-  Memory does not grow with their number.
-  """
+  """Gives a function that appends arrays [n, *shape] to a new .npy file."""
   count = 0
 
   def write_header():
@@ -160,20 +143,13 @@ def new_array(
 
 
 def is_raw_set(root: pathlib.Path) -> bool:
-  """Returns True if a folder has shards and a manifest.json, damaged or not.
-
-  Other programs leave files of that name among images.
-  """
+  """Returns True if a folder has shards and a manifest.json, damaged or not."""
   has_shards = any(root.glob('*-labels.npy')) or any(root.glob('*-of-*.npy'))
   return has_shards and (root / MANIFEST).exists()
 
 
 def read_manifest(root: pathlib.Path) -> dict:
-  """Reads the manifest of a raw set.
-
-  Raises:
-    UserError: if there is none, or it is of another kind.
-  """
+  """Reads the manifest of a raw set; raises UserError without one that fits."""
   try:
     manifest = files.read_json(root / MANIFEST, _SHAPE)
   except FileNotFoundError as error:
@@ -184,17 +160,14 @@ def read_manifest(root: pathlib.Path) -> dict:
     ) from error
   if manifest['format'] != FORMAT:
     raise UserError(f'{root / MANIFEST} is no manifest of {FORMAT!r}')
-  seen = {}
+  seen = set()
   for split, info in manifest['splits'].items():
     for entry in [info['labels'], *info['shards']]:
       name = entry['file']
-      if os.path.basename(name) != name:
-        problem = f'the file {name!r} of {split} is no plain name'
+      if os.path.basename(name) != name or name in seen:
+        problem = f'{split} has {name!r}: no plain name, or one given twice'
         raise _unfit(root / MANIFEST, problem)
-      if name in seen:
-        problem = f'the file {name!r} belongs to {seen[name]} and to {split}'
-        raise _unfit(root / MANIFEST, problem)
-      seen[name] = split
+      seen.add(name)
   return manifest
 
 
@@ -214,5 +187,6 @@ def _load_array(root, entry, shape, dtype):
 
 
 def _unfit(path, problem):
-  problem = f'is missing or damaged ({problem})'
-  return UserError(f'{path} {problem}; prepare the set again')
+  return UserError(
+    f'{path} is missing or damaged ({problem}); prepare the set again'
+  )

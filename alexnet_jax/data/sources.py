@@ -74,8 +74,7 @@ def make_source(
       or else, with a `val_fraction` of 0, every example.
     **options: see `SourceOptions`.
 
-  Raises:
-    UserError: if the data is missing or unfit, or an argument unknown.
+  Raises UserError if the data is missing or unfit, or an argument unknown.
   """
   data = SourceOptions(**options)
   if (data.folds or source != 'tfds') and split not in (*SPLITS, 'all'):
@@ -130,8 +129,7 @@ def synthetic_source(
 ) -> ArraySource:
   """Makes noise, 64 x 64, with a bright band whose height is that of its class.
 
-  `validation` has a quarter of `num_examples` (at least one a class) that
-  `train` does not have.
+  `validation` has a quarter of `num_examples` (at least one a class).
   """
   if split == 'validation':
     num_examples = max(num_classes, num_examples // 4)

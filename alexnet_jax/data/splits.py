@@ -38,26 +38,17 @@ _warnings_lock = threading.Lock()
 class Source:
   """One split of a data set, which several threads read at once.
 
-  Some sources have more:
-
-  - `labels`, int32 [n], if they are known without reading the examples; or
-    `read_labels()`, which reads them;
-  - `keys()`, names that `hold_out` ranks, and `per_example`, the fields of the
-    dataclass that have an item for each example, for `take`;
-  - `file_name(index)`, if images have names of their own;
-  - `in_memory`: True if `read` gives pixels that are held in memory;
-  - `square_size` and `addresses(indices)`, if the images are squares of pixels
-    in memory, and `rgb_mean` and `rgb_covariance`; see `raw`.
-
-  Attributes:
-    name: what messages call it.
-    class_names: in the order of the labels.
-    fingerprint: a short hash of what tells the examples apart: pixels in
-      memory, names and sizes of files, the description of a TFDS set.
+  Some sources have more: `labels`, int32 [n], if they are known without reading
+  the examples, or `read_labels()`; `keys()`, names that `hold_out` ranks;
+  `per_example`, the fields with an item for each example, for `take`;
+  `file_name(index)`; `in_memory`: True if `read` gives pixels held in memory;
+  `square_size`, `addresses(indices)`, `rgb_mean`, `rgb_covariance`: see `raw`.
   """
 
-  name: str
-  class_names: Sequence[str]
+  name: str  # what messages call it
+  class_names: Sequence[str]  # in the order of the labels
+  # A short hash of what tells the examples apart: pixels in memory, names and
+  # sizes of files, the description of a TFDS set.
   fingerprint: str
 
   @property
@@ -93,15 +84,13 @@ def split_of_name(name: str) -> str:
 def sort_into_splits(
   root: pathlib.Path, names: Sequence[str], split: str = 'train'
 ) -> dict[str, list[str]]:
-  """Sorts the data files of a set into `train` and `validation`, by their names.
+  """Sorts the data files of a set into `train` and `validation` by their names.
 
   A file belongs to the split whose word is in its name, or else in that of a
   folder around it, the nearest first; words that all names have say nothing. If
   no file is named so, all are for training. `test` serves as validation if
   there is no other. To open `all` there need be no files for training.
-
-  Raises:
-    UserError: if no file is for training, or those lie in several folders.
+  Raises UserError if there are none, or they lie in several folders.
   """
   none = collections.Counter()
   words = [
@@ -163,9 +152,8 @@ def check_labels(
     names: of the classes; None: their numbers.
     training: its source, if the labels are those of validation.
 
-  Raises:
-    UserError: if training has one class or a label without a name, validation
-      no label or one that training lacks.
+  Raises UserError if training has one class or a label without a name,
+  validation no label or one that training lacks.
   """
   classes = np.unique(labels)
   if training is not None:
@@ -202,9 +190,7 @@ def hold_out(source: Source, split: str, fraction: float, seed: int) -> Source:
   Within each class the examples are ranked by a hash of (seed, key), and the
   first `fraction` of them (rounded, at least one, never all) are held out for
   `validation`: an added example moves at most one other. 0 holds nothing out.
-
-  Raises:
-    UserError: if a class has a single example.
+  Raises UserError if a class has a single example.
   """
   keys, labels, held = source.keys(), source.labels, []
   order = np.argsort(labels, kind='stable')
@@ -293,7 +279,6 @@ class Part(Source):
     return self.source.read(int(self.indices[index]))
 
   def describe(self, index: int) -> str:
-    """Returns the name that the example has in the whole, in any fold."""
     return self.source.describe(int(self.indices[index]))
 
   def __getattr__(self, name):
@@ -321,10 +306,7 @@ def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
   """Returns one side of a fold of StratifiedKFold, in the pool's order.
 
   `validation` is the fold with the number `fold`, `train` all the others.
-
-  Raises:
-    UserError: if a class has fewer examples than there are folds, or a label is
-      no class.
+  Raises UserError if a class has too few examples, or a label is no class.
   """
   labels, names = read_labels(pool), pool.class_names
   for label, count in zip(*np.unique(labels, return_counts=True), strict=True):

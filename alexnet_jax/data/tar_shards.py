@@ -24,9 +24,9 @@ _LABELS = ('cls', 'json')  # the first is taken where a sample has both
 _CLASS_FILES = ('classes.txt', 'classnames.txt')
 _BLOCK = 512  # bytes; a tar consists of such blocks and ends with one of zeros
 ENCODING = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # of any names
-_LONG_TO_INDEX = 1 << 33  # bytes; indexing them is announced
+_LONG_TO_INDEX = 8  # GB; indexing them is announced
 _LARGE = 10_000  # samples; their index is kept in a file
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 _FIELDS = ('shard', 'offset', 'size', 'label', 'key')
 
 
@@ -64,13 +64,10 @@ class TarSource(splits.Source):
     path = os.path.join(self.root, self.shards[shard])
     try:
       # Opened anew each time: there may be more shards than open files.
-      file = os.open(path, os.O_RDONLY)
-      try:
+      with files.opened(path) as file:
         content = files.read_range(file, size, offset)
         header = files.read_range(file, _BLOCK, offset - _BLOCK)
         shard_size = os.fstat(file).st_size
-      finally:
-        os.close(file)
     except OSError as error:
       raise UserError(f'cannot read {path}: {error.strerror}') from error
     if len(content) != size or shard_size != self.shard_sizes[shard]:
@@ -110,12 +107,9 @@ def tar_source(
   A sample is the files of a shard that share the path up to the first dot of
   its last component: an image, and its label as text in `.cls` or under `label`
   (or `cls`) in `.json`. `classes.txt` or `classnames.txt` names the classes.
-  The shards are read once to find the samples; the index of a large set is kept
-  in `path`.
 
-  Raises:
-    UserError: if shards are missing, compressed, truncated or damaged, or hold
-      samples without an image or without a label that training knows.
+  Raises UserError if shards are missing, compressed, truncated or damaged, or
+  hold samples without an image or a label that training knows.
   """
 
   def open_files(root, names, training):
@@ -137,10 +131,10 @@ def _read_class_names(root):
   if path is None:
     return None
   try:
-    lines = path.read_text('utf-8-sig').rstrip().splitlines()
+    names = path.read_text('utf-8-sig').rstrip().splitlines()
   except UnicodeDecodeError as error:
     raise UserError(f'{path} is no UTF-8 text: {error}') from error
-  names = [line.strip() for line in lines]
+  names = [name.strip() for name in names]
   if '' in names:
     line = f'an empty line {names.index("") + 1}'
     raise UserError(f'{path} has {line}; it takes one class name a line')
@@ -155,8 +149,7 @@ def open_index(
 ) -> tuple[tuple[int, ...], np.ndarray]:
   """Returns (bytes of each shard, samples of `index_shards(root, shards)`).
 
-  The index of many samples is kept in `root`; see `TarSource` for what they
-  are. They are shared, and not to be changed.
+  They are shared, and not to be changed; many are kept in a file in `root`.
   """
   stats = [(root / shard).stat() for shard in shards]
   sizes = tuple(status.st_size for status in stats)
@@ -169,42 +162,38 @@ def _indexed(root, split, shards, sizes, times, index_shards):
   """Returns the samples of some shards, from the kept index if it holds."""
   state = json.dumps([_INDEX_VERSION, shards, sizes, times])
   path = root / f'{split}.index.npz'
-  if (samples := _load_index(path, state, sizes)) is not None:
+  if (samples := _load_index(path, state)) is not None:
     return samples
-  if sum(sizes) >= _LONG_TO_INDEX:
-    size = f'{sum(sizes) / 1e9:,.0f} GB'
-    splits.warn_once(f'{root}: indexing the tars for {split}, {size}')
+  if (size := sum(sizes) / 1e9) >= _LONG_TO_INDEX:
+    splits.warn_once(f'{root}: indexing the tars for {split}, {size:,.0f} GB')
   samples = index_shards(root, shards)
   if len(samples) >= _LARGE:
     try:
       with files.replaced_file(path) as temporary, temporary.open('wb') as file:
         np.savez(file, state=state, samples=samples)
     except OSError as error:
-      outcome = 'every start indexes the shards anew'
       splits.warn_once(
-        f'{path} cannot be written ({error.strerror}): {outcome}'
+        f'{path} cannot be written ({error.strerror}): every start indexes the'
+        ' shards anew'
       )
   return samples
 
 
-def _load_index(path, state, sizes):
+def _load_index(path, state):
   """Returns the kept samples; None if there are none that fit the shards."""
   try:
     with open(path, 'rb') as file, np.load(file) as stored:
       samples = stored['samples'] if str(stored['state']) == state else None
-    shard, offset, size, label, key = (samples[field] for field in _FIELDS)
-    ends = np.array(sizes)[shard]  # IndexError beyond the last one
-    whole = (offset % _BLOCK == 0) & (offset >= _BLOCK) & (size >= 0)
-    fits = whole & (size <= ends - offset) & (label >= 0) & (shard >= 0)
-    alike = samples.dtype == _dtype(key.itemsize) and samples.ndim == 1
-    return samples if alike and fits.all() else None
+    dtype = _dtype(samples['key'].itemsize)
+    return samples if samples.dtype == dtype and samples.ndim == 1 else None
   except Exception:  # whatever another file or a damaged one makes of it
     return None
 
 
 def _index_shards(root, shards):
-  index = functools.partial(_index_shard, root)
-  indexed = splits.in_threads(lambda pair: index(*pair), enumerate(shards))
+  indexed = splits.in_threads(
+    lambda pair: _index_shard(root, *pair), enumerate(shards)
+  )
   if ignored := [name for _, names in indexed for name in names]:
     splits.warn_once(
       f'{root}: {len(ignored)} files in the shards that are neither image nor'
@@ -256,14 +245,9 @@ def members(
 ) -> list[tuple[str, int, int]]:
   """Returns (name, offset, size) of the files in a tar; it must be whole.
 
-  Args:
-    place: what messages call the tar.
-    file: that holds it; offsets are those in this file.
-    start: byte at which it begins.
-    end: byte at which it must have ended; 0: the end of the file.
-
-  Raises:
-    UserError: if it is cut off, damaged or compressed, or holds links.
+  `place` is what messages call it. It lies in `file` from the byte `start` to
+  `end` (0: the end of the file), which offsets are counted in. Raises UserError
+  if it is cut off, damaged or compressed, or holds links.
   """
   found, end = [], end or os.fstat(file.fileno()).st_size
   try:
@@ -283,8 +267,10 @@ def members(
       if any(rest):
         raise tarfile.ReadError('it goes on behind its end: keep tars apart')
   except tarfile.TarError as error:
-    problem = 'is truncated, damaged or no plain uncompressed tar'
-    raise UserError(f'{place} {problem} ({error}); fetch it again') from error
+    raise UserError(
+      f'{place} is truncated, damaged or no plain uncompressed tar ({error});'
+      ' fetch it again'
+    ) from error
   return found
 
 

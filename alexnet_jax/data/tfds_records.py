@@ -31,6 +31,11 @@ _KINDS = {  # of the features that are read: classes of TFDS
 }
 _INFO = {'name': str, 'splits': [{'name': str}]}  # of INFO
 _FEATURES = {'featuresDict': {'features': {str: {'pythonClassName': str}}}}
+_IMAGENET = (
+  ' ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, from'
+  ' image-net.org, in a folder DIR. To train from these:'
+  ' --config.data.source=imagenet --config.data.path=DIR.'
+)
 _MOST_CLASSES = 1_000_000
 _CHUNK = 256  # records
 _LARGE = 10_000  # records; reading their labels is announced
@@ -47,12 +52,9 @@ class Description:
   infos: dict[str, Any]  # TFDS's SplitDict
 
   @property
-  def splits(self) -> dict[str, list]:
-    """Returns the files of each split, whole, as TFDS's FileInstructions."""
-    return {name: info.file_instructions for name, info in self.infos.items()}
-
-  def num_examples(self, split: str) -> int:
-    return self.infos[split].num_examples
+  def num_examples(self) -> dict[str, int]:
+    """Returns the number of examples of each split."""
+    return {name: info.num_examples for name, info in self.infos.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,15 +74,14 @@ class TfdsSource(splits.Source):
 
   def read(self, index: int) -> tuple[bytes, int]:
     features = self._features(index)
-    try:
-      image = features['image'].bytes_list.value[0]
-      label = features['label'].int64_list.value[0]
-    except IndexError as error:
+    image = features['image'].bytes_list.value
+    label = features['label'].int64_list.value
+    if not (image and label):
       raise UserError(
         f'{self.name} record {index} has no encoded image or no label; prepare'
         ' the set again'
-      ) from error
-    return image, label
+      )
+    return image[0], label[0]
 
   def file_name(self, index: int) -> str:
     """Returns the name that the set gives the image; '' if it gives none."""
@@ -101,20 +102,11 @@ class TfdsSource(splits.Source):
       ) from error
 
   def read_labels(self) -> np.ndarray:
-    """Returns the label of every record, int32 [n], in order.
-
-    Labels lie inside the records, so all of them are read, once in a process.
-
-    Raises:
-      UserError: if a record is damaged or has no label.
-    """
+    """Returns the label of every record, int32 [n]; reads all, once."""
     key, count = (self.folder, self.fingerprint), self.num_examples
     if key not in _labels_read:
       if count >= _LARGE:
-        splits.warn_once(
-          f'{self.name}: reading {count:,} records for their labels, which lie'
-          ' inside them'
-        )
+        splits.warn_once(f'{self.name}: reading {count:,} records for labels')
       chunks = np.array_split(np.arange(count), count // _CHUNK + 1)
       labels = splits.in_threads(
         lambda chunk: [self.read(int(index))[1] for index in chunk], chunks
@@ -135,11 +127,8 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
   """Opens a split of a TFDS set prepared as array_record.
 
   `name` is NAME or NAME/CONFIG; `split` NAME, NAME[FROM:TO] in examples, `%` or
-  `shard`, several of them joined by +, or `all`, with TFDS's meaning.
-
-  Raises:
-    UserError: if the set is not prepared there, or lacks the split or the
-      features `image` and `label`.
+  `shard`, several of them joined by +, or `all`, with TFDS's meaning. Raises
+  UserError if the set is not there, or lacks the split, an image or a label.
   """
   from tensorflow_datasets.core.splits import ReadInstruction  # slow
 
@@ -160,9 +149,9 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
   if not parts:
     raise UserError(f'the split {split!r} of {name} in {folder} is empty')
   paths = {part.filename for part in parts}
-  whole = itertools.chain(*described.splits.values())
   files.keep_open(paths)
-  splits.in_threads(_check_records, (w for w in whole if w.filename in paths))
+  whole = (f for info in infos.values() for f in info.file_instructions)
+  splits.in_threads(_check_records, (f for f in whole if f.filename in paths))
   return TfdsSource(
     f'{name} {split}',
     folder,
@@ -175,26 +164,22 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
 
 def _check_records(file):
   """Refuses a file that has other records than the description says."""
-  if not pathlib.Path(file.filename).is_file():
-    raise UserError(f'{file.filename} is missing; prepare the set again')
-  try:
-    reader = array_record_module.ArrayRecordReader(file.filename)
-    count = reader.num_records()
-    reader.close()
-  except (RuntimeError, ValueError) as error:
-    problem = f'is damaged ({error}); prepare the set again'
-    raise UserError(f'{file.filename} {problem}') from error
-  if count != file.take:
-    problem = f'has {count:,} records, not {file.take:,}; prepare the set again'
-    raise UserError(f'{file.filename} {problem}')
+  problem = 'is missing'
+  if os.path.isfile(file.filename):
+    try:
+      reader = array_record_module.ArrayRecordReader(file.filename)
+      count = reader.num_records()
+      reader.close()
+      problem = f'has {count:,} records, not {file.take:,}'
+      if count == file.take:
+        return
+    except (RuntimeError, ValueError) as error:
+      problem = f'is damaged ({error})'
+  raise UserError(f'{file.filename} {problem}; prepare the set again')
 
 
-def check_disjoint(training, held_out) -> None:
-  """Refuses splits of a TFDS set that share examples; others never do.
-
-  Raises:
-    UserError: naming both.
-  """
+def check_disjoint(training: splits.Source, held_out: splits.Source) -> None:
+  """Raises UserError if two splits of a TFDS set share examples."""
   ranges = collections.defaultdict(list)
   for part in getattr(training, 'parts', ()):
     ranges[part.filename].append((part.skip, part.skip + part.take))
@@ -211,9 +196,8 @@ def check_disjoint(training, held_out) -> None:
 def read_description(folder: pathlib.Path) -> Description:
   """Reads what TFDS, or `prepare resize`, wrote beside the records.
 
-  Raises:
-    UserError: if it is damaged, of another format, or of a set whose `image`
-      and `label` are no images and classes.
+  Raises UserError if it is damaged, of another format, or of a set whose
+  `image` and `label` are no images and classes.
   """
   try:
     info = files.read_json(folder / INFO, _INFO)
@@ -238,8 +222,10 @@ def read_description(folder: pathlib.Path) -> Description:
     if count > _MOST_CLASSES:
       raise ValueError(f'{count} classes')
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    message = f'the description in {folder} is damaged ({error!r})'
-    raise UserError(f'{message}; prepare the set again') from error
+    raise UserError(
+      f'the description in {folder} is damaged ({error!r}); prepare the set'
+      ' again'
+    ) from error
   if dtype not in ('uint8', 'uint16'):
     raise UserError(f'{folder} has images of {dtype}, not of 8 or 16 bits')
   names = _read_names(folder / 'label.labels.txt', count)
@@ -253,19 +239,20 @@ def _split_infos(folder, info):
   from tensorflow_datasets.core.splits import SplitInfo
 
   found, seen = [], {'all'}  # which TFDS reads as the sum of the others
+  if os.sep in info['name']:
+    raise ValueError(f'it is called {info["name"]}')
+  files_named = naming.ShardedFileTemplate(
+    folder, dataset_name=info['name'], filetype_suffix='array_record'
+  )
   for split in info['splits']:
     if not re.fullmatch(r'[\w.-]+', split['name']) or split['name'] in seen:
       raise ValueError(f'a split is called {split["name"]!r}, or two are')
     seen.add(split['name'])
-    plain = naming.ShardedFileTemplate(
-      folder, dataset_name=info['name'], filetype_suffix='array_record'
-    )
-    if split.get('filepathTemplate') not in (None, '', plain.template):
-      raise ValueError(f'files are named {split["filepathTemplate"]}')
-    if os.sep in info['name']:
-      raise ValueError(f'it is called {info["name"]}')
+    template = split.get('filepathTemplate')
+    if template not in (None, '', files_named.template):
+      raise ValueError(f'files are named {template}')
     lengths = list(map(_whole, split.get('shardLengths', [])))
-    found.append(SplitInfo(split['name'], lengths, 0, plain))
+    found.append(SplitInfo(split['name'], lengths, 0, files_named))
   return SplitDict(found)
 
 
@@ -319,9 +306,7 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
   """Returns the folder of the newest prepared version of a TFDS set.
 
   `name` may be NAME/CONFIG; without a config the set must have none, or one.
-
-  Raises:
-    UserError: if there is none, or several configs.
+  Raises UserError if there is none, or several configs.
   """
   root = data_root(data_dir)
   found = find_sets(root / name)
@@ -333,18 +318,15 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
       f'TFDS set {name!r} in {root} has several configs ({configs}): add one,'
       ' as /CONFIG, to config.data.tfds_name'
     )
-  need = ' To prepare it:'
-  if name == 'imagenet2012':
-    need = (
-      ' ImageNet needs ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,'
-      ' from image-net.org, in a folder DIR. To train from these:'
-      ' --config.data.source=imagenet --config.data.path=DIR. To prepare it:'
-    )
+  command = (
+    f'python -m alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR'
+    f' --data_dir {shlex.quote(str(root))}'
+  )
   raise UserError(
-    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}{need} `python -m'
-    f' alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR --data_dir'
-    f' {shlex.quote(str(root))}`. If it lies elsewhere, give the folder around'
-    f' {name}: --config.data.path=DIR (of `prepare`: --path DIR)'
+    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}'
+    f'{_IMAGENET * (name == "imagenet2012")} To prepare it: `{command}`. If it'
+    f' lies elsewhere, give the folder around {name}: --config.data.path=DIR'
+    ' (of `prepare`: --path DIR)'
   )
 
 

@@ -210,7 +210,7 @@ def _open_tfds(folder):
   """Opens a set that TFDS, or `prepare resize`, wrote as array_record."""
   described = tfds_records.read_description(folder.resolve())
   name, data_dir = described.folder.parent.name, described.folder.parents[1]
-  keys = tfds.split_keys(described.splits)
+  keys = tfds.split_keys(described.num_examples)
   defaults = {'tfds_train_split': 'train', 'tfds_eval_split': 'validation'}
   splits = (defaults | keys).values()
   options = [{'tfds_name': name, 'tfds_split': split} for split in splits]
@@ -220,14 +220,14 @@ def _open_tfds(folder):
 
 def _tfds_jobs(described, read):
   """Yields the examination of all but the images of a TFDS set."""
-  for split in described.splits:
+  for split in described.num_examples:
     if split not in read:
       yield _finding('note', split, 'splits that training does not read')
   if described.name == 'imagenet2012':
     counts = dict.fromkeys(_IMAGENET, 0)
     counts['classes'] = len(described.class_names)
-    for split in described.splits:
-      counts[f'{split} images'] = described.num_examples(split)
+    for split in described.num_examples:
+      counts[f'{split} images'] = described.num_examples[split]
     yield from _imagenet_findings(counts)
 
 

@@ -173,7 +173,7 @@ class ResizedSet:
 
   def result(self) -> tuple[dict, dict]:
     described = tfds_records.read_description(self.folder)
-    splits = {split: described.num_examples(split) for split in self._loaders}
+    splits = {split: described.num_examples[split] for split in self._loaders}
     total = sum(loader.source.num_examples for loader in self._loaders.values())
     result = {
       'out': str(self._out),

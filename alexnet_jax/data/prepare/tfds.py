@@ -68,7 +68,7 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   with undamaged(folder):
     described = tfds_records.read_description(folder)
     splits = {
-      split: described.num_examples(split) for split in described.splits
+      split: described.num_examples[split] for split in described.splits
     }
     for split in filter(splits.get, splits):
       tfds_records.tfds_source(name, split, str(root))
