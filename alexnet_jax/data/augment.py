@@ -148,8 +148,8 @@ def lighting_matrix(
   Each draw goes along one principal component of the colors, amount times
   their variance (`eigenvalue`) or standard deviation (`deviation`) along it.
   Krizhevsky et al. 2012, section 4.1, print the eigenvalue, which is a shift
-  only where pixels have no unit: here, as in what others made of it, they are
-  shares of white. The source release multiplies by what it calls `stdevs`.
+  only where pixels are shares of white; the source release multiplies by what
+  it calls `stdevs`.
 
   Args:
     covariance: of RGB in levels of 255, float64 [3, 3].
@@ -157,8 +157,7 @@ def lighting_matrix(
     unit: `eigenvalue` or `deviation`.
 
   Returns:
-    float64 [3, 3], by which the draws are multiplied from the right side:
-    shift = matrix @ draws, in levels of 255.
+    float64 [3, 3]: shift = matrix @ draws, in levels of 255.
   """
   values, vectors = np.linalg.eigh(np.asarray(covariance) / 255**2)
   # A sign that no library may choose otherwise: the largest part is positive.

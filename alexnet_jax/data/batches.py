@@ -49,20 +49,15 @@ def train_batches(
 
   Batch t is a function of (seed, t), whatever the number of processes and
   threads. `iter(...)` gives a Grain iterator; with its `get_state` and
-  `set_state` another one goes on exactly where it was.
-
-  Args:
-    source: see `make_source`.
-    options: see `BatchOptions`.
-    num_batches: how many; an epoch has source.num_examples / batch_size.
+  `set_state` another one goes on exactly where it was. An epoch has
+  source.num_examples / batch_size batches.
 
   Returns:
     Dicts with `image`, uint8 [b, crop_size, crop_size, 3], and `label`, int32
     [b]; with `unreadable='skip'` also `unreadable`, bool [b].
 
-  Raises:
-    UserError: if an option makes no sense; while iterating, if an image cannot
-      be decoded.
+  Raises UserError if an option makes no sense; while iterating, if an image
+  cannot be decoded.
   """
   loader = _make_loader(source, options)
   if num_batches < 1:
@@ -75,12 +70,9 @@ def train_batches(
   crop = augment.Crop(
     options.crop_size, options.crop, options.crop_area, options.crop_ratio
   )
-  augmentation = augment.Augmentation(
-    crop, flip=options.flip, mirrors_on_host=options.flip
-  )
   return pipeline.train_dataset(
     loader,
-    augmentation,
+    augment.Augmentation(crop, options.flip, mirrors_on_host=options.flip),
     _batching(options),
     num_steps=num_batches,
     seed=options.seed,
@@ -117,24 +109,16 @@ def _make_loader(source, options):
       raise UserError(f'{name} is {value!r}; it must be an int from {least}')
   square = getattr(source, 'square_size', 0)
   size = options.resize_size or square or 256
-  smallest, largest = options.crop_area
-  narrowest, widest = options.crop_ratio
+  batch_size, count = options.batch_size, options.process_count
+  (smallest, largest), (narrow, wide) = options.crop_area, options.crop_ratio
   for name, fits, what in (
-    (
-      'process_count',
-      options.batch_size % options.process_count == 0,
-      f'a divisor of batch_size, {options.batch_size}',
-    ),
-    (
-      'process_index',
-      options.process_index < options.process_count,
-      f'below process_count, {options.process_count}',
-    ),
+    ('process_count', not batch_size % count, f'a divisor of {batch_size=}'),
+    ('process_index', options.process_index < count, f'below {count}'),
     ('resize_size', square in (0, size), f'{square}, that of the raw set'),
     ('crop_size', options.crop_size <= size, f'1 to resize_size, {size}'),
     ('crop', options.crop in _CROPS, f'one of {_CROPS}'),
     ('crop_area', 0 < smallest <= largest <= 1, 'shares, the smaller first'),
-    ('crop_ratio', 0 < narrowest <= widest, 'above 0, the smaller first'),
+    ('crop_ratio', 0 < narrow <= wide, 'above 0, the smaller first'),
     ('unreadable', options.unreadable in ('stop', 'skip'), 'stop or skip'),
   ):
     if not fits:

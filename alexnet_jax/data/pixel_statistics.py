@@ -17,6 +17,8 @@ from alexnet_jax.errors import UserError
 
 MEAN_FILE = 'pixel_mean.npz'
 _CHUNK = 512  # examples between two reports of progress
+_UNREADABLE = OSError, ValueError, TypeError, EOFError, KeyError
+_UNREADABLE += (zipfile.BadZipFile,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,7 @@ def find_statistics(
     workdir: the run's folder.
     read_mean_image: returns the mean image of `options.mean_image_of`, float32
       [crop, crop, 3].
-    progress: see `compute`.
-    limit: uses that many examples only, and keeps nothing; None: all.
+    progress, limit: see `compute`; with a limit nothing is kept.
   """
   if not (options.mean_is_computed or options.lighting):
     return no_statistics(options)
@@ -122,10 +123,7 @@ def _stored(workdir, needed):
 
 
 def _load(path):
-  """Returns {mean, of, covariance} of a file; {} if missing or damaged.
-
-  The covariance may be missing: not every mean comes with one.
-  """
+  """Returns {mean, of, covariance (if any)}; {} if missing or damaged."""
   files.refuse_special_file(path)
   try:
     with np.load(path) as stored:
@@ -136,20 +134,14 @@ def _load(path):
     fits = height == width and (colors, *covariance.shape) == (3, 3, 3)
     finite = np.isfinite(found['mean']).all() and np.isfinite(covariance).all()
     return found if fits and finite else {}
-  except (OSError, ValueError, TypeError, EOFError, KeyError):
-    return {}
-  except zipfile.BadZipFile:
+  except _UNREADABLE:
     return {}
 
 
 def _known(options, loader):
-  """Returns what a raw set carries, (mean, covariance), or None.
-
-  It is that of the squares that training sees: no pass over them is needed.
-  Where training sees a part of them (cross-validation) there is none.
-  """
+  """Returns (mean, covariance) that a raw set carries, if they are enough."""
   source = loader.source
-  mean = getattr(source, 'rgb_mean', None)
+  mean = getattr(source, 'rgb_mean', None)  # a fold has none
   fits = getattr(source, 'square_size', None) == loader.resize_size
   needs_image = options.mean == 'image' and not options.mean_image_of
   if needs_image or not fits or mean is None:
@@ -194,13 +186,12 @@ def compute(
   Args:
     loader: reads the split; its squares are averaged, in one pass.
     progress: called now and then with the number of examples done.
-    limit: uses the first `limit` examples only.
+    limit: uses the first `limit` examples only; None: all.
 
   Returns:
     (mean, covariance): float64 [size, size, 3] and [3, 3], in levels of 255.
 
-  Raises:
-    UserError: if no image can be decoded.
+  Raises UserError if no image can be decoded.
   """
   from alexnet_jax.data import kernels  # slow to import
 
@@ -242,12 +233,10 @@ def compute(
 def color_statistics(
   pixels: int, sums: np.ndarray, products: np.ndarray
 ) -> dict:
-  """Returns mean and covariance of RGB over `pixels` pixels, from exact sums.
+  """Returns {pixels, sums, products, mean, covariance} of RGB, in lists.
 
-  They are int64 [3], of each channel, and [3, 3], of each pair of channels.
-
-  Returns:
-    {pixels, sums, products, mean [3], covariance [3][3]}, in lists.
+  The exact sums over `pixels` pixels are int64 [3], of each channel, and
+  [3, 3], of each pair of channels.
   """
   # Python's integers do not overflow; only the division rounds.
   sums, products = np.array(sums, object), np.array(products, object)

@@ -121,8 +121,7 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
     5 names), text}], errors, warnings, notes}; the last three are the sums of
     the counts.
 
-  Raises:
-    UserError: if there is nothing at `path`, or no data set.
+  Raises UserError if there is no data set at `path`.
   """
   opened = contents.open_set(pathlib.Path(path).expanduser(), name)
   findings = _Findings()

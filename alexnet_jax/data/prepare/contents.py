@@ -65,15 +65,8 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
   """Opens a data set, in whatever state it is.
 
   Of several kinds in one folder that counts which has the most bytes and fits
-  training, or else the most bytes.
-
-  Args:
-    root: see `check.check`.
-    name: of a TFDS set.
-
-  Raises:
-    UserError: if there is none, or several TFDS sets, or the description is
-      damaged.
+  training, or else the most bytes; `name` is that of a TFDS set. Raises
+  UserError if there is none, or several TFDS sets, or a description is damaged.
   """
   if not root.is_dir():
     raise UserError(f'no folder at {str(root)!r}; give that of the data set')
@@ -317,14 +310,8 @@ def digest(content: bytes | memoryview) -> bytes:
 def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
   """Decodes an image file as training does, and looks at its kind.
 
-  Args:
-    encoded: the file.
-    name: its name, whose suffix is compared with what the file is; one that
-      belongs to no image is not.
-
-  Returns:
-    Pairs of a kind of finding and a detail; of an image that cannot be
-    decoded, one that says why.
+  Returns pairs of a kind of finding and a detail; of an image that cannot be
+  decoded, one that says why. The suffix of `name` is compared with the content.
   """
   if not encoded:
     return [('empty_file', '')]

@@ -1,12 +1,9 @@
 """The command `prepare raw`: squares of uint8 pixels in memory-mapped shards.
 
-The manifest, manifest.json:
-
-- format, image_size (pixels), class_names, settings (of the command);
-- splits: {train, validation} of {num_examples, source, source_fingerprint,
-  skipped (names of what could not be decoded), shards: [{file, num_examples,
-  sha256}], labels: {file, sha256}, rgb: {pixels, sums [3], products [3][3]
-  (exact integers), mean [3], covariance [3][3]}}.
+manifest.json has format, image_size (pixels), class_names, settings (of the
+command) and splits: {train, validation} of {num_examples, source,
+source_fingerprint, skipped (names), shards: [{file, num_examples, sha256}],
+labels: {file, sha256}, rgb: `pixel_statistics.color_statistics`}.
 """
 
 import hashlib
@@ -41,11 +38,9 @@ class RawSet:
     }
 
   def estimate(self, missing) -> int:
-    """Returns how many bytes some shards will take."""
     return sum(len(s.indices) for s in missing) * (self._size**2 * 3 + 4)
 
   def file_name(self, shard) -> str:
-    """Returns the name of a shard's file."""
     return f'{shard.key}.npy'
 
   def convert(self, loader, index):
@@ -77,14 +72,13 @@ class RawSet:
 
   def describe(self, notes) -> None:
     """Writes the manifest, from the notes of each split's shards."""
+    splits = {split: self._split(split, own) for split, own in notes.items()}
     manifest = {
       'format': raw.FORMAT,
       'image_size': self._size,
       'class_names': list(self._loaders['train'].source.class_names),
       'settings': self.settings,
-      'splits': {
-        split: self._split(split, own) for split, own in notes.items()
-      },
+      'splits': splits,
     }
     shards.write_json(self.folder / raw.MANIFEST, manifest)
 

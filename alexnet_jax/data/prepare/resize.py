@@ -1,8 +1,6 @@
 """The command `prepare resize`: JPEGs whose short side is 256, as a TFDS set.
 
-The result is what TFDS itself would read (array_record, dataset_info.json,
-features.json, label.labels.txt), written without it, with the splits and the
-order of the source.
+The result is what TFDS itself would read, written without it.
 """
 
 from collections.abc import Sequence
@@ -30,10 +28,7 @@ _WRITER_OPTIONS = 'group_size:1,uncompressed'
 
 
 def _name_and_version(arguments):
-  """Returns both of the new set; a TFDS source keeps its own.
-
-  So recipes find the smaller set as well.
-  """
+  """Returns both of the new set; a TFDS source keeps its own, for recipes."""
   if arguments.name:
     if not re.fullmatch(r'[a-z][a-z0-9_]*', arguments.name):
       raise UserError(
@@ -68,9 +63,9 @@ def _check_class_names(names):
 class ResizedSet:
   """A TFDS set of smaller JPEGs, with the methods of `raw.RawSet`.
 
-  Images that are no larger and are upright color JPEGs already are taken over
-  byte for byte; smaller ones are not enlarged. Its result: {out, name, folder,
-  size, quality, classes, splits: {name: examples}, skipped: how many}.
+  Images that are no larger and are upright color JPEGs are taken over byte for
+  byte. Its result: {out, name, folder, size, quality, classes, splits: {name:
+  examples}, skipped: how many}.
   """
 
   description, settings_file = tfds_records.INFO, _MADE
@@ -103,7 +98,6 @@ class ResizedSet:
     return int(len(pairs) * size + len(missing) * 65_536)
 
   def file_name(self, shard) -> str:
-    """Returns what TFDS calls a shard's file."""
     number = shard.key.removeprefix(f'{shard.split}-')
     name = self._name.partition('/')[0]
     return f'{name}-{shard.split}.array_record-{number}'
@@ -146,7 +140,6 @@ class ResizedSet:
     )
 
   def write(self, path, examples) -> dict:
-    """Writes an ArrayRecord file."""
     writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     sizes = []
     try:
@@ -197,11 +190,8 @@ def write_description(
 ) -> None:
   """Writes what makes a folder of shards a TFDS set, as TFDS does.
 
-  Args:
-    folder: of the shards, named by the version.
-    name: of the set.
-    class_names: in the order of the labels.
-    splits: (number of records, bytes) of each shard.
+  `folder` is named by the version, `splits` are (number of records, bytes) of
+  each shard.
   """
   image = {
     'dtype': 'uint8',

@@ -1,9 +1,8 @@
 """Writes a data set shard by shard, so that a killed command goes on.
 
-A shard is written as a whole or not at all; then a note of what it holds is
-written the same way. A shard counts if there is a note and the file has the
-size that the note says. When all count, the set's own description is written,
-and the notes go.
+A shard counts if there is a note of it and its file has the size in the note;
+each is written as a whole or not at all. When all count, the set's own
+description is written, and the notes go.
 """
 
 import collections
@@ -32,7 +31,6 @@ from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
 _NOTES = '.unfinished'  # the folder of the notes
-_PLAN = 'plan.json'
 _LINE_SECONDS = 10.0  # between two lines of progress without a terminal
 _IMAGENET_CLASSES = 1_000
 # A set is not begun with one version of what decides its pixels and ended with
@@ -62,10 +60,9 @@ def prepare(arguments, make_target) -> dict:
   Returns:
     What the set's `result` gives.
 
-  Raises:
-    UserError: if the source is unfit, or a split has no readable image; if the
-      folder is in use, or holds something else; if the disk is full.
-    Interrupted: for SIGTERM or Ctrl-C. What is finished stays, as always.
+  Raises UserError if the source is unfit, a split has no readable image, the
+  folder is in use or holds something else, or the disk is full; Interrupted for
+  SIGTERM or Ctrl-C. What is finished stays, as always.
   """
   loaders = _open_loaders(arguments)
   target = make_target(arguments, loaders)
@@ -92,7 +89,6 @@ def prepare(arguments, make_target) -> dict:
 
 
 def _open_loaders(arguments):
-  """Returns a loader for `train` and one for `validation`."""
   _check_path(arguments)
   keys = 'path', 'tfds_name', 'val_fraction', 'split_seed'
   options = {key: getattr(arguments, key) for key in keys}
@@ -158,19 +154,18 @@ def _locked(target):
     raise Interrupted(signal.Signals(number).name)
 
   busy = f'another process is preparing {folder}; wait for it or end it'
-  numbers = signal.SIGTERM, signal.SIGINT
   with files.lock(folder, busy):
     files.refuse_links_in(folder)
-    before = [signal.signal(number, interrupt) for number in numbers]
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
       yield
     finally:
-      for number, handler in zip(numbers, before, strict=True):
+      for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def _check_settings(target, state, before, after):
-  """Refuses a folder whose settings were others; `state` says what it is."""
   before = before if isinstance(before, dict) else {}  # of a damaged file
   if changes := files.differences(before, after):
     listed = (f'{k}: {old!r} -> {new!r}' for k, (old, new) in changes.items())
@@ -182,7 +177,7 @@ def _check_settings(target, state, before, after):
 
 def _write_set(target, loaders, per_shard):
   """Writes the shards that are missing, then the description."""
-  planned = []
+  planned, notes = [], {}  # notes by the keys of finished shards
   for split, loader in loaders.items():
     indices = range(loader.source.num_examples)
     starts = indices[::per_shard]
@@ -190,9 +185,17 @@ def _write_set(target, loaders, per_shard):
       key = f'{split}-{i:05d}-of-{len(starts):05d}'
       part = indices[start : start + per_shard]
       planned.append(Shard(split, key, loader, part))
-  notes = {}  # by the keys of finished shards
   try:
-    _write_shards(target, loaders, planned, notes)
+    _write_shards(target, planned, notes)
+    of_splits = {
+      split: [notes[s.key] for s in planned if s.split == split]
+      for split in loaders
+    }
+    for split, own in of_splits.items():
+      if not any(note['num_examples'] for note in own):
+        name = loaders[split].source.name
+        raise UserError(f'no image of {name} can be decoded')
+    target.describe(of_splits)
   except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
     if not (reason := files.no_room(error)):
       raise
@@ -202,7 +205,7 @@ def _write_set(target, loaders, per_shard):
     ) from error
 
 
-def _write_shards(target, loaders, planned, notes):
+def _write_shards(target, planned, notes):
   folder = target.folder
   for left in folder.glob('*.tmp'):
     left.unlink()
@@ -214,7 +217,14 @@ def _write_shards(target, loaders, planned, notes):
         notes[shard.key] = note
   missing = [shard for shard in planned if shard.key not in notes]
   print(files.check_room(folder, target.estimate(missing)), file=sys.stderr)
-  _begin(target)
+  plan = folder / _NOTES / 'plan.json'
+  plan.parent.mkdir(exist_ok=True)
+  versions = {name: importlib.metadata.version(name) for name in _DECODERS}
+  settings = target.settings | versions
+  if plan.exists():
+    _check_settings(target, 'was begun', _read_json(plan), settings)
+  else:
+    write_json(plan, settings)
   if notes:
     done = f'{len(notes)} of {len(planned)} shards are there already'
     print(done, file=sys.stderr)
@@ -224,25 +234,6 @@ def _write_shards(target, loaders, planned, notes):
       note = _write_shard(target, shard, add_done)
       write_json(folder / _NOTES / f'{shard.key}.json', note)
       notes[shard.key] = note
-  of_splits = collections.defaultdict(list)
-  for shard in planned:
-    of_splits[shard.split].append(notes[shard.key])
-  for split, loader in loaders.items():
-    if not sum(note['num_examples'] for note in of_splits[split]):
-      raise UserError(f'no image of {loader.source.name} can be decoded')
-  target.describe(dict(of_splits))
-
-
-def _begin(target):
-  """Writes down the settings, or compares them with those before."""
-  path = target.folder / _NOTES / _PLAN
-  path.parent.mkdir(exist_ok=True)
-  versions = {name: importlib.metadata.version(name) for name in _DECODERS}
-  settings = target.settings | versions
-  if path.exists():
-    _check_settings(target, 'was begun', _read_json(path), settings)
-  else:
-    write_json(path, settings)
 
 
 def _write_shard(target, shard, add_done):
@@ -273,7 +264,7 @@ def run_in_order(
 ) -> Iterator[object]:
   """Runs jobs in threads; yields their results in order.
 
-  Jobs are taken few at a time: they, or their results, may hold images. Those
+  Jobs are taken few at a time, as they or their results may hold images; those
   that wait are canceled if the iterator is closed.
   """
   pending = collections.deque()
@@ -308,12 +299,10 @@ def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
 
 
 def _read_json(path):
-  """Reads an object; returns {} if the file is damaged."""
   try:
-    content = json.loads(path.read_bytes())
-  except (ValueError, RecursionError):
+    return files.read_json(path, {})
+  except UserError:  # it is damaged
     return {}
-  return content if isinstance(content, dict) else {}
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

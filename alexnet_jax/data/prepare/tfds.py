@@ -1,8 +1,7 @@
 """The command `prepare tfds`: builds a set of TFDS as array_record.
 
-TFDS builds a set with TensorFlow, from the extra `tfds`, once; reading what it
-built needs none. TensorFlow is imported in `_import_tensorflow` and, but for a
-peer in the benchmark, nowhere else in the package.
+TFDS needs TensorFlow for it, which is imported in `_import_tensorflow` and, but
+for a peer in the benchmark, nowhere else in the package.
 """
 
 from collections.abc import Iterable
@@ -45,9 +44,8 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   Returns:
     {name, data_dir, folder, splits (examples of each), classes (how many)}.
 
-  Raises:
-    UserError: if there is no such set, it is no image classification, its files
-      or TensorFlow are missing, or it was built in another format.
+  Raises UserError if there is no such set, it is no image classification, its
+  files or TensorFlow are missing, or it was built in another format.
   """
   root = tfds_records.data_root(data_dir)
   if not re.fullmatch(r'[a-z0-9_]+(/[\w.\-]+)?', name):
@@ -67,9 +65,7 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
     ) from error
   with undamaged(folder):
     described = tfds_records.read_description(folder)
-    splits = {
-      split: described.num_examples[split] for split in described.splits
-    }
+    splits = described.num_examples
     for split in filter(splits.get, splits):
       tfds_records.tfds_source(name, split, str(root))
   keys = {'data.path': root}
