@@ -4,7 +4,6 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import errno
 import io
@@ -154,31 +153,19 @@ def _as_png(image):
   return buffer.getvalue()
 
 
-@contextlib.contextmanager
-def _listing():
-  """Turns errors of listing a folder into one for the user."""
-  try:
-    yield
-  except OSError as error:
-    raise UserError(
-      f'cannot list {error.filename}: {error.strerror}; mend its permissions,'
-      ' or take it out of the data set'
-    ) from error
-
-
-@_listing()
 def list_files(
   folder: str | os.PathLike, endings: tuple[str, ...] = IMAGE_SUFFIXES
 ) -> Listing:
   """Lists the files below a folder whose names have one of some endings.
 
   Links are followed, but for those to a folder around them; what is hidden is
-  passed over. Raises UserError if a folder cannot be listed.
+  passed over. Raises OSError if a folder cannot be listed.
   """
   waiting, found, left_out, visited = [os.fspath(folder)], [], [], []
   while waiting:
     parent = waiting.pop()
-    if os.path.islink(parent) and _leads_around(parent):
+    path = pathlib.Path(parent)
+    if path.is_symlink() and any(map(path.samefile, path.absolute().parents)):
       left_out.append((parent, 'links to a folder around them'))
       continue
     visited.append(parent)
@@ -209,24 +196,16 @@ def _visible(folder):
   folders, others = [], []
   with os.scandir(folder) as entries:
     for entry in entries:
-      if entry.name[0] != '.':
-        (folders if _is_folder(entry) else others).append(entry.name)
+      if entry.name[0] == '.':
+        continue
+      try:
+        found = folders if entry.is_dir() else others
+      except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself
+          raise
+        found = others
+      found.append(entry.name)
   return sorted(folders), sorted(others)
-
-
-def _is_folder(entry):
-  try:
-    return entry.is_dir()
-  except OSError as error:
-    if error.errno != errno.ELOOP:  # a link to itself
-      raise
-    return False
-
-
-def _leads_around(link):
-  """Returns True if a link leads to a folder that it lies in."""
-  parents = pathlib.Path(link).absolute().parents
-  return any(os.path.samefile(link, parent) for parent in parents)
 
 
 def _size_and_kind(path, endings):
@@ -271,8 +250,8 @@ def open_shards(
   paths of files below it, and the training source if they are for validation.
   `endings` are that of the files, and others that they have when compressed.
 
-  Raises UserError if files cannot be listed, are compressed or missing (of
-  those numbered I-of-N), none is for training, or both splits have one.
+  Raises UserError if files are compressed or missing (of those numbered
+  I-of-N), none is for training, or both splits have one.
   """
   root = data_folder(path, f'the files of the data set (*{endings[0]})')
   listing = list_files(root, endings)
@@ -330,7 +309,6 @@ def _check_complete(root, names):
       )
 
 
-@_listing()
 def subfolders(root: str | os.PathLike) -> list[str]:
   """Returns the sorted names of the folders in `root` that are not hidden."""
   return _visible(root)[0]

@@ -52,10 +52,7 @@ def _open_tar(root, split, name, training=None):
     fetch = 'download it from https://image-net.org/download-images'
     raise UserError(f'{path} is missing: {(packed or [fetch])[0]}')
   index = _index_validation if training else _index_training
-  try:
-    sizes, samples = tar_shards.open_index(root, split, (name,), index)
-  except OSError as error:
-    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  sizes, samples = tar_shards.open_index(root, split, (name,), index)
   names = splits.check_labels(path, samples['label'], _synsets(), training)
   return ImageNetSource(root, split, (name,), sizes, samples, names)
 

@@ -158,16 +158,15 @@ def parquet_source(
 
 def _check_alike(first, other):
   """Refuses files that differ in the kind of labels or the names of classes."""
-  differ = f'{first.path} and {other.path} differ in the'
-  if other.labels.dtype != first.labels.dtype:
-    kinds = f'{first.labels.dtype} and {other.labels.dtype} (object: text)'
-    raise UserError(f'{differ} kind of labels: {kinds}')
+  kinds = first.labels.dtype, other.labels.dtype  # object: text
   pairs = itertools.zip_longest(
     first.class_names or (), other.class_names or ()
   )
-  if pairs := [(i, a, b) for i, (a, b) in enumerate(pairs) if a != b]:
-    listed = ', '.join(f'{i}: {a!r} and {b!r}' for i, a, b in pairs[:5])
-    raise UserError(f'{differ} names of {len(pairs)} classes: {listed}')
+  if different := [f'{a!r} and {b!r}' for a, b in (kinds, *pairs) if a != b]:
+    raise UserError(
+      f'{first.path} and {other.path} differ in the kind of labels or the names'
+      f' of {len(different)} classes: {", ".join(different[:5])}'
+    )
 
 
 def _import_pyarrow():
@@ -193,8 +192,9 @@ def _open_file(root, name):
       column = reader.read([label]).column(0)
       labels = _plain_labels(pa, path, label, column)
   except (pa.ArrowException, OSError) as error:
-    problem = f'is truncated, damaged or no parquet file ({error})'
-    raise UserError(f'{path} {problem}') from error
+    raise UserError(
+      f'{path} is truncated, damaged or no parquet file ({error})'
+    ) from error
   class_names = _hub_names(schema, label)
   return _File(path, name, size, metadata, image, labels, class_names)
 
@@ -228,11 +228,11 @@ def _plain_labels(pa, path, name, column):
   if str(column.type) in _TEXT:
     return column.cast('string').to_numpy()
   if not pa.types.is_integer(column.type):
-    wrong = f'is {column.type}, neither whole numbers nor text'
-    raise UserError(f'{path}: column {name} {wrong}')
+    raise UserError(
+      f'{path}: column {name} is {column.type}, neither whole numbers nor text'
+    )
   labels = column.to_numpy()
-  wrong = labels[(labels < 0) | (labels > np.iinfo(np.int32).max)]
-  if len(wrong):
+  if len(wrong := labels[(labels < 0) | (labels > np.iinfo(np.int32).max)]):
     raise splits.no_label(path, wrong[0])
   return labels.astype(np.int32)
 

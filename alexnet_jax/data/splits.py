@@ -234,17 +234,20 @@ def digest(*parts: bytes) -> str:
 
 def no_label(place: str, label: object) -> UserError:
   """Returns the error that a label is no number of a class."""
-  advice = ''
-  if str(label) == '-1':
-    advice = '; remove the files of a test split without labels'
-  wrong = f'the label {str(label)[:80]!r}, which is no whole number from 0'
-  return UserError(f'{place} has {wrong}{advice}')
+  label = str(label)[:80]
+  advice = '; remove the files of a test split without labels'
+  return UserError(
+    f'{place} has the label {label!r}, which is no whole number from 0'
+    f'{advice * (label == "-1")}'
+  )
 
 
 def changed(path: str | os.PathLike) -> UserError:
   """Returns the error that a file of a set is no more what it was."""
-  advice = 'start again once the data stays as it is'
-  return UserError(f'{path} has changed since the run started: {advice}')
+  return UserError(
+    f'{path} has changed since the run started: start again once the data stays'
+    ' as it is'
+  )
 
 
 def in_threads(function: Callable, items: Iterable) -> list:

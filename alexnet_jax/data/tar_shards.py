@@ -205,25 +205,22 @@ def _index_shards(root, shards):
 def _index_shard(root, number, shard):
   """Returns (samples, names of files left out) of one tar file."""
   path, samples, ignored = root / shard, {}, []
-  try:
-    with open(path, 'rb') as file:
-      for name, offset, size in members(path, file):
-        stem, _, ending = name.rpartition('/')[2].partition('.')
-        ending = ending.lower()
-        if not stem or ending not in (*_IMAGES, *_LABELS):
-          ignored.append(name)
-          continue
-        key = name[: len(name) - len(ending) - 1].encode(**ENCODING)
-        parts = samples.setdefault(key, {})
-        if ending in parts:
-          raise UserError(f'{path} has the file {name!r} twice')
-        parts[ending] = offset, size
-      rows = [
-        (number, *_image_and_label(path, file, key, parts), key)
-        for key, parts in samples.items()
-      ]
-  except OSError as error:
-    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  with open(path, 'rb') as file:
+    for name, offset, size in members(path, file):
+      stem, _, ending = name.rpartition('/')[2].partition('.')
+      ending = ending.lower()
+      if not stem or ending not in (*_IMAGES, *_LABELS):
+        ignored.append(name)
+        continue
+      key = name[: len(name) - len(ending) - 1].encode(**ENCODING)
+      parts = samples.setdefault(key, {})
+      if ending in parts:
+        raise UserError(f'{path} has the file {name!r} twice')
+      parts[ending] = offset, size
+    rows = [
+      (number, *_image_and_label(path, file, key, parts), key)
+      for key, parts in samples.items()
+    ]
   if not rows:
     others = f'only others: {ignored[:3]}'
     raise UserError(f'{path} has no samples (KEY.jpg with KEY.cls), {others}')

@@ -199,12 +199,8 @@ def read_description(folder: pathlib.Path) -> Description:
   Raises UserError if it is damaged, of another format, or of a set whose
   `image` and `label` are no images and classes.
   """
-  try:
-    info = files.read_json(folder / INFO, _INFO)
-    features = files.read_json(folder / 'features.json', _FEATURES)
-  except FileNotFoundError as error:
-    message = f'{error.filename} is missing; prepare the set again'
-    raise UserError(message) from error
+  info = files.read_json(folder / INFO, _INFO)
+  features = files.read_json(folder / 'features.json', _FEATURES)
   if (found := info.get('fileFormat', 'tfrecord')) != 'array_record':
     advice = 'prepare the set again, into another folder'
     raise UserError(f'{folder} is {found}, not array_record; {advice}')
@@ -265,12 +261,12 @@ def _whole(value):
 
 def _read_names(path, count):
   """Returns the names of classes; without a file they are numbers."""
+  if not path.exists():
+    return [str(number) for number in range(count)]
   try:
     names = path.read_text('utf-8').removesuffix('\n').split('\n')
-  except FileNotFoundError:
-    return [str(number) for number in range(count)]
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'cannot read {path}: {error}') from error
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path} is no UTF-8 text: {error}') from error
   names = [name.strip() for name in names]
   if len(names) != count:
     names = list(filter(None, names))  # as TFDS reads them

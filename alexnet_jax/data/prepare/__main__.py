@@ -72,22 +72,17 @@ def _add_tfds(parser):
   parser.add_argument(
     '--name', required=True, help='imagenet2012, or any NAME or NAME/CONFIG'
   )
-  parser.add_argument(
-    '--manual_dir',
-    default='',
-    type=cli.path,
-    metavar='DIR',
-    help='folder of what TFDS cannot download: for imagenet2012'
-    f' {imagenet.TRAIN_TAR} and {imagenet.VALIDATION_TAR}',
-  )
-  parser.add_argument(
-    '--data_dir',
-    default='',
-    type=cli.path,
-    metavar='DIR',
-    help='where TFDS keeps its sets (default: TFDS_DATA_DIR or'
-    ' ~/tensorflow_datasets)',
-  )
+  tars = f'{imagenet.TRAIN_TAR} and {imagenet.VALIDATION_TAR}'
+  for flag, text in (
+    ('manual_dir', f'of what TFDS cannot download: for imagenet2012 {tars}'),
+    (
+      'data_dir',
+      'of its sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)',
+    ),
+  ):
+    parser.add_argument(
+      f'--{flag}', default='', type=cli.path, metavar='DIR', help=text
+    )
 
 
 def _add_raw(parser):

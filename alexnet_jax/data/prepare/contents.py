@@ -86,14 +86,25 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
       f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS'
       f" set, or the folder of ImageNet's tars ({TRAIN_TAR}, {VALIDATION_TAR})"
     )
-  first, *others = sorted(found, key=found.get, reverse=True)
-  if not others or first == 'tfds':
-    return _OPENERS[first](root)
-  for kind in (first, *others):
-    with contextlib.suppress(UserError):
-      if (opened := _OPENERS[kind](root)).fits:
-        return opened._replace(keys={'source': kind} | opened.keys)
-  return _OPENERS[first](root)
+  kinds = sorted(found, key=found.get, reverse=True)
+  if len(kinds) > 1 and kinds[0] != 'tfds':
+    for kind in kinds:
+      with contextlib.suppress(UserError):
+        if (opened := _open(kind, root)).fits:
+          return opened._replace(keys={'source': kind} | opened.keys)
+  return _open(kinds[0], root)
+
+
+def _open(kind, root):
+  match kind:
+    case 'folder':
+      return _open_folder(root)
+    case 'raw':
+      return _open_raw(root)
+    case 'tfds':
+      return _open_tfds(*tfds_records.find_sets(root))
+  keys = {'source': kind} if kind == 'imagenet' else {}
+  return _open_splits(kind, root, keys=keys)
 
 
 def _kinds(root):
@@ -106,7 +117,7 @@ def _kinds(root):
   shards = {'.tar': 'tar', '.parquet': 'parquet'}
   try:
     listing = folder_lib.list_files(root, (*shards, *folder_lib.IMAGE_SUFFIXES))
-  except UserError:
+  except OSError:
     if found:  # which lie elsewhere
       return found
     raise
@@ -231,24 +242,24 @@ def _open_folder(root):
     split: folder_lib.list_classes(folder) for split, folder in splits.items()
   }
   class_names = list(next(iter(listed.values())))
+  problems = {}
+  for split, classes in listed.items():
+    known = class_names if split == 'validation' else None
+    found = folder_lib.find_problems(
+      splits[split], classes, known, split == 'all'
+    )
+    problems[split] = list(found)
   total = sum(len(c.paths) for found in listed.values() for c in found.values())
-  jobs = _folder_jobs(root, splits, listed, class_names)
-  fits = not any(
-    any(_problems(split, splits[split], classes, class_names))
-    for split, classes in listed.items()
-  )
+  jobs = _folder_jobs(root, splits, listed, problems)
+  fits = not any(problems.values())
   return Contents('folder', class_names, total, jobs, {}, fits)
 
 
-def _problems(split, folder, classes, class_names):
-  known = class_names if split == 'validation' else None
-  return folder_lib.find_problems(folder, classes, known, split == 'all')
-
-
-def _folder_jobs(root, splits, listed, class_names):
+def _folder_jobs(root, splits, listed, problems):
+  class_names = list(next(iter(listed.values())))
   for split, classes in listed.items():
     folder = splits[split]
-    for kind, path, message in _problems(split, folder, classes, class_names):
+    for kind, path, message in problems[split]:
       yield _finding(kind, _below(root, path), message)
     for path in folder_lib.loose_images(folder) if classes else ():
       yield _finding('loose_image', _below(root, path))
@@ -364,15 +375,3 @@ def _notes(image, encoded, name):
     yield 'with several frames: the first is read'
   if decoding.orientation(image) > 1:
     yield 'turned by EXIF: read upright'
-
-
-_OPENERS = {
-  'folder': _open_folder,
-  'raw': _open_raw,
-  'tfds': lambda root: _open_tfds(*tfds_records.find_sets(root)),
-  'imagenet': functools.partial(
-    _open_splits, 'imagenet', keys={'source': 'imagenet'}
-  ),
-  'tar': functools.partial(_open_splits, 'tar'),
-  'parquet': functools.partial(_open_splits, 'parquet'),
-}

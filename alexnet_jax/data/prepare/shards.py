@@ -106,21 +106,7 @@ def _open_loaders(arguments):
       skip_hint='--unreadable skip; or repair it',
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
-  train = loaders['train'].source
-  check_disjoint(train, source)
-  if len(train.class_names) < 2:
-    raise UserError(
-      f'{train.name} has one class, {train.class_names[0]!r}; training needs'
-      ' two at least'
-    )
-  if arguments.given & {'val_fraction', 'split_seed'}:
-    options |= {'val_fraction': 0.0, 'tfds_split': tfds_splits[0]}
-    whole = sources.make_source(arguments.source, 'train', **options)
-    if whole.num_examples == train.num_examples:
-      raise UserError(
-        f'{whole.name} has a split for validation of its own: --val_fraction'
-        ' and --split_seed have no effect; leave them out'
-      )
+  check_disjoint(loaders['train'].source, source)
   return loaders
 
 
