@@ -69,3 +69,8 @@ def tar_of(files, **options):
       member.size = len(content)
       tar.addfile(member, io.BytesIO(content))
   return buffer.getvalue()
+
+
+def contents(source):
+  """What every example of a source is."""
+  return [source.read(i) for i in range(source.num_examples)]

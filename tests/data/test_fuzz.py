@@ -22,11 +22,8 @@ import pytest
 import simplejpeg
 
 from alexnet_jax.data import decoding
-from alexnet_jax.data import images
-from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare import contents
 from alexnet_jax.errors import UnreadableImageError
-from tests.data import batches
 from tests.data.pictures import encode
 from tests.data.pictures import exif
 from tests.data.pictures import photo
@@ -310,79 +307,25 @@ def check(damage, file, whole):
   return outcome
 
 
-def fuzz(count, seed, keep=lambda *_: None):
-  """Returns {(format, damage): {outcome: files}}."""
-  figures = collections.defaultdict(collections.Counter)
+def fuzz(count, seed):
+  """Counts the outcomes of damaged files; a fault ends it."""
+  outcomes = collections.Counter()
   for name, damage, file, whole in damaged_files(count, seed):
-    try:
-      outcome = check(damage, file, whole)
-    except Exception as error:  # no refusal: a fault
-      outcome = f'{type(error).__name__}: {error}'
-    figures[name, damage][outcome] += 1
-    if outcome not in ('equal', 'refused'):
-      keep(name, damage, file, outcome)
-  return figures
-
-
-def assert_right(figures, count):
-  totals = sum(figures.values(), collections.Counter())
-  assert set(totals) == {'equal', 'refused'}, totals
-  assert min(totals.values()) > count / 5
+    outcome = check(damage, file, whole)
+    assert outcome in ('equal', 'refused'), (name, damage, outcome)
+    outcomes[outcome] += 1
+  return outcomes
 
 
 def test_damaged_files_are_right_or_refused():
-  assert_right(fuzz(600, 0), 600)
+  assert min(fuzz(300, 0).values()) > 60
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_twenty_thousand_damaged_files_are_right_or_refused():
+def test_five_thousand_damaged_files_are_right_or_refused():
   with concurrent.futures.ProcessPoolExecutor(
     2, multiprocessing.get_context('spawn')
   ) as pool:
-    for figures in pool.map(fuzz, [10_300] * 2, [1, 2]):
-      assert_right(figures, 10_300)
-
-
-class Files:
-  """A source of image files."""
-
-  name, class_names, fingerprint = 'files', ('only',), '0'
-
-  def __init__(self, files):
-    self.files, self.num_examples = files, len(files)
-
-  def read(self, index):
-    return self.files[index], 0
-
-  def describe(self, index):
-    return f'file {index}'
-
-
-@pytest.mark.parametrize('crop', ['random', 'random_resized'])
-def test_batches_of_damaged_files_do_not_depend_on_threads(crop):
-  source = Files([file for _, _, file, _ in damaged_files(220, 3)])
-  made = []
-  for threads in (1, 4):
-    loader = Loader(source, 40, unreadable='skip', num_threads=threads)
-    train = batches.train_iter(
-      loader,
-      num_steps=8,
-      global_batch_size=32,
-      seed=0,
-      crop_size=32,
-      crop=crop,
-    )
-    evaluation = batches.eval_iter(loader, crop_size=40, global_batch_size=55)
-    made.append([*train, *evaluation])
-  batches.assert_same(*made)
-  image, mask = (
-    np.concatenate([batch[key] for batch in made[0][8:]])
-    for key in ('image', 'mask')
-  )
-  for index, file in enumerate(source.files):
-    exact = decoded(file, {}, OTHERS[160])
-    assert mask[index] == (not isinstance(exact, str))
-    if mask[index]:
-      square = images.center_square(exact, 40)
-      np.testing.assert_array_equal(image[index], square)
+    for outcomes in pool.map(fuzz, [2_500] * 2, [1, 2]):
+      assert min(outcomes.values()) > 500

@@ -3,7 +3,6 @@
 import gzip
 import importlib.resources
 import io
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,10 +11,8 @@ import tarfile
 import numpy as np
 import PIL.Image
 import pytest
-from scipy.io import savemat
 
 from alexnet_jax.data import BatchOptions
-from alexnet_jax.data import imagenet
 from alexnet_jax.data import make_source
 from alexnet_jax.data import tar_shards
 from alexnet_jax.data import train_batches
@@ -24,6 +21,7 @@ from alexnet_jax.data.imagenet import VALIDATION_TAR as VAL_TAR
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
+from tests.data.pictures import contents
 from tests.data.pictures import encode
 from tests.data.pictures import noise
 from tests.data.pictures import tar_of
@@ -35,7 +33,6 @@ SYNSETS = (LISTS / 'labels.txt').read_text().split()
 VAL_SYNSETS = (LISTS / 'validation_labels.txt').read_text().split()
 SOME = SYNSETS[3], SYNSETS[500], SYNSETS[998]
 LAST = f'{SOME[2]}.tar'
-KIT = 'ILSVRC2012_devkit_t12'
 CMYK, PNG = 'n02077923/n02077923_14822.JPEG', 'n02105855/n02105855_2933.JPEG'
 
 
@@ -76,13 +73,9 @@ def open_split(root, split='train', **options):
   return make_source('imagenet', split, path=str(root), **options)
 
 
-def contents(source):
-  return [source.read(i) for i in range(source.num_examples)]
-
-
 def test_every_image_is_that_of_the_tars_unpacked_into_folders(tmp_path):
   """Labels, order, CMYK, a PNG and the batches of a seed as well."""
-  root, train = tmp_path / 'tars', write_tars(tmp_path / 'tars', SYNSETS, 2)
+  root, train = tmp_path / 'tars', write_tars(tmp_path / 'tars', SYNSETS, 1)
   with tarfile.open(root / TRAIN_TAR) as outer:
     for name in outer.getnames():
       with tarfile.open(fileobj=outer.extractfile(name)) as tar:
@@ -125,31 +118,6 @@ def test_neither_tensorflow_nor_tfds_is_imported(part):
   subprocess.run([sys.executable, '-c', script], cwd=ROOT, check=True)
 
 
-def devkit(lines=50_000, classes=1000):
-  """{path: content} of a kit in which every class stands for the next one."""
-  ids = np.random.default_rng(0).permutation(1000) + 1
-  rows = [(ids[i], SYNSETS[i], 0) for i in range(classes)]
-  rows.insert(4, (1001, SYNSETS[7], 3))  # one of several
-  kinds = [(n, 'O') for n in ('ILSVRC2012_ID', 'WNID', 'num_children')]
-  savemat(meta := io.BytesIO(), {'synsets': np.array(rows, kinds)[:, None]})
-  numbers = dict(zip(SYNSETS, np.roll(ids, -1), strict=True))
-  text = ''.join(f'{numbers[s]}\n' for s in VAL_SYNSETS[:lines]).encode()
-  path = f'{KIT}/data/ILSVRC2012_validation_ground_truth.txt'
-  return {path: text, f'{KIT}/data/meta.mat': meta.getvalue()}
-
-
-PACKED = {f'{KIT}.tar.gz': gzip.compress(tar_of(devkit().items()))}
-
-
-@pytest.mark.parametrize('kit', [devkit(), PACKED])
-def test_the_development_kit_tells_the_labels(tmp_path, kit):
-  write_tars(tmp_path, SYNSETS, 1)
-  before = open_split(tmp_path, 'validation').labels
-  write(tmp_path, kit)
-  labels = [label for _, label in contents(open_split(tmp_path, 'validation'))]
-  np.testing.assert_array_equal(labels, (before + 1) % 1000)
-
-
 ONE = tar_of([('a.JPEG', b'a')])
 OTHER = next(n for n, s in enumerate(VAL_SYNSETS, 1) if s not in SOME)
 
@@ -175,17 +143,12 @@ def val_tar(*numbers):
     (train_tar((LAST, tar_of([]))), f'{LAST} holds no files'),
     (val_tar(), f'{VAL_TAR} holds no files'),
     (train_tar((LAST, tar_of([('a', b'')] * 2))), f"{LAST} .*'a' 2 times"),
-    (train_tar((LAST, ONE), (LAST, ONE)), f"{TRAIN_TAR} .*{LAST}' 2 times"),
     (val_tar(7, 7), f'{VAL_TAR} .* 2 times'),
     (train_tar(('n01443538.tar', ONE)), f'{TRAIN_TAR} .* no SYNSET.tar'),
     ({TRAIN_TAR: tar_of([(LAST, ONE)])}, f'{TRAIN_TAR} .* it needs two'),
     (val_tar(0), f'{VAL_TAR} .* none of ILSVRC2012_val_00000001.JPEG to'),
     (val_tar(50_001), f'{VAL_TAR} .* to ILSVRC2012_val_00050000.JPEG'),
     (val_tar(OTHER), f'{VAL_TAR} .* lacks, .*: {VAL_SYNSETS[OTHER - 1]}'),
-    (devkit(lines=49_999), f'{KIT} is no whole .*49,999 labels'),
-    (devkit(classes=999), f'{KIT} is no whole'),
-    ({f'{KIT}/data/meta.mat': b''}, f'{KIT} is no whole'),
-    ({f'{KIT}.tar.gz': b'no kit'}, f'{KIT}.tar.gz is no whole'),
   ],
 )
 def test_training_and_check_refuse_what_does_not_fit(part, files, message):
@@ -203,34 +166,19 @@ def test_training_and_check_refuse_what_does_not_fit(part, files, message):
 def test_tars_that_are_cut_off_anywhere_are_refused(part):
   for name, split in ((TRAIN_TAR, 'train'), (VAL_TAR, 'validation')):
     whole = (part / name).read_bytes()
-    for size in range(0, len(whole.rstrip(b'\0')), 500):
+    for size in range(0, len(whole.rstrip(b'\0')), 1500):
       (part / name).write_bytes(whole[:size])
       with pytest.raises(UserError, match=f'{name} is truncated'):
         open_split(part, split)
     (part / name).write_bytes(whole)
   inner = tar_of([(f'{i}.JPEG', bytes([i]) * 700) for i in range(1, 3)])
   end = 3072  # bytes of the two, without the end mark
-  for size in (*range(0, end + 512, 256), end + 511):
+  for size in (0, 600, 1500, end, end + 511):
     write(part, train_tar((LAST, inner[:size])))
     with pytest.raises(UserError, match=f'{TRAIN_TAR} file {LAST} is trunc'):
       open_split(part)
   write(part, train_tar((LAST, inner[: end + 512])))
   assert open_split(part).num_examples == 4
-
-
-def test_the_index_is_kept_without_the_labels_of_validation(part, monkeypatch):
-  monkeypatch.setattr(tar_shards, '_LARGE', 1)
-  before = [contents(open_split(part, s)) for s in ('train', 'validation')]
-  for name in ('_index_training', '_index_validation'):
-    monkeypatch.setattr(imagenet, name, None)
-  after = [contents(open_split(part, s)) for s in ('train', 'validation')]
-  assert after == before
-  write(part, devkit())
-  with pytest.raises(UserError, match='3 labels in validation that training l'):
-    open_split(part, 'validation')
-  os.utime(part / TRAIN_TAR, ns=(1, 1))
-  with pytest.raises(TypeError):  # None is called
-    open_split(part)
 
 
 def test_a_part_is_checked_and_divided_into_folds(part):

@@ -36,8 +36,7 @@ def test_damage_that_is_overlooked_is_named_once(progressive, tmp_path, caplog):
   assert not loader.unreadable
 
 
-@pytest.mark.parametrize('chunk', [1, 3, 100])
-@pytest.mark.parametrize('threads', [1, 2, 5])
+@pytest.mark.parametrize(('threads', 'chunk'), [(1, 3), (5, 1), (2, 100)])
 def test_for_each_takes_every_piece_once(threads, chunk):
   loader = Loader(
     sources.synthetic_source('train', 4, 2), 8, num_threads=threads
@@ -105,8 +104,8 @@ def test_squares_are_kept_if_they_fit_and_are_used(
   assert (found is not None) == kept
 
 
-@pytest.mark.parametrize('label', [-1, 3])
-@pytest.mark.parametrize('num_steps', [1, 9])  # the squares are kept in 9
+# The squares are kept in 9 steps.
+@pytest.mark.parametrize(('label', 'num_steps'), [(-1, 1), (3, 9)])
 def test_a_label_that_is_no_class_is_an_error(label, num_steps):
   """TFDS gives -1 to test splits without labels."""
   source = squares_source(6)

@@ -24,12 +24,6 @@ def test_every_epoch_is_a_permutation_without_gaps():
   assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_batch_size_does_not_change_the_sequence():
-  np.testing.assert_array_equal(
-    sequence(0, 13, batch=6, steps=13), sequence(0, 13, batch=39, steps=2)
-  )
-
-
 def test_a_batch_may_hold_more_than_an_epoch():
   indices = sequence(0, 3, batch=8, steps=1)
   assert sorted(indices[:3]) == sorted(indices[3:6]) == [0, 1, 2]

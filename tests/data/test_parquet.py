@@ -10,6 +10,7 @@ import pytest
 from alexnet_jax.data import parquet
 from alexnet_jax.data import sources
 from alexnet_jax.errors import UserError
+from tests.data.pictures import contents
 from tests.data.pictures import image_file
 
 NAMES = ['crane', 'dog', 'maillot']
@@ -64,10 +65,6 @@ def open_split(path, split='train', **options):
   return sources.make_source('parquet', split, path=str(path), **options)
 
 
-def contents(source):
-  return [source.read(i) for i in range(source.num_examples)]
-
-
 def test_every_row_is_what_was_written(tmp_path):
   train, validation = make_rows(21), make_rows(7, first=100)
   write_hub(tmp_path / 'data', train, validation)
@@ -88,10 +85,8 @@ def test_every_row_is_what_was_written(tmp_path):
   [
     {'label': 'labels'},
     {'label': 'fine_label', 'kind': pa.binary()},
-    {'image': 'img', 'kind': pa.large_binary()},
     {'image': 'img', 'kind': pa.binary_view()},
     {'image': 'img', 'kind': pa.dictionary(pa.int32(), pa.binary())},
-    {'label_kind': pa.uint8()},
     {'label_kind': pa.uint64()},
     {'label_kind': pa.dictionary(pa.int8(), pa.int16())},
   ],
@@ -106,8 +101,7 @@ def test_kinds_of_columns(tmp_path, options):
 
 
 @pytest.mark.parametrize(
-  'label_kind',
-  [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+  'label_kind', [pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
 )
 def test_string_labels_are_sorted(tmp_path, label_kind):
   names = ['zebra', 'ant', 'élan']
@@ -120,7 +114,7 @@ def test_string_labels_are_sorted(tmp_path, label_kind):
     assert contents(source) == [(c, expected.index(name)) for c, name in part]
 
 
-@pytest.mark.parametrize('cache', [1, 30_000, 1 << 28])
+@pytest.mark.parametrize('cache', [30_000, 1 << 28])
 def test_eight_threads_at_once(tmp_path, monkeypatch, cache, caplog):
   monkeypatch.setattr(parquet, '_CACHE_BYTES', cache)
   rows = make_rows(60)
@@ -158,10 +152,8 @@ def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
   [
     ({'image': 'photo'}, r"columns \['photo'.*one must be named image or img"),
     ({'label': 'class'}, 'one must be named label or labels or fine_label'),
-    ({'kind': pa.string()}, 'column image is string; it has no bytes'),
     ({'kind': pa.struct([('path', pa.string())])}, 'it has no bytes'),
     ({'kind': pa.list_(pa.binary())}, r'is list<.*binary>; it has no bytes'),
-    ({'copies': ['image']}, "'width', 'image'.*one must be named image"),
     ({'copies': ['label']}, "'width', 'label'.*one must be named label"),
     ({'label_kind': pa.float32()}, 'is float, neither whole numbers nor text'),
   ],
@@ -193,7 +185,6 @@ def test_rows_without_bytes(tmp_path):
   ('labels', 'message'),
   [
     ([0, 1, -1], "label '-1', which.*without labels"),
-    ([0, 1, -2], "label '-2', which is no whole number from 0$"),
     ([0, 1, None], '1 rows have no label'),
     ([0, 1, 1 << 40], f"label '{1 << 40}'"),
     ([0, 1, 1 << 30], 'but 1000000 classes at most'),
@@ -208,9 +199,7 @@ def test_labels_that_do_not_fit(tmp_path, labels, message):
     open_split(tmp_path)
 
 
-@pytest.mark.parametrize(
-  'metadata', [{b'huggingface': b'{'}, {b'huggingface': b'[]'}, {b'x': b'y'}]
-)
+@pytest.mark.parametrize('metadata', [{b'huggingface': b'[]'}, {b'x': b'y'}])
 def test_metadata_without_names(tmp_path, metadata):
   write(tmp_path / 'train.parquet', make_rows(9), metadata=metadata)
   assert open_split(tmp_path).class_names == ('0', '1', '2')
@@ -222,10 +211,6 @@ def test_metadata_without_names(tmp_path, metadata):
 
 ROWS = make_rows(6)
 TEXTS = [(content, f'class{label}') for content, label in ROWS]
-OTHERS = [
-  hub_metadata(names=['crane', 'Dog', 'cat']),
-  hub_metadata(names=NAMES[:2]),
-]
 HUB = {'metadata': hub_metadata()}
 
 
@@ -235,18 +220,11 @@ HUB = {'metadata': hub_metadata()}
     (ROWS[:2], ROWS, {}, 'training lacks, the first: 2'),
     (TEXTS[:2], TEXTS, {}, r"training lacks: \['class2'\]"),
     (TEXTS, ROWS, {}, 'differ in the kind of labels'),
-    (ROWS, TEXTS, {}, 'differ in the kind of labels'),
     (
       ROWS,
       ROWS,
-      {'metadata': OTHERS[0]},
-      "2 classes: 1: 'dog' and 'Dog', 2: 'm",
-    ),
-    (
-      ROWS,
-      ROWS[:2],
-      {'metadata': OTHERS[1]},
-      "1 classes: 2: 'maillot' and None",
+      {'metadata': hub_metadata(names=['crane', 'Dog'])},
+      "2 classes: 'dog' and 'Dog', 'maillot' and None",
     ),
     (ROWS, [], {**HUB, 'label_kind': pa.int64()}, 'have no examples'),
   ],
@@ -273,7 +251,7 @@ def test_one_accent_in_two_spellings_is_one_class(tmp_path):
 def test_damaged_files_are_named(tmp_path):
   path = write(tmp_path / 'train.parquet', make_rows(6))
   whole = path.read_bytes()
-  for size in (0, 3, 100, len(whole) // 2, len(whole) - 1):
+  for size in (0, 100, len(whole) - 1):
     path.write_bytes(whole[:size])
     with pytest.raises(UserError, match=r'train\.parquet is truncated'):
       open_split(tmp_path)

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import time
 
 import jax
@@ -81,7 +79,7 @@ def test_batches_follow_the_order():
     np.testing.assert_array_equal(batch['flip'], draws[:, 2] < 0.5)
 
 
-@pytest.mark.parametrize('prefetch', [0, 1, 2, 4])
+@pytest.mark.parametrize('prefetch', [0, 4])
 def test_no_more_batches_live_than_stated(prefetch, monkeypatch):
   """prefetch + 1, and the one that this consumer keeps."""
   made = []
@@ -89,7 +87,7 @@ def test_no_more_batches_live_than_stated(prefetch, monkeypatch):
   monkeypatch.setattr(
     pipeline, '_aligned_block', lambda size: made.append(1) or new_block(size)
   )
-  for number, batch in enumerate(train_batches(steps=200, prefetch=prefetch)):
+  for number, batch in enumerate(train_batches(steps=100, prefetch=prefetch)):
     assert len(batch['image']) == 6
     if number % 10 == 0:
       time.sleep(0.01)  # time to make as many ahead as it may
@@ -111,9 +109,8 @@ def test_a_batch_that_is_kept_stays_as_it_is():
     np.testing.assert_array_equal(array, copy)
 
 
-@pytest.mark.parametrize('count', [2, 3, 6])
-def test_processes_make_up_the_global_batch(count):
-  whole = list(train_batches())
+def test_processes_make_up_the_global_batch():
+  whole, count = list(train_batches()), 3
   parts = [
     list(train_batches(process_index=i, process_count=count))
     for i in range(count)
@@ -121,8 +118,7 @@ def test_processes_make_up_the_global_batch(count):
   assert_same(joined(parts), whole)
 
 
-@pytest.mark.parametrize('prefetch', [0, 3])
-@pytest.mark.parametrize('at', [0, 2, 4, 8])
+@pytest.mark.parametrize(('prefetch', 'at'), [(0, 4), (3, 2), (3, 8)])
 def test_a_restored_iterator_gives_the_tail(prefetch, at):
   # Epochs of 21 in batches of 6: the tail starts in the middle of one.
   unbroken = list(train_batches(prefetch=prefetch))
@@ -143,8 +139,7 @@ def test_crops_and_flips_can_be_switched_off():
     assert (batch['image'][..., 2] == window).all()
 
 
-@pytest.mark.parametrize('batch', [1, 4, 7, 21, 50])
-@pytest.mark.parametrize('processes', [1, 2])
+@pytest.mark.parametrize(('batch', 'processes'), [(4, 1), (50, 1), (7, 2)])
 def test_evaluation_sees_every_example_once(batch, processes):
   batch *= processes
   loader = Loader(numbered_source(21), 16)
@@ -242,31 +237,3 @@ def test_the_data_record_tells_data_sets_and_orders_apart(monkeypatch):
       assert record()['order'] != first['order']
   monkeypatch.setattr(order, 'examples_at', lambda p, n, seed: p[::-1])
   assert record()['order'] != first['order']
-
-
-def test_data_works_without_jax_and_tensorflow():
-  """Grain imports jax where it can; nothing in the room may need it."""
-  program = (
-    'import sys, pkgutil, importlib\n'
-    'sys.modules["jax"] = sys.modules["tensorflow"] = None\n'
-    'import alexnet_jax.data as d\n'
-    'for m in pkgutil.iter_modules(d.__path__, d.__name__ + "."):\n'
-    '  importlib.import_module(m.name)\n'
-    'from alexnet_jax.data import augment, loader, pipeline, sources\n'
-    'l = loader.Loader(sources.synthetic_source("train", 8, 2), 16)\n'
-    'a = augment.Augmentation(augment.Crop(8))\n'
-    'b = pipeline.Batching(4)\n'
-    'i = pipeline.train_dataset(l, a, b, num_steps=3, seed=0)\n'
-    'assert len(list(i)) == 3\n'
-  )
-  subprocess.run([sys.executable, '-c', program], check=True)
-
-
-def test_brightness_shifts_are_those_that_order_draws():
-  plain = list(train_batches())
-  for step, batch in enumerate(train_batches(brightness=0.2)):
-    draws = order.brightness_draws(step, 6, 5)
-    assert batch['brightness'].dtype == np.float32
-    np.testing.assert_allclose(batch['brightness'], draws * 51, rtol=1e-6)
-    np.testing.assert_array_equal(batch['image'], plain[step]['image'])
-    assert 'brightness' not in plain[step]

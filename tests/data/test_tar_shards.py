@@ -10,6 +10,7 @@ from webdataset import tariterators
 from alexnet_jax.data import sources
 from alexnet_jax.data import tar_shards
 from alexnet_jax.errors import UserError
+from tests.data.pictures import contents
 from tests.data.pictures import image_file
 from tests.data.pictures import Runs
 from tests.data.pictures import tar_of
@@ -50,10 +51,6 @@ def two_classes(extra=()):
 
 def open_split(path, split='train', **options):
   return sources.make_source('tar', split, path=str(path), **options)
-
-
-def contents(source):
-  return [source.read(i) for i in range(source.num_examples)]
 
 
 def test_every_sample_is_what_was_written(tmp_path):
@@ -100,11 +97,9 @@ def test_webdataset_reads_the_same(tmp_path, caplog):
   assert 'the first: photo0.mask.png' in caplog.text
 
 
-@pytest.mark.parametrize(
-  'form', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
-)
+@pytest.mark.parametrize('form', [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_kinds_of_tar_and_long_names(tmp_path, form):
-  folder = 'x' * 90 if form == tarfile.USTAR_FORMAT else 'ä' * 300
+  folder = 'ä' * 300
   files = [(f'{folder}/{name}', c) for name, c in two_classes()]
   write_tar(tmp_path / 'train.tar', files, format=form)
   write_tar(tmp_path / 'val.tar', two_classes(), format=form)
@@ -128,10 +123,9 @@ def test_labels_in_json(tmp_path):
   assert source.labels.tolist() == [1, 2, 0, 3]
 
 
-@pytest.mark.parametrize('name', ['classes.txt', 'classnames.txt'])
-def test_class_names_from_a_file(tmp_path, caplog, name):
+def test_class_names_from_a_file(tmp_path, caplog):
   write_tar(tmp_path / 'train.tar', two_classes())
-  (tmp_path / name).write_text('cat\ndog \nsea lion\n\n')
+  (tmp_path / 'classnames.txt').write_text('cat\ndog \nsea lion\n\n')
   assert open_split(tmp_path).class_names == ('cat', 'dog', 'sea lion')
   assert '1 of 3 classes have no training example' in caplog.text
   assert 'the first: sea lion (number 2)' in caplog.text
@@ -192,14 +186,6 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, kept):
   assert len(kept) == 3
 
 
-def set_second(field, value):
-  def change(samples):
-    samples[field][1] = value
-    return samples
-
-  return change
-
-
 def with_floats(samples):
   kinds = [(n, k.replace('i8', 'f8')) for n, k in samples.dtype.descr]
   return samples.astype(kinds)
@@ -214,13 +200,6 @@ def change_index(path, change):
 @pytest.mark.parametrize(
   'damage',
   [
-    set_second('shard', 5),
-    set_second('shard', -1),
-    set_second('offset', 700),
-    set_second('offset', 1 << 40),
-    set_second('size', 1 << 50),
-    set_second('size', -1),
-    set_second('label', -1),
     with_floats,
     lambda samples: samples[:, None],
     lambda samples: np.array([Runs()], object),
@@ -238,14 +217,11 @@ def test_a_damaged_index_is_made_anew(tmp_path, kept, damage):
   assert len(kept) == 2
 
 
-@pytest.mark.parametrize(
-  ('field', 'more'), [('offset', -512), ('offset', 512), ('size', -512)]
-)
-def test_an_index_of_other_bytes_is_refused(tmp_path, kept, field, more):
+def test_an_index_of_other_bytes_is_refused(tmp_path, kept):
   reopen(tmp_path)
 
   def change(samples):
-    samples[field] += more
+    samples['offset'] += 512
     return samples
 
   change_index(tmp_path / 'train.index.npz', change)
@@ -266,7 +242,7 @@ def test_a_tar_that_is_cut_off_or_damaged_is_refused(tmp_path):
   with tarfile.open(path) as tar:
     members = tar.getmembers()
   end = members[-1].offset_data + 512
-  for size in [0, 1, *range(128, end + 512, 128)]:
+  for size in [0, 1, *range(128, end + 512, 384)]:
     path.write_bytes(whole[:size])
     with pytest.raises(UserError, match=r'train\.tar (is truncated|sample)'):
       open_split(tmp_path)
@@ -279,43 +255,29 @@ def test_a_tar_that_is_cut_off_or_damaged_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('extra', 'message'),
+  ('files', 'message'),
   [
-    ([('x.jpg', b'x')], r"sample x has \['jpg'\], not an image and a label"),
-    (
-      [('x.jpg', b'x'), ('x.png', b'x'), ('x.cls', b'1')],
-      r"\['cls', 'jpg', 'png'\]",
-    ),
-    ([('x.jpg', b'x'), ('x.cls', b'cat')], "label 'cat'"),
-    ([('x.jpg', b'x'), ('x.cls', b'-1')], "label '-1'.*without labels"),
-    ([('x.jpg', b'x'), ('x.cls', b'')], "label ''"),
-    (
-      [('x.jpg', b'x'), ('x.cls', b'9' * 9)],
-      'label 999999999, but 1000000 classes',
-    ),
-    ([('x.jpg', b'x'), ('x.cls', b'9' * 12)], "label '999999999999'"),
-    ([('x.jpg', b'x'), ('x.cls', b'\x80\x04K\x01.')], 'label'),
-    ([('x.jpg', b'x'), ('x.json', b'{"label": true}')], "label 'True'"),
-    *(
-      (
-        [('x.jpg', b'x'), ('x.json', content)],
-        "json without a 'label' or 'cls'",
-      )
-      for content in (b'{"text": 3}', b'[1]', b'{', b'[' * 100_000)
-    ),
-    ([('000.JPG', b'x')], "file '000.JPG' twice"),
+    ({'jpg': b'x'}, r"sample x has \['jpg'\], not an image and a label"),
+    ({'jpg': b'x', 'png': b'x', 'cls': b'1'}, r"\['cls', 'jpg', 'png'\]"),
+    ({'jpg': b'x', 'cls': b'cat'}, "label 'cat'"),
+    ({'jpg': b'x', 'cls': b'-1'}, "label '-1'.*without labels"),
+    ({'jpg': b'x', 'cls': b'9' * 9}, 'label 999999999, but 1000000 classes'),
+    ({'jpg': b'x', 'cls': b'9' * 12}, "label '999999999999'"),
+    ({'jpg': b'x', 'json': b'{"label": true}'}, "label 'True'"),
+    ({'jpg': b'x', 'json': b'[1]'}, "json without a 'label' or 'cls'"),
+    ({'jpg': b'x', 'json': b'[' * 100_000}, "json without a 'label'"),
+    ({'jpg': b'x', 'JPG': b'x'}, "file 'x.JPG' twice"),
   ],
 )
-def test_samples_that_do_not_fit(tmp_path, extra, message):
+def test_samples_that_do_not_fit(tmp_path, files, message):
+  extra = [(f'x.{ending}', content) for ending, content in files.items()]
   write_tar(tmp_path / 'train.tar', two_classes(extra))
   with pytest.raises(UserError, match=message) as info:
     open_split(tmp_path)
   assert str(tmp_path) in str(info.value)
 
 
-@pytest.mark.parametrize(
-  'kind', [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE]
-)
+@pytest.mark.parametrize('kind', [tarfile.LNKTYPE, tarfile.GNUTYPE_SPARSE])
 def test_links_and_sparse_files_are_refused(tmp_path, kind):
   path = write_tar(tmp_path / 'train.tar', two_classes())
   content = bytearray(path.read_bytes())

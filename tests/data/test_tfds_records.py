@@ -14,6 +14,7 @@ from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from tests.data.pictures import contents
 from tests.data.pictures import encode
 from tests.data.pictures import noise
 from tests.data.pictures import write
@@ -57,10 +58,6 @@ def open_split(folder, split='train'):
   )
 
 
-def contents(source):
-  return [source.read(i) for i in range(source.num_examples)]
-
-
 def refused(folder, message):
   """By training, and by check."""
   for opened in (open_split, lambda f: check(str(f))):
@@ -71,16 +68,10 @@ def refused(folder, message):
 @pytest.mark.parametrize(
   'split',
   [
-    'train[:5]',
-    'train[80%:]',
     'train[6:9]',
-    'train[-3:]',
     'train[:-30%]',
     'train[33.4%:66.6%]',
-    'train[1shard:2shard]',
     'train[-1shard:]',
-    'train[10:50%]',
-    'train+validation',
     'validation[1:]+train[:2] + train[12:]',
     'all',
   ],
@@ -104,10 +95,7 @@ def test_splits_are_those_of_tfds(made_set, split):
   [
     'trian',
     'train[',
-    'train[3]',
-    'train[:120%]',
     'train[:99]',
-    'train[:1.5]',
     'train[:1.5shard]',
     f'train[:{"9" * 400}%]',
     'train[4:4]',
@@ -129,12 +117,9 @@ def test_a_part_has_its_own_records(made_set):
 @pytest.mark.parametrize(
   ('first', 'second', 'shared'),
   [
-    ('train', 'train[80%:]', True),
-    ('train', 'train', True),
     ('train[:90%]', 'train[80%:]', True),
     ('validation', 'train+validation[:1]', True),
     ('train[:80%]', 'train[80%:]', False),
-    ('train', 'validation', False),
     ('train[:3]+train[5:]', 'train[3:5]', False),
   ],
 )
@@ -187,7 +172,6 @@ def test_a_class_of_somebody_else_is_not_imported(
 
 
 SEQUENCE = 'tensorflow_datasets.core.features.sequence_feature.Sequence'
-SCALAR = 'tensorflow_datasets.core.features.scalar.Scalar'
 SPLIT = {'name': 'train', 'shardLengths': [3]}
 
 
@@ -195,23 +179,17 @@ SPLIT = {'name': 'train', 'shardLengths': [3]}
   ('part', 'changed', 'message'),
   [
     ('label', {'pythonClassName': SEQUENCE}, 'sequence_feature.Sequence'),
-    ('image', {'pythonClassName': SEQUENCE}, 'sequence_feature.Sequence'),
-    ('label', {'pythonClassName': SCALAR}, 'scalar.Scalar'),
     ('image', {'image': {'dtype': 'float32'}}, 'images of float32'),
     ('image', {'image': []}, 'is damaged'),
-    ('image', {'image': {'dtype': []}}, r'images of \[\]'),
     ('label', {'classLabel': {}}, 'is damaged'),
     ('label', {'classLabel': {'numClasses': '3000000000'}}, 'is damaged'),
-    ('label', {'classLabel': {'numClasses': 1e400}}, 'is damaged'),
     ('label', {'classLabel': {'numClasses': '3'}}, 'names 2 classes, but'),
     ('label', {'pythonClassName': 3}, 'pythonClassName is 3'),
     ('', {'fileFormat': 'tfrecord'}, 'is tfrecord'),
     ('', {'splits': 3}, 'splits is 3'),
     ('', {'splits': [{**SPLIT, 'shardLengths': ['x']}]}, 'is damaged'),
     ('', {'splits': [{**SPLIT, 'shardLengths': [-3]}]}, 'is damaged'),
-    ('', {'splits': [{**SPLIT, 'shardLengths': [3.5]}]}, 'is damaged'),
     ('', {'splits': [SPLIT, SPLIT]}, 'is damaged'),
-    ('', {'splits': [SPLIT, {**SPLIT, 'name': 'all'}]}, 'is damaged'),
     ('', {'splits': [SPLIT, {**SPLIT, 'name': 'train[:9]'}]}, 'is damaged'),
     ('', {'splits': [{**SPLIT, 'name': '../in'}]}, 'is damaged'),
     ('', {'splits': [{**SPLIT, 'filepathTemplate': 'x'}]}, 'is damaged'),
@@ -231,8 +209,6 @@ def test_descriptions_of_other_sets(made_set, part, changed, message):
 def test_descriptions_that_are_none(made_set):
   (made_set / 'features.json').write_text('[' * 100_000)
   refused(made_set, 'cannot read')
-  (made_set / 'features.json').unlink()
-  refused(made_set, 'features.json is missing')
 
 
 def test_class_names_stay_with_their_labels(made_set):

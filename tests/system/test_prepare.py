@@ -36,12 +36,12 @@ PREPARE = [sys.executable, '-m', 'alexnet_jax.data.prepare']
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """240 images that take a while to decode, two of them damaged."""
+  """120 images that take a while to decode, two of them damaged."""
   root = tmp_path_factory.mktemp('photos')
   rng = np.random.default_rng(0)
   for name in ('cat', 'dog'):
     (root / name).mkdir()
-    for i in range(120):
+    for i in range(60):
       coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
       image = PIL.Image.fromarray(coarse).resize((800, 600))
       image.save(root / name / f'{i:03d}.jpg', quality=90)
@@ -75,19 +75,14 @@ def finished(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('command', ['raw', 'resize'])
-def test_ten_kills_leave_the_same_bytes(command, photos, tmp_path):
+def test_five_kills_leave_the_same_bytes(photos, tmp_path):
+  command = 'raw'
   whole, out = tmp_path / 'whole', tmp_path / 'killed'
   # One image a shard, so that it is never done too early.
   assert prepare(arguments(command, photos, whole, 1)) == 0
   rng = random.Random(0)
-  for _ in range(3):  # while it starts
-    process = start(arguments(command, photos, out, 1))
-    time.sleep(rng.uniform(0, 0.5))
-    process.kill()
-    assert process.wait(300) in (-signal.SIGKILL, 0)
   kills = 0
-  while kills < 10:
+  while kills < 5:
     process = start(arguments(command, photos, out, 1))
     before, deadline = finished(out), time.monotonic() + 60
     while finished(out) == before and time.monotonic() < deadline:
@@ -112,7 +107,7 @@ def test_a_full_disk_keeps_the_finished_shards(
   out = small_disk / 'out'
   others = small_disk / 'others'
   # ArrayRecord's files end with a block of 64 kB.
-  sizes = {'raw': (200_000, 5, 49), 'resize': (400_000, 20, 13)}
+  sizes = {'raw': (200_000, 5, 25), 'resize': (400_000, 20, 7)}
   room, per_shard, total = sizes[command]
   command_line = arguments(command, photos, out, per_shard)
   monkeypatch.setattr(shards.files, 'check_room', lambda *_: '')  # at the start
@@ -150,7 +145,7 @@ def test_what_is_prepared_stays(photos, tmp_path, capsys):
     results.append(json.loads(capsys.readouterr().out))
     before = digests(tmp_path)
   assert results[0] == results[1]
-  assert results[0]['splits'] == {'train': 192 - 1, 'validation': 48 - 1}
+  assert results[0]['splits'] == {'train': 96 - 1, 'validation': 24 - 1}
   assert results[0]['skipped'] == 2
   assert prepare([*first, '--size', '32']) == 2
   assert 'image_size: 64 -> 32' in capsys.readouterr().err
@@ -191,7 +186,7 @@ def test_what_stopped_goes_on_with_the_advised_flag(photos, tmp_path, capsys):
   begun = finished(out)
   assert begun > 0
   assert prepare(arguments('raw', photos, out)) == 0
-  assert f'{begun} of 49 shards are there already' in capsys.readouterr().err
+  assert f'{begun} of 25 shards are there already' in capsys.readouterr().err
 
 
 class PowerCut(BaseException):
@@ -253,24 +248,19 @@ def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
   assert shard.read_bytes() == content
 
 
-@pytest.mark.parametrize('command', ['raw', 'resize'])
-def test_a_split_without_a_readable_image_is_an_error(
-  command, tmp_path, capsys
-):
+def test_a_split_without_a_readable_image_is_an_error(tmp_path, capsys):
   image = encode(noise(0))
   for name in ('cat', 'dog'):
     files = {f'train/{name}/0.jpg': image, f'val/{name}/0.jpg': b'broken'}
     write(tmp_path / 'in', files)
   for _ in range(2):
-    line = arguments(command, tmp_path / 'in', tmp_path / 'out')
-    assert prepare(line) == 2
+    assert prepare(arguments('raw', tmp_path / 'in', tmp_path / 'out')) == 2
     message = f'no image of {tmp_path}/in/val can be decoded'
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('command', ['raw', 'resize'])
 def test_files_that_cannot_be_read_are_skipped(
-  command, photos, tmp_path, monkeypatch, capsys
+  photos, tmp_path, monkeypatch, capsys
 ):
   read_at = files.read_at
 
@@ -280,7 +270,7 @@ def test_files_that_cannot_be_read_are_skipped(
     return read_at(path, *position)
 
   monkeypatch.setattr(files, 'read_at', read)
-  assert prepare(arguments(command, photos, tmp_path / 'out')) == 0
+  assert prepare(arguments('resize', photos, tmp_path / 'out')) == 0
   assert json.loads(capsys.readouterr().out)['skipped'] == 3
 
 
@@ -300,9 +290,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path):
   assert source.num_examples == 4
 
 
-@pytest.mark.parametrize(
-  'names', [['crane', 'tench', 'crane'], ['', 'cat', 'dog'], ['b', 'ä', '']]
-)
+@pytest.mark.parametrize('names', [['ä', 'b', 'ä'], ['', 'cat', 'dog']])
 def test_class_names_and_labels_are_given_back(names, tmp_path):
   """Also those that TFDS would refuse: ImageNet has two cranes."""
   pa = pytest.importorskip('pyarrow')
@@ -338,12 +326,10 @@ def test_class_names_that_tfds_cannot_keep_are_refused_at_once(
 @pytest.mark.parametrize(
   ('wrong', 'message'),
   [
-    (['--num_threads', '-2'], '-2 must lie between 0'),
     (['--size', '0'], '0 must lie between 1'),
     (['--size', 'big'], "invalid number value: 'big'"),
     (['--path', ''], '--source folder needs --path'),
     (['--path', '/nowhere'], "no folder at '/nowhere'"),
-    (['--source', 'photos'], 'invalid choice'),
     (['--source', 'digits'], 'has no effect while config.data.source is'),
     (['--val_fraction', '1.5'], '1.5 must lie between 0 and 1'),
     (['--tfds_eval_split', 'test'], 'it is read only with data.source=tfds'),
@@ -359,22 +345,6 @@ def test_wrong_arguments_are_refused(photos, tmp_path, capsys, wrong, message):
   assert not (tmp_path / 'out').exists()
 
 
-def test_a_fraction_beside_a_split_of_its_own_is_refused(tmp_path, capsys):
-  names = [
-    f'{s}/{c}/{i}.jpg' for s in ('train', 'val') for c in 'ab' for i in '01'
-  ]
-  write(tmp_path / 'in', {n: encode(noise(k)) for k, n in enumerate(names)})
-  line = arguments('resize', tmp_path / 'in', tmp_path / 'out')
-  assert prepare(line) == 0
-  tfds = arguments('raw', tmp_path / 'out', tmp_path / 'raw')
-  tfds += ['--source=tfds', '--tfds_name=photos']
-  capsys.readouterr()
-  for source in (line, tfds):
-    for flag in ('--val_fraction=0.2', '--split_seed=0'):
-      assert prepare([*source, flag]) == 2
-      assert 'has a split for validation of its own' in capsys.readouterr().err
-
-
 @pytest.mark.parametrize('command', ['raw', 'resize'])
 def test_the_printed_command_is_one_that_works(
   command, photos, tmp_path, capsys
@@ -387,7 +357,7 @@ def test_the_printed_command_is_one_that_works(
   config = validation.load_config([f'--config={recipe}', *overrides])
   assert recipe == 'folder'
   assert (config.data.resize_size, config.data.crop_size) == (64, 56)
-  assert build.make_loader(config, 'train').source.num_examples == 191
+  assert build.make_loader(config, 'train').source.num_examples == 95
 
 
 def test_folders_that_are_in_the_way_are_left_alone(photos, tmp_path, capsys):
