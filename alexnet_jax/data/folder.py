@@ -236,17 +236,11 @@ def data_folder(path: str, content: str) -> pathlib.Path:
 
 
 def open_shards(
-  path: str,
-  endings: tuple[str, ...],
-  split: str,
-  fraction: float,
-  seed: int,
-  open_files: Callable,
+  path: str, endings: tuple[str, ...], side: splits.Side, open_files: Callable
 ) -> splits.Source:
-  """Opens one split of a set whose examples lie in shards.
+  """Opens one side of a set whose examples lie in shards.
 
-  `sort_into_splits` tells the splits apart; without files for validation,
-  `hold_out` divides the training examples. `open_files` is given the folder,
+  `sort_into_splits` tells the splits apart. `open_files` is given the folder,
   paths of files below it, and the training source if they are for validation.
   `endings` are that of the files, and others that they have when compressed.
 
@@ -260,15 +254,17 @@ def open_shards(
     raise UserError(f'{root} has no file whose name ends in {endings[0]}')
   found = [os.path.relpath(path, root) for path in listing.paths]
   found = _uncompressed(root, found, *endings)
-  names = splits.sort_into_splits(root, found, split)
-  _check_complete(root, names['train'] + names['validation'])
-  training = open_files(root, names['train'], None)
-  if not names['validation']:
-    return splits.hold_out(training, split, fraction, seed)
-  splits.warn_of_own_split(root, fraction, seed)
-  if split == 'train':
-    return training
-  return open_files(root, names['validation'], training)
+  train, held_out = splits.sort_into_splits(root, found, side.split)
+  _check_complete(root, train + held_out)
+
+  def training():
+    return open_files(root, train, None)
+
+  def validation():
+    return open_files(root, held_out, training())
+
+  own = validation if held_out else None
+  return splits.open_side(root, side, training, own)
 
 
 def _uncompressed(root, paths, plain, *compressed):
@@ -423,28 +419,28 @@ def find_problems(
     yield 'one_class', root / next(iter(classes)), text
 
 
-def folder_source(
-  path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
-) -> FolderSource:
+def folder_source(path: str, side: splits.Side) -> FolderSource:
   """Opens photographs in subfolders named by class; see `split_folders`.
 
-  `hold_out` divides a single folder. Raises UserError if the folder is missing,
-  or for what `find_problems` finds.
+  Raises UserError if the folder is missing, or for what `find_problems` finds.
   """
   root = data_folder(path, 'one subfolder of images per class')
   folders = split_folders(root)
-  if 'train' in folders:
-    splits.warn_of_own_split(root, val_fraction, split_seed)
-    if split == 'train':
-      return list_folder(folders['train'])
-    return list_folder(folders['validation'], subfolders(folders['train']))
-  whole = folders['all']
-  source = _listed.pop(whole, None) if split == 'validation' else None
-  source = source or list_folder(whole)
-  if split == 'train':
-    _listed.clear()
-    _listed[whole] = source
-  return splits.hold_out(source, split, val_fraction, split_seed)
+  whole = folders.get('all', folders.get('train'))
+
+  def training():
+    source = _listed.pop(whole, None) if side.split == 'validation' else None
+    source = source or list_folder(whole)
+    if side.split == 'train':
+      _listed.clear()
+      _listed[whole] = source
+    return source
+
+  def validation():
+    return list_folder(folders['validation'], subfolders(whole))
+
+  own = validation if 'validation' in folders else None
+  return splits.open_side(root, side, training, own)
 
 
 def list_folder(

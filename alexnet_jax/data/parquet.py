@@ -126,9 +126,7 @@ class ParquetSource(splits.Source):
     return table.flatten().column(0)  # of the struct its only field, if it is
 
 
-def parquet_source(
-  path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
-) -> ParquetSource:
+def parquet_source(path: str, side: splits.Side) -> ParquetSource:
   """Opens a split of parquet files, as the Hugging Face hub has them.
 
   The images are a column of bytes, or of structs with `bytes`; the labels are
@@ -149,11 +147,9 @@ def parquet_source(
       labels = _numbered(root, labels, classes)
     classes = splits.check_labels(root, labels, classes, training)
     rows = np.arange(len(labels))
-    return ParquetSource(f'{root} {split}', files, rows, labels, classes)
+    return ParquetSource(f'{root} {side.split}', files, rows, labels, classes)
 
-  return folder.open_shards(
-    path, ('.parquet',), split, val_fraction, split_seed, open_files
-  )
+  return folder.open_shards(path, ('.parquet',), side, open_files)
 
 
 def _check_alike(first, other):

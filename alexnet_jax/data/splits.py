@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import threading
+from typing import NamedTuple
 import unicodedata
 
 import numpy as np
@@ -83,8 +84,8 @@ def split_of_name(name: str) -> str:
 
 def sort_into_splits(
   root: pathlib.Path, names: Sequence[str], split: str = 'train'
-) -> dict[str, list[str]]:
-  """Sorts the data files of a set into `train` and `validation` by their names.
+) -> tuple[list[str], list[str]]:
+  """Sorts the data files of a set into (train, validation) by their names.
 
   A file belongs to the split whose word is in its name, or else in that of a
   folder around it, the nearest first; words that all names have say nothing. If
@@ -130,7 +131,7 @@ def sort_into_splits(
     )
   if validation and validation == found['test']:
     warn_once(f'{root}: the test split serves as validation')
-  return {'train': train, 'validation': validation}
+  return train, validation
 
 
 def normal(name: str) -> str:
@@ -184,28 +185,37 @@ def check_labels(
   return tuple(map(str, names))
 
 
-def hold_out(source: Source, split: str, fraction: float, seed: int) -> Source:
+class Side(NamedTuple):
+  """Which side of a set is opened, and how one without splits is divided."""
+
+  split: str  # see `sources.make_source`
+  fraction: float = 0.2  # of each class, for validation; 0: nothing
+  seed: int = 0
+
+
+def hold_out(source: Source, side: Side) -> Source:
   """Returns one side of a stratified split of a source.
 
   Within each class the examples are ranked by a hash of (seed, key), and the
   first `fraction` of them (rounded, at least one, never all) are held out for
-  `validation`: an added example moves at most one other. 0 holds nothing out.
-  Raises UserError if a class has a single example.
+  `validation`: an added example moves at most one other. Raises UserError if a
+  class has a single example.
   """
   keys, labels, held = source.keys(), source.labels, []
   order = np.argsort(labels, kind='stable')
   edges = np.flatnonzero(np.diff(labels[order])) + 1
-  for members in np.split(order, edges) if fraction else ():
+  for members in np.split(order, edges) if side.fraction else ():
     if len(members) < 2:
       raise UserError(
         f'class {source.class_names[labels[members[0]]]!r} has a single example'
         f' ({keys[members[0]]}), which cannot be both trained on and held out;'
         ' add examples or remove the class'
       )
-    count = min(max(1, round(fraction * len(members))), len(members) - 1)
-    held += sorted(members, key=lambda i: _rank(seed, keys[i]))[:count]
+    count = min(max(1, round(side.fraction * len(members))), len(members) - 1)
+    held += sorted(members, key=lambda i: _rank(side.seed, keys[i]))[:count]
   is_held = np.isin(np.arange(len(labels)), held)
-  return source.take(np.flatnonzero(is_held == (split == 'validation')))
+  is_wanted = is_held == (side.split == 'validation')
+  return source.take(np.flatnonzero(is_wanted))
 
 
 def _rank(seed, key):
@@ -214,13 +224,21 @@ def _rank(seed, key):
   return hashlib.sha256(text).digest()
 
 
-def warn_of_own_split(root: pathlib.Path, fraction: float, seed: int) -> None:
-  """Warns that nothing is held out of data that has its own validation."""
-  if fraction and (fraction, seed) != (0.2, 0):  # those of the config
+def open_side(
+  root: pathlib.Path,
+  side: Side,
+  training: Callable[[], Source],
+  validation: Callable[[], Source] | None,
+) -> Source:
+  """Opens one side of a set; without its own validation it is held out."""
+  if validation is None:
+    return hold_out(training(), side)
+  if side.fraction and side[1:] != (0.2, 0):  # those of the config
     warn_once(
       f'{root} has its own validation split: config.data.val_fraction ='
-      f' {fraction} and config.data.split_seed = {seed} have no effect'
+      f' {side.fraction} and split_seed = {side.seed} have no effect'
     )
+  return training() if side.split == 'train' else validation()
 
 
 def digest(*parts: bytes) -> str:

@@ -99,9 +99,7 @@ def _header_has(header, size):
     return False
 
 
-def tar_source(
-  path: str, split: str, val_fraction: float = 0.2, split_seed: int = 0
-) -> TarSource:
+def tar_source(path: str, side: splits.Side) -> TarSource:
   """Opens a split of a folder of tar shards; see `folder.open_shards`.
 
   A sample is the files of a shard that share the path up to the first dot of
@@ -117,12 +115,9 @@ def tar_source(
     sizes, samples = open_index(root, name, shards, _index_shards)
     classes = None if training else _read_class_names(root)
     classes = splits.check_labels(root, samples['label'], classes, training)
-    return TarSource(root, split, shards, sizes, samples, classes)
+    return TarSource(root, side.split, shards, sizes, samples, classes)
 
-  endings = ('.tar', *_COMPRESSED)
-  return folder.open_shards(
-    path, endings, split, val_fraction, split_seed, open_files
-  )
+  return folder.open_shards(path, ('.tar', *_COMPRESSED), side, open_files)
 
 
 def _read_class_names(root):

@@ -108,7 +108,7 @@ def layouts(tmp_path_factory):
 )
 def test_files_are_sorted_by_the_words_in_their_names(names, train, validation):
   found = splits.sort_into_splits('root', names.split())
-  assert found == {'train': train.split(), 'validation': validation.split()}
+  assert found == (train.split(), validation.split())
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ def test_never_all_of_a_class_is_held_out(tmp_path):
   labels = np.array([0] * 2 + [1] * 9, np.int32)
   whole = sources.ArraySource('it', labels, labels, ('emu', 'gnu'))
   for fraction, counts in ((0.99, [1, 8]), (0.01, [1, 1]), (0, [0, 0])):
-    held = splits.hold_out(whole, 'validation', fraction, 0)
+    held = splits.hold_out(whole, splits.Side('validation', fraction))
     assert np.bincount(held.labels, minlength=2).tolist() == counts
   with pytest.raises(UserError, match=r"'emu' has a single example \(0\)"):
-    splits.hold_out(whole.take(np.array([0, 5, 6])), 'train', 0.2, 0)
+    splits.hold_out(whole.take(np.array([0, 5, 6])), splits.Side('train'))
 
 
 def test_digits_are_mnist():
-  train, validation = (sources.digits_source(s) for s in sources.SPLITS)
+  train, validation = (sources.make_source('digits', s) for s in sources.SPLITS)
   assert np.bincount(train.labels).tolist() == [400] * 10
   assert np.bincount(validation.labels).tolist() == [100] * 10
   image, label = train.read(0)

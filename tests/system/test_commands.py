@@ -7,8 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from alexnet_jax.data import make_source
 from alexnet_jax.data import order
-from alexnet_jax.data.folder import folder_source
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.training import writers
 from tests.system import commands
@@ -199,7 +199,7 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
   commands.train_here(recipe, tmp_path / 'run', skip)
   assert caplog.text.count('cannot be decoded') == 1
   rows = writers.read_rows(tmp_path / 'run')
-  source = folder_source(photos, 'train')
+  source = make_source('folder', 'train', path=str(photos))
   broken = [source.describe(i) == str(path) for i in range(16)]
   drawn = order.examples_at(np.arange(8 * 8), 16, 0)  # steps in the log
   counted = sum(row.get('train/unreadable', 0) for row in rows)

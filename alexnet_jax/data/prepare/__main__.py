@@ -30,10 +30,6 @@ _OF_DATA = {
 }
 
 
-def _key(name):
-  return config.KEYS[f'data.{name}']
-
-
 def _add(parser, flag, key, text, **options):
   """Adds a flag that takes what a key of the config takes."""
 
@@ -52,27 +48,16 @@ def _add(parser, flag, key, text, **options):
   parser.add_argument(f'--{flag}', help=text, **options)
 
 
-def _with_defaults(arguments):
-  """Sets the defaults of _OF_DATA, and `given`, the flags that were given.
-
-  Raises UserError for a flag without effect.
-  """
-  flags = vars(arguments)
-  arguments.given = {flag for flag in _OF_DATA if flags[flag] is not None}
-  for flag in _OF_DATA.keys() - arguments.given:
-    flags[flag] = _key(flag).default
-  flat = {f'data.{flag}': value for flag, value in flags.items()}
-  validation.check_effects(
-    {**flat, 'data.folds': 0}, [f'data.{flag}' for flag in arguments.given]
+def _add_num_threads(parser):
+  _add(
+    parser, 'num_threads', config.KEYS['data.num_threads'], '0: one per core'
   )
-  return arguments
 
 
 def _add_tfds(parser):
-  parser.add_argument(
-    '--name', required=True, help='imagenet2012, or any NAME or NAME/CONFIG'
-  )
   tars = f'{imagenet.TRAIN_TAR} and {imagenet.VALIDATION_TAR}'
+  name = 'imagenet2012, or any NAME or NAME/CONFIG'
+  parser.add_argument('--name', required=True, help=name)
   for flag, text in (
     ('manual_dir', f'of what TFDS cannot download: for imagenet2012 {tars}'),
     (
@@ -86,48 +71,50 @@ def _add_tfds(parser):
 
 
 def _add_raw(parser):
+  kinds = [kind for kind in sources.KINDS if kind != 'synthetic']
   parser.add_argument(
-    '--source',
-    required=True,
-    choices=[kind for kind in sources.KINDS if kind != 'synthetic'],
-    help='what PATH is',
+    '--source', required=True, choices=kinds, help='what PATH is'
   )
   parser.add_argument('--out', required=True, type=cli.path, metavar='DIR')
   for flag, text in _OF_DATA.items():
     options = {'type': cli.path} if flag == 'path' else {}
-    _add(parser, flag, _key(flag), text, default=None, **options)
-  size = _key('resize_size')
+    _add(
+      parser, flag, config.KEYS[f'data.{flag}'], text, default=None, **options
+    )
+  size = config.KEYS['data.resize_size']
   _add(parser, 'size', size, 'in pixels')
-  files = config.Key(5_000, size.allowed)
   text = 'images in a file; of raw images 5,000 are about 1 GB'
-  _add(parser, 'shard_examples', files, text)
-  _add(parser, 'num_threads', _key('num_threads'), '0: one per core')
+  _add(parser, 'shard_examples', config.Key(5_000, size.allowed), text)
+  _add_num_threads(parser)
 
 
 def _add_resize(parser):
   _add_raw(parser)
   _add(parser, 'quality', _QUALITY, 'of the JPEGs')
-  parser.add_argument(
-    '--name',
-    default='',
-    help='of the new set (default: that of the TFDS set, or of the folder)',
-  )
+  name = 'of the new set (default: that of the TFDS set, or of the folder)'
+  parser.add_argument('--name', default='', help=name)
 
 
 def _add_check(parser):
-  parser.add_argument(
-    'path',
-    type=cli.path,
-    metavar='PATH',
-    help='a folder of images, tar or parquet shards, a raw set, a data_dir of'
-    " TFDS or the folder of ImageNet's tars",
+  path = 'a folder of images, tar or parquet shards, a raw set, a data_dir of'
+  path += " TFDS or the folder of ImageNet's tars"
+  parser.add_argument('path', type=cli.path, metavar='PATH', help=path)
+  name = 'of the TFDS set, NAME or NAME/CONFIG, where PATH has several'
+  parser.add_argument('--name', default='', help=name)
+  _add_num_threads(parser)
+
+
+def _write(arguments, target):
+  """Calls `shards.prepare`, once no flag of _OF_DATA is without effect."""
+  flags = vars(arguments)
+  given = [flag for flag in _OF_DATA if flags[flag] is not None]
+  for flag in _OF_DATA.keys() - given:
+    flags[flag] = config.KEYS[f'data.{flag}'].default
+  flat = {f'data.{flag}': value for flag, value in flags.items()}
+  validation.check_effects(
+    {**flat, 'data.folds': 0}, [f'data.{flag}' for flag in given]
   )
-  parser.add_argument(
-    '--name',
-    default='',
-    help='of the TFDS set, NAME or NAME/CONFIG, where PATH has several',
-  )
-  _add(parser, 'num_threads', _key('num_threads'), '0: one per core')
+  return shards.prepare(arguments, target)
 
 
 # Work, flags and description of each command.
@@ -140,13 +127,13 @@ _COMMANDS = {
     ' again as its two tars.',
   ),
   'resize': (
-    lambda a: shards.prepare(_with_defaults(a), resize.ResizedSet),
+    lambda a: _write(a, resize.ResizedSet),
     _add_resize,
     'Makes JPEGs whose short side is 256 pixels of all images: a TFDS set in'
     ' array_record, with the splits and the order of the source.',
   ),
   'raw': (
-    lambda a: shards.prepare(_with_defaults(a), raw.RawSet),
+    lambda a: _write(a, raw.RawSet),
     _add_raw,
     'Decodes all images once, into center squares of uint8 pixels, which'
     ' training memory-maps. ImageNet at 256 pixels takes 262 GB.',
