@@ -1,10 +1,9 @@
 """prepare check, on data that each test makes and damages."""
 
-import hashlib
-import io
 import json
 import pathlib
 import sys
+from unittest import mock
 
 from array_record.python import array_record_module
 import numpy as np
@@ -203,24 +202,7 @@ def raw_set(tmp_path):
   return out, files, json.loads((out / 'manifest.json').read_text())
 
 
-def npy(array):
-  buffer = io.BytesIO()
-  np.save(buffer, array)
-  return buffer.getvalue()
-
-
-def write_raw(root, files, manifest):
-  """Writes a raw set, with the right checksums in the manifest."""
-  for info in manifest['splits'].values():
-    for entry in [info['labels'], *info['shards']]:
-      content = files.get(entry['file'], b'')
-      entry['sha256'] = hashlib.sha256(content).hexdigest()
-  text = json.dumps(manifest).encode()
-  return write(root, files | {'manifest.json': text})
-
-
 FIRST = 'train-00000-of-00002.npy'
-LAST = 'validation-00000-of-00001.npy'
 
 
 def test_a_raw_set(raw_set):
@@ -235,23 +217,6 @@ def test_a_raw_set(raw_set):
   assert found(root) == {('warning', 'checksum'): one(FIRST)}
   (root / FIRST).unlink()
   assert found(root) == {('error', 'refused'): one('train')}
-
-
-def test_labels_and_squares_of_a_raw_set(raw_set):
-  root, files, manifest = raw_set
-  files['train-labels.npy'] = npy(np.array([0, 0, 0, 0, 0, 1], np.int32))
-  squares = np.load(io.BytesIO(files[LAST]))
-  squares[1] = np.load(io.BytesIO(files[FIRST]))[2]
-  files[LAST] = npy(squares)
-  manifest['splits']['train']['skipped'] = ['x.jpg']
-  manifest['class_names'] = ['cat', 'dog', 'emu']
-  copy = f'{root} validation example 1 = {root} train example 2'
-  assert found(write_raw(root, files, manifest)) == {
-    ('warning', 'duplicate_between_splits'): one(copy),
-    ('warning', 'duplicate_with_two_labels'): one(copy),
-    ('warning', 'unused_class'): one('emu'),
-    ('note', 'note'): one('x.jpg'),
-  }
 
 
 def write_tfds(root, splits, class_names=('cat', 'dog'), name='pets'):
@@ -306,17 +271,12 @@ def test_images_and_labels_of_a_tfds_set(tmp_path):
   splits = pets()
   splits['train'][1] = (jpeg(20)[:-300], 1)
   splits['train'][2] = (jpeg(21), 5)
-  splits['train'][3] = splits['train'][0][0], 0
-  splits['test'][0] = (splits['train'][0][0], -1)
-  write_tfds(tmp_path, splits)
-  first, copy = record('train', 0), record('test', 0)
-  pairs = [f'{record("train", 3)} = {first}', f'{copy} = {first}']
+  write_tfds(tmp_path, splits, name='imagenet2012')
+  train = 'imagenet2012 train record'
   assert found(tmp_path) == {
-    ('error', 'truncated'): one(record('train', 1)),
-    ('error', 'label_out_of_range'): (2, [record('train', 2), copy]),
-    ('warning', 'duplicate'): one(pairs[0]),
-    ('warning', 'duplicate_between_splits'): one(pairs[1]),
-    ('warning', 'duplicate_with_two_labels'): one(pairs[1]),
+    ('error', 'truncated'): one(f'{train} 1'),
+    ('error', 'label_out_of_range'): one(f'{train} 2'),
+    ('warning', 'wrong_count'): (3, mock.ANY),
   }
 
 
@@ -333,22 +293,11 @@ def test_damaged_missing_and_short_files_of_a_tfds_set(tmp_path):
     ('error', 'refused'): one('validation'),
     ('error', 'damaged_file'): one('pets train 1'),
   }
-  content[second + 300] ^= 255
   test.write_bytes(rest)
-  train.write_bytes(content)
   info = folder / 'dataset_info.json'
-  text = info.read_text()
-  for count in (3, 7):
-    info.write_text(text.replace('"4"', f'"{count}"'))
-    assert ('error', 'refused') in found(tmp_path)
-    assert not agree(tmp_path, 'tfds', '--config.data.tfds_name=pets')
-
-
-def test_imagenet_of_tfds_must_have_imagenets_size(tmp_path):
-  splits = {'train': pets()['train'], 'validation': pets()['test']}
-  write_tfds(tmp_path, splits, name='imagenet2012')
-  (finding,) = check(str(tmp_path))['findings']
-  assert (finding['kind'], finding['count']) == ('wrong_count', 3)
+  info.write_text(info.read_text().replace('"4"', '"3"'))
+  assert ('error', 'refused') in found(tmp_path)
+  assert not agree(tmp_path, 'tfds', '--config.data.tfds_name=pets')
 
 
 def trains(path, source, *overrides):
@@ -420,20 +369,6 @@ def test_check_accepts_the_folders_that_training_does(tmp_path, names, fits):
   assert agree(tmp_path, 'folder') == fits
 
 
-@pytest.mark.parametrize(
-  ('splits', 'fits'),
-  [
-    (('train', 'validation', 'dev'), True),
-    (('train', 'dev'), True),
-    (('dev', 'validation'), False),
-    (('dev', 'test'), False),
-  ],
-)
-def test_check_accepts_the_tfds_sets_that_training_does(tmp_path, splits, fits):
-  write_tfds(tmp_path, {s: pets()['train'] for s in splits})
-  assert agree(tmp_path, 'tfds', '--config.data.tfds_name=pets') == fits
-
-
 def test_preparing_a_set_that_is_there_runs_no_code_of_it(
   tmp_path, monkeypatch
 ):
@@ -455,16 +390,6 @@ def labeled_tar(labels):
     for k, v in (('jpg', jpeg(i)), ('cls', label.encode()))
   ]
   return tar_of(samples)
-
-
-@pytest.mark.parametrize('fits', [True, False])
-def test_check_accepts_the_shards_that_training_does(tmp_path, fits):
-  write(tmp_path, {'train-0.tar': labeled_tar('0101' if fits else '0001')})
-  assert agree(tmp_path, 'tar') == fits
-  if fits:
-    result = check(str(tmp_path))
-    assert (result['kind'], result['findings']) == ('tar', [])
-    assert result['splits']['train'] == {'examples': 2, 'classes': 2}
 
 
 @pytest.mark.parametrize(
@@ -531,10 +456,6 @@ def test_the_command(tmp_path, capsys):
   }
   assert err.splitlines()[-1].endswith('fit for training')
   name = 'train/cat/[bold]copy.jpg'
-  write(tmp_path, {name: jpeg(0)})
-  assert prepare(command) == 0
-  out, err = capsys.readouterr()
-  assert err.splitlines()[-1].endswith('training; look at the warnings')
   write(tmp_path, {name: b''})
   assert prepare(command) == 2
   out, err = capsys.readouterr()

@@ -43,13 +43,12 @@ def joined(parts):
   ]
 
 
-@pytest.mark.parametrize('crop', ['random', 'center', 'random_resized'])
-@pytest.mark.parametrize('threads', [1, 3])
-def test_squares_that_are_kept_change_nothing(crop, threads, monkeypatch):
+@pytest.mark.parametrize('crop', ['random', 'center'])
+def test_squares_that_are_kept_change_nothing(crop, monkeypatch):
   """Images of other sizes than the squares, in pieces and at once."""
 
   def batches():
-    loader = Loader(numbered_source(21, 20), 30, num_threads=threads)
+    loader = Loader(numbered_source(21, 20), 30, num_threads=3)
     return list(train_iter(loader, 6, 8, 24, seed=5, crop=crop))
 
   at_once = batches()

@@ -74,12 +74,11 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
     return _open_tfds(tfds_records.tfds_folder(name, str(root)))
   sets = tfds_records.find_sets(root)
   if len(sets) > 1:
-    names = [str(folder.parent.relative_to(root)) for folder in sets]
+    names = ', '.join(str(path.parent.relative_to(root)) for path in sets)
     raise UserError(
-      f'{root} has several TFDS sets; choose one with --name:'
-      f' {", ".join(names)}'
+      f'{root} has several TFDS sets; choose one with --name: {names}'
     )
-  found = _kinds(root)
+  found = _kinds(root, sets)
   if not found:
     raise UserError(
       f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
@@ -95,25 +94,13 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
   return _open(kinds[0], root)
 
 
-def _open(kind, root):
-  match kind:
-    case 'folder':
-      return _open_folder(root)
-    case 'raw':
-      return _open_raw(root)
-    case 'tfds':
-      return _open_tfds(*tfds_records.find_sets(root))
-  keys = {'source': kind} if kind == 'imagenet' else {}
-  return _open_splits(kind, root, keys=keys)
-
-
-def _kinds(root):
+def _kinds(root, sets):
   """Returns how many bytes of each kind of data set a folder holds."""
   found = collections.Counter()
   if raw.is_raw_set(root):
     found['raw'] = _bytes(root.glob('*.npy'))
-  for folder in tfds_records.find_sets(root):
-    found['tfds'] += _bytes(folder.glob('*.array_record-*'))
+  for folder in sets:
+    found['tfds'] = _bytes(folder.glob('*.array_record-*'))
   shards = {'.tar': 'tar', '.parquet': 'parquet'}
   try:
     listing = folder_lib.list_files(root, (*shards, *folder_lib.IMAGE_SUFFIXES))
@@ -132,12 +119,23 @@ def _bytes(paths):
   return sum(path.stat().st_size for path in paths if path.is_file())
 
 
+def _open(kind, root):
+  match kind:
+    case 'folder':
+      return _open_folder(root)
+    case 'raw':
+      return _open_raw(root)
+    case 'tfds':
+      return _open_tfds(*tfds_records.find_sets(root))
+  keys = {'source': kind} if kind == 'imagenet' else {}
+  return _open_splits(kind, root, keys=keys)
+
+
 def _finding(kind, name, detail=''):
   return functools.partial(Outcome, name, [(kind, detail)])
 
 
 def _imagenet_findings(counts):
-  """Compares what was counted with ImageNet."""
   for what, expected in _IMAGENET.items():
     if counts.get(what, expected) != expected:
       text = f'{what}: {counts[what]:,}, not {expected:,}'
@@ -172,17 +170,20 @@ def _open_splits(kind, path, options=({}, {}), first=(), keys=()):
 
 
 def _examine_example(source, index, split):
-  """Examines an image as training reads it."""
   try:
     content, label = source.read(index)
   except UserError as error:
     skipped = isinstance(error, UnreadableImageError)
     found = [('unreadable' if skipped else 'damaged_file', str(error))]
     return Outcome(f'{source.name} {index}', found, split)
-  name = source.describe(index)
-  if isinstance(content, np.ndarray):
-    return Outcome(name, [], split, label, digest(content.data))
-  return _examine_file(content, name, split, label)
+  return _examine_content(content, source.describe(index), split, label)
+
+
+def _examine_content(content, name, split, label):
+  is_file = isinstance(content, bytes)
+  found = examine(content, name) if is_file else []
+  key = digest(content) if len(content) else b''
+  return Outcome(name, found, split, label, key)
 
 
 def _open_raw(root):
@@ -218,21 +219,18 @@ def _open_tfds(folder):
   defaults = {'tfds_train_split': 'train', 'tfds_eval_split': 'validation'}
   splits = (defaults | keys).values()
   options = [{'tfds_name': name, 'tfds_split': split} for split in splits]
-  first = _tfds_jobs(described, {split.partition('[')[0] for split in splits})
-  return _open_splits('tfds', data_dir, options, first, keys)
-
-
-def _tfds_jobs(described, read):
-  """Yields the examination of all but the images of a TFDS set."""
-  for split in described.num_examples:
-    if split not in read:
-      yield _finding('note', split, 'splits that training does not read')
+  read = {split.partition('[')[0] for split in splits}
+  first = [
+    _finding('note', split, 'splits that training does not read')
+    for split in described.num_examples
+    if split not in read
+  ]
   if described.name == 'imagenet2012':
-    counts = dict.fromkeys(_IMAGENET, 0)
-    counts['classes'] = len(described.class_names)
-    for split in described.num_examples:
-      counts[f'{split} images'] = described.num_examples[split]
-    yield from _imagenet_findings(counts)
+    counts = {**_IMAGENET, 'classes': len(described.class_names)}
+    for split in sources.SPLITS:
+      counts[f'{split} images'] = described.num_examples.get(split, 0)
+    first += _imagenet_findings(counts)
+  return _open_splits('tfds', data_dir, options, first, keys)
 
 
 def _open_folder(root):
@@ -245,18 +243,20 @@ def _open_folder(root):
   problems = {}
   for split, classes in listed.items():
     known = class_names if split == 'validation' else None
-    found = folder_lib.find_problems(
-      splits[split], classes, known, split == 'all'
-    )
-    problems[split] = list(found)
+    problems[split] = [
+      *folder_lib.find_problems(splits[split], classes, known, split == 'all')
+    ]
   total = sum(len(c.paths) for found in listed.values() for c in found.values())
-  jobs = _folder_jobs(root, splits, listed, problems)
+  jobs = itertools.chain(
+    _folder_findings(root, splits, listed, problems),
+    _folder_images(root, splits, listed),
+  )
   fits = not any(problems.values())
   return Contents('folder', class_names, total, jobs, {}, fits)
 
 
-def _folder_jobs(root, splits, listed, problems):
-  class_names = list(next(iter(listed.values())))
+def _folder_findings(root, splits, listed, problems):
+  class_names = next(iter(listed.values()))
   for split, classes in listed.items():
     folder = splits[split]
     for kind, path, message in problems[split]:
@@ -270,6 +270,10 @@ def _folder_jobs(root, splits, listed, problems):
     used = {folder.name for folder in splits.values()}
     for name in sorted(set(folder_lib.subfolders(root)) - used):
       yield _finding('note', name, 'folders beside train and val: not read')
+
+
+def _folder_images(root, splits, listed):
+  class_names = next(iter(listed.values()))
   numbers = {normal(name): i for i, name in enumerate(class_names)}
   for split, classes in listed.items():
     flat = {} if classes else {'': folder_lib.list_files(splits[split])}
@@ -282,8 +286,7 @@ def _folder_jobs(root, splits, listed, problems):
           yield _finding('note', _below(root, path), f'{what}: left out')
       label = numbers.get(normal(name))
       for path in listing.paths:
-        name = _below(root, path)
-        yield functools.partial(_examine_path, path, name, split, label)
+        yield functools.partial(_examine_path, root, path, split, label)
 
 
 def _below(root, path):
@@ -300,20 +303,16 @@ def _is_image(path):
     return False
 
 
-def _examine_path(path, name, split, label):
+def _examine_path(root, path, split, label):
+  name = _below(root, path)
   try:
-    encoded = pathlib.Path(path).read_bytes()
+    content = pathlib.Path(path).read_bytes()
   except OSError as error:
     return Outcome(name, [('unreadable', error.strerror)], split, label)
-  return _examine_file(encoded, name, split, label)
+  return _examine_content(content, name, split, label)
 
 
-def _examine_file(encoded, name, split, label):
-  key = digest(encoded) if encoded else b''
-  return Outcome(name, examine(encoded, name), split, label, key)
-
-
-def digest(content: bytes | memoryview) -> bytes:
+def digest(content: bytes | np.ndarray) -> bytes:
   """Returns 16 bytes that stand for the content."""
   return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
