@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import sys
 from unittest import mock
 
 from array_record.python import array_record_module
@@ -367,20 +366,6 @@ def test_check_accepts_the_folders_that_training_does(tmp_path, names, fits):
   contents = {name: jpeg(seed) for seed, name in enumerate(names)}
   write(tmp_path, contents | {n: b'{"a": 1}' for n in names if '.json' in n})
   assert agree(tmp_path, 'folder') == fits
-
-
-def test_preparing_a_set_that_is_there_runs_no_code_of_it(
-  tmp_path, monkeypatch
-):
-  features = write_tfds(tmp_path, pets()) / 'features.json'
-  package = 'tensorflow_datasets.core.features.text_feature'
-  text = features.read_text().replace(package, 'evil_feature')
-  features.write_text(text)
-  assert 'evil_feature' in text
-  write(tmp_path, {'evil_feature.py': b'from tensorflow_datasets import *'})
-  monkeypatch.syspath_prepend(tmp_path)
-  assert prepare(['tfds', '--name=pets', f'--data_dir={tmp_path}']) == 0
-  assert 'evil_feature' not in sys.modules
 
 
 def labeled_tar(labels):

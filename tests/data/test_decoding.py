@@ -115,11 +115,6 @@ def test_a_whole_jpeg_without_end_marker_is_read_and_named(progressive, end):
   assert len(messages) == 1
 
 
-def test_a_jpeg_that_is_cut_off_before_another_is_refused():
-  with pytest.raises(UnreadableImageError, match='truncated'):
-    decoding.decode(JPEG[:-400] + JPEG)
-
-
 def test_damage_of_cmyk_is_named():
   image = PIL.Image.fromarray(photo()).convert('CMYK')
   whole, messages = encode(image), []
@@ -194,15 +189,6 @@ def test_a_tiny_file_that_claims_a_huge_image_is_refused():
     decoding.decode(png[:8] + header + png[33:])
 
 
-def test_damage_of_the_header_leaves_no_rows_of_the_image_before():
-  """Two markers without a length, for a decoder that passes over them."""
-  start = JPEG.index(b'\xff\xc0')
-  stray = b'\xff\x01\0\4ab' + b'\xff\xd1\0\4ab'
-  damaged = JPEG[:start] + stray + JPEG[start:]
-  with pytest.raises(UnreadableImageError):  # as Pillow does
-    decoding.decode(damaged, rows_needed=lambda *_: 5)
-
-
 @pytest.mark.parametrize('mode', ['I', 'F'])
 def test_pixels_of_unknown_range_are_refused(mode):
   encoded = encode(PIL.Image.new(mode, (5, 5), 200), 'TIFF')
@@ -240,14 +226,6 @@ def test_what_a_png_holds_beside_its_pixels_does_no_harm(odd):
     np.testing.assert_array_equal(decoding.decode(encoded), photo())
 
 
-@pytest.mark.parametrize('form', ['PNG', 'WEBP'])
-@pytest.mark.parametrize('broken', [b'II*', b'Exif\0\0MM\0*\xff\xff\xff\xff'])
-def test_broken_exif_data_of_other_formats_do_no_harm(form, broken):
-  options = {'lossless': True} if form == 'WEBP' else {}
-  encoded = encode(photo(), form, exif=broken, **options)
-  np.testing.assert_array_equal(decoding.decode(encoded), photo())
-
-
 def test_a_png_is_turned_as_its_exif_data_say():
   png = encode(photo(), 'PNG', exif=exif(6))
   long = chunk(b'zTXt', b'note\0\0' + zlib.compress(bytes(3 << 20)))
@@ -278,13 +256,6 @@ def test_sixteen_bits_of_a_color_tiff_are_noted():
   assert (decoding.decode(encoded) == 9).all()
   kinds = contents.examine(encoded, 'a.tif')
   assert ('note', 'of 16 bits per channel: cut to 8') in kinds
-
-
-@pytest.mark.filterwarnings('ignore')  # as in `decoding`
-def test_a_tiff_is_turned_once_whatever_its_other_tags():
-  assert decoding.decode(tiff(1, t274=6)).shape == (4, 3, 3)
-  exif_beyond_the_end = tiff(1, t34665=99_999)
-  assert decoding.decode(exif_beyond_the_end).shape == (3, 4, 3)
 
 
 def test_odd_images_make_no_warnings_without_a_name(tmp_path):

@@ -236,36 +236,6 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, name):
       opened(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['emu', 'cat/more'])
-def test_a_link_that_cannot_be_followed_is_named(tmp_path, monkeypatch, name):
-  """It may be a class, or a folder of images."""
-  root = make_classes(tmp_path, cat=4, dog=4)
-  (root / name).symlink_to(root / 'dog')
-  scandir, path = os.scandir, str(root / name)
-
-  class Entry:
-    def __init__(self, entry):
-      self._entry = entry
-
-    def __getattr__(self, name):
-      return getattr(self._entry, name)
-
-    def is_dir(self):
-      if self.path == path:
-        raise PermissionError(13, 'Permission denied', path)
-      return self._entry.is_dir()
-
-  @contextlib.contextmanager
-  def guarded(folder):
-    with scandir(folder) as entries:
-      yield map(Entry, entries)
-
-  monkeypatch.setattr(os, 'scandir', guarded)
-  for opened in (both, lambda path: folder.find_images([str(path)])):
-    with pytest.raises(PermissionError, match=f'Permission denied.*{name}'):
-      opened(tmp_path)
-
-
 @pytest.mark.parametrize('folders', [('train', 'val'), ('.',)])
 def test_listing_is_about_as_fast_as_the_system(tmp_path, folders):
   """By calls: one scandir a folder, one look at it and at each file."""

@@ -131,22 +131,6 @@ def test_eight_threads_at_once(tmp_path, monkeypatch, cache, caplog):
   assert caplog.text.count('prepare raw') == (cache < 1 << 28)
 
 
-def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
-  write_hub(tmp_path, make_rows(60), make_rows(3))
-  calls = []
-  decode = parquet.ParquetSource._decode
-  monkeypatch.setattr(
-    parquet.ParquetSource,
-    '_decode',
-    lambda *a: calls.append(a[1]) or decode(*a),
-  )
-  source = open_split(tmp_path)
-  with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    list(pool.map(source.read, [*range(60)] * 3))
-  # Of 5, 0 and 55 rows in groups of 4.
-  assert sorted(calls) == [0, 1, *range(3, 17)]
-
-
 @pytest.mark.parametrize(
   ('options', 'message'),
   [

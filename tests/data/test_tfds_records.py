@@ -20,7 +20,7 @@ from tests.data.pictures import noise
 from tests.data.pictures import write
 from tests.system import commands
 
-TRAIN, VALIDATION = 19, 4  # examples, in files of 7
+TRAIN = 19  # examples, in files of 7
 
 
 @pytest.fixture(scope='module')
@@ -167,6 +167,8 @@ def test_a_class_of_somebody_else_is_not_imported(
     else:  # it is not read
       assert open_split(made_set).num_examples == TRAIN
       assert not check(str(made_set))['errors']
+      data_dir = f'--data_dir={made_set.parent.parent}'
+      assert prepare(['tfds', '--name=in', data_dir]) == 0
     path.write_text(original)
   assert 'there.evil' not in sys.modules
 

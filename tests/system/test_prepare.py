@@ -127,12 +127,9 @@ def test_a_full_disk_keeps_the_finished_shards(
   assert f'{done} of {total} shards are there' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('command', ['raw', 'resize'])
-def test_too_small_a_disk_is_refused_beforehand(
-  command, photos, small_disk, capsys
-):
+def test_too_small_a_disk_is_refused_beforehand(photos, small_disk, capsys):
   (small_disk / 'others').write_bytes(bytes(4 * 1024 * 1024 - 150_000))
-  assert prepare(arguments(command, photos, small_disk / 'out')) == 2
+  assert prepare(arguments('resize', photos, small_disk / 'out')) == 2
   assert 'make room' in capsys.readouterr().err
   assert not (small_disk / 'out' / '.unfinished').exists()  # another size may
 
@@ -156,11 +153,8 @@ def test_what_is_prepared_stays(photos, tmp_path, capsys):
   assert 'image_size: None -> 64' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('command', ['raw', 'resize'])
-def test_a_prepared_set_without_a_shard_is_refused(
-  photos, tmp_path, capsys, command
-):
-  line = arguments(command, photos, tmp_path / 'out')
+def test_a_prepared_set_without_a_shard_is_refused(photos, tmp_path, capsys):
+  line = arguments('resize', photos, tmp_path / 'out')
   assert prepare(line) == 0
   shard = next(tmp_path.glob('out/**/*train*-00001-of-*'))
   shard.unlink()
@@ -290,11 +284,11 @@ def test_names_that_are_no_utf8_are_kept(tmp_path):
   assert source.num_examples == 4
 
 
-@pytest.mark.parametrize('names', [['ä', 'b', 'ä'], ['', 'cat', 'dog']])
-def test_class_names_and_labels_are_given_back(names, tmp_path):
+def test_class_names_and_labels_are_given_back(tmp_path):
   """Also those that TFDS would refuse: ImageNet has two cranes."""
   pa = pytest.importorskip('pyarrow')
   pq = pytest.importorskip('pyarrow.parquet')
+  names = ['', 'crane', 'crane']
   labels = [i % 3 for i in range(12)]
   table = pa.table(
     {'image': [encode(noise(i)) for i in labels], 'label': labels}
