@@ -113,8 +113,7 @@ class ImageList(splits.Source):
       return self._pixels(index, image), 0
     if not isinstance(image, str | os.PathLike):
       raise UserError(
-        f'image {index} is a {type(image).__name__}; it takes paths, bytes, PIL'
-        ' images and numpy arrays'
+        f'image {index} is a {type(image).__name__}; give paths, bytes, images'
       )
     path = pathlib.Path(image)
     try:
@@ -130,8 +129,7 @@ class ImageList(splits.Source):
       color = array if array.ndim == 3 else np.repeat(array[..., None], 3, 2)
       return np.ascontiguousarray(color)
     raise UserError(
-      f'{self.describe(index)} is {array.dtype} {list(array.shape)}, not uint8'
-      ' [height, width, 3] or [height, width]'
+      f'image {index} is {array.dtype} {list(array.shape)}, not uint8 [h, w, 3]'
     )
 
   def describe(self, index: int) -> str:
@@ -300,8 +298,7 @@ def _check_complete(root, names):
       number = next(i for i in wanted if i not in have)
       raise UserError(
         f'{root} lacks {missing} of {count} files {start}I-of-{count}, the'
-        f' first with I = {number}; fetch them, or rename those that are there'
-        ' if they are to be the whole set'
+        f' first with I = {number}; fetch them, or rename the others'
       )
 
 
@@ -363,9 +360,8 @@ def _check_class_names(root, names, own):
     if different < 2 or 2 * len(alike) < len(names):
       return  # classes: bullet_train and test_tube
   raise UserError(
-    f'{root} has folders that are named like splits, not like classes'
-    f' ({", ".join(alike)}); images belong into train/CLASS and val/CLASS, or'
-    ' into CLASS alone; rename a class that is called so'
+    f'{root} has folders named like splits ({", ".join(alike)}); images belong'
+    ' into train/CLASS and val/CLASS, or CLASS; rename a class called so'
   )
 
 
@@ -506,7 +502,6 @@ def find_images(paths: Sequence[str]) -> list[str]:
     found += listing.paths
   if not found:
     raise UserError(
-      f'no image in {", ".join(map(repr, paths))}; name image files, or folders'
-      f' with files that end in {", ".join(IMAGE_SUFFIXES)}'
+      f'no image in {", ".join(map(repr, paths))} ({" ".join(IMAGE_SUFFIXES)})'
     )
   return found

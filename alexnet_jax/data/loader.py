@@ -78,10 +78,8 @@ class Loader:
   ) -> tuple[np.ndarray, int] | None:
     """Returns the same as `pixels`, of an example that was read before."""
     if not 0 <= label < len(self.source.class_names):
-      raise UserError(
-        f'{self.source.describe(index)} has the label {label}, which is none of'
-        f' the {len(self.source.class_names)} classes'
-      )
+      name = self.source.describe(index)
+      raise UserError(f'{name} has the label {label}, which is no class')
     label = self.numbers.get(label, label)
     if not isinstance(content, bytes):
       return content, label

@@ -160,8 +160,8 @@ def _check_alike(first, other):
   )
   if different := [f'{a!r} and {b!r}' for a, b in (kinds, *pairs) if a != b]:
     raise UserError(
-      f'{first.path} and {other.path} differ in the kind of labels or the names'
-      f' of {len(different)} classes: {", ".join(different[:5])}'
+      f'{first.path} and {other.path} differ in the kind of labels or names of'
+      f' classes: {", ".join(different[:5])}'
     )
 
 

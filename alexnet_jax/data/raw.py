@@ -151,8 +151,7 @@ def read_manifest(root: pathlib.Path) -> dict:
   except FileNotFoundError as error:
     raise UserError(
       f'no raw set in {root}: it has no {MANIFEST}. `python -m'
-      ' alexnet_jax.data.prepare raw` makes one; if it was ended before it was'
-      ' done, the same command goes on'
+      ' alexnet_jax.data.prepare raw` makes one, or goes on'
     ) from error
   if manifest['format'] != FORMAT:
     raise UserError(f'{root / MANIFEST} is no manifest of {FORMAT!r}')

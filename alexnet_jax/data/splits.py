@@ -114,20 +114,17 @@ def sort_into_splits(
     train, validation = validation, []
   if not train:
     raise UserError(
-      f"{root} has no files for training, with 'train' and no other split in"
-      f' the name; the first that it has: {names[0]}'
+      f"{root} has no files for training, named 'train'; the first: {names[0]}"
     )
   folders = sorted({name.rpartition('/')[0] or '.' for name in train})
   if len(folders) > 1:
     raise UserError(
       f'{root} has training files in {len(folders)} folders'
-      f' ({", ".join(folders[:5])}), which may be data sets of their own; give'
-      f' one of them: --config.data.path={root / folders[-1]}'
+      f' ({", ".join(folders[:5])}); give one: --config.data.path={root}/...'
     )
   if unclear:
     warn_once(
-      f'{root}: {len(unclear)} files are left out whose names do not tell one'
-      f' split, the first: {unclear[0]}'
+      f'{root}: {len(unclear)} files of no split are left out: {unclear[0]} ...'
     )
   if validation and validation == found['test']:
     warn_once(f'{root}: the test split serves as validation')
@@ -159,10 +156,7 @@ def check_labels(
   classes = np.unique(labels)
   if training is not None:
     if not len(classes):
-      raise UserError(
-        f'{root}: the files for validation have no examples; remove them, and a'
-        ' part of training is held out'
-      )
+      raise UserError(f'{root}: the files for validation have no examples')
     if len(unknown := np.setdiff1d(classes, training.labels)):
       name = dict(enumerate(training.class_names)).get(unknown[0], unknown[0])
       first = f'that training lacks, the first: {name}'
@@ -208,8 +202,7 @@ def hold_out(source: Source, side: Side) -> Source:
     if len(members) < 2:
       raise UserError(
         f'class {source.class_names[labels[members[0]]]!r} has a single example'
-        f' ({keys[members[0]]}), which cannot be both trained on and held out;'
-        ' add examples or remove the class'
+        f' ({keys[members[0]]}); add another to hold out, or remove the class'
       )
     count = min(max(1, round(side.fraction * len(members))), len(members) - 1)
     held += sorted(members, key=lambda i: _rank(side.seed, keys[i]))[:count]
@@ -317,8 +310,7 @@ def read_labels(source: Source) -> np.ndarray:
   labels = source.labels if known else source.read_labels()
   if len(wrong := labels[(labels < 0) | (labels >= classes)]):
     raise UserError(
-      f'{source.name} has {sum(wrong == wrong[0])} examples with the label'
-      f' {wrong[0]}, which is none of its {classes} classes'
+      f'{source.name} has the label {wrong[0]}, but {classes} classes'
     )
   return labels
 
@@ -334,8 +326,7 @@ def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
     if count < folds:
       raise UserError(
         f'{pool.name}: class {names[label]!r} has {count} examples, fewer than'
-        f' config.data.folds = {folds}: use fewer folds, add examples, or'
-        ' remove the class'
+        f' config.data.folds = {folds}'
       )
   from sklearn.model_selection import StratifiedKFold  # slow
 

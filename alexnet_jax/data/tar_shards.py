@@ -168,8 +168,7 @@ def _indexed(root, split, shards, sizes, times, index_shards):
         np.savez(file, state=state, samples=samples)
     except OSError as error:
       splits.warn_once(
-        f'{path} cannot be written ({error.strerror}): every start indexes the'
-        ' shards anew'
+        f'{path} cannot be written ({error.strerror}); it saves time at starts'
       )
   return samples
 
@@ -190,10 +189,8 @@ def _index_shards(root, shards):
     lambda pair: _index_shard(root, *pair), enumerate(shards)
   )
   if ignored := [name for _, names in indexed for name in names]:
-    splits.warn_once(
-      f'{root}: {len(ignored)} files in the shards that are neither image nor'
-      f' label are left out, the first: {ignored[0]}'
-    )
+    text = 'files that are neither image nor label are left out, the first'
+    splits.warn_once(f'{root}: {len(ignored)} {text}: {ignored[0]}')
   return np.concatenate([samples for samples, _ in indexed])
 
 
@@ -260,8 +257,7 @@ def members(
         raise tarfile.ReadError('it goes on behind its end: keep tars apart')
   except tarfile.TarError as error:
     raise UserError(
-      f'{place} is truncated, damaged or no plain uncompressed tar ({error});'
-      ' fetch it again'
+      f'{place} is truncated, damaged or no plain uncompressed tar ({error})'
     ) from error
   return found
 

@@ -78,8 +78,7 @@ class TfdsSource(splits.Source):
     label = features['label'].int64_list.value
     if not (image and label):
       raise UserError(
-        f'{self.name} record {index} has no encoded image or no label; prepare'
-        ' the set again'
+        f'{self.name} record {index} has no image or no label; prepare it again'
       )
     return image[0], label[0]
 
@@ -97,8 +96,7 @@ class TfdsSource(splits.Source):
       return example_class().FromString(record).features.feature
     except (DecodeError, RuntimeError, IndexError, ValueError) as error:
       raise UserError(
-        f'{self.name} record {index} in {self.folder} cannot be read or is'
-        f' damaged ({error}); prepare the set again'
+        f'{self.name} record {index} in {self.folder} is damaged ({error})'
       ) from error
 
   def read_labels(self) -> np.ndarray:
@@ -138,8 +136,7 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
     slices = ReadInstruction.from_spec(split).to_absolute(infos)
   except (ValueError, NotImplementedError) as error:
     raise UserError(
-      f'{folder} cannot give the split {split!r} ({error}); its splits are'
-      f' {sorted(infos)}'
+      f'{folder} cannot give {split!r} of {sorted(infos)} ({error})'
     ) from error
   # Of one that ends before it begins TFDS would read something.
   backwards = any(
@@ -187,9 +184,8 @@ def check_disjoint(training: splits.Source, held_out: splits.Source) -> None:
     for first, last in ranges[part.filename]:
       if max(first, part.skip) < min(last, part.skip + part.take):
         raise UserError(
-          f'the splits {training.name!r} and {held_out.name!r} share examples:'
-          ' what is trained on would be measured; keep them apart, as'
-          " 'train[:80%]' and 'train[80%:]' are"
+          f'the splits {training.name!r} and {held_out.name!r} share examples;'
+          " keep them apart, as 'train[:80%]' and 'train[80%:]' are"
         )
 
 
@@ -219,8 +215,7 @@ def read_description(folder: pathlib.Path) -> Description:
       raise ValueError(f'{count} classes')
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f'the description in {folder} is damaged ({error!r}); prepare the set'
-      ' again'
+      f'the description in {folder} is damaged ({error!r}); prepare it again'
     ) from error
   if dtype not in ('uint8', 'uint16'):
     raise UserError(f'{folder} has images of {dtype}, not of 8 or 16 bits')
@@ -311,8 +306,7 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
   if found:
     configs = ', '.join(folder.parent.name for folder in found)
     raise UserError(
-      f'TFDS set {name!r} in {root} has several configs ({configs}): add one,'
-      ' as /CONFIG, to config.data.tfds_name'
+      f'TFDS set {name!r} in {root} has several configs; name one: {configs}'
     )
   command = (
     f'python -m alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR'

@@ -126,7 +126,7 @@ def test_files_that_cannot_be_sorted(names, message):
 
 def test_files_that_are_left_out_are_counted(caplog):
   splits.sort_into_splits('here', ['train-0', 'train-val-0', 'x', 'test-0'])
-  assert 'here: 2 files are left out' in caplog.text
+  assert 'here: 2 files of no split are left out' in caplog.text
   assert 'here: the test split serves as validation' in caplog.text
 
 

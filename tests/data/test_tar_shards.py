@@ -93,7 +93,7 @@ def test_webdataset_reads_the_same(tmp_path, caplog):
   ]
   assert contents(open_split(tmp_path, val_fraction=0.0)) == theirs
   assert len(theirs) == 6
-  assert '14 files in the shards' in caplog.text
+  assert '14 files that are neither' in caplog.text
   assert 'the first: photo0.mask.png' in caplog.text
 
 

@@ -32,8 +32,7 @@ def _name_and_version(arguments):
   if arguments.name:
     if not re.fullmatch(r'[a-z][a-z0-9_]*', arguments.name):
       raise UserError(
-        f'--name is {arguments.name!r}; it takes a-z, 0-9 and _, and starts'
-        ' with a letter'
+        f'--name is {arguments.name!r}; it takes a letter, then a-z, 0-9 and _'
       )
     return arguments.name, _VERSION
   if arguments.source == 'tfds':
@@ -50,14 +49,10 @@ def _check_class_names(names):
     is_unicode = name.encode(errors='replace').decode() == name
     if name != name.strip() or set(name) & {*'\r\n'} or not is_unicode:
       raise UserError(
-        'a TFDS set keeps class names as lines of UTF-8 text, and'
-        f' {name!r} is none; rename the class, or use `prepare raw`'
+        f'the class name {name!r} is no line of UTF-8; use `prepare raw`'
       )
   if len({*names, ''}) <= len(names):
-    logging.warning(
-      'class names are empty or given twice: training reads the set, but TFDS'
-      ' itself refuses such names'
-    )
+    logging.warning('class names are empty or given twice, which TFDS refuses')
 
 
 class ResizedSet:

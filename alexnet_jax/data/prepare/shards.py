@@ -25,7 +25,6 @@ from alexnet_jax import files
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.tfds import print_command
-from alexnet_jax.data.prepare.tfds import undamaged
 from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
@@ -76,11 +75,10 @@ def prepare(arguments, make_target) -> dict:
       _write_set(target, loaders, arguments.shard_examples)
     # Also if the last command ended right before that.
     shutil.rmtree(target.folder / _NOTES, ignore_errors=True)
-  with undamaged(target.folder):
-    result, keys = target.result()
-    options = {k: str(v) for k, v in keys.items() if k != 'source'}
-    for split in sources.SPLITS:
-      sources.make_source(keys['source'], split, tfds_split=split, **options)
+  result, keys = target.result()
+  options = {k: str(v) for k, v in keys.items() if k != 'source'}
+  for split in sources.SPLITS:
+    sources.make_source(keys['source'], split, tfds_split=split, **options)
   recipe = 'imagenet' if result['classes'] == _IMAGENET_CLASSES else 'folder'
   size = arguments.size
   keys |= {'resize_size': size, 'crop_size': max(1, size * 7 // 8)}
@@ -119,8 +117,7 @@ def _check_path(arguments):
   out = pathlib.Path(arguments.out).resolve()
   if source in (out, *out.parents):
     raise UserError(
-      f'--out {out} lies in the source {source}, which would then hold both;'
-      ' choose a folder outside'
+      f'--out {out} lies in the source {source}; choose a folder outside'
     )
 
 
@@ -132,8 +129,7 @@ def _locked(target):
   found = {path.name for path in folder.iterdir()} - {files.LOCK_FILE}
   if found and not found & {target.description, _NOTES}:
     raise UserError(
-      f'{folder} is not empty and not the unfinished work of this command; it'
-      ' is left as it is: choose another --out'
+      f'{folder} is not empty, nor work of this command; choose another --out'
     )
 
   def interrupt(number, _):

@@ -5,7 +5,6 @@ for a peer in the benchmark, nowhere else in the package.
 """
 
 from collections.abc import Iterable
-from collections.abc import Iterator
 import contextlib
 import difflib
 import logging
@@ -63,11 +62,10 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
       'building a TFDS set needs TensorFlow, reading it does not:'
       f' {how_to_install("tfds")} ({error})'
     ) from error
-  with undamaged(folder):
-    described = tfds_records.read_description(folder)
-    splits = described.num_examples
-    for split in filter(splits.get, splits):
-      tfds_records.tfds_source(name, split, str(root))
+  described = tfds_records.read_description(folder)
+  splits = described.num_examples
+  for split in filter(splits.get, splits):
+    tfds_records.tfds_source(name, split, str(root))
   keys = {'data.path': root}
   if name != 'imagenet2012':
     keys |= {'data.tfds_name': name, 'model.num_classes': 0}  # 0: the data's
@@ -84,18 +82,6 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
   }
 
 
-@contextlib.contextmanager
-def undamaged(folder: pathlib.Path) -> Iterator[None]:
-  """Adds to an error in a set that was prepared what can be done about it."""
-  try:
-    yield
-  except UserError as error:
-    raise UserError(
-      f'{error}. {folder} was prepared, and is not touched: once it is moved'
-      ' away, the same command makes it anew'
-    ) from error
-
-
 def _build(name, root, manual_dir):
   """Builds a set with TensorFlow; returns its folder."""
   manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
@@ -105,8 +91,7 @@ def _build(name, root, manual_dir):
     return folder
   if folder.exists():
     raise UserError(
-      f'{folder} is there but holds no finished data set; move it away or'
-      ' choose another --data_dir'
+      f'{folder} holds no finished data set; move it, or change --data_dir'
     )
   instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
   if instructions:
@@ -116,10 +101,7 @@ def _build(name, root, manual_dir):
   tensorflow = _import_tensorflow()
   folder.parent.mkdir(parents=True, exist_ok=True)
   if left := [*folder.parent.glob(f'incomplete.*_{folder.name}')]:
-    logging.warning(
-      'left by a build that was killed, unless one is running; delete: %s',
-      ' '.join(map(str, left)),
-    )
+    logging.warning('left by a build that was killed: %s', *left[:1])
   if name == 'imagenet2012':
     _check_tars(manual, folder.parent)
   _run_builder(tensorflow, builder, manual)
@@ -150,8 +132,7 @@ def _make_builder(name, root):
   kinds = {'image': tfds.features.Image, 'label': tfds.features.ClassLabel}
   if any(not isinstance(features.get(key), kinds[key]) for key in kinds):
     raise UserError(
-      f'{builder.name} has the features {sorted(features)}; training needs an'
-      " 'image' and a 'label' that is a class"
+      f'{builder.name} has {sorted(features)}, not an image and a class label'
     )
   return builder
 
@@ -161,9 +142,8 @@ def _check_manual_files(name, manual, root, instructions):
   if name == 'imagenet2012':
     if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
       raise UserError(
-        f'{" and ".join(missing)} not found in {manual}. Register at'
-        ' https://image-net.org/download-images and download them, leave them'
-        ' packed, then:\n'
+        f'{" and ".join(missing)} not found in {manual}. Download them from'
+        ' https://image-net.org/download-images, leave them packed, then:\n'
         '  python -m alexnet_jax.data.prepare tfds --name imagenet2012'
         f' --manual_dir DIR --data_dir {shlex.quote(str(root))}'
       )
