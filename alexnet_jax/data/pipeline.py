@@ -6,7 +6,6 @@ same for any number of threads and processes.
 """
 
 import collections
-from collections.abc import Callable
 import dataclasses
 import hashlib
 import math
@@ -128,70 +127,45 @@ def train_dataset(
       resolution; see `decoding.decode`.
   """
   crop, size = augmentation.crop, loader.resize_size
+  whole, part = batching.global_batch_size, batching.part
   min_size = crop.least_short_side(size) if scaled_decoding else 0
   addresses = None  # of squares in memory
   if crop.kind != 'random_resized':
     addresses = loader.square_addresses(num_steps * batching.size)
   buffers = _Buffers(batching, crop.size)
-  make_batch = _TrainBatches(
-    loader, augmentation, batching, buffers, seed, min_size, addresses
-  )
-  return _dataset(make_batch, num_steps, batching.prefetch)
 
+  def make_batch(step):
+    positions = order.batch_positions(step, whole)[part]
+    indices = order.examples_at(positions, loader.source.num_examples, seed)
+    draws = order.batch_draws(step, whole, seed)[part]
+    batch = _empty_batch(buffers, loader.skips)
+    batch |= augmentation.draw(draws, step, whole, seed, part)
+    attempts = None
+    if crop.kind == 'random_resized':
+      attempts = order.resized_crop_draws(step, whole, seed)[part]
 
-@dataclasses.dataclass(frozen=True)
-class _TrainBatches:
-  """Makes the training batch of a step."""
+    def fill(i, _):
+      how = {'min_size': min_size, 'rows_needed': windows[i].rows_needed}
+      example = loader.pixels(int(indices[i]), **how)
+      if example is None:
+        batch['unreadable'][i] = True
+        example = _next_readable(loader, int(positions[i]), seed, how)
+      pixels, batch['label'][i] = example
+      windows[i].cut(pixels, batch['image'][i])
 
-  loader: Loader
-  augmentation: Augmentation
-  batching: Batching
-  buffers: _Buffers
-  seed: int
-  min_size: int  # see `decoding.decode`
-  addresses: Callable | None  # see `Loader.square_addresses`
-
-  def __call__(self, step: int) -> Batch:
-    batch = self._make(step)
-    if self.augmentation.mirrors_on_host:
+    if addresses is None:
+      windows = crop.windows(draws, attempts, size)
+      loader.for_each(fill, len(positions))
+    else:
+      corners = crop.corners(draws, size)
+      _copy_squares(loader, addresses(indices), corners, batch)
+      batch['label'][:] = loader.source.labels[indices]
+    if augmentation.mirrors_on_host:
       flip, image = batch.pop('flip'), batch['image']
       image[flip] = image[flip, :, ::-1]
     return batch
 
-  def _make(self, step):
-    loader, crop = self.loader, self.augmentation.crop
-    part, seed = self.batching.part, self.seed
-    whole = self.batching.global_batch_size
-    positions = order.batch_positions(step, whole)[part]
-    indices = order.examples_at(positions, loader.source.num_examples, seed)
-    draws = order.batch_draws(step, whole, seed)[part]
-    batch = _empty_batch(self.buffers, loader.skips)
-    batch |= self.augmentation.draw(draws, step, whole, seed, part)
-    if self.addresses is not None:
-      corners = crop.corners(draws, loader.resize_size)
-      _copy_squares(loader, self.addresses(indices), corners, batch)
-      batch['label'][:] = loader.source.labels[indices]
-      return batch
-    attempts = None
-    if crop.kind == 'random_resized':
-      attempts = order.resized_crop_draws(step, whole, seed)[part]
-    windows = crop.windows(draws, attempts, loader.resize_size)
-
-    def fill(i, _):
-      self._fill(batch, i, int(positions[i]), int(indices[i]), windows[i])
-
-    loader.for_each(fill, len(positions))
-    return batch
-
-  def _fill(self, batch, i, position, index, window):
-    """Reads example `index` and writes its crop as the i-th of the batch."""
-    how = {'min_size': self.min_size, 'rows_needed': window.rows_needed}
-    example = self.loader.pixels(index, **how)
-    if example is None:
-      batch['unreadable'][i] = True
-      example = _next_readable(self.loader, position, self.seed, how)
-    pixels, batch['label'][i] = example
-    window.cut(pixels, batch['image'][i])
+  return _dataset(make_batch, num_steps, batching.prefetch)
 
 
 def _empty_batch(buffers, skips):
@@ -245,41 +219,29 @@ def eval_dataset(
   examples that do not count: their `mask` is False, as of skipped images.
   """
   buffers = _Buffers(batching, crop_size)
-  make_batch = _EvalBatches(loader, crop_size, batching, buffers)
-  length = -(-loader.source.num_examples // batching.global_batch_size)
-  return _dataset(make_batch, length, batching.prefetch)
+  count, size = loader.source.num_examples, loader.resize_size
+  whole, corner = batching.global_batch_size, (size - crop_size) // 2
 
-
-@dataclasses.dataclass(frozen=True)
-class _EvalBatches:
-  """Makes a batch of center crops."""
-
-  loader: Loader
-  crop_size: int
-  batching: Batching
-  buffers: _Buffers
-
-  def __call__(self, number: int) -> Batch:
-    whole = self.batching.global_batch_size
-    positions = order.batch_positions(number, whole)[self.batching.part]
-    batch = _empty_batch(self.buffers, self.loader.skips)
+  def make_batch(number):
+    positions = order.batch_positions(number, whole)[batching.part].tolist()
+    batch = _empty_batch(buffers, loader.skips)
     batch['mask'] = np.zeros(len(positions), bool)
-    self.loader.for_each(
-      lambda i, _: self._fill(batch, i, int(positions[i])), len(positions)
-    )
+
+    def fill(i, _):
+      image, index = batch['image'][i], positions[i]
+      if index >= count:
+        image[:] = 0
+      elif (example := loader.pixels(index)) is None:
+        image[:], batch['unreadable'][i] = 0, True
+      else:
+        pixels, batch['label'][i] = example
+        images.crop_of_square(pixels, size, corner, corner, image)
+        batch['mask'][i] = True
+
+    loader.for_each(fill, len(positions))
     return batch
 
-  def _fill(self, batch, i, index):
-    if index >= self.loader.source.num_examples:
-      batch['image'][i] = 0
-    elif (example := self.loader.pixels(index)) is None:
-      batch['image'][i], batch['unreadable'][i] = 0, True
-    else:
-      pixels, batch['label'][i] = example
-      size = self.loader.resize_size
-      corner = (size - self.crop_size) // 2
-      images.crop_of_square(pixels, size, corner, corner, batch['image'][i])
-      batch['mask'][i] = True
+  return _dataset(make_batch, -(-count // whole), batching.prefetch)
 
 
 def _dataset(make_batch, length, prefetch):
