@@ -61,42 +61,45 @@ _KINDS = {
 class _Findings:
   """The findings so far: a row for each kind, and for each kind of note."""
 
-  def __init__(self):
+  def __init__(self, num_classes):
+    self._num_classes = num_classes
     self._rows = {}  # by kind, and detail of a note
-    self._first = {}  # of equal images the (name, split, label), by digest
+    # Of equal images the (name, split, label), by digest: about 300 bytes an
+    # image, 400 MB for ImageNet.
+    self._first = {}
+    self.labels = collections.defaultdict(collections.Counter)  # by split
 
   def add(self, kind, name, detail=''):
     """Adds a finding; only the detail of the first of a kind is kept."""
     severity, text = _KINDS.get(kind, ('error', _REFUSED))
-    key = kind, detail if kind == 'note' else ''
-    if key not in self._rows:
-      first = f' (the first: {detail[:_MAX_DETAIL]})' if detail else ''
-      self._rows[key] = {
-        'severity': severity,
-        'kind': kind,
-        'text': detail if kind == 'note' else text + first,
-        'count': 0,
-        'examples': [],
-      }
-    row = self._rows[key]
+    first = f' (the first: {detail[:_MAX_DETAIL]})' if detail else ''
+    key, text = (kind, text + first) if kind != 'note' else (detail, detail)
+    row = {'severity': severity, 'kind': kind, 'text': text}
+    row = self._rows.setdefault(key, row | {'count': 0, 'examples': []})
     row['count'] += 1
     if len(row['examples']) < _MAX_EXAMPLES:
       row['examples'].append(name)
 
-  def compare(self, outcome: contents.Outcome):
-    """Adds an image's equality to one before.
-
-    Takes about 300 bytes an image, 400 MB for ImageNet.
-    """
-    image = outcome.name, outcome.split, outcome.label
-    name, split, label = self._first.setdefault(outcome.digest, image)
-    if (name, split) == image[:2]:
+  def record(self, outcome: contents.Outcome):
+    """Adds what was found in an image or file, and copies of others."""
+    name, split, label = image = outcome.name, outcome.split, outcome.label
+    for kind, detail in outcome.found:
+      self.add(kind, name, detail)
+    if split is None:
       return
-    same = 'duplicate' if split == outcome.split else 'duplicate_between_splits'
-    pair = f'{outcome.name} = {name}'
-    self.add(same, pair)
-    if None not in (label, outcome.label) and label != outcome.label:
-      self.add('duplicate_with_two_labels', pair)
+    self.labels[split][label] += 1
+    if label is not None and not 0 <= label < self._num_classes:
+      detail = f'{label} of {self._num_classes} classes'
+      self.add('label_out_of_range', name, detail)
+    if not outcome.digest:
+      return
+    other, its_split, its_label = self._first.setdefault(outcome.digest, image)
+    if (other, its_split) != (name, split):
+      pair = f'{name} = {other}'
+      between = '' if split == its_split else '_between_splits'
+      self.add(f'duplicate{between}', pair)
+      if None not in (label, its_label) and label != its_label:
+        self.add('duplicate_with_two_labels', pair)
 
   def rows(self):
     """Returns the findings, errors first."""
@@ -124,12 +127,12 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
   Raises UserError if there is no data set at `path`.
   """
   opened = contents.open_set(pathlib.Path(path).expanduser(), name)
-  findings = _Findings()
-  labels = collections.defaultdict(collections.Counter)  # of each split
+  findings = _Findings(len(opened.class_names))
   with shards.progress(opened.total, 'examining') as add_done:
     for outcome in shards.run_in_order(opened.jobs, num_threads or num_cores()):
-      _record(outcome, len(opened.class_names), findings, labels)
+      findings.record(outcome)
       add_done(outcome.split is not None)
+  labels = findings.labels
   if opened.kind != 'folder' and labels['train']:
     for label, class_name in enumerate(opened.class_names):
       if not labels['train'][label]:
@@ -155,19 +158,6 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
   }
   _print(result)
   return result
-
-
-def _record(outcome, num_classes, findings, labels):
-  for kind, detail in outcome.found:
-    findings.add(kind, outcome.name, detail)
-  if outcome.split is None:
-    return
-  labels[outcome.split][outcome.label] += 1
-  if outcome.label is not None and not 0 <= outcome.label < num_classes:
-    detail = f'{outcome.label} of {num_classes} classes'
-    findings.add('label_out_of_range', outcome.name, detail)
-  if outcome.digest:
-    findings.compare(outcome)
 
 
 def _print(result):

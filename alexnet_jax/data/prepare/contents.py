@@ -240,53 +240,47 @@ def _open_folder(root):
     split: folder_lib.list_classes(folder) for split, folder in splits.items()
   }
   class_names = list(next(iter(listed.values())))
+  numbers = {normal(name): i for i, name in enumerate(class_names)}
   problems = {}
   for split, classes in listed.items():
     known = class_names if split == 'validation' else None
     problems[split] = [
       *folder_lib.find_problems(splits[split], classes, known, split == 'all')
     ]
+
+  def jobs():
+    for split, classes in listed.items():
+      for kind, path, message in problems[split]:
+        yield _finding(kind, _below(root, path), message)
+      for path in folder_lib.loose_images(splits[split]) if classes else ():
+        yield _finding('loose_image', _below(root, path))
+      for name in sorted(numbers.keys() - set(map(normal, classes))):
+        yield _finding('class_not_in_validation', name)  # of training never
+    if root not in splits.values():
+      used = {folder.name for folder in splits.values()}
+      for name in sorted(set(folder_lib.subfolders(root)) - used):
+        yield _finding('note', name, 'folders beside train and val: not read')
+    for split, classes in listed.items():
+      flat = {} if classes else {'': folder_lib.list_files(splits[split])}
+      for name, listing in (classes or flat).items():
+        yield from _listing_jobs(
+          root, listing, split, numbers.get(normal(name))
+        )
+
   total = sum(len(c.paths) for found in listed.values() for c in found.values())
-  jobs = itertools.chain(
-    _folder_findings(root, splits, listed, problems),
-    _folder_images(root, splits, listed),
-  )
   fits = not any(problems.values())
-  return Contents('folder', class_names, total, jobs, {}, fits)
+  return Contents('folder', class_names, total, jobs(), {}, fits)
 
 
-def _folder_findings(root, splits, listed, problems):
-  class_names = next(iter(listed.values()))
-  for split, classes in listed.items():
-    folder = splits[split]
-    for kind, path, message in problems[split]:
-      yield _finding(kind, _below(root, path), message)
-    for path in folder_lib.loose_images(folder) if classes else ():
-      yield _finding('loose_image', _below(root, path))
-    missing = set(map(normal, class_names)) - set(map(normal, classes))
-    for name in sorted(missing):  # of training never
-      yield _finding('class_not_in_validation', name)
-  if root not in splits.values():
-    used = {folder.name for folder in splits.values()}
-    for name in sorted(set(folder_lib.subfolders(root)) - used):
-      yield _finding('note', name, 'folders beside train and val: not read')
-
-
-def _folder_images(root, splits, listed):
-  class_names = next(iter(listed.values()))
-  numbers = {normal(name): i for i, name in enumerate(class_names)}
-  for split, classes in listed.items():
-    flat = {} if classes else {'': folder_lib.list_files(splits[split])}
-    for name, listing in (classes or flat).items():
-      for path, what in listing.left_out:
-        is_image = what == 'other files' and _is_image(path)
-        if is_image or what.startswith('images'):
-          yield _finding('unknown_suffix', _below(root, path))
-        else:
-          yield _finding('note', _below(root, path), f'{what}: left out')
-      label = numbers.get(normal(name))
-      for path in listing.paths:
-        yield functools.partial(_examine_path, root, path, split, label)
+def _listing_jobs(root, listing, split, label):
+  for path, what in listing.left_out:
+    is_image = what == 'other files' and _is_image(path)
+    if is_image or what.startswith('images'):
+      yield _finding('unknown_suffix', _below(root, path))
+    else:
+      yield _finding('note', _below(root, path), f'{what}: left out')
+  for path in listing.paths:
+    yield functools.partial(_examine_path, root, path, split, label)
 
 
 def _below(root, path):
