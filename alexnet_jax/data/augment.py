@@ -49,20 +49,18 @@ class SquareWindow(NamedTuple):
 
 
 class ResizedBox(NamedTuple):
-  """A random part of an image, resized; see `images.random_resized_box`."""
+  """As a SquareWindow, but a random part of an image, resized."""
 
-  corner: np.ndarray
+  corner: np.ndarray  # see `images.random_resized_box`
   attempts: np.ndarray
   area: tuple[float, float]
   ratio: tuple[float, float]
 
   def rows_needed(self, height: int, width: int) -> int:
-    """Returns how many rows of the image, from the top, the box needs."""
     top, _, rows, _ = images.random_resized_box(height, width, *self)
     return top + rows
 
   def cut(self, image: np.ndarray, out: np.ndarray) -> None:
-    """Writes the resized box into `out`, uint8 [size, size, 3]."""
     box = images.random_resized_box(*image.shape[:2], *self)
     images.resize_box(image, box, out)
 

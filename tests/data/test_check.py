@@ -232,7 +232,10 @@ def write_tfds(root, splits, class_names=('cat', 'dog'), name='pets'):
       features['label'].int64_list.value.append(label)
       writer.write(message.SerializeToString())
     writer.close()
-  counts = {split: [(len(records), 1)] for split, records in splits.items()}
+  counts = {
+    split: [{'num_examples': len(records), 'num_bytes': 1}]
+    for split, records in splits.items()
+  }
   resize.write_description(folder, name, class_names, counts)
   return folder
 

@@ -221,7 +221,7 @@ def test_a_tar_that_is_cut_off_is_named_as_damaged(
     last = tar.getmembers()[-1]
   os.truncate(tmp_path / damaged, last.offset_data + last.size // 2)
   process = prepare(tmp_path / 'data', f'--manual_dir={tmp_path}')
-  refused(process, f'{tmp_path / damaged} is damaged')
+  refused(process, f'{tmp_path / damaged} is truncated')
   assert not list(tmp_path.glob('data/imagenet2012/*'))
 
 

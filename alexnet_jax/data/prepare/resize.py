@@ -146,18 +146,11 @@ class ResizedSet:
     return {'num_examples': len(sizes), 'num_bytes': sum(sizes)}
 
   def describe(self, notes) -> None:
-    skipped = [
-      k for own in notes.values() for note in own for k in note['skipped']
-    ]
+    skipped = [k for own in notes.values() for n in own for k in n['skipped']]
     made = {'settings': self.settings, 'skipped': skipped}
     shards.write_json(self.folder / _MADE, made)
-    splits = {
-      split: [(note['num_examples'], note['num_bytes']) for note in own]
-      for split, own in notes.items()
-    }
-    write_description(
-      self.folder, self._name.partition('/')[0], self._class_names, splits
-    )
+    name = self._name.partition('/')[0]
+    write_description(self.folder, name, self._class_names, notes)
 
   def result(self) -> tuple[dict, dict]:
     described = tfds_records.read_description(self.folder)
@@ -181,12 +174,12 @@ def write_description(
   folder: pathlib.Path,
   name: str,
   class_names: Sequence[str],
-  splits: dict[str, list[tuple[int, int]]],
+  splits: dict[str, list[dict]],
 ) -> None:
   """Writes what makes a folder of shards a TFDS set, as TFDS does.
 
-  `folder` is named by the version, `splits` are (number of records, bytes) of
-  each shard.
+  `folder` is named by the version; each shard of a split has {num_examples,
+  num_bytes}.
   """
   image = {
     'dtype': 'uint8',
@@ -210,8 +203,8 @@ def write_description(
       {
         'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
         'name': split,
-        'numBytes': str(sum(size for _, size in parts)),
-        'shardLengths': [str(count) for count, _ in parts],
+        'numBytes': str(sum(part['num_bytes'] for part in parts)),
+        'shardLengths': [str(part['num_examples']) for part in parts],
       }
       for split, parts in splits.items()
     ],

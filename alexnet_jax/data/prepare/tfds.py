@@ -16,6 +16,7 @@ import sys
 import tarfile
 
 from alexnet_jax import files
+from alexnet_jax.data import tar_shards
 from alexnet_jax.data import tfds_records
 from alexnet_jax.data.imagenet import NUM_VALIDATION
 from alexnet_jax.data.imagenet import TRAIN_TAR
@@ -156,20 +157,14 @@ def _check_manual_files(name, manual, root, instructions):
 
 def _check_tars(manual, folder):
   """Finds in seconds what a build would stumble over after hours."""
+  needed = 0  # TFDS shuffles through files that shrink as the records grow
   for name, expected in _IMAGENET_TARS.items():
-    try:
-      with tarfile.open(manual / name, 'r:') as tar:
-        count = sum(1 for _ in tar)
-    except (tarfile.TarError, OSError) as error:
-      raise UserError(
-        f'{manual / name} is damaged ({error}); download it again'
-      ) from error
+    with (manual / name).open('rb') as file:
+      count = len(tar_shards.members(manual / name, file))
     if count != expected:  # a tar cut off between two files looks whole
-      logging.warning(
-        '%s holds %d files, that of ILSVRC-2012 %d', name, count, expected
-      )
-  # TFDS shuffles through files that shrink as the records grow.
-  needed = sum((manual / name).stat().st_size for name in _IMAGENET_TARS)
+      text = '%s holds %d files, that of ILSVRC-2012 %d'
+      logging.warning(text, name, count, expected)
+    needed += (manual / name).stat().st_size
   files.check_room(folder, needed)
 
 
@@ -192,9 +187,8 @@ def _run_builder(tensorflow, builder, manual):
     if isinstance(error, RuntimeError) and not files.no_room(error):
       raise
     raise UserError(
-      f'cannot build {builder.name} in {builder.data_dir}: {error}\n'
-      'Full disk, damaged archive or no network; nothing was kept, so repair it'
-      ' and start the same command again'
+      f'cannot build {builder.name} in {builder.data_dir}: {error}\nFull disk,'
+      ' damaged archive or no network; nothing was kept: start once more'
     ) from error
 
 
