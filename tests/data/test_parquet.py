@@ -208,7 +208,7 @@ HUB = {'metadata': hub_metadata()}
       ROWS,
       ROWS,
       {'metadata': hub_metadata(names=['crane', 'Dog'])},
-      "2 classes: 'dog' and 'Dog', 'maillot' and None",
+      "classes: 'dog' and 'Dog', 'maillot' and None",
     ),
     (ROWS, [], {**HUB, 'label_kind': pa.int64()}, 'have no examples'),
   ],

@@ -201,7 +201,7 @@ def test_a_cut_before_any_rename_is_made_good(
     return replaced_file(path)
 
   monkeypatch.setattr(files, 'replaced_file', replace)
-  assert prepare(arguments(command, photos, whole, 100)) == 0
+  assert prepare(arguments(command, photos, whole, 50)) == 0
   assert len(replaced) >= 9  # plan, 3 shards, 3 notes, descriptions
 
   def cut_at(number):
@@ -219,7 +219,7 @@ def test_a_cut_before_any_rename_is_made_good(
     return cut
 
   for number in range(len(replaced)):
-    command_line = arguments(command, photos, out / str(number), 100)
+    command_line = arguments(command, photos, out / str(number), 50)
     monkeypatch.setattr(files, 'replaced_file', cut_at(number))
     with pytest.raises(PowerCut):
       prepare(command_line)
@@ -229,7 +229,7 @@ def test_a_cut_before_any_rename_is_made_good(
 
 
 def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
-  command_line = arguments('raw', photos, tmp_path / 'out', 100)
+  command_line = arguments('raw', photos, tmp_path / 'out', 50)
   with monkeypatch.context() as patch:
     patch.setattr(raw.RawSet, 'describe', mock.Mock(side_effect=PowerCut))
     with pytest.raises(PowerCut):
