@@ -19,8 +19,6 @@ import PIL.Image
 
 from alexnet_jax import files
 from alexnet_jax.data import splits
-from alexnet_jax.data.splits import normal
-from alexnet_jax.data.splits import warn_once
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
@@ -333,10 +331,10 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
       listed = f'{len(folders)} folders for {split} ({", ".join(folders)})'
       raise UserError(f'{root} has {listed}: leave one of them')
   if validation == found['test'] != []:
-    warn_once(f'{root}: the test split serves as validation')
+    splits.warn_once(f'{root}: the test split serves as validation')
   train = root / found['train'][0]
   if unused := [n for n in names if n not in (train.name, *validation)]:
-    warn_once(f'{root}: folders that are not read: {", ".join(unused)}')
+    splits.warn_once(f'{root}: folders that are not read: {", ".join(unused)}')
   if not validation:
     return {'all': train}
   other = root / validation[0]
@@ -386,11 +384,13 @@ def find_problems(
   """
   if not classes:
     yield 'no_classes', root, 'has no subfolders; each class needs one'
-  known = set(map(normal, classes if class_names is None else class_names))
-  lacking = [name for name in classes if normal(name) not in known]
+  known = set(
+    map(splits.normal, classes if class_names is None else class_names)
+  )
+  lacking = [name for name in classes if splits.normal(name) not in known]
   seen = set()
   for name, listing in classes.items():
-    path, plain, count = root / name, normal(name), len(listing.paths)
+    path, plain, count = root / name, splits.normal(name), len(listing.paths)
     own = listing.folders[:1]  # none of a link to a folder around it
     below = [p for p in listing.folders if [os.path.dirname(p)] == own]
     words = {splits.split_of_name(os.path.basename(p)) for p in below} - {''}
@@ -454,8 +454,8 @@ def list_folder(
   left_out += [entry for c in classes.values() for entry in c.left_out]
   warn_left_out(root, left_out)
   names = list(classes) if class_names is None else class_names
-  numbers = {normal(name): number for number, name in enumerate(names)}
-  labels = [numbers[normal(name)] for name in classes]
+  numbers = {splits.normal(name): number for number, name in enumerate(names)}
+  labels = [numbers[splits.normal(name)] for name in classes]
   counts = [len(listing.paths) for listing in classes.values()]
   below = len(str(root)) + 1
   paths = [path[below:] for c in classes.values() for path in c.paths]
@@ -479,7 +479,7 @@ def warn_left_out(root: object, left_out: Sequence[tuple[str, str]]) -> None:
     counts = collections.Counter(what for _, what in left_out)
     listed = ', '.join(f'{count:,} {what}' for what, count in counts.items())
     first = os.path.relpath(left_out[0][0], root)
-    warn_once(f'{root}: left out: {listed}; the first: {first}')
+    splits.warn_once(f'{root}: left out: {listed}; the first: {first}')
 
 
 def find_images(paths: Sequence[str]) -> list[str]:

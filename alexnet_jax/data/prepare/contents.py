@@ -18,12 +18,10 @@ import PIL.Image
 
 from alexnet_jax.data import decoding
 from alexnet_jax.data import folder as folder_lib
+from alexnet_jax.data import imagenet
 from alexnet_jax.data import raw
 from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.imagenet import NUM_VALIDATION
-from alexnet_jax.data.imagenet import TRAIN_TAR
-from alexnet_jax.data.imagenet import VALIDATION_TAR
 from alexnet_jax.data.prepare import tfds
 from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UnreadableImageError
@@ -31,9 +29,10 @@ from alexnet_jax.errors import UserError
 
 _IMAGENET = {
   'train images': 1_281_167,
-  'validation images': NUM_VALIDATION,
+  'validation images': imagenet.NUM_VALIDATION,
   'classes': 1_000,
 }
+_TARS = imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR
 _DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
 _SMALL = 32  # pixels
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
@@ -83,7 +82,7 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
     raise UserError(
       f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
       f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS'
-      f" set, or the folder of ImageNet's tars ({TRAIN_TAR}, {VALIDATION_TAR})"
+      f" set, or the folder of ImageNet's tars ({', '.join(_TARS)})"
     )
   kinds = sorted(found, key=found.get, reverse=True)
   if len(kinds) > 1 and kinds[0] != 'tfds':
@@ -110,7 +109,7 @@ def _kinds(root, sets):
     raise
   for path, size in zip(listing.paths, listing.sizes, strict=True):
     kind = shards.get(os.path.splitext(path)[1].lower(), 'folder')
-    is_tar = os.path.relpath(path, root) in (TRAIN_TAR, VALIDATION_TAR)
+    is_tar = os.path.relpath(path, root) in _TARS
     found['imagenet' if is_tar else kind] += size
   return found
 

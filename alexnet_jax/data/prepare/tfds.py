@@ -16,16 +16,17 @@ import sys
 import tarfile
 
 from alexnet_jax import files
+from alexnet_jax.data import imagenet
 from alexnet_jax.data import tar_shards
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.imagenet import NUM_VALIDATION
-from alexnet_jax.data.imagenet import TRAIN_TAR
-from alexnet_jax.data.imagenet import VALIDATION_TAR
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
 
 # Files in each tar of ILSVRC-2012: tars of one synset, and images.
-_IMAGENET_TARS = {TRAIN_TAR: 1_000, VALIDATION_TAR: NUM_VALIDATION}
+_IMAGENET_TARS = {
+  imagenet.TRAIN_TAR: 1_000,
+  imagenet.VALIDATION_TAR: imagenet.NUM_VALIDATION,
+}
 _CATALOG = 'https://www.tensorflow.org/datasets/catalog/overview'
 
 
