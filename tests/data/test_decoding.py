@@ -13,7 +13,6 @@ import PIL.ImageOps
 import pytest
 
 from alexnet_jax.data import decoding
-from alexnet_jax.data.prepare import contents
 from alexnet_jax.errors import UnreadableImageError
 from tests.data.pictures import encode
 from tests.data.pictures import exif
@@ -248,14 +247,6 @@ def test_a_tiff_of_many_bands_is_refused_by_their_number(caplog):
     decoding.decode(tiff(13))
   assert decoding.decode(tiff(1)).shape == (3, 4, 3)
   assert not caplog.text
-
-
-def test_sixteen_bits_of_a_color_tiff_are_noted():
-  encoded = tiff(3, t258=16, t262=2)
-  encoded = encoded[:200] + bytes([7, 9]) * 36 + encoded[272:]
-  assert (decoding.decode(encoded) == 9).all()
-  kinds = contents.examine(encoded, 'a.tif')
-  assert ('note', 'of 16 bits per channel: cut to 8') in kinds
 
 
 def test_odd_images_make_no_warnings_without_a_name(tmp_path):

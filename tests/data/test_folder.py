@@ -78,27 +78,6 @@ def test_files_that_are_not_there(tree, caplog):
   assert 'empty: no images' in caplog.text
 
 
-def test_a_loader_tells_why_a_file_cannot_be_used(tmp_path):
-  good, junk = tmp_path / 'good.png', tmp_path / 'junk'
-  pixels = noise(0, 9, 8)
-  good.write_bytes(encode(pixels, 'PNG'))
-  junk.write_bytes(b'junk')
-  paths = [str(p) for p in (good, junk, tmp_path / 'gone', tmp_path)]
-  source = folder.ImageList(paths, ('a', 'b'))
-  loader = Loader(source, 8, unreadable='skip')
-  read = [loader.pixels(i) for i in range(source.num_examples)]
-  np.testing.assert_array_equal(read[0][0], pixels)
-  assert read[0][1] == 0
-  assert read[1:] == [None] * 3
-  assert loader.unreadable == {
-    str(junk): 'it is no image of a known kind',
-    str(tmp_path / 'gone'): 'No such file or directory',
-    str(tmp_path): 'it is no plain file',
-  }
-  with pytest.raises(UnreadableImageError, match='gone: No such file'):
-    Loader(source, 8).pixels(2)
-
-
 def test_files_that_change_or_go_under_a_run(tmp_path):
   source, _ = both(make_classes(tmp_path, cat=5, dog=5))
   (tmp_path / source.paths[1]).write_bytes(b'x')

@@ -24,11 +24,6 @@ def test_every_epoch_is_a_permutation_without_gaps():
   assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_a_batch_may_hold_more_than_an_epoch():
-  indices = sequence(0, 3, batch=8, steps=1)
-  assert sorted(indices[:3]) == sorted(indices[3:6]) == [0, 1, 2]
-
-
 def test_seeds_and_epochs_differ():
   assert (sequence(0, 50, 50, 1) != sequence(1, 50, 50, 1)).any()
   draws = order.batch_draws(0, 8, 0)

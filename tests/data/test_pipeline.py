@@ -108,28 +108,6 @@ def test_a_batch_that_is_kept_stays_as_it_is():
     np.testing.assert_array_equal(array, copy)
 
 
-def test_processes_make_up_the_global_batch():
-  whole, count = list(train_batches()), 3
-  parts = [
-    list(train_batches(process_index=i, process_count=count))
-    for i in range(count)
-  ]
-  assert_same(joined(parts), whole)
-
-
-@pytest.mark.parametrize(('prefetch', 'at'), [(0, 4), (3, 2), (3, 8)])
-def test_a_restored_iterator_gives_the_tail(prefetch, at):
-  # Epochs of 21 in batches of 6: the tail starts in the middle of one.
-  unbroken = list(train_batches(prefetch=prefetch))
-  first = train_batches(prefetch=prefetch)
-  for _ in range(at):
-    next(first)
-  second = train_batches(prefetch=prefetch)
-  second.set_state(first.get_state())
-  assert first.get_state() == {'next_index': at}
-  assert_same(list(second), unbroken[at:])
-
-
 def test_crops_and_flips_can_be_switched_off():
   window = np.arange(2, 14)
   for batch in train_batches(crop='center', random_flip=False):

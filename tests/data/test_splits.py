@@ -175,12 +175,6 @@ def test_a_file_is_in_one_split(layouts, tmp_path):
     sources.make_source(kind, 'train', path=str(tmp_path))
 
 
-def test_shards_behind_links_count(layouts, tmp_path):
-  (tmp_path / 'linked').symlink_to(layouts['tar']['path'])
-  found = sources.make_source('tar', 'train', path=str(tmp_path))
-  assert found.num_examples > 10
-
-
 KEYS = {
   'folder': lambda i: f'{list(COUNTS)[LABELS[i]]}/{i:02d}.png',
   'tar': lambda i: f'all.tar/{i:02d}',
@@ -310,14 +304,6 @@ def test_folds_that_cannot_be(layouts, tmp_path):
   root = write(write_folder(tmp_path), {'dog/99.png': encoded(30)})
   with pytest.raises(UserError, match="class 'dog' has 1 examples"):
     sources.make_source('folder', 'train', path=str(root), folds=2)
-
-
-def test_a_validation_folder_stays_out_of_the_pool(tmp_path):
-  write_folder(tmp_path / 'train')
-  write_folder(tmp_path / 'val')
-  part = sources.make_source('folder', 'train', path=str(tmp_path), folds=2)
-  assert part.source.root == tmp_path / 'train'
-  assert part.source.num_examples == 24
 
 
 def test_the_labels_of_a_tfds_set_are_read_once(layouts, monkeypatch):

@@ -53,20 +53,6 @@ def open_split(path, split='train', **options):
   return sources.make_source('tar', split, path=str(path), **options)
 
 
-def test_every_sample_is_what_was_written(tmp_path):
-  written = make_samples(18), make_samples(7, first=100)
-  for split, samples in zip(('train', 'val'), written, strict=True):
-    write_shards(tmp_path / 'data' / f'birds-{split}-%04d.tar', samples)
-  for split, samples in zip(sources.SPLITS, written, strict=True):
-    source = open_split(tmp_path, split)
-    assert contents(source) == [(image, label) for _, image, label in samples]
-    assert source.num_examples == len(samples)
-    assert source.class_names == ('0', '1', '2')
-    assert type(source.read(0)[1]) is int
-    for i, (key, _, _) in enumerate(samples):
-      assert source.describe(i).endswith(f'.tar sample {key}')
-
-
 def test_webdataset_reads_the_same(tmp_path, caplog):
   """The oracle of what belongs together, on names with several dots."""
   files = []

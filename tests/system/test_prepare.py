@@ -1,7 +1,6 @@
 """prepare resize and raw: killed, on a full disk, with wrong arguments."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -250,21 +249,6 @@ def test_a_split_without_a_readable_image_is_an_error(tmp_path, capsys):
     assert prepare(arguments('raw', tmp_path / 'in', tmp_path / 'out')) == 2
     message = f'no image of {tmp_path}/in/val can be decoded'
     assert message in capsys.readouterr().err
-
-
-def test_files_that_cannot_be_read_are_skipped(
-  photos, tmp_path, monkeypatch, capsys
-):
-  read_at = files.read_at
-
-  def read(path, *position):
-    if path.endswith('cat/003.jpg'):
-      raise PermissionError(errno.EACCES, 'Permission denied', path)
-    return read_at(path, *position)
-
-  monkeypatch.setattr(files, 'read_at', read)
-  assert prepare(arguments('resize', photos, tmp_path / 'out')) == 0
-  assert json.loads(capsys.readouterr().out)['skipped'] == 3
 
 
 def write_bytes_named(root, folders, name=b'%d.png'):
