@@ -101,7 +101,6 @@ def _batching(options):
 
 
 def _make_loader(source, options):
-  """Checks the options; starts the threads."""
   for name, least in _WHOLE.items():
     value = getattr(options, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -346,7 +346,6 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _check_class_names(root, names, own):
-  """Refuses folders that are named like splits as classes."""
   if alike := [name for name in names if own[name]]:
     word = alike[0].lower() if len(alike) == 1 < len(names) else ''
     if word in ('train', 'valid') and not subfolders(root / alike[0]):

@@ -176,7 +176,6 @@ def _import_pyarrow():
 
 
 def _open_file(root, name):
-  """Reads the metadata and the labels of a file, and checks its columns."""
   pa = _import_pyarrow()
   path = root / name
   try:
@@ -234,7 +233,6 @@ def _plain_labels(pa, path, name, column):
 
 
 def _numbered(root, labels, class_names):
-  """Returns labels that are class names as int32 [n]."""
   numbers = {splits.normal(name): i for i, name in enumerate(class_names)}
   if len(numbers) < len(class_names):
     problem = f'in two spellings of Unicode: {list(class_names)!a}'

@@ -177,7 +177,6 @@ def _empty_batch(buffers, skips):
 
 
 def _copy_squares(loader, addresses, corners, batch):
-  """Copies windows of squares that lie in memory: no work in Python."""
   from alexnet_jax.data import kernels  # slow to import, and not always needed
 
   def copy(start, end):

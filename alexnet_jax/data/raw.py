@@ -167,7 +167,6 @@ def read_manifest(root: pathlib.Path) -> dict:
 
 
 def _load_array(root, entry, shape, dtype):
-  """Returns the array of a file of a raw set, memory-mapped."""
   path = root / entry['file']
   try:
     array = np.lib.format.open_memmap(path, mode='r')

@@ -195,7 +195,6 @@ def _index_shards(root, shards):
 
 
 def _index_shard(root, number, shard):
-  """Returns (samples, names of files left out) of one tar file."""
   path, samples, ignored = root / shard, {}, []
   with open(path, 'rb') as file:
     for name, offset, size in members(path, file):
@@ -263,7 +262,6 @@ def members(
 
 
 def _image_and_label(path, file, key, parts):
-  """Returns (offset of the image, its size, label) of a sample."""
   sample = f'{path} sample {_text(key)}'
   images = [where for ending, where in parts.items() if ending in _IMAGES]
   ending = next((ending for ending in _LABELS if ending in parts), None)

@@ -255,7 +255,6 @@ def _whole(value):
 
 
 def _read_names(path, count):
-  """Returns the names of classes; without a file they are numbers."""
   if not path.exists():
     return [str(number) for number in range(count)]
   try:
@@ -321,7 +320,6 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
 
 
 def _nearby(root, name):
-  """Returns a hint about what is there instead of a set."""
   if any(root.glob(f'{name}/*/.unfinished')):
     return ' It is unfinished: the same prepare command goes on.'
   infos = [*root.glob(f'*/*/{INFO}')]

@@ -211,7 +211,6 @@ def _check_sum(path, expected):
 
 
 def _open_tfds(folder):
-  """Opens a set that TFDS, or `prepare resize`, wrote as array_record."""
   described = tfds_records.read_description(folder.resolve())
   name, data_dir = described.folder.parent.name, described.folder.parents[1]
   keys = tfds.split_keys(described.num_examples)
@@ -233,7 +232,6 @@ def _open_tfds(folder):
 
 
 def _open_folder(root):
-  """Opens images in subfolders named by class."""
   splits = folder_lib.split_folders(root)
   listed = {
     split: folder_lib.list_classes(folder) for split, folder in splits.items()

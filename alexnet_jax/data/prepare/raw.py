@@ -83,7 +83,6 @@ class RawSet:
     shards.write_json(self.folder / raw.MANIFEST, manifest)
 
   def _split(self, split, notes):
-    """Writes the labels of a split; returns its part of the manifest."""
     source = self._loaders[split].source
     labels = np.array([k for note in notes for k in note['labels']], np.int32)
     path = self.folder / f'{split}-labels.npy'

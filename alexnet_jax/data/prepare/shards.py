@@ -158,7 +158,6 @@ def _check_settings(target, state, before, after):
 
 
 def _write_set(target, loaders, per_shard):
-  """Writes the shards that are missing, then the description."""
   planned, notes = [], {}  # notes by the keys of finished shards
   for split, loader in loaders.items():
     indices = range(loader.source.num_examples)
@@ -219,7 +218,6 @@ def _write_shards(target, planned, notes):
 
 
 def _write_shard(target, shard, add_done):
-  """Writes a shard; returns its note."""
   loader, skipped = shard.loader, []
   jobs = (
     functools.partial(target.convert, loader, index) for index in shard.indices

@@ -85,7 +85,6 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
 
 
 def _build(name, root, manual_dir):
-  """Builds a set with TensorFlow; returns its folder."""
   manual = pathlib.Path(manual_dir or root / 'downloads/manual').expanduser()
   builder = _make_builder(name, root)
   folder = pathlib.Path(builder.data_dir)
@@ -140,7 +139,6 @@ def _make_builder(name, root):
 
 
 def _check_manual_files(name, manual, root, instructions):
-  """Refuses to build without the files that must be downloaded by hand."""
   if name == 'imagenet2012':
     if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
       raise UserError(
@@ -194,7 +192,6 @@ def _run_builder(tensorflow, builder, manual):
 
 
 def _import_tensorflow():
-  """Imports TensorFlow, for the whole package."""
   # Both keep it from announcing itself on standard error.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
