@@ -173,12 +173,12 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 def _sync(path):
   """Waits until a file, or the names in a folder, are on the disk."""
-  with opened(path) as handle:
+  with _opened(path) as handle:
     os.fsync(handle)
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator[int]:
+def _opened(path):
   """Opens a file or folder as a number, to be read."""
   handle = os.open(path, os.O_RDONLY)
   try:
@@ -240,7 +240,7 @@ def in_use(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     FileNotFoundError: if it was removed or renamed meanwhile.
   """
-  with opened(folder) as handle:
+  with _opened(folder) as handle:
     with contextlib.suppress(OSError):
       fcntl.flock(handle, fcntl.LOCK_SH)  # `is_in_use` holds it for a moment
     if not os.path.samestat(os.fstat(handle), os.stat(folder)):
@@ -250,7 +250,7 @@ def in_use(folder: pathlib.Path) -> Iterator[None]:
 
 def is_in_use(folder: pathlib.Path) -> bool:
   """Returns True while `in_use` has the folder in any process."""
-  with opened(folder) as handle:
+  with _opened(folder) as handle:
     try:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -312,7 +312,7 @@ def differences(before: Mapping, after: Mapping) -> dict[str, tuple]:
 
 def read_at(path: str, size: int, offset: int = 0) -> bytes:
   """Reads up to `size` bytes of a file from `offset` on, fewer at its end."""
-  with opened(path) as file:
+  with _opened(path) as file:
     return read_range(file, size, offset)
 
 

@@ -122,10 +122,7 @@ def test_images_of_all_kinds_are_predicted_alike(trained, tmp_path):
     ([], 'give a list'),
     (['nowhere.png'], r'nowhere\.png cannot be read'),
     ([b'x', np.zeros((8, 8), np.uint8)], 'image 0 cannot be read'),
-    (
-      [np.zeros((8, 8, 4), np.uint8)],
-      r'image 0 is uint8 \[8, 8, 4\], not uint8',
-    ),
+    ([np.zeros((8, 8, 4), np.uint8)], 'image 0 is uint8 .* 4.*, not uint8'),
     ([np.zeros((8, 8, 3))], r'image 0 is float64 \[8, 8, 3\]'),
     (np.zeros((8, 8, 3), np.uint8), 'images is ndarray; give a list'),
     ([None], 'image 0 is a NoneType'),

@@ -116,8 +116,8 @@ def _stored(workdir, needed):
   for name in needed:
     if name not in stored:
       raise UserError(
-        f'the {name} in {path} is missing or damaged; start the command of that'
-        ' run again to make it anew'
+        f'the {name} of the run, in {path}, is missing or damaged; start its'
+        ' training command again to make it anew'
       )
   return stored
 

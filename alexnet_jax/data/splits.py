@@ -310,7 +310,8 @@ def read_labels(source: Source) -> np.ndarray:
   labels = source.labels if known else source.read_labels()
   if len(wrong := labels[(labels < 0) | (labels >= classes)]):
     raise UserError(
-      f'{source.name} has the label {wrong[0]}, but {classes} classes'
+      f'{source.name} has {sum(wrong == wrong[0])} examples with the label'
+      f' {wrong[0]}, which is no class'
     )
   return labels
 

@@ -64,10 +64,11 @@ class TarSource(splits.Source):
     path = os.path.join(self.root, self.shards[shard])
     try:
       # Opened anew each time: there may be more shards than open files.
-      with files.opened(path) as file:
-        content = files.read_range(file, size, offset)
-        header = files.read_range(file, _BLOCK, offset - _BLOCK)
-        shard_size = os.fstat(file).st_size
+      with open(path, 'rb', buffering=0) as file:
+        handle = file.fileno()
+        content = files.read_range(handle, size, offset)
+        header = files.read_range(handle, _BLOCK, offset - _BLOCK)
+        shard_size = os.fstat(handle).st_size
     except OSError as error:
       raise UserError(f'cannot read {path}: {error.strerror}') from error
     if len(content) != size or shard_size != self.shard_sizes[shard]:

@@ -277,7 +277,7 @@ def test_balanced_class_weights_are_those_of_scikit_learn(tmp_path):
   ('weights', 'labels', 'message'),
   [
     (('balanced',), [0, 2, 2], "toys has no 'b'"),
-    (('balanced',), [0, 1, 2, 3, 3], 'has the label 3, but 3 classes'),
+    (('balanced',), [0, 1, 2, 3, 3], '2 examples with the label 3, which is'),
   ],
 )
 def test_class_weights_that_do_not_fit(tmp_path, weights, labels, message):
