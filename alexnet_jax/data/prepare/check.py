@@ -22,8 +22,7 @@ _FIX = 'repair or delete them, or train with --config.data.unreadable=skip'
 # its detail says what.
 _TEXTS = {
   'error': {
-    'damaged_file': 'files of the set are damaged or cut off; fetch or write'
-    ' them again',
+    'damaged_file': 'files are damaged or cut off; fetch or write them again',
     'empty_file': f'files are empty; {_FIX}',
     'truncated': f'images are cut off; {_FIX}',
     'unreadable': f'images cannot be read or decoded; {_FIX}',
@@ -33,15 +32,12 @@ _TEXTS = {
   'warning': {
     'wrong_count': 'there are fewer or more than there should be; look for a'
     ' download or a preparation that was cut short',
-    'checksum': 'files are not those that the manifest tells; prepare the set'
-    ' again',
+    'checksum': 'files are not those of the manifest; prepare the set again',
     'duplicate_between_splits': 'images are in two splits, which spoils the'
     ' validation; delete them from one of the two',
-    'duplicate': 'images are copies of others of their split; delete the'
-    ' copies: where a part is held out, it may get some of them',
+    'duplicate': 'images are copies of others of their split; delete the copies',
     'duplicate_with_two_labels': 'images lie in two classes; decide for one',
-    'damaged_jpeg': 'JPEGs are damaged inside, and decode perhaps with wrong'
-    ' parts; look at them',
+    'damaged_jpeg': 'JPEGs are damaged inside, with perhaps wrong parts; look',
     'one_pixel': 'images have a side of one pixel: crops of them are stripes',
     'unused_class': 'classes have no training images',
     'class_not_in_validation': 'classes of training have no validation images',

@@ -337,31 +337,29 @@ def examine(encoded: bytes, name: str) -> list[tuple[str, str]]:
 
 
 def _notes(image, encoded, name):
-  """Yields what is unusual about an image that training copes with."""
-  if image.mode in ('1', 'L', 'LA', 'La'):
-    yield 'gray: read as RGB'
-  if image.mode in ('P', 'PA'):
-    yield 'with a palette: read as RGB'
-  if image.mode == 'CMYK':
-    yield 'CMYK or YCCK: read as RGB'
-  if image.mode[-1] in 'Aa' or 'transparency' in image.info:
-    yield 'transparent: only the colors are read'
-  if (
-    image.mode.startswith('I')
-    or (image.format == 'PNG' and encoded[_PNG_DEPTH_AT] == 16)
-    or (image.format == 'TIFF' and max(image.tag_v2.get(_TIFF_DEPTH, (8,))) > 8)
-  ):
-    yield 'of 16 bits per channel: cut to 8'
+  """Returns what is unusual about an image that training copes with."""
+  mode, size = image.mode, image.size
   suffix = os.path.splitext(name)[1].lower()
   # JPEGs of phones are MPO: a preview behind the picture, which is no frame.
   form = image.format.replace('MPO', 'JPEG')
-  if (
-    folder_lib.is_image_name(suffix) and PIL.Image.EXTENSION.get(suffix) != form
-  ):
-    yield f'named {suffix} but {image.format}: read as what they are'
-  if 1 < min(image.size) < _SMALL:
-    yield f'with a side under {_SMALL} pixels: enlarged'
-  if image.format != 'MPO' and getattr(image, 'is_animated', False):
-    yield 'with several frames: the first is read'
-  if decoding.orientation(image) > 1:
-    yield 'turned by EXIF: read upright'
+  depth = encoded[_PNG_DEPTH_AT] if form == 'PNG' else 8
+  if form == 'TIFF':
+    depth = max(image.tag_v2.get(_TIFF_DEPTH, (8,)))
+  is_other = PIL.Image.EXTENSION.get(suffix) != form
+  has_frames = image.format != 'MPO' and getattr(image, 'is_animated', False)
+  found = {
+    'gray: read as RGB': mode in ('1', 'L', 'LA', 'La'),
+    'with a palette: read as RGB': mode in ('P', 'PA'),
+    'CMYK or YCCK: read as RGB': mode == 'CMYK',
+    'transparent: only the colors are read': (
+      mode[-1] in 'Aa' or 'transparency' in image.info
+    ),
+    'of 16 bits per channel: cut to 8': mode.startswith('I') or depth > 8,
+    f'named {suffix} but {image.format}: read as what they are': (
+      folder_lib.is_image_name(suffix) and is_other
+    ),
+    f'with a side under {_SMALL} pixels: enlarged': 1 < min(size) < _SMALL,
+    'with several frames: the first is read': has_frames,
+    'turned by EXIF: read upright': decoding.orientation(image) > 1,
+  }
+  return [note for note, holds in found.items() if holds]
