@@ -69,8 +69,7 @@ class Loader:
     try:
       content, label = self.source.read(index)
     except UnreadableImageError as error:
-      self.report(index, error)
-      return None
+      return self.report(index, error)
     return self.decoded(index, content, label, **how)
 
   def decoded(
@@ -90,8 +89,7 @@ class Loader:
     try:
       return decoding.decode(content, damaged=damaged, **how), label
     except UnreadableImageError as error:
-      self.report(index, error)
-      return None
+      return self.report(index, error)
 
   def square(self, index: int) -> tuple[np.ndarray, int] | None:
     """Returns (uint8 [size, size, 3], label), exactly; None if skipped."""
@@ -117,14 +115,16 @@ class Loader:
     if not in_memory or count * stride > _MOST_KEPT or num_uses < count:
       return None
     if self._squares is None:
-      self._squares = np.empty((count, size, size, 3), np.uint8)
-      self.for_each(self._fill, count, chunk=32)
+      squares = np.empty((count, size, size, 3), np.uint8)
+
+      def fill(first, last):
+        for index in range(first, last):
+          squares[index], _ = self.square(index)
+
+      self.for_each(fill, count, chunk=32)
+      self._squares = squares
     start = np.uint64(self._squares.ctypes.data)
     return lambda indices: start + indices.astype(np.uint64) * np.uint64(stride)
-
-  def _fill(self, first, last):
-    for index in range(first, last):
-      self._squares[index], _ = self.square(index)
 
   def report(self, index: int, error: UnreadableImageError) -> None:
     """Raises an error that names the image; a warning if such are skipped."""

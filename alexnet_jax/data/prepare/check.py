@@ -35,7 +35,7 @@ _TEXTS = {
     'checksum': 'files are not those of the manifest; prepare the set again',
     'duplicate_between_splits': 'images are in two splits, which spoils the'
     ' validation; delete them from one of the two',
-    'duplicate': 'images are copies of others of their split; delete the copies',
+    'duplicate': 'images are copies of others of a split; delete the copies',
     'duplicate_with_two_labels': 'images lie in two classes; decide for one',
     'damaged_jpeg': 'JPEGs are damaged inside, with perhaps wrong parts; look',
     'one_pixel': 'images have a side of one pixel: crops of them are stripes',
