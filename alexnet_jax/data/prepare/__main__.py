@@ -66,7 +66,11 @@ def _add_tfds(parser):
     ),
   ):
     parser.add_argument(
-      f'--{flag}', default='', type=cli.path, metavar='DIR', help=text
+      f'--{flag}',
+      default='',
+      type=cli.path,
+      metavar='DIR',
+      help=f'folder {text}',
     )
 
 
