@@ -407,6 +407,12 @@ def test_stray_files_do_not_hide_what_trains(tmp_path, request, source, others):
   assert agree(root, source, *keys)
 
 
+def test_of_two_kinds_that_do_not_fit_the_larger_is_examined(tmp_path):
+  tar = labeled_tar('0101')[:-10_240]
+  write(tmp_path, {'train-0.tar': tar, 'logo.jpg': jpeg(9)})
+  assert found(tmp_path)['error', 'refused'] == (2, ['train', 'validation'])
+
+
 def test_a_tfds_set_is_chosen_by_name(tmp_path):
   write_tfds(tmp_path, pets())
   write_tfds(tmp_path, {'train': pets()['test']}, name='plants')
