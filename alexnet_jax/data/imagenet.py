@@ -54,7 +54,7 @@ def _open_tar(root, split, name, training=None):
   index = _index_validation if training else _index_training
   sizes, samples = tar_shards.open_index(root, split, (name,), index)
   names = splits.check_labels(path, samples['label'], _synsets(), training)
-  return ImageNetSource(root, split, (name,), sizes, samples, names)
+  return ImageNetSource(f'{root} {split}', root, (name,), sizes, samples, names)
 
 
 def _index_training(root, shards):

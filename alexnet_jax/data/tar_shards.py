@@ -38,17 +38,13 @@ class TarSource(splits.Source):
   offset and size of the image in bytes, label, and key in UTF-8.
   """
 
+  name: str
   root: pathlib.Path
-  split: str
   shards: Sequence[str]  # paths below the root
   shard_sizes: Sequence[int]  # bytes
   samples: np.ndarray
   class_names: Sequence[str]
   per_example = ('samples',)
-
-  @property
-  def name(self) -> str:
-    return f'{self.root} {self.split}'
 
   @property
   def labels(self) -> np.ndarray:
@@ -74,8 +70,7 @@ class TarSource(splits.Source):
     if len(content) != size or shard_size != self.shard_sizes[shard]:
       raise splits.changed(path)
     if not _header_has(header, size):
-      problem = 'an index.npz that does not fit the shards: delete it'
-      raise UserError(f'{self.root} has {problem}')
+      raise UserError(f'delete {self.root}/*.index.npz: it fits other shards')
     return content, label
 
   def describe(self, index: int) -> str:
@@ -112,11 +107,12 @@ def tar_source(path: str, side: splits.Side) -> TarSource:
   """
 
   def open_files(root, names, training):
-    shards, name = tuple(names), 'validation' if training else 'train'
-    sizes, samples = open_index(root, name, shards, _index_shards)
+    shards, kind = tuple(names), 'validation' if training else 'train'
+    sizes, samples = open_index(root, kind, shards, _index_shards)
     classes = None if training else _read_class_names(root)
     classes = splits.check_labels(root, samples['label'], classes, training)
-    return TarSource(root, side.split, shards, sizes, samples, classes)
+    name = f'{root} {side.split}'
+    return TarSource(name, root, shards, sizes, samples, classes)
 
   return folder.open_shards(path, ('.tar', *_COMPRESSED), side, open_files)
 

@@ -211,7 +211,7 @@ def test_an_index_of_other_bytes_is_refused(tmp_path, kept):
     return samples
 
   change_index(tmp_path / 'train.index.npz', change)
-  with pytest.raises(UserError, match=r'index\.npz that does not fit'):
+  with pytest.raises(UserError, match=r'delete .*index\.npz: it fits other'):
     contents(reopen(tmp_path))
 
 

@@ -87,7 +87,8 @@ def prepare(arguments, make_target) -> dict:
 
 
 def _open_loaders(arguments):
-  _check_path(arguments)
+  if arguments.source not in ('digits', 'tfds'):
+    _check_path(arguments)
   keys = 'path', 'tfds_name', 'val_fraction', 'split_seed'
   options = {key: getattr(arguments, key) for key in keys}
   tfds_splits = arguments.tfds_train_split, arguments.tfds_eval_split
@@ -109,8 +110,6 @@ def _open_loaders(arguments):
 
 
 def _check_path(arguments):
-  if arguments.source in ('digits', 'tfds'):
-    return
   if not arguments.path:
     raise UserError(f'--source {arguments.source} needs --path')
   source = pathlib.Path(arguments.path).resolve()
