@@ -426,7 +426,7 @@ def folder_source(path: str, side: splits.Side) -> FolderSource:
   def training():
     source = _listed.pop(whole, None) if side.split == 'validation' else None
     source = source or list_folder(whole)
-    if side.split == 'train':
+    if side.split == 'train' and 'all' in folders:
       _listed.clear()
       _listed[whole] = source
     return source
