@@ -3,9 +3,10 @@
 python -m alexnet_jax.evaluation.evaluate --workdir DIR [--crops 10]
 """
 
-import argparse
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -21,10 +22,7 @@ _LINE_SECONDS = 30.0  # between two lines of progress without a terminal
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.evaluate',
-    description='Measures a saved run.',
-  )
+  parser = cli.make_parser('evaluation.evaluate', 'Measures a saved run.')
   cli.add_split(parser)
   cli.add_crops(parser)
   cli.add_run(parser)
@@ -37,11 +35,9 @@ def main(argv=None) -> int:
   parser.add_argument(
     '--per_example', default='', type=cli.path, metavar='FILE.csv', help=text
   )
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  options = vars(arguments)
-  json_output = options.pop('json')
-  return cli.run(lambda: evaluate(**options), json_output=json_output)
+  return cli.run_parsed(
+    parser, argv, lambda arguments: evaluate(**vars(arguments))
+  )
 
 
 def measure_all(
@@ -63,9 +59,8 @@ def measure_all(
   """
   from alexnet_jax.training import measure
 
-  with contextlib.closing(
-    host_batches(run, loader, crops, on_batch)
-  ) as batches:
+  made = host_batches(run, loader, crops, on_batch)
+  with contextlib.closing(made) as batches:
     return measure.evaluate(
       run.steps.evaluate,
       run.state,
@@ -147,8 +142,8 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
   _compile(run, loader, crops)
   begun = time.perf_counter()
   measured = measure_all(run, loader, crops)
-  values, counts = measured.values, measured.predictions.counts
-  count = int(counts.sum())
+  values, found = measured.values, measured.predictions
+  count = int(found.counts.sum())
   throughput = count / (time.perf_counter() - begun)
   print(
     f'{workdir}, step {result["step"]}, {split} ({count:,} examples,'
@@ -158,9 +153,7 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
     file=sys.stderr,
   )
   if given.per_example:
-    rows = _example_rows(run, loader.source, measured.predictions)
-    # A name of a file may be any bytes; they are written as they are.
-    files.write_csv(given.per_example, rows, errors='surrogateescape')
+    _write_examples(given.per_example, run.class_names, loader.source, found)
   return {
     **values,
     **result,
@@ -169,24 +162,50 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
     'classes': len(run.class_names),
     'images_per_second': throughput,
     'examples': count,
-    'unreadable': len(counts) - count,
+    'unreadable': len(found.counts) - count,
   }
 
 
-def _example_rows(run, source, found):
-  """Yields a row for each example; of those not read it has the name only."""
-  names, count = run.class_names, found.classes.shape[1]
-  ranks = range(1, count + 1)
-  best = [(f'class_{rank}', f'probability_{rank}') for rank in ranks]
-  yield ['name', 'label', *itertools.chain(*best), 'loss']
-  for index in range(source.num_examples):
-    row = [source.describe(index)]
-    if found.counts[index]:
-      parts = zip(found.classes[index], found.probabilities[index], strict=True)
-      best = [(names[number], float(p)) for number, p in parts]
-      row += [names[found.labels[index]], *itertools.chain(*best)]
-      row.append(float(found.loss[index]))
-    yield row + [''] * (2 * count + 3 - len(row))
+def best_classes(class_names: Sequence[str], found) -> Iterator[list]:
+  """Yields (class, probability) of each of `measure.Predictions`, best first.
+
+  Of an example that was not read it yields an empty list.
+  """
+  parts = found.counts, found.classes, found.probabilities
+  for is_there, *best in zip(*parts, strict=True):
+    pairs = zip(*best, strict=True) if is_there else ()
+    yield [(class_names[i], float(p)) for i, p in pairs]
+
+
+def write_answers(
+  path: str, count: int, answers: Iterable[list], ends: Iterable[tuple]
+) -> None:
+  """Writes the answers of `best_classes`, `count` classes each, as CSV.
+
+  `ends` are the cells (before, after) of the header and of each example.
+  """
+  ranks, flat = range(1, count + 1), itertools.chain.from_iterable
+  header = [(f'class_{rank}', f'probability_{rank}') for rank in ranks]
+  rows = (
+    [*before, *flat(best or [('', '')] * count), *after]
+    for best, (before, after) in zip(
+      itertools.chain([header], answers), ends, strict=True
+    )
+  )
+  # A name of a file may be any bytes; they are written as they are.
+  files.write_csv(path, rows, errors='surrogateescape')
+
+
+def _write_examples(path, class_names, source, found):
+  def ends():
+    yield ('name', 'label'), ('loss',)
+    parts = zip(found.counts, found.labels, found.loss, strict=True)
+    for index, (is_there, label, loss) in enumerate(parts):
+      own = (class_names[label], float(loss)) if is_there else ('', '')
+      yield (source.describe(index), own[0]), own[1:]
+
+  answers = best_classes(class_names, found)
+  write_answers(path, found.classes.shape[1], answers, ends())
 
 
 def _compile(run, loader, crops):

@@ -99,7 +99,7 @@ def warn_of_crops(network: Network, crops: int) -> None:
   if crops > 1 and data.crop_size == data.resize_size:
     _say(
       f'{start} the ten crops are two: config.data.crop_size and resize_size'
-      f' are both {data.crop_size}, so that all positions are the same'
+      f' are both {data.crop_size}'
     )
 
 
@@ -108,14 +108,11 @@ def _say(text):
 
 
 def open_split(network: Network, split: str) -> tuple[loader_lib.Loader, bool]:
-  """Returns a loader of a split of the network's data, whatever its classes.
+  """Returns (loader of a split, whether it is known to be other data).
 
   The data of the training is divided as there, wherever it lies now. Other data
-  is not: it is measured whole, if it has no validation split of its own. Raises
-  UserError if the data is not there.
-
-  Returns:
-    (loader, whether it is known to be other data).
+  is measured whole if it has no validation split of its own. Raises UserError
+  if the data is not there.
   """
   config = network.config
   if config.data.path == transfer.NO_DATA:
@@ -148,8 +145,7 @@ def open_split(network: Network, split: str) -> tuple[loader_lib.Loader, bool]:
 def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
   """Returns a loader of a split, see `open_split`, with the network's classes.
 
-  A folder of other data may lack some. Raises UserError if the data is not
-  there, or has other classes.
+  A folder of other data may lack some. Raises UserError for other classes.
   """
   loader, is_other = open_split(network, split)
   classes, source = [*map(splits.normal, network.class_names)], loader.source

@@ -37,13 +37,10 @@ _AUGMENTED = 10  # training images before and after
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRun:
-  """A network with its loaders, measured on the validation split.
-
-  `training` is None where other data is measured than that of the training.
-  """
+  """A network with its loaders, measured on the validation split."""
 
   run: loading.Network
-  training: Loader | None
+  training: Loader | None  # None where other data is measured
   validation: Loader
   measured: measure.Measured
 
@@ -130,9 +127,8 @@ def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
 def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   """Returns the first training images before and after augmentation.
 
-  Returns:
-    (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name,
-    what was changed apart from the crop) of each that can be decoded.
+  (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name, what
+  was changed apart from the crop) of each that can be decoded.
   """
   run, loader = subject.run, subject.training
   if loader is None:
@@ -154,7 +150,6 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
 
 
 def _change(batch, i):
-  """Describes what was done to an image apart from the crop."""
   words = ['mirrored'] if 'flip' in batch and batch['flip'][i] else []
   for key in ('brightness', 'color'):
     if key in batch:
@@ -164,14 +159,11 @@ def _change(batch, i):
 
 @dataclasses.dataclass(frozen=True)
 class Album:
-  """The pictures and tables of a report, as files in its folder.
-
-  `tick` is called before each picture, `files` are the paths written.
-  """
+  """The pictures and tables of a report, as files in its folder."""
 
   folder: pathlib.Path
-  tick: Callable[[], None]
-  files: list[pathlib.Path] = dataclasses.field(default_factory=list)
+  tick: Callable[[], None]  # called before each picture
+  files: list[pathlib.Path] = dataclasses.field(default_factory=list)  # written
 
   def write_csv(self, name: str, rows: Sequence[Sequence]) -> None:
     """Writes a table as `name`.csv."""

@@ -3,7 +3,6 @@
 python -m alexnet_jax.interop.export --workdir DIR OUT
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -31,23 +30,15 @@ TOLERANCE = 1e-4
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.interop.export',
-    description=_DESCRIPTION,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = cli.make_parser('interop.export', _DESCRIPTION)
   parser.add_argument('out', type=cli.path, metavar='OUT', help='a new folder')
   cli.add_run(parser)
   text = "also writes network.onnx (pip install -e '.[onnx]')"
   parser.add_argument('--onnx', action='store_true', help=text)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(lambda: _export(arguments), json_output=arguments.json)
+  return cli.run_parsed(parser, argv, _export)
 
 
 def _export(arguments):
-  """Writes the folder, as a whole or not at all; returns the result."""
   import jax
   import jax.export
   import numpy as np

@@ -4,7 +4,6 @@ python -m alexnet_jax.interop.load --from torchvision FILE --workdir DIR
 python -m alexnet_jax.interop.load FOLDER --workdir DIR
 """
 
-import argparse
 import dataclasses
 import pathlib
 import shlex
@@ -61,14 +60,9 @@ _OPTIONS = {
 }
 
 
-def _make_parser():
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.interop.load',
-    description=_DESCRIPTION,
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  parser = cli.make_parser('interop.load', _DESCRIPTION, _EPILOG)
   add = parser.add_argument
   add('file', type=cli.path, metavar='FILE', help='the weights')
   kinds = 'torchvision', 'torch', 'caffe', 'keras'
@@ -84,18 +78,10 @@ def _make_parser():
   add('--data_source', default='folder', metavar='KIND', help=text)
   text = 'path of that data'
   add('--data_path', default='', type=cli.path, metavar='DIR', help=text)
-  cli.add_json(parser)
-  return parser
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments = _make_parser().parse_args(argv)
-  return cli.run(lambda: _load(arguments), json_output=arguments.json)
+  return cli.run_parsed(parser, argv, _load)
 
 
 def _load(arguments):
-  """Makes the run; returns the command's result."""
   options = _check_options(arguments)
 
   from alexnet_jax.interop import caffe_files
