@@ -101,9 +101,8 @@ def _export(arguments):
 def _make_function(config, network):
   """Returns (the function that is exported, its parameters {name: array}).
 
-  The function is (parameters, uint8 [batch, crop_size, crop_size, 3]) ->
-  probabilities, float32 [batch, num_classes], with the reference implementation
-  of all operations: one that is fast on a device may be unreadable for another.
+  It is (parameters, uint8 [batch, crop_size, crop_size, 3]) -> probabilities,
+  float32 [batch, num_classes].
   """
   import jax
   import numpy as np
@@ -113,7 +112,7 @@ def _make_function(config, network):
   from alexnet_jax.training import state as state_lib
 
   config = config.copy_and_resolve_references()
-  config.implementation = 'reference'
+  config.implementation = 'reference'  # which all devices can read
   model = build.make_model(config, network.num_classes)
   std = tuple(config.data.std_rgb) or config.data.std
   variables = {'params': network.params, 'batch_stats': network.batch_stats}
@@ -129,11 +128,7 @@ def _make_function(config, network):
 
 
 def _convert_to_onnx(function, params, size):
-  """Returns (a serialized ONNX model, its difference from `function`).
-
-  It takes any number of images. The difference is the largest of probabilities;
-  a model that computes something else is refused.
-  """
+  """Returns (serialized ONNX model, largest difference of probabilities)."""
   import jax
   import numpy as np
 

@@ -77,14 +77,7 @@ def _save(arguments):
 
 
 def foreign_parts(model: dict) -> list[str]:
-  """Returns sentences on what the network has and torch.nn lacks, for people.
-
-  Names and layouts are clear for every network; what some of them compute
-  between the layers has no module in PyTorch, or not by default.
-
-  Args:
-    model: fields of `config.model`.
-  """
+  """Returns sentences on what `config.model` has and torch.nn lacks."""
   orders = ''.join(model['block_order'] or ())
   has_lrn = model['norm'] == 'lrn' and model['norm_layers']
   scales_down = model['dropout'] and model['dropout_scaling'] == 'evaluation'

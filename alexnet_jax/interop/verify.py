@@ -48,8 +48,7 @@ def verify(path: str, data_path: str = '') -> dict:
     {file, step, command, measured: {eval/top1: ..., ...} as it says, found: the
     same as measured here, or {}}.
 
-  Raises:
-    UserError: naming what does not hold.
+  Raises UserError, which names what does not hold.
   """
   from alexnet_jax.interop import claims as claims_lib
   from alexnet_jax.interop import networks
@@ -92,7 +91,6 @@ def verify(path: str, data_path: str = '') -> dict:
 
 
 def _config_of(claims, network):
-  """Returns the config of the training, if that makes this network."""
   from alexnet_jax import __version__
   from alexnet_jax import config as config_lib
   from alexnet_jax import files
