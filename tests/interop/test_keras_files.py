@@ -30,16 +30,14 @@ KERNELS = (11, 5, 3, 3, 3)
 MARVIN = Options('marvin')
 
 
-def batch_norm(everywhere):
-  """After the ReLU of all convolutions, or before it in the first two."""
+def batch_norm():
+  """Before the ReLU of the first two convolutions."""
   out = [keras.Input((224, 224, 3))]
   for number, (units, kernel) in enumerate(zip(NARROW, KERNELS, strict=True)):
     strides = 1 if number else 4
-    padding = 'valid' if everywhere and not number else 'same'
-    out.append(layers.Conv2D(units, kernel, strides, padding))
-    norm = [layers.BatchNormalization()] * (everywhere or number < 2)
-    relu = [layers.Activation('relu')]
-    out += relu + norm if everywhere else norm + relu
+    out.append(layers.Conv2D(units, kernel, strides, 'same'))
+    out += [layers.BatchNormalization()] * (number < 2)
+    out.append(layers.Activation('relu'))
     out += [layers.MaxPooling2D(3, 2)] if number in (0, 1, 4) else []
   return out + head()
 
@@ -63,8 +61,7 @@ def marvin():
 
 
 NETWORKS = {
-  'alexnet_bn': (lambda: batch_norm(everywhere=False), 224),
-  'alexnet_bn_all': (lambda: batch_norm(everywhere=True), 224),
+  'alexnet_bn': (batch_norm, 224),
   'marvin': (marvin, 28),
 }
 

@@ -64,8 +64,8 @@ def marvin():
   return torch_networks.randomised(Marvin())
 
 
-def test_torchvision_in_full(tmp_path, random_images, our_logits, caplog):
-  whole = torch_networks.randomised(torch_networks.torchvision_alexnet())
+def test_torchvision(tmp_path, random_images, our_logits, caplog, narrow):
+  whole = torch_networks.randomised(torch_networks.torchvision_alexnet(HIDDEN))
   # As PyTorch's ImageNet example saves AlexNet: `features` alone is split.
   state = {
     name.replace('features.', 'features.module.'): tensor
@@ -109,10 +109,13 @@ def test_names_and_logits_both_ways(
   np.testing.assert_array_equal(torch_networks.logits(other, images), expected)
 
 
-@pytest.mark.parametrize('wrappers', [(), ('state_dict', 'model'), ('net',)])
 @pytest.mark.parametrize(
-  ('prefix', 'head'),  # which is the last in natural order, or the first
-  [('', 'a'), ('module.', 'fc10'), ('net._orig_mod.model.', 'a')],
+  ('wrappers', 'prefix', 'head'),  # the last in natural order, or the first
+  [
+    ((), '', 'a'),
+    (('state_dict', 'model'), 'module.', 'fc10'),
+    (('net',), 'net._orig_mod.model.', 'a'),
+  ],
 )
 def test_other_names_and_wrappers(
   wrappers, prefix, head, tmp_path, random_images, our_logits, caplog
@@ -143,7 +146,6 @@ def test_other_names_and_wrappers(
   ('widths', 'last'),
   [
     ({'z': (9216, 4096), 'fc7': (4096, 4096), 'out': (4096, 10)}, 'out'),
-    ({'only': (10, 10)}, 'only'),
     # As many classes as hidden units, or as the features: names decide.
     ({'fc6': (9216, 64), 'fc7': (64, 64), 'fc8': (64, 64)}, 'fc8'),
     ({'fc9': (16, 64), 'fc10': (64, 16)}, 'fc10'),
@@ -164,7 +166,7 @@ def test_the_last_dense_layer(widths, last):
     ('.safetensors', torch.save),
   ],
 )
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float64'])
 def test_other_dtypes_become_float32(dtype, suffix, save, tmp_path, caplog):
   state = {
     name: tensor.to(getattr(torch, dtype))
@@ -186,7 +188,6 @@ def test_other_dtypes_become_float32(dtype, suffix, save, tmp_path, caplog):
       {},
       'taken: --crop_size 28 and --mean 123.675,116.28,103.53 and --std 58.395',
     ),
-    ('marvin', {'mean': (1, 2, 3)}, '28 and --std 58.395,57.12,57.375. Give'),
     (
       'alexnet_bn',
       {'mean': (1, 2, 3), 'std': (4, 5, 6), 'crop_size': 224},
@@ -215,15 +216,14 @@ class Malicious:
     return (open, (str(self.path), 'w'))
 
 
-@pytest.mark.parametrize('how', ['pickle', 'torch.save', 'legacy'])
+@pytest.mark.parametrize('how', ['pickle', 'torch.save'])
 def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path):
   marker, path = tmp_path / 'executed', tmp_path / 'weights.pth'
   contents = {'features.0.weight': Malicious(marker)}
   if how == 'pickle':
     path.write_bytes(pickle.dumps(contents))
   else:
-    zipped = how == 'torch.save'
-    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
+    torch.save(contents, path)
   refusal = r'refuses to read .*execute code'
   if how != 'pickle':  # its protocol is another: PyTorch names no global
     refusal += r' \(it asks for (_?io\.)?open\)'
@@ -279,10 +279,6 @@ def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
       'fc3 bias: expected float32.*found int32',
     ),
     (
-      lambda s: s.update({'fc3.bias': 1e300 * torch.ones(256).double()}),
-      'expected finite numbers, found 256',
-    ),
-    (
       lambda s: s.update({'fc10.weight': torch.ones(1, 256)}),
       'fc10: expected a head of two classes at least, found 1',
     ),
@@ -291,10 +287,6 @@ def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
       'fc4 bias: expected numbers, found none',
     ),
     (lambda s: s.clear(), 'expected dense layers, found nothing'),
-    (
-      lambda s: (s.clear(), s.update(module=torch.ones(3))),
-      'expected dense layers, found module',
-    ),
   ],
 )
 def test_misfits_are_refused(change, message, tmp_path):
@@ -304,22 +296,6 @@ def test_misfits_are_refused(change, message, tmp_path):
   safetensors_torch.save_file(state, path)
   with pytest.raises(UserError, match=message):
     torch_files.read(path, MARVIN)
-
-
-def test_one_number_does_not_fill_the_memory(tmp_path):
-  state = marvin().state_dict()
-  state['fc10.weight'] = torch.zeros(1).expand(10**9, 256)
-  torch.save(state, path := tmp_path / 'm.pth')
-  with pytest.raises(UserError, match='fc10 kernel: expected a number'):
-    torch_files.read(path, MARVIN)
-
-
-def test_negative_variances_are_refused(narrow, tmp_path):
-  theirs = build('alexnet_bn')
-  theirs.features[2].running_var[3] = -1e-3
-  save_model(theirs, tmp_path / 'a.safetensors')
-  with pytest.raises(UserError, match=r'features.2 var: .*negative'):
-    torch_files.read(tmp_path / 'a.safetensors', Options('alexnet_bn'))
 
 
 @pytest.mark.parametrize('damage', ['compressed', 'a bit'])
@@ -352,13 +328,3 @@ def test_pytorch_gets_what_python_read(tmp_path, monkeypatch):
   torch.save(marvin().state_dict(), tmp_path / 'a.pth')
   torch_files.read(tmp_path / 'a.pth', MARVIN)
   assert [type(file) for file in seen] == [io.BytesIO]
-
-
-def test_a_dict_in_itself_comes_to_an_end(tmp_path):
-  contents = {'epoch': 3}
-  contents['state_dict'] = contents
-  torch.save(contents, tmp_path / 'a.pth')
-  with pytest.raises(
-    UserError, match=r'found epoch \(int\), state_dict \(dict'
-  ):
-    torch_files.load_tensors(tmp_path / 'a.pth')
