@@ -298,6 +298,22 @@ def test_misfits_are_refused(change, message, tmp_path):
     torch_files.read(path, MARVIN)
 
 
+def test_one_number_does_not_fill_the_memory(tmp_path):
+  state = marvin().state_dict()
+  state['fc10.weight'] = torch.zeros(1).expand(10**9, 256)
+  torch.save(state, path := tmp_path / 'm.pth')
+  with pytest.raises(UserError, match='fc10 kernel: expected a number'):
+    torch_files.read(path, MARVIN)
+
+
+def test_negative_variances_are_refused(narrow, tmp_path):
+  theirs = build('alexnet_bn')
+  theirs.features[2].running_var[3] = -1e-3
+  save_model(theirs, tmp_path / 'a.safetensors')
+  with pytest.raises(UserError, match=r'features.2 var: .*negative'):
+    torch_files.read(tmp_path / 'a.safetensors', Options('alexnet_bn'))
+
+
 @pytest.mark.parametrize('damage', ['compressed', 'a bit'])
 def test_an_archive_that_pytorch_would_misread(damage, tmp_path):
   """It checks no sums, and takes what is compressed for numbers."""
