@@ -90,8 +90,7 @@ def _compare(arguments):
   return {'runs': rows, 'groups': repetitions, 'notes': remarks, 'page': path}
 
 
-def _names(workdirs):
-  """Names runs by the last parts of their paths, or by all where they agree."""
+def _names(workdirs):  # the last parts of their paths, or all where they agree
   if not workdirs:
     raise UserError('there is no run to compare; give folders of runs')
   paths = [pathlib.Path(workdir).resolve() for workdir in workdirs]
@@ -229,20 +228,14 @@ def _notes(runs):
     if len(sets) > 1:
       names = ' | '.join(', '.join(members) for members in sets.values())
       found.append(f'The {which} data differs, so {meaning}: {names}.')
-  under_way = [
-    f'{run.name} (step {run.numbers["steps"]} of {run.saved.num_steps})'
-    for run in runs
-    if not run.is_done
-  ]
-  if under_way:
-    found.append(f'Not done yet: {", ".join(under_way)}.')
-  found += [
-    f'{copy.name} has recipe and seed of {same[0].name}, so it is no'
-    ' repetition.'
-    for by_seed in _finished(runs)
-    for same in by_seed.values()
-    for copy in same[1:]
-  ]
+  for run in runs:
+    if not run.is_done:
+      steps = f'step {run.numbers["steps"]} of {run.saved.num_steps}'
+      found.append(f'{run.name} is not done yet: {steps}.')
+  for by_seed in _finished(runs):
+    for first, *copies in by_seed.values():
+      text = f'has recipe and seed of {first.name}, so it is no repetition.'
+      found += [f'{copy.name} {text}' for copy in copies]
   return found
 
 
@@ -253,11 +246,10 @@ def _columns(keys):
 def _spread_table(found):
   rows = []
   for group in found:
-    cells = [', '.join(group['runs']), ', '.join(map(str, group['seeds']))]
-    for key in _SPREAD:
-      values = map(page.shown, group.get(key, {}).values())
-      cells.append(' ± '.join(values) or '-')
-    rows.append(cells)
+    spreads = [group.get(key, {}).values() for key in _SPREAD]
+    cells = [' ± '.join(map(page.shown, spread)) or '-' for spread in spreads]
+    names = ', '.join(group['runs']), ', '.join(map(str, group['seeds']))
+    rows.append([*names, *cells])
   columns = _columns(('runs', 'seeds', *_SPREAD))
   return page.Table('Mean ± standard error', columns, rows)
 
@@ -297,12 +289,11 @@ def draw(runs: Sequence[Run], unit: str) -> dict:
     del drawn['training_loss']
   of_steps = f'of {figures.WINDOW} steps [nats]'
   validation[0].set(xlabel=unit, ylabel='validation top-1')
-  for axes, label in (
-    (validation[1], 'validation loss [nats]'),
-    (losses[0], f'training loss, mean {of_steps}'),
-    (losses[1], f'deviation {of_steps}'),
-  ):
-    axes.set(xlabel=unit, ylabel=label, ylim=(0, None))
+  validation[1].set(ylabel='validation loss [nats]')
+  losses[0].set(ylabel=f'training loss, mean {of_steps}')
+  losses[1].set(ylabel=f'deviation {of_steps}')
+  for axes in (validation[1], *losses):
+    axes.set(xlabel=unit, ylim=(0, None))
   for figure, panels in drawn.values():  # a legend where it hides no line
     lines = panels[0].get_lines()
     figure.legend(handles=lines, loc='outside upper left', ncols=3)

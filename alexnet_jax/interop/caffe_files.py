@@ -31,8 +31,7 @@ _WINDOW += 'kernel_w {3} uint32; stride_h {4} uint32; stride_w {5} uint32;'
 _MESSAGES = {
   'BlobShape': 'dim 1 int64*',
   'BlobProto': """num 1 int32; channels 2 int32; height 3 int32; width 4 int32;
-    data 5 bytes*; shape 7 BlobShape; double_data 8 bytes*; raw_type 10 int32;
-    raw_data 12 bytes*""",
+    data 5 bytes*; shape 7 BlobShape; double_data 8 bytes*""",
   'TransformationParameter': """scale 1 float 1; crop_size 3 uint32;
     mean_value 5 float*""",
   # Of data and images, whose old fields are those of TransformationParameter.
@@ -77,8 +76,6 @@ _V1_TYPES = {
   **{20: 'Softmax', 21: 'SoftmaxWithLoss', 22: 'Split', 29: 'MemoryData'},
   **{30: 'ArgMax', 36: 'Silence'},
 }
-# Types of the raw numbers that NVIDIA's Caffe writes, by `raw_data_type`.
-_RAW_TYPES = {0: '<f8', 1: '<f4', 2: '<f2', 3: '<i4', 4: '<u4'}
 _SOURCES = ('Data', 'ImageData', 'Input', 'MemoryData')
 # What computes, with a letter for `_NETWORK`, and names in `block_order`.
 _LETTERS = {'Convolution': 'C', 'InnerProduct': 'D', 'Dropout': 'O'}
@@ -220,12 +217,10 @@ def _chain(net):
     if len({*layer.bottom}) != 1 or len({*layer.top}) != 1:
       arrays = f'{[*layer.bottom]} and {[*layer.top]}'
       raise networks.misfit('one bottom and one top', arrays, label)
-    if chain and layer.bottom[0] != chain[-1].top[0]:
-      raise networks.misfit(
-        f'the bottom {chain[-1].top[0]!r}, the top of {_label(chain[-1])}',
-        f'{layer.bottom[0]!r}; the layers of an AlexNet are a chain',
-        label,
-      )
+    if chain and layer.bottom[0] != (top := chain[-1].top[0]):
+      expected = f'the bottom {top!r}, the top of {_label(chain[-1])}'
+      found = f'{layer.bottom[0]!r}; the layers of an AlexNet are a chain'
+      raise networks.misfit(expected, found, label)
     chain.append(layer)
   return chain
 
@@ -303,17 +298,14 @@ def _convert_pooling(layer, size):
     raise networks.misfit('no padding', padding, _label(layer))
   # Caffe rounds the number of windows up (src/caffe/layers/pooling_layer.cpp).
   if size < kernel or (size - kernel) % stride:
-    raise networks.misfit(
-      'windows that end with the last pixel',
-      f'windows of {kernel} every {stride} over {size} pixels; Caffe would add'
-      ' one that is cut off, here it would be left out',
-      _label(layer),
-    )
+    expected = 'windows that end with the last pixel'
+    found = f'windows of {kernel} every {stride} over {size} pixels; Caffe'
+    found += ' would add one that is cut off, here it would be left out'
+    raise networks.misfit(expected, found, _label(layer))
   return kernel, stride
 
 
 def _window(layer, settings):
-  """Returns (kernel, stride, padding), the same down and across."""
   found = []
   for name, default in (('kernel', ()), ('stride', (1,)), ('pad', (0,))):
     sides = [s for s in (f'{name}_h', f'{name}_w') if settings.HasField(s)]
@@ -345,19 +337,14 @@ def _to_array(blob, ndim, name):
   extra = len(shape) - ndim
   if extra < 0 or {*shape[:extra]} - {1} or min(shape) < 1:
     raise networks.misfit(f'{ndim} dimensions', f'the shape {shape}', name)
-  field, kind = 'data', '<f4'
-  if any(blob.raw_data):
-    field, kind = 'raw_data', _RAW_TYPES.get(blob.raw_type, 'V1')
-  elif any(blob.double_data):
-    field, kind = 'double_data', '<f8'
-  data, dtype = b''.join(getattr(blob, field)), np.dtype(kind)
+  data, dtype = b''.join(blob.data), np.dtype('<f4')
+  if any(blob.double_data):
+    data, dtype = b''.join(blob.double_data), np.dtype('<f8')
   size = dtype.itemsize * math.prod(shape)
   if len(data) != size:
-    raise networks.misfit(
-      f'{size:,} bytes of packed {dtype.name} numbers',
-      f'{len(data):,}',
-      f'{name} of shape {shape}',
-    )
+    expected = f'{size:,} bytes of packed {dtype.name} numbers'
+    label = f'{name} of shape {shape}'
+    raise networks.misfit(expected, f'{len(data):,}', label)
   return np.frombuffer(data, dtype).reshape(shape[extra:])
 
 

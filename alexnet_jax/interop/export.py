@@ -64,22 +64,17 @@ def _export(arguments):
     'platforms': PLATFORMS,
     'versions': progress.versions(),
   }
-  lines = [
-    f'{out}: {network.num_classes} classes, images of {size} pixels, for'
-    f' {" and ".join(PLATFORMS)}'
-  ]
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, size, size, 3), 'uint8')
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)
   contents = {'program.bin': bytes(exported(params, images).serialize())}
+  note = ''
   if arguments.onnx:
-    contents['network.onnx'], difference = _convert_to_onnx(
-      function, params, size
-    )
-    about['onnx_difference'] = difference
-    lines.append(
+    onnx, difference = _convert_to_onnx(function, params, size)
+    contents['network.onnx'], about['onnx_difference'] = onnx, difference
+    note = (
       f'network.onnx: input images uint8 [batch, {size}, {size}, 3], output'
-      f' probabilities; ONNX Runtime differs by at most {difference:.1g}'
+      f' probabilities; ONNX Runtime differs by at most {difference:.1g}\n'
     )
   with files.new_folder(out) as folder:
     for name, content in contents.items():
@@ -92,8 +87,12 @@ def _export(arguments):
     text = json.dumps(about, indent=2, default=list)
     (folder / 'about.json').write_text(text, encoding='utf-8')
     shutil.copy(program_loader.__file__, folder / 'load.py')
-  lines.append(f'next: python {shlex.quote(f"{out}/load.py")} PHOTOS')
-  print('\n'.join(lines), file=sys.stderr)
+  print(
+    f'{out}: {network.num_classes} classes, images of {size} pixels, for'
+    f' {" and ".join(PLATFORMS)}\n{note}'
+    f'next: python {shlex.quote(f"{out}/load.py")} PHOTOS',
+    file=sys.stderr,
+  )
   keys = ('step', 'sha256', 'onnx_difference')
   return {'out': out, **{key: about[key] for key in keys if key in about}}
 
@@ -136,10 +135,8 @@ def _convert_to_onnx(function, params, size):
     import jax2onnx
     import onnxruntime
   except ImportError as error:
-    raise UserError(
-      f'--onnx needs jax2onnx and onnxruntime ({error}):'
-      f' {how_to_install("onnx")}'
-    ) from None
+    advice = how_to_install('onnx')
+    raise UserError(f'--onnx needs its extra ({error}): {advice}') from None
 
   def probabilities(images):
     return function(params, images)

@@ -78,8 +78,7 @@ def _read_layers(file, h5py):
     item = found[name]
     if item.is_virtual or item.external:
       raise UserError(f'{item.name} has its numbers in another file')
-    # Texts and references, of any length behind a few bytes.
-    if item.dtype.hasobject:
+    if item.dtype.hasobject:  # of any length behind a few bytes
       raise networks.misfit('numbers', item.dtype, item.name)
     room -= item.size * item.dtype.itemsize
     if room < 0:

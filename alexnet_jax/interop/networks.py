@@ -117,14 +117,12 @@ def resolve(
     if not getattr(options, option) and name != known:
       text = ','.join(f'{number:g}' for number in np.ravel(value))
       guesses.append(f'--{option} {text}')
-  if guesses:
+  if guesses:  # a wrong one gives wrong answers, not an error
     log.warning(
       'the file does not say how the network was trained; taken: %s. Give these'
-      ' options if it was trained with other numbers%s',
+      " options if it was trained with other numbers; PyTorch's batch norms"
+      " have 1e-05 by default, Keras' 0.001",
       ' and '.join(guesses),
-      "; PyTorch's batch norms have 1e-05 by default, Keras' 0.001"
-      if 'epsilon' in guesses[-1]
-      else '',
     )
   crop_size = taken['crop_size']
   data = {
@@ -177,12 +175,12 @@ def layer_shapes(
 
 def features(shapes: Mapping[str, Mapping]) -> tuple[str, int, int]:
   """Returns (first dense layer, channels, width) of the images it reads."""
-  kinds = {name: _kind(leaves) for name, leaves in shapes.items()}
-  convolutions = [name for name in shapes if kinds[name] == 'conv']
-  channels = shapes[convolutions[-1]]['bias'][0] if convolutions else 3
-  first = next(name for name in shapes if kinds[name] == 'dense')
-  width = math.isqrt(shapes[first]['kernel'][0] // channels)
-  return first, channels, width
+  channels = 3
+  for name, leaves in shapes.items():  # convolutions first
+    if _kind(leaves) == 'dense':
+      return name, channels, math.isqrt(leaves['kernel'][0] // channels)
+    if _kind(leaves) == 'conv':
+      channels = leaves['bias'][0]
 
 
 def natural_key(name: str) -> tuple:

@@ -158,7 +158,7 @@ def test_only_finished_runs_of_different_seeds_are_repetitions(
   measured = [r for r in history if r['step'] == 10 and 'eval/loss' in r]
   assert row['loss'] == measured[0]['eval/loss']
   assert result['notes'] == [
-    f'Not done yet: {under_way} (step 12 of 16).',
+    f'{under_way} is not done yet: step 12 of 16.',
     'copy has recipe and seed of one, so it is no repetition.',
   ]
   table = open_page(tmp_path).tables['Validation']
