@@ -31,7 +31,8 @@ _WINDOW += 'kernel_w {3} uint32; stride_h {4} uint32; stride_w {5} uint32;'
 _MESSAGES = {
   'BlobShape': 'dim 1 int64*',
   'BlobProto': """num 1 int32; channels 2 int32; height 3 int32; width 4 int32;
-    data 5 bytes*; shape 7 BlobShape; double_data 8 bytes*""",
+    data 5 bytes*; shape 7 BlobShape; double_data 8 bytes*; raw_type 10 int32;
+    raw_data 12 bytes*""",
   'TransformationParameter': """scale 1 float 1; crop_size 3 uint32;
     mean_value 5 float*""",
   # Of data and images, whose old fields are those of TransformationParameter.
@@ -76,6 +77,8 @@ _V1_TYPES = {
   **{20: 'Softmax', 21: 'SoftmaxWithLoss', 22: 'Split', 29: 'MemoryData'},
   **{30: 'ArgMax', 36: 'Silence'},
 }
+# Types of the raw numbers that NVIDIA's Caffe writes, by `raw_data_type`.
+_RAW_TYPES = {0: '<f8', 1: '<f4', 2: '<f2', 3: '<i4', 4: '<u4'}
 _SOURCES = ('Data', 'ImageData', 'Input', 'MemoryData')
 # What computes, with a letter for `_NETWORK`, and names in `block_order`.
 _LETTERS = {'Convolution': 'C', 'InnerProduct': 'D', 'Dropout': 'O'}
@@ -337,9 +340,12 @@ def _to_array(blob, ndim, name):
   extra = len(shape) - ndim
   if extra < 0 or {*shape[:extra]} - {1} or min(shape) < 1:
     raise networks.misfit(f'{ndim} dimensions', f'the shape {shape}', name)
-  data, dtype = b''.join(blob.data), np.dtype('<f4')
-  if any(blob.double_data):
-    data, dtype = b''.join(blob.double_data), np.dtype('<f8')
+  parts, kind = blob.data, '<f4'
+  if any(blob.raw_data):
+    parts, kind = blob.raw_data, _RAW_TYPES.get(blob.raw_type, 'V1')
+  elif any(blob.double_data):
+    parts, kind = blob.double_data, '<f8'
+  data, dtype = b''.join(parts), np.dtype(kind)
   size = dtype.itemsize * math.prod(shape)
   if len(data) != size:
     expected = f'{size:,} bytes of packed {dtype.name} numbers'

@@ -58,14 +58,6 @@ def run(call, recipe, tmp_path):
   return lambda *more: call(sweep, *arguments, *more)
 
 
-@pytest.fixture
-def run_images(run, images):
-  """The same on a folder of images, with one trial."""
-  length = ['--config.num_steps=2', '--config.eval_every_steps=1']
-  own = [f'--config.data.path={images}', '--config.data.source=folder', *length]
-  return lambda *more: run(*ONE, *own, *more)
-
-
 def test_the_trials_end_as_their_values_want(done, call):
   code, result, err = call(sweep, *done, *SIX)
   assert (code, len(result['trials'])) == (0, 6)
@@ -147,48 +139,13 @@ def test_a_sweep_without_a_finished_trial_fails(run):
   assert 'no trial came to its end' in err
 
 
-def test_a_damaged_image_ends_the_sweep(run_images, images):
+def test_a_damaged_image_ends_the_sweep(run, images):
   """It is found by the mean of the pixels, before the first checkpoint."""
   image = images / 'a' / '4.png'
   image.write_bytes(image.read_bytes()[:500])
-  code, _, err = run_images('--config.data.mean=channel')
+  own = [f'--config.data.path={images}', '--config.data.source=folder']
+  code, _, err = run(*ONE, *own, '--config.data.mean=channel')
   assert (code, '4.png' in err, 'failed' in err) == (2, True, False)
-
-
-@pytest.mark.slow
-def test_what_all_trials_would_meet_ends_the_sweep(
-  run_images, images, monkeypatch
-):
-  """And the trial is made once it is mended."""
-  train, away = loop.train_and_evaluate, images.with_name('away')
-
-  def losing(*arguments):
-    images.rename(away)
-    return train(*arguments)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, 'train_and_evaluate', losing)
-    code, _, err = run_images()
-  assert (code, 'images' in err, 'failed' in err) == (2, True, False)
-  away.rename(images)
-  code, result, _ = run_images()
-  assert code == 0
-  assert [trial['state'] for trial in result['trials']] == ['done']
-
-
-@pytest.mark.slow
-def test_a_sweep_goes_on_with_the_data_it_began_with(run_images, images):
-  _, result, _ = run_images()
-  added = images / 'a' / 'added.png'
-  shutil.copy(images / 'b' / '1.png', added)
-  code, _, err = run_images()
-  assert code == 2
-  assert 'study.db was made with something else:\n  fingerprint of the' in err
-  added.unlink()
-  moved = images.rename(images.with_name('moved'))
-  code, again, _ = run_images(f'--config.data.path={moved}')
-  assert code == 0
-  assert again['trials'] == result['trials']
 
 
 def test_a_trial_that_another_process_trains_is_none_that_failed(run, tmp_path):

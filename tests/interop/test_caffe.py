@@ -351,10 +351,12 @@ def test_other_ways_to_write_the_same(save):
   window.kernel_h = window.kernel_w = 5
   conv3 = find(net.layers, 'conv3').convolution_param
   conv3.pad.append(1)  # down and across
-  for blob in find(net.layers, 'conv2').blobs:  # double precision
-    raw = np.frombuffer(b''.join(blob.data), '<f4').astype('<f8').tobytes()
-    blob.ClearField('data')
-    blob.MergeFromString(field(8, raw))
+  # Numbers in double precision, and as NVIDIA's Caffe writes them.
+  for layer, head in (('conv2', b''), ('conv4', field(10, 0, 0))):
+    for blob in find(net.layers, layer).blobs:
+      raw = np.frombuffer(b''.join(blob.data), '<f4').astype('<f8').tobytes()
+      blob.ClearField('data')
+      blob.MergeFromString(head + field(12 if head else 8, raw))
   actual = read(save(net))
   assert actual.model == expected.model
   assert actual.data == expected.data

@@ -221,13 +221,6 @@ def elsewhere(file):
   )
 
 
-def virtual(file):
-  layout = h5py.VirtualLayout((32,), 'f4')
-  layout[:] = h5py.VirtualSource('other', 'x', (32,))
-  del file['layers/conv2d/vars/1']
-  file['layers/conv2d/vars'].create_virtual_dataset('1', layout)
-
-
 def many(file):
   for i in range(5):
     file.create_dataset(f'layers/x/vars/{i}', (2**18,), 'f4', fillvalue=1)
@@ -257,7 +250,6 @@ def headless(file):
     (replace('conv2d', h5py.ExternalLink('other', '/conv2d')), 'MISFIT'),
     (replace('', h5py.ExternalLink('other', '/')), 'found nothing'),
     (elsewhere, 'has its numbers in another file'),
-    (virtual, 'has its numbers in another file'),
     (many, 'larger than the file'),
     (texts, 'expected numbers, found object'),
   ],
@@ -268,19 +260,3 @@ def test_what_does_not_belong_is_refused(change, message, saved):
     change(file)
   with pytest.raises(UserError, match=message):
     keras_files.read(path, MARVIN)
-
-
-def test_many_names_of_one_array_count_once(saved):
-  """2^60 ways to an array, and a circle: read once, under the first name."""
-  _, path = saved()
-  expected = keras_files.read(path, MARVIN).params
-  with h5py.File(path, 'r+') as file:
-    group = file['layers/conv2d/vars']
-    group['circle'] = file['layers']
-    for _ in range(60):
-      inner = group.create_group('deep')
-      group['twice'] = inner
-      group = inner
-    group['array'] = file['layers/conv2d/vars/1']
-  found = keras_files.read(path, MARVIN).params
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
