@@ -174,7 +174,7 @@ def test_checkpoints_of_one_run_are_members(runs, call):
 
 def test_members_must_be_measured_on_the_same(runs, small, tmp_path, call):
   changes = {'data__synthetic_classes': 4, 'num_steps': 1}
-  other = train(tmp_path, **small, **changes)
+  other = train(tmp_path, **small | changes)
   for members, message in (
     ([runs[0], other], f'the classes of {other} are not those'),
     ([runs[0], runs[0]], f'{runs[0]} is the network of {runs[0]}; give it'),
