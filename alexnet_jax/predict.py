@@ -88,12 +88,7 @@ def _work(arguments):
 def predict(
   run, inputs: Sequence, num_images: int = 0
 ) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
-  """Classifies images.
-
-  Args:
-    run: see `loading.load_network`, whose `top` is the number of classes.
-    inputs: see `data.folder.ImageList`; one may be there twice.
-    num_images: number of images that are given back.
+  """Classifies the inputs of a `data.folder.ImageList` with a loaded network.
 
   Returns:
     (answers: (class, probability) of the best classes of each image, the best

@@ -46,16 +46,10 @@ def measure_all(
   crops: int = 1,
   on_batch: Callable[[dict], None] = lambda batch: None,
 ):
-  """Measures a network on all examples of a loader, behind a progress bar.
+  """Measures a `loading.Network` on all examples of a loader: `Measured`.
 
-  Args:
-    run: a `loading.Network`.
-    loader: of the examples.
-    crops: 1 or 10, as of the network's steps.
-    on_batch: called with each host batch before it is dispatched; may raise.
-
-  Returns:
-    See `measure.evaluate`.
+  `crops` are those of the network's steps; `on_batch` is called with each host
+  batch before it is dispatched, and may raise.
   """
   from alexnet_jax.training import measure
 
@@ -100,24 +94,15 @@ class Options:
   data_source: str = ''
   split: str = 'validation'  # or train, or a split of TFDS
   crops: int = 1  # or 10
-  # Whether only the classes of the examples are predicted, see
-  # `loading.open_subset`; else they must be those of the network.
-  subset: bool = False
+  subset: bool = False  # see `loading.open_subset`
   per_example: str = ''  # CSV that gets a row for each example
 
 
 def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
-  """Measures a checkpoint on a split, and prints what comes out.
+  """Measures a checkpoint on a split: the command's result, which it prints.
 
-  Args:
-    workdir, checkpoint: see `loading.load_network`.
-    **options: see `Options`.
-
-  Returns:
-    The command's result: the measures, and what was measured.
-
-  Raises:
-    UserError: if the run or the data is not there, or does not fit.
+  See `loading.load_network` and `Options`. Raises UserError if the run or the
+  data is not there, or does not fit.
   """
   given = Options(**options)
   if given.per_example:
@@ -126,13 +111,8 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
   from alexnet_jax.training import state as state_lib
 
   split, crops = given.split, given.crops
-  run = loading.load_network(
-    workdir,
-    checkpoint,
-    given.data_path,
-    crops=crops,
-    data_source=given.data_source,
-  )
+  data = {'data_path': given.data_path, 'data_source': given.data_source}
+  run = loading.load_network(workdir, checkpoint, crops=crops, **data)
   result = state_lib.summarize(run.state)
   if given.subset:
     run, loader = loading.open_subset(run, split)
@@ -167,9 +147,9 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
 
 
 def best_classes(class_names: Sequence[str], found) -> Iterator[list]:
-  """Yields (class, probability) of each of `measure.Predictions`, best first.
+  """Yields [(class, probability), ...] of each of `measure.Predictions`.
 
-  Of an example that was not read it yields an empty list.
+  The best come first; of an example that was not read there are none.
   """
   parts = found.counts, found.classes, found.probabilities
   for is_there, *best in zip(*parts, strict=True):

@@ -190,9 +190,8 @@ def draw_speed(rows: list[dict]):
 def draw_confusion(confusion, class_names: Sequence[str]):
   """Draws counts of (true class, predicted class), int [classes, classes].
 
-  Up to 30 classes have names and a number in each cell, its color the share of
-  the true class. More of them make a heat map, whose color is the root of the
-  largest number of a block of cells: single mistakes stay visible.
+  Up to 30 classes have names and numbers. More make a heat map, whose color is
+  the root of the largest number of a block of cells: single mistakes are seen.
   """
   from matplotlib.figure import Figure
 
@@ -264,10 +263,9 @@ def draw_grid(
   captions: Sequence[Sequence[str]] = (),
   colors: Sequence[str] = (),
 ):
-  """Draws images in rows, with lines of text below them.
+  """Draws images, uint8 [height, width, 3], in rows with text below them.
 
   Args:
-    images: uint8 [height, width, 3] each, at least one.
     columns: images in a row.
     tile: about how many pixels the largest side gets.
     captions: lines of text of each image; as many for all of them.

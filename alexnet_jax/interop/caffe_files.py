@@ -137,11 +137,9 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   image or 256 pixels, and the middle is cut out, where Caffe's scripts warp the
   whole image. The crop is that of the file's input or data layer, or 227.
 
-  Args:
-    path: of the .caffemodel.
-    options: only mean_file counts: a mean image, which is subtracted pixel by
-      pixel. Without it, the file's `mean_value`s are; if it has none, as the
-      published files, 123, 117 and 104 for red, green and blue, with a warning.
+  Of the options mean_file counts: a mean image, which is subtracted pixel by
+  pixel. Without it, the file's `mean_value`s are; if it has none, as the
+  published files, 123, 117 and 104 for red, green and blue, with a warning.
 
   Raises UserError if a file cannot be read, is damaged or of another kind, or
   holds no AlexNet as the config can describe it; with what was expected.

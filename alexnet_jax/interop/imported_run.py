@@ -50,12 +50,8 @@ def make_config(
 ) -> ml_collections.ConfigDict:
   """Returns a config that computes what the network does, else of defaults.
 
-  Args:
-    network: read from a file.
-    source: of the data that it is to be measured on, as config.data.source.
-    path: of that data; '': not known yet.
-
-  Raises UserError if a value is one that the config does not take.
+  `source` and `path` are those of the data that it is to be measured on, if it
+  is known. Raises UserError if a value is one that the config does not take.
   """
   config = config_lib.make_config()
   try:
@@ -77,16 +73,10 @@ def write(
   workdir: str | pathlib.Path,
   origin: dict,
 ) -> str:
-  """Writes a run of config.json, checkpoint 0 and the mean of the pixels.
+  """Writes a run with checkpoint 0, as a whole or not at all.
 
-  Args:
-    config: see `make_config`.
-    network: read from a file, with the names of its classes.
-    workdir: becomes the run's folder, as a whole or not at all.
-    origin: of the weights, kept in the checkpoint; JSON.
-
-  Returns the `state.state_digest`; raises UserError unless each output has a
-  name of its own.
+  The `origin` of the weights, JSON, is kept in the checkpoint. Returns the
+  `state.state_digest`; raises UserError unless each output has its own name.
   """
   names, outputs = network.class_names, network.num_classes
   if len(names) != outputs or len({*names} - {''}) != outputs:

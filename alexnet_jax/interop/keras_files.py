@@ -17,15 +17,11 @@ _USUAL = {'mean': (0.0,) * 3, 'std': (255.0,) * 3}
 
 
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
-  """Reads a model of Conv2D, BatchNormalization and Dense layers, or of parts.
+  """Reads the network that is named out of what Keras 3 wrote as .weights.h5.
 
-  Args:
-    path: of a file that Keras 3 wrote with model.save_weights.
-    options: network (required), crop size, mean and std; missing levels are a
-      mean of 0 and a deviation of 255, with a warning.
-
-  Raises UserError if the file cannot be read, is damaged, of another kind, or
-  its weights do not fit the network; with what was expected and found.
+  Missing levels are a mean of 0 and a deviation of 255, with a warning. Raises
+  UserError if the file cannot be read, is damaged, of another kind, or its
+  weights do not fit the network; with what was expected and found.
   """
   with networks.naming(path):
     network = networks.resolve(options, _USUAL)

@@ -92,12 +92,9 @@ def resolve(
 ) -> TrainedNetwork:
   """Returns the network of the user's options; warns of every guess.
 
-  Args:
-    options: what the user says.
-    usual: {'mean', 'std'}, taken for levels that are not given.
-    known: the network that these are documented for, where they are no guess.
-
-  Raises UserError if there is no network of that name, or no batch norm in it.
+  `usual` {'mean', 'std'} are taken for levels that are not given; of the
+  network `known` they are documented. Raises UserError if there is no network
+  of that name, or no batch norm in it.
   """
   name = options.network
   if name not in variants.VARIANTS:

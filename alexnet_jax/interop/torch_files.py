@@ -56,16 +56,12 @@ _REFUSED = re.compile(r'\b(?:GLOBAL|class) ([\w.]{1,200})')
 
 
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
-  """Reads the weights of any of the networks here, as PyTorch lays them out.
+  """Reads a .safetensors file, or one of torch.save, of any network here.
 
-  Args:
-    path: of a .safetensors file, or of one that torch.save wrote.
-    options: network, crop size, mean and std; none for a file of
-      `interop.save`. Levels that are missing are torchvision's, with a warning
-      if the network is another.
-
-  Raises UserError if the file cannot be read, is damaged or of another kind, or
-  its weights do not fit the network; with what was expected and found.
+  A file of `interop.save` takes no options. Levels that are missing for others
+  are torchvision's, with a warning if the network is another. Raises UserError
+  if the file cannot be read, is damaged or of another kind, or its weights do
+  not fit the network; with what was expected and found.
   """
   with networks.naming(path):
     tensors, text = load_tensors(path)
