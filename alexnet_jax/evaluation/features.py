@@ -95,6 +95,7 @@ def _work(arguments):
 
 
 def _shapes(run, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of outputs of layers; UserError if there is no such."""
   from alexnet_jax.models import costs
   from alexnet_jax.training import build
 

@@ -11,6 +11,7 @@ from alexnet_jax.evaluation import ensemble
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import loading
 from alexnet_jax.training import build
+from tests.data import pictures
 from tests.system import commands
 
 
@@ -34,15 +35,12 @@ def runs(small, tmp_path_factory):
 
 def write_photographs(folder):
   """Of many sizes, 13 of 3 classes for validation."""
-  rng = np.random.default_rng(0)
   for number in range(37):
     split = 'val' if number < 13 else 'train'
-    path = folder / split / f'class_{number % 3}' / f'{number}.jpg'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    patches = rng.integers(0, 256, (5, 6, 3), np.uint8)
-    size = tuple(int(side) for side in rng.integers(30, 90, 2))
-    smooth = PIL.Image.fromarray(patches).resize(size, PIL.Image.BICUBIC)
-    smooth.save(path, quality=95)
+    name = f'{split}/class_{number % 3}/{number}.jpg'
+    patches = PIL.Image.fromarray(pictures.noise(number, 5, 6))
+    smooth = patches.resize((30 + number, 90 - number), PIL.Image.BICUBIC)
+    pictures.write(folder, {name: pictures.encode(smooth, quality=95)})
 
 
 def probabilities(workdir, num_crops):

@@ -73,25 +73,6 @@ def test_a_smooth_decline_has_no_drops():
   assert figures.learning_rate_drops(rows) == []
 
 
-@pytest.mark.parametrize(
-  'draw',
-  [
-    figures.draw_curves,
-    figures.draw_learning_rate,
-    figures.draw_speed,
-    figures.draw_step_losses,
-  ],
-)
-def test_curves_of_almost_no_history(draw):
-  """Axes and their names are there, and one evaluation is a dot."""
-  assert all(axes.get_xlabel() and axes.get_ylabel() for axes in draw([]).axes)
-  empty, evaluated = (
-    pixels(draw(rows)) for rows in ([], [{'step': 5, 'eval/loss': 1.0}])
-  )
-  is_drawn = not np.array_equal(empty, evaluated)
-  assert is_drawn == (draw is figures.draw_curves)
-
-
 def test_a_small_confusion_matrix_has_numbers_and_names():
   figure = figures.draw_confusion(np.arange(49).reshape(7, 7), NAMES)
   axes = figure.axes[0]

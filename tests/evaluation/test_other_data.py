@@ -1,11 +1,8 @@
 """Runs measured on data that they were not trained on."""
 
 import csv
-import io
-import tarfile
 
 import numpy as np
-import PIL.Image
 import pytest
 
 import alexnet_jax
@@ -13,6 +10,7 @@ from alexnet_jax import predict
 from alexnet_jax.data.prepare import __main__ as prepare
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import report
+from tests.data import pictures
 from tests.system import commands
 
 NAMES = ('cat', 'cow', 'dog')
@@ -20,31 +18,24 @@ NAMES = ('cat', 'cow', 'dog')
 
 def examples(seed, count, kept=(0, 1, 2)):
   """(JPEG, label) of some noisy images, `count` of each class; not all kept."""
-  rng = np.random.default_rng(seed)
   for number in range(3 * count):
-    pixels = rng.integers(0, 256, (28, 28, 3), np.uint8)
-    content = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(content, 'JPEG')
     if number % 3 in kept:
-      yield content.getvalue(), number % 3
+      pixels = pictures.noise(100 * seed + number, 28, 28)
+      yield pictures.encode(pixels), number % 3
 
 
 def write_folder(root, prefix, *which):
   for number, (content, label) in enumerate(examples(*which)):
-    path = root / NAMES[label] / f'{number}.jpg'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    pictures.write(root, {f'{NAMES[label]}/{number}.jpg': content})
 
 
 def write_tar(root, prefix, *which):
-  root.mkdir(parents=True)
-  (root / 'classes.txt').write_text('\n'.join(NAMES))
-  with tarfile.open(root / f'{prefix}-0.tar', 'w') as tar:
-    for number, (content, label) in enumerate(examples(*which)):
-      for suffix, data in (('jpg', content), ('cls', str(label).encode())):
-        info = tarfile.TarInfo(f'{number}.{suffix}')
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
+  members = []
+  for number, (content, label) in enumerate(examples(*which)):
+    members.append((f'{number}.jpg', content))
+    members.append((f'{number}.cls', str(label).encode()))
+  tar, names = pictures.tar_of(members), '\n'.join(NAMES).encode()
+  pictures.write(root, {'classes.txt': names, f'{prefix}-0.tar': tar})
 
 
 def write_parquet(root, prefix, *which):

@@ -1,6 +1,5 @@
 import json
 import random
-import shutil
 import signal
 import sys
 import time
@@ -13,11 +12,9 @@ import pytest
 from alexnet_jax import files
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import study as study_lib
 from alexnet_jax.evaluation import sweep
 from alexnet_jax.training import loop
-from alexnet_jax.training import writers
 from tests.system import commands
 
 LENGTH = {'num_steps': 6, 'eval_every_steps': 2}
@@ -82,27 +79,8 @@ def test_the_trials_end_as_their_values_want(done, call):
   assert best['values'][KEY] == 0.02
   assert best['value'] == min(finished)
   assert f'to train trial {best["trial"]}, the best' in err
-
-
-def test_the_pictures_show_the_trials(done, call, monkeypatch):
-  drawn, save = {}, figures.save
-
-  def spy(figure, path):
-    drawn[path.stem] = figure
-    save(figure, path)
-
-  monkeypatch.setattr(figures, 'save', spy)
-  _, result, _ = call(sweep, *done, *SIX)
   for path in result['pictures'].values():
     assert matplotlib.image.imread(path).std() > 0.01
-  trials = result['trials']
-  values = [t['value'] for t in trials if t['state'] == 'done']
-  panels = drawn['parameters'].axes[:2]  # then the colors
-  for axes in [*drawn['history'].axes, *panels]:
-    points = axes.collections[0].get_offsets()
-    assert [y for _, y in points] == pytest.approx(values)
-  labels = {axes.get_xlabel() for axes in panels}
-  assert labels == {KEY, 'global_batch_size'}
 
 
 def test_a_trial_is_the_run_that_its_command_trains(done, tmp_path, call):
@@ -193,32 +171,6 @@ def test_optuna_may_be_missing(run, monkeypatch):
   monkeypatch.setitem(sys.modules, 'optuna', None)
   code, _, err = run(*ONE)
   assert (code, "pip install -e '.[sweep]'" in err) == (2, True)
-
-
-def test_an_evaluation_is_reported_and_judged_once(run, tmp_path, monkeypatch):
-  """Also if it is made again, because checkpoints were lost in a kill."""
-  evaluate, judged = loop._evaluate, []
-
-  def killed(run, live, on_evaluation):
-    evaluate(run, live, on_evaluation)
-    if live.step == 6:
-      raise SystemExit
-
-  monkeypatch.setattr(
-    optuna.trial.Trial, 'should_prune', lambda trial: judged.append(trial)
-  )
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, '_evaluate', killed)
-    with pytest.raises(SystemExit):
-      run(*ONE)
-  shutil.rmtree(tmp_path / 'sweep' / 'trial_0000' / 'checkpoints' / '4')
-  code, result, _ = run(*ONE)
-  assert (code, len(judged)) == (0, 4)  # the newest is judged again
-  (trial,) = result['trials']
-  rows = writers.read_rows(trial['workdir'])
-  tops = [row['eval/top1'] for row in rows if 'eval/top1' in row]
-  assert trial['evaluations'] == tops
-  assert len(tops) == 3
 
 
 @pytest.mark.slow

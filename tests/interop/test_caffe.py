@@ -205,16 +205,16 @@ def forward(specs, x):
   return x
 
 
-def convolve(x, kernel, bias, *, kernel_size, stride, pad, group, num_output):
-  x = np.pad(x, [(0, 0), (pad, pad), (pad, pad)])
-  count = (x.shape[1] - kernel_size) // stride + 1
-  out = np.empty((num_output, count, count))
-  kernel = kernel.reshape(group, num_output // group, -1)
-  for i, j in np.ndindex(count, count):
-    window = x[:, i * stride :, j * stride :][:, :kernel_size, :kernel_size]
-    parts = kernel @ window.reshape(group, -1, 1)
-    out[:, i, j] = parts.reshape(-1) + bias
-  return out
+def convolve(x, kernel, bias, *, stride, pad, group, **_):
+  padding = [(pad, pad)] * 2  # of [batch, channels, height, width]
+  y = jax.lax.conv_general_dilated(
+    np.float32(x[None]),
+    kernel,
+    (stride,) * 2,
+    padding,
+    feature_group_count=group,
+  )
+  return np.float64(y[0]) + bias[:, None, None]
 
 
 def normalize(x, local_size, alpha, beta, k=1.0):
@@ -227,12 +227,8 @@ def normalize(x, local_size, alpha, beta, k=1.0):
 
 
 def pool(x, size, stride):
-  count = -(-(x.shape[1] - size) // stride) + 1  # rounded up
-  out = np.empty((len(x), count, count))
-  for i, j in np.ndindex(count, count):
-    window = x[:, i * stride :, j * stride :][:, :size, :size]
-    out[:, i, j] = window.max((1, 2))
-  return out
+  windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
+  return windows[:, ::stride, ::stride].max((3, 4))
 
 
 def assert_logits(path, specs, images, mean, mean_file=''):

@@ -18,6 +18,7 @@ from alexnet_jax.interop.networks import Options
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
+from tests.data import pictures
 from tests.system import commands
 
 FILE = 'marvin.safetensors'
@@ -48,13 +49,10 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('folder')
   safetensors.numpy.save_file(torch_state(), folder / 'marvin.safetensors')
   (folder / 'names.txt').write_text('\n'.join(CLASSES) + '\n')
-  rng = np.random.default_rng(0)
   for number in range(30):
     split = 'val' if number % 3 == 0 else 'train'
-    path = folder / 'data' / split / CLASSES[number // 3 % 3] / f'{number}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = rng.integers(0, 256, (28, 28, 3), np.uint8)
-    PIL.Image.fromarray(pixels).save(path)
+    name = f'{split}/{CLASSES[number // 3 % 3]}/{number}.png'
+    pictures.write(folder / 'data', {name: pictures.png(number)})
   names = f'--class_names {folder / "names.txt"}'
   line = load_line(
     folder, folder / 'run', f'{names} --mean 100,110,120 --std 50,60,70'
