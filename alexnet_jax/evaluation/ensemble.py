@@ -107,10 +107,8 @@ def _open(name, arguments):
 def joint_values(probabilities, labels) -> dict[str, float]:
   """Computes {eval/loss, eval/top1, eval/top5} of averaged probabilities.
 
-  Args:
-    probabilities: float64 [n, classes], n > 0; of equal ones the first class
-      ranks higher.
-    labels: int [n].
+  They are float64 [n, classes], n > 0; of equal ones the first class ranks
+  higher. The labels are int [n].
   """
   from alexnet_jax.training import metrics
 
@@ -118,11 +116,9 @@ def joint_values(probabilities, labels) -> dict[str, float]:
   rank = metrics.label_ranks(probabilities, labels, np)
   # What all networks hold for impossible costs the most that float32 allows.
   least = np.finfo(np.float32).tiny
-  means = (
-    -np.log(np.maximum(own, least)).mean(),
-    *((rank < k).mean() for k in (1, 5)),
-  )
-  return dict(zip(_MEASURES, map(float, means), strict=True))
+  loss = -np.log(np.maximum(own, least)).mean()
+  means = map(float, (loss, (rank < 1).mean(), (rank < 5).mean()))
+  return dict(zip(_MEASURES, means, strict=True))
 
 
 def _show(name, values):

@@ -164,13 +164,12 @@ def write_answers(
 
   `ends` are the cells (before, after) of the header and of each example.
   """
-  ranks, flat = range(1, count + 1), itertools.chain.from_iterable
+  ranks = range(1, count + 1)
   header = [(f'class_{rank}', f'probability_{rank}') for rank in ranks]
+  every = itertools.chain([header], answers)
   rows = (
-    [*before, *flat(best or [('', '')] * count), *after]
-    for best, (before, after) in zip(
-      itertools.chain([header], answers), ends, strict=True
-    )
+    [*before, *itertools.chain(*(best or [('', '')] * count)), *after]
+    for best, (before, after) in zip(every, ends, strict=True)
   )
   # A name of a file may be any bytes; they are written as they are.
   files.write_csv(path, rows, errors='surrogateescape')
