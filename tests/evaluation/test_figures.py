@@ -109,9 +109,8 @@ def test_a_single_mistake_among_a_thousand_classes_is_seen():
 def test_predictions_are_framed_green_and_red():
   """In the picture itself: one ring of three pixels around each image."""
   images = np.zeros((6, 80, 80, 3), np.uint8)
-  right = [True, False, True, True, False, True]
-  captions = [('cat', '' if good else 'not dog') for good in right]
-  colors = [figures.RIGHT if good else figures.WRONG for good in right]
+  captions = [('cat', ''), ('cat', 'not dog')] * 3
+  colors = [figures.RIGHT, figures.WRONG] * 3
   figure = figures.draw_grid(images, 4, 80, captions, colors)
   picture = pixels(figure)
   assert picture.shape == (2 * (90 + 32), 4 * 90, 3)

@@ -258,13 +258,7 @@ def test_a_report_follows_no_links(trained, copied, tmp_path, capsys):
   arguments = ['--workdir', str(copied), '--data_path', str(trained[1])]
   assert report.main(arguments) == 2
   assert f'{report_folder} is a link' in capsys.readouterr().err
-  report_folder.unlink()
-  report_folder.mkdir()
-  (other / 'mine.html').write_text('mine')
-  (report_folder / 'index.html').symlink_to(other / 'mine.html')
-  assert report.main(arguments) == 2
-  assert 'index.html is a link' in capsys.readouterr().err
-  assert (other / 'mine.html').read_text() == 'mine'
+  assert not list(other.iterdir())
 
 
 @pytest.mark.parametrize('config', ['{"seed": 3}', '{"se'])

@@ -8,7 +8,6 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
-from alexnet_jax import predict
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate
@@ -127,19 +126,6 @@ def test_evaluate_says_where_data_and_names_go(
     "('green', 'pink', 'red'), but the network has 3 classes ('blue'" in err
   )
   assert '--class_names FILE' in err
-
-
-def test_predict(folder, command_result):
-  line = f'--workdir {folder / "run"} --top 3 {folder}/data/val'
-  code, result, err = command_result(predict, line)
-  assert code == 0, err
-  answers = result['predictions']
-  shares = expected_shares(folder, [a['file'] for a in answers])
-  for answer, expected in zip(answers, shares, strict=True):
-    found = {c['class']: c['probability'] for c in answer['classes']}
-    np.testing.assert_allclose(
-      [found[name] for name in CLASSES], expected, rtol=1e-4, atol=1e-6
-    )
 
 
 def test_the_recipe_of_fine_tuning(folder, tmp_path):

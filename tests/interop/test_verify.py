@@ -173,15 +173,3 @@ def test_a_card_that_says_more_than_the_weights_is_refused(
   (copy / name).write_text(text.replace('0.', '0.9', 20))
   assert verify.main([str(copy)]) == 2
   assert f'{name} does not say what' in capsys.readouterr().err
-
-
-def test_a_folder_becomes_a_run(folder, tmp_path, command_result):
-  line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
-  code, result, err = command_result(load, line)
-  assert code == 0, err
-  assert result['classes_are_named']
-  ours = checkpoint.open_run(folder.with_name('run'))
-  theirs = checkpoint.open_run(tmp_path / 'run')
-  for layer, leaves in ours.state.ema_params.items():
-    for name, leaf in leaves.items():
-      np.testing.assert_array_equal(theirs.state.params[layer][name], leaf)
