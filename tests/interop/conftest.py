@@ -66,6 +66,6 @@ def our_logits():
 
 
 @pytest.fixture
-def command_result(call):
+def ask(call):
   """Calls a command with a line: (exit code, result or None, errors)."""
   return lambda command, line: call(command, *line.split())

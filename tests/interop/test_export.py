@@ -139,7 +139,7 @@ ONNX = {'marks': [pytest.mark.interop, *IGNORED]}
   ],
 )
 def test_the_same_probabilities(
-  name, run_program, request, images, tmp_path, command_result
+  name, run_program, request, images, tmp_path, ask
 ):
   run, folder = request.getfixturevalue(name), tmp_path / 'program'
   onnx = '--onnx ' if run_program is run_onnx else ''
@@ -147,9 +147,7 @@ def test_the_same_probabilities(
     pytest.skip('needs the extra onnx')
   # jax2onnx adds biases to more dimensions than they have.
   with jax.numpy_rank_promotion('allow' if onnx else 'raise'):
-    code, result, err = command_result(
-      export, f'--workdir {run} {onnx}{folder}'
-    )
+    code, result, err = ask(export, f'--workdir {run} {onnx}{folder}')
   assert code == 0, err
   about = json.loads((folder / 'about.json').read_text())
   assert result['step'] == about['step'] == 4
@@ -168,9 +166,7 @@ def test_the_same_probabilities(
 
 @pytest.mark.interop
 @pytest.mark.skipif(onnxruntime is None, reason='needs the extra onnx')
-def test_another_network_is_refused(
-  trained_run, tmp_path, command_result, monkeypatch
-):
+def test_another_network_is_refused(trained_run, tmp_path, ask, monkeypatch):
   import jax2onnx
 
   convert = jax2onnx.to_onnx
@@ -188,9 +184,7 @@ def test_another_network_is_refused(
   ):
     monkeypatch.setattr(jax2onnx, 'to_onnx', converter)
     with jax.numpy_rank_promotion('allow'):
-      code, _, err = command_result(
-        export, f'--workdir {trained_run} --onnx {out}'
-      )
+      code, _, err = ask(export, f'--workdir {trained_run} --onnx {out}')
     assert code == 2
     assert message in err
     assert not out.exists()
@@ -287,7 +281,7 @@ def test_another_platform_is_named(folder, monkeypatch, capsys):
   assert 'it is for cpu and gpu, not for tpu' in capsys.readouterr().err
 
 
-def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
+def test_unfit_places_are_refused(trained_run, tmp_path, ask):
   (tmp_path / 'there').write_text('mine')
   for options, message in (
     (tmp_path / 'there', 'is there already, and no empty folder'),
@@ -295,17 +289,15 @@ def test_unfit_places_are_refused(trained_run, tmp_path, command_result):
     (f'{tmp_path / "out"} --checkpoint 3', "checkpoint '3' is not in"),
   ):
     line = f'--workdir {trained_run} {options}'
-    code, _, err = command_result(export, line)
+    code, _, err = ask(export, line)
     assert code == 2
     assert message in err
   assert [path.name for path in tmp_path.iterdir()] == ['there']
 
 
-def test_onnx_needs_its_extra(
-  trained_run, tmp_path, command_result, monkeypatch
-):
+def test_onnx_needs_its_extra(trained_run, tmp_path, ask, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
-  code, _, err = command_result(
+  code, _, err = ask(
     export, f'--workdir {trained_run} --onnx {tmp_path / "out"}'
   )
   assert code == 2

@@ -79,12 +79,12 @@ def expected_shares(folder, files):
   return np.asarray(jax.nn.softmax(logits))
 
 
-def test_evaluate(folder, command_result):
+def test_evaluate(folder, ask):
   config = checkpoint.open_run(folder / 'run').config
   validation.validate(config)
   assert config.data.std_rgb == STD
   assert config.model.channels == (32, 64)
-  code, result, err = command_result(evaluate, run_line(folder))
+  code, result, err = ask(evaluate, run_line(folder))
   assert code == 0, err
   files = sorted((folder / 'data' / 'val').rglob('*.png'))
   labels = [CLASSES.index(file.parent.name) for file in files]
@@ -96,31 +96,27 @@ def test_evaluate(folder, command_result):
   assert result['step'] == 0
 
 
-def test_evaluate_says_where_data_and_names_go(
-  folder, tmp_path, command_result
-):
+def test_evaluate_says_where_data_and_names_go(folder, tmp_path, ask):
   run, unnamed = folder / 'run', tmp_path / 'unnamed'
-  code, _, err = command_result(evaluate, f'--workdir {run}')
+  code, _, err = ask(evaluate, f'--workdir {run}')
   assert code == 2
   assert 'no data was named: give --data_path DIR' in err
   data = f'--data_path {folder / "data"}'
-  code, result, err = command_result(load, load_line(folder, unnamed, data))
+  code, result, err = ask(load, load_line(folder, unnamed, data))
   assert code == 0, err
   assert not result['classes_are_named']
   assert 'no classes: they are called class_0000 to class_0002 (--cl' in err
   assert f'evaluate --workdir {unnamed}\n' in err
   # Then they are those of the data, in its order.
   line = f'--workdir {unnamed} {data}'
-  code, result, err = command_result(evaluate, line)
+  code, result, err = ask(evaluate, line)
   assert code == 0, err
   assert f'the classes of {unnamed} have no names' in err
   assert result['examples'] == 10
   other = shutil.copytree(folder / 'data', tmp_path / 'other')
   for split in other.iterdir():
     (split / 'blue').rename(split / 'pink')
-  code, _, err = command_result(
-    evaluate, f'--workdir {run} --data_path {other}'
-  )
+  code, _, err = ask(evaluate, f'--workdir {run} --data_path {other}')
   assert code == 2
   assert (
     "('green', 'pink', 'red'), but the network has 3 classes ('blue'" in err
@@ -181,10 +177,8 @@ def test_fine_tuning_needs_a_run(argument, message):
     ('caffe', '--std 1,1,1', '--std is not for --from caffe'),
   ],
 )
-def test_what_is_refused(
-  kind, options, message, folder, tmp_path, command_result
-):
-  code, result, err = command_result(
+def test_what_is_refused(kind, options, message, folder, tmp_path, ask):
+  code, result, err = ask(
     load,
     f'--from {kind} {folder / FILE} --workdir {tmp_path / "run"} {options}',
   )
@@ -203,39 +197,37 @@ def test_what_is_refused(
     (b'a\n\xff\nc\n', 'is no UTF-8 text'),
   ],
 )
-def test_unfit_class_names(text, message, folder, tmp_path, command_result):
+def test_unfit_class_names(text, message, folder, tmp_path, ask):
   names = tmp_path / 'names.txt'
   names.write_bytes(text)
   line = load_line(folder, tmp_path / 'run', f'--class_names {names}')
-  code, _, err = command_result(load, line)
+  code, _, err = ask(load, line)
   assert code == 2
   assert message in err
   assert list(tmp_path.iterdir()) == [names]
 
 
-def test_only_an_empty_folder_is_taken(folder, tmp_path, command_result):
+def test_only_an_empty_folder_is_taken(folder, tmp_path, ask):
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'mine').write_text('1')
   (tmp_path / 'file').write_text('2')
   (tmp_path / 'empty').mkdir()
   for name in ('full', 'file'):
-    code, _, err = command_result(load, load_line(folder, tmp_path / name))
+    code, _, err = ask(load, load_line(folder, tmp_path / name))
     assert code == 2
     assert 'is there already, and no empty folder' in err
   assert [p.name for p in (tmp_path / 'full').iterdir()] == ['mine']
   workdir = tmp_path / 'empty'
-  assert command_result(load, load_line(folder, workdir))[0] == 0
+  assert ask(load, load_line(folder, workdir))[0] == 0
   assert (workdir / 'checkpoints' / '0').is_dir()
   assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_write_that_fails_leaves_nothing(
-  folder, tmp_path, command_result, monkeypatch
-):
+def test_a_write_that_fails_leaves_nothing(folder, tmp_path, ask, monkeypatch):
   def fail(*arguments):
     raise UserError('no room')
 
   monkeypatch.setattr(checkpoint.Checkpoints, 'save', fail)
-  code, _, err = command_result(load, load_line(folder, tmp_path / 'run'))
+  code, _, err = ask(load, load_line(folder, tmp_path / 'run'))
   assert (code, list(tmp_path.iterdir())) == (2, [])
   assert 'no room' in err

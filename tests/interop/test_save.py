@@ -24,9 +24,9 @@ from alexnet_jax.training import state as state_lib
 
 
 @pytest.fixture
-def saved(trained_run, tmp_path, command_result):
+def saved(trained_run, tmp_path, ask):
   path = tmp_path / 'run.safetensors'
-  code, result, err = command_result(save, f'--workdir {trained_run} {path}')
+  code, result, err = ask(save, f'--workdir {trained_run} {path}')
   assert code == 0, err
   return path, result
 
@@ -64,15 +64,11 @@ def test_names_layouts_and_the_averaged_weights(trained_run, saved):
     np.testing.assert_array_equal(weight[:, (c * size + y) * size + x], ours)
 
 
-def test_everything_comes_back_bit_by_bit(
-  trained_run, saved, tmp_path, command_result
-):
+def test_everything_comes_back_bit_by_bit(trained_run, saved, tmp_path, ask):
   path, _ = saved
   config, names, state = state_of(trained_run)
   copy = tmp_path / 'copy'
-  code, result, err = command_result(
-    load, f'--from torch {path} --workdir {copy}'
-  )
+  code, result, err = ask(load, f'--from torch {path} --workdir {copy}')
   assert code == 0, err
   assert result['classes_are_named']
   other_config, other_names, other = state_of(copy)
@@ -93,18 +89,16 @@ def test_everything_comes_back_bit_by_bit(
   assert int(other.step) == 0
 
 
-def test_files_are_not_replaced_unless_asked(
-  trained_run, saved, command_result
-):
+def test_files_are_not_replaced_unless_asked(trained_run, saved, ask):
   path, _ = saved
   before = safetensors.numpy.load_file(path)
   path.write_bytes(b'something else')
-  code, _, err = command_result(save, f'--workdir {trained_run} {path}')
+  code, _, err = ask(save, f'--workdir {trained_run} {path}')
   assert code == 2
   assert 'is there already; give --overwrite' in err
   assert path.read_bytes() == b'something else'
   line = f'--workdir {trained_run} {path} --overwrite'
-  assert command_result(save, line)[0] == 0
+  assert ask(save, line)[0] == 0
   after = safetensors.numpy.load_file(path)
   jax.tree.map(np.testing.assert_array_equal, after, before)
   assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -119,11 +113,9 @@ def test_files_are_not_replaced_unless_asked(
     ('{tmp}/x.safetensors --workdir {tmp}/a', 'is not the folder of a run'),
   ],
 )
-def test_unfit_arguments_are_refused(
-  line, message, trained_run, tmp_path, command_result
-):
+def test_unfit_arguments_are_refused(line, message, trained_run, tmp_path, ask):
   line = f'--workdir {trained_run} {line.format(tmp=tmp_path)}'
-  code, _, err = command_result(save, line)
+  code, _, err = ask(save, line)
   assert code == 2
   assert message in err
   assert list(tmp_path.iterdir()) == []
@@ -172,12 +164,10 @@ def set_at(place, value):
     (set_at('model.hidden', [16, 16]), 'MISFIT: expected dense2 '),
   ],
 )
-def test_tampered_metadata_is_refused(
-  change, message, saved, tmp_path, command_result
-):
+def test_tampered_metadata_is_refused(change, message, saved, tmp_path, ask):
   path = rewritten(saved[0], change)
   line = f'--from torch {path} --workdir {tmp_path / "run"}'
-  code, _, err = command_result(load, line)
+  code, _, err = ask(load, line)
   assert code == 2, err
   assert re.search(message, err)
   assert not (tmp_path / 'run').exists()

@@ -28,8 +28,8 @@ def folder(tmp_path_factory):
   return root / 'hub'
 
 
-def test_what_was_saved_holds(folder, command_result):
-  code, result, err = command_result(verify, str(folder))
+def test_what_was_saved_holds(folder, ask):
+  code, result, err = ask(verify, str(folder))
   assert code == 0, err
   run = checkpoint.open_run(folder.with_name('run'))
   measured = run.saved.progress.last_evaluation
@@ -154,13 +154,13 @@ def test_without_figures_nothing_is_said_to_hold(folder, tmp_path, capsys):
   assert 'leave --data_path out' in capsys.readouterr().err
 
 
-def test_converted_weights_have_no_command(folder, tmp_path, command_result):
+def test_converted_weights_have_no_command(folder, tmp_path, ask):
   line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
-  assert command_result(load, line)[0] == 0
+  assert ask(load, line)[0] == 0
   copy = tmp_path / 'copy.safetensors'
   line = f'--workdir {tmp_path / "run"} {copy}'
-  assert command_result(save, line)[0] == 0
-  code, result, err = command_result(verify, str(copy))
+  assert ask(save, line)[0] == 0
+  code, result, err = ask(verify, str(copy))
   assert (code, result['command']) == (0, ''), err
 
 
