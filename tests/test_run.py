@@ -24,9 +24,7 @@ def trained(tmp_path_factory):
   recipe = commands.write_recipe(folder, num_steps=12, eval_every_steps=4)
   config = alexnet_jax.load_config(str(recipe), {'optimizer.nesterov': True})
   result = alexnet_jax.train(
-    config,
-    folder / 'run',
-    on_evaluation=lambda step, values: seen.append(step),
+    config, folder / 'run', on_evaluation=lambda step, values: seen.append(step)
   )
   return recipe, folder / 'run', result, seen
 

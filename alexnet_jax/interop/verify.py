@@ -31,9 +31,7 @@ def main(argv=None) -> int:
   parser.add_argument('file', type=cli.path, metavar='FILE.safetensors|FOLDER')
   cli.add_data_path(parser)
   return cli.run_parsed(
-    parser,
-    argv,
-    lambda arguments: verify(arguments.file, arguments.data_path),
+    parser, argv, lambda arguments: verify(arguments.file, arguments.data_path)
   )
 
 

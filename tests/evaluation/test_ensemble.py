@@ -82,10 +82,7 @@ def check(values, mean, labels):
 
 @pytest.mark.parametrize(
   ('norm', 'parallel'),
-  [
-    ('batch', 'pmap'),
-    pytest.param('lrn', 'shard_map', marks=pytest.mark.slow),
-  ],
+  [('batch', 'pmap'), pytest.param('lrn', 'shard_map', marks=pytest.mark.slow)],
 )
 def test_ten_crops_equal_a_plain_loop(norm, parallel, small, tmp_path, call):
   write_photographs(tmp_path / 'photographs')

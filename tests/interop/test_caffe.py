@@ -113,7 +113,7 @@ FIELDS = {
     **{'norm_region': (4, 0), 'k': (5, 5)},
   },
   'Pooling': {
-    **{'pool': (1, 0), 'kernel_size': (2, 0), 'stride': (3, 0), 'pad': (4, 0)},
+    **{'pool': (1, 0), 'kernel_size': (2, 0), 'stride': (3, 0), 'pad': (4, 0)}
   },
 }
 
@@ -373,10 +373,7 @@ def mean_file(tmp_path):
 
 @pytest.mark.parametrize(
   ('shape', 'corner', 'old'),
-  [
-    ((70, 91), (2, 13), False),
-    ((CROP, CROP), (0, 0), True),
-  ],
+  [((70, 91), (2, 13), False), ((CROP, CROP), (0, 0), True)],
 )
 def test_a_mean_image_is_subtracted_pixel_by_pixel(
   shape, corner, old, save, mean_file, images, tmp_path, caplog

@@ -60,10 +60,7 @@ def marvin():
   ]
 
 
-NETWORKS = {
-  'alexnet_bn': (batch_norm, 224),
-  'marvin': (marvin, 28),
-}
+NETWORKS = {'alexnet_bn': (batch_norm, 224), 'marvin': (marvin, 28)}
 
 
 def build(make):
