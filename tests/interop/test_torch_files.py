@@ -20,19 +20,18 @@ from tests.interop import torch_networks  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.interop
 
-# network: (what builds it in PyTorch, its argument, width of images)
+# network: (what builds it in PyTorch, with what, width of images)
 NETWORKS = {
-  'alexnet': (torch_networks.paper, False, 224),
-  'alexnet_caffe': (torch_networks.paper, True, 227),
-  'alexnet_bn': (torch_networks.batch_norm, False, 224),
-  'alexnet_bn_all': (torch_networks.batch_norm, True, 227),
+  'alexnet': (torch_networks.paper, {}, 224),
+  'alexnet_caffe': (torch_networks.paper, {'caffe': True}, 227),
+  'alexnet_bn': (torch_networks.batch_norm, {}, 224),
 }
 MARVIN = Options('marvin')
 
 
 def build(name, seed=0):
-  make, option, _ = NETWORKS[name]
-  return torch_networks.randomised(make(10, NARROW, HIDDEN, option), seed)
+  make, options, _ = NETWORKS[name]
+  return torch_networks.randomised(make(10, NARROW, HIDDEN, **options), seed)
 
 
 def save_model(network, path, prefix=''):

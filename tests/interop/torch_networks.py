@@ -69,25 +69,19 @@ def paper(classes, channels, hidden, caffe=False, width=6, dropout=0.5):
   return Network(features, dense_part(classes, e * width**2, hidden, dropout))
 
 
-def batch_norm(
-  classes, channels, hidden, everywhere=False, width=6, dropout=0.5
-):
-  """alexnet_bn, or with `everywhere` alexnet_bn_all; PyTorch's epsilon."""
+def batch_norm(classes, channels, hidden, width=6, dropout=0.5):
+  """alexnet_bn with PyTorch's epsilon."""
   features, inputs = [], 3
   for number, units in enumerate(channels, 1):
     kernel = (11, 5, 3, 3, 3)[number - 1]
     if number == 1:
       # "same" for 224 pixels and a stride of 4: 7 pixels, the odd one behind.
-      pad = [] if everywhere else [nn.ZeroPad2d((3, 4, 3, 4))]
-      features += [*pad, nn.Conv2d(inputs, units, kernel, 4)]
+      pad = nn.ZeroPad2d((3, 4, 3, 4))
+      features += [pad, nn.Conv2d(inputs, units, kernel, 4)]
     else:
       features.append(nn.Conv2d(inputs, units, kernel, padding=kernel // 2))
-    if everywhere:
-      features += [nn.ReLU(), nn.BatchNorm2d(units)]
-    elif number <= 2:
-      features += [nn.BatchNorm2d(units), nn.ReLU()]
-    else:
-      features.append(nn.ReLU())
+    features += [nn.BatchNorm2d(units)] if number <= 2 else []
+    features.append(nn.ReLU())
     if number in (1, 2, 5):
       features.append(nn.MaxPool2d(3, 2))
     inputs = units
