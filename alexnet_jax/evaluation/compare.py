@@ -55,6 +55,7 @@ def main(argv=None) -> int:
 
 
 def _compare(arguments):
+  """Writes the page, and prints its tables; returns the command's result."""
   from alexnet_jax.evaluation import figures
 
   workdirs, out = arguments.workdirs, pathlib.Path(arguments.out)
@@ -90,7 +91,8 @@ def _compare(arguments):
   return {'runs': rows, 'groups': repetitions, 'notes': remarks, 'page': path}
 
 
-def _names(workdirs):  # the last parts of their paths, or all where they agree
+def _names(workdirs):
+  """Names runs by the last parts of their paths, or by all where they agree."""
   if not workdirs:
     raise UserError('there is no run to compare; give folders of runs')
   paths = [pathlib.Path(workdir).resolve() for workdir in workdirs]
@@ -199,6 +201,9 @@ def _groups(runs):
   """Groups the runs that are done and differ in nothing but the seed.
 
   A seed counts once: a copy of a run is no repetition of it.
+
+  Returns:
+    [{runs: names, seeds, top1: {mean, standard_error: of the mean}, ...}].
   """
   result = []
   for by_seed in _finished(runs):
@@ -246,10 +251,11 @@ def _columns(keys):
 def _spread_table(found):
   rows = []
   for group in found:
-    spreads = [group.get(key, {}).values() for key in _SPREAD]
-    cells = [' ± '.join(map(page.shown, spread)) or '-' for spread in spreads]
-    names = ', '.join(group['runs']), ', '.join(map(str, group['seeds']))
-    rows.append([*names, *cells])
+    cells = [', '.join(group['runs']), ', '.join(map(str, group['seeds']))]
+    for key in _SPREAD:
+      values = map(page.shown, group.get(key, {}).values())
+      cells.append(' ± '.join(values) or '-')
+    rows.append(cells)
   columns = _columns(('runs', 'seeds', *_SPREAD))
   return page.Table('Mean ± standard error', columns, rows)
 

@@ -49,6 +49,7 @@ def main(argv=None) -> int:
 
 
 def _work(arguments, overrides, stop):
+  """Makes what is missing; returns the command's result."""
   from alexnet_jax import validation
   from alexnet_jax.evaluation import figures
 
@@ -74,7 +75,13 @@ def _work(arguments, overrides, stop):
 
 
 def _cross_validate(config, workdir, folds, stop):
-  """Trains and measures what is not done yet; returns the command's result."""
+  """Trains and measures what is not done yet, one fold after the other.
+
+  Returns:
+    {folds: [{fold, workdir, step, parameters, state_digest, train: {loss, top1,
+    macro_precision, ..., examples}, validation: the same}], mean: {train,
+    validation}, deviation: the sample standard deviation over the folds}.
+  """
   import jax
 
   from alexnet_jax.training import loop
@@ -123,7 +130,11 @@ def _open(config):  # both sides of a fold
 
 
 def _stored(config, folder, record):
-  """Reads what was measured of a fold before; None if that is to be done."""
+  """Reads what was measured of a fold before; None if that is to be done.
+
+  Raises:
+    UserError: if the fold was trained with another config or on other data.
+  """
   from alexnet_jax.training import resume
 
   sides = {split: {str: int | float} for split in _SPLITS}
