@@ -269,6 +269,12 @@ def test_a_damaged_study_is_refused(tmp_path):
     open_study(tmp_path)
 
 
+def test_a_folder_may_have_any_name(tmp_path):
+  study, space = open_study(tmp_path / 'a b?c#d%20{e}')
+  study_lib.add_trial(study, space, 0)
+  assert (tmp_path / 'a b?c#d%20{e}' / 'study.db').is_file()
+
+
 def test_values_have_the_type_of_their_key():
   texts = f"""
     config.{KEY}=1e-4..1e-1:log model.dropout=0..1 global_batch_size=16..18
