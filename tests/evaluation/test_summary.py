@@ -1,6 +1,5 @@
 """The table of a network: its layers in order of execution, and their sizes."""
 
-from alexnet_jax.evaluation import summary
 from alexnet_jax.models import costs
 from alexnet_jax.models.alexnet import AlexNet
 
@@ -15,21 +14,6 @@ SMALL = {
   'bias_layers': (),
   'hidden': (12,),
 }
-
-
-def test_layers_are_described_by_what_they_do():
-  model = AlexNet(**SMALL)
-  _, rows = costs.layer_table(model, (36, 36, 3))
-  assert [summary.operation(model, name) for name, *_ in rows] == [
-    '5 x 5, stride 2, padding 2 and 1',
-    'over 5 channels',
-    'largest of 3 x 3, stride 2',
-    '3 x 3, stride 1, padding SAME, 2 groups',
-    'over 5 channels',
-    'largest of 3 x 3, stride 2',
-    'dense',
-    'dense',
-  ]
 
 
 def test_shapes_parameters_and_flops_by_hand():
