@@ -10,6 +10,8 @@ import shlex
 import shutil
 import sys
 
+import numpy as np
+
 from alexnet_jax import cli
 from alexnet_jax import files
 from alexnet_jax.errors import how_to_install
@@ -41,7 +43,6 @@ def main(argv=None) -> int:
 def _export(arguments):
   import jax
   import jax.export
-  import numpy as np
 
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import program_loader
@@ -104,7 +105,6 @@ def _make_function(config, network):
   float32 [batch, num_classes].
   """
   import jax
-  import numpy as np
 
   from alexnet_jax.training import build
   from alexnet_jax.training import preprocess
@@ -129,7 +129,6 @@ def _make_function(config, network):
 def _convert_to_onnx(function, params, size):
   """Returns (serialized ONNX model, largest difference of probabilities)."""
   import jax
-  import numpy as np
 
   try:
     import jax2onnx
