@@ -115,11 +115,12 @@ def resolve(
       text = ','.join(f'{number:g}' for number in np.ravel(value))
       guesses.append(f'--{option} {text}')
   if guesses:  # a wrong one gives wrong answers, not an error
+    hint = "; PyTorch's batch norms have 1e-05 by default, Keras' 0.001"
     log.warning(
       'the file does not say how the network was trained; taken: %s. Give these'
-      " options if it was trained with other numbers; PyTorch's batch norms"
-      " have 1e-05 by default, Keras' 0.001",
+      ' options if it was trained with other numbers%s',
       ' and '.join(guesses),
+      hint * ('epsilon' in guesses[-1]),
     )
   crop_size = taken['crop_size']
   data = {
