@@ -201,9 +201,8 @@ def from_metadata(text: str) -> TrainedNetwork:
       and {*map(type, names)} == {str}
     ):
       raise ValueError('values that do not fit')
-    model = _tuples(dict(fields['model']))
-    rest = {}, {}, len(names), names, dict(fields['claims'])
-    return TrainedNetwork(model, data, mean, *rest)
+    model, said = _tuples(dict(fields['model'])), dict(fields['claims'])
+    return TrainedNetwork(model, data, mean, {}, {}, len(names), names, said)
   except Exception as error:  # values of odd types raise anything
     raise UserError(
       'its metadata was not written by interop.save, or is damaged'
