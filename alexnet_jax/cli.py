@@ -166,6 +166,43 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
   return None
 
 
+def make_parser(
+  name: str, description: str, epilog: str = '', abbreviations: bool = True
+) -> argparse.ArgumentParser:
+  """Returns the parser of a command, of the module `name`.
+
+  `abbreviations` of flags do not go with --config.KEY=VALUE.
+  """
+  return argparse.ArgumentParser(
+    prog=f'python -m alexnet_jax.{name}',
+    description=description,
+    epilog=epilog,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=abbreviations,
+  )
+
+
+def run_parsed(
+  parser: argparse.ArgumentParser,
+  argv: list[str] | None,
+  work: Callable[[argparse.Namespace], dict],
+  exit_code: Callable[..., int] = lambda arguments, result: errors.EXIT_DONE,
+) -> int:
+  """Adds --json, and calls a command's `work` with its arguments; see `run`.
+
+  `exit_code` is that of (arguments, result).
+  """
+  add_json(parser)
+  arguments = parser.parse_args(argv)
+  json_output = arguments.json
+  del arguments.json
+  return run(
+    lambda: work(arguments),
+    json_output=json_output,
+    exit_code=lambda result: exit_code(arguments, result),
+  )
+
+
 def set_prefix(prefix: str) -> None:
   """Sets the text that all messages of this process begin with."""
   global _prefix

@@ -1,6 +1,5 @@
 """Trains: python -m alexnet_jax.main --config FILE [--config.key=value ...]."""
 
-import argparse
 import os
 import sys
 
@@ -18,13 +17,8 @@ in config, data or arguments, 75 interrupted and saved or another process lost,
 
 
 def _parse(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.main',
-    description='Trains AlexNet, or another of its networks.',
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  text = 'Trains AlexNet, or another of its networks.'
+  parser = cli.make_parser('main', text, _EPILOG, abbreviations=False)
   cli.add_recipe(parser)
   text = "the run's folder (default: runs/ and the recipe's name)"
   parser.add_argument('--workdir', type=cli.path, metavar='DIR', help=text)

@@ -3,9 +3,7 @@
 python -m alexnet_jax.predict --workdir DIR photo.jpg folder/ ...
 """
 
-import argparse
 from collections.abc import Sequence
-import itertools
 import math
 import pathlib
 import sys
@@ -28,12 +26,7 @@ MOST_IN_GRID = 196  # images
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.predict',
-    description=_DESCRIPTION,
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = cli.make_parser('predict', _DESCRIPTION, _EPILOG)
   add = parser.add_argument
   text = 'an image, or a folder with images in it or below'
   add('paths', nargs='+', type=cli.path, metavar='PATH', help=text)
@@ -44,21 +37,26 @@ def main(argv=None) -> int:
   text = f'draws the first {MOST_IN_GRID} images, as the network sees them,'
   text += ' with their best class'
   add('--grid', type=cli.path, default='', metavar='FILE.png', help=text)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(
-    lambda: _work(arguments),
-    json_output=arguments.json,
-    exit_code=lambda result: errors.EXIT_USER if result['unreadable'] else 0,
+  return cli.run_parsed(
+    parser,
+    argv,
+    _work,
+    lambda _, result: errors.EXIT_USER if result['unreadable'] else 0,
   )
 
 
 def _work(arguments):
-  """Predicts, and writes what was asked for; returns the command's result."""
-  _check(arguments)
+  if arguments.top < 1:
+    raise errors.UserError(f'--top is {arguments.top}; it must be at least 1')
+  if arguments.grid and not arguments.grid.lower().endswith('.png'):
+    raise errors.UserError(f'--grid is {arguments.grid!r}; it must end in .png')
+  for flag, name in (('csv', arguments.csv), ('grid', arguments.grid)):
+    if name:
+      files.check_new_file(f'--{flag}', name)
   from alexnet_jax.data import folder
 
   paths = folder.find_images(arguments.paths)
+  from alexnet_jax.evaluation import evaluate
   from alexnet_jax.evaluation import loading
 
   run = loading.load_network(
@@ -79,32 +77,18 @@ def _work(arguments):
     text = f'error: {len(unreadable)} of {len(paths)} files cannot be read;'
     print(f'{text} the warnings above name them', file=sys.stderr)
   if arguments.csv:
-    _write_csv(arguments.csv, paths, answers)
+    ends = [(['file'], ()), *(([path], ()) for path in paths)]
+    count = max(map(len, answers))
+    evaluate.write_answers(arguments.csv, count, answers, ends)
   if images:
     _draw(arguments.grid, images, [answer[0] for answer in answers if answer])
   return {'predictions': predictions, 'unreadable': unreadable}
 
 
-def _check(arguments):
-  """Refuses wrong arguments before anything is loaded."""
-  if arguments.top < 1:
-    raise errors.UserError(f'--top is {arguments.top}; it must be at least 1')
-  if arguments.grid and not arguments.grid.lower().endswith('.png'):
-    raise errors.UserError(f'--grid is {arguments.grid!r}; it must end in .png')
-  for flag, name in (('csv', arguments.csv), ('grid', arguments.grid)):
-    if name:
-      files.check_new_file(f'--{flag}', name)
-
-
 def predict(
   run, inputs: Sequence, num_images: int = 0
 ) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
-  """Classifies images.
-
-  Args:
-    run: see `loading.load_network`, whose `top` is the number of classes.
-    inputs: see `data.folder.ImageList`; one may be there twice.
-    num_images: number of images that are given back.
+  """Classifies the inputs of a `data.folder.ImageList` with a loaded network.
 
   Returns:
     (answers: (class, probability) of the best classes of each image, the best
@@ -130,18 +114,11 @@ def predict(
     if loader.unreadable.keys() >= set(names):
       return [[] for _ in inputs], loader.unreadable, []
     raise
-  parts = found.counts, found.classes, found.probabilities
-  answers = [
-    [(run.class_names[i], float(p)) for i, p in zip(*best, strict=True)]
-    if counts
-    else []
-    for counts, *best in zip(*parts, strict=True)
-  ]
+  answers = list(evaluate.best_classes(run.class_names, found))
   return answers, loader.unreadable, images
 
 
 def _draw(path, images, best):
-  """Draws the images in a square, with the class each is taken for."""
   from alexnet_jax.evaluation import figures
 
   count = len(images)
@@ -152,18 +129,6 @@ def _draw(path, images, best):
   if len(best) > count:
     text = f'{path} has the first {count} of {len(best)} images'
     print(text, file=sys.stderr)
-
-
-def _write_csv(path, paths, answers):
-  """Writes a row for each file; of those not read it has the name only."""
-  ranks = range(1, max(map(len, answers)) + 1)
-  columns = ((f'class_{rank}', f'probability_{rank}') for rank in ranks)
-  rows = [['file', *itertools.chain(*columns)]]
-  for name, answer in zip(paths, answers, strict=True):
-    cells = list(itertools.chain(*answer))
-    rows.append([name, *cells, *[''] * (2 * len(ranks) - len(cells))])
-  # A name of a file may be any bytes; they are written as they are.
-  files.write_csv(path, rows, errors='surrogateescape')
 
 
 if __name__ == '__main__':

@@ -29,8 +29,7 @@ def load_config(
       follow.
     overrides: {'data.path': 'photos', ...}.
 
-  Raises:
-    UserError: if the recipe is missing, a key unknown or a value refused.
+  Raises UserError if the recipe is missing, a key unknown or a value refused.
   """
   changed = (overrides or {}).items()
   keys = [f'--config.{key}={value}' for key, value in changed]
@@ -54,8 +53,7 @@ def train(
     on_step: called with the number and the metrics of each step, in order:
       {train/loss, train/top1, ...}, floats, of its batch before the update;
       while the next step is under way, or before an evaluation or save. What it
-      raises ends the run; the step under way is not told then. Steps made again
-      are told again.
+      raises ends the run. Steps made again are told again.
     on_evaluation: called with step and metrics of each evaluation; what it
       raises ends the run.
 
@@ -63,9 +61,8 @@ def train(
     The last evaluation's metrics, step, parameters, state_digest,
     images_per_second and seconds: of all processes of the run, by kind.
 
-  Raises:
-    UserError: if config, data or checkpoints do not fit.
-    NonFiniteLossError: if the loss is NaN or infinite.
+  Raises UserError if config, data or checkpoints do not fit, and
+  NonFiniteLossError if the loss is NaN or infinite.
   """
   runtime.configure()
   from alexnet_jax.training import guards
@@ -99,21 +96,13 @@ def draw_report(config, workdir: str, check: Callable[[], None]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A checkpoint of a run; `open_run` makes it.
-
-  Attributes:
-    workdir: the run's folder.
-    config: of the training.
-    class_names: in the order of the labels.
-    step: number of updates that made the weights.
-    metrics: of the run's last evaluation up to this step; may be empty.
-  """
+  """A checkpoint of a run; `open_run` makes it."""
 
   workdir: str
-  config: ml_collections.ConfigDict
-  class_names: Sequence[str]
-  step: int
-  metrics: Mapping[str, float]
+  config: ml_collections.ConfigDict  # of the training
+  class_names: Sequence[str]  # in the order of the labels
+  step: int  # number of updates that made the weights
+  metrics: Mapping[str, float]  # of the last evaluation until then, if any
   _network: object = dataclasses.field(repr=False)
 
   def history(self) -> list[dict[str, float]]:
@@ -127,13 +116,9 @@ class Run:
   ) -> list[list[tuple[str, float]]]:
     """Returns (class, probability) of the best classes of each image.
 
-    Args:
-      images: paths of files, their bytes, PIL images, or arrays: uint8
-        [height, width, 3] in RGB or [height, width]; also one array of images,
-        [n, height, width, 3].
-
-    Raises:
-      UserError: if an image cannot be read.
+    The images are paths of files, their bytes, PIL images, or arrays: uint8
+    [height, width, 3] in RGB or [height, width]; also one array of images, [n,
+    height, width, 3]. Raises UserError if one cannot be read.
     """
     _check_images(images)
     answers, reasons, _ = predict_lib.predict(self._network, images)
@@ -146,13 +131,9 @@ class Run:
   ) -> np.ndarray:
     """Returns the outputs of a layer for images, float32 [n, ...].
 
-    Args:
-      images: as of `predict`.
-      layer: a name that `main --summary` shows. The ReLU directly after the
-        layer belongs to its output.
-
-    Raises:
-      UserError: if there is no such layer, or an image cannot be read.
+    Images are those of `predict`, layers those that `main --summary` shows. The
+    ReLU directly after a layer belongs to its output. Raises UserError if there
+    is no such layer, or an image cannot be read.
     """
     from alexnet_jax.evaluation import features
 
@@ -197,19 +178,16 @@ def open_run(
     checkpoint: `final`, `newest`, `best` or the number of a step.
     top: number of the best classes that `Run.predict` tells.
 
-  Raises:
-    UserError: if there is no run or checkpoint, or it is damaged.
+  Raises UserError if there is no run or checkpoint, or it is damaged.
   """
   runtime.configure()
   from alexnet_jax.evaluation import loading
 
   path = files.local_path(os.fspath(workdir))
   network = loading.load_network(path, str(checkpoint), top=top)
-  return Run(
-    path,
-    network.config,
-    network.class_names,
+  step, metrics = (
     int(network.state.step),
     network.saved.progress.last_evaluation,
-    network,
   )
+  names = network.class_names
+  return Run(path, network.config, names, step, metrics, network)

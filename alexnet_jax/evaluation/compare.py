@@ -1,10 +1,9 @@
 """Compares runs: python -m alexnet_jax.evaluation.compare DIR DIR ...
 
-One page of HTML with curves and tables; beside it the pictures as PNG and the
-table as CSV. It needs the runs' folders alone, not their data.
+Writes a page of HTML, its pictures as PNG and its table as CSV. It needs the
+runs' folders alone, not their data.
 """
 
-import argparse
 from collections.abc import Sequence
 import dataclasses
 import itertools
@@ -45,18 +44,14 @@ _PICTURES = {  # what they show
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.compare',
-    description='Compares runs: curves and tables, as a page of HTML.',
-  )
+  text = 'Compares runs: curves and tables, as a page of HTML.'
+  parser = cli.make_parser('evaluation.compare', text)
   cli.add_workdirs(parser, 'DIR', 'folder of a run')
   add, text = parser.add_argument, 'folder of the page (default: %(default)s)'
   add('--out', default='compare', type=cli.path, metavar='DIR', help=text)
   text = 'what the curves are drawn over (default: %(default)s)'
   add('--over', choices=('epochs', 'steps'), default='epochs', help=text)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(lambda: _compare(arguments), json_output=arguments.json)
+  return cli.run_parsed(parser, argv, _compare)
 
 
 def _compare(arguments):
@@ -91,8 +86,8 @@ def _compare(arguments):
   for table in tables:
     page.show_table(table)
   path = str(out / 'index.html')
-  for line in (*(f'NOTE: {remark}' for remark in remarks), f'page: {path}'):
-    print(line, file=sys.stderr)
+  lines = [*(f'NOTE: {remark}' for remark in remarks), f'page: {path}']
+  print('\n'.join(lines), file=sys.stderr)
   return {'runs': rows, 'groups': repetitions, 'notes': remarks, 'page': path}
 
 
@@ -113,19 +108,13 @@ def _names(workdirs):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run up to its newest checkpoint, as its folder alone tells it.
+  """A run up to its newest checkpoint, as its folder alone tells it."""
 
-  Attributes:
-    name: what tables call it.
-    saved: what the checkpoint says, see `training.progress.SavedRun`.
-    rows: its history, see `training.writers.read_rows`.
-    numbers: {name, ..., steps, measured_step, loss, ...}: what it cost and how
-      good it is; None where it is not known; JSON.
-  """
-
-  name: str
-  saved: Any
-  rows: list[dict]
+  name: str  # what tables call it
+  saved: Any  # see `training.progress.SavedRun`
+  rows: list[dict]  # its history, see `training.writers.read_rows`
+  # {name, ..., steps, measured_step, loss, ...}: what it cost and how good it
+  # is; None where it is not known; JSON.
   numbers: dict
 
   @property
@@ -133,10 +122,7 @@ class Run:
     return self.saved.is_done(self.numbers['steps'])
 
   def recipe(self) -> str:
-    """Returns what repetitions have in common: all but the seed.
-
-    Keys that leave training and data as they are do not count.
-    """
+    """Returns what repetitions have in common: all that trains but the seed."""
     free = {name for name, key in config_lib.KEYS.items() if key.free}
     free = (free | {'seed'}) - {'num_epochs', 'num_steps'}
     flat, data = config_lib.flatten(self.saved.config), self.saved.data
@@ -148,8 +134,7 @@ class Run:
 def load(workdir: str, name: str) -> Run:
   """Reads the folder of a run, which may be training at the same time.
 
-  Raises:
-    UserError: if there is no run, or no checkpoint that can be read.
+  Raises UserError if there is no run, or no checkpoint that can be read.
   """
   from alexnet_jax.training import build
   from alexnet_jax.training import checkpoint
@@ -168,24 +153,20 @@ def load(workdir: str, name: str) -> Run:
   if measured not in evaluations:  # it was interrupted between two
     measured = progress.evaluated_step
   values = evaluations.get(measured, progress.last_evaluation)
-  return Run(
-    name,
-    saved,
-    rows,
-    numbers={
-      'name': name,
-      'workdir': workdir,
-      'seed': config.seed,
-      'fingerprint': data['fingerprint'],
-      'eval_fingerprint': data['eval_fingerprint'],
-      **build.network_costs(config, len(data['class_names'])),
-      'steps': step,
-      'epochs': step * config.global_batch_size / data['num_examples'],
-      **speed(rows, step, config.global_batch_size),
-      'measured_step': measured if values else None,
-      **{key: values.get(f'eval/{key}') for key in MEASURES},
-    },
-  )
+  numbers = {
+    'name': name,
+    'workdir': workdir,
+    'seed': config.seed,
+    'fingerprint': data['fingerprint'],
+    'eval_fingerprint': data['eval_fingerprint'],
+    **build.network_costs(config, len(data['class_names'])),
+    'steps': step,
+    'epochs': step * config.global_batch_size / data['num_examples'],
+    **speed(rows, step, config.global_batch_size),
+    'measured_step': measured if values else None,
+    **{key: values.get(f'eval/{key}') for key in MEASURES},
+  }
+  return Run(name, saved, rows, numbers)
 
 
 def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
@@ -208,8 +189,7 @@ def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
   return {'training_seconds': seconds, 'images_per_second': mean}
 
 
-def _finished(runs):
-  """Sorts runs that are done by recipe: a {seed: [runs]} of each."""
+def _finished(runs):  # a {seed: [runs]} of each recipe
   found = {}
   for run in filter(lambda run: run.is_done, runs):
     by_seed = found.setdefault(run.recipe(), {})
@@ -253,20 +233,14 @@ def _notes(runs):
     if len(sets) > 1:
       names = ' | '.join(', '.join(members) for members in sets.values())
       found.append(f'The {which} data differs, so {meaning}: {names}.')
-  under_way = [
-    f'{run.name} (step {run.numbers["steps"]} of {run.saved.num_steps})'
-    for run in runs
-    if not run.is_done
-  ]
-  if under_way:
-    found.append(f'Not done yet: {", ".join(under_way)}.')
-  found += [
-    f'{copy.name} has recipe and seed of {same[0].name}, so it is no'
-    ' repetition.'
-    for by_seed in _finished(runs)
-    for same in by_seed.values()
-    for copy in same[1:]
-  ]
+  for run in runs:
+    if not run.is_done:
+      steps = f'step {run.numbers["steps"]} of {run.saved.num_steps}'
+      found.append(f'{run.name} is not done yet: {steps}.')
+  for by_seed in _finished(runs):
+    for first, *copies in by_seed.values():
+      text = f'has recipe and seed of {first.name}, so it is no repetition.'
+      found += [f'{copy.name} {text}' for copy in copies]
   return found
 
 
@@ -275,7 +249,6 @@ def _columns(keys):
 
 
 def _spread_table(found):
-  """Makes the table of repetitions, a row each."""
   rows = []
   for group in found:
     cells = [', '.join(group['runs']), ', '.join(map(str, group['seeds']))]
@@ -288,7 +261,6 @@ def _spread_table(found):
 
 
 def _config_table(runs):
-  """Lists the keys of the config in which the runs differ."""
   configs = [config_lib.flatten(run.saved.config) for run in runs]
   rows = [
     (key, *(str(config[key]) for config in configs))
@@ -300,11 +272,7 @@ def _config_table(runs):
 
 
 def draw(runs: Sequence[Run], unit: str) -> dict:
-  """Draws the curves of the runs over `epochs` or `steps`.
-
-  Returns:
-    {name: figure}: `validation`, and `training_loss` if it was written.
-  """
+  """Draws curves over `epochs` or `steps`: {name of `_PICTURES`: figure}."""
   from alexnet_jax.evaluation import figures
 
   drawn = {name: figures.panels(2) for name in _PICTURES}
@@ -327,12 +295,11 @@ def draw(runs: Sequence[Run], unit: str) -> dict:
     del drawn['training_loss']
   of_steps = f'of {figures.WINDOW} steps [nats]'
   validation[0].set(xlabel=unit, ylabel='validation top-1')
-  for axes, label in (
-    (validation[1], 'validation loss [nats]'),
-    (losses[0], f'training loss, mean {of_steps}'),
-    (losses[1], f'deviation {of_steps}'),
-  ):
-    axes.set(xlabel=unit, ylabel=label, ylim=(0, None))
+  validation[1].set(ylabel='validation loss [nats]')
+  losses[0].set(ylabel=f'training loss, mean {of_steps}')
+  losses[1].set(ylabel=f'deviation {of_steps}')
+  for axes in (validation[1], *losses):
+    axes.set(xlabel=unit, ylim=(0, None))
   for figure, panels in drawn.values():  # a legend where it hides no line
     lines = panels[0].get_lines()
     figure.legend(handles=lines, loc='outside upper left', ncols=3)

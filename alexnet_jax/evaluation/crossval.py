@@ -3,7 +3,6 @@
 python -m alexnet_jax.evaluation.crossval --config FILE --folds 10
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -29,13 +28,8 @@ folds that are done are not touched. Any key of the config can be changed:
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.crossval',
-    description='Trains and measures a recipe once for every fold.',
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  text = 'Trains and measures a recipe once for every fold.'
+  parser = cli.make_parser('evaluation.crossval', text, _EPILOG, False)
   add = parser.add_argument
   cli.add_recipe(parser)
   text = f'number of folds (default: config.data.folds, or {_DEFAULT_FOLDS})'
@@ -113,24 +107,21 @@ def _cross_validate(config, workdir, folds, stop):
     shown = {k: v for k, v in measured.items() if k not in ('config', 'data')}
     results.append({'fold': fold, 'workdir': str(folder), **shown})
 
-  def over_folds(statistic):
-    return {
+  statistic = {'mean': statistics.fmean, 'deviation': statistics.stdev}
+  over_folds = {
+    name: {
       split: {
-        key: statistic([result[split][key] for result in results])
+        key: function([result[split][key] for result in results])
         for key in results[0][split]
       }
       for split in _SPLITS
     }
-
-  return {
-    'folds': results,
-    'mean': over_folds(statistics.fmean),
-    'deviation': over_folds(statistics.stdev),
+    for name, function in statistic.items()
   }
+  return {'folds': results, **over_folds}
 
 
-def _open(config):
-  """Opens both sides of a fold: ({split: loader}, `build.data_record`)."""
+def _open(config):  # both sides of a fold
   from alexnet_jax.training import build
 
   loaders = {split: build.make_loader(config, split) for split in _SPLITS}
@@ -162,7 +153,6 @@ def _stored(config, folder, record):
 
 
 def _measure(config, folder, record, stop):
-  """Measures the final state of a fold on both sides of the split."""
   from alexnet_jax.evaluation import evaluate
   from alexnet_jax.evaluation import loading
   from alexnet_jax.training import resume
@@ -189,7 +179,6 @@ def _write_json(path, value):
 
 
 def _show(result):
-  """Prints the table of all folds."""
   from alexnet_jax.evaluation import page
 
   keys = [(split, name) for split in _SPLITS for name in _SHOWN]
@@ -218,12 +207,8 @@ def draw_box_plots(result: dict):
   shifts = np.linspace(-0.08, 0.08, len(folds))
   for axis, name in zip(axes, ('top1', 'macro_precision'), strict=True):
     values = [[fold[split][name] for fold in folds] for split in _SPLITS]
-    axis.boxplot(
-      values,
-      tick_labels=list(_SPLITS.values()),
-      widths=0.45,
-      showfliers=False,  # every fold has its dot
-    )
+    labels = list(_SPLITS.values())  # no outliers: every fold has its dot
+    axis.boxplot(values, tick_labels=labels, widths=0.45, showfliers=False)
     for position, points in enumerate(values, 1):
       axis.plot(position + shifts, points, 'o', color='C0', alpha=0.6)
     axis.set(title=_SHOWN[name])

@@ -3,7 +3,6 @@
 python -m alexnet_jax.evaluation.ensemble DIR[:CHECKPOINT] DIR[:CHECKPOINT] ...
 """
 
-import argparse
 import pathlib
 import sys
 
@@ -18,28 +17,21 @@ Measures several trained networks on a split, each alone and all together: the
 probabilities that they give to each class are averaged, as those of the five
 networks of Krizhevsky et al. 2012, section 6.1. Each network sees the images as
 its own recipe says; classes and examples must be the same."""
+_MEASURES = 'eval/loss', 'eval/top1', 'eval/top5'
 
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.ensemble',
-    description=_DESCRIPTION,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = cli.make_parser('evaluation.ensemble', _DESCRIPTION)
   text = 'folder of a run, and final (default), newest, best or a step'
   cli.add_workdirs(parser, 'DIR[:CHECKPOINT]', text)
   cli.add_split(parser)
   cli.add_crops(parser)
   cli.add_data_path(parser)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(lambda: _measure(arguments), json_output=arguments.json)
+  return cli.run_parsed(parser, argv, _measure)
 
 
 def _measure(arguments):
-  """Measures the members and their mean; returns the command's result."""
   names, crops = arguments.workdirs, arguments.crops
   if len(names) < 2:
     raise UserError(
@@ -55,10 +47,7 @@ def _measure(arguments):
     by_class = np.empty(seen.probabilities.shape)  # float64 [n, classes]
     np.put_along_axis(by_class, seen.classes, seen.probabilities, axis=1)
     total = total + by_class
-    values = {
-      key: measured.values[key]
-      for key in ('eval/loss', 'eval/top1', 'eval/top5')
-    }
+    values = {key: measured.values[key] for key in _MEASURES}
     step = int(run.state.step)
     members.append({'workdir': str(run.workdir), 'step': step, **values})
     _show(name, values)
@@ -93,12 +82,11 @@ def _check(arguments):
     if digest in seen:
       raise UserError(f'{name} is the network of {seen[digest]}; give it once')
     seen[digest] = name
-    found = run.class_names, loader.source.fingerprint
-    first = first or found
-    what = '' if found[1] == first[1] else 'examples'
-    if not transfer.same_classes(found[0], first[0]):
-      what = 'classes'
-    if what:
+    classes, examples = run.class_names, loader.source.fingerprint
+    first = first or (classes, examples)
+    same = transfer.same_classes(classes, first[0])
+    if not same or examples != first[1]:
+      what = 'examples' if same else 'classes'
       raise UserError(
         f'the {what} of {run.workdir} are not those of {arguments.workdirs[0]};'
         ' networks of an ensemble are measured on the same data'
@@ -106,7 +94,6 @@ def _check(arguments):
 
 
 def _open(name, arguments):
-  """Opens `DIR` or `DIR:CHECKPOINT`: (run, loader of the split)."""
   from alexnet_jax.evaluation import loading
 
   folder, colon, checkpoint = name.rpartition(':')
@@ -120,10 +107,8 @@ def _open(name, arguments):
 def joint_values(probabilities, labels) -> dict[str, float]:
   """Computes {eval/loss, eval/top1, eval/top5} of averaged probabilities.
 
-  Args:
-    probabilities: float64 [n, classes], n > 0; of equal ones the first class
-      ranks higher.
-    labels: int [n].
+  They are float64 [n, classes], n > 0; of equal ones the first class ranks
+  higher. The labels are int [n].
   """
   from alexnet_jax.training import metrics
 
@@ -131,11 +116,9 @@ def joint_values(probabilities, labels) -> dict[str, float]:
   rank = metrics.label_ranks(probabilities, labels, np)
   # What all networks hold for impossible costs the most that float32 allows.
   least = np.finfo(np.float32).tiny
-  return {
-    'eval/loss': float(-np.log(np.maximum(own, least)).mean()),
-    'eval/top1': float((rank < 1).mean()),
-    'eval/top5': float((rank < 5).mean()),
-  }
+  loss = -np.log(np.maximum(own, least)).mean()
+  means = map(float, (loss, (rank < 1).mean(), (rank < 5).mean()))
+  return dict(zip(_MEASURES, means, strict=True))
 
 
 def _show(name, values):

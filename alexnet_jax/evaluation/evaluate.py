@@ -3,9 +3,10 @@
 python -m alexnet_jax.evaluation.evaluate --workdir DIR [--crops 10]
 """
 
-import argparse
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -21,10 +22,7 @@ _LINE_SECONDS = 30.0  # between two lines of progress without a terminal
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.evaluate',
-    description='Measures a saved run.',
-  )
+  parser = cli.make_parser('evaluation.evaluate', 'Measures a saved run.')
   cli.add_split(parser)
   cli.add_crops(parser)
   cli.add_run(parser)
@@ -37,11 +35,9 @@ def main(argv=None) -> int:
   parser.add_argument(
     '--per_example', default='', type=cli.path, metavar='FILE.csv', help=text
   )
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  options = vars(arguments)
-  json_output = options.pop('json')
-  return cli.run(lambda: evaluate(**options), json_output=json_output)
+  return cli.run_parsed(
+    parser, argv, lambda arguments: evaluate(**vars(arguments))
+  )
 
 
 def measure_all(
@@ -50,22 +46,15 @@ def measure_all(
   crops: int = 1,
   on_batch: Callable[[dict], None] = lambda batch: None,
 ):
-  """Measures a network on all examples of a loader, behind a progress bar.
+  """Measures a `loading.Network` on all examples of a loader: `Measured`.
 
-  Args:
-    run: a `loading.Network`.
-    loader: of the examples.
-    crops: 1 or 10, as of the network's steps.
-    on_batch: called with each host batch before it is dispatched; may raise.
-
-  Returns:
-    See `measure.evaluate`.
+  `crops` are those of the network's steps; `on_batch` is called with each host
+  batch before it is dispatched, and may raise.
   """
   from alexnet_jax.training import measure
 
-  with contextlib.closing(
-    host_batches(run, loader, crops, on_batch)
-  ) as batches:
+  made = host_batches(run, loader, crops, on_batch)
+  with contextlib.closing(made) as batches:
     return measure.evaluate(
       run.steps.evaluate,
       run.state,
@@ -105,24 +94,15 @@ class Options:
   data_source: str = ''
   split: str = 'validation'  # or train, or a split of TFDS
   crops: int = 1  # or 10
-  # Whether only the classes of the examples are predicted, see
-  # `loading.open_subset`; else they must be those of the network.
-  subset: bool = False
+  subset: bool = False  # see `loading.open_subset`
   per_example: str = ''  # CSV that gets a row for each example
 
 
 def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
-  """Measures a checkpoint on a split, and prints what comes out.
+  """Measures a checkpoint on a split: the command's result, which it prints.
 
-  Args:
-    workdir, checkpoint: see `loading.load_network`.
-    **options: see `Options`.
-
-  Returns:
-    The command's result: the measures, and what was measured.
-
-  Raises:
-    UserError: if the run or the data is not there, or does not fit.
+  See `loading.load_network` and `Options`. Raises UserError if the run or the
+  data is not there, or does not fit.
   """
   given = Options(**options)
   if given.per_example:
@@ -131,13 +111,8 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
   from alexnet_jax.training import state as state_lib
 
   split, crops = given.split, given.crops
-  run = loading.load_network(
-    workdir,
-    checkpoint,
-    given.data_path,
-    crops=crops,
-    data_source=given.data_source,
-  )
+  data = {'data_path': given.data_path, 'data_source': given.data_source}
+  run = loading.load_network(workdir, checkpoint, crops=crops, **data)
   result = state_lib.summarize(run.state)
   if given.subset:
     run, loader = loading.open_subset(run, split)
@@ -147,8 +122,8 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
   _compile(run, loader, crops)
   begun = time.perf_counter()
   measured = measure_all(run, loader, crops)
-  values, counts = measured.values, measured.predictions.counts
-  count = int(counts.sum())
+  values, found = measured.values, measured.predictions
+  count = int(found.counts.sum())
   throughput = count / (time.perf_counter() - begun)
   print(
     f'{workdir}, step {result["step"]}, {split} ({count:,} examples,'
@@ -158,9 +133,7 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
     file=sys.stderr,
   )
   if given.per_example:
-    rows = _example_rows(run, loader.source, measured.predictions)
-    # A name of a file may be any bytes; they are written as they are.
-    files.write_csv(given.per_example, rows, errors='surrogateescape')
+    _write_examples(given.per_example, run.class_names, loader.source, found)
   return {
     **values,
     **result,
@@ -169,24 +142,49 @@ def evaluate(workdir: str, checkpoint: str = 'final', **options) -> dict:
     'classes': len(run.class_names),
     'images_per_second': throughput,
     'examples': count,
-    'unreadable': len(counts) - count,
+    'unreadable': len(found.counts) - count,
   }
 
 
-def _example_rows(run, source, found):
-  """Yields a row for each example; of those not read it has the name only."""
-  names, count = run.class_names, found.classes.shape[1]
+def best_classes(class_names: Sequence[str], found) -> Iterator[list]:
+  """Yields [(class, probability), ...] of each of `measure.Predictions`.
+
+  The best come first; of an example that was not read there are none.
+  """
+  parts = found.counts, found.classes, found.probabilities
+  for is_there, *best in zip(*parts, strict=True):
+    pairs = zip(*best, strict=True) if is_there else ()
+    yield [(class_names[i], float(p)) for i, p in pairs]
+
+
+def write_answers(
+  path: str, count: int, answers: Iterable[list], ends: Iterable[tuple]
+) -> None:
+  """Writes the answers of `best_classes`, `count` classes each, as CSV.
+
+  `ends` are the cells (before, after) of the header and of each example.
+  """
   ranks = range(1, count + 1)
-  best = [(f'class_{rank}', f'probability_{rank}') for rank in ranks]
-  yield ['name', 'label', *itertools.chain(*best), 'loss']
-  for index in range(source.num_examples):
-    row = [source.describe(index)]
-    if found.counts[index]:
-      parts = zip(found.classes[index], found.probabilities[index], strict=True)
-      best = [(names[number], float(p)) for number, p in parts]
-      row += [names[found.labels[index]], *itertools.chain(*best)]
-      row.append(float(found.loss[index]))
-    yield row + [''] * (2 * count + 3 - len(row))
+  header = [(f'class_{rank}', f'probability_{rank}') for rank in ranks]
+  every = itertools.chain([header], answers)
+  rows = (
+    [*before, *itertools.chain(*(best or [('', '')] * count)), *after]
+    for best, (before, after) in zip(every, ends, strict=True)
+  )
+  # A name of a file may be any bytes; they are written as they are.
+  files.write_csv(path, rows, errors='surrogateescape')
+
+
+def _write_examples(path, class_names, source, found):
+  def ends():
+    yield ('name', 'label'), ('loss',)
+    parts = zip(found.counts, found.labels, found.loss, strict=True)
+    for index, (is_there, label, loss) in enumerate(parts):
+      own = (class_names[label], float(loss)) if is_there else ('', '')
+      yield (source.describe(index), own[0]), own[1:]
+
+  answers = best_classes(class_names, found)
+  write_answers(path, found.classes.shape[1], answers, ends())
 
 
 def _compile(run, loader, crops):

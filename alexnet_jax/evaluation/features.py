@@ -4,7 +4,6 @@ python -m alexnet_jax.evaluation.features --workdir DIR --layers conv5,dense2
 --out OUT photo.jpg folder/ ...
 """
 
-import argparse
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -35,12 +34,7 @@ named files that cannot be decoded."""
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.features',
-    description=_DESCRIPTION,
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = cli.make_parser('evaluation.features', _DESCRIPTION, _EPILOG)
   add = parser.add_argument
   text = 'an image, or a folder with images in it or below'
   add('paths', nargs='*', type=cli.path, metavar='PATH', help=text)
@@ -51,19 +45,15 @@ def main(argv=None) -> int:
   cli.add_run(parser)
   cli.add_data_path(parser)
   cli.add_data_source(parser)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(
-    lambda: _work(arguments),
-    json_output=arguments.json,
-    exit_code=lambda result: (
-      errors.EXIT_USER if arguments.paths and result['unreadable'] else 0
-    ),
-  )
+
+  def exit_code(arguments, result):
+    fails = arguments.paths and result['unreadable']
+    return errors.EXIT_USER if fails else errors.EXIT_DONE
+
+  return cli.run_parsed(parser, argv, _work, exit_code)
 
 
 def _work(arguments):
-  """Writes the folder, as a whole or not at all; returns the result."""
   paths, split, out = arguments.paths, arguments.split, arguments.out
   data = arguments.data_path, arguments.data_source
   if bool(paths) == bool(split) or (paths and any(data)):
@@ -119,8 +109,7 @@ def _shapes(run, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
   return {name: known[name] for name in names}
 
 
-def _write(folder, run, loader, shapes) -> int:
-  """Writes the files; returns the number of rows."""
+def _write(folder, run, loader, shapes) -> int:  # the number of rows
   from alexnet_jax.data import raw
 
   source, numbers = loader.source, itertools.count()

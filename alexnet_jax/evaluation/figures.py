@@ -1,7 +1,6 @@
 """Figures of runs: curves, confusion matrices and grids of images.
 
-Functions of rows and arrays; nothing here knows a config. `save` writes what
-they return. None of them uses pyplot, which keeps figures alive.
+None of them uses pyplot, which keeps figures alive; `save` writes them.
 """
 
 from collections.abc import Sequence
@@ -29,12 +28,9 @@ _LETTER = 7  # about the mean width
 
 
 def save(figure, path: pathlib.Path) -> bytes:
-  """Writes a figure as PNG; returns the file's content.
-
-  Letters that matplotlib's font lacks become boxes, without a warning each.
-  """
+  """Writes a figure as PNG; returns the file's content."""
   content = io.BytesIO()
-  with warnings.catch_warnings():
+  with warnings.catch_warnings():  # of letters that the font lacks
     warnings.filterwarnings('ignore', message='Glyph', category=UserWarning)
     figure.savefig(content, format='png')
   with files.replaced_file(path) as temporary:
@@ -64,14 +60,11 @@ def panels(count: int, height: float = 3.6):
 def rolling_losses(
   rows: list[dict],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the losses of the steps with their rolling mean and deviation.
-
-  For the rows see `training.writers.read_rows`; they may have none.
+  """Returns the losses in rows of `writers.read_rows`, which may have none.
 
   Returns:
     (steps int64 [n], evenly chosen where there are many; losses, means and
-    deviations of the last `WINDOW` losses up to each, or of those that there
-    are, float64 [n]).
+    deviations of the last `WINDOW` losses up to each, float64 [n]).
   """
   steps, losses = [], []
   for row in rows:
@@ -122,24 +115,18 @@ def learning_rate_drops(rows: list[dict]) -> list[int]:
   return drops
 
 
-def _learning_rates(rows):
-  """Lists (step, {key: value}): of each group of parameters, or of all."""
-  return [
-    (
-      row['step'],
-      {k: v for k, v in row.items() if k.startswith('learning_rate/')}
-      or {'learning_rate': row['learning_rate']},
-    )
-    for row in rows
-    if 'learning_rate' in row
-  ]
+def _learning_rates(rows):  # (step, {key: value}): of each group, or of all
+  points = []
+  for row in rows:
+    if 'learning_rate' in row:
+      groups = {k: row[k] for k in row if k.startswith('learning_rate/')}
+      own = {'learning_rate': row['learning_rate']}
+      points.append((row['step'], groups or own))
+  return points
 
 
 def draw_line(axes, rows, key: str, step_size: float = 1, **style) -> None:
-  """Draws a line through the rows with a value of `key`, if there are any.
-
-  A step is `step_size` of the horizontal axis.
-  """
+  """Draws a line through the rows with a value of `key`, if there are any."""
   points = [(step_size * row['step'], row[key]) for row in rows if key in row]
   if points:
     style = {'markersize': 3, 'linewidth': 1.2, **style}
@@ -176,9 +163,8 @@ def draw_learning_rate(rows: list[dict]):
   keys = list(points[0]) if points else []
   for number, key in enumerate(keys):
     color = f'C{number}' if len(keys) > 1 else TRAINING
-    label = key.partition('/')[2] or None
-    style = {'color': color, 'label': label, 'drawstyle': 'steps-post'}
-    draw_line(axes, rows, key, **style)
+    style = {'label': key.partition('/')[2] or None, 'drawstyle': 'steps-post'}
+    draw_line(axes, rows, key, color=color, **style)
   if len(keys) > 1:
     axes.legend()
   rates = [value for point in points for value in point.values() if value > 0]
@@ -202,16 +188,10 @@ def draw_speed(rows: list[dict]):
 
 
 def draw_confusion(confusion, class_names: Sequence[str]):
-  """Draws a confusion matrix.
+  """Draws counts of (true class, predicted class), int [classes, classes].
 
-  Up to 30 classes have names and a number in each cell, its color the share of
-  the true class. More of them make a heat map, whose color is the root of the
-  largest number of a block of cells: single mistakes stay visible.
-
-  Args:
-    confusion: counts of (true class, predicted class), int [classes, classes],
-      dense or sparse.
-    class_names: of the rows and columns.
+  Up to 30 classes have names and numbers. More make a heat map, whose color is
+  the root of the largest number of a block of cells: single mistakes are seen.
   """
   from matplotlib.figure import Figure
 
@@ -227,8 +207,7 @@ def draw_confusion(confusion, class_names: Sequence[str]):
   return figure
 
 
-def _cell(count):
-  """Returns the side of a cell with a number in it, in inches."""
+def _cell(count):  # the side of one with a number in it, in inches
   return min(0.6, 10 / count)
 
 
@@ -242,15 +221,10 @@ def _draw_cells(axes, confusion, class_names):
   axes.set_yticks(range(count), names, parse_math=False)
   for (row, column), number in np.ndenumerate(confusion):
     dark = shares[row, column] > 0.5
-    text = axes.text(
-      column,
-      row,
-      str(number),
-      ha='center',
-      va='center',
-      color='white' if dark else 'black' if number else '#c5cbd1',
-      fontsize=10 if _cell(count) > 0.5 and number < 10_000 else 8,
-    )
+    color = 'white' if dark else 'black' if number else '#c5cbd1'
+    size = 10 if _cell(count) > 0.5 and number < 10_000 else 8
+    style = {'ha': 'center', 'va': 'center', 'color': color, 'fontsize': size}
+    text = axes.text(column, row, str(number), **style)
     text.set_in_layout(False)  # hundreds of them would make it slow
 
 
@@ -261,24 +235,18 @@ def _draw_heat_map(figure, axes, pairs):
   block = -(-count // _MOST_CELLS)
   cells = np.zeros((-(-count // block),) * 2, np.int64)
   np.maximum.at(cells, (pairs.row // block, pairs.col // block), pairs.data)
-  image = axes.imshow(
-    cells,
-    cmap='magma_r',
-    norm=PowerNorm(0.5, vmin=0, vmax=max(1, cells.max())),
-    interpolation='nearest',
-    extent=(-0.5, count - 0.5, count - 0.5, -0.5),
-  )
+  style = {'cmap': 'magma_r', 'interpolation': 'nearest'}
+  style['norm'] = PowerNorm(0.5, vmin=0, vmax=max(1, cells.max()))
+  extent = -0.5, count - 0.5, count - 0.5, -0.5
+  image = axes.imshow(cells, extent=extent, **style)
   label = 'examples (the color follows the root)'
   figure.colorbar(image, ax=axes, shrink=0.6, label=label)
 
 
 def draw_filters(kernel: np.ndarray):
-  """Draws the filters of a first layer, each in its own range, unsmoothed.
+  """Draws filters, float [height, width, 3, filters], each in its own range.
 
   The smallest value is black, the largest white; a constant filter is gray.
-
-  Args:
-    kernel: float [height, width, 3, filters].
   """
   filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
   low = filters.min((1, 2, 3), keepdims=True)
@@ -295,12 +263,9 @@ def draw_grid(
   captions: Sequence[Sequence[str]] = (),
   colors: Sequence[str] = (),
 ):
-  """Draws images in rows, with lines of text below them.
-
-  One pixel of the figure is one pixel of its file.
+  """Draws images, uint8 [height, width, 3], in rows with text below them.
 
   Args:
-    images: uint8 [height, width, 3] each, at least one.
     columns: images in a row.
     tile: about how many pixels the largest side gets.
     captions: lines of text of each image; as many for all of them.

@@ -51,8 +51,6 @@ def load_network(
     data_path: where the data is now; '': where it was in training.
     top, crops: see `build.make_steps`.
     data_source: KIND or tfds:NAME, of other data than that of the training.
-
-  Raises UserError if there is no run, no such checkpoint, or no use for a path.
   """
   if top < 1 or crops not in (1, 10):
     raise UserError(f'top is {top} (from 1), crops is {crops} (1 or 10)')
@@ -99,7 +97,7 @@ def warn_of_crops(network: Network, crops: int) -> None:
   if crops > 1 and data.crop_size == data.resize_size:
     _say(
       f'{start} the ten crops are two: config.data.crop_size and resize_size'
-      f' are both {data.crop_size}, so that all positions are the same'
+      f' are both {data.crop_size}'
     )
 
 
@@ -108,14 +106,11 @@ def _say(text):
 
 
 def open_split(network: Network, split: str) -> tuple[loader_lib.Loader, bool]:
-  """Returns a loader of a split of the network's data, whatever its classes.
+  """Returns (loader of a split, whether it is known to be other data).
 
   The data of the training is divided as there, wherever it lies now. Other data
-  is not: it is measured whole, if it has no validation split of its own. Raises
-  UserError if the data is not there.
-
-  Returns:
-    (loader, whether it is known to be other data).
+  is measured whole if it has no validation split of its own. Raises UserError
+  if the data is not there.
   """
   config = network.config
   if config.data.path == transfer.NO_DATA:
@@ -148,8 +143,7 @@ def open_split(network: Network, split: str) -> tuple[loader_lib.Loader, bool]:
 def make_eval_loader(network: Network, split: str) -> loader_lib.Loader:
   """Returns a loader of a split, see `open_split`, with the network's classes.
 
-  A folder of other data may lack some. Raises UserError if the data is not
-  there, or has other classes.
+  A folder of other data may lack some. Raises UserError for other classes.
   """
   loader, is_other = open_split(network, split)
   classes, source = [*map(splits.normal, network.class_names)], loader.source
@@ -183,9 +177,9 @@ def open_subset(
 ) -> tuple[Network, loader_lib.Loader]:
   """Returns a network with the classes of some examples alone, and a loader.
 
-  Classes are matched by name. Those that no example of the split has are left
-  out of the last layer, so that probabilities, ranks and averages are over the
-  others. Raises UserError if the network lacks a class.
+  Classes, matched by name, that no example of the split has are left out of the
+  last layer: probabilities, ranks and averages are over the others. Raises
+  UserError if the network lacks a class.
   """
   loader, _ = open_split(network, split)
   source, classes = loader.source, network.class_names
@@ -226,11 +220,10 @@ def open_subset(
 def open_images(
   network: Network, images: Sequence
 ) -> tuple[Network, loader_lib.Loader]:
-  """Returns a loader of images of unknown classes, and the network for it.
+  """Returns the network for `data.folder.ImageList`s, and a loader of one.
 
-  Batches are smaller than in training where there are fewer images; then
-  numbers may differ from those of a full batch in the last bits. Images that
-  cannot be read are skipped. For `images` see `data.folder.ImageList`.
+  Batches are smaller where there are fewer images; then numbers may differ in
+  the last bits. Images that cannot be read are skipped.
   """
   config = network.config.copy_and_resolve_references()
   config.global_batch_size = min(config.global_batch_size, len(images))

@@ -1,8 +1,4 @@
-"""Tables and pictures as one self-contained HTML page, and in the terminal.
-
-All text is escaped by the template, whatever class or file names hold; pictures
-are inlined, and the page may load nothing.
-"""
+"""Tables and pictures as one self-contained HTML page, and in the terminal."""
 
 import base64
 from collections.abc import Sequence
@@ -29,17 +25,13 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table on a page or in the terminal; the first cell names a row.
-
-  On a page a click on a column's name sorts the rows if it is `sortable`, and a
-  click on its title shows it if it is `folded`.
-  """
+  """A table on a page or in the terminal; the first cell names a row."""
 
   title: str
   columns: Sequence[str]
   rows: Sequence[Sequence[str | int | float]]
-  sortable: bool = False
-  folded: bool = False
+  sortable: bool = False  # by a click on a column's name
+  folded: bool = False  # until a click on its title
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """The report of a run: python -m alexnet_jax.evaluation.report --workdir DIR.
 
-One page of HTML with tables and pictures, in the run's folder `report`; beside
-it the pictures as PNG, and the measures of the classes and the confusion matrix
-as CSV.
+Writes a page of HTML, its pictures as PNG and its tables as CSV into `report`
+in the run's folder.
 """
 
-import argparse
 from collections.abc import Callable
 import contextlib
 import pathlib
@@ -39,9 +37,7 @@ def write(
     {page, files, config, notes, seconds} and, of a checkpoint,
     `sections.numbers`; JSON.
 
-  Raises:
-    UserError: if the folder has neither history nor checkpoint, or the
-      checkpoint's data is not there.
+  Raises UserError without history and checkpoint, or without its data.
   """
   from alexnet_jax import config as config_lib
   from alexnet_jax import validation
@@ -95,7 +91,6 @@ def write(
 
 
 def _notes(path, trained):
-  """Says what is unusual about a run, for people."""
   from alexnet_jax.training import checkpoint
 
   if not trained:
@@ -138,16 +133,12 @@ def show(result: dict) -> None:
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.report',
-    description='Measures a saved run, and writes a page of tables and'
-    f' pictures: DIR/{REPORT_FOLDER}/{PAGE}.',
-  )
+  text = 'Measures a saved run, and writes a page of tables and pictures:\n'
+  text += f'DIR/{REPORT_FOLDER}/{PAGE}.'
+  parser = cli.make_parser('evaluation.report', text)
   cli.add_run(parser)
   cli.add_data_path(parser)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(lambda: _report(arguments), json_output=arguments.json)
+  return cli.run_parsed(parser, argv, _report)
 
 
 def _report(arguments):

@@ -37,13 +37,10 @@ _AUGMENTED = 10  # training images before and after
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRun:
-  """A network with its loaders, measured on the validation split.
-
-  `training` is None where other data is measured than that of the training.
-  """
+  """A network with its loaders, measured on the validation split."""
 
   run: loading.Network
-  training: Loader | None
+  training: Loader | None  # None where other data is measured
   validation: Loader
   measured: measure.Measured
 
@@ -130,9 +127,8 @@ def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
 def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   """Returns the first training images before and after augmentation.
 
-  Returns:
-    (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name,
-    what was changed apart from the crop) of each that can be decoded.
+  (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name, what
+  was changed apart from the crop) of each that can be decoded.
   """
   run, loader = subject.run, subject.training
   if loader is None:
@@ -154,7 +150,6 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
 
 
 def _change(batch, i):
-  """Describes what was done to an image apart from the crop."""
   words = ['mirrored'] if 'flip' in batch and batch['flip'][i] else []
   for key in ('brightness', 'color'):
     if key in batch:
@@ -164,14 +159,11 @@ def _change(batch, i):
 
 @dataclasses.dataclass(frozen=True)
 class Album:
-  """The pictures and tables of a report, as files in its folder.
-
-  `tick` is called before each picture, `files` are the paths written.
-  """
+  """The pictures and tables of a report, as files in its folder."""
 
   folder: pathlib.Path
-  tick: Callable[[], None]
-  files: list[pathlib.Path] = dataclasses.field(default_factory=list)
+  tick: Callable[[], None]  # called before each picture
+  files: list[pathlib.Path] = dataclasses.field(default_factory=list)  # written
 
   def write_csv(self, name: str, rows: Sequence[Sequence]) -> None:
     """Writes a table as `name`.csv."""
@@ -190,71 +182,65 @@ def overview(numbers: dict, settings: dict, text: str) -> Section:
 
   Without a network `numbers` is empty, without a config `settings`, a flat one.
   """
-  shown, tables = [], []
+  shown = {}
   if numbers:
     values = numbers['metrics']
     steps = numbers['step'], numbers['num_steps']
-    shown = [
-      ('top-1', values['eval/top1']),
-      ('top-5', values['eval/top5']),
-      ('loss [nats]', values['eval/loss']),
-      ('macro F1', values['eval/macro_f1']),
-      ('validation images', numbers['examples']),
-      ('training images', numbers['training_examples']),
-      ('classes', len(numbers['classes'])),
-      ('steps', ' of '.join(f'{n:,}' for n in steps if n) or 0),
-      ('epochs', f'{numbers["epochs"]:.2f}'),
-      ('parameters', numbers['parameters']),
-    ]
+    shown = {
+      'top-1': values['eval/top1'],
+      'top-5': values['eval/top5'],
+      'loss [nats]': values['eval/loss'],
+      'macro F1': values['eval/macro_f1'],
+      'validation images': numbers['examples'],
+      'training images': numbers['training_examples'],
+      'classes': len(numbers['classes']),
+      'steps': ' of '.join(f'{n:,}' for n in steps if n) or 0,
+      'epochs': f'{numbers["epochs"]:.2f}',
+      'parameters': numbers['parameters'],
+    }
     if numbers['unreadable']:
-      shown.append(('images not decoded', numbers['unreadable']))
-  if settings:
-    rows = [(key, str(value)) for key, value in sorted(settings.items())]
-    tables.append(Table('Config', ('key', 'value'), rows, folded=True))
-  return Section('Overview', text, shown, tables=tables)
+      shown['images not decoded'] = numbers['unreadable']
+  rows = [(key, str(value)) for key, value in sorted(settings.items())]
+  table = Table('Config', ('key', 'value'), rows, folded=True)
+  tables = [table] if rows else []
+  return Section('Overview', text, [*shown.items()], tables=tables)
 
 
-# (name, key of the rows that it needs, drawing, alt, caption)
-_CURVES = (
-  (
-    'step_losses',
-    writers.STEP_LOSSES,
+_CURVES = {  # picture: (drawing, key of the rows that it needs, alt, caption)
+  'step_losses': (
     figures.draw_step_losses,
+    writers.STEP_LOSSES,
     'Training loss of each step with its rolling mean and deviation',
     f'Mean and standard deviation of the last {figures.WINDOW} steps.',
   ),
-  (
-    'curves',
-    'step',
+  'curves': (
     figures.draw_curves,
+    'step',
     'Loss and top-1 of training and validation over the steps',
     'Training values are means since the log point before, with dropout and'
     ' augmentation; validation has neither. Dotted: the learning rate drops by'
     ' more than half.',
   ),
-  (
-    'learning_rate',
-    'step',
+  'learning_rate': (
     figures.draw_learning_rate,
+    'step',
     'The learning rate over the steps',
-    '',
   ),
-  (
-    'speed',
-    'images_per_second',
+  'speed': (
     figures.draw_speed,
+    'images_per_second',
     'Images per second, and share of time waiting for data, over the steps',
     'Training alone, without evaluation and saving. Where time is spent waiting'
     ' for data, faster reading would train faster.',
   ),
-)
+}
 
 
 def training(rows: list[dict], album: Album) -> list[Section]:
   """Makes the curves: losses, top-1, learning rate, speed."""
   pictures = [
     album.add(name, draw(rows), *text)
-    for name, key, draw, *text in _CURVES
+    for name, (draw, key, *text) in _CURVES.items()
     if any(key in row for row in rows)
   ]
   return [Section('Training', pictures=pictures)] if pictures else []

@@ -1,9 +1,7 @@
-"""The study of a sweep: its search space, its file, its trials and its report.
+"""The study of a sweep: its search space, its SQLite file, trials and report.
 
-A study is an SQLite file of optuna. A trial enters it with all its parameters
-at once, and they depend on the trials before it, the seed and the trial's
-number alone: whatever moment a sweep is killed at, it goes on as if it had not
-been. A trial is a run of its own, which resumes as any other run.
+Whatever moment a sweep is killed at, it goes on as if it had not been: a trial
+enters the file with all its parameters at once, and resumes as any other run.
 """
 
 from collections.abc import Iterable
@@ -48,15 +46,12 @@ _RESULTS = ('step', 'parameters', 'state_digest')  # of a run, kept of a trial
 def sweep(arguments, overrides: list[str], stop: guards.StopSignal) -> dict:
   """Runs or continues a sweep until it has all its trials, and shows the best.
 
-  For `arguments` and `overrides` of the config see `sweep.main`.
+  For `arguments` and `overrides` of the config see `sweep.main`. Raises
+  UserError for what no other values of the parameters would mend.
 
   Returns:
     {trials: [{trial, state, value, values, reason, ...}], best: one of them or
     None, command: that trains it, pictures: paths}.
-
-  Raises:
-    UserError: for what no other values of the parameters would mend.
-    Interrupted: after the state was saved, if a signal came.
   """
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   config = validation.load_config([f'--config={arguments.config}', *overrides])
@@ -97,15 +92,10 @@ def sweep(arguments, overrides: list[str], stop: guards.StopSignal) -> dict:
 
 
 def parse_space(texts: Iterable[str], config) -> dict:
-  """Parses the search space into {key: optuna distribution}, sorted by key.
+  """Parses `KEY=SPEC`s into {key: optuna distribution}, sorted by key.
 
-  Args:
-    texts: `KEY=SPEC`, see `_SPECS`; keys with or without `config.`.
-    config: the recipe.
-
-  Raises:
-    UserError: if a key is unknown, given twice or without effect, or a spec
-      does not fit its key.
+  Keys may begin with `config.`; `config` is the recipe. Raises UserError if a
+  key is unknown, given twice or without effect, or a spec does not fit its key.
   """
   space = {}
   for text in texts:
@@ -149,19 +139,12 @@ def _distribution(key, spec):
   if not all(map(config_lib.is_number, numbers)):
     raise ValueError('it takes finite numbers')
   low, high, size = numbers
-  if low > high:
-    raise ValueError(f'the range begins at {low}, above its end {high}')
-  if log and low <= 0:
-    raise ValueError(f'it begins at {low}; a range with :log takes one above 0')
-  if step and not 0 < size <= high - low:
-    raise ValueError(
-      f'the step is {size}; it takes one above 0 and at most {high - low}'
-    )
+  if step and size > high - low:
+    raise ValueError(f'the step is {size}; it takes at most {high - low}')
   if isinstance(default, int):
     return optuna.distributions.IntDistribution(low, high, bool(log), size)
-  return optuna.distributions.FloatDistribution(
-    low, high, bool(log), size if step else None
-  )
+  size = size if step else None
+  return optuna.distributions.FloatDistribution(low, high, bool(log), size)
 
 
 def values_of(params: dict) -> dict:
@@ -181,10 +164,8 @@ def open_study(
     config: the recipe; the trials change the keys of `space`.
     space: see `parse_space`.
     fixed: {flag or text: value}; what else a study has to be continued with.
-      Has `--monitor` and `--pruner`.
 
-  Raises:
-    UserError: if the file is damaged, or was made with something else.
+  Raises UserError if the file is damaged, or was made with something else.
   """
   free = {key for key, each in config_lib.KEYS.items() if each.free}
   free -= {'num_epochs', 'num_steps'}  # trials of equal length compare
@@ -229,27 +210,24 @@ def open_study(
 
 
 def _shared_data(config, space):
-  """Opens what all trials share: the run they start from, and the data.
-
-  Returns:
-    {text: fingerprint} of both splits.
-  """
+  """Opens what all trials share: the run they start from, and the data."""
   init = config.init
   if init.workdir and not {'init.workdir', 'init.checkpoint'} & space.keys():
     checkpoint.open_run(init.workdir, init.checkpoint)
-  return {
-    f'fingerprint of the {split} data': build.make_loader(
-      config, split
-    ).source.fingerprint
+  sources = {
+    split: build.make_loader(config, split).source
     for split in ('train', 'validation')
+  }
+  return {
+    f'fingerprint of the {split} data': source.fingerprint
+    for split, source in sources.items()
   }
 
 
 def add_trial(study, space: dict, seed: int) -> None:
   """Adds the next trial to the study, as running, with all its parameters.
 
-  They depend on the trials before it, on the seed and on the trial's number: an
-  interrupted sweep tries what an unbroken one does.
+  They depend on the trials before it, the seed and the trial's number alone.
   """
   trials = study.get_trials(deepcopy=False)
   number = np.random.SeedSequence((seed, len(trials))).generate_state(1)[0]
@@ -320,7 +298,6 @@ def _folder(arguments, number):
 
 
 def _report(study, arguments, overrides):
-  """Prints the table and the command, and draws the pictures; see `sweep`."""
   rows = [
     {
       'trial': trial.number,
@@ -339,16 +316,10 @@ def _report(study, arguments, overrides):
   states = [row['state'] for row in rows]
   counts = ', '.join(f'{states.count(s)} {s}' for s in _STATES.values())
   names = [key.replace('.', '.\n') for key in rows[0]['values']]
-  cells = [
-    (
-      str(row['trial']),
-      f'{row["value"]:.4f}',
-      *map(_shown, row['values'].values()),
-      row['parameters'],
-      row['step'],
-    )
-    for row in done[:_BEST]
-  ]
+  cells = []
+  for row in done[:_BEST]:
+    values = f'{row["value"]:.4f}', *map(_shown, row['values'].values())
+    cells.append((str(row['trial']), *values, row['parameters'], row['step']))
   columns = ('trial', 'value', *names, 'parameters', 'steps')
   page.show_table(page.Table(f'{counts}; {arguments.monitor}', columns, cells))
   result = {'trials': rows, 'best': None, 'command': None, 'pictures': {}}
@@ -371,7 +342,6 @@ def _report(study, arguments, overrides):
 
 
 def _shown(value):
-  """Formats a value for people: floats in four digits."""
   return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 

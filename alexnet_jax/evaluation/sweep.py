@@ -4,8 +4,6 @@ python -m alexnet_jax.evaluation.sweep --config FILE --workdir DIR --trials 20 \
   --param optimizer.learning_rate=1e-4..1e-1:log
 """
 
-import argparse
-import importlib.util
 import sys
 
 from alexnet_jax import cli
@@ -25,13 +23,8 @@ Any other key of the config can be changed: --config.num_epochs=5.0."""
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code: 1 if no trial came to its end."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.evaluation.sweep',
-    description='Searches for good values of config keys.',
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  text = 'Searches for good values of config keys.'
+  parser = cli.make_parser('evaluation.sweep', text, _EPILOG, False)
   add = parser.add_argument
   cli.add_recipe(parser)
   text = "the sweep's folder"
@@ -40,13 +33,9 @@ def main(argv=None) -> int:
   add('--trials', type=int, default=20, metavar='N', help=text)
   text = 'a key of the config and the values to try; once for every key'
   add('--param', action='append', default=[], metavar='KEY=SPEC', help=text)
-  add(
-    '--monitor',
-    choices=MONITORS,
-    default='eval/top1',
-    metavar='MEASURE',
-    help='what a trial is judged by (default: %(default)s): %(choices)s',
-  )
+  text = 'what a trial is judged by (default: %(default)s): %(choices)s'
+  named = {'choices': MONITORS, 'metavar': 'MEASURE'}
+  add('--monitor', default='eval/top1', help=text, **named)
   text = (
     'median (default) ends a trial whose best value so far is worse than the'
     ' median of what the trials before it had at the same evaluation; none ends'
@@ -63,9 +52,11 @@ def main(argv=None) -> int:
   stop.install()
 
   def work():
-    if importlib.util.find_spec('optuna') is None:
+    try:
+      import optuna  # noqa: F401
+    except ImportError:
       advice = errors.how_to_install('sweep')
-      raise errors.UserError(f'a sweep needs optuna: {advice}')
+      raise errors.UserError(f'a sweep needs optuna: {advice}') from None
     from alexnet_jax.evaluation import study
 
     return study.sweep(arguments, overrides, stop)
@@ -73,9 +64,7 @@ def main(argv=None) -> int:
   return cli.run(
     work,
     json_output=arguments.json,
-    exit_code=lambda result: (
-      errors.EXIT_DONE if result['best'] else errors.EXIT_FAILURE
-    ),
+    exit_code=lambda result: 0 if result['best'] else errors.EXIT_FAILURE,
   )
 
 

@@ -1,9 +1,7 @@
 """Trained networks in Caffe's files: bvlc_alexnet, caffenet and relatives.
 
-A .caffemodel holds the layers with their settings and weights, as `layer`s or,
-before 2014, as `layers` of the format V1. Field names, numbers and defaults of
-the messages are those of Caffe 1.0 (BVLC/caffe, src/caffe/proto/caffe.proto);
-protobuf skips what is not declared.
+Messages are those of Caffe 1.0 (BVLC/caffe, src/caffe/proto/caffe.proto), in
+layers of the format V1 before 2014; protobuf skips what is not declared.
 """
 
 from collections.abc import Iterable
@@ -135,21 +133,16 @@ BlobProto = _CLASSES['caffe.BlobProto']
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   """Reads the network in a .caffemodel.
 
-  Images are prepared as elsewhere here, not quite as for Caffe: the short side
-  becomes that of the mean image or 256 pixels, and the middle is cut out, where
-  Caffe's scripts warp the whole image (examples/imagenet/create_imagenet.sh).
-  The size of the crop is that of the file's input or data layer, or 227.
+  Images are prepared as elsewhere here: the short side becomes that of the mean
+  image or 256 pixels, and the middle is cut out, where Caffe's scripts warp the
+  whole image. The crop is that of the file's input or data layer, or 227.
 
-  Args:
-    path: of the .caffemodel.
-    options: only mean_file counts: a mean image, which is subtracted pixel by
-      pixel. Without it, the file's `mean_value`s are; if it has none, as the
-      published files, 123, 117 and 104 for red, green and blue, with a warning.
+  Of the options mean_file counts: a mean image, which is subtracted pixel by
+  pixel. Without it, the file's `mean_value`s are; if it has none, as the
+  published files, 123, 117 and 104 for red, green and blue, with a warning.
 
-  Raises:
-    UserError: if a file cannot be read, is damaged or of another kind, or holds
-      a network that is no AlexNet as the config can describe it; with what was
-      expected and found.
+  Raises UserError if a file cannot be read, is damaged or of another kind, or
+  holds no AlexNet as the config can describe it; with what was expected.
   """
   with networks.naming(path):
     net = _parse(path, NetParameter)
@@ -179,7 +172,6 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
 
 
 def _parse(path, message_class):
-  """Returns the message that a file holds, and nothing else."""
   data = pathlib.Path(path).read_bytes()
   try:
     return message_class.FromString(data)
@@ -193,7 +185,6 @@ def _parse(path, message_class):
 
 
 def _type(layer):
-  """Returns the type of a layer of either format, such as `Convolution`."""
   if isinstance(layer.type, str):
     return layer.type
   return _V1_TYPES.get(layer.type, f'V1 type {layer.type}')
@@ -227,12 +218,10 @@ def _chain(net):
     if len({*layer.bottom}) != 1 or len({*layer.top}) != 1:
       arrays = f'{[*layer.bottom]} and {[*layer.top]}'
       raise networks.misfit('one bottom and one top', arrays, label)
-    if chain and layer.bottom[0] != chain[-1].top[0]:
-      raise networks.misfit(
-        f'the bottom {chain[-1].top[0]!r}, the top of {_label(chain[-1])}',
-        f'{layer.bottom[0]!r}; the layers of an AlexNet are a chain',
-        label,
-      )
+    if chain and layer.bottom[0] != (top := chain[-1].top[0]):
+      expected = f'the bottom {top!r}, the top of {_label(chain[-1])}'
+      found = f'{layer.bottom[0]!r}; the layers of an AlexNet are a chain'
+      raise networks.misfit(expected, found, label)
     chain.append(layer)
   return chain
 
@@ -304,26 +293,20 @@ def _convert_settings(chain, crop_size):
 
 
 def _convert_pooling(layer, size):
-  """Returns (width of a window, stride); `size` is the width of its input.
-
-  Caffe rounds the number of windows up (src/caffe/layers/pooling_layer.cpp),
-  our pooling rounds it down: both must be the same.
-  """
+  """Returns (width of a window, stride); `size` is the width of its input."""
   kernel, stride, padding = _window(layer, layer.pooling_param)
   if padding:
     raise networks.misfit('no padding', padding, _label(layer))
+  # Caffe rounds the number of windows up (src/caffe/layers/pooling_layer.cpp).
   if size < kernel or (size - kernel) % stride:
-    raise networks.misfit(
-      'windows that end with the last pixel',
-      f'windows of {kernel} every {stride} over {size} pixels; Caffe would add'
-      ' one that is cut off, here it would be left out',
-      _label(layer),
-    )
+    expected = 'windows that end with the last pixel'
+    found = f'windows of {kernel} every {stride} over {size} pixels; Caffe'
+    found += ' would add one that is cut off, here it would be left out'
+    raise networks.misfit(expected, found, _label(layer))
   return kernel, stride
 
 
 def _window(layer, settings):
-  """Returns (kernel, stride, padding), the same down and across."""
   found = []
   for name, default in (('kernel', ()), ('stride', (1,)), ('pad', (0,))):
     sides = [s for s in (f'{name}_h', f'{name}_w') if settings.HasField(s)]
@@ -336,7 +319,6 @@ def _window(layer, settings):
 
 
 def _read_weights(chain):
-  """Returns {our layer: {leaf: array}} as `networks.fit` takes them."""
   names = iter([*(f'conv{n}' for n in range(1, 6)), 'dense1', 'dense2', 'head'])
   found = {}
   for layer in chain:
@@ -349,29 +331,24 @@ def _read_weights(chain):
 
 
 def _to_array(blob, ndim, name):
-  """Returns the numbers of a blob; they may be read-only.
-
-  Old blobs have a shape of four numbers, with ones in front.
-  """
+  # Old blobs have a shape of four numbers, with ones in front.
   shape = (blob.num, blob.channels, blob.height, blob.width)
   if blob.HasField('shape'):
     shape = tuple(blob.shape.dim)
   extra = len(shape) - ndim
   if extra < 0 or {*shape[:extra]} - {1} or min(shape) < 1:
     raise networks.misfit(f'{ndim} dimensions', f'the shape {shape}', name)
-  field, kind = 'data', '<f4'
+  parts, kind = blob.data, '<f4'
   if any(blob.raw_data):
-    field, kind = 'raw_data', _RAW_TYPES.get(blob.raw_type, 'V1')
+    parts, kind = blob.raw_data, _RAW_TYPES.get(blob.raw_type, 'V1')
   elif any(blob.double_data):
-    field, kind = 'double_data', '<f8'
-  data, dtype = b''.join(getattr(blob, field)), np.dtype(kind)
+    parts, kind = blob.double_data, '<f8'
+  data, dtype = b''.join(parts), np.dtype(kind)
   size = dtype.itemsize * math.prod(shape)
   if len(data) != size:
-    raise networks.misfit(
-      f'{size:,} bytes of packed {dtype.name} numbers',
-      f'{len(data):,}',
-      f'{name} of shape {shape}',
-    )
+    expected = f'{size:,} bytes of packed {dtype.name} numbers'
+    label = f'{name} of shape {shape}'
+    raise networks.misfit(expected, f'{len(data):,}', label)
   return np.frombuffer(data, dtype).reshape(shape[extra:])
 
 
@@ -415,11 +392,7 @@ def _read_input(net):
 
 
 def _read_mean_image(path, crop_size):
-  """Returns a mean image, float32 [height, width, 3], red, green, blue.
-
-  Caffe subtracts it before it cuts out the middle, so it has the size of the
-  images before that.
-  """
+  """Returns a mean image, float32 [height, width, 3], before the crop."""
   image = _to_array(_parse(path, BlobProto), 3, 'mean image')
   if len(image) != 3 or min(image.shape[1:]) < crop_size:
     raise networks.misfit(
@@ -433,7 +406,6 @@ def _read_mean_image(path, crop_size):
 
 
 def _single(values: Iterable, name: str):
-  """Returns the one that all values are; refuses several and none."""
   values = [*dict.fromkeys(values)]
   if len(values) != 1:
     found = ', '.join(map(str, values)) or 'none'
@@ -441,6 +413,5 @@ def _single(values: Iterable, name: str):
   return values[0]
 
 
-def _decimal(value):
-  """Returns the shortest decimal of a float32: 0.0001, not 0.00009999999..."""
+def _decimal(value):  # the shortest of a float32
   return float(str(np.float32(value)))

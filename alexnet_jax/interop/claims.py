@@ -1,15 +1,4 @@
-"""Claims of saved weights: how they were made, and what they reach.
-
-The claims, JSON in the metadata of the file:
-
-- version: of this package; command: that trains so;
-- step: number of updates that made the weights;
-- config: of the training, without the paths of the machine;
-- data: fingerprints and numbers of the examples of both splits;
-- measured: {eval/top1: ..., ...} of these weights on the validation split;
-  empty if that was not measured at this step;
-- tensors: {name: SHA-256 of its bytes}.
-"""
+"""Claims of saved weights: how they were made, and what they reach."""
 
 from collections.abc import Mapping
 import hashlib
@@ -29,23 +18,19 @@ WEIGHTS = 'model.safetensors'  # the files of a folder
 _CONFIG, _CARD = 'config.json', 'README.md'
 _DATA = ('fingerprint', 'num_examples', 'eval_fingerprint', 'eval_num_examples')
 _MEASURES = {*MONITORS, *(m.replace('macro', 'micro') for m in MONITORS)}
-_SHAPE = {
-  'version': str,
-  'command': str,
-  'step': int,
-  'config': dict,
-  'data': dict,
-  'measured': {str: float},
-  'tensors': {str: str},
+_SHAPE = {  # of the claims, JSON in the metadata of the file
+  'version': str,  # of this package
+  'command': str,  # that trains so
+  'step': int,  # number of updates
+  'config': dict,  # without the paths of the machine
+  'data': dict,  # fingerprints and numbers of examples of both splits
+  'measured': {str: float},  # {eval/top1: ..., ...}, if at this step
+  'tensors': {str: str},  # SHA-256 of the bytes
 }
 
 
 def of_run(run) -> dict:
-  """Returns the claims of a run's checkpoint, without those of the tensors.
-
-  Args:
-    run: see `checkpoint.open_run`.
-  """
+  """Returns the claims of a `checkpoint.OpenRun`, without `tensors`."""
   progress = run.saved.progress
   step = int(run.state.step)
   measured = progress.last_evaluation if progress.evaluated_step == step else {}
@@ -99,10 +84,7 @@ def write_folder(folder: pathlib.Path, network: TrainedNetwork) -> None:
 
 
 def check_folder(folder: pathlib.Path, network: TrainedNetwork) -> None:
-  """Raises UserError if config or card of a folder say something else.
-
-  A card may have more than what was written.
-  """
+  """Raises UserError if a folder says something else; a card may say more."""
   texts = _texts(folder, network)
   table = _table(network.claims)
   for name, wanted in ((_CONFIG, texts[_CONFIG]), (_CARD, table)):

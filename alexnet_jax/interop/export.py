@@ -3,13 +3,14 @@
 python -m alexnet_jax.interop.export --workdir DIR OUT
 """
 
-import argparse
 import hashlib
 import json
 import logging
 import shlex
 import shutil
 import sys
+
+import numpy as np
 
 from alexnet_jax import cli
 from alexnet_jax import files
@@ -31,26 +32,17 @@ TOLERANCE = 1e-4
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.interop.export',
-    description=_DESCRIPTION,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = cli.make_parser('interop.export', _DESCRIPTION)
   parser.add_argument('out', type=cli.path, metavar='OUT', help='a new folder')
   cli.add_run(parser)
   text = "also writes network.onnx (pip install -e '.[onnx]')"
   parser.add_argument('--onnx', action='store_true', help=text)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(lambda: _export(arguments), json_output=arguments.json)
+  return cli.run_parsed(parser, argv, _export)
 
 
 def _export(arguments):
-  """Writes the folder, as a whole or not at all; returns the result."""
   import jax
   import jax.export
-  import numpy as np
 
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import program_loader
@@ -73,22 +65,17 @@ def _export(arguments):
     'platforms': PLATFORMS,
     'versions': progress.versions(),
   }
-  lines = [
-    f'{out}: {network.num_classes} classes, images of {size} pixels, for'
-    f' {" and ".join(PLATFORMS)}'
-  ]
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, size, size, 3), 'uint8')
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)
   contents = {'program.bin': bytes(exported(params, images).serialize())}
+  note = ''
   if arguments.onnx:
-    contents['network.onnx'], difference = _convert_to_onnx(
-      function, params, size
-    )
-    about['onnx_difference'] = difference
-    lines.append(
+    onnx, difference = _convert_to_onnx(function, params, size)
+    contents['network.onnx'], about['onnx_difference'] = onnx, difference
+    note = (
       f'network.onnx: input images uint8 [batch, {size}, {size}, 3], output'
-      f' probabilities; ONNX Runtime differs by at most {difference:.1g}'
+      f' probabilities; ONNX Runtime differs by at most {difference:.1g}\n'
     )
   with files.new_folder(out) as folder:
     for name, content in contents.items():
@@ -101,8 +88,12 @@ def _export(arguments):
     text = json.dumps(about, indent=2, default=list)
     (folder / 'about.json').write_text(text, encoding='utf-8')
     shutil.copy(program_loader.__file__, folder / 'load.py')
-  lines.append(f'next: python {shlex.quote(f"{out}/load.py")} PHOTOS')
-  print('\n'.join(lines), file=sys.stderr)
+  print(
+    f'{out}: {network.num_classes} classes, images of {size} pixels, for'
+    f' {" and ".join(PLATFORMS)}\n{note}'
+    f'next: python {shlex.quote(f"{out}/load.py")} PHOTOS',
+    file=sys.stderr,
+  )
   keys = ('step', 'sha256', 'onnx_difference')
   return {'out': out, **{key: about[key] for key in keys if key in about}}
 
@@ -110,19 +101,17 @@ def _export(arguments):
 def _make_function(config, network):
   """Returns (the function that is exported, its parameters {name: array}).
 
-  The function is (parameters, uint8 [batch, crop_size, crop_size, 3]) ->
-  probabilities, float32 [batch, num_classes], with the reference implementation
-  of all operations: one that is fast on a device may be unreadable for another.
+  It is (parameters, uint8 [batch, crop_size, crop_size, 3]) -> probabilities,
+  float32 [batch, num_classes].
   """
   import jax
-  import numpy as np
 
   from alexnet_jax.training import build
   from alexnet_jax.training import preprocess
   from alexnet_jax.training import state as state_lib
 
   config = config.copy_and_resolve_references()
-  config.implementation = 'reference'
+  config.implementation = 'reference'  # which all devices can read
   model = build.make_model(config, network.num_classes)
   std = tuple(config.data.std_rgb) or config.data.std
   variables = {'params': network.params, 'batch_stats': network.batch_stats}
@@ -138,22 +127,15 @@ def _make_function(config, network):
 
 
 def _convert_to_onnx(function, params, size):
-  """Returns (a serialized ONNX model, its difference from `function`).
-
-  It takes any number of images. The difference is the largest of probabilities;
-  a model that computes something else is refused.
-  """
+  """Returns (serialized ONNX model, largest difference of probabilities)."""
   import jax
-  import numpy as np
 
   try:
     import jax2onnx
     import onnxruntime
   except ImportError as error:
-    raise UserError(
-      f'--onnx needs jax2onnx and onnxruntime ({error}):'
-      f' {how_to_install("onnx")}'
-    ) from None
+    advice = how_to_install('onnx')
+    raise UserError(f'--onnx needs its extra ({error}): {advice}') from None
 
   def probabilities(images):
     return function(params, images)

@@ -30,9 +30,6 @@ def read(
   """Returns a checkpoint, see `checkpoint.open_run`, and its network.
 
   The weights are the averaged ones if the run has them.
-
-  Raises:
-    UserError: if there is no run, or no such checkpoint.
   """
   run = checkpoint.open_run(workdir, which)
   network = TrainedNetwork(
@@ -53,13 +50,8 @@ def make_config(
 ) -> ml_collections.ConfigDict:
   """Returns a config that computes what the network does, else of defaults.
 
-  Args:
-    network: read from a file.
-    source: of the data that it is to be measured on, as config.data.source.
-    path: of that data; '': not known yet.
-
-  Raises:
-    UserError: if a value is one that the config does not take.
+  `source` and `path` are those of the data that it is to be measured on, if it
+  is known. Raises UserError if a value is one that the config does not take.
   """
   config = config_lib.make_config()
   try:
@@ -81,20 +73,10 @@ def write(
   workdir: str | pathlib.Path,
   origin: dict,
 ) -> str:
-  """Writes config.json, checkpoint 0 and the mean of the pixels.
+  """Writes a run with checkpoint 0, as a whole or not at all.
 
-  Args:
-    config: see `make_config`.
-    network: read from a file, with the names of its classes.
-    workdir: becomes the run's folder, as a whole or not at all; see
-      `files.check_new_folder`.
-    origin: of the weights, kept in the checkpoint; JSON.
-
-  Returns:
-    The digest of the state, see `state.state_digest`.
-
-  Raises:
-    UserError: if each output does not have a name of its own.
+  The `origin` of the weights, JSON, is kept in the checkpoint. Returns the
+  `state.state_digest`; raises UserError unless each output has its own name.
   """
   names, outputs = network.class_names, network.num_classes
   if len(names) != outputs or len({*names} - {''}) != outputs:

@@ -1,10 +1,4 @@
-"""Trained networks in the .weights.h5 files of Keras 3.
-
-Keras lays weights out as they are laid out here: kernels of convolutions
-[height, width, in, out], those of dense layers [in, out], and Flatten reads
-[height, width, channels] of images that are `channels_last`, its default. Batch
-norms have gamma, beta, moving mean and moving variance, in this order.
-"""
+"""Trained networks in the .weights.h5 files of Keras 3, laid out as ours."""
 
 import collections
 import os
@@ -15,7 +9,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
 
-# Our names of a batch norm's arrays, which Keras numbers in this order.
+# Gamma, beta, moving mean and variance, which Keras numbers in this order.
 _NORM = ('scale', 'bias', 'mean', 'var')
 _RESAVE = "load it with Keras 3, call model.save_weights('NAME.weights.h5')"
 # Pixels from 0 to 1, as Keras' examples have them.
@@ -23,19 +17,11 @@ _USUAL = {'mean': (0.0,) * 3, 'std': (255.0,) * 3}
 
 
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
-  """Reads a model of Conv2D, BatchNormalization and Dense layers.
+  """Reads the network that is named out of what Keras 3 wrote as .weights.h5.
 
-  It may be in parts, one within another. Keras names layers by their order in
-  the network (conv2d, conv2d_1, ...), and so `networks.fit` pairs them.
-
-  Args:
-    path: of a file that Keras 3 wrote with model.save_weights.
-    options: network (required), crop size, mean and std; missing levels are a
-      mean of 0 and a deviation of 255, with a warning.
-
-  Raises:
-    UserError: if the file cannot be read, is damaged, of another kind, or its
-      weights do not fit the network; with what was expected and found.
+  Missing levels are a mean of 0 and a deviation of 255, with a warning. Raises
+  UserError if the file cannot be read, is damaged, of another kind, or its
+  weights do not fit the network; with what was expected and found.
   """
   with networks.naming(path):
     network = networks.resolve(options, _USUAL)
@@ -88,8 +74,7 @@ def _read_layers(file, h5py):
     item = found[name]
     if item.is_virtual or item.external:
       raise UserError(f'{item.name} has its numbers in another file')
-    # Texts and references, of any length behind a few bytes.
-    if item.dtype.hasobject:
+    if item.dtype.hasobject:  # of any length behind a few bytes
       raise networks.misfit('numbers', item.dtype, item.name)
     room -= item.size * item.dtype.itemsize
     if room < 0:

@@ -4,7 +4,6 @@ python -m alexnet_jax.interop.load --from torchvision FILE --workdir DIR
 python -m alexnet_jax.interop.load FOLDER --workdir DIR
 """
 
-import argparse
 import dataclasses
 import pathlib
 import shlex
@@ -61,14 +60,9 @@ _OPTIONS = {
 }
 
 
-def _make_parser():
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.interop.load',
-    description=_DESCRIPTION,
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+def main(argv=None) -> int:
+  """Runs the command; returns its exit code."""
+  parser = cli.make_parser('interop.load', _DESCRIPTION, _EPILOG)
   add = parser.add_argument
   add('file', type=cli.path, metavar='FILE', help='the weights')
   kinds = 'torchvision', 'torch', 'caffe', 'keras'
@@ -84,18 +78,10 @@ def _make_parser():
   add('--data_source', default='folder', metavar='KIND', help=text)
   text = 'path of that data'
   add('--data_path', default='', type=cli.path, metavar='DIR', help=text)
-  cli.add_json(parser)
-  return parser
-
-
-def main(argv=None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments = _make_parser().parse_args(argv)
-  return cli.run(lambda: _load(arguments), json_output=arguments.json)
+  return cli.run_parsed(parser, argv, _load)
 
 
 def _load(arguments):
-  """Makes the run; returns the command's result."""
   options = _check_options(arguments)
 
   from alexnet_jax.interop import caffe_files
@@ -103,12 +89,11 @@ def _load(arguments):
   from alexnet_jax.interop import imported_run
   from alexnet_jax.interop import keras_files
   from alexnet_jax.interop import torch_files
-  from alexnet_jax.interop import verify
   from alexnet_jax.training import transfer
 
   kind, workdir = arguments.kind, arguments.workdir
   files.check_new_folder(workdir)
-  names = _read_names(arguments.class_names)
+  given_names = _read_names(arguments.class_names)
   readers = {'caffe': caffe_files, 'keras': keras_files}
   file = pathlib.Path(arguments.file)
   if file.is_dir() and kind == 'torch':
@@ -117,19 +102,13 @@ def _load(arguments):
   config = imported_run.make_config(
     network, arguments.data_source, arguments.data_path
   )
-  named = names or network.class_names
+  named = given_names or network.class_names
   names = named or transfer.placeholder_names(network.num_classes)
   network = dataclasses.replace(network, class_names=tuple(names))
-  if network.claims and arguments.data_path and not names:
-    try:
-      verify.verify(arguments.file, arguments.data_path)
-    except UserError as error:
-      print(f'warning: not as it says: {error}', file=sys.stderr)
   origin = {'from': kind, 'file': pathlib.Path(arguments.file).name}
   digest = imported_run.write(config, network, workdir, origin)
-  count = sum(
-    leaf.size for layer in network.params.values() for leaf in layer.values()
-  )
+  layers = network.params.values()
+  count = sum(leaf.size for layer in layers for leaf in layer.values())
   lines = [
     f'{workdir}: {count:,} parameters, {len(names)} classes, images of'
     f' {config.data.crop_size} pixels'
@@ -156,7 +135,6 @@ def _load(arguments):
 
 
 def _check_options(arguments):
-  """Refuses what can be refused before any work; returns `networks.Options`."""
   from alexnet_jax.interop import networks
 
   kind, data = arguments.kind, arguments.data_path
@@ -189,7 +167,6 @@ def _check_options(arguments):
 
 
 def _parse_levels(name, text, least):
-  """Returns three numbers, all the same if one is given; () of no text."""
   try:
     levels = tuple(map(float, text.split(','))) if text else ()
   except ValueError:
@@ -206,7 +183,6 @@ def _parse_levels(name, text, least):
 
 
 def _read_names(path):
-  """Returns the lines of a file; [] if none is given."""
   files.refuse_special_file(path)
   try:
     text = pathlib.Path(path).read_text('utf-8-sig') if path else ''

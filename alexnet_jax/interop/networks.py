@@ -39,27 +39,20 @@ log = logging.getLogger(__name__)  # for what was guessed or changed
 
 @dataclasses.dataclass(frozen=True)
 class TrainedNetwork:
-  """A trained network in this package's terms, read from a file or a run.
+  """A trained network in this package's terms, read from a file or a run."""
 
-  Attributes:
-    model: fields of `config.model`.
-    data: fields of `config.data`: how images are prepared for it.
-    mean: subtracted from pixels of 0 to 255, float32, red, green, blue: [3], or
-      an image [crop_size, crop_size, 3] if data['mean'] is `image`.
-    params: {layer: {'kernel' or 'scale', 'bias'}}, float32; empty before `fit`.
-    batch_stats: {layer: {'mean', 'var'}} of batch norms, float32; may be empty.
-    num_classes: number of logits; 0 before `fit`: what the file has.
-    class_names: of the classes; None if the file does not name them.
-    claims: what a file of `interop.save` says of the training, see `claims`.
-  """
-
-  model: dict
-  data: dict
+  model: dict  # fields of `config.model`
+  data: dict  # fields of `config.data`: how images are prepared for it
+  # Subtracted from pixels of 0 to 255, float32, red, green, blue: [3], or an
+  # image [crop_size, crop_size, 3] if data['mean'] is `image`.
   mean: np.ndarray
+  # {layer: {leaf: float32 array}}, empty before `fit`: kernel or scale, and
+  # bias; mean and var of batch norms.
   params: dict = dataclasses.field(default_factory=dict)
   batch_stats: dict = dataclasses.field(default_factory=dict)
-  num_classes: int = 0
-  class_names: tuple[str, ...] | None = None
+  num_classes: int = 0  # number of logits; 0 before `fit`: what the file has
+  class_names: tuple[str, ...] | None = None  # None: the file names none
+  # What a file of `interop.save` says of the training, see `claims`.
   claims: dict = dataclasses.field(default_factory=dict)
 
 
@@ -99,15 +92,9 @@ def resolve(
 ) -> TrainedNetwork:
   """Returns the network of the user's options; warns of every guess.
 
-  A wrong guess of how images are prepared gives wrong answers, not an error.
-
-  Args:
-    options: what the user says.
-    usual: {'mean', 'std'}, taken for levels that are not given.
-    known: the network that these are documented for, where they are no guess.
-
-  Raises:
-    UserError: if there is no network of that name, or no batch norm in it.
+  `usual` {'mean', 'std'} are taken for levels that are not given; of the
+  network `known` they are documented. Raises UserError if there is no network
+  of that name, or no batch norm in it.
   """
   name = options.network
   if name not in variants.VARIANTS:
@@ -127,14 +114,13 @@ def resolve(
     if not getattr(options, option) and name != known:
       text = ','.join(f'{number:g}' for number in np.ravel(value))
       guesses.append(f'--{option} {text}')
-  if guesses:
+  if guesses:  # a wrong one gives wrong answers, not an error
+    hint = "; PyTorch's batch norms have 1e-05 by default, Keras' 0.001"
     log.warning(
       'the file does not say how the network was trained; taken: %s. Give these'
       ' options if it was trained with other numbers%s',
       ' and '.join(guesses),
-      "; PyTorch's batch norms have 1e-05 by default, Keras' 0.001"
-      if 'epsilon' in guesses[-1]
-      else '',
+      hint * ('epsilon' in guesses[-1]),
     )
   crop_size = taken['crop_size']
   data = {
@@ -151,8 +137,7 @@ def resolve(
 def module(model: dict, num_classes: int) -> AlexNet:
   """Returns the flax module of fields of `config.model`, in float32.
 
-  Raises:
-    UserError: if a field is unknown or unfit.
+  Raises UserError if a field is unknown or unfit.
   """
   own = {'num_classes': num_classes, 'dtype': jnp.float32}
   if unknown := sorted(model.keys() - spec.defaults().keys() - own.keys()):
@@ -168,13 +153,8 @@ def layer_shapes(
 ) -> dict[str, dict[str, tuple[int, ...]]]:
   """Returns {layer: {leaf: shape}} of all weights, each kind in its order.
 
-  Args:
-    model: fields of `config.model`.
-    num_classes: number of logits.
-    crop_size: width of the images, in pixels.
-
-  Raises:
-    UserError: if a field is unknown or unfit, or the images are too small.
+  Raises UserError if a field of `config.model` is unknown or unfit, or images
+  of `crop_size` pixels are too small.
   """
   network = module(model, num_classes)
   try:
@@ -193,12 +173,12 @@ def layer_shapes(
 
 def features(shapes: Mapping[str, Mapping]) -> tuple[str, int, int]:
   """Returns (first dense layer, channels, width) of the images it reads."""
-  kinds = {name: _kind(leaves) for name, leaves in shapes.items()}
-  convolutions = [name for name in shapes if kinds[name] == 'conv']
-  channels = shapes[convolutions[-1]]['bias'][0] if convolutions else 3
-  first = next(name for name in shapes if kinds[name] == 'dense')
-  width = math.isqrt(shapes[first]['kernel'][0] // channels)
-  return first, channels, width
+  channels = 3
+  for name, leaves in shapes.items():  # convolutions first
+    if _kind(leaves) == 'dense':
+      return name, channels, math.isqrt(leaves['kernel'][0] // channels)
+    if _kind(leaves) == 'conv':
+      channels = leaves['bias'][0]
 
 
 def natural_key(name: str) -> tuple:
@@ -214,8 +194,7 @@ def last_dense(widths: Mapping[str, tuple[int, int]]) -> str:
   """Returns the layer of {name: (inputs, outputs)} that gives the logits.
 
   It is the one whose outputs no other layer can read. If that holds for none
-  (as many classes as hidden units) or for several, the natural order of the
-  names decides.
+  or for several, the natural order of the names decides.
   """
   ends = [
     name
@@ -238,13 +217,12 @@ def fit(
   *,
   channels_first: bool = False,
 ) -> TrainedNetwork:
-  """Returns the network with the weights of a file.
+  """Returns the network with the weights of a file, as float32.
 
   Layers are paired by their kind (convolution, dense, batch norm) in the
-  natural order of their names; all layers and shapes must fit. Names in another
-  order than layers of equal shapes would go unnoticed: a warning shows the
-  pairs, unless the file has the usual names. All numbers become float32, with a
-  warning if they are others.
+  natural order of their names; all layers and shapes must fit, or UserError
+  says what was expected and found. Names in another order than layers of equal
+  shapes would go unnoticed: a warning shows the pairs, unless they are usual.
 
   Args:
     network: without weights.
@@ -253,9 +231,6 @@ def fit(
     names: {our layer: its usual name in such files}; by default ours.
     channels_first: whether the first dense layer reads [channels, height,
       width] in the file; here it reads [height, width, channels].
-
-  Raises:
-    UserError: with what was expected and found.
   """
   there = {
     name: {leaf: np.shape(array) for leaf, array in leaves.items()}

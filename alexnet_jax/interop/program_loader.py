@@ -21,30 +21,20 @@ FILES = ('program.bin', 'params.npz')
 
 
 class Program:
-  """A network that gives probabilities of images.
-
-  Attributes:
-    about: the contents of about.json.
-    class_names: in the order of the probabilities.
-    crop_size: width of its images, in pixels.
-  """
+  """A network that gives probabilities of images."""
 
   def __init__(self, exported: jax.export.Exported, params: dict, about: dict):
-    self.about = about
-    self.class_names = about['class_names']
-    self.crop_size = about['crop_size']
+    self.about = about  # the contents of about.json
+    self.class_names = about['class_names']  # in the order of probabilities
+    self.crop_size = about['crop_size']  # pixels
     self._params = jax.device_put(params)
     self._call = jax.jit(exported.call)
 
   def probabilities(self, images: np.ndarray) -> np.ndarray:
     """Returns the probability of each class, float32 [batch, classes].
 
-    Args:
-      images: uint8 [batch, crop_size, crop_size, 3], red, green, blue, from
-        0 to 255; any number of them.
-
-    Raises:
-      ValueError: if they have another shape or dtype.
+    The images are uint8 [batch, crop_size, crop_size, 3], red, green, blue;
+    raises ValueError if they have another shape or dtype.
     """
     shape = (len(images), self.crop_size, self.crop_size, 3)
     if images.shape != shape or images.dtype != np.uint8 or not len(images):
@@ -83,9 +73,7 @@ class Program:
 def load(folder: str | pathlib.Path) -> Program:
   """Opens the folder that holds the program.
 
-  Raises:
-    ValueError: if a file is missing, is not the one that was exported, or
-      about.json is not of this program.
+  Raises ValueError if a file is missing or not the one that was exported.
   """
   try:
     return _load(pathlib.Path(folder))

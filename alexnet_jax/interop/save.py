@@ -3,7 +3,6 @@
 python -m alexnet_jax.interop.save --workdir DIR FILE.safetensors
 """
 
-import argparse
 import pathlib
 import sys
 
@@ -24,23 +23,15 @@ _TORCH_EPSILON = 1e-5  # the default of torch.nn's batch norms
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.interop.save',
-    description=_DESCRIPTION,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = cli.make_parser('interop.save', _DESCRIPTION)
   parser.add_argument('file', type=cli.path, metavar='FILE.safetensors|FOLDER')
   cli.add_run(parser)
   text = 'replaces a file that is there'
   parser.add_argument('--overwrite', action='store_true', help=text)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(lambda: _save(arguments), json_output=arguments.json)
+  return cli.run_parsed(parser, argv, _save)
 
 
 def _save(arguments):
-  """Writes the file; returns the command's result."""
   path = pathlib.Path(arguments.file)
   if path.suffix not in ('', '.safetensors'):
     raise UserError(
@@ -86,14 +77,7 @@ def _save(arguments):
 
 
 def foreign_parts(model: dict) -> list[str]:
-  """Returns sentences on what the network has and torch.nn lacks, for people.
-
-  Names and layouts are clear for every network; what some of them compute
-  between the layers has no module in PyTorch, or not by default.
-
-  Args:
-    model: fields of `config.model`.
-  """
+  """Returns sentences on what `config.model` has and torch.nn lacks."""
   orders = ''.join(model['block_order'] or ())
   has_lrn = model['norm'] == 'lrn' and model['norm_layers']
   scales_down = model['dropout'] and model['dropout_scaling'] == 'evaluation'

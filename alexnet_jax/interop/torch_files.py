@@ -1,13 +1,7 @@
 """Trained networks in PyTorch's files: .safetensors, and .pth or .pt.
 
 A file of `interop.save` says in its metadata of which network it is and how
-images are prepared. Other files hold names and weights only: the user names the
-network. Nothing in a file is executed.
-
-The names of `interop.save` are those of two nn.Sequential, whose numbers count
-every module in the network's order: in `features` also ZeroPad2d before a
-convolution with uneven padding and the spatial normalization, which PyTorch
-lacks; in `classifier` also Dropout, unless `dropout` is 0.
+images are prepared; of others the user does. Nothing in a file is executed.
 """
 
 import base64
@@ -62,20 +56,12 @@ _REFUSED = re.compile(r'\b(?:GLOBAL|class) ([\w.]{1,200})')
 
 
 def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
-  """Reads the weights of any of the networks here, as PyTorch lays them out.
+  """Reads a .safetensors file, or one of torch.save, of any network here.
 
-  torchvision makes images smaller with a triangle where areas are averaged
-  here, so that pixels can differ by a few levels.
-
-  Args:
-    path: of a .safetensors file, or of one that torch.save wrote.
-    options: network, crop size, mean and std; none for a file of
-      `interop.save`. Levels that are missing are torchvision's, with a warning
-      if the network is another.
-
-  Raises:
-    UserError: if the file cannot be read, is damaged or of another kind, or its
-      weights do not fit the network; with what was expected and found.
+  A file of `interop.save` takes no options. Levels that are missing for others
+  are torchvision's, with a warning if the network is another. Raises UserError
+  if the file cannot be read, is damaged or of another kind, or its weights do
+  not fit the network; with what was expected and found.
   """
   with networks.naming(path):
     tensors, text = load_tensors(path)
@@ -97,11 +83,7 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
 def from_torch(
   state: Mapping[str, np.ndarray], network: TrainedNetwork
 ) -> TrainedNetwork:
-  """Returns the network with the weights of a state dict {name: array}.
-
-  Raises:
-    UserError: see `networks.fit`.
-  """
+  """Returns the network with weights of a state dict; see `networks.fit`."""
   found = collections.defaultdict(dict)
   ours = {theirs: leaf for leaf, theirs in _LEAVES.items()}
   for name, array in state.items():
@@ -140,9 +122,10 @@ def to_torch(network: TrainedNetwork) -> dict[str, np.ndarray]:
 def torch_names(model: dict, crop_size: int) -> dict[str, str]:
   """Returns {layer: name in PyTorch}, such as {'conv1': 'features.0'}.
 
-  Args:
-    model: fields of `config.model`.
-    crop_size: width of the images, which uneven padding depends on.
+  They are those of two nn.Sequential, whose numbers count every module: in
+  `features` also ZeroPad2d before a convolution with uneven padding, which
+  depends on `crop_size`, and the spatial normalization, which PyTorch lacks; in
+  `classifier` also Dropout, unless `dropout` is 0.
   """
   network = networks.module(model, 1)
   names, index, width = {}, 0, crop_size
@@ -174,14 +157,9 @@ def torch_names(model: dict, crop_size: int) -> dict[str, str]:
 
 
 def write(path: str | os.PathLike, network: TrainedNetwork) -> dict:
-  """Writes a .safetensors file, as a whole or not at all.
+  """Writes a .safetensors file, as a whole or not at all; see `to_torch`.
 
-  Args:
-    path: of the file.
-    network: with the names of its classes; its claims need no `tensors`.
-
-  Returns:
-    {name: array}, as PyTorch has them.
+  The network has names of its classes, and claims that need no `tensors`.
   """
   tensors = to_torch(network)
   mean = np.ascontiguousarray(network.mean, '<f4')
@@ -206,10 +184,7 @@ def from_metadata(text: str) -> TrainedNetwork:
 
   Its fields of config.model are checked when the network is built, those of
   config.data by `imported_run.make_config`, the names of the classes where they
-  are written.
-
-  Raises:
-    UserError: if the text is something else.
+  are written. Raises UserError if the text is something else.
   """
   try:
     fields = json.loads(text)
@@ -226,15 +201,8 @@ def from_metadata(text: str) -> TrainedNetwork:
       and {*map(type, names)} == {str}
     ):
       raise ValueError('values that do not fit')
-    model = _tuples(dict(fields['model']))
-    return TrainedNetwork(
-      model,
-      data,
-      mean,
-      num_classes=len(names),
-      class_names=names,
-      claims=dict(fields['claims']),
-    )
+    model, said = _tuples(dict(fields['model'])), dict(fields['claims'])
+    return TrainedNetwork(model, data, mean, {}, {}, len(names), names, said)
   except Exception as error:  # values of odd types raise anything
     raise UserError(
       'its metadata was not written by interop.save, or is damaged'
@@ -251,15 +219,11 @@ def _tuples(value):
 def load_tensors(
   path: str | os.PathLike,
 ) -> tuple[dict[str, np.ndarray], str | None]:
-  """Reads the tensors of a file by name, and the metadata of `interop.save`.
+  """Reads ({name: array of any dtype}, metadata of `interop.save` or None).
 
-  Returns:
-    ({name: array of any dtype}, the metadata's text or None). Names lose the
-    parts that wrappers of modules add (_MODULES) and a prefix that all have,
-    and counters (_COUNTERS) are left out.
-
-  Raises:
-    UserError: if it is damaged or of another kind, or would execute code.
+  Names lose the parts that wrappers of modules add (_MODULES) and a prefix that
+  all have, and counters (_COUNTERS) are left out. Raises UserError if the file
+  is damaged or of another kind, or would execute code.
   """
   path, text = pathlib.Path(path), None
   with path.open('rb') as file:
@@ -366,8 +330,7 @@ def _unwrapped(contents):
   return dicts[keys[0]] if keys else contents
 
 
-def _odd_items(contents):
-  """Returns the entries that are no tensors by name, for messages."""
+def _odd_items(contents):  # what is no tensor by name, for messages
   import torch
 
   if not isinstance(contents, Mapping):

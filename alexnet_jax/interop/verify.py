@@ -3,7 +3,6 @@
 python -m alexnet_jax.interop.verify FILE.safetensors|FOLDER --data_path DIR
 """
 
-import argparse
 import pathlib
 import sys
 import tempfile
@@ -28,18 +27,11 @@ _TOLERANCE = 0.002  # of shares; the loss may differ by five times that share
 
 def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog='python -m alexnet_jax.interop.verify',
-    description=_DESCRIPTION,
-    allow_abbrev=False,
-  )
+  parser = cli.make_parser('interop.verify', _DESCRIPTION)
   parser.add_argument('file', type=cli.path, metavar='FILE.safetensors|FOLDER')
   cli.add_data_path(parser)
-  cli.add_json(parser)
-  arguments = parser.parse_args(argv)
-  return cli.run(
-    lambda: verify(arguments.file, arguments.data_path),
-    json_output=arguments.json,
+  return cli.run_parsed(
+    parser, argv, lambda arguments: verify(arguments.file, arguments.data_path)
   )
 
 
@@ -54,8 +46,7 @@ def verify(path: str, data_path: str = '') -> dict:
     {file, step, command, measured: {eval/top1: ..., ...} as it says, found: the
     same as measured here, or {}}.
 
-  Raises:
-    UserError: naming what does not hold.
+  Raises UserError, which names what does not hold.
   """
   from alexnet_jax.interop import claims as claims_lib
   from alexnet_jax.interop import networks
@@ -98,7 +89,6 @@ def verify(path: str, data_path: str = '') -> dict:
 
 
 def _config_of(claims, network):
-  """Returns the config of the training, if that makes this network."""
   from alexnet_jax import __version__
   from alexnet_jax import config as config_lib
   from alexnet_jax import files

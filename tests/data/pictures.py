@@ -32,6 +32,11 @@ def encode(image, form='JPEG', **options):
   return buffer.getvalue()
 
 
+def png(seed):
+  """The file of 28 x 28 random pixels."""
+  return encode(noise(seed, 28, 28), 'PNG')
+
+
 def image_file(seed, form='PNG'):
   """The file of a small picture."""
   return encode(noise(seed, 18 + seed % 5, 20), form)

@@ -2,9 +2,9 @@
 
 import signal
 
-import numpy as np
-import PIL.Image
 import pytest
+
+from tests.data import pictures
 
 # For `commands.write_recipe`. Most of a tiny run is compilation: less of that.
 # The mean of the pixels is part of a program: without it runs share theirs.
@@ -34,13 +34,10 @@ def small():
 @pytest.fixture
 def images(tmp_path):
   """A folder of noise: two classes of ten images."""
-  rng = np.random.default_rng(0)
-  for number in range(20):
-    path = tmp_path / 'images' / 'ab'[number % 2] / f'{number}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
-    PIL.Image.fromarray(pixels).save(path)
-  return tmp_path / 'images'
+  return pictures.write(
+    tmp_path / 'images',
+    {f'{"ab"[i % 2]}/{i}.png': pictures.png(i) for i in range(20)},
+  )
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import signal
 import numpy as np
 import pytest
 
-from alexnet_jax import main
 from alexnet_jax.evaluation import crossval
 from alexnet_jax.training import loop
 from alexnet_jax.training import measure
@@ -80,13 +79,9 @@ def test_the_sides_of_every_fold_are_measured(done, result):
   assert deviation == pytest.approx(np.std(losses, ddof=1))
 
 
-def test_a_fold_is_the_run_that_its_config_describes(
-  done, result, tmp_path, call
-):
-  own = ['--config.data.folds=3', '--config.data.fold=1']
-  own += ['--workdir', tmp_path / 'run', '--config.report=False']
-  code, trained, _ = call(main, '--config', done[0], *own)
-  assert code == 0
+def test_a_fold_is_the_run_that_its_config_describes(done, result, tmp_path):
+  own = '--config.data.folds=3', '--config.data.fold=1'
+  trained = commands.train_here(done[0], tmp_path / 'run', *own)
   assert trained['state_digest'] == result['folds'][1]['state_digest']
 
 
@@ -100,58 +95,42 @@ def test_another_config_is_refused_by_its_keys(
   assert 'config.optimizer.learning_rate: 0.02 -> 0.5' in err
 
 
-@pytest.fixture
-def of_images(done, images, tmp_path, call):
-  """Arguments of a cross-validation of two folds that is done."""
+def test_folds_of_other_data_are_refused(
+  done, images, tmp_path, call, monkeypatch
+):
+  """Data that changed after a fold was done, and while one was trained."""
   own = ['--config.data.source=folder', f'--config.data.path={images}']
   own += ['--config.data.folds=2', '--config.num_steps=1']
-  arguments = ['--config', done[0], '--workdir', tmp_path / 'cv', *own]
-  assert call(crossval, *arguments)[0] == 0
-  return arguments
-
-
-@pytest.mark.slow
-def test_folds_that_are_done_on_other_data_are_refused(
-  of_images, images, tmp_path, call, no_training
-):
-  result = (tmp_path / 'cv' / 'crossval.json').read_text()
+  own += ['--config', done[0], '--workdir', tmp_path / 'cv']
+  _, result, _ = call(crossval, *own)
+  folds = [tmp_path / 'cv' / f'fold_0{number}' for number in (0, 1)]
   shutil.copy(images / 'a' / '0.png', images / 'a' / 'added.png')
-  code, _, err = call(crossval, *of_images)
-  assert code == 2
-  assert f'the data of {tmp_path / "cv" / "fold_00"} has changed' in err
-  assert '  fingerprint: ' in err
-  assert (tmp_path / 'cv' / 'crossval.json').read_text() == result
+  code, _, err = call(crossval, *own)
+  assert (code, f'the data of {folds[0]} has changed' in err) == (2, True)
   # The same images at another place are the same data.
   (images / 'a' / 'added.png').unlink()
-  moved = f'--config.data.path={images.rename(tmp_path / "moved")}'
-  code, moved, _ = call(crossval, *of_images, moved)
-  assert (code, moved) == (0, json.loads(result))
-
-
-def test_data_that_change_while_a_fold_trains_are_refused(
-  of_images, images, tmp_path, call, monkeypatch
-):
-  fold = tmp_path / 'cv' / 'fold_01'
-  (fold / 'measures.json').unlink()
+  moved = images.rename(tmp_path / 'moved')
+  own.append(f'--config.data.path={moved}')
+  assert call(crossval, *own)[:2] == (0, result)
+  (folds[1] / 'measures.json').unlink()
   train = loop.train_and_evaluate
 
   def changing(*arguments):
     train(*arguments)
-    (images / 'b' / '11.png').unlink()
+    (moved / 'b' / '11.png').unlink()
 
   monkeypatch.setattr(loop, 'train_and_evaluate', changing)
-  code, _, err = call(crossval, *of_images)
-  assert (code, f'the data of {fold} has changed' in err) == (2, True)
-  assert not (fold / 'measures.json').exists()
+  code, _, err = call(crossval, *own)
+  assert (code, f'the data of {folds[1]} has changed' in err) == (2, True)
+  assert not (folds[1] / 'measures.json').exists()
 
 
-@pytest.mark.parametrize('damaged', ['{"cut o', '{"config": [1]}'])
 def test_what_is_missing_is_made_again(
-  done, result, tmp_path, cross_validate, monkeypatch, damaged
+  done, result, tmp_path, cross_validate, monkeypatch
 ):
   """One fold lost its measures, another was not begun."""
   workdir = shutil.copytree(done[1], tmp_path / 'cv')
-  (workdir / 'fold_00' / 'measures.json').write_text(damaged)
+  (workdir / 'fold_00' / 'measures.json').write_text('{"cut o')
   shutil.rmtree(workdir / 'fold_02')
   trained, train = [], loop.train_and_evaluate
 
@@ -164,18 +143,6 @@ def test_what_is_missing_is_made_again(
   assert code == 0
   assert trained == [(0, 3, False), (2, 3, False)]
   assert without_places(again) == without_places(result)
-
-
-@pytest.mark.slow
-def test_a_longer_run_goes_on_and_is_measured_again(
-  done, tmp_path, cross_validate
-):
-  workdir = shutil.copytree(done[1], tmp_path / 'cv')
-  for _ in range(2):
-    longer = '--config.num_steps=22'
-    _, result, err = cross_validate(done[0], workdir, *THREE, longer)
-    assert [fold['step'] for fold in result['folds']] == [22] * 3
-  assert 'fold 2 (3 of 3) is done' in err
 
 
 @pytest.mark.slow
@@ -210,21 +177,15 @@ def test_the_box_plots_show_the_folds(done, result):
     'macro precision': [[0.8] * 3, [0.25] * 3],
   }
   for axes in crossval.draw_box_plots(result).axes:
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == ['training', 'held out']
     values = wanted.pop(axes.get_title())
     dots = [line for line in axes.lines if line.get_marker() == 'o']
     assert [list(line.get_ydata()) for line in dots] == values
-    assert all(len(set(line.get_xdata())) == 3 for line in dots)
-    medians = [line for line in axes.lines if line.get_color() == 'C1']
-    assert [line.get_ydata()[0] for line in medians] == [v[1] for v in values]
 
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
     ('--folds 1', 'must be at least 2'),
-    ('--folds 0', 'must be at least 2'),
     ('--config.data.folds=4 --folds 3', 'give one of them'),
     ('--config.nothing=4', 'no key config.nothing'),
     ('--folds 12', "class 'band_0' has 10 examples, fewer than"),

@@ -16,6 +16,7 @@ from alexnet_jax.evaluation import features
 from alexnet_jax.evaluation import loading
 from alexnet_jax.models import costs
 from alexnet_jax.models.alexnet import AlexNet
+from tests.data import pictures
 from tests.system import commands
 
 LAYERS = ['conv1', 'lrn1', 'pool1', 'conv2', 'pool2', 'dense1', 'head']
@@ -25,15 +26,13 @@ LAYERS = ['conv1', 'lrn1', 'pool1', 'conv2', 'pool2', 'dense1', 'head']
 def trained(tmp_path_factory):
   """(folder of a run of two towers with averaged weights, its 22 images)."""
   folder = tmp_path_factory.mktemp('features')
-  rng = np.random.default_rng(0)
   for number in range(30):
-    split = 'train' if number < 8 else 'val'
-    path = folder / 'data' / split / 'ab'[number % 2] / f'{number:02}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
-    PIL.Image.fromarray(pixels).save(path)
-    if number in (12, 29):  # the third and the last in their order
-      path.write_bytes(b'')
+    name = (
+      f'{"train" if number < 8 else "val"}/{"ab"[number % 2]}/{number:02}.png'
+    )
+    # Unreadable are the third and the last in their order.
+    content = b'' if number in (12, 29) else pictures.png(number)
+    pictures.write(folder / 'data', {name: content})
   recipe = commands.write_recipe(
     folder,
     data__source='folder',
@@ -50,39 +49,29 @@ def trained(tmp_path_factory):
   return folder / 'run', folder / 'data' / 'val'
 
 
-def convolve(x, params, groups):
-  """A convolution of 3 x 3 with a padding of 1, [height, width, channels]."""
-  kernel = params['kernel']
-  padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-  parts = []
-  for inputs, weights in zip(
-    np.split(padded, groups, 2), np.split(kernel, groups, 3), strict=True
-  ):
-    windows = np.lib.stride_tricks.sliding_window_view(inputs, (3, 3), (0, 1))
-    parts.append(np.einsum('yxcij,ijco->yxo', windows, weights))
-  return np.concatenate(parts, 2) + params['bias']
-
-
-def normalize(x):
-  sums = np.zeros_like(x)
-  for channel in range(x.shape[2]):
-    near = x[:, :, max(0, channel - 2) : channel + 3]
-    sums[:, :, channel] = (near**2).sum(2)
-  return x / (2 + 1e-4 * sums) ** 0.75
-
-
-def pool(x):
-  windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (0, 1))
-  return windows[::2, ::2].max((3, 4))
-
-
 def by_hand(image, params, mean):
   """Returns {layer: output} of pixels [24, 24, 3]."""
-  x = (image.astype(float) - mean) / 60
-  out = {'conv1': np.maximum(convolve(x, params['conv1'], 1), 0)}
-  out['lrn1'] = normalize(out['conv1'])
+
+  def convolve(x, layer, groups):
+    numbers = 'NHWC', 'HWIO', 'NHWC'
+    y = jax.lax.conv_general_dilated(
+      *(np.float32(x[None]), layer['kernel'], (1, 1), 'SAME'),
+      dimension_numbers=numbers,
+      feature_group_count=groups,
+    )
+    return np.maximum(y[0] + np.broadcast_to(layer['bias'], y[0].shape), 0)
+
+  def pool(x):
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (0, 1))
+    return windows[::2, ::2].max((3, 4))
+
+  out = {'conv1': convolve((image - mean) / 60, params['conv1'], 1)}
+  squares = np.pad(out['conv1'] ** 2, ((0, 0), (0, 0), (2, 2)))
+  count = out['conv1'].shape[2]
+  sums = sum(squares[..., i : i + count] for i in range(5))
+  out['lrn1'] = out['conv1'] / (2 + 1e-4 * sums) ** 0.75
   out['pool1'] = pool(out['lrn1'])
-  out['conv2'] = np.maximum(convolve(out['pool1'], params['conv2'], 2), 0)
+  out['conv2'] = convolve(out['pool1'], params['conv2'], 2)
   out['pool2'] = pool(out['conv2'])
   dense, head = params['dense1'], params['head']
   x = out['pool2'].reshape(-1) @ dense['kernel'] + dense['bias']
@@ -169,7 +158,6 @@ def test_named_files_and_the_function_give_the_same(trained, tmp_path, call):
   ('arguments', 'complaint'),
   [
     ((), 'give either images or --split'),
-    (('.', '--split', 'validation'), 'give either images or --split'),
     (('.', '--data_path', '.'), 'give either images or --split'),
     (('--split', 'train', '--out', 'tests'), 'tests is there already'),
     (('--split', 'train', '--out', 'x.npy'), "'x.npy'; name a folder"),
@@ -178,7 +166,6 @@ def test_named_files_and_the_function_give_the_same(trained, tmp_path, call):
       "no layer 'fc7'; there are",
     ),
     (('--split', 'train', '--data_source', 'tars'), "'tars', not one of"),
-    (('--split', 'train', '--data_source', 'raw'), 'must name the folder'),
     (('--split', 'train', '--data_source', 'tar:x'), 'has no effect'),
     (('--split', 'train', '--layers', 'head'), 'make room'),
   ],
@@ -189,15 +176,8 @@ def test_wrong_arguments_leave_nothing(
   usage = collections.namedtuple('Usage', 'free')
   monkeypatch.setattr(files.shutil, 'disk_usage', lambda _: usage(32))
   monkeypatch.chdir(commands.ROOT)
-  given = (
-    '--workdir',
-    trained[0],
-    '--layers',
-    'dense1',
-    '--out',
-    tmp_path / 'x',
-  )
-  code, _, err = call(features, *given, *arguments)
+  given = f'--workdir {trained[0]} --layers dense1 --out {tmp_path / "x"}'
+  code, _, err = call(features, *given.split(), *arguments)
   assert code == 2
   assert complaint in err
   assert not list(tmp_path.iterdir())

@@ -1,6 +1,5 @@
 import json
 import random
-import shutil
 import signal
 import sys
 import time
@@ -11,17 +10,14 @@ import optuna
 import pytest
 
 from alexnet_jax import files
-from alexnet_jax import main as train_main
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import study as study_lib
 from alexnet_jax.evaluation import sweep
 from alexnet_jax.training import loop
-from alexnet_jax.training import writers
 from tests.system import commands
 
-LENGTH = {'num_steps': 15, 'eval_every_steps': 5}
+LENGTH = {'num_steps': 6, 'eval_every_steps': 2}
 KEY = 'optimizer.learning_rate'
 ONE = ['--param', f'{KEY}=0.001..0.1', '--trials', 1]
 # One that learns, one that does not, one that loses its loss, and one that
@@ -59,14 +55,6 @@ def run(call, recipe, tmp_path):
   return lambda *more: call(sweep, *arguments, *more)
 
 
-@pytest.fixture
-def run_images(run, images):
-  """The same on a folder of images, with one trial."""
-  length = ['--config.num_steps=2', '--config.eval_every_steps=1']
-  own = [f'--config.data.path={images}', '--config.data.source=folder', *length]
-  return lambda *more: run(*ONE, *own, *more)
-
-
 def test_the_trials_end_as_their_values_want(done, call):
   code, result, err = call(sweep, *done, *SIX)
   assert (code, len(result['trials'])) == (0, 6)
@@ -91,37 +79,16 @@ def test_the_trials_end_as_their_values_want(done, call):
   assert best['values'][KEY] == 0.02
   assert best['value'] == min(finished)
   assert f'to train trial {best["trial"]}, the best' in err
-
-
-def test_the_pictures_show_the_trials(done, call, monkeypatch):
-  drawn, save = {}, figures.save
-
-  def spy(figure, path):
-    drawn[path.stem] = figure
-    save(figure, path)
-
-  monkeypatch.setattr(figures, 'save', spy)
-  _, result, _ = call(sweep, *done, *SIX)
   for path in result['pictures'].values():
     assert matplotlib.image.imread(path).std() > 0.01
-  trials = result['trials']
-  values = [t['value'] for t in trials if t['state'] == 'done']
-  panels = drawn['parameters'].axes[:2]  # then the colors
-  for axes in [*drawn['history'].axes, *panels]:
-    points = axes.collections[0].get_offsets()
-    assert [y for _, y in points] == pytest.approx(values)
-  labels = {axes.get_xlabel() for axes in panels}
-  assert labels == {KEY, 'global_batch_size'}
 
 
-@pytest.mark.slow
 def test_a_trial_is_the_run_that_its_command_trains(done, tmp_path, call):
   _, result, _ = call(sweep, *done, *SIX)
   values = result['best']['values']
   arguments = [f'--config.{key}={value}' for key, value in values.items()]
   assert all(argument in result['command'] for argument in arguments)
-  arguments += [*done[:2], '--workdir', tmp_path / 'run']
-  _, trained, _ = call(train_main, *arguments, '--config.report=False')
+  trained = commands.train_here(done[1], tmp_path / 'run', *arguments)
   assert trained['state_digest'] == result['best']['state_digest']
   assert trained['eval/loss'] == result['best']['value']
 
@@ -136,9 +103,9 @@ def test_a_signal_leaves_with_75_and_the_trial_goes_on(run, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(loop, '_evaluate', signalled)
     code, _, err = run(*ONE)
-  assert (code, 'saved step 5' in err) == (75, True)
+  assert (code, 'saved step 2' in err) == (75, True)
   code, result, err = run(*ONE)
-  assert (code, 'goes on from checkpoint 5' in err) == (0, True)
+  assert (code, 'goes on from checkpoint 2' in err) == (0, True)
   (trial,) = result['trials']
   assert (trial['state'], len(trial['evaluations'])) == ('done', 3)
 
@@ -150,67 +117,13 @@ def test_a_sweep_without_a_finished_trial_fails(run):
   assert 'no trial came to its end' in err
 
 
-@pytest.mark.slow
-def test_a_trial_whose_own_values_do_not_fit_fails_alone(
-  recipe, run, call, tmp_path
-):
-  other = tmp_path / 'other'
-  changes = ['--config.num_steps=1', '--config.report=False']
-  call(train_main, '--config', recipe, '--workdir', other, *changes)
-  changes = ['--param', 'model.hidden=(7,)|(8,)', '--seed', 1, '--trials', 4]
-  code, result, err = run(*changes, f'--config.init.workdir={other}')
-  assert code == 0
-  states = {
-    (*t['values']['model.hidden'], t['state']) for t in result['trials']
-  }
-  assert states == {(7, 'failed'), (8, 'done')}
-  reasons = {trial['reason'] for trial in result['trials']} - {None}
-  assert all(f'the weights of {other} do not fit' in r for r in reasons)
-  assert f'failed: the weights of {other} do not fit' in err
-
-
-def test_a_damaged_image_ends_the_sweep(run_images, images):
+def test_a_damaged_image_ends_the_sweep(run, images):
   """It is found by the mean of the pixels, before the first checkpoint."""
   image = images / 'a' / '4.png'
   image.write_bytes(image.read_bytes()[:500])
-  code, _, err = run_images('--config.data.mean=channel')
+  own = [f'--config.data.path={images}', '--config.data.source=folder']
+  code, _, err = run(*ONE, *own, '--config.data.mean=channel')
   assert (code, '4.png' in err, 'failed' in err) == (2, True, False)
-
-
-@pytest.mark.slow
-def test_what_all_trials_would_meet_ends_the_sweep(
-  run_images, images, monkeypatch
-):
-  """And the trial is made once it is mended."""
-  train, away = loop.train_and_evaluate, images.with_name('away')
-
-  def losing(*arguments):
-    images.rename(away)
-    return train(*arguments)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, 'train_and_evaluate', losing)
-    code, _, err = run_images()
-  assert (code, 'images' in err, 'failed' in err) == (2, True, False)
-  away.rename(images)
-  code, result, _ = run_images()
-  assert code == 0
-  assert [trial['state'] for trial in result['trials']] == ['done']
-
-
-@pytest.mark.slow
-def test_a_sweep_goes_on_with_the_data_it_began_with(run_images, images):
-  _, result, _ = run_images()
-  added = images / 'a' / 'added.png'
-  shutil.copy(images / 'b' / '1.png', added)
-  code, _, err = run_images()
-  assert code == 2
-  assert 'study.db was made with something else:\n  fingerprint of the' in err
-  added.unlink()
-  moved = images.rename(images.with_name('moved'))
-  code, again, _ = run_images(f'--config.data.path={moved}')
-  assert code == 0
-  assert again['trials'] == result['trials']
 
 
 def test_a_trial_that_another_process_trains_is_none_that_failed(run, tmp_path):
@@ -231,9 +144,7 @@ FOLDER = '--config.data.source=folder'
   [
     ('', 'needs --param'),
     ('--param model.drop=0..1', 'did you mean config.model.dropout'),
-    (f'{DROPOUT} --trials 0', '--trials is 0'),
     (f'{DROPOUT} --seed -1', '--seed is -1'),
-    (f'{DROPOUT} {FOLDER}', 'config.data.path'),
     (f'{DROPOUT} {FOLDER} --config.data.path=/nowhere', 'no folder at'),
   ],
 )
@@ -250,11 +161,9 @@ def test_a_sweep_follows_no_links(run, tmp_path, entry):
   link.parent.mkdir(parents=True)
   link.symlink_to(tmp_path / 'mine')
   code, _, err = run(*ONE)
-  assert (code, f'{entry} is a link' in err, 'failed' in err) == (
-    2,
-    True,
-    False,
-  )
+  assert code == 2
+  assert f'{entry} is a link' in err
+  assert 'failed' not in err
   assert list((tmp_path / 'mine').iterdir()) == []
 
 
@@ -264,32 +173,6 @@ def test_optuna_may_be_missing(run, monkeypatch):
   assert (code, "pip install -e '.[sweep]'" in err) == (2, True)
 
 
-def test_an_evaluation_is_reported_and_judged_once(run, tmp_path, monkeypatch):
-  """Also if it is made again, because checkpoints were lost in a kill."""
-  evaluate, judged = loop._evaluate, []
-
-  def killed(run, live, on_evaluation):
-    evaluate(run, live, on_evaluation)
-    if live.step == 15:
-      raise SystemExit
-
-  monkeypatch.setattr(
-    optuna.trial.Trial, 'should_prune', lambda trial: judged.append(trial)
-  )
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, '_evaluate', killed)
-    with pytest.raises(SystemExit):
-      run(*ONE)
-  shutil.rmtree(tmp_path / 'sweep' / 'trial_0000' / 'checkpoints' / '10')
-  code, result, _ = run(*ONE)
-  assert (code, len(judged)) == (0, 4)  # the newest is judged again
-  (trial,) = result['trials']
-  rows = writers.read_rows(trial['workdir'])
-  tops = [row['eval/top1'] for row in rows if 'eval/top1' in row]
-  assert trial['evaluations'] == tops
-  assert len(tops) == 3
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_killed_and_continued_sweep_makes_the_same_trials(recipe, tmp_path):
@@ -297,7 +180,7 @@ def test_a_killed_and_continued_sweep_makes_the_same_trials(recipe, tmp_path):
     return commands.start(
       *(sys.executable, '-m', 'alexnet_jax.evaluation.sweep', '--json'),
       *('--config', recipe, '--workdir', tmp_path / name),
-      *('--trials', '14', '--param', f'{KEY}=1e-4..1:log'),
+      *('--trials', '12', '--param', f'{KEY}=1e-4..1:log'),
       *('--param', 'optimizer.name=sgd|adam', '--param', 'seed=0..1'),
     )
 
@@ -309,10 +192,10 @@ def test_a_killed_and_continued_sweep_makes_the_same_trials(recipe, tmp_path):
     return [{**trial, 'workdir': ''} for trial in trials]
 
   expected = finish('unbroken')
-  assert len(expected) == 14  # the last four are no blind draws
+  assert len(expected) == 12  # the last two are no blind draws
   assert {'done', 'pruned'} <= {trial['state'] for trial in expected}
   rng, kills = random.Random(0), 0
-  for trial in (0, 3, 9, 10, 12):
+  for trial in (0, 3, 10):
     process = start('killed')
     folder = tmp_path / 'killed' / f'trial_{trial:04d}'
     while process.poll() is None and not folder.exists():
@@ -321,7 +204,7 @@ def test_a_killed_and_continued_sweep_makes_the_same_trials(recipe, tmp_path):
     process.kill()
     process.communicate()
     kills += process.returncode == -signal.SIGKILL
-  assert kills > 2  # the last may come when all is done
+  assert kills > 1  # the last may come when all is done
   assert finish('killed') == expected
 
 
@@ -341,7 +224,7 @@ def open_study(folder, texts=TEXTS, config=None, **fixed):
 def play(folder, worth):
   """Trials whose value is a function of their parameters, without training."""
   study, space = open_study(folder)
-  while len(study.trials) < 18:
+  while len(study.trials) < 14:
     study_lib.add_trial(study, space, 0)
     values = study_lib.values_of(study.trials[-1].params)
     value = worth(np.log10(values[KEY])) - len(values['model.hidden'])
@@ -428,18 +311,15 @@ def test_values_have_the_type_of_their_key():
     ('optimizer=1..2', 'no key config.optimizer'),
     ('optimizer.b2=0.9|0.99', "b2 is 'swept', which has no effect"),
     (f'{KEY}=0.1', 'where SPEC is LOW..HIGH'),
-    (f'{KEY}=1e-1..1e-4', 'begins at 0.1, above its end 0.0001'),
-    (f'{KEY}=0..1:log', r'begins at 0.0; a range with :log takes'),
+    (f'{KEY}=1e-1..1e-4', r'=1e-1..1e-4: .*low.* got \(low=0.1, high=0.0001'),
+    (f'{KEY}=0..1:log', r'=0..1:log: .*low.* got \(low=0.0'),
     (f'{KEY}=0..1:step=2', 'step is 2.0; .* at most 1.0'),
-    ('seed=1..3:step=0', 'step is 0; .* at most 2'),
-    (f'{KEY}=1..2:lin', "rate is '2:lin'; it takes a number"),
+    ('seed=1..3:step=0', 'step=0: .*step > 0'),
     (f'{KEY}=1..inf', 'takes finite numbers'),
     (f'{KEY}=0.1|2|0.10', 'it has 0.1 twice'),
-    (f'{KEY}=0.1|fast', "rate is 'fast'; it takes a number"),
     ('global_batch_size=0.5..2', "size is '0.5'; it takes a whole number"),
     ('optimizer.nesterov=0..1', r'give A\|B\|C'),
     ('optimizer.name=sgd|adagrad', "'adagrad' is not one of"),
-    ('model.hidden=64..1024', r'give A\|B\|C'),
   ],
 )
 def test_what_cannot_be_understood_is_refused(texts, message):

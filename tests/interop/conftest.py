@@ -1,7 +1,5 @@
 """Shared by the tests of weights in and out."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from tests.system import commands
 
 @pytest.fixture(scope='session')
 def trained_run(tmp_path_factory):
-  """A run of the real command, with a mean image, averages and batch norms."""
+  """A run with a mean image, averages and batch norms."""
   folder = tmp_path_factory.mktemp('trained')
   recipe = commands.write_recipe(
     folder,
@@ -27,7 +25,7 @@ def trained_run(tmp_path_factory):
     model__norm_hidden=(1,),
     model__paddings=('SAME', (1, 2)),
   )
-  commands.train(recipe, folder / 'run')
+  commands.train_here(recipe, folder / 'run')
   return folder / 'run'
 
 
@@ -37,9 +35,11 @@ NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
 @pytest.fixture
 def narrow(monkeypatch):
   """Named networks with few channels, as those that the tests build."""
-  for name in ('alexnet', 'alexnet_caffe', 'alexnet_bn', 'alexnet_bn_all'):
+  for name in ('alexnet', 'alexnet_caffe', 'alexnet_bn'):
     fields = {**variants.VARIANTS[name], 'channels': NARROW, 'hidden': HIDDEN}
     monkeypatch.setitem(variants.VARIANTS, name, fields)
+  whole = variants.VARIANTS['alexnet_torchvision'] | {'hidden': HIDDEN}
+  monkeypatch.setitem(variants.VARIANTS, 'alexnet_torchvision', whole)
 
 
 @pytest.fixture
@@ -66,13 +66,6 @@ def our_logits():
 
 
 @pytest.fixture
-def command_result(capsys):
-  """Calls a command's main with --json: (exit code, result or None, errors)."""
-
-  def call(main, line):
-    capsys.readouterr()
-    code = main([*line.split(), '--json'])
-    out, err = capsys.readouterr()
-    return code, json.loads(out.splitlines()[-1]) if out else None, err
-
-  return call
+def ask(call):
+  """Calls a command with a line: (exit code, result or None, errors)."""
+  return lambda command, line: call(command, *line.split())

@@ -113,7 +113,7 @@ FIELDS = {
     **{'norm_region': (4, 0), 'k': (5, 5)},
   },
   'Pooling': {
-    **{'pool': (1, 0), 'kernel_size': (2, 0), 'stride': (3, 0), 'pad': (4, 0)},
+    **{'pool': (1, 0), 'kernel_size': (2, 0), 'stride': (3, 0), 'pad': (4, 0)}
   },
 }
 
@@ -205,16 +205,16 @@ def forward(specs, x):
   return x
 
 
-def convolve(x, kernel, bias, *, kernel_size, stride, pad, group, num_output):
-  x = np.pad(x, [(0, 0), (pad, pad), (pad, pad)])
-  count = (x.shape[1] - kernel_size) // stride + 1
-  out = np.empty((num_output, count, count))
-  kernel = kernel.reshape(group, num_output // group, -1)
-  for i, j in np.ndindex(count, count):
-    window = x[:, i * stride :, j * stride :][:, :kernel_size, :kernel_size]
-    parts = kernel @ window.reshape(group, -1, 1)
-    out[:, i, j] = parts.reshape(-1) + bias
-  return out
+def convolve(x, kernel, bias, *, stride, pad, group, **_):
+  padding = [(pad, pad)] * 2  # of [batch, channels, height, width]
+  y = jax.lax.conv_general_dilated(
+    np.float32(x[None]),
+    kernel,
+    (stride,) * 2,
+    padding,
+    feature_group_count=group,
+  )
+  return np.float64(y[0]) + bias[:, None, None]
 
 
 def normalize(x, local_size, alpha, beta, k=1.0):
@@ -227,12 +227,8 @@ def normalize(x, local_size, alpha, beta, k=1.0):
 
 
 def pool(x, size, stride):
-  count = -(-(x.shape[1] - size) // stride) + 1  # rounded up
-  out = np.empty((len(x), count, count))
-  for i, j in np.ndindex(count, count):
-    window = x[:, i * stride :, j * stride :][:, :size, :size]
-    out[:, i, j] = window.max((1, 2))
-  return out
+  windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
+  return windows[:, ::stride, ::stride].max((3, 4))
 
 
 def assert_logits(path, specs, images, mean, mean_file=''):
@@ -352,16 +348,11 @@ def test_other_ways_to_write_the_same(save):
   conv3 = find(net.layers, 'conv3').convolution_param
   conv3.pad.append(1)  # down and across
   # Numbers in double precision, and as NVIDIA's Caffe writes them.
-  for layer, kind, head in (
-    ('conv2', '<f8', ()),
-    ('conv4', '<f8', (10, 0, 0)),
-    ('conv5', '<f4', (10, 1, 0)),
-  ):
+  for layer, head in (('conv2', b''), ('conv4', field(10, 0, 0))):
     for blob in find(net.layers, layer).blobs:
-      raw = np.frombuffer(b''.join(blob.data), '<f4').astype(kind).tobytes()
+      raw = np.frombuffer(b''.join(blob.data), '<f4').astype('<f8').tobytes()
       blob.ClearField('data')
-      content = field(*head) + field(12, raw) if head else field(8, raw)
-      blob.MergeFromString(content)
+      blob.MergeFromString(head + field(12 if head else 8, raw))
   actual = read(save(net))
   assert actual.model == expected.model
   assert actual.data == expected.data
@@ -382,11 +373,7 @@ def mean_file(tmp_path):
 
 @pytest.mark.parametrize(
   ('shape', 'corner', 'old'),
-  [
-    ((80, 80), (7, 7), True),
-    ((70, 91), (2, 13), False),
-    ((CROP, CROP), (0, 0), True),
-  ],
+  [((70, 91), (2, 13), False), ((CROP, CROP), (0, 0), True)],
 )
 def test_a_mean_image_is_subtracted_pixel_by_pixel(
   shape, corner, old, save, mean_file, images, tmp_path, caplog
@@ -429,9 +416,7 @@ def test_the_files_own_mean_and_scale(save, caplog):
   [
     (blob_by_hand(np.ones((3, 4, 4)), False)[:40], 'truncated'),
     (blob_by_hand(np.ones((4, 4)), True), r'found the shape \(1, 4, 4\)'),
-    (blob_by_hand(np.ones((3, 0, 4)), False), r'found the shape \(3, 0, 4\)'),
     (blob_by_hand(np.full((3, 70, 70), np.nan), False), 'found nan to nan'),
-    (blob_by_hand(np.full((3, 70, 70), 300.0), False), 'found 300 to 300'),
     (blob_by_hand(np.ones((3, 64, 90)), True), r'65 x 65 .*\(3, 64, 90\)'),
     (file_by_hand(network()), 'mean image|binary protobuf BlobProto'),
   ],
@@ -499,26 +484,19 @@ def rewired(name, bottom):
       reweighted('fc7', lambda w, b: [w[None] + [[[0]], [[1]]], b]),
       r'fc7 .*2 dimensions, found the shape \(2, 9, 11\)',
     ),
-    (reweighted('fc8', lambda w, b: [w, np.nan * b]), 'finite .*, found 7'),
     (reweighted('fc7', lambda w, b: [w, b, b]), 'fc7 .*2 arrays .*found 3'),
     (reweighted('relu3', lambda: [np.ones(8)]), 'relu3 .*expected no arrays'),
     (retyped('norm1', 'BatchNorm'), r'norm1 \(BatchNorm\): expected one of'),
     (retyped('conv3', 'InnerProduct'), '5 layers Convolution.* fc8'),
     (removed('relu4'), 'each with one ReLU after it .*conv4 .*, conv5'),
-    (changed('conv2', group=1), r'\[5, 5, 8, 12\], .*found .*5, 5, 4, 12\]'),
     (changed('conv1', stride=0), r'found \[5, 0\]'),
     (changed('conv1', pad=1), 'pool1 .*over 32 pixels; Caffe would add'),
     (changed('data', dim=(1, 3, 3, 3)), 'no output for an input of 3'),
-    (changed('data', dim=(1, 3, 65, 66)), r'\(N, 3, size, size\), found'),
     (changed('pool5', stride=1), 'Pooling: expected one value, found'),
     (changed('pool2', pool=1), 'pool2 .*expected pool 0, found 1'),
-    (changed('pool2', pad=1), 'pool2 .*expected no padding, found 1'),
     (changed('norm2', alpha=0.1), 'LRN: expected one value, found'),
-    (changed('norm2', norm_region=1), 'norm_region 0, found 1'),
     (changed('norm1 norm2', local_size=4), 'lrn_size is 4'),
     (changed('norm1 norm2', beta=np.nan), 'LRN: expected one value, .*nan'),
-    (changed('drop6', dropout_ratio=0.5), 'dropout_ratio: expected one value'),
-    (changed('fc8', axis=2), 'fc8 .*axis 1, found 2'),
     (changed('conv2', dilation=2), r'dilation 1, found \[2\]'),
     (rewired('fc7', 'pool5'), "expected the bottom 'fc6', .*found 'pool5'"),
     (rewired('fc7', ''), 'fc7 .*expected one bottom and one top, found'),
@@ -531,21 +509,12 @@ def test_an_unfit_network_is_refused(change, words, save):
     read(save(file_by_hand(specs)))
 
 
-def raw_numbers(kind, count):
-  content = field(10, kind, 0) + field(12, bytes(count))
-  return lambda net: net.layer[1].blobs[0].MergeFromString(content)
-
-
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
     (
       lambda net: net.layer[1].blobs[0].data.append(bytes(4)),
       'expected 2,400 bytes of .*, found 2,404',
-    ),
-    (
-      lambda net: net.layer[1].convolution_param.kernel_size.append(3),
-      'kernel: expected one value, found 5, 3',
     ),
     (
       lambda net: setattr(net.layer[2].relu_param, 'negative_slope', 0.5),
@@ -555,8 +524,6 @@ def raw_numbers(kind, count):
       lambda net: setattr(net.layer[0].transform_param, 'crop_size', 64),
       'size of the input: expected one value, found 64, 65',
     ),
-    (raw_numbers(2, 2), r'conv1 .*expected 1,200 bytes .* float16 .*found 2'),
-    (raw_numbers(3, 2400), 'conv1 kernel: expected float32 or .*found int32'),
     (lambda net: net.layers.add(name='conv1'), 'both `layer` and `layers`'),
   ],
 )

@@ -1,6 +1,5 @@
 """PyTorch's own forward pass and its own files as the oracle."""
 
-import io
 import pickle
 import zipfile
 
@@ -21,19 +20,18 @@ from tests.interop import torch_networks  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.interop
 
-# network: (what builds it in PyTorch, its argument, width of images)
+# network: (what builds it in PyTorch, with what, width of images)
 NETWORKS = {
-  'alexnet': (torch_networks.paper, False, 224),
-  'alexnet_caffe': (torch_networks.paper, True, 227),
-  'alexnet_bn': (torch_networks.batch_norm, False, 224),
-  'alexnet_bn_all': (torch_networks.batch_norm, True, 227),
+  'alexnet': (torch_networks.paper, {}, 224),
+  'alexnet_caffe': (torch_networks.paper, {'caffe': True}, 227),
+  'alexnet_bn': (torch_networks.batch_norm, {}, 224),
 }
 MARVIN = Options('marvin')
 
 
 def build(name, seed=0):
-  make, option, _ = NETWORKS[name]
-  return torch_networks.randomised(make(10, NARROW, HIDDEN, option), seed)
+  make, options, _ = NETWORKS[name]
+  return torch_networks.randomised(make(10, NARROW, HIDDEN, **options), seed)
 
 
 def save_model(network, path, prefix=''):
@@ -64,8 +62,8 @@ def marvin():
   return torch_networks.randomised(Marvin())
 
 
-def test_torchvision_in_full(tmp_path, random_images, our_logits, caplog):
-  whole = torch_networks.randomised(torch_networks.torchvision_alexnet())
+def test_torchvision(tmp_path, random_images, our_logits, caplog, narrow):
+  whole = torch_networks.randomised(torch_networks.torchvision_alexnet(HIDDEN))
   # As PyTorch's ImageNet example saves AlexNet: `features` alone is split.
   state = {
     name.replace('features.', 'features.module.'): tensor
@@ -109,10 +107,13 @@ def test_names_and_logits_both_ways(
   np.testing.assert_array_equal(torch_networks.logits(other, images), expected)
 
 
-@pytest.mark.parametrize('wrappers', [(), ('state_dict', 'model'), ('net',)])
 @pytest.mark.parametrize(
-  ('prefix', 'head'),  # which is the last in natural order, or the first
-  [('', 'a'), ('module.', 'fc10'), ('net._orig_mod.model.', 'a')],
+  ('wrappers', 'prefix', 'head'),  # the last in natural order, or the first
+  [
+    ((), '', 'a'),
+    (('state_dict', 'model'), 'module.', 'fc10'),
+    (('net',), 'net._orig_mod.model.', 'a'),
+  ],
 )
 def test_other_names_and_wrappers(
   wrappers, prefix, head, tmp_path, random_images, our_logits, caplog
@@ -143,7 +144,6 @@ def test_other_names_and_wrappers(
   ('widths', 'last'),
   [
     ({'z': (9216, 4096), 'fc7': (4096, 4096), 'out': (4096, 10)}, 'out'),
-    ({'only': (10, 10)}, 'only'),
     # As many classes as hidden units, or as the features: names decide.
     ({'fc6': (9216, 64), 'fc7': (64, 64), 'fc8': (64, 64)}, 'fc8'),
     ({'fc9': (16, 64), 'fc10': (64, 16)}, 'fc10'),
@@ -164,7 +164,7 @@ def test_the_last_dense_layer(widths, last):
     ('.safetensors', torch.save),
   ],
 )
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float64'])
 def test_other_dtypes_become_float32(dtype, suffix, save, tmp_path, caplog):
   state = {
     name: tensor.to(getattr(torch, dtype))
@@ -186,7 +186,6 @@ def test_other_dtypes_become_float32(dtype, suffix, save, tmp_path, caplog):
       {},
       'taken: --crop_size 28 and --mean 123.675,116.28,103.53 and --std 58.395',
     ),
-    ('marvin', {'mean': (1, 2, 3)}, '28 and --std 58.395,57.12,57.375. Give'),
     (
       'alexnet_bn',
       {'mean': (1, 2, 3), 'std': (4, 5, 6), 'crop_size': 224},
@@ -215,15 +214,14 @@ class Malicious:
     return (open, (str(self.path), 'w'))
 
 
-@pytest.mark.parametrize('how', ['pickle', 'torch.save', 'legacy'])
+@pytest.mark.parametrize('how', ['pickle', 'torch.save'])
 def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path):
   marker, path = tmp_path / 'executed', tmp_path / 'weights.pth'
   contents = {'features.0.weight': Malicious(marker)}
   if how == 'pickle':
     path.write_bytes(pickle.dumps(contents))
   else:
-    zipped = how == 'torch.save'
-    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
+    torch.save(contents, path)
   refusal = r'refuses to read .*execute code'
   if how != 'pickle':  # its protocol is another: PyTorch names no global
     refusal += r' \(it asks for (_?io\.)?open\)'
@@ -234,8 +232,7 @@ def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path):
   assert not marker.exists()
 
 
-@pytest.mark.parametrize('zipped', [True, False])
-def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
+def test_shared_numbers_and_parts_come_in(tmp_path):
   whole = torch.arange(24.0).reshape(4, 6)
   tensors = {
     'tied': whole,
@@ -250,7 +247,7 @@ def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
     'w': torch.ones(1),
   }
   path = tmp_path / 'a.pth'
-  torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+  torch.save(tensors, path)
   found, _ = torch_files.load_tensors(path)
   assert found.keys() == tensors.keys()
   for name, tensor in tensors.items():
@@ -258,48 +255,28 @@ def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
     np.testing.assert_array_equal(found[name][:100], expected)
 
 
+ONES = torch.ones
+
+
 @pytest.mark.parametrize(
-  ('change', 'message'),
+  ('name', 'tensor', 'message'),  # None: the tensor is left out
   [
-    (lambda s: s.pop('fc4.bias'), r'MISFIT: expected dense2 kernel'),
+    ('fc4.bias', None, r'MISFIT: expected dense2 kernel'),
+    ('extra', ONES(3), r'MISFIT: expected nothing, found extra'),
     (
-      lambda s: s.update(extra=torch.ones(3)),
-      r'MISFIT: expected nothing, found extra',
+      'conv2.weight',
+      ONES(64, 32, 5, 5),
+      r'found conv2 kernel \[5, 5, 32, 64\]',
     ),
-    (
-      lambda s: s.update({'conv2.weight': torch.ones(64, 32, 5, 5)}),
-      r'kernel \[3, 3, 32, 64\].*found conv2 kernel \[5, 5, 32, 64\]',
-    ),
-    (
-      lambda s: s['fc3.weight'].__setitem__((0, 0), torch.nan),
-      'fc3 kernel: expected finite numbers, found 1',
-    ),
-    (
-      lambda s: s.update({'fc3.bias': torch.ones(256, dtype=torch.int32)}),
-      'fc3 bias: expected float32.*found int32',
-    ),
-    (
-      lambda s: s.update({'fc3.bias': 1e300 * torch.ones(256).double()}),
-      'expected finite numbers, found 256',
-    ),
-    (
-      lambda s: s.update({'fc10.weight': torch.ones(1, 256)}),
-      'fc10: expected a head of two classes at least, found 1',
-    ),
-    (
-      lambda s: s.update({'fc4.bias': torch.ones(0)}),
-      'fc4 bias: expected numbers, found none',
-    ),
-    (lambda s: s.clear(), 'expected dense layers, found nothing'),
-    (
-      lambda s: (s.clear(), s.update(module=torch.ones(3))),
-      'expected dense layers, found module',
-    ),
+    ('fc3.bias', torch.nan * ONES(256), 'fc3 bias: expected finite numbers'),
+    ('fc3.bias', ONES(256).int(), 'fc3 bias: expected float32.*found int32'),
+    ('fc10.weight', ONES(1, 256), 'fc10: expected a head of two classes'),
+    ('fc4.bias', ONES(0), 'fc4 bias: expected numbers, found none'),
   ],
 )
-def test_misfits_are_refused(change, message, tmp_path):
-  state = marvin().state_dict()
-  change(state)
+def test_misfits_are_refused(name, tensor, message, tmp_path):
+  state = marvin().state_dict() | {name: tensor}
+  state = {key: value for key, value in state.items() if value is not None}
   path = tmp_path / 'm.safetensors'
   safetensors_torch.save_file(state, path)
   with pytest.raises(UserError, match=message):
@@ -341,24 +318,3 @@ def test_an_archive_that_pytorch_would_misread(damage, tmp_path):
   message = 'is compressed' if damage == 'compressed' else 'Bad CRC-32'
   with pytest.raises(UserError, match=message):
     torch_files.read(path, MARVIN)
-
-
-def test_pytorch_gets_what_python_read(tmp_path, monkeypatch):
-  """A second directory in the archive could show it other records."""
-  seen, load = [], torch.load
-  monkeypatch.setattr(
-    torch, 'load', lambda file, **more: seen.append(file) or load(file, **more)
-  )
-  torch.save(marvin().state_dict(), tmp_path / 'a.pth')
-  torch_files.read(tmp_path / 'a.pth', MARVIN)
-  assert [type(file) for file in seen] == [io.BytesIO]
-
-
-def test_a_dict_in_itself_comes_to_an_end(tmp_path):
-  contents = {'epoch': 3}
-  contents['state_dict'] = contents
-  torch.save(contents, tmp_path / 'a.pth')
-  with pytest.raises(
-    UserError, match=r'found epoch \(int\), state_dict \(dict'
-  ):
-    torch_files.load_tensors(tmp_path / 'a.pth')

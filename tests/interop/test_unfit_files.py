@@ -84,7 +84,7 @@ FILES = {
 @pytest.mark.parametrize(
   'name', [*FILES, 'folder', 'nothing', 'secret', 'pipe', '/dev/zero']
 )
-def test_is_refused(name, kind, tmp_path, command_result, monkeypatch):
+def test_is_refused(name, kind, tmp_path, ask, monkeypatch):
   if kind == 'torch':
     pytest.importorskip('torch')
   if kind == 'keras':
@@ -105,9 +105,7 @@ def test_is_refused(name, kind, tmp_path, command_result, monkeypatch):
     if os.access(path, os.R_OK):
       pytest.skip('root reads everything')
   there = [*pathlib.Path().iterdir()]
-  code, result, err = command_result(
-    load.main, f'{options} {path} --workdir run'
-  )
+  code, result, err = ask(load, f'{options} {path} --workdir run')
   assert (code, result) == (2, None), err
   assert err.splitlines()[-1].startswith('error: ') or 'MISFIT' in err
   assert f'error: {file}' in err
@@ -148,12 +146,12 @@ RUNS = {
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('name', RUNS)
 @pytest.mark.parametrize(
-  ('main', 'out'), [(save.main, 'a.safetensors'), (export.main, 'program')]
+  ('command', 'out'), [(save, 'a.safetensors'), (export, 'program')]
 )
-def test_a_run_is_refused(name, main, out, good_run, tmp_path, command_result):
+def test_a_run_is_refused(name, command, out, good_run, tmp_path, ask):
   run = shutil.copytree(good_run, tmp_path / 'run')
   RUNS[name](run)
-  code, result, err = command_result(main, f'--workdir {run} {tmp_path / out}')
+  code, result, err = ask(command, f'--workdir {run} {tmp_path / out}')
   assert (code, result) == (2, None), err
   assert str(run) in err
   assert not (tmp_path / out).exists()

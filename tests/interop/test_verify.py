@@ -23,13 +23,13 @@ def folder(tmp_path_factory):
   """A run, and what `save` made of it."""
   root = tmp_path_factory.mktemp('verify')
   recipe = commands.write_recipe(root, seed=3, ema_decay=0.8)
-  commands.train(recipe, root / 'run')
+  commands.train_here(recipe, root / 'run')
   assert save.main(['--workdir', str(root / 'run'), str(root / 'hub')]) == 0
   return root / 'hub'
 
 
-def test_what_was_saved_holds(folder, command_result):
-  code, result, err = command_result(verify.main, str(folder))
+def test_what_was_saved_holds(folder, ask):
+  code, result, err = ask(verify, str(folder))
   assert code == 0, err
   run = checkpoint.open_run(folder.with_name('run'))
   measured = run.saved.progress.last_evaluation
@@ -44,18 +44,6 @@ def test_what_was_saved_holds(folder, command_result):
   assert shown['config'] == json.loads(expected.to_json())
   top1 = f'| eval/top1 | {measured["eval/top1"]:.4f} |'
   assert top1 in (folder / 'README.md').read_text()
-
-
-def test_the_command_makes_the_config():
-  keys = ['model.hidden=(8, 8)', 'data.path=it is', "init.freeze=('conv*',)"]
-  lines = [f'--config.{key}' for key in keys]
-  config = validation.load_config(['--config=folder', *lines])
-  command = validation.command_of(config)
-  words = validation.shlex.split(command)
-  assert words[:4] == ['alexnet-jax', 'train', '--config', 'folder']
-  again = validation.load_config(['--config=folder', *words[4:]])
-  assert again.to_dict() == config.to_dict()
-  assert len(words) == 4 + len(keys)
 
 
 def read(folder):
@@ -84,15 +72,6 @@ def flip_a_bit(rng, tensors, _):
   flat[rng.integers(flat.size)] ^= 1 << rng.integers(8)
 
 
-def permute(rng, tensors, _):
-  kernels = {k: v for k, v in tensors.items() if v.ndim > 1}
-  rng.shuffle(kernels[some(rng, kernels)].reshape(-1))
-
-
-def scale(rng, tensors, _):
-  tensors[some(rng, tensors)] *= np.float32(rng.uniform(1.01, 2))
-
-
 def swap(rng, tensors, _):
   first = some(rng, tensors)
   second = rng.choice(sorted(tensors.keys() - {first}))
@@ -101,12 +80,6 @@ def swap(rng, tensors, _):
 
 def lose(rng, tensors, _):
   del tensors[some(rng, tensors)]
-
-
-def set_to_noise(rng, tensors, _):
-  name = some(rng, tensors)
-  noise = rng.normal(0, 0.1, tensors[name].shape)
-  tensors[name] = noise.astype(np.float32)
 
 
 def add_a_measure(rng, _, fields):
@@ -125,17 +98,14 @@ def change_the_network(rng, _, fields):
   fields['claims']['config']['model']['hidden'] = [int(rng.integers(1, 15))]
 
 
-CHANGES = [flip_a_bit, permute, scale, swap, lose, set_to_noise]
+CHANGES = [flip_a_bit, swap, lose]
 CHANGES += [add_a_measure, steer_the_terminal, rename_the_command]
 CHANGES += [change_the_network]
-A_FEW = pytest.param(3, id='some')
-MANY = pytest.param(100, id='1000', marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize('count', [A_FEW, MANY])
 @pytest.mark.parametrize('change', CHANGES)
-def test_altered_weights_are_refused(folder, tmp_path, capsys, change, count):
-  for seed in range(count):
+def test_altered_weights_are_refused(folder, tmp_path, capsys, change):
+  for seed in range(3):
     tensors, fields = read(folder)
     change(np.random.default_rng(seed), tensors, fields)
     path = write(tmp_path, tensors, fields)
@@ -184,13 +154,13 @@ def test_without_figures_nothing_is_said_to_hold(folder, tmp_path, capsys):
   assert 'leave --data_path out' in capsys.readouterr().err
 
 
-def test_converted_weights_have_no_command(folder, tmp_path, command_result):
+def test_converted_weights_have_no_command(folder, tmp_path, ask):
   line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
-  assert command_result(load.main, line)[0] == 0
+  assert ask(load, line)[0] == 0
   copy = tmp_path / 'copy.safetensors'
   line = f'--workdir {tmp_path / "run"} {copy}'
-  assert command_result(save.main, line)[0] == 0
-  code, result, err = command_result(verify.main, str(copy))
+  assert ask(save, line)[0] == 0
+  code, result, err = ask(verify, str(copy))
   assert (code, result['command']) == (0, ''), err
 
 
@@ -203,15 +173,3 @@ def test_a_card_that_says_more_than_the_weights_is_refused(
   (copy / name).write_text(text.replace('0.', '0.9', 20))
   assert verify.main([str(copy)]) == 2
   assert f'{name} does not say what' in capsys.readouterr().err
-
-
-def test_a_folder_becomes_a_run(folder, tmp_path, command_result):
-  line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
-  code, result, err = command_result(load.main, line)
-  assert code == 0, err
-  assert result['classes_are_named']
-  ours = checkpoint.open_run(folder.with_name('run'))
-  theirs = checkpoint.open_run(tmp_path / 'run')
-  for layer, leaves in ours.state.ema_params.items():
-    for name, leaf in leaves.items():
-      np.testing.assert_array_equal(theirs.state.params[layer][name], leaf)

@@ -27,16 +27,16 @@ def conv(*arguments, pool=False, **options):
   return [nn.Conv2d(*arguments, **options), nn.ReLU(), *pools]
 
 
-def torchvision_alexnet(num_classes=1000):
-  """torchvision.models.alexnet, from its documented architecture."""
+def torchvision_alexnet(hidden, num_classes=1000):
+  """torchvision.models.alexnet, from its documentation, but for `hidden`."""
   features = conv(3, 64, 11, 4, padding=2, pool=True)
   features += conv(64, 192, 5, padding=2, pool=True)
   features += conv(192, 384, 3, padding=1)
   features += conv(384, 256, 3, padding=1)
   features += conv(256, 256, 3, padding=1, pool=True)
-  classifier = [nn.Dropout(), nn.Linear(256 * 6 * 6, 4096), nn.ReLU()]
-  classifier += [nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU()]
-  network = Network(features, [*classifier, nn.Linear(4096, num_classes)])
+  classifier = [nn.Dropout(), nn.Linear(256 * 6 * 6, hidden[0]), nn.ReLU()]
+  classifier += [nn.Dropout(), nn.Linear(*hidden), nn.ReLU()]
+  network = Network(features, [*classifier, nn.Linear(hidden[1], num_classes)])
   network.avgpool = nn.AdaptiveAvgPool2d((6, 6))
   return network
 
@@ -69,25 +69,19 @@ def paper(classes, channels, hidden, caffe=False, width=6, dropout=0.5):
   return Network(features, dense_part(classes, e * width**2, hidden, dropout))
 
 
-def batch_norm(
-  classes, channels, hidden, everywhere=False, width=6, dropout=0.5
-):
-  """alexnet_bn, or with `everywhere` alexnet_bn_all; PyTorch's epsilon."""
+def batch_norm(classes, channels, hidden, width=6, dropout=0.5):
+  """alexnet_bn with PyTorch's epsilon."""
   features, inputs = [], 3
   for number, units in enumerate(channels, 1):
     kernel = (11, 5, 3, 3, 3)[number - 1]
     if number == 1:
       # "same" for 224 pixels and a stride of 4: 7 pixels, the odd one behind.
-      pad = [] if everywhere else [nn.ZeroPad2d((3, 4, 3, 4))]
-      features += [*pad, nn.Conv2d(inputs, units, kernel, 4)]
+      pad = nn.ZeroPad2d((3, 4, 3, 4))
+      features += [pad, nn.Conv2d(inputs, units, kernel, 4)]
     else:
       features.append(nn.Conv2d(inputs, units, kernel, padding=kernel // 2))
-    if everywhere:
-      features += [nn.ReLU(), nn.BatchNorm2d(units)]
-    elif number <= 2:
-      features += [nn.BatchNorm2d(units), nn.ReLU()]
-    else:
-      features.append(nn.ReLU())
+    features += [nn.BatchNorm2d(units)] if number <= 2 else []
+    features.append(nn.ReLU())
     if number in (1, 2, 5):
       features.append(nn.MaxPool2d(3, 2))
     inputs = units
