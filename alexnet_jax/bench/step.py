@@ -1,10 +1,9 @@
 """bench step: the train step by itself, PyTorch and Keras beside it.
 
-All candidates must compute the same: from equal weights and on equal images
-each one makes a few updates without dropout, and the losses before each of them
-must agree: the first if the networks are the same, the others if the updates
-are. The weights are those of an initialization under which the losses of
-different networks differ: with the paper's, every network says ln(classes).
+All must compute the same: from equal weights and on equal images each makes a
+few updates without dropout, and the losses before each of them must agree. The
+weights are those of an initialization under which the losses of different
+networks differ: with the paper's, every network says ln(classes).
 """
 
 from collections.abc import Mapping
@@ -117,8 +116,7 @@ def exit_code(result: dict) -> int:
 def first_cores(threads: int) -> list[int]:
   """Returns so many cores that this process may use, the first; 0: all.
 
-  Raises:
-    UserError: if there are fewer, or the system cannot bind processes to cores.
+  Raises UserError if there are fewer, or the system cannot bind processes.
   """
   if not hasattr(os, 'sched_setaffinity'):
     raise UserError('this system cannot bind processes to cores; Linux can')
@@ -145,13 +143,10 @@ def _peers(against):
 
 
 def make_groups(arguments, overrides: Sequence[str]) -> list[tuple]:
-  """Returns (network, {name: config}) of every network and batch size.
+  """Returns (network, {name: config dict}) of every network and batch size.
 
-  The names are those of our candidates, one for each combination of --vary; the
-  configs are dicts.
-
-  Raises:
-    UserError: if the recipe or one of the values makes no sense.
+  The names are those of our candidates, one for each combination of --vary.
+  Raises UserError if the recipe or one of the values makes no sense.
   """
   recipe = f'--config={arguments.config}'
   config = validation.load_config([recipe, *overrides])
@@ -211,16 +206,14 @@ def measure(network: str, configs: dict, peers: Sequence[str], options) -> dict:
   base = next(iter(configs.values()))
   dtype, cores = base['model']['dtype'], first_cores(options.threads)
   facts, failed, ours, agreement, entries = {}, [], {}, {}, []
+  module = step_peers.__name__
   with contextlib.ExitStack() as stack:
     for name in [*configs, *peers]:
       harness.tell(f'starting {name}')
       # TensorFlow's XLA ends the process at flags of another one.
-      flags = {} if name in configs else {'XLA_FLAGS': ''}
-      worker = stack.enter_context(
-        harness.Worker(
-          'alexnet_jax.bench.step_peers', name, _ENVIRONMENT | flags, cores
-        )
-      )
+      environ = _ENVIRONMENT | ({} if name in configs else {'XLA_FLAGS': ''})
+      worker = harness.Worker(module, name, environ, cores)
+      stack.enter_context(worker)
       config, platform = configs.get(name, base), facts.get('platform')
       given = {'config': config, 'platform': platform}
       with harness.noted(name, '', failed):
@@ -282,7 +275,6 @@ def difference(ours: Mapping, other: Mapping, dtype: str) -> str:
 
 
 def _show(group):
-  """Prints what `measure` returns, for people."""
   harness.tell_table(
     f'{group["network"]}, {group["dtype"]}, {group["batch_size"]} images a step'
     f' on {group["device_count"]} x {group["device_kind"]}, images/s',

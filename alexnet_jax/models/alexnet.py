@@ -115,7 +115,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
   def _hidden_block(self, x, number, train, fixed_norms, dropout_keys):
     for operation in self.hidden_operations(number):
       if operation == 'dense':
-        width = self._scaled(self.hidden[number - 1])
+        width = self.scaled(self.hidden[number - 1])
         x = self._dense(x, width, 'dense', number)
       elif operation == 'norm':
         x = self._batch_norm(x, f'dense_norm{number}', train, fixed_norms)
@@ -131,7 +131,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     fan_in = size**2 * x.shape[-1] // groups
     own = convolution if self.implementation == 'cpu' else None
     return nn.Conv(
-      self._scaled(self.channels[index], max(self.groups)),
+      self.scaled(self.channels[index], max(self.groups)),
       (size, size),
       strides=(self.strides[index],) * 2,
       padding=layers.explicit_padding(self.paddings[index]),
@@ -182,9 +182,3 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     return layers.bias_initializer(
       self.kernel_init, self.bias_init if positive else 0.0, fan_in
     )
-
-  def _scaled(self, width, divisor=1):
-    if self.width_multiplier == 1.0:
-      return width
-    scaled = round(width * self.width_multiplier / divisor) * divisor
-    return max(divisor, scaled)

@@ -170,6 +170,13 @@ class AlexNetSpec:
   bias_init: float = _field(1.0, _FINITE)
   bias_layers: Sequence[int] = _layers((2, 4, 5))
 
+  def scaled(self, width: int, divisor: int = 1) -> int:
+    """Returns a width times `width_multiplier`, which the divisor divides."""
+    if self.width_multiplier == 1.0:
+      return width
+    scaled = round(width * self.width_multiplier / divisor) * divisor
+    return max(divisor, scaled)
+
   def convolution_operations(self, number: int) -> tuple[str, ...]:
     """Returns names among OPERATIONS, in order, after convolution `number`."""
     if self.block_order and self.block_order[number - 1]:
