@@ -20,10 +20,9 @@ def resolve_implementation(setting: str, platform: str) -> str:
     automatic differentiation.
   - cpu: the convolutions of `convolution`, and custom gradients of LRN and
     max-pool.
-  - gpu: the convolutions of cuDNN, custom gradients of LRN and max-pool (in the
-    program that XLA compiles for an H100 the latter's reads and writes 33 MB an
-    image, XLA's own 42), and dense layers whose gradients are ready for their
-    all-reduce early. Never run on a GPU.
+  - gpu: the convolutions of cuDNN, custom gradients of LRN and max-pool, and
+    dense layers whose gradients are ready for their all-reduce early. Never run
+    on a GPU.
   """
   known = setting == 'auto' and platform in ('cpu', 'gpu')
   return platform if known else 'reference'

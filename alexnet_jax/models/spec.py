@@ -1,8 +1,7 @@
 """The fields that describe a network, each with default, meaning and check.
 
-`AlexNet` inherits them, the keys of `config.model` are made from them, and
-`variants` names sets of them: a field is declared here and nowhere else. This
-module imports neither JAX nor flax, so that reading a config stays fast.
+`AlexNet` inherits them, the keys of `config.model` are made from them. Neither
+JAX nor flax is imported, so that reading a config stays fast.
 """
 
 from collections.abc import Callable
@@ -63,18 +62,14 @@ _ODD = (
   lambda n: _is_whole(n, most=_WINDOW) and n % 2 == 1,
 )
 _POSITIVE = '; it takes a number above 0', lambda n: _is_finite(n) and n > 0
-_SHARE = (
-  '; it takes a number from 0 below 1',
-  lambda n: _is_finite(n) and 0 <= n < 1,
-)
+_UNIT = '; it takes a number from 0 below 1'
+_SHARE = _UNIT, lambda n: _is_finite(n) and 0 <= n < 1
 _FINITE = '; it takes a finite number', _is_finite
 _WHOLES = _takes_list(
   f'whole numbers from 1 to {_MOST}, such as (1, 2)', _is_whole
 )
 _PADDINGS = _takes_list('SAME, VALID, a number or (before, after)', _is_padding)
-_TEXTS = _takes_list(
-  "texts, such as 'relu-pool'", lambda entry: isinstance(entry, str)
-)
+_TEXTS = _takes_list("texts, such as 'relu-pool'", lambda e: isinstance(e, str))
 
 
 def _field(default, rule, **metadata):
@@ -222,14 +217,8 @@ def defaults() -> dict:
 def problem(values: Mapping) -> str:
   """Returns what is wrong with the fields of a network; '' if nothing is.
 
-  Args:
-    values: {name: value} with every field of `AlexNetSpec`; others are not
-      looked at. The values may be of any type: files and command lines give
-      what they like.
-
-  Returns:
-    `name is value: ...`, `name is value, not one of ...` or `name is value; it
-    takes ...`.
+  `values` has every field of `AlexNetSpec`, of any type: files and command
+  lines give what they like. The message begins with `name is value`.
   """
   checks = (_of_rules, _of_counts, _of_groups, _of_orders, _of_unread)
   found = (each for check in checks for each in check(values))
