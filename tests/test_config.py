@@ -368,7 +368,7 @@ def test_an_entry_that_is_no_multiplier_is_refused(entry):
     ('config.seed = "a"; return config', 'TypeError: .*seed'),
     ('raise ValueError("no such photographs")', 'recipe.py: no such photo'),
     ('config.data.path = "x"; return config', 'data.path is .* no effect'),
-    ('raise SystemExit(3)', 'line 4: it ended the program itself .*: 3'),
+    ('raise SystemExit(3)', 'line 4: SystemExit: 3'),
   ],
 )
 def test_a_recipe_that_is_wrong(tmp_path, body, message):
