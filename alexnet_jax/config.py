@@ -308,8 +308,8 @@ _SCHEDULE = {
   'cooldown': Key(0, _NOT_NEGATIVE, when=_PLATEAU),  # evaluations
   'min_learning_rate': Key(0.0, _NOT_NEGATIVE, when=_LOWERED),  # never scaled
   'power': Key(1.0, _POSITIVE, when='schedule.name=polynomial'),
-  # As OneCycleLR: from learning_rate / start_divisor up for rise_fraction of all
-  # steps, then down to the final_divisor-th part of where it began.
+  # As OneCycleLR: from learning_rate / start_divisor up for rise_fraction of
+  # the steps, then down to the final_divisor-th part of where it began.
   'start_divisor': Key(25.0, _POSITIVE, when=_CYCLE),
   'final_divisor': Key(1e4, _POSITIVE, when=_CYCLE),
   'rise_fraction': Key(0.3, _FRACTION, when=_CYCLE),

@@ -12,17 +12,16 @@ def names(folder):
   return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
-def test_what_was_there_stays_if_writing_fails(tmp_path, error):
+def test_what_was_there_stays_if_writing_fails(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('old')
 
   def fail():
     with files.replaced_file(path) as temporary:
       temporary.write_text('ne')
-      raise error
+      raise KeyboardInterrupt
 
-  with pytest.raises(error):
+  with pytest.raises(KeyboardInterrupt):
     fail()
   assert path.read_text() == 'old'
   assert names(tmp_path) == ['a.txt']
@@ -91,18 +90,15 @@ def test_one_at_a_time_has_the_lock_of_a_folder(tmp_path):
       pass
 
 
-@pytest.mark.parametrize(
-  'number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
-)
-def test_without_locks_it_is_said(tmp_path, monkeypatch, caplog, number):
+def test_without_locks_it_is_said(tmp_path, monkeypatch, caplog):
   """As Lustre is without `-o flock`, and NFS without its daemon."""
 
   def flock(file, operation):
-    raise OSError(number, os.strerror(number))
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
   monkeypatch.setattr(files.fcntl, 'flock', flock)
   with files.lock(tmp_path, 'busy'), files.lock(tmp_path, 'busy'):
-    assert f'cannot be locked ({os.strerror(number)})' in caplog.text
+    assert f'cannot be locked ({os.strerror(errno.ENOLCK)})' in caplog.text
   with files.in_use(tmp_path):
     assert not files.is_in_use(tmp_path)
 

@@ -138,7 +138,6 @@ def expected_rates(conv1, rest, conv1_bias=0.02):
   [
     (24.99, expected_rates(1e-2, 1e-2)),
     (25, expected_rates(1e-3, 1e-3)),
-    (51, expected_rates(1e-4, 1e-4)),
     (67, expected_rates(1e-5, 1e-4)),
     (72, expected_rates(0.0, 1e-4, 0.0)),
     (79, expected_rates(0.0, 1e-5, 0.0)),
