@@ -57,9 +57,8 @@ LAYOUTS = {
 }
 _TFDS_NAME = 'photographs'
 _RAW_FACTOR = 8  # raw squares go by that much faster
-# Batches that a loader has begun ahead when the clock stops: it makes them
-# after it, as it made as many before the clock started. Otherwise those that
-# begin many batches ahead would look faster.
+# Batches before the clock starts and after it stops, or those that begin many
+# batches ahead would look faster.
 _TAIL = 6
 # TensorFlow is to take no GPU, and to say less.
 _ENVIRONMENT = {'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
@@ -162,10 +161,7 @@ def run(arguments, unknown: list[str]) -> dict:
 
 
 def _prepare(path, count, tasks):
-  """Makes the layouts of the tasks; returns how many photographs differ.
-
-  There are `count` in each; they repeat if there are fewer.
-  """
+  """Makes `count` photographs in each layout; returns how many differ."""
   if path:
     source = sources.make_source('folder', 'train', path=path, val_fraction=0.0)
     labels = [source.class_names[label] for label in source.labels]
@@ -237,7 +233,7 @@ class Photographs:
   def example(self, index: int, draws, out=None) -> np.ndarray:
     """Returns a random crop, mirrored or not, written into `out` if given.
 
-    The three draws in [0, 1) are of the row, the column and the mirroring.
+    The three draws in [0, 1) are of row, column and mirroring.
     """
     import cv2
 
@@ -261,10 +257,7 @@ class Photographs:
     return out
 
   def batch_maker(self, count: int) -> Callable:
-    """Returns (number of a batch, empty array to fill) -> labels.
-
-    The examples are those of `count` batches in order, epoch after epoch.
-    """
+    """Returns (number of one of `count` batches, array to fill) -> labels."""
     rng, size = np.random.default_rng(1), self._task.batch_size
     epochs = range(-(-count * size // len(self.labels)))
     order = np.concatenate([rng.permutation(len(self.labels)) for _ in epochs])
@@ -486,10 +479,7 @@ class Handler:
     _, self._batches = CANDIDATES[candidate]
 
   def check(self, tasks: Sequence[Task]) -> dict[str, str]:
-    """Tries the candidate; returns {layout that it cannot read: why}.
-
-    Raises ImportError if it is not installed.
-    """
+    """Tries the candidate; returns {layout that it cannot read: why}."""
     reasons = {}
     for task in tasks if self._batches != _bare else ():
       try:

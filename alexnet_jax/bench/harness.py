@@ -68,7 +68,7 @@ class Worker:
   ):
     """Starts the process, and does not wait for what it imports.
 
-    The module has a class `Handler`, which is made of the candidate's name. The
+    The module has a class `Handler`, made of the candidate's name. The
     environment is added to that of this process; no cores are all cores.
     """
     context = multiprocessing.get_context('spawn')
@@ -199,9 +199,8 @@ def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
 def header() -> dict:
   """Returns what every result begins with, and tells it to people.
 
-  Returns:
-    {command, machine: {cpu, cores: that this process may use, system},
-    versions: {python and what is installed of what the benchmarks run}}.
+  {command, machine: {cpu, cores: that this process may use, system}, versions:
+  {python and what is installed of what the benchmarks run}}.
   """
   from alexnet_jax.data.loader import num_cores  # see `_serve` for why here
 

@@ -31,9 +31,9 @@ from alexnet_jax.training import build
 DESCRIPTION = """\
 Times the train step that training runs, on a batch that stays on the devices,
 every network with every batch size. --against runs the same in PyTorch and in
-Keras on TensorFlow, on the same cores, in turn in every round, after they have
-shown that from equal weights and images they make the same updates. One that
-fails is named and left out; if none is left, the exit code is 1."""
+Keras on TensorFlow, in turn in every round, after they have shown that from
+equal weights and images they make the same updates. One that fails is named and
+left out; if none is left, the exit code is 1."""
 
 PEERS = {
   'torch': ('torch eager', 'torch channels_last', 'torch compile'),
@@ -41,8 +41,7 @@ PEERS = {
 }
 _NEEDED = {'torch': ('torch',), 'keras': ('keras', 'tensorflow')}
 _NUM_CLASSES = 1000  # where neither config nor data say otherwise
-# Fields of a network that say how it begins rather than what it is: here the
-# recipe counts.
+# Of these the recipe counts: they say how a network begins.
 _OF_THE_RECIPE = {'kernel_init', 'bias_init', 'width_multiplier'}
 _ENVIRONMENT = {
   'KERAS_BACKEND': 'tensorflow',
@@ -51,8 +50,7 @@ _ENVIRONMENT = {
   'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
   'TF_FORCE_GPU_ALLOW_GROWTH': 'true',
 }
-# Relative: what other orders of the same sums make of float32, and what
-# rounding at other places makes of bfloat16.
+# Relative: for other orders of sums, or roundings at other places.
 _TOLERANCES = {'float32': 1e-3, 'bfloat16': 3e-2}
 # In tolerances: a smaller change of the losses would hide wrong updates.
 _LEAST_CHANGE = 2
@@ -132,9 +130,8 @@ def _peers(against):
   """Returns the candidates that are asked for; refuses what cannot run."""
   harness.check_names('--against', against, (*PEERS, *sum(PEERS.values(), ())))
   needed = [p for name in against for p in _NEEDED[name.partition(' ')[0]]]
-  if missing := [
-    p for p in dict.fromkeys(needed) if importlib.util.find_spec(p) is None
-  ]:
+  find = importlib.util.find_spec
+  if missing := [p for p in dict.fromkeys(needed) if find(p) is None]:
     raise UserError(
       f'{" and ".join(missing)} cannot be imported, which --against compares'
       f' with: {how_to_install("bench")}, or leave --against out'

@@ -86,9 +86,7 @@ class Handler:
   def measure(self, part: str, least_seconds: float) -> float:
     """Returns images per second in 2 or more steps, after another one.
 
-    Args:
-      part: train or evaluate; its first call also compiles, before.
-      least_seconds: what a measurement of more than 2 steps takes.
+    `part` is train or evaluate; its first call also compiles, before.
     """
     self._time(part, 1)  # caches and cores are the last candidate's still
     if part not in self._counts:
@@ -107,10 +105,9 @@ class Handler:
 
 
 def _our_steps(_, config, start, platform):
-  """Runs the steps of training on noise as the loader makes it, uint8.
+  """Runs the steps of training on uint8 noise.
 
-  Without `start`, for the check, the batch is small, and the facts have `start`
-  for the others.
+  Without `start`, for the check, the batch is small, and the facts have it.
   """
   del platform
   import jax
@@ -268,13 +265,11 @@ def _torch_network(model):
   """Returns the network of images [batch, 3, size, size], with our names."""
   from torch import nn
 
-  def norm(size, alpha, beta, k):  # it divides alpha by the size
-    return nn.LocalResponseNorm(size, alpha * size, beta, k)
-
   make = {
     'pad': lambda *pad: nn.ZeroPad2d(pad * 2),
     'conv': nn.LazyConv2d,
-    'norm': norm,
+    # It divides alpha by the size.
+    'norm': lambda n, alpha, *more: nn.LocalResponseNorm(n, alpha * n, *more),
     'pool': nn.MaxPool2d,
     'dense': nn.LazyLinear,
     'dropout': nn.Dropout,

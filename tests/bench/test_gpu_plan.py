@@ -13,7 +13,6 @@ from alexnet_jax import runtime
 from alexnet_jax import validation
 from alexnet_jax.bench import plan
 from alexnet_jax.bench.__main__ import main
-from alexnet_jax.errors import UserError
 from tests.system import commands
 
 pytestmark = [
@@ -96,10 +95,3 @@ def test_the_command_prints_it(capsys, monkeypatch):
   available = result['memory']['available']
   assert available == int(0.1 * 84_942_979_072)
   assert 0.8 * available < needed <= available
-
-
-def test_a_description_that_xla_cannot_read():
-  gpu = plan.load_gpu('h100')
-  gpu['xla']['target'] = gpu['xla']['target'].replace('core_count', 'cores')
-  with pytest.raises(UserError, match='XLA cannot read the description'):
-    plan.gpu_devices(gpu, 1)
