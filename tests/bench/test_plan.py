@@ -99,14 +99,8 @@ def test_wrong_arguments_are_refused(arguments, message, monkeypatch, capsys):
 )
 def test_batches_are_those_of_training(changes):
   """Names, shapes and dtypes, as the loader makes them."""
-  config = validation.load_config(
-    [
-      '--config=configs/quickstart.py',
-      '--config.data.source=digits',
-      '--config.global_batch_size=4',
-      *changes,
-    ]
-  )
+  few = '--config.global_batch_size=4'
+  config = validation.load_config(['--config=quickstart', few, *changes])
   loader = build.make_loader(config, 'train')
   mesh, color = parallel.make_mesh(), np.zeros((3, 3), np.float32)
   batch = next(build.make_train_iter(config, loader, 1, mesh, color))
@@ -157,20 +151,13 @@ def test_bounds_by_hand():
   # Two devices send half of the bytes twice.
   assert found['seconds'] == {'memory': 6.0, 'compute': 4.0, 'links': 4.0}
   assert found['binds'] == 'memory'
-  assert found['images_per_second']['compute'] == 10.0
   counts['bytes'] = None
   found = plan.bounds(counts, gpu, 'bfloat16', devices=1, images=20)
-  assert found['binds'] == 'compute'
   assert found['images_per_second'] == {'compute': 5.0}
 
 
 def line(batch):
   return 1000 + 10 * batch
-
-
-def saved(batch):
-  """XLA saves memory where it is short."""
-  return line(batch) - 4 * max(batch - 1000, 0)
 
 
 def spiked(batch):
@@ -185,7 +172,6 @@ def spiked(batch):
     (line, 100, 1000 + 10 * 1999, 100, 1900, 3),
     (line, 128, 500, 0, 0, 2),
     (spiked, 128, 1000 + 10 * 2000, 0, 1920, 4),
-    (saved, 512, 1000 + 10 * 2000, 0, 2624, 6),
   ],
 )
 def test_the_largest_batch(

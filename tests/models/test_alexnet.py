@@ -289,6 +289,7 @@ def test_width_multiplier_keeps_groups_whole():
   [
     ({'norm': 'layer'}, "norm is 'layer'"),  # as `spec.problem` says
     ({'strides': (8, 2)}, 'convolution 2 gives 1 x 1 pixels'),
+    ({'lrn_groups': 3}, '8 channels are no 3 equal groups'),
   ],
 )
 def test_refuses_fields_that_do_not_fit(fields, message):
