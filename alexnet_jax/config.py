@@ -15,9 +15,9 @@ import ml_collections
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
+from alexnet_jax.models.spec import is_number
 
 CONFIG_FILE = 'config.json'  # in the folder of a run
-_LARGEST = 3.4e38  # of float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,6 @@ class Key:
   # Values of other keys with which it has an effect, such as
   # `schedule.name=plateau|step and data.path`; '': always.
   when: str = ''
-
-
-def is_number(value) -> bool:
-  """Returns True for a number that float32 can hold."""
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return is_number and abs(value) <= _LARGEST
 
 
 def fits(value, choices: tuple) -> bool:

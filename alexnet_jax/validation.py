@@ -238,7 +238,7 @@ def _check_value(name, key, value):
   has_kind = isinstance(value, (tuple, list) if kind is tuple else kind)
   if kind in (int, float):
     whole = isinstance(value, int) and value < 2**32
-    has_kind = config_lib.is_number(value) and (kind is float or whole)
+    has_kind = spec.is_number(value) and (kind is float or whole)
   if not has_kind:
     raise UserError(f'config.{name} is {value!r}; it takes {_KINDS[kind]}')
   if isinstance(rule, tuple):

@@ -59,6 +59,12 @@ def test_two_writers_do_not_share_a_temporary_file(tmp_path):
   assert path.read_text() == 'first'  # put in place last, and whole
 
 
+def test_what_is_no_plain_file_is_written_itself(tmp_path):
+  os.mkfifo(pipe := tmp_path / 'pipe')
+  with files.replaced_file(pipe) as temporary:
+    assert temporary == pipe
+
+
 def test_a_table_may_hold_any_name(tmp_path):
   rows = [['name', 'n'], ['a,"b"\nc', 1], ['bad \udcff', None]]
   files.write_csv(tmp_path / 'a.csv', rows)

@@ -22,14 +22,15 @@ _MOST = 2**16  # of a width; whether the network fits is for `training.build`
 _WINDOW = 1023  # of a normalization, which is compiled entry by entry
 
 
-def _is_finite(value):
+def is_number(value) -> bool:
+  """Returns True for a number that float32 can hold."""
   # True is an int to Python, but no number to whoever wrote it.
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return is_number and -_LARGEST <= value <= _LARGEST
+  has_kind = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return has_kind and abs(value) <= _LARGEST
 
 
 def _is_whole(value, least=1, most=_MOST):
-  return isinstance(value, int) and _is_finite(value) and least <= value <= most
+  return isinstance(value, int) and is_number(value) and least <= value <= most
 
 
 def _is_padding(value):
@@ -61,10 +62,10 @@ _ODD = (
   f'; it takes an odd number from 1 to {_WINDOW}',
   lambda n: _is_whole(n, most=_WINDOW) and n % 2 == 1,
 )
-_POSITIVE = '; it takes a number above 0', lambda n: _is_finite(n) and n > 0
+_POSITIVE = '; it takes a number above 0', lambda n: is_number(n) and n > 0
 _UNIT = '; it takes a number from 0 below 1'
-_SHARE = _UNIT, lambda n: _is_finite(n) and 0 <= n < 1
-_FINITE = '; it takes a finite number', _is_finite
+_SHARE = _UNIT, lambda n: is_number(n) and 0 <= n < 1
+_FINITE = '; it takes a finite number', is_number
 _WHOLES = _takes_list(
   f'whole numbers from 1 to {_MOST}, such as (1, 2)', _is_whole
 )
