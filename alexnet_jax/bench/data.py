@@ -60,6 +60,7 @@ _RAW_FACTOR = 8  # raw squares go by that much faster
 # Batches before the clock starts and after it stops, or those that begin many
 # batches ahead would look faster.
 _TAIL = 6
+_decode = partial(simplejpeg.decode_jpeg, colorspace='RGB')
 # TensorFlow is to take no GPU, and to say less.
 _ENVIRONMENT = {'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
 
@@ -208,10 +209,6 @@ def _convert(task):
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
     raise UserError(f'making {task.path} failed:\n{done.stderr}')
-
-
-def _decode(encoded):
-  return simplejpeg.decode_jpeg(encoded, 'RGB')
 
 
 def _decode_cv2(encoded):
