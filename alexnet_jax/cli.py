@@ -292,8 +292,7 @@ class Console:
   ) -> None:
     """Starts a progress bar over `total` units, such as `image`s.
 
-    `done` are done; `what` is being done, told in a line every `line_seconds`
-    without a terminal (0: never).
+    Without a terminal there is a line every `line_seconds`; 0: never.
     """
     self._total, self._first, self._unit, self._what = total, done, unit, what
     self._begun = self._shown = time.monotonic()

@@ -70,10 +70,7 @@ def _nearest(path):
 
 
 def check_room(folder: str | os.PathLike, needed: int) -> str:
-  """Returns for people how many bytes are needed and left, if they suffice.
-
-  Raises UserError if they do not.
-  """
+  """Returns for people the room needed and left; UserError if too little."""
   free = shutil.disk_usage(_nearest(folder)).free
   text = (
     f'{folder} needs about {needed / 1e6:,.1f} MB, and its disk has'

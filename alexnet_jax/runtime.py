@@ -46,10 +46,9 @@ def flag_text(name: str, value: bool | int) -> str:
 
 
 def xla_flags(environ: Mapping[str, str]) -> dict[str, str]:
-  """Returns what to set in the environment before jax is imported.
+  """Returns {'XLA_FLAGS': the user's and FLAGS}, to set before jax is imported.
 
-  {'XLA_FLAGS': the user's flags and those of FLAGS that are not among them}; {}
-  without a GPU, without JAX's plugin for it, or where XLA_FLAGS names a file.
+  {} without a GPU or JAX's plugin for it, or where XLA_FLAGS names a file.
   """
   given = environ.get('XLA_FLAGS', '').strip()
   platforms = environ.get('JAX_PLATFORMS', '')

@@ -41,13 +41,9 @@ _KINDS = {
 def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   """Reads a recipe and its overrides; returns its config, validated.
 
-  Args:
-    arguments: `--config=RECIPE` or `--config=RECIPE:ARGUMENT`, a file or the
-      name of one of the package's own, and any `--config.key=value` or
-      `--config.key value`.
-
-  Raises:
-    UserError: if the recipe is missing, a key unknown or a value refused.
+  `arguments` are `--config=RECIPE` or `--config=RECIPE:ARGUMENT`, a file or the
+  name of one of the package's own, and any `--config.key=value` or
+  `--config.key value`. Raises UserError.
   """
   recipe, overrides, rest = '', {}, iter(arguments)
   for argument in rest:

@@ -77,13 +77,11 @@ def end_to_end(
 ) -> dict:
   """Measures step, loader and loop in turn, `num_steps` steps in every round.
 
-  Returns:
-    {checkpoints: written while a loop is timed, every `save_every` steps; step,
-    loader, loop: images per second of each round; median: of these; loop_share:
-    the median of loop by step in the same round; bottleneck: step or loader,
-    the slower one; headroom: how many times as fast the other one is; resident:
-    {steps: early and late in the loop, bytes: at these}, and what
-    `harness.header` has}.
+  Returns {checkpoints: written while a loop is timed; step, loader, loop:
+  images per second of each round; median: of these; loop_share: median of loop
+  by step in a round; bottleneck: step or loader, the slower one; headroom: how
+  many times as fast the other is; resident: {steps: early and late in the loop,
+  bytes: at these}, and `harness.header`}.
   """
   result = harness.header()
   speeds = {'step': [], 'loader': [], 'loop': []}

@@ -1,8 +1,4 @@
-"""Arguments, processes, machine and medians of all benchmarks.
-
-Every candidate has a process of its own: it meets no threads, memory or flags
-of another, and if it crashes the others go on. Only one computes at a time.
-"""
+"""Arguments, processes, machine and medians of all benchmarks."""
 
 import argparse
 from collections.abc import Iterable
@@ -57,7 +53,11 @@ class WorkerError(Exception):
 
 
 class Worker:
-  """A process with the handler of a candidate, for a `with` statement."""
+  """A process with the handler of a candidate, for a `with` statement.
+
+  It meets no threads, memory or flags of another; if it crashes the others go
+  on. The module has a class `Handler`, made of the candidate's name.
+  """
 
   def __init__(
     self,
@@ -66,11 +66,7 @@ class Worker:
     environment: Mapping[str, str],
     cores: Sequence[int] = (),
   ):
-    """Starts the process, and does not wait for what it imports.
-
-    The module has a class `Handler`, made of the candidate's name. The
-    environment is added to that of this process; no cores are all cores.
-    """
+    """Starts the process, and does not wait for it; no cores are all cores."""
     context = multiprocessing.get_context('spawn')
     self._log = tempfile.NamedTemporaryFile('r', errors='replace')  # noqa: SIM115
     self._pipe, theirs = context.Pipe()
@@ -90,10 +86,7 @@ class Worker:
     self._log.close()
 
   def ask(self, method: str, **arguments) -> Any:
-    """Calls a method of the handler and returns its result.
-
-    Raises WorkerError if it fails or the process ends, UserError if it does.
-    """
+    """Calls a method of the handler; raises WorkerError if that fails."""
     try:
       self._pipe.send((method, arguments))
       result, error, trace = self._pipe.recv()
@@ -162,9 +155,8 @@ def measure(entries: Sequence, rounds: int, failed: list[dict]) -> list[dict]:
     rounds: how many.
     failed: takes those that fail, see `noted`; the others have a row.
 
-  Returns:
-    [{candidate, case, images_per_second: of each round, median, min, max,
-    ours_by_it: median ratio within a round}].
+  Returns rows {candidate, case, images_per_second: of each round, median, min,
+  max, ours_by_it: median ratio within a round}.
   """
   speeds = [[] for _ in entries]
   for number in range(rounds):
@@ -197,11 +189,7 @@ def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def header() -> dict:
-  """Returns what every result begins with, and tells it to people.
-
-  {command, machine: {cpu, cores: that this process may use, system}, versions:
-  {python and what is installed of what the benchmarks run}}.
-  """
+  """Returns {command, machine, versions}, and tells them to people."""
   from alexnet_jax.data.loader import num_cores  # see `_serve` for why here
 
   cpu, info = platform.machine(), pathlib.Path('/proc/cpuinfo')

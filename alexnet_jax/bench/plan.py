@@ -104,8 +104,7 @@ def run(arguments, overrides: list[str]) -> dict:
 def load_gpu(name: str) -> dict:
   """Reads the description of a GPU, as gpus/h100.toml.
 
-  Returns {name, xla: {target: XLA's GpuTargetConfigProto in text form}, and for
-  each of FIGURES {value, unit, source}}; raises UserError if it is unfit.
+  It has a name, the xla.target that XLA compiles for, and all FIGURES.
   """
   example = GPUS / 'h100.toml'
   path = GPUS / f'{name}.toml' if name in DESCRIBED else pathlib.Path(name)
@@ -132,9 +131,8 @@ def load_gpu(name: str) -> dict:
 def count(text: str) -> dict:
   """Counts what runs once in a program's HLO.
 
-  Returns:
-    {bytes: that kernels read and write, None if there is a loop; all_reduces:
-    bytes of each, in the order of their starts}.
+  {bytes: that kernels read and write, None if there is a loop; all_reduces:
+  bytes of each, in the order of their starts}.
   """
   entry = text[text.index('\nENTRY') :]
   sizes, total, reduced = {}, 0, []
@@ -168,10 +166,7 @@ def batch_structs(config) -> dict:
 
 
 def gpu_devices(gpu: dict, count: int) -> Sequence:
-  """Returns devices of one machine to compile for, none of them real.
-
-  Raises UserError if XLA for CUDA is missing or cannot read the description.
-  """
+  """Returns devices of one machine to compile for, none of them real."""
   if not runtime.plugin_libraries():
     raise UserError(
       "compiling for a GPU needs XLA's compiler for CUDA, though no GPU:"
@@ -192,17 +187,11 @@ def gpu_devices(gpu: dict, count: int) -> Sequence:
 
 
 def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
-  """Compiles the train step that a run of the config would have.
+  """Compiles the train step of a config for so many GPUs of one machine.
 
-  Args:
-    config: of the run.
-    gpu: of `load_gpu`; its memory is no limit.
-    devices: how many GPUs of one machine share a batch.
-
-  Returns:
-    (HLO after all passes, in the order of its schedule, bytes of one device's
-    memory: {argument, output, alias: of outputs in donated arguments, temp;
-    peak: of the program; next_batch: on its way meanwhile; needed: both}).
+  Returns (HLO after all passes, in the order of its schedule, bytes of one
+  device's memory: {argument, output, alias: of outputs in donated arguments,
+  temp; peak: of the program; next_batch: on its way meanwhile; needed: both}).
   """
   config = config.copy_and_resolve_references()
   # It computes the same; functions made by pmap do not show their programs.

@@ -112,10 +112,7 @@ def exit_code(result: dict) -> int:
 
 
 def first_cores(threads: int) -> list[int]:
-  """Returns so many cores that this process may use, the first; 0: all.
-
-  Raises UserError if there are fewer, or the system cannot bind processes.
-  """
+  """Returns so many cores that this process may use, the first; 0: all."""
   if not hasattr(os, 'sched_setaffinity'):
     raise UserError('this system cannot bind processes to cores; Linux can')
   cores = sorted(os.sched_getaffinity(0))
@@ -143,7 +140,6 @@ def make_groups(arguments, overrides: Sequence[str]) -> list[tuple]:
   """Returns (network, {name: config dict}) of every network and batch size.
 
   The names are those of our candidates, one for each combination of --vary.
-  Raises UserError if the recipe or one of the values makes no sense.
   """
   recipe = f'--config={arguments.config}'
   config = validation.load_config([recipe, *overrides])
@@ -188,17 +184,11 @@ def _values(text):
 def measure(network: str, configs: dict, peers: Sequence[str], options) -> dict:
   """Measures one network with one batch size.
 
-  Args:
-    network: its name.
-    configs: of our candidates, see `make_groups`.
-    peers: candidates of PEERS.
-    options: the arguments of the command.
-
-  Returns:
-    {network, dtype, batch_size, facts of our steps, peak: FLOP/s of all devices
-    or None, peak_source, rows: of `harness.measure` with milliseconds: a step's
-    median, and share_of_peak, failed: of `harness.noted`, agreement:
-    {candidate: losses}}.
+  `configs` are those of `make_groups`, `peers` among PEERS, `options` the
+  arguments. Returns {network, dtype, batch_size, facts of our steps, peak:
+  FLOP/s of all devices or None, peak_source, rows: of `harness.measure` with
+  milliseconds: a step's median, and share_of_peak, failed: of `harness.noted`,
+  agreement: {candidate: losses}}.
   """
   base = next(iter(configs.values()))
   dtype, cores = base['model']['dtype'], first_cores(options.threads)

@@ -38,10 +38,7 @@ _ONLY_OURS = (
 
 
 def check_config(config: dict) -> None:
-  """Refuses a network, a loss or an optimizer that the others do not have.
-
-  Raises UserError, which names the key.
-  """
+  """Refuses a network, loss or optimizer that the others lack."""
   for key in _ONLY_OURS:
     plain, (group, name) = KEYS[key].default, key.split('.')
     value = config[group][name]
@@ -105,10 +102,7 @@ class Handler:
 
 
 def _our_steps(_, config, start, platform):
-  """Runs the steps of training on uint8 noise.
-
-  Without `start`, for the check, the batch is small, and the facts have it.
-  """
+  """Runs ours on uint8 noise; without `start` on little, which it tells."""
   del platform
   import jax
 

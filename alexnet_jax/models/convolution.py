@@ -145,8 +145,7 @@ def _kernel_gradient(kernel_shape, strides, padding, images, gradient):
 def _folded_gradient(widths, strides, padding, images, gradient):
   """Returns a kernel's gradient by a product of matrices for each image.
 
-  With blocks of stride x stride pixels as channels the convolution has no
-  stride, and all that one output saw lies side by side in a row.
+  Blocks of stride x stride pixels become channels: the stride is 1 then.
   """
   outputs = gradient.shape[1:3]
   blocks = [-(-width // s) for width, s in zip(widths, strides, strict=True)]
@@ -273,10 +272,7 @@ def _filtered_gradient(images, gradient, width, padding):
 
 
 def _direct_gradient(images, gradient, padding):
-  """Returns the same as `_filtered_gradient`, by one convolution.
-
-  The channels of the images are its batch, and the examples its channels.
-  """
+  """Returns the same as `_filtered_gradient`, by one convolution."""
   return lax.conv_general_dilated(
     images.transpose(3, 1, 2, 0),
     gradient.transpose(1, 2, 0, 3),

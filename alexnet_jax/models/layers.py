@@ -1,8 +1,7 @@
 """Layers that flax lacks: LRN, max-pool, dropout, dense, initializers.
 
-Layers with `custom_vjp` compute the same with and without it, forward bit for
-bit; it chooses a gradient that is faster or keeps less memory than that of
-automatic differentiation.
+With `custom_vjp` they compute the same, forward bit for bit; the gradient is
+faster or keeps less memory.
 """
 
 import functools
@@ -246,8 +245,8 @@ def _max_pool_forward(x, size, stride):
 def _max_pool_backward(size, stride, saved, gradient):
   """Returns each pixel's sum of the gradients of the windows that chose it.
 
-  Pixels whose coordinates have the same remainders by the stride have the same
-  offsets in their windows: they are computed together, as a plane.
+  Pixels with the same remainders by the stride are computed together: they have
+  the same offsets in their windows.
   """
   x, y = saved
   index = _argmax_in_window(x, y, size, stride)

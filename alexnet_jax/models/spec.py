@@ -76,9 +76,9 @@ _TEXTS = _takes_list("texts, such as 'relu-pool'", lambda e: isinstance(e, str))
 def _field(default, rule, **metadata):
   """Declares a field by its default and a rule.
 
-  Of lists, `metadata` has `length_of`, the name of a field that has as many
-  entries (or this one is empty, if its default is), or `layers_of`, the name of
-  the field whose entries are numbered, from 1.
+  Of lists, `metadata` has `length_of`, a field that has as many entries (or
+  this one is empty, if its default is), or `layers_of`, one whose entries are
+  numbered, from 1.
   """
   return dataclasses.field(default=default, metadata=metadata | {'rule': rule})
 
