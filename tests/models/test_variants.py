@@ -1,6 +1,5 @@
 """The named networks: parameters and shapes by hand, and a few steps each."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
