@@ -201,8 +201,8 @@ def validate(
 def check_values(config: ml_collections.ConfigDict) -> None:
   """Checks types and ranges of the values; raises UserError as `validate`."""
   flat = flatten(config)
-  for name, key in KEYS.items():
-    _check_value(name, key, flat.get(name))
+  for name in KEYS:
+    _check_value(name, flat.get(name))
   if problem := spec.problem(config.model.to_dict()):
     raise UserError(f'config.model.{problem}')
 
@@ -226,9 +226,9 @@ def _check_keys(flat):
     raise UserError(f'the recipe has no config.{min(missing)}')
 
 
-def _check_value(name, key, value):
+def _check_value(name, value):
   """Checks the type of a value, and the rule of its key."""
-  kind, rule = type(key.default), key.allowed
+  kind, rule = type(KEYS[name].default), KEYS[name].allowed
   if name.startswith('model.') and rule is None:
     return  # by `spec.problem`
   has_kind = isinstance(value, (tuple, list) if kind is tuple else kind)

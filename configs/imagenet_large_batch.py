@@ -8,12 +8,11 @@ For 32,768: --config.global_batch_size=32768 --config.data.prefetch=1.
 want of ImageNet and a GPU. Others report 58.6 % top-1 at a batch of 32,768 with
 LARS, and 58.7 % for AlexNet with batch norm (Jia et al. 2018).
 
-The rate grows with the root of the batch, so that a kernel's step, the trust
-coefficient of 0.1 times the rate, is 1.4 % of its length at 8,192 and 2.8 % at
-32,768. Published solvers have 1.0 % (a rate of 10, a coefficient of 0.001); the
-rate here is one that biases and norms, which do not adapt, can have. On 4,000
-digits, a quarter as wide, in batches of 1,000, one seed: validation top-1
-0.982, with a rate of 2.5 and a coefficient of 0.001 0.977.
+A kernel's step, the trust coefficient of 0.1 times the rate, is 1.4 % of its
+length at 8,192 and 2.8 % at 32,768; published solvers have 1.0 % (a rate of 10,
+a coefficient of 0.001), a rate too large for biases and norms, which do not
+adapt. On 4,000 digits, a quarter as wide, in batches of 1,000, one seed:
+validation top-1 0.982, with a rate of 2.5 and a coefficient of 0.001 0.977.
 
 The training is the same on more or fewer devices, up to rounding, if
 config.microbatch_size times the devices stays. Two batches are on the devices:

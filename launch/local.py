@@ -77,8 +77,8 @@ def _environments(count, devices, gpus):
 
 def _run(commands, environments, grace):
   """Starts the processes and waits for all, leaves none; returns the code."""
-  # (index, exit code) of a process that ended, (None, number) of a signal. A
-  # SimpleQueue, because handlers of signals may put into it.
+  # (index, exit code) of a process that ended, (None, number) of a signal; of a
+  # kind that handlers of signals may put into.
   events = queue.SimpleQueue()
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _: events.put((None, number)))

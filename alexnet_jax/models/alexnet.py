@@ -58,12 +58,10 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
         of the batch.
       fixed_norms: names of the batch norms that keep and use their running
         statistics in training, too, such as `norm1`.
-      dropout_keys: keys [batch], one for each example; see `layers.dropout`.
-        Needed only where dropout acts.
+      dropout_keys: keys [batch], where dropout acts; see `layers.dropout`.
 
-    Raises:
-      ValueError: if a field is unfit (see `spec.problem`), the images are too
-        small for the pooling, or dropout lacks its keys.
+    Raises ValueError if a field is unfit (see `spec.problem`), the images are
+    too small for the pooling, or dropout lacks its keys.
     """
     if problem := spec.problem(vars(self)):
       raise ValueError(problem)
