@@ -167,12 +167,14 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def _sync(path):
+  """Waits until a file, or the names in a folder, are on the disk."""
   with _opened(path) as handle:
     os.fsync(handle)
 
 
 @contextlib.contextmanager
 def _opened(path):
+  """Opens a file or folder as a number, to be read."""
   handle = os.open(path, os.O_RDONLY)
   try:
     yield handle
@@ -226,7 +228,8 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
 def in_use(folder: pathlib.Path) -> Iterator[None]:
   """Tells `is_in_use` that a folder is read, where file systems have locks.
 
-  Raises FileNotFoundError if it was removed or renamed meanwhile.
+  Raises:
+    FileNotFoundError: if it was removed or renamed meanwhile.
   """
   with _opened(folder) as handle:
     with contextlib.suppress(OSError):

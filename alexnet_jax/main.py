@@ -114,8 +114,9 @@ def _train(arguments, config, stop, processes):
 
   console = cli.Console(None if processes.is_first else cli.NullStream())
   resume.check_processes(processes, config, console, stop.check)
-  workdir = arguments.workdir
-  workdir = workdir or f'runs/{config_lib.recipe_name(arguments.config)}'
+  workdir = (
+    arguments.workdir or f'runs/{config_lib.recipe_name(arguments.config)}'
+  )
   if arguments.dry_run:
     if processes.is_first:
       files.refuse_unusable(workdir)

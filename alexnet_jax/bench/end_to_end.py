@@ -145,14 +145,14 @@ def _parts(config, path):
   """Returns functions that make so many steps on one batch, and batches."""
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
-  console = cli.Console(io.StringIO())
-  run = resume.prepare(config, path, guards.StopSignal(), console)
+  stop, console = guards.StopSignal(), cli.Console(io.StringIO())
+  run = resume.prepare(config, path, stop, console)
+  config, loader = run.config, run.train_loader
 
   def make_batches(count):
-    loader, lighting = run.train_loader, run.lighting
-    return build.make_train_iter(run.config, loader, count, mesh, lighting)
+    return build.make_train_iter(config, loader, count, mesh, run.lighting)
 
-  key = build.dropout_key(run.config)
+  key = build.dropout_key(config)
   batch = run.to_devices(next(make_batches(1)))
   state, _ = resume.initial_state(run)
 

@@ -168,6 +168,7 @@ def layers(model: dict) -> Iterator[tuple]:
   has it, beta and k, all others as torch has them.
   """
   network = spec.AlexNetSpec(**{k: model[k] for k in spec.defaults()})
+  scaled = network.scaled
   size, beta, k = network.lrn_size, network.lrn_beta, network.lrn_k
   by = 1 if network.lrn_convention == 'paper' else size
   numbers = {
@@ -178,7 +179,7 @@ def layers(model: dict) -> Iterator[tuple]:
   shapes = (model[k] for k in ('kernels', 'strides', 'paddings', 'groups'))
   convolutions = zip(network.channels, *shapes, strict=True)
   for number, (channels, *shape, pad, groups) in enumerate(convolutions, 1):
-    name, width = f'conv{number}', network.scaled(channels, max(network.groups))
+    name, width = f'conv{number}', scaled(channels, max(model['groups']))
     if isinstance(pad, str):
       pad = pad.lower()
     elif not isinstance(pad, int):
@@ -186,11 +187,11 @@ def layers(model: dict) -> Iterator[tuple]:
       pad = 'valid'
     yield 'conv', name, width, *shape, pad, 1, groups
     for kind in network.convolution_operations(number):
-      if kind != 'norm' or network.norm == 'lrn':
+      if kind != 'norm' or model['norm'] == 'lrn':
         yield kind, f'{kind}{number}', *numbers.get(kind, ())
   yield 'flatten', 'flatten'
-  for number, width in enumerate(network.hidden, 1):
-    numbers['dense'] = (network.scaled(width),)
+  for number, width in enumerate(model['hidden'], 1):
+    numbers['dense'] = (scaled(width),)
     for kind in network.hidden_operations(number):
       name = 'dense_relu' if kind == 'relu' else kind
       yield kind, f'{name}{number}', *numbers.get(kind, ())
