@@ -1,9 +1,8 @@
 """Convolutions with custom VJPs that are fast in XLA:CPU.
 
-XLA's CPU compiler has a fast convolution for one order of dimensions. It brings
-the convolutions of automatic differentiation into that order, but not always
-well, and not within loops, where they take 5 to 50 times as long. Here all have
-that order, a group at a time, between transpositions: those without stride by
+XLA:CPU has a fast convolution for one order of dimensions, and brings others
+into it not always well, and not within loops, where they take 5 to 50 times as
+long. Here all have that order, a group at a time: those without stride by
 Winograd's minimal filtering, and the kernel gradient of those with a stride as
 products of matrices.
 
