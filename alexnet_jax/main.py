@@ -77,9 +77,8 @@ def _work(arguments, overrides, stop):
   from alexnet_jax import validation
 
   if arguments.profile and (arguments.summary or arguments.dry_run):
-    raise errors.UserError(
-      '--profile needs a run: leave out --summary, --dry_run'
-    )
+    problem = '--profile needs a run: leave out --summary, --dry_run'
+    raise errors.UserError(problem)
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   if arguments.summary:
     from alexnet_jax.evaluation import summary

@@ -1,9 +1,4 @@
-"""Arguments, processes, machine and medians of all benchmarks.
-
-Every candidate has a process of its own: it meets no threads, memory or flags
-of another one, and if it crashes the others go on. Between requests a process
-does nothing, so that only one candidate computes at a time.
-"""
+"""Arguments, processes, machine and medians of all benchmarks."""
 
 import argparse
 from collections.abc import Iterable
@@ -58,7 +53,11 @@ class WorkerError(Exception):
 
 
 class Worker:
-  """A process with the handler of a candidate, for a `with` statement."""
+  """A process with the handler of a candidate, for a `with` statement.
+
+  It meets no threads, memory or flags of another; if it crashes the others go
+  on. The module has a class `Handler`, made of the candidate's name.
+  """
 
   def __init__(
     self,
@@ -67,15 +66,11 @@ class Worker:
     environment: Mapping[str, str],
     cores: Sequence[int] = (),
   ):
-    """Starts the process, and does not wait for what it imports.
-
-    The module has a class `Handler`, which is made of the candidate's name. The
-    environment is added to that of this process; no cores are all cores.
-    """
+    """Starts the process, and does not wait for it; no cores are all cores."""
     context = multiprocessing.get_context('spawn')
     self._log = tempfile.NamedTemporaryFile('r', errors='replace')  # noqa: SIM115
     self._pipe, theirs = context.Pipe()
-    given = theirs, self._log.name, environment, cores, module, candidate
+    given = theirs, self._log.name, environment, cores, (module, candidate)
     self._process = context.Process(target=_serve, args=given)
     self._process.start()
     theirs.close()
@@ -91,10 +86,7 @@ class Worker:
     self._log.close()
 
   def ask(self, method: str, **arguments) -> Any:
-    """Calls a method of the handler and returns its result.
-
-    Raises WorkerError if it fails or the process ends, UserError if it does.
-    """
+    """Calls a method of the handler; raises WorkerError if that fails."""
     try:
       self._pipe.send((method, arguments))
       result, error, trace = self._pipe.recv()
@@ -111,7 +103,7 @@ class Worker:
     return result
 
 
-def _serve(pipe, log, environment, cores, module, candidate):
+def _serve(pipe, log, environment, cores, names):
   """Answers requests until the pipe is closed."""
   with open(log, 'a') as file:
     for stream in (1, 2):  # libraries print
@@ -119,6 +111,7 @@ def _serve(pipe, log, environment, cores, module, candidate):
   os.environ.update(environment)
   if cores:  # before libraries count them
     os.sched_setaffinity(0, cores)
+  module, candidate = names
   handler = None
   with contextlib.suppress(EOFError):
     while True:
@@ -160,11 +153,10 @@ def measure(entries: Sequence, rounds: int, failed: list[dict]) -> list[dict]:
     entries: (candidate, case, worker, arguments of its `measure`, which returns
       images per second). The first one of a case is ours.
     rounds: how many.
-    failed: takes those that fail, see `noted`.
+    failed: takes those that fail, see `noted`; the others have a row.
 
-  Returns:
-    A row for every other one: {candidate, case, images_per_second: of each
-    round, median, min, max, ours_by_it: median ratio within a round}.
+  Returns rows {candidate, case, images_per_second: of each round, median, min,
+  max, ours_by_it: median ratio within a round}.
   """
   speeds = [[] for _ in entries]
   for number in range(rounds):
@@ -197,27 +189,21 @@ def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def header() -> dict:
-  """Returns what every result begins with, and tells it to people.
+  """Returns {command, machine, versions}, and tells them to people."""
+  from alexnet_jax.data.loader import num_cores  # see `_serve` for why here
 
-  Returns:
-    {command, machine: {cpu, cores: that this process may use, system},
-    versions: {python and what is installed of what the benchmarks run}}.
-  """
-  from alexnet_jax.data.loader import num_cores
-
-  cpu, cores = platform.processor() or platform.machine(), num_cores()
-  info = pathlib.Path('/proc/cpuinfo')
-  text = info.read_text() if info.exists() else ''
-  if named := re.search(r'model name\s*:\s*(.*)', text):
-    cpu = named[1]
+  cpu, info = platform.machine(), pathlib.Path('/proc/cpuinfo')
+  if info.exists():
+    named = re.search(r'model name\s*:\s*(.*)', info.read_text())
+    cpu = named[1] if named else cpu
   versions = {'python': platform.python_version()}
   for package in _PACKAGES.split():
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[package] = importlib.metadata.version(package)
   command = shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]])
   found = ', '.join(f'{k} {v}' for k, v in versions.items())
-  tell(f'{command}\n{cpu}, {cores} cores; {found}')
-  machine = {'cpu': cpu, 'cores': cores, 'system': platform.platform()}
+  tell(f'{command}\n{cpu}, {num_cores()} cores; {found}')
+  machine = {'cpu': cpu, 'cores': num_cores(), 'system': platform.platform()}
   return {'command': command, 'machine': machine, 'versions': versions}
 
 

@@ -122,11 +122,8 @@ VARIANTS = {
 def fields(name: str) -> dict:
   """Returns {name: value} of all fields of `spec.AlexNetSpec` of a network.
 
-  They replace those of any other network in `config.model`; the number of
-  classes and the dtype stay.
-
-  Raises:
-    ValueError: if there is no such network.
+  The number of classes and the dtype are none of them. Raises ValueError if
+  there is no such network.
   """
   if name not in VARIANTS:
     raise ValueError(
