@@ -20,8 +20,8 @@ from tests.flags import fake_devices
 from tests.system import commands
 
 HEARTBEAT = 10  # seconds of silence after which a process is lost
-# Batch norm adds statistics to the state, dropout draws masks; epochs end in
-# the middle of a batch; saves and evaluations fall on different steps.
+# Dropout draws masks; epochs end in the middle of a batch; saves and
+# evaluations fall on different steps.
 RECIPE = {
   'num_steps': 40,
   'data__synthetic_examples': 100,
@@ -31,7 +31,6 @@ RECIPE = {
   'schedule__threshold': 10.0,
   'schedule__patience': 2,
   'schedule__factor': 0.5,
-  'model__norm': 'batch',
 }
 # Scalars that depend on the clock: all others repeat exactly when a run does.
 TIMING_KEYS = ('images_per_second', 'data_wait_fraction')
