@@ -82,7 +82,7 @@ def train_and_evaluate(
         config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
     run = resume.RunContext(config, path, stop, console, saved)
-    loop = resume.start_loop(run, checkpoints, clock, hooks.on_step)
+    loop = resume.LoopState(run, checkpoints, clock, hooks.on_step)
     stack.callback(loop.writer.close)
     if is_first:
       config_lib.write_config(config, path)

@@ -167,15 +167,13 @@ class DeviceBatches:
     self.iterator_state = iterator.get_state()
 
   def take(self) -> dict:
-    """Returns the next batch. Raises StopIteration after the last."""
+    """Returns the next batch."""
     if self._ahead is None:
       self.fetch()
     ahead, self._ahead = self._ahead, None
     if isinstance(ahead, Exception):
       raise ahead
     batch, self.iterator_state = ahead
-    if batch is None:
-      raise StopIteration
     return batch
 
   def fetch(self) -> None:

@@ -5,7 +5,6 @@ the reason; so is one whose processes differ.
 """
 
 from collections.abc import Mapping
-import dataclasses
 import pathlib
 import socket
 
@@ -138,22 +137,6 @@ class RunContext:
     return self.frozen_steps if self.is_frozen(step) else self.steps
 
 
-@dataclasses.dataclass
-class LoopState:
-  """The parts of a run that change while it trains."""
-
-  state: state_lib.TrainState
-  progress: Progress
-  step: int
-  batches: parallel.DeviceBatches
-  log: progress_lib.TrainLog
-  writer: writers.MetricWriter | writers.NoWriter  # of process 0; of others
-  checkpoints: Checkpoints
-  clock: Clock
-  learning_rate: float | None = None  # of the state; None: not known yet
-  phase: int = 0  # entries of config.schedule.lr_multipliers that have begun
-
-
 def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
   """Returns state (on the devices) and progress of a run that begins."""
   if run.processes.is_first:
@@ -167,57 +150,65 @@ def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
   return parallel.replicate(state, run.mesh), progress
 
 
-def start_loop(
-  run: RunContext, checkpoints: Checkpoints, clock: Clock, on_step=None
-) -> LoopState:
-  """Restores the newest checkpoint that counts, or begins at step 0.
+class LoopState:
+  """The parts of a run that change while it trains."""
 
-  Raises UserError if the checkpoints do not fit, or none of them counts.
-  """
-  config, workdir, is_first = run.config, run.workdir, run.processes.is_first
-  restored = checkpoints.restore_newest(state_lib.saved_tree(run.shapes))
-  if restored is None:
-    if is_first:
-      check_history(workdir, checkpoints.has_folder)
-    state, progress = initial_state(run)
-    position = {'next_index': 0}
-  else:
-    tree, saved = restored
-    state = run.shapes.replace(**parallel.replicate(tree, run.mesh))
-    position, progress = saved.iterator, saved.progress
-    machine = {'devices': run.mesh.size, 'processes': run.processes.count}
-    for line in describe(saved, config, int(state.step), machine):
-      run.console.line(line)
-  step, num_steps = int(state.step), run.durations.num_steps
-  if step > num_steps:
-    raise UserError(
-      f'{workdir} is at step {step} already, beyond the {num_steps} steps'
-      ' that config.num_epochs or config.num_steps asks for'
+  def __init__(
+    self, run: RunContext, checkpoints: Checkpoints, clock: Clock, on_step=None
+  ):
+    """Restores the newest checkpoint that counts, or begins at step 0.
+
+    Raises UserError if the checkpoints do not fit, or none of them counts.
+    """
+    config, workdir, is_first = run.config, run.workdir, run.processes.is_first
+    self.checkpoints, self.clock = checkpoints, clock
+    restored = checkpoints.restore_newest(state_lib.saved_tree(run.shapes))
+    if restored is None:
+      if is_first:
+        check_history(workdir, checkpoints.has_folder)
+      self.state, self.progress = initial_state(run)
+      position = {'next_index': 0}
+    else:
+      tree, saved = restored
+      self.state = run.shapes.replace(**parallel.replicate(tree, run.mesh))
+      position, self.progress = saved.iterator, saved.progress
+      machine = {'devices': run.mesh.size, 'processes': run.processes.count}
+      step = int(self.state.step)
+      for line in describe(saved, config, step, machine):
+        run.console.line(line)
+    self.step, num_steps = int(self.state.step), run.durations.num_steps
+    if self.step > num_steps:
+      raise UserError(
+        f'{workdir} is at step {self.step} already, beyond the {num_steps}'
+        ' steps that config.num_epochs or config.num_steps asks for'
+      )
+    iterator = build.make_train_iter(
+      config, run.train_loader, num_steps, run.mesh, run.lighting
     )
-  iterator = build.make_train_iter(
-    config, run.train_loader, num_steps, run.mesh, run.lighting
-  )
-  iterator.set_state(position)
-  minutes, writer = config.save_every_minutes, writers.NoWriter()
-  log = progress_lib.TrainLog(progress, step, on_step, minutes)
+    iterator.set_state(position)
+    minutes = config.save_every_minutes
+    self.log = progress_lib.TrainLog(self.progress, self.step, on_step, minutes)
 
-  def to_devices(batch):
-    asks = is_first and log.is_save_due()
-    log.save_asked |= asks and run.processes.is_alone
-    return run.to_devices(batch, **({'save': asks} if minutes else {}))
+    def to_devices(batch):
+      asks = is_first and self.log.is_save_due()
+      self.log.save_asked |= asks and run.processes.is_alone
+      return run.to_devices(batch, **({'save': asks} if minutes else {}))
 
-  batches = parallel.DeviceBatches(iterator, to_devices, clock.waiting)
-  if is_first:
-    names = filter(None, config.loggers.split(','))
-    told = [loggers.Logger(name, config, workdir, step) for name in names]
-    steps = {'step': step, 'evaluated_step': progress.evaluated_step}
-    writer = writers.MetricWriter(workdir, **steps, loggers=told)
-  num_classes = len(run.class_names)
-  clock.mfu_per_image = build.mfu_per_image(config, num_classes, run.mesh)
-  clock.first_step = step
-  return LoopState(
-    state, progress, step, batches, log, writer, checkpoints, clock
-  )
+    self.batches = parallel.DeviceBatches(iterator, to_devices, clock.waiting)
+    self.writer = writers.NoWriter()
+    if is_first:
+      names = filter(None, config.loggers.split(','))
+      self.writer = writers.MetricWriter(
+        workdir,
+        step=self.step,
+        evaluated_step=self.progress.evaluated_step,
+        loggers=[loggers.Logger(n, config, workdir, self.step) for n in names],
+      )
+    num_classes = len(run.class_names)
+    clock.mfu_per_image = build.mfu_per_image(config, num_classes, run.mesh)
+    clock.first_step = self.step
+    self.learning_rate = None  # of the state; None: not known yet
+    self.phase = 0  # entries of config.schedule.lr_multipliers that have begun
 
 
 def check_processes(config, console: cli.Console) -> None:

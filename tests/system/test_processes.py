@@ -230,6 +230,7 @@ BROADCAST = """
 import sys
 import jax
 import numpy as np
+from alexnet_jax.training import parallel
 
 index, port = int(sys.argv[1]), sys.argv[2]
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
