@@ -185,7 +185,6 @@ def _loop(run, loop, on_evaluation, profile):
     reporting.show_changes(run, loop.step)
     batch = loop.batches.take()
     _write_histograms_if_due(run, loop, batch, key)
-    profile.before(loop.step + 1)
     # Whatever crosses to the devices here without being asked to would make
     # them wait in every step.
     with jax.transfer_guard_host_to_device('disallow'):

@@ -190,15 +190,14 @@ class TrainLog:
 
     Raises NonFiniteLossError if the loss of the one before is not finite.
     """
-    before, self._pending = self._pending, (step, sums)
-    self._count(before)
+    self._count_pending((step, sums))
 
   def flush(self) -> None:
     """Waits for the sums that were added last. Raises as `add` does."""
-    before, self._pending = self._pending, None
-    self._count(before)
+    self._count_pending(None)
 
-  def _count(self, pending):
+  def _count_pending(self, following):
+    pending, self._pending = self._pending, following
     if pending is None:
       return
     step, sums = pending

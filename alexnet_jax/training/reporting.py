@@ -26,16 +26,13 @@ class Profile:
     self._clock, self._line = loop.clock, console.line
     self._running = False
 
-  def before(self, step: int) -> None:
-    """Starts the trace if it begins with this step."""
-    if self._folder and step == self._first:
+  def after(self, step: int, sums) -> None:
+    """Starts or writes the trace after a step, which leads to `sums`."""
+    if self._folder and step == self._first - 1:
       with self._clock.inside('other'):
         jax.profiler.start_trace(self._folder)
       self._running = True
-
-  def after(self, step: int, sums) -> None:
-    """Writes the trace if it ends with this step, which leads to `sums`."""
-    if self._running and step == self._last:
+    elif self._running and step == self._last:
       jax.block_until_ready(sums)
       with self._clock.inside('other'):
         self._write()

@@ -106,11 +106,10 @@ class RunContext:
       self.console.stop()
 
   # Of several processes none may stop by itself. A signal goes to the devices
-  # with the next batch, and comes back to all processes with the sums of that
-  # step: so all stop after the same one, and no step waits for another message.
-  # JAX' `reached_preemption_sync_point` would take SIGTERM away from Python:
-  # waits before the first step and evaluations would not end. A save whose time
-  # has come is agreed upon in the same way: process 0 asks for it.
+  # with the next batch, and comes back to all with the sums of that step: so
+  # all stop after the same one, and no step waits for another message. JAX'
+  # `reached_preemption_sync_point` would take SIGTERM away from Python. A save
+  # whose time has come is agreed upon in the same way: process 0 asks for it.
 
   def to_devices(self, batch: dict, **flags: bool) -> dict:
     """Starts the transfer of a batch, and of this process' flags."""

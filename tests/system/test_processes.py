@@ -9,7 +9,6 @@ import time
 import pytest
 
 from alexnet_jax.training import checkpoint
-from tests import mounts
 from tests.flags import fake_devices
 from tests.some_slow import some_slow
 from tests.system import commands
@@ -273,24 +272,6 @@ def test_a_signal_to_another_process_comes_too_late_for_a_run_that_is_done(
   processes[1].send_signal(signal.SIGTERM)
   assert together.result(together.finish(processes))['step'] == 4
   assert (tmp_path / 'run' / 'report' / 'index.html').exists()
-
-
-@slow
-def test_a_folder_that_becomes_read_only(small_disk):
-  """All end with 2; process 0 says why, and the others that it did."""
-  recipe = commands.write_recipe(small_disk, num_steps=600)
-  workdir = small_disk / 'run'
-  processes = together.start(recipe, workdir, 2)
-  together.wait_for_row(processes, workdir, 50)
-  folder = workdir / 'checkpoints'
-  with mounts.mounted(folder, '--bind', folder):
-    mounts.remount(folder, 'ro,bind')
-    errors = together.finish_with(2, processes)
-    for err in errors:
-      assert 'cannot save a checkpoint' in err
-      assert 'Read-only file system' in err
-    assert 'process 0 ended' in errors[1]
-  assert together.train(recipe, workdir, 2)['step'] == 600
 
 
 # Bound to one core each, as mpirun does by itself, the processes would be slow,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 import json
 import pathlib
 import platform
@@ -16,17 +15,15 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import optimizer
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.schedule import PlateauState
-from alexnet_jax.training.state import create_train_state
 from alexnet_jax.training.state import saved_tree
 from alexnet_jax.training.state import state_digest
 from tests.system import commands
+from tests.training.steps import make_state
 
 RUN = SavedRun(
   config=config_lib.make_config(),
@@ -36,28 +33,10 @@ RUN = SavedRun(
 )
 
 
-@functools.cache
-def fresh_state(width, norm):
-  model = AlexNet(
-    num_classes=4,
-    channels=(8,),
-    kernels=(3,),
-    strides=(1,),
-    paddings=('SAME',),
-    groups=(1,),
-    pool_layers=(1,),
-    norm=norm,
-    norm_layers=(1,),
-    bias_layers=(),
-    hidden=(width,),
-  )
-  tx = optimizer.make_optimizer(0.1)
-  return create_train_state(model, tx, jax.random.key(0), (8, 8, 3))
-
-
 def make_tree(step=0, width=8, norm='lrn'):
   """The numpy arrays of a state whose parameters tell its step."""
-  tree = jax.tree.map(np.array, saved_tree(fresh_state(width, norm)))
+  state = make_state(norm=norm, hidden=(width,))
+  tree = jax.tree.map(np.array, saved_tree(state))
   params = jax.tree.map(lambda leaf: leaf + step, tree['params'])
   return {**tree, 'step': np.int32(step), 'params': params}
 
@@ -135,7 +114,7 @@ def test_another_network_is_refused_leaf_by_leaf(tmp_path):
     restore_newest(tmp_path, width=9, norm='batch')
   lines = str(info.value).splitlines()
   for line in (
-    'params/dense1/kernel: float32[72, 8] there, float32[72, 9] here',
+    'params/dense1/kernel: float32[32, 8] there, float32[32, 9] here',
     'params/norm1/scale: nothing there, float32[8] here',
   ):
     assert f'  {line}' in lines

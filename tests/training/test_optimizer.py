@@ -107,12 +107,11 @@ def test_sgd_by_hand_over_a_drop_of_the_learning_rate(options, update):
   ('options', 'make'),
   [
     (
-      {'name': 'adam', 'weight_decay': 0.0, 'b2': 0.99, 'epsilon': 1e-6},
-      lambda lr: optax.adam(lr, b2=0.99, eps=1e-6),
-    ),
-    (
-      {'name': 'adam', 'weight_decay': 0.05, 'decoupled_decay': True},
-      lambda lr: optax.adamw(lr, weight_decay=0.05),
+      {
+        **{'name': 'adam', 'weight_decay': 0.05, 'decoupled_decay': True},
+        **{'b2': 0.99, 'epsilon': 1e-6},
+      },
+      lambda lr: optax.adamw(lr, b2=0.99, eps=1e-6, weight_decay=0.05),
     ),
     (
       {

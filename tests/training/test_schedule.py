@@ -209,24 +209,6 @@ def test_one_cycle_by_hand():
   assert warm == pytest.approx(0.02 * 2 / 4)
 
 
-@pytest.mark.interop
-@pytest.mark.parametrize('steps', [2, 100])
-def test_one_cycle_is_that_of_torch(steps):
-  torch = pytest.importorskip('torch')
-  options = {'start_divisor': 10.0, 'final_divisor': 1e3, 'rise_fraction': 0.25}
-  optimizer = torch.optim.SGD([torch.zeros(1)], 0.1, momentum=0.9)
-  same = {'pct_start': 0.25, 'div_factor': 10.0, 'final_div_factor': 1e3}
-  cycle = torch.optim.lr_scheduler.OneCycleLR(
-    optimizer, 0.1, total_steps=steps, **same
-  )
-  for step in range(steps):
-    ours = lr_at(step, 'one_cycle', num_steps=steps, **options)
-    assert ours == pytest.approx(cycle.get_last_lr()[0], rel=1e-9)
-    optimizer.step()
-    if step + 1 < steps:
-      cycle.step()
-
-
 def test_durations_in_epochs_become_steps():
   config = config_lib.make_config()
   config.update(num_epochs=3.0, eval_every_epochs=0.5, global_batch_size=8)

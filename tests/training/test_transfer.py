@@ -5,33 +5,14 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.training import optimizer
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import transfer
+from tests.training import steps
 
-
-@functools.cache
-def make_state(seed=0, classes=4, ema=False, **fields):
-  model = AlexNet(
-    num_classes=classes,
-    channels=(4, 4),
-    kernels=(3, 3),
-    strides=(1, 1),
-    paddings=('SAME', 'SAME'),
-    groups=(1, 1),
-    pool_layers=(1,),
-    bias_layers=(2,),
-    hidden=(6,),
-    kernel_init='he',
-    **{'norm': 'batch', **fields},
-  )
-  tx = optimizer.make_optimizer(0.1)
-  key = jax.random.key(seed)
-  return state_lib.create_train_state(model, tx, key, (9, 9, 3), ema=ema)
-
-
-NAMES = list(state_lib.leaf_names(make_state().params))
+make_state = functools.partial(steps.make_state, norm='batch')
+# Uncached, as tracers are no state.
+SHAPES = jax.eval_shape(lambda: steps.make_state.__wrapped__(norm='batch'))
+NAMES = list(state_lib.leaf_names(SHAPES.params))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +41,7 @@ def test_patterns_that_fit_nothing_or_everything_are_refused():
 @pytest.mark.parametrize('ema', [False, True])
 def test_all_weights_and_statistics_are_taken(ema):
   """The averaged weights, where there are some."""
-  fresh, other = make_state(0, ema=ema), make_state(1, ema=ema)
+  fresh, other = make_state(seed=0, ema=ema), make_state(seed=1, ema=ema)
   other = other.replace(
     step=other.step + 7,
     batch_stats=jax.tree.map(lambda leaf: leaf + 3, other.batch_stats),
@@ -81,8 +62,8 @@ def test_all_weights_and_statistics_are_taken(ema):
 
 
 def test_a_new_head_and_an_old_trunk():
-  fresh, other = make_state(0, classes=3), make_state(1, classes=4)
-  message = r'(?s)runs/old .*kernel: float32.6, 4. there, .*6, 3. here.*skip'
+  fresh, other = make_state(seed=0, classes=3), make_state(seed=1, classes=4)
+  message = r'(?s)runs/old .*kernel: float32.16, 4. there, .*16, 3. here.*skip'
   with pytest.raises(UserError, match=message):
     transfer.start_from(fresh, other, (), 'runs/old')
   state = transfer.start_from(fresh, other, ('head',), 'runs/old')
