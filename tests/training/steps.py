@@ -38,13 +38,11 @@ def make_state(
     kernel_init='he',
     axis_name=parallel.AXIS,
   )
-  return state_lib.create_train_state(
-    model,
-    optimizer.make_optimizer(0.05, **tx),
-    jax.random.key(seed),
-    (SIZE, SIZE, 3),
-    ema=ema,
+  tx = optimizer.make_optimizer(0.05, **tx)
+  state = state_lib.create_train_state(
+    model, tx, jax.random.key(seed), (SIZE, SIZE, 3), ema=ema
   )
+  return jax.device_get(state)  # a step cannot delete these arrays
 
 
 def host_batch(seed=0, mask=None, size=BATCH):
