@@ -107,7 +107,7 @@ def _train(arguments, config, stop, processes):
   from alexnet_jax.training import resume
 
   console = cli.Console(None if processes.is_first else cli.NullStream())
-  resume.check_processes(processes, config, console, stop.check)
+  resume.check_processes(config, console)
   workdir = (
     arguments.workdir or f'runs/{config_lib.recipe_name(arguments.config)}'
   )

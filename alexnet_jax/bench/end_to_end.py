@@ -146,7 +146,7 @@ def _parts(config, path):
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   stop, console = guards.StopSignal(), cli.Console(io.StringIO())
-  run = resume.prepare(config, path, stop, console)
+  run = resume.RunContext(config, path, stop, console)
   config, loader = run.config, run.train_loader
 
   def make_batches(count):

@@ -1,8 +1,7 @@
 """Accounts for the wall-clock of a run over all processes that it had.
 
-Each has a line in `times.jsonl`, which a thread writes anew while it lives. Its
-time is that from its start (or the call, of a library) to the end of training;
-one that is killed before it opens the run's folder leaves no trace.
+Each has a line in `times.jsonl`, which a thread writes anew while it lives; one
+that is killed before it opens the run's folder leaves no trace.
 """
 
 from collections.abc import Iterator
@@ -51,26 +50,31 @@ class Clock:
     since = time.perf_counter() - age
     self._state = dict.fromkeys(KINDS, 0.0), 'start', since
 
-  def read(self) -> dict[str, float]:
+  def read(self, now: float | None = None) -> dict[str, float]:
     """Returns the seconds of each kind until now."""
-    (seconds, kind, since), now = self._state, time.perf_counter()
+    seconds, kind, since = self._state
+    now = time.perf_counter() if now is None else now
     return {**seconds, kind: seconds[kind] + now - since}
 
   def switch(self, kind: str) -> str:
     """Counts what follows as of a kind; returns the one before."""
-    (seconds, before, since), now = self._state, time.perf_counter()
-    self._state = {**seconds, before: seconds[before] + now - since}, kind, now
+    before, now = self._state[1], time.perf_counter()
+    self._state = self.read(now), kind, now
     return before
 
   @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts the block as `data_wait` if the run is training."""
-    before = self._state[1]
-    self.switch('data_wait' if before == 'train' else before)
+  def inside(self, kind: str) -> Iterator[None]:
+    """Counts the block as of a kind."""
+    before = self.switch(kind)
     try:
       yield
     finally:
       self.switch(before)
+
+  def waiting(self) -> contextlib.AbstractContextManager:
+    """Counts the block as `data_wait` if the run is training."""
+    kind = self._state[1]
+    return self.inside('data_wait' if kind == 'train' else kind)
 
   def count_step(self, log) -> None:
     """Counts a step; one that compiles is waited for, by log.flush()."""
@@ -93,10 +97,11 @@ class Clock:
     steps, seconds, waited = (a - b for a, b in zip(now, before, strict=True))
     if not steps:
       return {}
-    speed = steps * self._global_batch_size / max(seconds, 1e-9)
+    seconds = max(seconds, 1e-9)
+    speed = steps * self._global_batch_size / seconds
     mfu = {} if (one := self.mfu_per_image) is None else {'mfu': one * speed}
-    fraction = waited / max(seconds, 1e-9)
-    return {'images_per_second': speed, 'data_wait_fraction': fraction, **mfu}
+    waits = {'data_wait_fraction': waited / seconds}
+    return {'images_per_second': speed, **waits, **mfu}
 
   def line(self, ended: int) -> bytes:
     """Returns the line of this process in the file; `ended` is 0 or 1."""
@@ -111,17 +116,12 @@ class Clock:
 def recorded(workdir: pathlib.Path, clock: Clock) -> Iterator[None]:
   """Keeps the line of this process up to date while the block runs.
 
-  An error before the first step leaves the file as it was; one of the disk
-  costs the line, and not the run.
+  An error before the first step leaves the file as it was; a full disk costs
+  the line, and not the run.
   """
   path, done, length = workdir / TIMES_FILE, threading.Event(), 0
   files.refuse_special_file(path)
-  handle = None
-  with contextlib.suppress(OSError):
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-  if handle is None:
-    yield
-    return
+  handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
   size = os.fstat(handle).st_size
   broken = size and os.pread(handle, 1, size - 1) != b'\n'  # by a power cut
 

@@ -1,7 +1,6 @@
 """Makes the parts of a run from its config: data, model, optimizer, steps."""
 
 from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -32,11 +31,6 @@ from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 from alexnet_jax.training import step
 
-TrainStep = Callable[
-  [state_lib.TrainState, Mapping[str, np.ndarray]],
-  tuple[state_lib.TrainState, dict[str, jax.Array]],
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
@@ -61,34 +55,24 @@ def make_source(config, split: str):
 
 
 def make_loader(config, split: str, **hint: str) -> loader_lib.Loader:
-  """Returns a loader of the examples of a split as square images.
-
-  `hint` may be the `skip_hint` of `Loader`.
-  """
-  source = make_source(config, split)
-  size = getattr(source, 'square_size', config.data.resize_size)
-  if size != config.data.resize_size:
+  """Returns a loader of a split; `hint` may be the `skip_hint` of `Loader`."""
+  source, data = make_source(config, split), config.data
+  size = getattr(source, 'square_size', data.resize_size)
+  if size != data.resize_size:
     raise UserError(
-      f'config.data.resize_size is {config.data.resize_size}, but the raw set'
-      f' {config.data.path} has squares of {size} pixels: prepare it with'
-      f' --size {config.data.resize_size}, or give'
-      f' --config.data.resize_size={size} and a --config.data.crop_size to go'
-      f' with it (now {config.data.crop_size})'
+      f'config.data.resize_size is {data.resize_size}, but the raw set'
+      f' {data.path} has squares of {size} pixels: prepare it with --size'
+      f' {data.resize_size}, or give --config.data.resize_size={size} and a'
+      f' --config.data.crop_size to go with it (now {data.crop_size})'
     )
-  return loader_lib.Loader(
-    source,
-    config.data.resize_size,
-    unreadable=config.data.unreadable,
-    num_threads=config.data.num_threads,
-    **hint,
-  )
+  options = {'unreadable': data.unreadable, 'num_threads': data.num_threads}
+  return loader_lib.Loader(source, size, **options, **hint)
 
 
 def make_model(config, num_classes: int, device=None) -> AlexNet:
   """Returns the network of the config, for a device (None: those here).
 
-  Raises UserError if config.model.num_classes is another number, or the class
-  weights are more or fewer.
+  Raises UserError if num_classes or the number of class weights is another.
   """
   fields, given = config.model.to_dict(), config.model.num_classes
   if given not in (0, num_classes):
@@ -102,12 +86,14 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
       f'config.loss.class_weights has {len(weights)} numbers, but the data has'
       f' {num_classes} classes; give one for each'
     )
-  fields.update(num_classes=num_classes, dtype=jnp.dtype(fields['dtype']))
   platform = (device or jax.devices()[0]).platform
-  implementation = resolve_implementation(config.implementation, platform)
-  return AlexNet(
-    **fields, axis_name=parallel.AXIS, implementation=implementation
-  )
+  fields |= {
+    'num_classes': num_classes,
+    'dtype': jnp.dtype(fields['dtype']),
+    'axis_name': parallel.AXIS,
+    'implementation': resolve_implementation(config.implementation, platform),
+  }
+  return AlexNet(**fields)
 
 
 def image_shape(config) -> tuple[int, int, int]:
@@ -121,10 +107,7 @@ def mean_shape(config) -> tuple[int, ...]:
 
 
 def learning_rate(config) -> float:
-  """Returns the learning rate before warm-up and drops.
-
-  Linear scaling is of Goyal et al. 2017, sqrt of Krizhevsky 2014, section 5.
-  """
+  """Returns the learning rate before warm-up and drops; see its key."""
   options = config.optimizer
   exponent = {'none': 0, 'linear': 1, 'sqrt': 0.5}[options.rate_scaling]
   larger = config.global_batch_size / options.base_batch_size
@@ -141,23 +124,18 @@ def make_state(config, model: AlexNet) -> state_lib.TrainState:
     return state_lib.create_train_state(
       model, tx, key, image_shape(config), ema=config.ema_decay > 0
     )
+  except UserError:
+    raise
   except (ValueError, TypeError, OverflowError) as error:  # of the network
-    if isinstance(error, UserError):
-      raise
     raise UserError(f'config.model: {error}') from error
 
 
 def state_shapes(config, num_classes: int) -> state_lib.TrainState:
-  """Returns `make_state` as ShapeDtypeStructs.
-
-  Raises UserError if it is larger than the memory that saves go through.
-  """
+  """Returns `make_state` as shapes; UserError if they exceed the memory."""
   model = make_model(config, num_classes)
   shapes = jax.eval_shape(lambda: make_state(config, model))
-  size = sum(
-    math.prod(leaf.shape) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(state_lib.saved_tree(shapes))
-  )
+  leaves = jax.tree.leaves(state_lib.saved_tree(shapes))
+  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
   if size > (room := os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')):
     raise UserError(
       f'the state of this network has {size / 1e9:,.0f} GB, and this machine'
@@ -190,8 +168,7 @@ def network_costs(config, num_classes: int) -> dict[str, int]:
 def mfu_per_image(config, num_classes: int, mesh: Mesh) -> float | None:
   """Returns the model FLOPs utilization (MFU) of one image per second.
 
-  It is the share of the peak of all devices (`costs.gpu_peak`) that the FLOPs
-  of training need; None where the peak is not known, as of a CPU.
+  That is a share of the peak of all devices; None where it is not known.
   """
   peak = costs.gpu_peak(mesh.devices.flat[0].device_kind, config.model.dtype)
   if peak is None:
@@ -212,17 +189,18 @@ def with_class_weights(config, source):
 
   `source` is the training split. Raises UserError if it lacks a class.
   """
-  if tuple(config.loss.class_weights) == ('balanced',):
-    names = source.class_names
-    counts = np.bincount(splits.read_labels(source), minlength=len(names))
-    if not counts.all():
-      raise UserError(
-        f'config.loss.class_weights is balanced, but {source.name} has no'
-        f' {names[counts.argmin()]!r}: give numbers, or remove that class'
-      )
-    config = config.copy_and_resolve_references()
-    weights = counts.sum() / (len(names) * counts)
-    config.loss.class_weights = tuple(weights.tolist())
+  if tuple(config.loss.class_weights) != ('balanced',):
+    return config
+  names = source.class_names
+  counts = np.bincount(splits.read_labels(source), minlength=len(names))
+  if not counts.all():
+    raise UserError(
+      f'config.loss.class_weights is balanced, but {source.name} has no'
+      f' {names[counts.argmin()]!r}: give numbers, or remove that class'
+    )
+  config = config.copy_and_resolve_references()
+  weights = counts.sum() / (len(names) * counts)
+  config.loss.class_weights = tuple(weights.tolist())
   return config
 
 
@@ -235,14 +213,11 @@ def make_steps(
   top: int = 5,
   crops: int = 1,
 ) -> Steps:
-  """Returns the step functions.
+  """Returns the step functions; to train see `with_class_weights` first.
 
-  Args:
-    config: to train, see `with_class_weights`.
-    mean: see `pixel_statistics.Statistics`.
-    frozen: names of parameters that do not train.
-    top: number of classes that `evaluate` predicts for an image.
-    crops: crops of an image that it averages, 1 or 10.
+  `mean` (see `pixel_statistics.Statistics`) is subtracted, parameters named in
+  `frozen` do not train; `evaluate` predicts the `top` best classes of an image,
+  from the mean over 1 or 10 `crops`.
   """
   options = step.StepOptions(
     mean=mean,
@@ -253,7 +228,7 @@ def make_steps(
     ema_decay=config.ema_decay,
     grad_allreduce_dtype=config.grad_allreduce_dtype,
   )
-  cropping = {'crop_size': config.data.crop_size} if crops > 1 else {}
+  crop_size = config.data.crop_size if crops > 1 else 0
 
   def mapped(function, donate_state=False, **more):
     function = functools.partial(function, options=options, **more)
@@ -264,7 +239,7 @@ def make_steps(
   return Steps(
     train=mapped(step.train_step, donate_state=True),
     grad=mapped(step.grad_step),
-    evaluate=mapped(step.eval_step, top=top, **cropping),
+    evaluate=mapped(step.eval_step, top=top, crop_size=crop_size),
     features=functools.cache(
       lambda layers: mapped(step.feature_step, layers=layers)
     ),
@@ -275,7 +250,7 @@ def make_train_step(
   config: ml_collections.ConfigDict,
   num_classes: int,
   mean: Sequence[float] = (),
-) -> tuple[state_lib.TrainState, TrainStep]:
+) -> tuple[state_lib.TrainState, Callable]:
   """Returns a fresh state, and the compiled step of a loop of one's own.
 
   `train_step(state, batch)` makes one update on all devices and returns (state
@@ -318,23 +293,12 @@ def make_train_step(
   return parallel.replicate(state, mesh), train_step
 
 
-def _make_batching(config, mesh, global_batch_size):
-  return pipeline.Batching(
-    global_batch_size, config.data.prefetch, *parallel.process_part(mesh)
-  )
-
-
 def make_train_iter(
-  config,
-  loader,
-  num_steps: int,
-  mesh: Mesh,
-  lighting: np.ndarray | None = None,
+  config, loader, num_steps: int, mesh: Mesh, lighting: np.ndarray | None = None
 ):
   """Returns this process's part of the batches of the training split.
 
-  Args:
-    lighting: see `pixel_statistics.Statistics`, for config.data.pca_lighting.
+  For `lighting` see `pixel_statistics.Statistics`.
   """
   data, shift = config.data, None
   if data.pca_lighting:
@@ -351,12 +315,49 @@ def make_train_iter(
   dataset = pipeline.train_dataset(
     loader,
     augmentation,
-    _make_batching(config, mesh, config.global_batch_size),
+    _batching(config, mesh, config.global_batch_size),
     num_steps=num_steps,
     seed=config.seed,
     scaled_decoding=data.scaled_decoding,
   )
   return iter(dataset)
+
+
+def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
+  """Returns batches of `eval_batch_size`; whole squares for 10 crops."""
+  size = loader.resize_size if crops > 1 else config.data.crop_size
+  batching = _batching(config, mesh, eval_batch_size(config, mesh))
+  return iter(pipeline.eval_dataset(loader, size, batching))
+
+
+def _batching(config, mesh, global_batch_size):
+  part = parallel.process_part(mesh)
+  return pipeline.Batching(global_batch_size, config.data.prefetch, *part)
+
+
+def eval_batch_size(config, mesh: Mesh) -> int:
+  """Returns the size of an evaluation batch, over all devices.
+
+  It is that of training, or what they compute at a time; they share it evenly.
+  """
+  count = -(-config.global_batch_size // mesh.size)
+  return min(count, config.microbatch_size or count) * mesh.size
+
+
+def num_microbatches(config, mesh: Mesh) -> int:
+  """Returns the number of microbatches of each device's part of a batch.
+
+  Raises UserError if it is much larger than config.microbatch_size asks for.
+  """
+  count, size = config.global_batch_size // mesh.size, config.microbatch_size
+  number = step.num_microbatches(count, size)
+  if size and number > 2 * math.ceil(count / size):
+    raise UserError(
+      f'config.microbatch_size is {size}, but the {count} examples of a'
+      f' device divide only into {number} microbatches of {count // number};'
+      ' take a config.global_batch_size with more divisors'
+    )
+  return number
 
 
 def pixel_options(config) -> pixel_statistics.Options:
@@ -376,8 +377,7 @@ def find_pixel_statistics(
 ) -> pixel_statistics.Statistics:
   """Returns the pixel statistics of a run; computes them if needed.
 
-  Raises UserError if config.init.mean_image is set and the run whose weights
-  this one starts with has no mean image that fits.
+  Raises UserError if the mean image of another run is wanted, and none fits.
   """
 
   def read_mean_image():
@@ -410,42 +410,6 @@ def stored_mean(config, workdir) -> np.ndarray:
 def stored_lighting(config, workdir) -> np.ndarray | None:
   """Returns the matrix of a finished run's PCA lighting, if it has any."""
   return pixel_statistics.stored_lighting(pixel_options(config), workdir)
-
-
-def num_microbatches(config, mesh: Mesh) -> int:
-  """Returns the number of microbatches of each device's part of a batch.
-
-  Raises UserError if it is much larger than config.microbatch_size asks for.
-  """
-  count, size = config.global_batch_size // mesh.size, config.microbatch_size
-  number = step.num_microbatches(count, size)
-  if size and number > 2 * math.ceil(count / size):
-    raise UserError(
-      f'config.microbatch_size is {size}, but the {count} examples of a'
-      f' device divide only into {number} microbatches of {count // number};'
-      ' take a config.global_batch_size with more divisors'
-    )
-  return number
-
-
-def eval_batch_size(config, mesh: Mesh) -> int:
-  """Returns the number of examples of an evaluation batch, over all devices.
-
-  It is that of training, but no more than they compute at a time, rounded up to
-  a multiple of the number of devices.
-  """
-  count = -(-config.global_batch_size // mesh.size)
-  return min(count, config.microbatch_size or count) * mesh.size
-
-
-def make_eval_iter(config, loader, mesh: Mesh, crops: int = 1):
-  """Returns batches of `eval_batch_size`; whole squares for 10 crops."""
-  dataset = pipeline.eval_dataset(
-    loader,
-    loader.resize_size if crops > 1 else config.data.crop_size,
-    _make_batching(config, mesh, eval_batch_size(config, mesh)),
-  )
-  return iter(dataset)
 
 
 def check_examples(config, training, held_out) -> None:

@@ -1,19 +1,11 @@
 """Orbax checkpoints: what is saved, what makes one count, how a run is opened.
 
 Checkpoint k holds step k, as two items: `state`, the arrays of
-`state.saved_tree`, and `run`, the JSON of a `SavedRun`. Orbax writes it under a
-temporary name and renames it when every file is there, so a killed run leaves
-complete checkpoints and a temporary folder, which the next start removes. One
-that is damaged later (a full or broken disk, a careless copy) does not count:
-it cannot be read, or its state has not the digest that was written with it. It
-is moved to `damaged/` as soon as an older one was found to take its place.
-
-Of several processes, process 0 alone reads and writes, once, as whole arrays:
-any number of processes and devices can go on from a checkpoint, and only
-process 0 needs the run's folder. It sends what it read to the others.
+`state.saved_tree`, and `run`, the JSON of a `SavedRun`. It counts once Orbax
+has renamed it, and while its state has the digest that was written with it.
+Process 0 alone reads and writes, as whole arrays.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 import concurrent.futures
@@ -36,10 +28,9 @@ from alexnet_jax import files
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from alexnet_jax.training import distributed
 from alexnet_jax.training import parallel
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training.distributed import ALONE
-from alexnet_jax.training.distributed import ProcessGroup
 from alexnet_jax.training.progress import SavedRun
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
@@ -64,35 +55,24 @@ def refuse_links(workdir: pathlib.Path) -> None:
 
 
 class Checkpoints:
-  """The checkpoints of a run in training.
+  """The checkpoints of a run in training; all processes call the same methods.
 
-  Every process of the run calls the same methods in the same order; an error
-  of process 0 ends the others, see `distributed`.
+  An error of process 0 ends the others, see `distributed`.
   """
 
-  def __init__(
-    self,
-    workdir: str | pathlib.Path,
-    *,
-    keep: int = 2,
-    processes: ProcessGroup = ALONE,
-    check: Callable[[], None] = lambda: None,
-  ):
+  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
     """Opens `workdir/checkpoints`, or creates it.
 
-    Args:
-      keep: number of newest checkpoints to keep, beside those named in `save`.
-      check: called while the others wait for process 0; may raise.
+    It keeps the `keep` newest ones, beside those named in `save`.
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._keep = keep
-    self._processes = processes
-    self._check = check
+    self._processes = distributed.current()
     self._saving = None  # the future of the save under way
     self._was_read_back = False
     self.has_folder = self.folder.exists()  # from before
-    if processes.is_first:
-      processes.before_exit = self._wait_a_while
+    if self._processes.is_first:
+      self._processes.before_exit = self._wait_a_while
       self.folder.mkdir(parents=True, exist_ok=True)
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -110,18 +90,11 @@ class Checkpoints:
     keep_steps: Iterable[int] = (),
     replace: bool = False,
   ) -> None:
-    """Starts to save checkpoint `tree['step']`.
+    """Starts to save checkpoint `tree['step']`, of `state.saved_tree`.
 
-    Args:
-      tree: `state.saved_tree`. It is copied to the host before this returns, so
-        the caller may donate it.
-      keep_steps: older checkpoints that must stay, such as the best.
-      replace: whether a checkpoint of this step is written anew, or stays.
-
-    Raises:
-      UserError: if the save before it could not be written; the checkpoints
-        before stay valid.
-      NonFiniteLossError: if a parameter is infinite or not a number.
+    The caller may donate the tree after this. Older ones in `keep_steps` stay,
+    as does one of this step, unless to `replace`. Raises UserError if the save
+    before failed, NonFiniteLossError if a parameter is not finite.
     """
     if not self._processes.is_first:
       return
@@ -137,7 +110,6 @@ class Checkpoints:
     self._saving = _thread.submit(self._write, path, host, run.to_json(), kept)
 
   def _write(self, path, host, fields, keep_steps):
-    """Writes a checkpoint, and removes those that are no longer kept."""
     fields['digest'] = state_lib.state_digest(host)
     if path.exists():
       path.rename(f'{path}{_REPLACED}')
@@ -189,13 +161,10 @@ class Checkpoints:
         old.rename(new)
 
   def wait(self) -> None:
-    """Waits until the save under way is complete, in all processes.
-
-    Raises UserError as `save` does.
-    """
+    """Waits until the save under way is complete, in all; raises as `save`."""
     self._wait()
     # A process that left before could end process 0 in the middle of its save.
-    self._processes.barrier()
+    self._processes.barrier(patient=True)
 
   def _wait(self):
     if self._saving is None:
@@ -214,31 +183,23 @@ class Checkpoints:
     finally:
       self._saving = None
 
-  def _wait_a_while(self, seconds):
-    """Waits for a save under way, from another thread."""
+  def _wait_a_while(self, seconds):  # from another thread
     if saving := self._saving:
       concurrent.futures.wait([saving], seconds)
 
   def close(self) -> list[int]:
-    """Completes a save under way; returns `steps`.
-
-    Raises nothing: what made the run end matters more than a save that fails.
-    """
+    """Completes a save under way; returns `steps`."""
     try:
       self._wait()
-    except UserError as failure:
+    except UserError as failure:  # what made the run end matters more
       _log.warning('%s', failure)
     return self.steps() if self._processes.is_first else []
 
   def restore_newest(self, template: dict) -> tuple[dict, SavedRun] | None:
     """Restores the newest checkpoint that counts; None if there is none at all.
 
-    Args:
-      template: `saved_tree` of arrays or ShapeDtypeStructs; numpy arrays like
-        these are returned.
-
-    Raises:
-      UserError: if the checkpoint is of another network, or none counts.
+    The tree has numpy arrays like those of `template`, a `saved_tree`. Raises
+    UserError if the checkpoint is of another network, or none counts.
     """
 
     def read():
@@ -265,9 +226,7 @@ class Checkpoints:
   def restore(self, step: int, template: dict) -> tuple[dict, SavedRun]:
     """Restores one checkpoint; see `restore_newest`.
 
-    Raises:
-      DamagedCheckpointError: if it cannot be read or its digest differs.
-      UserError: if it is of another network.
+    Raises DamagedCheckpointError if it cannot be read or its digest differs.
     """
     path = self.folder / str(step)
     return self._in_all(lambda: _read(path, template), template)
@@ -282,7 +241,7 @@ class Checkpoints:
     return parallel.broadcast_arrays(tree), run
 
   def _broadcast(self, run):
-    fields = self._processes.broadcast(run and run.to_json(), self._check)
+    fields = self._processes.broadcast(run and run.to_json())
     return fields and SavedRun.from_json(fields)
 
   def newest_run(self) -> SavedRun | None:
@@ -314,8 +273,7 @@ def _steps(folder):
   return sorted(int(n) for n in names if re.fullmatch(r'0|[1-9]\d*', n))
 
 
-def _own_process():
-  """Returns options by which Orbax waits for no other process."""
+def _own_process():  # Orbax waits for no other one
   return orbax_options.MultiprocessingOptions(
     primary_host=jax.process_index(),
     active_processes={jax.process_index()},
@@ -325,11 +283,7 @@ def _own_process():
 
 @contextlib.contextmanager
 def _plain_name(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a name of the folder that Orbax and TensorStore can use.
-
-  They take brackets for a pattern and backslashes for slashes, and their paths
-  are UTF-8.
-  """
+  """Gives a UTF-8 name of the folder without patterns and backslashes."""
   if not re.search(r'[][*?\\\ud800-\udfff]', str(folder)):
     yield folder
     return
@@ -347,7 +301,11 @@ def _read(path, template) -> tuple[dict, SavedRun]:
     state = folder / path.name / 'state'
     with _damage_in('metadata'):
       saved = handler.metadata(state).tree
-    state_lib.refuse_misfit(saved, template, path)
+    if lines := state_lib.misfits(saved, template):
+      raise UserError(
+        f'{path} is of another network:\n{lines}Use its config or another'
+        ' --workdir'
+      )
     # Orbax restores numpy arrays as what they are.
     arrays = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), template)
     with _damage_in('state'):
@@ -358,7 +316,6 @@ def _read(path, template) -> tuple[dict, SavedRun]:
 
 
 def _read_run(path) -> SavedRun:
-  """Reads the part of a checkpoint that is not arrays."""
   with _damage_in('run'):
     fields = files.read_json(path / 'run' / 'metadata', dict)
     run = SavedRun.from_json(fields)
@@ -371,10 +328,7 @@ def _read_run(path) -> SavedRun:
 
 @contextlib.contextmanager
 def _damage_in(part):
-  """Raises errors as damage, unless a later read may succeed.
-
-  Setting a good checkpoint aside because memory is short would lose it.
-  """
+  """Raises errors as damage, unless a later read may succeed."""
   try:
     yield
   except Exception as error:
@@ -397,10 +351,8 @@ class OpenRun:
 def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
   """Opens a checkpoint of a run; the run may be training at the same time.
 
-  Args:
-    which: `final`, `newest`, `best` or the number of a step.
-
-  Raises UserError if there is no run or checkpoint, or it is damaged.
+  It is the `final`, `newest` or `best` one, or that of a step. Raises UserError
+  if there is no run or checkpoint, or it is damaged.
   """
   folder = _folder_of(workdir)
   while True:
@@ -428,10 +380,7 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
 
 
 def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
-  """Reads step and `SavedRun` of the newest checkpoint that can be read.
-
-  Raises UserError if there is no run, or no such checkpoint.
-  """
+  """Reads step and `SavedRun` of the newest checkpoint that can be read."""
   folder, steps, reason = _folder_of(workdir), None, 'there is none'
   while _steps(folder) != steps:  # or the run removed them just now
     steps = _steps(folder)

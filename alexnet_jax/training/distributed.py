@@ -1,15 +1,10 @@
 """The processes of a run: they are detected, start, agree and end together.
 
-Messages between them go through the key-value store of JAX's coordination
-service, in process 0; arrays go through the devices, see `parallel`.
-
-A process that fails says so in that store and exits; a thread in every other
-process waits for that, prints it and exits with the same code, process 0 once
-its save is complete. A process that is killed, or cut off, sends no more
-heartbeats: after the heartbeat timeout, or at once where process 0 is gone, JAX
-aborts the others (exit code 134), unless a collective of the devices breaks
-first (exit code 75). After either code the same command goes on from the newest
-checkpoint.
+Messages go through the key-value store of JAX's coordination service, in
+process 0. A process that fails says so there and exits; a thread in every other
+one waits for that, prints it and exits with the same code, process 0 once its
+save is complete. If one is killed or cut off, JAX aborts the others (exit code
+134), unless a collective of the devices breaks first (75).
 """
 
 from collections.abc import Callable
@@ -75,11 +70,7 @@ def detect(
   It looks at the flags of the command (a `process_count` of 1 ends it), at
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or
   JOB_COMPLETION_INDEX, of Kubernetes), at srun of SLURM, and at mpirun of Open
-  MPI, whose variables jax.distributed reads itself.
-
-  Raises:
-    UserError: if several processes were expected, but flags or variables that
-      are needed to find them are missing; it names those that were read.
+  MPI. Raises UserError naming those that it read, where some are missing.
   """
   flags = {
     '--coordinator': coordinator,
@@ -120,12 +111,8 @@ def detect(
 def _explicit(source, named):
   """Returns the cluster of {name: value} of address, index and count."""
   coordinator, index, count = named.values()
-  if absent := [name for name, value in named.items() if value is None]:
-    given = ', '.join(f'{k} = {v}' for k, v in named.items() if v is not None)
-    raise UserError(
-      f'{given} means several processes, but {", ".join(absent)} is missing;'
-      f' give all three ({_FLAGS}), or --process_count 1 for a single process'
-    )
+  if None in named.values():
+    raise _incomplete(named, named)
   host, _, port = coordinator.rpartition(':')
   if not (host and port.isdigit()):
     raise UserError(f'the coordinator is {coordinator!r}, not HOST:PORT')
@@ -161,14 +148,14 @@ def _detected(source, method, environ, read, several_on_host):
   return Cluster(source, index, count, options, variables)
 
 
-def _incomplete(environ, looked_at, hint=f'give {_FLAGS}'):
-  values = ', '.join(
-    f'{name} = {environ[name]}' if name in environ else f'{name} is not set'
-    for name in looked_at
-  )
+def _incomplete(values, names, hint=f'give {_FLAGS}'):
+  read = [
+    f'{name} is not set' if (v := values.get(name)) is None else f'{name} = {v}'
+    for name in names
+  ]
   return UserError(
-    f'{looked_at[0]} is {environ[looked_at[0]]}, but this process cannot find'
-    f' the others ({values}); {hint}, or --process_count 1 for a single process'
+    'several processes are expected, but this one cannot find the others:'
+    f' {", ".join(read)}; {hint}, or --process_count 1 for a single process'
   )
 
 
@@ -184,35 +171,28 @@ def _number(environ, name, default=None):
 class ProcessGroup:
   """One of the processes of a run, and its messages to the others.
 
-  Every process must call the same methods in the same order. `check` is called
-  every second of waiting; it may raise.
-
-  Attributes:
-    before_exit: called in process 0 before it exits because another one failed,
-      with the seconds that it may take.
+  All must call the same methods in the same order. `check` is called every
+  second of waiting, unless that is `patient`; it may raise. Process 0 calls
+  `before_exit`, with the seconds it may take, if another process failed.
   """
 
-  def __init__(self, index: int = 0, count: int = 1):
+  def __init__(
+    self,
+    index: int = 0,
+    count: int = 1,
+    check: Callable[[], None] = lambda: None,
+  ):
     self.index = index
     self.count = count
+    self.is_first = index == 0  # it writes files and talks to the user
+    self.is_alone = count == 1
     self.before_exit: Callable[[float], None] = lambda seconds: None
+    self._check = check
     self._calls = 0
     self._failing = threading.Event()  # the main thread has an error to report
     self.watcher = threading.Thread(target=self._watch, daemon=True)
 
-  @property
-  def is_first(self) -> bool:
-    """True in process 0, which writes files and talks to the user."""
-    return self.index == 0
-
-  @property
-  def is_alone(self) -> bool:
-    """True if there is no other process."""
-    return self.count == 1
-
-  def gather(
-    self, value, check: Callable[[], None] = lambda: None
-  ) -> list | None:
+  def gather(self, value, patient: bool = False) -> list | None:
     """Returns the JSON values of all processes in process 0; elsewhere None."""
     if self.is_alone:
       return [value]
@@ -221,9 +201,9 @@ class ProcessGroup:
     if not self.is_first:
       return None
     names = [f'{name}/{index}' for index in range(self.count)]
-    return [json.loads(_wait_for(name, check)) for name in names]
+    return [self._wait_for(name, patient) for name in names]
 
-  def broadcast(self, value, check: Callable[[], None] = lambda: None):
+  def broadcast(self, value, patient: bool = False):
     """Returns process 0's JSON value in all processes."""
     if self.is_alone:
       return value
@@ -231,22 +211,29 @@ class ProcessGroup:
     if self.is_first:
       _store().key_value_set(name, json.dumps(value))
       return value
-    return json.loads(_wait_for(name, check))
+    return self._wait_for(name, patient)
 
-  def barrier(self, check: Callable[[], None] = lambda: None) -> None:
+  def barrier(self, patient: bool = False) -> None:
     """Waits until all processes are here."""
-    self.gather(None, check)
-    self.broadcast(None, check)
+    self.gather(None, patient)
+    self.broadcast(None, patient)
 
   def _next_name(self):
     self._calls += 1
     return f'{_PREFIX}/{self._calls}'
 
-  def report_failure(self, error: BaseException) -> BaseException:
-    """Tells the others why this process fails, unless another one did.
+  def _wait_for(self, key, patient):
+    while True:
+      if not patient:
+        self._check()
+      try:
+        return json.loads(_store().blocking_key_value_get(key, _WAIT_SLICE))
+      except jax.errors.JaxRuntimeError as error:
+        if 'DEADLINE_EXCEEDED' not in str(error):
+          raise
 
-    Returns the error, or a plainer one in its place.
-    """
+  def report_failure(self, error: BaseException) -> BaseException:
+    """Tells the others why this process fails; returns a plainer error."""
     if isinstance(error, jax.errors.JaxRuntimeError):
       if any(word in str(error) for word in _LOST):
         self.watcher.join(5.0)  # it exits if another says why it failed
@@ -286,7 +273,7 @@ class ProcessGroup:
   def _watch(self):
     """Exits when another process reports that it failed."""
     try:
-      ended = json.loads(_wait_for(_ENDED, lambda: None))
+      ended = self._wait_for(_ENDED, patient=True)
     except jax.errors.JaxRuntimeError:
       return  # process 0 is gone: JAX aborts this process
     # Where all fail for one reason, each reports it itself.
@@ -319,17 +306,9 @@ def joined(
   """Starts jax.distributed, and shuts it down when all processes are done.
 
   After an exception in the block, the command must call `exit_process` once it
-  has printed its message.
-
-  Args:
-    cluster: see `detect`; None: the only process.
-    start_timeout: seconds to wait for the others.
-    heartbeat_timeout: seconds of silence after which a process counts as lost.
-    check: called while this process waits for the others; may raise.
-
-  Raises:
-    UserError: if the processes do not find each other.
-    ProcessLost: if JAX reports a lost process in the block.
+  has printed its message. Timeouts, until all are there and of silence, are in
+  seconds. Raises UserError if the processes do not find each other, and
+  ProcessLost if JAX reports a lost one in the block.
   """
   global _current
   if cluster is None:
@@ -337,12 +316,12 @@ def joined(
     return
   if cluster.index:
     cli.set_prefix(f'process {cluster.index}: ')
-  _current = ProcessGroup(cluster.index, cluster.count)
+  _current = ProcessGroup(cluster.index, cluster.count, check)
   try:
     _connect(cluster, start_timeout, heartbeat_timeout, check)
     _current.watcher.start()
     yield _current
-    _current.barrier()  # the run is done: a signal is too late
+    _current.barrier(patient=True)  # the run is done: a signal is too late
   except BaseException as error:
     raise _current.report_failure(error)  # noqa: B904
   with _unless_gone:  # or another process was first
@@ -423,10 +402,7 @@ def _check_port(cluster, is_local):
 
 
 def _connect_by_loopback():
-  """Lets the CPUs of several processes ask for no name, and hide from others.
-
-  By itself Gloo listens at the address that the machine's name has.
-  """
+  """Lets Gloo listen to this machine alone, whatever address its name has."""
   from jax._src import xla_bridge
   from jax._src.lib import _jax
 
@@ -456,13 +432,3 @@ def _store():
   from jax._src import distributed
 
   return distributed.global_state.client
-
-
-def _wait_for(key, check):
-  while True:
-    check()
-    try:
-      return _store().blocking_key_value_get(key, _WAIT_SLICE)
-    except jax.errors.JaxRuntimeError as error:
-      if 'DEADLINE_EXCEEDED' not in str(error):
-        raise

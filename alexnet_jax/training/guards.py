@@ -1,6 +1,7 @@
 """Guards of a run: signals, a NaN or infinite loss, a flat loss."""
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -8,7 +9,7 @@ import threading
 
 from alexnet_jax import errors
 
-FLAT_TOLERANCE = 0.01  # of ln(classes)
+_FLAT_TOLERANCE = 0.01  # of ln(classes)
 
 
 class StopSignal:
@@ -51,12 +52,10 @@ def _say(text):
 
 
 def check_finite(loss: float, step: int, last_finite: int) -> None:
-  """Raises NonFiniteLossError if the loss is infinite or not a number.
+  """Raises NonFiniteLossError if the loss at `step` is not a finite number.
 
-  Args:
-    loss: mean loss of the update that led to `step`, or of an evaluation there.
-    last_finite: the newest step whose loss was finite; `step` itself if an
-      evaluation has this loss.
+  `last_finite` is the newest step whose loss was, or `step` if an evaluation
+  has this one.
   """
   if math.isfinite(loss):
     return
@@ -69,17 +68,12 @@ def check_finite(loss: float, step: int, last_finite: int) -> None:
   )
 
 
-def flat_loss_warning(loss: float, num_classes: int, step: int) -> str | None:
-  """Returns a warning if the loss still is that of guessing, else None.
-
-  Args:
-    loss: mean training loss in nats since the last log point.
-    step: the step it was measured at.
-  """
+def warn_of_flat_loss(loss: float, num_classes: int, step: int) -> None:
+  """Warns if the mean training loss, in nats, still is that of guessing."""
   guess = math.log(num_classes)
-  if abs(loss - guess) > FLAT_TOLERANCE * guess:
-    return None
-  return (
+  if abs(loss - guess) > _FLAT_TOLERANCE * guess:
+    return
+  logging.getLogger(__name__).warning(
     f'after {step} steps the loss is {loss:.4f}, that of guessing'
     f' (ln {num_classes} = {guess:.4f}). Known causes: the learning rate'
     ' (config.optimizer.learning_rate: too high kills the ReLUs, too low does'

@@ -1,8 +1,7 @@
 """Loggers beside the run's own files: Weights & Biases, MLflow.
 
-They are told the rows of the history, each in a thread: no network keeps the
-training waiting. A run that goes on is the same run there, by the identity in
-its folder. It tells them the whole history again, and each takes what it lacks.
+A run that goes on is the same run there, by the identity in its folder. It
+tells them the whole history again, and each takes what it lacks.
 """
 
 import importlib.util
@@ -21,8 +20,7 @@ _PATIENCE = 20  # seconds
 class _Wandb:
   """W&B refuses steps below its last: they are a column, and it counts rows.
 
-  A run repeats its rows exactly, so that those W&B has are the first. Offline
-  it knows of none: the newest of its folders has all, to be synced alone.
+  Offline it knows of none: the newest of its folders has all.
   """
 
   def __init__(self, identity, name, config):
@@ -68,8 +66,7 @@ _CLASSES = {'wandb': _Wandb, 'mlflow': _Mlflow}
 class Logger:
   """A thread that tells one of them; the first failure is warned of, and ends.
 
-  A thread of a pool would be waited for at the end of the process, whatever it
-  waits for itself.
+  One of a pool would be waited for at the end of the process.
   """
 
   def __init__(self, name: str, config, workdir: pathlib.Path, step: int):

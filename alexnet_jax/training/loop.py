@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import logging
 import pathlib
 import tempfile
 import time
@@ -13,10 +12,8 @@ import numpy as np
 
 from alexnet_jax import cli
 from alexnet_jax import config as config_lib
+from alexnet_jax import errors
 from alexnet_jax import files
-from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import NonFiniteLossError
-from alexnet_jax.errors import UserError
 from alexnet_jax.training import accounting
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
@@ -30,12 +27,7 @@ from alexnet_jax.training import reporting
 from alexnet_jax.training import resume
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.checkpoint import DamagedCheckpointError
-from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.progress import SavedRun
-from alexnet_jax.training.resume import LoopState
-from alexnet_jax.training.resume import RunContext
 
 _DRY_RUN_MEAN_EXAMPLES = 256
 
@@ -62,37 +54,26 @@ def train_and_evaluate(
 ) -> dict | None:
   """Trains from the newest checkpoint of `workdir`, or from the beginning.
 
-  Of several processes (see `distributed.joined`) only the first one touches
-  the folder.
+  The config is validated, see `validation.load_config`; `stop` asks the run to
+  save and end. Returns the last evaluation's metrics, step, parameters,
+  state_digest, images_per_second of the training alone and seconds, see
+  `accounting.account`; None in all processes but the first.
 
-  Args:
-    config: validated, see `validation.load_config`.
-    stop: asks the run to save and end.
-
-  Returns:
-    The last evaluation's metrics, step, parameters, state_digest,
-    images_per_second of the training alone and seconds, see
-    `accounting.account`; None in other processes.
-
-  Raises:
-    UserError: if config, data or checkpoints do not fit.
-    Interrupted: after the state was saved, if `stop` received a signal.
-    NonFiniteLossError: if the loss is NaN or infinite.
+  Raises UserError if config, data or checkpoints do not fit, Interrupted after
+  the state was saved, and NonFiniteLossError.
   """
   clock = accounting.Clock(config.global_batch_size, hooks.age)
-  path, processes = pathlib.Path(workdir), distributed.current()
+  path, is_first = pathlib.Path(workdir), distributed.current().is_first
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
   with contextlib.ExitStack() as stack:
-    if processes.is_first:
+    recording = contextlib.ExitStack()
+    if is_first:
       stack.enter_context(_claimed(path))
-    recording = stack.enter_context(contextlib.ExitStack())
-    if processes.is_first:
+      stack.enter_context(recording)
       recording.enter_context(accounting.recorded(path, clock))
-    keep = config.checkpoint.keep
-    checkpoints = stack.enter_context(
-      Checkpoints(path, keep=keep, processes=processes, check=stop.check)
-    )
+    checkpoints = checkpoint.Checkpoints(path, keep=config.checkpoint.keep)
+    stack.enter_context(checkpoints)
     saved = checkpoints.newest_run()
     if saved is not None:
       resume.check_config(config, path, saved.config)
@@ -100,19 +81,19 @@ def train_and_evaluate(
         console.line(f'goes on with the weights and the mean image of {other}')
         config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
-    run = resume.prepare(config, path, stop, console, saved)
-    loop = resume.start_loop(run, checkpoints, clock, hooks.on_step)
+    run = resume.RunContext(config, path, stop, console, saved)
+    loop = resume.LoopState(run, checkpoints, clock, hooks.on_step)
     stack.callback(loop.writer.close)
-    if processes.is_first:
+    if is_first:
       config_lib.write_config(config, path)
     reporting.show_start(run, loop)
-    folder = path / 'profile' if hooks.profile and processes.is_first else None
+    folder = path / 'profile' if hooks.profile and is_first else None
     profile = reporting.Profile(folder, loop, console)
     _train(run, loop, hooks.on_evaluation, profile)
     checkpoints.wait()
     loop.writer.step_losses(loop.step, loop.progress.step_losses, last=True)
     _restore_best(run, loop)
-    if not processes.is_first:
+    if not is_first:
       return None
     speed = loop.clock.speed(whole=True)
     summary = state_lib.summarize(loop.state)
@@ -144,7 +125,7 @@ def _claimed(path):
     except BaseException:
       with contextlib.suppress(OSError):  # raised by what is not empty
         made = {*path.iterdir()} - entries
-        if made <= {path / FOLDER, path / files.LOCK_FILE}:
+        if made <= {path / checkpoint.FOLDER, path / files.LOCK_FILE}:
           for entry in sorted(made, reverse=True):  # the lock stays till last
             entry.rmdir() if entry.is_dir() else entry.unlink()
           for folder in parents:
@@ -152,23 +133,23 @@ def _claimed(path):
       raise
 
 
-def _train(run: RunContext, loop: LoopState, on_evaluation, profile) -> None:
+def _train(run, loop, on_evaluation, profile):
   """Trains to the end, or to a signal."""
   try:
     run.console.start(run.durations.num_steps, loop.step, 'step', 'training')
     try:
       _loop(run, loop, on_evaluation, profile)
-    except (Interrupted, UserError, OSError) as error:
-      if run.processes.is_alone or isinstance(error, Interrupted):
+    except (errors.Interrupted, errors.UserError, OSError) as error:
+      if run.processes.is_alone or isinstance(error, errors.Interrupted):
         _save_at_the_end(run, loop, error)
       raise  # of several only this process knows: the others are a step ahead
-  except NonFiniteLossError as error:
+  except errors.NonFiniteLossError as error:
     if not run.processes.is_first:
       raise
     kept = 'No checkpoint was saved yet'
     if steps := loop.checkpoints.close():
       kept = f'The newest checkpoint is of step {steps[-1]}'
-    raise NonFiniteLossError(f'{error}. {kept}') from error
+    raise errors.NonFiniteLossError(f'{error}. {kept}') from error
   finally:
     loop.clock.switch('save')  # the last one is waited for
     run.console.stop()
@@ -181,9 +162,9 @@ def _save_at_the_end(run, loop, error):
     _save(run, loop)
     loop.checkpoints.wait()
     run.console.line(f'saved step {loop.step} in {loop.checkpoints.folder}')
-  except (UserError, OSError):
+  except (errors.UserError, OSError):
     # Why the run ended matters more than another error of the disk.
-    if isinstance(error, Interrupted):
+    if isinstance(error, errors.Interrupted):
       raise
 
 
@@ -203,9 +184,7 @@ def _loop(run, loop, on_evaluation, profile):
     _apply_learning_rate(run, loop)
     reporting.show_changes(run, loop.step)
     batch = loop.batches.take()
-    if _histograms_due(run, loop):
-      _write_histograms(run, loop, batch, key)
-    profile.before(loop.step + 1)
+    _write_histograms_if_due(run, loop, batch, key)
     # Whatever crosses to the devices here without being asked to would make
     # them wait in every step.
     with jax.transfer_guard_host_to_device('disallow'):
@@ -227,15 +206,13 @@ def _loop(run, loop, on_evaluation, profile):
 
 
 def _unfreeze_if_due(run, loop):
-  """Lets all parameters train from here on, with an optimizer that starts anew.
-
-  Adam's and RMSprop's moments of frozen parameters are 0, which would make
-  their first steps many times the learning rate.
-  """
+  """Lets all parameters train from here on, with a new optimizer."""
   if run.is_frozen(loop.step) or not run.is_frozen(loop.step - 1):
     return
   run.console.line(f'step {loop.step}: all parameters train from here on')
   loop.clock.switch('compile')
+  # Adam's and RMSprop's moments of frozen parameters are 0, which would make
+  # their first steps many times the learning rate.
   opt_state = jax.jit(loop.state.tx.init)(loop.state.params)
   opt_state = parallel.replicate(opt_state, run.mesh)
   loop.state = loop.state.replace(opt_state=opt_state)
@@ -259,59 +236,50 @@ def _apply_learning_rate(run, loop):
 
 def _log(run, loop):
   """Writes and shows one row of the history."""
-  num_steps, lr = run.durations.num_steps, loop.learning_rate
+  config, step, num_steps = run.config, loop.step, run.durations.num_steps
   means, losses = loop.log.take()
   speed = loop.clock.speed()
-  if run.is_frozen(loop.step - run.config.log_every_steps):
+  if run.is_frozen(step - config.log_every_steps):
     speed.pop('mfu', None)  # the gradients of frozen parameters cost nothing
   names = state_lib.leaf_names(loop.state.params)
-  multipliers = run.config.schedule.lr_multipliers
-  rates = optimizer.group_rates(names, multipliers, loop.phase, lr)
-  several = rates if len(rates) > 1 else {}
-  row = {**means, 'learning_rate': lr, **several, **speed}
-  loop.writer.scalars(loop.step, row)
-  loop.writer.step_losses(loop.step, losses)
+  multipliers = config.schedule.lr_multipliers
+  rates = optimizer.group_rates(
+    names, multipliers, loop.phase, loop.learning_rate
+  )
+  row = {**means, 'learning_rate': loop.learning_rate}
+  row |= rates if len(rates) > 1 else {}
+  loop.writer.scalars(step, row | speed)
+  loop.writer.step_losses(step, losses)
   ends = sorted({min(rates.values()), max(rates.values())})
   lrs = ' to '.join(f'{value:.2g}' for value in ends)
   text, left = f'loss {means["train/loss"]:.4f}, lr {lrs}', ''
   if speed:
-    text += (
-      f', {speed["images_per_second"]:.0f} images/s,'
-      f' {speed["data_wait_fraction"]:.1%} waiting for data'
-      + (f', MFU {speed["mfu"]:.1%}' if 'mfu' in speed else '')
-    )
-    images = (num_steps - loop.step) * run.config.global_batch_size
-    seconds = images / speed['images_per_second']
-    left = f', {reporting.duration(seconds)} left'
-  run.console.values(text, f'step {loop.step}/{num_steps}', left)
-  # At the first log point from `flat_loss_steps` on.
-  since = loop.step - run.config.guards.flat_loss_steps
-  if run.config.guards.flat_loss_steps and (
-    0 <= since < run.config.log_every_steps
+    images_per_second = speed['images_per_second']
+    text += f', {images_per_second:.0f} images/s,'
+    text += f' {speed["data_wait_fraction"]:.1%} waiting for data'
+    text += f', MFU {speed["mfu"]:.1%}' if 'mfu' in speed else ''
+    images = (num_steps - step) * config.global_batch_size
+    left = f', {reporting.duration(images / images_per_second)} left'
+  run.console.values(text, f'step {step}/{num_steps}', left)
+  first = config.guards.flat_loss_steps  # the first log point from there on
+  if run.processes.is_first and 0 < first <= step < (
+    first + config.log_every_steps
   ):
-    warning = guards.flat_loss_warning(
-      means['train/loss'], len(run.class_names), loop.step
-    )
-    if warning and run.processes.is_first:
-      logging.getLogger(__name__).warning(warning)
+    guards.warn_of_flat_loss(means['train/loss'], len(run.class_names), step)
 
 
-def _histograms_due(run, loop):
-  """Returns True if the next update leads to an evaluation with histograms."""
+def _write_histograms_if_due(run, loop, batch, key):
+  """Writes histograms of parameters and of the gradients of the next update."""
   every = run.config.histogram_every_evals
   due = schedule.due(loop.step + 1, run.durations.eval_every)
-  return every and due and (loop.progress.evaluations + 1) % every == 0
-
-
-def _write_histograms(run, loop, batch, key):
-  """Writes histograms of parameters and of the gradients of the next update."""
+  if not (every and due) or (loop.progress.evaluations + 1) % every:
+    return
   loop.log.flush()
-  before = loop.clock.switch('other')
-  grads = run.steps_at(loop.step).grad(loop.state, batch, key)
-  for group, tree in (('params', loop.state.params), ('grads', grads)):
-    for name, (counts, edges) in metrics.histograms(tree).items():
-      loop.writer.histogram(loop.step, f'{group}/{name}', counts, edges)
-  loop.clock.switch(before)
+  with loop.clock.inside('other'):
+    grads = run.steps_at(loop.step).grad(loop.state, batch, key)
+    for group, tree in (('params', loop.state.params), ('grads', grads)):
+      for name, (counts, edges) in metrics.histograms(tree).items():
+        loop.writer.histogram(loop.step, f'{group}/{name}', counts, edges)
 
 
 def _evaluation_due(run, loop):
@@ -325,32 +293,30 @@ def _evaluation_due(run, loop):
 def _evaluate(run, loop, on_evaluation):
   """Evaluates, and tells the schedule, early stopping and the user."""
   loop.log.flush()  # before the clock stops: the step under way is counted
-  before = loop.clock.switch('evaluate')
-  start, step, progress = time.perf_counter(), loop.step, loop.progress
-  measured = _measure(run, loop.state)
-  values = measured.values
-  guards.check_finite(values['eval/loss'], step, step)
-  old_lr = progress.plateau.learning_rate
-  due = schedule.due(step, run.durations.eval_every)
-  warming = 0 < step <= run.durations.warmup_steps
-  progress.add_evaluation(run.config, values, step, due, warming)
-  loop.writer.scalars(step, values)
-  loop.writer.classes(step, measured.confusion, run.class_names)
-  run.console.line(
-    f'step {step}, epoch {step / run.durations.steps_per_epoch:.2f}:'
-    f' validation loss {values["eval/loss"]:.4f},'
-    f' top-1 {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f}'
-    f' ({reporting.duration(time.perf_counter() - start)})'
-  )
-  done = step >= run.durations.num_steps or progress.stopping.stopped
-  if progress.plateau.learning_rate != old_lr and not done:
+  with loop.clock.inside('evaluate'):
+    start, step, progress = time.perf_counter(), loop.step, loop.progress
+    measured = _measure(run, loop.state)
+    values, plateau = measured.values, progress.plateau
+    guards.check_finite(values['eval/loss'], step, step)
+    due = schedule.due(step, run.durations.eval_every)
+    warming = 0 < step <= run.durations.warmup_steps
+    progress.add_evaluation(run.config, values, step, due, warming)
+    loop.writer.scalars(step, values)
+    loop.writer.classes(step, measured.confusion, run.class_names)
     run.console.line(
-      f'learning rate {old_lr:.3g} -> {progress.plateau.learning_rate:.3g}: a'
-      f' plateau of {run.config.schedule.monitor}'
+      f'step {step}, epoch {step / run.durations.steps_per_epoch:.2f}:'
+      f' validation loss {values["eval/loss"]:.4f},'
+      f' top-1 {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f}'
+      f' ({reporting.duration(time.perf_counter() - start)})'
     )
-  if on_evaluation:
-    on_evaluation(step, values)
-  loop.clock.switch(before)
+    done = step >= run.durations.num_steps or progress.stopping.stopped
+    old, new = plateau.learning_rate, progress.plateau.learning_rate
+    if old != new and not done:
+      monitor = run.config.schedule.monitor
+      text = f'{old:.3g} -> {new:.3g}: a plateau of {monitor}'
+      run.console.line(f'learning rate {text}')
+    if on_evaluation:
+      on_evaluation(step, values)
 
 
 def _measure(run, state):
@@ -363,7 +329,7 @@ def _measure(run, state):
       run.to_devices,
       progress=lambda batches_done: run.check_stop(),
     )
-  except Interrupted:
+  except errors.Interrupted:
     run.check_stop(stop_asked=True)  # names the signal that came here
     raise
 
@@ -371,24 +337,22 @@ def _measure(run, state):
 def _save(run, loop, replace=False):
   """Starts to save the state; waits only for its copy to the host."""
   loop.log.flush()  # raises before a NaN state could be saved
-  before = loop.clock.switch('save')
-  loop.log.save_asked = False
-  loop.timer.restart()
-  loop.writer.sync()
-  progress = loop.progress
-  saved = SavedRun(
-    config=run.config,
-    data=run.data_record,
-    progress=progress,
-    iterator=loop.batches.iterator_state,
-    devices=run.mesh.size,
-    processes=run.processes.count,
-    num_microbatches=build.num_microbatches(run.config, run.mesh),
-  )
-  tree = state_lib.saved_tree(loop.state)
-  kept = {progress.best.step, progress.stopping.best_step}
-  loop.checkpoints.save(tree, saved, keep_steps=kept, replace=replace)
-  loop.clock.switch(before)
+  with loop.clock.inside('save'):
+    loop.log.restart_timer()
+    loop.writer.sync()
+    progress = loop.progress
+    saved = SavedRun(
+      config=run.config,
+      data=run.data_record,
+      progress=progress,
+      iterator=loop.batches.iterator_state,
+      devices=run.mesh.size,
+      processes=run.processes.count,
+      num_microbatches=build.num_microbatches(run.config, run.mesh),
+    )
+    tree = state_lib.saved_tree(loop.state)
+    kept = {progress.best.step, progress.stopping.best_step}
+    loop.checkpoints.save(tree, saved, keep_steps=kept, replace=replace)
 
 
 def _restore_best(run, loop):
@@ -397,11 +361,11 @@ def _restore_best(run, loop):
   if step == loop.step:
     return
   loop.clock.switch('evaluate')
-  template = state_lib.saved_tree(loop.state)
   try:
+    template = state_lib.saved_tree(loop.state)
     tree, _ = loop.checkpoints.restore(step, template)
-  except DamagedCheckpointError as error:
-    raise UserError(
+  except checkpoint.DamagedCheckpointError as error:
+    raise errors.UserError(
       f'the best checkpoint, {loop.checkpoints.folder / str(step)}, is'
       f' damaged ({error}); the run is complete, and its newest checkpoint is'
       f' {loop.step}'
@@ -416,18 +380,11 @@ def dry_run(
 ) -> dict | None:
   """Does a start-up, a train step, an evaluation batch, a save and a restore.
 
-  The pixel mean is that of a few hundred examples; everything else is what
-  training does. Nothing is left behind.
-
-  Returns:
-    {step, parameters, state_digest, seconds of each part}; None in all
-    processes but the first.
-
-  Raises:
-    UserError: as training does.
-    RuntimeError: if the restored state differs from the saved one.
+  The pixel mean is that of a few hundred examples; nothing is left behind.
+  Returns {step, parameters, state_digest, seconds of each part}, or None in all
+  processes but the first. Raises UserError as training does.
   """
-  seconds, processes = {}, distributed.current()
+  seconds = {}
 
   @contextlib.contextmanager
   def timed(name):
@@ -442,7 +399,7 @@ def dry_run(
   with tempfile.TemporaryDirectory() as name:
     folder, limit = pathlib.Path(name), _DRY_RUN_MEAN_EXAMPLES
     with timed('start-up'):
-      run = resume.prepare(config, folder, stop, console, mean_limit=limit)
+      run = resume.RunContext(config, folder, stop, console, None, limit)
       state, progress = resume.initial_state(run)
     with timed('train step'):
       batches = build.make_train_iter(
@@ -457,15 +414,13 @@ def dry_run(
     with timed('save and restore'):
       tree = state_lib.saved_tree(state)
       saved = SavedRun(config, run.data_record, progress, batches.get_state())
-      with Checkpoints(
-        folder, processes=processes, check=stop.check
-      ) as checkpoints:
+      with checkpoint.Checkpoints(folder) as checkpoints:
         checkpoints.save(tree, saved)
         checkpoints.wait()
         restored, _ = checkpoints.restore(1, tree)
       if state_lib.state_digest(restored) != state_lib.state_digest(tree):
         raise RuntimeError('the restored state differs from the saved one')
   console.line('the dry run went through; nothing was kept')
-  if not processes.is_first:
+  if not run.processes.is_first:
     return None
   return {**state_lib.summarize(state), 'seconds': seconds}

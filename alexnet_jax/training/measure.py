@@ -53,16 +53,11 @@ def evaluate(
 ) -> Measured:
   """Measures over exactly the examples whose mask is set.
 
-  Args:
-    eval_step: mapped over the devices, see `training.step.eval_step`.
-    batches: host batches of the split, see `data.pipeline.eval_dataset`.
-    to_devices: starts the transfer of a batch.
-    progress: called with the number of batches dispatched.
-    num_examples: of the split; None: predictions have the padding of the last
-      batch, which does not count.
-
-  Raises UserError if no example counts, and Interrupted after a batch whose
-  stop flag was set, see `resume`.
+  For the mapped `eval_step` see `training.step`, for the host batches
+  `data.pipeline.eval_dataset`; `to_devices` starts the transfer of one,
+  `progress` is called with the number dispatched. Without `num_examples` of the
+  split predictions have the last batch's padding. Raises UserError if no
+  example counts, and Interrupted after a batch whose stop flag was set.
   """
 
   def results():

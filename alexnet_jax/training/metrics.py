@@ -1,8 +1,7 @@
 """Metrics: sums on the device, ratios and measures of classes on the host.
 
-Measures of classes follow scikit-learn with `zero_division=0`: a ratio of
-nothing to nothing is 0, and averages are over all classes, also those that
-never occur.
+Measures of classes follow scikit-learn with `zero_division=0`, averaged over
+all classes, also those that never occur.
 """
 
 import jax
@@ -21,17 +20,12 @@ MEASURES = ('precision', 'recall', 'f1')
 def example_sums(
   logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-  """Returns sums over the examples of one device's batch.
+  """Returns sums over the examples of one device's batch that the mask has.
 
-  Args:
-    logits: float32 [batch, num_classes].
-    labels: int32 [batch].
-    mask: bool [batch], False for examples that do not count.
-
-  Returns:
-    {loss, top1, top5: float32 [], count: int32 []}: the cross-entropy in nats
-    and the numbers of examples whose label is among the one and the five
-    largest logits. Equal logits rank by class number, as argmax does.
+  Logits are float32 [batch, num_classes], labels int32 [batch], the mask bool
+  [batch]. Returns {loss, top1, top5: float32 [], count: int32 []}: the
+  cross-entropy in nats and the numbers of examples whose label is among the one
+  and the five largest logits. Equal ones rank by class number, as argmax does.
   """
   mask = jnp.ones(labels.shape, bool) if mask is None else mask
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -47,8 +41,7 @@ def example_sums(
 def label_ranks(scores, labels, xp=jnp):
   """Returns how many classes rank before the label of each example, int [n].
 
-  Of equal scores, float [n, classes], the first class ranks higher. `xp` is
-  `jax.numpy`, or `numpy` on the host.
+  Of equal scores, float [n, classes], the first ranks higher; `xp` is numpy.
   """
   own = xp.take_along_axis(scores, labels[:, None], axis=1)
   earlier = xp.arange(scores.shape[1])[None, :] < labels[:, None]
@@ -60,11 +53,10 @@ def label_ranks(scores, labels, xp=jnp):
 def best_classes(
   logits: jax.Array, labels: jax.Array, count: int
 ) -> dict[str, jax.Array]:
-  """Returns the best classes and the loss of each example.
+  """Returns the best `count` classes and the loss of each example.
 
   They are {classes: int32 [batch, count], best first (all, if there are fewer),
-  probabilities: float32 [batch, count], loss: float32 [batch], in nats}, of
-  logits [batch, classes] and labels int32 [batch].
+  probabilities: float32 [batch, count], loss: float32 [batch], in nats}.
   """
   # Ranked by the logits: small probabilities may all be 0.
   _, classes = lax.top_k(logits, min(count, logits.shape[1]))
@@ -83,8 +75,7 @@ def add_sums(total: dict[str, float], sums: dict) -> dict[str, float]:
 def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
   """Returns {prefix/loss, prefix/top1, prefix/top5}; the count is positive.
 
-  Where the sums have them, also prefix/objective and prefix/unreadable: how
-  often an image could not be decoded.
+  Also objective and unreadable, a number of images, where the sums have them.
   """
   values = {
     f'{prefix}/{name}': sums[name] / sums['count']
@@ -97,10 +88,7 @@ def ratios(sums: dict[str, float], prefix: str) -> dict[str, float]:
 
 
 def confusion_matrix(labels, predicted, num_classes: int):
-  """Counts pairs (true class, predicted class), both int [n]: int64, csr.
-
-  Of many classes a dense array [num_classes, num_classes] would be too large.
-  """
+  """Counts pairs (true class, predicted class), both int [n]: int64, csr."""
   return scipy.sparse.csr_array(
     (np.ones(len(labels), np.int64), (labels, predicted)),
     shape=(num_classes, num_classes),
@@ -131,8 +119,7 @@ def averaged_measures(confusion, prefix: str) -> dict[str, float]:
   """Returns {prefix/macro_precision, prefix/macro_recall, ...}.
 
   `macro` is the mean over the classes, `weighted` that by their numbers of
-  examples, `micro` of all examples together, where each of the three measures
-  is top-1.
+  examples, `micro` of all examples together, where each measure is top-1.
   """
   measures = class_measures(confusion)
   support = measures['support']
@@ -148,9 +135,9 @@ def averaged_measures(confusion, prefix: str) -> dict[str, float]:
 
 
 def most_confused(confusion, count: int) -> list[tuple[int, int, int]]:
-  """Returns the most frequent mistakes: (true, predicted class, examples).
+  """Returns the `count` most frequent mistakes: (true, predicted, examples).
 
-  At most `count`, the most frequent first; equal ones in the classes' order.
+  The most frequent come first; equal ones in the classes' order.
   """
   pairs = scipy.sparse.coo_array(confusion)
   order = np.lexsort((pairs.col, pairs.row, -pairs.data))
@@ -160,7 +147,6 @@ def most_confused(confusion, count: int) -> list[tuple[int, int, int]]:
 
 
 def _ratio(part, whole):
-  """Returns part / whole in float64, 0 where both are 0."""
   part, whole = np.asarray(part, float), np.asarray(whole, float)
   return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 

@@ -26,14 +26,12 @@ _UNFIT = {
 
 
 def _mask_of(kind):
-  """Returns a mask of parameters called so: kernel, bias or scale."""
   return lambda params: map_named(
     lambda name, _: name.endswith(f'/{kind}'), params
   )
 
 
-def _factors(name, lr_multipliers):
-  """Returns factors of a parameter's learning rate: at first, by entry."""
+def _factors(name, lr_multipliers):  # at first, and from each entry on
   factors = [1.0]
   for _, pattern, factor in lr_multipliers:
     matches = fnmatch.fnmatchcase(name, pattern)
@@ -49,7 +47,7 @@ def group_rates(
 ) -> dict[str, float]:
   """Returns {learning_rate/NAME: value} of parameters whose factors differ.
 
-  NAME is the first parameter of those that always have the same factor.
+  NAME is the first of those that always have the same factor.
   """
   groups = {}
   for name in names:
@@ -85,7 +83,6 @@ def _by_phase(phase, lr_multipliers, scale):
 
 
 def _from_optax(options, learning_rate):
-  """Returns the optimizer of optax that has this name, or raises ValueError."""
   home, _, name = options.name.rpartition('.')
   homes = {'optax': vars(optax), 'optax.contrib': vars(optax.contrib)}
   function, arguments = homes.get(home, {}).get(name), dict(options.arguments)
@@ -144,17 +141,12 @@ def make_optimizer(
   instead of g, so that neither s nor momentum changes it. Under the name
   `optax.lion` and the like w <- w + what that optimizer of optax returns.
 
-  Args:
-    learning_rate: initial value; `state.with_learning_rate` replaces it.
-    lr_multipliers: see `config.schedule.lr_multipliers`. Where a factor is 0 a
-      parameter stands still from then on, whatever its velocity.
-    **options: keys of config.optimizer; the others have their defaults.
-
-  Returns:
-    A transformation whose state has `hyperparams['learning_rate']`, float32,
-    and with `lr_multipliers` also `hyperparams['phase']`, float32: how many of
-    them have begun. Its `init` raises UserError if they name unknown
-    parameters, or if optax refuses the name or the arguments.
+  The options are keys of config.optimizer; for `lr_multipliers` see
+  config.schedule: where a factor is 0 a parameter stands still, whatever its
+  velocity. `state.with_learning_rate` sets `hyperparams` of the state, float32:
+  learning_rate and, with multipliers, phase, how many of them have begun.
+  `init` raises UserError if they name unknown parameters, or if optax refuses
+  the name or the arguments.
   """
   section = config_lib.make_config().optimizer.lock()
   section.update(options)
@@ -197,7 +189,6 @@ def chain(options, learning_rate, phase=None, lr_multipliers=()):
 
 
 def _built_in(options, descent):
-  """Returns the transformations of an optimizer with keys of its own."""
   kernels, velocity = _mask_of('kernel'), []
   decayed = optax.add_decayed_weights(
     options.weight_decay, kernels if options.decay == 'kernels' else None

@@ -62,7 +62,7 @@ def replicate(tree, mesh: Mesh):
 def broadcast_arrays(tree):
   """Returns the numpy arrays of process 0 in every process, bit for bit.
 
-  Of the tree of other processes only shapes and dtypes count.
+  The trees of the others have the same shapes and dtypes.
   """
   if jax.process_count() == 1:
     return tree
@@ -85,17 +85,12 @@ def broadcast_arrays(tree):
 def map_over_devices(
   function: Callable, mesh: Mesh, kind: str, *, donate_state: bool = False
 ) -> Callable:
-  """Maps a per-device function (state, batch, ...) over the devices.
+  """Maps a pure per-device function (state, batch, ...) over the devices.
 
   State, further arguments and all results are the same on every device; the
   batch (see `batch_to_devices`) is sharded. Results must therefore be reduced
-  over the axis `AXIS` inside.
-
-  Args:
-    function: pure.
-    kind: `pmap` or `shard_map`.
-    donate_state: whether the first argument's memory is reused; the caller's
-      arrays are gone after the call.
+  over the axis `AXIS` inside. `kind` is pmap or shard_map; with `donate_state`
+  the memory of the state is reused.
   """
   donated = (0,) if donate_state else ()
 
@@ -162,10 +157,9 @@ class DeviceBatches:
   """
 
   def __init__(self, iterator, to_devices: Callable, waiting=nullcontext):
-    """`iterator` yields host batches and has get_state, as Grain's do.
+    """Takes a Grain iterator, and what starts the transfer of a batch.
 
-    `to_devices` starts the transfer of one; `waiting` gives a context for the
-    wait for one.
+    `waiting` gives a context for the wait for one.
     """
     self._iterator, self._to_devices = iterator, to_devices
     self._waiting = waiting
@@ -173,22 +167,19 @@ class DeviceBatches:
     self.iterator_state = iterator.get_state()
 
   def take(self) -> dict:
-    """Returns the next batch. Raises StopIteration after the last."""
+    """Returns the next batch."""
     if self._ahead is None:
       self.fetch()
     ahead, self._ahead = self._ahead, None
     if isinstance(ahead, Exception):
       raise ahead
     batch, self.iterator_state = ahead
-    if batch is None:
-      raise StopIteration
     return batch
 
   def fetch(self) -> None:
     """Starts the transfer of the batch that `take` returns next.
 
-    If the batch cannot be read, `take` raises the error: the step that is under
-    way comes to its end before.
+    If it cannot be read, `take` raises the error, after the step under way.
     """
     try:
       with self._waiting():

@@ -11,16 +11,11 @@ import numpy as np
 
 
 def normalize(
-  images: jax.Array,
-  mean: jax.typing.ArrayLike,
-  std: float | Sequence[float],
+  images: jax.Array, mean: jax.typing.ArrayLike, std: float | Sequence[float]
 ) -> jax.Array:
-  """Returns (images - mean) / std in float32.
+  """Returns (images - mean) / std in float32; images: [batch, h, w, 3].
 
-  Args:
-    images: uint8 [batch, height, width, 3].
-    mean: anything that broadcasts to one image: [3] or [height, width, 3].
-    std: one number for all pixels, or one for each channel.
+  The mean is [3] or [h, w, 3], std one number, or one for each channel.
   """
   mean, std = (
     jnp.asarray(value, jnp.float32)[(None,) * (images.ndim - np.ndim(value))]
@@ -32,14 +27,11 @@ def normalize(
 def augment(batch) -> jax.Array:
   """Returns the images of a training batch, flipped and shifted in color.
 
-  They are uint8, or float32: within 0 to 255 except for what `color` adds, as
-  in the paper. Flipping here is part of the pass that reads the images anyway;
-  on the host it would cost more than reading and cropping them.
-
-  Args:
-    batch: {image: uint8 [batch, height, width, 3]} and, where they are wanted,
-      flip: bool [batch], brightness: float32 [batch] and color: float32
-      [batch, 3], both in levels of 255.
+  The batch has image: uint8 [batch, height, width, 3] and, where they are
+  wanted, flip: bool [batch], brightness: float32 [batch] and color: float32
+  [batch, 3], both in levels of 255. The result is uint8, or float32 within 0 to
+  255 except for what `color` adds, as in the paper. Flipping is part of the
+  pass that reads the images anyway; on the host it would cost more.
   """
   images = batch['image']
   if 'flip' in batch:
@@ -54,21 +46,14 @@ def augment(batch) -> jax.Array:
 
 
 def crop_logits(
-  logits_of: Callable[[jax.Array], jax.Array],
-  images: jax.Array,
-  crop_size: int,
+  logits_of: Callable[[jax.Array], jax.Array], images: jax.Array, crop_size: int
 ) -> jax.Array:
   """Returns logits of images, or of the mean softmax over their ten crops.
 
   The crops are the four corners and the center (Krizhevsky et al. 2012, section
-  4.1), and the same mirrored. They are computed one after the other: the memory
-  is that of one.
-
-  Args:
-    logits_of: function of crops [batch, crop_size, crop_size, 3] that returns
-      float32 [batch, classes], as this does.
-    images: uint8 [batch, size, size, 3].
-    crop_size: size of ten crops, in pixels; 0: the images are the crops.
+  4.1), and the same mirrored, one after the other: the memory is that of one.
+  `logits_of` makes float32 [batch, classes] of them; the images are uint8
+  [batch, size, size, 3]. With a `crop_size` of 0 they are the crops.
   """
   if not crop_size:
     return logits_of(images)

@@ -61,10 +61,9 @@ class Progress:
   ) -> None:
     """Shows an evaluation to the best, the plateau and early stopping.
 
-    Args:
-      due: whether it ends an interval. Otherwise it ends a run, where a longer
-        run would have none, and plateau and early stopping do not see it.
-      warming: whether it is of the warm-up, which the plateau does not see.
+    One that is not `due`, at the end of a run, is hidden from plateau and early
+    stopping: a longer run would have none. One in the warm-up, `warming`, is
+    hidden from the plateau.
     """
     self.evaluated_step, self.last_evaluation = step, values
     monitor = config.checkpoint.monitor
@@ -125,11 +124,7 @@ class SavedRun:
 
   @classmethod
   def from_json(cls, fields: Mapping) -> 'SavedRun':
-    """Returns what `to_json` gave.
-
-    Raises:
-      ValueError: naming what is missing, unknown or of another type.
-    """
+    """Returns what `to_json` gave; ValueError names what is of another kind."""
     names = {field.name for field in dataclasses.fields(cls)}
     if wrong := sorted(names ^ fields.keys()):
       raise ValueError(f'missing or unknown: {", ".join(wrong)}')
@@ -164,33 +159,45 @@ class TrainLog:
   """Fetches the sums of each step one step late, and adds them up.
 
   By then the next step is under way, so that the device is never idle while
-  the host waits for a number.
+  the host waits for a number. `on_step` is called with step and metrics.
   """
 
-  def __init__(self, progress: Progress, step: int, on_step=None):
-    """Takes what is called with each step and its metrics, or None."""
+  def __init__(
+    self, progress: Progress, step: int, on_step=None, save_minutes: float = 0
+  ):
+    """Takes the minutes between two saves; 0: the clock asks for none."""
     self._progress, self._on_step = progress, on_step
     self._pending = None
     self._last_finite = step
+    self._save_seconds = 60 * save_minutes or math.inf
     self.stop_asked = False  # a signal came to one of the processes
-    self.save_asked = False  # see `SaveTimer`
+    self.restart_timer()
+
+  def restart_timer(self) -> None:
+    """Begins anew to wait for the time of the next save."""
+    self.save_asked = False
+    self._save_due = time.monotonic() + self._save_seconds
+
+  def is_save_due(self) -> bool:
+    """Returns True once when the time for a save has come; then False."""
+    if time.monotonic() < self._save_due:
+      return False
+    self._save_due = math.inf
+    return True
 
   def add(self, step: int, sums: dict) -> None:
     """Adds the sums of the update that led to `step`, still on the device.
 
-    Raises:
-      NonFiniteLossError: if the loss of the update before it is not finite.
+    Raises NonFiniteLossError if the loss of the one before is not finite.
     """
-    before, self._pending = self._pending, (step, sums)
-    self._count(before)
+    self._count_pending((step, sums))
 
   def flush(self) -> None:
     """Waits for the sums that were added last. Raises as `add` does."""
-    before, self._pending = self._pending, None
-    self._count(before)
+    self._count_pending(None)
 
-  def _count(self, pending):
-    """Adds the sums of a step up, if there is one."""
+  def _count_pending(self, following):
+    pending, self._pending = self._pending, following
     if pending is None:
       return
     step, sums = pending
@@ -215,23 +222,3 @@ class TrainLog:
     sums, progress.train_sums = progress.train_sums, {}
     losses, progress.step_losses = progress.step_losses, []
     return metrics.ratios(sums, 'train'), losses
-
-
-class SaveTimer:
-  """Asks for a save when the time for it has come."""
-
-  def __init__(self, minutes: float):
-    """Takes the minutes from one save to the next; 0: never."""
-    self._seconds = 60 * minutes or math.inf
-    self.restart()
-
-  def restart(self) -> None:
-    """Begins anew, after a save."""
-    self._due = time.monotonic() + self._seconds
-
-  def asks(self) -> bool:
-    """Returns True once when the time has come; from then on False."""
-    if time.monotonic() < self._due:
-      return False
-    self._due = math.inf
-    return True

@@ -26,21 +26,16 @@ class Profile:
     self._clock, self._line = loop.clock, console.line
     self._running = False
 
-  def before(self, step: int) -> None:
-    """Starts the trace if it begins with this step."""
-    if self._folder and step == self._first:
-      before = self._clock.switch('other')
-      jax.profiler.start_trace(self._folder)
-      self._running = True
-      self._clock.switch(before)
-
   def after(self, step: int, sums) -> None:
-    """Writes the trace if it ends with this step, which leads to `sums`."""
-    if self._running and step == self._last:
+    """Starts or writes the trace after a step, which leads to `sums`."""
+    if self._folder and step == self._first - 1:
+      with self._clock.inside('other'):
+        jax.profiler.start_trace(self._folder)
+      self._running = True
+    elif self._running and step == self._last:
       jax.block_until_ready(sums)
-      before = self._clock.switch('other')
-      self._write()
-      self._clock.switch(before)
+      with self._clock.inside('other'):
+        self._write()
 
   def finish(self) -> None:
     """Writes an unfinished trace after the last step, or tells why not."""
@@ -91,10 +86,8 @@ def show_start(run, loop) -> None:
   }
   until = durations.pca_lighting_steps
   if data.pca_lighting and not (until and loop.step >= until):
-    rows['PCA lighting'] = (
-      f'{data.pca_lighting:g} times the {data.pca_lighting_unit}'
-      + _until(until)
-    )
+    text = f'{data.pca_lighting:g} times the {data.pca_lighting_unit}'
+    rows['PCA lighting'] = text + _until(until)
   rows['implementation'] = resolve_implementation(
     config.implementation, device.platform
   )
@@ -126,8 +119,7 @@ def show_end(run, loop, seconds: dict[str, float]) -> None:
 
   For the `seconds` of the run see `accounting.account`.
   """
-  progress, line = loop.progress, run.console.line
-  best = progress.best
+  progress, line, workdir = loop.progress, run.console.line, run.workdir
   for loader in (run.train_loader, run.eval_loader):
     if loader.unreadable:
       line(
@@ -137,17 +129,16 @@ def show_end(run, loop, seconds: dict[str, float]) -> None:
   stopped = ' (stopped early)' if progress.stopping.stopped else ''
   if (kept := progress.final_step(run.config, loop.step)) != loop.step:
     stopped += f', with the state of step {kept}'
-  parts = ', '.join(
-    f'{name} {share}' for name, _, share in accounting.table(seconds)
-  )
+  parts = [f'{name} {share}' for name, _, share in accounting.table(seconds)]
   line(
     f'done at step {loop.step}{stopped}: validation top-1'
     f' {progress.last_evaluation["eval/top1"]:.4f}; best'
-    f' {run.config.checkpoint.monitor} {best.value:.4f} at step {best.step}\n'
-    f'{duration(sum(seconds.values()))} in all: {parts}\n'
-    f'checkpoints: {run.workdir / FOLDER}\n'
-    f'history: {run.workdir / METRICS_FILE};'
-    f' tensorboard --logdir {shlex.quote(str(run.workdir / "events"))}\n'
+    f' {run.config.checkpoint.monitor} {progress.best.value:.4f} at step'
+    f' {progress.best.step}\n'
+    f'{duration(sum(seconds.values()))} in all: {", ".join(parts)}\n'
+    f'checkpoints: {workdir / FOLDER}\n'
+    f'history: {workdir / METRICS_FILE};'
+    f' tensorboard --logdir {shlex.quote(str(workdir / "events"))}\n'
     'next: python -m alexnet_jax.evaluation.evaluate --workdir'
-    f' {shlex.quote(str(run.workdir))}'
+    f' {shlex.quote(str(workdir))}'
   )

@@ -1,16 +1,9 @@
 """Durations in steps, learning-rate schedules and early stopping.
 
-The memory of plateau and early stopping is in the `*State` dataclasses, plain
-numbers that go into the checkpoint as JSON. Both behave as Keras'
-ReduceLROnPlateau and EarlyStopping do on the same values:
-
-- The first value is always an improvement; later ones are if they pass the
-  best by more than the threshold. The comparison is in float32, as there.
-- A plateau drops at the `patience`-th evaluation in a row without improvement,
-  unless the learning rate is at its minimum already. An evaluation in cooldown
-  clears the patience; in the one that ends it patience counts again.
-- Early stopping stops at the `patience`-th evaluation in a row without
-  improvement, but never at the very first evaluation.
+Plateau and early stopping do what Keras' ReduceLROnPlateau and EarlyStopping do
+on the same values, in float32; their memory goes into the checkpoint. A plateau
+drops at the `patience`-th evaluation in a row without improvement. One in
+cooldown clears the patience; in the one that ends it patience counts again.
 """
 
 import dataclasses
@@ -39,11 +32,10 @@ class Durations:
 
 
 def resolve_durations(config, num_examples: int) -> Durations:
-  """Resolves every duration of the config to steps.
+  """Resolves every duration of the config to steps, with exact fractions.
 
-  The fractions are exact, so that an epoch ends in the same step whether one
-  counts one epoch or a hundred. `num_examples` is that of the training split.
-  Raises UserError if the run has too many steps.
+  `num_examples` is that of the training split. Raises UserError if the run has
+  too many steps.
   """
   per_epoch = fractions.Fraction(num_examples, config.global_batch_size)
 
@@ -156,8 +148,8 @@ def learning_rate_at(
 
   With `options` config.schedule and `learning_rate` the value after warm-up and
   before any drop, but that of a plateau. Recorded factors are in the optimizer.
-  Warm-up rises linearly; the first update has learning_rate / warmup_steps. One
-  cycle (Smith and Topin 2018) is PyTorch's OneCycleLR; the momentum stays.
+  Warm-up is linear, from learning_rate / warmup_steps. One cycle (Smith and
+  Topin 2018) is PyTorch's OneCycleLR; the momentum stays.
   """
   warmup = durations.warmup_steps
   span = max(1, durations.num_steps - warmup)
@@ -186,6 +178,5 @@ def learning_rate_at(
   return learning_rate
 
 
-def _between(first, last, share):
-  """Returns a point of the half cosine from `first` to `last`."""
+def _between(first, last, share):  # on the half cosine
   return last + (first - last) * (0.5 * (1 + math.cos(math.pi * share)))

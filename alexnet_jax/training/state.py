@@ -14,7 +14,6 @@ import optax
 
 from alexnet_jax import files
 from alexnet_jax.errors import NonFiniteLossError
-from alexnet_jax.errors import UserError
 
 
 class TrainState(train_state.TrainState):
@@ -39,8 +38,8 @@ def create_train_state(
 ) -> TrainState:
   """Initializes parameters and optimizer `tx` on the default device.
 
-  The model is one from float images of `image_shape`, (height, width, 3), to
-  logits. With `ema` an average of the parameters is kept; it starts with them.
+  Images are of `image_shape`, (height, width, 3). With `ema` an average of the
+  parameters is kept; it starts with them.
   """
 
   def init(key):
@@ -68,13 +67,11 @@ def saved_tree(state: TrainState) -> dict:
 def with_learning_rate(state: TrainState, **values: jax.Array) -> TrainState:
   """Returns the state with another learning rate; recompiles nothing.
 
-  The values are learning_rate, of the next updates, and, if there are
-  `config.schedule.lr_multipliers`, phase: how many of them have begun. Both are
-  float32 [].
+  The values, float32 [], are those of `optimizer.make_optimizer`.
   """
-  opt_state = state.opt_state
-  hyperparams = opt_state.hyperparams | values
-  return state.replace(opt_state=opt_state._replace(hyperparams=hyperparams))
+  hyperparams = state.opt_state.hyperparams | values
+  opt_state = state.opt_state._replace(hyperparams=hyperparams)
+  return state.replace(opt_state=opt_state)
 
 
 def leaf_names(tree) -> dict[str, object]:
@@ -95,10 +92,9 @@ def _leaf_name(path):
 
 
 def state_digest(tree: dict) -> str:
-  """Returns a SHA-256 of a state; two runs are equal exactly if it is.
+  """Returns a SHA-256 of a `saved_tree`; two runs are equal exactly if it is.
 
-  It is over the names, shapes, dtypes and bytes of all but the step. The tree
-  is `saved_tree` of a state, on the host or on devices.
+  It is over the names, shapes, dtypes and bytes of all but the step.
   """
   sha = hashlib.sha256()
   fields = {name: field for name, field in tree.items() if name != 'step'}
@@ -119,28 +115,17 @@ def refuse_non_finite(tree: dict) -> None:
       )
 
 
-def refuse_misfit(saved: dict, template: dict, path) -> None:
-  """Raises UserError naming each array of another dtype or shape.
+def misfits(theirs, ours) -> str:
+  """Returns a line for each array of another dtype or shape in two trees."""
 
-  `saved` is the tree of the checkpoint `path`, `template` that of the network.
-  """
-  found, wanted = (
-    {
-      name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-      for name, leaf in leaf_names(tree).items()
-    }
-    for tree in (saved, template)
+  def kind(leaf):
+    return f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+
+  kinds = (leaf_names(jax.tree.map(kind, tree)) for tree in (theirs, ours))
+  return ''.join(
+    f'  {name}: {there or "nothing"} there, {here or "nothing"} here\n'
+    for name, (there, here) in files.differences(*kinds).items()
   )
-  if different := files.differences(found, wanted):
-    lines = [
-      f'  {name}: the checkpoint has {theirs or "nothing"}, this network'
-      f' {ours or "nothing"}\n'
-      for name, (theirs, ours) in different.items()
-    ]
-    raise UserError(
-      f'{path} is of another network:\n{"".join(lines)}Use its config or'
-      ' another --workdir'
-    )
 
 
 def summarize(state: TrainState) -> dict:

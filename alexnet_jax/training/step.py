@@ -49,10 +49,9 @@ class StepOptions:
 def example_keys(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
   """Returns the keys of this device's examples in one step.
 
-  The key of an example depends on the key of the run (typed or the numbers of
-  one, uint32 [2]), the step and the example's index in the global batch:
-  neither on the number of devices nor on what else is computed with it. The
-  devices are in the order of their examples, `count` each.
+  Each depends on the key of the run (typed, or its numbers, uint32 [2]), the
+  step and the example's index in the global batch alone. The devices are in the
+  order of their examples, `count` each.
   """
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key, impl=KEY_IMPL)
@@ -62,7 +61,6 @@ def example_keys(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
 
 
 def _objective(logits, labels, params, options):
-  """Returns the mean over a batch of logits [batch, num_classes]."""
   # It compares; indexing would have a scatter as its gradient.
   targets = jax.nn.one_hot(labels, logits.shape[1])
   targets = optax.smooth_labels(targets, options.label_smoothing)
@@ -82,12 +80,9 @@ def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
   """Returns (grads, (value, logits, batch_stats)) of a device's microbatch.
 
   Frozen parameters get gradients of zero, and frozen batch norms keep and use
-  their running statistics.
-
-  Args:
-    batch: label: int32 [batch], what `preprocess.augment` uses and maybe scale:
-      float32 [batch], a factor of the pixels after the mean is subtracted.
-    keys: of the dropout, see `example_keys`.
+  their running statistics. The batch has label: int32 [batch], what
+  `preprocess.augment` uses and maybe scale: float32 [batch], a factor of the
+  pixels after the mean is subtracted; for the keys see `example_keys`.
   """
   frozen = options.frozen
   images = preprocess.augment(batch)
@@ -119,9 +114,9 @@ def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
 
 
 def num_microbatches(count: int, microbatch_size: int) -> int:
-  """Returns the smallest number of equal microbatches of at most that size.
+  """Returns the least number of equal parts of `count` examples of one device.
 
-  `count`: the examples of one device; a size of 0: all of them.
+  Each has at most `microbatch_size` examples; 0: all.
   """
   most = microbatch_size or count
   return next(
@@ -130,18 +125,13 @@ def num_microbatches(count: int, microbatch_size: int) -> int:
 
 
 def accumulate(function: Callable, stats, batch, count: int):
-  """Accumulates gradients and sums over the microbatches of a batch.
+  """Returns what `function` gives for a batch, from its `count` microbatches.
 
+  It is (stats, batch) -> (grads, stats, sums): gradients of a mean over the
+  batch, statistics that go on to the next microbatch, sums over the batch.
   Beside what one microbatch takes, there is one tree of gradients in memory.
-  Returns what `function` would give for the whole batch.
-
-  Args:
-    function: (stats, batch) -> (grads, stats, sums): gradients of a mean over
-      the batch, statistics that go on to the next microbatch, sums over the
-      batch.
-    count: number of microbatches; divides the batch. Example i belongs to
-      microbatch i % count: with every device doing so, what makes up a
-      microbatch of the global batch depends on `count` alone.
+  Example i belongs to microbatch i % count: with every device doing so, what
+  makes up a microbatch of the global batch depends on `count` alone.
   """
   if count == 1:
     return function(stats, batch)
@@ -169,7 +159,6 @@ def accumulate(function: Callable, stats, batch, count: int):
 
 
 def _grads_and_sums(state, batch, key, options):
-  """Returns (grads of all devices, batch_stats and sums of this one)."""
   count = len(batch['label'])
   keys = example_keys(key, state.step, count)
   is_weighted = len(options.class_weights) > 0
@@ -201,15 +190,12 @@ def _grads_and_sums(state, batch, key, options):
 def train_step(state: TrainState, batch, key, *, options: StepOptions):
   """Makes one update from one global batch, of which this device has a part.
 
-  Args:
-    batch: this device's part, see `loss_and_grads`; also unreadable: bool
-      [batch], where the config skips such images, and stop and save: bool
-      [batch], see `resume.RunContext`, all counted.
-    key: of the run, see `example_keys`: there is no random state to save.
+  The batch is that of `loss_and_grads`, with flags that are counted, bool
+  [batch]: unreadable, where the config skips such images, and stop and save,
+  see `resume.RunContext`. The key is that of the run, see `example_keys`.
 
-  Returns:
-    (state after, sums over the global batch); see `metrics.example_sums`. If
-    the objective is more than the cross-entropy, the sums also have it.
+  Returns (state after, sums over the global batch, see `metrics.example_sums`).
+  If the objective is more than the cross-entropy, the sums also have it.
   """
   grads, batch_stats, sums = _grads_and_sums(state, batch, key, options)
   batch_stats = lax.pmean(batch_stats, AXIS)
@@ -270,16 +256,12 @@ def eval_step(
 ):
   """Returns sums and predictions of one global batch; this device has a part.
 
-  Args:
-    batch: {image, label, unreadable, stop} as in training and mask: bool
-      [batch].
-    top: number of classes that are predicted for each example.
-    crop_size: see `preprocess.crop_logits`.
+  The batch has image, label, unreadable and stop as in training, and mask: bool
+  [batch]; for `crop_size` see `preprocess.crop_logits`.
 
-  Returns:
-    Sums as of `train_step`, num_classes: int32 [], and examples, of the global
-    batch: {labels, counts: its labels and mask, classes: int32 [batch, top],
-    best first, probabilities: float32, the same, loss: float32 [batch]}.
+  Returns sums as of `train_step`, num_classes: int32 [], and examples, of the
+  global batch: {labels, counts: its labels and mask, classes: int32 [batch,
+  top], best first, probabilities: float32, the same, loss: float32 [batch]}.
   """
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
 
@@ -307,14 +289,10 @@ def feature_step(
   options: StepOptions,
   layers: Sequence[tuple[str, bool]],
 ):
-  """Returns the outputs of layers for a global batch; this device has a part.
+  """Returns the outputs of layers for a global batch, as of `eval_step`.
 
-  Args:
-    batch: as of `eval_step`.
-    layers: (name, whether the ReLU that follows belongs to the output).
-
-  Returns:
-    (labels and mask of the global batch, {layer: float32 [batch, ...]}).
+  Each of `layers` is (name, whether the ReLU that follows belongs to it).
+  Returns (labels, mask, {layer: float32 [batch, ...]}).
   """
   images = preprocess.normalize(batch['image'], options.mean, options.std)
   _, seen = state.apply_fn(

@@ -1,8 +1,7 @@
 """Fine-tuning: initial weights from another run, frozen parameters.
 
-A pattern (shell style, as of `fnmatch`) names parameters such as conv1/kernel:
-`conv1/kernel` this one, `conv1` all of the layer, `conv*` those of all
-convolutions, `*/bias` all biases.
+A pattern (as of `fnmatch`) names parameters, as a whole or by their layer:
+`conv1/kernel`, `conv1`, `conv*`, `*/bias`.
 """
 
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training.state import leaf_names
 from alexnet_jax.training.state import map_named
+from alexnet_jax.training.state import misfits
 from alexnet_jax.training.state import TrainState
 
 # The data path in the config of imported weights whose data nobody named: a
@@ -35,10 +35,7 @@ def placeholder_names(count: int) -> list[str]:
 
 
 def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
-  """Returns True if two lists are equal, or as long and one of placeholders.
-
-  The spelling of an accent (NFC, NFD) makes no difference.
-  """
+  """Returns True if two lists are equal, or as long and one of placeholders."""
   names, others = ([*map(normal, each)] for each in (names, others))
   unnamed = placeholder_names(len(names)) in (names, others)
   return names == others or (unnamed and len(names) == len(others))
@@ -46,8 +43,8 @@ def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
 
 def describe_classes(names: Sequence[str]) -> str:
   """Returns number and first names of classes, for messages."""
-  first = ', '.join(map(repr, names[:5]))
-  return f'{len(names)} classes ({first}{", ..." if len(names) > 5 else ""})'
+  first = ', '.join(map(repr, names[:5])) + ', ...' * (len(names) > 5)
+  return f'{len(names)} classes ({first})'
 
 
 def check_init(config, class_names: Sequence[str]) -> None:
@@ -94,29 +91,21 @@ def first_state(
 def matching(
   names: Sequence[str], patterns: Sequence[str], key: str
 ) -> frozenset[str]:
-  """Returns the names that a pattern fits, as a whole or by their layer.
-
-  Raises UserError naming the config key and the patterns that fit nothing.
-  """
-  fits, idle = set(), []
+  """Returns the names that a pattern fits; UserError names the config key."""
+  fits = set()
   for pattern in patterns:
     found = {n for n in names if fnmatch.filter((n, _layer(n)), pattern)}
+    if not found:
+      raise UserError(
+        f'{key}: no parameter fits {pattern!r}; the layers are'
+        f' {", ".join(sorted(set(map(_layer, names))))}'
+      )
     fits |= found
-    idle += [] if found else [pattern]
-  if idle:
-    layers = sorted(set(map(_layer, names)))
-    raise UserError(
-      f'{key}: no parameter fits {", ".join(map(repr, idle))}; the layers are'
-      f' {", ".join(layers)}'
-    )
   return frozenset(fits)
 
 
 def frozen_names(state: TrainState, patterns: Sequence[str]) -> frozenset[str]:
-  """Returns the names of the parameters that do not train.
-
-  Raises UserError if a pattern fits nothing, or they fit everything.
-  """
+  """Returns the names of the parameters that do not train; not of all."""
   names = list(leaf_names(state.params))
   frozen = matching(names, patterns, 'config.init.freeze')
   if len(frozen) == len(names):
@@ -131,13 +120,9 @@ def start_from(
 ) -> TrainState:
   """Returns the state with the weights and statistics of another.
 
-  Optimizer and step stay fresh. If the other has averaged weights, those are
-  used. Raises UserError naming each parameter that does not fit.
-
-  Args:
-    skip: patterns of parameters that stay as they are in `state`; statistics of
-      batch norms go with their layer's parameters.
-    name: of the other run, for messages.
+  Parameters that a pattern in `skip` fits, statistics of their layers,
+  optimizer and step stay fresh. If the other, called `name`, has averaged
+  weights, those are used. Raises UserError naming each that does not fit.
   """
   wanted = _transferred(state, other, skip, name)
   layers, statistics = {_layer(key) for key in wanted}, state.batch_stats
@@ -161,24 +146,15 @@ def _layer(name):
 
 
 def _transferred(state, other, skip, name):
-  """Returns names of the parameters that `start_from` takes from the other.
-
-  Raises UserError naming each that the other lacks or has in another shape.
-  """
-  mine, theirs = (
-    {key: list(w.shape) for key, w in leaf_names(params).items()}
-    for params in (state.params, other.eval_params)
-  )
+  """Returns names of the parameters that `start_from` takes from the other."""
+  mine, theirs = leaf_names(state.params), leaf_names(other.eval_params)
   wanted = mine.keys() - matching(list(mine), skip, 'config.init.skip')
-  misfits = [
-    f'  {key}: {theirs.get(key, "nothing")} there, {mine[key]} here\n'
-    for key in sorted(wanted)
-    if theirs.get(key) != mine[key]
-  ]
-  if misfits:
+  if lines := misfits(
+    {key: theirs[key] for key in wanted & theirs.keys()},
+    {key: mine[key] for key in wanted},
+  ):
     raise UserError(
-      f'the weights of {name} do not fit this network:\n{"".join(misfits)}Leave'
-      ' these out with config.init.skip (they start anew then), or take the'
-      ' same network'
+      f'the weights of {name} do not fit this network:\n{lines}Leave these out'
+      ' with config.init.skip (they start anew then), or take the same network'
     )
   return wanted

@@ -28,11 +28,7 @@ _PIXELS = 500  # most of a side of the picture of a confusion matrix
 def read_rows(
   workdir: str | pathlib.Path, name: str = METRICS_FILE
 ) -> list[dict]:
-  """Reads the rows of a run's history; warns of lines that are none.
-
-  The last line is unfinished if the run was killed while it wrote. `name` may
-  be that of another file of such rows.
-  """
+  """Reads the rows of a run's history; warns of lines that are none."""
   path, rows = pathlib.Path(workdir) / name, []
   files.refuse_special_file(path)
   lines = path.read_bytes().splitlines() if path.exists() else []
@@ -80,12 +76,9 @@ class MetricWriter:
     evaluated_step: int,
     loggers: Sequence[Logger] = (),
   ):
-    """Opens the files.
+    """Opens the files without rows after `step`, of evaluations after theirs.
 
-    Args:
-      step: rows after this step are dropped.
-      evaluated_step: so are evaluations after this one.
-      loggers: are told the scalars, too: those that are kept, then all others.
+    The loggers are told the scalars: those that are kept, then all others.
     """
     path = pathlib.Path(workdir) / METRICS_FILE
     kept = [
@@ -132,14 +125,10 @@ class MetricWriter:
   def step_losses(
     self, step: int, losses: Sequence[float], *, last: bool = False
   ) -> None:
-    """Writes a row with the loss of each of the steps up to `step`.
+    """Writes a row with the loss of each of the steps up to `step`, in nats.
 
-    Args:
-      step: the last of them.
-      losses: in nats, with seven digits.
-      last: whether they end a run that is done, after its last log point. The
-        row is dropped when the run is started again: a longer run writes these
-        steps at its next log point.
+    The `last` one, after the last log point of a run, is dropped when the run
+    goes on: a longer run writes these steps at its next log point.
     """
     if not losses:
       return
@@ -149,18 +138,11 @@ class MetricWriter:
       self._event(step=number, summary=summary.scalar('train/step_loss', loss))
 
   def classes(self, step: int, confusion, class_names: Sequence[str]) -> None:
-    """Writes the measures of every class to the event files.
+    """Writes the measures of every class, of a sparse confusion matrix.
 
-    Up to 100 classes have scalars `precision/NUMBER_NAME`, `recall/...`,
-    `f1/...` and the counts of true and false positives and negatives; more
-    classes have histograms. The picture of the confusion matrix has rows (true
-    classes) divided by their sums; of more than 500 classes a pixel is the mean
-    of some that follow one another.
-
-    Args:
-      confusion: counts of (true class, predicted class), sparse [classes,
-        classes].
-      class_names: of the rows and columns.
+    Up to 100 classes have scalars such as `precision/NUMBER_NAME`, more have
+    histograms. The picture of the matrix has rows (true classes) divided by
+    their sums; of more than 500 classes a pixel is the mean of several.
     """
     measures = metrics.class_measures(confusion)
     for measure, values in measures.items():
@@ -199,7 +181,7 @@ class MetricWriter:
     self._records.flush()
 
   def close(self) -> None:
-    """Closes the files."""
+    """Closes the files and the loggers."""
     self._file.close()
     self._records.close()
     for logger in self._loggers:
@@ -209,16 +191,11 @@ class MetricWriter:
 class NoWriter:
   """Writes nothing, where process 0 writes for all."""
 
-  def scalars(self, step, values): ...
-  def step_losses(self, step, losses, *, last=False): ...
-  def classes(self, step, confusion, class_names): ...
-  def histogram(self, step, name, counts, edges): ...
-  def sync(self): ...
-  def close(self): ...
+  def __getattr__(self, name):
+    return lambda *args, **options: None
 
 
-def _picture(confusion):
-  """Returns the row shares as gray levels: uint8 [size, size], white is 0."""
+def _picture(confusion):  # the row shares as gray levels, white is 0
   merged = -(-confusion.shape[0] // _PIXELS)
   pairs, size = confusion.tocoo(), -(-confusion.shape[0] // merged)
   shares = np.zeros((size, size))

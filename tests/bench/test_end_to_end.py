@@ -36,7 +36,7 @@ def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch):
     init__freeze=('conv1',),
     init__unfreeze_steps=4,
   )
-  monkeypatch.setattr(loop, '_write_histograms', None)
+  monkeypatch.setattr(loop.metrics, 'histograms', None)
   monkeypatch.setattr(loop, '_unfreeze_if_due', unfreeze)
   config = validation.load_config([f'--config={recipe}'])
   result = end_to_end.end_to_end(config, 4, 1, save_every=2)

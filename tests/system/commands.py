@@ -39,6 +39,10 @@ TINY = {
 }
 
 
+# The same for a command line.
+OVERRIDES = [f'--config.{key}={value}' for key, value in TINY.items()]
+
+
 def write_recipe(folder: pathlib.Path, **changes) -> pathlib.Path:
   """A recipe file with `TINY` and the given changes (a.b is written a__b)."""
   values = TINY | {k.replace('__', '.'): v for k, v in changes.items()}

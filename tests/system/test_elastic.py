@@ -12,7 +12,7 @@ from tests.system import commands
 from tests.system import together
 
 pytestmark = pytest.mark.slow
-RECIPE = {**together.RECIPE, 'num_steps': 150}
+RECIPE = {**together.RECIPE, 'num_steps': 150, 'model__norm': 'batch'}
 SAVE_EVERY = 20  # steps
 # Long enough that kills hit its middle.
 LONG_RECIPE = {
@@ -22,7 +22,7 @@ LONG_RECIPE = {
   'save_every_steps': SAVE_EVERY,
   'eval_every_steps': 40,
 }
-KILLS = 10
+KILLS = 6
 
 
 @pytest.fixture(scope='module')
@@ -38,26 +38,18 @@ def unbroken(recipe, tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize(
-  'topologies', [[(2, 1), (1, 1), (4, 1)], [(1, 4), (2, 2), (1, 8)]]
-)
-def test_a_run_goes_on_with_other_processes(
-  recipe, unbroken, tmp_path, topologies
-):
+def test_a_run_goes_on_with_other_processes(recipe, unbroken, tmp_path):
   """Interrupted in the middle of an epoch, in (processes, devices of each)."""
   workdir = tmp_path / 'run'
-  for number, (count, devices) in enumerate(topologies[:-1], 1):
+  for number, (count, devices) in enumerate([(2, 2), (1, 8)], 1):
     processes = together.start(recipe, workdir, count, devices=devices)
     together.wait_for_row(processes, workdir, 15 * number)
     processes[-1].terminate()
     together.finish_with(75, processes)
-  before, (count, devices) = topologies[-2:]
-  processes = together.start(recipe, workdir, count, devices=devices)
+  processes = together.start(recipe, workdir, 4)
   errors = together.finish_with(0, processes)
-  assert f'processes {before[0]} -> {count}' in errors[0]
-  devices_before, devices_now = before[0] * before[1], count * devices
-  if devices_before != devices_now:
-    assert f'devices {devices_before} -> {devices_now}' in errors[0]
+  assert 'processes 1 -> 4' in errors[0]
+  assert 'devices 8 -> 4' in errors[0]
   together.assert_same_run(workdir, unbroken)
 
 

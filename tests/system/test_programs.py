@@ -29,10 +29,7 @@ sys.exit(code)
 def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
   """The run drops its learning rate, evaluates, saves and resumes."""
   recipe = commands.write_recipe(
-    tmp_path,
-    eval_every_steps=5,
-    schedule__patience=1,
-    schedule__threshold=1.0,
+    tmp_path, eval_every_steps=5, schedule__patience=1, schedule__threshold=1.0
   )
   traces = collections.Counter()
 
@@ -59,15 +56,12 @@ def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_trace_of_ten_steps(tmp_path):
+def test_a_trace_of_ten_steps(tmp_path, capsys):
   recipe = commands.write_recipe(tmp_path, num_steps=24)
   for name, steps in (('run', 24), ('short', 12)):
-    code, _, err = commands.run(
-      *(*commands.MAIN, '--config', recipe, '--profile'),
-      *('--workdir', tmp_path / name, f'--config.num_steps={steps}'),
-    )
-    assert code == 0, err
-    folder = tmp_path / name / 'profile'
+    override = f'--config.num_steps={steps}'
+    commands.train_here(recipe, tmp_path / name, override, profile=True)
+    folder, err = tmp_path / name / 'profile', capsys.readouterr().err
     assert f'a trace of steps 10 to 20: {folder}' in err
     assert ('the run ended before' in err) == (name == 'short')
     assert any(file.suffix == '.pb' for file in folder.rglob('*'))

@@ -57,8 +57,8 @@ def test_a_run_with_every_choice_resumes_bit_for_bit(train, tmp_path):
     'init__unfreeze_steps': 6,
   }
   unbroken = train('unbroken', num_steps=12, **transfer)
-  # Ended before the parameters thaw, at that step, and after.
-  for steps in (3, 6, 8, 12):
+  # Ended before the parameters thaw, and at that step.
+  for steps in (3, 6, 12):
     resumed = train('resumed', num_steps=steps, **transfer)
   assert resumed['state_digest'] == unbroken['state_digest']
   assert resumed['eval/loss'] == unbroken['eval/loss']
@@ -77,48 +77,31 @@ def test_a_run_with_every_choice_resumes_bit_for_bit(train, tmp_path):
 
 
 def test_frozen_until_a_step(train, tmp_path):
-  first = train('first', num_steps=8)
-  same = {'init__workdir': str(tmp_path / 'first'), 'save_every_steps': 1}
-  train(
-    'second',
-    num_steps=5,
-    init__freeze=('conv*', 'dense1/bias'),
-    init__unfreeze_steps=3,
-    checkpoint__keep=9,
-    **same,
-  )
-  start = params_of(tmp_path / 'first')
-  waiting = params_of(tmp_path / 'second', '3')
-  after = params_of(tmp_path / 'second', '4')
-  for name, leaf in start.items():
-    frozen = name.startswith('conv') or name == 'dense1/bias'
-    assert (waiting[name] == leaf).all() == frozen, name
-    assert (after[name] != leaf).any(), name
-  assert first['step'] == 8
+  """The first step after it is no longer than others.
 
-
-def test_the_first_steps_after_thawing_are_no_longer_than_others(
-  train, tmp_path
-):
-  """Adam keeps moments of 0 for parameters that waited."""
+  Adam keeps moments of 0 for parameters that waited.
+  """
   train(
     'run',
-    num_steps=24,
-    init__freeze=('conv*',),
-    init__unfreeze_steps=20,
+    num_steps=8,
+    init__freeze=('conv*', 'dense1/bias'),
+    init__unfreeze_steps=6,
     optimizer__name='adam',
     optimizer__learning_rate=0.001,
     optimizer__weight_decay=0.0,
     save_every_steps=1,
     checkpoint__keep=9,
   )
-  params = [params_of(tmp_path / 'run', str(step)) for step in range(20, 25)]
-  moved = [
-    np.abs(after['conv1/kernel'] - before['conv1/kernel']).max()
-    for before, after in itertools.pairwise(params)
-  ]
-  assert moved[0] == pytest.approx(0.001, rel=1e-3)
-  assert max(moved) < 0.0011
+  states = [params_of(tmp_path / 'run', str(step)) for step in (1, 6, 7, 8)]
+  for name in states[0]:
+    moved = [
+      np.abs(after[name] - before[name]).max()
+      for before, after in itertools.pairwise(states)
+    ]
+    frozen = name.startswith('conv') or name == 'dense1/bias'
+    assert (moved[0] == 0) == frozen, name
+    assert moved[1] == pytest.approx(0.001, rel=1e-3)
+    assert moved[2] < 0.0011
 
 
 def test_a_run_that_starts_from_another_keeps_its_start(train, tmp_path):
@@ -176,9 +159,9 @@ def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
   assert 'step 12: conv1/* trains with 0 times the learning rate' in err
   assert '0.5 times the deviation, until step 15' in err
   assert err.count('step 15: PCA lighting ends') == 1
-  for steps in (5, 12, 13, 16, 18):
+  for steps in (5, 12, 16, 18):
     resumed = train('resumed', num_steps=steps, **RECORDED)
-  assert capsys.readouterr().err.count('times the deviation, until') == 4
+  assert capsys.readouterr().err.count('times the deviation, until') == 3
   assert resumed['state_digest'] == unbroken['state_digest']
   states = [params_of(tmp_path / 'unbroken', str(s)) for s in (11, 12, 13, 18)]
   for name in ('conv1/kernel', 'conv1/bias', 'conv2/kernel', 'head/kernel'):
@@ -187,13 +170,6 @@ def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
       for before, after in itertools.pairwise(states)
     ]
     assert moves == [True, name[:5] != 'conv1', name[:5] != 'conv1'], name
-  mapped = train('mapped', num_steps=18, parallel='shard_map', **RECORDED)
-  assert mapped['state_digest'] == unbroken['state_digest']
-  # Other colors are another run.
-  for name, value in (('steps', 0), ('shrink', False)):
-    changes = {**RECORDED, f'data__pca_lighting_{name}': value}
-    other = train(name, num_steps=18, **changes)
-    assert other['state_digest'] != unbroken['state_digest']
 
 
 def test_a_schedule_that_names_nothing_is_refused(train):

@@ -10,6 +10,8 @@ import zipfile
 import pytest
 from setuptools import build_meta
 
+from tests.system import commands
+
 ROOT = pathlib.Path(__file__).parents[2]
 ROOMS = ('alexnet_jax', 'configs', 'launch')
 PARTS = (*ROOMS, 'pyproject.toml', 'README.md', 'LICENSE')
@@ -42,7 +44,8 @@ def run(site, folder, *arguments):
 
 
 def test_a_wheel_trains_with_the_recipes_that_it_has(site, tmp_path):
-  process = run(site, tmp_path, 'train', '--config', 'quickstart', '--dry_run')
+  command = ('train', '--config', 'quickstart', '--dry_run')
+  process = run(site, tmp_path, *command, *commands.OVERRIDES)
   assert process.returncode == 0, process.stderr
   launcher = [sys.executable, '-m', 'alexnet_jax.launch.local', '--help']
   folder = {'cwd': tmp_path, 'env': os.environ | {'PYTHONPATH': str(site)}}

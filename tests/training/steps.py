@@ -19,9 +19,12 @@ MEAN = np.array([100.0, 120.0, 140.0], np.float32)
 OPTIONS = step.StepOptions(MEAN, 60.0)
 
 
-def make_state(dropout=0.0, norm='lrn', hidden=(16,), **options):
+@functools.cache
+def make_state(
+  *, dropout=0.0, norm='lrn', hidden=(16,), seed=0, classes=6, ema=False, **tx
+):
   model = AlexNet(
-    num_classes=6,
+    num_classes=classes,
     channels=(8, 8),
     kernels=(3, 3),
     strides=(1, 1),
@@ -35,9 +38,11 @@ def make_state(dropout=0.0, norm='lrn', hidden=(16,), **options):
     kernel_init='he',
     axis_name=parallel.AXIS,
   )
-  tx = optimizer.make_optimizer(0.05, **options)
-  key = jax.random.key(0)
-  return state_lib.create_train_state(model, tx, key, (SIZE, SIZE, 3))
+  tx = optimizer.make_optimizer(0.05, **tx)
+  state = state_lib.create_train_state(
+    model, tx, jax.random.key(seed), (SIZE, SIZE, 3), ema=ema
+  )
+  return jax.device_get(state)  # a step cannot delete these arrays
 
 
 def host_batch(seed=0, mask=None, size=BATCH):

@@ -8,7 +8,6 @@ import pytest
 from alexnet_jax.training import parallel
 from alexnet_jax.training import step
 from alexnet_jax.training.parallel import batch_to_devices
-from tests.some_slow import some_slow
 from tests.training.steps import assert_close
 from tests.training.steps import host_batch
 from tests.training.steps import make_state
@@ -33,38 +32,26 @@ def batches(seed):
 
 @pytest.mark.parametrize(
   ('count', 'sizes', 'number'),
-  [
-    (12, (0, 12, 100), 1),
-    (12, (6, 11), 2),
-    (12, (4, 5), 3),
-    (12, (1,), 12),
-    (13, (5,), 13),
-    (8192, (512,), 16),
-  ],
+  [(12, (0, 12, 100), 1), (12, (4, 5), 3), (13, (5,), 13)],
 )
 def test_the_smallest_number_of_microbatches(count, sizes, number):
   assert {step.num_microbatches(count, size) for size in sizes} == {number}
 
 
-@pytest.mark.parametrize(
-  ('kind', 'objective'),
-  some_slow([('pmap', {}), ('shard_map', PENALTIES)], quick=[('pmap', {})]),
-)
-def test_microbatches_train_as_the_whole(kind, objective):
+def test_microbatches_train_as_the_whole():
   """Three microbatches of four on each of four devices; dropout acts."""
   (whole, whole_history), (small, history) = (
     train(
-      kind,
-      4,
+      *('pmap', 4),
       batches=batches,
-      options={**objective, 'microbatch_size': size},
+      options={**PENALTIES, 'microbatch_size': size},
       dropout=0.5,
     )
     for size in (0, 5)
   )
   assert_close(history, whole_history, rtol=1e-5, atol=0)
   assert_close(small, whole, rtol=1e-4, atol=1e-5)
-  assert ('objective' in history[0]) == bool(objective)
+  assert 'objective' in history[0]
   assert [sums['count'] for sums in history] == [SIZE] * 3
   assert [sums['unreadable'] for sums in history] == [
     batches(t)['unreadable'].sum() for t in range(3)
@@ -72,42 +59,20 @@ def test_microbatches_train_as_the_whole(kind, objective):
 
 
 def test_class_weights_and_clipping_are_of_the_global_batch():
-  """One device with all examples against others, in microbatches or not."""
+  """One device with all examples against four, in microbatches."""
   options = {'class_weights': (1.0, 9.0, 2.0, 0.5, 4.0, 1.0)}
   one, history = train(
     *('shard_map', 1, 2), batches=batches, options=options, clip_norm=0.1
   )
-  free, _ = train('shard_map', 1, 2, batches=batches, options=options)
-  biases = [tree['params']['head']['bias'] for tree in (one, free)]
-  assert np.abs(np.subtract(*biases)).max() > 1e-3
-  for kind, size in (('pmap', 0), ('shard_map', 5)):
-    several, sums = train(
-      *(kind, 4, 2),
-      batches=batches,
-      options={**options, 'microbatch_size': size},
-      clip_norm=0.1,
-    )
-    assert_close(sums, history, rtol=1e-5, atol=0)
-    assert_close(several, one, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_there_is_one_more_tree_of_gradients_in_memory():
-  """Against a step on a batch as large as a microbatch."""
-  mesh, network = mesh_of(1), make_state(hidden=(512, 512))
-  gradients = sum(leaf.nbytes for leaf in jax.tree.leaves(network.params))
-
-  def memory(microbatch_size, size):
-    state = parallel.replicate(network, mesh)
-    batch = batch_to_devices(host_batch(size=size), mesh, 'shard_map')
-    options = {'microbatch_size': microbatch_size}
-    function = mapped(step.train_step, mesh, 'shard_map', **options)
-    program = function.lower(state, batch, jax.random.key(1)).compile()
-    return program.memory_analysis().temp_size_in_bytes
-
-  one = memory(0, 16)
-  for size in (32, 256):
-    assert one < memory(16, size) < one + 1.2 * gradients
+  options['microbatch_size'] = 5
+  several, sums = train(
+    *('pmap', 4, 2), batches=batches, options=options, clip_norm=0.1
+  )
+  assert_close(sums, history, rtol=1e-5, atol=0)
+  assert_close(several, one, rtol=1e-4, atol=1e-6)
+  moved = jax.tree.map(np.subtract, one['params'], make_state().params)
+  squares = [np.square(leaf).sum() for leaf in jax.tree.leaves(moved)]
+  assert sum(squares) < (0.05 * 0.1 * 3) ** 2  # two steps, with momentum
 
 
 def by_hand(batch, number):

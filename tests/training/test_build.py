@@ -15,7 +15,6 @@ from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
-from alexnet_jax.training import schedule
 from alexnet_jax.training import writers
 from tests.system import commands
 
@@ -95,7 +94,6 @@ def test_the_mean_image_of_the_run_whose_weights_are_taken(
   pca_lighting, other, tmp_path, no_pass
 ):
   folder, image = other
-  own = find(make_config(tmp_path, data__mean='image'), tmp_path).mean
   config = mean_of(
     folder, tmp_path, data__pca_lighting=pca_lighting, data__resize_size=32
   )
@@ -103,7 +101,6 @@ def test_the_mean_image_of_the_run_whose_weights_are_taken(
     no_pass()
   found = find(config, tmp_path)
   np.testing.assert_allclose(found.mean, image, rtol=1e-6)
-  assert (found.mean != own).any()
   if pca_lighting:  # of the data here
     assert_lighting(found.lighting, squares_of(config))
   shutil.rmtree(folder)  # from now on it is not needed
@@ -116,43 +113,36 @@ def test_the_mean_image_of_the_run_whose_weights_are_taken(
   [
     # Its file has an image all the same, of which it takes the average.
     ({'data__mean': 'channel'}, r"data.mean is 'channel' \(needed: image\)"),
-    ({'data__mean': 'none'}, r"data.mean is 'none' \(needed: image\)"),
     (
       {'data__mean': 'image', 'data__crop_size': 20},
       r'crop_size is 20 \(needed: 24\); with --config.init.mean_image=false',
     ),
+    ({'data__mean': 'image'}, r'other/pixel_mean.npz, is missing'),
   ],
 )
 def test_a_run_without_such_a_mean_image_gives_none(changes, problem, tmp_path):
   folder, _ = start_other(tmp_path, **changes)
+  if 'missing' in problem:
+    (folder / pixel_statistics.MEAN_FILE).unlink()
   with pytest.raises(UserError, match=problem):
     find(mean_of(folder, tmp_path), tmp_path)
 
 
-def test_a_mean_image_that_is_lost_is_missed(other, tmp_path):
-  (other[0] / pixel_statistics.MEAN_FILE).unlink()
-  with pytest.raises(UserError, match=r'other/pixel_mean.npz, is missing'):
-    find(mean_of(other[0], tmp_path), tmp_path)
-
-
-def test_a_mean_that_is_given_needs_no_pass(tmp_path, monkeypatch):
-  config = make_config(tmp_path, data__mean='none')
+def test_a_mean_that_is_given_needs_no_pass(tmp_path, no_pass):
+  config = make_config(tmp_path, data__pca_lighting=0.1)
+  squares = squares_of(config)
+  config.data.mean_rgb = (10.0, 20.0, 30.5)
+  (tmp_path / 'colors').mkdir()
+  found = find(config, tmp_path / 'colors')
+  assert_lighting(found.lighting, squares)  # the colors come from the data
+  no_pass()
+  config.data.pca_lighting = 0.0
+  means = find(config, tmp_path).mean, build.stored_mean(config, tmp_path)
+  np.testing.assert_array_equal(means, [np.float32([10, 20, 30.5])] * 2)
+  config.data.mean, config.data.mean_rgb = 'none', ()
   assert not find(config, tmp_path).mean.any()
   assert not build.stored_mean(config, tmp_path).any()
-  config = make_config(tmp_path, data__mean_rgb=(10.0, 20.0, 30.5))
-  levels = np.float32([10, 20, 30.5])
-  with monkeypatch.context() as patch:
-    patch.setattr(pixel_statistics, 'compute', None)
-    found = find(config, tmp_path)
-  means = found.mean, build.stored_mean(config, tmp_path)
-  np.testing.assert_array_equal(means, [levels] * 2)
-  assert found.lighting is None
   assert not list(tmp_path.glob('*.npz'))
-  # The colors still come from the data.
-  config.data.pca_lighting = 0.1
-  found = find(config, tmp_path)
-  np.testing.assert_array_equal(found.mean, levels)
-  assert_lighting(found.lighting, squares_of(config))
 
 
 def test_a_part_of_the_mean_is_not_kept(tmp_path):
@@ -171,13 +161,13 @@ def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
   with np.load(path) as stored:
     np.savez(path, mean=stored['mean'], of=stored['of'])
   config.data.pca_lighting = 0.1
-  np.testing.assert_array_equal(build.stored_mean(config, tmp_path), mean)
   with pytest.raises(UserError, match=r'the covariance .* is missing'):
     build.stored_lighting(config, tmp_path)
   found = find(config, tmp_path)
   assert_lighting(found.lighting, squares_of(config))
   np.testing.assert_array_equal(found.mean, mean)
-  assert build.stored_lighting(config, tmp_path) is not None
+  stored = build.stored_lighting(config, tmp_path)
+  np.testing.assert_array_equal(stored, found.lighting)
 
 
 def test_a_raw_set_brings_its_size_mean_and_colors(other, tmp_path, no_pass):
@@ -206,18 +196,18 @@ def test_a_raw_set_brings_its_size_mean_and_colors(other, tmp_path, no_pass):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({}, ''),
     ({'global_batch_size': 100}, 'is 100, but there are 96 training'),
     ({'model__num_classes': 5}, 'num_classes is 5, but the data has 4'),
     ({'data__synthetic_classes': 1}, 'has one class'),
+    (
+      {'loss__class_weights': (1.0, 2.0)},
+      'has 2 numbers, but the data has 4 cla',
+    ),
   ],
 )
 def test_data_that_do_not_fit_are_refused(tmp_path, changes, message):
   config = make_config(tmp_path, **{'global_batch_size': 96, **changes})
   splits = [build.make_source(config, s) for s in ('train', 'validation')]
-  if not message:
-    build.check_examples(config, *splits)
-    return
   with pytest.raises(UserError, match=message):
     build.check_examples(config, *splits)
 
@@ -227,7 +217,6 @@ def test_data_that_do_not_fit_are_refused(tmp_path, changes, message):
   [
     ({'data__crop_size': 5}, 'less than the pooling window'),
     ({'model__hidden': (2**16,) * 9}, 'the state of this network has .* GB'),
-    ({'model__width_multiplier': 1e9}, 'the state of this network has .* GB'),
     ({'model__width_multiplier': 1e30}, 'config.model: .* too large'),
   ],
 )
@@ -235,24 +224,6 @@ def test_a_network_that_cannot_be_made_is_refused(tmp_path, changes, message):
   config = make_config(tmp_path, **changes)
   with pytest.raises(UserError, match=message):
     build.state_shapes(config, 4)
-
-
-def test_durations_in_epochs_become_steps(tmp_path):
-  config = make_config(
-    tmp_path,
-    num_epochs=3.0,
-    num_steps=0,
-    eval_every_epochs=0.5,
-    eval_every_steps=0,
-    schedule__name='step',
-    schedule__warmup_epochs=1.0,
-    schedule__drop_epochs=(1.5, 2.0),
-  )
-  durations = schedule.resolve_durations(config, 100)
-  assert durations.steps_per_epoch == 12.5
-  assert durations.num_steps == 38  # 37.5
-  assert (durations.eval_every, durations.save_every) == (6.25, 0)
-  assert (durations.warmup_steps, durations.drop_steps) == (12, (19, 25))
 
 
 def weights_of(tmp_path, weights, labels, names='abc'):
@@ -273,46 +244,22 @@ def test_balanced_class_weights_are_those_of_scikit_learn(tmp_path):
   assert weights_of(tmp_path, (), labels) == ()
 
 
-@pytest.mark.parametrize(
-  ('weights', 'labels', 'message'),
-  [
-    (('balanced',), [0, 2, 2], "toys has no 'b'"),
-    (('balanced',), [0, 1, 2, 3, 3], '2 examples with the label 3, which is'),
-  ],
-)
-def test_class_weights_that_do_not_fit(tmp_path, weights, labels, message):
-  with pytest.raises(UserError, match=message):
-    weights_of(tmp_path, weights, labels)
-
-
-def test_a_wrong_number_of_class_weights_is_refused(tmp_path):
-  config = make_config(tmp_path, loss__class_weights=(1.0, 2.0))
-  with pytest.raises(UserError, match='has 2 numbers, but the data has 4 cla'):
-    build.make_model(config, 4)
+def test_balanced_class_weights_need_every_class(tmp_path):
+  with pytest.raises(UserError, match="toys has no 'b'"):
+    weights_of(tmp_path, ('balanced',), [0, 2, 2])
 
 
 @pytest.mark.parametrize(
-  ('batch_size', 'scaling', 'lr'),
-  [
-    (128, 'none', 0.02),
-    (128, 'linear', 0.08),
-    (128, 'sqrt', 0.04),
-    (8, 'linear', 0.005),
-    (8, 'sqrt', 0.01),
-  ],
+  ('scaling', 'lr'), [('none', 0.02), ('linear', 0.08), ('sqrt', 0.04)]
 )
-def test_the_learning_rate_grows_with_the_batch(
-  tmp_path, batch_size, scaling, lr
-):
+def test_the_learning_rate_grows_with_the_batch(tmp_path, scaling, lr):
   config = make_config(
     tmp_path,
-    global_batch_size=batch_size,
+    global_batch_size=128,
     optimizer__rate_scaling=scaling,
     optimizer__base_batch_size=256 if scaling == 'none' else 32,
   )
   assert build.learning_rate(config) == pytest.approx(lr, rel=1e-12)
-  state = build.make_state(config, build.make_model(config, 4))
-  assert state.opt_state.hyperparams['learning_rate'] == pytest.approx(lr)
 
 
 @pytest.mark.parametrize(
@@ -364,8 +311,6 @@ def test_the_history_has_the_utilization_where_it_is_known(
     tmp_path, num_steps=8, log_every_steps=2, init__freeze=('conv1*',)
   )
   until = '--config.init.unfreeze_steps=4'
-  commands.train_here(recipe, tmp_path / 'cpu', until)
-  assert not any('mfu' in row for row in writers.read_rows(tmp_path / 'cpu'))
   monkeypatch.setattr(build, 'mfu_per_image', lambda *_: 1e-3)
   commands.train_here(recipe, tmp_path / 'run', until)
   rows = [row for row in writers.read_rows(tmp_path / 'run') if 'mfu' in row]

@@ -2,13 +2,10 @@
 
 import dataclasses
 import errno
-import functools
 import json
 import pathlib
 import platform
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -18,17 +15,15 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import checkpoint
-from alexnet_jax.training import optimizer
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import SavedRun
 from alexnet_jax.training.schedule import PlateauState
-from alexnet_jax.training.state import create_train_state
 from alexnet_jax.training.state import saved_tree
 from alexnet_jax.training.state import state_digest
 from tests.system import commands
+from tests.training.steps import make_state
 
 RUN = SavedRun(
   config=config_lib.make_config(),
@@ -38,28 +33,10 @@ RUN = SavedRun(
 )
 
 
-@functools.cache
-def fresh_state(width, norm):
-  model = AlexNet(
-    num_classes=4,
-    channels=(8,),
-    kernels=(3,),
-    strides=(1,),
-    paddings=('SAME',),
-    groups=(1,),
-    pool_layers=(1,),
-    norm=norm,
-    norm_layers=(1,),
-    bias_layers=(),
-    hidden=(width,),
-  )
-  tx = optimizer.make_optimizer(0.1)
-  return create_train_state(model, tx, jax.random.key(0), (8, 8, 3))
-
-
 def make_tree(step=0, width=8, norm='lrn'):
   """The numpy arrays of a state whose parameters tell its step."""
-  tree = jax.tree.map(np.array, saved_tree(fresh_state(width, norm)))
+  state = make_state(norm=norm, hidden=(width,))
+  tree = jax.tree.map(np.array, saved_tree(state))
   params = jax.tree.map(lambda leaf: leaf + step, tree['params'])
   return {**tree, 'step': np.int32(step), 'params': params}
 
@@ -105,36 +82,25 @@ def test_the_caller_may_overwrite_what_it_saves(tmp_path):
   assert_restores(tmp_path, 1)
 
 
-SAVES_LARGE_STATES = """
-import sys
-import numpy as np
-from alexnet_jax.training.checkpoint import Checkpoints
-from tests.training.test_checkpoint import RUN
-
-def resident_bytes():
-  with open('/proc/self/statm') as file:
-    return 4096 * int(file.read().split()[1])
-
-values = np.random.default_rng(0).standard_normal((4, 1 << 24), np.float32)
-checkpoints = Checkpoints(sys.argv[1])
-before = resident_bytes()
-for step in range(3):
-  tree = {'step': np.int32(step), 'params': dict(zip('abcd', values))}
-  checkpoints.save(tree, RUN)
-  checkpoints.wait()
-print((resident_bytes() - before) / values.nbytes)
-"""
-
-
 @pytest.mark.slow  # it takes 1 GB of memory and of the disk
 @pytest.mark.skipif(
   platform.libc_ver()[0] != 'glibc', reason='only glibc is asked for memory'
 )
 def test_saves_leave_no_memory_behind(tmp_path):
-  command = [sys.executable, '-c', SAVES_LARGE_STATES, tmp_path]
-  done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+  def resident_bytes():
+    with open('/proc/self/statm') as file:
+      return 4096 * int(file.read().split()[1])
+
+  values = np.random.default_rng(0).standard_normal((4, 1 << 24), np.float32)
+  with Checkpoints(tmp_path) as checkpoints:
+    before = resident_bytes()
+    for step in range(3):
+      params = dict(zip('abcd', values, strict=True))
+      checkpoints.save({'step': np.int32(step), 'params': params}, RUN)
+      checkpoints.wait()
+    grown = resident_bytes() - before
   shutil.rmtree(tmp_path)
-  assert float(done.stdout) < 0.5  # of a state; without: 0.8 and more
+  assert grown / values.nbytes < 0.5  # of a state; without: 0.8 and more
 
 
 def test_newest_and_chosen_steps_are_kept(tmp_path):
@@ -148,9 +114,8 @@ def test_another_network_is_refused_leaf_by_leaf(tmp_path):
     restore_newest(tmp_path, width=9, norm='batch')
   lines = str(info.value).splitlines()
   for line in (
-    'params/dense1/kernel: the checkpoint has float32[72, 8],'  # 8 * 3 * 3
-    ' this network float32[72, 9]',
-    'params/norm1/scale: the checkpoint has nothing, this network float32[8]',
+    'params/dense1/kernel: float32[32, 8] there, float32[32, 9] here',
+    'params/norm1/scale: nothing there, float32[8] here',
   ):
     assert f'  {line}' in lines
   assert not any('conv1' in line for line in lines)
@@ -174,29 +139,15 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, caplog):
   assert names_in(tmp_path / 'checkpoints') == ['1', '2']
 
 
-@pytest.mark.parametrize('name', ['digest', 'iterator', 'num_microbatches'])
-def test_a_checkpoint_that_lacks_a_field_is_named(tmp_path, name):
-  save(tmp_path, [1])
-  path = tmp_path / 'checkpoints' / '1' / 'run' / 'metadata'
-  fields = json.loads(path.read_text())
-  del fields[name]
-  path.write_text(json.dumps(fields))
-  with pytest.raises(UserError, match=f'run: missing or unknown: {name}'):
-    restore_newest(tmp_path)
-
-
 @pytest.mark.parametrize(
   ('where', 'value'),
   [
-    *(('config', 3), ('config.seed', None), ('config.seed', -1)),
-    *(('config.schedule.lr_multipliers', [3]), ('config.model.hidden', None)),
+    *(('config.seed', -1), ('config.schedule.lr_multipliers', [3])),
     ('data', {'class_names': ['a'], 'num_examples': 1}),
     *(('data', []), ('data.class_names', []), ('data.class_names', ['a', 1])),
-    *(('progress', 1), ('progress.stopping.stopped', 'no')),
-    *(('progress.plateau.best', 'x'), ('progress.step_losses', [None])),
-    *(('progress.last_evaluation', {'eval/loss': []}), ('iterator', {})),
-    *(('devices', True), ('num_microbatches', 1.5), ('digest', 0)),
-    ('versions', 'new'),
+    *(('progress.stopping.stopped', 'no'), ('progress.step_losses', [None])),
+    *(('progress.plateau.best', 'x'), ('iterator', {}), ('devices', True)),
+    *(('versions', 'new'), ('digest', None), ('extra', 1)),
   ],
 )
 def test_a_value_of_another_type_is_damage(tmp_path, where, value):
@@ -217,10 +168,9 @@ def test_a_value_of_another_type_is_damage(tmp_path, where, value):
   'damage',
   [
     lambda path, content: path.write_bytes(content[: len(content) // 2]),
-    lambda path, content: path.write_bytes(b''),
     lambda path, content: path.unlink(),
   ],
-  ids=['truncate', 'empty', 'remove'],
+  ids=['truncate', 'remove'],
 )
 def test_no_damaged_file_goes_unnoticed(tmp_path, damage):
   """Each file of the newest checkpoint in turn; the older one is untouched."""
@@ -258,8 +208,7 @@ def test_an_unfinished_save_is_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name',
-  ['lr[0.1]', 'a*b?', 'back\\slash', 'caf\udce9', 'new\nline', 'a b#%41'],
+  'name', ['lr[0.1]*?', 'back\\slash', 'caf\udce9', 'new\nline a b#%41']
 )
 def test_a_folder_may_have_any_name(tmp_path, name):
   """Of a pattern, a path of Windows, another encoding."""
@@ -351,11 +300,8 @@ def test_a_checkpoint_that_is_replaced_stays_until_the_new_one_is(
   'error',
   [
     MemoryError(),
-    OSError(errno.ENOMEM, 'Cannot allocate memory'),
-    PermissionError(errno.EACCES, 'Permission denied'),
     OSError(errno.ESTALE, 'Stale file handle'),
     ValueError('RESOURCE_EXHAUSTED: Too many open files [os_error_code=24]'),
-    RuntimeError("can't start new thread"),
   ],
   ids=repr,
 )

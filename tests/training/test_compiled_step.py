@@ -6,7 +6,6 @@ which is int32. Batch norm has one more in each layer, forward and backward.
 """
 
 import functools
-import itertools
 import re
 
 import jax
@@ -28,7 +27,6 @@ COLLECTIVE = re.compile(
   r' = (?P<result>.*?) (?P<kind>all-reduce|all-gather|all-to-all|'
   r'reduce-scatter|collective-permute|collective-broadcast)(-start)?\('
 )
-BOTH = pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
 
 
 def collectives(program, *, repeated):
@@ -81,18 +79,13 @@ def prepared(kind, **changes):
 
 
 @functools.cache
-def lowered(kind, **changes):
-  train, arguments = prepared(kind, **changes)
-  _, sums = jax.eval_shape(train, *arguments)
-  return jax.jit(train).lower(*arguments), arguments[0], sums
-
-
-@functools.cache
 def compiled(kind, **changes):
   """(program, bytes of parameters, of running statistics, of sums)."""
-  program, state, sums = lowered(kind, **changes)
-  trees = state.params, state.batch_stats, sums
-  return program.compile().as_text(), *map(num_bytes, trees)
+  train, arguments = prepared(kind, **changes)
+  _, sums = jax.eval_shape(train, *arguments)
+  program = jax.jit(train).lower(*arguments).compile()
+  trees = arguments[0].params, arguments[0].batch_stats, sums
+  return program.as_text(), *map(num_bytes, trees)
 
 
 def num_bytes(tree):
@@ -104,11 +97,7 @@ def total(found):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'dtype'),
-  some_slow(
-    itertools.product(('pmap', 'shard_map'), ('float32', 'bfloat16')),
-    quick=[('pmap', 'float32'), ('shard_map', 'bfloat16')],
-  ),
+  ('kind', 'dtype'), [('pmap', 'float32'), ('shard_map', 'bfloat16')]
 )
 def test_gradients_are_reduced_once(kind, dtype):
   """They are float32, whatever the computation is in."""
@@ -120,7 +109,9 @@ def test_gradients_are_reduced_once(kind, dtype):
   assert sums == 20  # loss, top1, top5, count, stop
 
 
-@BOTH
+@pytest.mark.parametrize(
+  'kind', some_slow(['pmap', 'shard_map'], quick=['pmap'])
+)
 def test_batch_norm_adds_its_statistics(kind):
   """Mean and mean square of each channel forward, as much backward."""
   program, params, stats, sums = compiled(kind, model__norm='batch')
@@ -132,21 +123,11 @@ def test_batch_norm_adds_its_statistics(kind):
   assert not collectives(program, repeated=True)
 
 
-@pytest.mark.parametrize(
-  ('kind', 'norm'),
-  some_slow(
-    itertools.product(('pmap', 'shard_map'), ('lrn', 'batch')),
-    quick=[('pmap', 'lrn')],
-  ),
-)
-def test_microbatches_add_no_reductions(kind, norm):
+def test_microbatches_add_no_reductions():
   """But for the statistics of batch norm, which every microbatch has."""
-  # As of the tests above.
-  plain = (
-    {'model__dtype': 'float32'} if norm == 'lrn' else {'model__norm': norm}
-  )
-  whole, params, stats, sums = compiled(kind, **plain)
-  program, *_ = compiled(kind, microbatch_size=1, **plain)
+  whole, params, stats, sums = compiled('pmap', model__norm='batch')
+  changes = {'microbatch_size': 1, 'model__norm': 'batch'}
+  program, *_ = compiled('pmap', **changes)
   assert ' while(' in program  # microbatches are computed in turn
   once = collectives(program, repeated=False)
   assert len(once) == 2

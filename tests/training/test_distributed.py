@@ -87,8 +87,7 @@ ALL_DEVICES = {'local_device_ids': []}
   [
     ({}, ALL_DEVICES),  # a task on each node has all its GPUs
     ({'SLURM_STEP_TASKS_PER_NODE': '2(x2)'}, {}),  # JAX takes the LOCALID-th
-    ({'SLURM_STEP_TASKS_PER_NODE': '1,3'}, {}),
-    ({'SLURM_STEP_TASKS_PER_NODE': '12'}, {}),
+    ({'SLURM_STEP_TASKS_PER_NODE': '1,12'}, {}),
     (  # unless SLURM gave each task a GPU of its own
       {'SLURM_STEP_TASKS_PER_NODE': '2', 'CUDA_VISIBLE_DEVICES': '3'},
       ALL_DEVICES,
@@ -134,7 +133,7 @@ def without(environ, text):
       {'JOB_COMPLETION_INDEX': '1'},
       ('JOB_COMPLETION_INDEX = 1', 'JAX_NUM_PROCESSES is not set'),
     ),
-    (without(KUBERNETES, 'JOB'), ('JOB_COMPLETION_INDEX is missing',)),
+    (without(KUBERNETES, 'JOB'), ('JOB_COMPLETION_INDEX is not set',)),
   ],
 )
 def test_alone_where_several_were_expected(environ, names):
@@ -147,11 +146,9 @@ def test_alone_where_several_were_expected(environ, names):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (('host:1', None, 2), '--process_index is missing'),
+    (('host:1', None, 2), '--process_index is not set'),
     (('host', 0, 2), "the coordinator is 'host', not HOST:PORT"),
-    (('host:port', 0, 2), 'not HOST:PORT'),
     (('host:1', 2, 2), 'is 2; it must be from 0 to 1'),
-    (('host:1', -1, 2), 'is -1; it must be from 0'),
     ((None, None, None), "JAX_NUM_PROCESSES is 'two'"),
   ],
 )

@@ -1,9 +1,7 @@
 """Loggers are told every row once, and cannot end a run."""
 
 import importlib.util
-import json
 import shutil
-import struct
 import sys
 import types
 
@@ -60,43 +58,6 @@ def test_mlflow_has_each_number_once_and_in_order(
     assert [point.value for point in there] == [row[key] for row in wanted]
 
 
-def records(content):
-  """Yields the records of a file in blocks, as LevelDB writes its log."""
-  position, whole = 7, b''  # behind the header of the file
-  while len(content) > 7:
-    if (rest := -position % 2**15) < 7:
-      position, content = position + rest, content[rest:]
-    size, kind = struct.unpack('<HB', content[4:7])
-    whole += content[7 : 7 + size]
-    if kind in (1, 4):  # it is full, or the last part
-      yield whole
-      whole = b''
-    position, content = position + 7 + size, content[7 + size :]
-
-
-@pytest.mark.interop
-def test_wandb_offline_has_all_rows_in_its_newest_folder(
-  recipe, tmp_path, monkeypatch
-):
-  pytest.importorskip('wandb')
-  from wandb.proto import wandb_internal_pb2
-
-  monkeypatch.setenv('WANDB_MODE', 'offline')
-  monkeypatch.setenv('WANDB_DIR', str(tmp_path))
-  rows = train_killed(recipe, tmp_path / 'run', 'wandb')
-  first, newest = sorted(tmp_path.glob('wandb/offline-run-*/*.wandb'))
-  assert first.name == newest.name  # the identity of the run
-  told = []
-  for data in records(newest.read_bytes()[7:]):
-    record = wandb_internal_pb2.Record.FromString(data)
-    if items := record.history.item:
-      told.append({''.join(i.nested_key) or i.key: i.value_json for i in items})
-  assert [json.loads(row['step']) for row in told] == [r['step'] for r in rows]
-  for row, wanted in zip(told, rows, strict=True):
-    values = {key: json.loads(row[key]) for key in wanted}
-    assert values == pytest.approx(wanted)
-
-
 class Online:
   """Stands for W&B, which keeps all rows but one that a kill has lost."""
 
@@ -119,7 +80,7 @@ def test_wandb_online_gets_what_it_lacks(recipe, tmp_path, monkeypatch):
     init=lambda **options: Online(**options), Settings=dict
   )
   monkeypatch.setitem(sys.modules, 'wandb', fake)
-  monkeypatch.setattr('alexnet_jax.training.resume.check_installed', print)
+  monkeypatch.setattr('alexnet_jax.training.loggers.check_installed', print)
   monkeypatch.setattr(Online, 'rows', [])
   finish, ends = Online.finish, []
 
@@ -144,7 +105,7 @@ def test_a_run_begun_anew_is_a_new_one(recipe, tmp_path, monkeypatch):
     def __init__(self, identity, *_):
       seen.append(identity)
 
-  monkeypatch.setattr('alexnet_jax.training.resume.check_installed', print)
+  monkeypatch.setattr('alexnet_jax.training.loggers.check_installed', print)
   monkeypatch.setitem(loggers._CLASSES, 'mlflow', Seen)
   workdir, option = tmp_path / 'run', '--config.loggers=mlflow'
   for steps in (8, 16):

@@ -53,8 +53,9 @@ def evaluate(source, batch_size, kind, progress=lambda done: None):
   )
 
 
-@pytest.mark.parametrize('kind', ['pmap', 'shard_map'])
-@pytest.mark.parametrize('batch', [4, 12, 24, 100])
+@pytest.mark.parametrize(
+  ('kind', 'batch'), [('pmap', 4), ('pmap', 24), ('shard_map', 100)]
+)
 def test_every_image_counts_once_on_four_devices(kind, batch):
   """23 images, which no batch size here divides."""
   rng = np.random.default_rng(0)

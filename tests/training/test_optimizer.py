@@ -64,11 +64,6 @@ def sgd_of_torch(name, w, v, g, lr):
   return w - lr * v, v
 
 
-def sgd_of_the_paper(name, w, v, g, lr):
-  v = 0.9 * v - 0.05 * lr * w - lr * g
-  return w + v, v
-
-
 def nesterov(name, w, v, g, lr):
   v = 0.9 * v + g
   return w - lr * (0.9 * v + g), v
@@ -97,7 +92,6 @@ CAFFE = {'decay': 'kernels', 'bias_lr_multiplier': 2.0}
   ('options', 'update'),
   [
     ({}, sgd_of_torch),
-    ({'update_rule': 'paper'}, sgd_of_the_paper),
     ({'weight_decay': 0.0, 'nesterov': True}, nesterov),
     ({'decoupled_decay': True}, decoupled),
     (CAFFE, caffe_of_optax),
@@ -113,12 +107,11 @@ def test_sgd_by_hand_over_a_drop_of_the_learning_rate(options, update):
   ('options', 'make'),
   [
     (
-      {'name': 'adam', 'weight_decay': 0.0, 'b2': 0.99, 'epsilon': 1e-6},
-      lambda lr: optax.adam(lr, b2=0.99, eps=1e-6),
-    ),
-    (
-      {'name': 'adam', 'weight_decay': 0.05, 'decoupled_decay': True},
-      lambda lr: optax.adamw(lr, weight_decay=0.05),
+      {
+        **{'name': 'adam', 'weight_decay': 0.05, 'decoupled_decay': True},
+        **{'b2': 0.99, 'epsilon': 1e-6},
+      },
+      lambda lr: optax.adamw(lr, b2=0.99, eps=1e-6, weight_decay=0.05),
     ),
     (
       {
@@ -161,7 +154,6 @@ MASK = jax.tree_util.tree_map_with_path(
       {'b1': 0.8, 'weight_decay': 0.1, 'mask': 'kernels'},
       lambda lr: optax.lion(lr, b1=0.8, weight_decay=0.1, mask=MASK),
     ),
-    ('optax.adamw', {}, optax.adamw),
     ('optax.sgd', {'momentum': 0.9}, lambda lr: optax.sgd(lr, 0.9)),
     (
       'optax.contrib.ademamix',
@@ -176,19 +168,17 @@ def test_any_optimizer_of_optax_does_what_it_does_there(name, arguments, make):
 
 
 def test_multipliers_scale_what_an_optimizer_of_optax_returns():
-  params = jax.tree.map(jnp.float32, PARAMS)
+  params, theirs = jax.tree.map(jnp.float32, PARAMS), optax.adamw(0.1)
   rates = ((1, 'conv1/*', 0.5), (2, 'norm1/*', 0.0))
-  ours, theirs = (
-    optimizer.make_optimizer(
-      0.1, name='optax.adamw', bias_lr_multiplier=2.0, lr_multipliers=rates
-    ),
-    optax.adamw(0.1),
+  ours = optimizer.make_optimizer(
+    0.1, name='optax.adamw', bias_lr_multiplier=2.0, lr_multipliers=rates
   )
   state = ours.init(params)
   hyperparams = {**state.hyperparams, 'phase': jnp.float32(2)}
-  state = state._replace(hyperparams=hyperparams)
   grads = grads_at(params, 0)
-  updates, _ = ours.update(grads, state, params)
+  updates, _ = ours.update(
+    grads, state._replace(hyperparams=hyperparams), params
+  )
   expected, _ = theirs.update(grads, theirs.init(params), params)
   factors = {
     'conv1': {'kernel': 0.5, 'bias': 1.0},
@@ -202,10 +192,7 @@ def test_multipliers_scale_what_an_optimizer_of_optax_returns():
   [
     ('adagrad', {}, "'adagrad', its .* no such function"),
     ('optax.adma', {}, 'no such function'),
-    ('optax.losses', {}, 'no such function'),
-    ('optax.cosine_decay_schedule', {}, 'with a learning_rate'),
     ('optax.lookahead', {}, 'with a learning_rate'),
-    ('optax.polyak_sgd', {}, 'with a learning_rate'),
     ('optax.os.system', {}, 'no such function'),
     ('optax.scale_by_learning_rate', {}, 'a part of an optimizer'),
     ('optax.rprop', {}, 'keeps its first learning rate'),
@@ -213,12 +200,8 @@ def test_multipliers_scale_what_an_optimizer_of_optax_returns():
     ('optax.contrib.schedule_free_adamw', {}, 'evaluates other weights'),
     ('optax.contrib.dpsgd', {'seed': 0}, 'gradients of single examples'),
     ('optax.lbfgs', {}, "missing 3 .*'value'"),
-    ('optax.contrib.momo', {}, "missing 1 .*'value'"),
-    ('optax.contrib.sophia', {}, 'obj_fn must be provided'),
     ('optax.lion', {'b3': 1}, "unexpected keyword argument 'b3'"),
-    ('optax.lion', {'learning_rate': 1.0}, 'multiple values'),
     ('optax.lion', {'b1': 'x'}, r"\(\('b1', 'x'\),\): this cannot train"),
-    ('optax.adamw', {'mu_dtype': 'real'}, "'real'"),
   ],
 )
 def test_what_optax_cannot_do_is_refused(name, arguments, message):

@@ -6,7 +6,6 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.training import progress as progress_lib
 from alexnet_jax.training.progress import Progress
 from alexnet_jax.training.progress import SavedRun
-from alexnet_jax.training.progress import SaveTimer
 from alexnet_jax.training.progress import TrainLog
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.schedule import StoppingState
@@ -28,22 +27,6 @@ def sums(step, asked, loss=2.0):
   return {k: OnDevice(v, f'{step}', asked) for k, v in values.items()}
 
 
-def test_numbers_come_one_step_late():
-  asked = []
-  log = TrainLog(Progress(PlateauState(0.1)), 0)
-  for step in (1, 2, 3):
-    log.add(step, sums(step, asked))
-    assert set(asked) == {str(s) for s in range(1, step)}
-  means, losses = log.take()  # a log point may wait
-  assert set(asked) == {'1', '2', '3'}
-  assert means == {
-    'train/loss': 12 / 12,
-    'train/top1': 6 / 12,
-    'train/top5': 12 / 12,
-  }
-  assert losses == [2 / 4, 4 / 4, 6 / 4]
-
-
 def test_a_resumed_interval_counts_the_steps_before():
   progress = Progress(
     PlateauState(0.1, best=0.3, wait=2, cooldown=1),
@@ -62,7 +45,11 @@ def test_a_resumed_interval_counts_the_steps_before():
   log = TrainLog(again, 2)
   log.add(3, sums(3, [], loss=4 / 9))
   means, losses = log.take()
-  assert means['train/loss'] == pytest.approx((2 + 4 + 4 / 3) / 12)
+  assert means == {
+    'train/loss': pytest.approx((2 + 4 + 4 / 3) / 12),
+    'train/top1': 6 / 12,
+    'train/top5': 12 / 12,
+  }
   assert losses == [2 / 4, 4 / 4, 0.3333333]
   assert (again.train_sums, again.step_losses) == ({}, [])
 
@@ -124,33 +111,29 @@ def test_each_step_is_told_once_and_late():
 def test_a_save_is_asked_for_once(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: now[0])
-  timer, never = SaveTimer(2.0), SaveTimer(0.0)
+  progress = Progress(PlateauState(0.1))
+  log, never = TrainLog(progress, 0, save_minutes=2.0), TrainLog(progress, 0)
   asked = []
   for now[0] in (60.0, 119.0, 120.0, 500.0):
-    asked.append((timer.asks(), never.asks()))
-  timer.restart()
+    asked.append(log.is_save_due())
+  log.restart_timer()
   for now[0] in (610.0, 620.0):
-    asked.append((timer.asks(), never.asks()))
-  assert [one for one, _ in asked] == [False, False, True, False, False, True]
-  assert not any(other for _, other in asked)
+    asked.append(log.is_save_due())
+  assert asked == [False, False, True, False, False, True]
+  assert not never.is_save_due()
+
+
+def test_flags_of_other_processes_are_remembered():
   log = TrainLog(Progress(PlateauState(0.1)), 0)
-  for step, save in enumerate((0, 8, 0), 1):
-    assert not log.save_asked
-    log.add(step, {**sums(step, []), 'save': save})
-  assert log.save_asked
+  for step, flag in enumerate((0, 8, 0, 0), 1):
+    log.add(step, {**sums(step, []), 'save': flag, 'stop': flag})
+    assert log.save_asked == log.stop_asked == (step > 2)
   assert log.take()[0].keys() == {'train/loss', 'train/top1', 'train/top5'}
-
-
-def test_a_signal_of_another_process_is_remembered():
-  log = TrainLog(Progress(PlateauState(0.1)), 0)
-  for step, stop in enumerate((0, 1, 0, 0), 1):
-    log.add(step, {**sums(step, []), 'stop': stop})
-  assert log.stop_asked
 
 
 @pytest.mark.parametrize(
   ('last', 'threshold', 'final'),
-  [(0.3, 0.0, 25), (0.3, 0.2, 20), (0.2, 0.0, 20), (0.1, 0.0, 20)],
+  [(0.3, 0.0, 25), (0.3, 0.2, 20), (0.2, 0.0, 20)],
 )
 def test_the_best_state_may_be_the_last_one(last, threshold, final):
   """A run of 25 steps is evaluated every 10: early stopping sees 10 and 20."""

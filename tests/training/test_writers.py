@@ -60,14 +60,10 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
   [
     *(b'{"step": 2, "a', b'3\n', b'{"note": 1}\n', b'{"step": 2}\xff\n'),
     *(b'[' * 10**5, b'{"step": true}', b'{"step": 9999999999}'),
-    b'{"step": 2, "train/step_losses": 3}',
+    *(b'{"step": 2, "eval/top1": %s}' % v for v in (b'[1]', b'"1"', b'NaN')),
     *(
-      b'{"step": 2, "%s": %s}' % (key, value)
-      for key in (b'train/step_losses', b'eval/top1', b'learning_rate')
-      for value in (
-        *(b'{"a": 1}', b'["a"]', b'[[1]]', b'[1, 2, 3]', b'[NaN]'),
-        *(b'"1"', b'NaN', b'null', b'true', b'1e999'),
-      )
+      b'{"step": 2, "train/step_losses": %s}' % value
+      for value in (b'3', b'["a"]', b'[1, 2, 3]', b'[NaN]')
     ),
   ],
 )
