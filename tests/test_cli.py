@@ -128,6 +128,7 @@ def test_folders_of_arguments(monkeypatch):
     'evaluation.evaluate --workdir x --per_example',
     'evaluation.features --workdir x --layers y --out',
     'evaluation.crossval --workdir',
+    'evaluation.seeds --workdir',
     'evaluation.sweep --workdir',
     'evaluation.compare --workdirs',
     'evaluation.compare --workdirs x --out',

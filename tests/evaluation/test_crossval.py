@@ -57,7 +57,7 @@ def test_folds_that_are_done_cost_nothing(
 ):
   code, again, err = cross_validate(*done, *THREE)
   assert (code, again) == (0, result)
-  assert 'fold 2 (3 of 3) is done' in err
+  assert 'fold_02 (3 of 3) is done' in err
   assert [fold['fold'] for fold in result['folds']] == [0, 1, 2]
 
 
@@ -175,7 +175,7 @@ def test_a_longer_run_goes_on_and_is_measured_again(
     longer = '--config.num_steps=22'
     _, result, err = cross_validate(done[0], workdir, *THREE, longer)
     assert [fold['step'] for fold in result['folds']] == [22] * 3
-  assert 'fold 2 (3 of 3) is done' in err
+  assert 'fold_02 (3 of 3) is done' in err
 
 
 @pytest.mark.slow

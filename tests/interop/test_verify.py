@@ -22,9 +22,12 @@ from tests.system import commands
 def folder(tmp_path_factory):
   """A run, and what `save` made of it."""
   root = tmp_path_factory.mktemp('verify')
-  recipe = commands.write_recipe(root, seed=3, ema_decay=0.8)
+  changes = {'seed': 3, 'ema_decay': 0.8, 'checkpoint__keep_at': 'log'}
+  recipe = commands.write_recipe(root, **changes)
   commands.train(recipe, root / 'run')
-  assert save.main(['--workdir', str(root / 'run'), str(root / 'hub')]) == 0
+  run = ['--workdir', str(root / 'run')]
+  assert save.main([*run, str(root / 'hub')]) == 0
+  assert save.main([*run, '--checkpoint', '0', str(root / 'untrained')]) == 0
   return root / 'hub'
 
 
@@ -36,6 +39,7 @@ def test_what_was_saved_holds(folder, command_result):
   assert result['measured'] == measured
   for key, value in measured.items():
     assert result['found'][key] == pytest.approx(value, rel=1e-5)
+  assert result['seed'] == 3
   words = result['command'].split(' ', 2)
   assert words[:2] == ['alexnet-jax', 'train']
   recipe = str(folder.with_name('recipe.py'))
@@ -125,21 +129,64 @@ def change_the_network(rng, _, fields):
   fields['claims']['config']['model']['hidden'] = [int(rng.integers(1, 15))]
 
 
+def untrain_a_layer(rng, tensors, fields):
+  layer = some(rng, tensors).rpartition('.')[0]
+  for name, fresh in fields['untrained'].items():
+    if name.startswith(f'{layer}.'):
+      rng.shuffle(fresh.reshape(-1))  # as other draws
+      tensors[name] = fresh
+
+
+def untrain(rng, tensors, fields):
+  for layer in sorted(name for name in tensors if name.endswith('.weight')):
+    rng.shuffle(fields['untrained'][layer].reshape(-1))
+  tensors |= fields['untrained']
+
+
+def claim_more(rng, _, fields):
+  measured = fields['claims']['measured']
+  name = some(rng, measured)
+  sign = -1 if measured[name] > 0.5 else 1
+  measured[name] += sign * rng.uniform(0.2, 0.5)
+
+
+def name_other_data(rng, _, fields):
+  data = fields['claims']['data']
+  name = some(rng, data)
+  data[name] = rng.bytes(8).hex() if name.endswith('print') else 999
+
+
+def drop_the_data(rng, _, fields):
+  fields['claims']['data'] = {}
+
+
 CHANGES = [flip_a_bit, permute, scale, swap, lose, set_to_noise]
 CHANGES += [add_a_measure, steer_the_terminal, rename_the_command]
-CHANGES += [change_the_network]
-A_FEW = pytest.param(3, id='some')
-MANY = pytest.param(100, id='1000', marks=pytest.mark.slow)
+CHANGES += [change_the_network, claim_more, name_other_data, drop_the_data]
+FORGED = [permute, untrain_a_layer, untrain]  # with new hashes
+KINDS = [pytest.param(change, False, id=change.__name__) for change in CHANGES]
+KINDS += [pytest.param(c, True, id=f'{c.__name__}, forged') for c in FORGED]
+A_FEW = pytest.param(2, id='some')
+MANY = pytest.param(63, id='1008', marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize('count', [A_FEW, MANY])
-@pytest.mark.parametrize('change', CHANGES)
-def test_altered_weights_are_refused(folder, tmp_path, capsys, change, count):
+@pytest.mark.parametrize(('change', 'forges'), KINDS)
+def test_altered_weights_are_refused(
+  folder, tmp_path, capsys, change, forges, count
+):
   for seed in range(count):
     tensors, fields = read(folder)
+    fields['untrained'], _ = read(folder.with_name('untrained'))
     change(np.random.default_rng(seed), tensors, fields)
-    path = write(tmp_path, tensors, fields)
+    del fields['untrained']
+    path = write(tmp_path, tensors, fields, forges)
     assert verify.main([str(path)]) == 2
+
+
+def test_the_state_before_the_first_update_is_refused(folder, capsys):
+  assert verify.main([str(folder.with_name('untrained'))]) == 2
+  assert 'looks as it does before it is trained' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('layer', ['features.0', 'classifier.0'])

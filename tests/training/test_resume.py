@@ -94,6 +94,7 @@ FREE |= {
   'save_every_minutes',
   'loggers',
   'report',
+  'checkpoint.keep_at',
   'parallel',
   'implementation',
   'guards.flat_loss_steps',
