@@ -54,7 +54,7 @@ def open_page(tmp_path):
 
 def test_repetitions_have_a_mean_and_its_error(runs, tmp_path, compared):
   """And the page says in which keys of the config they differ."""
-  _, result, err = compared(runs['one'], runs['other seed'])
+  _, result, _ = compared(runs['one'], runs['other seed'])
   assert result['notes'] == []
   (group,) = result['groups']
   assert group['runs'] == ['one', 'other seed']
