@@ -115,8 +115,11 @@ def compare(
 
 def _runs_in(workdir):
   """Returns the runs of a folder of `seeds`, or the one that a folder is."""
+  from alexnet_jax.training import checkpoint
+
   found = map(str, pathlib.Path(workdir).glob('seed_*/'))
-  return sorted(found, key=lambda path: (len(path), path)) or [workdir]
+  begun = filter(checkpoint.has_checkpoint, found)
+  return sorted(begun, key=lambda path: (len(path), path)) or [workdir]
 
 
 def _names(workdirs):
