@@ -1,5 +1,3 @@
-"""Checkpoints of steps 0, 1, 2, 4, ... that stay."""
-
 import numpy as np
 import pytest
 
