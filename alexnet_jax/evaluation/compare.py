@@ -322,7 +322,7 @@ def _spread_table(found):
     cells = [_listed(group['runs']), _listed(group['seeds']), group['n']]
     for key in _SPREAD:
       shown = {k: page.shown(v) for k, v in group.get(key, {}).items()}
-      text = '{mean}\n± {deviation}\n{low}\nto {high}'
+      text = '{mean}\n± {deviation}\n[{low},\n{high}]'
       cells.append(text.format_map(shown) if shown else '-')
     rows.append(cells)
   columns = _columns(('runs', 'seeds', 'n', *_SPREAD))

@@ -21,6 +21,9 @@ that figures hold."""
 # A kernel of few numbers may keep its distribution when it is trained, but then
 # its bias moves.
 _CHANCE = 1e-4  # that fresh numbers are taken for others
+# Deviations from 0 of the correlation between the kernels of a layer and those
+# that the seed begins with. Long training with weight decay leaves none.
+_SEED_SHOWS = 6.0
 _MOST = 200_000  # numbers of an array that are compared
 # Other devices round otherwise: so much may differ, and two images more.
 _TOLERANCE = 0.002  # of shares; the loss may differ by five times that share
@@ -51,8 +54,9 @@ def verify(path: str, data_path: str = '') -> dict:
       unless the data came with the package.
 
   Returns:
-    {file, step, seed, command, measured: {eval/top1: ..., ...} as it says,
-    found: the same as measured here, or {}}.
+    {file, step, seed, seed_shows: whether the weights show that they began
+    with it, command, measured: {eval/top1: ..., ...} as it says, found: the
+    same as measured here, or {}}.
 
   Raises:
     UserError: naming what does not hold.
@@ -71,7 +75,7 @@ def verify(path: str, data_path: str = '') -> dict:
         'it says nothing of its training: it was not written by interop.save'
       )
     config = _config_of(claims, network)
-    _refuse_untrained(config, network)
+    shows = _refuse_untrained(config, network) > _SEED_SHOWS
     if folder.is_dir():
       claims_lib.check_folder(folder, network)
     found, own = {}, config.data.source in ('digits', 'synthetic')
@@ -90,14 +94,16 @@ def verify(path: str, data_path: str = '') -> dict:
   said = ', '.join(f'{k} {v:.4f}' for k, v in claims['measured'].items())
   held = 'measured again, they hold' if found else 'not measured again'
   print(
-    f'{path}: step {claims["step"]}, seed {config.seed};'
+    f'{path}: step {claims["step"]}, seed {config.seed}'
+    f' ({"which" if shows else "nothing of which"} the weights show);'
     f' {len(claims["tensors"])} tensors hold\n'
     f'version {claims["version"]}: {claims["command"] or "converted weights"}\n'
     f'{said or "no figures"}: {held}',
     file=sys.stderr,
   )
   keys = ('step', 'command', 'measured')
-  result = {'file': path, 'seed': config.seed, 'found': found}
+  result = {'file': path, 'seed': config.seed, 'seed_shows': shows}
+  result['found'] = found
   return {**result, **{k: claims[k] for k in keys}}
 
 
@@ -121,8 +127,13 @@ def _config_of(claims, network):
   return config
 
 
-def _refuse_untrained(config, network):
-  """Raises UserError if a layer looks as one does before the training."""
+def _refuse_untrained(config, network) -> float:
+  """Raises UserError if a layer looks as one does before the training.
+
+  Returns:
+    The largest correlation of a layer with its first state, in deviations of
+    that of independent ones.
+  """
   import jax
   import numpy as np
   import scipy.stats
@@ -138,9 +149,15 @@ def _refuse_untrained(config, network):
 
   model = build.make_model(config, network.num_classes)
   first = jax.device_get(build.make_state(config, model).params)
+  largest = 0.0
   for layer, leaves in network.params.items():
+    if 'kernel' in leaves and np.ptp(first[layer]['kernel']):
+      pair = leaves['kernel'], first[layer]['kernel']
+      now, before = (np.ravel(each) / np.linalg.norm(each) for each in pair)
+      largest = max(largest, float(now @ before) * now.size**0.5)
     if all(are_fresh(leaves[k], first[layer][k]) for k in leaves):
       raise UserError(f'{layer} looks as it does before it is trained')
+  return largest
 
 
 def _check_data(wanted, config):

@@ -77,7 +77,7 @@ def test_repetitions_have_a_mean_and_its_error(runs, tmp_path, compared):
   dom = open_page(tmp_path)
   row = [cell.text for cell in dom.tables[title].rows[1]]
   assert row[:3] == ['one, other seed', '0, 1', '2']
-  wanted = f'{mean:.4f} ± {error * 2**0.5:.4f} {group["loss"]["low"]:.4f} to'
+  wanted = f'{mean:.4f} ± {error * 2**0.5:.4f} [{group["loss"]["low"]:.4f},'
   assert ' '.join(row[3].split()).startswith(wanted)
   keys = dom.tables['Keys of the config that differ'].rows
   assert [row[0].text for row in keys[1:]] == ['log_every_steps', 'seed']

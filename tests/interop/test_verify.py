@@ -39,7 +39,7 @@ def test_what_was_saved_holds(folder, command_result):
   assert result['measured'] == measured
   for key, value in measured.items():
     assert result['found'][key] == pytest.approx(value, rel=1e-5)
-  assert result['seed'] == 3
+  assert (result['seed'], result['seed_shows']) == (3, True)
   words = result['command'].split(' ', 2)
   assert words[:2] == ['alexnet-jax', 'train']
   recipe = str(folder.with_name('recipe.py'))
@@ -220,6 +220,17 @@ def test_converted_weights_have_no_command(folder, tmp_path, command_result):
   assert command_result(save.main, line)[0] == 0
   code, result, err = command_result(verify.main, str(copy))
   assert (code, result['command']) == (0, ''), err
+
+
+def test_a_false_seed_does_not_show(folder, tmp_path, command_result):
+  tensors, fields = read(folder)
+  forged = fields['claims']
+  forged['config']['seed'] = 4
+  forged['command'] = forged['command'].replace('seed=3', 'seed=4')
+  path = write(tmp_path, tensors, fields)
+  code, result, err = command_result(verify.main, str(path))
+  assert (code, result['seed_shows']) == (0, False), err
+  assert 'seed 4 (nothing of which the weights show)' in err
 
 
 @pytest.mark.parametrize('name', ['README.md', 'config.json'])
