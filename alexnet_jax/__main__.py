@@ -13,6 +13,7 @@ _COMMANDS = {
   'report': ('evaluation.report', 'draws the page of a run'),
   'compare': ('evaluation.compare', 'compares runs'),
   'ensemble': ('evaluation.ensemble', 'measures the mean of several runs'),
+  'seeds': ('evaluation.seeds', 'trains a recipe with several seeds'),
   'crossval': ('evaluation.crossval', 'cross-validates a recipe'),
   'sweep': ('evaluation.sweep', 'searches for good values of keys'),
   'load': ('interop.load', 'makes a run of weights of elsewhere'),

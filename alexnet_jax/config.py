@@ -327,6 +327,8 @@ _EARLY_STOPPING = {
 
 _CHECKPOINT = {
   'keep': Key(2, _POSITIVE, free=True),  # newest ones; the best is kept as well
+  # log: steps 0 (before the first update), 1, 2, 4, 8, ... are saved and kept.
+  'keep_at': Key('', ('', 'log'), free=True),
   'monitor': Key('eval/top1', MONITORS),
 }
 

@@ -126,6 +126,7 @@ def test_folders_of_arguments(monkeypatch):
     'evaluation.evaluate --workdir x --per_example',
     'evaluation.features --workdir x --layers y --out',
     'evaluation.crossval --workdir',
+    'evaluation.seeds --workdir',
     'evaluation.sweep --workdir',
     'evaluation.compare --workdirs x --out',
     'predict --workdir x y.jpg --csv',

@@ -29,6 +29,11 @@ _TABLES = {  # one would be wider than the page
   'Size, length and speed': ('name', *_SIZE, 'steps', 'epochs', *_SPEED),
 }
 _SPREAD = MEASURES + _SPEED
+_CONFIDENCE = 0.95
+_SPREAD_TITLE = (
+  f'Mean ± standard deviation of n runs; {_CONFIDENCE:.0%} confidence interval'
+  " of the mean (Student's t)"
+)
 _TEXT = (
   'The measures are those of the validation data, at the step that the table'
   ' says; losses are in nats. The training time is without compilation,'
@@ -51,14 +56,29 @@ def main(argv=None) -> int:
   add('--out', default='compare', type=cli.path, metavar='DIR', help=text)
   text = 'what the curves are drawn over (default: %(default)s)'
   add('--over', choices=('epochs', 'steps'), default='epochs', help=text)
-  return cli.run_parsed(parser, argv, _compare)
+  return cli.run_parsed(
+    parser,
+    argv,
+    lambda given: compare(given.workdirs, pathlib.Path(given.out), given.over),
+  )
 
 
-def _compare(arguments):
-  """Writes the page, and prints its tables; returns the command's result."""
+def compare(
+  workdirs: Sequence[str], out: pathlib.Path, over: str = 'epochs'
+) -> dict:
+  """Writes the page, and prints its tables; returns the command's result.
+
+  Args:
+    workdirs: folders of runs, or of several runs of `seeds`.
+    out: folder of the page.
+    over: `epochs` or `steps`, of the curves.
+
+  Raises:
+    UserError: if one of them is not the folder of a run.
+  """
   from alexnet_jax.evaluation import figures
 
-  workdirs, out = arguments.workdirs, pathlib.Path(arguments.out)
+  workdirs = [run for workdir in workdirs for run in _runs_in(workdir)]
   runs = [load(*pair) for pair in zip(workdirs, _names(workdirs), strict=True)]
   rows = [run.numbers for run in runs]
   repetitions, remarks = _groups(runs), _notes(runs)
@@ -74,7 +94,7 @@ def _compare(arguments):
     tables = [*tables, _spread_table(repetitions)]
     text = 'Runs that are done and differ in the seed alone.'
     sections.append(page.Section('Repetitions', text, tables=tables[-1:]))
-  for name, figure in draw(runs, arguments.over).items():
+  for name, figure in draw(runs, over).items():
     png = figures.save(figure, out / f'{name}.png')
     pictures.append(page.Picture(png, _PICTURES[name]))
   sections.append(page.Section('Curves', pictures=pictures))
@@ -89,6 +109,15 @@ def _compare(arguments):
   lines = [*(f'NOTE: {remark}' for remark in remarks), f'page: {path}']
   print('\n'.join(lines), file=sys.stderr)
   return {'runs': rows, 'groups': repetitions, 'notes': remarks, 'page': path}
+
+
+def _runs_in(workdir):
+  """Returns the runs of a folder of `seeds`, or the one that a folder is."""
+  from alexnet_jax.training import checkpoint
+
+  found = map(str, pathlib.Path(workdir).glob('seed_*/'))
+  begun = filter(checkpoint.has_checkpoint, found)
+  return sorted(begun, key=lambda path: (len(path), path)) or [workdir]
 
 
 def _names(workdirs):
@@ -203,19 +232,34 @@ def _groups(runs):
   A seed counts once: a copy of a run is no repetition of it.
 
   Returns:
-    [{runs: names, seeds, top1: {mean, standard_error: of the mean}, ...}].
+    [{runs: names, seeds, n, confidence, top1: {mean, standard_error: of the
+    mean, deviation: of the sample, low, high: ends of the confidence interval
+    of the mean by Student's t}, ...}].
   """
+  from scipy import special
+
   result = []
   for by_seed in _finished(runs):
     members = [same[0] for same in by_seed.values()]
     if len(members) < 2:
       continue
+    n = len(members)
     group = {'runs': [run.name for run in members], 'seeds': list(by_seed)}
+    group |= {'n': n, 'confidence': _CONFIDENCE}
+    # The quantile of Student's t with n - 1 degrees of freedom.
+    quantile = float(special.stdtrit(n - 1, (1 + _CONFIDENCE) / 2))
     for key in _SPREAD:
       values = [run.numbers[key] for run in members]
       if None not in values:
-        error = statistics.stdev(values) / math.sqrt(len(values))
-        group[key] = {'mean': statistics.fmean(values), 'standard_error': error}
+        mean, deviation = statistics.fmean(values), statistics.stdev(values)
+        error = deviation / math.sqrt(n)
+        group[key] = {
+          'mean': mean,
+          'standard_error': error,
+          'deviation': deviation,
+          'low': mean - quantile * error,
+          'high': mean + quantile * error,
+        }
     result.append(group)
   return result
 
@@ -251,13 +295,20 @@ def _columns(keys):
 def _spread_table(found):
   rows = []
   for group in found:
-    cells = [', '.join(group['runs']), ', '.join(map(str, group['seeds']))]
+    cells = [_listed(group['runs']), _listed(group['seeds']), group['n']]
     for key in _SPREAD:
-      values = map(page.shown, group.get(key, {}).values())
-      cells.append(' ± '.join(values) or '-')
+      shown = {k: page.shown(v) for k, v in group.get(key, {}).items()}
+      text = '{mean}\n± {deviation}\n[{low},\n{high}]'
+      cells.append(text.format_map(shown) if shown else '-')
     rows.append(cells)
-  columns = _columns(('runs', 'seeds', *_SPREAD))
-  return page.Table('Mean ± standard error', columns, rows)
+  columns = _columns(('runs', 'seeds', 'n', *_SPREAD))
+  return page.Table(_SPREAD_TITLE, columns, rows)
+
+
+def _listed(values):
+  """Lists a few values; of more than three the first and the last."""
+  texts = [*map(str, values)]
+  return ', '.join(texts if len(texts) < 4 else [texts[0], '...', texts[-1]])
 
 
 def _config_table(runs):

@@ -3,17 +3,13 @@
 python -m alexnet_jax.evaluation.crossval --config FILE --folds 10
 """
 
-import json
-import pathlib
 import statistics
 import sys
 
 from alexnet_jax import cli
-from alexnet_jax import config as config_lib
-from alexnet_jax import files
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import repeat
 
-_MEASURES_FILE = 'measures.json'  # in the folder of a fold
 _DEFAULT_FOLDS = 10
 _SPLITS = {'train': 'training', 'validation': 'held out'}
 _SHOWN = {'loss': 'loss', 'top1': 'top-1', 'macro_precision': 'macro precision'}
@@ -31,29 +27,15 @@ def main(argv=None) -> int:
   text = 'Trains and measures a recipe once for every fold.'
   parser = cli.make_parser('evaluation.crossval', text, _EPILOG, False)
   add = parser.add_argument
-  cli.add_recipe(parser)
   text = f'number of folds (default: config.data.folds, or {_DEFAULT_FOLDS})'
   add('--folds', type=int, metavar='K', help=text)
-  text = "the folder (default: runs/crossval_ and the recipe's name)"
-  add('--workdir', type=cli.path, metavar='DIR', help=text)
-  cli.add_json(parser)
-  arguments, overrides = parser.parse_known_args(argv)
-  # From here on a signal is remembered; jax is imported after that.
-  from alexnet_jax.training import guards
-
-  stop = guards.StopSignal()
-  stop.install()
-  return cli.run(
-    lambda: _work(arguments, overrides, stop), json_output=arguments.json
-  )
+  return repeat.run_command(parser, _work, argv)
 
 
-def _work(arguments, overrides, stop):
+def _work(arguments, config, workdir, stop):
   """Makes what is missing; returns the command's result."""
-  from alexnet_jax import validation
   from alexnet_jax.evaluation import figures
 
-  config = validation.load_config([f'--config={arguments.config}', *overrides])
   asked, configured = arguments.folds, config.data.folds
   if asked and configured and asked != configured:
     raise UserError(
@@ -62,12 +44,8 @@ def _work(arguments, overrides, stop):
   folds = configured or _DEFAULT_FOLDS if asked is None else asked
   if folds < 2:
     raise UserError(f'--folds is {folds}; it must be at least 2')
-  name = f'runs/crossval_{config_lib.recipe_name(arguments.config)}'
-  workdir = pathlib.Path(arguments.workdir or name)
-  if workdir.is_dir():
-    files.refuse_links_in(workdir)
   result = _cross_validate(config, workdir, folds, stop)
-  _write_json(workdir / 'crossval.json', result)
+  repeat.write_json(workdir / 'crossval.json', result)
   _show(result)
   figures.save(draw_box_plots(result), workdir / 'box_plots.png')
   print(f'result and box plots: {workdir}', file=sys.stderr)
@@ -82,30 +60,17 @@ def _cross_validate(config, workdir, folds, stop):
     macro_precision, ..., examples}, validation: the same}], mean: {train,
     validation}, deviation: the sample standard deviation over the folds}.
   """
-  import jax
-
-  from alexnet_jax.training import loop
-
-  plan, results, console = [], [], cli.Console()
+  runs = {}
   for fold in range(folds):
     own = config.copy_and_resolve_references()
-    own.data.folds, own.data.fold, own.report = folds, fold, False
-    folder = workdir / f'fold_{fold:02d}'
-    # Before anything is trained, and also of the folds that are done.
-    _, record = _open(own)
-    plan.append((own, folder, record, _stored(own, folder, record)))
-  for fold, (own, folder, record, measured) in enumerate(plan):
-    stop.check()
-    done = ' is done' if measured else ''
-    console.line(f'fold {fold} ({fold + 1} of {folds}){done}: {folder}')
-    if not measured:
-      loop.train_and_evaluate(own, str(folder), stop, console)
-      measured = _measure(own, folder, record, stop)
-      _write_json(folder / _MEASURES_FILE, measured)
-      jax.clear_caches()  # or the programs of all folds would pile up
-    # The rest is what only a later start needs.
-    shown = {k: v for k, v in measured.items() if k not in ('config', 'data')}
-    results.append({'fold': fold, 'workdir': str(folder), **shown})
+    own.data.folds, own.data.fold = folds, fold
+    runs[workdir / f'fold_{fold:02d}'] = own, _open(own)[1]
+
+  def measure(config, folder, record, trained):
+    return _measure(config, folder, record, stop)
+
+  found = repeat.train_each(runs, tuple(_SPLITS), measure, stop)
+  results = [{'fold': fold, **one} for fold, one in enumerate(found)]
 
   statistic = {'mean': statistics.fmean, 'deviation': statistics.stdev}
   over_folds = {
@@ -129,29 +94,6 @@ def _open(config):  # both sides of a fold
   return loaders, build.data_record(config, *sources)
 
 
-def _stored(config, folder, record):
-  """Reads what was measured of a fold before; None if that is to be done.
-
-  Raises:
-    UserError: if the fold was trained with another config or on other data.
-  """
-  from alexnet_jax.training import resume
-
-  sides = {split: {str: int | float} for split in _SPLITS}
-  try:
-    shape = {'config': dict, 'data': dict, **sides}
-    stored = files.read_json(folder / _MEASURES_FILE, shape)
-    trained = config_lib.from_dict(stored['config'])
-  except (FileNotFoundError, UserError):
-    return None
-  resume.check_config(config, folder, trained)
-  resume.check_data_record(folder, stored['data'], record)
-  # A run may be made longer. All else that may change leaves it as it is.
-  lengths = ('num_epochs', 'num_steps')
-  longer = any(stored['config'][key] != config[key] for key in lengths)
-  return None if longer else stored
-
-
 def _measure(config, folder, record, stop):
   from alexnet_jax.evaluation import evaluate
   from alexnet_jax.evaluation import loading
@@ -162,8 +104,7 @@ def _measure(config, folder, record, stop):
   loaders, now = _open(run.config)
   # While it trained, they may have changed.
   resume.check_data_record(folder, record, now)
-  measured = {'config': config.to_dict(), 'data': record}
-  measured |= state_lib.summarize(run.state)
+  measured = state_lib.summarize(run.state)
   for split, loader in loaders.items():
     seen = evaluate.measure_all(run, loader, on_batch=lambda _: stop.check())
     measured[split] = {
@@ -171,11 +112,6 @@ def _measure(config, folder, record, stop):
       **{key.removeprefix('eval/'): v for key, v in seen.values.items()},
     }
   return measured
-
-
-def _write_json(path, value):
-  with files.replaced_file(path) as temporary:
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
 
 
 def _show(result):

@@ -65,6 +65,8 @@ def _save(arguments):
     file=sys.stderr,
   )
   notes = foreign_parts(network.model)
+  if network.claims['data'] and not network.claims['measured']:
+    notes.append(f'step {step} was not measured in training: no figures')
   for note in notes:
     print(f'note: {note}', file=sys.stderr)
   return {

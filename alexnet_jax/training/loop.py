@@ -172,7 +172,7 @@ def _loop(run, loop, on_evaluation, profile):
   """Makes steps, evaluations and saves."""
   config, durations = run.config, run.durations
   key = parallel.replicate(build.dropout_key(config), run.mesh)
-  if config.init.workdir and not loop.step:
+  if not loop.step and (config.init.workdir or durations.kept_steps):
     _save(run, loop)  # the other run may train on meanwhile
   if _evaluation_due(run, loop):  # the run ended before it was done
     _evaluate(run, loop, on_evaluation)
@@ -201,7 +201,11 @@ def _loop(run, loop, on_evaluation, profile):
     if _evaluation_due(run, loop):
       _evaluate(run, loop, on_evaluation)
       _save(run, loop)
-    elif schedule.due(loop.step, durations.save_every) or loop.log.save_asked:
+    elif (
+      schedule.due(loop.step, durations.save_every)
+      or loop.step in durations.kept_steps
+      or loop.log.save_asked
+    ):
       _save(run, loop)
 
 
@@ -352,6 +356,7 @@ def _save(run, loop, replace=False):
     )
     tree = state_lib.saved_tree(loop.state)
     kept = {progress.best.step, progress.stopping.best_step}
+    kept |= run.durations.kept_steps
     loop.checkpoints.save(tree, saved, keep_steps=kept, replace=replace)
 
 

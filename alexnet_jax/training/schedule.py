@@ -24,6 +24,7 @@ class Durations:
   num_steps: int
   eval_every: fractions.Fraction
   save_every: fractions.Fraction
+  kept_steps: frozenset[int]  # whose checkpoints stay
   unfreeze_step: int  # 0: frozen parameters stay so
   warmup_steps: int
   drop_steps: tuple[int, ...]
@@ -58,12 +59,15 @@ def resolve_durations(config, num_examples: int) -> Durations:
   def in_steps(epochs):
     return tuple(math.ceil(exact(epoch)) for epoch in epochs)
 
-  schedule = config.schedule
+  kept, schedule = [], config.schedule
+  if config.checkpoint.keep_at == 'log':
+    kept = [0, *(1 << power for power in range(num_steps.bit_length()))]
   return Durations(
     steps_per_epoch=float(per_epoch),
     num_steps=num_steps,
     eval_every=steps(config, 'eval_every'),
     save_every=steps(config, 'save_every'),
+    kept_steps=frozenset(kept),
     unfreeze_step=math.ceil(steps(config.init, 'unfreeze')),
     warmup_steps=round(steps(schedule, 'warmup')),
     drop_steps=tuple(schedule.drop_steps) or in_steps(schedule.drop_epochs),

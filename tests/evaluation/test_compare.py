@@ -50,21 +50,31 @@ def open_page(tmp_path):
 
 def test_repetitions_have_a_mean_and_its_error(runs, tmp_path, compared):
   """And the page says in which keys of the config they differ."""
-  _, result, err = compared(runs['one'], runs['other seed'])
+  _, result, _ = compared(runs['one'], runs['other seed'])
   assert result['notes'] == []
   (group,) = result['groups']
   assert group['runs'] == ['one', 'other seed']
   assert group['seeds'] == [0, 1]
   one, other = (row['loss'] for row in result['runs'])
-  # Of two numbers the sample deviation is their distance by the root of 2.
-  wanted = {'mean': (one + other) / 2, 'standard_error': abs(one - other) / 2}
+  # Of two numbers the sample deviation is their distance by the root of 2, and
+  # the quantile of Student's t with one degree of freedom is 12.7062.
+  mean, error = (one + other) / 2, abs(one - other) / 2
   assert one != other
-  assert group['loss'] == pytest.approx(wanted)
-  assert 'Mean ± standard error' in err
+  assert group['loss'] == pytest.approx(
+    {
+      'mean': mean,
+      'standard_error': error,
+      'deviation': error * 2**0.5,
+      'low': mean - 12.7062047 * error,
+      'high': mean + 12.7062047 * error,
+    }
+  )
+  title = compare._SPREAD_TITLE
   dom = open_page(tmp_path)
-  row = [cell.text for cell in dom.tables['Mean ± standard error'].rows[1]]
-  assert row[0] == 'one, other seed'
-  assert ' ± '.join(f'{value:.4f}' for value in wanted.values()) in row
+  row = [cell.text for cell in dom.tables[title].rows[1]]
+  assert row[:3] == ['one, other seed', '0, 1', '2']
+  wanted = f'{mean:.4f} ± {error * 2**0.5:.4f} [{group["loss"]["low"]:.4f},'
+  assert ' '.join(row[3].split()).startswith(wanted)
   keys = dom.tables['Keys of the config that differ'].rows
   assert [row[0].text for row in keys[1:]] == ['log_every_steps', 'seed']
 

@@ -1,6 +1,5 @@
 import json
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -56,7 +55,7 @@ def test_folds_that_are_done_cost_nothing(
 ):
   code, again, err = cross_validate(*done, *THREE)
   assert (code, again) == (0, result)
-  assert 'fold 2 (3 of 3) is done' in err
+  assert 'fold_02 (3 of 3) is done' in err
   assert [fold['fold'] for fold in result['folds']] == [0, 1, 2]
 
 
@@ -146,24 +145,15 @@ def test_what_is_missing_is_made_again(
 
 
 @pytest.mark.slow
-def test_a_signal_leaves_with_75_and_the_command_goes_on(
-  done, result, tmp_path, cross_validate, monkeypatch
+def test_a_longer_run_goes_on_and_is_measured_again(
+  done, tmp_path, cross_validate
 ):
-  evaluate = loop._evaluate
-
-  def signalled(run, *arguments):
-    evaluate(run, *arguments)
-    if run.config.data.fold == 1:
-      signal.raise_signal(signal.SIGTERM)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, '_evaluate', signalled)
-    code, _, err = cross_validate(done[0], tmp_path / 'cv', *THREE)
-  assert (code, 'saved step' in err) == (75, True)
-  assert not (tmp_path / 'cv' / 'fold_02').exists()
-  code, again, err = cross_validate(done[0], tmp_path / 'cv', *THREE)
-  assert (code, 'goes on from checkpoint' in err) == (0, True)
-  assert without_places(again) == without_places(result)
+  workdir = shutil.copytree(done[1], tmp_path / 'cv')
+  for _ in range(2):
+    longer = '--config.num_steps=22'
+    _, result, err = cross_validate(done[0], workdir, *THREE, longer)
+    assert [fold['step'] for fold in result['folds']] == [22] * 3
+  assert 'fold_02 (3 of 3) is done' in err
 
 
 def test_the_box_plots_show_the_folds(done, result):

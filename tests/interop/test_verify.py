@@ -22,20 +22,24 @@ from tests.system import commands
 def folder(tmp_path_factory):
   """A run, and what `save` made of it."""
   root = tmp_path_factory.mktemp('verify')
-  recipe = commands.write_recipe(root, seed=3, ema_decay=0.8)
+  changes = {'seed': 3, 'ema_decay': 0.8, 'checkpoint__keep_at': 'log'}
+  recipe = commands.write_recipe(root, **changes)
   commands.train_here(recipe, root / 'run')
-  assert save.main(['--workdir', str(root / 'run'), str(root / 'hub')]) == 0
+  run = ['--workdir', str(root / 'run')]
+  assert save.main([*run, str(root / 'hub')]) == 0
+  assert save.main([*run, '--checkpoint', '0', str(root / 'untrained')]) == 0
   return root / 'hub'
 
 
-def test_what_was_saved_holds(folder, ask):
-  code, result, err = ask(verify, str(folder))
+def test_what_was_saved_holds(folder, command_result):
+  code, result, err = command_result(verify.main, str(folder))
   assert code == 0, err
   run = checkpoint.open_run(folder.with_name('run'))
   measured = run.saved.progress.last_evaluation
   assert result['measured'] == measured
   for key, value in measured.items():
     assert result['found'][key] == pytest.approx(value, rel=1e-5)
+  assert (result['seed'], result['seed_shows']) == (3, True)
   words = result['command'].split(' ', 2)
   assert words[:2] == ['alexnet-jax', 'train']
   recipe = str(folder.with_name('recipe.py'))
@@ -44,6 +48,18 @@ def test_what_was_saved_holds(folder, ask):
   assert shown['config'] == json.loads(expected.to_json())
   top1 = f'| eval/top1 | {measured["eval/top1"]:.4f} |'
   assert top1 in (folder / 'README.md').read_text()
+
+
+def test_the_command_makes_the_config():
+  keys = ['model.hidden=(8, 8)', 'data.path=it is', "init.freeze=('conv*',)"]
+  lines = [f'--config.{key}' for key in keys]
+  config = validation.load_config(['--config=folder', *lines])
+  command = validation.command_of(config)
+  words = validation.shlex.split(command)
+  assert words[:4] == ['alexnet-jax', 'train', '--config', 'folder']
+  again = validation.load_config(['--config=folder', *words[4:]])
+  assert again.to_dict() == config.to_dict()
+  assert len(words) == 4 + len(keys)
 
 
 def read(folder):
@@ -72,6 +88,15 @@ def flip_a_bit(rng, tensors, _):
   flat[rng.integers(flat.size)] ^= 1 << rng.integers(8)
 
 
+def permute(rng, tensors, _):
+  kernels = {k: v for k, v in tensors.items() if v.ndim > 1}
+  rng.shuffle(kernels[some(rng, kernels)].reshape(-1))
+
+
+def scale(rng, tensors, _):
+  tensors[some(rng, tensors)] *= np.float32(rng.uniform(1.01, 2))
+
+
 def swap(rng, tensors, _):
   first = some(rng, tensors)
   second = rng.choice(sorted(tensors.keys() - {first}))
@@ -80,6 +105,12 @@ def swap(rng, tensors, _):
 
 def lose(rng, tensors, _):
   del tensors[some(rng, tensors)]
+
+
+def set_to_noise(rng, tensors, _):
+  name = some(rng, tensors)
+  noise = rng.normal(0, 0.1, tensors[name].shape)
+  tensors[name] = noise.astype(np.float32)
 
 
 def add_a_measure(rng, _, fields):
@@ -98,36 +129,63 @@ def change_the_network(rng, _, fields):
   fields['claims']['config']['model']['hidden'] = [int(rng.integers(1, 15))]
 
 
-CHANGES = [flip_a_bit, swap, lose]
+def untrain_a_layer(rng, tensors, fields):
+  layer = some(rng, tensors).rpartition('.')[0]
+  for name, fresh in fields['untrained'].items():
+    if name.startswith(f'{layer}.'):
+      rng.shuffle(fresh.reshape(-1))  # as other draws
+      tensors[name] = fresh
+
+
+def untrain(rng, tensors, fields):
+  for layer in sorted(name for name in tensors if name.endswith('.weight')):
+    rng.shuffle(fields['untrained'][layer].reshape(-1))
+  tensors |= fields['untrained']
+
+
+def claim_more(rng, _, fields):
+  measured = fields['claims']['measured']
+  name = some(rng, measured)
+  sign = -1 if measured[name] > 0.5 else 1
+  measured[name] += sign * rng.uniform(0.2, 0.5)
+
+
+def name_other_data(rng, _, fields):
+  data = fields['claims']['data']
+  name = some(rng, data)
+  data[name] = rng.bytes(8).hex() if name.endswith('print') else 999
+
+
+def drop_the_data(rng, _, fields):
+  fields['claims']['data'] = {}
+
+
+CHANGES = [flip_a_bit, permute, scale, swap, lose, set_to_noise]
 CHANGES += [add_a_measure, steer_the_terminal, rename_the_command]
-CHANGES += [change_the_network]
+CHANGES += [change_the_network, claim_more, name_other_data, drop_the_data]
+FORGED = [permute, untrain_a_layer, untrain]  # with new hashes
+KINDS = [pytest.param(change, False, id=change.__name__) for change in CHANGES]
+KINDS += [pytest.param(c, True, id=f'{c.__name__}, forged') for c in FORGED]
+A_FEW = pytest.param(2, id='some')
+MANY = pytest.param(63, id='1008', marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize('change', CHANGES)
-def test_altered_weights_are_refused(folder, tmp_path, capsys, change):
-  for seed in range(3):
+@pytest.mark.parametrize('count', [A_FEW, MANY])
+@pytest.mark.parametrize(('change', 'forges'), KINDS)
+def test_altered_weights_are_refused(
+  folder, tmp_path, capsys, change, forges, count
+):
+  for seed in range(count):
     tensors, fields = read(folder)
+    fields['untrained'], _ = read(folder.with_name('untrained'))
     change(np.random.default_rng(seed), tensors, fields)
-    path = write(tmp_path, tensors, fields)
+    del fields['untrained']
+    path = write(tmp_path, tensors, fields, forges)
     assert verify.main([str(path)]) == 2
 
 
-@pytest.mark.parametrize('layer', ['features.0', 'classifier.0'])
-def test_an_untrained_layer_is_refused_with_new_hashes(
-  folder, tmp_path, capsys, layer
-):
-  tensors, fields = read(folder)
-  rng = np.random.default_rng(0)
-  kernel, bias = (tensors[f'{layer}.{k}'] for k in ('weight', 'bias'))
-  fan_in = kernel[0].size
-  spread = (2 / fan_in) ** 0.5  # He et al. 2015
-  normal = np.clip(
-    rng.normal(0, spread / 0.88, kernel.shape), -2 * spread, 2 * spread
-  )
-  kernel[:] = normal
-  bias[:] = 0.1 if layer == 'classifier.0' else 0
-  path = write(tmp_path, tensors, fields, forges=True)
-  assert verify.main([str(path)]) == 2
+def test_the_state_before_the_first_update_is_refused(folder, capsys):
+  assert verify.main([str(folder.with_name('untrained'))]) == 2
   assert 'looks as it does before it is trained' in capsys.readouterr().err
 
 
@@ -154,14 +212,25 @@ def test_without_figures_nothing_is_said_to_hold(folder, tmp_path, capsys):
   assert 'leave --data_path out' in capsys.readouterr().err
 
 
-def test_converted_weights_have_no_command(folder, tmp_path, ask):
+def test_converted_weights_have_no_command(folder, tmp_path, command_result):
   line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
-  assert ask(load, line)[0] == 0
+  assert command_result(load.main, line)[0] == 0
   copy = tmp_path / 'copy.safetensors'
   line = f'--workdir {tmp_path / "run"} {copy}'
-  assert ask(save, line)[0] == 0
-  code, result, err = ask(verify, str(copy))
+  assert command_result(save.main, line)[0] == 0
+  code, result, err = command_result(verify.main, str(copy))
   assert (code, result['command']) == (0, ''), err
+
+
+def test_a_false_seed_does_not_show(folder, tmp_path, command_result):
+  tensors, fields = read(folder)
+  forged = fields['claims']
+  forged['config']['seed'] = 4
+  forged['command'] = forged['command'].replace('seed=3', 'seed=4')
+  path = write(tmp_path, tensors, fields)
+  code, result, err = command_result(verify.main, str(path))
+  assert (code, result['seed_shows']) == (0, False), err
+  assert 'seed 4 (nothing of which the weights show)' in err
 
 
 @pytest.mark.parametrize('name', ['README.md', 'config.json'])
@@ -173,3 +242,15 @@ def test_a_card_that_says_more_than_the_weights_is_refused(
   (copy / name).write_text(text.replace('0.', '0.9', 20))
   assert verify.main([str(copy)]) == 2
   assert f'{name} does not say what' in capsys.readouterr().err
+
+
+def test_a_folder_becomes_a_run(folder, tmp_path, command_result):
+  line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
+  code, result, err = command_result(load.main, line)
+  assert code == 0, err
+  assert result['classes_are_named']
+  ours = checkpoint.open_run(folder.with_name('run'))
+  theirs = checkpoint.open_run(tmp_path / 'run')
+  for layer, leaves in ours.state.ema_params.items():
+    for name, leaf in leaves.items():
+      np.testing.assert_array_equal(theirs.state.params[layer][name], leaf)

@@ -93,6 +93,7 @@ FREE = {'num_epochs', 'num_steps', 'save_every_epochs', 'save_every_steps'}
 FREE |= {'microbatch_size', 'log_every_steps', 'histogram_every_evals'}
 FREE |= {'save_every_minutes', 'loggers', 'report', 'parallel'}
 FREE |= {'implementation', 'guards.flat_loss_steps', 'checkpoint.keep'}
+FREE |= {'checkpoint.keep_at'}
 FREE |= {'data.path', 'data.num_threads', 'data.prefetch'}
 
 
