@@ -9,10 +9,7 @@ _COMMANDS = {
   'evaluate': ('evaluation.evaluate', 'measures a run'),
   'predict': ('predict', 'classifies images with a run'),
   'features': ('evaluation.features', 'writes outputs of layers for images'),
-  'prepare': (
-    'data.prepare',
-    'checks a data set, or writes one that is faster',
-  ),
+  'prepare': ('data.prepare', 'checks a data set, or writes a faster one'),
   'report': ('evaluation.report', 'draws the page of a run'),
   'compare': ('evaluation.compare', 'compares runs'),
   'ensemble': ('evaluation.ensemble', 'measures the mean of several runs'),

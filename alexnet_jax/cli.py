@@ -39,11 +39,7 @@ class _LastingStream:
     return getattr(self._stream, name)
 
   def write(self, text: str) -> int:
-    shown = (
-      text
-      if self._must_arrive
-      else _CONTROL.sub('\N{REPLACEMENT CHARACTER}', text)
-    )
+    shown = text if self._must_arrive else _CONTROL.sub('\ufffd', text)
     self._try(lambda: self._stream.write(shown))
     return len(text)
 
@@ -90,7 +86,7 @@ def run(
   uses_jax: bool = True,
   exit_code: Callable[[dict], int] | None = None,
 ) -> int:
-  """Calls a command's work and turns its outcome into an exit code.
+  """Calls a command's work; returns the exit code, that of `outcome` or 0.
 
   Args:
     function: returns the command's result, a JSON object; None: another process
@@ -99,9 +95,6 @@ def run(
       output; everything for people goes to standard error.
     uses_jax: whether the command computes with it; see `runtime.configure`.
     exit_code: of the result, where a command that is done may have bad news.
-
-  Returns:
-    The code of `outcome`, or 0; other exceptions pass (and exit with 1).
   """
   logging.basicConfig(
     stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT
@@ -176,12 +169,9 @@ def set_prefix(prefix: str) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
   """Adds --config to the arguments of a command that trains."""
-  parser.add_argument(
-    '--config',
-    default='quickstart',
-    metavar='RECIPE',
-    help='a file, or the name of one in configs/ (default: %(default)s)',
-  )
+  text = 'a file, or the name of one in configs/ (default: %(default)s)'
+  options = {'default': 'quickstart', 'metavar': 'RECIPE', 'help': text}
+  parser.add_argument('--config', **options)
 
 
 def path(text: str) -> str:
@@ -233,14 +223,10 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 def add_crops(parser: argparse.ArgumentParser) -> None:
   """Adds --crops: 1 or 10."""
-  parser.add_argument(
-    '--crops',
-    type=_crops,
-    default=1,
-    metavar='{center,10}',
-    help='center (default), or 10: the four corners and the center, and the'
-    ' same mirrored; their probabilities are averaged',
-  )
+  text = 'center (default), or 10: the four corners and the center, and the'
+  text += ' same mirrored; their probabilities are averaged'
+  options = {'type': _crops, 'default': 1, 'metavar': '{center,10}'}
+  parser.add_argument('--crops', help=text, **options)
 
 
 def _crops(text):
@@ -306,10 +292,8 @@ class Console:
   ) -> None:
     """Starts a progress bar over `total` units, such as `image`s.
 
-    Args:
-      done: how many of them are done.
-      what: what is being done.
-      line_seconds: between two lines without a terminal; 0: no lines.
+    `done` are done; `what` is being done, told in a line every `line_seconds`
+    without a terminal (0: never).
     """
     self._total, self._first, self._unit, self._what = total, done, unit, what
     self._begun = self._shown = time.monotonic()
@@ -347,10 +331,7 @@ class Console:
       )
 
   def values(self, text: str, done: str, left: str) -> None:
-    """Shows numbers behind the bar, which knows how much is done and left.
-
-    Without a terminal they make a line: `done: text, left`.
-    """
+    """Shows numbers behind the bar; without one a line, `done: text, left`."""
     if self._bar is not None:
       self._bar.update(self._task, text=text)
     elif not self._is_terminal:

@@ -15,9 +15,9 @@ import ml_collections
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
+from alexnet_jax.models.spec import is_number
 
 CONFIG_FILE = 'config.json'  # in the folder of a run
-_LARGEST = 3.4e38  # of float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,27 +30,14 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """A key of the config.
+  """A key of the config."""
 
-  Attributes:
-    default: its value without a recipe; all values have its type.
-    allowed: the values to choose from, or a rule; None: checked elsewhere.
-    free: True if a resumed run may change it, as the training stays the same.
-    when: the values of other keys with which it has an effect, such as
-      `schedule.name=plateau|step and data.path`; '': always.
-  """
-
-  default: object
-  allowed: tuple | Rule | None = None
-  free: bool = False
+  default: object  # without a recipe; all values have its type
+  allowed: tuple | Rule | None = None  # None: checked elsewhere
+  free: bool = False  # whether a resumed run may change it
+  # Values of other keys with which it has an effect, such as
+  # `schedule.name=plateau|step and data.path`; '': always.
   when: str = ''
-
-
-def is_number(value) -> bool:
-  """Returns True for a number that float32 can hold."""
-  if isinstance(value, bool):  # an int to Python
-    return False
-  return isinstance(value, (int, float)) and abs(value) <= _LARGEST
 
 
 def fits(value, choices: tuple) -> bool:
@@ -59,9 +46,7 @@ def fits(value, choices: tuple) -> bool:
 
 
 def _numbers_rule(text, holds):
-  return Rule(
-    text, lambda values: all(map(is_number, values)) and holds(values)
-  )
+  return Rule(text, lambda v: all(map(is_number, v)) and holds(v))
 
 
 def _span(least, most):
@@ -92,34 +77,33 @@ _DIVISORS = _numbers_rule(
 
 
 def _are_multipliers(entries):
-  last = 0
+  epochs = [0]
   for entry in entries:
     match entry:
       case [epoch, str(), factor] if is_number(epoch) and is_number(factor):
-        if epoch < last or factor < 0:
-          return False
-        last = epoch
+        epochs.append(epoch if factor >= 0 else -1)
       case _:
         return False
-  return True
+  return epochs == sorted(epochs)
 
 
 _MULTIPLIERS = Rule(
-  'takes (epoch, pattern, factor of the learning rate), in the order of the'
-  ' epochs',
+  'takes (epoch, pattern, factor of the learning rate), by ascending epochs',
   _are_multipliers,
 )
 
 
-def _are_arguments(entries):
-  def is_plain(value):  # what JSON keeps
-    if isinstance(value, (tuple, list)):
-      return all(map(is_plain, value))
-    return isinstance(value, (bool, str, type(None))) or is_number(value)
+def _is_plain(value):
+  """Returns True for what JSON keeps."""
+  if isinstance(value, (tuple, list)):
+    return all(map(_is_plain, value))
+  return isinstance(value, (bool, str, type(None))) or is_number(value)
 
+
+def _are_arguments(entries):
   pairs = [e for e in entries if isinstance(e, (tuple, list)) and len(e) == 2]
   names = {name for name, value in pairs if isinstance(name, str)}
-  return len(names) == len(entries) and is_plain(pairs)
+  return len(names) == len(entries) and _is_plain(pairs)
 
 
 _ARGUMENTS = Rule(
@@ -149,24 +133,17 @@ MONITORS = (
 )
 
 # Durations carry their unit: of `X_epochs` and `X_steps` one is 0.
-DURATIONS = (
-  'num',
-  'eval_every',
-  'save_every',
-  'init.unfreeze',
-  'data.pca_lighting',
-  'schedule.warmup',
-)
+DURATIONS = ('num', 'eval_every', 'save_every', 'init.unfreeze')
+DURATIONS += ('data.pca_lighting', 'schedule.warmup')
 
 _RUN = {
   'seed': Key(0, _SEED),  # order, crops, initialization, dropout
   'num_epochs': Key(90.0, _NOT_NEGATIVE, free=True),
   'num_steps': Key(0, _NOT_NEGATIVE, free=True),
   'global_batch_size': Key(128, _POSITIVE),  # over all devices of all processes
-  # Largest number of examples that a device computes at a time; 0: its whole
-  # part of a batch. The part is cut into the smallest number of equal
-  # microbatches, and their gradients make one update. Batch norm takes the
-  # statistics of each microbatch, over all devices.
+  # Examples that a device computes at a time, at most; 0: its whole part of a
+  # batch. The part is cut into the fewest equal microbatches, whose gradients
+  # make one update. Batch norm takes the statistics of each, over all devices.
   'microbatch_size': Key(0, _NOT_NEGATIVE, free=True),
   'eval_every_epochs': Key(1.0, _NOT_NEGATIVE),
   'eval_every_steps': Key(0, _NOT_NEGATIVE),
@@ -184,8 +161,8 @@ _RUN = {
   'parallel': Key('pmap', ('pmap', 'shard_map'), free=True),  # same numbers
   # dtype of the gradient all-reduce; bfloat16 halves the traffic.
   'grad_allreduce_dtype': Key('float32', ('float32', 'bfloat16')),
-  # The network's operations: auto, the fastest known for the device, or
-  # reference, as one writes them first. They agree up to rounding.
+  # Of the network's operations: auto, the fastest known for the device, or as
+  # one writes them first. They agree up to rounding.
   'implementation': Key('auto', ('auto', 'reference'), free=True),
   'ema_decay': Key(0.0, _SHARE),  # of averaged weights for evaluation; 0: none
 }
@@ -198,6 +175,7 @@ _TFDS = 'data.source=tfds'
 _SYNTHETIC = 'data.source=synthetic'
 _RESIZED = 'data.crop=random_resized'
 _LIGHTING = 'data.pca_lighting'
+_UNITS = ('eigenvalue', 'deviation')
 
 _DATA = {
   'source': Key('digits', _SOURCES),
@@ -220,16 +198,12 @@ _DATA = {
   'crop_ratio': Key((3 / 4, 4 / 3), _span(0.01, 100), when=_RESIZED),
   'random_flip': Key(True),
   'brightness': Key(0.0, _SHARE),  # largest random shift, as a share of white
-  # Standard deviation of the draws along the principal components of the
-  # colors; 0.1 in the paper. Each is scaled by the variance along it
-  # (eigenvalue, of pixels as shares of white) or by the deviation, as in the
-  # source release.
+  # Deviation of draws along the principal components of the colors; 0.1 in the
+  # paper. Each is scaled by the variance along it (eigenvalue, of pixels as
+  # shares of white) or by the deviation, as in the source release.
   'pca_lighting': Key(0.0, _NOT_NEGATIVE),
-  'pca_lighting_unit': Key(
-    'eigenvalue', ('eigenvalue', 'deviation'), when=_LIGHTING
-  ),
-  # While lighting is on, pixels after the mean are divided by 1 + pca_lighting,
-  # as in the source release.
+  'pca_lighting_unit': Key('eigenvalue', _UNITS, when=_LIGHTING),
+  # Divides pixels after the mean by 1 + pca_lighting, as the source release.
   'pca_lighting_shrink': Key(False, when=_LIGHTING),
   # After that it is off; both 0: never.
   'pca_lighting_epochs': Key(0.0, _NOT_NEGATIVE, when=_LIGHTING),
@@ -267,8 +241,7 @@ _LOSS = {  # of training
   'label_smoothing': Key(0.0, _SHARE),  # share given to all classes alike
   # One for each class, by their order; ('balanced',): examples / (classes *
   # examples of the class), as scikit-learn; of tfds that reads all records.
-  # The mean over a batch, of all devices and microbatches, is that of PyTorch's
-  # CrossEntropyLoss: sum(weight * loss) / sum(weight). The history has it as
+  # The mean over a batch is sum(weight * loss) / sum(weight), as in PyTorch:
   # train/objective; train/loss and evaluation are without weights.
   'class_weights': Key((), _CLASS_WEIGHTS),
   'l1': Key(0.0, _NOT_NEGATIVE),  # penalty: times the sum of |w|, all kernels
@@ -282,8 +255,8 @@ _DECAYED = f'optimizer.weight_decay and {_BUILT_IN}'
 _COUPLED = f'{_DECAYED} and optimizer.update_rule=optax'
 
 _OPTIMIZER = {
-  # optax.NAME, optax.contrib.NAME: of optax, with these arguments of its own,
-  # such as {'weight_decay': 0.1, 'mask': 'kernels'} (no biases and norms).
+  # optax.NAME, optax.contrib.NAME: with these arguments of its own, such as
+  # {'weight_decay': 0.1, 'mask': 'kernels'} (no biases and norms).
   'name': Key('sgd', ('sgd', 'adam', 'rmsprop', 'lars', 'optax.*')),
   'arguments': Key((), _ARGUMENTS, when='optimizer.name=optax.*'),
   'learning_rate': Key(0.01, _POSITIVE),  # for base_batch_size, if scaled
@@ -315,49 +288,41 @@ _OPTIMIZER = {
 
 _PLATEAU = 'schedule.name=plateau'
 _CYCLE = 'schedule.name=one_cycle'
+_LOWERED = 'schedule.name=plateau|cosine|linear|polynomial'
 _TO_THE_END = ('cosine', 'linear', 'polynomial', 'one_cycle')
+_SCHEDULES = ('constant', 'plateau', 'step', *_TO_THE_END, 'recorded')
 
 _SCHEDULE = {
-  'name': Key(
-    'plateau', ('constant', 'plateau', 'step', *_TO_THE_END, 'recorded')
-  ),
+  'name': Key('plateau', _SCHEDULES),
   # What has to improve: the loss falls, all others rise; see `mode_of`.
   'monitor': Key('eval/top1', MONITORS, when=_PLATEAU),
   'factor': Key(0.1, _FRACTION, when=_PLATEAU + '|step'),  # of a drop
-  # Evaluations; those of the warm-up do not count.
-  'patience': Key(5, _POSITIVE, when=_PLATEAU),
-  # Smallest change that counts as better.
-  'threshold': Key(1e-4, _NOT_NEGATIVE, when=_PLATEAU),
+  'patience': Key(5, _POSITIVE, when=_PLATEAU),  # evaluations after warm-up
+  'threshold': Key(1e-4, _NOT_NEGATIVE, when=_PLATEAU),  # that counts as better
   'cooldown': Key(0, _NOT_NEGATIVE, when=_PLATEAU),  # evaluations
-  # Absolute: never scaled.
-  'min_learning_rate': Key(
-    0.0, _NOT_NEGATIVE, when=_PLATEAU + '|cosine|linear|polynomial'
-  ),
+  'min_learning_rate': Key(0.0, _NOT_NEGATIVE, when=_LOWERED),  # never scaled
   'power': Key(1.0, _POSITIVE, when='schedule.name=polynomial'),
-  # It rises from learning_rate / start_divisor for rise_fraction of the steps,
-  # and falls to the final_divisor-th part of where it began (as OneCycleLR).
+  # As OneCycleLR: from learning_rate / start_divisor up for rise_fraction of
+  # the steps, then down to the final_divisor-th part of where it began.
   'start_divisor': Key(25.0, _POSITIVE, when=_CYCLE),
   'final_divisor': Key(1e4, _POSITIVE, when=_CYCLE),
   'rise_fraction': Key(0.3, _FRACTION, when=_CYCLE),
   'drop_epochs': Key((), _ASCENDING, when='schedule.name=step'),
   'drop_steps': Key((), _ASCENDING, when='schedule.name=step'),
-  # (epoch, pattern, factor), in the order of the epochs. From then on the
-  # parameters whose names match, such as conv1/* or */kernel, have the learning
-  # rate times the factor; the last entry that matches counts.
+  # (epoch, pattern, factor): from then on parameters whose names match, such as
+  # conv1/* or */kernel, have the rate times the factor; the last match counts.
   'lr_multipliers': Key((), _MULTIPLIERS, when='schedule.name=recorded'),
   'warmup_epochs': Key(0.0, _NOT_NEGATIVE),
   'warmup_steps': Key(0, _NOT_NEGATIVE),
 }
 
 _STOPPING = 'early_stopping.enabled'
-
 _EARLY_STOPPING = {
   'enabled': Key(False),
   'monitor': Key('eval/top1', MONITORS, when=_STOPPING),
   'threshold': Key(0.0, _NOT_NEGATIVE, when=_STOPPING),
   'patience': Key(10, _POSITIVE, when=_STOPPING),  # evaluations
-  # The run ends with the best state.
-  'restore_best': Key(True, when=_STOPPING),
+  'restore_best': Key(True, when=_STOPPING),  # at the end of the run
 }
 
 _CHECKPOINT = {
@@ -388,15 +353,10 @@ _MODEL = {
   'num_classes': Key(0, _NOT_NEGATIVE),  # 0: as many as the data set has
   # Of the computation; parameters are float32.
   'dtype': Key('float32', ('float32', 'bfloat16')),
-  # Meanings and checks of all others are in `models.spec`.
-  **{
-    name: Key(
-      default,
-      when=_LRN if name.startswith('lrn_') else _MODEL_WHEN.get(name, ''),
-    )
-    for name, default in spec.defaults().items()
-  },
 }
+for _name, _default in spec.defaults().items():  # `models.spec` checks them
+  _when = _LRN if _name.startswith('lrn_') else _MODEL_WHEN.get(_name, '')
+  _MODEL[_name] = Key(_default, when=_when)
 
 _SECTIONS = {
   'data': _DATA,
@@ -450,8 +410,7 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 def from_dict(values: dict) -> ml_collections.ConfigDict:
   """Returns the config that was saved as JSON; missing keys get defaults.
 
-  Raises:
-    UserError: if it is something else; see also `validation.check_values`.
+  Raises UserError if it is something else; see also `validation.check_values`.
   """
   config = make_config()
   try:
@@ -462,7 +421,7 @@ def from_dict(values: dict) -> ml_collections.ConfigDict:
 
 
 def write_config(config: ml_collections.ConfigDict, workdir) -> None:
-  """Writes config.json into the run's folder, for people to read."""
+  """Writes config.json into the run's folder."""
   with files.replaced_file(pathlib.Path(workdir, CONFIG_FILE)) as temporary:
     temporary.write_text(to_json(config))
 

@@ -38,8 +38,7 @@ _kept_open: set[str] = set()
 def local_path(text: str) -> str:
   """Returns a path that a user gave, with ~ as the home.
 
-  Raises:
-    UserError: if it is an address, such as gs://bucket/run.
+  Raises UserError if it is an address, such as gs://bucket/run.
   """
   if '://' in text:
     raise UserError(
@@ -71,10 +70,9 @@ def _nearest(path):
 
 
 def check_room(folder: str | os.PathLike, needed: int) -> str:
-  """Returns how much room is needed and left, in bytes, for people.
+  """Returns for people how many bytes are needed and left, if they suffice.
 
-  Raises:
-    UserError: if it is not enough.
+  Raises UserError if they do not.
   """
   free = shutil.disk_usage(_nearest(folder)).free
   text = (
@@ -137,9 +135,9 @@ def refuse_special_file(path: str | os.PathLike) -> None:
 def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives the path of a temporary file, which takes the place of `path`.
 
-  Neither a full disk nor a kill or a power cut leaves half a file there. Where
-  the block raises, what was there before stays. A link is replaced by the file,
-  not followed; what is no plain file, such as /dev/stdout, is given itself.
+  Neither a full disk nor a power cut leaves half a file there. Where the block
+  raises, what was there stays. A link is replaced, not followed; what is no
+  plain file, such as /dev/stdout, is given itself.
   """
   path = pathlib.Path(path)
   if path.exists() and not path.is_file():
@@ -172,14 +170,12 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def _sync(path):
-  """Waits until a file, or the names in a folder, are on the disk."""
   with _opened(path) as handle:
     os.fsync(handle)
 
 
 @contextlib.contextmanager
 def _opened(path):
-  """Opens a file or folder as a number, to be read."""
   handle = os.open(path, os.O_RDONLY)
   try:
     yield handle
@@ -203,10 +199,8 @@ def write_csv(
 def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
   """Locks a folder until the returned file is closed, or the process ends.
 
-  On a file system without locks it warns, and locks nothing.
-
-  Raises:
-    UserError: with the message `busy`, if another process holds the lock.
+  On a file system without locks it warns, and locks nothing. Raises UserError
+  with the message `busy` if another process holds the lock.
   """
   path = folder / LOCK_FILE
   # Not emptied, whatever it is; O_NOFOLLOW: a link may have come just now.
@@ -221,10 +215,8 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
       raise UserError(busy) from error
     except OSError as error:
       logging.getLogger(__name__).warning(
-        '%s cannot be locked (%s): nobody will notice if a second command'
-        ' writes there',
-        folder,
-        error.strerror,
+        f'{folder} cannot be locked ({error.strerror}): nobody will notice if a'
+        ' second command writes there'
       )
       return file
     with contextlib.suppress(FileNotFoundError):
@@ -237,8 +229,7 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
 def in_use(folder: pathlib.Path) -> Iterator[None]:
   """Tells `is_in_use` that a folder is read, where file systems have locks.
 
-  Raises:
-    FileNotFoundError: if it was removed or renamed meanwhile.
+  Raises FileNotFoundError if it was removed or renamed meanwhile.
   """
   with _opened(folder) as handle:
     with contextlib.suppress(OSError):
@@ -299,10 +290,7 @@ def no_room(error: BaseException) -> str:
 
 
 def differences(before: Mapping, after: Mapping) -> dict[str, tuple]:
-  """Returns {key: (before, after)} of the keys whose values differ, sorted.
-
-  A key that one of them lacks has None there.
-  """
+  """Returns {key: (before, after)} of keys that differ, None where it lacks."""
   return {
     key: (before.get(key), after.get(key))
     for key in sorted(before.keys() | after.keys())
@@ -331,8 +319,7 @@ def read_range(file: int, size: int, offset: int) -> bytes:
 def keep_open(paths: Iterable[str | os.PathLike]) -> None:
   """Lets this process keep these files open beside all that were asked for.
 
-  Raises:
-    UserError: if the system does not allow as many.
+  Raises UserError if the system does not allow as many.
   """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   unlimited = resource.RLIM_INFINITY
@@ -354,13 +341,9 @@ def keep_open(paths: Iterable[str | os.PathLike]) -> None:
 def read_json(path: pathlib.Path, shape: object) -> dict:
   """Reads a JSON file of a known shape.
 
-  Args:
-    shape: a type or tuple of types; a list [shape of every item]; or a dict
-      {key: shape} of the keys that must be there, {str: shape} of any keys.
-
-  Raises:
-    UserError: if it is no JSON, naming the first value of another shape.
-    FileNotFoundError: if there is none.
+  A shape is a type or tuple of types; a list [shape of every item]; or a dict
+  {key: shape} of the keys that must be there, {str: shape} of any keys. Raises
+  UserError if it is no JSON or of another shape, FileNotFoundError for no file.
   """
   refuse_special_file(path)
   try:

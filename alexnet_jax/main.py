@@ -83,9 +83,8 @@ def _work(arguments, overrides, stop):
   from alexnet_jax import validation
 
   if arguments.profile and (arguments.summary or arguments.dry_run):
-    raise errors.UserError(
-      '--profile needs a run: leave out --summary, --dry_run'
-    )
+    problem = '--profile needs a run: leave out --summary, --dry_run'
+    raise errors.UserError(problem)
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   if arguments.summary:
     from alexnet_jax.evaluation import summary
@@ -115,9 +114,8 @@ def _train(arguments, config, stop, processes):
 
   console = cli.Console(None if processes.is_first else cli.NullStream())
   resume.check_processes(processes, config, console, stop.check)
-  workdir = (
-    arguments.workdir or f'runs/{config_lib.recipe_name(arguments.config)}'
-  )
+  workdir = arguments.workdir
+  workdir = workdir or f'runs/{config_lib.recipe_name(arguments.config)}'
   if arguments.dry_run:
     if processes.is_first:
       files.refuse_unusable(workdir)

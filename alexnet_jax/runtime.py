@@ -1,14 +1,12 @@
 """Environment of JAX: XLA flags for GPUs and the cache of compiled programs.
 
-The flags are given in XLA_FLAGS before JAX starts. An unknown flag there ends
-the process, whatever the device, so each is looked up in the libraries that
-would read it; and none is given unless there is a GPU. Flags that the user has
-set in XLA_FLAGS stay. This module imports no jax.
+The flags are given in XLA_FLAGS before JAX starts. An unknown one would end the
+process, so each is looked up in the libraries that would read it; and none is
+given unless there is a GPU. This module imports no jax.
 
 What they change was seen in programs compiled for eight GPUs, and never timed:
 all-reduces of the dense layers' gradients, 94 % of the bytes, start before any
-convolution's backward pass and are waited for at the update, not one after the
-other at the end. On one device they change nothing.
+convolution's backward pass and are waited for at the update.
 """
 
 from collections.abc import Mapping
@@ -30,17 +28,14 @@ _PLATFORMS = ('cuda', 'gpu')
 _DEVICES = ('/dev/nvidiactl', '/dev/nvidia0', '/dev/dxg')
 
 FLAGS = {
-  # The scheduler puts work between the start and the end of an all-reduce; on
-  # by itself for an H100, not for an A100.
+  # Puts work between the start and the end of an all-reduce.
   'xla_gpu_enable_latency_hiding_scheduler': True,
-  # The scheduler may have as many all-reduces under way; with one at a time the
-  # dense layers wait for the convolutions.
+  # With one at a time the dense layers wait for the convolutions.
   'xla_gpu_experimental_parallel_collective_overlap_limit': 16,
   # An all-reduce starts as soon as its gradients are there.
   'xla_gpu_experimental_collective_start_as_early_as_possible': True,
-  # All-reduces are combined up to this size (30 MB otherwise): the largest ones
-  # stay alone and need no copy, the head does not wait for the convolutions,
-  # and only the last part of these cannot be hidden.
+  # All-reduces are combined up to this size (30 MB otherwise): the largest stay
+  # alone and need no copy, the head does not wait for the convolutions.
   'xla_gpu_all_reduce_combine_threshold_bytes': 4_000_000,
 }
 
@@ -102,8 +97,7 @@ def _folders(package) -> list[pathlib.Path]:
 def configure() -> None:
   """Sets XLA's flags for a GPU, and keeps compiled programs on disk.
 
-  What the user has set in the environment stays: XLA_FLAGS, the place of the
-  programs and JAX_ENABLE_COMPILATION_CACHE=false. To be called before the first
+  What the user has set in the environment stays. To be called before the first
   computation.
   """
   # XLA reads them when the first device is used.
@@ -157,13 +151,10 @@ def platform_problem() -> str:
 
 
 def programs_folder() -> pathlib.Path:
-  """Returns the folder of compiled programs, in the user's cache folder.
+  """Returns the folder of compiled programs, one for each kind of machine.
 
-  Programs for a CPU are of its instructions, and a home may be shared by
-  machines: each kind has its own folder.
-
-  Raises:
-    RuntimeError: if there is neither a home nor XDG_CACHE_HOME.
+  Programs are of a CPU's instructions, and machines may share a home. Raises
+  RuntimeError if there is neither a home nor XDG_CACHE_HOME.
   """
   cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(cache) / 'alexnet_jax' / f'programs_{_machine()}'

@@ -16,13 +16,10 @@ import traceback
 
 import ml_collections
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import files
-from alexnet_jax.config import CONFIG_FILE
-from alexnet_jax.config import DURATIONS
 from alexnet_jax.config import fits
 from alexnet_jax.config import flatten
-from alexnet_jax.config import from_dict
-from alexnet_jax.config import is_number
 from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
@@ -42,15 +39,12 @@ _KINDS = {
 
 
 def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
-  """Reads a recipe and its overrides.
+  """Reads a recipe and its overrides; returns its config, validated.
 
   Args:
     arguments: `--config=RECIPE` or `--config=RECIPE:ARGUMENT`, a file or the
       name of one of the package's own, and any `--config.key=value` or
       `--config.key value`.
-
-  Returns:
-    The recipe's config with the overrides, validated.
 
   Raises:
     UserError: if the recipe is missing, a key unknown or a value refused.
@@ -83,7 +77,7 @@ def load_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   config.lock().update_from_flattened_dict(values)
   validate(config, values)
   make_paths_absolute(config)
-  return from_dict(config.to_dict()).lock()  # as out of a checkpoint
+  return config_lib.from_dict(config.to_dict()).lock()  # as out of a checkpoint
 
 
 def command_of(config: ml_collections.ConfigDict) -> str:
@@ -128,12 +122,10 @@ def _read_recipe(recipe):
   except ValueError as error:  # what the recipe refuses
     raise UserError(f'the recipe {recipe}: {error}') from error
   except (Exception, SystemExit) as error:
-    reason = f'{type(error).__name__}: {error}'
-    if isinstance(error, SystemExit):
-      reason = f'it ended the program itself ({reason}): return a config'
     frames = traceback.extract_tb(error.__traceback__)
     line = [frame.lineno for frame in frames if frame.filename == path]
     where = f'line {line[-1]}: ' if line else ''
+    reason = f'{type(error).__name__}: {error}'
     raise UserError(f'the recipe {recipe} fails: {where}{reason}') from error
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(
@@ -194,16 +186,12 @@ def validate(
 ) -> None:
   """Checks every value that can be checked without data or devices.
 
-  Args:
-    given: keys that the user gave, which must have an effect. Others, of a
-      recipe or a default, may have lost it by what the user gave.
-
-  Raises:
-    UserError: naming the key, the value received and what is allowed.
+  The keys `given` by the user must have an effect; others may have lost it by
+  these. Raises UserError with the key, the value and what is allowed.
   """
   flat = flatten(config)
   _check_keys(flat)
-  _check_each(flat)
+  check_values(config)
   check_effects(flat, given)
   _check_data(flat)
   _check_durations(flat)
@@ -212,38 +200,22 @@ def validate(
       f'config.{_MULTIPLIERS} is (), and config.schedule.name is recorded: give'
       ' some, or another schedule'
     )
-  _check_network(config)
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
-  """Checks types and ranges of the values, whatever has an effect.
-
-  Raises:
-    UserError: as `validate` does.
-  """
-  _check_each(flatten(config))
-  _check_network(config)
-
-
-def _check_each(flat):
+  """Checks types and ranges of the values; raises UserError as `validate`."""
+  flat = flatten(config)
   for name, key in KEYS.items():
     _check_value(name, key, flat.get(name))
-
-
-def _check_network(config):
   if problem := spec.problem(config.model.to_dict()):
     raise UserError(f'config.model.{problem}')
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """Reads the config that a run wrote into its folder.
-
-  Raises:
-    UserError: if there is none, or not one of this program.
-  """
-  path = pathlib.Path(workdir) / CONFIG_FILE
+  """Reads the config in a run's folder; raises UserError if there is none."""
+  path = pathlib.Path(workdir) / config_lib.CONFIG_FILE
   try:
-    check_values(config := from_dict(files.read_json(path, dict)))
+    check_values(config := config_lib.from_dict(files.read_json(path, dict)))
   except (UserError, FileNotFoundError) as error:
     raise UserError(f'{workdir} is not the folder of a run: {error}') from error
   return config
@@ -266,7 +238,7 @@ def _check_value(name, key, value):
   has_kind = isinstance(value, (tuple, list) if kind is tuple else kind)
   if kind in (int, float):
     whole = isinstance(value, int) and value < 2**32
-    has_kind = is_number(value) and (kind is float or whole)
+    has_kind = spec.is_number(value) and (kind is float or whole)
   if not has_kind:
     raise UserError(f'config.{name} is {value!r}; it takes {_KINDS[kind]}')
   if isinstance(rule, tuple):
@@ -279,11 +251,8 @@ def _check_value(name, key, value):
 def check_effects(flat: Mapping, keys: Iterable[str]) -> None:
   """Refuses values of some keys that nothing would read, by `Key.when`.
 
-  Args:
-    flat: {key: value} of all keys.
-
-  Raises:
-    UserError: naming the key, and the values of those that it depends on.
+  `flat` is {key: value} of all keys. Raises UserError with the key, and the
+  values of those that it depends on.
   """
   for name in keys:
     value, key = flat[name], KEYS[name]
@@ -336,7 +305,7 @@ def _check_durations(flat):
   needed = {'num': '', 'eval_every': ''}
   if flat['schedule.name'] == 'step':
     needed['schedule.drop'] = ', as config.schedule.name is step'
-  for name in (*DURATIONS, 'schedule.drop'):
+  for name in (*config_lib.DURATIONS, 'schedule.drop'):
     keys = f'{name}_epochs', f'{name}_steps'
     values = [flat[key] for key in keys]
     now = ' and '.join(f'config.{key} is {flat[key]!r}' for key in keys)

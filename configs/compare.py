@@ -1,22 +1,18 @@
-"""Any named network on your own photographs, at small crops, to compare them.
+r"""Any named network on your own photographs, at small crops, to compare them.
 
     for NETWORK in narrow_alexnet flat_alexnet alexnet_bn; do
       python -m alexnet_jax.main --config configs/compare.py:$NETWORK \
         --workdir runs/$NETWORK --config.data.path=DIR
     done
-    python -m alexnet_jax.evaluation.compare \
-      runs/narrow_alexnet runs/flat_alexnet runs/alexnet_bn
+    python -m alexnet_jax.evaluation.compare runs/*_alexnet runs/alexnet_bn
 
-Crops of 64 out of 72 pixels at a quarter of each network's widths: minutes on a
-CPU. The first layer's stride is halved with the pixels
-(`flat_alexnet_high_stride` needs more of them: --config.data.resize_size=128
---config.data.crop_size=112). All are trained alike; `--config.seed` gives
-another start.
+Crops of 64 out of 72 pixels, a quarter of each network's widths, half of its
+first stride: minutes on a CPU. `flat_alexnet_high_stride` needs more pixels:
+--config.data.resize_size=128 --config.data.crop_size=112.
 
-Measured on 2 cores of an AMD EPYC (no GPU), 922 + 360 photographs of groceries
-in 12 classes, validation top-1 of seeds 0, 1 and 2: `narrow_alexnet` 0.553,
-0.525, 0.583; `flat_alexnet` 0.664, 0.658, 0.592; `alexnet_bn` 0.656, 0.631,
-0.650; one to five minutes a run beside other work.
+On 922 + 360 photographs of groceries in 12 classes, validation top-1 of seeds
+0, 1 and 2: `narrow_alexnet` 0.553, 0.525, 0.583; `flat_alexnet` 0.664, 0.658,
+0.592; `alexnet_bn` 0.656, 0.631, 0.650; at most five minutes a run, two cores.
 """
 
 from alexnet_jax.config import make_config

@@ -1,16 +1,12 @@
-"""Your own photographs with the weights of another run, a new head.
+r"""Your own photographs with the weights of another run, a new head.
 
     python -m alexnet_jax.main --config configs/finetune.py:runs/OTHER \
       --config.data.path=DIR
 
-`runs/OTHER` is any run, of weights of elsewhere, too (`interop.load`). Network,
-size of the images, mean and deviation are its. All layers but the head start
-with its weights and train with a tenth of the usual rate;
+Of any run, also of weights of elsewhere (`interop.load`): network, size, mean
+and deviation are its. All layers train at a tenth of the usual rate;
 `--config.init.freeze="('conv*', 'norm*')"` leaves the convolutions as they are
-(`'norm*'` only where the network has batch norm), and
-`--config.init.unfreeze_epochs=5` for so long.
-
-What to expect: not measured.
+(`'norm*'` only of batch norm), `--config.init.unfreeze_epochs=5` for so long.
 """
 
 from alexnet_jax import config as config_lib

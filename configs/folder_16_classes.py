@@ -1,16 +1,12 @@
-"""A folder of photographs with few images a class, in batches of two.
+r"""A folder of photographs with few images a class, in batches of two.
 
     python -m alexnet_jax.main --config configs/folder_16_classes.py \
       --config.data.path=DIR
 
-The set-up of a classifier of 16 classes; it takes any number of them. AlexNet
-with batch norm after each of its five convolutions (`alexnet_bn_all`; at 16
-classes 46,815,312 parameters that train), on 224 crops, mirrored, minus the
-mean; a tenth of each class is held out. The rate is divided by 10 when the
-validation loss has not improved for ten epochs, down to 1e-6.
-
-`configs/folder_16_classes.py:bright` also shifts the brightness by up to a
-fifth of white.
+The set-up of a notebook for 16 classes; it takes any number of them. A tenth of
+each is held out; the rate is divided by 10 when the validation loss has not
+improved for ten epochs. With `:bright` after the recipe's name the brightness
+is shifted, too.
 """
 
 from alexnet_jax.config import make_config

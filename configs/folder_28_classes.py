@@ -1,12 +1,9 @@
-"""A folder of photographs in large batches, without normalization or dropout.
+r"""A folder of photographs in large batches, without normalization or dropout.
 
     python -m alexnet_jax.main --config configs/folder_28_classes.py \
       --config.data.path=DIR
 
 The set-up of a PyTorch notebook for 28 classes; it takes any number of them.
-`alexnet_plain` (227 pixels, no padding in the first layer, PyTorch's
-initialization) in batches of 150; nine tenths of each class are trained on. SGD
-with a constant rate of 0.01 and momentum 0.9; random crops and mirroring.
 """
 
 from alexnet_jax.config import make_config

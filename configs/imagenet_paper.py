@@ -15,16 +15,10 @@ weights from N(0, 0.01), biases of 1 in the second, fourth and fifth convolution
 and the hidden dense layers, a rate of 0.01 divided by 10 three times, when the
 validation error stops improving, about 90 epochs (5).
 
-Where the text leaves a choice:
-
-- The rate was lowered by hand; here after 5 evaluations without improvement.
-- The shift of the colors is a draw from N(0, 0.1) times the eigenvalue, which
-  has no meaning in levels of 255: as in what others made of it, pixels are
-  taken as shares of white.
-- The mean image has 256 pixels a side, too. Every crop, wherever it was cut,
-  loses the center of it, as in the source release.
-- An input of 224 gives the 55 that the paper counts with a padding of 2 before
-  and 1 after.
+Where the text leaves a choice: the rate falls after 5 evaluations without
+improvement; the shift of the colors takes pixels as shares of white, as others
+do; every crop loses the center of the mean image, as in the source release; 224
+pixels give the paper's 55 with a padding of 2 before and 1 after.
 
 What to expect: the paper has 59.3 % top-1 and 81.8 % top-5 of this network with
 ten crops. Not measured here, for want of ImageNet and a GPU. These initial

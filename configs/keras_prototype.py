@@ -2,14 +2,9 @@
 
     python -m alexnet_jax.main --config configs/keras_prototype.py
 
-Batch norm in place of local response normalization: before the ReLU of the
-first two convolutions (`alexnet_bn`, 224 pixels, "same" padding), or after that
-of all five (with `:alexnet_bn_all` after the recipe's name). 90 epochs of SGD,
-0.01 and momentum 0.9; the rate is divided by 10 when the validation top-1 has
-not gained 1e-4 in two epochs, down to 1e-7; the run ends after ten epochs
-without a better one, with the best state.
-
-On your own photographs: --config.data.source=folder --config.data.path=DIR
+Batch norm before the ReLU of the first two convolutions, or with
+`:alexnet_bn_all` after the recipe's name after that of all five. On your own
+photographs: --config.data.source=folder --config.data.path=DIR
 --config.model.num_classes=0. Not measured on ImageNet.
 """
 

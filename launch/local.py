@@ -3,9 +3,9 @@
     python launch/local.py --processes 2 --devices_per_process 2 -- \
       --config configs/quickstart.py
 
-The arguments after -- go to every `python -m alexnet_jax.main`. Standard output
-and messages of process 0 are those of the launcher; the output of the others
-appears on standard error, each line after the name of its process.
+The arguments after -- go to every `python -m alexnet_jax.main`. Output and
+messages of process 0 are the launcher's; the output of the others appears on
+standard error, each line after the name of its process.
 """
 
 import argparse
@@ -31,8 +31,7 @@ _OWN_FLAGS = ('--coordinator', '--process_index', '--process_count')
 _DEVICES = 'xla_force_host_platform_device_count'
 _EPILOG = """\
 Exit codes: 0 done; otherwise that of the process that failed first, or 75 if a
-signal ended it. After 75 the same command continues from the newest checkpoint.
-SIGTERM and Ctrl-C are passed on to all processes."""
+signal ended it. SIGTERM and Ctrl-C are passed on to all processes."""
 
 
 def main() -> int:
@@ -77,10 +76,7 @@ def _environments(count, devices, gpus):
 
 
 def _run(commands, environments, grace):
-  """Starts the processes and waits for all; returns the exit code.
-
-  None is left, also if one cannot be started, which raises OSError.
-  """
+  """Starts the processes and waits for all, leaves none; returns the code."""
   # (index, exit code) of a process that ended, (None, number) of a signal. A
   # SimpleQueue, because handlers of signals may put into it.
   events = queue.SimpleQueue()

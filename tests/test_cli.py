@@ -71,8 +71,7 @@ def test_the_others_of_several_processes_are_silent(capsys):
   assert capsys.readouterr() == ('', '')
 
 
-@pytest.mark.parametrize('platforms', ['cuda', 'gpu', 'nonsense'])
-def test_a_device_that_is_not_there(platforms):
+def test_a_device_that_is_not_there():
   """Of a process of its own: JAX chooses its devices once."""
   code = (
     'import sys; from alexnet_jax import cli; import jax;'
@@ -80,14 +79,14 @@ def test_a_device_that_is_not_there(platforms):
   )
   done = subprocess.run(
     [sys.executable, '-c', code],
-    env={**os.environ, 'JAX_PLATFORMS': platforms},
+    env={**os.environ, 'JAX_PLATFORMS': 'cuda'},
     capture_output=True,
     text=True,
     check=False,
   )
   assert done.returncode == 2, done.stderr
   assert 'Traceback' not in done.stderr
-  assert f"error: JAX_PLATFORMS is '{platforms}', and" in done.stderr
+  assert "error: JAX_PLATFORMS is 'cuda', and" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -129,18 +128,11 @@ def test_folders_of_arguments(monkeypatch):
     'evaluation.features --workdir x --layers y --out',
     'evaluation.crossval --workdir',
     'evaluation.sweep --workdir',
-    'evaluation.compare --workdirs',
     'evaluation.compare --workdirs x --out',
-    'predict --workdir',
     'predict --workdir x y.jpg --csv',
     'interop.load --from torch x --workdir',
-    'interop.load --from torch --workdir x',
     'interop.load --from torch --workdir x y --mean',
     'bench.__main__ data --path',
-    'data.prepare.__main__ check',
-    'predict --workdir x',
-    'interop.save x.safetensors --workdir',
-    'interop.export --workdir',
     'interop.export --workdir x',
     'interop.save --workdir x',
     'data.prepare.__main__ raw --source folder --path x --out',

@@ -10,11 +10,8 @@ import pytest
 
 from alexnet_jax import validation
 from alexnet_jax.training import build
-from alexnet_jax.training import optimizer
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import writers
-from tests.system import commands
 
 EXAMPLES = 1_281_167  # of ImageNet's training split
 CONVOLUTIONS = tuple(f'conv{number}' for number in range(1, 6))
@@ -59,24 +56,9 @@ def moves(config, state, grad, weight, phase=None):
   ],
 )
 def test_network_and_initial_weights(name, wide):
-  config = load(name)
-  model = build.make_model(config, 1000)
-  state = jax.eval_shape(lambda: build.make_state(config, model))
-  shapes = {k: v.shape for k, v in state_lib.leaf_names(state.params).items()}
-  kernels = {k[:-7]: shapes[k] for k in shapes if k.endswith('kernel')}
-  assert kernels == {
-    'conv1': (11, 11, 3, 96),
-    'conv2': (5, 5, 48, 256),
-    'conv3': (3, 3, 256, 384),
-    'conv4': (3, 3, 192, 384),
-    'conv5': (3, 3, 192, 256),
-    'dense1': (9216, 4096),
-    'dense2': (4096, 4096),
-    'head': (4096, 1000),
-  }
-  assert sum(math.prod(shape) for shape in shapes.values()) == 60_965_224
+  assert build.network_costs(load(name), 1000)['parameters'] == 60_965_224
   params = narrow_state(name).params
-  for layer in kernels:
+  for layer in (*CONVOLUTIONS, *DENSE):
     deviation = 0.03 if layer in wide else 0.01
     kernel = np.asarray(params[layer]['kernel'])
     error = deviation / math.sqrt(2 * kernel.size)
@@ -105,27 +87,6 @@ def test_training_of_the_paper():
   assert sorted(set(rates)) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
 
 
-def test_the_prototype_trains_as_keras_does_over_a_drop():
-  """Keras' SGD: m <- momentum * m - lr * g; w <- w + m."""
-  options = load('keras_prototype').optimizer.to_dict()
-  tx = optimizer.make_optimizer(**options)
-  params = {'w': {'kernel': jnp.zeros(2)}}
-  opt_state = tx.init(params)
-  w = m = np.zeros(2)
-  for t in range(20):
-    lr = 0.01 if t < 10 else 0.001
-    hyperparams = {'learning_rate': jnp.float32(lr)}
-    opt_state = opt_state._replace(hyperparams=hyperparams)
-    g = np.array([1.0, np.cos(t)])
-    grads = {'w': {'kernel': jnp.asarray(g, jnp.float32)}}
-    updates, opt_state = tx.update(grads, opt_state, params)
-    params = jax.tree.map(jnp.add, params, updates)
-    m = 0.9 * m - lr * g
-    w = w + m
-    np.testing.assert_allclose(params['w']['kernel'], w, rtol=1e-5, atol=1e-7)
-  assert w[0] == pytest.approx(-0.8370, abs=1e-4)
-
-
 def expected_rates(conv1, rest, conv1_bias=0.02):
   """{name: learning rate} of kernels and biases."""
   rates = {f'{layer}/kernel': rest for layer in (*CONVOLUTIONS, *DENSE)}
@@ -138,7 +99,6 @@ def expected_rates(conv1, rest, conv1_bias=0.02):
   [
     (24.99, expected_rates(1e-2, 1e-2)),
     (25, expected_rates(1e-3, 1e-3)),
-    (51, expected_rates(1e-4, 1e-4)),
     (67, expected_rates(1e-5, 1e-4)),
     (72, expected_rates(0.0, 1e-4, 0.0)),
     (79, expected_rates(0.0, 1e-5, 0.0)),
@@ -146,7 +106,10 @@ def expected_rates(conv1, rest, conv1_bias=0.02):
 )
 def test_recorded_rates_of_the_source_release(epoch, rates):
   config = load('imagenet_source_release')
-  begins = schedule.resolve_durations(config, EXAMPLES).lr_multiplier_steps
+  resolved = schedule.resolve_durations(config, EXAMPLES)
+  assert resolved.num_steps == step_of(91)
+  assert resolved.pca_lighting_steps == step_of(67)
+  begins = resolved.lr_multiplier_steps
   phase = sum(step_of(epoch) >= begin for begin in begins)
   state = narrow_state('imagenet_source_release')
   found = moves(config, state, 1.0, 0.0, phase)
@@ -156,33 +119,3 @@ def test_recorded_rates_of_the_source_release(epoch, rates):
   for name, rate in rates.items():
     decay = 5e-4 if name.endswith('kernel') else 0.0
     assert found[name] == pytest.approx(-rate * decay), name
-
-
-def test_training_of_the_source_release():
-  config = load('imagenet_source_release')
-  resolved = schedule.resolve_durations(config, EXAMPLES)
-  assert resolved.num_steps == step_of(91)
-  assert resolved.pca_lighting_steps == step_of(67)
-  assert '; '.join(config.model.block_order) == (
-    'norm-pool-relu; relu-norm-spatial-pool; ; ; pool-relu'
-  )
-
-
-@pytest.mark.slow
-def test_the_recipe_of_large_batches_made_tiny(tmp_path):
-  """On four devices, with LARS, batch norm, dropout and microbatches."""
-  tiny = 'num_epochs=0 num_steps=8 global_batch_size=48 microbatch_size=3'
-  tiny += ' log_every_steps=1 report=False data.source=synthetic'
-  tiny += ' data.synthetic_examples=192 data.synthetic_classes=4'
-  tiny += ' data.resize_size=72 data.crop_size=64 model.num_classes=0'
-  tiny += ' model.width_multiplier=0.05 optimizer.base_batch_size=4'
-  tiny += ' schedule.warmup_epochs=0 schedule.warmup_steps=2'
-  overrides = [f'--config.{override}' for override in tiny.split()]
-  recipe = 'configs/imagenet_large_batch.py'
-  commands.train_here(recipe, tmp_path, *overrides)
-  rows = writers.read_rows(tmp_path)
-  rows = [row for row in rows if 'learning_rate' in row]
-  rates = [row['learning_rate'] for row in rows]
-  assert max(rates) == pytest.approx(0.025 * 12**0.5)
-  assert rates[0] == pytest.approx(rates[1] / 2)
-  assert rows[-1]['train/loss'] < rows[0]['train/loss']

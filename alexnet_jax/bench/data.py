@@ -1,12 +1,38 @@
-"""bench data: images per second of the data pipeline beside others."""
+"""bench data: images per second of the data pipeline beside others.
 
+Peers that run Python for each example share `Photographs`, with the fastest
+decoder at hand and without needless copies, so that it is the loaders that are
+compared.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+import concurrent.futures
 import contextlib
+from functools import partial
 import importlib.util
+import math
+import pathlib
 import shlex
+import subprocess
+import sys
 import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from sklearn.datasets import load_sample_images
 
 from alexnet_jax import cli
 from alexnet_jax.bench import harness
+from alexnet_jax.data import augment
+from alexnet_jax.data import decoding
+from alexnet_jax.data import images
+from alexnet_jax.data import pipeline
+from alexnet_jax.data import sources
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.loader import num_cores
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
@@ -18,6 +44,52 @@ package's loader: others (those that are installed), and the bare parts of the
 work as plain Python does them in threads, all in turn in every round."""
 
 PEERS = ('tf.data', 'keras', 'torch', 'grain', 'spdl')
+CROP = 224  # width of the random crops, in pixels
+# {name: (kind, short side of what is kept, width it is resized to before the
+# crop)}; a kind is a folder of JPEG files, array_record of JPEGs, or raw.
+LAYOUTS = {
+  'folder-320': ('folder', 320, 320),
+  'folder-320-to-256': ('folder', 320, 256),
+  'folder-256': ('folder', 256, 256),
+  'tfds-320': ('tfds', 320, 320),
+  'tfds-256': ('tfds', 256, 256),
+  'raw-256': ('raw', 256, 256),
+}
+_TFDS_NAME = 'photographs'
+_RAW_FACTOR = 8  # raw squares go by that much faster
+# Batches before the clock starts and after it stops, or those that begin many
+# batches ahead would look faster.
+_TAIL = 6
+# TensorFlow is to take no GPU, and to say less.
+_ENVIRONMENT = {'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+
+
+class Task(NamedTuple):
+  """A layout of the photographs, and what all candidates are given alike."""
+
+  name: str  # of LAYOUTS, as the three after it
+  kind: str
+  short_side: int
+  resize_size: int
+  folder: pathlib.Path  # that holds all layouts
+  batch_size: int
+  num_batches: int  # that are timed, of JPEGs
+  threads: int  # or processes, that a candidate may use
+
+  @property
+  def path(self) -> pathlib.Path:
+    """Returns the folder of the layout."""
+    return self.folder / f'{self.kind}-{self.short_side}'
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """Returns the shape of a batch."""
+    return self.batch_size, CROP, CROP, 3
+
+  def open_source(self) -> sources.Source:
+    """Opens all photographs."""
+    tfds = {'tfds_name': _TFDS_NAME, 'tfds_split': 'train'}
+    return sources.make_source(self.kind, 'train', path=str(self.path), **tfds)
 
 
 def add_arguments(parser) -> None:
@@ -25,12 +97,12 @@ def add_arguments(parser) -> None:
   add = parser.add_argument
   text = 'photographs, a subfolder per class (default: two of scikit-learn)'
   add('--path', type=cli.path, default='', metavar='DIR', help=text)
-  text = (
-    'folder-320, folder-320-to-256, folder-256, tfds-320, tfds-256, raw-256'
-  )
-  add('--layouts', type=harness.names, default=(), metavar='A,B', help=text)
-  text = f'{",".join(PEERS)}, or none (default: those that are installed)'
-  add('--peers', type=harness.names, default=PEERS, metavar='A,B', help=text)
+  for flag, default, text in (
+    ('layouts', tuple(LAYOUTS), ', '.join(LAYOUTS)),
+    ('peers', PEERS, f'{", ".join(PEERS)}, or none (default: the installed)'),
+  ):
+    options = {'type': harness.names, 'metavar': 'A,B', 'default': default}
+    add(f'--{flag}', help=text, **options)
   ahead = 'in a measurement, 12 at least beside those made ahead;'
   for flag, default, text in (
     ('images', 3000, 'in every layout'),
@@ -50,51 +122,24 @@ def run(arguments, unknown: list[str]) -> dict:
     raise UserError(f'unknown arguments: {shlex.join(unknown)}')
   if importlib.util.find_spec('cv2') is None:
     raise UserError(f'this needs OpenCV: {how_to_install("bench")}')
-  from alexnet_jax.bench import data_peers
-
-  layouts = arguments.layouts or tuple(data_peers.LAYOUTS)
-  harness.check_names('--layouts', layouts, data_peers.LAYOUTS)
+  layouts = arguments.layouts or tuple(LAYOUTS)
+  harness.check_names('--layouts', layouts, LAYOUTS)
   peers = () if arguments.peers == ('none',) else arguments.peers
   harness.check_names('--peers', peers, PEERS)
   result = harness.header()
-  with tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_') as folder:
-    sizes = arguments.batch_size, arguments.batches, arguments.threads
-    tasks = [
-      data_peers.Task(name, *data_peers.LAYOUTS[name], folder, *sizes)
-      for name in layouts
-    ]
-    result['distinct'] = data_peers.prepare(
-      arguments.path, arguments.images, tasks
-    )
-    candidates = [
-      name
-      for name, (library, _) in data_peers.CANDIDATES.items()
-      if library in ('', *peers)
-    ]
-    rows, failed = _measure(candidates, tasks, arguments.rounds)
-  columns = 'candidate median min max ours_by_it'
-  for layout in layouts:
-    its = [row for row in rows if row['case'] == layout]
-    harness.tell_table(f'{layout}, images/s', its, columns)
-  given = {**vars(arguments), 'path': arguments.path or 'two of scikit-learn'}
-  named = ('path', 'images', 'batch_size', 'batches', 'threads')
-  result |= {name: given[name] for name in named}
-  shown = ('distinct', *named)
-  harness.tell(', '.join(f'{name}: {result[name]}' for name in shown))
-  return {**result, 'rows': rows, 'failed': failed}
-
-
-def _measure(candidates, tasks, rounds):
-  """Returns rows of `harness.measure`, and what was not measured."""
-  # TensorFlow is to take no GPU, and to say less.
-  hidden = {'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
   entries, failed = [], []
   with contextlib.ExitStack() as stack:
-    for name in candidates:
+    folder = tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_')
+    folder = pathlib.Path(stack.enter_context(folder))
+    sizes = arguments.batch_size, arguments.batches, arguments.threads
+    tasks = [Task(name, *LAYOUTS[name], folder, *sizes) for name in layouts]
+    distinct = _prepare(arguments.path, arguments.images, tasks)
+    for name, (library, _) in CANDIDATES.items():
+      if library not in ('', *peers):
+        continue
       harness.tell(f'starting {name}')
-      worker = stack.enter_context(
-        harness.Worker('alexnet_jax.bench.data_peers', name, hidden)
-      )
+      worker = harness.Worker(__name__, name, _ENVIRONMENT)
+      stack.enter_context(worker)
       with harness.noted(name, '', failed):
         lacking = worker.ask('check', tasks=tasks)
         for task in tasks:
@@ -102,4 +147,375 @@ def _measure(candidates, tasks, rounds):
             if reason := lacking.get(task.name):
               raise harness.WorkerError(reason)
             entries.append((name, task.name, worker, {'task': task}))
-    return harness.measure(entries, rounds, failed), failed
+    rows = harness.measure(entries, arguments.rounds, failed)
+  for layout in layouts:
+    its = [row for row in rows if row['case'] == layout]
+    columns = 'candidate median min max ours_by_it'
+    harness.tell_table(f'{layout}, images/s', its, columns)
+  named = ('images', 'batch_size', 'batches', 'threads')
+  facts = {name: getattr(arguments, name) for name in named}
+  facts['path'] = arguments.path or 'two of scikit-learn'
+  facts['distinct'] = distinct
+  harness.tell(', '.join(f'{name}: {value}' for name, value in facts.items()))
+  return {**result, **facts, 'rows': rows, 'failed': failed}
+
+
+def _prepare(path, count, tasks):
+  """Makes `count` photographs in each layout; returns how many differ."""
+  if path:
+    source = sources.make_source('folder', 'train', path=path, val_fraction=0.0)
+    labels = [source.class_names[label] for label in source.labels]
+  else:
+    photographs = load_sample_images().images  # two
+    labels = [f'class_{number}' for number in range(10)]
+  harness.tell(f'making {count} photographs')
+  # Fewer than there are: spread over all classes.
+  chosen = np.linspace(0, len(labels) - 1, min(count, len(labels))).astype(int)
+
+  def write(number):
+    index = chosen[number % len(chosen)]
+    if path:
+      pixels = decoding.decode(source.read(index)[0])
+    else:
+      pixels = photographs[index % 2]
+    for size, image in (
+      (320, images.resize_short_side(pixels, 320)),
+      (256, images.center_square(pixels, 256)),
+    ):
+      encoded = simplejpeg.encode_jpeg(image, 90, 'RGB', '420')
+      # Preparing wants a validation split; one image a class is enough.
+      for split, name in (('train', f'{number:05d}.jpg'), ('val', 'any.jpg')):
+        parts = f'folder-{size}', split, labels[index], name
+        file = tasks[0].folder.joinpath(*parts)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded)
+
+  with concurrent.futures.ThreadPoolExecutor(tasks[0].threads) as pool:
+    list(pool.map(write, range(count)))
+  for task in tasks:
+    if task.kind != 'folder':
+      _convert(task)
+  return len(chosen) if path else len(photographs)
+
+
+def _convert(task):
+  """Makes a layout of a folder by `alexnet_jax.data.prepare`."""
+  kinds = {'raw': ['raw'], 'tfds': ['resize', f'--name={_TFDS_NAME}']}
+  path, size = task.folder / f'folder-{task.short_side}', task.short_side
+  command = [sys.executable, '-m', 'alexnet_jax.data.prepare']
+  command += [*kinds[task.kind], '--source=folder', f'--path={path}']
+  command += [f'--out={task.path}', f'--size={size}']
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise UserError(f'making {task.path} failed:\n{done.stderr}')
+
+
+def _decode(encoded):
+  return simplejpeg.decode_jpeg(encoded, 'RGB')
+
+
+def _decode_cv2(encoded):
+  import cv2
+
+  return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+class Photographs:
+  """The photographs of a layout, for those that run Python for each example."""
+
+  def __init__(self, task: Task, decode: Callable = _decode):
+    """Takes a function from the bytes of a JPEG to RGB."""
+    self._source, self._task, self._decode = task.open_source(), task, decode
+    is_tfds = task.kind == 'tfds'
+    # Read once and not timed.
+    self.labels = self._source.read_labels() if is_tfds else self._source.labels
+
+  def example(self, index: int, draws, out=None) -> np.ndarray:
+    """Returns a random crop, mirrored or not, written into `out` if given.
+
+    The three draws in [0, 1) are of row, column and mirroring.
+    """
+    import cv2
+
+    pixels, _ = self._source.read(index)
+    if self._task.kind != 'raw':
+      pixels = self._decode(pixels)
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    # The window in the original, resized alone: cheaper than the whole.
+    window = round(CROP * short / self._task.resize_size)
+    top = (height - short) // 2 + int(draws[0] * (short - window + 1))
+    left = (width - short) // 2 + int(draws[1] * (short - window + 1))
+    crop = pixels[top : top + window, left : left + window]
+    if window != CROP:
+      crop = cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
+    if draws[2] < 0.5:
+      return cv2.flip(crop, 1, dst=out)
+    if out is None:
+      return crop
+    out[...] = crop
+    return out
+
+  def batch_maker(self, count: int) -> Callable:
+    """Returns (number of one of `count` batches, array to fill) -> labels."""
+    rng, size = np.random.default_rng(1), self._task.batch_size
+    epochs = range(-(-count * size // len(self.labels)))
+    order = np.concatenate([rng.permutation(len(self.labels)) for _ in epochs])
+
+    def make(number, out):
+      indices = order[number * size : (number + 1) * size].tolist()
+      draws = np.random.default_rng(number).random((size, 3)).tolist()
+      for row, index in enumerate(indices):
+        self.example(index, draws[row], out[row])
+      return self.labels[indices]
+
+    return make
+
+
+def _ours(mirrors, task, count):
+  import cv2
+
+  source = task.open_source()
+  loader = Loader(source, task.resize_size, num_threads=task.threads)
+  iterator = pipeline.train_dataset(
+    loader,
+    augment.Augmentation(augment.Crop(CROP)),
+    pipeline.Batching(task.batch_size),
+    num_steps=count,
+    seed=0,
+  )
+  for batch in iterator:
+    image = batch['image']
+    rows = np.flatnonzero(batch['flip']) if mirrors else ()
+
+    def flip(first, end, image=image, rows=rows):
+      for row in rows[first:end]:
+        cv2.flip(image[row], 1, dst=image[row])
+
+    loader.for_each(flip, len(rows), chunk=16)
+    yield image, batch['label']
+
+
+def _torch(decode, task, count):
+  import torch.utils.data
+
+  if task.kind == 'raw' and decode != _decode:
+    raise NotImplementedError('there is nothing to decode')
+  make = Photographs(task, decode).batch_maker(count)
+
+  def make_batch(number):
+    # Shared memory from the start, as torch's own default_collate has it.
+    storage = torch.UntypedStorage._new_shared(math.prod(task.shape))
+    image = torch.empty(0, dtype=torch.uint8).set_(storage).view(task.shape)
+    return image, torch.from_numpy(make(number, image.numpy()))
+
+  loader = torch.utils.data.DataLoader(
+    range(count),
+    batch_size=None,  # a worker makes a whole batch
+    collate_fn=make_batch,
+    num_workers=task.threads,
+    multiprocessing_context='fork',  # the workers share what is open here
+  )
+  for image, label in loader:
+    yield image.numpy(), label.numpy()
+
+
+def _grain(task, count):
+  import grain
+
+  photographs = Photographs(task)
+
+  def example(index, rng):
+    image = photographs.example(index, rng.random(3))
+    return {'image': image, 'label': photographs.labels[index]}
+
+  data = grain.MapDataset.range(len(photographs.labels)).shuffle(seed=0)
+  data = data.repeat().random_map(example, seed=1)[: count * task.batch_size]
+  # Grain's own 16 threads are slower than one per core.
+  options = grain.ReadOptions(num_threads=task.threads)
+  for batch in data.to_iter_dataset(options).batch(task.batch_size):
+    yield batch['image'], batch['label']
+
+
+def _spdl(task, count):
+  from spdl.pipeline import PipelineBuilder
+
+  make = Photographs(task).batch_maker(count)
+
+  def make_batch(number):
+    out = np.empty(task.shape, np.uint8)
+    return out, make(number, out)
+
+  builder = PipelineBuilder().add_source(range(count))
+  builder = builder.pipe(make_batch, concurrency=task.threads)
+  loader = builder.add_sink(2).build(num_threads=task.threads)
+  with loader.auto_stop():
+    yield from loader
+
+
+def _tf_data(task, count):
+  """Decodes the random window only, and resizes that where it is asked."""
+  import tensorflow as tf
+
+  if task.kind == 'tfds':
+    raise NotImplementedError('tf.data does not read array_record')
+  source, side, auto = task.open_source(), task.short_side, tf.data.AUTOTUNE
+  from_tensors = tf.data.Dataset.from_tensor_slices
+
+  def crop_of_jpeg(path):
+    encoded = tf.io.read_file(path)
+    shape = tf.image.extract_jpeg_shape(encoded)[:2]
+    short = tf.reduce_min(shape)
+    window = short * CROP // task.resize_size
+    corner = (shape - short) // 2 + tf.random.uniform(
+      [2], maxval=short - window + 1, dtype=tf.int32
+    )
+    box = tf.concat([corner, [window, window]], 0)
+    image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
+    if task.resize_size != side:
+      image = tf.cast(tf.image.resize(image, (CROP, CROP)) + 0.5, tf.uint8)
+    return tf.ensure_shape(image, (CROP, CROP, 3))
+
+  def crop_of_square(record):
+    image = tf.reshape(tf.io.decode_raw(record, tf.uint8), (side, side, 3))
+    return tf.image.random_crop(image, (CROP, CROP, 3))
+
+  if task.kind == 'raw':
+    paths = sorted(str(path) for path in task.path.glob('train-*-of-*.npy'))
+    skipped = np.load(paths[0], mmap_mode='r').offset
+    records = tf.data.FixedLengthRecordDataset(paths, side**2 * 3, skipped)
+    crop = crop_of_square
+  else:
+    records = from_tensors([str(source.root / path) for path in source.paths])
+    crop = crop_of_jpeg
+
+  def example(record, label):
+    return tf.image.random_flip_left_right(crop(record)), label
+
+  options = tf.data.Options()
+  options.deterministic = False
+  data = tf.data.Dataset.zip((records, from_tensors(source.labels)))
+  data = data.repeat().shuffle(source.num_examples)
+  data = data.map(example, num_parallel_calls=auto)
+  data = data.batch(task.batch_size, True, num_parallel_calls=auto)
+  data = data.prefetch(auto).with_options(options).take(count)
+  yield from data.as_numpy_iterator()
+
+
+def _keras(task, count):
+  """Makes squares in float32, and crops those, as its guides do."""
+  if task.kind != 'folder':
+    raise NotImplementedError('Keras reads folders of images')
+  import tensorflow as tf  # isort: skip
+  import keras
+
+  def example(image, label):
+    crop = tf.image.random_crop(image, task.shape[1:])
+    return tf.cast(tf.image.random_flip_left_right(crop), tf.uint8), label
+
+  auto, size = tf.data.AUTOTUNE, (task.resize_size,) * 2
+  data = keras.utils.image_dataset_from_directory(
+    task.path / 'train',
+    batch_size=None,
+    image_size=size,
+    crop_to_aspect_ratio=True,
+    verbose=False,
+  )
+  data = data.repeat().map(example, auto)
+  data = data.batch(task.batch_size, True, num_parallel_calls=auto)
+  yield from data.prefetch(auto).take(count).as_numpy_iterator()
+
+
+def _bare(task, count):
+  """Decodes or copies in threads, and hands nothing over."""
+  source, size = task.open_source(), task.batch_size
+  if task.kind == 'raw':
+    examples = [square for shard in source.shards for square in shard]
+  else:
+    examples = [source.read(i)[0] for i in range(source.num_examples)]
+  out = np.ones(task.shape, np.uint8)  # in memory now
+  free = task.resize_size - CROP + 1
+  order = np.random.default_rng(0).permutation(len(examples))
+  order = np.resize(order, (count, size)).tolist()
+
+  def work(number):
+    for i in order[number]:
+      if task.kind == 'raw':
+        # A corner that differs from one to the next, for no time at all.
+        top, left = i * 7 % free, i * 13 % free
+        crop = examples[i][top : top + CROP, left : left + CROP]
+        out[i % size] = crop
+      else:
+        _decode(examples[i])
+
+  with concurrent.futures.ThreadPoolExecutor(task.threads) as pool:
+    yield from pool.map(work, range(count))
+
+
+# {name: (that of --peers, '': always there, (task, number of batches) -> that
+# many (images, labels), or NotImplementedError for a layout it cannot read)}.
+CANDIDATES = {
+  'ours': ('', partial(_ours, False)),
+  'ours, mirrored on the host': ('', partial(_ours, True)),
+  'tf.data': ('tf.data', _tf_data),
+  'keras.utils.image_dataset_from_directory': ('keras', _keras),
+  'torch DataLoader, simplejpeg': ('torch', partial(_torch, _decode)),
+  'torch DataLoader, cv2': ('torch', partial(_torch, _decode_cv2)),
+  'Grain, per example': ('grain', _grain),
+  'SPDL': ('spdl', _spdl),
+  'bare decoding or copying': ('', _bare),
+}
+
+
+class Handler:
+  """Answers requests for one candidate; see `harness`."""
+
+  def __init__(self, candidate: str):
+    """Takes one of CANDIDATES."""
+    import cv2
+
+    # Threads of its own on top of the loader's would only be in their way.
+    cv2.setNumThreads(0)
+    _, self._batches = CANDIDATES[candidate]
+
+  def check(self, tasks: Sequence[Task]) -> dict[str, str]:
+    """Tries the candidate; returns {layout that it cannot read: why}."""
+    reasons = {}
+    for task in tasks if self._batches != _bare else ():
+      try:
+        classes = len(task.open_source().class_names)
+        check_batches(self._batches(task, 2), task, classes)
+      except NotImplementedError as error:
+        reasons[task.name] = str(error)
+    return reasons
+
+  def measure(self, task: Task) -> float:
+    """Returns images per second in the middle of a loader's work."""
+    count = task.num_batches * (_RAW_FACTOR if task.kind == 'raw' else 1)
+    warm_up = max(_TAIL, count // 4)
+    iterator = self._batches(task, warm_up + count + _TAIL)
+    for _ in range(warm_up):
+      next(iterator)
+    start = time.perf_counter()
+    for _ in range(count):
+      next(iterator)
+    seconds = time.perf_counter() - start
+    for _ in iterator:  # to the end: nothing runs on into the next measurement
+      pass
+    return task.batch_size * count / seconds
+
+
+def check_batches(batches: Iterable, task: Task, num_classes: int) -> None:
+  """Raises ValueError unless two batches are what all loaders must make."""
+  orders = []
+  for image, label in batches:
+    if (image.shape, image.dtype) != (task.shape, np.uint8):
+      raise ValueError(f'images are {image.dtype} {image.shape}')
+    is_index = np.isin(label, np.arange(num_classes)).all()
+    if label.shape != task.shape[:1] or not is_index:
+      raise ValueError(f'labels are {label}')
+    if image.std() < 1:
+      raise ValueError('the images have no content')
+    orders.append(label.tolist())  # a copy: batches may share memory
+  if orders[0] in (orders[1], sorted(orders[0])):
+    raise ValueError('the examples are not shuffled')

@@ -77,37 +77,34 @@ def end_to_end(
 ) -> dict:
   """Measures step, loader and loop in turn, `num_steps` steps in every round.
 
-  Args:
-    save_every: steps between the checkpoints of a loop.
-
   Returns:
-    {checkpoints: written while a loop is timed; step, loader, loop: images per
-    second of each round; median: of these; loop_share: the median of loop by
-    step in the same round; bottleneck: step or loader, the slower one;
-    headroom: how many times as fast the other one is; resident: {steps: early
-    and late in the loop, bytes: at these}, and what `harness.header` has}.
+    {checkpoints: written while a loop is timed, every `save_every` steps; step,
+    loader, loop: images per second of each round; median: of these; loop_share:
+    the median of loop by step in the same round; bottleneck: step or loader,
+    the slower one; headroom: how many times as fast the other one is; resident:
+    {steps: early and late in the loop, bytes: at these}, and what
+    `harness.header` has}.
   """
   result = harness.header()
   speeds = {'step': [], 'loader': [], 'loop': []}
-  watched = max(1, num_steps // 5), num_steps
-  resident, images = [], num_steps * config.global_batch_size
+  watched, resident = (max(1, num_steps // 5), num_steps), []
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     make_steps, make_batches = _parts(config, folder)
     make_steps(1)  # it compiles
     for number in range(num_rounds):
       harness.tell(f'round {number + 1} of {num_rounds}')
-      speeds['step'].append(images / _seconds(make_steps, num_steps))
+      seconds = {'step': _seconds(make_steps, num_steps)}
       batches = make_batches(num_steps + 1)
       next(batches)
-      seconds = _seconds(collections.deque, batches, 0)
-      speeds['loader'].append(images / seconds)
+      seconds['loader'] = _seconds(collections.deque, batches, 0)
       console = _WatchingConsole(watched)
       _loop(config, folder, console, num_steps + 2, save_every)
       # When a step is shown, the one before it has been waited for. The first
       # one compiles and is not timed; the last one is not waited for.
-      seconds = console.times[num_steps + 2] - console.times[2]
-      speeds['loop'].append(images / seconds)
+      seconds['loop'] = console.times[num_steps + 2] - console.times[2]
+      for part, own in speeds.items():
+        own.append(num_steps * config.global_batch_size / seconds[part])
       resident.append([console.resident[step] for step in watched])
   result |= {
     # Of the loop's num_steps + 2 steps the first and the last are not timed.
@@ -150,14 +147,14 @@ def _parts(config, path):
   """Returns functions that make so many steps on one batch, and batches."""
   mesh = parallel.make_mesh()
   parallel.check_batch_size(config.global_batch_size, mesh.size)
-  stop, console = guards.StopSignal(), cli.Console(io.StringIO())
-  run = resume.prepare(config, path, stop, console)
-  config, loader = run.config, run.train_loader
+  console = cli.Console(io.StringIO())
+  run = resume.prepare(config, path, guards.StopSignal(), console)
 
   def make_batches(count):
-    return build.make_train_iter(config, loader, count, mesh, run.lighting)
+    loader, lighting = run.train_loader, run.lighting
+    return build.make_train_iter(run.config, loader, count, mesh, lighting)
 
-  key = build.dropout_key(config)
+  key = build.dropout_key(run.config)
   batch = run.to_devices(next(make_batches(1)))
   state, _ = resume.initial_state(run)
 
@@ -191,10 +188,10 @@ class _WatchingConsole(cli.Console):
     if self._unit == 'step':  # also images, of which the mean is taken
       self.times[done] = time.perf_counter()
       if done in self.resident:
-        self.resident[done] = resident_bytes()
+        self.resident[done] = _resident_bytes()
 
 
-def resident_bytes() -> int:
+def _resident_bytes():
   """Returns this process's memory of now; 0 where the system hides it."""
   status = pathlib.Path('/proc/self/status')  # see proc(5)
   if not status.exists():

@@ -1,8 +1,7 @@
 """Arguments, processes, machine and medians of all benchmarks.
 
 Every candidate has a process of its own: it meets no threads, memory or flags
-of another one, and if it crashes the others go on. Between requests a process
-does nothing, so that only one candidate computes at a time.
+of another, and if it crashes the others go on. Only one computes at a time.
 """
 
 import argparse
@@ -69,13 +68,13 @@ class Worker:
   ):
     """Starts the process, and does not wait for what it imports.
 
-    The module has a class `Handler`, which is made of the candidate's name. The
+    The module has a class `Handler`, made of the candidate's name. The
     environment is added to that of this process; no cores are all cores.
     """
     context = multiprocessing.get_context('spawn')
     self._log = tempfile.NamedTemporaryFile('r', errors='replace')  # noqa: SIM115
     self._pipe, theirs = context.Pipe()
-    given = theirs, self._log.name, environment, cores, module, candidate
+    given = theirs, self._log.name, environment, cores, (module, candidate)
     self._process = context.Process(target=_serve, args=given)
     self._process.start()
     theirs.close()
@@ -111,7 +110,7 @@ class Worker:
     return result
 
 
-def _serve(pipe, log, environment, cores, module, candidate):
+def _serve(pipe, log, environment, cores, names):
   """Answers requests until the pipe is closed."""
   with open(log, 'a') as file:
     for stream in (1, 2):  # libraries print
@@ -119,6 +118,7 @@ def _serve(pipe, log, environment, cores, module, candidate):
   os.environ.update(environment)
   if cores:  # before libraries count them
     os.sched_setaffinity(0, cores)
+  module, candidate = names
   handler = None
   with contextlib.suppress(EOFError):
     while True:
@@ -160,11 +160,11 @@ def measure(entries: Sequence, rounds: int, failed: list[dict]) -> list[dict]:
     entries: (candidate, case, worker, arguments of its `measure`, which returns
       images per second). The first one of a case is ours.
     rounds: how many.
-    failed: takes those that fail, see `noted`.
+    failed: takes those that fail, see `noted`; the others have a row.
 
   Returns:
-    A row for every other one: {candidate, case, images_per_second: of each
-    round, median, min, max, ours_by_it: median ratio within a round}.
+    [{candidate, case, images_per_second: of each round, median, min, max,
+    ours_by_it: median ratio within a round}].
   """
   speeds = [[] for _ in entries]
   for number in range(rounds):
@@ -199,25 +199,23 @@ def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
 def header() -> dict:
   """Returns what every result begins with, and tells it to people.
 
-  Returns:
-    {command, machine: {cpu, cores: that this process may use, system},
-    versions: {python and what is installed of what the benchmarks run}}.
+  {command, machine: {cpu, cores: that this process may use, system}, versions:
+  {python and what is installed of what the benchmarks run}}.
   """
-  from alexnet_jax.data.loader import num_cores
+  from alexnet_jax.data.loader import num_cores  # see `_serve` for why here
 
-  cpu, cores = platform.processor() or platform.machine(), num_cores()
-  info = pathlib.Path('/proc/cpuinfo')
-  text = info.read_text() if info.exists() else ''
-  if named := re.search(r'model name\s*:\s*(.*)', text):
-    cpu = named[1]
+  cpu, info = platform.machine(), pathlib.Path('/proc/cpuinfo')
+  if info.exists():
+    named = re.search(r'model name\s*:\s*(.*)', info.read_text())
+    cpu = named[1] if named else cpu
   versions = {'python': platform.python_version()}
   for package in _PACKAGES.split():
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[package] = importlib.metadata.version(package)
   command = shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]])
   found = ', '.join(f'{k} {v}' for k, v in versions.items())
-  tell(f'{command}\n{cpu}, {cores} cores; {found}')
-  machine = {'cpu': cpu, 'cores': cores, 'system': platform.platform()}
+  tell(f'{command}\n{cpu}, {num_cores()} cores; {found}')
+  machine = {'cpu': cpu, 'cores': num_cores(), 'system': platform.platform()}
   return {'command': command, 'machine': machine, 'versions': versions}
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import math
 import os
+import pathlib
 import re
+import tomllib
 
 import jax
 from jax.experimental import topologies
@@ -17,10 +19,10 @@ import numpy as np
 from alexnet_jax import cli
 from alexnet_jax import runtime
 from alexnet_jax import validation
-from alexnet_jax.bench import costs
 from alexnet_jax.bench import harness
 from alexnet_jax.errors import how_to_install
 from alexnet_jax.errors import UserError
+from alexnet_jax.models.costs import GPUS
 from alexnet_jax.training import build
 from alexnet_jax.training import parallel
 
@@ -30,6 +32,14 @@ the bytes that its kernels read and write, what is reduced between GPUs, and the
 bounds that follow from the data sheet. It needs XLA's compiler for CUDA:
 {how_to_install('cuda12')}."""
 
+DESCRIBED = ('a100', 'h100')  # those that XLA can compile for
+FIGURES = {  # of a GPU, and their units
+  'memory': 'bytes',
+  'memory_bandwidth': 'bytes/s',
+  'bfloat16_peak': 'FLOP/s',
+  'float32_peak': 'FLOP/s',
+  'link_bandwidth': 'bytes/s',  # of one GPU to the others, in one direction
+}
 _JAX_TAKES = 0.75  # of a GPU's memory
 _INSTRUCTION = re.compile(
   r'^  (?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)', re.MULTILINE
@@ -42,7 +52,7 @@ _NO_KERNELS = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
 def add_arguments(parser) -> None:
   """Adds the arguments of the subcommand to its parser."""
   add = parser.add_argument
-  known = ', '.join(costs.DESCRIBED)
+  known = ', '.join(DESCRIBED)
   text = f'{known} or a TOML file of another (default: %(default)s)'
   add('--target', default='h100', metavar='GPU', help=text)
   text = 'GPUs of one machine that share a batch (default: 1)'
@@ -55,7 +65,7 @@ def add_arguments(parser) -> None:
 
 def run(arguments, overrides: list[str]) -> dict:
   """Compiles; returns the result of the command."""
-  gpu = costs.load_gpu(arguments.target)
+  gpu = load_gpu(arguments.target)
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   devices, images = arguments.devices, config.global_batch_size
   text, memory = compile_step(config, gpu, devices)
@@ -67,7 +77,7 @@ def run(arguments, overrides: list[str]) -> dict:
     **harness.header(),
     'measured': False,
     'recipe': arguments.config,
-    'target': {key: gpu[key] for key in ('name', *costs.FIGURES)},
+    'target': {key: gpu[key] for key in ('name', *FIGURES)},
     'dtype': config.model.dtype,
     'devices': devices,
     'global_batch_size': images,
@@ -75,20 +85,48 @@ def run(arguments, overrides: list[str]) -> dict:
     **counts,
     'bounds': bounds(counts, gpu, config.model.dtype, devices, images),
   }
+
+  def needed(batch_size):
+    if batch_size * devices == images:
+      return memory['needed']
+    other = config.copy_and_resolve_references()
+    other.global_batch_size = batch_size * devices
+    return compile_step(other, gpu, devices)[1]['needed']
+
   if arguments.batch_search:
-
-    def needed(batch_size):
-      if batch_size * devices == images:
-        return memory['needed']
-      other = config.copy_and_resolve_references()
-      other.global_batch_size = batch_size * devices
-      return compile_step(other, gpu, devices)[1]['needed']
-
     result['largest_batch'] = largest_batch(
       needed, images // devices, memory['available'], config.microbatch_size
     )
   _show(result)
   return result
+
+
+def load_gpu(name: str) -> dict:
+  """Reads the description of a GPU, as gpus/h100.toml.
+
+  Returns {name, xla: {target: XLA's GpuTargetConfigProto in text form}, and for
+  each of FIGURES {value, unit, source}}; raises UserError if it is unfit.
+  """
+  example = GPUS / 'h100.toml'
+  path = GPUS / f'{name}.toml' if name in DESCRIBED else pathlib.Path(name)
+  if not path.is_file():
+    known = ' nor '.join(DESCRIBED)
+    raise UserError(
+      f'--target is {name!r}: neither {known} nor a file like {example}'
+    )
+  try:
+    gpu = tomllib.loads(path.read_text())
+    gpu['name'], gpu['xla']['target']  # they must be there
+    for key, unit in FIGURES.items():
+      value, given, _ = (gpu[key][part] for part in ('value', 'unit', 'source'))
+      if not 0 < value < math.inf or given != unit:
+        raise ValueError(f'{key} is {value} {given}, no number of {unit}')
+  except (ValueError, KeyError, TypeError) as error:
+    problem = f'{error} is missing' if isinstance(error, KeyError) else error
+    raise UserError(
+      f'--target {path} describes no GPU: {problem}; {example} does'
+    ) from error
+  return gpu
 
 
 def count(text: str) -> dict:
@@ -117,12 +155,10 @@ def count(text: str) -> dict:
 def batch_structs(config) -> dict:
   """Returns a global batch of training, made of what the loader makes."""
   few = config.copy_and_resolve_references()
-  few.global_batch_size = 1
-  few.data.source, few.data.synthetic_examples = 'synthetic', 8
-  few.data.folds = 0
+  few.update(global_batch_size=1)
+  few.data.update(source='synthetic', synthetic_examples=8, folds=0)
   matrix = np.zeros((3, 3), np.float32) if few.data.pca_lighting else None
-  loader = build.make_loader(few, 'train')
-  mesh = parallel.make_mesh()
+  loader, mesh = build.make_loader(few, 'train'), parallel.make_mesh()
   batch = next(build.make_train_iter(few, loader, 1, mesh, matrix))
   count = config.global_batch_size
   return {
@@ -134,8 +170,7 @@ def batch_structs(config) -> dict:
 def gpu_devices(gpu: dict, count: int) -> Sequence:
   """Returns devices of one machine to compile for, none of them real.
 
-  Raises:
-    UserError: if XLA for CUDA is not installed or cannot read the description.
+  Raises UserError if XLA for CUDA is missing or cannot read the description.
   """
   if not runtime.plugin_libraries():
     raise UserError(
@@ -161,16 +196,13 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
 
   Args:
     config: of the run.
-    gpu: of `costs.load_gpu`; its memory is no limit.
+    gpu: of `load_gpu`; its memory is no limit.
     devices: how many GPUs of one machine share a batch.
 
   Returns:
     (HLO after all passes, in the order of its schedule, bytes of one device's
     memory: {argument, output, alias: of outputs in donated arguments, temp;
     peak: of the program; next_batch: on its way meanwhile; needed: both}).
-
-  Raises:
-    UserError: as `gpu_devices` does, or if the config makes no such step.
   """
   config = config.copy_and_resolve_references()
   # It computes the same; functions made by pmap do not show their programs.
@@ -217,9 +249,8 @@ def bounds(
 ) -> dict:
   """Returns what the figures of a GPU allow at most, by a device's `counts`.
 
-  Returns:
-    {seconds: of a step at least, {memory, if it is known, compute, links};
-    images_per_second: at most; binds: whichever takes longest}.
+  {seconds: of a step at least, {memory, if it is known, compute, links};
+  images_per_second: at most; binds: whichever takes longest}.
   """
   # In a ring (Patarasuk and Yuan 2009, Bandwidth optimal all-reduce).
   sent = 2 * (devices - 1) / devices * sum(counts['all_reduces'])
@@ -242,10 +273,8 @@ def largest_batch(
   """Finds the largest batch of a device whose memory fits, by compiling it.
 
   Two batches give a line; where it meets the available bytes, that batch is
-  compiled, and so on. Batches are multiples of `multiple`, or of 64.
-
-  Returns:
-    {device_batch_size: the largest that fits, or 0, compiled: {size: bytes}}.
+  compiled, and so on. Batches are multiples of `multiple`, or of 64. Returns
+  {device_batch_size: the largest that fits, or 0, compiled: {size: bytes}}.
   """
   multiple = multiple or 64
   batch, tried, fitting = max(first // multiple, 1) * multiple, {}, []
@@ -268,7 +297,6 @@ def largest_batch(
 
 
 def _show(result):
-  """Prints the result of the command, for people."""
   found, reduced = result['bounds'], result['all_reduces']
   images = result['global_batch_size'] / result['devices']
   tables = {'memory of a device': result['memory']}
@@ -285,7 +313,7 @@ def _show(result):
     f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces'
   )
   rows = [
-    {'bound': k, 'ms': 1e3 * s, 'images/s': found['images_per_second'][k]}
+    {'bound': k, 'ms': 1e3 * s, 'images/s': images * result['devices'] / s}
     for k, s in found['seconds'].items()
   ]
   title = f'bounds, of which {found["binds"]} binds'

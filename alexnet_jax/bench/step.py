@@ -1,10 +1,9 @@
 """bench step: the train step by itself, PyTorch and Keras beside it.
 
-All candidates must compute the same: from equal weights and on equal images
-each one makes a few updates without dropout, and the losses before each of them
-must agree: the first if the networks are the same, the others if the updates
-are. The weights are those of an initialization under which the losses of
-different networks differ: with the paper's, every network says ln(classes).
+All must compute the same: from equal weights and on equal images each makes a
+few updates without dropout, and the losses before each of them must agree. The
+weights are those of an initialization under which the losses of different
+networks differ: with the paper's, every network says ln(classes).
 """
 
 from collections.abc import Mapping
@@ -32,9 +31,9 @@ from alexnet_jax.training import build
 DESCRIPTION = """\
 Times the train step that training runs, on a batch that stays on the devices,
 every network with every batch size. --against runs the same in PyTorch and in
-Keras on TensorFlow, on the same cores, in turn in every round, after they have
-shown that from equal weights and images they make the same updates. One that
-fails is named and left out; if none is left, the exit code is 1."""
+Keras on TensorFlow, in turn in every round, after they have shown that from
+equal weights and images they make the same updates. One that fails is named and
+left out; if none is left, the exit code is 1."""
 
 PEERS = {
   'torch': ('torch eager', 'torch channels_last', 'torch compile'),
@@ -42,8 +41,7 @@ PEERS = {
 }
 _NEEDED = {'torch': ('torch',), 'keras': ('keras', 'tensorflow')}
 _NUM_CLASSES = 1000  # where neither config nor data say otherwise
-# Fields of a network that say how it begins rather than what it is: here the
-# recipe counts.
+# Of these the recipe counts: they say how a network begins.
 _OF_THE_RECIPE = {'kernel_init', 'bias_init', 'width_multiplier'}
 _ENVIRONMENT = {
   'KERAS_BACKEND': 'tensorflow',
@@ -52,8 +50,7 @@ _ENVIRONMENT = {
   'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
   'TF_FORCE_GPU_ALLOW_GROWTH': 'true',
 }
-# Relative: what other orders of the same sums make of float32, and what
-# rounding at other places makes of bfloat16.
+# Relative: for other orders of sums, or roundings at other places.
 _TOLERANCES = {'float32': 1e-3, 'bfloat16': 3e-2}
 # In tolerances: a smaller change of the losses would hide wrong updates.
 _LEAST_CHANGE = 2
@@ -117,8 +114,7 @@ def exit_code(result: dict) -> int:
 def first_cores(threads: int) -> list[int]:
   """Returns so many cores that this process may use, the first; 0: all.
 
-  Raises:
-    UserError: if there are fewer, or the system cannot bind processes to cores.
+  Raises UserError if there are fewer, or the system cannot bind processes.
   """
   if not hasattr(os, 'sched_setaffinity'):
     raise UserError('this system cannot bind processes to cores; Linux can')
@@ -134,9 +130,8 @@ def _peers(against):
   """Returns the candidates that are asked for; refuses what cannot run."""
   harness.check_names('--against', against, (*PEERS, *sum(PEERS.values(), ())))
   needed = [p for name in against for p in _NEEDED[name.partition(' ')[0]]]
-  if missing := [
-    p for p in dict.fromkeys(needed) if importlib.util.find_spec(p) is None
-  ]:
+  find = importlib.util.find_spec
+  if missing := [p for p in dict.fromkeys(needed) if find(p) is None]:
     raise UserError(
       f'{" and ".join(missing)} cannot be imported, which --against compares'
       f' with: {how_to_install("bench")}, or leave --against out'
@@ -145,13 +140,10 @@ def _peers(against):
 
 
 def make_groups(arguments, overrides: Sequence[str]) -> list[tuple]:
-  """Returns (network, {name: config}) of every network and batch size.
+  """Returns (network, {name: config dict}) of every network and batch size.
 
-  The names are those of our candidates, one for each combination of --vary; the
-  configs are dicts.
-
-  Raises:
-    UserError: if the recipe or one of the values makes no sense.
+  The names are those of our candidates, one for each combination of --vary.
+  Raises UserError if the recipe or one of the values makes no sense.
   """
   recipe = f'--config={arguments.config}'
   config = validation.load_config([recipe, *overrides])
@@ -211,16 +203,14 @@ def measure(network: str, configs: dict, peers: Sequence[str], options) -> dict:
   base = next(iter(configs.values()))
   dtype, cores = base['model']['dtype'], first_cores(options.threads)
   facts, failed, ours, agreement, entries = {}, [], {}, {}, []
+  module = step_peers.__name__
   with contextlib.ExitStack() as stack:
     for name in [*configs, *peers]:
       harness.tell(f'starting {name}')
       # TensorFlow's XLA ends the process at flags of another one.
-      flags = {} if name in configs else {'XLA_FLAGS': ''}
-      worker = stack.enter_context(
-        harness.Worker(
-          'alexnet_jax.bench.step_peers', name, _ENVIRONMENT | flags, cores
-        )
-      )
+      environ = _ENVIRONMENT | ({} if name in configs else {'XLA_FLAGS': ''})
+      worker = harness.Worker(module, name, environ, cores)
+      stack.enter_context(worker)
       config, platform = configs.get(name, base), facts.get('platform')
       given = {'config': config, 'platform': platform}
       with harness.noted(name, '', failed):
@@ -282,7 +272,6 @@ def difference(ours: Mapping, other: Mapping, dtype: str) -> str:
 
 
 def _show(group):
-  """Prints what `measure` returns, for people."""
   harness.tell_table(
     f'{group["network"]}, {group["dtype"]}, {group["batch_size"]} images a step'
     f' on {group["device_count"]} x {group["device_kind"]}, images/s',

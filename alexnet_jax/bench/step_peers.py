@@ -1,15 +1,13 @@
 """The steps that `bench step` runs in processes: ours, PyTorch's and Keras'.
 
-Of JAX and the others this imports only what a process runs. `_our_steps` and
-its like build network, optimizer and a batch that stays on the device:
+`_our_steps` and its like build network, optimizer and a batch on the device:
 
-    (kind, config, start, platform) -> (run, {parameters: how many, ...})
+    (kind, config, start, platform of ours) -> (run, {parameters: count, ...})
 
 `run(part, number)` makes that many steps, train or evaluate, and returns the
 mean loss in the last one, before its update. `start` is (params, images,
-labels) to begin with: params None or as flax has them, where what the first
-dense layer gets was [height, width, channels], images float32 [batch, height,
-width, 3]. The platform is that of ours.
+labels): params None or as flax has them, images float32 [batch, height, width,
+3].
 """
 
 from collections.abc import Iterator
@@ -65,10 +63,7 @@ class Handler:
     self._counts = {}
 
   def check(self, config: dict, start: tuple | None, platform: str) -> dict:
-    """Makes a few updates; returns their losses, and what describes it all.
-
-    `start` is what ours returned, or None for ours.
-    """
+    """Makes a few updates; returns {losses, start: of ours, facts}."""
     config = copy.deepcopy(config)
     config['model'] |= {'dropout': 0.0, 'kernel_init': 'he'}
     config['data']['std'] = 60.0  # that of the pixels, more or less
@@ -91,9 +86,7 @@ class Handler:
   def measure(self, part: str, least_seconds: float) -> float:
     """Returns images per second in 2 or more steps, after another one.
 
-    Args:
-      part: train or evaluate; its first call also compiles, before.
-      least_seconds: what a measurement of more than 2 steps takes.
+    `part` is train or evaluate; its first call also compiles, before.
     """
     self._time(part, 1)  # caches and cores are the last candidate's still
     if part not in self._counts:
@@ -112,10 +105,9 @@ class Handler:
 
 
 def _our_steps(_, config, start, platform):
-  """Runs the steps of training on noise as the loader makes it, uint8.
+  """Runs the steps of training on uint8 noise.
 
-  Without `start`, for the check, the batch is small, and the facts have `start`
-  for the others.
+  Without `start`, for the check, the batch is small, and the facts have it.
   """
   del platform
   import jax
@@ -181,24 +173,18 @@ def layers(model: dict) -> Iterator[tuple]:
   same or valid), dilation and groups, those of `norm` size, alpha as the paper
   has it, beta and k, all others as torch has them.
   """
-
-  def scaled(width, divisor=1):
-    if (factor := model['width_multiplier']) == 1.0:
-      return width
-    return max(divisor, round(width * factor / divisor) * divisor)
-
   network = spec.AlexNetSpec(**{k: model[k] for k in spec.defaults()})
-  size, beta, k = (model[f'lrn_{name}'] for name in ('size', 'beta', 'k'))
-  by = 1 if model['lrn_convention'] == 'paper' else size
+  size, beta, k = network.lrn_size, network.lrn_beta, network.lrn_k
+  by = 1 if network.lrn_convention == 'paper' else size
   numbers = {
-    'norm': (size, model['lrn_alpha'] / by, beta, k),
-    'pool': (model['pool_size'], model['pool_stride']),
-    'dropout': (model['dropout'],),
+    'norm': (size, network.lrn_alpha / by, beta, k),
+    'pool': (network.pool_size, network.pool_stride),
+    'dropout': (network.dropout,),
   }
   shapes = (model[k] for k in ('kernels', 'strides', 'paddings', 'groups'))
-  convolutions = zip(model['channels'], *shapes, strict=True)
+  convolutions = zip(network.channels, *shapes, strict=True)
   for number, (channels, *shape, pad, groups) in enumerate(convolutions, 1):
-    name, width = f'conv{number}', scaled(channels, max(model['groups']))
+    name, width = f'conv{number}', network.scaled(channels, max(network.groups))
     if isinstance(pad, str):
       pad = pad.lower()
     elif not isinstance(pad, int):
@@ -206,11 +192,11 @@ def layers(model: dict) -> Iterator[tuple]:
       pad = 'valid'
     yield 'conv', name, width, *shape, pad, 1, groups
     for kind in network.convolution_operations(number):
-      if kind != 'norm' or model['norm'] == 'lrn':
+      if kind != 'norm' or network.norm == 'lrn':
         yield kind, f'{kind}{number}', *numbers.get(kind, ())
   yield 'flatten', 'flatten'
-  for number, width in enumerate(model['hidden'], 1):
-    numbers['dense'] = (scaled(width),)
+  for number, width in enumerate(network.hidden, 1):
+    numbers['dense'] = (network.scaled(width),)
     for kind in network.hidden_operations(number):
       name = 'dense_relu' if kind == 'relu' else kind
       yield kind, f'{name}{number}', *numbers.get(kind, ())
@@ -279,13 +265,11 @@ def _torch_network(model):
   """Returns the network of images [batch, 3, size, size], with our names."""
   from torch import nn
 
-  def norm(size, alpha, beta, k):  # it divides alpha by the size
-    return nn.LocalResponseNorm(size, alpha * size, beta, k)
-
   make = {
     'pad': lambda *pad: nn.ZeroPad2d(pad * 2),
     'conv': nn.LazyConv2d,
-    'norm': norm,
+    # It divides alpha by the size.
+    'norm': lambda n, alpha, *more: nn.LocalResponseNorm(n, alpha * n, *more),
     'pool': nn.MaxPool2d,
     'dense': nn.LazyLinear,
     'dropout': nn.Dropout,

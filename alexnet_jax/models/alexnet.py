@@ -20,10 +20,9 @@ def resolve_implementation(setting: str, platform: str) -> str:
     automatic differentiation.
   - cpu: the convolutions of `convolution`, and custom gradients of LRN and
     max-pool.
-  - gpu: the convolutions of cuDNN, custom gradients of LRN and max-pool (in the
-    program that XLA compiles for an H100 the latter's reads and writes 33 MB an
-    image, XLA's own 42), and dense layers whose gradients are ready for their
-    all-reduce early. Never run on a GPU.
+  - gpu: the convolutions of cuDNN, custom gradients of LRN and max-pool, and
+    dense layers whose gradients are ready for their all-reduce early. Never run
+    on a GPU.
   """
   known = setting == 'auto' and platform in ('cpu', 'gpu')
   return platform if known else 'reference'
@@ -115,7 +114,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
   def _hidden_block(self, x, number, train, fixed_norms, dropout_keys):
     for operation in self.hidden_operations(number):
       if operation == 'dense':
-        width = self._scaled(self.hidden[number - 1])
+        width = self.scaled(self.hidden[number - 1])
         x = self._dense(x, width, 'dense', number)
       elif operation == 'norm':
         x = self._batch_norm(x, f'dense_norm{number}', train, fixed_norms)
@@ -131,7 +130,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     fan_in = size**2 * x.shape[-1] // groups
     own = convolution if self.implementation == 'cpu' else None
     return nn.Conv(
-      self._scaled(self.channels[index], max(self.groups)),
+      self.scaled(self.channels[index], max(self.groups)),
       (size, size),
       strides=(self.strides[index],) * 2,
       padding=layers.explicit_padding(self.paddings[index]),
@@ -182,9 +181,3 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     return layers.bias_initializer(
       self.kernel_init, self.bias_init if positive else 0.0, fan_in
     )
-
-  def _scaled(self, width, divisor=1):
-    if self.width_multiplier == 1.0:
-      return width
-    scaled = round(width * self.width_multiplier / divisor) * divisor
-    return max(divisor, scaled)

@@ -1,18 +1,16 @@
 """Convolutions with custom VJPs that are fast in XLA:CPU.
 
-XLA's CPU compiler has a fast convolution for one order of dimensions. It brings
-the convolutions of automatic differentiation into that order, but not always
-well, and not within loops, where they take 5 to 50 times as long. Here all have
-that order, a group at a time, between transpositions: those without stride by
+XLA:CPU has a fast convolution for one order of dimensions, and brings others
+into it not always well, and not within loops, where they take 5 to 50 times as
+long. Here all have that order, a group at a time: those without stride by
 Winograd's minimal filtering, and the kernel gradient of those with a stride or
 few channels as products of matrices.
 
-Minimal filtering computes several rows of the output together from transformed
-rows of input and kernel: m rows of a kernel of r rows take m + r - 1 products
-instead of m r (Winograd 1980, Arithmetic Complexity of Computations; Lavin and
-Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4). Each
-product is a convolution along the columns. Only rows are transformed:
-transformations along both axes would cost what they save.
+Minimal filtering computes m rows of the output of a kernel of r rows by m + r -
+1 products, convolutions along the columns, instead of m r (Winograd 1980,
+Arithmetic Complexity of Computations; Lavin and Gray 2016, Fast Algorithms for
+Convolutional Neural Networks, section 4). Along both axes it would cost what it
+saves.
 """
 
 from collections.abc import Sequence
@@ -23,8 +21,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-# The points at which the polynomials behind Winograd's filtering are evaluated;
-# infinity is one more. Rounding errors grow with their number.
+# Where the polynomials behind Winograd's filtering are evaluated; infinity is
+# one more. Rounding errors grow with their number.
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 _ORDER = ('NHWC', 'HWIO', 'NHWC')  # of dimensions, the one that is fast
 # Limits of Winograd's filtering: its roundings grow with the kernel's width,
@@ -32,9 +30,8 @@ _ORDER = ('NHWC', 'HWIO', 'NHWC')  # of dimensions, the one that is fast
 # convolution over so few is no faster than the matrices it can be written as.
 _MAX_WIDTH = 5
 _LEAST_CHANNELS = 16
-
-_DILATIONS = {'lhs_dilation': (1, 1), 'rhs_dilation': (1, 1)}
-_FLAX_DEFAULTS = _DILATIONS | {'precision': None}
+_FLAX_DEFAULTS = {'lhs_dilation': (1, 1), 'rhs_dilation': (1, 1)}
+_FLAX_DEFAULTS |= {'precision': None}
 
 
 def convolution(
@@ -54,9 +51,7 @@ def convolution(
     strides: (vertical, horizontal), in pixels.
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
     feature_group_count: number of groups.
-    **others: further arguments that flax' Conv passes: dilations of 1, no
-      precision, and the dimension numbers of these shapes. Anything else is a
-      ValueError.
+    **others: what else flax' Conv passes; ValueError unless it is the default.
 
   Returns:
     [batch, height, width, features], in the dtype of the images.
@@ -100,7 +95,7 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _by_group(groups, *arrays):
-  """Splits the last axis of each array, the channels; yields group by group."""
+  """Splits the channels of each array; yields group by group."""
   return zip(*(jnp.split(array, groups, 3) for array in arrays), strict=True)
 
 
@@ -135,14 +130,8 @@ def _images_gradient(sizes, strides, padding, kernel, gradient):
   rotated = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
   if max(strides) == 1:
     return _convolve_group(gradient, rotated, strides, around)
-  return lax.conv_general_dilated(
-    gradient,
-    rotated,
-    (1, 1),
-    around,
-    lhs_dilation=strides,
-    dimension_numbers=_ORDER,
-  )
+  options = {'lhs_dilation': strides, 'dimension_numbers': _ORDER}
+  return lax.conv_general_dilated(gradient, rotated, (1, 1), around, **options)
 
 
 def _kernel_gradient(kernel_shape, strides, padding, images, gradient):
@@ -157,8 +146,8 @@ def _kernel_gradient(kernel_shape, strides, padding, images, gradient):
 def _folded_gradient(widths, strides, padding, images, gradient):
   """Returns a kernel's gradient by a product of matrices for each image.
 
-  Blocks of stride x stride pixels become channels, so that the convolution has
-  no stride any more, and all that one output saw lies side by side in a row.
+  With blocks of stride x stride pixels as channels the convolution has no
+  stride, and all that one output saw lies side by side in a row.
   """
   outputs = gradient.shape[1:3]
   blocks = [-(-width // s) for width, s in zip(widths, strides, strict=True)]
@@ -223,11 +212,10 @@ def _num_rows(height, width):
 
 @functools.cache
 def _matrices(rows, width):
-  """Returns the transformations of Toom and Cook.
+  """Returns the transformations of Toom and Cook, float64.
 
-  They are (output [rows, n], kernel [n, width], image [n, n]), float64, with
-  n = rows + width - 1 products: y = output @ ((kernel @ g) * (image @ d)) is
-  the correlation of d [n] with g [width], for every d and g.
+  output [rows, n], kernel [n, width] and image [n, n], n = rows + width - 1:
+  output @ ((kernel @ g) * (image @ d)) is the correlation of d [n] and g.
   """
   count = rows + width - 1
   points = np.array(_POINTS[: count - 1])
@@ -286,10 +274,9 @@ def _filtered_gradient(images, gradient, width, padding):
 
 
 def _direct_gradient(images, gradient, padding):
-  """Returns the same as `_filtered_gradient`, without Winograd's filtering.
+  """Returns the same as `_filtered_gradient`, by one convolution.
 
-  It is a convolution that sums over the batch: the channels of the images are
-  its batch, and the examples its channels.
+  The channels of the images are its batch, and the examples its channels.
   """
   return lax.conv_general_dilated(
     images.transpose(3, 1, 2, 0),
@@ -303,8 +290,7 @@ def _direct_gradient(images, gradient, padding):
 def _lines(images, before, rows, count, height):
   """Returns row i of each block, [batch * blocks, 1, width, channels], by i.
 
-  A block begins every `rows` rows, as many as an output of `height` needs; i is
-  below `count`.
+  A block begins every `rows` rows of an output of `height`; i is below `count`.
   """
   blocks = -(-height // rows)
   length = (blocks - 1) * rows + count

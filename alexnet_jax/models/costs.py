@@ -16,15 +16,11 @@ GPUS = pathlib.Path(__file__).parent / 'gpus'
 
 
 def layer_table(model, image_shape):
-  """Returns the parameters and layers of a network, without computing it.
+  """Returns the parameters and layers of an `AlexNet`, without computing it.
 
-  Args:
-    model: an `AlexNet`.
-    image_shape: (height, width, 3).
-
-  Returns:
-    (params, rows): params as ShapeDtypeStructs; a row is (name, output shape
-    without the batch, multiply-adds per image), in order of execution.
+  For images (height, width, 3). Returns (params, rows): params as
+  ShapeDtypeStructs; a row is (name, output shape without the batch,
+  multiply-adds per image), in order of execution.
   """
   names = []
 

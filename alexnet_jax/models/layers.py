@@ -35,10 +35,8 @@ def kernel_initializer(name: str, role: str, number: int):
 
   Args:
     name: one of `spec.KERNEL_INITS`. `paper` is N(0, 0.01) everywhere
-      (Krizhevsky et al. 2012, section 5); `source_release` the same with 0.03
-      in the third to fifth convolution; `caffe` with 0.005 in the hidden dense
-      layers; `he`, `glorot` and `lecun` scale with the layer's fan; `torch` is
-      uniform within 1 / sqrt(fan_in), PyTorch's default.
+      (Krizhevsky et al. 2012, section 5), `torch` uniform within
+      1 / sqrt(fan_in), PyTorch's default.
     role: `conv`, `dense` (hidden) or `head` (logits).
     number: position of the layer among those of its role, from 1.
   """
@@ -51,11 +49,8 @@ def kernel_initializer(name: str, role: str, number: int):
 def bias_initializer(name: str, value: float, fan_in: int):
   """Returns the initializer (key, shape, dtype) -> array of a layer's bias.
 
-  Args:
-    name: that of the kernel's initializer; `torch` draws biases that would be 0
-      uniformly within 1 / sqrt(fan_in), as PyTorch does.
-    value: the constant of all other biases.
-    fan_in: number of inputs of one output of the layer.
+  It is the constant `value`; with `torch` as the kernel's initializer 0 becomes
+  uniform within 1 / sqrt(fan_in), as in PyTorch.
   """
   if name != 'torch' or value:
     return jax.nn.initializers.constant(value)
@@ -77,9 +72,8 @@ def dropout(
 ) -> jax.Array:
   """Sets a share of each example's units to zero and may scale up the others.
 
-  As flax' Dropout (Hinton et al. 2012), but with a key for each example: which
-  of its units are kept depends on its key and the number of the layer only, not
-  on the examples beside it.
+  As flax' Dropout (Hinton et al. 2012), but which units of an example are kept
+  depends only on its key and the number of the layer.
 
   Args:
     x: [batch, ...], float32 or bfloat16, as what is returned.
@@ -219,8 +213,7 @@ _lrn_closed.defvjp(_lrn_forward, _lrn_backward)
 class MaxPool(nn.Module):
   """Takes the largest value of each window, without padding.
 
-  With `custom_vjp` the gradient compares shifted slices: the same numbers as by
-  the selection and scatter of automatic differentiation.
+  With `custom_vjp` the gradient compares shifted slices, to the same numbers.
   """
 
   size: int  # width of the windows, in pixels
@@ -254,7 +247,7 @@ def _max_pool_backward(size, stride, saved, gradient):
   """Returns each pixel's sum of the gradients of the windows that chose it.
 
   Pixels whose coordinates have the same remainders by the stride have the same
-  offsets in their windows, so they are computed together, as a plane.
+  offsets in their windows: they are computed together, as a plane.
   """
   x, y = saved
   index = _argmax_in_window(x, y, size, stride)
@@ -295,10 +288,10 @@ def _argmax_in_window(x, y, size, stride):
 
 
 def _plane(by_offset, shape, stride, first):
-  """Returns the gradients, [height, width], of every `stride`th pixel.
+  """Returns the gradients of every `stride`th pixel from `first` on.
 
   `by_offset` is {(row, column) in the window: gradients of the windows that
-  chose it, zero elsewhere}; `first` is (row, column) of the first pixel.
+  chose it, zero elsewhere}.
   """
   example = by_offset[0, 0]
   batch, rows, columns, channels = example.shape
@@ -339,9 +332,8 @@ _early_product.defvjp(_early_product_forward, _early_product_backward)
 
 
 # A dense layer whose kernel gradient is scheduled early in the backward pass,
-# so that its all-reduce overlaps that of the layers before it, which wait for
-# it. The gradient leaves the product of matrices in float32, summed and not
-# rounded in between.
+# so that its all-reduce overlaps that of the layers before it. It leaves the
+# product of matrices in float32, not rounded in between.
 early_gradient_dense = functools.partial(
   nn.Dense,
   dot_general=lambda x, kernel, *_, **__: _early_product(x, kernel),

@@ -1,8 +1,7 @@
 """The fields that describe a network, each with default, meaning and check.
 
-`AlexNet` inherits them, the keys of `config.model` are made from them, and
-`variants` names sets of them: a field is declared here and nowhere else. This
-module imports neither JAX nor flax, so that reading a config stays fast.
+`AlexNet` inherits them, the keys of `config.model` are made from them. Neither
+JAX nor flax is imported, so that reading a config stays fast.
 """
 
 from collections.abc import Callable
@@ -23,14 +22,15 @@ _MOST = 2**16  # of a width; whether the network fits is for `training.build`
 _WINDOW = 1023  # of a normalization, which is compiled entry by entry
 
 
-def _is_finite(value):
+def is_number(value) -> bool:
+  """Returns True for a number that float32 can hold."""
   # True is an int to Python, but no number to whoever wrote it.
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return is_number and -_LARGEST <= value <= _LARGEST
+  has_kind = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return has_kind and abs(value) <= _LARGEST
 
 
 def _is_whole(value, least=1, most=_MOST):
-  return isinstance(value, int) and _is_finite(value) and least <= value <= most
+  return isinstance(value, int) and is_number(value) and least <= value <= most
 
 
 def _is_padding(value):
@@ -62,19 +62,15 @@ _ODD = (
   f'; it takes an odd number from 1 to {_WINDOW}',
   lambda n: _is_whole(n, most=_WINDOW) and n % 2 == 1,
 )
-_POSITIVE = '; it takes a number above 0', lambda n: _is_finite(n) and n > 0
-_SHARE = (
-  '; it takes a number from 0 below 1',
-  lambda n: _is_finite(n) and 0 <= n < 1,
-)
-_FINITE = '; it takes a finite number', _is_finite
+_POSITIVE = '; it takes a number above 0', lambda n: is_number(n) and n > 0
+_UNIT = '; it takes a number from 0 below 1'
+_SHARE = _UNIT, lambda n: is_number(n) and 0 <= n < 1
+_FINITE = '; it takes a finite number', is_number
 _WHOLES = _takes_list(
   f'whole numbers from 1 to {_MOST}, such as (1, 2)', _is_whole
 )
 _PADDINGS = _takes_list('SAME, VALID, a number or (before, after)', _is_padding)
-_TEXTS = _takes_list(
-  "texts, such as 'relu-pool'", lambda entry: isinstance(entry, str)
-)
+_TEXTS = _takes_list("texts, such as 'relu-pool'", lambda e: isinstance(e, str))
 
 
 def _field(default, rule, **metadata):
@@ -170,6 +166,13 @@ class AlexNetSpec:
   bias_init: float = _field(1.0, _FINITE)
   bias_layers: Sequence[int] = _layers((2, 4, 5))
 
+  def scaled(self, width: int, divisor: int = 1) -> int:
+    """Returns a width times `width_multiplier`, which the divisor divides."""
+    if self.width_multiplier == 1.0:
+      return width
+    scaled = round(width * self.width_multiplier / divisor) * divisor
+    return max(divisor, scaled)
+
   def convolution_operations(self, number: int) -> tuple[str, ...]:
     """Returns names among OPERATIONS, in order, after convolution `number`."""
     if self.block_order and self.block_order[number - 1]:
@@ -215,14 +218,8 @@ def defaults() -> dict:
 def problem(values: Mapping) -> str:
   """Returns what is wrong with the fields of a network; '' if nothing is.
 
-  Args:
-    values: {name: value} with every field of `AlexNetSpec`; others are not
-      looked at. The values may be of any type: files and command lines give
-      what they like.
-
-  Returns:
-    `name is value: ...`, `name is value, not one of ...` or `name is value; it
-    takes ...`.
+  `values` has every field of `AlexNetSpec`, of any type: files and command
+  lines give what they like. The message begins with `name is value`.
   """
   checks = (_of_rules, _of_counts, _of_groups, _of_orders, _of_unread)
   found = (each for check in checks for each in check(values))

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.bench import data_peers
+from alexnet_jax.bench import data
 from alexnet_jax.bench.__main__ import main
 from tests.system import commands
 
@@ -32,8 +32,7 @@ def test_measures_ours_and_the_limits_on_every_layout():
   assert 'grain' in result['versions']
   assert (result['distinct'], 'scikit-learn' in err) == (2, True)
   found = [(row['candidate'], row['case']) for row in result['rows']]
-  layouts = data_peers.LAYOUTS
-  assert found == [(c, name) for c in (*OURS, BARE) for name in layouts]
+  assert found == [(c, name) for c in (*OURS, BARE) for name in data.LAYOUTS]
   assert all(min(row['images_per_second']) > 0 for row in result['rows'])
 
 
@@ -72,26 +71,19 @@ def test_unknown_names_are_refused(flag, capsys):
   ('change', 'complaint'),
   [
     (lambda image, label: (image[:, :5], label), 'images are'),
-    (lambda image, label: (image.astype(np.float32), label), 'images are'),
     (lambda image, label: (image, label + 7), 'labels are'),
-    (lambda image, label: (image, label[:2]), 'labels are'),
     (lambda image, label: (image * 0, label), 'no content'),
     (lambda image, label: (image, np.sort(label)), 'not shuffled'),
   ],
 )
 def test_wrong_batches_are_found(change, complaint):
-  task = data_peers.Task('x', 'folder', 320, 320, '', 32, 1, 1)
+  task = data.Task('x', 'folder', 320, 320, '', 32, 1, 1)
   rng = np.random.default_rng(0)
-
-  def batches(task, count):
-    for _ in range(count):
-      yield (
-        rng.integers(0, 256, (32, 224, 224, 3), dtype=np.uint8),
-        rng.integers(0, 10, 32),
-      )
-
-  data_peers.check_batches(batches, task, 10)
+  shape = 32, 224, 224, 3
+  batches = [
+    (rng.integers(0, 256, shape, dtype=np.uint8), rng.integers(0, 10, 32))
+    for _ in range(2)
+  ]
+  data.check_batches(batches, task, 10)
   with pytest.raises(ValueError, match=complaint):
-    data_peers.check_batches(
-      lambda *a: (change(*batch) for batch in batches(*a)), task, 10
-    )
+    data.check_batches([change(*batch) for batch in batches], task, 10)

@@ -11,10 +11,8 @@ import pytest
 
 from alexnet_jax import runtime
 from alexnet_jax import validation
-from alexnet_jax.bench import costs
 from alexnet_jax.bench import plan
 from alexnet_jax.bench.__main__ import main
-from alexnet_jax.errors import UserError
 from tests.system import commands
 
 pytestmark = [
@@ -40,14 +38,14 @@ def compiled(target, devices):
       f'--config.global_batch_size={BATCH * devices}',
     ]
   )
-  return plan.compile_step(config, costs.load_gpu(target), devices)
+  return plan.compile_step(config, plan.load_gpu(target), devices)
 
 
 def lines_with(lines, pattern):
   return [n for n, line in enumerate(lines) if re.search(pattern, line)]
 
 
-@pytest.mark.parametrize('target', costs.DESCRIBED)
+@pytest.mark.parametrize('target', plan.DESCRIBED)
 def test_the_dense_layers_are_reduced_behind_the_convolutions(target):
   """Under way when the convolutions' backward pass begins, awaited after it."""
   text, _ = compiled(target, 8)
@@ -97,10 +95,3 @@ def test_the_command_prints_it(capsys, monkeypatch):
   available = result['memory']['available']
   assert available == int(0.1 * 84_942_979_072)
   assert 0.8 * available < needed <= available
-
-
-def test_a_description_that_xla_cannot_read():
-  gpu = costs.load_gpu('h100')
-  gpu['xla']['target'] = gpu['xla']['target'].replace('core_count', 'cores')
-  with pytest.raises(UserError, match='XLA cannot read the description'):
-    plan.gpu_devices(gpu, 1)

@@ -5,7 +5,6 @@ import pytest
 
 from alexnet_jax import runtime
 from alexnet_jax import validation
-from alexnet_jax.bench import costs
 from alexnet_jax.bench import plan
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
@@ -21,11 +20,11 @@ def in_the_repository(monkeypatch):
   monkeypatch.chdir(commands.ROOT)
 
 
-@pytest.mark.parametrize('name', costs.DESCRIBED)
+@pytest.mark.parametrize('name', plan.DESCRIBED)
 def test_descriptions_come_with_the_package(name):
-  gpu = costs.load_gpu(name)
+  gpu = plan.load_gpu(name)
   assert name.upper() in gpu['name']
-  assert all(gpu[key]['source'] for key in costs.FIGURES)
+  assert all(gpu[key]['source'] for key in plan.FIGURES)
   # XLA's description says the same of memory and bandwidth.
   for key, figure in (
     ('device_memory_size', 'memory'),
@@ -38,13 +37,10 @@ def test_descriptions_come_with_the_package(name):
   ('kind', 'dtype', 'teraflops'),
   [
     ('NVIDIA H100 80GB HBM3', 'bfloat16', 989.4),
-    ('NVIDIA H100 PCIe', 'bfloat16', 756.5),
-    ('NVIDIA A10', 'bfloat16', 125.0),
     ('NVIDIA A10G', 'bfloat16', 70.0),
     ('Tesla V100-PCIE-16GB', 'float32', 14.0),
     ('Tesla T4', 'bfloat16', None),
     ('NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'bfloat16', None),
-    ('NVIDIA GeForce RTX 4090 Laptop GPU', 'bfloat16', None),
     ('NVIDIA H100 NVL', 'bfloat16', 835.5),
     ('NVIDIA H200 NVL', 'bfloat16', None),
     ('cpu', 'float32', None),
@@ -64,33 +60,26 @@ def own_description(tmp_path, old, new):
   return str(path)
 
 
-def test_an_own_description(tmp_path):
-  path = own_description(tmp_path, 'value = 450e9', 'value = 32e9')
-  assert costs.load_gpu(path)['link_bandwidth']['value'] == 32e9
-
-
 @pytest.mark.parametrize(
   ('old', 'new', 'message'),
   [
     ('[link_bandwidth]', '[links]', "'link_bandwidth' is missing"),
-    ('name = ', 'names = ', "'name' is missing"),
     ('value = 450e9', 'value = nan', 'is nan bytes/s, no number of bytes/s'),
-    ('value = 450e9', 'value = "1"', 'not supported between'),
     ('unit = "bytes"', 'unit = "GB"', 'memory is .* GB, no number of bytes'),
     ('value = 450e9', 'value is 450e9', 'describes no GPU: Expected'),
   ],
 )
-def test_bad_descriptions(tmp_path, old, new, message):
+def test_own_descriptions(tmp_path, old, new, message):
+  path = own_description(tmp_path, 'value = 450e9', 'value = 32e9')
+  assert plan.load_gpu(path)['link_bandwidth']['value'] == 32e9
   with pytest.raises(UserError, match=message):
-    costs.load_gpu(own_description(tmp_path, old, new))
+    plan.load_gpu(own_description(tmp_path, old, new))
 
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
     (['--target', 'h1000'], "--target is 'h1000': neither a100 nor h100"),
-    (['--config', 'x.py'], "no recipe at 'x.py'"),
-    (['--config.sed=3'], 'did you mean config.seed'),
     (['--devices', '3'], '3 devices do not divide'),
     ([], "pip install -e '.[cuda12]'"),
   ],
@@ -104,21 +93,14 @@ def test_wrong_arguments_are_refused(arguments, message, monkeypatch, capsys):
 @pytest.mark.parametrize(
   'changes',
   [
-    [],
     ['--config.data.random_flip=False', '--config.data.unreadable=skip'],
     ['--config.data.brightness=0.1', '--config.data.pca_lighting=0.1'],
   ],
 )
 def test_batches_are_those_of_training(changes):
   """Names, shapes and dtypes, as the loader makes them."""
-  config = validation.load_config(
-    [
-      '--config=configs/quickstart.py',
-      '--config.data.source=digits',
-      '--config.global_batch_size=4',
-      *changes,
-    ]
-  )
+  few = '--config.global_batch_size=4'
+  config = validation.load_config(['--config=quickstart', few, *changes])
   loader = build.make_loader(config, 'train')
   mesh, color = parallel.make_mesh(), np.zeros((3, 3), np.float32)
   batch = next(build.make_train_iter(config, loader, 1, mesh, color))
@@ -169,20 +151,13 @@ def test_bounds_by_hand():
   # Two devices send half of the bytes twice.
   assert found['seconds'] == {'memory': 6.0, 'compute': 4.0, 'links': 4.0}
   assert found['binds'] == 'memory'
-  assert found['images_per_second']['compute'] == 10.0
   counts['bytes'] = None
   found = plan.bounds(counts, gpu, 'bfloat16', devices=1, images=20)
-  assert found['binds'] == 'compute'
   assert found['images_per_second'] == {'compute': 5.0}
 
 
 def line(batch):
   return 1000 + 10 * batch
-
-
-def saved(batch):
-  """XLA saves memory where it is short."""
-  return line(batch) - 4 * max(batch - 1000, 0)
 
 
 def spiked(batch):
@@ -197,7 +172,6 @@ def spiked(batch):
     (line, 100, 1000 + 10 * 1999, 100, 1900, 3),
     (line, 128, 500, 0, 0, 2),
     (spiked, 128, 1000 + 10 * 2000, 0, 1920, 4),
-    (saved, 512, 1000 + 10 * 2000, 0, 2624, 6),
   ],
 )
 def test_the_largest_batch(

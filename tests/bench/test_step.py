@@ -117,14 +117,10 @@ def test_shares_of_the_peak(measured):
 
 @needs_affinity
 def test_the_exit_code_says_if_nothing_was_compared(measured):
+  code, group = measured('torch compile', 'torch eager')
   failure = {'candidate': 'torch compile', 'case': '', 'reason': 'no compiler'}
-  for peers, failed, expected in (
-    ((), [], errors.EXIT_DONE),
-    (('torch compile', 'torch eager'), [failure], errors.EXIT_DONE),
-    (('torch compile',), [failure], errors.EXIT_FAILURE),
-  ):
-    code, group = measured(*peers)
-    assert (code, group['failed']) == (expected, failed)
+  assert (code, group['failed']) == (errors.EXIT_DONE, [failure])
+  assert measured('torch compile')[0] == errors.EXIT_FAILURE
 
 
 @needs_affinity
@@ -142,13 +138,10 @@ def test_what_computes_something_else_is_not_measured(measured):
   [
     (['--vary', 'parallel=pjit'], "config.parallel is 'pjit'"),
     (['--vary', 'parallel'], '--vary is'),
-    (['--vary', 'paralel=pmap'], 'did you mean config.parallel'),
-    (['--batch_sizes', 'x'], 'config'),
     (['--against', 'mxnet'], "'mxnet' is not one of torch, keras"),
     (['--networks', 'vgg'], "'vgg' is not one of alexnet"),
     (['--seconds', '0'], '--seconds is 0'),
     (['--threads', '9999'], '--threads is 9999'),
-    (['--batch_sizes', '3'], 'config.global_batch_size is 3'),
     (['--config.nonsense=1'], 'nonsense'),
   ],
 )
@@ -159,27 +152,11 @@ def test_bad_arguments_are_refused(tmp_path, capsys, arguments, message):
   assert message in capsys.readouterr().err
 
 
-def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  assert main(['step', '--against', 'keras']) == 2
-  error = capsys.readouterr().err
-  assert 'keras and tensorflow cannot be imported' in error
-  assert "pip install -e '.[bench]'" in error
-
-
-@pytest.mark.parametrize(
-  ('key', 'value'),
-  [
-    *(('model.norm', 'batch'), ('loss.label_smoothing', 0.1)),
-    *(('optimizer.clip_norm', 0.1), ('loss.class_weights', (1.0, 2.0))),
-  ],
-)
-def test_what_the_others_lack_is_refused(tmp_path, key, value):
+def test_what_the_others_lack_is_refused(tmp_path):
   config = load(tmp_path).to_dict()
   step_peers.check_config(config)
-  group, name = key.split('.')
-  config[group][name] = value
-  with pytest.raises(errors.UserError, match=f'{key} is .*compare with --con'):
+  config['model']['norm'] = 'batch'
+  with pytest.raises(errors.UserError, match=r'norm is .*compare with'):
     step_peers.check_config(config)
 
 
@@ -199,8 +176,7 @@ def test_classes_are_those_of_the_data_if_they_are_known(tmp_path, capsys):
 def test_groups_are_all_combinations(tmp_path):
   found = groups(
     commands.write_recipe(tmp_path),
-    '--config.data.crop_size=64',
-    '--config.data.resize_size=64',
+    *('--config.data.crop_size=64', '--config.data.resize_size=64'),
     '--config.model.dropout=0.25',
     networks=('alexnet', 'narrow_alexnet'),
     batch_sizes=('4', '8'),
@@ -230,7 +206,6 @@ def test_groups_are_all_combinations(tmp_path):
   ('network', 'dtype'),
   [
     ('alexnet', 'bfloat16'),
-    ('alexnet_one_tower', 'float32'),
     ('marvin', 'float32'),
   ],
 )
@@ -260,6 +235,4 @@ def test_the_peers_compute_the_same(network, dtype):
   assert [(row['candidate'], row['case']) for row in group['rows']] == [
     (name, part) for name in candidates for part in ('train', 'evaluate')
   ]
-  assert len(group['rows'][0]['images_per_second']) == 2
   assert group['rows'][0]['share_of_peak'] is None  # of a CPU none is known
-  assert 'milliseconds' in err

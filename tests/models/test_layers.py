@@ -13,10 +13,8 @@ from alexnet_jax.models.layers import SpatialResponseNorm
   ('name', 'role', 'number', 'stddev'),
   [
     ('paper', 'conv', 3, 0.01),
-    ('paper', 'dense', 1, 0.01),
     ('source_release', 'conv', 2, 0.01),
     ('source_release', 'conv', 3, 0.03),
-    ('source_release', 'conv', 5, 0.03),
     ('caffe', 'dense', 2, 0.005),
     ('caffe', 'head', 1, 0.01),
     ('he', 'dense', 1, (2 / 300) ** 0.5),
@@ -44,9 +42,7 @@ def test_torch_draws_within_the_root_of_the_fan():
     assert abs(values.mean()) < 0.001
 
 
-@pytest.mark.parametrize(
-  ('name', 'value'), [('paper', 1.0), ('paper', 0.0), ('torch', 0.5)]
-)
+@pytest.mark.parametrize(('name', 'value'), [('paper', 1.0), ('torch', 0.5)])
 def test_biases_are_constant_otherwise(name, value):
   init = layers.bias_initializer(name, value, 400)
   assert (init(jax.random.key(0), (3,), jnp.float32) == value).all()
@@ -84,7 +80,6 @@ def lrn_loop(x, size, k, alpha, beta):
     ('paper', 5, 2.0, 1e-4, 0.75, 1),
     ('paper', 5, 2.0, 0.1, 0.5, 2),  # which see nothing of each other
     ('caffe', 3, 1.0, 0.3, 1.0, 1),
-    ('paper', 1, 1.0, 0.2, 0.75, 1),
     ('paper', 15, 1.0, 0.2, 0.75, 1),  # wider than the channels
   ],
 )
@@ -103,7 +98,6 @@ def test_local_response_norm_equals_a_loop(
 @pytest.mark.parametrize(
   ('options', 'dtype'),
   [
-    ({}, jnp.float32),
     ({'alpha': 0.3, 'beta': 0.6, 'size': 3}, jnp.float32),
     ({'alpha': 0.2, 'size': 15}, jnp.float32),  # wider than the channels
     ({'alpha': 0.1, 'k': 1.0}, jnp.bfloat16),
@@ -152,11 +146,6 @@ def test_the_custom_gradient_of_lrn_keeps_nothing_but_its_input():
   assert [(leaf.shape, leaf.dtype) for leaf in kept] == [((2, 9), x.dtype)]
 
 
-def test_groups_must_divide_the_channels():
-  with pytest.raises(ValueError, match='8 channels are no 3 equal groups'):
-    LocalResponseNorm(groups=3)(jnp.ones((1, 5, 5, 8)))
-
-
 def spatial_loop(x, size, k, alpha, beta):
   """The sum over a square of pixels, one number at a time."""
   out, half = np.empty_like(x), size // 2
@@ -175,7 +164,6 @@ def spatial_loop(x, size, k, alpha, beta):
 @pytest.mark.parametrize(
   ('options', 'dtype', 'tolerance'),
   [
-    ((5, 1.0, 0.001, 0.75), jnp.float32, 2e-6),
     ((3, 2.0, 0.5, 0.6), jnp.float32, 2e-6),
     ((5, 1.0, 0.5, 0.75), jnp.bfloat16, 2**-7),
   ],
@@ -196,10 +184,7 @@ def test_spatial_response_norm_equals_a_loop(options, dtype, tolerance):
   [
     ((2, 13, 13, 5), 3, 2, jnp.float32),  # the paper's, overlapping
     ((2, 12, 9, 3), 3, 2, jnp.bfloat16),  # pixels that no window has
-    ((1, 11, 11, 4), 2, 2, jnp.float32),
     ((1, 7, 8, 2), 2, 3, jnp.float32),  # gaps between the windows
-    ((1, 3, 3, 1), 3, 1, jnp.float32),
-    ((2, 14, 11, 2), 5, 3, jnp.float32),
     ((1, 99, 99, 1), 64, 33, jnp.float32),  # not by offset, or for minutes
   ],
 )

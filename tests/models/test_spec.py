@@ -44,10 +44,6 @@ def test_odd_values_are_named(name):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    (
-      {'block_order': 'relu'},
-      "block_order is 'relu'; it takes a list of texts",
-    ),
     ({'block_order': ('relu-norm',)}, '.*: 1 entries for 5'),
     (
       {'block_order': ('relu-norm', *('',) * 4)},
@@ -59,27 +55,12 @@ def test_odd_values_are_named(name):
       '.*spatial more than once',
     ),
     ({'norm': 'layer'}, "norm is 'layer', not one of"),
-    ({'bias_init': math.nan}, 'bias_init is nan; it takes a finite'),
     ({'dropout': 1.0}, 'dropout is 1.0; it takes a number from 0 below 1'),
-    ({'pool_stride': 0}, 'pool_stride is 0; it takes a whole number from 1'),
     ({'lrn_size': 4}, 'lrn_size is 4; it takes an odd number'),
     ({'lrn_size': 10**20 - 1}, '.*; it takes an odd number from 1 to 1023'),
     ({'hidden': (2**16 + 1,)}, '.*; it takes a list of .* from 1 to 65536'),
-    ({'kernels': (3, 3, 3, 3, 2.5)}, 'kernels is .*whole numbers from 1'),
     ({'paddings': ((1, 2, 3), 1, 1, 1, 1)}, r'paddings is .*SAME, VALID'),
-    (
-      {'groups': (2, 1, 1, 1, 1)},
-      r'groups is .*: 2 must divide the 3 channels',
-    ),
     ({'groups': (1, 5, 1, 1, 1)}, '.*: 5 must divide the 96 .* the 256 that'),
-    (
-      {
-        'groups': (1, 2, 1, 1, 3),
-        'channels': (12,) * 5,
-        'width_multiplier': 0.5,
-      },
-      '.*: 2 must divide .* the largest of groups',
-    ),
     (
       {'norm_layers': (1, 6)},
       r'norm_layers is \(1, 6\); layers count from 1 to 5',
