@@ -272,14 +272,14 @@ def test_a_split_without_a_readable_image_is_an_error(
 def test_files_that_cannot_be_read_are_skipped(
   command, photos, tmp_path, monkeypatch, capsys
 ):
-  read_at = files.read_at
+  read_file = files.read_file
 
   def read(path, *position):
     if path.endswith('cat/003.jpg'):
       raise PermissionError(errno.EACCES, 'Permission denied', path)
-    return read_at(path, *position)
+    return read_file(path, *position)
 
-  monkeypatch.setattr(files, 'read_at', read)
+  monkeypatch.setattr(files, 'read_file', read)
   assert prepare(arguments(command, photos, tmp_path / 'out')) == 0
   assert json.loads(capsys.readouterr().out)['skipped'] == 3
 
