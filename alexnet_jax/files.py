@@ -298,18 +298,19 @@ def differences(before: Mapping, after: Mapping) -> dict[str, tuple]:
   }
 
 
-def read_at(path: str, size: int, offset: int = 0) -> bytes:
-  """Reads up to `size` bytes of a file from `offset` on, fewer at its end."""
+def read_file(path: str, size: int) -> bytes:
+  """Reads a file that should have `size` bytes, one more if it is longer."""
   with _opened(path) as file:
-    return read_range(file, size, offset)
+    return read_range(file, size, 0, size + 1)
 
 
-def read_range(file: int, size: int, offset: int) -> bytes:
-  """Reads as `read_at` does, from a file that is open as a number.
+def read_range(file: int, size: int, offset: int, most: int = 0) -> bytes:
+  """Reads `size` bytes from `offset` on, fewer at the end, of an open file.
 
-  It makes as few system calls as possible: each hands over the GIL.
+  It makes as few system calls as possible: each hands over the GIL. Of a file
+  that goes on it may read up to `most` bytes.
   """
-  content = more = os.pread(file, size, offset)
+  content = more = os.pread(file, max(size, most), offset)
   while more and len(content) < size:  # at the end, or a slow file system
     more = os.pread(file, size - len(content), offset + len(content))
     content += more

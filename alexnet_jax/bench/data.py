@@ -46,15 +46,21 @@ work as plain Python does them in threads, all in turn in every round."""
 PEERS = ('tf.data', 'keras', 'torch', 'grain', 'spdl')
 CROP = 224  # width of the random crops, in pixels
 # {name: (kind, short side of what is kept, width it is resized to before the
-# crop)}; a kind is a folder of JPEG files, array_record of JPEGs, or raw.
+# crop; 0: crops of random size are resized)}; a kind is a folder of JPEG files,
+# array_record of JPEGs, or raw.
 LAYOUTS = {
+  'folder-375-to-256': ('folder', 375, 256),  # ImageNet's own files
+  'folder-375-resized-crops': ('folder', 375, 0),
   'folder-320': ('folder', 320, 320),
   'folder-320-to-256': ('folder', 320, 256),
   'folder-256': ('folder', 256, 256),
+  'tfds-375-to-256': ('tfds', 375, 256),
   'tfds-320': ('tfds', 320, 320),
+  'tfds-320-to-256': ('tfds', 320, 256),
   'tfds-256': ('tfds', 256, 256),
   'raw-256': ('raw', 256, 256),
 }
+_RESIZED_CROPS = (0.08, 1.0), (3 / 4, 4 / 3)  # shares of area, width / height
 _TFDS_NAME = 'photographs'
 _RAW_FACTOR = 8  # raw squares go by that much faster
 # Batches before the clock starts and after it stops, or those that begin many
@@ -179,10 +185,9 @@ def _prepare(path, count, tasks):
       pixels = decoding.decode(source.read(index)[0])
     else:
       pixels = photographs[index % 2]
-    for size, image in (
-      (320, images.resize_short_side(pixels, 320)),
-      (256, images.center_square(pixels, 256)),
-    ):
+    for size in {task.short_side for task in tasks} | {320}:
+      resize = images.center_square if size == 256 else images.resize_short_side
+      image = resize(pixels, size)
       encoded = simplejpeg.encode_jpeg(image, 90, 'RGB', '420')
       # Preparing wants a validation split; one image a class is enough.
       for split, name in (('train', f'{number:05d}.jpg'), ('val', 'any.jpg')):
@@ -220,9 +225,16 @@ def _decode_cv2(encoded):
 class Photographs:
   """The photographs of a layout, for those that run Python for each example."""
 
-  def __init__(self, task: Task, decode: Callable = _decode):
-    """Takes a function from the bytes of a JPEG to RGB."""
+  def __init__(
+    self, task: Task, decode: Callable = _decode, averages: bool = True
+  ):
+    """Takes a function from the bytes of a JPEG to RGB.
+
+    What is shrunk is averaged over areas, as ours; else it is interpolated,
+    which is faster and lets fine patterns through.
+    """
     self._source, self._task, self._decode = task.open_source(), task, decode
+    self._averages = averages
     is_tfds = task.kind == 'tfds'
     # Read once and not timed.
     self.labels = self._source.read_labels() if is_tfds else self._source.labels
@@ -230,28 +242,38 @@ class Photographs:
   def example(self, index: int, draws, out=None) -> np.ndarray:
     """Returns a random crop, mirrored or not, written into `out` if given.
 
-    The three draws in [0, 1) are of row, column and mirroring.
+    The five draws in [0, 1) are of row, column, mirroring, area and ratio.
     """
     import cv2
 
     pixels, _ = self._source.read(index)
     if self._task.kind != 'raw':
       pixels = self._decode(pixels)
-    height, width = pixels.shape[:2]
-    short = min(height, width)
-    # The window in the original, resized alone: cheaper than the whole.
-    window = round(CROP * short / self._task.resize_size)
-    top = (height - short) // 2 + int(draws[0] * (short - window + 1))
-    left = (width - short) // 2 + int(draws[1] * (short - window + 1))
-    crop = pixels[top : top + window, left : left + window]
-    if window != CROP:
-      crop = cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
+    top, left, height, width = self._window(*pixels.shape[:2], draws)
+    crop = pixels[top : top + height, left : left + width]
+    if (height, width) != (CROP, CROP):
+      shrinks = self._averages and min(height, width) > CROP
+      how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+      crop = cv2.resize(crop, (CROP, CROP), interpolation=how)
     if draws[2] < 0.5:
       return cv2.flip(crop, 1, dst=out)
     if out is None:
       return crop
     out[...] = crop
     return out
+
+  def _window(self, height, width, draws):
+    """Returns (top, left, height, width) of what becomes the crop."""
+    if not self._task.resize_size:
+      return images.random_resized_box(
+        height, width, draws[:2], [draws[3:]], *_RESIZED_CROPS
+      )
+    # The window in the original, resized alone: cheaper than the whole.
+    short = min(height, width)
+    window = round(CROP * short / self._task.resize_size)
+    top = (height - short) // 2 + int(draws[0] * (short - window + 1))
+    left = (width - short) // 2 + int(draws[1] * (short - window + 1))
+    return top, left, window, window
 
   def batch_maker(self, count: int) -> Callable:
     """Returns (number of one of `count` batches, array to fill) -> labels."""
@@ -261,7 +283,7 @@ class Photographs:
 
     def make(number, out):
       indices = order[number * size : (number + 1) * size].tolist()
-      draws = np.random.default_rng(number).random((size, 3)).tolist()
+      draws = np.random.default_rng(number).random((size, 5)).tolist()
       for row, index in enumerate(indices):
         self.example(index, draws[row], out[row])
       return self.labels[indices]
@@ -273,10 +295,11 @@ def _ours(mirrors, task, count):
   import cv2
 
   source = task.open_source()
-  loader = Loader(source, task.resize_size, num_threads=task.threads)
+  loader = Loader(source, task.resize_size or 256, num_threads=task.threads)
+  kind = 'random' if task.resize_size else 'random_resized'
   iterator = pipeline.train_dataset(
     loader,
-    augment.Augmentation(augment.Crop(CROP)),
+    augment.Augmentation(augment.Crop(CROP, kind)),
     pipeline.Batching(task.batch_size),
     num_steps=count,
     seed=0,
@@ -323,7 +346,7 @@ def _grain(task, count):
   photographs = Photographs(task)
 
   def example(index, rng):
-    image = photographs.example(index, rng.random(3))
+    image = photographs.example(index, rng.random(5))
     return {'image': image, 'label': photographs.labels[index]}
 
   data = grain.MapDataset.range(len(photographs.labels)).shuffle(seed=0)
@@ -334,10 +357,13 @@ def _grain(task, count):
     yield batch['image'], batch['label']
 
 
-def _spdl(task, count):
+def _spdl(averages, task, count):
   from spdl.pipeline import PipelineBuilder
 
-  make = Photographs(task).batch_maker(count)
+  make = Photographs(task, averages=averages).batch_maker(count)
+
+  if not averages and task.resize_size == task.short_side:
+    raise NotImplementedError('there is nothing to resize')
 
   def make_batch(number):
     out = np.empty(task.shape, np.uint8)
@@ -362,15 +388,24 @@ def _tf_data(task, count):
   def crop_of_jpeg(path):
     encoded = tf.io.read_file(path)
     shape = tf.image.extract_jpeg_shape(encoded)[:2]
-    short = tf.reduce_min(shape)
-    window = short * CROP // task.resize_size
-    corner = (shape - short) // 2 + tf.random.uniform(
-      [2], maxval=short - window + 1, dtype=tf.int32
-    )
-    box = tf.concat([corner, [window, window]], 0)
+    if not task.resize_size:
+      areas, ratios = _RESIZED_CROPS
+      everything = tf.zeros((1, 0, 4))
+      corner, window, _ = tf.image.sample_distorted_bounding_box(
+        [*tf.unstack(shape), 3], everything, 0, 0.1, ratios, areas, 10, True
+      )
+      box = tf.concat([corner[:2], window[:2]], 0)
+    else:
+      short = tf.reduce_min(shape)
+      window = short * CROP // task.resize_size
+      corner = (shape - short) // 2 + tf.random.uniform(
+        [2], maxval=short - window + 1, dtype=tf.int32
+      )
+      box = tf.concat([corner, [window, window]], 0)
     image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
     if task.resize_size != side:
-      image = tf.cast(tf.image.resize(image, (CROP, CROP)) + 0.5, tf.uint8)
+      image = tf.image.resize(image, (CROP, CROP), 'area')
+      image = tf.cast(image + 0.5, tf.uint8)
     return tf.ensure_shape(image, (CROP, CROP, 3))
 
   def crop_of_square(record):
@@ -401,8 +436,8 @@ def _tf_data(task, count):
 
 def _keras(task, count):
   """Makes squares in float32, and crops those, as its guides do."""
-  if task.kind != 'folder':
-    raise NotImplementedError('Keras reads folders of images')
+  if task.kind != 'folder' or not task.resize_size:
+    raise NotImplementedError('Keras reads folders, and crops one size')
   import tensorflow as tf  # isort: skip
   import keras
 
@@ -455,7 +490,8 @@ CANDIDATES = {
   'torch DataLoader, simplejpeg': ('torch', partial(_torch, _decode)),
   'torch DataLoader, cv2': ('torch', partial(_torch, _decode_cv2)),
   'Grain, per example': ('grain', _grain),
-  'SPDL': ('spdl', _spdl),
+  'SPDL': ('spdl', partial(_spdl, True)),
+  'SPDL, interpolating': ('spdl', partial(_spdl, False)),
   'bare decoding or copying': ('', _bare),
 }
 

@@ -68,7 +68,7 @@ class FolderSource(splits.Source):
   def read(self, index: int) -> tuple[bytes, int]:
     path = os.path.join(self.root, self.paths[index])
     try:
-      content = files.read_at(path, self.sizes[index] + 1)
+      content = files.read_file(path, self.sizes[index])
     except OSError as error:
       raise UnreadableImageError(error.strerror) from error
     if len(content) != self.sizes[index]:
