@@ -311,7 +311,7 @@ def feature_step(
 
   Args:
     batch: as of `eval_step`.
-    layers: (name, whether the ReLU that follows belongs to the output).
+    layers: (name, whether the activation that follows belongs to the output).
 
   Returns:
     (labels and mask of the global batch, {layer: float32 [batch, ...]}).
@@ -323,10 +323,10 @@ def feature_step(
     train=False,
     capture_intermediates=lambda module, _: module.name in dict(layers),
   )
-  outputs = {}
-  for name, has_relu in layers:
+  outputs, model = {}, state.apply_fn.__self__
+  for name, is_activated in layers:
     output = seen['intermediates'][name]['__call__'][0].astype(jnp.float32)
-    outputs[name] = jax.nn.relu(output) if has_relu else output
+    outputs[name] = model.activate(output) if is_activated else output
   result = batch['label'], batch['mask'], outputs
   return lax.all_gather(result, AXIS, tiled=True)
 
