@@ -14,6 +14,8 @@ _COMMANDS = {
     'checks a data set, or writes one that is faster',
   ),
   'report': ('evaluation.report', 'draws the page of a run'),
+  'paper': ('evaluation.paper', "draws the paper's figures from a run"),
+  'visualize': ('evaluation.visualize', 'shows what the layers of a run see'),
   'compare': ('evaluation.compare', 'compares runs'),
   'ensemble': ('evaluation.ensemble', 'measures the mean of several runs'),
   'crossval': ('evaluation.crossval', 'cross-validates a recipe'),

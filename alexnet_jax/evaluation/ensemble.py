@@ -35,11 +35,14 @@ def main(argv=None) -> int:
   cli.add_data_path(parser)
   cli.add_json(parser)
   arguments = parser.parse_args(argv)
-  return cli.run(lambda: _measure(arguments), json_output=arguments.json)
+  return cli.run(lambda: measure(arguments), json_output=arguments.json)
 
 
-def _measure(arguments):
-  """Measures the members and their mean; returns the command's result."""
+def measure(arguments: argparse.Namespace) -> dict:
+  """Measures the members and their mean; returns the command's result.
+
+  `arguments` are workdirs, split, crops and data_path, as of the command.
+  """
   names, crops = arguments.workdirs, arguments.crops
   if len(names) < 2:
     raise UserError(

@@ -73,7 +73,7 @@ def load(
   workdir: str, which: str, data_path: str, tick: Callable[[], None]
 ) -> MeasuredRun:
   """Loads a checkpoint and measures it; `tick` is called for each batch."""
-  run = loading.load_network(workdir, which, data_path, top=1)
+  run = loading.load_network(workdir, which, data_path)
   validation = loading.make_eval_loader(run, 'validation')
   measured = evaluate.measure_all(run, validation, on_batch=lambda _: tick())
   training = None
