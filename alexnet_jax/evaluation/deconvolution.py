@@ -59,19 +59,6 @@ class Strongest:
   positions: np.ndarray  # int [units, n, 2]: row and column of the output
 
 
-@dataclasses.dataclass(frozen=True)
-class ReceptiveField:
-  """The pixels that an output of a unit depends on, in each direction.
-
-  Row r of the output sees `width` rows from r * stride + start on; some may lie
-  outside the image. What normalization takes from around is not counted.
-  """
-
-  width: int
-  stride: int
-  start: int
-
-
 class Classifier:
   """A trained network on one device, and how it wants its pixels.
 
@@ -168,21 +155,21 @@ class Classifier:
 
   def occlude(
     self, image: np.ndarray, label: int, square: int, stride: int
-  ) -> np.ndarray:
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the probability of a class while a gray square hides a part.
 
     Args:
       image: uint8 [size, size, 3].
-      square: width of the square, in pixels; it lies within the image.
-      stride: see `corners`.
+      square: width of the square, in pixels, smaller than the image.
+      stride: from place to place; the last square lies at the edge.
 
     Returns:
-      float32 [n, n], by the row and column of the square, see `corners`.
+      (first row, or column, that each square hides: int [n]; probabilities by
+      them: float32 [n, n]).
     """
-    first = corners(len(image), square, stride)
-    places = np.stack(np.meshgrid(first, first, indexing='ij'), 2).reshape(
-      -1, 2
-    )
+    last = len(image) - square
+    first = np.array([*range(0, last, stride), last])
+    places = [(top, left) for top in first for left in first]
     found = []
     for start in range(0, len(places), _OCCLUDED):
       batch = np.repeat(image[None], _OCCLUDED, 0)  # one program for all
@@ -190,32 +177,29 @@ class Classifier:
       for hidden, (top, left) in zip(batch, part, strict=False):
         hidden[top : top + square, left : left + square] = GRAY
       found.append(self.probabilities(batch)[: len(part), label])
-    return np.concatenate(found).reshape(len(first), -1)
+    return first, np.concatenate(found).reshape(len(first), -1)
 
 
 def classifier_of(run) -> Classifier:
   """Returns the network of a `loading.Network` on one device."""
   state, data = run.state, run.config.data
   variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
-  variables = jax.device_put(
-    jax.device_get(variables), run.mesh.devices.flat[0]
-  )
+  device = run.mesh.devices.flat[0]
+  variables = jax.device_put(jax.device_get(variables), device)
   mean = build.stored_mean(run.config, run.workdir)
   std = tuple(data.std_rgb) or data.std
   return Classifier(state.apply_fn.__self__, variables, mean, std)
 
 
-def corners(size: int, square: int, stride: int) -> np.ndarray:
-  """Returns the first rows that squares of `occlude` hide, every `stride`.
+def receptive_field(
+  model: AlexNet, number: int, size: int
+) -> tuple[int, int, int]:
+  """Returns (width, stride, start) of the windows that units see, in pixels.
 
-  int [n]; the last is that of the square at the lower edge.
+  Row r of the output of convolution `number`, from 1, sees `width` rows of an
+  image of `size` from r * stride + start on; some may lie outside of it. What
+  normalization takes from around is not counted.
   """
-  last = size - square
-  return np.array([*range(0, last, stride), last])
-
-
-def receptive_field(model: AlexNet, number: int, size: int) -> ReceptiveField:
-  """Returns that of convolution `number`, from 1, in images of `size`."""
   width, stride, start = 1, 1, 0
   for layer in range(1, number + 1):
     for name in ('conv', *model.convolution_operations(layer)):
@@ -233,7 +217,7 @@ def receptive_field(model: AlexNet, number: int, size: int) -> ReceptiveField:
       width += (window - 1) * stride
       stride *= step
       size = (size + sum(padding[0]) - window) // step + 1
-  return ReceptiveField(width, stride, start)
+  return width, stride, start
 
 
 @jax.custom_vjp

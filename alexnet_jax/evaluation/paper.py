@@ -3,14 +3,14 @@
 python -m alexnet_jax.evaluation.paper --workdir DIR [--ensemble DIR ...]
 [--ablations DIR ...]
 
-The paper is Krizhevsky, Sutskever and Hinton 2012; its numbers are on ImageNet
-with ten crops, where nothing else is said.
+The paper is Krizhevsky, Sutskever and Hinton 2012.
 """
 
 import argparse
 from collections.abc import Iterable
-import dataclasses
+from collections.abc import Sequence
 import math
+import os
 import pathlib
 import re
 import statistics
@@ -28,8 +28,7 @@ Draws figures 3 and 4 and tables 1 and 2 of the paper from a run: the kernels of
 the first layer, the five best classes of eight validation images, the training
 images nearest to five of them, and the errors with one crop and with ten, of an
 ensemble too. On ImageNet the published numbers stand beside them. With
---ablations it compares runs that differ from this one in a key, over their
-seeds."""
+--ablations it compares runs that differ from this one in a key, over seeds."""
 _ANSWERED, _QUERIES, _NEAREST = 8, 5, 6  # images of figure 4
 _SYNSET = re.compile(r'n\d{8}')
 
@@ -37,31 +36,23 @@ _SYNSET = re.compile(r'n\d{8}')
 _ONE_CROP = (
   ('source release, net 145, one crop', 'about 42.5-42.8%', 'about 19.5-19.8%'),
   ('Caffe bvlc_alexnet, one crop', '42.9%', '19.8%'),
-  ('Caffe caffenet, one crop', '42.6%', '19.6%'),
 )
 _TEN_CROPS = (
   ('paper, 1 CNN, ten crops', '40.7%', '18.2%'),
   ('source release, net 145, ten crops', '40.664%', '18.210%'),
 )
 _ENSEMBLES = (
-  ('paper, 5 CNNs, ten crops', '38.1%', '16.4%'),
+  ('paper, 5 CNNs', '38.1%', '16.4%'),
   ('paper, 7 CNNs, two of them trained on ImageNet 2011', '36.7%', '15.4%'),
 )
-# What a change of a key cost them; points of error, top-1 and top-5.
+# What the change of a key cost them: points of top-1 and top-5 error.
 _PUBLISHED = {
-  'model.norm': 'no LRN: +1.370, +1.152 (source release; paper 1.4, 1.2)',
-  'model.pool_size': (
-    'no overlap: +0.394, +0.300 (source release; paper 0.4, 0.3)'
-  ),
-  'data.pca_lighting': 'no lighting: over +1 (top-1; paper)',
-  'model.activation': (
-    'tanh: six times as long to 25% training error (paper; four layers,'
-    ' CIFAR-10)'
-  ),
-  'model.dropout': 'no dropout: substantial overfitting (paper, no number)',
-  'model.groups': (
-    'one GPU: +1.7, +1.2 (paper, but with half the kernels in each convolution)'
-  ),
+  'model.norm': 'no LRN: source release +1.370, +1.152; paper 1.4, 1.2',
+  'model.pool_size': 'no overlap: source release +0.394, +0.300; paper .4, .3',
+  'data.pca_lighting': 'no lighting: paper over 1 (top-1)',
+  'model.activation': 'tanh: six times the epochs (paper, on CIFAR-10)',
+  'model.dropout': 'no dropout: "substantial overfitting" (paper)',
+  'model.groups': 'one GPU, half the kernels: paper +1.7, +1.2',
 }
 
 
@@ -70,14 +61,11 @@ def main(argv=None) -> int:
   parser = argparse.ArgumentParser(
     prog='python -m alexnet_jax.evaluation.paper', description=_DESCRIPTION
   )
-  more = {'nargs': '+', 'default': [], 'type': cli.path}
+  add, more = parser.add_argument, {'nargs': '+', 'default': []}
   text = 'other networks, whose probabilities are averaged with those of this'
-  add = parser.add_argument
   add('--ensemble', metavar='DIR[:CHECKPOINT]', help=text, **more)
-  text = 'runs that differ in a key or the seed; they must be done'
-  add('--ablations', metavar='DIR', help=text, **more)
-  text = f'folder of the page (default: {FOLDER} in that of the run)'
-  add('--out', default='', type=cli.path, metavar='DIR', help=text)
+  text = 'runs that differ from this one in a key or the seed; all are done'
+  add('--ablations', metavar='DIR', type=cli.path, help=text, **more)
   cli.add_run(parser)
   cli.add_data_path(parser)
   cli.add_json(parser)
@@ -90,25 +78,24 @@ def _work(arguments):
   from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import sections
 
-  workdir = pathlib.Path(arguments.workdir)
-  compared = []
+  workdir, compared = pathlib.Path(arguments.workdir), []
   if arguments.ablations:  # before what takes minutes
     compared = compare_ablations(arguments.workdir, arguments.ablations)
   subject = sections.load(
     str(workdir), arguments.checkpoint, arguments.data_path, lambda: None
   )
-  folder = pathlib.Path(arguments.out or workdir / FOLDER)
-  album = sections.Album(folder, lambda: None)
+  album = sections.Album(workdir / FOLDER, lambda: None)
   result, parts = draw(subject, album, arguments.ensemble)
   if compared:
-    parts.append(_ablations_section(compared))
+    parts.append(_ablations(compared))
   title = f'The figures and tables of the paper, from {workdir.resolve().name}'
-  page.write(folder / 'index.html', page.render(title, parts))
-  for table in (table for part in parts for table in part.tables):
-    page.show_table(table)
-  print(f'page: {folder / "index.html"}', file=sys.stderr)
+  page.write(album.folder / 'index.html', page.render(title, parts))
+  for part in parts:
+    for table in part.tables:
+      page.show_table(table)
+  print(f'page: {album.folder / "index.html"}', file=sys.stderr)
   return {
-    'page': str(folder / 'index.html'),
+    'page': str(album.folder / 'index.html'),
     'files': [str(file) for file in album.files],
     'step': int(subject.run.state.step),
     **result,
@@ -116,8 +103,8 @@ def _work(arguments):
   }
 
 
-def draw(subject, album, members=()) -> tuple[dict, list]:
-  """Draws the figures and tables.
+def draw(subject, album, members: Sequence[str] = ()) -> tuple[dict, list]:
+  """Draws the figures and tables of a measured run.
 
   Args:
     subject: a `sections.MeasuredRun`.
@@ -125,73 +112,60 @@ def draw(subject, album, members=()) -> tuple[dict, list]:
     members: other runs of an ensemble, `DIR` or `DIR:CHECKPOINT`.
 
   Returns:
-    ({errors: {one_crop, ten_crops, ensemble}, answers, nearest}: JSON; sections
-    of a page).
+    ({errors: {what: [top-1, top-5]} as shares, answers, nearest}: JSON; the
+    sections of a page).
   """
   album.folder.mkdir(parents=True, exist_ok=True)
-  errors = _errors(subject, members)
+  errors, tables = _tables(subject, members)
   answers, left = _answers(subject, album)
-  found, right = _neighbors(subject, album)
-  parts = [_kernels(subject, album), left, right, _tables(subject, errors)]
-  result = {'errors': errors, 'answers': answers, 'nearest': found}
-  return result, [part for part in parts if part]
+  nearest, right = _neighbors(subject, album)
+  parts = [*_kernels(subject, album), left, right, tables]
+  return {'errors': errors, 'answers': answers, 'nearest': nearest}, parts
 
 
-def _errors(subject, members):
-  """Returns {which: [top-1 error, top-5 error]}, shares."""
+def _tables(subject, members):
+  """Measures with ten crops, and together; ({what: errors}, section)."""
   from alexnet_jax.evaluation import ensemble
   from alexnet_jax.evaluation import evaluate
   from alexnet_jax.evaluation import loading
+  from alexnet_jax.evaluation.page import Section
+  from alexnet_jax.evaluation.page import Table
 
-  run = subject.run
+  run, several = subject.run, f'{1 + len(members)} CNNs, ten crops'
   place = str(run.workdir), str(int(run.state.step)), run.data_path
-  values = {'one_crop': subject.measured.values}
+  values = {'1 CNN, one crop': subject.measured.values}
   if members:
     names = [f'{place[0]}:{place[1]}', *members]
     options = {'split': 'validation', 'crops': 10, 'data_path': place[2]}
     joint = ensemble.measure(argparse.Namespace(workdirs=names, **options))
-    values |= {'ten_crops': joint['members'][0], 'ensemble': joint}
+    values |= {'1 CNN, ten crops': joint['members'][0], several: joint}
   else:
     ten = loading.load_network(*place, crops=10)
     loading.warn_of_crops(ten, 10)
     measured = evaluate.measure_all(ten, subject.validation, 10)
-    values['ten_crops'] = measured.values
-  return {
-    which: [1 - each['eval/top1'], 1 - each['eval/top5']]
-    for which, each in values.items()
-  } | ({'networks': 1 + len(members)} if members else {})
-
-
-def _tables(subject, errors):
-  from alexnet_jax.evaluation.page import Section
-  from alexnet_jax.evaluation.page import Table
-
-  names = subject.run.class_names
-  is_imagenet = len(names) == 1000 and all(map(_SYNSET.fullmatch, names))
-  rows = {
-    which: (f'this run, {text}', *(f'{e:.1%}' for e in errors[which]))
-    for which, text in (
-      ('one_crop', '1 CNN, one crop'),
-      ('ten_crops', '1 CNN, ten crops'),
-      ('ensemble', f'{errors.get("networks")} CNNs, ten crops'),
-    )
-    if which in errors
+    values['1 CNN, ten crops'] = measured.values
+  errors = {
+    name: [1 - found['eval/top1'], 1 - found['eval/top5']]
+    for name, found in values.items()
   }
-  first = [rows['one_crop'], rows['ten_crops']]
-  second = [rows['ten_crops'], *[rows[w] for w in ('ensemble',) if w in rows]]
-  text = 'The published numbers are on ImageNet, so they are not here.'
-  if is_imagenet:
-    text = 'Published: errors on the validation set of ILSVRC-2012.'
+  one, ten, *joint = (
+    (f'this run, {name}', *(f'{error:.1%}' for error in both))
+    for name, both in errors.items()
+  )
+  first, second = [one, ten], [ten, *joint]
+  names = run.class_names
+  text = 'Published numbers are on ImageNet; these are not.'
+  if len(names) == 1000 and all(map(_SYNSET.fullmatch, names)):
+    text = 'Published numbers are on the validation set of ILSVRC-2012.'
     first += [*_ONE_CROP, *_TEN_CROPS]
     second += [_TEN_CROPS[0], *_ENSEMBLES]
+  text += f' Those of this run are on {subject.validation.source.name}.'
   columns = ('model', 'top-1 error', 'top-5 error')
   tables = [
     Table('Table 1: one network', columns, first),
     Table('Table 2: one network and several', columns, second),
   ]
-  count = int(subject.measured.predictions.counts.sum())
-  text = f'Errors on {count:,} validation images. {text}'
-  return Section('Tables 1 and 2', text, tables=tables)
+  return errors, Section('Tables 1 and 2', text, tables=tables)
 
 
 def _kernels(subject, album):
@@ -201,21 +175,20 @@ def _kernels(subject, album):
 
   kernel = subject.run.state.eval_params.get('conv1', {}).get('kernel')
   if kernel is None:
-    return None
-  kernel, groups = np.asarray(kernel), subject.run.config.model.groups
-  # A tower is what the groups of the convolutions after it see of it.
-  towers = max(groups[1:2], default=1)
-  pictures, first = [], 1
-  for number, part in enumerate(np.split(kernel, towers, 3), 1):
-    last = first + part.shape[3] - 1
-    text = f'Kernels {first} to {last}'
-    text += f', of tower {number}.' if towers > 1 else '.'
-    name = f'figure_3_tower_{number}' if towers > 1 else 'figure_3'
-    alt = f'{text[:-1]}, of {part.shape[0]} x {part.shape[1]} pixels'
-    pictures.append(album.add(name, figures.draw_filters(part), alt, text))
-    first = last + 1
+    return []
+  # A tower is what a group of the second convolution sees of the first.
+  towers = max(subject.run.config.model.groups[1:2], default=1)
+  pictures, count = [], kernel.shape[3] // towers
+  for number, part in enumerate(np.split(np.asarray(kernel), towers, 3)):
+    first, last = 1 + number * count, (1 + number) * count
+    text = f'Kernels {first} to {last}' + f', of tower {number + 1}' * (
+      towers > 1
+    )
+    name = 'figure_3' + f'_tower_{number + 1}' * (towers > 1)
+    figure = figures.draw_filters(part)
+    pictures.append(album.add(name, figure, f'{text}, as colors', f'{text}.'))
   text = 'The kernels of the first layer, each in its own range.'
-  return Section('Figure 3', text, pictures=pictures)
+  return [Section('Figure 3', text, pictures=pictures)]
 
 
 def _answers(subject, album):
@@ -223,25 +196,21 @@ def _answers(subject, album):
   from alexnet_jax.evaluation.page import Section
 
   seen, chosen = subject.measured.predictions, subject.evenly_chosen(_ANSWERED)
+  best = zip(seen.classes[chosen], seen.probabilities[chosen], strict=True)
   rows = [
     {
       'image': subject.validation.source.describe(int(index)),
       'class': subject.name(seen.labels[index]),
-      'best': [
-        (subject.name(label), float(probability))
-        for label, probability in zip(
-          seen.classes[index], seen.probabilities[index], strict=True
-        )
-      ],
+      'best': [*zip(map(subject.name, classes), shares.tolist(), strict=True)],
     }
-    for index in chosen
+    for index, (classes, shares) in zip(chosen, best, strict=True)
   ]
   picture = album.add(
     'figure_4_left',
     _draw_answers(subject.crops(chosen), rows),
-    f'{len(rows)} validation images with the probabilities of their best classes',
-    'The true class is below the image; its bar is green, if it is among the'
-    ' five best. Chosen evenly over the split.',
+    f'{len(rows)} validation images with their five best classes as bars',
+    'Chosen evenly over the split. Below each image its true class, and the'
+    ' probabilities of the five best; that of the true one is green.',
   )
   return rows, Section('Figure 4, left', pictures=[picture])
 
@@ -258,18 +227,16 @@ def _draw_answers(images, rows):
   for panel in axes.flat:
     panel.set_axis_off()
   for number, (image, row) in enumerate(zip(images, rows, strict=True)):
-    top = number // 4 * 2
-    axes[top, number % 4].imshow(image)
-    bars = axes[top + 1, number % 4]
+    line, column = divmod(number, 4)
+    axes[2 * line, column].imshow(image)
+    bars = axes[2 * line + 1, column]
     title = figures.shortened(row['class'], 28)
     bars.set_title(title, fontsize=11, weight='bold', parse_math=False)
-    names, values = zip(*row['best'], strict=True)
-    is_right = [name == row['class'] for name in names]
-    colors = np.where(is_right, '#8fce9c', '#a9c8e6').tolist()
-    bars.barh(range(len(names)), values, color=colors)
-    for place, name in enumerate(names):
-      text = figures.shortened(name, 28)
-      bars.text(0.02, place, text, va='center', fontsize=9, parse_math=False)
+    for place, (name, share) in enumerate(row['best']):
+      color = '#8fce9c' if name == row['class'] else '#a9c8e6'
+      bars.barh(place, share, color=color)
+      style = {'va': 'center', 'fontsize': 9, 'parse_math': False}
+      bars.text(0.02, place, figures.shortened(name, 28), **style)
     bars.set(xlim=(0, 1), ylim=(4.6, -0.6))
   return figure
 
@@ -281,52 +248,50 @@ def _neighbors(subject, album):
   from alexnet_jax.evaluation import figures
   from alexnet_jax.evaluation.page import Section
 
-  training, run = subject.training, subject.run
+  training, run, title = subject.training, subject.run, 'Figure 4, right'
   if training is None:
-    return [], Section('Figure 4, right', 'The training images are not here.')
-  layer = [*features.layer_shapes(run)][-2]  # the head is the last
+    return [], Section(title, 'The images of the training are not there.')
+  layer = [*features.layer_shapes(run)][-2]  # the last is the head
   chosen = subject.evenly_chosen(_QUERIES)
   squares = [subject.validation.square(int(index))[0] for index in chosen]
-  queries = features.of_images(run, squares, layer)
-  batches = (
-    (counts, outputs[layer])
-    for _, counts, outputs in features.layer_outputs(run, training, [layer])
+  distances, nearest = find_nearest(
+    features.of_images(run, squares, layer),
+    (
+      (counts, outputs[layer])
+      for _, counts, outputs in features.layer_outputs(run, training, [layer])
+    ),
+    _NEAREST,
   )
-  distances, indices = find_nearest(queries, batches, _NEAREST)
-  size = run.config.data.crop_size
   tiles, captions, colors, found = [], [], [], []
-  labels = subject.measured.predictions.labels
-  for query, image, *near in zip(
-    chosen, subject.crops(chosen), indices, distances, strict=True
+  for row, (query, image) in enumerate(
+    zip(chosen, subject.crops(chosen), strict=True)
   ):
+    name = subject.name(subject.measured.predictions.labels[query])
     tiles.append(image)
-    name = subject.name(labels[query])
     captions.append((name, 'query'))
     colors.append('black')
-    for index, distance in zip(*near, strict=True):
+    for index, distance in zip(nearest[row], distances[row], strict=True):
       square, label = training.square(int(index))
-      tiles.append(images.center_crop(square, size))
+      tiles.append(images.center_crop(square, len(image)))
       captions.append((subject.name(label), f'{distance:.4g}'))
       is_same = subject.name(label) == name
       colors.append(figures.RIGHT if is_same else figures.WRONG)
-    source = training.source
     found.append(
       {
         'image': subject.validation.source.describe(int(query)),
-        'nearest': [source.describe(int(index)) for index in near[0]],
-        'distances': near[1].tolist(),
+        'nearest': [training.source.describe(int(i)) for i in nearest[row]],
+        'distances': distances[row].tolist(),
       }
     )
-  columns = 1 + indices.shape[1]
   picture = album.add(
     'figure_4_right',
-    figures.draw_grid(tiles, columns, 120, captions, colors),
-    f'{len(chosen)} validation images, and the training images nearest to them',
-    f'First column: validation images. Then the {columns - 1} training images'
-    f' whose outputs of {layer} are nearest, with their Euclidean distance;'
-    ' green: of the same class.',
+    figures.draw_grid(tiles, 1 + nearest.shape[1], 150, captions, colors),
+    f'{len(found)} validation images, each with its nearest training images',
+    'First column: validation images, chosen evenly. Beside each the training'
+    f' images whose outputs of {layer} have the smallest Euclidean distance,'
+    ' which is below them; green: of the same class.',
   )
-  return found, Section('Figure 4, right', pictures=[picture])
+  return found, Section(title, pictures=[picture])
 
 
 def find_nearest(
@@ -340,117 +305,100 @@ def find_nearest(
     count: rows to find for a query, or as many as there are.
 
   Returns:
-    (distances float64 [q, n], numbers of the rows, uncounted ones included,
-    int64 [q, n]), the nearest first.
+    (distances float64 [q, n], the nearest first; int64 [q, n]: numbers of the
+    rows, those that do not count included).
   """
-  distances = np.zeros((len(queries), 0))
-  indices, first = np.zeros((len(queries), 0), np.int64), 0
+  distances, numbers, first = np.zeros((len(queries), 0)), None, 0
   for counts, rows in batches:
-    numbers, rows = first + np.flatnonzero(counts), rows[counts]
+    gaps = np.float64([rows[counts] - query for query in queries])
+    new = np.sqrt(np.square(gaps).reshape(*gaps.shape[:2], -1).sum(2))
+    new_numbers = np.broadcast_to(first + np.flatnonzero(counts), new.shape)
     first += len(counts)
-    gaps = [np.reshape(rows - query, (len(rows), -1)) for query in queries]
-    new = np.array([np.linalg.norm(np.float64(gap), axis=1) for gap in gaps])
     distances = np.concatenate([distances, new], 1)
-    indices = np.concatenate(
-      [indices, np.repeat(numbers[None], len(queries), 0)], 1
-    )
     order = np.argsort(distances, 1, kind='stable')[:, :count]
+    both = [new_numbers] if numbers is None else [numbers, new_numbers]
     distances = np.take_along_axis(distances, order, 1)
-    indices = np.take_along_axis(indices, order, 1)
-  return distances, indices
+    numbers = np.take_along_axis(np.concatenate(both, 1), order, 1)
+  return distances, numbers
 
 
 def compare_ablations(workdir: str, others: Iterable[str]) -> list[dict]:
-  """Compares runs that are done with others that differ in keys or the seed.
+  """Compares a run with others that differ in keys of the config, or the seed.
 
   Returns:
-    A row of each recipe, that of `workdir` first, JSON: {change: {key: value},
-    runs, seeds, and for top1 and top5: errors (shares, of the last evaluation,
-    with one crop), error (mean), standard_error (None for one seed), difference
-    to the first row and its standard error}.
+    A row of each recipe, that of `workdir` first, JSON: {changes: of keys,
+    seeds, runs}, and of top-1 and top-5 error and their difference to the first
+    row, {top1, top5, top1_difference, top5_difference}: [mean over the seeds of
+    the last evaluations, its standard error or None]; shares, of one crop.
 
   Raises:
     UserError: if a run is not done, or was not evaluated.
   """
   from alexnet_jax.evaluation import compare
 
-  paths = dict.fromkeys(
-    str(pathlib.Path(path).resolve()) for path in (workdir, *others)
-  )
   groups = {}
-  for path in paths:
+  for path in dict.fromkeys(map(os.path.realpath, (workdir, *others))):
     run = compare.load(path, path)
     if not run.is_done or run.numbers['top1'] is None:
-      raise UserError(f'{path} is not done; only runs that are done compare')
-    seeds = groups.setdefault(run.recipe(), {})
-    seeds.setdefault(run.numbers['seed'], run)  # a copy is no repetition
-  base, rows = next(iter(next(iter(groups.values())).values())), []
+      raise UserError(f'{path} is not done; compare runs that are')
+    # A copy of a run is no repetition of it.
+    groups.setdefault(run.recipe(), {}).setdefault(run.numbers['seed'], run)
+  rows, base = [], None
   for runs in groups.values():
-    members = list(runs.values())
+    first, *_ = runs.values()
+    base = base or first.saved.config
+    changes = config_lib.training_changes(base, first.saved.config)
     row = {
-      'change': _changes(base, members[0]),
-      'runs': [run.name for run in members],
-      'seeds': list(runs),
+      'changes': [c for c in changes if not c.startswith('config.seed:')],
+      'seeds': [*runs],
+      'runs': [run.name for run in runs.values()],
     }
     for key in ('top1', 'top5'):
-      errors = [1 - run.numbers[key] for run in members]
-      row[key] = {'errors': errors, 'error': statistics.fmean(errors)}
+      errors = [1 - run.numbers[key] for run in runs.values()]
       spread = None
       if len(errors) > 1:
         spread = statistics.stdev(errors) / math.sqrt(len(errors))
-      row[key]['standard_error'] = spread
+      row[key] = statistics.fmean(errors), spread
       if rows:
-        first = rows[0][key]
-        both = [spread, first['standard_error']]
-        row[key]['difference'] = row[key]['error'] - first['error']
-        row[key]['standard_error_of_difference'] = (
-          None if None in both else math.hypot(*both)
-        )
+        mean, other = rows[0][key]
+        both = None if None in (spread, other) else math.hypot(spread, other)
+        row[f'{key}_difference'] = row[key][0] - mean, both
     rows.append(row)
   return rows
 
 
-def _changes(base, run):
-  """Returns {key: value} of what makes another training, but for the seed."""
-  before, after = (
-    config_lib.flatten(each.saved.config) for each in (base, run)
-  )
-  return {
-    key: value
-    for key, value in after.items()
-    if value != before[key] and key != 'seed' and not config_lib.KEYS[key].free
-  }
-
-
-def _ablations_section(rows):
+def _ablations(rows):
+  """Makes the section of `compare_ablations`."""
   from alexnet_jax.evaluation.page import Section
   from alexnet_jax.evaluation.page import Table
 
-  def shown(value, error):
-    return f'{value:.2f}' + ('' if error is None else f' ± {100 * error:.2f}')
+  def shown(value, form):
+    mean, error = value
+    spread = '' if error is None else f' ± {100 * error:.2f}'
+    return f'{100 * mean:{form}}{spread}'
 
   cells = []
-  for number, row in enumerate(rows):
-    text = ', '.join(f'{k}={v}' for k, v in row['change'].items())
-    cell = [text or ('this run' if not number else 'the same, other data')]
-    cell.append(', '.join(map(str, row['seeds'])))
-    for key in ('top1', 'top5'):
-      each = row[key]
-      cell.append(shown(100 * each['error'], each['standard_error']))
-      if 'difference' in each:
-        error = each['standard_error_of_difference']
-        value = shown(100 * each['difference'], error)
-        cell.append(value if each['difference'] < 0 else f'+{value}')
-      else:
-        cell.append('')
-    keys = list(row['change'])
-    cell.append(_PUBLISHED.get(keys[0], '') if len(keys) == 1 else '')
-    cells.append(cell)
+  for row in rows:
+    changes = row['changes']
+    keys = [change.partition(':')[0][len('config.') :] for change in changes]
+    cells.append(
+      (
+        '; '.join(changes) or ('other data' if cells else 'this run'),
+        ', '.join(map(str, row['seeds'])),
+        *(
+          shown(row[key], form) if key in row else ''
+          for name in ('top1', 'top5')
+          for key, form in ((name, '.2f'), (f'{name}_difference', '+.2f'))
+        ),
+        _PUBLISHED.get(keys[0], '') if len(keys) == 1 else '',
+      )
+    )
   columns = ('changed', 'seeds', 'top-1 error [%]', 'difference')
-  columns += ('top-5 error [%]', 'difference', 'published, top-1 and top-5')
+  columns += ('top-5 error [%]', 'difference', 'published')
   text = (
-    'Mean over the seeds ± standard error of the mean, of the last evaluation of'
-    ' each run with one crop. Differences are to the first row, in points.'
+    'Means over the seeds ± their standard error, of the last evaluations, with'
+    ' one crop. Differences are to the first row, in points. Published ones are'
+    ' on ImageNet, with ten crops.'
   )
   table = Table('What a key changes', columns, cells)
   return Section('Ablations', text, tables=[table])

@@ -7,6 +7,7 @@ as CSV.
 
 import argparse
 from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import pathlib
 import sys
@@ -23,6 +24,7 @@ def write(
   which: str = 'final',
   data_path: str = '',
   tick: Callable[[], None] = lambda: None,
+  extras: Sequence[str] = (),
 ) -> dict:
   """Measures a run, and writes its report.
 
@@ -34,10 +36,11 @@ def write(
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data lies now; '': where it lay in training.
     tick: called for each batch and picture; may raise.
+    extras: of `paper` and `visualize`, for what those commands draw.
 
   Returns:
     {page, files, config, notes, seconds} and, of a checkpoint,
-    `sections.numbers`; JSON.
+    `sections.numbers` and what the extras return, by name; JSON.
 
   Raises:
     UserError: if the folder has neither history nor checkpoint, or the
@@ -82,6 +85,9 @@ def write(
   ]
   if subject:
     parts += sections.network(subject, numbers, album)
+    for extra in extras:
+      numbers[extra], more = _draw_extra(extra, subject, album)
+      parts += more
   html = page.render(f'Report of {path.resolve().name}', parts)
   page.write(folder / PAGE, html)
   return {
@@ -92,6 +98,13 @@ def write(
     'seconds': seconds,
     **numbers,
   }
+
+
+def _draw_extra(name, subject, album):
+  from alexnet_jax.evaluation import paper
+  from alexnet_jax.evaluation import visualize
+
+  return {'paper': paper, 'visualize': visualize}[name].draw(subject, album)
 
 
 def _notes(path, trained):
@@ -145,13 +158,24 @@ def main(argv=None) -> int:
   )
   cli.add_run(parser)
   cli.add_data_path(parser)
+  for name, text in (
+    ('paper', "the paper's figures and tables"),
+    ('visualize', 'what the layers see'),
+  ):
+    text = f'also {text}, see evaluation.{name}; takes longer'
+    parser.add_argument(f'--{name}', action='store_true', help=text)
   cli.add_json(parser)
   arguments = parser.parse_args(argv)
   return cli.run(lambda: _report(arguments), json_output=arguments.json)
 
 
 def _report(arguments):
-  result = write(arguments.workdir, arguments.checkpoint, arguments.data_path)
+  result = write(
+    arguments.workdir,
+    arguments.checkpoint,
+    arguments.data_path,
+    extras=[e for e in ('paper', 'visualize') if getattr(arguments, e)],
+  )
   show(result)
   return result
 
