@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import validation
+from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import schedule
@@ -22,7 +24,7 @@ DENSE = ('dense1', 'dense2', 'head')
 
 
 def load(name):
-  return validation.load_config([f'--config=configs/{name}.py'])
+  return validation.load_config([f'--config={name}'])
 
 
 def step_of(epoch):
@@ -166,6 +168,39 @@ def test_training_of_the_source_release():
   assert '; '.join(config.model.block_order) == (
     'norm-pool-relu; relu-norm-spatial-pool; ; ; pool-relu'
   )
+
+
+@pytest.mark.parametrize(
+  ('name', 'key', 'value'),
+  [
+    ('tanh', 'model.activation', 'tanh'),
+    ('one_tower', 'model.groups', (1, 1, 1, 1, 1)),
+    ('no_lrn', 'model.norm', 'none'),
+    ('non_overlapping_pooling', 'model.pool_size', 2),
+    ('no_lighting', 'data.pca_lighting', 0.0),
+    ('no_dropout', 'model.dropout', 0.0),
+  ],
+)
+def test_an_ablation_is_one_key_away_from_the_paper(name, key, value):
+  """And is a network of the same widths; also with small data of one's own."""
+  recipe = f'--config=configs/imagenet_paper.py:{name}'
+  config = validation.load_config(
+    [recipe, '--config.data.source=folder', '--config.data.path=x']
+  )
+  paper, changed = map(config_lib.flatten, (load('imagenet_paper'), config))
+  ours = {'data.source', 'data.path'}
+  different = {k for k in paper if paper[k] != changed[k]} - ours
+  assert (different, changed[key]) == ({key}, value)
+  _, rows = build.network_layers(config, 1000)
+  shapes = {name: shape for name, shape, _ in rows}
+  assert shapes['conv5'] == (13, 13, 256)
+  assert shapes['pool5'] == (6, 6, 256)
+  assert ('lrn1' in shapes) == (name != 'no_lrn')
+
+
+def test_another_ablation_is_refused():
+  with pytest.raises(UserError, match="no ablation 'no_relu'; there are tanh,"):
+    load('imagenet_paper:no_relu')
 
 
 @pytest.mark.slow

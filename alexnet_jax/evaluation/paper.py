@@ -115,21 +115,29 @@ def draw(subject, album, members: Sequence[str] = ()) -> tuple[dict, list]:
     ({errors: {what: [top-1, top-5]} as shares, answers, nearest}: JSON; the
     sections of a page).
   """
+  from alexnet_jax.evaluation.page import Section
+
   album.folder.mkdir(parents=True, exist_ok=True)
-  errors, tables = _tables(subject, members)
+  errors = _errors(subject, members)
   answers, left = _answers(subject, album)
   nearest, right = _neighbors(subject, album)
+  text = (
+    f'Errors on {subject.validation.source.name}; published ones, which only'
+  )
+  text += (
+    ' a run on ImageNet has beside it, on the validation set of ILSVRC-2012.'
+  )
+  tables = make_tables(errors, subject.run.class_names)
+  tables = Section('Tables 1 and 2', text, tables=tables)
   parts = [*_kernels(subject, album), left, right, tables]
   return {'errors': errors, 'answers': answers, 'nearest': nearest}, parts
 
 
-def _tables(subject, members):
-  """Measures with ten crops, and together; ({what: errors}, section)."""
+def _errors(subject, members):
+  """Measures with ten crops, and together; {what: [top-1, top-5]}."""
   from alexnet_jax.evaluation import ensemble
   from alexnet_jax.evaluation import evaluate
   from alexnet_jax.evaluation import loading
-  from alexnet_jax.evaluation.page import Section
-  from alexnet_jax.evaluation.page import Table
 
   run, several = subject.run, f'{1 + len(members)} CNNs, ten crops'
   place = str(run.workdir), str(int(run.state.step)), run.data_path
@@ -144,28 +152,35 @@ def _tables(subject, members):
     loading.warn_of_crops(ten, 10)
     measured = evaluate.measure_all(ten, subject.validation, 10)
     values['1 CNN, ten crops'] = measured.values
-  errors = {
+  return {
     name: [1 - found['eval/top1'], 1 - found['eval/top5']]
     for name, found in values.items()
   }
+
+
+def make_tables(errors: dict, class_names: Sequence[str]) -> list:
+  """Returns tables 1 and 2: of one network, of one and several.
+
+  Args:
+    errors: {what: (top-1, top-5)}, shares; one crop, ten crops and, maybe, an
+      ensemble.
+    class_names: 1,000 synsets are ImageNet's; then the published errors are in.
+  """
+  from alexnet_jax.evaluation.page import Table
+
   one, ten, *joint = (
     (f'this run, {name}', *(f'{error:.1%}' for error in both))
     for name, both in errors.items()
   )
   first, second = [one, ten], [ten, *joint]
-  names = run.class_names
-  text = 'Published numbers are on ImageNet; these are not.'
-  if len(names) == 1000 and all(map(_SYNSET.fullmatch, names)):
-    text = 'Published numbers are on the validation set of ILSVRC-2012.'
+  if len(class_names) == 1000 and all(map(_SYNSET.fullmatch, class_names)):
     first += [*_ONE_CROP, *_TEN_CROPS]
     second += [_TEN_CROPS[0], *_ENSEMBLES]
-  text += f' Those of this run are on {subject.validation.source.name}.'
   columns = ('model', 'top-1 error', 'top-5 error')
-  tables = [
+  return [
     Table('Table 1: one network', columns, first),
     Table('Table 2: one network and several', columns, second),
   ]
-  return errors, Section('Tables 1 and 2', text, tables=tables)
 
 
 def _kernels(subject, album):
@@ -285,7 +300,7 @@ def _neighbors(subject, album):
     )
   picture = album.add(
     'figure_4_right',
-    figures.draw_grid(tiles, 1 + nearest.shape[1], 150, captions, colors),
+    figures.draw_grid(tiles, 1 + nearest.shape[1], 140, captions, colors),
     f'{len(found)} validation images, each with its nearest training images',
     'First column: validation images, chosen evenly. Beside each the training'
     f' images whose outputs of {layer} have the smallest Euclidean distance,'

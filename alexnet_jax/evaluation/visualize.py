@@ -193,8 +193,7 @@ class _Seen:
     back = self.classifier.deconvolve(
       self.number, pixels, np.full(_PATCHES, unit), places
     )
-    peaks = np.abs(back).max((1, 2, 3), keepdims=True, initial=1e-30)
-    back = np.uint8(np.round(128 + 127 * back / peaks))
+    back = np.stack([_shown(each) for each in back])
     width, stride, start = deconvolution.receptive_field(
       self.classifier.model, self.number, size
     )
@@ -256,6 +255,13 @@ def _occlusion(subject, classifier, album, choice):
   whose = 'predicted' if choice.images else 'true'
   text = f'The probability of the {whose} class of images, partly hidden.'
   return rows, Section('Occlusion', text, pictures=[picture])
+
+
+def _shown(back):
+  """Returns a deconvolution as colors: gray for 0, the last percent cut off."""
+  sizes = np.abs(back[back != 0])
+  largest = np.quantile(sizes, 0.99) if len(sizes) else 1.0
+  return np.uint8(np.round(128 + 127 * np.clip(back / largest, -1, 1)))
 
 
 def _mosaic(images, starts, width):
