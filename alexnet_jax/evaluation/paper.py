@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import math
 import os
-import pathlib
 import re
 import statistics
 import sys
@@ -75,32 +74,23 @@ def main(argv=None) -> int:
 
 def _work(arguments):
   """Writes the page; returns the command's result."""
-  from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import sections
 
-  workdir, compared = pathlib.Path(arguments.workdir), []
+  workdir, compared = arguments.workdir, []
   if arguments.ablations:  # before what takes minutes
-    compared = compare_ablations(arguments.workdir, arguments.ablations)
+    compared = compare_ablations(workdir, arguments.ablations)
   subject = sections.load(
-    str(workdir), arguments.checkpoint, arguments.data_path, lambda: None
+    workdir, arguments.checkpoint, arguments.data_path, lambda: None
   )
-  album = sections.Album(workdir / FOLDER, lambda: None)
-  result, parts = draw(subject, album, arguments.ensemble)
-  if compared:
-    parts.append(_ablations(compared))
-  title = f'The figures and tables of the paper, from {workdir.resolve().name}'
-  page.write(album.folder / 'index.html', page.render(title, parts))
-  for part in parts:
-    for table in part.tables:
-      page.show_table(table)
-  print(f'page: {album.folder / "index.html"}', file=sys.stderr)
-  return {
-    'page': str(album.folder / 'index.html'),
-    'files': [str(file) for file in album.files],
-    'step': int(subject.run.state.step),
-    **result,
-    'ablations': compared,
-  }
+
+  def everything(album):
+    result, parts = draw(subject, album, arguments.ensemble)
+    step = int(subject.run.state.step)
+    more = [_ablations(compared)] if compared else []
+    return {'step': step, **result, 'ablations': compared}, [*parts, *more]
+
+  title = 'The figures and tables of the paper, from'
+  return sections.write_page(workdir, FOLDER, title, everything)
 
 
 def draw(subject, album, members: Sequence[str] = ()) -> tuple[dict, list]:
@@ -108,7 +98,7 @@ def draw(subject, album, members: Sequence[str] = ()) -> tuple[dict, list]:
 
   Args:
     subject: a `sections.MeasuredRun`.
-    album: a `sections.Album`, whose folder is made where it is not there.
+    album: a `sections.Album`.
     members: other runs of an ensemble, `DIR` or `DIR:CHECKPOINT`.
 
   Returns:
@@ -117,7 +107,6 @@ def draw(subject, album, members: Sequence[str] = ()) -> tuple[dict, list]:
   """
   from alexnet_jax.evaluation.page import Section
 
-  album.folder.mkdir(parents=True, exist_ok=True)
   errors = _errors(subject, members)
   answers, left = _answers(subject, album)
   nearest, right = _neighbors(subject, album)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import pathlib
+import sys
 
 import numpy as np
 import scipy.sparse
@@ -17,6 +18,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import loading
+from alexnet_jax.evaluation import page
 from alexnet_jax.evaluation.page import Picture
 from alexnet_jax.evaluation.page import Section
 from alexnet_jax.evaluation.page import Table
@@ -183,6 +185,36 @@ class Album:
     self.tick()
     self.files.append(self.folder / f'{name}.png')
     return Picture(figures.save(figure, self.files[-1]), alt, caption)
+
+
+def write_page(
+  workdir: str, name: str, title: str, draw: Callable[[Album], tuple]
+) -> dict:
+  """Writes a page of its own into a folder of a run's.
+
+  Args:
+    workdir: the run's folder.
+    name: of the folder.
+    title: what comes before the run's name.
+    draw: returns (result, sections).
+
+  Returns:
+    The result with page and files, their paths.
+
+  Raises UserError if there are links where it is written.
+  """
+  path = pathlib.Path(workdir)
+  files.refuse_links(path, (name,))
+  album = Album(path / name, lambda: None)
+  album.folder.mkdir(exist_ok=True)
+  result, parts = draw(album)
+  html = page.render(f'{title} {path.resolve().name}', parts)
+  page.write(album.folder / 'index.html', html)
+  for table in (table for part in parts for table in part.tables):
+    page.show_table(table)
+  written = str(album.folder / 'index.html')
+  print(f'page: {written}', file=sys.stderr)
+  return {'page': written, 'files': [str(f) for f in album.files], **result}
 
 
 def overview(numbers: dict, settings: dict, text: str) -> Section:

@@ -7,7 +7,6 @@ python -m alexnet_jax.evaluation.visualize --workdir DIR [--layers conv1,conv5]
 import argparse
 from collections.abc import Sequence
 import dataclasses
-import pathlib
 import sys
 
 import numpy as np
@@ -68,22 +67,17 @@ def _numbers(text):
 def _work(arguments):
   """Writes the page; returns the command's result."""
   from alexnet_jax.data import folder as folder_lib
-  from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import sections
 
-  workdir, images = pathlib.Path(arguments.workdir), arguments.images
+  workdir, images = arguments.workdir, arguments.images
   images = folder_lib.find_images(images) if images else ()
   choice = Choice(arguments.layers, arguments.units, images)
   subject = sections.load(
-    str(workdir), arguments.checkpoint, arguments.data_path, lambda: None
+    workdir, arguments.checkpoint, arguments.data_path, lambda: None
   )
-  album = sections.Album(workdir / FOLDER, lambda: None)
-  result, parts = draw(subject, album, choice)
-  path = album.folder / 'index.html'
-  title = f'What the layers of {workdir.resolve().name} see'
-  page.write(path, page.render(title, parts))
-  print(f'page: {path}', file=sys.stderr)
-  return {'page': str(path), 'files': [str(f) for f in album.files], **result}
+  return sections.write_page(
+    workdir, FOLDER, 'What layers see:', lambda a: draw(subject, a, choice)
+  )
 
 
 def draw(subject, album, choice: Choice = _EVERYTHING) -> tuple[dict, list]:
@@ -91,7 +85,7 @@ def draw(subject, album, choice: Choice = _EVERYTHING) -> tuple[dict, list]:
 
   Args:
     subject: a `sections.MeasuredRun`.
-    album: a `sections.Album`, whose folder is made where it is not there.
+    album: a `sections.Album`.
 
   Returns:
     ({step, layers, occlusion}: what was found, JSON; sections of a page).
@@ -108,7 +102,6 @@ def draw(subject, album, choice: Choice = _EVERYTHING) -> tuple[dict, list]:
   names = _checked_layers(choice, classifier.variables['params'])
   batches = evaluate.host_batches(run, subject.validation)
   strongest = classifier.find_strongest(batches, _PATCHES)
-  album.folder.mkdir(parents=True, exist_ok=True)
   result, parts = {'step': int(run.state.step), 'layers': {}}, []
   for name in names:
     number = int(name.removeprefix('conv'))

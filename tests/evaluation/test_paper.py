@@ -163,7 +163,7 @@ def test_what_layers_see(runs, call):
   assert occluded['probability'] == pytest.approx(probability, rel=1e-4)
   assert 0 < occluded['lowest'] < probability
   dom = browser.Dom(pathlib.Path(result['page']).read_text())
-  assert dom.title == 'What the layers of run_2_0 see'
+  assert dom.title == 'What layers see: run_2_0'
   for more, message in (
     (('--layers', 'conv3'), "no 'conv3'; there are conv1, conv2"),
     (('--units', '8'), 'conv1 has the units 0 to 7, and no 8'),
