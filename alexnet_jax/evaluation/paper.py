@@ -46,10 +46,10 @@ _ENSEMBLES = (
 )
 # What the change of a key cost them: points of top-1 and top-5 error.
 _PUBLISHED = {
-  'model.norm': 'no LRN: source release +1.370, +1.152; paper 1.4, 1.2',
-  'model.pool_size': 'no overlap: source release +0.394, +0.300; paper .4, .3',
-  'data.pca_lighting': 'no lighting: paper over 1 (top-1)',
-  'model.activation': 'tanh: six times the epochs (paper, on CIFAR-10)',
+  'model.norm': 'no LRN: source release +1.370, +1.152; paper +1.4, +1.2',
+  'model.pool_size': 'no overlap: source release +0.394, +0.300; paper +0.4, +0.3',
+  'data.pca_lighting': 'no lighting: paper over +1 (top-1)',
+  'model.activation': 'tanh: six times the epochs to 25% training error (paper, CIFAR-10)',
   'model.dropout': 'no dropout: "substantial overfitting" (paper)',
   'model.groups': 'one GPU, half the kernels: paper +1.7, +1.2',
 }
@@ -84,17 +84,20 @@ def _work(arguments):
   )
 
   def everything(album):
+    kernels = sections.first_layer(subject, album)
     result, parts = draw(subject, album, arguments.ensemble)
-    step = int(subject.run.state.step)
-    more = [_ablations(compared)] if compared else []
-    return {'step': step, **result, 'ablations': compared}, [*parts, *more]
+    result |= {'step': int(subject.run.state.step), 'ablations': compared}
+    parts = [*kernels, *parts, *([_ablations(compared)] if compared else [])]
+    return result, parts
 
   title = 'The figures and tables of the paper, from'
   return sections.write_page(workdir, FOLDER, title, everything)
 
 
 def draw(subject, album, members: Sequence[str] = ()) -> tuple[dict, list]:
-  """Draws the figures and tables of a measured run.
+  """Draws figure 4 and the tables of a measured run.
+
+  For figure 3 see `sections.first_layer`.
 
   Args:
     subject: a `sections.MeasuredRun`.
@@ -110,16 +113,15 @@ def draw(subject, album, members: Sequence[str] = ()) -> tuple[dict, list]:
   errors = _errors(subject, members)
   answers, left = _answers(subject, album)
   nearest, right = _neighbors(subject, album)
-  text = (
-    f'Errors on {subject.validation.source.name}; published ones, which only'
-  )
-  text += (
-    ' a run on ImageNet has beside it, on the validation set of ILSVRC-2012.'
-  )
+  source = subject.validation.source
   tables = make_tables(errors, subject.run.class_names)
+  text = (
+    f'Errors on {source.name}. A run on ImageNet has the published ones beside'
+    ' its own: on the validation set of ILSVRC-2012.'
+  )
   tables = Section('Tables 1 and 2', text, tables=tables)
-  parts = [*_kernels(subject, album), left, right, tables]
-  return {'errors': errors, 'answers': answers, 'nearest': nearest}, parts
+  result = {'errors': errors, 'answers': answers, 'nearest': nearest}
+  return result, [left, right, tables]
 
 
 def _errors(subject, members):
@@ -170,29 +172,6 @@ def make_tables(errors: dict, class_names: Sequence[str]) -> list:
     Table('Table 1: one network', columns, first),
     Table('Table 2: one network and several', columns, second),
   ]
-
-
-def _kernels(subject, album):
-  """Makes figure 3: the kernels of the first layer, by tower."""
-  from alexnet_jax.evaluation import figures
-  from alexnet_jax.evaluation.page import Section
-
-  kernel = subject.run.state.eval_params.get('conv1', {}).get('kernel')
-  if kernel is None:
-    return []
-  # A tower is what a group of the second convolution sees of the first.
-  towers = max(subject.run.config.model.groups[1:2], default=1)
-  pictures, count = [], kernel.shape[3] // towers
-  for number, part in enumerate(np.split(np.asarray(kernel), towers, 3)):
-    first, last = 1 + number * count, (1 + number) * count
-    text = f'Kernels {first} to {last}' + f', of tower {number + 1}' * (
-      towers > 1
-    )
-    name = 'figure_3' + f'_tower_{number + 1}' * (towers > 1)
-    figure = figures.draw_filters(part)
-    pictures.append(album.add(name, figure, f'{text}, as colors', f'{text}.'))
-  text = 'The kernels of the first layer, each in its own range.'
-  return [Section('Figure 3', text, pictures=pictures)]
 
 
 def _answers(subject, album):

@@ -308,7 +308,7 @@ def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:
     _predictions(subject, album),
     _mistakes(subject, numbers['mistakes'], album),
     *_augmentation(subject, album),
-    *_filters(subject, album),
+    *first_layer(subject, album),
     _classes(numbers, album),
   ]
 
@@ -399,18 +399,23 @@ def _augmentation(subject, album):
   return [Section('Augmentation', pictures=[picture])]
 
 
-def _filters(subject, album):
+def first_layer(subject: MeasuredRun, album: Album) -> list[Section]:
+  """Makes the filters of the first layer, by tower; figure 3 of the paper."""
   kernel = subject.run.state.eval_params.get('conv1', {}).get('kernel')
   if kernel is None:
     return []
   height, width, _, count = kernel.shape
-  picture = album.add(
-    'filters',
-    figures.draw_filters(np.asarray(kernel)),
-    f'The {count} filters of the first layer',
-    f'{count} filters of {height} x {width} pixels, each in its own range.',
-  )
-  return [Section('First layer', pictures=[picture])]
+  # A tower is what a group of the second convolution sees of the first.
+  towers = max(subject.run.config.model.groups[1:2], default=1)
+  pictures = []
+  for tower, part in enumerate(np.split(np.asarray(kernel), towers, 3), 1):
+    which = f' of tower {tower}' * (towers > 1)
+    text = f'{count // towers} filters{which} of {height} x {width} pixels'
+    name = f'filters_{tower}' if towers > 1 else 'filters'
+    figure = figures.draw_filters(part)
+    picture = album.add(name, figure, text, f'{text}, each in its own range.')
+    pictures.append(picture)
+  return [Section('First layer', pictures=pictures)]
 
 
 def averages_table(values: dict) -> Table:

@@ -88,8 +88,8 @@ def test_figures_and_tables_are_of_the_run(runs, call):
   assert f'{1 - joint["eval/top1"]:.1%}' in cells
   assert not any('paper' in cell for cell in cells)
   assert [pathlib.Path(file).name for file in result['files']] == [
+    *('filters_1.png', 'filters_2.png'),
     *('figure_4_left.png', 'figure_4_right.png'),
-    *('figure_3_tower_1.png', 'figure_3_tower_2.png'),
   ]
   # Ablations: two recipes of two seeds each, a run given twice counts once.
   base, towers = result['ablations']
@@ -183,7 +183,7 @@ def test_a_report_has_both_if_asked(runs, call):
   assert result['paper'].keys() == {'errors', 'answers', 'nearest'}
   assert result['visualize']['layers'].keys() == {'conv1', 'conv2'}
   names = {pathlib.Path(file).name for file in result['files']}
-  assert {'figure_3.png', 'figure_4_left.png', 'conv1.png', 'conv2.png'} < names
+  assert {'filters.png', 'figure_4_left.png', 'conv1.png', 'conv2.png'} < names
   text = pathlib.Path(result['page']).read_text()
   assert '<h2>Figure 4, right</h2>' in text
   assert '<h2>What conv2 sees</h2>' in text
