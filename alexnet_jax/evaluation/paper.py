@@ -50,7 +50,7 @@ _PUBLISHED = {
   'model.norm': 'no LRN: +1.4, +1.2; +1.370, +1.152',
   'model.pool_size': 'no overlap: +0.4, +0.3; +0.394, +0.300',
   'data.pca_lighting': 'no lighting: over +1',
-  'model.activation': 'tanh: six times as slow to 25% training error (CIFAR-10)',
+  'model.activation': 'tanh: six times slower to 25% training error (CIFAR-10)',
   'model.dropout': 'no dropout: "substantial overfitting"',
   'model.groups': 'one GPU with half the kernels: +1.7, +1.2',
 }
@@ -381,8 +381,8 @@ def _ablations(rows):
   columns += ('top-5 error [%]', 'difference', 'of the paper')
   text = (
     'Means over the seeds ± their standard error, of the last evaluations, with'
-    ' one crop. Differences are to the first row, in points. Those of the paper,'
-    ' and after them of its source release, are on ImageNet.'
+    ' one crop. Differences are to the first row, in points. The paper has those'
+    ' of top-1 and top-5, then its source release, on ImageNet.'
   )
   table = Table('What a key changes', columns, cells)
   return Section('Ablations', text, tables=[table])
