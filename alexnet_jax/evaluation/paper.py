@@ -381,8 +381,8 @@ def _ablations(rows):
   columns += ('top-5 error [%]', 'difference', 'of the paper')
   text = (
     'Means over the seeds ± their standard error, of the last evaluations, with'
-    ' one crop. Differences are to the first row, in points. The paper has those'
-    ' of top-1 and top-5, then its source release, on ImageNet.'
+    ' one crop. Differences are to the first row, in points. Last: top-1 and'
+    ' top-5 of the paper, and then of its source release, on ImageNet.'
   )
   table = Table('What a key changes', columns, cells)
   return Section('Ablations', text, tables=[table])

@@ -6,6 +6,7 @@ python -m alexnet_jax.evaluation.visualize --workdir DIR [--layers conv1,conv5]
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import sys
 
@@ -101,7 +102,8 @@ def draw(subject, album, choice: Choice = _EVERYTHING) -> tuple[dict, list]:
   classifier = deconvolution.classifier_of(run)
   names = _checked_layers(choice, classifier.variables['params'])
   batches = evaluate.host_batches(run, subject.validation)
-  strongest = classifier.find_strongest(batches, _PATCHES)
+  with contextlib.closing(batches):
+    strongest = classifier.find_strongest(batches, _PATCHES)
   result, parts = {'step': int(run.state.step), 'layers': {}}, []
   for name in names:
     number = int(name.removeprefix('conv'))
@@ -152,19 +154,20 @@ class _Seen:
       row, mosaics = self.unit(unit)
       rows.append(row)
       tiles += mosaics
-      classes = row['classes'] or ['it never responds']
-      most = max(classes, key=classes.count)
-      captions += [
-        (f'unit {unit}', f'{classes.count(most)} of {len(classes)}: {most}'),
-        ('deconvolution', f'up to {peaks[unit]:.3g}'),
-      ]
+      classes, text = row['classes'], 'never responds'
+      if classes:
+        most = max(classes, key=classes.count)
+        text = f'{classes.count(most)} of {len(classes)}: {most}'
+      captions.append((f'unit {unit}', text))
+      captions.append(('deconvolution', f'up to {peaks[unit]:.3g}'))
     picture = album.add(
       f'conv{self.number}',
       figures.draw_grid(tiles, 6, _TILE, captions),
       f'Strongest patches of {len(units)} units, and their deconvolutions',
       'Left: the patches of the validation images to which the unit responds'
       ' most, one of an image, and the most common of their classes. Right:'
-      ' the pixels that these responses go back to, each in its own range.',
+      ' the pixels that these responses go back to, each in its own range.'
+      ' Gray: 0, or outside the image.',
     )
     silent = int((peaks <= 0).sum())
     return rows, picture, f'{silent} of {len(peaks)} units never respond.'
