@@ -58,32 +58,34 @@ def windows(shape, size, stride):
     yield (row, column), (slice(top, top + size), slice(left, left + size))
 
 
-def convolve(x, params, number):
-  kernel, pad, stride = params['kernel'], PADS[number], STRIDES[number]
-  x = np.pad(x, (pad, pad, (0, 0)))
-  size, _, inputs, units = kernel.shape
-  count = (len(x) - size) // stride + 1
-  y = np.zeros((count, count, units))
-  for place, window in windows(x.shape, size, stride):
+def taps(shape, params, number):
+  """Yields (place and unit of an output, the inputs that it sees)."""
+  size, _, inputs, units = params['kernel'].shape
+  for place, window in windows(shape, size, STRIDES[number]):
     for unit in range(units):
       first = unit // (units // GROUPS[number]) * inputs
-      seen = x[window][..., first : first + inputs]
-      y[place][unit] = (seen * kernel[..., unit]).sum() + params['bias'][unit]
-  return y
+      yield (*place, unit), (*window, slice(first, first + inputs))
+
+
+def convolve(x, params, number):
+  x = np.pad(x, (PADS[number], PADS[number], (0, 0)))
+  found = {
+    place: (x[seen] * params['kernel'][..., place[2]]).sum()
+    for place, seen in taps(x.shape, params, number)
+  }
+  shape = np.max(list(found), 0) + 1
+  return np.reshape(list(found.values()), shape) + params['bias']
 
 
 def transpose(y, params, number, shape):
   """What a convolution's outputs give back to its inputs."""
-  kernel, (before, after) = params['kernel'], PADS[number]
-  size, _, inputs, units = kernel.shape
-  full = np.zeros((*(n + before + after for n in shape[:2]), shape[2]))
-  for place, window in windows(full.shape, size, STRIDES[number]):
-    for unit in range(units):
-      first = unit // (units // GROUPS[number]) * inputs
-      full[window][..., first : first + inputs] += (
-        y[place][unit] * kernel[..., unit]
-      )
-  return full[before : before + shape[0], before : before + shape[1]]
+  height, width, channels = shape
+  before, after = PADS[number]
+  around = before + after
+  full = np.zeros((height + around, width + around, channels))
+  for place, seen in taps(full.shape, params, number):
+    full[seen] += y[place] * params['kernel'][..., place[2]]
+  return full[before : before + height, before : before + width]
 
 
 def pool(x):
@@ -108,7 +110,7 @@ def lrn_scale(x):
 
 
 def by_hand(variables, image, block, layer, unit, place):
-  """The pixels that one output goes back to."""
+  """(the unit's largest output, the pixels that one output goes back to)."""
   params = variables['params']
   pixels = (image - MEAN) / STD
   x, undo = convolve(pixels, params['conv1'], 0), []
@@ -135,8 +137,8 @@ def by_hand(variables, image, block, layer, unit, place):
   if layer == 2:
     x = convolve(x, params['conv2'], 1)
     x = np.tanh(x) if 'tanh' in block else np.maximum(x, 0)
-  value, back = x[place][unit], np.zeros(x.shape)
-  back[place][unit] = value
+  largest, back = x[..., unit].max(), np.zeros(x.shape)
+  back[place][unit] = x[place][unit]
   if layer == 2:
     back = transpose(back, params['conv2'], 1, before)
   for name, known in reversed(undo):
@@ -148,7 +150,7 @@ def by_hand(variables, image, block, layer, unit, place):
       pooled, back = back, np.zeros(known[1])
       for (row, column, channel), where in known[0].items():
         back[where] += pooled[row, column, channel]
-  return value, transpose(back, params['conv1'], 0, pixels.shape)
+  return largest, transpose(back, params['conv1'], 0, pixels.shape)
 
 
 @pytest.mark.parametrize('block', BLOCKS)
@@ -164,10 +166,10 @@ def test_deconvolution_is_that_of_a_plain_program(images, block, layer):
   assert back.shape == (len(units), 24, 24, 3)
   width, stride, start = receptive_field(classifier.model, layer, 24)
   for unit, place in zip(units, map(tuple, places), strict=True):
-    value, wanted = by_hand(
+    largest, wanted = by_hand(
       classifier.variables, chosen[unit], block, layer, unit, place
     )
-    assert found.values[unit, 0] == pytest.approx(value, rel=1e-4, abs=1e-6)
+    assert found.values[unit, 0] == pytest.approx(largest, rel=1e-4, abs=1e-6)
     scale = np.abs(wanted).max()
     np.testing.assert_allclose(back[unit], wanted, rtol=0, atol=1e-4 * scale)
     # All of it lies where the unit looks.
@@ -177,34 +179,10 @@ def test_deconvolution_is_that_of_a_plain_program(images, block, layer):
       assert set(touched) <= set(range(first, first + width))
 
 
-def test_the_strongest_are_those_of_all_outputs(images):
-  """Over batches, without images that do not count, ranked over the split."""
-  classifier = make()
-  mask = np.array([True, False, True, True])
-  batches = [
-    {'image': images[:4], 'mask': mask},
-    {'image': images[4:8], 'mask': ~np.isin(range(4), 3)},
-  ]
-  values, found = [], classifier.find_strongest(batches, 3)
-  for image in images:
-    _, seen = classifier.model.apply(
-      classifier.variables,
-      ((image - MEAN) / STD)[None],
-      capture_intermediates=lambda module, _: module.name == 'conv2',
-    )
-    conv2 = seen['intermediates']['conv2']['__call__'][0][0]
-    values.append(np.maximum(conv2, 0))
-  assert found[1].values.shape == (8, 3)
-  for unit in range(8):
-    peaks = {n: values[n][..., unit].max() for n in (0, 2, 3, 4, 5, 6)}
-    best = sorted(peaks, key=lambda n: -peaks[n])[:3]
-    assert found[1].images[unit].tolist() == best
-    for rank, number in enumerate(best):
-      place = found[1].positions[unit, rank]
-      assert values[number][*place, unit] == values[number][..., unit].max()
+def test_without_any_image_there_is_nothing_to_see(images):
   for empty in ([], [{'image': images, 'mask': np.zeros(9, bool)}]):
     with pytest.raises(UserError, match='no image to look at'):
-      classifier.find_strongest(empty, 3)
+      make().find_strongest(empty, 3)
 
 
 def test_windows_of_the_paper_and_of_pooling_before_the_activation():
