@@ -131,10 +131,10 @@ def test_a_run_that_is_not_done_is_no_ablation(runs, tmp_path, call):
   with pytest.raises(KeyboardInterrupt):
     commands.train_here(recipe, tmp_path / 'run', on_step=end)
   ablations = ('--ablations', tmp_path / 'run')
-  code, _, err = call(paper, '--workdir', runs['2_0'], *ablations)
+  code, _, err = call(paper, '--workdir', runs['1_1'], *ablations)
   assert code == 2
   assert 'run is not done' in err
-  assert not (runs['2_0'] / 'paper' / 'index.html').exists()
+  assert not (runs['1_1'] / 'paper').exists()
 
 
 def test_what_layers_see(runs, call):

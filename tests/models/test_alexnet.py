@@ -346,7 +346,7 @@ def test_tanh_stands_where_a_relu_would():
   assert not np.allclose(logits, relu, rtol=1e-3)
   last = len(model.hidden)
   y = np.tanh(np.asarray(seen[f'dense{last}'], np.float64))
-  head = variables['params']['head']
+  head = jax.device_get(variables['params']['head'])
   wanted = y @ head['kernel'] + head['bias']
   np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
   assert model.activate(jnp.float32(-0.5)) == np.tanh(np.float32(-0.5))
