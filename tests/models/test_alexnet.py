@@ -349,7 +349,7 @@ def test_tanh_stands_where_a_relu_would():
   head = jax.device_get(variables['params']['head'])
   wanted = y @ head['kernel'] + head['bias']
   np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
-  assert model.activate(jnp.float32(-0.5)) == np.tanh(np.float32(-0.5))
+  assert model.activate(jnp.float32(-0.5)) == pytest.approx(np.tanh(-0.5))
 
 
 def test_layers_have_their_names_in_traces():
