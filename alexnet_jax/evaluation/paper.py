@@ -333,7 +333,11 @@ def compare_ablations(workdir: str, others: Iterable[str]) -> list[dict]:
     base = base or first.saved.config
     changes = config_lib.training_changes(base, first.saved.config)
     row = {
-      'changes': [c for c in changes if not c.startswith('config.seed:')],
+      'changes': [
+        change.removeprefix('config.')
+        for change in changes
+        if not change.startswith('config.seed:')
+      ],
       'seeds': [*runs],
       'runs': [run.name for run in runs.values()],
     }
@@ -363,8 +367,9 @@ def _ablations(rows):
 
   cells = []
   for row in rows:
-    changes = row['changes']
-    keys = [change.partition(':')[0][len('config.') :] for change in changes]
+    changes, published = row['changes'], ''
+    if len(changes) == 1:
+      published = _PUBLISHED.get(changes[0].partition(':')[0], '')
     cells.append(
       (
         '; '.join(changes) or ('other data' if cells else 'this run'),
@@ -374,7 +379,7 @@ def _ablations(rows):
           for name in ('top1', 'top5')
           for key, form in ((name, '.2f'), (f'{name}_difference', '+.2f'))
         ),
-        _PUBLISHED.get(keys[0], '') if len(keys) == 1 else '',
+        published,
       )
     )
   columns = ('changed', 'seeds', 'top-1 error [%]', 'difference')

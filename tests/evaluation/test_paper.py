@@ -94,7 +94,7 @@ def test_figures_and_tables_are_of_the_run(runs, call):
   # Ablations: two recipes of two seeds each, a run given twice counts once.
   base, towers = result['ablations']
   assert (base['changes'], base['seeds']) == ([], [0, 1])
-  assert towers['changes'] == ['config.model.groups: (1, 2) -> (1, 1)']
+  assert towers['changes'] == ['model.groups: (1, 2) -> (1, 1)']
   means = []
   for row, number in ((base, 2), (towers, 1)):
     errors = [
