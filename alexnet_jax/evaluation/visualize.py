@@ -167,7 +167,7 @@ class _Seen:
       'Left: the patches of the validation images to which the unit responds'
       ' most, one of an image, and the most common of their classes. Right:'
       ' the pixels that these responses go back to, each in its own range.'
-      ' Gray: 0, or outside the image.',
+      ' Gray: 0, or outside the image. Of gray images: the mean of the colors.',
     )
     silent = int((peaks <= 0).sum())
     return rows, picture, f'{silent} of {len(peaks)} units never respond.'
@@ -189,6 +189,9 @@ class _Seen:
     back = self.classifier.deconvolve(
       self.number, pixels, np.full(_PATCHES, unit), places
     )
+    if np.array_equal(pixels[..., 0], pixels[..., 2]):
+      # Gray images: what the network would make of colors is noise.
+      back = np.repeat(back.mean(3, keepdims=True), 3, axis=3)
     back = np.stack([_shown(each) for each in back])
     width, stride, start = deconvolution.receptive_field(
       self.classifier.model, self.number, size
