@@ -11,6 +11,8 @@ _COMMANDS = {
   'features': ('evaluation.features', 'writes outputs of layers for images'),
   'prepare': ('data.prepare', 'checks a data set, or writes a faster one'),
   'report': ('evaluation.report', 'draws the page of a run'),
+  'paper': ('evaluation.paper', "draws the paper's figures from a run"),
+  'visualize': ('evaluation.visualize', 'shows what the layers of a run see'),
   'compare': ('evaluation.compare', 'compares runs'),
   'ensemble': ('evaluation.ensemble', 'measures the mean of several runs'),
   'seeds': ('evaluation.seeds', 'trains a recipe with several seeds'),

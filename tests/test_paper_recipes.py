@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import validation
+from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import writers
+from tests.system import commands
 
 EXAMPLES = 1_281_167  # of ImageNet's training split
 CONVOLUTIONS = tuple(f'conv{number}' for number in range(1, 6))
@@ -19,7 +23,7 @@ DENSE = ('dense1', 'dense2', 'head')
 
 
 def load(name):
-  return validation.load_config([f'--config=configs/{name}.py'])
+  return validation.load_config([f'--config={name}'])
 
 
 def step_of(epoch):
@@ -119,3 +123,56 @@ def test_recorded_rates_of_the_source_release(epoch, rates):
   for name, rate in rates.items():
     decay = 5e-4 if name.endswith('kernel') else 0.0
     assert found[name] == pytest.approx(-rate * decay), name
+
+
+@pytest.mark.parametrize(
+  ('name', 'key', 'value'),
+  [
+    ('tanh', 'model.activation', 'tanh'),
+    ('one_tower', 'model.groups', (1, 1, 1, 1, 1)),
+    ('no_lrn', 'model.norm', 'none'),
+    ('non_overlapping_pooling', 'model.pool_size', 2),
+    ('no_lighting', 'data.pca_lighting', 0.0),
+    ('no_dropout', 'model.dropout', 0.0),
+  ],
+)
+def test_an_ablation_is_one_key_away_from_the_paper(name, key, value):
+  """And is a network of the same widths; also with small data of one's own."""
+  recipe = f'--config=configs/imagenet_paper.py:{name}'
+  config = validation.load_config(
+    [recipe, '--config.data.source=folder', '--config.data.path=x']
+  )
+  paper, changed = map(config_lib.flatten, (load('imagenet_paper'), config))
+  ours = {'data.source', 'data.path'}
+  different = {k for k in paper if paper[k] != changed[k]} - ours
+  assert (different, changed[key]) == ({key}, value)
+  _, rows = build.network_layers(config, 1000)
+  shapes = {name: shape for name, shape, _ in rows}
+  assert shapes['conv5'] == (13, 13, 256)
+  assert shapes['pool5'] == (6, 6, 256)
+  assert ('lrn1' in shapes) == (name != 'no_lrn')
+
+
+def test_another_ablation_is_refused():
+  with pytest.raises(UserError, match="no ablation 'no_relu'; there are tanh,"):
+    load('imagenet_paper:no_relu')
+
+
+@pytest.mark.slow
+def test_the_recipe_of_large_batches_made_tiny(tmp_path):
+  """On four devices, with LARS, batch norm, dropout and microbatches."""
+  tiny = 'num_epochs=0 num_steps=8 global_batch_size=48 microbatch_size=3'
+  tiny += ' log_every_steps=1 report=False data.source=synthetic'
+  tiny += ' data.synthetic_examples=192 data.synthetic_classes=4'
+  tiny += ' data.resize_size=72 data.crop_size=64 model.num_classes=0'
+  tiny += ' model.width_multiplier=0.05 optimizer.base_batch_size=4'
+  tiny += ' schedule.warmup_epochs=0 schedule.warmup_steps=2'
+  overrides = [f'--config.{override}' for override in tiny.split()]
+  recipe = 'configs/imagenet_large_batch.py'
+  commands.train_here(recipe, tmp_path, *overrides)
+  rows = writers.read_rows(tmp_path)
+  rows = [row for row in rows if 'learning_rate' in row]
+  rates = [row['learning_rate'] for row in rows]
+  assert max(rates) == pytest.approx(0.025 * 12**0.5)
+  assert rates[0] == pytest.approx(rates[1] / 2)
+  assert rows[-1]['train/loss'] < rows[0]['train/loss']

@@ -188,13 +188,16 @@ def layers(model: dict) -> Iterator[tuple]:
     yield 'conv', name, width, *shape, pad, 1, groups
     for kind in network.convolution_operations(number):
       if kind != 'norm' or model['norm'] == 'lrn':
-        yield kind, f'{kind}{number}', *numbers.get(kind, ())
+        made = model['activation'] if kind == 'relu' else kind
+        yield made, f'{kind}{number}', *numbers.get(kind, ())
   yield 'flatten', 'flatten'
   for number, width in enumerate(model['hidden'], 1):
     numbers['dense'] = (scaled(width),)
     for kind in network.hidden_operations(number):
-      name = 'dense_relu' if kind == 'relu' else kind
-      yield kind, f'{name}{number}', *numbers.get(kind, ())
+      name, made = kind, kind
+      if kind == 'relu':
+        name, made = 'dense_relu', model['activation']
+      yield made, f'{name}{number}', *numbers.get(kind, ())
   yield 'dense', 'head', model['num_classes']
 
 
@@ -270,6 +273,7 @@ def _torch_network(model):
     'dropout': nn.Dropout,
     'flatten': nn.Flatten,
     'relu': lambda: nn.ReLU(inplace=True),
+    'tanh': nn.Tanh,
   }
   network = nn.Sequential()
   for kind, name, *numbers in layers(model):
@@ -371,6 +375,7 @@ def _keras_layers(model):
     'dropout': keras.layers.Dropout,
     'flatten': keras.layers.Flatten,
     'relu': keras.layers.ReLU,
+    'tanh': functools.partial(keras.layers.Activation, 'tanh'),
   }
   for kind, name, *numbers in layers(model):
     if kind == 'conv' and isinstance(pad := numbers[3], int):

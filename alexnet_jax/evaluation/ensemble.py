@@ -3,6 +3,7 @@
 python -m alexnet_jax.evaluation.ensemble DIR[:CHECKPOINT] DIR[:CHECKPOINT] ...
 """
 
+import argparse
 import pathlib
 import sys
 
@@ -28,10 +29,14 @@ def main(argv=None) -> int:
   cli.add_split(parser)
   cli.add_crops(parser)
   cli.add_data_path(parser)
-  return cli.run_parsed(parser, argv, _measure)
+  return cli.run_parsed(parser, argv, measure)
 
 
-def _measure(arguments):
+def measure(arguments: argparse.Namespace) -> dict:
+  """Measures the members and their mean; returns the command's result.
+
+  `arguments` are workdirs, split, crops and data_path, as of the command.
+  """
   names, crops = arguments.workdirs, arguments.crops
   if len(names) < 2:
     raise UserError(

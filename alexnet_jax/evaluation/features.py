@@ -94,14 +94,19 @@ def _work(arguments):
   }
 
 
-def _shapes(run, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of outputs of layers; UserError if there is no such."""
+def layer_shapes(run) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of outputs of all layers, in order of execution."""
   from alexnet_jax.models import costs
   from alexnet_jax.training import build
 
   shape = build.image_shape(run.config)
   _, rows = costs.layer_table(run.state.apply_fn.__self__, shape)
-  known = {name: shape for name, shape, _ in rows}
+  return {name: shape for name, shape, _ in rows}
+
+
+def _shapes(run, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of outputs of layers; UserError if there is no such."""
+  known = layer_shapes(run)
   if unknown := [name for name in names if name not in known]:
     raise UserError(
       f'there is no layer {unknown[0]!r}; there are {", ".join(known)}'
@@ -117,7 +122,7 @@ def _write(folder, run, loader, shapes) -> int:  # the number of rows
   def table():
     yield 'row', 'name', 'label'
     indices = iter(range(source.num_examples))
-    for labels, counts, outputs in _outputs(run, loader, shapes):
+    for labels, counts, outputs in layer_outputs(run, loader, shapes):
       for name, append in appends.items():
         append(outputs[name][counts])
       # The last batch is filled up. Indices last: zip takes none too many.
@@ -141,7 +146,7 @@ def _write(folder, run, loader, shapes) -> int:  # the number of rows
   return count
 
 
-def _outputs(run, loader, names) -> Iterator[tuple]:
+def layer_outputs(run, loader, names) -> Iterator[tuple]:
   """Yields what `step.feature_step` gives for each batch, as numpy arrays."""
   import jax
 
@@ -165,7 +170,7 @@ def of_images(run, images: Sequence, layer: str) -> np.ndarray:
   run, loader = loading.open_images(run, images)
   parts = [
     outputs[layer][counts]
-    for _, counts, outputs in _outputs(run, loader, shapes)
+    for _, counts, outputs in layer_outputs(run, loader, shapes)
   ]
   for name, reason in loader.unreadable.items():
     raise UserError(f'{name} cannot be read: {reason}')

@@ -5,6 +5,7 @@ in the run's folder.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import pathlib
 import sys
@@ -21,6 +22,7 @@ def write(
   which: str = 'final',
   data_path: str = '',
   tick: Callable[[], None] = lambda: None,
+  extras: Sequence[str] = (),
 ) -> dict:
   """Measures a run, and writes its report.
 
@@ -32,10 +34,11 @@ def write(
     which: `final`, `newest`, `best` or the number of a step.
     data_path: where the data lies now; '': where it lay in training.
     tick: called for each batch and picture; may raise.
+    extras: of `paper` and `visualize`, for what those commands draw.
 
   Returns:
     {page, files, config, notes, seconds} and, of a checkpoint,
-    `sections.numbers`; JSON.
+    `sections.numbers` and what the extras return, by name; JSON.
 
   Raises UserError without history and checkpoint, or without its data.
   """
@@ -78,6 +81,9 @@ def write(
   ]
   if subject:
     parts += sections.network(subject, numbers, album)
+    for extra in extras:
+      numbers[extra], more = _draw_extra(extra, subject, album)
+      parts += more
   html = page.render(f'Report of {path.resolve().name}', parts)
   page.write(folder / PAGE, html)
   return {
@@ -88,6 +94,13 @@ def write(
     'seconds': seconds,
     **numbers,
   }
+
+
+def _draw_extra(name, subject, album):
+  from alexnet_jax.evaluation import paper
+  from alexnet_jax.evaluation import visualize
+
+  return {'paper': paper, 'visualize': visualize}[name].draw(subject, album)
 
 
 def _notes(path, trained):
@@ -138,11 +151,22 @@ def main(argv=None) -> int:
   parser = cli.make_parser('evaluation.report', text)
   cli.add_run(parser)
   cli.add_data_path(parser)
+  for name, text in (
+    ('paper', "the paper's figures and tables"),
+    ('visualize', 'what the layers see'),
+  ):
+    text = f'also {text}, see evaluation.{name}; takes longer'
+    parser.add_argument(f'--{name}', action='store_true', help=text)
   return cli.run_parsed(parser, argv, _report)
 
 
 def _report(arguments):
-  result = write(arguments.workdir, arguments.checkpoint, arguments.data_path)
+  result = write(
+    arguments.workdir,
+    arguments.checkpoint,
+    arguments.data_path,
+    extras=[e for e in ('paper', 'visualize') if getattr(arguments, e)],
+  )
   show(result)
   return result
 

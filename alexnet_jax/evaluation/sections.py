@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import pathlib
+import sys
 
 import numpy as np
 import scipy.sparse
@@ -17,6 +18,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import figures
 from alexnet_jax.evaluation import loading
+from alexnet_jax.evaluation import page
 from alexnet_jax.evaluation.page import Picture
 from alexnet_jax.evaluation.page import Section
 from alexnet_jax.evaluation.page import Table
@@ -70,7 +72,7 @@ def load(
   workdir: str, which: str, data_path: str, tick: Callable[[], None]
 ) -> MeasuredRun:
   """Loads a checkpoint and measures it; `tick` is called for each batch."""
-  run = loading.load_network(workdir, which, data_path, top=1)
+  run = loading.load_network(workdir, which, data_path)
   validation = loading.make_eval_loader(run, 'validation')
   measured = evaluate.measure_all(run, validation, on_batch=lambda _: tick())
   training = None
@@ -177,6 +179,36 @@ class Album:
     return Picture(figures.save(figure, self.files[-1]), alt, caption)
 
 
+def write_page(
+  workdir: str, name: str, title: str, draw: Callable[[Album], tuple]
+) -> dict:
+  """Writes a page of its own into a folder of a run's.
+
+  Args:
+    workdir: the run's folder.
+    name: of the folder.
+    title: what comes before the run's name.
+    draw: returns (result, sections).
+
+  Returns:
+    The result with page and files, their paths.
+
+  Raises UserError if there are links where it is written.
+  """
+  path = pathlib.Path(workdir)
+  files.refuse_links(path, (name,))
+  album = Album(path / name, lambda: None)
+  album.folder.mkdir(exist_ok=True)
+  result, parts = draw(album)
+  html = page.render(f'{title} {path.resolve().name}', parts)
+  page.write(album.folder / 'index.html', html)
+  for table in (table for part in parts for table in part.tables):
+    page.show_table(table)
+  written = str(album.folder / 'index.html')
+  print(f'page: {written}', file=sys.stderr)
+  return {'page': written, 'files': [str(f) for f in album.files], **result}
+
+
 def overview(numbers: dict, settings: dict, text: str) -> Section:
   """Makes the overview: what was trained, on what, and how good it is.
 
@@ -262,7 +294,7 @@ def network(subject: MeasuredRun, numbers: dict, album: Album) -> list[Section]:
     _predictions(subject, album),
     _mistakes(subject, numbers['mistakes'], album),
     *_augmentation(subject, album),
-    *_filters(subject, album),
+    *first_layer(subject, album),
     _classes(numbers, album),
   ]
 
@@ -353,18 +385,23 @@ def _augmentation(subject, album):
   return [Section('Augmentation', pictures=[picture])]
 
 
-def _filters(subject, album):
+def first_layer(subject: MeasuredRun, album: Album) -> list[Section]:
+  """Makes the filters of the first layer, by tower; figure 3 of the paper."""
   kernel = subject.run.state.eval_params.get('conv1', {}).get('kernel')
   if kernel is None:
     return []
   height, width, _, count = kernel.shape
-  picture = album.add(
-    'filters',
-    figures.draw_filters(np.asarray(kernel)),
-    f'The {count} filters of the first layer',
-    f'{count} filters of {height} x {width} pixels, each in its own range.',
-  )
-  return [Section('First layer', pictures=[picture])]
+  # A tower is what a group of the second convolution sees of the first.
+  towers = max(subject.run.config.model.groups[1:2], default=1)
+  pictures = []
+  for tower, part in enumerate(np.split(np.asarray(kernel), towers, 3), 1):
+    which = f' of tower {tower}' * (towers > 1)
+    text = f'{count // towers} filters{which} of {height} x {width} pixels'
+    name = f'filters_{tower}' if towers > 1 else 'filters'
+    figure = figures.draw_filters(part)
+    picture = album.add(name, figure, text, f'{text}, each in its own range.')
+    pictures.append(picture)
+  return [Section('First layer', pictures=pictures)]
 
 
 def averages_table(values: dict) -> Table:

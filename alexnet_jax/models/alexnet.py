@@ -79,7 +79,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     custom_vjp = self.implementation != 'reference'
     for operation in self.convolution_operations(number):
       if operation == 'relu':
-        x = nn.relu(x)
+        x = self.activate(x)
       elif operation == 'pool':
         size, stride = self.pool_size, self.pool_stride
         if min(x.shape[1:3]) < size:
@@ -105,6 +105,10 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
         )(x)
     return x
 
+  def activate(self, x: jax.Array) -> jax.Array:
+    """Applies the activation, a function of each number."""
+    return nn.relu(x) if self.activation == 'relu' else nn.tanh(x)
+
   def _response(self, kind):
     names = 'size', 'k', 'alpha', 'beta'
     return {name: getattr(self, f'{kind}_{name}') for name in names}
@@ -117,7 +121,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
       elif operation == 'norm':
         x = self._batch_norm(x, f'dense_norm{number}', train, fixed_norms)
       elif operation == 'relu':
-        x = nn.relu(x)
+        x = self.activate(x)
       else:
         x = self._dropout(x, number, train, dropout_keys)
     return x

@@ -115,6 +115,13 @@ class LocalResponseNorm(nn.Module):
 
     Raises ValueError if `groups` do not divide the channels.
     """
+    return self._of_groups(_lrn_closed if self.custom_vjp else _lrn, x)
+
+  def factor(self, x: jax.Array) -> jax.Array:
+    """Returns what `__call__` multiplies x by, float32 [..., channels]."""
+    return self._of_groups(_factor, x)
+
+  def _of_groups(self, function, x):
     channels, caffe = x.shape[-1], self.convention == 'caffe'
     if channels % self.groups:
       raise ValueError(f'{channels} channels are no {self.groups} equal groups')
@@ -122,8 +129,7 @@ class LocalResponseNorm(nn.Module):
     grouped = x
     if self.groups > 1:
       grouped = x.reshape(*x.shape[:-1], self.groups, -1)
-    normalize = _lrn_closed if self.custom_vjp else _lrn
-    y = normalize(grouped, self.size, self.k, scale, self.beta)
+    y = function(grouped, self.size, self.k, scale, self.beta)
     return y.reshape(x.shape)
 
 
@@ -142,13 +148,21 @@ class SpatialResponseNorm(nn.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalizes [batch, height, width, channels], as `LocalResponseNorm`."""
+    return (x * self.factor(x)).astype(x.dtype)
+
+  def factor(self, x: jax.Array) -> jax.Array:
+    """Returns what `__call__` multiplies x by, float32, of its shape."""
     scale = self.alpha / self.size**2
-    return _lrn(x, self.size, self.k, scale, self.beta, axes=(1, 2))
+    return _factor(x, self.size, self.k, scale, self.beta, axes=(1, 2))
 
 
-def _lrn(x, size, k, scale, beta, axes=(-1,)):
+def _lrn(x, size, k, scale, beta):
+  return (x * _factor(x, size, k, scale, beta)).astype(x.dtype)
+
+
+def _factor(x, size, k, scale, beta, axes=(-1,)):
   bracket = _bracket(x.astype(jnp.float32), size, k, scale, axes)
-  return (x * _negative_power(bracket, beta)).astype(x.dtype)
+  return _negative_power(bracket, beta)
 
 
 def _bracket(x, size, k, scale, axes=(-1,)):

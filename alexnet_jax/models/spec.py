@@ -113,6 +113,9 @@ class AlexNetSpec:
   )
   # Groups of each convolution; (1, 2, 1, 2, 2): the paper's two towers.
   groups: Sequence[int] = _per_convolution((1, 1, 1, 1, 1), _WHOLES)
+  # What `relu` stands for in every order of operations. The paper compares its
+  # ReLU with tanh, whose output is never larger than 1.
+  activation: str = _field('relu', _one_of('relu', 'tanh'))
   # Convolutions that a max-pool follows, its window and stride in pixels.
   pool_layers: Sequence[int] = _layers((1, 2, 5))
   pool_size: int = _field(3, _WHOLE)
@@ -194,7 +197,7 @@ class AlexNetSpec:
     return (*names, 'dropout')
 
   def relu_follows(self, layer: str) -> bool:
-    """Returns True if a ReLU comes directly after a layer, such as `conv1`."""
+    """Returns True if the activation directly follows a layer, as `conv1`."""
     kind = layer.rstrip('0123456789')
     if kind == 'head':
       return False

@@ -291,7 +291,7 @@ def feature_step(
 ):
   """Returns the outputs of layers for a global batch, as of `eval_step`.
 
-  Each of `layers` is (name, whether the ReLU that follows belongs to it).
+  Each of `layers` is (name, whether the activation that follows belongs to it).
   Returns (labels, mask, {layer: float32 [batch, ...]}).
   """
   images = preprocess.normalize(batch['image'], options.mean, options.std)
@@ -301,10 +301,10 @@ def feature_step(
     train=False,
     capture_intermediates=lambda module, _: module.name in dict(layers),
   )
-  outputs = {}
-  for name, has_relu in layers:
+  outputs, model = {}, state.apply_fn.__self__
+  for name, is_activated in layers:
     output = seen['intermediates'][name]['__call__'][0].astype(jnp.float32)
-    outputs[name] = jax.nn.relu(output) if has_relu else output
+    outputs[name] = model.activate(output) if is_activated else output
   result = batch['label'], batch['mask'], outputs
   return lax.all_gather(result, AXIS, tiled=True)
 

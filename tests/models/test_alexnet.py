@@ -330,6 +330,20 @@ def test_block_orders_are_followed(order):
   assert not np.allclose(logits, head(names[::-1]), rtol=1e-3)
 
 
+def test_tanh_stands_where_a_relu_would():
+  model = AlexNet(**SMALL, activation='tanh')
+  variables = init(model)
+  logits, seen, _ = outputs(model, variables, x := images())
+  relu, *_ = outputs(AlexNet(**SMALL), variables, x)
+  assert not np.allclose(logits, relu, rtol=1e-3)
+  last = len(model.hidden)
+  y = np.tanh(np.asarray(seen[f'dense{last}'], np.float64))
+  head = jax.device_get(variables['params']['head'])
+  wanted = y @ head['kernel'] + head['bias']
+  np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
+  assert model.activate(jnp.float32(-0.5)) == pytest.approx(np.tanh(-0.5))
+
+
 def test_layers_have_their_names_in_traces():
   model = AlexNet(**SMALL, block_order=('relu-norm-spatial-pool', ''))
   variables = jax.eval_shape(lambda: init(model))
