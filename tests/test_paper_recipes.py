@@ -14,8 +14,6 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import writers
-from tests.system import commands
 
 EXAMPLES = 1_281_167  # of ImageNet's training split
 CONVOLUTIONS = tuple(f'conv{number}' for number in range(1, 6))
@@ -156,23 +154,3 @@ def test_an_ablation_is_one_key_away_from_the_paper(name, key, value):
 def test_another_ablation_is_refused():
   with pytest.raises(UserError, match="no ablation 'no_relu'; there are tanh,"):
     load('imagenet_paper:no_relu')
-
-
-@pytest.mark.slow
-def test_the_recipe_of_large_batches_made_tiny(tmp_path):
-  """On four devices, with LARS, batch norm, dropout and microbatches."""
-  tiny = 'num_epochs=0 num_steps=8 global_batch_size=48 microbatch_size=3'
-  tiny += ' log_every_steps=1 report=False data.source=synthetic'
-  tiny += ' data.synthetic_examples=192 data.synthetic_classes=4'
-  tiny += ' data.resize_size=72 data.crop_size=64 model.num_classes=0'
-  tiny += ' model.width_multiplier=0.05 optimizer.base_batch_size=4'
-  tiny += ' schedule.warmup_epochs=0 schedule.warmup_steps=2'
-  overrides = [f'--config.{override}' for override in tiny.split()]
-  recipe = 'configs/imagenet_large_batch.py'
-  commands.train_here(recipe, tmp_path, *overrides)
-  rows = writers.read_rows(tmp_path)
-  rows = [row for row in rows if 'learning_rate' in row]
-  rates = [row['learning_rate'] for row in rows]
-  assert max(rates) == pytest.approx(0.025 * 12**0.5)
-  assert rates[0] == pytest.approx(rates[1] / 2)
-  assert rows[-1]['train/loss'] < rows[0]['train/loss']

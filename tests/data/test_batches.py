@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,6 +89,24 @@ def test_options_that_make_no_sense(source, wrong):
     train_batches(source, dataclasses.replace(OPTIONS, **wrong))
 
 
+def test_a_loop_in_jax(source):
+  def loss(weights, rows, labels):
+    scores = jax.nn.log_softmax(rows @ weights)
+    return -jnp.take_along_axis(scores, labels[:, None], 1).mean()
+
+  weights = jnp.zeros((16, 4))
+  step = jax.jit(lambda w, *batch: w - 2.0 * jax.grad(loss)(w, *batch))
+  for batch in train_batches(source, OPTIONS, 100):
+    weights = step(weights, *prepared(batch))
+  right = 0
+  held_out = make_source('synthetic', 'validation', synthetic_classes=4)
+  for batch in eval_batches(held_out, OPTIONS):
+    rows, labels = prepared(batch)
+    hits = np.asarray(rows @ weights).argmax(1) == labels
+    right += hits[batch['mask']].sum()
+  assert right > 0.95 * held_out.num_examples
+
+
 def test_fit_of_keras(source):
   keras = pytest.importorskip('keras')
   model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
@@ -99,3 +118,19 @@ def test_fit_of_keras(source):
       batches, steps_per_epoch=42, epochs=3, verbose=0, shuffle=False
     )
   assert found.history['accuracy'][-1] > 0.95
+
+
+@pytest.mark.interop
+def test_a_loop_in_pytorch(source):
+  torch = pytest.importorskip('torch')
+  model = torch.nn.Linear(16, 4)
+  optimizer = torch.optim.SGD(model.parameters(), 2.0)
+  hits = []
+  for batch in train_batches(source, OPTIONS, 100):
+    rows, labels = map(torch.from_numpy, prepared(batch))
+    scores = model(rows)
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(scores, labels.long()).backward()
+    optimizer.step()
+    hits.append((scores.argmax(1) == labels).float().mean().item())
+  assert np.mean(hits[-20:]) > 0.95

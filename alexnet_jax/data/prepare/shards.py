@@ -105,7 +105,13 @@ def _open_loaders(arguments):
       skip_hint='--unreadable skip; or repair it',
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
-  check_disjoint(loaders['train'].source, source)
+  train = loaders['train'].source
+  check_disjoint(train, source)
+  if len(train.class_names) < 2:
+    raise UserError(
+      f'{train.name} has one class, {train.class_names[0]!r}; training needs'
+      ' two at least'
+    )
   return loaders
 
 
