@@ -4,8 +4,8 @@ XLA's CPU compiler has a fast convolution for one order of dimensions. It brings
 the convolutions of automatic differentiation into that order, but not always
 well, and not within loops, where they take 5 to 50 times as long. Here all have
 that order, a group at a time, between transpositions: those without stride by
-Winograd's minimal filtering, and the kernel gradient of those with a stride as
-products of matrices.
+Winograd's minimal filtering, and the kernel gradient of those with a stride or
+few channels as products of matrices.
 
 Minimal filtering computes several rows of the output together from transformed
 rows of input and kernel: m rows of a kernel of r rows take m + r - 1 products
@@ -28,7 +28,8 @@ import numpy as np
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 _ORDER = ('NHWC', 'HWIO', 'NHWC')  # of dimensions, the one that is fast
 # Limits of Winograd's filtering: its roundings grow with the kernel's width,
-# and with few channels its transformations cost as much as they save.
+# and with few channels its transformations cost as much as they save. A
+# convolution over so few is no faster than the matrices it can be written as.
 _MAX_WIDTH = 5
 _LEAST_CHANNELS = 16
 
@@ -146,7 +147,7 @@ def _images_gradient(sizes, strides, padding, kernel, gradient):
 
 def _kernel_gradient(kernel_shape, strides, padding, images, gradient):
   widths, height = kernel_shape[:2], gradient.shape[1]
-  if max(strides) > 1:
+  if max(strides) > 1 or kernel_shape[2] < _LEAST_CHANNELS:
     return _folded_gradient(widths, strides, padding, images, gradient)
   if _takes_winograd(strides, images.dtype, kernel_shape, height):
     return _filtered_gradient(images, gradient, widths[0], padding)

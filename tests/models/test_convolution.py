@@ -40,6 +40,15 @@ def test_gradients_are_those_of_autodiff(
   size, width, stride, padding, groups, monkeypatch
 ):
   monkeypatch.setattr(convolution_lib, '_LEAST_CHANNELS', 1)
+  check_gradients(size, width, stride, padding, groups)
+
+
+@pytest.mark.parametrize(('padding', 'groups'), [('VALID', 1), ('SAME', 2)])
+def test_gradients_with_few_channels(padding, groups):
+  check_gradients(9, 3, 1, padding, groups)
+
+
+def check_gradients(size, width, stride, padding, groups):
   images, kernel = example(size, width, groups)
 
   def both(function, **options):
