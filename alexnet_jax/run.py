@@ -130,7 +130,8 @@ class Run:
     Args:
       images: paths of files, their bytes, PIL images, or arrays: uint8
         [height, width, 3] in RGB or [height, width]; also one array of images,
-        [n, height, width, 3].
+        [n, height, width, 3 or 1]. For a network of gray images they become
+        gray as in training.
 
     Raises:
       UserError: if an image cannot be read.

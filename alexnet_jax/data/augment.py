@@ -44,7 +44,7 @@ class SquareWindow(NamedTuple):
     return images.rows_of_crop(height, width, whole, top, size)
 
   def cut(self, image: np.ndarray, out: np.ndarray) -> None:
-    """Writes the window into `out`, uint8 [size, size, 3]."""
+    """Writes the window into `out`, uint8 [size, size, channels]."""
     images.crop_of_square(image, self.square_size, self.top, self.left, out)
 
 
@@ -62,7 +62,7 @@ class ResizedBox(NamedTuple):
     return top + rows
 
   def cut(self, image: np.ndarray, out: np.ndarray) -> None:
-    """Writes the resized box into `out`, uint8 [size, size, 3]."""
+    """Writes the resized box into `out`, uint8 [size, size, channels]."""
     box = images.random_resized_box(*image.shape[:2], *self)
     images.resize_box(image, box, out)
 

@@ -52,21 +52,42 @@ def copy_windows(addresses, size, tops, lefts, out):
 
   Args:
     addresses: uint64 [n], of the first byte of each square: uint8
-      [size, size, 3], without gaps. The caller keeps the memory alive.
+      [size, size, channels], without gaps. The caller keeps the memory alive.
     size: width of the squares, in pixels.
     tops, lefts: int64 [n], corner of each window, with 0 <= corner and
       corner + width <= size: not checked here.
-    out: uint8 [n, width, width, 3], overwritten.
+    out: uint8 [n, width, width, channels], overwritten.
   """
-  width = out.shape[1]
+  width, channels = out.shape[1], out.shape[3]
+  length = width * channels  # of a row
   for i in range(out.shape[0]):
-    square = numba.carray(_pointer(addresses[i]), (size, size * 3), np.uint8)
-    left = lefts[i] * 3
+    shape = (size, size * channels)
+    square = numba.carray(_pointer(addresses[i]), shape, np.uint8)
+    left = lefts[i] * channels
     for row in range(width):
-      source = square[tops[i] + row, left : left + width * 3]
-      target = out[i, row].reshape(width * 3)
-      for j in range(width * 3):
+      source = square[tops[i] + row, left : left + length]
+      target = out[i, row].reshape(length)
+      for j in range(length):
         target[j] = source[j]
+
+
+@_compiled
+def to_gray(image, out):
+  """Writes the luma of RGB, rounded as Pillow's convert('L').
+
+  The weights are those of ITU-R 601-2, times 2**16; their sum is 2**16, so
+  that a gray image stays as it is.
+
+  Args:
+    image: uint8 [height, width, 3], contiguous.
+    out: uint8 [height, width, 1], overwritten.
+  """
+  for row in range(image.shape[0]):
+    for column in range(image.shape[1]):
+      red = 19595 * np.uint32(image[row, column, 0])
+      green = 38470 * np.uint32(image[row, column, 1])
+      blue = 7471 * np.uint32(image[row, column, 2])
+      out[row, column, 0] = (red + green + blue + 0x8000) >> 16
 
 
 @_compiled

@@ -278,7 +278,7 @@ def draw_filters(kernel: np.ndarray):
   The smallest value is black, the largest white; a constant filter is gray.
 
   Args:
-    kernel: float [height, width, 3, filters].
+    kernel: float [height, width, channels, filters].
   """
   filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
   low = filters.min((1, 2, 3), keepdims=True)
@@ -300,7 +300,7 @@ def draw_grid(
   One pixel of the figure is one pixel of its file.
 
   Args:
-    images: uint8 [height, width, 3] each, at least one.
+    images: uint8 [height, width, 3 or 1] each, at least one.
     columns: images in a row.
     tile: about how many pixels the largest side gets.
     captions: lines of text of each image; as many for all of them.
@@ -357,5 +357,6 @@ def _tiles(images, tile):
   tiles = []
   for image in images:
     size = [max(1, round(n * ratio)) for n in image.shape[1::-1]]
-    tiles.append(np.asarray(PIL.Image.fromarray(image).resize(size, method)))
+    color = np.repeat(image, 3 // image.shape[2], axis=2)
+    tiles.append(np.asarray(PIL.Image.fromarray(color).resize(size, method)))
   return tiles

@@ -44,8 +44,9 @@ class TrainedNetwork:
   Attributes:
     model: fields of `config.model`.
     data: fields of `config.data`: how images are prepared for it.
-    mean: subtracted from pixels of 0 to 255, float32, red, green, blue: [3], or
-      an image [crop_size, crop_size, 3] if data['mean'] is `image`.
+    mean: subtracted from pixels of 0 to 255, float32, red, green, blue, or
+      gray: [channels], or an image [crop_size, crop_size, channels] if
+      data['mean'] is `image`.
     params: {layer: {'kernel' or 'scale', 'bias'}}, float32; empty before `fit`.
     batch_stats: {layer: {'mean', 'var'}} of batch norms, float32; may be empty.
     num_classes: number of logits; 0 before `fit`: what the file has.
@@ -164,7 +165,7 @@ def module(model: dict, num_classes: int) -> AlexNet:
 
 
 def layer_shapes(
-  model: dict, num_classes: int, crop_size: int
+  model: dict, num_classes: int, crop_size: int, channels: int
 ) -> dict[str, dict[str, tuple[int, ...]]]:
   """Returns {layer: {leaf: shape}} of all weights, each kind in its order.
 
@@ -172,13 +173,15 @@ def layer_shapes(
     model: fields of `config.model`.
     num_classes: number of logits.
     crop_size: width of the images, in pixels.
+    channels: of the images.
 
   Raises:
     UserError: if a field is unknown or unfit, or the images are too small.
   """
   network = module(model, num_classes)
   try:
-    images = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
+    shape = (1, crop_size, crop_size, channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
   except (ValueError, TypeError, OverflowError) as error:
     raise UserError(
@@ -275,7 +278,9 @@ def fit(
       if 0 in array.strides and array.nbytes > _MOST_REPEATED:
         expected = 'a number for each weight'
         raise misfit(expected, 'one for many', f'{layer} {leaf}')
-  shapes = layer_shapes(network.model, num_classes, network.data['crop_size'])
+  network = _with_channels(network, there)
+  sizes = (network.data[key] for key in ('crop_size', 'channels'))
+  shapes = layer_shapes(network.model, num_classes, *sizes)
   pairs = _match(there, shapes, last)
   if pairs != (names or {name: name for name in shapes}):
     shown = ', '.join(f'{ours} is {theirs}' for ours, theirs in pairs.items())
@@ -297,6 +302,30 @@ def fit(
   return dataclasses.replace(
     network, params=params, batch_stats=batch_stats, num_classes=num_classes
   )
+
+
+def _with_channels(network, shapes):
+  """Returns the network with the channels that its first kernel reads.
+
+  Those of a network that `interop.save` wrote are known.
+  """
+  if 'channels' in network.data:
+    return network
+  kernels = [
+    shapes[name]['kernel']
+    for name in sorted(shapes, key=natural_key)
+    if _kind(shapes[name]) == 'conv'
+  ]
+  groups = [*network.model.get('groups', ()), 1][0]
+  is_gray = bool(kernels) and kernels[0][2] * groups == 1
+  data, mean = network.data | {'channels': 1 if is_gray else 3}, network.mean
+  if is_gray:
+    for name, levels in (('mean', mean), ('std', data['std_rgb'])):
+      if len({*levels}) > 1:
+        expected = f'one level, as its first layer reads gray (give --{name})'
+        raise misfit(expected, [*map(float, levels)], name)
+    data['std_rgb'], mean = data['std_rgb'][:1], mean[:1]
+  return dataclasses.replace(network, data=data, mean=mean)
 
 
 def _match(found, wanted, last):

@@ -18,8 +18,8 @@ def normalize(
   """Returns (images - mean) / std in float32.
 
   Args:
-    images: uint8 [batch, height, width, 3].
-    mean: anything that broadcasts to one image: [3] or [height, width, 3].
+    images: uint8 [batch, height, width, channels].
+    mean: anything that broadcasts to one image: [channels] or one as large.
     std: one number for all pixels, or one for each channel.
   """
   mean, std = (
@@ -37,8 +37,8 @@ def augment(batch) -> jax.Array:
   on the host it would cost more than reading and cropping them.
 
   Args:
-    batch: {image: uint8 [batch, height, width, 3]} and, where they are wanted,
-      flip: bool [batch], brightness: float32 [batch] and color: float32
+    batch: {image: uint8 [batch, height, width, channels]} and, where they are
+      wanted, flip: bool [batch], brightness: float32 [batch] and color: float32
       [batch, 3], both in levels of 255.
   """
   images = batch['image']
@@ -65,9 +65,9 @@ def crop_logits(
   is that of one.
 
   Args:
-    logits_of: function of crops [batch, crop_size, crop_size, 3] that returns
-      float32 [batch, classes], as this does.
-    images: uint8 [batch, size, size, 3].
+    logits_of: function of crops [batch, crop_size, crop_size, channels] that
+      returns float32 [batch, classes], as this does.
+    images: uint8 [batch, size, size, channels].
     crop_size: size of ten crops, in pixels; 0: the images are the crops.
   """
   if not crop_size:
@@ -75,7 +75,7 @@ def crop_logits(
 
   def add(total, crop):
     mirrored, top, left = crop
-    shape = (len(images), crop_size, crop_size, 3)
+    shape = (len(images), crop_size, crop_size, images.shape[3])
     pixels = lax.dynamic_slice(images, (0, top, left, 0), shape)
     pixels = jnp.where(mirrored > 0, pixels[:, :, ::-1], pixels)
     log_probs = jax.nn.log_softmax(logits_of(pixels))

@@ -39,8 +39,9 @@ def create_train_state(
 ) -> TrainState:
   """Initializes parameters and optimizer `tx` on the default device.
 
-  The model is one from float images of `image_shape`, (height, width, 3), to
-  logits. With `ema` an average of the parameters is kept; it starts with them.
+  The model is one from float images of `image_shape`, (height, width,
+  channels), to logits. With `ema` an average of the parameters is kept; it
+  starts with them.
   """
 
   def init(key):

@@ -35,13 +35,13 @@ def _add(parser, flag, key, text, **options):
 
   def number(text):
     value = type(key.default)(text)
-    if not key.allowed.holds(value):
+    if not isinstance(key.allowed, tuple) and not key.allowed.holds(value):
       raise argparse.ArgumentTypeError(f'{text} {key.allowed.text}')
     return value
 
   if isinstance(key.default, (int, float)):
     options['type'] = number
-  elif isinstance(key.allowed, tuple):
+  if isinstance(key.allowed, tuple):
     options['choices'] = key.allowed
   options = {'default': key.default, **options}
   text += f' (default: {key.default!r})'
@@ -70,7 +70,7 @@ def _add_tfds(parser):
     )
 
 
-def _add_raw(parser):
+def _add_shards(parser):
   kinds = [kind for kind in sources.KINDS if kind != 'synthetic']
   parser.add_argument(
     '--source', required=True, choices=kinds, help='what PATH is'
@@ -88,8 +88,15 @@ def _add_raw(parser):
   _add_num_threads(parser)
 
 
+def _add_raw(parser):
+  _add_shards(parser)
+  _add(
+    parser, 'channels', config.KEYS['data.channels'], '3, or 1: gray squares'
+  )
+
+
 def _add_resize(parser):
-  _add_raw(parser)
+  _add_shards(parser)
   _add(parser, 'quality', _QUALITY, 'of the JPEGs')
   name = 'of the new set (default: that of the TFDS set, or of the folder)'
   parser.add_argument('--name', default='', help=name)
