@@ -80,6 +80,7 @@ def test_every_example_is_measured_once(source):
     {'process_index': 1},
     {'crop_size': 19},
     {'crop': 'middle'},
+    {'channels': 2},
     {'crop_area': (0.5, 0.1)},
     {'unreadable': 'ignore'},
     {'num_threads': -1},

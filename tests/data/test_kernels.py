@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
+import PIL.Image
 import pytest
 
 from alexnet_jax.data import kernels
@@ -71,12 +72,13 @@ def test_resample_agrees_with_opencv(height, width, rows, columns, method):
   assert difference.max() <= 1
 
 
-def test_copy_windows_cuts_what_slices_cut():
-  squares = [noise(seed, 20, 20) for seed in range(9)]
+@pytest.mark.parametrize('channels', [1, 3])
+def test_copy_windows_cuts_what_slices_cut(channels):
+  squares = [noise(seed, 20, 20, channels) for seed in range(9)]
   rng = np.random.default_rng(1)
   tops, lefts = rng.integers(0, 20 - 13 + 1, (2, 9))
   tops[0] = lefts[0] = 7  # the last corner
-  out = np.zeros((9, 13, 13, 3), np.uint8)
+  out = np.zeros((9, 13, 13, channels), np.uint8)
   addresses = np.array(
     [square.__array_interface__['data'][0] for square in squares], np.uint64
   )
@@ -85,6 +87,15 @@ def test_copy_windows_cuts_what_slices_cut():
     np.testing.assert_array_equal(
       window, square[top : top + 13, left : left + 13]
     )
+
+
+def test_gray_is_pillows_for_every_kind_of_color():
+  levels = np.arange(0, 256, 5, np.uint8)
+  image = np.stack(np.meshgrid(*[levels] * 3), -1).reshape(52, -1, 3)
+  out = np.zeros((*image.shape[:2], 1), np.uint8)
+  kernels.to_gray(image, out)
+  expected = PIL.Image.fromarray(image).convert('L')
+  np.testing.assert_array_equal(out[..., 0], expected)
 
 
 def test_color_sums():

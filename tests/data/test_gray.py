@@ -1,0 +1,119 @@
+"""Gray images: from every layout the same pixels, which are Pillow's."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from alexnet_jax.data import BatchOptions
+from alexnet_jax.data import eval_batches
+from alexnet_jax.data import make_source
+from alexnet_jax.data import pixel_statistics
+from alexnet_jax.data import train_batches
+from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.prepare.__main__ import main as prepare
+from alexnet_jax.errors import UserError
+from tests.data.batches import assert_same
+from tests.data.pictures import encode
+from tests.data.pictures import noise
+from tests.data.pictures import write
+
+COLOR = BatchOptions(5, crop_size=32, resize_size=40, seed=3)
+GRAY = dataclasses.replace(COLOR, channels=1)
+
+
+@pytest.fixture(scope='module')
+def layouts(tmp_path_factory):
+  """{layout: source of the training split}, of the same colored images."""
+  root = tmp_path_factory.mktemp('gray')
+  files = {
+    f'photos/{name}/{i}.png': encode(noise(10 * k + i, 40 + i, 60), 'PNG')
+    for k, name in enumerate('ab')
+    for i in range(6)
+  }
+  write(root, files)
+  line = f'raw --source folder --path {root}/photos --size 40 --out {root}'
+  assert prepare(f'{line}/raw_color'.split()) == 0
+  assert prepare(f'{line}/raw_gray --channels 1'.split()) == 0
+  kinds = {'photos': 'folder', 'raw_color': 'raw', 'raw_gray': 'raw'}
+  return {
+    name: make_source(kind, 'train', path=str(root / name))
+    for name, kind in kinds.items()
+  }
+
+
+def to_gray(batches):
+  """Batches in color with Pillow's gray images in their place."""
+  return [
+    batch
+    | {
+      'image': np.stack(
+        [
+          np.asarray(PIL.Image.fromarray(image).convert('L'))[..., None]
+          for image in batch['image']
+        ]
+      )
+    }
+    for batch in batches
+  ]
+
+
+def batches(source, options):
+  made = train_batches(source, options, 4), eval_batches(source, options)
+  return list(itertools.chain(*made))
+
+
+@pytest.mark.parametrize('crop', ['random', 'random_resized'])
+def test_pixels_are_those_of_pillow(layouts, crop):
+  found = batches(layouts['photos'], dataclasses.replace(GRAY, crop=crop))
+  color = batches(layouts['photos'], dataclasses.replace(COLOR, crop=crop))
+  assert found[0]['image'].shape == (5, 32, 32, 1)
+  assert_same(found, to_gray(color))
+
+
+@pytest.mark.parametrize('layout', ['raw_color', 'raw_gray'])
+def test_raw_sets_of_either_kind_give_gray_images(layouts, layout):
+  assert_same(batches(layouts[layout], GRAY), batches(layouts['photos'], GRAY))
+
+
+def test_a_gray_raw_set_in_color_is_gray(layouts):
+  gray, found = (batches(layouts['raw_gray'], o) for o in (GRAY, COLOR))
+  for batch in gray:
+    batch['image'] = np.repeat(batch['image'], 3, axis=3)
+  assert_same(found, gray)
+
+
+def test_gray_squares_in_memory():
+  source = make_source('digits', 'train')
+  color, gray = (
+    next(iter(train_batches(source, options))) for options in (COLOR, GRAY)
+  )
+  np.testing.assert_array_equal(gray['image'], color['image'][..., :1])
+
+
+def test_the_mean_is_that_of_the_gray_pixels(layouts, tmp_path):
+  options = pixel_statistics.Options('channel', 32, channels=1)
+  pixels = np.concatenate(layouts['raw_gray'].shards)
+  for name, source in layouts.items():
+    loader = Loader(source, 40, channels=1)
+    found = pixel_statistics.find_statistics(options, loader, tmp_path / name)
+    np.testing.assert_allclose(found.mean, [pixels.mean()], rtol=1e-6)
+
+
+def test_a_manifest_says_the_channels(layouts, tmp_path):
+  root = pathlib.Path(layouts['raw_color'].name.removesuffix(' train'))
+  shutil.copytree(root, tmp_path / 'raw')
+  path = tmp_path / 'raw' / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  assert manifest.pop('channels') == 3
+  path.write_text(json.dumps(manifest))
+  source = make_source('raw', 'train', path=str(path.parent))
+  assert source.channels == 3  # of an older set
+  path.write_text(json.dumps(manifest | {'channels': 2}))
+  with pytest.raises(UserError, match='channels is 2, not 1 or 3'):
+    make_source('raw', 'train', path=str(path.parent))
