@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import math
 
 import numpy as np
+import PIL.Image
 
 
 def center_square(
@@ -31,16 +32,15 @@ def crop_of_square(
     image: uint8 [height, width, 3].
     size: width of the square, in pixels.
     top, left: corner of the window in the square.
-    out: uint8 [rows, columns, 3], overwritten; of one channel, the window
-      becomes gray, see `kernels.to_gray`.
+    out: uint8 [rows, columns, 3], overwritten; or [rows, columns, 1], which
+      gets the window in gray.
   """
   height, width = image.shape[:2]
   full_height, full_width = resized_shape(height, width, size)
   top += (full_height - size) // 2
   left += (full_width - size) // 2
   if (full_height, full_width) == (height, width):
-    window = image[top : top + out.shape[0], left : left + out.shape[1]]
-    _write(window, out)
+    _write(image[top : top + out.shape[0], left : left + out.shape[1]], out)
     return
   _resample(image, out, top, height / full_height, left, width / full_width)
 
@@ -81,7 +81,7 @@ def resize_box(
   Args:
     image: uint8 [height, width, 3].
     box: (top, left, height, width) in pixels.
-    out: uint8 [rows, columns, 3 or 1], overwritten; see `crop_of_square`.
+    out: uint8 [rows, columns, 3 or 1 (gray)], overwritten.
   """
   top, left, height, width = box
   window = image[top : top + height, left : left + width]
@@ -96,16 +96,15 @@ def _resample(image, out, *window):
     color = np.empty((*out.shape[:2], 3), np.uint8)
   kernels.resample(np.ascontiguousarray(image), color, *window)
   if color is not out:
-    kernels.to_gray(color, out)
+    _write(color, out)
 
 
 def _write(image, out):
-  if out.shape[2] == image.shape[2]:
-    out[...] = image
-    return
-  from alexnet_jax.data import kernels
-
-  kernels.to_gray(np.ascontiguousarray(image), out)
+  """Copies RGB, or writes its luma where `out` has one channel."""
+  if out.shape[2] == 1:
+    # ITU-R 601-2 in integers; no slower than a compiled loop.
+    image = np.asarray(PIL.Image.fromarray(image).convert('L'))[..., None]
+  out[...] = image
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

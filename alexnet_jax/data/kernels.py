@@ -72,25 +72,6 @@ def copy_windows(addresses, size, tops, lefts, out):
 
 
 @_compiled
-def to_gray(image, out):
-  """Writes the luma of RGB, rounded as Pillow's convert('L').
-
-  The weights are those of ITU-R 601-2, times 2**16; their sum is 2**16, so
-  that a gray image stays as it is.
-
-  Args:
-    image: uint8 [height, width, 3], contiguous.
-    out: uint8 [height, width, 1], overwritten.
-  """
-  for row in range(image.shape[0]):
-    for column in range(image.shape[1]):
-      red = 19595 * np.uint32(image[row, column, 0])
-      green = 38470 * np.uint32(image[row, column, 1])
-      blue = 7471 * np.uint32(image[row, column, 2])
-      out[row, column, 0] = (red + green + blue + 0x8000) >> 16
-
-
-@_compiled
 def resample(image, out, first_row, row_scale, first_column, column_scale):
   """Resizes a window: averages over areas, or interpolates where it enlarges.
 

@@ -305,27 +305,19 @@ def fit(
 
 
 def _with_channels(network, shapes):
-  """Returns the network with the channels that its first kernel reads.
-
-  Those of a network that `interop.save` wrote are known.
-  """
-  if 'channels' in network.data:
+  """Returns the network with the channels that the first kernel reads."""
+  if 'channels' in network.data:  # of a file of `interop.save`
     return network
-  kernels = [
-    shapes[name]['kernel']
-    for name in sorted(shapes, key=natural_key)
-    if _kind(shapes[name]) == 'conv'
-  ]
-  groups = [*network.model.get('groups', ()), 1][0]
-  is_gray = bool(kernels) and kernels[0][2] * groups == 1
-  data, mean = network.data | {'channels': 1 if is_gray else 3}, network.mean
-  if is_gray:
-    for name, levels in (('mean', mean), ('std', data['std_rgb'])):
-      if len({*levels}) > 1:
-        expected = f'one level, as its first layer reads gray (give --{name})'
-        raise misfit(expected, [*map(float, levels)], name)
-    data['std_rgb'], mean = data['std_rgb'][:1], mean[:1]
-  return dataclasses.replace(network, data=data, mean=mean)
+  convolutions = (name for name in shapes if _kind(shapes[name]) == 'conv')
+  first = min(convolutions, key=natural_key, default=None)
+  channels = 1 if first and shapes[first]['kernel'][2] == 1 else 3
+  mean, std = network.mean, network.data['std_rgb']
+  for name, levels in (('mean', mean), ('std', std)):
+    if channels == 1 and len({*levels}) > 1:
+      expected = f'one level, as its first layer reads gray (give --{name})'
+      raise misfit(expected, [*map(float, levels)], name)
+  data = network.data | {'channels': channels, 'std_rgb': std[:channels]}
+  return dataclasses.replace(network, data=data, mean=mean[:channels])
 
 
 def _match(found, wanted, last):

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
-import PIL.Image
 import pytest
 
 from alexnet_jax.data import kernels
@@ -87,15 +86,6 @@ def test_copy_windows_cuts_what_slices_cut(channels):
     np.testing.assert_array_equal(
       window, square[top : top + 13, left : left + 13]
     )
-
-
-def test_gray_is_pillows_for_every_kind_of_color():
-  levels = np.arange(0, 256, 5, np.uint8)
-  image = np.stack(np.meshgrid(*[levels] * 3), -1).reshape(52, -1, 3)
-  out = np.zeros((*image.shape[:2], 1), np.uint8)
-  kernels.to_gray(image, out)
-  expected = PIL.Image.fromarray(image).convert('L')
-  np.testing.assert_array_equal(out[..., 0], expected)
 
 
 def test_color_sums():

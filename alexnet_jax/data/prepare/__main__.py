@@ -35,13 +35,13 @@ def _add(parser, flag, key, text, **options):
 
   def number(text):
     value = type(key.default)(text)
-    if not isinstance(key.allowed, tuple) and not key.allowed.holds(value):
+    if not key.allowed.holds(value):
       raise argparse.ArgumentTypeError(f'{text} {key.allowed.text}')
     return value
 
   if isinstance(key.default, (int, float)):
     options['type'] = number
-  if isinstance(key.allowed, tuple):
+  elif isinstance(key.allowed, tuple):
     options['choices'] = key.allowed
   options = {'default': key.default, **options}
   text += f' (default: {key.default!r})'
@@ -90,8 +90,9 @@ def _add_shards(parser):
 
 def _add_raw(parser):
   _add_shards(parser)
-  _add(
-    parser, 'channels', config.KEYS['data.channels'], '3, or 1: gray squares'
+  kinds, text = config.KEYS['data.channels'].allowed, '1: gray (default: 3)'
+  parser.add_argument(
+    '--channels', type=int, choices=kinds, default=3, help=text
   )
 
 
