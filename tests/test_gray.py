@@ -14,7 +14,6 @@ from alexnet_jax.interop import save
 from alexnet_jax.training import build
 from tests.data.pictures import encode
 from tests.data.pictures import noise
-from tests.data.pictures import write
 from tests.system import commands
 
 PHOTO = noise(99, 28, 28)
@@ -23,18 +22,12 @@ GRAY = np.asarray(PIL.Image.fromarray(PHOTO).convert('L'))
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """(recipe, workdir, result) of a run on colored photographs."""
+  """(recipe, workdir, result) of a run on images with colors."""
   folder = tmp_path_factory.mktemp('gray')
-  names = [
-    f'photos/{split}/{c}/0.png' for split in ('train', 'val') for c in 'ab'
-  ]
-  names += [f'photos/train/{c}/{i}.png' for c in 'ab' for i in range(1, 8)]
-  write(
-    folder, {n: encode(noise(i, 28, 40), 'PNG') for i, n in enumerate(names)}
+  steps = {'num_steps': 4, 'eval_every_steps': 2}
+  recipe = commands.write_recipe(
+    folder, data__channels=1, data__mean='image', **steps
   )
-  photos = {'data__source': 'folder', 'data__path': str(folder / 'photos')}
-  options = {'data__mean': 'image', 'num_steps': 4, 'eval_every_steps': 2}
-  recipe = commands.write_recipe(folder, data__channels=1, **photos, **options)
   return recipe, folder / 'run', commands.train_here(recipe, folder / 'run')
 
 

@@ -75,10 +75,10 @@ def test_raw_sets_of_either_kind_give_gray_images(layouts, layout):
 
 
 def test_a_gray_raw_set_in_color_is_gray(layouts):
-  gray, found = (batches(layouts['raw_gray'], o) for o in (GRAY, COLOR))
-  for batch in gray:
-    batch['image'] = np.repeat(batch['image'], 3, axis=3)
-  assert_same(found, gray)
+  for one, three in zip(
+    *(batches(layouts['raw_gray'], o) for o in (GRAY, COLOR)), strict=True
+  ):
+    np.testing.assert_array_equal(one['image'].repeat(3, 3), three['image'])
 
 
 def test_the_mean_is_that_of_the_gray_pixels(layouts, tmp_path):
