@@ -51,7 +51,7 @@ def test_a_run_goes_on_with_the_same_channels_alone(trained, tmp_path):
 def test_a_photograph_is_predicted_as_its_gray_image(trained, caplog):
   run = alexnet_jax.open_run(trained[1])
   assert_predicts_as(run, *run.predict([PHOTO, GRAY[..., None], PHOTO]))
-  assert caplog.text.count('image 0 has colors: here such images') == 1
+  assert caplog.text.count('has colors: here such images') == 1
 
 
 def test_weights_go_out_and_come_back(trained, tmp_path):
