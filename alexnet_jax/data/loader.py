@@ -27,10 +27,9 @@ class Loader:
   """Reads and decodes examples of one source.
 
   Its attributes are the arguments `source`, `resize_size`, `channels` and
-  `num_threads`;
-  `skips`, True if images that cannot be decoded are left out; `unreadable`,
-  {name: reason} of those so far; and `numbers`, which maps labels of the source
-  to those that are given out, empty at first.
+  `num_threads`; `skips`, True if images that cannot be decoded are left out;
+  `unreadable`, {name: reason} of those so far; and `numbers`, which maps labels
+  of the source to those that are given out, empty at first.
   """
 
   def __init__(
@@ -127,10 +126,9 @@ class Loader:
     """Returns a function: indices int64 [n] -> addresses of squares uint64 [n].
 
     It is None if the squares are not held in memory. Those of a raw set are, if
-    they have these channels. Of
-    images in memory they are made here, once, up to 268 MB of them, if there
-    are no more than `num_uses`, repetitions included; they live as long as
-    this object.
+    they have as many channels. Of images in memory they are made here, once, up
+    to 268 MB of them, if there are no more than `num_uses`, repetitions
+    included; they live as long as this object.
     """
     size, count = self.resize_size, self.source.num_examples
     channels = self.channels

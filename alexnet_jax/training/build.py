@@ -388,15 +388,14 @@ def find_pixel_statistics(
   def read_mean_image():
     other, size = config.init.workdir, config.data.crop_size
     there = validation.read_config(other)
-    fits = there.data.mean == 'image' and image_shape(there) == image_shape(
-      config
-    )
-    if fits:
+    same = image_shape(there) == image_shape(config)
+    if there.data.mean == 'image' and same:
       return stored_mean(there, other)
     raise UserError(
       f'config.init.mean_image: {other} has no mean image for this network: its'
       f' config.data.mean is {there.data.mean!r} (needed: image), its'
-      f' config.data.crop_size is {there.data.crop_size} (needed: {size}); with'
+      f' config.data.crop_size is {there.data.crop_size} (needed: {size}) and'
+      f' its images have {there.data.channels} channels; with'
       ' --config.init.mean_image=false that of the data here is subtracted'
     )
 
