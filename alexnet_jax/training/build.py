@@ -394,8 +394,8 @@ def find_pixel_statistics(
     raise UserError(
       f'config.init.mean_image: {other} has no mean image for this network: its'
       f' config.data.mean is {there.data.mean!r} (needed: image), its'
-      f' config.data.crop_size is {there.data.crop_size} (needed: {size}) and'
-      f' its images have {there.data.channels} channels; with'
+      f' config.data.channels is {there.data.channels}, its'
+      f' config.data.crop_size is {there.data.crop_size} (needed: {size}); with'
       ' --config.init.mean_image=false that of the data here is subtracted'
     )
 

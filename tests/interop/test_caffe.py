@@ -519,7 +519,7 @@ def rewired(name, bottom):
     (changed('conv1', stride=0), r'found \[5, 0\]'),
     (changed('conv1', pad=1), 'pool1 .*over 32 pixels; Caffe would add'),
     (changed('data', dim=(1, 3, 3, 3)), 'no output for an input of 3'),
-    (changed('data', dim=(1, 3, 65, 66)), r'\(N, 3, size, size\), found'),
+    (changed('data', dim=(1, 3, 65, 66)), r'\(N, 3 or 1, size, size\), found'),
     (changed('pool5', stride=1), 'Pooling: expected one value, found'),
     (changed('pool2', pool=1), 'pool2 .*expected pool 0, found 1'),
     (changed('pool2', pad=1), 'pool2 .*expected no padding, found 1'),
