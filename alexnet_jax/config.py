@@ -67,12 +67,12 @@ _ASCENDING = _numbers_rule(
   lambda values: all(a < b for a, b in itertools.pairwise((0, *values))),
 )
 _LEVELS = _numbers_rule(
-  'takes three levels of 255, or ()',
-  lambda v: len(v) in (0, 3) and all(0 <= level <= 255 for level in v),
+  'takes three levels of 255 (of gray images one), or ()',
+  lambda v: len(v) in (0, 1, 3) and all(0 <= level <= 255 for level in v),
 )
 _DIVISORS = _numbers_rule(
-  'takes three numbers above 0, or ()',
-  lambda v: len(v) in (0, 3) and all(divisor > 0 for divisor in v),
+  'takes three numbers above 0 (of gray images one), or ()',
+  lambda v: len(v) in (0, 1, 3) and all(divisor > 0 for divisor in v),
 )
 
 
@@ -191,6 +191,9 @@ _DATA = {
   'fold': Key(0, _NOT_NEGATIVE, when='data.folds'),  # held out, from 0
   'resize_size': Key(256, _PIXELS),  # short side; its center square is kept
   'crop_size': Key(224, _PIXELS),
+  # 1: gray. Images are resized and cropped in color, and become their luma of
+  # ITU-R 601-2 then, as Pillow's convert('L') rounds it.
+  'channels': Key(3, (3, 1)),
   # Of training; evaluation always takes the center.
   'crop': Key('random', ('random', 'center', 'random_resized')),
   # Share of the image; width / height.
@@ -212,10 +215,10 @@ _DATA = {
   'scaled_decoding': Key(True, when=_IMAGES),
   # Subtracted: the mean per channel, the mean image, or nothing.
   'mean': Key('channel', ('channel', 'image', 'none')),
-  # Of `channel`: three levels instead of the data's own.
+  # Of `channel`: a level for each instead of the data's own.
   'mean_rgb': Key((), _LEVELS, when='data.mean=channel'),
   'std': Key(1.0, _POSITIVE),  # one divisor for all pixels after the mean
-  'std_rgb': Key((), _DIVISORS),  # three instead, one for each channel
+  'std_rgb': Key((), _DIVISORS),  # one for each channel instead
   # skip: the next example takes the place of one that cannot be read.
   'unreadable': Key('stop', ('stop', 'skip')),
   'num_threads': Key(0, _THREADS, free=True),  # 0: one per core

@@ -93,8 +93,8 @@ def predict(
   Returns:
     (answers: (class, probability) of the best classes of each image, the best
     first, none if it cannot be read; {name: reason} of those; the first
-    `num_images` of the others, uint8 [crop_size, crop_size, 3], as the network
-    sees them before it subtracts the mean).
+    `num_images` of the others, uint8 [crop_size, crop_size, channels], as the
+    network sees them before it subtracts the mean).
   """
   from alexnet_jax.evaluation import evaluate
   from alexnet_jax.evaluation import loading

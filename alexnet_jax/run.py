@@ -118,7 +118,8 @@ class Run:
 
     The images are paths of files, their bytes, PIL images, or arrays: uint8
     [height, width, 3] in RGB or [height, width]; also one array of images, [n,
-    height, width, 3]. Raises UserError if one cannot be read.
+    height, width, 3 or 1]. A network of gray images sees them in gray. Raises
+    UserError if one cannot be read.
     """
     _check_images(images)
     answers, reasons, _ = predict_lib.predict(self._network, images)

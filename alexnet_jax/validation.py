@@ -287,6 +287,11 @@ def _check_data(flat):
     raise UserError(f'config.{key} is {flat[key]!r}; it {rule}')
 
   source, folds = flat['data.source'], flat['data.folds']
+  for key in ('data.mean_rgb', 'data.std_rgb'):
+    if len(flat[key]) not in (0, count := flat['data.channels']):
+      refuse(key, f'must have config.data.channels = {count} numbers, or none')
+  if flat['data.pca_lighting'] and flat['data.channels'] == 1:
+    refuse('data.pca_lighting', 'shifts colors, and config.data.channels is 1')
   if flat['data.crop_size'] > (largest := flat['data.resize_size']):
     rule = f'must not exceed config.data.resize_size = {largest}'
     refuse('data.crop_size', rule)

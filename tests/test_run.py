@@ -135,7 +135,7 @@ def test_a_loop_of_ones_own_trains_as_a_run_does(tmp_path):
   assert float(sums['count']) == config.global_batch_size
   assert state_lib.summarize(state)['state_digest'] == result['state_digest']
   for key, value, message in (
-    ('data.mean_rgb', (), 'mean is .*give three levels'),
+    ('data.mean_rgb', (), 'mean is .*give 3 levels'),
     ('data.pca_lighting', 0.1, r'data\.pca_lighting'),
     ('loss.class_weights', ('balanced',), 'is balanced; here give'),
     ('init.freeze', ('conv*',), r'config\.init'),

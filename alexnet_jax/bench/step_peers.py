@@ -71,8 +71,9 @@ class Handler:
 
   def build(self, config: dict, platform: str) -> dict:
     """Makes the network, and compiles nothing; returns what describes it."""
-    rng, size = np.random.default_rng(0), config['data']['crop_size']
-    shape = (config['global_batch_size'], size, size, 3)
+    rng, data = np.random.default_rng(0), config['data']
+    size = data['crop_size']
+    shape = (config['global_batch_size'], size, size, data['channels'])
     classes = config['model']['num_classes']
     labels = rng.integers(0, classes, shape[:1], np.int32)
     start = None, rng.standard_normal(shape, np.float32), labels
@@ -260,7 +261,7 @@ def _torch_steps(kind, config, start, platform):
 
 
 def _torch_network(model):
-  """Returns the network of images [batch, 3, size, size], with our names."""
+  """Returns the network of images [batch, channels, size, size]."""
   from torch import nn
 
   make = {

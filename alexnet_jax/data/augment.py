@@ -44,7 +44,7 @@ class SquareWindow(NamedTuple):
     return images.rows_of_crop(height, width, whole, top, size)
 
   def cut(self, image: np.ndarray, out: np.ndarray) -> None:
-    """Writes the window into `out`, uint8 [size, size, 3]."""
+    """Writes the window into `out`, uint8 [size, size, channels]."""
     images.crop_of_square(image, self.square_size, self.top, self.left, out)
 
 

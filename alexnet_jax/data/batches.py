@@ -25,6 +25,7 @@ class BatchOptions:
 
   batch_size: int  # examples, of all processes together
   crop_size: int = 224  # pixels
+  channels: int = 3  # 1: gray, as Pillow's convert('L') of the crop in color
   # Width of the squares that crops are taken from, in pixels; 0: those of a raw
   # set, or else 256. Crops of kind `random_resized` are of the whole image.
   resize_size: int = 0
@@ -53,8 +54,8 @@ def train_batches(
   source.num_examples / batch_size batches.
 
   Returns:
-    Dicts with `image`, uint8 [b, crop_size, crop_size, 3], and `label`, int32
-    [b]; with `unreadable='skip'` also `unreadable`, bool [b].
+    Dicts with `image`, uint8 [b, crop_size, crop_size, channels], and `label`,
+    int32 [b]; with `unreadable='skip'` also `unreadable`, bool [b].
 
   Raises UserError if an option makes no sense; while iterating, if an image
   cannot be decoded.
@@ -114,6 +115,7 @@ def _make_loader(source, options):
     ('process_index', options.process_index < count, f'below {count}'),
     ('resize_size', square in (0, size), f'{square}, that of the raw set'),
     ('crop_size', options.crop_size <= size, f'1 to resize_size, {size}'),
+    ('channels', options.channels in (1, 3), '3, or 1 for gray'),
     ('crop', options.crop in _CROPS, f'one of {_CROPS}'),
     ('crop_area', 0 < smallest <= largest <= 1, 'shares, the smaller first'),
     ('crop_ratio', 0 < narrow <= wide, 'above 0, the smaller first'),
@@ -125,6 +127,7 @@ def _make_loader(source, options):
   return Loader(
     source,
     size,
+    channels=options.channels,
     unreadable=options.unreadable,
     num_threads=options.num_threads,
     skip_hint="unreadable='skip'; or repair or delete it",

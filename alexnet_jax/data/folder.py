@@ -19,6 +19,7 @@ import PIL.Image
 
 from alexnet_jax import files
 from alexnet_jax.data import splits
+from alexnet_jax.data.images import as_rgb
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
@@ -90,7 +91,7 @@ class ImageList(splits.Source):
   """Images of unknown classes, with 0 as their labels.
 
   Each is the path of a file, the bytes of one, a PIL image, or an array: uint8
-  [height, width, 3] in RGB, or [height, width] in gray.
+  [height, width, 3] in RGB, or [height, width] or [height, width, 1] in gray.
   """
 
   images: Sequence
@@ -122,10 +123,10 @@ class ImageList(splits.Source):
       raise UnreadableImageError(error.strerror) from error
 
   def _pixels(self, index, array):
-    fits = array.dtype == np.uint8 and array.shape[2:] in ((), (3,))
+    fits = array.dtype == np.uint8 and array.shape[2:] in ((), (1,), (3,))
     if fits and array.ndim > 1 and array.size:
-      color = array if array.ndim == 3 else np.repeat(array[..., None], 3, 2)
-      return np.ascontiguousarray(color)
+      color = array[..., None] if array.ndim == 2 else array
+      return np.ascontiguousarray(as_rgb(color))
     raise UserError(
       f'image {index} is {array.dtype} {list(array.shape)}, not uint8 [h, w, 3]'
     )

@@ -4,15 +4,19 @@ from collections.abc import Sequence
 import math
 
 import numpy as np
+import PIL.Image
 
 
-def center_square(image: np.ndarray, size: int) -> np.ndarray:
-  """Returns the center of an image with short side `size`, [size, size, 3].
+def center_square(
+  image: np.ndarray, size: int, channels: int = 3
+) -> np.ndarray:
+  """Returns the center of an image whose short side becomes `size` pixels.
 
-  This is the paper's preparation (Krizhevsky et al. 2012, section 2). Shrinking
-  averages over areas, enlarging interpolates linearly.
+  It is uint8 [size, size, channels], gray if of one. This is the paper's
+  preparation (Krizhevsky et al. 2012, section 2). Shrinking averages over
+  areas, enlarging interpolates linearly.
   """
-  out = np.empty((size, size, 3), np.uint8)
+  out = np.empty((size, size, channels), np.uint8)
   crop_of_square(image, size, 0, 0, out)
   return out
 
@@ -28,14 +32,15 @@ def crop_of_square(
     image: uint8 [height, width, 3].
     size: width of the square, in pixels.
     top, left: corner of the window in the square.
-    out: uint8 [rows, columns, 3], overwritten.
+    out: uint8 [rows, columns, 3], overwritten; or [rows, columns, 1], which
+      gets the window in gray.
   """
   height, width = image.shape[:2]
   full_height, full_width = resized_shape(height, width, size)
   top += (full_height - size) // 2
   left += (full_width - size) // 2
   if (full_height, full_width) == (height, width):
-    out[...] = image[top : top + out.shape[0], left : left + out.shape[1]]
+    _write(image[top : top + out.shape[0], left : left + out.shape[1]], out)
     return
   _resample(image, out, top, height / full_height, left, width / full_width)
 
@@ -76,7 +81,7 @@ def resize_box(
   Args:
     image: uint8 [height, width, 3].
     box: (top, left, height, width) in pixels.
-    out: uint8 [rows, columns, 3], overwritten.
+    out: uint8 [rows, columns, 3 or 1 (gray)], overwritten.
   """
   top, left, height, width = box
   window = image[top : top + height, left : left + width]
@@ -86,7 +91,25 @@ def resize_box(
 def _resample(image, out, *window):
   from alexnet_jax.data import kernels  # slow to import, and not always needed
 
-  kernels.resample(np.ascontiguousarray(image), out, *window)
+  color = out
+  if out.shape[2] == 1:
+    color = np.empty((*out.shape[:2], 3), np.uint8)
+  kernels.resample(np.ascontiguousarray(image), color, *window)
+  if color is not out:
+    _write(color, out)
+
+
+def _write(image, out):
+  """Copies RGB, or writes its luma where `out` has one channel."""
+  if out.shape[2] == 1:
+    # ITU-R 601-2 in integers; no slower than a compiled loop.
+    image = np.asarray(PIL.Image.fromarray(image).convert('L'))[..., None]
+  out[...] = image
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+  """Returns an image of one or three channels with three; gray is repeated."""
+  return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
 def random_resized_box(

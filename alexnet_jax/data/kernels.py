@@ -52,20 +52,22 @@ def copy_windows(addresses, size, tops, lefts, out):
 
   Args:
     addresses: uint64 [n], of the first byte of each square: uint8
-      [size, size, 3], without gaps. The caller keeps the memory alive.
+      [size, size, channels], without gaps. The caller keeps the memory alive.
     size: width of the squares, in pixels.
     tops, lefts: int64 [n], corner of each window, with 0 <= corner and
       corner + width <= size: not checked here.
-    out: uint8 [n, width, width, 3], overwritten.
+    out: uint8 [n, width, width, channels], overwritten.
   """
-  width = out.shape[1]
+  width, channels = out.shape[1], out.shape[3]
+  length = width * channels  # of a row
   for i in range(out.shape[0]):
-    square = numba.carray(_pointer(addresses[i]), (size, size * 3), np.uint8)
-    left = lefts[i] * 3
+    shape = (size, size * channels)
+    square = numba.carray(_pointer(addresses[i]), shape, np.uint8)
+    left = lefts[i] * channels
     for row in range(width):
-      source = square[tops[i] + row, left : left + width * 3]
-      target = out[i, row].reshape(width * 3)
-      for j in range(width * 3):
+      source = square[tops[i] + row, left : left + length]
+      target = out[i, row].reshape(length)
+      for j in range(length):
         target[j] = source[j]
 
 

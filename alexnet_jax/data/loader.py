@@ -26,10 +26,10 @@ _MOST_KEPT = 2**28  # bytes
 class Loader:
   """Reads and decodes examples of one source.
 
-  Its attributes are the arguments `source`, `resize_size` and `num_threads`;
-  `skips`, True if images that cannot be decoded are left out; `unreadable`,
-  {name: reason} of those so far; and `numbers`, which maps labels of the source
-  to those that are given out, empty at first.
+  Its attributes are the arguments `source`, `resize_size`, `channels` and
+  `num_threads`; `skips`, True if images that cannot be decoded are left out;
+  `unreadable`, {name: reason} of those so far; and `numbers`, which maps labels
+  of the source to those that are given out, empty at first.
   """
 
   def __init__(
@@ -37,6 +37,7 @@ class Loader:
     source: Source,
     resize_size: int,
     *,
+    channels: int = 3,
     unreadable: str = 'stop',
     num_threads: int = 0,
     skip_hint: str = _SKIP_HINT,
@@ -46,18 +47,20 @@ class Loader:
     Args:
       source: that is read.
       resize_size: width of the squares, in pixels.
+      channels: of the squares and of batches: 3, or 1 for gray.
       unreadable: `stop` raises at the first image that cannot be decoded;
         `skip` names it in the log and goes on without it.
       num_threads: 0: one per core of this process.
       skip_hint: how the user may go on; for the message of `stop`.
     """
     self.source = source
-    self.resize_size = resize_size
+    self.resize_size, self.channels = resize_size, channels
     self.unreadable, self.numbers = {}, {}
     self.skips = unreadable == 'skip'
     self.num_threads = num_threads or num_cores()
     self._skip_hint = skip_hint
     self._damaged, self._squares = {}, None
+    self._has_told_of_colors = channels == 3
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
 
@@ -81,41 +84,61 @@ class Loader:
       raise UserError(f'{name} has the label {label}, which is no class')
     label = self.numbers.get(label, label)
     if not isinstance(content, bytes):
+      self._tell_of_colors(index, content)
       return content, label
 
     def damaged(message):
       self._warn_once(self._damaged, index, message, 'decoded all the same')
 
     try:
-      return decoding.decode(content, damaged=damaged, **how), label
+      pixels = decoding.decode(content, damaged=damaged, **how)
     except UnreadableImageError as error:
       return self.report(index, error)
+    if not how:  # all rows are there
+      self._tell_of_colors(index, pixels)
+    return pixels, label
+
+  def _tell_of_colors(self, index, pixels):
+    """Says of the first image with colors, but once, that they are lost."""
+    if self._has_told_of_colors or (pixels[..., :1] == pixels[..., 1:]).all():
+      return
+    with self._lock:
+      is_told, self._has_told_of_colors = self._has_told_of_colors, True
+    if not is_told:
+      name = self.source.describe(index)
+      logging.warning('%s has colors: here such images become gray', name)
 
   def square(self, index: int) -> tuple[np.ndarray, int] | None:
-    """Returns (uint8 [size, size, 3], label), exactly; None if skipped."""
+    """Returns (uint8 [size, size, channels], label); None if skipped.
+
+    It is decoded exactly.
+    """
     if (example := self.pixels(index)) is None:
       return None
-    return images.center_square(example[0], self.resize_size), example[1]
+    pixels, label = example
+    return images.center_square(pixels, self.resize_size, self.channels), label
 
   def square_addresses(
     self, num_uses: int
   ) -> Callable[[np.ndarray], np.ndarray] | None:
     """Returns a function: indices int64 [n] -> addresses of squares uint64 [n].
 
-    It is None if the squares are not held in memory. Those of a raw set are. Of
-    images in memory they are made here, once, up to 268 MB of them, if there
-    are no more than `num_uses`, repetitions included; they live as long as
-    this object.
+    It is None if the squares are not held in memory. Those of a raw set are, if
+    they have as many channels. Of images in memory they are made here, once, up
+    to 268 MB of them, if there are no more than `num_uses`, repetitions
+    included; they live as long as this object.
     """
     size, count = self.resize_size, self.source.num_examples
-    if getattr(self.source, 'square_size', None) == size:
+    channels = self.channels
+    there = [getattr(self.source, k, 0) for k in ('square_size', 'channels')]
+    if there == [size, channels]:
       return self.source.addresses
-    stride = size * size * 3
+    stride = size * size * channels
     in_memory = getattr(self.source, 'in_memory', False)
     if not in_memory or count * stride > _MOST_KEPT or num_uses < count:
       return None
     if self._squares is None:
-      squares = np.empty((count, size, size, 3), np.uint8)
+      squares = np.empty((count, size, size, self.channels), np.uint8)
 
       def fill(first, last):
         for index in range(first, last):

@@ -30,7 +30,7 @@ _ALIGNMENT = 64
 class Batch(Changes, total=False):
   """One process's part of a batch: b examples; some keys only where used."""
 
-  image: np.ndarray  # uint8 [b, crop_size, crop_size, 3]
+  image: np.ndarray  # uint8 [b, crop_size, crop_size, channels]
   label: np.ndarray  # int32 [b]
   # bool [b]: could not be decoded; in training another example stands in.
   unreadable: np.ndarray
@@ -70,8 +70,8 @@ class _Buffers:
   shares it. So a batch may be kept for as long as anybody likes.
   """
 
-  def __init__(self, batching, crop_size):
-    self._shape = (batching.size, crop_size, crop_size, 3)
+  def __init__(self, batching, crop_size, channels):
+    self._shape = (batching.size, crop_size, crop_size, channels)
     self._free = collections.deque()  # its append and pop are atomic
 
   def take(self):
@@ -132,7 +132,7 @@ def train_dataset(
   addresses = None  # of squares in memory
   if crop.kind != 'random_resized':
     addresses = loader.square_addresses(num_steps * batching.size)
-  buffers = _Buffers(batching, crop.size)
+  buffers = _Buffers(batching, crop.size, loader.channels)
 
   def make_batch(step):
     positions = order.batch_positions(step, whole)[part]
@@ -217,7 +217,7 @@ def eval_dataset(
   `resize_size` they are the whole squares. The last batch is filled up with
   examples that do not count: their `mask` is False, as of skipped images.
   """
-  buffers = _Buffers(batching, crop_size)
+  buffers = _Buffers(batching, crop_size, loader.channels)
   count, size = loader.source.num_examples, loader.resize_size
   whole, corner = batching.global_batch_size, (size - crop_size) // 2
 

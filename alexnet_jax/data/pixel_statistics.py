@@ -27,6 +27,7 @@ class Options:
 
   mean: str  # `channel` or `image` is subtracted, of the training split; `none`
   crop_size: int  # of the network's input, in pixels
+  channels: int = 3  # 1: of gray images
   mean_rgb: tuple[float, ...] = ()  # is subtracted instead, if not empty
   mean_image_of: str = ''  # workdir of a run, whose mean image is subtracted
   lighting: float = 0.0  # standard deviation of PCA lighting; 0: none
@@ -42,7 +43,8 @@ class Options:
 class Statistics:
   """Statistics of the training split, as the options want them."""
 
-  mean: np.ndarray  # is subtracted, float32 [3] or [crop, crop, 3]
+  # Is subtracted, float32 [channels] or [crop, crop, channels].
+  mean: np.ndarray
   lighting: np.ndarray | None  # float32 [3, 3], see `augment.lighting_matrix`
 
 
@@ -65,16 +67,17 @@ def find_statistics(
     loader: of the training split.
     workdir: the run's folder.
     read_mean_image: returns the mean image of `options.mean_image_of`, float32
-      [crop, crop, 3].
+      [crop, crop, channels].
     progress, limit: see `compute`; with a limit nothing is kept.
   """
   if not (options.mean_is_computed or options.lighting):
     return no_statistics(options)
   path = pathlib.Path(workdir) / MEAN_FILE
   origin = [loader.source.fingerprint, loader.resize_size, options.mean]
+  origin += ['gray'] * (options.channels == 1)
   origin += [options.mean_image_of] if options.mean_image_of else []
   origin = json.dumps(origin)
-  stored = _load(path)
+  stored = _load(path, options.channels)
   if str(stored.get('of')) == origin and (
     'covariance' in stored or not options.lighting
   ):
@@ -93,26 +96,26 @@ def find_statistics(
 
 def no_statistics(options: Options) -> Statistics:
   """Returns zeros with the shapes of what `find_statistics` returns."""
-  size = options.crop_size
-  zeros = {'mean': np.zeros((size, size, 3)), 'covariance': np.zeros((3, 3))}
+  shape = options.crop_size, options.crop_size, options.channels
+  zeros = {'mean': np.zeros(shape), 'covariance': np.zeros((3, 3))}
   return _wanted(options, zeros)
 
 
 def stored_mean(options: Options, workdir) -> np.ndarray:
   """Returns what a finished run subtracts, see `Statistics`; or UserError."""
   needed = ('mean',) if options.mean_is_computed else ()
-  return _wanted_mean(options, _stored(workdir, needed))
+  return _wanted_mean(options, _stored(options, workdir, needed))
 
 
 def stored_lighting(options: Options, workdir) -> np.ndarray | None:
   """Returns the `Statistics.lighting` of a finished run; or UserError."""
   needed = ('covariance',) if options.lighting else ()
-  return _wanted_lighting(options, _stored(workdir, needed))
+  return _wanted_lighting(options, _stored(options, workdir, needed))
 
 
-def _stored(workdir, needed):
+def _stored(options, workdir, needed):
   path = pathlib.Path(workdir) / MEAN_FILE
-  stored = _load(path) if needed else {}
+  stored = _load(path, options.channels) if needed else {}
   for name in needed:
     if name not in stored:
       raise UserError(
@@ -122,7 +125,7 @@ def _stored(workdir, needed):
   return stored
 
 
-def _load(path):
+def _load(path, channels):
   """Returns {mean, of, covariance (if any)}; {} if missing or damaged."""
   files.refuse_special_file(path)
   try:
@@ -131,7 +134,7 @@ def _load(path):
       found = {name: stored[name] for name in names}
     height, width, colors = found['mean'].shape
     covariance = found.get('covariance', np.eye(3))
-    fits = height == width and (colors, *covariance.shape) == (3, 3, 3)
+    fits = height == width and (colors, *covariance.shape) == (channels, 3, 3)
     finite = np.isfinite(found['mean']).all() and np.isfinite(covariance).all()
     return found if fits and finite else {}
   except _UNREADABLE:
@@ -142,11 +145,13 @@ def _known(options, loader):
   """Returns (mean, covariance) that a raw set carries, if they are enough."""
   source = loader.source
   mean = getattr(source, 'rgb_mean', None)  # a fold has none
+  # That of a color set says too little of its luma, which is rounded.
+  same = getattr(source, 'channels', 3) in (1, loader.channels)
   fits = getattr(source, 'square_size', None) == loader.resize_size
   needs_image = options.mean == 'image' and not options.mean_image_of
-  if needs_image or not fits or mean is None:
+  if needs_image or not (fits and same) or mean is None:
     return None
-  return mean.reshape(1, 1, 3), source.rgb_covariance
+  return mean[None, None, : loader.channels], source.rgb_covariance
 
 
 def _wanted(options, found):
@@ -157,7 +162,7 @@ def _wanted(options, found):
 
 def _wanted_mean(options, found):
   if options.mean == 'none':
-    mean = np.zeros(3)
+    mean = np.zeros(options.channels)
   elif options.mean_rgb:
     mean = np.array(options.mean_rgb)
   elif options.mean == 'channel':
@@ -183,20 +188,23 @@ def compute(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the mean image of a split and the covariance of its RGB.
 
+  Of gray squares red, green and blue are the same.
+
   Args:
     loader: reads the split; its squares are averaged, in one pass.
     progress: called now and then with the number of examples done.
     limit: uses the first `limit` examples only; None: all.
 
   Returns:
-    (mean, covariance): float64 [size, size, 3] and [3, 3], in levels of 255.
+    (mean, covariance): float64 [size, size, channels] and [3, 3], in levels of
+    255.
 
   Raises UserError if no image can be decoded.
   """
   from alexnet_jax.data import kernels  # slow to import
 
   # Sums of integers are exact in any order, whatever thread comes first.
-  shape = (loader.resize_size, loader.resize_size, 3)
+  shape = (loader.resize_size, loader.resize_size, loader.channels)
   total = np.zeros(shape, np.uint64)
   sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
   counted, lock = 0, threading.Lock()
@@ -208,7 +216,7 @@ def compute(
     for index in range(first, last):
       if example := loader.square(index):
         np.add(partial, example[0], out=partial)
-        kernels.add_color_sums(example[0], *own)
+        kernels.add_color_sums(images.as_rgb(example[0]), *own)
         count += 1
     with lock:
       np.add(total, partial, out=total)

@@ -1,9 +1,10 @@
 """Raw sets: squares of one size, decoded once, in memory-mapped .npy shards.
 
 `prepare raw` writes them, as the paper had them (Krizhevsky et al. 2012,
-section 2): SPLIT-00000-of-00003.npy, uint8 [n, size, size, 3]; their labels in
-SPLIT-labels.npy, int32; manifest.json, see `prepare.raw`. A file that is cut
-off while it is read ends the process with a bus error.
+section 2): SPLIT-00000-of-00003.npy, uint8 [n, size, size, channels] (3, or 1:
+gray); their labels in SPLIT-labels.npy, int32; manifest.json, see
+`prepare.raw`. A file that is cut off while it is read ends the process with a
+bus error.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 
 import numpy as np
 
 from alexnet_jax import files
+from alexnet_jax.data import images
 from alexnet_jax.data import splits
 from alexnet_jax.errors import UserError
 
@@ -48,10 +51,11 @@ class RawSource(splits.Source):
   class_names: Sequence[str]
   fingerprint: str
   square_size: int  # pixels
+  channels: int  # 3, or 1: gray, which `read` repeats
   rgb_mean: np.ndarray  # of all pixels, float64 [3]
   rgb_covariance: np.ndarray  # float64 [3, 3]
   labels: np.ndarray  # int32 [n]
-  shards: Sequence[np.ndarray]  # memory-mapped, uint8 [n, size, size, 3] each
+  shards: Sequence[np.ndarray]  # memory-mapped, uint8 [n, size, size, channels]
   ends: np.ndarray  # index behind the last example of each shard
   starts: np.ndarray  # address of each square, uint64 [n]
 
@@ -59,7 +63,7 @@ class RawSource(splits.Source):
     number = int(np.searchsorted(self.ends, index, side='right'))
     # Counted from the end of its shard.
     pixels = self.shards[number][index - int(self.ends[number])]
-    return pixels, int(self.labels[index])
+    return images.as_rgb(pixels), int(self.labels[index])
 
   def addresses(self, indices: np.ndarray) -> np.ndarray:
     """Returns the addresses of some squares in memory, uint64 [n]."""
@@ -78,9 +82,10 @@ def raw_source(path: str, split: str) -> RawSource:
     found = sorted(manifest['splits'])
     raise UserError(f'the raw set {root} has the splits {found}, not {split!r}')
   info, size = manifest['splits'][split], manifest['image_size']
+  square = size, size, manifest['channels']
   files.keep_open(root / entry['file'] for entry in info['shards'])
   shards = [
-    _load_array(root, entry, (entry['num_examples'], size, size, 3), np.uint8)
+    _load_array(root, entry, (entry['num_examples'], *square), np.uint8)
     for entry in info['shards']
   ]
   labels = _load_array(root, info['labels'], (sum(map(len, shards)),), np.int32)
@@ -95,7 +100,8 @@ def raw_source(path: str, split: str) -> RawSource:
     raise _unfit(root / MANIFEST, f'the mean colors of {split} are {rgb!r:.80}')
   hashes = [entry['sha256'] for entry in [*info['shards'], info['labels']]]
   starts = [
-    shard.__array_interface__['data'][0] + np.arange(len(shard)) * 3 * size**2
+    shard.__array_interface__['data'][0]
+    + np.arange(len(shard)) * math.prod(square)
     for shard in shards
   ]
   return RawSource(
@@ -103,6 +109,7 @@ def raw_source(path: str, split: str) -> RawSource:
     class_names=names,
     fingerprint=splits.digest(json.dumps([names, hashes, rgb]).encode()),
     square_size=size,
+    channels=square[2],
     rgb_mean=np.array(rgb[0], float),
     rgb_covariance=np.array(rgb[1:], float),
     labels=np.array(labels),
@@ -155,6 +162,10 @@ def read_manifest(root: pathlib.Path) -> dict:
     ) from error
   if manifest['format'] != FORMAT:
     raise UserError(f'{root / MANIFEST} is no manifest of {FORMAT!r}')
+  # Older sets do not say.
+  if manifest.setdefault('channels', 3) not in (1, 3):
+    problem = f'channels is {manifest["channels"]!r:.80}, not 1 or 3'
+    raise _unfit(root / MANIFEST, problem)
   seen = set()
   for split, info in manifest['splits'].items():
     for entry in [info['labels'], *info['shards']]:

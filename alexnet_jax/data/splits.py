@@ -43,7 +43,8 @@ class Source:
   the examples, or `read_labels()`; `keys()`, names that `hold_out` ranks;
   `per_example`, the fields with an item for each example, for `take`;
   `file_name(index)`; `in_memory`: True if `read` gives pixels held in memory;
-  `square_size`, `addresses(indices)`, `rgb_mean`, `rgb_covariance`: see `raw`.
+  `square_size`, `channels`, `addresses(indices)`, `rgb_mean`,
+  `rgb_covariance`: see `raw`.
   """
 
   name: str  # what messages call it
@@ -296,7 +297,7 @@ class Part(Source):
     return self.source.describe(int(self.indices[index]))
 
   def __getattr__(self, name):
-    if name in ('class_names', 'in_memory', 'square_size'):
+    if name in ('class_names', 'in_memory', 'square_size', 'channels'):
       return getattr(self.source, name)
     if name in ('file_name', 'addresses'):
       whole = getattr(self.source, name)

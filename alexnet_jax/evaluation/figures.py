@@ -322,5 +322,6 @@ def _tiles(images, tile):
   tiles = []
   for image in images:
     size = [max(1, round(n * ratio)) for n in image.shape[1::-1]]
-    tiles.append(np.asarray(PIL.Image.fromarray(image).resize(size, method)))
+    color = np.repeat(image, 3 // image.shape[2], axis=2)
+    tiles.append(np.asarray(PIL.Image.fromarray(color).resize(size, method)))
   return tiles

@@ -230,6 +230,7 @@ def open_images(
   loader = loader_lib.Loader(
     ImageList(images, ('',)),
     config.data.resize_size,
+    channels=config.data.channels,
     unreadable='skip',
     num_threads=config.data.num_threads,
   )

@@ -129,8 +129,8 @@ def class_rows(confusion: np.ndarray, class_names: list[str]) -> list[dict]:
 def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
   """Returns the first training images before and after augmentation.
 
-  (before: uint8 [size, size, 3], after: uint8 [crop, crop, 3], class name, what
-  was changed apart from the crop) of each that can be decoded.
+  (before: uint8 [size, size, channels], after: uint8 [crop, crop, channels],
+  class name, what was changed apart from the crop) of each that decodes.
   """
   run, loader = subject.run, subject.training
   if loader is None:

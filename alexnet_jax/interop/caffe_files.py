@@ -149,7 +149,8 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
     chain = _chain(net)
     data, levels = _read_input(net)
     crop = data['crop_size']
-    mean = np.array(levels or _MEAN_BGR[::-1], np.float32)
+    usual = (0.0,) * 3 if options.mean_file else _MEAN_BGR[::-1]
+    mean = np.array(levels or usual, np.float32)
     network = TrainedNetwork(_convert_settings(chain, crop), data, mean)
     network = networks.fit(network, _read_weights(chain), channels_first=True)
     # It reads blue, green and red.
@@ -157,8 +158,8 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
     first['kernel'] = first['kernel'][:, :, ::-1].copy()
   if options.mean_file:
     with networks.naming(options.mean_file):
-      image = _read_mean_image(options.mean_file, crop)
-    data = data | {'resize_size': min(image.shape[:2]), 'mean': 'image'}
+      image = _read_mean_image(options.mean_file, network.data)
+    data = network.data | {'resize_size': min(image.shape[:2]), 'mean': 'image'}
     mean = np.array(images.center_crop(image, crop))
     return dataclasses.replace(network, data=data, mean=mean)
   if not levels:
@@ -368,8 +369,8 @@ def _read_input(net):
     if net.layer:
       shapes += [shape.dim for shape in layer.input_param.shape[:1]]
   for shape in map(tuple, shapes):
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-      raise networks.misfit('an input (N, 3, size, size)', shape)
+    if len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3]:
+      raise networks.misfit('an input (N, 3 or 1, size, size)', shape)
     crops.append(shape[2])
   crop = _single(crops or [_CROP_SIZE], 'size of the input')
   scale = _single(scales or [1.0], 'scale of the input')
@@ -391,12 +392,14 @@ def _read_input(net):
   return data, mean
 
 
-def _read_mean_image(path, crop_size):
-  """Returns a mean image, float32 [height, width, 3], before the crop."""
+def _read_mean_image(path, data):
+  """Returns a mean image, float32 [height, width, channels], uncropped."""
   image = _to_array(_parse(path, BlobProto), 3, 'mean image')
-  if len(image) != 3 or min(image.shape[1:]) < crop_size:
+  crop_size, channels = data['crop_size'], data['channels']
+  if len(image) != channels or min(image.shape[1:]) < crop_size:
     raise networks.misfit(
-      f'a mean image of 3 colors and at least {crop_size} x {crop_size} pixels',
+      f'a mean image of {channels} channels and at least {crop_size} x'
+      f' {crop_size} pixels',
       f'the shape {image.shape}',
     )
   if not 0 <= image.min() <= image.max() <= 255:  # or not a number

@@ -127,7 +127,7 @@ def _texts(folder, network):
     'architecture': 'AlexNet',
     'num_classes': network.num_classes,
     'id2label': dict(enumerate(network.class_names)),
-    'input_size': [3, size, size],
+    'input_size': [network.data['channels'], size, size],
     'resize_size': network.data['resize_size'],
     'sha256': {WEIGHTS: sha256},
     **said,

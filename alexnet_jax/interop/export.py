@@ -57,6 +57,7 @@ def _export(arguments):
   about = {
     'class_names': network.class_names,
     'crop_size': size,
+    'channels': config.data.channels,
     'resize_size': config.data.resize_size,
     'mean': mean.tolist() if mean.ndim == 1 else 'in the program',
     'std': tuple(config.data.std_rgb) or config.data.std,
@@ -66,15 +67,16 @@ def _export(arguments):
     'versions': progress.versions(),
   }
   (batch,) = jax.export.symbolic_shape('batch')
-  images = jax.ShapeDtypeStruct((batch, size, size, 3), 'uint8')
+  shape = size, size, config.data.channels
+  images = jax.ShapeDtypeStruct((batch, *shape), 'uint8')
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)
   contents = {'program.bin': bytes(exported(params, images).serialize())}
   note = ''
   if arguments.onnx:
-    onnx, difference = _convert_to_onnx(function, params, size)
+    onnx, difference = _convert_to_onnx(function, params, shape)
     contents['network.onnx'], about['onnx_difference'] = onnx, difference
     note = (
-      f'network.onnx: input images uint8 [batch, {size}, {size}, 3], output'
+      f'network.onnx: input images uint8 [batch, {str(shape)[1:-1]}], output'
       f' probabilities; ONNX Runtime differs by at most {difference:.1g}\n'
     )
   with files.new_folder(out) as folder:
@@ -101,8 +103,8 @@ def _export(arguments):
 def _make_function(config, network):
   """Returns (the function that is exported, its parameters {name: array}).
 
-  It is (parameters, uint8 [batch, crop_size, crop_size, 3]) -> probabilities,
-  float32 [batch, num_classes].
+  It is (parameters, uint8 [batch, crop_size, crop_size, channels]) ->
+  probabilities, float32 [batch, num_classes].
   """
   import jax
 
@@ -126,7 +128,7 @@ def _make_function(config, network):
   return probabilities, {name: np.asarray(leaves[name]) for name in leaves}
 
 
-def _convert_to_onnx(function, params, size):
+def _convert_to_onnx(function, params, shape):
   """Returns (serialized ONNX model, largest difference of probabilities)."""
   import jax
 
@@ -145,7 +147,7 @@ def _convert_to_onnx(function, params, size):
   try:
     model = jax2onnx.to_onnx(
       probabilities,
-      [jax.ShapeDtypeStruct(('batch', size, size, 3), np.uint8)],
+      [jax.ShapeDtypeStruct(('batch', *shape), np.uint8)],
       model_name='alexnet_jax',
       input_names=['images'],
       output_names=['probabilities'],
@@ -162,7 +164,9 @@ def _convert_to_onnx(function, params, size):
     program, options, providers=['CPUExecutionProvider']
   )
   # Smooth, as photographs are: images of noise all look alike to a network.
-  patches = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)
+  size, _, channels = shape
+  rng = np.random.default_rng(0)
+  patches = rng.integers(0, 256, (4, 4, 4, channels), np.uint8)
   index = np.arange(size) * 4 // size
   images = patches[:, index][:, :, index]
   (found,) = session.run(['probabilities'], {'images': images})

@@ -104,7 +104,7 @@ def write(
     config_lib.write_config(config, folder)
     if config.data.mean != 'none':  # as `pixel_statistics` reads it
       mean = network.mean.astype(np.float64)
-      mean = mean.reshape(1, 1, 3) if mean.ndim == 1 else mean
+      mean = mean[None, None] if mean.ndim == 1 else mean
       path = folder / pixel_statistics.MEAN_FILE
       np.savez(path, mean=mean, of=json.dumps('imported'))
     with checkpoint.Checkpoints(folder) as checkpoints:

@@ -110,7 +110,8 @@ def _load(arguments):
   layers = network.params.values()
   count = sum(leaf.size for layer in layers for leaf in layer.values())
   lines = [
-    f'{workdir}: {count:,} parameters, {len(names)} classes, images of'
+    f'{workdir}: {count:,} parameters, {len(names)} classes,'
+    f' {"gray " * (config.data.channels == 1)}images of'
     f' {config.data.crop_size} pixels'
   ]
   if not named:

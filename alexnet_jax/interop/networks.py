@@ -43,8 +43,8 @@ class TrainedNetwork:
 
   model: dict  # fields of `config.model`
   data: dict  # fields of `config.data`: how images are prepared for it
-  # Subtracted from pixels of 0 to 255, float32, red, green, blue: [3], or an
-  # image [crop_size, crop_size, 3] if data['mean'] is `image`.
+  # Subtracted from pixels of 0 to 255, float32, red, green, blue or gray:
+  # [channels], or [crop_size, crop_size, channels] if data['mean'] is `image`.
   mean: np.ndarray
   # {layer: {leaf: float32 array}}, empty before `fit`: kernel or scale, and
   # bias; mean and var of batch norms.
@@ -149,7 +149,7 @@ def module(model: dict, num_classes: int) -> AlexNet:
 
 
 def layer_shapes(
-  model: dict, num_classes: int, crop_size: int
+  model: dict, num_classes: int, crop_size: int, channels: int
 ) -> dict[str, dict[str, tuple[int, ...]]]:
   """Returns {layer: {leaf: shape}} of all weights, each kind in its order.
 
@@ -158,7 +158,8 @@ def layer_shapes(
   """
   network = module(model, num_classes)
   try:
-    images = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
+    shape = (1, crop_size, crop_size, channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
   except (ValueError, TypeError, OverflowError) as error:
     raise UserError(
@@ -250,7 +251,9 @@ def fit(
       if 0 in array.strides and array.nbytes > _MOST_REPEATED:
         expected = 'a number for each weight'
         raise misfit(expected, 'one for many', f'{layer} {leaf}')
-  shapes = layer_shapes(network.model, num_classes, network.data['crop_size'])
+  network = _with_channels(network, there)
+  sizes = (network.data[key] for key in ('crop_size', 'channels'))
+  shapes = layer_shapes(network.model, num_classes, *sizes)
   pairs = _match(there, shapes, last)
   if pairs != (names or {name: name for name in shapes}):
     shown = ', '.join(f'{ours} is {theirs}' for ours, theirs in pairs.items())
@@ -272,6 +275,22 @@ def fit(
   return dataclasses.replace(
     network, params=params, batch_stats=batch_stats, num_classes=num_classes
   )
+
+
+def _with_channels(network, shapes):
+  """Returns the network with the channels that the first kernel reads."""
+  if 'channels' in network.data:  # of a file of `interop.save`
+    return network
+  convolutions = (name for name in shapes if _kind(shapes[name]) == 'conv')
+  first = min(convolutions, key=natural_key, default=None)
+  channels = 1 if first and shapes[first]['kernel'][2] == 1 else 3
+  mean, std = network.mean, network.data['std_rgb']
+  for name, levels in (('mean', mean), ('std', std)):
+    if channels == 1 and len({*levels}) > 1:
+      expected = f'one level, as its first layer reads gray (give --{name})'
+      raise misfit(expected, [*map(float, levels)], name)
+  data = network.data | {'channels': channels, 'std_rgb': std[:channels]}
+  return dataclasses.replace(network, data=data, mean=mean[:channels])
 
 
 def _match(found, wanted, last):

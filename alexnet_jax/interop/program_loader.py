@@ -4,7 +4,7 @@ python load.py photo.jpg ...
 
 import load
 program = load.load('DIR')
-program.probabilities(images)  # uint8 [batch, crop, crop, 3]
+program.probabilities(images)  # uint8 [batch, crop, crop, channels]
 """
 
 import argparse
@@ -27,29 +27,31 @@ class Program:
     self.about = about  # the contents of about.json
     self.class_names = about['class_names']  # in the order of probabilities
     self.crop_size = about['crop_size']  # pixels
+    self.channels = about['channels']  # 3, or 1: gray
     self._params = jax.device_put(params)
     self._call = jax.jit(exported.call)
 
   def probabilities(self, images: np.ndarray) -> np.ndarray:
     """Returns the probability of each class, float32 [batch, classes].
 
-    The images are uint8 [batch, crop_size, crop_size, 3], red, green, blue;
-    raises ValueError if they have another shape or dtype.
+    The images are uint8 [batch, crop_size, crop_size, channels], red, green,
+    blue or gray; raises ValueError if they have another shape or dtype.
     """
-    shape = (len(images), self.crop_size, self.crop_size, 3)
+    shape = (len(images), self.crop_size, self.crop_size, self.channels)
     if images.shape != shape or images.dtype != np.uint8 or not len(images):
       raise ValueError(
-        f'expected uint8 [batch, {self.crop_size}, {self.crop_size}, 3], found'
-        f' {images.dtype} {list(images.shape)}'
+        f'expected uint8 [batch, {str(shape[1:])[1:-1]}], found {images.dtype}'
+        f' {list(images.shape)}'
       )
     return np.asarray(self._call(self._params, images))
 
   def prepare(self, path: str) -> np.ndarray:
-    """Returns a photograph as uint8 [crop_size, crop_size, 3].
+    """Returns a photograph as uint8 [crop_size, crop_size, channels].
 
     The short side becomes `resize_size` pixels, and the center is cut out, as
-    in training. The filter is Pillow's (BOX to shrink, BILINEAR to enlarge),
-    whose pixels differ a little from those of training.
+    in training; with one channel it is gray. The filter is Pillow's (BOX to
+    shrink, BILINEAR to enlarge), whose pixels differ a little from those of
+    training.
     """
     from PIL import Image
     from PIL import ImageOps
@@ -63,7 +65,10 @@ class Program:
     scale = short / min(image.size)
     size = tuple(max(short, round(side * scale)) for side in image.size)
     filter_ = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-    pixels = np.asarray(image.resize(size, filter_))
+    image = image.resize(size, filter_)
+    if self.channels == 1:
+      image = image.convert('L')
+    pixels = np.asarray(image).reshape(*size[::-1], self.channels)
     for width in (short, crop):
       top, left = ((side - width) // 2 for side in pixels.shape[:2])
       pixels = pixels[top : top + width, left : left + width]
@@ -97,10 +102,12 @@ def _load(folder):
   platforms = ['gpu' if name == 'cuda' else name for name in exported.platforms]
   if (platform := jax.default_backend()) not in platforms:
     raise ValueError(f'it is for {" and ".join(platforms)}, not for {platform}')
-  size, outputs = exported.in_avals[-1].shape[1], exported.out_avals[0].shape[1]
+  size, channels = exported.in_avals[-1].shape[2:]
+  outputs = exported.out_avals[0].shape[1]
   names = about['class_names']
   if not (
     about['crop_size'] == size <= about['resize_size']
+    and about['channels'] == channels
     and {*map(type, names)} == {str}
     and len(names) == outputs
   ):
@@ -130,6 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # of damaged files Pillow raises many
       code = _fail(f'{path}: {getattr(error, "strerror", None) or error}')
   if images:
+    if program.channels == 1:
+      print('note: the network sees images in gray', file=sys.stderr)
     rows = program.probabilities(np.stack(images))
     for name, row in zip(names, rows, strict=True):
       best = np.argsort(-row, kind='stable')[:5]

@@ -36,7 +36,7 @@ _USUAL = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
 
 _METADATA_KEY = 'alexnet_jax'
 _VERSION = 2  # of the metadata
-_DATA_KEYS = ('resize_size', 'crop_size', 'mean', 'std', 'std_rgb')
+_DATA_KEYS = ('resize_size', 'crop_size', 'channels', 'mean', 'std', 'std_rgb')
 # PyTorch's names of our leaves; a norm's scale is a `weight`, too.
 _LEAVES = {
   'kernel': 'weight',
@@ -101,9 +101,9 @@ def to_torch(network: TrainedNetwork) -> dict[str, np.ndarray]:
   Kernels become [out, in, height, width] and [out, in], and the first dense
   layer reads [channels, height, width].
   """
-  crop_size = network.data['crop_size']
-  shapes = networks.layer_shapes(network.model, network.num_classes, crop_size)
-  names = torch_names(network.model, crop_size)
+  sizes = [network.data[key] for key in ('crop_size', 'channels')]
+  shapes = networks.layer_shapes(network.model, network.num_classes, *sizes)
+  names = torch_names(network.model, sizes[0])
   first_dense, channels, width = networks.features(shapes)
   out = {}
   for layer in shapes:
@@ -188,14 +188,16 @@ def from_metadata(text: str) -> TrainedNetwork:
   """
   try:
     fields = json.loads(text)
-    data = {key: _tuples(fields['data'][key]) for key in _DATA_KEYS}
+    data = {'channels': 3, **fields['data']}  # which older files lack
+    data = {key: _tuples(data[key]) for key in _DATA_KEYS}
     names, crop = _tuples(fields['class_names']), data['crop_size']
+    shape = crop, crop, data['channels']
     mean = base64.b64decode(fields['mean']['float32'], validate=True)
     mean = np.frombuffer(mean, '<f4').reshape(fields['mean']['shape'])
     if not (
       fields['version'] == _VERSION
       and (type(crop) is int and crop > 0)
-      and mean.shape == ((crop, crop, 3) if data['mean'] == 'image' else (3,))
+      and mean.shape == (shape if data['mean'] == 'image' else shape[2:])
       and np.isfinite(mean).all()
       and len(names) == fields['num_classes']
       and {*map(type, names)} == {str}

@@ -20,7 +20,7 @@ def layer_table(model, image_shape):
 
   Args:
     model: an `AlexNet`.
-    image_shape: (height, width, 3).
+    image_shape: (height, width, channels).
 
   Returns:
     (params, rows): params as ShapeDtypeStructs; a row is (name, output shape

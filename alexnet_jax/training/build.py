@@ -66,6 +66,7 @@ def make_loader(config, split: str, **hint: str) -> loader_lib.Loader:
       f' --config.data.crop_size to go with it (now {data.crop_size})'
     )
   options = {'unreadable': data.unreadable, 'num_threads': data.num_threads}
+  options['channels'] = data.channels
   return loader_lib.Loader(source, size, **options, **hint)
 
 
@@ -97,13 +98,15 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
 
 
 def image_shape(config) -> tuple[int, int, int]:
-  """Returns (height, width, 3) of the crops."""
-  return (config.data.crop_size, config.data.crop_size, 3)
+  """Returns (height, width, channels) of the crops."""
+  data = config.data
+  return (data.crop_size, data.crop_size, data.channels)
 
 
 def mean_shape(config) -> tuple[int, ...]:
-  """Returns the shape of the subtracted mean: of the crops, or (3,)."""
-  return image_shape(config) if config.data.mean == 'image' else (3,)
+  """Returns the shape of the subtracted mean: of the crops, or (channels,)."""
+  shape = image_shape(config)
+  return shape if config.data.mean == 'image' else shape[2:]
 
 
 def learning_rate(config) -> float:
@@ -275,9 +278,10 @@ def make_train_step(
     raise UserError(
       'config.data.pca_lighting and the mean image need the data; use `train`'
     )
-  own = (0.0,) * 3 if config.data.mean == 'none' else config.data.mean_rgb
-  if len(mean := tuple(mean) or tuple(own)) != 3:
-    raise UserError(f'mean is {mean}; give three levels of pixels, of 255')
+  count, own = config.data.channels, config.data.mean_rgb
+  own = (0.0,) * count if config.data.mean == 'none' else own
+  if len(mean := tuple(mean) or tuple(own)) != count:
+    raise UserError(f'mean is {mean}; give {count} levels of pixels, of 255')
   if tuple(config.loss.class_weights) == ('balanced',):
     raise UserError('config.loss.class_weights is balanced; here give numbers')
   mesh = parallel.make_mesh()
@@ -365,6 +369,7 @@ def pixel_options(config) -> pixel_statistics.Options:
   return pixel_statistics.Options(
     mean=config.data.mean,
     crop_size=config.data.crop_size,
+    channels=config.data.channels,
     mean_rgb=tuple(config.data.mean_rgb),
     mean_image_of=config.init.workdir if config.init.mean_image else '',
     lighting=config.data.pca_lighting,
@@ -383,11 +388,13 @@ def find_pixel_statistics(
   def read_mean_image():
     other, size = config.init.workdir, config.data.crop_size
     there = validation.read_config(other)
-    if (there.data.mean, there.data.crop_size) == ('image', size):
+    same = image_shape(there) == image_shape(config)
+    if there.data.mean == 'image' and same:
       return stored_mean(there, other)
     raise UserError(
       f'config.init.mean_image: {other} has no mean image for this network: its'
       f' config.data.mean is {there.data.mean!r} (needed: image), its'
+      f' config.data.channels is {there.data.channels}, its'
       f' config.data.crop_size is {there.data.crop_size} (needed: {size}); with'
       ' --config.init.mean_image=false that of the data here is subtracted'
     )

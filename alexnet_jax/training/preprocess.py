@@ -15,7 +15,7 @@ def normalize(
 ) -> jax.Array:
   """Returns (images - mean) / std in float32; images: [batch, h, w, 3].
 
-  The mean is [3] or [h, w, 3], std one number, or one for each channel.
+  The mean is [channels] or as one image, std a number, or one for each channel.
   """
   mean, std = (
     jnp.asarray(value, jnp.float32)[(None,) * (images.ndim - np.ndim(value))]
@@ -27,8 +27,8 @@ def normalize(
 def augment(batch) -> jax.Array:
   """Returns the images of a training batch, flipped and shifted in color.
 
-  The batch has image: uint8 [batch, height, width, 3] and, where they are
-  wanted, flip: bool [batch], brightness: float32 [batch] and color: float32
+  The batch has image: uint8 [batch, height, width, channels] and, where they
+  are wanted, flip: bool [batch], brightness: float32 [batch] and color: float32
   [batch, 3], both in levels of 255. The result is uint8, or float32 within 0 to
   255 except for what `color` adds, as in the paper. Flipping is part of the
   pass that reads the images anyway; on the host it would cost more.
@@ -53,14 +53,14 @@ def crop_logits(
   The crops are the four corners and the center (Krizhevsky et al. 2012, section
   4.1), and the same mirrored, one after the other: the memory is that of one.
   `logits_of` makes float32 [batch, classes] of them; the images are uint8
-  [batch, size, size, 3]. With a `crop_size` of 0 they are the crops.
+  [batch, size, size, channels]. With a `crop_size` of 0 they are the crops.
   """
   if not crop_size:
     return logits_of(images)
 
   def add(total, crop):
     mirrored, top, left = crop
-    shape = (len(images), crop_size, crop_size, 3)
+    shape = (len(images), crop_size, crop_size, images.shape[3])
     pixels = lax.dynamic_slice(images, (0, top, left, 0), shape)
     pixels = jnp.where(mirrored > 0, pixels[:, :, ::-1], pixels)
     log_probs = jax.nn.log_softmax(logits_of(pixels))

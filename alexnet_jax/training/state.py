@@ -38,8 +38,8 @@ def create_train_state(
 ) -> TrainState:
   """Initializes parameters and optimizer `tx` on the default device.
 
-  Images are of `image_shape`, (height, width, 3). With `ema` an average of the
-  parameters is kept; it starts with them.
+  Images are of `image_shape`, (height, width, channels). With `ema` an average
+  of the parameters is kept; it starts with them.
   """
 
   def init(key):

@@ -77,7 +77,8 @@ def first_state(
   console.line(
     f'starts with the weights of {init.workdir}, step {int(other.state.step)}'
   )
-  keys = ['data.mean', 'data.std', 'data.std_rgb', 'data.crop_size']
+  keys = ['mean', 'std', 'std_rgb', 'crop_size', 'channels']
+  keys = [f'data.{key}' for key in keys]
   keys += [f'model.{key}' for key in config.model if key not in _FREE_KEYS]
   before, now = map(config_lib.flatten, (other.config, config))
   for key in keys:

@@ -76,6 +76,7 @@ def test_processes_share_each_batch(source):
     {'process_index': 1},
     {'crop_size': 19},
     {'crop': 'middle'},
+    {'channels': 2},
     {'crop_area': (0.5, 0.1)},
     {'unreadable': 'ignore'},
     {'num_threads': -1},

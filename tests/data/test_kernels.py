@@ -71,12 +71,13 @@ def test_resample_agrees_with_opencv(height, width, rows, columns, method):
   assert difference.max() <= 1
 
 
-def test_copy_windows_cuts_what_slices_cut():
-  squares = [noise(seed, 20, 20) for seed in range(9)]
+@pytest.mark.parametrize('channels', [1, 3])
+def test_copy_windows_cuts_what_slices_cut(channels):
+  squares = [noise(seed, 20, 20, channels) for seed in range(9)]
   rng = np.random.default_rng(1)
   tops, lefts = rng.integers(0, 20 - 13 + 1, (2, 9))
   tops[0] = lefts[0] = 7  # the last corner
-  out = np.zeros((9, 13, 13, 3), np.uint8)
+  out = np.zeros((9, 13, 13, channels), np.uint8)
   addresses = np.array(
     [square.__array_interface__['data'][0] for square in squares], np.uint64
   )

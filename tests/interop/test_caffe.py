@@ -46,10 +46,10 @@ class Spec:
   top: str = ''
 
 
-def network(order=ALEXNET):
+def network(order=ALEXNET, colors=3):
   """bvlc_alexnet's layers, tiny; caffenet's with another order."""
   rng = np.random.default_rng(0)
-  specs = [Spec('data', 'Input', {'dim': (10, 3, CROP, CROP)}, top='data')]
+  specs = [Spec('data', 'Input', {'dim': (10, colors, CROP, CROP)}, top='data')]
 
   def add(name, kind, *rest):
     in_place = kind in ('ReLU', 'Dropout')
@@ -58,10 +58,10 @@ def network(order=ALEXNET):
 
   def weights(*shape):
     scale = 2 / np.prod(shape[1:]) ** 0.5
-    kernel = rng.normal(0, scale / (100 if shape[1] == 3 else 1), shape)
+    kernel = rng.normal(0, scale / (100 if len(specs) == 1 else 1), shape)
     return [np.float32(kernel), np.float32(rng.normal(0, 0.5, shape[0]))]
 
-  inputs = 3
+  inputs = colors
   for i, outputs in enumerate(CHANNELS):
     names = 'num_output', 'kernel_size', 'stride', 'pad', 'group'
     values = outputs, KERNELS[i], STRIDES[i], PADDINGS[i], GROUPS[i]
@@ -396,6 +396,16 @@ def test_a_mean_image_is_subtracted_pixel_by_pixel(
   assert caplog.text == ''
 
 
+def test_a_network_of_gray_images(save, mean_file, images):
+  specs = network(colors=1)
+  mean = np.full((1, CROP, CROP), 99, np.float32)
+  path, file = save(file_by_hand(specs)), mean_file(mean, False)
+  imported = assert_logits(path, specs, images[..., :1], mean, file)
+  assert imported.data['channels'] == 1
+  with pytest.raises(UserError, match=r'mean: expected one level.*gray'):
+    read(path)
+
+
 def test_the_files_own_mean_and_scale(save, caplog):
   net = message(network())
   read(save(net))
@@ -492,6 +502,7 @@ def rewired(name, bottom):
     (changed('conv1', stride=0), r'found \[5, 0\]'),
     (changed('conv1', pad=1), 'pool1 .*over 32 pixels; Caffe would add'),
     (changed('data', dim=(1, 3, 3, 3)), 'no output for an input of 3'),
+    (changed('data', dim=(1, 3, 65, 66)), r'\(N, 3 or 1, size, size\), found'),
     (changed('pool5', stride=1), 'Pooling: expected one value, found'),
     (changed('pool2', pool=1), 'pool2 .*expected pool 0, found 1'),
     (changed('norm2', alpha=0.1), 'LRN: expected one value, found'),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.interop import imported_run
 from alexnet_jax.interop import keras_files
 from alexnet_jax.interop.networks import Options
 from tests.interop.conftest import HIDDEN
@@ -49,9 +50,9 @@ def head(hidden=HIDDEN):
   return [*out, layers.Dense(CLASSES, activation='softmax')]
 
 
-def marvin():
+def marvin(channels=3):
   return [
-    keras.Input((28, 28, 3)),
+    keras.Input((28, 28, channels)),
     layers.Conv2D(32, 3, activation='relu'),
     layers.MaxPooling2D(2),
     layers.Conv2D(64, 3, activation='relu'),
@@ -105,6 +106,10 @@ def test_logits_are_those_of_keras(
   assert imported.data['std_rgb'] == (255.0,) * 3
   assert imported.num_classes == CLASSES
   assert imported.data['crop_size'] == size
+  assert_logits(our_logits, imported, network, images)
+
+
+def assert_logits(our_logits, imported, network, images):
   # Without the softmax, which forgets a constant of them.
   before = keras.Model(network.inputs[0], network.layers[-1].input)
   kernel, bias = map(np.asarray, network.layers[-1].get_weights())
@@ -113,6 +118,17 @@ def test_logits_are_those_of_keras(
   assert wanted.std() > 0.01  # the images' classes differ
   logits = our_logits(imported, images)
   np.testing.assert_allclose(logits, wanted, atol=1e-4)
+
+
+def test_a_network_of_gray_images(tmp_path, random_images, our_logits):
+  network, path = build(lambda: marvin(1)), tmp_path / 'gray.weights.h5'
+  network.save_weights(path)
+  imported = keras_files.read(path, MARVIN)
+  assert imported.data['channels'] == len(imported.mean) == 1
+  assert imported_run.make_config(imported).data.std_rgb == (255.0,)
+  assert_logits(our_logits, imported, network, random_images(28)[..., :1])
+  with pytest.raises(UserError, match=r'mean: expected one level.*gray'):
+    keras_files.read(path, Options('marvin', mean=(1, 2, 3)))
 
 
 class Attributes(keras.Model):

@@ -74,7 +74,7 @@ def test_everything_comes_back_bit_by_bit(trained_run, saved, tmp_path, ask):
   other_config, other_names, other = state_of(copy)
   assert other_names == names
   assert other_config.model.to_dict() == config.model.to_dict()
-  for key in ('resize_size', 'crop_size', 'mean', 'std', 'std_rgb'):
+  for key in ('resize_size', 'crop_size', 'channels', 'mean', 'std', 'std_rgb'):
     assert other_config.data[key] == config.data[key]
   jax.tree.map(np.testing.assert_array_equal, other.params, state.ema_params)
   jax.tree.map(

@@ -74,7 +74,7 @@ def _add_tfds(parser):
     )
 
 
-def _add_raw(parser):
+def _add_shards(parser):
   kinds = [kind for kind in sources.KINDS if kind != 'synthetic']
   parser.add_argument(
     '--source', required=True, choices=kinds, help='what PATH is'
@@ -92,8 +92,16 @@ def _add_raw(parser):
   _add_num_threads(parser)
 
 
+def _add_raw(parser):
+  _add_shards(parser)
+  kinds, text = config.KEYS['data.channels'].allowed, '1: gray (default: 3)'
+  parser.add_argument(
+    '--channels', type=int, choices=kinds, default=3, help=text
+  )
+
+
 def _add_resize(parser):
-  _add_raw(parser)
+  _add_shards(parser)
   _add(parser, 'quality', _QUALITY, 'of the JPEGs')
   name = 'of the new set (default: that of the TFDS set, or of the folder)'
   parser.add_argument('--name', default='', help=name)

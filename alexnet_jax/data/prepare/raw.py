@@ -1,17 +1,20 @@
 """The command `prepare raw`: squares of uint8 pixels in memory-mapped shards.
 
-manifest.json has format, image_size (pixels), class_names, settings (of the
-command) and splits: {train, validation} of {num_examples, source,
+manifest.json has format, image_size (pixels), channels, class_names, settings
+(of the command) and splits: {train, validation} of {num_examples, source,
 source_fingerprint, skipped (names), shards: [{file, num_examples, sha256}],
-labels: {file, sha256}, rgb: `pixel_statistics.color_statistics`}.
+labels: {file, sha256}, rgb: `pixel_statistics.color_statistics`}; of gray
+squares those of three equal channels.
 """
 
 import hashlib
+import math
 import pathlib
 
 import numpy as np
 
 from alexnet_jax import files
+from alexnet_jax.data import images
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import raw
 from alexnet_jax.data.prepare import shards
@@ -20,8 +23,8 @@ from alexnet_jax.data.prepare import shards
 class RawSet:
   """A raw set that `shards.prepare` writes.
 
-  Its result: {out, image_size, classes, splits: {name: examples}, skipped: how
-  many}. Its settings are all that its bytes depend on.
+  Its result: {out, image_size, channels, classes, splits: {name: examples},
+  skipped: how many}. Its settings are all that its bytes depend on.
   """
 
   description = raw.MANIFEST  # the file that makes its folder a finished set
@@ -30,15 +33,19 @@ class RawSet:
   def __init__(self, arguments, loaders):
     self.folder = pathlib.Path(arguments.out)
     self._size = arguments.size
+    self._shape = (arguments.size, arguments.size, arguments.channels)
     self._loaders = loaders
     self.settings = {
       'image_size': arguments.size,
       'shard_examples': arguments.shard_examples,
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
+    if arguments.channels != 3:  # which sets without the setting have
+      self.settings['channels'] = arguments.channels
 
   def estimate(self, missing) -> int:
-    return sum(len(s.indices) for s in missing) * (self._size**2 * 3 + 4)
+    size = math.prod(self._shape) + 4
+    return sum(len(s.indices) for s in missing) * size
 
   def file_name(self, shard) -> str:
     return f'{shard.key}.npy'
@@ -50,13 +57,13 @@ class RawSet:
     if (example := loader.square(index)) is None:
       return None
     sums = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
-    kernels.add_color_sums(example[0], *sums)
+    kernels.add_color_sums(images.as_rgb(example[0]), *sums)
     return *example, sums
 
   def write(self, path, examples) -> dict:
     """Writes squares as .npy; their number is known at the end only."""
     labels, sums, products = [], np.zeros(3, int), np.zeros((3, 3), int)
-    with raw.new_array(path, '|u1', (self._size, self._size, 3)) as append:
+    with raw.new_array(path, '|u1', self._shape) as append:
       for pixels, label, (image_sums, image_products) in examples:
         append(pixels[None])
         labels.append(label)
@@ -76,6 +83,7 @@ class RawSet:
     manifest = {
       'format': raw.FORMAT,
       'image_size': self._size,
+      'channels': self._shape[2],
       'class_names': list(self._loaders['train'].source.class_names),
       'settings': self.settings,
       'splits': splits,
@@ -110,11 +118,13 @@ class RawSet:
     result = {
       'out': str(self.folder),
       'image_size': manifest['image_size'],
+      'channels': manifest['channels'],
       'classes': len(manifest['class_names']),
       'splits': {name: info['num_examples'] for name, info in splits.items()},
       'skipped': sum(len(info['skipped']) for info in splits.values()),
     }
-    return result, {'source': 'raw', 'path': self.folder}
+    keys = {'source': 'raw', 'path': self.folder}
+    return result, keys | ({'channels': 1} if self._shape[2] == 1 else {})
 
 
 def _sha256(path):

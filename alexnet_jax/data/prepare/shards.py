@@ -76,7 +76,8 @@ def prepare(arguments, make_target) -> dict:
     # Also if the last command ended right before that.
     shutil.rmtree(target.folder / _NOTES, ignore_errors=True)
   result, keys = target.result()
-  options = {k: str(v) for k, v in keys.items() if k != 'source'}
+  own = 'source', 'channels'  # are no options of a source
+  options = {k: str(v) for k, v in keys.items() if k not in own}
   for split in sources.SPLITS:
     sources.make_source(keys['source'], split, tfds_split=split, **options)
   recipe = 'imagenet' if result['classes'] == _IMAGENET_CLASSES else 'folder'
@@ -100,6 +101,7 @@ def _open_loaders(arguments):
     loaders[split] = Loader(
       source,
       arguments.size,
+      channels=getattr(arguments, 'channels', 3),  # only `raw` has other ones
       unreadable=arguments.unreadable,
       num_threads=arguments.num_threads,
       skip_hint='--unreadable skip; or repair it',

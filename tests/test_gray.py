@@ -1,0 +1,86 @@
+"""A network of gray images, from training to what it is exported to."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import alexnet_jax
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import report
+from alexnet_jax.interop import export
+from alexnet_jax.interop import load
+from alexnet_jax.interop import program_loader
+from alexnet_jax.interop import save
+from alexnet_jax.training import build
+from tests.data.pictures import encode
+from tests.data.pictures import noise
+from tests.system import commands
+
+PHOTO = noise(99, 28, 28)
+GRAY = np.asarray(PIL.Image.fromarray(PHOTO).convert('L'))
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(recipe, workdir, result) of a run on images with colors."""
+  folder = tmp_path_factory.mktemp('gray')
+  steps = {'num_steps': 4, 'eval_every_steps': 2}
+  recipe = commands.write_recipe(
+    folder, data__channels=1, data__mean='image', **steps
+  )
+  return recipe, folder / 'run', commands.train_here(recipe, folder / 'run')
+
+
+def assert_predicts_as(run, *others):
+  (expected,) = run.predict([GRAY])
+  for answer in others:
+    assert answer == [
+      (name, pytest.approx(p, rel=1e-5)) for name, p in expected
+    ]
+
+
+def test_a_run_goes_on_with_the_same_channels_alone(trained, tmp_path):
+  recipe, _, result = trained
+  commands.train_here(recipe, tmp_path, '--config.num_steps=2')
+  with pytest.raises(UserError, match=r'config\.data\.channels: 1 -> 3'):
+    commands.train_here(recipe, tmp_path, '--config.data.channels=3')
+  again = commands.train_here(recipe, tmp_path)
+  assert again['state_digest'] == result['state_digest']
+
+
+def test_a_photograph_is_predicted_as_its_gray_image(trained, caplog):
+  run = alexnet_jax.open_run(trained[1])
+  assert_predicts_as(run, *run.predict([PHOTO, GRAY[..., None], PHOTO]))
+  assert caplog.text.count('has colors: here such images') == 1
+
+
+def test_weights_go_out_and_come_back(trained, tmp_path):
+  run, path = alexnet_jax.open_run(trained[1]), tmp_path / 'x.safetensors'
+  assert save.main(['--workdir', str(trained[1]), str(path)]) == 0
+  assert load.main([str(path), '--workdir', str(tmp_path / 'run')]) == 0
+  loaded = alexnet_jax.open_run(tmp_path / 'run')
+  assert loaded.config.data.channels == 1
+  assert_predicts_as(run, *loaded.predict([PHOTO]))
+
+
+def test_an_exported_program_reads_gray_images(trained, tmp_path):
+  out, path = tmp_path / 'program', tmp_path / 'photo.png'
+  assert export.main(['--workdir', str(trained[1]), str(out)]) == 0
+  program = program_loader.load(out)
+  path.write_bytes(encode(PHOTO, 'PNG'))
+  pixels = program.prepare(str(path))
+  np.testing.assert_array_equal(pixels, GRAY[2:-2, 2:-2, None])
+  (row,) = program.probabilities(pixels[None])
+  answer = [(program.class_names[i], row[i]) for i in np.argsort(-row)]
+  assert_predicts_as(alexnet_jax.open_run(trained[1]), answer)
+
+
+def test_the_report_shows_gray_images(trained):
+  report.write(str(trained[1]))
+  names = {path.name for path in (trained[1] / 'report').iterdir()}
+  assert {'filters.png', 'predictions.png', 'augmentation.png'} <= names
+
+
+def test_marvin_has_the_parameters_of_its_notebook():
+  config = alexnet_jax.load_config('marvin')
+  assert build.network_costs(config, 10)['parameters'] == 497_034
