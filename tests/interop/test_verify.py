@@ -31,8 +31,8 @@ def folder(tmp_path_factory):
   return root / 'hub'
 
 
-def test_what_was_saved_holds(folder, command_result):
-  code, result, err = command_result(verify.main, str(folder))
+def test_what_was_saved_holds(folder, call):
+  code, result, err = call(verify, folder)
   assert code == 0, err
   run = checkpoint.open_run(folder.with_name('run'))
   measured = run.saved.progress.last_evaluation
@@ -212,23 +212,23 @@ def test_without_figures_nothing_is_said_to_hold(folder, tmp_path, capsys):
   assert 'leave --data_path out' in capsys.readouterr().err
 
 
-def test_converted_weights_have_no_command(folder, tmp_path, command_result):
+def test_converted_weights_have_no_command(folder, tmp_path, call):
   line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
-  assert command_result(load.main, line)[0] == 0
+  assert call(load, *line.split())[0] == 0
   copy = tmp_path / 'copy.safetensors'
   line = f'--workdir {tmp_path / "run"} {copy}'
-  assert command_result(save.main, line)[0] == 0
-  code, result, err = command_result(verify.main, str(copy))
+  assert call(save, *line.split())[0] == 0
+  code, result, err = call(verify, copy)
   assert (code, result['command']) == (0, ''), err
 
 
-def test_a_false_seed_does_not_show(folder, tmp_path, command_result):
+def test_a_false_seed_does_not_show(folder, tmp_path, call):
   tensors, fields = read(folder)
   forged = fields['claims']
   forged['config']['seed'] = 4
   forged['command'] = forged['command'].replace('seed=3', 'seed=4')
   path = write(tmp_path, tensors, fields)
-  code, result, err = command_result(verify.main, str(path))
+  code, result, err = call(verify, path)
   assert (code, result['seed_shows']) == (0, False), err
   assert 'seed 4 (nothing of which the weights show)' in err
 
@@ -244,9 +244,9 @@ def test_a_card_that_says_more_than_the_weights_is_refused(
   assert f'{name} does not say what' in capsys.readouterr().err
 
 
-def test_a_folder_becomes_a_run(folder, tmp_path, command_result):
+def test_a_folder_becomes_a_run(folder, tmp_path, call):
   line = f'{folder} --workdir {tmp_path / "run"} --data_source synthetic'
-  code, result, err = command_result(load.main, line)
+  code, result, err = call(load, *line.split())
   assert code == 0, err
   assert result['classes_are_named']
   ours = checkpoint.open_run(folder.with_name('run'))
