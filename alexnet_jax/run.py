@@ -38,7 +38,7 @@ def load_config(
 
 def train(
   config: ml_collections.ConfigDict,
-  workdir: str | os.PathLike,
+  workdir: str | os.PathLike[str],
   on_step: Callable[[int, dict[str, float]], None] | None = None,
   on_evaluation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _check_images(images):
 
 
 def open_run(
-  workdir: str | os.PathLike, checkpoint: str | int = 'final', top: int = 5
+  workdir: str | os.PathLike[str], checkpoint: str | int = 'final', top: int = 5
 ) -> Run:
   """Opens a checkpoint of a run; the run may be training at the same time.
 

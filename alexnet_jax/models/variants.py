@@ -7,6 +7,8 @@ The widths of the inputs that they are meant for, in pixels: 227 for
 others; all take other widths.
 """
 
+from typing import Any
+
 from alexnet_jax.models import spec
 
 _NO_NORM = {'norm': 'none', 'norm_layers': ()}
@@ -37,7 +39,7 @@ _FLAT = {
   'bias_layers': (2, 3),
 }
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
   # Krizhevsky et al. 2012, with the two towers of its two GPUs.
   'alexnet': {'groups': (1, 2, 1, 2, 2)},
   'alexnet_one_tower': {},
@@ -119,7 +121,7 @@ VARIANTS = {
 }
 
 
-def fields(name: str) -> dict:
+def fields(name: str) -> dict[str, Any]:
   """Returns {name: value} of all fields of `spec.AlexNetSpec` of a network.
 
   The number of classes and the dtype are none of them. Raises ValueError if

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -253,7 +254,7 @@ def make_train_step(
   config: ml_collections.ConfigDict,
   num_classes: int,
   mean: Sequence[float] = (),
-) -> tuple[state_lib.TrainState, Callable]:
+) -> tuple[state_lib.TrainState, Callable[..., Any]]:
   """Returns a fresh state, and the compiled step of a loop of one's own.
 
   `train_step(state, batch)` makes one update on all devices and returns (state
