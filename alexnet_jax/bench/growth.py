@@ -217,7 +217,7 @@ def _evaluate(case):
   console, mesh = cli.Console(io.StringIO()), parallel.make_mesh()
   with tempfile.TemporaryDirectory() as folder:
     start, path = time.perf_counter(), pathlib.Path(folder)
-    run = resume.prepare(config, path, guards.StopSignal(), console)
+    run = resume.RunContext(config, path, guards.StopSignal(), console)
     opening = time.perf_counter() - start
     state, _ = resume.initial_state(run)
     for _ in range(2):
