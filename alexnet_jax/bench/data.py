@@ -32,6 +32,7 @@ from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import sources
+from alexnet_jax.data import splits
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.loader import num_cores
 from alexnet_jax.errors import how_to_install
@@ -93,7 +94,7 @@ class Task(NamedTuple):
     """Returns the shape of a batch."""
     return self.batch_size, CROP, CROP, 3
 
-  def open_source(self) -> sources.Source:
+  def open_source(self) -> splits.Source:
     """Opens all photographs."""
     tfds = {'tfds_name': _TFDS_NAME, 'tfds_split': 'train'}
     return sources.make_source(self.kind, 'train', path=str(self.path), **tfds)
