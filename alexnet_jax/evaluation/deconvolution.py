@@ -3,26 +3,20 @@
 Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks:
 sections 2.1 (deconvolution), 4 (strongest patches) and 4.2 (occlusion).
 
-A unit is a channel of a convolution, its output what the activation of that
-convolution gives, before normalization and pooling that follow it.
+A unit is a channel of a convolution; its output is what the activation gives.
+Deconvolution takes one output of a unit, all others being 0, back to the pixels
+through the inverse of each operation:
 
-Deconvolution takes one output of a unit, all others of its layer being 0, back
-to the pixels, through the inverse of each operation in turn:
-
-- Convolution: the transposed convolution with the same kernels, without bias;
-  of groups each by itself, so that nothing passes from tower to tower.
-- Max-pooling: each number goes back to where the maximum of its window was (its
-  switch), the first of several row by row; where overlapping windows share a
-  maximum, their numbers add up. All other places are 0.
-- Activation: a ReLU rectifies what comes back, whatever its input was; that is
-  what tells deconvolution from the gradient. tanh passes it unchanged.
-- Response normalization, over channels or pixels: the product with the linear
-  scale of the way forth, (k + alpha * sum) ** -beta of that image and place,
-  which counts as a constant: nothing passes to neighbors through the sum.
-- Batch norm: the product with scale / sqrt(variance + epsilon).
+- Convolution: the transposed convolution without bias, each group by itself.
+- Max-pooling: a number goes back to where the maximum of its window was, the
+  first of several; where windows share a maximum, their numbers add up.
+- ReLU: it rectifies what comes back, whatever its input was, unlike a gradient.
+- Normalization and tanh: the factor of the way forth counts as a constant
+  (response normalization: (k + alpha * sum) ** -beta; batch norm: scale /
+  sqrt(variance + epsilon); tanh: 1).
 
 All but the ReLU are transposes of a linear map, so one backward pass of
-automatic differentiation does them, with the ReLU and the scales replaced.
+automatic differentiation does them.
 """
 
 from collections.abc import Iterable
@@ -62,8 +56,7 @@ class Strongest:
 class Classifier:
   """A trained network on one device, and how it wants its pixels.
 
-  Its attributes are the arguments `model` and `variables`. Images are uint8
-  [n, size, size, 3].
+  Images are uint8 [n, size, size, channels].
   """
 
   def __init__(self, model: AlexNet, variables: dict, mean, std):
@@ -106,27 +99,19 @@ class Classifier:
       batches: all of a split, in its order; see `data.pipeline.eval_dataset`.
       count: images that are kept for each unit, or as many as there are.
 
-    Returns:
-      One for each convolution.
-
-    Raises:
-      UserError: if no image can be read.
+    Returns one for each convolution; raises UserError if no image can be read.
     """
     results = (
       (b['mask'], self._peaks(self.variables, b['image'])) for b in batches
     )
     kept, first = [], 0
     for mask, found in measure.one_late(results):
-      indices = first + np.flatnonzero(mask)
+      indices, parts = first + np.flatnonzero(mask), []
       first += len(mask)
-      parts = [
-        Strongest(
-          values[mask].T,
-          np.repeat(indices[None], values.shape[1], axis=0),
-          places[mask].swapaxes(0, 1),
-        )
-        for values, places in jax.device_get(found)
-      ]
+      for values, places in jax.device_get(found):
+        images = np.repeat(indices[None], values.shape[1], axis=0)
+        places = places[mask].swapaxes(0, 1)
+        parts.append(Strongest(values[mask].T, images, places))
       both = [kept, parts] if kept else [parts]
       kept = [_merged(each, count) for each in zip(*both, strict=True)]
     if not kept or not kept[0].values.size:
@@ -142,13 +127,9 @@ class Classifier:
   ) -> np.ndarray:
     """Takes one output of each image back to the pixels; see above.
 
-    Args:
-      number: of the convolution, from 1.
-      units: int [n].
-      positions: row and column of the output, int [n, 2].
-
-    Returns:
-      float32 [n, size, size, 3], in the scale of the network's input.
+    It is that of a unit of convolution `number` (from 1) at a row and column:
+    int [n] and [n, 2]. Returns float32 of the shape of the images, in the scale
+    of the network's input.
     """
     result = self._deconvolve(number, self.variables, images, units, positions)
     return np.asarray(result, np.float32)
@@ -159,8 +140,9 @@ class Classifier:
     """Returns the probability of a class while a gray square hides a part.
 
     Args:
-      image: uint8 [size, size, 3].
-      square: width of the square, in pixels, smaller than the image.
+      image: uint8 [size, size, channels].
+      label: number of the class.
+      square: width of the square, in pixels, at most that of the image.
       stride: from place to place; the last square lies at the edge.
 
     Returns:

@@ -49,6 +49,10 @@ class MeasuredRun:
   def name(self, label: int) -> str:
     return self.run.class_names[label]
 
+  def describe(self, indices: np.ndarray) -> list[str]:
+    """Returns where validation images come from."""
+    return [self.validation.source.describe(int(i)) for i in indices]
+
   def crops(self, indices: np.ndarray) -> list[np.ndarray]:
     """Reads validation images as the network sees them; they must decode."""
     size = self.run.config.data.crop_size
@@ -68,11 +72,10 @@ class MeasuredRun:
     return wrong[np.argsort(-seen.loss[wrong], kind='stable')][:_MISTAKES]
 
 
-def load(
-  workdir: str, which: str, data_path: str, tick: Callable[[], None]
+def measure_run(
+  run: loading.Network, tick: Callable[[], None] = lambda: None
 ) -> MeasuredRun:
-  """Loads a checkpoint and measures it; `tick` is called for each batch."""
-  run = loading.load_network(workdir, which, data_path)
+  """Measures a network; `tick` is called for each batch."""
   validation = loading.make_eval_loader(run, 'validation')
   measured = evaluate.measure_all(run, validation, on_batch=lambda _: tick())
   training = None
@@ -89,6 +92,7 @@ def numbers(subject: MeasuredRun) -> dict:
   trained_on = saved.data.get('num_examples', 0)  # 0: imported weights
   step, seen = int(run.state.step), subject.measured.predictions
   pairs = metrics.most_confused(subject.measured.confusion, _MOST_CONFUSED)
+  mistakes = subject.worst_mistakes()
   return {
     'step': step,
     'num_steps': saved.num_steps,
@@ -109,9 +113,9 @@ def numbers(subject: MeasuredRun) -> dict:
         'predicted': name(seen.classes[index, 0]),
         'probability': float(seen.probabilities[index, 0]),
         'loss': float(seen.loss[index]),
-        'file': subject.validation.source.describe(int(index)),
+        'file': file,
       }
-      for index in subject.worst_mistakes()
+      for index, file in zip(mistakes, subject.describe(mistakes), strict=True)
     ],
   }
 
