@@ -20,8 +20,8 @@ automatic differentiation does them.
 """
 
 from collections.abc import Iterable
-import dataclasses
 import functools
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import features
 from alexnet_jax.models import layers
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import build
@@ -41,8 +42,7 @@ _OCCLUDED = 32  # images in a batch
 _RESPONSE_NORMS = layers.LocalResponseNorm, layers.SpatialResponseNorm
 
 
-@dataclasses.dataclass(frozen=True)
-class Strongest:
+class Strongest(NamedTuple):
   """The largest outputs of each unit of a convolution, at most one an image.
 
   Arrays [units, n], the largest first; of equal ones the earlier image.
@@ -104,19 +104,19 @@ class Classifier:
     results = (
       (b['mask'], self._peaks(self.variables, b['image'])) for b in batches
     )
-    kept, first = [], 0
+    kept, first = [[] for _ in self.model.channels], 0  # parts, by layer
     for mask, found in measure.one_late(results):
-      indices, parts = first + np.flatnonzero(mask), []
+      indices = first + np.flatnonzero(mask)
       first += len(mask)
-      for values, places in jax.device_get(found):
-        images = np.repeat(indices[None], values.shape[1], axis=0)
-        places = places[mask].swapaxes(0, 1)
-        parts.append(Strongest(values[mask].T, images, places))
-      both = [kept, parts] if kept else [parts]
-      kept = [_merged(each, count) for each in zip(*both, strict=True)]
-    if not kept or not kept[0].values.size:
+      for parts, (values, places) in zip(
+        kept, jax.device_get(found), strict=True
+      ):
+        images = np.broadcast_to(indices, (values.shape[1], len(indices)))
+        parts.append((values[mask].T, images, places[mask].swapaxes(0, 1)))
+        parts[:] = [features.largest(parts, count)]
+    if not first or not kept[0][0][0].size:
       raise UserError('there is no image to look at, or none can be decoded')
-    return kept
+    return [Strongest(*parts[0]) for parts in kept]
 
   def deconvolve(
     self,
@@ -207,9 +207,7 @@ def _rectify(x):
   return nn.relu(x)
 
 
-_rectify.defvjp(
-  lambda x: (nn.relu(x), None), lambda _, returned: (nn.relu(returned),)
-)
+_rectify.defvjp(lambda x: (nn.relu(x), None), lambda _, back: (nn.relu(back),))
 
 
 def _outputs(model, variables, x) -> list[jax.Array]:
@@ -223,10 +221,8 @@ def _outputs(model, variables, x) -> list[jax.Array]:
     module, name = context.module, context.method_name
     if name == 'activate':
       x = args[0]
-      if module.activation == 'relu':
-        found.append(_rectify(x))
-      else:
-        found.append(x + lax.stop_gradient(call(x) - x))
+      y = lax.stop_gradient(call(x)) + (x - lax.stop_gradient(x))
+      found.append(_rectify(x) if module.activation == 'relu' else y)
       return found[-1]
     if name == '__call__' and isinstance(module, _RESPONSE_NORMS):
       factor = lax.stop_gradient(module.factor(args[0]))
@@ -236,14 +232,3 @@ def _outputs(model, variables, x) -> list[jax.Array]:
   with nn.intercept_methods(intercept):
     model.apply(variables, x)
   return found[: len(model.channels)]
-
-
-def _merged(parts, count):
-  """Returns the `count` largest of each unit of all parts."""
-  values, images, positions = (
-    np.concatenate(arrays, 1)
-    for arrays in zip(*(vars(part).values() for part in parts), strict=True)
-  )
-  order = np.argsort(-values, 1, kind='stable')[:, :count]
-  rows = np.arange(len(order))[:, None]
-  return Strongest(*(a[rows, order] for a in (values, images, positions)))

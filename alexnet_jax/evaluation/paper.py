@@ -46,7 +46,7 @@ _TEN_CROPS = (
 )
 _ENSEMBLES = (
   ('paper, 5 CNNs', '38.1%', '16.4%'),
-  ('paper, 7 CNNs, two of them trained on ImageNet 2011', '36.7%', '15.4%'),
+  ('paper, 7 CNNs, two pre-trained on ImageNet 2011', '36.7%', '15.4%'),
 )
 # What a key's change cost the paper and, after it, net 145 of its source
 # release: points of top-1 and top-5 error.
@@ -85,11 +85,9 @@ def _work(arguments):
   if arguments.ablations:  # what refuses bad input at once comes first
     compared = compare_ablations(workdir, arguments.ablations)
   if arguments.ensemble:
-    options = {'split': 'validation', 'data_path': arguments.data_path}
     names = [f'{workdir}:{which}', *arguments.ensemble]
-    joint = ensemble.measure(
-      argparse.Namespace(workdirs=names, crops=10, **options)
-    )
+    options = {'crops': 10, 'data_path': arguments.data_path, 'workdirs': names}
+    joint = ensemble.measure(argparse.Namespace(split='validation', **options))
     which = str(joint['members'][0]['step'])
   run = loading.load_network(workdir, which, arguments.data_path)
   subject = sections.measure_run(run)
@@ -154,10 +152,9 @@ def _measure_ten_crops(subject):
 def make_tables(errors: dict, class_names: Sequence[str]) -> list[Table]:
   """Returns tables 1 and 2: of one network, of one and several.
 
-  Args:
-    errors: {model: (top-1, top-5)}, shares; one crop, ten crops and, maybe, an
-      ensemble.
-    class_names: 1,000 synsets are ImageNet's; then the published errors are in.
+  `errors` are {model: (top-1, top-5)}, shares: one crop, ten crops and, maybe,
+  an ensemble. 1,000 synsets as class names are ImageNet's; then the published
+  errors are in.
   """
   one, ten, *joint = (
     (f'this run, {model}', *(f'{error:.1%}' for error in both))
@@ -202,13 +199,9 @@ def _draw_answers(subject, album):
     title = figures.shortened(subject.name(label), 28)
     bars.set_title(title, fontsize=11, weight='bold', parse_math=False)
     bars.set(xlim=(0, 1), ylim=(4.6, -0.6))
-    answers.append(
-      {
-        'image': subject.validation.source.describe(int(index)),
-        'class': subject.name(label),
-        'best': [*zip(*best, strict=True)],
-      }
-    )
+    answer = {'class': subject.name(label), 'best': [*zip(*best, strict=True)]}
+    image = subject.validation.source.describe(int(index))
+    answers.append({'image': image, **answer})
   picture = album.add(
     'figure_4_left',
     figure,
@@ -228,23 +221,16 @@ def _draw_nearest(subject, album):
   run, training, validation = subject.run, subject.training, subject.validation
   title, (*layers, _) = 'Figure 4, right', features.layer_shapes(run)
   if training is None or not layers:
-    lacking = (
-      'The images of the training are' if layers else 'Hidden layers are'
-    )
-    return [], Section(title, f'{lacking} not there.')
+    lacking = 'images of the training' if layers else 'hidden layers'
+    return [], Section(title, f'There are no {lacking}.')
   layer, chosen = layers[-1], subject.evenly_chosen(_QUERIES)
   squares = [validation.square(int(index))[0] for index in chosen]
   queries = features.of_images(run, squares, layer)
   outputs = features.layer_outputs(run, training, [layer])
   batches = ((counts, found[layer]) for _, counts, found in outputs)
   distances, nearest = find_nearest(queries, batches, _NEAREST)
-  size, result, tiles, captions, colors = (
-    run.config.data.crop_size,
-    [],
-    [],
-    [],
-    [],
-  )
+  size, result = run.config.data.crop_size, []
+  tiles, captions, colors = [], [], []
   for row, query in enumerate(chosen):
     label = subject.measured.predictions.labels[query]
     tiles.append(images.center_crop(squares[row], size))
@@ -255,13 +241,9 @@ def _draw_nearest(subject, album):
       tiles.append(images.center_crop(square, size))
       captions.append((subject.name(its), f'{distance:.4g}'))
       colors.append(figures.RIGHT if its == label else figures.WRONG)
-    result.append(
-      {
-        'image': validation.source.describe(int(query)),
-        'nearest': [training.source.describe(int(i)) for i in nearest[row]],
-        'distances': distances[row].tolist(),
-      }
-    )
+    names = [training.source.describe(int(index)) for index in nearest[row]]
+    found = {'nearest': names, 'distances': distances[row].tolist()}
+    result.append({'image': validation.source.describe(int(query)), **found})
   picture = album.add(
     'figure_4_right',
     figures.draw_grid(tiles, 1 + nearest.shape[1], 140, captions, colors),
@@ -287,32 +269,29 @@ def find_nearest(
     (distances float64 [q, n], the nearest first; int64 [q, n]: numbers of the
     rows, those that do not count included).
   """
-  distances = np.zeros((len(queries), 0))
-  numbers, first = np.zeros((len(queries), 0), int), 0
+  from alexnet_jax.evaluation import features
+
+  queries, kept, first = queries.reshape(len(queries), -1), [], 0
   for counts, rows in batches:
-    gaps = (np.float64(rows[counts]) - query for query in queries)
-    new = [np.sqrt(np.square(gap.reshape(len(gap), -1)).sum(1)) for gap in gaps]
-    new_numbers = np.broadcast_to(first + np.flatnonzero(counts), np.shape(new))
+    rows = np.float64(rows.reshape(len(rows), -1)[counts])
+    gaps = -np.array(
+      [np.linalg.norm(rows - query, axis=1) for query in queries]
+    )
+    numbers = np.broadcast_to(first + np.flatnonzero(counts), gaps.shape)
     first += len(counts)
-    distances = np.concatenate([distances, new], 1)
-    order = np.argsort(distances, 1, kind='stable')[:, :count]
-    distances = np.take_along_axis(distances, order, 1)
-    numbers = np.concatenate([numbers, new_numbers], 1)
-    numbers = np.take_along_axis(numbers, order, 1)
-  return distances, numbers
+    kept = [features.largest([*kept, (gaps, numbers)], count)]
+  gaps, numbers = kept[0]
+  return -gaps, numbers
 
 
 def compare_ablations(workdir: str, others: Iterable[str]) -> list[dict]:
   """Compares a run with others that differ in keys of the config, or the seed.
 
-  Returns:
-    A row of each recipe, that of `workdir` first, JSON: {changes: of keys,
-    seeds, runs}, and of top-1 and top-5 error and their difference to the first
-    row, {top1, top5, top1_difference, top5_difference}: [mean over the seeds of
-    the last evaluations, its standard error or None]; shares, of one crop.
-
-  Raises:
-    UserError: if a run is not done.
+  Returns a row of each recipe, that of `workdir` first, JSON: {changes: of
+  keys, seeds, runs}, and of top-1 and top-5 error and their difference to the
+  first row, {top1, top5, top1_difference, top5_difference}: [mean over the
+  seeds of the last evaluations, its standard error or None]; shares, of one
+  crop. Raises UserError if a run is not done.
   """
   paths = [path for other in others for path in compare.runs_in(other)]
   paths = dict.fromkeys(map(os.path.realpath, (workdir, *paths)))
@@ -351,10 +330,8 @@ def _ablations(rows):
     if key not in row:
       return ''
     mean, error = row[key]
-    return (
-      f'{100 * mean:{form}}'
-      + (error is not None) * f' ± {100 * (error or 0):.2f}'
-    )
+    spread = '' if error is None else f' ± {100 * error:.2f}'
+    return f'{100 * mean:{form}}{spread}'
 
   cells = []
   for row in rows:
@@ -373,7 +350,8 @@ def _ablations(rows):
   text = (
     'Means over the seeds ± their standard error, of the last evaluations, with'
     ' one crop. Differences are to the first row, in points. Last: top-1 and'
-    ' top-5 of the paper, and then of its source release, on ImageNet.'
+    ' top-5 of the paper, and then of its source release with ten crops, on'
+    ' ImageNet.'
   )
   table = Table('What a key changes', columns, cells)
   return Section('Ablations', text, tables=[table])

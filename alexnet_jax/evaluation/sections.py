@@ -49,10 +49,6 @@ class MeasuredRun:
   def name(self, label: int) -> str:
     return self.run.class_names[label]
 
-  def describe(self, indices: np.ndarray) -> list[str]:
-    """Returns where validation images come from."""
-    return [self.validation.source.describe(int(i)) for i in indices]
-
   def crops(self, indices: np.ndarray) -> list[np.ndarray]:
     """Reads validation images as the network sees them; they must decode."""
     size = self.run.config.data.crop_size
@@ -92,7 +88,6 @@ def numbers(subject: MeasuredRun) -> dict:
   trained_on = saved.data.get('num_examples', 0)  # 0: imported weights
   step, seen = int(run.state.step), subject.measured.predictions
   pairs = metrics.most_confused(subject.measured.confusion, _MOST_CONFUSED)
-  mistakes = subject.worst_mistakes()
   return {
     'step': step,
     'num_steps': saved.num_steps,
@@ -113,9 +108,9 @@ def numbers(subject: MeasuredRun) -> dict:
         'predicted': name(seen.classes[index, 0]),
         'probability': float(seen.probabilities[index, 0]),
         'loss': float(seen.loss[index]),
-        'file': file,
+        'file': subject.validation.source.describe(int(index)),
       }
-      for index, file in zip(mistakes, subject.describe(mistakes), strict=True)
+      for index in subject.worst_mistakes()
     ],
   }
 

@@ -123,6 +123,16 @@ def test_what_is_published_stands_beside_imagenet_alone():
     assert all('this run' in row[0] for row in table.rows)
 
 
+def test_the_nearest_rows_are_numbered_as_they_come():
+  """Also where all of a batch could not be read."""
+  rows = np.float32([[9], [3], [0], [4], [2], [1]])[..., None]
+  counts = np.array([True, True, False, False, True, True])
+  batches = [(counts[i : i + 2], rows[i : i + 2]) for i in (0, 2, 4)]
+  found = paper.find_nearest(np.float32([[[0.5]], [[3]]]), batches, 2)
+  np.testing.assert_allclose(found[0], [[0.5, 1.5], [0, 1]])
+  np.testing.assert_array_equal(found[1], [[5, 4], [1, 4]])
+
+
 def test_a_run_that_is_not_done_is_no_ablation(runs, tmp_path, call):
   def end(step, _):
     if step == 3:
