@@ -111,9 +111,8 @@ def draw(subject, album, joint: dict | None = None) -> tuple[dict, list]:
     album: a `sections.Album`.
     joint: of `ensemble.measure` with ten crops, this run first; or nothing.
 
-  Returns:
-    ({errors: {model: [top-1, top-5]} as shares, answers, nearest}: JSON; the
-    sections of a page).
+  Returns ({errors: {model: [top-1, top-5]} as shares, answers, nearest}: JSON;
+  the sections of a page).
   """
   values = {'1 CNN, one crop': subject.measured.values}
   if joint:
@@ -260,14 +259,10 @@ def find_nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Finds the rows that are nearest to each query by Euclidean distance.
 
-  Args:
-    queries: float32 [q, ...].
-    batches: pairs (whether a row counts: bool [b], rows: float32 [b, ...]).
-    count: rows to find for a query, or as many as there are.
-
-  Returns:
-    (distances float64 [q, n], the nearest first; int64 [q, n]: numbers of the
-    rows, those that do not count included).
+  Queries are float32 [q, ...], batches pairs (whether a row counts: bool [b],
+  rows: float32 [b, ...]). Returns `count` rows for each query, or all there
+  are: (distances float64 [q, n], the nearest first; int64 [q, n]: their
+  numbers, among all rows).
   """
   from alexnet_jax.evaluation import features
 

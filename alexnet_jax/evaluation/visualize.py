@@ -85,8 +85,7 @@ def draw(
     units: channels, from 0; (): nine that respond, evenly.
     photographs: (name, crop) of each image to occlude; (): four of the split.
 
-  Returns:
-    ({layers, occlusion}: what was found, JSON; sections of a page).
+  Returns ({layers, occlusion}: what was found, JSON; sections of a page).
   """
   from alexnet_jax.evaluation import deconvolution
   from alexnet_jax.evaluation import evaluate
@@ -196,10 +195,9 @@ def _draw_unit(subject, seen, unit):
   places[:count] = strongest.positions[unit, :count]
   for i, image in enumerate(subject.crops(indices)):
     pixels[i] = image
-  chosen = np.full(_PATCHES, unit)
-  back = classifier.deconvolve(number, pixels, chosen, places)
-  if (pixels == pixels[..., :1]).all():
-    # Gray images: what the network would make of colors is noise.
+  units = np.full(_PATCHES, unit)
+  back = classifier.deconvolve(number, pixels, units, places)
+  if (pixels == pixels[..., :1]).all():  # gray: colors would be noise
     back = back.mean(3, keepdims=True)
   back = np.stack([_shown(each) for each in back])
   width, stride, start = deconvolution.receptive_field(
@@ -207,12 +205,9 @@ def _draw_unit(subject, seen, unit):
   )
   starts = places[:count] * stride + start
   labels = subject.measured.predictions.labels[indices]
-  row = {
-    'unit': unit,
-    'values': values[:count].tolist(),
-    'images': [validation.source.describe(int(i)) for i in indices],
-    'classes': [subject.name(label) for label in labels],
-  }
+  row = {'unit': unit, 'values': values[:count].tolist()}
+  row['images'] = [validation.source.describe(int(i)) for i in indices]
+  row['classes'] = [subject.name(label) for label in labels]
   return row, [_mosaic(each, starts, width) for each in (pixels, back)]
 
 
@@ -233,14 +228,9 @@ def _occlusion(subject, classifier, album, photographs):
   for name, image, label in zip(names, crops, labels, strict=True):
     first, values = classifier.occlude(image, label, square, stride)
     maps.append(values)
-    rows.append(
-      {
-        'image': name,
-        'class': subject.name(label),
-        'probability': float(classifier.probabilities(image[None])[0, label]),
-        'lowest': float(values.min()),
-      }
-    )
+    whole = float(classifier.probabilities(image[None])[0, label])
+    row = {'image': name, 'class': subject.name(label), 'probability': whole}
+    rows.append({**row, 'lowest': float(values.min())})
   picture = album.add(
     'occlusion',
     _draw_occlusion(crops, maps, rows, (first, square)),
@@ -262,13 +252,9 @@ def _shown(back):
 
 
 def _mosaic(images, starts, width):
-  """Puts windows of up to nine images side by side.
-
-  What lies outside an image is gray; windows as large as an image are all of
-  it.
-  """
+  """Puts windows of up to nine images, gray outside them, side by side."""
   size = images.shape[1]
-  if width >= size:
+  if width >= size:  # the whole image
     width, starts = size, np.zeros_like(starts)
   gap = max(1, width // 24)
   side, pitch = 3 * width + 2 * gap, width + gap
