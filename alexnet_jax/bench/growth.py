@@ -20,7 +20,7 @@ from alexnet_jax.data import raw
 from alexnet_jax.errors import UserError
 
 DESCRIPTION = """\
-How images per second, resident memory and the time to open a data set change
+How images per second, memory (but for mapped files) and the time to open change
 with the number of examples (of a folder, whose files are links to a few, and
 of a raw set, whose pixels are zeros), of threads, of examples in a batch, and
 of classes (in evaluation, with the network of the quickstart). Every case has
@@ -63,7 +63,7 @@ def run(arguments, unknown: list[str]) -> dict:
     raise UserError(f'--plot: there is no folder {plot.parent}')
   batch_size, most = _PLAIN['batch_size'], _PLAIN['examples']
   for axis, least, largest in (
-    ('examples', batch_size, 10**8),
+    ('examples', batch_size, 10**7),
     ('classes', 2, 10**6),
     ('batch_size', 1, most),
   ):

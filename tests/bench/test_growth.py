@@ -43,7 +43,7 @@ def test_sizes_are_positive_numbers(text):
 
 def test_sizes_that_cannot_be_measured_are_refused(tmp_path, capsys):
   for given, message in (
-    ('--examples=255', '--examples: 255; give 256 to 100,000,000'),
+    ('--examples=255', '--examples: 255; give 256 to 10,000,000'),
     ('--classes=10,1', '--classes: 1; give 2 to 1,000,000'),
     ('--batch_size=20000', '--batch_size: 20000; give 1 to 10,000'),
   ):
