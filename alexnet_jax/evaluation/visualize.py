@@ -33,7 +33,7 @@ def main(argv=None) -> int:
   """Runs the command; returns its exit code."""
   parser = cli.make_parser('evaluation.visualize', _DESCRIPTION)
   add = parser.add_argument
-  text = 'images to occlude (default: four of the validation set)'
+  text = 'images to occlude, up to 32 (default: four of the validation set)'
   add('images', nargs='*', type=cli.path, metavar='IMAGE', help=text)
   text = 'such as conv1,conv5 (default: every convolution)'
   add('--layers', default=(), type=lambda t: t.split(','), help=text)

@@ -186,6 +186,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_measured(
     (visualize, ('--layers', 'conv3'), "no 'conv3'; there are conv1, conv2"),
     (visualize, ('--units', '8'), 'conv1 has the units 0 to 7, and no 8'),
     (visualize, (workdir / 'config.json',), 'config.json'),
+    (visualize, (workdir.parent / 'data',), '40 images; give at most 32'),
     (paper, ('--ensemble', workdir), 'give it once'),
     (paper, ('--ablations', workdir.parent), 'is not the folder of a run'),
   ):
