@@ -63,6 +63,20 @@ def test_weights_go_out_and_come_back(trained, tmp_path):
   assert_predicts_as(run, *loaded.predict([PHOTO]))
 
 
+def test_weights_of_a_network_without_convolutions_come_back(tmp_path):
+  of_convolutions = ('channels', 'kernels', 'strides', 'paddings', 'groups')
+  layers = ('pool_layers', 'norm_layers', 'bias_layers')
+  changes = {f'model__{key}': () for key in (*of_convolutions, *layers)}
+  recipe = commands.write_recipe(tmp_path, data__channels=1, **changes)
+  commands.train_here(recipe, tmp_path / 'run', '--config.num_steps=2')
+  path = tmp_path / 'x.safetensors'
+  assert save.main(['--workdir', str(tmp_path / 'run'), str(path)]) == 0
+  assert load.main([str(path), '--workdir', str(tmp_path / 'loaded')]) == 0
+  loaded = alexnet_jax.open_run(tmp_path / 'loaded')
+  run = alexnet_jax.open_run(tmp_path / 'run')
+  assert_predicts_as(run, *loaded.predict([PHOTO]))
+
+
 def test_an_exported_program_reads_gray_images(trained, tmp_path):
   out, path = tmp_path / 'program', tmp_path / 'photo.png'
   assert export.main(['--workdir', str(trained[1]), str(out)]) == 0
@@ -75,10 +89,21 @@ def test_an_exported_program_reads_gray_images(trained, tmp_path):
   assert_predicts_as(alexnet_jax.open_run(trained[1]), answer)
 
 
-def test_the_report_shows_gray_images(trained):
-  report.write(str(trained[1]))
-  names = {path.name for path in (trained[1] / 'report').iterdir()}
-  assert {'filters.png', 'predictions.png', 'augmentation.png'} <= names
+def test_the_report_shows_gray_images_without_colors(trained):
+  """What layers see, too."""
+  result = report.write(str(trained[1]), extras=('paper', 'visualize'))
+  rows = result['visualize']['layers']['conv1']
+  assert any(row['values'] for row in rows)
+  folder = trained[1] / 'report'
+  for name in ('filters', 'predictions', 'augmentation', 'conv1'):
+    assert (folder / f'{name}.png').exists()
+  # Bars and frames have colors: of the first image's middle none has.
+  for name in ('figure_4_left', 'occlusion'):
+    picture = np.asarray(PIL.Image.open(folder / f'{name}.png').convert('RGB'))
+    row, column = (n // 8 for n in picture.shape[:2])
+    part = picture[row - 10 : row + 10, column - 10 : column + 10]
+    assert part.max() < 255  # it is not the page's white
+    assert np.ptp(part, axis=2).max() == 0
 
 
 def test_marvin_has_the_parameters_of_its_notebook():

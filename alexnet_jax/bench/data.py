@@ -15,6 +15,7 @@ import importlib.util
 import math
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -186,19 +187,22 @@ def _prepare(path, count, tasks):
       pixels = decoding.decode(source.read(index)[0])
     else:
       pixels = photographs[index % 2]
-    for size in {task.short_side for task in tasks} | {320}:
+    for size in {task.short_side for task in tasks}:
       resize = images.center_square if size == 256 else images.resize_short_side
       image = resize(pixels, size)
       encoded = simplejpeg.encode_jpeg(image, 90, 'RGB', '420')
-      # Preparing wants a validation split; one image a class is enough.
-      for split, name in (('train', f'{number:05d}.jpg'), ('val', 'any.jpg')):
-        parts = f'folder-{size}', split, labels[index], name
-        file = tasks[0].folder.joinpath(*parts)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encoded)
+      parts = f'folder-{size}', 'train', labels[index], f'{number:05d}.jpg'
+      file = tasks[0].folder.joinpath(*parts)
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.write_bytes(encoded)
 
   with concurrent.futures.ThreadPoolExecutor(tasks[0].threads) as pool:
     list(pool.map(write, range(count)))
+  # Preparing wants a validation split; one image a class is enough.
+  for train in tasks[0].folder.glob('folder-*/train/*/'):
+    val = train.parents[1] / 'val' / train.name
+    val.mkdir(parents=True)
+    shutil.copy(min(train.iterdir()), val)
   for task in tasks:
     if task.kind != 'folder':
       _convert(task)
@@ -361,10 +365,9 @@ def _grain(task, count):
 def _spdl(averages, task, count):
   from spdl.pipeline import PipelineBuilder
 
-  make = Photographs(task, averages=averages).batch_maker(count)
-
   if not averages and task.resize_size == task.short_side:
     raise NotImplementedError('there is nothing to resize')
+  make = Photographs(task, averages=averages).batch_maker(count)
 
   def make_batch(number):
     out = np.empty(task.shape, np.uint8)

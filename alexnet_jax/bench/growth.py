@@ -20,7 +20,7 @@ from alexnet_jax.data import raw
 from alexnet_jax.errors import UserError
 
 DESCRIPTION = """\
-How images per second, resident memory and the time to open a data set change
+How images per second, memory (but for mapped files) and the time to open change
 with the number of examples (of a folder, whose files are links to a few, and
 of a raw set, whose pixels are zeros), of threads, of examples in a batch, and
 of classes (in evaluation, with the network of the quickstart). Every case has
@@ -61,6 +61,15 @@ def run(arguments, unknown: list[str]) -> dict:
     raise UserError(f'unknown arguments: {shlex.join(unknown)}')
   if not (plot := pathlib.Path(arguments.plot)).parent.is_dir():
     raise UserError(f'--plot: there is no folder {plot.parent}')
+  batch_size, most = _PLAIN['batch_size'], _PLAIN['examples']
+  for axis, least, largest in (
+    ('examples', batch_size, 10**7),
+    ('classes', 2, 10**6),
+    ('batch_size', 1, most),
+  ):
+    for number in getattr(arguments, axis):
+      if not least <= number <= largest:
+        raise UserError(f'--{axis}: {number}; give {least:,} to {largest:,}')
   result = harness.header()
   with tempfile.TemporaryDirectory(prefix='alexnet_jax_bench_') as folder:
     cases = list(_cases(arguments, pathlib.Path(folder)))
@@ -72,11 +81,10 @@ def run(arguments, unknown: list[str]) -> dict:
           measured[i].append(worker.ask('measure', case=cases[i]))
   rows = []
   for case, rounds in zip(cases, measured, strict=True):
-    row = {key: case[key] for key in ('kind', 'axis', 'value')}
-    for key in rounds[0]:
-      row[key] = statistics.median(own[key] for own in rounds)
-    row['rounds'] = [own['images_per_second'] for own in rounds]
-    rows.append(row)
+    names = {key: case[key] for key in ('kind', 'axis', 'value')}
+    values = {key: [own[key] for own in rounds] for key in rounds[0]}
+    medians = {key: statistics.median(values[key]) for key in values}
+    rows.append({**names, **medians, 'rounds': values['images_per_second']})
   harness.tell_table('medians', rows, _ROWS)
   _draw(rows, plot)
   harness.tell(f'drawn: {plot}')
@@ -87,22 +95,20 @@ def _cases(arguments, folder) -> Iterator[dict]:
   """Makes the data sets; yields what `Handler.measure` takes."""
   made = {}
   for axis in _AXES:
+    is_evaluation = axis == 'classes'
     for value in getattr(arguments, axis):
-      kinds = ('raw',) if axis == 'classes' else ('folder', 'raw')
-      for kind in kinds:
-        case = {**_PLAIN, 'kind': kind, 'axis': axis, 'value': value}
-        if axis == 'classes':
-          case |= {'kind': 'evaluation', 'examples': max(value, _EVALUATED)}
-        else:
-          case[axis] = value
-        classes = value if axis == 'classes' else 10
+      own = {'examples': max(value, _EVALUATED)} if is_evaluation else {}
+      case = {**_PLAIN, 'axis': axis, 'value': value, axis: value, **own}
+      classes = case.pop('classes', 10)
+      for kind in ('raw',) if is_evaluation else ('folder', 'raw'):
         key = kind, case['examples'], classes
         if key not in made:
           harness.tell('making ' + ' '.join(map(str, key)))
           make = _make_raw if kind == 'raw' else _make_folder
-          made[key] = folder / '-'.join(map(str, key))
-          make(made[key], *key[1:])
-        yield case | {'path': str(made[key])}
+          made[key] = str(folder / '-'.join(map(str, key)))
+          make(pathlib.Path(made[key]), *key[1:])
+        shown = 'evaluation' if is_evaluation else kind
+        yield {**case, 'kind': shown, 'path': made[key]}
 
 
 def _make_folder(root, num_examples, num_classes):
@@ -131,27 +137,22 @@ def _make_raw(root, num_examples, num_classes):
   root.mkdir()
   splits = {}
   for split in ('train', 'validation'):
-    names = [f'{split}-00000-of-00001.npy', f'{split}-labels.npy']
+    file, labels = f'{split}-00000-of-00001.npy', f'{split}-labels.npy'
     shape = num_examples, _SIZE, _SIZE, 3
-    np.lib.format.open_memmap(root / names[0], 'w+', np.uint8, shape)
-    np.save(root / names[1], np.arange(num_examples, dtype='i4') % num_classes)
+    np.lib.format.open_memmap(root / file, 'w+', np.uint8, shape)
+    np.save(root / labels, np.arange(num_examples, dtype='i4') % num_classes)
+    shard = {'file': file, 'sha256': '', 'num_examples': num_examples}
     splits[split] = {
       'num_examples': num_examples,
-      'shards': [
-        {'file': names[0], 'sha256': '', 'num_examples': num_examples}
-      ],
-      'labels': {'file': names[1], 'sha256': ''},
+      'shards': [shard],
+      'labels': {'file': labels, 'sha256': ''},
       'skipped': [],
       'rgb': {'mean': [0.0] * 3, 'covariance': [[0.0] * 3] * 3},
     }
-  manifest = {
-    'format': raw.FORMAT,
-    'image_size': _SIZE,
-    'class_names': [f'class_{number}' for number in range(num_classes)],
-    'settings': {},
-    'splits': splits,
-  }
-  (root / raw.MANIFEST).write_text(json.dumps(manifest))
+  manifest = {'format': raw.FORMAT, 'image_size': _SIZE, 'settings': {}}
+  manifest['class_names'] = [f'class_{number}' for number in range(num_classes)]
+  text = json.dumps({**manifest, 'splits': splits})
+  (root / raw.MANIFEST).write_text(text)
 
 
 class Handler:
@@ -166,12 +167,8 @@ class Handler:
     The memory is that of the process at the end, without mapped files.
     """
     measure = _evaluate if case['kind'] == 'evaluation' else _load
-    speed, opening = measure(case)
-    return {
-      'images_per_second': speed,
-      'open_seconds': opening,
-      'megabytes': _megabytes(),
-    }
+    names = 'images_per_second', 'open_seconds', 'megabytes'
+    return dict(zip(names, (*measure(case), _megabytes()), strict=True))
 
 
 def _load(case):
@@ -181,12 +178,9 @@ def _load(case):
   start = time.perf_counter()
   source = sources.make_source(case['kind'], 'train', path=case['path'])
   opening = time.perf_counter() - start
-  options = batches.BatchOptions(
-    batch_size=case['batch_size'],
-    crop_size=_CROP,
-    resize_size=_SIZE,
-    num_threads=case['threads'],
-  )
+  sizes = {'crop_size': _CROP, 'resize_size': _SIZE}
+  sizes |= {'batch_size': case['batch_size'], 'num_threads': case['threads']}
+  options = batches.BatchOptions(**sizes)
   iterator = iter(batches.train_batches(source, options))
   for _ in range(8):
     next(iterator)
@@ -208,12 +202,8 @@ def _evaluate(case):
   from alexnet_jax.training import resume
 
   keys = {'source': 'raw', 'path': case['path'], 'mean': 'none'}
-  config = validation.load_config(
-    [
-      '--config=quickstart',
-      *(f'--config.data.{k}={v}' for k, v in keys.items()),
-    ]
-  )
+  given = [f'--config.data.{key}={value}' for key, value in keys.items()]
+  config = validation.load_config(['--config=quickstart', *given])
   console, mesh = cli.Console(io.StringIO()), parallel.make_mesh()
   with tempfile.TemporaryDirectory() as folder:
     start, path = time.perf_counter(), pathlib.Path(folder)

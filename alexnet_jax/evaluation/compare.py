@@ -78,7 +78,7 @@ def compare(
   """
   from alexnet_jax.evaluation import figures
 
-  workdirs = [run for workdir in workdirs for run in _runs_in(workdir)]
+  workdirs = [run for workdir in workdirs for run in runs_in(workdir)]
   runs = [load(*pair) for pair in zip(workdirs, _names(workdirs), strict=True)]
   rows = [run.numbers for run in runs]
   repetitions, remarks = _groups(runs), _notes(runs)
@@ -111,7 +111,7 @@ def compare(
   return {'runs': rows, 'groups': repetitions, 'notes': remarks, 'page': path}
 
 
-def _runs_in(workdir):
+def runs_in(workdir: str) -> list[str]:
   """Returns the runs of a folder of `seeds`, or the one that a folder is."""
   from alexnet_jax.training import checkpoint
 
@@ -150,14 +150,20 @@ class Run:
   def is_done(self) -> bool:
     return self.saved.is_done(self.numbers['steps'])
 
-  def recipe(self) -> str:
-    """Returns what repetitions have in common: all that trains but the seed."""
+  def settings(self) -> dict:
+    """Returns {key: value} of what decides the training, but for the seed."""
     free = {name for name, key in config_lib.KEYS.items() if key.free}
     free = (free | {'seed'}) - {'num_epochs', 'num_steps'}
-    flat, data = config_lib.flatten(self.saved.config), self.saved.data
-    kept = {key: value for key, value in flat.items() if key not in free}
-    sets = data['fingerprint'], data['eval_fingerprint']
-    return json.dumps([kept, sets], sort_keys=True)
+    flat = config_lib.flatten(self.saved.config)
+    return {key: value for key, value in flat.items() if key not in free}
+
+  def data_sets(self) -> tuple[str, str]:
+    """Returns the fingerprints of training and validation data."""
+    return self.numbers['fingerprint'], self.numbers['eval_fingerprint']
+
+  def recipe(self) -> str:
+    """Returns what repetitions have in common."""
+    return json.dumps([self.settings(), self.data_sets()], sort_keys=True)
 
 
 def load(workdir: str, name: str) -> Run:
@@ -218,18 +224,20 @@ def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
   return {'training_seconds': seconds, 'images_per_second': mean}
 
 
-def _finished(runs):  # a {seed: [runs]} of each recipe
+def finished(runs: Sequence[Run]) -> list[dict[int, list[Run]]]:
+  """Groups the runs that are done: {seed: runs} of each recipe.
+
+  A seed counts once: a copy of a run is no repetition of it.
+  """
   found = {}
   for run in filter(lambda run: run.is_done, runs):
     by_seed = found.setdefault(run.recipe(), {})
     by_seed.setdefault(run.numbers['seed'], []).append(run)
-  return found.values()
+  return [*found.values()]
 
 
 def _groups(runs):
   """Groups the runs that are done and differ in nothing but the seed.
-
-  A seed counts once: a copy of a run is no repetition of it.
 
   Returns:
     [{runs: names, seeds, n, confidence, top1: {mean, standard_error: of the
@@ -239,7 +247,7 @@ def _groups(runs):
   from scipy import special
 
   result = []
-  for by_seed in _finished(runs):
+  for by_seed in finished(runs):
     members = [same[0] for same in by_seed.values()]
     if len(members) < 2:
       continue
@@ -281,7 +289,7 @@ def _notes(runs):
     if not run.is_done:
       steps = f'step {run.numbers["steps"]} of {run.saved.num_steps}'
       found.append(f'{run.name} is not done yet: {steps}.')
-  for by_seed in _finished(runs):
+  for by_seed in finished(runs):
     for first, *copies in by_seed.values():
       text = f'has recipe and seed of {first.name}, so it is no repetition.'
       found += [f'{copy.name} {text}' for copy in copies]

@@ -19,7 +19,7 @@ with config.data.folds and config.data.fold on all folds but one, and measured
 in its final state on both sides. It keeps its checkpoints (8 to 16 bytes a
 parameter). Killed at any moment and started again, the same command goes on;
 folds that are done are not touched. Any key of the config can be changed:
---config.global_batch_size=64."""
+--config.global_batch_size=64. Reports are left out."""
 
 
 def main(argv=None) -> int:

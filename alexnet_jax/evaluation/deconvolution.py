@@ -3,31 +3,25 @@
 Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks:
 sections 2.1 (deconvolution), 4 (strongest patches) and 4.2 (occlusion).
 
-A unit is a channel of a convolution, its output what the activation of that
-convolution gives, before normalization and pooling that follow it.
+A unit is a channel of a convolution; its output is what the activation gives.
+Deconvolution takes one output of a unit, all others being 0, back to the pixels
+through the inverse of each operation:
 
-Deconvolution takes one output of a unit, all others of its layer being 0, back
-to the pixels, through the inverse of each operation in turn:
-
-- Convolution: the transposed convolution with the same kernels, without bias;
-  of groups each by itself, so that nothing passes from tower to tower.
-- Max-pooling: each number goes back to where the maximum of its window was (its
-  switch), the first of several row by row; where overlapping windows share a
-  maximum, their numbers add up. All other places are 0.
-- Activation: a ReLU rectifies what comes back, whatever its input was; that is
-  what tells deconvolution from the gradient. tanh passes it unchanged.
-- Response normalization, over channels or pixels: the product with the linear
-  scale of the way forth, (k + alpha * sum) ** -beta of that image and place,
-  which counts as a constant: nothing passes to neighbors through the sum.
-- Batch norm: the product with scale / sqrt(variance + epsilon).
+- Convolution: the transposed convolution without bias, each group by itself.
+- Max-pooling: a number goes back to where the maximum of its window was, the
+  first of several; where windows share a maximum, their numbers add up.
+- ReLU: it rectifies what comes back, whatever its input was, unlike a gradient.
+- Normalization and tanh: the factor of the way forth counts as a constant
+  (response normalization: (k + alpha * sum) ** -beta; batch norm: scale /
+  sqrt(variance + epsilon); tanh: 1).
 
 All but the ReLU are transposes of a linear map, so one backward pass of
-automatic differentiation does them, with the ReLU and the scales replaced.
+automatic differentiation does them.
 """
 
 from collections.abc import Iterable
-import dataclasses
 import functools
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -36,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import features
 from alexnet_jax.models import layers
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import build
@@ -47,8 +42,7 @@ _OCCLUDED = 32  # images in a batch
 _RESPONSE_NORMS = layers.LocalResponseNorm, layers.SpatialResponseNorm
 
 
-@dataclasses.dataclass(frozen=True)
-class Strongest:
+class Strongest(NamedTuple):
   """The largest outputs of each unit of a convolution, at most one an image.
 
   Arrays [units, n], the largest first; of equal ones the earlier image.
@@ -62,8 +56,7 @@ class Strongest:
 class Classifier:
   """A trained network on one device, and how it wants its pixels.
 
-  Its attributes are the arguments `model` and `variables`. Images are uint8
-  [n, size, size, 3].
+  Images are uint8 [n, size, size, channels].
   """
 
   def __init__(self, model: AlexNet, variables: dict, mean, std):
@@ -106,32 +99,24 @@ class Classifier:
       batches: all of a split, in its order; see `data.pipeline.eval_dataset`.
       count: images that are kept for each unit, or as many as there are.
 
-    Returns:
-      One for each convolution.
-
-    Raises:
-      UserError: if no image can be read.
+    Returns one for each convolution; raises UserError if no image can be read.
     """
     results = (
       (b['mask'], self._peaks(self.variables, b['image'])) for b in batches
     )
-    kept, first = [], 0
+    kept, first = [[] for _ in self.model.channels], 0  # parts, by layer
     for mask, found in measure.one_late(results):
       indices = first + np.flatnonzero(mask)
       first += len(mask)
-      parts = [
-        Strongest(
-          values[mask].T,
-          np.repeat(indices[None], values.shape[1], axis=0),
-          places[mask].swapaxes(0, 1),
-        )
-        for values, places in jax.device_get(found)
-      ]
-      both = [kept, parts] if kept else [parts]
-      kept = [_merged(each, count) for each in zip(*both, strict=True)]
-    if not kept or not kept[0].values.size:
+      for parts, (values, places) in zip(
+        kept, jax.device_get(found), strict=True
+      ):
+        images = np.broadcast_to(indices, (values.shape[1], len(indices)))
+        parts.append((values[mask].T, images, places[mask].swapaxes(0, 1)))
+        parts[:] = [features.largest(parts, count)]
+    if not first or not kept[0][0][0].size:
       raise UserError('there is no image to look at, or none can be decoded')
-    return kept
+    return [Strongest(*parts[0]) for parts in kept]
 
   def deconvolve(
     self,
@@ -142,13 +127,9 @@ class Classifier:
   ) -> np.ndarray:
     """Takes one output of each image back to the pixels; see above.
 
-    Args:
-      number: of the convolution, from 1.
-      units: int [n].
-      positions: row and column of the output, int [n, 2].
-
-    Returns:
-      float32 [n, size, size, 3], in the scale of the network's input.
+    It is that of a unit of convolution `number` (from 1) at a row and column:
+    int [n] and [n, 2]. Returns float32 of the shape of the images, in the scale
+    of the network's input.
     """
     result = self._deconvolve(number, self.variables, images, units, positions)
     return np.asarray(result, np.float32)
@@ -159,8 +140,9 @@ class Classifier:
     """Returns the probability of a class while a gray square hides a part.
 
     Args:
-      image: uint8 [size, size, 3].
-      square: width of the square, in pixels, smaller than the image.
+      image: uint8 [size, size, channels].
+      label: number of the class.
+      square: width of the square, in pixels, at most that of the image.
       stride: from place to place; the last square lies at the edge.
 
     Returns:
@@ -225,9 +207,7 @@ def _rectify(x):
   return nn.relu(x)
 
 
-_rectify.defvjp(
-  lambda x: (nn.relu(x), None), lambda _, returned: (nn.relu(returned),)
-)
+_rectify.defvjp(lambda x: (nn.relu(x), None), lambda _, back: (nn.relu(back),))
 
 
 def _outputs(model, variables, x) -> list[jax.Array]:
@@ -241,10 +221,8 @@ def _outputs(model, variables, x) -> list[jax.Array]:
     module, name = context.module, context.method_name
     if name == 'activate':
       x = args[0]
-      if module.activation == 'relu':
-        found.append(_rectify(x))
-      else:
-        found.append(x + lax.stop_gradient(call(x) - x))
+      y = lax.stop_gradient(call(x)) + (x - lax.stop_gradient(x))
+      found.append(_rectify(x) if module.activation == 'relu' else y)
       return found[-1]
     if name == '__call__' and isinstance(module, _RESPONSE_NORMS):
       factor = lax.stop_gradient(module.factor(args[0]))
@@ -254,14 +232,3 @@ def _outputs(model, variables, x) -> list[jax.Array]:
   with nn.intercept_methods(intercept):
     model.apply(variables, x)
   return found[: len(model.channels)]
-
-
-def _merged(parts, count):
-  """Returns the `count` largest of each unit of all parts."""
-  values, images, positions = (
-    np.concatenate(arrays, 1)
-    for arrays in zip(*(vars(part).values() for part in parts), strict=True)
-  )
-  order = np.argsort(-values, 1, kind='stable')[:, :count]
-  rows = np.arange(len(order))[:, None]
-  return Strongest(*(a[rows, order] for a in (values, images, positions)))

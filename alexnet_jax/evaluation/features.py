@@ -162,6 +162,18 @@ def layer_outputs(run, loader, names) -> Iterator[tuple]:
     yield from map(jax.device_get, measure.one_late(results))
 
 
+def largest(parts: Sequence[Sequence], count: int) -> list[np.ndarray]:
+  """Returns the `count` largest numbers of each row of all parts, in order.
+
+  A part is (numbers [rows, n], arrays [rows, n, ...] of what belongs to them),
+  and so is the result; of equal numbers the earlier comes first.
+  """
+  joined = [np.concatenate(arrays, 1) for arrays in zip(*parts, strict=True)]
+  order = np.argsort(-joined[0], 1, kind='stable')[:, :count]
+  rows = np.arange(len(order))[:, None]
+  return [array[rows, order] for array in joined]
+
+
 def of_images(run, images: Sequence, layer: str) -> np.ndarray:
   """Returns the outputs of a layer for images; see `run.Run.features`."""
   from alexnet_jax.evaluation import loading

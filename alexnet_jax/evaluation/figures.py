@@ -244,7 +244,7 @@ def _draw_heat_map(figure, axes, pairs):
 
 
 def draw_filters(kernel: np.ndarray):
-  """Draws filters, float [height, width, 3, filters], each in its own range.
+  """Draws filters, float [height, width, 3 or 1, filters], each in its range.
 
   The smallest value is black, the largest white; a constant filter is gray.
   """
@@ -263,7 +263,7 @@ def draw_grid(
   captions: Sequence[Sequence[str]] = (),
   colors: Sequence[str] = (),
 ):
-  """Draws images, uint8 [height, width, 3], in rows with text below them.
+  """Draws images, uint8 [height, width, 3 or 1], in rows with text below.
 
   Args:
     columns: images in a row.

@@ -45,6 +45,7 @@ def write(
   from alexnet_jax import config as config_lib
   from alexnet_jax import validation
   from alexnet_jax.errors import UserError
+  from alexnet_jax.evaluation import loading
   from alexnet_jax.evaluation import page
   from alexnet_jax.evaluation import sections
   from alexnet_jax.training import accounting
@@ -67,7 +68,8 @@ def write(
   with contextlib.suppress(UserError):  # it has none yet
     config = validation.read_config(path)
   if trained:
-    subject = sections.load(workdir, which, data_path, tick)
+    run = loading.load_network(workdir, which, data_path)
+    subject = sections.measure_run(run, tick)
     numbers = sections.numbers(subject)
     config = subject.run.config
     measured = [f'Measured on {subject.validation.source.name}.']

@@ -68,11 +68,10 @@ class MeasuredRun:
     return wrong[np.argsort(-seen.loss[wrong], kind='stable')][:_MISTAKES]
 
 
-def load(
-  workdir: str, which: str, data_path: str, tick: Callable[[], None]
+def measure_run(
+  run: loading.Network, tick: Callable[[], None] = lambda: None
 ) -> MeasuredRun:
-  """Loads a checkpoint and measures it; `tick` is called for each batch."""
-  run = loading.load_network(workdir, which, data_path)
+  """Measures a network; `tick` is called for each batch."""
   validation = loading.make_eval_loader(run, 'validation')
   measured = evaluate.measure_all(run, validation, on_batch=lambda _: tick())
   training = None

@@ -15,7 +15,7 @@ and dropout: from that of the recipe on each takes the next one. They are in
 DIR/seed_0, DIR/seed_1 and so on; any command takes them as it takes other runs.
 Killed at any moment and started again, the same command goes on; runs that are
 done are not touched, and a larger --count continues. Any key of the config can
-be changed: --config.checkpoint.keep_at=log."""
+be changed: --config.checkpoint.keep_at=log. Reports are left out."""
 
 
 def main(argv=None) -> int:

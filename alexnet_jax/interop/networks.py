@@ -172,9 +172,13 @@ def layer_shapes(
   return {name: shapes[name] for name in sorted(shapes, key=natural_key)}
 
 
-def features(shapes: Mapping[str, Mapping]) -> tuple[str, int, int]:
-  """Returns (first dense layer, channels, width) of the images it reads."""
-  channels = 3
+def features(
+  shapes: Mapping[str, Mapping], channels: int
+) -> tuple[str, int, int]:
+  """Returns (first dense layer, channels, width) of the images it reads.
+
+  The network reads images of `channels`.
+  """
   for name, leaves in shapes.items():  # convolutions first
     if _kind(leaves) == 'dense':
       return name, channels, math.isqrt(leaves['kernel'][0] // channels)
@@ -252,14 +256,14 @@ def fit(
         expected = 'a number for each weight'
         raise misfit(expected, 'one for many', f'{layer} {leaf}')
   network = _with_channels(network, there)
-  sizes = (network.data[key] for key in ('crop_size', 'channels'))
+  sizes = [network.data[key] for key in ('crop_size', 'channels')]
   shapes = layer_shapes(network.model, num_classes, *sizes)
   pairs = _match(there, shapes, last)
   if pairs != (names or {name: name for name in shapes}):
     shown = ', '.join(f'{ours} is {theirs}' for ours, theirs in pairs.items())
     log.warning('layers were matched by kind and order: %s', shown)
   params, batch_stats, rounded = {}, {}, set()
-  first_dense, channels, width = features(shapes)
+  first_dense, channels, width = features(shapes, sizes[1])
   for ours, theirs in pairs.items():
     for leaf, array in found[theirs].items():
       rounded.add(array.dtype.name)

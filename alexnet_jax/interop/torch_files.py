@@ -104,7 +104,7 @@ def to_torch(network: TrainedNetwork) -> dict[str, np.ndarray]:
   sizes = [network.data[key] for key in ('crop_size', 'channels')]
   shapes = networks.layer_shapes(network.model, network.num_classes, *sizes)
   names = torch_names(network.model, sizes[0])
-  first_dense, channels, width = networks.features(shapes)
+  first_dense, channels, width = networks.features(shapes, sizes[1])
   out = {}
   for layer in shapes:
     leaves = network.params[layer] | network.batch_stats.get(layer, {})
@@ -223,9 +223,9 @@ def load_tensors(
 ) -> tuple[dict[str, np.ndarray], str | None]:
   """Reads ({name: array of any dtype}, metadata of `interop.save` or None).
 
-  Names lose the parts that wrappers of modules add (_MODULES) and a prefix that
-  all have, and counters (_COUNTERS) are left out. Raises UserError if the file
-  is damaged or of another kind, or would execute code.
+  Without metadata names lose the parts that wrappers of modules add (_MODULES)
+  and a prefix that all have, and counters (_COUNTERS) are left out. Raises
+  UserError if the file is damaged or of another kind, or would execute code.
   """
   path, text = pathlib.Path(path), None
   with path.open('rb') as file:
@@ -239,6 +239,8 @@ def load_tensors(
     tensors, text = _load_safetensors(path)
   else:
     tensors = _load_pickled(path, is_zip)
+  if text is not None:  # names are as `write` gave them
+    return tensors, text
   names = {
     name: [p for p in name.split('.') if p not in _MODULES] or [name]
     for name in tensors
@@ -251,7 +253,7 @@ def load_tensors(
     names = {name: parts[1:] for name, parts in names.items()}
   short = {'.'.join(parts): tensors[name] for name, parts in names.items()}
   unique = len(short) == len(names)
-  return short if unique else {name: tensors[name] for name in names}, text
+  return short if unique else {name: tensors[name] for name in names}, None
 
 
 def _load_safetensors(path):

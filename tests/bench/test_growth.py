@@ -39,3 +39,13 @@ def test_a_plot_without_a_folder_is_refused_before_anything_is_made(
 def test_sizes_are_positive_numbers(text):
   with pytest.raises(SystemExit):
     main(['growth', f'--examples={text}'])
+
+
+def test_sizes_that_cannot_be_measured_are_refused(tmp_path, capsys):
+  for given, message in (
+    ('--examples=255', '--examples: 255; give 256 to 10,000,000'),
+    ('--classes=10,1', '--classes: 1; give 2 to 1,000,000'),
+    ('--batch_size=20000', '--batch_size: 20000; give 1 to 10,000'),
+  ):
+    assert main(['growth', f'--plot={tmp_path}/growth.png', given]) == 2
+    assert message in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 
 import alexnet_jax
 from alexnet_jax.evaluation import ensemble
+from alexnet_jax.evaluation import evaluate
 from alexnet_jax.evaluation import paper
 from alexnet_jax.evaluation import report
 from alexnet_jax.evaluation import visualize
@@ -122,6 +123,16 @@ def test_what_is_published_stands_beside_imagenet_alone():
     assert all('this run' in row[0] for row in table.rows)
 
 
+def test_the_nearest_rows_are_numbered_as_they_come():
+  """Also where all of a batch could not be read."""
+  rows = np.float32([[9], [3], [0], [4], [2], [1]])[..., None]
+  counts = np.array([True, True, False, False, True, True])
+  batches = [(counts[i : i + 2], rows[i : i + 2]) for i in (0, 2, 4)]
+  found = paper.find_nearest(np.float32([[[0.5]], [[3]]]), batches, 2)
+  np.testing.assert_allclose(found[0], [[0.5, 1.5], [0, 1]])
+  np.testing.assert_array_equal(found[1], [[5, 4], [1, 4]])
+
+
 def test_a_run_that_is_not_done_is_no_ablation(runs, tmp_path, call):
   def end(step, _):
     if step == 3:
@@ -164,14 +175,52 @@ def test_what_layers_see(runs, call):
   assert 0 < occluded['lowest'] < probability
   dom = browser.Dom(pathlib.Path(result['page']).read_text())
   assert dom.title == 'What layers see: run_2_0'
-  for more, message in (
-    (('--layers', 'conv3'), "no 'conv3'; there are conv1, conv2"),
-    (('--units', '8'), 'conv1 has the units 0 to 7, and no 8'),
-    ((workdir / 'config.json',), 'config.json'),
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is_measured(
+  runs, call, monkeypatch
+):
+  workdir = runs['2_0']
+  monkeypatch.setattr(evaluate, 'measure_all', None)
+  for command, more, message in (
+    (visualize, ('--layers', 'conv3'), "no 'conv3'; there are conv1, conv2"),
+    (visualize, ('--units', '8'), 'conv1 has the units 0 to 7, and no 8'),
+    (visualize, (workdir / 'config.json',), 'config.json'),
+    (visualize, (workdir.parent / 'data',), '40 images; give at most 32'),
+    (paper, ('--ensemble', workdir), 'give it once'),
+    (paper, ('--ablations', workdir.parent), 'is not the folder of a run'),
   ):
-    code, _, err = call(visualize, '--workdir', workdir, *more)
-    assert code == 2
-    assert message in err
+    code, _, err = call(command, '--workdir', workdir, *more)
+    assert (code, message in err) == (2, True), err
+
+
+def test_a_folder_of_seeds_is_an_ablation_in_the_keys_that_differ(
+  runs, tmp_path
+):
+  commands.train_here(
+    runs['1_0'].parent / 'recipe.py',
+    tmp_path / 'seed_0',
+    '--config.model.groups=(1,1)',
+    '--config.num_steps=4',
+  )
+  rows = paper.compare_ablations(str(runs['1_0']), [str(tmp_path)])
+  assert [row['changes'] for row in rows] == [[], ['num_steps: 3 -> 4']]
+  assert rows[1]['runs'] == [str(tmp_path / 'seed_0')]
+
+
+def test_a_network_without_convolutions_has_no_pictures_of_them(tmp_path, call):
+  of_convolutions = ('channels', 'kernels', 'strides', 'paddings', 'groups')
+  layers = ('pool_layers', 'norm_layers', 'bias_layers', 'hidden')
+  changes = {f'model__{key}': () for key in (*of_convolutions, *layers)}
+  recipe = commands.write_recipe(tmp_path, **changes)
+  commands.train_here(recipe, tmp_path / 'run', '--config.num_steps=2')
+  code, result, err = call(
+    report, '--workdir', tmp_path / 'run', '--paper', '--visualize'
+  )
+  assert code == 0, err
+  assert not result['visualize']['layers']
+  assert len(result['visualize']['occlusion']) == 4
+  assert result['paper']['nearest'] == []
 
 
 def test_a_report_has_both_if_asked(runs, call):
