@@ -195,6 +195,7 @@ def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, copy):
 LINKS = ('.lock', 'checkpoints', 'damaged', 'events', 'config.json')
 LINKS += ('report/index.html', 'metrics.jsonl', 'checkpoints/20/state')
 LINKS += ('checkpoints/9.orbax-checkpoint-tmp', 'checkpoints/10.replaced')
+LINKS += ('loggers', 'profile', 'report', 'times.jsonl', 'pixel_mean.npz')
 
 
 @pytest.mark.parametrize('name', LINKS)
