@@ -114,17 +114,6 @@ def test_string_labels_are_sorted(tmp_path, label_kind):
     assert contents(source) == [(c, expected.index(name)) for c, name in part]
 
 
-def test_a_group_is_decoded_once_while_it_is_kept(tmp_path, monkeypatch):
-  write_hub(tmp_path, make_rows(60), make_rows(3))
-  source, calls = open_split(tmp_path), []
-  decode = source._decode
-  monkeypatch.setattr(source, '_decode', lambda n: calls.append(n) or decode(n))
-  for index in [*range(60)] * 3:
-    source.read(index)
-  # Of 5, 0 and 55 rows in groups of 4.
-  assert sorted(calls) == [0, 1, *range(3, 17)]
-
-
 @pytest.mark.parametrize('cache', [30_000, 1 << 28])
 def test_eight_threads_at_once(tmp_path, monkeypatch, cache, caplog):
   monkeypatch.setattr(parquet, '_CACHE_BYTES', cache)
