@@ -12,6 +12,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
+from alexnet_jax.training import optimizer
 from alexnet_jax.training import schedule
 from alexnet_jax.training import state as state_lib
 
@@ -87,6 +88,22 @@ def test_training_of_the_paper():
     plateau = schedule.update_plateau(config.schedule, plateau, 0.5)
     rates.append(plateau.learning_rate)
   assert sorted(set(rates)) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
+
+
+def test_the_prototype_trains_as_keras_does_over_a_drop():
+  """Keras' SGD: m <- momentum * m - lr * g; w <- w + m."""
+  tx = optimizer.make_optimizer(**load('keras_prototype').optimizer.to_dict())
+  params = {'w': {'kernel': jnp.zeros(1)}}
+  state, grads, w, m = tx.init(params), {'w': {'kernel': jnp.ones(1)}}, 0.0, 0.0
+  for t in range(20):
+    lr = 0.01 if t < 10 else 0.001
+    state = state._replace(hyperparams={'learning_rate': jnp.float32(lr)})
+    updates, state = tx.update(grads, state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+    m = 0.9 * m - lr
+    w += m
+    assert float(params['w']['kernel'][0]) == pytest.approx(w, rel=1e-5)
+  assert w == pytest.approx(-0.8370, abs=1e-4)
 
 
 def expected_rates(conv1, rest, conv1_bias=0.02):

@@ -154,7 +154,7 @@ def _indexed(root, split, shards, sizes, times, index_shards):
   """Returns the samples of some shards, from the kept index if it holds."""
   state = json.dumps([_INDEX_VERSION, shards, sizes, times])
   path = root / f'{split}.index.npz'
-  if (samples := _load_index(path, state)) is not None:
+  if (samples := _load_index(path, state, sizes)) is not None:
     return samples
   if (size := sum(sizes) / 1e9) >= _LONG_TO_INDEX:
     splits.warn_once(f'{root}: indexing the tars for {split}, {size:,.0f} GB')
@@ -170,13 +170,16 @@ def _indexed(root, split, shards, sizes, times, index_shards):
   return samples
 
 
-def _load_index(path, state):
+def _load_index(path, state, sizes):
   """Returns the kept samples; None if there are none that fit the shards."""
   try:
     with open(path, 'rb') as file, np.load(file) as stored:
       samples = stored['samples'] if str(stored['state']) == state else None
-    dtype = _dtype(samples['key'].itemsize)
-    return samples if samples.dtype == dtype and samples.ndim == 1 else None
+    shard, offset, size, label, key = (samples[field] for field in _FIELDS)
+    left = np.array(sizes)[shard] - offset  # IndexError beyond the last one
+    fits = (shard >= 0) & (offset >= _BLOCK) & (size <= left) & (size >= 0)
+    alike = samples.dtype == _dtype(key.itemsize) and samples.ndim == 1
+    return samples if alike and (fits & (label >= 0)).all() else None
   except Exception:  # whatever another file or a damaged one makes of it
     return None
 

@@ -1,9 +1,9 @@
+import json
 import sys
 import types
 
 import pytest
 
-from alexnet_jax import validation
 from alexnet_jax.bench import end_to_end
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.training import checkpoint
@@ -11,7 +11,7 @@ from alexnet_jax.training import loop
 from tests.system import commands
 
 
-def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch):
+def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch, capsys):
   """On a clock that only looking at it and saving move."""
   clock = types.SimpleNamespace(now=0.0)
 
@@ -38,15 +38,19 @@ def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch):
   )
   monkeypatch.setattr(loop.metrics, 'histograms', None)
   monkeypatch.setattr(loop, '_unfreeze_if_due', unfreeze)
-  config = validation.load_config([f'--config={recipe}'])
-  result = end_to_end.end_to_end(config, 4, 1, save_every=2)
+  line = f'end_to_end --json --config {recipe} --steps 4 --rounds 1'
+  assert main([*line.split(), '--save_every', '2']) == 0
+  out, err = capsys.readouterr()
+  result = json.loads(out.splitlines()[-1])
+  assert f'the {result["bottleneck"]} is the bottleneck' in err
+  batch_size = commands.TINY['global_batch_size']
   assert result['checkpoints'] == 2
-  assert result['step'] == [4 * config.global_batch_size]
+  assert result['step'] == [4 * batch_size]
   assert {'median', 'loop_share', 'headroom', 'machine'} <= set(result)
-  assert result['resident']['steps'] == (1, 4)
+  assert result['resident']['steps'] == [1, 4]
   if sys.platform == 'linux':  # others hide it
     assert all(min(pair) > 10e6 for pair in result['resident']['bytes'])
-  seconds = 4 * config.global_batch_size / result['loop'][0]
+  seconds = 4 * batch_size / result['loop'][0]
   assert seconds == pytest.approx(4 + 100 * 2)
 
 

@@ -302,6 +302,16 @@ def test_damaged_missing_and_short_files_of_a_tfds_set(tmp_path):
   assert not agree(tmp_path, 'tfds', '--config.data.tfds_name=pets')
 
 
+def test_a_tfds_set_of_one_class_is_refused(tmp_path):
+  splits = {s: [(jpeg(k), 0)] * 2 for k, s in enumerate(('train', 'test'))}
+  write_tfds(tmp_path, splits, ['cat'])
+  assert not agree(tmp_path, 'tfds', '--config.data.tfds_name=pets')
+  line = f'raw --source=tfds --path={tmp_path} --tfds_name=pets'
+  line += f' --tfds_eval_split=test --out={tmp_path}/out'
+  assert prepare(line.split()) == 2
+  assert not (tmp_path / 'out').exists()
+
+
 def trains(path, source, *overrides):
   """Whether training starts on a set, and takes every example."""
   config = validation.load_config(

@@ -13,6 +13,7 @@ import PIL.ImageOps
 import pytest
 
 from alexnet_jax.data import decoding
+from alexnet_jax.data.prepare import contents
 from alexnet_jax.errors import UnreadableImageError
 from tests.data.pictures import encode
 from tests.data.pictures import exif
@@ -112,6 +113,11 @@ def test_a_whole_jpeg_without_end_marker_is_read_and_named(progressive, end):
   decoded = decoding.decode(whole[:-2] + end, **options)
   np.testing.assert_array_equal(decoded, pillow(whole))
   assert len(messages) == 1
+
+
+def test_a_jpeg_that_is_cut_off_before_another_is_refused():
+  with pytest.raises(UnreadableImageError, match='truncated'):
+    decoding.decode(JPEG[:-400] + JPEG)
 
 
 def test_damage_of_cmyk_is_named():
@@ -247,6 +253,18 @@ def test_a_tiff_of_many_bands_is_refused_by_their_number(caplog):
     decoding.decode(tiff(13))
   assert decoding.decode(tiff(1)).shape == (3, 4, 3)
   assert not caplog.text
+
+
+def test_sixteen_bits_of_a_color_tiff_are_noted():
+  encoded = tiff(3, t258=16, t262=2)
+  encoded = encoded[:200] + bytes([7, 9]) * 36 + encoded[272:]
+  assert (decoding.decode(encoded) == 9).all()
+  note = 'note', 'of 16 bits per channel: cut to 8'
+  assert note in contents.examine(encoded, 'a.tif')
+
+
+def test_a_tiff_is_turned_once():
+  assert decoding.decode(tiff(1, t274=6)).shape == (4, 3, 3)
 
 
 def test_odd_images_make_no_warnings_without_a_name(tmp_path):

@@ -377,6 +377,15 @@ def test_a_damaged_raw_set_is_refused(small_raw, damage, message):
     assert check(str(small_raw))['errors']
 
 
+def test_the_colors_are_in_the_fingerprint(small_raw):
+  before = open_raw(small_raw).fingerprint
+  for changed in ({'mean': [1, 2, 3]}, {'covariance': [[1, 2, 3]] * 3}):
+    change_manifest(
+      lambda m, changed=changed: m['splits']['train']['rgb'].update(changed)
+    )(small_raw)
+    assert before != (before := open_raw(small_raw).fingerprint)
+
+
 def places(value, path=()):
   """Yields the paths of all values in JSON."""
   if isinstance(value, dict | list):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax.data import augment
 from alexnet_jax.data import folder
 from alexnet_jax.data import loader as loader_lib
 from alexnet_jax.data import order
@@ -76,6 +77,20 @@ def test_batches_follow_the_order():
         image[0, :, 2], int(draw[1] * 5) + np.arange(12)
       )
     np.testing.assert_array_equal(batch['flip'], draws[:, 2] < 0.5)
+
+
+def test_shifts_of_light_are_those_that_order_draws():
+  """Lighting ends after two steps; the pixels stay for the device to change."""
+  lighting = augment.Lighting(np.diag([1.0, 2.0, 3.0]), steps=2, scale=0.5)
+  plain = list(train_batches())
+  shifted = train_batches(brightness=0.2, lighting=lighting)
+  for step, batch in enumerate(shifted):
+    draws, is_lit = order.brightness_draws(step, 6, 5), step < 2
+    np.testing.assert_allclose(batch['brightness'], draws * 51, rtol=1e-6)
+    colors = order.color_draws(step, 6, 5) * [1, 2, 3] * is_lit
+    np.testing.assert_allclose(batch['color'], colors, rtol=1e-6)
+    assert (batch['scale'] == (0.5 if is_lit else 1.0)).all()
+    np.testing.assert_array_equal(batch['image'], plain[step]['image'])
 
 
 @pytest.mark.parametrize('prefetch', [0, 4])

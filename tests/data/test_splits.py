@@ -306,6 +306,14 @@ def test_folds_that_cannot_be(layouts, tmp_path):
     sources.make_source('folder', 'train', path=str(root), folds=2)
 
 
+def test_a_validation_folder_stays_out_of_the_pool(tmp_path):
+  write_folder(tmp_path / 'train')
+  write_folder(tmp_path / 'val')
+  part = sources.make_source('folder', 'train', path=str(tmp_path), folds=2)
+  assert part.source.root == tmp_path / 'train'
+  assert part.source.num_examples == 24
+
+
 def test_the_labels_of_a_tfds_set_are_read_once(layouts, monkeypatch):
   expected = open_fold(layouts, 'tfds', 'train', 0).labels
   pool = sources.make_source(**layouts['tfds'], split='train')

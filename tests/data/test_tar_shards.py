@@ -172,6 +172,14 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, kept):
   assert len(kept) == 3
 
 
+def set_second(field, value):
+  def change(samples):
+    samples[field][1] = value
+    return samples
+
+  return change
+
+
 def with_floats(samples):
   kinds = [(n, k.replace('i8', 'f8')) for n, k in samples.dtype.descr]
   return samples.astype(kinds)
@@ -186,6 +194,10 @@ def change_index(path, change):
 @pytest.mark.parametrize(
   'damage',
   [
+    *(set_second('shard', 5), set_second('shard', -1)),
+    *(set_second('offset', 1 << 40), set_second('offset', 0)),
+    *(set_second('size', 1 << 50), set_second('size', -1)),
+    set_second('label', -1),
     with_floats,
     lambda samples: samples[:, None],
     lambda samples: np.array([Runs()], object),

@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 import signal
 import sys
 import time
@@ -124,6 +125,20 @@ def test_a_damaged_image_ends_the_sweep(run, images):
   own = [f'--config.data.path={images}', '--config.data.source=folder']
   code, _, err = run(*ONE, *own, '--config.data.mean=channel')
   assert (code, '4.png' in err, 'failed' in err) == (2, True, False)
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_the_data_it_began_with(run, images):
+  own = [*ONE, f'--config.data.path={images}', '--config.data.source=folder']
+  _, result, _ = run(*own)
+  added = shutil.copy(images / 'b' / '1.png', images / 'a' / 'added.png')
+  code, _, err = run(*own)
+  assert code == 2
+  assert 'study.db was made with something else:\n  fingerprint of the' in err
+  added.unlink()
+  moved = images.rename(images.with_name('moved'))
+  code, again, _ = run(*own, f'--config.data.path={moved}')
+  assert (code, again['trials']) == (0, result['trials'])
 
 
 def test_a_trial_that_another_process_trains_is_none_that_failed(run, tmp_path):

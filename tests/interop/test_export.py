@@ -1,5 +1,6 @@
 """An exported program, in a process without flax and without this package."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -279,6 +280,17 @@ def test_another_platform_is_named(folder, monkeypatch, capsys):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
   assert program_loader.main(['photo.jpg']) == 2
   assert 'it is for cpu and gpu, not for tpu' in capsys.readouterr().err
+
+
+def test_parameters_are_no_pickles(folder, tmp_path):
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  np.savez(tmp_path / 'params.npz', a=np.array([{}]))
+  about = json.loads((tmp_path / 'about.json').read_text())
+  digest = hashlib.sha256((tmp_path / 'params.npz').read_bytes()).hexdigest()
+  about['sha256']['params.npz'] = digest
+  (tmp_path / 'about.json').write_text(json.dumps(about))
+  with pytest.raises(ValueError, match=r'no exported network: .*allow_pickle'):
+    program_loader.load(tmp_path)
 
 
 def test_unfit_places_are_refused(trained_run, tmp_path, ask):

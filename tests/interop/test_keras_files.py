@@ -234,6 +234,13 @@ def elsewhere(file):
   )
 
 
+def virtual(file):
+  layout = h5py.VirtualLayout((32,), 'f4')
+  layout[:] = h5py.VirtualSource('other', 'x', (32,))
+  del file['layers/conv2d/vars/1']
+  file['layers/conv2d/vars'].create_virtual_dataset('1', layout)
+
+
 def many(file):
   for i in range(5):
     file.create_dataset(f'layers/x/vars/{i}', (2**18,), 'f4', fillvalue=1)
@@ -263,6 +270,7 @@ def headless(file):
     (replace('conv2d', h5py.ExternalLink('other', '/conv2d')), 'MISFIT'),
     (replace('', h5py.ExternalLink('other', '/')), 'found nothing'),
     (elsewhere, 'has its numbers in another file'),
+    (virtual, 'has its numbers in another file'),
     (many, 'larger than the file'),
     (texts, 'expected numbers, found object'),
   ],

@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation import compare
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.interop import load
 from alexnet_jax.interop import torch_files
@@ -17,6 +18,7 @@ from alexnet_jax.interop.networks import Options
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
+from alexnet_jax.training import transfer
 from tests.data import pictures
 from tests.system import commands
 
@@ -207,6 +209,20 @@ def test_unfit_class_names(text, message, folder, tmp_path, ask):
   assert list(tmp_path.iterdir()) == [names]
 
 
+def test_other_classes_need_a_new_head(folder):
+  """There are as many classes, so that the shapes fit."""
+  config = checkpoint.open_run(folder / 'run').config
+  config.init.workdir = str(folder / 'run')
+  with pytest.raises(UserError, match=r"has 3 classes \('blue'.*\('head',\)"):
+    transfer.check_init(config, ('a', 'b', 'c'))
+
+
+def test_there_is_no_training_to_compare(folder, tmp_path, ask):
+  code, _, err = ask(compare, f'{folder / "run"} --out {tmp_path / "out"}')
+  assert code == 2
+  assert f'{folder / "run"} holds weights of elsewhere' in err
+
+
 def test_only_an_empty_folder_is_taken(folder, tmp_path, ask):
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'mine').write_text('1')
@@ -218,8 +234,12 @@ def test_only_an_empty_folder_is_taken(folder, tmp_path, ask):
     assert 'is there already, and no empty folder' in err
   assert [p.name for p in (tmp_path / 'full').iterdir()] == ['mine']
   workdir = tmp_path / 'empty'
-  assert ask(load, load_line(folder, workdir))[0] == 0
+  levels = '--mean 99 --std 78'  # of all colors
+  assert ask(load, load_line(folder, workdir, levels))[0] == 0
   assert (workdir / 'checkpoints' / '0').is_dir()
+  config = checkpoint.open_run(workdir).config
+  assert config.data.std_rgb == (78, 78, 78)
+  np.testing.assert_array_equal(build.stored_mean(config, workdir), [99] * 3)
   assert len(list(tmp_path.iterdir())) == 3
 
 

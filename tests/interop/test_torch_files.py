@@ -214,14 +214,15 @@ class Malicious:
     return (open, (str(self.path), 'w'))
 
 
-@pytest.mark.parametrize('how', ['pickle', 'torch.save'])
+@pytest.mark.parametrize('how', ['pickle', 'torch.save', 'legacy'])
 def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path):
   marker, path = tmp_path / 'executed', tmp_path / 'weights.pth'
   contents = {'features.0.weight': Malicious(marker)}
   if how == 'pickle':
     path.write_bytes(pickle.dumps(contents))
   else:
-    torch.save(contents, path)
+    zipped = how == 'torch.save'
+    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
   refusal = r'refuses to read .*execute code'
   if how != 'pickle':  # its protocol is another: PyTorch names no global
     refusal += r' \(it asks for (_?io\.)?open\)'
@@ -232,7 +233,8 @@ def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path):
   assert not marker.exists()
 
 
-def test_shared_numbers_and_parts_come_in(tmp_path):
+@pytest.mark.parametrize('zipped', [True, False])  # as before PyTorch 1.6
+def test_shared_numbers_and_parts_come_in(zipped, tmp_path):
   whole = torch.arange(24.0).reshape(4, 6)
   tensors = {
     'tied': whole,
@@ -247,7 +249,7 @@ def test_shared_numbers_and_parts_come_in(tmp_path):
     'w': torch.ones(1),
   }
   path = tmp_path / 'a.pth'
-  torch.save(tensors, path)
+  torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
   found, _ = torch_files.load_tensors(path)
   assert found.keys() == tensors.keys()
   for name, tensor in tensors.items():

@@ -78,6 +78,8 @@ def test_the_command_understands_its_arguments(arguments):
   gpus = CONTAINER['resources']['limits']['nvidia.com/gpu'] * JOB['completions']
   assert config.global_batch_size == 128 * gpus
   assert config.optimizer.learning_rate == pytest.approx(0.01 * gpus)
+  # Nodes and images may take longer than processes on machines that are there.
+  assert options.start_timeout > 600
 
 
 def test_what_the_command_uses_is_mounted(arguments):
@@ -128,6 +130,13 @@ def test_what_goes_on_and_what_ends_the_job():
   assert JOB['podReplacementPolicy'] == 'Failed'
   # Process 0 has written everything when it is done.
   assert JOB['successPolicy'] == {'rules': [{'succeededIndexes': '0'}]}
+
+
+def test_there_is_time_to_save():
+  assert POD['terminationGracePeriodSeconds'] >= 120
+  # A shell would not pass SIGTERM on.
+  assert CONTAINER['command'][0] == 'python'
+  assert 'args' not in CONTAINER
 
 
 def test_the_image_has_what_the_manifest_wants():

@@ -112,6 +112,12 @@ def test_evaluate_prints_the_numbers_of_the_run(trained, call):
   assert (code, "'31'" in err) == (2, True)
 
 
+@pytest.mark.slow
+def test_marvin_learns_the_digits(tmp_path):
+  result = commands.train_here('configs/marvin.py', tmp_path)
+  assert result['eval/top1'] >= 0.97
+
+
 def test_a_run_cannot_be_made_shorter(trained, fail):
   recipe, workdir, _ = trained
   code, err = fail('--workdir', workdir, '--config.num_steps=30', config=recipe)

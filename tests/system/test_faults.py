@@ -82,6 +82,16 @@ def test_a_second_run_in_the_same_folder_is_refused(trained):
       commands.train_here(recipe, workdir)
 
 
+def test_a_damaged_newest_checkpoint_costs_one_interval(trained, copy, capsys):
+  recipe, _, result = trained
+  for path, content in commands.contents(copy / 'checkpoints/20/state').items():
+    path.write_bytes(content[:-7])
+  again = commands.train_here(recipe, copy)
+  assert again['state_digest'] == result['state_digest']
+  assert 'goes on from checkpoint 10' in capsys.readouterr().err
+  assert (copy / 'damaged' / '20').is_dir()
+
+
 def test_a_damaged_best_checkpoint_is_named(tmp_path):
   # Nothing gets better than the first evaluation by 10.
   recipe = commands.write_recipe(
@@ -185,6 +195,7 @@ def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, copy):
 LINKS = ('.lock', 'checkpoints', 'damaged', 'events', 'config.json')
 LINKS += ('report/index.html', 'metrics.jsonl', 'checkpoints/20/state')
 LINKS += ('checkpoints/9.orbax-checkpoint-tmp', 'checkpoints/10.replaced')
+LINKS += ('loggers', 'profile', 'report', 'times.jsonl', 'pixel_mean.npz')
 
 
 @pytest.mark.parametrize('name', LINKS)

@@ -75,6 +75,24 @@ def test_class_weights_and_clipping_are_of_the_global_batch():
   assert sum(squares) < (0.05 * 0.1 * 3) ** 2  # two steps, with momentum
 
 
+@pytest.mark.slow
+def test_there_is_one_more_tree_of_gradients_in_memory():
+  """Against a step on a batch as large as a microbatch."""
+  mesh, network = mesh_of(1), make_state(hidden=(512, 512))
+  gradients = sum(leaf.nbytes for leaf in jax.tree.leaves(network.params))
+
+  def memory(size, count):
+    function = mapped(step.train_step, mesh, 'shard_map', microbatch_size=size)
+    batch = batch_to_devices(host_batch(size=count), mesh, 'shard_map')
+    state = parallel.replicate(network, mesh)
+    program = function.lower(state, batch, jax.random.key(1)).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  one = memory(0, 16)
+  for count in (32, 256):
+    assert one < memory(16, count) < one + 1.2 * gradients
+
+
 def by_hand(batch, number):
   """Parameters and statistics after a step by hand, on one device."""
   state = make_state(norm='batch')

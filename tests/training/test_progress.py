@@ -54,6 +54,16 @@ def test_a_resumed_interval_counts_the_steps_before():
   assert (again.train_sums, again.step_losses) == ({}, [])
 
 
+def test_a_run_that_stopped_early_is_done():
+  config, data = config_lib.make_config(), {'num_examples': 128}
+  config.num_epochs, config.num_steps = 0.0, 9
+  for stopped in (False, True):
+    stopping = StoppingState(stopped=stopped)
+    progress = Progress(PlateauState(0.1), stopping=stopping)
+    run = SavedRun(config, data, progress, {})
+    assert [run.is_done(step) for step in (5, 9)] == [stopped, True]
+
+
 def test_evaluations_are_judged_by_the_monitors_of_the_config():
   """Best by top-1, plateau by loss, early stopping by top-5."""
   config = config_lib.make_config()

@@ -91,11 +91,15 @@ def test_pmap_and_shard_map_are_equal():
 
 
 def test_gradients_are_those_of_the_mean_loss():
-  """Against autodiff of the plain mean over the global batch."""
+  """Against autodiff of the plain mean over the global batch, with lighting."""
   state, batch = make_state(), host_batch()
+  rng = np.random.default_rng(0)
+  batch['color'] = rng.normal(0, 20, (BATCH, 3)).astype(np.float32)
+  batch['scale'] = rng.uniform(0.5, 1, BATCH).astype(np.float32)
 
   def loss(params):
-    pixels = (batch['image'].astype(np.float32) - MEAN) / 60
+    pixels = batch['image'] + batch['color'][:, None, None]
+    pixels = (pixels - MEAN) / 60 * batch['scale'][:, None, None, None]
     logits = state.apply_fn({'params': params}, pixels)
     picked = jax.nn.log_softmax(logits)[jnp.arange(BATCH), batch['label']]
     return -picked.mean()
