@@ -146,9 +146,9 @@ def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   os.close(handle)
   temporary = pathlib.Path(name)
   try:
-    os.umask(mask := os.umask(0))
-    os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0o600
     yield temporary
+    os.umask(mask := os.umask(0))
+    os.chmod(temporary, 0o666 & ~mask)  # mkstemp and others give 0o600
     _sync(temporary)  # or the name could reach the disk before the content
     temporary.replace(path)
     _sync(path.parent)

@@ -129,7 +129,8 @@ def draw_line(axes, rows, key: str, step_size: float = 1, **style) -> None:
   """Draws a line through the rows with a value of `key`, if there are any."""
   points = [(step_size * row['step'], row[key]) for row in rows if key in row]
   if points:
-    style = {'markersize': 3, 'linewidth': 1.2, **style}
+    marker = 'o' if len(points) == 1 else None  # no line to be seen
+    style = {'markersize': 3, 'linewidth': 1.2, 'marker': marker, **style}
     axes.plot(*zip(*points, strict=True), **style)
 
 

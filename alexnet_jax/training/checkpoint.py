@@ -372,10 +372,12 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
       if not isinstance(error, DamagedCheckpointError):
         raise
       others = [step for step in _steps(folder) if str(step) != path.name]
+      advice = 'put a copy in its place, or train anew with another --workdir'
+      if others:
+        advice = f'choose another with --checkpoint, of {others}, or start'
+        advice += ' training again, which sets the damaged one aside'
       raise UserError(
-        f'checkpoint {path} is damaged ({error}); choose another with'
-        f' --checkpoint, of {others}, or start training again, which sets the'
-        ' damaged one aside'
+        f'checkpoint {path} is damaged ({error}); {advice}'
       ) from error
 
 
