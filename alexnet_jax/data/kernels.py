@@ -240,30 +240,23 @@ def add_color_sums(image, sums, products):
     sums: int64 [3], added to: the sum over the pixels of each channel.
     products: int64 [3, 3], added to: of each pair of channels.
   """
+  width = image.shape[1]
+  channels = np.empty((3, width), np.int32)  # of a row: vectors, not strides
   for row in range(image.shape[0]):
-    r = g = b = rr = rg = rb = gg = gb = bb = np.int64(0)
-    for column in range(image.shape[1]):
-      red = np.int64(image[row, column, 0])
-      green = np.int64(image[row, column, 1])
-      blue = np.int64(image[row, column, 2])
-      r += red
-      g += green
-      b += blue
-      rr += red * red
-      rg += red * green
-      rb += red * blue
-      gg += green * green
-      gb += green * blue
-      bb += blue * blue
-    sums[0] += r
-    sums[1] += g
-    sums[2] += b
-    products[0, 0] += rr
-    products[0, 1] += rg
-    products[1, 0] += rg
-    products[0, 2] += rb
-    products[2, 0] += rb
-    products[1, 1] += gg
-    products[1, 2] += gb
-    products[2, 1] += gb
-    products[2, 2] += bb
+    for column in range(width):
+      channels[0, column] = image[row, column, 0]
+      channels[1, column] = image[row, column, 1]
+      channels[2, column] = image[row, column, 2]
+    for i in range(3):
+      total = 0
+      for column in range(width):
+        total += channels[i, column]
+      sums[i] += total
+      for j in range(i, 3):
+        total = 0
+        for column in range(width):
+          total += channels[i, column] * channels[j, column]
+        products[i, j] += total
+  for i in range(3):
+    for j in range(i):
+      products[i, j] = products[j, i]
