@@ -182,6 +182,12 @@ def _opened(path):
     os.close(handle)
 
 
+def write_json(path: pathlib.Path, value: dict) -> None:
+  """Writes an object that is there as a whole or not at all."""
+  with replaced_file(path) as temporary:
+    temporary.write_text(json.dumps(value, indent=1), 'utf-8')
+
+
 def write_csv(
   path: str | os.PathLike,
   rows: Iterable[Sequence],

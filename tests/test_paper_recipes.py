@@ -11,6 +11,7 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluation.paper import PUBLISHED
 from alexnet_jax.training import build
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import schedule
@@ -161,6 +162,8 @@ def test_an_ablation_is_one_key_away_from_the_paper(name, key, value):
   ours = {'data.source', 'data.path'}
   different = {k for k in paper if paper[k] != changed[k]} - ours
   assert (different, changed[key]) == ({key}, value)
+  # What it cost the paper stands beside this very change.
+  assert f'{key}: {paper[key]!r} -> {value!r}' in PUBLISHED
   _, rows = build.network_layers(config, 1000)
   shapes = {name: shape for name, shape, _ in rows}
   assert shapes['conv5'] == (13, 13, 256)

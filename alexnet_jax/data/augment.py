@@ -49,7 +49,7 @@ class SquareWindow(NamedTuple):
 
 
 class ResizedBox(NamedTuple):
-  """As a SquareWindow, but a random part of an image, resized."""
+  """A random part of an image, resized; the fields are of the draws."""
 
   corner: np.ndarray  # see `images.random_resized_box`
   attempts: np.ndarray

@@ -65,7 +65,8 @@ def train_batches(
     raise UserError(f'num_batches is {num_batches}; it must be at least 1')
   if options.batch_size > source.num_examples:
     raise UserError(
-      f'batch_size is {options.batch_size}, of {source.num_examples} examples'
+      f'batch_size is {options.batch_size}, but {source.name} has'
+      f' {source.num_examples} examples'
     )
   crop = augment.Crop(
     options.crop_size, options.crop, options.crop_area, options.crop_ratio

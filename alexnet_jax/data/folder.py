@@ -502,6 +502,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
     found += listing.paths
   if not found:
     raise UserError(
-      f'no image in {", ".join(map(repr, paths))} ({" ".join(IMAGE_SUFFIXES)})'
+      f'no image in {", ".join(map(repr, paths))}; name image files, or folders'
+      f' of files that end in {" ".join(IMAGE_SUFFIXES)}'
     )
   return found

@@ -7,6 +7,7 @@ import statistics
 import sys
 
 from alexnet_jax import cli
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import repeat
 
@@ -45,7 +46,7 @@ def _work(arguments, config, workdir, stop):
   if folds < 2:
     raise UserError(f'--folds is {folds}; it must be at least 2')
   result = _cross_validate(config, workdir, folds, stop)
-  repeat.write_json(workdir / 'crossval.json', result)
+  files.write_json(workdir / 'crossval.json', result)
   _show(result)
   figures.save(draw_box_plots(result), workdir / 'box_plots.png')
   print(f'result and box plots: {workdir}', file=sys.stderr)

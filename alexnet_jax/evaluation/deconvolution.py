@@ -1,4 +1,4 @@
-"""What units of convolutions respond to: patches, deconvolution, occlusion.
+"""Finds what units respond to: patches, deconvolution, occlusion.
 
 Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks:
 sections 2.1 (deconvolution), 4 (strongest patches) and 4.2 (occlusion).

@@ -48,15 +48,19 @@ _ENSEMBLES = (
   ('paper, 5 CNNs', '38.1%', '16.4%'),
   ('paper, 7 CNNs, two pre-trained on ImageNet 2011', '36.7%', '15.4%'),
 )
-# What a key's change cost the paper and, after it, net 145 of its source
-# release: points of top-1 and top-5 error.
-_PUBLISHED = {
-  'model.norm': 'no LRN: +1.4, +1.2; +1.370, +1.152',
-  'model.pool_size': 'no overlap: +0.4, +0.3; +0.394, +0.300',
-  'data.pca_lighting': 'no lighting: over +1',
-  'model.activation': 'tanh: six times slower to 25% training error (CIFAR-10)',
-  'model.dropout': 'no dropout: "substantial overfitting"',
-  'model.groups': 'one GPU with half the kernels: +1.7, +1.2',
+# What a change cost the paper and, after it, net 145 of its source release:
+# points of top-1 and top-5 error.
+PUBLISHED = {
+  "model.norm: 'lrn' -> 'none'": 'no LRN: +1.4, +1.2; +1.370, +1.152',
+  'model.pool_size: 3 -> 2': 'no overlap: +0.4, +0.3; +0.394, +0.300',
+  'data.pca_lighting: 0.1 -> 0.0': 'no lighting: over +1',
+  "model.activation: 'relu' -> 'tanh'": (
+    'tanh: six times slower to 25% training error (CIFAR-10)'
+  ),
+  'model.dropout: 0.5 -> 0.0': 'no dropout: "substantial overfitting"',
+  'model.groups: (1, 2, 1, 2, 2) -> (1, 1, 1, 1, 1)': (
+    'one GPU with half the kernels: +1.7, +1.2'
+  ),
 }
 
 
@@ -286,7 +290,7 @@ def compare_ablations(workdir: str, others: Iterable[str]) -> list[dict]:
   keys, seeds, runs}, and of top-1 and top-5 error and their difference to the
   first row, {top1, top5, top1_difference, top5_difference}: [mean over the
   seeds of the last evaluations, its standard error or None]; shares, of one
-  crop. Raises UserError if a run is not done.
+  crop. Raises UserError if a run is not done, or of other data.
   """
   paths = [path for other in others for path in compare.runs_in(other)]
   paths = dict.fromkeys(map(os.path.realpath, (workdir, *paths)))
@@ -294,6 +298,11 @@ def compare_ablations(workdir: str, others: Iterable[str]) -> list[dict]:
   for run in runs:
     if not run.is_done or run.numbers['top1'] is None:
       raise UserError(f'{run.name} is not done; compare runs that are')
+    if run.data_sets() != runs[0].data_sets():
+      raise UserError(
+        f'{run.name} has other data than {runs[0].name}; compare runs of one'
+        ' data set'
+      )
   for by_seed in compare.finished(runs):
     members = [same[0] for same in by_seed.values()]
     row = {'changes': _changes(runs[0], members[0]), 'seeds': [*by_seed]}
@@ -314,8 +323,7 @@ def compare_ablations(workdir: str, others: Iterable[str]) -> list[dict]:
 
 def _changes(first, run):
   changes = files.differences(first.settings(), run.settings())
-  lines = [f'{key}: {a!r} -> {b!r}' for key, (a, b) in changes.items()]
-  return lines + ['other data'] * (first.data_sets() != run.data_sets())
+  return [f'{key}: {a!r} -> {b!r}' for key, (a, b) in changes.items()]
 
 
 def _ablations(rows):
@@ -332,7 +340,7 @@ def _ablations(rows):
   for row in rows:
     changes, published = row['changes'], ''
     if len(changes) == 1:
-      published = _PUBLISHED.get(changes[0].partition(':')[0], '')
+      published = PUBLISHED.get(changes[0], '')
     values = [
       shown(row, key + more, form)
       for key in ('top1', 'top5')

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable
 from collections.abc import Mapping
-import json
 import pathlib
 from typing import Any
 
@@ -92,7 +91,7 @@ def train_each(
       config.report = False
       trained = loop.train_and_evaluate(config, str(folder), stop, console)
       measured = measure(config, folder, record, trained)
-      write_json(
+      files.write_json(
         folder / _MEASURES_FILE,
         {**measured, 'config': config.to_dict(), 'data': record},
       )
@@ -118,9 +117,3 @@ def _stored(folder, config, record, splits):
   lengths = ('num_epochs', 'num_steps')
   longer = any(trained[key] != config[key] for key in lengths)
   return None if longer else stored
-
-
-def write_json(path: pathlib.Path, value: dict) -> None:
-  """Writes an object for programs and people."""
-  with files.replaced_file(path) as temporary:
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')

@@ -1,4 +1,4 @@
-"""What the layers of a trained network see.
+"""Draws what the layers of a trained network see.
 
 python -m alexnet_jax.evaluation.visualize --workdir DIR [--layers conv1,conv5]
 [--units 3,17] [photo.jpg ...]

@@ -17,7 +17,6 @@ from alexnet_jax import files
 from alexnet_jax.data import images
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.data import raw
-from alexnet_jax.data.prepare import shards
 
 
 class RawSet:
@@ -88,7 +87,7 @@ class RawSet:
       'settings': self.settings,
       'splits': splits,
     }
-    shards.write_json(self.folder / raw.MANIFEST, manifest)
+    files.write_json(self.folder / raw.MANIFEST, manifest)
 
   def _split(self, split, notes):
     source = self._loaders[split].source

@@ -12,10 +12,10 @@ from array_record.python import array_record_module
 import numpy as np
 import simplejpeg
 
+from alexnet_jax import files
 from alexnet_jax.data import decoding
 from alexnet_jax.data import images
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import shards
 from alexnet_jax.errors import UnreadableImageError
 from alexnet_jax.errors import UserError
 
@@ -148,7 +148,7 @@ class ResizedSet:
   def describe(self, notes) -> None:
     skipped = [k for own in notes.values() for n in own for k in n['skipped']]
     made = {'settings': self.settings, 'skipped': skipped}
-    shards.write_json(self.folder / _MADE, made)
+    files.write_json(self.folder / _MADE, made)
     name = self._name.partition('/')[0]
     write_description(self.folder, name, self._class_names, notes)
 
@@ -211,9 +211,10 @@ def write_description(
     'version': folder.name,
   }
   names = ''.join(f'{name}\n' for name in class_names)
-  shards.write_text(folder / 'label.labels.txt', names)
-  shards.write_json(folder / 'features.json', features)
-  shards.write_json(folder / tfds_records.INFO, info)  # makes it a set
+  with files.replaced_file(folder / 'label.labels.txt') as temporary:
+    temporary.write_text(names, 'utf-8')
+  files.write_json(folder / 'features.json', features)
+  files.write_json(folder / tfds_records.INFO, info)  # makes it a set
 
 
 def _feature(kind, **content):

@@ -13,7 +13,6 @@ import concurrent.futures
 import contextlib
 import functools
 import importlib.metadata
-import json
 import pathlib
 import shutil
 import signal
@@ -212,7 +211,7 @@ def _write_shards(target, planned, notes):
   if plan.exists():
     _check_settings(target, 'was begun', _read_json(plan), settings)
   else:
-    write_json(plan, settings)
+    files.write_json(plan, settings)
   if notes:
     done = f'{len(notes)} of {len(planned)} shards are there already'
     print(done, file=sys.stderr)
@@ -220,7 +219,7 @@ def _write_shards(target, planned, notes):
   with progress(total, f'writing {folder}') as add_done:
     for shard in missing:
       note = _write_shard(target, shard, add_done)
-      write_json(folder / _NOTES / f'{shard.key}.json', note)
+      files.write_json(folder / _NOTES / f'{shard.key}.json', note)
       notes[shard.key] = note
 
 
@@ -290,14 +289,3 @@ def _read_json(path):
     return files.read_json(path, {})
   except UserError:  # it is damaged
     return {}
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is there as a whole or not at all."""
-  with files.replaced_file(path) as temporary:
-    temporary.write_text(text, 'utf-8')
-
-
-def write_json(path: pathlib.Path, value: dict) -> None:
-  """Writes a JSON file that is there as a whole or not at all."""
-  write_text(path, json.dumps(value, indent=1))
