@@ -99,7 +99,8 @@ class Run:
   """A checkpoint of a run; `open_run` makes it."""
 
   workdir: str
-  config: ml_collections.ConfigDict  # of the training
+  # Of the training.
+  config: ml_collections.ConfigDict = dataclasses.field(repr=False)
   class_names: Sequence[str]  # in the order of the labels
   step: int  # number of updates that made the weights
   metrics: Mapping[str, float]  # of the last evaluation until then, if any

@@ -43,7 +43,7 @@ class Listing(NamedTuple):
   folders: list[str]  # paths
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FolderSource(splits.Source):
   """Image files under `root`, one subfolder per class.
 
@@ -86,7 +86,7 @@ class FolderSource(splits.Source):
     return self.paths
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ImageList(splits.Source):
   """Images of unknown classes, with 0 as their labels.
 

@@ -44,7 +44,7 @@ class _File:
   class_names: Sequence[str] | None
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class ParquetSource(splits.Source):
   """Rows of parquet files, whose images are decoded by whole row groups.
 

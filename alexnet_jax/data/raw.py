@@ -43,7 +43,7 @@ _SHAPE = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RawSource(splits.Source):
   """A split of a raw set."""
 

@@ -22,7 +22,7 @@ KINDS += ('synthetic',)
 SPLITS = ('train', 'validation')
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ArraySource(splits.Source):
   """Images held in memory: uint8 [n, height, width, 3] and int32 [n]."""
 

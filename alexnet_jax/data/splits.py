@@ -53,6 +53,10 @@ class Source:
   # sizes of files, the description of a TFDS set.
   fingerprint: str
 
+  def __repr__(self) -> str:
+    counts = f'{self.num_examples} examples, {len(self.class_names)} classes'
+    return f'<{type(self).__name__} {self.name}: {counts}>'
+
   @property
   def num_examples(self) -> int:
     return len(self.labels)
@@ -277,7 +281,7 @@ def warn_once(message: str) -> None:
     logging.warning('%s', message)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Part(Source):
   """Some examples of a source, with what its kind of source has."""
 

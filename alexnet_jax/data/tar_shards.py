@@ -30,7 +30,7 @@ _INDEX_VERSION = 2
 _FIELDS = ('shard', 'offset', 'size', 'label', 'key')
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TarSource(splits.Source):
   """Samples of tar files below `root`.
 

@@ -57,7 +57,7 @@ class Description:
     return {name: info.num_examples for name, info in self.infos.items()}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TfdsSource(splits.Source):
   """A split of a prepared TFDS image classification set (array_record)."""
 

@@ -426,3 +426,12 @@ def opens(root):
   except UserError:
     return False
   return True
+
+
+def test_a_source_shows_itself_in_a_line(layouts):
+  for layout in layouts:
+    source = make_source(layouts, layout)
+    text = repr(source)
+    assert f'{source.num_examples} examples' in text
+    assert len(text.splitlines()) == 1
+    assert len(text) < 300
