@@ -1,3 +1,4 @@
+from .errors import UserError as UserError
 from .models.alexnet import AlexNet as AlexNet
 from .models.variants import VARIANTS as VARIANTS
 from .run import load_config as load_config

@@ -121,7 +121,10 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
     (['data.mean_rgb=(1,2,256)'], 'takes three levels of 255'),
     (['data.std_rgb=(1,2,3)', 'data.std=2'], 'set one of them'),
     (['data.channels=2'], r'channels is 2, not one of \(3, 1\)'),
-    (['data.mean_rgb=(1,)'], r'mean_rgb is \(1,\); it must .*channels = 3'),
+    (
+      ['data.channels=3', 'data.mean_rgb=(1,)'],
+      r'mean_rgb is \(1,\); it must .*channels = 3',
+    ),
     (['data.channels=1', 'data.mean_rgb=(1,2,3)'], 'must .*channels = 1'),
     (['data.channels=1', 'data.pca_lighting=1'], 'pca_lighting is 1.*colors'),
     (['schedule.name=recorded'], 'lr_multipliers'),

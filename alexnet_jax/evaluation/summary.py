@@ -19,7 +19,10 @@ def show(config) -> dict:
     shapes = '\n'.join(f'{key} {times(leaf.shape)}' for key, leaf in leaves)
     words = name, operation(model, name), times(output), shapes
     cells.append((*words, costs.count(own), 2 * macs))
-  title = f'one image of {shape[0]} x {shape[1]} pixels'
+  title = (
+    f'one image of {shape[0]} x {shape[1]} pixels; activation'
+    f' {model.activation}, dropout {model.dropout:g}'
+  )
   columns = ('layer', 'operation', 'output', 'shapes', 'parameters')
   page.show_table(page.Table(title, (*columns, 'forward FLOP'), cells))
   numbers = costs.totals(params, rows)

@@ -163,7 +163,7 @@ def _draw_layer(subject, album, seen, units):
     classes, text = row['classes'], 'never responds'
     if classes:
       most = max(classes, key=classes.count)
-      text = f'{classes.count(most)} of {len(classes)}: {most}'
+      text = f'{classes.count(most)} of {len(classes)}: class {most}'
     captions.append((f'unit {unit}', text))
     captions.append(('deconvolution', f'up to {peaks[unit]:.3g}'))
   picture = album.add(
@@ -257,12 +257,14 @@ def _mosaic(images, starts, width):
   if width >= size:  # the whole image
     width, starts = size, np.zeros_like(starts)
   gap = max(1, width // 24)
-  side, pitch = 3 * width + 2 * gap, width + gap
-  sheet = np.full((side, side, images.shape[3]), 255, np.uint8)
+  pitch = width + gap
+  side = 3 * pitch + gap
+  # Black lines, for photographs may be white at their edges, as pages are.
+  sheet = np.zeros((side, side, images.shape[3]), np.uint8)
   around = ((0, 0), (width, width), (width, width), (0, 0))
   padded = np.pad(images, around, constant_values=128)
   for number, (top, left) in enumerate(starts + width):
-    y, x = number // 3 * pitch, number % 3 * pitch
+    y, x = gap + number // 3 * pitch, gap + number % 3 * pitch
     window = padded[number, top : top + width, left : left + width]
     sheet[y : y + width, x : x + width] = window
   return sheet

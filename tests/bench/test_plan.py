@@ -94,7 +94,11 @@ def test_wrong_arguments_are_refused(arguments, message, monkeypatch, capsys):
   'changes',
   [
     ['--config.data.random_flip=False', '--config.data.unreadable=skip'],
-    ['--config.data.brightness=0.1', '--config.data.pca_lighting=0.1'],
+    [
+      '--config.data.brightness=0.1',
+      '--config.data.pca_lighting=0.1',
+      '--config.data.channels=3',
+    ],
   ],
 )
 def test_batches_are_those_of_training(changes):
