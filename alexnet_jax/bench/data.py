@@ -49,7 +49,7 @@ PEERS = ('tf.data', 'keras', 'torch', 'grain', 'spdl')
 CROP = 224  # width of the random crops, in pixels
 # {name: (kind, short side of what is kept, width it is resized to before the
 # crop; 0: crops of random size are resized)}; a kind is a folder of JPEG files,
-# array_record of JPEGs, or raw.
+# array_record of JPEGs, or raw; `prepare`: of files squares are written.
 LAYOUTS = {
   'folder-375-to-256': ('folder', 375, 256),  # ImageNet's own files
   'folder-375-resized-crops': ('folder', 375, 0),
@@ -61,7 +61,10 @@ LAYOUTS = {
   'tfds-320-to-256': ('tfds', 320, 256),
   'tfds-256': ('tfds', 256, 256),
   'raw-256': ('raw', 256, 256),
+  'prepare-raw-375-to-256': ('prepare', 375, 256),
 }
+# Of the JPEGs, by short side. Files of ImageNet have 110 kB: much content.
+_QUALITIES = {375: 99, 320: 90, 256: 90}
 _RESIZED_CROPS = (0.08, 1.0), (3 / 4, 4 / 3)  # shares of area, width / height
 _TFDS_NAME = 'photographs'
 _RAW_FACTOR = 8  # raw squares go by that much faster
@@ -142,7 +145,7 @@ def run(arguments, unknown: list[str]) -> dict:
     folder = pathlib.Path(stack.enter_context(folder))
     sizes = arguments.batch_size, arguments.batches, arguments.threads
     tasks = [Task(name, *LAYOUTS[name], folder, *sizes) for name in layouts]
-    distinct = _prepare(arguments.path, arguments.images, tasks)
+    distinct, file_sizes = _prepare(arguments.path, arguments.images, tasks)
     for name, (library, _) in CANDIDATES.items():
       if library not in ('', *peers):
         continue
@@ -150,8 +153,9 @@ def run(arguments, unknown: list[str]) -> dict:
       worker = harness.Worker(__name__, name, _ENVIRONMENT)
       stack.enter_context(worker)
       with harness.noted(name, '', failed):
-        lacking = worker.ask('check', tasks=tasks)
-        for task in tasks:
+        own = [t for t in tasks if t.kind != 'prepare' or name in PREPARING]
+        lacking = worker.ask('check', tasks=own)
+        for task in own:
           with harness.noted(name, task.name, failed):
             if reason := lacking.get(task.name):
               raise harness.WorkerError(reason)
@@ -164,13 +168,16 @@ def run(arguments, unknown: list[str]) -> dict:
   named = ('images', 'batch_size', 'batches', 'threads')
   facts = {name: getattr(arguments, name) for name in named}
   facts['path'] = arguments.path or 'two of scikit-learn'
-  facts['distinct'] = distinct
+  facts |= {'distinct': distinct, 'bytes_a_file': file_sizes}
   harness.tell(', '.join(f'{name}: {value}' for name, value in facts.items()))
   return {**result, **facts, 'rows': rows, 'failed': failed}
 
 
 def _prepare(path, count, tasks):
-  """Makes `count` photographs in each layout; returns how many differ."""
+  """Makes `count` photographs in each layout.
+
+  Returns (how many differ, {short side: mean bytes of a JPEG}).
+  """
   if path:
     source = sources.make_source('folder', 'train', path=path, val_fraction=0.0)
     labels = [source.class_names[label] for label in source.labels]
@@ -190,7 +197,8 @@ def _prepare(path, count, tasks):
     for size in {task.short_side for task in tasks}:
       resize = images.center_square if size == 256 else images.resize_short_side
       image = resize(pixels, size)
-      encoded = simplejpeg.encode_jpeg(image, 90, 'RGB', '420')
+      quality = _QUALITIES[size]
+      encoded = simplejpeg.encode_jpeg(image, quality, 'RGB', '420')
       parts = f'folder-{size}', 'train', labels[index], f'{number:05d}.jpg'
       file = tasks[0].folder.joinpath(*parts)
       file.parent.mkdir(parents=True, exist_ok=True)
@@ -204,9 +212,13 @@ def _prepare(path, count, tasks):
     val.mkdir(parents=True)
     shutil.copy(min(train.iterdir()), val)
   for task in tasks:
-    if task.kind != 'folder':
+    if task.kind in ('raw', 'tfds'):
       _convert(task)
-  return len(chosen) if path else len(photographs)
+  sizes = {
+    task.short_side: round(np.mean([f.stat().st_size for f in _files(task)]))
+    for task in tasks
+  }
+  return len(chosen) if path else len(photographs), sizes
 
 
 def _convert(task):
@@ -484,6 +496,42 @@ def _bare(task, count):
     yield from pool.map(work, range(count))
 
 
+def _write_squares(task):
+  """Runs `prepare raw`; returns images per second."""
+  from alexnet_jax.data import kernels  # noqa: F401  # slow to import
+  from alexnet_jax.data.prepare.__main__ import main
+
+  folder = task.folder / f'folder-{task.short_side}'
+  arguments = ['raw', '--source=folder', f'--path={folder}']
+  arguments += [f'--size={task.resize_size}', f'--num_threads={task.threads}']
+  with tempfile.TemporaryDirectory(dir=task.folder) as out:
+    start = time.perf_counter()
+    if main([*arguments, f'--out={out}/raw']):
+      raise RuntimeError('prepare raw failed')
+    seconds = time.perf_counter() - start
+  return len(_files(task)) / seconds
+
+
+def _make_squares(task):
+  """Decodes and resizes in threads, and writes nothing."""
+  import cv2
+
+  def work(paths):
+    for path in paths:
+      pixels = images.center_crop(_decode(path.read_bytes()), task.short_side)
+      cv2.resize(pixels, (task.resize_size,) * 2, interpolation=cv2.INTER_AREA)
+
+  paths, start = _files(task), time.perf_counter()
+  parts = [paths[first : first + 16] for first in range(0, len(paths), 16)]
+  with concurrent.futures.ThreadPoolExecutor(task.threads) as pool:
+    list(pool.map(work, parts))
+  return len(paths) / (time.perf_counter() - start)
+
+
+def _files(task):
+  return sorted(task.folder.glob(f'folder-{task.short_side}/*/*/*.jpg'))
+
+
 # {name: (that of --peers, '': always there, (task, number of batches) -> that
 # many (images, labels), or NotImplementedError for a layout it cannot read)}.
 CANDIDATES = {
@@ -498,6 +546,11 @@ CANDIDATES = {
   'SPDL, interpolating': ('spdl', partial(_spdl, False)),
   'bare decoding or copying': ('', _bare),
 }
+# Those that a `prepare` task measures: task -> images per second.
+PREPARING = {
+  'ours': _write_squares,
+  'bare decoding or copying': _make_squares,
+}
 
 
 class Handler:
@@ -510,11 +563,14 @@ class Handler:
     # Threads of its own on top of the loader's would only be in their way.
     cv2.setNumThreads(0)
     _, self._batches = CANDIDATES[candidate]
+    self._prepare = PREPARING.get(candidate)
 
   def check(self, tasks: Sequence[Task]) -> dict[str, str]:
     """Tries the candidate; returns {layout that it cannot read: why}."""
     reasons = {}
     for task in tasks if self._batches != _bare else ():
+      if task.kind == 'prepare':
+        continue
       try:
         classes = len(task.open_source().class_names)
         check_batches(self._batches(task, 2), task, classes)
@@ -524,6 +580,8 @@ class Handler:
 
   def measure(self, task: Task) -> float:
     """Returns images per second in the middle of a loader's work."""
+    if task.kind == 'prepare':
+      return self._prepare(task)
     count = task.num_batches * (_RAW_FACTOR if task.kind == 'raw' else 1)
     warm_up = max(_TAIL, count // 4)
     iterator = self._batches(task, warm_up + count + _TAIL)
