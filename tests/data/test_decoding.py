@@ -1,6 +1,5 @@
 import io
 import struct
-import subprocess
 import sys
 import zlib
 
@@ -20,6 +19,7 @@ from tests.data.pictures import exif
 from tests.data.pictures import noise
 from tests.data.pictures import photo
 from tests.data.pictures import write
+from tests.system import commands
 
 
 def pillow(encoded):
@@ -266,12 +266,10 @@ def test_odd_images_make_no_warnings_without_a_name(tmp_path):
     'for path in sys.argv[1:]:\n'
     '  print(decoding.decode(pathlib.Path(path).read_bytes()).shape)\n'
   )
-  paths = [str(write(tmp_path, files) / name) for name in files]
-  done = subprocess.run(
-    [sys.executable, '-c', program, *paths], capture_output=True, text=True
-  )
-  assert len(done.stdout.splitlines()) == len(files)
-  assert done.stderr == ''
+  paths = [write(tmp_path, files) / name for name in files]
+  _, out, err = commands.run(sys.executable, '-c', program, *paths)
+  assert len(out.splitlines()) == len(files)
+  assert err == ''
 
 
 @settings(max_examples=30, deadline=None)
