@@ -80,6 +80,11 @@ def make_source(
     raise UserError(f'split is {split!r}, not one of {known}{reason}')
   if not data.folds:
     return _open(source, split, data)
+  if data.folds < 2 or not 0 <= data.fold < data.folds:
+    raise UserError(
+      f'folds is {data.folds} and fold {data.fold}: give two folds at least,'
+      ' which count from 0'
+    )
   # The pool of folds is the training split, with nothing held out of it.
   pool = _open(source, 'train', dataclasses.replace(data, val_fraction=0.0))
   return splits.fold_of(pool, split, data.folds, data.fold, data.split_seed)
