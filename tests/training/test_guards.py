@@ -29,19 +29,9 @@ def test_flat_loss(loss, warns, caplog):
     assert (cause in caplog.text) == warns
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@pytest.fixture
-def handlers():
-  """Puts the handlers back that were there before."""
-  before = {number: signal.getsignal(number) for number in SIGNALS}
-  yield
-  for number, handler in before.items():
-    signal.signal(number, handler)
-
-
-@pytest.mark.parametrize('number', SIGNALS)
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
 def test_a_signal_is_remembered(handlers, number):
   stop = guards.StopSignal()
   stop.install()
