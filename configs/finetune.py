@@ -11,7 +11,7 @@ and deviation are its. All layers train at a tenth of the usual rate;
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import validation
-from alexnet_jax.data import pixel_statistics
+from alexnet_jax.training import build
 
 
 def get_config(workdir=''):
@@ -30,13 +30,7 @@ def get_config(workdir=''):
   for key in keys:
     config.data[key] = there.data[key]
   if there.data.mean == 'channel':
-    options = pixel_statistics.Options(
-      mean='channel',
-      crop_size=there.data.crop_size,
-      channels=there.data.channels,
-      mean_rgb=tuple(there.data.mean_rgb),
-    )
-    mean = pixel_statistics.stored_mean(options, workdir)
+    mean = build.stored_mean(there, workdir)
     config.data.mean_rgb = tuple(map(float, mean))
   config.init.mean_image = there.data.mean == 'image'
 

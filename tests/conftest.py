@@ -53,6 +53,17 @@ def call(capsys):
 
 
 @pytest.fixture
+def handlers():
+  """Puts the handlers of signals back that were there before."""
+  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  before = {number: signal.getsignal(number) for number in numbers}
+  yield
+  for number, handler in before.items():
+    if handler is not None:  # of C
+      signal.signal(number, handler)
+
+
+@pytest.fixture
 def small_disk(tmp_path):
   """A file system of 4 MB."""
   folder = tmp_path / 'disk'

@@ -4,12 +4,12 @@ import errno
 import importlib
 import io
 import os
-import subprocess
 import sys
 
 import pytest
 
 from alexnet_jax import cli
+from tests.system import commands
 
 
 class Terminal(io.StringIO):
@@ -77,16 +77,11 @@ def test_a_device_that_is_not_there():
     'import sys; from alexnet_jax import cli; import jax;'
     ' sys.exit(cli.run(lambda: {"n": jax.device_count()}, json_output=True))'
   )
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    env={**os.environ, 'JAX_PLATFORMS': 'cuda'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 2, done.stderr
-  assert 'Traceback' not in done.stderr
-  assert "error: JAX_PLATFORMS is 'cuda', and" in done.stderr
+  cuda = {'JAX_PLATFORMS': 'cuda'}
+  code, _, err = commands.run(sys.executable, '-c', code, env=cuda)
+  assert code == 2, err
+  assert 'Traceback' not in err
+  assert "error: JAX_PLATFORMS is 'cuda', and" in err
 
 
 @pytest.mark.parametrize(

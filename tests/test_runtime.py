@@ -1,10 +1,9 @@
-import os
-import subprocess
 import sys
 
 import pytest
 
 from alexnet_jax import runtime
+from tests.system import commands
 
 LIMIT, EARLY, COMBINE = (
   'xla_gpu_experimental_parallel_collective_overlap_limit',
@@ -58,25 +57,16 @@ def test_it_takes_a_gpu_and_its_plugin(gpu, platforms, monkeypatch):
   assert runtime.xla_flags(environ) == {}
 
 
-def run(code, **environ):
-  """Runs Python in a process of its own; returns what it prints."""
-  return subprocess.run(
-    [sys.executable, '-c', code],
-    env={**os.environ, **environ},
-    stdout=subprocess.PIPE,
-    text=True,
-    check=True,
-  ).stdout
-
-
 def test_this_jax_knows_them():
   """An unknown one would end the process; jaxlib reads those of GPUs, too."""
   flags = ' '.join(runtime.flag_text(*flag) for flag in runtime.FLAGS.items())
   code = 'import jax; print(int(jax.numpy.ones(3).sum()))'
-  assert run(code, XLA_FLAGS=flags, JAX_PLATFORMS='cpu') == '3\n'
+  environ = {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+  result = commands.run(sys.executable, '-c', code, env=environ)
+  assert result[:2] == (0, '3\n'), result
 
 
 def test_it_does_not_import_jax():
   code = 'import sys; from alexnet_jax import runtime;'
   code += ' runtime.xla_flags({}); print("jax" in sys.modules)'
-  assert run(code) == 'False\n'
+  assert commands.run(sys.executable, '-c', code)[:2] == (0, 'False\n')

@@ -107,7 +107,7 @@ class ImageList(splits.Source):
     if isinstance(image, bytes):
       return image, 0
     if isinstance(image, PIL.Image.Image):
-      return _as_png(image), 0
+      return _as_file(image), 0
     if isinstance(image, np.ndarray):
       return self._pixels(index, image), 0
     if not isinstance(image, str | os.PathLike):
@@ -137,14 +137,16 @@ class ImageList(splits.Source):
     return os.fspath(image) if is_path else f'image {index}'
 
 
-def _as_png(image):
+def _as_file(image):
   """Returns the file that reads as the image: turned, gray, of 16 bits."""
-  if image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'):
-    exif = image.getexif()
-    image = image.convert('RGB')
-    image.getexif().update(exif)
+  # Converted, gray of 16 or 32 bits would be cut off at 255.
+  form = 'TIFF' if image.mode[0] in 'IF' else 'PNG'
   try:
-    image.save(buffer := io.BytesIO(), 'PNG', exif=image.getexif())
+    if form == 'PNG' and image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):
+      exif = image.getexif()
+      image = image.convert('RGB')
+      image.getexif().update(exif)
+    image.save(buffer := io.BytesIO(), form, exif=image.getexif())
   except (OSError, ValueError) as error:  # it may be read only now
     raise UnreadableImageError(str(error)) from error
   return buffer.getvalue()

@@ -67,25 +67,32 @@ def make_source(
   Args:
     source: one of KINDS.
     split: `train` or `validation`; TFDS goes by the option `tfds_split`. Of a
-      folder or shards also `all`: their own validation split if they have one,
-      or else, with a `val_fraction` of 0, every example.
+      folder, shards or digits also `all`: their own validation split if they
+      have one, or else every example.
     **options: see `SourceOptions`.
 
   Raises UserError if the data is missing or unfit, or an argument unknown.
   """
   data = SourceOptions(**options)
-  if (data.folds or source != 'tfds') and split not in (*SPLITS, 'all'):
+  known = SPLITS if data.folds or source == 'synthetic' else (*SPLITS, 'all')
+  if (data.folds or source != 'tfds') and split not in known:
     reason = f' (config.data.folds is {data.folds})' if data.folds else ''
-    raise UserError(f'split is {split!r}, not one of {SPLITS}{reason}')
+    raise UserError(f'split is {split!r}, not one of {known}{reason}')
   if not data.folds:
     return _open(source, split, data)
+  if data.folds < 2 or not 0 <= data.fold < data.folds:
+    raise UserError(
+      f'folds is {data.folds} and fold {data.fold}: give two folds at least,'
+      ' which count from 0'
+    )
   # The pool of folds is the training split, with nothing held out of it.
   pool = _open(source, 'train', dataclasses.replace(data, val_fraction=0.0))
   return splits.fold_of(pool, split, data.folds, data.fold, data.split_seed)
 
 
 def _open(source, split, data):
-  side = splits.Side(split, data.val_fraction, data.split_seed)
+  fraction = 0.0 if split == 'all' else data.val_fraction
+  side = splits.Side(split, fraction, data.split_seed)
   match source:
     case 'digits':
       return digits_source(side)

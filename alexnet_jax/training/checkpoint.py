@@ -78,10 +78,6 @@ class Checkpoints:
         shutil.rmtree(unfinished, ignore_errors=True)
       self._recover_replaced()
 
-  def steps(self) -> list[int]:
-    """Returns the steps of the checkpoints, oldest first; in process 0."""
-    return _steps(self.folder)
-
   def save(
     self,
     tree: dict,
@@ -134,7 +130,7 @@ class Checkpoints:
       self._was_read_back = True
     files.sync_folder(path)  # before older ones go
     self._recover_replaced()
-    for step in {*self.steps()[: -self._keep]} - keep_steps:
+    for step in {*_steps(self.folder)[: -self._keep]} - keep_steps:
       self._remove(self.folder / str(step))
     # glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
     # 0.3 GB with every save.
@@ -177,8 +173,8 @@ class Checkpoints:
       reason = str(error).split(' [tensorstore_spec')[0]
       raise UserError(
         f'cannot save a checkpoint: {reason}. Valid checkpoints in'
-        f' {self.folder}: {self.steps() or "none yet"}; make room or repair the'
-        ' folder and start the same command again'
+        f' {self.folder}: {_steps(self.folder) or "none yet"}; make room or'
+        ' repair the folder and start the same command again'
       ) from error
     finally:
       self._saving = None
@@ -188,12 +184,12 @@ class Checkpoints:
       concurrent.futures.wait([saving], seconds)
 
   def close(self) -> list[int]:
-    """Completes a save under way; returns `steps`."""
+    """Completes a save under way; returns the steps that process 0 has."""
     try:
       self._wait()
     except UserError as failure:  # what made the run end matters more
       _log.warning('%s', failure)
-    return self.steps() if self._processes.is_first else []
+    return _steps(self.folder) if self._processes.is_first else []
 
   def restore_newest(self, template: dict) -> tuple[dict, SavedRun] | None:
     """Restores the newest checkpoint that counts; None if there is none at all.
@@ -204,7 +200,7 @@ class Checkpoints:
 
     def read():
       damaged = {}
-      for step in reversed(self.steps()):
+      for step in reversed(_steps(self.folder)):
         try:
           found = _read(self.folder / str(step), template)
         except DamagedCheckpointError as error:
@@ -269,6 +265,7 @@ class Checkpoints:
 
 
 def _steps(folder):
+  """Returns the steps of the checkpoints in a folder, oldest first."""
   names = (path.name for path in folder.iterdir())
   return sorted(int(n) for n in names if re.fullmatch(r'0|[1-9]\d*', n))
 

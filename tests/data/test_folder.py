@@ -4,8 +4,10 @@ import unicodedata
 from unittest import mock
 
 import numpy as np
+import PIL.Image
 import pytest
 
+from alexnet_jax.data import decoding
 from alexnet_jax.data import folder
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
@@ -271,3 +273,15 @@ def test_a_share_that_nothing_holds_out_is_warned_of(tmp_path, caplog):
     said = caplog.text.count('has its own validation split')
     assert said == len(options)
   assert 'val_fraction = 0.5' in caplog.text
+
+
+@pytest.mark.parametrize('mode', ['I;16', 'I;16B', 'I', 'F'])
+def test_pictures_of_many_bits_are_read_as_their_files_are(mode):
+  image = PIL.Image.new(mode, (4, 3), 40_000)
+  for given in (image, encode(image, 'TIFF')):
+    content, _ = folder.ImageList([given], ('',)).read(0)
+    if mode in 'IF':
+      with pytest.raises(UnreadableImageError, match='32-bit pixels'):
+        decoding.decode(content)
+    else:
+      assert (decoding.decode(content) == 40_000 >> 8).all()

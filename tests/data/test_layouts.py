@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -25,6 +24,7 @@ from tests.data.batches import train_iter
 from tests.data.pictures import encode
 from tests.data.pictures import Runs
 from tests.data.pictures import write
+from tests.system import commands
 
 SIZE, CROP, BATCH = 64, 56, 7
 
@@ -71,15 +71,6 @@ def layouts(tmp_path_factory):
 
 def run(*arguments):
   assert prepare([str(argument) for argument in arguments]) == 0
-
-
-def run_python(code, *arguments):
-  return subprocess.run(
-    [sys.executable, '-c', code, *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
 
 
 def make_source(layouts, layout, split='train'):
@@ -235,9 +226,10 @@ def test_memory_stays_flat_over_many_batches(layouts, layout):
   options = {**layouts[layout], 'tfds_split': 'train'}
   # Grain imports jax where it finds it; no module of the room may need it.
   hide = 'import sys; sys.modules["jax"] = None\n'
-  process = run_python(hide + MEMORY, json.dumps(options))
-  assert process.returncode == 0, process.stderr
-  sizes, imported = map(json.loads, process.stdout.splitlines())
+  program = [sys.executable, '-c', hide + MEMORY]
+  code, out, err = commands.run(*program, json.dumps(options))
+  assert code == 0, err
+  sizes, imported = map(json.loads, out.splitlines())
   assert len(sizes) == 10
   assert max(sizes[1:]) <= 1.02 * sizes[0], sizes
   assert imported == ['jax']  # the entry that hides it
@@ -285,12 +277,13 @@ def test_many_shards_do_not_run_out_of_open_files(tmp_path, layout, most):
   options = {'source': 'raw', 'path': str(tmp_path / 'out')}
   if layout == 'resized':
     options |= {'source': 'tfds', 'tfds_name': 'in'}
-  process = run_python(FILES, json.dumps(options), most)
+  program = [sys.executable, '-c', FILES]
+  code, out, err = commands.run(*program, json.dumps(options), most)
   if most == 4096:
-    assert process.returncode == 0, process.stderr
-    assert 410 < int(process.stdout) < 1750
+    assert code == 0, err
+    assert 410 < int(out) < 1750
   else:
-    assert 'the data has 24 files to keep open' in process.stderr
+    assert 'the data has 24 files to keep open' in err
 
 
 @pytest.fixture(scope='module')

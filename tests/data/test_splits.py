@@ -208,6 +208,7 @@ def test_held_out_ranks_by_hash(layouts, kind):
       source = sources.make_source(**layouts[kind], **options)
       names[fraction, split] = source.fingerprint
   assert names[0.0, 'all'] == names[0.0, 'train'] != names[0.3, 'train']
+  assert names[0.3, 'all'] == names[0.0, 'all']
   assert names[0.3, 'validation'] != names[0.3, 'train']
 
 
@@ -300,6 +301,13 @@ def test_folds_that_cannot_be(layouts, tmp_path):
     open_fold(layouts, 'folder', 'train', 0, 6)
   with pytest.raises(UserError, match=r"'test', not one of.*folds is 3"):
     open_fold(layouts, 'tfds', 'test', 0)
+  with pytest.raises(UserError, match=r"'all', not one of.*folds is 5"):
+    open_fold(layouts, 'folder', 'all', 0)
+  with pytest.raises(UserError, match="split is 'all', not one of"):
+    sources.make_source('synthetic', 'all')
+  for folds, fold in ((3, 3), (3, -1), (1, 0)):
+    with pytest.raises(UserError, match=f'folds is {folds} and fold {fold}: '):
+      open_fold(layouts, 'folder', 'train', fold, folds)
   # Nothing is held out of the pool, so the message is that of the folds.
   root = write(write_folder(tmp_path), {'dog/99.png': encoded(30)})
   with pytest.raises(UserError, match="class 'dog' has 1 examples"):

@@ -173,24 +173,6 @@ def test_a_class_of_somebody_else_is_not_imported(
   assert 'there.evil' not in sys.modules
 
 
-@pytest.mark.slow
-def test_training_on_it_resumes_bit_for_bit(made_set, tmp_path):
-  recipe = commands.write_recipe(
-    tmp_path,
-    data__source='tfds',
-    data__path=str(made_set.parent.parent),
-    data__tfds_name='in',
-    global_batch_size=4,
-  )
-
-  def train(name, steps):
-    length = f'--config.num_steps={steps}'
-    return commands.train_here(recipe, tmp_path / name, length)['state_digest']
-
-  halfway, unbroken = train('broken', 2), train('unbroken', 4)
-  assert halfway != unbroken == train('broken', 4)
-
-
 SEQUENCE = 'tensorflow_datasets.core.features.sequence_feature.Sequence'
 SPLIT = {'name': 'train', 'shardLengths': [3]}
 

@@ -20,32 +20,25 @@ def example(size, width, groups, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize(
-  ('size', 'width', 'stride', 'padding', 'groups'),
+  ('size', 'width', 'stride', 'padding', 'groups', 'least_channels'),
   [
-    (13, 3, 1, 'SAME', 2),  # 3 blocks of 5 rows, 2 of them beyond the end
-    (5, 4, 1, [(3, 0), (0, 3)], 1),
-    (5, 5, 1, 'VALID', 1),  # one row
-    (6, 7, 1, 'SAME', 2),  # too wide for Winograd's filtering
-    (8, 5, 2, [(1, 0), (1, 0)], 2),
-    (12, 3, 3, 'VALID', 1),  # the last column is used by no window
-    (20, 11, 4, [(2, 1), (2, 1)], 1),
-    (7, 2, 4, 'VALID', 1),  # pixels between the windows
-    (6, 3, 2, [(3, 2), (0, 3)], 1),  # windows of padding alone
+    (13, 3, 1, 'SAME', 2, 1),  # 3 blocks of 5 rows, 2 of them beyond the end
+    (5, 4, 1, [(3, 0), (0, 3)], 1, 1),
+    (5, 5, 1, 'VALID', 1, 1),  # one row
+    (6, 7, 1, 'SAME', 2, 1),  # too wide for Winograd's filtering
+    (8, 5, 2, [(1, 0), (1, 0)], 2, 1),
+    (12, 3, 3, 'VALID', 1, 1),  # the last column is used by no window
+    (20, 11, 4, [(2, 1), (2, 1)], 1, 1),
+    (7, 2, 4, 'VALID', 1, 1),  # pixels between the windows
+    (6, 3, 2, [(3, 2), (0, 3)], 1, 1),  # windows of padding alone
+    (9, 3, 1, 'VALID', 1, 16),  # too few for Winograd's filtering
+    (9, 3, 1, 'SAME', 2, 16),
   ],
 )
 def test_gradients_are_those_of_autodiff(
-  size, width, stride, padding, groups, monkeypatch
+  size, width, stride, padding, groups, least_channels, monkeypatch
 ):
-  monkeypatch.setattr(convolution_lib, '_LEAST_CHANNELS', 1)
-  check_gradients(size, width, stride, padding, groups)
-
-
-@pytest.mark.parametrize(('padding', 'groups'), [('VALID', 1), ('SAME', 2)])
-def test_gradients_with_few_channels(padding, groups):
-  check_gradients(9, 3, 1, padding, groups)
-
-
-def check_gradients(size, width, stride, padding, groups):
+  monkeypatch.setattr(convolution_lib, '_LEAST_CHANNELS', least_channels)
   images, kernel = example(size, width, groups)
 
   def both(function, **options):

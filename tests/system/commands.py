@@ -69,7 +69,7 @@ def start(*arguments, **options) -> subprocess.Popen:
   """Starts a command; output and errors can be read as text."""
   return subprocess.Popen(
     [str(a) for a in arguments],
-    cwd=ROOT,
+    cwd=options.pop('cwd', ROOT),
     stdout=subprocess.PIPE,
     stderr=options.pop('stderr', subprocess.PIPE),
     text=True,

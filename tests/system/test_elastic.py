@@ -45,7 +45,9 @@ def test_a_run_goes_on_with_other_processes(recipe, unbroken, tmp_path):
     processes = together.start(recipe, workdir, count, devices=devices)
     together.wait_for_row(processes, workdir, 15 * number)
     processes[-1].terminate()
-    together.finish_with(75, processes)
+    errors = together.finish_with(75, processes)
+    assert 'interrupted by SIGTERM' in errors[-1]
+    assert count == 1 or 'by a signal to another process' in errors[0]
   processes = together.start(recipe, workdir, 4)
   errors = together.finish_with(0, processes)
   assert 'processes 1 -> 4' in errors[0]

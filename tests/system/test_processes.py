@@ -1,6 +1,5 @@
 """Runs of several processes: the same run, and the same end of all."""
 
-import re
 import shutil
 import signal
 import socket
@@ -59,22 +58,6 @@ def long_run(tmp_path_factory):
   folder = tmp_path_factory.mktemp('long')
   recipe = commands.write_recipe(folder, **LONG_RECIPE)
   return recipe, folder / 'run', together.train(recipe, folder / 'run', 2)
-
-
-@slow
-def test_a_signal_to_one_process_ends_all(long_run, tmp_path):
-  (recipe, unbroken, wanted), workdir = long_run, tmp_path / 'run'
-  processes = together.start(recipe, workdir, 2)
-  together.wait_for_row(processes, workdir, 9)
-  processes[1].terminate()
-  errors = together.finish_with(75, processes)
-  assert 'interrupted by SIGTERM' in errors[1]
-  assert 'interrupted by a signal to another process' in errors[0]
-  [step] = re.findall(r'saved step (\d+)', errors[0])
-  assert int(step) < 400
-  result = together.train(recipe, workdir, 2)
-  assert result['state_digest'] == wanted['state_digest']
-  assert together.timeless(workdir) == together.timeless(unbroken)
 
 
 @slow

@@ -10,7 +10,6 @@ import os
 import pathlib
 import shlex
 import shutil
-import subprocess
 import sys
 import tarfile
 
@@ -27,8 +26,8 @@ from alexnet_jax.data.prepare.__main__ import main
 from tests.data.pictures import encode
 from tests.data.pictures import photo
 from tests.data.pictures import tar_of
+from tests.system import commands
 
-REPO = pathlib.Path(__file__).parents[2]
 # Synsets with their labels; of the files TFDS repairs one CMYK, one PNG.
 CMYK_FILE, PNG_FILE = 'n02077923_14822.JPEG', 'n02105855_2933.JPEG'
 TRAIN_FILES = {
@@ -46,15 +45,8 @@ VAL_LABELS = (65, 970, 230, 809, 516, 57)  # the true ones of the first images
 
 
 def run(*arguments):
-  """Runs Python in the checkout."""
-  return subprocess.run(
-    [sys.executable, *map(str, arguments)],
-    cwd=REPO,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  """Runs Python: (exit code, standard output, errors)."""
+  return commands.run(sys.executable, *arguments)
 
 
 def prepare(data_dir, *options, name='imagenet2012'):
@@ -62,14 +54,16 @@ def prepare(data_dir, *options, name='imagenet2012'):
   return run(*command, f'--name={name}', f'--data_dir={data_dir}', *options)
 
 
-def last_json(process):
-  assert process.returncode == 0, process.stderr
-  return json.loads(process.stdout.splitlines()[-1])
+def last_json(ended):
+  code, out, err = ended
+  assert code == 0, err
+  return json.loads(out.splitlines()[-1])
 
 
-def refused(process, message):
-  assert process.returncode == 2, process.stderr
-  assert message in process.stderr
+def refused(ended, message):
+  code, _, err = ended
+  assert code == 2, err
+  assert message in err
 
 
 def image_of(name, rng):
@@ -122,8 +116,8 @@ SMALL = (
 
 @pytest.mark.tfds
 def test_prepare_reports_what_it_built_and_how_to_go_on(prepared):
-  process, data_dir = prepared
-  result = last_json(process)
+  ended, data_dir = prepared
+  result, err = last_json(ended), ended[-1]
   folder = pathlib.Path(result.pop('folder'))
   assert folder.parent == data_dir / 'imagenet2012'
   assert result == {
@@ -132,14 +126,12 @@ def test_prepare_reports_what_it_built_and_how_to_go_on(prepared):
     'splits': {'train': 17, 'validation': 6},
     'classes': 1000,
   }
-  assert process.stderr.splitlines()[-1].strip() == (
+  assert err.splitlines()[-1].strip() == (
     'python -m alexnet_jax.main --config imagenet'
     f' --config.data.path={data_dir}'
   )
   # 8 of 1,000 synsets are there, which nobody should find out later.
-  assert (
-    f'{TRAIN_TAR} holds 8 files, that of ILSVRC-2012 1000' in process.stderr
-  )
+  assert f'{TRAIN_TAR} holds 8 files, that of ILSVRC-2012 1000' in err
   assert [p.name for p in data_dir.glob('imagenet2012/*')] == [folder.name]
 
 
@@ -191,11 +183,11 @@ def test_training_and_preparing_from_the_tars_in_place(
 
 @pytest.mark.tfds
 def test_a_prepared_set_is_left_as_it_is(prepared, tmp_path):
-  process, data_dir = prepared
+  ended, data_dir = prepared
   times = {p: p.stat().st_mtime_ns for p in data_dir.rglob('*')}
   again = prepare(data_dir, f'--manual_dir={tmp_path}')  # without the tars
-  assert last_json(again) == last_json(process)
-  assert 'already prepared' in again.stderr
+  assert last_json(again) == last_json(ended)
+  assert 'already prepared' in again[-1]
   assert {p: p.stat().st_mtime_ns for p in data_dir.rglob('*')} == times
 
 
@@ -220,8 +212,8 @@ def test_a_tar_that_is_cut_off_is_named_as_damaged(
   with tarfile.open(tmp_path / damaged) as tar:
     last = tar.getmembers()[-1]
   os.truncate(tmp_path / damaged, last.offset_data + last.size // 2)
-  process = prepare(tmp_path / 'data', f'--manual_dir={tmp_path}')
-  refused(process, f'{tmp_path / damaged} is truncated')
+  ended = prepare(tmp_path / 'data', f'--manual_dir={tmp_path}')
+  refused(ended, f'{tmp_path / damaged} is truncated')
   assert not list(tmp_path.glob('data/imagenet2012/*'))
 
 
@@ -245,17 +237,16 @@ tfds.dataset_builders.store_as_tfds_dataset(
   file_format='array_record',
 )
 """
-  process = run('-c', script, tmp_path)
-  assert process.returncode == 0, process.stderr
-  process = prepare(tmp_path, name='shades')
-  result = last_json(process)
+  code, _, err = run('-c', script, tmp_path)
+  assert code == 0, err
+  ended = prepare(tmp_path, name='shades')
+  result = last_json(ended)
   assert (result['splits'], result['classes']) == ({'train': 10}, 3)
-  python, *command = shlex.split(process.stderr.splitlines()[-1])
+  python, *command = shlex.split(ended[-1].splitlines()[-1])
   assert python == 'python'
-  trained = run(
-    *command, *SMALL, '--dry_run', '--json', f'--workdir={tmp_path / "run"}'
-  )
-  assert trained.returncode == 0, trained.stderr
+  options = ('--dry_run', f'--workdir={tmp_path / "run"}')
+  code, _, err = run(*command, *SMALL, *options)
+  assert code == 0, err
   assert 'train[80%:]' in ' '.join(command)
 
 
@@ -273,9 +264,9 @@ sys.exit(prepare.main())
 """
   options = '--name=imagenet2012', f'--manual_dir={manual_dir}'
   data_dir = f'--data_dir={tmp_path / "data"}'
-  process = run('-c', script, 'tfds', *options, data_dir)
-  refused(process, 'needs TensorFlow')
-  assert "pip install -e '.[tfds]'" in process.stderr
+  ended = run('-c', script, 'tfds', *options, data_dir)
+  refused(ended, 'needs TensorFlow')
+  assert "pip install -e '.[tfds]'" in ended[-1]
   assert not (tmp_path / 'data').exists()
 
 

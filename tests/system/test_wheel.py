@@ -1,9 +1,7 @@
 """The package as a wheel, without the checkout that it was built from."""
 
-import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import zipfile
 
@@ -34,26 +32,20 @@ def site(tmp_path_factory):
 
 
 def run(site, folder, *arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'alexnet_jax', *arguments],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(site)},
-    capture_output=True,
-    text=True,
-  )
+  options = {'cwd': folder, 'env': {'PYTHONPATH': str(site)}}
+  return commands.run(sys.executable, '-m', *arguments, **options)
 
 
 def test_a_wheel_trains_with_the_recipes_that_it_has(site, tmp_path):
-  command = ('train', '--config', 'quickstart', '--dry_run')
-  process = run(site, tmp_path, *command, *commands.OVERRIDES)
-  assert process.returncode == 0, process.stderr
-  launcher = [sys.executable, '-m', 'alexnet_jax.launch.local', '--help']
-  folder = {'cwd': tmp_path, 'env': os.environ | {'PYTHONPATH': str(site)}}
-  told = subprocess.run(launcher, **folder, check=True, capture_output=True)
-  assert f'{site}/alexnet_jax/launch/local.py'.encode() in told.stdout
-  process = run(site, tmp_path, 'train', '--config', 'imagnet')
-  assert process.returncode == 2
-  assert "no recipe at 'imagnet'" in process.stderr
+  command = ('alexnet_jax', 'train', '--config')
+  dry_run = ('quickstart', '--dry_run', *commands.OVERRIDES)
+  code, _, err = run(site, tmp_path, *command, *dry_run)
+  assert code == 0, err
+  code, out, _ = run(site, tmp_path, 'alexnet_jax.launch.local', '--help')
+  assert (code, f'{site}/alexnet_jax/launch/local.py' in out) == (0, True)
+  code, _, err = run(site, tmp_path, *command, 'imagnet')
+  assert code == 2
+  assert "no recipe at 'imagnet'" in err
 
 
 def test_a_wheel_has_every_file_that_the_code_reads(site):
@@ -67,10 +59,13 @@ def test_a_wheel_has_every_file_that_the_code_reads(site):
 
 
 def test_one_command_has_all_others(site, tmp_path):
-  assert ' export ' in run(site, tmp_path, '--help').stdout
-  process = run(site, tmp_path, 'prepare', 'check', 'nowhere')
-  assert process.returncode == 2
-  assert "no folder at 'nowhere'" in process.stderr
-  assert run(site, tmp_path, 'trian').returncode == 2
-  process = run(site, tmp_path, 'sweep', '--help')
-  assert process.stdout.startswith('usage: python -m alexnet_jax.evaluation.')
+  def call(*arguments):
+    return run(site, tmp_path, 'alexnet_jax', *arguments)
+
+  assert ' export ' in call('--help')[1]
+  code, _, err = call('prepare', 'check', 'nowhere')
+  assert code == 2
+  assert "no folder at 'nowhere'" in err
+  assert call('trian')[0] == 2
+  usage = 'usage: python -m alexnet_jax.evaluation.'
+  assert call('sweep', '--help')[1].startswith(usage)

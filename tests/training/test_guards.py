@@ -1,7 +1,6 @@
 import math
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import NonFiniteLossError
 from alexnet_jax.training import guards
+from tests.system import commands
 
 
 @pytest.mark.parametrize('loss', [math.nan, -math.inf])
@@ -29,19 +29,9 @@ def test_flat_loss(loss, warns, caplog):
     assert (cause in caplog.text) == warns
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@pytest.fixture
-def handlers():
-  """Puts the handlers back that were there before."""
-  before = {number: signal.getsignal(number) for number in SIGNALS}
-  yield
-  for number, handler in before.items():
-    signal.signal(number, handler)
-
-
-@pytest.mark.parametrize('number', SIGNALS)
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
 def test_a_signal_is_remembered(handlers, number):
   stop = guards.StopSignal()
   stop.install()
@@ -73,12 +63,9 @@ time.sleep(60)
 
 
 def test_a_second_ctrl_c_ends_at_once():
-  command = [sys.executable, '-c', TWICE]
-  done = subprocess.run(
-    command, stderr=subprocess.PIPE, text=True, timeout=50, check=False
-  )
-  assert done.returncode == 1
-  assert done.stderr == (
+  code, _, err = commands.run(sys.executable, '-c', TWICE)
+  assert code == 1
+  assert err == (
     '\ninterrupted: saving; Ctrl-C again ends at once\n'
     '\nended at once; the newest checkpoint stays valid\n'
   )

@@ -3,9 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
-from sklearn.metrics import log_loss
 from sklearn.metrics import precision_recall_fscore_support
-from sklearn.metrics import top_k_accuracy_score
 
 from alexnet_jax.training import metrics
 
@@ -15,24 +13,6 @@ def sums(logits, labels):
     jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.int32)
   )
   return {name: float(value) for name, value in values.items()}
-
-
-def test_equals_scikit_learn():
-  rng, classes = np.random.default_rng(0), 6
-  logits = rng.normal(size=(200, classes)).astype(np.float32)
-  labels = rng.integers(0, classes, 200)
-  labels[:100] = logits[:100].argsort(1)[:, -3]  # the third best guess
-  actual = metrics.ratios(metrics.add_sums({}, sums(logits, labels)), 'eval')
-  names = np.arange(classes)
-  probabilities = np.exp(logits.astype(np.float64))
-  probabilities /= probabilities.sum(1, keepdims=True)
-  for k in (1, 5):
-    assert actual[f'eval/top{k}'] == pytest.approx(
-      top_k_accuracy_score(labels, logits, k=k, labels=names)
-    )
-  assert actual['eval/loss'] == pytest.approx(
-    log_loss(labels, probabilities, labels=names), rel=1e-5
-  )
 
 
 @pytest.mark.parametrize(
