@@ -3,7 +3,6 @@
 import collections
 import io
 import pathlib
-import re
 import shlex
 import shutil
 import statistics
@@ -186,12 +185,4 @@ class _WatchingConsole(cli.Console):
     if self._unit == 'step':  # also images, of which the mean is taken
       self.times[done] = time.perf_counter()
       if done in self.resident:
-        self.resident[done] = _resident_bytes()
-
-
-def _resident_bytes():
-  """Returns this process's memory of now; 0 where the system hides it."""
-  status = pathlib.Path('/proc/self/status')  # see proc(5)
-  if not status.exists():
-    return 0
-  return 1024 * int(re.search(r'\nVmRSS:\s+(\d+)', status.read_text())[1])
+        self.resident[done] = harness.memory('VmRSS')

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import random
-import re
 import shlex
 import statistics
 import tempfile
@@ -169,7 +168,8 @@ class Handler:
     """
     measure = _evaluate if case['kind'] == 'evaluation' else _load
     names = 'images_per_second', 'open_seconds', 'megabytes'
-    return dict(zip(names, (*measure(case), _megabytes()), strict=True))
+    values = *measure(case), harness.memory('RssAnon') / 1e6
+    return dict(zip(names, values, strict=True))
 
 
 def _load(case):
@@ -217,13 +217,6 @@ def _evaluate(case):
       measure.evaluate(run.steps.evaluate, state, iterator, run.to_devices)
       seconds = time.perf_counter() - start
   return case['examples'] / seconds, opening
-
-
-def _megabytes():
-  status = pathlib.Path('/proc/self/status')  # see proc(5)
-  if not status.exists():
-    return 0.0
-  return int(re.search(r'\nRssAnon:\s+(\d+)', status.read_text())[1]) / 1e3
 
 
 def _draw(rows, path):

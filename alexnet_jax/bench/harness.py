@@ -207,6 +207,14 @@ def header() -> dict:
   return {'command': command, 'machine': machine, 'versions': versions}
 
 
+def memory(field: str) -> int:
+  """Returns the bytes in a field of proc(5)'s status; 0 where it is hidden."""
+  status = pathlib.Path('/proc/self/status')
+  if not status.exists():
+    return 0
+  return 1024 * int(re.search(rf'\n{field}:\s+(\d+)', status.read_text())[1])
+
+
 def tell(text: str) -> None:
   """Prints text for people, on standard error."""
   print(text, file=sys.stderr)

@@ -101,11 +101,10 @@ def compare(
   settings = _config_table(runs)
   if settings.rows:
     sections.append(page.Section('Config', tables=[settings]))
-  html = page.render(f'Comparison of {len(runs)} runs', sections)
-  page.write(out / 'index.html', html)
+  path = str(out / 'index.html')
+  page.write(path, f'Comparison of {len(runs)} runs', sections)
   for table in tables:
     page.show_table(table)
-  path = str(out / 'index.html')
   lines = [*(f'NOTE: {remark}' for remark in remarks), f'page: {path}']
   print('\n'.join(lines), file=sys.stderr)
   return {'runs': rows, 'groups': repetitions, 'notes': remarks, 'page': path}

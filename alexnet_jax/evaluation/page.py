@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 import dataclasses
 import importlib.resources
-import pathlib
+import os
 import re
 
 from alexnet_jax import cli
@@ -45,8 +45,10 @@ class Section:
   tables: Sequence[Table] = ()
 
 
-def render(title: str, sections: Sequence[Section]) -> str:
-  """Renders a page as HTML."""
+def write(
+  path: str | os.PathLike, title: str, sections: Sequence[Section]
+) -> None:
+  """Writes a page as HTML."""
   import jinja2
 
   environment = jinja2.Environment(
@@ -59,9 +61,11 @@ def render(title: str, sections: Sequence[Section]) -> str:
   environment.filters['shown'] = shown
   environment.tests['numeric'] = lambda cell: not isinstance(cell, str)
   template = importlib.resources.files(__package__).joinpath('page.html.jinja')
-  return environment.from_string(template.read_text('utf-8')).render(
-    title=title, sections=sections
-  )
+  page = environment.from_string(template.read_text('utf-8'))
+  html = page.render(title=title, sections=sections)
+  with files.replaced_file(path) as temporary:
+    # Names of files in another encoding have characters that UTF-8 has not.
+    temporary.write_bytes(html.encode(errors='backslashreplace'))
 
 
 def shown(cell: str | int | float) -> str:
@@ -69,14 +73,6 @@ def shown(cell: str | int | float) -> str:
   if isinstance(cell, float):
     return f'{cell:,.4f}' if abs(cell) < 10 else f'{cell:,.1f}'
   return f'{cell:,}' if isinstance(cell, int) else cell
-
-
-def write(path: pathlib.Path, html: str) -> None:
-  """Writes the page."""
-  # Names of files in another encoding have characters that UTF-8 has not.
-  content = html.encode(errors='backslashreplace')
-  with files.replaced_file(path) as temporary:
-    temporary.write_bytes(content)
 
 
 def show_table(table: Table) -> None:

@@ -86,8 +86,7 @@ def write(
     for extra in extras:
       numbers[extra], more = _draw_extra(extra, subject, album)
       parts += more
-  html = page.render(f'Report of {path.resolve().name}', parts)
-  page.write(folder / PAGE, html)
+  page.write(folder / PAGE, f'Report of {path.resolve().name}', parts)
   return {
     'page': str(folder / PAGE),
     'files': [str(file) for file in album.files],

@@ -199,11 +199,10 @@ def write_page(
   album = Album(path / name, lambda: None)
   album.folder.mkdir(exist_ok=True)
   result, parts = draw(album)
-  html = page.render(f'{title} {path.resolve().name}', parts)
-  page.write(album.folder / 'index.html', html)
+  written = str(album.folder / 'index.html')
+  page.write(written, f'{title} {path.resolve().name}', parts)
   for table in (table for part in parts for table in part.tables):
     page.show_table(table)
-  written = str(album.folder / 'index.html')
   print(f'page: {written}', file=sys.stderr)
   return {'page': written, 'files': [str(f) for f in album.files], **result}
 

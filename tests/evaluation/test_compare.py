@@ -183,6 +183,5 @@ def test_what_is_no_run_is_refused(runs, tmp_path, compared):
     ([runs['one'], f'{runs["one"]}/'], 'twice'),
     ([], 'there is no run'),
   ):
-    code, _, err = compared(*workdirs)
-    assert (code, message in err) == (2, True)
+    commands.refused(compared(*workdirs), message)
   assert not (tmp_path / 'out').exists()

@@ -129,10 +129,9 @@ def test_named_files_and_the_function_give_the_same(trained, tmp_path, call):
   workdir, data = trained
   names = sorted(data.rglob('*.png'))[:3]
   arguments = ('--workdir', workdir, '--layers', 'dense1', *names)
-  code, result, err = call(features, *arguments, '--out', tmp_path / 'out')
-  assert code == 2
-  assert '1 cannot be read: the warnings above name them' in err
-  assert [e['file'] for e in result['unreadable']] == [str(names[2])]
+  answer = call(features, *arguments, '--out', tmp_path / 'out')
+  commands.refused(answer, '1 cannot be read: the warnings above name them')
+  assert [e['file'] for e in answer[1]['unreadable']] == [str(names[2])]
   rows = read_rows(tmp_path / 'out')
   assert rows == [
     ['0', str(names[0]), ''],
@@ -146,11 +145,8 @@ def test_named_files_and_the_function_give_the_same(trained, tmp_path, call):
   with pytest.raises(UserError, match='cannot be read: the file is empty'):
     run.features(names, 'dense1')
   # None at all: nothing is left.
-  code, _, err = call(
-    features, *arguments[:-3], names[2], '--out', tmp_path / 'n'
-  )
-  assert code == 2
-  assert 'none of the images can be read' in err
+  last = *arguments[:-3], names[2], '--out', tmp_path / 'n'
+  commands.refused(call(features, *last), 'none of the images can be read')
   assert list(tmp_path.iterdir()) == [tmp_path / 'out']
 
 
@@ -177,9 +173,7 @@ def test_wrong_arguments_leave_nothing(
   monkeypatch.setattr(files.shutil, 'disk_usage', lambda _: usage(32))
   monkeypatch.chdir(commands.ROOT)
   given = f'--workdir {trained[0]} --layers dense1 --out {tmp_path / "x"}'
-  code, _, err = call(features, *given.split(), *arguments)
-  assert code == 2
-  assert complaint in err
+  commands.refused(call(features, *given.split(), *arguments), complaint)
   assert not list(tmp_path.iterdir())
 
 

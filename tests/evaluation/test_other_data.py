@@ -232,26 +232,21 @@ def test_an_image_that_cannot_be_read_has_its_name_in_the_table(
     (tmp_path / 'data', 'is a folder; name a file'),
     (tmp_path / 'no' / 'x.csv', 'there is no folder'),
   ):
-    code, _, err = call(evaluate, *arguments, '--per_example', flag)
-    assert code == 2
-    assert complaint in err
+    answer = call(evaluate, *arguments, '--per_example', flag)
+    commands.refused(answer, complaint)
 
 
 @pytest.mark.parametrize('trained', ['parquet'], indirect=True)
 def test_other_classes_are_refused_by_name(trained, tmp_path, call):
   arguments = ('--workdir', trained[0], '--data_path', tmp_path / 'data')
   write_parquet(tmp_path / 'data', 'test', 1, 2, (0, 2))
-  code, _, err = call(evaluate, *arguments)
-  assert code == 2
-  assert '`evaluate --subset` takes data with a part of the classes' in err
+  hint = '`evaluate --subset` takes data with a part of the classes'
+  commands.refused(call(evaluate, *arguments), hint)
   (tmp_path / 'data').rename(tmp_path / 'parquet')
   write_folder(tmp_path / 'data', '', 1, 1)
   (tmp_path / 'data' / 'cow').rename(tmp_path / 'data' / 'ox')
   for flags in ((), ('--subset',)):
-    code, _, err = call(
-      *(evaluate, *arguments, '--data_source', 'folder', *flags)
-    )
-    assert code == 2
-    assert "'ox'" in err
-    assert "3 classes ('cat', 'cow', 'dog')" in err
+    answer = call(evaluate, *arguments, '--data_source', 'folder', *flags)
+    words = "'ox'", "3 classes ('cat', 'cow', 'dog')"
+    err = commands.refused(answer, *words)
   assert "1 classes ('ox') that the network lacks" in err

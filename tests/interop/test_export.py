@@ -185,9 +185,8 @@ def test_another_network_is_refused(trained_run, tmp_path, ask, monkeypatch):
   ):
     monkeypatch.setattr(jax2onnx, 'to_onnx', converter)
     with jax.numpy_rank_promotion('allow'):
-      code, _, err = ask(export, f'--workdir {trained_run} --onnx {out}')
-    assert code == 2
-    assert message in err
+      answer = ask(export, f'--workdir {trained_run} --onnx {out}')
+    commands.refused(answer, message)
     assert not out.exists()
 
 
@@ -300,17 +299,12 @@ def test_unfit_places_are_refused(trained_run, tmp_path, ask):
     (tmp_path / 'there' / 'out', 'there: Not a directory; name another'),
     (f'{tmp_path / "out"} --checkpoint 3', "checkpoint '3' is not in"),
   ):
-    line = f'--workdir {trained_run} {options}'
-    code, _, err = ask(export, line)
-    assert code == 2
-    assert message in err
+    answer = ask(export, f'--workdir {trained_run} {options}')
+    commands.refused(answer, message)
   assert [path.name for path in tmp_path.iterdir()] == ['there']
 
 
 def test_onnx_needs_its_extra(trained_run, tmp_path, ask, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
-  code, _, err = ask(
-    export, f'--workdir {trained_run} --onnx {tmp_path / "out"}'
-  )
-  assert code == 2
-  assert "pip install -e '.[onnx]'" in err
+  line = f'--workdir {trained_run} --onnx {tmp_path / "out"}'
+  commands.refused(ask(export, line), "pip install -e '.[onnx]'")

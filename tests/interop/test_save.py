@@ -21,6 +21,7 @@ from alexnet_jax.models import variants
 from alexnet_jax.training import build
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training import state as state_lib
+from tests.system import commands
 
 
 @pytest.fixture
@@ -93,9 +94,8 @@ def test_files_are_not_replaced_unless_asked(trained_run, saved, ask):
   path, _ = saved
   before = safetensors.numpy.load_file(path)
   path.write_bytes(b'something else')
-  code, _, err = ask(save, f'--workdir {trained_run} {path}')
-  assert code == 2
-  assert 'is there already; give --overwrite' in err
+  answer = ask(save, f'--workdir {trained_run} {path}')
+  commands.refused(answer, 'is there already; give --overwrite')
   assert path.read_bytes() == b'something else'
   line = f'--workdir {trained_run} {path} --overwrite'
   assert ask(save, line)[0] == 0
@@ -115,9 +115,7 @@ def test_files_are_not_replaced_unless_asked(trained_run, saved, ask):
 )
 def test_unfit_arguments_are_refused(line, message, trained_run, tmp_path, ask):
   line = f'--workdir {trained_run} {line.format(tmp=tmp_path)}'
-  code, _, err = ask(save, line)
-  assert code == 2
-  assert message in err
+  commands.refused(ask(save, line), message)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -167,9 +165,7 @@ def set_at(place, value):
 def test_tampered_metadata_is_refused(change, message, saved, tmp_path, ask):
   path = rewritten(saved[0], change)
   line = f'--from torch {path} --workdir {tmp_path / "run"}'
-  code, _, err = ask(load, line)
-  assert code == 2, err
-  assert re.search(message, err)
+  assert re.search(message, commands.refused(ask(load, line)))
   assert not (tmp_path / 'run').exists()
 
 

@@ -89,6 +89,15 @@ def run(*arguments, **options) -> tuple[int, str, str]:
   return process.returncode, out, err
 
 
+def refused(answer, *words) -> str:
+  """Errors of a `call` that ended with 2 and said these words."""
+  code, _, err = answer
+  assert code == 2, err
+  for word in words:
+    assert word in err
+  return err
+
+
 def train(recipe, workdir, *overrides, **options) -> dict:
   """Trains to the end; the result of --json."""
   arguments = ('--config', recipe, '--workdir', workdir, '--json', *overrides)
