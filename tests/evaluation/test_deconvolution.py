@@ -1,11 +1,6 @@
-"""Deconvolution and occlusion against plain programs."""
+"""Deconvolution and occlusion against plain programs in numpy."""
 
-import functools
-
-from flax import linen as nn
 import jax
-from jax import lax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,51 +52,105 @@ def make(**fields):
   return Classifier(model, variables, MEAN, STD)
 
 
-def convolve(params, number, x):
-  return params['bias'] + lax.conv_general_dilated(
-    *(x[None], params['kernel'], (STRIDES[number],) * 2, [PADS[number]] * 2),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=GROUPS[number],
-  ).squeeze(0)
+def windows(shape, size, stride):
+  for row, column in np.ndindex(*((n - size) // stride + 1 for n in shape[:2])):
+    top, left = row * stride, column * stride
+    yield (row, column), (slice(top, top + size), slice(left, left + size))
+
+
+def taps(shape, params, number):
+  """Yields (place and unit of an output, the inputs that it sees)."""
+  size, _, inputs, units = params['kernel'].shape
+  for place, window in windows(shape, size, STRIDES[number]):
+    for unit in range(units):
+      first = unit // (units // GROUPS[number]) * inputs
+      yield (*place, unit), (*window, slice(first, first + inputs))
+
+
+def convolve(x, params, number):
+  x = np.pad(x, (PADS[number], PADS[number], (0, 0)))
+  found = {
+    place: (x[seen] * params['kernel'][..., place[2]]).sum()
+    for place, seen in taps(x.shape, params, number)
+  }
+  shape = np.max(list(found), 0) + 1
+  return np.reshape(list(found.values()), shape) + params['bias']
+
+
+def transpose(y, params, number, shape):
+  """What a convolution's outputs give back to its inputs."""
+  height, width, channels = shape
+  before, after = PADS[number]
+  around = before + after
+  full = np.zeros((height + around, width + around, channels))
+  for place, seen in taps(full.shape, params, number):
+    full[seen] += y[place] * params['kernel'][..., place[2]]
+  return full[before : before + height, before : before + width]
 
 
 def pool(x):
-  return lax.reduce_window(x, -np.inf, lax.max, (3, 3, 1), (2, 2, 1), 'VALID')
+  """(maxima, {(place, channel): where it was})."""
+  places = list(windows(x.shape, 3, 2))
+  y, switches = np.zeros((*(n + 1 for n in places[-1][0]), x.shape[2])), {}
+  for (row, column), window in places:
+    for channel in range(x.shape[2]):
+      part = x[window][..., channel]
+      i, j = np.unravel_index(part.argmax(), part.shape)
+      y[row, column, channel] = part[i, j]
+      switches[row, column, channel] = 2 * row + i, 2 * column + j, channel
+  return y, switches
 
 
 def lrn_scale(x):
-  squares = np.pad(np.square(x), ((0, 0), (0, 0), (2, 2)))
-  sums = sum(squares[..., i : i + x.shape[2]] for i in range(5))
+  sums = np.zeros(x.shape)
+  for channel in range(x.shape[2]):
+    near = x[..., max(0, channel - 2) : channel + 3]
+    sums[..., channel] = (near**2).sum(2)
   return (2 + 0.5 * sums) ** -0.75
 
 
 def by_hand(variables, image, block, layer, unit, place):
   """(the unit's largest output, the pixels that one output goes back to)."""
-  params, x, undo = variables['params'], (image - MEAN) / STD, []
-  activation = 'tanh' if 'tanh' in block else 'relu'
-  names = f'conv1 {block} conv2 {activation}'.split()
-  if layer == 1:
-    names = names[: names.index(activation) + 1]
-  with jax.numpy_rank_promotion('allow'):
-    for name in names:
-      function = {'relu': nn.relu, 'tanh': jnp.tanh, 'pool': pool}.get(name)
-      if name.startswith('conv'):
-        function = functools.partial(convolve, params[name], int(name[-1]) - 1)
-      elif name == 'lrn':
-        function = functools.partial(jnp.multiply, lrn_scale(x))
-      elif name == 'batch':
-        stats, norm = variables['batch_stats']['norm1'], params['norm1']
-        factor = norm['scale'] / np.sqrt(stats['var'] + 1e-5)
-        function = functools.partial(jnp.multiply, factor)
-        x = x - stats['mean'] + norm['bias'] / factor
-      x, transpose = jax.vjp(function, x)
-      # The others are linear, or taken as if they were.
-      own = {'relu': nn.relu, 'tanh': lambda y: y}
-      undo.append(own.get(name, lambda y, pull=transpose: pull(y)[0]))
-    back = jnp.zeros_like(x).at[(*place, unit)].set(x[(*place, unit)])
-    for function in reversed(undo):
-      back = function(back)
-  return float(x[..., unit].max()), np.asarray(back)
+  params = variables['params']
+  pixels = (image - MEAN) / STD
+  x, undo = convolve(pixels, params['conv1'], 0), []
+  for name in block.split():
+    if layer == 1 and undo and undo[-1][0] in ('relu', 'tanh'):
+      break
+    known = None
+    if name == 'relu':
+      x = np.maximum(x, 0)
+    elif name == 'tanh':
+      x = np.tanh(x)
+    elif name == 'lrn':
+      known = lrn_scale(x)
+      x = x * known
+    elif name == 'batch':
+      stats, norm = variables['batch_stats']['norm1'], params['norm1']
+      known = norm['scale'] / np.sqrt(stats['var'] + 1e-5)
+      x = (x - stats['mean']) * known + norm['bias']
+    else:
+      known = pool(x)[1], x.shape
+      x = pool(x)[0]
+    undo.append((name, known))
+  before = x.shape
+  if layer == 2:
+    x = convolve(x, params['conv2'], 1)
+    x = np.tanh(x) if 'tanh' in block else np.maximum(x, 0)
+  largest, back = x[..., unit].max(), np.zeros(x.shape)
+  back[place][unit] = x[place][unit]
+  if layer == 2:
+    back = transpose(back, params['conv2'], 1, before)
+  for name, known in reversed(undo):
+    if name == 'relu':
+      back = np.maximum(back, 0)
+    elif name in ('lrn', 'batch'):
+      back = back * known
+    elif name == 'pool':
+      pooled, back = back, np.zeros(known[1])
+      for (row, column, channel), where in known[0].items():
+        back[where] += pooled[row, column, channel]
+  return largest, transpose(back, params['conv1'], 0, pixels.shape)
 
 
 @pytest.mark.parametrize('block', BLOCKS)
