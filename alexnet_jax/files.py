@@ -1,9 +1,6 @@
 """Paths, whole-file writes, reads, folder locks, differences of two dicts."""
 
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import csv
 import errno

@@ -1,8 +1,6 @@
 """The commands as functions: train, open a run, predict, measure, features."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
 import sys

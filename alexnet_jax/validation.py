@@ -1,10 +1,7 @@
 """Reads recipes with their overrides, and checks the rules between keys."""
 
 import ast
-from collections.abc import Collection
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import difflib
 import inspect
 import os

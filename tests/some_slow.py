@@ -1,7 +1,6 @@
 """Cases of a test, of which most are slow ones."""
 
-from collections.abc import Collection
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pytest
 

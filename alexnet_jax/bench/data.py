@@ -5,9 +5,7 @@ decoder at hand and without needless copies, so that it is the loaders that are
 compared.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
 import contextlib
 from functools import partial

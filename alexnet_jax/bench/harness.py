@@ -1,10 +1,7 @@
 """Arguments, processes, machine and medians of all benchmarks."""
 
 import argparse
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import importlib
 import importlib.metadata

@@ -1,7 +1,6 @@
 """bench plan: compiles a train step for GPUs that need not be there."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 import os
 import pathlib

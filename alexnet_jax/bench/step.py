@@ -6,8 +6,7 @@ weights are those of an initialization under which the losses of different
 networks differ: with the paper's, every network says ln(classes).
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import importlib.util
 import itertools

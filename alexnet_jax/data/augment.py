@@ -7,8 +7,7 @@ seed and the step.
 
 import dataclasses
 import math
-from typing import NamedTuple
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 

@@ -1,9 +1,7 @@
 """Files of data sets: images in folders named by class, lists, and shards."""
 
 import collections
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import errno
 import io

@@ -7,9 +7,7 @@ gray); their labels in SPLIT-labels.npy, int32; manifest.json, see
 bus error.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import json

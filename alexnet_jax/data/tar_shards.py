@@ -1,7 +1,6 @@
 """Samples in uncompressed tar shards, laid out as WebDataset does."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json

@@ -3,10 +3,7 @@
 python -m alexnet_jax.evaluation.evaluate --workdir DIR [--crops 10]
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import itertools

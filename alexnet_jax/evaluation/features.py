@@ -4,8 +4,7 @@ python -m alexnet_jax.evaluation.features --workdir DIR --layers conv5,dense2
 --out OUT photo.jpg folder/ ...
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import itertools
 import math

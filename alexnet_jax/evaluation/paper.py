@@ -7,8 +7,7 @@ The paper is Krizhevsky, Sutskever and Hinton 2012.
 """
 
 import argparse
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import math
 import os

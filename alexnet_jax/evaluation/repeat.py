@@ -1,8 +1,7 @@
 """Several runs of one recipe in one folder: what crossval and seeds share."""
 
 import argparse
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import pathlib
 from typing import Any
 

@@ -4,8 +4,7 @@ Writes a page of HTML, its pictures as PNG and its tables as CSV into `report`
 in the run's folder.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import pathlib
 import sys

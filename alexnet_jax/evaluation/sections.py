@@ -1,7 +1,6 @@
 """The sections of a report: a measured run with its numbers and pictures."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import pathlib

@@ -5,9 +5,7 @@ A reader turns its file into layers {name: {leaf: array}} in the layouts of
 """
 
 import collections
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import logging

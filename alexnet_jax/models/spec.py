@@ -4,9 +4,7 @@
 JAX nor flax is imported, so that reading a config stays fast.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 # Padding of one convolution: 'SAME', 'VALID', one number for every side or

@@ -1,7 +1,6 @@
 """Makes the parts of a run from its config: data, model, optimizer, steps."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math

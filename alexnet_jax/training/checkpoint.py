@@ -6,8 +6,7 @@ has renamed it, and while its state has the digest that was written with it.
 Process 0 alone reads and writes, as whole arrays.
 """
 
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import concurrent.futures
 import contextlib
 import ctypes

@@ -7,9 +7,7 @@ save is complete. If one is killed or cut off, JAX aborts the others (exit code
 134), unless a collective of the devices breaks first (75).
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import json

@@ -1,8 +1,6 @@
 """Measures a network on a whole split."""
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import itertools
 

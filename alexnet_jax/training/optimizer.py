@@ -1,7 +1,6 @@
 """Optimizers, ours and those of optax, clipping and the paper's update rule."""
 
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import fnmatch
 
 import jax

@@ -1,7 +1,6 @@
 """Pixels on the device: augmentation, normalization, ten crops."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import itertools
 
 import jax

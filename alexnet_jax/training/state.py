@@ -1,7 +1,6 @@
 """The train state: what is trained and saved, its names and its digest."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hashlib
 
 from flax import linen as nn

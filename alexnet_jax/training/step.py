@@ -3,8 +3,7 @@
 `parallel` maps them over the devices; `StepOptions` are bound before.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import jax

@@ -1,9 +1,7 @@
 """Reads data sets of all kinds for `prepare check`."""
 
 import collections
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import functools
 import hashlib
