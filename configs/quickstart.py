@@ -1,4 +1,4 @@
-"""Handwritten digits: a whole run in a minute, without any download.
+"""Handwritten digits: a whole run in half a minute, without any download.
 
     python -m alexnet_jax.main --config configs/quickstart.py
 

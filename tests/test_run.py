@@ -151,7 +151,7 @@ def test_a_name_of_a_recipe_and_its_keys():
     'compare:flat_alexnet', {'data.path': '/photos', 'model.hidden': (8, 8)}
   )
   assert config.model.hidden == (8, 8)
-  with pytest.raises(UserError, match='no key'):
+  with pytest.raises(alexnet_jax.UserError, match='no key'):
     alexnet_jax.load_config('quickstart', {'num_epoch': 1})
 
 

@@ -197,6 +197,18 @@ def orientation(image: PIL.Image.Image) -> int:
   return found if found in range(1, 9) else 1
 
 
+def has_16_bits(image: PIL.Image.Image) -> bool:
+  """Returns True for gray of 16 bits; UnreadableImageError for that of 32."""
+  sixteen = image.mode.startswith('I;16') or (
+    image.mode == 'I' and image.format == 'PNG'
+  )
+  if image.mode in ('I', 'F') and not sixteen:
+    raise UnreadableImageError(
+      f'nothing tells the range of its 32-bit pixels (mode {image.mode})'
+    )
+  return sixteen
+
+
 def _decode_with_pillow(encoded):
   """Reads what simplejpeg cannot."""
   try:
@@ -218,13 +230,7 @@ def _decode_with_pillow(encoded):
 
 def _pixels(encoded):
   with open_image(io.BytesIO(encoded)) as image:
-    sixteen_bits = image.mode.startswith('I;16') or (
-      image.mode == 'I' and image.format == 'PNG'
-    )
-    if image.mode in ('I', 'F') and not sixteen_bits:
-      raise UnreadableImageError(
-        f'nothing tells the range of its 32-bit pixels (mode {image.mode})'
-      )
+    sixteen_bits = has_16_bits(image)
     image.load()
     if sixteen_bits:  # convert would clip them at 255
       gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)

@@ -13,9 +13,11 @@ import stat
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 
 from alexnet_jax import files
+from alexnet_jax.data import decoding
 from alexnet_jax.data import splits
 from alexnet_jax.data.images import as_rgb
 from alexnet_jax.errors import UnreadableImageError
@@ -136,16 +138,17 @@ class ImageList(splits.Source):
 
 
 def _as_file(image):
-  """Returns the file that reads as the image: turned, gray, of 16 bits."""
-  # Converted, gray of 16 or 32 bits would be cut off at 255.
-  form = 'TIFF' if image.mode[0] in 'IF' else 'PNG'
+  """Returns a PNG that reads as the image: turned, gray, of 16 bits."""
   try:
-    if form == 'PNG' and image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):
-      exif = image.getexif()
+    image.load()  # which may turn it
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = decoding.orientation(image)
+    if decoding.has_16_bits(image):  # convert would clip them at 255
+      image = PIL.Image.fromarray(np.asarray(image).astype(np.uint16))
+    elif image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):
       image = image.convert('RGB')
-      image.getexif().update(exif)
-    image.save(buffer := io.BytesIO(), form, exif=image.getexif())
-  except (OSError, ValueError) as error:  # it may be read only now
+    image.save(buffer := io.BytesIO(), 'PNG', exif=exif)
+  except (OSError, ValueError) as error:
     raise UnreadableImageError(str(error)) from error
   return buffer.getvalue()
 

@@ -66,9 +66,9 @@ def make_source(
 
   Args:
     source: one of KINDS.
-    split: `train` or `validation`; TFDS goes by the option `tfds_split`. Of a
-      folder, shards or digits also `all`: their own validation split if they
-      have one, or else every example.
+    split: `train` or `validation`; TFDS goes by the option `tfds_split`. But
+      of TFDS, raw and synthetic sets also `all`: their own validation split if
+      they have one, or else every example.
     **options: see `SourceOptions`.
 
   Raises UserError if the data is missing or unfit, or an argument unknown.
@@ -82,8 +82,8 @@ def make_source(
     return _open(source, split, data)
   if data.folds < 2 or not 0 <= data.fold < data.folds:
     raise UserError(
-      f'folds is {data.folds} and fold {data.fold}: give two folds at least,'
-      ' which count from 0'
+      f'fold is {data.fold} of {data.folds}; give 2 folds or more, and one of'
+      ' them, from 0'
     )
   # The pool of folds is the training split, with nothing held out of it.
   pool = _open(source, 'train', dataclasses.replace(data, val_fraction=0.0))

@@ -1,9 +1,11 @@
 import contextlib
+import io
 import os
 import unicodedata
 from unittest import mock
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 
@@ -279,9 +281,26 @@ def test_a_share_that_nothing_holds_out_is_warned_of(tmp_path, caplog):
 def test_pictures_of_many_bits_are_read_as_their_files_are(mode):
   image = PIL.Image.new(mode, (4, 3), 40_000)
   for given in (image, encode(image, 'TIFF')):
-    content, _ = folder.ImageList([given], ('',)).read(0)
+    images = folder.ImageList([given], ('',))
     if mode in 'IF':
       with pytest.raises(UnreadableImageError, match='32-bit pixels'):
-        decoding.decode(content)
+        decoding.decode(images.read(0)[0])
     else:
-      assert (decoding.decode(content) == 40_000 >> 8).all()
+      assert (decoding.decode(images.read(0)[0]) == 40_000 >> 8).all()
+
+
+def test_turned_pictures_of_16_bits_are_read_as_their_files_are():
+  pixels = np.arange(12, dtype=np.uint16).reshape(3, 4) << 8
+  exif = PIL.Image.Exif()
+  exif[PIL.ExifTags.Base.Orientation] = 6
+  file = encode(PIL.Image.fromarray(pixels), 'TIFF', exif=exif)
+  small = PIL.Image.open(io.BytesIO(file))
+  small.thumbnail((2, 2))
+  opened = PIL.Image.open(io.BytesIO(file))
+  images = folder.ImageList([file, opened, small], ('',))
+  first, second, third = (decoding.decode(images.read(i)[0]) for i in range(3))
+  np.testing.assert_array_equal(first[..., 0], np.rot90(pixels >> 8, -1))
+  np.testing.assert_array_equal(second, first)
+  np.testing.assert_array_equal(
+    third[..., 0], np.asarray(small).astype(np.uint16) >> 8
+  )

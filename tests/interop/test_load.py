@@ -179,7 +179,9 @@ def test_fine_tuning_needs_a_run(argument, message):
 )
 def test_what_is_refused(kind, options, message, folder, tmp_path, ask):
   line = f'--from {kind} {folder / FILE} --workdir {tmp_path / "run"} {options}'
-  commands.refused(ask(load, line), message)
+  answer = ask(load, line)
+  commands.refused(answer, message)
+  assert answer[1] is None
   assert list(tmp_path.iterdir()) == []
 
 

@@ -51,6 +51,7 @@ def test_summary_of_the_mission_needs_no_data(main):
   assert 'kernel 11 x 11 x 3 x 96' in err
   assert '55 x 55 x 96' in err
   assert '11 x 11, stride 4, padding 2 and 1' in err
+  assert 'activation relu, dropout 0.5' in err
   assert result['parameters'] == 62_378_344
   assert result['training_flops_per_image'] == pytest.approx(6.601e9, rel=1e-4)
 

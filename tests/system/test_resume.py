@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -39,9 +40,9 @@ def unbroken(tmp_path_factory):
   return recipe, result, history
 
 
-def start(recipe, workdir):
+def start(recipe, workdir, **options):
   run = ('--config', recipe, '--workdir', workdir, '--json')
-  return commands.start(*commands.MAIN, *run)
+  return commands.start(*commands.MAIN, *run, **options)
 
 
 def wait_for_step(process, workdir, step):
@@ -83,6 +84,36 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed, num_kills):
   assert killed
   assert [line['ended'] for line in (*killed, last)] == [0] * len(killed) + [1]
   assert accounting.account(workdir)['lost'] > 0
+
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_eight_signals_and_a_reader_that_leaves(tmp_path):
+  """There is no evaluation on the way that would look for signals."""
+  changes = {'num_steps': 2000, 'eval_every_steps': 2000}
+  changes['save_every_steps'] = 50
+  recipe = commands.write_recipe(tmp_path, **{**RECIPE, **changes})
+  whole, workdir = tmp_path / 'whole', tmp_path / 'run'
+  expected = commands.train_here(recipe, whole)
+  rng, saved = random.Random(7), 0
+  for count in range(8):
+    number = NUMBERS[count % len(NUMBERS)]
+    process = start(recipe, workdir, stderr=subprocess.STDOUT)
+    begun = last_step(workdir)
+    if count > 3:
+      process.stdout.readline()
+    process.stdout.close()
+    wait_for_step(process, workdir, begun + rng.randrange(3, 60))
+    before = last_step(workdir)
+    process.send_signal(number)
+    assert process.wait(300) == (-9 if number == signal.SIGKILL else 75)
+    newest, _ = checkpoint.read_newest(workdir)
+    assert newest >= (saved if number == signal.SIGKILL else before)
+    saved = newest
+  assert saved < 2000
+  assert_ends_alike(recipe, workdir, (recipe, expected, timeless(whole)))
 
 
 def test_an_optimizer_of_optax_goes_on(tmp_path):

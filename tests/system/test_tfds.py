@@ -60,12 +60,6 @@ def last_json(ended):
   return json.loads(out.splitlines()[-1])
 
 
-def refused(ended, message):
-  code, _, err = ended
-  assert code == 2, err
-  assert message in err
-
-
 def image_of(name, rng):
   image = PIL.Image.fromarray(photo(*rng.integers(84, 128, 2)))
   if name == CMYK_FILE:
@@ -197,10 +191,10 @@ def test_a_set_in_another_format_is_refused_and_left(prepared, tmp_path):
   (info,) = tmp_path.glob('imagenet2012/*/dataset_info.json')
   text = info.read_text().replace('"array_record"', '"tfrecord"')
   info.write_text(text)
-  refused(prepare(tmp_path), 'is tfrecord')
+  commands.refused(prepare(tmp_path), 'is tfrecord')
   assert info.read_text() == text
   info.unlink()
-  refused(prepare(tmp_path), 'holds no finished data set')
+  commands.refused(prepare(tmp_path), 'holds no finished data set')
 
 
 @pytest.mark.tfds
@@ -213,7 +207,7 @@ def test_a_tar_that_is_cut_off_is_named_as_damaged(
     last = tar.getmembers()[-1]
   os.truncate(tmp_path / damaged, last.offset_data + last.size // 2)
   ended = prepare(tmp_path / 'data', f'--manual_dir={tmp_path}')
-  refused(ended, f'{tmp_path / damaged} is truncated')
+  commands.refused(ended, f'{tmp_path / damaged} is truncated')
   assert not list(tmp_path.glob('data/imagenet2012/*'))
 
 
@@ -265,7 +259,7 @@ sys.exit(prepare.main())
   options = '--name=imagenet2012', f'--manual_dir={manual_dir}'
   data_dir = f'--data_dir={tmp_path / "data"}'
   ended = run('-c', script, 'tfds', *options, data_dir)
-  refused(ended, 'needs TensorFlow')
+  commands.refused(ended, 'needs TensorFlow')
   assert "pip install -e '.[tfds]'" in ended[-1]
   assert not (tmp_path / 'data').exists()
 

@@ -15,7 +15,6 @@ import pathlib
 import shutil
 import signal
 import sys
-import threading
 from typing import NamedTuple
 
 from alexnet_jax import cli
@@ -215,23 +214,14 @@ def _write_shards(target, planned, notes):
     done = f'{len(notes)} of {len(planned)} shards are there already'
     print(done, file=sys.stderr)
   total = sum(len(shard.indices) for shard in missing)
-  stopping = threading.Event()
-  with (
-    progress(total, f'writing {folder}') as add_done,
-    # Two at a time: while one is hashed and brought to the disk, the other's
-    # images are decoded.
-    concurrent.futures.ThreadPoolExecutor(2) as pool,
-  ):
-    write = functools.partial(_write_shard, target, add_done, stopping)
-    try:
-      for shard, note in zip(missing, pool.map(write, missing), strict=True):
-        notes[shard.key] = note
-    except BaseException:
-      stopping.set()
-      raise
+  with progress(total, f'writing {folder}') as add_done:
+    for shard in missing:
+      note = _write_shard(target, shard, add_done)
+      files.write_json(folder / _NOTES / f'{shard.key}.json', note)
+      notes[shard.key] = note
 
 
-def _write_shard(target, add_done, stopping, shard):
+def _write_shard(target, shard, add_done):
   loader, skipped = shard.loader, []
   jobs = (
     functools.partial(target.convert, loader, index) for index in shard.indices
@@ -240,8 +230,6 @@ def _write_shard(target, add_done, stopping, shard):
 
   def kept():
     for index, example in zip(shard.indices, results, strict=True):
-      if stopping.is_set():
-        raise Interrupted('the command ends')
       if example is None:
         skipped.append(loader.source.describe(index))
       else:
@@ -252,9 +240,7 @@ def _write_shard(target, add_done, stopping, shard):
   with contextlib.closing(results), files.replaced_file(path) as temporary:
     note = target.write(temporary, kept())
     size = temporary.stat().st_size
-  note |= {'skipped': skipped, 'file': path.name, 'bytes': size}
-  files.write_json(target.folder / _NOTES / f'{shard.key}.json', note)
-  return note
+  return {**note, 'skipped': skipped, 'file': path.name, 'bytes': size}
 
 
 def run_in_order(
@@ -282,14 +268,13 @@ def run_in_order(
 @contextlib.contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
   """Shows a bar of `total` images; gives the function that adds done ones."""
-  console, done, lock = cli.Console(), 0, threading.Lock()
+  console, done = cli.Console(), 0
   console.start(total, 0, 'image', what, _LINE_SECONDS)
 
   def add(count):
     nonlocal done
-    with lock:
-      done += count
-      console.advance(done)
+    done += count
+    console.advance(done)
 
   try:
     yield add
