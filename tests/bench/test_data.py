@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from alexnet_jax.bench import data
+from alexnet_jax.bench import data_peers
 from alexnet_jax.bench.__main__ import main
 from tests.system import commands
 
@@ -80,13 +81,13 @@ def test_unknown_names_are_refused(flag, capsys):
   ],
 )
 def test_wrong_batches_are_found(change, complaint):
-  task = data.Task('x', 'folder', 320, 320, '', 32, 1, 1)
+  task = data_peers.Task('x', 'folder', 320, 320, '', 32, 1, 1)
   rng = np.random.default_rng(0)
   shape = 32, 224, 224, 3
   batches = [
     (rng.integers(0, 256, shape, dtype=np.uint8), rng.integers(0, 10, 32))
     for _ in range(2)
   ]
-  data.check_batches(batches, task, 10)
+  data_peers.check_batches(batches, task, 10)
   with pytest.raises(ValueError, match=complaint):
-    data.check_batches([change(*batch) for batch in batches], task, 10)
+    data_peers.check_batches([change(*batch) for batch in batches], task, 10)
