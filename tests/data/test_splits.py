@@ -306,7 +306,7 @@ def test_folds_that_cannot_be(layouts, tmp_path):
   with pytest.raises(UserError, match="split is 'all', not one of"):
     sources.make_source('synthetic', 'all')
   for folds, fold in ((3, 3), (3, -1), (1, 0)):
-    with pytest.raises(UserError, match=f'folds is {folds} and fold {fold}: '):
+    with pytest.raises(UserError, match=f'fold is {fold} of {folds}; give'):
       open_fold(layouts, 'folder', 'train', fold, folds)
   # Nothing is held out of the pool, so the message is that of the folds.
   root = write(write_folder(tmp_path), {'dog/99.png': encoded(30)})
