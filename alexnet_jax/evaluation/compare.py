@@ -354,8 +354,8 @@ def draw(runs: Sequence[Run], unit: str) -> dict:
   of_steps = f'of {figures.WINDOW} steps [nats]'
   validation[0].set(xlabel=unit, ylabel='validation top-1')
   validation[1].set(ylabel='validation loss [nats]')
-  losses[0].set(ylabel=f'training loss, mean {of_steps}')
-  losses[1].set(ylabel=f'deviation {of_steps}')
+  losses[0].set(ylabel=f'training loss,\nmean {of_steps}')
+  losses[1].set(ylabel=f'deviation\n{of_steps}')
   for axes in (validation[1], *losses):
     axes.set(xlabel=unit, ylim=(0, None))
   for figure, panels in drawn.values():  # a legend where it hides no line

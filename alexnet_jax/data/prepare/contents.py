@@ -20,6 +20,7 @@ from alexnet_jax.data import imagenet
 from alexnet_jax.data import raw
 from alexnet_jax.data import sources
 from alexnet_jax.data import tfds_records
+from alexnet_jax.data.prepare import shards
 from alexnet_jax.data.prepare import tfds
 from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UnreadableImageError
@@ -77,6 +78,10 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
     )
   found = _kinds(root, sets)
   if not found:
+    if (root / shards.NOTES).is_dir():
+      raise UserError(
+        f'{root} is not finished; the command that prepares it goes on'
+      )
     raise UserError(
       f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
       f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS'

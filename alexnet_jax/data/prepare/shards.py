@@ -26,7 +26,7 @@ from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.errors import UserError
 
-_NOTES = '.unfinished'  # the folder of the notes
+NOTES = '.unfinished'  # the folder of the notes
 _LINE_SECONDS = 10.0  # between two lines of progress without a terminal
 _IMAGENET_CLASSES = 1_000
 # A set is not begun with one version of what decides its pixels and ended with
@@ -71,7 +71,7 @@ def prepare(arguments, make_target) -> dict:
     else:
       _write_set(target, loaders, arguments.shard_examples)
     # Also if the last command ended right before that.
-    shutil.rmtree(target.folder / _NOTES, ignore_errors=True)
+    shutil.rmtree(target.folder / NOTES, ignore_errors=True)
   result, keys = target.result()
   own = 'source', 'channels'  # are no options of a source
   options = {k: str(v) for k, v in keys.items() if k not in own}
@@ -131,7 +131,7 @@ def _locked(target):
   folder = target.folder
   folder.mkdir(parents=True, exist_ok=True)
   found = {path.name for path in folder.iterdir()} - {files.LOCK_FILE}
-  if found and not found & {target.description, _NOTES}:
+  if found and not found & {target.description, NOTES}:
     raise UserError(
       f'{folder} is not empty, nor work of this command; choose another --out'
     )
@@ -196,13 +196,13 @@ def _write_shards(target, planned, notes):
     left.unlink()
   for shard in planned:
     with contextlib.suppress(FileNotFoundError):
-      note = _read_json(folder / _NOTES / f'{shard.key}.json')
+      note = _read_json(folder / NOTES / f'{shard.key}.json')
       path = folder / target.file_name(shard)
       if note and path.stat().st_size == note.get('bytes'):
         notes[shard.key] = note
   missing = [shard for shard in planned if shard.key not in notes]
   print(files.check_room(folder, target.estimate(missing)), file=sys.stderr)
-  plan = folder / _NOTES / 'plan.json'
+  plan = folder / NOTES / 'plan.json'
   plan.parent.mkdir(exist_ok=True)
   versions = {name: importlib.metadata.version(name) for name in _DECODERS}
   settings = target.settings | versions
@@ -217,7 +217,7 @@ def _write_shards(target, planned, notes):
   with progress(total, f'writing {folder}') as add_done:
     for shard in missing:
       note = _write_shard(target, shard, add_done)
-      files.write_json(folder / _NOTES / f'{shard.key}.json', note)
+      files.write_json(folder / NOTES / f'{shard.key}.json', note)
       notes[shard.key] = note
 
 
