@@ -44,8 +44,6 @@ def test_mirrored_crops_are_those_of_training(source):
       np.testing.assert_array_equal(image[:, ::-1] if flip else image, other)
     np.testing.assert_array_equal(own['label'], batch['label'])
     assert set(batch) == {'image', 'label'}
-    # As torch.from_numpy wants it.
-    assert all(array.flags.writeable for array in batch.values())
 
 
 def test_another_iterator_goes_on(source):
@@ -121,3 +119,19 @@ def test_fit_of_keras(source):
       batches, steps_per_epoch=42, epochs=3, verbose=0, shuffle=False
     )
   assert found.history['accuracy'][-1] > 0.95
+
+
+@pytest.mark.interop
+def test_a_loop_in_pytorch(source):
+  torch = pytest.importorskip('torch')
+  model = torch.nn.Linear(16, 4)
+  optimizer = torch.optim.SGD(model.parameters(), 2.0)
+  hits = []
+  for batch in train_batches(source, OPTIONS, 100):
+    rows, labels = map(torch.from_numpy, prepared(batch))
+    scores = model(rows)
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(scores, labels.long()).backward()
+    optimizer.step()
+    hits.append((scores.argmax(1) == labels).float().mean().item())
+  assert np.mean(hits[-20:]) > 0.95
