@@ -16,6 +16,8 @@ def get_config():
   config = make_config()
   config.num_epochs = 10.0
   config.global_batch_size = 128
+  # The memory of a larger one glibc takes from the system anew in every step.
+  config.microbatch_size = 64
   config.log_every_steps = 10
 
   config.data.resize_size = 28

@@ -148,7 +148,7 @@ def _as_file(image):
     elif image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):
       image = image.convert('RGB')
     image.save(buffer := io.BytesIO(), 'PNG', exif=exif)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError) as error:  # it may be read only now
     raise UnreadableImageError(str(error)) from error
   return buffer.getvalue()
 

@@ -429,7 +429,8 @@ def test_a_tfds_set_is_chosen_by_name(tmp_path):
   for path, name in ((tmp_path, 'plants'), (tmp_path / 'plants', '')):
     assert check(str(path), name)['splits']['train']['examples'] == 2
   left = {'other/notes.txt': b'text', 'downloads/large.jpg': large(99) * 20}
-  left['begun/.unfinished/plan.json'] = b'{}'
+  for begun in ('begun', 'resized/pets/1.0.0', 'named/pets/small/1.0.0'):
+    left[f'{begun}/.unfinished/plan.json'] = b'{}'
   write(tmp_path, left)
   for path, name, message in (
     (tmp_path, '', '--name: pets, plants'),
@@ -437,6 +438,8 @@ def test_a_tfds_set_is_chosen_by_name(tmp_path):
     (tmp_path / 'nowhere', '', 'no folder at'),
     (tmp_path / 'other', '', 'no data set of a known kind'),
     (tmp_path / 'begun', '', 'not finished; the command'),
+    (tmp_path / 'resized', '', 'not finished; the command'),
+    (tmp_path / 'named', '', 'not finished; the command'),
   ):
     with pytest.raises(UserError, match=message):
       check(str(path), name)

@@ -78,7 +78,9 @@ def open_set(root: pathlib.Path, name: str = '') -> Contents:
     )
   found = _kinds(root, sets)
   if not found:
-    if (root / shards.NOTES).is_dir():
+    # Of a raw set; of `resize`, below the set's name and version.
+    places = (f'{depth}{shards.NOTES}' for depth in ('', '*/*/', '*/*/*/'))
+    if any(any(root.glob(place)) for place in places):
       raise UserError(
         f'{root} is not finished; the command that prepares it goes on'
       )
