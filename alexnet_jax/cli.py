@@ -13,9 +13,7 @@ import stat
 import sys
 import time
 
-from alexnet_jax import errors
-from alexnet_jax import files
-from alexnet_jax import runtime
+from alexnet_jax import errors, files, runtime
 
 _LOG_FORMAT = '%(levelname)s %(message)s'
 # Names of classes and files are of strangers: of what steers a terminal they

@@ -3,10 +3,7 @@
 import os
 import sys
 
-from alexnet_jax import cli
-from alexnet_jax import errors
-from alexnet_jax import files
-from alexnet_jax import runtime
+from alexnet_jax import cli, errors, files, runtime
 
 _EPILOG = """\
 Any key of the config can be changed: --config.global_batch_size=64
@@ -103,8 +100,7 @@ def _work(arguments, overrides, stop):
 
 def _train(arguments, config, stop, processes):
   from alexnet_jax import config as config_lib
-  from alexnet_jax.training import loop
-  from alexnet_jax.training import resume
+  from alexnet_jax.training import loop, resume
 
   console = cli.Console(None if processes.is_first else cli.NullStream())
   resume.check_processes(config, console)

@@ -8,9 +8,7 @@ import math
 import pathlib
 import sys
 
-from alexnet_jax import cli
-from alexnet_jax import errors
-from alexnet_jax import files
+from alexnet_jax import cli, errors, files
 
 _DESCRIPTION = """\
 Gives the best classes of images, as the network of a run sees them. It needs
@@ -56,8 +54,7 @@ def _work(arguments):
   from alexnet_jax.data import folder
 
   paths = folder.find_images(arguments.paths)
-  from alexnet_jax.evaluation import evaluate
-  from alexnet_jax.evaluation import loading
+  from alexnet_jax.evaluation import evaluate, loading
 
   run = loading.load_network(
     arguments.workdir, arguments.checkpoint, top=arguments.top
@@ -96,8 +93,7 @@ def predict(
     `num_images` of the others, uint8 [crop_size, crop_size, channels], as the
     network sees them before it subtracts the mean).
   """
-  from alexnet_jax.evaluation import evaluate
-  from alexnet_jax.evaluation import loading
+  from alexnet_jax.evaluation import evaluate, loading
 
   run, loader = loading.open_images(run, inputs)
   images = []

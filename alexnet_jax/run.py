@@ -9,11 +9,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from alexnet_jax import cli
-from alexnet_jax import files
-from alexnet_jax import predict as predict_lib
-from alexnet_jax import runtime
-from alexnet_jax import validation
+from alexnet_jax import cli, files, predict as predict_lib, runtime, validation
 from alexnet_jax.errors import UserError
 
 
@@ -63,8 +59,7 @@ def train(
   NonFiniteLossError if the loss is NaN or infinite.
   """
   runtime.configure()
-  from alexnet_jax.training import guards
-  from alexnet_jax.training import loop
+  from alexnet_jax.training import guards, loop
 
   config = config.copy_and_resolve_references()
   validation.validate(config)

@@ -13,11 +13,8 @@ import traceback
 
 import ml_collections
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import files
-from alexnet_jax.config import fits
-from alexnet_jax.config import flatten
-from alexnet_jax.config import KEYS
+from alexnet_jax import config as config_lib, files
+from alexnet_jax.config import fits, flatten, KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import spec
 

@@ -9,8 +9,7 @@ and deviation are its. All layers train at a tenth of the usual rate;
 (`'norm*'` only of batch norm), `--config.init.unfreeze_epochs=5` for so long.
 """
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import validation
+from alexnet_jax import config as config_lib, validation
 from alexnet_jax.training import build
 
 

@@ -8,13 +8,11 @@ import sys
 import ml_collections
 import pytest
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import validation
+from alexnet_jax import config as config_lib, validation
 from alexnet_jax.config import KEYS
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import variants
-from alexnet_jax.training import optimizer
-from alexnet_jax.training import schedule
+from alexnet_jax.training import optimizer, schedule
 from tests.system import commands
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -7,13 +7,9 @@ import pytest
 import alexnet_jax
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import report
-from alexnet_jax.interop import export
-from alexnet_jax.interop import load
-from alexnet_jax.interop import program_loader
-from alexnet_jax.interop import save
+from alexnet_jax.interop import export, load, program_loader, save
 from alexnet_jax.training import build
-from tests.data.pictures import encode
-from tests.data.pictures import noise
+from tests.data.pictures import encode, noise
 from tests.system import commands
 
 PHOTO = noise(99, 28, 28)

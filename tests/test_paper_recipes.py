@@ -8,14 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import validation
+from alexnet_jax import config as config_lib, validation
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation.paper import PUBLISHED
-from alexnet_jax.training import build
-from alexnet_jax.training import optimizer
-from alexnet_jax.training import schedule
-from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import build, optimizer, schedule, state as state_lib
 
 EXAMPLES = 1_281_167  # of ImageNet's training split
 CONVOLUTIONS = tuple(f'conv{number}' for number in range(1, 6))

@@ -13,9 +13,7 @@ import pytest
 from alexnet_jax import predict
 from alexnet_jax.data import images
 from alexnet_jax.evaluation import loading
-from alexnet_jax.training import build
-from alexnet_jax.training import loop
-from alexnet_jax.training import measure
+from alexnet_jax.training import build, loop, measure
 from tests.system import commands
 
 PREDICT = [sys.executable, '-m', 'alexnet_jax.predict']

@@ -15,14 +15,10 @@ import simplejpeg
 from sklearn.datasets import load_sample_images
 
 from alexnet_jax import cli
-from alexnet_jax.bench import data_peers
-from alexnet_jax.bench import harness
-from alexnet_jax.data import decoding
-from alexnet_jax.data import images
-from alexnet_jax.data import sources
+from alexnet_jax.bench import data_peers, harness
+from alexnet_jax.data import decoding, images, sources
 from alexnet_jax.data.loader import num_cores
-from alexnet_jax.errors import how_to_install
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import how_to_install, UserError
 
 DESCRIPTION = """\
 Images per second from the same photographs kept in several layouts: shuffled

@@ -17,11 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from alexnet_jax.data import augment
-from alexnet_jax.data import images
-from alexnet_jax.data import pipeline
-from alexnet_jax.data import sources
-from alexnet_jax.data import splits
+from alexnet_jax.data import augment, images, pipeline, sources, splits
 from alexnet_jax.data.loader import Loader
 
 CROP = 224  # width of the random crops, in pixels

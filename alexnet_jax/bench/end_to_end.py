@@ -11,16 +11,11 @@ import time
 
 import jax
 
-from alexnet_jax import cli
-from alexnet_jax import validation
+from alexnet_jax import cli, validation
 from alexnet_jax.bench import harness
 from alexnet_jax.data.pixel_statistics import MEAN_FILE
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import build
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
-from alexnet_jax.training import parallel
-from alexnet_jax.training import resume
+from alexnet_jax.training import build, guards, loop, parallel, resume
 
 DESCRIPTION = """\
 Images per second of the bare train step, of the loader alone, and of the whole

@@ -173,8 +173,7 @@ class Handler:
 
 
 def _load(case):
-  from alexnet_jax.data import batches
-  from alexnet_jax.data import sources
+  from alexnet_jax.data import batches, sources
 
   start = time.perf_counter()
   source = sources.make_source(case['kind'], 'train', path=case['path'])
@@ -196,11 +195,7 @@ def _load(case):
 def _evaluate(case):
   """Measures the second of two evaluations: the first one compiles."""
   from alexnet_jax import validation
-  from alexnet_jax.training import build
-  from alexnet_jax.training import guards
-  from alexnet_jax.training import measure
-  from alexnet_jax.training import parallel
-  from alexnet_jax.training import resume
+  from alexnet_jax.training import build, guards, measure, parallel, resume
 
   keys = {'source': 'raw', 'path': case['path'], 'mean': 'none'}
   given = [f'--config.data.{key}={value}' for key, value in keys.items()]

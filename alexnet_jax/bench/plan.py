@@ -10,20 +10,14 @@ import tomllib
 import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from alexnet_jax import cli
-from alexnet_jax import runtime
-from alexnet_jax import validation
+from alexnet_jax import cli, runtime, validation
 from alexnet_jax.bench import harness
-from alexnet_jax.errors import how_to_install
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import how_to_install, UserError
 from alexnet_jax.models.costs import GPUS
-from alexnet_jax.training import build
-from alexnet_jax.training import parallel
+from alexnet_jax.training import build, parallel
 
 DESCRIPTION = f"""\
 Compiles the train step of a recipe for GPUs that need not be there: its memory,

@@ -14,15 +14,14 @@ import os
 
 import numpy as np
 
-from alexnet_jax import cli
-from alexnet_jax import config as config_lib
-from alexnet_jax import validation
-from alexnet_jax.bench import harness
-from alexnet_jax.bench import step_peers
-from alexnet_jax.errors import EXIT_DONE
-from alexnet_jax.errors import EXIT_FAILURE
-from alexnet_jax.errors import how_to_install
-from alexnet_jax.errors import UserError
+from alexnet_jax import cli, config as config_lib, validation
+from alexnet_jax.bench import harness, step_peers
+from alexnet_jax.errors import (
+  EXIT_DONE,
+  EXIT_FAILURE,
+  how_to_install,
+  UserError,
+)
 from alexnet_jax.models import variants
 from alexnet_jax.models.costs import gpu_peak
 from alexnet_jax.training import build

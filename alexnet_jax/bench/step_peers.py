@@ -108,8 +108,7 @@ def _our_steps(_, config, start, platform):
   import jax
 
   from alexnet_jax import config as config_lib
-  from alexnet_jax.training import build
-  from alexnet_jax.training import parallel
+  from alexnet_jax.training import build, parallel
 
   config, mesh = config_lib.from_dict(config), parallel.make_mesh()
   classes, device = config.model.num_classes, jax.devices()[0]

@@ -11,8 +11,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from alexnet_jax.data import images
-from alexnet_jax.data import order
+from alexnet_jax.data import images, order
 
 _LONGEST_SIDE = 65_535  # pixels, of a JPEG
 

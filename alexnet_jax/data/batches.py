@@ -4,9 +4,7 @@ import dataclasses
 
 import grain
 
-from alexnet_jax.data import augment
-from alexnet_jax.data import pipeline
-from alexnet_jax.data import splits
+from alexnet_jax.data import augment, pipeline, splits
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 

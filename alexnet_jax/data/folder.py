@@ -17,11 +17,9 @@ import PIL.ExifTags
 import PIL.Image
 
 from alexnet_jax import files
-from alexnet_jax.data import decoding
-from alexnet_jax.data import splits
+from alexnet_jax.data import decoding, splits
 from alexnet_jax.data.images import as_rgb
-from alexnet_jax.errors import UnreadableImageError
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UnreadableImageError, UserError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 IMAGE_SUFFIXES += ('.tif', '.tiff')

@@ -7,9 +7,7 @@ import pathlib
 
 import numpy as np
 
-from alexnet_jax.data import folder
-from alexnet_jax.data import splits
-from alexnet_jax.data import tar_shards
+from alexnet_jax.data import folder, splits, tar_shards
 from alexnet_jax.errors import UserError
 
 TRAIN_TAR, VALIDATION_TAR = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'

@@ -9,9 +9,7 @@ import contextlib
 
 from llvmlite import ir
 import numba
-from numba.core import caching
-from numba.core import cgutils
-from numba.core import types
+from numba.core import caching, cgutils, types
 from numba.extending import intrinsic
 import numpy as np
 

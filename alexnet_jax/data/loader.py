@@ -9,11 +9,9 @@ import threading
 
 import numpy as np
 
-from alexnet_jax.data import decoding
-from alexnet_jax.data import images
+from alexnet_jax.data import decoding, images
 from alexnet_jax.data.splits import Source
-from alexnet_jax.errors import UnreadableImageError
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UnreadableImageError, UserError
 
 _SKIP_HINT = (
   '--config.data.unreadable=skip; or repair or delete it, after which a run'

@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.data import folder
-from alexnet_jax.data import splits
-from alexnet_jax.errors import how_to_install
-from alexnet_jax.errors import UserError
+from alexnet_jax.data import folder, splits
+from alexnet_jax.errors import how_to_install, UserError
 
 IMAGE_COLUMNS = ('image', 'img')
 LABEL_COLUMNS = ('label', 'labels', 'fine_label')

@@ -13,10 +13,8 @@ import math
 import grain
 import numpy as np
 
-from alexnet_jax.data import images
-from alexnet_jax.data import order
-from alexnet_jax.data.augment import Augmentation
-from alexnet_jax.data.augment import Changes
+from alexnet_jax.data import images, order
+from alexnet_jax.data.augment import Augmentation, Changes
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 

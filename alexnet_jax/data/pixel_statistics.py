@@ -10,8 +10,7 @@ import zipfile
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.data import augment
-from alexnet_jax.data import images
+from alexnet_jax.data import augment, images
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 

@@ -18,8 +18,7 @@ import pathlib
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.data import images
-from alexnet_jax.data import splits
+from alexnet_jax.data import images, splits
 from alexnet_jax.errors import UserError
 
 MANIFEST = 'manifest.json'

@@ -13,8 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.data import folder
-from alexnet_jax.data import splits
+from alexnet_jax.data import folder, splits
 from alexnet_jax.errors import UserError
 
 _COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst', '.tar.lz4')

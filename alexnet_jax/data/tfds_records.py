@@ -15,8 +15,7 @@ import re
 import shlex
 from typing import Any
 
-from array_record.python import array_record_data_source
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
 from google.protobuf.message import DecodeError
 import numpy as np
 
@@ -226,8 +225,7 @@ def read_description(folder: pathlib.Path) -> Description:
 def _split_infos(folder, info):
   """Returns TFDS's SplitDict, from the content of dataset_info.json."""
   from tensorflow_datasets.core import naming  # slow
-  from tensorflow_datasets.core.splits import SplitDict
-  from tensorflow_datasets.core.splits import SplitInfo
+  from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
   found, seen = [], {'all'}  # which TFDS reads as the sum of the others
   if os.sep in info['name']:

@@ -14,9 +14,7 @@ import statistics
 import sys
 from typing import Any
 
-from alexnet_jax import cli
-from alexnet_jax import config as config_lib
-from alexnet_jax import files
+from alexnet_jax import cli, config as config_lib, files
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import page
 
@@ -170,9 +168,7 @@ def load(workdir: str, name: str) -> Run:
 
   Raises UserError if there is no run, or no checkpoint that can be read.
   """
-  from alexnet_jax.training import build
-  from alexnet_jax.training import checkpoint
-  from alexnet_jax.training import writers
+  from alexnet_jax.training import build, checkpoint, writers
 
   step, saved = checkpoint.read_newest(workdir)
   config, data, progress = saved.config, saved.data, saved.progress

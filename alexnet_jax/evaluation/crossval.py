@@ -6,8 +6,7 @@ python -m alexnet_jax.evaluation.crossval --config FILE --folds 10
 import statistics
 import sys
 
-from alexnet_jax import cli
-from alexnet_jax import files
+from alexnet_jax import cli, files
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import repeat
 
@@ -96,10 +95,8 @@ def _open(config):  # both sides of a fold
 
 
 def _measure(config, folder, record, stop):
-  from alexnet_jax.evaluation import evaluate
-  from alexnet_jax.evaluation import loading
-  from alexnet_jax.training import resume
-  from alexnet_jax.training import state as state_lib
+  from alexnet_jax.evaluation import evaluate, loading
+  from alexnet_jax.training import resume, state as state_lib
 
   run = loading.load_network(str(folder), data_path=config.data.path)
   loaders, now = _open(run.config)

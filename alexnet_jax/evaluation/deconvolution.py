@@ -33,9 +33,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import features
 from alexnet_jax.models import layers
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.training import build
-from alexnet_jax.training import measure
-from alexnet_jax.training import preprocess
+from alexnet_jax.training import build, measure, preprocess
 
 GRAY = 128  # of the square that occludes, of 255
 _OCCLUDED = 32  # images in a batch

@@ -76,8 +76,7 @@ def measure(arguments: argparse.Namespace) -> dict:
 def _check(arguments):
   """Opens each network and its data, before any of them is measured."""
   from alexnet_jax.evaluation import loading
-  from alexnet_jax.training import state as state_lib
-  from alexnet_jax.training import transfer
+  from alexnet_jax.training import state as state_lib, transfer
 
   first, seen = None, {}
   for name in arguments.workdirs:

@@ -10,8 +10,7 @@ import itertools
 import sys
 import time
 
-from alexnet_jax import cli
-from alexnet_jax import files
+from alexnet_jax import cli, files
 
 CROPS = {1: 'the center crop', 10: 'ten crops'}
 _LINE_SECONDS = 30.0  # between two lines of progress without a terminal

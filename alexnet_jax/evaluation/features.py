@@ -12,9 +12,7 @@ import sys
 
 import numpy as np
 
-from alexnet_jax import cli
-from alexnet_jax import errors
-from alexnet_jax import files
+from alexnet_jax import cli, errors, files
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\

@@ -9,15 +9,10 @@ import jax
 import numpy as np
 
 from alexnet_jax import validation
-from alexnet_jax.data import loader as loader_lib
-from alexnet_jax.data import splits
-from alexnet_jax.data.folder import FolderSource
-from alexnet_jax.data.folder import ImageList
+from alexnet_jax.data import loader as loader_lib, splits
+from alexnet_jax.data.folder import FolderSource, ImageList
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import parallel
-from alexnet_jax.training import transfer
+from alexnet_jax.training import build, checkpoint, parallel, transfer
 
 _DIVIDED = ('folder', 'tar', 'parquet')  # where they have no validation split
 

@@ -7,8 +7,7 @@ import importlib.resources
 import os
 import re
 
-from alexnet_jax import cli
-from alexnet_jax import files
+from alexnet_jax import cli, files
 
 # In a name of a class they would steer the terminal; a line may break.
 _CONTROL = re.compile(r'[\x00-\x09\x0b-\x1f\x7f-\x9f]')

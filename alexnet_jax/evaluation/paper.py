@@ -17,12 +17,10 @@ import sys
 
 import numpy as np
 
-from alexnet_jax import cli
-from alexnet_jax import files
+from alexnet_jax import cli, files
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import compare
-from alexnet_jax.evaluation.page import Section
-from alexnet_jax.evaluation.page import Table
+from alexnet_jax.evaluation.page import Section, Table
 
 _DESCRIPTION = """\
 Draws figures 3 and 4 and tables 1 and 2 of the paper from a run into
@@ -79,9 +77,7 @@ def main(argv=None) -> int:
 
 def _work(arguments):
   """Writes the page; returns the command's result."""
-  from alexnet_jax.evaluation import ensemble
-  from alexnet_jax.evaluation import loading
-  from alexnet_jax.evaluation import sections
+  from alexnet_jax.evaluation import ensemble, loading, sections
 
   workdir, which = arguments.workdir, arguments.checkpoint
   compared, joint = [], {}
@@ -139,8 +135,7 @@ def draw(subject, album, joint: dict | None = None) -> tuple[dict, list]:
 
 
 def _measure_ten_crops(subject):
-  from alexnet_jax.evaluation import evaluate
-  from alexnet_jax.evaluation import loading
+  from alexnet_jax.evaluation import evaluate, loading
   from alexnet_jax.training import build
 
   run = subject.run
@@ -217,8 +212,7 @@ def _draw_answers(subject, album):
 def _draw_nearest(subject, album):
   """Draws the right of figure 4; returns ([nearest images], section)."""
   from alexnet_jax.data import images
-  from alexnet_jax.evaluation import features
-  from alexnet_jax.evaluation import figures
+  from alexnet_jax.evaluation import features, figures
 
   run, training, validation = subject.run, subject.training, subject.validation
   title, (*layers, _) = 'Figure 4, right', features.layer_shapes(run)

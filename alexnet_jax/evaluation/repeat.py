@@ -5,9 +5,7 @@ from collections.abc import Callable, Mapping
 import pathlib
 from typing import Any
 
-from alexnet_jax import cli
-from alexnet_jax import config as config_lib
-from alexnet_jax import files
+from alexnet_jax import cli, config as config_lib, files
 from alexnet_jax.errors import UserError
 
 _MEASURES_FILE = 'measures.json'  # in the folder of a run

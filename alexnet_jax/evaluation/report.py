@@ -41,15 +41,10 @@ def write(
 
   Raises UserError without history and checkpoint, or without its data.
   """
-  from alexnet_jax import config as config_lib
-  from alexnet_jax import validation
+  from alexnet_jax import config as config_lib, validation
   from alexnet_jax.errors import UserError
-  from alexnet_jax.evaluation import loading
-  from alexnet_jax.evaluation import page
-  from alexnet_jax.evaluation import sections
-  from alexnet_jax.training import accounting
-  from alexnet_jax.training import checkpoint
-  from alexnet_jax.training import writers
+  from alexnet_jax.evaluation import loading, page, sections
+  from alexnet_jax.training import accounting, checkpoint, writers
 
   path = pathlib.Path(workdir)
   folder = path / REPORT_FOLDER
@@ -97,8 +92,7 @@ def write(
 
 
 def _draw_extra(name, subject, album):
-  from alexnet_jax.evaluation import paper
-  from alexnet_jax.evaluation import visualize
+  from alexnet_jax.evaluation import paper, visualize
 
   return {'paper': paper, 'visualize': visualize}[name].draw(subject, album)
 
@@ -121,8 +115,7 @@ def _notes(path, trained):
 
 def show(result: dict) -> None:
   """Prints what `write` found on standard error."""
-  from alexnet_jax.evaluation import page
-  from alexnet_jax.evaluation import sections
+  from alexnet_jax.evaluation import page, sections
 
   if values := result.get('metrics'):
     print(

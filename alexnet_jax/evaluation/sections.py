@@ -10,24 +10,20 @@ import numpy as np
 import scipy.sparse
 
 from alexnet_jax import files
-from alexnet_jax.data import images
-from alexnet_jax.data import order
+from alexnet_jax.data import images, order
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import evaluate
-from alexnet_jax.evaluation import figures
-from alexnet_jax.evaluation import loading
-from alexnet_jax.evaluation import page
-from alexnet_jax.evaluation.page import Picture
-from alexnet_jax.evaluation.page import Section
-from alexnet_jax.evaluation.page import Table
-from alexnet_jax.training import accounting
-from alexnet_jax.training import build
-from alexnet_jax.training import measure
-from alexnet_jax.training import metrics
-from alexnet_jax.training import preprocess
-from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import writers
+from alexnet_jax.evaluation import evaluate, figures, loading, page
+from alexnet_jax.evaluation.page import Picture, Section, Table
+from alexnet_jax.training import (
+  accounting,
+  build,
+  measure,
+  metrics,
+  preprocess,
+  state as state_lib,
+  writers,
+)
 
 _MOST_CONFUSED = 25  # pairs
 _MISTAKES = 20

@@ -18,19 +18,10 @@ import numpy as np
 import optuna
 import sqlalchemy
 
-from alexnet_jax import cli
-from alexnet_jax import config as config_lib
-from alexnet_jax import errors
-from alexnet_jax import files
-from alexnet_jax import validation
+from alexnet_jax import cli, config as config_lib, errors, files, validation
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import figures
-from alexnet_jax.evaluation import page
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
-from alexnet_jax.training import writers
+from alexnet_jax.evaluation import figures, page
+from alexnet_jax.training import build, checkpoint, guards, loop, writers
 
 _SPECS = 'LOW..HIGH, LOW..HIGH:log, LOW..HIGH:step=STEP or A|B|C'
 _RANGE = re.compile(r'(.+?)\.\.(.+?)(?::(?:(log)|step=(.+)))?')

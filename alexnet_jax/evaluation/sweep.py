@@ -6,8 +6,7 @@ python -m alexnet_jax.evaluation.sweep --config FILE --workdir DIR --trials 20 \
 
 import sys
 
-from alexnet_jax import cli
-from alexnet_jax import errors
+from alexnet_jax import cli, errors
 from alexnet_jax.config import MONITORS
 
 _EPILOG = """\

@@ -52,8 +52,7 @@ def _units(text):
 
 def _work(arguments):
   """Writes the page; returns the command's result."""
-  from alexnet_jax.evaluation import loading
-  from alexnet_jax.evaluation import sections
+  from alexnet_jax.evaluation import loading, sections
 
   workdir, units = arguments.workdir, arguments.units
   run = loading.load_network(workdir, arguments.checkpoint, arguments.data_path)
@@ -87,8 +86,7 @@ def draw(
 
   Returns ({layers, occlusion}: what was found, JSON; sections of a page).
   """
-  from alexnet_jax.evaluation import deconvolution
-  from alexnet_jax.evaluation import evaluate
+  from alexnet_jax.evaluation import deconvolution, evaluate
 
   run, found, parts = subject.run, {}, []
   classifier = deconvolution.classifier_of(run)
@@ -124,8 +122,7 @@ def _layers(run, layers, units):
 
 def _photographs(run, paths):
   """Reads images: [(name, crop)]; UserError if one cannot be read."""
-  from alexnet_jax.data import folder as folder_lib
-  from alexnet_jax.data import images as images_lib
+  from alexnet_jax.data import folder as folder_lib, images as images_lib
   from alexnet_jax.evaluation import loading
 
   images = folder_lib.find_images(paths) if paths else []

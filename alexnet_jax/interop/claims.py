@@ -7,9 +7,7 @@ import pathlib
 
 import numpy as np
 
-from alexnet_jax import __version__
-from alexnet_jax import files
-from alexnet_jax import validation
+from alexnet_jax import __version__, files, validation
 from alexnet_jax.config import MONITORS
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop.networks import TrainedNetwork

@@ -12,10 +12,8 @@ import sys
 
 import numpy as np
 
-from alexnet_jax import cli
-from alexnet_jax import files
-from alexnet_jax.errors import how_to_install
-from alexnet_jax.errors import UserError
+from alexnet_jax import cli, files
+from alexnet_jax.errors import how_to_install, UserError
 
 _DESCRIPTION = """\
 Writes a trained network as a folder: program.bin (StableHLO of jax.export, for
@@ -44,8 +42,7 @@ def _export(arguments):
   import jax
   import jax.export
 
-  from alexnet_jax.interop import imported_run
-  from alexnet_jax.interop import program_loader
+  from alexnet_jax.interop import imported_run, program_loader
   from alexnet_jax.training import progress
 
   out = arguments.out
@@ -108,9 +105,7 @@ def _make_function(config, network):
   """
   import jax
 
-  from alexnet_jax.training import build
-  from alexnet_jax.training import preprocess
-  from alexnet_jax.training import state as state_lib
+  from alexnet_jax.training import build, preprocess, state as state_lib
 
   config = config.copy_and_resolve_references()
   config.implementation = 'reference'  # which all devices can read

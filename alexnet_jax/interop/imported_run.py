@@ -8,20 +8,19 @@ import jax
 import ml_collections
 import numpy as np
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import files
-from alexnet_jax import validation
+from alexnet_jax import config as config_lib, files, validation
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import claims
 from alexnet_jax.interop.networks import TrainedNetwork
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import schedule
-from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import transfer
-from alexnet_jax.training.progress import Progress
-from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training import (
+  build,
+  checkpoint,
+  schedule,
+  state as state_lib,
+  transfer,
+)
+from alexnet_jax.training.progress import Progress, SavedRun
 
 
 def read(

@@ -4,8 +4,7 @@ import collections
 import os
 import zipfile
 
-from alexnet_jax.errors import how_to_install
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import how_to_install, UserError
 from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
 

@@ -9,8 +9,7 @@ import pathlib
 import shlex
 import sys
 
-from alexnet_jax import cli
-from alexnet_jax import files
+from alexnet_jax import cli, files
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -84,11 +83,13 @@ def main(argv=None) -> int:
 def _load(arguments):
   options = _check_options(arguments)
 
-  from alexnet_jax.interop import caffe_files
-  from alexnet_jax.interop import claims
-  from alexnet_jax.interop import imported_run
-  from alexnet_jax.interop import keras_files
-  from alexnet_jax.interop import torch_files
+  from alexnet_jax.interop import (
+    caffe_files,
+    claims,
+    imported_run,
+    keras_files,
+    torch_files,
+  )
   from alexnet_jax.training import transfer
 
   kind, workdir = arguments.kind, arguments.workdir

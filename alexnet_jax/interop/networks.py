@@ -19,8 +19,7 @@ import numpy as np
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.models import spec
-from alexnet_jax.models import variants
+from alexnet_jax.models import spec, variants
 from alexnet_jax.models.alexnet import AlexNet
 
 RESIZE_SIZE = 256  # pixels, unless the crop is larger

@@ -53,8 +53,7 @@ class Program:
     shrink, BILINEAR to enlarge), whose pixels differ a little from those of
     training.
     """
-    from PIL import Image
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     if not pathlib.Path(path).is_file():  # a pipe would be waited for
       raise ValueError('no such file, or no plain one')

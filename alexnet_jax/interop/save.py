@@ -6,8 +6,7 @@ python -m alexnet_jax.interop.save --workdir DIR FILE.safetensors
 import pathlib
 import sys
 
-from alexnet_jax import cli
-from alexnet_jax import files
+from alexnet_jax import cli, files
 from alexnet_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -47,9 +46,7 @@ def _save(arguments):
       ' name'
     )
 
-  from alexnet_jax.interop import claims
-  from alexnet_jax.interop import imported_run
-  from alexnet_jax.interop import torch_files
+  from alexnet_jax.interop import claims, imported_run, torch_files
 
   run, network = imported_run.read(arguments.workdir, arguments.checkpoint)
   step = int(run.state.step)

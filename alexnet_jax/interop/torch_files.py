@@ -22,10 +22,8 @@ import safetensors
 import safetensors.numpy
 
 from alexnet_jax import files
-from alexnet_jax.errors import how_to_install
-from alexnet_jax.errors import UserError
-from alexnet_jax.interop import claims
-from alexnet_jax.interop import networks
+from alexnet_jax.errors import how_to_install, UserError
+from alexnet_jax.interop import claims, networks
 from alexnet_jax.interop.networks import TrainedNetwork
 from alexnet_jax.models import layers as layers_lib
 

@@ -52,9 +52,7 @@ def verify(path: str, data_path: str = '') -> dict:
 
   Raises UserError, which names what does not hold.
   """
-  from alexnet_jax.interop import claims as claims_lib
-  from alexnet_jax.interop import networks
-  from alexnet_jax.interop import torch_files
+  from alexnet_jax.interop import claims as claims_lib, networks, torch_files
 
   folder = pathlib.Path(path)
   file = folder / claims_lib.WEIGHTS if folder.is_dir() else folder
@@ -99,10 +97,7 @@ def verify(path: str, data_path: str = '') -> dict:
 
 
 def _config_of(claims, network):
-  from alexnet_jax import __version__
-  from alexnet_jax import config as config_lib
-  from alexnet_jax import files
-  from alexnet_jax import validation
+  from alexnet_jax import __version__, config as config_lib, files, validation
 
   config = config_lib.from_dict(claims['config'])
   validation.validate(config)
@@ -175,8 +170,7 @@ def _check_data(wanted, config):
 
 def _measure(config, network):
   """Returns the measures on the data here."""
-  from alexnet_jax.evaluation import evaluate
-  from alexnet_jax.evaluation import loading
+  from alexnet_jax.evaluation import evaluate, loading
   from alexnet_jax.interop import imported_run
 
   with tempfile.TemporaryDirectory() as name:

@@ -6,8 +6,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax.models import layers
-from alexnet_jax.models import spec
+from alexnet_jax.models import layers, spec
 from alexnet_jax.models.convolution import convolution
 
 

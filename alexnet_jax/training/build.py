@@ -14,22 +14,25 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import validation
-from alexnet_jax.data import augment
-from alexnet_jax.data import loader as loader_lib
-from alexnet_jax.data import pipeline
-from alexnet_jax.data import pixel_statistics
-from alexnet_jax.data import sources
-from alexnet_jax.data import splits
+from alexnet_jax.data import (
+  augment,
+  loader as loader_lib,
+  pipeline,
+  pixel_statistics,
+  sources,
+  splits,
+)
 from alexnet_jax.data.tfds_records import check_disjoint
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import costs
-from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.models.alexnet import resolve_implementation
-from alexnet_jax.training import optimizer
-from alexnet_jax.training import parallel
-from alexnet_jax.training import schedule
-from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import step
+from alexnet_jax.models.alexnet import AlexNet, resolve_implementation
+from alexnet_jax.training import (
+  optimizer,
+  parallel,
+  schedule,
+  state as state_lib,
+  step,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,13 +23,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as orbax_options
 
-from alexnet_jax import files
-from alexnet_jax import validation
+from alexnet_jax import files, validation
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import build
-from alexnet_jax.training import distributed
-from alexnet_jax.training import parallel
-from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import (
+  build,
+  distributed,
+  parallel,
+  state as state_lib,
+)
 from alexnet_jax.training.progress import SavedRun
 
 FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'

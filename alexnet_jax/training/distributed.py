@@ -20,8 +20,7 @@ import traceback
 
 import jax
 
-from alexnet_jax import cli
-from alexnet_jax import errors
+from alexnet_jax import cli, errors
 from alexnet_jax.errors import UserError
 
 _ADDRESS, _COUNT = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES'

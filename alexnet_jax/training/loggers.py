@@ -10,9 +10,7 @@ import pathlib
 import queue
 import threading
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import errors
-from alexnet_jax import files
+from alexnet_jax import config as config_lib, errors, files
 
 _PATIENCE = 20  # seconds
 

@@ -10,23 +10,22 @@ import time
 import jax
 import numpy as np
 
-from alexnet_jax import cli
-from alexnet_jax import config as config_lib
-from alexnet_jax import errors
-from alexnet_jax import files
-from alexnet_jax.training import accounting
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import distributed
-from alexnet_jax.training import guards
-from alexnet_jax.training import measure
-from alexnet_jax.training import metrics
-from alexnet_jax.training import optimizer
-from alexnet_jax.training import parallel
-from alexnet_jax.training import reporting
-from alexnet_jax.training import resume
-from alexnet_jax.training import schedule
-from alexnet_jax.training import state as state_lib
+from alexnet_jax import cli, config as config_lib, errors, files
+from alexnet_jax.training import (
+  accounting,
+  build,
+  checkpoint,
+  distributed,
+  guards,
+  measure,
+  metrics,
+  optimizer,
+  parallel,
+  reporting,
+  resume,
+  schedule,
+  state as state_lib,
+)
 from alexnet_jax.training.progress import SavedRun
 
 _DRY_RUN_MEAN_EXAMPLES = 256

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import scipy.sparse
 
-from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import Interrupted, UserError
 from alexnet_jax.training import metrics
 
 

@@ -9,8 +9,7 @@ import optax
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
-from alexnet_jax.training.state import leaf_names
-from alexnet_jax.training.state import map_named
+from alexnet_jax.training.state import leaf_names, map_named
 
 _BUILT_IN = ('sgd', 'adam', 'rmsprop', 'lars')
 # Functions of optax with a learning rate that are no optimizers here.

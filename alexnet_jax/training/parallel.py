@@ -5,9 +5,7 @@ from contextlib import nullcontext
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from alexnet_jax.errors import UserError

@@ -10,13 +10,9 @@ import typing
 
 import ml_collections
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import files
-from alexnet_jax.training import guards
-from alexnet_jax.training import metrics
-from alexnet_jax.training import schedule
-from alexnet_jax.training.schedule import PlateauState
-from alexnet_jax.training.schedule import StoppingState
+from alexnet_jax import config as config_lib, files
+from alexnet_jax.training import guards, metrics, schedule
+from alexnet_jax.training.schedule import PlateauState, StoppingState
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 _PACKAGES += ('numpy', 'simplejpeg', 'pillow', 'numba')  # they decide pixels

@@ -6,9 +6,7 @@ import shlex
 import jax
 
 from alexnet_jax.models.alexnet import resolve_implementation
-from alexnet_jax.training import accounting
-from alexnet_jax.training import build
-from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import accounting, build, state as state_lib
 from alexnet_jax.training.checkpoint import FOLDER
 from alexnet_jax.training.writers import METRICS_FILE
 

@@ -12,26 +12,24 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from alexnet_jax import cli
-from alexnet_jax import config as config_lib
-from alexnet_jax import files
+from alexnet_jax import cli, config as config_lib, files
 from alexnet_jax.data import pixel_statistics
-from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import UserError
-from alexnet_jax.training import build
-from alexnet_jax.training import distributed
-from alexnet_jax.training import guards
-from alexnet_jax.training import loggers
-from alexnet_jax.training import parallel
-from alexnet_jax.training import progress as progress_lib
-from alexnet_jax.training import schedule
-from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import transfer
-from alexnet_jax.training import writers
+from alexnet_jax.errors import Interrupted, UserError
+from alexnet_jax.training import (
+  build,
+  distributed,
+  guards,
+  loggers,
+  parallel,
+  progress as progress_lib,
+  schedule,
+  state as state_lib,
+  transfer,
+  writers,
+)
 from alexnet_jax.training.accounting import Clock
 from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.progress import Progress
-from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.progress import Progress, SavedRun
 
 # Where the data lies, and how fast it is read, may differ between processes.
 _OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch', 'init.workdir')

@@ -11,12 +11,9 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from alexnet_jax.training import metrics
-from alexnet_jax.training import preprocess
+from alexnet_jax.training import metrics, preprocess
 from alexnet_jax.training.parallel import AXIS
-from alexnet_jax.training.state import leaf_names
-from alexnet_jax.training.state import map_named
-from alexnet_jax.training.state import TrainState
+from alexnet_jax.training.state import leaf_names, map_named, TrainState
 
 # What other generators draw depends on how many keys they draw from at a time,
 # and so on the number of devices.

@@ -10,16 +10,16 @@ import fnmatch
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax import cli
-from alexnet_jax import config as config_lib
+from alexnet_jax import cli, config as config_lib
 from alexnet_jax.data.splits import normal
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training.state import leaf_names
-from alexnet_jax.training.state import map_named
-from alexnet_jax.training.state import misfits
-from alexnet_jax.training.state import TrainState
+from alexnet_jax.training import build, checkpoint
+from alexnet_jax.training.state import (
+  leaf_names,
+  map_named,
+  misfits,
+  TrainState,
+)
 
 # The data path in the config of imported weights whose data nobody named: a
 # config of photographs needs a path.

@@ -9,8 +9,7 @@ import socket
 import time
 
 import numpy as np
-from tensorboardX import record_writer
-from tensorboardX import summary
+from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
 from alexnet_jax import files

@@ -7,8 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.bench import data
-from alexnet_jax.bench import data_peers
+from alexnet_jax.bench import data, data_peers
 from alexnet_jax.bench.__main__ import main
 from tests.system import commands
 

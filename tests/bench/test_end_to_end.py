@@ -6,8 +6,7 @@ import pytest
 
 from alexnet_jax.bench import end_to_end
 from alexnet_jax.bench.__main__ import main
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import loop
+from alexnet_jax.training import checkpoint, loop
 from tests.system import commands
 
 

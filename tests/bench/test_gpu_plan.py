@@ -9,8 +9,7 @@ import re
 
 import pytest
 
-from alexnet_jax import runtime
-from alexnet_jax import validation
+from alexnet_jax import runtime, validation
 from alexnet_jax.bench import plan
 from alexnet_jax.bench.__main__ import main
 from tests.system import commands

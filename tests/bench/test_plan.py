@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 
-from alexnet_jax import runtime
-from alexnet_jax import validation
+from alexnet_jax import runtime, validation
 from alexnet_jax.bench import plan
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.costs import gpu_peak
-from alexnet_jax.models.costs import GPUS
-from alexnet_jax.training import build
-from alexnet_jax.training import parallel
+from alexnet_jax.models.costs import gpu_peak, GPUS
+from alexnet_jax.training import build, parallel
 from tests.system import commands
 
 

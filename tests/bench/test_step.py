@@ -8,11 +8,8 @@ import types
 
 import pytest
 
-from alexnet_jax import errors
-from alexnet_jax import validation
-from alexnet_jax.bench import harness
-from alexnet_jax.bench import step
-from alexnet_jax.bench import step_peers
+from alexnet_jax import errors, validation
+from alexnet_jax.bench import harness, step, step_peers
 from alexnet_jax.bench.__main__ import main
 from alexnet_jax.models.costs import gpu_peak
 from alexnet_jax.training import build

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from alexnet_jax.data import augment
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import augment, pipeline
 
 
 def train_iter(

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.data import BatchOptions
-from alexnet_jax.data import eval_batches
-from alexnet_jax.data import make_source
-from alexnet_jax.data import train_batches
+from alexnet_jax.data import (
+  BatchOptions,
+  eval_batches,
+  make_source,
+  train_batches,
+)
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
-from tests.data.batches import assert_same
-from tests.data.batches import train_iter
+from tests.data.batches import assert_same, train_iter
 
 OPTIONS = BatchOptions(24, crop_size=16, resize_size=18, seed=3)
 

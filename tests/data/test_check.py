@@ -10,20 +10,14 @@ import PIL.Image
 import pytest
 
 from alexnet_jax import validation
-from alexnet_jax.data import sources
-from alexnet_jax.data import tfds_records
+from alexnet_jax.data import sources, tfds_records
 from alexnet_jax.data.imagenet import VALIDATION_TAR
-from alexnet_jax.data.prepare import contents
-from alexnet_jax.data.prepare import resize
+from alexnet_jax.data.prepare import contents, resize
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
-from tests.data.pictures import encode
-from tests.data.pictures import exif
-from tests.data.pictures import noise
-from tests.data.pictures import tar_of
-from tests.data.pictures import write
+from tests.data.pictures import encode, exif, noise, tar_of, write
 
 ROOT = pathlib.Path(__file__).parents[2]
 

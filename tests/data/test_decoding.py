@@ -3,9 +3,7 @@ import struct
 import sys
 import zlib
 
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -14,11 +12,7 @@ import pytest
 from alexnet_jax.data import decoding
 from alexnet_jax.data.prepare import contents
 from alexnet_jax.errors import UnreadableImageError
-from tests.data.pictures import encode
-from tests.data.pictures import exif
-from tests.data.pictures import noise
-from tests.data.pictures import photo
-from tests.data.pictures import write
+from tests.data.pictures import encode, exif, noise, photo, write
 from tests.system import commands
 
 

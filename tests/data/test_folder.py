@@ -9,16 +9,11 @@ import PIL.ExifTags
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import decoding
-from alexnet_jax.data import folder
-from alexnet_jax.data import sources
+from alexnet_jax.data import decoding, folder, sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.check import check
-from alexnet_jax.errors import UnreadableImageError
-from alexnet_jax.errors import UserError
-from tests.data.pictures import encode
-from tests.data.pictures import noise
-from tests.data.pictures import write
+from alexnet_jax.errors import UnreadableImageError, UserError
+from tests.data.pictures import encode, noise, write
 
 
 def make_classes(root, **counts):

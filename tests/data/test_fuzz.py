@@ -22,9 +22,7 @@ import simplejpeg
 from alexnet_jax.data import decoding
 from alexnet_jax.data.prepare import contents
 from alexnet_jax.errors import UnreadableImageError
-from tests.data.pictures import encode
-from tests.data.pictures import exif
-from tests.data.pictures import photo
+from tests.data.pictures import encode, exif, photo
 from tests.some_slow import some_slow
 
 # Pillow warns of what it reads all the same.

@@ -8,17 +8,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from alexnet_jax.data import BatchOptions
-from alexnet_jax.data import eval_batches
-from alexnet_jax.data import make_source
-from alexnet_jax.data import pixel_statistics
-from alexnet_jax.data import train_batches
+from alexnet_jax.data import (
+  BatchOptions,
+  eval_batches,
+  make_source,
+  pixel_statistics,
+  train_batches,
+)
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from tests.data.batches import assert_same
-from tests.data.pictures import encode
-from tests.data.pictures import noise
-from tests.data.pictures import write
+from tests.data.pictures import encode, noise, write
 
 COLOR = BatchOptions(5, crop_size=32, resize_size=40, seed=3)
 GRAY = dataclasses.replace(COLOR, channels=1)

@@ -12,20 +12,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import BatchOptions
-from alexnet_jax.data import make_source
-from alexnet_jax.data import tar_shards
-from alexnet_jax.data import train_batches
-from alexnet_jax.data.imagenet import TRAIN_TAR
-from alexnet_jax.data.imagenet import VALIDATION_TAR as VAL_TAR
+from alexnet_jax.data import (
+  BatchOptions,
+  make_source,
+  tar_shards,
+  train_batches,
+)
+from alexnet_jax.data.imagenet import TRAIN_TAR, VALIDATION_TAR as VAL_TAR
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
-from tests.data.pictures import contents
-from tests.data.pictures import encode
-from tests.data.pictures import noise
-from tests.data.pictures import tar_of
-from tests.data.pictures import write
+from tests.data.pictures import contents, encode, noise, tar_of, write
 
 ROOT = pathlib.Path(__file__).parents[2]
 LISTS = importlib.resources.files('tensorflow_datasets.datasets.imagenet2012')

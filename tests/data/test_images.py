@@ -1,16 +1,10 @@
-from hypothesis import example
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import decoding
-from alexnet_jax.data import images
-from tests.data.pictures import encode
-from tests.data.pictures import noise
-from tests.data.pictures import photo
+from alexnet_jax.data import decoding, images
+from tests.data.pictures import encode, noise, photo
 
 
 def test_center_square_of_the_right_size_only_cuts():

@@ -5,10 +5,7 @@ import subprocess
 import sys
 
 import cv2
-from hypothesis import example
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 import numpy as np
 import pytest
 

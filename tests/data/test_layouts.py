@@ -10,20 +10,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import images
-from alexnet_jax.data import order
-from alexnet_jax.data import pixel_statistics
-from alexnet_jax.data import sources
+from alexnet_jax.data import images, order, pixel_statistics, sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
-from tests.data.batches import assert_same
-from tests.data.batches import eval_iter
-from tests.data.batches import train_iter
-from tests.data.pictures import encode
-from tests.data.pictures import Runs
-from tests.data.pictures import write
+from tests.data.batches import assert_same, eval_iter, train_iter
+from tests.data.pictures import encode, Runs, write
 from tests.system import commands
 
 SIZE, CROP, BATCH = 64, 56, 7

@@ -6,16 +6,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import folder
-from alexnet_jax.data import loader as loader_lib
-from alexnet_jax.data import sources
+from alexnet_jax.data import folder, loader as loader_lib, sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
-from tests.data.batches import eval_iter
-from tests.data.batches import train_iter
-from tests.data.pictures import encode
-from tests.data.pictures import noise
-from tests.data.pictures import write
+from tests.data.batches import eval_iter, train_iter
+from tests.data.pictures import encode, noise, write
 
 
 @pytest.mark.parametrize('progressive', [False, True])

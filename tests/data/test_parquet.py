@@ -7,11 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alexnet_jax.data import parquet
-from alexnet_jax.data import sources
+from alexnet_jax.data import parquet, sources
 from alexnet_jax.errors import UserError
-from tests.data.pictures import contents
-from tests.data.pictures import image_file
+from tests.data.pictures import contents, image_file
 
 NAMES = ['crane', 'dog', 'maillot']
 STRUCT = pa.struct([('bytes', pa.binary()), ('path', pa.string())])

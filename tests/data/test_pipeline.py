@@ -4,21 +4,19 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.data import augment
-from alexnet_jax.data import folder
-from alexnet_jax.data import loader as loader_lib
-from alexnet_jax.data import order
-from alexnet_jax.data import pipeline
-from alexnet_jax.data import sources
+from alexnet_jax.data import (
+  augment,
+  folder,
+  loader as loader_lib,
+  order,
+  pipeline,
+  sources,
+)
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.pixel_statistics import compute
-from alexnet_jax.errors import UnreadableImageError
-from alexnet_jax.errors import UserError
-from tests.data.batches import assert_same
-from tests.data.batches import eval_iter
-from tests.data.batches import train_iter
-from tests.data.pictures import encode
-from tests.data.pictures import write
+from alexnet_jax.errors import UnreadableImageError, UserError
+from tests.data.batches import assert_same, eval_iter, train_iter
+from tests.data.pictures import encode, write
 
 
 def numbered_source(count, size=16):

@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.data import images
-from alexnet_jax.data import pixel_statistics
-from alexnet_jax.data import sources
+from alexnet_jax.data import images, pixel_statistics, sources
 from alexnet_jax.data.loader import Loader
 
 

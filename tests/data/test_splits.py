@@ -10,21 +10,19 @@ import pytest
 from sklearn.model_selection import StratifiedKFold
 
 from alexnet_jax import validation
-from alexnet_jax.data import pipeline
-from alexnet_jax.data import pixel_statistics
-from alexnet_jax.data import sources
-from alexnet_jax.data import splits
-from alexnet_jax.data import tfds_records
+from alexnet_jax.data import (
+  pipeline,
+  pixel_statistics,
+  sources,
+  splits,
+  tfds_records,
+)
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
-from tests.data.batches import assert_same
-from tests.data.batches import train_iter
-from tests.data.pictures import contents
-from tests.data.pictures import encode
-from tests.data.pictures import tar_of
-from tests.data.pictures import write
+from tests.data.batches import assert_same, train_iter
+from tests.data.pictures import contents, encode, tar_of, write
 from tests.system import commands
 
 COUNTS = {'ant': 12, 'bee': 7, 'cat': 5}  # of `folder`

@@ -7,14 +7,9 @@ import pytest
 import webdataset
 from webdataset import tariterators
 
-from alexnet_jax.data import sources
-from alexnet_jax.data import tar_shards
+from alexnet_jax.data import sources, tar_shards
 from alexnet_jax.errors import UserError
-from tests.data.pictures import contents
-from tests.data.pictures import image_file
-from tests.data.pictures import Runs
-from tests.data.pictures import tar_of
-from tests.data.pictures import write
+from tests.data.pictures import contents, image_file, Runs, tar_of, write
 
 
 def make_samples(count, first=0, classes=3):

@@ -8,16 +8,12 @@ import sys
 import pytest
 
 from alexnet_jax import validation
-from alexnet_jax.data import sources
-from alexnet_jax.data import tfds_records
+from alexnet_jax.data import sources, tfds_records
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
-from tests.data.pictures import contents
-from tests.data.pictures import encode
-from tests.data.pictures import noise
-from tests.data.pictures import write
+from tests.data.pictures import contents, encode, noise, write
 from tests.system import commands
 
 TRAIN = 19  # examples, in files of 7

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.evaluation import crossval
-from alexnet_jax.training import loop
-from alexnet_jax.training import measure
+from alexnet_jax.training import loop, measure
 from tests.system import commands
 
 THREE = ('--folds', 3)

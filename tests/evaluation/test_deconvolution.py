@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation.deconvolution import Classifier
-from alexnet_jax.evaluation.deconvolution import receptive_field
+from alexnet_jax.evaluation.deconvolution import Classifier, receptive_field
 from alexnet_jax.models.alexnet import AlexNet
 
 MEAN, STD = np.float32([90, 110, 130]), 50.0

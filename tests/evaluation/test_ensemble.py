@@ -7,9 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.evaluation import ensemble
-from alexnet_jax.evaluation import evaluate
-from alexnet_jax.evaluation import loading
+from alexnet_jax.evaluation import ensemble, evaluate, loading
 from alexnet_jax.training import build
 from tests.data import pictures
 from tests.system import commands

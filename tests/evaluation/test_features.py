@@ -12,8 +12,7 @@ import alexnet_jax
 from alexnet_jax import files
 from alexnet_jax.data import pixel_statistics
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import features
-from alexnet_jax.evaluation import loading
+from alexnet_jax.evaluation import features, loading
 from alexnet_jax.models import costs
 from alexnet_jax.models.alexnet import AlexNet
 from tests.data import pictures

@@ -8,8 +8,7 @@ import pytest
 import alexnet_jax
 from alexnet_jax import predict
 from alexnet_jax.data.prepare import __main__ as prepare
-from alexnet_jax.evaluation import evaluate
-from alexnet_jax.evaluation import report
+from alexnet_jax.evaluation import evaluate, report
 from tests.data import pictures
 from tests.system import commands
 

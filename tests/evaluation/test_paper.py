@@ -10,11 +10,7 @@ import PIL.Image
 import pytest
 
 import alexnet_jax
-from alexnet_jax.evaluation import ensemble
-from alexnet_jax.evaluation import evaluate
-from alexnet_jax.evaluation import paper
-from alexnet_jax.evaluation import report
-from alexnet_jax.evaluation import visualize
+from alexnet_jax.evaluation import ensemble, evaluate, paper, report, visualize
 from tests import browser
 from tests.system import commands
 

@@ -11,13 +11,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.evaluation import loading
-from alexnet_jax.evaluation import report
-from alexnet_jax.evaluation import sections
-from alexnet_jax.training import build
-from alexnet_jax.training import metrics
-from alexnet_jax.training import preprocess
-from alexnet_jax.training import writers
+from alexnet_jax.evaluation import loading, report, sections
+from alexnet_jax.training import build, metrics, preprocess, writers
 from tests import browser
 from tests.system import commands
 

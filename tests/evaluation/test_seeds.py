@@ -7,10 +7,8 @@ import time
 import pytest
 
 from alexnet_jax import main
-from alexnet_jax.evaluation import compare
-from alexnet_jax.evaluation import seeds
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import loop
+from alexnet_jax.evaluation import compare, seeds
+from alexnet_jax.training import checkpoint, loop
 from tests.system import commands
 from tests.system.together import timeless
 

@@ -13,8 +13,7 @@ import pytest
 from alexnet_jax import files
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import study as study_lib
-from alexnet_jax.evaluation import sweep
+from alexnet_jax.evaluation import study as study_lib, sweep
 from alexnet_jax.training import loop
 from tests.system import commands
 

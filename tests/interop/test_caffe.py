@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop import caffe_files
-from alexnet_jax.interop import imported_run
-from alexnet_jax.interop import load
+from alexnet_jax.interop import caffe_files, imported_run, load
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
+from alexnet_jax.training import build, checkpoint
 
 CROP = 65  # conv1: 31, pool1: 15, pool2: 7, pool5: 3
 CHANNELS = (8, 12, 8, 12, 10)

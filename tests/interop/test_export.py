@@ -14,11 +14,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.interop import export
-from alexnet_jax.interop import program_loader
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import preprocess
+from alexnet_jax.interop import export, program_loader
+from alexnet_jax.training import build, checkpoint, preprocess
 from tests.system import commands
 
 try:

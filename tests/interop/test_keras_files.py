@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop import imported_run
-from alexnet_jax.interop import keras_files
+from alexnet_jax.interop import imported_run, keras_files
 from alexnet_jax.interop.networks import Options
-from tests.interop.conftest import HIDDEN
-from tests.interop.conftest import NARROW
+from tests.interop.conftest import HIDDEN, NARROW
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 keras = pytest.importorskip('keras')

@@ -10,15 +10,11 @@ import safetensors.numpy
 
 from alexnet_jax import validation
 from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import compare
-from alexnet_jax.evaluation import evaluate
-from alexnet_jax.interop import load
-from alexnet_jax.interop import torch_files
+from alexnet_jax.evaluation import compare, evaluate
+from alexnet_jax.interop import load, torch_files
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import transfer
+from alexnet_jax.training import build, checkpoint, transfer
 from tests.data import pictures
 from tests.system import commands
 

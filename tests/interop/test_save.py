@@ -12,15 +12,10 @@ import safetensors
 import safetensors.numpy
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop import imported_run
-from alexnet_jax.interop import load
-from alexnet_jax.interop import save
-from alexnet_jax.interop import torch_files
+from alexnet_jax.interop import imported_run, load, save, torch_files
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import state as state_lib
+from alexnet_jax.training import build, checkpoint, state as state_lib
 from tests.system import commands
 
 

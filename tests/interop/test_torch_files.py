@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.interop import networks
-from alexnet_jax.interop import torch_files
+from alexnet_jax.interop import networks, torch_files
 from alexnet_jax.interop.networks import Options
-from tests.interop.conftest import HIDDEN
-from tests.interop.conftest import NARROW
+from tests.interop.conftest import HIDDEN, NARROW
 
 torch = pytest.importorskip('torch')
 safetensors_torch = pytest.importorskip('safetensors.torch')

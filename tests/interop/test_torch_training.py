@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.interop import networks
-from alexnet_jax.interop import torch_files
+from alexnet_jax.interop import networks, torch_files
 from alexnet_jax.models import variants
-from alexnet_jax.training import build
-from alexnet_jax.training import parallel
-from alexnet_jax.training import state as state_lib
-from tests.interop.conftest import HIDDEN
-from tests.interop.conftest import NARROW
+from alexnet_jax.training import build, parallel, state as state_lib
+from tests.interop.conftest import HIDDEN, NARROW
 
 torch = pytest.importorskip('torch')
 

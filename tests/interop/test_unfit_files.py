@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from alexnet_jax.interop import export
-from alexnet_jax.interop import load
-from alexnet_jax.interop import save
+from alexnet_jax.interop import export, load, save
 from tests.interop import test_caffe
 
 OPTIONS = {

@@ -10,10 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from alexnet_jax import validation
-from alexnet_jax.interop import claims
-from alexnet_jax.interop import load
-from alexnet_jax.interop import save
-from alexnet_jax.interop import verify
+from alexnet_jax.interop import claims, load, save, verify
 from alexnet_jax.training import checkpoint
 from tests.system import commands
 

@@ -8,9 +8,7 @@ from packaging.requirements import Requirement
 import pytest
 import yaml
 
-from alexnet_jax import errors
-from alexnet_jax import main
-from alexnet_jax import validation
+from alexnet_jax import errors, main, validation
 from alexnet_jax.training import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]

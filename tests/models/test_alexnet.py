@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.models import layers
-from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.models.alexnet import resolve_implementation
+from alexnet_jax.models.alexnet import AlexNet, resolve_implementation
 from tests.some_slow import some_slow
 
 # A network that a test can compute: 36 pixels, a few channels.

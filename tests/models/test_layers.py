@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from alexnet_jax.models import layers
-from alexnet_jax.models.layers import LocalResponseNorm
-from alexnet_jax.models.layers import MaxPool
-from alexnet_jax.models.layers import SpatialResponseNorm
+from alexnet_jax.models.layers import (
+  LocalResponseNorm,
+  MaxPool,
+  SpatialResponseNorm,
+)
 
 
 @pytest.mark.parametrize(

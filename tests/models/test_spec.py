@@ -7,8 +7,7 @@ import pytest
 
 from alexnet_jax.config import make_config
 from alexnet_jax.errors import UserError
-from alexnet_jax.models import spec
-from alexnet_jax.models import variants
+from alexnet_jax.models import spec, variants
 from alexnet_jax.validation import validate
 
 FIELDS = variants.fields('alexnet')

@@ -113,10 +113,8 @@ def train_here(recipe, workdir, *overrides, **options) -> dict:
     **options: of `loop.Hooks`.
   """
   # Commands that are started import this module first.
-  from alexnet_jax import cli
-  from alexnet_jax import validation
-  from alexnet_jax.training import guards
-  from alexnet_jax.training import loop
+  from alexnet_jax import cli, validation
+  from alexnet_jax.training import guards, loop
 
   config = validation.load_config([f'--config={recipe}', *overrides])
   stop, console = guards.StopSignal(), cli.Console()

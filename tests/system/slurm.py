@@ -11,8 +11,7 @@ import subprocess
 import tempfile
 import time
 
-from tests.system import commands
-from tests.system import namespaces
+from tests.system import commands, namespaces
 
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'unshare')
 

@@ -6,8 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import make_source
-from alexnet_jax.data import order
+from alexnet_jax.data import make_source, order
 from alexnet_jax.evaluation import evaluate
 from alexnet_jax.training import writers
 from tests.system import commands

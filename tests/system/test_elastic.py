@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from tests.system import commands
-from tests.system import together
+from tests.system import commands, together
 
 pytestmark = pytest.mark.slow
 RECIPE = {**together.RECIPE, 'num_steps': 150, 'model__norm': 'batch'}

@@ -15,14 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from alexnet_jax.errors import NonFiniteLossError
-from alexnet_jax.errors import UserError
-from alexnet_jax.evaluation import loading
-from alexnet_jax.evaluation import report
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import guards
-from alexnet_jax.training import parallel
-from alexnet_jax.training import writers
+from alexnet_jax.errors import NonFiniteLossError, UserError
+from alexnet_jax.evaluation import loading, report
+from alexnet_jax.training import checkpoint, guards, parallel, writers
 from alexnet_jax.training.state import saved_tree
 from tests import mounts
 from tests.system import commands

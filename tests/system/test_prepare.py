@@ -18,16 +18,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import files
-from alexnet_jax import validation
+from alexnet_jax import files, validation
 from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import raw
-from alexnet_jax.data.prepare import shards
+from alexnet_jax.data.prepare import raw, shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.training import build
-from tests.data.pictures import encode
-from tests.data.pictures import noise
-from tests.data.pictures import write
+from tests.data.pictures import encode, noise, write
 
 ROOT = pathlib.Path(__file__).parents[2]
 PREPARE = [sys.executable, '-m', 'alexnet_jax.data.prepare']

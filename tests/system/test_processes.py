@@ -10,9 +10,7 @@ import pytest
 from alexnet_jax.training import checkpoint
 from tests.flags import fake_devices
 from tests.some_slow import some_slow
-from tests.system import commands
-from tests.system import namespaces
-from tests.system import together
+from tests.system import commands, namespaces, together
 from tests.system.test_faults import write_photos
 
 slow = pytest.mark.slow

@@ -11,17 +11,17 @@ import time
 import pytest
 
 from alexnet_jax.errors import Interrupted
-from alexnet_jax.training import accounting
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import measure
-from alexnet_jax.training import parallel
-from alexnet_jax.training import step
-from alexnet_jax.training import writers
+from alexnet_jax.training import (
+  accounting,
+  checkpoint,
+  measure,
+  parallel,
+  step,
+  writers,
+)
 from tests.some_slow import some_slow
 from tests.system import commands
-from tests.system.together import last_step
-from tests.system.together import RECIPE as SHORT
-from tests.system.together import timeless
+from tests.system.together import last_step, RECIPE as SHORT, timeless
 
 # 60 steps of 8 in epochs of 12: kills fall into several epochs. The threshold
 # makes two plateau drops.

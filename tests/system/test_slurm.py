@@ -11,9 +11,7 @@ import time
 import pytest
 
 from tests.flags import fake_devices
-from tests.system import commands
-from tests.system import slurm
-from tests.system import together
+from tests.system import commands, slurm, together
 
 pytestmark = pytest.mark.slow
 

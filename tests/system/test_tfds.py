@@ -19,13 +19,10 @@ import pytest
 
 from alexnet_jax import main as alexnet_main
 from alexnet_jax.data import sources
-from alexnet_jax.data.imagenet import TRAIN_TAR
-from alexnet_jax.data.imagenet import VALIDATION_TAR as VAL_TAR
+from alexnet_jax.data.imagenet import TRAIN_TAR, VALIDATION_TAR as VAL_TAR
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.__main__ import main
-from tests.data.pictures import encode
-from tests.data.pictures import photo
-from tests.data.pictures import tar_of
+from tests.data.pictures import encode, photo, tar_of
 from tests.system import commands
 
 # Synsets with their labels; of the files TFDS repairs one CMYK, one PNG.

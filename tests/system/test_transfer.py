@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import writers
+from alexnet_jax.training import build, checkpoint, state as state_lib, writers
 from tests.system import commands
 
 

@@ -12,10 +12,8 @@ import time
 
 import numpy as np
 
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import writers
-from alexnet_jax.training.state import leaf_names
-from alexnet_jax.training.state import saved_tree
+from alexnet_jax.training import checkpoint, writers
+from alexnet_jax.training.state import leaf_names, saved_tree
 from tests.flags import fake_devices
 from tests.system import commands
 

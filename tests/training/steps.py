@@ -8,10 +8,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.training import optimizer
-from alexnet_jax.training import parallel
-from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import step
+from alexnet_jax.training import optimizer, parallel, state as state_lib, step
 from alexnet_jax.training.parallel import batch_to_devices
 
 SIZE, BATCH = 12, 8

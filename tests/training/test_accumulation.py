@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.training import parallel
-from alexnet_jax.training import step
+from alexnet_jax.training import parallel, step
 from alexnet_jax.training.parallel import batch_to_devices
-from tests.training.steps import assert_close
-from tests.training.steps import host_batch
-from tests.training.steps import make_state
-from tests.training.steps import mapped
-from tests.training.steps import mesh_of
-from tests.training.steps import OPTIONS
-from tests.training.steps import train
+from tests.training.steps import (
+  assert_close,
+  host_batch,
+  make_state,
+  mapped,
+  mesh_of,
+  OPTIONS,
+  train,
+)
 
 SIZE = 48  # of the global batch: 12 for each of four devices
 PENALTIES = {'label_smoothing': 0.1, 'l1': 1e-3, 'l2': 1e-2}

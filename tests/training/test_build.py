@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 from sklearn.utils import class_weight
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import validation
-from alexnet_jax.data import augment
-from alexnet_jax.data import pixel_statistics
-from alexnet_jax.data import sources
+from alexnet_jax import config as config_lib, validation
+from alexnet_jax.data import augment, pixel_statistics, sources
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import build
-from alexnet_jax.training import parallel
-from alexnet_jax.training import writers
+from alexnet_jax.training import build, parallel, writers
 from tests.system import commands
 
 

@@ -12,16 +12,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import files
+from alexnet_jax import config as config_lib, files
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.progress import Progress
-from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training.progress import Progress, SavedRun
 from alexnet_jax.training.schedule import PlateauState
-from alexnet_jax.training.state import saved_tree
-from alexnet_jax.training.state import state_digest
+from alexnet_jax.training.state import saved_tree, state_digest
 from tests.system import commands
 from tests.training.steps import make_state
 

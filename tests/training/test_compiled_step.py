@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.training import build
-from alexnet_jax.training import parallel
-from alexnet_jax.training import step
+from alexnet_jax.training import build, parallel, step
 from tests.some_slow import some_slow
 from tests.system import commands
 from tests.training.steps import mesh_of

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import NonFiniteLossError
+from alexnet_jax.errors import Interrupted, NonFiniteLossError
 from alexnet_jax.training import guards
 from tests.system import commands
 

@@ -3,8 +3,7 @@ import pytest
 
 from alexnet_jax.errors import Interrupted
 from alexnet_jax.evaluation import features
-from alexnet_jax.training import build
-from alexnet_jax.training import checkpoint
+from alexnet_jax.training import build, checkpoint
 from tests.system import commands
 from tests.system.together import timeless
 

@@ -8,11 +8,7 @@ import pytest
 from alexnet_jax import validation
 from alexnet_jax.cli import Console
 from alexnet_jax.evaluation import figures
-from alexnet_jax.training import checkpoint
-from alexnet_jax.training import guards
-from alexnet_jax.training import loop
-from alexnet_jax.training import measure
-from alexnet_jax.training import writers
+from alexnet_jax.training import checkpoint, guards, loop, measure, writers
 from tests.system import commands
 
 

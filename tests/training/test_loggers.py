@@ -8,8 +8,7 @@ import types
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import loggers
-from alexnet_jax.training import writers
+from alexnet_jax.training import loggers, writers
 from tests.system import commands
 
 

@@ -5,12 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.data import pipeline
-from alexnet_jax.data import sources
+from alexnet_jax.data import pipeline, sources
 from alexnet_jax.data.loader import Loader
-from alexnet_jax.training import measure
-from alexnet_jax.training import parallel
-from alexnet_jax.training import step
+from alexnet_jax.training import measure, parallel, step
 
 OPTIONS = step.StepOptions(0.0, 1.0)
 

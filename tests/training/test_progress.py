@@ -4,11 +4,8 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.training import progress as progress_lib
-from alexnet_jax.training.progress import Progress
-from alexnet_jax.training.progress import SavedRun
-from alexnet_jax.training.progress import TrainLog
-from alexnet_jax.training.schedule import PlateauState
-from alexnet_jax.training.schedule import StoppingState
+from alexnet_jax.training.progress import Progress, SavedRun, TrainLog
+from alexnet_jax.training.schedule import PlateauState, StoppingState
 
 
 class OnDevice:

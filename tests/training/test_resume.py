@@ -9,14 +9,10 @@ from jax.sharding import Mesh
 import numpy as np
 import pytest
 
-from alexnet_jax.config import KEYS
-from alexnet_jax.config import make_config
+from alexnet_jax.config import KEYS, make_config
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import distributed
-from alexnet_jax.training import parallel
-from alexnet_jax.training import resume
-from alexnet_jax.training.progress import Progress
-from alexnet_jax.training.progress import SavedRun
+from alexnet_jax.training import distributed, parallel, resume
+from alexnet_jax.training.progress import Progress, SavedRun
 from alexnet_jax.training.schedule import PlateauState
 
 

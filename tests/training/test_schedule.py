@@ -2,10 +2,7 @@ import dataclasses
 from fractions import Fraction
 import math
 
-from hypothesis import example
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 import keras
 import numpy as np
 import optax
@@ -14,8 +11,7 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import schedule
-from alexnet_jax.training.schedule import PlateauState
-from alexnet_jax.training.schedule import StoppingState
+from alexnet_jax.training.schedule import PlateauState, StoppingState
 
 MONITORS = {'min': 'eval/loss', 'max': 'eval/top1'}  # of Keras' modes
 

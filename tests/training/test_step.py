@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 from alexnet_jax.models import layers
-from alexnet_jax.training import parallel
-from alexnet_jax.training import preprocess
-from alexnet_jax.training import state as state_lib
-from alexnet_jax.training import step
+from alexnet_jax.training import parallel, preprocess, state as state_lib, step
 from alexnet_jax.training.parallel import batch_to_devices
 from tests.some_slow import some_slow
-from tests.training.steps import assert_close
-from tests.training.steps import BATCH
-from tests.training.steps import host_batch
-from tests.training.steps import make_state
-from tests.training.steps import mapped
-from tests.training.steps import MEAN
-from tests.training.steps import mesh_of
-from tests.training.steps import train
+from tests.training.steps import (
+  assert_close,
+  BATCH,
+  host_batch,
+  make_state,
+  mapped,
+  MEAN,
+  mesh_of,
+  train,
+)
 
 
 def logits_of(state, batch):

@@ -6,8 +6,7 @@ from PIL import Image
 import pytest
 from tensorboardX.proto import event_pb2
 
-from alexnet_jax.training import metrics
-from alexnet_jax.training import writers
+from alexnet_jax.training import metrics, writers
 
 
 def write(workdir, *calls, step=0, evaluated_step=0):

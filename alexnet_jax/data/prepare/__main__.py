@@ -3,17 +3,9 @@
 import argparse
 import sys
 
-from alexnet_jax import cli
-from alexnet_jax import config
-from alexnet_jax import errors
-from alexnet_jax import validation
-from alexnet_jax.data import imagenet
-from alexnet_jax.data import sources
-from alexnet_jax.data.prepare import check
-from alexnet_jax.data.prepare import raw
-from alexnet_jax.data.prepare import resize
-from alexnet_jax.data.prepare import shards
-from alexnet_jax.data.prepare import tfds
+from alexnet_jax import cli, config, errors, validation
+from alexnet_jax.data import imagenet, sources
+from alexnet_jax.data.prepare import check, raw, resize, shards, tfds
 
 _QUALITY = config.Key(
   90, config.Rule('must lie in 1 to 100', lambda value: 1 <= value <= 100)

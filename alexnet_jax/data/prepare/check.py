@@ -9,8 +9,7 @@ import pathlib
 
 from alexnet_jax import cli
 from alexnet_jax.data.loader import num_cores
-from alexnet_jax.data.prepare import contents
-from alexnet_jax.data.prepare import shards
+from alexnet_jax.data.prepare import contents, shards
 
 _MAX_EXAMPLES = 5  # names that a finding keeps
 _MAX_DETAIL = 500  # characters of what a decoder or the system says

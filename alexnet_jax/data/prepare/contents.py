@@ -14,17 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from alexnet_jax.data import decoding
-from alexnet_jax.data import folder as folder_lib
-from alexnet_jax.data import imagenet
-from alexnet_jax.data import raw
-from alexnet_jax.data import sources
-from alexnet_jax.data import tfds_records
-from alexnet_jax.data.prepare import shards
-from alexnet_jax.data.prepare import tfds
+from alexnet_jax.data import (
+  decoding,
+  folder as folder_lib,
+  imagenet,
+  raw,
+  sources,
+  tfds_records,
+)
+from alexnet_jax.data.prepare import shards, tfds
 from alexnet_jax.data.splits import normal
-from alexnet_jax.errors import UnreadableImageError
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UnreadableImageError, UserError
 
 _IMAGENET = {
   'train images': 1_281_167,

@@ -14,9 +14,7 @@ import pathlib
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.data import images
-from alexnet_jax.data import pixel_statistics
-from alexnet_jax.data import raw
+from alexnet_jax.data import images, pixel_statistics, raw
 
 
 class RawSet:

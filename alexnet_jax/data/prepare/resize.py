@@ -13,11 +13,8 @@ import numpy as np
 import simplejpeg
 
 from alexnet_jax import files
-from alexnet_jax.data import decoding
-from alexnet_jax.data import images
-from alexnet_jax.data import tfds_records
-from alexnet_jax.errors import UnreadableImageError
-from alexnet_jax.errors import UserError
+from alexnet_jax.data import decoding, images, tfds_records
+from alexnet_jax.errors import UnreadableImageError, UserError
 
 _MADE = 'alexnet_jax.json'  # in the set: the settings, and what was skipped
 _VERSION = '1.0.0'

@@ -17,14 +17,12 @@ import signal
 import sys
 from typing import NamedTuple
 
-from alexnet_jax import cli
-from alexnet_jax import files
+from alexnet_jax import cli, files
 from alexnet_jax.data import sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.tfds import print_command
 from alexnet_jax.data.tfds_records import check_disjoint
-from alexnet_jax.errors import Interrupted
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import Interrupted, UserError
 
 NOTES = '.unfinished'  # the folder of the notes
 _LINE_SECONDS = 10.0  # between two lines of progress without a terminal

@@ -16,11 +16,8 @@ import sys
 import tarfile
 
 from alexnet_jax import files
-from alexnet_jax.data import imagenet
-from alexnet_jax.data import tar_shards
-from alexnet_jax.data import tfds_records
-from alexnet_jax.errors import how_to_install
-from alexnet_jax.errors import UserError
+from alexnet_jax.data import imagenet, tar_shards, tfds_records
+from alexnet_jax.errors import how_to_install, UserError
 
 # Files in each tar of ILSVRC-2012: tars of one synset, and images.
 _IMAGENET_TARS = {
