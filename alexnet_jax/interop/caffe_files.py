@@ -1,4 +1,4 @@
-"""Trained networks in Caffe's files: bvlc_alexnet, caffenet and relatives.
+"""Trained networks in Caffe's files: bvlc_alexnet and caffenet.
 
 Messages are those of Caffe 1.0 (BVLC/caffe, src/caffe/proto/caffe.proto), in
 layers of the format V1 before 2014; protobuf skips what is not declared.
@@ -9,7 +9,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import re
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
@@ -19,6 +18,7 @@ from alexnet_jax.data import images
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import networks
 from alexnet_jax.interop.networks import TrainedNetwork
+from alexnet_jax.models import variants
 
 # Fields: name, number, type (* for repeated), default if it is not zero. Some
 # types differ from Caffe's, with the same bytes: enumerations are integers,
@@ -36,15 +36,13 @@ _MESSAGES = {
   # Of data and images, whose old fields are those of TransformationParameter.
   'DataParameter': 'scale 2 float 1; crop_size 5 uint32',
   'InputParameter': 'shape 1 BlobShape*',
-  'ConvolutionParameter': """num_output 1 uint32; pad 3 uint32*;
-    kernel_size 4 uint32*; group 5 uint32 1; stride 6 uint32*; axis 16 int32 1;
-    dilation 18 uint32*;"""
+  'ConvolutionParameter': """pad 3 uint32*; kernel_size 4 uint32*;
+    group 5 uint32 1; stride 6 uint32*; axis 16 int32 1; dilation 18 uint32*;"""
   + _WINDOW.format(9, 10, 11, 12, 13, 14),
   'PoolingParameter': """pool 1 int32; kernel_size 2 uint32*; stride 3 uint32*;
     pad 4 uint32*; global_pooling 12 bool;"""
   + _WINDOW.format(9, 10, 5, 6, 7, 8),
-  'InnerProductParameter': """num_output 1 uint32; axis 5 int32 1;
-    transpose 6 bool""",
+  'InnerProductParameter': 'axis 5 int32 1; transpose 6 bool',
   'LRNParameter': """local_size 1 uint32 5; alpha 2 float 1; beta 3 float 0.75;
     norm_region 4 int32; k 5 float 1""",
   'DropoutParameter': 'dropout_ratio 1 float 0.5',
@@ -78,20 +76,27 @@ _V1_TYPES = {
 # Types of the raw numbers that NVIDIA's Caffe writes, by `raw_data_type`.
 _RAW_TYPES = {0: '<f8', 1: '<f4', 2: '<f2', 3: '<i4', 4: '<u4'}
 _SOURCES = ('Data', 'ImageData', 'Input', 'MemoryData')
-# What computes, with a letter for `_NETWORK`, and names in `block_order`.
-_LETTERS = {'Convolution': 'C', 'InnerProduct': 'D', 'Dropout': 'O'}
-_LETTERS |= {'ReLU': 'R', 'LRN': 'L', 'Pooling': 'P'}
-_ORDER = {'R': 'relu', 'L': 'norm', 'P': 'pool'}
-_NETWORK = re.compile('(C[RLP]+){5}((DRO){2}|(DR){2})D')
-# Settings that have one possible value here; pool 0 is the maximum, norm_region
-# 0 is across channels.
-_FIXED = {
-  'convolution_param': {'axis': 1, 'dilation': 1},
-  'inner_product_param': {'axis': 1, 'transpose': False},
-  'lrn_param': {'norm_region': 0},
-  'pooling_param': {'pool': 0, 'global_pooling': False},
-  'relu_param': {'negative_slope': 0},
+# What computes: a letter for `_NETWORKS`, and the settings, all of which count.
+_KINDS = {
+  'Convolution': ('C', 'convolution_param'),
+  'InnerProduct': ('D', 'inner_product_param'),
+  'Dropout': ('O', 'dropout_param'),
+  'ReLU': ('R', 'relu_param'),
+  'LRN': ('L', 'lrn_param'),
+  'Pooling': ('P', 'pooling_param'),
 }
+_NETWORKS = {
+  'CRLPCRLPCRCRCRPDRODROD': 'alexnet_caffe',  # bvlc_alexnet
+  'CRPLCRPLCRCRCRPDRODROD': 'caffenet',  # bvlc_reference_caffenet
+}
+# Their settings, where they are not Caffe's defaults.
+_CONVOLUTIONS = {
+  'kernel_size': (11, 5, 3, 3, 3),
+  'stride': (4, 1, 1, 1, 1),
+  'pad': (0, 2, 1, 1, 1),
+  'group': (1, 2, 1, 2, 2),
+}
+_OTHERS = {'LRN': {'alpha': 1e-4}, 'Pooling': {'kernel_size': 3, 'stride': 2}}
 # Blue, green, red of 255: the mean of ILSVRC-2012's training images (104.01,
 # 116.67, 122.68) as models/bvlc_reference_caffenet/train_val.prototxt of
 # BVLC/caffe rounds it, where it is named beside the mean image.
@@ -140,16 +145,17 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
   published files, 123, 117 and 104 for red, green and blue, with a warning.
 
   Raises UserError if a file cannot be read, is damaged or of another kind, or
-  holds no AlexNet as the config can describe it; with what was expected.
+  holds neither bvlc_alexnet nor caffenet; with what was expected.
   """
   with networks.naming(path):
     net = _parse(path, NetParameter)
-    chain = _chain(net)
+    chain, model = _chain(net)
+    _check_settings(chain)
     data, levels = _read_input(net)
     crop = data['crop_size']
     usual = (0.0,) * 3 if options.mean_file else _MEAN_BGR[::-1]
     mean = np.array(levels or usual, np.float32)
-    network = TrainedNetwork(_convert_settings(chain, crop), data, mean)
+    network = TrainedNetwork(model, data, mean)
     network = networks.fit(network, _read_weights(chain), channels_first=True)
     # It reads blue, green and red.
     first = network.params['conv1']
@@ -194,127 +200,57 @@ def _label(layer):
 
 
 def _chain(net):
-  """Returns the computing layers; each must read what the one before wrote."""
+  """Returns the layers that compute, and the fields of `config.model`."""
   if net.layer and net.layers:
     raise UserError('has both `layer` and `layers`; Caffe refuses such a file')
-  chain, types = [], (*_V1_TYPES.values(), 'Input')
-  for layer in net.layer or net.layers:
-    kind, weights, label = _type(layer), len(layer.blobs), _label(layer)
-    if kind not in types:
-      found = f'{kind} with {weights} arrays'
-      expected = f'one of the types {", ".join(types)}'
-      raise networks.misfit(expected, found, label)
-    if weights != (expected := 2 * (kind in ('Convolution', 'InnerProduct'))):
-      expected = f'{expected or "no"} arrays of weights'
-      raise networks.misfit(expected, weights, label)
-    for message, fields in _FIXED.items():
-      for field, value in fields.items():
-        found = getattr(getattr(layer, message), field)
-        if {*np.ravel(found)} - {value}:
-          raise networks.misfit(f'{field} {value}', found, label)
-    if kind not in _LETTERS:
-      continue
-    if len({*layer.bottom}) != 1 or len({*layer.top}) != 1:
-      arrays = f'{[*layer.bottom]} and {[*layer.top]}'
-      raise networks.misfit('one bottom and one top', arrays, label)
-    if chain and layer.bottom[0] != (top := chain[-1].top[0]):
-      expected = f'the bottom {top!r}, the top of {_label(chain[-1])}'
-      found = f'{layer.bottom[0]!r}; the layers of an AlexNet are a chain'
-      raise networks.misfit(expected, found, label)
-    chain.append(layer)
-  return chain
-
-
-def _convert_settings(chain, crop_size):
-  """Returns the fields of `config.model` that say what the layers do."""
-  letters = ''.join(_LETTERS[_type(layer)] for layer in chain)
-  blocks = re.findall('C([RLP]+)', letters)
-  if not _NETWORK.fullmatch(letters) or any(
-    'R' not in block or len({*block}) < len(block) for block in blocks
-  ):
+  others = {*_V1_TYPES.values(), 'Input'} - _KINDS.keys()
+  chain = [
+    each for each in net.layer or net.layers if _type(each) not in others
+  ]
+  letters = ''.join(_KINDS.get(_type(layer), '?')[0] for layer in chain)
+  if letters not in _NETWORKS:
+    kinds = {letter: kind for kind, (letter, _) in _KINDS.items()}
+    wanted = (', '.join(map(kinds.get, each)) for each in _NETWORKS)
     raise networks.misfit(
-      '5 layers Convolution, each with one ReLU after it and at most one LRN'
-      ' and one Pooling, and then InnerProduct and ReLU twice, with Dropout'
-      ' after both or none, and InnerProduct',
-      ', '.join(f'{layer.name} ({_type(layer)})' for layer in chain) or 'none',
+      f'the layers of bvlc_alexnet or caffenet ({" or ".join(wanted)})',
+      ', '.join(map(_label, chain)) or 'none',
     )
-  size, number = crop_size, 0
-  entries, norms, pools, ratios, hidden = [], {}, {}, [], []
-  for letter, layer in zip(letters, chain, strict=True):
-    if letter == 'C':
-      settings, number = layer.convolution_param, number + 1
-      kernel, stride, padding = _window(layer, settings)
-      size = (size + 2 * padding - kernel) // stride + 1
-      if size < 1:
-        raise UserError(
-          f'{_label(layer)} has no output for an input of {crop_size} pixels'
-        )
-      outputs = settings.num_output
-      entries.append((outputs, kernel, stride, padding, settings.group))
-    elif letter == 'L':
-      # In the bracket is k + alpha / size * sum, as in the convention `caffe`
-      # (src/caffe/layers/lrn_layer.cpp).
-      lrn = layer.lrn_param
-      numbers = map(_decimal, (lrn.k, lrn.alpha, lrn.beta))
-      norms[number] = lrn.local_size, *numbers
-    elif letter == 'P':
-      pools[number] = _convert_pooling(layer, size)
-      size = (size - pools[number][0]) // pools[number][1] + 1
-    elif letter == 'D':
-      hidden.append(layer.inner_product_param.num_output)
-    elif letter == 'O':
-      ratios.append(_decimal(layer.dropout_param.dropout_ratio))
-  if entries[0][-1] != 1:
-    raise networks.misfit('1 group', entries[0][-1], _label(chain[0]))
-  usual = 'RLP', 'RP', 'RL', 'R'
-  orders = tuple(
-    '' if block in usual else '-'.join(map(_ORDER.get, block))
-    for block in blocks
-  )
-  names = 'channels', 'kernels', 'strides', 'paddings', 'groups'
-  model = dict(zip(names, zip(*entries, strict=True), strict=True)) | {
-    'block_order': orders if any(orders) else (),
-    'pool_layers': tuple(pools),
-    'norm': 'lrn' if norms else 'none',
-    'norm_layers': tuple(norms),
-    'lrn_convention': 'caffe',
-    'hidden': tuple(hidden[:-1]),
-    'dropout': _single(ratios or [0.0], 'dropout_ratio'),
-  }
-  for kind, found, names in (
-    ('LRN', norms, ('lrn_size', 'lrn_k', 'lrn_alpha', 'lrn_beta')),
-    ('Pooling', pools, ('pool_size', 'pool_stride')),
-  ):
-    if found:
-      values = _single(found.values(), f'settings of the layers {kind}')
-      model |= dict(zip(names, values, strict=True))
-  return model
+  top = chain[0].bottom[:1]
+  for layer in chain:
+    # Or other layers are between the two, or branches beside them.
+    if layer.bottom != top or len(layer.top) != 1:
+      arrays = f'{[*layer.bottom]} and {[*layer.top]}'
+      expected = f'the bottom {[*top]}, which is the top before it, and one top'
+      raise networks.misfit(expected, arrays, _label(layer))
+    top = layer.top
+    arrays = 2 * (_type(layer) in ('Convolution', 'InnerProduct'))
+    if len(layer.blobs) != arrays:
+      expected = f'{arrays or "no"} arrays of weights'
+      raise networks.misfit(expected, len(layer.blobs), _label(layer))
+  return chain, variants.fields(_NETWORKS[letters])
 
 
-def _convert_pooling(layer, size):
-  """Returns (width of a window, stride); `size` is the width of its input."""
-  kernel, stride, padding = _window(layer, layer.pooling_param)
-  if padding:
-    raise networks.misfit('no padding', padding, _label(layer))
-  # Caffe rounds the number of windows up (src/caffe/layers/pooling_layer.cpp).
-  if size < kernel or (size - kernel) % stride:
-    expected = 'windows that end with the last pixel'
-    found = f'windows of {kernel} every {stride} over {size} pixels; Caffe'
-    found += ' would add one that is cut off, here it would be left out'
-    raise networks.misfit(expected, found, _label(layer))
-  return kernel, stride
+def _check_settings(chain):
+  """Refuses a layer that computes something else than that of the network.
 
-
-def _window(layer, settings):
-  found = []
-  for name, default in (('kernel', ()), ('stride', (1,)), ('pad', (0,))):
-    sides = [s for s in (f'{name}_h', f'{name}_w') if settings.HasField(s)]
-    values = [getattr(settings, side) for side in sides]
-    values += getattr(settings, 'kernel_size' if name == 'kernel' else name)
-    found.append(_single(values or default, f'{_label(layer)}, {name}'))
-  if not all(found[:2]):
-    raise networks.misfit('a kernel and a stride', found[:2], _label(layer))
-  return found
+  Caffe rounds the number of pooling windows up, `AlexNet` down. They agree for
+  all images with which the first dense layer has its published 6 x 6 inputs.
+  """
+  convolutions = zip(*_CONVOLUTIONS.values(), strict=True)
+  for layer in chain:
+    kind = _type(layer)
+    wanted = _OTHERS.get(kind, {})
+    if kind == 'Convolution':
+      wanted = dict(zip(_CONVOLUTIONS, next(convolutions), strict=True))
+    settings = getattr(layer, _KINDS[kind][1])
+    for field in settings.DESCRIPTOR.fields:
+      name, default = field.name, field.default_value or 0  # [] of lists
+      default = 1 if name in ('stride', 'dilation') else default
+      expected = wanted.get(name, default)
+      found = [*np.ravel(getattr(settings, name))] or [default]
+      if (np.float32(found) != np.float32(expected)).any():
+        text = ' and '.join(f'{number:g}' for number in found)
+        raise networks.misfit(f'{name} {expected:g}', text, _label(layer))
 
 
 def _read_weights(chain):

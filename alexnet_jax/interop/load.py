@@ -19,7 +19,7 @@ that evaluate, predict, report and fine-tuning take them.
   torchvision  a state dict of torchvision's AlexNet (.safetensors or .pth)
   torch        a state dict of another network: a file or folder of
                `interop.save` (default), or with --network
-  caffe        a .caffemodel, of bvlc_alexnet, caffenet or a relative
+  caffe        a .caffemodel of bvlc_alexnet or caffenet
   keras        .weights.h5 of Keras 3, of the network --network"""
 _EPILOG = """\
 Nothing in a file is executed. The data that the network is measured on may be

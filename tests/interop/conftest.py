@@ -35,7 +35,7 @@ NARROW, HIDDEN = (16, 32, 48, 48, 32), (64, 48)
 @pytest.fixture
 def narrow(monkeypatch):
   """Named networks with few channels, as those that the tests build."""
-  for name in ('alexnet', 'alexnet_caffe', 'alexnet_bn'):
+  for name in ('alexnet', 'alexnet_caffe', 'caffenet', 'alexnet_bn'):
     fields = {**variants.VARIANTS[name], 'channels': NARROW, 'hidden': HIDDEN}
     monkeypatch.setitem(variants.VARIANTS, name, fields)
   whole = variants.VARIANTS['alexnet_torchvision'] | {'hidden': HIDDEN}
