@@ -25,8 +25,6 @@ def main(argv=None) -> int:
   parser = cli.make_parser('interop.save', _DESCRIPTION)
   parser.add_argument('file', type=cli.path, metavar='FILE.safetensors|FOLDER')
   cli.add_run(parser)
-  text = 'replaces a file that is there'
-  parser.add_argument('--overwrite', action='store_true', help=text)
   return cli.run_parsed(parser, argv, _save)
 
 
@@ -39,12 +37,8 @@ def _save(arguments):
     )
   if not path.parent.is_dir():
     raise UserError(f'there is no folder {path.parent}')
-  replaces = arguments.overwrite and path.suffix
-  if path.is_dir() or (path.exists() and not replaces):
-    raise UserError(
-      f'{path} is there already; give --overwrite to replace a file, or another'
-      ' name'
-    )
+  if path.exists():
+    raise UserError(f'{path} is there already; give another name')
 
   from alexnet_jax.interop import claims, imported_run, torch_files
 

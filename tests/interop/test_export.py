@@ -236,9 +236,13 @@ def test_photographs_are_cut_out_of_the_center(folder, size, tmp_path):
 
 def test_unfit_images_are_refused(folder, images):
   program = program_loader.load(folder)
-  unfit = (images[0], images[:, 1:], images[:0], images.astype(np.float32))
-  for array in unfit:
-    with pytest.raises(ValueError, match=r'expected uint8 \[batch, 24, 24, 3]'):
+  for array, words in (
+    (images[0], r'expected \(batch, 24, 24, 3\)'),
+    (images[:, 1:], r'expected \(batch, 24, 24, 3\)'),
+    (images[:0], 'Expected value >= 1'),
+    (images.astype(np.float32), 'expected uint8'),
+  ):
+    with pytest.raises(ValueError, match=words):
       program.probabilities(array)
 
 
@@ -271,11 +275,20 @@ def test_the_description_must_be_of_the_program(key, value, folder, tmp_path):
     program_loader.load(tmp_path)
 
 
-def test_another_platform_is_named(folder, monkeypatch, capsys):
-  monkeypatch.setattr(program_loader, '__file__', str(folder / 'load.py'))
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-  assert program_loader.main(['photo.jpg']) == 2
-  assert 'it is for cpu and gpu, not for tpu' in capsys.readouterr().err
+def test_another_platform_is_named(
+  folder, images, tmp_path, monkeypatch, capsys
+):
+  about = program_loader.load(folder).about
+  PIL.Image.fromarray(images[0]).save(tmp_path / 'photo.png')
+  batch = jax.ShapeDtypeStruct((1, 24, 24, 3), np.uint8)
+  function = jax.jit(lambda params, pixels: pixels)
+  exported = jax.export.export(function, platforms=['tpu'])({}, batch)
+  program = program_loader.Program(exported, {}, about)
+  monkeypatch.setattr(program_loader, 'load', lambda folder: program)
+  assert program_loader.main([str(tmp_path / 'photo.png')]) == 2
+  err = capsys.readouterr().err
+  assert err.startswith('error: ')
+  assert "'tpu'" in err
 
 
 def test_parameters_are_no_pickles(folder, tmp_path):
