@@ -129,23 +129,6 @@ def test_a_network_of_gray_images(tmp_path, random_images, our_logits):
     keras_files.read(path, Options('marvin', mean=(1, 2, 3)))
 
 
-class Attributes(keras.Model):
-  """Some layers are in lists, some are attributes."""
-
-  def __init__(self):
-    super().__init__()
-    _, self.conv_a, self.pool, self.conv_b, _, flat, *rest = marvin()
-    self.dense, self.more = rest[0], [flat, *rest[1:]]
-
-  def call(self, x):
-    x = self.pool(self.conv_b(self.pool(self.conv_a(x))))
-    flat, *rest = self.more
-    x = self.dense(flat(x))
-    for layer in rest:
-      x = layer(x)
-    return x
-
-
 def in_two_parts():
   trunk, top = keras.Sequential(marvin()[:6]), keras.Sequential(marvin()[6:])
   return keras.Sequential([keras.Input((28, 28, 3)), trunk, top])
@@ -156,7 +139,6 @@ def in_two_parts():
   [
     lambda: keras.Sequential([keras.Input((28, 28, 3)), build(marvin)]),
     in_two_parts,
-    Attributes,
   ],
 )
 def test_models_of_other_forms(make, saved, tmp_path):
@@ -181,38 +163,13 @@ def test_models_of_other_forms(make, saved, tmp_path):
     )
 
 
-def test_levels_and_epsilon_that_are_given(saved, caplog):
-  _, path = saved('alexnet_bn')
-  options = Options('alexnet_bn', 224, (1, 2, 3), (50, 60, 70), 1e-4)
-  imported = keras_files.read(path, options)
-  assert imported.data['std_rgb'] == (50, 60, 70)
-  assert imported.model['batch_norm_epsilon'] == 1e-4
-  np.testing.assert_array_equal(imported.mean, [1, 2, 3])
-  assert 'taken: ' not in caplog.text
-  assert 'norm1 is batch_normalization, norm2 is batch_norm' in caplog.text
-
-
-def test_tampered_anywhere(saved, tmp_path):
-  """Either the numbers change or it is refused; nothing else is raised."""
+def test_a_file_that_is_cut_is_refused(saved, tmp_path):
   _, path = saved()
-  whole = path.read_bytes()
-  rng = np.random.default_rng(0)
-  bad = tmp_path / 'bad.weights.h5'
+  whole, bad = path.read_bytes(), tmp_path / 'bad.weights.h5'
   for size in (0, 8, 100, *range(1000, len(whole), len(whole) // 10)):
     bad.write_bytes(whole[:size])
     with pytest.raises(UserError, match=r'bad\.weights\.h5'):
       keras_files.read(bad, MARVIN)
-  refused = 0
-  for _ in range(100):
-    content = bytearray(whole)
-    for index in rng.integers(0, min(len(content), 12_000), 20):
-      content[index] = rng.integers(256)
-    bad.write_bytes(content)
-    try:
-      keras_files.read(bad, MARVIN)
-    except UserError:
-      refused += 1
-  assert 10 < refused < 100
 
 
 def replace(name, array):
