@@ -138,7 +138,7 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
 
   Images are prepared as elsewhere here: the short side becomes that of the mean
   image or 256 pixels, and the middle is cut out, where Caffe's scripts warp the
-  whole image. The crop is that of the file's input or data layer, or 227.
+  whole image.
 
   Of the options mean_file counts: a mean image, which is subtracted pixel by
   pixel. Without it, the file's `mean_value`s are; if it has none, as the
@@ -152,7 +152,6 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
     chain, model = _chain(net)
     _check_settings(chain)
     data, levels = _read_input(net)
-    crop = data['crop_size']
     usual = (0.0,) * 3 if options.mean_file else _MEAN_BGR[::-1]
     mean = np.array(levels or usual, np.float32)
     network = TrainedNetwork(model, data, mean)
@@ -162,9 +161,9 @@ def read(path: str | os.PathLike, options: networks.Options) -> TrainedNetwork:
     first['kernel'] = first['kernel'][:, :, ::-1].copy()
   if options.mean_file:
     with networks.naming(options.mean_file):
-      image = _read_mean_image(options.mean_file, network.data)
+      image = _read_mean_image(options.mean_file, network.data['channels'])
     data = network.data | {'resize_size': min(image.shape[:2]), 'mean': 'image'}
-    mean = np.array(images.center_crop(image, crop))
+    mean = np.array(images.center_crop(image, _CROP_SIZE))
     return dataclasses.replace(network, data=data, mean=mean)
   if not levels:
     networks.log.warning(
@@ -233,8 +232,8 @@ def _chain(net):
 def _check_settings(chain):
   """Refuses a layer that computes something else than that of the network.
 
-  Caffe rounds the number of pooling windows up, `AlexNet` down. They agree for
-  all images with which the first dense layer has its published 6 x 6 inputs.
+  Caffe rounds the number of pooling windows up, `AlexNet` down, which is the
+  same for images of 227 pixels.
   """
   convolutions = zip(*_CONVOLUTIONS.values(), strict=True)
   for layer in chain:
@@ -291,28 +290,29 @@ def _read_input(net):
   """Returns (fields of config.data, mean of red, green, blue or None)."""
   shapes = [net.input_dim[:4]] if net.input_dim else []
   shapes += [shape.dim for shape in net.input_shape[:1]]
-  crops, scales, means = [], [], []
+  crops, scales, means = {_CROP_SIZE}, [], []
   for layer in net.layer or net.layers:
     if _type(layer) not in _SOURCES:
       continue
     transform = layer.transform_param
     means += [tuple(transform.mean_value)] if transform.mean_value else []
     for part in (transform, layer.data_param, layer.image_data_param):
-      crops += [part.crop_size] if part.crop_size else []
+      crops |= {part.crop_size} - {0}
       scales += [_decimal(part.scale)] if part.scale != 1 else []
     if net.layer:
       shapes += [shape.dim for shape in layer.input_param.shape[:1]]
   for shape in map(tuple, shapes):
-    if len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3]:
-      raise networks.misfit('an input (N, 3 or 1, size, size)', shape)
-    crops.append(shape[2])
-  crop = _single(crops or [_CROP_SIZE], 'size of the input')
+    if len(shape) != 4 or shape[1] not in (1, 3):
+      raise networks.misfit('an input (N, 3 or 1, height, width)', shape)
+    crops |= {*shape[2:]}
+  if others := sorted(crops - {_CROP_SIZE}):
+    raise networks.misfit(f'images of {_CROP_SIZE} pixels', others[0])
   scale = _single(scales or [1.0], 'scale of the input')
-  if crop < 1 or not 0 < scale < math.inf:
-    raise UserError(f'found an input of {crop} pixels, scaled by {scale}')
+  if not 0 < scale < math.inf:
+    raise networks.misfit('a scale above 0', scale)
   data = {
-    'resize_size': max(networks.RESIZE_SIZE, crop),
-    'crop_size': crop,
+    'resize_size': networks.RESIZE_SIZE,
+    'crop_size': _CROP_SIZE,
     'mean': 'channel',
     'std': 1.0,
     'std_rgb': () if scale == 1 else (1 / scale,) * 3,
@@ -326,14 +326,13 @@ def _read_input(net):
   return data, mean
 
 
-def _read_mean_image(path, data):
+def _read_mean_image(path, channels):
   """Returns a mean image, float32 [height, width, channels], uncropped."""
   image = _to_array(_parse(path, BlobProto), 3, 'mean image')
-  crop_size, channels = data['crop_size'], data['channels']
-  if len(image) != channels or min(image.shape[1:]) < crop_size:
+  if len(image) != channels or min(image.shape[1:]) < _CROP_SIZE:
     raise networks.misfit(
-      f'a mean image of {channels} channels and at least {crop_size} x'
-      f' {crop_size} pixels',
+      f'a mean image of {channels} channels and at least {_CROP_SIZE} x'
+      f' {_CROP_SIZE} pixels',
       f'the shape {image.shape}',
     )
   if not 0 <= image.min() <= image.max() <= 255:  # or not a number
