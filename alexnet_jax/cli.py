@@ -1,7 +1,7 @@
 """Parts of all commands: exit codes, JSON line, arguments, console."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import errno
 import io
@@ -218,11 +218,9 @@ def path(text: str) -> str:
 
 
 def add_workdirs(parser, metavar: str, text: str) -> None:
-  """Adds the folders of several runs, as arguments or after --workdirs."""
-  both = {'action': 'extend', 'type': path, 'metavar': metavar}
-  hidden = argparse.SUPPRESS
-  parser.add_argument('workdirs', nargs='*', default=hidden, help=text, **both)
-  parser.add_argument('--workdirs', nargs='+', default=[], help=hidden, **both)
+  """Adds the folders of several runs."""
+  options = {'nargs': '*', 'type': path, 'metavar': metavar, 'help': text}
+  parser.add_argument('workdirs', **options)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -303,19 +301,22 @@ class Console:
     )
     self._bar = None
 
-  def print(self, renderable) -> None:
-    """Prints anything that rich can show."""
-    self._rich.print(renderable)
-
-  def table(self, title: str, rows: dict[str, str]) -> None:
-    """Prints two columns, names and values, below a title."""
+  def table(
+    self,
+    title: str,
+    rows: Iterable[Sequence[str]],
+    columns: Sequence[tuple[str, str]] = (),
+  ) -> None:
+    """Prints a table; `columns` have a name and are `left` or `right`."""
     import rich.table
 
-    style = {'show_header': False, 'title_justify': 'left'}
+    style = {'show_header': bool(columns), 'title_justify': 'left'}
     table = rich.table.Table(title=title, **style)
-    for row in rows.items():
+    for name, justify in columns:
+      table.add_column(name, justify=justify, overflow='fold')
+    for row in rows:
       table.add_row(*row)
-    self.print(table)
+    self._rich.print(table)
 
   def line(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""

@@ -386,6 +386,15 @@ def mode_of(monitor: str) -> str:
   return 'min' if monitor == 'eval/loss' else 'max'
 
 
+def free_keys(*, lengths: bool) -> set[str]:
+  """Returns the keys that do not change what is trained, only how or where.
+
+  With `lengths` the number of epochs or steps is among them.
+  """
+  free = {name for name, key in KEYS.items() if key.free}
+  return free if lengths else free - {'num_epochs', 'num_steps'}
+
+
 def make_config() -> ml_collections.ConfigDict:
   """Returns the defaults: one tower with LRN, trained as in the paper."""
   sections = {'': _RUN} | _SECTIONS
@@ -443,9 +452,8 @@ def training_changes(
   stored: ml_collections.ConfigDict, config: ml_collections.ConfigDict
 ) -> list[str]:
   """Returns `key: stored -> new` of keys that would change the training."""
-  free = {name for name, key in KEYS.items() if key.free}
-  if config.schedule.name in _TO_THE_END:  # on which its shape depends
-    free -= {'num_epochs', 'num_steps'}
+  # On its length the shape of a schedule to the end depends.
+  free = free_keys(lengths=config.schedule.name not in _TO_THE_END)
   return [
     f'config.{key}: {before!r} -> {after!r}'
     for key, (before, after) in files.differences(

@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 
 def show(stream):
   console = cli.Console(stream)
-  console.table('a run', {'devices': '4 x cpu [red]'})
+  console.table('a run', [('devices', '4 x cpu [red]')])
   console.start(10, 4, 'step', 'training')
   for done in range(5, 9):
     console.advance(done)
@@ -123,7 +123,7 @@ def test_folders_of_arguments(monkeypatch):
     'evaluation.crossval --workdir',
     'evaluation.seeds --workdir',
     'evaluation.sweep --workdir',
-    'evaluation.compare --workdirs x --out',
+    'evaluation.compare x --out',
     'predict --workdir x y.jpg --csv',
     'interop.load --from torch x --workdir',
     'interop.load --from torch --workdir x y --mean',

@@ -6,7 +6,6 @@ runs' folders alone, not their data.
 
 from collections.abc import Sequence
 import dataclasses
-import itertools
 import json
 import math
 import pathlib
@@ -18,8 +17,8 @@ from alexnet_jax import cli, config as config_lib, files
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import page
 
-_MACRO = ('macro_precision', 'macro_recall', 'macro_f1')
-MEASURES = ('loss', 'top1', 'top5', *_MACRO)
+_SHARES = ('top1', 'top5', 'macro_precision', 'macro_recall', 'macro_f1')
+MEASURES = ('loss', *_SHARES)
 _SPEED = ('training_seconds', 'images_per_second')
 _SIZE = ('parameters', 'forward_flops_per_image', 'training_flops_per_image')
 _TABLES = {  # one would be wider than the page
@@ -30,14 +29,14 @@ _SPREAD = MEASURES + _SPEED
 _CONFIDENCE = 0.95
 _SPREAD_TITLE = (
   f'Mean ± standard deviation of n runs; {_CONFIDENCE:.0%} confidence interval'
-  " of the mean (Student's t)"
+  " of the mean (Student's t), of shares within 0 and 1"
 )
 _TEXT = (
   'The measures are those of the validation data, at the step that the table'
-  ' says; losses are in nats. The training time is without compilation,'
-  ' evaluation and saving. FLOP: convolutions and dense layers, two per'
-  ' multiply-add. The training loss is with dropout and augmentation. A click'
-  ' on a column sorts.'
+  ' says; losses are in nats. The training time, of runs that are done, is'
+  ' without compilation, evaluation and saving. FLOP: convolutions and dense'
+  ' layers, two per multiply-add. The training loss is with dropout and'
+  ' augmentation. A click on a column sorts.'
 )
 _PICTURES = {  # what they show
   'validation': 'Top-1 and loss of the validation',
@@ -79,7 +78,8 @@ def compare(
   workdirs = [run for workdir in workdirs for run in runs_in(workdir)]
   runs = [load(*pair) for pair in zip(workdirs, _names(workdirs), strict=True)]
   rows = [run.numbers for run in runs]
-  repetitions, remarks = _groups(runs), _notes(runs)
+  repetitions = [group for group in groups(runs) if group['n'] > 1]
+  remarks = _notes(runs)
   out.mkdir(parents=True, exist_ok=True)
   lines = [list(rows[0]), *(row.values() for row in rows)]
   files.write_csv(out / 'table.csv', lines)
@@ -149,8 +149,7 @@ class Run:
 
   def settings(self) -> dict:
     """Returns {key: value} of what decides the training, but for the seed."""
-    free = {name for name, key in config_lib.KEYS.items() if key.free}
-    free = (free | {'seed'}) - {'num_epochs', 'num_steps'}
+    free = config_lib.free_keys(lengths=False) | {'seed'}
     flat = config_lib.flatten(self.saved.config)
     return {key: value for key, value in flat.items() if key not in free}
 
@@ -192,35 +191,31 @@ def load(workdir: str, name: str) -> Run:
     **build.network_costs(config, len(data['class_names'])),
     'steps': step,
     'epochs': step * config.global_batch_size / data['num_examples'],
-    **speed(rows, step, config.global_batch_size),
+    **_speed(workdir, step, saved),
     'measured_step': measured if values else None,
     **{key: values.get(f'eval/{key}') for key in MEASURES},
   }
   return Run(name, saved, rows, numbers)
 
 
-def speed(rows: list[dict], num_steps: int, batch_size: int) -> dict:
-  """Returns {training_seconds, images_per_second}, of rows with a speed.
+def _speed(workdir, num_steps, saved):
+  """Returns {training_seconds, images_per_second}; None if they are not known.
 
-  A row knows that of the steps since the row before it, without compilation,
-  evaluation and saving. Steps without one count as the others do.
+  They are those of a run that is done, of its steps and of waiting for data,
+  without compilation, which is the first step.
   """
-  logged = [{'step': 0}, *(row for row in rows if 'train/loss' in row)]
-  timed = [
-    (row['step'] - before['step'], row['images_per_second'])
-    for before, row in itertools.pairwise(logged)
-    if row.get('images_per_second') and row['step'] > before['step']
-  ]
-  if not timed:
+  from alexnet_jax.training import accounting
+
+  times = accounting.account(workdir) if saved.is_done(num_steps) else {}
+  seconds = times.get('train', 0.0) + times.get('data_wait', 0.0)
+  if not seconds:
     return dict.fromkeys(_SPEED)
-  steps, speeds = zip(*timed, strict=True)
-  mean = statistics.harmonic_mean(speeds, steps)
-  seconds = num_steps * batch_size / mean
-  return {'training_seconds': seconds, 'images_per_second': mean}
+  images = (num_steps - 1) * saved.config.global_batch_size
+  return {'training_seconds': seconds, 'images_per_second': images / seconds}
 
 
-def finished(runs: Sequence[Run]) -> list[dict[int, list[Run]]]:
-  """Groups the runs that are done: {seed: runs} of each recipe.
+def _finished(runs):
+  """Returns {seed: runs} of each recipe of the runs that are done.
 
   A seed counts once: a copy of a run is no repetition of it.
   """
@@ -228,24 +223,22 @@ def finished(runs: Sequence[Run]) -> list[dict[int, list[Run]]]:
   for run in filter(lambda run: run.is_done, runs):
     by_seed = found.setdefault(run.recipe(), {})
     by_seed.setdefault(run.numbers['seed'], []).append(run)
-  return [*found.values()]
+  return found.values()
 
 
-def _groups(runs):
+def groups(runs: Sequence[Run]) -> list[dict]:
   """Groups the runs that are done and differ in nothing but the seed.
 
   Returns:
     [{runs: names, seeds, n, confidence, top1: {mean, standard_error: of the
     mean, deviation: of the sample, low, high: ends of the confidence interval
-    of the mean by Student's t}, ...}].
+    of the mean by Student's t}, ...}]; of a single run the mean alone.
   """
   from scipy import special
 
   result = []
-  for by_seed in finished(runs):
+  for by_seed in _finished(runs):
     members = [same[0] for same in by_seed.values()]
-    if len(members) < 2:
-      continue
     n = len(members)
     group = {'runs': [run.name for run in members], 'seeds': list(by_seed)}
     group |= {'n': n, 'confidence': _CONFIDENCE}
@@ -253,16 +246,17 @@ def _groups(runs):
     quantile = float(special.stdtrit(n - 1, (1 + _CONFIDENCE) / 2))
     for key in _SPREAD:
       values = [run.numbers[key] for run in members]
-      if None not in values:
-        mean, deviation = statistics.fmean(values), statistics.stdev(values)
+      if None in values:
+        continue
+      group[key] = {'mean': (mean := statistics.fmean(values))}
+      if n > 1:
+        deviation = statistics.stdev(values)
         error = deviation / math.sqrt(n)
-        group[key] = {
-          'mean': mean,
-          'standard_error': error,
-          'deviation': deviation,
-          'low': mean - quantile * error,
-          'high': mean + quantile * error,
-        }
+        ends = mean - quantile * error, mean + quantile * error
+        if key in _SHARES:
+          ends = max(0.0, ends[0]), min(1.0, ends[1])
+        group[key] |= {'standard_error': error, 'deviation': deviation}
+        group[key] |= dict(zip(('low', 'high'), ends, strict=True))
     result.append(group)
   return result
 
@@ -284,7 +278,7 @@ def _notes(runs):
     if not run.is_done:
       steps = f'step {run.numbers["steps"]} of {run.saved.num_steps}'
       found.append(f'{run.name} is not done yet: {steps}.')
-  for by_seed in finished(runs):
+  for by_seed in _finished(runs):
     for first, *copies in by_seed.values():
       text = f'has recipe and seed of {first.name}, so it is no repetition.'
       found += [f'{copy.name} {text}' for copy in copies]

@@ -3,7 +3,7 @@
 python -m alexnet_jax.evaluation.ensemble DIR[:CHECKPOINT] DIR[:CHECKPOINT] ...
 """
 
-import argparse
+from collections.abc import Sequence
 import pathlib
 import sys
 
@@ -29,24 +29,29 @@ def main(argv=None) -> int:
   cli.add_split(parser)
   cli.add_crops(parser)
   cli.add_data_path(parser)
-  return cli.run_parsed(parser, argv, measure)
+  return cli.run_parsed(parser, argv, lambda given: measure(**vars(given)))
 
 
-def measure(arguments: argparse.Namespace) -> dict:
+def measure(
+  workdirs: Sequence[str],
+  split: str = 'validation',
+  crops: int = 1,
+  data_path: str = '',
+) -> dict:
   """Measures the members and their mean; returns the command's result.
 
-  `arguments` are workdirs, split, crops and data_path, as of the command.
+  For the arguments see the command; crops are 1 or 10.
   """
-  names, crops = arguments.workdirs, arguments.crops
-  if len(names) < 2:
+  if len(workdirs) < 2:
     raise UserError(
-      f'networks to measure together: {len(names)}; give the folders of at'
+      f'networks to measure together: {len(workdirs)}; give the folders of at'
       ' least two runs (evaluation.evaluate measures one)'
     )
-  _check(arguments)
+  # All are opened before any of them is measured.
+  opened = [_open(name, split, crops, data_path) for name in workdirs]
+  _check(workdirs, opened, crops)
   total, members = 0.0, []
-  for name in names:
-    run, loader = _open(name, arguments)
+  for name, (run, loader) in zip(workdirs, opened, strict=True):
     measured = evaluate.measure_all(run, loader, crops)
     seen = measured.predictions
     by_class = np.empty(seen.probabilities.shape)  # float64 [n, classes]
@@ -61,51 +66,47 @@ def measure(arguments: argparse.Namespace) -> dict:
   _show('together', joint)
   count = int(counts.sum())
   print(
-    f'{arguments.split}, {count:,} examples, {evaluate.CROPS[crops]}',
-    file=sys.stderr,
+    f'{split}, {count:,} examples, {evaluate.CROPS[crops]}', file=sys.stderr
   )
   return {
     **joint,
     'members': members,
-    'split': arguments.split,
+    'split': split,
     'crops': crops,
     'examples': count,
   }
 
 
-def _check(arguments):
-  """Opens each network and its data, before any of them is measured."""
-  from alexnet_jax.evaluation import loading
-  from alexnet_jax.training import state as state_lib, transfer
-
-  first, seen = None, {}
-  for name in arguments.workdirs:
-    run, loader = _open(name, arguments)
-    loading.warn_of_crops(run, arguments.crops)
-    digest = state_lib.state_digest(state_lib.saved_tree(run.state))
-    if digest in seen:
-      raise UserError(f'{name} is the network of {seen[digest]}; give it once')
-    seen[digest] = name
-    classes, examples = run.class_names, loader.source.fingerprint
-    first = first or (classes, examples)
-    same = transfer.same_classes(classes, first[0])
-    if not same or examples != first[1]:
-      what = 'examples' if same else 'classes'
-      raise UserError(
-        f'the {what} of {run.workdir} are not those of {arguments.workdirs[0]};'
-        ' networks of an ensemble are measured on the same data'
-      )
-
-
-def _open(name, arguments):
+def _open(name, split, crops, data_path):
   from alexnet_jax.evaluation import loading
 
   folder, colon, checkpoint = name.rpartition(':')
   if not colon or pathlib.Path(name).is_dir():
     folder, checkpoint = name, 'final'
-  path, crops = arguments.data_path, arguments.crops
-  run = loading.load_network(folder, checkpoint, path, sys.maxsize, crops)
-  return run, loading.make_eval_loader(run, arguments.split)
+  run = loading.load_network(folder, checkpoint, data_path, sys.maxsize, crops)
+  return run, loading.make_eval_loader(run, split)
+
+
+def _check(workdirs, opened, crops):
+  """Refuses the same network twice, and networks of other classes or data."""
+  from alexnet_jax.evaluation import loading
+  from alexnet_jax.training import state as state_lib, transfer
+
+  (first, first_loader), seen = opened[0], {}
+  for name, (run, loader) in zip(workdirs, opened, strict=True):
+    loading.warn_of_crops(run, crops)
+    digest = state_lib.state_digest(state_lib.saved_tree(run.state))
+    if digest in seen:
+      raise UserError(f'{name} is the network of {seen[digest]}; give it once')
+    seen[digest] = name
+    same = transfer.same_classes(run.class_names, first.class_names)
+    fingerprints = loader.source.fingerprint, first_loader.source.fingerprint
+    if not same or fingerprints[0] != fingerprints[1]:
+      what = 'examples' if same else 'classes'
+      raise UserError(
+        f'the {what} of {run.workdir} are not those of {workdirs[0]};'
+        ' networks of an ensemble are measured on the same data'
+      )
 
 
 def joint_values(probabilities, labels) -> dict[str, float]:

@@ -14,7 +14,7 @@ import scipy.sparse
 from alexnet_jax import files
 from alexnet_jax.training import writers
 
-_MOST_LABELLED = 30  # classes whose confusion matrix has names and numbers
+_MOST_LABELED = 30  # classes whose confusion matrix has names and numbers
 _MOST_CELLS = 400  # of a side of a larger one, so that each is a pixel at least
 WINDOW = 50  # steps of the rolling mean and deviation
 _MOST_POINTS = 5_000  # of a line; more only blacken the picture
@@ -197,11 +197,11 @@ def draw_confusion(confusion, class_names: Sequence[str]):
   from matplotlib.figure import Figure
 
   pairs, count = scipy.sparse.coo_array(confusion), len(class_names)
-  size = 9 if count > _MOST_LABELLED else 2.4 + max(4, count) * _cell(count)
+  size = 9 if count > _MOST_LABELED else 2.4 + max(4, count) * _cell(count)
   figure = Figure(figsize=(size, size), dpi=100, layout='constrained')
   axes = figure.subplots()
   axes.set(xlabel='predicted class', ylabel='true class')
-  if count > _MOST_LABELLED:
+  if count > _MOST_LABELED:
     _draw_heat_map(figure, axes, pairs)
   else:
     _draw_cells(axes, pairs.toarray(), class_names)

@@ -76,13 +76,9 @@ def shown(cell: str | int | float) -> str:
 
 def show_table(table: Table) -> None:
   """Prints a table on standard error, its numbers as on a page."""
-  import rich.table
-
-  printed = rich.table.Table(title=table.title, title_justify='left')
-  for number, name in enumerate(table.columns):
-    words = all(isinstance(row[number], str) for row in table.rows)
-    justify = 'left' if words else 'right'
-    printed.add_column(name, justify=justify, overflow='fold')
-  for row in table.rows:
-    printed.add_row(*(_CONTROL.sub('�', shown(cell)) for cell in row))
-  cli.Console().print(printed)
+  columns = [
+    (name, 'left' if all(isinstance(cell, str) for cell in cells) else 'right')
+    for name, *cells in zip(table.columns, *table.rows, strict=True)
+  ]
+  rows = ([_CONTROL.sub('\ufffd', shown(c)) for c in row] for row in table.rows)
+  cli.Console().table(table.title, rows, columns)

@@ -6,13 +6,11 @@ python -m alexnet_jax.evaluation.paper --workdir DIR [--ensemble DIR ...]
 The paper is Krizhevsky, Sutskever and Hinton 2012.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 import dataclasses
 import math
 import os
 import re
-import statistics
 import sys
 
 import numpy as np
@@ -85,8 +83,7 @@ def _work(arguments):
     compared = compare_ablations(workdir, arguments.ablations)
   if arguments.ensemble:
     names = [f'{workdir}:{which}', *arguments.ensemble]
-    options = {'crops': 10, 'data_path': arguments.data_path, 'workdirs': names}
-    joint = ensemble.measure(argparse.Namespace(split='validation', **options))
+    joint = ensemble.measure(names, crops=10, data_path=arguments.data_path)
     which = str(joint['members'][0]['step'])
   run = loading.load_network(workdir, which, arguments.data_path)
   subject = sections.measure_run(run)
@@ -296,15 +293,13 @@ def compare_ablations(workdir: str, others: Iterable[str]) -> list[dict]:
         f'{run.name} has other data than {runs[0].name}; compare runs of one'
         ' data set'
       )
-  for by_seed in compare.finished(runs):
-    members = [same[0] for same in by_seed.values()]
-    row = {'changes': _changes(runs[0], members[0]), 'seeds': [*by_seed]}
-    row['runs'] = [run.name for run in members]
+  named = {run.name: run for run in runs}
+  for group in compare.groups(runs):
+    changes = _changes(runs[0], named[group['runs'][0]])
+    row = {'changes': changes, 'seeds': group['seeds'], 'runs': group['runs']}
     for key in ('top1', 'top5'):
-      errors = [1 - run.numbers[key] for run in members]
-      mean, spread = statistics.fmean(errors), None
-      if len(errors) > 1:
-        spread = statistics.stdev(errors) / math.sqrt(len(errors))
+      mean = 1 - group[key]['mean']
+      spread = group[key].get('standard_error')
       row[key] = mean, spread
       if rows:
         first, other = rows[0][key]

@@ -43,7 +43,7 @@ def write(
   """
   from alexnet_jax import config as config_lib, validation
   from alexnet_jax.errors import UserError
-  from alexnet_jax.evaluation import loading, page, sections
+  from alexnet_jax.evaluation import loading, page, paper, sections, visualize
   from alexnet_jax.training import accounting, checkpoint, writers
 
   path = pathlib.Path(workdir)
@@ -77,8 +77,9 @@ def write(
   ]
   if subject:
     parts += sections.network(subject, numbers, album)
+    drawing = {'paper': paper.draw, 'visualize': visualize.draw}
     for extra in extras:
-      numbers[extra], more = _draw_extra(extra, subject, album)
+      numbers[extra], more = drawing[extra](subject, album)
       parts += more
   page.write(folder / PAGE, f'Report of {path.resolve().name}', parts)
   return {
@@ -89,12 +90,6 @@ def write(
     'seconds': seconds,
     **numbers,
   }
-
-
-def _draw_extra(name, subject, album):
-  from alexnet_jax.evaluation import paper, visualize
-
-  return {'paper': paper, 'visualize': visualize}[name].draw(subject, album)
 
 
 def _notes(path, trained):

@@ -218,8 +218,8 @@ def open_study(
   import optuna
   import sqlalchemy
 
-  free = {key for key, each in config_lib.KEYS.items() if each.free}
-  free -= {'num_epochs', 'num_steps'}  # trials of equal length compare
+  # Trials of equal length compare.
+  free = config_lib.free_keys(lengths=False)
   free |= {'data.unreadable'} | space.keys()
   flat = config_lib.flatten(config).items()
   made_with = {

@@ -62,6 +62,9 @@ def _work(arguments):
   subject = sections.measure_run(run)
 
   def draw_all(album):
+    for path in album.folder.glob('*.png'):  # of other layers, before
+      if re.fullmatch(r'conv[0-9]+|occlusion', path.stem):
+        path.unlink()
     result, parts = draw(subject, album, layers, units, photographs)
     return {'step': int(run.state.step), **result}, parts
 
@@ -292,7 +295,8 @@ def _draw_occlusion(images, maps, rows, places):
     above.set_title(title, fontsize=9, parse_math=False)
     drawn = below.imshow(values, extent=(*ends, *ends[::-1]))
     below.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
-    figure.colorbar(drawn, ax=below, shrink=0.8)
+    label = 'probability of the class'
+    figure.colorbar(drawn, ax=below, shrink=0.8, label=label)
     for panel in (above, below):
       panel.set(xticks=[], yticks=[])
   return figure

@@ -92,7 +92,7 @@ def show_start(run, loop) -> None:
   if run.is_frozen(loop.step):
     frozen = ', '.join(config.init.freeze)
     rows['frozen'] = frozen + _until(durations.unfreeze_step)
-  run.console.table(f'{run.workdir}', rows)
+  run.console.table(f'{run.workdir}', rows.items())
 
 
 def _until(step):

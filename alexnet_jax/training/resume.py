@@ -239,7 +239,7 @@ def check_processes(config, console: cli.Console) -> None:
   if more := processes.count - len(rows):
     rows['...'] = f'{more} more'
   title = f'{processes.count} processes, {jax.device_count()} devices'
-  console.table(title, rows)
+  console.table(title, rows.items())
 
 
 def _gather_equal(processes, own, hint):

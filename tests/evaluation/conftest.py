@@ -1,5 +1,6 @@
 """For commands that are called in the process of the tests."""
 
+import csv
 import signal
 
 import pytest
@@ -23,6 +24,24 @@ _SMALL = {
   'model__bias_layers': (),
   'model__hidden': (8,),
 }
+
+
+def write_splits(root, num_train, count, classes='ab'):
+  """Writes noise into train and, from number `num_train` on, val; returns root.
+
+  The classes take turns, the numbers are the names.
+  """
+  for number in range(count):
+    split = 'train' if number < num_train else 'val'
+    name = f'{split}/{classes[number % len(classes)]}/{number:02}.png'
+    pictures.write(root, {name: pictures.png(number)})
+  return root
+
+
+def read_csv(path):
+  """Returns the rows of a table, the first of them its header."""
+  with path.open(newline='', encoding='utf-8') as file:
+    return list(csv.reader(file))
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,5 @@
 import csv
+import json
 import shutil
 
 import matplotlib.image
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.evaluation import compare
-from alexnet_jax.training import writers
+from alexnet_jax.training import accounting, writers
 from tests import browser
 from tests.system import commands
 
@@ -103,8 +104,7 @@ def test_the_numbers_are_those_of_the_run(runs, tmp_path, compared):
 
 
 def test_other_data_is_noted_in_table_and_page(runs, tmp_path, call):
-  """The folders of runs may stand after a flag."""
-  places = ('--out', tmp_path / 'out', '--workdirs', *runs.values())
+  places = ('--out', tmp_path / 'out', *runs.values())
   _, result, err = call(compare, *places)
   validation, training = result['notes']
   assert 'validation data differs, so their measures do not' in validation
@@ -114,20 +114,33 @@ def test_other_data_is_noted_in_table_and_page(runs, tmp_path, call):
   assert any(validation in text for text in open_page(tmp_path).texts)
 
 
-def test_the_time_is_that_of_the_training_alone():
-  """8 images a step; 4 steps at 16 images/s, 4 at 32, and 2 without speed."""
-  rows = [
-    {'step': 1, 'train/loss': 1.0},  # it compiled
-    {'step': 5, 'train/loss': 1.0, 'images_per_second': 16.0},
-    {'step': 5, writers.STEP_LOSSES: [1.0] * 4},
-    {'step': 9, 'train/loss': 1.0, 'images_per_second': 32.0},
-    {'step': 9, 'eval/loss': 1.0},
-    {'step': 3, 'train/loss': 1.0, 'images_per_second': 1.0},  # out of order
+def test_the_time_is_that_of_the_training_alone(runs, tmp_path):
+  """Two processes; the first was killed, four steps were made again."""
+  copy = shutil.copytree(runs['one'], tmp_path / 'copy')
+  kinds = dict.fromkeys(accounting.KINDS, 1.0) | {'begun': 0}
+  lives = [
+    {**kinds, 'first_step': 0, 'step': 9, 'train': 6.0, 'data_wait': 2.0},
+    {**kinds, 'first_step': 5, 'step': STEPS, 'train': 3.0, 'data_wait': 2.0},
   ]
-  speed = compare.speed(rows, 10, 8)
-  assert speed['images_per_second'] == pytest.approx(64 / 3)
-  assert speed['training_seconds'] == pytest.approx(3 * 10 / 8)
-  assert set(compare.speed(rows[:1], 10, 8).values()) == {None}
+  lines = '\n'.join(map(json.dumps, lives)) + '\n'
+  (copy / accounting.TIMES_FILE).write_text(lines)
+  numbers = compare.load(str(copy), 'copy').numbers
+  assert numbers['training_seconds'] == pytest.approx(8 / 2 + 5)
+  assert numbers['images_per_second'] == pytest.approx((STEPS - 1) * 8 / 9)
+  (copy / accounting.TIMES_FILE).unlink()
+  numbers = compare.load(str(copy), 'copy').numbers
+  assert {numbers[key] for key in compare._SPEED} == {None}
+
+
+def test_confidence_intervals_of_shares_stay_within_0_and_1(runs):
+  loaded = [compare.load(str(runs[n]), n) for n in ('one', 'other seed')]
+  for run, value in zip(loaded, (0.2, 0.9), strict=True):
+    run.numbers.update(top1=value, loss=value)
+  (group,) = compare.groups(loaded)
+  assert (group['top1']['low'], group['top1']['high']) == (0, 1)
+  assert group['loss']['low'] < 0
+  (alone,) = compare.groups(loaded[:1])
+  assert (alone['n'], alone['top1']) == (1, {'mean': 0.2})
 
 
 def test_the_curves_are_those_of_the_histories(runs):
