@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.evaluation import crossval
-from alexnet_jax.training import loop, measure
+from alexnet_jax.training import loop
 from tests.system import commands
 
 THREE = ('--folds', 3)
@@ -36,26 +36,10 @@ def cross_validate(call):
   return function
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-  """Neither trains nor measures."""
-  monkeypatch.setattr(loop, 'train_and_evaluate', None)
-  monkeypatch.setattr(measure, 'evaluate', None)
-
-
 def without_places(result):
   """The result without what differs between two folders."""
   folds = [{**fold, 'workdir': ''} for fold in result['folds']]
   return {**result, 'folds': folds}
-
-
-def test_folds_that_are_done_cost_nothing(
-  done, result, cross_validate, no_training
-):
-  code, again, err = cross_validate(*done, *THREE)
-  assert (code, again) == (0, result)
-  assert 'fold_02 (3 of 3) is done' in err
-  assert [fold['fold'] for fold in result['folds']] == [0, 1, 2]
 
 
 def test_the_sides_of_every_fold_are_measured(done, result):
@@ -81,18 +65,6 @@ def test_a_fold_is_the_run_that_its_config_describes(done, result, tmp_path):
   own = '--config.data.folds=3', '--config.data.fold=1'
   trained = commands.train_here(done[0], tmp_path / 'run', *own)
   assert trained['state_digest'] == result['folds'][1]['state_digest']
-
-
-def test_another_config_is_refused_by_its_keys(
-  done, cross_validate, no_training
-):
-  other = '--config.optimizer.learning_rate=0.5'
-  commands.refused(
-    cross_validate(*done, '--folds', 5, other),
-    'fold_00 was trained with another config',
-    'config.data.folds: 3 -> 5',
-    'config.optimizer.learning_rate: 0.02 -> 0.5',
-  )
 
 
 def test_folds_of_other_data_are_refused(
@@ -141,18 +113,6 @@ def test_what_is_missing_is_made_again(
   assert code == 0
   assert trained == [(0, 3, False), (2, 3, False)]
   assert without_places(again) == without_places(result)
-
-
-@pytest.mark.slow
-def test_a_longer_run_goes_on_and_is_measured_again(
-  done, tmp_path, cross_validate
-):
-  workdir = shutil.copytree(done[1], tmp_path / 'cv')
-  for _ in range(2):
-    longer = '--config.num_steps=22'
-    _, result, err = cross_validate(done[0], workdir, *THREE, longer)
-    assert [fold['step'] for fold in result['folds']] == [22] * 3
-  assert 'fold_02 (3 of 3) is done' in err
 
 
 def test_the_box_plots_show_the_folds(done, result):

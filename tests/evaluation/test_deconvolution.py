@@ -7,6 +7,7 @@ import pytest
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation.deconvolution import Classifier, receptive_field
 from alexnet_jax.models.alexnet import AlexNet
+from tests import by_hand
 
 MEAN, STD = np.float32([90, 110, 130]), 50.0
 # Two layers; the second convolution is two towers, pooling windows overlap.
@@ -66,16 +67,6 @@ def taps(shape, params, number):
       yield (*place, unit), (*window, slice(first, first + inputs))
 
 
-def convolve(x, params, number):
-  x = np.pad(x, (PADS[number], PADS[number], (0, 0)))
-  found = {
-    place: (x[seen] * params['kernel'][..., place[2]]).sum()
-    for place, seen in taps(x.shape, params, number)
-  }
-  shape = np.max(list(found), 0) + 1
-  return np.reshape(list(found.values()), shape) + params['bias']
-
-
 def transpose(y, params, number, shape):
   """What a convolution's outputs give back to its inputs."""
   height, width, channels = shape
@@ -100,19 +91,17 @@ def pool(x):
   return y, switches
 
 
-def lrn_scale(x):
-  sums = np.zeros(x.shape)
-  for channel in range(x.shape[2]):
-    near = x[..., max(0, channel - 2) : channel + 3]
-    sums[..., channel] = (near**2).sum(2)
-  return (2 + 0.5 * sums) ** -0.75
-
-
-def by_hand(variables, image, block, layer, unit, place):
+def strongest(variables, image, block, layer, unit, place):
   """(the unit's largest output, the pixels that one output goes back to)."""
   params = variables['params']
   pixels = (image - MEAN) / STD
-  x, undo = convolve(pixels, params['conv1'], 0), []
+
+  def convolve(x, number):
+    weights = (params[f'conv{number + 1}'][key] for key in ('kernel', 'bias'))
+    window = STRIDES[number], PADS[number], GROUPS[number]
+    return by_hand.convolve(x, *weights, *window)
+
+  x, undo = convolve(pixels, 0), []
   for name in block.split():
     if layer == 1 and undo and undo[-1][0] in ('relu', 'tanh'):
       break
@@ -122,7 +111,7 @@ def by_hand(variables, image, block, layer, unit, place):
     elif name == 'tanh':
       x = np.tanh(x)
     elif name == 'lrn':
-      known = lrn_scale(x)
+      known = by_hand.lrn_factors(x, 5, 2, 0.5, 0.75)
       x = x * known
     elif name == 'batch':
       stats, norm = variables['batch_stats']['norm1'], params['norm1']
@@ -134,7 +123,7 @@ def by_hand(variables, image, block, layer, unit, place):
     undo.append((name, known))
   before = x.shape
   if layer == 2:
-    x = convolve(x, params['conv2'], 1)
+    x = convolve(x, 1)
     x = np.tanh(x) if 'tanh' in block else np.maximum(x, 0)
   largest, back = x[..., unit].max(), np.zeros(x.shape)
   back[place][unit] = x[place][unit]
@@ -165,7 +154,7 @@ def test_deconvolution_is_that_of_a_plain_program(images, block, layer):
   assert back.shape == (len(units), 24, 24, 3)
   width, stride, start = receptive_field(classifier.model, layer, 24)
   for unit, place in zip(units, map(tuple, places), strict=True):
-    largest, wanted = by_hand(
+    largest, wanted = strongest(
       classifier.variables, chosen[unit], block, layer, unit, place
     )
     assert found.values[unit, 0] == pytest.approx(largest, rel=1e-4, abs=1e-6)

@@ -1,7 +1,6 @@
 """Outputs of layers, against a network written by hand in numpy."""
 
 import collections
-import csv
 
 import jax
 import numpy as np
@@ -15,7 +14,9 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import features, loading
 from alexnet_jax.models import costs
 from alexnet_jax.models.alexnet import AlexNet
+from tests import by_hand
 from tests.data import pictures
+from tests.evaluation.conftest import read_csv, write_splits
 from tests.system import commands
 
 LAYERS = ['conv1', 'lrn1', 'pool1', 'conv2', 'pool2', 'dense1', 'head']
@@ -25,13 +26,9 @@ LAYERS = ['conv1', 'lrn1', 'pool1', 'conv2', 'pool2', 'dense1', 'head']
 def trained(tmp_path_factory):
   """(folder of a run of two towers with averaged weights, its 22 images)."""
   folder = tmp_path_factory.mktemp('features')
-  for number in range(30):
-    name = (
-      f'{"train" if number < 8 else "val"}/{"ab"[number % 2]}/{number:02}.png'
-    )
-    # Unreadable are the third and the last in their order.
-    content = b'' if number in (12, 29) else pictures.png(number)
-    pictures.write(folder / 'data', {name: content})
+  data = write_splits(folder / 'data', 8, 30)
+  # Unreadable are the third and the last in their order.
+  pictures.write(data, {'val/a/12.png': b'', 'val/b/29.png': b''})
   recipe = commands.write_recipe(
     folder,
     data__source='folder',
@@ -48,30 +45,19 @@ def trained(tmp_path_factory):
   return folder / 'run', folder / 'data' / 'val'
 
 
-def by_hand(image, params, mean):
-  """Returns {layer: output} of pixels [24, 24, 3]."""
+def outputs(image, params, mean):
+  """Returns {layer: output} of pixels [24, 24, 3], by hand."""
 
   def convolve(x, layer, groups):
-    numbers = 'NHWC', 'HWIO', 'NHWC'
-    y = jax.lax.conv_general_dilated(
-      *(np.float32(x[None]), layer['kernel'], (1, 1), 'SAME'),
-      dimension_numbers=numbers,
-      feature_group_count=groups,
-    )
-    return np.maximum(y[0] + np.broadcast_to(layer['bias'], y[0].shape), 0)
-
-  def pool(x):
-    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (0, 1))
-    return windows[::2, ::2].max((3, 4))
+    weights = layer['kernel'], layer['bias']
+    return np.maximum(by_hand.convolve(x, *weights, 1, (1, 1), groups), 0)
 
   out = {'conv1': convolve((image - mean) / 60, params['conv1'], 1)}
-  squares = np.pad(out['conv1'] ** 2, ((0, 0), (0, 0), (2, 2)))
-  count = out['conv1'].shape[2]
-  sums = sum(squares[..., i : i + count] for i in range(5))
-  out['lrn1'] = out['conv1'] / (2 + 1e-4 * sums) ** 0.75
-  out['pool1'] = pool(out['lrn1'])
+  factors = by_hand.lrn_factors(out['conv1'], 5, 2, 1e-4, 0.75)
+  out['lrn1'] = out['conv1'] * factors
+  out['pool1'] = by_hand.pool(out['lrn1'])
   out['conv2'] = convolve(out['pool1'], params['conv2'], 2)
-  out['pool2'] = pool(out['conv2'])
+  out['pool2'] = by_hand.pool(out['conv2'])
   dense, head = params['dense1'], params['head']
   x = out['pool2'].reshape(-1) @ dense['kernel'] + dense['bias']
   out['dense1'] = np.maximum(x, 0)
@@ -81,8 +67,7 @@ def by_hand(image, params, mean):
 
 
 def read_rows(folder):
-  with (folder / 'examples.csv').open(newline='') as file:
-    header, *rows = csv.reader(file)
+  header, *rows = read_csv(folder / 'examples.csv')
   assert header == ['row', 'name', 'label']
   return rows
 
@@ -118,7 +103,7 @@ def test_outputs_of_a_split_are_those_of_a_plain_network(
   assert {a.dtype for a in found.values()} == {np.dtype('float32')}
   for row, name in enumerate(there):
     pixels = np.asarray(PIL.Image.open(name))[2:26, 2:26]
-    for layer, wanted in by_hand(pixels, state.ema_params, mean).items():
+    for layer, wanted in outputs(pixels, state.ema_params, mean).items():
       np.testing.assert_allclose(
         found[layer][row], wanted, rtol=1e-4, atol=1e-5, err_msg=layer
       )
@@ -153,15 +138,8 @@ def test_named_files_and_the_function_give_the_same(trained, tmp_path, call):
   ('arguments', 'complaint'),
   [
     ((), 'give either images or --split'),
-    (('.', '--data_path', '.'), 'give either images or --split'),
     (('--split', 'train', '--out', 'tests'), 'tests is there already'),
-    (('--split', 'train', '--out', 'x.npy'), "'x.npy'; name a folder"),
-    (
-      ('--split', 'train', '--layers', 'dense1,fc7'),
-      "no layer 'fc7'; there are",
-    ),
-    (('--split', 'train', '--data_source', 'tars'), "'tars', not one of"),
-    (('--split', 'train', '--data_source', 'tar:x'), 'has no effect'),
+    (('--split', 'train', '--layers', 'fc7'), "no layer 'fc7'; there are"),
     (('--split', 'train', '--layers', 'head'), 'make room'),
   ],
 )
@@ -196,3 +174,7 @@ def test_every_name_of_the_summary_and_its_relu():
     _, rows = costs.layer_table(model, (24, 24, 3))
     found = [name for name, *_ in rows if model.relu_follows(name)]
     assert found == rectified.split(), fields
+  # Half of the channels in each of two towers.
+  towers = AlexNet(**plain | {'groups': (1, 2)})
+  _, rows = costs.layer_table(towers, (24, 24, 3))
+  assert rows[3] == ('conv2', (11, 11, 4), 11 * 11 * 3 * 3 * 2 * 4)

@@ -1,15 +1,13 @@
 """Runs measured on data that they were not trained on."""
 
-import csv
-
 import numpy as np
 import pytest
 
-import alexnet_jax
 from alexnet_jax import predict
 from alexnet_jax.data.prepare import __main__ as prepare
 from alexnet_jax.evaluation import evaluate, report
 from tests.data import pictures
+from tests.evaluation.conftest import read_csv
 from tests.system import commands
 
 NAMES = ('cat', 'cow', 'dog')
@@ -184,8 +182,7 @@ def test_a_subset_is_measured_over_its_classes(trained, tmp_path, call, kind):
     share = shares[label] / (shares['cat'] + shares['dog'])
     best = sorted([(share, label), (1 - share, other)], reverse=True)
     wanted.append([-np.log(share), label, *best[0], *best[1]])
-  with table.open(newline='') as file:
-    header, *rows = csv.reader(file)
+  header, *rows = read_csv(table)
   ranked = ['class_1', 'probability_1', 'class_2', 'probability_2']
   assert header == ['name', 'label', *ranked, 'loss']
   found = [
@@ -218,21 +215,9 @@ def test_an_image_that_cannot_be_read_has_its_name_in_the_table(
   table = tmp_path / 'table.csv'
   code, result, _ = call(evaluate, *arguments, '--per_example', table)
   assert (code, result['unreadable'], result['classes']) == (0, 1, 3)
-  with table.open(newline='') as file:
-    _, *rows = csv.reader(file)
+  _, *rows = read_csv(table)
   assert rows[1] == [str(broken), *[''] * 8]
   assert [row[1] for row in rows] == ['cat', '', 'dog']
-  measured = alexnet_jax.open_run(trained[0]).evaluate(
-    str(tmp_path / 'data'), subset=True, data_source='folder', crops=1
-  )
-  # That a class occurs is known without reading its image.
-  assert measured['classes'] == 3
-  for flag, complaint in (
-    (tmp_path / 'data', 'is a folder; name a file'),
-    (tmp_path / 'no' / 'x.csv', 'there is no folder'),
-  ):
-    answer = call(evaluate, *arguments, '--per_example', flag)
-    commands.refused(answer, complaint)
 
 
 @pytest.mark.parametrize('trained', ['parquet'], indirect=True)

@@ -1,7 +1,6 @@
 """The report of a run on photographs whose classes have wild names."""
 
 import base64
-import csv
 import json
 import pathlib
 import re
@@ -14,6 +13,7 @@ import pytest
 from alexnet_jax.evaluation import loading, report, sections
 from alexnet_jax.training import build, metrics, preprocess, writers
 from tests import browser
+from tests.evaluation.conftest import read_csv
 from tests.system import commands
 
 CLASSES = sorted(
@@ -80,11 +80,6 @@ def copied(trained, tmp_path):
   """A copy of the run without its report."""
   ignored = shutil.ignore_patterns('report')
   return shutil.copytree(trained[0], tmp_path / 'run', ignore=ignored)
-
-
-def read_csv(path):
-  with path.open(newline='', encoding='utf-8') as file:
-    return list(csv.reader(file))
 
 
 def test_the_page_shows_what_was_measured(written):
@@ -277,15 +272,6 @@ def test_a_run_without_a_checkpoint_has_its_curves(tmp_path, config):
   text = (tmp_path / 'report' / 'index.html').read_text()
   assert 'The run has no checkpoint yet' in text
   report.show(result)
-
-
-def test_lines_that_are_no_rows_are_left_out(tmp_path, caplog):
-  """Of the history, as a power cut or another program leaves it."""
-  odd = ['3', '{"note": 1}', 'null', '{"step": "4"}', '{"step": 5}', '{"st']
-  (tmp_path / writers.METRICS_FILE).write_text('\n'.join(odd))
-  assert writers.read_rows(tmp_path) == [{'step': 5}]
-  for number in (1, 2, 3, 4, 6):
-    assert f'line {number} is no row' in caplog.text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from alexnet_jax import main
-from alexnet_jax.evaluation import compare, seeds
+from alexnet_jax.evaluation import seeds
 from alexnet_jax.training import checkpoint, loop
 from tests.system import commands
 from tests.system.together import timeless
@@ -57,16 +57,6 @@ def test_a_run_is_the_one_of_its_seed_and_done_once(
   assert row['validation']['loss'] == trained['eval/loss']
   assert row['workdir'] == str(done / 'seed_5')
   assert timeless(done / 'seed_5') == timeless(tmp_path / 'run')
-
-
-def test_a_folder_of_seeds_is_one_row(done, tmp_path, call):
-  _, result, err = call(compare, done, '--out', tmp_path / 'out')
-  (group,) = result['groups']
-  assert group['runs'] == ['seed_4', 'seed_5', 'seed_6']
-  assert (group['n'], group['confidence']) == (3, 0.95)
-  losses = [row['loss'] for row in result['runs']]
-  assert group['loss']['mean'] == pytest.approx(sum(losses) / 3)
-  assert "95% confidence interval of the mean (Student's t)" in err
 
 
 def test_more_seeds_continue_and_a_signal_leaves_with_75(

@@ -15,7 +15,7 @@ from alexnet_jax.interop import load, torch_files
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.training import build, checkpoint, transfer
-from tests.data import pictures
+from tests.evaluation.conftest import write_splits
 from tests.system import commands
 
 FILE = 'marvin.safetensors'
@@ -46,10 +46,7 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('folder')
   safetensors.numpy.save_file(torch_state(), folder / 'marvin.safetensors')
   (folder / 'names.txt').write_text('\n'.join(CLASSES) + '\n')
-  for number in range(30):
-    split = 'val' if number % 3 == 0 else 'train'
-    name = f'{split}/{CLASSES[number // 3 % 3]}/{number}.png'
-    pictures.write(folder / 'data', {name: pictures.png(number)})
+  write_splits(folder / 'data', 20, 30, CLASSES)
   names = f'--class_names {folder / "names.txt"}'
   line = load_line(
     folder, folder / 'run', f'{names} --mean 100,110,120 --std 50,60,70'
