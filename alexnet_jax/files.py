@@ -32,6 +32,15 @@ _NO_ROOM = {
 _kept_open: set[str] = set()
 
 
+def cache_folder() -> pathlib.Path:
+  """Returns the user's folder of what can be made anew.
+
+  Raises RuntimeError if there is neither a home nor XDG_CACHE_HOME.
+  """
+  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(cache) / 'alexnet_jax'
+
+
 def local_path(text: str) -> str:
   """Returns a path that a user gave, with ~ as the home.
 
@@ -112,6 +121,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     yield folder
     sync_folder(folder)
     folder.rename(path)
+    _sync(path.parent)
   finally:
     shutil.rmtree(outer, ignore_errors=True)
 
@@ -130,11 +140,15 @@ def replaced_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives the path of a temporary file, which takes the place of `path`.
 
   Neither a full disk nor a power cut leaves half a file there. Where the block
-  raises, what was there stays. A link is replaced, not followed; what is no
-  plain file, such as /dev/stdout, is given itself.
+  raises, what was there stays. A link is replaced, not followed. Pipes and the
+  like are given themselves, and so is what lies in /dev: /dev/stdout is a link,
+  perhaps to a plain file.
   """
   path = pathlib.Path(path)
-  if path.exists() and not path.is_file():
+  is_device = str(path.parent) in ('/dev', '/dev/fd') and path.exists()
+  if is_device or not (
+    path.is_symlink() or path.is_file() or not path.exists()
+  ):
     yield path
     return
   # Named like the file, for whoever finds it after a kill, and beside it: no

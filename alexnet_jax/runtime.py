@@ -20,6 +20,8 @@ import platform
 import sys
 import time
 
+from alexnet_jax import files
+
 _CACHE_FOLDER = 'JAX_COMPILATION_CACHE_DIR'
 _LEAST_SECONDS = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
 _PLUGINS = ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')
@@ -155,8 +157,7 @@ def programs_folder() -> pathlib.Path:
   Programs are of a CPU's instructions, and machines may share a home. Raises
   RuntimeError if there is neither a home nor XDG_CACHE_HOME.
   """
-  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(cache) / 'alexnet_jax' / f'programs_{_machine()}'
+  return files.cache_folder() / f'programs_{_machine()}'
 
 
 def _machine():

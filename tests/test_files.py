@@ -1,6 +1,8 @@
 import csv
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -63,6 +65,19 @@ def test_what_is_no_plain_file_is_written_itself(tmp_path):
   os.mkfifo(pipe := tmp_path / 'pipe')
   with files.replaced_file(pipe) as temporary:
     assert temporary == pipe
+
+
+def test_dev_stdout_is_written_itself_to_a_plain_file_too(tmp_path):
+  script = (
+    "from alexnet_jax import files; files.write_csv('/dev/stdout', ['ab'])"
+  )
+  with (tmp_path / 'out').open('w') as out:
+    subprocess.run([sys.executable, '-c', script], stdout=out, check=True)
+  assert (tmp_path / 'out').read_text() == 'a,b\n'
+  (tmp_path / 'link').symlink_to('/dev/null')
+  with files.replaced_file(tmp_path / 'link') as temporary:
+    temporary.write_text('new')
+  assert not (tmp_path / 'link').is_symlink()
 
 
 def test_a_table_may_hold_any_name(tmp_path):

@@ -14,7 +14,7 @@ PARTS = COMMON | {'data', 'data.prepare', 'models', 'training'}
 ALLOWED = {
   '': set(),
   'errors': set(),
-  'runtime': {'errors'},
+  'runtime': {'errors', 'files'},
   'files': {'errors'},
   'data': {'errors', 'files'},
   'models': {'errors', 'files'},

@@ -77,6 +77,11 @@ class Crop:
   area: tuple[float, float] = (0.08, 1.0)  # shares of the image
   ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
 
+  @property
+  def cuts_squares(self) -> bool:
+    """True if every crop is a window of the center square, see `corners`."""
+    return self.kind in ('random', 'center')
+
   def corners(self, draws: np.ndarray, resize_size: int) -> np.ndarray:
     """Returns (top, left) of windows in squares of `resize_size`, int64 [n, 2].
 
@@ -94,7 +99,7 @@ class Crop:
 
     Random-resized crops have `attempts`, see `order.resized_crop_draws`.
     """
-    if self.kind == 'random_resized':
+    if not self.cuts_squares:
       return [
         ResizedBox(corner, tries, self.area, self.ratio)
         for corner, tries in zip(draws, attempts, strict=True)
@@ -106,7 +111,7 @@ class Crop:
 
   def least_short_side(self, resize_size: int) -> int:
     """Returns the short side of an image that loses no pixel of any crop."""
-    if self.kind != 'random_resized':
+    if self.cuts_squares:
       return resize_size
     share = self.area[0] / max(self.ratio[1], 1 / self.ratio[0])
     return min(_LONGEST_SIDE, math.ceil(self.size / math.sqrt(share)))

@@ -129,5 +129,4 @@ def _make_loader(source, options):
     channels=options.channels,
     unreadable=options.unreadable,
     num_threads=options.num_threads,
-    skip_hint="unreadable='skip'; or repair or delete it",
   )

@@ -197,7 +197,7 @@ def orientation(image: PIL.Image.Image) -> int:
   return found if found in range(1, 9) else 1
 
 
-def has_16_bits(image: PIL.Image.Image) -> bool:
+def _has_16_bits(image):
   """Returns True for gray of 16 bits; UnreadableImageError for that of 32."""
   sixteen = image.mode.startswith('I;16') or (
     image.mode == 'I' and image.format == 'PNG'
@@ -230,14 +230,19 @@ def _decode_with_pillow(encoded):
 
 def _pixels(encoded):
   with open_image(io.BytesIO(encoded)) as image:
-    sixteen_bits = has_16_bits(image)
-    image.load()
-    if sixteen_bits:  # convert would clip them at 255
-      gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
-      pixels = np.repeat(gray[..., None], 3, axis=2)
-    else:
-      pixels = np.array(image.convert('RGB'))
-    return _upright(pixels, orientation(image))
+    return image_pixels(image)
+
+
+def image_pixels(image: PIL.Image.Image) -> np.ndarray:
+  """Returns the pixels of an opened image; see `decode`."""
+  sixteen_bits = _has_16_bits(image)
+  image.load()  # which may turn it
+  if sixteen_bits:  # convert would clip them at 255
+    gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
+    pixels = np.repeat(gray[..., None], 3, axis=2)
+  else:
+    pixels = np.array(image.convert('RGB'))
+  return _upright(pixels, orientation(image))
 
 
 def _check_bands(tiff):

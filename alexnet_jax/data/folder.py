@@ -1,10 +1,9 @@
 """Files of data sets: images in folders named by class, lists, and shards."""
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import errno
-import io
 import logging
 import os
 import pathlib
@@ -13,7 +12,6 @@ import stat
 from typing import NamedTuple
 
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
 
 from alexnet_jax import files
@@ -25,6 +23,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 IMAGE_SUFFIXES += ('.tif', '.tiff')
 _OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jxl')
 _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
+_COMPRESSED = ('.gz', '.tgz', '.bz2', '.xz', '.zst', '.lz4')
 # The last component of a path tells the number of the file, and of how many.
 _NUMBERED = re.compile(r'((?:.*\D)?)(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.[^/]*')
 # What was listed for training, until validation takes its part: a listing of
@@ -53,6 +52,7 @@ class FolderSource(splits.Source):
   labels: np.ndarray
   sizes: np.ndarray
   class_names: Sequence[str]
+  left_out: Sequence[tuple[str, str]]  # (path, what it is) of what is not read
   per_example = ('paths', 'labels', 'sizes')
 
   @property
@@ -105,7 +105,11 @@ class ImageList(splits.Source):
     if isinstance(image, bytes):
       return image, 0
     if isinstance(image, PIL.Image.Image):
-      return _as_file(image), 0
+      try:  # it may be read only now
+        pixels = decoding.image_pixels(image)
+      except (OSError, ValueError) as error:
+        raise UnreadableImageError(str(error)) from error
+      return self._pixels(index, pixels), 0
     if isinstance(image, np.ndarray):
       return self._pixels(index, image), 0
     if not isinstance(image, str | os.PathLike):
@@ -133,22 +137,6 @@ class ImageList(splits.Source):
     image = self.images[index]
     is_path = isinstance(image, str | os.PathLike)
     return os.fspath(image) if is_path else f'image {index}'
-
-
-def _as_file(image):
-  """Returns a PNG that reads as the image: turned, gray, of 16 bits."""
-  try:
-    image.load()  # which may turn it
-    exif = PIL.Image.Exif()
-    exif[PIL.ExifTags.Base.Orientation] = decoding.orientation(image)
-    if decoding.has_16_bits(image):  # convert would clip them at 255
-      image = PIL.Image.fromarray(np.asarray(image).astype(np.uint16))
-    elif image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):
-      image = image.convert('RGB')
-    image.save(buffer := io.BytesIO(), 'PNG', exif=exif)
-  except (OSError, ValueError) as error:  # it may be read only now
-    raise UnreadableImageError(str(error)) from error
-  return buffer.getvalue()
 
 
 def list_files(
@@ -210,6 +198,8 @@ def _size_and_kind(path, endings):
   """Returns (bytes, ''), or (0, what it is) of a file that is left out."""
   name = path.lower()
   if not name.endswith(endings):
+    if name.endswith(_COMPRESSED):
+      return 0, 'compressed files'
     other = name.endswith(_OTHER_IMAGES)
     return 0, 'images of a kind that is not read' if other else 'other files'
   try:
@@ -234,24 +224,25 @@ def data_folder(path: str, content: str) -> pathlib.Path:
 
 
 def open_shards(
-  path: str, endings: tuple[str, ...], side: splits.Side, open_files: Callable
+  path: str, ending: str, side: splits.Side, open_files: Callable
 ) -> splits.Source:
   """Opens one side of a set whose examples lie in shards.
 
   `sort_into_splits` tells the splits apart. `open_files` is given the folder,
   paths of files below it, and the training source if they are for validation.
-  `endings` are that of the files, and others that they have when compressed.
 
-  Raises UserError if files are compressed or missing (of those numbered
-  I-of-N), none is for training, or both splits have one.
+  Raises UserError if no file has the `ending`, some are missing (of those
+  numbered I-of-N) or none is for training.
   """
-  root = data_folder(path, f'the files of the data set (*{endings[0]})')
-  listing = list_files(root, endings)
+  root = data_folder(path, f'the files of the data set (*{ending})')
+  listing = list_files(root, (ending,))
+  endings = ending, *_COMPRESSED
   warn_left_out(root, [e for e in listing.left_out if e[0].endswith(endings)])
   if not listing.paths:
-    raise UserError(f'{root} has no file whose name ends in {endings[0]}')
+    raise UserError(
+      f'{root} has no file whose name ends in {ending} (not compressed)'
+    )
   found = [os.path.relpath(path, root) for path in listing.paths]
-  found = _uncompressed(root, found, *endings)
   train, held_out = splits.sort_into_splits(root, found, side.split)
   _check_complete(root, train + held_out)
 
@@ -265,40 +256,15 @@ def open_shards(
   return splits.open_side(root, side, training, own)
 
 
-def _uncompressed(root, paths, plain, *compressed):
-  """Returns the plain files; refuses those that are compressed only."""
-  for path in paths:
-    ending = next((e for e in compressed if path.endswith(e)), None)
-    if ending and path.removesuffix(ending) + plain not in paths:
-      advice = f'uncompress the files once (for {plain}.gz: gunzip)'
-      raise UserError(f'{root / path} is compressed; {advice}')
-  return [path for path in paths if not path.endswith(compressed)]
-
-
 def _check_complete(root, names):
-  """Refuses one file under two names, and shards I-of-N without the others."""
-  found, counted = {}, collections.defaultdict(dict)
-  for name in names:
-    other = found.setdefault(os.path.realpath(root / name), name)
-    if other != name:
-      text = f'{root / other} and {name} are one file; remove one of the names'
-      raise UserError(text)
-    match = _NUMBERED.fullmatch(name)
-    if match and int(match[2]) <= int(match[3]):
-      counted[match[1], match[3]][int(match[2])] = name
-  for (start, count), have in counted.items():
-    if len(counts := [c for s, c in counted if s == start]) > 1:
-      text = f'as one of {counts[0]} and of {counts[1]} files'
+  """Refuses shards that are numbered I-of-N if there are not N of them."""
+  matches = filter(None, map(_NUMBERED.fullmatch, names))
+  counts = collections.Counter(match.group(1, 3) for match in matches)
+  for (start, count), found in counts.items():
+    if found != int(count):
       raise UserError(
-        f'{root} has {start}... {text}: leave those of one version'
-      )
-    first = int(0 not in have and int(count) in have)  # some count from 1
-    wanted = range(first, first + int(count))
-    if missing := len(wanted) - sum(i in wanted for i in have):
-      number = next(i for i in wanted if i not in have)
-      raise UserError(
-        f'{root} lacks {missing} of {count} files {start}I-of-{count}, the'
-        f' first with I = {number}; fetch them, or rename the others'
+        f'{root} has {found} of {count} files {start}I-of-{count}; fetch all'
+        ' of one version, or rename these'
       )
 
 
@@ -307,14 +273,11 @@ def subfolders(root: str | os.PathLike) -> list[str]:
   return _visible(root)[0]
 
 
-def is_image_name(path: str) -> bool:
-  return path.lower().endswith(IMAGE_SUFFIXES)
+def _split_folders(root):
+  """Returns the folders of the splits, and those that are not read.
 
-
-def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns the folders of `train` and `validation`, or of `all` images.
-
-  A folder of classes named like a split is that split; `test` serves as
+  The first are {train, validation: path}, or {all: path} of all images. A
+  folder of classes named like a split is that split; `test` serves as
   validation if there is no other. Raises UserError if a split has two folders,
   or folders that are named like splits would be taken for classes.
   """
@@ -326,7 +289,7 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
       found[own[name]].append(name)
   if not found['train']:
     _check_class_names(root, names, own)
-    return {'all': root}
+    return {'all': root}, []
   validation = found['validation'] or found['test']
   for split, folders in (('train', found['train']), ('validation', validation)):
     if len(folders) > 1:
@@ -335,16 +298,18 @@ def split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
   if validation == found['test'] != []:
     splits.warn_once(f'{root}: the test split serves as validation')
   train = root / found['train'][0]
-  if unused := [n for n in names if n not in (train.name, *validation)]:
-    splits.warn_once(f'{root}: folders that are not read: {", ".join(unused)}')
+  unused = [root / n for n in names if n not in (train.name, *validation)]
+  if unused:
+    listed = ', '.join(path.name for path in unused)
+    splits.warn_once(f'{root}: folders that are not read: {listed}')
   if not validation:
-    return {'all': train}
+    return {'all': train}, unused
   other = root / validation[0]
   if train.samefile(other):
     raise UserError(
       f'{train} and {other} are one folder: its images would be in both'
     )
-  return {'train': train, 'validation': other}
+  return {'train': train, 'validation': other}, unused
 
 
 def _check_class_names(root, names, own):
@@ -364,70 +329,62 @@ def _check_class_names(root, names, own):
   )
 
 
-def list_classes(root: pathlib.Path) -> dict[str, Listing]:
-  """Returns the listing of each class folder in `root`, by the class's name."""
-  return {
-    name: list_files(os.path.join(root, name)) for name in subfolders(root)
-  }
-
-
-def find_problems(
+def _check_classes(
   root: pathlib.Path,
   classes: dict[str, Listing],
-  class_names: Sequence[str] | None = None,
-  divided: bool = False,
-) -> Iterator[tuple[str, pathlib.Path, str]]:
-  """Yields all that training refuses in a folder of classes.
+  class_names: Sequence[str] | None,
+) -> None:
+  """Refuses folders of classes that cannot be trained on.
 
-  `class_names` are those of training, for a folder of validation; `divided`
-  tells whether a part of each class is held out. Yields (kind of finding as
-  `prepare check` calls it, what has it, what is wrong).
+  `class_names` are those of training, for a folder of validation.
   """
   if not classes:
-    yield 'no_classes', root, 'has no subfolders; each class needs one'
-  known = set(
-    map(splits.normal, classes if class_names is None else class_names)
-  )
+    raise UserError(f'{root} has no subfolders; each class needs one')
+  names = list(classes if class_names is None else class_names)
+  known = set(map(splits.normal, names))
   lacking = [name for name in classes if splits.normal(name) not in known]
+  if lacking:
+    raise UserError(
+      f'{root} has classes that training lacks: {lacking}; remove them'
+    )
   seen = set()
   for name, listing in classes.items():
-    path, plain, count = root / name, splits.normal(name), len(listing.paths)
+    path, plain = root / name, splits.normal(name)
     own = listing.folders[:1]  # none of a link to a folder around it
     below = [p for p in listing.folders if [os.path.dirname(p)] == own]
     words = {splits.split_of_name(os.path.basename(p)) for p in below} - {''}
     if len(words) > 1:
-      text = 'holds folders named like splits; give the folder that has train/'
-      yield 'splits_in_a_class', path, f'{text} and val/'
-    if not count:
-      text = f'has no images ({", ".join(IMAGE_SUFFIXES)}); fill it or remove'
-      yield 'empty_class', path, f'{text} it'
-    if divided and count == 1:
-      text = 'has a single image, which cannot be both trained on and held out'
-      yield 'single_image', path, f'{text}; add images or remove the class'
-    if plain not in known:
-      text = f'is one of the classes that training lacks: {lacking}'
-      yield 'class_only_in_validation', path, text
+      raise UserError(
+        f'{path} holds folders named like splits; give the folder that has'
+        ' train/ and val/'
+      )
+    if not listing.paths:
+      suffixes = ', '.join(IMAGE_SUFFIXES)
+      raise UserError(
+        f'{path} has no images ({suffixes}); fill it or remove it'
+      )
     if plain in seen:
-      text = f'({str(path)!a}) has the name of another class, spelled in other'
-      yield 'spelled_twice', path, f'{text} bytes of Unicode; join them'
+      raise UserError(
+        f'{path} ({str(path)!a}) has the name of another class, spelled in'
+        ' other bytes of Unicode; join them'
+      )
     seen.add(plain)
   if class_names is None and len(classes) == 1:
-    text = f'is the only class in {root}; two are needed at least'
-    yield 'one_class', root / next(iter(classes)), text
+    raise UserError(f'{path} is the only class in {root}; two are needed')
 
 
 def folder_source(path: str, side: splits.Side) -> FolderSource:
-  """Opens photographs in subfolders named by class; see `split_folders`.
+  """Opens photographs in subfolders named by class; see `_split_folders`.
 
-  Raises UserError if the folder is missing, or for what `find_problems` finds.
+  Raises UserError if the folder is missing, or classes cannot be trained on.
   """
   root = data_folder(path, 'one subfolder of images per class')
-  folders = split_folders(root)
+  folders, unused = _split_folders(root)
   whole = folders.get('all', folders.get('train'))
 
   def training():
     source = _listed.pop(whole, None) if side.split == 'validation' else None
-    source = source or list_folder(whole)
+    source = source or list_folder(whole, unused=unused)
     if side.split == 'train' and 'all' in folders:
       _listed.clear()
       _listed[whole] = source
@@ -441,17 +398,25 @@ def folder_source(path: str, side: splits.Side) -> FolderSource:
 
 
 def list_folder(
-  root: pathlib.Path, class_names: Sequence[str] | None = None
+  root: pathlib.Path,
+  class_names: Sequence[str] | None = None,
+  unused: Sequence[pathlib.Path] = (),
 ) -> FolderSource:
   """Opens all images of a folder whose subfolders are classes.
 
   The labels are numbers of `class_names`, of training, or of the subfolders.
-  Raises UserError for what `find_problems` finds.
+  The folders `unused` count as left out. Raises UserError if classes cannot be
+  trained on.
   """
-  classes = list_classes(root)
-  for _, path, problem in find_problems(root, classes, class_names):
-    raise UserError(f'{path} {problem}')
-  left_out = [(p, 'images beside the classes') for p in loose_images(root)]
+  classes = {
+    name: list_files(os.path.join(root, name)) for name in subfolders(root)
+  }
+  _check_classes(root, classes, class_names)
+  left_out = [
+    (str(root / name), 'images beside the classes')
+    for name in _visible(root)[1]
+    if name.lower().endswith(IMAGE_SUFFIXES)
+  ]
   left_out += [entry for c in classes.values() for entry in c.left_out]
   warn_left_out(root, left_out)
   names = list(classes) if class_names is None else class_names
@@ -466,12 +431,8 @@ def list_folder(
     np.repeat(np.array(labels, np.int32), counts),
     np.array([size for c in classes.values() for size in c.sizes], np.int64),
     names,
+    [*((str(path), 'folders beside the splits') for path in unused), *left_out],
   )
-
-
-def loose_images(root: pathlib.Path) -> list[str]:
-  """Returns the paths of the images that lie beside the class folders."""
-  return [str(root / n) for n in _visible(root)[1] if is_image_name(n)]
 
 
 def warn_left_out(root: object, left_out: Sequence[tuple[str, str]]) -> None:

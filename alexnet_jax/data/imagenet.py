@@ -50,7 +50,7 @@ def _open_tar(root, split, name, training=None):
     fetch = 'download it from https://image-net.org/download-images'
     raise UserError(f'{path} is missing: {(packed or [fetch])[0]}')
   index = _index_validation if training else _index_training
-  sizes, samples = tar_shards.open_index(root, split, (name,), index)
+  sizes, samples = tar_shards.open_index(root, (name,), index)
   names = splits.check_labels(path, samples['label'], _synsets(), training)
   return ImageNetSource(f'{root} {split}', root, (name,), sizes, samples, names)
 

@@ -10,12 +10,13 @@ import threading
 import numpy as np
 
 from alexnet_jax.data import decoding, images
-from alexnet_jax.data.splits import Source
+from alexnet_jax.data.splits import Source, warn_once
 from alexnet_jax.errors import UnreadableImageError, UserError
 
 _SKIP_HINT = (
-  '--config.data.unreadable=skip; or repair or delete it, after which a run'
-  ' with checkpoints needs a new --workdir'
+  'unreadable=skip (--config.data.unreadable=skip, of `prepare` --unreadable'
+  ' skip); or repair or delete it, after which a run with checkpoints needs a'
+  ' new --workdir'
 )
 # Squares of images in memory that are kept; more are made anew each time.
 _MOST_KEPT = 2**28  # bytes
@@ -58,7 +59,7 @@ class Loader:
     self.num_threads = num_threads or num_cores()
     self._skip_hint = skip_hint
     self._damaged, self._squares = {}, None
-    self._has_told_of_colors = channels == 3
+    self._may_lose_colors = channels == 1
     self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
     self._lock = threading.Lock()
 
@@ -82,7 +83,7 @@ class Loader:
       raise UserError(f'{name} has the label {label}, which is no class')
     label = self.numbers.get(label, label)
     if not isinstance(content, bytes):
-      self._tell_of_colors(index, content)
+      self._warn_of_colors(content)
       return content, label
 
     def damaged(message):
@@ -93,18 +94,15 @@ class Loader:
     except UnreadableImageError as error:
       return self.report(index, error)
     if not how:  # all rows are there
-      self._tell_of_colors(index, pixels)
+      self._warn_of_colors(pixels)
     return pixels, label
 
-  def _tell_of_colors(self, index, pixels):
-    """Says of the first image with colors, but once, that they are lost."""
-    if self._has_told_of_colors or (pixels[..., :1] == pixels[..., 1:]).all():
-      return
-    with self._lock:
-      is_told, self._has_told_of_colors = self._has_told_of_colors, True
-    if not is_told:
-      name = self.source.describe(index)
-      logging.warning('%s has colors: here such images become gray', name)
+  def _warn_of_colors(self, pixels):
+    """Logs, once in a process, that images lose their colors."""
+    if self._may_lose_colors and (pixels[..., :1] != pixels[..., 1:]).any():
+      self._may_lose_colors = False
+      with self._lock:  # several threads may come at once
+        warn_once('images with colors become gray: there is one channel')
 
   def square(self, index: int) -> tuple[np.ndarray, int] | None:
     """Returns (uint8 [size, size, channels], label); None if skipped.

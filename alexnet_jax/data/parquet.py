@@ -24,11 +24,6 @@ _NO_BYTES = (
   'has no bytes of an image, at most a path or an address; embed the images'
   ' (datasets: dataset.cast_column("image", Image()) and save)'
 )
-_SLOW = (
-  '{0}: reading parquet in random order is slow, as every image has a whole row'
-  ' group decoded; for a fast copy: python -m alexnet_jax.data.prepare raw'
-  ' --source parquet --path {0} --out DIR'
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +64,6 @@ class ParquetSource(splits.Source):
     largest = max((g.total_byte_size for g in groups), default=0)
     kept = max(1, _CACHE_BYTES // max(1, largest))
     self._cached = functools.lru_cache(kept)(self._decode)
-    self._decoded = set()
     # Of threads that want the same group, one decodes it.
     self._locks = [threading.Lock() for _ in range(64)]
 
@@ -109,9 +103,6 @@ class ParquetSource(splits.Source):
     """Returns the images of a row group, a ChunkedArray of bytes."""
     pa = _import_pyarrow()
     file, group = self._groups[number]
-    if number in self._decoded:
-      splits.warn_once(_SLOW.format(file.path.parent))
-    self._decoded.add(number)
     try:
       if os.path.getsize(file.path) != file.size:
         raise splits.changed(file.path)
@@ -147,7 +138,7 @@ def parquet_source(path: str, side: splits.Side) -> ParquetSource:
     rows = np.arange(len(labels))
     return ParquetSource(f'{root} {side.split}', files, rows, labels, classes)
 
-  return folder.open_shards(path, ('.parquet',), side, open_files)
+  return folder.open_shards(path, '.parquet', side, open_files)
 
 
 def _check_alike(first, other):

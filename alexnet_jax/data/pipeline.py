@@ -128,7 +128,7 @@ def train_dataset(
   whole, part = batching.global_batch_size, batching.part
   min_size = crop.least_short_side(size) if scaled_decoding else 0
   addresses = None  # of squares in memory
-  if crop.kind != 'random_resized':
+  if crop.cuts_squares:
     addresses = loader.square_addresses(num_steps * batching.size)
   buffers = _Buffers(batching, crop.size, loader.channels)
 
@@ -139,7 +139,7 @@ def train_dataset(
     batch = _empty_batch(buffers, loader.skips)
     batch |= augmentation.draw(draws, step, whole, seed, part)
     attempts = None
-    if crop.kind == 'random_resized':
+    if not crop.cuts_squares:
       attempts = order.resized_crop_draws(step, whole, seed)[part]
 
     def fill(i, _):

@@ -76,11 +76,11 @@ def find_statistics(
   origin += ['gray'] * (options.channels == 1)
   origin += [options.mean_image_of] if options.mean_image_of else []
   origin = json.dumps(origin)
-  stored = _load(path, options.channels)
-  if str(stored.get('of')) == origin and (
-    'covariance' in stored or not options.lighting
+  kept = _load(path, options.channels)
+  if str(kept.get('of')) == origin and (
+    'covariance' in kept or not options.lighting
   ):
-    return _wanted(options, stored)
+    return _wanted(options, kept)
   found = {'mean': read_mean_image()} if options.mean_image_of else {}
   if options.lighting or not found:
     mean, covariance = _known(options, loader) or compute(
@@ -100,28 +100,19 @@ def no_statistics(options: Options) -> Statistics:
   return _wanted(options, zeros)
 
 
-def stored_mean(options: Options, workdir) -> np.ndarray:
-  """Returns what a finished run subtracts, see `Statistics`; or UserError."""
-  needed = ('mean',) if options.mean_is_computed else ()
-  return _wanted_mean(options, _stored(options, workdir, needed))
-
-
-def stored_lighting(options: Options, workdir) -> np.ndarray | None:
-  """Returns the `Statistics.lighting` of a finished run; or UserError."""
-  needed = ('covariance',) if options.lighting else ()
-  return _wanted_lighting(options, _stored(options, workdir, needed))
-
-
-def _stored(options, workdir, needed):
+def stored(options: Options, workdir) -> Statistics:
+  """Returns the statistics of a finished run; UserError if one is missing."""
   path = pathlib.Path(workdir) / MEAN_FILE
-  stored = _load(path, options.channels) if needed else {}
+  needed = ['mean'] * options.mean_is_computed
+  needed += ['covariance'] * bool(options.lighting)
+  found = _load(path, options.channels) if needed else {}
   for name in needed:
-    if name not in stored:
+    if name not in found:
       raise UserError(
         f'the {name} of the run, in {path}, is missing or damaged; start its'
         ' training command again to make it anew'
       )
-  return stored
+  return _wanted(options, found)
 
 
 def _load(path, channels):
@@ -154,12 +145,7 @@ def _known(options, loader):
 
 
 def _wanted(options, found):
-  return Statistics(
-    _wanted_mean(options, found), _wanted_lighting(options, found)
-  )
-
-
-def _wanted_mean(options, found):
+  """Returns what the options want of {mean, covariance}."""
   if options.mean == 'none':
     mean = np.zeros(options.channels)
   elif options.mean_rgb:
@@ -168,15 +154,12 @@ def _wanted_mean(options, found):
     mean = found['mean'].mean((0, 1))
   else:
     mean = images.center_crop(found['mean'], options.crop_size)
-  return mean.astype(np.float32)
-
-
-def _wanted_lighting(options, found):
-  if not options.lighting:
-    return None
-  return augment.lighting_matrix(
-    found['covariance'], options.lighting, options.lighting_unit
-  ).astype(np.float32)
+  lighting = None
+  if options.lighting:
+    lighting = augment.lighting_matrix(
+      found['covariance'], options.lighting, options.lighting_unit
+    ).astype(np.float32)
+  return Statistics(mean.astype(np.float32), lighting)
 
 
 def compute(

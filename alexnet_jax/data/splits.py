@@ -15,7 +15,6 @@ import operator
 import os
 import pathlib
 import re
-import threading
 from typing import NamedTuple
 import unicodedata
 
@@ -30,8 +29,6 @@ _SPLIT_OF_WORD = {
 }
 _MOST_UNNAMED_CLASSES = 1_000_000
 _THREADS = 16
-_warnings: set[str] = set()
-_warnings_lock = threading.Lock()
 
 
 class Source:
@@ -50,10 +47,6 @@ class Source:
   # A short hash of what tells the examples apart: pixels in memory, names and
   # sizes of files, the description of a TFDS set.
   fingerprint: str
-
-  def __repr__(self) -> str:
-    counts = f'{self.num_examples} examples, {len(self.class_names)} classes'
-    return f'<{type(self).__name__} {self.name}: {counts}>'
 
   @property
   def num_examples(self) -> int:
@@ -270,13 +263,10 @@ def in_threads(function: Callable, items: Iterable) -> list:
     return list(pool.map(function, items))
 
 
+@functools.cache
 def warn_once(message: str) -> None:
   """Logs a warning, unless this process has done so already."""
-  with _warnings_lock:  # several threads may come with the same one
-    is_new = message not in _warnings
-    _warnings.add(message)
-  if is_new:
-    logging.warning('%s', message)
+  logging.warning('%s', message)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -16,15 +16,13 @@ from alexnet_jax import files
 from alexnet_jax.data import folder, splits
 from alexnet_jax.errors import UserError
 
-_COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst', '.tar.lz4')
 _IMAGES = frozenset(suffix[1:] for suffix in folder.IMAGE_SUFFIXES)
 _LABELS = ('cls', 'json')  # the first is taken where a sample has both
-_CLASS_FILES = ('classes.txt', 'classnames.txt')
 _BLOCK = 512  # bytes; a tar consists of such blocks and ends with one of zeros
 ENCODING = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # of any names
 _LONG_TO_INDEX = 8  # GB; indexing them is announced
 _LARGE = 10_000  # samples; their index is kept in a file
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
 _FIELDS = ('shard', 'offset', 'size', 'label', 'key')
 
 
@@ -61,14 +59,11 @@ class TarSource(splits.Source):
       with open(path, 'rb', buffering=0) as file:
         handle = file.fileno()
         content = files.read_range(handle, size, offset)
-        header = files.read_range(handle, _BLOCK, offset - _BLOCK)
         shard_size = os.fstat(handle).st_size
     except OSError as error:
       raise UserError(f'cannot read {path}: {error.strerror}') from error
     if len(content) != size or shard_size != self.shard_sizes[shard]:
       raise splits.changed(path)
-    if not _header_has(header, size):
-      raise UserError(f'delete {self.root}/*.index.npz: it fits other shards')
     return content, label
 
   def describe(self, index: int) -> str:
@@ -86,39 +81,32 @@ def _text(key):
   return key.decode(errors='replace')
 
 
-def _header_has(header, size):
-  try:
-    return tarfile.nti(header[124:136]) == size
-  except tarfile.HeaderError:  # no number, so no header of a tar
-    return False
-
-
 def tar_source(path: str, side: splits.Side) -> TarSource:
   """Opens a split of a folder of tar shards; see `folder.open_shards`.
 
   A sample is the files of a shard that share the path up to the first dot of
   its last component: an image, and its label as text in `.cls` or under `label`
-  (or `cls`) in `.json`. `classes.txt` or `classnames.txt` names the classes.
+  (or `cls`) in `.json`. `classes.txt` names the classes.
 
-  Raises UserError if shards are missing, compressed, truncated or damaged, or
-  hold samples without an image or a label that training knows.
+  Raises UserError if shards are missing, truncated or damaged, or hold samples
+  without an image or a label that training knows.
   """
 
   def open_files(root, names, training):
-    shards, kind = tuple(names), 'validation' if training else 'train'
-    sizes, samples = open_index(root, kind, shards, _index_shards)
+    shards = tuple(names)
+    sizes, samples = open_index(root, shards, _index_shards)
     classes = None if training else _read_class_names(root)
     classes = splits.check_labels(root, samples['label'], classes, training)
     name = f'{root} {side.split}'
     return TarSource(name, root, shards, sizes, samples, classes)
 
-  return folder.open_shards(path, ('.tar', *_COMPRESSED), side, open_files)
+  return folder.open_shards(path, '.tar', side, open_files)
 
 
 def _read_class_names(root):
-  """Returns the lines of classes.txt or classnames.txt; None without either."""
-  path = next((root / n for n in _CLASS_FILES if (root / n).is_file()), None)
-  if path is None:
+  """Returns the lines of classes.txt; None if there is no such file."""
+  path = root / 'classes.txt'
+  if not path.is_file():
     return None
   try:
     names = path.read_text('utf-8-sig').rstrip().splitlines()
@@ -133,49 +121,53 @@ def _read_class_names(root):
 
 def open_index(
   root: pathlib.Path,
-  split: str,
   shards: tuple[str, ...],
   index_shards: Callable[[pathlib.Path, tuple[str, ...]], np.ndarray],
 ) -> tuple[tuple[int, ...], np.ndarray]:
   """Returns (bytes of each shard, samples of `index_shards(root, shards)`).
 
-  They are shared, and not to be changed; many are kept in a file in `root`.
+  They are shared, and not to be changed; many are kept in the user's cache.
   """
   stats = [(root / shard).stat() for shard in shards]
   sizes = tuple(status.st_size for status in stats)
   times = tuple(status.st_mtime_ns for status in stats)
-  return sizes, _indexed(root, split, shards, sizes, times, index_shards)
+  return sizes, _indexed(root.absolute(), shards, sizes, times, index_shards)
 
 
 @functools.lru_cache(4)  # for the other split, and for folds
-def _indexed(root, split, shards, sizes, times, index_shards):
-  """Returns the samples of some shards, from the kept index if it holds."""
-  state = json.dumps([_INDEX_VERSION, shards, sizes, times])
-  path = root / f'{split}.index.npz'
-  if (samples := _load_index(path, state, sizes)) is not None:
+def _indexed(root, shards, sizes, times, index_shards):
+  """Returns the samples of some shards, from the kept index if there is one."""
+  key = [_INDEX_VERSION, index_shards.__name__, str(root), shards, sizes, times]
+  name = f'{splits.digest(json.dumps(key).encode())}.npy'
+  if (samples := _load_index(name, sizes)) is not None:
     return samples
   if (size := sum(sizes) / 1e9) >= _LONG_TO_INDEX:
-    splits.warn_once(f'{root}: indexing the tars for {split}, {size:,.0f} GB')
+    splits.warn_once(f'{root}: indexing {len(shards)} tars, {size:,.0f} GB')
   samples = index_shards(root, shards)
   if len(samples) >= _LARGE:
     try:
+      path = _index_path(name)
+      path.parent.mkdir(parents=True, exist_ok=True)
       with files.replaced_file(path) as temporary, temporary.open('wb') as file:
-        np.savez(file, state=state, samples=samples)
-    except OSError as error:
+        np.save(file, samples)
+    except (OSError, RuntimeError) as error:  # the latter without a home
       splits.warn_once(
-        f'{path} cannot be written ({error.strerror}); it saves time at starts'
+        f'the index of {root} cannot be kept ({error}); it saves time at starts'
       )
   return samples
 
 
-def _load_index(path, state, sizes):
+def _index_path(name):
+  return files.cache_folder() / 'tar_indexes' / name
+
+
+def _load_index(name, sizes):
   """Returns the kept samples; None if there are none that fit the shards."""
   try:
-    with open(path, 'rb') as file, np.load(file) as stored:
-      samples = stored['samples'] if str(stored['state']) == state else None
+    samples = np.load(_index_path(name))
     shard, offset, size, label, key = (samples[field] for field in _FIELDS)
     left = np.array(sizes)[shard] - offset  # IndexError beyond the last one
-    fits = (shard >= 0) & (offset >= _BLOCK) & (size <= left) & (size >= 0)
+    fits = (shard >= 0) & (offset >= 0) & (size >= 0) & (size <= left)
     alike = samples.dtype == _dtype(key.itemsize) and samples.ndim == 1
     return samples if alike and (fits & (label >= 0)).all() else None
   except Exception:  # whatever another file or a damaged one makes of it

@@ -37,8 +37,6 @@ _IMAGENET = (
 )
 _MOST_CLASSES = 1_000_000
 _CHUNK = 256  # records
-_LARGE = 10_000  # records; reading their labels is announced
-_labels_read: dict[tuple[pathlib.Path, str], np.ndarray] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +97,14 @@ class TfdsSource(splits.Source):
       ) from error
 
   def read_labels(self) -> np.ndarray:
-    """Returns the label of every record, int32 [n]; reads all, once."""
-    key, count = (self.folder, self.fingerprint), self.num_examples
-    if key not in _labels_read:
-      if count >= _LARGE:
-        splits.warn_once(f'{self.name}: reading {count:,} records for labels')
-      chunks = np.array_split(np.arange(count), count // _CHUNK + 1)
-      labels = splits.in_threads(
-        lambda chunk: [self.read(int(index))[1] for index in chunk], chunks
-      )
-      _labels_read[key] = np.array(list(itertools.chain(*labels)), np.int32)
-    return _labels_read[key]
+    """Returns the label of every record, int32 [n]; reads all of them."""
+    chunks = np.array_split(
+      np.arange(self.num_examples), self.num_examples // _CHUNK + 1
+    )
+    labels = splits.in_threads(
+      lambda chunk: [self.read(int(index))[1] for index in chunk], chunks
+    )
+    return np.array(list(itertools.chain(*labels)), np.int32)
 
 
 @functools.cache
@@ -309,17 +304,11 @@ def tfds_folder(name: str, data_dir: str = '') -> pathlib.Path:
     f'python -m alexnet_jax.data.prepare tfds --name {name} --manual_dir DIR'
     f' --data_dir {shlex.quote(str(root))}'
   )
+  begun = any(root.glob(f'{name}/*/.unfinished'))
+  problem = ' It is unfinished: the same command goes on.' if begun else ''
   raise UserError(
-    f'no TFDS set {name!r} in {root}.{_nearby(root, name)}'
+    f'no TFDS set {name!r} in {root}.{problem}'
     f'{_IMAGENET * (name == "imagenet2012")} To prepare it: `{command}`. If it'
     f' lies elsewhere, give the folder around {name}: --config.data.path=DIR'
     ' (of `prepare`: --path DIR)'
   )
-
-
-def _nearby(root, name):
-  if any(root.glob(f'{name}/*/.unfinished')):
-    return ' It is unfinished: the same prepare command goes on.'
-  infos = [*root.glob(f'*/*/{INFO}')]
-  names = sorted({path.parent.parent.name for path in infos})
-  return f' It has {", ".join(names)}: name it (tfds_name).' if names else ''

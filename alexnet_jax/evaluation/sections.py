@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 
 from alexnet_jax import files
-from alexnet_jax.data import images, order
+from alexnet_jax.data import augment, images, order
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate, figures, loading, page
@@ -147,8 +147,8 @@ def augmented(subject: MeasuredRun, count: int) -> list[tuple]:
 
 def _change(batch, i):
   words = ['mirrored'] if 'flip' in batch and batch['flip'][i] else []
-  for key in ('brightness', 'color'):
-    if key in batch:
+  for key in augment.Changes.__annotations__:
+    if key in batch and key not in ('flip', 'scale'):
       words += [f'{level:+.0f}' for level in np.atleast_1d(batch[key][i])]
   return ' '.join(words)
 

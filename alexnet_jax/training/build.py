@@ -414,12 +414,12 @@ def find_pixel_statistics(
 
 def stored_mean(config, workdir) -> np.ndarray:
   """Returns what a finished run subtracts; see `pixel_statistics`."""
-  return pixel_statistics.stored_mean(pixel_options(config), workdir)
+  return pixel_statistics.stored(pixel_options(config), workdir).mean
 
 
 def stored_lighting(config, workdir) -> np.ndarray | None:
   """Returns the matrix of a finished run's PCA lighting, if it has any."""
-  return pixel_statistics.stored_lighting(pixel_options(config), workdir)
+  return pixel_statistics.stored(pixel_options(config), workdir).lighting
 
 
 def check_examples(config, training, held_out) -> None:

@@ -9,7 +9,7 @@ import PIL.ExifTags
 import PIL.Image
 import pytest
 
-from alexnet_jax.data import decoding, folder, sources
+from alexnet_jax.data import folder, sources
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UnreadableImageError, UserError
@@ -45,7 +45,7 @@ def refused(path, message):
     with pytest.raises(UserError, match=message):
       sources.make_source('folder', split, path=str(path))
   with contextlib.suppress(UserError):
-    assert check(str(path))['errors']
+    assert check(str(path), 'folder')['errors']
 
 
 @pytest.fixture
@@ -175,7 +175,8 @@ def test_links_are_followed(tmp_path):
   (root / 'cat' / 'more').symlink_to(outside / 'more')
   (root / 'dog' / 'alive.png').symlink_to(outside / 'emu' / 'image_0000.png')
   assert sum(sizes(root)) == 17
-  assert check(str(root))['splits']['all']['examples'] == 17
+  found = check(str(root))['splits'].values()
+  assert sum(split['examples'] for split in found) == 17
   assert len(folder.find_images([str(root)])) == 17
 
 
@@ -272,16 +273,27 @@ def test_a_share_that_nothing_holds_out_is_warned_of(tmp_path, caplog):
   assert 'val_fraction = 0.5' in caplog.text
 
 
+def first_pixels(*images):
+  loader = Loader(folder.ImageList(images, ('',)), 8)
+  return [loader.pixels(i)[0].copy() for i in range(len(images))]
+
+
 @pytest.mark.parametrize('mode', ['I;16', 'I;16B', 'I', 'F'])
 def test_pictures_of_many_bits_are_read_as_their_files_are(mode):
   image = PIL.Image.new(mode, (4, 3), 40_000)
   for given in (image, encode(image, 'TIFF')):
-    images = folder.ImageList([given], ('',))
     if mode in 'IF':
       with pytest.raises(UnreadableImageError, match='32-bit pixels'):
-        decoding.decode(images.read(0)[0])
+        first_pixels(given)
     else:
-      assert (decoding.decode(images.read(0)[0]) == 40_000 >> 8).all()
+      assert (first_pixels(given)[0] == 40_000 >> 8).all()
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'HSV'])
+def test_pictures_of_every_mode_become_rgb(mode):
+  image = PIL.Image.fromarray(noise(0)).convert(mode)
+  (found,) = first_pixels(image)
+  np.testing.assert_array_equal(found, image.convert('RGB'))
 
 
 def test_turned_pictures_of_16_bits_are_read_as_their_files_are():
@@ -292,8 +304,7 @@ def test_turned_pictures_of_16_bits_are_read_as_their_files_are():
   small = PIL.Image.open(io.BytesIO(file))
   small.thumbnail((2, 2))
   opened = PIL.Image.open(io.BytesIO(file))
-  images = folder.ImageList([file, opened, small], ('',))
-  first, second, third = (decoding.decode(images.read(i)[0]) for i in range(3))
+  first, second, third = first_pixels(file, opened, small)
   np.testing.assert_array_equal(first[..., 0], np.rot90(pixels >> 8, -1))
   np.testing.assert_array_equal(second, first)
   np.testing.assert_array_equal(

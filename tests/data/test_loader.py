@@ -1,4 +1,3 @@
-import ctypes
 import threading
 import time
 
@@ -31,24 +30,6 @@ def test_damage_that_is_overlooked_is_named_once(progressive, tmp_path, caplog):
   assert not loader.unreadable
 
 
-@pytest.mark.parametrize(('threads', 'chunk'), [(1, 3), (5, 1), (2, 100)])
-def test_for_each_takes_every_piece_once(threads, chunk):
-  loader = Loader(
-    sources.synthetic_source('train', 4, 2), 8, num_threads=threads
-  )
-  seen, lock = [], threading.Lock()
-
-  def note(start, end):
-    assert end - start <= chunk
-    with lock:
-      seen.extend(range(start, end))
-
-  loader.for_each(note, 17, chunk)
-  assert sorted(seen) == list(range(17))
-  loader.for_each(note, 0, chunk)
-  assert len(seen) == 17
-
-
 def test_an_error_in_a_thread_is_raised_and_stops_the_others():
   loader = Loader(sources.synthetic_source('train', 4, 2), 8, num_threads=2)
   calls, another = [], threading.Event()
@@ -74,17 +55,6 @@ def squares_source(count):
   pixels = rng.integers(0, 256, (count, 20, 20, 3), np.uint8)
   labels = np.arange(count, dtype=np.int32) % 3
   return sources.ArraySource('squares', pixels, labels, ['a', 'b', 'c'])
-
-
-def test_squares_are_made_once(monkeypatch):
-  loader = Loader(squares_source(21), 30)
-  first = loader.square_addresses(21)
-  expected = [loader.square(i)[0].tobytes() for i in (20, 3)]
-  monkeypatch.setattr(loader, 'square', None)  # it must not be called
-  for addresses in (first, loader.square_addresses(500)):
-    found = addresses(np.array([20, 3]))
-    size = 30 * 30 * 3
-    assert [ctypes.string_at(int(a), size) for a in found] == expected
 
 
 @pytest.mark.parametrize(

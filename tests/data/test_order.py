@@ -31,21 +31,6 @@ def test_seeds_and_epochs_differ():
   assert (draws != order.batch_draws(0, 8, 1)).any()
 
 
-def test_draws_are_uniform_and_independent_of_each_other():
-  draws = np.concatenate([order.batch_draws(t, 100, 0) for t in range(100)])
-  assert draws.min() >= 0
-  assert draws.max() < 1
-  np.testing.assert_allclose(draws.mean(0), 0.5, atol=0.015)
-  np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(3), atol=0.04)
-  shifts = np.concatenate(
-    [order.brightness_draws(t, 500, 1) for t in range(20)]
-  )
-  assert -1 <= shifts.min() < shifts.max() <= 1
-  np.testing.assert_allclose(
-    (shifts.mean(), shifts.std()), (0, 1 / np.sqrt(3)), atol=0.02
-  )
-
-
 def test_the_orders_of_two_epochs_are_kept():
   kept = weakref.ref(order.permutation(0, 0, 8))
   assert order.permutation(0, 1, 8) is not order.permutation(0, 0, 8)

@@ -21,40 +21,20 @@ def examples(seed, count, kept=(0, 1, 2)):
       yield pictures.encode(pixels), number % 3
 
 
-def write_folder(root, prefix, *which):
-  for number, (content, label) in enumerate(examples(*which)):
-    pictures.write(root, {f'{NAMES[label]}/{number}.jpg': content})
+KINDS = ('folder', 'tar', 'parquet')
 
 
-def write_tar(root, prefix, *which):
-  members = []
-  for number, (content, label) in enumerate(examples(*which)):
-    members.append((f'{number}.jpg', content))
-    members.append((f'{number}.cls', str(label).encode()))
-  tar, names = pictures.tar_of(members), '\n'.join(NAMES).encode()
-  pictures.write(root, {'classes.txt': names, f'{prefix}-0.tar': tar})
+def write_data(root, kind, prefix, *which):
+  pictures.write_set(root, kind, prefix, examples(*which), NAMES)
 
 
-def write_parquet(root, prefix, *which):
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  root.mkdir(parents=True)
-  contents, labels = zip(*examples(*which), strict=True)
-  table = pa.table({'image': contents, 'label': [NAMES[i] for i in labels]})
-  pq.write_table(table, root / f'{prefix}-0.parquet')
-
-
-WRITERS = {'folder': write_folder, 'tar': write_tar, 'parquet': write_parquet}
-
-
-@pytest.fixture(scope='module', params=WRITERS)
+@pytest.fixture(scope='module', params=KINDS)
 def trained(request, tmp_path_factory, small):
   """(workdir, kind, folder): a run on 24 images, 6 of them held out."""
   if request.param == 'parquet':
     pytest.importorskip('pyarrow')
   folder = tmp_path_factory.mktemp(request.param)
-  WRITERS[request.param](folder / 'data', 'train', 0, 8)
+  write_data(folder / 'data', request.param, 'train', 0, 8)
   recipe = commands.write_recipe(
     folder,
     **small,
@@ -72,7 +52,7 @@ def trained(request, tmp_path_factory, small):
 def test_other_images_are_measured_whole(trained, tmp_path, call):
   """Two of each class, which training would divide."""
   workdir, kind, _ = trained
-  WRITERS[kind](tmp_path / 'data', 'test', 1, 2)
+  write_data(tmp_path / 'data', kind, 'test', 1, 2)
   place = ('--data_path', tmp_path / 'data')
   code, result, err = call(evaluate, '--workdir', workdir, *place)
   assert code == 0, err
@@ -107,7 +87,7 @@ def test_the_data_of_the_training_is_divided_where_it_lies(trained, call):
 
 @pytest.mark.parametrize('trained', ['folder'], indirect=True)
 def test_a_folder_may_have_few_images_and_classes(trained, tmp_path, call):
-  write_folder(tmp_path / 'all', '', 1, 1)
+  write_data(tmp_path / 'all', 'folder', '', 1, 1)
   arguments = ('--workdir', trained[0], '--data_path')
   code, result, err = call(evaluate, *arguments, tmp_path / 'all')
   assert code == 0, err
@@ -128,8 +108,8 @@ def test_a_folder_may_have_few_images_and_classes(trained, tmp_path, call):
 
 @pytest.mark.parametrize('trained', ['folder'], indirect=True)
 def test_other_data_keeps_its_own_splits(trained, tmp_path, call):
-  write_folder(tmp_path / 'train', '', 1, 3)
-  write_folder(tmp_path / 'val', '', 2, 1)
+  write_data(tmp_path / 'train', 'folder', '', 1, 3)
+  write_data(tmp_path / 'val', 'folder', '', 2, 1)
   for split, count in (('train', 9), ('validation', 3)):
     arguments = ('--workdir', trained[0], '--data_path', tmp_path)
     result = call(evaluate, *arguments, '--split', split)[1]
@@ -147,26 +127,26 @@ def probabilities(call, workdir, photographs):
 
 def write_prepared(root, command):
   """A raw or TFDS set whose validation has four photographs of two classes."""
-  write_folder(root / 'source' / 'train', '', 2, 2)
-  write_folder(root / 'source' / 'val', '', 1, 2, (0, 2))
+  write_data(root / 'source' / 'train', 'folder', '', 2, 2)
+  write_data(root / 'source' / 'val', 'folder', '', 1, 2, (0, 2))
   arguments = f'{command} --source folder --size 28 --path'.split()
   arguments += [str(root / 'source'), '--out', str(root / 'data')]
   assert prepare.main(arguments) == 0
 
 
 @pytest.mark.parametrize('trained', ['folder'], indirect=True)
-@pytest.mark.parametrize('kind', [*WRITERS, 'raw', 'tfds:photos'])
+@pytest.mark.parametrize('kind', [*KINDS, 'raw', 'tfds:photos'])
 def test_a_subset_is_measured_over_its_classes(trained, tmp_path, call, kind):
   """Cats and dogs of every kind, by a network that knows cows."""
   workdir = trained[0]
-  if kind in WRITERS:
+  if kind in KINDS:
     if kind == 'parquet':
       pytest.importorskip('pyarrow')
-    WRITERS[kind](tmp_path / 'data', 'test', 1, 2, (0, 2))
+    write_data(tmp_path / 'data', kind, 'test', 1, 2, (0, 2))
   else:
     command = 'raw' if kind == 'raw' else 'resize --name photos'
     write_prepared(tmp_path, command)
-  write_folder(tmp_path / 'photographs', '', 1, 2, (0, 2))
+  write_data(tmp_path / 'photographs', 'folder', '', 1, 2, (0, 2))
   arguments = ['--workdir', workdir, '--data_path', tmp_path / 'data']
   arguments += [] if kind == 'folder' else ['--data_source', kind]
   table = tmp_path / 'table.csv'
@@ -208,8 +188,8 @@ def test_a_subset_is_measured_over_its_classes(trained, tmp_path, call, kind):
 def test_an_image_that_cannot_be_read_has_its_name_in_the_table(
   trained, tmp_path, call
 ):
-  write_folder(tmp_path / 'data', '', 1, 1)
-  broken = tmp_path / 'data' / 'cow' / '1.jpg'
+  write_data(tmp_path / 'data', 'folder', '', 1, 1)
+  broken = tmp_path / 'data' / 'cow' / '01.jpg'
   broken.write_bytes(b'')
   arguments = ('--workdir', trained[0], '--data_path', tmp_path / 'data')
   table = tmp_path / 'table.csv'
@@ -223,11 +203,11 @@ def test_an_image_that_cannot_be_read_has_its_name_in_the_table(
 @pytest.mark.parametrize('trained', ['parquet'], indirect=True)
 def test_other_classes_are_refused_by_name(trained, tmp_path, call):
   arguments = ('--workdir', trained[0], '--data_path', tmp_path / 'data')
-  write_parquet(tmp_path / 'data', 'test', 1, 2, (0, 2))
+  write_data(tmp_path / 'data', 'parquet', 'test', 1, 2, (0, 2))
   hint = '`evaluate --subset` takes data with a part of the classes'
   commands.refused(call(evaluate, *arguments), hint)
   (tmp_path / 'data').rename(tmp_path / 'parquet')
-  write_folder(tmp_path / 'data', '', 1, 1)
+  write_data(tmp_path / 'data', 'folder', '', 1, 1)
   (tmp_path / 'data' / 'cow').rename(tmp_path / 'data' / 'ox')
   for flags in ((), ('--subset',)):
     answer = call(evaluate, *arguments, '--data_source', 'folder', *flags)

@@ -1,6 +1,5 @@
 """prepare resize and raw: killed, on a full disk, with wrong arguments."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -148,22 +147,6 @@ def test_what_is_prepared_stays(photos, tmp_path, capsys):
   assert 'image_size: None -> 64' in capsys.readouterr().err
 
 
-def test_a_prepared_set_without_a_shard_is_refused(photos, tmp_path, capsys):
-  line = arguments('resize', photos, tmp_path / 'out')
-  assert prepare(line) == 0
-  shard = next(tmp_path.glob('out/**/*train*-00001-of-*'))
-  shard.unlink()
-  before = digests(tmp_path)
-  capsys.readouterr()
-  assert prepare(line) == 2
-  error = capsys.readouterr().err
-  assert f'{shard} is missing' in error
-  assert digests(tmp_path) == before
-  shutil.rmtree(shard.parent)
-  assert prepare(line) == 0
-  assert shard.exists()
-
-
 def test_what_stopped_goes_on_with_the_advised_flag(photos, tmp_path, capsys):
   out = tmp_path / 'out'
   stopping = [*arguments('raw', photos, out), '--unreadable', 'stop']
@@ -179,48 +162,6 @@ def test_what_stopped_goes_on_with_the_advised_flag(photos, tmp_path, capsys):
 
 class PowerCut(BaseException):
   """Nothing in the code under test catches it."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('command', ['raw', 'resize'])
-def test_a_cut_before_any_rename_is_made_good(
-  command, photos, tmp_path, monkeypatch
-):
-  """Also between the last shard and the end, step by step."""
-  whole, out = tmp_path / 'whole', tmp_path / 'cut'
-  replaced_file = files.replaced_file
-  replaced = []
-
-  def replace(path):
-    replaced.append(path)
-    return replaced_file(path)
-
-  monkeypatch.setattr(files, 'replaced_file', replace)
-  assert prepare(arguments(command, photos, whole, 50)) == 0
-  assert len(replaced) >= 9  # plan, 3 shards, 3 notes, descriptions
-
-  def cut_at(number):
-    @contextlib.contextmanager
-    def cut(path):
-      nonlocal number
-      number -= 1
-      if number >= 0:
-        with replaced_file(path) as temporary:
-          yield temporary
-      else:
-        yield path.with_name(path.name + '.tmp')
-        raise PowerCut
-
-    return cut
-
-  for number in range(len(replaced)):
-    command_line = arguments(command, photos, out / str(number), 50)
-    monkeypatch.setattr(files, 'replaced_file', cut_at(number))
-    with pytest.raises(PowerCut):
-      prepare(command_line)
-    monkeypatch.setattr(files, 'replaced_file', replaced_file)
-    assert prepare(command_line) == 0
-    assert digests(out / str(number)) == digests(whole)
 
 
 def test_a_shard_that_is_gone_is_written_again(photos, tmp_path, monkeypatch):
@@ -285,11 +226,10 @@ def test_class_names_and_labels_are_given_back(tmp_path):
   assert sorted(source.read_labels()) == sorted(3 * [0, 1, 2])
 
 
-@pytest.mark.parametrize('name', [b'caf\xe9', b'cat ', b'two\nlines'])
 def test_class_names_that_tfds_cannot_keep_are_refused_at_once(
-  name, tmp_path, capsys
+  tmp_path, capsys
 ):
-  root = write_bytes_named(tmp_path / 'in', [name, b'dog'])
+  root = write_bytes_named(tmp_path / 'in', [b'two\nlines', b'dog'])
   assert prepare(arguments('resize', root, tmp_path / 'out')) == 2
   assert 'use `prepare raw`' in capsys.readouterr().err
   assert not (tmp_path / 'out').exists()
@@ -300,11 +240,7 @@ def test_class_names_that_tfds_cannot_keep_are_refused_at_once(
   ('wrong', 'message'),
   [
     (['--size', '0'], '0 must lie between 1'),
-    (['--size', 'big'], "invalid number value: 'big'"),
     (['--path', ''], '--source folder needs --path'),
-    (['--path', '/nowhere'], "no folder at '/nowhere'"),
-    (['--source', 'digits'], 'has no effect while config.data.source is'),
-    (['--val_fraction', '1.5'], '1.5 must lie between 0 and 1'),
     (['--tfds_eval_split', 'test'], 'it is read only with data.source=tfds'),
   ],
 )

@@ -7,23 +7,16 @@ from alexnet_jax import cli, config, errors, validation
 from alexnet_jax.data import imagenet, sources
 from alexnet_jax.data.prepare import check, raw, resize, shards, tfds
 
-_QUALITY = config.Key(
-  90, config.Rule('must lie in 1 to 100', lambda value: 1 <= value <= 100)
-)
+# Kinds of data sets that have a path.
+_KINDS = [kind for kind in sources.KINDS if kind not in ('digits', 'synthetic')]
 # Flags of `resize` and `raw` that are keys of config.data.
-_OF_DATA = {
-  'path': "the folder of images, shards or tars, or TFDS's data_dir",
-  'tfds_name': 'the TFDS set',
-  'tfds_train_split': 'of TFDS, what is trained on',
-  'tfds_eval_split': 'of TFDS, what is measured',
-  'val_fraction': 'held out where the data has no split of its own',
-  'split_seed': 'decides what is held out',
-  'unreadable': 'stop or skip, at an image that cannot be decoded',
-}
+_OF_DATA = ('path', 'tfds_name', 'tfds_train_split', 'tfds_eval_split')
+_OF_DATA += ('val_fraction', 'split_seed', 'unreadable')
 
 
-def _add(parser, flag, key, text, **options):
-  """Adds a flag that takes what a key of the config takes."""
+def _number_of(name):
+  """Returns the type of a flag that takes what a key of config.data takes."""
+  key = config.KEYS[f'data.{name}']
 
   def number(text):
     value = type(key.default)(text)
@@ -31,70 +24,61 @@ def _add(parser, flag, key, text, **options):
       raise argparse.ArgumentTypeError(f'{text} {key.allowed.text}')
     return value
 
-  if isinstance(key.default, (int, float)):
-    options['type'] = number
-  elif isinstance(key.allowed, tuple):
-    options['choices'] = key.allowed
-  options = {'default': key.default, **options}
-  text += f' (default: {key.default!r})'
-  parser.add_argument(f'--{flag}', help=text, **options)
+  return number
 
 
 def _add_num_threads(parser):
-  _add(
-    parser, 'num_threads', config.KEYS['data.num_threads'], '0: one per core'
-  )
+  text, number = '0: one per core (default)', _number_of('num_threads')
+  parser.add_argument('--num_threads', default=0, type=number, help=text)
 
 
 def _add_tfds(parser):
   tars = f'{imagenet.TRAIN_TAR} and {imagenet.VALIDATION_TAR}'
   name = 'imagenet2012, or any NAME or NAME/CONFIG'
+  manual = f'folder of what TFDS cannot download: for imagenet2012 {tars}'
+  data = 'folder of its sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)'
+  folder = {'default': '', 'type': cli.path, 'metavar': 'DIR'}
   parser.add_argument('--name', required=True, help=name)
-  for flag, text in (
-    ('manual_dir', f'of what TFDS cannot download: for imagenet2012 {tars}'),
-    (
-      'data_dir',
-      'of its sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)',
-    ),
-  ):
-    parser.add_argument(
-      f'--{flag}',
-      default='',
-      type=cli.path,
-      metavar='DIR',
-      help=f'folder {text}',
-    )
+  parser.add_argument('--manual_dir', help=manual, **folder)
+  parser.add_argument('--data_dir', help=data, **folder)
 
 
 def _add_shards(parser):
-  kinds = [kind for kind in sources.KINDS if kind != 'synthetic']
-  parser.add_argument(
-    '--source', required=True, choices=kinds, help='what PATH is'
-  )
-  parser.add_argument('--out', required=True, type=cli.path, metavar='DIR')
-  for flag, text in _OF_DATA.items():
-    options = {'type': cli.path} if flag == 'path' else {}
-    _add(
-      parser, flag, config.KEYS[f'data.{flag}'], text, default=None, **options
-    )
-  size = config.KEYS['data.resize_size']
-  _add(parser, 'size', size, 'in pixels')
-  text = 'images in a file; of raw images 5,000 are about 1 GB'
-  _add(parser, 'shard_examples', config.Key(5_000, size.allowed), text)
+  add = parser.add_argument
+  kinds = ['digits', *_KINDS]
+  add('--source', required=True, choices=kinds, help='what PATH is')
+  add('--out', required=True, type=cli.path, metavar='DIR')
+  text = "the folder of images, shards or tars, or TFDS's data_dir"
+  add('--path', type=cli.path, help=text)
+  add('--tfds_name', help='the TFDS set')
+  text = 'of TFDS, what is trained on (default: train)'
+  add('--tfds_train_split', metavar='SPLIT', help=text)
+  text = 'of TFDS, what is measured (default: validation)'
+  add('--tfds_eval_split', metavar='SPLIT', help=text)
+  text = 'held out where the data has no split of its own (default: 0.2)'
+  share, number = _number_of('val_fraction'), _number_of('split_seed')
+  add('--val_fraction', type=share, metavar='SHARE', help=text)
+  text = 'decides what is held out (default: 0)'
+  add('--split_seed', type=number, metavar='N', help=text)
+  text = 'at an image that cannot be decoded (default: stop)'
+  add('--unreadable', choices=('stop', 'skip'), help=text)
+  number = _number_of('resize_size')
+  add('--size', default=256, type=number, help='in pixels (default: 256)')
+  text = 'images in a file (default: 5000); of raw images these are about 1 GB'
+  add('--shard_examples', default=5_000, type=number, metavar='N', help=text)
   _add_num_threads(parser)
 
 
 def _add_raw(parser):
   _add_shards(parser)
-  kinds, text = config.KEYS['data.channels'].allowed, '1: gray (default: 3)'
+  text = '1: gray (default: 3)'
   parser.add_argument(
-    '--channels', type=int, choices=kinds, default=3, help=text
+    '--channels', type=int, choices=(1, 3), default=3, help=text
   )
 
 
 def _add_resize(parser):
   _add_shards(parser)
-  _add(parser, 'quality', _QUALITY, 'of the JPEGs')
   name = 'of the new set (default: that of the TFDS set, or of the folder)'
   parser.add_argument('--name', default='', help=name)
 
@@ -103,8 +87,8 @@ def _add_check(parser):
   path = 'a folder of images, tar or parquet shards, a raw set, a data_dir of'
   path += " TFDS or the folder of ImageNet's tars"
   parser.add_argument('path', type=cli.path, metavar='PATH', help=path)
-  name = 'of the TFDS set, NAME or NAME/CONFIG, where PATH has several'
-  parser.add_argument('--name', default='', help=name)
+  text = 'what PATH is (default: what most of its files are)'
+  parser.add_argument('--source', default='', choices=_KINDS, help=text)
   _add_num_threads(parser)
 
 
@@ -112,7 +96,7 @@ def _write(arguments, target):
   """Calls `shards.prepare`, once no flag of _OF_DATA is without effect."""
   flags = vars(arguments)
   given = [flag for flag in _OF_DATA if flags[flag] is not None]
-  for flag in _OF_DATA.keys() - given:
+  for flag in set(_OF_DATA) - set(given):
     flags[flag] = config.KEYS[f'data.{flag}'].default
   flat = {f'data.{flag}': value for flag, value in flags.items()}
   validation.check_effects(
@@ -143,7 +127,7 @@ _COMMANDS = {
     ' training memory-maps. ImageNet at 256 pixels takes 262 GB.',
   ),
   'check': (
-    lambda a: check.check(a.path, a.name, a.num_threads),
+    lambda a: check.check(a.path, a.source, a.num_threads),
     _add_check,
     'Examines every image of a data set: damaged or odd files, duplicates,'
     ' missing files, wrong counts, checksums. Ends with exit code 2 if training'

@@ -1,30 +1,46 @@
 """The command `prepare check`: finds what is wrong with a data set.
 
-An error is what training stops at, with the options that the last line names;
-all else that should not be is a warning.
+It opens both splits as training does. An error is what training stops at, with
+the options that the last line names; all else that should not be is a warning.
 """
 
 import collections
+import functools
+import hashlib
+import io
+import itertools
+import os
 import pathlib
+from typing import NamedTuple
 
 from alexnet_jax import cli
+from alexnet_jax.data import (
+  decoding,
+  folder,
+  imagenet,
+  raw,
+  sources,
+  tfds_records,
+)
 from alexnet_jax.data.loader import num_cores
-from alexnet_jax.data.prepare import contents, shards
+from alexnet_jax.data.prepare import shards, tfds
+from alexnet_jax.errors import UnreadableImageError, UserError
 
 _MAX_EXAMPLES = 5  # names that a finding keeps
 _MAX_DETAIL = 500  # characters of what a decoder or the system says
-_REFUSED = 'training refuses it'  # where the detail says all
-
-_FIX = 'repair or delete them, or train with --config.data.unreadable=skip'
-# What it is, and what to do, by severity and kind. Kinds that are not here are
-# errors that `folder.find_problems` names. A note is what training gets right;
-# its detail says what.
+_DIGEST_BYTES = 16  # two of 1.3 million differ with probability 1 - 1e-26
+_TARS = imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR
+_IMAGENET = {'train': 1_281_167, 'validation': imagenet.NUM_VALIDATION}
+_PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
+_TIFF_DEPTH = 258  # tag of the bits per channel
+# What it is, and what to do, by severity and kind. A note is what training gets
+# right.
 _TEXTS = {
   'error': {
+    'refused': 'training refuses it',
     'damaged_file': 'files are damaged or cut off; fetch or write them again',
-    'empty_file': f'files are empty; {_FIX}',
-    'truncated': f'images are cut off; {_FIX}',
-    'unreadable': f'images cannot be read or decoded; {_FIX}',
+    'unreadable': 'images cannot be read or decoded; repair or delete them, or'
+    ' train with --config.data.unreadable=skip',
     'label_out_of_range': 'labels are no class of the set (-1: a split without'
     ' labels); prepare it again, or train and measure on other splits',
   },
@@ -35,82 +51,73 @@ _TEXTS = {
     'duplicate_between_splits': 'images are in two splits, which spoils the'
     ' validation; delete them from one of the two',
     'duplicate': 'images are copies of others of a split; delete the copies',
-    'duplicate_with_two_labels': 'images lie in two classes; decide for one',
     'damaged_jpeg': 'JPEGs are damaged inside, with perhaps wrong parts; look',
-    'one_pixel': 'images have a side of one pixel: crops of them are stripes',
-    'unused_class': 'classes have no training images',
-    'class_not_in_validation': 'classes of training have no validation images',
-    'unknown_suffix': 'images are left out, as files of their suffix are not'
-    ' read; convert them, or rename what is JPEG, PNG, GIF, WebP, BMP or TIFF',
-    'loose_image': 'images lie beside the class folders and are left out',
+    'left_out': 'are left out',
   },
-  'note': {'note': ''},
+  'note': {
+    'deep': 'images of 16 bits per channel are cut to 8',
+    'unused_split': 'splits are not read by training',
+    'skipped': 'images were left out when the set was written',
+  },
 }
-_KINDS = {
-  kind: (severity, text)
-  for severity, texts in _TEXTS.items()
-  for kind, text in texts.items()
-}
+_SEVERITIES = {kind: name for name, kinds in _TEXTS.items() for kind in kinds}
+
+
+class _Outcome(NamedTuple):
+  """Result of the examination of one image, or of a file."""
+
+  name: str
+  found: list[tuple[str, str]]  # kinds of findings, and details
+  split: str = ''  # of an image; '' for what is none
+  label: int | None = None  # None if it is not known
+  digest: bytes = b''  # stands for the content; empty if it cannot be read
 
 
 class _Findings:
-  """The findings so far: a row for each kind, and for each kind of note."""
+  """The findings so far: a row for each kind."""
 
-  def __init__(self, num_classes):
-    self._num_classes = num_classes
-    self._rows = {}  # by kind, and detail of a note
-    # Of equal images the (name, split, label), by digest: about 300 bytes an
-    # image, 400 MB for ImageNet.
+  def __init__(self, root):
+    self._below = os.path.join(root, '')
+    self.rows = {}  # by kind, and what is left out
+    # Of equal images the (name, split), by digest: about 300 bytes an image,
+    # 400 MB for ImageNet.
     self._first = {}
     self.labels = collections.defaultdict(collections.Counter)  # by split
 
-  def add(self, kind, name, detail=''):
+  def add(self, kind, name, detail='', what=''):
     """Adds a finding; only the detail of the first of a kind is kept."""
-    severity, text = _KINDS.get(kind, ('error', _REFUSED))
+    severity = _SEVERITIES[kind]
+    text = _TEXTS[severity][kind]
     first = f' (the first: {detail[:_MAX_DETAIL]})' if detail else ''
-    key, text = (kind, text + first) if kind != 'note' else (detail, detail)
-    row = {'severity': severity, 'kind': kind, 'text': text}
-    row = self._rows.setdefault(key, row | {'count': 0, 'examples': []})
+    row = {'severity': severity, 'kind': kind}
+    row |= {'text': f'{what} {text}{first}'.strip(), 'count': 0, 'examples': []}
+    row = self.rows.setdefault((kind, what), row)
     row['count'] += 1
     if len(row['examples']) < _MAX_EXAMPLES:
-      row['examples'].append(name)
+      row['examples'].append(name.replace(self._below, ''))
 
-  def record(self, outcome: contents.Outcome):
+  def record(self, outcome):
     """Adds what was found in an image or file, and copies of others."""
-    name, split, label = image = outcome.name, outcome.split, outcome.label
-    for kind, detail in outcome.found:
+    name, found, split, label, digest = outcome
+    for kind, detail in found:
       self.add(kind, name, detail)
-    if split is None:
+    if split:
+      self.labels[split][label] += 1
+    if not digest:
       return
-    self.labels[split][label] += 1
-    if label is not None and not 0 <= label < self._num_classes:
-      detail = f'{label} of {self._num_classes} classes'
-      self.add('label_out_of_range', name, detail)
-    if not outcome.digest:
-      return
-    other, its_split, its_label = self._first.setdefault(outcome.digest, image)
+    other, its_split = self._first.setdefault(digest, (name, split))
     if (other, its_split) != (name, split):
-      pair = f'{name} = {other}'
       between = '' if split == its_split else '_between_splits'
-      self.add(f'duplicate{between}', pair)
-      if None not in (label, its_label) and label != its_label:
-        self.add('duplicate_with_two_labels', pair)
-
-  def rows(self):
-    """Returns the findings, errors first."""
-    order = list(_TEXTS)
-    return sorted(
-      self._rows.values(), key=lambda row: order.index(row['severity'])
-    )
+      self.add(f'duplicate{between}', f'{name} = {other}')
 
 
-def check(path: str, name: str = '', num_threads: int = 0) -> dict:
+def check(path: str, source: str = '', num_threads: int = 0) -> dict:
   """Examines every image of a data set and reports what it found.
 
   Args:
     path: a folder of images, tar or parquet shards, a raw set, the data_dir of
-      TFDS or the folder of ImageNet's tars.
-    name: of the TFDS set, where data_dir has several.
+      TFDS or a folder of one of its sets, or the folder of ImageNet's tars.
+    source: one of `sources.KINDS`; '': that which most files belong to.
     num_threads: 0: one per core.
 
   Returns:
@@ -119,32 +126,40 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
     5 names), text}], errors, warnings, notes}; the last three are the sums of
     the counts.
 
-  Raises UserError if there is no data set at `path`.
+  Raises UserError if there is no data set at `path`, or its description is
+  damaged.
   """
-  opened = contents.open_set(pathlib.Path(path).expanduser(), name)
-  findings = _Findings(len(opened.class_names))
-  with shards.progress(opened.total, 'examining') as add_done:
-    for outcome in shards.run_in_order(opened.jobs, num_threads or num_cores()):
+  root = pathlib.Path(path).expanduser()
+  if not root.is_dir():
+    raise UserError(f'no folder at {str(root)!r}; give that of the data set')
+  kind, findings = source or _kind(root), _Findings(root)
+  opened, keys = _open(kind, root, findings)
+  total = sum(source.num_examples for source in opened.values())
+  sums = _check_sums(root, findings) if kind == 'raw' else ()
+  examinations = (
+    functools.partial(_examine, source, index, split)
+    for split, source in opened.items()
+    for index in range(source.num_examples)
+  )
+  jobs = itertools.chain(sums, examinations)
+  with shards.progress(total, 'examining') as add_done:
+    for outcome in shards.run_in_order(jobs, num_threads or num_cores()):
       findings.record(outcome)
-      add_done(outcome.split is not None)
-  labels = findings.labels
-  if opened.kind != 'folder' and labels['train']:
-    for label, class_name in enumerate(opened.class_names):
-      if not labels['train'][label]:
-        findings.add('unused_class', class_name)
-  rows = findings.rows()
+      add_done(outcome.split != '')
+  rows = sorted(
+    findings.rows.values(), key=lambda row: [*_TEXTS].index(row['severity'])
+  )
   result = {
     'path': str(path),
-    'kind': opened.kind,
+    'kind': kind,
     'splits': {
       split: {
         'examples': counts.total(),
         'classes': len(counts.keys() - {None}) or None,
       }
-      for split, counts in labels.items()
-      if counts
+      for split, counts in findings.labels.items()
     },
-    'keys': opened.keys,
+    'keys': keys,
     'findings': rows,
     **{
       f'{severity}s': sum(r['count'] for r in rows if r['severity'] == severity)
@@ -153,6 +168,154 @@ def check(path: str, name: str = '', num_threads: int = 0) -> dict:
   }
   _print(result)
   return result
+
+
+def _kind(root):
+  """Returns the kind of data set that most files of a folder belong to."""
+  sets = tfds_records.find_sets(root)
+  if any(any(path.glob('*.array_record-*')) for path in sets):
+    return 'tfds'  # its data_dir may have many other files
+  counts = collections.Counter()
+  if raw.is_raw_set(root):
+    counts['raw'] = len([*root.glob('*.npy')])
+  kinds = {'.tar': 'tar', '.parquet': 'parquet'}
+  tars = {str(root / tar) for tar in _TARS}
+  for path in folder.list_files(root, (*kinds, *folder.IMAGE_SUFFIXES)).paths:
+    kind = kinds.get(os.path.splitext(path)[1].lower(), 'folder')
+    counts['imagenet' if path in tars else kind] += 1
+  if counts:  # of as many files, shards hold more
+    return max(counts, key=lambda kind: (counts[kind], kind != 'folder'))
+  if sets:
+    return 'tfds'
+  # Of a raw set; of `resize`, below the set's name and version.
+  depths = ('', '*/*/', '*/*/*/')
+  if any(any(root.glob(f'{below}{shards.NOTES}')) for below in depths):
+    raise UserError(
+      f'{root} is not finished; the command that prepares it goes on'
+    )
+  raise UserError(
+    f'{str(root)!r} is no data set of a known kind: images in folders, tar or'
+    f' parquet shards, a raw set ({raw.MANIFEST}), the data_dir of a TFDS set,'
+    f" or the folder of ImageNet's tars ({', '.join(_TARS)})"
+  )
+
+
+def _open(kind, root, findings):
+  """Returns ({split: source}, keys of config.data), opened as by training."""
+  options = {split: {'path': str(root)} for split in sources.SPLITS}
+  keys, is_imagenet = {}, kind == 'imagenet'
+  if kind == 'tfds':
+    described = _tfds_set(root)
+    is_imagenet = described.name == 'imagenet2012'
+    keys = tfds.split_keys(described.num_examples)
+    options = _tfds_options(described.folder, keys)
+    read = {o['tfds_split'].partition('[')[0] for o in options.values()}
+    for split in sorted(described.num_examples.keys() - read):
+      findings.add('unused_split', split)
+  opened = {}
+  for split, own in options.items():
+    try:
+      source = opened[split] = sources.make_source(kind, split, **own)
+    except UserError as error:
+      findings.add('refused', split, str(error))
+      continue
+    classes, examples = len(source.class_names), source.num_examples
+    if classes < 2:
+      findings.add('refused', split, 'it has one class; two are needed')
+    if is_imagenet and (classes, examples) != (1_000, _IMAGENET[split]):
+      found = f'{split}: {examples:,} images of {classes:,} classes'
+      findings.add('wrong_count', f'{found}, not {_IMAGENET[split]:,} of 1,000')
+  left_out = (getattr(source, 'left_out', ()) for source in opened.values())
+  for path, what in dict.fromkeys(itertools.chain(*left_out)):
+    findings.add('left_out', path, what=what)
+  return opened, {'source': kind, **keys}
+
+
+def _tfds_set(root):
+  """Returns the description of the only TFDS set in a folder."""
+  sets = tfds_records.find_sets(root)
+  if len(sets) == 1:
+    return tfds_records.read_description(sets[0].resolve())
+  names = ', '.join(str(path.parent.relative_to(root)) for path in sets)
+  problem = f'has several TFDS sets ({names})' if sets else 'has no TFDS set'
+  raise UserError(f'{root} {problem}; give the folder of one')
+
+
+def _tfds_options(folder, keys):
+  """Returns {split: arguments of make_source} of a TFDS set."""
+  options = {'path': str(folder.parents[1]), 'tfds_name': folder.parent.name}
+  named = {
+    'train': keys.get('tfds_train_split', 'train'),
+    'validation': keys.get('tfds_eval_split', 'validation'),
+  }
+  return {split: {**options, 'tfds_split': own} for split, own in named.items()}
+
+
+def _check_sums(root, findings):
+  """Yields jobs that compare the files of a raw set with its manifest."""
+  infos = raw.read_manifest(root)['splits']
+  for info in (infos[split] for split in sources.SPLITS if split in infos):
+    for name in info['skipped']:
+      findings.add('skipped', name)
+    for entry in [info['labels'], *info['shards']]:
+      yield functools.partial(_check_sum, root / entry['file'], entry['sha256'])
+
+
+def _check_sum(path, expected):
+  try:
+    with path.open('rb') as file:
+      found = hashlib.file_digest(file, 'sha256').hexdigest()
+  except (OSError, ValueError):  # training refuses the set
+    found = expected
+  return _Outcome(str(path), [('checksum', '')] if found != expected else [])
+
+
+def _examine(source, index, split):
+  try:
+    content, label = source.read(index)
+  except UserError as error:
+    if isinstance(error, UnreadableImageError):
+      found, name = [('unreadable', str(error))], source.describe(index)
+    else:  # a damaged record has no name
+      found, name = [('damaged_file', str(error))], f'{source.name} {index}'
+    return _Outcome(name, found, split)
+  found = examine(content) if isinstance(content, bytes) else []
+  if not 0 <= label < (count := len(source.class_names)):
+    found.append(('label_out_of_range', f'{label} of {count} classes'))
+  digest = b''
+  if len(content):
+    digest = hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
+  return _Outcome(source.describe(index), found, split, label, digest)
+
+
+def examine(encoded: bytes) -> list[tuple[str, str]]:
+  """Decodes an image file as training does.
+
+  Returns pairs of a kind of finding and a detail; of an image that cannot be
+  decoded, one that says why.
+  """
+  found = []
+  try:
+    # A small size: all data is read, but few pixels are computed.
+    decoding.decode(
+      encoded,
+      min_size=1,
+      damaged=lambda message: found.append(('damaged_jpeg', message)),
+    )
+  except UnreadableImageError as error:
+    return [('unreadable', str(error))]
+  return [*found, ('deep', '')] if _has_16_bits(encoded) else found
+
+
+def _has_16_bits(encoded):
+  try:
+    with decoding.open_image(io.BytesIO(encoded)) as image:
+      depths = [encoded[_PNG_DEPTH_AT]] if image.format == 'PNG' else [8]
+      if image.format == 'TIFF':
+        depths = image.tag_v2.get(_TIFF_DEPTH, (8,))
+      return image.mode.startswith('I') or max(depths) > 8
+  except Exception:  # Pillow may stumble where the other decoder did not
+    return False
 
 
 def _print(result):
@@ -172,7 +335,7 @@ def _print(result):
     for s in _TEXTS
   )
   keys = [f'--config.data.{k}={v}' for k, v in result['keys'].items()]
-  training = f'training with {" ".join(keys)}' if keys else 'training'
+  training = f'training with {" ".join(keys)}'
   verdict = f'fit for {training}'
   if result['errors']:
     verdict = f'{training} would stop at the errors'

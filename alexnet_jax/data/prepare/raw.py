@@ -34,11 +34,10 @@ class RawSet:
     self._loaders = loaders
     self.settings = {
       'image_size': arguments.size,
+      'channels': arguments.channels,
       'shard_examples': arguments.shard_examples,
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
-    if arguments.channels != 3:  # which sets without the setting have
-      self.settings['channels'] = arguments.channels
 
   def estimate(self, missing) -> int:
     size = math.prod(self._shape) + 4

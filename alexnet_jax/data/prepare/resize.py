@@ -19,6 +19,7 @@ from alexnet_jax.errors import UnreadableImageError, UserError
 _MADE = 'alexnet_jax.json'  # in the set: the settings, and what was skipped
 _VERSION = '1.0.0'
 _LONGEST_SIDE = 65_500  # pixels, of libjpeg
+_QUALITY = 90  # of the JPEGs
 _SAMPLE = 128  # images that the estimate of the room encodes, at most
 # One record a chunk for random access; JPEGs do not compress further.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
@@ -56,7 +57,7 @@ class ResizedSet:
   """A TFDS set of smaller JPEGs, with the methods of `raw.RawSet`.
 
   Images that are no larger and are upright color JPEGs are taken over byte for
-  byte. Its result: {out, name, folder, size, quality, classes, splits: {name:
+  byte. Its result: {out, name, folder, size, classes, splits: {name:
   examples}, skipped: how many}.
   """
 
@@ -70,10 +71,9 @@ class ResizedSet:
     self._loaders = loaders
     self._class_names = list(loaders['train'].source.class_names)
     _check_class_names(self._class_names)
-    self._size, self._quality = arguments.size, arguments.quality
+    self._size = arguments.size
     self.settings = {
       'size': arguments.size,
-      'quality': arguments.quality,
       'shard_examples': arguments.shard_examples,
       'sources': {k: v.source.fingerprint for k, v in loaders.items()},
     }
@@ -128,7 +128,7 @@ class ResizedSet:
         f'{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for a JPEG'
       )
     return simplejpeg.encode_jpeg(
-      np.ascontiguousarray(pixels), self._quality, 'RGB', '420', fastdct=False
+      np.ascontiguousarray(pixels), _QUALITY, 'RGB', '420', fastdct=False
     )
 
   def write(self, path, examples) -> dict:
@@ -158,7 +158,6 @@ class ResizedSet:
       'name': self._name,
       'folder': str(self.folder),
       'size': self._size,
-      'quality': self._quality,
       'classes': len(self._class_names),
       'splits': splits,
       'skipped': total - sum(splits.values()),

@@ -71,10 +71,6 @@ def prepare(arguments, make_target) -> dict:
     # Also if the last command ended right before that.
     shutil.rmtree(target.folder / NOTES, ignore_errors=True)
   result, keys = target.result()
-  own = 'source', 'channels'  # are no options of a source
-  options = {k: str(v) for k, v in keys.items() if k not in own}
-  for split in sources.SPLITS:
-    sources.make_source(keys['source'], split, tfds_split=split, **options)
   recipe = 'imagenet' if result['classes'] == _IMAGENET_CLASSES else 'folder'
   size = arguments.size
   keys |= {'resize_size': size, 'crop_size': max(1, size * 7 // 8)}
@@ -99,7 +95,6 @@ def _open_loaders(arguments):
       channels=getattr(arguments, 'channels', 3),  # only `raw` has other ones
       unreadable=arguments.unreadable,
       num_threads=arguments.num_threads,
-      skip_hint='--unreadable skip; or repair it',
     )
     print(f'{source.name}: {source.num_examples:,} images', file=sys.stderr)
   train = loaders['train'].source

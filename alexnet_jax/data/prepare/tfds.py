@@ -6,8 +6,6 @@ for a peer in the benchmark, nowhere else in the package.
 
 from collections.abc import Iterable
 import contextlib
-import difflib
-import logging
 import os
 import pathlib
 import re
@@ -19,11 +17,6 @@ from alexnet_jax import files
 from alexnet_jax.data import imagenet, tar_shards, tfds_records
 from alexnet_jax.errors import how_to_install, UserError
 
-# Files in each tar of ILSVRC-2012: tars of one synset, and images.
-_IMAGENET_TARS = {
-  imagenet.TRAIN_TAR: 1_000,
-  imagenet.VALIDATION_TAR: imagenet.NUM_VALIDATION,
-}
 _CATALOG = 'https://www.tensorflow.org/datasets/catalog/overview'
 
 
@@ -63,8 +56,6 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
     ) from error
   described = tfds_records.read_description(folder)
   splits = described.num_examples
-  for split in filter(splits.get, splits):
-    tfds_records.tfds_source(name, split, str(root))
   keys = {'data.path': root}
   if name != 'imagenet2012':
     keys |= {'data.tfds_name': name, 'model.num_classes': 0}  # 0: the data's
@@ -92,16 +83,17 @@ def _build(name, root, manual_dir):
       f'{folder} holds no finished data set; move it, or change --data_dir'
     )
   instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-  if instructions:
-    _check_manual_files(builder.name, manual, root, instructions)
-  elif manual_dir:
+  if name == 'imagenet2012':
+    _check_tars(manual, folder.parent)
+  elif instructions and not (manual.is_dir() and any(manual.iterdir())):
+    raise UserError(
+      f'{name} must be downloaded by hand, and {manual} does not exist or is'
+      f' empty; fill it or give another with --manual_dir DIR:\n{instructions}'
+    )
+  elif manual_dir and not instructions:
     raise UserError(f'TFDS downloads {name} itself: leave --manual_dir out')
   tensorflow = _import_tensorflow()
   folder.parent.mkdir(parents=True, exist_ok=True)
-  if left := [*folder.parent.glob(f'incomplete.*_{folder.name}')]:
-    logging.warning('left by a build that was killed: %s', *left[:1])
-  if name == 'imagenet2012':
-    _check_tars(manual, folder.parent)
   _run_builder(tensorflow, builder, manual)
   return folder
 
@@ -116,13 +108,8 @@ def _make_builder(name, root):
       config=config or None, data_dir=str(root)
     )
   except tfds.core.DatasetNotFoundError as error:
-    near = difflib.get_close_matches(
-      own_name, tfds.list_builders(with_community_datasets=False)
-    )
-    hint = f' Did you mean {" or ".join(near)}?' if near else ''
     raise UserError(
-      f'TFDS has no data set {name!r}.{hint} {_CATALOG} lists them; for'
-      ' photographs in folders use --config folder'
+      f'TFDS has no data set {name!r}; {_CATALOG} lists them'
     ) from error
   except ValueError as error:  # a config that the set does not have
     raise UserError(str(error)) from error
@@ -135,33 +122,20 @@ def _make_builder(name, root):
   return builder
 
 
-def _check_manual_files(name, manual, root, instructions):
-  if name == 'imagenet2012':
-    if missing := [t for t in _IMAGENET_TARS if not (manual / t).is_file()]:
-      raise UserError(
-        f'{" and ".join(missing)} not found in {manual}. Download them from'
-        ' https://image-net.org/download-images, leave them packed, then:\n'
-        '  python -m alexnet_jax.data.prepare tfds --name imagenet2012'
-        f' --manual_dir DIR --data_dir {shlex.quote(str(root))}'
-      )
-  elif not (manual.is_dir() and any(manual.iterdir())):
-    raise UserError(
-      f'{name} must be downloaded by hand, and {manual} does not exist or is'
-      f' empty; fill it or give another with --manual_dir DIR:\n{instructions}'
-    )
-
-
 def _check_tars(manual, folder):
   """Finds in seconds what a build would stumble over after hours."""
-  needed = 0  # TFDS shuffles through files that shrink as the records grow
-  for name, expected in _IMAGENET_TARS.items():
-    with (manual / name).open('rb') as file:
-      count = len(tar_shards.members(manual / name, file))
-    if count != expected:  # a tar cut off between two files looks whole
-      text = '%s holds %d files, that of ILSVRC-2012 %d'
-      logging.warning(text, name, count, expected)
-    needed += (manual / name).stat().st_size
-  files.check_room(folder, needed)
+  tars = manual / imagenet.TRAIN_TAR, manual / imagenet.VALIDATION_TAR
+  if missing := [str(path) for path in tars if not path.is_file()]:
+    raise UserError(
+      f'there is no {" and no ".join(missing)}: download it from'
+      ' https://image-net.org/download-images, leave it packed, and give its'
+      ' folder with --manual_dir DIR'
+    )
+  for path in tars:
+    with path.open('rb') as file:
+      tar_shards.members(path, file)
+  # TFDS shuffles through files that shrink as the records grow.
+  files.check_room(folder, sum(path.stat().st_size for path in tars))
 
 
 def _run_builder(tensorflow, builder, manual):
