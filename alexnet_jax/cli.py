@@ -84,7 +84,7 @@ def run(
   uses_jax: bool = True,
   exit_code: Callable[[dict], int] | None = None,
 ) -> int:
-  """Calls a command's work; returns the exit code, that of `outcome` or 0.
+  """Calls a command's work; returns the code of `exit_code_and_message`, or 0.
 
   Args:
     function: returns the command's result, a JSON object; None: another process
@@ -111,7 +111,7 @@ def run(
       print(json.dumps(result, sort_keys=True))
     sys.stdout.flush()
   except BaseException as error:
-    if (known := outcome(error)) is None:
+    if (known := exit_code_and_message(error)) is None:
       raise
     code, message = known
     print(f'{_prefix}{message}', file=sys.stderr)
@@ -125,8 +125,8 @@ def _unraisable(unraisable):
     sys.__unraisablehook__(unraisable)
 
 
-def outcome(error: BaseException) -> tuple[int, str] | None:
-  """Returns exit code and message for an exception; None if it is a bug."""
+def exit_code_and_message(error: BaseException) -> tuple[int, str] | None:
+  """Returns both for an exception; None if it is a bug."""
   match error:
     case errors.UserError():
       return errors.EXIT_USER, f'error: {error}'
@@ -256,16 +256,10 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 def add_crops(parser: argparse.ArgumentParser) -> None:
   """Adds --crops: 1 or 10."""
-  text = 'center (default), or 10: the four corners and the center, and the'
-  text += ' same mirrored; their probabilities are averaged'
-  options = {'type': _crops, 'default': 1, 'metavar': '{center,10}'}
+  text = '1: the center (default), 10: also the four corners, and all mirrored;'
+  text += ' their probabilities are averaged'
+  options = {'type': int, 'choices': (1, 10), 'default': 1}
   parser.add_argument('--crops', help=text, **options)
-
-
-def _crops(text):
-  if text in ('center', '1', '10'):
-    return 10 if text == '10' else 1
-  raise argparse.ArgumentTypeError(f'{text!r} is not center or 10')
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import dataclasses
 import fnmatch
 import itertools
-import json
 import pathlib
 
 import ml_collections
@@ -126,11 +125,10 @@ _PATTERNS = Rule(
   "takes patterns: ('conv*', 'dense1/kernel')",
   lambda values: all(isinstance(v, str) and v for v in values),
 )
-MONITORS = (
-  *('eval/loss', 'eval/top1', 'eval/top5'),
-  *('eval/macro_precision', 'eval/macro_recall', 'eval/macro_f1'),
-  *('eval/weighted_precision', 'eval/weighted_recall', 'eval/weighted_f1'),
-)
+MONITORS = ('eval/loss', 'eval/top1', 'eval/top5')
+MONITORS += ('eval/macro_precision', 'eval/macro_recall', 'eval/macro_f1')
+MONITORS += ('eval/weighted_precision', 'eval/weighted_recall')
+MONITORS += ('eval/weighted_f1',)
 
 # Durations carry their unit: of `X_epochs` and `X_steps` one is 0.
 DURATIONS = ('num', 'eval_every', 'save_every', 'init.unfreeze')
@@ -230,8 +228,6 @@ _DATA = {
 _INIT = {
   'workdir': Key(''),  # of the run whose weights this one starts with
   'checkpoint': Key('final', when='init.workdir'),  # newest, best or a step
-  # True: subtract that run's mean image here.
-  'mean_image': Key(False, when='init.workdir and data.mean=image'),
   # Parameters that start anew, such as head.
   'skip': Key((), _PATTERNS, when='init.workdir'),
   'freeze': Key((), _PATTERNS),  # parameters that do not train, such as conv*
@@ -247,46 +243,29 @@ _LOSS = {  # of training
   # The mean over a batch is sum(weight * loss) / sum(weight), as in PyTorch:
   # train/objective; train/loss and evaluation are without weights.
   'class_weights': Key((), _CLASS_WEIGHTS),
-  'l1': Key(0.0, _NOT_NEGATIVE),  # penalty: times the sum of |w|, all kernels
-  'l2': Key(0.0, _NOT_NEGATIVE),  # penalty: times the sum of w^2, all kernels
 }
 
-_BUILT_IN = 'optimizer.name=sgd|adam|rmsprop|lars'
-_NOT_ADAM = 'optimizer.name=sgd|rmsprop|lars'
-_SCALED = 'optimizer.rate_scaling=linear|sqrt'
-_DECAYED = f'optimizer.weight_decay and {_BUILT_IN}'
-_COUPLED = f'{_DECAYED} and optimizer.update_rule=optax'
+_SGD = 'optimizer.name=sgd'
+_DECAYED = f'optimizer.weight_decay and {_SGD}'
 
 _OPTIMIZER = {
   # optax.NAME, optax.contrib.NAME: with these arguments of its own, such as
   # {'weight_decay': 0.1, 'mask': 'kernels'} (no biases and norms).
-  'name': Key('sgd', ('sgd', 'adam', 'rmsprop', 'lars', 'optax.*')),
+  'name': Key('sgd', ('sgd', 'optax.*')),
   'arguments': Key((), _ARGUMENTS, when='optimizer.name=optax.*'),
-  'learning_rate': Key(0.01, _POSITIVE),  # for base_batch_size, if scaled
-  # Training uses learning_rate * (global_batch_size / base_batch_size) ** p:
-  # none: p = 0, linear: 1 (Goyal et al. 2017), sqrt: 1/2 (Krizhevsky 2014).
-  'rate_scaling': Key('none', ('none', 'linear', 'sqrt')),
-  'base_batch_size': Key(256, _POSITIVE, when=_SCALED),
+  'learning_rate': Key(0.01, _POSITIVE),  # before warm-up and drops
   # Limits of each number of a batch's gradient, then of the norm of all,
   # without decay and frozen parameters; 0: none.
   'clip_value': Key(0.0, _NOT_NEGATIVE),
   'clip_norm': Key(0.0, _NOT_NEGATIVE),
-  'momentum': Key(0.9, _SHARE, when=_NOT_ADAM),
-  'nesterov': Key(False, when=_NOT_ADAM),
-  'b1': Key(0.9, _SHARE, when='optimizer.name=adam'),
-  'b2': Key(0.999, _SHARE, when='optimizer.name=adam'),
-  'rms_decay': Key(0.9, _SHARE, when='optimizer.name=rmsprop'),
-  'epsilon': Key(1e-8, _POSITIVE, when='optimizer.name=adam|rmsprop'),
-  'trust_coefficient': Key(0.001, _POSITIVE, when='optimizer.name=lars'),
-  'weight_decay': Key(5e-4, _NOT_NEGATIVE, when=_BUILT_IN),
-  # True: w -= learning_rate * weight_decay * w. The update rule of the paper
-  # has the decay in the velocity.
-  'decoupled_decay': Key(False, when=_COUPLED),
+  'momentum': Key(0.9, _SHARE, when=_SGD),
+  'nesterov': Key(False, when=_SGD),
+  'weight_decay': Key(5e-4, _NOT_NEGATIVE, when=_SGD),
   # kernels: not biases and norms.
   'decay': Key('all', ('all', 'kernels'), when=_DECAYED),
   'bias_lr_multiplier': Key(1.0, _POSITIVE),  # of biases; Caffe's is 2
   # paper: the learning rate inside the velocity, as in Keras.
-  'update_rule': Key('optax', ('optax', 'paper'), when=_NOT_ADAM),
+  'update_rule': Key('optax', ('optax', 'paper'), when=_SGD),
 }
 
 _PLATEAU = 'schedule.name=plateau'
@@ -416,13 +395,8 @@ def flatten(config, prefix: str = '') -> dict:
   return flat
 
 
-def to_json(config: ml_collections.ConfigDict) -> str:
-  """Returns the config as JSON, keys sorted; see `from_dict`."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
-
-
 def from_dict(values: dict) -> ml_collections.ConfigDict:
-  """Returns the config that was saved as JSON; missing keys get defaults.
+  """Returns the config of values out of JSON; missing keys get defaults.
 
   Raises UserError if it is something else; see also `validation.check_values`.
   """
@@ -436,8 +410,7 @@ def from_dict(values: dict) -> ml_collections.ConfigDict:
 
 def write_config(config: ml_collections.ConfigDict, workdir) -> None:
   """Writes config.json into the run's folder."""
-  with files.replaced_file(pathlib.Path(workdir, CONFIG_FILE)) as temporary:
-    temporary.write_text(to_json(config))
+  files.write_json(pathlib.Path(workdir, CONFIG_FILE), config.to_dict())
 
 
 def _tuples(value):

@@ -241,31 +241,6 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
     file.close()  # who had it has removed it: the next one is another file
 
 
-@contextlib.contextmanager
-def in_use(folder: pathlib.Path) -> Iterator[None]:
-  """Tells `is_in_use` that a folder is read, where file systems have locks.
-
-  Raises:
-    FileNotFoundError: if it was removed or renamed meanwhile.
-  """
-  with _opened(folder) as handle:
-    with contextlib.suppress(OSError):
-      fcntl.flock(handle, fcntl.LOCK_SH)  # `is_in_use` holds it for a moment
-    if not os.path.samestat(os.fstat(handle), os.stat(folder)):
-      raise FileNotFoundError(errno.ENOENT, 'it is another now', str(folder))
-    yield
-
-
-def is_in_use(folder: pathlib.Path) -> bool:
-  """Returns True while `in_use` has the folder in any process."""
-  with _opened(folder) as handle:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      return isinstance(error, BlockingIOError)
-  return False
-
-
 def refuse_link(path: pathlib.Path) -> None:
   """Raises UserError if the path is a link: it could lead anywhere."""
   if path.is_symlink():

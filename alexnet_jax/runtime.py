@@ -103,8 +103,7 @@ def configure() -> None:
   """
   # XLA reads them when the first device is used.
   os.environ.update(xla_flags(os.environ))
-  enabled = os.environ.get('JAX_ENABLE_COMPILATION_CACHE', 'true').lower()
-  if _CACHE_FOLDER in os.environ or enabled in ('false', '0', 'no', 'off'):
+  if _CACHE_FOLDER in os.environ:
     return
   try:
     folder = programs_folder()

@@ -23,6 +23,8 @@ if not _RECIPES.is_dir():  # a checkout has them beside the package
   _RECIPES = _RECIPES.parents[1] / 'configs'
 _MULTIPLIERS = 'schedule.lr_multipliers'
 _BOOLS = {'true': True, '1': True, 'false': False, '0': False}
+_SHORT_NAMES = {'lr': 'learning_rate', 'wd': 'weight_decay'}
+_SHORT_NAMES |= {'batch_size': 'global_batch_size'}
 _KINDS = {
   bool: 'true or false',
   int: 'a whole number below 2**32',
@@ -152,23 +154,11 @@ def _parse_list(text):
 
 def unknown_key_message(key: str) -> str:
   """Returns the message for an unknown `config.key`, with the nearest key."""
-  nearest = max(KEYS, key=lambda name: _similarity(key, name))
-  is_near = _similarity(key, nearest) > 0.6
-  hint = f'; did you mean config.{nearest}?' if is_near else ''
+  section, dot, leaf = key.rpartition('.')
+  text = section + dot + _SHORT_NAMES.get(leaf, leaf)
+  nearest = difflib.get_close_matches(text, KEYS, 1, cutoff=0.5)
+  hint = f'; did you mean config.{nearest[0]}?' if nearest else ''
   return f'there is no key config.{key}{hint}'
-
-
-def _similarity(key, name):
-  """Returns how well a key that there is not stands for one that there is."""
-  leaf, other = key.rpartition('.')[2], name.rpartition('.')[2]
-  if leaf in (other, ''.join(word[0] for word in other.split('_'))):
-    return 3
-  if len(leaf) > 2 and leaf in other:
-    return 1 + other.startswith(leaf)
-  return max(
-    difflib.SequenceMatcher(None, *pair).ratio()
-    for pair in ((leaf, other), (key, name))
-  )
 
 
 def validate(
@@ -233,7 +223,8 @@ def _check_value(name, value):
     raise UserError(f'config.{name} is {value!r}; it takes {_KINDS[kind]}')
   if isinstance(rule, tuple):
     if not fits(value, rule):
-      raise UserError(f'config.{name} is {value!r}, not one of {rule}')
+      hint = ', any of optax, such as optax.adam' if 'optax.*' in rule else ''
+      raise UserError(f'config.{name} is {value!r}, not one of {rule}{hint}')
   elif rule and not rule.holds(value):
     raise UserError(f'config.{name} is {value!r}; it {rule.text}')
 

@@ -9,6 +9,8 @@ and deviation are its. All layers train at a tenth of the usual rate;
 (`'norm*'` only of batch norm), `--config.init.unfreeze_epochs=5` for so long.
 """
 
+import numpy as np
+
 from alexnet_jax import config as config_lib, validation
 from alexnet_jax.training import build
 
@@ -25,13 +27,15 @@ def get_config(workdir=''):
   config.model.update(there.model)
   config.model.num_classes = 0
   config.data.source = 'folder'
-  keys = ('resize_size', 'crop_size', 'channels', 'mean', 'std', 'std_rgb')
+  keys = ('resize_size', 'crop_size', 'channels', 'std', 'std_rgb')
   for key in keys:
     config.data[key] = there.data[key]
-  if there.data.mean == 'channel':
-    mean = build.stored_mean(there, workdir)
-    config.data.mean_rgb = tuple(map(float, mean))
-  config.init.mean_image = there.data.mean == 'image'
+  if there.data.mean == 'none':
+    config.data.mean = 'none'
+  else:  # of a mean image the mean of each channel
+    mean = np.float64(build.stored_mean(there, workdir))
+    axes = tuple(range(mean.ndim - 1))
+    config.data.mean_rgb = tuple(mean.mean(axes).tolist())
 
   config.init.workdir = workdir
   config.init.skip = ('head',)

@@ -2,7 +2,9 @@
 
     python -m alexnet_jax.main --config configs/imagenet_large_batch.py
 
-For 32,768: --config.global_batch_size=32768 --config.data.prefetch=1.
+For 32,768: --config.global_batch_size=32768 --config.data.prefetch=1
+--config.optimizer.learning_rate=0.283. The rate goes with the root of the batch
+(Krizhevsky 2014): 0.025 at 256, times sqrt(8192 / 256).
 
 `alexnet_bn` with LARS (You, Gitman and Ginsburg 2017). Not measured here, for
 want of ImageNet and a GPU. Others report 58.6 % top-1 at a batch of 32,768 with
@@ -38,12 +40,14 @@ def get_config():
   # Of few, large batches; Keras' 0.99 would remember most of an epoch.
   config.model.batch_norm_momentum = 0.9
 
-  config.optimizer.name = 'lars'
-  config.optimizer.update_rule = 'paper'  # as LARS was published
-  config.optimizer.learning_rate = 0.025
-  config.optimizer.rate_scaling = 'sqrt'
-  config.optimizer.trust_coefficient = 0.1
-  config.optimizer.decay = 'kernels'
+  config.optimizer.name = 'optax.lars'
+  config.optimizer.learning_rate = 0.1414
+  config.optimizer.arguments = (
+    ('trust_coefficient', 0.1),
+    ('trust_ratio_mask', 'kernels'),
+    ('weight_decay', 5e-4),
+    ('weight_decay_mask', 'kernels'),
+  )
 
   config.schedule.name = 'cosine'
   config.schedule.warmup_epochs = 5.0

@@ -28,9 +28,8 @@ def get_config():
 
   config.model.update(variants.fields('marvin'))
 
-  config.optimizer.name = 'adam'
+  config.optimizer.name = 'optax.adam'
+  config.optimizer.arguments = (('eps', 1e-7),)  # as in Keras
   config.optimizer.learning_rate = 0.001
-  config.optimizer.epsilon = 1e-7  # as in Keras
-  config.optimizer.weight_decay = 0.0
   config.schedule.name = 'constant'
   return config

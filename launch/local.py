@@ -3,9 +3,8 @@
     python launch/local.py --processes 2 --devices_per_process 2 -- \
       --config configs/quickstart.py
 
-The arguments after -- go to every `python -m alexnet_jax.main`. Output and
-messages of process 0 are the launcher's; the output of the others appears on
-standard error, each line after the name of its process.
+The arguments after -- go to every `python -m alexnet_jax.main`. Standard output
+is that of process 0; messages of the others begin with their names.
 """
 
 import argparse
@@ -26,7 +25,6 @@ import time
 _EXIT_USER = 2  # the user can fix it, as in the training command
 _EXIT_INTERRUPTED = 75  # the same command continues the run
 _KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, at most
-_LAST_WORDS = 60.0  # seconds to read what a process wrote before it ended
 _OWN_FLAGS = ('--coordinator', '--process_index', '--process_count')
 _DEVICES = 'xla_force_host_platform_device_count'
 _EPILOG = """\
@@ -115,31 +113,19 @@ def _commands(arguments, count):
 
 
 def _start(index, command, environment, events):
-  name = f'process {index}: '  # the training begins some lines so itself
   process = subprocess.Popen(
     command,
     env=environment,
     stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE if index else None,
-    stderr=subprocess.STDOUT if index else None,
+    stdout=sys.stderr if index else None,
     start_new_session=True,  # or Ctrl-C in a terminal would come twice
   )
 
-  def copy():
-    for line in process.stdout or ():
-      text = line.decode(errors='replace').rstrip().removeprefix(name)
-      if text and not text.startswith('[Gloo]'):  # a greeting
-        _say(name + text)
-
-  copier = threading.Thread(target=copy, daemon=True)
-
   def follow():
     code = process.wait()
-    _kill_group(process)  # what it started and left behind has its pipe
-    copier.join(_LAST_WORDS)
+    _kill_group(process)  # what it started and left behind
     events.put((index, code))
 
-  copier.start()
   threading.Thread(target=follow, daemon=True).start()
   return process
 

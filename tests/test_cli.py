@@ -92,7 +92,7 @@ def test_a_device_that_is_not_there():
   ],
 )
 def test_writes_that_find_no_room_are_no_bugs(error):
-  code, message = cli.outcome(error)
+  code, message = cli.exit_code_and_message(error)
   assert code == 2
   assert 'make room and start the same command again' in message
 

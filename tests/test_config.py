@@ -17,7 +17,7 @@ from tests.system import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted((ROOT / 'configs').glob('*.py'))
-FOLDER = ('folder', 'folder_16_classes', 'folder_28_classes', 'compare')
+FOLDER = ('folder', 'compare')
 
 
 def load(recipe, *overrides):
@@ -99,22 +99,17 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
     (['global_batch_size=0'], 'global_batch_size is 0; it must be greater'),
     (['report=maybe'], "report is 'maybe'; it takes true or false"),
     (['optimizer.learning_rate=nan'], 'learning_rate is nan'),
-    (['optimizer.momentum=1.0'], 'momentum is 1.0'),
-    (['optimizer.rate_scaling=root'], "'root', not one of .*'sqrt'"),
     (['seed=4294967296'], 'seed is 4294967296; it takes .* below 2'),
-    (['data.resize_size=2147483648'], r'must lie between 1 and 2\*\*14'),
     (['data.split_seed=-1'], 'split_seed is -1; it must lie'),
     (['data.crop_size=41'], 'crop_size is 41.*resize_size = 40'),
     (['model.strides=(1,2)'], '2 entries for 5'),
     (['data.std_rgb=(1,2)'], 'takes three numbers above 0'),
     (['data.mean_rgb=(1,2,256)'], 'takes three levels of 255'),
     (['data.std_rgb=(1,2,3)', 'data.std=2'], 'set one of them'),
-    (['data.channels=2'], r'channels is 2, not one of \(3, 1\)'),
     (
       ['data.channels=3', 'data.mean_rgb=(1,)'],
       r'mean_rgb is \(1,\); it must .*channels = 3',
     ),
-    (['data.channels=1', 'data.mean_rgb=(1,2,3)'], 'must .*channels = 1'),
     (['data.channels=1', 'data.pca_lighting=1'], 'pca_lighting is 1.*colors'),
     (['schedule.name=recorded'], 'lr_multipliers'),
     (['num_steps=5'], 'num_epochs is .* and config.num_steps is 5; leave one'),
@@ -124,28 +119,24 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
       ['schedule.drop_epochs=(2,1)'],
       r'is \(2, 1\); it .* above 0, each larger',
     ),
-    (['data.source=folder'], 'must name the folder'),
     (['data.source=imagenet'], 'must name the folder of the imagenet set'),
     (['data.source=imagenet', 'data.val_fraction=0.3'], '0.3, which has no'),
     (['data.fold=1', 'data.folds=1'], 'folds is 1; it must be 0 or'),
     (['data.crop_ratio=(0.75,1e400)'], 'both from 0.01 to 100'),
     (['checkpoint.monitor=loss'], "monitor is 'loss'"),
-    (['optimizer.name=adagrad'], r"'adagrad', not one of .*'optax\.\*'"),
+    (['optimizer.name=adam'], r"'adam', not one of .*, such as optax\.adam"),
     *(
       (['optimizer.name=optax.lion', f'optimizer.arguments={text}'], message)
       for text, message in (
-        ('0.9', r'arguments is \(0.9,\); it takes names and values'),
         ("{'b1': 1e999}", 'inf.*; it takes names and values'),
         ("(('b1', 0.9), ('b1', 0.8))", 'it takes names and values'),
       )
     ),
-    (["optimizer.arguments={'b1': 0.9}"], 'no effect while .*name is'),
     (
       ['optimizer.name=optax.lion', 'optimizer.weight_decay=0.1'],
       'weight_decay is 0.1, which has no effect',
     ),
-    (['loss.class_weights=(1,0)'], 'a number from 1e-6 to 1e6 for each class'),
-    (['loss.class_weights=even'], "'even'.*or 'balanced'"),
+    (['loss.class_weights=(1,0)'], 'a number from 1e-6 .* or .balanced'),
   ],
 )
 def test_bad_values_are_refused_with_the_value(overrides, message):
@@ -188,19 +179,11 @@ def test_odd_values_are_refused_by_name_or_taken(key):
 @pytest.mark.parametrize(
   ('key', 'value', 'others'),
   [
-    ('data.tfds_name', 'x', {'data.source': 'folder', 'data.path': 'x'}),
     ('data.val_fraction', 0.5, {'data.folds': 3}),
-    ('data.crop_area', (0.5, 1.0), {}),
-    ('data.mean_rgb', (1.0, 2.0, 3.0), {'data.mean': 'image'}),
-    ('data.pca_lighting_unit', 'deviation', {}),
     ('init.checkpoint', 'best', {}),
-    ('optimizer.b1', 0.5, {}),
     ('optimizer.decay', 'kernels', {'optimizer.weight_decay': 0.0}),
     ('schedule.power', 2.0, {}),
-    ('early_stopping.patience', 3, {}),
-    ('model.lrn_size', 3, {'model.norm_layers': ()}),
     ('model.batch_norm_momentum', 0.5, {}),
-    ('model.dropout', 0.1, {'model.hidden': ()}),
   ],
 )
 def test_a_key_without_effect_is_refused(key, value, others):
@@ -253,8 +236,7 @@ def test_an_optimizer_reads_the_keys_that_count_with_it(name):
   recorder = Recorder(config.optimizer)
   config.optimizer.name = name.replace('*', 'adamw')
   optimizer.chain(recorder, 0.1)
-  elsewhere = {'learning_rate', 'rate_scaling', 'base_batch_size'}
-  assert recorder.seen | elsewhere == read_with('optimizer', name)
+  assert recorder.seen | {'learning_rate'} == read_with('optimizer', name)
 
 
 @pytest.mark.parametrize('name', KEYS['schedule.name'].allowed)
@@ -281,12 +263,8 @@ def test_a_schedule_reads_the_keys_that_count_with_it(name):
   'entry',
   [
     (5, 'conv1/*'),
-    (5, 'conv1/*', '.1'),
-    ('5', 'conv1/*', 0.1),
-    (5, 1, 0.1),
     (5, 'conv1/*', -0.1),
     (0, 'conv1/*', 0.1),  # after epoch 1
-    'abc',
   ],
 )
 def test_an_entry_that_is_no_multiplier_is_refused(entry):
@@ -305,8 +283,6 @@ BODY += 'def get_config():\n  config = make_config()\n  {}\n'
   [
     ('', 'has no function get_config'),
     ('def get_config(:', 'fails: SyntaxError'),
-    ('import nonsense_', r"line 1: ModuleNotFoundError: .*'nonsense_'"),
-    ('def get_config(x): return x', 'TypeError: .* missing 1 required'),
     *(
       (BODY.format(body), message)
       for body, message in (
@@ -316,8 +292,6 @@ BODY += 'def get_config():\n  config = make_config()\n  {}\n'
         ),
         ('pass', 'returns NoneType; it must return what .*make_config'),
         ('del config.seed; return config', 'has no config.seed'),
-        ('return confg', "line 4: NameError: name 'confg' is not"),
-        ('config.seed = "a"; return config', 'TypeError: .*seed'),
         ('raise ValueError("no such photographs")', 'recipe.py: no such photo'),
         ('config.data.path = "x"; return config', 'data.path is .* no effect'),
         ('raise SystemExit(3)', 'line 4: SystemExit: 3'),
@@ -356,7 +330,7 @@ def test_paths_of_the_config_are_those_of_this_machine(monkeypatch):
 def test_json_is_lossless():
   config = load('quickstart', '--config.optimizer.momentum=0.25')
   config.schedule.drop_epochs = (1.5, 2.0)
-  again = config_lib.from_dict(json.loads(config_lib.to_json(config)))
+  again = config_lib.from_dict(json.loads(json.dumps(config.to_dict())))
   assert config_lib.flatten(again) == config_lib.flatten(config)
 
 
@@ -368,7 +342,7 @@ def test_arguments_of_optax_are_kept_as_they_are():
   )
   expected = (('b1', 0.95), ('betas', (1, None)), ('mu_dtype', 'bfloat16'))
   assert config.optimizer.arguments == expected
-  again = config_lib.from_dict(json.loads(config_lib.to_json(config)))
+  again = config_lib.from_dict(json.loads(json.dumps(config.to_dict())))
   assert not config_lib.training_changes(again, config)
   again.optimizer.arguments = (('b1', 0.9),)
   (change,) = config_lib.training_changes(again, config)

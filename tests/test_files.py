@@ -112,8 +112,6 @@ def test_without_locks_it_is_said(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(files.fcntl, 'flock', flock)
   with files.lock(tmp_path, 'busy'), files.lock(tmp_path, 'busy'):
     assert f'cannot be locked ({os.strerror(errno.ENOLCK)})' in caplog.text
-  with files.in_use(tmp_path):
-    assert not files.is_in_use(tmp_path)
 
 
 def test_no_link_is_followed_to_lock_a_folder(tmp_path):

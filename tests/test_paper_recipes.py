@@ -41,7 +41,7 @@ def moves(config, state, grad, weight, phase=None):
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), state.params)
 
   phases = {} if phase is None else {'phase': jnp.float32(phase)}
-  rate = jnp.float32(build.learning_rate(config))
+  rate = jnp.float32(config.optimizer.learning_rate)
   state = state_lib.with_learning_rate(state, learning_rate=rate, **phases)
   updates, _ = state.tx.update(full(grad), state.opt_state, full(weight))
   named = state_lib.leaf_names(updates)
@@ -79,7 +79,7 @@ def test_training_of_the_paper():
   for value in moves(config, state, 0.0, 1.0).values():
     assert value == pytest.approx(-0.01 * 5e-4)
   # Divided by 10 three times, when the validation error stops improving.
-  plateau = schedule.PlateauState(build.learning_rate(config))
+  plateau = schedule.PlateauState(config.optimizer.learning_rate)
   rates = []
   for _ in range(40):
     plateau = schedule.update_plateau(config.schedule, plateau, 0.5)

@@ -10,10 +10,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import alexnet_jax
 from alexnet_jax import predict
 from alexnet_jax.data import images
 from alexnet_jax.evaluation import loading
-from alexnet_jax.training import build, loop, measure
+from alexnet_jax.training import measure
 from tests.system import commands
 
 PREDICT = [sys.executable, '-m', 'alexnet_jax.predict']
@@ -34,7 +35,7 @@ def trained(tmp_path_factory):
   """A run that lies elsewhere now, of data that exists no longer.
 
   Attributes: workdir, files (of the validation split, copied, in its order),
-  predictions (of the training process).
+  predictions (of the evaluation there: class, probability, class, ...).
   """
   folder = tmp_path_factory.mktemp('there')
   for number in range(36):
@@ -52,20 +53,14 @@ def trained(tmp_path_factory):
     log_every_steps=4,
     report=False,
   )
-  ended = []
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      loop.reporting, 'show_end', lambda *parts: ended.append(parts)
-    )
-    commands.train_here(recipe, folder / 'run')
-  run, live, _ = ended[0]
-  measured = measure.evaluate(
-    run.steps.evaluate,
-    live.state,
-    build.make_eval_iter(run.config, run.eval_loader, run.mesh),
-    run.to_devices,
-    num_examples=12,
-  )
+  commands.train_here(recipe, folder / 'run')
+  table = folder / 'examples.csv'
+  alexnet_jax.open_run(folder / 'run').evaluate(per_example=str(table))
+  with table.open(newline='') as file:
+    _, *rows = csv.reader(file)
+  paths = [
+    pathlib.Path(row[0]).relative_to(folder / 'data' / 'val') for row in rows
+  ]
   here = tmp_path_factory.mktemp('here')
   shutil.copytree(folder / 'run', here / 'run')
   shutil.copytree(folder / 'data' / 'val', here / 'images')
@@ -73,8 +68,8 @@ def trained(tmp_path_factory):
   return types.SimpleNamespace(
     workdir=here / 'run',
     images=here / 'images',
-    files=[str(here / 'images' / p) for p in run.eval_loader.source.paths],
-    predictions=measured.predictions,
+    files=[str(here / 'images' / path) for path in paths],
+    predictions=[row[2:-1] for row in rows],
   )
 
 
@@ -84,23 +79,19 @@ def ask(trained, call):
   return lambda *more: call(predict, '--workdir', trained.workdir, *more)
 
 
-def test_a_copied_run_predicts_what_training_measured(trained, ask):
+def test_a_copied_run_predicts_what_evaluation_measured(trained, ask):
   """Without the data and the first folder of the run."""
   code, result, err = ask(*trained.files)
   assert code == 0, err
   assert result['unreadable'] == []
   assert [e['file'] for e in result['predictions']] == trained.files
-  of_training = trained.predictions
-  for entry, classes, probabilities in zip(
-    result['predictions'],
-    of_training.classes,
-    of_training.probabilities,
-    strict=True,
+  for entry, row in zip(
+    result['predictions'], trained.predictions, strict=True
   ):
     found = entry['classes']
-    assert [c['class'] for c in found] == [CLASSES[i] for i in classes]
+    assert [c['class'] for c in found] == row[::2]
     # Bit for bit.
-    assert [c['probability'] for c in found] == probabilities.tolist()
+    assert [c['probability'] for c in found] == list(map(float, row[1::2]))
     assert sum(c['probability'] for c in found) == pytest.approx(1, abs=1e-6)
   best = [entry['classes'][0] for entry in result['predictions']]
   lines = [line for line in err.splitlines() if line.startswith('/')]

@@ -30,10 +30,9 @@ _MEAN = 120.0  # of the pixels
 # and of updates all but SGD with momentum at a constant rate.
 _ONLY_OURS = (
   *('model.norm', 'model.norm_hidden', 'model.block_order', 'model.lrn_groups'),
-  *('model.dropout_scaling', 'optimizer.name', 'optimizer.rate_scaling'),
-  *('optimizer.clip_value', 'optimizer.clip_norm', 'optimizer.decoupled_decay'),
-  *('optimizer.decay', 'optimizer.bias_lr_multiplier', 'loss.class_weights'),
-  *('loss.label_smoothing', 'loss.l1', 'loss.l2'),
+  *('model.dropout_scaling', 'optimizer.name', 'optimizer.clip_value'),
+  *('optimizer.clip_norm', 'optimizer.decay', 'optimizer.bias_lr_multiplier'),
+  *('loss.class_weights', 'loss.label_smoothing'),
 )
 
 

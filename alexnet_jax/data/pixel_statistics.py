@@ -28,7 +28,6 @@ class Options:
   crop_size: int  # of the network's input, in pixels
   channels: int = 3  # 1: of gray images
   mean_rgb: tuple[float, ...] = ()  # is subtracted instead, if not empty
-  mean_image_of: str = ''  # workdir of a run, whose mean image is subtracted
   lighting: float = 0.0  # standard deviation of PCA lighting; 0: none
   lighting_unit: str = 'eigenvalue'  # see `augment.lighting_matrix`
 
@@ -52,7 +51,6 @@ def find_statistics(
   loader: Loader,
   workdir,
   *,
-  read_mean_image: Callable[[], np.ndarray] | None = None,
   progress: Callable[[int], None] = lambda done: None,
   limit: int | None = None,
 ) -> Statistics:
@@ -65,8 +63,6 @@ def find_statistics(
     options: see `Options`.
     loader: of the training split.
     workdir: the run's folder.
-    read_mean_image: returns the mean image of `options.mean_image_of`, float32
-      [crop, crop, channels].
     progress, limit: see `compute`; with a limit nothing is kept.
   """
   if not (options.mean_is_computed or options.lighting):
@@ -74,19 +70,15 @@ def find_statistics(
   path = pathlib.Path(workdir) / MEAN_FILE
   origin = [loader.source.fingerprint, loader.resize_size, options.mean]
   origin += ['gray'] * (options.channels == 1)
-  origin += [options.mean_image_of] if options.mean_image_of else []
   origin = json.dumps(origin)
   kept = _load(path, options.channels)
-  if str(kept.get('of')) == origin and (
-    'covariance' in kept or not options.lighting
-  ):
+  has_all = 'covariance' in kept or not options.lighting
+  if str(kept.get('of')) == origin and has_all:
     return _wanted(options, kept)
-  found = {'mean': read_mean_image()} if options.mean_image_of else {}
-  if options.lighting or not found:
-    mean, covariance = _known(options, loader) or compute(
-      loader, progress=progress, limit=limit
-    )
-    found = {'mean': mean, 'covariance': covariance, **found}
+  mean, covariance = _known(options, loader) or compute(
+    loader, progress=progress, limit=limit
+  )
+  found = {'mean': mean, 'covariance': covariance}
   if limit is None:
     with files.replaced_file(path) as temporary, temporary.open('wb') as file:
       np.savez(file, **found, of=origin)
@@ -138,8 +130,7 @@ def _known(options, loader):
   # That of a color set says too little of its luma, which is rounded.
   same = getattr(source, 'channels', 3) in (1, loader.channels)
   fits = getattr(source, 'square_size', None) == loader.resize_size
-  needs_image = options.mean == 'image' and not options.mean_image_of
-  if needs_image or not (fits and same) or mean is None:
+  if options.mean == 'image' or not (fits and same) or mean is None:
     return None
   return mean[None, None, : loader.channels], source.rgb_covariance
 

@@ -24,7 +24,8 @@ from alexnet_jax.evaluation import page
 _EPILOG = """\
 A SPEC is LOW..HIGH, LOW..HIGH:log, LOW..HIGH:step=STEP or A|B|C:
   --param 'optimizer.learning_rate=1e-4..1e-1:log' --param 'seed=1..3'
-  --param 'global_batch_size=64..256:step=64' --param 'optimizer.name=sgd|adam'
+  --param 'global_batch_size=64..256:step=64'
+  --param 'optimizer.name=sgd|optax.adam'
 Every trial is a run of its own in DIR/trial_0000, DIR/trial_0001 and so on, and
 keeps its checkpoints (8 to 16 bytes a parameter). Its value is that of the
 monitor in the state that the run ends with. Killed at any moment and started

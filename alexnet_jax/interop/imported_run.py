@@ -95,7 +95,7 @@ def write(
     config=config,
     # No data has trained it: none of the fields that a resumed run checks.
     data={'class_names': list(names)},
-    progress=Progress(schedule.PlateauState(build.learning_rate(config))),
+    progress=Progress(schedule.PlateauState(config.optimizer.learning_rate)),
     iterator={'next_index': 0},
     imported=origin,
   )

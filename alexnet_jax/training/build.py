@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from alexnet_jax import validation
 from alexnet_jax.data import (
   augment,
   loader as loader_lib,
@@ -112,19 +111,10 @@ def mean_shape(config) -> tuple[int, ...]:
   return shape if config.data.mean == 'image' else shape[2:]
 
 
-def learning_rate(config) -> float:
-  """Returns the learning rate before warm-up and drops; see its key."""
-  options = config.optimizer
-  exponent = {'none': 0, 'linear': 1, 'sqrt': 0.5}[options.rate_scaling]
-  larger = config.global_batch_size / options.base_batch_size
-  return options.learning_rate * larger**exponent
-
-
 def make_state(config, model: AlexNet) -> state_lib.TrainState:
   """Returns a fresh state, a function of config.seed."""
-  options = {**config.optimizer, 'learning_rate': learning_rate(config)}
   multipliers = tuple(config.schedule.lr_multipliers)
-  tx = optimizer.make_optimizer(**options, lr_multipliers=multipliers)
+  tx = optimizer.make_optimizer(**config.optimizer, lr_multipliers=multipliers)
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   try:
     return state_lib.create_train_state(
@@ -374,7 +364,6 @@ def pixel_options(config) -> pixel_statistics.Options:
     crop_size=config.data.crop_size,
     channels=config.data.channels,
     mean_rgb=tuple(config.data.mean_rgb),
-    mean_image_of=config.init.workdir if config.init.mean_image else '',
     lighting=config.data.pca_lighting,
     lighting_unit=config.data.pca_lighting_unit,
   )
@@ -383,32 +372,10 @@ def pixel_options(config) -> pixel_statistics.Options:
 def find_pixel_statistics(
   config, loader, workdir, progress=lambda done: None, limit=None
 ) -> pixel_statistics.Statistics:
-  """Returns the pixel statistics of a run; computes them if needed.
-
-  Raises UserError if the mean image of another run is wanted, and none fits.
-  """
-
-  def read_mean_image():
-    other, size = config.init.workdir, config.data.crop_size
-    there = validation.read_config(other)
-    same = image_shape(there) == image_shape(config)
-    if there.data.mean == 'image' and same:
-      return stored_mean(there, other)
-    raise UserError(
-      f'config.init.mean_image: {other} has no mean image for this network: its'
-      f' config.data.mean is {there.data.mean!r} (needed: image), its'
-      f' config.data.channels is {there.data.channels}, its'
-      f' config.data.crop_size is {there.data.crop_size} (needed: {size}); with'
-      ' --config.init.mean_image=false that of the data here is subtracted'
-    )
-
+  """Returns the pixel statistics of a run; computes them if needed."""
+  options = pixel_options(config)
   return pixel_statistics.find_statistics(
-    pixel_options(config),
-    loader,
-    workdir,
-    read_mean_image=read_mean_image,
-    progress=progress,
-    limit=limit,
+    options, loader, workdir, progress=progress, limit=limit
   )
 
 

@@ -37,8 +37,9 @@ FOLDER, DAMAGED_FOLDER = 'checkpoints', 'damaged'
 # What commands write into the folder of a run.
 _ENTRIES = (FOLDER, DAMAGED_FOLDER, 'events', 'loggers', 'profile', 'report')
 _ENTRIES += ('config.json', 'metrics.jsonl', 'times.jsonl', 'pixel_mean.npz')
+_RUN_FILE = 'run/metadata'  # of a checkpoint: Orbax' JSON of the `run`
 _TEMPORARY = '.orbax-checkpoint-tmp'  # in the name of a save under way
-_REPLACED = '.replaced'  # in that of a checkpoint that is being written anew
+_MOST_TRIES = 100  # to read a checkpoint, while the run removes one after one
 # Orbax numbers the saves of a process: two at a time would disturb each other.
 _thread = concurrent.futures.ThreadPoolExecutor(1)
 _malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc
@@ -76,7 +77,6 @@ class Checkpoints:
       self.folder.mkdir(parents=True, exist_ok=True)
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
         shutil.rmtree(unfinished, ignore_errors=True)
-      self._recover_replaced()
 
   def save(
     self,
@@ -88,27 +88,33 @@ class Checkpoints:
   ) -> None:
     """Starts to save checkpoint `tree['step']`, of `state.saved_tree`.
 
-    The caller may donate the tree after this. Older ones in `keep_steps` stay,
-    as does one of this step, unless to `replace`. Raises UserError if the save
-    before failed, NonFiniteLossError if a parameter is not finite.
+    The caller may donate the tree after this. Older ones in `keep_steps` stay.
+    Of one of this step the arrays are the same, and stay; the run is written
+    anew if to `replace` it. Raises UserError if the save before failed,
+    NonFiniteLossError if a parameter is not finite.
     """
     if not self._processes.is_first:
       return
     self._wait()
     step = int(tree['step'])
     path = self.folder / str(step)
-    if path.exists() and not replace:
+    fields, kept = run.to_json(), {step, *keep_steps}
+    if path.exists():
+      if replace:
+        self._saving = _thread.submit(self._replace_run, path, fields, kept)
       return
     # Copies: on a CPU these are views of what the next step overwrites.
     host = jax.tree.map(np.array, jax.device_get(tree))
     state_lib.refuse_non_finite(host)
-    kept = {step, *keep_steps}
-    self._saving = _thread.submit(self._write, path, host, run.to_json(), kept)
+    self._saving = _thread.submit(self._write, path, host, fields, kept)
+
+  def _replace_run(self, path, fields, keep_steps):
+    fields['digest'] = _read_run(path).digest
+    files.write_json(path / _RUN_FILE, fields)
+    self._remove_older(keep_steps)
 
   def _write(self, path, host, fields, keep_steps):
     fields['digest'] = state_lib.state_digest(host)
-    if path.exists():
-      path.rename(f'{path}{_REPLACED}')
     own = _own_process()
     handler = ocp.CompositeCheckpointHandler(
       state=ocp.StandardCheckpointHandler(multiprocessing_options=own),
@@ -129,32 +135,21 @@ class Checkpoints:
         raise UserError(f'it cannot be read back ({error})') from error
       self._was_read_back = True
     files.sync_folder(path)  # before older ones go
-    self._recover_replaced()
-    for step in {*_steps(self.folder)[: -self._keep]} - keep_steps:
-      self._remove(self.folder / str(step))
+    self._remove_older(keep_steps)
     # glibc keeps what the threads of a save freed: of a state of 0.5 GB 0.1 to
     # 0.3 GB with every save.
     if _malloc_trim is not None:
       _malloc_trim(0)
 
-  def _remove(self, path):
-    """Removes a checkpoint, unless it is read: then after another save."""
-    try:
-      if not files.is_in_use(path):
-        # For a reader it is there as a whole or not at all.
+  def _remove_older(self, keep_steps):
+    for step in {*_steps(self.folder)[: -self._keep]} - keep_steps:
+      path = self.folder / str(step)
+      try:
+        # A reader finds it gone, and not damaged.
         path = path.rename(f'{path}{_TEMPORARY}.removed')
         shutil.rmtree(path, ignore_errors=True)  # or by the next start
-    except OSError as error:
-      _log.warning('%s stays: %s', path, error)
-
-  def _recover_replaced(self):
-    """Removes replaced checkpoints, or takes back what was not replaced."""
-    for old in self.folder.glob(f'*{_REPLACED}'):
-      new = old.with_suffix('')
-      if new.exists():
-        shutil.rmtree(old)
-      else:
-        old.rename(new)
+      except OSError as error:
+        _log.warning('%s stays: %s', path, error)
 
   def wait(self) -> None:
     """Waits until the save under way is complete, in all; raises as `save`."""
@@ -168,8 +163,6 @@ class Checkpoints:
     try:
       self._saving.result()
     except Exception as error:  # Orbax raises whatever the file system gave
-      with contextlib.suppress(OSError):
-        self._recover_replaced()
       reason = str(error).split(' [tensorstore_spec')[0]
       raise UserError(
         f'cannot save a checkpoint: {reason}. Valid checkpoints in'
@@ -314,7 +307,7 @@ def _read(path, template) -> tuple[dict, SavedRun]:
 
 def _read_run(path) -> SavedRun:
   with _damage_in('run'):
-    fields = files.read_json(path / 'run' / 'metadata', dict)
+    fields = files.read_json(path / _RUN_FILE, dict)
     run = SavedRun.from_json(fields)
   try:
     validation.check_values(run.config)
@@ -352,20 +345,18 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
   if there is no run or checkpoint, or it is damaged.
   """
   folder = _folder_of(workdir)
-  while True:
-    path, seen = _find(folder, which), None
+  for _ in range(_MOST_TRIES):
+    path = _find(folder, which)
     try:
-      seen = path.stat().st_ino
-      with files.in_use(path):
-        saved = _read_run(path)
-        names = list(saved.data['class_names'])
-        state = build.state_shapes(saved.config, len(names))
-        tree, saved = _read(path, state_lib.saved_tree(state))
+      saved = _read_run(path)
+      names = list(saved.data['class_names'])
+      state = build.state_shapes(saved.config, len(names))
+      tree, saved = _read(path, state_lib.saved_tree(state))
       state = state.replace(**tree)
       return OpenRun(pathlib.Path(workdir), saved.config, names, state, saved)
     except Exception as error:
-      if not path.exists() or seen not in (None, path.stat().st_ino):
-        continue  # the run removed it just now, or wrote it anew
+      if not path.exists():
+        continue  # the run removed it just now
       if not isinstance(error, DamagedCheckpointError):
         raise
       others = [step for step in _steps(folder) if str(step) != path.name]
@@ -376,6 +367,10 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
       raise UserError(
         f'checkpoint {path} is damaged ({error}); {advice}'
       ) from error
+  raise UserError(
+    f'the run in {workdir} removed {_MOST_TRIES} checkpoints while they were'
+    ' read; keep more of them with --config.checkpoint.keep, or save less often'
+  )
 
 
 def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:

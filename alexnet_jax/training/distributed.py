@@ -243,7 +243,7 @@ class ProcessGroup:
     self._failing.set()
     if self.watcher.ident:
       unknown = (errors.EXIT_FAILURE, f'{type(error).__name__}: {error}')
-      code, message = cli.outcome(error) or unknown
+      code, message = cli.exit_code_and_message(error) or unknown
       ended = {'process': self.index, 'code': code, 'message': message}
       with _unless_gone:
         _store().key_value_set(_ENDED, json.dumps(ended))

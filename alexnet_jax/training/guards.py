@@ -75,11 +75,8 @@ def warn_of_flat_loss(loss: float, num_classes: int, step: int) -> None:
     return
   logging.getLogger(__name__).warning(
     f'after {step} steps the loss is {loss:.4f}, that of guessing'
-    f' (ln {num_classes} = {guess:.4f}). Known causes: the learning rate'
-    ' (config.optimizer.learning_rate: too high kills the ReLUs, too low does'
-    ' not leave the plateau), the bias initialization'
-    ' (config.model.bias_init: 1 as in the paper often stays flat, 0.1 as'
-    ' in Caffe does not), the initialization of the kernels'
-    ' (config.model.kernel_init) against the scale of the pixels'
-    ' (config.data.std), and the normalization (config.model.norm)'
+    f' (ln {num_classes} = {guess:.4f}). Known causes:'
+    ' config.optimizer.learning_rate (too high or too low), model.bias_init (1'
+    ' often stays flat, 0.1 does not), model.kernel_init against the scale of'
+    ' the pixels (data.std), model.norm'
   )

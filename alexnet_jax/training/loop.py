@@ -77,7 +77,7 @@ def train_and_evaluate(
     if saved is not None:
       resume.check_config(config, path, saved.config)
       if (other := saved.config.init.workdir) != config.init.workdir:
-        console.line(f'goes on with the weights and the mean image of {other}')
+        console.line(f'goes on with the weights of {other}')
         config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
     run = resume.RunContext(config, path, stop, console, saved)

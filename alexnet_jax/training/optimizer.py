@@ -1,4 +1,4 @@
-"""Optimizers, ours and those of optax, clipping and the paper's update rule."""
+"""SGD, the optimizers of optax, clipping and the paper's update rule."""
 
 from collections.abc import Iterable, Sequence
 import fnmatch
@@ -11,7 +11,6 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.training.state import leaf_names, map_named
 
-_BUILT_IN = ('sgd', 'adam', 'rmsprop', 'lars')
 # Functions of optax with a learning rate that are no optimizers here.
 _UNFIT = {
   'rprop': 'it keeps its first learning rate, whatever the schedule says',
@@ -124,20 +123,16 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Returns an optimizer whose learning rate is a part of its state.
 
-  With g the gradient plus weight_decay * w, lr the learning rate and s the
-  optimizer's scaling of g (`sgd`: g itself; `rmsprop`: g over the root of its
-  mean square; `lars`: g with a length in proportion to that of each kernel,
-  You et al. 2017):
+  With g the gradient plus weight_decay * w and lr the learning rate, `sgd` has
+  two update rules:
 
-  - `optax` (as PyTorch): v <- momentum * v + s; w <- w - lr * v
-  - `paper` (Krizhevsky et al. 2012, section 5): v <- momentum * v - lr * s;
-    w <- w + v, so that a drop of lr does not slow what is under way. optax'
-    lars and Keras' SGD and RMSprop do the same.
+  - `optax` (as PyTorch): v <- momentum * v + g; w <- w - lr * v
+  - `paper` (Krizhevsky et al. 2012, section 5): v <- momentum * v - lr * g;
+    w <- w + v, so that a drop of lr does not slow what is under way. Keras' SGD
+    does the same.
 
-  `adam` (Kingma and Ba 2015) has no v: w <- w - lr * s. With decoupled_decay
-  (Loshchilov and Hutter 2019, of the `optax` rule alone) the decay joins v
-  instead of g, so that neither s nor momentum changes it. Under the name
-  `optax.lion` and the like w <- w + what that optimizer of optax returns.
+  Under the name `optax.adam` and the like w <- w + what that optimizer of optax
+  returns.
 
   The options are keys of config.optimizer; for `lr_multipliers` see
   config.schedule: where a factor is 0 a parameter stands still, whatever its
@@ -156,7 +151,7 @@ def make_optimizer(
     return chain(section, learning_rate, phase, lr_multipliers)
 
   tx = optax.inject_hyperparams(make)(**changing)
-  return tx if section.name in _BUILT_IN else _tried(tx, section)
+  return tx if section.name == 'sgd' else _tried(tx, section)
 
 
 def chain(options, learning_rate, phase=None, lr_multipliers=()):
@@ -168,9 +163,9 @@ def chain(options, learning_rate, phase=None, lr_multipliers=()):
     steps.append(optax.clip(options.clip_value))
   if options.clip_norm:
     steps.append(optax.clip_by_global_norm(options.clip_norm))
-  if options.name in _BUILT_IN:
+  if options.name == 'sgd':
     descent = optax.scale_by_learning_rate(learning_rate)
-    steps += _built_in(options, optax.chain(descent, *factors))
+    steps += _sgd(options, optax.chain(descent, *factors))
   else:
     steps += [_from_optax(options, learning_rate), *factors]
   if options.bias_lr_multiplier != 1.0:
@@ -186,26 +181,10 @@ def chain(options, learning_rate, phase=None, lr_multipliers=()):
   return optax.chain(*steps)
 
 
-def _built_in(options, descent):
-  kernels, velocity = _mask_of('kernel'), []
-  decayed = optax.add_decayed_weights(
-    options.weight_decay, kernels if options.decay == 'kernels' else None
-  )
-  match options.name:
-    case 'sgd':
-      scaling = []
-    case 'adam':
-      scaling = [optax.scale_by_adam(options.b1, options.b2, options.epsilon)]
-    case 'rmsprop':
-      scaling = [optax.scale_by_rms(options.rms_decay, options.epsilon)]
-    case 'lars':
-      trust = options.trust_coefficient
-      ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
-      scaling = [optax.masked(ratio, kernels)]
-  if options.name != 'adam':
-    velocity = [optax.trace(options.momentum, options.nesterov)]
-  if options.decoupled_decay:
-    return [*scaling, *velocity, decayed, descent]
-  if velocity and options.update_rule == 'paper':
-    return [decayed, *scaling, descent, *velocity]
-  return [decayed, *scaling, *velocity, descent]
+def _sgd(options, descent):
+  mask = _mask_of('kernel') if options.decay == 'kernels' else None
+  decayed = optax.add_decayed_weights(options.weight_decay, mask)
+  velocity = optax.trace(options.momentum, options.nesterov)
+  if options.update_rule == 'paper':
+    return [decayed, descent, velocity]
+  return [decayed, velocity, descent]

@@ -33,7 +33,6 @@ from alexnet_jax.training.progress import Progress, SavedRun
 
 # Where the data lies, and how fast it is read, may differ between processes.
 _OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch', 'init.workdir')
-_MOST_ROWS = 32  # of the table of processes
 
 
 class RunContext:
@@ -143,7 +142,7 @@ def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
   run.processes.barrier()
   tree = jax.device_get(state_lib.saved_tree(state))
   state = state.replace(**parallel.broadcast_arrays(tree))
-  progress = Progress(schedule.PlateauState(build.learning_rate(run.config)))
+  progress = Progress(schedule.PlateauState(run.config.optimizer.learning_rate))
   return parallel.replicate(state, run.mesh), progress
 
 
@@ -209,7 +208,7 @@ class LoopState:
 
 
 def check_processes(config, console: cli.Console) -> None:
-  """Compares the processes of a run, and shows them in one table.
+  """Compares the processes of a run, and shows how many they are.
 
   Raises UserError in process 0, which ends the others, if they differ in
   devices, config or versions, or fewer came than expected.
@@ -226,31 +225,23 @@ def check_processes(config, console: cli.Console) -> None:
     **progress_lib.versions(),
   }
   hint = 'Start all processes with the same command, in the same environment'
-  everybody = _gather_equal(processes, own, hint)
+  _gather_equal(processes, own, hint)
   if jax.process_count() != processes.count:
     raise UserError(
       f'{processes.count} processes were started, but JAX sees'
       f' {jax.process_count()}: are all of them on the same kind of device?'
     )
-  rows = {
-    f'process {index}': f'{host}: {other["devices"]}'
-    for index, (host, other) in enumerate(everybody[:_MOST_ROWS])
-  }
-  if more := processes.count - len(rows):
-    rows['...'] = f'{more} more'
-  title = f'{processes.count} processes, {jax.device_count()} devices'
-  console.table(title, rows.items())
+  console.line(f'{processes.count} processes, {jax.device_count()} devices')
 
 
 def _gather_equal(processes, own, hint):
-  """Returns [host, dict] of each process, in process 0, which must be equal."""
+  """Raises UserError in process 0 unless all have equal dicts."""
   everybody = processes.gather([socket.gethostname(), own]) or []
   for index, (host, other) in enumerate(everybody):
     if changes := _changes(everybody[0][1], other):
       raise UserError(
         f'process {index}, on {host}, differs from process 0:{changes}\n{hint}'
       )
-  return everybody
 
 
 def _changes(before, now):
@@ -305,22 +296,18 @@ def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
   """Refuses other statistics of batch norms than the run had.
 
   They are those of a microbatch, whose size also depends on the number of
-  devices. The UserError names the value that gives as many as before.
+  devices.
   """
   number = build.num_microbatches(config, mesh)
   has_batch_norm = config.model.norm == 'batch' or config.model.norm_hidden
   before = saved.num_microbatches if saved else number
   if before == number or not has_batch_norm:
     return
-  size, rest = divmod(config.global_batch_size // mesh.size, before)
-  hint = f'give --config.microbatch_size={size}'
-  if rest:
-    hint = f'{before} microbatches are not possible on {mesh.size} devices:'
-    hint += ' take another number of devices'
   raise UserError(
     f'the run computed its batches in {before} microbatches; with {mesh.size}'
     f' devices and config.microbatch_size = {config.microbatch_size} they'
-    f' are {number}, which changes the statistics of its batch norms: {hint}'
+    f' are {number}, which changes the statistics of its batch norms: take'
+    f' another number of devices, or a microbatch_size that gives {before}'
   )
 
 

@@ -13,7 +13,7 @@ import optax
 
 from alexnet_jax.training import metrics, preprocess
 from alexnet_jax.training.parallel import AXIS
-from alexnet_jax.training.state import leaf_names, map_named, TrainState
+from alexnet_jax.training.state import map_named, TrainState
 
 # What other generators draw depends on how many keys they draw from at a time,
 # and so on the number of devices.
@@ -28,8 +28,6 @@ class StepOptions:
   std: float | Sequence[float]
   label_smoothing: float = 0.0  # of the objective; see config.loss
   class_weights: Sequence[float] | jax.Array = ()
-  l1: float = 0.0
-  l2: float = 0.0
   # Names of parameters that do not train, such as conv1/kernel.
   frozen: frozenset[str] = frozenset()
   # Most examples that a device computes at a time in training; 0: all it has.
@@ -56,20 +54,13 @@ def example_keys(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
-def _objective(logits, labels, params, options):
+def _objective(logits, labels, options):
   # It compares; indexing would have a scatter as its gradient.
   targets = jax.nn.one_hot(labels, logits.shape[1])
   targets = optax.smooth_labels(targets, options.label_smoothing)
   if len(options.class_weights):
     targets *= jnp.float32(options.class_weights)[None]
-  losses = optax.softmax_cross_entropy(logits, targets)
-  kernels = [w for n, w in leaf_names(params).items() if n.endswith('kernel')]
-  penalty = 0.0
-  if options.l1:
-    penalty += options.l1 * sum(jnp.sum(jnp.abs(w)) for w in kernels)
-  if options.l2:
-    penalty += options.l2 * sum(jnp.sum(jnp.square(w)) for w in kernels)
-  return losses.mean() + penalty
+  return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
@@ -103,7 +94,7 @@ def loss_and_grads(state: TrainState, batch, keys, options: StepOptions):
       dropout_keys=keys,
       mutable=['batch_stats'],
     )
-    value = _objective(logits, batch['label'], params, options)
+    value = _objective(logits, batch['label'], options)
     return value, (value, logits, updated.get('batch_stats', {}))
 
   return jax.grad(loss_fn, has_aux=True)(state.params)
@@ -170,7 +161,7 @@ def _grads_and_sums(state, batch, key, options):
       state.replace(batch_stats=stats), part, keys, options
     )
     sums = _sums(logits, part)
-    if options.label_smoothing or options.l1 or options.l2 or is_weighted:
+    if options.label_smoothing or is_weighted:
       sums['objective'] = value * len(keys)
     return grads, stats, sums
 

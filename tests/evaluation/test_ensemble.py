@@ -67,7 +67,7 @@ def check(values, mean, labels):
 def test_what_ten_crops_are_not_good_for_is_said(small, tmp_path, call):
   changes = {'data__crop_size': 28, 'data__random_flip': False}
   workdir = train(tmp_path, **{**small, **changes, 'num_steps': 1})
-  _, _, err = call(evaluate, '--workdir', workdir, '--crops', 'center')
+  _, _, err = call(evaluate, '--workdir', workdir, '--crops', '1')
   assert 'warning' not in err
   _, _, err = call(ensemble, workdir, workdir, '--crops', '10')
   assert f'{workdir}: half of the ten crops are mirrored' in err
@@ -81,7 +81,7 @@ def test_measuring_shows_how_far_it_is(runs, call, monkeypatch):
   assert 'evaluation: 8 of 15 images' in err
 
 
-@pytest.mark.parametrize(('crops', 'count'), [('center', 1), ('10', 10)])
+@pytest.mark.parametrize(('crops', 'count'), [('1', 1), ('10', 10)])
 def test_an_ensemble_averages_probabilities(runs, call, crops, count):
   _, values, _ = call(ensemble, *runs, '--crops', crops)
   each = [probabilities(workdir, count) for workdir in runs]

@@ -171,7 +171,7 @@ def test_a_killed_and_continued_sweep_makes_the_same_trials(recipe, tmp_path):
       *(sys.executable, '-m', 'alexnet_jax.evaluation.sweep', '--json'),
       *('--config', recipe, '--workdir', tmp_path / name),
       *('--trials', '12', '--param', f'{KEY}=1e-4..1:log'),
-      *('--param', 'optimizer.name=sgd|adam', '--param', 'seed=0..1'),
+      *('--param', 'optimizer.name=sgd|optax.adam', '--param', 'seed=0..1'),
     )
 
   def finish(name):
@@ -251,7 +251,7 @@ def test_values_have_the_type_of_their_key():
   texts = f"""
     config.{KEY}=1e-4..1e-1:log data.num_threads=2..8:step=3
     optimizer.nesterov=True|False model.hidden=(256,)|(256,128)|()
-    loss.l2=0|0.5"""
+    ema_decay=0|0.5"""
   space = sweep.parse_space(texts.split(), make_config())
   study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
   rows = [sweep.values_of(study.ask(space).params) for _ in range(60)]
@@ -264,7 +264,7 @@ def test_values_have_the_type_of_their_key():
     'data.num_threads': {2, 5, 8},
     'optimizer.nesterov': {True, False},
     'model.hidden': {(256,), (256, 128), ()},
-    'loss.l2': {0.0, 0.5},
+    'ema_decay': {0.0, 0.5},
   }.items():
     assert set(map(repr, found[key])) == set(map(repr, values))
 
@@ -272,7 +272,7 @@ def test_values_have_the_type_of_their_key():
 @pytest.mark.parametrize(
   ('texts', 'message'),
   [
-    ('optimizer.b2=0.9|0.99', "b2 is 'swept', which has no effect"),
+    ('schedule.power=1|2', "power is 'swept', which has no effect"),
     (f'{KEY}=0.1', 'where SPEC is LOW..HIGH'),
     (f'{KEY}=0..1:log', r'=0..1:log: .*low.* got \(low=0.0'),
     ('global_batch_size=0.5..2', "size is '0.5'; it takes a whole number"),

@@ -57,7 +57,7 @@ def our_config(variant):
   config.model.update({'dropout': 0.0, 'batch_norm_epsilon': 1e-5})
   config.model.dtype = 'float32'
   config.data.update({'crop_size': SIZE, 'std': STD})
-  optimizer = {'name': 'sgd', 'rate_scaling': 'none', 'momentum': MOMENTUM}
+  optimizer = {'name': 'sgd', 'momentum': MOMENTUM}
   optimizer |= {'learning_rate': RATES[variant], 'weight_decay': DECAY}
   config.optimizer.update(optimizer)
   config.global_batch_size = BATCH

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -109,23 +110,18 @@ def is_running(pid):
   return status.rpartition(')')[2].split()[0] != 'Z'  # a zombie has ended
 
 
-def test_output_of_process_0_as_it_is_and_of_others_by_name():
+def test_standard_output_is_that_of_process_0():
   code, out, err = launch(
     *('--processes', 3),
-    do='if index: [wait_for(f"written{i}") for i in range(index)]\n'
-    'os.write(1, b"\\xff\\x00 of %d\\n{}" % index)\n'
-    'os.write(2, b"\\n\\xfe message of %d\\n" % index)\n'
-    'if index: os.write(1, b"process %d: once\\n\\n[Gloo] Rank 1\\n" % index)\n'
-    'mark(f"written{index}")',
+    do='os.write(1, b"\\xff of %d\\n" % index)\n'
+    'os.write(2, b"\\xfe message of %d\\n" % index)',
   )
-  assert code == 0
-  assert out == '\xff\x00 of 0\n{}'
-  lines = err.encode('latin-1').decode(errors='replace').splitlines()
-  assert lines[:2] == ['', '\ufffd message of 0']
-  for index in (1, 2):
-    own = [line for line in lines if line.startswith(f'process {index}: ')]
-    texts = (f'\ufffd\0 of {index}', '{}', f'\ufffd message of {index}', 'once')
-    assert own == [f'process {index}: {text}' for text in texts]
+  assert (code, out) == (0, '\xff of 0\n')
+  lines = {f'\xfe message of {i}' for i in range(3)} | {
+    '\xff of 1',
+    '\xff of 2',
+  }
+  assert {*err.splitlines()} == lines
 
 
 def test_each_process_has_its_index_and_the_arguments(folder):
@@ -171,11 +167,10 @@ def test_the_exit_code_is_that_of_the_first_that_failed(ends, code):
   assert launch('--processes', 3, do=do)[0] == code
 
 
-def test_the_end_of_a_process_is_told_after_its_last_words():
+def test_the_end_of_a_process_is_told():
   do = (
     'if index == 0: wait_for("told"), sys.exit(1)\n'
-    'for i in range(3000): print(f"line {i:03d}", file=sys.stderr)\n'
-    'sys.stderr.flush()\nos.abort()'
+    'print("last words", file=sys.stderr, flush=True), os.abort()'
   )
   lines = []
   with launched('--processes', 2, do=do) as process:
@@ -184,7 +179,7 @@ def test_the_end_of_a_process_is_told_after_its_last_words():
       if ' ended: ' in lines[-1]:
         pathlib.Path('told').touch()
   assert lines == [
-    *(f'process 1: line {i:03d}' for i in range(3000)),
+    'last words',
     'process 1 ended: Aborted',
     'process 0: 120 s left to end',
     'process 0 ended: exit code 1',
@@ -193,10 +188,9 @@ def test_the_end_of_a_process_is_told_after_its_last_words():
 
 def test_the_run_goes_on_if_nobody_reads_messages():
   do = (
-    'mark(f"ready{index}"), wait_for("closed")\n'
-    'if index: print("x\\n" * 100_000)\n'
-    'else: print("result")\n'
-    'sys.exit(75)'
+    'mark(f"ready{index}", os.getpid()), wait_for("closed")\n'
+    'if index: sys.exit(3)\n'
+    'wait_for_end("ready1"), print("result")'
   )
   with launched('--processes', 2, do=do) as process:
     wait_until(lambda: pathlib.Path('ready1').exists())
@@ -204,7 +198,7 @@ def test_the_run_goes_on_if_nobody_reads_messages():
     process.stderr = None
     pathlib.Path('closed').touch()
     out, _ = process.communicate(timeout=300)
-  assert (process.returncode, out) == (75, b'result\n')
+  assert (process.returncode, out) == (3, b'result\n')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -269,11 +263,15 @@ def test_none_is_left_if_the_launcher_is_killed(folder):
 
 def test_what_a_process_left_behind_ends_with_it(folder):
   do = 'mark(f"pid{index}", subprocess.Popen(["sleep", "600"]).pid), print("a")'
-  begun = time.monotonic()
-  assert launch('--processes', 2, do=do) == (0, 'a\n', 'process 1: a\n')
-  assert time.monotonic() - begun < 300
+  assert launch('--processes', 2, do=do) == (0, 'a\n', 'a\n')
   pid = (folder / 'pid1').read_text()
   wait_until(lambda: not is_running(pid))  # init reaps it some time later
+
+
+def environments(count, **options):
+  """Returns the environment of each process."""
+  launcher = runpy.run_path(LAUNCHER)
+  return launcher['_environments'](count, **{'devices': 0, 'gpus': 0} | options)
 
 
 def test_fake_devices_of_each_process(monkeypatch):
@@ -281,13 +279,8 @@ def test_fake_devices_of_each_process(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', f'--xla_a=1 {flag}=8 --xla_b=2')
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '5')
-  do = 'mark(f"of{index}", json.dumps(dict(os.environ)))'
-  code, _, err = launch('--processes', 2, '--devices_per_process', 3, do=do)
-  assert code == 0, err
-  for index in range(2):
-    own = json.loads(pathlib.Path(f'of{index}').read_text())
-    flags = ['--xla_a=1', '--xla_b=2', f'{flag}=3']
-    assert own['XLA_FLAGS'].split() == flags
+  for own in environments(2, devices=3):
+    assert own['XLA_FLAGS'].split() == ['--xla_a=1', '--xla_b=2', f'{flag}=3']
     assert own['JAX_PLATFORMS'] == 'cpu'
     assert own['PATH'] == os.environ['PATH']
     assert 'JAX_NUM_CPU_DEVICES' not in own  # JAX would prefer it
@@ -299,13 +292,10 @@ def test_gpus_of_each_process(visible, monkeypatch):
   if visible:
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
   monkeypatch.delenv('JAX_PLATFORMS', raising=False)
-  names = '"CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"'
-  do = f'mark(f"of{{index}}", " ".join(map(os.environ.get, ({names}))))'
-  code, _, err = launch('--processes', 2, '--gpus_per_process', 2, do=do)
-  assert code == 0, err
-  expected = ('a,b', 'c,d') if visible else ('0,1', '2,3')
-  for index, gpus in enumerate(expected):
-    assert pathlib.Path(f'of{index}').read_text() == f'{gpus} cuda,cpu'
+  expected = ['a,b', 'c,d'] if visible else ['0,1', '2,3']
+  found = environments(2, gpus=2)
+  assert [own['CUDA_VISIBLE_DEVICES'] for own in found] == expected
+  assert {own['JAX_PLATFORMS'] for own in found} == {'cuda,cpu'}
 
 
 @pytest.mark.parametrize(

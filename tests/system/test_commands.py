@@ -125,20 +125,6 @@ def test_a_run_cannot_be_made_shorter(trained, fail):
   assert 'is at step 40 already, beyond the 30 steps' in err
 
 
-def test_training_needs_no_tensorflow(tmp_path):
-  recipe = commands.write_recipe(tmp_path, num_steps=2)
-  program = (
-    'import sys\n'
-    'sys.modules["tensorflow"] = None\n'
-    'from alexnet_jax import main\n'
-    f'sys.exit(main.main(["--config", {str(recipe)!r},'
-    f' "--workdir", {str(tmp_path / "run")!r}]))\n'
-  )
-  code, _, err = commands.run(sys.executable, '-c', program)
-  assert code == 0, err
-  assert 'done at step 2' in err
-
-
 def test_a_lost_loss_stops_the_run(tmp_path, fail):
   changes = {'eval_every_steps': 1000, 'save_every_steps': 1}
   recipe = commands.write_recipe(

@@ -187,10 +187,8 @@ def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, copy):
   assert commands.contents(copy) == before
 
 
-LINKS = ('.lock', 'checkpoints', 'damaged', 'events', 'config.json')
+LINKS = ('.lock', 'checkpoints', 'damaged', 'config.json', 'pixel_mean.npz')
 LINKS += ('report/index.html', 'metrics.jsonl', 'checkpoints/20/state')
-LINKS += ('checkpoints/9.orbax-checkpoint-tmp', 'checkpoints/10.replaced')
-LINKS += ('loggers', 'profile', 'report', 'times.jsonl', 'pixel_mean.npz')
 
 
 @pytest.mark.parametrize('name', LINKS)
@@ -229,7 +227,7 @@ def test_a_run_is_read_while_it_saves(trained, tmp_path):
   tree, steps, enough = saved_tree(run.state), [], threading.Event()
 
   def save():
-    with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
       for step in range(100, 100_000):
         checkpoints.save({**tree, 'step': np.int32(step)}, run.saved)
         if enough.is_set():
@@ -347,5 +345,5 @@ def test_what_is_called_saved_is_on_the_disk(
 def test_other_microbatches_are_refused(tmp_path):
   recipe = commands.write_recipe(tmp_path, num_steps=1, model__norm='batch')
   commands.train_here(recipe, tmp_path / 'run')
-  with pytest.raises(UserError, match=r'--config\.microbatch_size=2'):
+  with pytest.raises(UserError, match='microbatch_size that gives 1'):
     commands.train_here(recipe, tmp_path / 'run', '--config.microbatch_size=1')

@@ -11,20 +11,6 @@ from alexnet_jax import runtime
 from alexnet_jax.training import step
 from tests.system import commands
 
-READING = """
-import sys
-import jax
-from alexnet_jax import main
-hits = []
-def listen(event, **_):
-  if event == '/jax/compilation_cache/cache_hits':
-    hits.append(event)
-jax.monitoring.register_event_listener(listen)
-code = main.main(sys.argv[1:])
-print(len(hits))
-sys.exit(code)
-"""
-
 
 def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
   """The run drops its learning rate, evaluates, saves and resumes."""
@@ -67,33 +53,6 @@ def test_a_trace_of_ten_steps(tmp_path, capsys):
     assert any(file.suffix == '.pb' for file in folder.rglob('*'))
 
 
-@pytest.mark.slow
-def test_programs_are_kept_where_the_user_keeps_such_things(
-  tmp_path, monkeypatch
-):
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  folder = runtime.programs_folder()
-  assert folder.parent == tmp_path / 'cache' / 'alexnet_jax'
-  recipe = commands.write_recipe(tmp_path, num_steps=4, parallel='shard_map')
-  environment = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(('JAX_COMPILATION_CACHE', 'JAX_PERSISTENT'))
-  }
-  read = []
-  for name in ('first', 'second'):
-    code, out, err = commands.run(
-      *('env', '-i', *(f'{n}={v}' for n, v in environment.items())),
-      *(sys.executable, '-c', READING, '--config', recipe),
-      *('--workdir', tmp_path / name),
-    )
-    assert code == 0, err
-    read.append(int(out.splitlines()[-1]))
-  assert any('train_step' in file.name for file in folder.glob('*-cache'))
-  assert read[0] == 0
-  assert read[1] > 0
-
-
 FOLDER = 'JAX_COMPILATION_CACHE_DIR'
 LEAST = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
 
@@ -102,7 +61,6 @@ LEAST = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
   ('given', 'expected'),
   [
     ({FOLDER: '/somewhere'}, {FOLDER: '/somewhere'}),
-    ({'JAX_ENABLE_COMPILATION_CACHE': 'false'}, {FOLDER: None}),
     ({}, {LEAST: '0.1'}),
     ({LEAST: '5'}, {LEAST: '5'}),
   ],

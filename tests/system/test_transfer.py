@@ -32,11 +32,10 @@ def params_of(workdir, which='final'):
 # Everything that a state may hold besides parameters and velocity.
 CHOICES = {
   'eval_every_steps': 4,
-  'optimizer__name': 'adam',
+  'optimizer__name': 'optax.adam',
   'optimizer__learning_rate': 0.002,
   'ema_decay': 0.9,
   'loss__label_smoothing': 0.1,
-  'loss__l2': 1e-4,
   'model__norm': 'batch',
   'model__norm_hidden': (1,),
   'data__brightness': 0.2,
@@ -83,9 +82,8 @@ def test_frozen_until_a_step(train, tmp_path):
     num_steps=8,
     init__freeze=('conv*', 'dense1/bias'),
     init__unfreeze_steps=6,
-    optimizer__name='adam',
+    optimizer__name='optax.adam',
     optimizer__learning_rate=0.001,
-    optimizer__weight_decay=0.0,
     save_every_steps=1,
     checkpoint__keep=9,
   )

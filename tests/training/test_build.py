@@ -1,4 +1,3 @@
-import shutil
 import types
 
 import jax
@@ -61,66 +60,27 @@ def test_the_mean_is_computed_once_and_kept(tmp_path, monkeypatch):
   assert (find(config, tmp_path).mean != first).any()
 
 
-def start_other(tmp_path, **changes):
-  """(folder, config) of a run with other data that knows their mean."""
-  folder = tmp_path / 'other'
-  folder.mkdir()
-  config = make_config(tmp_path, data__synthetic_examples=30, **changes)
-  config_lib.write_config(config, folder)
-  find(config, folder)
-  return folder, config
-
-
-@pytest.fixture
-def other(tmp_path):
-  """(folder, mean image of 24 x 24) of a run with other data."""
-  folder, config = start_other(tmp_path, data__mean='image')
-  return folder, squares_of(config).mean(0)[2:-2, 2:-2]
-
-
-def mean_of(folder, tmp_path, **changes):
-  """The config of a run that takes the mean image of `folder`."""
-  changes |= {'data__mean': 'image', 'init__mean_image': True}
-  return make_config(tmp_path, init__workdir=str(folder), **changes)
-
-
-@pytest.mark.parametrize('pca_lighting', [0.0, 0.1])
-def test_the_mean_image_of_the_run_whose_weights_are_taken(
-  pca_lighting, other, tmp_path, no_pass
+@pytest.mark.parametrize('mean', ['image', 'channel', 'none'])
+def test_fine_tuning_subtracts_the_channel_means_of_the_other_run(
+  tmp_path, mean
 ):
-  folder, image = other
-  config = mean_of(
-    folder, tmp_path, data__pca_lighting=pca_lighting, data__resize_size=32
+  other = make_config(tmp_path, data__mean=mean)
+  config_lib.write_config(other, tmp_path)
+  find(other, tmp_path)
+  config = validation.load_config(
+    [
+      f'--config={commands.ROOT}/configs/finetune.py:{tmp_path}',
+      '--config.data.path=x',
+    ]
   )
-  if not pca_lighting:
-    no_pass()
-  found = find(config, tmp_path)
-  np.testing.assert_allclose(found.mean, image, rtol=1e-6)
-  if pca_lighting:  # of the data here
-    assert_lighting(found.lighting, squares_of(config))
-  shutil.rmtree(folder)  # from now on it is not needed
-  again = find(config, tmp_path).mean, build.stored_mean(config, tmp_path)
-  np.testing.assert_array_equal(again, [found.mean] * 2)
-
-
-@pytest.mark.parametrize(
-  ('changes', 'problem'),
-  [
-    # Its file has an image all the same, of which it takes the average.
-    ({'data__mean': 'channel'}, r"data.mean is 'channel' \(needed: image\)"),
-    (
-      {'data__mean': 'image', 'data__crop_size': 20},
-      r'crop_size is 20 \(needed: 24\); with --config.init.mean_image=false',
-    ),
-    ({'data__mean': 'image'}, r'other/pixel_mean.npz, is missing'),
-  ],
-)
-def test_a_run_without_such_a_mean_image_gives_none(changes, problem, tmp_path):
-  folder, _ = start_other(tmp_path, **changes)
-  if 'missing' in problem:
-    (folder / pixel_statistics.MEAN_FILE).unlink()
-  with pytest.raises(UserError, match=problem):
-    find(mean_of(folder, tmp_path), tmp_path)
+  squares = squares_of(other)
+  expected = {
+    'image': squares[:, 2:-2, 2:-2].mean((0, 1, 2)),
+    'channel': squares.mean((0, 1, 2)),
+    'none': [],
+  }
+  assert config.data.mean == ('none' if mean == 'none' else 'channel')
+  np.testing.assert_allclose(config.data.mean_rgb, expected[mean], rtol=1e-6)
 
 
 def test_a_mean_that_is_given_needs_no_pass(tmp_path, no_pass):
@@ -148,24 +108,7 @@ def test_a_part_of_the_mean_is_not_kept(tmp_path):
   assert not list(tmp_path.glob('*.npz'))
 
 
-def test_colors_that_were_not_kept_are_computed_when_they_are_wanted(tmp_path):
-  """A folder may hold a mean alone."""
-  config = make_config(tmp_path)
-  mean = find(config, tmp_path).mean
-  path = tmp_path / pixel_statistics.MEAN_FILE
-  with np.load(path) as stored:
-    np.savez(path, mean=stored['mean'], of=stored['of'])
-  config.data.pca_lighting = 0.1
-  with pytest.raises(UserError, match=r'the covariance .* is missing'):
-    build.stored_lighting(config, tmp_path)
-  found = find(config, tmp_path)
-  assert_lighting(found.lighting, squares_of(config))
-  np.testing.assert_array_equal(found.mean, mean)
-  stored = build.stored_lighting(config, tmp_path)
-  np.testing.assert_array_equal(stored, found.lighting)
-
-
-def test_a_raw_set_brings_its_size_mean_and_colors(other, tmp_path, no_pass):
+def test_a_raw_set_brings_its_size_mean_and_colors(tmp_path, no_pass):
   out = tmp_path / 'raw'
   assert prepare(f'raw --source digits --out {out} --size 28'.split()) == 0
   options = {'data__source': 'raw', 'data__path': str(out)}
@@ -180,12 +123,6 @@ def test_a_raw_set_brings_its_size_mean_and_colors(other, tmp_path, no_pass):
   assert_lighting(found.lighting, squares)
   lighting = build.stored_lighting(config, tmp_path)
   np.testing.assert_array_equal(lighting, found.lighting)
-  # Nor where the mean is that of another run.
-  config.init.workdir, config.init.mean_image = str(other[0]), True
-  config.data.mean = 'image'
-  again = find(config, tmp_path)
-  np.testing.assert_allclose(again.mean, other[1], rtol=1e-6)
-  np.testing.assert_array_equal(again.lighting, found.lighting)
 
 
 @pytest.mark.parametrize(
@@ -242,19 +179,6 @@ def test_balanced_class_weights_are_those_of_scikit_learn(tmp_path):
 def test_balanced_class_weights_need_every_class(tmp_path):
   with pytest.raises(UserError, match="toys has no 'b'"):
     weights_of(tmp_path, ('balanced',), [0, 2, 2])
-
-
-@pytest.mark.parametrize(
-  ('scaling', 'lr'), [('none', 0.02), ('linear', 0.08), ('sqrt', 0.04)]
-)
-def test_the_learning_rate_grows_with_the_batch(tmp_path, scaling, lr):
-  config = make_config(
-    tmp_path,
-    global_batch_size=128,
-    optimizer__rate_scaling=scaling,
-    optimizer__base_batch_size=256 if scaling == 'none' else 32,
-  )
-  assert build.learning_rate(config) == pytest.approx(lr, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -238,14 +238,20 @@ def test_files_are_on_the_disk_before_older_ones_go(tmp_path, monkeypatch):
   assert names_in(folder) == ['2']
 
 
-def test_a_checkpoint_that_is_read_is_removed_later(tmp_path):
-  save(tmp_path, [1], keep=1)
-  folder = tmp_path / 'checkpoints'
-  with files.in_use(folder / '1'):
-    save(tmp_path, [2], keep=1)
-    assert names_in(folder) == ['1', '2']
-  save(tmp_path, [3], keep=1)
-  assert names_in(folder) == ['3']
+def test_a_reader_that_is_always_too_late_ends(tmp_path, monkeypatch):
+  """The run saves while it reads, and keeps one checkpoint."""
+  save(tmp_path, [1])
+
+  def restore(handler, directory, **options):
+    path = pathlib.Path(directory).parent
+    path.rename(path.with_name(str(int(path.name) + 1)))
+    raise FileNotFoundError(directory)
+
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', restore)
+  state = make_state(hidden=(8,))
+  monkeypatch.setattr(checkpoint.build, 'state_shapes', lambda *_: state)
+  with pytest.raises(UserError, match=r'removed 100 .* keep more'):
+    checkpoint.open_run(tmp_path, 'newest')
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
@@ -262,35 +268,26 @@ def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
   assert_restores(small_disk, 2)
 
 
-@pytest.mark.parametrize('end', ['complete', 'failed', 'killed', 'unreadable'])
-def test_a_checkpoint_that_is_replaced_stays_until_the_new_one_is(
-  tmp_path, monkeypatch, end
-):
-  workdir, copy = tmp_path / 'run', tmp_path / 'killed'
-  save(workdir, [1])
-  finalize = ocp.StandardCheckpointHandler.finalize
-
-  def finalize_or_not(handler, directory):
-    if end == 'failed':
-      raise OSError(errno.ENOSPC, 'No space left on device')
-    if end == 'killed':  # what a killed process would leave
-      shutil.copytree(workdir, copy)
-    finalize(handler, directory)
-    if end == 'unreadable':
-      (pathlib.Path(directory) / 'manifest.ocdbt').unlink()
-
+def test_the_run_of_a_checkpoint_is_written_anew(tmp_path, monkeypatch):
+  """As a whole or not at all; the arrays stay."""
+  save(tmp_path, [1])
+  before = commands.contents(tmp_path)
   run = dataclasses.replace(RUN, iterator={'next_index': 4})
-  with monkeypatch.context() as patch, Checkpoints(workdir) as checkpoints:
-    patch.setattr(ocp.StandardCheckpointHandler, 'finalize', finalize_or_not)
-    checkpoints.save(make_tree(1), run, replace=True)
-    if what := {'failed': 'No space', 'unreadable': 'read back'}.get(end):
-      with pytest.raises(UserError, match=rf'(?s){what}.*/checkpoints: \[1\]'):
+
+  def fsync(file):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with Checkpoints(tmp_path) as checkpoints:
+    with monkeypatch.context() as patch:
+      patch.setattr(files.os, 'fsync', fsync)
+      checkpoints.save(make_tree(1), run, replace=True)
+      with pytest.raises(UserError, match=r'(?s)No space.*/checkpoints: \[1\]'):
         checkpoints.wait()
-  workdir = copy if end == 'killed' else workdir
-  _, restored = assert_restores(workdir, 1)
-  assert restored.iterator == {'next_index': 4 if end == 'complete' else 3}
-  assert names_in(workdir) == ['checkpoints']
-  assert names_in(workdir / 'checkpoints') == ['1']
+    assert commands.contents(tmp_path) == before
+    checkpoints.save(make_tree(1), run, replace=True)
+  assert assert_restores(tmp_path, 1)[1].iterator == {'next_index': 4}
+  path = tmp_path / 'checkpoints' / '1' / 'run' / 'metadata'
+  assert before | {path: path.read_bytes()} == commands.contents(tmp_path)
 
 
 @pytest.mark.parametrize(

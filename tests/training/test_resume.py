@@ -35,11 +35,10 @@ NORM, NORM_HIDDEN = {'norm': 'batch'}, {'norm_hidden': (1,)}
   ('before', 'devices', 'model', 'batch', 'size', 'message'),
   [
     (4, 1, NORM, 64, 16, ''),
-    (4, 2, NORM, 64, 16, r'microbatch_size=8$'),
-    (4, 2, NORM_HIDDEN, 64, 16, r'microbatch_size=8$'),
+    (4, 2, NORM, 64, 16, 'are 2, .* that gives 4$'),
+    (4, 2, NORM_HIDDEN, 64, 16, 'that gives 4$'),
     (None, 2, NORM, 64, 16, ''),
     (4, 2, {}, 64, 16, ''),
-    (8, 4, NORM, 12, 0, '8 microbatches are not possible on 4'),
     # No divisor is near the size.
     (None, 1, {}, 53, 16, 'only into 53 microbatches of 1'),
   ],
