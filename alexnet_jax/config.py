@@ -131,7 +131,7 @@ MONITORS += ('eval/weighted_precision', 'eval/weighted_recall')
 MONITORS += ('eval/weighted_f1',)
 
 # Durations carry their unit: of `X_epochs` and `X_steps` one is 0.
-DURATIONS = ('num', 'eval_every', 'save_every', 'init.unfreeze')
+DURATIONS = ('num', 'eval_every', 'save_every')
 DURATIONS += ('data.pca_lighting', 'schedule.warmup')
 
 _RUN = {
@@ -151,9 +151,7 @@ _RUN = {
   # And when so many minutes have passed since the last save; 0: never.
   'save_every_minutes': Key(0.0, _NOT_NEGATIVE, free=True),
   'log_every_steps': Key(50, _POSITIVE, free=True),
-  # Histograms of parameters and gradients; 0: never.
-  'histogram_every_evals': Key(5, _NOT_NEGATIVE, free=True),
-  # Who is told the history, too; see `training.loggers`.
+  # Who is told the history, too; see `training.writers`.
   'loggers': Key('', ('', 'wandb', 'mlflow', 'wandb,mlflow'), free=True),
   'report': Key(True, free=True),  # tables and pictures at the end of a run
   'parallel': Key('pmap', ('pmap', 'shard_map'), free=True),  # same numbers
@@ -231,9 +229,6 @@ _INIT = {
   # Parameters that start anew, such as head.
   'skip': Key((), _PATTERNS, when='init.workdir'),
   'freeze': Key((), _PATTERNS),  # parameters that do not train, such as conv*
-  # When they begin to train, with a new optimizer; both 0: never.
-  'unfreeze_epochs': Key(0.0, _NOT_NEGATIVE, when='init.freeze'),
-  'unfreeze_steps': Key(0, _NOT_NEGATIVE, when='init.freeze'),
 }
 
 _LOSS = {  # of training

@@ -221,24 +221,19 @@ def lock(folder: pathlib.Path, busy: str) -> BinaryIO:
   path = folder / LOCK_FILE
   # Not emptied, whatever it is; O_NOFOLLOW: a link may have come just now.
   flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-  while True:
-    refuse_link(path)
-    file = os.fdopen(os.open(path, flags, 0o666), 'rb')
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.close()
-      raise UserError(busy) from error
-    except OSError as error:
-      logging.getLogger(__name__).warning(
-        f'{folder} cannot be locked ({error.strerror}): nobody will notice if a'
-        ' second command writes there'
-      )
-      return file
-    with contextlib.suppress(FileNotFoundError):
-      if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        return file
-    file.close()  # who had it has removed it: the next one is another file
+  refuse_link(path)
+  file = os.fdopen(os.open(path, flags, 0o666), 'rb')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    file.close()
+    raise UserError(busy) from error
+  except OSError as error:
+    logging.getLogger(__name__).warning(
+      f'{folder} cannot be locked ({error.strerror}): nobody will notice if a'
+      ' second command writes there'
+    )
+  return file
 
 
 def refuse_link(path: pathlib.Path) -> None:

@@ -354,9 +354,9 @@ def test_a_run_reads_every_key(tmp_path, monkeypatch):
   recipe = commands.write_recipe(
     tmp_path,
     **{'num_steps': 2, 'eval_every_steps': 1, 'early_stopping__enabled': True},
-    **{'init__freeze': ('conv1/*',), 'init__unfreeze_steps': 1},
-    **{'schedule__patience': 1, 'histogram_every_evals': 1},
-    **{'log_every_steps': 1, 'data__pca_lighting': 0.1},
+    **{'init__freeze': ('conv1/*',), 'schedule__patience': 1},
+    data__pca_lighting=0.1,
+    log_every_steps=1,
   )
   load_config, names = validation.load_config, {}
   seen, get = set(), ml_collections.ConfigDict.__getitem__

@@ -9,15 +9,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.some_slow import some_slow
-
-NAMES = ['README.md', 'alexnet_jax/data/README.md']
+NAMES = ['alexnet_jax/data/README.md']
+NAMES += [pytest.param('README.md', marks=pytest.mark.slow)]
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-  'name', some_slow(NAMES, quick=['alexnet_jax/data/README.md'])
-)
+@pytest.mark.parametrize('name', NAMES)
 def test_examples_run(name, tmp_path):
   rng = np.random.default_rng(0)
   paths = [f'photos/{name}/{i}.jpg' for name in ('a', 'b') for i in range(40)]

@@ -58,11 +58,8 @@ def _keys(num_steps, save_every):
     'eval_every_steps': num_steps,
     'save_every_epochs': 0.0,
     'save_every_steps': save_every,
-    'histogram_every_evals': 0,
     'report': False,
     'early_stopping.enabled': False,
-    'init.unfreeze_epochs': 0.0,
-    'init.unfreeze_steps': 0,
   }
 
 

@@ -24,7 +24,7 @@ NAMES = {  # of what time is spent on, with words for people
   'data_wait': 'waiting for data',
   'evaluate': 'evaluations',
   'save': 'saves',
-  'other': 'histograms, traces',
+  'other': 'traces',
   'repeated': 'steps that were made again',
   'lost': 'unknown, before a kill',
 }

@@ -39,7 +39,6 @@ class Steps:
   """The step functions, mapped over the devices."""
 
   train: Callable  # (state, batch, key) -> (state, sums); donates the state
-  grad: Callable  # (state, batch, key) -> grads
   evaluate: Callable  # (state, batch) -> sums and predictions
   features: Callable  # `layers` of `step.feature_step` -> that step
 
@@ -164,10 +163,11 @@ def network_costs(config, num_classes: int) -> dict[str, int]:
 def mfu_per_image(config, num_classes: int, mesh: Mesh) -> float | None:
   """Returns the model FLOPs utilization (MFU) of one image per second.
 
-  That is a share of the peak of all devices; None where it is not known.
+  That is a share of the peak of all devices; None where it is not known, or
+  some parameters are frozen, whose gradients cost nothing.
   """
   peak = costs.gpu_peak(mesh.devices.flat[0].device_kind, config.model.dtype)
-  if peak is None:
+  if peak is None or config.init.freeze:
     return None
   flops = network_costs(config, num_classes)['training_flops_per_image']
   return flops / (mesh.size * peak[0])
@@ -234,7 +234,6 @@ def make_steps(
 
   return Steps(
     train=mapped(step.train_step, donate_state=True),
-    grad=mapped(step.grad_step),
     evaluate=mapped(step.eval_step, top=top, crop_size=crop_size),
     features=functools.cache(
       lambda layers: mapped(step.feature_step, layers=layers)

@@ -62,19 +62,14 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
-    """Opens `workdir/checkpoints`, or creates it.
-
-    It keeps the `keep` newest ones, beside those named in `save`.
-    """
+    """Keeps the `keep` newest ones, beside those named in `save`."""
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._keep = keep
     self._processes = distributed.current()
     self._saving = None  # the future of the save under way
     self._was_read_back = False
-    self.has_folder = self.folder.exists()  # from before
     if self._processes.is_first:
       self._processes.before_exit = self._wait_a_while
-      self.folder.mkdir(parents=True, exist_ok=True)
       for unfinished in self.folder.glob(f'*{_TEMPORARY}*'):
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -97,6 +92,7 @@ class Checkpoints:
       return
     self._wait()
     step = int(tree['step'])
+    self.folder.mkdir(parents=True, exist_ok=True)
     path = self.folder / str(step)
     fields, kept = run.to_json(), {step, *keep_steps}
     if path.exists():
@@ -176,13 +172,12 @@ class Checkpoints:
     if saving := self._saving:
       concurrent.futures.wait([saving], seconds)
 
-  def close(self) -> list[int]:
-    """Completes a save under way; returns the steps that process 0 has."""
+  def close(self) -> None:
+    """Completes a save under way."""
     try:
       self._wait()
     except UserError as failure:  # what made the run end matters more
       _log.warning('%s', failure)
-    return _steps(self.folder) if self._processes.is_first else []
 
   def restore_newest(self, template: dict) -> tuple[dict, SavedRun] | None:
     """Restores the newest checkpoint that counts; None if there is none at all.
@@ -259,7 +254,7 @@ class Checkpoints:
 
 def _steps(folder):
   """Returns the steps of the checkpoints in a folder, oldest first."""
-  names = (path.name for path in folder.iterdir())
+  names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
   return sorted(int(n) for n in names if re.fullmatch(r'0|[1-9]\d*', n))
 
 
@@ -388,8 +383,7 @@ def read_newest(workdir: str | pathlib.Path) -> tuple[int, SavedRun]:
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
   """Returns True if `open_run` would find a checkpoint."""
-  folder = pathlib.Path(workdir) / FOLDER
-  return folder.is_dir() and bool(_steps(folder))
+  return bool(_steps(pathlib.Path(workdir) / FOLDER))
 
 
 def _folder_of(workdir):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import tempfile
 import time
@@ -18,7 +19,6 @@ from alexnet_jax.training import (
   distributed,
   guards,
   measure,
-  metrics,
   optimizer,
   parallel,
   reporting,
@@ -27,8 +27,6 @@ from alexnet_jax.training import (
   state as state_lib,
 )
 from alexnet_jax.training.progress import SavedRun
-
-_DRY_RUN_MEAN_EXAMPLES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Hooks:
   on_evaluation: Callable[[int, dict], None] | None = None
   profile: bool = False  # whether process 0 traces some steps
   age: float = 0.0  # seconds before the call that count as starting up
+  is_trial: bool = False  # see `dry_run`
 
 
 def train_and_evaluate(
@@ -80,7 +79,9 @@ def train_and_evaluate(
         console.line(f'goes on with the weights of {other}')
         config.init.workdir = other  # wherever that is now
     resume.check_microbatches(config, mesh, saved)
-    run = resume.RunContext(config, path, stop, console, saved)
+    run = resume.RunContext(
+      config, path, stop, console, saved, is_trial=hooks.is_trial
+    )
     loop = resume.LoopState(run, checkpoints, clock, hooks.on_step)
     stack.callback(loop.writer.close)
     if is_first:
@@ -98,7 +99,8 @@ def train_and_evaluate(
     summary = state_lib.summarize(loop.state)
     recording.close()
     seconds = accounting.account(path)
-    reporting.show_end(run, loop, seconds)
+    if not run.is_trial:
+      reporting.show_end(run, loop, seconds)
     return {
       **loop.progress.last_evaluation,
       **summary,
@@ -109,46 +111,27 @@ def train_and_evaluate(
 
 @contextlib.contextmanager
 def _claimed(path):
-  """Makes and locks the run's folder; a start that is refused leaves none."""
-  parents = [folder for folder in (path, *path.parents) if not folder.exists()]
+  """Makes and locks the run's folder."""
   path.mkdir(parents=True, exist_ok=True)
-  entries = {*path.iterdir()}
   busy = (
     f'another run is training in {path}; wait for it, end it, or take another'
     ' --workdir'
   )
   with files.lock(path, busy):
-    try:
-      checkpoint.refuse_links(path)
-      yield
-    except BaseException:
-      with contextlib.suppress(OSError):  # raised by what is not empty
-        made = {*path.iterdir()} - entries
-        if made <= {path / checkpoint.FOLDER, path / files.LOCK_FILE}:
-          for entry in sorted(made, reverse=True):  # the lock stays till last
-            entry.rmdir() if entry.is_dir() else entry.unlink()
-          for folder in parents:
-            folder.rmdir()
-      raise
+    checkpoint.refuse_links(path)
+    yield
 
 
 def _train(run, loop, on_evaluation, profile):
   """Trains to the end, or to a signal."""
   try:
     run.console.start(run.durations.num_steps, loop.step, 'step', 'training')
-    try:
-      _loop(run, loop, on_evaluation, profile)
-    except (errors.Interrupted, errors.UserError, OSError) as error:
-      if run.processes.is_alone or isinstance(error, errors.Interrupted):
-        _save_at_the_end(run, loop, error)
-      raise  # of several only this process knows: the others are a step ahead
-  except errors.NonFiniteLossError as error:
-    if not run.processes.is_first:
-      raise
-    kept = 'No checkpoint was saved yet'
-    if steps := loop.checkpoints.close():
-      kept = f'The newest checkpoint is of step {steps[-1]}'
-    raise errors.NonFiniteLossError(f'{error}. {kept}') from error
+    _loop(run, loop, on_evaluation, profile)
+  except (errors.Interrupted, errors.UserError, OSError) as error:
+    together = isinstance(error, errors.Interrupted)
+    if not run.is_trial and (run.processes.is_alone or together):
+      _save_at_the_end(run, loop, error)
+    raise  # of several only this process knows: the others are a step ahead
   finally:
     loop.clock.switch('save')  # the last one is waited for
     run.console.stop()
@@ -179,16 +162,12 @@ def _loop(run, loop, on_evaluation, profile):
   loop.clock.switch('compile')
   while loop.step < durations.num_steps and not loop.progress.stopping.stopped:
     run.check_stop(loop.log.stop_asked)
-    _unfreeze_if_due(run, loop)
     _apply_learning_rate(run, loop)
-    reporting.show_changes(run, loop.step)
     batch = loop.batches.take()
-    _write_histograms_if_due(run, loop, batch, key)
     # Whatever crosses to the devices here without being asked to would make
     # them wait in every step.
     with jax.transfer_guard_host_to_device('disallow'):
-      train = run.steps_at(loop.step).train
-      loop.state, sums = train(loop.state, batch, key)
+      loop.state, sums = run.steps.train(loop.state, batch, key)
     loop.step += 1
     profile.after(loop.step, sums)
     loop.batches.fetch()  # while the devices work
@@ -206,20 +185,6 @@ def _loop(run, loop, on_evaluation, profile):
       or loop.log.save_asked
     ):
       _save(run, loop)
-
-
-def _unfreeze_if_due(run, loop):
-  """Lets all parameters train from here on, with a new optimizer."""
-  if run.is_frozen(loop.step) or not run.is_frozen(loop.step - 1):
-    return
-  run.console.line(f'step {loop.step}: all parameters train from here on')
-  loop.clock.switch('compile')
-  # Adam's and RMSprop's moments of frozen parameters are 0, which would make
-  # their first steps many times the learning rate.
-  opt_state = jax.jit(loop.state.tx.init)(loop.state.params)
-  opt_state = parallel.replicate(opt_state, run.mesh)
-  loop.state = loop.state.replace(opt_state=opt_state)
-  loop.learning_rate = None  # the new state holds the first one
 
 
 def _apply_learning_rate(run, loop):
@@ -242,8 +207,6 @@ def _log(run, loop):
   config, step, num_steps = run.config, loop.step, run.durations.num_steps
   means, losses = loop.log.take()
   speed = loop.clock.speed()
-  if run.is_frozen(step - config.log_every_steps):
-    speed.pop('mfu', None)  # the gradients of frozen parameters cost nothing
   names = state_lib.leaf_names(loop.state.params)
   multipliers = config.schedule.lr_multipliers
   rates = optimizer.group_rates(
@@ -271,20 +234,6 @@ def _log(run, loop):
     guards.warn_of_flat_loss(means['train/loss'], len(run.class_names), step)
 
 
-def _write_histograms_if_due(run, loop, batch, key):
-  """Writes histograms of parameters and of the gradients of the next update."""
-  every = run.config.histogram_every_evals
-  due = schedule.due(loop.step + 1, run.durations.eval_every)
-  if not (every and due) or (loop.progress.evaluations + 1) % every:
-    return
-  loop.log.flush()
-  with loop.clock.inside('other'):
-    grads = run.steps_at(loop.step).grad(loop.state, batch, key)
-    for group, tree in (('params', loop.state.params), ('grads', grads)):
-      for name, (counts, edges) in metrics.histograms(tree).items():
-        loop.writer.histogram(loop.step, f'{group}/{name}', counts, edges)
-
-
 def _evaluation_due(run, loop):
   """Returns True if this step ends an interval or the run, unevaluated."""
   return loop.progress.evaluated_step < loop.step and (
@@ -298,14 +247,12 @@ def _evaluate(run, loop, on_evaluation):
   loop.log.flush()  # before the clock stops: the step under way is counted
   with loop.clock.inside('evaluate'):
     start, step, progress = time.perf_counter(), loop.step, loop.progress
-    measured = _measure(run, loop.state)
-    values, plateau = measured.values, progress.plateau
+    values, plateau = _measure(run, loop.state), progress.plateau
     guards.check_finite(values['eval/loss'], step, step)
     due = schedule.due(step, run.durations.eval_every)
     warming = 0 < step <= run.durations.warmup_steps
     progress.add_evaluation(run.config, values, step, due, warming)
     loop.writer.scalars(step, values)
-    loop.writer.classes(step, measured.confusion, run.class_names)
     run.console.line(
       f'step {step}, epoch {step / run.durations.steps_per_epoch:.2f}:'
       f' validation loss {values["eval/loss"]:.4f},'
@@ -323,15 +270,16 @@ def _evaluate(run, loop, on_evaluation):
 
 
 def _measure(run, state):
-  """Measures a state on the validation split."""
+  """Returns the measures of a state on the validation split."""
+  batches = build.make_eval_iter(run.config, run.eval_loader, run.mesh)
   try:
     return measure.evaluate(
       run.steps.evaluate,
       state,
-      build.make_eval_iter(run.config, run.eval_loader, run.mesh),
+      itertools.islice(batches, 1 if run.is_trial else None),
       run.to_devices,
       progress=lambda batches_done: run.check_stop(),
-    )
+    ).values
   except errors.Interrupted:
     run.check_stop(stop_asked=True)  # names the signal that came here
     raise
@@ -375,56 +323,28 @@ def _restore_best(run, loop):
       f' {loop.step}'
     ) from error
   loop.state = loop.state.replace(**parallel.replicate(tree, run.mesh))
-  loop.progress.last_evaluation = _measure(run, loop.state).values
+  loop.progress.last_evaluation = _measure(run, loop.state)
   run.console.line(f'the best state, of step {step}, is restored')
 
 
 def dry_run(
   config, stop: guards.StopSignal, console: cli.Console
 ) -> dict | None:
-  """Does a start-up, a train step, an evaluation batch, a save and a restore.
+  """Trains for one step in a temporary folder, of which nothing is kept.
 
-  The pixel mean is that of a few hundred examples; nothing is left behind.
-  Returns {step, parameters, state_digest, seconds of each part}, or None in all
-  processes but the first. Raises UserError as training does.
+  The pixel mean is that of a few hundred examples; one batch is evaluated.
+  Returns {step, parameters, state_digest, seconds}, see `train_and_evaluate`,
+  or None in all processes but the first. Raises UserError as training does.
   """
-  seconds = {}
-
-  @contextlib.contextmanager
-  def timed(name):
-    stop.check()
-    start = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - start
-    console.line(f'{name}: {seconds[name]:.1f} s')
-
-  mesh = parallel.make_mesh()
-  parallel.check_batch_size(config.global_batch_size, mesh.size)
-  with tempfile.TemporaryDirectory() as name:
-    folder, limit = pathlib.Path(name), _DRY_RUN_MEAN_EXAMPLES
-    with timed('start-up'):
-      run = resume.RunContext(config, folder, stop, console, None, limit)
-      state, progress = resume.initial_state(run)
-    with timed('train step'):
-      batches = build.make_train_iter(
-        config, run.train_loader, 1, mesh, run.lighting
-      )
-      batch, key = run.to_devices(next(batches)), build.dropout_key(config)
-      state, sums = run.steps_at(0).train(state, batch, key)
-      float(sums['loss'])
-    with timed('evaluation batch'):
-      first = next(build.make_eval_iter(config, run.eval_loader, mesh))
-      measure.evaluate(run.steps.evaluate, state, [first], run.to_devices)
-    with timed('save and restore'):
-      tree = state_lib.saved_tree(state)
-      saved = SavedRun(config, run.data_record, progress, batches.get_state())
-      with checkpoint.Checkpoints(folder) as checkpoints:
-        checkpoints.save(tree, saved)
-        checkpoints.wait()
-        restored, _ = checkpoints.restore(1, tree)
-      if state_lib.state_digest(restored) != state_lib.state_digest(tree):
-        raise RuntimeError('the restored state differs from the saved one')
-  console.line('the dry run went through; nothing was kept')
-  if not run.processes.is_first:
+  config = config.copy_and_resolve_references()
+  config.num_epochs, config.num_steps, config.loggers = 0.0, 1, ''
+  with tempfile.TemporaryDirectory() as folder:
+    hooks = Hooks(is_trial=True)
+    result = train_and_evaluate(config, folder, stop, console, hooks)
+  if result is None:
     return None
-  return {**state_lib.summarize(state), 'seconds': seconds}
+  for name, seconds, _ in accounting.table(result['seconds']):
+    console.line(f'{name}: {seconds:.1f} s')
+  console.line('the dry run went through; nothing was kept')
+  names = ('step', 'parameters', 'state_digest', 'seconds')
+  return {name: result[name] for name in names}

@@ -11,8 +11,6 @@ import numpy as np
 import optax
 import scipy.sparse
 
-from alexnet_jax.training.state import leaf_names
-
 AVERAGES = ('macro', 'micro', 'weighted')
 MEASURES = ('precision', 'recall', 'f1')
 
@@ -149,13 +147,3 @@ def most_confused(confusion, count: int) -> list[tuple[int, int, int]]:
 def _ratio(part, whole):
   part, whole = np.asarray(part, float), np.asarray(whole, float)
   return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def histograms(tree) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns {leaf's name: (counts [64], edges [65])} of a tree of arrays."""
-  return jax.device_get(_histograms(leaf_names(tree)))
-
-
-@jax.jit
-def _histograms(leaves):
-  return jax.tree.map(lambda leaf: jnp.histogram(leaf, 64), leaves)

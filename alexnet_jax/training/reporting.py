@@ -1,5 +1,6 @@
-"""Reports a run to the user: its start, changes, end and trace."""
+"""Reports a run to the user: its start, end and trace."""
 
+import contextlib
 import pathlib
 import shlex
 
@@ -22,34 +23,26 @@ class Profile:
     self._folder = folder
     self._first, self._last = loop.step + FIRST_TRACED, loop.step + LAST_TRACED
     self._clock, self._line = loop.clock, console.line
-    self._running = False
 
   def after(self, step: int, sums) -> None:
     """Starts or writes the trace after a step, which leads to `sums`."""
     if self._folder and step == self._first - 1:
       with self._clock.inside('other'):
         jax.profiler.start_trace(self._folder)
-      self._running = True
-    elif self._running and step == self._last:
+    elif self._folder and step == self._last:
       jax.block_until_ready(sums)
       with self._clock.inside('other'):
-        self._write()
+        jax.profiler.stop_trace()
+      steps = f'steps {self._first} to {self._last}'
+      self._line(f'a trace of {steps}: {self._folder}')
+      self._folder = None
 
   def finish(self) -> None:
-    """Writes an unfinished trace after the last step, or tells why not."""
-    if self._running:
-      try:
-        self._write('; the run ended before')
-      except RuntimeError as error:  # why the run ended matters more
-        self._line(f'no trace: {error}')
-    elif self._folder:
-      self._line(f'no trace: the run ended before step {self._first}')
-
-  def _write(self, note=''):
-    folder, self._folder, self._running = self._folder, None, False
-    jax.profiler.stop_trace()
-    steps = f'steps {self._first} to {self._last}'
-    self._line(f'a trace of {steps}: {folder}{note}')
+    """Prints after the last step why there is no trace."""
+    if self._folder:
+      with contextlib.suppress(RuntimeError):  # it had not begun
+        jax.profiler.stop_trace()
+      self._line(f'no trace: the run ended before step {self._last}')
 
 
 def duration(seconds: float) -> str:
@@ -81,35 +74,13 @@ def show_start(run, loop) -> None:
     + (f', in {number} microbatches' if number > 1 else ''),
     'crops': f'{data.crop_size} of {data.resize_size} pixels',
     'parameters': f'{state_lib.num_parameters(loop.state):,}',
+    'implementation': resolve_implementation(
+      config.implementation, device.platform
+    ),
   }
-  until = durations.pca_lighting_steps
-  if data.pca_lighting and not (until and loop.step >= until):
-    text = f'{data.pca_lighting:g} times the {data.pca_lighting_unit}'
-    rows['PCA lighting'] = text + _until(until)
-  rows['implementation'] = resolve_implementation(
-    config.implementation, device.platform
-  )
-  if run.is_frozen(loop.step):
-    frozen = ', '.join(config.init.freeze)
-    rows['frozen'] = frozen + _until(durations.unfreeze_step)
+  if config.init.freeze:
+    rows['frozen'] = ', '.join(config.init.freeze)
   run.console.table(f'{run.workdir}', rows.items())
-
-
-def _until(step):
-  return f', until step {step:,}' if step else ''
-
-
-def show_changes(run, step: int) -> None:
-  """Prints the learning rates of parameters and the lighting that change."""
-  begins = run.durations.lr_multiplier_steps
-  multipliers = run.config.schedule.lr_multipliers
-  for begin, (_, pattern, factor) in zip(begins, multipliers, strict=True):
-    if begin == step:
-      run.console.line(
-        f'step {step}: {pattern} trains with {factor:g} times the learning rate'
-      )
-  if step and step == run.durations.pca_lighting_steps:
-    run.console.line(f'step {step}: PCA lighting ends')
 
 
 def show_end(run, loop, seconds: dict[str, float]) -> None:

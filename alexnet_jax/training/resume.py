@@ -19,7 +19,6 @@ from alexnet_jax.training import (
   build,
   distributed,
   guards,
-  loggers,
   parallel,
   progress as progress_lib,
   schedule,
@@ -28,11 +27,12 @@ from alexnet_jax.training import (
   writers,
 )
 from alexnet_jax.training.accounting import Clock
-from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.checkpoint import Checkpoints, FOLDER
 from alexnet_jax.training.progress import Progress, SavedRun
 
 # Where the data lies, and how fast it is read, may differ between processes.
 _OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch', 'init.workdir')
+_TRIAL_EXAMPLES = 256  # of the mean of a trial
 
 
 class RunContext:
@@ -45,17 +45,17 @@ class RunContext:
     stop: guards.StopSignal,
     console: cli.Console,
     saved: SavedRun | None = None,
-    mean_limit: int | None = None,
+    is_trial: bool = False,
   ):
     """Opens the data, and builds everything that needs no state.
 
-    The statistics of the pixels, of `mean_limit` examples in a trial, are kept
-    in `workdir`. Raises UserError if config, data, network and `saved` do not
+    The statistics of the pixels are kept in `workdir`; those of a trial are of
+    few examples. Raises UserError if config, data, network and `saved` do not
     fit together.
     """
-    self.config, self.workdir = config, workdir
+    self.config, self.workdir, self.is_trial = config, workdir, is_trial
     self.stop, self.console = stop, console
-    loggers.check_installed(config.loggers)
+    writers.check_installed(config.loggers)
     self.processes, self.mesh = distributed.current(), parallel.make_mesh()
     self.train_loader = build.make_loader(config, 'train')
     self.eval_loader = build.make_loader(config, 'validation')
@@ -73,21 +73,17 @@ class RunContext:
     self.shapes = build.state_shapes(config, len(self.class_names))
     frozen = transfer.frozen_names(self.shapes, config.init.freeze)
     self.durations = schedule.resolve_durations(config, training.num_examples)
-    pixels = self._find_pixel_statistics(mean_limit)
+    pixels = self._find_pixel_statistics()
     self.processes.barrier()  # it may have taken minutes
     pixels = parallel.broadcast_arrays((pixels.mean, pixels.lighting))
     mean, self.lighting = pixels  # see `pixel_statistics.Statistics`
-    self.steps = build.make_steps(weighted, self.mesh, mean)
-    self.frozen_steps = self.steps  # until `durations.unfreeze_step`
-    if frozen:
-      self.frozen_steps = build.make_steps(
-        weighted, self.mesh, mean, frozen=frozen
-      )
+    self.steps = build.make_steps(weighted, self.mesh, mean, frozen=frozen)
 
-  def _find_pixel_statistics(self, limit):
+  def _find_pixel_statistics(self):
     config, loader = self.config, self.train_loader
     if not self.processes.is_first:
       return pixel_statistics.no_statistics(build.pixel_options(config))
+    limit = _TRIAL_EXAMPLES if self.is_trial else None
     total = limit or loader.source.num_examples
     self.console.start(total, 0, 'image', 'mean of the pixels')
 
@@ -123,15 +119,6 @@ class RunContext:
     elif stop_asked:
       raise Interrupted(self.stop.received or 'a signal to another process')
 
-  def is_frozen(self, step: int) -> bool:
-    """Returns True if some parameters are frozen in update `step + 1`."""
-    until = self.durations.unfreeze_step
-    return bool(self.config.init.freeze) and (not until or step < until)
-
-  def steps_at(self, step: int) -> build.Steps:
-    """Returns the step functions for update `step + 1`."""
-    return self.frozen_steps if self.is_frozen(step) else self.steps
-
 
 def initial_state(run: RunContext) -> tuple[state_lib.TrainState, Progress]:
   """Returns state (on the devices) and progress of a run that begins."""
@@ -161,7 +148,8 @@ class LoopState:
     restored = checkpoints.restore_newest(state_lib.saved_tree(run.shapes))
     if restored is None:
       if is_first:
-        check_history(workdir, checkpoints.has_folder)
+        check_history(workdir)
+        checkpoints.folder.mkdir(exist_ok=True)  # see `check_history`
       self.state, self.progress = initial_state(run)
       position = {'next_index': 0}
     else:
@@ -198,7 +186,7 @@ class LoopState:
         workdir,
         step=self.step,
         evaluated_step=self.progress.evaluated_step,
-        loggers=[loggers.Logger(n, config, workdir, self.step) for n in names],
+        loggers=[writers.Logger(n, config, workdir, self.step) for n in names],
       )
     num_classes = len(run.class_names)
     clock.mfu_per_image = build.mfu_per_image(config, num_classes, run.mesh)
@@ -264,16 +252,16 @@ def check_config(config, workdir: pathlib.Path, stored) -> None:
     )
 
 
-def check_history(workdir: pathlib.Path, has_folder: bool) -> None:
+def check_history(workdir: pathlib.Path) -> None:
   """Refuses to begin anew over the history of a run that had checkpoints.
 
-  A run makes their folder (was there one: `has_folder`) before its first row,
-  and saves after an evaluation, once the save before is complete.
+  A run makes their folder before its first row, and saves after an evaluation,
+  once the save before is complete.
   """
   rows = writers.read_rows(workdir)
   last = max((row['step'] for row in rows), default=0)
   saves = sum('eval/loss' in row and row['step'] < last for row in rows)
-  if rows and (not has_folder or saves >= 2):
+  if rows and (saves >= 2 or not (workdir / FOLDER).is_dir()):
     raise UserError(
       f'{workdir} has the history of a run up to step {last}, but no'
       ' checkpoint: put its checkpoints/ back, or mount its disk; to begin anew'

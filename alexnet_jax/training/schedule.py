@@ -25,7 +25,6 @@ class Durations:
   eval_every: fractions.Fraction
   save_every: fractions.Fraction
   kept_steps: frozenset[int]  # whose checkpoints stay
-  unfreeze_step: int  # 0: frozen parameters stay so
   warmup_steps: int
   drop_steps: tuple[int, ...]
   lr_multiplier_steps: tuple[int, ...]  # begins of schedule.lr_multipliers
@@ -68,7 +67,6 @@ def resolve_durations(config, num_examples: int) -> Durations:
     eval_every=steps(config, 'eval_every'),
     save_every=steps(config, 'save_every'),
     kept_steps=frozenset(kept),
-    unfreeze_step=math.ceil(steps(config.init, 'unfreeze')),
     warmup_steps=round(steps(schedule, 'warmup')),
     drop_steps=tuple(schedule.drop_steps) or in_steps(schedule.drop_epochs),
     lr_multiplier_steps=in_steps(e for e, *_ in schedule.lr_multipliers),

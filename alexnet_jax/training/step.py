@@ -228,11 +228,6 @@ def _update(state, grads, options):
   )
 
 
-def grad_step(state: TrainState, batch, key, *, options: StepOptions):
-  """Returns the gradients that `train_step` would apply, for histograms."""
-  return _grads_and_sums(state, batch, key, options)[0]
-
-
 def eval_step(
   state: TrainState,
   batch,

@@ -1,27 +1,30 @@
-"""Writes a run's history as JSON lines and TensorBoard event files."""
+"""Writes a run's history as JSON lines, TensorBoard event files and to loggers.
+
+Loggers are Weights & Biases and MLflow. A run that goes on is the same run
+there, by the identity in its folder. It tells them the whole history again, and
+each takes what it lacks.
+"""
 
 from collections.abc import Sequence
+import importlib.util
 import json
 import logging
 import os
 import pathlib
+import queue
 import socket
+import threading
 import time
 
-import numpy as np
 from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
-from alexnet_jax import files
-from alexnet_jax.config import is_number
-from alexnet_jax.training import metrics
-from alexnet_jax.training.loggers import Logger
+from alexnet_jax import config as config_lib, errors, files
 
 METRICS_FILE = 'metrics.jsonl'
 STEP_LOSSES = 'train/step_losses'  # in a row: list of the losses of its steps
+_PATIENCE = 20  # seconds, with loggers at the end of a run
 _LAST = 'last'  # marks a row that is dropped when the run goes on
-_MOST_SCALARS = 100  # classes whose measures are scalars in the event files
-_PIXELS = 500  # most of a side of the picture of a confusion matrix
 
 
 def read_rows(
@@ -56,12 +59,111 @@ def _is_row(row):
     and isinstance(losses, list)
     and 0 <= step < 2**32
     and len(losses) <= step
-    and all(map(is_number, (*losses, *others)))
+    and all(map(config_lib.is_number, (*losses, *others)))
   )
 
 
+class _Wandb:
+  """W&B refuses steps below its last: they are a column, and it counts rows.
+
+  Offline it knows of none: the newest of its folders has all.
+  """
+
+  def __init__(self, identity, name, config):
+    import wandb
+
+    options = {'resume': 'allow', 'reinit': 'create_new', 'config': config}
+    options['settings'] = wandb.Settings(console='off')
+    self._run = wandb.init(id=identity, name=name, **options)
+    self.identity, self._known = self._run.id, self._run.starting_step
+    self._run.define_metric('*', step_metric='step')
+    self.close = self._run.finish
+
+  def scalars(self, step, values):
+    self._known -= 1
+    if self._known < 0:
+      self._run.log({'step': step, **values})
+
+
+class _Mlflow:
+  """MLflow takes any step again: it gets those after its last of each key."""
+
+  def __init__(self, identity, name, config):
+    import mlflow
+
+    self._mlflow, self._last = mlflow, {}
+    self.identity = mlflow.start_run(identity, run_name=name).info.run_id
+    self.close = mlflow.end_run
+    if identity is None:
+      mlflow.log_params(config)
+
+  def scalars(self, step, values):
+    client = self._mlflow.MlflowClient()
+    for key in values.keys() - self._last.keys():
+      there = client.get_metric_history(self.identity, key)
+      self._last[key] = max((metric.step for metric in there), default=-1)
+    new = {key: v for key, v in values.items() if step > self._last[key]}
+    self._mlflow.log_metrics(new, step=step)
+
+
+_LOGGERS = {'wandb': _Wandb, 'mlflow': _Mlflow}
+
+
+class Logger:
+  """A thread that tells one of them; the first failure is warned of, and ends.
+
+  One of a pool would be waited for at the end of the process.
+  """
+
+  def __init__(self, name: str, config, workdir: pathlib.Path, step: int):
+    """`step`: the first of this process; a run from 0 is a new one there."""
+    self._name, self._queue = name, queue.SimpleQueue()
+    path = workdir.absolute() / 'loggers' / name
+    start = path, config_lib.flatten(config), step == 0
+    self._thread = threading.Thread(target=self._tell, args=start, daemon=True)
+    self._thread.start()
+
+  def _tell(self, path, config, is_new):
+    try:
+      path.parent.mkdir(exist_ok=True)
+      has_id = path.exists() and not is_new
+      identity = path.read_text() if has_id else None
+      logger = _LOGGERS[path.name](identity, path.parts[-3], config)
+      with files.replaced_file(path) as temporary:
+        temporary.write_text(logger.identity)
+      while (row := self._queue.get()) is not None:
+        logger.scalars(*row)
+      logger.close()
+    except Exception as error:
+      text = '%s is told nothing more, and the run goes on: %s'
+      logging.getLogger(__name__).warning(text, self._name, error)
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    """Tells a row; waits for nothing."""
+    self._queue.put((step, values))
+
+  def close(self) -> None:
+    """Waits until all was told, but not for long: a run may have to end."""
+    self._queue.put(None)
+    self._thread.join(_PATIENCE)
+    if self._thread.is_alive():
+      text = '%s was not told all in %d s; the same command tells it the rest'
+      logging.getLogger(__name__).warning(text, self._name, _PATIENCE)
+
+
+def check_installed(names: str) -> None:
+  """Raises UserError if a package of config.loggers is missing."""
+  for name in filter(None, names.split(',')):
+    spec = importlib.util.find_spec(name)
+    if not (spec and spec.origin):  # a folder of that name is none
+      raise errors.UserError(
+        f'config.loggers is {names!r}, but {name} is not installed:'
+        f' {errors.how_to_install(name)}'
+      )
+
+
 class MetricWriter:
-  """Writes scalars to both files, histograms to the event files.
+  """Writes scalars to both files.
 
   A resumed run goes on from a checkpoint that may be older than the files'
   end. What comes after it will be written again, so it is cut off.
@@ -136,44 +238,6 @@ class MetricWriter:
     for number, loss in enumerate(losses, step - len(losses) + 1):
       self._event(step=number, summary=summary.scalar('train/step_loss', loss))
 
-  def classes(self, step: int, confusion, class_names: Sequence[str]) -> None:
-    """Writes the measures of every class, of a sparse confusion matrix.
-
-    Up to 100 classes have scalars such as `precision/NUMBER_NAME`, more have
-    histograms. The picture of the matrix has rows (true classes) divided by
-    their sums; of more than 500 classes a pixel is the mean of several.
-    """
-    measures = metrics.class_measures(confusion)
-    for measure, values in measures.items():
-      if len(class_names) <= _MOST_SCALARS:
-        # Numbered: names may differ in characters that tags do not have.
-        for i, value in enumerate(values):
-          tag = f'{measure}/{i:02d} {class_names[i]}'
-          self._event(step=step, summary=summary.scalar(tag, value))
-      else:
-        counts, edges = np.histogram(values, bins=64)
-        self.histogram(step, f'eval/{measure}', counts, edges)
-    picture = _picture(confusion)
-    image = summary.image('eval/confusion_picture', picture, dataformats='HW')
-    self._event(step=step, summary=image)
-
-  def histogram(
-    self, step: int, name: str, counts: np.ndarray, edges: np.ndarray
-  ) -> None:
-    """Writes a histogram: counts [bins] between edges [bins + 1]."""
-    centers = (edges[:-1] + edges[1:]) / 2
-    histogram = summary.histogram_raw(
-      name,
-      min=float(edges[0]),
-      max=float(edges[-1]),
-      num=int(counts.sum()),
-      sum=float((counts * centers).sum()),
-      sum_squares=float((counts * centers**2).sum()),
-      bucket_limits=edges[1:].tolist(),
-      bucket_counts=counts.tolist(),
-    )
-    self._event(step=step, summary=histogram)
-
   def sync(self) -> None:
     """Makes the rows so far survive a power cut, before a checkpoint counts."""
     os.fsync(self._file.fileno())
@@ -192,15 +256,3 @@ class NoWriter:
 
   def __getattr__(self, name):
     return lambda *args, **options: None
-
-
-def _picture(confusion):  # the row shares as gray levels, white is 0
-  merged = -(-confusion.shape[0] // _PIXELS)
-  pairs, size = confusion.tocoo(), -(-confusion.shape[0] // merged)
-  shares = np.zeros((size, size))
-  support = confusion.sum(axis=1)[pairs.row]
-  places = pairs.row // merged, pairs.col // merged
-  np.add.at(shares, places, pairs.data / support / merged)
-  picture = np.uint8(255 - np.round(255 * shares))
-  scale = max(1, _PIXELS // size)
-  return picture.repeat(scale, 0).repeat(scale, 1)

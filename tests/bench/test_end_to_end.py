@@ -6,7 +6,7 @@ import pytest
 
 from alexnet_jax.bench import end_to_end
 from alexnet_jax.bench.__main__ import main
-from alexnet_jax.training import checkpoint, loop
+from alexnet_jax.training import checkpoint
 from tests.system import commands
 
 
@@ -21,9 +21,6 @@ def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch, capsys):
   def save(self, tree, *arguments, **options):
     clock.now += 100
 
-  def unfreeze(run, state):
-    assert run.durations.unfreeze_step == 0
-
   fake = types.SimpleNamespace(perf_counter=perf_counter)
   monkeypatch.setattr(end_to_end, 'time', fake)
   monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
@@ -31,12 +28,7 @@ def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch, capsys):
   recipe = commands.write_recipe(
     tmp_path,
     eval_every_steps=2,
-    histogram_every_evals=1,
-    init__freeze=('conv1',),
-    init__unfreeze_steps=4,
   )
-  monkeypatch.setattr(loop.metrics, 'histograms', None)
-  monkeypatch.setattr(loop, '_unfreeze_if_due', unfreeze)
   line = f'end_to_end --json --config {recipe} --steps 4 --rounds 1'
   assert main([*line.split(), '--save_every', '2']) == 0
   out, err = capsys.readouterr()

@@ -22,7 +22,6 @@ from alexnet_jax.data import decoding
 from alexnet_jax.data.prepare.check import examine
 from alexnet_jax.errors import UnreadableImageError
 from tests.data.pictures import encode, exif, photo, pillow, upright
-from tests.some_slow import some_slow
 
 # Pillow warns of what it reads all the same.
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -269,7 +268,10 @@ def fuzz(count, seed):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
   ('count', 'seed'),
-  some_slow([(300, 0), (2500, 1), (2500, 2)], quick=[(300, 0)]),
+  [
+    (300, 0),
+    *(pytest.param(2500, seed, marks=pytest.mark.slow) for seed in (1, 2)),
+  ],
 )
 def test_damaged_files_are_right_or_refused(count, seed):
   assert min(fuzz(count, seed).values()) > count / 5

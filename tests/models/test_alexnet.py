@@ -1,5 +1,4 @@
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +7,6 @@ import pytest
 
 from alexnet_jax.models import layers
 from alexnet_jax.models.alexnet import AlexNet, resolve_implementation
-from tests.some_slow import some_slow
 
 # A network that a test can compute: 36 pixels, a few channels.
 SMALL = {
@@ -140,12 +138,9 @@ def loss_and_grads(implementation, dtype):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
+@pytest.mark.parametrize('implementation', ['cpu', 'gpu'])
 @pytest.mark.parametrize(
-  ('implementation', 'dtype'),
-  some_slow(
-    itertools.product(('cpu', 'gpu'), ('float32', 'bfloat16')),
-    quick=[('cpu', 'float32'), ('gpu', 'float32')],
-  ),
+  'dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)]
 )
 def test_all_implementations_agree(implementation, dtype):
   tolerance = 2e-5 if dtype == 'float32' else 0.05

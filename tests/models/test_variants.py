@@ -9,7 +9,6 @@ import pytest
 from alexnet_jax.models import variants
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.costs import layer_table
-from tests.some_slow import some_slow
 
 TOWER = '55x96 27x96 27x256 13x256 13x384 13x384 13x256 6x256'
 FLAT = '55x96 27x96 27x256 13x256 13x256 6x256'
@@ -79,15 +78,12 @@ def test_an_unknown_name_is_answered_with_those_that_exist():
 # The least widths, in pixels, that leave every layer something.
 @pytest.mark.parametrize(
   ('name', 'size'),
-  some_slow(
-    [
-      ('marvin', 16),
-      ('alexnet_source_release', 80),
-      ('alexnet_bn_all', 80),
-      ('flat_alexnet_high_stride', 164),
-    ],
-    quick=[('marvin', 16)],
-  ),
+  [
+    ('marvin', 16),
+    pytest.param('alexnet_source_release', 80, marks=pytest.mark.slow),
+    pytest.param('alexnet_bn_all', 80, marks=pytest.mark.slow),
+    pytest.param('flat_alexnet_high_stride', 164, marks=pytest.mark.slow),
+  ],
 )
 def test_a_network_trains(name, size):
   """Five steps on one batch, at a twentieth of the width, lower its loss."""

@@ -17,7 +17,6 @@ TINY = {
   'eval_every_epochs': 0.0,
   'eval_every_steps': 10,
   'log_every_steps': 4,
-  'histogram_every_evals': 0,
   'report': False,
   'data.source': 'synthetic',
   'data.synthetic_examples': 96,

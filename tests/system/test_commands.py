@@ -61,8 +61,8 @@ def test_dry_run_goes_through_everything_and_leaves_nothing(tmp_path, main):
   code, result, err = main(*run)
   assert code == 0, err
   assert result['step'] == 1
-  parts = {'start-up', 'train step', 'evaluation batch', 'save and restore'}
-  assert set(result['seconds']) == parts
+  spent = {kind for kind, seconds in result['seconds'].items() if seconds}
+  assert {'start', 'compile', 'evaluate', 'save'} <= spent
   assert not (tmp_path / 'run').exists()
 
 
@@ -74,28 +74,19 @@ def test_a_dry_run_refuses_a_folder_that_cannot_be_used(tmp_path, fail):
   assert f'{recipe / "run"} cannot be used: {reason}' in err
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  """A run of 40 steps: (recipe, workdir, result)."""
-  folder = tmp_path_factory.mktemp('trained')
-  recipe = commands.write_recipe(folder, histogram_every_evals=2)
-  return recipe, folder / 'run', commands.train_here(recipe, folder / 'run')
-
-
 def test_a_run_learns_and_leaves_its_history(trained):
   _, workdir, result = trained
   rows = writers.read_rows(workdir)
   evaluations = [row for row in rows if 'eval/loss' in row]
-  assert [row['step'] for row in evaluations] == [10, 20, 30, 40]
+  assert [row['step'] for row in evaluations] == [10, 20]
   assert evaluations[-1]['eval/loss'] < 0.8 * np.log(4)
   assert result['eval/loss'] == evaluations[-1]['eval/loss']
   logs = [row for row in rows if 'train/loss' in row]
-  assert [row['step'] for row in logs] == list(range(4, 41, 4))
+  assert [row['step'] for row in logs] == list(range(4, 21, 4))
   assert all(row['images_per_second'] > 0 for row in logs)
   assert all(0 <= row['data_wait_fraction'] <= 1 for row in logs)
   events = b''.join(p.read_bytes() for p in (workdir / 'events').iterdir())
-  for tag in ('eval/top1', 'params/conv1/kernel', 'grads/head/bias'):
-    assert tag.encode() in events
+  assert b'eval/top1' in events
 
 
 def test_evaluate_prints_the_numbers_of_the_run(trained, call):
@@ -106,8 +97,8 @@ def test_evaluate_prints_the_numbers_of_the_run(trained, call):
   shared = ('eval/loss', 'eval/top1', 'eval/top5', 'step', 'state_digest')
   assert {k: again[k] for k in shared} == {k: result[k] for k in shared}
   assert again['examples'] == 24
-  _, other, _ = call(*run, '--split', 'train', '--checkpoint', '30')
-  assert (other['examples'], other['step']) == (96, 30)
+  _, other, _ = call(*run, '--split', 'train', '--checkpoint', '10')
+  assert (other['examples'], other['step']) == (96, 10)
   code, _, err = call(*run, '--checkpoint', '31')
   assert (code, "'31'" in err) == (2, True)
 
@@ -120,9 +111,9 @@ def test_marvin_learns_the_digits(tmp_path):
 
 def test_a_run_cannot_be_made_shorter(trained, fail):
   recipe, workdir, _ = trained
-  code, err = fail('--workdir', workdir, '--config.num_steps=30', config=recipe)
+  code, err = fail('--workdir', workdir, '--config.num_steps=10', config=recipe)
   assert code == 2
-  assert 'is at step 40 already, beyond the 30 steps' in err
+  assert 'is at step 20 already, beyond the 10 steps' in err
 
 
 def test_a_lost_loss_stops_the_run(tmp_path, fail):

@@ -44,13 +44,10 @@ def test_nothing_is_traced_twice(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_trace_of_ten_steps(tmp_path, capsys):
   recipe = commands.write_recipe(tmp_path, num_steps=24)
-  for name, steps in (('run', 24), ('short', 12)):
-    override = f'--config.num_steps={steps}'
-    commands.train_here(recipe, tmp_path / name, override, profile=True)
-    folder, err = tmp_path / name / 'profile', capsys.readouterr().err
-    assert f'a trace of steps 10 to 20: {folder}' in err
-    assert ('the run ended before' in err) == (name == 'short')
-    assert any(file.suffix == '.pb' for file in folder.rglob('*'))
+  commands.train_here(recipe, tmp_path / 'run', profile=True)
+  folder, err = tmp_path / 'run' / 'profile', capsys.readouterr().err
+  assert f'a trace of steps 10 to 20: {folder}' in err
+  assert any(file.suffix == '.pb' for file in folder.rglob('*'))
 
 
 FOLDER = 'JAX_COMPILATION_CACHE_DIR'

@@ -19,13 +19,12 @@ from alexnet_jax.training import (
   step,
   writers,
 )
-from tests.some_slow import some_slow
 from tests.system import commands
 from tests.system.together import last_step, RECIPE as SHORT, timeless
 
 # 60 steps of 8 in epochs of 12: kills fall into several epochs. The threshold
 # makes two plateau drops.
-RECIPE = {**SHORT, 'num_steps': 60, 'histogram_every_evals': 2}
+RECIPE = {**SHORT, 'num_steps': 60}
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +59,7 @@ def assert_ends_alike(recipe, workdir, unbroken_run):
 
 
 @pytest.mark.parametrize(
-  ('seed', 'num_kills'), some_slow([(0, 2), (1, 8)], quick=[(0, 2)])
+  ('seed', 'num_kills'), [(0, 2), pytest.param(1, 8, marks=pytest.mark.slow)]
 )
 def test_sigkill_at_random_moments(unbroken, tmp_path, seed, num_kills):
   """Start-up, compilation, steps, evaluation and saving are all hit."""
@@ -116,31 +115,47 @@ def test_eight_signals_and_a_reader_that_leaves(tmp_path):
   assert_ends_alike(recipe, workdir, (recipe, expected, timeless(whole)))
 
 
-def test_an_optimizer_of_optax_goes_on(tmp_path):
-  """With everything else that only some runs have."""
+def test_a_run_with_every_choice_goes_on(tmp_path):
+  """With all that a state may hold; frozen parameters stay as they came."""
+  plain = {k: v for k, v in SHORT.items() if not k.startswith('schedule')}
+  recipe = commands.write_recipe(tmp_path, **{**plain, 'num_steps': 1})
+  commands.train_here(recipe, tmp_path / 'first')
   changes = {
     'num_steps': 24,
     'optimizer__name': 'optax.adamw',
     'optimizer__learning_rate': 1e-3,
     'optimizer__arguments': (('mask', 'kernels'), ('weight_decay', 0.1)),
     'optimizer__clip_norm': 0.5,
+    'ema_decay': 0.9,
     'loss__class_weights': ('balanced',),
+    'loss__label_smoothing': 0.1,
+    'loss__l2': 1e-4,
+    'model__norm': 'batch',
+    'model__norm_hidden': (1,),
+    'data__brightness': 0.2,
     'schedule__name': 'one_cycle',
+    'init__workdir': str(tmp_path / 'first'),
+    'init__skip': ('head', 'norm*', 'dense*'),
+    'init__freeze': ('conv*',),
   }
-  plain = {k: v for k, v in SHORT.items() if not k.startswith('schedule')}
   recipe = commands.write_recipe(tmp_path, **(plain | changes))
 
   def interrupt(step, values):
     if step == 10:
       raise Interrupted('SIGTERM')
 
-  whole = commands.train_here(recipe, tmp_path / 'whole')
+  unbroken = commands.train_here(recipe, tmp_path / 'unbroken')
   with pytest.raises(Interrupted):
     commands.train_here(recipe, tmp_path / 'run', on_evaluation=interrupt)
   again = commands.train_here(recipe, tmp_path / 'run')
-  assert again['state_digest'] == whole['state_digest']
-  assert timeless(tmp_path / 'run') == timeless(tmp_path / 'whole')
+  assert again['state_digest'] == unbroken['state_digest']
+  assert timeless(tmp_path / 'run') == timeless(tmp_path / 'unbroken')
   assert 'train/objective' in timeless(tmp_path / 'run')[0]
+  first, last = (
+    checkpoint.open_run(tmp_path / name).state.params['conv1']['kernel']
+    for name in ('first', 'run')
+  )
+  assert (first == last).all()
 
 
 @pytest.mark.parametrize(

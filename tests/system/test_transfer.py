@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import build, checkpoint, state as state_lib, writers
+from alexnet_jax.training import build, checkpoint, state as state_lib
 from tests.system import commands
 
 
@@ -27,76 +27,6 @@ def params_of(workdir, which='final'):
     name: np.asarray(leaf)
     for name, leaf in state_lib.leaf_names(state.params).items()
   }
-
-
-# Everything that a state may hold besides parameters and velocity.
-CHOICES = {
-  'eval_every_steps': 4,
-  'optimizer__name': 'optax.adam',
-  'optimizer__learning_rate': 0.002,
-  'ema_decay': 0.9,
-  'loss__label_smoothing': 0.1,
-  'model__norm': 'batch',
-  'model__norm_hidden': (1,),
-  'data__brightness': 0.2,
-}
-
-
-@pytest.mark.slow
-def test_a_run_with_every_choice_resumes_bit_for_bit(train, tmp_path):
-  train('first', num_steps=8)
-  transfer = {
-    **CHOICES,
-    'init__workdir': str(tmp_path / 'first'),
-    'init__skip': ('head', 'norm*', 'dense*'),
-    'init__freeze': ('conv*',),
-    'init__unfreeze_steps': 6,
-  }
-  unbroken = train('unbroken', num_steps=12, **transfer)
-  # Ended before the parameters thaw, and at that step.
-  for steps in (3, 6, 12):
-    resumed = train('resumed', num_steps=steps, **transfer)
-  assert resumed['state_digest'] == unbroken['state_digest']
-  assert resumed['eval/loss'] == unbroken['eval/loss']
-  losses = [
-    [
-      loss
-      for row in writers.read_rows(tmp_path / name)
-      for loss in row.get(writers.STEP_LOSSES, [])
-    ]
-    for name in ('unbroken', 'resumed')
-  ]
-  assert losses[0] == losses[1]
-  assert len(losses[0]) == 12
-  rows = writers.read_rows(tmp_path / 'unbroken')
-  assert any('train/objective' in row for row in rows)
-
-
-def test_frozen_until_a_step(train, tmp_path):
-  """The first step after it is no longer than others.
-
-  Adam keeps moments of 0 for parameters that waited.
-  """
-  train(
-    'run',
-    num_steps=8,
-    init__freeze=('conv*', 'dense1/bias'),
-    init__unfreeze_steps=6,
-    optimizer__name='optax.adam',
-    optimizer__learning_rate=0.001,
-    save_every_steps=1,
-    checkpoint__keep=9,
-  )
-  states = [params_of(tmp_path / 'run', str(step)) for step in (1, 6, 7, 8)]
-  for name in states[0]:
-    moved = [
-      np.abs(after[name] - before[name]).max()
-      for before, after in itertools.pairwise(states)
-    ]
-    frozen = name.startswith('conv') or name == 'dense1/bias'
-    assert (moved[0] == 0) == frozen, name
-    assert moved[1] == pytest.approx(0.001, rel=1e-3)
-    assert moved[2] < 0.0011
 
 
 def test_a_run_that_starts_from_another_keeps_its_start(train, tmp_path):
@@ -146,17 +76,11 @@ RECORDED = {
 
 
 @pytest.mark.slow
-def test_a_recorded_schedule_is_replayed(train, tmp_path, capsys):
+def test_a_recorded_schedule_is_replayed(train, tmp_path):
   """An epoch has 12 steps; a factor of 0 stops the momentum, too."""
   unbroken = train('unbroken', num_steps=18, **RECORDED)
-  err = capsys.readouterr().err
-  assert 'step 6: dense* trains with 0.1 times the learning rate' in err
-  assert 'step 12: conv1/* trains with 0 times the learning rate' in err
-  assert '0.5 times the deviation, until step 15' in err
-  assert err.count('step 15: PCA lighting ends') == 1
   for steps in (5, 12, 16, 18):
     resumed = train('resumed', num_steps=steps, **RECORDED)
-  assert capsys.readouterr().err.count('times the deviation, until') == 3
   assert resumed['state_digest'] == unbroken['state_digest']
   states = [params_of(tmp_path / 'unbroken', str(s)) for s in (11, 12, 13, 18)]
   for name in ('conv1/kernel', 'conv1/bias', 'conv2/kernel', 'head/kernel'):

@@ -127,24 +127,11 @@ def flip_bits(folder):
     path.write_bytes(data)
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, caplog):
-  save(tmp_path, [1, 2, 3])
-  flip_bits(tmp_path / 'checkpoints' / '3')
-  assert_restores(tmp_path, 2)
-  assert 'checkpoint 3 is damaged' in caplog.text
-  assert names_in(tmp_path / 'damaged') == ['3']
-  assert names_in(tmp_path / 'checkpoints') == ['1', '2']
-
-
 @pytest.mark.parametrize(
   ('where', 'value'),
   [
-    *(('config.seed', -1), ('config.schedule.lr_multipliers', [3])),
-    ('data', {'class_names': ['a'], 'num_examples': 1}),
-    *(('data', []), ('data.class_names', []), ('data.class_names', ['a', 1])),
-    *(('progress.stopping.stopped', 'no'), ('progress.step_losses', [None])),
-    *(('progress.plateau.best', 'x'), ('iterator', {}), ('devices', True)),
-    *(('versions', 'new'), ('digest', None), ('extra', 1)),
+    *(('config.seed', -1), ('data', []), ('digest', None), ('extra', 1)),
+    ('progress.step_losses', [None]),
   ],
 )
 def test_a_value_of_another_type_is_damage(tmp_path, where, value):

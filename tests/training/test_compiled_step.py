@@ -15,7 +15,6 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.training import build, parallel, step
-from tests.some_slow import some_slow
 from tests.system import commands
 from tests.training.steps import mesh_of
 
@@ -107,32 +106,22 @@ def test_gradients_are_reduced_once(kind, dtype):
   assert sums == 20  # loss, top1, top5, count, stop
 
 
-@pytest.mark.parametrize(
-  'kind', some_slow(['pmap', 'shard_map'], quick=['pmap'])
-)
-def test_batch_norm_adds_its_statistics(kind):
-  """Mean and mean square of each channel forward, as much backward."""
-  program, params, stats, sums = compiled(kind, model__norm='batch')
-  once = collectives(program, repeated=False)
-  assert stats == 2 * (8 + 8) * 4
-  assert {name for name, _ in once} == {'all-reduce'}
-  assert total(once) == params + stats + sums + 2 * stats
-  assert len(once) == 2 + 2 * 2
-  assert not collectives(program, repeated=True)
+def test_batch_norm_adds_its_statistics():
+  """Mean and mean square of each channel forward, as much backward.
 
-
-def test_microbatches_add_no_reductions():
-  """But for the statistics of batch norm, which every microbatch has."""
-  whole, params, stats, sums = compiled('pmap', model__norm='batch')
-  changes = {'microbatch_size': 1, 'model__norm': 'batch'}
-  program, *_ = compiled('pmap', **changes)
-  assert ' while(' in program  # microbatches are computed in turn
-  once = collectives(program, repeated=False)
-  assert len(once) == 2
-  assert total(once) == params + stats + sums
-  in_loop = collectives(program, repeated=True)
-  assert total(in_loop) == 2 * stats
-  assert total(collectives(whole, repeated=False)) == total(once + in_loop)
+  Microbatches have them each, and add no other reductions.
+  """
+  for size in (0, 1):
+    changes = {'microbatch_size': size, 'model__norm': 'batch'}
+    program, params, stats, sums = compiled('pmap', **changes)
+    assert stats == 2 * (8 + 8) * 4
+    once = collectives(program, repeated=False)
+    in_loop = collectives(program, repeated=True)
+    assert {name for name, _ in once + in_loop} == {'all-reduce'}
+    of_norms = 0 if size else 2 * stats
+    assert total(once) == params + stats + sums + of_norms
+    assert len(once) == (2 if size else 2 + 2 * 2)
+    assert total(in_loop) == 2 * stats - of_norms
 
 
 def test_the_state_is_donated_and_nothing_slow_is_in_the_step():

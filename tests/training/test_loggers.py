@@ -8,7 +8,7 @@ import types
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import loggers, writers
+from alexnet_jax.training import writers
 from tests.system import commands
 
 
@@ -79,7 +79,7 @@ def test_wandb_online_gets_what_it_lacks(recipe, tmp_path, monkeypatch):
     init=lambda **options: Online(**options), Settings=dict
   )
   monkeypatch.setitem(sys.modules, 'wandb', fake)
-  monkeypatch.setattr('alexnet_jax.training.loggers.check_installed', print)
+  monkeypatch.setattr('alexnet_jax.training.writers.check_installed', print)
   monkeypatch.setattr(Online, 'rows', [])
   finish, ends = Online.finish, []
 
@@ -104,8 +104,8 @@ def test_a_run_begun_anew_is_a_new_one(recipe, tmp_path, monkeypatch):
     def __init__(self, identity, *_):
       seen.append(identity)
 
-  monkeypatch.setattr('alexnet_jax.training.loggers.check_installed', print)
-  monkeypatch.setitem(loggers._CLASSES, 'mlflow', Seen)
+  monkeypatch.setattr('alexnet_jax.training.writers.check_installed', print)
+  monkeypatch.setitem(writers._LOGGERS, 'mlflow', Seen)
   workdir, option = tmp_path / 'run', '--config.loggers=mlflow'
   for steps in (8, 16):
     line = f'--config.num_steps={steps}'
@@ -132,7 +132,7 @@ def test_a_logger_that_fails_is_named_once(
 
   found = types.SimpleNamespace(origin='here')
   monkeypatch.setattr(importlib.util, 'find_spec', lambda _: found)
-  monkeypatch.setitem(loggers._CLASSES, 'mlflow', Broken)
+  monkeypatch.setitem(writers._LOGGERS, 'mlflow', Broken)
   option = '--config.loggers=mlflow'
   result = commands.train_here(recipe, tmp_path / 'run', option)
   assert result['step'] == 24
@@ -151,4 +151,4 @@ def test_a_package_that_is_missing_is_named(recipe, tmp_path, monkeypatch):
       commands.train_here(
         recipe, tmp_path / 'run', '--config.loggers=wandb,mlflow'
       )
-  assert not (tmp_path / 'run').exists()
+  assert {path.name for path in tmp_path.glob('run/*')} <= {'.lock'}

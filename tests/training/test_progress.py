@@ -1,11 +1,14 @@
+import dataclasses
+import itertools
 import json
 
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.training import progress as progress_lib
+from alexnet_jax.training import build, progress as progress_lib
 from alexnet_jax.training.progress import Progress, SavedRun, TrainLog
 from alexnet_jax.training.schedule import PlateauState, StoppingState
+from tests.system import commands
 
 
 class OnDevice:
@@ -17,6 +20,8 @@ class OnDevice:
   def __float__(self):
     self.asked.append(self.name)
     return float(self.value)
+
+  __array__ = block_until_ready = __float__
 
 
 def sums(step, asked, loss=2.0):
@@ -154,3 +159,28 @@ def test_the_best_state_may_be_the_last_one(last, threshold, final):
   assert progress.stopping.best_step == 20  # a longer run goes on from that
   config.early_stopping.restore_best = False
   assert progress.final_step(config, 25) == 25
+
+
+def test_the_loop_waits_for_a_step_when_the_next_is_under_way(
+  tmp_path, monkeypatch
+):
+  """But for the first, which compiles, log points (4, 8) and an evaluation."""
+  make_steps, begun, events = build.make_steps, itertools.count(1), []
+
+  def noted_steps(*arguments, **options):
+    steps = make_steps(*arguments, **options)
+
+    def train(*arguments):
+      state, sums = steps.train(*arguments)
+      events.append(f'begin{(number := next(begun))}')
+      sums = {k: OnDevice(v, f'{number}', events) for k, v in sums.items()}
+      return state, sums
+
+    return dataclasses.replace(steps, train=train)
+
+  monkeypatch.setattr(build, 'make_steps', noted_steps)
+  recipe = commands.write_recipe(tmp_path, num_steps=10)
+  commands.train_here(recipe, tmp_path / 'run')
+  order = ' '.join(event for event, _ in itertools.groupby(events))
+  first = 'begin1 1 begin2 begin3 2 begin4 3 4 begin5'
+  assert order == f'{first} begin6 5 begin7 6 begin8 7 8 begin9 begin10 9 10'
