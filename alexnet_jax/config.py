@@ -313,7 +313,7 @@ _CHECKPOINT = {
 _GUARDS = {'flat_loss_steps': Key(500, _NOT_NEGATIVE, free=True)}
 
 _LRN = 'model.norm=lrn and model.norm_layers'
-_BATCH_NORM = 'model.norm=batch and model.norm_layers or model.norm_hidden'
+_BATCH_NORM = 'model.norm=batch and model.norm_layers'
 _DROPOUT = 'model.dropout and model.hidden'
 _MODEL_WHEN = {
   'norm_layers': 'model.norm=lrn|batch',

@@ -61,20 +61,6 @@ def test_weights_go_out_and_come_back(trained, tmp_path):
   assert_predicts_as(run, *loaded.predict([PHOTO]))
 
 
-def test_weights_of_a_network_without_convolutions_come_back(tmp_path):
-  of_convolutions = ('channels', 'kernels', 'strides', 'paddings', 'groups')
-  layers = ('pool_layers', 'norm_layers', 'bias_layers')
-  changes = {f'model__{key}': () for key in (*of_convolutions, *layers)}
-  recipe = commands.write_recipe(tmp_path, data__channels=1, **changes)
-  commands.train_here(recipe, tmp_path / 'run', '--config.num_steps=2')
-  path = tmp_path / 'x.safetensors'
-  assert save.main(['--workdir', str(tmp_path / 'run'), str(path)]) == 0
-  assert load.main([str(path), '--workdir', str(tmp_path / 'loaded')]) == 0
-  loaded = alexnet_jax.open_run(tmp_path / 'loaded')
-  run = alexnet_jax.open_run(tmp_path / 'run')
-  assert_predicts_as(run, *loaded.predict([PHOTO]))
-
-
 def test_an_exported_program_reads_gray_images(trained, tmp_path):
   out, path = tmp_path / 'program', tmp_path / 'photo.png'
   assert export.main(['--workdir', str(trained[1]), str(out)]) == 0

@@ -9,7 +9,6 @@ from alexnet_jax import cli
 _COMMANDS = {
   'data': 'the data pipeline beside others and beside its limits',
   'end_to_end': 'bare step, loader and training loop side by side',
-  'growth': 'loader and evaluation with more examples, classes, threads',
   'plan': 'memory, bytes and bounds of a step on a GPU that is not there',
   'step': 'the train step alone, and PyTorch and Keras beside it',
 }

@@ -29,7 +29,7 @@ work as plain Python does them in threads, all in turn in every round."""
 PEERS = ('tf.data', 'keras', 'torch', 'grain', 'spdl')
 # {name: (kind, short side of what is kept, width it is resized to before the
 # crop; 0: crops of random size are resized)}; a kind is a folder of JPEG files,
-# array_record of JPEGs, or raw; `prepare`: of files squares are written.
+# array_record of JPEGs, or raw.
 LAYOUTS = {
   'folder-375-to-256': ('folder', 375, 256),  # ImageNet's own files
   'folder-375-resized-crops': ('folder', 375, 0),
@@ -41,7 +41,6 @@ LAYOUTS = {
   'tfds-320-to-256': ('tfds', 320, 256),
   'tfds-256': ('tfds', 256, 256),
   'raw-256': ('raw', 256, 256),
-  'prepare-raw-375-to-256': ('prepare', 375, 256),
 }
 # Of JPEGs, by short side: with 99 those of 375 are nearly as heavy as
 # ImageNet's, of 110 kB on average.
@@ -97,17 +96,12 @@ def run(arguments, unknown: list[str]) -> dict:
     for name, (library, _) in data_peers.CANDIDATES.items():
       if library not in ('', *peers):
         continue
-      harness.tell(f'starting {name}')
+      harness.show(f'starting {name}')
       worker = harness.Worker(data_peers.__name__, name, _ENVIRONMENT)
       stack.enter_context(worker)
       with harness.noted(name, '', failed):
-        own = [
-          t
-          for t in tasks
-          if t.kind != 'prepare' or name in data_peers.PREPARING
-        ]
-        lacking = worker.ask('check', tasks=own)
-        for task in own:
+        lacking = worker.ask('check', tasks=tasks)
+        for task in tasks:
           with harness.noted(name, task.name, failed):
             if reason := lacking.get(task.name):
               raise harness.WorkerError(reason)
@@ -116,12 +110,12 @@ def run(arguments, unknown: list[str]) -> dict:
   for layout in layouts:
     its = [row for row in rows if row['case'] == layout]
     columns = 'candidate median min max ours_by_it'
-    harness.tell_table(f'{layout}, images/s', its, columns)
+    harness.show_table(f'{layout}, images/s', its, columns)
   named = ('images', 'batch_size', 'batches', 'threads')
   facts = {name: getattr(arguments, name) for name in named}
   facts['path'] = arguments.path or 'two of scikit-learn'
   facts |= {'distinct': distinct, 'bytes_a_file': file_sizes}
-  harness.tell(', '.join(f'{name}: {value}' for name, value in facts.items()))
+  harness.show(', '.join(f'{name}: {value}' for name, value in facts.items()))
   return {**result, **facts, 'rows': rows, 'failed': failed}
 
 
@@ -136,7 +130,7 @@ def _prepare(path, count, tasks):
   else:
     photographs = load_sample_images().images  # two
     labels = [f'class_{number}' for number in range(10)]
-  harness.tell(f'making {count} photographs')
+  harness.show(f'making {count} photographs')
   # Fewer than there are: spread over all classes.
   chosen = np.linspace(0, len(labels) - 1, min(count, len(labels))).astype(int)
 
@@ -164,14 +158,12 @@ def _prepare(path, count, tasks):
     val.mkdir(parents=True)
     shutil.copy(min(train.iterdir()), val)
   for task in tasks:
-    if task.kind in ('raw', 'tfds'):
+    if task.kind != 'folder':
       _convert(task)
-  sizes = {
-    task.short_side: round(
-      np.mean([f.stat().st_size for f in data_peers.files_of(task)])
-    )
-    for task in tasks
-  }
+  sizes = {}
+  for side in {task.short_side for task in tasks}:
+    files = tasks[0].folder.glob(f'folder-{side}/*/*/*.jpg')
+    sizes[side] = round(np.mean([file.stat().st_size for file in files]))
   return len(chosen) if path else len(photographs), sizes
 
 

@@ -10,7 +10,6 @@ import concurrent.futures
 from functools import partial
 import math
 import pathlib
-import tempfile
 import time
 from typing import NamedTuple
 
@@ -44,9 +43,8 @@ class Task(NamedTuple):
 
   @property
   def path(self) -> pathlib.Path:
-    """Returns the folder of the layout, of `prepare` that of its files."""
-    kind = 'folder' if self.kind == 'prepare' else self.kind
-    return self.folder / f'{kind}-{self.short_side}'
+    """Returns the folder of the layout."""
+    return self.folder / f'{self.kind}-{self.short_side}'
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
@@ -322,42 +320,6 @@ def _bare(task, count):
     yield from pool.map(work, range(count))
 
 
-def _write_squares(task):
-  """Runs `prepare raw`; returns images per second."""
-  from alexnet_jax.data import kernels  # noqa: F401  # slow to import
-  from alexnet_jax.data.prepare.__main__ import main
-
-  arguments = ['raw', '--source=folder', f'--path={task.path}']
-  arguments += [f'--size={task.resize_size}', f'--num_threads={task.threads}']
-  with tempfile.TemporaryDirectory(dir=task.folder) as out:
-    start = time.perf_counter()
-    if code := main([*arguments, f'--out={out}/raw']):
-      raise RuntimeError(f'prepare raw {arguments} ended with {code}')
-    seconds = time.perf_counter() - start
-  return len(files_of(task)) / seconds
-
-
-def _make_squares(task):
-  """Decodes and resizes in threads, and writes nothing."""
-  import cv2
-
-  def work(paths):
-    for path in paths:
-      pixels = images.center_crop(_decode(path.read_bytes()), task.short_side)
-      cv2.resize(pixels, (task.resize_size,) * 2, interpolation=cv2.INTER_AREA)
-
-  paths, start = files_of(task), time.perf_counter()
-  parts = [paths[first : first + 16] for first in range(0, len(paths), 16)]
-  with concurrent.futures.ThreadPoolExecutor(task.threads) as pool:
-    list(pool.map(work, parts))
-  return len(paths) / (time.perf_counter() - start)
-
-
-def files_of(task: Task) -> list[pathlib.Path]:
-  """Returns the JPEG files that a layout is made of."""
-  return sorted(task.folder.glob(f'folder-{task.short_side}/*/*/*.jpg'))
-
-
 # {name: (that of --peers, '': always there, (task, number of batches) -> that
 # many (images, labels), or NotImplementedError for a layout it cannot read)}.
 CANDIDATES = {
@@ -372,11 +334,6 @@ CANDIDATES = {
   'SPDL, interpolating': ('spdl', partial(_spdl, False)),
   'bare decoding or copying': ('', _bare),
 }
-# Those that a `prepare` task measures: task -> images per second.
-PREPARING = {
-  'ours': _write_squares,
-  'bare decoding or copying': _make_squares,
-}
 
 
 class Handler:
@@ -389,14 +346,11 @@ class Handler:
     # Threads of its own on top of the loader's would only be in their way.
     cv2.setNumThreads(0)
     _, self._batches = CANDIDATES[candidate]
-    self._prepare = PREPARING.get(candidate)
 
   def check(self, tasks: Sequence[Task]) -> dict[str, str]:
     """Tries the candidate; returns {layout that it cannot read: why}."""
     reasons = {}
     for task in tasks if self._batches != _bare else ():
-      if task.kind == 'prepare':
-        continue
       try:
         classes = len(task.open_source().class_names)
         check_batches(self._batches(task, 2), task, classes)
@@ -406,8 +360,6 @@ class Handler:
 
   def measure(self, task: Task) -> float:
     """Returns images per second in the middle of a loader's work."""
-    if task.kind == 'prepare':
-      return self._prepare(task)
     count = task.num_batches * (_RAW_FACTOR if task.kind == 'raw' else 1)
     warm_up = max(_TAIL, count // 4)
     iterator = self._batches(task, warm_up + count + _TAIL)

@@ -82,7 +82,7 @@ def end_to_end(
     make_steps, make_batches = _parts(config, folder)
     make_steps(1)  # it compiles
     for number in range(num_rounds):
-      harness.tell(f'round {number + 1} of {num_rounds}')
+      harness.show(f'round {number + 1} of {num_rounds}')
       seconds = {'step': _seconds(make_steps, num_steps)}
       batches = make_batches(num_steps + 1)
       next(batches)
@@ -107,15 +107,15 @@ def end_to_end(
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
   rows = [{'part': k, **harness.spread(v)} for k, v in speeds.items()]
-  harness.tell_table('images per second', rows, 'part median min max')
-  harness.tell(
+  harness.show_table('images per second', rows, 'part median min max')
+  harness.show(
     f'batches of {config.global_batch_size} on {result["devices"]}; the loop,'
     f' with {result["checkpoints"]} checkpoints in a round, reaches'
     f' {result["loop_share"]:.1%} of the bare step; the {result["bottleneck"]}'
     f' is the bottleneck, the other is {result["headroom"]:.2f} times as fast'
   )
   pairs = ', '.join(f'{a / 1e6:,.0f} to {b / 1e6:,.0f}' for a, b in resident)
-  harness.tell(f'resident MB from step {watched[0]} to {watched[1]}: {pairs}')
+  harness.show(f'resident MB from step {watched[0]} to {watched[1]}: {pairs}')
   return result
 
 
@@ -177,4 +177,4 @@ class _WatchingConsole(cli.Console):
     if self._unit == 'step':  # also images, of which the mean is taken
       self.times[done] = time.perf_counter()
       if done in self.resident:
-        self.resident[done] = harness.memory('VmRSS')
+        self.resident[done] = harness.resident_memory()

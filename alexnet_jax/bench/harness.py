@@ -61,13 +61,12 @@ class Worker:
     module: str,
     candidate: str,
     environment: Mapping[str, str],
-    cores: Sequence[int] = (),
   ):
-    """Starts the process, and does not wait for it; no cores are all cores."""
+    """Starts the process, and does not wait for it."""
     context = multiprocessing.get_context('spawn')
     self._log = tempfile.NamedTemporaryFile('r', errors='replace')  # noqa: SIM115
     self._pipe, theirs = context.Pipe()
-    given = theirs, self._log.name, environment, cores, (module, candidate)
+    given = theirs, self._log.name, environment, (module, candidate)
     self._process = context.Process(target=_serve, args=given)
     self._process.start()
     theirs.close()
@@ -94,20 +93,18 @@ class Worker:
       code = self._process.exitcode
       raise WorkerError(f'its process ended with {code}: {last}') from None
     if trace:
-      tell(trace)
+      show(trace)
     if error:
       raise error
     return result
 
 
-def _serve(pipe, log, environment, cores, names):
+def _serve(pipe, log, environment, names):
   """Answers requests until the pipe is closed."""
   with open(log, 'a') as file:
     for stream in (1, 2):  # libraries print
       os.dup2(file.fileno(), stream)
   os.environ.update(environment)
-  if cores:  # before libraries count them
-    os.sched_setaffinity(0, cores)
   module, candidate = names
   handler = None
   with contextlib.suppress(EOFError):
@@ -139,7 +136,7 @@ def noted(candidate: str, case: str, failed: list[dict]) -> Iterator[None]:
     name = f'{candidate}, {case}' if case else candidate
     if candidate.startswith(OURS):
       raise WorkerError(f'{name}: {error}') from error
-    tell(f'not measured: {name}: {error}')
+    show(f'not measured: {name}: {error}')
     failed.append({'candidate': candidate, 'case': case, 'reason': str(error)})
 
 
@@ -157,7 +154,7 @@ def measure(entries: Sequence, rounds: int, failed: list[dict]) -> list[dict]:
   """
   speeds = [[] for _ in entries]
   for number in range(rounds):
-    tell(f'round {number + 1} of {rounds}')
+    show(f'round {number + 1} of {rounds}')
     order = random.Random(number).sample(range(len(entries)), len(entries))
     # A machine that drifts must not do so between two that are compared.
     for index in sorted(order, key=lambda index: entries[index][1]):
@@ -186,8 +183,8 @@ def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def header() -> dict:
-  """Returns {command, machine, versions}, and tells them to people."""
-  from alexnet_jax.data.loader import num_cores  # see `_serve` for why here
+  """Returns {command, machine, versions}, and shows them."""
+  from alexnet_jax.data.loader import num_cores  # slow to import
 
   cpu, info = platform.machine(), pathlib.Path('/proc/cpuinfo')
   if info.exists():
@@ -199,25 +196,25 @@ def header() -> dict:
       versions[package] = importlib.metadata.version(package)
   command = shlex.join(['python', '-m', 'alexnet_jax.bench', *sys.argv[1:]])
   found = ', '.join(f'{k} {v}' for k, v in versions.items())
-  tell(f'{command}\n{cpu}, {num_cores()} cores; {found}')
+  show(f'{command}\n{cpu}, {num_cores()} cores; {found}')
   machine = {'cpu': cpu, 'cores': num_cores(), 'system': platform.platform()}
   return {'command': command, 'machine': machine, 'versions': versions}
 
 
-def memory(field: str) -> int:
-  """Returns the bytes in a field of proc(5)'s status; 0 where it is hidden."""
+def resident_memory() -> int:
+  """Returns this process' resident bytes (proc(5)); 0 where they are hidden."""
   status = pathlib.Path('/proc/self/status')
   if not status.exists():
     return 0
-  return 1024 * int(re.search(rf'\n{field}:\s+(\d+)', status.read_text())[1])
+  return 1024 * int(re.search(r'\nVmRSS:\s+(\d+)', status.read_text())[1])
 
 
-def tell(text: str) -> None:
+def show(text: str) -> None:
   """Prints text for people, on standard error."""
   print(text, file=sys.stderr)
 
 
-def tell_table(title: str, rows: Sequence[Mapping], columns: str) -> None:
+def show_table(title: str, rows: Sequence[Mapping], columns: str) -> None:
   """Prints the entries of rows that are named in `columns`."""
   names = columns.split()
   cells = [['-' if row[n] is None else row[n] for n in names] for row in rows]

@@ -45,8 +45,7 @@ _NO_KERNELS = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
 def add_arguments(parser) -> None:
   """Adds the arguments of the subcommand to its parser."""
   add = parser.add_argument
-  known = ', '.join(DESCRIBED)
-  text = f'{known} or a TOML file of another (default: %(default)s)'
+  text = f'{", ".join(DESCRIBED)} or a TOML file (default: %(default)s)'
   add('--target', default='h100', metavar='GPU', help=text)
   text = 'GPUs of one machine that share a batch (default: 1)'
   add('--devices', type=harness.positive, default=1, metavar='N', help=text)
@@ -62,9 +61,9 @@ def run(arguments, overrides: list[str]) -> dict:
   config = validation.load_config([f'--config={arguments.config}', *overrides])
   devices, images = arguments.devices, config.global_batch_size
   text, memory = compile_step(config, gpu, devices)
-  network = build.network_costs(config, build.find_num_classes(config))
   memory['available'] = int(gpu['memory']['value'] * _JAX_TAKES)
-  flops = network['training_flops_per_image'] * images // devices
+  costs = build.network_costs(config, build.find_num_classes(config))
+  flops = costs['training_flops_per_image'] * images // devices
   counts = {'flops': flops, **count(text)}
   result = {
     **harness.header(),
@@ -87,9 +86,9 @@ def run(arguments, overrides: list[str]) -> dict:
     return compile_step(other, gpu, devices)[1]['needed']
 
   if arguments.batch_search:
-    result['largest_batch'] = largest_batch(
-      needed, images // devices, memory['available'], config.microbatch_size
-    )
+    first, available = images // devices, memory['available']
+    found = largest_batch(needed, first, available, config.microbatch_size)
+    result['largest_batch'] = found
   _show(result)
   return result
 
@@ -125,7 +124,8 @@ def count(text: str) -> dict:
   """Counts what runs once in a program's HLO.
 
   {bytes: that kernels read and write, None if there is a loop; all_reduces:
-  bytes of each, in the order of their starts}.
+  bytes of each, as they start}. JAX' own `cost_analysis()` is None for devices
+  that are not there (0.10.2).
   """
   entry = text[text.index('\nENTRY') :]
   sizes, total, reduced = {}, 0, []
@@ -139,8 +139,8 @@ def count(text: str) -> dict:
     if operation not in _NO_KERNELS and not operation.endswith('-done'):
       read = re.findall(r'%([\w.-]+)', operands)
       total += size + sum(sizes[operand] for operand in read)
-  is_known = ' while(' not in entry
-  return {'bytes': total if is_known else None, 'all_reduces': reduced}
+  total = None if ' while(' in entry else total
+  return {'bytes': total, 'all_reduces': reduced}
 
 
 def batch_structs(config) -> dict:
@@ -152,10 +152,8 @@ def batch_structs(config) -> dict:
   loader, mesh = build.make_loader(few, 'train'), parallel.make_mesh()
   batch = next(build.make_train_iter(few, loader, 1, mesh, matrix))
   count = config.global_batch_size
-  return {
-    name: jax.ShapeDtypeStruct((count, *np.shape(array)[1:]), array.dtype)
-    for name, array in batch.items()
-  }
+  make = jax.ShapeDtypeStruct
+  return {k: make((count, *np.shape(x)[1:]), x.dtype) for k, x in batch.items()}
 
 
 def gpu_devices(gpu: dict, count: int) -> Sequence:
@@ -187,12 +185,12 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   temp; peak: of the program; next_batch: on its way meanwhile; needed: both}).
   """
   config = config.copy_and_resolve_references()
-  # It computes the same; functions made by pmap do not show their programs.
+  # The same numbers; functions made by pmap do not show their programs.
   config.parallel = 'shard_map'
   config.loss.class_weights = ()  # of data; they change little
   images = config.global_batch_size
   parallel.check_batch_size(images, devices)
-  harness.tell(f'compiling for {devices} x {gpu["name"]}, {images:,} images')
+  harness.show(f'compiling for {devices} x {gpu["name"]}, {images:,} images')
   targets = gpu_devices(gpu, devices)
   mesh = Mesh(np.array(targets), (parallel.AXIS,))
   build.num_microbatches(config, mesh)  # refuses what a run would
@@ -213,15 +211,14 @@ def compile_step(config, gpu: dict, devices: int) -> tuple[str, dict]:
   traced = step.trace(placed(state), placed(batch, parallel.AXIS), placed(key))
   lowered = traced.lower(lowering_platforms=('cuda',))
   # Autotuning would time kernels on the GPU.
-  options = {'xla_gpu_autotune_level': 0}
-  options |= runtime.compiler_options(os.environ)
+  options = {'xla_gpu_autotune_level': 0} | runtime.compiler_options(os.environ)
   compiled = lowered.compile(compiler_options=options)
   analysis = compiled.memory_analysis()
   parts = ('argument', 'output', 'alias', 'temp')  # as XLA calls them
   memory = {k: getattr(analysis, f'{k}_size_in_bytes') for k in parts}
   memory['peak'] = sum(memory.values()) - 2 * memory['alias']
-  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
-  memory['next_batch'] = whole // devices
+  size = sum(array.size * array.dtype.itemsize for array in batch.values())
+  memory['next_batch'] = size // devices
   memory['needed'] = memory['peak'] + memory['next_batch']
   return compiled.as_text(), memory
 
@@ -280,27 +277,24 @@ def largest_batch(
 
 def _show(result):
   found, reduced = result['bounds'], result['all_reduces']
-  images = result['global_batch_size'] / result['devices']
-  tables = {'memory of a device': result['memory']}
+  per_image = result['devices'] / result['global_batch_size']
+  tables = {'memory of a device, workspaces not counted': result['memory']}
   if largest := result.get('largest_batch'):
-    best = largest['device_batch_size']
-    tables[f'largest batch of a device: {best:,}'] = largest['compiled']
+    title = f'largest batch of a device: {largest["device_batch_size"]:,}'
+    tables[title] = largest['compiled']
   for title, sizes in tables.items():
     rows = [{'of': str(name), 'GB': n / 1e9} for name, n in sizes.items()]
-    harness.tell_table(title, rows, 'of GB')
-  moved = (result['bytes'] or math.nan) / images / 1e6
-  harness.tell(
+    harness.show_table(title, rows, 'of GB')
+  moved = (result['bytes'] or math.nan) * per_image / 1e6
+  harness.show(
     f'an image: {moved:.2f} MB read and written,'
-    f' {result["flops"] / images / 1e9:.4f} GFLOP; reduced:'
+    f' {result["flops"] * per_image / 1e9:.4f} GFLOP; reduced:'
     f' {sum(reduced) / 1e6:.1f} MB in {len(reduced)} all-reduces'
   )
   rows = [
-    {'bound': k, 'ms': 1e3 * s, 'images/s': images * result['devices'] / s}
-    for k, s in found['seconds'].items()
+    {'bound': key, 'ms': 1e3 * found['seconds'][key], 'images/s': images}
+    for key, images in found['images_per_second'].items()
   ]
   title = f'bounds, of which {found["binds"]} binds'
-  harness.tell_table(title, rows, 'bound ms images/s')
-  harness.tell(
-    'These are bounds, not times: nothing was run. A real step takes longer and'
-    ' has workspaces of its own.'
-  )
+  harness.show_table(title, rows, 'bound ms images/s')
+  harness.show('Bounds, not times: nothing was run; a real step takes longer.')

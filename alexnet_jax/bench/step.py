@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import contextlib
 import importlib.util
 import itertools
-import os
 
 import numpy as np
 
@@ -67,8 +66,6 @@ def add_arguments(parser) -> None:
   text = 'measures our step with each value of a key: parallel=pmap,shard_map'
   add('--vary', action='append', default=[], metavar='KEY=A,B', help=text)
   add('--evaluation', action='store_true', help='also the evaluation step')
-  text = 'cores that everybody runs on (default: all)'
-  add('--threads', type=harness.positive, default=0, help=text)
   add('--rounds', type=harness.positive, default=5, help='default: 5')
   text = 'that a measurement of more than 2 steps takes at least (default: 3)'
   add('--seconds', type=float, default=3.0, help=text)
@@ -81,7 +78,6 @@ def run(arguments, overrides: list[str]) -> dict:
   peers = _peers(arguments.against)
   if not 0 < arguments.seconds < float('inf'):
     raise UserError(f'--seconds is {arguments.seconds:g}; give more than 0')
-  cores = first_cores(arguments.threads)
   groups = make_groups(arguments, overrides)
   for _, configs in groups if peers else ():
     for config in configs.values():
@@ -89,14 +85,12 @@ def run(arguments, overrides: list[str]) -> dict:
   result = {
     **harness.header(),
     'recipe': arguments.config,
-    'threads': len(cores),
     'rounds': arguments.rounds,
     'groups': [],
   }
   for network, configs in groups:
     result['groups'].append(measure(network, configs, peers, arguments))
     _show(result['groups'][-1])
-  harness.tell(f'{len(cores)} cores for everybody')
   return result
 
 
@@ -107,18 +101,6 @@ def exit_code(result: dict) -> int:
     if group['failed'] and all(name.startswith(harness.OURS) for name in names):
       return EXIT_FAILURE
   return EXIT_DONE
-
-
-def first_cores(threads: int) -> list[int]:
-  """Returns so many cores that this process may use, the first; 0: all."""
-  if not hasattr(os, 'sched_setaffinity'):
-    raise UserError('this system cannot bind processes to cores; Linux can')
-  cores = sorted(os.sched_getaffinity(0))
-  if threads > len(cores):
-    raise UserError(
-      f'--threads is {threads}, but this process may use {len(cores)} cores'
-    )
-  return cores[: threads or len(cores)]
 
 
 def _peers(against):
@@ -145,7 +127,7 @@ def make_groups(arguments, overrides: Sequence[str]) -> list[tuple]:
     classes = build.find_num_classes(config)
   except UserError as error:  # the data need not be there
     classes = _NUM_CLASSES
-    harness.tell(
+    harness.show(
       f'{classes:,} classes are assumed (--config.model.num_classes=N): {error}'
     )
   harness.check_names('--networks', arguments.networks, variants.VARIANTS)
@@ -189,15 +171,15 @@ def measure(network: str, configs: dict, peers: Sequence[str], options) -> dict:
   agreement: {candidate: losses}}.
   """
   base = next(iter(configs.values()))
-  dtype, cores = base['model']['dtype'], first_cores(options.threads)
+  dtype = base['model']['dtype']
   facts, failed, ours, agreement, entries = {}, [], {}, {}, []
   module = step_peers.__name__
   with contextlib.ExitStack() as stack:
     for name in [*configs, *peers]:
-      harness.tell(f'starting {name}')
+      harness.show(f'starting {name}')
       # TensorFlow's XLA ends the process at flags of another one.
       environ = _ENVIRONMENT | ({} if name in configs else {'XLA_FLAGS': ''})
-      worker = harness.Worker(module, name, environ, cores)
+      worker = harness.Worker(module, name, environ)
       stack.enter_context(worker)
       config, platform = configs.get(name, base), facts.get('platform')
       given = {'config': config, 'platform': platform}
@@ -260,14 +242,14 @@ def difference(ours: Mapping, other: Mapping, dtype: str) -> str:
 
 
 def _show(group):
-  harness.tell_table(
+  harness.show_table(
     f'{group["network"]}, {group["dtype"]}, {group["batch_size"]} images a step'
     f' on {group["device_count"]} x {group["device_kind"]}, images/s',
     group['rows'],
     'candidate case milliseconds median min max share_of_peak ours_by_it',
   )
   peak = f'{group["peak"] / 1e9:,.1f} GFLOP/s: ' if group['peak'] else ''
-  harness.tell(
+  harness.show(
     f'{group["parameters"]:,} parameters;'
     f' {group["training_flops_per_image"] / 1e9:.4f} GFLOP training and'
     f' {group["forward_flops_per_image"] / 1e9:.4f} forward per image; peak:'

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import copy
 import functools
 import math
-import os
 import time
 
 import numpy as np
@@ -28,24 +27,24 @@ _LEAST_STEPS = 2  # in a measurement
 _MEAN = 120.0  # of the pixels
 # What the others have no counterpart of, but for the defaults: in the network,
 # and of updates all but SGD with momentum at a constant rate.
-_ONLY_OURS = (
-  *('model.norm', 'model.norm_hidden', 'model.block_order', 'model.lrn_groups'),
-  *('model.dropout_scaling', 'optimizer.name', 'optimizer.clip_value'),
-  *('optimizer.clip_norm', 'optimizer.decay', 'optimizer.bias_lr_multiplier'),
-  *('loss.class_weights', 'loss.label_smoothing'),
-)
+_ONLY_OURS = {
+  'model': 'norm block_order lrn_groups dropout_scaling',
+  'optimizer': 'name clip_value clip_norm decay bias_lr_multiplier',
+  'loss': 'class_weights label_smoothing',
+}
 
 
 def check_config(config: dict) -> None:
   """Refuses a network, loss or optimizer that the others lack."""
-  for key in _ONLY_OURS:
-    plain, (group, name) = KEYS[key].default, key.split('.')
-    value = config[group][name]
-    if value != plain and (key, value) != ('model.norm', 'none'):
-      raise UserError(
-        f'--against: config.{key} is {value!r}, which is not written for the'
-        f' others; compare with --config.{key}={plain}, or leave --against out'
-      )
+  for section, names in _ONLY_OURS.items():
+    for name in names.split():
+      key, value = f'{section}.{name}', config[section][name]
+      plain = KEYS[key].default
+      if value != plain and (key, value) != ('model.norm', 'none'):
+        raise UserError(
+          f'--against: config.{key} is {value!r}, which is not written for the'
+          f' others: compare with --config.{key}={plain}, or without --against'
+        )
 
 
 class Handler:
@@ -102,7 +101,7 @@ class Handler:
 
 
 def _our_steps(_, config, start, platform):
-  """Runs ours on uint8 noise; without `start` on little, which it tells."""
+  """Runs ours on uint8 noise, without `start` on little: {start: that, ...}."""
   del platform
   import jax
 
@@ -158,46 +157,12 @@ def _our_steps(_, config, start, platform):
   return run, facts
 
 
-def layers(model: dict) -> Iterator[tuple]:
-  """Yields (kind, name, numbers...) of the layers in order of execution.
-
-  Names are those of the parameters in flax. The numbers of `pad` are pixels
-  before and after, those of `conv` features, kernel, stride, padding (pixels,
-  same or valid), dilation and groups, those of `norm` size, alpha as the paper
-  has it, beta and k, all others as torch has them.
-  """
+def _layers(config) -> Iterator[spec.Layer]:
+  """Yields all layers of a network, in order."""
+  model = config['model']
   network = spec.AlexNetSpec(**{k: model[k] for k in spec.defaults()})
-  scaled = network.scaled
-  size, beta, k = network.lrn_size, network.lrn_beta, network.lrn_k
-  by = 1 if network.lrn_convention == 'paper' else size
-  numbers = {
-    'norm': (size, network.lrn_alpha / by, beta, k),
-    'pool': (network.pool_size, network.pool_stride),
-    'dropout': (network.dropout,),
-  }
-  shapes = (model[k] for k in ('kernels', 'strides', 'paddings', 'groups'))
-  convolutions = zip(network.channels, *shapes, strict=True)
-  for number, (channels, *shape, pad, groups) in enumerate(convolutions, 1):
-    name, width = f'conv{number}', scaled(channels, max(model['groups']))
-    if isinstance(pad, str):
-      pad = pad.lower()
-    elif not isinstance(pad, int):
-      yield 'pad', f'pad_{name}', *pad
-      pad = 'valid'
-    yield 'conv', name, width, *shape, pad, 1, groups
-    for kind in network.convolution_operations(number):
-      if kind != 'norm' or model['norm'] == 'lrn':
-        made = model['activation'] if kind == 'relu' else kind
-        yield made, f'{kind}{number}', *numbers.get(kind, ())
-  yield 'flatten', 'flatten'
-  for number, width in enumerate(model['hidden'], 1):
-    numbers['dense'] = (scaled(width),)
-    for kind in network.hidden_operations(number):
-      name, made = kind, kind
-      if kind == 'relu':
-        name, made = 'dense_relu', model['activation']
-      yield made, f'{name}{number}', *numbers.get(kind, ())
-  yield 'dense', 'head', model['num_classes']
+  yield from network.layers(config['data']['crop_size'])
+  yield spec.Layer('dense', 'head', (model['num_classes'],))
 
 
 def _torch_steps(kind, config, start, platform):
@@ -205,7 +170,9 @@ def _torch_steps(kind, config, start, platform):
   import torch
   from torch.nn import functional
 
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  from alexnet_jax.data.loader import num_cores
+
+  torch.set_num_threads(num_cores())
   device = torch.device('cuda' if platform == 'gpu' else 'cpu')
   if device.type == 'cuda':  # as JAX computes float32 there
     torch.set_float32_matmul_precision('high')
@@ -216,7 +183,7 @@ def _torch_steps(kind, config, start, platform):
   images = torch.from_numpy(images).permute(0, 3, 1, 2)
   images = images.to(device).contiguous(memory_format=layout)
   labels = torch.from_numpy(labels).to(device, torch.int64)
-  network = _torch_network(config['model'])
+  network = _torch_network(config)
   with torch.no_grad():  # the first call makes the parameters
     network(torch.zeros(1, *images.shape[1:]))
   if params:
@@ -258,15 +225,13 @@ def _torch_steps(kind, config, start, platform):
   return run, {'parameters': sum(w.numel() for w in weights)}
 
 
-def _torch_network(model):
+def _torch_network(config):
   """Returns the network of images [batch, channels, size, size]."""
   from torch import nn
 
   make = {
-    'pad': lambda *pad: nn.ZeroPad2d(pad * 2),
-    'conv': nn.LazyConv2d,
     # It divides alpha by the size.
-    'norm': lambda n, alpha, *more: nn.LocalResponseNorm(n, alpha * n, *more),
+    'lrn': lambda n, alpha, *more: nn.LocalResponseNorm(n, alpha * n, *more),
     'pool': nn.MaxPool2d,
     'dense': nn.LazyLinear,
     'dropout': nn.Dropout,
@@ -275,8 +240,16 @@ def _torch_network(model):
     'tanh': nn.Tanh,
   }
   network = nn.Sequential()
-  for kind, name, *numbers in layers(model):
-    network.add_module(name, make[kind](*numbers))
+  for kind, name, numbers, (before, after) in _layers(config):
+    if kind == 'conv':
+      width, stride, features, groups, _ = numbers
+      pads = before if before == after else 0
+      if before != after:
+        network.add_module(f'pad_{name}', nn.ZeroPad2d((before, after) * 2))
+      layer = nn.LazyConv2d(features, width, stride, pads, groups=groups)
+    else:
+      layer = make[kind](*numbers)
+    network.add_module(name, layer)
   return network
 
 
@@ -310,7 +283,7 @@ def _keras_steps(kind, config, start, platform):
   keras.config.set_dtype_policy(mixed + dtype)
   params, images, labels = start
   network = keras.Sequential([keras.layers.Input(images.shape[1:])])
-  for layer in _keras_layers(config['model']):
+  for layer in _keras_layers(config):
     network.add(layer)
   for name, leaves in (params or {}).items():
     network.get_layer(name).set_weights([leaves['kernel'], leaves['bias']])
@@ -351,12 +324,12 @@ def _keras_steps(kind, config, start, platform):
   return run, {'parameters': network.count_params()}
 
 
-def _keras_layers(model):
+def _keras_layers(config):
   """Yields the layers for images [batch, size, size, channels]."""
   import keras
   import tensorflow as tf
 
-  def norm(size, alpha, beta, k, name):
+  def lrn(size, alpha, beta, k, name):
     def normalize(x):  # TensorFlow's has no bfloat16
       wide = tf.cast(x, tf.float32)
       return tf.cast(tf.nn.lrn(wide, size // 2, k, alpha, beta), x.dtype)
@@ -364,11 +337,7 @@ def _keras_layers(model):
     return keras.layers.Lambda(normalize, name=name)
 
   make = {
-    'pad': lambda *pad, name: keras.layers.ZeroPadding2D((pad, pad), name=name),
-    'conv': lambda *numbers, name: keras.layers.Conv2D(
-      *numbers[:4], None, *numbers[4:], name=name
-    ),
-    'norm': norm,
+    'lrn': lrn,
     'pool': keras.layers.MaxPooling2D,
     'dense': keras.layers.Dense,
     'dropout': keras.layers.Dropout,
@@ -376,8 +345,13 @@ def _keras_layers(model):
     'relu': keras.layers.ReLU,
     'tanh': functools.partial(keras.layers.Activation, 'tanh'),
   }
-  for kind, name, *numbers in layers(model):
-    if kind == 'conv' and isinstance(pad := numbers[3], int):
-      yield make['pad'](pad, pad, name=f'pad_{name}')
-      numbers[3] = 'valid'
-    yield make[kind](*numbers, name=name)
+  for kind, name, numbers, pads in _layers(config):
+    if kind == 'conv':
+      width, stride, features, groups, padding = numbers
+      if not isinstance(padding, str):
+        yield keras.layers.ZeroPadding2D((pads, pads), name=f'pad_{name}')
+        padding = 'valid'
+      shape = features, width, stride, padding
+      yield keras.layers.Conv2D(*shape, groups=groups, name=name)
+    else:
+      yield make[kind](*numbers, name=name)

@@ -181,22 +181,14 @@ def receptive_field(
   normalization takes from around is not counted.
   """
   width, stride, start = 1, 1, 0
-  for layer in range(1, number + 1):
-    for name in ('conv', *model.convolution_operations(layer)):
-      if name == 'relu' and layer == number:
-        break
-      window, step, padding = 1, 1, [(0, 0)]
-      if name == 'conv':
-        window, step = model.kernels[layer - 1], model.strides[layer - 1]
-        padding = layers.explicit_padding(model.paddings[layer - 1])
-        if isinstance(padding, str):
-          padding = lax.padtype_to_pads((size,), (window,), (step,), padding)
-      elif name == 'pool':
-        window, step = model.pool_size, model.pool_stride
-      start -= padding[0][0] * stride
+  for layer in model.layers(size):
+    if layer.name == f'relu{number}':
+      break
+    if layer.kind in ('conv', 'pool'):
+      window, step, *_ = layer.numbers
+      start -= layer.pads[0] * stride
       width += (window - 1) * stride
       stride *= step
-      size = (size + sum(padding[0]) - window) // step + 1
   return width, stride, start
 
 

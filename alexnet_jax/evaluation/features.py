@@ -19,8 +19,8 @@ _DESCRIPTION = """\
 Writes the outputs of layers, as the network of a run computes them in
 evaluation: the center of the resized image, minus the mean; no dropout. Layers
 have the names that `main --summary` shows. The ReLU that comes directly after a
-layer belongs to its output: dense2 has no negative numbers, unless batch norm
-lies between; then dense_norm2 has none. head gives the logits."""
+layer belongs to its output: conv2 has no negative numbers, unless batch norm
+lies between; then norm2 has none. head gives the logits."""
 _EPILOG = """\
 OUT gets LAYER.npy, float32 [images, ...] (channels last), and examples.csv: the
 row of each image, its name, and its class in a split. Memory does not grow with

@@ -380,9 +380,7 @@ def _augmentation(subject, album):
 
 def first_layer(subject: MeasuredRun, album: Album) -> list[Section]:
   """Makes the filters of the first layer, by tower; figure 3 of the paper."""
-  kernel = subject.run.state.eval_params.get('conv1', {}).get('kernel')
-  if kernel is None:
-    return []
+  kernel = subject.run.state.eval_params['conv1']['kernel']
   height, width, _, count = kernel.shape
   # A tower is what a group of the second convolution sees of the first.
   towers = max(subject.run.config.model.groups[1:2], default=1)

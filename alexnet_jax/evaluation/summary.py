@@ -3,7 +3,7 @@
 import sys
 
 from alexnet_jax.evaluation import page
-from alexnet_jax.models import costs
+from alexnet_jax.models import costs, layers
 from alexnet_jax.training import build
 
 
@@ -58,5 +58,6 @@ def operation(model, name: str) -> str:
   elif kind == 'lrn':
     words, groups = f'over {model.lrn_size} channels', model.lrn_groups
   elif kind == 'spatial':
-    words = f'over {model.spatial_size} x {model.spatial_size}'
+    size = layers.SpatialResponseNorm.size
+    words = f'over {size} x {size}'
   return words + f', {groups} groups' * (groups > 1)

@@ -93,11 +93,10 @@ def draw(
 
   run, found, parts = subject.run, {}, []
   classifier = deconvolution.classifier_of(run)
-  if layers := layers or _layers(run, (), ()):
-    batches = evaluate.host_batches(run, subject.validation)
-    with contextlib.closing(batches):
-      strongest = classifier.find_strongest(batches, _PATCHES)
-  for name in layers:
+  batches = evaluate.host_batches(run, subject.validation)
+  with contextlib.closing(batches):
+    strongest = classifier.find_strongest(batches, _PATCHES)
+  for name in layers or _layers(run, (), ()):
     number = int(name.removeprefix('conv'))
     seen = classifier, number, strongest[number - 1]
     found[name], part = _draw_layer(subject, album, seen, units)
@@ -112,8 +111,7 @@ def _layers(run, layers, units):
   known = [name for name in params if name.startswith('conv')]
   for name in layers or known:
     if name not in known:
-      names = ', '.join(known) or 'no convolutions'
-      raise UserError(f'there is no {name!r}; there are {names}')
+      raise UserError(f'there is no {name!r}; there are {", ".join(known)}')
     count = params[name]['kernel'].shape[-1]
     if odd := [unit for unit in units if unit >= count]:
       raise UserError(

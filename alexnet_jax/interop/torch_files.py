@@ -15,7 +15,6 @@ import re
 import warnings
 import zipfile
 
-from jax import lax
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -25,7 +24,6 @@ from alexnet_jax import files
 from alexnet_jax.errors import how_to_install, UserError
 from alexnet_jax.interop import claims, networks
 from alexnet_jax.interop.networks import TrainedNetwork
-from alexnet_jax.models import layers as layers_lib
 
 # Of torchvision's weights, for pixels from 0 to 255: what its documentation
 # gives for pixels from 0 to 1 (transforms of AlexNet_Weights.IMAGENET1K_V1),
@@ -125,33 +123,16 @@ def torch_names(model: dict, crop_size: int) -> dict[str, str]:
   depends on `crop_size`, and the spatial normalization, which PyTorch lacks; in
   `classifier` also Dropout, unless `dropout` is 0.
   """
-  network = networks.module(model, 1)
-  names, index, width = {}, 0, crop_size
-  for number, padding in enumerate(network.paddings, 1):
-    kernel = network.kernels[number - 1]
-    stride = network.strides[number - 1]
-    sides = layers_lib.explicit_padding(padding)
-    if isinstance(sides, str):
-      sides = lax.padtype_to_pads((width,), (kernel,), (stride,), sides)
-    before, after = sides[0]
-    width = (width + before + after - kernel) // stride + 1
-    index += before != after  # ZeroPad2d
-    names[f'conv{number}'] = f'features.{index}'
+  names, part, index = {}, 'features', 0
+  for layer in networks.module(model, 1).layers(crop_size):
+    if layer.kind == 'flatten':
+      part, index = 'classifier', 0
+      continue
+    index += layer.pads[0] != layer.pads[1]  # ZeroPad2d
+    if layer.kind in ('conv', 'batch', 'dense'):
+      names[layer.name] = f'{part}.{index}'
     index += 1
-    for operation in network.convolution_operations(number):
-      if operation == 'norm' and network.norm == 'batch':
-        names[f'norm{number}'] = f'features.{index}'
-      if operation == 'pool':
-        width = (width - network.pool_size) // network.pool_stride + 1
-      index += operation != 'norm' or network.norm != 'none'
-  index = 0
-  for number in range(1, len(network.hidden) + 1):
-    for operation in network.hidden_operations(number):
-      if operation in ('dense', 'norm'):
-        ours = 'dense' if operation == 'dense' else 'dense_norm'
-        names[f'{ours}{number}'] = f'classifier.{index}'
-      index += operation != 'dropout' or network.dropout > 0
-  return {**names, 'head': f'classifier.{index}'}
+  return {**names, 'head': f'{part}.{index}'}
 
 
 def write(path: str | os.PathLike, network: TrainedNetwork) -> dict:

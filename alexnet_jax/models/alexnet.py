@@ -19,9 +19,8 @@ def resolve_implementation(setting: str, platform: str) -> str:
     automatic differentiation.
   - cpu: the convolutions of `convolution`, and custom gradients of LRN and
     max-pool.
-  - gpu: the convolutions of cuDNN, custom gradients of LRN and max-pool, and
-    dense layers whose gradients are ready for their all-reduce early. Never run
-    on a GPU.
+  - gpu: what XLA and cuDNN make of the reference, with the closed gradient of
+    LRN, which keeps nothing but its input. Never run on a GPU.
   """
   known = setting == 'auto' and platform in ('cpu', 'gpu')
   return platform if known else 'reference'
@@ -69,13 +68,12 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
       x = self._convolution_block(x, number, train, fixed_norms)
     x = x.reshape((x.shape[0], -1))
     for number in range(1, len(self.hidden) + 1):
-      x = self._hidden_block(x, number, train, fixed_norms, dropout_keys)
+      x = self._hidden_block(x, number, train, dropout_keys)
     logits = self._dense(x, self.num_classes, 'head', 1)
     return logits.astype(jnp.float32)
 
   def _convolution_block(self, x, number, train, fixed_norms):
     x = self._convolution(x, number)
-    custom_vjp = self.implementation != 'reference'
     for operation in self.convolution_operations(number):
       if operation == 'relu':
         x = self.activate(x)
@@ -87,19 +85,21 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
             f' less than the pooling window of {size}: use larger crops,'
             ' smaller strides or fewer pool_layers'
           )
-        pool = layers.MaxPool(size, stride, custom_vjp, name=f'pool{number}')
-        x = pool(x)
+        own = self.implementation == 'cpu'
+        x = layers.MaxPool(size, stride, own, name=f'pool{number}')(x)
       elif operation == 'spatial':
-        options = self._response('spatial')
-        x = layers.SpatialResponseNorm(**options, name=f'spatial{number}')(x)
+        x = layers.SpatialResponseNorm(name=f'spatial{number}')(x)
       elif self.norm == 'batch':
         x = self._batch_norm(x, f'norm{number}', train, fixed_norms)
       elif self.norm == 'lrn':
         x = layers.LocalResponseNorm(
-          **self._response('lrn'),
+          self.lrn_size,
+          self.lrn_k,
+          self.lrn_alpha,
+          self.lrn_beta,
           convention=self.lrn_convention,
           groups=self.lrn_groups,
-          custom_vjp=custom_vjp,
+          custom_vjp=self.implementation != 'reference',
           name=f'lrn{number}',
         )(x)
     return x
@@ -108,17 +108,11 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     """Applies the activation, a function of each number."""
     return nn.relu(x) if self.activation == 'relu' else nn.tanh(x)
 
-  def _response(self, kind):
-    names = 'size', 'k', 'alpha', 'beta'
-    return {name: getattr(self, f'{kind}_{name}') for name in names}
-
-  def _hidden_block(self, x, number, train, fixed_norms, dropout_keys):
-    for operation in self.hidden_operations(number):
+  def _hidden_block(self, x, number, train, dropout_keys):
+    for operation in self.hidden_operations():
       if operation == 'dense':
         width = self.scaled(self.hidden[number - 1])
         x = self._dense(x, width, 'dense', number)
-      elif operation == 'norm':
-        x = self._batch_norm(x, f'dense_norm{number}', train, fixed_norms)
       elif operation == 'relu':
         x = self.activate(x)
       else:
@@ -128,13 +122,16 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
   def _convolution(self, x, number):
     index = number - 1
     groups, size = self.groups[index], self.kernels[index]
+    padding = self.paddings[index]
+    if not isinstance(padding, str | int):  # before and after
+      padding = (tuple(padding),) * 2
     fan_in = size**2 * x.shape[-1] // groups
     own = convolution if self.implementation == 'cpu' else None
     return nn.Conv(
       self.scaled(self.channels[index], max(self.groups)),
       (size, size),
       strides=(self.strides[index],) * 2,
-      padding=layers.explicit_padding(self.paddings[index]),
+      padding=padding,
       feature_group_count=groups,
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, 'conv', number),
@@ -169,8 +166,7 @@ class AlexNet(spec.AlexNetSpec, nn.Module):
     return x
 
   def _dense(self, x, width, role, number):
-    early = self.implementation == 'gpu'
-    return (layers.early_gradient_dense if early else nn.Dense)(
+    return nn.Dense(
       width,
       dtype=self.dtype,
       kernel_init=layers.kernel_initializer(self.kernel_init, role, number),

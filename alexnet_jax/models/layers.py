@@ -1,4 +1,4 @@
-"""Layers that flax lacks: LRN, max-pool, dropout, dense, initializers.
+"""Layers that flax lacks: LRN, max-pool, dropout, initializers.
 
 With `custom_vjp` they compute the same, forward bit for bit; the gradient is
 faster or keeps less memory.
@@ -11,8 +11,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from alexnet_jax.models.spec import Padding
-
 # Standard deviations of the normal initializers by (role, number of the layer,
 # from 1); a role alone is the default of that role.
 _PAPER = {'conv': 0.01, 'dense': 0.01, 'head': 0.01}
@@ -24,7 +22,6 @@ _NORMAL_STDDEV = {
 _SCALED = {
   'he': jax.nn.initializers.he_normal(),
   'glorot': jax.nn.initializers.glorot_uniform(),
-  'lecun': jax.nn.initializers.lecun_normal(),
   'torch': jax.nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
 }
 
@@ -55,15 +52,6 @@ def bias_initializer(name: str, value: float, fan_in: int):
     return jax.nn.initializers.constant(value)
   bound = fan_in**-0.5
   return functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
-
-
-def explicit_padding(padding: Padding) -> str | list[tuple[int, int]]:
-  """Returns the padding of one convolution in the form that `nn.Conv` takes."""
-  if isinstance(padding, str):
-    return padding
-  if isinstance(padding, int):
-    padding = (padding, padding)
-  return [tuple(padding)] * 2
 
 
 def dropout(
@@ -138,7 +126,7 @@ class SpatialResponseNorm(nn.Module):
 
   b[y, x] = a[y, x] / (k + alpha / size^2 * sum of a[v, u]^2 for v and u within
   size // 2 of y and x) ** beta: the layer `rnorm` of the 2012 source release,
-  whose k is 1. The sum leaves out pixels that do not exist. `size` is odd.
+  with its numbers. The sum leaves out pixels that do not exist. `size` is odd.
   """
 
   size: int = 5
@@ -317,40 +305,3 @@ def _plane(by_offset, shape, stride, first):
       ends = [(0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)]
       total += lax.pad(chosen, zero, ends)
   return total
-
-
-@jax.custom_vjp
-def _early_product(x, kernel):
-  """Returns [batch, inputs] @ [inputs, features], in the dtype of `x`."""
-  return x @ kernel.astype(x.dtype)
-
-
-def _early_product_forward(x, kernel):
-  return _early_product(x, kernel), (x, kernel)
-
-
-def _early_product_backward(saved, gradient):
-  x, kernel = saved
-  kernel_gradient = lax.dot_general(
-    x,
-    gradient,
-    (((0,), (0,)), ((), ())),
-    preferred_element_type=jnp.float32,
-  ).astype(kernel.dtype)
-  x_gradient = gradient @ kernel.astype(x.dtype).T
-  return lax.optimization_barrier((x_gradient, kernel_gradient))
-
-
-_early_product.defvjp(_early_product_forward, _early_product_backward)
-
-
-# A dense layer whose kernel gradient is scheduled early in the backward pass,
-# so that its all-reduce overlaps that of the layers before it. It leaves the
-# product of matrices in float32, not rounded in between.
-early_gradient_dense = functools.partial(
-  nn.Dense,
-  dot_general=lambda x, kernel, *_, **__: _early_product(x, kernel),
-  promote_dtype=lambda x, kernel, bias, dtype: (
-    (x.astype(dtype), kernel, bias.astype(dtype))
-  ),
-)

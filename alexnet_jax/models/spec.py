@@ -4,15 +4,17 @@
 JAX nor flax is imported, so that reading a config stays fast.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import itertools
+from typing import NamedTuple
 
 # Padding of one convolution: 'SAME', 'VALID', one number for every side or
 # (before, after) for both axes.
 Padding = str | int | tuple[int, int]
 
-KERNEL_INITS = ('paper', 'source_release', 'caffe')  # see `layers`
-KERNEL_INITS += ('he', 'glorot', 'lecun', 'torch')
+# See `layers`.
+KERNEL_INITS = ('paper', 'source_release', 'caffe', 'he', 'glorot', 'torch')
 OPERATIONS = ('relu', 'norm', 'spatial', 'pool')  # those after a convolution
 
 _LARGEST = 3.4e38  # of float32
@@ -46,11 +48,13 @@ def _one_of(*choices) -> _Rule:
   return f', not one of {choices}', choices.__contains__
 
 
-def _takes_list(entries, is_entry) -> _Rule:
+def _takes_list(entries, is_entry, least=0) -> _Rule:
   return (
     f'; it takes a list of {entries}',
     lambda value: (
-      isinstance(value, (tuple, list)) and all(map(is_entry, value))
+      isinstance(value, (tuple, list))
+      and len(value) >= least
+      and all(map(is_entry, value))
     ),
   )
 
@@ -67,6 +71,9 @@ _FINITE = '; it takes a finite number', is_number
 _WHOLES = _takes_list(
   f'whole numbers from 1 to {_MOST}, such as (1, 2)', _is_whole
 )
+_SOME_WHOLES = _takes_list(
+  f'one or more whole numbers from 1 to {_MOST}', _is_whole, least=1
+)
 _PADDINGS = _takes_list('SAME, VALID, a number or (before, after)', _is_padding)
 _TEXTS = _takes_list("texts, such as 'relu-pool'", lambda e: isinstance(e, str))
 
@@ -74,19 +81,32 @@ _TEXTS = _takes_list("texts, such as 'relu-pool'", lambda e: isinstance(e, str))
 def _field(default, rule, **metadata):
   """Declares a field by its default and a rule.
 
-  Of lists, `metadata` has `length_of`, a field that has as many entries (or
-  this one is empty, if its default is), or `layers_of`, one whose entries are
-  numbered, from 1.
+  Of lists, `metadata` has `per_convolution`, with an entry for each convolution
+  (or none, if the default has none), or `numbers_convolutions`, from 1.
   """
   return dataclasses.field(default=default, metadata=metadata | {'rule': rule})
 
 
 def _per_convolution(default, rule):
-  return _field(default, rule, length_of='channels')
+  return _field(default, rule, per_convolution=True)
 
 
-def _layers(default, layers_of='channels'):
-  return _field(default, _WHOLES, layers_of=layers_of)
+def _convolutions(default):
+  return _field(default, _WHOLES, numbers_convolutions=True)
+
+
+class Layer(NamedTuple):
+  """A layer of a network, for those who build it elsewhere or look through it.
+
+  The numbers of `conv` are kernel, stride, features, groups and padding as the
+  field has it; of `pool` size and stride; of `lrn` size, alpha as the paper has
+  it, beta and k; of `dense` features; of `dropout` its share.
+  """
+
+  kind: str  # one of these, or relu, tanh, batch, spatial, flatten
+  name: str  # that in flax, if there is one
+  numbers: tuple = ()
+  pads: tuple[int, int] = (0, 0)  # of a convolution, pixels before and after
 
 
 @dataclasses.dataclass(eq=False)  # flax makes a module's own hash of all fields
@@ -99,7 +119,7 @@ class AlexNetSpec:
   """
 
   # Output channels of each convolution.
-  channels: Sequence[int] = _field((96, 256, 384, 384, 256), _WHOLES)
+  channels: Sequence[int] = _field((96, 256, 384, 384, 256), _SOME_WHOLES)
   # Kernel width of each convolution, in pixels.
   kernels: Sequence[int] = _per_convolution((11, 5, 3, 3, 3), _WHOLES)
   # Stride of each convolution, in pixels.
@@ -115,13 +135,13 @@ class AlexNetSpec:
   # ReLU with tanh, whose output is never larger than 1.
   activation: str = _field('relu', _one_of('relu', 'tanh'))
   # Convolutions that a max-pool follows, its window and stride in pixels.
-  pool_layers: Sequence[int] = _layers((1, 2, 5))
+  pool_layers: Sequence[int] = _convolutions((1, 2, 5))
   pool_size: int = _field(3, _WHOLE)
   pool_stride: int = _field(2, _WHOLE)
   # Local response normalization, batch norm or none, and the convolutions that
   # have it.
   norm: str = _field('lrn', _one_of('lrn', 'batch', 'none'))
-  norm_layers: Sequence[int] = _layers((1, 2))
+  norm_layers: Sequence[int] = _convolutions((1, 2))
   # Whether normalization precedes the ReLU; the paper's follows it.
   norm_before_relu: bool = _field(False, _one_of(False, True))
   # What follows each convolution, in another order than the other fields say:
@@ -129,9 +149,6 @@ class AlexNetSpec:
   # order of that convolution as it is, () that of all. `spatial` is
   # `layers.SpatialResponseNorm`, which no other field switches on.
   block_order: Sequence[str] = _per_convolution((), _TEXTS)
-  # Hidden dense layers that batch norm normalizes, whatever `norm` is; before
-  # their ReLU as `norm_before_relu` says.
-  norm_hidden: Sequence[int] = _layers((), 'hidden')
   # Share of the running statistics, which evaluation uses, that a step keeps.
   batch_norm_momentum: float = _field(0.9, _SHARE)
   batch_norm_epsilon: float = _field(1e-5, _POSITIVE)  # added to the variance
@@ -143,11 +160,6 @@ class AlexNetSpec:
   # Caffe divides alpha by lrn_size.
   lrn_convention: str = _field('paper', _one_of('paper', 'caffe'))
   lrn_groups: int = _field(1, _WHOLE)  # normalized apart; 2: the two towers
-  # See `layers.SpatialResponseNorm`; read by `spatial` in `block_order` only.
-  spatial_size: int = _field(5, _ODD)  # pixels
-  spatial_k: float = _field(1.0, _POSITIVE)
-  spatial_alpha: float = _field(0.001, _FINITE)
-  spatial_beta: float = _field(0.75, _FINITE)
   # Widths of the hidden dense layers.
   hidden: Sequence[int] = _field((4096, 4096), _WHOLES)
   # Share of the units set to zero in training, after each hidden dense layer,
@@ -165,7 +177,7 @@ class AlexNetSpec:
   # hidden dense layer. All others start as `layers.bias_initializer` says, at 0
   # in most cases.
   bias_init: float = _field(1.0, _FINITE)
-  bias_layers: Sequence[int] = _layers((2, 4, 5))
+  bias_layers: Sequence[int] = _convolutions((2, 4, 5))
 
   def scaled(self, width: int, divisor: int = 1) -> int:
     """Returns a width times `width_multiplier`, which the divisor divides."""
@@ -184,29 +196,64 @@ class AlexNetSpec:
       return (*norm, 'relu', *pool)
     return ('relu', *norm, *pool)
 
-  def hidden_operations(self, number: int) -> tuple[str, ...]:
-    """Returns dense, norm, relu and dropout of a hidden layer, in order."""
-    norm = ('norm',) if number in self.norm_hidden else ()
-    names = ('dense', 'relu', *norm)
-    if self.norm_before_relu:
-      names = ('dense', *norm, 'relu')
+  def hidden_operations(self) -> tuple[str, ...]:
+    """Returns dense, relu and any dropout of each hidden layer, in order."""
+    dropout = ('dropout',) if self.dropout else ()
     if self.dropout_position == 'before':
-      return ('dropout', *names)
-    return (*names, 'dropout')
+      return *dropout, 'dense', 'relu'
+    return 'dense', 'relu', *dropout
 
-  def relu_follows(self, layer: str) -> bool:
+  def layers(self, size: int) -> Iterator[Layer]:
+    """Yields all layers before the head, for images `size` pixels wide."""
+    by = self.lrn_size if self.lrn_convention == 'caffe' else 1
+    numbers = {
+      'pool': (self.pool_size, self.pool_stride),
+      'lrn': (self.lrn_size, self.lrn_alpha / by, self.lrn_beta, self.lrn_k),
+      'dropout': (self.dropout,),
+    }
+    kinds = {'relu': self.activation, 'norm': self.norm}
+    names = {'norm': 'lrn' if self.norm == 'lrn' else 'norm'}
+    shapes = self.channels, self.kernels, self.strides, self.groups
+    for number, (channels, kernel, stride, groups) in enumerate(
+      zip(*shapes, strict=True), 1
+    ):
+      pads = _pads(padding := self.paddings[number - 1], kernel, stride, size)
+      size = (size + sum(pads) - kernel) // stride + 1
+      features = self.scaled(channels, max(self.groups))
+      shape = kernel, stride, features, groups, padding
+      yield Layer('conv', f'conv{number}', shape, pads)
+      for operation in self.convolution_operations(number):
+        kind, name = kinds.get(operation, operation), names.get(operation)
+        if kind != 'none':
+          own = numbers.get(kind, ())
+          yield Layer(kind, f'{name or operation}{number}', own)
+        if kind == 'pool':
+          size = (size - self.pool_size) // self.pool_stride + 1
+    yield Layer('flatten', 'flatten')
+    for number, width in enumerate(self.hidden, 1):
+      numbers['dense'] = (self.scaled(width),)
+      for operation in self.hidden_operations():
+        kind = kinds.get(operation, operation)
+        name = 'dense_relu' if operation == 'relu' else operation
+        yield Layer(kind, f'{name}{number}', numbers.get(kind, ()))
+
+  def relu_follows(self, name: str) -> bool:
     """Returns True if the activation directly follows a layer, as `conv1`."""
-    kind = layer.rstrip('0123456789')
-    if kind == 'head':
-      return False
-    number = int(layer.removeprefix(kind))
-    operations = self.hidden_operations(number)
-    if not kind.startswith('dense'):
-      operations = 'conv', *self.convolution_operations(number)
-      if self.norm == 'none':
-        operations = [name for name in operations if name != 'norm']
-    own = {'lrn': 'norm', 'dense_norm': 'norm'}.get(kind, kind)
-    return 'relu' in operations[operations.index(own) + 1 :][:1]
+    # The size of the images decides about pads alone.
+    return any(
+      (layer.name, following.kind) == (name, self.activation)
+      for layer, following in itertools.pairwise(self.layers(224))
+    )
+
+
+def _pads(padding, kernel, stride, size):
+  """Returns the pixels before and after, as XLA has them."""
+  if padding == 'SAME':
+    needed = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return needed // 2, needed - needed // 2
+  if padding == 'VALID':
+    return 0, 0
+  return (padding,) * 2 if isinstance(padding, int) else tuple(padding)
 
 
 def defaults() -> dict:
@@ -222,7 +269,7 @@ def problem(values: Mapping) -> str:
   `values` has every field of `AlexNetSpec`, of any type: files and command
   lines give what they like. The message begins with `name is value`.
   """
-  checks = (_of_rules, _of_counts, _of_groups, _of_orders, _of_unread)
+  checks = (_of_rules, _of_counts, _of_groups, _of_orders, _of_norm)
   found = (each for check in checks for each in check(values))
   for name, message in found:
     return f'{name} is {values[name]!r}{message}'
@@ -242,16 +289,15 @@ def _of_rules(values):
 
 def _of_counts(values):
   """Checks numbers of entries and numbers of layers."""
+  count = len(values['channels'])
   for field in dataclasses.fields(AlexNetSpec):
     value = values[field.name]
-    if other := field.metadata.get('length_of'):
-      count = len(values[other])
-      if len(value) != count and (value or field.default):
-        yield field.name, f': {len(value)} entries for {count} convolutions'
-    if other := field.metadata.get('layers_of'):
-      last = len(values[other])
-      if any(number > last for number in value):
-        yield field.name, f'; layers count from 1 to {last}'
+    is_read = 'per_convolution' in field.metadata and (value or field.default)
+    if is_read and len(value) != count:
+      yield field.name, f': {len(value)} entries for {count} convolutions'
+    numbers = value if 'numbers_convolutions' in field.metadata else ()
+    if any(number > count for number in numbers):
+      yield field.name, f'; layers count from 1 to {count}'
 
 
 def _of_groups(values):
@@ -290,8 +336,8 @@ def _of_orders(values):
       yield 'block_order', f': {order!r} names spatial more than once'
 
 
-def _of_unread(values):
-  """Refuses values that were set and have no effect."""
+def _of_norm(values):
+  """Refuses a normalization that is named and switched off."""
   block_order = values['block_order']
   named = {name for order in block_order for name in order.split('-')}
   if values['norm'] == 'none' and 'norm' in named:
@@ -300,11 +346,3 @@ def _of_unread(values):
       f', but block_order is {block_order!r}: take norm out of it and out of'
       ' norm_layers, or set norm',
     )
-  for name, default in defaults().items():
-    unread = name.startswith('spatial_') and 'spatial' not in named
-    if unread and values[name] != default:
-      yield (
-        name,
-        ', which nothing reads: name spatial in block_order, or leave it at'
-        f' {default}',
-      )

@@ -287,9 +287,8 @@ def check_microbatches(config, mesh: Mesh, saved: SavedRun | None) -> None:
   devices.
   """
   number = build.num_microbatches(config, mesh)
-  has_batch_norm = config.model.norm == 'batch' or config.model.norm_hidden
   before = saved.num_microbatches if saved else number
-  if before == number or not has_batch_norm:
+  if before == number or config.model.norm != 'batch':
     return
   raise UserError(
     f'the run computed its batches in {before} microbatches; with {mesh.size}'

@@ -50,12 +50,3 @@ def test_what_the_command_sets_is_not_for_the_user(capsys):
   assert '--config.save_every_steps=5: set by this command' in (
     capsys.readouterr().err
   )
-
-
-def test_the_bottleneck_is_the_slower_one_of_the_same_round():
-  """The machine is ten times as fast in the second round."""
-  step, loader = [100.0, 1000.0, 100.0], [50.0, 500.0, 20.0]
-  found = end_to_end.bottleneck(step, loader)
-  assert found == {'bottleneck': 'loader', 'headroom': 2.0}
-  found = end_to_end.bottleneck(loader, step)
-  assert found == {'bottleneck': 'step', 'headroom': 2.0}

@@ -34,12 +34,10 @@ def test_descriptions_come_with_the_package(name):
   ('kind', 'dtype', 'teraflops'),
   [
     ('NVIDIA H100 80GB HBM3', 'bfloat16', 989.4),
-    ('NVIDIA A10G', 'bfloat16', 70.0),
     ('Tesla V100-PCIE-16GB', 'float32', 14.0),
     ('Tesla T4', 'bfloat16', None),
     ('NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'bfloat16', None),
     ('NVIDIA H100 NVL', 'bfloat16', 835.5),
-    ('NVIDIA H200 NVL', 'bfloat16', None),
     ('cpu', 'float32', None),
   ],
 )

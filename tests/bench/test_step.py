@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import sys
 import types
 
@@ -20,9 +19,6 @@ LRN = {
   'model__strides': (2, 1),
   'model__paddings': ((1, 2), 'SAME'),
 }
-needs_affinity = pytest.mark.skipif(
-  not hasattr(os, 'sched_setaffinity'), reason='cores are bound on Linux only'
-)
 
 
 def load(folder, *overrides, **changes):
@@ -55,9 +51,8 @@ def test_losses_have_to_agree():
 class FakeWorker:
   """Answers at once, 4 images a second; torch compile has no compiler."""
 
-  def __init__(self, module, name, environment, cores):
+  def __init__(self, module, name, environment):
     self.name = name
-    assert cores == [min(os.sched_getaffinity(0))]
     assert ('XLA_FLAGS' in environment) == (name != 'ours')
 
   def ask(self, method, **request):
@@ -92,7 +87,7 @@ def measured(tmp_path, monkeypatch, capsys):
   recipe = commands.write_recipe(tmp_path, **LRN, global_batch_size=4)
 
   def measured(*peers, flag='--skip_check'):
-    flags = f'--config {recipe} --rounds 2 --threads 1 --evaluation {flag}'
+    flags = f'--config {recipe} --rounds 2 --evaluation {flag}'
     against = ','.join(peers)
     code = main(['step', '--json', *flags.split(), '--against', against])
     (group,) = json.loads(capsys.readouterr().out)['groups']
@@ -101,7 +96,6 @@ def measured(tmp_path, monkeypatch, capsys):
   return measured
 
 
-@needs_affinity
 def test_shares_of_the_peak(measured):
   """300 or 100 FLOP an image, 4 images a second, on two GPUs."""
   peak, _ = gpu_peak('NVIDIA A10', 'float32')
@@ -112,7 +106,6 @@ def test_shares_of_the_peak(measured):
   assert evaluate['share_of_peak'] == pytest.approx(400 / (2 * peak))
 
 
-@needs_affinity
 def test_the_exit_code_says_if_nothing_was_compared(measured):
   code, group = measured('torch compile', 'torch eager')
   failure = {'candidate': 'torch compile', 'case': '', 'reason': 'no compiler'}
@@ -120,7 +113,6 @@ def test_the_exit_code_says_if_nothing_was_compared(measured):
   assert measured('torch compile')[0] == errors.EXIT_FAILURE
 
 
-@needs_affinity
 def test_what_computes_something_else_is_not_measured(measured):
   code, group = measured('keras plain', flag='')
   assert code == errors.EXIT_FAILURE
@@ -138,11 +130,9 @@ def test_what_computes_something_else_is_not_measured(measured):
     (['--against', 'mxnet'], "'mxnet' is not one of torch, keras"),
     (['--networks', 'vgg'], "'vgg' is not one of alexnet"),
     (['--seconds', '0'], '--seconds is 0'),
-    (['--threads', '9999'], '--threads is 9999'),
     (['--config.nonsense=1'], 'nonsense'),
   ],
 )
-@needs_affinity
 def test_bad_arguments_are_refused(tmp_path, capsys, arguments, message):
   recipe = commands.write_recipe(tmp_path)
   assert main(['step', '--config', str(recipe), *arguments]) == 2
@@ -198,7 +188,6 @@ def test_groups_are_all_combinations(tmp_path):
 
 
 @pytest.mark.slow
-@needs_affinity
 @pytest.mark.parametrize(
   ('network', 'dtype'),
   [
@@ -218,7 +207,7 @@ def test_the_peers_compute_the_same(network, dtype):
     f'--networks {network} --config.model.dtype={dtype} --batch_sizes 4'
     f' --config.data.crop_size={size} --config.data.resize_size={size}'
     ' --config.model.width_multiplier=0.1 --vary parallel=shard_map'
-    ' --rounds 2 --seconds 0.01 --threads 1 --evaluation --json'
+    ' --rounds 2 --seconds 0.01 --evaluation --json'
   )
   bench = (sys.executable, '-m', 'alexnet_jax.bench', 'step')
   code, out, err = commands.run(

@@ -30,8 +30,6 @@ STRIDES, PADS, GROUPS = (2, 1), ((2, 1), (1, 1)), (1, 2)
 BLOCKS = {
   'relu lrn pool': {},
   'lrn pool relu': {'block_order': ('norm-pool-relu', '')},
-  'batch relu pool': {'norm': 'batch', 'norm_before_relu': True},
-  'tanh lrn pool': {'activation': 'tanh'},
 }
 
 
@@ -103,28 +101,21 @@ def strongest(variables, image, block, layer, unit, place):
 
   x, undo = convolve(pixels, 0), []
   for name in block.split():
-    if layer == 1 and undo and undo[-1][0] in ('relu', 'tanh'):
+    if layer == 1 and undo and undo[-1][0] == 'relu':
       break
     known = None
     if name == 'relu':
       x = np.maximum(x, 0)
-    elif name == 'tanh':
-      x = np.tanh(x)
     elif name == 'lrn':
       known = by_hand.lrn_factors(x, 5, 2, 0.5, 0.75)
       x = x * known
-    elif name == 'batch':
-      stats, norm = variables['batch_stats']['norm1'], params['norm1']
-      known = norm['scale'] / np.sqrt(stats['var'] + 1e-5)
-      x = (x - stats['mean']) * known + norm['bias']
     else:
       known = pool(x)[1], x.shape
       x = pool(x)[0]
     undo.append((name, known))
   before = x.shape
   if layer == 2:
-    x = convolve(x, 1)
-    x = np.tanh(x) if 'tanh' in block else np.maximum(x, 0)
+    x = np.maximum(convolve(x, 1), 0)
   largest, back = x[..., unit].max(), np.zeros(x.shape)
   back[place][unit] = x[place][unit]
   if layer == 2:
@@ -132,7 +123,7 @@ def strongest(variables, image, block, layer, unit, place):
   for name, known in reversed(undo):
     if name == 'relu':
       back = np.maximum(back, 0)
-    elif name in ('lrn', 'batch'):
+    elif name == 'lrn':
       back = back * known
     elif name == 'pool':
       pooled, back = back, np.zeros(known[1])

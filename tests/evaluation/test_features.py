@@ -163,13 +163,12 @@ def test_every_name_of_the_summary_and_its_relu():
   before = {'norm_before_relu': True}
   for fields, rectified in (
     ({}, paper),
-    ({'dropout_position': 'before', 'norm_hidden': (2,)}, paper),
+    ({'dropout_position': 'before'}, paper),
     (orders, 'pool1 conv2 dense1 dense2'),
-    ({**before, 'norm': 'batch', 'norm_hidden': (2,)},
-     'norm1 norm2 dense1 dense_norm2'),
+    ({**before, 'norm': 'batch'}, 'norm1 norm2 dense1 dense2'),
     ({**before, 'norm_layers': (2,)}, 'conv1 lrn2 dense1 dense2'),
     ({**before, 'norm': 'none'}, paper),
-  ):  # fmt: skip
+  ):
     model = AlexNet(**plain, **fields)
     _, rows = costs.layer_table(model, (24, 24, 3))
     found = [name for name, *_ in rows if model.relu_follows(name)]

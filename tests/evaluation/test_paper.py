@@ -201,19 +201,17 @@ def test_a_folder_of_seeds_is_an_ablation_in_the_keys_that_differ(
   assert rows[1]['runs'] == [str(tmp_path / 'seed_0')]
 
 
-def test_a_network_without_convolutions_has_no_pictures_of_them(tmp_path, call):
-  of_convolutions = ('channels', 'kernels', 'strides', 'paddings', 'groups')
-  layers = ('pool_layers', 'norm_layers', 'bias_layers', 'hidden')
-  changes = {f'model__{key}': () for key in (*of_convolutions, *layers)}
-  recipe = commands.write_recipe(tmp_path, **changes)
-  commands.train_here(recipe, tmp_path / 'run', '--config.num_steps=2')
+def test_a_report_has_both_if_asked(runs, call):
+  workdir = runs['1_0']
   code, result, err = call(
-    report, '--workdir', tmp_path / 'run', '--paper', '--visualize'
+    report, '--workdir', workdir, '--paper', '--visualize'
   )
   assert code == 0, err
-  assert not result['visualize']['layers']
-  assert len(result['visualize']['occlusion']) == 4
-  assert result['paper']['nearest'] == []
+  assert result['paper'].keys() == {'errors', 'answers', 'nearest'}
+  assert result['visualize']['layers'].keys() == {'conv1', 'conv2'}
+  names = {pathlib.Path(file).name for file in result['files']}
+  assert {'filters.png', 'figure_4_left.png', 'conv1.png', 'conv2.png'} < names
   text = pathlib.Path(result['page']).read_text()
   assert '<h2>Figure 4, right</h2>' in text
+  assert '<h2>What conv2 sees</h2>' in text
   assert '<h2>Occlusion</h2>' in text

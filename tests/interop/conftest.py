@@ -22,7 +22,6 @@ def trained_run(tmp_path_factory):
     data__mean='image',
     model__norm='batch',
     model__norm_layers=(1,),
-    model__norm_hidden=(1,),
     model__paddings=('SAME', (1, 2)),
   )
   commands.train_here(recipe, folder / 'run')

@@ -19,9 +19,6 @@ from alexnet_jax.models.layers import (
     ('source_release', 'conv', 3, 0.03),
     ('caffe', 'dense', 2, 0.005),
     ('caffe', 'head', 1, 0.01),
-    ('he', 'dense', 1, (2 / 300) ** 0.5),
-    ('lecun', 'dense', 1, (1 / 300) ** 0.5),
-    ('glorot', 'dense', 1, (2 / 800) ** 0.5),
   ],
 )
 def test_kernel_initializer_has_the_stated_deviation(

@@ -15,7 +15,7 @@ NUMBERS = (-1, 0, 1e300, math.inf, math.nan, True, 10**400)
 OTHERS = (None, '', 'x', [], [1], {})
 LISTS = [[value] * 5 for value in (10**400, None, True, 'x', [1])]
 ODD = (*NUMBERS, *OTHERS, *LISTS)
-LISTS_OF_LAYERS = 'pool_layers', 'norm_layers', 'bias_layers', 'norm_hidden'
+LISTS_OF_LAYERS = 'pool_layers', 'norm_layers', 'bias_layers'
 # The few odd values that fields take.
 TAKEN = {
   **dict.fromkeys(('dropout', 'batch_norm_momentum'), (0,)),
@@ -55,7 +55,6 @@ def test_odd_values_are_named(name):
     ),
     ({'norm': 'layer'}, "norm is 'layer', not one of"),
     ({'dropout': 1.0}, 'dropout is 1.0; it takes a number from 0 below 1'),
-    ({'lrn_size': 4}, 'lrn_size is 4; it takes an odd number'),
     ({'lrn_size': 10**20 - 1}, '.*; it takes an odd number from 1 to 1023'),
     ({'hidden': (2**16 + 1,)}, '.*; it takes a list of .* from 1 to 65536'),
     ({'paddings': ((1, 2, 3), 1, 1, 1, 1)}, r'paddings is .*SAME, VALID'),
@@ -64,24 +63,18 @@ def test_odd_values_are_named(name):
       {'norm_layers': (1, 6)},
       r'norm_layers is \(1, 6\); layers count from 1 to 5',
     ),
-    ({'norm_hidden': (3,)}, r'norm_hidden is \(3,\); layers count from 1 to 2'),
+    ({'channels': ()}, r'channels is \(\); it takes a list of one or more'),
   ],
 )
 def test_messages(changes, message):
   assert re.match(message, problem(**changes))
 
 
-def test_values_that_nothing_reads_are_refused():
+def test_a_norm_that_is_named_and_switched_off_is_refused():
   order = ('relu-norm-pool', *('',) * 4)
   assert problem(block_order=order, norm_layers=(1,)) == ''
   found = problem(block_order=order, norm_layers=(1,), norm='none')
   assert found.startswith("norm is 'none', but block_order is ('relu-norm-pool")
-  for name in ('size', 'k', 'alpha', 'beta'):
-    field = f'spatial_{name}'
-    other = {field: FIELDS[field] + 2}
-    assert problem(**other).startswith(f'{field} is {FIELDS[field] + 2}, which')
-    spatial = (*('',) * 4, 'relu-spatial-pool')
-    assert problem(**other, block_order=spatial) == ''
 
 
 def test_a_config_has_the_fields_and_their_messages():

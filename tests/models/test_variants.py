@@ -61,6 +61,8 @@ def test_parameters_and_shapes(name, size, classes, count, shapes):
   params, rows = layer_table(model, (size, size, 3))
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
   outputs = {layer: output for layer, output, _ in rows}
+  names = [layer.name for layer in model.layers(size) if layer.name in outputs]
+  assert [*names, 'head'] == list(outputs)
   images = [outputs[n] for n in outputs if n.startswith(('conv', 'pool'))]
   assert ' '.join(f'{h}x{c}' for h, _, c in images) == shapes
   assert all(h == w for h, w, _ in images)

@@ -131,7 +131,6 @@ def test_a_run_with_every_choice_goes_on(tmp_path):
     'loss__label_smoothing': 0.1,
     'loss__l2': 1e-4,
     'model__norm': 'batch',
-    'model__norm_hidden': (1,),
     'data__brightness': 0.2,
     'schedule__name': 'one_cycle',
     'init__workdir': str(tmp_path / 'first'),

@@ -27,7 +27,7 @@ def make_run(config, **fields):
   return SavedRun(config, {}, Progress(PlateauState(0.1)), {}, **fields)
 
 
-NORM, NORM_HIDDEN = {'norm': 'batch'}, {'norm_hidden': (1,)}
+NORM = {'norm': 'batch'}
 
 
 # Without a checkpoint (before is None) there is nothing to compare with.
@@ -35,7 +35,6 @@ NORM, NORM_HIDDEN = {'norm': 'batch'}, {'norm_hidden': (1,)}
   ('before', 'devices', 'model', 'batch', 'size', 'message'),
   [
     (4, 2, NORM, 64, 16, 'are 2, .* that gives 4$'),
-    (4, 2, NORM_HIDDEN, 64, 16, 'that gives 4$'),
     (None, 2, NORM, 64, 16, ''),
     (4, 2, {}, 64, 16, ''),
     # No divisor is near the size.
