@@ -154,9 +154,14 @@ def _parse_list(text):
 
 def unknown_key_message(key: str) -> str:
   """Returns the message for an unknown `config.key`, with the nearest key."""
-  section, dot, leaf = key.rpartition('.')
-  text = section + dot + _SHORT_NAMES.get(leaf, leaf)
-  nearest = difflib.get_close_matches(text, KEYS, 1, cutoff=0.5)
+  leaf = key.rpartition('.')[2]
+  leaves = {name: name.rpartition('.')[2] for name in KEYS}
+  near = difflib.get_close_matches(
+    _SHORT_NAMES.get(leaf, leaf), leaves.values(), 1
+  )
+  names = [name for name in KEYS if leaves[name] in near]
+  # Several sections may have it.
+  nearest = difflib.get_close_matches(key, names, 1, cutoff=0)
   hint = f'; did you mean config.{nearest[0]}?' if nearest else ''
   return f'there is no key config.{key}{hint}'
 

@@ -82,6 +82,8 @@ def test_overrides_have_the_type_of_the_key():
     ('wd', 'config.optimizer.weight_decay'),
     ('batch_size', 'config.global_batch_size'),
     ('data.crop_sizes', 'config.data.crop_size'),
+    ('optimizer.nam', 'config.optimizer.name'),
+    ('optimizer.b1', None),
     ('xyzzy', None),
   ],
 )
