@@ -36,11 +36,11 @@ def test_names_layouts_and_the_averaged_weights(trained_run, saved):
   path, result = saved
   _, _, state = state_of(trained_run)
   tensors = safetensors.numpy.load_file(path)
-  # Conv, norm after the ReLU, pool; pad, conv, ReLU, pool.
+  # Conv, norm after ReLU, pool; pad, conv, ReLU, pool. Dense, ReLU, dropout.
   names = {name.rsplit('.', 1)[0] for name in tensors}
   assert names == {
     f'{part}.{number}'
-    for part, numbers in (('features', (0, 2, 5)), ('classifier', (0, 2, 4)))
+    for part, numbers in (('features', (0, 2, 5)), ('classifier', (0, 3)))
     for number in numbers
   }
   assert result['step'] == 4
@@ -130,7 +130,7 @@ def set_at(place, value):
   [
     (
       lambda f: f.update(num_classes=3, class_names=['a', 'b', 'c']),
-      r'expected head kernel \[16, 3\].* found classifier.4 kernel \[16, 4\]',
+      r'expected head kernel \[16, 3\].* found classifier.3 kernel \[16, 4\]',
     ),
     (set_at('model.parent', None), "there is no key 'parent'"),
     (set_at('model.hidden', [16, 16]), 'MISFIT: expected dense2 '),
