@@ -154,15 +154,17 @@ def _parse_list(text):
 
 def unknown_key_message(key: str) -> str:
   """Returns the message for an unknown `config.key`, with the nearest key."""
-  leaf = key.rpartition('.')[2]
-  leaves = {name: name.rpartition('.')[2] for name in KEYS}
-  near = difflib.get_close_matches(
-    _SHORT_NAMES.get(leaf, leaf), leaves.values(), 1
-  )
-  names = [name for name in KEYS if leaves[name] in near]
-  # Several sections may have it.
-  nearest = difflib.get_close_matches(key, names, 1, cutoff=0)
-  hint = f'; did you mean config.{nearest[0]}?' if nearest else ''
+  section, _, leaf = key.rpartition('.')
+  leaf = _SHORT_NAMES.get(leaf, leaf)
+
+  def similarity(name):
+    own_section, _, own_leaf = name.rpartition('.')
+    ratio = difflib.SequenceMatcher(None, leaf, own_leaf).ratio()
+    return ratio + 0.2 * (section == own_section)
+
+  nearest = max(KEYS, key=similarity)
+  is_near = similarity(nearest) > 0.75
+  hint = f'; did you mean config.{nearest}?' if is_near else ''
   return f'there is no key config.{key}{hint}'
 
 
