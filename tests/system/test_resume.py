@@ -129,7 +129,6 @@ def test_a_run_with_every_choice_goes_on(tmp_path):
     'ema_decay': 0.9,
     'loss__class_weights': ('balanced',),
     'loss__label_smoothing': 0.1,
-    'loss__l2': 1e-4,
     'model__norm': 'batch',
     'data__brightness': 0.2,
     'schedule__name': 'one_cycle',
