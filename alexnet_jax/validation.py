@@ -160,7 +160,8 @@ def unknown_key_message(key: str) -> str:
   def similarity(name):
     own_section, _, own_leaf = name.rpartition('.')
     ratio = difflib.SequenceMatcher(None, leaf, own_leaf).ratio()
-    return ratio + 0.2 * (section == own_section)
+    ratio += (leaf == own_leaf) + (len(leaf) > 2 and leaf in own_leaf)
+    return ratio + 0.2 * (section == own_section != '')
 
   nearest = max(KEYS, key=similarity)
   is_near = similarity(nearest) > 0.75

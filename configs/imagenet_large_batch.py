@@ -41,7 +41,7 @@ def get_config():
   config.model.batch_norm_momentum = 0.9
 
   config.optimizer.name = 'optax.lars'
-  config.optimizer.learning_rate = 0.1414
+  config.optimizer.learning_rate = 0.025 * (8192 / 256) ** 0.5
   config.optimizer.arguments = (
     ('trust_coefficient', 0.1),
     ('trust_ratio_mask', 'kernels'),

@@ -4,7 +4,8 @@
       --config configs/quickstart.py
 
 The arguments after -- go to every `python -m alexnet_jax.main`. Standard output
-is that of process 0; messages of the others begin with their names.
+is that of process 0; once they have met, messages of the others begin with
+their names.
 """
 
 import argparse

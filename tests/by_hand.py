@@ -26,7 +26,7 @@ def convolve(x, kernel, bias, stride=1, padding=(0, 0), groups=1):
 
 
 def lrn_factors(x, size, k, alpha, beta):
-  """What a local response normalization multiplies its input by."""
+  """Factors by which a local response normalization multiplies its input."""
   around, count = size // 2, x.shape[2]
   near = [x[..., max(0, c - around) : c + around + 1] for c in range(count)]
   sums = [(channels**2).sum(2) for channels in near]

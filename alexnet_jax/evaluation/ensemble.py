@@ -4,6 +4,7 @@ python -m alexnet_jax.evaluation.ensemble DIR[:CHECKPOINT] DIR[:CHECKPOINT] ...
 """
 
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 import sys
 
@@ -51,7 +52,7 @@ def measure(
   opened = [_open(name, split, crops, data_path) for name in workdirs]
   _check(workdirs, opened, crops)
   total, members = 0.0, []
-  for name, (run, loader) in zip(workdirs, opened, strict=True):
+  for name, (run, loader, _) in zip(workdirs, opened, strict=True):
     measured = evaluate.measure_all(run, loader, crops)
     seen = measured.predictions
     by_class = np.empty(seen.probabilities.shape)  # float64 [n, classes]
@@ -79,23 +80,26 @@ def measure(
 
 def _open(name, split, crops, data_path):
   from alexnet_jax.evaluation import loading
+  from alexnet_jax.training import state as state_lib
 
   folder, colon, checkpoint = name.rpartition(':')
   if not colon or pathlib.Path(name).is_dir():
     folder, checkpoint = name, 'final'
   run = loading.load_network(folder, checkpoint, data_path, sys.maxsize, crops)
-  return run, loading.make_eval_loader(run, split)
+  digest = state_lib.state_digest(state_lib.saved_tree(run.state))
+  # All members stay on the devices, but not what their optimizers remember.
+  run = dataclasses.replace(run, state=run.state.replace(opt_state=()))
+  return run, loading.make_eval_loader(run, split), digest
 
 
 def _check(workdirs, opened, crops):
   """Refuses the same network twice, and networks of other classes or data."""
   from alexnet_jax.evaluation import loading
-  from alexnet_jax.training import state as state_lib, transfer
+  from alexnet_jax.training import transfer
 
-  (first, first_loader), seen = opened[0], {}
-  for name, (run, loader) in zip(workdirs, opened, strict=True):
+  (first, first_loader, _), seen = opened[0], {}
+  for name, (run, loader, digest) in zip(workdirs, opened, strict=True):
     loading.warn_of_crops(run, crops)
-    digest = state_lib.state_digest(state_lib.saved_tree(run.state))
     if digest in seen:
       raise UserError(f'{name} is the network of {seen[digest]}; give it once')
     seen[digest] = name

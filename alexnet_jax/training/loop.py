@@ -255,7 +255,8 @@ def _evaluate(run, loop, on_evaluation):
     loop.writer.scalars(step, values)
     run.console.line(
       f'step {step}, epoch {step / run.durations.steps_per_epoch:.2f}:'
-      f' validation loss {values["eval/loss"]:.4f},'
+      f' validation loss{" of one batch" * run.is_trial}'
+      f' {values["eval/loss"]:.4f},'
       f' top-1 {values["eval/top1"]:.4f}, top-5 {values["eval/top5"]:.4f}'
       f' ({reporting.duration(time.perf_counter() - start)})'
     )

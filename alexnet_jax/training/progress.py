@@ -33,7 +33,6 @@ class Progress:
   plateau: PlateauState
   stopping: StoppingState = dataclasses.field(default_factory=StoppingState)
   best: Best = dataclasses.field(default_factory=Best)
-  evaluations: int = 0  # at the end of an interval
   evaluated_step: int = 0  # of the last one, or of the one that ended a run
   last_evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   # Sums and losses of the steps since the last log point: after a resume the
@@ -67,7 +66,6 @@ class Progress:
       self.best = Best(values[monitor], step)
     if not due:
       return
-    self.evaluations += 1
     plateau, stopping = config.schedule, config.early_stopping
     if plateau.name == 'plateau' and not warming:
       self.plateau = schedule.update_plateau(

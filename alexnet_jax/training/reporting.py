@@ -1,6 +1,5 @@
 """Reports a run to the user: its start, end and trace."""
 
-import contextlib
 import pathlib
 import shlex
 
@@ -38,11 +37,14 @@ class Profile:
       self._folder = None
 
   def finish(self) -> None:
-    """Prints after the last step why there is no trace."""
-    if self._folder:
-      with contextlib.suppress(RuntimeError):  # it had not begun
-        jax.profiler.stop_trace()
-      self._line(f'no trace: the run ended before step {self._last}')
+    """Ends a trace that the run has not come through; prints how far it is."""
+    if not self._folder:
+      return
+    try:
+      jax.profiler.stop_trace()
+      self._line(f'a trace from step {self._first} to the end: {self._folder}')
+    except RuntimeError:  # it had not begun
+      self._line(f'no trace: the run ended before step {self._first}')
 
 
 def duration(seconds: float) -> str:
@@ -80,7 +82,8 @@ def show_start(run, loop) -> None:
   }
   if config.init.freeze:
     rows['frozen'] = ', '.join(config.init.freeze)
-  run.console.table(f'{run.workdir}', rows.items())
+  title = 'dry run' if run.is_trial else f'{run.workdir}'
+  run.console.table(title, rows.items())
 
 
 def show_end(run, loop, seconds: dict[str, float]) -> None:

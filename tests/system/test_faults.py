@@ -171,8 +171,8 @@ def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, copy):
     assert not (copy / 'checkpoints').exists()
 
 
-LINKS = ('.lock', 'checkpoints', 'damaged', 'config.json', 'pixel_mean.npz')
-LINKS += ('report/index.html', 'metrics.jsonl', 'checkpoints/20/state')
+LINKS = (*checkpoint._ENTRIES, '.lock', 'report/index.html')
+LINKS += ('checkpoints/20/state', 'checkpoints/9.orbax-checkpoint-tmp')
 
 
 @pytest.mark.parametrize('name', LINKS)

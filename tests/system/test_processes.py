@@ -151,7 +151,15 @@ def test_a_port_that_is_taken_is_named(recipe, tmp_path):
 
 
 @slow
-def test_processes_with_other_data_are_refused(tmp_path):
+@pytest.mark.parametrize(
+  ('devices', 'message'),
+  [
+    (3, "devices: '1 x cpu' -> '3 x cpu'"),
+    (1, 'Give all processes the same data'),
+  ],
+)
+def test_processes_that_differ_are_refused(tmp_path, devices, message):
+  """The second one has other devices, or else both have other data."""
   recipe = commands.write_recipe(tmp_path)
   port, processes = together.free_port(), []
   for index in range(2):
@@ -159,13 +167,14 @@ def test_processes_with_other_data_are_refused(tmp_path):
     path = f'--config.data.path={tmp_path / str(index)}'
     processes += together.start(
       *(recipe, tmp_path / 'run', 2, '--config.data.source=folder', path),
+      devices=devices if index else 1,
       port=port,
       indices=[index],
     )
   errors = together.finish_with(2, processes)
   assert all('error:' in err for err in errors), errors
   assert 'process 1' in errors[0]
-  assert 'Give all processes the same data' in errors[0]
+  assert message in errors[0]
   assert not list(tmp_path.glob('run/*.json*'))
 
 
@@ -181,6 +190,15 @@ def test_a_process_that_stays_alone_is_refused(recipe, tmp_path, monkeypatch):
   assert '--coordinator = 0.0.0.0' in err
   assert 'http_proxy = http://127.0.0.1:9 (no_grpc_proxy=HOST leaves' in err
   assert not (tmp_path / 'run').exists()
+
+
+@slow
+def test_a_dry_run(recipe, tmp_path):
+  workdir = tmp_path / 'run'
+  processes = together.start(recipe, workdir, 2, '--dry_run')
+  errors = together.finish_with(0, processes)
+  assert 'the dry run went through' in errors[0]
+  assert not workdir.exists()
 
 
 @slow

@@ -136,6 +136,15 @@ def test_a_cancelled_job_saves_and_stays_away(cluster, recipe, tmp_path):
   assert 'restart 1 follows' not in job.out()
 
 
+def test_a_job_does_not_restart_for_ever(cluster, recipe, tmp_path):
+  job = Job(cluster, tmp_path, recipe, MAX_RESTARTS='0')
+  job.wait_for_step(40)
+  cluster.call('scancel', '--signal=TERM', job.id)
+  found = job.wait('FAILED')
+  assert (found['ExitCode'], found['Restarts']) == ('75:0', '0')
+  assert '0 restarts are enough' in job.out()
+
+
 def test_what_the_user_must_fix_fails_at_once(cluster, recipe, tmp_path):
   job = Job(cluster, tmp_path, recipe, '--config.optimizer.name=none')
   found = job.wait('FAILED')

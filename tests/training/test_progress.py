@@ -90,13 +90,13 @@ def test_evaluations_are_judged_by_the_monitors_of_the_config():
   assert learning_rates == pytest.approx([0.4, 0.4, 0.2])
   assert stopped == [False, False, True]
   assert (progress.best.value, progress.best.step) == (0.3, 2)
-  assert (progress.evaluations, progress.evaluated_step) == (3, 3)
+  assert progress.evaluated_step == 3
   # The end of a run between two evaluations: the best alone sees it.
   plateau, stopping = progress.plateau, progress.stopping
   progress.add_evaluation(config, {**values, 'eval/top1': 0.9}, 4, due=False)
   assert progress.best.step == 4
   assert (progress.plateau, progress.stopping) == (plateau, stopping)
-  assert (progress.evaluations, progress.evaluated_step) == (3, 4)
+  assert progress.evaluated_step == 4
 
 
 def test_each_step_is_told_once_and_late():
