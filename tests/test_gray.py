@@ -49,7 +49,7 @@ def test_a_photograph_is_predicted_as_its_gray_image(trained, caplog):
   splits.warn_once.cache_clear()
   run = alexnet_jax.open_run(trained[1])
   assert_predicts_as(run, *run.predict([PHOTO, GRAY[..., None], PHOTO]))
-  assert caplog.text.count('images with colors become gray') == 1
+  assert caplog.text.count('the images: images with colors become gray') == 1
 
 
 def test_weights_go_out_and_come_back(trained, tmp_path):

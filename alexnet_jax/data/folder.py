@@ -24,6 +24,9 @@ IMAGE_SUFFIXES += ('.tif', '.tiff')
 _OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jxl')
 _OTHER_IMAGES += ('.dng', '.ico', '.pgm', '.ppm', '.psd', '.svg', '.tga')
 _COMPRESSED = ('.gz', '.tgz', '.bz2', '.xz', '.zst', '.lz4')
+# What some of the files are that are left out.
+OTHER_FILES, BESIDE = 'other files', 'folders beside the splits'
+_COMPRESSED_FILES = 'compressed files'
 # The last component of a path tells the number of the file, and of how many.
 _NUMBERED = re.compile(r'((?:.*\D)?)(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.[^/]*')
 # What was listed for training, until validation takes its part: a listing of
@@ -199,9 +202,9 @@ def _size_and_kind(path, endings):
   name = path.lower()
   if not name.endswith(endings):
     if name.endswith(_COMPRESSED):
-      return 0, 'compressed files'
+      return 0, _COMPRESSED_FILES
     other = name.endswith(_OTHER_IMAGES)
-    return 0, 'images of a kind that is not read' if other else 'other files'
+    return 0, 'images of a kind that is not read' if other else OTHER_FILES
   try:
     status = os.stat(path)
   except OSError as error:
@@ -231,17 +234,15 @@ def open_shards(
   `sort_into_splits` tells the splits apart. `open_files` is given the folder,
   paths of files below it, and the training source if they are for validation.
 
-  Raises UserError if no file has the `ending`, some are missing (of those
-  numbered I-of-N) or none is for training.
+  Raises UserError if no file has the `ending`, some are compressed or missing
+  (of those numbered I-of-N), or none is for training, or one is there twice.
   """
   root = data_folder(path, f'the files of the data set (*{ending})')
   listing = list_files(root, (ending,))
-  endings = ending, *_COMPRESSED
-  warn_left_out(root, [e for e in listing.left_out if e[0].endswith(endings)])
+  _check_uncompressed(listing, ending)
+  warn_left_out(root, [e for e in listing.left_out if e[0].endswith(ending)])
   if not listing.paths:
-    raise UserError(
-      f'{root} has no file whose name ends in {ending} (not compressed)'
-    )
+    raise UserError(f'{root} has no file whose name ends in {ending}')
   found = [os.path.relpath(path, root) for path in listing.paths]
   train, held_out = splits.sort_into_splits(root, found, side.split)
   _check_complete(root, train + held_out)
@@ -256,15 +257,38 @@ def open_shards(
   return splits.open_side(root, side, training, own)
 
 
+def _check_uncompressed(listing, ending):
+  """Refuses shards that are compressed, unless they are there plain as well."""
+  plain = set(listing.paths)
+  for path, kind in listing.left_out:
+    name = re.sub(r'(?i)\.tgz$', '.tar.gz', path).rpartition('.')[0]
+    compressed = kind == _COMPRESSED_FILES and name.endswith(ending)
+    if compressed and name not in plain:
+      raise UserError(f'{path} is compressed; uncompress it, or remove it')
+
+
 def _check_complete(root, names):
-  """Refuses shards that are numbered I-of-N if there are not N of them."""
-  matches = filter(None, map(_NUMBERED.fullmatch, names))
-  counts = collections.Counter(match.group(1, 3) for match in matches)
-  for (start, count), found in counts.items():
-    if found != int(count):
+  """Refuses one file under two names, and shards I-of-N if not each I is once.
+
+  Nor may shards of one start have two N.
+  """
+  known, numbers = {}, collections.defaultdict(list)
+  for name in names:
+    other = known.setdefault(os.path.realpath(root / name), name)
+    if other != name:
+      raise UserError(f'{root}: {other} and {name} are one file; leave one')
+    if match := _NUMBERED.fullmatch(name):
+      numbers[match[1], int(match[3])].append(int(match[2]))
+  for (start, count), found in numbers.items():
+    if len(counts := [n for other, n in numbers if other == start]) > 1:
       raise UserError(
-        f'{root} has {found} of {count} files {start}I-of-{count}; fetch all'
-        ' of one version, or rename these'
+        f'{root} has {start}I-of-N with N of {counts}; leave one version'
+      )
+    first = int(0 not in found)  # some count from 1
+    if len(found) != count or {*found} != {*range(first, first + count)}:
+      raise UserError(
+        f'{root} has {len(found)} files {start}I-of-{count}, not one for each'
+        ' I; fetch all of one version, or rename these'
       )
 
 
@@ -347,6 +371,12 @@ def _check_classes(
     raise UserError(
       f'{root} has classes that training lacks: {lacking}; remove them'
     )
+  if empty := [name for name, listing in classes.items() if not listing.paths]:
+    suffixes = ', '.join(IMAGE_SUFFIXES)
+    raise UserError(
+      f'{root} has classes without images ({suffixes}): {empty}; fill or remove'
+      ' them'
+    )
   seen = set()
   for name, listing in classes.items():
     path, plain = root / name, splits.normal(name)
@@ -357,11 +387,6 @@ def _check_classes(
       raise UserError(
         f'{path} holds folders named like splits; give the folder that has'
         ' train/ and val/'
-      )
-    if not listing.paths:
-      suffixes = ', '.join(IMAGE_SUFFIXES)
-      raise UserError(
-        f'{path} has no images ({suffixes}); fill it or remove it'
       )
     if plain in seen:
       raise UserError(
@@ -431,7 +456,7 @@ def list_folder(
     np.repeat(np.array(labels, np.int32), counts),
     np.array([size for c in classes.values() for size in c.sizes], np.int64),
     names,
-    [*((str(path), 'folders beside the splits') for path in unused), *left_out],
+    [*((str(path), BESIDE) for path in unused), *left_out],
   )
 
 

@@ -98,11 +98,12 @@ class Loader:
     return pixels, label
 
   def _warn_of_colors(self, pixels):
-    """Logs, once in a process, that images lose their colors."""
+    """Logs, once for a name of a source, that images lose their colors."""
     if self._may_lose_colors and (pixels[..., :1] != pixels[..., 1:]).any():
       self._may_lose_colors = False
       with self._lock:  # several threads may come at once
-        warn_once('images with colors become gray: there is one channel')
+        text = 'images with colors become gray: there is one channel'
+        warn_once(f'{self.source.name}: {text}')
 
   def square(self, index: int) -> tuple[np.ndarray, int] | None:
     """Returns (uint8 [size, size, channels], label); None if skipped.

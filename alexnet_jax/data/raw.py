@@ -34,7 +34,6 @@ _SPLIT = {
 _SHAPE = {
   'format': str,
   'image_size': int,
-  'channels': int,
   'class_names': [str],
   'settings': dict,
   'splits': {str: _SPLIT},
@@ -160,8 +159,9 @@ def read_manifest(root: pathlib.Path) -> dict:
     ) from error
   if manifest['format'] != FORMAT:
     raise UserError(f'{root / MANIFEST} is no manifest of {FORMAT!r}')
-  if manifest['channels'] not in (1, 3):
-    problem = f'channels is {manifest["channels"]}, not 1 or 3'
+  # Older sets do not have it.
+  if manifest.setdefault('channels', 3) not in (1, 3):
+    problem = f'channels is {manifest["channels"]!r:.80}, not 1 or 3'
     raise _unfit(root / MANIFEST, problem)
   seen = set()
   for split, info in manifest['splits'].items():

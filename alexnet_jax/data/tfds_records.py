@@ -37,6 +37,7 @@ _IMAGENET = (
 )
 _MOST_CLASSES = 1_000_000
 _CHUNK = 256  # records
+_labels: dict[tuple[pathlib.Path, str], np.ndarray] = {}  # of sets read so far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +98,15 @@ class TfdsSource(splits.Source):
       ) from error
 
   def read_labels(self) -> np.ndarray:
-    """Returns the label of every record, int32 [n]; reads all of them."""
-    chunks = np.array_split(
-      np.arange(self.num_examples), self.num_examples // _CHUNK + 1
-    )
-    labels = splits.in_threads(
-      lambda chunk: [self.read(int(index))[1] for index in chunk], chunks
-    )
-    return np.array(list(itertools.chain(*labels)), np.int32)
+    """Returns the label of every record, int32 [n]; reads all, once."""
+    key, count = (self.folder, self.fingerprint), self.num_examples
+    if key not in _labels:
+      chunks = np.array_split(np.arange(count), count // _CHUNK + 1)
+      labels = splits.in_threads(
+        lambda chunk: [self.read(int(index))[1] for index in chunk], chunks
+      )
+      _labels[key] = np.array(list(itertools.chain(*labels)), np.int32)
+    return _labels[key]
 
 
 @functools.cache

@@ -90,6 +90,7 @@ def test_what_is_not_read_is_warned_of(tmp_path):
     'train/loose.jpg': jpeg(51),
     'vall/cat/1.jpg': jpeg(54),
     'train/cat/.hidden.txt': b'',
+    'train/cat/more.tgz': b'',
   }
   write(tmp_path, clean_files() | files)
   (tmp_path / 'train' / 'cat' / 'gone.jpg').symlink_to('nowhere.jpg')
@@ -99,20 +100,33 @@ def test_what_is_not_read_is_warned_of(tmp_path):
     'images beside the classes are left out': ['train/loose.jpg'],
     'links to nowhere are left out': ['train/cat/gone.jpg'],
     'other files are left out': ['train/cat/notes.txt'],
+    'compressed files are left out': ['train/cat/more.tgz'],
     'images of a kind that is not read are left out': ['train/cat/phone.heic'],
   }
-  assert (result['errors'], result['warnings']) == (0, 5)
+  assert [result[k] for k in ('errors', 'warnings', 'notes')] == [0, 4, 2]
 
 
 def test_a_folder_that_training_refuses(tmp_path):
   write(tmp_path, clean_files() | {'val/horse/1.jpg': jpeg(53)})
   (tmp_path / 'train' / 'void').mkdir()
-  both = (2, ['train', 'validation'])
-  assert found(tmp_path) == {('error', 'refused'): both}
+  rows = check(str(tmp_path))['findings']
+  assert [row['examples'] for row in rows] == [
+    ['train'],
+    ['validation'],
+    ['train', 'validation'],
+  ]
+  for row, reason in zip(rows, ("'void'", "'horse'", 'examined'), strict=True):
+    assert reason in row['text']
   (tmp_path / 'train' / 'void').rmdir()
-  assert found(tmp_path) == {('error', 'refused'): one('validation')}
+  assert found(tmp_path) == {
+    ('error', 'refused'): one('validation'),
+    ('note', 'not_examined'): one('validation'),
+  }
   flat = write(tmp_path / 'flat', {'a.jpg': jpeg(1), 'b.jpg': b''})
-  assert found(flat) == {('error', 'refused'): both}
+  assert found(flat) == {
+    ('error', 'refused'): one('train, validation'),
+    ('note', 'not_examined'): (2, ['train', 'validation']),
+  }
   empty = {f'{c}/{i}.jpg': b'' for c in 'ab' for i in range(40)}
   ((kind, (count, names)),) = found(write(tmp_path / 'e', empty)).items()
   assert (kind, count, len(names)) == (('error', 'unreadable'), 80, 5)
@@ -151,7 +165,10 @@ def test_a_raw_set(raw_set):
   (raw_set / FIRST).write_bytes(content[:-1] + b'?')
   assert found(raw_set) == {('warning', 'checksum'): one(FIRST)}
   (raw_set / FIRST).unlink()
-  assert found(raw_set) == {('error', 'refused'): one('train')}
+  assert found(raw_set) == {
+    ('error', 'refused'): one('train'),
+    ('note', 'not_examined'): one('train'),
+  }
 
 
 def write_tfds(root, splits, class_names=('cat', 'dog'), name='pets'):
@@ -195,14 +212,15 @@ def test_a_tfds_set_and_the_splits_that_training_reads(tmp_path, capsys):
     'train': {'examples': 4, 'classes': 2},
     'validation': {'examples': 2, 'classes': 2},
   }
-  keys = {'source': 'tfds', 'tfds_eval_split': 'test'}
-  assert result['keys'] == keys
+  keys = {'source': 'tfds', 'path': str(tmp_path), 'tfds_name': 'pets'}
+  assert result['keys'] == keys | {'tfds_eval_split': 'test'}
   last = capsys.readouterr().err.splitlines()[-1]
-  assert last.endswith('source=tfds --config.data.tfds_eval_split=test')
-  assert check(str(folder))['splits'] == result['splits']
+  assert f'{tmp_path} --config.data.tfds_name=pets --config.data.tfds_' in last
+  assert check(str(folder)) == result | {'path': str(folder)}
   three = pets() | {'validation': pets()['test'], 'test': [(b'', -1)]}
   write_tfds(tmp_path / 'three', three)
-  assert check(str(tmp_path / 'three'))['keys'] == {'source': 'tfds'}
+  result = check(str(tmp_path / 'three'))
+  assert result['keys'] == keys | {'path': str(tmp_path / 'three')}
   assert found(tmp_path / 'three') == {('note', 'unused_split'): one('test')}
 
 
@@ -231,18 +249,19 @@ def test_damaged_missing_and_short_files_of_a_tfds_set(tmp_path):
   assert found(tmp_path) == {
     ('error', 'refused'): one('validation'),
     ('error', 'damaged_file'): one('pets train 1'),
+    ('note', 'not_examined'): one('validation'),
   }
   test.write_bytes(rest)
   info = folder / 'dataset_info.json'
   info.write_text(info.read_text().replace('"4"', '"3"'))
   assert ('error', 'refused') in found(tmp_path)
-  assert not agree(tmp_path, 'tfds', '--config.data.tfds_name=pets')
+  assert not agree(tmp_path, 'tfds')
 
 
 def test_a_tfds_set_of_one_class_is_refused(tmp_path):
   splits = {s: [(jpeg(k), 0)] * 2 for k, s in enumerate(('train', 'test'))}
   write_tfds(tmp_path, splits, ['cat'])
-  assert not agree(tmp_path, 'tfds', '--config.data.tfds_name=pets')
+  assert not agree(tmp_path, 'tfds')
   line = f'raw --source=tfds --path={tmp_path} --tfds_name=pets'
   line += f' --tfds_eval_split=test --out={tmp_path}/out'
   assert prepare(line.split()) == 2
@@ -344,7 +363,6 @@ def test_stray_files_do_not_hide_what_trains(tmp_path, request, source, others):
     root = request.getfixturevalue('raw_set')
     keys = '--config.data.resize_size=64', '--config.data.crop_size=64'
   elif source == 'tfds':
-    keys = ('--config.data.tfds_name=pets',)
     write_tfds(root, pets())
   elif source == 'folder':
     write(root, {name: jpeg(i) for i, name in enumerate(PETS)})
@@ -398,7 +416,7 @@ def test_the_command(tmp_path, capsys):
       'train': {'examples': 4, 'classes': 2},
       'validation': {'examples': 4, 'classes': 2},
     },
-    'keys': {'source': 'folder'},
+    'keys': {'source': 'folder', 'path': str(tmp_path)},
     'findings': [],
     'errors': 0,
     'warnings': 0,

@@ -175,7 +175,7 @@ def test_tars_that_are_cut_off_anywhere_are_refused(part):
 def test_a_part_is_checked_and_divided_into_folds(part):
   result = check(str(part))
   assert (result['kind'], result['errors']) == ('imagenet', 0)
-  assert result['keys'] == {'source': 'imagenet'}
+  assert result['keys'] == {'source': 'imagenet', 'path': str(part)}
   counts = {'examples': 9, 'classes': 3}
   assert result['splits'] == {'train': counts, 'validation': counts}
   found = {f['kind']: f['count'] for f in result['findings']}

@@ -258,6 +258,11 @@ def test_a_damaged_raw_set_is_refused(small_raw, damage, message):
     assert check(str(small_raw))['errors']
 
 
+def test_a_manifest_without_channels_is_of_colors(small_raw):
+  change_manifest(lambda m: m.pop('channels'))(small_raw)
+  assert open_raw(small_raw).channels == 3
+
+
 def test_the_colors_are_in_the_fingerprint(small_raw):
   before = open_raw(small_raw).fingerprint
   for changed in ({'mean': [1, 2, 3]}, {'covariance': [[1, 2, 3]] * 3}):

@@ -95,8 +95,11 @@ def test_missing_files_are_named(tmp_path, source):
 @pytest.mark.parametrize(
   ('files', 'message'),
   [
-    ('1-of-3', 'has 1 of 3 files train-I-of-3; fetch all'),
-    ('0-of-99999999', 'has 1 of 99999999 files'),
+    ('1-of-3', 'has 1 files train-I-of-3, not one for each I; fetch all'),
+    ('0-of-99999999', 'has 1 files train-I-of-99999999'),
+    ('0-of-1 0-of-2 1-of-2', r'has train-I-of-N with N of \[1, 2\]'),
+    ('0-of-2 0-of-2-b', 'has 2 files train-I-of-2, not one for each I'),
+    ('0-of-2 2-of-2', 'not one for each I'),
     ('0-of-2 1-of-2', ''),
     ('1-of-2 2-of-2', ''),
   ],
@@ -107,11 +110,24 @@ def test_shards_that_count_themselves_are_all_there(
   kind = 'tar'
   whole = next(pathlib.Path(layouts[kind]['path']).glob(f'*.{kind}'))
   for name in files.split():
-    shutil.copy(whole, tmp_path / f'train-{name}-a1.{kind}')
+    shutil.copy(
+      whole, tmp_path / f'train-{name}{"" if "b" in name else "-a1"}.{kind}'
+    )
   with (
     pytest.raises(UserError, match=message)
     if message
     else contextlib.nullcontext()
+  ):
+    sources.make_source(kind, 'train', path=str(tmp_path))
+
+
+def test_a_file_is_in_one_split(layouts, tmp_path):
+  kind = 'tar'
+  whole = next(pathlib.Path(layouts[kind]['path']).glob(f'*.{kind}'))
+  shutil.copy(whole, tmp_path / f'train.{kind}')
+  (tmp_path / f'val.{kind}').symlink_to(f'train.{kind}')
+  with pytest.raises(
+    UserError, match=rf'train\.{kind} and val\.{kind} are one'
   ):
     sources.make_source(kind, 'train', path=str(tmp_path))
 

@@ -261,13 +261,15 @@ def test_other_kinds_of_tar_are_refused(tmp_path, content, message):
     open_split(tmp_path)
 
 
-def test_compressed_shards_are_not_passed_over_in_silence(tmp_path, caplog):
+@pytest.mark.parametrize('ending', ['tar.gz', 'tgz'])
+def test_compressed_shards_are_refused(tmp_path, ending):
   path = write_tar(tmp_path / 'train-0.tar', two_classes())
-  write(tmp_path, {'val-0.tar.gz': gzip.compress(path.read_bytes())})
-  open_split(tmp_path)
-  assert 'out: 1 compressed files; the first: val-0.tar.gz' in caplog.text
-  path.unlink()
-  with pytest.raises(UserError, match=r'ends in \.tar \(not compressed\)'):
+  packed = tmp_path / f'train-0.{ending}'
+  packed.write_bytes(gzip.compress(path.read_bytes()))
+  write(tmp_path, {'notes.txt.gz': b'', 'train-0.tar.json': b''})
+  open_split(tmp_path)  # gunzip --keep leaves both
+  packed.rename(tmp_path / f'val-0.{ending}')
+  with pytest.raises(UserError, match=rf'val-0\.{ending} is compressed; unc'):
     open_split(tmp_path)
 
 

@@ -179,6 +179,12 @@ def test_descriptions_that_are_none(made_set):
   refused(made_set, 'cannot read')
 
 
+def test_labels_are_read_once(made_set, monkeypatch):
+  labels = open_split(made_set).read_labels()
+  monkeypatch.setattr(tfds_records.TfdsSource, 'read', None)
+  assert open_split(made_set).read_labels().tolist() == labels.tolist()
+
+
 def test_class_names_stay_with_their_labels(made_set):
   (made_set / 'label.labels.txt').write_text('\nbee\ncat\n')
   assert open_split(made_set).class_names == ('', 'bee', 'cat')
@@ -199,3 +205,5 @@ def test_a_missing_file_is_named(made_set):
   next(made_set.glob('*train*-00001-*')).unlink()
   with pytest.raises(UserError, match=r'00001-of-00003 is missing'):
     open_split(made_set)
+  data_dir = f'--data_dir={made_set.parent.parent}'
+  assert prepare(['tfds', '--name=my_folder', data_dir]) == 2

@@ -147,6 +147,22 @@ def test_what_is_prepared_stays(photos, tmp_path, capsys):
   assert 'image_size: None -> 64' in capsys.readouterr().err
 
 
+def test_a_prepared_set_without_a_shard_is_refused(photos, tmp_path, capsys):
+  line = arguments('resize', photos, tmp_path / 'out')
+  assert prepare(line) == 0
+  shard = next(tmp_path.glob('out/**/*train*-00001-of-*'))
+  shard.unlink()
+  before = digests(tmp_path)
+  capsys.readouterr()
+  assert prepare(line) == 2
+  error = capsys.readouterr().err
+  assert f'{shard} is missing' in error
+  assert digests(tmp_path) == before
+  shutil.rmtree(shard.parent)
+  assert prepare(line) == 0
+  assert shard.exists()
+
+
 def test_what_stopped_goes_on_with_the_advised_flag(photos, tmp_path, capsys):
   out = tmp_path / 'out'
   stopping = [*arguments('raw', photos, out), '--unreadable', 'stop']

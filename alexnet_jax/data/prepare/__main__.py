@@ -129,9 +129,9 @@ _COMMANDS = {
   'check': (
     lambda a: check.check(a.path, a.source, a.num_threads),
     _add_check,
-    'Examines every image of a data set: damaged or odd files, duplicates,'
-    ' missing files, wrong counts, checksums. Ends with exit code 2 if training'
-    ' would stop at it; all else is a warning. Changes nothing.',
+    'Examines every image of a data set: damaged files, duplicates, missing'
+    ' files, wrong counts, checksums. Ends with exit code 2 if training would'
+    ' stop at it; all else is a warning or a note. Changes nothing.',
   ),
 }
 

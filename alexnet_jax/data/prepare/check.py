@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import pathlib
+import shlex
 from typing import NamedTuple
 
 from alexnet_jax import cli
@@ -33,11 +34,12 @@ _TARS = imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR
 _IMAGENET = {'train': 1_281_167, 'validation': imagenet.NUM_VALIDATION}
 _PNG_DEPTH_AT = 24  # offset of the bits per channel in a PNG
 _TIFF_DEPTH = 258  # tag of the bits per channel
+_HARMLESS = folder.OTHER_FILES, folder.BESIDE  # to leave out
 # What it is, and what to do, by severity and kind. A note is what training gets
 # right.
 _TEXTS = {
   'error': {
-    'refused': 'training refuses it',
+    'refused': '',  # what is found says all
     'damaged_file': 'files are damaged or cut off; fetch or write them again',
     'unreadable': 'images cannot be read or decoded; repair or delete them, or'
     ' train with --config.data.unreadable=skip',
@@ -57,6 +59,8 @@ _TEXTS = {
   'note': {
     'deep': 'images of 16 bits per channel are cut to 8',
     'unused_split': 'splits are not read by training',
+    'not_examined': 'splits are not examined, as training refuses them',
+    'not_read': 'are left out',
     'skipped': 'images were left out when the set was written',
   },
 }
@@ -203,31 +207,39 @@ def _kind(root):
 def _open(kind, root, findings):
   """Returns ({split: source}, keys of config.data), opened as by training."""
   options = {split: {'path': str(root)} for split in sources.SPLITS}
-  keys, is_imagenet = {}, kind == 'imagenet'
+  keys, is_imagenet = {'path': str(root)}, kind == 'imagenet'
   if kind == 'tfds':
     described = _tfds_set(root)
     is_imagenet = described.name == 'imagenet2012'
     keys = tfds.split_keys(described.num_examples)
     options = _tfds_options(described.folder, keys)
+    path, name = options['train']['path'], options['train']['tfds_name']
+    named = {} if name == 'imagenet2012' else {'tfds_name': name}
+    keys = {'path': path, **named, **keys}
     read = {o['tfds_split'].partition('[')[0] for o in options.values()}
     for split in sorted(described.num_examples.keys() - read):
       findings.add('unused_split', split)
-  opened = {}
+  opened, refused = {}, collections.defaultdict(list)
   for split, own in options.items():
     try:
       source = opened[split] = sources.make_source(kind, split, **own)
     except UserError as error:
-      findings.add('refused', split, str(error))
+      refused[str(error)].append(split)
+      findings.add('not_examined', split)
       continue
     classes, examples = len(source.class_names), source.num_examples
     if classes < 2:
-      findings.add('refused', split, 'it has one class; two are needed')
+      refused['it has one class; two are needed'].append(split)
     if is_imagenet and (classes, examples) != (1_000, _IMAGENET[split]):
       found = f'{split}: {examples:,} images of {classes:,} classes'
       findings.add('wrong_count', f'{found}, not {_IMAGENET[split]:,} of 1,000')
+  for reason, names in refused.items():
+    what = f'training refuses it: {reason[:_MAX_DETAIL]}'
+    findings.add('refused', ', '.join(names), what=what)
   left_out = (getattr(source, 'left_out', ()) for source in opened.values())
   for path, what in dict.fromkeys(itertools.chain(*left_out)):
-    findings.add('left_out', path, what=what)
+    is_harmless = what in _HARMLESS
+    findings.add('not_read' if is_harmless else 'left_out', path, what=what)
   return opened, {'source': kind, **keys}
 
 
@@ -334,8 +346,8 @@ def _print(result):
     f'{(count := result[f"{s}s"]):,} {s}{"" if count == 1 else "s"}'
     for s in _TEXTS
   )
-  keys = [f'--config.data.{k}={v}' for k, v in result['keys'].items()]
-  training = f'training with {" ".join(keys)}'
+  keys = (f'--config.data.{k}={v}' for k, v in result['keys'].items())
+  training = f'training with {shlex.join(keys)}'
   verdict = f'fit for {training}'
   if result['errors']:
     verdict = f'{training} would stop at the errors'

@@ -71,6 +71,10 @@ def prepare(arguments, make_target) -> dict:
     # Also if the last command ended right before that.
     shutil.rmtree(target.folder / NOTES, ignore_errors=True)
   result, keys = target.result()
+  # A finished set may have lost files since.
+  options = {k: str(keys[k]) for k in ('path', 'tfds_name') if k in keys}
+  for split in sources.SPLITS:
+    sources.make_source(keys['source'], split, tfds_split=split, **options)
   recipe = 'imagenet' if result['classes'] == _IMAGENET_CLASSES else 'folder'
   size = arguments.size
   keys |= {'resize_size': size, 'crop_size': max(1, size * 7 // 8)}

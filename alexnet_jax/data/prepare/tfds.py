@@ -56,6 +56,8 @@ def prepare_tfds(name: str, manual_dir: str = '', data_dir: str = '') -> dict:
     ) from error
   described = tfds_records.read_description(folder)
   splits = described.num_examples
+  for split in filter(splits.get, splits):  # a finished set may have lost files
+    tfds_records.tfds_source(name, split, str(root))
   keys = {'data.path': root}
   if name != 'imagenet2012':
     keys |= {'data.tfds_name': name, 'model.num_classes': 0}  # 0: the data's
