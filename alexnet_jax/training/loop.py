@@ -91,7 +91,7 @@ def train_and_evaluate(
     profile = reporting.Profile(folder, loop, console)
     _train(run, loop, hooks.on_evaluation, profile)
     checkpoints.wait()
-    loop.writer.step_losses(loop.step, loop.progress.step_losses, last=True)
+    _log_last(run, loop)
     _restore_best(run, loop)
     if not is_first:
       return None
@@ -232,6 +232,19 @@ def _log(run, loop):
     first + config.log_every_steps
   ):
     guards.warn_of_flat_loss(means['train/loss'], len(run.class_names), step)
+
+
+def _log_last(run, loop):
+  """Writes and shows the steps after the last log point, if there are any."""
+  if not loop.progress.step_losses:
+    return
+  means, losses = loop.log.take()
+  # That of the last update, which a run that was done before has, too.
+  lr = float(loop.state.opt_state.hyperparams['learning_rate'])
+  row = {**means, 'learning_rate': float(f'{lr:.6g}')}
+  loop.writer.step_losses(loop.step, losses, last=row)
+  text = f'loss {means["train/loss"]:.4f}, lr {lr:.2g}'
+  run.console.line(f'step {loop.step}/{run.durations.num_steps}: {text}')
 
 
 def _evaluation_due(run, loop):

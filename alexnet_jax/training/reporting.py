@@ -107,7 +107,7 @@ def show_end(run, loop, seconds: dict[str, float]) -> None:
     f' {progress.last_evaluation["eval/top1"]:.4f}; best'
     f' {run.config.checkpoint.monitor} {progress.best.value:.4f} at step'
     f' {progress.best.step}\n'
-    f'{duration(sum(seconds.values()))} in all: {", ".join(parts)}\n'
+    f'{duration(sum(seconds.values()))} over all starts: {", ".join(parts)}\n'
     f'checkpoints: {workdir / FOLDER}\n'
     f'history: {workdir / METRICS_FILE};'
     f' tensorboard --logdir {shlex.quote(str(workdir / "events"))}\n'

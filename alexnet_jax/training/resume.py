@@ -247,7 +247,8 @@ def check_config(config, workdir: pathlib.Path, stored) -> None:
     raise UserError(
       f'{workdir} was trained with another config:\n  '
       + '\n  '.join(changes)
-      + '\nTake these values, or another --workdir, or delete this one'
+      + '\nGive the values before the arrows, or another --workdir, or delete'
+      + ' that folder'
       + ' (the length of a run shapes its schedule)' * length
     )
 

@@ -224,16 +224,19 @@ class MetricWriter:
     self._file.flush()
 
   def step_losses(
-    self, step: int, losses: Sequence[float], *, last: bool = False
+    self,
+    step: int,
+    losses: Sequence[float],
+    *,
+    last: dict[str, float] | None = None,
   ) -> None:
     """Writes a row with the loss of each of the steps up to `step`, in nats.
 
-    The `last` one, after the last log point of a run, is dropped when the run
-    goes on: a longer run writes these steps at its next log point.
+    Those after the `last` log point of a run have its other values with them.
+    That row is dropped when the run goes on: a longer run writes these steps at
+    its next log point.
     """
-    if not losses:
-      return
-    mark = {_LAST: True} if last else {}
+    mark = {} if last is None else {**last, _LAST: True}
     self._row({'step': step, STEP_LOSSES: list(losses), **mark})
     for number, loss in enumerate(losses, step - len(losses) + 1):
       self._event(step=number, summary=summary.scalar('train/step_loss', loss))

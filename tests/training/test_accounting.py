@@ -142,4 +142,4 @@ def test_a_run_tells_where_its_time_went(tmp_path, capsys):
   spent = {kind for kind, value in seconds.items() if value}
   assert spent == {*accounting.KINDS} - {'other'}  # no trace
   assert seconds['start'] > 100
-  assert 'in all: starting up' in capsys.readouterr().err
+  assert 'over all starts: starting up' in capsys.readouterr().err

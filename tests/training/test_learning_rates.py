@@ -70,8 +70,8 @@ def test_a_plateau_waits_for_the_warm_up_and_cools_down(tmp_path):
     schedule__factor=0.5,
     schedule__threshold=10.0,
   )
-  rates = [row['learning_rate'] for row in rows]  # of steps 5, 10, ...
-  expected = [0.005, 0.01, 0.015, 0.02] + [0.02] * 3 + [0.01] * 3 + [0.005]
+  rates = [row['learning_rate'] for row in rows]  # of steps 5, 10, ..., 57
+  expected = [0.005, 0.01, 0.015, 0.02] + [0.02] * 3 + [0.01] * 3 + [0.005] * 2
   assert rates == pytest.approx(expected)
   progress = checkpoint.read_newest(tmp_path / 'run')[1].progress
   assert progress.evaluated_step == 57

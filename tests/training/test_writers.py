@@ -77,13 +77,13 @@ def test_the_loss_of_every_step(tmp_path):
   """Those after the last log point come again in a longer run."""
   writer = writers.MetricWriter(tmp_path, step=0, evaluated_step=0)
   writer.step_losses(12, [3.0, 2.0, 1.0])
-  writer.step_losses(13, [0.5], last=True)
-  writer.step_losses(13, [], last=True)
+  writer.step_losses(13, [0.5], last={'train/loss': 0.5})
   writer.close()
   values = values_of(tmp_path)
   losses = [(step, value.simple_value) for (step, _), value in values.items()]
   assert losses == [(10, 3.0), (11, 2.0), (12, 1.0), (13, 0.5)]
-  assert len(writers.read_rows(tmp_path)) == 2
+  last = writers.read_rows(tmp_path)[1]
+  assert (last['step'], last['train/loss']) == (13, 0.5)
   write(tmp_path, ('step_losses', 14, [0.5, 0.25]), step=13)
   assert writers.read_rows(tmp_path) == [
     {'step': 12, 'train/step_losses': [3.0, 2.0, 1.0]},
