@@ -101,7 +101,7 @@ def check_new_file(flag: str, path: str) -> None:
 def check_new_folder(folder: str | os.PathLike) -> None:
   """Raises UserError unless a folder is empty, or can be made."""
   path = pathlib.Path(folder)
-  if path.exists() and (not path.is_dir() or {*os.listdir(path)} - {LOCK_FILE}):
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise UserError(
       f'{folder} is there already, and no empty folder; name a new one, for'
       ' nothing in it is replaced'

@@ -99,8 +99,12 @@ class Run:
   metrics: Mapping[str, float]  # of the last evaluation until then, if any
   _network: object = dataclasses.field(repr=False)
 
-  def history(self) -> list[dict[str, float]]:
-    """Returns the rows of metrics.jsonl."""
+  def history(self) -> list[dict[str, object]]:
+    """Returns the rows of metrics.jsonl.
+
+    Each has a step and numbers by name; `train/step_losses` is a list, and the
+    row of the steps after the last log point has `last`: True.
+    """
     from alexnet_jax.training import writers
 
     return writers.read_rows(self.workdir)

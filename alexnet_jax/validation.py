@@ -28,7 +28,7 @@ _SHORT_NAMES |= {'batch_size': 'global_batch_size'}
 _KINDS = {
   bool: 'true or false',
   int: 'a whole number below 2**32',
-  float: 'a number, of at most 3e38',
+  float: 'a number, of at most 3.4e38',
   str: 'a text',
   tuple: 'a list, such as (1, 2)',
 }

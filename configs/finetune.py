@@ -4,10 +4,14 @@ r"""Your own photographs with the weights of another run, a new head.
       --config.data.path=DIR
 
 Of any run, also of weights of elsewhere (`interop.load`): network, size, mean
-and deviation are its. All layers train at a tenth of the usual rate;
-`--config.init.freeze="('conv*', 'norm*')"` leaves the convolutions as they are
-(`'norm*'` only of batch norm). To train them after some epochs, start from that
-run with all its layers: `finetune.py:THAT_RUN --config.init.skip="()"`.
+(of a mean image that of its channels) and deviation are its. All layers train
+at a tenth of the usual learning rate. This leaves the convolutions as they are
+(`'norm*'` only of batch norm):
+
+    --config.init.freeze="('conv*', 'norm*')"
+
+To train them after some epochs, start from that run with all its layers:
+`finetune.py:THAT_RUN --config.init.skip="()"`.
 """
 
 import numpy as np

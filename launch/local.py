@@ -4,8 +4,8 @@
       --config configs/quickstart.py
 
 The arguments after -- go to every `python -m alexnet_jax.main`. Standard output
-is that of process 0; once they have met, messages of the others begin with
-their names.
+is that of process 0. The program's own messages of the others begin with their
+names; what libraries print, and errors of the config, do not.
 """
 
 import argparse

@@ -125,7 +125,7 @@ class Lighting:
   steps: int = 0  # batches that are shifted; 0: all
   scale: float = 1.0  # factor of pixels after the mean, while they are shifted
 
-  def draw(
+  def device_changes(
     self, step: int, global_batch_size: int, seed: int, part: slice
   ) -> Changes:
     """Returns `color` and, unless it is 1, `scale` of a part of a batch."""
@@ -174,8 +174,8 @@ def lighting_matrix(
 class Augmentation:
   """All random changes of training images.
 
-  A change that is applied on the device is drawn in `draw`; one of the pixels
-  on the host is part of the crop.
+  A change that is applied on the device is drawn in `device_changes`; one of
+  the pixels on the host is part of the crop.
   """
 
   crop: Crop
@@ -184,7 +184,7 @@ class Augmentation:
   lighting: Lighting | None = None
   mirrors_on_host: bool = False  # then `flip` is not left to the device
 
-  def draw(
+  def device_changes(
     self, draws: np.ndarray, step: int, batch_size: int, seed: int, part: slice
   ) -> Changes:
     """Returns what the device does to a part of the global batch of a step.
@@ -198,5 +198,5 @@ class Augmentation:
       shifts = order.brightness_draws(step, batch_size, seed)[part]
       drawn['brightness'] = shifts * np.float32(255 * self.brightness)
     if self.lighting is not None:
-      drawn |= self.lighting.draw(step, batch_size, seed, part)
+      drawn |= self.lighting.device_changes(step, batch_size, seed, part)
     return drawn

@@ -262,7 +262,7 @@ def _check_uncompressed(listing, ending):
   plain = set(listing.paths)
   for path, kind in listing.left_out:
     name = re.sub(r'(?i)\.tgz$', '.tar.gz', path).rpartition('.')[0]
-    compressed = kind == _COMPRESSED_FILES and name.endswith(ending)
+    compressed = kind == _COMPRESSED_FILES and name.lower().endswith(ending)
     if compressed and name not in plain:
       raise UserError(f'{path} is compressed; uncompress it, or remove it')
 

@@ -137,7 +137,7 @@ def train_dataset(
     indices = order.examples_at(positions, loader.source.num_examples, seed)
     draws = order.batch_draws(step, whole, seed)[part]
     batch = _empty_batch(buffers, loader.skips)
-    batch |= augmentation.draw(draws, step, whole, seed, part)
+    batch |= augmentation.device_changes(draws, step, whole, seed, part)
     attempts = None
     if not crop.cuts_squares:
       attempts = order.resized_crop_draws(step, whole, seed)[part]

@@ -5,6 +5,7 @@ None of them uses pyplot, which keeps figures alive; `save` writes them.
 
 from collections.abc import Sequence
 import io
+import math
 import pathlib
 import warnings
 
@@ -108,7 +109,10 @@ def learning_rate_drops(rows: list[dict]) -> list[int]:
     later = rates[number + 1]
     if any(
       value < before.get(key, 0) / 2
-      and (earlier.get(key) == before[key] or later.get(key) == value)
+      and (
+        math.isclose(earlier.get(key, 0), before[key], rel_tol=1e-5)
+        or math.isclose(later.get(key, 0), value, rel_tol=1e-5)
+      )
       for key, value in after.items()
     ):
       drops.append(step)

@@ -256,7 +256,7 @@ def open_study(
     lines = [f'{key}: {old} -> {new}' for key, (old, new) in changes.items()]
     raise UserError(
       '\n  '.join([f'{path} was made with something else:', *lines])
-      + '\nTake these values, or another --workdir'
+      + '\nGive the values before the arrows, or another --workdir'
     )
   return study
 

@@ -78,11 +78,11 @@ def make_model(config, num_classes: int, device=None) -> AlexNet:
   """
   fields, given = config.model.to_dict(), config.model.num_classes
   if given not in (0, num_classes):
-    own = config.data.source == 'synthetic'
-    other = f', or config.data.synthetic_classes to {given}' * own
+    is_synthetic = config.data.source == 'synthetic'
+    hint = f', or config.data.synthetic_classes to {given}' * is_synthetic
     raise UserError(
       f'config.model.num_classes is {given}, but the data has {num_classes}'
-      f' classes; set it to {num_classes} or 0{other}'
+      f' classes; set it to {num_classes} or 0{hint}'
     )
   weights = tuple(config.loss.class_weights)
   if weights != ('balanced',) and len(weights) not in (0, num_classes):

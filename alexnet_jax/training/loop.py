@@ -207,18 +207,10 @@ def _log(run, loop):
   config, step, num_steps = run.config, loop.step, run.durations.num_steps
   means, losses = loop.log.take()
   speed = loop.clock.speed()
-  names = state_lib.leaf_names(loop.state.params)
-  multipliers = config.schedule.lr_multipliers
-  rates = optimizer.group_rates(
-    names, multipliers, loop.phase, loop.learning_rate
-  )
-  row = {**means, 'learning_rate': loop.learning_rate}
-  row |= rates if len(rates) > 1 else {}
-  loop.writer.scalars(step, row | speed)
+  rates, lr_text = _learning_rates(run, loop, loop.learning_rate, loop.phase)
+  loop.writer.scalars(step, {**means, **rates, **speed})
   loop.writer.step_losses(step, losses)
-  ends = sorted({min(rates.values()), max(rates.values())})
-  lrs = ' to '.join(f'{value:.2g}' for value in ends)
-  text, left = f'loss {means["train/loss"]:.4f}, lr {lrs}', ''
+  text, left = f'loss {means["train/loss"]:.4f}, {lr_text}', ''
   if speed:
     images_per_second = speed['images_per_second']
     text += f', {images_per_second:.0f} images/s,'
@@ -239,12 +231,27 @@ def _log_last(run, loop):
   if not loop.progress.step_losses:
     return
   means, losses = loop.log.take()
-  # That of the last update, which a run that was done before has, too.
-  lr = float(loop.state.opt_state.hyperparams['learning_rate'])
-  row = {**means, 'learning_rate': float(f'{lr:.6g}')}
-  loop.writer.step_losses(loop.step, losses, last=row)
-  text = f'loss {means["train/loss"]:.4f}, lr {lr:.2g}'
+  # Those of the last update, which a run that was done before has, too.
+  values = {
+    name: float(f'{float(value):.6g}')
+    for name, value in loop.state.opt_state.hyperparams.items()
+  }
+  rates, lr_text = _learning_rates(
+    run, loop, values['learning_rate'], int(values.get('phase', 0))
+  )
+  loop.writer.last_row(loop.step, means | rates, losses)
+  text = f'loss {means["train/loss"]:.4f}, {lr_text}'
   run.console.line(f'step {loop.step}/{run.durations.num_steps}: {text}')
+
+
+def _learning_rates(run, loop, lr, phase):
+  """Returns those of a row of the history, and the same as a text."""
+  names = state_lib.leaf_names(loop.state.params)
+  multipliers = run.config.schedule.lr_multipliers
+  groups = optimizer.group_rates(names, multipliers, phase, lr)
+  row = {'learning_rate': lr, **(groups if len(groups) > 1 else {})}
+  ends = sorted({min(groups.values()), max(groups.values())})
+  return row, 'lr ' + ' to '.join(f'{value:.2g}' for value in ends)
 
 
 def _evaluation_due(run, loop):

@@ -22,29 +22,34 @@ class Profile:
     self._folder = folder
     self._first, self._last = loop.step + FIRST_TRACED, loop.step + LAST_TRACED
     self._clock, self._line = loop.clock, console.line
+    self._has_begun = False
 
   def after(self, step: int, sums) -> None:
     """Starts or writes the trace after a step, which leads to `sums`."""
     if self._folder and step == self._first - 1:
       with self._clock.inside('other'):
         jax.profiler.start_trace(self._folder)
-    elif self._folder and step == self._last:
+      self._has_begun = True
+    elif self._has_begun and step == self._last:
       jax.block_until_ready(sums)
-      with self._clock.inside('other'):
-        jax.profiler.stop_trace()
-      steps = f'steps {self._first} to {self._last}'
-      self._line(f'a trace of {steps}: {self._folder}')
-      self._folder = None
+      self._write()
 
   def finish(self) -> None:
-    """Ends a trace that the run has not come through; prints how far it is."""
-    if not self._folder:
-      return
-    try:
-      jax.profiler.stop_trace()
-      self._line(f'a trace from step {self._first} to the end: {self._folder}')
-    except RuntimeError:  # it had not begun
+    """Ends a trace that is under way, or tells why there is none."""
+    if self._has_begun:
+      try:
+        self._write('; the run ended before')
+      except RuntimeError as error:  # why the run ended matters more
+        self._line(f'no trace: {error}')
+    elif self._folder:
       self._line(f'no trace: the run ended before step {self._first}')
+
+  def _write(self, note=''):
+    folder, self._folder, self._has_begun = self._folder, None, False
+    with self._clock.inside('other'):
+      jax.profiler.stop_trace()
+    steps = f'steps {self._first} to {self._last}'
+    self._line(f'a trace of {steps}: {folder}{note}')
 
 
 def duration(seconds: float) -> str:

@@ -224,22 +224,24 @@ class MetricWriter:
     self._file.flush()
 
   def step_losses(
-    self,
-    step: int,
-    losses: Sequence[float],
-    *,
-    last: dict[str, float] | None = None,
+    self, step: int, losses: Sequence[float], **others: float
   ) -> None:
-    """Writes a row with the loss of each of the steps up to `step`, in nats.
-
-    Those after the `last` log point of a run have its other values with them.
-    That row is dropped when the run goes on: a longer run writes these steps at
-    its next log point.
-    """
-    mark = {} if last is None else {**last, _LAST: True}
-    self._row({'step': step, STEP_LOSSES: list(losses), **mark})
+    """Writes a row with the loss of each of the steps up to `step`, in nats."""
+    self._row({'step': step, STEP_LOSSES: list(losses), **others})
     for number, loss in enumerate(losses, step - len(losses) + 1):
       self._event(step=number, summary=summary.scalar('train/step_loss', loss))
+
+  def last_row(
+    self, step: int, values: dict[str, float], losses: Sequence[float]
+  ) -> None:
+    """Writes means and losses of the steps after the last log point of a run.
+
+    The row is dropped when the run goes on: a longer run writes these steps at
+    its next log point. So loggers, which cannot take it back, do not get it.
+    """
+    self.step_losses(step, losses, **values, **{_LAST: True})
+    for name, value in values.items():
+      self._event(step=step, summary=summary.scalar(name, value))
 
   def sync(self) -> None:
     """Makes the rows so far survive a power cut, before a checkpoint counts."""

@@ -77,9 +77,10 @@ def test_the_loss_of_every_step(tmp_path):
   """Those after the last log point come again in a longer run."""
   writer = writers.MetricWriter(tmp_path, step=0, evaluated_step=0)
   writer.step_losses(12, [3.0, 2.0, 1.0])
-  writer.step_losses(13, [0.5], last={'train/loss': 0.5})
+  writer.last_row(13, {'train/loss': 0.5}, [0.5])
   writer.close()
   values = values_of(tmp_path)
+  assert values.pop((13, 'train/loss')).simple_value == 0.5
   losses = [(step, value.simple_value) for (step, _), value in values.items()]
   assert losses == [(10, 3.0), (11, 2.0), (12, 1.0), (13, 0.5)]
   last = writers.read_rows(tmp_path)[1]

@@ -316,10 +316,10 @@ def examine(encoded: bytes) -> list[tuple[str, str]]:
     )
   except UnreadableImageError as error:
     return [('unreadable', str(error))]
-  return [*found, ('deep', '')] if _has_16_bits(encoded) else found
+  return [*found, ('deep', '')] if _is_deep(encoded) else found
 
 
-def _has_16_bits(encoded):
+def _is_deep(encoded):
   try:
     with decoding.open_image(io.BytesIO(encoded)) as image:
       depths = [encoded[_PNG_DEPTH_AT]] if image.format == 'PNG' else [8]
