@@ -1,8 +1,8 @@
 """Augmentation of training images: crop, flip, brightness, PCA lighting.
 
-The crop is cut on the host; flip, brightness and lighting are drawn here and
-applied on the device. All draws come from `order`, so they are functions of the
-seed and the step.
+The crop is cut on the host; flip, brightness and lighting are applied on the
+device. The random numbers come from `order`, so they are functions of the seed
+and the step.
 """
 
 import dataclasses
