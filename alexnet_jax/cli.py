@@ -84,7 +84,7 @@ def run(
   uses_jax: bool = True,
   exit_code: Callable[[dict], int] | None = None,
 ) -> int:
-  """Calls a command's work; returns the code of `exit_code_and_message`, or 0.
+  """Calls a command's work; returns its exit code.
 
   Args:
     function: returns the command's result, a JSON object; None: another process
@@ -126,7 +126,7 @@ def _unraisable(unraisable):
 
 
 def exit_code_and_message(error: BaseException) -> tuple[int, str] | None:
-  """Returns both for an exception; None if it is a bug."""
+  """Returns an exception's exit code and message; None if it is a bug."""
   match error:
     case errors.UserError():
       return errors.EXIT_USER, f'error: {error}'
@@ -215,6 +215,13 @@ def path(text: str) -> str:
     return files.local_path(text)
   except errors.UserError as error:
     raise argparse.ArgumentTypeError(error) from error
+
+
+def positive(text: str) -> int:
+  """Reads a number above 0, as argparse's `type`."""
+  if (number := int(text)) < 1:
+    raise argparse.ArgumentTypeError(f'{text} is not positive')
+  return number
 
 
 def add_workdirs(parser, metavar: str, text: str) -> None:

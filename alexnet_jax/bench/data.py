@@ -68,9 +68,9 @@ def add_arguments(parser) -> None:
     ('batch_size', 256, 'images in a batch'),
   ):
     text += ' (default: %(default)s)'
-    add(f'--{flag}', type=harness.positive, default=default, help=text)
+    add(f'--{flag}', type=cli.positive, default=default, help=text)
   text = 'or processes of every candidate (default: one per core)'
-  add('--threads', type=harness.positive, default=num_cores(), help=text)
+  add('--threads', type=cli.positive, default=num_cores(), help=text)
 
 
 def run(arguments, unknown: list[str]) -> dict:

@@ -32,7 +32,7 @@ def add_arguments(parser) -> None:
     ('rounds', 5, 'default: 5'),
     ('save_every', None, 'steps between checkpoints (default: one in a loop)'),
   ):
-    number = {'type': harness.positive, 'default': default, 'metavar': 'N'}
+    number = {'type': cli.positive, 'default': default, 'metavar': 'N'}
     parser.add_argument(f'--{flag}', help=text, **number)
 
 

@@ -1,6 +1,5 @@
 """Arguments, processes, machine and medians of all benchmarks."""
 
-import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import importlib
@@ -25,13 +24,6 @@ OURS = 'ours'  # the names of our candidates begin with it
 _PACKAGES = """
   alexnet_jax flax grain jax jaxlib jax-cuda12-plugin keras numba numpy
   opencv-python-headless optax simplejpeg spdl tensorflow torch"""
-
-
-def positive(text: str) -> int:
-  """Reads a number above 0, as argparse's `type`."""
-  if (number := int(text)) < 1:
-    raise argparse.ArgumentTypeError(f'{text} is not positive')
-  return number
 
 
 def names(text: str) -> tuple[str, ...]:

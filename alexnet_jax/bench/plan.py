@@ -48,7 +48,7 @@ def add_arguments(parser) -> None:
   text = f'{", ".join(DESCRIBED)} or a TOML file (default: %(default)s)'
   add('--target', default='h100', metavar='GPU', help=text)
   text = 'GPUs of one machine that share a batch (default: 1)'
-  add('--devices', type=harness.positive, default=1, metavar='N', help=text)
+  add('--devices', type=cli.positive, default=1, metavar='N', help=text)
   text = 'also finds the largest batch, in three to six compilations'
   add('--batch_search', action='store_true', help=text)
   cli.add_recipe(parser)

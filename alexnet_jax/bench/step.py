@@ -66,7 +66,7 @@ def add_arguments(parser) -> None:
   text = 'measures our step with each value of a key: parallel=pmap,shard_map'
   add('--vary', action='append', default=[], metavar='KEY=A,B', help=text)
   add('--evaluation', action='store_true', help='also the evaluation step')
-  add('--rounds', type=harness.positive, default=5, help='default: 5')
+  add('--rounds', type=cli.positive, default=5, help='default: 5')
   text = 'that a measurement of more than 2 steps takes at least (default: 3)'
   add('--seconds', type=float, default=3.0, help=text)
   add('--skip_check', action='store_true', help='does not compare the losses')

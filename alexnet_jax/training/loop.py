@@ -245,7 +245,7 @@ def _log_last(run, loop):
 
 
 def _learning_rates(run, loop, lr, phase):
-  """Returns those of a row of the history, and the same as a text."""
+  """Returns the learning rates as values of a history row, and as text."""
   names = state_lib.leaf_names(loop.state.params)
   multipliers = run.config.schedule.lr_multipliers
   groups = optimizer.group_rates(names, multipliers, phase, lr)

@@ -14,22 +14,24 @@ _OF_DATA = ('path', 'tfds_name', 'tfds_train_split', 'tfds_eval_split')
 _OF_DATA += ('val_fraction', 'split_seed', 'unreadable')
 
 
-def _number_of(name):
-  """Returns the type of a flag that takes what a key of config.data takes."""
+def _add(parser, name, text, flag='', **options):
+  """Adds a flag that takes what a key of config.data takes."""
   key = config.KEYS[f'data.{name}']
 
-  def number(text):
-    value = type(key.default)(text)
+  def number(given):
+    value = type(key.default)(given)
     if not key.allowed.holds(value):
-      raise argparse.ArgumentTypeError(f'{text} {key.allowed.text}')
+      raise argparse.ArgumentTypeError(f'{given} {key.allowed.text}')
     return value
 
-  return number
-
-
-def _add_num_threads(parser):
-  text, number = '0: one per core (default)', _number_of('num_threads')
-  parser.add_argument('--num_threads', default=0, type=number, help=text)
+  is_number = isinstance(key.default, int | float)
+  options = {'default': key.default, **options}
+  if isinstance(key.allowed, tuple):
+    options |= {'choices': key.allowed, 'type': type(key.default)}
+  elif is_number:
+    options |= {'type': number, 'metavar': 'N'}
+  text += f' (default: {key.default!r})'
+  parser.add_argument(f'--{flag or name}', help=text, **options)
 
 
 def _add_tfds(parser):
@@ -51,30 +53,25 @@ def _add_shards(parser):
   text = "the folder of images, shards or tars, or TFDS's data_dir"
   add('--path', type=cli.path, help=text)
   add('--tfds_name', help='the TFDS set')
-  text = 'of TFDS, what is trained on (default: train)'
-  add('--tfds_train_split', metavar='SPLIT', help=text)
-  text = 'of TFDS, what is measured (default: validation)'
-  add('--tfds_eval_split', metavar='SPLIT', help=text)
-  text = 'held out where the data has no split of its own (default: 0.2)'
-  share, number = _number_of('val_fraction'), _number_of('split_seed')
-  add('--val_fraction', type=share, metavar='SHARE', help=text)
-  text = 'decides what is held out (default: 0)'
-  add('--split_seed', type=number, metavar='N', help=text)
-  text = 'at an image that cannot be decoded (default: stop)'
-  add('--unreadable', choices=('stop', 'skip'), help=text)
-  number = _number_of('resize_size')
-  add('--size', default=256, type=number, help='in pixels (default: 256)')
+  for name, text in (
+    ('tfds_train_split', 'of TFDS, what is trained on'),
+    ('tfds_eval_split', 'of TFDS, what is measured'),
+    ('val_fraction', 'held out where the data has no split of its own'),
+    ('split_seed', 'decides what is held out'),
+    ('unreadable', 'at an image that cannot be decoded'),
+  ):
+    _add(parser, name, text, default=None)  # see `_write`
+  _add(parser, 'resize_size', 'in pixels', 'size')
   text = 'images in a file (default: 5000); of raw images these are about 1 GB'
-  add('--shard_examples', default=5_000, type=number, metavar='N', help=text)
-  _add_num_threads(parser)
+  add(
+    '--shard_examples', default=5_000, type=cli.positive, metavar='N', help=text
+  )
+  _add(parser, 'num_threads', '0: one per core')
 
 
 def _add_raw(parser):
   _add_shards(parser)
-  text = '1: gray (default: 3)'
-  parser.add_argument(
-    '--channels', type=int, choices=(1, 3), default=3, help=text
-  )
+  _add(parser, 'channels', '1: gray')
 
 
 def _add_resize(parser):
@@ -89,7 +86,7 @@ def _add_check(parser):
   parser.add_argument('path', type=cli.path, metavar='PATH', help=path)
   text = 'what PATH is (default: what most of its files are)'
   parser.add_argument('--source', default='', choices=_KINDS, help=text)
-  _add_num_threads(parser)
+  _add(parser, 'num_threads', '0: one per core')
 
 
 def _write(arguments, target):
