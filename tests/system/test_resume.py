@@ -50,6 +50,11 @@ def wait_for_step(process, workdir, step):
     time.sleep(0.01)
 
 
+def read_times(workdir):
+  """Returns what each process of a run has written about its time."""
+  return writers.read_rows(workdir, accounting.TIMES_FILE)
+
+
 def assert_ends_alike(recipe, workdir, unbroken_run):
   _, expected, history = unbroken_run
   result = commands.train_here(recipe, workdir)
@@ -59,7 +64,7 @@ def assert_ends_alike(recipe, workdir, unbroken_run):
 
 
 @pytest.mark.parametrize(
-  ('seed', 'num_kills'), [(0, 2), pytest.param(1, 8, marks=pytest.mark.slow)]
+  ('seed', 'num_kills'), [(0, 2), pytest.param(1, 20, marks=pytest.mark.slow)]
 )
 def test_sigkill_at_random_moments(unbroken, tmp_path, seed, num_kills):
   """Start-up, compilation, steps, evaluation and saving are all hit."""
@@ -70,16 +75,17 @@ def test_sigkill_at_random_moments(unbroken, tmp_path, seed, num_kills):
     if kills % 2:  # somewhere on the way; else soon after some step
       time.sleep(rng.uniform(0.5, 4))
     else:
-      wait_for_step(process, workdir, 10 * kills + rng.randrange(12))
+      begun = RECIPE['num_steps'] * kills // (2 * num_kills)
+      wait_for_step(process, workdir, begun + rng.randrange(12))
       time.sleep(rng.uniform(0, 0.1))
     process.kill()
     process.communicate()
     kills += 1
-    if process.returncode != -signal.SIGKILL:  # it was done before
-      shutil.rmtree(workdir)
+    if any(row['ended'] for row in read_times(workdir)):
+      shutil.rmtree(workdir)  # it was done before, or on its way out
       kills = 0
   assert_ends_alike(recipe, workdir, unbroken)
-  *killed, last = writers.read_rows(workdir, accounting.TIMES_FILE)
+  *killed, last = read_times(workdir)
   assert killed
   assert [line['ended'] for line in (*killed, last)] == [0] * len(killed) + [1]
   assert accounting.account(workdir)['lost'] > 0
