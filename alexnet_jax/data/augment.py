@@ -179,10 +179,10 @@ class Augmentation:
   """
 
   crop: Crop
-  flip: bool = True  # False never mirrors
+  random_flip: bool = True  # False never mirrors
   brightness: float = 0.0  # largest random shift, as a share of white
   lighting: Lighting | None = None
-  mirrors_on_host: bool = False  # then `flip` is not left to the device
+  mirrors_on_host: bool = False  # then the flip is not left to the device
 
   def device_changes(
     self, draws: np.ndarray, step: int, batch_size: int, seed: int, part: slice
@@ -192,7 +192,7 @@ class Augmentation:
     The draws are `order.batch_draws` of the part.
     """
     drawn = {}
-    if self.flip:
+    if self.random_flip:
       drawn['flip'] = draws[:, 2] < 0.5
     if self.brightness:
       shifts = order.brightness_draws(step, batch_size, seed)[part]

@@ -7,6 +7,7 @@ p // n. A process takes a slice of the batch, so the batch as a whole does not
 depend on the number of processes.
 """
 
+import hashlib
 import threading
 
 import numpy as np
@@ -90,6 +91,21 @@ def brightness_draws(
 def color_draws(step: int, global_batch_size: int, seed: int) -> np.ndarray:
   """Returns standard normal draws, float64 [global_batch_size, 3]."""
   return generator(seed, _COLOR, step).standard_normal((global_batch_size, 3))
+
+
+def digest(num_examples: int, global_batch_size: int, seed: int) -> str:
+  """Returns a hash of the first batch's examples and of all kinds of draws.
+
+  Another numpy may have a random generator that gives other numbers.
+  """
+  positions = batch_positions(0, min(global_batch_size, 1024))
+  kinds = batch_draws, resized_crop_draws, brightness_draws, color_draws
+  numbers = [
+    examples_at(positions, num_examples, seed),
+    # The last digits of normal draws may depend on the mathematical library.
+    *(draw(0, len(positions), seed).round(6) for draw in kinds),
+  ]
+  return hashlib.sha256(b''.join(n.tobytes() for n in numbers)).hexdigest()[:16]
 
 
 def generator(seed: int, purpose: int, number: int) -> np.random.Generator:

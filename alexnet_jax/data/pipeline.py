@@ -7,7 +7,6 @@ same for any number of threads and processes.
 
 import collections
 import dataclasses
-import hashlib
 import math
 
 import grain
@@ -250,31 +249,3 @@ def _dataset(make_batch, length, prefetch):
   )
   dataset = grain.MapDataset.range(length).map(make_batch)
   return dataset.to_iter_dataset(options)
-
-
-def data_record(source, *, seed: int, global_batch_size: int) -> dict:
-  """Returns what must stay unchanged for a resumed run's batches to be equal.
-
-  `order` is a hash of the first batch's examples and of all kinds of draws:
-  another numpy may have a random generator that gives other numbers.
-  """
-  positions = order.batch_positions(0, min(global_batch_size, 1024))
-  kinds = (
-    order.batch_draws,
-    order.resized_crop_draws,
-    order.brightness_draws,
-    order.color_draws,
-  )
-  numbers = [
-    order.examples_at(positions, source.num_examples, seed),
-    # The last digits of normal draws may depend on the mathematical library.
-    *(draw(0, len(positions), seed).round(6) for draw in kinds),
-  ]
-  digest = hashlib.sha256(b''.join(n.tobytes() for n in numbers)).hexdigest()
-  return {
-    'fingerprint': source.fingerprint,
-    'num_examples': source.num_examples,
-    'global_batch_size': global_batch_size,
-    'seed': seed,
-    'order': digest[:16],
-  }

@@ -171,7 +171,7 @@ def load(workdir: str, name: str) -> Run:
 
   step, saved = checkpoint.read_newest(workdir)
   config, data, progress = saved.config, saved.data, saved.progress
-  if 'num_examples' not in data:
+  if not data.num_examples:
     raise UserError(
       f'{workdir} holds weights of elsewhere: there is no training to compare'
       ' (evaluation.evaluate measures them, evaluation.ensemble several)'
@@ -186,11 +186,11 @@ def load(workdir: str, name: str) -> Run:
     'name': name,
     'workdir': workdir,
     'seed': config.seed,
-    'fingerprint': data['fingerprint'],
-    'eval_fingerprint': data['eval_fingerprint'],
-    **build.network_costs(config, len(data['class_names'])),
+    'fingerprint': data.fingerprint,
+    'eval_fingerprint': data.eval_fingerprint,
+    **build.network_costs(config, len(data.class_names)),
     'steps': step,
-    'epochs': step * config.global_batch_size / data['num_examples'],
+    'epochs': step * config.global_batch_size / data.num_examples,
     **_speed(workdir, step, saved),
     'measured_step': measured if values else None,
     **{key: values.get(f'eval/{key}') for key in MEASURES},
@@ -326,7 +326,7 @@ def draw(runs: Sequence[Run], unit: str) -> dict:
   drawn = {name: figures.panels(2) for name in _PICTURES}
   (_, validation), (_, losses) = drawn.values()
   for number, run in enumerate(runs):
-    config, examples = run.saved.config, run.saved.data['num_examples']
+    config, examples = run.saved.config, run.saved.data.num_examples
     size = config.global_batch_size / examples if unit == 'epochs' else 1
     style = {
       'color': f'C{number}',  # ten of them

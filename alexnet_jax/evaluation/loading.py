@@ -240,4 +240,4 @@ def _is_other_data(network):
     training = build.make_source(network.config, 'train')
   except UserError:  # there is too little of it to divide
     return True
-  return training.fingerprint != network.saved.data.get('fingerprint')
+  return training.fingerprint != network.saved.data.fingerprint

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -52,7 +53,7 @@ def run_command(
 def train_each(
   runs: Mapping[pathlib.Path, tuple],
   splits: tuple[str, ...],
-  measure: Callable[[Any, pathlib.Path, Mapping, dict], dict],
+  measure: Callable[[Any, pathlib.Path, Any, dict], dict],
   stop,
 ) -> list[dict]:
   """Trains and measures the runs that are not done, one after the other.
@@ -90,7 +91,11 @@ def train_each(
       measured = measure(config, folder, record, trained)
       files.write_json(
         folder / _MEASURES_FILE,
-        {**measured, 'config': config.to_dict(), 'data': record},
+        {
+          **measured,
+          'config': config.to_dict(),
+          'data': dataclasses.asdict(record),
+        },
       )
       jax.clear_caches()  # or the programs of all runs would pile up
     results.append({'workdir': str(folder), **measured})
@@ -99,17 +104,19 @@ def train_each(
 
 def _stored(folder, config, record, splits):
   """Reads what was measured of a run before; None if that is to be done."""
-  from alexnet_jax.training import resume
+  from alexnet_jax.training import progress, resume
 
   measures = {split: {str: int | float} for split in splits}
   try:
-    shape = {'config': dict, 'data': dict, **measures}
+    data = progress.json_shape(progress.DataRecord)
+    shape = {'config': dict, 'data': data, **measures}
     stored = files.read_json(folder / _MEASURES_FILE, shape)
     trained = config_lib.from_dict(stored.pop('config'))
-  except (FileNotFoundError, UserError):
+    before = progress.DataRecord(**stored.pop('data'))
+  except (FileNotFoundError, TypeError, UserError):
     return None
   resume.check_config(config, folder, trained)
-  resume.check_data_record(folder, stored.pop('data'), record)
+  resume.check_data_record(folder, before, record)
   # A run may be made longer. All else that may change leaves it as it is.
   lengths = ('num_epochs', 'num_steps')
   longer = any(trained[key] != config[key] for key in lengths)

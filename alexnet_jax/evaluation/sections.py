@@ -72,7 +72,7 @@ def measure_run(
   training = None
   with contextlib.suppress(UserError):
     loader = build.make_loader(run.config, 'train')
-    if loader.source.fingerprint == run.saved.data.get('fingerprint'):
+    if loader.source.fingerprint == run.saved.data.fingerprint:
       training = loader
   return MeasuredRun(run, training, validation, measured)
 
@@ -80,7 +80,7 @@ def measure_run(
 def numbers(subject: MeasuredRun) -> dict:
   """Returns all numbers of a report, as a JSON object."""
   run, saved, name = subject.run, subject.run.saved, subject.name
-  trained_on = saved.data.get('num_examples', 0)  # 0: imported weights
+  trained_on = saved.data.num_examples  # 0: imported weights
   step, seen = int(run.state.step), subject.measured.predictions
   pairs = metrics.most_confused(subject.measured.confusion, _MOST_CONFUSED)
   return {
@@ -373,7 +373,7 @@ def _augmentation(subject, album):
     f'{len(rows)} training images before and after augmentation',
     'Above: the resized squares of the first training images. Below: the same'
     ' as the first training step saw them, cropped and changed as they say'
-    ' (a number: brightness added, of 255; three: red, green and blue).',
+    ' (what is added, of 255: a number, or three for red, green and blue).',
   )
   return [Section('Augmentation', pictures=[picture])]
 

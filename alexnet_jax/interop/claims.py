@@ -29,7 +29,7 @@ _SHAPE = {  # of the claims, JSON in the metadata of the file
 
 def of_run(run) -> dict:
   """Returns the claims of a `checkpoint.OpenRun`, without `tensors`."""
-  progress = run.saved.progress
+  progress, data = run.saved.progress, run.saved.data
   step = int(run.state.step)
   measured = progress.last_evaluation if progress.evaluated_step == step else {}
   config = run.config.copy_and_resolve_references()
@@ -41,7 +41,7 @@ def of_run(run) -> dict:
     'command': '' if run.saved.imported else validation.command_of(config),
     'step': step,
     'config': config.to_dict(),
-    'data': {k: run.saved.data[k] for k in _DATA if k in run.saved.data},
+    'data': {k: getattr(data, k) for k in _DATA if data.num_examples},
     'measured': measured,
   }
 

@@ -20,7 +20,7 @@ from alexnet_jax.training import (
   state as state_lib,
   transfer,
 )
-from alexnet_jax.training.progress import Progress, SavedRun
+from alexnet_jax.training.progress import DataRecord, Progress, SavedRun
 
 
 def read(
@@ -94,7 +94,7 @@ def write(
   run = SavedRun(
     config=config,
     # No data has trained it: none of the fields that a resumed run checks.
-    data={'class_names': list(names)},
+    data=DataRecord(list(names)),
     progress=Progress(schedule.PlateauState(config.optimizer.learning_rate)),
     iterator={'next_index': 0},
     imported=origin,

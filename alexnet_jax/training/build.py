@@ -16,6 +16,7 @@ import numpy as np
 from alexnet_jax.data import (
   augment,
   loader as loader_lib,
+  order,
   pipeline,
   pixel_statistics,
   sources,
@@ -32,6 +33,7 @@ from alexnet_jax.training import (
   state as state_lib,
   step,
 )
+from alexnet_jax.training.progress import DataRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,12 +309,12 @@ def make_train_iter(
   crop = augment.Crop(
     data.crop_size, data.crop, tuple(data.crop_area), tuple(data.crop_ratio)
   )
-  augmentation = augment.Augmentation(
-    crop, flip=data.random_flip, brightness=data.brightness, lighting=shift
-  )
+  fields = dataclasses.fields(augment.Augmentation)
+  changes = {f.name: data[f.name] for f in fields if f.name in data}
+  changes |= {'crop': crop, 'lighting': shift}
   dataset = pipeline.train_dataset(
     loader,
-    augmentation,
+    augment.Augmentation(**changes),
     _batching(config, mesh, config.global_batch_size),
     num_steps=num_steps,
     seed=config.seed,
@@ -406,12 +408,16 @@ def check_examples(config, training, held_out) -> None:
     )
 
 
-def data_record(config, train_source, eval_source) -> dict:
-  """Returns what must not change under a run; see `pipeline.data_record`."""
-  size, seed = config.global_batch_size, config.seed
-  return {
-    **pipeline.data_record(train_source, seed=seed, global_batch_size=size),
-    'eval_fingerprint': eval_source.fingerprint,
-    'eval_num_examples': eval_source.num_examples,
-    'class_names': list(train_source.class_names),
-  }
+def data_record(config, train_source, eval_source) -> DataRecord:
+  """Returns what must not change under a run."""
+  size, count = config.global_batch_size, train_source.num_examples
+  return DataRecord(
+    class_names=list(train_source.class_names),
+    fingerprint=train_source.fingerprint,
+    num_examples=count,
+    eval_fingerprint=eval_source.fingerprint,
+    eval_num_examples=eval_source.num_examples,
+    global_batch_size=size,
+    seed=config.seed,
+    order=order.digest(count, size, config.seed),
+  )

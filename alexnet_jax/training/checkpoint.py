@@ -344,7 +344,7 @@ def open_run(workdir: str | pathlib.Path, which: str = 'final') -> OpenRun:
     path = _find(folder, which)
     try:
       saved = _read_run(path)
-      names = list(saved.data['class_names'])
+      names = saved.data.class_names
       state = build.state_shapes(saved.config, len(names))
       tree, saved = _read(path, state_lib.saved_tree(state))
       state = state.replace(**tree)

@@ -84,12 +84,28 @@ def versions() -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataRecord:
+  """What must stay unchanged for a resumed run's batches to be equal.
+
+  Weights from elsewhere have class names alone.
+  """
+
+  class_names: list[str]
+  fingerprint: str = ''  # of the training split
+  num_examples: int = 0
+  eval_fingerprint: str = ''  # of the validation split
+  eval_num_examples: int = 0
+  global_batch_size: int = 0
+  seed: int = 0
+  order: str = ''  # `order.digest`
+
+
+@dataclasses.dataclass(frozen=True)
 class SavedRun:
   """The part of a checkpoint that is not arrays."""
 
   config: ml_collections.ConfigDict
-  # `build.data_record`; weights from elsewhere have class_names alone.
-  data: Mapping
+  data: DataRecord
   progress: Progress
   iterator: Mapping  # the position of the training batches
   devices: int = 1
@@ -102,8 +118,7 @@ class SavedRun:
   @property
   def num_steps(self) -> int:
     """Returns how many steps the run was to have; 0 of imported weights."""
-    number = self.data.get('num_examples')
-    if number is None:
+    if not (number := self.data.num_examples):
       return 0
     return schedule.resolve_durations(self.config, number).num_steps
 
@@ -113,8 +128,9 @@ class SavedRun:
 
   def to_json(self) -> dict:
     """Returns the fields as an object for JSON."""
-    config, progress = self.config.to_dict(), dataclasses.asdict(self.progress)
-    return {**vars(self), 'config': config, 'progress': progress}
+    data, progress = map(dataclasses.asdict, (self.data, self.progress))
+    config = self.config.to_dict()
+    return {**vars(self), 'config': config, 'data': data, 'progress': progress}
 
   @classmethod
   def from_json(cls, fields: Mapping) -> 'SavedRun':
@@ -122,30 +138,29 @@ class SavedRun:
     names = {field.name for field in dataclasses.fields(cls)}
     if wrong := sorted(names ^ fields.keys()):
       raise ValueError(f'missing or unknown: {", ".join(wrong)}')
-    data = {'class_names': [str]}
-    if 'num_examples' in fields['data']:
-      data |= {'num_examples': int, 'fingerprint': str, 'eval_fingerprint': str}
-    own = {'config': dict, 'data': data, 'iterator': {'next_index': int}}
-    if wrong := files.misfit(fields, _shape(cls) | own, 'it'):
+    shape = json_shape(cls) | {'config': dict, 'iterator': {'next_index': int}}
+    if wrong := files.misfit(fields, shape, 'it'):
       raise ValueError(wrong)
-    if not fields['data']['class_names']:
+    data = DataRecord(**fields['data'])
+    if not data.class_names:
       raise ValueError('class_names is empty')
     config, saved = config_lib.from_dict(fields['config']), fields['progress']
     kinds = {'plateau': PlateauState, 'stopping': StoppingState, 'best': Best}
     parts = {name: kind(**saved[name]) for name, kind in kinds.items()}
     progress = Progress(**{**saved, **parts})
-    return cls(**{**fields, 'config': config, 'progress': progress})
+    own = {'config': config, 'data': data, 'progress': progress}
+    return cls(**{**fields, **own})
 
 
-def _shape(kind):
+def json_shape(kind: type) -> type | dict | list:
   """Returns the shape of a type's JSON, as `files.misfit` takes it."""
   origin, inner = typing.get_origin(kind), typing.get_args(kind)
   if dataclasses.is_dataclass(kind):
-    return {k: _shape(v) for k, v in typing.get_type_hints(kind).items()}
+    return {k: json_shape(v) for k, v in typing.get_type_hints(kind).items()}
   if origin is dict:
-    return {str: _shape(inner[1])}
+    return {str: json_shape(inner[1])}
   if origin is list:
-    return [_shape(inner[0])]
+    return [json_shape(inner[0])]
   return int | kind if isinstance(0.0, kind) else kind
 
 

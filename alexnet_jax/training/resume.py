@@ -4,7 +4,7 @@ A run goes on exactly as if it had not been interrupted, or it is refused with
 the reason; so is one whose processes differ.
 """
 
-from collections.abc import Mapping
+import dataclasses
 import pathlib
 import socket
 
@@ -28,7 +28,7 @@ from alexnet_jax.training import (
 )
 from alexnet_jax.training.accounting import Clock
 from alexnet_jax.training.checkpoint import Checkpoints, FOLDER
-from alexnet_jax.training.progress import Progress, SavedRun
+from alexnet_jax.training.progress import DataRecord, Progress, SavedRun
 
 # Where the data lies, and how fast it is read, may differ between processes.
 _OWN_KEYS = ('data.path', 'data.num_threads', 'data.prefetch', 'init.workdir')
@@ -64,7 +64,8 @@ class RunContext:
     weighted = build.with_class_weights(config, training)
     self.data_record = build.data_record(config, training, held_out)
     hint = 'Give all processes the same data'
-    _gather_equal(self.processes, self.data_record, hint)
+    own = dataclasses.asdict(self.data_record)
+    _gather_equal(self.processes, own, hint)
     if saved is not None:
       check_data_record(workdir, saved.data, self.data_record)
     self.class_names = list(training.class_names)
@@ -271,10 +272,10 @@ def check_history(workdir: pathlib.Path) -> None:
 
 
 def check_data_record(
-  workdir: pathlib.Path, before: Mapping, now: Mapping
+  workdir: pathlib.Path, before: DataRecord, now: DataRecord
 ) -> None:
   """Raises UserError naming what differs in two of `build.data_record`."""
-  if changes := _changes({key: before.get(key) for key in now}, now):
+  if changes := _changes(*map(dataclasses.asdict, (before, now))):
     raise UserError(
       f'the data of {workdir} has changed since its checkpoint:{changes}'
       '\nPut the data back, or take another --workdir'

@@ -209,21 +209,19 @@ def test_a_source_without_a_readable_image_is_an_error(tmp_path):
       read()
 
 
-def test_the_data_record_tells_data_sets_and_orders_apart(monkeypatch):
-  def record(count=21, seed=0, batch=4):
-    return pipeline.data_record(
-      numbered_source(count), seed=seed, global_batch_size=batch
-    )
-
-  first = record()
-  assert record() == first
-  assert record(seed=1)['order'] != first['order']
-  assert record(count=20)['fingerprint'] != first['fingerprint']
-  assert record(batch=8)['global_batch_size'] == 8
+def test_the_digest_of_the_order_tells_orders_and_draws_apart(monkeypatch):
+  first = order.digest(21, 4, 0)
+  assert order.digest(21, 4, 0) == first
+  others = (
+    order.digest(21, 4, 1),
+    order.digest(20, 4, 0),
+    order.digest(21, 8, 0),
+  )
+  assert len({first, *others}) == 4
   for kind in ('batch', 'resized_crop', 'brightness', 'color'):
     draw = getattr(order, f'{kind}_draws')
     with monkeypatch.context() as patch:  # as of another numpy
       patch.setattr(order, f'{kind}_draws', lambda *a, d=draw: d(*a) * 1.001)
-      assert record()['order'] != first['order']
+      assert order.digest(21, 4, 0) != first
   monkeypatch.setattr(order, 'examples_at', lambda p, n, seed: p[::-1])
-  assert record()['order'] != first['order']
+  assert order.digest(21, 4, 0) != first

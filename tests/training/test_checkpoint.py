@@ -16,7 +16,7 @@ from alexnet_jax import config as config_lib, files
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import checkpoint
 from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.progress import Progress, SavedRun
+from alexnet_jax.training.progress import DataRecord, Progress, SavedRun
 from alexnet_jax.training.schedule import PlateauState
 from alexnet_jax.training.state import saved_tree, state_digest
 from tests.system import commands
@@ -24,7 +24,7 @@ from tests.training.steps import make_state
 
 RUN = SavedRun(
   config=config_lib.make_config(),
-  data={'class_names': list('abcd')},
+  data=DataRecord(list('abcd')),
   progress=Progress(PlateauState(0.1)),
   iterator={'next_index': 3},
 )

@@ -6,7 +6,12 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.training import build, progress as progress_lib
-from alexnet_jax.training.progress import Progress, SavedRun, TrainLog
+from alexnet_jax.training.progress import (
+  DataRecord,
+  Progress,
+  SavedRun,
+  TrainLog,
+)
 from alexnet_jax.training.schedule import PlateauState, StoppingState
 from tests.system import commands
 
@@ -39,7 +44,7 @@ def test_a_resumed_interval_counts_the_steps_before():
   log.add(1, sums(1, []))
   log.add(2, sums(2, []))
   log.flush()
-  data = {'class_names': ['a', 'b']}
+  data = DataRecord(['a', 'b'])
   position = {'next_index': 0}
   saved = SavedRun(config_lib.make_config(), data, progress, position)
   again = SavedRun.from_json(json.loads(json.dumps(saved.to_json()))).progress
@@ -57,7 +62,7 @@ def test_a_resumed_interval_counts_the_steps_before():
 
 
 def test_a_run_that_stopped_early_is_done():
-  config, data = config_lib.make_config(), {'num_examples': 128}
+  config, data = config_lib.make_config(), DataRecord([], num_examples=128)
   config.num_epochs, config.num_steps = 0.0, 9
   for stopped in (False, True):
     stopping = StoppingState(stopped=stopped)

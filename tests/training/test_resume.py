@@ -12,7 +12,7 @@ import pytest
 from alexnet_jax.config import KEYS, make_config
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import distributed, parallel, resume
-from alexnet_jax.training.progress import Progress, SavedRun
+from alexnet_jax.training.progress import DataRecord, Progress, SavedRun
 from alexnet_jax.training.schedule import PlateauState
 
 
@@ -24,7 +24,9 @@ def expected(message):
 
 
 def make_run(config, **fields):
-  return SavedRun(config, {}, Progress(PlateauState(0.1)), {}, **fields)
+  return SavedRun(
+    config, DataRecord([]), Progress(PlateauState(0.1)), {}, **fields
+  )
 
 
 NORM = {'norm': 'batch'}
