@@ -91,10 +91,7 @@ def test_a_table_may_hold_any_name(tmp_path):
 
 
 def test_one_at_a_time_has_the_lock_of_a_folder(tmp_path):
-  with (
-    files.lock(tmp_path, 'busy'),
-    pytest.raises(UserError, match='busy'),
-  ):
+  with files.lock(tmp_path, 'busy'), pytest.raises(UserError, match='busy'):
     files.lock(tmp_path, 'busy')
   files.lock(tmp_path, 'busy').close()
 

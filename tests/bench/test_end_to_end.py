@@ -25,10 +25,7 @@ def test_the_loop_saves_while_it_is_timed(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(end_to_end, 'time', fake)
   monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
   # What a recipe may have that would be in the way.
-  recipe = commands.write_recipe(
-    tmp_path,
-    eval_every_steps=2,
-  )
+  recipe = commands.write_recipe(tmp_path, eval_every_steps=2)
   line = f'end_to_end --json --config {recipe} --steps 4 --rounds 1'
   assert main([*line.split(), '--save_every', '2']) == 0
   out, err = capsys.readouterr()

@@ -52,10 +52,7 @@ def test_a_worker_runs_in_its_environment(start):
 
 def test_errors_come_back_and_the_worker_goes_on(start, capsys):
   with start('first') as worker:
-    for kind, error in (
-      ('user', UserError),
-      ('bug', harness.WorkerError),
-    ):
+    for kind, error in (('user', UserError), ('bug', harness.WorkerError)):
       with pytest.raises(error, match='what is wrong'):
         worker.ask('fail', kind=kind)
       assert ('Traceback' in capsys.readouterr().err) == (kind == 'bug')

@@ -189,11 +189,7 @@ def test_groups_are_all_combinations(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('network', 'dtype'),
-  [
-    ('alexnet', 'bfloat16'),
-    ('marvin', 'float32'),
-  ],
+  ('network', 'dtype'), [('alexnet', 'bfloat16'), ('marvin', 'float32')]
 )
 def test_the_peers_compute_the_same(network, dtype):
   """Those that are installed; not torch.compile, which takes minutes."""

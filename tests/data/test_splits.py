@@ -8,11 +8,7 @@ import pytest
 from sklearn.model_selection import StratifiedKFold
 
 from alexnet_jax import validation
-from alexnet_jax.data import (
-  pixel_statistics,
-  sources,
-  splits,
-)
+from alexnet_jax.data import pixel_statistics, sources, splits
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build

@@ -49,11 +49,7 @@ def refused(folder, message):
 
 
 @pytest.mark.parametrize(
-  'split',
-  [
-    'train[33.4%:66.6%]',
-    'validation[1:]+train[:2] + train[-1shard:]',
-  ],
+  'split', ['train[33.4%:66.6%]', 'validation[1:]+train[:2] + train[-1shard:]']
 )
 def test_splits_are_those_of_tfds(made_set, split):
   import tensorflow_datasets as tfds
@@ -69,14 +65,7 @@ def test_splits_are_those_of_tfds(made_set, split):
   assert list(source.class_names) == builder.info.features['label'].names
 
 
-@pytest.mark.parametrize(
-  'split',
-  [
-    'trian',
-    'train[:99]',
-    'train[5:4]',
-  ],
-)
+@pytest.mark.parametrize('split', ['trian', 'train[:99]', 'train[5:4]'])
 def test_splits_that_there_are_not(made_set, split):
   with pytest.raises(UserError, match=r'cannot give|is empty'):
     open_split(made_set, split)

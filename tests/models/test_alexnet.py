@@ -223,10 +223,7 @@ def test_refuses_fields_that_do_not_fit(fields, message):
     init(AlexNet(**{**SMALL, **fields}))
 
 
-@pytest.mark.parametrize(
-  'order',
-  ['norm-pool-relu', 'relu-norm-spatial-pool'],
-)
+@pytest.mark.parametrize('order', ['norm-pool-relu', 'relu-norm-spatial-pool'])
 def test_block_orders_are_followed(order):
   """Each order against its operations one by one, on a single convolution."""
   fields = {k: v[:1] if isinstance(v, tuple) else v for k, v in SMALL.items()}
