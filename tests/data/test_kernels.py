@@ -6,7 +6,6 @@ import sys
 
 from hypothesis import example, given, settings, strategies as st
 import numpy as np
-import pytest
 
 from alexnet_jax.data import kernels
 from tests.data.pictures import noise
@@ -49,23 +48,6 @@ def test_resample_is_the_weighted_sum_of_its_definition(h, w, rows, columns):
     'rh,hwc,kw->rkc', loop_weights(h, rows), image, loop_weights(w, columns)
   )
   assert np.abs(resample(image, rows, columns) - expected).max() <= 0.501
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-def test_copy_windows_cuts_what_slices_cut(channels):
-  squares = [noise(seed, 20, 20, channels) for seed in range(9)]
-  rng = np.random.default_rng(1)
-  tops, lefts = rng.integers(0, 20 - 13 + 1, (2, 9))
-  tops[0] = lefts[0] = 7  # the last corner
-  out = np.zeros((9, 13, 13, channels), np.uint8)
-  addresses = np.array(
-    [square.__array_interface__['data'][0] for square in squares], np.uint64
-  )
-  kernels.copy_windows(addresses, 20, tops, lefts, out)
-  for square, top, left, window in zip(squares, tops, lefts, out, strict=True):
-    np.testing.assert_array_equal(
-      window, square[top : top + 13, left : left + 13]
-    )
 
 
 def test_color_sums():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from alexnet_jax import validation
+from alexnet_jax import config as config_lib
 from alexnet_jax.data import pixel_statistics, sources, splits
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
@@ -21,7 +21,6 @@ from tests.data.pictures import (
   write,
   write_set,
 )
-from tests.system import commands
 
 FOLDS = 5
 SIZE = 64
@@ -293,22 +292,12 @@ def test_a_fold_of_a_raw_set_takes_the_fast_path(layouts, monkeypatch):
 
 def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
   """Not that of the whole raw set, which its manifest has."""
-  path = layouts['raw']['path']
-  recipe = commands.write_recipe(
-    tmp_path,
-    data__source='raw',
-    data__path=path,
-    data__resize_size=SIZE,
-    data__crop_size=SIZE,
-    data__folds=3,
-    data__fold=1,
-  )
-  config = validation.load_config([f'--config={recipe}'])
+  config = config_lib.make_config()
+  config.data.update(layouts['raw'], folds=3, fold=1, mean='channel')
+  config.data.update(resize_size=SIZE, crop_size=SIZE)
   loader = build.make_loader(config, 'train')
   mean = build.find_pixel_statistics(config, loader, tmp_path).mean
-  squares = [
-    loader.source.read(i)[0] for i in range(loader.source.num_examples)
-  ]
+  squares = [pixels for pixels, _ in contents(loader.source)]
   np.testing.assert_allclose(mean, np.mean(squares, (0, 1, 2)), rtol=1e-6)
   whole = loader.source.source.rgb_mean
   assert np.abs(mean - whole).max() > 0.5
@@ -317,15 +306,10 @@ def test_the_mean_is_that_of_the_fold(layouts, tmp_path):
   )
 
 
-def test_the_config_opens_the_training_split_of_tfds(layouts, tmp_path):
-  recipe = commands.write_recipe(
-    tmp_path,
-    data__source='tfds',
-    data__path=layouts['tfds']['path'],
-    data__tfds_name='my_folder',
-    data__folds=3,
-  )
-  config = validation.load_config([f'--config={recipe}'])
+def test_the_config_opens_the_training_split_of_tfds(sets):
+  config, options = config_lib.make_config(), dict(sets['tfds'])
+  config.data.update(tfds_train_split=options.pop('tfds_split'), folds=3)
+  config.data.update(options)
   for split in sources.SPLITS:
     source = build.make_source(config, split)
     assert source.source.name == 'my_folder train'

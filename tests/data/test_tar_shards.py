@@ -12,22 +12,13 @@ from alexnet_jax.errors import UserError
 from tests.data.pictures import contents, image_file, Runs, tar_of, write
 
 
-def make_samples(count, first=0, classes=3):
-  """[(key, image, label)]; the keys have folders, as ImageNet's often do."""
-  return [
-    (f'n{i % classes:02d}/img_{i:05d}', image_file(i), i % classes)
-    for i in range(first, first + count)
-  ]
-
-
-def write_shards(pattern, samples, per_shard=4):
-  """Writes shards as WebDataset's own writer does."""
-  pattern.parent.mkdir(parents=True, exist_ok=True)
-  with webdataset.ShardWriter(
-    str(pattern), maxcount=per_shard, verbose=0
-  ) as writer:
-    for key, image, label in samples:
-      writer.write({'__key__': key, 'png': image, 'cls': label})
+def write_shards(root, first=0):
+  """20 samples by WebDataset's own writer; keys have folders, as ImageNet's."""
+  pattern = str(root / 'train-%06d.tar')
+  with webdataset.ShardWriter(pattern, maxcount=4, verbose=0) as writer:
+    for i in range(first, first + 20):
+      key = f'n{i % 3:02d}/img_{i:05d}'
+      writer.write({'__key__': key, 'png': image_file(i), 'cls': i % 3})
 
 
 def write_tar(path, files, **options):
@@ -120,7 +111,7 @@ def kept(tmp_path, monkeypatch):
   """20 samples in shards, whose index is kept, and how often they were read."""
   monkeypatch.setattr(tar_shards, '_LARGE', 1)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  write_shards(tmp_path / 'train-%06d.tar', make_samples(20))
+  write_shards(tmp_path)
   calls = []
   index = tar_shards._index_shards
 
@@ -150,7 +141,7 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, kept):
   os.utime(shard, ns=(1, 1))  # the time alone: another index, the same data
   assert reopen(tmp_path).fingerprint == first.fingerprint
   assert len(kept) == 2
-  write_shards(tmp_path / 'train-%06d.tar', make_samples(20, first=50))
+  write_shards(tmp_path, first=50)
   assert reopen(tmp_path).fingerprint != first.fingerprint
   assert len(kept) == 3
 

@@ -159,12 +159,10 @@ def test_descriptions_of_other_sets(made_set, part, changed, message):
       value = value['featuresDict']['features'][part]
     value.update(changed)
 
-  change(made_set / ('features.json' if part else 'dataset_info.json'), update)
+  path = made_set / ('features.json' if part else 'dataset_info.json')
+  change(path, update)
   refused(made_set, message)
-
-
-def test_descriptions_that_are_none(made_set):
-  (made_set / 'features.json').write_text('[' * 100_000)
+  path.write_text('[' * 100_000)
   refused(made_set, 'cannot read')
 
 

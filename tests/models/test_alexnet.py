@@ -111,13 +111,6 @@ def test_the_platform_chooses_the_implementation():
   assert resolve_implementation('reference', 'cpu') == 'reference'
 
 
-def test_biases_start_at_one_where_the_papers_do():
-  params = jax.jit(AlexNet(**SMALL).init)(jax.random.key(0), images())['params']
-  for layer, leaves in params.items():
-    start = float(layer in ('conv2', 'dense1', 'dense2'))
-    assert (leaves['bias'] == start).all(), layer
-
-
 def test_dropout_acts_in_training_only_and_needs_keys():
   model = AlexNet(**SMALL)
   variables, x = init(model), images()
