@@ -27,10 +27,10 @@ def convolve(x, kernel, bias, stride=1, padding=(0, 0), groups=1):
 
 def lrn_factors(x, size, k, alpha, beta):
   """Factors by which a local response normalization multiplies its input."""
-  around, count = size // 2, x.shape[2]
+  around, count = size // 2, x.shape[-1]
   near = [x[..., max(0, c - around) : c + around + 1] for c in range(count)]
-  sums = [(channels**2).sum(2) for channels in near]
-  return (k + alpha * np.stack(sums, 2)) ** -beta
+  sums = [(channels**2).sum(-1) for channels in near]
+  return (k + alpha * np.stack(sums, -1)) ** -beta
 
 
 def pool(x, size=3, stride=2):

@@ -330,13 +330,6 @@ def test_paths_of_the_config_are_those_of_this_machine(monkeypatch):
 
 
 def test_json_is_lossless():
-  config = load('quickstart', '--config.optimizer.momentum=0.25')
-  config.schedule.drop_epochs = (1.5, 2.0)
-  again = config_lib.from_dict(json.loads(json.dumps(config.to_dict())))
-  assert config_lib.flatten(again) == config_lib.flatten(config)
-
-
-def test_arguments_of_optax_are_kept_as_they_are():
   text = "{'mu_dtype': 'bfloat16', 'b1': 0.95, 'betas': [1, None]}"
   config = load(
     *('quickstart', '--config.optimizer.name=optax.lion'),
@@ -344,8 +337,9 @@ def test_arguments_of_optax_are_kept_as_they_are():
   )
   expected = (('b1', 0.95), ('betas', (1, None)), ('mu_dtype', 'bfloat16'))
   assert config.optimizer.arguments == expected
+  config.schedule.drop_epochs = (1.5, 2.0)
   again = config_lib.from_dict(json.loads(json.dumps(config.to_dict())))
-  assert not config_lib.training_changes(again, config)
+  assert config_lib.flatten(again) == config_lib.flatten(config)
   again.optimizer.arguments = (('b1', 0.9),)
   (change,) = config_lib.training_changes(again, config)
   assert change.startswith("config.optimizer.arguments: (('b1', 0.9),) -> ")

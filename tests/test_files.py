@@ -1,4 +1,3 @@
-import csv
 import errno
 import os
 import subprocess
@@ -8,6 +7,7 @@ import pytest
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
+from tests.evaluation.conftest import read_csv
 
 
 def names(folder):
@@ -83,9 +83,9 @@ def test_dev_stdout_is_written_itself_to_a_plain_file_too(tmp_path):
 def test_a_table_may_hold_any_name(tmp_path):
   rows = [['name', 'n'], ['a,"b"\nc', 1], ['bad \udcff', None]]
   files.write_csv(tmp_path / 'a.csv', rows)
-  with (tmp_path / 'a.csv').open(newline='', encoding='utf-8') as file:
-    read = list(csv.reader(file))
-  assert read == [['name', 'n'], ['a,"b"\nc', '1'], ['bad \\udcff', '']]
+  assert read_csv(tmp_path / 'a.csv') == [
+    *(['name', 'n'], ['a,"b"\nc', '1'], ['bad \\udcff', ''])
+  ]
   files.write_csv(tmp_path / 'b.csv', rows, errors='surrogateescape')
   assert b'bad \xff,' in (tmp_path / 'b.csv').read_bytes()
 

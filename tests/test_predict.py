@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 import pathlib
@@ -15,19 +14,12 @@ from alexnet_jax import predict
 from alexnet_jax.data import images
 from alexnet_jax.evaluation import loading
 from alexnet_jax.training import measure
+from tests.data.pictures import encode, noise, write
+from tests.evaluation.conftest import read_csv
 from tests.system import commands
 
 PREDICT = [sys.executable, '-m', 'alexnet_jax.predict']
 CLASSES = ('blue', 'gray', 'green', 'red')
-COLORS = ((40, 60, 200), (128, 128, 128), (60, 180, 60), (220, 50, 40))
-
-
-def picture(number, size=(30, 40)):
-  """A noisy picture with a dark corner, so that its turns differ."""
-  rng = np.random.default_rng(number)
-  pixels = rng.normal(COLORS[number % 4], 30, (*size, 3))
-  pixels[: size[0] // 2, : size[1] // 2] *= 0.4
-  return PIL.Image.fromarray(np.uint8(pixels.clip(0, 255)))
 
 
 @pytest.fixture(scope='module')
@@ -40,9 +32,8 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp('there')
   for number in range(36):
     split = 'val' if number % 3 == 0 else 'train'
-    path = folder / 'data' / split / CLASSES[number % 4] / f'{number}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture(number).save(path)
+    name = f'data/{split}/{CLASSES[number % 4]}/{number}.png'
+    write(folder, {name: encode(noise(number, 30, 40), 'PNG')})
   recipe = commands.write_recipe(
     folder,
     data__source='folder',
@@ -56,10 +47,9 @@ def trained(tmp_path_factory):
   commands.train_here(recipe, folder / 'run')
   table = folder / 'examples.csv'
   alexnet_jax.open_run(folder / 'run').evaluate(per_example=str(table))
-  with table.open(newline='') as file:
-    _, *rows = csv.reader(file)
+  _, *rows = read_csv(table)
   paths = [
-    pathlib.Path(row[0]).relative_to(folder / 'data' / 'val') for row in rows
+    pathlib.Path(row[0]).relative_to(folder / 'data/val') for row in rows
   ]
   here = tmp_path_factory.mktemp('here')
   shutil.copytree(folder / 'run', here / 'run')
@@ -134,8 +124,7 @@ def test_unreadable_files_are_named_and_the_others_predicted(
     {'file': str(empty), 'reason': 'the file is empty'},
     {'file': str(pipe), 'reason': 'it is no plain file'},
   ]
-  with table.open(newline='') as file:
-    header, *rows = csv.reader(file)
+  header, *rows = read_csv(table)
   ranked = ('class_1', 'probability_1', 'class_2', 'probability_2')
   assert header == ['file', *ranked]
   assert [row[0] for row in rows] == [

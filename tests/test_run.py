@@ -2,7 +2,6 @@
 
 from collections import abc
 import inspect
-import io
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import alexnet_jax
 from alexnet_jax import data
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import state as state_lib
+from tests.data.pictures import encode, noise
 from tests.system import commands
 
 
@@ -76,13 +76,11 @@ def approx(answer):
 
 def test_images_of_all_kinds_are_predicted_alike(trained, tmp_path):
   run = alexnet_jax.open_run(trained[1], top=2)
-  pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-  image = PIL.Image.fromarray(pixels)
-  image.save(buffer := io.BytesIO(), 'PNG')
-  path = tmp_path / 'a.png'
-  path.write_bytes(buffer.getvalue())
+  pixels, path = noise(0), tmp_path / 'a.png'
+  image, content = PIL.Image.fromarray(pixels), encode(pixels, 'PNG')
+  path.write_bytes(content)
   gray = np.array(image.convert('L'))
-  same = path, str(path), buffer.getvalue(), image, pixels
+  same = path, str(path), content, image, pixels
   answers = run.predict([*same, gray, image.convert('L')])
   assert [len(answer) for answer in answers] == [2] * 7
   # The place in the batch may change the last bits.

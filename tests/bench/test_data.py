@@ -4,11 +4,11 @@ import json
 import sys
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from alexnet_jax.bench import data, data_peers
 from alexnet_jax.bench.__main__ import main
+from tests.evaluation.conftest import write_splits
 from tests.system import commands
 
 SMALL = '--batch_size 16 --batches 1 --images 40 --threads 2 --json'
@@ -41,13 +41,7 @@ def test_peers_are_measured_or_named_with_a_reason(tmp_path):
   # As if they were not installed, wherever the test runs.
   for library in ('tensorflow', 'torch', 'spdl'):
     (tmp_path / f'{library}.py').write_text('raise ImportError("not here")\n')
-  photographs = tmp_path / 'photographs'
-  for label in ('a', 'b'):
-    (photographs / label).mkdir(parents=True)
-    for number in range(3):
-      pixels = np.random.default_rng(number).integers(0, 256, (60, 90, 3))
-      path = photographs / label / f'{number}.png'
-      PIL.Image.fromarray(pixels.astype(np.uint8)).save(path)
+  photographs = write_splits(tmp_path / 'photographs', 6, 6) / 'train'
   arguments = f'--layouts=folder-320-to-256 --path {photographs} --rounds 3'
   result, err = run(arguments, env={'PYTHONPATH': str(tmp_path)})
   failed = [e['candidate'] for e in result['failed']]

@@ -14,9 +14,8 @@ from alexnet_jax.data import (
   make_source,
   train_batches,
 )
-from alexnet_jax.data.loader import Loader
 from alexnet_jax.errors import UserError
-from tests.data.batches import assert_same, train_iter
+from tests.data.batches import assert_same
 
 OPTIONS = BatchOptions(24, crop_size=16, resize_size=18, seed=3)
 
@@ -32,19 +31,11 @@ def prepared(batch):
   return rows, batch['label']
 
 
-def test_mirrored_crops_are_those_of_training(source):
+def test_endless_batches_begin_as_a_number_of_them(source):
   batches = list(train_batches(source, OPTIONS, 3))
+  assert batches[0].keys() == {'image', 'label'}
   endless = train_batches(source, OPTIONS)
   assert_same(list(itertools.islice(endless, 3)), batches)
-  for own, batch in zip(
-    train_iter(Loader(source, 18), 3, 24, 16, seed=3), batches, strict=True
-  ):
-    for image, flip, other in zip(
-      own['image'], own['flip'], batch['image'], strict=True
-    ):
-      np.testing.assert_array_equal(image[:, ::-1] if flip else image, other)
-    np.testing.assert_array_equal(own['label'], batch['label'])
-    assert set(batch) == {'image', 'label'}
 
 
 def test_processes_share_each_batch(source):

@@ -1,7 +1,6 @@
 """prepare check, on data that each test makes and damages."""
 
 import json
-import pathlib
 import shutil
 from unittest import mock
 
@@ -18,8 +17,6 @@ from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import build
 from tests.data.pictures import encode, noise, tar_of, write
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def jpeg(seed):
@@ -264,7 +261,7 @@ def trains(path, source, *overrides):
   """Whether training starts on a set, and takes every example."""
   config = validation.load_config(
     [
-      f'--config={ROOT}/configs/folder.py',
+      '--config=folder',
       f'--config.data.source={source}',
       f'--config.data.path={path}',
       '--config.global_batch_size=2',

@@ -79,10 +79,9 @@ def test_files_that_are_not_there(tree, caplog):
 
 def test_files_that_change_or_go_under_a_run(tmp_path):
   source, _ = both(make_classes(tmp_path, cat=5, dog=5))
-  for size in (1, int(source.sizes[1]) + 1):
-    (tmp_path / source.paths[1]).write_bytes(bytes(size))
-    with pytest.raises(UserError, match='has changed'):
-      source.read(1)
+  (tmp_path / source.paths[1]).write_bytes(b'?')
+  with pytest.raises(UserError, match='has changed'):
+    source.read(1)
   assert both(tmp_path)[0].fingerprint != source.fingerprint
   (tmp_path / source.paths[0]).unlink()
   with pytest.raises(UnreadableImageError, match='No such file'):

@@ -49,23 +49,17 @@ def picture(mode='RGB', height=90, width=131):
 def make_files():
   """Returns {format: file}."""
   image, gray = picture(), picture('L')
-  jpeg = {
-    'baseline': (image, {}),
-    'restart markers': (image, {'restart_marker_blocks': 5}),
-    'restart rows': (picture(height=160), {'restart_marker_rows': 1}),
-    'progressive': (image, {'progressive': True}),
-    'without conversion': (image, {'keep_rgb': True}),
-    'gray': (gray, {}),
-    'CMYK': (picture('CMYK'), {}),
-    'CMYK progressive': (picture('CMYK'), {'progressive': True}),
-    'EXIF': (image, {'exif': exif(6)}),
-  }
-  files = {
-    f'JPEG {name}': encode(made, 'JPEG', quality=90, **options)
-    for name, (made, options) in jpeg.items()
-  }
   sixteen = PIL.Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
-  others = {
+  files = {
+    'JPEG baseline': (image, {}),
+    'JPEG restart markers': (image, {'restart_marker_blocks': 5}),
+    'JPEG restart rows': (picture(height=160), {'restart_marker_rows': 1}),
+    'JPEG progressive': (image, {'progressive': True}),
+    'JPEG without conversion': (image, {'keep_rgb': True}),
+    'JPEG gray': (gray, {}),
+    'JPEG CMYK': (picture('CMYK'), {}),
+    'JPEG CMYK progressive': (picture('CMYK'), {'progressive': True}),
+    'JPEG EXIF': (image, {'exif': exif(6)}),
     'PNG': (image, {}),
     'PNG 16 bits': (sixteen, {}),
     'PNG EXIF': (image, {'exif': exif(8)}),
@@ -76,9 +70,9 @@ def make_files():
     'TIFF JPEG': (image, {'compression': 'jpeg'}),
     'BMP': (image, {}),
   }
-  return files | {
-    name: encode(made, name.split()[0], **options)
-    for name, (made, options) in others.items()
+  return {
+    name: encode(made, name.split()[0], quality=90, **options)
+    for name, (made, options) in files.items()
   }
 
 

@@ -3,8 +3,6 @@
 import gzip
 import importlib.resources
 import io
-import pathlib
-import subprocess
 import sys
 import tarfile
 
@@ -23,8 +21,8 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.prepare.check import check
 from alexnet_jax.errors import UserError
 from tests.data.pictures import contents, encode, noise, tar_of, write
+from tests.system import commands
 
-ROOT = pathlib.Path(__file__).parents[2]
 LISTS = importlib.resources.files('tensorflow_datasets.datasets.imagenet2012')
 SYNSETS = (LISTS / 'labels.txt').read_text().split()
 VAL_SYNSETS = (LISTS / 'validation_labels.txt').read_text().split()
@@ -112,7 +110,7 @@ def test_neither_tensorflow_nor_tfds_is_imported(part):
   script = 'import sys; from alexnet_jax.data import make_source as open_split'
   script += f'; open_split("imagenet", "validation", path="{part}").read(0)'
   script += '; assert not {"tensorflow_datasets", "jax"} & set(sys.modules)'
-  subprocess.run([sys.executable, '-c', script], cwd=ROOT, check=True)
+  assert commands.run(sys.executable, '-c', script)[0] == 0
 
 
 ONE = tar_of([('a.JPEG', b'a')])

@@ -1,7 +1,4 @@
 import contextlib
-import os
-import pathlib
-import subprocess
 import sys
 
 from hypothesis import example, given, settings, strategies as st
@@ -9,8 +6,7 @@ import numpy as np
 
 from alexnet_jax.data import kernels
 from tests.data.pictures import noise
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.system import commands
 
 
 def resample(image, rows, columns):
@@ -63,9 +59,8 @@ def test_a_cache_that_is_full_or_damaged_is_done_without(small_disk):
   script = 'from tests.data import test_kernels as t; t.test_color_sums()'
 
   def run():
-    environ = os.environ | {'NUMBA_CACHE_DIR': str(small_disk / 'cache')}
-    command = [sys.executable, '-c', script]
-    subprocess.run(command, cwd=ROOT, env=environ, check=True)
+    environ = {'NUMBA_CACHE_DIR': str(small_disk / 'cache')}
+    assert commands.run(sys.executable, '-c', script, env=environ)[0] == 0
 
   run()
   kept = list(small_disk.rglob('*.nb?'))

@@ -22,10 +22,10 @@ def test_every_epoch_is_a_permutation_without_gaps():
   for epoch in epochs:
     assert sorted(epoch) == list(range(10))
   assert len({tuple(epoch) for epoch in epochs}) == 4
+  assert (indices != sequence(seed=4, num_examples=10, batch=4, steps=10)).any()
 
 
-def test_seeds_and_epochs_differ():
-  assert (sequence(0, 50, 50, 1) != sequence(1, 50, 50, 1)).any()
+def test_draws_of_seeds_and_steps_differ():
   draws = order.batch_draws(0, 8, 0)
   assert (draws != order.batch_draws(1, 8, 0)).any()
   assert (draws != order.batch_draws(0, 8, 1)).any()

@@ -219,28 +219,13 @@ def test_one_accent_in_two_spellings_is_one_class(tmp_path):
 def test_damaged_files_are_named(tmp_path):
   path = write(tmp_path / 'train.parquet', make_rows(6))
   whole = path.read_bytes()
+  path.write_bytes(whole[:4] + bytes(200) + whole[204:])
+  with pytest.raises(UserError, match=r'cannot read row group 0 of .*parquet'):
+    open_split(tmp_path, val_fraction=0.0).read(0)
   for size in (0, 100, len(whole) - 1):
     path.write_bytes(whole[:size])
     with pytest.raises(UserError, match=r'train\.parquet is truncated'):
       open_split(tmp_path)
-
-
-def test_files_that_change_during_a_run_are_named(tmp_path):
-  path = write(tmp_path / 'train.parquet', make_rows(6))
-  write(tmp_path / 'val.parquet', make_rows(6))
-  first, second, third = (open_split(tmp_path) for _ in range(3))
-  content = path.read_bytes()
-  path.write_bytes(content[:4] + bytes(200) + content[204:])
-  with pytest.raises(UserError, match=r'cannot read row group 0 of .*parquet'):
-    first.read(0)
-  path.write_bytes(content + b'x')
-  with pytest.raises(UserError, match='has changed'):
-    second.read(0)
-  path.unlink()
-  with pytest.raises(UserError, match='cannot read row group'):
-    third.read(0)
-  path.write_bytes(content)
-  assert third.read(0) == make_rows(1)[0]  # an error leaves nothing behind
 
 
 def test_without_pyarrow_the_command_is_named(tmp_path, monkeypatch):

@@ -87,6 +87,10 @@ def test_missing_files_are_named(tmp_path, source):
     sources.make_source(source, 'train', path=str(tmp_path))
 
 
+def copy_tar(layouts, path):
+  shutil.copy(pathlib.Path(layouts['tar']['path'], 'all-0.tar'), path)
+
+
 @pytest.mark.parametrize(
   ('files', 'message'),
   [
@@ -102,29 +106,45 @@ def test_missing_files_are_named(tmp_path, source):
 def test_shards_that_count_themselves_are_all_there(
   layouts, tmp_path, files, message
 ):
-  kind = 'tar'
-  whole = next(pathlib.Path(layouts[kind]['path']).glob(f'*.{kind}'))
   for name in files.split():
-    shutil.copy(
-      whole, tmp_path / f'train-{name}{"" if "b" in name else "-a1"}.{kind}'
-    )
+    end = '' if 'b' in name else '-a1'
+    copy_tar(layouts, tmp_path / f'train-{name}{end}.tar')
   with (
     pytest.raises(UserError, match=message)
     if message
     else contextlib.nullcontext()
   ):
-    sources.make_source(kind, 'train', path=str(tmp_path))
+    sources.make_source('tar', 'train', path=str(tmp_path))
 
 
 def test_a_file_is_in_one_split(layouts, tmp_path):
-  kind = 'tar'
-  whole = next(pathlib.Path(layouts[kind]['path']).glob(f'*.{kind}'))
-  shutil.copy(whole, tmp_path / f'train.{kind}')
-  (tmp_path / f'val.{kind}').symlink_to(f'train.{kind}')
-  with pytest.raises(
-    UserError, match=rf'train\.{kind} and val\.{kind} are one'
-  ):
-    sources.make_source(kind, 'train', path=str(tmp_path))
+  copy_tar(layouts, tmp_path / 'train.tar')
+  (tmp_path / 'val.tar').symlink_to('train.tar')
+  with pytest.raises(UserError, match=r'train\.tar and val\.tar are one'):
+    sources.make_source('tar', 'train', path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name'),
+  [
+    ('folder', 'ant/00.jpg'),
+    ('tar', 'all-0.tar'),
+    ('parquet', 'all-0.parquet'),
+  ],
+)
+def test_files_that_change_or_go_under_a_run_are_named(tmp_path, kind, name):
+  root = write_set(tmp_path / 'set', kind, 'all', photographs())
+  source = sources.make_source(kind, 'train', path=str(root), val_fraction=0.0)
+  path = root / name
+  whole = path.read_bytes()
+  path.write_bytes(whole + bytes(512))
+  with pytest.raises(UserError, match=f'{path} has changed'):
+    source.read(0)
+  path.unlink()
+  with pytest.raises(UserError, match='No such file'):
+    source.read(0)
+  path.write_bytes(whole)
+  assert source.read(0) == photographs()[0]  # an error leaves nothing behind
 
 
 KEYS = {

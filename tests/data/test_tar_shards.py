@@ -262,15 +262,3 @@ def test_compressed_shards_are_refused(tmp_path, ending):
   packed.rename(tmp_path / f'val-0.{ending}')
   with pytest.raises(UserError, match=rf'val-0\.{ending} is compressed; unc'):
     open_split(tmp_path)
-
-
-def test_shards_that_change_during_a_run_are_named(tmp_path):
-  path = write_tar(tmp_path / 'train.tar', two_classes())
-  source = open_split(tmp_path)
-  with path.open('ab') as file:
-    file.write(bytes(512))
-  with pytest.raises(UserError, match='has changed'):
-    source.read(0)
-  path.unlink()
-  with pytest.raises(UserError, match=r'cannot read .*No such file'):
-    source.read(0)

@@ -1,18 +1,15 @@
 """The manifest is valid, and its parts fit each other and the command."""
 
-import pathlib
-
 import kubernetes_validate
 import pytest
 import yaml
 
 from alexnet_jax import errors, main, validation
 from alexnet_jax.training import distributed
+from tests.system import commands
 
-ROOT = pathlib.Path(__file__).parents[2]
-PARTS = list(
-  yaml.safe_load_all((ROOT / 'launch' / 'kubernetes.yaml').read_text())
-)
+MANIFEST = commands.ROOT / 'launch' / 'kubernetes.yaml'
+PARTS = list(yaml.safe_load_all(MANIFEST.read_text()))
 
 
 def part(kind, name='alexnet'):
@@ -65,7 +62,7 @@ def test_the_command_understands_its_environment():
 def test_the_command_understands_its_arguments(arguments):
   options, overrides = arguments
   config = validation.load_config(
-    [f'--config={ROOT / options.config}', *overrides]
+    [f'--config={commands.ROOT / options.config}', *overrides]
   )
   gpus = CONTAINER['resources']['limits']['nvidia.com/gpu'] * JOB['completions']
   assert config.global_batch_size == 128 * gpus

@@ -117,11 +117,8 @@ def test_standard_output_is_that_of_process_0():
     'os.write(2, b"\\xfe message of %d\\n" % index)',
   )
   assert (code, out) == (0, '\xff of 0\n')
-  lines = {f'\xfe message of {i}' for i in range(3)} | {
-    '\xff of 1',
-    '\xff of 2',
-  }
-  assert {*err.splitlines()} == lines
+  lines = {f'\xfe message of {i}' for i in range(3)}
+  assert {*err.splitlines()} == lines | {'\xff of 1', '\xff of 2'}
 
 
 def test_each_process_has_its_index_and_the_arguments(folder):
