@@ -1,5 +1,6 @@
 """prepare check, on data that each test makes and damages."""
 
+import itertools
 import json
 import shutil
 from unittest import mock
@@ -41,13 +42,10 @@ def one(name):
 
 
 def clean_files():
-  names = [
-    f'{split}/{name}/{i}.jpg'
-    for split in ('train', 'val')
-    for name in ('cat', 'dog')
-    for i in range(2)
-  ]
-  return {name: jpeg(seed) for seed, name in enumerate(names)}
+  names = itertools.product(
+    ('train', 'val'), ('cat', 'dog'), ('0.jpg', '1.jpg')
+  )
+  return {'/'.join(name): jpeg(seed) for seed, name in enumerate(names)}
 
 
 def test_every_oddity_is_found_once_with_its_name(tmp_path):

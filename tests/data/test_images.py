@@ -15,17 +15,7 @@ def test_center_square_of_the_right_size_only_cuts():
 
 
 SIDES = st.integers(1, 2000)
-MODES = st.sampled_from(['RGB', 'L', 'CMYK', 'P', 'RGBA', 'LA', '1', 'I;16'])
-
-
-def encoded_image(height, width, mode):
-  """A file of some mode and size, whose pixels tell rows and columns apart."""
-  if mode == 'I;16':
-    values = np.add.outer(np.arange(height), np.arange(width)) * 16 % 65536
-    return encode(values.astype(np.uint16), 'PNG')
-  image = PIL.Image.fromarray(photo(height, width)).convert(mode)
-  form = 'JPEG' if mode in ('RGB', 'L', 'CMYK') else 'PNG'
-  return encode(image, form)
+MODES = st.sampled_from(['RGB', 'L', 'CMYK'])
 
 
 @settings(max_examples=25, deadline=None)
@@ -36,8 +26,8 @@ def encoded_image(height, width, mode):
 def test_any_image_becomes_a_square_and_crops_of_it(
   height, width, mode, scaled
 ):
-  encoded = encoded_image(height, width, mode)
-  pixels = decoding.decode(encoded, 256 if scaled else 0)
+  image = PIL.Image.fromarray(photo(height, width)).convert(mode)
+  pixels = decoding.decode(encode(image), 256 if scaled else 0)
   assert pixels.dtype == np.uint8
   assert pixels.shape[2] == 3
   if not scaled:

@@ -64,17 +64,14 @@ def test_odd_values_are_named(name):
       r'norm_layers is \(1, 6\); layers count from 1 to 5',
     ),
     ({'channels': ()}, r'channels is \(\); it takes a list of one or more'),
+    (
+      {'block_order': ('relu-norm-pool', *('',) * 4), 'norm': 'none'},
+      r"norm is 'none', but block_order is \('relu-norm-pool",
+    ),
   ],
 )
 def test_messages(changes, message):
   assert re.match(message, problem(**changes))
-
-
-def test_a_norm_that_is_named_and_switched_off_is_refused():
-  order = ('relu-norm-pool', *('',) * 4)
-  assert problem(block_order=order, norm_layers=(1,)) == ''
-  found = problem(block_order=order, norm_layers=(1,), norm='none')
-  assert found.startswith("norm is 'none', but block_order is ('relu-norm-pool")
 
 
 def test_a_config_has_the_fields_and_their_messages():
