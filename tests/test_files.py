@@ -90,12 +90,6 @@ def test_a_table_may_hold_any_name(tmp_path):
   assert b'bad \xff,' in (tmp_path / 'b.csv').read_bytes()
 
 
-def test_one_at_a_time_has_the_lock_of_a_folder(tmp_path):
-  with files.lock(tmp_path, 'busy'), pytest.raises(UserError, match='busy'):
-    files.lock(tmp_path, 'busy')
-  files.lock(tmp_path, 'busy').close()
-
-
 def test_without_locks_it_is_said(tmp_path, monkeypatch, caplog):
   """As Lustre is without `-o flock`, and NFS without its daemon."""
 

@@ -9,12 +9,6 @@ from alexnet_jax.bench.__main__ import main
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.costs import gpu_peak, GPUS
 from alexnet_jax.training import build, parallel
-from tests.system import commands
-
-
-@pytest.fixture(autouse=True)
-def in_the_repository(monkeypatch):
-  monkeypatch.chdir(commands.ROOT)
 
 
 @pytest.mark.parametrize('name', plan.DESCRIBED)
