@@ -1,5 +1,6 @@
 """bench step: groups, rounds, agreement and what the peers refuse."""
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -48,7 +49,7 @@ def test_losses_have_to_agree():
   assert 'from 2.00000 to 1.99700' in step.difference(flat, flat, 'float32')
 
 
-class FakeWorker:
+class FakeWorker(contextlib.AbstractContextManager):
   """Answers at once, 4 images a second; torch compile has no compiler."""
 
   def __init__(self, module, name, environment):
@@ -71,9 +72,6 @@ class FakeWorker:
       'check': {'losses': losses, 'parameters': 9, 'start': ()},
       'measure': 4.0,
     }[method]
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *exception):
     pass
