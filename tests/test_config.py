@@ -312,7 +312,7 @@ def test_a_recipe_that_is_wrong(tmp_path, text, message):
   ('recipe', 'message'),
   [
     ('quickstart.py:x', 'quickstart.py takes nothing after'),
-    ('compare.py:alexnat', "no network 'alexnat'; there are"),
+    ('compare.py:alexnat', "no network 'alexnat'; there are .*marvin"),
     ('nowhere', r"no recipe at '.*nowhere\.py'.* names .* imagenet,"),
     ('finetune.py:gs://b/run', 'gs://b/run is no path of this machine'),
   ],

@@ -262,6 +262,7 @@ def trains(path, source, *overrides):
     loaders = [build.make_loader(config, split) for split in sources.SPLITS]
     build.check_examples(config, *(loader.source for loader in loaders))
     for loader in loaders:
+      assert loader.source.fingerprint  # of names that are no UTF-8, too
       for index in range(loader.source.num_examples):
         loader.square(index)
   except UserError:
