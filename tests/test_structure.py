@@ -74,3 +74,16 @@ def test_a_module_imports_only_what_its_room_may(module):
 def test_no_modules_import_each_other_in_a_circle():
   graph = {module: imports(path) for module, path in MODULES.items()}
   graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_tensorflow_is_imported_in_one_function():
+  users = {
+    module
+    for module, path in MODULES.items()
+    if not module.startswith('bench')
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Import)
+    and any(alias.name.split('.')[0] == 'tensorflow' for alias in node.names)
+  }
+  assert len(users) <= 1
+  assert all(module.startswith('data.prepare') for module in users)

@@ -94,3 +94,19 @@ def test_fit_of_keras(source):
       batches, steps_per_epoch=42, epochs=3, verbose=0, shuffle=False
     )
   assert found.history['accuracy'][-1] > 0.95
+
+
+@pytest.mark.interop
+def test_a_loop_in_pytorch(source):
+  torch = pytest.importorskip('torch')
+  model = torch.nn.Linear(16, 4)
+  optimizer = torch.optim.SGD(model.parameters(), 2.0)
+  hits = []
+  for batch in train_batches(source, OPTIONS, 100):
+    rows, labels = map(torch.from_numpy, prepared(batch))
+    scores = model(rows)
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(scores, labels.long()).backward()
+    optimizer.step()
+    hits.append((scores.argmax(1) == labels).float().mean().item())
+  assert np.mean(hits[-20:]) > 0.95
