@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import Interrupted
-from alexnet_jax.evaluation import features
 from alexnet_jax.training import build, checkpoint
 from tests.system import commands
 from tests.system.together import timeless
@@ -48,14 +47,3 @@ def test_step_0_is_the_state_before_the_first_update(runs):
   for layer, leaves in run.state.params.items():
     for name, leaf in leaves.items():
       np.testing.assert_array_equal(leaf, first[layer][name])
-
-
-def test_commands_take_any_of_them(runs, tmp_path, call):
-  written = {}
-  for step in (0, 4):
-    out = tmp_path / str(step)
-    run = ('--workdir', runs[-1] / 'log', '--checkpoint', step)
-    more = ('--split', 'validation', '--layers', 'dense1', '--out', out)
-    assert call(features, *run, *more)[0] == 0
-    written[step] = np.load(out / 'dense1.npy')
-  assert not np.array_equal(written[0], written[4])

@@ -2,39 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from alexnet_jax.training import preprocess
-
-
-@pytest.mark.parametrize(('size', 'crop'), [(9, 6), (8, 8), (7, 4)])
-def test_ten_crops_equal_a_loop(size, crop):
-  rng = np.random.default_rng(0)
-  squares = rng.integers(0, 256, (5, size, size, 3), dtype=np.uint8)
-  weights = rng.normal(0, 0.01, (crop * crop * 3, 4))
-
-  def softmax(logits):
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
-
-  last, middle = size - crop, (size - crop) // 2
-  expected = np.zeros((5, 4))
-  for top, left in (
-    *((0, 0), (0, last), (last, 0), (last, last)),
-    (middle, middle),
-  ):
-    for mirrored in (False, True):
-      part = squares[:, top : top + crop, left : left + crop]
-      part = part[:, :, ::-1] if mirrored else part
-      flat = part.reshape(5, -1).astype(float)
-      expected += softmax(flat @ weights) / 10
-
-  def logits_of(images):
-    flat = images.astype(jnp.float32).reshape(len(images), -1)
-    return flat @ jnp.asarray(weights, jnp.float32)
-
-  logits = preprocess.crop_logits(logits_of, squares, crop)
-  np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-4)
 
 
 def test_what_one_crop_finds_impossible_may_be_certain_to_another():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.models import layers
-from alexnet_jax.training import parallel, preprocess, state as state_lib, step
+from alexnet_jax.training import parallel, state as state_lib, step
 from alexnet_jax.training.parallel import batch_to_devices
 from tests.training.steps import (
   assert_close,
@@ -41,23 +41,6 @@ def step_with(state=None, batch=None, steps=1, **options):
   for _ in range(steps):
     state, sums = train_step(state, batch, jax.random.key(1))
   return jax.device_get(state), {k: float(v) for k, v in sums.items()}
-
-
-def on_devices(function, state, batch, *key):
-  """What a step function gives on four devices."""
-  mesh = mesh_of(4)
-  return mapped(function, mesh, 'pmap')(
-    parallel.replicate(state, mesh), batch_to_devices(batch, mesh, 'pmap'), *key
-  )
-
-
-def test_mirroring_on_the_device_equals_mirroring_before():
-  flip = np.array([True, False, True, True, False, False, False, True])
-  batch = host_batch()
-  images = batch['image'].copy()
-  images[flip] = images[flip][:, :, ::-1]
-  found = preprocess.augment({'image': batch['image'], 'flip': flip})
-  np.testing.assert_array_equal(found, images)
 
 
 @pytest.mark.parametrize(
@@ -144,31 +127,6 @@ def test_dropout_depends_on_example_step_layer_and_seed_alone():
     assert abs((left == right).mean() - 0.58) < 0.12
 
 
-def test_a_new_learning_rate_recompiles_nothing():
-  """And the state is donated, and the batch crosses as uint8."""
-  mesh, traces, kind = mesh_of(4), [], 'pmap'
-
-  def counted(*arguments, options):
-    traces.append(1)
-    return step.train_step(*arguments, options=options)
-
-  train_step = mapped(counted, mesh, kind, donate_state=True)
-  state = parallel.replicate(make_state(), mesh)
-  for lr in (0.1, 0.01, 0.001):
-    before = state_lib.with_learning_rate(
-      state, learning_rate=parallel.replicate(np.float32(lr), mesh)
-    )
-    batch = batch_to_devices(host_batch(), mesh, kind)
-    assert batch['image'].dtype == jnp.uint8
-    assert len(batch['image'].addressable_shards) == 4
-    state, _ = train_step(before, batch, jax.random.key(0))
-    held = state.opt_state.hyperparams['learning_rate']
-    assert held == np.float32(lr)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-  assert len(traces) == 1
-
-
 def test_device_batches_are_one_step_ahead():
   class Numbers:
     taken = 0
@@ -249,16 +207,3 @@ def test_averaged_parameters_by_hand():
   without, _ = step_with(steps=3)
   assert not without.ema_params
   assert_close(state.params, without.params, rtol=0, atol=0)
-
-
-def test_evaluation_uses_the_averaged_parameters():
-  state, batch = make_state(), host_batch(mask=np.ones(BATCH, bool))
-  halved = jax.tree.map(lambda leaf: leaf / 2, state.params)
-  averaged, plain = (
-    float(on_devices(step.eval_step, given, batch)['loss'])
-    for given in (state.replace(ema_params=halved), state)
-  )
-  losses = -jax.nn.log_softmax(logits_of(state.replace(params=halved), batch))
-  expected = float(losses[np.arange(BATCH), batch['label']].sum())
-  assert averaged == pytest.approx(expected, rel=1e-5)
-  assert averaged != plain
