@@ -8,15 +8,15 @@ import shutil
 import threading
 import time
 
-import cv2
 import numpy as np
 import pytest
 
 from alexnet_jax.errors import NonFiniteLossError, UserError
-from alexnet_jax.evaluation import loading, report
+from alexnet_jax.evaluation import report
 from alexnet_jax.training import checkpoint, parallel, writers
 from alexnet_jax.training.state import saved_tree
 from tests import mounts
+from tests.data.pictures import png, write
 from tests.system import commands
 from tests.system.together import timeless
 
@@ -36,24 +36,19 @@ def copy(trained, tmp_path):
 
 def write_photos(folder, seed):
   """train/ and val/ of as many classes as synthetic images have."""
-  rng = np.random.default_rng(seed)
-  for split, count in (('train', 5), ('val', 2)):
-    for number, name in enumerate(('black', 'dark', 'gray', 'light')):
-      target = folder / split / name
-      target.mkdir(parents=True)
-      for i in range(count):
-        image = rng.integers(0, 64, (30, 40, 3)) + 64 * number
-        cv2.imwrite(str(target / f'{i}.png'), image.astype(np.uint8))
+  names = [f'train/{c}/{i}.png' for c in 'abcd' for i in range(5)]
+  names += [f'val/{c}/{i}.png' for c in 'abcd' for i in range(2)]
+  numbered = enumerate(names, 100 * seed)
+  return write(folder, {name: png(number) for number, name in numbered})
 
 
 @pytest.fixture
 def photos(tmp_path):
   """(recipe, photos/) of 12 steps with 20 photos."""
-  write_photos(tmp_path / 'photos', seed=0)
-  path = str(tmp_path / 'photos')
-  changes = {'data__source': 'folder', 'data__path': path, 'num_steps': 12}
-  recipe = commands.write_recipe(tmp_path, eval_every_steps=100, **changes)
-  return recipe, tmp_path / 'photos'
+  folder = write_photos(tmp_path / 'photos', seed=0)
+  changes = {'data__source': 'folder', 'data__path': str(folder)}
+  changes |= {'num_steps': 12, 'eval_every_steps': 100}
+  return commands.write_recipe(tmp_path, **changes), folder
 
 
 SKIP = '--config.data.unreadable=skip'
@@ -92,28 +87,21 @@ def test_a_damaged_best_checkpoint_is_named(tmp_path):
     commands.train_here(recipe, workdir)
 
 
-def test_changed_data_and_classes_are_refused(photos, tmp_path):
+def test_changed_data_are_refused(photos, tmp_path):
   (recipe, folder), workdir = photos, tmp_path / 'run'
   commands.train_here(recipe, workdir)
   for split in ('train', 'val'):
-    (folder / split / 'dark' / '0.png').unlink()
+    (folder / split / 'b' / '0.png').unlink()
   message = r'(?s)the data of.* num_examples: 20 -> 19'
   with pytest.raises(UserError, match=message) as info:
     commands.train_here(recipe, workdir)
   assert 'eval_num_examples: 8 -> 7' in str(info.value)
-  network = loading.load_network(str(workdir), data_path=str(folder))
-  assert loading.make_eval_loader(network, 'validation')
-  for split in ('train', 'val'):
-    shutil.copytree(folder / split / 'dark', folder / split / 'amber')
-  message = r"has 5 classes \('amber', 'black', .*\), but the network"
-  with pytest.raises(UserError, match=message):
-    loading.make_eval_loader(network, 'validation')
 
 
 def test_an_unreadable_validation_image_loses_no_step(photos, tmp_path):
   (recipe, folder), workdir = photos, tmp_path / 'run'
-  (folder / 'val' / 'light' / '1.png').write_bytes(b'broken')
-  with pytest.raises(UserError, match=r'val/light/1\.png'):
+  (folder / 'val' / 'd' / '1.png').write_bytes(b'broken')
+  with pytest.raises(UserError, match=r'val/d/1\.png'):
     commands.train_here(recipe, workdir)
   assert (workdir / 'checkpoints' / '12').is_dir()
   assert commands.train_here(recipe, workdir, SKIP)['step'] == 12
@@ -246,11 +234,11 @@ def test_nobody_needs_to_read_what_a_run_says(trained, tmp_path):
 def test_an_image_that_cannot_be_read_costs_nothing(photos, tmp_path):
   """Neither the state nor a row of the history, wherever it comes."""
   recipe, folder = photos
-  broken = folder / 'train' / 'dark' / '3.png'
+  broken = folder / 'train' / 'b' / '3.png'
   broken.write_bytes(broken.read_bytes()[:99])
   mean = '--config.data.mean=none'
   whole = commands.train_here(recipe, tmp_path / 'whole', SKIP, mean)
-  with pytest.raises(UserError, match=r'dark/3\.png'):
+  with pytest.raises(UserError, match=r'b/3\.png'):
     commands.train_here(recipe, tmp_path / 'run', mean)
   assert checkpoint.has_checkpoint(tmp_path / 'run')
   run = commands.train_here(recipe, tmp_path / 'run', SKIP, mean)
