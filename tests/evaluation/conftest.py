@@ -1,7 +1,6 @@
 """For commands that are called in the process of the tests."""
 
 import csv
-import signal
 
 import pytest
 
@@ -60,10 +59,5 @@ def images(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def signals_as_before():
+def signals_as_before(handlers):
   """Commands install handlers of their own."""
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  handlers = [signal.getsignal(number) for number in numbers]
-  yield
-  for number, handler in zip(numbers, handlers, strict=True):
-    signal.signal(number, handler)

@@ -84,33 +84,20 @@ def network(order=ALEXNET, colors=3):
   return specs
 
 
-# Written by hand, from caffe.proto: numbers and wire types of fields. 0 is a
-# varint, 5 a float of four bytes.
-V1 = {
-  **{'Convolution': 4, 'Dropout': 6, 'InnerProduct': 14, 'LRN': 15},
-  **{'Pooling': 17, 'ReLU': 18, 'Softmax': 20, 'Data': 5},
-}
-SETTINGS = {  # in a layer, in a V1 layer
-  'Convolution': (106, 10),
-  'Dropout': (108, 12),
-  'InnerProduct': (117, 17),
-  'LRN': (118, 18),
-  'Pooling': (121, 19),
-}
-FIELDS = {
-  'Convolution': {
-    **{'num_output': (1, 0), 'pad': (3, 0), 'kernel_size': (4, 0)},
-    **{'group': (5, 0), 'stride': (6, 0), 'dilation': (18, 0)},
-  },
-  'Dropout': {'dropout_ratio': (1, 5)},
-  'InnerProduct': {'num_output': (1, 0), 'axis': (5, 0)},
-  'LRN': {
-    **{'local_size': (1, 0), 'alpha': (2, 5), 'beta': (3, 5)},
-    **{'norm_region': (4, 0), 'k': (5, 5)},
-  },
-  'Pooling': {
-    **{'pool': (1, 0), 'kernel_size': (2, 0), 'stride': (3, 0), 'pad': (4, 0)}
-  },
+# Written by hand, from caffe.proto: the numbers of a layer's settings, in old
+# files of these and of the layer's type, and of the settings' own fields.
+NUMBERS = {
+  'Convolution': (
+    *(106, 10, 4),
+    'num_output 1 pad 3 kernel_size 4 group 5 stride 6 dilation 18',
+  ),
+  'Dropout': (108, 12, 6, 'dropout_ratio 1'),
+  'InnerProduct': (117, 17, 14, 'num_output 1 axis 5'),
+  'LRN': (118, 18, 15, 'local_size 1 alpha 2 beta 3 norm_region 4 k 5'),
+  'Pooling': (121, 19, 17, 'pool 1 kernel_size 2 stride 3 pad 4'),
+  'ReLU': (0, 0, 18, ''),
+  'Softmax': (0, 0, 20, ''),
+  'Data': (0, 0, 5, ''),
 }
 
 
@@ -122,15 +109,14 @@ def varint(number):
   return out + bytes([number])
 
 
-def field(number, value, wire=2):
-  """The bytes of one field; `value` is bytes, a text or a number."""
-  tag = varint(number * 8 + wire)
-  if wire == 0:
-    return tag + varint(value)
-  if wire == 5:
-    return tag + struct.pack('<f', value)
+def field(number, value):
+  """The bytes of one field: of bytes, a text, a whole number or a float."""
+  if isinstance(value, int):
+    return varint(number * 8) + varint(value)
+  if isinstance(value, float):
+    return varint(number * 8 + 5) + struct.pack('<f', value)
   value = value.encode() if isinstance(value, str) else value
-  return tag + varint(len(value)) + value
+  return varint(number * 8 + 2) + varint(len(value)) + value
 
 
 def blob_by_hand(array, old):
@@ -138,7 +124,7 @@ def blob_by_hand(array, old):
   half = len(data) // 8 * 4  # packed numbers may be split
   if old:
     shape = (1,) * (4 - array.ndim) + array.shape
-    head = b''.join(field(1 + i, n, 0) for i, n in enumerate(shape))
+    head = b''.join(field(1 + i, n) for i, n in enumerate(shape))
   else:
     head = field(7, field(1, b''.join(varint(n) for n in array.shape)))
   diff = field(6, np.full(3, np.nan, '<f4').tobytes())
@@ -150,23 +136,22 @@ def layer_by_hand(spec, old=False):
   name, kind, bottom, top, blobs, unread = (
     (4, 5, 2, 3, 6, 7) if old else (1, 2, 3, 4, 7, 5)
   )
-  out = field(name, spec.name)
-  out += field(kind, V1[spec.type], 0) if old else field(kind, spec.type)
+  *numbers, old_kind, own = NUMBERS.get(spec.type, (0, 0, 0, ''))
+  out = field(name, spec.name) + field(kind, old_kind if old else spec.type)
   out += field(bottom, spec.bottom) if spec.bottom else b''
-  out += field(top, spec.top) + field(unread, 1.0, 5)  # blobs_lr, loss_weight
+  out += field(top, spec.top) + field(unread, 1.0)  # blobs_lr, loss_weight
   for array in spec.weights:
     out += field(blobs, blob_by_hand(array, old))
   if spec.type == 'Input':
     dims = field(1, b''.join(varint(n) for n in spec.settings['dim']))
     out += field(143, field(1, dims))
   elif spec.type == 'Data':  # data_param, with its old crop_size
-    out += field(11, field(1, 'a path') + field(5, CROP, 0))
-  elif spec.type in SETTINGS:
-    fields = FIELDS[spec.type]
-    values = (
-      field(fields[k][0], v, fields[k][1]) for k, v in spec.settings.items()
-    )
-    out += field(SETTINGS[spec.type][old], b''.join(values))
+    out += field(11, field(1, 'a path') + field(5, CROP))
+  elif own:
+    names = own.split()
+    places = dict(zip(names[::2], map(int, names[1::2]), strict=True))
+    values = (field(places[k], v) for k, v in spec.settings.items())
+    out += field(numbers[old], b''.join(values))
   return out
 
 
@@ -274,7 +259,7 @@ def test_other_ways_to_write_the_same(save):
   conv3.pad.append(1)  # down and across
   conv3.ClearField('stride')
   # Numbers in double precision, and as NVIDIA's Caffe writes them.
-  for layer, head in (('conv2', b''), ('conv4', field(10, 0, 0))):
+  for layer, head in (('conv2', b''), ('conv4', field(10, 0))):
     for blob in find(net.layers, layer).blobs:
       raw = np.frombuffer(b''.join(blob.data), '<f4').astype('<f8').tobytes()
       blob.ClearField('data')
@@ -377,60 +362,39 @@ def test_no_part_of_a_file_comes_in(save):
   assert read(save(content[:end])).num_classes == CLASSES
 
 
-def changed(names, **settings):
-  def change(specs):
-    for name in names.split():
-      find(specs, name).settings.update(settings)
-
-  return change
-
-
-def reweighted(name, function):
-  def change(specs):
-    spec = find(specs, name)
-    spec.weights = function(*spec.weights)
-
-  return change
-
-
-def retyped(name, kind):
-  def change(specs):
-    spec = find(specs, name)
-    spec.type, spec.settings = kind, {}
-
-  return change
-
-
-def rewired(name, bottom):
-  return lambda specs: setattr(find(specs, name), 'bottom', bottom)
-
-
 @pytest.mark.parametrize(
-  ('change', 'words'),
+  ('name', 'changes', 'words'),
   [
     (
-      reweighted('conv2', lambda w, b: [w[:, :, 1:], b]),
+      *('conv2', {'weights': lambda w, b: [w[:, :, 1:], b]}),
       r'expected conv2 kernel \[5, 5, 8, 32\].*found conv2 kernel \[4, 5, 8',
     ),
     (
-      reweighted('fc7', lambda w, b: [w[None] + [[[0]], [[1]]], b]),
+      *('fc7', {'weights': lambda w, b: [w[None] + [[[0]], [[1]]], b]}),
       r'fc7 .*2 dimensions, found the shape \(2, 48, 64\)',
     ),
-    (reweighted('fc7', lambda w, b: [w, b, b]), 'fc7 .*2 arrays .*found 3'),
-    (retyped('norm1', 'BatchNorm'), r'the layers of bvlc.*norm1 \(BatchNorm\)'),
-    (retyped('relu4', 'Softmax'), 'the layers of bvlc.* fc8'),
-    (changed('data', dim=(1, 3, 3, 3)), 'images of 227 pixels, found 3'),
-    (changed('data', dim=(1, 2, 227, 227)), r'\(N, 3 or 1, height, width\)'),
-    (changed('conv1', pad=1), 'conv1 .*expected pad 0, found 1'),
-    (changed('conv2', dilation=2), 'expected dilation 1, found 2'),
-    (changed('pool2', pool=1), 'pool2 .*expected pool 0, found 1'),
-    (changed('norm2', alpha=np.nan), 'expected alpha 0.0001, found nan'),
-    (rewired('fc7', 'pool5'), r"expected the bottom \['fc6'\], .*\['pool5'\]"),
+    ('fc7', {'weights': lambda w, b: [w, b, b]}, 'fc7 .*2 arrays .*found 3'),
+    ('norm1', {'type': 'BatchNorm'}, r'layers of bvlc.*norm1 \(BatchNorm\)'),
+    ('relu4', {'type': 'Softmax'}, 'the layers of bvlc.* fc8'),
+    ('data', {'dim': (1, 3, 3, 3)}, 'images of 227 pixels, found 3'),
+    ('data', {'dim': (1, 2, 227, 227)}, r'\(N, 3 or 1, height, width\)'),
+    ('conv1', {'pad': 1}, 'conv1 .*expected pad 0, found 1'),
+    ('conv2', {'dilation': 2}, 'expected dilation 1, found 2'),
+    ('pool2', {'pool': 1}, 'pool2 .*expected pool 0, found 1'),
+    ('norm2', {'alpha': np.nan}, 'expected alpha 0.0001, found nan'),
+    ('fc7', {'bottom': 'pool5'}, r"the bottom \['fc6'\], .*\['pool5'\]"),
   ],
 )
-def test_an_unfit_network_is_refused(change, words, save):
+def test_an_unfit_network_is_refused(name, changes, words, save):
   specs = network()
-  change(specs)
+  spec = find(specs, name)
+  for key, value in changes.items():
+    if key == 'weights':
+      spec.weights = value(*spec.weights)
+    elif key in ('type', 'bottom'):
+      setattr(spec, key, value)
+    else:
+      spec.settings[key] = value
   with pytest.raises(UserError, match=f'(?s)net.caffemodel: .*{words}'):
     read(save(file_by_hand(specs)))
 

@@ -164,6 +164,10 @@ CHANGES += [change_the_network, claim_more, name_other_data, drop_the_data]
 FORGED = [permute, untrain_a_layer, untrain]  # with new hashes
 KINDS = [pytest.param(change, False, id=change.__name__) for change in CHANGES]
 KINDS += [pytest.param(c, True, id=f'{c.__name__}, forged') for c in FORGED]
+MESSAGES = {
+  claim_more: '; measured here it is',
+  name_other_data: 'its figures are of other data',
+}
 A_FEW = pytest.param(2, id='some')
 MANY = pytest.param(63, id='1008', marks=pytest.mark.slow)
 
@@ -180,17 +184,7 @@ def test_altered_weights_are_refused(
     del fields['untrained']
     path = write(tmp_path, tensors, fields, forges)
     assert verify.main([str(path)]) == 2
-
-
-def test_figures_are_measured_again(folder, tmp_path, capsys):
-  for change, message in (
-    (claim_more, '; measured here it is'),
-    (name_other_data, 'its figures are of other data'),
-  ):
-    tensors, fields = read(folder)
-    change(np.random.default_rng(0), tensors, fields)
-    assert verify.main([str(write(tmp_path, tensors, fields))]) == 2
-    assert message in capsys.readouterr().err
+    assert MESSAGES.get(change, '') in capsys.readouterr().err
 
 
 def test_without_figures_nothing_is_said_to_hold(folder, tmp_path, capsys):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import accounting
+from alexnet_jax.training import accounting, build, writers
 from alexnet_jax.training.accounting import Clock
 from tests.system import commands
 
@@ -135,11 +135,20 @@ def test_a_process_adds_its_line(tmp_path, before, monkeypatch):
   assert path.read_bytes() == content
 
 
-def test_a_run_tells_where_its_time_went(tmp_path, capsys):
+def test_a_run_tells_its_speed_and_where_its_time_went(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(build, 'mfu_per_image', lambda *_: 1e-3)
   recipe = commands.write_recipe(tmp_path, num_steps=8, eval_every_steps=4)
   seconds = commands.train_here(recipe, tmp_path / 'run', age=100.0)['seconds']
   assert seconds.keys() == accounting.NAMES.keys()
   spent = {kind for kind, value in seconds.items() if value}
   assert spent == {*accounting.KINDS} - {'other'}  # no trace
   assert seconds['start'] > 100
-  assert 'over all starts: starting up' in capsys.readouterr().err
+  err = capsys.readouterr().err
+  assert 'over all starts: starting up' in err
+  assert err.count('waiting for data, MFU ') == 2
+  rows = [row for row in writers.read_rows(tmp_path / 'run') if 'mfu' in row]
+  assert [row['step'] for row in rows] == [4, 8]
+  for row in rows:
+    assert row['mfu'] == pytest.approx(row['images_per_second'] / 1000)

@@ -9,7 +9,7 @@ from alexnet_jax import config as config_lib, validation
 from alexnet_jax.data import augment, pixel_statistics, sources
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.errors import UserError
-from alexnet_jax.training import build, parallel, writers
+from alexnet_jax.training import build, parallel
 from tests.system import commands
 
 
@@ -222,16 +222,3 @@ def test_the_utilization_of_two_gpus_by_hand(tmp_path, dtype, peak):
   assert build.mfu_per_image(config, 4, parallel.make_mesh()) is None
   config.init.freeze = ('conv1',)  # its gradients cost nothing
   assert build.mfu_per_image(config, 4, mesh) is None
-
-
-def test_the_history_has_the_utilization_where_it_is_known(
-  tmp_path, monkeypatch, capsys
-):
-  recipe = commands.write_recipe(tmp_path, num_steps=4, log_every_steps=2)
-  monkeypatch.setattr(build, 'mfu_per_image', lambda *_: 1e-3)
-  commands.train_here(recipe, tmp_path / 'run')
-  rows = [row for row in writers.read_rows(tmp_path / 'run') if 'mfu' in row]
-  assert [row['step'] for row in rows] == [2, 4]
-  for row in rows:
-    assert row['mfu'] == pytest.approx(row['images_per_second'] / 1000)
-  assert capsys.readouterr().err.count('waiting for data, MFU ') == 2

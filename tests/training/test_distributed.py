@@ -76,36 +76,27 @@ def test_variables():
   assert_found(found, name, 2, 3, coordinator_address=address)
   found = distributed.detect({**KUBERNETES, 'JAX_PROCESS_ID': '0'})
   assert_found(found, 'environment', 0, 3)
-
-
-ALL_DEVICES = {'local_device_ids': []}
-
-
-@pytest.mark.parametrize(
-  ('changes', 'ids'),
-  [
-    ({}, ALL_DEVICES),  # a task on each node has all its GPUs
-    ({'SLURM_STEP_TASKS_PER_NODE': '1,12'}, {}),  # JAX takes the LOCALID-th
-    (  # unless SLURM gave each task a GPU of its own
-      {'SLURM_STEP_TASKS_PER_NODE': '2', 'CUDA_VISIBLE_DEVICES': '3'},
-      ALL_DEVICES,
-    ),
-    (
-      {'SLURM_STEP_TASKS_PER_NODE': '4', 'SLURM_GPUS_PER_TASK': '2'},
-      ALL_DEVICES,
-    ),
-  ],
-)
-def test_slurm(changes, ids):
-  found = distributed.detect({**SLURM, **changes})
-  assert_found(found, 'SLURM', 2, 4)
-  assert found.options == {'cluster_detection_method': 'slurm', **ids}
-
-
-def test_open_mpi():
   found = distributed.detect(OPEN_MPI)
   assert_found(found, 'Open MPI', 1, 2)
   assert found.options == {'cluster_detection_method': 'ompi'}
+
+
+@pytest.mark.parametrize(
+  ('tasks', 'gpus', 'has_all'),
+  [
+    ('1(x4)', {}, True),  # a task on each node has all its GPUs
+    ('1,12', {}, False),  # JAX takes the LOCALID-th
+    # Unless SLURM gave each task GPUs of its own.
+    ('2', {'CUDA_VISIBLE_DEVICES': '3'}, True),
+    ('4', {'SLURM_GPUS_PER_TASK': '2'}, True),
+  ],
+)
+def test_slurm(tasks, gpus, has_all):
+  environ = {**SLURM, 'SLURM_STEP_TASKS_PER_NODE': tasks, **gpus}
+  found = distributed.detect(environ)
+  assert_found(found, 'SLURM', 2, 4)
+  ids = {'local_device_ids': []} if has_all else {}
+  assert found.options == {'cluster_detection_method': 'slurm', **ids}
 
 
 def without(environ, text):
@@ -116,25 +107,16 @@ def without(environ, text):
   ('environ', 'names'),
   [
     # In the batch script, without srun.
-    (
-      without(SLURM, 'STEP'),
-      ('SLURM_NTASKS = 4', 'SLURM_STEP_NODELIST is not set', 'srun'),
-    ),
+    (without(SLURM, 'STEP'), 'SLURM_NTASKS = 4;SLURM_STEP_NODELIST;srun'),
     # Open MPI 5 does not say where its launcher is.
-    (
-      without(OPEN_MPI, 'uri'),
-      ('OMPI_COMM_WORLD_SIZE = 2', 'JAX_COORDINATOR_ADDRESS is not set'),
-    ),
-    (
-      {'JOB_COMPLETION_INDEX': '1'},
-      ('JOB_COMPLETION_INDEX = 1', 'JAX_NUM_PROCESSES is not set'),
-    ),
+    (without(OPEN_MPI, 'uri'), 'OMPI_COMM_WORLD_SIZE = 2;JAX_COORDINATOR_ADD'),
+    ({'JOB_COMPLETION_INDEX': '1'}, 'COMPLETION_INDEX = 1;JAX_NUM_PROCESSES'),
   ],
 )
 def test_alone_where_several_were_expected(environ, names):
-  with pytest.raises(UserError) as error:
+  with pytest.raises(UserError, match='is not set') as error:
     distributed.detect(environ)
-  for name in (*names, '--process_count 1'):
+  for name in (*names.split(';'), '--process_count 1'):
     assert name in str(error.value)
 
 

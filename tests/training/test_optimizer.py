@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.training import optimizer
+from tests.training import steps
 
 PARAMS = {
   'conv1': {'kernel': np.array([1.0, -2.0]), 'bias': np.array([0.5])},
@@ -53,12 +56,7 @@ def run_loop(update):
   return jax.tree_util.tree_map_with_path(one, PARAMS)
 
 
-def assert_close(actual, expected):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-    actual,
-    expected,
-  )
+assert_close = functools.partial(steps.assert_close, rtol=1e-5, atol=1e-6)
 
 
 def sgd_of_torch(name, w, v, g, lr):

@@ -104,6 +104,27 @@ def test_evaluations_are_judged_by_the_monitors_of_the_config():
   assert progress.evaluated_step == 4
 
 
+def test_each_step_is_told_once_and_late():
+  """An error ends the run: what it was told of counts, and no more is told."""
+  asked, told = [], []
+
+  def tell(step, values):
+    told.append((step, values['train/loss'], sorted({*asked})))
+    if step == 2:
+      raise OSError('no more')
+
+  progress = Progress(PlateauState(0.1))
+  log = TrainLog(progress, 0, tell)
+  for step in (1, 2):
+    log.add(step, sums(step, asked))
+  assert told == [(1, 2 / 4, ['1'])]
+  with pytest.raises(OSError, match='no more'):
+    log.add(3, sums(3, asked))
+  log.flush()  # of the save at the end
+  assert told == [(1, 2 / 4, ['1']), (2, 4 / 4, ['1', '2'])]
+  assert progress.step_losses == [2 / 4, 4 / 4, 6 / 4]
+
+
 def test_a_save_is_asked_for_once(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: now[0])
