@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 
@@ -9,6 +8,7 @@ import pytest
 from alexnet_jax.evaluation import compare
 from alexnet_jax.training import accounting, writers
 from tests import browser
+from tests.evaluation.conftest import read_csv
 from tests.system import commands
 
 CHANGES = {
@@ -96,16 +96,14 @@ def test_the_numbers_are_those_of_the_run(runs, tmp_path, compared):
     assert row['training_flops_per_image'] > row['forward_flops_per_image'] > 0
   for name in ('validation', 'training_loss'):
     assert matplotlib.image.imread(tmp_path / f'out/{name}.png').std() > 0.01
-  with (tmp_path / 'out' / 'table.csv').open() as file:
-    table = list(csv.DictReader(file))
-  assert table == [
+  header, *rows = read_csv(tmp_path / 'out' / 'table.csv')
+  assert [dict(zip(header, row, strict=True)) for row in rows] == [
     {key: str(value) for key, value in row.items()} for row in result['runs']
   ]
 
 
-def test_other_data_is_noted_in_table_and_page(runs, tmp_path, call):
-  places = ('--out', tmp_path / 'out', *runs.values())
-  _, result, err = call(compare, *places)
+def test_other_data_is_noted_in_table_and_page(runs, tmp_path, compared):
+  _, result, err = compared(*runs.values())
   validation, training = result['notes']
   assert 'validation data differs, so their measures do not' in validation
   assert 'compare: one, other seed | other_data.' in validation

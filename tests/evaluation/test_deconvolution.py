@@ -50,43 +50,28 @@ def make(**fields):
   return Classifier(model, variables, MEAN, STD)
 
 
-def windows(shape, size, stride):
-  for row, column in np.ndindex(*((n - size) // stride + 1 for n in shape[:2])):
-    top, left = row * stride, column * stride
-    yield (row, column), (slice(top, top + size), slice(left, left + size))
-
-
-def taps(shape, params, number):
-  """Yields (place and unit of an output, the inputs that it sees)."""
-  size, _, inputs, units = params['kernel'].shape
-  for place, window in windows(shape, size, STRIDES[number]):
-    for unit in range(units):
-      first = unit // (units // GROUPS[number]) * inputs
-      yield (*place, unit), (*window, slice(first, first + inputs))
-
-
 def transpose(y, params, number, shape):
   """What a convolution's outputs give back to its inputs."""
-  height, width, channels = shape
-  before, after = PADS[number]
-  around = before + after
-  full = np.zeros((height + around, width + around, channels))
-  for place, seen in taps(full.shape, params, number):
-    full[seen] += y[place] * params['kernel'][..., place[2]]
-  return full[before : before + height, before : before + width]
+  kernel, stride, pads = params['kernel'], STRIDES[number], PADS[number]
+  size, _, inputs, units = kernel.shape
+  full = np.zeros(np.add(shape, (sum(pads), sum(pads), 0)))
+  for row, column, unit in np.ndindex(y.shape):
+    top, left = row * stride, column * stride
+    first = unit // (units // GROUPS[number]) * inputs
+    seen = full[top : top + size, left : left + size, first : first + inputs]
+    seen += y[row, column, unit] * kernel[..., unit]
+  height, width, _ = shape
+  return full[pads[0] : pads[0] + height, pads[0] : pads[0] + width]
 
 
-def pool(x):
-  """(maxima, {(place, channel): where it was})."""
-  places = list(windows(x.shape, 3, 2))
-  y, switches = np.zeros((*(n + 1 for n in places[-1][0]), x.shape[2])), {}
-  for (row, column), window in places:
-    for channel in range(x.shape[2]):
-      part = x[window][..., channel]
-      i, j = np.unravel_index(part.argmax(), part.shape)
-      y[row, column, channel] = part[i, j]
-      switches[row, column, channel] = 2 * row + i, 2 * column + j, channel
-  return y, switches
+def switches(x):
+  """{(place, channel): where the largest of its pooling window is}."""
+  found = {}
+  for row, column, channel in np.ndindex(by_hand.pool(x).shape):
+    part = x[2 * row : 2 * row + 3, 2 * column : 2 * column + 3, channel]
+    i, j = np.unravel_index(part.argmax(), part.shape)
+    found[row, column, channel] = 2 * row + i, 2 * column + j, channel
+  return found
 
 
 def strongest(variables, image, block, layer, unit, place):
@@ -110,8 +95,8 @@ def strongest(variables, image, block, layer, unit, place):
       known = by_hand.lrn_factors(x, 5, 2, 0.5, 0.75)
       x = x * known
     else:
-      known = pool(x)[1], x.shape
-      x = pool(x)[0]
+      known = switches(x), x.shape
+      x = by_hand.pool(x)
     undo.append((name, known))
   before = x.shape
   if layer == 2:
@@ -127,8 +112,8 @@ def strongest(variables, image, block, layer, unit, place):
       back = back * known
     elif name == 'pool':
       pooled, back = back, np.zeros(known[1])
-      for (row, column, channel), where in known[0].items():
-        back[where] += pooled[row, column, channel]
+      for output, where in known[0].items():
+        back[where] += pooled[output]
   return largest, transpose(back, params['conv1'], 0, pixels.shape)
 
 

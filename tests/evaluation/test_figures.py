@@ -65,11 +65,8 @@ def test_learning_rate_drops_are_found_and_marked():
     named = [text.get_text() for text in axes.get_legend().get_texts()]
     assert named == [training.get_label(), 'validation']
   assert figures.draw_learning_rate(rows).axes[0].get_yscale() == 'log'
-
-
-def test_a_smooth_decline_has_no_drops():
-  rates = [1, 0.9, 0.7, 0.5, 0.3, 0.1, 0.01]
-  rows = [{'step': i, 'learning_rate': rate} for i, rate in enumerate(rates)]
+  smooth = enumerate([1, 0.9, 0.7, 0.5, 0.3, 0.1, 0.01])
+  rows = [{'step': step, 'learning_rate': rate} for step, rate in smooth]
   assert figures.learning_rate_drops(rows) == []
 
 

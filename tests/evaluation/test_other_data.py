@@ -24,6 +24,9 @@ def examples(seed, count, kept=(0, 1, 2)):
 KINDS = ('folder', 'tar', 'parquet')
 
 
+FOLDER = pytest.mark.parametrize('trained', ['folder'], indirect=True)
+
+
 def write_data(root, kind, prefix, *which):
   pictures.write_set(root, kind, prefix, examples(*which), NAMES)
 
@@ -67,7 +70,7 @@ def test_other_images_are_measured_whole(trained, tmp_path, call):
   assert not any('augmentation' in file for file in page['files'])
 
 
-@pytest.mark.parametrize('trained', ['folder'], indirect=True)
+@FOLDER
 def test_the_data_of_the_training_is_divided_where_it_lies(trained, call):
   workdir, _, folder = trained
   arguments = ('--workdir', workdir)
@@ -85,7 +88,7 @@ def test_the_data_of_the_training_is_divided_where_it_lies(trained, call):
     moved.rename(folder / 'data')
 
 
-@pytest.mark.parametrize('trained', ['folder'], indirect=True)
+@FOLDER
 def test_a_folder_may_have_few_images_and_classes(trained, tmp_path, call):
   write_data(tmp_path / 'all', 'folder', '', 1, 1)
   arguments = ('--workdir', trained[0], '--data_path')
@@ -97,16 +100,12 @@ def test_a_folder_may_have_few_images_and_classes(trained, tmp_path, call):
   assert code == 0, err
   assert result['examples'] == 2
   # The labels are those of training: of `dog`, not of the second folder.
-  answers = call(predict, '--workdir', trained[0], tmp_path / 'all')
-  shares = [
-    {c['class']: c['probability'] for c in entry['classes']}
-    for entry in answers[1]['predictions']
-  ]
-  losses = -np.log([shares[0]['cat'], shares[1]['dog']])
+  cat, dog = probabilities(call, trained[0], tmp_path / 'all').values()
+  losses = -np.log([cat['cat'], dog['dog']])
   assert result['eval/loss'] == pytest.approx(losses.mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize('trained', ['folder'], indirect=True)
+@FOLDER
 def test_other_data_keeps_its_own_splits(trained, tmp_path, call):
   write_data(tmp_path / 'train', 'folder', '', 1, 3)
   write_data(tmp_path / 'val', 'folder', '', 2, 1)
@@ -125,16 +124,7 @@ def probabilities(call, workdir, photographs):
   }
 
 
-def write_prepared(root, command):
-  """A raw or TFDS set whose validation has four photographs of two classes."""
-  write_data(root / 'source' / 'train', 'folder', '', 2, 2)
-  write_data(root / 'source' / 'val', 'folder', '', 1, 2, (0, 2))
-  arguments = f'{command} --source folder --size 28 --path'.split()
-  arguments += [str(root / 'source'), '--out', str(root / 'data')]
-  assert prepare.main(arguments) == 0
-
-
-@pytest.mark.parametrize('trained', ['folder'], indirect=True)
+@FOLDER
 @pytest.mark.parametrize('kind', [*KINDS, 'raw', 'tfds:photos'])
 def test_a_subset_is_measured_over_its_classes(trained, tmp_path, call, kind):
   """Cats and dogs of every kind, by a network that knows cows."""
@@ -144,8 +134,11 @@ def test_a_subset_is_measured_over_its_classes(trained, tmp_path, call, kind):
       pytest.importorskip('pyarrow')
     write_data(tmp_path / 'data', kind, 'test', 1, 2, (0, 2))
   else:
-    command = 'raw' if kind == 'raw' else 'resize --name photos'
-    write_prepared(tmp_path, command)
+    write_data(tmp_path / 'set' / 'train', 'folder', '', 2, 2)
+    write_data(tmp_path / 'set' / 'val', 'folder', '', 1, 2, (0, 2))
+    line = 'raw' if kind == 'raw' else 'resize --name photos'
+    line += f' --source folder --size 28 --path {tmp_path}/set --out'
+    assert prepare.main([*line.split(), str(tmp_path / 'data')]) == 0
   write_data(tmp_path / 'photographs', 'folder', '', 1, 2, (0, 2))
   arguments = ['--workdir', workdir, '--data_path', tmp_path / 'data']
   arguments += [] if kind == 'folder' else ['--data_source', kind]
@@ -184,7 +177,7 @@ def test_a_subset_is_measured_over_its_classes(trained, tmp_path, call, kind):
     assert result[f'eval/{key}'] == pytest.approx(value)
 
 
-@pytest.mark.parametrize('trained', ['folder'], indirect=True)
+@FOLDER
 def test_an_image_that_cannot_be_read_has_its_name_in_the_table(
   trained, tmp_path, call
 ):

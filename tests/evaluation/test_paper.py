@@ -190,12 +190,9 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_measured(
 def test_a_folder_of_seeds_is_an_ablation_in_the_keys_that_differ(
   runs, tmp_path
 ):
-  commands.train_here(
-    runs['1_0'].parent / 'recipe.py',
-    tmp_path / 'seed_0',
-    '--config.model.groups=(1,1)',
-    '--config.num_steps=4',
-  )
+  changes = '--config.model.groups=(1,1)', '--config.num_steps=4'
+  recipe = runs['1_0'].parent / 'recipe.py'
+  commands.train_here(recipe, tmp_path / 'seed_0', *changes)
   rows = paper.compare_ablations(str(runs['1_0']), [str(tmp_path)])
   assert [row['changes'] for row in rows] == [[], ['num_steps: 3 -> 4']]
   assert rows[1]['runs'] == [str(tmp_path / 'seed_0')]

@@ -222,13 +222,13 @@ def test_of_many_classes_the_pairs_are_written(trained, copied, monkeypatch):
   assert result['metrics']['eval/top1'] == right / 20
 
 
-def test_a_report_says_that_the_run_is_not_done(trained, copied, capsys):
+def test_a_report_says_that_the_run_is_not_done(trained, copied, call):
   """And what it lacks, or has too much of, after a power cut."""
   shutil.rmtree(copied / 'checkpoints' / '32')
   (copied / writers.METRICS_FILE).unlink()
-  place = ['--data_path', str(trained[1])]
-  assert report.main(['--workdir', str(copied), *place]) == 0
-  err = capsys.readouterr().err
+  places = '--workdir', copied, '--data_path', trained[1]
+  code, _, err = call(report, *places)
+  assert code == 0, err
   text = (copied / 'report' / 'index.html').read_text()
   for note in (
     'The run is not done: it is at step 16 of 32.',
@@ -241,13 +241,12 @@ def test_a_report_says_that_the_run_is_not_done(trained, copied, capsys):
   assert names == PICTURES - {'curves', 'learning_rate', 'speed', 'step_losses'}
 
 
-def test_a_report_follows_no_links(trained, copied, tmp_path, capsys):
+def test_a_report_follows_no_links(trained, copied, tmp_path, call):
   report_folder, other = copied / 'report', tmp_path / 'other'
   other.mkdir()
   report_folder.symlink_to(other)
-  arguments = ['--workdir', str(copied), '--data_path', str(trained[1])]
-  assert report.main(arguments) == 2
-  assert f'{report_folder} is a link' in capsys.readouterr().err
+  answer = call(report, '--workdir', copied, '--data_path', trained[1])
+  commands.refused(answer, f'{report_folder} is a link')
   assert not list(other.iterdir())
 
 
@@ -274,7 +273,6 @@ def test_a_run_without_a_checkpoint_has_its_curves(tmp_path, config):
   report.show(result)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-  assert report.main(['--workdir', str(tmp_path)]) == 2
-  assert 'has no history' in capsys.readouterr().err
+def test_a_folder_that_is_no_run_is_refused(tmp_path, call):
+  commands.refused(call(report, '--workdir', tmp_path), 'has no history')
   assert not list(tmp_path.iterdir())

@@ -23,9 +23,11 @@ SIX = ['--param', f'{KEY}=0.02|1e-9|1e30', '--param', 'global_batch_size=8|6']
 SIX += ['--monitor', 'eval/loss', '--seed', '2', '--trials', '6']
 
 
-@pytest.fixture(autouse=True)
-def early_pruning(monkeypatch):
-  monkeypatch.setattr(sweep, '_PRUNING_STARTS', (1, 2))
+@pytest.fixture(autouse=True, scope='module')
+def early_pruning():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sweep, '_PRUNING_STARTS', (1, 2))
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -34,9 +36,7 @@ def done(tmp_path_factory, small):
   folder = tmp_path_factory.mktemp('done')
   recipe = commands.write_recipe(folder, **small, **LENGTH)
   arguments = ['--config', str(recipe), '--workdir', str(folder / 'sweep')]
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sweep, '_PRUNING_STARTS', (1, 2))
-    assert sweep.main([*arguments, *SIX]) == 0
+  assert sweep.main([*arguments, *SIX]) == 0
   return arguments
 
 
@@ -140,9 +140,14 @@ FOLDER = '--config.data.source=folder'
     ('--param model.drop=0..1', 'did you mean config.model.dropout'),
     (f'{DROPOUT} --seed -1', '--seed is -1'),
     (f'{DROPOUT} {FOLDER} --config.data.path=/nowhere', 'no folder at'),
+    (DROPOUT, "pip install -e '.[sweep]'"),
   ],
 )
-def test_it_refuses_before_it_trains(run, tmp_path, arguments, message):
+def test_it_refuses_before_it_trains(
+  run, tmp_path, monkeypatch, arguments, message
+):
+  if message.startswith('pip'):
+    monkeypatch.setitem(sys.modules, 'optuna', None)
   commands.refused(run(*arguments.split()), message)
   assert not (tmp_path / 'sweep').exists()
 
@@ -156,11 +161,6 @@ def test_a_sweep_follows_no_links(run, tmp_path, entry):
   err = commands.refused(run(*ONE), f'{entry} is a link')
   assert 'failed' not in err
   assert list((tmp_path / 'mine').iterdir()) == []
-
-
-def test_optuna_may_be_missing(run, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'optuna', None)
-  commands.refused(run(*ONE), "pip install -e '.[sweep]'")
 
 
 @pytest.mark.slow
@@ -215,10 +215,9 @@ def test_a_study_is_continued_with_what_it_was_made_with(tmp_path):
   open_study(tmp_path, data='a')
   open_study(tmp_path, texts=reversed(TEXTS), data='a')
   config = make_config()
-  config.num_epochs = 3.0
-  config.optimizer.momentum = 0.5
-  config.optimizer.learning_rate = 0.5  # the trials have their own
-  config.log_every_steps = 3  # changes no training
+  # Trials have their own rate, and the last one changes no training.
+  config.optimizer.update(momentum=0.5, learning_rate=0.5)
+  config.update(num_epochs=3.0, log_every_steps=3)
   texts = (TEXTS[0], 'model.hidden=(8,)|(64,)')
   with pytest.raises(UserError) as info:
     open_study(tmp_path, texts, config, data='b', **{'--pruner': 'none'})
@@ -235,16 +234,13 @@ def test_a_study_is_continued_with_what_it_was_made_with(tmp_path):
   ]
 
 
-def test_a_damaged_study_is_refused(tmp_path):
-  (tmp_path / 'study.db').write_bytes(b'no database' * 100)
-  with pytest.raises(UserError, match=r'study\.db is damaged'):
-    open_study(tmp_path)
-
-
 def test_a_folder_may_have_any_name(tmp_path):
-  study, space = open_study(tmp_path / 'a b?c#d%20{e}')
-  sweep.add_trial(study, space, 0)
-  assert (tmp_path / 'a b?c#d%20{e}' / 'study.db').is_file()
+  """And a study that is damaged is refused."""
+  folder = tmp_path / 'a b?c#d%20{e}'
+  sweep.add_trial(*open_study(folder), 0)
+  (folder / 'study.db').write_bytes(b'no database' * 100)
+  with pytest.raises(UserError, match=r'study\.db is damaged'):
+    open_study(folder)
 
 
 def test_values_have_the_type_of_their_key():

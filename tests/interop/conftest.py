@@ -41,27 +41,17 @@ def narrow(monkeypatch):
   monkeypatch.setitem(variants.VARIANTS, 'alexnet_torchvision', whole)
 
 
-@pytest.fixture
-def random_images():
+def random_images(size, count=2):
   """Images about as they are after their normalization."""
-
-  def make(size, count=2, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.normal(0, 1, (count, size, size, 3)).astype(np.float32)
-
-  return make
+  rng = np.random.default_rng(0)
+  return rng.normal(0, 1, (count, size, size, 3)).astype(np.float32)
 
 
-@pytest.fixture
-def our_logits():
+def our_logits(imported, images):
   """Computes the logits of a `TrainedNetwork` in float32."""
-
-  def compute(imported, images):
-    network = networks.module(imported.model, imported.num_classes)
-    variables = {'params': imported.params, 'batch_stats': imported.batch_stats}
-    return np.asarray(jax.jit(network.apply)(variables, images))
-
-  return compute
+  network = networks.module(imported.model, imported.num_classes)
+  variables = {'params': imported.params, 'batch_stats': imported.batch_stats}
+  return np.asarray(jax.jit(network.apply)(variables, images))
 
 
 @pytest.fixture

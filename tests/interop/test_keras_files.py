@@ -10,7 +10,7 @@ import pytest
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import imported_run, keras_files
 from alexnet_jax.interop.networks import Options
-from tests.interop.conftest import HIDDEN, NARROW
+from tests.interop.conftest import HIDDEN, NARROW, our_logits, random_images
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 keras = pytest.importorskip('keras')
@@ -90,9 +90,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_logits_are_those_of_keras(
-  name, saved, random_images, our_logits, caplog
-):
+def test_logits_are_those_of_keras(name, saved, caplog):
   network, path = saved(name)
   size = NETWORKS[name][1]
   images = random_images(size)
@@ -104,10 +102,10 @@ def test_logits_are_those_of_keras(
   assert imported.data['std_rgb'] == (255.0,) * 3
   assert imported.num_classes == CLASSES
   assert imported.data['crop_size'] == size
-  assert_logits(our_logits, imported, network, images)
+  assert_logits(imported, network, images)
 
 
-def assert_logits(our_logits, imported, network, images):
+def assert_logits(imported, network, images):
   # Without the softmax, which forgets a constant of them.
   before = keras.Model(network.inputs[0], network.layers[-1].input)
   kernel, bias = map(np.asarray, network.layers[-1].get_weights())
@@ -118,13 +116,13 @@ def assert_logits(our_logits, imported, network, images):
   np.testing.assert_allclose(logits, wanted, atol=1e-4)
 
 
-def test_a_network_of_gray_images(tmp_path, random_images, our_logits):
+def test_a_network_of_gray_images(tmp_path):
   network, path = build(lambda: marvin(1)), tmp_path / 'gray.weights.h5'
   network.save_weights(path)
   imported = keras_files.read(path, MARVIN)
   assert imported.data['channels'] == len(imported.mean) == 1
   assert imported_run.make_config(imported).data.std_rgb == (255.0,)
-  assert_logits(our_logits, imported, network, random_images(28)[..., :1])
+  assert_logits(imported, network, random_images(28)[..., :1])
   with pytest.raises(UserError, match=r'mean: expected one level.*gray'):
     keras_files.read(path, Options('marvin', mean=(1, 2, 3)))
 

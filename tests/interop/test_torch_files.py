@@ -1,5 +1,6 @@
 """PyTorch's own forward pass and its own files as the oracle."""
 
+import collections
 import pickle
 import zipfile
 
@@ -9,7 +10,7 @@ import pytest
 from alexnet_jax.errors import UserError
 from alexnet_jax.interop import networks, torch_files
 from alexnet_jax.interop.networks import Options
-from tests.interop.conftest import HIDDEN, NARROW
+from tests.interop.conftest import HIDDEN, NARROW, our_logits, random_images
 
 torch = pytest.importorskip('torch')
 safetensors_torch = pytest.importorskip('safetensors.torch')
@@ -43,24 +44,17 @@ def save_model(network, path, prefix=''):
 
 def marvin():
   nn = torch.nn
-
-  class Marvin(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.conv1, self.conv2 = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 3)
-      self.fc3 = nn.Linear(64 * 5 * 5, 256)
-      self.fc4, self.fc10 = nn.Linear(256, 256), nn.Linear(256, 7)
-
-    def forward(self, x):
-      for layer in (self.conv1, self.conv2):
-        x = nn.functional.max_pool2d(layer(x).relu(), 2)
-      x = self.fc4(self.fc3(x.flatten(1)).relu()).relu()
-      return self.fc10(x)
-
-  return torch_networks.randomised(Marvin())
+  parts = {'conv1': nn.Conv2d(3, 32, 3), 'relu1': nn.ReLU()}
+  parts |= {'pool1': nn.MaxPool2d(2), 'conv2': nn.Conv2d(32, 64, 3)}
+  parts |= {'relu2': nn.ReLU(), 'pool2': nn.MaxPool2d(2), 'flat': nn.Flatten()}
+  parts |= {'fc3': nn.Linear(64 * 5 * 5, 256), 'relu3': nn.ReLU()}
+  parts |= {'fc4': nn.Linear(256, 256), 'relu4': nn.ReLU()}
+  parts['fc10'] = nn.Linear(256, 7)
+  named = nn.Sequential(collections.OrderedDict(parts))
+  return torch_networks.randomised(named)
 
 
-def test_torchvision(tmp_path, random_images, our_logits, caplog, narrow):
+def test_torchvision(tmp_path, caplog, narrow):
   whole = torch_networks.randomised(torch_networks.torchvision_alexnet(HIDDEN))
   # As PyTorch's ImageNet example saves AlexNet: `features` alone is split.
   state = {
@@ -82,9 +76,7 @@ def test_torchvision(tmp_path, random_images, our_logits, caplog, narrow):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_names_and_logits_both_ways(
-  name, narrow, tmp_path, random_images, our_logits, caplog
-):
+def test_names_and_logits_both_ways(name, narrow, tmp_path, caplog):
   size = NETWORKS[name][-1]
   theirs, path = build(name), tmp_path / 'a.safetensors'
   # Without `model.`, `classifier` would come before the norms of `features`.
@@ -113,9 +105,7 @@ def test_names_and_logits_both_ways(
     (('net',), 'net._orig_mod.model.', 'a'),
   ],
 )
-def test_other_names_and_wrappers(
-  wrappers, prefix, head, tmp_path, random_images, our_logits, caplog
-):
+def test_other_names_and_wrappers(wrappers, prefix, head, tmp_path, caplog):
   theirs = marvin()
   state = {
     prefix + name.replace('fc10', head): tensor

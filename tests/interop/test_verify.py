@@ -91,10 +91,6 @@ def permute(rng, tensors, _):
   rng.shuffle(kernels[some(rng, kernels)].reshape(-1))
 
 
-def scale(rng, tensors, _):
-  tensors[some(rng, tensors)] *= np.float32(rng.uniform(1.01, 2))
-
-
 def swap(rng, tensors, _):
   first = some(rng, tensors)
   second = rng.choice(sorted(tensors.keys() - {first}))
@@ -103,12 +99,6 @@ def swap(rng, tensors, _):
 
 def lose(rng, tensors, _):
   del tensors[some(rng, tensors)]
-
-
-def set_to_noise(rng, tensors, _):
-  name = some(rng, tensors)
-  noise = rng.normal(0, 0.1, tensors[name].shape)
-  tensors[name] = noise.astype(np.float32)
 
 
 def add_a_measure(rng, _, fields):
@@ -158,9 +148,9 @@ def drop_the_data(rng, _, fields):
   fields['claims']['data'] = {}
 
 
-CHANGES = [flip_a_bit, permute, scale, swap, lose, set_to_noise]
-CHANGES += [add_a_measure, steer_the_terminal, rename_the_command]
-CHANGES += [change_the_network, claim_more, name_other_data, drop_the_data]
+CHANGES = [flip_a_bit, swap, lose, add_a_measure, steer_the_terminal]
+CHANGES += [rename_the_command, change_the_network, claim_more]
+CHANGES += [name_other_data, drop_the_data]
 FORGED = [permute, untrain_a_layer, untrain]  # with new hashes
 KINDS = [pytest.param(change, False, id=change.__name__) for change in CHANGES]
 KINDS += [pytest.param(c, True, id=f'{c.__name__}, forged') for c in FORGED]
@@ -169,13 +159,13 @@ MESSAGES = {
   name_other_data: 'its figures are of other data',
 }
 A_FEW = pytest.param(2, id='some')
-MANY = pytest.param(63, id='1008', marks=pytest.mark.slow)
+MANY = pytest.param(80, id='1040', marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize('count', [A_FEW, MANY])
 @pytest.mark.parametrize(('change', 'forges'), KINDS)
 def test_altered_weights_are_refused(
-  folder, tmp_path, capsys, change, forges, count
+  folder, tmp_path, call, change, forges, count
 ):
   for seed in range(count):
     tensors, fields = read(folder)
@@ -183,18 +173,17 @@ def test_altered_weights_are_refused(
     change(np.random.default_rng(seed), tensors, fields)
     del fields['untrained']
     path = write(tmp_path, tensors, fields, forges)
-    assert verify.main([str(path)]) == 2
-    assert MESSAGES.get(change, '') in capsys.readouterr().err
+    commands.refused(call(verify, path), MESSAGES.get(change, ''))
 
 
-def test_without_figures_nothing_is_said_to_hold(folder, tmp_path, capsys):
+def test_without_figures_nothing_is_said_to_hold(folder, tmp_path, call):
   tensors, fields = read(folder)
   fields['claims']['measured'] = {}
   path = write(tmp_path, tensors, fields)
-  assert verify.main([str(path)]) == 0
-  assert 'no figures: not measured again' in capsys.readouterr().err
-  assert verify.main([str(path), '--data_path', str(tmp_path)]) == 2
-  assert 'leave --data_path out' in capsys.readouterr().err
+  code, _, err = call(verify, path)
+  assert (code, 'no figures: not measured again' in err) == (0, True)
+  answer = call(verify, path, '--data_path', tmp_path)
+  commands.refused(answer, 'leave --data_path out')
 
 
 def test_converted_weights_have_no_command(folder, tmp_path, call):
@@ -225,10 +214,9 @@ def test_a_false_seed_does_not_show(folder, tmp_path, call):
 
 @pytest.mark.parametrize('name', ['README.md', 'config.json'])
 def test_a_card_that_says_more_than_the_weights_is_refused(
-  folder, tmp_path, capsys, name
+  folder, tmp_path, call, name
 ):
   copy = pathlib.Path(shutil.copytree(folder, tmp_path / 'copy'))
   text = (copy / name).read_text()
   (copy / name).write_text(text.replace('0.', '0.9', 20))
-  assert verify.main([str(copy)]) == 2
-  assert f'{name} does not say what' in capsys.readouterr().err
+  commands.refused(call(verify, copy), f'{name} does not say what')

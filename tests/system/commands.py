@@ -1,6 +1,5 @@
 """Starts the commands as processes, on a network that takes a second."""
 
-import json
 import os
 import pathlib
 import subprocess
@@ -95,14 +94,6 @@ def refused(answer, *words) -> str:
   for word in words:
     assert word in err
   return err
-
-
-def train(recipe, workdir, *overrides, **options) -> dict:
-  """Trains to the end; the result of --json."""
-  arguments = ('--config', recipe, '--workdir', workdir, '--json', *overrides)
-  code, out, err = run(*MAIN, *arguments, **options)
-  assert code == 0, err
-  return json.loads(out.splitlines()[-1])
 
 
 def train_here(recipe, workdir, *overrides, **options) -> dict:

@@ -111,10 +111,9 @@ def test_a_refused_start_changes_nothing(trained, main):
   recipe, workdir, _ = trained
   before = commands.contents(workdir)
   changes = '--config.model.dropout=0.25', '--config.optimizer.momentum=0.8'
-  code, result, err = main('--config', recipe, '--workdir', workdir, *changes)
-  assert (code, result) == (2, None)
-  assert 'config.model.dropout: 0.5 -> 0.25' in err
-  assert 'config.optimizer.momentum: 0.9 -> 0.8' in err
+  answer = main('--config', recipe, '--workdir', workdir, *changes)
+  messages = 'model.dropout: 0.5 -> 0.25', 'optimizer.momentum: 0.9 -> 0.8'
+  commands.refused(answer, *messages)
   assert commands.contents(workdir) == before
 
 
@@ -131,9 +130,8 @@ def test_a_disk_that_fills_up_under_the_logs_ends_the_run(small_disk, main):
       filler.write_bytes(b'x' * (8 << 20))
 
   threading.Thread(target=fill, daemon=True).start()
-  code, _, err = main('--config', recipe, '--workdir', workdir)
-  assert code == 2, err
-  assert 'No space left' in err
+  answer = main('--config', recipe, '--workdir', workdir)
+  commands.refused(answer, 'No space left')
 
 
 def test_a_folder_that_cannot_be_written(small_disk, main):
@@ -144,8 +142,7 @@ def test_a_folder_that_cannot_be_written(small_disk, main):
     (small_disk / 'run', 'Read-only file system'),
     (recipe, 'File exists'),
   ):
-    code, _, err = main(*run, workdir)
-    assert (code, reason in err) == (2, True)
+    commands.refused(main(*run, workdir), reason)
 
 
 def test_a_run_without_its_checkpoints_is_not_begun_anew(trained, copy):

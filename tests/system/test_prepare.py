@@ -13,7 +13,6 @@ import sys
 import time
 from unittest import mock
 
-import numpy as np
 import PIL.Image
 import pytest
 
@@ -23,23 +22,18 @@ from alexnet_jax.data.prepare import raw, shards
 from alexnet_jax.data.prepare.__main__ import main as prepare
 from alexnet_jax.training import build
 from tests.data.pictures import encode, noise, write
-
-ROOT = pathlib.Path(__file__).parents[2]
-PREPARE = [sys.executable, '-m', 'alexnet_jax.data.prepare']
+from tests.system import commands
 
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
   """120 images that take a while to decode, two of them damaged."""
   root = tmp_path_factory.mktemp('photos')
-  rng = np.random.default_rng(0)
-  for name in ('cat', 'dog'):
-    (root / name).mkdir()
-    for i in range(60):
-      coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-      image = PIL.Image.fromarray(coarse).resize((800, 600))
-      image.save(root / name / f'{i:03d}.jpg', quality=90)
-    (root / name / '007.jpg').write_bytes(b'damaged')
+  for number in range(120):
+    coarse = PIL.Image.fromarray(noise(number, 6, 8))
+    file = encode(coarse.resize((800, 600)), quality=90)
+    name = f'{"cat" if number < 60 else "dog"}/{number % 60:03d}.jpg'
+    write(root, {name: file if number % 60 != 7 else b'damaged'})
   return root
 
 
@@ -59,9 +53,10 @@ def digests(folder):
   }
 
 
-def start(command_line):
+def start(line):
   quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-  return subprocess.Popen([*PREPARE, *command_line], cwd=ROOT, **quiet)
+  command = [sys.executable, '-m', 'alexnet_jax.data.prepare', *line]
+  return subprocess.Popen(command, cwd=commands.ROOT, **quiet)
 
 
 def finished(out):
@@ -70,14 +65,12 @@ def finished(out):
 
 @pytest.mark.slow
 def test_five_kills_leave_the_same_bytes(photos, tmp_path):
-  command = 'raw'
   whole, out = tmp_path / 'whole', tmp_path / 'killed'
   # One image a shard, so that it is never done too early.
-  assert prepare(arguments(command, photos, whole, 1)) == 0
-  rng = random.Random(0)
-  kills = 0
+  assert prepare(arguments('raw', photos, whole, 1)) == 0
+  rng, kills = random.Random(0), 0
   while kills < 5:
-    process = start(arguments(command, photos, out, 1))
+    process = start(arguments('raw', photos, out, 1))
     before, deadline = finished(out), time.monotonic() + 60
     while finished(out) == before and time.monotonic() < deadline:
       time.sleep(0.001)
@@ -90,7 +83,7 @@ def test_five_kills_leave_the_same_bytes(photos, tmp_path):
     assert code in (-signal.SIGKILL, 75)
     assert not (out / 'manifest.json').exists()
     assert finished(out) > before  # what was finished stays
-  assert prepare(arguments(command, photos, out, 1)) == 0
+  assert prepare(arguments('raw', photos, out, 1)) == 0
   assert digests(out) == digests(whole)
 
 

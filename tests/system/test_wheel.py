@@ -1,6 +1,5 @@
 """The package as a wheel, without the checkout that it was built from."""
 
-import pathlib
 import shutil
 import sys
 import zipfile
@@ -9,8 +8,8 @@ import pytest
 from setuptools import build_meta
 
 from tests.system import commands
+from tests.system.commands import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 ROOMS = ('alexnet_jax', 'configs', 'launch')
 PARTS = (*ROOMS, 'pyproject.toml', 'README.md', 'LICENSE')
 

@@ -1,31 +1,28 @@
 """Learning rates of whole runs, as their histories show them."""
 
 import dataclasses
-import io
 
 import pytest
 
-from alexnet_jax import validation
-from alexnet_jax.cli import Console
 from alexnet_jax.evaluation import figures
-from alexnet_jax.training import checkpoint, guards, loop, measure, writers
+from alexnet_jax.training import checkpoint, measure, writers
 from tests.system import commands
 
 
-def train(folder, **changes):
+@pytest.fixture
+def train(tmp_path, capsys):
   """Trains on four devices: (rows with a learning rate, what was printed)."""
-  config = validation.load_config(
-    [f'--config={commands.write_recipe(folder, **changes)}']
-  )
-  stream = io.StringIO()
-  loop.train_and_evaluate(
-    config, str(folder / 'run'), guards.StopSignal(), Console(stream)
-  )
-  rows = writers.read_rows(folder / 'run')
-  return [r for r in rows if 'learning_rate' in r], stream.getvalue()
+
+  def run(**changes):
+    recipe = commands.write_recipe(tmp_path, **changes)
+    commands.train_here(recipe, tmp_path / 'run')
+    rows = writers.read_rows(tmp_path / 'run')
+    return [r for r in rows if 'learning_rate' in r], capsys.readouterr().err
+
+  return run
 
 
-def test_a_higher_top1_is_better(tmp_path, monkeypatch):
+def test_a_higher_top1_is_better(train, monkeypatch):
   """To the plateau, early stopping and the best checkpoint; the loss falls."""
   evaluate, values = measure.evaluate, {'eval/loss': 2.0, 'eval/top1': 0.5}
 
@@ -37,7 +34,6 @@ def test_a_higher_top1_is_better(tmp_path, monkeypatch):
 
   monkeypatch.setattr(measure, 'evaluate', scripted)
   rows, text = train(
-    tmp_path,
     num_steps=12,
     eval_every_steps=2,
     log_every_steps=1,
@@ -54,13 +50,12 @@ def test_a_higher_top1_is_better(tmp_path, monkeypatch):
   assert 'best eval/top1 0.4900 at step 2' in text
 
 
-def test_a_plateau_waits_for_the_warm_up_and_cools_down(tmp_path):
+def test_a_plateau_waits_for_the_warm_up_and_cools_down(train, tmp_path):
   """Nothing improves; 20 steps of warm-up, an evaluation every five.
 
   It does not see the end of the run, where a longer one would have none.
   """
   rows, _ = train(
-    tmp_path,
     num_steps=57,
     eval_every_steps=5,
     log_every_steps=5,
@@ -77,10 +72,9 @@ def test_a_plateau_waits_for_the_warm_up_and_cools_down(tmp_path):
   assert progress.evaluated_step == 57
 
 
-def test_the_history_has_the_rate_of_every_group(tmp_path):
+def test_the_history_has_the_rate_of_every_group(train):
   """An epoch has 12 steps: kernels change at steps 6 and 12."""
   rows, text = train(
-    tmp_path,
     num_steps=16,
     eval_every_steps=16,
     schedule__name='recorded',

@@ -126,15 +126,6 @@ def test_the_length_shapes_a_schedule(tmp_path):
     resume.check_config(config, tmp_path, stored)
 
 
-def test_a_run_that_was_fine_tuned_forgets_where_it_began(tmp_path):
-  stored, config = make_config(), make_config()
-  stored.init.workdir, config.init.workdir = '/there', '/moved'
-  resume.check_config(config, tmp_path, stored)
-  stored.init.workdir = ''
-  with pytest.raises(UserError, match=r'init\.workdir'):
-    resume.check_config(config, tmp_path, stored)
-
-
 # After the second evaluation the save that followed the first was complete.
 @pytest.mark.parametrize(
   ('rows', 'has_folder', 'refused'),

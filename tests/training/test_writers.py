@@ -43,6 +43,10 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
   write(tmp_path, *rows)
   found = writers.read_rows(tmp_path)
   assert found == [{'step': step, **values} for _, step, values in rows]
+  for _, step, values in rows:
+    for tag, value in values.items():
+      event = values_of(tmp_path)[step, tag]
+      assert event.simple_value == pytest.approx(value)
   # Checkpoint 4 was saved before the evaluation at step 4 ended.
   write(tmp_path, step=4, evaluated_step=2)
   assert writers.read_rows(tmp_path) == found[:3]
@@ -66,11 +70,6 @@ def test_lines_that_are_no_rows_are_left_out(tmp_path, end, caplog):
   assert f'{path}: line 2' in caplog.text
   write(tmp_path, ('scalars', 2, {'a': 2.0}), step=1)
   assert [row['a'] for row in writers.read_rows(tmp_path)] == [1.0, 2.0]
-
-
-def test_event_files_hold_scalars(tmp_path):
-  write(tmp_path, ('scalars', 7, {'eval/top1': 0.25}))
-  assert values_of(tmp_path)[7, 'eval/top1'].simple_value == 0.25
 
 
 def test_the_loss_of_every_step(tmp_path):
