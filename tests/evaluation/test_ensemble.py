@@ -1,5 +1,7 @@
 """Center crops, ten crops and ensembles of whole runs, by the commands."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -39,14 +41,11 @@ def probabilities(workdir, num_crops):
   for index in range(loader.source.num_examples):
     square, label = loader.square(index)
     free = loader.resize_size - size
-    corners = [(free // 2, free // 2)]
-    if num_crops == 10:
-      corners += [(0, 0), (0, free), (free, 0), (free, free)]
+    corners = (free // 2, free // 2), *itertools.product((0, free), (0, free))
     views = [square[t : t + size, x : x + size] for t, x in corners]
-    if num_crops == 10:
-      views += [view[:, ::-1] for view in views]
-    assert len(views) == num_crops
-    pixels = (np.stack(views).astype(np.float32) - mean) / run.config.data.std
+    views += [view[:, ::-1] for view in views]
+    pixels = np.float32(views[:num_crops])  # one is the center
+    pixels = (pixels - mean) / run.config.data.std
     logits = np.asarray(apply(variables, pixels), np.float64)
     powers = np.exp(logits)
     rows.append((powers / powers.sum(1, keepdims=True)).mean(0))

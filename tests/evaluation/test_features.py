@@ -77,11 +77,8 @@ def test_outputs_of_a_split_are_those_of_a_plain_network(
 ):
   """On four devices; batches of 8 do not divide 22, and two have no pixels."""
   (workdir, data), out = trained, tmp_path / 'new' / 'out'
-  code, result, err = call(
-    *(features, '--workdir', workdir, '--layers', ','.join(LAYERS)),
-    *('--split', 'validation', '--out', out),
-  )
-  assert code == 0, err
+  line = ['--workdir', workdir, '--layers', ','.join(LAYERS), '--out', out]
+  result, _ = commands.done(call(features, *line, '--split', 'validation'))
   assert list(out.parent.iterdir()) == [out]
   names = sorted(data.rglob('*.png'))
   there = [name for name in names if name.stat().st_size]

@@ -57,13 +57,12 @@ def test_other_images_are_measured_whole(trained, tmp_path, call):
   workdir, kind, _ = trained
   write_data(tmp_path / 'data', kind, 'test', 1, 2)
   place = ('--data_path', tmp_path / 'data')
-  code, result, err = call(evaluate, '--workdir', workdir, *place)
-  assert code == 0, err
+  result, err = commands.done(call(evaluate, '--workdir', workdir, *place))
   assert result['examples'] == 6
   assert 'is not the data of the training; all 6 examples' in err
   if kind != 'folder':
     return
-  code, page, _ = call(report, '--workdir', workdir, *place)
+  _, page, _ = call(report, '--workdir', workdir, *place)
   assert page['examples'] == 6
   assert page['training_examples'] == 18
   assert page['metrics']['eval/loss'] == pytest.approx(result['eval/loss'])
@@ -79,8 +78,7 @@ def test_the_data_of_the_training_is_divided_where_it_lies(trained, call):
   moved = (folder / 'data').rename(folder / 'moved')
   try:
     place = ('--data_path', moved)
-    code, result, err = call(evaluate, *arguments, *place)
-    assert code == 0, err
+    result, err = commands.done(call(evaluate, *arguments, *place))
     assert 'is not the data' not in err
     assert result['examples'] == 6
     assert result['eval/loss'] == expected['eval/loss']
@@ -92,12 +90,10 @@ def test_the_data_of_the_training_is_divided_where_it_lies(trained, call):
 def test_a_folder_may_have_few_images_and_classes(trained, tmp_path, call):
   write_data(tmp_path / 'all', 'folder', '', 1, 1)
   arguments = ('--workdir', trained[0], '--data_path')
-  code, result, err = call(evaluate, *arguments, tmp_path / 'all')
-  assert code == 0, err
+  result, _ = commands.done(call(evaluate, *arguments, tmp_path / 'all'))
   assert result['examples'] == 3
   (tmp_path / 'all' / 'cow').rename(tmp_path / 'cow')
-  code, result, err = call(evaluate, *arguments, tmp_path / 'all')
-  assert code == 0, err
+  result, _ = commands.done(call(evaluate, *arguments, tmp_path / 'all'))
   assert result['examples'] == 2
   # The labels are those of training: of `dog`, not of the second folder.
   cat, dog = probabilities(call, trained[0], tmp_path / 'all').values()
@@ -143,10 +139,8 @@ def test_a_subset_is_measured_over_its_classes(trained, tmp_path, call, kind):
   arguments = ['--workdir', workdir, '--data_path', tmp_path / 'data']
   arguments += [] if kind == 'folder' else ['--data_source', kind]
   table = tmp_path / 'table.csv'
-  code, result, err = call(
-    *(evaluate, *arguments, '--subset', '--per_example', table)
-  )
-  assert code == 0, err
+  arguments += ['--subset', '--per_example', table]
+  result, err = commands.done(call(evaluate, *arguments))
   assert 'has 2 of the 3 classes; only those are predicted' in err
   by_file = probabilities(call, workdir, tmp_path / 'photographs')
   wanted = []

@@ -39,11 +39,8 @@ def runs(tmp_path_factory):
 def test_figures_and_tables_are_of_the_run(runs, call):
   first, second = runs['2_0'], runs['2_1']
   others = *runs.values(), second
-  code, result, err = call(
-    *(paper, '--workdir', first, '--ensemble', second),
-    *('--ablations', *others),
-  )
-  assert code == 0, err
+  networks = ('--workdir', first, '--ensemble', second, '--ablations', *others)
+  result, _ = commands.done(call(paper, *networks))
   data = first.parent / 'data'
   joint = ensemble.measure([str(first), str(second)], crops=10)
   run = alexnet_jax.open_run(first)
@@ -143,8 +140,7 @@ def test_what_layers_see(runs, call):
   image = sorted((workdir.parent / 'data' / 'val').rglob('*.png'))[3]
   arguments = ('--workdir', workdir, '--layers', 'conv2', '--units', '5,2')
   old = pictures.write(workdir / 'visualize', {'conv1.png': b'', 'my.png': b''})
-  code, result, err = call(visualize, *arguments, image)
-  assert code == 0, err
+  result, _ = commands.done(call(visualize, *arguments, image))
   run = alexnet_jax.open_run(workdir)
   images = sorted(map(str, (workdir.parent / 'data' / 'val').rglob('*.png')))
   outputs = run.features(images, 'conv2')
@@ -199,11 +195,8 @@ def test_a_folder_of_seeds_is_an_ablation_in_the_keys_that_differ(
 
 
 def test_a_report_has_both_if_asked(runs, call):
-  workdir = runs['1_0']
-  code, result, err = call(
-    report, '--workdir', workdir, '--paper', '--visualize'
-  )
-  assert code == 0, err
+  line = ('--workdir', runs['1_0'], '--paper', '--visualize')
+  result, _ = commands.done(call(report, *line))
   assert result['paper'].keys() == {'errors', 'answers', 'nearest'}
   assert result['visualize']['layers'].keys() == {'conv1', 'conv2'}
   names = {pathlib.Path(file).name for file in result['files']}

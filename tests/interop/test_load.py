@@ -79,8 +79,7 @@ def test_evaluate(folder, ask):
   validation.validate(config)
   assert config.data.std_rgb == STD
   assert config.model.channels == (32, 64)
-  code, result, err = ask(evaluate, run_line(folder))
-  assert code == 0, err
+  result, _ = commands.done(ask(evaluate, run_line(folder)))
   files = sorted((folder / 'data' / 'val').rglob('*.png'))
   labels = [CLASSES.index(file.parent.name) for file in files]
   shares = expected_shares(folder, files)
@@ -96,15 +95,13 @@ def test_evaluate_says_where_data_and_names_go(folder, tmp_path, ask):
   answer = ask(evaluate, f'--workdir {run}')
   commands.refused(answer, 'no data was named: give --data_path DIR')
   data = f'--data_path {folder / "data"}'
-  code, result, err = ask(load, load_line(folder, unnamed, data))
-  assert code == 0, err
+  result, err = commands.done(ask(load, load_line(folder, unnamed, data)))
   assert not result['classes_are_named']
   assert 'no classes: they are called class_0000 to class_0002 (--cl' in err
   assert f'evaluate --workdir {unnamed}\n' in err
   # Then they are those of the data, in its order.
   line = f'--workdir {unnamed} {data}'
-  code, result, err = ask(evaluate, line)
-  assert code == 0, err
+  result, err = commands.done(ask(evaluate, line))
   assert f'the classes of {unnamed} have no names' in err
   assert result['examples'] == 10
   other = shutil.copytree(folder / 'data', tmp_path / 'other')

@@ -22,19 +22,13 @@ from tests.system import commands
 @pytest.fixture
 def saved(trained_run, tmp_path, ask):
   path = tmp_path / 'run.safetensors'
-  code, result, err = ask(save, f'--workdir {trained_run} {path}')
-  assert code == 0, err
+  result, _ = commands.done(ask(save, f'--workdir {trained_run} {path}'))
   return path, result
-
-
-def state_of(run):
-  opened = checkpoint.open_run(run)
-  return opened.config, opened.class_names, opened.state
 
 
 def test_names_layouts_and_the_averaged_weights(trained_run, saved):
   path, result = saved
-  _, _, state = state_of(trained_run)
+  state = checkpoint.open_run(trained_run).state
   tensors = safetensors.numpy.load_file(path)
   # Conv, norm after ReLU, pool; pad, conv, ReLU, pool. Dense, ReLU, dropout.
   names = {name.rsplit('.', 1)[0] for name in tensors}
@@ -62,27 +56,27 @@ def test_names_layouts_and_the_averaged_weights(trained_run, saved):
 
 def test_everything_comes_back_bit_by_bit(trained_run, saved, tmp_path, ask):
   path, _ = saved
-  config, names, state = state_of(trained_run)
+  run = checkpoint.open_run(trained_run)
   copy = tmp_path / 'copy'
-  code, result, err = ask(load, f'--from torch {path} --workdir {copy}')
-  assert code == 0, err
+  result, _ = commands.done(ask(load, f'--from torch {path} --workdir {copy}'))
   assert result['classes_are_named']
-  other_config, other_names, other = state_of(copy)
-  assert other_names == names
-  assert other_config.model.to_dict() == config.model.to_dict()
+  other = checkpoint.open_run(copy)
+  assert other.class_names == run.class_names
+  assert other.config.model.to_dict() == run.config.model.to_dict()
   for key in ('resize_size', 'crop_size', 'channels', 'mean', 'std', 'std_rgb'):
-    assert other_config.data[key] == config.data[key]
-  jax.tree.map(np.testing.assert_array_equal, other.params, state.ema_params)
-  jax.tree.map(
-    np.testing.assert_array_equal, other.batch_stats, state.batch_stats
-  )
+    assert other.config.data[key] == run.config.data[key]
+  for ours, theirs in (
+    (run.state.ema_params, other.state.params),
+    (run.state.batch_stats, other.state.batch_stats),
+  ):
+    jax.tree.map(np.testing.assert_array_equal, theirs, ours)
   np.testing.assert_array_equal(
-    build.stored_mean(other_config, copy),
-    build.stored_mean(config, trained_run),
+    build.stored_mean(other.config, copy),
+    build.stored_mean(run.config, trained_run),
   )
-  digest = state_lib.state_digest(state_lib.saved_tree(other))
+  digest = state_lib.state_digest(state_lib.saved_tree(other.state))
   assert result['state_digest'] == digest
-  assert int(other.step) == 0
+  assert int(other.state.step) == 0
 
 
 @pytest.mark.parametrize(

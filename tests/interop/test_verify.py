@@ -30,8 +30,7 @@ def folder(tmp_path_factory):
 
 
 def test_what_was_saved_holds(folder, call):
-  code, result, err = call(verify, folder)
-  assert code == 0, err
+  result, _ = commands.done(call(verify, folder))
   run = checkpoint.open_run(folder.with_name('run'))
   measured = run.saved.progress.last_evaluation
   assert result['measured'] == measured

@@ -87,6 +87,13 @@ def run(*arguments, **options) -> tuple[int, str, str]:
   return process.returncode, out, err
 
 
+def done(answer) -> list:
+  """[result, errors] of a `call` that ended with 0."""
+  code, *rest = answer
+  assert code == 0, rest[-1]
+  return rest
+
+
 def refused(answer, *words) -> str:
   """Errors of a `call` that ended with 2 and said these words."""
   code, _, err = answer

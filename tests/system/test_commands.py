@@ -27,14 +27,13 @@ def test_help_needs_no_jax():
     'loaded = {"jax", "cv2", "grain", "tensorflow"} & set(sys.modules)\n'
     'assert not loaded, loaded\n'
   )
-  code, out, err = commands.run(sys.executable, '-c', program)
-  assert code == 0, err
+  out, _ = commands.done(commands.run(sys.executable, '-c', program))
   assert out.count(' --json ') >= len(modules)
 
 
 def test_summary_of_the_mission_needs_no_data(main):
-  code, result, err = main('--config', 'configs/imagenet.py', '--summary')
-  assert code == 0, err
+  line = ('--config', 'configs/imagenet.py', '--summary')
+  result, err = commands.done(main(*line))
   assert 'kernel 11 x 11 x 3 x 96' in err
   assert '55 x 55 x 96' in err
   assert '11 x 11, stride 4, padding 2 and 1' in err
@@ -46,8 +45,7 @@ def test_summary_of_the_mission_needs_no_data(main):
 def test_dry_run_goes_through_everything_and_leaves_nothing(tmp_path, main):
   recipe = commands.write_recipe(tmp_path)
   run = ('--config', recipe, '--workdir', tmp_path / 'run', '--dry_run')
-  code, result, err = main(*run)
-  assert code == 0, err
+  result, _ = commands.done(main(*run))
   assert result['step'] == 1
   spent = {kind for kind, seconds in result['seconds'].items() if seconds}
   assert {'start', 'compile', 'evaluate', 'save'} <= spent
@@ -72,8 +70,7 @@ def test_a_run_learns_and_leaves_its_history(trained):
 def test_evaluate_prints_the_numbers_of_the_run(trained, call):
   _, workdir, result = trained
   run = (evaluate, '--workdir', workdir)
-  code, again, err = call(*run)
-  assert code == 0, err
+  again, err = commands.done(call(*run))
   shared = ('eval/loss', 'eval/top1', 'eval/top5', 'step', 'state_digest')
   assert {k: again[k] for k in shared} == {k: result[k] for k in shared}
   assert again['examples'] == 24

@@ -16,7 +16,7 @@ from alexnet_jax.evaluation import report
 from alexnet_jax.training import checkpoint, parallel, writers
 from alexnet_jax.training.state import saved_tree
 from tests import mounts
-from tests.data.pictures import png, write
+from tests.evaluation.conftest import write_splits
 from tests.system import commands
 from tests.system.together import timeless
 
@@ -34,18 +34,10 @@ def copy(trained, tmp_path):
   return shutil.copytree(trained[1], tmp_path / 'run')
 
 
-def write_photos(folder, seed):
-  """train/ and val/ of as many classes as synthetic images have."""
-  names = [f'train/{c}/{i}.png' for c in 'abcd' for i in range(5)]
-  names += [f'val/{c}/{i}.png' for c in 'abcd' for i in range(2)]
-  numbered = enumerate(names, 100 * seed)
-  return write(folder, {name: png(number) for number, name in numbered})
-
-
 @pytest.fixture
 def photos(tmp_path):
   """(recipe, photos/) of 12 steps with 20 photos."""
-  folder = write_photos(tmp_path / 'photos', seed=0)
+  folder = write_splits(tmp_path / 'photos', 20, 28, 'abcd')
   changes = {'data__source': 'folder', 'data__path': str(folder)}
   changes |= {'num_steps': 12, 'eval_every_steps': 100}
   return commands.write_recipe(tmp_path, **changes), folder
@@ -90,8 +82,8 @@ def test_a_damaged_best_checkpoint_is_named(tmp_path):
 def test_changed_data_are_refused(photos, tmp_path):
   (recipe, folder), workdir = photos, tmp_path / 'run'
   commands.train_here(recipe, workdir)
-  for split in ('train', 'val'):
-    (folder / split / 'b' / '0.png').unlink()
+  for image in ('train/b/01.png', 'val/b/21.png'):
+    (folder / image).unlink()
   message = r'(?s)the data of.* num_examples: 20 -> 19'
   with pytest.raises(UserError, match=message) as info:
     commands.train_here(recipe, workdir)
@@ -100,8 +92,8 @@ def test_changed_data_are_refused(photos, tmp_path):
 
 def test_an_unreadable_validation_image_loses_no_step(photos, tmp_path):
   (recipe, folder), workdir = photos, tmp_path / 'run'
-  (folder / 'val' / 'd' / '1.png').write_bytes(b'broken')
-  with pytest.raises(UserError, match=r'val/d/1\.png'):
+  (folder / 'val' / 'd' / '27.png').write_bytes(b'broken')
+  with pytest.raises(UserError, match=r'val/d/27\.png'):
     commands.train_here(recipe, workdir)
   assert (workdir / 'checkpoints' / '12').is_dir()
   assert commands.train_here(recipe, workdir, SKIP)['step'] == 12
@@ -222,8 +214,7 @@ def test_nobody_needs_to_read_what_a_run_says(trained, tmp_path):
   command = shlex.join(map(str, run))
   end = '2>&1 >&- | head -n 14'
   bash = ['bash', '-c', f'{command} {end}; exit ${{PIPESTATUS[0]}}']
-  code, _, err = commands.run(*bash)
-  assert code == 0, err
+  commands.done(commands.run(*bash))
   found = checkpoint.open_run(tmp_path / 'run').saved
   assert found.digest == result['state_digest']
 
@@ -231,11 +222,11 @@ def test_nobody_needs_to_read_what_a_run_says(trained, tmp_path):
 def test_an_image_that_cannot_be_read_costs_nothing(photos, tmp_path):
   """Neither the state nor a row of the history, wherever it comes."""
   recipe, folder = photos
-  broken = folder / 'train' / 'b' / '3.png'
+  broken = folder / 'train' / 'b' / '13.png'
   broken.write_bytes(broken.read_bytes()[:99])
   mean = '--config.data.mean=none'
   whole = commands.train_here(recipe, tmp_path / 'whole', SKIP, mean)
-  with pytest.raises(UserError, match=r'b/3\.png'):
+  with pytest.raises(UserError, match=r'b/13\.png'):
     commands.train_here(recipe, tmp_path / 'run', mean)
   assert checkpoint.has_checkpoint(tmp_path / 'run')
   run = commands.train_here(recipe, tmp_path / 'run', SKIP, mean)

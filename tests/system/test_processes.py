@@ -8,9 +8,9 @@ import time
 import pytest
 
 from alexnet_jax.training import checkpoint
+from tests.evaluation.conftest import write_splits
 from tests.flags import fake_devices
 from tests.system import commands, namespaces, together
-from tests.system.test_faults import write_photos
 
 slow = pytest.mark.slow
 RECIPE = {
@@ -163,8 +163,8 @@ def test_processes_that_differ_are_refused(tmp_path, devices, message):
   recipe = commands.write_recipe(tmp_path)
   port, processes = together.free_port(), []
   for index in range(2):
-    write_photos(tmp_path / str(index), seed=index)
-    path = f'--config.data.path={tmp_path / str(index)}'
+    data = write_splits(tmp_path / str(index), 20 - 4 * index, 28, 'abcd')
+    path = f'--config.data.path={data}'
     processes += together.start(
       *(recipe, tmp_path / 'run', 2, '--config.data.source=folder', path),
       devices=devices if index else 1,

@@ -51,8 +51,7 @@ def prepare(data_dir, *options, name='imagenet2012'):
 
 
 def last_json(ended):
-  code, out, err = ended
-  assert code == 0, err
+  out, _ = commands.done(ended)
   return json.loads(out.splitlines()[-1])
 
 
@@ -190,13 +189,12 @@ def test_a_set_in_another_format_is_refused_and_left(prepared, tmp_path):
 def test_a_tar_that_is_cut_off_is_named_as_damaged(
   tensorflow, manual_dir, tmp_path
 ):
-  damaged = TRAIN_TAR
   shutil.copytree(manual_dir, tmp_path, dirs_exist_ok=True)
-  with tarfile.open(tmp_path / damaged) as tar:
+  with tarfile.open(damaged := tmp_path / TRAIN_TAR) as tar:
     last = tar.getmembers()[-1]
-  os.truncate(tmp_path / damaged, last.offset_data + last.size // 2)
+  os.truncate(damaged, last.offset_data + last.size // 2)
   ended = prepare(tmp_path / 'data', f'--manual_dir={tmp_path}')
-  commands.refused(ended, f'{tmp_path / damaged} is truncated')
+  commands.refused(ended, f'{damaged} is truncated')
   assert not list(tmp_path.glob('data/imagenet2012/*'))
 
 
@@ -220,16 +218,14 @@ tfds.dataset_builders.store_as_tfds_dataset(
   file_format='array_record',
 )
 """
-  code, _, err = run('-c', script, tmp_path)
-  assert code == 0, err
+  commands.done(run('-c', script, tmp_path))
   ended = prepare(tmp_path, name='shades')
   result = last_json(ended)
   assert (result['splits'], result['classes']) == ({'train': 10}, 3)
   python, *command = shlex.split(ended[-1].splitlines()[-1])
   assert python == 'python'
   options = ('--dry_run', f'--workdir={tmp_path / "run"}')
-  code, _, err = run(*command, *SMALL, *options)
-  assert code == 0, err
+  commands.done(run(*command, *SMALL, *options))
   assert 'train[80%:]' in ' '.join(command)
 
 

@@ -38,8 +38,7 @@ def run(site, folder, *arguments):
 def test_a_wheel_trains_with_the_recipes_that_it_has(site, tmp_path):
   command = ('alexnet_jax', 'train', '--config')
   dry_run = ('quickstart', '--dry_run', *commands.OVERRIDES)
-  code, _, err = run(site, tmp_path, *command, *dry_run)
-  assert code == 0, err
+  _, err = commands.done(run(site, tmp_path, *command, *dry_run))
   code, out, _ = run(site, tmp_path, 'alexnet_jax.launch.local', '--help')
   assert (code, f'{site}/alexnet_jax/launch/local.py' in out) == (0, True)
   code, _, err = run(site, tmp_path, *command, 'imagnet')

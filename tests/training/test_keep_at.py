@@ -1,8 +1,7 @@
-import numpy as np
 import pytest
 
 from alexnet_jax.errors import Interrupted
-from alexnet_jax.training import build, checkpoint
+from alexnet_jax.training import checkpoint
 from tests.system import commands
 from tests.system.together import timeless
 
@@ -11,39 +10,23 @@ def steps(workdir):
   return sorted(int(path.name) for path in workdir.glob('checkpoints/*'))
 
 
-@pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-  """A run with its logarithmic steps, interrupted, and one without them."""
-  folder = tmp_path_factory.mktemp('runs')
-  recipe = commands.write_recipe(folder, checkpoint__keep=1)
-  log = '--config.checkpoint.keep_at=log'
+def test_logarithmic_steps_stay_and_change_nothing(tmp_path):
+  """Those of an interrupted run, beside one that keeps its newest alone."""
+  recipe = commands.write_recipe(tmp_path, checkpoint__keep=1)
+  run = (recipe, tmp_path / 'log', '--config.checkpoint.keep_at=log')
 
   def interrupt(step, values):
     if step == 20:
       raise Interrupted('SIGTERM')
 
-  plain = commands.train_here(recipe, folder / 'plain')
+  plain = commands.train_here(recipe, tmp_path / 'plain')
   with pytest.raises(Interrupted):
-    commands.train_here(recipe, folder / 'log', log, on_evaluation=interrupt)
-  assert {*steps(folder / 'log')} >= {0, 1, 2, 4, 8, 16, 20}
-  again = commands.train_here(recipe, folder / 'log', log)
-  return plain, again, folder
-
-
-def test_they_stay_and_change_nothing(runs):
-  plain, again, folder = runs
+    commands.train_here(*run, on_evaluation=interrupt)
+  assert {*steps(tmp_path / 'log')} >= {0, 1, 2, 4, 8, 16, 20}
+  again = commands.train_here(*run)
   assert again['state_digest'] == plain['state_digest']
-  assert timeless(folder / 'log') == timeless(folder / 'plain')
-  _, saved = checkpoint.read_newest(folder / 'log')
+  assert timeless(tmp_path / 'log') == timeless(tmp_path / 'plain')
+  _, saved = checkpoint.read_newest(tmp_path / 'log')
   own = {saved.progress.best.step, 40}
-  assert steps(folder / 'plain') == sorted(own)
-  assert steps(folder / 'log') == sorted({0, 1, 2, 4, 8, 16, 32} | own)
-
-
-def test_step_0_is_the_state_before_the_first_update(runs):
-  run = checkpoint.open_run(runs[-1] / 'log', '0')
-  model = build.make_model(run.config, len(run.class_names))
-  first = build.make_state(run.config, model).params
-  for layer, leaves in run.state.params.items():
-    for name, leaf in leaves.items():
-      np.testing.assert_array_equal(leaf, first[layer][name])
+  assert steps(tmp_path / 'plain') == sorted(own)
+  assert steps(tmp_path / 'log') == sorted({0, 1, 2, 4, 8, 16, 32} | own)

@@ -57,40 +57,27 @@ def test_mlflow_has_each_number_once_and_in_order(
     assert [point.value for point in there] == [row[key] for row in wanted]
 
 
-class Online:
-  """Stands for W&B, which keeps all rows but one that a kill has lost."""
-
-  rows: list = []  # noqa: RUF012
-
-  def __init__(self, **options):
-    self.id, self.starting_step = options['id'] or 'abc', len(self.rows)
-
-  def define_metric(self, *_, **__): ...
-
-  def log(self, row):
-    self.rows.append(row)
-
-  def finish(self):
-    del self.rows[5:]
-
-
 def test_wandb_online_gets_what_it_lacks(recipe, tmp_path, monkeypatch):
-  fake = types.SimpleNamespace(
-    init=lambda **options: Online(**options), Settings=dict
-  )
+  """W&B keeps all rows but what a kill has lost."""
+  there, ends = [], []
+
+  class Online:
+    def __init__(self, id, **_):
+      self.id, self.starting_step = id or 'abc', len(there)
+      self.log = there.append
+
+    def define_metric(self, *_, **__): ...
+
+    def finish(self):
+      if not ends:
+        del there[5:]
+      ends.append(1)
+
+  fake = types.SimpleNamespace(init=Online, Settings=dict)
   monkeypatch.setitem(sys.modules, 'wandb', fake)
   monkeypatch.setattr('alexnet_jax.training.writers.check_installed', print)
-  monkeypatch.setattr(Online, 'rows', [])
-  finish, ends = Online.finish, []
-
-  def once(self):
-    ends.append(1)
-    if len(ends) == 1:
-      finish(self)
-
-  monkeypatch.setattr(Online, 'finish', once)
   rows = train_killed(recipe, tmp_path / 'run', 'wandb')
-  assert [row['step'] for row in Online.rows] == [row['step'] for row in rows]
+  assert [row['step'] for row in there] == [row['step'] for row in rows]
   assert (tmp_path / 'run' / 'loggers' / 'wandb').read_text() == 'abc'
 
 
