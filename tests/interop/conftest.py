@@ -1,8 +1,11 @@
 """Shared by the tests of weights in and out."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from alexnet_jax.interop import networks
 from alexnet_jax.models import variants
@@ -52,6 +55,19 @@ def our_logits(imported, images):
   network = networks.module(imported.model, imported.num_classes)
   variables = {'params': imported.params, 'batch_stats': imported.batch_stats}
   return np.asarray(jax.jit(network.apply)(variables, images))
+
+
+def read_weights(path):
+  """Returns ({name: array}, metadata) of a file that `save` wrote."""
+  with safetensors.safe_open(path, 'numpy') as file:
+    fields = json.loads(file.metadata()['alexnet_jax'])
+  return safetensors.numpy.load_file(path), fields
+
+
+def write_weights(path, tensors, fields):
+  text = {'format': 'pt', 'alexnet_jax': json.dumps(fields)}
+  safetensors.numpy.save_file(tensors, path, text)
+  return path
 
 
 @pytest.fixture

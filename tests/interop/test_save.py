@@ -1,14 +1,13 @@
 """A run of the real training command, out as .safetensors and back."""
 
 import contextlib
-import json
+import copy
 import math
 import re
 
 import jax
 import numpy as np
 import pytest
-import safetensors
 import safetensors.numpy
 
 from alexnet_jax.errors import UserError
@@ -16,6 +15,7 @@ from alexnet_jax.interop import imported_run, load, save, torch_files
 from alexnet_jax.interop.networks import Options
 from alexnet_jax.models import variants
 from alexnet_jax.training import build, checkpoint, state as state_lib
+from tests.interop.conftest import read_weights, write_weights
 from tests.system import commands
 
 
@@ -57,10 +57,10 @@ def test_names_layouts_and_the_averaged_weights(trained_run, saved):
 def test_everything_comes_back_bit_by_bit(trained_run, saved, tmp_path, ask):
   path, _ = saved
   run = checkpoint.open_run(trained_run)
-  copy = tmp_path / 'copy'
-  result, _ = commands.done(ask(load, f'--from torch {path} --workdir {copy}'))
+  again = tmp_path / 'again'
+  result, _ = commands.done(ask(load, f'--from torch {path} --workdir {again}'))
   assert result['classes_are_named']
-  other = checkpoint.open_run(copy)
+  other = checkpoint.open_run(again)
   assert other.class_names == run.class_names
   assert other.config.model.to_dict() == run.config.model.to_dict()
   for key in ('resize_size', 'crop_size', 'channels', 'mean', 'std', 'std_rgb'):
@@ -71,7 +71,7 @@ def test_everything_comes_back_bit_by_bit(trained_run, saved, tmp_path, ask):
   ):
     jax.tree.map(np.testing.assert_array_equal, theirs, ours)
   np.testing.assert_array_equal(
-    build.stored_mean(other.config, copy),
+    build.stored_mean(other.config, again),
     build.stored_mean(run.config, trained_run),
   )
   digest = state_lib.state_digest(state_lib.saved_tree(other.state))
@@ -93,18 +93,6 @@ def test_unfit_arguments_are_refused(line, message, trained_run, tmp_path, ask):
   line = f'--workdir {trained_run} {line.format(tmp=tmp_path)}'
   commands.refused(ask(save, line), message)
   assert list(tmp_path.iterdir()) == []
-
-
-def rewritten(path, change):
-  """The file with metadata that `change` has changed."""
-  with safetensors.safe_open(path, 'numpy') as file:
-    text = file.metadata()
-  tensors = safetensors.numpy.load_file(path)
-  fields = json.loads(text['alexnet_jax'])
-  change(fields)
-  text['alexnet_jax'] = json.dumps(fields)
-  safetensors.numpy.save_file(tensors, path, text)
-  return path
 
 
 def set_at(place, value):
@@ -131,7 +119,9 @@ def set_at(place, value):
   ],
 )
 def test_tampered_metadata_is_refused(change, message, saved, tmp_path, ask):
-  path = rewritten(saved[0], change)
+  tensors, fields = read_weights(saved[0])
+  change(fields)
+  path = write_weights(saved[0], tensors, fields)
   line = f'--from torch {path} --workdir {tmp_path / "run"}'
   assert re.search(message, commands.refused(ask(load, line)))
   assert not (tmp_path / 'run').exists()
@@ -142,18 +132,16 @@ ODD = [None, -1, math.nan, 'x', {}, 10**400, [1e300] * 3]
 
 def test_odd_metadata_is_taken_or_refused(saved):
   """No value of any key makes anything but an error that a user can mend."""
-  with safetensors.safe_open(saved[0], 'numpy') as file:
-    text = file.metadata()['alexnet_jax']
-  fields = json.loads(text)
+  tensors, fields = read_weights(saved[0])
   places = [*fields, 'model.depth', 'model.parent']
   for key in ('model', 'data', 'mean', 'claims'):
     places += [f'{key}.{inner}' for inner in fields[key]]
   taken = set()
   for place in places:
     for value in ODD:
-      changed = json.loads(text)
+      changed = copy.deepcopy(fields)
       set_at(place, value)(changed)
-      path = rewritten(saved[0], lambda f, new=changed: f.update(new))
+      path = write_weights(saved[0], tensors, changed)
       with contextlib.suppress(UserError):
         imported_run.make_config(torch_files.read(path, Options()), path='data')
         taken.add(place)

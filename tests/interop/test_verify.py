@@ -7,12 +7,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import safetensors
-import safetensors.numpy
 
 from alexnet_jax import validation
 from alexnet_jax.interop import claims, load, save, verify
 from alexnet_jax.training import checkpoint
+from tests.interop.conftest import read_weights, write_weights
 from tests.system import commands
 
 
@@ -60,20 +59,14 @@ def test_the_command_makes_the_config():
 
 
 def read(folder):
-  path = folder / claims.WEIGHTS
-  with safetensors.safe_open(path, 'numpy') as file:
-    fields = json.loads(file.metadata()['alexnet_jax'])
-  return safetensors.numpy.load_file(path), fields
+  return read_weights(folder / claims.WEIGHTS)
 
 
 def write(folder, tensors, fields, forges=False):
   """Writes weights; a forger writes new hashes as well."""
   if forges:
     fields['claims']['tensors'] = claims.digests(tensors)
-  text = {'format': 'pt', 'alexnet_jax': json.dumps(fields)}
-  path = folder / claims.WEIGHTS
-  safetensors.numpy.save_file(tensors, path, text)
-  return path
+  return write_weights(folder / claims.WEIGHTS, tensors, fields)
 
 
 def some(rng, tensors):

@@ -27,7 +27,7 @@ def conv(*arguments, pool=False, **options):
   return [nn.Conv2d(*arguments, **options), nn.ReLU(), *pools]
 
 
-def torchvision_alexnet(hidden, num_classes=1000):
+def torchvision_alexnet(hidden):
   """torchvision.models.alexnet, from its documentation, but for `hidden`."""
   features = conv(3, 64, 11, 4, padding=2, pool=True)
   features += conv(64, 192, 5, padding=2, pool=True)
@@ -36,7 +36,7 @@ def torchvision_alexnet(hidden, num_classes=1000):
   features += conv(256, 256, 3, padding=1, pool=True)
   classifier = [nn.Dropout(), nn.Linear(256 * 6 * 6, hidden[0]), nn.ReLU()]
   classifier += [nn.Dropout(), nn.Linear(*hidden), nn.ReLU()]
-  network = Network(features, [*classifier, nn.Linear(hidden[1], num_classes)])
+  network = Network(features, [*classifier, nn.Linear(hidden[1], 1000)])
   network.avgpool = nn.AdaptiveAvgPool2d((6, 6))
   return network
 

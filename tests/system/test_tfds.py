@@ -24,20 +24,16 @@ from alexnet_jax.data.prepare.__main__ import main
 from tests.data.pictures import encode, photo, tar_of
 from tests.system import commands
 
-# Synsets with their labels; of the files TFDS repairs one CMYK, one PNG.
+# Of the files that TFDS repairs one CMYK, one PNG.
 CMYK_FILE, PNG_FILE = 'n02077923_14822.JPEG', 'n02105855_2933.JPEG'
 TRAIN_FILES = {
-  ('n01440764', 0): ('10026', '10027', '10029', '10040'),
-  ('n02077923', 150): ('10046', '1011', '1026', '14822'),
-  ('n02105855', 230): ('10095', '10123', '2933', '3106'),
-  # Those of validation.
-  ('n01735189', 57): ('1',),
-  ('n01751748', 65): ('1',),
-  ('n03125729', 516): ('1',),
-  ('n04263257', 809): ('1',),
-  ('n09193705', 970): ('1',),
+  'n01440764': (10026, 10027, 10029, 10040),
+  'n02077923': (10046, 1011, 1026, 14822),
+  'n02105855': (10095, 10123, 2933, 3106),
 }
-VAL_LABELS = (65, 970, 230, 809, 516, 57)  # the true ones of the first images
+# And those of the first images of validation.
+VALIDATION = ('n01735189', 'n01751748', 'n03125729', 'n04263257', 'n09193705')
+TRAIN_FILES |= dict.fromkeys(VALIDATION, (1,))
 
 
 def run(*arguments):
@@ -64,16 +60,16 @@ def image_of(name, rng):
 
 @pytest.fixture(scope='module')
 def manual_dir(tmp_path_factory):
-  """The folder of ImageNet's tars; {file name: bytes} is in originals."""
+  """The folder of ImageNet's tars."""
   folder = tmp_path_factory.mktemp('manual')
   rng = np.random.default_rng(0)
   inner = {}
-  for (synset, _), numbers in TRAIN_FILES.items():
+  for synset, numbers in TRAIN_FILES.items():
     names = [f'{synset}_{number}.JPEG' for number in numbers]
     inner[f'{synset}.tar'] = tar_of([(n, image_of(n, rng)) for n in names])
   (folder / TRAIN_TAR).write_bytes(tar_of(inner.items()))
   # The real tar is not sorted by name, and its labels go by name.
-  numbers = reversed(range(1, len(VAL_LABELS) + 1))
+  numbers = range(6, 0, -1)
   names = [f'ILSVRC2012_val_{n:08d}.JPEG' for n in numbers]
   (folder / VAL_TAR).write_bytes(tar_of([(n, image_of(n, rng)) for n in names]))
   return folder

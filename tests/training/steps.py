@@ -60,11 +60,10 @@ def mesh_of(count):
   return Mesh(np.array(jax.devices()[:count]), (parallel.AXIS,))
 
 
-def mapped(function, mesh, kind, *, donate_state=False, **options):
+def mapped(function, mesh, kind, donate_state=False, **options):
   """A step function over the devices of the mesh."""
-  function = functools.partial(
-    function, options=dataclasses.replace(OPTIONS, **options)
-  )
+  options = dataclasses.replace(OPTIONS, **options)
+  function = functools.partial(function, options=options)
   return parallel.map_over_devices(
     function, mesh, kind, donate_state=donate_state
   )
@@ -75,14 +74,14 @@ def train(
 ):
   """State and sums of some steps over the first `devices` devices."""
   mesh = mesh_of(devices)
-  train_step = mapped(
-    step.train_step, mesh, kind, donate_state=True, **options or {}
-  )
+  train_step = mapped(step.train_step, mesh, kind, True, **options or {})
   state = parallel.replicate(make_state(**network), mesh)
   history = []
   for t in range(num_steps):
     batch = batch_to_devices(batches(t), mesh, kind)
-    state, sums = train_step(state, batch, jax.random.key(1))
+    before = state
+    state, sums = train_step(before, batch, jax.random.key(1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
     history.append({name: float(value) for name, value in sums.items()})
   return jax.device_get(state_lib.saved_tree(state)), history
 

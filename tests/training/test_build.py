@@ -158,10 +158,10 @@ def test_a_network_that_cannot_be_made_is_refused(tmp_path, changes, message):
     build.state_shapes(config, 4)
 
 
-def weights_of(tmp_path, weights, labels, names='abc'):
+def weights_of(tmp_path, weights, labels):
   config = make_config(tmp_path, loss__class_weights=weights)
   labels = np.array(labels, np.int32)
-  source = sources.ArraySource('toys', np.zeros(len(labels)), labels, names)
+  source = sources.ArraySource('toys', np.zeros(len(labels)), labels, 'abc')
   return build.with_class_weights(config, source).loss.class_weights
 
 

@@ -132,9 +132,9 @@ def test_early_stopping_does_what_keras_does(values, mode, patience, threshold):
   assert state.best_step == best_epoch
 
 
-def lr_at(step, name='constant', num_steps=100, **options):
+def lr_at(step, name='constant', **options):
   config = config_lib.make_config()
-  config.update(num_epochs=0.0, num_steps=num_steps)
+  config.update(num_epochs=0.0, num_steps=100)
   config.schedule.update(name=name, **options)
   durations = schedule.resolve_durations(config, 1000)
   return schedule.learning_rate_at(config.schedule, durations, step, 0.1)
