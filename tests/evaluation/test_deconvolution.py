@@ -103,6 +103,7 @@ def strongest(variables, image, block, layer, unit, place):
     x = np.maximum(convolve(x, 1), 0)
   largest, back = x[..., unit].max(), np.zeros(x.shape)
   back[place][unit] = x[place][unit]
+  assert x[place][unit] == pytest.approx(largest, rel=1e-4)
   if layer == 2:
     back = transpose(back, params['conv2'], 1, before)
   for name, known in reversed(undo):
