@@ -1,11 +1,14 @@
+import json
+import random
 import shutil
 import signal
+import time
 
 import pytest
 
 from alexnet_jax import main
 from alexnet_jax.evaluation import seeds
-from alexnet_jax.training import loop
+from alexnet_jax.training import checkpoint, loop
 from tests.system import commands
 from tests.system.together import timeless
 
@@ -83,3 +86,29 @@ def test_it_refuses(done, train):
     ((*THREE, '--config.ema_decay=0.5'), 'config.ema_decay: 0.0 -> 0.5'),
   ):
     commands.refused(train(done, *more), message)
+
+
+@pytest.mark.slow
+def test_a_set_that_is_killed_twice_ends_bit_equal(recipe, tmp_path):
+  command = [commands.MAIN[0], '-m', 'alexnet_jax', 'seeds', '--json']
+  command += ['--config', recipe, '--count', 4, '--config.num_steps=60']
+  command += ['--config.checkpoint.keep_at=log', '--workdir']
+  _, out, _ = commands.run(*command, tmp_path / 'whole')
+  whole, rng = json.loads(out.splitlines()[-1]), random.Random(0)
+  for seed in (4, 6):
+    process = commands.start(*command, tmp_path / 'killed')
+    newest = tmp_path / f'killed/seed_{seed}/checkpoints/16'
+    while process.poll() is None and not newest.exists():
+      time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.2))
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+  _, out, _ = commands.run(*command, tmp_path / 'killed')
+  assert digests(json.loads(out.splitlines()[-1])) == digests(whole)
+  for seed in range(4, 8):
+    folders = [tmp_path / name / f'seed_{seed}' for name in ('whole', 'killed')]
+    assert timeless(folders[0]) == timeless(folders[1])
+    for step in (0, 1, 2, 4, 8, 16, 32, 60):
+      runs = [checkpoint.open_run(folder, str(step)) for folder in folders]
+      assert runs[0].saved.digest == runs[1].saved.digest
