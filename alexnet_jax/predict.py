@@ -60,7 +60,7 @@ def _work(arguments):
     arguments.workdir, arguments.checkpoint, top=arguments.top
   )
   num_images = MOST_IN_GRID if arguments.grid else 0
-  answers, reasons, images = predict(run, paths, num_images)
+  answers, reasons, images = predict(run, paths, num_images, 'skip')
   predictions, unreadable = [], []
   for path, answer in zip(paths, answers, strict=True):
     if answer:
@@ -83,19 +83,19 @@ def _work(arguments):
 
 
 def predict(
-  run, inputs: Sequence, num_images: int = 0
+  run, inputs: Sequence, num_images: int = 0, unreadable: str = 'stop'
 ) -> tuple[list[list[tuple[str, float]]], dict[str, str], list]:
   """Classifies the inputs of a `data.folder.ImageList` with a loaded network.
 
   Returns:
     (answers: (class, probability) of the best classes of each image, the best
-    first, none if it cannot be read; {name: reason} of those; the first
+    first, none if it is skipped; {name: reason} of those; the first
     `num_images` of the others, uint8 [crop_size, crop_size, channels], as the
     network sees them before it subtracts the mean).
   """
   from alexnet_jax.evaluation import evaluate, loading
 
-  run, loader = loading.open_images(run, inputs)
+  run, loader = loading.open_images(run, inputs, unreadable)
   images = []
 
   def keep(batch):  # copies the first images

@@ -120,10 +120,7 @@ class Run:
     UserError if one cannot be read.
     """
     _check_images(images)
-    answers, reasons, _ = predict_lib.predict(self._network, images)
-    for name, reason in reasons.items():
-      raise UserError(f'{name} cannot be read: {reason}')
-    return answers
+    return predict_lib.predict(self._network, images)[0]
 
   def features(
     self, images: Sequence[object] | np.ndarray, layer: str = 'dense2'

@@ -1,6 +1,7 @@
 """The package as a library."""
 
 from collections import abc
+import functools
 import inspect
 import subprocess
 import sys
@@ -100,16 +101,20 @@ def test_images_of_all_kinds_are_predicted_alike(trained, tmp_path):
   [
     ('a.png', 'give a list of images'),
     ([], 'give a list'),
-    ([b'x', np.zeros((8, 8), np.uint8)], 'image 0 cannot be read'),
+    ([b'x', np.zeros((8, 8), np.uint8)], 'cannot decode image 0'),
     ([np.zeros((8, 8, 4), np.uint8)], 'image 0 is uint8 .* 4.*, not uint8'),
     ([np.zeros((8, 8, 3))], r'image 0 is float64 \[8, 8, 3\]'),
     (np.zeros((8, 8, 3), np.uint8), 'images is ndarray; give a list'),
     ([None], 'image 0 is a NoneType'),
   ],
 )
-def test_what_is_no_image_is_refused(trained, images, message):
-  with pytest.raises(UserError, match=message):
-    alexnet_jax.open_run(trained[1]).predict(images)
+def test_what_is_no_image_is_refused(trained, caplog, images, message):
+  run = alexnet_jax.open_run(trained[1])
+  features = functools.partial(run.features, layer='head')
+  for function in (run.predict, features):
+    with pytest.raises(UserError, match=message):
+      function(images)
+  assert not caplog.records  # such as `skipped`
 
 
 def test_a_loop_of_ones_own_trains_as_a_run_does(tmp_path):

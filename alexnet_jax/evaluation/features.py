@@ -70,7 +70,7 @@ def _work(arguments):
   )
   shapes = _shapes(run, arguments.layers.split(','))
   if paths:
-    run, loader = loading.open_images(run, images)
+    run, loader = loading.open_images(run, images, 'skip')
   else:
     loader, _ = loading.open_split(run, split)
   numbers = sum(map(math.prod, shapes.values()))
@@ -181,8 +181,6 @@ def of_images(run, images: Sequence, layer: str) -> np.ndarray:
     outputs[layer][counts]
     for _, counts, outputs in layer_outputs(run, loader, shapes)
   ]
-  for name, reason in loader.unreadable.items():
-    raise UserError(f'{name} cannot be read: {reason}')
   return np.concatenate(parts)
 
 

@@ -213,12 +213,12 @@ def open_subset(
 
 
 def open_images(
-  network: Network, images: Sequence
+  network: Network, images: Sequence, unreadable: str = 'stop'
 ) -> tuple[Network, loader_lib.Loader]:
   """Returns the network for `data.folder.ImageList`s, and a loader of one.
 
   Batches are smaller where there are fewer images; then numbers may differ in
-  the last bits. Images that cannot be read are skipped.
+  the last bits. For `unreadable` see `Loader`.
   """
   config = network.config.copy_and_resolve_references()
   config.global_batch_size = min(config.global_batch_size, len(images))
@@ -226,7 +226,8 @@ def open_images(
     ImageList(images, ('',)),
     config.data.resize_size,
     channels=config.data.channels,
-    unreadable='skip',
+    unreadable=unreadable,
+    skip_hint='take them out of the list',
     num_threads=config.data.num_threads,
   )
   return dataclasses.replace(network, config=config), loader

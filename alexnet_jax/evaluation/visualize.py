@@ -133,8 +133,6 @@ def _photographs(run, paths):
     return []
   _, loader = loading.open_images(run, images)
   squares = [loader.square(index) for index in range(len(images))]
-  for name, reason in loader.unreadable.items():
-    raise UserError(f'{name} cannot be read: {reason}')
   size = run.config.data.crop_size
   return [
     (loader.source.describe(i), images_lib.center_crop(square, size))
