@@ -202,15 +202,15 @@ def _speed(workdir, num_steps, saved):
   """Returns {training_seconds, images_per_second}; None if they are not known.
 
   They are those of a run that is done, of its steps and of waiting for data,
-  without compilation, which is the first step.
+  without compilation, which is the first step of each start.
   """
   from alexnet_jax.training import accounting
 
-  times = accounting.account(workdir) if saved.is_done(num_steps) else {}
+  times, steps = accounting.account(workdir)
   seconds = times.get('train', 0.0) + times.get('data_wait', 0.0)
-  if not seconds:
+  if not (seconds and saved.is_done(num_steps)):
     return dict.fromkeys(_SPEED)
-  images = (num_steps - 1) * saved.config.global_batch_size
+  images = steps * saved.config.global_batch_size
   return {'training_seconds': seconds, 'images_per_second': images / seconds}
 
 

@@ -157,12 +157,14 @@ def _interval(row):  # to the next line of a process, in seconds
   return max(_INTERVAL, _SHARE * sum(row[kind] for kind in KINDS))
 
 
-def account(workdir: str | pathlib.Path) -> dict[str, float]:
-  """Returns the seconds of each of NAMES over all processes; {} of none.
+def account(workdir: str | pathlib.Path) -> tuple[dict[str, float], float]:
+  """Returns the seconds of each of NAMES over all processes, and a step count.
 
-  They add up to the time that the processes ran. `repeated` is that of steps
-  (with their waits) after the checkpoint that a later process went on from;
-  `lost` that of killed ones until their next line was due, at most.
+  The first, {} of no process, add up to the time that the processes ran.
+  `repeated` is that of steps (with their waits) after the checkpoint that a
+  later process went on from; `lost` that of killed ones until their next line
+  was due, at most. The second counts the steps of `train` and `data_wait`: the
+  first of each process is `compile`.
   """
   lives = [
     row
@@ -170,13 +172,14 @@ def account(workdir: str | pathlib.Path) -> dict[str, float]:
     if all(row.get(key, -1) >= 0 for key in ('begun', *KINDS))
   ]
   total = dict.fromkeys(NAMES, 0.0) if lives else {}
-  kept, next_begun = math.inf, time.time()  # by later processes
+  steps, kept, next_begun = 0, math.inf, time.time()  # by later processes
   for life in reversed(lives):
     share = 0.0
     if (first := life.get('first_step')) is not None:
       # The first one compiled.
       timed, again = life['step'] - first - 1, life['step'] - max(first, kept)
       share, kept = min(1, max(0, again) / max(1, timed)), min(kept, first)
+      steps += (1 - share) * max(0, timed)
     for kind in KINDS:
       lost = share * life[kind] * (kind in ('train', 'data_wait'))
       total[kind] += life[kind] - lost
@@ -185,7 +188,7 @@ def account(workdir: str | pathlib.Path) -> dict[str, float]:
       known = life['begun'] + sum(life[kind] for kind in KINDS)
       total['lost'] += min(max(0.0, next_begun - known), _interval(life))
     next_begun = life['begun']
-  return total
+  return total, steps
 
 
 def table(seconds: dict[str, float]) -> list[tuple[str, float, str]]:

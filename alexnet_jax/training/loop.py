@@ -98,7 +98,7 @@ def train_and_evaluate(
     speed = loop.clock.speed(whole=True)
     summary = state_lib.summarize(loop.state)
     recording.close()
-    seconds = accounting.account(path)
+    seconds, _ = accounting.account(path)
     if not run.is_trial:
       reporting.show_end(run, loop, seconds)
     return {
