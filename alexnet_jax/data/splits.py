@@ -194,12 +194,17 @@ def hold_out(source: Source, side: Side) -> Source:
   keys, labels, held = source.keys(), source.labels, []
   order = np.argsort(labels, kind='stable')
   edges = np.flatnonzero(np.diff(labels[order])) + 1
-  for members in np.split(order, edges) if side.fraction else ():
-    if len(members) < 2:
-      raise UserError(
-        f'class {source.class_names[labels[members[0]]]!r} has a single example'
-        f' ({keys[members[0]]}); add another to hold out, or remove the class'
-      )
+  classes = np.split(order, edges) if side.fraction else ()
+  if single := [
+    f'{source.class_names[labels[index]]!r} ({keys[index]})'
+    for index, *others in classes
+    if not others
+  ]:
+    raise UserError(
+      f'{source.name}: classes with a single example: {", ".join(single)}; add'
+      ' another to hold out, or remove the class'
+    )
+  for members in classes:
     count = min(max(1, round(side.fraction * len(members))), len(members) - 1)
     held += sorted(members, key=lambda i: _rank(side.seed, keys[i]))[:count]
   is_held = np.isin(np.arange(len(labels)), held)
@@ -316,12 +321,12 @@ def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
   Raises UserError if a class has too few examples, or a label is no class.
   """
   labels, names = read_labels(pool), pool.class_names
-  for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-    if count < folds:
-      raise UserError(
-        f'{pool.name}: class {names[label]!r} has {count} examples, fewer than'
-        f' config.data.folds = {folds}'
-      )
+  counted = zip(*np.unique(labels, return_counts=True), strict=True)
+  if few := {names[label]: int(n) for label, n in counted if n < folds}:
+    raise UserError(
+      f'{pool.name}: classes with fewer than config.data.folds = {folds}'
+      f' examples: {few}'
+    )
   from sklearn.model_selection import StratifiedKFold  # slow
 
   stratified = StratifiedKFold(folds, shuffle=True, random_state=seed)

@@ -191,7 +191,7 @@ def test_never_all_of_a_class_is_held_out(tmp_path):
   for fraction, counts in ((0.99, [1, 8]), (0.01, [1, 1]), (0, [0, 0])):
     held = splits.hold_out(whole, splits.Side('validation', fraction))
     assert np.bincount(held.labels, minlength=2).tolist() == counts
-  with pytest.raises(UserError, match=r"'emu' has a single example \(0\)"):
+  with pytest.raises(UserError, match=r"single example: 'emu' \(0\); add"):
     splits.hold_out(whole.take(np.array([0, 5, 6])), splits.Side('train'))
 
 
@@ -268,9 +268,10 @@ def test_the_folds_are_those_of_scikit_learn(layouts):
 
 
 def test_folds_that_cannot_be(layouts, tmp_path):
-  message = r"class 'cat' has 5 examples, fewer than config\.data\.folds = 6"
+  few = "{'bee': 7, 'cat': 5}"
+  message = rf'classes with fewer than config\.data\.folds = 9 examples: {few}'
   with pytest.raises(UserError, match=message):
-    open_fold(layouts, 'folder', 'train', 0, 6)
+    open_fold(layouts, 'folder', 'train', 0, 9)
   with pytest.raises(UserError, match=r"'test', not one of.*folds is 3"):
     open_fold(layouts, 'tfds', 'test', 0)
   with pytest.raises(UserError, match=r"'all', not one of.*folds is 5"):
@@ -283,7 +284,7 @@ def test_folds_that_cannot_be(layouts, tmp_path):
   # Nothing is held out of the pool, so the message is that of the folds.
   files = {'a/1.jpg': b'a', 'a/2.jpg': b'b', 'dog/99.jpg': b'c'}
   root = write(tmp_path, files)
-  with pytest.raises(UserError, match="class 'dog' has 1 examples"):
+  with pytest.raises(UserError, match=r"examples: {'dog': 1}"):
     sources.make_source('folder', 'train', path=str(root), folds=2)
 
 
