@@ -123,12 +123,32 @@ def test_copies_are_warned_of(tmp_path):
   files['train/cat/2.jpg'] = files['train/cat/3.jpg'] = files['train/cat/0.jpg']
   files['val/dog/9.jpg'] = files['train/dog/1.jpg']
   files['val/dog/8.jpg'] = files['val/cat/0.jpg']
+  files['val/dog/7.jpg'] = files['train/cat/1.jpg']
   copies = [f'train/cat/{i}.jpg = train/cat/0.jpg' for i in (2, 3)]
   between = 'val/dog/9.jpg = train/dog/1.jpg'
   assert found(write(tmp_path, files)) == {
     ('warning', 'duplicate_between_splits'): one(between),
-    ('warning', 'duplicate'): (3, [*copies, 'val/dog/8.jpg = val/cat/0.jpg']),
+    ('warning', 'duplicate'): (2, copies),
+    ('warning', 'two_labels'): (
+      2,
+      [
+        'val/dog/7.jpg (dog) = train/cat/1.jpg (cat)',
+        'val/dog/8.jpg (dog) = val/cat/0.jpg (cat)',
+      ],
+    ),
   }
+
+
+def test_classes_of_one_name_are_told_apart(tmp_path):
+  """As the two cranes of ImageNet are."""
+  same = [('0.jpg', jpeg(0)), ('0.cls', b'0'), ('1.jpg', jpeg(0))]
+  tar = tar_of([*same, ('1.cls', b'1')])
+  files = {'train-0.tar': tar, 'val-0.tar': tar_of(same[:2])}
+  root = write(tmp_path, {**files, 'classes.txt': b'crane\ncrane\n'})
+  result = check(str(root))
+  assert result['splits']['train'] == {'examples': 2, 'classes': 2}
+  counts = {f['kind']: f['count'] for f in result['findings']}
+  assert counts == {'two_labels': 1, 'duplicate_between_splits': 1}
 
 
 FIRST = 'train-00000-of-00003.npy'

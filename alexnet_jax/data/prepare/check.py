@@ -50,6 +50,8 @@ _TEXTS = {
     'wrong_count': 'there are fewer or more than there should be; look for a'
     ' download or a preparation that was cut short',
     'checksum': 'files are not those of the manifest; prepare the set again',
+    'two_labels': 'images are copies of others with another label; delete the'
+    ' wrong ones',
     'duplicate_between_splits': 'images are in two splits, which spoils the'
     ' validation; delete them from one of the two',
     'duplicate': 'images are copies of others of a split; delete the copies',
@@ -74,6 +76,7 @@ class _Outcome(NamedTuple):
   found: list[tuple[str, str]]  # kinds of findings, and details
   split: str = ''  # of an image; '' for what is none
   label: int | None = None  # None if it is not known
+  class_name: str = ''  # two may have the same
   digest: bytes = b''  # stands for the content; empty if it cannot be read
 
 
@@ -83,8 +86,8 @@ class _Findings:
   def __init__(self, root):
     self._below = os.path.join(root, '')
     self.rows = {}  # by kind, and what is left out
-    # Of equal images the (name, split), by digest: about 300 bytes an image,
-    # 400 MB for ImageNet.
+    # The first of equal images, by digest: about 300 bytes an image, 400 MB
+    # for ImageNet.
     self._first = {}
     self.labels = collections.defaultdict(collections.Counter)  # by split
 
@@ -102,15 +105,18 @@ class _Findings:
 
   def record(self, outcome):
     """Adds what was found in an image or file, and copies of others."""
-    name, found, split, label, digest = outcome
+    name, found, split, label, class_name, digest = outcome
     for kind, detail in found:
       self.add(kind, name, detail)
     if split:
       self.labels[split][label] += 1
     if not digest:
       return
-    other, its_split = self._first.setdefault(digest, (name, split))
-    if (other, its_split) != (name, split):
+    own = name, split, label, class_name
+    other, its_split, its_label, its_class = self._first.setdefault(digest, own)
+    if label != its_label:
+      self.add('two_labels', f'{name} ({class_name}) = {other} ({its_class})')
+    elif (other, its_split) != (name, split):
       between = '' if split == its_split else '_between_splits'
       self.add(f'duplicate{between}', f'{name} = {other}')
 
@@ -292,12 +298,16 @@ def _examine(source, index, split):
       found, name = [('damaged_file', str(error))], f'{source.name} {index}'
     return _Outcome(name, found, split)
   found = examine(content) if isinstance(content, bytes) else []
-  if not 0 <= label < (count := len(source.class_names)):
+  class_name = str(label)
+  if 0 <= label < (count := len(source.class_names)):
+    class_name = source.class_names[label]
+  else:
     found.append(('label_out_of_range', f'{label} of {count} classes'))
   digest = b''
   if len(content):
     digest = hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
-  return _Outcome(source.describe(index), found, split, label, digest)
+  name = source.describe(index)
+  return _Outcome(name, found, split, label, class_name, digest)
 
 
 def examine(encoded: bytes) -> list[tuple[str, str]]:
