@@ -243,8 +243,8 @@ _CURVES = {  # picture: (drawing, key of the rows that it needs, alt, caption)
     'step',
     'Loss and top-1 of training and validation over the steps',
     'Training values are means since the log point before, with dropout and'
-    ' augmentation; validation has neither. Dotted: the learning rate drops by'
-    ' more than half.',
+    ' augmentation; validation has neither. Dotted: the first log point after'
+    ' the learning rate drops by more than half.',
   ),
   'learning_rate': (
     figures.draw_learning_rate,
