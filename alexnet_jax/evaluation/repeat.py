@@ -38,6 +38,7 @@ def run_command(
 
   def load_and_work():
     from alexnet_jax import validation
+    from alexnet_jax.training import checkpoint
 
     recipe = arguments.config
     config = validation.load_config([f'--config={recipe}', *overrides])
@@ -45,6 +46,8 @@ def run_command(
     workdir = pathlib.Path(arguments.workdir or default)
     if workdir.is_dir():
       files.refuse_links_in(workdir)
+    if checkpoint.has_checkpoint(workdir):
+      raise UserError(f'{workdir} is the folder of a run; name another')
     return work(arguments, config, workdir, stop)
 
   return cli.run(load_and_work, json_output=arguments.json)

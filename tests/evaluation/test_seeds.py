@@ -86,6 +86,8 @@ def test_it_refuses(done, train):
     ((*THREE, '--config.ema_decay=0.5'), 'config.ema_decay: 0.0 -> 0.5'),
   ):
     commands.refused(train(done, *more), message)
+  answer = train(done / 'seed_4', *THREE)
+  commands.refused(answer, 'seed_4 is the folder of a run; name another')
 
 
 @pytest.mark.slow
