@@ -58,7 +58,7 @@ def _span(least, most):
 _POSITIVE = Rule('must be greater than 0', lambda value: value > 0)
 _NOT_NEGATIVE = Rule('must not be negative', lambda value: value >= 0)
 _SHARE = Rule('must be at least 0 and below 1', lambda value: 0 <= value < 1)
-_FRACTION = Rule('must lie between 0 and 1', lambda value: 0 < value < 1)
+_FRACTION = Rule('must be above 0 and below 1', lambda value: 0 < value < 1)
 # JAX draws from 32 bits of a seed, numpy from all.
 _SEED = Rule('must lie between 0 and 2**32 - 1', lambda v: 0 <= v < 2**32)
 _ASCENDING = _numbers_rule(

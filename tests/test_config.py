@@ -103,6 +103,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, nearest):
     (['optimizer.learning_rate=nan'], 'learning_rate is nan'),
     (['seed=4294967296'], 'seed is 4294967296; it takes .* below 2'),
     (['data.split_seed=-1'], 'split_seed is -1; it must lie'),
+    (['data.val_fraction=0'], 'val_fraction is 0.0; it must be above 0 and'),
     (['data.crop_size=41'], 'crop_size is 41.*resize_size = 40'),
     (['model.strides=(1,2)'], '2 entries for 5'),
     (['data.std_rgb=(1,2)'], 'takes three numbers above 0'),
