@@ -115,6 +115,8 @@ def _check_path(arguments):
   if not arguments.path:
     raise UserError(f'--source {arguments.source} needs --path')
   source = pathlib.Path(arguments.path).resolve()
+  if not source.is_dir():
+    raise UserError(f'--path: there is no folder {arguments.path}')
   out = pathlib.Path(arguments.out).resolve()
   if source in (out, *out.parents):
     raise UserError(
