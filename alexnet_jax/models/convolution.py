@@ -140,7 +140,7 @@ def _kernel_gradient(kernel_shape, strides, padding, images, gradient):
     return _folded_gradient(widths, strides, padding, images, gradient)
   if _takes_winograd(strides, images.dtype, kernel_shape, height):
     return _filtered_gradient(images, gradient, widths[0], padding)
-  return _direct_gradient(images, gradient, padding)
+  return _direct_gradient(images.transpose(3, 1, 2, 0), gradient, padding)
 
 
 def _folded_gradient(widths, strides, padding, images, gradient):
@@ -237,6 +237,7 @@ def _filtered(images, kernel, padding):
   rows = _num_rows(height, width)
   output, weights, image = _matrices(rows, width)
   lines = _lines(images, padding[0][0], rows, len(image), height)
+  lines = [line.reshape(-1, 1, *line.shape[2:]) for line in lines]
   products = [
     lax.conv_general_dilated(
       line, part, (1, 1), ((0, 0), padding[1]), dimension_numbers=_ORDER
@@ -260,7 +261,10 @@ def _filtered_gradient(images, gradient, width, padding):
   height = gradient.shape[1]
   rows = _num_rows(height, width)
   output, weights, image = _matrices(rows, width)
-  lines = _lines(images, padding[0][0], rows, len(image), height)
+  # In the order of `_direct_gradient` from the beginning: to transpose the
+  # whole once is cheaper than each combination of its rows.
+  turned = images.transpose(3, 1, 2, 0)
+  lines = _lines(turned, padding[0][0], rows, len(image), height)
   products = [
     _direct_gradient(line, part, ((0, 0), padding[1]))
     for line, part in zip(
@@ -272,10 +276,13 @@ def _filtered_gradient(images, gradient, width, padding):
   return jnp.concatenate(_combine(weights.T, products), 0)
 
 
-def _direct_gradient(images, gradient, padding):
-  """Returns the same as `_filtered_gradient`, by one convolution."""
+def _direct_gradient(turned, gradient, padding):
+  """Returns the same as `_filtered_gradient`, by one convolution.
+
+  `turned` is the images as [channels, height, width, batch].
+  """
   return lax.conv_general_dilated(
-    images.transpose(3, 1, 2, 0),
+    turned,
     gradient.transpose(1, 2, 0, 3),
     (1, 1),
     padding,
@@ -284,7 +291,7 @@ def _direct_gradient(images, gradient, padding):
 
 
 def _lines(images, before, rows, count, height):
-  """Returns row i of each block, [batch * blocks, 1, width, channels], by i.
+  """Returns row i of each block, [batch, blocks, width, channels], by i.
 
   A block begins every `rows` rows of an output of `height`; i is below `count`.
   """
@@ -294,10 +301,7 @@ def _lines(images, before, rows, count, height):
   zero = jnp.zeros((), images.dtype)
   padded = lax.pad(images, zero, [rest, around, rest, rest])
   last = (blocks - 1) * rows + 1
-  return [
-    padded[:, i : i + last : rows].reshape(-1, 1, *images.shape[2:])
-    for i in range(count)
-  ]
+  return [padded[:, i : i + last : rows] for i in range(count)]
 
 
 def _combine(matrix, parts):
