@@ -66,6 +66,11 @@ def test_lines_now_and_then_without_a_terminal(monkeypatch):
   )
 
 
+def test_the_others_of_several_processes_are_silent(capsys):
+  cli.Console(cli.NullStream()).line('text')
+  assert capsys.readouterr() == ('', '')
+
+
 def test_a_device_that_is_not_there():
   """Of a process of its own: JAX chooses its devices once."""
   code = (

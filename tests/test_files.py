@@ -83,9 +83,9 @@ def test_dev_stdout_is_written_itself_to_a_plain_file_too(tmp_path):
 def test_a_table_may_hold_any_name(tmp_path):
   rows = [['name', 'n'], ['a,"b"\nc', 1], ['bad \udcff', None]]
   files.write_csv(tmp_path / 'a.csv', rows)
-  assert read_csv(tmp_path / 'a.csv') == [
-    *(['name', 'n'], ['a,"b"\nc', '1'], ['bad \\udcff', ''])
-  ]
+  header, *found = read_csv(tmp_path / 'a.csv')
+  assert header == ['name', 'n']
+  assert found == [['a,"b"\nc', '1'], ['bad \\udcff', '']]
   files.write_csv(tmp_path / 'b.csv', rows, errors='surrogateescape')
   assert b'bad \xff,' in (tmp_path / 'b.csv').read_bytes()
 

@@ -195,13 +195,10 @@ def hold_out(source: Source, side: Side) -> Source:
   order = np.argsort(labels, kind='stable')
   edges = np.flatnonzero(np.diff(labels[order])) + 1
   classes = np.split(order, edges) if side.fraction else ()
-  if single := [
-    f'{source.class_names[labels[index]]!r} ({keys[index]})'
-    for index, *others in classes
-    if not others
-  ]:
+  if single := [members[0] for members in classes if len(members) == 1]:
+    names = (f'{source.class_names[labels[i]]!r} ({keys[i]})' for i in single)
     raise UserError(
-      f'{source.name}: classes with a single example: {", ".join(single)}; add'
+      f'{source.name}: classes with a single example: {_listed(names)}; add'
       ' another to hold out, or remove the class'
     )
   for members in classes:
@@ -210,6 +207,13 @@ def hold_out(source: Source, side: Side) -> Source:
   is_held = np.isin(np.arange(len(labels)), held)
   is_wanted = is_held == (side.split == 'validation')
   return source.take(np.flatnonzero(is_wanted))
+
+
+def _listed(names):
+  """Returns a few names and the number of the others."""
+  names = [*names]
+  more = [f'{len(names) - 5:,} others'] * (len(names) > 5)
+  return ', '.join([*names[:5], *more])
 
 
 def _rank(seed, key):
@@ -322,10 +326,10 @@ def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
   """
   labels, names = read_labels(pool), pool.class_names
   counted = zip(*np.unique(labels, return_counts=True), strict=True)
-  if few := {names[label]: int(n) for label, n in counted if n < folds}:
+  if few := [f'{names[label]!r} ({n})' for label, n in counted if n < folds]:
     raise UserError(
       f'{pool.name}: classes with fewer than config.data.folds = {folds}'
-      f' examples: {few}'
+      f' examples: {_listed(few)}'
     )
   from sklearn.model_selection import StratifiedKFold  # slow
 

@@ -109,12 +109,14 @@ def compare(
 
 
 def runs_in(workdir: str) -> list[str]:
-  """Returns the runs of a folder of `seeds`, or the one that a folder is."""
+  """Returns the one that a folder is, and those of `seeds` in it."""
   from alexnet_jax.training import checkpoint
 
   found = map(str, pathlib.Path(workdir).glob('seed_*/'))
   begun = filter(checkpoint.has_checkpoint, found)
-  return sorted(begun, key=lambda path: (len(path), path)) or [workdir]
+  runs = sorted(begun, key=lambda path: (len(path), path))
+  is_run = not runs or checkpoint.has_checkpoint(workdir)
+  return [workdir] * is_run + runs
 
 
 def _names(workdirs):
@@ -171,7 +173,7 @@ def load(workdir: str, name: str) -> Run:
 
   step, saved = checkpoint.read_newest(workdir)
   config, data, progress = saved.config, saved.data, saved.progress
-  if not data.num_examples:
+  if saved.imported is not None:
     raise UserError(
       f'{workdir} holds weights of elsewhere: there is no training to compare'
       ' (evaluation.evaluate measures them, evaluation.ensemble several)'
@@ -206,11 +208,12 @@ def _speed(workdir, num_steps, saved):
   """
   from alexnet_jax.training import accounting
 
-  times, steps = accounting.account(workdir)
+  account = accounting.account(workdir)
+  times = account.seconds
   seconds = times.get('train', 0.0) + times.get('data_wait', 0.0)
   if not (seconds and saved.is_done(num_steps)):
     return dict.fromkeys(_SPEED)
-  images = steps * saved.config.global_batch_size
+  images = account.timed_steps * saved.config.global_batch_size
   return {'training_seconds': seconds, 'images_per_second': images / seconds}
 
 

@@ -38,16 +38,19 @@ def run_command(
 
   def load_and_work():
     from alexnet_jax import validation
-    from alexnet_jax.training import checkpoint
 
     recipe = arguments.config
     config = validation.load_config([f'--config={recipe}', *overrides])
+    from alexnet_jax.training import checkpoint
+
     default = f'runs/{name}_{config_lib.recipe_name(recipe)}'
     workdir = pathlib.Path(arguments.workdir or default)
     if workdir.is_dir():
       files.refuse_links_in(workdir)
     if checkpoint.has_checkpoint(workdir):
-      raise UserError(f'{workdir} is the folder of a run; name another')
+      raise UserError(
+        f'{workdir} is the folder of a run, not of several; name another'
+      )
     return work(arguments, config, workdir, stop)
 
   return cli.run(load_and_work, json_output=arguments.json)
@@ -115,8 +118,9 @@ def _stored(folder, config, record, splits):
     shape = {'config': dict, 'data': data, **measures}
     stored = files.read_json(folder / _MEASURES_FILE, shape)
     trained = config_lib.from_dict(stored.pop('config'))
-    before = progress.DataRecord(**stored.pop('data'))
-  except (FileNotFoundError, TypeError, UserError):
+    kind = progress.DataRecord
+    before = progress.from_fields(kind, stored.pop('data'))
+  except (FileNotFoundError, ValueError, UserError):
     return None
   resume.check_config(config, folder, trained)
   resume.check_data_record(folder, before, record)

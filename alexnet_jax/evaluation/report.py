@@ -67,7 +67,8 @@ def write(
     numbers = sections.numbers(subject)
     config = subject.run.config
     measured = [f'Measured on {subject.validation.source.name}.']
-  settings, seconds = config_lib.flatten(config), accounting.account(path)[0]
+  settings = config_lib.flatten(config)
+  seconds = accounting.account(path).seconds
   album = sections.Album(folder, tick)
   folder.mkdir(exist_ok=True)
   parts = [

@@ -272,7 +272,7 @@ def training(rows: list[dict], album: Album) -> list[Section]:
 
 
 def times(seconds: dict[str, float]) -> list[Section]:
-  """Makes the table of where time went, of `accounting.account`."""
+  """Makes the table of where time went, of an `accounting.Account`."""
   text = 'From the start of each process to the end of its training.'
   columns = 'spent on', 'seconds', 'share'
   rows = [(a, f'{b:.1f}', c) for a, b, c in accounting.table(seconds)]

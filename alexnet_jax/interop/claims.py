@@ -41,7 +41,7 @@ def of_run(run) -> dict:
     'command': '' if run.saved.imported else validation.command_of(config),
     'step': step,
     'config': config.to_dict(),
-    'data': {k: getattr(data, k) for k in _DATA if data.num_examples},
+    'data': {} if run.saved.imported else {k: getattr(data, k) for k in _DATA},
     'measured': measured,
   }
 

@@ -6,6 +6,7 @@ that is killed before it opens the run's folder leaves no trace.
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -157,15 +158,21 @@ def _interval(row):  # to the next line of a process, in seconds
   return max(_INTERVAL, _SHARE * sum(row[kind] for kind in KINDS))
 
 
-def account(workdir: str | pathlib.Path) -> tuple[dict[str, float], float]:
-  """Returns the seconds of each of NAMES over all processes, and a step count.
+@dataclasses.dataclass(frozen=True)
+class Account:
+  """The wall-clock of a run over all processes that it had."""
 
-  The first, {} of no process, add up to the time that the processes ran.
-  `repeated` is that of steps (with their waits) after the checkpoint that a
-  later process went on from; `lost` that of killed ones until their next line
-  was due, at most. The second counts the steps of `train` and `data_wait`: the
-  first of each process is `compile`.
-  """
+  # Of each of NAMES; {} of no process. They add up to the time that the
+  # processes ran. `repeated` is that of steps (with their waits) after the
+  # checkpoint that a later process went on from; `lost` that of killed ones
+  # until their next line was due, at most.
+  seconds: dict[str, float]
+  # Steps of `train` and `data_wait`; the first of each process is `compile`.
+  timed_steps: float
+
+
+def account(workdir: str | pathlib.Path) -> Account:
+  """Reads how long the processes of a run took for what."""
   lives = [
     row
     for row in writers.read_rows(workdir, TIMES_FILE)
@@ -188,10 +195,10 @@ def account(workdir: str | pathlib.Path) -> tuple[dict[str, float], float]:
       known = life['begun'] + sum(life[kind] for kind in KINDS)
       total['lost'] += min(max(0.0, next_begun - known), _interval(life))
     next_begun = life['begun']
-  return total, steps
+  return Account(total, steps)
 
 
 def table(seconds: dict[str, float]) -> list[tuple[str, float, str]]:
-  """Returns rows (what was done, seconds, share of all) of `account`."""
+  """Returns rows (what was done, seconds, share of all) of an `Account`."""
   whole = sum(seconds.values()) or 1.0
   return [(NAMES[k], v, f'{v / whole:.1%}') for k, v in seconds.items() if v]

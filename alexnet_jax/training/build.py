@@ -309,12 +309,12 @@ def make_train_iter(
   crop = augment.Crop(
     data.crop_size, data.crop, tuple(data.crop_area), tuple(data.crop_ratio)
   )
-  fields = dataclasses.fields(augment.Augmentation)
-  changes = {f.name: data[f.name] for f in fields if f.name in data}
-  changes |= {'crop': crop, 'lighting': shift}
+  own = {'crop': crop, 'lighting': shift, 'mirrors_on_host': False}
+  fields = {field.name for field in dataclasses.fields(augment.Augmentation)}
+  keys = {name: data[name] for name in fields - own.keys()}
   dataset = pipeline.train_dataset(
     loader,
-    augment.Augmentation(**changes),
+    augment.Augmentation(**own, **keys),
     _batching(config, mesh, config.global_batch_size),
     num_steps=num_steps,
     seed=config.seed,

@@ -55,7 +55,7 @@ def train_and_evaluate(
   The config is validated, see `validation.load_config`; `stop` asks the run to
   save and end. Returns the last evaluation's metrics, step, parameters,
   state_digest, images_per_second of the training alone and seconds, see
-  `accounting.account`; None in all processes but the first.
+  `accounting.Account`; None in all processes but the first.
 
   Raises UserError if config, data or checkpoints do not fit, Interrupted after
   the state was saved, and NonFiniteLossError.
@@ -98,7 +98,7 @@ def train_and_evaluate(
     speed = loop.clock.speed(whole=True)
     summary = state_lib.summarize(loop.state)
     recording.close()
-    seconds, _ = accounting.account(path)
+    seconds = accounting.account(path).seconds
     if not run.is_trial:
       reporting.show_end(run, loop, seconds)
     return {

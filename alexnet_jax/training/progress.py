@@ -85,7 +85,7 @@ def versions() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class DataRecord:
-  """What must stay unchanged for a resumed run's batches to be equal.
+  """The data of a run: all that must stay for equal batches after a resume.
 
   Weights from elsewhere have class names alone.
   """
@@ -118,9 +118,10 @@ class SavedRun:
   @property
   def num_steps(self) -> int:
     """Returns how many steps the run was to have; 0 of imported weights."""
-    if not (number := self.data.num_examples):
+    if self.imported is not None:
       return 0
-    return schedule.resolve_durations(self.config, number).num_steps
+    count = self.data.num_examples
+    return schedule.resolve_durations(self.config, count).num_steps
 
   def is_done(self, step: int) -> bool:
     """Returns True if the run ended with this step, its newest."""
@@ -135,21 +136,26 @@ class SavedRun:
   @classmethod
   def from_json(cls, fields: Mapping) -> 'SavedRun':
     """Returns what `to_json` gave; ValueError names what is of another kind."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    if wrong := sorted(names ^ fields.keys()):
-      raise ValueError(f'missing or unknown: {", ".join(wrong)}')
     shape = json_shape(cls) | {'config': dict, 'iterator': {'next_index': int}}
     if wrong := files.misfit(fields, shape, 'it'):
       raise ValueError(wrong)
-    data = DataRecord(**fields['data'])
+    data = from_fields(DataRecord, fields['data'])
     if not data.class_names:
       raise ValueError('class_names is empty')
     config, saved = config_lib.from_dict(fields['config']), fields['progress']
     kinds = {'plateau': PlateauState, 'stopping': StoppingState, 'best': Best}
-    parts = {name: kind(**saved[name]) for name, kind in kinds.items()}
-    progress = Progress(**{**saved, **parts})
+    parts = {k: from_fields(kind, saved[k]) for k, kind in kinds.items()}
+    progress = from_fields(Progress, {**saved, **parts})
     own = {'config': config, 'data': data, 'progress': progress}
-    return cls(**{**fields, **own})
+    return from_fields(cls, {**fields, **own})
+
+
+def from_fields(kind: type, fields: Mapping):
+  """Returns a dataclass; ValueError names fields that lack or are unknown."""
+  names = {field.name for field in dataclasses.fields(kind)}
+  if wrong := sorted(names ^ fields.keys()):
+    raise ValueError(f'missing or unknown: {", ".join(wrong)}')
+  return kind(**fields)
 
 
 def json_shape(kind: type) -> type | dict | list:

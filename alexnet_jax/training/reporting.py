@@ -94,7 +94,7 @@ def show_start(run, loop) -> None:
 def show_end(run, loop, seconds: dict[str, float]) -> None:
   """Prints the results, where everything is, and the next command.
 
-  For the `seconds` of the run see `accounting.account`.
+  For the `seconds` of the run see `accounting.Account`.
   """
   progress, line, workdir = loop.progress, run.console.line, run.workdir
   for loader in (run.train_loader, run.eval_loader):

@@ -125,9 +125,10 @@ def test_copies_are_warned_of(tmp_path):
   files['val/dog/8.jpg'] = files['val/cat/0.jpg']
   files['val/dog/7.jpg'] = files['train/cat/1.jpg']
   copies = [f'train/cat/{i}.jpg = train/cat/0.jpg' for i in (2, 3)]
-  between = 'val/dog/9.jpg = train/dog/1.jpg'
+  between = ['val/dog/7.jpg = train/cat/1.jpg']
+  between += ['val/dog/9.jpg = train/dog/1.jpg']
   assert found(write(tmp_path, files)) == {
-    ('warning', 'duplicate_between_splits'): one(between),
+    ('warning', 'duplicate_between_splits'): (2, between),
     ('warning', 'duplicate'): (2, copies),
     ('warning', 'two_labels'): (
       2,

@@ -130,7 +130,7 @@ def test_the_box_plots_show_the_folds(done, result):
     ('--folds 1', 'must be at least 2'),
     ('--config.data.folds=4 --folds 3', 'give one of them'),
     ('--config.nothing=4', 'no key config.nothing'),
-    ('--folds 12', "folds = 12 examples: {'band_0': 10, 'band_1"),
+    ('--folds 12', "folds = 12 examples: 'band_0' (10), 'band_1"),
   ],
 )
 def test_it_refuses(tmp_path, cross_validate, arguments, message):

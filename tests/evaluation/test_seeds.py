@@ -7,7 +7,7 @@ import time
 import pytest
 
 from alexnet_jax import main
-from alexnet_jax.evaluation import seeds
+from alexnet_jax.evaluation import compare, seeds
 from alexnet_jax.training import checkpoint, loop
 from tests.system import commands
 from tests.system.together import timeless
@@ -36,6 +36,14 @@ def train(call, recipe):
   return lambda workdir, *more: call(
     seeds, '--config', recipe, '--workdir', workdir, *more
   )
+
+
+def test_a_run_beside_its_seeds_is_compared_too(done, tmp_path):
+  workdir = shutil.copytree(done, tmp_path / 'set')
+  names = [str(workdir / f'seed_{seed}') for seed in (4, 5, 6)]
+  assert compare.runs_in(str(workdir)) == names
+  shutil.copytree(workdir / 'seed_4/checkpoints', workdir / 'checkpoints')
+  assert compare.runs_in(str(workdir)) == [str(workdir), *names]
 
 
 def digests(result):
@@ -87,7 +95,7 @@ def test_it_refuses(done, train):
   ):
     commands.refused(train(done, *more), message)
   answer = train(done / 'seed_4', *THREE)
-  commands.refused(answer, 'seed_4 is the folder of a run; name another')
+  commands.refused(answer, 'seed_4 is the folder of a run, not of several')
 
 
 @pytest.mark.slow

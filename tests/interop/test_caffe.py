@@ -88,7 +88,9 @@ def network(order=ALEXNET, colors=3):
 # files of these and of the layer's type, and of the settings' own fields.
 NUMBERS = {
   'Convolution': (
-    *(106, 10, 4),
+    106,
+    10,
+    4,
     'num_output 1 pad 3 kernel_size 4 group 5 stride 6 dilation 18',
   ),
   'Dropout': (108, 12, 6, 'dropout_ratio 1'),
@@ -366,11 +368,13 @@ def test_no_part_of_a_file_comes_in(save):
   ('name', 'changes', 'words'),
   [
     (
-      *('conv2', {'weights': lambda w, b: [w[:, :, 1:], b]}),
+      'conv2',
+      {'weights': lambda w, b: [w[:, :, 1:], b]},
       r'expected conv2 kernel \[5, 5, 8, 32\].*found conv2 kernel \[4, 5, 8',
     ),
     (
-      *('fc7', {'weights': lambda w, b: [w[None] + [[[0]], [[1]]], b]}),
+      'fc7',
+      {'weights': lambda w, b: [w[None] + [[[0]], [[1]]], b]},
       r'fc7 .*2 dimensions, found the shape \(2, 48, 64\)',
     ),
     ('fc7', {'weights': lambda w, b: [w, b, b]}, 'fc7 .*2 arrays .*found 3'),

@@ -250,7 +250,7 @@ def test_class_names_that_tfds_cannot_keep_are_refused_at_once(
   [
     (['--size', '0'], '0 must lie between 1'),
     (['--path', ''], '--source folder needs --path'),
-    (['--path', '/no/such'], '--path: there is no folder /no/such'),
+    (['--path', '/no/such'], '--path: /no/such is no folder'),
     (['--tfds_eval_split', 'test'], 'it is read only with data.source=tfds'),
   ],
 )

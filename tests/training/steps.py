@@ -79,6 +79,7 @@ def train(
   history = []
   for t in range(num_steps):
     batch = batch_to_devices(batches(t), mesh, kind)
+    assert batch['image'].dtype == np.uint8  # a fourth of float32
     before = state
     state, sums = train_step(before, batch, jax.random.key(1))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))

@@ -86,8 +86,8 @@ def test_what_was_made_again_is_counted_by_hand(tmp_path):
     life(1, 0, 5, -1.0),
   ]
   (tmp_path / FILE).write_text('\n'.join(lines))
-  found, steps = accounting.account(tmp_path)
-  assert found == pytest.approx(
+  found = accounting.account(tmp_path)
+  assert found.seconds == pytest.approx(
     {
       'start': 17.0,
       'compile': 0.0,
@@ -101,10 +101,10 @@ def test_what_was_made_again_is_counted_by_hand(tmp_path):
       'lost': 0.8 + 0.125 + 0.01,
     }
   )
-  assert steps == 20 + 0 + 178
-  shares = [float(share[:-1]) for *_, share in accounting.table(found)]
+  assert found.timed_steps == 20 + 0 + 178
+  shares = [float(share[:-1]) for *_, share in accounting.table(found.seconds)]
   assert sum(shares) == pytest.approx(100, abs=0.4)
-  assert accounting.account(tmp_path / 'nowhere') == ({}, 0)
+  assert accounting.account(tmp_path / 'nowhere').seconds == {}
 
 
 @pytest.mark.parametrize('before', ['', '{"step": 1}\n', '{"step": 1'])
@@ -128,7 +128,7 @@ def test_a_process_adds_its_line(tmp_path, before, monkeypatch):
   assert others == before.splitlines()
   row = json.loads(line)
   assert (row['first_step'], row['step'], row['ended']) == (7, 8, 1)
-  total = sum(accounting.account(tmp_path)[0].values())
+  total = sum(accounting.account(tmp_path).seconds.values())
   assert math.isclose(total, sum(row[k] for k in accounting.KINDS))
   content = path.read_bytes()
   with pytest.raises(UserError), accounting.recorded(tmp_path, Clock(8)):

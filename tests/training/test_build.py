@@ -36,6 +36,18 @@ def assert_lighting(found, squares):
   np.testing.assert_allclose(found, expected, 1e-4, 1e-9)
 
 
+def test_the_keys_of_an_augmentation_reach_the_batch(tmp_path):
+  def first_batch(**changes):
+    config = make_config(tmp_path, **changes)
+    loader, mesh = build.make_loader(config, 'train'), parallel.make_mesh()
+    return next(build.make_train_iter(config, loader, 1, mesh))
+
+  assert 'brightness' not in first_batch()
+  bright = first_batch(data__brightness=0.2, data__random_flip=False)
+  assert np.ptp(bright['brightness']) > 0
+  assert 'flip' not in bright
+
+
 @pytest.fixture
 def no_pass(monkeypatch):
   """Lets a pass over the data fail, once it is called."""

@@ -74,8 +74,13 @@ KERAS_WARNS = pytest.mark.filterwarnings(
 @KERAS_WARNS
 @settings(max_examples=60, deadline=None)
 @example(
-  **{'values': RECORDED, 'threshold': 1e-4, 'minimum': 0.0},
-  **{'mode': 'min', 'factor': 0.1, 'patience': 3, 'cooldown': 2},
+  values=RECORDED,
+  threshold=1e-4,
+  minimum=0.0,
+  mode='min',
+  factor=0.1,
+  patience=3,
+  cooldown=2,
 )
 @given(
   values=VALUES,

@@ -76,7 +76,7 @@ class _Outcome(NamedTuple):
   found: list[tuple[str, str]]  # kinds of findings, and details
   split: str = ''  # of an image; '' for what is none
   label: int | None = None  # None if it is not known
-  class_name: str = ''  # two may have the same
+  class_name: str = ''  # two may have the same; '' if the label is no class
   digest: bytes = b''  # stands for the content; empty if it cannot be read
 
 
@@ -86,8 +86,8 @@ class _Findings:
   def __init__(self, root):
     self._below = os.path.join(root, '')
     self.rows = {}  # by kind, and what is left out
-    # The first of equal images, by digest: about 300 bytes an image, 400 MB
-    # for ImageNet.
+    # (name, split, label, class name) of the first of equal images, by digest:
+    # about 300 bytes an image, 400 MB for ImageNet.
     self._first = {}
     self.labels = collections.defaultdict(collections.Counter)  # by split
 
@@ -114,11 +114,13 @@ class _Findings:
       return
     own = name, split, label, class_name
     other, its_split, its_label, its_class = self._first.setdefault(digest, own)
-    if label != its_label:
+    differ = class_name and its_class and label != its_label
+    if differ:
       self.add('two_labels', f'{name} ({class_name}) = {other} ({its_class})')
-    elif (other, its_split) != (name, split):
-      between = '' if split == its_split else '_between_splits'
-      self.add(f'duplicate{between}', f'{name} = {other}')
+    if split != its_split:
+      self.add('duplicate_between_splits', f'{name} = {other}')
+    elif other != name and not differ:
+      self.add('duplicate', f'{name} = {other}')
 
 
 def check(path: str, source: str = '', num_threads: int = 0) -> dict:
@@ -298,7 +300,7 @@ def _examine(source, index, split):
       found, name = [('damaged_file', str(error))], f'{source.name} {index}'
     return _Outcome(name, found, split)
   found = examine(content) if isinstance(content, bytes) else []
-  class_name = str(label)
+  class_name = ''
   if 0 <= label < (count := len(source.class_names)):
     class_name = source.class_names[label]
   else:

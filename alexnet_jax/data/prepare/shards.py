@@ -116,7 +116,7 @@ def _check_path(arguments):
     raise UserError(f'--source {arguments.source} needs --path')
   source = pathlib.Path(arguments.path).resolve()
   if not source.is_dir():
-    raise UserError(f'--path: there is no folder {arguments.path}')
+    raise UserError(f'--path: {arguments.path} is no folder')
   out = pathlib.Path(arguments.out).resolve()
   if source in (out, *out.parents):
     raise UserError(
