@@ -309,7 +309,7 @@ _CHECKPOINT = {
   'monitor': Key('eval/top1', MONITORS),
 }
 
-# Steps after which to warn of a loss at ln(classes); 0: never.
+# Steps after which, or at the end, to warn of a loss at ln(classes); 0: never.
 _GUARDS = {'flat_loss_steps': Key(500, _NOT_NEGATIVE, free=True)}
 
 _LRN = 'model.norm=lrn and model.norm_layers'

@@ -404,7 +404,8 @@ def check_examples(config, training, held_out) -> None:
   if training.num_examples < config.global_batch_size:
     raise UserError(
       f'config.global_batch_size is {config.global_batch_size}, but there are'
-      f' {training.num_examples} training examples'
+      f' {training.num_examples} training examples; lower it, and with it'
+      ' config.optimizer.learning_rate'
     )
 
 

@@ -219,11 +219,7 @@ def _log(run, loop):
     images = (num_steps - step) * config.global_batch_size
     left = f', {reporting.duration(images / images_per_second)} left'
   run.console.values(text, f'step {step}/{num_steps}', left)
-  first = config.guards.flat_loss_steps  # the first log point from there on
-  if run.processes.is_first and 0 < first <= step < (
-    first + config.log_every_steps
-  ):
-    guards.warn_of_flat_loss(means['train/loss'], len(run.class_names), step)
+  _check_flat_loss(run, step, means['train/loss'], len(losses))
 
 
 def _log_last(run, loop):
@@ -242,6 +238,18 @@ def _log_last(run, loop):
   loop.writer.last_row(loop.step, means | rates, losses)
   text = f'loss {means["train/loss"]:.4f}, {lr_text}'
   run.console.line(f'step {loop.step}/{run.durations.num_steps}: {text}')
+  _check_flat_loss(run, loop.step, means['train/loss'], len(losses))
+
+
+def _check_flat_loss(run, step, loss, count):
+  """Warns of a flat loss once, in a short run at its end.
+
+  The loss is the mean of `count` steps, up to this one.
+  """
+  first = min(run.config.guards.flat_loss_steps, run.durations.num_steps)
+  is_due = step - count < first <= step and not run.is_trial
+  if is_due and run.processes.is_first:
+    guards.warn_of_flat_loss(loss, len(run.class_names), step)
 
 
 def _learning_rates(run, loop, lr, phase):

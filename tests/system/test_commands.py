@@ -110,17 +110,19 @@ def test_a_lost_loss_stops_the_run(trained, tmp_path, main):
     assert text in err
 
 
-def test_a_flat_loss_warns(tmp_path, caplog):
+@pytest.mark.parametrize(('asked', 'first'), [(6, 8), (500, 13)])
+def test_a_flat_loss_warns(tmp_path, caplog, asked, first):
+  """Once, at the first log point from there on, or the end of the run."""
   recipe = commands.write_recipe(
     tmp_path,
-    num_steps=12,
+    num_steps=13,
     optimizer__learning_rate=1e-9,
     model__kernel_init='paper',
-    guards__flat_loss_steps=6,
+    guards__flat_loss_steps=asked,
   )
   commands.train_here(recipe, tmp_path / 'run')
   assert caplog.text.count('that of guessing') == 1
-  assert 'after 8 steps' in caplog.text  # the first log point at or after 6
+  assert f'after {first} steps' in caplog.text
 
 
 def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
