@@ -1,5 +1,6 @@
 """Errors that the user of a command can mend, and the ways a run ends early."""
 
+from collections.abc import Iterable
 import pathlib
 
 EXIT_DONE = 0
@@ -29,6 +30,13 @@ class Interrupted(Exception):
 
 class ProcessLost(Exception):
   """Another process of the run is gone; the same command goes on."""
+
+
+def listed(values: Iterable) -> str:
+  """Returns the first five values as text, and how many others there are."""
+  texts = [*map(str, values)]
+  more = [f'{len(texts) - 5:,} others'] * (len(texts) > 5)
+  return ', '.join([*texts[:5], *more])
 
 
 def how_to_install(extra: str) -> str:

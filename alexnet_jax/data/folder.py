@@ -17,7 +17,7 @@ import PIL.Image
 from alexnet_jax import files
 from alexnet_jax.data import decoding, splits
 from alexnet_jax.data.images import as_rgb
-from alexnet_jax.errors import UnreadableImageError, UserError
+from alexnet_jax.errors import listed, UnreadableImageError, UserError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 IMAGE_SUFFIXES += ('.tif', '.tiff')
@@ -369,13 +369,14 @@ def _check_classes(
   lacking = [name for name in classes if splits.normal(name) not in known]
   if lacking:
     raise UserError(
-      f'{root} has classes that training lacks: {lacking}; remove them'
+      f'{root} has classes that training lacks:'
+      f' {listed(map(repr, lacking))}; remove them'
     )
   if empty := [name for name, listing in classes.items() if not listing.paths]:
     suffixes = ', '.join(IMAGE_SUFFIXES)
     raise UserError(
-      f'{root} has classes without images ({suffixes}): {empty}; fill or remove'
-      ' them'
+      f'{root} has classes without images ({suffixes}):'
+      f' {listed(map(repr, empty))}; fill or remove them'
     )
   seen = set()
   for name, listing in classes.items():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.data import folder, splits
-from alexnet_jax.errors import how_to_install, UserError
+from alexnet_jax.errors import how_to_install, listed, UserError
 
 IMAGE_COLUMNS = ('image', 'img')
 LABEL_COLUMNS = ('label', 'labels', 'fine_label')
@@ -150,7 +150,7 @@ def _check_alike(first, other):
   if different := [f'{a!r} and {b!r}' for a, b in (kinds, *pairs) if a != b]:
     raise UserError(
       f'{first.path} and {other.path} differ in the kind of labels or names of'
-      f' classes: {", ".join(different[:5])}'
+      f' classes: {listed(different)}'
     )
 
 

@@ -20,7 +20,7 @@ import unicodedata
 
 import numpy as np
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import listed, UserError
 
 _SPLIT_OF_WORD = {
   **dict.fromkeys(('train', 'training'), 'train'),
@@ -116,7 +116,7 @@ def sort_into_splits(
   if len(folders) > 1:
     raise UserError(
       f'{root} has training files in {len(folders)} folders'
-      f' ({", ".join(folders[:5])}); give one: --config.data.path={root}/...'
+      f' ({listed(folders)}); give one: --config.data.path={root}/...'
     )
   if unclear:
     warn_once(
@@ -198,7 +198,7 @@ def hold_out(source: Source, side: Side) -> Source:
   if single := [members[0] for members in classes if len(members) == 1]:
     names = (f'{source.class_names[labels[i]]!r} ({keys[i]})' for i in single)
     raise UserError(
-      f'{source.name}: classes with a single example: {_listed(names)}; add'
+      f'{source.name}: classes with a single example: {listed(names)}; add'
       ' another to hold out, or remove the class'
     )
   for members in classes:
@@ -207,13 +207,6 @@ def hold_out(source: Source, side: Side) -> Source:
   is_held = np.isin(np.arange(len(labels)), held)
   is_wanted = is_held == (side.split == 'validation')
   return source.take(np.flatnonzero(is_wanted))
-
-
-def _listed(names):
-  """Returns a few names and the number of the others."""
-  names = [*names]
-  more = [f'{len(names) - 5:,} others'] * (len(names) > 5)
-  return ', '.join([*names[:5], *more])
 
 
 def _rank(seed, key):
@@ -329,7 +322,7 @@ def fold_of(pool: Source, split: str, folds: int, fold: int, seed: int) -> Part:
   if few := [f'{names[label]!r} ({n})' for label, n in counted if n < folds]:
     raise UserError(
       f'{pool.name}: classes with fewer than config.data.folds = {folds}'
-      f' examples: {_listed(few)}'
+      f' examples: {listed(few)}'
     )
   from sklearn.model_selection import StratifiedKFold  # slow
 

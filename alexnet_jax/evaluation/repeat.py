@@ -112,13 +112,12 @@ def _stored(folder, config, record, splits):
   """Reads what was measured of a run before; None if that is to be done."""
   from alexnet_jax.training import progress, resume
 
+  kind = progress.DataRecord
   measures = {split: {str: int | float} for split in splits}
   try:
-    data = progress.json_shape(progress.DataRecord)
-    shape = {'config': dict, 'data': data, **measures}
+    shape = {'config': dict, 'data': progress.json_shape(kind), **measures}
     stored = files.read_json(folder / _MEASURES_FILE, shape)
     trained = config_lib.from_dict(stored.pop('config'))
-    kind = progress.DataRecord
     before = progress.from_fields(kind, stored.pop('data'))
   except (FileNotFoundError, ValueError, UserError):
     return None

@@ -151,10 +151,10 @@ class SavedRun:
 
 
 def from_fields(kind: type, fields: Mapping):
-  """Returns a dataclass; ValueError names fields that lack or are unknown."""
+  """Returns a dataclass of fields that fit; ValueError names unknown ones."""
   names = {field.name for field in dataclasses.fields(kind)}
-  if wrong := sorted(names ^ fields.keys()):
-    raise ValueError(f'missing or unknown: {", ".join(wrong)}')
+  if unknown := sorted(fields.keys() - names):
+    raise ValueError(f'unknown: {", ".join(unknown)}')
   return kind(**fields)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from alexnet_jax import cli, config as config_lib
 from alexnet_jax.data.splits import normal
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import listed, UserError
 from alexnet_jax.training import build, checkpoint
 from alexnet_jax.training.state import (
   leaf_names,
@@ -43,8 +43,7 @@ def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
 
 def describe_classes(names: Sequence[str]) -> str:
   """Returns number and first names of classes, for messages."""
-  first = ', '.join(map(repr, names[:5])) + ', ...' * (len(names) > 5)
-  return f'{len(names)} classes ({first})'
+  return f'{len(names)} classes ({listed(map(repr, names))})'
 
 
 def check_init(config, class_names: Sequence[str]) -> None:

@@ -286,6 +286,9 @@ def test_folds_that_cannot_be(layouts, tmp_path):
   root = write(tmp_path, files)
   with pytest.raises(UserError, match=r"examples: 'dog' \(1\)"):
     sources.make_source('folder', 'train', path=str(root), folds=2)
+  root = write(tmp_path / 'many', {f'{i}/1.jpg': b'' for i in range(9)})
+  with pytest.raises(UserError, match=r"'4' \(1\), 4 others$"):
+    sources.make_source('folder', 'train', path=str(root), folds=2)
 
 
 def test_a_validation_folder_stays_out_of_the_pool(tmp_path):

@@ -61,6 +61,27 @@ def test_a_resumed_interval_counts_the_steps_before():
   assert (again.train_sums, again.step_losses) == ({}, [])
 
 
+@pytest.mark.parametrize('part', [(), ('data',), ('progress', 'best')])
+def test_fields_that_are_missing_or_unknown_are_named(part):
+  run = SavedRun(
+    config_lib.make_config(),
+    DataRecord(['a', 'b']),
+    Progress(PlateauState(0.1)),
+    {'next_index': 0},
+  )
+  for change, name in (
+    (lambda fields: fields.update(odd=1), 'odd'),
+    (lambda fields: fields.pop(sorted(fields)[0]), ''),
+  ):
+    whole = fields = json.loads(json.dumps(run.to_json()))
+    for key in part:
+      fields = fields[key]
+    first = sorted(fields)[0]
+    change(fields)
+    with pytest.raises(ValueError, match=name or first):
+      SavedRun.from_json(whole)
+
+
 def test_a_run_that_stopped_early_is_done():
   config, data = config_lib.make_config(), DataRecord([], num_examples=128)
   config.num_epochs, config.num_steps = 0.0, 9
